@@ -1,0 +1,243 @@
+//! ADD: reserve, wire, publish, declare ready; and undo on failure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use podnet_common::addr::IfIndex;
+use podnet_common::layout::Endpoint;
+
+use super::{Node, refuse_own};
+use crate::config::Config;
+use crate::datapath::{self, DatapathError, Endpoints, PinDir, Sandboxes};
+use crate::env::Attachment;
+use crate::error::{CniError, Code};
+use crate::mac;
+use crate::netlink::{Netlink, Op};
+use crate::netns::NetNs;
+use crate::record::{Record, RecordName, State};
+use crate::result::{CniResult, Interface, Ip, Route};
+use crate::store::{Claimed, Content, Reservation, Store, StoreError};
+use crate::teardown;
+use crate::wiring::{self, WiringError};
+
+pub(super) fn add(config: &Config, attachment: &Attachment) -> Result<CniResult, CniError> {
+    let previous = config.prev_result.as_ref().map(CniResult::parse).transpose()?;
+    let pod = NetNs::open(attachment.netns()?)?;
+    let own = NetNs::current()?;
+    refuse_own(attachment, &pod, &own)?;
+    let node = Node::load(config)?;
+    if let Some(pins) = node.pins() {
+        datapath::ready(&pins)?;
+    }
+    let store = Store::open(&config.state_dir)?;
+    let mut netlink = Netlink::open()?;
+    let draft = draft(config, attachment, &node, &own, &pod, &store)?;
+    let mut reservation = reserve(&store, &mut netlink, &draft, &node, config)?;
+
+    let mut undo = Undo { store: &store, steps: vec![Step::Record(reservation.record.name())] };
+    match connect(&store, &mut netlink, &mut reservation, &pod, &node, &mut undo) {
+        Ok(record) => {
+            let result = result(&record, config);
+            // Its flock stays until the process ends: till then the runtime does not know of the attachment, and GC must
+            // leave it alone.
+            std::mem::forget(reservation);
+            Ok(match previous {
+                Some(previous) => result.chained_to(previous),
+                None => result,
+            })
+        }
+        Err(error) => Err(undo.run(&mut netlink, error)),
+    }
+}
+
+/// The record but for what is still to be allocated.
+fn draft(
+    config: &Config,
+    attachment: &Attachment,
+    node: &Node,
+    own: &NetNs,
+    pod: &NetNs,
+    store: &Store,
+) -> Result<Record, CniError> {
+    let random = || mac::random().map_err(|e| CniError::from(WiringError::Random(e)));
+    let netns = attachment.netns()?.to_str();
+    let netns = netns.ok_or_else(|| CniError::new(Code::InvalidEnvironment, "CNI_NETNS is not UTF-8"))?;
+    Ok(Record {
+        id: attachment.id.clone(),
+        state: State::Allocating,
+        network: config.name.clone(),
+        netns: netns.to_owned(),
+        netns_cookie: node.bpffs.as_ref().map(|_| cookie(pod)).transpose()?,
+        ips: Vec::new(),
+        mac: config.runtime.mac.map_or_else(random, Ok)?,
+        host_ifname: attachment.id.host_ifname(),
+        host_ifindex: 0,
+        host_mac: random()?,
+        host_netns: own.inode(),
+        mtu: node.mtu,
+        gateways: node.gateways.clone(),
+        bpffs: node.bpffs.clone(),
+        boot_id: store.boot_id().to_owned(),
+        pod: attachment.pod.clone(),
+        port_mappings: config.runtime.port_mappings.clone(),
+    })
+}
+
+fn cookie(pod: &NetNs) -> Result<u64, CniError> {
+    Ok(pod.run(datapath::netns_cookie)?.map_err(DatapathError::Cookie)?)
+}
+
+/// Takes the addresses. What a killed ADD of the same attachment left behind is removed first.
+fn reserve(
+    store: &Store,
+    netlink: &mut Netlink,
+    draft: &Record,
+    node: &Node,
+    config: &Config,
+) -> Result<Reservation, CniError> {
+    let attempt = || {
+        let (requested, ports) = (&config.runtime.ips, &draft.port_mappings);
+        store.lock()?.reserve(&draft.id, &node.pools, requested, ports, |ips: Vec<IpAddr>| {
+            let family = |g: &IpAddr| ips.iter().any(|ip| ip.is_ipv4() == g.is_ipv4());
+            let gateways = draft.gateways.iter().copied().filter(family).collect();
+            Record { ips, gateways, ..draft.clone() }
+        })
+    };
+    match attempt() {
+        Err(StoreError::Exists { name }) => {
+            let claimed = store.try_claim(&name)?;
+            if matches!(claimed, Claimed::Busy) {
+                return Err(StoreError::Busy(Box::new(name.id)).into());
+            }
+            if name.state == State::Ready && matches!(store.read(&name)?, Some(Content::Valid(_))) {
+                return Err(StoreError::Exists { name }.into());
+            }
+            tracing::warn!(attachment = %name.id, "removing what an interrupted ADD left behind");
+            teardown::remove(store, netlink, &name)?;
+            Ok(attempt()?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Makes everything that the record announces, and declares it ready.
+fn connect(
+    store: &Store,
+    netlink: &mut Netlink,
+    reservation: &mut Reservation,
+    pod: &NetNs,
+    node: &Node,
+    undo: &mut Undo<'_>,
+) -> Result<Record, CniError> {
+    let mut record = reservation.record.clone();
+    let index = wiring::create(netlink, &record, pod)?;
+    undo.steps.push(Step::Link(index));
+    record.host_ifindex = index.0;
+    // Before the link is up: no packet passes unexamined.
+    if let Some(pins) = node.pins() {
+        datapath::attach_pod(&pins, index)?;
+    }
+    wiring::configure_host(netlink, &record, &store.link_alias())?;
+    wiring::configure_pod(pod, &record)?;
+    wiring::settle(netlink, &record)?;
+    match node.pins() {
+        Some(pins) => {
+            undo.steps.push(Step::Entries(pins.clone(), Box::new(record.clone())));
+            publish(&pins, &record)?;
+        }
+        None => wiring::forward(&record)?,
+    }
+    record.state = State::Ready;
+    store.lock()?.finish(reservation, &record)?;
+    Ok(record)
+}
+
+/// Writes the pod's entries in the tables.
+pub(crate) fn publish(pins: &PinDir, record: &Record) -> Result<(), DatapathError> {
+    let mut endpoints = Endpoints::open(pins)?;
+    record.ips.iter().try_for_each(|ip| endpoints.insert(*ip, &endpoint(record)))?;
+    match record.sandbox() {
+        Some((cookie, sandbox)) => Sandboxes::open(pins)?.insert(cookie, &sandbox),
+        None => Ok(()),
+    }
+}
+
+/// The entry of a record's addresses.
+pub(crate) fn endpoint(record: &Record) -> Endpoint {
+    Endpoint {
+        ifindex: IfIndex(record.host_ifindex),
+        mtu: record.mtu,
+        mac: record.mac,
+        host_mac: record.host_mac,
+        ..Endpoint::default()
+    }
+}
+
+/// Destinations of default routes.
+const EVERYWHERE_V4: Option<Ipv4Network> = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0);
+const EVERYWHERE_V6: Option<Ipv6Network> = Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0);
+
+fn result(record: &Record, config: &Config) -> CniResult {
+    let host = Interface {
+        name: record.host_ifname.clone(),
+        mac: mac::format(record.host_mac),
+        mtu: Some(record.mtu),
+        ..Interface::default()
+    };
+    let pod = Interface {
+        name: record.id.ifname.as_str().to_owned(),
+        mac: mac::format(record.mac),
+        mtu: Some(record.mtu),
+        sandbox: record.netns.clone(),
+        ..Interface::default()
+    };
+    let ip = |ip: &IpAddr| Ip { address: IpNetwork::from(*ip), gateway: record.gateway(*ip), interface: Some(1) };
+    let route = |gateway: &IpAddr| {
+        let dst = match gateway {
+            IpAddr::V4(_) => EVERYWHERE_V4.map(IpNetwork::V4),
+            IpAddr::V6(_) => EVERYWHERE_V6.map(IpNetwork::V6),
+        };
+        dst.map(|dst| Route { dst, gw: Some(*gateway), other: serde_json::Map::new() })
+    };
+    CniResult {
+        interfaces: vec![host, pod],
+        ips: record.ips.iter().map(ip).collect(),
+        routes: record.gateways.iter().filter_map(route).collect(),
+        dns: config.dns.clone(),
+    }
+}
+
+/// What has been done so far.
+enum Step {
+    Record(RecordName),
+    Link(IfIndex),
+    Entries(PinDir, Box<Record>),
+}
+
+/// Undoes the steps of a failed ADD, last first.
+struct Undo<'a> {
+    store: &'a Store,
+    steps: Vec<Step>,
+}
+
+impl Undo<'_> {
+    /// Goes on past errors and adds them to the one that caused it. A record stays while what it stands for does, so
+    /// that DEL or GC can finish.
+    fn run(self, netlink: &mut Netlink, mut cause: CniError) -> CniError {
+        let mut clean = true;
+        for step in self.steps.into_iter().rev() {
+            let undone = match &step {
+                Step::Entries(pins, record) => teardown::remove_entries(pins, record).map_err(CniError::from),
+                Step::Link(index) => netlink.run(&[Op::delete_link_index(*index)]).map(drop).map_err(CniError::from),
+                Step::Record(name) if clean => self.store.lock().and_then(|l| l.remove(name)).map_err(CniError::from),
+                Step::Record(_) => Ok(()),
+            };
+            if let Err(error) = undone {
+                clean = false;
+                let before = if cause.details.is_empty() { String::new() } else { format!("{}; ", cause.details) };
+                cause.details = format!("{before}undoing it failed too: {}", error.msg);
+            }
+        }
+        cause
+    }
+}

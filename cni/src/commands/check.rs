@@ -1,0 +1,95 @@
+//! CHECK: compares an attachment with its record and with the result that ADD gave.
+//!
+//! What later plugins of a chain may change is not compared: MAC, MTU, further addresses and routes.
+
+use super::refuse_own;
+use crate::commands::add::endpoint;
+use crate::config::Config;
+use crate::datapath::{Endpoints, PinDir, Sandboxes};
+use crate::env::Attachment;
+use crate::error::{CniError, Code};
+use crate::netlink::Netlink;
+use crate::netns::NetNs;
+use crate::record::{Record, State};
+use crate::result::CniResult;
+use crate::store::{Content, Store};
+use crate::wiring;
+
+fn failed(msg: impl Into<String>) -> CniError {
+    CniError::new(Code::CheckFailed, msg).details("delete the pod: its replacement gets a working attachment")
+}
+
+pub(super) fn check(config: &Config, attachment: &Attachment) -> Result<(), CniError> {
+    let Some(previous) = &config.prev_result else {
+        return Err(CniError::new(Code::InvalidConfig, "CHECK needs prevResult, the result of ADD"));
+    };
+    let previous = CniResult::parse(previous)?;
+    let pod = NetNs::open(attachment.netns()?)?;
+    refuse_own(attachment, &pod, &NetNs::current()?)?;
+    let record = record(config, attachment)?;
+    check_result(&previous, &record)?;
+    wiring::check_host(&mut Netlink::open()?, &record).map_err(as_failed)?;
+    wiring::check_pod(&pod, &record).map_err(as_failed)?;
+    check_tables(&record)
+}
+
+/// Whatever went wrong while looking is a failed check too: a link that is not there is an error of netlink's.
+fn as_failed(error: wiring::WiringError) -> CniError {
+    let error = CniError::from(error);
+    match error.code {
+        Code::CheckFailed | Code::Network => failed(error.msg),
+        _ => error,
+    }
+}
+
+fn record(config: &Config, attachment: &Attachment) -> Result<Record, CniError> {
+    let store = Store::open(&config.state_dir)?;
+    for name in store.find(&attachment.id)? {
+        if let Some(Content::Valid(record)) = store.read(&name)? {
+            return match name.state {
+                State::Ready => Ok(*record),
+                State::Allocating => Err(failed(format!("ADD of {} has not finished", attachment.id))),
+            };
+        }
+    }
+    Err(failed(format!("there is no attachment for {}", attachment.id)))
+}
+
+fn check_result(previous: &CniResult, record: &Record) -> Result<(), CniError> {
+    let name = record.id.ifname.as_str();
+    // Results of versions without a list of interfaces have none to compare.
+    let listed = previous.interfaces.iter().any(|i| i.name == name && i.sandbox == record.netns);
+    if !previous.interfaces.is_empty() && !listed {
+        return Err(failed(format!("prevResult has no interface {name} in {}", record.netns)));
+    }
+    match record.ips.iter().find(|ip| !previous.ips.iter().any(|p| p.address.ip() == **ip)) {
+        Some(ip) => Err(failed(format!("{ip} is recorded for {name}, but prevResult does not have it"))),
+        None => Ok(()),
+    }
+}
+
+fn check_tables(record: &Record) -> Result<(), CniError> {
+    let Some(bpffs) = &record.bpffs else { return Ok(()) };
+    let pins = PinDir::new(bpffs);
+    let endpoints = Endpoints::open(&pins)?;
+    let expected = endpoint(record);
+    for ip in &record.ips {
+        match endpoints.get(*ip)? {
+            Some(found) if found.ifindex == expected.ifindex => {}
+            Some(found) => {
+                return Err(failed(format!(
+                    "the datapath sends {ip} to link {}, not to {} (link {})",
+                    found.ifindex.0, record.host_ifname, record.host_ifindex
+                )));
+            }
+            None => return Err(failed(format!("the datapath does not know {ip}"))),
+        }
+    }
+    // What its entry says may be another attachment's in the same namespace.
+    match record.netns_cookie {
+        Some(cookie) if Sandboxes::open(&pins)?.get(cookie)?.is_none() => {
+            Err(failed("the datapath does not know the pod's network namespace"))
+        }
+        _ => Ok(()),
+    }
+}

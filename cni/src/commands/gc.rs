@@ -1,0 +1,32 @@
+//! GC: removes every attachment of the network that the runtime does not list, and what has no record.
+
+use crate::config::{Config, Datapath};
+use crate::datapath::PinDir;
+use crate::error::{CniError, Code};
+use crate::node_info::NodeInfo;
+use crate::repair::{self, Keep};
+use crate::store::Store;
+
+pub(super) fn gc(config: &Config) -> Result<(), CniError> {
+    let Some(listed) = &config.valid_attachments else {
+        return Err(CniError::new(Code::InvalidConfig, "GC needs the list cni.dev/valid-attachments")
+            .details("without it every attachment would be removed"));
+    };
+    let store = Store::open(&config.state_dir)?;
+    // Without the daemon's file there is nothing to say where the table is; its entries wait for the daemon.
+    let pins = match config.datapath {
+        Datapath::Ebpf => NodeInfo::read(&config.run_dir).ok().map(|info| PinDir::new(&info.bpffs)),
+        Datapath::None => None,
+    };
+    let report = repair::repair(&store, pins.as_ref(), &Keep::Listed { network: &config.name, listed });
+    for name in &report.removed {
+        tracing::info!(attachment = %name.id, "removed");
+    }
+    match report.errors.as_slice() {
+        [] => Ok(()),
+        errors => {
+            let texts: Vec<&str> = errors.iter().map(|e| e.msg.as_str()).collect();
+            Err(CniError::new(Code::Incomplete, format!("GC met {} errors", errors.len())).details(texts.join("; ")))
+        }
+    }
+}

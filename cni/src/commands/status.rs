@@ -1,0 +1,23 @@
+//! STATUS: whether ADD would be served now.
+
+use super::Node;
+use crate::config::Config;
+use crate::datapath;
+use crate::error::{CniError, Code};
+use crate::store::Store;
+
+pub(super) fn status(config: &Config) -> Result<(), CniError> {
+    let answer = || -> Result<(), CniError> {
+        let node = Node::load(config)?;
+        if let Some(pins) = node.pins() {
+            datapath::ready(&pins)?;
+        }
+        Store::open(&config.state_dir)?.has_room(&node.pools)?;
+        Ok(())
+    };
+    // One code for "not now", whatever the reason; a wrong configuration keeps its own.
+    answer().map_err(|e| match e.code {
+        Code::InvalidConfig | Code::UnsupportedField => e,
+        _ => CniError { code: Code::NotAvailable, ..e },
+    })
+}

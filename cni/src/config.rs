@@ -1,0 +1,448 @@
+//! The network configuration on standard input, validated.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use podnet_common::addr::Mac;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::alloc::Pool;
+use crate::error::{CniError, Code};
+use crate::id::{AttachmentId, is_identifier};
+use crate::mac;
+use crate::record::PortMapping;
+use crate::result::Dns;
+use crate::version::Version;
+
+/// Largest configuration that is read, in bytes. GC lists every attachment of the node twice, 200 bytes each time.
+pub const MAX_BYTES: u64 = 8 << 20;
+
+/// Who forwards the pods' packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Datapath {
+    /// The daemon's pinned programs.
+    #[default]
+    Ebpf,
+    /// The node's own stack alone.
+    None,
+}
+
+/// A network configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// cniVersion.
+    pub version: Version,
+    /// The network's name.
+    pub name: String,
+    /// Who forwards.
+    pub datapath: Datapath,
+    /// Pod CIDRs; empty means the daemon's.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Where the records are.
+    pub state_dir: PathBuf,
+    /// Where the daemon's published file is.
+    pub run_dir: PathBuf,
+    /// The pods' MTU in bytes, if set here.
+    pub mtu: Option<u32>,
+    /// Resolver settings for the result: the capability's, else the configuration's.
+    pub dns: Dns,
+    /// Result of the plugins before this one.
+    pub prev_result: Option<Value>,
+    /// What the runtime asks for by capabilities.
+    pub runtime: Runtime,
+    /// GC: the attachments to keep; none if the runtime gave no list.
+    pub valid_attachments: Option<BTreeSet<AttachmentId>>,
+}
+
+/// Values of capabilities, validated.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Runtime {
+    /// `portMappings`.
+    pub port_mappings: Vec<PortMapping>,
+    /// `ips`.
+    pub ips: Vec<IpAddr>,
+    /// `mac`.
+    pub mac: Option<Mac>,
+    /// `ipRanges`: pools instead of the pod CIDRs; empty if not given.
+    pub pools: Vec<Pool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    name: Option<String>,
+    ip_masq: Option<bool>,
+    ipam: Option<Value>,
+    dns: Option<Dns>,
+    prev_result: Option<Value>,
+    runtime_config: Option<RawRuntime>,
+    #[serde(default)]
+    datapath: Datapath,
+    #[serde(rename = "podCIDRs", default)]
+    pod_cidrs: Vec<IpNetwork>,
+    state_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    mtu: Option<u32>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<RawAttachment>>,
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<RawAttachment>>,
+}
+
+#[derive(Deserialize)]
+struct RawAttachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawRuntime {
+    port_mappings: Option<Vec<RawPortMapping>>,
+    ips: Option<Vec<String>>,
+    mac: Option<String>,
+    ip_ranges: Option<Vec<Vec<RawRange>>>,
+    dns: Option<RawDns>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPortMapping {
+    host_port: i64,
+    container_port: i64,
+    protocol: Option<String>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawRange {
+    subnet: IpNetwork,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
+}
+
+/// The `dns` capability has other names for the same things than results.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawDns {
+    servers: Vec<String>,
+    searches: Vec<String>,
+    options: Vec<String>,
+}
+
+fn invalid(msg: impl Into<String>) -> CniError {
+    CniError::new(Code::InvalidConfig, msg)
+}
+
+/// Reads the configuration's bytes.
+pub fn read(input: impl Read) -> Result<Vec<u8>, CniError> {
+    let mut bytes = Vec::new();
+    let read = input.take(MAX_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|e| CniError::new(Code::Io, format!("can't read the network configuration: {e}")))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(invalid(format!("the network configuration is larger than {MAX_BYTES} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The version that a configuration asks for, before anything else in it is looked at. None given means 0.1.0, as
+/// the specification has it; nothing given (VERSION) means the latest.
+pub fn version(bytes: &[u8]) -> Result<Version, CniError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        #[serde(rename = "cniVersion")]
+        cni_version: Option<String>,
+    }
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Version::LATEST);
+    }
+    let given = serde_json::from_slice::<Versioned>(bytes).map_err(|e| parse_error(&e))?.cni_version;
+    match given.filter(|v| !v.is_empty()) {
+        None => Ok(Version::V0_1_0),
+        Some(text) => Version::parse(&text).ok_or_else(|| {
+            CniError::new(Code::IncompatibleVersion, format!("cniVersion {text:?} is not supported"))
+                .details(format!("supported: {}", Version::ALL.map(Version::as_str).join(", ")))
+        }),
+    }
+}
+
+fn parse_error(error: &serde_json::Error) -> CniError {
+    if error.is_data() {
+        invalid(format!("the network configuration is not valid: {error}"))
+    } else {
+        CniError::new(Code::Decode, format!("standard input is not a network configuration in JSON: {error}"))
+    }
+}
+
+impl Config {
+    /// Parses and validates.
+    pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
+        let version = version(bytes)?;
+        let raw: Raw = serde_json::from_slice(bytes).map_err(|e| parse_error(&e))?;
+        let name = raw.name.unwrap_or_default();
+        if !is_identifier(&name) {
+            return Err(invalid(format!("network name {name:?} is not valid"))
+                .details("it must start with a letter or digit and go on with letters, digits, '_', '.' or '-'"));
+        }
+        unsupported(raw.ip_masq, raw.ipam)?;
+        let mut dns = raw.dns.unwrap_or_default();
+        let runtime = raw.runtime_config.unwrap_or_default();
+        if let Some(wanted) = &runtime.dns {
+            dns = Dns {
+                nameservers: wanted.servers.clone(),
+                domain: None,
+                search: wanted.searches.clone(),
+                options: wanted.options.clone(),
+            };
+        }
+        // Checked here, so that a configuration that can never work is refused by every command.
+        Pool::from_cidrs(&raw.pod_cidrs)?;
+        let mtu = raw.mtu.filter(|mtu| *mtu != 0);
+        if let Some(mtu) = mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
+            return Err(invalid(format!("mtu {mtu} is not between 68 and 65535")));
+        }
+        let valid_attachments = raw.valid_attachments.or(raw.attachments).map(attachments).transpose()?;
+        Ok(Self {
+            version,
+            name,
+            datapath: raw.datapath,
+            pod_cidrs: raw.pod_cidrs,
+            state_dir: absolute("stateDir", raw.state_dir, "/var/lib/podnet")?,
+            run_dir: absolute("runDir", raw.run_dir, "/run/podnet")?,
+            mtu,
+            dns,
+            prev_result: raw.prev_result.filter(|v| !v.is_null()),
+            runtime: runtime.validate()?,
+            valid_attachments,
+        })
+    }
+}
+
+fn unsupported(ip_masq: Option<bool>, ipam: Option<Value>) -> Result<(), CniError> {
+    let refuse = |key: &str, value: String, details: &str| {
+        Err(CniError::new(Code::UnsupportedField, format!("{key} {value} is not supported")).details(details))
+    };
+    if ip_masq == Some(true) {
+        return refuse("ipMasq", "true".into(), "masquerading is not the plugin's work: remove the key");
+    }
+    match ipam {
+        Some(Value::Object(o)) if o.is_empty() => Ok(()),
+        None | Some(Value::Null) => Ok(()),
+        Some(other) => {
+            refuse("ipam", other.to_string(), "podnet-cni allocates addresses itself from podCIDRs: remove the key")
+        }
+    }
+}
+
+fn absolute(key: &str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, CniError> {
+    match path {
+        None => Ok(Path::new(default).to_owned()),
+        Some(path) if path.is_absolute() => Ok(path),
+        Some(path) => Err(invalid(format!("{key} {:?} is not an absolute path", path.display().to_string()))),
+    }
+}
+
+/// The attachments that GC must keep. One that is not valid can't be ours.
+fn attachments(raw: Vec<RawAttachment>) -> Result<BTreeSet<AttachmentId>, CniError> {
+    let id = |a: RawAttachment| {
+        Some(AttachmentId { container: a.container_id.try_into().ok()?, ifname: a.ifname.try_into().ok()? })
+    };
+    Ok(raw.into_iter().filter_map(id).collect())
+}
+
+impl RawRuntime {
+    fn validate(self) -> Result<Runtime, CniError> {
+        let mac = |text: String| {
+            mac::parse(&text)
+                .filter(|m| mac::is_unicast(*m))
+                .ok_or_else(|| invalid(format!("runtimeConfig.mac {text:?} is not the MAC of an interface")))
+        };
+        let ip = |text: String| {
+            let bare = text.split('/').next().unwrap_or_default();
+            let prefix = !text.contains('/') || text.parse::<IpNetwork>().is_ok();
+            bare.parse::<IpAddr>()
+                .ok()
+                .filter(|_| prefix)
+                .ok_or_else(|| invalid(format!("runtimeConfig.ips: {text:?} is not an address")))
+        };
+        let pool = |set: Vec<RawRange>| {
+            let parts: Vec<_> = set.into_iter().map(|r| (r.subnet, r.range_start, r.range_end)).collect();
+            Pool::from_ranges(&parts).map_err(CniError::from)
+        };
+        Ok(Runtime {
+            port_mappings: port_mappings(self.port_mappings.unwrap_or_default())?,
+            ips: self.ips.unwrap_or_default().into_iter().map(ip).collect::<Result<_, _>>()?,
+            mac: self.mac.filter(|m| !m.is_empty()).map(mac).transpose()?,
+            pools: self.ip_ranges.unwrap_or_default().into_iter().map(pool).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn port_mappings(raw: Vec<RawPortMapping>) -> Result<Vec<PortMapping>, CniError> {
+    let mut mappings: Vec<PortMapping> = Vec::new();
+    // Runtimes list container ports without a host port too.
+    for mapping in raw.into_iter().filter(|m| m.host_port != 0) {
+        let mapping = mapping.validate()?;
+        let key = |m: &PortMapping| (m.host_port, m.host_ip) == (mapping.host_port, mapping.host_ip);
+        match mappings.iter().find(|m| key(m) && m.protocol == mapping.protocol) {
+            None => mappings.push(mapping),
+            Some(same) if *same == mapping => {}
+            Some(other) => {
+                let ports = format!("{} and {}", other.container_port, mapping.container_port);
+                return Err(invalid(format!("runtimeConfig.portMappings: hostPort {mapping} leads to both {ports}")));
+            }
+        }
+    }
+    Ok(mappings)
+}
+
+impl RawPortMapping {
+    fn validate(self) -> Result<PortMapping, CniError> {
+        let port = |key: &str, port: i64| {
+            u16::try_from(port)
+                .ok()
+                .filter(|p| *p != 0)
+                .ok_or_else(|| invalid(format!("runtimeConfig.portMappings: {key} {port} is not a port")))
+        };
+        let protocol = self.protocol.filter(|p| !p.is_empty()).unwrap_or_else(|| "tcp".into()).to_ascii_lowercase();
+        if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
+            return Err(invalid(format!("runtimeConfig.portMappings: protocol {protocol:?} is not tcp, udp or sctp")));
+        }
+        let host_ip = |text: String| {
+            let ip = text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()).filter(|ip| !ip.is_multicast());
+            ip.ok_or_else(|| invalid(format!("runtimeConfig.portMappings: hostIP {text:?} is not a host's address")))
+        };
+        Ok(PortMapping {
+            host_port: port("hostPort", self.host_port)?,
+            container_port: port("containerPort", self.container_port)?,
+            protocol,
+            host_ip: self.host_ip.filter(|ip| !ip.is_empty()).map(host_ip).transpose()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(changes: Value) -> Result<Config, CniError> {
+        let mut conf = json!({"cniVersion": "1.1.0", "name": "podnet", "type": "podnet-cni"});
+        conf.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        Config::parse(conf.to_string().as_bytes())
+    }
+    fn code(changes: Value) -> Code {
+        parse(changes).unwrap_err().code
+    }
+
+    #[test]
+    fn defaults() {
+        let config = parse(json!({"unknownKey": {"x": 1}, "capabilities": {"mac": true}, "args": {}})).unwrap();
+        assert_eq!(config.datapath, Datapath::Ebpf);
+        assert_eq!(config.state_dir, Path::new("/var/lib/podnet"));
+        assert_eq!(config.run_dir, Path::new("/run/podnet"));
+        assert_eq!((config.mtu, config.pod_cidrs.len(), config.valid_attachments), (None, 0, None));
+    }
+
+    #[test]
+    fn versions() {
+        for version in Version::ALL {
+            assert_eq!(parse(json!({"cniVersion": version.as_str()})).unwrap().version, version);
+        }
+        let error = parse(json!({"cniVersion": "1.2.0", "name": 7})).unwrap_err();
+        assert_eq!(error.code, Code::IncompatibleVersion, "the version is judged before the rest");
+        assert_eq!(error.details, "supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0");
+        assert_eq!(version(b"{}").unwrap(), Version::V0_1_0);
+        assert_eq!(version(b" \n").unwrap(), Version::LATEST);
+    }
+
+    #[test]
+    fn malformed_is_told_from_invalid() {
+        for text in ["{", "", "{}x", "\u{0}"] {
+            assert_eq!(Config::parse(text.as_bytes()).unwrap_err().code, Code::Decode, "{text:?}");
+        }
+        for changes in [
+            json!({"name": ""}),
+            json!({"name": "-x"}),
+            json!({"name": "a/b"}),
+            json!({"mtu": "big"}),
+            json!({"mtu": 67}),
+            json!({"mtu": 65536}),
+            json!({"datapath": "iptables"}),
+            json!({"podCIDRs": ["10.0.0.0/33"]}),
+            json!({"podCIDRs": ["10.0.0.0/31"]}),
+            json!({"stateDir": "relative"}),
+            json!({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}),
+            json!({"runtimeConfig": {"ips": ["10.0.0.1/99"]}}),
+            json!({"runtimeConfig": {"ips": ["pod"]}}),
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": 70000, "containerPort": 80}]}}),
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 0}]}}),
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": -1, "containerPort": 80}]}}),
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]}}),
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "localhost"}]}}),
+            json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "224.0.0.1"}]}}),
+            json!({"runtimeConfig": {"portMappings": [
+                {"hostPort": 80, "containerPort": 80}, {"hostPort": 80, "containerPort": 81, "protocol": "TCP"},
+            ]}}),
+            json!({"runtimeConfig": {"ipRanges": [[]]}}),
+        ] {
+            assert_eq!(code(changes.clone()), Code::InvalidConfig, "{changes}");
+        }
+    }
+
+    #[test]
+    fn what_the_plugin_does_not_do_is_refused_by_name() {
+        assert_eq!(code(json!({"ipMasq": true})), Code::UnsupportedField);
+        assert_eq!(code(json!({"ipam": {"type": "host-local"}})), Code::UnsupportedField);
+        assert!(parse(json!({"ipMasq": false, "ipam": {}})).is_ok());
+    }
+
+    #[test]
+    fn capabilities() {
+        let config = parse(json!({"dns": {"domain": "x"}, "runtimeConfig": {
+            "portMappings": [
+                {"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": ""},
+                {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
+                {"hostPort": 0, "containerPort": 81},
+                {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+                {"hostPort": 53, "containerPort": 54, "protocol": "Udp", "hostIP": "::ffff:192.0.2.2"},
+                {"hostPort": 65535, "containerPort": 65535, "protocol": "SCTP", "hostIP": "::"},
+            ],
+            "ips": ["10.0.0.9/24", "fd00::9"],
+            "mac": "02:11:22:33:44:55",
+            "ipRanges": [[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.8", "rangeEnd": "10.0.0.9"}]],
+            "dns": {"servers": ["10.96.0.10"], "searches": ["svc"], "options": ["ndots:5"]},
+        }}))
+        .unwrap();
+        let runtime = config.runtime;
+        let mappings: Vec<_> = runtime.port_mappings.iter().map(ToString::to_string).collect();
+        assert_eq!(mappings, ["8080/tcp", "53/udp of 192.0.2.1", "53/udp of 192.0.2.2", "65535/sctp of ::"]);
+        assert_eq!(runtime.ips, ["10.0.0.9", "fd00::9"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!(runtime.mac, Some(Mac([2, 0x11, 0x22, 0x33, 0x44, 0x55])));
+        assert!(runtime.pools[0].contains("10.0.0.8".parse().unwrap()));
+        assert!(!runtime.pools[0].contains("10.0.0.10".parse().unwrap()));
+        assert_eq!((config.dns.nameservers, config.dns.domain), (vec!["10.96.0.10".to_owned()], None));
+    }
+
+    #[test]
+    fn attachments_to_keep() {
+        let list = json!([{"containerID": "c1", "ifname": "eth0"}, {"containerID": "not/ours", "ifname": "eth0"}]);
+        let kept = |key: &str| parse(json!({key: list})).unwrap().valid_attachments.unwrap();
+        assert_eq!(kept("cni.dev/valid-attachments"), kept("cni.dev/attachments"));
+        assert_eq!(kept("cni.dev/attachments").len(), 1);
+    }
+
+    #[test]
+    fn input_is_bounded() {
+        assert!(read(std::io::repeat(b' ').take(MAX_BYTES)).is_ok());
+        assert_eq!(read(std::io::repeat(b' ')).unwrap_err().code, Code::InvalidConfig);
+    }
+}

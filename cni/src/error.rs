@@ -1,0 +1,203 @@
+//! Errors as CNI wants them: a JSON object on standard output with a numeric code, a sentence and details.
+//!
+//! Every module has its own error type; here each gets its code. What the codes mean is in `docs/cni.md`.
+
+use serde::Serialize;
+
+use crate::alloc::PoolError;
+use crate::datapath::DatapathError;
+use crate::id::IdError;
+use crate::netlink::NetlinkError;
+use crate::netns::NetnsError;
+use crate::node_info::NodeInfoError;
+use crate::store::StoreError;
+use crate::version::Version;
+use crate::wiring::WiringError;
+
+/// Codes of the CNI specification (below 100) and our own.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The configuration's cniVersion, or the command in that version, is not supported.
+    IncompatibleVersion = 1,
+    /// A key of the configuration asks for what the plugin does not do.
+    UnsupportedField = 2,
+    /// The container's network namespace does not exist.
+    UnknownContainer = 3,
+    /// An environment variable is missing or malformed.
+    InvalidEnvironment = 4,
+    /// Reading or writing a file failed.
+    Io = 5,
+    /// Standard input is not JSON.
+    Decode = 6,
+    /// The network configuration is not valid.
+    InvalidConfig = 7,
+    /// A condition that passes: the runtime should try again.
+    TryAgainLater = 11,
+    /// STATUS: the plugin can't serve ADD now.
+    NotAvailable = 50,
+    /// ADD for an attachment that exists already.
+    AttachmentExists = 100,
+    /// CHECK found a difference.
+    CheckFailed = 101,
+    /// No free address is left.
+    PoolExhausted = 102,
+    /// A requested address is taken, reserved or outside the pod CIDRs.
+    AddressUnavailable = 103,
+    /// The pod has an interface of that name already.
+    InterfaceExists = 104,
+    /// The kernel refused to change links, addresses or routes.
+    Network = 105,
+    /// The kernel refused to attach a program or to change a table.
+    Datapath = 106,
+    /// DEL or GC did what it could; something remains.
+    Incomplete = 107,
+    /// A host port leads to another pod.
+    HostPortTaken = 108,
+}
+
+/// What a failed command prints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CniError {
+    /// The code.
+    pub code: Code,
+    /// One sentence: what failed.
+    pub msg: String,
+    /// What to do next, or more about the cause; may be empty.
+    pub details: String,
+}
+
+impl CniError {
+    /// An error without details.
+    pub fn new(code: Code, msg: impl Into<String>) -> Self {
+        Self { code, msg: msg.into(), details: String::new() }
+    }
+
+    /// The same with details.
+    pub fn details(mut self, details: impl Into<String>) -> Self {
+        self.details = details.into();
+        self
+    }
+
+    /// The JSON object of the specification.
+    pub fn to_json(&self, version: Version) -> String {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Printed<'a> {
+            cni_version: &'a str,
+            code: u32,
+            msg: &'a str,
+            #[serde(skip_serializing_if = "str::is_empty")]
+            details: &'a str,
+        }
+        let printed =
+            Printed { cni_version: version.as_str(), code: self.code as u32, msg: &self.msg, details: &self.details };
+        serde_json::to_string(&printed).unwrap_or_default()
+    }
+}
+
+/// The message with the messages of its causes behind it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+impl From<IdError> for CniError {
+    fn from(e: IdError) -> Self {
+        Self::new(Code::InvalidEnvironment, e.to_string())
+    }
+}
+
+impl From<StoreError> for CniError {
+    fn from(e: StoreError) -> Self {
+        match &e {
+            StoreError::Exhausted { .. } => Self::new(Code::PoolExhausted, chain(&e))
+                .details("delete pods, or give the node a larger pod CIDR; GC releases what dead pods left behind"),
+            StoreError::Unavailable { .. } => Self::new(Code::AddressUnavailable, chain(&e)),
+            StoreError::HostPort { .. } => Self::new(Code::HostPortTaken, chain(&e))
+                .details("delete that pod first, or give this one another hostPort or hostIP"),
+            StoreError::Exists { .. } => Self::new(Code::AttachmentExists, chain(&e)).details("run DEL for it first"),
+            StoreError::Busy { .. } => Self::new(Code::TryAgainLater, chain(&e)),
+            StoreError::Io { .. } => Self::new(Code::Io, chain(&e)).details("see that stateDir is writable"),
+        }
+    }
+}
+
+impl From<PoolError> for CniError {
+    fn from(e: PoolError) -> Self {
+        Self::new(Code::InvalidConfig, chain(&e))
+    }
+}
+
+impl From<NetnsError> for CniError {
+    fn from(e: NetnsError) -> Self {
+        let code = match e {
+            NetnsError::Missing { .. } => Code::UnknownContainer,
+            NetnsError::NotANamespace { .. } => Code::InvalidEnvironment,
+            NetnsError::Io { .. } => Code::Io,
+            NetnsError::Enter { .. } => Code::Network,
+        };
+        Self::new(code, chain(&e))
+    }
+}
+
+impl From<NodeInfoError> for CniError {
+    fn from(e: NodeInfoError) -> Self {
+        let code = match e {
+            NodeInfoError::Missing { .. } => Code::TryAgainLater,
+            NodeInfoError::Io { .. } => Code::Io,
+            NodeInfoError::Malformed { .. } | NodeInfoError::Schema { .. } => Code::InvalidConfig,
+        };
+        Self::new(code, chain(&e))
+    }
+}
+
+impl From<NetlinkError> for CniError {
+    fn from(e: NetlinkError) -> Self {
+        Self::new(Code::Network, chain(&e))
+    }
+}
+
+impl From<WiringError> for CniError {
+    fn from(e: WiringError) -> Self {
+        match e {
+            WiringError::Netns(e) => e.into(),
+            WiringError::InterfaceExists { .. } => Self::new(Code::InterfaceExists, chain(&e))
+                .details("a runtime must run DEL before it uses a name again"),
+            WiringError::Mismatch(_) => Self::new(Code::CheckFailed, chain(&e)),
+            WiringError::Netlink(_) | WiringError::Sysctl { .. } | WiringError::Random(_) => {
+                Self::new(Code::Network, chain(&e))
+            }
+        }
+    }
+}
+
+impl From<DatapathError> for CniError {
+    fn from(e: DatapathError) -> Self {
+        match e {
+            DatapathError::NotPinned { .. } => Self::new(Code::TryAgainLater, chain(&e))
+                .details("the daemon has not loaded the datapath yet: start `podnet daemon`, or wait for it"),
+            _ => Self::new(Code::Datapath, chain(&e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_the_keys_of_the_specification() {
+        let error = CniError::new(Code::TryAgainLater, "not \"yet\"").details("wait");
+        let json: serde_json::Value = serde_json::from_str(&error.to_json(Version::V1_0_0)).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({"cniVersion": "1.0.0", "code": 11, "msg": "not \"yet\"", "details": "wait"})
+        );
+    }
+}

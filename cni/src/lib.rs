@@ -1,0 +1,31 @@
+//! The CNI plugin of podnet, and the library of attachments that it shares with the daemon.
+//!
+//! A call reads its environment ([`mod@env`]) and configuration ([`config`]), does one of the [`commands`], and prints a
+//! [`result`] or an [`error`]. An attachment is a record in the [`store`], a veth pair ([`wiring`], over [`netlink`]
+//! and [`netns`]) and, with the eBPF datapath, two programs on its host end and entries in two tables ([`datapath`]).
+//! ADD makes them in that order, [`teardown`] removes them in the reverse one, and [`repair`] compares the three: so
+//! whatever a crash leaves behind is found from its record and undone.
+//!
+//! The plugin needs no daemon at work: what it has to know of the node is in the daemon's published file
+//! ([`node_info`]).
+
+mod address_log;
+pub mod alloc;
+pub mod commands;
+pub mod config;
+pub mod datapath;
+pub mod env;
+pub mod error;
+pub mod id;
+pub mod mac;
+pub mod netlink;
+pub mod netns;
+pub mod node_info;
+pub mod record;
+pub mod repair;
+pub mod result;
+pub mod store;
+mod sysctl;
+pub mod teardown;
+pub mod version;
+pub mod wiring;

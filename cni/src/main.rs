@@ -1,0 +1,25 @@
+//! `podnet-cni`: called by a container runtime, see docs/cni.md.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Standard output belongs to the result.
+    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).init();
+    let output = podnet_cni::commands::run(|name| std::env::var_os(name), io::stdin().lock());
+    let (text, code) = match &output {
+        Ok(text) => (text, ExitCode::SUCCESS),
+        Err(text) => (text, ExitCode::FAILURE),
+    };
+    let written = match text.is_empty() {
+        true => Ok(()),
+        false => writeln!(io::stdout().lock(), "{text}"),
+    };
+    match written {
+        Ok(()) => code,
+        Err(e) => {
+            tracing::error!("can't write the result: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Links, addresses, routes and neighbours through rtnetlink, in few system calls.
+//!
+//! Requests are collected and sent together; the kernel works through them in order and answers each. An attachment
+//! takes four such batches. The plugin is a short-lived process that does one thing after the other, so the socket
+//! blocks and there is no runtime. A request that fails does not stop those behind it: callers undo the whole.
+
+mod request;
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use podnet_common::addr::{IfIndex, Mac};
+use thiserror::Error;
+
+pub use request::{Op, Scope};
+
+/// Why a request failed.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    /// The socket failed.
+    #[error("netlink socket")]
+    Socket(#[from] io::Error),
+    /// The kernel refused.
+    #[error("the kernel refused to {what}{}{hint}", if hint.is_empty() { "" } else { ": " })]
+    Refused {
+        /// The request.
+        what: String,
+        /// The kernel's explanation; may be empty.
+        hint: String,
+        /// The error number as an error.
+        source: io::Error,
+    },
+    /// An answer could not be understood.
+    #[error("unexpected answer of the kernel: {0}")]
+    Answer(String),
+}
+
+impl NetlinkError {
+    /// The kernel's error number, if it refused.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+/// A link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: IfIndex,
+    /// Its name.
+    pub name: String,
+    /// Its alias; empty if it has none.
+    pub alias: String,
+    /// Its MAC, if it has an Ethernet one.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether it has a carrier: for a veth, whether both ends are up.
+    pub carrier: bool,
+}
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where to; none for a default route.
+    pub destination: Option<IpNetwork>,
+    /// By which gateway.
+    pub gateway: Option<IpAddr>,
+    /// Out of which interface.
+    pub oif: IfIndex,
+}
+
+/// The link-local address that RFC 4291, appendix A, makes of a MAC.
+pub fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, word(a ^ 2, b), word(c, 0xff), word(0xfe, d), word(e, f))
+}
+
+/// A netlink socket, in the namespace in which it was opened.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// Opens one in the calling thread's namespace.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // Explanations beside error numbers; without them it works too.
+        let _ = socket.set_ext_ack(true);
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(1 << 16) })
+    }
+
+    /// Sends requests together and waits for all answers. Returns the objects that were asked for, in order, or the
+    /// first error.
+    pub fn run(&mut self, ops: &[Op]) -> Result<Vec<Answer>, NetlinkError> {
+        let mut outcomes = self.outcomes(ops)?;
+        match outcomes.iter().position(Result::is_err) {
+            Some(i) => outcomes.swap_remove(i),
+            None => Ok(outcomes.into_iter().flatten().flatten().collect()),
+        }
+    }
+
+    /// The same with an outcome for each request.
+    pub fn outcomes(&mut self, ops: &[Op]) -> Result<Vec<Result<Vec<Answer>, NetlinkError>>, NetlinkError> {
+        let first = self.sequence + 1;
+        let mut request = Vec::new();
+        for op in ops {
+            self.encode(&op.message, NLM_F_ACK | op.flags, &mut request);
+        }
+        self.socket.send(&request, 0)?;
+        let mut outcomes: Vec<Result<Vec<Answer>, NetlinkError>> = ops.iter().map(|_| Ok(Vec::new())).collect();
+        let mut waiting = ops.len();
+        while waiting > 0 {
+            for message in self.receive()? {
+                let Some(i) = message.header.sequence_number.checked_sub(first).map(|i| i as usize) else { continue };
+                let (Some(op), Some(outcome)) = (ops.get(i), outcomes.get_mut(i)) else { continue };
+                match message.payload {
+                    NetlinkPayload::Error(e) => {
+                        waiting -= 1;
+                        let errno = e.raw_code().saturating_neg();
+                        if errno != 0 && !op.tolerated.contains(&errno) {
+                            *outcome = Err(NetlinkError::Refused {
+                                what: op.what.clone(),
+                                hint: explanation(message.header.flags, &e.header),
+                                source: io::Error::from_raw_os_error(errno),
+                            });
+                        }
+                    }
+                    NetlinkPayload::InnerMessage(m) => {
+                        if let Ok(answers) = outcome {
+                            answers.extend(Answer::of(m));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// All links.
+    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(answers.into_iter().filter_map(Answer::link).collect())
+    }
+
+    /// The addresses of a link.
+    pub fn addresses(&mut self, index: IfIndex) -> Result<Vec<IpNetwork>, NetlinkError> {
+        let answers = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let on_link = |a| match a {
+            Answer::Address(i, address) if i == index => Some(address),
+            _ => None,
+        };
+        Ok(answers.into_iter().filter_map(on_link).collect())
+    }
+
+    /// The main table's routes, both families.
+    pub fn routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
+        let answers = self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+        Ok(answers.into_iter().filter_map(|a| if let Answer::Route(r) = a { Some(r) } else { None }).collect())
+    }
+
+    fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<Answer>, NetlinkError> {
+        let mut request = Vec::new();
+        self.encode(&message, NLM_F_DUMP, &mut request);
+        self.socket.send(&request, 0)?;
+        let mut answers = Vec::new();
+        loop {
+            for message in self.receive()?.into_iter().filter(|m| m.header.sequence_number == self.sequence) {
+                match message.payload {
+                    NetlinkPayload::InnerMessage(m) => answers.extend(Answer::of(m)),
+                    NetlinkPayload::Error(e) => {
+                        let source = io::Error::from_raw_os_error(e.raw_code().saturating_neg());
+                        return Err(NetlinkError::Refused { what: "list objects".into(), hint: String::new(), source });
+                    }
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn encode(&mut self, message: &RouteNetlinkMessage, flags: u16, out: &mut Vec<u8>) {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message.clone()));
+        message.finalize();
+        let start = out.len();
+        out.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut out[start..]);
+    }
+
+    fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
+        self.buffer.clear();
+        self.socket.recv(&mut self.buffer, 0)?;
+        let mut rest = self.buffer.as_slice();
+        let mut messages = Vec::new();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::deserialize(rest).map_err(|e| NetlinkError::Answer(e.to_string()))?;
+            let length = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+            messages.push(message);
+        }
+        Ok(messages)
+    }
+}
+
+/// An object that the kernel told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A link.
+    Link(Link),
+    /// An address and the link that has it.
+    Address(IfIndex, IpNetwork),
+    /// A route.
+    Route(Route),
+}
+
+impl Answer {
+    /// The link, if it is one.
+    pub fn link(self) -> Option<Link> {
+        if let Self::Link(link) = self { Some(link) } else { None }
+    }
+
+    fn of(message: RouteNetlinkMessage) -> Option<Self> {
+        match message {
+            RouteNetlinkMessage::NewLink(m) => Some(Self::Link(link(m))),
+            RouteNetlinkMessage::NewAddress(m) => {
+                let index = IfIndex(m.header.index);
+                // IPv4 has the address as Local (Address is the peer's), IPv6 as Address.
+                let local = m
+                    .attributes
+                    .iter()
+                    .find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+                let address = || {
+                    m.attributes
+                        .iter()
+                        .find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None })
+                };
+                let address = IpNetwork::new(local.or_else(address)?, m.header.prefix_len).ok()?;
+                Some(Self::Address(index, address))
+            }
+            RouteNetlinkMessage::NewRoute(m) => route(m).map(Self::Route),
+            _ => None,
+        }
+    }
+}
+
+fn link(message: LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: IfIndex(message.header.index),
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        ..Link::default()
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().map(Mac).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn route(message: RouteMessage) -> Option<Route> {
+    // Lookups answer from any table and say "cloned"; lists hold the local table too.
+    let cloned = message.header.flags.contains(RouteFlags::Cloned);
+    if !cloned && (message.header.table != RouteHeader::RT_TABLE_MAIN || message.header.kind != RouteType::Unicast) {
+        return None;
+    }
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    };
+    let mut route = Route { destination: None, gateway: None, oif: IfIndex(0) };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => {
+                route.destination = IpNetwork::new(ip(address)?, message.header.destination_prefix_length).ok();
+            }
+            RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            RouteAttribute::Oif(index) => route.oif = IfIndex(*index),
+            _ => {}
+        }
+    }
+    Some(route)
+}
+
+/// The kernel's explanation behind an error (NLMSGERR_ATTR_MSG), after the echoed request.
+fn explanation(flags: u16, echoed: &[u8]) -> String {
+    const NLM_F_ACK_TLVS: u16 = 0x200;
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    let word = |at: usize| echoed.get(at..at + 2).map(|b| u16::from_ne_bytes([b[0], b[1]]));
+    let length = echoed.get(..4).map_or(0, |b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]) as usize);
+    let mut at = length.next_multiple_of(4);
+    while flags & NLM_F_ACK_TLVS != 0
+        && let (Some(size), Some(kind)) = (word(at), word(at + 2))
+    {
+        let size = usize::from(size);
+        let Some(value) = echoed.get(at + 4..at + size) else { break };
+        if kind == NLMSGERR_ATTR_MSG {
+            return String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
+        }
+        at += size.next_multiple_of(4);
+    }
+    String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_local_of_a_mac() {
+        assert_eq!(link_local(Mac([0x02, 0, 0x5e, 0x10, 0, 1])), "fe80::5eff:fe10:1".parse::<Ipv6Addr>().unwrap());
+    }
+
+    #[test]
+    fn explanations_are_read_and_garbage_is_not() {
+        let mut echoed = vec![20, 0, 0, 0];
+        echoed.resize(20, 0xaa);
+        echoed.extend(14u16.to_ne_bytes());
+        echoed.extend(1u16.to_ne_bytes());
+        echoed.extend(b"no device\0");
+        assert_eq!(explanation(0x200, &echoed), "no device");
+        assert_eq!(explanation(0, &echoed), "");
+        for cut in 0..echoed.len() {
+            assert_eq!(explanation(0x200, &echoed[..cut]), "");
+        }
+        echoed[20] = 0;
+        assert_eq!(explanation(0x200, &echoed), "", "a length of 0 must not loop");
+    }
+
+    #[test]
+    fn links_of_the_own_namespace() {
+        // Reading needs no privilege.
+        let mut netlink = Netlink::open().unwrap();
+        let links = netlink.links().unwrap();
+        let lo = links.iter().find(|l| l.name == "lo").unwrap();
+        let again: Vec<Link> = netlink
+            .run(&[Op::get_link("lo"), Op::get_link_index(lo.index)])
+            .unwrap()
+            .into_iter()
+            .filter_map(Answer::link)
+            .collect();
+        assert_eq!(again.iter().map(|l| l.index).collect::<Vec<_>>(), [lo.index, lo.index]);
+        let error = netlink.run(&[Op::get_link("lo"), Op::get_link("no-such-link")]).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::ENODEV));
+    }
+}

@@ -1,0 +1,205 @@
+//! The requests that a batch is made of, each with words for what it does.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use podnet_common::addr::{IfIndex, Mac};
+
+use super::Route;
+
+/// Where an IPv4 address is valid. The kernel derives it for IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everywhere: it may be a source address.
+    Global,
+    /// On this host alone: answered for, never chosen as source address.
+    Host,
+}
+
+/// One request of a batch.
+#[derive(Debug)]
+pub struct Op {
+    pub(super) what: String,
+    pub(super) message: RouteNetlinkMessage,
+    pub(super) flags: u16,
+    /// Error numbers that count as success.
+    pub(super) tolerated: &'static [i32],
+}
+
+impl Op {
+    fn new(what: String, message: RouteNetlinkMessage, flags: u16) -> Self {
+        Self { what, message, flags, tolerated: &[] }
+    }
+
+    /// A veth pair whose peer begins its life in another namespace, with its final name.
+    pub fn create_veth(host: (&str, Mac), peer: (&str, Mac), peer_netns: BorrowedFd<'_>, mtu: u32) -> Self {
+        let end = |(name, mac): (&str, Mac)| {
+            let mut end = LinkMessage::default();
+            end.attributes.push(LinkAttribute::IfName(name.to_owned()));
+            end.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+            end.attributes.push(LinkAttribute::Mtu(mtu));
+            end
+        };
+        let mut inside = end(peer);
+        inside.attributes.push(LinkAttribute::NetNsFd(peer_netns.as_raw_fd()));
+        let mut link = end(host);
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(inside))),
+        ]));
+        Self::new(
+            format!("create the veth pair {} and {}", host.0, peer.0),
+            RouteNetlinkMessage::NewLink(link),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
+    /// Asks for a link by name.
+    pub fn get_link(name: &str) -> Self {
+        Self::new(format!("find the link {name}"), RouteNetlinkMessage::GetLink(named(name)), 0)
+    }
+
+    /// Asks for a link by index. It also waits until the kernel has seen the link's carrier.
+    pub fn get_link_index(index: IfIndex) -> Self {
+        Self::new(format!("find link {}", index.0), RouteNetlinkMessage::GetLink(indexed(index)), 0)
+    }
+
+    /// Brings a link up.
+    pub fn up(index: IfIndex) -> Self {
+        let mut link = indexed(index);
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        Self::new(format!("bring link {} up", index.0), RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Sets a link's alias.
+    pub fn set_alias(index: IfIndex, alias: &str) -> Self {
+        let mut link = indexed(index);
+        link.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        Self::new(format!("set the alias of link {}", index.0), RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Keeps the kernel from giving a link an IPv6 address of its own accord. Nothing to do where IPv6 is off.
+    pub fn no_generated_addresses(name: &str) -> Self {
+        let mut link = named(name);
+        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+        let mut op =
+            Self::new(format!("switch generated addresses off on {name}"), RouteNetlinkMessage::SetLink(link), 0);
+        op.tolerated = &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+        op
+    }
+
+    /// Deletes a link by name; it need not exist.
+    pub fn delete_link(name: &str) -> Self {
+        let mut op = Self::new(format!("delete the link {name}"), RouteNetlinkMessage::DelLink(named(name)), 0);
+        op.tolerated = &[libc::ENODEV];
+        op
+    }
+
+    /// Deletes a link by index, so that a new one of the same name is safe; it need not exist.
+    pub fn delete_link_index(index: IfIndex) -> Self {
+        let message = RouteNetlinkMessage::DelLink(indexed(index));
+        let mut op = Self::new(format!("delete link {}", index.0), message, 0);
+        op.tolerated = &[libc::ENODEV];
+        op
+    }
+
+    /// Adds an address, usable at once: without duplicate address detection.
+    pub fn add_address(index: IfIndex, address: IpNetwork, scope: Scope) -> Self {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address.ip());
+        message.header.prefix_len = address.prefix();
+        message.header.scope = match scope {
+            Scope::Global => AddressScope::Universe,
+            Scope::Host => AddressScope::Host,
+        };
+        message.header.index = index.0;
+        message.attributes.push(AddressAttribute::Address(address.ip()));
+        if address.is_ipv4() {
+            message.attributes.push(AddressAttribute::Local(address.ip()));
+        } else {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        let what = format!("add address {address} to link {}", index.0);
+        Self::new(what, RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Adds a permanent neighbour.
+    pub fn add_neighbour(index: IfIndex, ip: IpAddr, mac: Mac) -> Self {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(ip);
+        message.header.ifindex = index.0;
+        message.header.state = NeighbourState::Permanent;
+        message.header.kind = RouteType::Unicast;
+        message.attributes.push(NeighbourAttribute::Destination(match ip {
+            IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+            IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+        }));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let what = format!("add neighbour {ip} on link {}", index.0);
+        Self::new(what, RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Adds a route to the main table, in place of one with the same destination.
+    pub fn add_route(route: &Route) -> Self {
+        let mut message = RouteMessage::default();
+        let some_ip = route.destination.map(|d| d.ip()).or(route.gateway);
+        message.header.address_family = some_ip.map_or(AddressFamily::Inet, family);
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.kind = RouteType::Unicast;
+        message.header.scope = RouteScope::Link;
+        message.attributes.push(RouteAttribute::Oif(route.oif.0));
+        if let Some(destination) = route.destination {
+            message.header.destination_prefix_length = destination.prefix();
+            message.attributes.push(RouteAttribute::Destination(destination.network().into()));
+        }
+        if let Some(gateway) = route.gateway {
+            message.header.scope = RouteScope::Universe;
+            // The gateway is in no subnet of the pod's.
+            message.header.flags = RouteFlags::Onlink;
+            message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        }
+        let to = route.destination.map_or("everywhere".to_owned(), |d| d.to_string());
+        let what = format!("add the route to {to} by link {}", route.oif.0);
+        Self::new(what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Asks which route leads to an address.
+    pub fn get_route(ip: IpAddr) -> Self {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(ip);
+        message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(ip.into()));
+        Self::new(format!("find the route to {ip}"), RouteNetlinkMessage::GetRoute(message), 0)
+    }
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn named(name: &str) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    link
+}
+
+fn indexed(index: IfIndex) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index.0;
+    link
+}

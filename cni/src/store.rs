@@ -1,0 +1,533 @@
+//! The attachments on disk: `<stateDir>/attachments/`, one record each.
+//!
+//! Changes are made under the lock (`<stateDir>/lock`, flock). ADD creates its record exclusively, under a name that
+//! says `allocating`, and holds a flock on it until it ends, so that everybody can tell an ADD at work from one that was
+//! killed. When it has finished it completes the content and renames the file: whoever reads a ready record reads a
+//! whole one. `<stateDir>/allocator` is a log of addresses given and released, from which the cursor and the resting
+//! addresses follow; losing it costs nothing but the rest.
+//!
+//! There is no fsync: a reboot ends every pod, so what is unreadable or from an earlier boot is a leftover.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::address_log::AddressLog;
+use crate::alloc::{self, Event, Family, History, Pool};
+use crate::id::AttachmentId;
+use crate::record::{PortMapping, Record, RecordName, short_boot};
+
+/// How long DEL waits for an ADD of the same attachment to end.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why an operation on the store failed.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// A file could not be read, written or locked.
+    #[error("can't {what} {}", path.display())]
+    Io {
+        /// The operation.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// All addresses are in use.
+    #[error("no free {family:?} address: all {used} that the pool has are in use")]
+    Exhausted {
+        /// The family that ran out.
+        family: Family,
+        /// How many are in use.
+        used: usize,
+    },
+    /// A requested address can't be had.
+    #[error("requested address {ip} {why}")]
+    Unavailable {
+        /// The address.
+        ip: IpAddr,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A host port leads to another pod.
+    #[error("host port {port} is taken by {holder}")]
+    HostPort {
+        /// The port that was asked for.
+        port: Box<PortMapping>,
+        /// Who has it.
+        holder: String,
+    },
+    /// The attachment has a record already.
+    #[error("there is an attachment already for {}", name.id)]
+    Exists {
+        /// Its record.
+        name: Box<RecordName>,
+    },
+    /// Another command is at work on the attachment.
+    #[error("another podnet-cni is at work on {0}")]
+    Busy(Box<AttachmentId>),
+}
+
+/// A record's content, or that it has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// It is readable and of this boot.
+    Valid(Box<Record>),
+    /// Unreadable, or from an earlier boot.
+    Leftover,
+}
+
+/// The store; making one touches nothing.
+#[derive(Clone, Debug)]
+pub struct Store {
+    state_dir: PathBuf,
+    attachments: PathBuf,
+    log: AddressLog,
+    boot_id: String,
+}
+
+/// The store, locked.
+#[derive(Debug)]
+pub struct Locked<'a> {
+    store: &'a Store,
+    _lock: Flock,
+}
+
+/// A record that nobody else is at work on, until this is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: Flock,
+}
+
+/// A locked file. It is unlocked explicitly: a process that the daemon is just forking has the descriptor too.
+#[derive(Debug)]
+struct Flock(File);
+
+impl Drop for Flock {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!("can't unlock: {error}");
+        }
+    }
+}
+
+/// What an attempt to claim a record came to.
+#[derive(Debug)]
+pub enum Claimed {
+    /// It is ours.
+    Yes(Claim),
+    /// Somebody is at work on it.
+    Busy,
+    /// It is not there any more, or has another name now.
+    Gone,
+}
+
+/// The addresses of a new attachment and its record, in state allocating.
+#[derive(Debug)]
+pub struct Reservation {
+    /// The record as written.
+    pub record: Record,
+    // Its flock says that this process is at work.
+    file: File,
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { what, path, source }
+}
+
+impl Store {
+    /// The store of a state directory, on the running kernel.
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        let path = Path::new("/proc/sys/kernel/random/boot_id");
+        let boot_id = fs::read_to_string(path).map_err(failed("read", path))?;
+        Ok(Self::with_boot_id(state_dir, boot_id.trim()))
+    }
+
+    /// The same under a given boot id.
+    pub fn with_boot_id(state_dir: &Path, boot_id: &str) -> Self {
+        Self {
+            state_dir: state_dir.to_owned(),
+            attachments: state_dir.join("attachments"),
+            log: AddressLog::new(state_dir.join("allocator")),
+            boot_id: boot_id.to_owned(),
+        }
+    }
+
+    /// The directory of the records, which the daemon watches.
+    pub fn attachments_dir(&self) -> &Path {
+        &self.attachments
+    }
+
+    /// The running kernel's boot id.
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// The alias of every link that belongs to this store (IFLA_IFALIAS holds 255 bytes).
+    pub fn link_alias(&self) -> String {
+        let alias = format!("podnet {}", self.state_dir.display());
+        let end = (0..=alias.len().min(255)).rev().find(|i| alias.is_char_boundary(*i));
+        alias[..end.unwrap_or(0)].to_owned()
+    }
+
+    /// Waits for the lock and takes it. Makes the directories if they are missing.
+    pub fn lock(&self) -> Result<Locked<'_>, StoreError> {
+        let path = self.state_dir.join("lock");
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let lock = match open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                make_dir(&self.state_dir)?;
+                open()
+            }
+            other => other,
+        };
+        let lock = lock.map_err(failed("open", &path))?;
+        lock.lock().map_err(failed("lock", &path))?;
+        Ok(Locked { store: self, _lock: Flock(lock) })
+    }
+
+    /// The names of all records, those of earlier boots too, in order.
+    pub fn list(&self) -> Result<Vec<RecordName>, StoreError> {
+        let mut names = Vec::new();
+        self.scan(|file| names.extend(RecordName::parse(file)))?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// The records of an attachment: at most one of this boot, and leftovers of earlier ones.
+    pub fn find(&self, id: &AttachmentId) -> Result<Vec<RecordName>, StoreError> {
+        let prefix = format!("{}:{}:", id.container.as_str(), id.ifname.as_str());
+        let mut found = Vec::new();
+        self.scan(|file| {
+            if file.starts_with(&prefix) {
+                found.extend(RecordName::parse(file));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// A record's content; none when it has gone meanwhile. One in state allocating has what it began with.
+    pub fn read(&self, name: &RecordName) -> Result<Option<Content>, StoreError> {
+        let path = self.path(name);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed("read", &path)(e)),
+        };
+        // A file under another's name would release what it does not hold.
+        let valid = serde_json::from_slice::<Record>(&bytes)
+            .ok()
+            .filter(|r| r.boot_id == self.boot_id && RecordName { state: name.state, ..r.name() } == *name)
+            .map(|r| Content::Valid(Box::new(r)));
+        Ok(Some(valid.unwrap_or(Content::Leftover)))
+    }
+
+    /// Takes a record, to remove it or to look at it in peace. The store's lock is held for a moment, so that no record
+    /// is met which its ADD has created and not yet locked.
+    pub fn try_claim(&self, name: &RecordName) -> Result<Claimed, StoreError> {
+        let _lock = self.lock()?;
+        let path = self.path(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Claimed::Gone),
+            Err(e) => return Err(failed("open", &path)(e)),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Claimed::Busy),
+            Err(TryLockError::Error(e)) => return Err(failed("lock", &path)(e)),
+        }
+        // Renamed or removed between open and lock?
+        let lock = Flock(file);
+        let ours = lock.0.metadata().map_err(failed("examine", &path))?.ino();
+        match fs::metadata(&path) {
+            Ok(there) if there.ino() == ours => Ok(Claimed::Yes(Claim { _lock: lock })),
+            Ok(_) => Ok(Claimed::Gone),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Claimed::Gone),
+            Err(e) => Err(failed("examine", &path)(e)),
+        }
+    }
+
+    /// The same, waiting some seconds for others to end; none when the record has gone.
+    pub fn claim(&self, name: &RecordName) -> Result<Option<Claim>, StoreError> {
+        let deadline = Instant::now() + CLAIM_TIMEOUT;
+        loop {
+            match self.try_claim(name)? {
+                Claimed::Yes(claim) => return Ok(Some(claim)),
+                Claimed::Gone => return Ok(None),
+                Claimed::Busy if Instant::now() > deadline => {
+                    return Err(StoreError::Busy(Box::new(name.id.clone())));
+                }
+                Claimed::Busy => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    /// Whether each pool has a free address.
+    pub fn has_room(&self, pools: &[Pool]) -> Result<(), StoreError> {
+        let used = used_of(&self.list()?, short_boot(&self.boot_id));
+        let log = self.log.read();
+        for pool in pools {
+            let history = History::replay(pool.family(), &log);
+            alloc::choose(pool, &used, &history).ok_or_else(|| exhausted(pool, &used))?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, name: &RecordName) -> PathBuf {
+        self.attachments.join(name.to_string())
+    }
+
+    fn scan(&self, mut each: impl FnMut(&str)) -> Result<(), StoreError> {
+        let entries = match fs::read_dir(&self.attachments) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(failed("read", &self.attachments)(e)),
+        };
+        for entry in entries {
+            let name = entry.map_err(failed("read", &self.attachments))?.file_name();
+            if let Some(name) = name.to_str() {
+                each(name);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn used_of(names: &[RecordName], boot: &str) -> BTreeSet<IpAddr> {
+    names.iter().filter(|n| n.boot == boot).flat_map(|n| n.ips.iter().copied()).collect()
+}
+
+fn exhausted(pool: &Pool, used: &BTreeSet<IpAddr>) -> StoreError {
+    StoreError::Exhausted { family: pool.family(), used: used.iter().filter(|ip| pool.contains(**ip)).count() }
+}
+
+impl Locked<'_> {
+    /// Takes an address from each pool, or the requested one of its family, and writes the record, which `record`
+    /// makes of the addresses. The host ports are those that the record will have. Records of earlier boots are removed
+    /// on the way.
+    pub fn reserve(
+        &self,
+        id: &AttachmentId,
+        pools: &[Pool],
+        requested: &[IpAddr],
+        host_ports: &[PortMapping],
+        record: impl FnOnce(Vec<IpAddr>) -> Record,
+    ) -> Result<Reservation, StoreError> {
+        let boot = short_boot(&self.store.boot_id);
+        let (names, stale): (Vec<_>, Vec<_>) = self.store.list()?.into_iter().partition(|n| n.boot == boot);
+        for name in &stale {
+            remove_file(&self.store.path(name))?;
+        }
+        if let Some(name) = names.iter().find(|n| n.id == *id) {
+            return Err(StoreError::Exists { name: Box::new(name.clone()) });
+        }
+        let mut used = used_of(&names, boot);
+        let log = self.store.log.read();
+        let mut requested = requested.to_vec();
+        let mut events = Vec::new();
+        for pool in pools {
+            let wanted = requested.iter().position(|ip| pool.contains(*ip)).map(|i| requested.swap_remove(i));
+            let event = match wanted {
+                Some(ip) if used.contains(&ip) => return Err(StoreError::Unavailable { ip, why: "is in use" }),
+                Some(ip) => Event::Requested(ip),
+                None => {
+                    let history = History::replay(pool.family(), &log);
+                    Event::Given(alloc::choose(pool, &used, &history).ok_or_else(|| exhausted(pool, &used))?)
+                }
+            };
+            used.insert(event.ip());
+            events.push(event);
+        }
+        if let Some(ip) = requested.first() {
+            return Err(StoreError::Unavailable { ip: *ip, why: "is reserved, or outside the pod CIDRs" });
+        }
+        self.check_host_ports(host_ports, &names)?;
+        // The record last: a crash before it costs a step of the cursor.
+        self.store.log.append(&events).map_err(failed("write", self.store.log.path()))?;
+        let record = record(events.iter().map(|e| e.ip()).collect());
+        let file = self.create(&record)?;
+        Ok(Reservation { record, file })
+    }
+
+    /// Fails if another attachment has one of the host ports. What is unreadable has none: nobody knows of it.
+    fn check_host_ports(&self, wanted: &[PortMapping], names: &[RecordName]) -> Result<(), StoreError> {
+        // Most pods have none, and then no file is read.
+        for name in names.iter().filter(|_| !wanted.is_empty()) {
+            let Some(Content::Valid(record)) = self.store.read(name)? else { continue };
+            let taken = |port: &&PortMapping| record.port_mappings.iter().any(|other| port.overlaps(other));
+            if let Some(port) = wanted.iter().find(taken) {
+                let holder = match &record.pod {
+                    Some(pod) => format!("pod {}/{} ({})", pod.namespace, pod.name, record.id),
+                    None => record.id.to_string(),
+                };
+                return Err(StoreError::HostPort { port: Box::new(port.clone()), holder });
+            }
+        }
+        Ok(())
+    }
+
+    /// Declares an attachment ready: completes its record, and renames it.
+    pub fn finish(&self, reservation: &mut Reservation, record: &Record) -> Result<(), StoreError> {
+        let from = self.store.path(&reservation.record.name());
+        let to = self.store.path(&record.name());
+        let written = reservation.write(record).and_then(|()| fs::rename(&from, &to));
+        written.map_err(failed("write", &to))
+    }
+
+    /// Removes a record and lets its addresses rest. Nothing happens when it is gone already.
+    pub fn remove(&self, name: &RecordName) -> Result<(), StoreError> {
+        let path = self.store.path(name);
+        if path.exists() && name.boot == short_boot(&self.store.boot_id) {
+            let events: Vec<Event> = name.ips.iter().map(|ip| Event::Released(*ip)).collect();
+            // A full disk must not keep a pod from being removed; its address only rests less.
+            if let Err(error) = self.store.log.append(&events) {
+                tracing::warn!("can't note released addresses: {error}");
+            }
+        }
+        remove_file(&path)
+    }
+
+    /// Creates an allocating record, with its flock held.
+    fn create(&self, record: &Record) -> Result<File, StoreError> {
+        let path = self.store.path(&record.name());
+        let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let file = match create() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                make_dir(&self.store.attachments)?;
+                create()
+            }
+            other => other,
+        };
+        let file = file.map_err(failed("create", &path))?;
+        let written = file.lock().and_then(|()| file.write_all_at(&encode(record)?, 0));
+        if let Err(e) = written {
+            // A full disk must not keep addresses as well.
+            let _ = fs::remove_file(&path);
+            return Err(failed("write", &path)(e));
+        }
+        Ok(file)
+    }
+}
+
+impl Reservation {
+    /// Replaces the content in one write, which no signal divides while it is shorter than a page. Spaces cover what
+    /// was longer before.
+    fn write(&mut self, record: &Record) -> io::Result<()> {
+        let mut bytes = encode(record)?;
+        let before = encode(&self.record)?.len();
+        bytes.resize(bytes.len().max(before), b' ');
+        self.file.write_all_at(&bytes, 0)
+    }
+}
+
+fn encode(record: &Record) -> io::Result<Vec<u8>> {
+    serde_json::to_vec(record).map_err(Into::into)
+}
+
+fn make_dir(path: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make directory", path))
+}
+
+fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::State;
+
+    const BOOT: &str = "0123abcd-0000-0000-0000-000000000000";
+
+    fn id(container: &str) -> AttachmentId {
+        AttachmentId {
+            container: container.to_owned().try_into().unwrap(),
+            ifname: "eth0".to_owned().try_into().unwrap(),
+        }
+    }
+
+    fn record(id: &AttachmentId, ips: Vec<IpAddr>) -> Record {
+        Record {
+            id: id.clone(),
+            state: State::Allocating,
+            network: "podnet".into(),
+            netns: "/run/netns/x".into(),
+            netns_cookie: None,
+            ips,
+            mac: Default::default(),
+            host_ifname: id.host_ifname(),
+            host_ifindex: 0,
+            host_mac: Default::default(),
+            host_netns: 1,
+            mtu: 1500,
+            gateways: Vec::new(),
+            bpffs: None,
+            boot_id: BOOT.into(),
+            pod: None,
+            port_mappings: Vec::new(),
+        }
+    }
+
+    fn reserve(store: &Store, container: &str, cidr: &str) -> Result<Reservation, StoreError> {
+        let pools = Pool::from_cidrs(&[cidr.parse().unwrap()]).unwrap();
+        let id = id(container);
+        store.lock()?.reserve(&id, &pools, &[], &[], |ips| record(&id, ips))
+    }
+
+    #[test]
+    fn a_record_from_reservation_to_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::with_boot_id(&dir.path().join("state"), BOOT);
+        assert_eq!(store.list().unwrap(), []);
+        let mut reservation = reserve(&store, "c1", "10.0.0.0/24").unwrap();
+        let allocating = reservation.record.name();
+        assert_eq!(store.list().unwrap(), std::slice::from_ref(&allocating));
+        assert!(matches!(store.try_claim(&allocating).unwrap(), Claimed::Busy), "ADD is at work");
+        assert!(matches!(reserve(&store, "c1", "10.0.0.0/24"), Err(StoreError::Exists { .. })));
+
+        let ready = Record { state: State::Ready, host_ifindex: 7, ..reservation.record.clone() };
+        store.lock().unwrap().finish(&mut reservation, &ready).unwrap();
+        assert!(matches!(store.try_claim(&allocating).unwrap(), Claimed::Gone));
+        assert!(matches!(store.try_claim(&ready.name()).unwrap(), Claimed::Busy), "until the process ends");
+        drop(reservation);
+        assert!(matches!(store.try_claim(&ready.name()).unwrap(), Claimed::Yes(_)));
+        assert_eq!(store.read(&ready.name()).unwrap(), Some(Content::Valid(Box::new(ready.clone()))));
+        assert_eq!(store.find(&id("c1")).unwrap(), [ready.name()]);
+        assert_eq!(store.find(&id("c")).unwrap(), []);
+
+        let next_boot = Store::with_boot_id(&dir.path().join("state"), "fedc0000-0000-0000-0000-000000000000");
+        assert_eq!(next_boot.read(&ready.name()).unwrap(), Some(Content::Leftover));
+
+        store.lock().unwrap().remove(&ready.name()).unwrap();
+        store.lock().unwrap().remove(&ready.name()).unwrap();
+        assert_eq!(store.read(&ready.name()).unwrap(), None);
+        assert_eq!(fs::read_to_string(store.log.path()).unwrap(), "+10.0.0.2\n-10.0.0.2\n", "released once");
+    }
+
+    #[test]
+    fn the_log_stays_short_and_means_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::with_boot_id(dir.path(), BOOT);
+        let mut given = Vec::new();
+        for _ in 0..2000 {
+            let name = reserve(&store, "c1", "10.0.0.0/25").unwrap().record.name();
+            store.lock().unwrap().remove(&name).unwrap();
+            given.push(name.ips[0]);
+            assert!(fs::metadata(store.log.path()).unwrap().len() < AddressLog::LIMIT + 64);
+        }
+        let round = 125;
+        assert!(given[..round].iter().collect::<BTreeSet<_>>().len() == round, "every address once a round");
+        assert!(given.windows(round + 1).all(|w| w[0] == w[round]), "and always in the same order");
+    }
+}

@@ -1,0 +1,220 @@
+//! The pod's veth pair: made, set up on both sides, compared with its record.
+//!
+//! The pod end has its addresses as /32 or /128 and a default route by a link-local gateway, the host end has the
+//! gateway's addresses and a route to each pod address; neighbours are permanent on both sides, so nothing is ever
+//! asked by ARP or ND. `datapath: none` needs no more than this and forwarding.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+
+use ipnetwork::IpNetwork;
+use podnet_common::addr::IfIndex;
+use thiserror::Error;
+
+use crate::netlink::{Answer, Link, Netlink, NetlinkError, Op, Route, Scope, link_local};
+use crate::netns::{NetNs, NetnsError};
+use crate::record::Record;
+use crate::sysctl;
+
+/// Index of `lo` in every network namespace.
+const LOOPBACK: IfIndex = IfIndex(1);
+
+/// Why a pod could not be wired, or is wired otherwise than recorded.
+#[derive(Debug, Error)]
+pub enum WiringError {
+    /// The kernel refused, or the socket failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The pod's namespace can't be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// One of the two names is taken.
+    #[error("interface {ifname} exists already in the pod, or {host_ifname} on the host")]
+    InterfaceExists {
+        /// The name in the pod.
+        ifname: String,
+        /// The name on the host.
+        host_ifname: String,
+    },
+    /// A setting could not be written.
+    #[error("can't change the network settings of {of}")]
+    Sysctl {
+        /// Interface or family.
+        of: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// No random bytes.
+    #[error("can't read /dev/urandom")]
+    Random(#[source] io::Error),
+    /// CHECK found something missing or different.
+    #[error("{0}")]
+    Mismatch(String),
+}
+
+fn mismatch<T>(text: impl Into<String>) -> Result<T, WiringError> {
+    Err(WiringError::Mismatch(text.into()))
+}
+
+fn single(answers: Vec<Answer>) -> Result<Link, WiringError> {
+    let link = answers.into_iter().find_map(Answer::link);
+    link.ok_or_else(|| NetlinkError::Answer("no link was returned".into()).into())
+}
+
+fn host_route(ip: IpAddr) -> IpNetwork {
+    IpNetwork::from(ip)
+}
+
+/// Makes the pair, both ends down, and returns the host end's index.
+pub fn create(host: &mut Netlink, record: &Record, pod: &NetNs) -> Result<IfIndex, WiringError> {
+    let ends = ((record.host_ifname.as_str(), record.host_mac), (record.id.ifname.as_str(), record.mac));
+    let ops = [Op::create_veth(ends.0, ends.1, pod.file().as_fd(), record.mtu), Op::get_link(&record.host_ifname)];
+    let mut outcomes = host.outcomes(&ops)?.into_iter();
+    match outcomes.next() {
+        Some(Err(e)) if e.errno() == Some(libc::EEXIST) => Err(WiringError::InterfaceExists {
+            ifname: record.id.ifname.as_str().to_owned(),
+            host_ifname: record.host_ifname.clone(),
+        }),
+        Some(Err(e)) => Err(e.into()),
+        _ => Ok(single(outcomes.next().transpose()?.unwrap_or_default())?.index),
+    }
+}
+
+/// Sets up the host end and brings it up.
+pub fn configure_host(host: &mut Netlink, record: &Record, alias: &str) -> Result<(), WiringError> {
+    let index = IfIndex(record.host_ifindex);
+    settings(&record.host_ifname, record)?;
+    let mut ops = vec![Op::no_generated_addresses(&record.host_ifname), Op::set_alias(index, alias), Op::up(index)];
+    for &gateway in &record.gateways {
+        ops.push(match gateway {
+            // Scope host: else the node would use it as its source address towards the pod.
+            IpAddr::V4(_) => Op::add_address(index, host_route(gateway), Scope::Host),
+            IpAddr::V6(ip) => {
+                let network = ipnetwork::Ipv6Network::new(ip, 64).map_or(host_route(gateway), IpNetwork::V6);
+                Op::add_address(index, network, Scope::Global)
+            }
+        });
+    }
+    for &ip in &record.ips {
+        ops.push(Op::add_neighbour(index, ip, record.mac));
+        ops.push(Op::add_route(&Route { destination: Some(host_route(ip)), gateway: None, oif: index }));
+    }
+    host.run(&ops)?;
+    Ok(())
+}
+
+/// Sets up the pod's namespace: `lo` and the pod end, with addresses, neighbours and default routes.
+pub fn configure_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
+    pod.run(|| {
+        let ifname = record.id.ifname.as_str();
+        settings(ifname, record)?;
+        if record.has_ipv6() {
+            enable_ipv6("lo")?;
+        }
+        let mut netlink = Netlink::open()?;
+        let ops = [Op::up(LOOPBACK), Op::no_generated_addresses(ifname), Op::get_link(ifname)];
+        let index = single(netlink.run(&ops)?)?.index;
+        let mut ops = vec![Op::up(index)];
+        if record.has_ipv6() {
+            let address = ipnetwork::Ipv6Network::new(link_local(record.mac), 64).map(IpNetwork::V6);
+            ops.extend(address.map(|a| Op::add_address(index, a, Scope::Global)));
+        }
+        for &ip in &record.ips {
+            ops.push(Op::add_address(index, host_route(ip), Scope::Global));
+        }
+        for &gateway in &record.gateways {
+            ops.push(Op::add_neighbour(index, gateway, record.host_mac));
+            ops.push(Op::add_route(&Route { destination: None, gateway: Some(gateway), oif: index }));
+        }
+        // Last, so that the link can send when the pod's processes begin.
+        ops.push(Op::get_link_index(index));
+        netlink.run(&ops)?;
+        Ok(())
+    })?
+}
+
+/// Waits until the kernel lets the host end send.
+pub fn settle(host: &mut Netlink, record: &Record) -> Result<(), WiringError> {
+    host.run(&[Op::get_link_index(IfIndex(record.host_ifindex))])?;
+    Ok(())
+}
+
+/// Lets the node forward the pod's packets; with the eBPF datapath this is the daemon's.
+pub fn forward(record: &Record) -> Result<(), WiringError> {
+    for (ipv6, of) in [(false, "IPv4"), (true, "IPv6")] {
+        if record.ips.iter().any(|ip| ip.is_ipv6() == ipv6) {
+            sysctl::forward(ipv6).map_err(|source| WiringError::Sysctl { of: of.into(), source })?;
+        }
+    }
+    Ok(())
+}
+
+/// IPv6 settings of an end, before it comes up. Containers often begin with IPv6 switched off.
+fn settings(ifname: &str, record: &Record) -> Result<(), WiringError> {
+    if record.has_ipv6() {
+        enable_ipv6(ifname)?;
+        for key in ["accept_dad", "accept_ra"] {
+            set_ipv6(ifname, key)?;
+        }
+    }
+    Ok(())
+}
+
+fn enable_ipv6(ifname: &str) -> Result<(), WiringError> {
+    set_ipv6(ifname, "disable_ipv6")
+}
+
+fn set_ipv6(ifname: &str, key: &str) -> Result<(), WiringError> {
+    sysctl::ensure(&["ipv6", "conf", ifname, key], "0")
+        .map_err(|source| WiringError::Sysctl { of: ifname.to_owned(), source })
+}
+
+/// Compares the host end with its record.
+pub fn check_host(host: &mut Netlink, record: &Record) -> Result<(), WiringError> {
+    let name = &record.host_ifname;
+    let link = single(host.run(&[Op::get_link(name)])?)?;
+    if link.index.0 != record.host_ifindex {
+        return mismatch(format!("{name} has index {}, the record says {}", link.index.0, record.host_ifindex));
+    }
+    if !link.up {
+        return mismatch(format!("{name} is down"));
+    }
+    let ops: Vec<Op> = record.ips.iter().map(|ip| Op::get_route(*ip)).collect();
+    let routes = host.run(&ops)?;
+    for (ip, answer) in record.ips.iter().zip(routes) {
+        if !matches!(&answer, Answer::Route(r) if r.oif == link.index && r.gateway.is_none()) {
+            return mismatch(format!("the node's route to {ip} does not lead to {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// Compares the pod end with its record. MAC, MTU and what else is there are other plugins' to change.
+pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
+    pod.run(|| {
+        let name = record.id.ifname.as_str();
+        let mut netlink = Netlink::open()?;
+        let link = single(netlink.run(&[Op::get_link(name)])?)?;
+        if !link.up {
+            return mismatch(format!("{name} is down in the pod"));
+        }
+        let addresses = netlink.addresses(link.index)?;
+        if let Some(ip) = record.ips.iter().find(|ip| !addresses.iter().any(|a| a.ip() == **ip)) {
+            return mismatch(format!("{name} does not have the address {ip} any more"));
+        }
+        let routes = netlink.routes()?;
+        for &ip in &record.ips {
+            let gateway = record.gateway(ip);
+            let family = |r: &Route| r.gateway.is_some_and(|g| g.is_ipv4() == ip.is_ipv4());
+            let ours = |r: &Route| r.oif == link.index && r.gateway == gateway;
+            if !routes.iter().any(|r| r.destination.is_none() && family(r) && ours(r)) {
+                return mismatch(format!(
+                    "the pod has no default route by {} on {name}",
+                    gateway.map_or("its gateway".to_owned(), |g| g.to_string())
+                ));
+            }
+        }
+        Ok(())
+    })?
+}

@@ -1,0 +1,142 @@
+//! Addresses, ports and protocols as tables and tuples hold them.
+//!
+//! An address is always 16 bytes, IPv4 mapped into `::ffff:0:0/96` (RFC 4291, section 2.5.5.2), so that there is
+//! one set of tables for both families.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bytemuck::{Pod, Zeroable};
+
+/// An IPv4 or IPv6 address: 16 bytes in network order, IPv4 mapped. Held as four words because the kernel side
+/// reads packets in words.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Addr(pub [u32; 4]);
+
+/// The third word of a mapped IPv4 address.
+const MAPPED: u32 = 0xffffu32.to_be();
+
+impl Addr {
+    /// `::`, which stands for "none".
+    pub const NONE: Self = Self([0; 4]);
+
+    /// The mapped form of an IPv4 address given as its word on the wire.
+    #[inline(always)]
+    pub const fn v4(word: u32) -> Self {
+        Self([0, 0, MAPPED, word])
+    }
+
+    /// Whether this is a mapped IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] | self.0[1] | (self.0[2] ^ MAPPED) == 0
+    }
+
+    /// Equality without branches, each of which would be two more paths for the kernel's verifier.
+    #[inline(always)]
+    pub const fn same(&self, other: &Self) -> bool {
+        self.difference(other) == 0
+    }
+
+    /// Zero when both are the same.
+    #[inline(always)]
+    pub(crate) const fn difference(&self, other: &Self) -> u32 {
+        (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1]) | (self.0[2] ^ other.0[2]) | (self.0[3] ^ other.0[3])
+    }
+
+    /// Whether this is [`Self::NONE`].
+    #[inline(always)]
+    pub const fn is_none(&self) -> bool {
+        self.0[0] | self.0[1] | self.0[2] | self.0[3] == 0
+    }
+}
+
+impl From<Ipv4Addr> for Addr {
+    fn from(a: Ipv4Addr) -> Self {
+        Self::v4(u32::from_ne_bytes(a.octets()))
+    }
+}
+
+impl From<Ipv6Addr> for Addr {
+    fn from(a: Ipv6Addr) -> Self {
+        Self(bytemuck::cast(a.octets()))
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(a: IpAddr) -> Self {
+        match a {
+            IpAddr::V4(a) => a.into(),
+            IpAddr::V6(a) => a.into(),
+        }
+    }
+}
+
+impl From<Addr> for IpAddr {
+    fn from(a: Addr) -> Self {
+        if a.is_v4() {
+            Self::V4(Ipv4Addr::from(a.0[3].to_ne_bytes()))
+        } else {
+            Self::V6(Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(a.0)))
+        }
+    }
+}
+
+/// A TCP, UDP or SCTP port in network byte order, or the identifier of an ICMP echo.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Port(u16);
+
+impl Port {
+    /// From host byte order.
+    #[inline(always)]
+    pub const fn new(port: u16) -> Self {
+        Self(port.to_be())
+    }
+
+    /// From a word as it is on the wire.
+    #[inline(always)]
+    pub const fn from_wire(word: u16) -> Self {
+        Self(word)
+    }
+
+    /// The word as it is on the wire.
+    #[inline(always)]
+    pub const fn wire(self) -> u16 {
+        self.0
+    }
+
+    /// In host byte order.
+    #[inline(always)]
+    pub const fn get(self) -> u16 {
+        u16::from_be(self.0)
+    }
+}
+
+/// An IP protocol number (IANA).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Proto(pub u8);
+
+impl Proto {
+    /// ICMP for IPv4.
+    pub const ICMP: Self = Self(1);
+    /// TCP.
+    pub const TCP: Self = Self(6);
+    /// UDP.
+    pub const UDP: Self = Self(17);
+    /// ICMP for IPv6.
+    pub const ICMPV6: Self = Self(58);
+    /// SCTP.
+    pub const SCTP: Self = Self(132);
+}
+
+/// A network interface's index in its namespace; 0 is none.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct IfIndex(pub u32);
+
+/// An Ethernet address. Aligned so that the kernel side copies it in halfwords.
+#[repr(C, align(2))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Mac(pub [u8; 6]);

@@ -1,0 +1,177 @@
+//! Packets that belong to no service: pod to pod, and what the stack is to handle.
+
+use crate::{
+    layout::{Config, CtEntry, Endpoint, Frontend, Hook, NetworkKind, Out, Tuple},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Tcp},
+    verdict::{Counter, Reason},
+};
+
+use super::{
+    Place, Stage, Tables, Verdict, checks,
+    family::{Family, Parsed, Piece, V4, V6, parse},
+    frontend,
+    hot::{HEADERS, fits},
+};
+
+/// Handles a packet that belongs to no flow and begins none, after [`super::begin`] at the same hook.
+#[inline(always)]
+pub fn alone<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    p.pull(HEADERS);
+    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t, &ethernet),
+        ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t, &ethernet),
+        _ => Verdict::Drop(Reason::Malformed),
+    }
+}
+
+#[inline(always)]
+fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
+    let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
+    direct::<At, F, P, T>(p, t, ethernet, &v)
+}
+
+/// Forwards a packet by its own destination.
+// On its own, so that its variables don't take stack from the others'.
+#[inline(never)]
+pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
+    p: &mut P,
+    t: &T,
+    ethernet: &Ethernet,
+    v: &Parsed<F>,
+) -> Verdict {
+    if F::V6 && checks::link_scope(&v.tuple.src, &v.tuple.dst, v.tuple.proto) {
+        return Verdict::Pass;
+    }
+    if let Err(reason) = checks::source::<At, F, P, T>(p, t, ethernet, &v.tuple) {
+        return Verdict::Drop(reason);
+    }
+    if let Some(endpoint) = t.endpoint(&v.tuple.dst) {
+        if v.ports && answers_need_flow::<At, T>(t, &v.tuple) {
+            return Verdict::Tail(Stage::Begin);
+        }
+        return match into_pod::<F, P, T>(p, t, v, endpoint) {
+            Some(verdict) => verdict,
+            None => Verdict::Drop(Reason::StoreFailed),
+        };
+    }
+    match t.network(&v.tuple.dst) {
+        Some(n) if n.kind == NetworkKind::Services as u32 => {
+            if checks::may_use_cluster_ip::<At, T>(t) {
+                no_frontend::<F, T>(t, v)
+            } else {
+                Verdict::Drop(Reason::ClusterIpFromOutside)
+            }
+        }
+        Some(n) if n.kind == NetworkKind::ServiceAddress as u32 => no_frontend::<F, T>(t, v),
+        // The hairpin address, for which there are answers only: the host's routes would lead here again.
+        Some(n) if n.kind == NetworkKind::LocalPods as u32 && At::HOOK as u32 == Hook::FromHost as u32 => {
+            Verdict::Drop(Reason::NoRoute)
+        }
+        Some(n) if frontend::carried(&v.tuple) && frontend::node_port::<At, T>(t, ethernet, &v.tuple, n).is_some() => {
+            Verdict::Tail(Stage::Begin)
+        }
+        Some(n) if n.kind == NetworkKind::RemotePods as u32 && At::HOOK as u32 == Hook::FromPod as u32 => {
+            match to_node::<F, P, T>(p, t, v) {
+                Some(verdict) => verdict,
+                None => Verdict::Drop(Reason::StoreFailed),
+            }
+        }
+        None if t.config().is_some_and(|config| checks::masquerades::<At, T>(t, config, &v.tuple)) => {
+            if v.ports {
+                Verdict::Tail(Stage::Begin)
+            } else if v.piece == Piece::Whole {
+                Verdict::Pass
+            } else {
+                Verdict::Drop(Reason::LostFragment)
+            }
+        }
+        _ => Verdict::Pass,
+    }
+}
+
+/// Whether a packet begins a connection whose answers look like those of a flow that is translated: its client uses one
+/// source port towards a service and to the very backend that it was given. If that flow is over it is forgotten; else a
+/// pod's connection gets another port.
+#[inline(always)]
+pub(super) fn answers_collide<At: Place, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u8) -> bool {
+    let opens = tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN;
+    opens && answers::<T>(t, tuple) && At::HOOK as u32 == Hook::FromPod as u32
+}
+
+/// Whether a packet is for a pod, from where its answers would get the node's address if they were not known as such.
+#[inline(always)]
+pub(super) fn answers_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple) -> bool {
+    At::HOOK as u32 == Hook::FromUplink as u32
+        && frontend::begins(tuple)
+        && t.endpoint(&tuple.dst).is_some()
+        && t.network(&tuple.src).is_none()
+        && t.config().is_some_and(|config| config.flags & Config::MASQUERADE != 0)
+}
+
+/// Whether answers to a packet with this tuple would be taken for those of a flow that is translated and not over.
+// On its own, since the stack is small.
+#[inline(never)]
+fn answers<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+    let answer = tuple.reversed();
+    let mut over = None;
+    let found = t.flow(&answer, |entry| {
+        if entry.closed() {
+            over = Some(entry.reply_key(answer.proto));
+        }
+        entry.flags & CtEntry::REPLY != 0
+    });
+    if let (Some(true), Some(flow)) = (found, &over) {
+        t.remove_flow(flow);
+        t.remove_flow(&answer);
+    }
+    found == Some(true) && over.is_none()
+}
+
+/// Straight into a pod of this node, past the stack.
+#[inline(always)]
+fn into_pod<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, v: &Parsed<F>, endpoint: &Endpoint) -> Option<Verdict> {
+    if endpoint.flags & Endpoint::NO_PEER != 0 || !fits::<F, P>(p, v, endpoint.mtu) {
+        t.count(Counter::ToStack);
+        return Some(Verdict::Pass);
+    }
+    let mut header = v.header;
+    F::decrement_ttl(&mut header);
+    F::write(p, &header, false, false)?;
+    p.store(0, &[endpoint.mac, endpoint.host_mac])?;
+    Some(Verdict::Forward(Out::Pod, endpoint.ifindex))
+}
+
+/// Out of an uplink towards another node's pod.
+#[inline(always)]
+fn to_node<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, v: &Parsed<F>) -> Option<Verdict> {
+    let route = match t.route(p.ifindex(), &v.tuple.src, &v.tuple.dst) {
+        Some(route) if fits::<F, P>(p, v, route.mtu) => route,
+        _ => {
+            t.count(Counter::ToStack);
+            return Some(Verdict::Pass);
+        }
+    };
+    let mut header = v.header;
+    F::decrement_ttl(&mut header);
+    F::write(p, &header, false, false)?;
+    Some(Verdict::Forward(Out::Uplink, route.ifindex))
+}
+
+/// A service address without the frontend that the packet wants.
+#[inline(always)]
+fn no_frontend<F: Family, T: Tables>(t: &T, v: &Parsed<F>) -> Verdict {
+    let Some(address) = frontend::of_address(t, &v.tuple.dst) else {
+        return Verdict::Drop(Reason::UnallocatedService);
+    };
+    if v.echo_request && v.piece == Piece::Whole && address.flags & Frontend::ANSWERS_ECHO != 0 {
+        return Verdict::Tail(Stage::Reject);
+    }
+    if v.ports && frontend::carried(&v.tuple) {
+        Verdict::Reject(Reason::UndefinedPort)
+    } else if v.piece == Piece::Later {
+        Verdict::Drop(Reason::LostFragment)
+    } else {
+        Verdict::Drop(Reason::NotTranslatable)
+    }
+}

@@ -1,0 +1,532 @@
+//! What differs between IPv4 and IPv6: parsing and rewriting their headers. Everything above is written once.
+
+use core::mem::offset_of;
+
+use bytemuck::Pod;
+
+use super::reject;
+use crate::{
+    addr::{Addr, Port, Proto},
+    checksum,
+    layout::Tuple,
+    packet::{ETH, Icmp, Ipv4, Ipv6, Packet, Sctp, Tcp, Udp},
+};
+
+/// How many IPv6 extension headers are followed. RFC 8200, section 4.1 expects at most six in a sensible packet.
+const EXTENSION_HEADERS: usize = 6;
+
+/// A packet's network and transport headers, read and not yet changed.
+pub(super) struct Parsed<F: Family> {
+    /// The IP header.
+    pub header: F::Header,
+    /// Addresses, ports (zero where there are none) and protocol.
+    pub tuple: Tuple,
+    /// Offset of the transport header in the frame.
+    pub l4: usize,
+    /// Length of the IP and transport headers in bytes.
+    pub headers: u32,
+    /// The transport checksum as it is.
+    pub checksum: u16,
+    /// TCP's flags, else zero.
+    pub tcp_flags: u8,
+    /// Whether the tuple has ports, as those of TCP, UDP and SCTP packets and of ICMP echoes have: see [`parse`].
+    pub ports: bool,
+    /// Whether this is an echo request.
+    pub echo_request: bool,
+    /// What part of the packet this is.
+    pub piece: Piece,
+    /// The packet's identification, as on the wire, if it is in pieces.
+    pub id: u32,
+    /// Whether this is an ICMP error, which quotes another packet.
+    pub icmp_error: bool,
+}
+
+/// What part of a packet a frame carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// All of it.
+    Whole,
+    /// Its first fragment, which has the transport header.
+    First,
+    /// Another fragment.
+    Later,
+}
+
+impl Piece {
+    /// Of a fragment's offset field, or of what follows from it.
+    #[inline(always)]
+    fn new(more: bool, later: bool) -> Self {
+        match (more, later) {
+            (_, true) => Self::Later,
+            (true, false) => Self::First,
+            (false, false) => Self::Whole,
+        }
+    }
+}
+
+/// Kinds of control messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Control {
+    /// About another packet, which it quotes.
+    Error,
+    /// It asks to be answered.
+    EchoRequest,
+    /// The answer.
+    EchoReply,
+    /// Neither.
+    Other,
+}
+
+/// Where the transport header is.
+pub(super) struct Layer3 {
+    pub l4: usize,
+    pub proto: u8,
+    pub piece: Piece,
+    pub id: u32,
+}
+
+/// An IP version.
+pub(super) trait Family {
+    /// Its header without options or extensions.
+    type Header: Pod;
+    /// Whether it is IPv6.
+    const V6: bool;
+    /// Its control protocol.
+    const ICMP: Proto;
+
+    /// What a type of its control protocol is.
+    fn control(kind: u8) -> Control;
+    /// Types and codes of its control protocol: echo reply; port unreachable; too big; lifetime exceeded.
+    const ECHO_REPLY: u8;
+    const UNREACHABLE: [u8; 2];
+    const TOO_BIG: [u8; 2];
+    const EXCEEDED: [u8; 2];
+    /// The second word of the error that says what fits.
+    fn too_big(mtu: u32) -> u32;
+    /// Protocol and offset of the transport header behind a quoted header, if it is one that services carry and the
+    /// quotation holds its beginning.
+    fn quoted_transport(header: &Self::Header) -> Option<(Proto, usize)>;
+
+    /// Finds the transport header. `None`: the packet contradicts itself or is cut short.
+    fn locate<P: Packet>(p: &P, header: &Self::Header) -> Option<Layer3>;
+    fn src(header: &Self::Header) -> Addr;
+    fn dst(header: &Self::Header) -> Addr;
+    /// TTL or hop limit.
+    fn ttl(header: &Self::Header) -> u8;
+    /// Replaces the TTL or hop limit.
+    fn set_ttl(header: &mut Self::Header, ttl: u8);
+    /// Takes one off the TTL or hop limit.
+    #[inline(always)]
+    fn decrement_ttl(header: &mut Self::Header) {
+        Self::set_ttl(header, Self::ttl(header).wrapping_sub(1));
+    }
+    /// Whether routers mustn't cut the packet.
+    fn whole_only(header: &Self::Header) -> bool;
+    /// Where the packet ends in its frame.
+    fn end(header: &Self::Header, frame_len: u32) -> u32;
+    /// Replaces the source and returns the difference for checksums.
+    fn set_src(header: &mut Self::Header, addr: &Addr) -> u64;
+    /// Replaces the destination and returns the difference for checksums.
+    fn set_dst(header: &mut Self::Header, addr: &Addr) -> u64;
+    /// Brings the header's own checksum, if it has one, up to date with a difference of its addresses.
+    fn update_checksum(header: &mut Self::Header, difference: u64);
+    /// Whether an address can't be on any wire: mapped ones in IPv6.
+    fn mapped(addr: &Addr) -> bool;
+    /// Writes back what may have changed: the TTL and checksum, the source, the destination.
+    fn write<P: Packet>(p: &mut P, header: &Self::Header, src: bool, dst: bool) -> Option<()>;
+    /// A header for an answer: source and destination exchanged, no options; `len` bytes follow it.
+    fn answer(header: &Self::Header, proto: Proto, len: u16) -> Self::Header;
+    /// The header as an ICMP error quotes it: options and extensions left out.
+    fn quote(header: &Self::Header, proto: Proto) -> Self::Header;
+    /// Sum of the header's words.
+    fn sum(header: &Self::Header) -> u64;
+}
+
+/// IPv4.
+pub(super) struct V4;
+/// IPv6.
+pub(super) struct V6;
+
+impl Family for V4 {
+    type Header = Ipv4;
+    const V6: bool = false;
+    const ICMP: Proto = Proto::ICMP;
+
+    // Unreachable, time exceeded, parameter problem (RFC 792). Source quench and redirects are not for translation.
+    #[inline(always)]
+    fn control(kind: u8) -> Control {
+        match kind {
+            3 | 11 | 12 => Control::Error,
+            8 => Control::EchoRequest,
+            0 => Control::EchoReply,
+            _ => Control::Other,
+        }
+    }
+
+    const ECHO_REPLY: u8 = 0;
+    const UNREACHABLE: [u8; 2] = [3, 3];
+    const TOO_BIG: [u8; 2] = [3, 4];
+    const EXCEEDED: [u8; 2] = [11, 0];
+
+    // The lower half (RFC 1191, section 4).
+    #[inline(always)]
+    fn too_big(mtu: u32) -> u32 {
+        mtu.to_be()
+    }
+
+    #[inline(always)]
+    fn quoted_transport(h: &Ipv4) -> Option<(Proto, usize)> {
+        let len = (h.version_ihl & 0xf) as usize * 4;
+        let first = u16::from_be(h.fragment) & 0x1fff == 0;
+        (carried::<Self>(h.proto) && len >= 20 && first).then_some((Proto(h.proto), len))
+    }
+
+    #[inline(always)]
+    fn locate<P: Packet>(p: &P, h: &Ipv4) -> Option<Layer3> {
+        let ihl = (h.version_ihl & 0xf) as usize * 4;
+        let total = u16::from_be(h.total_len) as usize;
+        // The kernel joins segments to packets longer than the field can say, which then is zero (BIG TCP).
+        let contradiction = total != 0 && (total < ihl || total + ETH > p.frame_len() as usize);
+        if h.version_ihl >> 4 != 4 || ihl < 20 || contradiction {
+            return None;
+        }
+        // More fragments, and the offset (RFC 791, section 3.1).
+        let fragment = u16::from_be(h.fragment);
+        let piece = Piece::new(fragment & 0x2000 != 0, fragment & 0x1fff != 0);
+        Some(Layer3 { l4: ETH + ihl, proto: h.proto, piece, id: h.id as u32 })
+    }
+
+    #[inline(always)]
+    fn src(h: &Ipv4) -> Addr {
+        Addr::v4(h.src)
+    }
+
+    #[inline(always)]
+    fn dst(h: &Ipv4) -> Addr {
+        Addr::v4(h.dst)
+    }
+
+    #[inline(always)]
+    fn ttl(h: &Ipv4) -> u8 {
+        h.ttl
+    }
+
+    #[inline(always)]
+    fn set_ttl(h: &mut Ipv4, ttl: u8) {
+        let old = u16::from_ne_bytes([h.ttl, h.proto]) as u32;
+        let new = u16::from_ne_bytes([ttl, h.proto]) as u32;
+        h.ttl = ttl;
+        h.checksum = checksum::apply(h.checksum, checksum::difference(old, new));
+    }
+
+    #[inline(always)]
+    fn whole_only(h: &Ipv4) -> bool {
+        h.fragment & 0x4000u16.to_be() != 0
+    }
+
+    #[inline(always)]
+    fn end(h: &Ipv4, frame_len: u32) -> u32 {
+        let total = u16::from_be(h.total_len) as u32;
+        if total == 0 { frame_len } else { ETH as u32 + total }
+    }
+
+    #[inline(always)]
+    fn set_src(h: &mut Ipv4, addr: &Addr) -> u64 {
+        let difference = checksum::difference(h.src, addr.0[3]);
+        h.src = addr.0[3];
+        difference
+    }
+
+    #[inline(always)]
+    fn set_dst(h: &mut Ipv4, addr: &Addr) -> u64 {
+        let difference = checksum::difference(h.dst, addr.0[3]);
+        h.dst = addr.0[3];
+        difference
+    }
+
+    #[inline(always)]
+    fn update_checksum(h: &mut Ipv4, difference: u64) {
+        h.checksum = checksum::apply(h.checksum, difference);
+    }
+
+    #[inline(always)]
+    fn mapped(_: &Addr) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn write<P: Packet>(p: &mut P, h: &Ipv4, src: bool, dst: bool) -> Option<()> {
+        let [high, low] = h.checksum.to_ne_bytes();
+        p.store(ETH + offset_of!(Ipv4, ttl), &u32::from_ne_bytes([h.ttl, h.proto, high, low]))?;
+        if src {
+            p.store(ETH + offset_of!(Ipv4, src), &h.src)?;
+        }
+        if dst {
+            p.store(ETH + offset_of!(Ipv4, dst), &h.dst)?;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn answer(h: &Ipv4, proto: Proto, len: u16) -> Ipv4 {
+        let mut answer = Ipv4 {
+            version_ihl: 0x45,
+            tos: 0,
+            total_len: (20 + len).to_be(),
+            id: 0,
+            fragment: 0x4000u16.to_be(),
+            ttl: 64,
+            proto: proto.0,
+            checksum: 0,
+            src: h.dst,
+            dst: h.src,
+        };
+        answer.checksum = !checksum::fold16(Self::sum(&answer));
+        answer
+    }
+
+    #[inline(always)]
+    fn quote(h: &Ipv4, _: Proto) -> Ipv4 {
+        Ipv4 { version_ihl: 0x45, ..*h }
+    }
+
+    #[inline(always)]
+    fn sum(h: &Ipv4) -> u64 {
+        reject::sum(&bytemuck::cast::<Ipv4, [u32; 5]>(*h))
+    }
+}
+
+impl Family for V6 {
+    type Header = Ipv6;
+    const V6: bool = true;
+    const ICMP: Proto = Proto::ICMPV6;
+
+    // All types below 128 are errors (RFC 4443, section 2.1); those that are defined: unreachable, too big, time
+    // exceeded, parameter problem.
+    #[inline(always)]
+    fn control(kind: u8) -> Control {
+        match kind {
+            1..=4 => Control::Error,
+            128 => Control::EchoRequest,
+            129 => Control::EchoReply,
+            _ => Control::Other,
+        }
+    }
+
+    const ECHO_REPLY: u8 = 129;
+    const UNREACHABLE: [u8; 2] = [1, 4];
+    const TOO_BIG: [u8; 2] = [2, 0];
+    const EXCEEDED: [u8; 2] = [3, 0];
+
+    #[inline(always)]
+    fn too_big(mtu: u32) -> u32 {
+        mtu.to_be()
+    }
+
+    #[inline(always)]
+    fn quoted_transport(h: &Ipv6) -> Option<(Proto, usize)> {
+        carried::<Self>(h.next_header).then_some((Proto(h.next_header), size_of::<Ipv6>()))
+    }
+
+    #[inline(always)]
+    fn locate<P: Packet>(p: &P, h: &Ipv6) -> Option<Layer3> {
+        let total = u16::from_be(h.payload_len) as usize + 40;
+        if (h.version_flow & 0xf0u32) != 0x60 || total + ETH > p.frame_len() as usize {
+            return None;
+        }
+        let mut found = Layer3 { l4: ETH + 40, proto: h.next_header, piece: Piece::Whole, id: 0 };
+        let mut i = 0;
+        while i < EXTENSION_HEADERS {
+            match found.proto {
+                // Hop-by-hop options, routing, destination options (RFC 8200, section 4).
+                0 | 43 | 60 => {
+                    let [next, len] = p.load::<[u8; 2]>(found.l4)?;
+                    found.proto = next;
+                    found.l4 += (len as usize + 1) * 8;
+                }
+                44 => {
+                    let [head, id]: [u32; 2] = p.load(found.l4)?;
+                    let [next, _, high, low] = head.to_ne_bytes();
+                    found.proto = next;
+                    found.id = id;
+                    found.l4 += 8;
+                    // A packet may be its own only fragment (RFC 6946).
+                    found.piece = Piece::new(low & 1 != 0, high != 0 || low & 0xf8 != 0);
+                    // Only the first fragment goes on with headers.
+                    if found.piece == Piece::Later {
+                        break;
+                    }
+                }
+                _ => break,
+            }
+            i += 1;
+        }
+        Some(found)
+    }
+
+    #[inline(always)]
+    fn src(h: &Ipv6) -> Addr {
+        Addr(h.src)
+    }
+
+    #[inline(always)]
+    fn dst(h: &Ipv6) -> Addr {
+        Addr(h.dst)
+    }
+
+    #[inline(always)]
+    fn ttl(h: &Ipv6) -> u8 {
+        h.hop_limit
+    }
+
+    #[inline(always)]
+    fn set_ttl(h: &mut Ipv6, ttl: u8) {
+        h.hop_limit = ttl;
+    }
+
+    #[inline(always)]
+    fn whole_only(_: &Ipv6) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn end(h: &Ipv6, frame_len: u32) -> u32 {
+        let payload = u16::from_be(h.payload_len) as u32;
+        if payload == 0 { frame_len } else { ETH as u32 + 40 + payload }
+    }
+
+    #[inline(always)]
+    fn set_src(h: &mut Ipv6, addr: &Addr) -> u64 {
+        let difference = checksum::difference4(h.src, addr.0);
+        h.src = addr.0;
+        difference
+    }
+
+    #[inline(always)]
+    fn set_dst(h: &mut Ipv6, addr: &Addr) -> u64 {
+        let difference = checksum::difference4(h.dst, addr.0);
+        h.dst = addr.0;
+        difference
+    }
+
+    #[inline(always)]
+    fn update_checksum(_: &mut Ipv6, _: u64) {}
+
+    #[inline(always)]
+    fn mapped(addr: &Addr) -> bool {
+        addr.is_v4()
+    }
+
+    #[inline(always)]
+    fn write<P: Packet>(p: &mut P, h: &Ipv6, src: bool, dst: bool) -> Option<()> {
+        p.store(ETH + offset_of!(Ipv6, hop_limit), &h.hop_limit)?;
+        if src {
+            p.store(ETH + offset_of!(Ipv6, src), &h.src)?;
+        }
+        if dst {
+            p.store(ETH + offset_of!(Ipv6, dst), &h.dst)?;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn answer(h: &Ipv6, proto: Proto, len: u16) -> Ipv6 {
+        Ipv6 {
+            version_flow: 0x6000_0000u32.to_be(),
+            payload_len: len.to_be(),
+            next_header: proto.0,
+            hop_limit: 64,
+            src: h.dst,
+            dst: h.src,
+        }
+    }
+
+    #[inline(always)]
+    fn quote(h: &Ipv6, proto: Proto) -> Ipv6 {
+        Ipv6 { next_header: proto.0, ..*h }
+    }
+
+    #[inline(always)]
+    fn sum(h: &Ipv6) -> u64 {
+        reject::sum(&bytemuck::cast::<Ipv6, [u32; 10]>(*h))
+    }
+}
+
+/// Whether there are flows of a protocol.
+#[inline(always)]
+fn carried<F: Family>(proto: u8) -> bool {
+    proto == Proto::TCP.0 || proto == Proto::UDP.0 || proto == Proto::SCTP.0 || proto == F::ICMP.0
+}
+
+/// The ports that stand for an echo: its identifier is the port of the side that asked, and the other has none.
+#[inline(always)]
+pub(super) fn echo_ports(identifier: u16, request: bool) -> (Port, Port) {
+    let (asking, other) = (Port::from_wire(identifier), Port::new(0));
+    if request { (asking, other) } else { (other, asking) }
+}
+
+/// Reads a packet's headers. `None`: they are cut short or contradict themselves. A later fragment has no ports, and
+/// neither has a fragment of SCTP, whose checksum can't be brought up to date without the rest.
+#[inline(always)]
+pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
+    let header: F::Header = p.load(ETH)?;
+    let l3 = F::locate(p, &header)?;
+    let proto = Proto(l3.proto);
+    let mut parsed = Parsed {
+        header,
+        tuple: Tuple { src: F::src(&header), dst: F::dst(&header), proto, ..Tuple::default() },
+        l4: l3.l4,
+        headers: (l3.l4 - ETH) as u32,
+        checksum: 0,
+        tcp_flags: 0,
+        ports: false,
+        echo_request: false,
+        piece: l3.piece,
+        id: l3.id,
+        icmp_error: false,
+    };
+    // What fills up the frame behind the packet is no header.
+    let room = (F::end(&header, p.frame_len()) as usize).checked_sub(l3.l4)?;
+    if l3.piece == Piece::Later {
+        return Some(parsed);
+    }
+    if proto == Proto::TCP {
+        let tcp: Tcp = within(p, l3.l4, room)?;
+        parsed.tuple.sport = Port::from_wire(tcp.sport);
+        parsed.tuple.dport = Port::from_wire(tcp.dport);
+        parsed.headers += (tcp.offset >> 4) as u32 * 4;
+        parsed.checksum = tcp.checksum;
+        parsed.tcp_flags = tcp.flags;
+        parsed.ports = true;
+    } else if proto == Proto::UDP {
+        let udp: Udp = within(p, l3.l4, room)?;
+        parsed.tuple.sport = Port::from_wire(udp.sport);
+        parsed.tuple.dport = Port::from_wire(udp.dport);
+        parsed.headers += size_of::<Udp>() as u32;
+        parsed.checksum = udp.checksum;
+        parsed.ports = true;
+    } else if proto == F::ICMP {
+        let icmp: Icmp = within(p, l3.l4, room)?;
+        let control = F::control(icmp.kind);
+        parsed.icmp_error = control == Control::Error;
+        parsed.echo_request = control == Control::EchoRequest;
+        if parsed.echo_request || control == Control::EchoReply {
+            let [high, low, ..] = icmp.rest.to_ne_bytes();
+            let identifier = u16::from_ne_bytes([high, low]);
+            (parsed.tuple.sport, parsed.tuple.dport) = echo_ports(identifier, parsed.echo_request);
+            parsed.ports = true;
+        }
+    } else if proto == Proto::SCTP && l3.piece == Piece::Whole {
+        let sctp: Sctp = within(p, l3.l4, room)?;
+        parsed.tuple.sport = Port::from_wire(sctp.sport);
+        parsed.tuple.dport = Port::from_wire(sctp.dport);
+        parsed.ports = true;
+    }
+    Some(parsed)
+}
+
+/// Reads a header where `room` bytes are left of the packet.
+#[inline(always)]
+fn within<P: Packet, T: Pod>(p: &P, offset: usize, room: usize) -> Option<T> {
+    if room < size_of::<T>() { None } else { p.load(offset) }
+}

@@ -1,0 +1,92 @@
+//! Whom a packet addresses.
+
+use crate::{
+    addr::{Addr, Proto},
+    layout::{Frontend, FrontendKey, Hook, Network, NetworkKind, Tuple},
+    packet::Ethernet,
+};
+
+use super::{Place, Tables};
+
+/// A frontend that a packet addresses.
+pub(super) struct Found<'t> {
+    /// Where its entries are, whatever the scope.
+    pub key: FrontendKey,
+    /// The entry that every frontend has.
+    pub frontend: &'t Frontend,
+    /// Another node has chosen this one for the packet and sent it on.
+    pub sent_on: bool,
+}
+
+/// The frontend with exactly the packet's destination.
+#[inline(always)]
+pub(super) fn exact(tuple: &Tuple) -> FrontendKey {
+    FrontendKey { addr: tuple.dst, port: tuple.dport, proto: tuple.proto, scope: FrontendKey::ANY }
+}
+
+/// The key of a port of the node, for an address of the family.
+#[inline(always)]
+fn of_node(tuple: &Tuple) -> FrontendKey {
+    let addr = if tuple.dst.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
+    FrontendKey { addr, ..exact(tuple) }
+}
+
+/// Finds the frontend that a packet addresses.
+#[inline(always)]
+pub(super) fn find<'t, At: Place, T: Tables>(t: &'t T, ethernet: &Ethernet, tuple: &Tuple) -> Option<Found<'t>> {
+    let network = t.network(&tuple.dst);
+    let own = network.is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
+    let key = exact(tuple);
+    if let Some(frontend) = t.frontend(&key) {
+        let sent_on = !own && sent_on::<At, T>(t, ethernet, frontend);
+        return Some(Found { key, frontend, sent_on });
+    }
+    node_port::<At, T>(t, ethernet, tuple, network?)
+}
+
+/// Finds the frontend among those that are there at all of a node's addresses. `network` is what the packet's destination
+/// is.
+#[inline(always)]
+pub(super) fn node_port<'t, At: Place, T: Tables>(
+    t: &'t T,
+    ethernet: &Ethernet,
+    tuple: &Tuple,
+    network: &Network,
+) -> Option<Found<'t>> {
+    let own = network.kind == NetworkKind::LocalNode as u32;
+    let other = network.kind == NetworkKind::RemoteNode as u32 && At::HOOK as u32 == Hook::FromUplink as u32;
+    if !own && !other {
+        return None;
+    }
+    let key = of_node(tuple);
+    let frontend = t.frontend(&key)?;
+    let sent_on = other && sent_on::<At, T>(t, ethernet, frontend);
+    let serves = frontend.flags & Frontend::NODE_PORT == 0 || network.flags & Network::NODE_PORTS != 0;
+    ((own && serves) || sent_on).then_some(Found { key, frontend, sent_on })
+}
+
+/// Whether a packet to this frontend was sent on by another node, for direct server return.
+#[inline(always)]
+fn sent_on<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, frontend: &Frontend) -> bool {
+    At::HOOK as u32 == Hook::FromUplink as u32
+        && frontend.flags & Frontend::DIRECT_RETURN != 0
+        && t.is_peer(&ethernet.src)
+}
+
+/// Whether some service has this address: it then has an entry without port and protocol.
+#[inline(always)]
+pub(super) fn of_address<'t, T: Tables>(t: &'t T, addr: &Addr) -> Option<&'t Frontend> {
+    t.frontend(&FrontendKey::address(*addr))
+}
+
+/// Whether a packet may begin a flow. The answer to an echo, which has the other port only, may not.
+#[inline(always)]
+pub(super) fn begins(tuple: &Tuple) -> bool {
+    carried(tuple) || tuple.dport.wire() == 0
+}
+
+/// Whether the protocol's packets can be for a frontend. Echoes have ports in tuples only.
+#[inline(always)]
+pub(super) fn carried(tuple: &Tuple) -> bool {
+    tuple.proto == Proto::TCP || tuple.proto == Proto::UDP || tuple.proto == Proto::SCTP
+}

@@ -1,0 +1,221 @@
+//! ICMP errors about translated packets (RFC 792, RFC 4443, RFC 5508): a router, a host or the stack here quotes the
+//! packet as it saw it, and the one who sent it must find in the quotation what it has sent. So path-MTU discovery
+//! works through a service.
+//!
+//! An error about a packet travels the way that an answer to it would. The flow's entry for such an answer tells what
+//! becomes of the quotation, of the error's destination, and of its source if it is the very host that was written to.
+
+use crate::{
+    addr::{Port, Proto},
+    checksum,
+    layout::{CtEntry, NetworkKind, Out, Scratch, Tuple},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Packet, Tcp, Udp},
+    verdict::Reason,
+};
+
+use super::{
+    Place, Stage, Tables, Verdict, checks,
+    family::{Control, Family, Parsed, V4, V6, echo_ports, parse},
+    flow::{find_way, sent_twice},
+    hot::{depart, fits, ports_word},
+};
+
+/// What is read at once: Ethernet, IP, the ICMP header, the quoted IP and TCP headers.
+const HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
+
+/// Handles an ICMP error. Follows [`super::enter`] at the same hook.
+#[inline(always)]
+pub fn icmp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    p.pull(HEADERS);
+    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t, &ethernet),
+        ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t, &ethernet),
+        _ => Verdict::Drop(Reason::Malformed),
+    }
+}
+
+#[inline(always)]
+fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
+    let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
+    if let Err(reason) = checks::source::<At, F, P, T>(p, t, ethernet, &v.tuple) {
+        return Verdict::Drop(reason);
+    }
+    let found = t.scratch(|s| {
+        let quoted = quoted::<F, P>(p, &v, &mut s.key)?;
+        // Whoever sent what it quotes is told of it, and nobody else.
+        if !s.key.dst.same(&v.tuple.dst) {
+            return None;
+        }
+        t.flow(&s.key, |entry| s.entry = *entry)?;
+        let own = || t.network(&v.tuple.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
+        if sent_twice::<At, T>(t, &s.entry, ethernet) && !own() {
+            return Some(Verdict::Drop(Reason::NotForThisNode));
+        }
+        Some(translate::<At, F, P, T>(p, t, s, &v, quoted).unwrap_or(Verdict::Drop(Reason::StoreFailed)))
+    });
+    match found {
+        Some(Some(verdict)) => verdict,
+        // About a packet of no flow. Up the stack one to a service would find its way back here.
+        Some(None) if At::EGRESS => Verdict::Pass,
+        Some(None) => Verdict::Tail(Stage::Direct),
+        None => Verdict::Drop(Reason::NoProgram),
+    }
+}
+
+/// The packet that an error quotes.
+struct Quoted<F: Family> {
+    header: F::Header,
+    /// Offset of its transport header.
+    l4: usize,
+}
+
+/// Reads the quotation, and the tuple of an answer to what it quotes.
+#[inline(always)]
+fn quoted<F: Family, P: Packet>(p: &P, v: &Parsed<F>, answer: &mut Tuple) -> Option<Quoted<F>> {
+    let at = v.l4 + size_of::<Icmp>();
+    let header: F::Header = p.load(at)?;
+    let (proto, len) = F::quoted_transport(&header)?;
+    let l4 = at + len;
+    if l4 + size_of::<[u32; 2]>() > F::end(&v.header, p.frame_len()) as usize {
+        return None;
+    }
+    let [first, second]: [u32; 2] = p.load(l4)?;
+    let [kind, _, _, _] = first.to_ne_bytes();
+    let (sport, dport) = if proto == F::ICMP {
+        let request = match F::control(kind) {
+            Control::EchoRequest => true,
+            Control::EchoReply => false,
+            Control::Error | Control::Other => return None,
+        };
+        echo_ports(low_half(second), request)
+    } else {
+        (Port::from_wire(low_half(first)), Port::from_wire(high_half(first)))
+    };
+    // An answer's source is what was written to.
+    *answer =
+        Tuple { src: F::dst(&header), dst: F::src(&header), sport: dport, dport: sport, proto, ..Tuple::default() };
+    Some(Quoted { header, l4 })
+}
+
+/// Translates an error as the entry in `s` says, whose key is there too.
+#[inline(always)]
+fn translate<At: Place, F: Family, P: Packet, T: Tables>(
+    p: &mut P,
+    t: &T,
+    s: &mut Scratch,
+    v: &Parsed<F>,
+    quoted: Quoted<F>,
+) -> Option<Verdict> {
+    if At::EGRESS {
+        s.entry.out = Out::Stack as u8;
+    } else {
+        find_way::<T>(t, p.ifindex(), &v.tuple.src, &mut s.entry);
+        if s.entry.out_ifindex.0 == 0 || !fits::<F, P>(p, v, s.entry.out_mtu as u32) {
+            if s.entry.flags & CtEntry::ONE_WAY != 0 {
+                return Some(Verdict::Drop(Reason::NoRoute));
+            }
+            s.entry.out = Out::Stack as u8;
+        }
+    }
+    let data = rewrite_quotation::<F, P>(p, s, v, quoted)?;
+    let entry = &s.entry;
+    let mut outer = v.header;
+    let mut pseudo = 0;
+    if entry.flags & CtEntry::REWRITE_DST != 0 {
+        pseudo += F::set_dst(&mut outer, &entry.dst);
+    }
+    if entry.flags & CtEntry::REWRITE_SRC != 0 && v.tuple.src.same(&s.key.src) {
+        pseudo += F::set_src(&mut outer, &entry.src);
+    }
+    F::update_checksum(&mut outer, pseudo);
+    if entry.out != Out::Stack as u8 && entry.out != Out::Host as u8 {
+        F::decrement_ttl(&mut outer);
+    }
+    p.renew();
+    F::write(p, &outer, true, true)?;
+    if entry.out == Out::Pod as u8 || entry.out == Out::Host as u8 || entry.out == Out::Link as u8 {
+        p.store(0, &entry.macs)?;
+    }
+    // ICMP for IPv4 has no pseudo header.
+    p.update_l4_checksum(v.l4 + Icmp::CHECKSUM, if F::V6 { pseudo } else { 0 }, data, false, F::V6)?;
+    Some(depart(entry.out, entry.out_ifindex))
+}
+
+/// Rewrites the quotation, which goes the other way than the answers that the entry is for, and returns the
+/// difference that it makes to the ICMP checksum.
+#[inline(always)]
+fn rewrite_quotation<F: Family, P: Packet>(
+    p: &mut P,
+    s: &Scratch,
+    v: &Parsed<F>,
+    mut quoted: Quoted<F>,
+) -> Option<u64> {
+    let (mut sport, mut dport) = (s.key.dport, s.key.sport);
+    let old_ports = ports_word(sport.wire(), dport.wire());
+    let mut addresses = 0;
+    if s.entry.flags & CtEntry::REWRITE_DST != 0 {
+        addresses += F::set_src(&mut quoted.header, &s.entry.dst);
+        sport = s.entry.dport;
+    }
+    if s.entry.flags & CtEntry::REWRITE_SRC != 0 {
+        addresses += F::set_dst(&mut quoted.header, &s.entry.src);
+        dport = s.entry.sport;
+    }
+    F::update_checksum(&mut quoted.header, addresses);
+    let echo = s.key.proto == F::ICMP;
+    let (old_ports, new_ports) = if echo {
+        // The port that isn't there is zero.
+        let identifier = |sport: Port, dport: Port| (sport.wire() | dport.wire()) as u32;
+        (identifier(s.key.dport, s.key.sport), identifier(sport, dport))
+    } else {
+        (old_ports, ports_word(sport.wire(), dport.wire()))
+    };
+    let ports = checksum::difference(old_ports, new_ports);
+    // An IPv4 header's own checksum makes up for its addresses.
+    let mut data = ports + if F::V6 { addresses } else { 0 };
+    let udp = s.key.proto == Proto::UDP;
+    let field = quoted.l4
+        + if udp {
+            Udp::CHECKSUM
+        } else if echo {
+            Icmp::CHECKSUM
+        } else {
+            Tcp::CHECKSUM
+        };
+    let covered = if echo && !F::V6 { 0 } else { checksum::fold32(addresses) as u64 };
+    // The quotation may end before it, and SCTP's is of another kind, which nobody can check without the rest.
+    if s.key.proto != Proto::SCTP
+        && field + size_of::<u16>() <= F::end(&v.header, p.frame_len()) as usize
+        && let Some(old) = p.load::<u16>(field)
+        && !(udp && old == 0)
+    {
+        let new = checksum::apply(old, covered + ports);
+        data += checksum::difference(old as u32, new as u32);
+        p.renew();
+        p.store(field, &new)?;
+    }
+    p.renew();
+    p.store(v.l4 + size_of::<Icmp>(), &quoted.header)?;
+    p.renew();
+    if echo {
+        p.store(quoted.l4 + Icmp::IDENTIFIER, &(new_ports as u16))?;
+    } else {
+        p.store(quoted.l4, &new_ports)?;
+    }
+    Some(data)
+}
+
+/// The first two bytes of a word as it lies in memory.
+#[inline(always)]
+fn low_half(word: u32) -> u16 {
+    let [a, b, ..] = word.to_ne_bytes();
+    u16::from_ne_bytes([a, b])
+}
+
+/// The last two.
+#[inline(always)]
+fn high_half(word: u32) -> u16 {
+    let [.., a, b] = word.to_ne_bytes();
+    u16::from_ne_bytes([a, b])
+}

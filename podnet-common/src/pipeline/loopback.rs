@@ -1,0 +1,48 @@
+//! Packets that the host's processes send to the host's own addresses. What is for a service there goes to podnet0, where
+//! services are translated for the host's processes.
+
+use crate::{
+    layout::{NetworkKind, Out, macs},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet},
+    verdict::Reason,
+};
+
+use super::{
+    Place, Tables, Verdict,
+    family::{Family, V4, V6, parse},
+    frontend,
+    hot::HEADERS,
+};
+
+/// Handles a packet that leaves by the loopback interface.
+#[inline(always)]
+pub fn loopback<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    p.pull(HEADERS);
+    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Pass };
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t, &ethernet),
+        ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t, &ethernet),
+        _ => Verdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
+    // What is wrong with the host's packets to itself is the host's matter.
+    let Some(v) = parse::<F, P>(p) else { return Verdict::Pass };
+    let Some(network) = t.network(&v.tuple.dst) else { return Verdict::Pass };
+    if network.kind != NetworkKind::LocalNode as u32 || !v.ports || !frontend::carried(&v.tuple) {
+        return Verdict::Pass;
+    }
+    let to_service = t.flow(&v.tuple, |_| ()).is_some()
+        || t.frontend(&frontend::exact(&v.tuple)).is_some()
+        || frontend::node_port::<At, T>(t, ethernet, &v.tuple, network).is_some();
+    let Some(config) = t.config() else { return Verdict::Pass };
+    if !to_service {
+        return Verdict::Pass;
+    }
+    if p.store(0, &macs(config.podnet1_mac, config.podnet0_mac)).is_none() {
+        return Verdict::Drop(Reason::StoreFailed);
+    }
+    Verdict::Forward(Out::Link, config.podnet0)
+}

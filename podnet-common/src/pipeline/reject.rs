@@ -1,0 +1,173 @@
+//! Answers to packets that go no further, made out of these: in a service's name a TCP reset (RFC 9293, section
+//! 3.10.7.1), an ICMP port unreachable (RFC 792; RFC 4443, section 3.1) or an echo reply, and for the way to it the errors
+//! that a router sends.
+
+use crate::{
+    addr::{Addr, IfIndex, Proto},
+    checksum,
+    layout::Hook,
+    packet::{ETH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Packet, Tcp},
+};
+
+use super::{
+    Place, Tables,
+    family::{Family, Parsed, Piece, V4, V6, parse},
+    hot::HEADERS,
+};
+
+/// Turns a packet into the answer to it, to be sent out of the interface that is returned. `None`: it gets none, as resets,
+/// errors and later fragments never do (RFC 1122, section 3.2.2). Follows [`super::enter`] or [`super::track`] at the same hook, which have counted it.
+#[inline(always)]
+pub fn reject<P: Packet>(p: &mut P) -> Option<IfIndex> {
+    p.pull(HEADERS);
+    let ethernet: Ethernet = p.load(0)?;
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => refuse::<V4, P>(p, &ethernet)?,
+        ETHERTYPE_IPV6 => refuse::<V6, P>(p, &ethernet)?,
+        _ => return None,
+    }
+    Some(p.ifindex())
+}
+
+/// Turns a packet into the error that a router on its way would send: its lifetime is over, or, where [`super::track`]
+/// has left an MTU, it is too long. Otherwise like [`reject`].
+#[inline(always)]
+pub fn error<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Option<IfIndex> {
+    p.pull(HEADERS);
+    let mtu = t.scratch(|s| s.mtu)?;
+    let ethernet: Ethernet = p.load(0)?;
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => complain::<At, V4, P, T>(p, t, &ethernet, mtu)?,
+        ETHERTYPE_IPV6 => complain::<At, V6, P, T>(p, t, &ethernet, mtu)?,
+        _ => return None,
+    }
+    Some(p.ifindex())
+}
+
+#[inline(always)]
+fn refuse<F: Family, P: Packet>(p: &mut P, ethernet: &Ethernet) -> Option<()> {
+    let v = parse::<F, P>(p)?;
+    if v.piece == Piece::Later {
+        return None;
+    }
+    if v.tuple.proto == Proto::TCP {
+        reset::<F, P>(p, ethernet, &v)
+    } else if v.echo_request {
+        echo::<F, P>(p, ethernet, v)
+    } else {
+        icmp_error::<F, P>(p, ethernet, &v, &v.tuple.dst, F::UNREACHABLE, 0)
+    }
+}
+
+#[inline(always)]
+fn complain<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, mtu: u32) -> Option<()> {
+    let v = parse::<F, P>(p)?;
+    if v.icmp_error || v.piece == Piece::Later {
+        return None;
+    }
+    // The router is this node; to itself it would be a stranger with its own address.
+    let config = t.config()?;
+    let node = if F::V6 { &config.node_v6 } else { &config.node_v4 };
+    let from = if At::HOOK as u32 == Hook::FromHost as u32 || node.is_none() { &v.tuple.dst } else { node };
+    let (kind, rest) = if mtu == 0 { (F::EXCEEDED, 0) } else { (F::TOO_BIG, F::too_big(mtu)) };
+    icmp_error::<F, P>(p, ethernet, &v, from, kind, rest)
+}
+
+/// Sends an echo back. Exchanging the addresses changes no checksum.
+#[inline(always)]
+fn echo<F: Family, P: Packet>(p: &mut P, ethernet: &Ethernet, v: Parsed<F>) -> Option<()> {
+    /// What hosts send with (RFC 1700, "IP TTL parameter").
+    const TTL: u8 = 64;
+    let mut header = v.header;
+    F::set_ttl(&mut header, TTL);
+    F::set_src(&mut header, &v.tuple.dst);
+    F::set_dst(&mut header, &v.tuple.src);
+    let [kind, code]: [u8; 2] = p.load(v.l4)?;
+    let answer = [F::ECHO_REPLY, code];
+    let word = |bytes: [u8; 2]| u16::from_ne_bytes(bytes) as u32;
+    let data = checksum::difference(word([kind, code]), word(answer));
+    p.renew();
+    p.store(v.l4, &answer)?;
+    F::write(p, &header, true, true)?;
+    p.store(0, &Ethernet { dst: ethernet.src, src: ethernet.dst, ..*ethernet })?;
+    p.update_l4_checksum(v.l4 + Icmp::CHECKSUM, 0, data, false, F::V6)
+}
+
+#[inline(always)]
+fn reset<F: Family, P: Packet>(p: &mut P, ethernet: &Ethernet, v: &Parsed<F>) -> Option<()> {
+    let old: Tcp = p.load(v.l4)?;
+    if old.flags & Tcp::RST != 0 {
+        return None;
+    }
+    // The frame may be longer: Ethernet fills up short ones.
+    let payload = F::end(&v.header, p.frame_len()).saturating_sub(ETH as u32 + v.headers);
+    let mut tcp = Tcp { sport: old.dport, dport: old.sport, offset: 5 << 4, flags: Tcp::RST, ..Tcp::default() };
+    if old.flags & Tcp::ACK != 0 {
+        tcp.seq = old.ack;
+    } else {
+        let control = (old.flags & Tcp::SYN != 0) as u32 + (old.flags & Tcp::FIN != 0) as u32;
+        tcp.ack = u32::from_be(old.seq).wrapping_add(payload).wrapping_add(control).to_be();
+        tcp.flags |= Tcp::ACK;
+    }
+    let words: [u32; 5] = bytemuck::cast(tcp);
+    tcp.checksum =
+        !checksum::fold16(sum(&words) + pseudo(&v.tuple.dst, &v.tuple.src, Proto::TCP, size_of::<Tcp>() as u16));
+    let ip = F::answer(&v.header, Proto::TCP, size_of::<Tcp>() as u16);
+    let l4 = ETH + size_of::<F::Header>();
+    p.resize((l4 + size_of::<Tcp>()) as u32)?;
+    p.store(0, &Ethernet { dst: ethernet.src, src: ethernet.dst, ..*ethernet })?;
+    p.store(ETH, &ip)?;
+    p.store(l4, &tcp)
+}
+
+/// Turns the packet into an error about it, sent by `from`. It quotes the header, options left out, and the eight bytes that follow, by
+/// which the sender finds its socket (RFC 792).
+#[inline(always)]
+fn icmp_error<F: Family, P: Packet>(
+    p: &mut P,
+    ethernet: &Ethernet,
+    v: &Parsed<F>,
+    from: &Addr,
+    [kind, code]: [u8; 2],
+    rest: u32,
+) -> Option<()> {
+    let beginning: [u32; 2] = p.load(v.l4)?;
+    let mut icmp = Icmp { kind, code, rest, ..Icmp::default() };
+    let len = (size_of::<Icmp>() + size_of::<F::Header>() + size_of_val(&beginning)) as u16;
+    let quoted = F::quote(&v.header, v.tuple.proto);
+    let icmp_words: [u32; 2] = bytemuck::cast(icmp);
+    let mut total = sum(&icmp_words) + F::sum(&quoted) + sum(&beginning);
+    if F::V6 {
+        total += pseudo(from, &v.tuple.src, F::ICMP, len);
+    }
+    icmp.checksum = !checksum::fold16(total);
+    let mut ip = F::answer(&v.header, F::ICMP, len);
+    let difference = F::set_src(&mut ip, from);
+    F::update_checksum(&mut ip, difference);
+    let at = ETH + size_of::<F::Header>();
+    p.resize((at + len as usize) as u32)?;
+    p.store(0, &Ethernet { dst: ethernet.src, src: ethernet.dst, ..*ethernet })?;
+    p.store(ETH, &ip)?;
+    p.store(at, &icmp)?;
+    p.store(at + size_of::<Icmp>(), &quoted)?;
+    p.store(at + size_of::<Icmp>() + size_of::<F::Header>(), &beginning)
+}
+
+/// Sum of the pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1). A mapped address sums like its IPv4
+/// address, since `ffff` is zero in one's complement.
+#[inline(always)]
+fn pseudo(Addr(src): &Addr, Addr(dst): &Addr, proto: Proto, len: u16) -> u64 {
+    sum(src) + sum(dst) + u16::from(proto.0).to_be() as u64 + len.to_be() as u64
+}
+
+/// Sum of words.
+#[inline(always)]
+pub(super) fn sum<const N: usize>(words: &[u32; N]) -> u64 {
+    let mut total = 0;
+    let mut i = 0;
+    while i < N {
+        total += words[i] as u64;
+        i += 1;
+    }
+    total
+}

@@ -1,0 +1,105 @@
+//! What the pipeline decides about a packet, and why it drops one.
+
+/// Declares the reasons once: number, name for machines, explanation for people.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $text:literal;)*) => {
+        /// Why a packet was dropped. The number is its index in `counters`, after [`COUNTERS_BASE`].
+        #[repr(u16)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason { $(#[doc = $text] $variant = $number,)* }
+
+        impl Reason {
+            /// All of them, by number.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Short name for metrics and JSON.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What it means, as a sentence.
+            pub const fn explanation(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    Malformed = 0, "malformed", "a header is truncated or contradicts itself";
+    SpoofedSource = 1, "spoofed_source", "a pod sent from an address or MAC that is not its own";
+    NoEndpoint = 2, "no_endpoint", "the service has no ready endpoint";
+    ConntrackFull = 3, "conntrack_full", "no room in the connection table: raise conntrackMax";
+    SnatExhausted = 4, "snat_exhausted", "no free source port towards this destination";
+    MappedAddress = 5, "mapped_address", "an IPv6 packet carries an IPv4-mapped address";
+    Martian = 6, "martian", "the source or destination can't be on this link";
+    ClusterIpFromOutside = 7, "cluster_ip_from_outside", "a ClusterIP was addressed from outside the cluster";
+    LocalPodFromOutside = 8, "local_pod_from_outside", "a packet from outside claims to come from a pod of this node";
+    PodFromWrongNode = 9, "pod_from_wrong_node", "a pod's packet did not come from that pod's node";
+    UnallocatedService = 10, "unallocated_service", "no service has this address";
+    UndefinedPort = 11, "undefined_port", "the service does not define this port or protocol";
+    StaleTable = 12, "stale_table", "a table refers to an entry that is gone";
+    NoProgram = 13, "no_program", "the daemon has not loaded its programs yet";
+    NoTail = 14, "no_tail", "a tail call failed";
+    NotTranslatable = 15, "not_translatable", "a fragment or protocol that services don't carry was sent to one";
+    StoreFailed = 16, "store_failed", "the kernel refused to change the packet";
+    NotIp = 17, "not_ip", "a pod sent a frame that is neither IP nor ARP";
+    NoLocalEndpoint = 18, "no_local_endpoint", "a traffic policy leaves no endpoint on this node";
+    SourceRange = 19, "source_range", "the client is not in the service's loadBalancerSourceRanges";
+    TtlExceeded = 20, "ttl_exceeded", "the packet's lifetime is over; its sender was told";
+    TooBig = 21, "too_big", "the packet does not fit the way to its destination; its sender was told";
+    LostFragment = 22, "lost_fragment", "a fragment came without the first one of its packet";
+    NotForThisNode = 23, "not_for_this_node", "another node sent on a connection for which this node has no endpoint";
+    NoRoute = 24, "no_route", "there is no route to where the packet has to go";
+}
+
+/// Counters (per CPU array of `u64`): first the outcomes that are not drops, then one for each [`Reason`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Counter {
+    /// Flows that were begun.
+    FlowsCreated = 0,
+    /// Flows whose source port had to change.
+    PortsChanged = 1,
+    /// Entries that were made again from their other half.
+    HalvesRebuilt = 2,
+    /// Connections translated at the socket.
+    SocketConnects = 3,
+    /// Datagrams translated at the socket.
+    SocketDatagrams = 4,
+    /// Packets handed to the host's stack because they have to be fragmented, refused or answered there.
+    ToStack = 5,
+    /// Packets answered with a TCP reset or an ICMP error.
+    Rejected = 6,
+}
+
+impl Counter {
+    /// All of them, by number.
+    pub const ALL: &[Self] = &[
+        Self::FlowsCreated,
+        Self::PortsChanged,
+        Self::HalvesRebuilt,
+        Self::SocketConnects,
+        Self::SocketDatagrams,
+        Self::ToStack,
+        Self::Rejected,
+    ];
+
+    /// Short name for metrics and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FlowsCreated => "flows_created",
+            Self::PortsChanged => "ports_changed",
+            Self::HalvesRebuilt => "halves_rebuilt",
+            Self::SocketConnects => "socket_connects",
+            Self::SocketDatagrams => "socket_datagrams",
+            Self::ToStack => "to_stack",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// Index in `counters` of the reason with number 0.
+pub const COUNTERS_BASE: u32 = 16;
+/// Size of `counters`.
+pub const COUNTERS: usize = 64;

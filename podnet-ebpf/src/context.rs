@@ -1,0 +1,207 @@
+//! Packets as TC and XDP see them.
+//!
+//! The verifier wants every access behind a comparison of the same pointer with the packet's end, so each load and
+//! store makes its own.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated::bpf_skb_change_tail,
+    programs::{TcContext, XdpContext},
+};
+use bytemuck::Pod;
+use podnet_common::{
+    addr::IfIndex,
+    checksum::fold32,
+    packet::{ETH, Packet},
+};
+
+/// Reads a value at `offset` behind `data`, if it ends before `end`.
+#[inline(always)]
+fn load<T: Pod>(data: usize, end: usize, offset: usize) -> Option<T> {
+    let at = data + offset;
+    if at + size_of::<T>() > end {
+        return None;
+    }
+    // SAFETY: within the packet, and every bit pattern is a `T`. The address may be unaligned for `T`: the targets'
+    // loads don't mind, and the kernel's verifier refuses them where they do.
+    Some(unsafe { *(at as *const T) })
+}
+
+/// Writes a value at `offset` behind `data`, if it ends before `end`.
+#[inline(always)]
+fn store<T: Pod>(data: usize, end: usize, offset: usize, value: &T) -> Option<()> {
+    let at = data + offset;
+    if at + size_of::<T>() > end {
+        return None;
+    }
+    // SAFETY: as in `load`; packets of a program are its own while it runs.
+    unsafe { *(at as *mut T) = *value };
+    Some(())
+}
+
+/// A packet at a TC hook.
+pub(crate) struct TcPacket<'a> {
+    ctx: &'a TcContext,
+    data: usize,
+    end: usize,
+}
+
+impl<'a> TcPacket<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a TcContext) -> Self {
+        Self { data: ctx.data(), end: ctx.data_end(), ctx }
+    }
+
+    /// Helpers that may move the packet make the verifier forget its pointers.
+    #[inline(always)]
+    fn reload(&mut self) {
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context is valid while the program runs. Volatile, so that these are new pointers.
+        unsafe {
+            self.data = (&raw const (*skb).data).read_volatile() as usize;
+            self.end = (&raw const (*skb).data_end).read_volatile() as usize;
+        }
+    }
+}
+
+impl Packet for TcPacket<'_> {
+    #[inline(always)]
+    fn frame_len(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> IfIndex {
+        // SAFETY: the context is valid while the program runs.
+        IfIndex(unsafe { (*self.ctx.skb.skb).ifindex })
+    }
+
+    #[inline(always)]
+    fn tagged(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn segment_len(&self, headers: u32) -> u32 {
+        // SAFETY: as above.
+        let gso_size = unsafe { (*self.ctx.skb.skb).gso_size };
+        if gso_size == 0 { self.frame_len() - ETH as u32 } else { gso_size + headers }
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, n: u32) {
+        if self.data + n as usize > self.end {
+            let len = self.ctx.len();
+            // Whether it worked shows in the loads that follow.
+            let _ = self.ctx.pull_data(if n < len { n } else { len });
+            self.reload();
+        }
+    }
+
+    #[inline(always)]
+    fn renew(&mut self) {
+        self.reload();
+    }
+
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        load(self.data, self.end, offset)
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
+        store(self.data, self.end, offset, value)
+    }
+
+    // A packet's checksum may be left to the device (CHECKSUM_PARTIAL) or known as a whole (CHECKSUM_COMPLETE); only
+    // the helper knows which, and needs the pseudo header's share told apart.
+    #[inline(always)]
+    fn update_l4_checksum(&mut self, offset: usize, pseudo: u64, data: u64, udp: bool, _v6: bool) -> Option<()> {
+        let flags = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let pseudo = u64::from(fold32(pseudo));
+        self.ctx.l4_csum_replace(offset, 0, pseudo, flags | u64::from(BPF_F_PSEUDO_HDR)).ok()?;
+        if data != 0 {
+            self.ctx.l4_csum_replace(offset, 0, u64::from(fold32(data)), flags).ok()?;
+        }
+        self.reload();
+        Some(())
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Option<()> {
+        // SAFETY: the context is valid while the program runs.
+        let result = unsafe { bpf_skb_change_tail(self.ctx.skb.skb, len, 0) };
+        let pulled = self.ctx.pull_data(len);
+        self.reload();
+        (result == 0 && pulled.is_ok()).then_some(())
+    }
+}
+
+/// A packet at an XDP hook.
+pub(crate) struct XdpPacket<'a> {
+    ctx: &'a XdpContext,
+}
+
+impl<'a> XdpPacket<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a XdpContext) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Packet for XdpPacket<'_> {
+    #[inline(always)]
+    fn frame_len(&self) -> u32 {
+        (self.ctx.data_end() - self.ctx.data()) as u32
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> IfIndex {
+        IfIndex(self.ctx.ingress_ifindex() as u32)
+    }
+
+    // Before the kernel has made anything of the frame, tags are among its bytes.
+    #[inline(always)]
+    fn tagged(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn segment_len(&self, _: u32) -> u32 {
+        self.frame_len() - ETH as u32
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, _: u32) {}
+
+    // Nothing is kept here.
+    #[inline(always)]
+    fn renew(&mut self) {}
+
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        load(self.ctx.data(), self.ctx.data_end(), offset)
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
+        store(self.ctx.data(), self.ctx.data_end(), offset, value)
+    }
+
+    #[inline(always)]
+    fn update_l4_checksum(&mut self, offset: usize, pseudo: u64, data: u64, udp: bool, _v6: bool) -> Option<()> {
+        let old: u16 = self.load(offset)?;
+        let new = podnet_common::checksum::apply(old, u64::from(fold32(pseudo)) + u64::from(fold32(data)));
+        self.store(offset, &if udp && new == 0 { 0xffff } else { new })
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Option<()> {
+        let delta = len as i32 - self.frame_len() as i32;
+        // SAFETY: the context is valid while the program runs.
+        let result = unsafe { aya_ebpf::helpers::generated::bpf_xdp_adjust_tail(self.ctx.as_ptr().cast(), delta) };
+        (result == 0).then_some(())
+    }
+}

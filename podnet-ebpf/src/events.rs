@@ -1,0 +1,35 @@
+//! Tells user space of dropped packets.
+
+use aya_ebpf::{EbpfContext as _, helpers::generated as helpers, programs::TcContext};
+use podnet_common::{
+    addr::IfIndex,
+    layout::{EVENT_HEAD, Hook},
+    verdict::Reason,
+};
+
+use crate::maps::EVENTS;
+
+/// Puts a dropped packet's head into `events`. When that is full the drop is counted all the same.
+#[inline(always)]
+pub(crate) fn report(ctx: &TcContext, hook: Hook, reason: Reason) {
+    let Some(mut slot) = EVENTS.reserve(0) else { return };
+    // SAFETY: the slot is an event's memory, wholly written here; the context is valid while the program runs; the
+    // helper writes no more than the length that it's given.
+    unsafe {
+        let event = slot.as_mut_ptr();
+        (*event).time = helpers::bpf_ktime_get_coarse_ns();
+        (*event).ifindex = IfIndex((*ctx.skb.skb).ifindex);
+        (*event).reason = reason as u16;
+        (*event).hook = hook as u16;
+        (*event).len = ctx.len();
+        (*event).head = [0; EVENT_HEAD];
+        let head = (&raw mut (*event).head).cast();
+        // The helper copies all or nothing: try the longest, then IPv4 with ports, then Ethernet.
+        if helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, EVENT_HEAD as u32) != 0
+            && helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, 42) != 0
+        {
+            helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, 14);
+        }
+    }
+    slot.submit(0);
+}

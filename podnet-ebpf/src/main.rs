@@ -1,0 +1,22 @@
+//! podnet's eBPF object: the hooks' entry points, packet contexts and maps around podnet-common's pipeline.
+#![no_std]
+#![no_main]
+
+mod context;
+mod events;
+mod maps;
+mod sock;
+mod tables;
+mod tc;
+mod xdp;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// Some helpers are for GPL-compatible programs only; the object may be used under GPL-2.0.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,220 @@
+//! The pipeline's tables over maps and the kernel's routing table.
+
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup},
+    btf_maps::lpm_trie::Key,
+    cty::c_void,
+    helpers::generated as helpers,
+};
+use podnet_common::{
+    addr::{Addr, IfIndex, Mac},
+    layout::{
+        Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+        Network, Peer, Scratch, ServiceClient, Tuple, macs,
+    },
+    pipeline::{InsertError, Route, Tables},
+    time,
+    verdict::Counter,
+};
+
+use crate::maps;
+
+/// `AF_INET`.
+const AF_INET: u8 = 2;
+/// `AF_INET6`.
+const AF_INET6: u8 = 10;
+/// `BPF_FIB_LOOKUP_SRC`: the answer has the source that the host would use (Linux 6.7).
+const FIB_SOURCE: u32 = 1 << 4;
+/// Errno that a full hash map answers with.
+const E2BIG: i32 = -7;
+const ENOMEM: i32 = -12;
+
+// What rare paths ask for is not inlined: every key on the stack would keep its place there, and 512 bytes are all.
+
+const _: () = assert!(size_of::<bpf_fib_lookup>() == size_of::<[u32; 16]>());
+
+/// The tables, for the packet of this context.
+pub(crate) struct Maps {
+    pub(crate) ctx: *mut c_void,
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        maps::CLOCK.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn advance(&self) -> u32 {
+        // SAFETY: no arguments, no effects.
+        let now = time::ticks(unsafe { helpers::bpf_ktime_get_coarse_ns() });
+        if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
+            // SAFETY: one word, which every CPU writes with the same value, or one that is a tick older.
+            unsafe {
+                if *clock != now {
+                    *clock = now;
+                }
+            }
+        }
+        now
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        maps::CONFIG.get(0)
+    }
+
+    // SAFETY, for the references below: an entry's memory stays valid until the program ends (RCU); that a slot is
+    // used again meanwhile is what every reader of a kernel hash table lives with, and the values are plain data.
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        // SAFETY: see above.
+        unsafe { maps::FRONTENDS.get(key) }
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        maps::SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        maps::BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, addr: &Addr) -> Option<&Endpoint> {
+        // SAFETY: see above.
+        unsafe { maps::ENDPOINTS.get(addr) }
+    }
+
+    #[inline(never)]
+    fn network(&self, addr: &Addr) -> Option<&Network> {
+        maps::NODES.get(&Key::new(128, *addr))
+    }
+
+    #[inline(always)]
+    fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
+        let entry = maps::CONNTRACK.get_ptr_mut(key)?;
+        // SAFETY: see above; two CPUs may write an entry at once, each of whose fields is then one's or the other's.
+        Some(f(unsafe { &mut *entry }))
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &Tuple, entry: &CtEntry) -> Result<(), InsertError> {
+        match maps::CONNTRACK.insert(key, entry, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Ok(()),
+            Err(E2BIG | ENOMEM) => Err(InsertError::Full),
+            Err(_) => Err(InsertError::Exists),
+        }
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &Tuple) {
+        // That it is gone already is fine.
+        let _ = maps::CONNTRACK.remove(key);
+    }
+
+    #[inline(always)]
+    fn scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        let scratch = maps::SCRATCH.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own, and packet programs of one CPU don't interrupt each other.
+        Some(f(unsafe { &mut *scratch }))
+    }
+
+    #[inline(never)]
+    fn route(&self, from: IfIndex, src: &Addr, dst: &Addr) -> Option<&Route> {
+        let memory = maps::FIB.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own, of that size, and plain data, for which zeros are valid.
+        let (fib, route) = unsafe {
+            let fib: *mut bpf_fib_lookup = (&raw mut (*memory).question).cast();
+            fib.write(core::mem::zeroed());
+            (&mut *fib, &mut (*memory).route)
+        };
+        fib.ifindex = from.0;
+        // Any length but zero has the kernel tell the route's MTU, not only the interface's.
+        fib.__bindgen_anon_1.tot_len = 1;
+        if dst.is_v4() {
+            fib.family = AF_INET;
+            fib.__bindgen_anon_3.ipv4_src = src.0[3];
+            fib.__bindgen_anon_4.ipv4_dst = dst.0[3];
+        } else {
+            fib.family = AF_INET6;
+            fib.__bindgen_anon_3.ipv6_src = src.0;
+            fib.__bindgen_anon_4.ipv6_dst = dst.0;
+        }
+        let config = self.config()?;
+        let tells_source = config.flags & Config::ROUTE_SOURCE != 0;
+        let flags = if tells_source { FIB_SOURCE } else { 0 };
+        // SAFETY: the context is the running program's, and the size is the structure's.
+        let result = unsafe { helpers::bpf_fib_lookup(self.ctx, fib, size_of::<bpf_fib_lookup>() as i32, flags) };
+        route.ifindex = IfIndex(fib.ifindex);
+        route.macs = [0; 3];
+        route.mtu = if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+            route.macs = macs(Mac(fib.dmac), Mac(fib.smac));
+            // SAFETY: written by the helper.
+            u32::from(unsafe { fib.__bindgen_anon_1.mtu_result })
+        } else if result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+            // The neighbour is sought when the packet is redirected; the kernel gives up before the MTU.
+            config.mtu
+        } else {
+            return None;
+        };
+        route.src = if !tells_source {
+            Addr::NONE
+        } else if dst.is_v4() {
+            // SAFETY: written by the helper.
+            Addr::v4(unsafe { fib.__bindgen_anon_3.ipv4_src })
+        } else {
+            // SAFETY: written by the helper.
+            Addr(unsafe { fib.__bindgen_anon_3.ipv6_src })
+        };
+        Some(route)
+    }
+
+    #[inline(always)]
+    fn snat_port(&self, index: u32) -> Option<u32> {
+        maps::SNAT_PORTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: see above.
+        unsafe { maps::AFFINITY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
+        // That the kernel has no memory for it costs affinity only.
+        let _ = maps::AFFINITY.insert(key, value, 0);
+    }
+
+    #[inline(never)]
+    fn in_source_ranges(&self, client: &ServiceClient) -> bool {
+        maps::SOURCE_RANGES.get(&Key::new(160, *client)).is_some()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        // SAFETY: see above.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        // Without it the other fragments are dropped and counted.
+        let _ = maps::FRAGMENTS.insert(key, ports, 0);
+    }
+
+    #[inline(never)]
+    fn is_peer(&self, mac: &Mac) -> bool {
+        // SAFETY: see above.
+        unsafe { maps::PEERS.get(&Peer { mac: *mac, _pad: [0; 2] }) }.is_some()
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        maps::count(counter);
+    }
+}

@@ -1,0 +1,173 @@
+//! `podnet affinity list`: which clients stay with which backend, and for how long.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use podnet_common::layout::{Affinity, AffinityKey};
+use podnet_common::time::ticks_of_seconds;
+use serde::Serialize;
+
+use super::endpoint::Pods;
+use super::flow::seconds_between;
+use super::output::{Column, Show, duration, or_nothing, socket, table};
+use super::view::{View, ViewError};
+use crate::compile::{ServiceId, ServiceNames};
+
+/// A client with its backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AffinityRow {
+    client: IpAddr,
+    /// `namespace/name:port`; none if the service has gone.
+    service: Option<String>,
+    service_id: u32,
+    clients: Clients,
+    backend: SocketAddr,
+    /// `namespace/name` of the backend's pod, if it is one of this node.
+    pod: Option<String>,
+    /// Seconds since the client last began a flow, to about a second.
+    age_seconds: u64,
+    /// For how much longer the client gets this backend, in seconds. None if it doesn't any more: its time is over, or
+    /// the service has no affinity now.
+    left_seconds: Option<u64>,
+}
+
+/// Which clients an entry is for: each kind may have other backends, and so stays with another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Clients {
+    /// Those of ClusterIPs.
+    ClusterIp,
+    /// Those of other addresses.
+    Other,
+    /// Those of other addresses that come in by an uplink, where these have backends of their own.
+    Outside,
+    /// Those that another node has sent on, for direct server return.
+    SentOn,
+}
+
+impl Clients {
+    /// By the group that is in an id.
+    fn of(service: ServiceId) -> Self {
+        let groups = [(1, Self::Other), (2, Self::Outside), (3, Self::SentOn)];
+        let own = groups.into_iter().find(|(group, _)| service.port().with_affinity(*group) == service);
+        own.map_or(Self::ClusterIp, |(_, clients)| clients)
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "of ClusterIPs",
+            Self::Other => "of other addresses",
+            Self::Outside => "from outside",
+            Self::SentOn => "sent on",
+        }
+    }
+}
+
+/// `podnet affinity list`.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct AffinityList(Vec<AffinityRow>);
+
+/// Reads all entries. `now` is in ticks.
+pub(super) fn list(view: &dyn View, names: &ServiceNames, pods: &Pods, now: u32) -> Result<AffinityList, ViewError> {
+    let mut timeouts: BTreeMap<u32, u32> = BTreeMap::new();
+    for (_, frontend) in view.frontends()? {
+        let timeout = timeouts.entry(frontend.service).or_default();
+        *timeout = frontend.affinity.max(*timeout);
+    }
+    let row = |key: AffinityKey, value: Affinity| {
+        let backend = socket(value.addr, value.port);
+        let timeout = timeouts.get(&key.service).copied().unwrap_or_default();
+        let age_seconds = seconds_between(value.last_used, now);
+        // As the programs judge it.
+        let over = now.wrapping_sub(value.last_used) as i32 > ticks_of_seconds(timeout.into()) as i32;
+        AffinityRow {
+            client: key.client.into(),
+            service: names.name(ServiceId(key.service)).map(ToString::to_string),
+            service_id: ServiceId(key.service).port().0,
+            clients: Clients::of(ServiceId(key.service)),
+            backend,
+            pod: pods.name(backend.ip()),
+            age_seconds,
+            left_seconds: (timeout != 0 && !over).then(|| u64::from(timeout).saturating_sub(age_seconds)),
+        }
+    };
+    let mut rows: Vec<AffinityRow> = view.affinity()?.into_iter().map(|(key, value)| row(key, value)).collect();
+    let order = |row: &AffinityRow| (row.service.clone(), row.service_id, row.client, row.clients);
+    rows.sort_by_cached_key(order);
+    Ok(AffinityList(rows))
+}
+
+impl Show for AffinityList {
+    fn text(&self) -> String {
+        let columns = [
+            Column::Text("CLIENT"),
+            Column::Text("KIND"),
+            Column::Text("SERVICE"),
+            Column::Text("BACKEND"),
+            Column::Text("POD"),
+            Column::Text("AGE"),
+            Column::Text("LEFT"),
+        ];
+        let rows = self.0.iter().map(|row| {
+            vec![
+                row.client.to_string(),
+                row.clients.name().to_owned(),
+                row.service.clone().unwrap_or_else(|| format!("(id {})", row.service_id)),
+                row.backend.to_string(),
+                or_nothing(&row.pod),
+                duration(row.age_seconds),
+                row.left_seconds.map_or_else(|| "over".to_owned(), duration),
+            ]
+        });
+        table(&columns, rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podnet_common::addr::{Port, Proto};
+    use podnet_common::layout::FrontendKey;
+
+    use super::*;
+    use crate::cli::view::fake::{FakeView, names};
+
+    #[test]
+    fn clients_are_listed_with_the_time_that_is_left() {
+        let mut view = FakeView::default();
+        view.service(1, "10.96.0.10:80", Proto::TCP, 0, &["10.244.1.5:8080"]);
+        view.frontends[0].1.affinity = 10_800;
+        let outside = ServiceId(1).with_affinity(2).0;
+        view.frontend(outside, "0.0.0.0:30080", Proto::TCP, FrontendKey::OUTSIDE, 0, &["10.244.1.5:8080"]);
+        view.frontends[2].1.affinity = 60;
+        view.service(2, "10.96.0.53:53", Proto::UDP, 0, &["10.244.1.5:53"]);
+        for (client, service, last_used) in [
+            ("10.244.1.9", 1, 20_000 - 56),
+            ("10.244.1.9", outside, 20_000),
+            ("fd00::9", 2, 20_000),
+            ("10.244.1.8", 1, 0),
+            ("10.244.1.8", 9, 20_001),
+        ] {
+            let key = AffinityKey { client: client.parse::<IpAddr>().unwrap().into(), service };
+            let addr = "10.244.1.5".parse::<IpAddr>().unwrap().into();
+            view.affinity.push((key, Affinity { addr, port: Port::new(8080), last_used, ..Affinity::default() }));
+        }
+        let list = list(&view, &names(), &Pods::default(), 20_000).unwrap();
+        assert_eq!(
+            list.text(),
+            "\
+CLIENT      KIND           SERVICE           BACKEND          POD  AGE    LEFT
+10.244.1.8  of ClusterIPs  (id 9)            10.244.1.5:8080  -    0s     over
+fd00::9     of ClusterIPs  default/dns       10.244.1.5:8080  -    0s     over
+10.244.1.8  of ClusterIPs  default/web:http  10.244.1.5:8080  -    5h57m  over
+10.244.1.9  of ClusterIPs  default/web:http  10.244.1.5:8080  -    1m0s   2h59m
+10.244.1.9  from outside   default/web:http  10.244.1.5:8080  -    0s     1m0s
+"
+        );
+        let json = serde_json::to_value(&list).unwrap();
+        assert_eq!((&json[3]["ageSeconds"], &json[3]["leftSeconds"]), (&60.into(), &10_740.into()));
+        assert_eq!((&json[4]["clients"], &json[4]["serviceId"]), (&"outside".into(), &1.into()));
+        assert_eq!(json[0]["leftSeconds"], serde_json::Value::Null);
+    }
+}

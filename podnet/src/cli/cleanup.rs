@@ -1,0 +1,160 @@
+//! `podnet cleanup`: removes from the node what the daemon has set up: programs, pins, podnet0, routes, run files.
+//!
+//! It goes on past errors and tells all of them; a second run finds nothing to do. Left alone are pods with their
+//! interfaces, routes and records (the runtime removes them through the plugin), and host settings, since other
+//! programs may rely on them by now.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use podnet_cni::datapath::{Direction, PinDir, detach_pod, detach_tc};
+use podnet_cni::node_info::NodeInfo;
+use podnet_common::layout::Hook;
+use thiserror::Error;
+
+use crate::compile::ServiceNames;
+use crate::datapath::{sockets, uplink_xdp};
+use crate::host::snapshot::LinkKind;
+use crate::host::{Host, HostError};
+use crate::status::{DaemonLock, DaemonStatus, StatusError};
+
+/// What could not be removed.
+#[derive(Debug, Error)]
+pub enum CleanupError {
+    /// The daemon would set everything up again.
+    #[error(transparent)]
+    Daemon(#[from] StatusError),
+    /// The host's network.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A program stays attached.
+    #[error(transparent)]
+    Detach(#[from] podnet_cni::datapath::DatapathError),
+    /// A link's pin stays.
+    #[error("can't detach {what}: {source}")]
+    Links {
+        /// Whose links.
+        what: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A file or directory stays.
+    #[error("can't remove {}: {source}", path.display())]
+    Remove {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// What was removed, and what could not be.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// As sentences.
+    pub(super) done: Vec<String>,
+    /// Everything that failed.
+    pub(super) errors: Vec<CleanupError>,
+}
+
+impl Outcome {
+    fn note(&mut self, result: Result<Option<String>, impl Into<CleanupError>>) {
+        match result {
+            Ok(done) => self.done.extend(done),
+            Err(e) => self.errors.push(e.into()),
+        }
+    }
+}
+
+/// Removes everything. Nothing is done while a daemon runs.
+pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
+    let mut outcome = Outcome::default();
+    // Held until the end, so that no daemon starts meanwhile; the file itself goes with the others.
+    let _lock = match DaemonLock::acquire(run_dir) {
+        Ok(lock) => lock,
+        Err(e) => {
+            outcome.errors.push(e.into());
+            return outcome;
+        }
+    };
+    // First of all, so that no pod is started on what is being taken down.
+    remove_file(&NodeInfo::path(run_dir), &mut outcome);
+    match Host::open() {
+        Ok(host) => {
+            detach(&host, &PinDir::new(bpffs), &mut outcome).await;
+            let removed = host.remove_node_routes().await;
+            outcome.note(removed.map(|n| (n > 0).then(|| format!("removed {n} routes to other nodes' pods"))));
+            let removed = host.remove_podnet0().await;
+            outcome.note(removed.map(|there| there.then(|| "removed podnet0 and podnet1".to_owned())));
+        }
+        Err(e) => outcome.errors.push(e.into()),
+    }
+    remove_pins(&PinDir::new(bpffs), &mut outcome);
+    for path in [ServiceNames::path(run_dir), DaemonStatus::path(run_dir)] {
+        remove_file(&path, &mut outcome);
+    }
+    // The lock is this command's own, and perhaps the directory; others' files in it stay.
+    let path = DaemonLock::path(run_dir);
+    if let Err(source) = std::fs::remove_file(&path) {
+        outcome.errors.push(CleanupError::Remove { path, source });
+    }
+    match std::fs::remove_dir(run_dir) {
+        Err(e) if !matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy) => {
+            outcome.errors.push(CleanupError::Remove { path: run_dir.to_owned(), source: e });
+        }
+        _ => {}
+    }
+    outcome
+}
+
+/// Detaches the programs from every interface.
+async fn detach(host: &Host, pins: &PinDir, outcome: &mut Outcome) {
+    let links = [("XDP programs", uplink_xdp::detach_others(pins, &[])), ("socket hooks", sockets::detach(pins))];
+    for (what, detached) in links {
+        outcome.note(detached.map(|()| None).map_err(|source| CleanupError::Links { what, source }));
+    }
+    let snapshot = match host.snapshot().await {
+        Ok(snapshot) => snapshot,
+        Err(e) => return outcome.errors.push(e.into()),
+    };
+    let (loopback, others): (Vec<_>, Vec<_>) = snapshot.links.iter().partition(|link| link.kind == LinkKind::Loopback);
+    let from_loopback = pins.hook(Hook::FromLoopback);
+    if from_loopback.exists() {
+        for link in loopback {
+            outcome.note(detach_tc(&from_loopback, link.ifindex, Direction::Egress).map(|()| None));
+        }
+    }
+    // Every link may be a pod's.
+    if pins.hook(Hook::FromPod).exists() {
+        for link in &others {
+            outcome.note(detach_pod(pins, link.ifindex).map(|()| None));
+        }
+    }
+    for (hook, direction) in [(Hook::FromUplink, Direction::Ingress), (Hook::ToUplink, Direction::Egress)] {
+        let program = pins.hook(hook);
+        if !program.exists() {
+            continue;
+        }
+        for link in &others {
+            outcome.note(detach_tc(&program, link.ifindex, direction).map(|()| None));
+        }
+    }
+}
+
+/// Removes the pins, which ends programs and tables that nothing else holds.
+fn remove_pins(pins: &PinDir, outcome: &mut Outcome) {
+    let path = pins.root().to_owned();
+    match std::fs::remove_dir_all(&path) {
+        Ok(()) => outcome.done.push(format!("removed the pins under {}", path.display())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => outcome.errors.push(CleanupError::Remove { path, source }),
+    }
+}
+
+fn remove_file(path: &Path, outcome: &mut Outcome) {
+    match std::fs::remove_file(path) {
+        Ok(()) => outcome.done.push(format!("removed {}", path.display())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => outcome.errors.push(CleanupError::Remove { path: path.to_owned(), source }),
+    }
+}

@@ -1,0 +1,187 @@
+//! `podnet conntrack list`: the flows that the datapath is tracking, one row for both directions.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use podnet_common::layout::CtEntry;
+use serde::Serialize;
+
+use super::flow::{self, End, Filter, Flow, Kind, State};
+use super::output::{Column, NOTHING, Show, duration, or_nothing, protocol, table};
+use super::view::{View, ViewError};
+use crate::compile::{ServiceId, ServiceNames};
+
+/// Other nodes' names by their addresses.
+pub(super) type NodeNames = BTreeMap<IpAddr, String>;
+
+/// One flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FlowRow {
+    kind: Kind,
+    protocol: String,
+    client: End,
+    /// Whom the client means.
+    frontend: End,
+    /// None if another node chooses it.
+    backend: Option<End>,
+    /// Address of the node that the packets are sent on to, which answers the client itself.
+    sent_on_to: Option<IpAddr>,
+    /// Its name, if it is known.
+    sent_on_to_node: Option<String>,
+    /// The client as the backend sees it.
+    source: End,
+    state: State,
+    /// Seconds since its last packet, to about a second.
+    idle_seconds: u64,
+    /// How the client's packets leave: `stack`, `pod`, `uplink`, `host`, `link` or `via`; none if that is not known.
+    way: Option<&'static str>,
+    /// `namespace/name:port`; none if the service has gone or there is none.
+    service: Option<String>,
+    /// None if there is none.
+    service_id: Option<u32>,
+}
+
+/// `podnet conntrack list`.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct FlowList(Vec<FlowRow>);
+
+/// Reads the flows. `now` is in ticks.
+pub(super) fn list(
+    view: &dyn View,
+    names: &ServiceNames,
+    nodes: &NodeNames,
+    filter: &Filter,
+    now: u32,
+) -> Result<FlowList, ViewError> {
+    let row = |flow: &Flow| {
+        let sent_on = flow.entry.flags & CtEntry::ONE_WAY != 0;
+        let to = flow.backend();
+        FlowRow {
+            kind: flow.kind(),
+            protocol: protocol(flow.tuple.proto),
+            client: flow.client(),
+            frontend: flow.frontend(),
+            backend: (!sent_on).then_some(to),
+            sent_on_to: sent_on.then_some(to.ip),
+            sent_on_to_node: nodes.get(&to.ip).filter(|_| sent_on).cloned(),
+            source: flow.source(),
+            state: flow.state(),
+            idle_seconds: flow.idle(now),
+            way: flow.way(),
+            service: names.name(ServiceId(flow.entry.service)).map(ToString::to_string),
+            service_id: Some(ServiceId(flow.entry.service).port().0).filter(|id| *id != 0),
+        }
+    };
+    Ok(FlowList(flow::read(view, names, filter)?.iter().map(row).collect()))
+}
+
+/// What stands for a flow's service.
+pub(super) fn service_or_kind(service: &Option<String>, kind: Kind) -> String {
+    match (service, kind) {
+        (Some(name), _) => name.clone(),
+        (None, Kind::Masquerade) => "(masquerade)".to_owned(),
+        (None, Kind::Service | Kind::DirectReturn) => NOTHING.to_owned(),
+    }
+}
+
+impl Show for FlowList {
+    fn text(&self) -> String {
+        let columns = [
+            Column::Text("PROTOCOL"),
+            Column::Text("CLIENT"),
+            Column::Text("FRONTEND"),
+            Column::Text("BACKEND"),
+            Column::Text("SOURCE SEEN"),
+            Column::Text("STATE"),
+            Column::Text("IDLE"),
+            Column::Text("WAY"),
+            Column::Text("SERVICE"),
+        ];
+        let backend = |row: &FlowRow| match (&row.sent_on_to_node, row.sent_on_to) {
+            (Some(node), _) => format!("(sent on to {node})"),
+            (None, Some(node)) => format!("(sent on to node {node})"),
+            (None, None) => or_nothing(&row.backend),
+        };
+        let rows = self.0.iter().map(|row| {
+            vec![
+                row.protocol.clone(),
+                row.client.to_string(),
+                row.frontend.to_string(),
+                backend(row),
+                row.source.to_string(),
+                row.state.name().to_owned(),
+                duration(row.idle_seconds),
+                row.way.unwrap_or(NOTHING).to_owned(),
+                service_or_kind(&row.service, row.kind),
+            ]
+        });
+        table(&columns, rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podnet_common::addr::Proto;
+    use podnet_common::layout::Out;
+
+    use super::*;
+    use crate::cli::view::fake::{FakeView, names};
+
+    fn listed(view: &FakeView) -> FlowList {
+        let nodes = NodeNames::from([("172.30.0.2".parse().unwrap(), "node2".to_owned())]);
+        list(view, &names(), &nodes, &Filter::default(), 1000).unwrap()
+    }
+
+    #[test]
+    fn a_flow_is_one_row_whatever_its_kind() {
+        let mut view = FakeView::default();
+        let sctp = ["10.244.1.9:40000", "10.96.0.10:80", "172.30.0.1:2000", "10.244.2.5:8080"];
+        view.flow(1, Proto::SCTP, sctp, CtEntry::REPLIED, 1000 - 56);
+        view.conntrack[0].1.out = Out::Link as u8;
+        let dns = ["[fd00:244:1::9]:41000", "[fd00:96::53]:53", "[fd00:244:1::9]:41000", "[fd00:244:1::7]:53"];
+        view.flow(7, Proto::UDP, dns, 0, 1000);
+        view.conntrack[2].1.out = Out::Pod as u8;
+        let out = ["10.244.1.9:40001", "203.0.113.9:443", "172.30.0.1:2001", "203.0.113.9:443"];
+        view.flow(0, Proto::TCP, out, CtEntry::REPLIED, 1000);
+        view.conntrack[4].1.out = Out::Uplink as u8;
+        let echo = ["10.244.1.9:7", "203.0.113.9:0", "172.30.0.1:2002", "203.0.113.9:0"];
+        view.flow(0, Proto::ICMP, echo, CtEntry::REPLIED, 1000);
+        view.conntrack.remove(6);
+        let direct = ["198.51.100.7:5000", "172.30.0.1:30080", "198.51.100.7:5000", "172.30.0.2:30080"];
+        view.one_way(1, Proto::TCP, direct, 1000);
+        let elsewhere = ["198.51.100.7:5001", "172.30.0.1:30080", "198.51.100.7:5001", "172.30.0.3:30080"];
+        view.one_way(1, Proto::TCP, elsewhere, 1000);
+        assert_eq!(
+            listed(&view).text(),
+            "\
+PROTOCOL  CLIENT                 FRONTEND          BACKEND                       SOURCE SEEN            STATE        \
+IDLE  WAY     SERVICE
+SCTP      10.244.1.9:40000       10.96.0.10:80     10.244.2.5:8080               172.30.0.1:2000        established  \
+1m0s  link    default/web:http
+TCP       198.51.100.7:5000      172.30.0.1:30080  (sent on to node2)            198.51.100.7:5000      one way      \
+0s    via     default/web:http
+TCP       198.51.100.7:5001      172.30.0.1:30080  (sent on to node 172.30.0.3)  198.51.100.7:5001      one way      \
+0s    via     default/web:http
+ICMP      10.244.1.9 id 7        203.0.113.9       203.0.113.9                   172.30.0.1 id 2002     established  \
+0s    -       (masquerade)
+TCP       10.244.1.9:40001       203.0.113.9:443   203.0.113.9:443               172.30.0.1:2001        established  \
+0s    uplink  (masquerade)
+UDP       [fd00:244:1::9]:41000  [fd00:96::53]:53  [fd00:244:1::7]:53            [fd00:244:1::9]:41000  new          \
+0s    pod     -
+"
+        );
+        let json = serde_json::to_value(listed(&view)).unwrap();
+        assert_eq!(
+            json[1],
+            serde_json::json!({
+                "kind": "directReturn", "protocol": "TCP", "client": "198.51.100.7:5000",
+                "frontend": "172.30.0.1:30080", "backend": null, "sentOnTo": "172.30.0.2", "sentOnToNode": "node2",
+                "source": "198.51.100.7:5000", "state": "oneWay", "idleSeconds": 0, "way": "via",
+                "service": "default/web:http", "serviceId": 1
+            })
+        );
+        assert_eq!((&json[3]["kind"], &json[3]["serviceId"]), (&"masquerade".into(), &serde_json::Value::Null));
+    }
+}

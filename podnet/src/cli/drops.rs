@@ -1,0 +1,85 @@
+//! `podnet drops`: how many packets were dropped, and why.
+
+use podnet_common::verdict::{COUNTERS_BASE, Reason};
+use serde::Serialize;
+
+use super::output::{Column, Show, table};
+use super::view::{View, ViewError};
+
+/// A reason with its count since the datapath was set up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DropRow {
+    pub(super) reason: &'static str,
+    pub(super) packets: u64,
+    pub(super) explanation: &'static str,
+}
+
+/// `podnet drops`.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct Drops(pub(super) Vec<DropRow>);
+
+/// Reads the counters of all reasons, in the reasons' order.
+pub(super) fn read(view: &dyn View) -> Result<Drops, ViewError> {
+    let counters = view.counters()?;
+    let count = |reason: Reason| counters.get((COUNTERS_BASE + reason as u32) as usize).copied().unwrap_or_default();
+    let rows = Reason::ALL.iter().map(|reason| DropRow {
+        reason: reason.name(),
+        packets: count(*reason),
+        explanation: reason.explanation(),
+    });
+    Ok(Drops(rows.collect()))
+}
+
+impl Drops {
+    /// All dropped packets.
+    pub(super) fn total(&self) -> u64 {
+        self.0.iter().map(|row| row.packets).sum()
+    }
+
+    /// The reasons that have occurred, the most frequent first.
+    pub(super) fn occurred(&self) -> Vec<&DropRow> {
+        let mut rows: Vec<_> = self.0.iter().filter(|row| row.packets > 0).collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.packets));
+        rows
+    }
+}
+
+impl Show for Drops {
+    fn text(&self) -> String {
+        let rows = self.occurred();
+        if rows.is_empty() {
+            return "no packet has been dropped\n".to_owned();
+        }
+        let columns = [Column::Text("REASON"), Column::Number("PACKETS"), Column::Text("EXPLANATION")];
+        let cells = |row: &&DropRow| vec![row.reason.to_owned(), row.packets.to_string(), row.explanation.to_owned()];
+        table(&columns, rows.iter().map(cells))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::view::fake::FakeView;
+
+    #[test]
+    fn reasons_that_have_occurred_are_shown_and_json_has_all() {
+        let mut view = FakeView { counters: vec![0; 64], ..FakeView::default() };
+        assert_eq!(read(&view).unwrap().text(), "no packet has been dropped\n");
+        view.counters[COUNTERS_BASE as usize + Reason::SpoofedSource as usize] = 7;
+        view.counters[COUNTERS_BASE as usize + Reason::NoEndpoint as usize] = 1200;
+        view.counters[0] = 99;
+        let drops = read(&view).unwrap();
+        assert_eq!(
+            drops.text(),
+            "\
+REASON          PACKETS  EXPLANATION
+no_endpoint        1200  the service has no ready endpoint
+spoofed_source        7  a pod sent from an address or MAC that is not its own
+"
+        );
+        assert_eq!(drops.total(), 1207, "counters that aren't drops don't count");
+        assert_eq!(serde_json::to_value(&drops).unwrap().as_array().unwrap().len(), Reason::ALL.len());
+    }
+}

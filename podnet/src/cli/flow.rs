@@ -1,0 +1,340 @@
+//! Flows, as their halves in the connection table tell them: what the commands that list flows work from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use clap::Args;
+use podnet_common::addr::{Addr, Port, Proto};
+use podnet_common::layout::{CtEntry, Out, Tuple};
+use podnet_common::time::TICK_SHIFT;
+use serde::{Serialize, Serializer};
+
+use super::view::{View, ViewError};
+use crate::compile::{ServiceId, ServiceNames};
+
+/// Which flows to list.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Filter {
+    /// Only flows to this service.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(super) service: Option<String>,
+    /// Only flows with this address as client, frontend, backend or translated source.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) ip: Option<IpAddr>,
+    /// Only flows of this protocol: tcp, udp, sctp, icmp, icmpv6, or a number.
+    #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
+    pub(super) proto: Option<Proto>,
+}
+
+/// Reads a protocol's name or number.
+fn parse_protocol(text: &str) -> Result<Proto, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(Proto::TCP),
+        "udp" => Ok(Proto::UDP),
+        "sctp" => Ok(Proto::SCTP),
+        "icmp" => Ok(Proto::ICMP),
+        "icmpv6" => Ok(Proto::ICMPV6),
+        number => number.parse().map(Proto).map_err(|_| "give tcp, udp, sctp, icmp, icmpv6 or a number".to_owned()),
+    }
+}
+
+impl Filter {
+    /// Whether a flow is wanted.
+    fn admits(&self, flow: &Flow, names: &ServiceNames) -> bool {
+        let Tuple { src, dst, .. } = flow.tuple;
+        let sides = [src, dst, flow.entry.src, flow.entry.dst].map(IpAddr::from);
+        self.ip.is_none_or(|ip| sides.contains(&ip))
+            && self.service.as_ref().is_none_or(|wanted| {
+                names.name(ServiceId(flow.entry.service)).is_some_and(|name| name.service.to_string() == *wanted)
+            })
+    }
+}
+
+/// What a flow is translated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Kind {
+    /// A frontend was addressed, and a backend gets the packets.
+    Service,
+    /// A frontend was addressed, and the packets are sent on to another node, which answers the client itself.
+    DirectReturn,
+    /// A pod has addressed something outside of the cluster.
+    Masquerade,
+}
+
+/// How far a flow has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum State {
+    /// Nothing has come back yet.
+    New,
+    /// Packets go both ways.
+    Established,
+    /// Answers don't come by here.
+    OneWay,
+    /// One side has ended it.
+    Closing,
+    /// Both have, or one has reset it.
+    Closed,
+}
+
+impl State {
+    fn of(entry: &CtEntry) -> Self {
+        if entry.closed() {
+            Self::Closed
+        } else if entry.flags & (CtEntry::FIN_CLIENT | CtEntry::FIN_BACKEND) != 0 {
+            Self::Closing
+        } else if entry.flags & CtEntry::ONE_WAY != 0 {
+            Self::OneWay
+        } else if entry.flags & CtEntry::REPLIED != 0 {
+            Self::Established
+        } else {
+            Self::New
+        }
+    }
+
+    /// For people.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Established => "established",
+            Self::OneWay => "one way",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// One end of a flow: an address with a port, or, of an ICMP echo, with an identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct End {
+    /// The address.
+    pub(super) ip: IpAddr,
+    /// Port or identifier; 0: none, as who answers an echo has none.
+    port: u16,
+    echo: bool,
+}
+
+impl End {
+    pub(super) fn new(addr: Addr, port: Port, proto: Proto) -> Self {
+        Self { ip: addr.into(), port: port.get(), echo: proto == Proto::ICMP || proto == Proto::ICMPV6 }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.port, self.echo) {
+            (0, _) => self.ip.fmt(f),
+            (identifier, true) => write!(f, "{} id {identifier}", self.ip),
+            (port, false) => SocketAddr::new(self.ip, port).fmt(f),
+        }
+    }
+}
+
+impl Serialize for End {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A flow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flow {
+    /// The client's packets as they arrive.
+    pub(super) tuple: Tuple,
+    /// What becomes of them, with the news of either half.
+    pub(super) entry: CtEntry,
+    /// Whether the client's half is there: only it knows its way.
+    pub(super) own_half: bool,
+}
+
+impl Flow {
+    pub(super) fn kind(&self) -> Kind {
+        if self.entry.flags & CtEntry::ONE_WAY != 0 {
+            Kind::DirectReturn
+        } else if self.entry.service == 0 {
+            Kind::Masquerade
+        } else {
+            Kind::Service
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        State::of(&self.entry)
+    }
+
+    /// Seconds since its last packet, to about a second. `now` is in ticks.
+    pub(super) fn idle(&self, now: u32) -> u64 {
+        seconds_between(self.entry.last_seen, now)
+    }
+
+    pub(super) fn client(&self) -> End {
+        End::new(self.tuple.src, self.tuple.sport, self.tuple.proto)
+    }
+
+    /// Whom the client means.
+    pub(super) fn frontend(&self) -> End {
+        End::new(self.tuple.dst, self.tuple.dport, self.tuple.proto)
+    }
+
+    /// Who gets the packets. With [`Kind::DirectReturn`] it is the node that they are sent on to.
+    pub(super) fn backend(&self) -> End {
+        End::new(self.entry.dst, self.entry.dport, self.tuple.proto)
+    }
+
+    /// The client as who gets the packets sees it.
+    pub(super) fn source(&self) -> End {
+        End::new(self.entry.src, self.entry.sport, self.tuple.proto)
+    }
+
+    /// How the client's packets leave; none while only the other half is there.
+    pub(super) fn way(&self) -> Option<&'static str> {
+        /// By their numbers.
+        const WAYS: [(Out, &str); 6] = [
+            (Out::Stack, "stack"),
+            (Out::Pod, "pod"),
+            (Out::Uplink, "uplink"),
+            (Out::Host, "host"),
+            (Out::Link, "link"),
+            (Out::Via, "via"),
+        ];
+        let way = WAYS.iter().find(|(out, _)| *out as u8 == self.entry.out)?;
+        self.own_half.then_some(way.1)
+    }
+}
+
+/// Reads the flows that a filter admits, each once, ordered by whom the client means and then by client.
+pub(super) fn read(view: &dyn View, names: &ServiceNames, filter: &Filter) -> Result<Vec<Flow>, ViewError> {
+    let mut flows: BTreeMap<Tuple, Flow> = BTreeMap::new();
+    view.conntrack(&mut |tuple, entry| {
+        if filter.proto.is_some_and(|proto| proto != tuple.proto) {
+            return;
+        }
+        let half = client_half(tuple, entry);
+        flows
+            .entry(half.tuple)
+            .and_modify(|known| {
+                let mut both = if half.own_half { half } else { *known };
+                both.entry.flags = known.entry.flags | half.entry.flags;
+                both.entry.last_seen = later(known.entry.last_seen, half.entry.last_seen);
+                *known = both;
+            })
+            .or_insert(half);
+    })?;
+    let mut flows: Vec<Flow> = flows.into_values().filter(|flow| filter.admits(flow, names)).collect();
+    flows.sort_by_key(|flow| (flow.frontend(), flow.client(), flow.tuple.proto));
+    Ok(flows)
+}
+
+/// The client's direction of a flow, from either half: each holds all that is needed to make the other.
+fn client_half(tuple: &Tuple, entry: &CtEntry) -> Flow {
+    if entry.flags & CtEntry::REPLY == 0 {
+        return Flow { tuple: *tuple, entry: *entry, own_half: true };
+    }
+    let mut flags = entry.flags & !(CtEntry::REPLY | CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST);
+    if entry.flags & CtEntry::REWRITE_SRC != 0 {
+        flags |= CtEntry::REWRITE_DST;
+    }
+    if entry.flags & CtEntry::REWRITE_DST != 0 {
+        flags |= CtEntry::REWRITE_SRC;
+    }
+    let half = CtEntry { src: tuple.dst, sport: tuple.dport, dst: tuple.src, dport: tuple.sport, flags, ..*entry };
+    Flow { tuple: entry.reply_key(tuple.proto), entry: half, own_half: false }
+}
+
+/// The later of two ticks.
+fn later(a: u32, b: u32) -> u32 {
+    if (a.wrapping_sub(b) as i32) > 0 { a } else { b }
+}
+
+/// Seconds from one tick to another; 0 if the first is later, since packets may be seen after the clock was read.
+pub(super) fn seconds_between(then: u32, now: u32) -> u64 {
+    let ticks = (now.wrapping_sub(then) as i32).max(0) as u64;
+    (ticks << TICK_SHIFT) / 1_000_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::view::fake::{FakeView, names};
+
+    const WEB: [&str; 4] = ["10.244.1.9:40000", "10.96.0.10:80", "172.30.0.1:2000", "10.244.2.5:8080"];
+    const DNS: [&str; 4] = ["[fd00:244:1::9]:41000", "[fd00:96::53]:53", "[fd00:244:1::9]:41000", "[fd00:244:1::7]:53"];
+
+    fn view() -> FakeView {
+        let mut view = FakeView::default();
+        view.flow(1, Proto::TCP, WEB, CtEntry::REPLIED, 1000 - 56);
+        view.flow(2, Proto::UDP, DNS, 0, 1000);
+        view
+    }
+
+    fn all(view: &FakeView) -> Vec<Flow> {
+        read(view, &names(), &Filter::default()).unwrap()
+    }
+
+    #[test]
+    fn either_half_is_enough_and_the_later_packet_counts() {
+        let told = |view: &FakeView| {
+            let flows = all(view);
+            let ends = flows.iter().map(|f| [f.client(), f.frontend(), f.source(), f.backend()].map(|e| e.to_string()));
+            let rest = flows.iter().map(|f| (f.kind(), f.state(), f.idle(1000)));
+            ends.zip(rest).collect::<Vec<_>>()
+        };
+        let whole = told(&view());
+        assert_eq!(whole[0].0, WEB.map(str::to_owned));
+        for lost in [0, 1] {
+            let mut half = view();
+            half.conntrack.remove(lost);
+            assert_eq!(told(&half), whole);
+            assert_eq!(all(&half)[0].way().is_some(), lost == 1, "the client's half knows its way");
+        }
+        let mut turned = view();
+        turned.conntrack.reverse();
+        assert_eq!(told(&turned), whole);
+        assert!(all(&turned).iter().all(|flow| flow.way() == Some("stack")));
+
+        for (half, idle) in [(0, 1), (1, 1)] {
+            let mut answered = view();
+            answered.conntrack[half].1.last_seen = 999;
+            answered.conntrack[half].1.flags |= CtEntry::FIN_BACKEND;
+            let flow = all(&answered)[0];
+            assert_eq!((flow.idle(1000), flow.state()), (idle, State::Closing));
+        }
+    }
+
+    #[test]
+    fn filters_narrow_the_list() {
+        let only = |filter: Filter| -> Vec<String> {
+            read(&view(), &names(), &filter).unwrap().iter().map(|flow| flow.frontend().to_string()).collect()
+        };
+        let (web, dns) = (["10.96.0.10:80"], ["[fd00:96::53]:53"]);
+        assert_eq!(only(Filter { proto: Some(Proto::UDP), ..Filter::default() }), dns);
+        assert_eq!(only(Filter { ip: Some("172.30.0.1".parse().unwrap()), ..Filter::default() }), web);
+        assert_eq!(only(Filter { ip: Some("fd00:244:1::7".parse().unwrap()), ..Filter::default() }), dns);
+        assert_eq!(only(Filter { service: Some("default/web".into()), ..Filter::default() }), web);
+        assert!(only(Filter { service: Some("default/we".into()), ..Filter::default() }).is_empty());
+    }
+
+    #[test]
+    fn an_end_is_shown_as_its_protocol_has_it() {
+        let end = |addr: &str, port, proto| {
+            End::new(addr.parse::<IpAddr>().unwrap().into(), Port::new(port), proto).to_string()
+        };
+        for (shown, expected) in [
+            (end("10.0.0.1", 80, Proto::TCP), "10.0.0.1:80"),
+            (end("fd00::1", 80, Proto::SCTP), "[fd00::1]:80"),
+            (end("10.0.0.1", 7, Proto::ICMP), "10.0.0.1 id 7"),
+            (end("fd00::1", 7, Proto::ICMPV6), "fd00::1 id 7"),
+            (end("fd00::1", 0, Proto::ICMPV6), "fd00::1"),
+        ] {
+            assert_eq!(shown, expected);
+        }
+    }
+
+    #[test]
+    fn a_packet_after_the_clock_was_read_is_no_long_silence() {
+        assert_eq!(seconds_between(11, 10), 0);
+        assert_eq!(seconds_between(u32::MAX, 5), 6, "the clock has wrapped");
+    }
+}

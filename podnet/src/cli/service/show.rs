@@ -1,0 +1,309 @@
+//! One service: what the tables hold of it, with the flows that use it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+use podnet_common::addr::{Addr, IfIndex};
+use podnet_common::layout::{Backend, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Prefix};
+use serde::Serialize;
+
+use super::super::conntrack::NodeNames;
+use super::super::endpoint::Pods;
+use super::super::output::socket;
+use super::super::view::{View, ViewError};
+use super::super::wanted::{Wanted, WantedError};
+use super::{Entries, Entry, FrontendRow, complete, entries, order, row, shares, why};
+use crate::compile::{ServiceId, ServiceNames};
+use crate::frontend::{FrontendKind, IfNone};
+use crate::model::ObjectName;
+use crate::select::Explained;
+
+/// `podnet service show`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServiceDetail {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    /// As the tables have them.
+    pub(super) frontends: Vec<FrontendDetail>,
+    /// What the manifests ask for, and why; none if they can't be read or don't have the service.
+    pub(super) explanation: Option<Explained>,
+    /// Why there is no explanation.
+    pub(super) not_explained: Option<String>,
+    /// How the tables differ from what the manifests ask for.
+    pub(super) differences: Vec<String>,
+}
+
+/// A frontend with its backends.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FrontendDetail {
+    #[serde(flatten)]
+    pub(super) frontend: FrontendRow,
+    /// Which clients may use it; none: all.
+    pub(super) source_ranges: Option<Vec<IpNetwork>>,
+    /// Where it leads, by kind of client.
+    pub(super) choices: Vec<Choice>,
+    /// Flows that were sent on to other nodes, for direct server return.
+    pub(super) sent_on: Vec<SentOn>,
+}
+
+/// Which clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Clients {
+    /// All of them, those that other nodes send on excepted.
+    All,
+    /// This node's pods and processes.
+    ThisNode,
+    /// Those that come in by an uplink.
+    Outside,
+    /// Those that another node has sent on, for direct server return.
+    SentOn,
+}
+
+/// The backends that some clients get.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Choice {
+    pub(super) clients: Clients,
+    /// What becomes of connections, if there is no backend.
+    pub(super) if_none: Option<IfNone>,
+    /// How many slots the backends share; more than backends where nodes must agree (Maglev).
+    pub(super) slots: u32,
+    pub(super) targets: Vec<Target>,
+}
+
+/// A backend of a frontend.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Target {
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    /// `namespace/name` of the pod, if it is one of this node.
+    pub(super) pod: Option<String>,
+    /// Whether it is a pod or a host process of this node.
+    pub(super) local: bool,
+    /// The name of the node that it is on, if it is another one and known.
+    pub(super) node: Option<String>,
+    /// How many of the frontend's slots lead there.
+    pub(super) slots: usize,
+    /// Flows of these clients that go there now. None for those that other nodes have sent on: they are counted as
+    /// coming from outside.
+    pub(super) flows: Option<usize>,
+}
+
+/// Flows that were sent on to another node.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SentOn {
+    /// The node's address.
+    pub(super) address: IpAddr,
+    /// Its name, if it is known.
+    pub(super) node: Option<String>,
+    pub(super) flows: usize,
+}
+
+/// Reads one service. `None`: neither tables nor manifests have it.
+pub(in crate::cli) fn show(
+    view: &dyn View,
+    names: &ServiceNames,
+    pods: &Pods,
+    nodes: &NodeNames,
+    name: &ObjectName,
+    wanted: Result<Wanted, WantedError>,
+) -> Result<Option<ServiceDetail>, ViewError> {
+    let entries = entries(view, |id| names.name(ServiceId(id)).is_some_and(|port| port.service == *name))?;
+    let places = Places::read(view, nodes)?;
+    let flows = Flows::count(view, &entries)?;
+    let mut frontends = Vec::new();
+    for (key, entry) in &entries {
+        let mut row = row(view, names, key, entry)?;
+        if let Ok(wanted) = &wanted {
+            complete(&mut row, names, wanted);
+        }
+        frontends.push(FrontendDetail {
+            frontend: row,
+            source_ranges: source_ranges(view, key, &entry.any)?,
+            choices: choices(view, pods, &places, &flows, key, entry)?,
+            sent_on: flows.sent_on(key, nodes),
+        });
+    }
+    frontends.sort_by(|a, b| order(&a.frontend).cmp(&order(&b.frontend)));
+    let (explanation, not_explained) = match &wanted {
+        Ok(wanted) => match wanted.explain(name) {
+            Some(explained) => (Some(explained), None),
+            None if frontends.iter().any(|f| f.frontend.kind == Some(FrontendKind::HostPort)) => {
+                (None, Some("a host port leads to the one pod that has asked for it".to_owned()))
+            }
+            None => (None, Some(format!("the manifests have no Service {name}"))),
+        },
+        Err(error) => (None, Some(error.to_string())),
+    };
+    if frontends.is_empty() && explanation.is_none() {
+        return Ok(None);
+    }
+    let mut differences = explanation.as_ref().map(|e| why::differences(&frontends, e)).unwrap_or_default();
+    if let (false, Ok(wanted)) = (differences.is_empty(), &wanted) {
+        let broken = wanted.broken().iter();
+        differences.extend(broken.map(|file| format!("{file} can't be used as it is: what it said before holds")));
+    }
+    let ObjectName { namespace, name } = name.clone();
+    Ok(Some(ServiceDetail { namespace, name, frontends, explanation, not_explained, differences }))
+}
+
+fn choices(
+    view: &dyn View,
+    pods: &Pods,
+    places: &Places<'_>,
+    flows: &Flows,
+    key: &FrontendKey,
+    entry: &Entry,
+) -> Result<Vec<Choice>, ViewError> {
+    let inside = if entry.outside.is_some() { Clients::ThisNode } else { Clients::All };
+    let mut choices = Vec::new();
+    for (clients, value) in
+        [(inside, Some(entry.any)), (Clients::Outside, entry.outside), (Clients::SentOn, entry.peer)]
+    {
+        let Some(value) = value else { continue };
+        let mut targets = Vec::new();
+        for (id, slots) in shares(view, &value)? {
+            let backend = view.backend(id)?;
+            let at = socket(backend.addr, backend.port);
+            targets.push(Target {
+                address: at.ip(),
+                port: at.port(),
+                pod: pods.name(at.ip()),
+                local: places.is_local(&backend),
+                node: places.node(&backend),
+                slots,
+                flows: flows.to(key, clients, at),
+            });
+        }
+        targets.sort_by_key(|t| (t.address, t.port));
+        let none =
+            if value.flags & Frontend::DROP != 0 || clients == Clients::SentOn { IfNone::Drop } else { IfNone::Reject };
+        choices.push(Choice { clients, if_none: targets.is_empty().then_some(none), slots: value.slot_count, targets });
+    }
+    Ok(choices)
+}
+
+/// The ranges of a service's clients that are of the frontend's family, if it restricts them.
+fn source_ranges(view: &dyn View, key: &FrontendKey, value: &Frontend) -> Result<Option<Vec<IpNetwork>>, ViewError> {
+    /// What precedes the client's address in a key, in bits.
+    const SERVICE: u32 = 32;
+    if value.flags & Frontend::SOURCE_RANGES == 0 {
+        return Ok(None);
+    }
+    let v4 = key.addr.is_v4();
+    let ranges = view.source_ranges()?.into_iter().filter(|range| range.data.service == value.service);
+    let ranges = ranges.filter(|range| range.data.addr.is_v4() == v4).filter_map(|range| {
+        let mapped = if v4 { 96 } else { 0 };
+        let len = u8::try_from(range.len.checked_sub(SERVICE + mapped)?).ok()?;
+        IpNetwork::new(range.data.addr.into(), len).ok()
+    });
+    let mut ranges: Vec<IpNetwork> = ranges.collect();
+    ranges.sort();
+    Ok(Some(ranges))
+}
+
+/// Where backends are.
+struct Places<'a> {
+    local: BTreeSet<Addr>,
+    networks: Vec<(Prefix, Network)>,
+    nodes: &'a NodeNames,
+}
+
+impl<'a> Places<'a> {
+    fn read(view: &dyn View, nodes: &'a NodeNames) -> Result<Self, ViewError> {
+        let config = view.config()?;
+        let pods = view.endpoints()?.into_iter().map(|(addr, _)| addr);
+        Ok(Self { local: pods.chain([config.node_v4, config.node_v6]).collect(), networks: view.networks()?, nodes })
+    }
+
+    /// What an address belongs to.
+    fn network(&self, addr: Addr) -> Option<&Network> {
+        let bits = |addr: Addr| match IpAddr::from(addr) {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(ip) => ip.to_bits(),
+        };
+        let holds = |prefix: &Prefix| {
+            let mask = u128::MAX.checked_shl(128 - prefix.len.min(128)).unwrap_or_default();
+            (bits(prefix.addr) ^ bits(addr)) & mask == 0
+        };
+        let holding = self.networks.iter().filter(|(prefix, _)| holds(prefix));
+        holding.max_by_key(|(prefix, _)| prefix.len).map(|(_, network)| network)
+    }
+
+    fn is_local(&self, backend: &Backend) -> bool {
+        let local = |network: &Network| {
+            network.kind == NetworkKind::LocalNode as u32 || network.kind == NetworkKind::LocalPods as u32
+        };
+        self.local.contains(&backend.addr) || self.network(backend.addr).is_some_and(local)
+    }
+
+    /// The name of the other node that a backend is on.
+    fn node(&self, backend: &Backend) -> Option<String> {
+        let network = self.network(backend.addr)?;
+        let remote = network.kind == NetworkKind::RemotePods as u32 || network.kind == NetworkKind::RemoteNode as u32;
+        self.nodes.get(&network.node.into()).filter(|_| remote).cloned()
+    }
+}
+
+/// How many flows use these frontends.
+#[derive(Debug, Default)]
+struct Flows {
+    /// By frontend, whether they came in by an uplink, and backend.
+    translated: BTreeMap<(FrontendKey, bool, SocketAddr), usize>,
+    /// By frontend and node.
+    sent_on: BTreeMap<(FrontendKey, IpAddr), usize>,
+}
+
+impl Flows {
+    fn count(view: &dyn View, entries: &Entries) -> Result<Self, ViewError> {
+        let mut flows = Self::default();
+        if entries.is_empty() {
+            return Ok(flows);
+        }
+        let uplinks = view.config()?.uplinks;
+        view.conntrack(&mut |tuple, entry| {
+            if entry.flags & CtEntry::REPLY != 0 {
+                return;
+            }
+            let exact = FrontendKey { addr: tuple.dst, port: tuple.dport, proto: tuple.proto, scope: FrontendKey::ANY };
+            let addr = if tuple.dst.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
+            let of_node = FrontendKey { addr, ..exact };
+            // The upper bits of ids tell groups of clients.
+            let port = ServiceId(entry.service).port();
+            let is_used =
+                |key: &&FrontendKey| entries.get(key).is_some_and(|e| ServiceId(e.any.service).port() == port);
+            let Some(key) = [exact, of_node].iter().find(is_used).copied() else { return };
+            let to = socket(entry.dst, entry.dport);
+            if entry.flags & CtEntry::ONE_WAY != 0 {
+                *flows.sent_on.entry((key, to.ip())).or_default() += 1;
+            } else {
+                let outside = entry.in_ifindex != IfIndex(0) && uplinks.contains(&entry.in_ifindex);
+                *flows.translated.entry((key, outside, to)).or_default() += 1;
+            }
+        })?;
+        Ok(flows)
+    }
+
+    fn to(&self, key: &FrontendKey, clients: Clients, backend: SocketAddr) -> Option<usize> {
+        let of = |outside| self.translated.get(&(*key, outside, backend)).copied().unwrap_or_default();
+        match clients {
+            Clients::All => Some(of(false) + of(true)),
+            Clients::ThisNode => Some(of(false)),
+            Clients::Outside => Some(of(true)),
+            Clients::SentOn => None,
+        }
+    }
+
+    fn sent_on(&self, key: &FrontendKey, nodes: &NodeNames) -> Vec<SentOn> {
+        let of_key = self.sent_on.iter().filter(|((of, _), _)| of == key);
+        of_key
+            .map(|((_, address), flows)| SentOn { address: *address, node: nodes.get(address).cloned(), flows: *flows })
+            .collect()
+    }
+}

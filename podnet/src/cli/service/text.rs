@@ -1,0 +1,186 @@
+//! One service, for people.
+
+use super::super::output::{Column, NOTHING, Show, duration, line, or_nothing, table};
+use super::show::{Choice, Clients, FrontendDetail, ServiceDetail, Target};
+use super::{kind_name, source_name, why};
+use crate::frontend::IfNone;
+use crate::model::{Ignored, ServiceType, TrafficPolicy};
+use crate::select::Explained;
+
+impl Show for ServiceDetail {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        line(&mut text, "service", &format!("{}/{}", self.namespace, self.name));
+        match &self.explanation {
+            Some(explained) => self.explained(explained, &mut text),
+            None => {
+                let reason = self.not_explained.as_deref().unwrap_or(NOTHING);
+                line(&mut text, "unknown", &format!("why endpoints are left out: {reason}"));
+            }
+        }
+        if !self.frontends.is_empty() {
+            text.push('\n');
+            text.push_str(&frontends(&self.frontends));
+            text.push('\n');
+            text.push_str(&backends(&self.frontends));
+        }
+        if let Some(explained) = &self.explanation {
+            left_out(explained, &mut text);
+        }
+        text
+    }
+}
+
+impl ServiceDetail {
+    fn explained(&self, explained: &Explained, text: &mut String) {
+        line(text, "type", type_name(explained.kind));
+        if let Some(ignored) = explained.ignored {
+            line(text, "ignored", ignored_reason(ignored));
+        }
+        let policies = [explained.internal_traffic_policy, explained.external_traffic_policy].map(policy_name);
+        line(text, "policies", &format!("internal {}, external {}", policies[0], policies[1]));
+        if let (Some(port), Some(count)) = (explained.health_check_node_port, explained.health_check_endpoints) {
+            line(text, "health", &format!("node port {port}, endpoints of this node: {count}"));
+        }
+        for difference in &self.differences {
+            line(text, "tables", difference);
+        }
+        if self.differences.is_empty() && explained.ignored.is_none() {
+            line(text, "tables", "as the manifests ask for");
+        }
+    }
+}
+
+fn frontends(frontends: &[FrontendDetail]) -> String {
+    let columns = [
+        Column::Text("FRONTEND"),
+        Column::Text("PROTOCOL"),
+        Column::Text("PORT NAME"),
+        Column::Text("KIND"),
+        Column::Text("SOURCE"),
+        Column::Text("AFFINITY"),
+        Column::Text("SOURCE RANGES"),
+    ];
+    let ranges = |detail: &FrontendDetail| match detail.source_ranges.as_deref() {
+        None => NOTHING.to_owned(),
+        Some([]) => "(none: nobody)".to_owned(),
+        Some(ranges) => ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let rows = frontends.iter().map(|detail| {
+        let row = &detail.frontend;
+        vec![
+            row.place.to_string(),
+            row.protocol.clone(),
+            or_nothing(&row.port_name),
+            kind_name(row.kind).to_owned(),
+            source_name(row.source).to_owned(),
+            row.affinity_seconds.map_or_else(|| NOTHING.to_owned(), |seconds| duration(seconds.into())),
+            ranges(detail),
+        ]
+    });
+    table(&columns, rows)
+}
+
+fn backends(frontends: &[FrontendDetail]) -> String {
+    let columns = [
+        Column::Text("FRONTEND"),
+        Column::Text("PROTOCOL"),
+        Column::Text("CLIENTS"),
+        Column::Text("BACKEND"),
+        Column::Text("NODE"),
+        Column::Text("POD"),
+        Column::Number("SHARE"),
+        Column::Number("FLOWS"),
+    ];
+    let mut rows = Vec::new();
+    for detail in frontends {
+        let start = |clients| {
+            let row = &detail.frontend;
+            vec![row.place.to_string(), row.protocol.clone(), clients_name(clients).to_owned()]
+        };
+        for choice in &detail.choices {
+            if let Some(none) = choice.if_none {
+                let what = if none == IfNone::Drop { "(none: dropped)" } else { "(none: refused)" };
+                let end = [what, NOTHING, NOTHING, NOTHING, NOTHING].map(str::to_owned);
+                rows.push([start(choice.clients), end.to_vec()].concat());
+            }
+            rows.extend(choice.targets.iter().map(|t| [start(choice.clients), target(choice, t)].concat()));
+        }
+        for sent_on in &detail.sent_on {
+            let node = sent_on.node.clone().unwrap_or_else(|| "other".to_owned());
+            let to = format!("(sent on to {})", sent_on.address);
+            let end = vec![to, node, NOTHING.to_owned(), NOTHING.to_owned(), sent_on.flows.to_string()];
+            rows.push([start(Clients::Outside), end].concat());
+        }
+    }
+    table(&columns, rows)
+}
+
+fn target(choice: &Choice, target: &Target) -> Vec<String> {
+    let node = match (&target.node, target.local) {
+        (_, true) => "this",
+        (Some(name), false) => name,
+        (None, false) => "other",
+    };
+    let share = 100.0 * target.slots as f64 / f64::from(choice.slots.max(1));
+    vec![
+        std::net::SocketAddr::new(target.address, target.port).to_string(),
+        node.to_owned(),
+        or_nothing(&target.pod),
+        format!("{share:.1} %"),
+        or_nothing(&target.flows),
+    ]
+}
+
+fn left_out(explained: &Explained, text: &mut String) {
+    let left_out = why::left_out(explained);
+    if left_out.is_empty() {
+        return;
+    }
+    let columns = [
+        Column::Text("LEFT OUT"),
+        Column::Text("NODE"),
+        Column::Text("ZONE"),
+        Column::Text("BECAUSE"),
+        Column::Text("AT"),
+    ];
+    let rows = left_out.iter().map(|row| {
+        let why = row.why.to_owned();
+        vec![row.endpoint.clone(), or_nothing(&row.node), or_nothing(&row.zone), why, row.at.join(", ")]
+    });
+    text.push('\n');
+    text.push_str(&table(&columns, rows));
+}
+
+const fn clients_name(clients: Clients) -> &'static str {
+    match clients {
+        Clients::All => "all",
+        Clients::ThisNode => "this node",
+        Clients::Outside => "outside",
+        Clients::SentOn => "sent on",
+    }
+}
+
+const fn type_name(kind: ServiceType) -> &'static str {
+    match kind {
+        ServiceType::ClusterIp => "ClusterIP",
+        ServiceType::NodePort => "NodePort",
+        ServiceType::LoadBalancer => "LoadBalancer",
+        ServiceType::ExternalName => "ExternalName",
+    }
+}
+
+const fn policy_name(policy: TrafficPolicy) -> &'static str {
+    match policy {
+        TrafficPolicy::Cluster => "Cluster",
+        TrafficPolicy::Local => "Local",
+    }
+}
+
+const fn ignored_reason(ignored: Ignored) -> &'static str {
+    match ignored {
+        Ignored::ExternalName => "it is a name in DNS and nothing else",
+        Ignored::Headless => "it is headless: clients use its endpoints directly",
+        Ignored::OtherProxy => "a label leaves it to another proxy",
+    }
+}

@@ -1,0 +1,138 @@
+//! Tables beside manifests: where they differ, and why endpoints were left out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use super::show::{Choice, Clients, FrontendDetail};
+use super::{Family, Place};
+use crate::frontend::FrontendKind;
+use crate::select::{self, Explained, ExplainedEndpoint, ExplainedFrontend, Fate};
+
+/// How the tables differ from what the manifests ask for, as sentences.
+pub(super) fn differences(tables: &[FrontendDetail], wanted: &Explained) -> Vec<String> {
+    let mut differences = Vec::new();
+    for frontend in &wanted.frontends {
+        let at = at(frontend);
+        let found = tables.iter().find(|table| name(table) == at);
+        let Some(table) = found else {
+            differences.push(format!("{at} is not in the tables yet, unless it belongs to another service"));
+            continue;
+        };
+        for choice in &frontend.choices {
+            let chosen = choice.endpoints.iter().filter(|endpoint| endpoint.fate == Fate::Chosen);
+            let chosen: BTreeSet<SocketAddr> =
+                chosen.filter_map(|e| Some(SocketAddr::new(e.address, e.port?))).collect();
+            let present: BTreeSet<SocketAddr> = of_clients(table, choice.clients)
+                .flat_map(|c| &c.targets)
+                .map(|t| (t.address, t.port).into())
+                .collect();
+            let for_clients = clients_of(choice.clients);
+            let missing = chosen.difference(&present);
+            differences.extend(missing.map(|to| format!("{at} does not lead to {to} yet{for_clients}")));
+            let extra = present.difference(&chosen);
+            differences.extend(extra.map(|to| format!("{at} still leads to {to}{for_clients}")));
+        }
+    }
+    let places: BTreeSet<String> = wanted.frontends.iter().map(at).collect();
+    // A host port is its pod's, not the manifests'.
+    let of_manifests = tables.iter().filter(|table| table.frontend.kind != Some(FrontendKind::HostPort));
+    let gone = of_manifests.map(name).filter(|table| !places.contains(table));
+    differences.extend(gone.map(|table| format!("{table} is still in the tables")));
+    differences
+}
+
+/// The part of a frontend that some clients get: theirs, or what all do.
+fn of_clients(table: &FrontendDetail, clients: select::Clients) -> impl Iterator<Item = &Choice> {
+    let own = match clients {
+        select::Clients::All => Clients::All,
+        select::Clients::ThisNode => Clients::ThisNode,
+        select::Clients::Outside => Clients::Outside,
+    };
+    let has_own = table.choices.iter().any(|choice| choice.clients == own);
+    table.choices.iter().filter(move |choice| {
+        if has_own { choice.clients == own } else { matches!(choice.clients, Clients::All | Clients::ThisNode) }
+    })
+}
+
+fn clients_of(clients: select::Clients) -> &'static str {
+    match clients {
+        select::Clients::All => "",
+        select::Clients::ThisNode => " for clients of this node",
+        select::Clients::Outside => " for clients from outside",
+    }
+}
+
+/// An endpoint that isn't used, and where.
+#[derive(Debug)]
+pub(super) struct LeftOut {
+    pub(super) endpoint: String,
+    pub(super) node: Option<String>,
+    pub(super) zone: Option<String>,
+    pub(super) why: &'static str,
+    /// The frontends.
+    pub(super) at: Vec<String>,
+}
+
+/// Endpoints by place and fate, with the frontends where that is so.
+type Fates<'a> = BTreeMap<(IpAddr, Option<u16>, Fate), (&'a ExplainedEndpoint, Vec<String>)>;
+
+/// The endpoints that aren't used, with the frontends for which that is so. That one is of the
+/// other family is said only where none is used.
+pub(super) fn left_out(explained: &Explained) -> Vec<LeftOut> {
+    let mut all = Fates::new();
+    for frontend in &explained.frontends {
+        for choice in &frontend.choices {
+            let is_served = choice.endpoints.iter().any(|endpoint| endpoint.fate == Fate::Chosen);
+            let clients = match choice.clients {
+                select::Clients::All => "",
+                select::Clients::ThisNode => " (this node)",
+                select::Clients::Outside => " (outside)",
+            };
+            for endpoint in &choice.endpoints {
+                if endpoint.fate == Fate::Chosen || (endpoint.fate == Fate::OtherFamily && is_served) {
+                    continue;
+                }
+                let key = (endpoint.address, endpoint.port, endpoint.fate);
+                let (_, places) = all.entry(key).or_insert((endpoint, Vec::new()));
+                places.push(format!("{}{clients}", at(frontend)));
+            }
+        }
+    }
+    all.into_iter()
+        .map(|((address, port, fate), (endpoint, at))| LeftOut {
+            endpoint: port.map_or_else(|| address.to_string(), |port| SocketAddr::new(address, port).to_string()),
+            node: endpoint.node.clone(),
+            zone: endpoint.zone.clone(),
+            why: reason(fate),
+            at,
+        })
+        .collect()
+}
+
+const fn reason(fate: Fate) -> &'static str {
+    match fate {
+        Fate::Chosen => "it is used",
+        Fate::NotReady => "it is not ready",
+        Fate::Terminating => "it is terminating, and others are not",
+        Fate::NotOnThisNode => "it is not on this node, as the traffic policy Local wants it",
+        Fate::HintedForOtherNodes => "its hints are for other nodes, and there are endpoints for this one",
+        Fate::HintedForOtherZones => "its hints are for other zones, and there are endpoints for this one",
+        Fate::OtherFamily => "it is of the other family",
+        Fate::NoSuchPort => "its slice does not have the service's port",
+    }
+}
+
+/// A frontend of the tables, as text.
+fn name(table: &FrontendDetail) -> String {
+    format!("{}/{}", table.frontend.place, table.frontend.protocol)
+}
+
+/// A frontend of the manifests, as the same text.
+fn at(frontend: &ExplainedFrontend) -> String {
+    let place = Place {
+        address: (!frontend.address.is_unspecified()).then_some(frontend.address),
+        family: if frontend.address.is_ipv4() { Family::V4 } else { Family::V6 },
+        port: frontend.port,
+    };
+    format!("{place}/{}", frontend.protocol)
+}

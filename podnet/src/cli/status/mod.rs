@@ -1,0 +1,458 @@
+//! `podnet status`: the node in a screenful, what needs attention first.
+//!
+//! Three witnesses are heard: the daemon's own report (a file, and a lock that says whether it lives), the kernel's
+//! tables, and the host's settings, which are read anew here. So the answer is right also while the daemon is down.
+
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+
+use podnet_common::addr::IfIndex;
+use podnet_common::layout::{Config, Frontend, FrontendKey, Hook, Network, SCHEMA};
+use podnet_common::verdict::{Counter, Reason};
+use serde::Serialize;
+
+use super::drops::{self, DropRow};
+use super::nat::{PortUse, TakenPorts};
+use super::output::duration;
+use super::view::{Table, View, ViewError};
+use crate::compile::of_node;
+use crate::datapath::view::interface_name;
+use crate::host::Host;
+use crate::host::firewall::{self, Report};
+use crate::host::settings::{self, Deviation, Families, Sysctl};
+use crate::host::uplinks::Uplinks;
+use crate::status::{DaemonLock, DaemonState, DaemonStatus, UnixTime};
+
+/// From this share of its capacity on, a table is called nearly full: nine tenths.
+const NEARLY_FULL: (u64, u64) = (9, 10);
+
+/// The loopback interface: the kernel gives it this index in every namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: IfIndex = IfIndex(1);
+
+/// `podnet status`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status {
+    /// What to look at, as sentences, the gravest first.
+    pub(super) warnings: Vec<String>,
+    pub(super) daemon: Daemon,
+    /// None if nothing is pinned or it can't be read.
+    pub(super) datapath: Option<Datapath>,
+    /// Host settings that are not as podnet needs them.
+    pub(super) settings: Vec<Deviation>,
+    /// Other programs' packet filters.
+    pub(super) firewall: Report,
+    pub(super) now: UnixTime,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Daemon {
+    running: bool,
+    pid: Option<i32>,
+    /// What it wrote last; while it is down, its last words.
+    report: Option<DaemonStatus>,
+}
+
+/// What the kernel holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Datapath {
+    /// Version of the tables' layout.
+    schema: u32,
+    /// Number of the generation of programs that runs.
+    generation: u32,
+    /// Addresses of local pods.
+    endpoints: u64,
+    /// Addresses and ports of services.
+    frontends: u64,
+    /// Ports of all of this node's addresses that lead to one pod.
+    host_ports: u64,
+    /// The node's addresses that serve NodePorts.
+    node_port_addresses: Vec<IpAddr>,
+    /// Where the programs are attached.
+    hooks: Vec<HookRow>,
+    /// Whether the socket hooks are attached, and whether they translate for pods too.
+    sockets: Sockets,
+    /// Whether pods reach what is outside of the cluster with the node's address.
+    masquerade: bool,
+    /// How many source ports there are for each destination.
+    snat_ports: u64,
+    /// The destination towards which the most are taken.
+    snat_most: Option<PortUse>,
+    tables: Vec<Fill>,
+    /// Packets dropped since the datapath was set up.
+    dropped: u64,
+    drops: Vec<DropRow>,
+    /// Events that are no drops.
+    counters: BTreeMap<&'static str, u64>,
+}
+
+/// A hook at an interface that should have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HookRow {
+    hook: &'static str,
+    ifindex: u32,
+    /// None if there is no such interface.
+    interface: Option<String>,
+    /// None if this kernel doesn't tell.
+    attached: Option<bool>,
+}
+
+/// Whose sockets are translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Sockets {
+    /// Nobody's.
+    #[default]
+    Off,
+    /// Those of host processes.
+    Host,
+    /// Those of pods too.
+    All,
+}
+
+impl Status {
+    /// Why nothing is known of the datapath: the first warning then.
+    pub(super) fn no_datapath(&self) -> Option<&str> {
+        if self.datapath.is_some() { None } else { self.warnings.first().map(String::as_str) }
+    }
+}
+
+/// How full a table is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Fill {
+    table: Table,
+    entries: u64,
+    capacity: u64,
+}
+
+impl Fill {
+    fn nearly_full(&self) -> bool {
+        // The kernel makes room in the one that is left out.
+        self.table != Table::Affinity && nearly_full(self.entries, self.capacity)
+    }
+
+    fn advice(&self) -> &'static str {
+        match self.table {
+            Table::Conntrack => "raise conntrackMax in the daemon's configuration",
+            Table::Endpoints => "move pods to other nodes",
+            Table::Nodes => "the cluster has too many nodes, or too many addresses of load balancers",
+            Table::SourceRanges => "remove loadBalancerSourceRanges, or write fewer and larger ones",
+            Table::Frontends | Table::Slots | Table::Backends | Table::Affinity => "remove services or endpoints",
+        }
+    }
+}
+
+fn nearly_full(entries: u64, capacity: u64) -> bool {
+    let (part, whole) = NEARLY_FULL;
+    entries * whole >= capacity * part
+}
+
+/// What [`assemble`] works from.
+pub(super) struct Witnesses {
+    pub(super) daemon: Daemon,
+    pub(super) datapath: Result<Datapath, ViewError>,
+    pub(super) settings: Vec<Deviation>,
+    pub(super) firewall: Report,
+    /// Witnesses that could not be heard.
+    pub(super) problems: Vec<String>,
+    pub(super) now: UnixTime,
+}
+
+/// Asks everybody. Nothing that fails keeps the rest from being told.
+pub(super) async fn gather(view: Result<Box<dyn View>, ViewError>, run_dir: &Path) -> Status {
+    let mut problems = Vec::new();
+    let daemon = daemon(run_dir, &mut problems);
+    let named: Vec<String> = daemon.report.iter().flat_map(|r| &r.uplinks).map(|uplink| uplink.name.clone()).collect();
+    let addresses = view.as_ref().map(|view| node_addresses(view.as_ref()).unwrap_or_default()).unwrap_or_default();
+    let sysctl = Sysctl::default();
+    let (mut deviations, mut uplinks) = (Vec::new(), Uplinks::default());
+    // Without a datapath nothing is demanded of the host.
+    if view.is_ok() {
+        match Host::open() {
+            Ok(host) => match host.uplinks(&addresses, &named).await {
+                Ok(found) => uplinks = found,
+                Err(e) => problems.push(e.to_string()),
+            },
+            Err(e) => problems.push(e.to_string()),
+        }
+        let table = settings::wanted(Families::of(&addresses), &uplinks.found, &uplinks.host_ends);
+        match settings::check(&sysctl, &table) {
+            Ok(found) => deviations = found,
+            Err(e) => problems.push(e.to_string()),
+        }
+    }
+    let firewall = firewall::detect(&sysctl, &uplinks.found);
+    let datapath = view.and_then(|view| datapath(view.as_ref()));
+    assemble(Witnesses { daemon, datapath, settings: deviations, firewall, problems, now: UnixTime::now() })
+}
+
+fn daemon(run_dir: &Path, problems: &mut Vec<String>) -> Daemon {
+    let (running, pid) = match DaemonLock::state(run_dir) {
+        Ok(DaemonState::Running { pid }) => (true, pid),
+        Ok(DaemonState::Down) => (false, None),
+        Err(e) => {
+            problems.push(e.to_string());
+            (false, None)
+        }
+    };
+    let report = DaemonStatus::read(run_dir).unwrap_or_else(|e| {
+        problems.push(e.to_string());
+        None
+    });
+    Daemon { running, pid, report }
+}
+
+/// The node's addresses, as the programs know them.
+fn node_addresses(view: &dyn View) -> Result<Vec<IpAddr>, ViewError> {
+    let config = view.config()?;
+    Ok([config.node_v4, config.node_v6].into_iter().filter(|addr| !addr.is_none()).map(IpAddr::from).collect())
+}
+
+/// Reads the tables, and asks where the programs are.
+fn datapath(view: &dyn View) -> Result<Datapath, ViewError> {
+    let config = view.config()?;
+    let frontends = view.frontends()?;
+    let (mut slots, mut backends) = (0, BTreeSet::new());
+    for (_, Frontend { slot_base, slot_count, .. }) in &frontends {
+        slots += u64::from(*slot_count);
+        if *slot_count > 0 {
+            backends.extend(view.slots(*slot_base, *slot_count)?);
+        }
+    }
+    let endpoints = view.endpoints()?.len() as u64;
+    let networks = view.networks()?;
+    let mut conntrack = 0;
+    let mut taken = TakenPorts::new(&view.snat_ports()?);
+    view.conntrack(&mut |tuple, entry| {
+        conntrack += 1;
+        taken.visit(tuple, entry);
+    })?;
+    let mut tables = Vec::new();
+    for table in Table::ALL {
+        let entries = match table {
+            Table::Frontends => frontends.len() as u64,
+            Table::Slots => slots,
+            Table::Backends => backends.len() as u64,
+            Table::Conntrack => conntrack,
+            Table::Endpoints => endpoints,
+            Table::Nodes => networks.len() as u64,
+            Table::SourceRanges => view.source_ranges()?.len() as u64,
+            Table::Affinity => view.affinity()?.len() as u64,
+        };
+        tables.push(Fill { table, entries, capacity: u64::from(view.capacity(table)?) });
+    }
+    let counters = view.counters()?;
+    let count = |counter: Counter| counters.get(counter as usize).copied().unwrap_or_default();
+    let drops = drops::read(view)?;
+    let node_ports = networks.iter().filter(|(_, network)| network.flags & Network::NODE_PORTS != 0);
+    let mut node_port_addresses: Vec<IpAddr> = node_ports.map(|(prefix, _)| prefix.addr.into()).collect();
+    node_port_addresses.sort();
+    Ok(Datapath {
+        schema: SCHEMA,
+        generation: view.generation()?,
+        endpoints,
+        frontends: frontends.iter().filter(|(key, _)| is_frontend(key)).count() as u64,
+        host_ports: host_ports(&frontends),
+        node_port_addresses,
+        hooks: hooks(view, &config)?,
+        sockets: match (view.sockets_attached(), config.flags & Config::SOCKET_PODS != 0) {
+            (false, _) => Sockets::Off,
+            (true, false) => Sockets::Host,
+            (true, true) => Sockets::All,
+        },
+        masquerade: config.flags & Config::MASQUERADE != 0,
+        snat_ports: u64::from(config.snat_count),
+        snat_most: taken.by_use().into_iter().next(),
+        tables,
+        dropped: drops.total(),
+        drops: drops.occurred().into_iter().cloned().collect(),
+        counters: Counter::ALL.iter().map(|counter| (counter.name(), count(*counter))).collect(),
+    })
+}
+
+/// Whether an entry is a frontend's first: not one for another kind of client, and not one that marks an address.
+fn is_frontend(key: &FrontendKey) -> bool {
+    key.scope == FrontendKey::ANY && *key != FrontendKey::address(key.addr)
+}
+
+fn host_ports(frontends: &[(FrontendKey, Frontend)]) -> u64 {
+    let host_port = |(key, value): &&(FrontendKey, Frontend)| {
+        is_frontend(key) && of_node(key) && value.flags & Frontend::NODE_PORT == 0
+    };
+    let ports: BTreeSet<_> = frontends.iter().filter(host_port).map(|(key, _)| (key.port, key.proto)).collect();
+    ports.len() as u64
+}
+
+/// Asks the kernel about every hook that the programs' configuration calls for.
+fn hooks(view: &dyn View, config: &Config) -> Result<Vec<HookRow>, ViewError> {
+    let uplinks = config.uplinks.iter().filter(|ifindex| **ifindex != IfIndex::default());
+    let of_uplink = [Hook::FromUplink, Hook::ToUplink, Hook::UplinkXdp];
+    let mut places: Vec<_> = uplinks.flat_map(|ifindex| of_uplink.map(|hook| (hook, *ifindex))).collect();
+    if config.podnet1 != IfIndex::default() {
+        places.extend([(Hook::FromHost, config.podnet1), (Hook::FromLoopback, LOOPBACK)]);
+    }
+    let row = |(hook, ifindex): (Hook, IfIndex)| {
+        Ok(HookRow {
+            hook: hook.name(),
+            ifindex: ifindex.0,
+            interface: interface_name(ifindex),
+            attached: view.attached(hook, ifindex)?,
+        })
+    };
+    places.into_iter().map(row).collect()
+}
+
+/// Puts the testimonies together.
+pub(super) fn assemble(witnesses: Witnesses) -> Status {
+    let Witnesses { daemon, datapath, settings, firewall, problems, now } = witnesses;
+    let mut warnings = Vec::new();
+    let datapath = datapath.map_err(|e| warnings.push(e.to_string())).ok();
+    daemon_warnings(&daemon, datapath.is_some(), &mut warnings);
+    if let Some(datapath) = &datapath {
+        hook_warnings(datapath, &daemon, &mut warnings);
+        table_warnings(datapath, &mut warnings);
+    }
+    warnings.extend(settings.iter().map(|deviation| setting_warning(deviation, daemon.running)));
+    warnings.extend(firewall.findings.iter().map(|finding| format!("{}: {}", finding.what, finding.advice)));
+    warnings.extend(problems);
+    // The daemon may have said the same.
+    let mut told = BTreeSet::new();
+    warnings.retain(|warning| told.insert(warning.clone()));
+    Status { warnings, daemon, datapath, settings, firewall, now }
+}
+
+fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) {
+    if !daemon.running && datapath {
+        warnings.push(
+            "the daemon is not running: traffic and pods go on, but changed services are not put into effect. Start \
+             it with `podnet daemon --config FILE`"
+                .to_owned(),
+        );
+    }
+    let Some(report) = &daemon.report else { return };
+    if daemon.running && report.ready.is_none() {
+        warnings.push("the daemon is not ready yet: pods can't be created until it is".to_owned());
+    }
+    for source in &report.sources {
+        if !source.synced {
+            warnings.push(format!("{} has not been read completely yet: nothing is removed until then", source.name));
+        }
+        for error in &source.errors {
+            let line = error.line.map(|line| format!(":{line}")).unwrap_or_default();
+            let file = error.file.display();
+            warnings.push(format!("{file}{line}: {} (the last good state is in effect)", error.reason));
+        }
+    }
+    for pending in &report.tables.pending {
+        let times = pending.failures;
+        warnings.push(format!("{} could not be written, {times} times so far: {}", pending.frontend, pending.reason));
+    }
+    for uplink in &report.uplinks {
+        for hook in uplink.hooks.iter().filter(|hook| hook.attached.is_none()) {
+            let reason = hook.error.as_deref().unwrap_or("the reason is in the daemon's log");
+            warnings.push(format!("{} is not attached to {}: {reason}", hook.hook, uplink.name));
+        }
+    }
+    if let Some(error) = &report.health.error {
+        let address = report.health.address.as_deref().unwrap_or("no address");
+        warnings.push(format!(
+            "the health server does not answer at {address}: {error}; free the port or change healthzBindAddress"
+        ));
+    }
+    if datapath && report.ready.is_some() && report.uplinks.is_empty() {
+        let advice = "name the interfaces that lead out of the node with `uplinks` in the daemon's configuration";
+        warnings.push(format!("no uplink was found: {advice}"));
+    }
+    warnings.extend(report.warnings.iter().cloned());
+}
+
+/// Programs that are not where they should be. What the daemon has said of its own failures is not said again.
+fn hook_warnings(datapath: &Datapath, daemon: &Daemon, warnings: &mut Vec<String>) {
+    let report = daemon.report.as_ref();
+    let said = |row: &HookRow| report.and_then(|report| report.hook(row.ifindex, row.hook));
+    for row in datapath.hooks.iter().filter(|row| row.attached == Some(false)) {
+        let said = said(row);
+        let xdp = row.hook == Hook::UplinkXdp.name();
+        // XDP is where the daemon says that it has put it, in whatever mode.
+        let wanted = said.and_then(|hook| hook.attached.as_deref()).map(|how| !how.starts_with("xdp off"));
+        if said.is_some_and(|hook| hook.attached.is_none()) || (xdp && wanted != Some(true)) {
+            continue;
+        }
+        let interface = row.interface.clone().unwrap_or_else(|| format!("interface {}", row.ifindex));
+        warnings.push(format!("{} is not attached to {interface}: {}", row.hook, again(daemon.running)));
+    }
+    let wanted = report.and_then(|report| report.config.as_ref()?.get("socketLB")?.as_str());
+    if datapath.sockets == Sockets::Off && wanted.is_some_and(|wanted| wanted != "off") {
+        warnings.push(format!("the socket hooks are not attached: {}", again(daemon.running)));
+    }
+}
+
+fn again(running: bool) -> &'static str {
+    if running {
+        "the daemon attaches it again within half a minute, so look for the program that detaches it"
+    } else {
+        "start the daemon, which attaches it"
+    }
+}
+
+fn table_warnings(datapath: &Datapath, warnings: &mut Vec<String>) {
+    for fill in datapath.tables.iter().filter(|fill| fill.nearly_full()) {
+        let Fill { table, entries, capacity } = fill;
+        warnings.push(format!(
+            "the table {} is nearly full ({entries} of {capacity}): {}",
+            table.name(),
+            fill.advice()
+        ));
+    }
+    if let Some(PortUse { protocol, destination, used, ports, .. }) = &datapath.snat_most
+        && nearly_full(*used as u64, *ports as u64)
+    {
+        warnings.push(format!(
+            "nearly all source ports towards {destination} ({protocol}) are taken ({used} of {ports}): more connections \
+             to it fail; see `podnet nat list`, and narrow net.ipv4.ip_local_port_range or use another node"
+        ));
+    }
+    // What says that something is too small or broken; other reasons are the clients' doing.
+    for reason in [Reason::ConntrackFull, Reason::SnatExhausted, Reason::NoProgram, Reason::NoTail, Reason::StaleTable]
+    {
+        if let Some(row) = datapath.drops.iter().find(|row| row.reason == reason.name()) {
+            warnings.push(format!("{} packets were dropped so far because {}", row.packets, row.explanation));
+        }
+    }
+}
+
+fn setting_warning(deviation: &Deviation, running: bool) -> String {
+    let Deviation { path, wanted, why, .. } = deviation;
+    let name = path.replace('/', ".");
+    let actual = match &deviation.actual {
+        Some(value) => format!("is {value} instead of {wanted}"),
+        None => format!("does not exist, {wanted} is needed"),
+    };
+    let advice = if running {
+        "the daemon sets it again, so look for the program that changes it".to_owned()
+    } else {
+        format!("set it with `sysctl -w {}={wanted}` or start the daemon", path_for_sysctl(path))
+    };
+    format!("{name} {actual}: {why}; {advice}")
+}
+
+/// sysctl(8) takes slashes as separators where a name contains dots.
+fn path_for_sysctl(path: &str) -> String {
+    if path.contains('.') { path.to_owned() } else { path.replace('/', ".") }
+}
+
+/// For how long something has been so, in words.
+fn since(then: UnixTime, now: UnixTime) -> String {
+    duration(then.seconds_until(now))
+}
+
+#[cfg(test)]
+mod tests;

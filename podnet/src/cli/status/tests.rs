@@ -1,0 +1,259 @@
+use std::path::PathBuf;
+
+use podnet_common::addr::Proto;
+use podnet_common::layout::NetworkKind;
+use podnet_common::verdict::COUNTERS_BASE;
+
+use super::*;
+use crate::cli::output::Show as _;
+use crate::cli::view::fake::FakeView;
+use crate::host::firewall::Finding;
+use crate::host::settings::SetBy;
+use crate::status::{
+    HealthStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus, TablesStatus, UplinkStatus,
+};
+
+const NOW: UnixTime = UnixTime(10_000);
+/// No interface of the machine that the tests run on.
+const ETH0: IfIndex = IfIndex(4_000_002);
+
+fn view() -> FakeView {
+    let mut view = FakeView { counters: vec![0; 64], conntrack_capacity: 100, ..FakeView::default() };
+    view.service(1, "10.96.0.10:80", Proto::TCP, 0, &["10.244.1.5:8080", "10.244.2.5:8080"]);
+    view.service(2, "10.96.0.53:53", Proto::UDP, 0, &["10.244.1.5:8080"]);
+    view.endpoint("10.244.1.5", 9);
+    view.service(1, "0.0.0.0:30080", Proto::TCP, Frontend::EXTERNAL | Frontend::NODE_PORT, &["10.244.1.5:8080"]);
+    view.frontend(1, "0.0.0.0:30080", Proto::TCP, FrontendKey::PEER, Frontend::EXTERNAL, &[]);
+    view.service(3, "0.0.0.0:8080", Proto::TCP, Frontend::EXTERNAL, &["10.244.1.5:8080"]);
+    view.service(3, "[::]:8080", Proto::TCP, Frontend::EXTERNAL, &[]);
+    let flow = ["10.244.1.9:40000", "203.0.113.9:443", "172.30.0.1:2000", "203.0.113.9:443"];
+    view.flow(0, Proto::TCP, flow, 0, 0);
+    view.network("172.30.0.1/32", NetworkKind::LocalNode, "172.30.0.1", Network::NODE_PORTS);
+    view.network("10.244.1.1/32", NetworkKind::LocalNode, "172.30.0.1", 0);
+    view.snat_ports = (2000..2010).collect();
+    view.config.snat_count = 10;
+    view.config.flags = Config::MASQUERADE;
+    view.config.uplinks[0] = ETH0;
+    view.config.podnet1 = IfIndex(5);
+    view
+}
+
+fn report() -> DaemonStatus {
+    DaemonStatus {
+        version: "0.1.0".into(),
+        node: "node1".into(),
+        started: UnixTime(6_000),
+        ready: Some(UnixTime(6_001)),
+        adopted: true,
+        state_dir: None,
+        config: Some(serde_json::json!({"socketLB": "host"})),
+        sources: vec![SourceStatus {
+            name: "/etc/podnet/manifests".into(),
+            synced: true,
+            last_sync: Some(UnixTime(9_995)),
+            services: 2,
+            endpoint_slices: 2,
+            nodes: 2,
+            errors: vec![],
+        }],
+        tables: TablesStatus::default(),
+        uplinks: vec![UplinkStatus {
+            name: "eth0".into(),
+            ifindex: ETH0.0,
+            mtu: 1500,
+            hooks: [("from_uplink", "tc"), ("to_uplink", "tc"), ("uplink_xdp", "xdp native")]
+                .map(|(hook, how)| HookStatus { hook: hook.into(), attached: Some(how.into()), error: None })
+                .to_vec(),
+        }],
+        nodes: vec![NodeStatus { name: "node2".into(), cidr: "10.244.2.0/24".into(), ..NodeStatus::default() }],
+        health: HealthStatus { address: Some("0.0.0.0:10256".into()), error: None, node_ports: 2 },
+        warnings: vec![],
+    }
+}
+
+fn healthy() -> Witnesses {
+    Witnesses {
+        daemon: Daemon { running: true, pid: Some(42), report: Some(report()) },
+        datapath: datapath(&view()),
+        settings: vec![],
+        firewall: Report::default(),
+        problems: vec![],
+        now: NOW,
+    }
+}
+
+#[test]
+fn a_healthy_node_fits_a_screen() {
+    assert_eq!(
+        assemble(healthy()).text(),
+        "\
+health     nothing needs attention
+
+daemon     running as process 42 for 1h6m, version 0.1.0, took over the datapath of the one before
+node       node1
+source     /etc/podnet/manifests: 2 services, 2 endpoint slices, 2 nodes, read 5s ago
+uplink     eth0 (mtu 1500): from_uplink tc, to_uplink tc, xdp native
+routes     to 1 of 1 pod networks of other nodes
+health     at 0.0.0.0:10256, 2 healthCheckNodePorts of services
+datapath   schema 1, generation 1 of its programs
+host       from_host tc, from_loopback tc, sockets of host processes are translated
+services   5 frontends, 1 host port among them; NodePorts at 172.30.0.1
+nat        masquerade on, 10 source ports for each destination, at most 10 % of them taken (TCP to 203.0.113.9:443)
+endpoints  1 address of this node's pods
+settings   all as they should be
+dropped    no packet
+
+TABLE          ENTRIES  CAPACITY  FULL
+frontends           10      1000   1 %
+slots                5      1000   0 %
+backends             3      1000   0 %
+conntrack            2       100   2 %
+endpoints            1      1000   0 %
+nodes                2      1000   0 %
+source_ranges        0      1000   0 %
+affinity             0      1000   0 %
+"
+    );
+}
+
+#[test]
+fn everything_that_needs_attention_is_a_warning() {
+    let mut witnesses = healthy();
+    let mut report = report();
+    report.sources[0].errors.push(SourceError {
+        file: PathBuf::from("/etc/podnet/manifests/web.yaml"),
+        line: Some(7),
+        reason: "unknown key".into(),
+    });
+    report.tables.pending.push(PendingStatus { frontend: "10.96.0.1:80/6".into(), failures: 3, reason: "full".into() });
+    report.uplinks[0].hooks[1] =
+        HookStatus { hook: "to_uplink".into(), attached: None, error: Some("no permission".into()) };
+    report.warnings.extend(["no way to node2: a router".into(), "FORWARD drops: accept pods".into()]);
+    witnesses.daemon.report = Some(report);
+    let mut full = view();
+    full.conntrack_capacity = 2;
+    full.counters[COUNTERS_BASE as usize + Reason::ConntrackFull as usize] = 5;
+    full.counters[COUNTERS_BASE as usize + Reason::SpoofedSource as usize] = 6;
+    witnesses.datapath = datapath(&full);
+    witnesses.settings.push(Deviation {
+        path: "net/ipv4/ip_forward".into(),
+        actual: Some("0".into()),
+        wanted: "1".into(),
+        why: "nothing is forwarded".into(),
+        set_by: SetBy::Daemon,
+    });
+    witnesses.firewall.findings.push(Finding { what: "FORWARD drops".into(), advice: "accept pods".into() });
+    witnesses.problems.push("nobody knows".into());
+    let status = assemble(witnesses);
+    assert_eq!(
+        status.warnings,
+        [
+            "/etc/podnet/manifests/web.yaml:7: unknown key (the last good state is in effect)",
+            "10.96.0.1:80/6 could not be written, 3 times so far: full",
+            "to_uplink is not attached to eth0: no permission",
+            "no way to node2: a router",
+            "FORWARD drops: accept pods",
+            "the table conntrack is nearly full (2 of 2): raise conntrackMax in the daemon's configuration",
+            "5 packets were dropped so far because no room in the connection table: raise conntrackMax",
+            "net.ipv4.ip_forward is 0 instead of 1: nothing is forwarded; the daemon sets it again, so look for the \
+             program that changes it",
+            "nobody knows",
+        ]
+    );
+    let text = status.text();
+    assert!(text.starts_with("warning    /etc/podnet/manifests/web.yaml:7"), "warnings come first: {text}");
+    assert!(text.contains("dropped    11 packets (6 spoofed_source, 5 conntrack_full)"), "{text}");
+}
+
+#[test]
+fn hooks_that_the_kernel_lacks_are_told_once() {
+    let hook = |hook: &str, attached: Option<&str>| HookStatus {
+        hook: hook.into(),
+        attached: attached.map(Into::into),
+        error: attached.is_none().then(|| "no permission".to_owned()),
+    };
+    let mut detached = view();
+    detached.missing =
+        [Hook::FromUplink, Hook::ToUplink, Hook::UplinkXdp].map(|hook| (hook, ETH0)).into_iter().collect();
+    detached.missing.push((Hook::FromLoopback, LOOPBACK));
+    let told = |running, hooks: Vec<HookStatus>| {
+        let mut witnesses = healthy();
+        let mut report = report();
+        report.uplinks[0].hooks = hooks;
+        witnesses.daemon = Daemon { running, pid: None, report: Some(report) };
+        witnesses.datapath = datapath(&detached);
+        assemble(witnesses)
+    };
+    // One that the daemon knows of, one that it doesn't, and XDP as it was attached or left out.
+    let failed = || vec![hook("from_uplink", None), hook("to_uplink", Some("tc"))];
+    let again = "the daemon attaches it again within half a minute, so look for the program that detaches it";
+    let first = "from_uplink is not attached to eth0: no permission".to_owned();
+    let egress = format!("to_uplink is not attached to interface {}: {again}", ETH0.0);
+    let xdp = format!("uplink_xdp is not attached to interface {}: {again}", ETH0.0);
+    let loopback = format!("from_loopback is not attached to lo: {again}");
+    for (how, expected) in [
+        ("xdp off (by configuration)", vec![&first, &egress, &loopback]),
+        ("xdp generic", vec![&first, &egress, &xdp, &loopback]),
+    ] {
+        let status = told(true, [failed(), vec![hook("uplink_xdp", Some(how))]].concat());
+        assert_eq!(status.warnings.iter().collect::<Vec<_>>(), expected, "{how}");
+    }
+    let status = told(false, [failed(), vec![hook("uplink_xdp", Some("xdp native"))]].concat());
+    assert!(status.warnings[2].ends_with("start the daemon, which attaches it"), "{:?}", status.warnings);
+    let text = status.text();
+    let line = "eth0 (mtu 1500): from_uplink not attached, to_uplink not attached, uplink_xdp not attached\n";
+    assert!(text.contains(line) && text.contains("from_loopback not attached, sockets of"), "{text}");
+}
+
+#[test]
+fn what_is_wanted_and_not_there_is_told() {
+    let mut witnesses = healthy();
+    let mut report = report();
+    report.health.error = Some("Address already in use".into());
+    witnesses.daemon.report = Some(report);
+    let mut view = view();
+    view.sockets_missing = true;
+    view.snat_ports = vec![2000];
+    witnesses.datapath = datapath(&view);
+    let warnings = assemble(witnesses).warnings;
+    let [health, sockets, ports] = &warnings[..] else { panic!("{warnings:?}") };
+    assert!(health.contains("0.0.0.0:10256: Address already in use"), "{health}");
+    assert!(sockets.starts_with("the socket hooks are not attached"), "{sockets}");
+    assert!(ports.starts_with("nearly all source ports towards 203.0.113.9:443 (TCP) are taken (1 of 1)"), "{ports}");
+}
+
+#[test]
+fn without_the_daemon_the_tables_speak() {
+    let mut witnesses = healthy();
+    witnesses.daemon = Daemon { running: false, pid: None, report: Some(report()) };
+    let status = assemble(witnesses);
+    assert!(status.warnings[0].starts_with("the daemon is not running: traffic and pods go on"), "{status:?}");
+    assert!(status.text().contains("what it reported last"), "{}", status.text());
+    assert_eq!(status.datapath.unwrap().endpoints, 1);
+}
+
+#[test]
+fn without_pins_the_first_warning_says_what_to_do() {
+    let mut witnesses = healthy();
+    witnesses.daemon = Daemon::default();
+    witnesses.datapath = Err(ViewError::NotPinned { directory: "/sys/fs/bpf/podnet".into() });
+    let status = assemble(witnesses);
+    assert!(status.datapath.is_none());
+    let [warning] = &status.warnings[..] else { panic!("{:?}", status.warnings) };
+    assert!(warning.contains("/sys/fs/bpf/podnet") && warning.contains("podnet daemon --config"), "{warning}");
+    assert_eq!(status.no_datapath(), Some(warning.as_str()));
+    assert_eq!(status.text(), "daemon     not running\n", "the rest is for standard error");
+}
+
+#[test]
+fn a_setting_of_an_interface_with_a_dot_gets_a_command_that_works() {
+    let deviation = Deviation {
+        path: "net/ipv4/conf/eth0.100/forwarding".into(),
+        actual: None,
+        wanted: "1".into(),
+        why: "it stands still".into(),
+        set_by: SetBy::Daemon,
+    };
+    let warning = setting_warning(&deviation, false);
+    assert!(warning.contains("`sysctl -w net/ipv4/conf/eth0.100/forwarding=1`"), "{warning}");
+}

@@ -1,0 +1,195 @@
+//! The screenful.
+
+use std::fmt::Write as _;
+
+use super::super::output::{Column, Show, line, percent, table};
+use super::{Daemon, Datapath, Sockets, Status, since};
+use crate::status::{DaemonStatus, HookStatus, UplinkStatus};
+use podnet_common::layout::Hook;
+
+impl Show for Status {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        // What keeps the datapath from being seen is the command's error message too.
+        let on_stderr = usize::from(self.no_datapath().is_some());
+        for warning in self.warnings.iter().skip(on_stderr) {
+            line(&mut text, "warning", warning);
+        }
+        if self.warnings.is_empty() {
+            line(&mut text, "health", "nothing needs attention");
+        }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        daemon(self, &self.daemon, &mut text);
+        if let Some(datapath) = &self.datapath {
+            self.datapath(datapath, &mut text);
+        }
+        for skipped in &self.firewall.skipped {
+            line(&mut text, "not seen", skipped);
+        }
+        text
+    }
+}
+
+fn daemon(status: &Status, daemon: &Daemon, text: &mut String) {
+    let report = daemon.report.as_ref();
+    let state = match (daemon.running, daemon.pid, report) {
+        (true, pid, report) => {
+            let mut state = "running".to_owned();
+            if let Some(pid) = pid {
+                let _ = write!(state, " as process {pid}");
+            }
+            if let Some(report) = report {
+                let _ = write!(state, " for {}, version {}", since(report.started, status.now), report.version);
+                if report.adopted {
+                    state.push_str(", took over the datapath of the one before");
+                }
+            }
+            state
+        }
+        (false, _, Some(_)) => "not running; what it reported last:".to_owned(),
+        (false, _, None) => "not running".to_owned(),
+    };
+    line(text, "daemon", &state);
+    if let Some(report) = report {
+        status.report(report, text);
+    }
+}
+
+impl Status {
+    fn report(&self, report: &DaemonStatus, text: &mut String) {
+        line(text, "node", &report.node);
+        for source in &report.sources {
+            let read = match (source.synced, source.last_sync) {
+                (true, Some(when)) => format!("read {} ago", since(when, self.now)),
+                (true, None) => "read".to_owned(),
+                (false, _) => "not read yet".to_owned(),
+            };
+            let counts = [
+                count(source.services, "service"),
+                count(source.endpoint_slices, "endpoint slice"),
+                count(source.nodes, "node"),
+            ]
+            .join(", ");
+            let errors = match source.errors.len() {
+                0 => String::new(),
+                errors => format!(", {}", count(errors, "error")),
+            };
+            line(text, "source", &format!("{}: {counts}, {read}{errors}", source.name));
+        }
+        for uplink in &report.uplinks {
+            let hooks = self.uplink_hooks(uplink);
+            line(text, "uplink", &format!("{} (mtu {}): {hooks}", uplink.name, uplink.mtu));
+        }
+        if !report.nodes.is_empty() {
+            let reached = report.nodes.iter().filter(|node| node.problem.is_none()).count();
+            line(text, "routes", &format!("to {reached} of {} pod networks of other nodes", report.nodes.len()));
+        }
+        let checks = match report.health.node_ports {
+            0 => String::new(),
+            ports => format!(", {} of services", count(ports, "healthCheckNodePort")),
+        };
+        let address = report.health.address.as_deref().map_or_else(|| "off".to_owned(), |a| format!("at {a}"));
+        line(text, "health", &format!("{address}{checks}"));
+    }
+
+    /// How an uplink's hooks are attached, as the daemon says, unless the kernel knows that one isn't.
+    fn uplink_hooks(&self, uplink: &UplinkStatus) -> String {
+        let rows = self.datapath.iter().flat_map(|datapath| &datapath.hooks);
+        let of_uplink: Vec<_> = rows.filter(|row| row.ifindex == uplink.ifindex).collect();
+        let missing = |hook: &str| of_uplink.iter().any(|row| row.hook == hook && row.attached == Some(false));
+        let shown = |hook: &HookStatus| match hook.attached.as_deref() {
+            Some(how) if how.starts_with("xdp off") => how.to_owned(),
+            Some(_) | None if missing(&hook.hook) => format!("{} not attached", hook.hook),
+            // It speaks for itself.
+            Some(how) if how.starts_with("xdp") => how.to_owned(),
+            Some(how) => format!("{} {how}", hook.hook),
+            None => format!("{} not attached", hook.hook),
+        };
+        uplink.hooks.iter().map(shown).collect::<Vec<_>>().join(", ")
+    }
+
+    fn datapath(&self, datapath: &Datapath, text: &mut String) {
+        line(
+            text,
+            "datapath",
+            &format!("schema {}, generation {} of its programs", datapath.schema, datapath.generation),
+        );
+        line(text, "host", &host(datapath));
+        let mut services = count(datapath.frontends, "frontend");
+        if datapath.host_ports > 0 {
+            services.push_str(&format!(", {} among them", count(datapath.host_ports, "host port")));
+        }
+        if !datapath.node_port_addresses.is_empty() {
+            let addresses: Vec<_> = datapath.node_port_addresses.iter().map(ToString::to_string).collect();
+            services.push_str(&format!("; NodePorts at {}", addresses.join(", ")));
+        }
+        line(text, "services", &services);
+        line(text, "nat", &nat(datapath));
+        line(text, "endpoints", &format!("{} of this node's pods", count(datapath.endpoints, "address")));
+        let settings = match self.settings.len() {
+            0 => "all as they should be".to_owned(),
+            count => format!("{count} not as they should be"),
+        };
+        line(text, "settings", &settings);
+        let drops = match &datapath.drops[..] {
+            [] => "no packet".to_owned(),
+            reasons => {
+                let first: Vec<_> =
+                    reasons.iter().take(3).map(|row| format!("{} {}", row.packets, row.reason)).collect();
+                let rest = if reasons.len() > 3 { ", …" } else { "" };
+                format!("{} ({}{rest}); see `podnet drops`", count(datapath.dropped, "packet"), first.join(", "))
+            }
+        };
+        line(text, "dropped", &drops);
+        text.push('\n');
+        let columns =
+            [Column::Text("TABLE"), Column::Number("ENTRIES"), Column::Number("CAPACITY"), Column::Number("FULL")];
+        let rows = datapath.tables.iter().map(|fill| {
+            vec![
+                fill.table.name().to_owned(),
+                fill.entries.to_string(),
+                fill.capacity.to_string(),
+                percent(fill.entries, fill.capacity),
+            ]
+        });
+        text.push_str(&table(&columns, rows));
+    }
+}
+
+/// A number of things, in words.
+fn count(number: impl TryInto<u64>, what: &str) -> String {
+    match number.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {what}"),
+        number if what.ends_with('s') => format!("{number} {what}es"),
+        number => format!("{number} {what}s"),
+    }
+}
+
+/// How host processes reach services.
+fn host(datapath: &Datapath) -> String {
+    let sockets = match datapath.sockets {
+        Sockets::Off => "sockets are not translated",
+        Sockets::Host => "sockets of host processes are translated",
+        Sockets::All => "sockets of host processes and pods are translated",
+    };
+    let names = [Hook::FromHost, Hook::FromLoopback].map(Hook::name);
+    let rows = datapath.hooks.iter().filter(|row| names.contains(&row.hook));
+    let hooks = rows.map(|row| match row.attached {
+        Some(true) => format!("{} tc, ", row.hook),
+        Some(false) => format!("{} not attached, ", row.hook),
+        None => String::new(),
+    });
+    hooks.chain([sockets.to_owned()]).collect()
+}
+
+fn nat(datapath: &Datapath) -> String {
+    let masquerade = if datapath.masquerade { "on" } else { "off" };
+    let ports = count(datapath.snat_ports, "source port");
+    let most = datapath.snat_most.as_ref().map(|most| {
+        let share = percent(most.used as u64, most.ports as u64);
+        format!(", at most {share} of them taken ({} to {})", most.protocol, most.destination)
+    });
+    format!("masquerade {masquerade}, {ports} for each destination{}", most.unwrap_or_default())
+}

@@ -1,0 +1,354 @@
+//! The datapath's tables as commands read them.
+//!
+//! Commands read what is pinned, so they work while the daemon is down, and they only read. The implementation over
+//! the pins is [`crate::datapath`]'s; tests of the commands use `fake::FakeView`.
+
+use std::path::PathBuf;
+
+use podnet_common::addr::{Addr, IfIndex};
+use podnet_common::layout::{
+    Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Network, Prefix,
+    SourceRange, Tuple,
+};
+use serde::Serialize;
+use thiserror::Error;
+
+/// Why a table could not be read.
+#[derive(Debug, Error)]
+pub enum ViewError {
+    /// There are no pins.
+    #[error(
+        "podnet's tables are not pinned under {}: has the daemon been started on this node? Start it with `podnet \
+         daemon --config FILE`; if its BPF file system is mounted elsewhere, name it with --bpffs", directory.display()
+    )]
+    NotPinned {
+        /// Where they were looked for.
+        directory: PathBuf,
+    },
+    /// Opening or reading failed.
+    #[error("can't read the table {table}: {source}. These commands need root")]
+    Table {
+        /// Its name.
+        table: &'static str,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel could not be asked what is attached.
+    #[error("can't ask where {hook} is attached: {source}. These commands need root")]
+    Hook {
+        /// The hook's name.
+        hook: &'static str,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The tables that have a size that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Table {
+    /// Addresses and ports of services.
+    Frontends,
+    /// Backend ids, by frontend.
+    Slots,
+    /// Backends.
+    Backends,
+    /// Two entries for each flow.
+    Conntrack,
+    /// Local pods' addresses.
+    Endpoints,
+    /// What each CIDR and each node's address is.
+    Nodes,
+    /// Which clients may use a service.
+    #[serde(rename = "source_ranges")]
+    SourceRanges,
+    /// Which backend a client had last. The kernel makes room in it.
+    Affinity,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Frontends,
+        Self::Slots,
+        Self::Backends,
+        Self::Conntrack,
+        Self::Endpoints,
+        Self::Nodes,
+        Self::SourceRanges,
+        Self::Affinity,
+    ];
+
+    /// The name of its pin.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Frontends => "frontends",
+            Self::Slots => "slots",
+            Self::Backends => "backends",
+            Self::Conntrack => "conntrack",
+            Self::Endpoints => "endpoints",
+            Self::Nodes => "nodes",
+            Self::SourceRanges => "source_ranges",
+            Self::Affinity => "affinity",
+        }
+    }
+}
+
+/// Read access to the tables.
+pub trait View {
+    /// All entries of `frontends`, in any order.
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, ViewError>;
+
+    /// `count` slots from `base` on: ids of backends.
+    fn slots(&self, base: u32, count: u32) -> Result<Vec<u32>, ViewError>;
+
+    /// A backend.
+    fn backend(&self, id: u32) -> Result<Backend, ViewError>;
+
+    /// All entries of `endpoints`, in any order.
+    fn endpoints(&self) -> Result<Vec<(Addr, Endpoint)>, ViewError>;
+
+    /// Calls `visit` with every entry of `conntrack`. Those that come and go meanwhile may be missed or seen.
+    fn conntrack(&self, visit: &mut dyn FnMut(&Tuple, &CtEntry)) -> Result<(), ViewError>;
+
+    /// All entries of `nodes`, in any order.
+    fn networks(&self) -> Result<Vec<(Prefix, Network)>, ViewError>;
+
+    /// All entries of `source_ranges`, in any order.
+    fn source_ranges(&self) -> Result<Vec<SourceRange>, ViewError>;
+
+    /// All entries of `affinity`, in any order.
+    fn affinity(&self) -> Result<Vec<(AffinityKey, Affinity)>, ViewError>;
+
+    /// The source ports that source NAT may use.
+    fn snat_ports(&self) -> Result<Vec<u16>, ViewError>;
+
+    /// `counters` by number, each summed over the CPUs.
+    fn counters(&self) -> Result<Vec<u64>, ViewError>;
+
+    /// What the programs know of the node.
+    fn config(&self) -> Result<Config, ViewError>;
+
+    /// Number of the generation of programs that runs.
+    fn generation(&self) -> Result<u32, ViewError>;
+
+    /// How many entries a table has room for.
+    fn capacity(&self, table: Table) -> Result<u32, ViewError>;
+
+    /// Whether a hook's program is attached to an interface of this namespace. `None`: this kernel doesn't tell.
+    fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<Option<bool>, ViewError>;
+
+    /// Whether the socket hooks are attached.
+    fn sockets_attached(&self) -> bool;
+}
+
+#[cfg(test)]
+pub(super) mod fake {
+    //! Tables in memory.
+
+    use std::net::{IpAddr, SocketAddr};
+
+    use podnet_common::addr::{Mac, Port, Proto};
+    use podnet_common::layout::{NetworkKind, Out};
+
+    use super::*;
+    use crate::compile::ServiceNames;
+
+    /// Names of the services 1 and 2, and of a pod's host ports, 4.
+    pub(in crate::cli) fn names() -> ServiceNames {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"schema":1,"next":5,"services":{
+            "1":{"namespace":"default","name":"web","port":"http"},
+            "2":{"namespace":"default","name":"dns","port":""},
+            "4":{"namespace":"default","name":"dns hostPort","port":""}}}"#;
+        std::fs::write(ServiceNames::path(dir.path()), text).unwrap();
+        ServiceNames::read(dir.path()).unwrap()
+    }
+
+    /// Tables that a test fills.
+    #[derive(Clone, Debug, Default)]
+    pub(in crate::cli) struct FakeView {
+        pub frontends: Vec<(FrontendKey, Frontend)>,
+        pub slots: Vec<u32>,
+        pub backends: Vec<Backend>,
+        pub endpoints: Vec<(Addr, Endpoint)>,
+        pub conntrack: Vec<(Tuple, CtEntry)>,
+        pub counters: Vec<u64>,
+        pub conntrack_capacity: u32,
+        pub config: Config,
+        pub networks: Vec<(Prefix, Network)>,
+        pub source_ranges: Vec<SourceRange>,
+        pub affinity: Vec<(AffinityKey, Affinity)>,
+        pub snat_ports: Vec<u16>,
+        /// Hooks that are missing at an interface; all others are there.
+        pub missing: Vec<(Hook, IfIndex)>,
+        pub sockets_missing: bool,
+    }
+
+    impl View for FakeView {
+        fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, ViewError> {
+            Ok(self.frontends.clone())
+        }
+
+        fn slots(&self, base: u32, count: u32) -> Result<Vec<u32>, ViewError> {
+            Ok(self.slots[base as usize..][..count as usize].to_vec())
+        }
+
+        fn backend(&self, id: u32) -> Result<Backend, ViewError> {
+            Ok(self.backends[id as usize])
+        }
+
+        fn endpoints(&self) -> Result<Vec<(Addr, Endpoint)>, ViewError> {
+            Ok(self.endpoints.clone())
+        }
+
+        fn conntrack(&self, visit: &mut dyn FnMut(&Tuple, &CtEntry)) -> Result<(), ViewError> {
+            self.conntrack.iter().for_each(|(tuple, entry)| visit(tuple, entry));
+            Ok(())
+        }
+
+        fn networks(&self) -> Result<Vec<(Prefix, Network)>, ViewError> {
+            Ok(self.networks.clone())
+        }
+
+        fn source_ranges(&self) -> Result<Vec<SourceRange>, ViewError> {
+            Ok(self.source_ranges.clone())
+        }
+
+        fn affinity(&self) -> Result<Vec<(AffinityKey, Affinity)>, ViewError> {
+            Ok(self.affinity.clone())
+        }
+
+        fn snat_ports(&self) -> Result<Vec<u16>, ViewError> {
+            Ok(self.snat_ports.clone())
+        }
+
+        fn counters(&self) -> Result<Vec<u64>, ViewError> {
+            Ok(self.counters.clone())
+        }
+
+        fn config(&self) -> Result<Config, ViewError> {
+            Ok(self.config)
+        }
+
+        fn generation(&self) -> Result<u32, ViewError> {
+            Ok(1)
+        }
+
+        fn capacity(&self, table: Table) -> Result<u32, ViewError> {
+            Ok(if table == Table::Conntrack { self.conntrack_capacity } else { 1000 })
+        }
+
+        fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<Option<bool>, ViewError> {
+            Ok(Some(!self.missing.contains(&(hook, ifindex))))
+        }
+
+        fn sockets_attached(&self) -> bool {
+            !self.sockets_missing
+        }
+    }
+
+    impl FakeView {
+        /// Adds a service port with its backends.
+        pub(in crate::cli) fn service(&mut self, id: u32, at: &str, proto: Proto, flags: u16, backends: &[&str]) {
+            let key = self.frontend(id, at, proto, FrontendKey::ANY, flags, backends);
+            let address = FrontendKey::address(key.addr);
+            if !self.frontends.iter().any(|(key, _)| *key == address) {
+                self.frontends.push((address, Frontend::default()));
+            }
+        }
+
+        /// Adds an entry of a frontend for one kind of client. A backend that is named twice gets two slots.
+        pub(in crate::cli) fn frontend(
+            &mut self,
+            id: u32,
+            at: &str,
+            proto: Proto,
+            scope: u8,
+            flags: u16,
+            backends: &[&str],
+        ) -> FrontendKey {
+            let at: SocketAddr = at.parse().unwrap();
+            let slot_base = self.slots.len() as u32;
+            for backend in backends {
+                let to: SocketAddr = backend.parse().unwrap();
+                let backend = Backend { addr: to.ip().into(), port: Port::new(to.port()), proto, _pad: 0 };
+                let known = self.backends.iter().position(|b| *b == backend);
+                let id = known.unwrap_or_else(|| {
+                    self.backends.push(backend);
+                    self.backends.len() - 1
+                });
+                self.slots.push(id as u32);
+            }
+            let key = FrontendKey { addr: at.ip().into(), port: Port::new(at.port()), proto, scope };
+            let slot_count = backends.len() as u32;
+            self.frontends.push((key, Frontend { service: id, slot_base, slot_count, flags, ..Frontend::default() }));
+            key
+        }
+
+        /// Adds what a CIDR is.
+        pub(in crate::cli) fn network(&mut self, cidr: &str, kind: NetworkKind, node: &str, flags: u16) {
+            let cidr: ipnetwork::IpNetwork = cidr.parse().unwrap();
+            let node = node.parse::<IpAddr>().unwrap().into();
+            let len = u32::from(cidr.prefix()) + if cidr.is_ipv4() { 96 } else { 0 };
+            let network = Network { kind: kind as u32, node, flags, ..Network::default() };
+            self.networks.push((Prefix { len, addr: cidr.ip().into() }, network));
+        }
+
+        /// Adds both halves of a flow.
+        pub(in crate::cli) fn flow(&mut self, service: u32, proto: Proto, flow: [&str; 4], flags: u8, last_seen: u32) {
+            let (forward, there, reply, back) = flow_entries(service, proto, flow, flags, last_seen);
+            self.conntrack.extend([(forward, there), (reply, back)]);
+        }
+
+        /// Adds the one entry of a flow that is sent on to another node: client, frontend, client, node.
+        pub(in crate::cli) fn one_way(&mut self, service: u32, proto: Proto, flow: [&str; 4], last_seen: u32) {
+            let (tuple, mut entry, ..) = flow_entries(service, proto, flow, CtEntry::ONE_WAY, last_seen);
+            entry.out = Out::Via as u8;
+            self.conntrack.push((tuple, entry));
+        }
+
+        /// Adds a local pod's address.
+        pub(in crate::cli) fn endpoint(&mut self, ip: &str, ifindex: u32) {
+            let ip: IpAddr = ip.parse().unwrap();
+            let (mac, host_mac) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
+            let endpoint = Endpoint { ifindex: IfIndex(ifindex), mtu: 1500, mac, host_mac, ..Endpoint::default() };
+            self.endpoints.push((ip.into(), endpoint));
+        }
+    }
+
+    /// The two entries of a flow given as client, frontend, source after translation, backend.
+    fn flow_entries(
+        service: u32,
+        proto: Proto,
+        flow: [&str; 4],
+        flags: u8,
+        last_seen: u32,
+    ) -> (Tuple, CtEntry, Tuple, CtEntry) {
+        let [client, frontend, source, backend] = flow.map(|text| {
+            let at: SocketAddr = text.parse().unwrap();
+            (Addr::from(at.ip()), Port::new(at.port()))
+        });
+        let forward = Tuple { src: client.0, sport: client.1, dst: frontend.0, dport: frontend.1, proto, _pad: [0; 3] };
+        let there = CtEntry {
+            src: source.0,
+            sport: source.1,
+            dst: backend.0,
+            dport: backend.1,
+            service,
+            flags,
+            last_seen,
+            ..CtEntry::default()
+        };
+        let reply = there.reply_key(proto);
+        let back = CtEntry {
+            src: frontend.0,
+            sport: frontend.1,
+            dst: client.0,
+            dport: client.1,
+            flags: flags | CtEntry::REPLY,
+            ..there
+        };
+        (forward, there, reply, back)
+    }
+}

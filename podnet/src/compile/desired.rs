@@ -1,0 +1,443 @@
+//! What all services together want the tables to hold.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use podnet_common::addr::Addr;
+use podnet_common::layout::FrontendKey;
+
+use super::claim::{Claim, Entry, Sharing};
+use super::{of_node, scoped};
+use crate::frontend::{Frontend, FrontendKind, ServicePortName};
+use crate::model::ObjectName;
+
+/// A key that several claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conflict<'a> {
+    /// The key, with scope [`FrontendKey::ANY`].
+    pub key: FrontendKey,
+    /// Who has it.
+    pub holder: &'a ServicePortName,
+    /// Who doesn't.
+    pub refused: &'a ServicePortName,
+}
+
+/// Who claims which key, and what for.
+///
+/// Of several claims the first by kind, then by the service's name counts, so the outcome doesn't depend on the order
+/// in which services appear, and no external IP takes a ClusterIP's traffic. Of several host ports the first in the
+/// list counts.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// By keys with scope [`FrontendKey::ANY`]. Never an empty list; the one that counts comes first.
+    claims: BTreeMap<FrontendKey, Vec<Claim>>,
+    /// The keys that a service claims.
+    keys: BTreeMap<ObjectName, Box<[FrontendKey]>>,
+    /// Keys with several claims.
+    contested: BTreeSet<FrontendKey>,
+    /// Host ports that another pod has: key, who has it, who doesn't.
+    refused: Vec<(FrontendKey, Arc<ServicePortName>, Arc<ServicePortName>)>,
+    /// Addresses of load balancers and external IPs, and how many claims there are to ports of each.
+    service_addresses: BTreeMap<Addr, u32>,
+    /// Whether these are others than when they were last asked for.
+    addresses_changed: bool,
+}
+
+/// Whose all host ports are, in the place of a service. No service is without a namespace.
+pub fn host_ports() -> ObjectName {
+    ObjectName { namespace: String::new(), name: "hostPorts".into() }
+}
+
+fn owns(owner: &ObjectName, claim: &Claim) -> bool {
+    match claim.kind {
+        FrontendKind::HostPort => owner.namespace.is_empty(),
+        _ => claim.service.service == *owner,
+    }
+}
+
+fn order(a: &Claim, b: &Claim) -> Ordering {
+    (a.kind.cmp(&b.kind)).then_with(|| a.service.service.cmp(&b.service.service))
+}
+
+impl Desired {
+    /// The ports of an address; the unspecified one stands for all of the node's.
+    pub fn ports_at(&self, addr: IpAddr) -> impl Iterator<Item = u16> {
+        let addr = Addr::from(addr);
+        let keys = self.claims.range(FrontendKey::address(addr)..).map(|(key, _)| key);
+        keys.take_while(move |key| key.addr == addr).map(|key| key.port.get())
+    }
+
+    /// Puts a service's frontends in the place of those it had, and gives the keys whose entries may have changed.
+    pub fn set(&mut self, owner: &ObjectName, frontends: Vec<Frontend>) -> BTreeSet<FrontendKey> {
+        let new = self.compile(owner, frontends);
+        let old = self.keys.remove(owner).unwrap_or_default();
+        let addresses: BTreeSet<Addr> = old.iter().chain(new.keys()).map(|key| key.addr).collect();
+        let before: Vec<_> = addresses.iter().map(|addr| self.address_flags(*addr)).collect();
+        if !new.is_empty() {
+            self.keys.insert(owner.clone(), new.keys().copied().collect());
+        }
+        let mut changed = BTreeSet::new();
+        for key in old.iter().filter(|key| !new.contains_key(key)) {
+            self.remove(owner, *key, &mut changed);
+        }
+        for (key, claim) in new {
+            self.put(owner, key, claim, &mut changed);
+        }
+        for (addr, before) in addresses.into_iter().zip(before) {
+            if self.address_flags(addr) != before {
+                changed.insert(FrontendKey::address(addr));
+            }
+        }
+        changed
+    }
+
+    /// One claim for each key. Where an owner has several, the first kind counts, then the first of them.
+    fn compile(&mut self, owner: &ObjectName, frontends: Vec<Frontend>) -> BTreeMap<FrontendKey, Claim> {
+        let mut new: BTreeMap<FrontendKey, Claim> = BTreeMap::new();
+        let mut sharing = Sharing::default();
+        let of_pods = owner.namespace.is_empty();
+        if of_pods {
+            self.refused.clear();
+        }
+        for frontend in frontends {
+            let (key, claim) = Claim::new(frontend, &mut sharing);
+            match new.get_mut(&key) {
+                None => {
+                    new.insert(key, claim);
+                }
+                Some(known) if claim.kind < known.kind => *known = claim,
+                Some(known) if of_pods => self.refused.push((key, known.service.clone(), claim.service)),
+                Some(_) => {}
+            }
+        }
+        new
+    }
+
+    fn put(&mut self, owner: &ObjectName, key: FrontendKey, claim: Claim, changed: &mut BTreeSet<FrontendKey>) {
+        let claims = self.claims.entry(key).or_default();
+        match claims.iter().position(|known| owns(owner, known)) {
+            Some(place) if claims[place].kind == claim.kind => {
+                let old = std::mem::replace(&mut claims[place], claim);
+                if place == 0 {
+                    let new = &claims[0];
+                    let scopes = old.scopes().chain(new.scopes());
+                    changed.extend(scopes.filter(|s| old.entry(*s) != new.entry(*s)).map(|s| scoped(key, s)));
+                }
+            }
+            Some(_) => {
+                self.remove(owner, key, changed);
+                self.insert(key, claim, changed);
+            }
+            None => self.insert(key, claim, changed),
+        }
+    }
+
+    fn insert(&mut self, key: FrontendKey, claim: Claim, changed: &mut BTreeSet<FrontendKey>) {
+        if is_service_address(claim.kind) {
+            let claims = self.service_addresses.entry(key.addr).or_default();
+            *claims += 1;
+            self.addresses_changed |= *claims == 1;
+        }
+        let claims = self.claims.entry(key).or_default();
+        let place = claims.partition_point(|known| order(known, &claim) != Ordering::Greater);
+        if place == 0 {
+            let scopes = claims.first().into_iter().flat_map(Claim::scopes).chain(claim.scopes());
+            changed.extend(scopes.map(|scope| scoped(key, scope)));
+        }
+        claims.reserve_exact(1);
+        claims.insert(place, claim);
+        if claims.len() > 1 {
+            self.contested.insert(key);
+        }
+    }
+
+    fn remove(&mut self, owner: &ObjectName, key: FrontendKey, changed: &mut BTreeSet<FrontendKey>) {
+        let Some(claims) = self.claims.get_mut(&key) else { return };
+        let Some(place) = claims.iter().position(|claim| owns(owner, claim)) else { return };
+        let old = claims.remove(place);
+        if place == 0 {
+            let scopes = claims.first().into_iter().flat_map(Claim::scopes).chain(old.scopes());
+            changed.extend(scopes.map(|scope| scoped(key, scope)));
+        }
+        if claims.len() <= 1 {
+            self.contested.remove(&key);
+        }
+        if claims.is_empty() {
+            self.claims.remove(&key);
+        }
+        if is_service_address(old.kind)
+            && let Some(count) = self.service_addresses.get_mut(&key.addr)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.service_addresses.remove(&key.addr);
+                self.addresses_changed = true;
+            }
+        }
+    }
+
+    /// Flags of an address's entry; none if there is none.
+    fn address_flags(&self, addr: Addr) -> Option<u16> {
+        let ports = self.claims.range(FrontendKey::address(addr)..).take_while(|(key, _)| key.addr == addr);
+        let claims = ports.filter_map(|(key, claims)| claims.first().filter(|claim| is_of_services(key, claim)));
+        claims.map(Claim::address_flags).reduce(|a, b| a | b)
+    }
+
+    /// What a key should lead to; none if it shouldn't be there.
+    pub fn get(&self, key: &FrontendKey) -> Option<Entry<'_>> {
+        if *key == FrontendKey::address(key.addr) {
+            let flags = self.address_flags(key.addr)?;
+            return Some(Entry { flags, ..Entry::default() });
+        }
+        self.claims.get(&scoped(*key, FrontendKey::ANY))?.first()?.entry(key.scope)
+    }
+
+    /// All keys that should be there.
+    pub fn keys(&self) -> BTreeSet<FrontendKey> {
+        let claims = || self.claims.iter().filter_map(|(key, claims)| Some((key, claims.first()?)));
+        let ports = claims().flat_map(|(key, claim)| claim.scopes().map(|scope| scoped(*key, scope)));
+        let addresses = claims().filter(|(key, claim)| is_of_services(key, claim));
+        ports.chain(addresses.map(|(key, _)| FrontendKey::address(key.addr))).collect()
+    }
+
+    /// Addresses of load balancers and external IPs.
+    pub fn service_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.service_addresses.keys().map(|addr| IpAddr::from(*addr))
+    }
+
+    /// Whether [`Self::service_addresses`] may be others than when this was last asked.
+    pub fn take_addresses_changed(&mut self) -> bool {
+        std::mem::take(&mut self.addresses_changed)
+    }
+
+    /// Claims that don't count.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict<'_>> {
+        let contested = self.contested.iter().filter_map(|key| self.claims.get_key_value(key));
+        let of_services = contested.flat_map(|(key, claims)| {
+            let mut names = claims.iter().map(|claim| &*claim.service);
+            let holder = names.next();
+            names.filter_map(move |refused| Some(Conflict { key: *key, holder: holder?, refused }))
+        });
+        let of_pods = self.refused.iter().map(|(key, holder, refused)| Conflict { key: *key, holder, refused });
+        of_services.chain(of_pods)
+    }
+}
+
+/// Whether a key's address belongs to services, unlike a node's own, of which some ports are theirs or pods'.
+fn is_of_services(key: &FrontendKey, claim: &Claim) -> bool {
+    claim.kind != FrontendKind::HostPort && !of_node(key)
+}
+
+/// Whether the address is one that isn't a node's own and nobody else tells the programs of.
+fn is_service_address(kind: FrontendKind) -> bool {
+    matches!(kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp)
+}
+
+#[cfg(test)]
+mod tests {
+    use podnet_common::layout;
+
+    use super::*;
+    use crate::compile::tests::{backends, frontend, service};
+    use crate::compile::{key, show};
+    use crate::frontend::IfNone;
+
+    fn at(at: &str) -> FrontendKey {
+        key(&frontend("", at, &[]).key)
+    }
+
+    fn shown(keys: BTreeSet<FrontendKey>) -> Vec<String> {
+        keys.iter().map(|key| show(key).to_string()).collect()
+    }
+
+    #[test]
+    fn only_what_changes_is_reported() {
+        let mut desired = Desired::default();
+        let web = service("web");
+        let one = |list: &[u8]| frontend("web", "10.96.0.1:80", list);
+        let two = |list: &[u8]| frontend("web", "10.96.0.1:81", list);
+        let mut set = |frontends| shown(desired.set(&web, frontends));
+        assert_eq!(set(vec![one(&[1])]), ["10.96.0.1", "10.96.0.1:80/TCP"]);
+        assert_eq!(set(vec![one(&[1])]), [""; 0]);
+        assert_eq!(set(vec![one(&[1]), two(&[2])]), ["10.96.0.1:81/TCP"]);
+        assert_eq!(set(vec![one(&[]), two(&[2])]), ["10.96.0.1:80/TCP"], "another port has a backend");
+        assert_eq!(set(vec![one(&[]), two(&[])]), ["10.96.0.1", "10.96.0.1:81/TCP"], "it answers no more pings");
+        assert_eq!(set(vec![]).len(), 3);
+        assert!(desired.get(&at("10.96.0.1:80")).is_none() && desired.keys().is_empty());
+    }
+
+    #[test]
+    fn scopes_come_and_go_with_their_frontend() {
+        let mut desired = Desired::default();
+        let web = service("web");
+        let node_port = || Frontend { kind: FrontendKind::NodePort, ..frontend("web", "0.0.0.0:30080", &[1, 2]) };
+        let local = |list: &[u8]| Frontend { outside: Some(backends(list, IfNone::Drop)), ..node_port() };
+        let direct = || Frontend { here: Some(vec![]), ..node_port() };
+        let mut set = |frontends| shown(desired.set(&web, frontends));
+        assert_eq!(set(vec![node_port()]), ["0.0.0.0:30080/TCP"], "no entry for the node's addresses");
+        let both = ["0.0.0.0:30080/TCP", "0.0.0.0:30080/TCP from outside"];
+        assert_eq!(set(vec![local(&[1])]), both);
+        assert_eq!(set(vec![local(&[])]), both[1..]);
+        let all = ["0.0.0.0:30080/TCP", "0.0.0.0:30080/TCP from outside", "0.0.0.0:30080/TCP sent on"];
+        assert_eq!(set(vec![direct()]), all);
+        let keys = desired.keys();
+        assert_eq!(shown(keys.clone()), [all[0], all[2]]);
+        assert!(keys.iter().all(|key| desired.get(key).is_some()));
+        assert!(desired.get(&scoped(at("0.0.0.0:30080"), FrontendKey::OUTSIDE)).is_none());
+        assert_eq!(shown(desired.set(&web, vec![])), [all[0], all[2]]);
+    }
+
+    #[test]
+    fn the_ports_of_an_address_are_found() {
+        let mut desired = Desired::default();
+        let node_port = |at| Frontend { kind: FrontendKind::NodePort, ..frontend("a", at, &[]) };
+        let frontends = vec![
+            frontend("a", "10.96.0.1:80", &[]),
+            frontend("a", "10.96.0.1:81", &[]),
+            frontend("a", "10.96.0.2:82", &[]),
+            node_port("0.0.0.0:30080"),
+            node_port("[::]:30081"),
+        ];
+        desired.set(&service("a"), frontends);
+        for (addr, ports) in [
+            ("10.96.0.1", &[80, 81][..]),
+            ("10.96.0.2", &[82]),
+            ("10.96.0.3", &[]),
+            ("0.0.0.0", &[30_080]),
+            ("::", &[30_081]),
+        ] {
+            assert_eq!(
+                desired.ports_at(addr.parse().unwrap()).collect::<BTreeSet<_>>(),
+                BTreeSet::from_iter(ports.to_vec())
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_lives_as_long_as_any_of_its_ports() {
+        let mut desired = Desired::default();
+        desired.set(&service("a"), vec![frontend("a", "10.96.0.1:80", &[])]);
+        desired.set(&service("b"), vec![frontend("b", "10.96.0.1:81", &[])]);
+        desired.set(&service("c"), vec![frontend("c", "10.96.0.2:80", &[])]);
+        let address = FrontendKey::address(at("10.96.0.1:80").addr);
+        desired.set(&service("a"), vec![]);
+        assert!(desired.get(&address).is_some_and(|entry| entry == Entry::default()));
+        assert!(desired.set(&service("b"), vec![]).contains(&address));
+        assert!(desired.get(&address).is_none());
+        assert_eq!(desired.keys().len(), 2);
+    }
+
+    #[test]
+    fn an_address_answers_and_is_external_as_its_ports_are() {
+        use layout::Frontend as Flags;
+        let mut desired = Desired::default();
+        let external = |owner: &str, at: &str, list: &[u8]| Frontend {
+            kind: FrontendKind::ExternalIp,
+            ..frontend(owner, at, list)
+        };
+        let address = FrontendKey::address(at("192.0.2.1:80").addr);
+        let flags = |desired: &Desired| desired.get(&address).map(|entry| entry.flags);
+        desired.set(&service("a"), vec![external("a", "192.0.2.1:80", &[])]);
+        assert_eq!(flags(&desired), Some(Flags::EXTERNAL));
+        // Only this node has none.
+        let local = Frontend { outside: Some(backends(&[], IfNone::Drop)), ..external("b", "192.0.2.1:81", &[1]) };
+        assert!(desired.set(&service("b"), vec![local]).contains(&address));
+        assert_eq!(flags(&desired), Some(Flags::EXTERNAL | Flags::ANSWERS_ECHO));
+    }
+
+    #[test]
+    fn of_two_claims_the_first_by_name_counts_whatever_came_first() {
+        for order in [["a", "b"], ["b", "a"]] {
+            let mut desired = Desired::default();
+            let at = at("10.96.0.1:80");
+            for owner in order {
+                desired.set(&service(owner), vec![frontend(owner, "10.96.0.1:80", &[])]);
+            }
+            let holder = |desired: &Desired| desired.get(&at).unwrap().service.unwrap().service.name.clone();
+            assert_eq!(holder(&desired), "a");
+            let conflicts: Vec<_> = desired.conflicts().map(|c| c.refused.to_string()).collect();
+            assert_eq!(conflicts, ["default/b"]);
+            assert_eq!(desired.set(&service("b"), vec![frontend("b", "10.96.0.1:80", &[])]), [].into());
+            assert_eq!(desired.set(&service("a"), vec![]), [at].into());
+            assert_eq!(holder(&desired), "b");
+            assert_eq!(desired.conflicts().count(), 0);
+        }
+    }
+
+    #[test]
+    fn no_external_ip_takes_a_cluster_ip() {
+        let mut desired = Desired::default();
+        let key = at("10.96.0.10:53");
+        let thief = Frontend { kind: FrontendKind::ExternalIp, ..frontend("a", "10.96.0.10:53", &[1]) };
+        let thief = Frontend { here: Some(vec![]), ..thief };
+        desired.set(&service("a"), vec![thief.clone()]);
+        assert_eq!(desired.get(&key).unwrap().service.unwrap().service.name, "a");
+        let changed = shown(desired.set(&service("dns"), vec![frontend("dns", "10.96.0.10:53", &[2])]));
+        assert_eq!(changed, ["10.96.0.10", "10.96.0.10:53/TCP", "10.96.0.10:53/TCP sent on"]);
+        assert_eq!(desired.get(&key).unwrap().service.unwrap().service.name, "dns");
+        assert!(desired.get(&scoped(key, FrontendKey::PEER)).is_none(), "a key is one service's in all scopes");
+        let conflicts: Vec<_> = desired.conflicts().map(|c| format!("{} {}", c.refused, c.holder)).collect();
+        assert_eq!(conflicts, ["default/a default/dns"]);
+        // One service's claims in two ways are no conflict.
+        let both = [FrontendKind::ExternalIp, FrontendKind::LoadBalancer];
+        desired.set(&service("a"), both.map(|kind| Frontend { kind, ..thief.clone() }).into());
+        assert_eq!(desired.conflicts().count(), 1);
+    }
+
+    #[test]
+    fn the_first_pod_has_a_host_port_and_services_come_before_pods() {
+        let mut desired = Desired::default();
+        let port = |pod: &str, at: &str| Frontend { kind: FrontendKind::HostPort, ..frontend(pod, at, &[1]) };
+        let key = at("0.0.0.0:8080");
+        let ports = || vec![port("z", "0.0.0.0:8080"), port("a", "0.0.0.0:8080"), port("a", "[::]:8080")];
+        assert_eq!(desired.set(&host_ports(), ports()).len(), 2);
+        let holder = |desired: &Desired| desired.get(&key).unwrap().service.unwrap().service.name.clone();
+        let conflicts = |desired: &Desired| -> Vec<_> {
+            desired.conflicts().map(|c| format!("{} {}", c.refused, c.holder)).collect()
+        };
+        assert_eq!((holder(&desired), conflicts(&desired)), ("z".into(), vec!["default/a default/z".to_owned()]));
+        // A pod that is called like a service isn't it.
+        let node_port = Frontend { kind: FrontendKind::NodePort, ..frontend("z", "0.0.0.0:8080", &[2]) };
+        desired.set(&service("z"), vec![node_port]);
+        assert_eq!(desired.get(&key).unwrap().backends.len(), 1);
+        assert_ne!(desired.get(&key).unwrap().flags & layout::Frontend::NODE_PORT, 0);
+        assert_eq!(conflicts(&desired).len(), 2);
+        desired.set(&service("z"), vec![]);
+        // A node's own address isn't a service's.
+        let more = [ports(), vec![port("y", "203.0.113.7:80")]].concat();
+        assert_eq!(shown(desired.set(&host_ports(), more)), ["203.0.113.7:80/TCP"]);
+        desired.set(&host_ports(), ports().split_off(1));
+        assert_eq!((holder(&desired), conflicts(&desired)), ("a".into(), vec![]));
+    }
+
+    #[test]
+    fn addresses_of_load_balancers_and_external_ips() {
+        let mut desired = Desired::default();
+        let with = |kind, at| Frontend { kind, ..frontend("a", at, &[1]) };
+        let addresses = |desired: &Desired| desired.service_addresses().map(|ip| ip.to_string()).collect::<Vec<_>>();
+        let all = vec![
+            with(FrontendKind::ClusterIp, "10.96.0.1:80"),
+            with(FrontendKind::NodePort, "0.0.0.0:30080"),
+            with(FrontendKind::LoadBalancer, "192.0.2.1:80"),
+            with(FrontendKind::LoadBalancer, "192.0.2.1:81"),
+            with(FrontendKind::ExternalIp, "[2001:db8::1]:80"),
+            with(FrontendKind::HostPort, "192.0.2.9:80"),
+        ];
+        desired.set(&service("a"), all.clone());
+        let mut found = addresses(&desired);
+        found.sort();
+        assert_eq!(found, ["192.0.2.1", "2001:db8::1"]);
+        assert!(desired.take_addresses_changed() && !desired.take_addresses_changed());
+        desired.set(&service("a"), all[..4].to_vec());
+        assert_eq!(addresses(&desired), ["192.0.2.1"]);
+        assert!(desired.take_addresses_changed());
+        desired.set(&service("a"), all[..3].to_vec());
+        assert_eq!(addresses(&desired), ["192.0.2.1"]);
+        assert!(!desired.take_addresses_changed(), "another port is there still");
+        // The same address in another way.
+        desired.set(&service("a"), vec![with(FrontendKind::ClusterIp, "192.0.2.1:80")]);
+        assert_eq!(addresses(&desired), [""; 0]);
+    }
+}

@@ -1,0 +1,311 @@
+//! Ids of service ports, and the file that tells their names when the daemon is down.
+//!
+//! The file lives in the run directory: like the pinned tables whose ids it explains, it ends with a reboot. An id is
+//! never given out twice, because flows that outlive their service still carry it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::frontend::ServicePortName;
+use crate::model::ObjectName;
+
+/// Version of the file's layout.
+const SCHEMA: u32 = 1;
+
+/// Identifies a service port on this node: [`podnet_common::layout::Frontend::service`]. 0 is none.
+///
+/// The upper bits tell the affinities of one service port from each other; see [`Self::with_affinity`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ServiceId(pub u32);
+
+impl ServiceId {
+    /// How many bits make up the id itself.
+    const BITS: u32 = 30;
+
+    /// The id as the table has it for one of four groups of clients. The affinity of a client counts within its group,
+    /// since another group may have other backends: of a service with a local policy, those of this node only.
+    pub fn with_affinity(self, group: u8) -> Self {
+        Self(self.port().0 | u32::from(group) << Self::BITS)
+    }
+
+    /// Which group of clients that is.
+    pub fn affinity_group(self) -> u8 {
+        (self.0 >> Self::BITS) as u8
+    }
+
+    /// The id itself, which has the service port's name.
+    pub fn port(self) -> Self {
+        Self(self.0 & ((1 << Self::BITS) - 1))
+    }
+}
+
+/// Why the file can't be read or written.
+#[derive(Debug, Error)]
+pub enum NamesError {
+    /// Reading failed.
+    #[error("reading the service names {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The content isn't what it should be.
+    #[error("the service names in {path} can't be used: {reason}", path = path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Writing failed.
+    #[error("writing the service names {path}: {source}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Which id is which service port.
+#[derive(Clone, Debug)]
+pub struct ServiceNames {
+    next: u32,
+    by_id: BTreeMap<ServiceId, State>,
+    by_name: HashMap<ServicePortName, ServiceId>,
+    /// Whether the file differs.
+    changed: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// None for an id that was found in the tables but not in the file.
+    name: Option<ServicePortName>,
+    /// How many frontends have it.
+    uses: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    schema: u32,
+    next: u32,
+    services: BTreeMap<ServiceId, FileName>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileName {
+    namespace: String,
+    name: String,
+    port: String,
+}
+
+impl Default for ServiceNames {
+    fn default() -> Self {
+        Self { next: 1, by_id: BTreeMap::new(), by_name: HashMap::new(), changed: true }
+    }
+}
+
+impl ServiceNames {
+    /// Where the file is.
+    pub fn path(run_dir: &Path) -> PathBuf {
+        run_dir.join("services.json")
+    }
+
+    /// Reads the file; there are no names if it doesn't exist.
+    ///
+    /// # Errors
+    /// [`NamesError`] if it can't be read or isn't such a file.
+    pub fn read(run_dir: &Path) -> Result<Self, NamesError> {
+        let path = Self::path(run_dir);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(NamesError::Read { path, source }),
+        };
+        let file: File = match serde_json::from_slice(&bytes) {
+            Ok(file) => file,
+            Err(error) => return Err(NamesError::Content { path, reason: error.to_string() }),
+        };
+        if file.schema != SCHEMA {
+            return Err(NamesError::Content { path, reason: format!("schema {} instead of {SCHEMA}", file.schema) });
+        }
+        let mut names = Self { next: file.next.max(1), changed: false, ..Self::default() };
+        for (id, FileName { namespace, name, port }) in file.services {
+            names.insert(id, ServicePortName { service: ObjectName { namespace, name }, port });
+        }
+        Ok(names)
+    }
+
+    /// Replaces the file if anything has changed since it was read or written; says whether it had.
+    ///
+    /// # Errors
+    /// [`NamesError::Write`]; the next call tries again.
+    pub fn write(&mut self, run_dir: &Path) -> Result<bool, NamesError> {
+        if !self.changed {
+            return Ok(false);
+        }
+        let services = self.by_id.iter().filter_map(|(&id, state)| {
+            let ServicePortName { service: ObjectName { namespace, name }, port } = state.name.clone()?;
+            Some((id, FileName { namespace, name, port }))
+        });
+        let file = File { schema: SCHEMA, next: self.next, services: services.collect() };
+        let path = Self::path(run_dir);
+        let written = (|| {
+            fs::create_dir_all(run_dir)?;
+            let mut temporary = tempfile::NamedTempFile::new_in(run_dir)?;
+            serde_json::to_writer(io::BufWriter::new(&mut temporary), &file)?;
+            temporary.write_all(b"\n")?;
+            temporary.persist(&path)?;
+            Ok(())
+        })();
+        written.map_err(|source| NamesError::Write { path, source })?;
+        self.changed = false;
+        Ok(true)
+    }
+
+    /// The name of an id.
+    pub fn name(&self, id: ServiceId) -> Option<&ServicePortName> {
+        self.by_id.get(&id.port())?.name.as_ref()
+    }
+
+    /// Counts a use that was found in the tables.
+    pub(crate) fn adopt(&mut self, id: ServiceId) {
+        let id = id.port();
+        if id != ServiceId::default() {
+            self.avoid(id);
+            self.by_id.entry(id).or_default().uses += 1;
+        }
+    }
+
+    /// Sees to it that no other service port gets this id, of which something was found in the tables.
+    pub(crate) fn avoid(&mut self, id: ServiceId) {
+        self.next = self.next.max(id.port().0.saturating_add(1));
+    }
+
+    /// Forgets the names that nothing was found to use.
+    pub(crate) fn forget_unused(&mut self) {
+        let unused: Vec<_> = self.by_id.iter().filter(|(_, state)| state.uses == 0).map(|(&id, _)| id).collect();
+        unused.into_iter().for_each(|id| self.remove(id));
+    }
+
+    /// The name's id for one more use. A new name gets `present`, the id that its frontend has in the table, if
+    /// that one has no name: the daemon was killed before it could write the file.
+    pub(crate) fn acquire(&mut self, name: &ServicePortName, present: Option<ServiceId>) -> ServiceId {
+        let present = present.map(ServiceId::port);
+        let nameless = |id: &ServiceId| self.by_id.get(id).is_some_and(|state| state.name.is_none());
+        let id = match self.by_name.get(name) {
+            Some(&id) => id,
+            None => {
+                let id = present.filter(nameless).unwrap_or(ServiceId(self.next));
+                self.insert(id, name.clone());
+                id
+            }
+        };
+        self.by_id.entry(id).or_default().uses += 1;
+        id
+    }
+
+    /// Ends one use.
+    pub(crate) fn release(&mut self, id: ServiceId) {
+        let id = id.port();
+        if let Some(state) = self.by_id.get_mut(&id) {
+            state.uses = state.uses.saturating_sub(1);
+            if state.uses == 0 {
+                self.remove(id);
+            }
+        }
+    }
+
+    fn insert(&mut self, id: ServiceId, name: ServicePortName) {
+        self.avoid(id);
+        self.by_name.insert(name.clone(), id);
+        self.by_id.entry(id).or_default().name = Some(name);
+        self.changed = true;
+    }
+
+    fn remove(&mut self, id: ServiceId) {
+        if let Some(name) = self.by_id.remove(&id).and_then(|state| state.name) {
+            self.by_name.remove(&name);
+            self.changed = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(service: &str) -> ServicePortName {
+        ServicePortName {
+            service: ObjectName { namespace: "default".into(), name: service.into() },
+            port: "http".into(),
+        }
+    }
+
+    #[test]
+    fn an_id_is_never_given_out_twice_also_over_restarts() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut names = ServiceNames::read(directory.path()).unwrap();
+        let (a, b) = (names.acquire(&name("a"), None), names.acquire(&name("b"), None));
+        assert_eq!((a, b), (ServiceId(1), ServiceId(2)));
+        names.release(b);
+        assert!(names.write(directory.path()).unwrap());
+        assert!(!names.write(directory.path()).unwrap(), "nothing has changed");
+
+        let mut names = ServiceNames::read(directory.path()).unwrap();
+        assert_eq!(names.name(a), Some(&name("a")));
+        assert_eq!(names.name(b), None);
+        names.adopt(a);
+        names.forget_unused();
+        assert_eq!(names.acquire(&name("c"), None), ServiceId(3));
+        assert_eq!(names.acquire(&name("a"), None), a);
+        names.release(a);
+        assert_eq!(names.name(a), Some(&name("a")), "one use remains");
+        names.release(a);
+        assert_eq!(names.name(a), None);
+    }
+
+    #[test]
+    fn a_lost_file_costs_no_id() {
+        let mut names = ServiceNames::default();
+        names.adopt(ServiceId(7));
+        assert_eq!(names.acquire(&name("a"), Some(ServiceId(7))), ServiceId(7));
+        names.release(ServiceId(7));
+        assert_eq!(names.name(ServiceId(7)), Some(&name("a")), "the use that was found remains");
+        assert_eq!(names.acquire(&name("b"), Some(ServiceId(7))), ServiceId(8), "taken by a");
+    }
+
+    #[test]
+    fn affinities_share_a_name() {
+        let mut names = ServiceNames::default();
+        let id = names.acquire(&name("a"), None);
+        let outside = id.with_affinity(2);
+        assert!(outside != id && outside.port() == id && outside.with_affinity(0) == id);
+        assert_eq!((id.affinity_group(), outside.affinity_group()), (0, 2));
+        assert_eq!(names.name(outside), Some(&name("a")));
+        names.adopt(ServiceId(6).with_affinity(3));
+        assert_eq!(names.acquire(&name("b"), Some(ServiceId(6).with_affinity(1))), ServiceId(6));
+        names.release(outside);
+        assert_eq!(names.name(id), None);
+        names.avoid(ServiceId(9).with_affinity(1));
+        assert_eq!(names.acquire(&name("c"), None), ServiceId(10));
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error_that_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        for content in ["{", "{\"schema\":9,\"next\":1,\"services\":{}}"] {
+            fs::write(ServiceNames::path(directory.path()), content).unwrap();
+            let error = ServiceNames::read(directory.path()).unwrap_err().to_string();
+            assert!(error.contains("services.json"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The daemon's configuration file.
+//!
+//! A YAML mapping; everything but `node` and `manifests` has a default. An unknown key, a wrong type or a value that
+//! can't work is an error that names file, line and key: nothing is guessed and nothing is ignored.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use serde::de::{Deserializer, Error as _};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::compile::maglev;
+use crate::model::SourceIp;
+use crate::yaml::{self, Document, TextError};
+
+/// Smallest MTU that carries IPv6 (RFC 8200, section 5).
+const MTU_MIN: u32 = 1280;
+/// Longest interface name in bytes (`IFNAMSIZ` less the terminator).
+const INTERFACE_NAME_MAX: usize = 15;
+/// Bounds of `conntrackMax`: a flow takes two entries of 108 bytes.
+const CONNTRACK_BOUNDS: std::ops::RangeInclusive<u32> = 1024..=33_554_432;
+
+/// Bounds of `maglevTableSize`: every frontend for which nodes must agree takes so many slots.
+const MAGLEV_BOUNDS: std::ops::RangeInclusive<u32> = 251..=131_071;
+
+/// Whose connections to services are translated at the socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SocketLb {
+    /// Those of processes of the host.
+    #[default]
+    Host,
+    /// Those of pods too.
+    All,
+    /// Nobody's: packet by packet only.
+    Off,
+}
+
+/// Whether the uplinks carry an XDP program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Xdp {
+    /// In the driver where that is a gain, else not.
+    #[default]
+    Auto,
+    /// No.
+    Off,
+    /// In the driver.
+    Native,
+    /// In the kernel's receive path, for drivers without support.
+    Generic,
+}
+
+/// What `podnet daemon --config FILE` reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// Name of this node's Node object.
+    pub node: String,
+    /// Directory that is watched for manifests.
+    pub manifests: PathBuf,
+    /// Ranges that services' addresses come from: one for each family at most.
+    #[serde(rename = "serviceCIDRs", default = "default_service_cidrs")]
+    pub service_cidrs: Vec<IpNetwork>,
+    /// Which source address a backend sees, where the service doesn't say.
+    #[serde(rename = "sourceIP", default)]
+    pub source_ip: SourceIp,
+    /// Whose connections are translated at the socket.
+    #[serde(rename = "socketLB", default)]
+    pub socket_lb: SocketLb,
+    /// Which of the node's addresses serve NodePorts: those in these ranges; empty: all.
+    #[serde(default)]
+    pub node_port_addresses: Vec<IpNetwork>,
+    /// Whether pods reach what is outside of the cluster with the node's address.
+    #[serde(default = "yes")]
+    pub masquerade: bool,
+    /// What pods reach with their own address all the same, besides the cluster's pods and nodes.
+    #[serde(rename = "nonMasqueradeCIDRs", default = "default_non_masquerade_cidrs")]
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
+    /// Slots of a frontend for which nodes must agree on the backend: a prime.
+    #[serde(default = "default_maglev_table_size")]
+    pub maglev_table_size: u32,
+    /// Where `/healthz` and `/livez` are served.
+    #[serde(default)]
+    pub healthz_bind_address: BindAddress,
+    /// Whether uplinks carry an XDP program.
+    #[serde(default)]
+    pub xdp: Xdp,
+    /// Names of the uplinks; empty: those that routes and addresses show.
+    #[serde(default)]
+    pub uplinks: Vec<String>,
+    /// MTU of pods in bytes; 0: the uplinks' smallest.
+    #[serde(default)]
+    pub mtu: u32,
+    /// Whether ClusterIPs may be used from outside the cluster.
+    #[serde(rename = "externalClusterIP", default)]
+    pub external_cluster_ip: bool,
+    /// Entries of the connection table; a flow takes two.
+    #[serde(default = "default_conntrack_max")]
+    pub conntrack_max: u32,
+    /// Where the BPF file system is mounted.
+    #[serde(default = "default_bpffs")]
+    pub bpffs: PathBuf,
+    /// The cgroup v2 directory whose processes are the host's.
+    #[serde(default = "default_cgroup")]
+    pub cgroup: PathBuf,
+    /// What outlives a reboot.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// What doesn't.
+    #[serde(default = "default_run_dir")]
+    pub run_dir: PathBuf,
+}
+
+/// An address and port to listen at, or the empty text for none. The unspecified address, of either family, means all
+/// addresses of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindAddress(pub Option<SocketAddr>);
+
+impl Default for BindAddress {
+    /// kube-proxy's.
+    fn default() -> Self {
+        Self(Some(SocketAddr::from(([0, 0, 0, 0], 10_256))))
+    }
+}
+
+impl<'de> Deserialize<'de> for BindAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let refused =
+            || D::Error::custom(format!("`{text}` is no address with a port, such as 0.0.0.0:10256 or [::]:10256"));
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => Ok(Self(Some(address))),
+            _ => Err(refused()),
+        }
+    }
+}
+
+impl Serialize for BindAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(address) => serializer.collect_str(&address),
+            None => serializer.serialize_str(""),
+        }
+    }
+}
+
+fn cidrs(texts: &[&str]) -> Vec<IpNetwork> {
+    texts.iter().filter_map(|cidr| cidr.parse().ok()).collect()
+}
+fn yes() -> bool {
+    true
+}
+fn default_service_cidrs() -> Vec<IpNetwork> {
+    cidrs(&["10.96.0.0/16", "fd00:96::/112"])
+}
+fn default_non_masquerade_cidrs() -> Vec<IpNetwork> {
+    cidrs(&["169.254.0.0/16", "fe80::/10"])
+}
+fn default_maglev_table_size() -> u32 {
+    maglev::SIZE
+}
+fn default_conntrack_max() -> u32 {
+    262_144
+}
+fn default_bpffs() -> PathBuf {
+    "/sys/fs/bpf".into()
+}
+fn default_cgroup() -> PathBuf {
+    "/sys/fs/cgroup".into()
+}
+fn default_state_dir() -> PathBuf {
+    "/var/lib/podnet".into()
+}
+fn default_run_dir() -> PathBuf {
+    "/run/podnet".into()
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("reading the configuration {path}: {source}; name another file with --config", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The file's content can't be used.
+    #[error("{path}:{line}: {reason}", path = path.display(), line = error.line, reason = error.reason)]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what is wrong.
+        error: TextError,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the line where there is one.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|error| ConfigError::Content { path: path.to_owned(), error })
+    }
+
+    /// Reads and checks a text.
+    ///
+    /// # Errors
+    /// Line and reason of the first thing that is wrong.
+    pub fn parse(text: &str) -> Result<Self, TextError> {
+        let document = match yaml::documents(text)[..] {
+            [] => return Err(TextError { line: 1, reason: "the file is empty: set `node` and `manifests`".into() }),
+            [document] => document,
+            [_, second, ..] => {
+                return Err(TextError { line: second.line, reason: "a second document: only one is allowed".into() });
+            }
+        };
+        let config: Self = yaml::parse(document)?;
+        config.validate().map_err(|(path, reason)| at(document, &path, &reason))?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), (String, String)> {
+        let refuse = |path: &str, reason: String| Err((path.to_owned(), reason));
+        if self.node.is_empty() {
+            return refuse("node", "is empty: give the name of this node's Node object".into());
+        }
+        for (path, directory) in [
+            ("manifests", &self.manifests),
+            ("bpffs", &self.bpffs),
+            ("cgroup", &self.cgroup),
+            ("stateDir", &self.state_dir),
+            ("runDir", &self.run_dir),
+        ] {
+            if !directory.is_absolute() {
+                return refuse(path, format!("{} is not an absolute path", directory.display()));
+            }
+        }
+        for (key, cidrs) in [
+            ("serviceCIDRs", &self.service_cidrs),
+            ("nodePortAddresses", &self.node_port_addresses),
+            ("nonMasqueradeCIDRs", &self.non_masquerade_cidrs),
+        ] {
+            if let Some((i, cidr)) = cidrs.iter().enumerate().find(|(_, cidr)| cidr.ip() != cidr.network()) {
+                let network =
+                    IpNetwork::new(cidr.network(), cidr.prefix()).map_or_else(|e| e.to_string(), |n| n.to_string());
+                let reason = format!("{cidr} has bits set after its prefix: write {network}");
+                return refuse(&format!("{key}[{i}]"), reason);
+            }
+        }
+        for (i, cidr) in self.service_cidrs.iter().enumerate() {
+            let path = format!("serviceCIDRs[{i}]");
+            if cidr.prefix() == if cidr.is_ipv4() { 32 } else { 128 } {
+                return refuse(&path, format!("{cidr} is a single address: give a range such as 10.96.0.0/16"));
+            }
+            if cidr.prefix() == 0 || cidr.ip().is_multicast() || cidr.ip().is_loopback() {
+                return refuse(&path, format!("{cidr} can't hold services"));
+            }
+            if self.service_cidrs[..i].iter().any(|other| other.is_ipv4() == cidr.is_ipv4()) {
+                return refuse(&path, format!("{cidr} is the second range of its family: one for each is allowed"));
+            }
+        }
+        for (i, name) in self.uplinks.iter().enumerate() {
+            let bad = |c: char| c == '/' || c == ':' || c.is_whitespace();
+            if name.is_empty() || name.len() > INTERFACE_NAME_MAX || name.contains(bad) {
+                return refuse(&format!("uplinks[{i}]"), format!("`{name}` can't be the name of an interface"));
+            }
+        }
+        if self.mtu != 0 && !(MTU_MIN..=65_535).contains(&self.mtu) {
+            return refuse("mtu", format!("{} is not 0 or between {MTU_MIN} and 65535", self.mtu));
+        }
+        let size = self.maglev_table_size;
+        if !MAGLEV_BOUNDS.contains(&size) || !maglev::is_prime(size) {
+            let (low, high) = (MAGLEV_BOUNDS.start(), MAGLEV_BOUNDS.end());
+            let reason = format!("{size} is not a prime between {low} and {high}: take 4093, 16381 or 65521");
+            return refuse("maglevTableSize", reason);
+        }
+        if !CONNTRACK_BOUNDS.contains(&self.conntrack_max) {
+            let (low, high) = (CONNTRACK_BOUNDS.start(), CONNTRACK_BOUNDS.end());
+            return refuse("conntrackMax", format!("{} is not between {low} and {high}", self.conntrack_max));
+        }
+        Ok(())
+    }
+}
+
+fn at(document: Document<'_>, path: &str, reason: &str) -> TextError {
+    TextError { line: yaml::line_of(document, path), reason: format!("{path}: {reason}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_keys_are_enough() {
+        let config = Config::parse("node: n1\nmanifests: /etc/podnet/manifests\n").unwrap();
+        assert_eq!(config.service_cidrs, ["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()]);
+        assert_eq!((config.source_ip, config.socket_lb, config.xdp), (SourceIp::Auto, SocketLb::Host, Xdp::Auto));
+        assert_eq!((config.masquerade, config.maglev_table_size, config.node_port_addresses.len()), (true, 16_381, 0));
+        assert_eq!(config.non_masquerade_cidrs, cidrs(&["169.254.0.0/16", "fe80::/10"]));
+        assert_eq!(config.healthz_bind_address.0, Some("0.0.0.0:10256".parse().unwrap()));
+        assert_eq!((config.mtu, config.conntrack_max), (0, 262_144));
+        assert_eq!(config.run_dir, Path::new("/run/podnet"));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = Config::parse(
+            "node: n1\nmanifests: /m\nserviceCIDRs: [10.0.0.0/24]\nsourceIP: snat\nsocketLB: all\nxdp: native\n\
+             nodePortAddresses: [172.30.0.0/24, \"fd00:30::1/128\"]\nmasquerade: false\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
+             maglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\n\
+             uplinks: [eth0, eth1]\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nbpffs: /b\ncgroup: /c\n\
+             stateDir: /s\nrunDir: /r\n",
+        )
+        .unwrap();
+        let expected = Config {
+            node: "n1".into(),
+            manifests: "/m".into(),
+            service_cidrs: vec!["10.0.0.0/24".parse().unwrap()],
+            source_ip: SourceIp::Snat,
+            socket_lb: SocketLb::All,
+            node_port_addresses: cidrs(&["172.30.0.0/24", "fd00:30::1/128"]),
+            masquerade: false,
+            non_masquerade_cidrs: cidrs(&["10.0.0.0/8"]),
+            maglev_table_size: 65_521,
+            healthz_bind_address: BindAddress(Some("[::1]:1".parse().unwrap())),
+            xdp: Xdp::Native,
+            uplinks: vec!["eth0".into(), "eth1".into()],
+            mtu: 9000,
+            external_cluster_ip: true,
+            conntrack_max: 4096,
+            bpffs: "/b".into(),
+            cgroup: "/c".into(),
+            state_dir: "/s".into(),
+            run_dir: "/r".into(),
+        };
+        assert_eq!(config, expected);
+        let written = serde_json::to_string(&config).unwrap();
+        assert_eq!(Config::parse(&written).unwrap(), expected, "what is written can be read: {written}");
+    }
+
+    #[test]
+    fn mistakes_name_line_and_key() {
+        for (text, line, part) in [
+            ("", 1, "`node` and `manifests`"),
+            ("node: n1\n", 1, "missing field `manifests`"),
+            ("node: n1\nmanifests: /m\nsnatPorts: 1\n", 3, "snatPorts"),
+            ("node: n1\nmanifests: /m\nxdp: fast\n", 3, "fast"),
+            ("node: n1\nmanifests: m\n", 2, "manifests: m is not an absolute path"),
+            ("node: ''\nmanifests: /m\n", 1, "node: is empty"),
+            ("node: n1\nmanifests: /m\nserviceCIDRs:\n- 10.96.0.1/16\n", 4, "write 10.96.0.0/16"),
+            (
+                "node: n1\nmanifests: /m\nserviceCIDRs:\n- 10.96.0.0/16\n- 10.97.0.0/16\n",
+                5,
+                "second range of its family",
+            ),
+            ("node: n1\nmanifests: /m\nserviceCIDRs:\n- 10.96.0.0/36\n", 4, "invalid address: 10.96.0.0/36"),
+            ("node: n1\nmanifests: /m\nserviceCIDRs: [10.96.0.0]\n", 3, "a single address"),
+            ("node: n1\nmanifests: /m\nnodePortAddresses:\n- 10.0.0.0/8\n- 172.30.0.5/24\n", 5, "write 172.30.0.0/24"),
+            ("node: n1\nmanifests: /m\nnonMasqueradeCIDRs: [10.1.0.0/8]\n", 3, "write 10.0.0.0/8"),
+            ("node: n1\nmanifests: /m\nmaglevTableSize: 4095\n", 3, "4095 is not a prime"),
+            ("node: n1\nmanifests: /m\nmaglevTableSize: 7\n", 3, "between 251"),
+            ("node: n1\nmanifests: /m\nhealthzBindAddress: 0.0.0.0\n", 3, "0.0.0.0:10256"),
+            ("node: n1\nmanifests: /m\nhealthzBindAddress: 127.0.0.1:0\n", 3, "no address with a port"),
+            ("node: n1\nmanifests: /m\nuplinks:\n- a/b\n", 4, "`a/b`"),
+            ("node: n1\nmanifests: /m\nmtu: 600\n", 3, "1280"),
+            ("node: n1\nmanifests: /m\nconntrackMax: 1\n", 3, "1024"),
+            ("node: n1\nnode: n2\nmanifests: /m\n", 2, "duplicate"),
+            ("node: n1\nmanifests: /m\n---\nnode: n2\n", 3, "second document"),
+        ] {
+            let error = Config::parse(text).expect_err(text);
+            assert!(error.line == line && error.reason.contains(part), "{text:?} gave {error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_text_switches_the_health_server_off() {
+        let config = Config::parse("node: n1\nmanifests: /m\nhealthzBindAddress: ''\n").unwrap();
+        assert_eq!(config.healthz_bind_address, BindAddress(None));
+        let written = serde_json::to_string(&config).unwrap();
+        assert_eq!(Config::parse(&written).unwrap(), config, "{written}");
+    }
+
+    #[test]
+    fn an_error_says_which_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("podnet.yaml");
+        assert!(Config::read(&path).unwrap_err().to_string().contains("--config"));
+        std::fs::write(&path, "node: n1\nmanifests: /m\nfoo: 1\n").unwrap();
+        let message = Config::read(&path).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{}:3: ", path.display())), "{message}");
+    }
+}

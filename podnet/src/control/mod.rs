@@ -1,0 +1,297 @@
+//! The control plane of one node: what the daemon's event loop drives.
+//!
+//! ```text
+//! source ── Batch ──→ apply: index ── dirty services ──→ select ──→ desired ── dirty frontends ──┐
+//!                                                              tables ←── reconcile ←────────────┘
+//! ```
+//! Everything happens in the caller's thread and time; a changed EndpointSlice costs the work for its service only.
+
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+use podnet_common::layout::{Backend, FrontendKey};
+use tracing::{info, warn};
+
+pub use state::State;
+
+use crate::compile::{Desired, NamesError, ServiceNames, host_ports, show};
+use crate::config::Config;
+use crate::frontend::Frontend;
+use crate::model::{Node, ObjectName, Service};
+use crate::reconcile::{GRACE, Outcome, Reconciler, TableError, Tables, Usage};
+use crate::select::{self, HealthCheck, Settings};
+use crate::source::Batch;
+
+/// The control plane.
+#[derive(Debug)]
+pub struct Control {
+    settings: Settings,
+    service_cidrs: Vec<IpNetwork>,
+    run_dir: PathBuf,
+    state: State,
+    desired: Desired,
+    reconciler: Reconciler,
+    /// What users of services should know; of services about which there is nothing to say, nothing.
+    problems: BTreeMap<ObjectName, Vec<String>>,
+    /// Of services whose load balancer asks for their health.
+    checks: BTreeMap<ObjectName, HealthCheck>,
+    /// Whether this node is on its way out.
+    leaving: bool,
+    synced: bool,
+}
+
+/// What a batch has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Services whose frontends were computed again.
+    pub services: usize,
+    /// Whether [`Control::nodes`] differ.
+    pub nodes: bool,
+    /// Whether [`Control::service_addresses`] differ, or will once the tables are reconciled.
+    pub addresses: bool,
+    /// Whether [`Health::checks`] or [`Health::leaving`] differ.
+    pub health: bool,
+}
+
+/// What the health servers tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Services whose load balancer asks for their endpoints on this node, by name.
+    pub checks: Vec<HealthCheck>,
+    /// This node is on its way out: see [`Node::leaving`].
+    pub leaving: bool,
+    /// Since when the tables haven't been what they should be. That they are full doesn't count: they are so on every
+    /// node, and none would be left.
+    pub stale_since: Option<Instant>,
+}
+
+/// What `podnet status` shows of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlStatus {
+    /// Whether the sources have given everything.
+    pub synced: bool,
+    /// Services, those without frontends included.
+    pub services: usize,
+    /// EndpointSlices.
+    pub endpoint_slices: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// How many table entries are taken.
+    pub usage: Usage,
+    /// Objects that aren't, or not wholly, put into effect.
+    pub problems: Vec<Problem>,
+    /// Frontends that couldn't be written yet.
+    pub pending: Vec<Pending>,
+}
+
+/// Something about a service that its user should know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The service.
+    pub service: String,
+    /// What it is, and what to do.
+    pub reason: String,
+}
+
+/// A frontend that couldn't be written yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Its address, port and protocol number.
+    pub frontend: String,
+    /// How often it has been tried.
+    pub failures: u32,
+    /// Why it failed, the last time.
+    pub reason: String,
+}
+
+impl Control {
+    /// Begins with what the tables hold from an earlier daemon.
+    ///
+    /// # Errors
+    /// If the tables can't be read.
+    pub fn adopt(config: &Config, tables: &dyn Tables) -> Result<Self, TableError> {
+        let names = ServiceNames::read(&config.run_dir).unwrap_or_else(|error| {
+            warn!("{error}; services get their names anew");
+            ServiceNames::default()
+        });
+        let reconciler = Reconciler::adopt(tables, names, config.maglev_table_size, GRACE)?;
+        info!(frontends = reconciler.usage().frontends, "adopted the tables");
+        Ok(Self {
+            settings: Settings::new(config.source_ip, &config.node, None),
+            service_cidrs: config.service_cidrs.clone(),
+            run_dir: config.run_dir.clone(),
+            state: State::default(),
+            desired: Desired::default(),
+            reconciler,
+            problems: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            leaving: false,
+            synced: false,
+        })
+    }
+
+    /// Takes in what a source has said. [`Self::reconcile`] puts it into effect.
+    pub fn apply(&mut self, batch: Batch) -> Applied {
+        let mut dirty = BTreeSet::new();
+        let mut applied = Applied::default();
+        for change in batch.changes {
+            applied.nodes |= self.state.apply(change, &mut dirty);
+        }
+        if applied.nodes {
+            applied.health = self.update_own_node(&mut dirty);
+        }
+        applied.services = dirty.len();
+        for name in dirty {
+            applied.health |= self.update_service(&name);
+        }
+        let was_synced = std::mem::replace(&mut self.synced, batch.synced);
+        applied.addresses = self.desired.take_addresses_changed() || was_synced != self.synced;
+        applied
+    }
+
+    /// This node's object may say another zone, which concerns all services. Says whether the node is on its way out
+    /// now and wasn't, or the other way round.
+    fn update_own_node(&mut self, dirty: &mut BTreeSet<ObjectName>) -> bool {
+        let node = self.state.nodes().get(&self.settings.node);
+        let leaving = node.is_some_and(|node| node.leaving);
+        let settings = Settings::new(self.settings.source_ip, &self.settings.node, node.map(|node| &**node));
+        if settings != self.settings {
+            dirty.extend(self.state.services().cloned());
+            self.settings = settings;
+        }
+        std::mem::replace(&mut self.leaving, leaving) != leaving
+    }
+
+    /// Computes what a service comes to. Says whether its health check differs.
+    fn update_service(&mut self, name: &ObjectName) -> bool {
+        let (frontends, problems, check) = match self.state.service(name) {
+            Some((service, slices)) => (
+                select::frontends(name, service, slices.clone(), &self.settings),
+                self.problems(service),
+                select::health(name, service, slices, &self.settings),
+            ),
+            None => Default::default(),
+        };
+        self.reconciler.mark(self.desired.set(name, frontends));
+        replace(&mut self.problems, name, (!problems.is_empty()).then_some(problems));
+        replace(&mut self.checks, name, check)
+    }
+
+    /// Takes in the host ports of this node's pods: all of them, those that came first first. Of several pods that want
+    /// the same the first has it; a service's NodePort comes before any. [`Self::reconcile`] puts them into effect. At
+    /// start they have to be known before that, or those that an earlier daemon left are removed.
+    pub fn set_host_ports(&mut self, frontends: Vec<Frontend>) {
+        self.reconciler.mark(self.desired.set(&host_ports(), frontends));
+    }
+
+    /// Brings the tables nearer to what is desired, and writes the service names if they have changed. To be called
+    /// after [`Self::apply`] and at [`Outcome::next_retry`].
+    pub fn reconcile(&mut self, tables: &mut dyn Tables, now: Instant) -> Outcome {
+        let outcome = self.reconciler.run(&self.desired, tables, self.synced, now);
+        if let Err(error) = self.write_names() {
+            warn!("{error}; commands show ids instead of names");
+        }
+        outcome
+    }
+
+    fn write_names(&mut self) -> Result<bool, NamesError> {
+        self.reconciler.names_mut().write(&self.run_dir)
+    }
+
+    /// All nodes by name.
+    pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
+        self.state.nodes()
+    }
+
+    /// What the health servers tell.
+    pub fn health(&self) -> Health {
+        let checks = self.checks.values().cloned().collect();
+        Health { checks, leaving: self.leaving, stale_since: self.reconciler.stale_since() }
+    }
+
+    /// Addresses of load balancers and external IPs, which may be a node's own. Those that an earlier daemon left are
+    /// among them until the sources are synced.
+    pub fn service_addresses(&self) -> BTreeSet<IpAddr> {
+        self.desired.service_addresses().chain(self.reconciler.unclaimed_addresses()).collect()
+    }
+
+    /// The ports of an address; the unspecified one stands for all of the node's.
+    pub fn ports_at(&self, addr: IpAddr) -> impl Iterator<Item = u16> {
+        self.desired.ports_at(addr)
+    }
+
+    /// The backends that the tables lead to from a packet's destination: see [`Self::leads_to`].
+    pub fn backends(&self, key: &FrontendKey) -> impl Iterator<Item = Backend> {
+        self.reconciler.backends(key)
+    }
+
+    /// Whether the tables lead from a packet's destination to a backend, whoever the client is. The destination may be
+    /// an address of the node. A flow of UDP or SCTP for which they don't is stale: at start these have to be looked
+    /// for, since the daemon may have been killed between a change and [`Outcome::removed`].
+    pub fn leads_to(&self, key: &FrontendKey, backend: &Backend) -> bool {
+        self.reconciler.leads_to(key, backend)
+    }
+
+    /// Names of the service ids in the tables.
+    pub fn names(&self) -> &ServiceNames {
+        self.reconciler.names()
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> ControlStatus {
+        let of_service = |(name, reasons): (&ObjectName, &Vec<String>)| {
+            let service = name.to_string();
+            let problem = |reason: &String| Problem { service: service.clone(), reason: reason.clone() };
+            reasons.iter().map(problem).collect::<Vec<_>>()
+        };
+        let mut problems: Vec<_> = self.problems.iter().flat_map(of_service).collect();
+        problems.extend(self.desired.conflicts().map(|conflict| Problem {
+            service: conflict.refused.service.to_string(),
+            reason: format!("{} belongs to {}: give it another address or port", show(&conflict.key), conflict.holder),
+        }));
+        problems.sort();
+        let pending = self.reconciler.pending().map(|(what, retry)| Pending {
+            frontend: what.to_string(),
+            failures: retry.failures,
+            reason: retry.reason.clone(),
+        });
+        ControlStatus {
+            synced: self.synced,
+            services: self.state.service_count(),
+            endpoint_slices: self.state.slice_count(),
+            nodes: self.state.nodes().len(),
+            usage: self.reconciler.usage(),
+            problems,
+            pending: pending.collect(),
+        }
+    }
+
+    fn problems(&self, service: &Service) -> Vec<String> {
+        let mut problems = select::remarks(service);
+        let proxied = service.cluster_ips.iter().filter(|_| service.ignored.is_none());
+        for ip in proxied.filter(|ip| !self.service_cidrs.iter().any(|cidr| cidr.contains(**ip))) {
+            problems.push(format!("{ip} is not in serviceCIDRs: processes of the host can't reach it"));
+        }
+        problems
+    }
+}
+
+/// Puts a value in its place, or none. Says whether that differs from what was there.
+fn replace<T: PartialEq>(map: &mut BTreeMap<ObjectName, T>, name: &ObjectName, value: Option<T>) -> bool {
+    let differs = map.get(name) != value.as_ref();
+    match value {
+        Some(value) if differs => drop(map.insert(name.clone(), value)),
+        None if differs => drop(map.remove(name)),
+        _ => {}
+    }
+    differs
+}
+
+#[cfg(test)]
+mod tests;

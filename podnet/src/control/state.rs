@@ -1,0 +1,186 @@
+//! The index of all objects: what belongs to which service, so that a change touches only what it concerns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::{EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Service};
+use crate::source::Change;
+
+/// All objects that the sources have given.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Services, and names for which there are only slices so far.
+    services: BTreeMap<ObjectName, Indexed>,
+    /// Which service a slice belongs to.
+    owners: BTreeMap<ObjectName, String>,
+    nodes: BTreeMap<String, Arc<Node>>,
+    service_count: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Indexed {
+    service: Option<Arc<Service>>,
+    /// By their names; few.
+    slices: Vec<(String, Arc<EndpointSlice>)>,
+}
+
+impl State {
+    /// Takes in a change and adds the services that it concerns to `dirty`. Says whether it concerns a node.
+    pub fn apply(&mut self, change: Change, dirty: &mut BTreeSet<ObjectName>) -> bool {
+        let Change { key: ObjectKey { kind, name }, object } = change;
+        debug_assert!(object.as_ref().is_none_or(|object| object.kind() == kind));
+        match (kind, object) {
+            (Kind::Node, object) => {
+                match object {
+                    Some(Object::Node(node)) => self.nodes.insert(name.name, node),
+                    _ => self.nodes.remove(&name.name),
+                };
+                return true;
+            }
+            (Kind::Service, object) => {
+                let indexed = self.services.entry(name.clone()).or_default();
+                self.service_count -= usize::from(indexed.service.is_some());
+                indexed.service = match object {
+                    Some(Object::Service(service)) => Some(service),
+                    _ => None,
+                };
+                self.service_count += usize::from(indexed.service.is_some());
+                self.forget_empty(&name);
+                dirty.insert(name);
+            }
+            (Kind::EndpointSlice, object) => {
+                let slice = match object {
+                    Some(Object::EndpointSlice(slice)) => Some(slice),
+                    _ => None,
+                };
+                self.apply_slice(name, slice, dirty);
+            }
+        }
+        false
+    }
+
+    fn apply_slice(&mut self, name: ObjectName, slice: Option<Arc<EndpointSlice>>, dirty: &mut BTreeSet<ObjectName>) {
+        let ObjectName { namespace, .. } = &name;
+        let service = slice.as_ref().and_then(|slice| slice.service.clone());
+        let owner_name = |service: String| ObjectName { namespace: namespace.clone(), name: service };
+        let old = self.owners.get(&name).filter(|old| Some(*old) != service.as_ref()).cloned();
+        if let Some(old) = old.map(owner_name) {
+            if let Some(indexed) = self.services.get_mut(&old) {
+                indexed.slices.retain(|(other, _)| *other != name.name);
+            }
+            self.owners.remove(&name);
+            self.forget_empty(&old);
+            dirty.insert(old);
+        }
+        if let (Some(slice), Some(service)) = (slice, service) {
+            let owner = owner_name(service.clone());
+            let slices = &mut self.services.entry(owner.clone()).or_default().slices;
+            match slices.binary_search_by(|(other, _)| other.cmp(&name.name)) {
+                Ok(place) => slices[place].1 = slice,
+                Err(place) => {
+                    slices.reserve_exact(1);
+                    slices.insert(place, (name.name.clone(), slice));
+                }
+            }
+            self.owners.insert(name, service);
+            dirty.insert(owner);
+        }
+    }
+
+    fn forget_empty(&mut self, name: &ObjectName) {
+        if self.services.get(name).is_some_and(|indexed| indexed.service.is_none() && indexed.slices.is_empty()) {
+            self.services.remove(name);
+        }
+    }
+
+    /// A service with its slices.
+    pub fn service(&self, name: &ObjectName) -> Option<(&Service, impl Iterator<Item = &EndpointSlice> + Clone)> {
+        let indexed = self.services.get(name)?;
+        Some((indexed.service.as_deref()?, indexed.slices.iter().map(|(_, slice)| &**slice)))
+    }
+
+    /// All services, and names for which there are only slices so far.
+    pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services.keys()
+    }
+
+    /// How many services there are.
+    pub fn service_count(&self) -> usize {
+        self.service_count
+    }
+
+    /// How many slices belong to a service.
+    pub fn slice_count(&self) -> usize {
+        self.owners.len()
+    }
+
+    /// All nodes by name.
+    pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
+        &self.nodes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> ObjectName {
+        ObjectName { namespace: "x".into(), name: name.into() }
+    }
+
+    fn slice(state: &mut State, slice: &str, service: Option<&str>) -> Vec<String> {
+        let object = EndpointSlice { service: service.map(Into::into), ..EndpointSlice::default() };
+        change(state, Kind::EndpointSlice, slice, Some(Object::EndpointSlice(object.into())))
+    }
+
+    fn service(state: &mut State, service: &str) -> Vec<String> {
+        change(state, Kind::Service, service, Some(Object::Service(Arc::default())))
+    }
+
+    fn change(state: &mut State, kind: Kind, at: &str, object: Option<Object>) -> Vec<String> {
+        let mut dirty = BTreeSet::new();
+        let key = ObjectKey { kind, name: name(at) };
+        assert_eq!(state.apply(Change { key, object }, &mut dirty), kind == Kind::Node);
+        dirty.into_iter().map(|name| name.to_string()).collect()
+    }
+
+    fn slices(state: &State, service: &str) -> Option<usize> {
+        state.service(&name(service)).map(|(_, slices)| slices.count())
+    }
+
+    #[test]
+    fn a_slice_concerns_its_service_only() {
+        let mut state = State::default();
+        assert_eq!(slice(&mut state, "a-1", Some("a")), ["x/a"]);
+        assert_eq!(slices(&state, "a"), None, "there is no service yet");
+        assert_eq!(service(&mut state, "a"), ["x/a"]);
+        service(&mut state, "b");
+        assert_eq!(slice(&mut state, "a-2", Some("a")), ["x/a"]);
+        assert_eq!(slice(&mut state, "a-2", Some("a")), ["x/a"]);
+        assert_eq!((slices(&state, "a"), slices(&state, "b")), (Some(2), Some(0)));
+        assert_eq!(slice(&mut state, "a-2", Some("b")), ["x/a", "x/b"], "its label has changed");
+        assert_eq!((slices(&state, "a"), slices(&state, "b")), (Some(1), Some(1)));
+        assert_eq!(slice(&mut state, "a-2", None), ["x/b"]);
+        assert_eq!(slice(&mut state, "none", None), [""; 0]);
+        assert_eq!(change(&mut state, Kind::EndpointSlice, "a-1", None), ["x/a"]);
+        assert_eq!((slices(&state, "a"), slices(&state, "b"), state.slice_count()), (Some(0), Some(0), 0));
+    }
+
+    #[test]
+    fn what_goes_leaves_nothing_behind() {
+        let mut state = State::default();
+        service(&mut state, "a");
+        slice(&mut state, "a-1", Some("a"));
+        assert_eq!(change(&mut state, Kind::Service, "a", None), ["x/a"]);
+        assert_eq!(slices(&state, "a"), None);
+        service(&mut state, "a");
+        assert_eq!(slices(&state, "a"), Some(1), "the slice was still there");
+        change(&mut state, Kind::Service, "a", None);
+        change(&mut state, Kind::EndpointSlice, "a-1", None);
+        change(&mut state, Kind::Node, "n", Some(Object::Node(Arc::default())));
+        assert_eq!(state.nodes().len(), 1);
+        change(&mut state, Kind::Node, "n", None);
+        assert_eq!(state.service_count(), 0);
+        assert!(state.services.is_empty() && state.owners.is_empty() && state.nodes.is_empty());
+    }
+}

@@ -1,0 +1,283 @@
+//! The control plane from manifests to tables.
+
+use super::*;
+use crate::reconcile::dump;
+use crate::reconcile::fake::FakeTables;
+use crate::source::manifest::ManifestSource;
+
+struct Bench {
+    directory: tempfile::TempDir,
+    source: ManifestSource,
+    control: Control,
+    tables: FakeTables,
+}
+
+fn service(name: &str, ip: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: {ip}, ports: [{{port: 53, \
+         protocol: UDP}}]}}}}\n"
+    )
+}
+
+fn slice(service: &str, endpoints: &[&str]) -> String {
+    placed(service, &endpoints.iter().map(|ip| format!("addresses: [{ip}]")).collect::<Vec<_>>())
+}
+
+/// A slice whose endpoints say more than their addresses.
+fn placed(service: &str, endpoints: &[String]) -> String {
+    let endpoints: Vec<_> = endpoints.iter().map(|endpoint| format!("{{{endpoint}}}")).collect();
+    format!(
+        "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {{name: {service}-1, \
+         labels: {{kubernetes.io/service-name: {service}}}}}, ports: [{{port: 5353, protocol: UDP}}], endpoints: [{}]}}\n",
+        endpoints.join(", ")
+    )
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("m")).unwrap();
+        let tables = FakeTables::new(100, 100, 100);
+        let (source, control) = Self::daemon(&directory, &tables);
+        Self { directory, source, control, tables }
+    }
+
+    fn daemon(directory: &tempfile::TempDir, tables: &FakeTables) -> (ManifestSource, Control) {
+        let path = directory.path().display();
+        let config = Config::parse(&format!("{{node: n1, manifests: {path}/m, runDir: {path}/run}}")).unwrap();
+        (ManifestSource::open(&config.manifests).unwrap(), Control::adopt(&config, tables).unwrap())
+    }
+
+    fn restart(&mut self) {
+        (self.source, self.control) = Self::daemon(&self.directory, &self.tables);
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.directory.path().join("m").join(name), text).unwrap();
+    }
+
+    fn round(&mut self) -> (Applied, Outcome) {
+        let now = Instant::now();
+        let applied = self.control.apply(self.source.poll(now));
+        (applied, self.control.reconcile(&mut self.tables, now))
+    }
+
+    fn dump(&self) -> String {
+        let names = ServiceNames::read(&self.directory.path().join("run")).unwrap();
+        dump::dump(&self.tables, &names).unwrap()
+    }
+}
+
+#[test]
+fn a_changed_slice_costs_only_its_service() {
+    let mut bench = Bench::new();
+    for i in 1..=9 {
+        let name = format!("s{i}");
+        bench.write(&format!("{name}.yaml"), &service(&name, &format!("10.96.0.{i}")));
+        bench.write(&format!("{name}-1.yaml"), &slice(&name, &["10.244.1.2", "10.244.1.3"]));
+    }
+    let (applied, outcome) = bench.round();
+    assert_eq!((applied.services, outcome.changed, outcome.pending), (9, 18, 0));
+    bench.tables.writes = 0;
+    bench.write("s5-1.yaml", &slice("s5", &["10.244.1.2", "10.244.1.4"]));
+    let (applied, outcome) = bench.round();
+    assert_eq!((applied.services, outcome.changed), (1, 1));
+    assert_eq!(bench.tables.writes, 3, "a backend, a segment, a frontend");
+    let lost: Vec<_> = outcome.removed[0].backends.iter().map(|b| std::net::IpAddr::from(b.addr).to_string()).collect();
+    assert_eq!(lost, ["10.244.1.3"]);
+}
+
+#[test]
+fn a_restart_keeps_ids_and_survives_a_broken_file() {
+    let mut bench = Bench::new();
+    bench.write("web.yaml", &(service("web", "10.96.0.1") + &slice("web", &["10.244.1.2"])));
+    bench.write("old.yaml", &(service("old", "10.96.0.2") + &slice("old", &["10.244.1.3"])));
+    bench.round();
+    let before = bench.dump();
+    assert!(before.contains("10.96.0.1:53/UDP service 1 default/web slots"), "{before}");
+    let writes = bench.tables.writes;
+
+    // While the daemon is down one file is broken; after the start nothing knows what was in it but the tables.
+    bench.write("old.yaml", "kind: [\n");
+    bench.restart();
+    let (_, outcome) = bench.round();
+    assert_eq!((outcome.changed, bench.tables.writes), (0, writes + 1), "affinities were looked through");
+    assert!(!bench.control.status().synced);
+    assert_eq!(bench.dump(), before);
+
+    bench.write("old.yaml", &service("new", "10.96.0.3"));
+    bench.round();
+    let after = bench.dump();
+    assert!(bench.control.status().synced);
+    assert!(!after.contains("10.96.0.2") && after.contains("10.96.0.3:53/UDP service 3 default/new"), "{after}");
+}
+
+#[test]
+fn nodes_and_problems() {
+    let mut bench = Bench::new();
+    bench.write("node.yaml", "{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDR: 10.244.1.0/24}}");
+    bench.write("a.yaml", &(service("a", "10.96.0.1") + &service("b", "10.96.0.1") + &service("c", "192.0.2.1")));
+    bench.write("d.yaml", &service("d", "''"));
+    let (applied, _) = bench.round();
+    assert!(applied.nodes);
+    assert_eq!(bench.control.nodes()["n1"].pod_cidrs.len(), 1);
+    let status = bench.control.status();
+    assert_eq!((status.services, status.endpoint_slices, status.nodes, status.pending), (4, 0, 1, vec![]));
+    let problems: Vec<_> = status.problems.iter().map(|p| format!("{}: {}", p.service, p.reason)).collect();
+    let parts = ["b: 10.96.0.1:53/UDP belongs to default/a", "c: 192.0.2.1 is not in", "d: it has no clusterIP"];
+    assert_eq!(problems.len(), parts.len(), "{problems:?}");
+    for (problem, part) in problems.iter().zip(parts) {
+        assert!(problem.starts_with(&format!("default/{part}")), "{problem}");
+    }
+    bench.write("a.yaml", "");
+    let (applied, _) = bench.round();
+    assert_eq!((applied.nodes, bench.control.status().services), (false, 1));
+}
+
+#[test]
+fn what_the_tables_refuse_is_in_the_status() {
+    let mut bench = Bench::new();
+    bench.tables.frontends_max = 1;
+    bench.write("a.yaml", &service("a", "10.96.0.1"));
+    let (_, outcome) = bench.round();
+    assert_eq!(outcome.pending, 1);
+    let pending = &bench.control.status().pending[0];
+    assert_eq!(pending.frontend, "10.96.0.1:53/UDP");
+    assert!(pending.reason.contains("full"), "{pending:?}");
+}
+
+#[test]
+fn another_zone_of_this_node_concerns_all_services() {
+    let mut bench = Bench::new();
+    let node = |zone: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: n1, labels: {{topology.kubernetes.io/zone: {zone}}}}}}}"
+        )
+    };
+    let endpoint = |ip: &str, zone: &str| format!("addresses: [{ip}], hints: {{forZones: [{{name: {zone}}}]}}");
+    bench.write("node.yaml", &node("a"));
+    for i in 1..=3 {
+        let name = format!("s{i}");
+        let slice = placed(&name, &[endpoint("10.244.1.2", "a"), endpoint("10.244.1.3", "b")]);
+        bench.write(&format!("{name}.yaml"), &(service(&name, &format!("10.96.0.{i}")) + &slice));
+    }
+    bench.round();
+    assert!(bench.dump().contains("10.244.1.2") && !bench.dump().contains("10.244.1.3"), "{}", bench.dump());
+    bench.write("node.yaml", &node("b"));
+    let (applied, outcome) = bench.round();
+    assert_eq!((applied.services, applied.nodes, outcome.changed), (3, true, 3));
+    assert!(!bench.dump().contains("10.244.1.2") && bench.dump().contains("10.244.1.3"), "{}", bench.dump());
+    // Another node's is nobody's concern.
+    bench.write("other.yaml", &node("a").replace("n1", "n2"));
+    assert_eq!(bench.round().0, Applied { nodes: true, ..Applied::default() });
+}
+
+#[test]
+fn host_ports_are_a_service_of_their_own() {
+    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, Protocol, ServicePortName, SourceMode};
+    let port = |pod: &str, ip: &str| Frontend {
+        key: FrontendAddr { socket: "0.0.0.0:8080".parse().unwrap(), protocol: Protocol::Udp },
+        kind: FrontendKind::HostPort,
+        service: ServicePortName {
+            service: ObjectName { namespace: "default".into(), name: pod.into() },
+            port: String::new(),
+        },
+        source: SourceMode::Auto,
+        affinity: 0,
+        source_ranges: None,
+        backends: Backends { list: vec![format!("{ip}:53").parse().unwrap()], if_none: IfNone::Reject },
+        outside: None,
+        here: None,
+    };
+    let mut bench = Bench::new();
+    bench.write("web.yaml", &(service("web", "10.96.0.1") + &slice("web", &["10.244.1.2"])));
+    bench.control.set_host_ports(vec![port("web", "10.244.1.5"), port("late", "10.244.1.6")]);
+    bench.round();
+    let dump = bench.dump();
+    assert!(
+        dump.contains("0.0.0.0:8080/UDP service 1 default/web external slots 0+1\n  backend 1 10.244.1.5"),
+        "{dump}"
+    );
+    assert!(dump.contains("10.96.0.1:53/UDP service 1 default/web slots"), "{dump}");
+    let problems = bench.control.status().problems;
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].service, "default/late");
+    assert!(problems[0].reason.starts_with("0.0.0.0:8080/UDP belongs to default/web: "), "{problems:?}");
+    // They stay when the sources say something, and over a restart if they are told first.
+    let writes = bench.tables.writes;
+    bench.restart();
+    bench.control.set_host_ports(vec![port("web", "10.244.1.5")]);
+    bench.round();
+    assert_eq!(bench.tables.writes, writes + 1, "affinities were looked through");
+    bench.control.set_host_ports(vec![]);
+    let (_, outcome) = bench.round();
+    assert_eq!((outcome.changed, outcome.removed.len()), (1, 1));
+}
+
+#[test]
+fn health_of_services_and_of_the_node() {
+    let mut bench = Bench::new();
+    let balanced = service("web", "10.96.0.1").replace(
+        "clusterIP:",
+        "type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 32000, clusterIP:",
+    );
+    let at = |node: &str| placed("web", &[format!("addresses: [10.244.1.2], nodeName: {node}")]);
+    bench.write("web.yaml", &(balanced.clone() + &at("n1")));
+    bench.write("other.yaml", &service("other", "10.96.0.2"));
+    let (applied, _) = bench.round();
+    assert!(applied.health);
+    let local = |bench: &Bench| bench.control.health().checks.iter().map(|c| c.local_endpoints).collect::<Vec<_>>();
+    assert_eq!(local(&bench), [1]);
+    bench.write("web.yaml", &(balanced + &at("n2")));
+    assert!(bench.round().0.health);
+    assert_eq!(local(&bench), [0]);
+    bench.write("other.yaml", "");
+    assert!(!bench.round().0.health);
+    bench.write("web.yaml", "");
+    assert!(bench.round().0.health && local(&bench).is_empty());
+
+    let node = "{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {}}";
+    let leaving = node.replace("{}", "{taints: [{key: ToBeDeletedByClusterAutoscaler}]}");
+    for (text, changed) in [(node, false), (leaving.as_str(), true), (node, true)] {
+        bench.write("node.yaml", text);
+        assert_eq!(bench.round().0, Applied { nodes: true, health: changed, ..Applied::default() }, "{text}");
+        assert_eq!(bench.control.health().leaving, text == leaving);
+    }
+
+    // That something fails makes the node unhealthy; that it is full doesn't.
+    for (full, fails) in [(true, false), (false, true)] {
+        bench.tables.frontends_max = if full { 0 } else { 100 };
+        bench.tables.fail_every = fails.then_some(0);
+        bench.write("web.yaml", &service("web", "10.96.0.3"));
+        let (_, outcome) = bench.round();
+        assert_eq!((outcome.pending, bench.control.health().stale_since.is_some()), (2, fails));
+        bench.write("web.yaml", "");
+        bench.round();
+    }
+}
+
+#[test]
+fn addresses_outside_of_the_service_ranges() {
+    let mut bench = Bench::new();
+    let with =
+        |ips: &str| service("web", "10.96.0.1").replace("clusterIP:", &format!("externalIPs: [{ips}], clusterIP:"));
+    let addresses =
+        |bench: &Bench| bench.control.service_addresses().into_iter().map(|ip| ip.to_string()).collect::<Vec<_>>();
+    bench.write("web.yaml", &with("192.0.2.1, 192.0.2.2"));
+    let (applied, _) = bench.round();
+    assert!(applied.addresses);
+    assert_eq!(addresses(&bench), ["192.0.2.1", "192.0.2.2"]);
+    bench.write("web.yaml", &(with("192.0.2.1, 192.0.2.2") + &slice("web", &["10.244.1.2"])));
+    assert!(!bench.round().0.addresses);
+    bench.write("web.yaml", &with("192.0.2.2"));
+    assert!(bench.round().0.addresses);
+    // Nobody can say whose it is.
+    bench.write("web.yaml", "kind: [");
+    bench.restart();
+    assert_eq!(addresses(&bench), ["192.0.2.2"]);
+    bench.round();
+    assert_eq!(addresses(&bench), ["192.0.2.2"]);
+    bench.write("web.yaml", "");
+    assert!(bench.round().0.addresses);
+    assert!(addresses(&bench).is_empty());
+}

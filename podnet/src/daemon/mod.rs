@@ -1,0 +1,374 @@
+//! The daemon: one event loop that puts everything together.
+//!
+//! ```text
+//! manifests ──→ control ──→ tables          (Services, EndpointSlices)
+//!     └ nodes ─┐
+//! netlink ─────┴→ node ──→ links, routes, settings, hooks, node.json
+//! attachments ──→ repair, collection        (the plugin's records)
+//! ```
+//! Nothing here is needed for packets to flow: the daemon may be killed at any point, and the next one takes over what
+//! it finds. What fails is told in `status.json` and tried again.
+
+mod attachments;
+mod events;
+mod host_ports;
+mod networks;
+mod node;
+mod report;
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use podnet_cni::{
+    datapath::PinDir,
+    repair::{self, Keep},
+    store::Store,
+};
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+    task::{JoinHandle, spawn_blocking},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::Config,
+    control::{self, Control},
+    datapath::{
+        Datapath,
+        conntrack::{Collector, End, Swept, Way, nearly_full},
+        watch,
+    },
+    health::{Condition, Health, Servers},
+    host::{
+        Host,
+        watch::{Debounce, Watcher},
+    },
+    reconcile::Outcome,
+    source::manifest::ManifestSource,
+    status::DaemonLock,
+};
+
+use attachments::Attachments;
+use host_ports::HostPorts;
+use networks::KnownMacs;
+
+/// How often the programs are told the time: about a tick.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the connection table is collected.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
+/// How often settings and attachments are looked at without being told.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// How soon what failed on the node is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT, and leaves the datapath as it is.
+pub async fn run(config: Config) -> Result<()> {
+    let _lock = DaemonLock::acquire(&config.run_dir)?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let mut daemon = Daemon::start(config)?;
+    tokio::select! {
+        result = daemon.serve() => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+struct Daemon {
+    config: Config,
+    datapath: Datapath,
+    control: Control,
+    source: AsyncFd<ManifestSource>,
+    host: Host,
+    watcher: Watcher,
+    store: Store,
+    attachments: AsyncFd<Attachments>,
+    node: node::Status,
+    known_macs: KnownMacs,
+    host_ports: HostPorts,
+    health: Health,
+    servers: Servers,
+    report: report::Reporter,
+    outcome: Outcome,
+    collector: Collector,
+    sweeping: Option<JoinHandle<io::Result<Swept>>>,
+    /// Whether the connection table is nearly full, so that it is collected more often.
+    crowded: bool,
+    /// When the node is to be brought into line again.
+    node_due: Option<Instant>,
+}
+
+impl Daemon {
+    fn start(config: Config) -> Result<Self> {
+        let source = ManifestSource::open(&config.manifests)?;
+        let store = Store::open(&config.state_dir)?;
+        let attachments = Attachments::watch(store.attachments_dir())?;
+        let watcher = Watcher::open(Debounce::default())?;
+        let host = Host::open()?;
+        let datapath = Datapath::start(PinDir::new(&config.bpffs), config.conntrack_max)?;
+        info!(generation = datapath.generation(), adopted = datapath.adopted(), "the datapath is loaded");
+        let control = Control::adopt(&config, &datapath)?;
+        let report = report::Reporter::new(&config, &datapath);
+        let health = Health::new(datapath.adopted(), Instant::now());
+        let servers = Servers::start(health.clone(), config.healthz_bind_address.0)
+            .context("cannot start the thread of the health servers")?;
+        Ok(Self {
+            source: watch(source).context("cannot wait for manifests")?,
+            attachments: watch(attachments).context("cannot wait for attachments")?,
+            watcher,
+            host,
+            datapath,
+            control,
+            store,
+            node: node::Status::default(),
+            known_macs: KnownMacs::default(),
+            host_ports: HostPorts::default(),
+            health,
+            servers,
+            report,
+            outcome: Outcome::default(),
+            collector: Collector::default(),
+            sweeping: None,
+            crowded: false,
+            node_due: Some(Instant::now()),
+            config,
+        })
+    }
+
+    async fn serve(&mut self) -> Result<()> {
+        let events = watch(self.datapath.events()?).context("cannot wait for events")?;
+        let drops = tokio::spawn(events::log(events));
+        let log = watch(self.datapath.program_log()?).context("cannot wait for the programs' log")?;
+        let log = tokio::spawn(events::relay(log));
+        let result = self.turn().await;
+        drops.abort();
+        log.abort();
+        result
+    }
+
+    async fn turn(&mut self) -> Result<()> {
+        let mut clock = interval(CLOCK_INTERVAL);
+        let mut collect = interval(COLLECT_INTERVAL);
+        let mut check = interval(CHECK_INTERVAL);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.read_host_ports();
+        self.poll_source();
+        loop {
+            if self.node_due.is_some_and(|due| due <= Instant::now()) {
+                self.sync_node().await;
+            }
+            self.write_report();
+            let poll = wake(self.source.get_ref().next_poll());
+            let retry = wake(self.outcome.next_retry);
+            let node = wake(self.node_due);
+            tokio::select! {
+                ready = self.source.readable() => {
+                    ready.context("cannot wait for manifests")?.clear_ready();
+                    self.poll_source();
+                }
+                () = poll => self.poll_source(),
+                () = retry => self.reconcile(),
+                () = node => {}
+                _ = self.watcher.changed() => self.node_due = Some(Instant::now()),
+                ready = self.attachments.readable() => {
+                    ready.context("cannot wait for attachments")?.clear_ready();
+                    self.attachments_changed();
+                }
+                _ = clock.tick() => {
+                    if let Err(error) = self.datapath.advance_clock() {
+                        warn!("{error}");
+                    }
+                    self.tell_health();
+                    if self.crowded {
+                        self.collect();
+                    }
+                }
+                swept = ended(&mut self.sweeping) => self.swept(swept),
+                _ = collect.tick() => {
+                    self.collect();
+                    self.sync_ports();
+                }
+                _ = check.tick() => {
+                    self.repair();
+                    self.expire();
+                    self.node_due = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Takes in what manifests say now.
+    fn poll_source(&mut self) {
+        let batch = self.source.get_mut().poll(Instant::now());
+        let applied = self.control.apply(batch);
+        if applied.nodes || applied.addresses {
+            self.node_due = Some(Instant::now());
+        }
+        self.reconcile();
+        if applied.health {
+            self.tell_health();
+        }
+    }
+
+    /// Takes in which host ports there are.
+    fn read_host_ports(&mut self) {
+        match self.host_ports.refresh(&self.store) {
+            Ok(true) => self.control.set_host_ports(self.host_ports.frontends().cloned().collect()),
+            Ok(false) => {}
+            Err(error) => warn!("{error}; host ports are as before"),
+        }
+    }
+
+    /// Has the health servers say how the node stands.
+    fn tell_health(&mut self) {
+        let control::Health { checks, leaving, stale_since } = self.control.health();
+        let current = stale_since.is_none() && self.source.get_ref().status().error.is_none();
+        self.health.report(Condition { ready: self.node.ready, current, leaving }, Instant::now());
+        self.servers.settle(checks);
+    }
+
+    /// Brings the service tables nearer to what is wanted.
+    fn reconcile(&mut self) {
+        self.outcome = self.control.reconcile(&mut self.datapath, Instant::now());
+        if self.outcome.changed > 0 {
+            debug!(changed = self.outcome.changed, pending = self.outcome.pending, "reconciled the tables");
+        }
+        // Datagrams to an endpoint that is gone would be lost for as long as their flow lives.
+        if !self.outcome.removed.is_empty() {
+            self.collect();
+        }
+    }
+
+    /// Brings links, routes, settings and hooks into line.
+    async fn sync_node(&mut self) {
+        let wanted = node::Wanted { config: &self.config, control: &self.control };
+        let before = std::mem::take(&mut self.node.problems);
+        self.node = node::sync(&wanted, &self.host, &mut self.known_macs, &mut self.datapath).await;
+        // What is tried again every second needn't be said as often.
+        for problem in self.node.problems.iter().filter(|problem| !before.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.node_due = self.node.incomplete.then(|| Instant::now() + RETRY_INTERVAL);
+    }
+
+    /// Leaves ports to the processes that have bound them.
+    fn sync_ports(&mut self) {
+        if let Err(error) = node::sync_ports(&self.control, &self.node.addresses, &mut self.datapath) {
+            warn!("{error:#}");
+        }
+    }
+
+    /// The plugin has added or removed a pod.
+    fn attachments_changed(&mut self) {
+        self.attachments.get_ref().drain();
+        self.read_host_ports();
+        self.reconcile();
+        self.collect();
+    }
+
+    /// Removes what crashed plugins and deleted namespaces have left, and restores what is missing.
+    fn repair(&self) {
+        let report = repair::repair(&self.store, Some(self.datapath.pins()), &Keep::Whole);
+        for error in &report.errors {
+            warn!(error = error.msg, details = error.details, "cannot repair an attachment");
+        }
+        if !report.is_clean() {
+            info!(
+                removed = report.removed.len(),
+                links = report.links.len(),
+                endpoints = report.endpoints.len(),
+                restored = report.restored.len(),
+                "repaired attachments"
+            );
+        }
+    }
+
+    /// Has flows that are over removed, as soon as no other sweep is on its way.
+    fn collect(&mut self) {
+        self.collector.demand();
+        self.sweep();
+    }
+
+    /// Has clients' affinities removed whose time is up.
+    fn expire(&self) {
+        match self.datapath.expiry() {
+            Ok(expiry) => drop(spawn_blocking(move || match expiry.run() {
+                Ok(removed) => debug!(removed, "affinities are over"),
+                Err(error) => warn!("cannot look through the clients' affinities: {error}"),
+            })),
+            Err(error) => warn!("{error}"),
+        }
+    }
+
+    /// Begins a sweep if one is due.
+    fn sweep(&mut self) {
+        let leads = |way: &Way| leads(&self.control, &self.node, way);
+        let Some(stale) = self.collector.begin(leads, Instant::now()) else { return };
+        match self.datapath.sweep(stale) {
+            Ok(sweep) => self.sweeping = Some(spawn_blocking(move || sweep.run())),
+            Err(error) => {
+                warn!("{error}");
+                self.collector.end(None, |_| true);
+            }
+        }
+    }
+
+    /// A sweep has ended.
+    fn swept(&mut self, result: Result<Swept>) {
+        self.sweeping = None;
+        let ways = match result {
+            Ok(Swept { entries, removed, ways }) => {
+                debug!(entries, removed, "collected the connection table");
+                self.crowded = nearly_full(entries, self.datapath.conntrack_capacity());
+                Some(ways)
+            }
+            Err(error) => {
+                warn!("cannot collect the connection table: {error:#}");
+                None
+            }
+        };
+        self.collector.end(ways, |way| leads(&self.control, &self.node, way));
+        self.sweep();
+    }
+
+    fn write_report(&mut self) {
+        let source = self.source.get_ref().status();
+        let written = self.report.write(&self.config, &source, &self.control.status(), &self.node, &self.servers);
+        if let Err(error) = written {
+            warn!("{error}; `podnet status` shows what was written before");
+        }
+    }
+}
+
+/// Whether a flow's way leads somewhere still. One that is sent on for direct server return leads to a node, which is
+/// to have a backend.
+fn leads(control: &Control, node: &node::Status, way: &Way) -> bool {
+    match way.end() {
+        End::Backend(backend) => control.leads_to(&way.frontend(), &backend),
+        End::Node(_) if !node.ready => true,
+        End::Node(addr) => control.backends(&way.frontend()).any(|backend| node.is_on(backend.addr.into(), addr)),
+    }
+}
+
+/// Waits for a sweep to end, or for ever.
+async fn ended(sweeping: &mut Option<JoinHandle<io::Result<Swept>>>) -> Result<Swept> {
+    match sweeping {
+        Some(sweep) => Ok(sweep.await??),
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until a time, or for ever.
+async fn wake(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,258 @@
+//! What each range of addresses is to this node: the content of the tables `nodes` and `peers`. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use podnet_common::{
+    addr::{Addr, Mac},
+    layout::{Network, NetworkKind, Prefix},
+};
+
+use crate::{
+    config::Config,
+    host::routes::{NodeAddress, NodeRoutes, RemoteNode},
+    model::Node,
+    simulator::prefix,
+};
+
+/// What the tables follow from.
+pub(super) struct Cluster<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// This node's object.
+    pub own: &'a Node,
+    /// The addresses that this node's interfaces have.
+    pub addresses: &'a BTreeSet<IpAddr>,
+    /// The other nodes.
+    pub remote: &'a [RemoteNode],
+}
+
+impl Cluster<'_> {
+    /// Those of services' addresses that are to be taken for nothing else. An external IP that is a node's or pod's
+    /// address leads to the service at its ports only, and one from the service ranges is known by these.
+    pub(super) fn service_addresses(&self, all: impl Iterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
+        let nodes: BTreeSet<&IpAddr> = self.remote.iter().flat_map(|node| &node.addresses).collect();
+        let pods = self.remote.iter().flat_map(|node| &node.pod_cidrs).chain(&self.own.pod_cidrs);
+        let ranges: Vec<_> = pods.chain(&self.config.service_cidrs).collect();
+        all.filter(|addr| !self.addresses.contains(addr) && !nodes.contains(addr))
+            .filter(|addr| !ranges.iter().any(|range| range.contains(*addr)))
+            .collect()
+    }
+
+    /// The table `nodes`. Of two things with the same range the later counts.
+    pub(super) fn networks(&self, routes: &NodeRoutes, services: &BTreeSet<IpAddr>) -> BTreeMap<Prefix, Network> {
+        let mut networks = BTreeMap::new();
+        let mut put = |cidr: IpNetwork, kind: NetworkKind, node: Option<IpAddr>, mac: Option<Mac>, flags: u16| {
+            let node = node.map_or(Addr::NONE, Addr::from);
+            let network = Network { kind: kind as u32, node, mac: mac.unwrap_or_default(), flags };
+            networks.insert(prefix(cidr.network(), cidr.prefix()), network);
+        };
+        for cidr in &self.config.non_masquerade_cidrs {
+            put(*cidr, NetworkKind::NonMasquerade, None, None, 0);
+        }
+        for cidr in &self.config.service_cidrs {
+            put(*cidr, NetworkKind::Services, None, None, 0);
+        }
+        for address in services {
+            put(IpNetwork::from(*address), NetworkKind::ServiceAddress, None, None, 0);
+        }
+        for node in self.remote {
+            for cidr in &node.pod_cidrs {
+                let hop = routes.hops.iter().find(|hop| hop.cidr == *cidr);
+                put(*cidr, NetworkKind::RemotePods, hop.map(|hop| hop.via), hop.and_then(|hop| hop.mac), 0);
+            }
+        }
+        for NodeAddress { addr, mac, .. } in &routes.addresses {
+            put(IpNetwork::from(*addr), NetworkKind::RemoteNode, Some(*addr), *mac, 0);
+        }
+        for cidr in &self.own.pod_cidrs {
+            let node = self.own.internal_ips.iter().copied().find(|address| address.is_ipv4() == cidr.is_ipv4());
+            put(*cidr, NetworkKind::LocalPods, node, None, 0);
+        }
+        for address in self.addresses {
+            let flags = if self.serves_node_ports(*address) { Network::NODE_PORTS } else { 0 };
+            put(IpNetwork::from(*address), NetworkKind::LocalNode, Some(*address), None, flags);
+        }
+        networks
+    }
+
+    fn serves_node_ports(&self, address: IpAddr) -> bool {
+        let ranges = &self.config.node_port_addresses;
+        ranges.is_empty() || ranges.iter().any(|range| range.contains(address))
+    }
+}
+
+/// The table `peers`: the MACs of nodes on the same link.
+pub(super) fn peers(routes: &NodeRoutes) -> BTreeSet<Mac> {
+    routes.addresses.iter().filter_map(|address| address.mac).collect()
+}
+
+/// MACs of other nodes that were known once. The kernel forgets a neighbour that is silent for a while, and knows it
+/// again a moment after it has been asked for: meanwhile the node is the same.
+#[derive(Debug, Default)]
+pub(super) struct KnownMacs(BTreeMap<IpAddr, Mac>);
+
+impl KnownMacs {
+    /// Learns what is known now and fills in what was known before. Addresses that are no node's, or aren't on a link
+    /// any more, are forgotten.
+    pub(super) fn complete(&mut self, routes: &mut NodeRoutes) {
+        let before = std::mem::take(&mut self.0);
+        for address in routes.addresses.iter_mut().filter(|address| address.dev.is_some()) {
+            address.mac = address.mac.or_else(|| before.get(&address.addr).copied());
+            self.0.extend(address.mac.map(|mac| (address.addr, mac)));
+        }
+        for hop in &mut routes.hops {
+            hop.mac = hop.mac.or_else(|| self.0.get(&hop.via).copied());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::routes::NodeHop;
+    use podnet_common::addr::IfIndex;
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn cidr(text: &str) -> IpNetwork {
+        text.parse().unwrap()
+    }
+
+    fn config(rest: &str) -> Config {
+        Config::parse(&format!("node: n1\nmanifests: /m\n{rest}")).unwrap()
+    }
+
+    fn own() -> Node {
+        Node {
+            internal_ips: vec![ip("172.30.0.1"), ip("fd00:30::1")],
+            pod_cidrs: vec![cidr("10.244.1.0/24"), cidr("fd00:244:1::/64")],
+            ..Node::default()
+        }
+    }
+
+    fn remote() -> Vec<RemoteNode> {
+        let node = |name: &str, addresses: &[&str], cidrs: &[&str]| RemoteNode {
+            name: name.into(),
+            addresses: addresses.iter().map(|a| ip(a)).collect(),
+            pod_cidrs: cidrs.iter().map(|c| cidr(c)).collect(),
+        };
+        vec![node("n2", &["172.30.0.2", "fd00:30::2"], &["10.244.2.0/24"]), node("n3", &["10.9.0.3"], &[])]
+    }
+
+    fn address(addr: &str, dev: Option<u32>, mac: Option<Mac>) -> NodeAddress {
+        NodeAddress { node: "n2".into(), addr: ip(addr), dev: dev.map(IfIndex), mac }
+    }
+
+    fn routes(mac: Option<Mac>) -> NodeRoutes {
+        let hop =
+            NodeHop { node: "n2".into(), cidr: cidr("10.244.2.0/24"), via: ip("172.30.0.2"), dev: IfIndex(2), mac };
+        let addresses = vec![
+            address("172.30.0.2", Some(2), mac),
+            address("fd00:30::2", Some(2), mac),
+            address("10.9.0.3", None, None),
+        ];
+        NodeRoutes { hops: vec![hop], addresses, ..NodeRoutes::default() }
+    }
+
+    /// The table for people.
+    fn shown(networks: &BTreeMap<Prefix, Network>) -> Vec<String> {
+        let kind = |kind: u32| {
+            ["", "LocalPods", "RemotePods", "Services", "LocalNode", "RemoteNode", "ServiceAddress", "NonMasquerade"]
+                [kind as usize]
+        };
+        let show = |(prefix, network): (&Prefix, &Network)| {
+            let addr = IpAddr::from(prefix.addr);
+            let len = prefix.len - if addr.is_ipv4() { 96 } else { 0 };
+            let node =
+                if network.node == Addr::NONE { String::new() } else { format!(" {}", IpAddr::from(network.node)) };
+            let mac = if network.mac == MAC { " mac" } else { "" };
+            let flags = if network.flags == Network::NODE_PORTS { " node-ports" } else { "" };
+            format!("{addr}/{len} {}{node}{mac}{flags}", kind(network.kind))
+        };
+        networks.iter().map(show).collect()
+    }
+
+    #[test]
+    fn every_kind_of_range_is_in_the_table() {
+        let (config, own, remote) = (config("nodePortAddresses: [172.30.0.0/24]"), own(), remote());
+        let addresses = BTreeSet::from([ip("172.30.0.1"), ip("fd00:30::1"), ip("192.168.7.1")]);
+        let cluster = Cluster { config: &config, own: &own, addresses: &addresses, remote: &remote };
+        let services = BTreeSet::from([ip("198.51.100.7"), ip("2001:db8::7")]);
+        let mut table = shown(&cluster.networks(&routes(Some(MAC)), &services));
+        table.sort();
+        let mut expected = [
+            "10.244.1.0/24 LocalPods 172.30.0.1",
+            "10.244.2.0/24 RemotePods 172.30.0.2 mac",
+            "10.9.0.3/32 RemoteNode 10.9.0.3",
+            "10.96.0.0/16 Services",
+            "169.254.0.0/16 NonMasquerade",
+            "172.30.0.1/32 LocalNode 172.30.0.1 node-ports",
+            "172.30.0.2/32 RemoteNode 172.30.0.2 mac",
+            "192.168.7.1/32 LocalNode 192.168.7.1",
+            "198.51.100.7/32 ServiceAddress",
+            "2001:db8::7/128 ServiceAddress",
+            "fd00:244:1::/64 LocalPods fd00:30::1",
+            "fd00:30::1/128 LocalNode fd00:30::1",
+            "fd00:30::2/128 RemoteNode fd00:30::2 mac",
+            "fd00:96::/112 Services",
+            "fe80::/10 NonMasquerade",
+        ];
+        expected.sort_unstable();
+        assert_eq!(table, expected);
+        assert_eq!(peers(&routes(Some(MAC))), BTreeSet::from([MAC]));
+        assert!(peers(&routes(None)).is_empty());
+    }
+
+    #[test]
+    fn without_ranges_every_own_address_serves_node_ports() {
+        let (config, own, addresses) = (config(""), own(), BTreeSet::from([ip("172.30.0.1"), ip("2001:db8::1")]));
+        let cluster = Cluster { config: &config, own: &own, addresses: &addresses, remote: &[] };
+        let networks = cluster.networks(&NodeRoutes::default(), &BTreeSet::new());
+        for address in &addresses {
+            assert_eq!(
+                networks[&prefix(*address, if address.is_ipv4() { 32 } else { 128 })].flags,
+                Network::NODE_PORTS
+            );
+        }
+    }
+
+    #[test]
+    fn an_external_ip_that_is_something_else_too_stays_that() {
+        let (config, own, remote) = (config(""), own(), remote());
+        let addresses = BTreeSet::from([ip("172.30.0.1"), ip("192.168.7.1")]);
+        let cluster = Cluster { config: &config, own: &own, addresses: &addresses, remote: &remote };
+        let all = ["198.51.100.7", "192.168.7.1", "172.30.0.2", "10.244.1.9", "10.244.2.9", "10.96.0.1", "2001:db8::7"];
+        let taken: Vec<_> =
+            cluster.service_addresses(all.into_iter().map(ip)).iter().map(ToString::to_string).collect();
+        assert_eq!(taken, ["198.51.100.7", "2001:db8::7"]);
+    }
+
+    #[test]
+    fn a_neighbour_that_the_kernel_forgets_is_still_the_same_node() {
+        let mut known = KnownMacs::default();
+        let mut first = routes(Some(MAC));
+        known.complete(&mut first);
+        let mut silent = routes(None);
+        known.complete(&mut silent);
+        assert_eq!((silent.hops[0].mac, peers(&silent)), (Some(MAC), BTreeSet::from([MAC])));
+
+        let other = Mac([2, 0, 0, 0, 0, 3]);
+        let mut replaced = routes(Some(other));
+        known.complete(&mut replaced);
+        assert_eq!(peers(&replaced), BTreeSet::from([other]), "another card");
+
+        let mut moved = routes(None);
+        moved.addresses.iter_mut().for_each(|address| address.dev = None);
+        known.complete(&mut moved);
+        assert!(peers(&moved).is_empty(), "it is behind a router now");
+        let mut back = routes(None);
+        known.complete(&mut back);
+        assert!(peers(&back).is_empty());
+    }
+}

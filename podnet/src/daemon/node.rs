@@ -1,0 +1,270 @@
+//! The node's part of the datapath: links, routes, settings, hooks, and what the plugin is told.
+//!
+//! One function looks at everything and does what is missing, at start, when the network or the Node objects change,
+//! and from time to time. What can't be done is a problem for `podnet status`; the rest is done all the same.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use ipnetwork::IpNetwork;
+use podnet_cni::node_info::{GATEWAYS, NodeInfo, SCHEMA};
+use podnet_common::{
+    addr::{Addr, IfIndex},
+    layout,
+};
+
+use crate::{
+    config::{Config, SocketLb, Xdp},
+    control::Control,
+    datapath::{Datapath, UplinkHook, UplinkState, netns_cookie},
+    host::{
+        Host,
+        podnet0::{self, Podnet0},
+        ports,
+        routes::{NodeRoutes, RemoteNode},
+        settings::{self, Families, Sysctl},
+        uplinks::{Uplink, Uplinks},
+    },
+    model::Node,
+};
+
+use super::networks::{self, Cluster, KnownMacs};
+
+/// How the node stands.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    /// Whether the plugin has been told to go ahead.
+    pub ready: bool,
+    /// Whether something failed that another attempt may do.
+    pub incomplete: bool,
+    /// What a user should know.
+    pub problems: Vec<String>,
+    /// The uplinks.
+    pub uplinks: Vec<Uplink>,
+    /// Their hooks.
+    pub hooks: Vec<UplinkState>,
+    /// The ways to other nodes.
+    pub routes: NodeRoutes,
+    /// The node's own addresses.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+impl Status {
+    /// Whether a backend is on a node with this address.
+    pub(super) fn is_on(&self, backend: IpAddr, node: IpAddr) -> bool {
+        backend == node || self.routes.hops.iter().any(|hop| hop.via == node && hop.cidr.contains(backend))
+    }
+}
+
+/// What the node is brought into line with.
+pub(super) struct Wanted<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// Services and host ports.
+    pub control: &'a Control,
+}
+
+/// Brings everything on the node into line with its Node object and its network.
+pub(super) async fn sync(wanted: &Wanted<'_>, host: &Host, known: &mut KnownMacs, datapath: &mut Datapath) -> Status {
+    let mut status = Status::default();
+    let config = wanted.config;
+    let Some(own) = wanted.control.nodes().get(&config.node) else {
+        status.problems.push(format!(
+            "there is no Node object named {}: apply its manifest, or correct `node` in the configuration",
+            config.node
+        ));
+        return status;
+    };
+    if let Err(error) = set_up(wanted, own, host, known, datapath, &mut status).await {
+        status.problems.push(format!("{error:#}"));
+        status.incomplete = true;
+    }
+    status
+}
+
+async fn set_up(
+    wanted: &Wanted<'_>,
+    own: &Node,
+    host: &Host,
+    known: &mut KnownMacs,
+    datapath: &mut Datapath,
+    status: &mut Status,
+) -> Result<()> {
+    let config = wanted.config;
+    let addresses = &own.internal_ips;
+    let uplinks = host.uplinks(addresses, &config.uplinks).await?;
+    for name in &uplinks.missing {
+        status.problems.push(format!("there is no interface {name}: correct `uplinks` in the configuration"));
+    }
+    let mtu = mtu(config, &uplinks);
+    apply_settings(addresses, &uplinks, status);
+
+    let remote: Vec<_> = wanted
+        .control
+        .nodes()
+        .iter()
+        .filter(|(name, _)| **name != config.node)
+        .map(|(name, node)| RemoteNode {
+            name: name.clone(),
+            addresses: node.internal_ips.clone(),
+            pod_cidrs: node.pod_cidrs.clone(),
+        })
+        .collect();
+    let cluster = Cluster { config, own, addresses: &uplinks.addresses, remote: &remote };
+    let services = cluster.service_addresses(wanted.control.service_addresses().into_iter());
+    status.addresses = uplinks.addresses.clone();
+
+    let hairpins = own.pod_cidrs.iter().map(|cidr| podnet0::hairpin(*cidr));
+    let pair = podnet0::Wanted {
+        mtu,
+        destinations: (config.service_cidrs.iter().copied())
+            .chain(hairpins)
+            .chain(services.iter().map(|address| IpNetwork::from(*address)))
+            .collect(),
+        node_addresses: addresses.clone(),
+    };
+    let pair = host.ensure_podnet0(&pair).await?;
+    note(status, pair.problems.iter());
+
+    status.routes = host.sync_node_routes(&remote, addresses).await?;
+    known.complete(&mut status.routes);
+    let routes = std::mem::take(&mut status.routes);
+    note(status, routes.errors.iter());
+    status.problems.extend(routes.unreachable.iter().map(|u| format!("no way to {}: {}", u.node, u.reason)));
+
+    // What the programs read is there before they see a packet.
+    note(
+        status,
+        sync_ports(wanted.control, &uplinks.addresses, datapath).err().iter().map(|error| format!("{error:#}")),
+    );
+    datapath.set_networks(&cluster.networks(&routes, &services))?;
+    datapath.set_peers(&networks::peers(&routes))?;
+    if uplinks.found.len() > layout::UPLINKS {
+        let names: Vec<_> = uplinks.found.iter().skip(layout::UPLINKS).map(|uplink| uplink.name.as_str()).collect();
+        status.problems.push(format!(
+            "more than {} uplinks: packets to {} are not masqueraded; name the right ones as `uplinks` in the \
+             configuration",
+            layout::UPLINKS,
+            names.join(", ")
+        ));
+    }
+    datapath.set_config(&programs_config(config, own, &pair, &uplinks, mtu)?)?;
+    let hooks: Vec<_> = uplinks.found.iter().map(|u| UplinkHook { name: u.name.clone(), ifindex: u.ifindex }).collect();
+    status.hooks = datapath.attach_uplinks(&hooks, &uplinks.others, config.xdp);
+    status.incomplete |= status.hooks.iter().flat_map(|uplink| &uplink.hooks).any(|hook| hook.how.is_err());
+    datapath.attach_host(pair.far, uplinks.loopback)?;
+    datapath.set_socket_hooks((config.socket_lb != SocketLb::Off).then_some(config.cgroup.as_path()))?;
+    if config.xdp == Xdp::Native {
+        let slow = uplinks.found.iter().filter(|u| u.veth);
+        status.problems.extend(slow.map(|u| {
+            format!(
+                "{} is a veth: native XDP switches off its peer's TCP segmentation; use `xdp: auto`, `generic` or \
+                 `off`",
+                u.name
+            )
+        }));
+    }
+    status.uplinks = uplinks.found;
+    status.routes = routes;
+
+    publish(config, own, mtu)?;
+    status.ready = true;
+    Ok(())
+}
+
+/// Gives the programs the ports for source NAT that neither the host's processes nor services use at the node's
+/// addresses.
+pub(super) fn sync_ports(control: &Control, addresses: &BTreeSet<IpAddr>, datapath: &mut Datapath) -> Result<()> {
+    let mut used = ports::read_port_use()?;
+    let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    used.taken.extend(any.iter().chain(addresses).flat_map(|address| control.ports_at(*address)));
+    let free = ports::snat_ports(&used)?;
+    let wanted = ports::settle(datapath.snat_ports(), &free);
+    if wanted != datapath.snat_ports() {
+        datapath.set_snat_ports(&wanted)?;
+    }
+    Ok(())
+}
+
+/// Problems that another attempt may solve.
+fn note(status: &mut Status, errors: impl Iterator<Item = impl std::fmt::Display>) {
+    for error in errors {
+        status.problems.push(error.to_string());
+        status.incomplete = true;
+    }
+}
+
+/// The pods' MTU: the configured one, or the uplinks' smallest.
+fn mtu(config: &Config, uplinks: &Uplinks) -> u32 {
+    /// Ethernet's.
+    const DEFAULT: u32 = 1500;
+    if config.mtu != 0 { config.mtu } else { uplinks.mtu().unwrap_or(DEFAULT) }
+}
+
+fn apply_settings(addresses: &[IpAddr], uplinks: &Uplinks, status: &mut Status) {
+    let sysctl = Sysctl::default();
+    let wanted = settings::wanted(Families::of(addresses), &uplinks.found, &uplinks.host_ends);
+    // podnet0's are applied while it is made, since some must precede its coming up.
+    let wanted: Vec<_> =
+        wanted.into_iter().filter(|s| sysctl.read(&s.path).is_ok_and(|value| value.is_some())).collect();
+    let applied = settings::apply(&sysctl, &wanted);
+    note(status, applied.failed.iter());
+    for change in &applied.changed {
+        tracing::info!("changed a host setting: {change:?}");
+    }
+}
+
+/// What the programs have to know of the node.
+fn programs_config(config: &Config, own: &Node, pair: &Podnet0, uplinks: &Uplinks, mtu: u32) -> Result<layout::Config> {
+    let address =
+        |v4: bool| own.internal_ips.iter().find(|address| address.is_ipv4() == v4).map_or(Addr::NONE, |a| (*a).into());
+    let hairpin = |v4: bool| {
+        let cidr = own.pod_cidrs.iter().find(|cidr| cidr.is_ipv4() == v4);
+        cidr.map_or(Addr::NONE, |cidr| podnet0::hairpin(*cidr).ip().into())
+    };
+    let mut indices = [IfIndex::default(); layout::UPLINKS];
+    indices.iter_mut().zip(&uplinks.found).for_each(|(index, uplink)| *index = uplink.ifindex);
+    let flags = [
+        (config.external_cluster_ip, layout::Config::EXTERNAL_CLUSTER_IP),
+        (config.masquerade, layout::Config::MASQUERADE),
+        (config.socket_lb == SocketLb::All, layout::Config::SOCKET_PODS),
+    ];
+    Ok(layout::Config {
+        node_v4: address(true),
+        node_v6: address(false),
+        hairpin_v4: hairpin(true),
+        hairpin_v6: hairpin(false),
+        podnet0: pair.near,
+        podnet1: pair.far,
+        podnet0_mac: pair.near_mac,
+        podnet1_mac: pair.far_mac,
+        // Comes with the ports.
+        snat_count: 0,
+        uplinks: indices,
+        flags: flags.iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).sum(),
+        mtu,
+        netns_cookie: netns_cookie().context("cannot read the network namespace's cookie")?,
+    })
+}
+
+/// Tells the plugin what it needs, if that has changed.
+fn publish(config: &Config, own: &Node, mtu: u32) -> Result<()> {
+    let info = NodeInfo {
+        schema: SCHEMA,
+        bpffs: config.bpffs.clone(),
+        pod_cidrs: own.pod_cidrs.clone(),
+        mtu,
+        gateways: GATEWAYS.to_vec(),
+    };
+    let path: &Path = &config.run_dir;
+    if NodeInfo::read(path).is_ok_and(|published| published == info) {
+        return Ok(());
+    }
+    info.write_atomically(path)?;
+    tracing::info!(mtu, "pods can start");
+    Ok(())
+}

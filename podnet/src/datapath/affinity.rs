@@ -1,0 +1,74 @@
+//! Clients' affinities whose time is up. The programs ask for the time themselves, so these do no harm; but they take
+//! places in a table that gives up what was used least, and are shown to people.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use podnet_common::{
+    layout::{Affinity, AffinityKey, Frontend, FrontendKey},
+    time,
+};
+
+use super::batch;
+
+/// A look through the table, to be made on any thread.
+#[derive(Debug)]
+pub struct Expiry {
+    /// `affinity`.
+    pub affinity: OwnedFd,
+    /// `frontends`, which say how long clients stay.
+    pub frontends: OwnedFd,
+    /// The time in ticks.
+    pub now: u32,
+}
+
+impl Expiry {
+    /// Removes them. Returns how many they were.
+    pub fn run(&self) -> io::Result<usize> {
+        let mut all = Vec::new();
+        batch::for_each(self.affinity.as_fd(), |key: &AffinityKey, value: &Affinity| all.push((*key, *value)))?;
+        if all.is_empty() {
+            return Ok(0);
+        }
+        let mut seconds: HashMap<u32, u32> = HashMap::new();
+        batch::for_each(self.frontends.as_fd(), |_: &FrontendKey, frontend: &Frontend| {
+            let longest = seconds.entry(frontend.service).or_default();
+            *longest = frontend.affinity.max(*longest);
+        })?;
+        all.retain(|(key, value)| is_over(value, seconds.get(&key.service).copied(), self.now));
+        let over: Vec<_> = all.into_iter().map(|(key, _)| key).collect();
+        batch::delete(self.affinity.as_fd(), &over)
+    }
+}
+
+/// Whether an affinity's time is up. One of a service that isn't known here is left to reconciliation, which knows why.
+fn is_over(affinity: &Affinity, seconds: Option<u32>, now: u32) -> bool {
+    let Some(seconds) = seconds else { return false };
+    let silent = now.wrapping_sub(affinity.last_used) as i32;
+    silent > 0 && silent as u32 > time::ticks_of_seconds(seconds.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_affinity_ends_after_its_services_time() {
+        let limit = time::ticks_of_seconds(600);
+        let now = 1_000_000;
+        for (last_used, seconds, over) in [
+            (now - limit, Some(600), false),
+            (now - limit - 1, Some(600), true),
+            (now - limit - 1, Some(601 * 2), false),
+            (now + 1, Some(600), false),
+            (0, None, false),
+            (now - 1, Some(0), true),
+        ] {
+            let affinity = Affinity { last_used, ..Affinity::default() };
+            assert_eq!(is_over(&affinity, seconds, now), over, "{last_used} {seconds:?}");
+        }
+    }
+}

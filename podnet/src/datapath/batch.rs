@@ -1,0 +1,135 @@
+//! Reading, writing and emptying large maps by batches (`BPF_MAP_LOOKUP_BATCH` and others, Linux 5.6), which aya
+//! doesn't offer: one system call for thousands of entries instead of one or two for each.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use bytemuck::{Pod, Zeroable};
+use podnet_cni::datapath::bpf;
+
+/// `enum bpf_cmd` of linux/bpf.h.
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
+
+/// Entries a call.
+const CHUNK: usize = 8192;
+
+/// `batch` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+fn call(command: libc::c_int, attr: &mut BatchAttr) -> io::Result<()> {
+    // SAFETY: the attribute is of that command's shape, and its pointers are the callers' live buffers, of its count.
+    unsafe { bpf(command, attr) }.map(drop)
+}
+
+/// Calls `visit` with every entry of a hash map, an array or a trie. Entries that come and go meanwhile may be missed
+/// or seen.
+pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+    // A bucket's entries come together, so there must be room for the fullest one.
+    let mut keys = vec![K::zeroed(); CHUNK];
+    let mut values = vec![V::zeroed(); CHUNK];
+    // Where to go on: a number in a hash map, the last key in others.
+    let (mut position, mut next) = (vec![0u8; size_of::<K>().max(4)], vec![0u8; size_of::<K>().max(4)]);
+    let mut first = true;
+    loop {
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { position.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: CHUNK as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::zeroed()
+        };
+        let last = match call(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        for (key, value) in keys.iter().zip(&values).take(attr.count as usize) {
+            visit(key, value);
+        }
+        if last {
+            return Ok(());
+        }
+        std::mem::swap(&mut position, &mut next);
+        first = false;
+    }
+}
+
+/// Values of an array, `count` from `base` on; fewer where the array ends.
+pub fn range<V: Pod>(map: BorrowedFd<'_>, base: u32, count: u32) -> io::Result<Vec<V>> {
+    let mut keys = vec![0u32; count as usize];
+    let mut values = vec![V::zeroed(); count as usize];
+    let (before, mut next) = (base.wrapping_sub(1), 0u32);
+    let mut attr = BatchAttr {
+        in_batch: if base == 0 { 0 } else { std::ptr::from_ref(&before) as u64 },
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map_fd: map.as_raw_fd() as u32,
+        ..BatchAttr::zeroed()
+    };
+    match call(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        // The array ends before the batch does.
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+        _ => {}
+    }
+    values.truncate(attr.count as usize);
+    Ok(values)
+}
+
+/// Writes entries, in the place of those that are there. There are as many values as keys.
+pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    debug_assert_eq!(keys.len(), values.len());
+    let count = keys.len().min(values.len());
+    if count == 0 {
+        return Ok(());
+    }
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: count as u32,
+        map_fd: map.as_raw_fd() as u32,
+        ..BatchAttr::zeroed()
+    };
+    call(BPF_MAP_UPDATE_BATCH, &mut attr)
+}
+
+/// Deletes entries; that some are gone already is fine. Returns how many were deleted.
+pub fn delete<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<usize> {
+    let (mut rest, mut deleted) = (keys, 0);
+    while !rest.is_empty() {
+        let mut attr = BatchAttr {
+            keys: rest.as_ptr() as u64,
+            count: rest.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::zeroed()
+        };
+        let result = call(BPF_MAP_DELETE_BATCH, &mut attr);
+        let done = (attr.count as usize).min(rest.len());
+        deleted += done;
+        match result {
+            Ok(()) => return Ok(deleted),
+            // The kernel stops at the first that is gone.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && done < rest.len() => rest = &rest[done + 1..],
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(deleted)
+}

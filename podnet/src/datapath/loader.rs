@@ -1,0 +1,309 @@
+//! Loads the object, and puts a new generation of programs in the place of the old one.
+//!
+//! Maps are opened from their pins or created and pinned. Dispatchers are loaded once and stay; the other programs go
+//! into the slots of the generation that isn't running, and one write of `generation` makes every hook of the node
+//! use them. The slots of the old generation are left as they are until the next load needs them, so a packet that has
+//! read the old number still finds its programs.
+
+use std::{
+    collections::BTreeSet,
+    fs, iter,
+    num::NonZero,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, MapError, ProgramArray},
+    programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
+};
+use podnet_cni::datapath::PinDir;
+use podnet_common::{
+    layout::{GENERATION_SLOTS, Hook},
+    pipeline::Stage,
+};
+use thiserror::Error;
+
+use super::chain;
+
+/// What can go wrong.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// Built without the object.
+    #[error("this podnet was built without its eBPF object: build it with `cargo xtask build --release`")]
+    NoObject,
+    /// No directory for pins.
+    #[error("cannot make {path}: {source}. Is a BPF file system mounted there (mount -t bpf bpf /sys/fs/bpf)?")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The kernel refuses the object or one of its maps.
+    #[error("cannot load the eBPF object: {0}. podnet needs Linux 5.18 or later with BTF, and CAP_BPF, CAP_NET_ADMIN")]
+    Object(String),
+    /// The kernel refuses a program.
+    #[error("cannot load the program {name}: {source}")]
+    Program {
+        /// Which.
+        name: String,
+        /// Why, with the verifier's log.
+        source: ProgramError,
+    },
+    /// A program that the object should hold.
+    #[error("the eBPF object has no {0}: it belongs to another version of podnet; build both together")]
+    Missing(String),
+    /// A program's pin.
+    #[error("cannot pin or open {path}: {source}")]
+    Pin {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A map operation.
+    #[error("cannot write the table {name}: {source}")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+}
+
+/// Maps whose layout never changes, by their names in the object.
+const FROZEN_MAPS: [&str; 6] = ["PROGRAMS_TC", "PROGRAMS_XDP", "GENERATION", "ENDPOINTS", "SANDBOXES", "COUNTERS"];
+/// The others.
+const MAPS: [&str; 15] = [
+    "CLOCK",
+    "CONFIG",
+    "FRONTENDS",
+    "SLOTS",
+    "BACKENDS",
+    "CONNTRACK",
+    "NODES",
+    "SNAT_PORTS",
+    "AFFINITY",
+    "SOURCE_RANGES",
+    "FRAGMENTS",
+    "PEERS",
+    "SOCK_REVERSE",
+    "SCRATCH",
+    "EVENTS",
+];
+
+/// The pin of a map, by its name in the object.
+fn map_pin(pins: &PinDir, name: &str) -> PathBuf {
+    let pin = name.to_lowercase();
+    if FROZEN_MAPS.contains(&name) { pins.frozen_map(&pin) } else { pins.map(&pin) }
+}
+
+/// The object, loaded; its programs are the running generation.
+pub struct Loaded {
+    /// Programs that are attached by links of their own (socket hooks), and handles of all maps.
+    pub ebpf: Ebpf,
+    /// The number of the running generation.
+    pub generation: u32,
+    /// Whether pinned state was found and taken over.
+    pub adopted: bool,
+}
+
+/// The object that this program was built with.
+pub fn built_in() -> Result<&'static [u8], LoadError> {
+    super::object::OBJECT.ok_or(LoadError::NoObject)
+}
+
+/// Loads an object and makes its programs the running generation.
+pub fn load(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Loaded, LoadError> {
+    let mut ebpf = open(object, pins, conntrack_max)?;
+    let adopted = pins.hook(Hook::FromPod).exists();
+    load_programs(&mut ebpf, pins)?;
+    for hook in Hook::ALL {
+        pin_dispatcher(&mut ebpf, pins, hook)?;
+    }
+    let current = generation(&ebpf)?;
+    let next = if adopted { 1 - current.min(1) } else { 0 };
+    for hook in Hook::ALL {
+        for (slot, name) in stages(hook) {
+            if name != first(hook) && ebpf.program(&name).is_none() {
+                continue;
+            }
+            let fd = load_program(&mut ebpf, &name)?;
+            let array = if hook == Hook::UplinkXdp { "PROGRAMS_XDP" } else { "PROGRAMS_TC" };
+            set_program(&mut ebpf, array, next * GENERATION_SLOTS + slot, &fd)?;
+        }
+    }
+    set_generation(&mut ebpf, next)?;
+    Ok(Loaded { ebpf, generation: next, adopted })
+}
+
+/// How many programs are loaded at once, at most: the kernel takes memory for each.
+const AT_ONCE: usize = 8;
+
+/// Has the kernel examine all programs that will be needed, which takes it tenths of a second for each, on as many
+/// processors as there are.
+fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
+    let dispatchers =
+        Hook::ALL.into_iter().filter(|hook| !pins.hook(*hook).exists()).map(|hook| hook.name().to_owned());
+    let names: BTreeSet<_> = dispatchers.chain(Hook::ALL.into_iter().flat_map(stages).map(|(_, name)| name)).collect();
+    let queue: Vec<_> = ebpf.programs_mut().filter(|(name, _)| names.contains(*name)).collect();
+    let (count, queue) = (queue.len(), Mutex::new(queue));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || iter::from_fn(next).try_for_each(|(name, program)| load_one(name, program).map(drop));
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(AT_ONCE).min(count);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+/// Opens an object with its maps pinned; loads no program.
+fn open(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Ebpf, LoadError> {
+    for path in [pins.frozen(), pins.maps(), pins.links()] {
+        fs::create_dir_all(&path).map_err(|source| LoadError::Directory { path, source })?;
+    }
+    let paths: Vec<_> = FROZEN_MAPS.iter().chain(&MAPS).map(|name| (*name, map_pin(pins, name))).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader.map_max_entries("CONNTRACK", conntrack_max);
+    loader.load(object).map_err(|error| LoadError::Object(chain(&error)))
+}
+
+/// The stages behind a hook's first program, and the ends of their programs' names.
+const STAGES: [(Stage, &str); 9] = [
+    (Stage::Track, "track"),
+    (Stage::Begin, "begin"),
+    (Stage::Insert, "insert"),
+    (Stage::Direct, "direct"),
+    (Stage::Sctp, "sctp"),
+    (Stage::Send, "send"),
+    (Stage::Icmp, "icmp"),
+    (Stage::Reject, "reject"),
+    (Stage::Error, "error"),
+];
+
+/// The slots of a hook and the names of the programs that belong there. Only the first is at every hook: which stages
+/// can be reached from it, the object knows.
+fn stages(hook: Hook) -> impl Iterator<Item = (u32, String)> {
+    let rest = STAGES.map(|(stage, name)| (stage.slot(hook), format!("{}_{name}", hook.name())));
+    [(hook as u32, first(hook))].into_iter().chain(rest)
+}
+
+/// The name of a hook's first program.
+fn first(hook: Hook) -> String {
+    format!("{}_enter", hook.name())
+}
+
+/// Loads a hook's dispatcher and pins it, unless it is pinned already.
+fn pin_dispatcher(ebpf: &mut Ebpf, pins: &PinDir, hook: Hook) -> Result<(), LoadError> {
+    let path = pins.hook(hook);
+    if path.exists() {
+        return Ok(());
+    }
+    load_program(ebpf, hook.name())?;
+    let program = ebpf.program_mut(hook.name()).ok_or_else(|| LoadError::Missing(hook.name().to_owned()))?;
+    let pinned = match program {
+        Program::SchedClassifier(p) => p.pin(&path),
+        Program::Xdp(p) => p.pin(&path),
+        _ => return Err(LoadError::Missing(hook.name().to_owned())),
+    };
+    pinned.map_err(|source| LoadError::Pin { path, source: Box::new(source) })
+}
+
+/// Loads one program, unless that is done, and returns its descriptor.
+fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, LoadError> {
+    load_one(name, ebpf.program_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?)
+}
+
+fn load_one(name: &str, program: &mut Program) -> Result<ProgramFd, LoadError> {
+    let failed = |source| LoadError::Program { name: name.to_owned(), source };
+    match program {
+        Program::SchedClassifier(p) => load_if_new::<SchedClassifier>(p).map_err(failed),
+        Program::Xdp(p) => load_if_new::<Xdp>(p).map_err(failed),
+        _ => Err(LoadError::Missing(name.to_owned())),
+    }
+}
+
+/// A kind of program that is loaded without further ado.
+trait Loadable {
+    fn load(&mut self) -> Result<(), ProgramError>;
+    fn descriptor(&self) -> Result<ProgramFd, ProgramError>;
+}
+
+impl Loadable for SchedClassifier {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn descriptor(&self) -> Result<ProgramFd, ProgramError> {
+        self.fd()?.try_clone().map_err(ProgramError::IOError)
+    }
+}
+
+impl Loadable for Xdp {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn descriptor(&self) -> Result<ProgramFd, ProgramError> {
+        self.fd()?.try_clone().map_err(ProgramError::IOError)
+    }
+}
+
+fn load_if_new<P: Loadable>(program: &mut P) -> Result<ProgramFd, ProgramError> {
+    match program.load() {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => program.descriptor(),
+        Err(error) => Err(error),
+    }
+}
+
+fn set_program(ebpf: &mut Ebpf, array: &'static str, slot: u32, fd: &ProgramFd) -> Result<(), LoadError> {
+    let map = ebpf.map_mut(array).ok_or_else(|| LoadError::Missing(array.to_owned()))?;
+    let mut array_map: ProgramArray<&mut MapData> =
+        map.try_into().map_err(|source| LoadError::Map { name: array, source })?;
+    array_map.set(slot, fd, 0).map_err(|source| LoadError::Map { name: array, source })
+}
+
+/// The generation that the hooks run.
+fn generation(ebpf: &Ebpf) -> Result<u32, LoadError> {
+    let failed = |source| LoadError::Map { name: "generation", source };
+    let map = ebpf.map("GENERATION").ok_or_else(|| LoadError::Missing("GENERATION".into()))?;
+    let array: Array<&MapData, u32> = map.try_into().map_err(failed)?;
+    array.get(&0, 0).map_err(failed)
+}
+
+fn set_generation(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
+    let failed = |source| LoadError::Map { name: "generation", source };
+    let map = ebpf.map_mut("GENERATION").ok_or_else(|| LoadError::Missing("GENERATION".into()))?;
+    let mut array: Array<&mut MapData, u32> = map.try_into().map_err(failed)?;
+    array.set(0, generation, 0).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stage_has_a_slot_of_its_own_within_a_generation() {
+        for xdp in [false, true] {
+            let mut slots: Vec<_> = Hook::ALL
+                .into_iter()
+                .filter(|h| (*h == Hook::UplinkXdp) == xdp)
+                .flat_map(stages)
+                .map(|s| s.0)
+                .collect();
+            let all = slots.len();
+            slots.sort_unstable();
+            slots.dedup();
+            assert_eq!(slots.len(), all);
+            assert!(slots.iter().all(|slot| *slot < GENERATION_SLOTS));
+        }
+    }
+}

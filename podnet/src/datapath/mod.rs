@@ -1,0 +1,445 @@
+//! The datapath seen from user space: loading, pins, tables, collection. The only part of this crate that uses aya.
+
+pub mod affinity;
+pub mod batch;
+pub mod conntrack;
+mod features;
+mod link;
+pub mod loader;
+mod object;
+pub mod sockets;
+mod tables;
+pub mod uplink_xdp;
+pub mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    path::Path,
+    time::Instant,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, RingBuf, lpm_trie::Key},
+};
+use aya_log::EbpfLogger;
+use podnet_cni::datapath::{DatapathError, Direction, Endpoints, PinDir, Plain, attach_tc, detach_tc};
+use podnet_common::{
+    addr::{Addr, IfIndex, Mac},
+    layout::{Config, Event, Hook, Network, Peer, Prefix, capacity},
+    time,
+};
+use thiserror::Error;
+use tokio::io::unix::AsyncFd;
+
+pub use podnet_cni::datapath::netns_cookie;
+
+use crate::config::Xdp;
+
+/// What can go wrong.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Loading.
+    #[error(transparent)]
+    Load(#[from] loader::LoadError),
+    /// The object lacks a map, or it is of another kind.
+    #[error("the table {name} is not as this podnet expects it: {source}; build daemon and eBPF object together")]
+    Shape {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// The object lacks a map.
+    #[error("the eBPF object has no table {0}; build daemon and eBPF object together")]
+    Missing(&'static str),
+    /// A table refused an operation.
+    #[error("cannot {operation} in the table {name}: {source}")]
+    Table {
+        /// What was tried.
+        operation: &'static str,
+        /// Which table.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// A table refused an operation on many entries.
+    #[error("cannot {operation} the table {name}: {source}")]
+    Batch {
+        /// What was tried.
+        operation: &'static str,
+        /// Which table.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Collection.
+    #[error("cannot collect what is over: {0}")]
+    Collect(io::Error),
+    /// The programs' log.
+    #[error("cannot read what the programs log: {0}")]
+    Log(aya_log::Error),
+    /// Attaching to an interface.
+    #[error(transparent)]
+    Attach(#[from] DatapathError),
+    /// Socket hooks.
+    #[error(transparent)]
+    Socket(#[from] sockets::SocketError),
+    /// Detaching socket hooks.
+    #[error("cannot detach the socket hooks: {0}")]
+    SocketDetach(io::Error),
+}
+
+/// An interface that leads out of the node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UplinkHook {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: IfIndex,
+}
+
+/// The TC hooks of an uplink.
+const UPLINK_HOOKS: [(Hook, Direction); 2] =
+    [(Hook::FromUplink, Direction::Ingress), (Hook::ToUplink, Direction::Egress)];
+
+/// How the hooks of an uplink stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkState {
+    /// The uplink's name.
+    pub name: String,
+    /// Its hooks.
+    pub hooks: Vec<HookState>,
+}
+
+/// How a hook stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookState {
+    /// The hook.
+    pub hook: Hook,
+    /// How it is attached (or why it need not be), or why it could not be.
+    pub how: Result<String, String>,
+}
+
+/// The running datapath of this node.
+pub struct Datapath {
+    ebpf: Ebpf,
+    pins: PinDir,
+    generation: u32,
+    adopted: bool,
+    started: Instant,
+    /// Whether the kernel's look-up of a route tells the source address.
+    route_source: bool,
+    conntrack_capacity: u32,
+    conntrack: MapData,
+    clock: Array<MapData, u32>,
+    config: Array<MapData, Plain<Config>>,
+    /// What `config` holds.
+    config_now: Config,
+    snat_ports: MapData,
+    /// What `snat_ports` holds.
+    snat_ports_now: Vec<u16>,
+    services: tables::ServiceTables,
+    networks: LpmTrie<MapData, Plain<Addr>, Plain<Network>>,
+    peers: HashMap<MapData, Plain<Peer>, u32>,
+    /// Interfaces that are no uplinks and have none of their hooks.
+    clear: BTreeSet<IfIndex>,
+}
+
+impl Datapath {
+    /// Loads the programs, adopts the tables that are pinned, and makes the programs the running generation.
+    pub fn start(pins: PinDir, conntrack_max: u32) -> Result<Self, Error> {
+        let loader::Loaded { mut ebpf, generation, adopted } = loader::load(loader::built_in()?, &pins, conntrack_max)?;
+        let conntrack = match take(&mut ebpf, "CONNTRACK")? {
+            Map::HashMap(data) => data,
+            _ => return Err(Error::Missing("CONNTRACK")),
+        };
+        let snat_ports = match take(&mut ebpf, "SNAT_PORTS")? {
+            Map::Array(data) => data,
+            _ => return Err(Error::Missing("SNAT_PORTS")),
+        };
+        let config: Array<_, Plain<Config>> = shaped("CONFIG", take(&mut ebpf, "CONFIG")?)?;
+        let config_now =
+            config.get(&0, 0).map_err(|source| Error::Table { operation: "read", name: "config", source })?.0;
+        let conntrack_capacity =
+            conntrack.info().map_err(|source| Error::Shape { name: "CONNTRACK", source })?.max_entries();
+        Ok(Self {
+            clock: shaped("CLOCK", take(&mut ebpf, "CLOCK")?)?,
+            snat_ports_now: read_ports(&snat_ports, config_now.snat_count)?,
+            snat_ports,
+            config,
+            config_now,
+            services: tables::ServiceTables::take(&mut ebpf)?,
+            networks: shaped("NODES", take(&mut ebpf, "NODES")?)?,
+            peers: shaped("PEERS", take(&mut ebpf, "PEERS")?)?,
+            route_source: features::route_source(),
+            clear: BTreeSet::new(),
+            conntrack,
+            conntrack_capacity,
+            ebpf,
+            pins,
+            generation,
+            adopted,
+            started: Instant::now(),
+        })
+    }
+
+    /// Where everything is pinned.
+    pub fn pins(&self) -> &PinDir {
+        &self.pins
+    }
+
+    /// Number of the running generation of programs.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether an earlier daemon's state was taken over.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Size of the connection table, which an adopted one keeps whatever the configuration says.
+    pub fn conntrack_capacity(&self) -> u32 {
+        self.conntrack_capacity
+    }
+
+    /// Tells the programs what they need to know of the node. `snat_count` is what [`Self::set_snat_ports`] has made
+    /// it, and [`Config::ROUTE_SOURCE`] what the kernel can do.
+    pub fn set_config(&mut self, config: &Config) -> Result<(), Error> {
+        let known = if self.route_source { Config::ROUTE_SOURCE } else { 0 };
+        let flags = config.flags & !Config::ROUTE_SOURCE | known;
+        let config = Config { snat_count: self.snat_ports_now.len() as u32, flags, ..*config };
+        if config != self.config_now {
+            let failed = |source| Error::Table { operation: "write", name: "config", source };
+            self.config.set(0, Plain(config), 0).map_err(failed)?;
+            self.config_now = config;
+        }
+        Ok(())
+    }
+
+    /// The ports for source NAT, in their places.
+    pub fn snat_ports(&self) -> &[u16] {
+        &self.snat_ports_now
+    }
+
+    /// Gives the programs the ports for source NAT: the places that differ first, then their number.
+    pub fn set_snat_ports(&mut self, ports: &[u16]) -> Result<(), Error> {
+        let ports = &ports[..ports.len().min(capacity::SNAT_PORTS)];
+        let now = &self.snat_ports_now;
+        let (places, values): (Vec<u32>, Vec<u32>) = (0u32..)
+            .zip(ports)
+            .filter(|(place, port)| now.get(*place as usize) != Some(*port))
+            .map(|(place, port)| (place, u32::from(*port)))
+            .unzip();
+        batch::update(self.snat_ports.fd().as_fd(), &places, &values).map_err(|source| Error::Batch {
+            operation: "write",
+            name: "snat_ports",
+            source,
+        })?;
+        self.snat_ports_now = ports.to_vec();
+        self.set_config(&self.config_now.clone())
+    }
+
+    /// Makes `nodes` hold exactly these networks: new ones first, so that none is missing meanwhile.
+    pub fn set_networks(&mut self, wanted: &BTreeMap<Prefix, Network>) -> Result<(), Error> {
+        let failed = |operation| move |source| Error::Table { operation, name: "nodes", source };
+        let mut actual = BTreeMap::new();
+        for entry in self.networks.iter() {
+            let (key, value) = entry.map_err(failed("list"))?;
+            actual.insert(Prefix { len: key.prefix_len(), addr: key.data().0 }, value.0);
+        }
+        for (prefix, network) in wanted {
+            if actual.get(prefix) != Some(network) {
+                let key = Key::new(prefix.len, Plain(prefix.addr));
+                self.networks.insert(&key, Plain(*network), 0).map_err(failed("write"))?;
+            }
+        }
+        for prefix in actual.keys().filter(|prefix| !wanted.contains_key(prefix)) {
+            self.networks.remove(&Key::new(prefix.len, Plain(prefix.addr))).map_err(failed("remove"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes `peers` hold exactly these MACs.
+    pub fn set_peers(&mut self, wanted: &BTreeSet<Mac>) -> Result<(), Error> {
+        let failed = |operation| move |source| Error::Table { operation, name: "peers", source };
+        let actual: BTreeSet<Mac> = self
+            .peers
+            .keys()
+            .map(|key| key.map(|peer| peer.0.mac))
+            .collect::<Result<_, _>>()
+            .map_err(failed("list"))?;
+        let key = |mac: &Mac| Plain(Peer { mac: *mac, ..Peer::default() });
+        for mac in wanted.difference(&actual) {
+            self.peers.insert(key(mac), 1, 0).map_err(failed("write"))?;
+        }
+        for mac in actual.difference(wanted) {
+            self.peers.remove(&key(mac)).map_err(failed("remove"))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the hooks of uplinks, and takes them off `others`, the interfaces that are none. What fails at one
+    /// doesn't concern the rest.
+    pub fn attach_uplinks(&mut self, uplinks: &[UplinkHook], others: &[IfIndex], xdp: Xdp) -> Vec<UplinkState> {
+        let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+        if let Err(error) = uplink_xdp::detach_others(&self.pins, &names) {
+            tracing::warn!("cannot detach the XDP program of an interface that is no uplink any more: {error}");
+        }
+        self.clear.retain(|ifindex| others.contains(ifindex));
+        for ifindex in others {
+            if self.clear.contains(ifindex) {
+                continue;
+            }
+            let detached = UPLINK_HOOKS
+                .into_iter()
+                .try_for_each(|(hook, direction)| detach_tc(&self.pins.hook(hook), *ifindex, direction));
+            match detached {
+                Ok(()) => drop(self.clear.insert(*ifindex)),
+                Err(error) => tracing::warn!("{}", chain(&error)),
+            }
+        }
+        let state = |uplink: &UplinkHook| {
+            let tc = UPLINK_HOOKS.map(|(hook, direction)| {
+                let attached = attach_tc(&self.pins.hook(hook), uplink.ifindex, direction);
+                HookState { hook, how: attached.map(|()| "tc".to_owned()).map_err(|error| chain(&error)) }
+            });
+            let settled = uplink_xdp::settle(&self.pins, uplink, xdp);
+            let how = settled.map(|state| state.to_string()).map_err(|error| chain(&error));
+            let hooks = tc.into_iter().chain([HookState { hook: Hook::UplinkXdp, how }]).collect();
+            UplinkState { name: uplink.name.clone(), hooks }
+        };
+        uplinks.iter().map(state).collect()
+    }
+
+    /// Attaches the hooks for packets of host processes: to podnet1 and to the loopback interface.
+    pub fn attach_host(&self, podnet1: IfIndex, loopback: IfIndex) -> Result<(), Error> {
+        attach_tc(&self.pins.hook(Hook::FromHost), podnet1, Direction::Ingress)?;
+        Ok(attach_tc(&self.pins.hook(Hook::FromLoopback), loopback, Direction::Egress)?)
+    }
+
+    /// Attaches the hooks of a pod again, which changes nothing where they are.
+    pub fn attach_pod(&self, host_end: IfIndex) -> Result<(), Error> {
+        Ok(podnet_cni::datapath::attach_pod(&self.pins, host_end)?)
+    }
+
+    /// Attaches or detaches the socket hooks.
+    pub fn set_socket_hooks(&mut self, cgroup: Option<&Path>) -> Result<(), Error> {
+        match cgroup {
+            Some(cgroup) => Ok(sockets::attach(&mut self.ebpf, &self.pins, cgroup)?),
+            None => sockets::detach(&self.pins).map_err(Error::SocketDetach),
+        }
+    }
+
+    /// Lets the programs see the time, which they otherwise do when a flow begins: packets of established flows only
+    /// look at what was last seen.
+    pub fn advance_clock(&mut self) -> Result<(), Error> {
+        self.clock.set(0, now(), 0).map_err(|source| Error::Table { operation: "write", name: "clock", source })
+    }
+
+    /// A sweep of the connection table, to be made where it keeps nobody waiting.
+    pub fn sweep(&self, stale: conntrack::Stale) -> Result<conntrack::Sweep, Error> {
+        let settled = !self.adopted || self.started.elapsed() > conntrack::SETTLING;
+        let table = self.conntrack.fd().as_fd().try_clone_to_owned().map_err(Error::Collect)?;
+        let pins = self.pins.clone();
+        let pods = move || {
+            let entries = Endpoints::open(&pins).and_then(|endpoints| endpoints.entries()).map_err(io::Error::other)?;
+            Ok(entries.into_iter().map(|(_, endpoint)| endpoint.ifindex).collect())
+        };
+        let (capacity, now) = (self.conntrack_capacity, settled.then(now));
+        Ok(conntrack::Sweep { table, capacity, now, stale, pods: Box::new(pods) })
+    }
+
+    /// A look for affinities whose time is up, to be made where it keeps nobody waiting.
+    pub fn expiry(&self) -> Result<affinity::Expiry, Error> {
+        let (affinity, frontends) = self.services.affinity_and_frontends().map_err(Error::Collect)?;
+        Ok(affinity::Expiry { affinity, frontends, now: now() })
+    }
+
+    /// The reader of what the programs log. There is one.
+    pub fn program_log(&mut self) -> Result<ProgramLog, Error> {
+        EbpfLogger::init(&mut self.ebpf).map_err(Error::Log)
+    }
+
+    /// The reader of dropped packets. There is one.
+    pub fn events(&mut self) -> Result<Events, Error> {
+        let ring = shaped("EVENTS", take(&mut self.ebpf, "EVENTS")?)?;
+        Ok(Events { ring })
+    }
+}
+
+/// What the programs log themselves, where there is no packet that an event could carry.
+pub type ProgramLog = EbpfLogger<&'static dyn log::Log>;
+
+/// Dropped packets, as the programs report them.
+pub struct Events {
+    ring: RingBuf<MapData>,
+}
+
+// The descriptor becomes readable when there are some.
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_fd().as_raw_fd()
+    }
+}
+
+impl Events {
+    /// The next one, if there is one.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let item = self.ring.next()?;
+        bytemuck::try_pod_read_unaligned(&item).ok()
+    }
+}
+
+/// The datapath's clock, in ticks.
+pub fn now() -> u32 {
+    // The clock always exists, so this can't fail; zero would only keep flows for longer.
+    let ns = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
+    time::ticks(ns)
+}
+
+/// The ports that an earlier daemon has left, in their places.
+fn read_ports(table: &MapData, count: u32) -> Result<Vec<u16>, Error> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let ports: Vec<u32> = batch::range(table.fd().as_fd(), 0, count.min(capacity::SNAT_PORTS as u32))
+        .map_err(|source| Error::Batch { operation: "read", name: "snat_ports", source })?;
+    Ok(ports.into_iter().map(|port| port as u16).collect())
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
+    ebpf.take_map(name).ok_or(Error::Missing(name))
+}
+
+fn shaped<M: TryFrom<Map, Error = MapError>>(name: &'static str, map: Map) -> Result<M, Error> {
+    M::try_from(map).map_err(|source| Error::Shape { name, source })
+}
+
+/// Has the runtime tell when a descriptor is readable.
+pub fn watch<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: what the daemon watches keeps one descriptor open for as long as it lives, and always names that one.
+    unsafe { AsyncFd::register(inner) }.map_err(Into::into)
+}

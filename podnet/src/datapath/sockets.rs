@@ -1,0 +1,116 @@
+//! Socket hooks: attached to a cgroup by links that are pinned. A new daemon puts its programs into the links that it
+//! finds (`BPF_LINK_UPDATE`), so no connection is made without them in between.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError,
+        links::{FdLink, LinkError},
+    },
+};
+use podnet_cni::datapath::{PinDir, open_pin};
+use thiserror::Error;
+
+use super::link;
+
+/// The programs, by their names in the object.
+const PROGRAMS: [&str; 8] =
+    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+
+/// What can go wrong.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// The cgroup can't be opened.
+    #[error("cannot open the cgroup {path}: {source}; set `cgroup` to a cgroup v2 directory, or `socketLB: off`")]
+    Cgroup {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program can't be loaded or attached.
+    #[error("cannot load or attach {name}: {source}; `socketLB: off` does without")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// A link can't be pinned, opened or changed.
+    #[error("cannot keep the link of {name} in {path}: {source}")]
+    Link {
+        /// Which program.
+        name: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn pin(pins: &PinDir, name: &str) -> PathBuf {
+    pins.links().join(format!("sock_{name}"))
+}
+
+/// Attaches the socket hooks to a cgroup, or puts these programs in the place of an earlier daemon's.
+pub fn attach(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path) -> Result<(), SocketError> {
+    let directory = File::open(cgroup).map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?;
+    // A cgroup's id is its directory's inode number.
+    let id = directory.metadata().map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?.ino();
+    PROGRAMS.into_iter().try_for_each(|name| attach_one(ebpf, pins, name, &directory, id))
+}
+
+fn attach_one(
+    ebpf: &mut Ebpf,
+    pins: &PinDir,
+    name: &'static str,
+    cgroup: &File,
+    cgroup_id: u64,
+) -> Result<(), SocketError> {
+    let failed = |source: ProgramError| SocketError::Program { name, source: Box::new(source) };
+    let path = pin(pins, name);
+    let unkept =
+        |source: Box<dyn std::error::Error + Send + Sync>| SocketError::Link { name, path: path.clone(), source };
+    let program: &mut CgroupSockAddr =
+        ebpf.program_mut(name).ok_or(ProgramError::NotLoaded).map_err(failed)?.try_into().map_err(failed)?;
+    // The node is brought into line more than once in a daemon's life; programs are loaded once.
+    if program.fd().is_err() {
+        program.load().map_err(failed)?;
+    }
+    if path.exists() {
+        let link = open_pin(&path).map_err(|e| unkept(Box::new(e)))?;
+        if link::cgroup(&link).is_ok_and(|id| id == cgroup_id) {
+            return link::update(&link, program.fd().map_err(failed)?).map_err(|e| unkept(Box::new(e)));
+        }
+        // The configuration names another cgroup: the old link ends with its pin.
+        fs::remove_file(&path).map_err(|e| unkept(Box::new(e)))?;
+    }
+    let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
+    let link = program.take_link(id).map_err(failed)?;
+    let link: FdLink = link.try_into().map_err(|e: LinkError| unkept(Box::new(e)))?;
+    link.pin(&path).map_err(|e| unkept(Box::new(e)))?;
+    Ok(())
+}
+
+/// Detaches the socket hooks. That there are none is fine.
+pub fn detach(pins: &PinDir) -> io::Result<()> {
+    for name in PROGRAMS {
+        match fs::remove_file(pin(pins, name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether the hooks are attached.
+pub fn attached(pins: &PinDir) -> bool {
+    PROGRAMS.iter().all(|name| pin(pins, name).exists())
+}

@@ -1,0 +1,159 @@
+//! The pinned maps as reconciliation sees them.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+};
+use podnet_cni::datapath::Plain;
+use podnet_common::layout::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange, capacity,
+};
+
+use super::{Datapath, Error, batch, shaped, take};
+use crate::{
+    compile::{BackendId, Segment},
+    reconcile::{Capacity, KeepAffinity, TableError, Tables},
+};
+
+/// What a range leads to in `source_ranges`.
+const MAY_USE: u32 = 1;
+
+/// The tables of services.
+pub(super) struct ServiceTables {
+    frontends: HashMap<MapData, Plain<FrontendKey>, Plain<Frontend>>,
+    slots: MapData,
+    backends: Array<MapData, Plain<Backend>>,
+    source_ranges: LpmTrie<MapData, Plain<ServiceClient>, u32>,
+    affinity: MapData,
+}
+
+impl ServiceTables {
+    /// Takes them out of the loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
+        let Map::Array(slots) = take(ebpf, "SLOTS")? else { return Err(Error::Missing("SLOTS")) };
+        let Map::LruHashMap(affinity) = take(ebpf, "AFFINITY")? else { return Err(Error::Missing("AFFINITY")) };
+        Ok(Self {
+            frontends: shaped("FRONTENDS", take(ebpf, "FRONTENDS")?)?,
+            slots,
+            backends: shaped("BACKENDS", take(ebpf, "BACKENDS")?)?,
+            source_ranges: shaped("SOURCE_RANGES", take(ebpf, "SOURCE_RANGES")?)?,
+            affinity,
+        })
+    }
+
+    /// Descriptors of the two, for other threads.
+    pub(super) fn affinity_and_frontends(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        let affinity = self.affinity.fd().as_fd().try_clone_to_owned()?;
+        Ok((affinity, self.frontends_fd().try_clone_to_owned()?))
+    }
+
+    fn frontends_fd(&self) -> BorrowedFd<'_> {
+        self.frontends.map().fd().as_fd()
+    }
+}
+
+impl Tables for Datapath {
+    fn capacity(&self) -> Capacity {
+        Capacity { slots: capacity::SLOTS as u32, backends: capacity::BACKENDS as u32 }
+    }
+
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
+        let mut frontends = Vec::new();
+        let visit = |key: &FrontendKey, value: &Frontend| frontends.push((*key, *value));
+        batch::for_each(self.services.frontends_fd(), visit).map_err(refused("frontends", "listing"))?;
+        Ok(frontends)
+    }
+
+    fn slots(&self, segment: Segment) -> Result<Vec<BackendId>, TableError> {
+        let slots: Vec<u32> = batch::range(self.services.slots.fd().as_fd(), segment.base, segment.count)
+            .map_err(refused("slots", "reading"))?;
+        Ok(slots.into_iter().map(BackendId).collect())
+    }
+
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
+        self.services.backends.get(&id.0, 0).map(|backend| backend.0).map_err(failed("backends", "reading"))
+    }
+
+    fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError> {
+        self.services.frontends.insert(Plain(*key), Plain(*value), 0).map_err(|error| match errno(&error) {
+            Some(libc::E2BIG | libc::ENOMEM) => TableError::FRONTENDS_FULL,
+            _ => failed("frontends", "writing")(error),
+        })
+    }
+
+    fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
+        gone_is_fine(self.services.frontends.remove(&Plain(*key))).map_err(failed("frontends", "deleting"))
+    }
+
+    fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError> {
+        let places: Vec<u32> = (base..).take(ids.len()).collect();
+        let values: Vec<u32> = ids.iter().map(|id| id.0).collect();
+        batch::update(self.services.slots.fd().as_fd(), &places, &values).map_err(refused("slots", "writing"))
+    }
+
+    fn put_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), TableError> {
+        self.services.backends.set(id.0, Plain(*backend), 0).map_err(failed("backends", "writing"))
+    }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRange>, TableError> {
+        let range = |key: Key<Plain<ServiceClient>>| SourceRange { len: key.prefix_len(), data: key.data().0 };
+        let ranges = self.services.source_ranges.keys().map(|key| key.map(range));
+        ranges.collect::<Result<_, _>>().map_err(failed("source_ranges", "listing"))
+    }
+
+    fn put_source_range(&mut self, range: &SourceRange) -> Result<(), TableError> {
+        let key = Key::new(range.len, Plain(range.data));
+        self.services.source_ranges.insert(&key, MAY_USE, 0).map_err(|error| match errno(&error) {
+            Some(libc::ENOSPC | libc::ENOMEM) => TableError::SOURCE_RANGES_FULL,
+            _ => failed("source_ranges", "writing")(error),
+        })
+    }
+
+    fn delete_source_range(&mut self, range: &SourceRange) -> Result<(), TableError> {
+        let key = Key::new(range.len, Plain(range.data));
+        gone_is_fine(self.services.source_ranges.remove(&key)).map_err(failed("source_ranges", "deleting"))
+    }
+
+    fn prune_affinity(&mut self, keep: &KeepAffinity<'_>) -> Result<usize, TableError> {
+        let table = self.services.affinity.fd().as_fd();
+        let mut over = Vec::new();
+        batch::for_each(table, |key: &AffinityKey, value: &Affinity| {
+            if !keep(key, value) {
+                over.push(*key);
+            }
+        })
+        .map_err(refused("affinity", "listing"))?;
+        batch::delete(table, &over).map_err(refused("affinity", "deleting"))
+    }
+}
+
+fn errno(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+fn failed(table: &'static str, operation: &'static str) -> impl Fn(MapError) -> TableError {
+    move |error| {
+        let source = errno(&error).map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error);
+        TableError::Io { table, operation, source }
+    }
+}
+
+fn refused(table: &'static str, operation: &'static str) -> impl Fn(io::Error) -> TableError {
+    move |source| TableError::Io { table, operation, source }
+}

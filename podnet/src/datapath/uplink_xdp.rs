@@ -1,0 +1,151 @@
+//! The XDP program of an uplink: a link that is pinned by mode and uplink's name, so that it outlives the daemon.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use podnet_cni::datapath::{PinDir, open_pin};
+use podnet_common::{addr::IfIndex, layout::Hook};
+use thiserror::Error;
+
+use super::{UplinkHook, link};
+use crate::config::Xdp;
+
+/// Drivers whose native XDP costs more than it saves: it switches off the segmentation offload of a veth's peer, and
+/// the reassembly that a virtual machine's host does for it, so that each segment of TCP travels alone.
+const COSTLY: [&str; 2] = ["veth", "virtio_net"];
+
+/// What can go wrong.
+#[derive(Debug, Error)]
+#[error(
+    "cannot attach the XDP program to {name}: {source}; set `xdp: generic` or `off` if its driver has no native XDP"
+)]
+pub struct XdpError {
+    name: String,
+    source: io::Error,
+}
+
+/// Where in the kernel the program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the receive path.
+    Generic,
+}
+
+impl Mode {
+    const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// How an uplink stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has the program.
+    Attached(Mode),
+    /// It hasn't, as it should be, for this reason.
+    Off(String),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attached(mode) => write!(f, "xdp {}", mode.name()),
+            Self::Off(reason) => write!(f, "xdp off ({reason})"),
+        }
+    }
+}
+
+fn pin(pins: &PinDir, mode: Mode, name: &str) -> PathBuf {
+    pins.links().join(format!("xdp_{}_{name}", mode.name()))
+}
+
+/// Brings an uplink to what the configuration says. What is right is left alone.
+pub fn settle(pins: &PinDir, uplink: &UplinkHook, wanted: Xdp) -> Result<State, XdpError> {
+    let failed = |source: io::Error| XdpError { name: uplink.name.clone(), source };
+    let mode = match wanted {
+        Xdp::Off => {
+            return detach_but(pins, uplink, None).map(|()| State::Off("by configuration".into())).map_err(failed);
+        }
+        Xdp::Generic => Mode::Generic,
+        Xdp::Native => Mode::Native,
+        Xdp::Auto => match link::driver(&uplink.name) {
+            Ok(driver) if COSTLY.contains(&driver.as_str()) => {
+                let reason = format!("with the driver {driver} it would cost more than it saves");
+                return detach_but(pins, uplink, None).map(|()| State::Off(reason)).map_err(failed);
+            }
+            // The attempt tells more.
+            _ => Mode::Native,
+        },
+    };
+    detach_but(pins, uplink, Some(mode)).map_err(failed)?;
+    match attach(pins, uplink, mode) {
+        Ok(()) => Ok(State::Attached(mode)),
+        Err(error) if wanted == Xdp::Auto => Ok(State::Off(match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => "its driver has no native XDP".into(),
+            _ => format!("the driver refuses it: {error}"),
+        })),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Attaches the dispatcher, unless it is attached already.
+fn attach(pins: &PinDir, uplink: &UplinkHook, mode: Mode) -> io::Result<()> {
+    let path = pin(pins, mode, &uplink.name);
+    if path.exists() {
+        return Ok(());
+    }
+    let program = open_pin(&pins.hook(Hook::UplinkXdp)).map_err(io::Error::other)?;
+    let link = link::create_xdp(&program, uplink.ifindex, mode)?;
+    link::pin(&link, &path)
+}
+
+/// Detaches the program from an uplink where it has another mode, or where the interface is a new one of the same name.
+fn detach_but(pins: &PinDir, uplink: &UplinkHook, keep: Option<Mode>) -> io::Result<()> {
+    for mode in Mode::ALL {
+        let path = pin(pins, mode, &uplink.name);
+        let stays = keep == Some(mode) && attached_to(&path).is_ok_and(|there| there == uplink.ifindex);
+        if !stays && path.exists() {
+            detach(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Detaches the program from every interface but those named.
+pub fn detach_others(pins: &PinDir, keep: &[&str]) -> io::Result<()> {
+    let entries = match fs::read_dir(pins.links()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let file = entry.file_name();
+        let Some(pinned) = file.to_str().and_then(|f| f.strip_prefix("xdp_")) else { continue };
+        let name = pinned.split_once('_').map_or(pinned, |(_, name)| name);
+        if !keep.contains(&name) {
+            detach(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends a link: at once, while the kernel may take its time to notice that a pin has gone, and another mode can't be
+/// attached before.
+fn detach(path: &Path) -> io::Result<()> {
+    link::detach(&open_pin(path).map_err(io::Error::other)?)?;
+    fs::remove_file(path)
+}
+
+/// The interface of a pinned link; 0 once the interface is gone.
+fn attached_to(path: &Path) -> io::Result<IfIndex> {
+    link::interface(&open_pin(path).map_err(io::Error::other)?)
+}

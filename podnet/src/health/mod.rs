@@ -1,0 +1,204 @@
+//! The servers that tell others how this node is: `/healthz` and `/livez` for who sends connections here or restarts
+//! the daemon, and a port for each service with a `healthCheckNodePort`, for its load balancer.
+//!
+//! They have a thread of their own, so that they answer also while the daemon is busy, and say so when it is for too
+//! long. The daemon tells them how it stands by [`Health::report`] and which services ask for a port by
+//! [`Servers::settle`].
+
+mod answer;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+pub use answer::{Answer, Moment};
+
+use crate::select::HealthCheck;
+use crate::status::HealthStatus;
+use server::{Answering, Server};
+
+/// How long the datapath may be other than it should be until that counts: kube-proxy's measure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the daemon stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// The node's part of the datapath is set up.
+    pub ready: bool,
+    /// The tables are as they should be, as far as is known.
+    pub current: bool,
+    /// The node is on its way out.
+    pub leaving: bool,
+}
+
+/// The node's health, as it was last reported.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    /// Whether the datapath has ever worked: before, this node takes no connections.
+    worked: bool,
+    /// Since when it hasn't been as it should be.
+    behind: Option<Instant>,
+    /// When it was last as it should be.
+    updated: SystemTime,
+    /// When the last report came.
+    heard: Instant,
+    leaving: bool,
+}
+
+impl Health {
+    /// At the daemon's start. `adopted`: an earlier daemon's datapath works.
+    pub fn new(adopted: bool, now: Instant) -> Self {
+        let (behind, updated) = (Some(now), SystemTime::now());
+        Self(Arc::new(Mutex::new(State { worked: adopted, behind, updated, heard: now, leaving: false })))
+    }
+
+    /// Takes note of how the daemon stands, which it is to say every few seconds.
+    pub fn report(&self, condition: Condition, now: Instant) {
+        let mut state = self.state();
+        let good = condition.ready && condition.current;
+        state.worked |= condition.ready;
+        state.behind = if good { None } else { state.behind.or(Some(now)) };
+        if good {
+            state.updated = SystemTime::now();
+        }
+        state.heard = now;
+        state.leaving = condition.leaving;
+    }
+
+    /// How it is now.
+    pub fn moment(&self, now: Instant) -> Moment {
+        let state = self.state();
+        let recent = |since: Instant| now.saturating_duration_since(since) < PATIENCE;
+        let healthy = state.worked && state.behind.is_none_or(recent) && recent(state.heard);
+        Moment { now: SystemTime::now(), healthy, updated: state.updated, eligible: !state.leaving }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All servers.
+#[derive(Debug)]
+pub struct Servers {
+    /// Taken when they end.
+    runtime: Option<Runtime>,
+    health: Health,
+    node: Option<(SocketAddr, io::Result<Server>)>,
+    services: BTreeMap<u16, ServiceServer>,
+    /// Services that want a port that another one has.
+    refused: Vec<String>,
+}
+
+#[derive(Debug)]
+struct ServiceServer {
+    check: Arc<Mutex<HealthCheck>>,
+    server: io::Result<Server>,
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Without waiting, which an asynchronous caller mustn't.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Servers {
+    /// Starts the thread, and the node's own server if it has an address. That it can't be had is no error but a
+    /// problem.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub fn start(health: Health, address: Option<SocketAddr>) -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("health").enable_all().build()?;
+        let node = address.map(|address| (address, start_node(runtime.handle(), address, &health)));
+        Ok(Self { runtime: Some(runtime), health, node, services: BTreeMap::new(), refused: Vec::new() })
+    }
+
+    /// Has exactly these services served; and tries again what failed before.
+    pub fn settle(&mut self, checks: impl IntoIterator<Item = HealthCheck>) {
+        let Some(runtime) = self.runtime.as_ref().map(Runtime::handle) else { return };
+        if let Some((address, server)) = self.node.as_mut().filter(|(_, server)| server.is_err()) {
+            *server = start_node(runtime, *address, &self.health);
+        }
+        let mut before = std::mem::take(&mut self.services);
+        self.refused.clear();
+        let mut wanted: BTreeMap<u16, HealthCheck> = BTreeMap::new();
+        for check in checks {
+            match wanted.get(&check.port) {
+                Some(holder) => self.refused.push(format!(
+                    "Service {}: its healthCheckNodePort {} is that of {}: give it another",
+                    check.service, check.port, holder.service
+                )),
+                None => drop(wanted.insert(check.port, check)),
+            }
+        }
+        let kept: Vec<_> = wanted.into_iter().map(|(port, check)| (check, before.remove(&port))).collect();
+        // Sockets are closed before others are opened.
+        drop(before);
+        for (check, before) in kept {
+            let port = check.port;
+            let server = match before {
+                Some(ServiceServer { check: known, server: Ok(server) }) => {
+                    *known.lock().unwrap_or_else(PoisonError::into_inner) = check;
+                    ServiceServer { check: known, server: Ok(server) }
+                }
+                _ => start_service(runtime, check, &self.health),
+            };
+            self.services.insert(port, server);
+        }
+    }
+
+    /// What couldn't be served, for people.
+    pub fn problems(&self) -> Vec<String> {
+        let failed = |server: &ServiceServer| {
+            let error = server.server.as_ref().err()?;
+            let check = server.check.lock().unwrap_or_else(PoisonError::into_inner);
+            Some(format!(
+                "Service {}: its healthCheckNodePort {} can't be served: {error}; it is tried again",
+                check.service, check.port
+            ))
+        };
+        self.services.values().filter_map(failed).chain(self.refused.iter().cloned()).collect()
+    }
+
+    /// How they stand, for `podnet status`.
+    pub fn status(&self) -> HealthStatus {
+        HealthStatus {
+            address: self.node.as_ref().map(|(address, _)| address.to_string()),
+            error: self.node.as_ref().and_then(|(_, server)| server.as_ref().err()).map(ToString::to_string),
+            node_ports: self.services.values().filter(|server| server.server.is_ok()).count(),
+        }
+    }
+}
+
+fn start_node(runtime: &Handle, address: SocketAddr, health: &Health) -> io::Result<Server> {
+    let health = health.clone();
+    let answering: Answering = Arc::new(move |path| answer::node(path, &health.moment(Instant::now())));
+    Server::start(runtime, address, answering)
+}
+
+fn start_service(runtime: &Handle, check: HealthCheck, health: &Health) -> ServiceServer {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, check.port));
+    let check = Arc::new(Mutex::new(check));
+    let (asked, health) = (check.clone(), health.clone());
+    let answering: Answering = Arc::new(move |_| {
+        let healthy = health.moment(Instant::now()).healthy;
+        answer::service(&asked.lock().unwrap_or_else(PoisonError::into_inner), healthy)
+    });
+    ServiceServer { check, server: Server::start(runtime, address, answering) }
+}

@@ -1,0 +1,358 @@
+//! The host's side of podnet: what the daemon reads from and sets up in the node's network besides the datapath.
+//!
+//! Data flows in one direction: [`Host::snapshot`] reads links, addresses, routes and neighbours into plain values,
+//! pure functions ([`uplinks::find`], [`podnet0`], [`routes`]) decide from them, and [`Host`] carries the resulting
+//! steps out. Nothing here keeps state between calls: each `ensure` or `sync` compares what is with what should be and
+//! touches only the difference, so that a restarted daemon adopts what its predecessor left while traffic flows.
+//!
+//! This is the only module of the crate that speaks netlink. It leaves alone, on purpose: addresses and routes of
+//! pods (the plugin's), firewall rules (read and reported, never written), and sysctls that podnet doesn't need.
+
+pub mod firewall;
+pub mod podnet0;
+pub mod ports;
+pub mod routes;
+pub mod settings;
+pub mod snapshot;
+pub mod uplinks;
+pub mod watch;
+
+use std::io;
+use std::net::IpAddr;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use ipnetwork::IpNetwork;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressScope;
+use netlink_packet_route::link::{InfoData, InfoVeth};
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
+use podnet_cni::mac;
+use podnet_common::addr::IfIndex;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::task::JoinHandle;
+
+pub use podnet0::{Podnet0, Wanted as Podnet0Wanted};
+pub use routes::{NodeRoutes, RemoteNode};
+pub use snapshot::{Link, Snapshot};
+pub use uplinks::{Uplink, Uplinks};
+
+use routes::{RouteSpec, RouteStep};
+
+/// Routing protocol number of podnet's routes (`ip route show proto 112`).
+pub const ROUTE_PROTOCOL: u8 = 112;
+
+/// How many requests for routes are on their way to the kernel at once.
+const REQUESTS: usize = 64;
+
+/// A failed operation on the host's network.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The netlink socket could not be opened.
+    #[error("can't open a netlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The system's source of random numbers failed.
+    #[error("can't read /dev/urandom for a MAC: {0}")]
+    Random(#[source] io::Error),
+    /// A dump failed.
+    #[error("can't read the host's {what}: {source}")]
+    Read {
+        /// What was read: links, addresses, routes or neighbours.
+        what: &'static str,
+        /// The kernel's answer.
+        source: rtnetlink::Error,
+    },
+    /// A change was refused.
+    #[error("can't {action}: {source}")]
+    Change {
+        /// What was attempted.
+        action: String,
+        /// The kernel's answer.
+        source: rtnetlink::Error,
+    },
+    /// A route to the same destination exists that podnet hasn't made.
+    #[error(
+        "a route to {dst} exists that podnet has not made: remove it (`ip route show {dst}`), or choose another CIDR"
+    )]
+    ForeignRoute {
+        /// Its destination.
+        dst: IpNetwork,
+    },
+    /// An interface with podnet0's name is something else.
+    #[error("interface {name} exists and is not podnet's veth pair: rename or delete it (`ip link delete {name}`)")]
+    ForeignLink {
+        /// Its name.
+        name: String,
+    },
+    /// A node address is on none of the node's interfaces.
+    #[error(
+        "this node's address {addr} is on none of its interfaces: correct the InternalIP of the Node object, or add \
+         the address"
+    )]
+    NoSuchAddress {
+        /// The address.
+        addr: IpAddr,
+    },
+    /// A node address is still being examined.
+    #[error("this node's address {addr} is not usable yet (duplicate address detection); it is tried again")]
+    Tentative {
+        /// The address.
+        addr: IpAddr,
+    },
+    /// A link vanished while it was set up.
+    #[error("interface {name} has disappeared while it was set up; it is tried again")]
+    Vanished {
+        /// Its name.
+        name: &'static str,
+    },
+    /// Settings could not be written.
+    #[error(transparent)]
+    Setting(#[from] settings::SettingError),
+}
+
+/// A netlink connection into the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Host {
+    handle: rtnetlink::Handle,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Host {
+    /// Opens the connection; it lives on the current tokio runtime.
+    pub fn open() -> Result<Self, HostError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(HostError::Socket)?;
+        Ok(Self { handle, connection: tokio::spawn(connection) })
+    }
+
+    /// Reads links, addresses, routes of the main table and neighbours.
+    pub async fn snapshot(&self) -> Result<Snapshot, HostError> {
+        let links = read("links", self.handle.link().get().execute(), snapshot::link).await?;
+        let addresses = read("addresses", self.handle.address().get().execute(), snapshot::address).await?;
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut query = RouteMessage::default();
+            query.header.address_family = family;
+            routes.extend(read("routes", self.handle.route().get(query).execute(), snapshot::route).await?);
+        }
+        let neighbours = read("neighbours", self.handle.neighbours().get().execute(), snapshot::neighbour).await?;
+        Ok(Snapshot { links, addresses, routes, neighbours })
+    }
+
+    /// Finds the uplinks; see [`uplinks::find`].
+    pub async fn uplinks(&self, node_addresses: &[IpAddr], names: &[String]) -> Result<Uplinks, HostError> {
+        Ok(uplinks::find(&self.snapshot().await?, node_addresses, names))
+    }
+
+    /// Creates podnet0 and podnet1, or adopts them, and brings what differs from `wanted` into line.
+    ///
+    /// A pair that is right is left untouched: traffic flows over it.
+    pub async fn ensure_podnet0(&self, wanted: &Podnet0Wanted) -> Result<Podnet0, HostError> {
+        let mut snapshot = self.snapshot().await?;
+        let created = match podnet0::examine(&snapshot)? {
+            podnet0::Pair::Right => false,
+            podnet0::Pair::Missing => {
+                self.create_pair().await?;
+                true
+            }
+            podnet0::Pair::Broken(ifindex) => {
+                self.delete_link(ifindex, podnet0::NEAR).await?;
+                self.create_pair().await?;
+                true
+            }
+        };
+        if created {
+            snapshot = self.snapshot().await?;
+        }
+        // Before the interface comes up: no link-local address may be made for it.
+        let settings = settings::podnet0(wanted.families());
+        let sysctl = settings::Sysctl::default();
+        let applied = settings::apply(&sysctl, &settings);
+        if let Some(failure) = applied.failed.into_iter().next() {
+            return Err(failure.into());
+        }
+        let near = snapshot.link(podnet0::NEAR).ok_or(HostError::Vanished { name: podnet0::NEAR })?;
+        let far = snapshot.link(podnet0::FAR).ok_or(HostError::Vanished { name: podnet0::FAR })?;
+        let (steps, mut problems) = podnet0::plan(&snapshot, near, far, wanted);
+        let changed = created || !steps.is_empty();
+        // Routes come last, are independent of each other, and may be many.
+        let (routes, first): (Vec<_>, Vec<_>) = steps.iter().partition(|step| matches!(step, podnet0::Step::Route(_)));
+        for step in first {
+            self.podnet0_step(step).await?;
+        }
+        let done = futures::stream::iter(routes.into_iter().map(|step| self.podnet0_step(step)));
+        let failed = done.buffer_unordered(REQUESTS).filter_map(|result| std::future::ready(result.err()));
+        problems.extend(failed.collect::<Vec<_>>().await);
+        Ok(Podnet0 {
+            near: near.ifindex,
+            far: far.ifindex,
+            near_mac: near.mac.unwrap_or_default(),
+            far_mac: far.mac.unwrap_or_default(),
+            created,
+            changed,
+            problems,
+        })
+    }
+
+    /// Removes podnet0 and podnet1 and with them the routes over it. Whether there was anything to remove.
+    pub async fn remove_podnet0(&self) -> Result<bool, HostError> {
+        let snapshot = self.snapshot().await?;
+        match podnet0::examine(&snapshot)? {
+            podnet0::Pair::Missing => Ok(false),
+            podnet0::Pair::Broken(ifindex) => self.delete_link(ifindex, podnet0::NEAR).await.map(|()| true),
+            podnet0::Pair::Right => {
+                let ifindex = snapshot.link(podnet0::NEAR).map(|l| l.ifindex).unwrap_or_default();
+                self.delete_link(ifindex, podnet0::NEAR).await.map(|()| true)
+            }
+        }
+    }
+
+    /// Brings the routes to other nodes' pods into line with `nodes`, and asks for the MACs that are not known yet.
+    ///
+    /// Goes on past errors, which are in the result. `sources` are this node's addresses, used as preferred source.
+    pub async fn sync_node_routes(&self, nodes: &[RemoteNode], sources: &[IpAddr]) -> Result<NodeRoutes, HostError> {
+        let snapshot = self.snapshot().await?;
+        let mut plan = routes::plan(&snapshot, nodes, sources);
+        for step in &plan.steps {
+            match self.route_step(step).await {
+                Ok(()) => plan.result.changed += 1,
+                Err(e) => plan.result.errors.push(e),
+            }
+        }
+        for address in plan.result.addresses.iter().filter(|address| address.mac.is_none()) {
+            let Some(dev) = address.dev else { continue };
+            if let Err(e) = self.resolve(dev, address.addr).await {
+                plan.result.errors.push(e);
+            }
+        }
+        Ok(plan.result)
+    }
+
+    /// Removes all routes to other nodes' pods. How many there were.
+    pub async fn remove_node_routes(&self) -> Result<usize, HostError> {
+        let result = self.sync_node_routes(&[], &[]).await?;
+        match result.errors.into_iter().next() {
+            Some(e) => Err(e),
+            None => Ok(result.changed),
+        }
+    }
+
+    /// Has the kernel find out a neighbour's MAC, as a packet to it would.
+    async fn resolve(&self, dev: IfIndex, addr: IpAddr) -> Result<(), HostError> {
+        self.handle
+            .neighbours()
+            .add(dev.0, addr)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace()
+            .execute()
+            .await
+            .map_err(|source| HostError::Change { action: format!("ask for the MAC of {addr}"), source })
+    }
+
+    /// Makes the pair, with MACs of podnet's choice: udev would replace the kernel's at some later time.
+    async fn create_pair(&self) -> Result<(), HostError> {
+        let mac = || mac::random().map(|mac| mac.0.to_vec()).map_err(HostError::Random);
+        let far = LinkMessageBuilder::<LinkUnspec>::new().name(podnet0::FAR).address(mac()?).build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new(podnet0::NEAR, podnet0::FAR)
+            .address(mac()?)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(far)))
+            .build();
+        self.handle.link().add(pair).execute().await.map_err(|source| HostError::Change {
+            action: format!("create the veth pair {} and {}", podnet0::NEAR, podnet0::FAR),
+            source,
+        })
+    }
+
+    async fn delete_link(&self, ifindex: IfIndex, name: &str) -> Result<(), HostError> {
+        self.handle
+            .link()
+            .del(ifindex.0)
+            .execute()
+            .await
+            .map_err(|source| HostError::Change { action: format!("delete interface {name}"), source })
+    }
+
+    async fn podnet0_step(&self, step: &podnet0::Step) -> Result<(), HostError> {
+        let done = match step {
+            podnet0::Step::Mtu { dev, mtu } => {
+                let link = LinkUnspec::new_with_index(dev.0).mtu(*mtu).build();
+                self.handle.link().set(link).execute().await
+            }
+            podnet0::Step::Up { dev } => {
+                let link = LinkUnspec::new_with_index(dev.0).up().build();
+                self.handle.link().set(link).execute().await
+            }
+            podnet0::Step::Address { dev } => {
+                let mut request = self.handle.address().add(dev.0, podnet0::ADDRESS.into(), 32);
+                request.message_mut().header.scope = AddressScope::Link;
+                request.execute().await
+            }
+            podnet0::Step::Neighbour { dev, addr, mac } => {
+                let neighbours = self.handle.neighbours();
+                neighbours.add(dev.0, *addr).link_layer_address(&mac.0).replace().execute().await
+            }
+            podnet0::Step::Route(step) => return self.route_step(step).await,
+        };
+        done.map_err(|source| HostError::Change { action: step.to_string(), source })
+    }
+
+    async fn route_step(&self, step: &RouteStep) -> Result<(), HostError> {
+        let routes = self.handle.route();
+        let done = match step {
+            RouteStep::Add(spec) => match routes.add(route_message(spec)).execute().await {
+                Err(e) if errno(&e) == Some(libc::EEXIST) => return Err(HostError::ForeignRoute { dst: spec.dst }),
+                other => other,
+            },
+            RouteStep::Replace(spec) => routes.add(route_message(spec)).replace().execute().await,
+            // Gone already is as good: the kernel drops routes by itself when a link or a source address goes.
+            RouteStep::Remove(spec) => match routes.del(route_message(spec)).execute().await {
+                Err(e) if errno(&e) == Some(libc::ESRCH) => Ok(()),
+                other => other,
+            },
+        };
+        done.map_err(|source| HostError::Change { action: step.to_string(), source })
+    }
+}
+
+/// Collects a dump, leaving out what `convert` has no use for.
+async fn read<M, T>(
+    what: &'static str,
+    messages: impl futures::Stream<Item = Result<M, rtnetlink::Error>>,
+    convert: impl Fn(M) -> Option<T>,
+) -> Result<Vec<T>, HostError> {
+    let result: Result<Vec<M>, _> = messages.try_collect().await;
+    match result {
+        Ok(messages) => Ok(messages.into_iter().filter_map(convert).collect()),
+        // A kernel without the family, IPv6 for one, has nothing to dump.
+        Err(e) if matches!(errno(&e), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => Ok(Vec::new()),
+        Err(source) => Err(HostError::Read { what, source }),
+    }
+}
+
+/// The error number in the kernel's answer, positive.
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(e) => e.code.map(|c| -c.get()),
+        _ => None,
+    }
+}
+
+fn route_message(spec: &RouteSpec) -> RouteMessage {
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(spec.dst.network(), spec.dst.prefix())
+        .and_then(|b| b.gateway(spec.via))
+        .expect("the gateway of a RouteSpec is of its destination's family")
+        .output_interface(spec.dev.0)
+        .protocol(RouteProtocol::from(ROUTE_PROTOCOL))
+        .onlink();
+    if let Some(source) = spec.source {
+        builder = builder.pref_source(source).expect("the source of a RouteSpec is of its destination's family");
+    }
+    builder.build()
+}

@@ -1,0 +1,354 @@
+//! podnet0 and podnet1: the veth pair through which the host's own processes reach services.
+//!
+//! The host routes service CIDRs to a next hop on podnet0, with the node's address as source; packets come out of
+//! podnet1, where the `from_host` program translates them. Replies are injected as if they had arrived on podnet0, from
+//! the service's address, which any reverse path filter accepts, since the route to that address leads there. The
+//! hairpin addresses (sources that pods see when they reach themselves, or host processes that reach themselves) are
+//! routed likewise, so that their replies come back to the pipeline.
+//!
+//! The next hop is no one's address: a permanent neighbour gives it podnet1's MAC, so nothing is ever asked by ARP.
+//!
+//! Packets from the node's own address arrive on podnet0 too (a process that uses a NodePort of its own node). Loose
+//! reverse path filtering accepts these only on an interface that has an address (Linux, `__fib_validate_source`), so
+//! podnet0 has one, [`ADDRESS`], which nothing else uses.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use podnet_cni::mac;
+use podnet_common::addr::{IfIndex, Mac};
+
+use super::routes::{RouteSpec, RouteStep, reconcile};
+use super::settings::Families;
+use super::snapshot::{Link, LinkKind, Snapshot};
+use super::{HostError, ROUTE_PROTOCOL};
+
+/// The host's end, where routes lead.
+pub const NEAR: &str = "podnet0";
+/// The far end, which carries the program.
+pub const FAR: &str = "podnet1";
+
+/// podnet0's address, of link scope, so that no packet gets it as source.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 3);
+
+/// The next hop on podnet0, per family.
+pub fn next_hop(family_of: IpAddr) -> IpAddr {
+    match family_of {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(169, 254, 1, 2)),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2)),
+    }
+}
+
+/// The reserved first address of a pod CIDR, as a network of one: the source of hairpin flows.
+pub fn hairpin(pod_cidr: IpNetwork) -> IpNetwork {
+    match pod_cidr.network() {
+        IpAddr::V4(a) => IpNetwork::from(IpAddr::V4(Ipv4Addr::from(u32::from(a).wrapping_add(1)))),
+        IpAddr::V6(a) => IpNetwork::from(IpAddr::V6(Ipv6Addr::from(u128::from(a).wrapping_add(1)))),
+    }
+}
+
+/// How the pair should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// MTU of both ends in bytes.
+    pub mtu: u32,
+    /// What is routed there: service CIDRs, other addresses of services, and [`hairpin`] addresses.
+    pub destinations: Vec<IpNetwork>,
+    /// This node's addresses; the first of a family is the source of packets to destinations of that family, and
+    /// destinations of a family without one are left out.
+    pub node_addresses: Vec<IpAddr>,
+}
+
+impl Wanted {
+    /// The address that packets to `destination` get as source.
+    fn source(&self, destination: IpNetwork) -> Option<IpAddr> {
+        self.node_addresses.iter().copied().find(|a| a.is_ipv4() == destination.is_ipv4())
+    }
+
+    /// The addresses that packets get as source: the first of each family.
+    fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        let first = |v4| self.node_addresses.iter().copied().find(move |a| a.is_ipv4() == v4);
+        [first(true), first(false)].into_iter().flatten()
+    }
+
+    /// The families that the node has addresses of.
+    pub fn families(&self) -> Families {
+        Families::of(&self.node_addresses)
+    }
+
+    /// The routes over the pair.
+    fn routes(&self, dev: IfIndex) -> Vec<RouteSpec> {
+        let route = |dst: &IpNetwork| {
+            let source = self.source(*dst)?;
+            Some(RouteSpec { dst: *dst, via: next_hop(dst.ip()), dev, source: Some(source) })
+        };
+        self.destinations.iter().filter_map(route).collect()
+    }
+}
+
+/// The pair as it is after [`super::Host::ensure_podnet0`].
+#[derive(Debug)]
+pub struct Podnet0 {
+    /// podnet0.
+    pub near: IfIndex,
+    /// podnet1.
+    pub far: IfIndex,
+    /// MAC of podnet0.
+    pub near_mac: Mac,
+    /// MAC of podnet1.
+    pub far_mac: Mac,
+    /// Whether the pair is new, so that programs have to be attached to it.
+    pub created: bool,
+    /// Whether anything had to be done.
+    pub changed: bool,
+    /// Routes that can't be made (yet), with the reason; a change of addresses or routes is the moment to try again.
+    pub problems: Vec<HostError>,
+}
+
+/// What is there under the pair's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pair {
+    /// Neither.
+    Missing,
+    /// A veth pair.
+    Right,
+    /// A veth whose peer is not the other: to be deleted and made again.
+    Broken(IfIndex),
+}
+
+/// Looks for the pair; interfaces of other kinds under these names are an error.
+pub(super) fn examine(snapshot: &Snapshot) -> Result<Pair, HostError> {
+    let (near, far) = (snapshot.link(NEAR), snapshot.link(FAR));
+    for link in [near, far].into_iter().flatten() {
+        if link.kind != LinkKind::Veth {
+            return Err(HostError::ForeignLink { name: link.name.clone() });
+        }
+    }
+    Ok(match (near, far) {
+        (None, None) => Pair::Missing,
+        (Some(n), Some(f)) if n.peer == Some(f.ifindex) && f.peer == Some(n.ifindex) => Pair::Right,
+        (Some(link), _) | (None, Some(link)) => Pair::Broken(link.ifindex),
+    })
+}
+
+/// One thing to do to the pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Set the MTU.
+    Mtu { dev: IfIndex, mtu: u32 },
+    /// Set the link up.
+    Up { dev: IfIndex },
+    /// Give it [`ADDRESS`].
+    Address { dev: IfIndex },
+    /// Make a permanent neighbour.
+    Neighbour { dev: IfIndex, addr: IpAddr, mac: Mac },
+    /// Change a route.
+    Route(RouteStep),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mtu { dev, mtu } => write!(f, "set the MTU of interface {} to {mtu}", dev.0),
+            Self::Up { dev } => write!(f, "set interface {} up", dev.0),
+            Self::Address { dev } => write!(f, "give interface {} the address {ADDRESS}", dev.0),
+            Self::Neighbour { addr, mac, .. } => {
+                write!(f, "make {} the permanent neighbour {addr} on {NEAR}", mac::format(*mac))
+            }
+            Self::Route(step) => step.fmt(f),
+        }
+    }
+}
+
+/// What has to be done to bring the pair into line, in order; and what can't be done yet.
+pub(super) fn plan(snapshot: &Snapshot, near: &Link, far: &Link, wanted: &Wanted) -> (Vec<Step>, Vec<HostError>) {
+    let mut steps = Vec::new();
+    for link in [near, far] {
+        if link.mtu != wanted.mtu {
+            steps.push(Step::Mtu { dev: link.ifindex, mtu: wanted.mtu });
+        }
+    }
+    // The far end first: routes over an interface without carrier are not used.
+    for link in [far, near] {
+        if !link.up {
+            steps.push(Step::Up { dev: link.ifindex });
+        }
+    }
+    let has_address = snapshot.addresses.iter().any(|a| a.ifindex == near.ifindex && a.addr == ADDRESS);
+    if wanted.families().v4 && !has_address {
+        steps.push(Step::Address { dev: near.ifindex });
+    }
+    let far_mac = far.mac.unwrap_or_default();
+    for source in wanted.sources() {
+        let addr = next_hop(source);
+        let there = snapshot.neighbours.iter().find(|n| n.ifindex == near.ifindex && n.addr == addr);
+        if !there.is_some_and(|n| n.permanent && n.mac == Some(far_mac)) {
+            steps.push(Step::Neighbour { dev: near.ifindex, addr, mac: far_mac });
+        }
+    }
+    let ours = snapshot.routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops[0].dev == near.ifindex);
+    let problems: Vec<HostError> = wanted.sources().filter_map(|a| unusable(snapshot, a)).collect();
+    let blocked = |spec: &RouteSpec| spec.source.is_some_and(|source| unusable(snapshot, source).is_some());
+    for step in reconcile(ours, &wanted.routes(near.ifindex)) {
+        match &step {
+            RouteStep::Add(spec) | RouteStep::Replace(spec) if blocked(spec) => {}
+            _ => steps.push(Step::Route(step)),
+        }
+    }
+    (steps, problems)
+}
+
+/// Why an address can't be a route's source.
+fn unusable(snapshot: &Snapshot, addr: IpAddr) -> Option<HostError> {
+    let there: Vec<_> = snapshot.addresses.iter().filter(|a| a.addr == addr).collect();
+    if there.is_empty() {
+        Some(HostError::NoSuchAddress { addr })
+    } else if there.iter().all(|a| a.tentative) {
+        Some(HostError::Tentative { addr })
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::snapshot::{Address, Hop, Neighbour, Route};
+
+    const FAR_MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
+
+    fn link(ifindex: u32, name: &str, peer: u32, mac: Mac) -> Link {
+        Link {
+            name: name.into(),
+            ifindex: IfIndex(ifindex),
+            mac: Some(mac),
+            mtu: 1500,
+            kind: LinkKind::Veth,
+            up: true,
+            peer: Some(IfIndex(peer)),
+            controller: None,
+        }
+    }
+
+    fn wanted() -> Wanted {
+        Wanted {
+            mtu: 1500,
+            destinations: ["10.96.0.0/16", "fd00:96::/112", "10.244.1.1/32"].map(|c| c.parse().unwrap()).to_vec(),
+            node_addresses: ["172.30.0.1", "fd00:30::1", "172.30.1.1"].map(|a| a.parse().unwrap()).to_vec(),
+        }
+    }
+
+    fn pair() -> Snapshot {
+        let address = |addr: &str| Address { ifindex: IfIndex(2), addr: addr.parse().unwrap(), tentative: false };
+        Snapshot {
+            links: vec![link(7, NEAR, 8, Mac([2, 0, 0, 0, 0, 8])), link(8, FAR, 7, FAR_MAC)],
+            addresses: vec![address("172.30.0.1"), address("fd00:30::1")],
+            ..Snapshot::default()
+        }
+    }
+
+    /// The snapshot after the steps have been carried out.
+    fn settled(wanted: &Wanted) -> Snapshot {
+        let mut snapshot = pair();
+        snapshot.addresses.push(Address { ifindex: IfIndex(7), addr: ADDRESS.into(), tentative: false });
+        for route in wanted.routes(IfIndex(7)) {
+            snapshot.routes.push(Route {
+                dst: route.dst,
+                protocol: ROUTE_PROTOCOL,
+                metric: 0,
+                source: route.source,
+                hops: vec![Hop { via: Some(route.via), dev: route.dev }],
+            });
+        }
+        for addr in ["169.254.1.2", "fe80::2"] {
+            let addr = addr.parse().unwrap();
+            snapshot.neighbours.push(Neighbour { ifindex: IfIndex(7), addr, mac: Some(FAR_MAC), permanent: true });
+        }
+        snapshot
+    }
+
+    fn steps(snapshot: &Snapshot, wanted: &Wanted) -> Vec<String> {
+        let (near, far) = (snapshot.link(NEAR).unwrap(), snapshot.link(FAR).unwrap());
+        plan(snapshot, near, far, wanted).0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_right_is_left_untouched() {
+        assert_eq!(steps(&settled(&wanted()), &wanted()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_new_pair_gets_everything_in_order() {
+        let mut snapshot = pair();
+        snapshot.links.iter_mut().for_each(|l| l.up = false);
+        let mut wanted = wanted();
+        wanted.mtu = 1400;
+        assert_eq!(
+            steps(&snapshot, &wanted),
+            [
+                "set the MTU of interface 7 to 1400",
+                "set the MTU of interface 8 to 1400",
+                "set interface 8 up",
+                "set interface 7 up",
+                "give interface 7 the address 169.254.1.3",
+                "make 02:00:00:00:00:09 the permanent neighbour 169.254.1.2 on podnet0",
+                "make 02:00:00:00:00:09 the permanent neighbour fe80::2 on podnet0",
+                "add the route to 10.96.0.0/16 via 169.254.1.2",
+                "add the route to 10.244.1.1/32 via 169.254.1.2",
+                "add the route to fd00:96::/112 via fe80::2",
+            ]
+        );
+    }
+
+    #[test]
+    fn only_the_difference_is_changed() {
+        let mut snapshot = settled(&wanted());
+        snapshot.neighbours[0].mac = Some(Mac([2, 0, 0, 0, 0, 1]));
+        let mut wanted = wanted();
+        wanted.destinations[0] = "10.97.0.0/16".parse().unwrap();
+        assert_eq!(
+            steps(&snapshot, &wanted),
+            [
+                "make 02:00:00:00:00:09 the permanent neighbour 169.254.1.2 on podnet0",
+                "add the route to 10.97.0.0/16 via 169.254.1.2",
+                "remove the route to 10.96.0.0/16 via 169.254.1.2",
+            ]
+        );
+        let mut moved = self::wanted();
+        moved.node_addresses[0] = "172.30.1.1".parse().unwrap();
+        let mut snapshot = settled(&self::wanted());
+        snapshot.addresses[0].addr = "172.30.1.1".parse().unwrap();
+        let steps = steps(&snapshot, &moved);
+        assert_eq!(steps.len(), 2, "both IPv4 routes get the new source: {steps:?}");
+        assert!(steps.iter().all(|s| s.starts_with("replace the route to 10.")), "{steps:?}");
+    }
+
+    #[test]
+    fn a_tentative_address_holds_back_its_own_family_only() {
+        let mut snapshot = pair();
+        snapshot.addresses[1].tentative = true;
+        let (near, far) = (snapshot.link(NEAR).unwrap(), snapshot.link(FAR).unwrap());
+        let (steps, problems) = plan(&snapshot, near, far, &wanted());
+        let routes: Vec<_> = steps.iter().filter(|s| matches!(s, Step::Route(_))).collect();
+        assert_eq!(routes.len(), 2, "{routes:?}");
+        assert!(matches!(&problems[..], [HostError::Tentative { .. }]), "{problems:?}");
+    }
+
+    #[test]
+    fn a_foreign_interface_is_refused_and_a_torn_pair_made_again() {
+        let mut snapshot = pair();
+        assert_eq!(examine(&snapshot).unwrap(), Pair::Right);
+        snapshot.links[0].peer = Some(IfIndex(99));
+        assert_eq!(examine(&snapshot).unwrap(), Pair::Broken(IfIndex(7)));
+        snapshot.links[1].kind = LinkKind::Other;
+        assert!(matches!(examine(&snapshot), Err(HostError::ForeignLink { name }) if name == FAR));
+        assert_eq!(examine(&Snapshot::default()).unwrap(), Pair::Missing);
+    }
+
+    #[test]
+    fn hairpin_is_the_first_address() {
+        assert_eq!(hairpin("10.244.1.0/24".parse().unwrap()).to_string(), "10.244.1.1/32");
+        assert_eq!(hairpin("fd00:244:1::/64".parse().unwrap()).to_string(), "fd00:244:1::1/128");
+    }
+}

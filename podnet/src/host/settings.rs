@@ -1,0 +1,407 @@
+//! The host settings that podnet depends on: one table of sysctl, accepted values, reason, and who sets it.
+//!
+//! [`wanted`] makes the table for the interfaces that there are, [`apply`] writes what deviates, [`check`] only
+//! reports. The daemon does both at start and from time to time, `podnet status` checks by itself, so that a program
+//! that undoes one is noticed also while the daemon is down. Nothing is set back at the end: who else relies on a
+//! setting by then can't be known.
+//!
+//! Sysctls under `net/` are those of the calling thread's network namespace.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::podnet0::{FAR, NEAR};
+use super::uplinks::Uplink;
+
+/// A setting that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "can't {verb} the host setting {path}: {source}; podnet needs write access to /proc/sys (a privileged container)"
+)]
+pub struct SettingError {
+    verb: &'static str,
+    path: String,
+    source: io::Error,
+}
+
+/// The address families that a node uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+impl Families {
+    /// Those of a node with these addresses.
+    pub fn of(addresses: &[IpAddr]) -> Self {
+        Self { v4: addresses.iter().any(IpAddr::is_ipv4), v6: addresses.iter().any(IpAddr::is_ipv6) }
+    }
+}
+
+/// Who brings a setting about first. The daemon repairs all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SetBy {
+    /// The daemon.
+    Daemon,
+    /// The plugin, when it makes the interface.
+    Plugin,
+}
+
+/// One row of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Path below `/proc/sys`.
+    pub path: String,
+    /// Values that are good. The first is written when another is found.
+    pub accepted: &'static [&'static str],
+    /// A second sysctl: of the two values the larger counts.
+    pub or_larger: Option<&'static str>,
+    /// Whether a kernel or namespace without this sysctl is fine.
+    pub optional: bool,
+    /// What goes wrong otherwise.
+    pub why: &'static str,
+    /// Who sets it.
+    pub set_by: SetBy,
+}
+
+/// A setting with a value that isn't good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deviation {
+    /// Path below `/proc/sys`.
+    pub path: String,
+    /// The value in effect; `None`: the sysctl does not exist.
+    pub actual: Option<String>,
+    /// The value that podnet sets.
+    pub wanted: String,
+    /// What goes wrong.
+    pub why: String,
+    /// Who sets it.
+    pub set_by: SetBy,
+}
+
+/// What [`apply`] did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Settings that were changed, with the value found.
+    pub changed: Vec<Deviation>,
+    /// Settings that could not be.
+    pub failed: Vec<SettingError>,
+}
+
+/// Where sysctls are read and written: `/proc/sys`, or a directory of a test.
+#[derive(Clone, Debug)]
+pub struct Sysctl {
+    root: PathBuf,
+}
+
+impl Default for Sysctl {
+    fn default() -> Self {
+        Self { root: PathBuf::from("/proc/sys") }
+    }
+}
+
+impl Sysctl {
+    /// Sysctls below another directory.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Reads one, without the newline; `None` if it does not exist.
+    pub fn read(&self, path: &str) -> Result<Option<String>, SettingError> {
+        match fs::read_to_string(self.root.join(path)) {
+            Ok(value) => Ok(Some(value.trim_end().to_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(SettingError { verb: "read", path: path.to_owned(), source }),
+        }
+    }
+
+    /// Writes one.
+    pub fn write(&self, path: &str, value: &str) -> Result<(), SettingError> {
+        fs::write(self.root.join(path), value).map_err(|source| SettingError {
+            verb: "write",
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+const OFF: &[&str] = &["0"];
+const ON: &[&str] = &["1"];
+
+const WHY_FORWARD: &str = "the host does not forward packets of this interface, to or from pods";
+const WHY_RP_FILTER: &str = "strict reverse path filtering drops packets that pass the stack after translation, \
+                             such as ICMP errors about a flow to a service";
+
+/// The settings of podnet0 and podnet1, which must hold before they come up.
+pub fn podnet0(families: Families) -> Vec<Setting> {
+    let mut table = Table::default();
+    for dev in [NEAR, FAR] {
+        if families.v4 {
+            if dev == NEAR {
+                // A process that uses a NodePort of its own node has that node's address, and its packets arrive here.
+                let why = "host processes can't reach the NodePorts of their own node";
+                table.interface(4, dev, "accept_local", ON, why).or_larger("net/ipv4/conf/all/accept_local");
+            }
+            table.interface(4, dev, "rp_filter", &["2", "0"], WHY_RP_FILTER).or_larger("net/ipv4/conf/all/rp_filter");
+            table.interface(
+                4,
+                dev,
+                "send_redirects",
+                OFF,
+                "host processes are told to send services' packets elsewhere",
+            );
+        }
+        if families.v6 {
+            table.interface(6, dev, "disable_ipv6", OFF, "services can't be reached over IPv6 by host processes");
+            table.interface(6, dev, "addr_gen_mode", ON, "a link-local address appears on podnet's own interface");
+            table.interface(6, dev, "accept_ra", OFF, "podnet's own interface solicits routers");
+            table.interface(6, dev, "forwarding", ON, WHY_FORWARD);
+        }
+    }
+    table.0
+}
+
+/// The whole table, in the order in which it has to be applied.
+///
+/// `host_ends` are the names of the pods' host-side interfaces.
+pub fn wanted(families: Families, uplinks: &[Uplink], host_ends: &[String]) -> Vec<Setting> {
+    let mut table = Table::default();
+    if families.v6 {
+        // Before forwarding: switching it on makes the kernel forget routes learnt where accept_ra is 1.
+        for uplink in uplinks.iter().filter(|u| u.router_advertisements) {
+            let why = "a host that forwards ignores router advertisements, so its IPv6 default route expires";
+            // 0 is right too: then a program in user space handles the advertisements.
+            table.interface(6, &uplink.name, "accept_ra", &["2", "0"], why);
+        }
+    }
+    if families.v4 {
+        table.global("net/ipv4/ip_forward", ON, "the host does not forward packets to or from pods");
+        let why = "the host tells clients to go round it, past the translation of services";
+        table.global("net/ipv4/conf/all/send_redirects", OFF, why);
+        for uplink in uplinks {
+            table.interface(4, &uplink.name, "send_redirects", OFF, why);
+        }
+    }
+    if families.v6 {
+        table.global("net/ipv6/conf/all/forwarding", ON, "the host does not forward IPv6 packets to or from pods");
+    }
+    let uplink_names = uplinks.iter().map(|u| (&u.name, false));
+    // Pods come and go, so their interfaces may be gone by now.
+    for (dev, pod) in uplink_names.chain(host_ends.iter().map(|name| (name, true))) {
+        if families.v4 {
+            table.interface(4, dev, "forwarding", ON, WHY_FORWARD).optional = pod;
+            let rp_filter = table.interface(4, dev, "rp_filter", &["2", "0"], WHY_RP_FILTER);
+            rp_filter.or_larger("net/ipv4/conf/all/rp_filter").optional = pod;
+        }
+        if families.v6 {
+            table.interface(6, dev, "forwarding", ON, WHY_FORWARD).optional = pod;
+        }
+        if families.v6 && pod {
+            // With 1, too, a host that forwards ignores them.
+            let why = "a pod could give the host routes by router advertisements";
+            let accept_ra = table.interface(6, dev, "accept_ra", &["0", "1"], why);
+            (accept_ra.set_by, accept_ra.optional) = (SetBy::Plugin, true);
+        }
+    }
+    table.0.extend(podnet0(families));
+    // Exists in the initial network namespace only.
+    table.global("net/core/bpf_jit_enable", &["1", "2"], "eBPF programs are interpreted, many times slower").optional =
+        true;
+    table.0
+}
+
+/// The settings that are not as they should be.
+pub fn check(sysctl: &Sysctl, settings: &[Setting]) -> Result<Vec<Deviation>, SettingError> {
+    settings.iter().filter_map(|s| deviation(sysctl, s).transpose()).collect()
+}
+
+/// Writes the settings that are not as they should be, going on past errors.
+pub fn apply(sysctl: &Sysctl, settings: &[Setting]) -> Applied {
+    let mut applied = Applied::default();
+    for setting in settings {
+        match deviation(sysctl, setting) {
+            Ok(None) => {}
+            Ok(Some(found)) => match sysctl.write(&setting.path, setting.accepted[0]) {
+                Ok(()) => applied.changed.push(found),
+                Err(e) if setting.optional && e.source.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => applied.failed.push(e),
+            },
+            Err(e) => applied.failed.push(e),
+        }
+    }
+    applied
+}
+
+/// Whether a setting deviates, and how.
+fn deviation(sysctl: &Sysctl, setting: &Setting) -> Result<Option<Deviation>, SettingError> {
+    let own = sysctl.read(&setting.path)?;
+    if own.is_none() && setting.optional {
+        return Ok(None);
+    }
+    let other = setting.or_larger.map(|path| sysctl.read(path)).transpose()?.flatten();
+    let actual = match (own, other) {
+        (Some(own), Some(other)) => Some(larger(own, other)),
+        (own, _) => own,
+    };
+    if actual.as_deref().is_some_and(|a| setting.accepted.contains(&a)) {
+        return Ok(None);
+    }
+    Ok(Some(Deviation {
+        path: setting.path.clone(),
+        actual,
+        wanted: setting.accepted[0].to_owned(),
+        why: setting.why.to_owned(),
+        set_by: setting.set_by,
+    }))
+}
+
+fn larger(a: String, b: String) -> String {
+    let number = |s: &str| s.parse::<i64>().unwrap_or_default();
+    if number(&b) > number(&a) { b } else { a }
+}
+
+/// The table under construction.
+#[derive(Default)]
+struct Table(Vec<Setting>);
+
+impl Table {
+    fn global(&mut self, path: &str, accepted: &'static [&'static str], why: &'static str) -> &mut Setting {
+        let setting =
+            Setting { path: path.to_owned(), accepted, or_larger: None, optional: false, why, set_by: SetBy::Daemon };
+        self.0.push(setting);
+        self.0.last_mut().expect("it has just been pushed")
+    }
+
+    fn interface(
+        &mut self,
+        family: u8,
+        dev: &str,
+        name: &str,
+        accepted: &'static [&'static str],
+        why: &'static str,
+    ) -> &mut Setting {
+        self.global(&format!("net/ipv{family}/conf/{dev}/{name}"), accepted, why)
+    }
+}
+
+impl Setting {
+    fn or_larger(&mut self, path: &'static str) -> &mut Self {
+        self.or_larger = Some(path);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podnet_common::addr::IfIndex;
+    use tempfile::TempDir;
+
+    const BOTH: Families = Families { v4: true, v6: true };
+
+    fn uplink(name: &str, router_advertisements: bool) -> Uplink {
+        Uplink {
+            name: name.into(),
+            ifindex: IfIndex(2),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            veth: false,
+            bridged: false,
+            router_advertisements,
+        }
+    }
+
+    /// A directory in which every setting has its wanted value.
+    fn healthy(settings: &[Setting]) -> (TempDir, Sysctl) {
+        let dir = TempDir::new().unwrap();
+        for setting in settings {
+            put(&dir, &setting.path, setting.accepted[0]);
+        }
+        let sysctl = Sysctl::at(dir.path());
+        (dir, sysctl)
+    }
+
+    fn put(dir: &TempDir, path: &str, value: &str) {
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, format!("{value}\n")).unwrap();
+    }
+
+    #[test]
+    fn a_healthy_host_has_no_deviation_and_one_undone_setting_is_named_and_repaired() {
+        let settings = wanted(BOTH, &[uplink("eth0.100", false)], &["pn0".into()]);
+        let (dir, sysctl) = healthy(&settings);
+        assert_eq!(check(&sysctl, &settings).unwrap(), []);
+        put(&dir, "net/ipv4/conf/eth0.100/forwarding", "0");
+        let found = check(&sysctl, &settings).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].path, "net/ipv4/conf/eth0.100/forwarding");
+        assert_eq!((found[0].actual.as_deref(), found[0].wanted.as_str()), (Some("0"), "1"));
+        let applied = apply(&sysctl, &settings);
+        assert_eq!(applied.changed, found);
+        assert!(applied.failed.is_empty());
+        assert_eq!(check(&sysctl, &settings).unwrap(), []);
+    }
+
+    #[test]
+    fn of_two_rp_filters_the_larger_counts() {
+        let settings = wanted(BOTH, &[uplink("eth0", false)], &[]);
+        let (dir, sysctl) = healthy(&settings);
+        let deviating = |all: &str, own: &str| {
+            put(&dir, "net/ipv4/conf/all/rp_filter", all);
+            put(&dir, "net/ipv4/conf/eth0/rp_filter", own);
+            check(&sysctl, &settings).unwrap().iter().any(|d| d.path == "net/ipv4/conf/eth0/rp_filter")
+        };
+        assert!(!deviating("0", "0"));
+        assert!(deviating("1", "0"));
+        assert!(deviating("0", "1"));
+        assert!(!deviating("1", "2"));
+        assert!(!deviating("2", "1"), "loose for all is loose here");
+    }
+
+    #[test]
+    fn accept_ra_is_for_uplinks_with_advertisements_and_comes_before_forwarding() {
+        let settings = wanted(BOTH, &[uplink("eth0", false), uplink("eth1", true)], &[]);
+        let position = |path: &str| settings.iter().position(|s| s.path == path);
+        let accept_ra = position("net/ipv6/conf/eth1/accept_ra").unwrap();
+        assert!(accept_ra < position("net/ipv6/conf/all/forwarding").unwrap());
+        assert_eq!(position("net/ipv6/conf/eth0/accept_ra"), None);
+        let (dir, sysctl) = healthy(&settings);
+        put(&dir, "net/ipv6/conf/eth1/accept_ra", "0");
+        assert_eq!(check(&sysctl, &settings).unwrap(), [], "user space handles them");
+        put(&dir, "net/ipv6/conf/eth1/accept_ra", "1");
+        assert_eq!(check(&sysctl, &settings).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_family_that_the_node_lacks_needs_nothing() {
+        let only_v4 = Families { v4: true, v6: false };
+        let settings = wanted(only_v4, &[uplink("eth0", true)], &["pn0".into()]);
+        assert!(settings.iter().all(|s| !s.path.contains("ipv6")));
+        assert!(settings.iter().any(|s| s.path.contains("ipv4")));
+    }
+
+    #[test]
+    fn a_missing_sysctl_is_a_deviation_unless_optional_and_writing_goes_on_past_errors() {
+        let settings = wanted(BOTH, &[uplink("eth0", false)], &["pn0".into()]);
+        let (dir, sysctl) = healthy(&settings);
+        fs::remove_file(dir.path().join("net/core/bpf_jit_enable")).unwrap();
+        fs::remove_dir_all(dir.path().join("net/ipv4/conf/pn0")).unwrap();
+        assert_eq!(check(&sysctl, &settings).unwrap(), []);
+        fs::remove_dir_all(dir.path().join("net/ipv4/conf/eth0")).unwrap();
+        put(&dir, "net/ipv6/conf/eth0/forwarding", "0");
+        assert!(check(&sysctl, &settings).unwrap().iter().any(|d| d.actual.is_none()));
+        let applied = apply(&sysctl, &settings);
+        assert_eq!(applied.failed.len(), 3, "send_redirects, forwarding, rp_filter: {:?}", applied.failed);
+        assert_eq!(applied.changed.len(), 1);
+    }
+}

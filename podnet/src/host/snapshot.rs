@@ -1,0 +1,348 @@
+//! What netlink says about the host, as plain values: links, addresses, routes of the main table, neighbours.
+//!
+//! The rest of [`crate::host`] decides from these, so its decisions need no kernel to be tested. Attributes that podnet
+//! doesn't decide by are left out.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia};
+use podnet_cni::id::AttachmentId;
+use podnet_common::addr::{IfIndex, Mac};
+
+/// What kind of device a link is, as far as podnet treats them differently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkKind {
+    /// One end of a veth pair.
+    Veth,
+    /// A bridge.
+    Bridge,
+    /// The loopback interface.
+    Loopback,
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: IfIndex,
+    /// Its Ethernet address, if it is an Ethernet device.
+    pub mac: Option<Mac>,
+    /// MTU in bytes, without the Ethernet header.
+    pub mtu: u32,
+    /// What it is.
+    pub kind: LinkKind,
+    /// Whether it has been set up (administratively).
+    pub up: bool,
+    /// The other end, for a veth whose other end is in this namespace.
+    pub peer: Option<IfIndex>,
+    /// The bridge or bond that it is a port of.
+    pub controller: Option<IfIndex>,
+}
+
+impl Link {
+    /// Whether it is the host's side of a pod's veth pair.
+    pub fn is_host_end(&self) -> bool {
+        self.kind == LinkKind::Veth && self.name.starts_with(AttachmentId::HOST_PREFIX)
+    }
+}
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The interface.
+    pub ifindex: IfIndex,
+    /// The address.
+    pub addr: IpAddr,
+    /// Whether duplicate address detection is still going on.
+    pub tentative: bool,
+}
+
+/// One next hop of a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// The gateway; `None`: the destination itself is on the link.
+    pub via: Option<IpAddr>,
+    /// The interface.
+    pub dev: IfIndex,
+}
+
+/// A unicast route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Destination; length 0 for a default route.
+    pub dst: IpNetwork,
+    /// Who made it (`RTPROT_*`).
+    pub protocol: u8,
+    /// Lower is preferred.
+    pub metric: u32,
+    /// Preferred source address.
+    pub source: Option<IpAddr>,
+    /// Where it leads; more than one for multipath.
+    pub hops: Vec<Hop>,
+}
+
+/// An entry of the neighbour table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The interface.
+    pub ifindex: IfIndex,
+    /// Its IP address.
+    pub addr: IpAddr,
+    /// Its Ethernet address while the entry is usable.
+    pub mac: Option<Mac>,
+    /// Whether it never expires.
+    pub permanent: bool,
+}
+
+/// Everything at one moment, nearly: the parts are read one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Interfaces, by index.
+    pub links: Vec<Link>,
+    /// Addresses.
+    pub addresses: Vec<Address>,
+    /// Unicast routes of the main table.
+    pub routes: Vec<Route>,
+    /// Neighbours.
+    pub neighbours: Vec<Neighbour>,
+}
+
+impl Snapshot {
+    /// The link with a name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|l| l.name == name)
+    }
+
+    /// The link with an index.
+    pub fn link_by_index(&self, ifindex: IfIndex) -> Option<&Link> {
+        self.links.iter().find(|l| l.ifindex == ifindex)
+    }
+
+    /// The route of the main table that a packet to `addr` takes: longest prefix, then lowest metric.
+    pub fn route_to(&self, addr: IpAddr) -> Option<&Route> {
+        let matching = self.routes.iter().filter(|r| r.dst.contains(addr));
+        matching.min_by_key(|r| (u8::MAX - r.dst.prefix(), r.metric))
+    }
+
+    /// The interface on whose link an address is, if its route is one without a router.
+    pub fn on_link(&self, addr: IpAddr) -> Option<IfIndex> {
+        match self.route_to(addr)?.hops[..] {
+            [Hop { via: None, dev }] => Some(dev),
+            _ => None,
+        }
+    }
+
+    /// Whether an interface has this address.
+    pub fn has_address(&self, addr: IpAddr) -> bool {
+        self.addresses.iter().any(|address| address.addr == addr)
+    }
+
+    /// The MAC of a neighbour, if it is known.
+    pub fn mac_of(&self, dev: IfIndex, addr: IpAddr) -> Option<Mac> {
+        self.neighbours.iter().find(|n| n.ifindex == dev && n.addr == addr).and_then(|n| n.mac)
+    }
+}
+
+/// Converts a link message.
+pub(super) fn link(message: LinkMessage) -> Option<Link> {
+    let mut link = Link {
+        ifindex: IfIndex(message.header.index),
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    if message.header.flags.contains(LinkFlags::Loopback) {
+        link.kind = LinkKind::Loopback;
+    }
+    let (mut lower, mut elsewhere) = (None, false);
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = mac(&bytes),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.controller = Some(IfIndex(index)),
+            LinkAttribute::Link(index) => lower = Some(IfIndex(index)),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
+                        LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if link.kind == LinkKind::Veth && !elsewhere {
+        link.peer = lower;
+    }
+    Some(link)
+}
+
+/// Converts an address message.
+pub(super) fn address(message: AddressMessage) -> Option<Address> {
+    let (mut local, mut address) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            AddressAttribute::Local(a) => local = Some(a),
+            AddressAttribute::Address(a) => address = Some(a),
+            _ => {}
+        }
+    }
+    // On point-to-point links `Address` is the far end's; IPv6 has no `Local`.
+    Some(Address {
+        ifindex: IfIndex(message.header.index),
+        addr: local.or(address)?,
+        tentative: message.header.flags.contains(AddressHeaderFlags::Tentative),
+    })
+}
+
+/// Converts a route message; `None` for other tables and for what isn't plain unicast.
+pub(super) fn route(message: RouteMessage) -> Option<Route> {
+    let header = message.header;
+    if header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut table, mut metric, mut source) = (u32::from(header.table), 0, None);
+    let mut dst = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let (mut single, mut hops) = (Hop::default(), Vec::new());
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Table(t) => table = t,
+            RouteAttribute::Priority(m) => metric = m,
+            RouteAttribute::Destination(a) => dst = ip(&a)?,
+            RouteAttribute::PrefSource(a) => source = ip(&a),
+            RouteAttribute::MultiPath(paths) => {
+                for path in paths {
+                    let mut hop = Hop { via: None, dev: IfIndex(path.interface_index) };
+                    path.attributes.iter().for_each(|a| next_hop(&mut hop, a));
+                    hops.push(hop);
+                }
+            }
+            other => next_hop(&mut single, &other),
+        }
+    }
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return None;
+    }
+    if hops.is_empty() {
+        hops.push(single);
+    }
+    let dst = IpNetwork::new(dst, header.destination_prefix_length).ok()?;
+    Some(Route { dst, protocol: header.protocol.into(), metric, source, hops })
+}
+
+/// Converts a neighbour message; `None` for bridges' forwarding tables.
+pub(super) fn neighbour(message: NeighbourMessage) -> Option<Neighbour> {
+    let usable = matches!(
+        message.header.state,
+        NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent
+    );
+    let (mut addr, mut lladdr) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => addr = Some(IpAddr::V4(a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => addr = Some(IpAddr::V6(a)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => lladdr = mac(&bytes),
+            _ => {}
+        }
+    }
+    Some(Neighbour {
+        ifindex: IfIndex(message.header.ifindex),
+        addr: addr?,
+        mac: lladdr.filter(|_| usable),
+        permanent: message.header.state == NeighbourState::Permanent,
+    })
+}
+
+fn next_hop(hop: &mut Hop, attribute: &RouteAttribute) {
+    match attribute {
+        RouteAttribute::Gateway(a) => hop.via = ip(a),
+        RouteAttribute::Via(RouteVia::Inet(a)) => hop.via = Some(IpAddr::V4(*a)),
+        RouteAttribute::Via(RouteVia::Inet6(a)) => hop.via = Some(IpAddr::V6(*a)),
+        RouteAttribute::Oif(index) => hop.dev = IfIndex(*index),
+        _ => {}
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
+}
+
+fn mac(bytes: &[u8]) -> Option<Mac> {
+    bytes.try_into().ok().map(Mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_specific_route_wins_then_the_lowest_metric() {
+        let route = |dst: &str, metric, dev| Route {
+            dst: dst.parse().unwrap(),
+            protocol: 4,
+            metric,
+            source: None,
+            hops: vec![Hop { via: None, dev: IfIndex(dev) }],
+        };
+        let snapshot = Snapshot {
+            routes: vec![
+                route("0.0.0.0/0", 0, 1),
+                route("10.0.0.0/8", 100, 2),
+                route("10.0.0.0/8", 50, 3),
+                route("::/0", 0, 4),
+            ],
+            ..Snapshot::default()
+        };
+        let dev = |addr: &str| snapshot.route_to(addr.parse().unwrap()).map(|r| r.hops[0].dev.0);
+        assert_eq!(dev("10.1.2.3"), Some(3));
+        assert_eq!(dev("11.1.2.3"), Some(1));
+        assert_eq!(dev("fd00::1"), Some(4));
+    }
+
+    #[test]
+    fn a_route_of_another_table_is_not_ours_to_see() {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.kind = RouteType::Unicast;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        assert!(route(message.clone()).is_some(), "a default route has no destination attribute");
+        message.attributes.push(RouteAttribute::Table(1000));
+        assert!(route(message).is_none());
+    }
+
+    #[test]
+    fn a_neighbour_that_failed_has_no_mac() {
+        let mut message = NeighbourMessage::default();
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(Ipv4Addr::new(10, 0, 0, 1))));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 1]));
+        message.header.state = NeighbourState::Stale;
+        assert_eq!(neighbour(message.clone()).unwrap().mac, Some(Mac([2, 0, 0, 0, 0, 1])));
+        message.header.state = NeighbourState::Failed;
+        assert_eq!(neighbour(message).unwrap().mac, None);
+    }
+}

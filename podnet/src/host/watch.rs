@@ -1,0 +1,259 @@
+//! Notifications that something about links, addresses, routes or neighbours has changed, gathered until it is quiet.
+//!
+//! A notification says only what kind of thing changed: the daemon then reads a new [`super::Snapshot`] and decides
+//! from that, so that a lost or reordered message can do no harm. When the kernel says that messages were lost,
+//! everything counts as changed. What happens on the pods' interfaces is left out: nothing of the node depends on it,
+//! and a node that starts a hundred pods should not have its daemon look around a hundred times.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use netlink_packet_route::RouteNetlinkMessage;
+use podnet_common::addr::{IfIndex, Mac};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::SocketAddr;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::HostError;
+use super::snapshot::{self, Link};
+
+const GROUPS: &[MulticastGroup] = &[
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
+
+/// How long changes are gathered before they are reported.
+#[derive(Clone, Copy, Debug)]
+pub struct Debounce {
+    /// Report once nothing has happened for so long.
+    pub quiet: Duration,
+    /// Report anyway so long after the first change.
+    pub at_most: Duration,
+}
+
+impl Default for Debounce {
+    fn default() -> Self {
+        Self { quiet: Duration::from_millis(50), at_most: Duration::from_millis(500) }
+    }
+}
+
+/// What kinds of things have changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Interfaces.
+    pub links: bool,
+    /// Addresses.
+    pub addresses: bool,
+    /// Routes.
+    pub routes: bool,
+    /// MACs of neighbours (not every change of an entry's state).
+    pub neighbours: bool,
+}
+
+impl Change {
+    /// Everything may have.
+    pub const ALL: Self = Self { links: true, addresses: true, routes: true, neighbours: true };
+
+    fn any(self) -> bool {
+        self != Self::default()
+    }
+
+    fn add(&mut self, other: Self) {
+        self.links |= other.links;
+        self.addresses |= other.addresses;
+        self.routes |= other.routes;
+        self.neighbours |= other.neighbours;
+    }
+}
+
+type Message = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
+
+/// How many pods' interfaces are remembered, the youngest.
+const PODS_MAX: usize = 4096;
+
+/// What has been heard of so far.
+#[derive(Debug, Default)]
+struct Known {
+    /// The neighbours' MACs, to tell a new MAC from a mere change of state.
+    macs: BTreeMap<(IfIndex, IpAddr), Mac>,
+    /// The pods' interfaces. They stay here when they go, since messages about their routes follow.
+    pods: BTreeSet<IfIndex>,
+}
+
+/// A subscription to changes in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Watcher {
+    debounce: Debounce,
+    messages: UnboundedReceiver<Message>,
+    connection: JoinHandle<()>,
+    known: Known,
+    pending: Change,
+    first: Instant,
+    last: Instant,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Watcher {
+    /// Subscribes. Changes from now on are reported; a snapshot taken afterwards misses none.
+    pub fn open(debounce: Debounce) -> Result<Self, HostError> {
+        let (messages, connection) = subscribe()?;
+        let now = Instant::now();
+        let pending = Change::default();
+        Ok(Self { debounce, messages, connection, known: Known::default(), pending, first: now, last: now })
+    }
+
+    /// Waits for changes. Nothing is lost when the future is dropped before it is ready.
+    pub async fn changed(&mut self) -> Change {
+        loop {
+            let due = (self.last + self.debounce.quiet).min(self.first + self.debounce.at_most);
+            tokio::select! {
+                biased;
+                () = sleep_until(due), if self.pending.any() => return std::mem::take(&mut self.pending),
+                message = self.messages.next() => match message {
+                    Some((message, _)) => {
+                        let change = classify(message.payload, &mut self.known);
+                        self.note(change);
+                    }
+                    None => self.reopen().await,
+                },
+            }
+        }
+    }
+
+    fn note(&mut self, change: Change) {
+        if !change.any() {
+            return;
+        }
+        self.last = Instant::now();
+        if !self.pending.any() {
+            self.first = self.last;
+        }
+        self.pending.add(change);
+    }
+
+    /// After the connection has ended: a new one, and everything may have changed meanwhile.
+    async fn reopen(&mut self) {
+        sleep(Duration::from_secs(1)).await;
+        match subscribe() {
+            Ok((messages, connection)) => {
+                self.connection.abort();
+                (self.messages, self.connection) = (messages, connection);
+                self.known.macs.clear();
+                self.note(Change::ALL);
+            }
+            Err(error) => tracing::warn!(%error, "changes of the host's network are not seen for now"),
+        }
+    }
+}
+
+fn subscribe() -> Result<(UnboundedReceiver<Message>, JoinHandle<()>), HostError> {
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(GROUPS).map_err(HostError::Socket)?;
+    Ok((messages, tokio::spawn(connection)))
+}
+
+/// What a message says has changed.
+fn classify(payload: NetlinkPayload<RouteNetlinkMessage>, known: &mut Known) -> Change {
+    match payload {
+        NetlinkPayload::InnerMessage(message) => known.change(message),
+        NetlinkPayload::Overrun(_) => {
+            known.macs.clear();
+            Change::ALL
+        }
+        _ => Change::default(),
+    }
+}
+
+impl Known {
+    fn change(&mut self, message: RouteNetlinkMessage) -> Change {
+        let nothing = Change::default();
+        match message {
+            RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message) => {
+                Change { links: self.link(snapshot::link(message)), ..nothing }
+            }
+            RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => {
+                Change { addresses: !self.pods.contains(&IfIndex(message.header.index)), ..nothing }
+            }
+            RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
+                let hops = snapshot::route(message).map(|route| route.hops).unwrap_or_default();
+                Change { routes: hops.iter().any(|hop| !self.pods.contains(&hop.dev)), ..nothing }
+            }
+            RouteNetlinkMessage::NewNeighbour(message) => {
+                let Some(neighbour) = snapshot::neighbour(message) else { return nothing };
+                if self.pods.contains(&neighbour.ifindex) {
+                    return nothing;
+                }
+                let key = (neighbour.ifindex, neighbour.addr);
+                let before = match neighbour.mac {
+                    Some(mac) => self.macs.insert(key, mac),
+                    None => self.macs.remove(&key),
+                };
+                Change { neighbours: before != neighbour.mac, ..nothing }
+            }
+            RouteNetlinkMessage::DelNeighbour(message) => {
+                let gone = snapshot::neighbour(message).and_then(|n| self.macs.remove(&(n.ifindex, n.addr)));
+                Change { neighbours: gone.is_some(), ..nothing }
+            }
+            _ => nothing,
+        }
+    }
+
+    /// Remembers the pods' interfaces. Whether it is another one.
+    fn link(&mut self, link: Option<Link>) -> bool {
+        let Some(link) = link else { return false };
+        if link.is_host_end() {
+            self.pods.insert(link.ifindex);
+            if self.pods.len() > PODS_MAX {
+                self.pods.pop_first();
+            }
+            return false;
+        }
+        self.pods.remove(&link.ifindex);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+
+    fn neighbour(state: NeighbourState, last: u8) -> NetlinkPayload<RouteNetlinkMessage> {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = 2;
+        message.header.state = state;
+        let addr = "172.30.0.2".parse().unwrap();
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, last]));
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message))
+    }
+
+    #[test]
+    fn a_neighbour_counts_when_its_mac_changes_and_not_when_its_state_does() {
+        let mut known = Known::default();
+        let mut neighbours = |state, last| classify(neighbour(state, last), &mut known).neighbours;
+        assert!(neighbours(NeighbourState::Reachable, 2));
+        assert!(!neighbours(NeighbourState::Stale, 2));
+        assert!(!neighbours(NeighbourState::Probe, 2));
+        assert!(neighbours(NeighbourState::Reachable, 3), "another card");
+        assert!(neighbours(NeighbourState::Failed, 3), "it no longer answers");
+    }
+
+    #[test]
+    fn lost_messages_mean_that_everything_may_have_changed() {
+        assert_eq!(classify(NetlinkPayload::Overrun(Vec::new()), &mut Known::default()), Change::ALL);
+    }
+}

@@ -1,0 +1,23 @@
+//! The podnet daemon and its command line: Kubernetes objects in, tables of the datapath out.
+//!
+//! From top to bottom: a [`source`] gives objects of the [`model`]; [`select`] makes [`frontend`]s of them, the seam
+//! between Kubernetes and the datapath; [`compile`] and [`reconcile`] bring the tables of the [`datapath`] into line.
+//! [`control`] holds these together, [`host`] is the node's own network, [`health`] answers those who ask how the node is,
+//! and [`daemon`] is the loop around everything.
+
+pub mod cli;
+pub mod compile;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod datapath;
+pub mod frontend;
+pub mod health;
+pub mod host;
+pub mod model;
+pub mod reconcile;
+pub mod select;
+pub mod simulator;
+pub mod source;
+pub mod status;
+mod yaml;

@@ -1,0 +1,141 @@
+//! EndpointSlices.
+
+use super::{Checked, address, port_number, protocol, refuse};
+use crate::model::{Condition, Endpoint, EndpointSlice, Placement, SlicePort, raw};
+
+/// An EndpointSlice.
+pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
+    let v4 = match raw.address_type.as_str() {
+        "IPv4" => true,
+        "IPv6" => false,
+        // Names instead of addresses: no proxy uses them.
+        "FQDN" => return Ok(EndpointSlice::default()),
+        other => return refuse("addressType", format!("`{other}` is none of IPv4, IPv6, FQDN")),
+    };
+    let labels = raw.metadata.labels;
+    // Slices carry the labels of their service that leave it to another proxy.
+    let foreign = labels.service_proxy_name.is_some() || labels.headless.is_some();
+    let mut ports: Vec<SlicePort> = Vec::with_capacity(raw.ports.len());
+    for (i, raw) in raw.ports.into_iter().enumerate() {
+        let field = format!("ports[{i}]");
+        let protocol = protocol(&field, &raw.protocol)?;
+        if ports.iter().any(|other| other.name == raw.name) {
+            return refuse(format!("{field}.name"), format!("`{}` is the name of another port", raw.name));
+        }
+        // Without a number it stands for all ports, which is of no use to a proxy.
+        if let Some(number) = raw.port {
+            ports.push(SlicePort { name: raw.name, port: port_number(|| format!("{field}.port"), number)?, protocol });
+        }
+    }
+    let mut endpoints = Vec::with_capacity(raw.endpoints.len());
+    for (i, raw) in raw.endpoints.into_iter().enumerate() {
+        let Some(text) = raw.addresses.first() else {
+            return refuse(format!("endpoints[{i}].addresses"), "is empty: an endpoint needs an address");
+        };
+        let field = || format!("endpoints[{i}].addresses[0]");
+        let addr = address(field, text)?;
+        if addr.is_ipv4() != v4 {
+            return refuse(field(), format!("{addr} is not of the slice's addressType {}", type_name(v4)));
+        }
+        endpoints.push(Endpoint { addr, condition: condition(&raw.conditions), placement: placement(raw).share() });
+    }
+    Ok(EndpointSlice { service: labels.service_name.filter(|name| !name.is_empty() && !foreign), ports, endpoints })
+}
+
+const fn type_name(v4: bool) -> &'static str {
+    if v4 { "IPv4" } else { "IPv6" }
+}
+
+/// KEP-1672; absent conditions are to be read as ready, serving and not terminating.
+fn condition(raw: &raw::Conditions) -> Condition {
+    if raw.ready.unwrap_or(true) {
+        Condition::Ready
+    } else if raw.serving.unwrap_or(true) && raw.terminating.unwrap_or(false) {
+        Condition::ServingTerminating
+    } else {
+        Condition::Unusable
+    }
+}
+
+fn placement(raw: raw::Endpoint) -> Placement {
+    let name = |text: String| (!text.is_empty()).then(|| text.into_boxed_str());
+    let names = |list: Vec<raw::Named>| list.into_iter().filter_map(|named| name(named.name)).collect();
+    Placement {
+        node: name(raw.node_name),
+        zone: name(raw.zone),
+        for_zones: names(raw.hints.for_zones),
+        for_nodes: names(raw.hints.for_nodes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::parse;
+    use super::*;
+    use crate::model::{Invalid, Object};
+    use std::sync::Arc;
+
+    fn slice(rest: &str) -> Result<EndpointSlice, Invalid> {
+        let metadata = "{name: web-1, labels: {kubernetes.io/service-name: web}}";
+        let yaml = format!("{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {metadata}, {rest}}}");
+        parse(&yaml).map(|(_, object)| match object {
+            Object::EndpointSlice(slice) => Arc::unwrap_or_clone(slice),
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn conditions_of_endpoints() {
+        // KEP-1672: what absent conditions mean, and that publishNotReadyAddresses arrives as ready.
+        for (conditions, expected) in [
+            ("{}", Condition::Ready),
+            ("{ready: null}", Condition::Ready),
+            ("{ready: true, serving: false, terminating: true}", Condition::Ready),
+            ("{ready: false}", Condition::Unusable),
+            ("{ready: false, serving: true, terminating: false}", Condition::Unusable),
+            ("{ready: false, serving: true, terminating: true}", Condition::ServingTerminating),
+            ("{ready: false, terminating: true}", Condition::ServingTerminating),
+            ("{ready: false, serving: false, terminating: true}", Condition::Unusable),
+        ] {
+            let rest = format!("addressType: IPv4, endpoints: [{{addresses: [10.0.0.1], conditions: {conditions}}}]");
+            assert_eq!(slice(&rest).unwrap().endpoints[0].condition, expected, "{conditions}");
+        }
+    }
+
+    #[test]
+    fn where_endpoints_are_and_whom_they_are_for() {
+        let rest = "addressType: IPv4, endpoints: [{addresses: [10.0.0.1], nodeName: n1, zone: a, hints: {forZones: \
+                    [{name: a}, {name: b}], forNodes: [{name: n1}]}}, {addresses: [10.0.0.2]}, {addresses: [10.0.0.3], \
+                    nodeName: null, hints: {forZones: null}}]";
+        let endpoints = slice(rest).unwrap().endpoints;
+        let expected = Placement {
+            node: Some("n1".into()),
+            zone: Some("a".into()),
+            for_zones: ["a".into(), "b".into()].into(),
+            for_nodes: ["n1".into()].into(),
+        };
+        assert_eq!(*endpoints[0].placement, expected);
+        assert_eq!(*endpoints[1].placement, Placement::default());
+        assert!(Arc::ptr_eq(&endpoints[1].placement, &endpoints[2].placement));
+    }
+
+    #[test]
+    fn slices() {
+        let ports = "ports: [{port: 80}, {name: a, port: 81, protocol: UDP}, {name: all}]";
+        let slice1 = slice(&format!("addressType: IPv6, {ports}, endpoints: null")).unwrap();
+        assert_eq!((slice1.service.as_deref(), slice1.ports.len(), slice1.endpoints.len()), (Some("web"), 2, 0));
+        let names = slice("addressType: FQDN, endpoints: [{addresses: [a.example]}]").unwrap();
+        assert_eq!(names, EndpointSlice::default());
+        for (rest, field) in [
+            ("endpoints: []", "addressType"),
+            ("addressType: IPv4, endpoints: [{addresses: ['fd00::1']}]", "endpoints[0].addresses[0]"),
+            ("addressType: IPv4, endpoints: [{addresses: [10.0.0.1]}, {addresses: [x]}]", "endpoints[1].addresses[0]"),
+            ("addressType: IPv4, endpoints: [{addresses: []}]", "endpoints[0].addresses"),
+            ("addressType: IPv4, ports: [{port: 1}, {port: 2}]", "ports[1].name"),
+            ("addressType: IPv4, ports: [{port: -1}]", "ports[0].port"),
+        ] {
+            let error = slice(rest).expect_err(rest);
+            assert_eq!((error.object.as_str(), error.field.as_str()), ("EndpointSlice default/web-1", field));
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! Services.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::{Checked, address, cidr, port_number, protocol, refuse};
+use crate::model::{
+    Families, Ignored, SOURCE_IP_ANNOTATION, Service, ServicePort, ServiceType, SourceIp, TrafficPolicy, raw,
+};
+
+/// For how many seconds a client stays with its endpoint, if the service doesn't say (pkg/apis/core/types.go).
+const AFFINITY_DEFAULT: u32 = 10_800;
+/// The longest such time.
+const AFFINITY_MAX: u32 = 86_400;
+
+/// A Service. What its type has no use for is left out, as the API server clears it when a service changes its type.
+pub(super) fn check(raw: raw::Manifest) -> Checked<Service> {
+    let raw::Manifest { metadata, mut spec, status, .. } = raw;
+    let kind = service_type(&spec.kind)?;
+    let source_ip = metadata.annotations.source_ip.as_deref().map(source_ip).transpose()?;
+    let headless = spec.cluster_ip == "None" || spec.cluster_ips.first().is_some_and(|ip| ip == "None");
+    let ignored = if kind == ServiceType::ExternalName {
+        Some(Ignored::ExternalName)
+    } else if headless || metadata.labels.headless.is_some() {
+        Some(Ignored::Headless)
+    } else {
+        metadata.labels.service_proxy_name.as_ref().map(|_| Ignored::OtherProxy)
+    };
+    if kind == ServiceType::ExternalName || headless {
+        return Ok(Service { kind, ignored, source_ip, ..Service::default() });
+    }
+    let has_node_ports = matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer);
+    let has_load_balancer = kind == ServiceType::LoadBalancer;
+    let cluster_ips = cluster_ips(&spec)?;
+    let external_policy = policy("spec.externalTrafficPolicy", &spec.external_traffic_policy)?;
+    let source_ranges = source_ranges(&spec.load_balancer_source_ranges)?;
+    let load_balancer_ips = load_balancer_ips(&status.load_balancer)?;
+    let health_check_port = optional_port("spec.healthCheckNodePort", spec.health_check_node_port)?
+        .filter(|_| has_load_balancer && external_policy == TrafficPolicy::Local);
+    Ok(Service {
+        ignored,
+        kind,
+        families: families(&cluster_ips, &spec.ip_families)?,
+        cluster_ips,
+        ports: service_ports(std::mem::take(&mut spec.ports), has_node_ports)?,
+        load_balancer_ips: if has_load_balancer { load_balancer_ips } else { Vec::new() },
+        external_ips: external_ips(&spec.external_ips)?,
+        source_ranges: if has_load_balancer { source_ranges } else { Vec::new() },
+        internal_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy)?,
+        external_policy,
+        affinity: affinity(&spec)?,
+        health_check_port,
+        source_ip,
+    })
+}
+
+fn service_type(text: &str) -> Checked<ServiceType> {
+    match text {
+        "" | "ClusterIP" => Ok(ServiceType::ClusterIp),
+        "NodePort" => Ok(ServiceType::NodePort),
+        "LoadBalancer" => Ok(ServiceType::LoadBalancer),
+        "ExternalName" => Ok(ServiceType::ExternalName),
+        other => refuse("spec.type", format!("`{other}` is none of ClusterIP, NodePort, LoadBalancer, ExternalName")),
+    }
+}
+
+fn policy(field: &str, text: &str) -> Checked<TrafficPolicy> {
+    match text {
+        "" | "Cluster" => Ok(TrafficPolicy::Cluster),
+        "Local" => Ok(TrafficPolicy::Local),
+        other => refuse(field, format!("`{other}` is none of Cluster, Local")),
+    }
+}
+
+fn affinity(spec: &raw::Spec) -> Checked<u32> {
+    match spec.session_affinity.as_str() {
+        "" | "None" => Ok(0),
+        "ClientIP" => match spec.session_affinity_config.client_ip.timeout_seconds {
+            None => Ok(AFFINITY_DEFAULT),
+            Some(seconds) => match u32::try_from(seconds) {
+                Ok(seconds @ 1..=AFFINITY_MAX) => Ok(seconds),
+                _ => refuse(
+                    "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                    format!("{seconds} is not between 1 and {AFFINITY_MAX}"),
+                ),
+            },
+        },
+        other => refuse("spec.sessionAffinity", format!("`{other}` is none of None, ClientIP")),
+    }
+}
+
+fn families(cluster_ips: &[IpAddr], named: &[String]) -> Checked<Families> {
+    let mut families = Families::default();
+    for (i, name) in named.iter().enumerate() {
+        match name.as_str() {
+            "IPv4" => families.v4 = true,
+            "IPv6" => families.v6 = true,
+            other => return refuse(format!("spec.ipFamilies[{i}]"), format!("`{other}` is none of IPv4, IPv6")),
+        }
+    }
+    if !cluster_ips.is_empty() {
+        let (v4, v6) = (cluster_ips.iter().any(IpAddr::is_ipv4), cluster_ips.iter().any(IpAddr::is_ipv6));
+        families = Families { v4, v6 };
+    } else if named.is_empty() {
+        families = Families { v4: true, v6: true };
+    }
+    Ok(families)
+}
+
+/// The addresses that the nodes are to serve: an element may be a name instead, and a load balancer that works as a
+/// proxy wants to see its clients' packets itself (KEP-1860).
+fn load_balancer_ips(raw: &raw::LoadBalancer) -> Checked<Vec<IpAddr>> {
+    let mut ips = Vec::new();
+    for (i, ingress) in raw.ingress.iter().enumerate().filter(|(_, ingress)| !ingress.ip.is_empty()) {
+        let field = format!("status.loadBalancer.ingress[{i}]");
+        match ingress.ip_mode.as_str() {
+            "" | "VIP" => add(&mut ips, address(|| format!("{field}.ip"), &ingress.ip)?),
+            "Proxy" => {}
+            other => return refuse(format!("{field}.ipMode"), format!("`{other}` is none of VIP, Proxy")),
+        }
+    }
+    Ok(ips)
+}
+
+fn external_ips(raw: &[String]) -> Checked<Vec<IpAddr>> {
+    let mut ips = Vec::new();
+    for (i, text) in raw.iter().enumerate() {
+        add(&mut ips, address(|| format!("spec.externalIPs[{i}]"), text)?);
+    }
+    Ok(ips)
+}
+
+/// The API server lets white space pass, and bits after the prefix.
+fn source_ranges(raw: &[String]) -> Checked<Vec<IpNetwork>> {
+    let mut ranges = Vec::new();
+    for (i, text) in raw.iter().enumerate() {
+        let range = cidr(|| format!("spec.loadBalancerSourceRanges[{i}]"), text.trim())?;
+        if let Ok(range) = IpNetwork::new(range.network(), range.prefix()) {
+            add(&mut ranges, range);
+        }
+    }
+    Ok(ranges)
+}
+
+fn add<T: PartialEq>(list: &mut Vec<T>, element: T) {
+    if !list.contains(&element) {
+        list.push(element);
+    }
+}
+
+fn optional_port(field: &str, number: Option<i64>) -> Checked<Option<u16>> {
+    number.filter(|number| *number != 0).map(|number| port_number(|| field.into(), number)).transpose()
+}
+
+fn source_ip(value: &str) -> Checked<SourceIp> {
+    match value {
+        "auto" => Ok(SourceIp::Auto),
+        "preserve" => Ok(SourceIp::Preserve),
+        "snat" => Ok(SourceIp::Snat),
+        other => {
+            refuse("metadata.annotations", format!("{SOURCE_IP_ANNOTATION}: `{other}` is none of auto, preserve, snat"))
+        }
+    }
+}
+
+fn cluster_ips(spec: &raw::Spec) -> Checked<Vec<IpAddr>> {
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for (i, text) in spec.cluster_ips.iter().enumerate() {
+        let field = format!("spec.clusterIPs[{i}]");
+        let ip = address(|| field.clone(), text)?;
+        if i == 0 && !spec.cluster_ip.is_empty() && spec.cluster_ip != *text {
+            return refuse(
+                field,
+                format!("`{text}` differs from clusterIP `{}`, which must be the first", spec.cluster_ip),
+            );
+        }
+        if ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
+            return refuse(field, format!("{ip} is the second of its family: one for each is allowed"));
+        }
+        ips.push(ip);
+    }
+    if ips.is_empty() && !spec.cluster_ip.is_empty() {
+        ips.push(address(|| "spec.clusterIP".into(), &spec.cluster_ip)?);
+    }
+    Ok(ips)
+}
+
+fn service_ports(raw: Vec<raw::Port>, has_node_ports: bool) -> Checked<Vec<ServicePort>> {
+    if raw.is_empty() {
+        return refuse("spec.ports", "is empty: a service needs a port unless it is headless");
+    }
+    let several = raw.len() > 1;
+    let mut ports: Vec<ServicePort> = Vec::with_capacity(raw.len());
+    for (i, raw) in raw.into_iter().enumerate() {
+        let field = format!("spec.ports[{i}]");
+        let Some(number) = raw.port else { return refuse(format!("{field}.port"), "is missing") };
+        let port = port_number(|| format!("{field}.port"), number)?;
+        let protocol = protocol(&field, &raw.protocol)?;
+        let node_port = optional_port(&format!("{field}.nodePort"), raw.node_port)?.filter(|_| has_node_ports);
+        if several && raw.name.is_empty() {
+            return refuse(format!("{field}.name"), "is missing: several ports need names");
+        }
+        if ports.iter().any(|other| other.name == raw.name) {
+            return refuse(format!("{field}.name"), format!("`{}` is the name of another port", raw.name));
+        }
+        if ports.iter().any(|other| (other.port, other.protocol) == (port, protocol)) {
+            return refuse(format!("{field}.port"), format!("{port}/{protocol} is there twice"));
+        }
+        let same_node_port = |other: &ServicePort| (other.node_port, other.protocol) == (node_port, protocol);
+        if let Some(number) = node_port.filter(|_| ports.iter().any(same_node_port)) {
+            return refuse(format!("{field}.nodePort"), format!("{number}/{protocol} is there twice"));
+        }
+        ports.push(ServicePort { name: raw.name, port, node_port, protocol });
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::parse;
+    use super::*;
+    use crate::frontend::Protocol;
+    use crate::model::{Invalid, Object};
+    use std::sync::Arc;
+
+    fn service(spec: &str) -> Result<Service, Invalid> {
+        let yaml = format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {spec}}}");
+        parse(&yaml).map(|(_, object)| match object {
+            Object::Service(service) => Arc::unwrap_or_clone(service),
+            other => panic!("{other:?}"),
+        })
+    }
+
+    fn ips(list: &[IpAddr]) -> String {
+        list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_dual_stack_service() {
+        let service = service(
+            "{clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1, 'fd00:96::1'], ports: [{name: a, port: 80, targetPort: x}, \
+             {name: b, port: 80, protocol: UDP}]}",
+        )
+        .unwrap();
+        let ports = [("a", Protocol::Tcp), ("b", Protocol::Udp)].map(|(name, protocol)| ServicePort {
+            name: name.into(),
+            port: 80,
+            node_port: None,
+            protocol,
+        });
+        let expected = Service {
+            cluster_ips: service.cluster_ips.clone(),
+            families: Families { v4: true, v6: true },
+            ports: ports.into(),
+            ..Service::default()
+        };
+        assert_eq!(service, expected, "everything else is as if it weren't there");
+        assert_eq!(ips(&service.cluster_ips), "10.96.0.1 fd00:96::1");
+    }
+
+    #[test]
+    fn everything_that_a_load_balancer_may_say() {
+        let yaml = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, annotations: {podnet.io/source-ip: preserve}}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  externalIPs: [192.0.2.9, 192.0.2.9, '2001:db8::9']
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Local
+  allocateLoadBalancerNodePorts: true
+  healthCheckNodePort: 32000
+  loadBalancerSourceRanges: [' 10.1.2.3/8 ', 10.0.0.0/8, '2001:db8::/32', 0.0.0.0/0]
+  publishNotReadyAddresses: true
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 86400}}
+  trafficDistribution: PreferSameNode
+  ports:
+  - {name: a, port: 80, nodePort: 30080}
+  - {name: b, port: 80, nodePort: 30080, protocol: UDP}
+  - {name: c, port: 81, nodePort: 0}
+status:
+  loadBalancer:
+    ingress:
+    - {ip: 192.0.2.1}
+    - {ip: 192.0.2.2, ipMode: Proxy}
+    - {hostname: lb.example}
+    - {ip: '2001:db8::1', ipMode: VIP, ports: null}
+";
+        let Object::Service(service) = parse(yaml).unwrap().1 else { panic!() };
+        assert_eq!((service.kind, service.ignored), (ServiceType::LoadBalancer, None));
+        assert_eq!(service.families, Families { v4: true, v6: false });
+        assert_eq!(ips(&service.load_balancer_ips), "192.0.2.1 2001:db8::1");
+        assert_eq!(ips(&service.external_ips), "192.0.2.9 2001:db8::9");
+        let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();
+        assert_eq!(ranges, ["10.0.0.0/8", "2001:db8::/32", "0.0.0.0/0"]);
+        let node_ports: Vec<_> = service.ports.iter().map(|port| port.node_port).collect();
+        assert_eq!(node_ports, [Some(30_080), Some(30_080), None]);
+        assert_eq!((service.internal_policy, service.external_policy), (TrafficPolicy::Local, TrafficPolicy::Local));
+        assert_eq!((service.affinity, service.health_check_port), (86_400, Some(32_000)));
+        assert_eq!(service.source_ip, Some(SourceIp::Preserve));
+    }
+
+    /// pkg/registry/core/service dropTypeDependentFields: a service that changes its type loses what the new one has no
+    /// use for.
+    #[test]
+    fn what_a_type_has_no_use_for_is_left_out() {
+        for (kind, node_port, ranges, check) in
+            [("ClusterIP", false, false, false), ("NodePort", true, false, false), ("LoadBalancer", true, true, true)]
+        {
+            let yaml = format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{type: {kind}, clusterIP: 10.96.0.1, \
+                 externalTrafficPolicy: Local, healthCheckNodePort: 32000, loadBalancerSourceRanges: [10.0.0.0/8], \
+                 ports: [{{port: 80, nodePort: 30080}}]}}, status: {{loadBalancer: {{ingress: [{{ip: 192.0.2.1}}]}}}}}}"
+            );
+            let Object::Service(service) = parse(&yaml).unwrap().1 else { panic!("{yaml}") };
+            assert_eq!(service.ports[0].node_port.is_some(), node_port, "{kind}");
+            assert_eq!((!service.source_ranges.is_empty(), !service.load_balancer_ips.is_empty()), (ranges, ranges));
+            assert_eq!(service.health_check_port.is_some(), check, "{kind}");
+        }
+    }
+
+    #[test]
+    fn defaults() {
+        for (spec, affinity) in [
+            ("{clusterIP: 10.96.0.1, ports: [{port: 1}]}", 0),
+            ("{clusterIP: 10.96.0.1, sessionAffinity: ClientIP, ports: [{port: 1}]}", 10_800),
+            (
+                "{clusterIP: 10.96.0.1, sessionAffinity: ClientIP, sessionAffinityConfig: null, ports: [{port: 1}]}",
+                10_800,
+            ),
+            (
+                "{clusterIP: 10.96.0.1, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: \
+                 1}}, ports: [{port: 1}]}",
+                1,
+            ),
+        ] {
+            assert_eq!(service(spec).unwrap().affinity, affinity, "{spec}");
+        }
+        for (spec, v4, v6) in [
+            ("{ports: [{port: 1}]}", true, true),
+            ("{ipFamilies: [IPv6], ports: [{port: 1}]}", false, true),
+            ("{ipFamilies: [IPv4], clusterIP: 'fd00:96::1', ports: [{port: 1}]}", false, true),
+        ] {
+            assert_eq!(service(spec).unwrap().families, Families { v4, v6 }, "{spec}");
+        }
+    }
+
+    #[test]
+    fn what_no_proxy_serves() {
+        for (spec, reason) in [
+            ("{clusterIP: None}", Ignored::Headless),
+            ("{clusterIPs: [None]}", Ignored::Headless),
+            ("{type: ExternalName, externalName: a.b}", Ignored::ExternalName),
+        ] {
+            assert_eq!(service(spec).unwrap().ignored, Some(reason), "{spec}");
+        }
+        for (label, reason) in [
+            ("service.kubernetes.io/service-proxy-name: other", Ignored::OtherProxy),
+            ("service.kubernetes.io/headless: ''", Ignored::Headless),
+        ] {
+            let yaml = format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: w, labels: {{{label}}}}}, spec: {{clusterIP: \
+                 10.96.0.1, ports: [{{port: 1}}]}}}}"
+            );
+            let Ok((_, Object::Service(service))) = parse(&yaml) else { panic!("{label}") };
+            assert_eq!(service.ignored, Some(reason), "{label}");
+        }
+    }
+
+    #[test]
+    fn mistakes_name_object_and_field() {
+        for (spec, field, part) in [
+            ("{clusterIP: 10.96.0.300, ports: [{port: 1}]}", "spec.clusterIP", "`10.96.0.300` is not an IP"),
+            ("{clusterIPs: [10.96.0.1, 10.96.0.2], ports: [{port: 1}]}", "spec.clusterIPs[1]", "second of its family"),
+            ("{clusterIP: 10.96.0.2, clusterIPs: [10.96.0.1], ports: [{port: 1}]}", "spec.clusterIPs[0]", "differs"),
+            ("{clusterIP: '::ffff:10.96.0.1', ports: [{port: 1}]}", "spec.clusterIP", "IPv4"),
+            ("{clusterIP: 127.0.0.1, ports: [{port: 1}]}", "spec.clusterIP", "reserved"),
+            ("{clusterIP: 10.96.0.1}", "spec.ports", "empty"),
+            ("{clusterIP: 10.96.0.1, ports: [{}]}", "spec.ports[0].port", "missing"),
+            ("{clusterIP: 10.96.0.1, ports: [{port: 0}]}", "spec.ports[0].port", "between"),
+            ("{clusterIP: 10.96.0.1, ports: [{port: 65536}]}", "spec.ports[0].port", "between"),
+            ("{clusterIP: 10.96.0.1, ports: [{port: 1, protocol: ICMP}]}", "spec.ports[0].protocol", "ICMP"),
+            ("{clusterIP: 10.96.0.1, ports: [{port: 1}, {port: 2}]}", "spec.ports[0].name", "several ports"),
+            ("{clusterIP: 10.96.0.1, ports: [{name: a, port: 1}, {name: a, port: 2}]}", "spec.ports[1].name", "`a`"),
+            ("{clusterIP: 10.96.0.1, ports: [{name: a, port: 1}, {name: b, port: 1}]}", "spec.ports[1].port", "twice"),
+            ("{type: Foo}", "spec.type", "`Foo`"),
+            (
+                "{ports: [{port: 1}], internalTrafficPolicy: local}",
+                "spec.internalTrafficPolicy",
+                "`local` is none of Cluster, Local",
+            ),
+            ("{ports: [{port: 1}], externalTrafficPolicy: Global}", "spec.externalTrafficPolicy", "`Global`"),
+            ("{ports: [{port: 1}], sessionAffinity: Cookie}", "spec.sessionAffinity", "none of None, ClientIP"),
+            (
+                "{ports: [{port: 1}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: \
+                 86401}}}",
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                "between 1 and 86400",
+            ),
+            (
+                "{ports: [{port: 1}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: \
+                 0}}}",
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                "between 1 and 86400",
+            ),
+            ("{ports: [{port: 1}], ipFamilies: [ipv4]}", "spec.ipFamilies[0]", "`ipv4`"),
+            (
+                "{ports: [{port: 1}], externalIPs: [192.0.2.1, web.example]}",
+                "spec.externalIPs[1]",
+                "`web.example` is not an IP",
+            ),
+            ("{ports: [{port: 1}], externalIPs: [127.0.0.1]}", "spec.externalIPs[0]", "reserved"),
+            (
+                "{ports: [{port: 1}], loadBalancerSourceRanges: [10.0.0.0/8, 10.0.0.1]}",
+                "spec.loadBalancerSourceRanges[1]",
+                "`10.0.0.1` is not a CIDR",
+            ),
+            (
+                "{ports: [{port: 1}], loadBalancerSourceRanges: [10.0.0.0/33]}",
+                "spec.loadBalancerSourceRanges[0]",
+                "not a CIDR",
+            ),
+            (
+                "{ports: [{port: 1}], loadBalancerSourceRanges: ['::ffff:10.0.0.0/104']}",
+                "spec.loadBalancerSourceRanges[0]",
+                "write it as IPv4",
+            ),
+            ("{ports: [{port: 1}], healthCheckNodePort: 65536}", "spec.healthCheckNodePort", "between"),
+            ("{type: NodePort, ports: [{port: 1, nodePort: -1}]}", "spec.ports[0].nodePort", "between"),
+            (
+                "{type: NodePort, ports: [{name: a, port: 1, nodePort: 30000}, {name: b, port: 2, nodePort: 30000}]}",
+                "spec.ports[1].nodePort",
+                "30000/TCP is there twice",
+            ),
+        ] {
+            let error = service(spec).expect_err(spec);
+            assert_eq!((error.object.as_str(), error.field.as_str()), ("Service default/web", field), "{spec}");
+            assert!(error.reason.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn mistakes_in_the_status() {
+        for (ingress, field) in [("{ip: x}", "ip"), ("{ip: 192.0.2.1, ipMode: vip}", "ipMode")] {
+            let yaml = format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{type: LoadBalancer, ports: [{{port: \
+                 1}}]}}, status: {{loadBalancer: {{ingress: [{{hostname: a}}, {ingress}]}}}}}}"
+            );
+            assert_eq!(parse(&yaml).unwrap_err().field, format!("status.loadBalancer.ingress[1].{field}"));
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Backends in the tables: ids, segments of slots, and which frontends share them.
+//!
+//! Frontends with the same backends have the same segment: the ports of a service at its ClusterIP, at the nodes and at
+//! its load balancer often differ in nothing else. A segment is written once and never changed.
+//!
+//! Where nodes must agree on a flow's backend the segment is spread: a table of [`maglev`], which isn't kept here but
+//! made when it is written. It is large, so where there is little room left, the backends are listed as others are.
+//! Then nodes still agree while they know the same backends, but when these change, most flows move.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use podnet_common::layout::Backend;
+
+use super::tables::{FEWER, TableError, Tables};
+use crate::compile::{BackendId, BackendIds, Entry, Segment, Segments, maglev};
+
+/// The share of `slots` that spread segments leave to others: a quarter.
+const RESERVED: u32 = 4;
+
+/// A frontend's backends, and the segment that leads to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct List {
+    /// In the order of the frontend's backends.
+    pub(super) ids: Arc<[BackendId]>,
+    pub(super) segment: Segment,
+}
+
+impl List {
+    /// Whether the segment is a table of [`maglev`]. One with as many slots as backends would be of no use.
+    pub(super) fn is_spread(&self) -> bool {
+        self.segment.count as usize != self.ids.len()
+    }
+
+    /// What isn't in another list.
+    pub(super) fn without(&self, other: &Self) -> Vec<BackendId> {
+        let mut others = other.ids.to_vec();
+        others.sort_unstable();
+        self.ids.iter().filter(|id| others.binary_search(id).is_err()).copied().collect()
+    }
+}
+
+/// All lists.
+#[derive(Clone, Debug)]
+pub(super) struct Lists {
+    ids: BackendIds,
+    segments: Segments,
+    /// Slots of a spread segment.
+    spread: u32,
+    /// Segments to be shared: by the ids, and whether they are spread.
+    known: HashMap<(Arc<[BackendId]>, bool), Segment>,
+    /// How many frontends use a segment, by its first slot.
+    uses: HashMap<u32, u32>,
+}
+
+/// What adoption has found so far: lists, and whether they are sound, by their first slot.
+pub(super) type Found = HashMap<u32, (List, bool)>;
+
+impl Lists {
+    /// For a daemon that knows of nothing in the tables yet. `spread` is how many slots a spread segment has, a prime;
+    /// if it is none, nothing is spread.
+    pub(super) fn new(tables: &dyn Tables, spread: u32) -> Self {
+        let capacity = tables.capacity();
+        Self {
+            ids: BackendIds::new(capacity.backends),
+            segments: Segments::new(capacity.slots),
+            spread: if maglev::is_prime(spread) { spread } else { 0 },
+            known: HashMap::new(),
+            uses: HashMap::new(),
+        }
+    }
+
+    /// Takes over what can be right of a frontend's segment and ids, and tells whether all of it is. `spread`: the
+    /// segment may be a table of [`maglev`].
+    pub(super) fn adopt(
+        &mut self,
+        segment: Segment,
+        spread: bool,
+        tables: &dyn Tables,
+        found: &mut Found,
+    ) -> Result<(List, bool), TableError> {
+        if segment.count == 0 {
+            return Ok((List::default(), true));
+        }
+        if let Some((list, sound)) = found.get(&segment.base).filter(|(list, _)| list.segment == segment) {
+            *self.uses.entry(segment.base).or_default() += 1;
+            return Ok((list.clone(), *sound));
+        }
+        if !self.segments.adopt(segment) {
+            return Ok((List::default(), false));
+        }
+        let slots = tables.slots(segment)?;
+        let mut distinct = slots.clone();
+        if spread {
+            distinct.sort_unstable();
+            distinct.dedup();
+        }
+        let mut members = Vec::with_capacity(distinct.len());
+        for id in &distinct {
+            let known = id.0 < tables.capacity().backends;
+            let backend = if known { tables.backend(*id)? } else { Backend::default() };
+            if self.ids.adopt(*id, backend) {
+                members.push((maglev::identity(&backend), *id));
+            }
+        }
+        let complete = members.len() == distinct.len();
+        if spread {
+            members.sort_unstable();
+        }
+        let list = List { ids: members.into_iter().map(|(_, id)| id).collect(), segment };
+        let right = |slots: &[BackendId]| {
+            if list.is_spread() {
+                segment.count == self.spread && slots == self.spread_slots(&list.ids)
+            } else {
+                slots == &*list.ids
+            }
+        };
+        let sound = complete && right(&slots);
+        if sound {
+            self.known.entry((list.ids.clone(), list.is_spread())).or_insert(segment);
+        }
+        self.uses.insert(segment.base, 1);
+        found.insert(segment.base, (list.clone(), sound));
+        Ok((list, sound))
+    }
+
+    /// The slots of a spread segment.
+    fn spread_slots(&self, ids: &[BackendId]) -> Vec<BackendId> {
+        let backends: Vec<_> = ids.iter().map(|id| self.ids.backend(*id)).collect();
+        maglev::table(&backends, self.spread).into_iter().map(|i| ids[i as usize]).collect()
+    }
+
+    /// Whether the segment of an entry's backends should be a table of [`maglev`].
+    pub(super) fn is_spread(&self, entry: &Entry<'_>) -> bool {
+        entry.spread() && !entry.backends.is_empty() && entry.backends.len() < self.spread as usize
+    }
+
+    /// The list of these backends for one more frontend: written now, if no other frontend has the same. It isn't
+    /// spread if there is no room for that, see [`List::is_spread`]. A failure changes nothing for readers, and what
+    /// was taken is given back, to rest until the given time.
+    pub(super) fn acquire(
+        &mut self,
+        backends: &[Backend],
+        spread: bool,
+        tables: &mut dyn Tables,
+        until: Instant,
+    ) -> Result<List, TableError> {
+        if backends.is_empty() {
+            return Ok(List::default());
+        }
+        if let Some(list) = self.share(backends, spread) {
+            return Ok(list);
+        }
+        if spread && let Some(segment) = self.allocate_spread() {
+            return self.write(backends, segment, tables, until);
+        }
+        if spread && let Some(list) = self.share(backends, false) {
+            return Ok(list);
+        }
+        let count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+        let segment = self.segments.allocate(count).ok_or(TableError::Full { table: "slots", advice: FEWER })?;
+        self.write(backends, segment, tables, until)
+    }
+
+    fn share(&mut self, backends: &[Backend], spread: bool) -> Option<List> {
+        let ids: Arc<[BackendId]> = backends.iter().map(|backend| self.ids.find(backend)).collect::<Option<_>>()?;
+        let ((ids, _), segment) = self.known.get_key_value(&(ids, spread))?;
+        *self.uses.get_mut(&segment.base)? += 1;
+        Some(List { ids: ids.clone(), segment: *segment })
+    }
+
+    fn allocate_spread(&mut self) -> Option<Segment> {
+        let left = self.segments.capacity() - self.segments.taken();
+        let enough = left.saturating_sub(self.spread) >= self.segments.capacity() / RESERVED;
+        if enough { self.segments.allocate(self.spread) } else { None }
+    }
+
+    /// Writes backends that aren't there yet, and a segment.
+    fn write(
+        &mut self,
+        backends: &[Backend],
+        segment: Segment,
+        tables: &mut dyn Tables,
+        until: Instant,
+    ) -> Result<List, TableError> {
+        let mut ids = Vec::with_capacity(backends.len());
+        match self.write_all(backends, segment, &mut ids, tables) {
+            Ok(()) => {
+                let list = List { ids: ids.into(), segment };
+                self.known.insert((list.ids.clone(), list.is_spread()), segment);
+                self.uses.insert(segment.base, 1);
+                Ok(list)
+            }
+            Err(error) => {
+                ids.into_iter().for_each(|id| self.ids.release(id, until));
+                self.segments.release(segment, until);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_all(
+        &mut self,
+        backends: &[Backend],
+        segment: Segment,
+        ids: &mut Vec<BackendId>,
+        tables: &mut dyn Tables,
+    ) -> Result<(), TableError> {
+        for &backend in backends {
+            let acquired = self.ids.acquire(backend);
+            let (id, fresh) = acquired.ok_or(TableError::Full { table: "backends", advice: FEWER })?;
+            if fresh && let Err(error) = tables.put_backend(id, &backend) {
+                self.ids.forget(id);
+                return Err(error);
+            }
+            ids.push(id);
+        }
+        if segment.count as usize == ids.len() {
+            tables.put_slots(segment.base, ids)
+        } else {
+            tables.put_slots(segment.base, &self.spread_slots(ids))
+        }
+    }
+
+    /// Ends a frontend's use. After the last one, segment and ids rest until the given time, which must not be before
+    /// earlier ones.
+    pub(super) fn release(&mut self, list: &List, until: Instant) {
+        let Some(uses) = self.uses.get_mut(&list.segment.base).filter(|_| list.segment.count != 0) else { return };
+        *uses -= 1;
+        if *uses != 0 {
+            return;
+        }
+        self.uses.remove(&list.segment.base);
+        let key = (list.ids.clone(), list.is_spread());
+        if self.known.get(&key) == Some(&list.segment) {
+            self.known.remove(&key);
+        }
+        list.ids.iter().for_each(|&id| self.ids.release(id, until));
+        self.segments.release(list.segment, until);
+    }
+
+    /// Frees what has rested for long enough.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.ids.expire(now);
+        self.segments.expire(now);
+    }
+
+    /// Whether a list is of these backends, in this order.
+    pub(super) fn is_of(&self, list: &List, backends: &[Backend]) -> bool {
+        list.ids.len() == backends.len()
+            && list.ids.iter().zip(backends).all(|(&id, backend)| self.ids.backend(id) == *backend)
+    }
+
+    /// A backend's id, if a list has it or had it a moment ago.
+    pub(super) fn find(&self, backend: &Backend) -> Option<BackendId> {
+        self.ids.find(backend)
+    }
+
+    /// What an id stands for.
+    pub(super) fn backend(&self, id: BackendId) -> Backend {
+        self.ids.backend(id)
+    }
+
+    /// How many slots are in use or resting.
+    pub(super) fn slots(&self) -> u32 {
+        self.segments.taken()
+    }
+
+    /// How many ids are in use or resting.
+    pub(super) fn backends(&self) -> usize {
+        self.ids.taken()
+    }
+}

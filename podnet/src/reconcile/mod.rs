@@ -1,0 +1,476 @@
+//! Makes the tables hold what is desired, and keeps on trying.
+//!
+//! A frontend's update writes its new backends and a new segment of slots, then flips the one frontend value: a reader
+//! sees the old backends or the new, never a mix. The old segment and ids rest for a grace period. Whatever fails
+//! leaves the frontend as it was and is tried again, later each time.
+//!
+//! What a frontend's entry refers to is there before the entry and stays for longer: its segment, its source ranges,
+//! and its entries for other clients. Affinities end with the backend that they are to.
+//!
+//! At start, [`Reconciler::adopt`] reads what an earlier daemon has left. A frontend that is as it should be isn't
+//! touched, so its segment and ids stay; one that nobody wants is removed only when the sources are synced.
+//!
+//! Time is a parameter; only [`Tables`] has effects.
+
+mod affinity;
+pub mod dump;
+pub mod fake;
+mod lists;
+mod ranges;
+mod retry;
+mod tables;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podnet_common::addr::Proto;
+use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
+use tracing::{debug, warn};
+
+pub use retry::Retry;
+pub use tables::{Capacity, KeepAffinity, TableError, Tables};
+
+use crate::compile::{BackendId, Desired, Entry, Segment, ServiceId, ServiceNames, of_node, scoped, show};
+use affinity::Affinities;
+use lists::{List, Lists};
+use ranges::Ranges;
+
+/// How long a segment or id rests. A program runs for microseconds; this leaves room for one that was preempted.
+pub const GRACE: Duration = Duration::from_secs(2);
+
+/// What one round has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Frontends that were written or deleted.
+    pub changed: usize,
+    /// What isn't yet as it should be, because something failed: frontends, mostly.
+    pub pending: usize,
+    /// When there is something to do next.
+    pub next_retry: Option<Instant>,
+    /// Backends that frontends of UDP and SCTP have lost: flows to them end at once.
+    pub removed: Vec<Removed>,
+}
+
+/// Backends that a frontend has lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The frontend, which may still be there.
+    pub key: FrontendKey,
+    /// What it no longer leads to.
+    pub backends: Vec<Backend>,
+}
+
+/// How many entries of the tables are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of `frontends`.
+    pub frontends: usize,
+    /// Of `slots`.
+    pub slots: u32,
+    /// Of `backends`.
+    pub backends: usize,
+    /// Of `source_ranges`.
+    pub source_ranges: usize,
+}
+
+/// The state of reconciliation: what the tables hold and what is still to be done.
+#[derive(Clone, Debug)]
+pub struct Reconciler {
+    grace: Duration,
+    lists: Lists,
+    ranges: Ranges,
+    names: ServiceNames,
+    affinities: Affinities,
+    /// What the tables hold.
+    present: HashMap<FrontendKey, Present>,
+    /// Frontends that an earlier daemon left and that nobody has wanted yet.
+    unclaimed: BTreeSet<FrontendKey>,
+    /// Frontends to be looked at.
+    dirty: BTreeSet<FrontendKey>,
+    /// Frontends that have failed.
+    retries: BTreeMap<FrontendKey, Retry>,
+}
+
+/// A frontend in the tables, and what it holds of other tables.
+#[derive(Clone, Debug)]
+struct Present {
+    value: Frontend,
+    list: List,
+    /// Whether its segment is as it has to be; one that was found otherwise is written again.
+    sound: bool,
+    ranges: Box<[SourceRange]>,
+}
+
+/// What couldn't be done yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending<'a> {
+    /// Writing or deleting a frontend.
+    Frontend(&'a FrontendKey),
+    /// Removing from a table what isn't needed any more.
+    Table(&'static str),
+}
+
+impl fmt::Display for Pending<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frontend(key) => write!(f, "{}", show(key)),
+            Self::Table(name) => write!(f, "the table `{name}`"),
+        }
+    }
+}
+
+/// What a frontend leads to: the protocol, and the backends.
+type Members = (Proto, Arc<[BackendId]>);
+
+/// What [`Reconciler::run`] works with.
+struct Round<'a> {
+    tables: &'a mut dyn Tables,
+    now: Instant,
+    outcome: Outcome,
+}
+
+/// Why a frontend isn't spread though it should be, and what can be done.
+const UNSPREAD: &str = "nodes choose the same backend only until its endpoints change; set a smaller maglevTableSize, \
+                        or preserve the source of fewer services";
+
+/// The scopes of a frontend's entries beside [`FrontendKey::ANY`], and the flag by which that one refers to each.
+const SCOPES: [(u8, u16); 2] =
+    [(FrontendKey::OUTSIDE, Frontend::OUTSIDE_DIFFERS), (FrontendKey::PEER, Frontend::DIRECT_RETURN)];
+
+impl Reconciler {
+    /// Takes over what the tables hold. `names` is what the earlier daemon wrote, `spread` how many slots a frontend
+    /// gets for which nodes must agree.
+    ///
+    /// # Errors
+    /// The first read that fails.
+    pub fn adopt(tables: &dyn Tables, names: ServiceNames, spread: u32, grace: Duration) -> Result<Self, TableError> {
+        let (ranges, ranges_found) = Ranges::adopt(tables)?;
+        let mut reconciler = Self {
+            grace,
+            lists: Lists::new(tables, spread),
+            ranges,
+            names,
+            affinities: Affinities::new(grace),
+            present: HashMap::new(),
+            unclaimed: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            retries: BTreeMap::new(),
+        };
+        let mut lists_found = lists::Found::new();
+        for (key, value) in tables.frontends()? {
+            let segment = Segment { base: value.slot_base, count: value.slot_count };
+            let spread = value.flags & Frontend::DIRECT_RETURN != 0;
+            let (list, sound) = reconciler.lists.adopt(segment, spread, tables, &mut lists_found)?;
+            if !sound {
+                warn!(?key, ?value, "a frontend in the tables is broken and will be written again");
+            }
+            let restricted = value.flags & Frontend::SOURCE_RANGES != 0;
+            let ranges = restricted.then(|| reconciler.ranges.adopt_frontend(&key, value.service, &ranges_found));
+            reconciler.names.adopt(ServiceId(value.service));
+            reconciler.affinities.add(key, &value);
+            reconciler.unclaimed.insert(key);
+            reconciler.present.insert(key, Present { value, list, sound, ranges: ranges.unwrap_or_default() });
+        }
+        for service in ranges_found.keys() {
+            reconciler.names.avoid(ServiceId(*service));
+        }
+        reconciler.names.forget_unused();
+        Ok(reconciler)
+    }
+
+    /// Has frontends looked at in the next round.
+    pub fn mark(&mut self, keys: impl IntoIterator<Item = FrontendKey>) {
+        self.dirty.extend(keys);
+    }
+
+    /// Does what is to be done and due. While the sources aren't `synced`, frontends of an earlier daemon that nobody
+    /// wants, or wants without backends, stay as they are: their manifest may be one that can't be read at the moment.
+    pub fn run(&mut self, desired: &Desired, tables: &mut dyn Tables, synced: bool, now: Instant) -> Outcome {
+        self.lists.expire(now);
+        if synced {
+            self.dirty.append(&mut self.unclaimed);
+        }
+        self.dirty.extend(self.retries.iter().filter(|(_, retry)| retry.at <= now).map(|(key, _)| *key));
+        let mut round = Round { tables, now, outcome: Outcome::default() };
+        for keys in self.in_order(desired) {
+            for key in keys {
+                self.bring_into_line(key, desired, &mut round);
+            }
+            self.ranges.sweep(round.tables, now);
+        }
+        self.prune_affinities(&mut round);
+        let mut outcome = round.outcome;
+        outcome.pending = self.pending().count();
+        let retries = self.pending().map(|(_, retry)| retry.at);
+        outcome.next_retry = retries.chain(self.affinities.next()).min();
+        outcome
+    }
+
+    /// What is to be done, in three steps: what goes makes room for what comes. What an entry refers to comes before it
+    /// and goes after it.
+    fn in_order(&mut self, desired: &Desired) -> [Vec<FrontendKey>; 3] {
+        let (mut gone, mut wanted, mut left) = (Vec::new(), Vec::new(), Vec::new());
+        for key in std::mem::take(&mut self.dirty) {
+            let is_wanted = |key| desired.get(key).is_some();
+            if is_wanted(&key) {
+                wanted.push(key);
+            } else if is_wanted(&scoped(key, FrontendKey::ANY)) {
+                left.push(key);
+            } else {
+                gone.push(key);
+            }
+        }
+        gone.sort_by_key(|key| key.scope);
+        wanted.sort_by_key(|key| Reverse(key.scope));
+        [gone, wanted, left]
+    }
+
+    fn bring_into_line(&mut self, key: FrontendKey, desired: &Desired, round: &mut Round<'_>) {
+        let entry = desired.get(&key);
+        if self.unclaimed.contains(&key) && entry.is_none_or(|entry| entry.backends.is_empty()) {
+            return;
+        }
+        self.unclaimed.remove(&key);
+        let result = match &entry {
+            Some(entry) => self.put(key, entry, round),
+            None => self.delete(key, round),
+        };
+        match result {
+            Ok(changed) => {
+                round.outcome.changed += usize::from(changed);
+                let spread = entry.is_some_and(|entry| self.lists.is_spread(&entry));
+                if spread && self.present.get(&key).is_some_and(|present| !present.list.is_spread()) {
+                    self.postpone(key, &TableError::Full { table: "slots", advice: UNSPREAD }, round.now);
+                } else {
+                    self.retries.remove(&key);
+                }
+            }
+            Err(error) => self.postpone(key, &error, round.now),
+        }
+    }
+
+    /// Writes a frontend with what it refers to, unless all is as it should be; says whether it wasn't. On failure
+    /// nothing has changed for readers, and what was taken is given back.
+    fn put(&mut self, key: FrontendKey, entry: &Entry<'_>, round: &mut Round<'_>) -> Result<bool, TableError> {
+        if key.scope == FrontendKey::ANY {
+            let missing = |scope| !self.present.contains_key(&scoped(key, scope));
+            let scopes = SCOPES.into_iter().filter(|(_, flag)| entry.flags & flag != 0);
+            if let Some((scope, _)) = scopes.into_iter().find(|(scope, _)| missing(*scope)) {
+                return Err(TableError::Waits(format!("the entry of {}", show(&scoped(key, scope)))));
+            }
+        }
+        let known = self.present.get(&key).map(|present| ServiceId(present.value.service));
+        let service = entry.service.map_or(ServiceId::default(), |name| self.names.acquire(name, known));
+        let changed = self.put_as(service, key, entry, round);
+        if !matches!(changed, Ok(true)) {
+            self.names.release(service);
+        }
+        changed
+    }
+
+    fn put_as(
+        &mut self,
+        service: ServiceId,
+        key: FrontendKey,
+        entry: &Entry<'_>,
+        round: &mut Round<'_>,
+    ) -> Result<bool, TableError> {
+        let service = service.with_affinity(entry.affinity_group).0;
+        let ranges = ranges::of_service(service, entry.source_ranges);
+        let spread = self.lists.is_spread(entry);
+        let value = |list: &List| Frontend {
+            service,
+            slot_base: list.segment.base,
+            slot_count: list.segment.count,
+            flags: entry.flags,
+            affinity: entry.affinity,
+            ..Frontend::default()
+        };
+        let is_right =
+            |present: &Present, list: &List| present.sound && present.value == value(list) && present.ranges == ranges;
+        let right = |p: &Present| is_right(p, &p.list) && p.list.is_spread() == spread;
+        if self.present.get(&key).is_some_and(|p| right(p) && self.lists.is_of(&p.list, entry.backends)) {
+            return Ok(false);
+        }
+        let until = round.now + self.grace;
+        let list = self.lists.acquire(entry.backends, spread, round.tables, until)?;
+        // Where there is no room to spread it, this may be the list that is there.
+        if self.present.get(&key).is_some_and(|present| is_right(present, &list)) {
+            self.lists.release(&list, until);
+            return Ok(false);
+        }
+        if let Err(error) = self.flip(key, &value(&list), &ranges, round.tables) {
+            self.lists.release(&list, until);
+            return Err(error);
+        }
+        let new = Present { value: value(&list), list, sound: true, ranges };
+        if let Some(old) = self.present.insert(key, new.clone()) {
+            self.retire(key, &old, Some(&new), round);
+        }
+        self.affinities.add(key, &new.value);
+        Ok(true)
+    }
+
+    /// Lets readers see the new value. The ranges have a user more if it succeeds.
+    fn flip(
+        &mut self,
+        key: FrontendKey,
+        value: &Frontend,
+        ranges: &[SourceRange],
+        tables: &mut dyn Tables,
+    ) -> Result<(), TableError> {
+        self.ranges.acquire(ranges, tables)?;
+        let same = self.present.get(&key).is_some_and(|present| present.value == *value);
+        let written = if same { Ok(()) } else { tables.put_frontend(&key, value) };
+        if written.is_err() {
+            self.ranges.release(ranges);
+        }
+        written
+    }
+
+    fn delete(&mut self, key: FrontendKey, round: &mut Round<'_>) -> Result<bool, TableError> {
+        if !self.present.contains_key(&key) {
+            return Ok(false);
+        }
+        let any = scoped(key, FrontendKey::ANY);
+        let flags = self.present.get(&any).map_or(0, |present| present.value.flags);
+        if SCOPES.iter().any(|(scope, flag)| *scope == key.scope && flags & flag != 0) {
+            return Err(TableError::Waits(format!("the entry of {}", show(&any))));
+        }
+        round.tables.delete_frontend(&key)?;
+        if let Some(old) = self.present.remove(&key) {
+            self.retire(key, &old, None, round);
+        }
+        Ok(true)
+    }
+
+    /// Gives back what a frontend used before it was flipped or deleted.
+    fn retire(&mut self, key: FrontendKey, old: &Present, new: Option<&Present>, round: &mut Round<'_>) {
+        let follows_backends = matches!(key.proto, Proto::UDP | Proto::SCTP);
+        if follows_backends || old.value.affinity != 0 {
+            let lost = new.map_or_else(|| old.list.ids.to_vec(), |new| old.list.without(&new.list));
+            let same_affinity = |new: &Present| new.value.affinity != 0 && new.value.service == old.value.service;
+            if old.value.affinity != 0 && !(lost.is_empty() && new.is_some_and(same_affinity)) {
+                self.affinities.demand(old.value.service, round.now);
+            }
+            if follows_backends && !lost.is_empty() {
+                let backends = lost.into_iter().map(|id| self.lists.backend(id)).collect();
+                round.outcome.removed.push(Removed { key, backends });
+            }
+        }
+        self.affinities.remove(&key, &old.value);
+        self.lists.release(&old.list, round.now + self.grace);
+        self.ranges.release(&old.ranges);
+        self.names.release(ServiceId(old.value.service));
+    }
+
+    /// Ends the affinities to what no frontend with the same service and clients leads to.
+    fn prune_affinities(&mut self, round: &mut Round<'_>) {
+        let (due, all) = (self.affinities.due(round.now), self.affinities.all_due(round.now));
+        if due.is_empty() && !all {
+            return;
+        }
+        let mut lists: HashMap<u32, Vec<Members>> = HashMap::new();
+        for service in &due {
+            let lists = lists.entry(*service).or_default();
+            for key in self.affinities.frontends(*service) {
+                let list = self.present.get(key).map(|present| (key.proto, present.list.ids.clone()));
+                if let Some(list) = list.filter(|list| !lists.contains(list)) {
+                    lists.push(list);
+                }
+            }
+        }
+        let keep = |key: &AffinityKey, affinity: &Affinity| {
+            let leads = |(proto, ids): &Members| {
+                let backend = Backend { addr: affinity.addr, port: affinity.port, proto: *proto, _pad: 0 };
+                self.lists.find(&backend).is_some_and(|id| ids.contains(&id))
+            };
+            let examined = all || due.contains(&key.service);
+            !examined || lists.get(&key.service).is_some_and(|lists| lists.iter().any(leads))
+        };
+        self.affinities.prune(&keep, round.tables, round.now);
+    }
+
+    fn postpone(&mut self, key: FrontendKey, error: &TableError, now: Instant) {
+        let retry = Retry::after(self.retries.get(&key), error, now);
+        if retry.failures == 1 {
+            warn!("{}: {error}; trying again", show(&key));
+        } else {
+            debug!(failures = retry.failures, "{}: {error}; trying again", show(&key));
+        }
+        self.retries.insert(key, retry);
+    }
+
+    /// What couldn't be done yet, and why.
+    pub fn pending(&self) -> impl Iterator<Item = (Pending<'_>, &Retry)> {
+        let ranges = self.ranges.retry().map(|retry| (Pending::Table("source_ranges"), retry));
+        let affinity = self.affinities.retry().map(|retry| (Pending::Table("affinity"), retry));
+        self.retries.iter().map(|(key, retry)| (Pending::Frontend(key), retry)).chain(ranges).chain(affinity)
+    }
+
+    /// Since when something hasn't been as it should be because the kernel refuses, not for want of room.
+    pub fn stale_since(&self) -> Option<Instant> {
+        self.pending().filter(|(_, retry)| retry.refused).map(|(_, retry)| retry.since).min()
+    }
+
+    /// Names of the service ids in the tables.
+    pub fn names(&self) -> &ServiceNames {
+        &self.names
+    }
+
+    /// The same, for writing their file.
+    pub fn names_mut(&mut self) -> &mut ServiceNames {
+        &mut self.names
+    }
+
+    /// Whether the tables lead from a destination to this backend, whoever the client is: flows for which they don't
+    /// are stale. The destination may be an address of the node; the key's scope doesn't matter.
+    pub fn leads_to(&self, key: &FrontendKey, backend: &Backend) -> bool {
+        let Some(id) = self.lists.find(backend) else { return false };
+        self.entries(key).any(|present| present.list.ids.contains(&id))
+    }
+
+    /// The backends that the tables lead to from a destination, as [`Self::leads_to`] has it; some may come twice.
+    pub fn backends(&self, key: &FrontendKey) -> impl Iterator<Item = Backend> {
+        self.entries(key).flat_map(|present| present.list.ids.iter().map(|id| self.lists.backend(*id)))
+    }
+
+    /// The entries of a destination, of all scopes.
+    fn entries(&self, key: &FrontendKey) -> impl Iterator<Item = &Present> {
+        let exact = scoped(*key, FrontendKey::ANY);
+        let node = if key.addr.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
+        let keys = [exact, FrontendKey { addr: node, ..exact }];
+        let any = keys.into_iter().find_map(|key| Some((key, self.present.get(&key)?)));
+        any.into_iter().flat_map(move |(key, any)| {
+            let others = SCOPES.into_iter().filter(move |(_, flag)| any.value.flags & flag != 0);
+            let others = others.filter_map(move |(scope, _)| self.present.get(&scoped(key, scope)));
+            std::iter::once(any).chain(others)
+        })
+    }
+
+    /// Addresses that clients outside may use and that an earlier daemon left: nobody has wanted a port of them yet.
+    pub fn unclaimed_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let external = |key: &FrontendKey| {
+            self.present.get(key).is_some_and(|present| present.value.flags & Frontend::EXTERNAL != 0)
+        };
+        let keys = self.unclaimed.iter().filter(move |key| !of_node(key) && external(key));
+        keys.map(|key| IpAddr::from(key.addr))
+    }
+
+    /// How full the tables are, with what rests.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            frontends: self.present.len(),
+            slots: self.lists.slots(),
+            backends: self.lists.backends(),
+            source_ranges: self.ranges.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

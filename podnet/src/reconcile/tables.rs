@@ -1,0 +1,97 @@
+//! The tables as reconciliation sees them: the pinned maps in the daemon, [`FakeTables`](super::fake::FakeTables) in
+//! tests.
+
+use std::io;
+
+use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
+use thiserror::Error;
+
+use crate::compile::{BackendId, Segment};
+
+/// How many entries the tables have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// `slots`.
+    pub slots: u32,
+    /// `backends`.
+    pub backends: u32,
+}
+
+/// An operation on a table that failed, and changed nothing.
+#[derive(Debug, Error)]
+pub enum TableError {
+    /// There is no room.
+    #[error("the table `{table}` is full: {advice}")]
+    Full {
+        /// Its name.
+        table: &'static str,
+        /// What can be done.
+        advice: &'static str,
+    },
+    /// Another entry has to come or go first.
+    #[error("it waits for {0}")]
+    Waits(String),
+    /// The kernel refused.
+    #[error("{operation} in the table `{table}`: {source}")]
+    Io {
+        /// Its name.
+        table: &'static str,
+        /// What was tried.
+        operation: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// What can be done about each full table.
+pub(super) const FEWER: &str = "remove services or endpoints";
+
+impl TableError {
+    /// The error for a frontend that finds no room, which an implementation can tell from others.
+    pub const FRONTENDS_FULL: Self = Self::Full { table: "frontends", advice: FEWER };
+
+    /// The same for a source range.
+    pub const SOURCE_RANGES_FULL: Self = Self::Full { table: "source_ranges", advice: "use fewer or larger ranges" };
+}
+
+/// Whether a client's affinity still means something.
+pub type KeepAffinity<'a> = dyn Fn(&AffinityKey, &Affinity) -> bool + 'a;
+
+/// The tables. An operation that fails has changed nothing; each is visible to readers when it returns.
+pub trait Tables {
+    /// How many entries there are.
+    fn capacity(&self) -> Capacity;
+
+    /// All frontends.
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError>;
+
+    /// The ids in a segment, which is within the table.
+    fn slots(&self, segment: Segment) -> Result<Vec<BackendId>, TableError>;
+
+    /// A backend, whose id is within the table.
+    fn backend(&self, id: BackendId) -> Result<Backend, TableError>;
+
+    /// Writes a frontend.
+    fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError>;
+
+    /// Removes a frontend; that it isn't there is no error.
+    fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError>;
+
+    /// Writes slots from `base` on. If it fails, any of them may have been written: no frontend refers to them yet.
+    fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError>;
+
+    /// Writes a backend.
+    fn put_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), TableError>;
+
+    /// All source ranges.
+    fn source_ranges(&self) -> Result<Vec<SourceRange>, TableError>;
+
+    /// Writes a source range.
+    fn put_source_range(&mut self, range: &SourceRange) -> Result<(), TableError>;
+
+    /// Removes a source range; that it isn't there is no error.
+    fn delete_source_range(&mut self, range: &SourceRange) -> Result<(), TableError>;
+
+    /// Removes the affinities that aren't to be kept, and tells how many. If it fails, some may be gone.
+    fn prune_affinity(&mut self, keep: &KeepAffinity<'_>) -> Result<usize, TableError>;
+}

@@ -1,0 +1,130 @@
+//! Affinities end with what they lead to.
+
+use podnet_common::addr::Port;
+
+use super::*;
+
+fn sticky(at: &str, seconds: u32, backends: &[u8]) -> frontend::Frontend {
+    frontend::Frontend { affinity: seconds, ..frontend("a", at, Protocol::Tcp, backends) }
+}
+
+impl Bench {
+    /// A client has had a backend of a frontend.
+    pub(super) fn stick(&mut self, client: u32, key: &FrontendKey, backend: u8) {
+        let service = self.tables.frontends[key].service;
+        let client = podnet_common::addr::Addr::v4(client);
+        let to = addresses(&[backend])[0];
+        let affinity = Affinity { addr: to.ip().into(), port: Port::new(to.port()), ..Affinity::default() };
+        self.tables.affinity.insert(AffinityKey { client, service }, affinity);
+    }
+
+    /// A change some time after the last.
+    fn later(&mut self) -> Outcome {
+        self.now += Duration::from_secs(1);
+        self.run()
+    }
+
+    fn sticking(&self) -> Vec<u32> {
+        self.tables.affinity.keys().map(|key| key.client.0[3]).collect()
+    }
+}
+
+#[test]
+fn an_affinity_ends_with_its_backend_and_no_other_does() {
+    let mut bench = Bench::new(roomy());
+    bench.set("a", vec![sticky("10.96.0.1:80", 60, &[1, 2, 3])]);
+    bench.set("b", vec![frontend::Frontend { affinity: 60, ..udp("b", "10.96.0.2:80", &[1]) }]);
+    bench.run();
+    let (a, b) = (key(&sticky("10.96.0.1:80", 0, &[])), key(&udp("", "10.96.0.2:80", &[])));
+    for (client, key, backend) in [(1, &a, 1), (2, &a, 2), (3, &b, 1)] {
+        bench.stick(client, key, backend);
+    }
+    bench.set("a", vec![sticky("10.96.0.1:80", 60, &[2, 3])]);
+    let outcome = bench.later();
+    assert_eq!(bench.sticking(), [2, 3]);
+    // A program that was on its way.
+    bench.stick(4, &a, 1);
+    assert_eq!(outcome.next_retry, Some(bench.now + GRACE));
+    bench.now += GRACE;
+    assert_eq!(bench.run(), Outcome::default());
+    assert_eq!(bench.sticking(), [2, 3]);
+    // Another backend, another time: nothing to look for.
+    let writes = bench.tables.writes;
+    bench.set("a", vec![sticky("10.96.0.1:80", 90, &[2, 3, 4])]);
+    bench.later();
+    assert_eq!(bench.tables.writes, writes + 3, "a backend, a segment, a frontend");
+    // Switched off, then gone.
+    bench.set("a", vec![sticky("10.96.0.1:80", 0, &[2, 3, 4])]);
+    bench.later();
+    assert_eq!(bench.sticking(), [3]);
+    bench.set("b", vec![]);
+    bench.later();
+    assert_eq!(bench.sticking(), [0; 0]);
+}
+
+#[test]
+fn changes_that_follow_each_other_closely_share_a_look() {
+    let mut bench = Bench::new(roomy());
+    let at = "10.96.0.1:80";
+    bench.set("a", vec![sticky(at, 60, &[1, 2, 3, 4])]);
+    bench.run();
+    let key = key(&sticky(at, 0, &[]));
+    (1..=4).for_each(|n| bench.stick(u32::from(n), &key, n));
+    bench.set("a", vec![sticky(at, 60, &[2, 3, 4])]);
+    bench.later();
+    assert_eq!(bench.sticking(), [2, 3, 4]);
+    bench.set("a", vec![sticky(at, 60, &[3, 4])]);
+    bench.run();
+    bench.set("a", vec![sticky(at, 60, &[4])]);
+    let soon = bench.run().next_retry.unwrap();
+    assert_eq!(bench.sticking(), [2, 3, 4]);
+    assert_eq!(soon - bench.now, Duration::from_millis(100));
+    bench.now = soon;
+    bench.run();
+    assert_eq!(bench.sticking(), [4]);
+}
+
+#[test]
+fn clients_with_other_backends_are_told_apart() {
+    let mut bench = Bench::new(roomy());
+    let all = |outside: &[u8]| {
+        let local = frontend::Frontend {
+            kind: FrontendKind::NodePort,
+            outside: Some(list(outside)),
+            ..sticky("0.0.0.0:30080", 60, &[1, 2])
+        };
+        vec![sticky("10.96.0.1:80", 60, &[1, 2]), local]
+    };
+    bench.set("a", all(&[2]));
+    bench.run();
+    let node_port = key(&all(&[])[1]);
+    let outside = scoped(node_port, FrontendKey::OUTSIDE);
+    let services: BTreeSet<_> = bench.tables.frontends.values().map(|f| f.service).collect();
+    assert_eq!(services.len(), 4, "of the address, and of each kind of client");
+    bench.stick(1, &node_port, 2);
+    bench.stick(2, &outside, 2);
+    bench.set("a", all(&[]));
+    bench.later();
+    assert_eq!(bench.sticking(), [1]);
+    assert_eq!(bench.reconciler.names().name(ServiceId(bench.tables.frontends[&outside].service)).unwrap().port, "TCP");
+}
+
+#[test]
+fn a_start_looks_for_what_was_missed_and_failures_are_tried_again() {
+    let mut bench = Bench::new(roomy());
+    bench.set("a", vec![sticky(AT, 60, &[1, 2])]);
+    bench.run();
+    let key = key(&sticky(AT, 0, &[]));
+    // The daemon was killed before it could look.
+    bench.stick(1, &key, 1);
+    bench.stick(2, &key, 3);
+    bench.restart(true);
+    bench.tables.fail_every = Some(0);
+    let outcome = bench.run();
+    assert_eq!(outcome.pending, 1);
+    assert_eq!(bench.reconciler.pending().next().unwrap().0.to_string(), "the table `affinity`");
+    bench.tables.fail_every = None;
+    bench.now = outcome.next_retry.unwrap();
+    assert_eq!(bench.run(), Outcome::default(), "also before anything is synced");
+    assert_eq!(bench.sticking(), [1]);
+}

@@ -1,0 +1,202 @@
+//! Why a service's frontends have the endpoints that they have, for people.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use super::rule::{candidates, target};
+use super::{Fate, Settings, View, addresses, health, policies, remarks, source, source_ranges};
+use crate::frontend::{FrontendKind, IfNone, Protocol, SourceMode};
+use crate::model::{
+    Condition, Endpoint, EndpointSlice, Ignored, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy,
+};
+
+/// A service as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explained {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: ServiceType,
+    /// Why it has no frontends at all.
+    pub ignored: Option<Ignored>,
+    /// Which source address its backends see.
+    #[serde(rename = "sourceIP")]
+    pub source: SourceMode,
+    /// Whose endpoints clients of ClusterIPs get.
+    pub internal_traffic_policy: TrafficPolicy,
+    /// Whose endpoints clients of all other frontends get, if they come from outside.
+    pub external_traffic_policy: TrafficPolicy,
+    /// For how many seconds a client stays with its endpoint; 0 for no affinity.
+    pub affinity_seconds: u32,
+    /// The port at which a load balancer asks whether this node has endpoints.
+    pub health_check_node_port: Option<u16>,
+    /// How many endpoints it is told of.
+    pub health_check_endpoints: Option<usize>,
+    /// What its author should know, see [`super::remarks`].
+    pub remarks: Vec<String>,
+    /// Its frontends, in the order of its ports.
+    pub frontends: Vec<ExplainedFrontend>,
+}
+
+/// A frontend, and what becomes of each endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedFrontend {
+    /// What kind of address it has.
+    pub kind: FrontendKind,
+    /// The address; the unspecified one stands for all of the node's of its family.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The service port's name.
+    pub port_name: String,
+    /// Which clients may use it; none: all.
+    pub source_ranges: Option<Vec<IpNetwork>>,
+    /// One for all clients, or two.
+    pub choices: Vec<Choice>,
+}
+
+/// The endpoints that some clients of a frontend get.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Choice {
+    /// Which clients.
+    pub clients: Clients,
+    /// The policy that decides.
+    pub traffic_policy: TrafficPolicy,
+    /// What becomes of connections, if no endpoint is chosen.
+    pub if_none: Option<IfNone>,
+    /// Every endpoint of the service: first those that have the frontend's port and family, sorted.
+    pub endpoints: Vec<ExplainedEndpoint>,
+}
+
+/// Clients of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Clients {
+    /// All of them.
+    All,
+    /// This node's pods and processes.
+    ThisNode,
+    /// Those that come in by an uplink.
+    Outside,
+}
+
+/// What becomes of an endpoint at a frontend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedEndpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// The target port; none if its slice doesn't have the service's port.
+    pub port: Option<u16>,
+    /// The node that it is on.
+    pub node: Option<String>,
+    /// The zone that it is in.
+    pub zone: Option<String>,
+    /// Whether it takes connections.
+    pub condition: Condition,
+    /// Chosen, or why not.
+    pub fate: Fate,
+}
+
+/// What [`super::frontends`] makes of a service, and why; `slices` are the service's own.
+pub fn explain<'a>(
+    name: &ObjectName,
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    settings: &Settings,
+) -> Explained {
+    let check = health(name, service, slices.clone(), settings);
+    let mut frontends = Vec::new();
+    for port in service.ports.iter().filter(|_| service.ignored.is_none()) {
+        for (kind, addr) in addresses(service, port) {
+            frontends.push(ExplainedFrontend {
+                kind,
+                address: addr.ip(),
+                port: addr.port(),
+                protocol: port.protocol,
+                port_name: port.name.clone(),
+                source_ranges: source_ranges(service, kind, &addr.ip()),
+                choices: choices(service, port, kind, addr.is_ipv4(), slices.clone(), settings),
+            });
+        }
+    }
+    Explained {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        kind: service.kind,
+        ignored: service.ignored,
+        source: source(service, settings),
+        internal_traffic_policy: service.internal_policy,
+        external_traffic_policy: service.external_policy,
+        affinity_seconds: service.affinity,
+        health_check_node_port: check.as_ref().map(|check| check.port),
+        health_check_endpoints: check.as_ref().map(|check| check.local_endpoints),
+        remarks: remarks(service),
+        frontends,
+    }
+}
+
+fn choices<'a>(
+    service: &Service,
+    port: &ServicePort,
+    kind: FrontendKind,
+    v4: bool,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    settings: &Settings,
+) -> Vec<Choice> {
+    let view = View::new(candidates(port, v4, slices.clone()), settings);
+    let others = others(port, v4, slices);
+    let choice = |clients, traffic_policy| {
+        let rule = view.rule(traffic_policy);
+        let judged = view.candidates.iter().map(|candidate| ExplainedEndpoint {
+            address: candidate.at.ip(),
+            port: Some(candidate.at.port()),
+            node: candidate.placement.node.as_deref().map(Into::into),
+            zone: candidate.placement.zone.as_deref().map(Into::into),
+            condition: candidate.condition,
+            fate: rule.fate(candidate),
+        });
+        let backends = view.backends(traffic_policy);
+        Choice {
+            clients,
+            traffic_policy,
+            if_none: backends.list.is_empty().then_some(backends.if_none),
+            endpoints: judged.chain(others.iter().cloned()).collect(),
+        }
+    };
+    let policies = policies(service, kind);
+    match policies.outside {
+        None => vec![choice(Clients::All, policies.inside)],
+        Some(outside) => vec![choice(Clients::ThisNode, policies.inside), choice(Clients::Outside, outside)],
+    }
+}
+
+/// The endpoints that can't be chosen whatever the policy, sorted, each once.
+fn others<'a>(port: &ServicePort, v4: bool, slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<ExplainedEndpoint> {
+    let mut others = Vec::new();
+    for slice in slices {
+        let target = target(port, slice);
+        let other = |endpoint: &&Endpoint| target.is_none() || endpoint.addr.is_ipv4() != v4;
+        others.extend(slice.endpoints.iter().filter(other).map(|endpoint| ExplainedEndpoint {
+            address: endpoint.addr,
+            port: target,
+            node: endpoint.placement.node.as_deref().map(Into::into),
+            zone: endpoint.placement.zone.as_deref().map(Into::into),
+            condition: endpoint.condition,
+            fate: if endpoint.addr.is_ipv4() == v4 { Fate::NoSuchPort } else { Fate::OtherFamily },
+        }));
+    }
+    others.sort_by_key(|endpoint| (endpoint.address, endpoint.port));
+    others.dedup_by_key(|endpoint| (endpoint.address, endpoint.port));
+    others
+}

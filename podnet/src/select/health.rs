@@ -1,0 +1,38 @@
+//! What the health servers of services tell load balancers.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::Settings;
+use crate::model::{Condition, EndpointSlice, ObjectName, Service};
+
+/// A service with externalTrafficPolicy Local whose load balancer asks each node for its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `healthCheckNodePort`: a TCP port of the node, which isn't 0.
+    pub port: u16,
+    /// The service.
+    pub service: ObjectName,
+    /// How many of its ready endpoints are on this node. Terminating ones don't count, though they may still be
+    /// served: the load balancer is to stop sending (KEP-1669).
+    pub local_endpoints: usize,
+}
+
+/// A service's health check, if it has one; `slices` are the service's own.
+pub fn health<'a>(
+    name: &ObjectName,
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    settings: &Settings,
+) -> Option<HealthCheck> {
+    let port = service.health_check_port.filter(|_| service.ignored.is_none())?;
+    let here: BTreeSet<IpAddr> = slices
+        .flat_map(|slice| &slice.endpoints)
+        .filter(|endpoint| endpoint.condition == Condition::Ready && endpoint.placement.is_on(&settings.node))
+        .map(|endpoint| endpoint.addr)
+        .filter(|addr| service.families.has(addr))
+        .collect();
+    // A pod with two families has two addresses.
+    let v4 = here.iter().filter(|addr| addr.is_ipv4()).count();
+    Some(HealthCheck { port, service: name.clone(), local_endpoints: v4.max(here.len() - v4) })
+}

@@ -1,0 +1,33 @@
+//! What the author of a Service should know about it.
+
+use std::net::IpAddr;
+
+use crate::model::{Service, ServiceType};
+
+/// What a service asks for and doesn't get, and what to do.
+pub fn remarks(service: &Service) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if service.ignored.is_some() {
+        return remarks;
+    }
+    if service.cluster_ips.is_empty() {
+        remarks.push("it has no clusterIP: set spec.clusterIP, for files nobody allocates one".into());
+    }
+    for port in service.ports.iter().filter(|port| service.kind == ServiceType::NodePort && port.node_port.is_none()) {
+        remarks.push(format!(
+            "port {}/{} has no nodePort: set one, for files nobody allocates it",
+            port.port, port.protocol
+        ));
+    }
+    let family = |ip: &IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    for ip in service.load_balancer_ips.iter().chain(&service.external_ips).filter(|ip| !service.families.has(ip)) {
+        remarks.push(format!("{ip} is left out: the service has no clusterIP of family {}", family(ip)));
+    }
+    for ip in service.load_balancer_ips.iter().filter(|ip| service.families.has(ip)) {
+        let closed = |range: &ipnetwork::IpNetwork| range.is_ipv4() != ip.is_ipv4();
+        if !service.source_ranges.is_empty() && service.source_ranges.iter().all(closed) {
+            remarks.push(format!("{ip} is closed to everyone: none of loadBalancerSourceRanges is {}", family(ip)));
+        }
+    }
+    remarks
+}

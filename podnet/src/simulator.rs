@@ -1,0 +1,309 @@
+//! The packet pipeline on the host: packets in memory, tables in maps of the standard library. The very code that runs
+//! in the kernel, for packet tests, for fuzzing and for asking what would happen to a packet.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bytemuck::Pod;
+use podnet_common::{
+    addr::{Addr, IfIndex, Mac},
+    checksum,
+    layout::{
+        Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+        Hook, Network, Out, Prefix, Scratch, ServiceClient, SourceRange, Tuple,
+    },
+    packet::{ETH, Packet},
+    pipeline::{
+        self, FromHost, FromLoopback, FromPod, FromUplink, InsertError, Place, Route, Stage, Tables, ToPod, ToUplink,
+        UplinkXdp, Verdict,
+    },
+    verdict::{Counter, Reason},
+};
+
+/// A packet in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPacket {
+    /// The frame, from its Ethernet header on.
+    pub data: Vec<u8>,
+    /// The interface that the hook is attached to.
+    pub ifindex: IfIndex,
+}
+
+impl Packet for HostPacket {
+    fn frame_len(&self) -> u32 {
+        self.data.len() as u32
+    }
+
+    fn ifindex(&self) -> IfIndex {
+        self.ifindex
+    }
+
+    fn tagged(&self) -> bool {
+        false
+    }
+
+    fn segment_len(&self, _headers: u32) -> u32 {
+        self.frame_len().saturating_sub(ETH as u32)
+    }
+
+    fn pull(&mut self, _n: u32) {}
+
+    fn renew(&mut self) {}
+
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        let end = offset.checked_add(size_of::<T>())?;
+        Some(bytemuck::pod_read_unaligned(self.data.get(offset..end)?))
+    }
+
+    fn store<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
+        let end = offset.checked_add(size_of::<T>())?;
+        self.data.get_mut(offset..end)?.copy_from_slice(bytemuck::bytes_of(value));
+        Some(())
+    }
+
+    fn update_l4_checksum(&mut self, offset: usize, pseudo: u64, data: u64, udp: bool, _v6: bool) -> Option<()> {
+        let old: u16 = self.load(offset)?;
+        let new = checksum::apply(old, u64::from(checksum::fold32(pseudo)) + u64::from(checksum::fold32(data)));
+        self.store(offset, &if udp && new == 0 { 0xffff } else { new })
+    }
+
+    fn resize(&mut self, len: u32) -> Option<()> {
+        self.data.resize(len as usize, 0);
+        Some(())
+    }
+}
+
+/// Tables in memory.
+#[derive(Clone, Debug, Default)]
+pub struct HostTables {
+    /// Time in ticks.
+    pub now: Cell<u32>,
+    /// `config`.
+    pub config: Config,
+    /// `frontends`.
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// `slots`.
+    pub slots: BTreeMap<u32, u32>,
+    /// `backends`.
+    pub backends: BTreeMap<u32, Backend>,
+    /// `endpoints`.
+    pub endpoints: BTreeMap<Addr, Endpoint>,
+    /// `nodes`.
+    pub networks: BTreeMap<Prefix, Network>,
+    /// `conntrack`.
+    pub conntrack: RefCell<BTreeMap<Tuple, CtEntry>>,
+    /// How many entries `conntrack` takes; `None`: any number.
+    pub conntrack_max: Option<usize>,
+    /// `snat_ports`.
+    pub snat_ports: Vec<u16>,
+    /// `affinity`.
+    pub affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    /// `source_ranges`.
+    pub source_ranges: BTreeSet<SourceRange>,
+    /// `fragments`.
+    pub fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
+    /// `peers`.
+    pub peers: BTreeSet<Mac>,
+    /// What the routing table would answer.
+    pub routes: BTreeMap<Prefix, Route>,
+    /// Counters that were raised.
+    pub counters: RefCell<BTreeMap<Counter, u64>>,
+    scratch: RefCell<Scratch>,
+}
+
+impl Tables for HostTables {
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn advance(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        self.frontends.get(key)
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.get(&index).copied()
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(&id)
+    }
+
+    fn endpoint(&self, addr: &Addr) -> Option<&Endpoint> {
+        self.endpoints.get(addr)
+    }
+
+    fn network(&self, addr: &Addr) -> Option<&Network> {
+        longest(&self.networks, addr)
+    }
+
+    fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
+        self.conntrack.borrow_mut().get_mut(key).map(f)
+    }
+
+    fn insert_flow(&self, key: &Tuple, entry: &CtEntry) -> Result<(), InsertError> {
+        let mut conntrack = self.conntrack.borrow_mut();
+        if conntrack.contains_key(key) {
+            return Err(InsertError::Exists);
+        }
+        if self.conntrack_max.is_some_and(|max| conntrack.len() >= max) {
+            return Err(InsertError::Full);
+        }
+        conntrack.insert(*key, *entry);
+        Ok(())
+    }
+
+    fn remove_flow(&self, key: &Tuple) {
+        self.conntrack.borrow_mut().remove(key);
+    }
+
+    fn scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        Some(f(&mut self.scratch.borrow_mut()))
+    }
+
+    fn route(&self, _from: IfIndex, _src: &Addr, dst: &Addr) -> Option<&Route> {
+        longest(&self.routes, dst)
+    }
+
+    fn snat_port(&self, index: u32) -> Option<u32> {
+        self.snat_ports.get(index as usize).map(|port| u32::from(*port))
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
+        self.affinity.borrow_mut().insert(*key, *value);
+    }
+
+    fn in_source_ranges(&self, client: &ServiceClient) -> bool {
+        let holds = |range: &&SourceRange| {
+            let prefix = Prefix { len: range.len.saturating_sub(32), addr: range.data.addr };
+            range.data.service == client.service && contains(&prefix, &client.addr)
+        };
+        self.source_ranges.iter().any(|range| holds(&range))
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn set_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, *ports);
+    }
+
+    fn is_peer(&self, mac: &Mac) -> bool {
+        self.peers.contains(mac)
+    }
+
+    fn count(&self, counter: Counter) {
+        *self.counters.borrow_mut().entry(counter).or_default() += 1;
+    }
+}
+
+/// The value of the longest prefix that holds the address.
+fn longest<'a, T>(prefixes: &'a BTreeMap<Prefix, T>, addr: &Addr) -> Option<&'a T> {
+    let matching = prefixes.iter().filter(|(prefix, _)| contains(prefix, addr));
+    matching.max_by_key(|(prefix, _)| prefix.len).map(|(_, value)| value)
+}
+
+fn contains(prefix: &Prefix, addr: &Addr) -> bool {
+    let bits = |a: &Addr| u128::from_be_bytes(bytemuck::cast(a.0));
+    prefix.len == 0 || (bits(&prefix.addr) ^ bits(addr)) >> (128 - prefix.len.min(128)) == 0
+}
+
+/// The prefix of a CIDR as `nodes` holds it.
+pub fn prefix(addr: IpAddr, len: u8) -> Prefix {
+    Prefix { len: u32::from(len) + if addr.is_ipv4() { 96 } else { 0 }, addr: addr.into() }
+}
+
+/// What becomes of a packet in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It goes on as if the hook weren't there.
+    Pass,
+    /// It ends here.
+    Drop(Reason),
+    /// It leaves by that way through that interface.
+    Forward(Out, IfIndex),
+    /// It was refused and has become the answer to its sender, which leaves through that interface.
+    Reject(Reason, IfIndex),
+    /// It has become what it asked for, an echo, which leaves through that interface.
+    Answer(IfIndex),
+}
+
+impl End {
+    /// Why the packet itself goes no further, if it doesn't.
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::Drop(reason) | Self::Reject(reason, _) => Some(reason),
+            Self::Pass | Self::Forward(..) | Self::Answer(_) => None,
+        }
+    }
+}
+
+/// Runs a packet through a hook and the stages behind it.
+pub fn run(hook: Hook, packet: &mut HostPacket, tables: &HostTables) -> End {
+    match hook {
+        Hook::FromPod => stages::<FromPod>(packet, tables),
+        Hook::ToPod => stages::<ToPod>(packet, tables),
+        Hook::FromUplink => stages::<FromUplink>(packet, tables),
+        Hook::ToUplink => stages::<ToUplink>(packet, tables),
+        Hook::FromHost => stages::<FromHost>(packet, tables),
+        Hook::FromLoopback => {
+            let verdict = pipeline::loopback::<FromLoopback, _, _>(packet, tables);
+            end::<FromLoopback>(packet, tables, verdict)
+        }
+        Hook::UplinkXdp => {
+            let verdict = pipeline::express::<UplinkXdp, _, _>(packet, tables);
+            end::<UplinkXdp>(packet, tables, verdict)
+        }
+    }
+}
+
+fn stages<At: Place>(packet: &mut HostPacket, tables: &HostTables) -> End {
+    /// The kernel's bound (`MAX_TAIL_CALL_CNT`), less the dispatcher's.
+    const TAIL_CALLS: usize = 32;
+    let mut verdict = pipeline::enter::<At, _, _>(packet, tables);
+    for _ in 0..TAIL_CALLS {
+        match verdict {
+            Verdict::Tail(Stage::Track) => verdict = pipeline::track::<At, _, _>(packet, tables),
+            Verdict::Tail(Stage::Begin) => verdict = pipeline::begin::<At, _, _>(packet, tables),
+            Verdict::Tail(Stage::Direct) => verdict = pipeline::alone::<At, _, _>(packet, tables),
+            Verdict::Tail(Stage::Sctp) => verdict = pipeline::sctp::<At, _, _>(packet, tables),
+            Verdict::Tail(Stage::Insert) => verdict = pipeline::insert(tables),
+            Verdict::Tail(Stage::Send) => verdict = pipeline::send::<At, _, _>(packet, tables),
+            Verdict::Tail(Stage::Icmp) => verdict = pipeline::icmp::<At, _, _>(packet, tables),
+            _ => break,
+        }
+    }
+    end::<At>(packet, tables, verdict)
+}
+
+fn end<At: Place>(packet: &mut HostPacket, tables: &HostTables, verdict: Verdict) -> End {
+    match verdict {
+        Verdict::Pass | Verdict::Forward(Out::Stack, _) => End::Pass,
+        Verdict::Forward(out, ifindex) => End::Forward(out, ifindex),
+        Verdict::Drop(reason) => End::Drop(reason),
+        Verdict::Reject(reason) => {
+            let answer = match Stage::answering(reason) {
+                Stage::Error => pipeline::error::<At, _, _>(packet, tables),
+                _ => pipeline::reject(packet),
+            };
+            answer.map_or(End::Drop(reason), |ifindex| End::Reject(reason, ifindex))
+        }
+        Verdict::Tail(Stage::Reject) => pipeline::reject(packet).map_or(End::Drop(Reason::Malformed), End::Answer),
+        Verdict::Tail(_) => End::Drop(Reason::NoTail),
+    }
+}

@@ -1,0 +1,367 @@
+//! What the running daemon tells `podnet status`: `<runDir>/status.json`, and a lock that says whether it runs.
+//!
+//! The daemon replaces the file atomically whenever something in it changes. What the kernel can tell (tables, counters,
+//! sysctls) is not in it: the command reads that itself, so it is right also while the daemon is down.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Why the file or the lock could not be used.
+#[derive(Debug, Error)]
+pub enum StatusError {
+    /// A file operation failed.
+    #[error("can't {what} {}: {source}", path.display())]
+    Io {
+        /// The operation.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file is of another version.
+    #[error("{} can't be understood ({source}): is this podnet of the daemon's version?", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: serde_json::Error,
+    },
+    /// Another daemon runs with this run directory.
+    #[error("a podnet daemon is running already{}; stop it first, or give this one another runDir", pid(*process))]
+    Running {
+        /// Its process id, as far as this process id namespace knows it.
+        process: Option<i32>,
+    },
+}
+
+fn pid(process: Option<i32>) -> String {
+    process.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+/// A time in seconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixTime(pub u64);
+
+impl UnixTime {
+    /// The present.
+    pub fn now() -> Self {
+        Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    }
+
+    /// Seconds from this time to another; 0 if the other is earlier.
+    pub fn seconds_until(self, later: Self) -> u64 {
+        later.0.saturating_sub(self.0)
+    }
+}
+
+/// The file's content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DaemonStatus {
+    /// The daemon's version.
+    pub version: String,
+    /// Name of the Node object.
+    pub node: String,
+    /// When it was started.
+    pub started: UnixTime,
+    /// When the datapath became ready; none while it isn't.
+    pub ready: Option<UnixTime>,
+    /// Whether it took over pinned state of a daemon before it.
+    pub adopted: bool,
+    /// Where the plugin's records are, so that commands find them without being told.
+    pub state_dir: Option<PathBuf>,
+    /// The configuration that it runs with, as its file could say it, so that commands need not be told either.
+    pub config: Option<serde_json::Value>,
+    /// Where objects come from.
+    pub sources: Vec<SourceStatus>,
+    /// The tables' reconciliation.
+    pub tables: TablesStatus,
+    /// Interfaces that lead out of the node.
+    pub uplinks: Vec<UplinkStatus>,
+    /// Other nodes.
+    pub nodes: Vec<NodeStatus>,
+    /// The servers that others ask for this node's health.
+    pub health: HealthStatus,
+    /// What a user should look at, as sentences.
+    pub warnings: Vec<String>,
+}
+
+/// One source of objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SourceStatus {
+    /// What it is, for example the watched directory.
+    pub name: String,
+    /// Whether everything it has was read at least once.
+    pub synced: bool,
+    /// When it was last read.
+    pub last_sync: Option<UnixTime>,
+    /// How many Services it has.
+    pub services: usize,
+    /// How many EndpointSlices.
+    pub endpoint_slices: usize,
+    /// How many Nodes.
+    pub nodes: usize,
+    /// What could not be read; the last good state of these files is in use.
+    pub errors: Vec<SourceError>,
+}
+
+/// A mistake in a source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SourceError {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, if it is known.
+    pub line: Option<u64>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// How far the kernel's tables are what they should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TablesStatus {
+    /// When they were last brought into line.
+    pub last_reconciled: Option<UnixTime>,
+    /// Frontends that could not be written and are tried again.
+    pub pending: Vec<PendingStatus>,
+}
+
+/// A frontend that could not be written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PendingStatus {
+    /// Its address, port and protocol.
+    pub frontend: String,
+    /// How often it has been tried.
+    pub failures: u32,
+    /// Why it failed, the last time.
+    pub reason: String,
+}
+
+/// An uplink.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UplinkStatus {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The hooks on it.
+    pub hooks: Vec<HookStatus>,
+}
+
+/// A hook on an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HookStatus {
+    /// Its name, for example `from_uplink`.
+    pub hook: String,
+    /// How it is attached: `tc`, `xdp native`, `xdp generic`, or `xdp off` with the reason why it need not be; none if it
+    /// should be and isn't.
+    pub attached: Option<String>,
+    /// Why it is not.
+    pub error: Option<String>,
+}
+
+/// Another node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// One of its pods' CIDRs.
+    pub cidr: String,
+    /// The next hop; none if there is no way.
+    pub via: Option<String>,
+    /// Its MAC, when it is known.
+    pub mac: Option<String>,
+    /// Why there is no way.
+    pub problem: Option<String>,
+}
+
+/// The servers that load balancers and other agents ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HealthStatus {
+    /// Where `/healthz` and `/livez` are served; none if that is switched off.
+    pub address: Option<String>,
+    /// Why it is not served there.
+    pub error: Option<String>,
+    /// How many `healthCheckNodePort`s are served.
+    pub node_ports: usize,
+}
+
+impl DaemonStatus {
+    /// Where the file is.
+    pub fn path(run_dir: &Path) -> PathBuf {
+        run_dir.join("status.json")
+    }
+
+    /// What it says of a hook at an uplink.
+    pub fn hook(&self, ifindex: u32, hook: &str) -> Option<&HookStatus> {
+        let uplink = self.uplinks.iter().find(|uplink| uplink.ifindex == ifindex)?;
+        uplink.hooks.iter().find(|status| status.hook == hook)
+    }
+
+    /// Reads it; `None` if no daemon has written it.
+    pub fn read(run_dir: &Path) -> Result<Option<Self>, StatusError> {
+        let path = Self::path(run_dir);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StatusError::Io { what: "read", path, source }),
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|source| StatusError::Malformed { path, source })
+    }
+
+    /// Replaces it, so that a reader sees the old one or the new one.
+    pub fn write(&self, run_dir: &Path) -> Result<(), StatusError> {
+        let path = Self::path(run_dir);
+        let written = (|| {
+            let mut file = tempfile::NamedTempFile::new_in(run_dir)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            file.persist(&path).map_err(|e| e.error)?;
+            Ok(())
+        })();
+        written.map_err(|source| StatusError::Io { what: "write", path, source })
+    }
+}
+
+/// The lock that a daemon holds for as long as it lives: `<runDir>/daemon.lock`.
+///
+/// It is an open-file-description lock: unlike flock, it can be asked for without being taken, so that looking never
+/// keeps a daemon from starting.
+#[derive(Debug)]
+pub struct DaemonLock {
+    _file: File,
+}
+
+impl DaemonLock {
+    /// Where it is.
+    pub fn path(run_dir: &Path) -> PathBuf {
+        run_dir.join("daemon.lock")
+    }
+
+    /// Takes the lock, making the run directory if it is missing, and writes this process's id into the file.
+    ///
+    /// # Errors
+    /// [`StatusError::Running`] while another daemon holds it.
+    pub fn acquire(run_dir: &Path) -> Result<Self, StatusError> {
+        let path = Self::path(run_dir);
+        let failed = |what| {
+            let path = path.clone();
+            move |source| StatusError::Io { what, path, source }
+        };
+        fs::create_dir_all(run_dir).map_err(failed("make the directory of"))?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open(&path)
+            .map_err(failed("open"))?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN | Errno::EACCES) => return Err(StatusError::Running { process: read_pid(&path) }),
+            Err(e) => return Err(failed("lock")(e.into())),
+        }
+        let text = std::process::id().to_string();
+        file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(failed("write"))?;
+        Ok(Self { _file: file })
+    }
+
+    /// Whether a daemon holds the lock. Takes nothing.
+    pub fn state(run_dir: &Path) -> Result<DaemonState, StatusError> {
+        let path = Self::path(run_dir);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(DaemonState::Down),
+            Err(source) => return Err(StatusError::Io { what: "open", path, source }),
+        };
+        // A read lock would be enough to collide with the daemon's, and needs no right to write.
+        let mut lock = whole_file(libc::F_RDLCK);
+        match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {
+            Ok(_) if i32::from(lock.l_type) == libc::F_UNLCK => Ok(DaemonState::Down),
+            Ok(_) => Ok(DaemonState::Running { pid: read_pid(&path) }),
+            Err(e) => Err(StatusError::Io { what: "examine the lock", path, source: e.into() }),
+        }
+    }
+}
+
+/// Whether the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DaemonState {
+    /// It does.
+    Running {
+        /// Its process id, as it saw it itself.
+        pid: Option<i32>,
+    },
+    /// It doesn't.
+    Down,
+}
+
+fn read_pid(path: &Path) -> Option<i32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_is_held_once_and_seen_without_being_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        assert_eq!(DaemonLock::state(&run).unwrap(), DaemonState::Down);
+        let lock = DaemonLock::acquire(&run).unwrap();
+        let pid = Some(std::process::id() as i32);
+        assert_eq!(DaemonLock::state(&run).unwrap(), DaemonState::Running { pid });
+        let second = DaemonLock::acquire(&run).unwrap_err();
+        assert!(second.to_string().contains(&format!("process {}", std::process::id())), "{second}");
+        drop(lock);
+        assert_eq!(DaemonLock::state(&run).unwrap(), DaemonState::Down, "the file alone means nothing");
+        DaemonLock::acquire(&run).unwrap();
+    }
+
+    #[test]
+    fn written_and_read_and_of_an_older_version() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(DaemonStatus::read(dir.path()).unwrap(), None);
+        let status = DaemonStatus {
+            node: "node1".into(),
+            ready: Some(UnixTime(7)),
+            sources: vec![SourceStatus { errors: vec![SourceError::default()], ..SourceStatus::default() }],
+            ..DaemonStatus::default()
+        };
+        status.write(dir.path()).unwrap();
+        assert_eq!(DaemonStatus::read(dir.path()).unwrap(), Some(status));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+        fs::write(DaemonStatus::path(dir.path()), r#"{"node":"node1","newer":1}"#).unwrap();
+        assert_eq!(DaemonStatus::read(dir.path()).unwrap().unwrap().node, "node1");
+    }
+}

@@ -1,0 +1,111 @@
+//! Scenarios of arbitrary packets over arbitrary tables, through the pipeline on the host: the same ones in every run,
+//! and those that a coverage-guided fuzzer has kept.
+//!
+//! The fuzzer is a package of its own, which the workspace doesn't know. It wants a compiler with unstable flags:
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none pipeline`. It works in
+//! `tests/fuzz/corpus/pipeline`, and what fails lies in `tests/fuzz/artifacts`; a copy in `tests/fuzz/corpus` makes it a
+//! case for ever.
+
+mod choices;
+mod frame;
+mod oracle;
+mod scenario;
+mod view;
+mod world;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use podnet::simulator::{self, End};
+use podnet_common::{layout::Hook, verdict::Reason};
+
+/// How many scenarios are made up: as many as take half a minute without optimisation.
+const SCENARIOS: u64 = 12_000;
+
+/// What scenarios have met: hooks, and what became of a packet there.
+#[derive(Default)]
+struct Met(BTreeSet<(Hook, String)>);
+
+impl Met {
+    /// Plays a scenario. If it fails, its name is told.
+    fn play(&mut self, name: &str, bytes: &[u8]) {
+        let played = std::panic::catch_unwind(|| {
+            let mut ends = Vec::new();
+            scenario::play(bytes, |o| ends.push((o.entry.hook, kind(o.end))));
+            ends
+        });
+        match played {
+            Ok(ends) => self.0.extend(ends),
+            Err(panic) => {
+                eprintln!("in the scenario {name}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+
+    /// Demands that it was met at one of the hooks.
+    fn demand(&self, hooks: &[Hook], end: &str) {
+        let met = |hook: &Hook| self.0.iter().any(|(at, met)| at == hook && met.contains(end));
+        assert!(hooks.iter().any(met), "no packet met {end} at {hooks:?}, but {:#?}", self.0);
+    }
+}
+
+/// An end without its interface.
+fn kind(end: End) -> String {
+    match end {
+        End::Pass => "Pass".to_owned(),
+        End::Answer(_) => "Answer".to_owned(),
+        End::Drop(reason) => format!("Drop({reason:?})"),
+        End::Reject(reason, _) => format!("Reject({reason:?})"),
+        End::Forward(out, _) => format!("Forward({out:?})"),
+    }
+}
+
+/// A scenario's bytes (xorshift64*, Vigna 2016).
+fn bytes(seed: u64) -> Vec<u8> {
+    let mut x = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    };
+    let words = 30 + next() % 150;
+    (0..words).flat_map(|_| next().to_le_bytes()).collect()
+}
+
+#[test]
+fn arbitrary_packets_over_arbitrary_tables_keep_the_promises() {
+    let mut met = Met::default();
+    for seed in 0..SCENARIOS {
+        met.play(&seed.to_string(), &bytes(seed));
+    }
+    // It would mean little if nothing had come of them.
+    let ingress = [Hook::FromPod, Hook::FromUplink, Hook::FromHost];
+    for end in ["Forward(Pod)", "Forward(Uplink)", "Forward(Host)", "Forward(Link)", "Forward(Via)", "Pass", "Answer"] {
+        met.demand(&ingress, end);
+    }
+    for reason in Reason::ALL {
+        let never = [Reason::NoProgram, Reason::NoTail, Reason::StoreFailed];
+        if !never.contains(reason) {
+            met.demand(&Hook::ALL, &format!("({reason:?})"));
+        }
+    }
+    for reason in ["NoEndpoint", "UndefinedPort", "TtlExceeded", "TooBig"] {
+        met.demand(&ingress, &format!("Reject({reason})"));
+    }
+}
+
+#[test]
+fn the_corpus_keeps_the_promises() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
+    let mut paths: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.is_file());
+    paths.sort();
+    assert!(paths.len() > 100, "the corpus is gone: {}", directory.display());
+    let mut met = Met::default();
+    for path in paths {
+        met.play(&path.display().to_string(), &fs::read(&path).unwrap());
+    }
+    met.demand(&[Hook::FromUplink], "Forward(Via)");
+    met.demand(&[Hook::UplinkXdp], "Forward(Link)");
+}

@@ -1,0 +1,106 @@
+//! What must hold of every packet, whatever the tables say.
+
+mod answers;
+mod errors;
+mod flows;
+mod policy;
+mod translation;
+
+use std::{collections::BTreeSet, fmt};
+
+use podnet_common::{
+    layout::{CtEntry, Hook, Tuple},
+    pipeline::Tables as _,
+    verdict::Reason,
+};
+
+use crate::{
+    choices::Choices,
+    scenario::Entry,
+    simulator::{End, HostTables},
+    view::View,
+    world::World,
+};
+
+/// A packet's way through a hook.
+pub struct Outcome<'a> {
+    pub entry: Entry,
+    pub input: &'a [u8],
+    pub end: End,
+    pub output: Vec<u8>,
+    /// The tables as the packet found them.
+    pub before: HostTables,
+}
+
+impl fmt::Display for Outcome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { entry: Entry { hook, ifindex }, input, end, output, .. } = self;
+        write!(f, "{hook:?} at {}: {end:?}\n  in  {input:02x?}\n  out {output:02x?}\n", ifindex.0)
+    }
+}
+
+/// What is remembered from packet to packet.
+#[derive(Default)]
+pub struct State {
+    /// Entries whose other half was taken away.
+    pub widowed: BTreeSet<Tuple>,
+}
+
+impl State {
+    /// Takes away an entry of `conntrack`, as the collector does.
+    pub fn lose(&mut self, world: &World, c: &mut Choices<'_>) {
+        let mut conntrack = world.tables.conntrack.borrow_mut();
+        let n = c.below(conntrack.len().max(1));
+        let Some((key, entry)) = conntrack.iter().nth(n).map(|(key, entry)| (*key, *entry)) else { return };
+        conntrack.remove(&key);
+        if entry.flags & CtEntry::ONE_WAY == 0 {
+            self.widowed.insert(entry.reply_key(key.proto));
+        }
+    }
+}
+
+/// Checks everything.
+pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
+    match o.end {
+        End::Drop(reason) => {
+            let internal = [Reason::NoTail, Reason::NoProgram, Reason::StoreFailed];
+            assert!(!internal.contains(&reason), "{o}the pipeline has failed");
+            assert!(reason != Reason::StaleTable || world.broken, "{o}the tables are complete");
+            assert!(o.output == o.input, "{o}a dropped packet was changed");
+        }
+        End::Reject(..) | End::Answer(_) => answers::check(world, o),
+        End::Pass | End::Forward(..) => match View::of(o.input) {
+            Some(packet) => {
+                translation::check(world, o, &packet);
+                policy::check_source(world, o, &packet);
+            }
+            None => assert!(o.output == o.input && o.end == End::Pass, "{o}no IP packet, yet it was handled"),
+        },
+    }
+    flows::check(world, o, state);
+    flows::repeat(world, o);
+    if !world.broken {
+        policy::check(world, o, state);
+        flows::answer(world, o);
+    }
+}
+
+/// The ports of a packet's tuple, those that its first fragment has told among them.
+fn ports(tables: &HostTables, packet: &View<'_>) -> Option<(u16, u16)> {
+    let Some(piece) = packet.fragment.filter(|piece| piece.later) else { return packet.ports() };
+    let (src, dst) = (packet.src.into(), packet.dst.into());
+    let proto = podnet_common::addr::Proto(packet.protocol);
+    let key = podnet_common::layout::FragmentKey { src, dst, id: piece.id, proto, _pad: [0; 3] };
+    tables.fragment(&key).map(|ports| (ports.sport.get(), ports.dport.get()))
+}
+
+/// The entry for a packet.
+fn flow(tables: &HostTables, packet: &View<'_>) -> Option<(Tuple, CtEntry)> {
+    let key = packet.tuple(ports(tables, packet)?);
+    tables.flow(&key, |entry| (key, *entry))
+}
+
+/// Whether the stack has routed a packet before it comes to a hook.
+fn egress(hook: Hook) -> bool {
+    matches!(hook, Hook::ToPod | Hook::ToUplink)
+}

@@ -1,0 +1,229 @@
+//! Who may reach what, with which source: what `docs/ARCHITECTURE.md` and the tables' documentation promise, told once
+//! more and in another way.
+
+use std::net::IpAddr;
+
+use podnet_common::{
+    addr::{Addr, Mac, Port},
+    layout::{
+        AffinityKey, Config, CtEntry, Frontend, FrontendKey, Hook, Network, NetworkKind, Out, ServiceClient, Tuple,
+    },
+    pipeline::Tables as _,
+    time,
+};
+
+use super::{Outcome, State, flow};
+use crate::{
+    frame::{ACK, SYN},
+    simulator::{End, HostTables},
+    view::View,
+    world::{Addresses, World},
+};
+
+/// Nobody gets through with a source that isn't its own.
+pub fn check_source(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
+    if o.entry.hook != Hook::ToPod && o.entry.hook != Hook::ToUplink && o.entry.hook != Hook::FromLoopback {
+        assert!(!packet.mapped(), "{o}an IPv6 packet with an IPv4 address");
+    }
+    let link = |a: IpAddr| matches!(a, IpAddr::V6(a) if a.is_unicast_link_local() || a.is_unspecified());
+    match o.entry.hook {
+        Hook::FromPod if !link(packet.src) => {
+            let own = world.tables.endpoint(&packet.src.into()).is_some_and(|e| e.ifindex == o.entry.ifindex);
+            assert!(own, "{o}a pod has sent with another's address");
+        }
+        Hook::FromUplink | Hook::UplinkXdp if !link(packet.src) => {
+            let forged = [NetworkKind::LocalPods, NetworkKind::Services, NetworkKind::LocalNode];
+            let kind = world.kind(&packet.src.into());
+            assert!(kind.is_none_or(|kind| !forged.contains(&kind)), "{o}from outside, as if from here");
+            assert!(!martian(packet.src), "{o}that can't be on a link");
+        }
+        _ => {}
+    }
+}
+
+fn martian(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(a) => a.is_loopback() || a.octets()[0] >= 224,
+        IpAddr::V6(a) => a.is_loopback() || a.is_multicast(),
+    }
+}
+
+/// What a packet to a service may expect.
+struct Service {
+    key: FrontendKey,
+    /// The entry that all clients share.
+    any: Frontend,
+    /// Another node has sent the packet on.
+    sent_on: bool,
+}
+
+/// The service that a packet is for.
+fn service(t: &HostTables, o: &Outcome<'_>, packet: &View<'_>, key: &Tuple) -> Option<Service> {
+    if packet.echo().is_some() || packet.dst.is_unspecified() {
+        return None;
+    }
+    let network = t.network(&key.dst).copied();
+    let kind = |kind: NetworkKind| network.is_some_and(|n: Network| n.kind == kind as u32);
+    let (own, other) = (kind(NetworkKind::LocalNode), kind(NetworkKind::RemoteNode));
+    let from_peer = |any: &Frontend| {
+        let mac = Mac(o.input[6..12].try_into().expect("6 bytes"));
+        let direct = any.flags & Frontend::DIRECT_RETURN != 0;
+        o.entry.hook == Hook::FromUplink && direct && !own && t.peers.contains(&mac)
+    };
+    let exact = FrontendKey { addr: key.dst, port: key.dport, proto: key.proto, scope: FrontendKey::ANY };
+    if let Some(any) = t.frontends.get(&exact).copied() {
+        return Some(Service { key: exact, any, sent_on: from_peer(&any) });
+    }
+    let addr = if packet.v6() { FrontendKey::NODE_V6 } else { FrontendKey::NODE_V4 };
+    let of_node = FrontendKey { addr, ..exact };
+    let any = t.frontends.get(&of_node).copied()?;
+    let node_ports = network.is_some_and(|n| n.flags & Network::NODE_PORTS != 0);
+    let served = own && (node_ports || any.flags & Frontend::NODE_PORT == 0);
+    let sent_on = other && from_peer(&any);
+    (served || sent_on).then_some(Service { key: of_node, any, sent_on })
+}
+
+/// Checks the flow that a packet has begun, and that none was kept from a service.
+pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
+    let Some(packet) = View::of(o.input) else { return };
+    let ingress = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::FromHost);
+    let hairpin = Addresses::of(packet.v6()).hairpin;
+    if ingress && o.end == End::Pass {
+        let services = [NetworkKind::Services, NetworkKind::ServiceAddress];
+        let service = world.kind(&packet.dst.into()).is_some_and(|kind| services.contains(&kind));
+        let back = service || (o.entry.hook == Hook::FromHost && packet.dst == hairpin);
+        assert!(!back || o.output != o.input, "{o}the stack would send it to podnet0, and that here again");
+    }
+    if let End::Forward(Out::Via, _) = o.end {
+        let peer = world.tables.is_peer(&Mac(o.input[6..12].try_into().expect("6 bytes")));
+        let own = world.kind(&packet.dst.into()) == Some(NetworkKind::LocalNode);
+        assert!(!peer || own, "{o}what another node has sent on is sent on again");
+    }
+    let Some((key, entry)) = flow(&world.tables, &packet) else { return };
+    if entry.flags & CtEntry::REPLY != 0 || packet.error() {
+        return;
+    }
+    if let Some((_, was)) = flow(&o.before, &packet) {
+        // A flow stays with what was decided for it, until another begins.
+        let begins = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
+        let one_way = was.flags & CtEntry::ONE_WAY != 0;
+        let over = was.closed() || one_way;
+        let same = (was.src, was.dst, was.sport, was.dport) == (entry.src, entry.dst, entry.sport, entry.dport);
+        // What another node has sent on was chosen for this one.
+        let chosen = one_way && world.tables.is_peer(&Mac(o.input[6..12].try_into().expect("6 bytes")));
+        assert!(same || chosen || (begins && over), "{o}a flow has changed: {was:?}, {entry:?}");
+        return;
+    }
+    // What was made again from its other half.
+    if o.before.conntrack.borrow().contains_key(&entry.reply_key(key.proto)) && !state.widowed.is_empty() {
+        return;
+    }
+    assert!(ingress, "{o}no flow begins there: {entry:?}");
+    let t = &o.before;
+    match service(t, o, &packet, &key) {
+        Some(service) => to_service(world, o, &key, &entry, &service),
+        None => beside_services(o, &packet, &key, &entry),
+    }
+}
+
+/// A flow to a service: that it may be, its backend and its source.
+fn to_service(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, service: &Service) {
+    let t = &o.before;
+    let from_uplink = o.entry.hook == Hook::FromUplink;
+    let any = &service.any;
+    let has = |frontend: &Frontend, flag: u16| frontend.flags & flag != 0;
+    if from_uplink {
+        let open = t.config.flags & Config::EXTERNAL_CLUSTER_IP != 0;
+        assert!(has(any, Frontend::EXTERNAL) || open, "{o}a ClusterIP from outside");
+    }
+    if has(any, Frontend::SOURCE_RANGES) {
+        let client = ServiceClient { service: any.service, addr: key.src };
+        assert!(t.in_source_ranges(&client), "{o}the client is not in the source ranges");
+    }
+    let scope = match () {
+        () if service.sent_on => FrontendKey::PEER,
+        () if from_uplink && has(any, Frontend::OUTSIDE_DIFFERS) => FrontendKey::OUTSIDE,
+        () => FrontendKey::ANY,
+    };
+    let frontend = t.frontends[&FrontendKey { scope, ..service.key }];
+    let mut backends: Vec<(Addr, Port)> = (frontend.slot_base..frontend.slot_base + frontend.slot_count)
+        .map(|index| t.backends[&t.slots[&index]])
+        .map(|backend| (backend.addr, backend.port))
+        .collect();
+    if frontend.affinity != 0 {
+        let affinity_key = AffinityKey { client: key.src, service: frontend.service };
+        let fresh = |last: u32| t.now().wrapping_sub(last) <= time::ticks_of_seconds(u64::from(frontend.affinity));
+        if let Some(last) = t.affinity(&affinity_key).filter(|last| fresh(last.last_used)) {
+            backends = vec![(last.addr, last.port)];
+        }
+        let now = world.tables.affinity(&affinity_key);
+        assert!(now.is_some_and(|last| last.last_used == t.now()), "{o}the client's choice was not noted");
+    }
+    if entry.flags & CtEntry::ONE_WAY != 0 {
+        assert!(from_uplink && has(&frontend, Frontend::DIRECT_RETURN) && !service.sent_on, "{o}it was sent on");
+        assert!(t.network(&key.src).is_none(), "{o}the cluster's own packets are not sent on");
+        let leads = backends.iter().any(|(addr, _)| t.network(addr).is_some_and(|n| n.node == entry.dst));
+        return assert!(leads, "{o}that node has no backend");
+    }
+    assert!(backends.contains(&(entry.dst, entry.dport)), "{o}the backend is none of {backends:?}");
+    source(o, key, entry, &frontend);
+}
+
+/// The source that a service's backend sees.
+fn source(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, frontend: &Frontend) {
+    let t = &o.before;
+    let a = Addresses::of(!key.src.is_v4());
+    let own_node = t.network(&entry.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
+    let here = own_node || t.endpoint(&entry.dst).is_some();
+    let from_uplink = o.entry.hook == Hook::FromUplink;
+    let snat = frontend.flags & Frontend::SNAT != 0;
+    let nodes: Vec<Addr> = a.node.iter().map(|node| (*node).into()).collect();
+    let hairpin = Addr::from(a.hairpin);
+    match o.entry.hook {
+        _ if entry.dst == key.src && here => assert!(entry.src == hairpin, "{o}a pod sees its own address"),
+        _ if entry.dst == key.src => {}
+        Hook::FromHost if own_node => assert!(entry.src == hairpin, "{o}a host process sees its own address"),
+        Hook::FromHost => assert!(entry.src == key.src, "{o}the host's address is right for pods"),
+        _ if snat && own_node => assert!(entry.src == hairpin, "{o}the host would answer past the hooks"),
+        _ if snat || (from_uplink && !here) => {
+            assert!(nodes.contains(&entry.src), "{o}the answer would not come back here: {entry:?}");
+        }
+        _ => assert!(entry.src == key.src, "{o}the client's address is lost"),
+    }
+    port(o, key, entry);
+}
+
+/// A source port is the client's own, or one of those for source NAT.
+fn port(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
+    let own = entry.sport == key.sport;
+    assert!(own || o.before.snat_ports.contains(&entry.sport.get()), "{o}a port of others: {entry:?}");
+}
+
+/// A flow that is not to a service: masqueraded, or kept apart from one that is.
+fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEntry) {
+    let t = &o.before;
+    assert!(entry.dst == key.dst && entry.dport == key.dport, "{o}there is no such service: {entry:?}");
+    // What comes to pods from outside, so that their answers keep their address.
+    if o.entry.hook == Hook::FromUplink {
+        let masquerade = t.config.flags & Config::MASQUERADE != 0 && t.network(&key.src).is_none();
+        assert!(masquerade && t.endpoint(&key.dst).is_some(), "{o}that needs no flow: {entry:?}");
+        assert!(entry.src == key.src, "{o}nothing is to be translated: {entry:?}");
+        return port(o, key, entry);
+    }
+    assert!(o.entry.hook == Hook::FromPod, "{o}only pods' packets are masqueraded: {entry:?}");
+    port(o, key, entry);
+    if entry.src == key.src {
+        let twin = t.conntrack.borrow().get(&key.reversed()).is_some_and(|e| e.flags & CtEntry::REPLY != 0);
+        return assert!(twin, "{o}there is nothing to be kept apart from: {entry:?}");
+    }
+    assert!(t.config.flags & Config::MASQUERADE != 0, "{o}masquerade is off");
+    assert!(t.network(&key.dst).is_none() && t.endpoint(&key.dst).is_none(), "{o}that is the cluster's");
+    assert!(!packet.dst.is_multicast() && !packet.dst.is_unspecified(), "{o}nobody in particular is there");
+    // An answer without an identifier looks like a request without one.
+    assert!(packet.echo() != Some(false) || key.dport == Port::new(0), "{o}an answer begins nothing");
+    let route = t.route(o.entry.ifindex, &key.src, &key.dst).copied().unwrap_or_default();
+    let node = if packet.v6() { t.config.node_v6 } else { t.config.node_v4 };
+    let expected = if route.src.is_none() { node } else { route.src };
+    assert!(entry.src == expected, "{o}another address would be right: {expected:?}");
+    assert!(t.config.uplinks.contains(&route.ifindex), "{o}no answer would come back through a hook");
+}

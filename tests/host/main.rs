@@ -1,0 +1,113 @@
+//! Privileged tests of `podnet::host`: each in network namespaces of its own, without a datapath or a lab.
+
+mod firewall;
+mod podnet0;
+mod routes;
+mod settings;
+mod tables;
+mod watch;
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::process::Command;
+use std::time::Duration;
+
+use podnet::host::Host;
+use podnet::host::podnet0::Wanted;
+use podnet_tests::lab::NetNs;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+/// Runs a test on a thread in a new network namespace, in a tokio runtime of that thread.
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
+    in_netns(&new_netns(), test);
+}
+
+/// A new network namespace, loudly.
+fn new_netns() -> NetNs {
+    NetNs::new().expect("these tests make network namespaces: run them as root (sudo)")
+}
+
+/// A namespace's path, as `ip` takes it.
+fn path_of(netns: &NetNs) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())
+}
+
+/// Runs a closure's future on a thread in the namespace.
+fn in_netns<F: Future<Output = ()>>(netns: &NetNs, work: impl FnOnce() -> F + Send) {
+    netns
+        .run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(work());
+        })
+        .unwrap();
+}
+
+/// Runs `ip` in the thread's namespace.
+fn ip(arguments: &str) -> String {
+    run("ip", arguments)
+}
+
+/// Runs a program in the thread's namespace and returns what it prints.
+fn run(program: &str, arguments: &str) -> String {
+    let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments}: {complaint}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Makes eth0 with the lab's addresses of a node; its other end is eth0-far, in the same namespace.
+fn uplink(node: u8) {
+    ip("link set lo up");
+    ip("link add eth0 type veth peer name eth0-far");
+    ip("link set eth0 up");
+    ip("link set eth0-far up");
+    ip(&format!("address add 172.30.0.{node}/24 dev eth0"));
+    ip(&format!("address add fd00:30::{node}/64 dev eth0 nodad"));
+}
+
+/// What podnet0 should be on node 1.
+fn wanted() -> Wanted {
+    Wanted {
+        mtu: 1400,
+        destinations: ["10.96.0.0/16", "fd00:96::/112", "10.244.1.1/32", "fd00:244:1::1/128"]
+            .map(|cidr| cidr.parse().unwrap())
+            .to_vec(),
+        node_addresses: addresses(&["172.30.0.1", "fd00:30::1"]),
+    }
+}
+
+fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn open() -> Host {
+    Host::open().unwrap()
+}
+
+/// A packet socket on an interface.
+fn packet_socket(ifname: &str) -> Socket {
+    let all = (libc::ETH_P_ALL as u16).to_be();
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(all)))).unwrap();
+    let addr = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: all,
+        sll_ifindex: nix::net::if_::if_nametoindex(ifname).unwrap() as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the storage is larger than the address, which is written whole, and the length is the address's.
+    let (_, addr) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            storage.cast::<libc::sockaddr_ll>().write(addr);
+            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            Ok(())
+        })
+    }
+    .unwrap();
+    socket.bind(&addr).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket
+}

@@ -1,0 +1,128 @@
+//! Routes to other nodes' pods, and the MACs of these nodes.
+
+use std::time::Duration;
+
+use podnet::host::watch::{Debounce, Watcher};
+use podnet::host::{HostError, NodeRoutes, RemoteNode};
+use podnet_tests::lab::NetNs;
+
+use crate::{addresses, in_netns, ip, new_netns, open, path_of};
+
+/// Two nodes on one link, which is the veth pair between them: node 1's end is eth0 there, node 2's eth0 here.
+fn two_nodes() -> (NetNs, NetNs) {
+    let (near, far) = (new_netns(), new_netns());
+    let far_path = path_of(&far);
+    in_netns(&near, || async move {
+        ip("link set lo up");
+        ip(&format!("link add eth0 type veth peer name eth0 netns {far_path}"));
+        ip("link set eth0 up");
+        ip("address add 172.30.0.1/24 dev eth0");
+        ip("address add fd00:30::1/64 dev eth0 nodad");
+    });
+    in_netns(&far, || async {
+        ip("link set lo up");
+        ip("link set eth0 address 02:00:00:00:00:02");
+        ip("link set eth0 up");
+        ip("address add 172.30.0.2/24 dev eth0");
+        ip("address add fd00:30::2/64 dev eth0 nodad");
+    });
+    (near, far)
+}
+
+fn node2() -> RemoteNode {
+    RemoteNode {
+        name: "node2".into(),
+        addresses: addresses(&["172.30.0.2", "fd00:30::2"]),
+        pod_cidrs: vec!["10.244.2.0/24".parse().unwrap(), "fd00:244:2::/64".parse().unwrap()],
+    }
+}
+
+fn macs(routes: &NodeRoutes) -> Vec<Option<u8>> {
+    routes.hops.iter().map(|hop| hop.mac.map(|mac| mac.0[5])).collect()
+}
+
+#[test]
+fn routes_and_macs_follow_the_nodes() {
+    let (near, far) = two_nodes();
+    in_netns(&near, || async {
+        let host = open();
+        let mut watcher = Watcher::open(Debounce::default()).unwrap();
+        let sources = addresses(&["172.30.0.1", "fd00:30::1"]);
+        let routes = host.sync_node_routes(&[node2()], &sources).await.unwrap();
+        assert!(routes.errors.is_empty() && routes.unreachable.is_empty(), "{routes:?}");
+        assert_eq!(routes.changed, 2);
+        let (v4, v6) = (ip("route get 10.244.2.5"), ip("route get fd00:244:2::5"));
+        assert!(v4.contains("via 172.30.0.2 dev eth0 src 172.30.0.1"), "{v4}");
+        assert!(v6.contains("via fd00:30::2 dev eth0") && v6.contains("src fd00:30::1"), "{v6}");
+
+        // The MACs come by themselves, and the watcher tells when.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let change = tokio::time::timeout_at(deadline, watcher.changed()).await.expect("the neighbours answer");
+            if change.neighbours {
+                let routes = host.sync_node_routes(&[node2()], &sources).await.unwrap();
+                assert_eq!(routes.changed, 0, "what is right is left alone");
+                if macs(&routes) == [Some(2), Some(2)] {
+                    break;
+                }
+            }
+        }
+
+        // Another card on the other side: its MAC changes, announced by ARP and neighbour advertisements.
+        in_netns(&far, || async {
+            ip("link set eth0 address 02:00:00:00:00:22");
+            ip("neighbour flush dev eth0");
+            for (any, near) in [("0.0.0.0", "172.30.0.1"), ("::", "fd00:30::1")] {
+                let socket = std::net::UdpSocket::bind((any, 0)).unwrap();
+                socket.send_to(b"who has this address?", (near, 9)).unwrap();
+            }
+            // Until they are resolved, packets are what keeps this namespace from being gone.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        });
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            tokio::time::timeout_at(deadline, watcher.changed()).await.expect("the new MAC becomes known");
+            if macs(&host.sync_node_routes(&[node2()], &sources).await.unwrap()) == [Some(0x22), Some(0x22)] {
+                break;
+            }
+        }
+
+        // The node leaves.
+        let routes = host.sync_node_routes(&[], &sources).await.unwrap();
+        assert_eq!((routes.changed, ip("route show proto 112").as_str()), (2, ""));
+        assert_eq!(ip("-6 route show proto 112"), "");
+    });
+}
+
+#[test]
+fn only_podnets_own_routes_are_touched() {
+    let (near, _far) = two_nodes();
+    in_netns(&near, || async {
+        let host = open();
+        ip("route add 10.244.2.0/24 via 172.30.0.9 dev eth0");
+        ip("-6 route add fd00:244:9::/64 via fd00:30::9 dev eth0");
+        // A pod's route, as the plugin makes them, perhaps with podnet's protocol number.
+        ip("route add 10.244.1.5/32 dev eth0 proto 112");
+        let routes = host.sync_node_routes(&[node2()], &[]).await.unwrap();
+        assert!(matches!(&routes.errors[..], [HostError::ForeignRoute { .. }]), "{routes:?}");
+        assert_eq!(routes.changed, 1, "the IPv6 route is made all the same");
+        assert_eq!(host.remove_node_routes().await.unwrap(), 1);
+        assert!(ip("route show 10.244.2.0/24").contains("172.30.0.9"));
+        assert!(ip("-6 route show fd00:244:9::/64").contains("fd00:30::9"));
+        assert!(ip("route show 10.244.1.5").contains("eth0"));
+    });
+}
+
+#[test]
+fn a_node_behind_a_router_is_told_and_gets_no_route() {
+    let (near, _far) = two_nodes();
+    in_netns(&near, || async {
+        ip("route add default via 172.30.0.254");
+        let mut node = node2();
+        node.addresses = addresses(&["10.7.0.2", "fd00:30::2"]);
+        let routes = open().sync_node_routes(&[node], &[]).await.unwrap();
+        assert_eq!(routes.unreachable.len(), 1, "{routes:?}");
+        assert!(routes.unreachable[0].reason.contains("172.30.0.254"), "{routes:?}");
+        assert_eq!((routes.changed, routes.hops.len()), (1, 1), "IPv6 works");
+    });
+}

@@ -1,0 +1,122 @@
+//! The table of host settings against a real kernel: every path exists, and what is set stays set.
+
+use std::time::Duration;
+
+use etherparse::PacketBuilder;
+use podnet::host::ports;
+use podnet::host::settings::{self, Families, Setting, Sysctl};
+
+use crate::{addresses, in_namespace, ip, open, packet_socket, uplink, wanted};
+
+async fn table() -> Vec<Setting> {
+    let uplinks = open().uplinks(&addresses(&["172.30.0.1", "fd00:30::1"]), &[]).await.unwrap();
+    assert_eq!(uplinks.found.iter().map(|u| u.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
+    settings::wanted(Families { v4: true, v6: true }, &uplinks.found, &["pn0123456789a".into()])
+}
+
+async fn node() -> Sysctl {
+    uplink(1);
+    ip("link add pn0123456789a type veth peer name pod");
+    open().ensure_podnet0(&wanted()).await.unwrap();
+    Sysctl::default()
+}
+
+#[test]
+fn a_fresh_host_is_brought_into_line_and_an_undone_setting_is_noticed() {
+    in_namespace(|| async {
+        let sysctl = node().await;
+        let table = table().await;
+        let fresh = settings::check(&sysctl, &table).unwrap();
+        assert!(fresh.iter().any(|d| d.path == "net/ipv4/ip_forward"), "a new namespace does not forward: {fresh:?}");
+        assert!(fresh.iter().all(|d| d.actual.is_some()), "every setting exists in this kernel: {fresh:?}");
+        let applied = settings::apply(&sysctl, &table);
+        assert!(applied.failed.is_empty(), "{applied:?}");
+        assert_eq!(settings::check(&sysctl, &table).unwrap(), [], "setting one does not undo another");
+
+        for (path, value) in [
+            ("net/ipv4/ip_forward", "0"),
+            ("net/ipv6/conf/all/forwarding", "0"),
+            ("net/ipv4/conf/all/rp_filter", "1"),
+            ("net/ipv4/conf/pn0123456789a/rp_filter", "1"),
+        ] {
+            sysctl.write(path, value).unwrap();
+        }
+        let undone: Vec<_> = settings::check(&sysctl, &table).unwrap().into_iter().map(|d| d.path).collect();
+        for path in [
+            "net/ipv4/ip_forward",
+            "net/ipv6/conf/all/forwarding",
+            "net/ipv4/conf/pn0123456789a/rp_filter",
+            "net/ipv4/conf/eth0/rp_filter",
+        ] {
+            assert!(undone.iter().any(|p| p == path), "{path} not in {undone:?}");
+        }
+        settings::apply(&sysctl, &table);
+        assert_eq!(settings::check(&sysctl, &table).unwrap(), []);
+        let all = sysctl.read("net/ipv4/conf/all/rp_filter").unwrap();
+        assert_eq!(all.as_deref(), Some("1"), "what another program wants for all interfaces is left alone");
+    });
+}
+
+/// Switching forwarding on makes the kernel forget what it learnt by router advertisements unless accept_ra is 2.
+#[test]
+fn a_default_route_from_a_router_advertisement_survives() {
+    in_namespace(|| async {
+        let sysctl = node().await;
+        let learnt = async || {
+            advertise_router();
+            for _ in 0..40 {
+                if ip("-6 route show default").contains("fe80::99") {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("the kernel does not take the advertisement");
+        };
+        learnt().await;
+        let table = table().await;
+        settings::apply(&sysctl, &table);
+        assert_eq!(sysctl.read("net/ipv6/conf/eth0/accept_ra").unwrap().as_deref(), Some("2"));
+        assert!(ip("-6 route show default").contains("fe80::99"));
+
+        // Without that one setting it would have gone.
+        let without: Vec<_> = table.into_iter().filter(|s| !s.path.ends_with("eth0/accept_ra")).collect();
+        sysctl.write("net/ipv6/conf/all/forwarding", "0").unwrap();
+        sysctl.write("net/ipv6/conf/eth0/accept_ra", "1").unwrap();
+        ip("-6 route delete default");
+        learnt().await;
+        settings::apply(&sysctl, &without);
+        assert_eq!(ip("-6 route show default"), "");
+    });
+}
+
+/// A router on eth0's link, fe80::99, advertises itself for half an hour.
+fn advertise_router() {
+    let from = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x99];
+    let all_nodes = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let (hop_limit, flags, [lifetime_high, lifetime_low]) = (64, 0, 1800u16.to_be_bytes());
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0x99], [0x33, 0x33, 0, 0, 0, 1])
+        .ipv6(from, all_nodes, 255)
+        .icmpv6_raw(134, 0, [hop_limit, flags, lifetime_high, lifetime_low])
+        .write(&mut frame, &[0; 8])
+        .unwrap();
+    packet_socket("eth0-far").send(&frame).unwrap();
+}
+
+#[test]
+fn the_snat_ports_avoid_this_hosts_listeners() {
+    in_namespace(|| async {
+        ip("link set lo up");
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 20_000)).unwrap();
+        let _connection = std::net::TcpStream::connect(("127.0.0.1", 20_000)).unwrap();
+        let _accepted = listener.accept().unwrap();
+        let _bound = std::net::UdpSocket::bind(("::", 20_010)).unwrap();
+        Sysctl::default().write("net/ipv4/ip_local_port_range", "40000 65535").unwrap();
+        let used = ports::read_port_use().unwrap();
+        assert_eq!(used.taken.iter().copied().collect::<Vec<_>>(), [20_000, 20_010]);
+        let free = ports::snat_ports(&used).unwrap();
+        let expected: Vec<u16> =
+            (1024..40_000).filter(|p| ![20_000, 20_010].contains(p) && !(30_000..=32_767).contains(p)).collect();
+        assert_eq!(free, expected);
+    });
+}

@@ -1,0 +1,135 @@
+//! The tables of services in the kernel: reconciliation has the same effect on them as on the tables in memory, whose
+//! content the golden tests show.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
+use podnet::config::Config;
+use podnet::control::Control;
+use podnet::datapath::Datapath;
+use podnet::reconcile::dump::dump;
+use podnet::source::manifest::ManifestSource;
+use podnet_cni::datapath::{PinDir, Plain};
+use podnet_common::addr::Port;
+use podnet_common::layout::{Affinity, AffinityKey};
+use podnet_tests::bench::rig::secluded;
+
+/// A case of the golden tests.
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../podnet/tests/golden").join(name)
+}
+
+/// A control plane over the kernel's tables, with the manifest that it watches.
+struct Site<'a> {
+    datapath: &'a mut Datapath,
+    directory: tempfile::TempDir,
+    control: Control,
+    source: ManifestSource,
+    now: Instant,
+}
+
+impl<'a> Site<'a> {
+    fn new(datapath: &'a mut Datapath) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let (control, source) = adopt(directory.path(), datapath)?;
+        Ok(Self { datapath, directory, control, source, now: Instant::now() })
+    }
+
+    /// The next daemon.
+    fn restart(&mut self) -> Result<()> {
+        (self.control, self.source) = adopt(self.directory.path(), self.datapath)?;
+        Ok(())
+    }
+
+    /// Takes in what the manifest says from now on, and tells how many frontends that has changed.
+    fn apply(&mut self, manifest: &str) -> Result<usize> {
+        fs::write(self.directory.path().join("manifest.yaml"), manifest)?;
+        // Long enough for nothing to rest any more.
+        self.now += Duration::from_secs(10);
+        self.control.apply(self.source.poll(self.now));
+        let outcome = self.control.reconcile(self.datapath, self.now);
+        ensure!(outcome.pending == 0, "{:?}", self.control.status().pending);
+        Ok(outcome.changed)
+    }
+
+    fn dump(&self) -> Result<String> {
+        Ok(dump(self.datapath, self.control.names())?)
+    }
+}
+
+fn adopt(directory: &Path, datapath: &Datapath) -> Result<(Control, ManifestSource)> {
+    let path = directory.display();
+    let config = format!("{{node: node1, manifests: {path}, runDir: {path}/run, maglevTableSize: 251}}");
+    let config = Config::parse(&config).map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok((Control::adopt(&config, datapath)?, ManifestSource::open(&config.manifests)?))
+}
+
+/// Has a test make do with tables of its own.
+fn with_tables(test: impl FnOnce(&mut Datapath, &PinDir) -> Result<()> + Send) {
+    let outcome = secluded(|bpffs| {
+        let pins = PinDir::new(bpffs);
+        test(&mut Datapath::start(pins.clone(), 1024)?, &pins)
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn they_hold_what_the_tables_in_memory_do() {
+    with_tables(|datapath, _| {
+        let mut cases: Vec<_> = fs::read_dir(case(""))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        cases.sort();
+        ensure!(cases.len() >= 9, "the cases of the golden tests are missing");
+        for case in cases {
+            let mut site = Site::new(datapath)?;
+            let (mut text, mut last) = (String::new(), String::new());
+            for step in 1.. {
+                let Ok(manifest) = fs::read_to_string(case.join(format!("{step}.yaml"))) else { break };
+                site.apply(&manifest)?;
+                text += &format!("# after {step}.yaml\n{}", site.dump()?);
+                last = manifest;
+            }
+            assert_eq!(text, fs::read_to_string(case.join("tables.txt"))?, "{}", case.display());
+            site.restart()?;
+            assert_eq!(site.apply(&last)?, 0, "{}: the next daemon has nothing to do", case.display());
+            assert!(text.ends_with(&site.dump()?), "{}: and sees the same", case.display());
+            site.apply("")?;
+            assert_eq!(site.dump()?, "", "{}: all is gone", case.display());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn affinities_end_with_their_backends() {
+    with_tables(|datapath, pins| {
+        let table = Map::LruHashMap(MapData::from_pin(pins.map("affinity"))?);
+        let mut table: HashMap<MapData, Plain<AffinityKey>, Plain<Affinity>> = table.try_into()?;
+        let mut site = Site::new(datapath)?;
+        let manifest = fs::read_to_string(case("affinity").join("1.yaml"))?;
+        site.apply(&manifest)?;
+        let there = Ipv4Addr::new(10, 244, 1, 5);
+        let mut stick = |client: u32, service: u32, to: Ipv4Addr| {
+            let key = AffinityKey { client: Ipv4Addr::from(client).into(), service };
+            let value = Affinity { addr: to.into(), port: Port::new(8080), ..Affinity::default() };
+            table.insert(Plain(key), Plain(value), 0)
+        };
+        // Many enough to be read in several batches.
+        for client in 0..20_000 {
+            stick(client, 1, there)?;
+        }
+        // One to nothing, one of another service's.
+        stick(1 << 24, 1, Ipv4Addr::new(10, 244, 1, 6))?;
+        stick(1 << 25, 7, there)?;
+        let clients = |table: &HashMap<MapData, Plain<AffinityKey>, Plain<Affinity>>| table.keys().count();
+        site.restart()?;
+        site.apply(&manifest)?;
+        assert_eq!(clients(&table), 20_000);
+        let changed = site.apply(&manifest.replace("10.244.1.5", "10.244.1.7"))?;
+        assert!(changed > 0 && clients(&table) == 0);
+        Ok(())
+    });
+}

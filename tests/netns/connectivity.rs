@@ -1,0 +1,104 @@
+//! Pods, nodes and the outside reach each other without translation.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use podnet_tests::lab::{Families, Lab, Place, Pod, eventually};
+use podnet_tests::traffic::{Family, Transport};
+
+/// Both transports and ping reach the server, which sees the client's address.
+fn reaches(from: &Place, own: std::net::IpAddr, to: std::net::SocketAddr, server: &str) -> Result<()> {
+    let what = || format!("{} → {server} ({to})", from.name());
+    from.ping(to.ip()).with_context(|| format!("ping {}", what()))?;
+    for transport in Transport::ALL {
+        let answer = from.ask(transport, to).with_context(|| format!("{transport} {}", what()))?;
+        ensure!(answer.server == server, "{transport} {}: {} answered", what(), answer.server);
+        ensure!(answer.seen.ip() == own, "{transport} {}: seen as {} instead of {own}", what(), answer.seen.ip());
+        ensure!(answer.seen.port() == answer.local.port(), "{transport} {}: the port changed", what());
+    }
+    Ok(())
+}
+
+/// Waits for the routes between the nodes, which come with the Node objects.
+fn routes_are_there(from: &Pod, to: &Pod, family: Family) -> Result<()> {
+    eventually("a route to the other node's pods", Duration::from_secs(5), || Ok(from.place.ping(to.ip(family))?))
+}
+
+fn all_pairs(families: Families) -> Result<()> {
+    let lab = Lab::builder().families(families).build()?;
+    let mut pods = vec![lab.node(0).add_pod("a")?, lab.node(0).add_pod("b")?, lab.node(1).add_pod("c")?];
+    for pod in &mut pods {
+        assert_eq!(pod.ips.len(), families.list().len());
+        pod.serve(8080)?;
+    }
+    let _hosts = [lab.node(0).serve(9090)?, lab.node(1).serve(9090)?];
+    for &family in families.list() {
+        routes_are_there(&pods[0], &pods[2], family)?;
+        for from in &pods {
+            for to in &pods {
+                reaches(&from.place, from.ip(family), to.addr(family, 8080), to.name())?;
+            }
+            for node in lab.nodes() {
+                reaches(&from.place, from.ip(family), (node.ip(family), 9090).into(), node.name())?;
+            }
+        }
+        for node in lab.nodes() {
+            for to in &pods {
+                reaches(&node.place, node.ip(family), to.addr(family, 8080), to.name())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn pods_and_hosts_reach_each_other_dual_stack() -> Result<()> {
+    all_pairs(Families::Dual)
+}
+
+#[test]
+fn pods_and_hosts_reach_each_other_ipv4() -> Result<()> {
+    all_pairs(Families::V4)
+}
+
+#[test]
+fn pods_and_hosts_reach_each_other_ipv6() -> Result<()> {
+    all_pairs(Families::V6)
+}
+
+#[test]
+fn a_machine_with_a_route_reaches_pods_and_is_reached() -> Result<()> {
+    let lab = Lab::builder().nodes(1).client(true).build()?;
+    let mut pod = lab.node(0).add_pod("a")?;
+    pod.serve(8080)?;
+    let client = lab.client();
+    for family in Family::ALL {
+        let gateway = lab.node(0).ip(family);
+        client.ip(&format!("route add {} via {gateway}\n", lab.node(0).pod_cidrs()[family as usize]))?;
+        let own = match family {
+            Family::V4 => "172.30.0.100",
+            Family::V6 => "fd00:30::100",
+        };
+        reaches(client, own.parse()?, pod.addr(family, 8080), "a")?;
+        pod.place.ping(own.parse()?).context("from the pod")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_deleted_pod_is_gone_and_the_next_gets_other_addresses() -> Result<()> {
+    let lab = Lab::builder().nodes(1).build()?;
+    let observer = lab.node(0).add_pod("observer")?;
+    let mut seen = observer.ips.clone();
+    for round in 0..5 {
+        let pod = lab.node(0).add_pod("again")?;
+        ensure!(pod.ips.iter().all(|ip| !seen.contains(ip)), "round {round}: {:?} was used before", pod.ips);
+        seen.extend(&pod.ips);
+        let (ip, link) = (pod.ip(Family::V4), pod.host_ifname()?);
+        observer.place.ping(ip)?;
+        pod.delete()?;
+        ensure!(observer.place.ping(ip).is_err(), "{ip} still answers");
+        ensure!(lab.node(0).place.ifindex(&link).is_err(), "the link {link} is still there");
+    }
+    Ok(())
+}

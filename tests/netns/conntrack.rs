@@ -1,0 +1,217 @@
+//! Flows through nodes: which move with their service, which stay, and which must not be taken for one another.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, wait_until};
+use podnet_tests::traffic::{Ask, Family, Stream, Transport};
+
+/// Where the pods listen.
+const TARGET: u16 = 8080;
+/// How long a change may take until requests show it.
+const CHANGE: Duration = Duration::from_secs(8);
+/// Modes of the source address.
+const MODES: [&str; 3] = ["auto", "snat", "preserve"];
+
+/// A client outside, a backend on each node, and pods as clients.
+struct Site {
+    near: Pod,
+    far: Pod,
+    inside: Pod,
+    lab: Lab,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).build()?;
+        let near = lab.node(0).add_server("near", TARGET)?;
+        let far = lab.node(1).add_server("far", TARGET)?;
+        let inside = lab.node(0).add_pod("inside")?;
+        Ok(Self { near, far, inside, lab })
+    }
+
+    fn apply(&self, service: &Service, mode: &str, backend: &Pod) -> Result<()> {
+        service.apply(&self.lab, Some(mode))?;
+        service.set_endpoints(&self.lab, &[backend])
+    }
+
+    /// A client of every kind, and where it finds the service.
+    fn clients(&self, service: &Service, family: Family) -> [(&Place, SocketAddr); 5] {
+        let node = at(self.lab.node(0), service, family);
+        [
+            (self.lab.client(), node),
+            (&self.inside.place, service.addr(family)),
+            (&self.inside.place, node),
+            (&self.lab.node(0).place, service.addr(family)),
+            (&self.lab.node(1).place, node),
+        ]
+    }
+}
+
+fn at(node: &Node, service: &Service, family: Family) -> SocketAddr {
+    (node.ip(family), service.at_nodes()).into()
+}
+
+fn numbered(number: u8) -> Service {
+    Service::new(&format!("s{number}"), number, 80, TARGET).node_port(30_000 + u16::from(number))
+}
+
+/// A running stream, and what it is called in messages.
+type Named = (String, Transport, Stream);
+
+fn start(place: &Place, to: SocketAddr, transport: Transport) -> Result<Named> {
+    let what = format!("{transport} from {} to {to}", place.name());
+    let stream = Stream::start(place, transport, to, Duration::from_millis(5)).with_context(|| what.clone())?;
+    Ok((what, transport, stream))
+}
+
+/// Waits until all streams have had so many more answers.
+fn flow(streams: &[Named], messages: u32) -> Result<()> {
+    let before: Vec<_> = streams.iter().map(|(_, _, stream)| stream.answered()).collect();
+    for ((what, _, stream), before) in streams.iter().zip(before) {
+        wait_until(&format!("{what} goes on"), CHANGE, || Ok(stream.answered() >= before + messages))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn flows() -> Result<()> {
+    cases!(
+        Site::new()?,
+        datagrams_follow_the_service_and_connections_stay,
+        a_connected_socket_finds_endpoints_that_come_later,
+        one_port_uses_two_services_with_the_same_backend,
+        one_port_goes_directly_and_through_the_service_in_turns
+    )
+}
+
+fn datagrams_follow_the_service_and_connections_stay(site: &Site) -> Result<()> {
+    for (number, mode) in (20..).zip(MODES) {
+        let service = numbered(number);
+        for (from, to) in [(&site.near, &site.far), (&site.far, &site.near)] {
+            site.apply(&service, mode, from)?;
+            let mut streams = Vec::new();
+            for (family, transport) in Transport::over_all() {
+                for (place, addr) in site.clients(&service, family) {
+                    place.reaches(transport, addr, &[from.name()]).context(mode)?;
+                    streams.push(start(place, addr, transport)?);
+                }
+            }
+            flow(&streams, 20)?;
+            site.apply(&service, mode, to)?;
+            for (family, transport) in Transport::over_all() {
+                for (place, addr) in site.clients(&service, family) {
+                    place.reaches(transport, addr, &[to.name()]).context(mode)?;
+                }
+            }
+            flow(&streams, 40)?;
+            for (what, transport, stream) in streams {
+                let report = stream.stop();
+                let what = || format!("mode {mode}, from {} to {}: {what}: {report:?}", from.name(), to.name());
+                match transport {
+                    Transport::Tcp => ensure!(report.is_clean() && report.answers.len() == 1, "{}", what()),
+                    Transport::Udp => {
+                        ensure!(report.lost == 0 && report.errors.is_empty(), "{}", what());
+                        ensure!(report.answers.get(to.name()).is_some_and(|count| *count >= 40), "{}", what());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_connected_socket_finds_endpoints_that_come_later(site: &Site) -> Result<()> {
+    let service = numbered(30);
+    service.apply(&site.lab, None)?;
+    for family in Family::ALL {
+        for (place, to) in site.clients(&service, family) {
+            service.set_endpoints(&site.lab, &[] as &[&Pod])?;
+            let ask = Ask::new(Transport::Udp, to).connected().timeout(Duration::from_millis(200));
+            let flow = eventually("refused without endpoints", CHANGE, || match ask.open(place) {
+                // The socket hook refuses already when it connects.
+                Err(_) => Ok(None),
+                Ok(flow) => {
+                    ensure!(flow.ask().is_err(), "{} is answered without endpoints", place.name());
+                    Ok(Some(flow))
+                }
+            })?;
+            service.set_endpoints(&site.lab, &[&site.far])?;
+            let flow = match flow {
+                Some(flow) => flow,
+                None => eventually("it can connect", CHANGE, || Ok(ask.open(place)?))?,
+            };
+            let what = || format!("{} to {to}", place.name());
+            let answer = eventually("an answer on the same socket", CHANGE, || Ok(flow.ask()?)).with_context(what)?;
+            ensure!(answer.server == "far", "{}: {} answered", what(), answer.server);
+        }
+    }
+    Ok(())
+}
+
+fn one_port_uses_two_services_with_the_same_backend(site: &Site) -> Result<()> {
+    let mut number = 60;
+    for mode in MODES {
+        for backend in [&site.near, &site.far] {
+            let services = [numbered(number), numbered(number + 1)];
+            number += 2;
+            services.iter().try_for_each(|service| site.apply(service, mode, backend))?;
+            for (family, transport) in Transport::over_all() {
+                let addrs = services.each_ref().map(|service| site.clients(service, family));
+                for ((place, one), (_, two)) in addrs[0].into_iter().zip(addrs[1]) {
+                    let what = || format!("mode {mode}, {} backend: {transport} from {}", backend.name(), place.name());
+                    for to in [one, two] {
+                        place.reaches(transport, to, &[backend.name()]).with_context(what)?;
+                    }
+                    let open = |to| Ask::new(transport, to).from_port(20_000).connected().open(place);
+                    let flows = [open(one).with_context(what)?, open(two).with_context(what)?];
+                    for _ in 0..3 {
+                        for flow in &flows {
+                            let answer = flow.ask().with_context(what)?;
+                            ensure!(answer.server == backend.name(), "{}: {} answered", what(), answer.server);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one_port_goes_directly_and_through_the_service_in_turns(site: &Site) -> Result<()> {
+    // So that the outside can reach pods directly.
+    for (node, pod) in site.lab.nodes().iter().zip([&site.near, &site.far]) {
+        for family in Family::ALL {
+            site.lab.client().ip(&format!("route add {} via {}\n", pod.ip(family), node.ip(family)))?;
+        }
+    }
+    let (mut number, mut port) = (80, 21_000);
+    for mode in MODES {
+        for backend in [&site.near, &site.far] {
+            let service = numbered(number);
+            number += 1;
+            site.apply(&service, mode, backend)?;
+            for family in Family::ALL {
+                // Datagrams don't tell where a flow begins.
+                let transport = Transport::Tcp;
+                let direct = backend.addr(family, TARGET);
+                for (place, through) in site.clients(&service, family) {
+                    let what = || format!("mode {mode}, {} backend: {transport} from {}", backend.name(), place.name());
+                    place.reaches(transport, through, &[backend.name()]).with_context(what)?;
+                    // Each flow is closed before the next begins, from the same port.
+                    for pair in [[direct, through], [through, direct]] {
+                        port += 1;
+                        for to in pair {
+                            let answer = Ask::new(transport, to).from_port(port).from(place);
+                            let answer = answer.with_context(|| format!("{} to {to}, one of {pair:?}", what()))?;
+                            ensure!(answer.server == backend.name(), "{}: {} answered", what(), answer.server);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}

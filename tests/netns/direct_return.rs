@@ -1,0 +1,189 @@
+//! Direct server return: a backend on another node than the client came to answers by itself, in the frontend's name.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use podnet::config::Xdp;
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, vips, wait_until};
+use podnet_tests::traffic::{Ask, Family, Frames, Outcome, Stream, Transport};
+
+/// Where the pods listen.
+const TARGET: u16 = 8080;
+/// How long a change may take until requests show it.
+const CHANGE: Duration = Duration::from_secs(8);
+/// The MTU of the link that turns out to be narrow.
+const SMALL: u32 = 1400;
+
+/// Clients outside come to node1, the backends are on node2.
+struct Site {
+    web: Vec<Pod>,
+    lab: Lab,
+    service: Service,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).far(true).plain_links(true).build()?;
+        let web = ["web-0", "web-1"].map(|name| lab.node(1).add_server(name, TARGET));
+        let web: Vec<_> = web.into_iter().collect::<Result<_>>()?;
+        [lab.client(), lab.fabric()].into_iter().try_for_each(|machine| lab.route_vips(machine, lab.node(0)))?;
+        let service = Service::new("web", 20, 80, TARGET).load_balancer(&vips(1), 30_080);
+        Ok(Self { web, lab, service })
+    }
+
+    /// Applies the service, with one backend.
+    fn up(&self) -> Result<()> {
+        self.service.apply(&self.lab, Some("preserve"))?;
+        self.service.set_endpoints(&self.lab, &[&self.web[0]])?;
+        self.seen()
+    }
+
+    /// The frontends that clients outside use.
+    fn frontends(&self, family: Family) -> [SocketAddr; 2] {
+        let node = self.lab.node(0).ip(family);
+        [(node, self.service.at_nodes()).into(), (vips(1)[family as usize], self.service.port()).into()]
+    }
+
+    /// The clients outside, and their addresses.
+    fn clients(&self, family: Family) -> [(&Place, IpAddr); 2] {
+        let ips: [IpAddr; 2] = match family {
+            Family::V4 => [[172, 30, 0, 100].into(), [172, 31, 2, 2].into()],
+            Family::V6 => [[0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(), [0xfd00, 0x31, 2, 0, 0, 0, 0, 2].into()],
+        };
+        [(self.lab.client(), ips[0]), (self.lab.far(), ips[1])]
+    }
+
+    /// Every client with every frontend.
+    fn each(&self, mut check: impl FnMut(&Place, IpAddr, SocketAddr) -> Result<()>) -> Result<()> {
+        for family in Family::ALL {
+            for (place, ip) in self.clients(family) {
+                for to in self.frontends(family) {
+                    check(place, ip, to).with_context(|| format!("{} at {to}", place.name()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Backends see the clients, clients see the frontends.
+    fn seen(&self) -> Result<()> {
+        self.each(|place, ip, to| {
+            let expected = Outcome::answer("web-0", ip);
+            Transport::ALL.into_iter().try_for_each(|transport| place.expect(transport, to, &expected))
+        })
+    }
+}
+
+/// Exchanges much more than fits a packet, in both directions.
+fn large(place: &Place, to: SocketAddr) -> Result<()> {
+    for (transport, there, back) in [
+        (Transport::Tcp, 200_000, 0),
+        (Transport::Tcp, 0, 200_000),
+        (Transport::Udp, 5000, 0),
+        (Transport::Udp, 0, 5000),
+    ] {
+        let ask = Ask::new(transport, to);
+        let ask = if there > 0 { ask.payload("y".repeat(there)) } else { ask.reply_of(back) };
+        let what = format!("{transport} with {there} bytes there and {back} back");
+        eventually(&what, CHANGE, || {
+            let answer = ask.clone().timeout(Duration::from_secs(3)).from(place)?;
+            ensure!(answer.payload.len() == there + back, "{} bytes came", answer.payload.len());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn direct_return() -> Result<()> {
+    cases!(
+        Site::new()?,
+        clients_are_seen_and_answered,
+        answers_do_not_pass_the_first_node,
+        a_narrow_link_to_the_client_is_found_out,
+        errors_come_in_the_frontends_name,
+        processes_of_the_other_host_can_be_backends,
+        it_is_the_same_with_generic_xdp,
+    )
+}
+
+fn clients_are_seen_and_answered(site: &Site) -> Result<()> {
+    site.up()?;
+    site.each(|place, _, to| large(place, to))?;
+    site.each(|place, _, to| {
+        let stream = Stream::start(place, Transport::Tcp, to, Duration::from_millis(1))?;
+        wait_until("200 messages", CHANGE, || Ok(stream.answered() >= 200))?;
+        let report = stream.stop();
+        ensure!(report.is_clean(), "{report:?}");
+        Ok(())
+    })
+}
+
+fn it_is_the_same_with_generic_xdp(site: &Site) -> Result<()> {
+    for node in site.lab.nodes() {
+        node.stop_daemon()?;
+        node.configure(|config| config.xdp = Xdp::Generic)?;
+        node.start_daemon()?;
+    }
+    clients_are_seen_and_answered(site)
+}
+
+fn answers_do_not_pass_the_first_node(site: &Site) -> Result<()> {
+    site.up()?;
+    site.each(|place, ip, to| {
+        for transport in Transport::ALL {
+            let tap = Frames::on(&site.lab.node(0).place, "eth0")?;
+            (0..20).try_for_each(|_| place.ask(transport, to).map(drop))?;
+            let answer = tap.expect(Duration::from_millis(100), |frame| destination(frame) == Some(ip))?;
+            ensure!(answer.is_none(), "{transport}: node1 has sent {answer:x?}");
+        }
+        Ok(())
+    })
+}
+
+/// The IP destination of a frame.
+fn destination(frame: &[u8]) -> Option<IpAddr> {
+    match frame.get(12..14)? {
+        [8, 0] => Some(<[u8; 4]>::try_from(frame.get(30..34)?).ok()?.into()),
+        [0x86, 0xdd] => Some(<[u8; 16]>::try_from(frame.get(38..54)?).ok()?.into()),
+        _ => None,
+    }
+}
+
+fn a_narrow_link_to_the_client_is_found_out(site: &Site) -> Result<()> {
+    site.up()?;
+    // Behind the fabric, which then tells the frontend's address, that is node1, of what doesn't fit.
+    site.lab.fabric().ip(&format!("link set router mtu {SMALL}\n"))?;
+    site.lab.router().ip(&format!("link set eth0 mtu {SMALL}\n"))?;
+    let found = site.each(|place, _, to| large(place, to));
+    site.lab.fabric().ip("link set router mtu 1500\n")?;
+    site.lab.router().ip("link set eth0 mtu 1500\n")?;
+    found
+}
+
+fn errors_come_in_the_frontends_name(site: &Site) -> Result<()> {
+    site.up()?;
+    // Nobody listens there: the pod's own kernel answers.
+    let closed = Service::new("closed", 21, 80, TARGET + 1).node_port(30_081);
+    closed.apply(&site.lab, Some("preserve"))?;
+    closed.set_endpoints(&site.lab, &[&site.web[0]])?;
+    for (family, transport) in Transport::over_all() {
+        for (place, _) in site.clients(family) {
+            place.expect(transport, (site.lab.node(0).ip(family), 30_081).into(), &Outcome::Refused)?;
+        }
+    }
+    Ok(())
+}
+
+fn processes_of_the_other_host_can_be_backends(site: &Site) -> Result<()> {
+    site.up()?;
+    let _servers = site.lab.node(1).serve(TARGET)?;
+    site.service.set_endpoints(&site.lab, &Family::ALL.map(|family| site.lab.node(1).ip(family)))?;
+    site.each(|place, ip, to| {
+        let expected = Outcome::answer("node2", ip);
+        Transport::ALL.into_iter().try_for_each(|transport| place.expect(transport, to, &expected))?;
+        large(place, to)
+    })
+}

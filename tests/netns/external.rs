@@ -1,0 +1,264 @@
+//! Load balancers' addresses and externalIPs: who may use them, who is seen, and what isn't served there.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, bail, ensure};
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, vips};
+use podnet_tests::traffic::{Ask, Family, Outcome, Ping, PingAnswer, Server, Transport};
+
+/// Where the pods listen.
+const TARGET: u16 = 8080;
+
+/// Two nodes with a backend each, a client outside that routes virtual addresses to node1, and pods as clients.
+struct Site {
+    near: Pod,
+    far: Pod,
+    clients: [Pod; 2],
+    lab: Lab,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).build()?;
+        lab.route_vips(lab.client(), lab.node(0))?;
+        let near = lab.node(0).add_server("near", TARGET)?;
+        let far = lab.node(1).add_server("far", TARGET)?;
+        let clients = [lab.node(0).add_pod("client-1")?, lab.node(1).add_pod("client-2")?];
+        Ok(Self { near, far, clients, lab })
+    }
+
+    /// Pods and hosts of both nodes.
+    fn inside(&self) -> impl Iterator<Item = &Place> {
+        let pods = self.clients.iter().chain([&self.near, &self.far]).map(|pod| &pod.place);
+        pods.chain(self.lab.nodes().iter().map(|node| &node.place))
+    }
+
+    fn apply(&self, service: &Service, mode: &str, backend: &Pod) -> Result<()> {
+        service.apply(&self.lab, Some(mode))?;
+        service.set_endpoints(&self.lab, &[backend])
+    }
+
+    /// What the outside client's requests through node1 must look like at a backend.
+    fn expected(&self, mode: &str, backend: &Pod, family: Family) -> Outcome {
+        let client = client_ip(family);
+        let seen = match (mode, backend.name()) {
+            ("preserve", _) | ("auto", "near") => client,
+            _ => self.lab.node(0).ip(family),
+        };
+        Outcome::answer(backend.name(), seen)
+    }
+}
+
+/// The outside client's address.
+fn client_ip(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => [172, 30, 0, 100].into(),
+        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
+    }
+}
+
+fn addr(ips: [IpAddr; 2], family: Family, port: u16) -> SocketAddr {
+    (ips[family as usize], port).into()
+}
+
+#[test]
+fn external_addresses() -> Result<()> {
+    cases!(
+        Site::new()?,
+        load_balancer_addresses_and_external_ips_lead_to_the_backends,
+        a_proxy_in_front_is_not_bypassed,
+        an_external_ip_can_be_a_nodes_own,
+        source_ranges_are_for_the_clients_own_address_at_the_balancers,
+        ports_that_no_service_has_are_refused_and_never_loop,
+        addresses_with_a_backend_answer_echo_requests
+    )
+}
+
+fn load_balancer_addresses_and_external_ips_lead_to_the_backends(site: &Site) -> Result<()> {
+    let mut number = 0;
+    for mode in ["auto", "preserve", "snat"] {
+        for backend in [&site.near, &site.far] {
+            number += 1;
+            let (ingress, external) = (vips(number), vips(100 + number));
+            let service = Service::new(&format!("s{number}"), 20 + number, 80, TARGET)
+                .load_balancer(&ingress, 0)
+                .external_ips(&external);
+            site.apply(&service, mode, backend)?;
+            for (family, transport) in Transport::over_all() {
+                for ips in [ingress, external] {
+                    let (to, expected) = (addr(ips, family, 80), site.expected(mode, backend, family));
+                    let what = || format!("mode {mode}, {} backend", backend.name());
+                    site.lab.client().expect(transport, to, &expected).with_context(what)?;
+                    // Clients inside don't go out to the balancer, which isn't there.
+                    for place in site.inside() {
+                        place.reaches(transport, to, &[backend.name()]).with_context(what)?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_proxy_in_front_is_not_bypassed(site: &Site) -> Result<()> {
+    let ips = vips(10);
+    let service = Service::new("proxied", 40, 80, TARGET).load_balancer(&ips, 30_040).ip_mode("Proxy");
+    site.apply(&service, "auto", &site.near)?;
+    // The balancer is a machine that has the addresses; what is sent there by a node leaves the node.
+    let balancer = site.lab.fabric();
+    let mut servers = Vec::new();
+    for ip in ips {
+        balancer.ip(&format!("addr add {ip} dev br0\n"))?;
+        servers.push(Server::start(balancer, "balancer", (ip, 80).into())?);
+    }
+    for (family, transport) in Transport::over_all() {
+        for place in site.inside() {
+            let node = (site.lab.node(0).ip(family), 30_040).into();
+            place.reaches(transport, node, &["near"])?;
+            place.reaches(transport, service.addr(family), &["near"])?;
+            place.reaches(transport, addr(ips, family, 80), &["balancer"])?;
+        }
+    }
+    // As a VIP it is short-circuited, and as a proxy no longer.
+    for (mode, server) in [("VIP", "near"), ("Proxy", "balancer")] {
+        service.clone().ip_mode(mode).apply(&site.lab, None)?;
+        for place in site.inside() {
+            for (family, transport) in Transport::over_all() {
+                place.reaches(transport, addr(ips, family, 80), &[server]).context(mode)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn an_external_ip_can_be_a_nodes_own(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let ips = Family::ALL.map(|family| node.ip(family));
+    let service = Service::new("own", 41, 80, TARGET).external_ips(&ips);
+    site.apply(&service, "auto", &site.far)?;
+    let _servers = node.serve(8081)?;
+    let outside_and_in = || [site.lab.client()].into_iter().chain(site.inside());
+    for (family, transport) in Transport::over_all() {
+        for place in outside_and_in() {
+            place.reaches(transport, addr(ips, family, 80), &["far"])?;
+            place.reaches(transport, addr(ips, family, 8081), &["node1"]).context("the host's own port")?;
+            place.expect(transport, addr(ips, family, 8082), &Outcome::Refused).context("nobody's port")?;
+        }
+        site.lab.client().ping(node.ip(family))?;
+    }
+    service.delete(&site.lab)?;
+    for (family, transport) in Transport::over_all() {
+        for place in outside_and_in() {
+            place.expect(transport, addr(ips, family, 80), &Outcome::Refused).context("deleted")?;
+        }
+    }
+    Ok(())
+}
+
+fn source_ranges_are_for_the_clients_own_address_at_the_balancers(site: &Site) -> Result<()> {
+    let client = site.lab.client();
+    client.ip("addr add 172.30.0.150/24 dev eth0\naddr add fd00:30::150/64 dev eth0\n")?;
+    let ips = vips(11);
+    let service = Service::new("ranged", 42, 80, TARGET).load_balancer(&ips, 30_042);
+    let ranged = service.clone().source_ranges(&["172.30.0.144/28", "fd00:30::150/128"]);
+    let from =
+        |family| -> Result<IpAddr> { Ok(if family == Family::V4 { "172.30.0.150" } else { "fd00:30::150" }.parse()?) };
+    let ask = |transport, family, ip| Outcome::of(client, &Ask::new(transport, addr(ips, family, 80)).from_ip(ip));
+    for (mode, backend) in [("auto", &site.near), ("auto", &site.far), ("snat", &site.far), ("preserve", &site.far)] {
+        ranged.set_endpoints(&site.lab, &[backend])?;
+        ranged.apply(&site.lab, Some(mode))?;
+        for (family, transport) in Transport::over_all() {
+            let what = || format!("mode {mode}, {} backend, {transport}/{family}", backend.name());
+            let before = site.lab.node(0).drops()?;
+            eventually("the ranges are known", std::time::Duration::from_secs(5), || {
+                let (in_range, not) =
+                    (ask(transport, family, from(family)?), ask(transport, family, client_ip(family)));
+                let answered = matches!(&in_range, Outcome::Answer { server, .. } if server == backend.name());
+                ensure!(answered, "in range: {in_range}");
+                ensure!(not == Outcome::Silence, "not in range: {not}");
+                Ok(())
+            })
+            .with_context(what)?;
+            let count =
+                |drops: &std::collections::BTreeMap<String, u64>| drops.get("source_range").copied().unwrap_or(0);
+            ensure!(count(&site.lab.node(0).drops()?) > count(&before), "{}: not counted", what());
+            // They say nothing about the Service's other addresses.
+            let node = (site.lab.node(0).ip(family), 30_042).into();
+            client.reaches(transport, node, &[backend.name()]).with_context(what).context("NodePort")?;
+            site.clients[0].place.reaches(transport, service.addr(family), &[backend.name()]).context("ClusterIP")?;
+        }
+    }
+    // Ranges of one family leave nobody of the other.
+    service.clone().source_ranges(&["172.30.0.0/24"]).apply(&site.lab, None)?;
+    for transport in Transport::ALL {
+        client.reaches(transport, addr(ips, Family::V4, 80), &["far"])?;
+        client.expect(transport, addr(ips, Family::V6, 80), &Outcome::Silence)?;
+    }
+    service.apply(&site.lab, None)?;
+    for (family, transport) in Transport::over_all() {
+        client.reaches(transport, addr(ips, family, 80), &["far"]).context("without ranges again")?;
+    }
+    Ok(())
+}
+
+fn ports_that_no_service_has_are_refused_and_never_loop(site: &Site) -> Result<()> {
+    let (used, empty) = (vips(12), vips(13));
+    let service = Service::new("used", 43, 80, TARGET).load_balancer(&used, 0).external_ips(&vips(14));
+    site.apply(&service, "auto", &site.far)?;
+    let none = Service::new("none", 44, 80, TARGET).load_balancer(&empty, 0);
+    none.apply(&site.lab, None)?;
+    let places = || [site.lab.client()].into_iter().chain(site.inside());
+    for place in places() {
+        for (family, transport) in Transport::over_all() {
+            place.reaches(transport, addr(used, family, 80), &["far"])?;
+            for (ips, port, what) in [
+                (used, 81, "an undefined port of a balancer"),
+                (vips(14), 81, "an undefined port of an external IP"),
+                (empty, 80, "no endpoint"),
+                (empty, 81, "an undefined port without endpoints"),
+            ] {
+                place.expect(transport, addr(ips, family, port), &Outcome::Refused).context(what)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn addresses_with_a_backend_answer_echo_requests(site: &Site) -> Result<()> {
+    let (used, external, empty) = (vips(15), vips(16), vips(17));
+    let service = Service::new("used", 45, 80, TARGET).load_balancer(&used, 0).external_ips(&external);
+    site.apply(&service, "auto", &site.far)?;
+    let none = Service::new("none", 46, 80, TARGET).load_balancer(&empty, 0);
+    none.apply(&site.lab, None)?;
+    let echo =
+        |place: &Place, ip: IpAddr| match Ping::new(ip).timeout(std::time::Duration::from_millis(300)).from(place) {
+            Ok(PingAnswer::Reply(from)) => from == ip,
+            _ => false,
+        };
+    let answers = |place: &Place, ip: IpAddr, wanted: bool| {
+        eventually("an echo reply", std::time::Duration::from_secs(5), || {
+            if echo(place, ip) == wanted {
+                return Ok(());
+            }
+            bail!("{} pings {ip}: {}", place.name(), if wanted { "silence" } else { "a reply" })
+        })
+    };
+    for family in Family::ALL {
+        for place in [site.lab.client()].into_iter().chain(site.inside()) {
+            answers(place, used[family as usize], true)?;
+            answers(place, external[family as usize], true)?;
+            answers(place, empty[family as usize], false)?;
+        }
+        for place in site.inside() {
+            answers(place, service.ip(family), true)?;
+            answers(place, none.ip(family), false)?;
+        }
+    }
+    service.set_endpoints(&site.lab, &[] as &[&Pod])?;
+    for family in Family::ALL {
+        answers(site.lab.client(), used[family as usize], false)?;
+        answers(&site.clients[0].place, service.ip(family), false)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! Host processes use services: at the socket, and packet by packet through podnet0.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use podnet::config::SocketLb;
+use podnet_tests::lab::{Lab, Pod, Service, eventually, wait_until};
+use podnet_tests::traffic::{Ask, Family, Stream, Transport};
+
+/// How long a change may take to show: the daemon waits for a kernel that a busy machine makes wait for seconds.
+const SECONDS: Duration = Duration::from_secs(20);
+/// How long an answer may take: as long as TCP needs to try several times.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn site(mode: SocketLb) -> Result<(Lab, Vec<Pod>, Service)> {
+    let lab = Lab::builder().config(move |_, config| config.socket_lb = mode).build()?;
+    let mut web = vec![lab.node(0).add_pod("web-0")?, lab.node(1).add_pod("web-1")?];
+    web.iter_mut().try_for_each(|pod| pod.serve(8080))?;
+    let service = Service::new("web", 10, 80, 8080);
+    service.apply(&lab, None)?;
+    service.set_endpoints(&lab, &[&web[0].ips[..], &web[1].ips[..]].concat())?;
+    for family in Family::ALL {
+        for transport in Transport::ALL {
+            let what = format!("{transport}/{family}");
+            eventually(&what, SECONDS, || Ok(lab.node(0).place.ask(transport, service.addr(family))?))?;
+        }
+    }
+    Ok((lab, web, service))
+}
+
+/// Whatever translates, a host process sees the service as its peer and is seen with its node's address.
+fn host_processes_work(mode: SocketLb) -> Result<()> {
+    let (lab, _web, service) = site(mode)?;
+    let place = &lab.node(0).place;
+    for family in Family::ALL {
+        for ask in [
+            Ask::new(Transport::Tcp, service.addr(family)),
+            Ask::new(Transport::Udp, service.addr(family)),
+            Ask::new(Transport::Udp, service.addr(family)).connected(),
+        ] {
+            let mut servers = std::collections::BTreeSet::new();
+            for _ in 0..30 {
+                let answer = ask.clone().timeout(PATIENCE).from(place).with_context(|| format!("{ask:?}"))?;
+                ensure!(answer.peer == service.addr(family), "{ask:?}: the peer is {}", answer.peer);
+                ensure!(answer.seen.ip() == lab.node(0).ip(family), "{ask:?}: seen as {}", answer.seen);
+                servers.insert(answer.server);
+            }
+            ensure!(servers.len() == 2, "{ask:?}: only {servers:?} answered");
+        }
+        // Several questions over one unconnected socket.
+        let flow = Ask::new(Transport::Udp, service.addr(family)).open(place)?;
+        for _ in 0..10 {
+            let answer = flow.ask()?;
+            ensure!(answer.peer == service.addr(family), "the answer came from {}", answer.peer);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn host_processes_reach_services_at_the_socket() -> Result<()> {
+    host_processes_work(SocketLb::Host)
+}
+
+#[test]
+fn host_processes_reach_services_packet_by_packet() -> Result<()> {
+    host_processes_work(SocketLb::Off)
+}
+
+fn refusals(mode: SocketLb) -> Result<()> {
+    let (lab, _web, used) = site(mode)?;
+    let empty = Service::new("empty", 11, 80, 8080);
+    empty.apply(&lab, None)?;
+    for family in Family::ALL {
+        for transport in Transport::ALL {
+            for addr in [empty.addr(family), (used.ip(family), 81).into()] {
+                let what = format!("{transport} to {addr}");
+                eventually(&what, SECONDS, || match Ask::new(transport, addr).connected().from(&lab.node(0).place) {
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+                    other => bail!("{other:?}"),
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_nobody_serves_is_refused_at_the_socket() -> Result<()> {
+    refusals(SocketLb::Host)
+}
+
+#[test]
+fn what_nobody_serves_is_refused_packet_by_packet() -> Result<()> {
+    refusals(SocketLb::Off)
+}
+
+#[test]
+fn tcp_is_translated_at_the_socket_and_connected_udp_is_not() -> Result<()> {
+    let (lab, _web, service) = site(SocketLb::Host)?;
+    let place = &lab.node(0).place;
+    // What leaves a connected UDP socket is addressed to the service; TCP goes to the pod from the start.
+    let udp = Stream::start(place, Transport::Udp, service.addr(Family::V4), Duration::from_millis(2))?;
+    let tcp = Stream::start(place, Transport::Tcp, service.addr(Family::V4), Duration::from_millis(2))?;
+    wait_until("both flow", SECONDS, || Ok(udp.answered() > 5 && tcp.answered() > 5))?;
+    let sockets = |table: &str| -> Result<Vec<String>> {
+        let text = place.netns().run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))??;
+        // Established ones only: a request that came before the service leaves a socket which is still being closed.
+        let remote = |line: &str| match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [_, _, remote, "01", ..] => Some(remote.to_owned()),
+            _ => None,
+        };
+        Ok(text.lines().skip(1).filter_map(remote).collect())
+    };
+    // The kernel's table prints addresses in host byte order: 10.96.0.10 port 80.
+    let frontend = "0A00600A:0050".to_owned();
+    ensure!(sockets("udp")?.contains(&frontend), "connected UDP: {:?}", sockets("udp")?);
+    ensure!(!sockets("tcp")?.contains(&frontend), "TCP: {:?}", sockets("tcp")?);
+    ensure!(udp.stop().is_clean() && tcp.stop().is_clean(), "the streams were not clean");
+    Ok(())
+}
+
+#[test]
+fn sockets_of_pods_are_left_alone() -> Result<()> {
+    let (lab, _web, service) = site(SocketLb::Host)?;
+    let client = lab.node(0).add_pod("client")?;
+    let tcp = Stream::start(&client.place, Transport::Tcp, service.addr(Family::V4), Duration::from_millis(2))?;
+    wait_until("it flows", SECONDS, || Ok(tcp.answered() > 5))?;
+    let table = client.place.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
+    ensure!(table.contains("0A00600A:0050"), "translated at the socket though a pod's: {table}");
+    ensure!(tcp.stop().is_clean(), "the stream was not clean");
+    Ok(())
+}

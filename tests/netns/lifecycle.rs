@@ -1,0 +1,206 @@
+//! The daemon dies, the datapath doesn't.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::tc::{SchedClassifier, TcAttachType};
+use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, wait_until};
+use podnet_tests::traffic::{Family, Stream, Transport};
+
+const SECONDS: Duration = Duration::from_secs(10);
+
+/// Flows of every kind, running.
+struct Traffic(Vec<(String, Stream)>);
+
+impl Traffic {
+    fn start(cases: &[(&Place, std::net::SocketAddr)]) -> Result<Self> {
+        let mut streams = Vec::new();
+        for (place, to) in cases {
+            for transport in Transport::ALL {
+                let what = format!("{transport} from {} to {to}", place.name());
+                let stream = eventually(&what, SECONDS, || {
+                    place.ask(transport, *to)?;
+                    Ok(Stream::start(place, transport, *to, Duration::from_millis(5))?)
+                })?;
+                streams.push((what, stream));
+            }
+        }
+        Ok(Self(streams))
+    }
+
+    /// Waits until every flow has had this many more answers.
+    fn flows(&self, messages: u32) -> Result<()> {
+        let start: Vec<u32> = self.0.iter().map(|(_, stream)| stream.answered()).collect();
+        for ((what, stream), start) in self.0.iter().zip(start) {
+            wait_until(&format!("{what} goes on"), SECONDS, || Ok(stream.answered() >= start + messages))?;
+        }
+        Ok(())
+    }
+
+    /// Not a packet was lost, nothing was reset.
+    fn clean(self) -> Result<()> {
+        for (what, stream) in self.0 {
+            let report = stream.stop();
+            ensure!(report.is_clean(), "{what}: {report:?}");
+        }
+        Ok(())
+    }
+}
+
+struct Site {
+    lab: Lab,
+    client: Pod,
+    web: [Pod; 2],
+    service: Service,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().build()?;
+        let client = lab.node(0).add_pod("client")?;
+        let mut web = [lab.node(0).add_pod("web-0")?, lab.node(1).add_pod("web-1")?];
+        web.iter_mut().try_for_each(|pod| pod.serve(8080))?;
+        let service = Service::new("web", 10, 80, 8080);
+        service.apply(&lab, None)?;
+        service.set_endpoints(&lab, &[&web[0].ips[..], &web[1].ips[..]].concat())?;
+        let snat = Service::new("snat", 11, 80, 8080);
+        snat.apply(&lab, Some("snat"))?;
+        snat.set_endpoints(&lab, &web[1].ips)?;
+        Ok(Self { lab, client, web, service })
+    }
+
+    fn traffic(&self) -> Result<Traffic> {
+        let snat = Service::new("snat", 11, 80, 8080);
+        let mut cases = Vec::new();
+        for family in Family::ALL {
+            cases.extend(self.web.iter().map(|pod| (&self.client.place, pod.addr(family, 8080))));
+            cases.push((&self.client.place, self.service.addr(family)));
+            cases.push((&self.client.place, snat.addr(family)));
+            cases.push((&self.lab.node(0).place, self.service.addr(family)));
+            cases.push((&self.lab.node(1).place, self.service.addr(family)));
+        }
+        Traffic::start(&cases)
+    }
+}
+
+#[test]
+fn killing_and_restarting_the_daemon_loses_no_packet() -> Result<()> {
+    let site = Site::new()?;
+    let traffic = site.traffic()?;
+    traffic.flows(50)?;
+    for _ in 0..3 {
+        for node in site.lab.nodes() {
+            node.kill_daemon()?;
+        }
+        traffic.flows(50)?;
+        for node in site.lab.nodes() {
+            node.start_daemon()?;
+        }
+        traffic.flows(50)?;
+    }
+    for node in site.lab.nodes() {
+        node.stop_daemon()?;
+        traffic.flows(20)?;
+        node.start_daemon()?;
+    }
+    traffic.flows(50)?;
+    traffic.clean()
+}
+
+#[test]
+fn pods_and_new_flows_start_while_the_daemon_is_down() -> Result<()> {
+    let site = Site::new()?;
+    drop(site.traffic()?);
+    site.lab.nodes().iter().try_for_each(|node| node.kill_daemon())?;
+    for index in [0, 1] {
+        let mut pod = site.lab.node(index).add_pod("born-orphan").context("ADD without a daemon")?;
+        pod.serve(8080)?;
+        pod.invoke("CHECK")?;
+        for family in Family::ALL {
+            for transport in Transport::ALL {
+                site.client.place.ask(transport, pod.addr(family, 8080)).context("to the new pod")?;
+                site.web[1].place.ask(transport, pod.addr(family, 8080)).context("to the new pod, from node2")?;
+                pod.place.ask(transport, site.service.addr(family)).context("from the new pod to a service")?;
+            }
+        }
+        pod.delete().context("DEL without a daemon")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn changes_made_while_the_daemon_was_down_take_effect_at_its_start() -> Result<()> {
+    let site = Site::new()?;
+    drop(site.traffic()?);
+    let place = &site.client.place;
+    let only = |server: &str| {
+        eventually(server, SECONDS, || {
+            for _ in 0..10 {
+                let answer = place.ask(Transport::Tcp, site.service.addr(Family::V4))?;
+                ensure!(answer.server == server, "{} answered", answer.server);
+            }
+            Ok(())
+        })
+    };
+    site.lab.node(0).kill_daemon()?;
+    site.service.set_endpoints(&site.lab, &site.web[1].ips)?;
+    let late = Service::new("late", 12, 80, 8080);
+    late.apply(&site.lab, None)?;
+    late.set_endpoints(&site.lab, &site.web[0].ips)?;
+    site.lab.node(0).start_daemon()?;
+    only("web-1")?;
+    eventually("the new service", SECONDS, || Ok(place.ask(Transport::Tcp, late.addr(Family::V4))?))?;
+    Ok(())
+}
+
+#[test]
+fn programs_are_attached_once_however_often_the_daemon_starts() -> Result<()> {
+    let site = Site::new()?;
+    let node = site.lab.node(0);
+    let pod_end = site.client.host_ifname()?;
+    let attached = || -> Result<Vec<(String, usize)>> {
+        let links: Vec<serde_json::Value> = serde_json::from_str(&node.place.run("ip", &["-json", "link", "show"])?)?;
+        let mut counts = Vec::new();
+        for link in links {
+            let name = link["ifname"].as_str().context("a link without a name")?.to_owned();
+            for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
+                let query = node.place.netns().run(|| SchedClassifier::query_tcx(&name, hook))?;
+                let (_, programs) = query.context("this test needs TCX, Linux 6.6 or later")?;
+                // Pods' host ends have clsact filters.
+                let direction = format!("{hook:?}").to_lowercase();
+                let filters = node.place.run("tc", &["filter", "show", "dev", &name, &direction])?;
+                let filters = filters.matches("direct-action").count();
+                counts.push((format!("{name} {hook:?}"), programs.len() + filters));
+            }
+        }
+        Ok(counts)
+    };
+    let count_of = |counts: &[(String, usize)], name: &str| {
+        counts.iter().find(|(other, _)| other == name).map_or(0, |(_, count)| *count)
+    };
+    let before = attached()?;
+    for wanted in
+        [format!("{pod_end} Ingress"), format!("{pod_end} Egress"), "eth0 Ingress".into(), "eth0 Egress".into()]
+    {
+        assert_eq!(count_of(&before, &wanted), 1, "{wanted}: {before:?}");
+    }
+    for _ in 0..3 {
+        node.kill_daemon()?;
+        node.start_daemon()?;
+    }
+    assert_eq!(attached()?, before);
+    Ok(())
+}
+
+#[test]
+fn a_second_daemon_on_a_node_is_refused() -> Result<()> {
+    let lab = Lab::builder().nodes(1).build()?;
+    let node = lab.node(0);
+    let config = node.config_file();
+    let output = node.podnet_output(&["daemon", "--config", &config.display().to_string()])?;
+    ensure!(!output.status.success(), "it ran beside the first");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    ensure!(message.contains("running already"), "{message}");
+    ensure!(node.daemon_runs()?, "the first daemon ended");
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! NodePorts and hostPorts: a Service at the addresses of the nodes, and a pod at those of its own.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Node, Place, Pod, Service};
+use podnet_tests::traffic::{Family, Outcome, Transport};
+use serde_json::json;
+
+/// Where the pods listen.
+const TARGET: u16 = 8080;
+/// The servers.
+const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
+/// Modes of the source address.
+const MODES: [&str; 3] = ["auto", "preserve", "snat"];
+
+/// Three nodes, a server on each, clients on two of them, and one outside. node2 serves NodePorts at its first addresses.
+struct Site {
+    /// On node1, node2, node3.
+    web: Vec<Pod>,
+    clients: [Pod; 2],
+    lab: Lab,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().nodes(3).client(true).config(|index, config| {
+            if index == 1 {
+                config.node_port_addresses =
+                    ["172.30.0.2/32", "fd00:30::2/128"].map(|cidr| cidr.parse().expect("is a CIDR")).into();
+            }
+        });
+        let lab = lab.build()?;
+        let start = |(node, name): (usize, &&str)| lab.node(node).add_server(name, TARGET);
+        let web = WEB.iter().enumerate().map(start).collect::<Result<_>>()?;
+        let clients = [lab.node(0).add_pod("client-1")?, lab.node(1).add_pod("client-2")?];
+        Ok(Self { web, clients, lab })
+    }
+}
+
+/// The outside client's address.
+fn client_ip(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => [172, 30, 0, 100].into(),
+        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
+    }
+}
+
+/// Where a Service is on a node.
+fn at(node: &Node, service: &Service, family: Family) -> SocketAddr {
+    (node.ip(family), service.at_nodes()).into()
+}
+
+#[test]
+fn node_ports() -> Result<()> {
+    cases!(
+        Site::new()?,
+        backends_see_the_client_where_the_mode_says_so,
+        pods_and_hosts_use_node_ports_of_any_node,
+        requests_are_spread_over_local_and_remote_backends,
+        every_address_of_the_node_serves_unless_the_setting_says_which,
+        a_service_can_change_its_type_its_port_and_its_endpoints,
+        node_ports_leave_the_hosts_own_ports_alone,
+        host_ports_lead_to_the_pod_on_this_node,
+    )
+}
+
+/// A Service for each mode and each of these backends, with numbers and NodePorts from `first` on.
+fn services<'a>(site: &'a Site, backends: &[&'a str], first: u8) -> Result<Vec<(&'static str, &'a Pod, Service)>> {
+    let mut services = Vec::new();
+    for mode in MODES {
+        for backend in site.web.iter().filter(|pod| backends.contains(&pod.name())) {
+            let number = first + services.len() as u8;
+            let name = format!("{mode}-{}", backend.name());
+            let service = Service::new(&name, number, 80, TARGET).node_port(30_000 + u16::from(number));
+            service.apply(&site.lab, Some(mode))?;
+            service.set_endpoints(&site.lab, &[backend])?;
+            services.push((mode, backend, service));
+        }
+    }
+    Ok(services)
+}
+
+fn backends_see_the_client_where_the_mode_says_so(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    for (mode, backend, service) in services(site, &["web-1", "web-2"], 20)? {
+        let local = backend.name() == "web-1";
+        for (family, transport) in Transport::over_all() {
+            // The table that defines the modes, for clients outside and externalTrafficPolicy Cluster.
+            let seen = match (mode, local) {
+                ("preserve", _) | ("auto", true) => client_ip(family),
+                _ => node.ip(family),
+            };
+            let expected = Outcome::answer(backend.name(), seen);
+            let found = site.lab.client().expect(transport, at(node, &service, family), &expected);
+            found.with_context(|| format!("mode {mode}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn pods_and_hosts_use_node_ports_of_any_node(site: &Site) -> Result<()> {
+    let lab = &site.lab;
+    let pods = site.clients.iter().chain(&site.web).map(|pod| &pod.place);
+    let places: Vec<&Place> = pods.chain(lab.nodes().iter().map(|node| &node.place)).collect();
+    for (mode, backend, service) in services(site, &["web-1", "web-3"], 30)? {
+        for place in &places {
+            for node in lab.nodes() {
+                for (family, transport) in Transport::over_all() {
+                    let seen = place.reaches(transport, at(node, &service, family), &[backend.name()]);
+                    let seen = seen.with_context(|| format!("mode {mode}"))?;
+                    let own = backend.ip(family);
+                    ensure!(seen != own, "{transport}/{family} from {}: the source is the backend's own", place.name());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn requests_are_spread_over_local_and_remote_backends(site: &Site) -> Result<()> {
+    for (number, mode) in (40..).zip(MODES) {
+        let service = Service::new(mode, number, 80, TARGET).node_port(30_000 + u16::from(number));
+        service.apply(&site.lab, Some(mode))?;
+        service.set_endpoints(&site.lab, &site.web.iter().collect::<Vec<_>>())?;
+        for (family, transport) in Transport::over_all() {
+            let to = at(site.lab.node(0), &service, family);
+            site.lab.client().reaches(transport, to, &WEB)?;
+            let mut counts = BTreeMap::<String, u32>::new();
+            for _ in 0..90 {
+                *counts.entry(site.lab.client().ask(transport, to)?.server).or_default() += 1;
+            }
+            // Binomial: mean 30, deviation 4.5.
+            let fair = counts.len() == 3 && counts.values().all(|count| *count >= 8);
+            ensure!(fair, "{mode}, {transport}/{family}: {counts:?}");
+        }
+    }
+    Ok(())
+}
+
+fn every_address_of_the_node_serves_unless_the_setting_says_which(site: &Site) -> Result<()> {
+    let service = Service::new("every", 50, 80, TARGET).node_port(30_050);
+    service.apply(&site.lab, None)?;
+    service.set_endpoints(&site.lab, &[&site.web[0]])?;
+    for node in &site.lab.nodes()[..2] {
+        // Added while the daemon runs, which notices.
+        Family::ALL
+            .into_iter()
+            .try_for_each(|family| node.place.ip(&format!("addr add {} dev eth0\n", second(node, family))))?;
+        for (family, transport) in Transport::over_all() {
+            let port = service.at_nodes();
+            let loopback = (if family == Family::V4 { "127.0.0.1" } else { "::1" }.parse::<IpAddr>()?, port).into();
+            site.lab.client().reaches(transport, at(node, &service, family), &["web-1"])?;
+            let more = (second(node, family), port).into();
+            for place in [site.lab.client(), &node.place, &site.clients[0].place] {
+                if node.name() == "node1" {
+                    place.reaches(transport, more, &["web-1"]).context("an address that came later")?;
+                } else {
+                    place.expect(transport, more, &Outcome::Refused).context("not in nodePortAddresses")?;
+                }
+            }
+            node.place.expect(transport, loopback, &Outcome::Refused).context("loopback")?;
+        }
+    }
+    Ok(())
+}
+
+/// An address that a node gets later.
+fn second(node: &Node, family: Family) -> IpAddr {
+    let text = match family {
+        Family::V4 => node.ip(family).to_string() + "0",
+        Family::V6 => node.ip(family).to_string() + "10",
+    };
+    text.parse().expect("is an address")
+}
+
+fn a_service_can_change_its_type_its_port_and_its_endpoints(site: &Site) -> Result<()> {
+    let (lab, web, inside) = (&site.lab, &site.web[1], &site.clients[0]);
+    let plain = Service::new("changing", 51, 80, TARGET);
+    let everywhere = |port: u16, expected: &dyn Fn(Transport, SocketAddr, &Place) -> Result<()>| -> Result<()> {
+        for place in [lab.client(), &inside.place, &lab.node(0).place] {
+            for node in &lab.nodes()[..2] {
+                for (family, transport) in Transport::over_all() {
+                    expected(transport, (node.ip(family), port).into(), place)?;
+                }
+            }
+        }
+        Ok(())
+    };
+    let answers = |transport: Transport, to, place: &Place| place.reaches(transport, to, &["web-2"]).map(drop);
+    let refuses = |transport: Transport, to, place: &Place| place.expect(transport, to, &Outcome::Refused);
+    plain.set_endpoints(lab, &[web])?;
+    plain.apply(lab, None)?;
+    everywhere(30_151, &refuses).context("a ClusterIP only")?;
+    plain.clone().node_port(30_151).apply(lab, None)?;
+    everywhere(30_151, &answers).context("a NodePort")?;
+    plain.clone().node_port(30_152).apply(lab, None)?;
+    everywhere(30_152, &answers).context("another NodePort")?;
+    everywhere(30_151, &refuses).context("the former NodePort")?;
+    plain.set_endpoints(lab, &[] as &[&Pod])?;
+    everywhere(30_152, &refuses).context("without endpoints")?;
+    plain.set_endpoints(lab, &[web])?;
+    everywhere(30_152, &answers).context("with endpoints again")?;
+    plain.delete(lab)?;
+    everywhere(30_152, &refuses).context("deleted")
+}
+
+fn node_ports_leave_the_hosts_own_ports_alone(site: &Site) -> Result<()> {
+    let (lab, web) = (&site.lab, &site.web[0]);
+    let service = Service::new("beside", 53, 80, TARGET).node_port(30_053);
+    service.apply(lab, None)?;
+    service.set_endpoints(lab, &[web])?;
+    let _servers = lab.node(0).serve(8081)?;
+    for (family, transport) in Transport::over_all() {
+        let node = lab.node(0).ip(family);
+        lab.client().reaches(transport, (node, 30_053).into(), &["web-1"])?;
+        for place in [lab.client(), &web.place, &lab.node(0).place] {
+            place.reaches(transport, (node, 8081).into(), &["node1"])?;
+        }
+    }
+    Ok(())
+}
+
+/// What a runtime gives the plugin for a container's port.
+fn mapping(host_port: u16, host_ip: &str, protocol: &str) -> serde_json::Value {
+    json!({"hostPort": host_port, "containerPort": TARGET, "protocol": protocol, "hostIP": host_ip})
+}
+
+/// On node2, where NodePorts aren't everywhere: that setting is not for hostPorts.
+fn host_ports_lead_to_the_pod_on_this_node(site: &Site) -> Result<()> {
+    let lab = &site.lab;
+    let node = lab.node(1);
+    let everywhere = json!({"portMappings": [mapping(9000, "", "tcp"), mapping(9000, "", "udp")]});
+    let mut open = node.add_pod_with("open", everywhere)?;
+    let bound: Vec<_> = Family::ALL
+        .into_iter()
+        .flat_map(|family| ["tcp", "udp"].map(|protocol| mapping(9001, &node.ip(family).to_string(), protocol)))
+        .collect();
+    let mut bound = node.add_pod_with("bound", json!({ "portMappings": bound }))?;
+    let second_only = json!({"portMappings": [mapping(9002, &second(node, Family::V4).to_string(), "tcp")]});
+    let mut elsewhere = node.add_pod_with("elsewhere", second_only)?;
+    for pod in [&mut open, &mut bound, &mut elsewhere] {
+        pod.serve(TARGET)?;
+    }
+    let [remote, neighbour] = &site.clients;
+    for (family, transport) in Transport::over_all() {
+        let (ip, second) = (node.ip(family), second(node, family));
+        for place in [lab.client(), &neighbour.place, &remote.place, &open.place, &node.place, &lab.node(0).place] {
+            place.reaches(transport, (ip, 9000).into(), &["open"])?;
+            place.reaches(transport, (ip, 9001).into(), &["bound"])?;
+            place.reaches(transport, (second, 9000).into(), &["open"]).context("a second address")?;
+            place.expect(transport, (second, 9001).into(), &Outcome::Refused).context("another hostIP")?;
+            place.expect(transport, (ip, 9002).into(), &Outcome::Refused).context("another hostIP")?;
+            if (transport, family) == (Transport::Tcp, Family::V4) {
+                place.reaches(transport, (second, 9002).into(), &["elsewhere"]).context("this hostIP")?;
+            }
+        }
+        lab.client().expect(transport, (ip, 9000).into(), &Outcome::answer("open", client_ip(family)))?;
+        let other = (lab.node(0).ip(family), 9000).into();
+        lab.client().expect(transport, other, &Outcome::Refused).context("the other node")?;
+    }
+    open.delete()?;
+    for (family, transport) in Transport::over_all() {
+        let to = (node.ip(family), 9000).into();
+        lab.client().expect(transport, to, &Outcome::Refused).context("the pod is deleted")?;
+    }
+    bound.delete()?;
+    elsewhere.delete()
+}

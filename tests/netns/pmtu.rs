@@ -1,0 +1,176 @@
+//! Path-MTU discovery through every kind of frontend: no link is a black hole for what doesn't fit it.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Place, Pod, Service, eventually};
+use podnet_tests::traffic::{Ask, Family, Server, Transport};
+
+/// Where servers listen.
+const TARGET: u16 = 8080;
+/// The MTU of the link that turns out to be narrow.
+const SMALL: u32 = 1400;
+/// How long a change may take until requests show it.
+const CHANGE: Duration = Duration::from_secs(8);
+
+/// A backend on each node with a NodePort of its own, and the far machine.
+struct Site {
+    near: Pod,
+    far: Pod,
+    lab: Lab,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).far(true).build()?;
+        let near = lab.node(0).add_server("near", TARGET)?;
+        let far = lab.node(1).add_server("far", TARGET)?;
+        Ok(Self { near, far, lab })
+    }
+
+    /// A Service in this mode with this backend, and its NodePort on node1.
+    fn service(&self, number: u8, mode: &str, backend: &Pod) -> Result<Service> {
+        let service = Service::new(&format!("s{number}"), number, 80, TARGET).node_port(30_000 + u16::from(number));
+        service.apply(&self.lab, Some(mode))?;
+        service.set_endpoints(&self.lab, &[backend])?;
+        Ok(service)
+    }
+
+    fn at(&self, service: &Service, family: Family) -> SocketAddr {
+        (self.lab.node(0).ip(family), service.at_nodes()).into()
+    }
+
+    /// Gives the link between the two routers, on the way to the far machine, this MTU.
+    fn outside(&self, mtu: u32) -> Result<()> {
+        self.lab.fabric().ip(&format!("link set router mtu {mtu}\n"))?;
+        self.lab.router().ip(&format!("link set eth0 mtu {mtu}\n"))
+    }
+
+    /// Makes node1's way to node2's pods narrow.
+    fn narrow_inside(&self) -> Result<()> {
+        let node = self.lab.node(0);
+        // It would set its routes right again.
+        node.kill_daemon()?;
+        for (family, cidr) in Family::ALL.into_iter().zip(self.lab.node(1).pod_cidrs()) {
+            let via = self.lab.node(1).ip(family);
+            node.place.ip(&format!("route change {cidr} via {via} dev eth0 proto 112 mtu lock {SMALL}\n"))?;
+        }
+        Ok(())
+    }
+}
+
+/// TCP with much more than fits a packet, in both directions.
+fn exchange(place: &Place, to: SocketAddr) -> Result<()> {
+    for ask in
+        [Ask::new(Transport::Tcp, to).payload("y".repeat(100_000)), Ask::new(Transport::Tcp, to).reply_of(100_000)]
+    {
+        eventually("a large exchange", CHANGE, || {
+            let answer = ask.clone().timeout(Duration::from_secs(3)).from(place)?;
+            ensure!(answer.payload.len() == 100_000, "{} bytes came", answer.payload.len());
+            Ok(())
+        })
+        .with_context(|| format!("{} with {to}", place.name()))?;
+    }
+    Ok(())
+}
+
+/// A UDP socket that may not fragment is told of the narrow link, and what size goes through it.
+fn learns(place: &Place, to: SocketAddr) -> Result<()> {
+    let headers = if to.is_ipv4() { 28 } else { 48 };
+    let ask = |bytes: usize| {
+        let ask = Ask::new(Transport::Udp, to).payload("z".repeat(bytes)).connected().whole();
+        ask.timeout(Duration::from_millis(500))
+    };
+    eventually("the path MTU is learnt", CHANGE, || {
+        // Replies are larger than questions by the server's name and the client's, so this is about the question.
+        let flow = ask(SMALL as usize - headers + 1).open(place)?;
+        let error = flow.ask().err().context("a datagram that is too large was answered")?;
+        ensure!(error.raw_os_error() == Some(libc::EMSGSIZE), "{error}");
+        ensure!(flow.path_mtu()? == SMALL, "it is {}", flow.path_mtu()?);
+        Ok(())
+    })
+    .with_context(|| format!("{} to {to}", place.name()))?;
+    let fits = ask(SMALL as usize - headers - 100).open(place)?;
+    fits.ask().with_context(|| format!("{} to {to}: what fits", place.name()))?;
+    Ok(())
+}
+
+#[test]
+fn path_mtu() -> Result<()> {
+    cases!(
+        Site::new()?,
+        node_ports_towards_a_narrow_network,
+        pods_to_a_narrow_network_outside,
+        // It leaves node1 without its daemon.
+        services_across_a_narrow_link_between_nodes
+    )
+}
+
+fn node_ports_towards_a_narrow_network(site: &Site) -> Result<()> {
+    let mut services = Vec::new();
+    for (number, (mode, backend)) in
+        (20..).zip([("auto", &site.near), ("auto", &site.far), ("snat", &site.near), ("preserve", &site.far)])
+    {
+        services.push((mode, backend.name(), site.service(number, mode, backend)?));
+    }
+    for (family, transport) in Transport::over_all() {
+        for (_, backend, service) in &services {
+            site.lab.far().reaches(transport, site.at(service, family), &[*backend])?;
+        }
+    }
+    site.outside(SMALL)?;
+    for family in Family::ALL {
+        for (mode, backend, service) in &services {
+            let what = || format!("mode {mode}, {backend} backend");
+            exchange(site.lab.far(), site.at(service, family)).with_context(what)?;
+        }
+    }
+    site.outside(1500)
+}
+
+fn services_across_a_narrow_link_between_nodes(site: &Site) -> Result<()> {
+    let client = site.lab.node(0).add_pod("client-pod")?;
+    let (auto, snat) = (site.service(30, "auto", &site.far)?, site.service(31, "snat", &site.far)?);
+    let direct = site.service(32, "preserve", &site.far)?;
+    for (family, transport) in Transport::over_all() {
+        for service in [&auto, &snat, &direct] {
+            site.lab.far().reaches(transport, site.at(service, family), &["far"])?;
+            client.place.reaches(transport, service.addr(family), &["far"])?;
+        }
+    }
+    site.narrow_inside()?;
+    for family in Family::ALL {
+        for service in [&auto, &snat] {
+            // Fresh ones have learnt nothing yet; the kernel keeps what it learns by destination address.
+            let fresh = site.lab.node(0).add_pod("fresh")?;
+            learns(&fresh.place, service.addr(family)).context("a ClusterIP, from a pod")?;
+            let fresh = site.lab.node(0).add_pod("fresh")?;
+            exchange(&fresh.place, service.addr(family)).context("a ClusterIP, from a pod")?;
+            exchange(&site.lab.node(0).place, service.addr(family)).context("a ClusterIP, from a host")?;
+            exchange(site.lab.far(), site.at(service, family)).context("a NodePort, from outside")?;
+        }
+        learns(site.lab.client(), site.at(&auto, family)).context("a NodePort, from outside")?;
+    }
+    Ok(())
+}
+
+fn pods_to_a_narrow_network_outside(site: &Site) -> Result<()> {
+    let ips: [IpAddr; 2] = [[172, 31, 2, 2].into(), [0xfd00, 0x31, 2, 0, 0, 0, 0, 2].into()];
+    let serve = |ip: IpAddr| Server::start(site.lab.far(), "outside", (ip, TARGET).into());
+    let _servers = ips.map(serve).into_iter().collect::<Result<Vec<_>>>()?;
+    for (family, transport) in Transport::over_all() {
+        site.near.place.reaches(transport, (ips[family as usize], TARGET).into(), &["outside"])?;
+    }
+    site.outside(SMALL)?;
+    for family in Family::ALL {
+        let to = (ips[family as usize], TARGET).into();
+        learns(&site.near.place, to).context("a pod that learns")?;
+        exchange(&site.lab.node(0).add_pod("fresh")?.place, to).context("a pod that knows nothing")?;
+    }
+    let closed = Ask::new(Transport::Tcp, (ips[0], TARGET + 1).into()).from(&site.near.place);
+    ensure!(closed.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused), "errors still come through");
+    site.outside(1500)
+}

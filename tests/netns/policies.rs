@@ -1,0 +1,244 @@
+//! Traffic policies: which endpoints a node's clients get, and what becomes of them when there is none for them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use podnet_tests::cases;
+use podnet_tests::lab::{Endpoint, Lab, Place, Pod, Service, eventually, vips};
+use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
+
+/// Where the pods listen.
+const TARGET: u16 = 8080;
+/// How long a change may take until requests show it.
+const CHANGE: Duration = Duration::from_secs(8);
+/// Questions after which every endpoint has been met, but for one case in a million: of two endpoints, 20.
+const ENOUGH: usize = 20;
+
+/// Two nodes in two zones, two pods with servers on each, a client pod on each, and a client outside.
+struct Site {
+    web: Vec<Pod>,
+    clients: [Pod; 2],
+    lab: Lab,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).zones(&["a", "b"]).build()?;
+        let pods = [("a-0", 0), ("a-1", 0), ("b-0", 1), ("b-1", 1)];
+        let web =
+            pods.map(|(name, node)| lab.node(node).add_server(name, TARGET)).into_iter().collect::<Result<_>>()?;
+        let clients = [lab.node(0).add_pod("client-1")?, lab.node(1).add_pod("client-2")?];
+        lab.route_vips(lab.client(), lab.node(0))?;
+        Ok(Self { web, clients, lab })
+    }
+
+    fn pod(&self, name: &str) -> &Pod {
+        self.web.iter().find(|pod| pod.name() == name).expect("is one of the pods")
+    }
+
+    fn endpoint(&self, name: &str) -> Endpoint {
+        Endpoint::of(self.pod(name))
+    }
+
+    fn endpoints(&self, names: &[&str]) -> Vec<Endpoint> {
+        names.iter().map(|name| self.endpoint(name)).collect()
+    }
+}
+
+/// The outside client's address.
+fn client_ip(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => [172, 30, 0, 100].into(),
+        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
+    }
+}
+
+/// Waits until exactly these servers answer, over all protocols of all families.
+fn served(place: &Place, to: impl Fn(Family) -> SocketAddr, servers: &[&str]) -> Result<()> {
+    let wanted: BTreeSet<String> = servers.iter().map(|&name| name.to_owned()).collect();
+    for (family, transport) in Transport::over_all() {
+        let to = to(family);
+        let what = || format!("{transport} from {} to {to}", place.name());
+        eventually("these servers and no others", CHANGE, || {
+            let ask = |_| Ok(place.ask(transport, to)?.server);
+            let met = (0..ENOUGH).map(ask).collect::<Result<BTreeSet<_>>>()?;
+            ensure!(met == wanted, "{met:?} instead of {wanted:?}");
+            Ok(())
+        })
+        .with_context(what)?;
+    }
+    Ok(())
+}
+
+/// Waits until all questions meet this.
+fn meets(place: &Place, to: impl Fn(Family) -> SocketAddr, expected: &Outcome) -> Result<()> {
+    Transport::over_all().try_for_each(|(family, transport)| place.expect(transport, to(family), expected))
+}
+
+#[test]
+fn policies() -> Result<()> {
+    cases!(
+        Site::new()?,
+        external_local_keeps_clients_on_the_node_that_they_come_to,
+        internal_local_is_about_cluster_ips_only,
+        terminating_endpoints_serve_while_there_is_no_other,
+        hints_keep_clients_near_while_all_endpoints_have_them
+    )
+}
+
+fn external_local_keeps_clients_on_the_node_that_they_come_to(site: &Site) -> Result<()> {
+    let lab = &site.lab;
+    let ips = vips(1);
+    let service = Service::new("web", 20, 80, TARGET).load_balancer(&ips, 30_080).external_local().health_check(31_000);
+    let at_vip = |family: Family| (ips[family as usize], 80).into();
+    let at_node = |index: usize| move |family| (lab.node(index).ip(family), 30_080).into();
+
+    // Endpoints on node1 only; the mode doesn't matter.
+    service.set_endpoints(lab, &site.endpoints(&["a-0"]))?;
+    for mode in ["auto", "preserve", "snat"] {
+        service.apply(lab, Some(mode))?;
+        for (family, transport) in Transport::over_all() {
+            let expected = Outcome::answer("a-0", client_ip(family));
+            lab.client().expect(transport, at_node(0)(family), &expected).context(mode)?;
+            lab.client().expect(transport, at_vip(family), &expected).context(mode)?;
+        }
+    }
+    service.apply(lab, None)?;
+    let before = lab.node(1).drops()?.get("no_local_endpoint").copied().unwrap_or(0);
+    meets(lab.client(), at_node(1), &Outcome::Silence).context("the node without an endpoint")?;
+    let after = lab.node(1).drops()?.get("no_local_endpoint").copied().unwrap_or(0);
+    ensure!(after > before, "what was dropped is not counted");
+
+    // Local clients are short-circuited to any endpoint, with their own address where it is a pod's.
+    for (client, node) in site.clients.iter().zip([0, 1]) {
+        for (family, transport) in Transport::over_all() {
+            let expected = Outcome::answer("a-0", client.ip(family));
+            client.place.expect(transport, at_node(node)(family), &expected).context("own node's NodePort")?;
+            client.place.expect(transport, at_vip(family), &expected).context("the balancer's address")?;
+        }
+        served(&lab.node(node).place, at_node(node), &["a-0"])?;
+        served(&lab.node(node).place, at_vip, &["a-0"])?;
+    }
+    // To another node they are clients from outside.
+    meets(&site.clients[0].place, at_node(1), &Outcome::Silence)?;
+    meets(&lab.node(0).place, at_node(1), &Outcome::Silence)?;
+    served(&site.clients[1].place, at_node(0), &["a-0"])?;
+    served(&lab.node(1).place, at_node(0), &["a-0"])?;
+
+    service.set_endpoints(lab, &site.endpoints(&["a-0", "a-1", "b-0"]))?;
+    served(lab.client(), at_node(0), &["a-0", "a-1"])?;
+    served(lab.client(), at_node(1), &["b-0"])?;
+    served(&site.clients[1].place, at_node(1), &["a-0", "a-1", "b-0"])?;
+    service.set_endpoints(lab, &[] as &[Endpoint])?;
+    for place in [lab.client(), &site.clients[0].place, &lab.node(0).place] {
+        meets(place, at_node(0), &Outcome::Refused).context("no endpoint anywhere")?;
+        meets(place, at_vip, &Outcome::Refused).context("no endpoint anywhere")?;
+    }
+    Ok(())
+}
+
+fn internal_local_is_about_cluster_ips_only(site: &Site) -> Result<()> {
+    let lab = &site.lab;
+    let service = Service::new("internal", 41, 80, TARGET).node_port(30_041).internal_local();
+    let cluster_ip = |family| service.addr(family);
+    let at_node = |index: usize| move |family| (lab.node(index).ip(family), 30_041).into();
+    service.apply(lab, None)?;
+    service.set_endpoints(lab, &site.endpoints(&["a-0", "a-1"]))?;
+    for place in [&site.clients[0].place, &lab.node(0).place, &site.pod("a-0").place] {
+        served(place, cluster_ip, &["a-0", "a-1"])?;
+    }
+    for place in [&site.clients[1].place, &lab.node(1).place] {
+        meets(place, cluster_ip, &Outcome::Silence).context("endpoints elsewhere only")?;
+        served(place, at_node(1), &["a-0", "a-1"])?;
+    }
+    served(lab.client(), at_node(1), &["a-0", "a-1"])?;
+    service.set_endpoints(lab, &site.endpoints(&["a-0", "b-0"]))?;
+    served(&site.clients[0].place, cluster_ip, &["a-0"])?;
+    served(&site.clients[1].place, cluster_ip, &["b-0"])?;
+    served(&lab.node(1).place, cluster_ip, &["b-0"])?;
+    served(lab.client(), at_node(1), &["a-0", "b-0"])?;
+    service.set_endpoints(lab, &[] as &[Endpoint])?;
+    for place in [&site.clients[0].place, &site.clients[1].place, &lab.node(1).place] {
+        meets(place, cluster_ip, &Outcome::Refused).context("no endpoint anywhere")?;
+    }
+    Ok(())
+}
+
+fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()> {
+    let lab = &site.lab;
+    let service = Service::new("terminating", 42, 80, TARGET).node_port(30_042).external_local();
+    let client = &site.clients[0].place;
+    let cluster_ip = |family| service.addr(family);
+    let at_node = |index: usize| move |family| (lab.node(index).ip(family), 30_042).into();
+    let set = |list: &[Endpoint]| service.set_endpoints(lab, list);
+    service.apply(lab, None)?;
+
+    set(&site.endpoints(&["a-0", "b-0"]))?;
+    served(client, cluster_ip, &["a-0", "b-0"])?;
+    // What is established stays, also at an endpoint that gets no new connections.
+    let to = service.addr(Family::V4);
+    let streams: Vec<_> = (0..8)
+        .map(|_| Ok(Stream::start(client, Transport::Tcp, to, Duration::from_millis(5))?))
+        .collect::<Result<_>>()?;
+    set(&[site.endpoint("a-0").terminating(), site.endpoint("b-0")])?;
+    served(client, cluster_ip, &["b-0"]).context("a terminating endpoint beside a ready one")?;
+    // The sets of all and of local endpoints fall back separately.
+    served(lab.client(), at_node(0), &["a-0"]).context("a local endpoint that is terminating")?;
+    served(lab.client(), at_node(1), &["b-0"])?;
+    set(&[site.endpoint("a-0").terminating(), site.endpoint("a-1").not_ready(), site.endpoint("b-0").terminating()])?;
+    served(client, cluster_ip, &["a-0", "b-0"]).context("terminating endpoints only")?;
+    let mut met = BTreeSet::new();
+    for stream in streams {
+        let report = stream.stop();
+        ensure!(report.is_clean(), "an established connection: {report:?}");
+        met.extend(report.answers.into_keys());
+    }
+    ensure!(met.len() == 2, "eight streams met {met:?} only");
+    set(&[site.endpoint("a-0").ending(), site.endpoint("b-0").terminating()])?;
+    served(client, cluster_ip, &["b-0"]).context("one that no longer serves")?;
+    meets(lab.client(), at_node(0), &Outcome::Silence).context("no local endpoint serves")?;
+    set(&[site.endpoint("a-0").ending(), site.endpoint("b-0").not_ready()])?;
+    meets(client, cluster_ip, &Outcome::Refused).context("none serves")?;
+    meets(lab.client(), at_node(0), &Outcome::Refused).context("none serves")
+}
+
+fn hints_keep_clients_near_while_all_endpoints_have_them(site: &Site) -> Result<()> {
+    let lab = &site.lab;
+    let zone = |name: &str| {
+        let zone = &name[..1];
+        site.endpoint(name).zone(zone).for_zones(&[zone])
+    };
+    let node = |name: &str| zone(name).for_nodes(&[site.pod(name).node().name()]);
+    let set = |service: &Service, list: &[Endpoint]| service.set_endpoints(lab, list);
+    let all = ["a-0", "a-1", "b-0", "b-1"];
+    let cluster = ["a-0", "b-0"];
+    let from = [&site.clients[0].place, &site.clients[1].place];
+    for (number, distribution) in (43..).zip(["PreferClose", "PreferSameZone"]) {
+        let service = Service::new(&distribution.to_lowercase(), number, 80, TARGET).distribution(distribution);
+        let to = |family| service.addr(family);
+        service.apply(lab, None)?;
+        set(&service, &all.map(zone))?;
+        served(from[0], to, &["a-0", "a-1"]).context(distribution)?;
+        served(from[1], to, &["b-0", "b-1"]).context(distribution)?;
+        served(&lab.node(0).place, to, &["a-0", "a-1"]).context(distribution)?;
+        set(&service, &[zone("a-0"), site.endpoint("b-0").zone("b")])?;
+        served(from[0], to, &cluster).context("an endpoint has no hint")?;
+        set(&service, &["a-0", "a-1"].map(zone))?;
+        served(from[1], to, &["a-0", "a-1"]).context("none for this zone")?;
+    }
+    let service = Service::new("same-node", 46, 80, TARGET).distribution("PreferSameNode");
+    let to = |family| service.addr(family);
+    service.apply(lab, None)?;
+    set(&service, &cluster.map(node))?;
+    served(from[0], to, &["a-0"])?;
+    served(from[1], to, &["b-0"])?;
+    set(&service, &[node("a-0"), node("a-1")])?;
+    served(from[1], to, &["a-0", "a-1"]).context("none for this node")?;
+    // Traffic policies go before hints.
+    let local = service.clone().internal_local();
+    local.apply(lab, None)?;
+    set(&local, &cluster.map(|name| zone(name).for_nodes(&["node1"])))?;
+    served(from[1], to, &["b-0"]).context("internalTrafficPolicy Local with hints for another node")
+}

@@ -1,0 +1,176 @@
+//! Source NAT under load: tens of thousands of flows, too few ports, a full connection table.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Node, Pod, Service, wait_until};
+use podnet_tests::traffic::{Ask, Crowd, CrowdServer, Family, Stream, Transport};
+
+/// Where servers listen.
+const TARGET: u16 = 8080;
+/// Where servers of crowds listen.
+const CROWD: u16 = 8090;
+/// How many flows go to each destination at once.
+const FLOWS: usize = 30_000;
+/// How long a change may take until requests show it.
+const CHANGE: Duration = Duration::from_secs(8);
+
+/// Services whose one backend is this pod, on a NodePort of their own.
+fn service(lab: &Lab, number: u8, target: u16, backend: &Pod) -> Result<Service> {
+    let service = Service::new(&format!("s{number}"), number, 80, target).node_port(30_000 + u16::from(number));
+    service.apply(lab, None)?;
+    service.set_endpoints(lab, &[backend])?;
+    Ok(service)
+}
+
+fn at(node: &Node, service: &Service, family: Family) -> SocketAddr {
+    (node.ip(family), service.at_nodes()).into()
+}
+
+fn crowd_servers(pod: &Pod) -> Result<Vec<CrowdServer>> {
+    Family::ALL.into_iter().map(|family| CrowdServer::start(&pod.place, pod.addr(family, CROWD))).collect()
+}
+
+/// Lets a client open as many flows as it has ports.
+fn all_ports(lab: &Lab) -> Result<()> {
+    lab.client().set_sysctl("net.ipv4.ip_local_port_range", "1024 65535")
+}
+
+/// Room for the flows that a case leaves behind and those of the next.
+const ROOM: u32 = 1 << 20;
+
+/// Two backends on node2, whose clients outside come to node1.
+struct Site {
+    servers: Vec<CrowdServer>,
+    backends: [Pod; 2],
+    lab: Lab,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).config(|_, config| config.conntrack_max = ROOM).build()?;
+        all_ports(&lab)?;
+        let backends = [lab.node(1).add_pod("web-0")?, lab.node(1).add_pod("web-1")?];
+        let servers = backends.iter().map(crowd_servers).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        Ok(Self { servers, backends, lab })
+    }
+
+    /// A service for each backend, both there.
+    fn services(&self, first: u8) -> Result<Vec<Service>> {
+        let up = |(number, backend)| {
+            let service = service(&self.lab, number, CROWD, backend)?;
+            for (family, transport) in Transport::over_all() {
+                wait_until("the service is there", CHANGE, || {
+                    Ok(self.open(&service, transport, family, 1, Duration::from_millis(300))?.opened() == 1)
+                })?;
+            }
+            Ok(service)
+        };
+        (first..).zip(&self.backends).map(up).collect()
+    }
+
+    fn open(
+        &self,
+        service: &Service,
+        transport: Transport,
+        family: Family,
+        count: usize,
+        patience: Duration,
+    ) -> Result<Crowd> {
+        Crowd::open(self.lab.client(), transport, at(self.lab.node(0), service, family), count, patience)
+    }
+
+    fn exhausted(&self) -> Result<u64> {
+        Ok(self.lab.node(0).drops()?.get("snat_exhausted").copied().unwrap_or(0))
+    }
+}
+
+#[test]
+fn crowds() -> Result<()> {
+    let site = Site::new()?;
+    ensure!(site.servers.len() == 4, "two families, two backends");
+    cases!(
+        site,
+        thirty_thousand_connections_to_each_of_two_backends,
+        thirty_thousand_datagram_flows_to_each_of_two_backends,
+    )
+}
+
+fn thirty_thousand_connections_to_each_of_two_backends(site: &Site) -> Result<()> {
+    thirty_thousand(site, 20, Transport::Tcp, Family::V4)
+}
+
+fn thirty_thousand_datagram_flows_to_each_of_two_backends(site: &Site) -> Result<()> {
+    thirty_thousand(site, 22, Transport::Udp, Family::V6)
+}
+
+fn thirty_thousand(site: &Site, first: u8, transport: Transport, family: Family) -> Result<()> {
+    let before = site.exhausted()?;
+    let open = |service| site.open(service, transport, family, FLOWS, Duration::from_secs(8));
+    let mut crowds = site.services(first)?.iter().map(open).collect::<Result<Vec<_>>>()?;
+    for (crowd, backend) in crowds.iter_mut().zip(&site.backends) {
+        let drops = site.lab.node(0).drops()?;
+        ensure!(crowd.opened() == FLOWS, "{} of {FLOWS} flows: {drops:?}", crowd.opened());
+        crowd.check().with_context(|| format!("the flows to {}", backend.name()))?;
+    }
+    ensure!(site.exhausted()? == before, "a port was missing: {:?}", site.lab.node(0).drops()?);
+    Ok(())
+}
+
+#[test]
+fn a_full_connection_table_refuses_new_flows_and_keeps_those_it_has() -> Result<()> {
+    let lab = Lab::builder().client(true).config(|_, config| config.conntrack_max = 4096).build()?;
+    all_ports(&lab)?;
+    let node = lab.node(0);
+    let backends = [lab.node(0).add_server("near", TARGET)?, lab.node(1).add_server("far", TARGET)?];
+    let client = lab.node(0).add_pod("client-pod")?;
+    let _servers = crowd_servers(&backends[1])?;
+    let (near, far) = (service(&lab, 20, TARGET, &backends[0])?, service(&lab, 21, TARGET, &backends[1])?);
+    let filling = service(&lab, 22, CROWD, &backends[1])?;
+
+    let mut streams = Vec::new();
+    for (family, transport) in Transport::over_all() {
+        for (service, server) in [(&near, "near"), (&far, "far")] {
+            for (place, to) in [(lab.client(), at(node, service, family)), (&client.place, service.addr(family))] {
+                place.reaches(transport, to, &[server])?;
+                let what = format!("{transport} from {} to {to}", place.name());
+                streams.push((what, Stream::start(place, transport, to, Duration::from_millis(5))?));
+            }
+        }
+    }
+    let flow = |messages: u32| -> Result<()> {
+        let before: Vec<_> = streams.iter().map(|(_, stream)| stream.answered()).collect();
+        for ((what, stream), before) in streams.iter().zip(before) {
+            wait_until(&format!("{what} goes on"), CHANGE, || Ok(stream.answered() >= before + messages))?;
+        }
+        Ok(())
+    };
+    flow(50)?;
+    let full = || -> Result<u64> { Ok(node.drops()?.get("conntrack_full").copied().unwrap_or(0)) };
+    let to = at(node, &filling, Family::V4);
+    wait_until("the service is there", CHANGE, || {
+        Ok(Crowd::open(lab.client(), Transport::Tcp, to, 1, Duration::from_millis(300))?.opened() == 1)
+    })?;
+    // More than there is room for: two entries a flow.
+    let mut crowd = Crowd::open(lab.client(), Transport::Tcp, to, 2600, Duration::from_millis(500))?;
+    ensure!(crowd.failed() > 0 && crowd.opened() > 1000, "{} opened, {} failed", crowd.opened(), crowd.failed());
+    ensure!(full()? > 0, "it is not counted: {:?}", node.drops()?);
+    flow(100).context("while the table is full")?;
+    let refused = Ask::new(Transport::Tcp, at(node, &near, Family::V6)).timeout(Duration::from_millis(300));
+    ensure!(refused.from(lab.client()).is_err(), "there is still room");
+    crowd.check().context("the flows that filled the table")?;
+    for (what, stream) in streams {
+        let report = stream.stop();
+        ensure!(report.is_clean(), "{what}: {report:?}");
+    }
+    // What has ended makes room.
+    drop(crowd);
+    for (family, transport) in Transport::over_all() {
+        wait_until("there is room again", Duration::from_secs(30), || {
+            Ok(lab.client().ask(transport, at(node, &near, family)).is_ok())
+        })?;
+    }
+    Ok(())
+}

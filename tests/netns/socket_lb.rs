@@ -1,0 +1,480 @@
+//! `socketLB: all`: pods' sockets are translated, what the socket can't decide is translated packet by packet, and nobody
+//! can tell the difference but by the counters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use podnet::config::SocketLb;
+use podnet::datapath::view;
+use podnet_cni::datapath::{PinDir, Sandboxes, netns_cookie};
+use podnet_common::verdict::Counter;
+use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, vips, wait_until};
+use podnet_tests::traffic::{Ask, Family, Outcome, Stream, Transport};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+/// How long a change may take to show: the daemon waits for a kernel that a busy machine makes wait for seconds.
+const SECONDS: Duration = Duration::from_secs(20);
+/// How long an answer may take: as long as TCP needs to try several times.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Where the pods listen.
+const TARGET: u16 = 8080;
+/// How often a question is asked.
+const TIMES: u64 = 20;
+
+/// The node's bpffs, from here: it is in a mount namespace of its own.
+fn bpffs(node: &Node) -> PathBuf {
+    format!("/proc/{}/root/sys/fs/bpf", node.place.agent_id()).into()
+}
+
+/// How much was translated on a node, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    connects: u64,
+    datagrams: u64,
+    flows: u64,
+}
+
+impl Counts {
+    const CONNECTS: Self = Self { connects: TIMES, datagrams: 0, flows: 0 };
+    const DATAGRAMS: Self = Self { connects: 0, datagrams: TIMES, flows: 0 };
+    const FLOWS: Self = Self { connects: 0, datagrams: 0, flows: TIMES };
+
+    fn of(node: &Node) -> Result<Self> {
+        let counters = view::open(&bpffs(node))?.counters()?;
+        let count = |counter: Counter| counters[counter as usize];
+        Ok(Self {
+            connects: count(Counter::SocketConnects),
+            datagrams: count(Counter::SocketDatagrams),
+            flows: count(Counter::FlowsCreated),
+        })
+    }
+
+    /// Whether it is what was expected. By chance a socket gets the port of an earlier one: then its datagrams belong to
+    /// that one's flow, or, where answers would be taken for those of such a flow, get another port and a flow.
+    fn is(&self, expected: Self) -> bool {
+        (self.connects, self.datagrams) == (expected.connects, expected.datagrams)
+            && self.flows.abs_diff(expected.flows) <= 2
+    }
+
+    /// What something adds on a node.
+    fn added<T>(node: &Node, work: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
+        let before = Self::of(node)?;
+        let done = work()?;
+        let after = Self::of(node)?;
+        let (connects, datagrams) = (after.connects - before.connects, after.datagrams - before.datagrams);
+        Ok((done, Self { connects, datagrams, flows: after.flows - before.flows }))
+    }
+}
+
+/// Two nodes with a server each, a client on the first, and a Service with both servers.
+struct Site {
+    service: Service,
+    client: Pod,
+    web: Vec<Pod>,
+    lab: Lab,
+}
+
+impl Site {
+    fn new(mode: SocketLb) -> Result<Self> {
+        let lab = Lab::builder().config(move |_, config| config.socket_lb = mode).build()?;
+        let web = vec![lab.node(0).add_server("web-0", TARGET)?, lab.node(1).add_server("web-1", TARGET)?];
+        let client = lab.node(0).add_pod("client")?;
+        let site = Self { service: Service::new("web", 10, 80, TARGET), client, web, lab };
+        site.serve(&site.service, None, &site.web)?;
+        Ok(site)
+    }
+
+    fn node(&self) -> &Node {
+        self.lab.node(0)
+    }
+
+    /// Applies a Service and waits until it answers the client.
+    fn serve(&self, service: &Service, source: Option<&str>, backends: &[Pod]) -> Result<()> {
+        service.apply(&self.lab, source)?;
+        service.set_endpoints(&self.lab, &backends.iter().collect::<Vec<_>>())?;
+        for (family, transport) in Transport::over_all() {
+            let what = format!("{transport}/{family} to {}", service.name());
+            eventually(&what, SECONDS, || Ok(self.client.place.ask(transport, service.addr(family))?))?;
+        }
+        Ok(())
+    }
+}
+
+/// The kinds of sockets, and how a frontend is translated for each where the socket decides.
+fn kinds(to: SocketAddr) -> [(&'static str, Ask, Counts); 3] {
+    [
+        ("TCP", Ask::new(Transport::Tcp, to), Counts::CONNECTS),
+        ("UDP", Ask::new(Transport::Udp, to), Counts::DATAGRAMS),
+        ("connected UDP", Ask::new(Transport::Udp, to).connected(), Counts::FLOWS),
+    ]
+    .map(|(kind, ask, counts)| (kind, ask.timeout(PATIENCE), counts))
+}
+
+/// Asks several times, each over a socket of its own. The peer must be the frontend; returns whom the servers saw, and how
+/// often each answered.
+fn ask_often(place: &Place, ask: &Ask, to: SocketAddr) -> Result<(BTreeSet<IpAddr>, BTreeMap<String, u32>)> {
+    let (mut seen, mut servers) = (BTreeSet::new(), BTreeMap::new());
+    for _ in 0..TIMES {
+        let answer = ask.from(place)?;
+        ensure!(answer.peer == to, "the peer is {} instead of {to}", answer.peer);
+        seen.insert(answer.seen.ip());
+        *servers.entry(answer.server).or_default() += 1;
+    }
+    Ok((seen, servers))
+}
+
+#[test]
+fn pods_reach_services_at_the_socket() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let host = &site.node().place;
+    for family in Family::ALL {
+        let to = site.service.addr(family);
+        for (place, source) in [(&site.client.place, site.client.ip(family)), (host, site.node().ip(family))] {
+            for (kind, ask, expected) in kinds(to) {
+                let what = || format!("{kind}/{family} from {}", place.name());
+                let ((seen, servers), added) =
+                    Counts::added(site.node(), || ask_often(place, &ask, to)).with_context(what)?;
+                ensure!(added.is(expected), "{}: {added:?}", what());
+                ensure!(seen == [source].into(), "{}: the servers see {seen:?}", what());
+                ensure!(servers.len() == 2, "{}: only {servers:?} answered", what());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn one_socket_asks_again_and_again() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    for (family, transport) in Transport::over_all() {
+        let to = site.service.addr(family);
+        let flow = Ask::new(transport, to).open(&site.client.place)?;
+        let first = flow.ask()?;
+        let (_, added) = Counts::added(site.node(), || {
+            for _ in 0..TIMES {
+                let answer = flow.ask()?;
+                ensure!((answer.peer, &answer.server) == (to, &first.server), "{answer:?} after {first:?}");
+            }
+            Ok(())
+        })?;
+        let expected = if transport == Transport::Tcp { Counts::default() } else { Counts::DATAGRAMS };
+        ensure!(added.is(expected), "{transport}/{family}: {added:?}");
+    }
+    Ok(())
+}
+
+/// What only packets show or can be given: another source, the client's last backend or its range, a port that it chose.
+#[test]
+fn some_services_are_left_to_the_packets() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let snat = Service::new("snat", 11, 80, TARGET);
+    site.serve(&snat, Some("snat"), &site.web)?;
+    let sticky = Service::new("sticky", 12, 80, TARGET).affinity(600);
+    site.serve(&sticky, None, &site.web)?;
+    let (open_vip, guarded_vip) = (vips(1), vips(2));
+    let open = Service::new("open", 13, 80, TARGET).load_balancer(&open_vip, 0);
+    site.serve(&open, None, &site.web)?;
+    let ranges = ["10.244.1.0/24", "fd00:244:1::/64"];
+    let guarded = Service::new("guarded", 14, 80, TARGET).load_balancer(&guarded_vip, 0).source_ranges(&ranges);
+    site.serve(&guarded, None, &site.web)?;
+    for family in Family::ALL {
+        for (service, source, answering) in [(&snat, site.node().ip(family), 2), (&sticky, site.client.ip(family), 1)] {
+            let to = service.addr(family);
+            for (kind, ask, _) in kinds(to) {
+                let what = || format!("{kind}/{family} to {}", service.name());
+                let ((seen, servers), added) =
+                    Counts::added(site.node(), || ask_often(&site.client.place, &ask, to)).with_context(what)?;
+                ensure!(added.is(Counts::FLOWS), "{}: {added:?}", what());
+                ensure!(seen == [source].into(), "{}: the servers see {seen:?}", what());
+                ensure!(servers.len() == answering, "{}: {servers:?} answered", what());
+            }
+        }
+        // Addresses of load balancers are like others, unless they are for some clients only.
+        for (service, vip, at_socket) in [(&open, open_vip, true), (&guarded, guarded_vip, false)] {
+            let to = SocketAddr::from((vip[family as usize], service.port()));
+            site.client.place.reaches(Transport::Tcp, to, &["web-0", "web-1"])?;
+            for (kind, ask, expected) in kinds(to) {
+                let what = || format!("{kind}/{family} to {}", service.name());
+                let (_, added) =
+                    Counts::added(site.node(), || ask_often(&site.client.place, &ask, to)).with_context(what)?;
+                ensure!(added.is(if at_socket { expected } else { Counts::FLOWS }), "{}: {added:?}", what());
+            }
+        }
+        let guarded = SocketAddr::from((guarded_vip[family as usize], guarded.port()));
+        site.web[1].place.expect(Transport::Tcp, guarded, &Outcome::Silence)?;
+        let to = site.service.addr(family);
+        let bound = Ask::new(Transport::Tcp, to).from_port(5000);
+        let (answer, added) = Counts::added(site.node(), || Ok(bound.from(&site.client.place)?))?;
+        ensure!(answer.peer == to && answer.seen == (site.client.ip(family), 5000).into(), "bound: {answer:?}");
+        ensure!(added.is(Counts { flows: 1, ..Counts::default() }), "bound: {added:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_reaches_itself() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let own = Service::new("own", 11, 80, TARGET);
+    site.serve(&own, None, &site.web[..1])?;
+    let pod = &site.web[0];
+    for family in Family::ALL {
+        for (kind, ask, _) in kinds(own.addr(family)) {
+            let what = || format!("{kind}/{family}");
+            let ((seen, _), added) =
+                Counts::added(site.node(), || ask_often(&pod.place, &ask, own.addr(family))).with_context(what)?;
+            ensure!(added.is(Counts::FLOWS), "{}: {added:?}", what());
+            ensure!(!seen.contains(&pod.ip(family)), "{}: the pod sees its own address", what());
+        }
+        // One of two backends: whichever is met, it answers.
+        let to = site.service.addr(family);
+        for (kind, ask, _) in kinds(to) {
+            let (_, servers) = ask_often(&pod.place, &ask, to).with_context(|| format!("{kind}/{family}"))?;
+            ensure!(servers.contains_key("web-1"), "{kind}/{family}: {servers:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_nobody_serves_is_refused_and_what_nobody_serves_here_is_not_answered() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let empty = Service::new("empty", 11, 80, TARGET);
+    empty.apply(&site.lab, None)?;
+    let elsewhere = Service::new("elsewhere", 12, 80, TARGET).internal_local();
+    elsewhere.apply(&site.lab, None)?;
+    elsewhere.set_endpoints(&site.lab, &[&site.web[1]])?;
+    for (family, transport) in Transport::over_all() {
+        let place = &site.client.place;
+        place.expect(transport, empty.addr(family), &Outcome::Refused)?;
+        place.expect(transport, elsewhere.addr(family), &Outcome::Silence)?;
+        // Said at once: by connect, or by sendto.
+        let socket = place.socket_for(empty.addr(family), kind(transport), protocol(transport))?;
+        let to = SockAddr::from(empty.addr(family));
+        let refused = match transport {
+            Transport::Tcp => socket.connect(&to),
+            Transport::Udp => socket.send_to(b"?", &to).map(drop),
+        };
+        ensure!(
+            refused.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused),
+            "{transport}/{family}: {refused:?}"
+        );
+    }
+    Ok(())
+}
+
+fn kind(transport: Transport) -> Type {
+    if transport == Transport::Tcp { Type::STREAM } else { Type::DGRAM }
+}
+
+fn protocol(transport: Transport) -> Protocol {
+    if transport == Transport::Tcp { Protocol::TCP } else { Protocol::UDP }
+}
+
+#[test]
+fn datagrams_find_a_live_backend() -> Result<()> {
+    let mut site = Site::new(SocketLb::All)?;
+    for family in Family::ALL {
+        let to = site.service.addr(family);
+        let ask = Ask::new(Transport::Udp, to).timeout(Duration::from_millis(200));
+        let flows = [ask.clone().open(&site.client.place)?, ask.connected().open(&site.client.place)?];
+        // Either of them may have the backend that stays: both must have the other in turn.
+        for index in [0, 1] {
+            site.service.set_endpoints(&site.lab, &[&site.web[index]])?;
+            for flow in &flows {
+                eventually("the backend that is left answers", SECONDS, || {
+                    let answer = flow.ask()?;
+                    ensure!(answer.server == site.web[index].name(), "{} answered", answer.server);
+                    ensure!(answer.peer == to, "the answer came from {}", answer.peer);
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    // A backend that dies without a word.
+    site.service.set_endpoints(&site.lab, &[&site.web[0], &site.web[1]])?;
+    let gone = site.web.remove(0);
+    gone.delete()?;
+    site.service.set_endpoints(&site.lab, &[&site.web[0]])?;
+    for (family, transport) in Transport::over_all() {
+        site.client.place.reaches(transport, site.service.addr(family), &["web-1"])?;
+    }
+    Ok(())
+}
+
+/// Two services with one backend, from one port of the client: the answers are told apart.
+#[test]
+fn services_share_a_backend() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let services = [Service::new("a", 11, 80, TARGET), Service::new("b", 12, 80, TARGET)];
+    services.iter().try_for_each(|service| site.serve(service, None, &site.web[..1]))?;
+    for place in [&site.client.place, &site.node().place] {
+        for family in Family::ALL {
+            let [a, b] = services.each_ref().map(|service| service.addr(family));
+            let flows = [a, b].map(|to| Ask::new(Transport::Tcp, to).from_port(5001).open(place));
+            for (flow, to) in flows.into_iter().zip([a, b]) {
+                let answer = flow?.ask().with_context(|| format!("TCP from {} to {to}", place.name()))?;
+                ensure!(answer.peer == to, "the peer is {} instead of {to}", answer.peer);
+            }
+            let socket = place.socket_for(a, Type::DGRAM, Protocol::UDP)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            let socket: UdpSocket = socket.into();
+            for to in [a, b, a, a, b, b, a] {
+                let what = || format!("UDP from {} to {to}", place.name());
+                socket.send_to(b"?", to).with_context(what)?;
+                let (_, from) = socket.recv_from(&mut [0; 100]).with_context(what)?;
+                ensure!(from == to, "{}: the answer came from {from}", what());
+            }
+            // At the same time.
+            [a, b].iter().try_for_each(|to| socket.send_to(b"?", to).map(drop))?;
+            let from = [(); 2].map(|()| socket.recv_from(&mut [0; 100]).map(|(_, from)| from));
+            let from = from.into_iter().collect::<std::io::Result<BTreeSet<_>>>()?;
+            ensure!(from == [a, b].into(), "UDP from {}: the answers came from {from:?}", place.name());
+        }
+    }
+    Ok(())
+}
+
+/// A socket of IPv6 that speaks IPv4.
+#[test]
+fn mapped_addresses_are_translated() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let IpAddr::V4(ip) = site.service.ip(Family::V4) else { bail!("not IPv4") };
+    let to = SocketAddr::from(SocketAddrV6::new(ip.to_ipv6_mapped(), site.service.port(), 0, 0));
+    for place in [&site.client.place, &site.node().place] {
+        let socket = |transport: Transport| -> Result<Socket> {
+            let socket = place.socket(Domain::IPV6, kind(transport), Some(protocol(transport)))?;
+            socket.set_only_v6(false)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            Ok(socket)
+        };
+        let (_, added) = Counts::added(site.node(), || {
+            let tcp = socket(Transport::Tcp)?;
+            tcp.connect(&to.into())?;
+            ensure!(tcp.peer_addr()?.as_socket() == Some(to), "TCP: the peer is {:?}", tcp.peer_addr()?);
+            let udp: UdpSocket = socket(Transport::Udp)?.into();
+            udp.send_to(b"?", to)?;
+            let (_, from) = udp.recv_from(&mut [0; 100])?;
+            ensure!(from == to, "UDP: the answer came from {from}");
+            Ok(())
+        })
+        .with_context(|| format!("from {}", place.name()))?;
+        ensure!(added.is(Counts { connects: 1, datagrams: 1, flows: 0 }), "from {}: {added:?}", place.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_nodes_own_ports_are_translated_at_the_socket() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let service = Service::new("nodes", 11, 80, TARGET).node_port(30_080);
+    site.serve(&service, None, &site.web)?;
+    for family in Family::ALL {
+        let to = SocketAddr::from((site.node().ip(family), service.at_nodes()));
+        let unspecified =
+            SocketAddr::from((if family == Family::V4 { "0.0.0.0" } else { "::" }.parse::<IpAddr>()?, to.port()));
+        for place in [&site.client.place, &site.node().place] {
+            place.reaches(Transport::Tcp, to, &["web-0", "web-1"])?;
+            for (kind, ask, expected) in kinds(to) {
+                let what = || format!("{kind}/{family} from {}", place.name());
+                let (_, added) = Counts::added(site.node(), || ask_often(place, &ask, to)).with_context(what)?;
+                ensure!(added.is(expected), "{}: {added:?}", what());
+            }
+            // That is how a process speaks with itself.
+            place.expect(Transport::Tcp, unspecified, &Outcome::Refused)?;
+        }
+        // Another node's are that node's.
+        let to = SocketAddr::from((site.lab.node(1).ip(family), service.at_nodes()));
+        let (_, added) =
+            Counts::added(site.node(), || site.client.place.reaches(Transport::Tcp, to, &["web-0", "web-1"]))?;
+        ensure!(added.connects == 0, "to another node: {added:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn packet_by_packet_all_is_the_same() -> Result<()> {
+    let site = Site::new(SocketLb::Off)?;
+    for (place, source) in [
+        (&site.client.place, Family::ALL.map(|f| site.client.ip(f))),
+        (&site.node().place, Family::ALL.map(|f| site.node().ip(f))),
+    ] {
+        for family in Family::ALL {
+            let to = site.service.addr(family);
+            for (kind, ask, _) in kinds(to) {
+                let what = || format!("{kind}/{family} from {}", place.name());
+                let ((seen, servers), added) =
+                    Counts::added(site.node(), || ask_often(place, &ask, to)).with_context(what)?;
+                ensure!(added.is(Counts::FLOWS), "{}: {added:?}", what());
+                ensure!(seen == [source[family as usize]].into(), "{}: the servers see {seen:?}", what());
+                ensure!(servers.len() == 2, "{}: only {servers:?} answered", what());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_mode_can_be_changed_under_traffic() -> Result<()> {
+    let site = Site::new(SocketLb::Off)?;
+    let to = site.service.addr(Family::V4);
+    let places = [&site.client.place, &site.node().place];
+    let mut streams = Vec::new();
+    for (mode, translated) in [
+        (SocketLb::Off, [false, false]),
+        (SocketLb::All, [true, true]),
+        (SocketLb::Host, [false, true]),
+        (SocketLb::All, [true, true]),
+        (SocketLb::Off, [false, false]),
+    ] {
+        let node = site.node();
+        node.stop_daemon()?;
+        node.configure(|config| config.socket_lb = mode)?;
+        node.start_daemon()?;
+        for (place, at_socket) in places.into_iter().zip(translated) {
+            for (kind, ask, expected) in kinds(to) {
+                let what = || format!("{mode:?}: {kind} from {}", place.name());
+                // The streams that flow begin no flows, and send no datagrams that are translated at the socket.
+                let (_, added) = Counts::added(node, || ask_often(place, &ask, to)).with_context(what)?;
+                ensure!(added.is(if at_socket { expected } else { Counts::FLOWS }), "{}: {added:?}", what());
+            }
+        }
+        for (place, transport) in
+            places.into_iter().flat_map(|place| Transport::ALL.map(|transport| (place, transport)))
+        {
+            streams.push(Stream::start(place, transport, to, Duration::from_millis(5))?);
+        }
+        wait_until("the streams flow", SECONDS, || Ok(streams.iter().all(|stream| stream.answered() > 5)))?;
+    }
+    for report in streams.into_iter().map(Stream::stop) {
+        ensure!(report.is_clean() && report.answers.len() == 1, "a stream was not clean: {report:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_namespace_that_no_pod_has_is_left_alone() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let to = site.service.addr(Family::V4);
+    let ask = Ask::new(Transport::Tcp, to);
+    let cookie = site.client.place.netns().run(netns_cookie)??;
+    // The table as the plugin finds it.
+    let mut sandboxes = Sandboxes::open(&PinDir::new(&bpffs(site.node())))?;
+    let sandbox = sandboxes.get(cookie)?.context("the pod's namespace is not known")?;
+    ensure!([sandbox.v4, sandbox.v6].map(IpAddr::from)[..] == site.client.ips[..], "its addresses are {sandbox:?}");
+    sandboxes.remove(cookie, &sandbox)?;
+    let (_, added) = Counts::added(site.node(), || ask_often(&site.client.place, &ask, to))?;
+    ensure!(added.is(Counts::FLOWS), "{added:?}");
+    // The daemon looks at its start, and from time to time.
+    site.node().stop_daemon()?;
+    site.node().start_daemon()?;
+    eventually("the entry is restored", SECONDS, || sandboxes.get(cookie)?.context("it is missing"))?;
+    let (_, added) = Counts::added(site.node(), || ask_often(&site.client.place, &ask, to))?;
+    ensure!(added.is(Counts::CONNECTS), "{added:?}");
+    site.client.delete()?;
+    ensure!(sandboxes.get(cookie)?.is_none(), "the entry is still there");
+    Ok(())
+}

@@ -1,0 +1,481 @@
+//! Named packets: what goes in, what must come out, byte by byte.
+
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use podnet::simulator::End;
+use podnet_common::{
+    addr::IfIndex,
+    layout::{CtEntry, Hook, NetworkKind, Out, Tuple},
+    verdict::{Counter, Reason},
+};
+
+use crate::{
+    cluster::{
+        Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, PODNET0, addresses,
+        in_namespaces,
+    },
+    frame::{ACK, FIN, Frame, RST, SYN, Transport},
+};
+
+/// Runs a test for both families, each with fresh tables.
+pub fn both_families(test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>) {
+    both_families_with(|_| {}, test);
+}
+
+pub fn both_families_with(
+    change: fn(&mut podnet::simulator::HostTables),
+    test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>,
+) {
+    in_namespaces(move |directory, uplink| {
+        let mut both = Both::new(directory, uplink, change)?;
+        for v6 in [false, true] {
+            test(&mut both, &addresses(v6), uplink)?;
+        }
+        Ok(())
+    });
+}
+
+/// Frames of both protocols from the client pod; TCP's opens a connection.
+pub fn from_client(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [Frame; 2] {
+    [Frame::tcp(src, dst, SYN), Frame::udp(src, dst)].map(|f| f.macs(CLIENT_MAC, HOST_MAC))
+}
+
+/// Demands a verdict and a frame.
+#[track_caller]
+pub fn expect(both: &Both, hook: Hook, input: &Frame, verdict: End, output: &Frame) -> Result<()> {
+    let (got, bytes) = both.run(hook, &input.bytes())?;
+    ensure!(got == verdict, "{hook:?} {input:?}: {got:?}, expected {verdict:?}");
+    ensure!(bytes == output.bytes(), "{input:?}\n  got      {bytes:02x?}\n  expected {:02x?}", output.bytes());
+    Ok(())
+}
+
+#[track_caller]
+pub fn expect_drop(both: &Both, hook: Hook, input: &Frame, reason: Reason) -> Result<()> {
+    let (got, _) = both.run(hook, &input.bytes())?;
+    ensure!(got == End::Drop(reason), "{hook:?} {input:?}: {got:?}, expected {reason:?}");
+    Ok(())
+}
+
+#[test]
+fn a_service_leads_to_a_pod_of_this_node_and_its_replies_back() {
+    both_families(|both, a, _| {
+        for input in from_client((a.client, 40_000), (a.local, 80)) {
+            let there =
+                input.translated((a.client, 40_000), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
+            let to_backend = End::Forward(Out::Pod, IfIndex(71));
+            // First and established.
+            expect(both, Hook::FromPod, &input, to_backend, &there)?;
+            expect(both, Hook::FromPod, &input, to_backend, &there)?;
+            // The backend's answer, as if its veth were this one.
+            let key = a.backend.into();
+            both.host.endpoints.entry(key).and_modify(|e| e.ifindex = HERE);
+            let answer =
+                there.translated((a.backend, 8080), (a.client, 40_000)).ttl(64).macs(BACKEND_MAC, BACKEND_HOST_MAC);
+            let back = answer.translated((a.local, 80), (a.client, 40_000)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+            let (verdict, bytes) = {
+                // The kernel's table still has the true interface, so only the host's is asked.
+                let mut packet = podnet::simulator::HostPacket { data: answer.bytes(), ifindex: HERE };
+                let verdict = podnet::simulator::run(Hook::FromPod, &mut packet, &both.host);
+                (verdict, packet.data)
+            };
+            both.host.endpoints.entry(key).and_modify(|e| e.ifindex = IfIndex(71));
+            ensure!(verdict == End::Forward(Out::Pod, HERE) && bytes == back.bytes(), "{verdict:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_service_leads_to_a_pod_of_another_node_and_its_replies_back() {
+    both_families(|both, a, uplink| {
+        for input in from_client((a.client, 40_001), (a.far, 80)) {
+            let there = input.translated((a.client, 40_001), (a.remote, 8080)).ttl(63);
+            expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
+            expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
+            let answer = there.translated((a.remote, 8080), (a.client, 40_001)).ttl(64).macs(NODE2_MAC, [2; 6]);
+            let back = answer.translated((a.far, 80), (a.client, 40_001)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn snat_shows_the_node_with_a_port_of_its_range_and_undoes_it() {
+    both_families(|both, a, uplink| {
+        for input in from_client((a.client, 40_002), (a.snat, 80)) {
+            let (verdict, bytes) = both.run(Hook::FromPod, &input.bytes())?;
+            ensure!(verdict == End::Forward(Out::Uplink, uplink), "{verdict:?}");
+            let port = u16::from_be_bytes(bytes[if a.client.is_ipv4() { 34..36 } else { 54..56 }].try_into()?);
+            ensure!((10_000..30_000).contains(&port), "port {port} is not of the range");
+            let there = input.translated((a.node, port), (a.remote, 8080)).ttl(63);
+            ensure!(bytes == there.bytes());
+            // The same port for the whole flow.
+            expect(both, Hook::FromPod, &input, verdict, &there)?;
+            let answer = there.translated((a.remote, 8080), (a.node, port)).ttl(64).macs(NODE2_MAC, [2; 6]);
+            let back = answer.translated((a.snat, 80), (a.client, 40_002)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_that_reaches_itself_sees_the_hairpin_address() {
+    both_families(|both, a, _| {
+        for input in from_client((a.client, 40_003), (a.itself, 80)) {
+            let there = input.translated((a.hairpin, 40_003), (a.client, 8080)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+            expect(both, Hook::FromPod, &input, End::Forward(Out::Pod, HERE), &there)?;
+            let answer = there.translated((a.client, 8080), (a.hairpin, 40_003)).ttl(64).macs(CLIENT_MAC, HOST_MAC);
+            let back = answer.translated((a.itself, 80), (a.client, 40_003)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+            expect(both, Hook::FromPod, &answer, End::Forward(Out::Pod, HERE), &back)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_backend_in_the_host_network_is_reached_through_the_stack_and_answers_through_to_pod() {
+    both_families(|both, a, _| {
+        for input in from_client((a.client, 40_004), (a.host, 80)) {
+            // The stack takes one off the TTL itself.
+            let there = input.translated((a.client, 40_004), (a.node, 8080));
+            expect(both, Hook::FromPod, &input, End::Pass, &there)?;
+            let answer = there.translated((a.node, 8080), (a.client, 40_004)).macs(HOST_MAC, CLIENT_MAC);
+            let back = answer.translated((a.host, 80), (a.client, 40_004));
+            expect(both, Hook::ToPod, &answer, End::Pass, &back)?;
+            expect(both, Hook::ToPod, &answer, End::Pass, &back)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn host_processes_reach_services_through_podnet0() {
+    both_families(|both, a, uplink| {
+        for input in from_client((a.node, 40_005), (a.far, 80)) {
+            let there = input.translated((a.node, 40_005), (a.remote, 8080)).ttl(63);
+            expect(both, Hook::FromHost, &input, End::Forward(Out::Uplink, uplink), &there)?;
+            let answer = there.translated((a.remote, 8080), (a.node, 40_005)).ttl(64).macs(NODE2_MAC, [2; 6]);
+            // Delivered by podnet0, where the route to the service leads, so that reverse path filtering is content.
+            let back = answer.translated((a.far, 80), (a.node, 40_005)).macs([2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 0]);
+            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Host, PODNET0), &back)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_host_process_whose_backend_is_its_own_host_is_seen_with_the_hairpin_address() {
+    both_families(|both, a, _| {
+        for input in from_client((a.node, 40_006), (a.host, 80)) {
+            let (verdict, bytes) = both.run(Hook::FromHost, &input.bytes())?;
+            ensure!(verdict == End::Forward(Out::Host, PODNET0), "{verdict:?}");
+            let port = u16::from_be_bytes(bytes[if a.client.is_ipv4() { 34..36 } else { 54..56 }].try_into()?);
+            let there =
+                input.translated((a.hairpin, port), (a.node, 8080)).macs([2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 0]);
+            ensure!(bytes == there.bytes());
+            let answer = there.translated((a.node, 8080), (a.hairpin, port));
+            let back = answer.translated((a.host, 80), (a.node, 40_006));
+            expect(both, Hook::FromHost, &answer, End::Forward(Out::Host, PODNET0), &back)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn two_services_that_share_a_backend_do_not_collide_for_one_client_port() {
+    both_families(|both, a, _| {
+        for (first, second) in from_client((a.client, 40_007), (a.local, 80))
+            .into_iter()
+            .zip(from_client((a.client, 40_007), (a.twin, 80)))
+        {
+            both.run(Hook::FromPod, &first.bytes())?;
+            let (_, bytes) = both.run(Hook::FromPod, &second.bytes())?;
+            let port = u16::from_be_bytes(bytes[if a.client.is_ipv4() { 34..36 } else { 54..56 }].try_into()?);
+            ensure!(port != 40_007, "the second flow has the first one's port");
+            // It keeps its address and has another port.
+            let there =
+                second.translated((a.client, port), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
+            ensure!(bytes == there.bytes());
+            ensure!(both.kernel.count(Counter::PortsChanged)? > 0);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn services_without_endpoints_and_undefined_ports_are_refused() {
+    both_families(|both, a, _| {
+        for (dst, reason) in [((a.empty, 80), Reason::NoEndpoint), ((a.local, 81), Reason::UndefinedPort)] {
+            let [tcp, udp] = from_client((a.client, 40_008), dst);
+            // RST|ACK that acknowledges the SYN and the payload (RFC 9293, section 3.10.7.1).
+            let mut reset = Frame::tcp(dst, (a.client, 40_008), RST | ACK).macs(HOST_MAC, CLIENT_MAC);
+            reset.transport = Transport::Tcp {
+                sport: dst.1,
+                dport: 40_008,
+                flags: RST | ACK,
+                seq: 0,
+                ack: 1000 + 1 + tcp.payload.len() as u32,
+            };
+            reset.payload.clear();
+            let (verdict, bytes) = both.run(Hook::FromPod, &tcp.bytes())?;
+            ensure!(verdict == End::Reject(reason, HERE), "{verdict:?}");
+            ensure!(
+                without_window_and_id(&bytes) == without_window_and_id(&reset.bytes()),
+                "{bytes:02x?}\n{:02x?}",
+                reset.bytes()
+            );
+
+            let (verdict, bytes) = both.run(Hook::FromPod, &udp.bytes())?;
+            ensure!(verdict == End::Reject(reason, HERE), "{verdict:?}");
+            check_unreachable(&udp.bytes(), &bytes, a)?;
+        }
+        let reset = Frame::tcp((a.client, 40_009), (a.empty, 80), RST).macs(CLIENT_MAC, HOST_MAC);
+        let (verdict, _) = both.run(Hook::FromPod, &reset.bytes())?;
+        ensure!(matches!(verdict, End::Drop(_)), "a reset is never answered by a reset: {verdict:?}");
+        expect_drop(both, Hook::FromPod, &from_client((a.client, 1), (a.nobody, 80))[0], Reason::UnallocatedService)
+    });
+}
+
+/// Parts that an answer is free to choose, and the checksums over them, cleared; checksums are checked first.
+fn without_window_and_id(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let v4 = frame[12] == 8;
+    let l4 = if v4 { 34 } else { 54 };
+    assert_eq!(transport_checksum(&frame, l4, 6), 0, "the transport checksum is wrong: {frame:02x?}");
+    if v4 {
+        assert_eq!(crate::frame::checksum(&frame[14..34]), 0, "the header checksum is wrong");
+        frame[18..20].fill(0);
+        frame[24..26].fill(0);
+    }
+    frame[l4 + 14..l4 + 18].fill(0);
+    frame
+}
+
+/// Sum over segment and pseudo header: 0 if the checksum in it is right.
+fn transport_checksum(frame: &[u8], l4: usize, proto: u8) -> u16 {
+    let addresses = if frame[12] == 8 { &frame[26..34] } else { &frame[22..54] };
+    let segment = &frame[l4..];
+    let pseudo = [addresses, &[0, proto], &(segment.len() as u16).to_be_bytes()].concat();
+    crate::frame::checksum(&[&pseudo, segment].concat())
+}
+
+/// Checks an ICMP port unreachable about a packet, by its definition.
+fn check_unreachable(packet: &[u8], answer: &[u8], a: &Addresses) -> Result<()> {
+    let (l4, proto, kind) = if a.client.is_ipv4() { (34, 1, [3, 3]) } else { (54, 58, [1, 4]) };
+    ensure!(answer[l4..l4 + 2] == kind, "type and code: {:?}", &answer[l4..l4 + 2]);
+    let sum = if a.client.is_ipv4() {
+        ensure!(answer[26..30] == packet[30..34] && answer[30..34] == packet[26..30] && answer[23] == proto);
+        crate::frame::checksum(&answer[l4..])
+    } else {
+        ensure!(answer[22..38] == packet[38..54] && answer[38..54] == packet[22..38] && answer[20] == proto);
+        transport_checksum(answer, l4, proto)
+    };
+    ensure!(sum == 0, "the ICMP checksum is wrong");
+    // What it quotes is the packet's header and the ports.
+    ensure!(answer[l4 + 8..] == packet[14..l4 + 8], "the quotation differs");
+    Ok(())
+}
+
+#[test]
+fn pods_reach_pods_without_translation() {
+    both_families(|both, a, uplink| {
+        for input in from_client((a.client, 40_010), (a.backend, 8080)) {
+            let there = input.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
+            expect(both, Hook::FromPod, &input, End::Forward(Out::Pod, IfIndex(71)), &there)?;
+            let from_node2 = input.translated((a.remote, 40_010), (a.backend, 8080)).macs(NODE2_MAC, [2; 6]);
+            let there = from_node2.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
+            expect(both, Hook::FromUplink, &from_node2, End::Forward(Out::Pod, IfIndex(71)), &there)?;
+        }
+        for input in from_client((a.client, 40_010), (a.remote, 8080)) {
+            let there = input.clone().ttl(63);
+            expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
+        }
+        // The hosts themselves are the stack's.
+        for dst in [a.node, a.node2] {
+            let [tcp, _] = from_client((a.client, 40_010), (dst, 80));
+            expect(both, Hook::FromPod, &tcp, End::Pass, &tcp)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_has_lived_too_long_or_is_too_long_for_its_way_is_answered() {
+    both_families(|both, a, _| {
+        // Between pods by the stack.
+        for dst in [(a.backend, 8080), (a.remote, 8080)] {
+            for input in from_client((a.client, 40_011), dst) {
+                let dying = input.clone().ttl(1);
+                expect(both, Hook::FromPod, &dying, End::Pass, &dying)?;
+            }
+        }
+        for dst in [(a.backend, 8080), (a.remote, 8080)] {
+            let [mut long, _] = from_client((a.client, 40_011), dst);
+            long.payload = vec![7; 1600];
+            expect(both, Hook::FromPod, &long, End::Pass, &long)?;
+        }
+        ensure!(both.kernel.count(Counter::ToStack)? >= 6);
+        // On the way to a service, in its name, with the packet as its sender knows it.
+        let (exceeded, too_big) = if a.client.is_ipv4() { ([11, 0], [3, 4]) } else { ([3, 0], [2, 0]) };
+        for dst in [a.local, a.far, a.snat] {
+            for input in from_client((a.client, 40_012), (dst, 80)) {
+                let dying = input.clone().ttl(1);
+                check_error(both, a, &dying, Reason::TtlExceeded, exceeded, 0)?;
+                let mut long = input;
+                long.payload = vec![7; 1600];
+                check_error(both, a, &long, Reason::TooBig, too_big, 1500)?;
+            }
+        }
+        // What may be cut is left to the stack, translated.
+        if a.client.is_ipv4() {
+            let [_, mut long] = from_client((a.client, 40_013), (a.local, 80));
+            (long.payload, long.fragment) = (vec![7; 1600], Some(0));
+            expect(both, Hook::FromPod, &long, End::Pass, &long.translated((a.client, 40_013), (a.backend, 8080)))?;
+            let (end, _) = both.run(Hook::FromPod, &long.translated((a.client, 40_014), (a.snat, 80)).bytes())?;
+            ensure!(end == End::Forward(Out::Host, PODNET0), "the stack takes no packet with its own source: {end:?}");
+        }
+        Ok(())
+    });
+}
+
+/// What may not come in, at TC and at XDP alike.
+/// Demands an ICMP error that quotes the packet as it was sent.
+fn check_error(both: &Both, a: &Addresses, input: &Frame, reason: Reason, kind: [u8; 2], mtu: u32) -> Result<()> {
+    let sent = input.bytes();
+    let (end, answer) = both.run(Hook::FromPod, &sent)?;
+    ensure!(end == End::Reject(reason, HERE), "{input:?}: {end:?}");
+    let ip = if input.src.is_ipv4() { 20 } else { 40 };
+    let icmp = &answer[14 + ip..];
+    ensure!(icmp[..2] == kind && icmp[4..8] == mtu.to_be_bytes(), "{icmp:02x?}");
+    ensure!(icmp[8..8 + ip + 8] == sent[14..14 + ip + 8], "it quotes {:02x?} of {sent:02x?}", &icmp[8..]);
+    let (from, to) = if ip == 20 { (26..30, 30..34) } else { (22..38, 38..54) };
+    let node = match a.node {
+        IpAddr::V4(node) => node.octets().to_vec(),
+        IpAddr::V6(node) => node.octets().to_vec(),
+    };
+    ensure!(answer[from.clone()] == node && answer[to] == sent[from], "the node tells the sender");
+    let sum = if ip == 20 { crate::frame::checksum(icmp) } else { transport_checksum(&answer, 14 + ip, 58) };
+    ensure!(sum == 0, "{answer:02x?}");
+    Ok(())
+}
+
+#[test]
+fn a_full_table_refuses_new_flows_and_keeps_the_old() {
+    in_namespaces(|directory, uplink| {
+        let mut both = Both::new(directory, uplink, |_| {})?;
+        let a = addresses(false);
+        let flow = |n: u32| {
+            from_client((a.client, 1024 + (n % 60_000) as u16), (if n < 60_000 { a.local } else { a.far }, 80))[1]
+                .bytes()
+        };
+        let mut full_at = None;
+        for n in 0..20_000 {
+            let before = both.kernel.drops(Reason::ConntrackFull)?;
+            both.kernel.run(Hook::FromPod, &flow(n))?;
+            if both.kernel.drops(Reason::ConntrackFull)? > before {
+                full_at = Some(n);
+                break;
+            }
+        }
+        let full_at = full_at.ok_or_else(|| anyhow::anyhow!("20,000 flows went into a table of 16,384 entries"))?;
+        // Every flow that was accepted has both entries, and none of them has been given up for another.
+        let table = both.kernel.conntrack()?;
+        ensure!(table.len() as u32 == 2 * full_at, "{} entries for {full_at} flows", table.len());
+        for (tuple, entry) in &table {
+            ensure!(table.contains_key(&entry.reply_key(tuple.proto)), "half a flow: {tuple:?}");
+        }
+        for n in [0, full_at / 2, full_at - 1] {
+            let result = both.kernel.run(Hook::FromPod, &flow(n))?;
+            ensure!(result.is_some_and(|(end, _)| end == crate::cluster::Seen::Redirect), "flow {n} was cut");
+        }
+        // The host refuses the same way.
+        both.host.conntrack_max = Some(1);
+        let mut packet = podnet::simulator::HostPacket { data: flow(1), ifindex: HERE };
+        let verdict = podnet::simulator::run(Hook::FromPod, &mut packet, &both.host);
+        ensure!(verdict == End::Drop(Reason::ConntrackFull), "{verdict:?}");
+        ensure!(both.host.conntrack.borrow().is_empty(), "half a flow stays");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_lost_half_is_made_again_from_the_other() {
+    both_families(|both, a, uplink| {
+        let input = Frame::udp((a.client, 40_017), (a.snat, 80)).macs(CLIENT_MAC, HOST_MAC);
+        let (_, first) = both.run(Hook::FromPod, &input.bytes())?;
+        let whole = both.kernel.conntrack()?;
+        let halves: Vec<_> = whole.keys().filter(|key| key.src.is_v4() == a.client.is_ipv4()).copied().collect();
+        ensure!(halves.len() == 2, "{halves:?}");
+        for lost in halves {
+            both.kernel.remove_flow(&lost)?;
+            both.host.conntrack.borrow_mut().remove(&lost);
+            // A tick later, so that the packet is looked at in full.
+            both.kernel.age_flows()?;
+            both.host.conntrack.borrow_mut().values_mut().for_each(|e| e.last_seen = e.last_seen.wrapping_sub(1));
+            let client_half = lost.src == a.client.into();
+            if client_half {
+                let port = u16::from_be_bytes(first[if a.client.is_ipv4() { 34..36 } else { 54..56 }].try_into()?);
+                let answer = Frame::udp((a.remote, 8080), (a.node, port)).macs(NODE2_MAC, [2; 6]);
+                let (end, _) = both.run(Hook::FromUplink, &answer.bytes())?;
+                ensure!(end == End::Forward(Out::Pod, HERE), "{end:?}");
+            } else {
+                let (verdict, again) = both.run(Hook::FromPod, &input.bytes())?;
+                ensure!(verdict == End::Forward(Out::Uplink, uplink) && again == first);
+            }
+            let made: CtEntry =
+                *both.kernel.conntrack()?.get(&lost).ok_or_else(|| anyhow::anyhow!("{lost:?} is still lost"))?;
+            let was = whole[&lost];
+            ensure!((made.src, made.dst, made.sport, made.dport) == (was.src, was.dst, was.sport, was.dport));
+        }
+        ensure!(both.kernel.count(Counter::HalvesRebuilt)? >= 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_closed_connection_makes_room_for_a_new_one_on_the_same_ports() {
+    both_families(|both, a, uplink| {
+        let packet = |flags| Frame::tcp((a.client, 40_018), (a.far, 80), flags).macs(CLIENT_MAC, HOST_MAC);
+        let answer = |flags| Frame::tcp((a.remote, 8080), (a.client, 40_018), flags).macs(NODE2_MAC, [2; 6]);
+        for (hook, frame) in [
+            (Hook::FromPod, packet(SYN)),
+            (Hook::FromUplink, answer(SYN | ACK)),
+            (Hook::FromPod, packet(ACK)),
+            (Hook::FromPod, packet(FIN | ACK)),
+            (Hook::FromUplink, answer(FIN | ACK)),
+        ] {
+            both.run(hook, &frame.bytes())?;
+        }
+        let key = Tuple {
+            src: a.client.into(),
+            dst: a.far.into(),
+            sport: podnet_common::addr::Port::new(40_018),
+            dport: podnet_common::addr::Port::new(80),
+            proto: podnet_common::addr::Proto::TCP,
+            _pad: [0; 3],
+        };
+        ensure!(both.kernel.conntrack()?[&key].closed(), "both have said FIN");
+        // The last acknowledgement still passes.
+        let last = packet(ACK);
+        let there = last.translated((a.client, 40_018), (a.remote, 8080)).ttl(63);
+        expect(both, Hook::FromPod, &last, End::Forward(Out::Uplink, uplink), &there)?;
+        both.run(Hook::FromPod, &packet(SYN).bytes())?;
+        ensure!(!both.kernel.conntrack()?[&key].closed(), "a new connection");
+        Ok(())
+    });
+}
+
+#[test]
+fn networks_have_the_kinds_that_the_programs_know() {
+    // The numbers are in the kernel's tables, and outlive the daemon that wrote them.
+    assert_eq!(
+        [NetworkKind::LocalPods, NetworkKind::RemotePods, NetworkKind::Services, NetworkKind::LocalNode]
+            .map(|k| k as u32),
+        [1, 2, 3, 4]
+    );
+}

@@ -1,0 +1,452 @@
+//! Tables of a small cluster, the same in memory and in the kernel, and a packet's way through both.
+
+use std::{env, fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
+    programs::Program,
+};
+use podnet::{
+    datapath::loader,
+    simulator::{self, End, HostPacket, HostTables, prefix},
+};
+use podnet_cni::datapath::{PinDir, Plain};
+use podnet_common::{
+    addr::{Addr, IfIndex, Mac, Port, Proto},
+    layout::{
+        Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Network, NetworkKind, Peer, ServiceClient,
+        SourceRange, Tuple, macs,
+    },
+    pipeline::Route,
+    verdict::{COUNTERS_BASE, Counter, Reason},
+};
+
+/// The interface that test runs happen on: lo.
+pub const HERE: IfIndex = IfIndex(1);
+pub const PODNET0: IfIndex = IfIndex(90);
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc];
+pub const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
+pub const BACKEND_HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 0xb];
+pub const NODE2_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
+/// The third node's, which this node's neighbour table has.
+pub const NODE3_MAC: [u8; 6] = [2, 0, 0, 0, 3, 3];
+pub const CLIENT_OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xee];
+pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
+/// A NodePort with a backend on this node.
+pub const NODE_PORT: u16 = 30_080;
+/// One whose backend is on the third node.
+pub const NODE_PORT_FAR: u16 = 30_081;
+/// The same, with direct server return.
+pub const NODE_PORT_DIRECT: u16 = 30_082;
+
+/// Addresses of one family.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    pub client: std::net::IpAddr,
+    pub backend: std::net::IpAddr,
+    pub remote: std::net::IpAddr,
+    pub node: std::net::IpAddr,
+    pub node2: std::net::IpAddr,
+    pub outside: std::net::IpAddr,
+    pub hairpin: std::net::IpAddr,
+    /// Service with the one backend on this node.
+    pub local: std::net::IpAddr,
+    /// Service whose backend is on the other node.
+    pub far: std::net::IpAddr,
+    /// Service with source NAT, backend on the other node.
+    pub snat: std::net::IpAddr,
+    /// Service whose backend is the client itself.
+    pub itself: std::net::IpAddr,
+    /// Service with this node's own address as backend.
+    pub host: std::net::IpAddr,
+    /// Service without endpoints.
+    pub empty: std::net::IpAddr,
+    /// A second service with the first one's backend.
+    pub twin: std::net::IpAddr,
+    /// In the service range, and nobody's.
+    pub nobody: std::net::IpAddr,
+    /// The third node, and a pod there.
+    pub node3: std::net::IpAddr,
+    pub remote3: std::net::IpAddr,
+    /// A load balancer's address: port 80 has a backend on this node, 81 only for `outside`, 82 is for clients of this
+    /// node alone, 83 keeps clients with their backend.
+    pub balancer: std::net::IpAddr,
+    /// Far away, by way of `outside`.
+    pub internet: std::net::IpAddr,
+}
+
+pub fn addresses(v6: bool) -> Addresses {
+    let a = |four: &str, six: &str| if v6 { six.parse().unwrap() } else { four.parse().unwrap() };
+    Addresses {
+        client: a("10.244.1.2", "fd00:244:1::2"),
+        backend: a("10.244.1.3", "fd00:244:1::3"),
+        remote: a("10.244.2.3", "fd00:244:2::3"),
+        node: a("172.30.0.1", "fd00:30::1"),
+        node2: a("172.30.0.2", "fd00:30::2"),
+        outside: a("172.30.0.100", "fd00:30::100"),
+        hairpin: a("10.244.1.1", "fd00:244:1::1"),
+        local: a("10.96.0.10", "fd00:96::10"),
+        far: a("10.96.0.11", "fd00:96::11"),
+        snat: a("10.96.0.12", "fd00:96::12"),
+        itself: a("10.96.0.13", "fd00:96::13"),
+        host: a("10.96.0.14", "fd00:96::14"),
+        empty: a("10.96.0.15", "fd00:96::15"),
+        twin: a("10.96.0.16", "fd00:96::16"),
+        nobody: a("10.96.0.200", "fd00:96::200"),
+        node3: a("172.30.0.3", "fd00:30::3"),
+        remote3: a("10.244.3.3", "fd00:244:3::3"),
+        balancer: a("192.0.2.80", "2001:db8:80::80"),
+        internet: a("198.51.100.7", "2001:db8:7::7"),
+    }
+}
+
+/// The tables in memory. `uplink`: the interface that leads to the other node.
+pub fn host_tables(uplink: IfIndex) -> HostTables {
+    let mut t = HostTables::default();
+    let mut id = 0;
+    for v6 in [false, true] {
+        let a = addresses(v6);
+        let services = [
+            (a.local, vec![a.backend]),
+            (a.far, vec![a.remote]),
+            (a.snat, vec![a.remote]),
+            (a.itself, vec![a.client]),
+            (a.host, vec![a.node]),
+            (a.empty, vec![]),
+            (a.twin, vec![a.backend]),
+        ];
+        for (vip, backends) in services {
+            t.frontends.insert(FrontendKey::address(vip.into()), Frontend::default());
+            for proto in [Proto::TCP, Proto::UDP] {
+                let key = FrontendKey { addr: vip.into(), port: Port::new(80), proto, scope: FrontendKey::ANY };
+                let frontend = Frontend {
+                    service: id + 1,
+                    slot_base: id,
+                    slot_count: backends.len() as u32,
+                    flags: if vip == a.snat { Frontend::SNAT } else { 0 },
+                    ..Frontend::default()
+                };
+                t.frontends.insert(key, frontend);
+                for backend in &backends {
+                    t.slots.insert(id, id);
+                    let backend = Backend { addr: (*backend).into(), port: Port::new(8080), proto, _pad: 0 };
+                    t.backends.insert(id, backend);
+                    id += 1;
+                }
+            }
+        }
+        add_external(&mut t, &a, &mut id);
+        let pod = |ifindex: u32, mac: [u8; 6], host_mac: [u8; 6]| Endpoint {
+            ifindex: IfIndex(ifindex),
+            mtu: 1500,
+            mac: Mac(mac),
+            host_mac: Mac(host_mac),
+            ..Endpoint::default()
+        };
+        t.endpoints.insert(a.client.into(), pod(HERE.0, CLIENT_MAC, HOST_MAC));
+        t.endpoints.insert(a.backend.into(), pod(71, BACKEND_MAC, BACKEND_HOST_MAC));
+        let (pods, host) = if v6 { (64, 128) } else { (24, 32) };
+        let network = |kind: NetworkKind, node: std::net::IpAddr, mac: [u8; 6]| Network {
+            kind: kind as u32,
+            node: node.into(),
+            mac: Mac(mac),
+            ..Network::default()
+        };
+        let base = |ip: std::net::IpAddr, len: u8| ipnetwork::IpNetwork::new(ip, len).unwrap().network();
+        t.networks.insert(prefix(base(a.client, pods), pods), network(NetworkKind::LocalPods, a.node, [0; 6]));
+        t.networks.insert(prefix(base(a.remote, pods), pods), network(NetworkKind::RemotePods, a.node2, NODE2_MAC));
+        t.networks.insert(prefix(base(a.remote3, pods), pods), network(NetworkKind::RemotePods, a.node3, NODE3_MAC));
+        let own = Network { flags: Network::NODE_PORTS, ..network(NetworkKind::LocalNode, a.node, [0; 6]) };
+        t.networks.insert(prefix(a.node, host), own);
+        t.networks.insert(prefix(a.node2, host), network(NetworkKind::RemoteNode, a.node2, NODE2_MAC));
+        t.networks.insert(prefix(a.node3, host), network(NetworkKind::RemoteNode, a.node3, NODE3_MAC));
+        t.networks.insert(prefix(a.balancer, host), network(NetworkKind::ServiceAddress, a.balancer, [0; 6]));
+        let services = if v6 { 112 } else { 16 };
+        let none = if v6 { "::" } else { "0.0.0.0" };
+        t.networks.insert(
+            prefix(base(a.local, services), services),
+            Network { node: Addr::NONE, ..network(NetworkKind::Services, none.parse().unwrap(), [0; 6]) },
+        );
+        let link = if v6 { 64 } else { 24 };
+        let known = |mac: [u8; 6]| macs(Mac(mac), Mac(UPLINK_MAC));
+        let routes = [
+            (base(a.remote, pods), pods, [0; 3]),
+            (base(a.node, link), link, [0; 3]),
+            (base(a.remote3, pods), pods, known(NODE3_MAC)),
+            (a.node3, host, known(NODE3_MAC)),
+            (a.outside, host, known(CLIENT_OUTSIDE_MAC)),
+            (if v6 { "::" } else { "0.0.0.0" }.parse().unwrap(), 0, known(CLIENT_OUTSIDE_MAC)),
+        ];
+        for (destination, len, macs) in routes {
+            t.routes.insert(prefix(destination, len), Route { ifindex: uplink, mtu: 1500, macs, src: a.node.into() });
+        }
+    }
+    let (four, six) = (addresses(false), addresses(true));
+    t.config = Config {
+        node_v4: four.node.into(),
+        node_v6: six.node.into(),
+        hairpin_v4: four.hairpin.into(),
+        hairpin_v6: six.hairpin.into(),
+        podnet0: PODNET0,
+        podnet1: IfIndex(91),
+        podnet0_mac: Mac([2, 0, 0, 0, 9, 0]),
+        podnet1_mac: Mac([2, 0, 0, 0, 9, 1]),
+        snat_count: 20_000,
+        flags: Config::MASQUERADE | Config::ROUTE_SOURCE,
+        mtu: 1500,
+        uplinks: [uplink, IfIndex(0), IfIndex(0), IfIndex(0), IfIndex(0), IfIndex(0), IfIndex(0), IfIndex(0)],
+        ..Config::default()
+    };
+    t.snat_ports = (10_000..30_000).collect();
+    t.peers = [Mac(NODE2_MAC), Mac(NODE3_MAC)].into();
+    t
+}
+
+/// Frontends that clients from outside may use. `id` is the next free one, of slots, backends and services.
+fn add_external(t: &mut HostTables, a: &Addresses, id: &mut u32) {
+    let v6 = a.node.is_ipv6();
+    let any_node = if v6 { FrontendKey::NODE_V6 } else { FrontendKey::NODE_V4 };
+    let balancer = Addr::from(a.balancer);
+    let echo = Frontend { flags: Frontend::ANSWERS_ECHO, ..Frontend::default() };
+    t.frontends.insert(FrontendKey::address(balancer), echo);
+    let external = Frontend::EXTERNAL;
+    let node_port = external | Frontend::NODE_PORT;
+    let direct = node_port | Frontend::DIRECT_RETURN;
+    let (any, outside, peer) = (FrontendKey::ANY, FrontendKey::OUTSIDE, FrontendKey::PEER);
+    let local_only = external | Frontend::OUTSIDE_DIFFERS;
+    let rows = [
+        (any_node, NODE_PORT, any, node_port, 0, vec![a.backend]),
+        (any_node, NODE_PORT_FAR, any, node_port, 0, vec![a.remote3]),
+        (any_node, NODE_PORT_DIRECT, any, direct, 0, vec![a.remote3]),
+        (any_node, NODE_PORT_DIRECT, peer, direct, 0, vec![a.backend]),
+        (balancer, 80, any, external, 0, vec![a.backend]),
+        (balancer, 81, any, external | Frontend::SOURCE_RANGES, 0, vec![a.backend]),
+        (balancer, 82, any, local_only, 0, vec![a.remote3]),
+        (balancer, 82, outside, local_only | Frontend::DROP, 0, vec![]),
+        (balancer, 83, any, external, 3600, vec![a.backend, a.remote, a.remote3]),
+    ];
+    for proto in [Proto::TCP, Proto::UDP, Proto::SCTP] {
+        for (addr, port, scope, flags, affinity, backends) in &rows {
+            let frontend = Frontend {
+                service: 1000 + u32::from(*port),
+                slot_base: *id,
+                slot_count: backends.len() as u32,
+                flags: *flags,
+                affinity: *affinity,
+                ..Frontend::default()
+            };
+            t.frontends.insert(FrontendKey { addr: *addr, port: Port::new(*port), proto, scope: *scope }, frontend);
+            for backend in backends {
+                t.slots.insert(*id, *id);
+                t.backends.insert(*id, Backend { addr: (*backend).into(), port: Port::new(8080), proto, _pad: 0 });
+                *id += 1;
+            }
+        }
+    }
+    let host = if v6 { 128 } else { 32 };
+    let range = prefix(a.outside, host);
+    let data = ServiceClient { service: 1081, addr: range.addr };
+    t.source_ranges.insert(SourceRange { len: 32 + range.len, data });
+}
+
+/// A packet's end, as a test run can tell it: where a packet is redirected to stays in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Pass,
+    Drop,
+    Redirect,
+}
+
+impl From<End> for Seen {
+    fn from(end: End) -> Self {
+        match end {
+            End::Pass => Self::Pass,
+            End::Drop(_) => Self::Drop,
+            End::Forward(..) | End::Reject(..) | End::Answer(_) => Self::Redirect,
+        }
+    }
+}
+
+/// The shipping programs in namespaces of this thread, with the tables of a [`HostTables`].
+pub struct Kernel {
+    ebpf: aya::Ebpf,
+    directory: PathBuf,
+}
+
+impl Kernel {
+    /// Loads the object and fills the tables.
+    pub fn load(tables: &HostTables, directory: PathBuf) -> Result<Self> {
+        let pins = PinDir::new(&directory);
+        let path = env::var("PODNET_EBPF_OBJECT")
+            .context("PODNET_EBPF_OBJECT names no object: run `cargo xtask test`, which builds it")?;
+        let object = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+        let mut loaded = loader::load(&object, &pins, 16_384)?;
+        let e = &mut loaded.ebpf;
+        let mut frontends: HashMap<_, Plain<FrontendKey>, Plain<Frontend>> =
+            e.map_mut("FRONTENDS").context("map")?.try_into()?;
+        tables.frontends.iter().try_for_each(|(k, v)| frontends.insert(Plain(*k), Plain(*v), 0))?;
+        let mut slots: Array<_, u32> = e.map_mut("SLOTS").context("map")?.try_into()?;
+        tables.slots.iter().try_for_each(|(k, v)| slots.set(*k, v, 0))?;
+        let mut backends: Array<_, Plain<Backend>> = e.map_mut("BACKENDS").context("map")?.try_into()?;
+        tables.backends.iter().try_for_each(|(k, v)| backends.set(*k, Plain(*v), 0))?;
+        let mut endpoints: HashMap<_, Plain<Addr>, Plain<Endpoint>> =
+            e.map_mut("ENDPOINTS").context("map")?.try_into()?;
+        tables.endpoints.iter().try_for_each(|(k, v)| endpoints.insert(Plain(*k), Plain(*v), 0))?;
+        let mut networks: LpmTrie<_, Plain<Addr>, Plain<Network>> = e.map_mut("NODES").context("map")?.try_into()?;
+        tables.networks.iter().try_for_each(|(k, v)| networks.insert(&Key::new(k.len, Plain(k.addr)), Plain(*v), 0))?;
+        let mut ranges: LpmTrie<_, Plain<ServiceClient>, u32> =
+            e.map_mut("SOURCE_RANGES").context("map")?.try_into()?;
+        tables.source_ranges.iter().try_for_each(|r| ranges.insert(&Key::new(r.len, Plain(r.data)), 1, 0))?;
+        let mut peers: HashMap<_, Plain<Peer>, u32> = e.map_mut("PEERS").context("map")?.try_into()?;
+        tables.peers.iter().try_for_each(|mac| peers.insert(Plain(Peer { mac: *mac, _pad: [0; 2] }), 1, 0))?;
+        let mut ports: Array<_, u32> = e.map_mut("SNAT_PORTS").context("map")?.try_into()?;
+        (0..).zip(&tables.snat_ports).try_for_each(|(i, port)| ports.set(i, u32::from(*port), 0))?;
+        let mut config: Array<_, Plain<Config>> = e.map_mut("CONFIG").context("map")?.try_into()?;
+        config.set(0, Plain(tables.config), 0)?;
+        Ok(Self { ebpf: loaded.ebpf, directory })
+    }
+
+    /// Runs a packet through a hook's first program; `None` if the kernel refuses to make a packet of it.
+    pub fn run(&self, hook: Hook, data: &[u8]) -> Result<Option<(Seen, Vec<u8>)>> {
+        let name = format!("{}_enter", hook.name());
+        let mut out = vec![0; data.len() + 256];
+        let options = TestRunOptions { data_in: Some(data), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = match self.ebpf.program(&name).context("program")? {
+            Program::SchedClassifier(p) => p.test_run(options),
+            Program::Xdp(p) => p.test_run(options),
+            _ => anyhow::bail!("{name} is of no kind that runs packets"),
+        };
+        let Ok(result) = result else { return Ok(None) };
+        out.truncate(result.data_size_out as usize);
+        let end = match (hook, result.return_value) {
+            (Hook::UplinkXdp, 2) | (_, u32::MAX) => Seen::Pass,
+            (Hook::UplinkXdp, 1) | (_, 2) => Seen::Drop,
+            (Hook::UplinkXdp, 3 | 4) | (_, 7) => Seen::Redirect,
+            (_, other) => anyhow::bail!("{name} returned {other}"),
+        };
+        Ok(Some((end, out)))
+    }
+
+    /// The connection table, without times.
+    pub fn conntrack(&self) -> Result<std::collections::BTreeMap<Tuple, CtEntry>> {
+        let map: HashMap<_, Plain<Tuple>, Plain<CtEntry>> = self.ebpf.map("CONNTRACK").context("map")?.try_into()?;
+        map.iter().map(|entry| entry.map(|(k, v)| (k.0, CtEntry { last_seen: 0, ..v.0 })).map_err(Into::into)).collect()
+    }
+
+    fn flows(&mut self) -> Result<HashMap<&mut MapData, Plain<Tuple>, Plain<CtEntry>>> {
+        Ok(self.ebpf.map_mut("CONNTRACK").context("map")?.try_into()?)
+    }
+
+    /// Takes one entry out of the connection table.
+    pub fn remove_flow(&mut self, key: &Tuple) -> Result<()> {
+        Ok(self.flows()?.remove(&Plain(*key))?)
+    }
+
+    /// Makes every entry look as if its last packet were a tick ago.
+    pub fn age_flows(&mut self) -> Result<()> {
+        let mut flows = self.flows()?;
+        let entries: Vec<_> = flows.iter().collect::<Result<_, _>>()?;
+        for (key, Plain(entry)) in entries {
+            let last_seen = entry.last_seen.wrapping_sub(1);
+            flows.insert(key, Plain(CtEntry { last_seen, ..entry }), 0)?;
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<PerCpuArray<&MapData, u64>> {
+        Ok(self.ebpf.map("COUNTERS").context("map")?.try_into()?)
+    }
+
+    /// Drops for a reason.
+    pub fn drops(&self, reason: Reason) -> Result<u64> {
+        Ok(self.counters()?.get(&(COUNTERS_BASE + reason as u32), 0)?.iter().sum())
+    }
+
+    /// A counter.
+    pub fn count(&self, counter: Counter) -> Result<u64> {
+        Ok(self.counters()?.get(&(counter as u32), 0)?.iter().sum())
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // The mount and with it all pins end with this thread's mount namespace; this is for a thread that goes on.
+        let _ = nix::mount::umount(&self.directory);
+    }
+}
+
+/// Runs a test on a thread with network and mount namespaces of its own, with a route to the other node's pods.
+pub fn in_namespaces(test: impl FnOnce(PathBuf, IfIndex) -> Result<()> + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        use nix::{
+            mount::{MsFlags, mount},
+            sched::{CloneFlags, unshare},
+        };
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "packet tests load eBPF programs and so need root: run `cargo xtask test`"
+        );
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        let directory = tempfile::tempdir()?;
+        mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)?;
+        for path in ["net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding"] {
+            // These files are those of the opening thread's network namespace.
+            fs::write(format!("/proc/sys/{path}"), "1")?;
+        }
+        let script = "ip link set lo up; ip link add up0 type veth peer name up1; ip link set up1 up; ip link set up0 up; \
+             ip addr add 172.30.0.1/24 dev up0; ip addr add fd00:30::1/64 dev up0 nodad; \
+             ip link set up0 address 02:00:00:00:00:10; \
+             ip route add 10.244.2.0/24 via 172.30.0.2; ip route add fd00:244:2::/64 via fd00:30::2; \
+             ip route add 10.244.3.0/24 via 172.30.0.3; ip route add fd00:244:3::/64 via fd00:30::3; \
+             ip route add default via 172.30.0.100; ip route add default via fd00:30::100; \
+             for a in 172.30.0.3 fd00:30::3; do ip neigh add $a lladdr 02:00:00:00:03:03 dev up0 nud permanent; done; \
+             for a in 172.30.0.100 fd00:30::100; do \
+             ip neigh add $a lladdr 02:00:00:00:00:ee dev up0 nud permanent; done";
+        ensure!(Command::new("sh").args(["-ec", script]).status()?.success(), "cannot set up the namespace");
+        let uplink = IfIndex(nix::net::if_::if_nametoindex("up0")?);
+        test(directory.path().to_owned(), uplink)
+    });
+    match thread.join() {
+        Ok(result) => result.unwrap(),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Host and kernel side by side.
+pub struct Both {
+    pub host: HostTables,
+    pub kernel: Kernel,
+}
+
+impl Both {
+    pub fn new(directory: PathBuf, uplink: IfIndex, change: impl FnOnce(&mut HostTables)) -> Result<Self> {
+        let mut host = host_tables(uplink);
+        change(&mut host);
+        let kernel = Kernel::load(&host, directory)?;
+        Ok(Self { host, kernel })
+    }
+
+    /// Runs a packet through both, demands the same end, the same bytes and the same counts, and returns them.
+    pub fn run(&self, hook: Hook, data: &[u8]) -> Result<(End, Vec<u8>)> {
+        self.host.now.set(podnet::datapath::now());
+        let before: Vec<u64> = Reason::ALL.iter().map(|r| self.kernel.drops(*r)).collect::<Result<_>>()?;
+        let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
+        let end = simulator::run(hook, &mut packet, &self.host);
+        let Some((seen, bytes)) = self.kernel.run(hook, data)? else { return Ok((end, packet.data)) };
+        ensure!(
+            seen == end.into() && (bytes == packet.data || seen == Seen::Drop),
+            "{hook:?}: host {end:?}, kernel {seen:?}\n  in     {data:02x?}\n  host   {:02x?}\n  kernel {bytes:02x?}",
+            packet.data
+        );
+        for (counted, reason) in before.iter().zip(Reason::ALL) {
+            let expected = counted + u64::from(end.reason() == Some(*reason));
+            let now = self.kernel.drops(*reason)?;
+            ensure!(now == expected, "{hook:?}: host {end:?}, kernel {reason:?}: {counted} drops became {now}");
+        }
+        Ok((end, packet.data))
+    }
+}

@@ -1,0 +1,9 @@
+//! Packets through the pipeline, on the host and in the kernel with the shipping object, with equal results.
+
+mod cases;
+mod cluster;
+mod differential;
+mod entry;
+mod errors;
+mod external;
+mod frame;

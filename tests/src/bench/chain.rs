@@ -1,0 +1,251 @@
+//! Packets and table entries for repeated test runs.
+//!
+//! `BPF_PROG_TEST_RUN` with `repeat` gives the program the packet that its last run has left. So the entries form a
+//! chain: what the entry of step `i` rewrites a packet to is the key of step `i + 1`, and after the last comes the
+//! first. The packet that comes out of so many repetitions tells whether every one of them did its work. TTL, which
+//! the pipeline takes one off, is the limit of a call.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result, ensure};
+use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+use podnet_common::{
+    addr::{Addr, IfIndex, Mac, Port, Proto},
+    layout::{Backend, CtEntry, Frontend, FrontendKey, Out, Tuple, macs},
+};
+
+use crate::traffic::Family;
+
+/// Repetitions of one call.
+pub const REPEAT: u32 = 250;
+/// The TTL that packets begin with.
+const TTL: u8 = 255;
+/// Bytes of payload: a small packet, as most are.
+const PAYLOAD: [u8; 16] = [0; 16];
+
+/// The MAC of everything in a test run, so that a packet which was sent on passes for one that comes in.
+pub const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+/// Ports of a chain's steps. Their number is odd, so that a port comes back with the other address.
+const FIRST_PORT: u16 = 1024;
+const PORTS: u32 = 60_001;
+/// How far the second port of an end that alternates is from the first.
+const SECOND_PORT: u16 = 5000;
+
+/// Which end of the packet the steps change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rewrite {
+    /// Destination: a client's packets to services.
+    Destination,
+    /// Source: a backend's replies.
+    Source,
+    /// Both: an outside client's packets that leave by the uplink again, with the node as their source.
+    Both,
+}
+
+/// A chain.
+#[derive(Clone, Copy, Debug)]
+pub struct Chain {
+    /// Address family.
+    pub family: Family,
+    /// What is rewritten.
+    pub rewrite: Rewrite,
+    /// How many steps there are: an even number, at most two for each port.
+    pub steps: u32,
+    /// Where packets come in.
+    pub in_ifindex: IfIndex,
+    /// Where they would go out.
+    pub out_ifindex: IfIndex,
+    /// Port of the pod at the end that stays as it is: chains with different ones have no key in common. Where that end
+    /// changes too, this is the port of its first step.
+    pub pod_port: u16,
+}
+
+impl Chain {
+    /// The pod at the end that stays as it is.
+    pub fn pod(&self) -> IpAddr {
+        match self.family {
+            Family::V4 => Ipv4Addr::new(10, 244, 1, 9).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 9).into(),
+        }
+    }
+
+    /// The end that stays as it is, or alternates too.
+    fn near(&self, step: u32) -> (IpAddr, u16) {
+        if self.rewrite != Rewrite::Both || step.is_multiple_of(2) {
+            return (self.pod(), self.pod_port);
+        }
+        let second = match self.family {
+            Family::V4 => Ipv4Addr::new(10, 244, 1, 10).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 10).into(),
+        };
+        (second, self.pod_port + SECOND_PORT)
+    }
+
+    /// The two addresses between which steps alternate.
+    pub fn others(&self) -> [IpAddr; 2] {
+        [2, 3].map(|host| match self.family {
+            Family::V4 => Ipv4Addr::new(10, 244, 1, host).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, u16::from(host)).into(),
+        })
+    }
+
+    /// Address and port of a step. Neighbouring steps differ in both.
+    fn step(&self, step: u32) -> (IpAddr, u16) {
+        let step = step % self.steps;
+        (self.others()[(step % 2) as usize], FIRST_PORT + (step % PORTS) as u16)
+    }
+
+    /// The tuple of a packet at a step.
+    pub fn tuple(&self, step: u32) -> Tuple {
+        let ((near, near_port), (other, port)) = (self.near(step), self.step(step));
+        let tuple = Tuple {
+            src: near.into(),
+            dst: other.into(),
+            sport: Port::new(near_port),
+            dport: Port::new(port),
+            proto: Proto::TCP,
+            ..Tuple::default()
+        };
+        match self.rewrite {
+            Rewrite::Destination | Rewrite::Both => tuple,
+            Rewrite::Source => tuple.reversed(),
+        }
+    }
+
+    /// The established flow of a step: entries of the direction that is measured and of the other.
+    pub fn entries(&self, step: u32, now: u32) -> [(Tuple, CtEntry); 2] {
+        let (key, next) = (self.tuple(step), self.tuple(step + 1));
+        let (flags, out) = match self.rewrite {
+            Rewrite::Destination => (CtEntry::REWRITE_DST, Out::Pod),
+            Rewrite::Source => (CtEntry::REWRITE_SRC | CtEntry::REPLY, Out::Pod),
+            Rewrite::Both => (CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST, Out::Link),
+        };
+        let entry = CtEntry {
+            last_seen: now,
+            in_ifindex: self.in_ifindex,
+            out_ifindex: self.out_ifindex,
+            out_mtu: 1500,
+            flags: flags | CtEntry::REPLIED,
+            out: out as u8,
+            sport: next.sport,
+            dport: next.dport,
+            macs: macs(MAC, MAC),
+            service: 0,
+            src: next.src,
+            dst: next.dst,
+        };
+        let rewrites = match self.rewrite {
+            Rewrite::Destination | Rewrite::Source => CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST,
+            Rewrite::Both => 0,
+        };
+        let back = CtEntry {
+            flags: entry.flags ^ (CtEntry::REPLY | rewrites),
+            src: key.dst,
+            dst: key.src,
+            sport: key.dport,
+            dport: key.sport,
+            ..entry
+        };
+        [(key, entry), (entry.reply_key(Proto::TCP), back)]
+    }
+
+    /// The keys of the flow that a step's first packet begins.
+    pub fn keys(&self, step: u32) -> [Tuple; 2] {
+        [self.tuple(step), self.tuple(step + 1).reversed()]
+    }
+
+    /// The service of a step, whose one backend is the next step, so that every repetition begins another flow. `base`
+    /// is the first of the chain's slots, each of which has the backend of the same number.
+    pub fn service(&self, step: u32, base: u32) -> (FrontendKey, Frontend, Backend) {
+        let (addr, port) = self.step(step);
+        let (next, next_port) = self.step(step + 1);
+        let key = FrontendKey { addr: addr.into(), port: Port::new(port), proto: Proto::TCP, scope: FrontendKey::ANY };
+        let frontend =
+            Frontend { service: base + step + 1, slot_base: base + step, slot_count: 1, ..Frontend::default() };
+        (key, frontend, Backend { addr: Addr::from(next), port: Port::new(next_port), proto: Proto::TCP, _pad: 0 })
+    }
+
+    /// A packet at a step: an acknowledgement with some data, or a connection's first.
+    pub fn packet(&self, step: u32, opens: bool) -> Result<Vec<u8>> {
+        let tuple = self.tuple(step);
+        let (sport, dport) = (tuple.sport.get(), tuple.dport.get());
+        let builder = PacketBuilder::ethernet2(MAC.0, MAC.0);
+        let builder = match (IpAddr::from(tuple.src), IpAddr::from(tuple.dst)) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => builder.ipv4(src.octets(), dst.octets(), TTL),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => builder.ipv6(src.octets(), dst.octets(), TTL),
+            _ => unreachable!("both are of the chain's family"),
+        };
+        let builder = builder.tcp(sport, dport, 1, 64_000);
+        let builder = if opens { builder.syn() } else { builder.ack(1) };
+        let payload = if opens { &[][..] } else { &PAYLOAD[..] };
+        let mut packet = Vec::with_capacity(builder.size(payload.len()));
+        builder.write(&mut packet, payload)?;
+        Ok(packet)
+    }
+
+    /// Checks that a packet is the one of a step, as only as many rewrites as there were steps can have made it.
+    pub fn check(&self, packet: &[u8], step: u32) -> Result<()> {
+        let parsed = SlicedPacket::from_ethernet(packet)?;
+        let (src, dst): (IpAddr, IpAddr) = match parsed.net.context("no IP header is left")? {
+            etherparse::NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+            etherparse::NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+            etherparse::NetSlice::Arp(_) => anyhow::bail!("an ARP packet came out"),
+        };
+        let Some(TransportSlice::Tcp(tcp)) = parsed.transport else { anyhow::bail!("no TCP header is left") };
+        let found = Tuple {
+            src: src.into(),
+            dst: dst.into(),
+            sport: Port::new(tcp.source_port()),
+            dport: Port::new(tcp.destination_port()),
+            proto: Proto::TCP,
+            ..Tuple::default()
+        };
+        ensure!(found == self.tuple(step), "the packet isn't at step {step}: {found:?}");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn chain(family: Family, rewrite: Rewrite, steps: u32) -> Chain {
+        Chain { family, rewrite, steps, in_ifindex: IfIndex(7), out_ifindex: IfIndex(8), pod_port: 40_000 }
+    }
+
+    #[test]
+    fn every_entry_leads_to_the_next_key() {
+        for rewrite in [Rewrite::Destination, Rewrite::Source, Rewrite::Both] {
+            let chain = chain(Family::V6, rewrite, 10);
+            for step in 0..10 {
+                let [(_, entry), _] = chain.entries(step, 1);
+                let [(next, _), _] = chain.entries(step + 1, 1);
+                assert_eq!(
+                    (entry.src, entry.dst, entry.sport, entry.dport),
+                    (next.src, next.dst, next.sport, next.dport)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn keys_of_both_directions_are_unique() {
+        for rewrite in [Rewrite::Destination, Rewrite::Both] {
+            let chain = chain(Family::V4, rewrite, 100_000);
+            let keys: BTreeSet<_> = (0..100_000).flat_map(|step| chain.entries(step, 1)).map(|(key, _)| key).collect();
+            assert_eq!(keys.len(), 200_000);
+        }
+    }
+
+    #[test]
+    fn a_packet_is_known_by_its_step() {
+        for family in Family::ALL {
+            let chain = chain(family, Rewrite::Source, 4);
+            let packet = chain.packet(3, true).unwrap();
+            chain.check(&packet, 7).unwrap();
+            assert!(chain.check(&packet, 2).is_err());
+        }
+    }
+}

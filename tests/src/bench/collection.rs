@@ -1,0 +1,147 @@
+//! Collection of a large connection table, in processor time: one sweep as the daemon makes it, on a thread of its own.
+//!
+//! | row | of 1,000,000 entries |
+//! |---|---|
+//! | `conntrack/sweep_1000000_s/none_over` | all stay |
+//! | `conntrack/sweep_1000000_s/all_over` | all go |
+//!
+//! Half of the flows are UDP's, to 10,000 services with 10 endpoints each: what a sweep notes of these is part of it.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use anyhow::{Result, ensure};
+use podnet::datapath;
+use podnet_common::{
+    addr::{Addr, IfIndex, Port, Proto},
+    layout::{CtEntry, Out, Tuple},
+    time,
+};
+
+use super::{
+    Options,
+    nanoseconds::MOST_ENTRIES,
+    report::{Results, Series},
+    rig::{Rig, cpu_time, secluded, shuffle},
+    rounds, worker,
+};
+
+const NONE_OVER: &str = "conntrack/sweep_1000000_s/none_over";
+const ALL_OVER: &str = "conntrack/sweep_1000000_s/all_over";
+
+const ENTRIES: u32 = 1_000_000;
+const SERVICES: u32 = 10_000;
+const ENDPOINTS: u32 = 10;
+const CLIENTS: u32 = 200;
+/// Longer than any flow here is kept.
+const LONG: u64 = 200;
+
+/// Measures both rows, if one is asked for: they come from the same runs.
+pub fn run(options: &Options, results: &mut Results) -> Result<()> {
+    if ![NONE_OVER, ALL_OVER].into_iter().any(|row| options.wants(row)) {
+        return Ok(());
+    }
+    let count = if options.quick { 2 } else { 9 };
+    let (mut kept, mut removed) = (Vec::new(), Vec::new());
+    secluded(|bpffs| {
+        worker::settle()?;
+        let rig = Rig::new(&bpffs.join("rig"), MOST_ENTRIES)?;
+        let bar = rounds::progress("conntrack", 2 * count);
+        for _ in 0..count {
+            let now = datapath::now();
+            rig.insert_flows(&entries(now))?;
+            kept.push(sweep(&rig, ENTRIES, 0)?);
+            bar.inc(1);
+            rig.insert_flows(&entries(now.wrapping_sub(time::ticks_of_seconds(LONG))))?;
+            removed.push(sweep(&rig, 0, ENTRIES)?);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(())
+    })?;
+    for (name, values) in [(NONE_OVER, kept), (ALL_OVER, removed)] {
+        results.push(Series { name: name.into(), unit: "s", values, baselines: Vec::new() });
+    }
+    Ok(())
+}
+
+/// Seconds of processor time that a sweep takes, after which so many entries must be there and so many gone.
+fn sweep(rig: &Rig, entries: u32, removed: u32) -> Result<f64> {
+    let sweep = rig.sweep((0..CLIENTS).map(host_end).collect::<BTreeSet<_>>())?;
+    let start = cpu_time()?;
+    let swept = sweep.run()?;
+    let took = cpu_time()? - start;
+    ensure!(
+        (swept.entries, swept.removed) == (entries, removed),
+        "a sweep kept {} entries and removed {}, not {entries} and {removed}",
+        swept.entries,
+        swept.removed
+    );
+    Ok(took.as_secs_f64())
+}
+
+fn host_end(client: u32) -> IfIndex {
+    IfIndex(100 + client)
+}
+
+/// Both halves of many flows that were last seen at one time, in no order.
+fn entries(last_seen: u32) -> Vec<(Tuple, CtEntry)> {
+    let mut entries: Vec<_> = (0..ENTRIES / 2).flat_map(|number| flow(number, last_seen)).collect();
+    shuffle(&mut entries);
+    entries
+}
+
+fn v4(octets: [u8; 4]) -> Addr {
+    Addr::from(IpAddr::from(octets))
+}
+
+/// A flow from a pod to a service: TCP connections that are over but for their last ten seconds, and UDP with answers.
+fn flow(number: u32, last_seen: u32) -> [(Tuple, CtEntry); 2] {
+    let client = number % CLIENTS;
+    let [high, low] = ((number % SERVICES) as u16).to_be_bytes();
+    let endpoint = (number / SERVICES % ENDPOINTS) as u8;
+    let proto = if number.is_multiple_of(2) { Proto::TCP } else { Proto::UDP };
+    let fins = if proto == Proto::TCP { CtEntry::FIN_CLIENT | CtEntry::FIN_BACKEND } else { 0 };
+    let key = Tuple {
+        src: v4([10, 244, 1, client as u8]),
+        dst: v4([10, 96, high, low]),
+        sport: Port::new((1024 + number / CLIENTS) as u16),
+        dport: Port::new(80),
+        proto,
+        ..Tuple::default()
+    };
+    let entry = CtEntry {
+        last_seen,
+        flags: CtEntry::REPLIED | CtEntry::REWRITE_DST | fins,
+        out: Out::Link as u8,
+        service: 1 + number % SERVICES,
+        src: key.src,
+        dst: v4([20 + endpoint, 100, high, low]),
+        sport: key.sport,
+        dport: Port::new(8080),
+        ..CtEntry::default()
+    };
+    let back = CtEntry {
+        flags: CtEntry::REPLY | CtEntry::REPLIED | CtEntry::REWRITE_SRC | fins,
+        out: Out::Pod as u8,
+        out_ifindex: host_end(client),
+        src: key.dst,
+        dst: key.src,
+        sport: key.dport,
+        dport: key.sport,
+        ..entry
+    };
+    [(key, entry), (entry.reply_key(proto), back)]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn all_keys_differ() {
+        let keys: HashSet<Tuple> = entries(1).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys.len(), ENTRIES as usize);
+    }
+}

@@ -1,0 +1,99 @@
+//! The benchmarks: podnet's figures, each relative to something measured in the same run.
+//!
+//! The machines are noisy, so nothing is reported as an absolute figure alone. A suite is a list of variants that are
+//! measured in turn, in short slices, round after round; the order is reversed every other round, so that drift and
+//! after-effects hit both sides of a pair alike. See [`stats`] for what is made of the samples, [`goals`] for the
+//! figures to reach.
+//!
+//! | suite | rows |
+//! |---|---|
+//! | [`nanoseconds`] | `ns_per_packet`: the programs alone |
+//! | [`paths`] | `tcp_stream`, `tcp_rr`, `tcp_crr`, `udp_flows` through every topology |
+//! | [`outside`] | the same with a client outside of the cluster |
+//! | [`cni`] | `cni_add`, `cni_del` and their relatives |
+//! | [`collection`] | `conntrack`: looking through a large connection table |
+//! | [`objects`] | `control`: parsed objects to tables |
+//! | [`control`] | `control`: files to tables, by the daemon |
+//!
+//! Deliberately absent: absolute records, tuning of the machine (frequency, isolation of processors), and tools that
+//! users don't have.
+
+pub mod chain;
+pub mod cni;
+pub mod collection;
+pub mod control;
+pub mod flows;
+pub mod goals;
+pub mod kube_proxy;
+pub mod nanoseconds;
+pub mod objects;
+pub mod outside;
+pub mod paths;
+pub mod plot;
+pub mod report;
+pub mod rig;
+pub mod rounds;
+pub mod services;
+pub mod stats;
+pub mod tables;
+pub mod topology;
+pub mod traffic;
+pub mod worker;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use report::Results;
+use topology::Topologies;
+
+/// What to measure and where to leave it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Fewer rounds: a look at the figures, without verdicts.
+    pub quick: bool,
+    /// Also write the JSON here.
+    pub json: Option<PathBuf>,
+    /// Only rows whose name contains this, and what they are compared with.
+    pub filter: Option<String>,
+    /// Directory for the report, the JSON and the plots.
+    pub out: PathBuf,
+}
+
+/// Runs the suites, writes the report and prints it. What an interrupted run has built is removed by the lab's
+/// handlers and with its processes.
+pub fn run(options: &Options) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("benchmarks make network namespaces, which takes root: use `cargo xtask bench`, which asks sudo");
+    }
+    let mut results = Results::default();
+    if options.quick {
+        results.note("A quick run: fewer rounds than a verdict takes.");
+    }
+    nanoseconds::run(options, &mut results)?;
+    {
+        let topologies = Topologies::default();
+        paths::run(options, &topologies, &mut results)?;
+        outside::run(options, &topologies, &mut results)?;
+    }
+    cni::run(options, &mut results)?;
+    collection::run(options, &mut results)?;
+    objects::run(options, &mut results)?;
+    control::run(options, &mut results)?;
+    if results.is_empty() {
+        bail!("no row's name contains {:?}: see the table in docs/benchmarks", options.filter.as_deref().unwrap_or(""));
+    }
+    let verdicts = goals::judge(&results);
+    let machine = report::machine();
+    results.write(&options.out, options.json.as_deref(), &verdicts, &machine)?;
+    println!("{}", results.markdown(&verdicts, &machine, &[]));
+    println!("Report, plots and results.json are in {}", options.out.display());
+    Ok(())
+}
+
+impl Options {
+    /// Whether a row is asked for.
+    pub fn wants(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
+    }
+}

@@ -1,0 +1,115 @@
+//! The control plane in this process: from parsed objects to the kernel's tables, with nothing else of the daemon.
+//!
+//! Objects are read and validated before the clock runs. A load then goes from all of them to the last entry in the tables
+//! of a new datapath; a change from one EndpointSlice of which one endpoint differs to the tables. The load is timed by the
+//! clock on the wall, the change in processor time.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    time::Instant,
+};
+
+use anyhow::{Result, ensure};
+use podnet::{config::Config, control::Control, datapath::Datapath, source::manifest::ManifestSource};
+use podnet_cni::datapath::PinDir;
+use podnet_common::layout::capacity;
+
+use super::{
+    Options,
+    control::{ENDPOINTS, SERVICES, endpoints, service_manifest, slice_manifest},
+    report::{Results, Series},
+    rig::{cpu_time, secluded},
+    rounds,
+};
+
+const LOAD: &str = "control/tables_10000_services_s";
+const CHANGE: &str = "control/endpoint_change_cpu_ms";
+
+/// Measures both rows, if one is asked for: they come from the same runs.
+pub fn run(options: &Options, results: &mut Results) -> Result<()> {
+    if ![LOAD, CHANGE].into_iter().any(|row| options.wants(row)) {
+        return Ok(());
+    }
+    let (loads, changes) = if options.quick { (2, 20) } else { (7, 60) };
+    let (mut load, mut change) = (Vec::new(), Vec::new());
+    secluded(|bpffs| {
+        let bar = rounds::progress("control/tables", loads);
+        for i in 0..loads {
+            let mut site = Site::new(&bpffs.join(format!("load-{i}")))?;
+            load.push(site.load()?);
+            bar.inc(1);
+            if i + 1 == loads {
+                // Spread over the services; the first is a rehearsal.
+                let took = (0..=changes).map(|n| site.change(n * 997 % SERVICES)).collect::<Result<Vec<_>>>()?;
+                change.extend(took.into_iter().skip(1));
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    })?;
+    for (name, unit, values) in [(LOAD, "s", load), (CHANGE, "ms", change)] {
+        results.push(Series { name: name.into(), unit, values, baselines: Vec::new() });
+    }
+    Ok(())
+}
+
+/// A node without a network: all its objects, and empty tables.
+struct Site {
+    directory: tempfile::TempDir,
+    source: ManifestSource,
+    control: Control,
+    datapath: Datapath,
+}
+
+impl Site {
+    /// `bpffs` is a new directory in a BPF file system.
+    fn new(bpffs: &Path) -> Result<Self> {
+        fs::create_dir(bpffs)?;
+        let directory = tempfile::tempdir()?;
+        let root = directory.path().display();
+        let config = Config::parse(&format!("{{node: node1, manifests: {root}, runDir: {root}/.run}}"))
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        for service in 0..SERVICES {
+            let text = service_manifest(service) + "---\n" + &slice_manifest(service, endpoints(service, 0));
+            write(directory.path(), service, &text)?;
+        }
+        let datapath = Datapath::start(PinDir::new(bpffs), capacity::CONNTRACK as u32)?;
+        let control = Control::adopt(&config, &datapath)?;
+        Ok(Self { source: ManifestSource::open(&config.manifests)?, control, datapath, directory })
+    }
+
+    /// Seconds for all objects.
+    fn load(&mut self) -> Result<f64> {
+        let objects = self.source.poll(Instant::now());
+        ensure!(objects.changes.len() == 2 * SERVICES, "{} objects were read", objects.changes.len());
+        let start = Instant::now();
+        self.control.apply(objects);
+        let outcome = self.control.reconcile(&mut self.datapath, start);
+        let took = start.elapsed();
+        ensure!(outcome.pending == 0 && outcome.changed >= SERVICES, "not all is in the tables: {outcome:?}");
+        Ok(took.as_secs_f64())
+    }
+
+    /// Milliseconds for one endpoint of a service, in processor time.
+    fn change(&mut self, service: usize) -> Result<f64> {
+        let [high, low] = (service as u16).to_be_bytes();
+        let other: IpAddr = Ipv4Addr::new(30, 0, high, low).into();
+        let changed = endpoints(service, 0).take(usize::from(ENDPOINTS) - 1).chain([other]);
+        let text = service_manifest(service) + "---\n" + &slice_manifest(service, changed);
+        write(self.directory.path(), service, &text)?;
+        let objects = self.source.poll(Instant::now());
+        ensure!(objects.changes.len() == 1, "{} objects have changed", objects.changes.len());
+        let start = cpu_time()?;
+        self.control.apply(objects);
+        let outcome = self.control.reconcile(&mut self.datapath, Instant::now());
+        let took = cpu_time()? - start;
+        ensure!(outcome.pending == 0 && outcome.changed == 1, "a change is not in the tables: {outcome:?}");
+        Ok(took.as_secs_f64() * 1e3)
+    }
+}
+
+fn write(directory: &Path, service: usize, text: &str) -> Result<()> {
+    Ok(fs::write(directory.join(format!("service-{service:05}.yaml")), text)?)
+}

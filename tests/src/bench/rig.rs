@@ -1,0 +1,285 @@
+//! podnet's programs and tables without a cluster: loaded as the daemon loads them, and run by the kernel's test runs,
+//! in namespaces and a BPF file system of one thread.
+
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    fs,
+    io::{self, Write as _},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use aya::{
+    Ebpf, TestRun, TestRunOptions,
+    maps::{Array, HashMap, Map, MapData},
+    programs::{ProgramError, SchedClassifier, TestRunResult, Xdp, XdpMode},
+};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    time::{ClockId, clock_gettime},
+};
+use podnet::datapath::{self, batch, conntrack::Sweep, loader};
+use podnet_cni::datapath::{Endpoints, PinDir, Plain};
+use podnet_common::{
+    addr::IfIndex,
+    layout::{Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Tuple},
+};
+
+use super::chain::{Chain, MAC, REPEAT, Rewrite};
+use crate::traffic::Family;
+
+/// Packets of a sample of first packets: so few that their flows leave the table mostly empty.
+const FIRST_PACKETS: u32 = 80 * REPEAT;
+/// How often a sample is tried.
+const TRIES: u32 = 10;
+/// `TC_ACT_REDIRECT` of linux/pkt_cls.h.
+const TC_ACT_REDIRECT: u32 = 7;
+/// `XDP_TX` of linux/bpf.h.
+pub const XDP_TX: u32 = 3;
+/// Where `struct __sk_buff` has `ifindex`, and its size (linux/bpf.h).
+const SK_BUFF_IFINDEX: usize = 40;
+const SK_BUFF: usize = 192;
+/// Entries written to a table at once.
+const CHUNK: usize = 8192;
+
+/// Does something on a thread with a network namespace of its own, and a BPF file system that nobody else sees: the
+/// directory that it is given.
+pub fn secluded<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
+    // Removed by this thread, for which nothing is mounted there.
+    let directory = tempfile::tempdir()?;
+    let bpffs = directory.path();
+    thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            seclude(bpffs)?;
+            work(bpffs)
+        });
+        working.join().map_err(|_| anyhow!("measuring panicked"))?
+    })
+}
+
+fn seclude(bpffs: &Path) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("can't make namespaces: run as root")?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("can't make / private")?;
+    mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), none).context("can't mount a BPF file system")?;
+    // Three interfaces for packets to come from and to go to.
+    let links = "link add pod type veth peer name other\nlink add uplink type veth peer name fabric\n";
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("can't run ip")?;
+    ip.stdin.take().context("no pipe")?.write_all(links.as_bytes())?;
+    ensure!(ip.wait()?.success(), "ip can't make veth pairs");
+    Ok(())
+}
+
+/// podnet's programs and tables.
+pub struct Rig {
+    ebpf: Ebpf,
+    pins: PinDir,
+    conntrack: MapData,
+    /// The host end of a pod.
+    pub pod: IfIndex,
+    /// That of another.
+    pub other: IfIndex,
+    /// What leads out of the node.
+    pub uplink: IfIndex,
+    /// Where packets of test runs at XDP come in.
+    pub loopback: IfIndex,
+}
+
+impl Rig {
+    /// Loads them; the connection table has so many entries. `bpffs` is a new directory in a BPF file system.
+    pub fn new(bpffs: &Path, conntrack_max: u32) -> Result<Self> {
+        fs::create_dir(bpffs)?;
+        let pins = PinDir::new(bpffs);
+        let ebpf = loader::load(loader::built_in()?, &pins, conntrack_max)?.ebpf;
+        let mut config: Array<MapData, Plain<Config>> =
+            Map::Array(MapData::from_pin(pins.map("config"))?).try_into()?;
+        config.set(0, Plain(Config { flags: Config::EXTERNAL_CLUSTER_IP, ..Config::default() }), 0)?;
+        let conntrack = MapData::from_pin(pins.map("conntrack"))?;
+        let index = |name: &str| nix::net::if_::if_nametoindex(name).map(IfIndex).with_context(|| format!("no {name}"));
+        let [pod, other, uplink, loopback] = ["pod", "other", "uplink", "lo"].map(index);
+        Ok(Self { ebpf, pins, conntrack, pod: pod?, other: other?, uplink: uplink?, loopback: loopback? })
+    }
+
+    /// Makes test runs of XDP comparable; see [`keep_warm`].
+    pub fn keep_xdp_warm(&mut self) -> Result<()> {
+        keep_warm(&mut self.ebpf, Hook::UplinkXdp.name(), "uplink")
+    }
+
+    /// Makes the ends of a chain pods of this node, if they are.
+    fn add_endpoints(&self, chain: &Chain) -> Result<()> {
+        if chain.rewrite == Rewrite::Both {
+            return Ok(());
+        }
+        let mut endpoints = Endpoints::open(&self.pins)?;
+        let [a, b] = chain.others();
+        for (ip, ifindex) in [(chain.pod(), self.pod), (a, self.other), (b, self.other)] {
+            endpoints.insert(ip, &Endpoint { ifindex, mtu: 1500, mac: MAC, host_mac: MAC, ..Endpoint::default() })?;
+        }
+        Ok(())
+    }
+
+    /// Fills the connection table with the flows of chains, mixed, so that neighbours in a chain aren't neighbours in
+    /// memory.
+    pub fn establish(&self, chains: &[Chain]) -> Result<()> {
+        chains.iter().try_for_each(|chain| self.add_endpoints(chain))?;
+        let now = datapath::now();
+        let mut entries: Vec<_> =
+            chains.iter().flat_map(|chain| (0..chain.steps).flat_map(move |step| chain.entries(step, now))).collect();
+        shuffle(&mut entries);
+        self.insert_flows(&entries)
+    }
+
+    /// Writes entries of the connection table.
+    pub fn insert_flows(&self, entries: &[(Tuple, CtEntry)]) -> Result<()> {
+        for chunk in entries.chunks(CHUNK) {
+            let (keys, values): (Vec<Tuple>, Vec<CtEntry>) = chunk.iter().copied().unzip();
+            batch::update(self.conntrack_fd(), &keys, &values).context("can't fill the connection table")?;
+        }
+        Ok(())
+    }
+
+    fn conntrack_fd(&self) -> BorrowedFd<'_> {
+        self.conntrack.fd().as_fd()
+    }
+
+    /// A sweep of the connection table, as the daemon makes it. `pods`: host ends of those that are there.
+    pub fn sweep(&self, pods: BTreeSet<IfIndex>) -> Result<Sweep> {
+        let table: OwnedFd = self.conntrack_fd().try_clone_to_owned()?;
+        let capacity = self.conntrack.info()?.max_entries();
+        let pods = Box::new(move || io::Result::Ok(pods.clone()));
+        Ok(Sweep { table, capacity, now: Some(datapath::now()), stale: Default::default(), pods })
+    }
+
+    /// Writes the services of a chain. Those of one family follow those of the other.
+    pub fn serve(&self, chain: &Chain) -> Result<()> {
+        self.add_endpoints(chain)?;
+        let pinned = |name: &str| MapData::from_pin(self.pins.map(name));
+        let mut frontends: HashMap<MapData, Plain<FrontendKey>, Plain<Frontend>> =
+            Map::HashMap(pinned("frontends")?).try_into()?;
+        let mut slots: Array<MapData, u32> = Map::Array(pinned("slots")?).try_into()?;
+        let mut backends: Array<MapData, Plain<Backend>> = Map::Array(pinned("backends")?).try_into()?;
+        let base = if chain.family == Family::V4 { 0 } else { chain.steps };
+        for step in 0..chain.steps {
+            let (key, frontend, backend) = chain.service(step, base);
+            backends.set(base + step, Plain(backend), 0)?;
+            slots.set(base + step, base + step, 0)?;
+            frontends.insert(Plain(key), Plain(frontend), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds a packet of established flows. All flows have just been seen, as in steady traffic, where one
+    /// packet of a flow in each tick goes another way; should the tick end meanwhile, the sample is taken again.
+    pub fn sample_established(&self, hook: Hook, chain: &Chain, position: &Cell<u32>, packets: u32) -> Result<f64> {
+        for _ in 0..TRIES {
+            let tick = datapath::now();
+            if chain.rewrite == Rewrite::Both {
+                self.stamp(chain, tick)?;
+            } else {
+                self.go_along(hook, chain, position, chain.steps)?;
+            }
+            let ns = self.go_along(hook, chain, position, packets)?;
+            if datapath::now() == tick {
+                return Ok(ns);
+            }
+        }
+        bail!("a pass over {} flows takes longer than a tick of the datapath's clock", chain.steps)
+    }
+
+    /// Has a chain's flows seen now. Packets can't do it where other nodes and routes to them would be needed.
+    fn stamp(&self, chain: &Chain, now: u32) -> Result<()> {
+        let mut clock: Array<MapData, u32> = Map::Array(MapData::from_pin(self.pins.map("clock"))?).try_into()?;
+        clock.set(0, now, 0)?;
+        let entries: Vec<_> = (0..chain.steps).flat_map(|step| chain.entries(step, now)).collect();
+        self.insert_flows(&entries)
+    }
+
+    /// Goes so many steps along a chain of established flows, or a few more.
+    fn go_along(&self, hook: Hook, chain: &Chain, position: &Cell<u32>, steps: u32) -> Result<f64> {
+        let calls = steps.div_ceil(REPEAT);
+        let mut total = 0.0;
+        for _ in 0..calls {
+            total += self.call(hook, chain, position.get(), false)?;
+            position.set((position.get() + REPEAT) % chain.steps);
+        }
+        Ok(total / f64::from(calls))
+    }
+
+    /// Nanoseconds a packet that begins a flow. The flows are removed again.
+    pub fn sample_first(&self, hook: Hook, chain: Chain) -> Result<f64> {
+        let chains: Vec<Chain> =
+            (0..FIRST_PACKETS / REPEAT).map(|i| Chain { pod_port: chain.pod_port + i as u16, ..chain }).collect();
+        let times = chains.iter().map(|chain| self.call(hook, chain, 0, true)).collect::<Result<Vec<_>>>()?;
+        let keys: Vec<Tuple> =
+            chains.iter().flat_map(|chain| (0..chain.steps).flat_map(move |step| chain.keys(step))).collect();
+        let removed = batch::delete(self.conntrack_fd(), &keys)?;
+        ensure!(removed == keys.len(), "{removed} entries of {} were there: not every packet began a flow", keys.len());
+        Ok(times.iter().sum::<f64>() / times.len() as f64)
+    }
+
+    /// One test run along a chain: nanoseconds a packet.
+    fn call(&self, hook: Hook, chain: &Chain, step: u32, opens: bool) -> Result<f64> {
+        let program = self.ebpf.program(hook.name()).with_context(|| format!("no program {}", hook.name()))?;
+        let time = if hook == Hook::UplinkXdp {
+            let program: &Xdp = program.try_into()?;
+            test_run(chain, step, opens, XDP_TX, |data_in, data_out| {
+                let (data_in, data_out) = (Some(data_in), Some(data_out));
+                program.test_run(TestRunOptions { data_in, data_out, repeat: REPEAT, ..TestRunOptions::default() })
+            })
+        } else {
+            let program: &SchedClassifier = program.try_into()?;
+            let mut context = [0; SK_BUFF];
+            context[SK_BUFF_IFINDEX..][..4].copy_from_slice(&chain.in_ifindex.0.to_ne_bytes());
+            test_run(chain, step, opens, TC_ACT_REDIRECT, |data_in, data_out| {
+                let (data_in, data_out, ctx_in) = (Some(data_in), Some(data_out), Some(&context[..]));
+                let rest = TestRunOptions::default();
+                program.test_run(TestRunOptions { data_in, data_out, ctx_in, repeat: REPEAT, ..rest })
+            })
+        };
+        time.with_context(|| format!("in a test run of {}", hook.name()))
+    }
+}
+
+/// Attaches an XDP program to an interface without traffic. Test runs of one that isn't attached anywhere wait for the
+/// kernel to patch its calls, some ten milliseconds each, after which all caches are cold.
+pub fn keep_warm(ebpf: &mut Ebpf, program: &str, ifname: &str) -> Result<()> {
+    let attached: &mut Xdp = ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
+    attached.attach(ifname, XdpMode::Skb).with_context(|| format!("can't attach {program} to {ifname}"))?;
+    Ok(())
+}
+
+/// Runs a program [`REPEAT`] times along a chain, and checks that it went all the way.
+pub fn test_run(
+    chain: &Chain,
+    step: u32,
+    opens: bool,
+    wanted: u32,
+    run: impl FnOnce(&[u8], &mut [u8]) -> Result<TestRunResult, ProgramError>,
+) -> Result<f64> {
+    let packet = chain.packet(step, opens)?;
+    let mut out = vec![0; packet.len() + 64];
+    let result = run(&packet, &mut out)?;
+    ensure!(result.return_value == wanted, "the verdict is {}, not {wanted}", result.return_value);
+    chain.check(&out[..result.data_size_out as usize], step + REPEAT)?;
+    Ok(result.duration.as_nanos() as f64)
+}
+
+/// Processor time that this thread has taken.
+pub fn cpu_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+/// Puts entries in an order that is the same in every run (Fisher and Yates).
+pub fn shuffle<T>(items: &mut [T]) {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for i in (1..items.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        items.swap(i, (state >> 33) as usize % (i + 1));
+    }
+}

@@ -1,0 +1,174 @@
+//! Medians and their intervals, without assumptions about the distribution of the noise.
+//!
+//! A ratio is never a quotient of two medians: each round of a run yields one pair of neighbouring measurements, each
+//! pair yields one quotient, and what is reported is the median of the quotients. Slow drifts of the machine hit both
+//! sides of a pair. The interval is that of order statistics: a binomial count of how many samples lie below the true
+//! median (David and Nagaraja, Order Statistics, section 7.1), so it is exact for any noise that is independent from
+//! round to round.
+
+use serde::Serialize;
+
+/// Pairs that a ratio needs before it is judged against a goal.
+pub const ENOUGH_PAIRS: usize = 20;
+/// Samples that a value by itself needs: from six on, an interval of 95 % exists.
+pub const ENOUGH_VALUES: usize = 6;
+
+/// A median with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The sample median.
+    pub median: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+    /// How many samples.
+    pub samples: usize,
+}
+
+/// What a measurement says about a goal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The whole interval is on the good side.
+    Reached,
+    /// The whole interval is on the bad side.
+    Missed,
+    /// The interval spans the goal, or there are too few samples to say.
+    Inconclusive,
+}
+
+/// A bound that a measurement should keep.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// This much or more.
+    AtLeast(f64),
+    /// This much or less.
+    AtMost(f64),
+}
+
+impl Bound {
+    /// Judges an estimate. Fewer than `enough` samples never decide.
+    pub fn judge(self, estimate: &Estimate, enough: usize) -> Outcome {
+        if estimate.samples < enough {
+            return Outcome::Inconclusive;
+        }
+        let (good, bad) = match self {
+            Self::AtLeast(goal) => (estimate.low >= goal, estimate.high < goal),
+            Self::AtMost(goal) => (estimate.high <= goal, estimate.low > goal),
+        };
+        match (good, bad) {
+            (true, _) => Outcome::Reached,
+            (_, true) => Outcome::Missed,
+            _ => Outcome::Inconclusive,
+        }
+    }
+}
+
+/// The median and its interval, or nothing for no samples. With fewer than six samples the interval is the range,
+/// which holds the true median less often than 95 % of the time: [`Bound::judge`] doesn't decide on so few.
+pub fn estimate(samples: &[f64]) -> Option<Estimate> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    let skip = interval_rank(n);
+    Some(Estimate { median: median_of_sorted(&sorted)?, low: sorted[skip], high: sorted[n - 1 - skip], samples: n })
+}
+
+/// The estimate of `values[i] / baseline[i]`.
+pub fn ratio(values: &[f64], baseline: &[f64]) -> Option<Estimate> {
+    estimate(&values.iter().zip(baseline).map(|(v, b)| v / b).collect::<Vec<_>>())
+}
+
+/// The median, or nothing for no samples.
+pub fn median(samples: &[f64]) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    median_of_sorted(&sorted)
+}
+
+fn median_of_sorted(sorted: &[f64]) -> Option<f64> {
+    let n = sorted.len();
+    match n {
+        0 => None,
+        _ if n % 2 == 1 => Some(sorted[n / 2]),
+        _ => Some((sorted[n / 2 - 1] + sorted[n / 2]) / 2.0),
+    }
+}
+
+/// How many samples to leave out at either end, so that what remains spans the true median with at least 95 %: the
+/// largest k with P(Binomial(n, 1/2) <= k) at most 2.5 %.
+fn interval_rank(n: usize) -> usize {
+    let mut term = 0.5f64.powi(n as i32);
+    let mut below = 0.0;
+    for k in 0..n {
+        below += term;
+        if below > 0.025 {
+            return k.saturating_sub(1);
+        }
+        term *= (n - k) as f64 / (k + 1) as f64;
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_those_of_the_published_tables() {
+        // Conover, Practical Nonparametric Statistics, table A3: ranks of the 95 % interval for the median, here as
+        // the number of samples left out at each end.
+        for (n, left_out) in [(5, 0), (6, 0), (8, 0), (9, 1), (15, 3), (20, 5), (25, 7), (40, 13), (100, 39)] {
+            assert_eq!(interval_rank(n), left_out, "n = {n}");
+        }
+    }
+
+    #[test]
+    fn interval_holds_the_true_median_about_as_often_as_it_says() {
+        // A skewed distribution: squares of uniform numbers, median 0.25.
+        let mut state = 1u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 11) as f64 / (1u64 << 53) as f64
+        };
+        let trials = 4000;
+        let held = (0..trials)
+            .filter(|_| {
+                let samples: Vec<f64> = (0..24).map(|_| uniform().powi(2)).collect();
+                let e = estimate(&samples).unwrap();
+                e.low <= 0.25 && 0.25 <= e.high
+            })
+            .count();
+        let share = held as f64 / trials as f64;
+        assert!((0.945..0.995).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_pairs() {
+        // The machine halves its speed in the middle of the run; the quotient within each pair is 2 throughout.
+        let baseline: Vec<f64> = (0..20).map(|i| if i < 10 { 100.0 } else { 50.0 }).collect();
+        let values: Vec<f64> = baseline.iter().map(|b| 2.0 * b).collect();
+        assert_eq!(ratio(&values, &baseline), Some(Estimate { median: 2.0, low: 2.0, high: 2.0, samples: 20 }));
+    }
+
+    #[test]
+    fn goals_are_judged_by_the_whole_interval() {
+        let e = |low, high, samples| Estimate { median: (low + high) / 2.0, low, high, samples };
+        assert_eq!(Bound::AtLeast(0.97).judge(&e(0.975, 0.99, 20), ENOUGH_PAIRS), Outcome::Reached);
+        assert_eq!(Bound::AtLeast(0.97).judge(&e(0.90, 0.96, 20), ENOUGH_PAIRS), Outcome::Missed);
+        assert_eq!(Bound::AtLeast(0.97).judge(&e(0.96, 0.99, 20), ENOUGH_PAIRS), Outcome::Inconclusive);
+        assert_eq!(Bound::AtLeast(0.97).judge(&e(0.98, 0.99, 19), ENOUGH_PAIRS), Outcome::Inconclusive);
+        assert_eq!(Bound::AtMost(2.0).judge(&e(1.5, 1.9, 20), ENOUGH_PAIRS), Outcome::Reached);
+        assert_eq!(Bound::AtMost(2.0).judge(&e(2.1, 2.2, 20), ENOUGH_PAIRS), Outcome::Missed);
+        assert_eq!(Bound::AtMost(2.0).judge(&e(1.9, 2.2, 20), ENOUGH_PAIRS), Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn median_of_even_and_odd_counts() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median(&[]), None);
+        assert_eq!(estimate(&[]), None);
+    }
+}

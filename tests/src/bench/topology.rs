@@ -1,0 +1,337 @@
+//! The topologies that are compared: two nodes of the lab with a server pod on each, clients as pods and as host
+//! processes on both, and a client outside. They differ only in who handles the packets.
+//!
+//! Peers are the same lab with the same plugin, which wires plain routed veth pairs when it is told `datapath: none`;
+//! no daemon runs, the routes between the nodes are set here, and kube-proxy's rules are loaded with the system's own
+//! tools.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use podnet::config::SocketLb;
+use serde_json::json;
+
+use super::{
+    rounds,
+    services::{self, CLUSTER_IP, NodePort, PORTS, SECOND_TARGET_PORT, SYNC, Servers, TARGET_PORT},
+    tables,
+    traffic::Metric,
+    worker::Worker,
+};
+use crate::{
+    lab::{Families, Lab, Place, Pod, eventually},
+    traffic::Family,
+};
+
+/// Port on which a server is reached directly.
+const DIRECT_PORT: u16 = 8080;
+
+/// The client outside: its address, and a second one, for which nodes know another way.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 100);
+const SECOND_CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 101);
+
+/// Settings of every namespace that has clients, in all topologies alike: room for short connections.
+const CLIENT_SETTINGS: [(&str, &str); 2] =
+    [("net.ipv4.ip_local_port_range", "10000 60000"), ("net.ipv4.tcp_tw_reuse", "1")];
+
+/// Settings of nodes that route. What comes in by the link of the nodes and leaves by it again is meant to: nobody is told
+/// of a shorter way.
+const ROUTER_SETTINGS: [(&str, &str); 3] = [
+    ("net.ipv4.ip_forward", "1"),
+    ("net.ipv4.conf.all.send_redirects", "0"),
+    ("net.ipv4.conf.eth0.send_redirects", "0"),
+];
+
+/// Who handles the packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// podnet, with so many services.
+    Podnet(usize),
+    /// podnet with one service, which translates pods' connections at the socket.
+    Socket,
+    /// Routing only: no services, no connection tracking.
+    Routed,
+    /// kube-proxy's rules for so many services.
+    KubeProxy(Mode, usize),
+}
+
+/// A mode of kube-proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// iptables-restore, whichever variant the system has.
+    Iptables,
+    /// nft.
+    Nftables,
+}
+
+impl fmt::Display for Kind {
+    /// As in row names: `podnet-1`, `routed`, `nftables-10000`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Podnet(n) => write!(f, "podnet-{n}"),
+            Self::Socket => write!(f, "socket"),
+            Self::Routed => write!(f, "routed"),
+            Self::KubeProxy(Mode::Iptables, n) => write!(f, "iptables-{n}"),
+            Self::KubeProxy(Mode::Nftables, n) => write!(f, "nftables-{n}"),
+        }
+    }
+}
+
+/// Where a client in the cluster is, seen from the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Distance {
+    /// On its node.
+    SameNode,
+    /// On the other node.
+    CrossNode,
+}
+
+impl Distance {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::SameNode, Self::CrossNode];
+
+    /// The second part of row names.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SameNode => "same_node",
+            Self::CrossNode => "cross_node",
+        }
+    }
+}
+
+/// How packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From a pod, to the near server's address.
+    Direct(Distance),
+    /// From a pod, to the ClusterIP.
+    ClusterIp(Distance),
+    /// From a host process, to the near server's address.
+    DirectHost(Distance),
+    /// From a host process, to the ClusterIP.
+    ClusterIpHost(Distance),
+    /// From the client outside to the near server's address.
+    ToNear,
+    /// From the client outside through the first node to the far server's address, and back through it.
+    ToFar,
+    /// From the client outside through the first node to a pod's address on the second, which answers directly.
+    ToFarOneWay,
+    /// From the client outside to a port of the first node.
+    ToNodePort(NodePort),
+    /// From a pod on the first node to the client outside.
+    ToOutside,
+}
+
+impl Way {
+    /// Those that there are in a topology.
+    fn all(kind: Kind) -> Vec<Self> {
+        let inside = |ways: &[fn(Distance) -> Self]| -> Vec<Self> {
+            Distance::ALL.into_iter().flat_map(|distance| ways.iter().map(move |way| way(distance))).collect()
+        };
+        let mut ways = inside(&[Self::Direct, Self::DirectHost]);
+        ways.push(Self::ToOutside);
+        match kind {
+            Kind::Routed => ways.extend([Self::ToNear, Self::ToFar, Self::ToFarOneWay]),
+            Kind::Podnet(_) | Kind::Socket | Kind::KubeProxy(..) => {
+                ways.extend(inside(&[Self::ClusterIp, Self::ClusterIpHost]));
+                ways.extend([NodePort::Snat, NodePort::Local].map(Self::ToNodePort));
+            }
+        }
+        if matches!(kind, Kind::Podnet(_)) {
+            ways.push(Self::ToNodePort(NodePort::Dsr));
+        }
+        ways
+    }
+}
+
+/// A topology that is up. Dropping it ends it.
+#[derive(Debug)]
+pub struct Topology {
+    // Dropped in this order.
+    near: Worker,
+    far: Worker,
+    pods: [Worker; 2],
+    hosts: [Worker; 2],
+    outside: Worker,
+    servers: Servers,
+    node_ip: Ipv4Addr,
+    pod_ips: [Ipv4Addr; 2],
+    _places: Vec<Pod>,
+    lab: Lab,
+}
+
+impl Topology {
+    /// Builds it and checks that all servers answer from everywhere.
+    pub fn new(kind: Kind) -> Result<Self> {
+        let builder = Lab::builder().families(Families::V4).client(true);
+        let lab = match kind {
+            Kind::Podnet(_) => builder.build()?,
+            Kind::Socket => builder.config(|_, config| config.socket_lb = SocketLb::All).build()?,
+            Kind::Routed | Kind::KubeProxy(..) => builder
+                .daemons(false)
+                .plugin(|node, plugin| {
+                    plugin.insert("datapath".into(), json!("none"));
+                    plugin.insert("podCIDRs".into(), json!([format!("10.244.{}.0/24", node + 1)]));
+                })
+                .build()?,
+        };
+        let pods = [("server", 0), ("client-1", 0), ("client-2", 1), ("far", 1)];
+        let pods: Vec<Pod> = pods.iter().map(|(name, node)| lab.node(*node).add_pod(name)).collect::<Result<_>>()?;
+        let ips: Vec<Ipv4Addr> = pods.iter().map(|pod| ipv4(pod.ip(Family::V4))).collect::<Result<_>>()?;
+        let servers = Servers { near: ips[0], far: ips[3] };
+        match kind {
+            Kind::Podnet(services) => services::load_podnet(&lab, &servers, services)?,
+            Kind::Socket => services::load_podnet(&lab, &servers, 1)?,
+            Kind::KubeProxy(mode, services) => {
+                route_nodes(&lab)?;
+                services::load_rules(&lab, mode, &servers, services)?;
+            }
+            Kind::Routed => {
+                route_nodes(&lab)?;
+                route_outside(&lab, ips[2])?;
+            }
+        }
+        let nodes = lab.nodes().iter().map(|node| &node.place);
+        for place in nodes.chain(pods.iter().map(|pod| &pod.place)).chain([lab.client()]) {
+            CLIENT_SETTINGS.iter().try_for_each(|(name, value)| place.set_sysctl(name, value))?;
+        }
+        let worker = |place: &Place| {
+            let program = std::env::current_exe().context("where is this program?")?;
+            Worker::spawn(&format!("{} of {kind}", place.name()), place.command(program)?)
+        };
+        let mut topology = Self {
+            near: worker(&pods[0].place)?,
+            far: worker(&pods[3].place)?,
+            pods: [worker(&pods[1].place)?, worker(&pods[2].place)?],
+            hosts: [worker(&lab.node(0).place)?, worker(&lab.node(1).place)?],
+            outside: worker(lab.client())?,
+            servers,
+            node_ip: ipv4(lab.node(0).ip(Family::V4))?,
+            pod_ips: [ips[1], ips[2]],
+            _places: pods,
+            lab,
+        };
+        topology.start(kind)?;
+        Ok(topology)
+    }
+
+    fn start(&mut self, kind: Kind) -> Result<()> {
+        let clients = self.pods.iter_mut().chain(&mut self.hosts).chain([&mut self.outside]);
+        clients.chain([&mut self.near, &mut self.far]).try_for_each(Worker::settle)?;
+        self.near.serve(&[DIRECT_PORT, TARGET_PORT, SECOND_TARGET_PORT])?;
+        self.far.serve(&[DIRECT_PORT, TARGET_PORT])?;
+        self.pods[1].serve(&[DIRECT_PORT])?;
+        self.outside.serve(&[DIRECT_PORT])?;
+        for way in Way::all(kind) {
+            eventually(&format!("{way:?} answers"), SYNC, || {
+                self.measure(Metric::TcpCrr, way, Duration::from_millis(1))
+            })?;
+        }
+        if kind == Kind::Socket {
+            for distance in Distance::ALL {
+                let node = self.lab.node(distance as usize).clone();
+                let before = tables::socket_connects(&node)?;
+                self.measure(Metric::TcpCrr, Way::ClusterIp(distance), Duration::from_millis(1))?;
+                let after = tables::socket_connects(&node)?;
+                ensure!(after > before, "{} does not translate pods' connections at the socket", node.name());
+            }
+        }
+        Ok(())
+    }
+
+    /// One slice of load.
+    pub fn measure(&mut self, metric: Metric, way: Way, length: Duration) -> Result<f64> {
+        let Servers { near, far } = self.servers;
+        let target = match way {
+            Way::Direct(_) | Way::DirectHost(_) | Way::ToNear => (near, DIRECT_PORT),
+            Way::ClusterIp(_) | Way::ClusterIpHost(_) => (CLUSTER_IP, PORTS[0].number),
+            Way::ToFar => (far, DIRECT_PORT),
+            Way::ToFarOneWay => (self.pod_ips[1], DIRECT_PORT),
+            Way::ToNodePort(node_port) => (self.node_ip, node_port.number()),
+            Way::ToOutside => (CLIENT, DIRECT_PORT),
+        };
+        let client = match way {
+            Way::Direct(distance) | Way::ClusterIp(distance) => &mut self.pods[distance as usize],
+            Way::DirectHost(distance) | Way::ClusterIpHost(distance) => &mut self.hosts[distance as usize],
+            Way::ToNear | Way::ToFar | Way::ToFarOneWay | Way::ToNodePort(_) => &mut self.outside,
+            Way::ToOutside => &mut self.pods[0],
+        };
+        client.measure(metric, target.into(), length)
+    }
+
+    /// Packets of many UDP flows from a pod through the service to a pod of the same node: nanoseconds a packet.
+    ///
+    /// # Errors
+    /// More than one in a hundred did not arrive: what was measured then is how fast they were dropped.
+    pub fn flows(&mut self, flows: u32, packets: u32) -> Result<f64> {
+        let targets = PORTS[1..].iter().map(|port| SocketAddrV4::new(CLUSTER_IP, port.number)).collect();
+        let before = self.near.arrived()?;
+        let plan = super::flows::Plan { source: self.pod_ips[0], targets, flows, packets };
+        let ns = self.pods[0].flows(&plan)?;
+        let arrived = self.near.arrived()? - before;
+        // The first that fill the unread socket's buffer are counted by nobody.
+        ensure!(
+            arrived > 0.99 * f64::from(packets) - 2000.0,
+            "only {arrived} of {packets} packets of {flows} flows arrived"
+        );
+        Ok(ns)
+    }
+}
+
+/// Makes routers of the nodes, with routes to each other's pods.
+fn route_nodes(lab: &Lab) -> Result<()> {
+    for (node, other) in [(0, 1), (1, 0)] {
+        let (node, other) = (lab.node(node), lab.node(other));
+        node.place.ip(&format!("route add {} via {}\n", other.pod_cidrs()[0], other.ip(Family::V4)))?;
+        ROUTER_SETTINGS.iter().try_for_each(|(name, value)| node.place.set_sysctl(name, value))?;
+    }
+    Ok(())
+}
+
+/// Has the client outside send everything for pods to the first node. What comes back from the second passes the first
+/// too, but not from the pod with the address `one_way`.
+fn route_outside(lab: &Lab, one_way: Ipv4Addr) -> Result<()> {
+    let first = lab.node(0).ip(Family::V4);
+    lab.client().ip(&format!(
+        "addr add {SECOND_CLIENT}/24 dev eth0\n\
+         route add 10.244.0.0/16 via {first} src {CLIENT}\n\
+         route add {one_way}/32 via {first} src {SECOND_CLIENT}\n"
+    ))?;
+    lab.node(1).place.ip(&format!("route add {CLIENT}/32 via {first}\n"))
+}
+
+fn ipv4(ip: IpAddr) -> Result<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Ok(ip),
+        IpAddr::V6(ip) => anyhow::bail!("{ip} is no IPv4 address"),
+    }
+}
+
+/// Topologies, each built when it is first used and kept for the run.
+#[derive(Default)]
+pub struct Topologies {
+    built: RefCell<BTreeMap<Kind, Topology>>,
+}
+
+impl Topologies {
+    /// Does something with one of them.
+    pub fn with<T>(&self, kind: Kind, f: impl FnOnce(&mut Topology) -> Result<T>) -> Result<T> {
+        let mut built = self.built.borrow_mut();
+        let topology = match built.entry(kind) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let spinner = rounds::spinner(format!("building the topology {kind}"));
+                let topology = Topology::new(kind).with_context(|| format!("can't build the topology {kind}"))?;
+                spinner.finish_and_clear();
+                entry.insert(topology)
+            }
+        };
+        f(topology)
+    }
+}

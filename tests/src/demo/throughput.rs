@@ -1,0 +1,64 @@
+//! iperf3 between pods: to the pod's own address, and to it through the ClusterIP. Medians of short runs in turns; the
+//! benchmarks measure it properly.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::cluster::{Cluster, IPERF_PORT};
+use super::report::ThroughputRow;
+use crate::lab::Node;
+use crate::traffic::{Family, IperfServer, iperf};
+
+/// Seconds of each run.
+const SECONDS: u32 = 1;
+/// Runs of each path. Direct and through the ClusterIP take turns, since machines are not equally fast all the time.
+const ROUNDS: usize = 5;
+
+/// Measures both paths on one node and across nodes.
+pub(super) fn measure(cluster: &Cluster) -> Result<Vec<ThroughputRow>> {
+    let server = cluster.pod("web-0")?;
+    let family = Family::V4;
+    let direct = server.addr(family, IPERF_PORT);
+    let iperf3 = IperfServer::start(&server.place, direct)?;
+    let service = cluster.services.iperf.addr(family);
+    let mut rows = Vec::new();
+    for (client, path) in [("client-1", "same node"), ("client-2", "across nodes")] {
+        let place = &cluster.pod(client)?.place;
+        let (mut directs, mut services, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let run = |to| iperf(place, &iperf3, to, SECONDS, || datapath(cluster));
+            let (reference, through) = (run(direct)?, run(service)?);
+            directs.push(reference);
+            services.push(through);
+            ratios.push(through / reference);
+        }
+        let mut row = |kind: &str, runs: Vec<f64>, ratio_to_direct| {
+            rows.push(ThroughputRow { path: format!("{path}, {kind}"), gbps: median(runs), ratio_to_direct });
+        };
+        row("direct", directs, 1.0);
+        row("ClusterIP", services, median(ratios));
+    }
+    Ok(rows)
+}
+
+/// What the nodes' datapaths know of the flows, for a run that hangs.
+fn datapath(cluster: &Cluster) -> String {
+    let told = |node: &Arc<Node>| {
+        let ask = |command: &[&str]| {
+            let answer = node.podnet(command).unwrap_or_else(|error| format!("{error:#}\n"));
+            format!("{}: podnet {}:\n{answer}", node.name(), command.join(" "))
+        };
+        let port = IPERF_PORT.to_string();
+        let flows = ask(&["conntrack", "list"]);
+        let flows: Vec<_> = flows.lines().filter(|line| line.contains(&port) || line.contains("podnet")).collect();
+        format!("{}\n{}", flows.join("\n"), ask(&["drops"]))
+    };
+    cluster.lab.nodes().iter().map(told).collect::<Vec<_>>().join("\n")
+}
+
+/// The middle value of an odd number of them.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,198 @@
+//! The Kubernetes tutorial "Using Source IP" from end to end, with the Services of `examples/source-ip.yaml`.
+//!
+//! One pod on node1 tells whom it sees. A pod asks at the ClusterIP; the client outside asks at a port of each node, and at
+//! the load balancer's address. The balancer is the client's own route, which leads to one of the nodes: with
+//! `externalTrafficPolicy: Local` to the one whose health check says that the pod is there.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::cluster::{Cluster, SOURCE_IP_APP};
+use super::report::SourceRow;
+use crate::lab::{Node, Place, eventually};
+use crate::traffic::{Family, Outcome, Transport, http_get};
+
+/// How long a change may take until requests show it.
+const CHANGE: Duration = Duration::from_secs(5);
+/// What the table says where nobody may answer.
+const DROPPED: &str = "dropped";
+/// The port that Kubernetes would allocate for the load balancer's questions.
+const HEALTH_CHECK: u16 = 32_122;
+
+/// The tutorial on its way.
+pub(super) struct Tutorial<'a> {
+    cluster: &'a Cluster,
+    rows: Vec<SourceRow>,
+}
+
+impl<'a> Tutorial<'a> {
+    pub(super) fn new(cluster: &'a Cluster) -> Self {
+        Self { cluster, rows: Vec::new() }
+    }
+
+    /// What was seen so far.
+    pub(super) fn rows(self) -> Vec<SourceRow> {
+        self.rows
+    }
+
+    fn node(&self, index: usize) -> &'a Node {
+        self.cluster.lab.node(index)
+    }
+
+    /// Asks, and writes a row; `expected` is the source that the pod must see, or nothing where packets are dropped.
+    fn ask(&mut self, client: &str, place: &Place, frontend: SocketAddr, mode: &str, expected: Option<IpAddr>) {
+        let wanted = expected.map_or(Outcome::Silence, |ip| Outcome::answer(SOURCE_IP_APP, ip));
+        let mut last = Outcome::Silence;
+        let pass = eventually("as expected", CHANGE, || {
+            last = place.outcome(Transport::Tcp, frontend);
+            ensure!(last == wanted, "{last}");
+            Ok(())
+        });
+        let (backend, seen) = match last {
+            Outcome::Answer { server, seen } => (server, seen.to_string()),
+            Outcome::Silence => ("none".to_owned(), DROPPED.to_owned()),
+            other => ("none".to_owned(), other.to_string()),
+        };
+        self.rows.push(SourceRow {
+            client: client.to_owned(),
+            frontend: frontend.to_string(),
+            mode: mode.to_owned(),
+            family: Family::of(frontend.ip()).name().to_owned(),
+            protocol: Transport::Tcp.name().to_owned(),
+            backend,
+            expected: expected.map_or(DROPPED.to_owned(), |ip| ip.to_string()),
+            seen,
+            pass: pass.is_ok(),
+        });
+    }
+
+    /// All rows since `start` are as they should be.
+    fn passed(&self, start: usize, what: String) -> Result<String> {
+        let wrong = self.rows[start..].iter().filter(|row| !row.pass).count();
+        ensure!(wrong == 0, "{wrong} of {} rows of the table are not as they should be", self.rows.len() - start);
+        Ok(what)
+    }
+
+    /// Source IP for Services of type ClusterIP.
+    pub(super) fn cluster_ip(&mut self) -> Result<String> {
+        let start = self.rows.len();
+        let service = &self.cluster.services.tutorial[0];
+        for family in Family::ALL {
+            for (name, what) in [("client-1", "pod, same node"), ("client-2", "pod, other node")] {
+                let pod = self.cluster.pod(name)?;
+                self.ask(&format!("{name} ({what})"), &pod.place, service.addr(family), "auto", Some(pod.ip(family)));
+            }
+        }
+        self.passed(start, "the pod sees the client pods themselves".to_owned())
+    }
+
+    /// Source IP for Services of type NodePort: as created, and with the client's address preserved by podnet.
+    pub(super) fn node_port(&mut self) -> Result<String> {
+        let start = self.rows.len();
+        let service = &self.cluster.services.tutorial[1];
+        for mode in ["auto", "preserve"] {
+            service.apply(&self.cluster.lab, (mode == "preserve").then_some(mode))?;
+            for family in Family::ALL {
+                for (index, what) in [(0, "the pod's node"), (1, "the other node")] {
+                    let node = self.node(index);
+                    let kept = mode == "preserve" || index == 0;
+                    let expected = if kept { client_ip(self.cluster, family)? } else { node.ip(family) };
+                    let frontend = (node.ip(family), service.at_nodes()).into();
+                    self.ask(
+                        &format!("client (outside), asks {what}"),
+                        self.cluster.lab.client(),
+                        frontend,
+                        mode,
+                        Some(expected),
+                    );
+                }
+            }
+        }
+        self.passed(
+            start,
+            "on the pod's node the client, on the other one that node, or by a setting the client too".to_owned(),
+        )
+    }
+
+    /// The same with `externalTrafficPolicy: Local`, on the nodes with and without the pod.
+    pub(super) fn node_port_local(&mut self) -> Result<String> {
+        let start = self.rows.len();
+        let service = self.cluster.services.tutorial[1].clone().external_local();
+        service.apply(&self.cluster.lab, None)?;
+        for family in Family::ALL {
+            for (index, what) in [(0, "the pod's node"), (1, "the other node")] {
+                let expected = if index == 0 { Some(client_ip(self.cluster, family)?) } else { None };
+                let frontend = (self.node(index).ip(family), service.at_nodes()).into();
+                self.ask(
+                    &format!("client (outside), asks {what}"),
+                    self.cluster.lab.client(),
+                    frontend,
+                    "auto, Local",
+                    expected,
+                );
+            }
+        }
+        self.passed(start, "on the pod's node the client, on the other one no answer".to_owned())
+    }
+
+    /// Source IP for Services of type LoadBalancer.
+    pub(super) fn load_balancer(&mut self) -> Result<String> {
+        let start = self.rows.len();
+        for family in Family::ALL {
+            for index in [0, 1] {
+                let node = self.node(index);
+                let expected = if index == 0 { client_ip(self.cluster, family)? } else { node.ip(family) };
+                self.balanced(node, family, "auto", Some(expected))?;
+            }
+        }
+        self.passed(start, "as at a NodePort of the node that the balancer chooses".to_owned())
+    }
+
+    /// The same with `externalTrafficPolicy: Local`: the balancer asks the nodes' health checks first.
+    pub(super) fn load_balancer_local(&mut self) -> Result<String> {
+        let start = self.rows.len();
+        let service = self.cluster.services.tutorial[2].clone().external_local().health_check(HEALTH_CHECK);
+        service.apply(&self.cluster.lab, None)?;
+        let mut said = Vec::new();
+        for family in Family::ALL {
+            let mut healthy = Vec::new();
+            for (index, wanted) in [(0, 200), (1, 503)] {
+                let node = self.node(index);
+                let check = (node.ip(family), HEALTH_CHECK).into();
+                eventually(&format!("the health check of {}", node.name()), CHANGE, || {
+                    let response = http_get(self.cluster.lab.client(), check, "/healthz")?;
+                    ensure!(response.status == wanted, "it says {}: {}", response.status, response.body.trim());
+                    Ok(())
+                })?;
+                said.push(format!("{} {wanted}", node.name()));
+                if wanted == 200 {
+                    healthy.push(node);
+                }
+            }
+            let expected = client_ip(self.cluster, family)?;
+            healthy.into_iter().try_for_each(|node| self.balanced(node, family, "auto, Local", Some(expected)))?;
+        }
+        said.truncate(2);
+        self.passed(start, format!("health check on port {HEALTH_CHECK}: {}; the pod sees the client", said.join(", ")))
+    }
+
+    /// The client asks at the balancer's address, which leads to this node.
+    fn balanced(&mut self, node: &Node, family: Family, mode: &str, expected: Option<IpAddr>) -> Result<()> {
+        let service = &self.cluster.services.tutorial[2];
+        let ip = service.ingress(family).context("the load balancer has no address")?;
+        let client = self.cluster.lab.client();
+        client.ip(&format!("route replace {ip} via {}\n", node.ip(family)))?;
+        let what = format!("client (outside), sent to {}", node.name());
+        self.ask(&what, client, (ip, service.port()).into(), mode, expected);
+        Ok(())
+    }
+}
+
+/// The outside client's own address.
+fn client_ip(cluster: &Cluster, family: Family) -> Result<IpAddr> {
+    // A socket that is connected to a node knows it.
+    let node = SocketAddr::new(cluster.lab.node(0).ip(family), 9);
+    Ok(crate::traffic::Ask::new(Transport::Udp, node).connected().open(cluster.lab.client())?.local()?.ip())
+}

@@ -1,0 +1,39 @@
+//! Where the programs under test are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+
+/// Environment variable with the directory of `podnet` and `podnet-cni`; `cargo xtask` sets it.
+pub const BIN_DIR: &str = "PODNET_BIN_DIR";
+
+/// The programs that a lab runs.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    /// The daemon and command line tool.
+    pub podnet: PathBuf,
+    /// The CNI plugin.
+    pub plugin: PathBuf,
+    /// The lab's own program, which holds the agent.
+    pub lab: PathBuf,
+}
+
+impl Binaries {
+    /// Finds them: in [`BIN_DIR`], else beside the running program or, for a test in `target/*/deps`, one level up.
+    pub fn find() -> Result<Self> {
+        let exe = env::current_exe().context("where is this program?")?;
+        let near: Vec<&Path> = exe.ancestors().skip(1).take(2).collect();
+        let chosen = env::var_os(BIN_DIR).map(PathBuf::from);
+        let first_in = |dirs: &[&Path], name: &str| dirs.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
+        let tested = |name: &str| {
+            let dirs = chosen.as_deref().map_or(near.clone(), |dir| vec![dir]);
+            first_in(&dirs, name).ok_or_else(|| {
+                anyhow!("there is no {name} in {dirs:?}: run `cargo xtask build`, or set {BIN_DIR} to where it is")
+            })
+        };
+        // The agent speaks with this very build of the library, so the one nearby comes first.
+        let lab = first_in(&near, "podnet-lab").map_or_else(|| tested("podnet-lab"), Ok)?;
+        Ok(Self { podnet: tested("podnet")?, plugin: tested("podnet-cni")?, lab })
+    }
+}

@@ -1,0 +1,321 @@
+//! Building a lab: namespaces, links, addresses, directories, configurations, daemons.
+
+use std::fmt;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use podnet::config::Config;
+use serde_json::{Map, Value, json};
+
+use super::agent::{Agent, Setup};
+use super::place::fd_path;
+use super::{Binaries, Far, Lab, NetNs, Node, Offload, Place, Scrap};
+use crate::traffic::Family;
+
+/// Address families of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+    /// Both, IPv4 first.
+    Dual,
+}
+
+impl Families {
+    /// The families, in order.
+    pub fn list(self) -> &'static [Family] {
+        match self {
+            Self::V4 => &[Family::V4],
+            Self::V6 => &[Family::V6],
+            Self::Dual => &[Family::V4, Family::V6],
+        }
+    }
+}
+
+/// What makes a router of a machine, one that tells of every packet which it can't forward.
+const ROUTER: [(&str, &str); 6] = [
+    ("net.ipv4.ip_forward", "1"),
+    ("net.ipv6.conf.all.forwarding", "1"),
+    ("net.ipv4.conf.all.rp_filter", "0"),
+    ("net.ipv4.conf.default.rp_filter", "0"),
+    ("net.ipv4.icmp_ratelimit", "0"),
+    ("net.ipv6.icmp.ratelimit", "0"),
+];
+
+type Change<T> = Box<dyn Fn(usize, &mut T)>;
+
+/// What the lab is to be; see [`Lab::builder`].
+pub struct Builder {
+    nodes: usize,
+    families: Families,
+    client: bool,
+    far: bool,
+    plain_links: bool,
+    zones: &'static [&'static str],
+    mtu: u32,
+    daemons: bool,
+    config: Vec<Change<Config>>,
+    plugin: Vec<Change<Map<String, Value>>>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            nodes: 2,
+            families: Families::Dual,
+            client: false,
+            far: false,
+            plain_links: false,
+            zones: &[],
+            mtu: 1500,
+            daemons: true,
+            config: Vec::new(),
+            plugin: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} nodes, {:?}, client {}, mtu {}", self.nodes, self.families, self.client, self.mtu)
+    }
+}
+
+impl Builder {
+    /// Number of nodes, 1 to 99.
+    pub fn nodes(mut self, count: usize) -> Self {
+        self.nodes = count;
+        self
+    }
+
+    /// Address families of nodes and pods.
+    pub fn families(mut self, families: Families) -> Self {
+        self.families = families;
+        self
+    }
+
+    /// Whether there is a machine outside of the cluster.
+    pub fn client(mut self, wanted: bool) -> Self {
+        self.client = wanted;
+        self
+    }
+
+    /// Whether there is a machine outside that is two routers away.
+    pub fn far(mut self, wanted: bool) -> Self {
+        self.far = wanted;
+        self
+    }
+
+    /// Whether the nodes' link is like one of real wires: checksums are complete, no packet is larger than the MTU, and
+    /// native XDP programs can send.
+    pub fn plain_links(mut self, wanted: bool) -> Self {
+        self.plain_links = wanted;
+        self
+    }
+
+    /// Zones of the nodes, by index.
+    pub fn zones(mut self, zones: &'static [&'static str]) -> Self {
+        self.zones = zones;
+        self
+    }
+
+    /// MTU of the nodes' link in bytes, without the Ethernet header.
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = mtu;
+        self
+    }
+
+    /// Whether the daemons are started; with `false`, [`Node::start_daemon`] does it later.
+    pub fn daemons(mut self, wanted: bool) -> Self {
+        self.daemons = wanted;
+        self
+    }
+
+    /// Changes a node's daemon configuration before the first start.
+    pub fn config(mut self, change: impl Fn(usize, &mut Config) + 'static) -> Self {
+        self.config.push(Box::new(change));
+        self
+    }
+
+    /// Changes a node's plugin configuration.
+    pub fn plugin(mut self, change: impl Fn(usize, &mut Map<String, Value>) + 'static) -> Self {
+        self.plugin.push(Box::new(change));
+        self
+    }
+
+    /// Builds the cluster and waits until the daemons are ready.
+    pub fn build(self) -> Result<Lab> {
+        ensure!((1..100).contains(&self.nodes), "a lab has 1 to 99 nodes");
+        ensure!(nix::unistd::geteuid().is_root(), "the lab makes network namespaces: run it as root");
+        let binaries = Arc::new(Binaries::find()?);
+        let scrap = Scrap::new()?;
+        let outside = |name: &str| machine(&scrap, &binaries.lab, name);
+        let fabric = outside("fabric")?;
+        self.connect_fabric(&fabric).context("can't set up the bridge between the nodes")?;
+        let client = self.client.then(|| outside("client")).transpose()?;
+        if let Some(client) = &client {
+            self.connect(&fabric, client, 100)?;
+        }
+        let far = self.far.then(|| self.connect_far(&fabric, outside("far")?, outside("router")?)).transpose()?;
+        let nodes = (0..self.nodes)
+            .map(|index| self.node(index, &scrap, &fabric, &binaries).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        let lab = Lab { nodes, client, far, fabric, scrap };
+        lab.apply_nodes(|_, _| {})?;
+        if self.daemons {
+            // Together: each takes a moment to load its programs.
+            std::thread::scope(|scope| {
+                let starts: Vec<_> = lab.nodes.iter().map(|node| scope.spawn(|| node.start_daemon())).collect();
+                starts.into_iter().try_for_each(|start| start.join().expect("starting a daemon doesn't panic"))
+            })?;
+        }
+        Ok(lab)
+    }
+
+    fn node(&self, index: usize, scrap: &Scrap, fabric: &Place, binaries: &Arc<Binaries>) -> Result<Node> {
+        let number = index + 1;
+        let name = format!("node{number}");
+        let dir = scrap.dir.join(&name);
+        for part in ["run/podnet", "state", "manifests"] {
+            fs::create_dir_all(dir.join(part))?;
+        }
+        let cgroup = scrap.cgroup.join(&name);
+        fs::create_dir(&cgroup)?;
+        let place = place(&binaries.lab, &name, Some(&cgroup), &dir.join("run"))?;
+        self.connect(fabric, &place, number)?;
+        let families = self.families.list();
+        let addrs = families.iter().map(|family| address(*family, number)).collect();
+        let pod_cidrs = families.iter().map(|family| pod_cidr(*family, number)).collect();
+
+        let state = dir.join("state");
+        let mut config: Config =
+            serde_json::from_value(json!({ "node": name, "manifests": dir.join("manifests"), "stateDir": state }))?;
+        self.config.iter().for_each(|change| change(index, &mut config));
+        let plugin = json!({ "cniVersion": "1.1.0", "name": "podnet", "type": "podnet-cni", "stateDir": state });
+        let Value::Object(mut plugin) = plugin else { unreachable!("is an object") };
+        self.plugin.iter().for_each(|change| change(index, &mut plugin));
+        let zone = self.zones.get(index).copied();
+        let node = Node::new(place, addrs, pod_cidrs, zone, dir, binaries.clone(), plugin.into());
+        node.write_config(&config)?;
+        Ok(node)
+    }
+
+    fn connect_fabric(&self, fabric: &Place) -> Result<()> {
+        // The bridge switches frames; the machine's setting to show them to iptables is not for it.
+        for table in ["arptables", "ip6tables", "iptables"] {
+            let name = format!("net.bridge.bridge-nf-call-{table}");
+            if fabric.sysctl(&name).is_ok() {
+                fabric.set_sysctl(&name, "0")?;
+            }
+        }
+        fabric.ip("link add br0 type bridge\nlink set br0 up\naddr add 172.30.0.254/24 dev br0\n")?;
+        if self.families != Families::V4 {
+            fabric.ip("addr add fd00:30::fe/64 dev br0 nodad\n")?;
+        }
+        Ok(())
+    }
+
+    /// Makes the fabric a router and puts another one between it and the far machine.
+    fn connect_far(&self, fabric: &Place, machine: Place, router: Place) -> Result<Far> {
+        for place in [fabric, &router] {
+            for (name, value) in ROUTER {
+                // Without IPv6 there is nothing to set.
+                if place.sysctl(name).is_ok() {
+                    place.set_sysctl(name, value)?;
+                }
+            }
+        }
+        fabric.wire("router", &router, "eth0", self.mtu)?;
+        router.wire("eth1", &machine, "eth0", self.mtu)?;
+        for family in self.families.list() {
+            let [upper, lower] = match family {
+                Family::V4 => ["172.31.1", "172.31.2"].map(|net| [format!("{net}.1/24"), format!("{net}.2/24")]),
+                Family::V6 => ["fd00:31:1", "fd00:31:2"].map(|net| [format!("{net}::1/64"), format!("{net}::2/64")]),
+            };
+            let bare = |addr: &str| addr.split('/').next().unwrap_or_default().to_owned();
+            let beyond = if *family == Family::V4 { "172.31.2.0/24" } else { "fd00:31:2::/64" };
+            fabric.ip(&format!("addr add {} dev router\nroute add {beyond} via {}\n", upper[0], bare(&upper[1])))?;
+            router.ip(&format!(
+                "addr add {} dev eth0\naddr add {} dev eth1\nroute add default via {}\n",
+                upper[1],
+                lower[0],
+                bare(&upper[0])
+            ))?;
+            machine.ip(&format!("addr add {} dev eth0\nroute add default via {}\n", lower[1], bare(&lower[0])))?;
+        }
+        Ok(Far { machine, router })
+    }
+
+    /// Links a machine to the bridge and gives it the addresses and default routes for its number.
+    fn connect(&self, fabric: &Place, machine: &Place, number: usize) -> Result<()> {
+        let (mtu, name) = (self.mtu, machine.name());
+        let netns = fd_path(machine.netns());
+        fabric.ip(&format!(
+            "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {netns}\nlink set {name} master br0 up\n"
+        ))?;
+        if self.plain_links {
+            for (place, ifname) in [(fabric, name), (machine, "eth0")] {
+                place.set_offload(ifname, Offload::TxChecksum, false)?;
+                place.set_offload(ifname, Offload::Gro, true)?;
+            }
+        }
+        let mut lines = "link set eth0 up\n".to_owned();
+        for family in self.families.list() {
+            let (length, options, gateway) = match family {
+                Family::V4 => (24, "", "172.30.0.254"),
+                Family::V6 => (64, "nodad", "fd00:30::fe"),
+            };
+            write!(
+                lines,
+                "addr add {}/{length} dev eth0 {options}\nroute add default via {gateway}\n",
+                address(*family, number)
+            )?;
+        }
+        machine.ip(&lines)
+    }
+}
+
+/// A machine outside of the cluster, with nothing but its loopback interface.
+pub(super) fn machine(scrap: &Scrap, program: &Path, name: &str) -> Result<Place> {
+    let run = scrap.dir.join(name);
+    fs::create_dir(&run)?;
+    place(program, name, None, &run)
+}
+
+/// Address of machine `number` on the nodes' link.
+fn address(family: Family, number: usize) -> IpAddr {
+    let text = match family {
+        Family::V4 => format!("172.30.0.{number}"),
+        // The digits of the number, read as hexadecimal, so that both families look alike.
+        Family::V6 => format!("fd00:30::{number}"),
+    };
+    text.parse().expect("is an address")
+}
+
+/// Pod CIDR of node `number`.
+fn pod_cidr(family: Family, number: usize) -> String {
+    match family {
+        Family::V4 => format!("10.244.{number}.0/24"),
+        Family::V6 => format!("fd00:244:{number}::/64"),
+    }
+}
+
+fn place(program: &Path, name: &str, cgroup: Option<&Path>, run: &Path) -> Result<Place> {
+    let netns = Arc::new(NetNs::new().context("can't make a network namespace")?);
+    let agent = Agent::start(&Setup { program, name, netns: netns.as_fd(), cgroup, run })?;
+    let place = Place::new(name, netns, Arc::new(agent));
+    if place.sysctl("net.ipv6.conf.default.accept_dad").is_ok() {
+        // Duplicate address detection would delay the first packet by seconds.
+        place.set_sysctl("net.ipv6.conf.default.accept_dad", "0")?;
+        place.set_sysctl("net.ipv6.conf.default.accept_ra", "0")?;
+    }
+    place.ip("link set lo up\n")?;
+    Ok(place)
+}

@@ -1,0 +1,153 @@
+//! An endpoint of a Service: what an EndpointSlice says about one pod.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use super::{Lab, Node, Pod};
+use crate::traffic::Family;
+
+/// One pod, or process in a host network, behind a Service. It is ready unless said otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    ips: Vec<IpAddr>,
+    node: Option<String>,
+    zone: Option<String>,
+    ready: bool,
+    serving: bool,
+    terminating: bool,
+    zone_hints: Vec<String>,
+    node_hints: Vec<String>,
+    target: Option<u16>,
+}
+
+impl Endpoint {
+    /// Some addresses, on no node in particular.
+    pub fn at(ips: &[IpAddr]) -> Self {
+        let (node, zone, target) = (None, None, None);
+        let (zone_hints, node_hints) = (Vec::new(), Vec::new());
+        let (ready, serving, terminating) = (true, true, false);
+        Self { ips: ips.to_vec(), node, zone, ready, serving, terminating, zone_hints, node_hints, target }
+    }
+
+    /// A pod on its node.
+    pub fn of(pod: &Pod) -> Self {
+        Self { node: Some(pod.node().name().to_owned()), ..Self::at(&pod.ips) }
+    }
+
+    /// A pod in the network of this node's host.
+    pub fn host(node: &Node) -> Self {
+        Self { node: Some(node.name().to_owned()), ..Self::at(&node.addrs) }
+    }
+
+    /// It takes no connections (yet).
+    pub fn not_ready(self) -> Self {
+        Self { ready: false, serving: false, ..self }
+    }
+
+    /// It is about to end, and serves until then.
+    pub fn terminating(self) -> Self {
+        Self { ready: false, serving: true, terminating: true, ..self }
+    }
+
+    /// It is about to end and serves no longer.
+    pub fn ending(self) -> Self {
+        Self { ready: false, serving: false, terminating: true, ..self }
+    }
+
+    /// The zone that it is in.
+    pub fn zone(self, zone: &str) -> Self {
+        Self { zone: Some(zone.to_owned()), ..self }
+    }
+
+    /// Clients of these zones should use it.
+    pub fn for_zones(self, zones: &[&str]) -> Self {
+        Self { zone_hints: zones.iter().map(|&name| name.to_owned()).collect(), ..self }
+    }
+
+    /// Clients on these nodes should use it.
+    pub fn for_nodes(self, nodes: &[&str]) -> Self {
+        Self { node_hints: nodes.iter().map(|&name| name.to_owned()).collect(), ..self }
+    }
+
+    /// The port that it listens on, where that isn't the Service's `targetPort`.
+    pub fn target(self, port: u16) -> Self {
+        Self { target: Some(port), ..self }
+    }
+
+    pub(super) fn own_target(&self) -> Option<u16> {
+        self.target
+    }
+
+    /// Elements of `endpoints` in a slice of this family: one for each address.
+    pub(super) fn objects(&self, family: Family) -> impl Iterator<Item = Value> {
+        let names = |list: &[String]| list.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>();
+        self.ips.iter().filter(move |ip| Family::of(**ip) == family).map(move |ip| {
+            let Self { ready, serving, terminating, .. } = self;
+            let mut object = json!({
+                "addresses": [ip],
+                "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+            });
+            for (key, value) in [("nodeName", &self.node), ("zone", &self.zone)] {
+                if let Some(value) = value {
+                    object[key] = json!(value);
+                }
+            }
+            for (key, list) in [("forZones", &self.zone_hints), ("forNodes", &self.node_hints)] {
+                if !list.is_empty() {
+                    object["hints"][key] = json!(names(list));
+                }
+            }
+            object
+        })
+    }
+}
+
+/// What can stand in a list of endpoints.
+pub trait AsEndpoint {
+    /// The endpoint.
+    fn endpoint(&self, lab: &Lab) -> Endpoint;
+}
+
+impl AsEndpoint for Endpoint {
+    fn endpoint(&self, _lab: &Lab) -> Endpoint {
+        self.clone()
+    }
+}
+
+impl AsEndpoint for &Pod {
+    fn endpoint(&self, _lab: &Lab) -> Endpoint {
+        Endpoint::of(self)
+    }
+}
+
+impl AsEndpoint for IpAddr {
+    fn endpoint(&self, lab: &Lab) -> Endpoint {
+        let node = lab.nodes().iter().find(|node| node.holds(*self)).map(|node| node.name().to_owned());
+        Endpoint { node, ..Endpoint::at(&[*self]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_not_written() {
+        let endpoint = Endpoint::at(&["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
+        let objects: Vec<_> = endpoint.objects(Family::V4).collect();
+        let conditions = json!({"ready": true, "serving": true, "terminating": false});
+        assert_eq!(objects, [json!({"addresses": ["10.0.0.1"], "conditions": conditions})]);
+    }
+
+    #[test]
+    fn hints_and_places_have_their_names() {
+        let endpoint = Endpoint::at(&["10.0.0.1".parse().unwrap()]);
+        let endpoint = endpoint.zone("a").for_zones(&["a", "b"]).for_nodes(&["node1"]).terminating();
+        let object = endpoint.objects(Family::V4).next().unwrap();
+        assert_eq!(object["zone"], "a");
+        let hints = json!({"forZones": [{"name": "a"}, {"name": "b"}], "forNodes": [{"name": "node1"}]});
+        assert_eq!(object["hints"], hints);
+        assert_eq!(object["conditions"], json!({"ready": false, "serving": true, "terminating": true}));
+    }
+}

@@ -1,0 +1,364 @@
+//! Tens of thousands of flows that are open at once, each of which is asked by itself whether it still is what it was.
+//!
+//! A message is four bytes, the flow's own number; the server sends it back. So flows whose packets are mixed up are
+//! noticed as well as those that are lost.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, unshare};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
+
+use super::Transport;
+use crate::lab::Place;
+
+/// How many flows are being opened or asked at a time.
+const AT_A_TIME: usize = 128;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Sockets of a crowd that one thread has. Each thread has a table of descriptors of its own, since many systems allow one
+/// table no more than some ten thousand.
+const PER_THREAD: usize = 10_000;
+/// Threads of a server, whose connections the kernel spreads over them.
+const SERVER_THREADS: usize = 4;
+
+/// How often a server looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A TCP and UDP server for crowds. Dropping it ends its connections.
+#[derive(Debug)]
+pub struct CrowdServer {
+    // A flag that is looked at: what wakes a runtime is a descriptor, whose number means another file in other tables.
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl CrowdServer {
+    /// Starts it.
+    pub fn start(place: &Place, addr: SocketAddr) -> Result<Self> {
+        share_runtimes()?;
+        let mut server = Self { stop: Arc::default(), threads: Vec::new() };
+        for _ in 0..SERVER_THREADS {
+            server.add_thread(place, addr).with_context(|| format!("can't listen on {addr} of {}", place.name()))?;
+        }
+        Ok(server)
+    }
+
+    fn add_thread(&mut self, place: &Place, addr: SocketAddr) -> Result<()> {
+        let (place, stop) = (place.clone(), self.stop.clone());
+        let (ready, begun) = mpsc::channel();
+        self.threads.push(thread::spawn(move || {
+            // The sockets are made here, so that no other table has them too and keeps them open.
+            let begin = own_descriptors().and_then(|()| Ok((runtime()?, listen(&place, addr)?)));
+            let (runtime, (tcp, udp)) = match begin {
+                Ok(begun) => begun,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            runtime.block_on(async {
+                let tokio = TcpListener::from_std(tcp).and_then(|tcp| Ok((tcp, UdpSocket::from_std(udp)?)));
+                let (tcp, udp) = match tokio {
+                    Ok(sockets) => sockets,
+                    Err(error) => return drop(ready.send(Err(error.into()))),
+                };
+                let _ = ready.send(Ok(()));
+                tokio::select! {
+                    () = accept(tcp) => {}
+                    () = echo_datagrams(udp) => {}
+                    () = until(&stop) => {}
+                }
+            });
+        }));
+        begun.recv().context("the server's thread ended")?
+    }
+}
+
+impl Drop for CrowdServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A panic there has been reported, and the clients that missed their answers fail.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The sockets of one of a server's threads.
+fn listen(place: &Place, addr: SocketAddr) -> Result<(std::net::TcpListener, std::net::UdpSocket)> {
+    let bind = |transport: Transport| -> io::Result<socket2::Socket> {
+        let socket = place.socket_for(addr, transport.kind(), transport.protocol())?;
+        socket.set_nonblocking(true)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&addr.into())?;
+        Ok(socket)
+    };
+    let tcp = bind(Transport::Tcp)?;
+    tcp.listen(BACKLOG)?;
+    let udp = bind(Transport::Udp)?;
+    // A burst of datagrams waits for its turn.
+    udp.set_recv_buffer_size(4 << 20)?;
+    Ok((tcp.into(), udp.into()))
+}
+
+async fn until(stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn accept(listener: TcpListener) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else { continue };
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            let mut message = [0; 4];
+            // The client notices when its connection breaks.
+            while stream.read_exact(&mut message).await.is_ok() && stream.write_all(&message).await.is_ok() {}
+        });
+    }
+}
+
+async fn echo_datagrams(socket: UdpSocket) {
+    let mut message = [0; 4];
+    loop {
+        if let Ok((length, from)) = socket.recv_from(&mut message).await {
+            // The client notices when its answer is missing.
+            let _ = socket.send_to(&message[..length], from).await;
+        }
+    }
+}
+
+/// Flows from one place to one address.
+#[derive(Debug)]
+pub struct Crowd {
+    parts: Vec<Part>,
+}
+
+/// The flows of one thread.
+#[derive(Debug)]
+struct Part {
+    opened: usize,
+    failed: usize,
+    /// Has all flows asked, and the answer sent back. Dropping it ends them.
+    check: Option<mpsc::Sender<mpsc::Sender<Vec<io::Error>>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Flow {
+    Tcp(TcpStream),
+    Udp(UdpSocket),
+}
+
+impl Crowd {
+    /// Opens flows, each with a first exchange of messages, for which it has as long as `patience`.
+    ///
+    /// # Errors
+    /// The process can't have so many sockets. Flows that can't be opened are no error: see [`Crowd::failed`].
+    pub fn open(place: &Place, transport: Transport, to: SocketAddr, count: usize, patience: Duration) -> Result<Self> {
+        share_runtimes()?;
+        let sizes = (0..count).step_by(PER_THREAD).map(|first| PER_THREAD.min(count - first));
+        let parts = sizes.map(|count| Part::open(place, transport, to, count, patience));
+        Ok(Self { parts: parts.collect::<Result<_>>()? })
+    }
+
+    /// How many flows are open.
+    pub fn opened(&self) -> usize {
+        self.parts.iter().map(|part| part.opened).sum()
+    }
+
+    /// How many could not be opened.
+    pub fn failed(&self) -> usize {
+        self.parts.iter().map(|part| part.failed).sum()
+    }
+
+    /// Asks every flow once more.
+    ///
+    /// # Errors
+    /// Some do not answer, or with another's message.
+    pub fn check(&mut self) -> Result<()> {
+        let mut errors = Vec::new();
+        for part in &self.parts {
+            errors.extend(part.check()?);
+        }
+        ensure!(errors.is_empty(), "{} of {} flows are lost: {}", errors.len(), self.opened(), errors[0]);
+        Ok(())
+    }
+}
+
+impl Part {
+    fn open(place: &Place, transport: Transport, to: SocketAddr, count: usize, patience: Duration) -> Result<Self> {
+        let place = place.clone();
+        let (check, checks) = mpsc::channel::<mpsc::Sender<Vec<io::Error>>>();
+        let (ready, opened) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let flows = own_descriptors().and_then(|()| {
+                let runtime = runtime()?;
+                let open = || runtime.block_on(open_flows(transport, to, count, patience));
+                let (flows, failed) = place.netns().run(open)?;
+                Ok((runtime, flows, failed))
+            });
+            let (runtime, mut flows, failed) = match flows {
+                Ok(flows) => flows,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            let _ = ready.send(Ok((flows.len(), failed)));
+            for answer in checks {
+                let (kept, errors) = runtime.block_on(ask(flows));
+                flows = kept;
+                let _ = answer.send(errors);
+            }
+            // They are registered with the runtime, which must be there when they end.
+            runtime.block_on(async { drop(flows) });
+        });
+        let (opened, failed) = opened.recv().context("the crowd's thread ended")??;
+        Ok(Self { opened, failed, check: Some(check), thread: Some(thread) })
+    }
+
+    fn check(&self) -> Result<Vec<io::Error>> {
+        let (answer, errors) = mpsc::channel();
+        let check = self.check.as_ref().context("the crowd has ended")?;
+        check.send(answer).ok().context("the crowd's thread ended")?;
+        errors.recv().context("the crowd's thread ended")
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.check = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn open_flows(transport: Transport, to: SocketAddr, count: usize, patience: Duration) -> (Vec<Flow>, usize) {
+    let next = Arc::new(AtomicU32::new(0));
+    let worker = move || {
+        let next = next.clone();
+        async move {
+            let (mut flows, mut failed) = (Vec::new(), 0);
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number as usize >= count {
+                    return (flows, failed);
+                }
+                let open = async {
+                    let mut flow = Flow::open(transport, to).await?;
+                    flow.exchange(number).await?;
+                    io::Result::Ok(flow)
+                };
+                match tokio::time::timeout(patience, open).await {
+                    Ok(Ok(flow)) => flows.push(flow),
+                    _ => failed += 1,
+                }
+            }
+        }
+    };
+    let mut workers = JoinSet::new();
+    (0..AT_A_TIME).for_each(|_| drop(workers.spawn(worker())));
+    let opened = workers.join_all().await;
+    let failed = opened.iter().map(|(_, failed)| failed).sum();
+    (opened.into_iter().flat_map(|(flows, _)| flows).collect(), failed)
+}
+
+/// Exchanges a message over each flow.
+async fn ask(flows: Vec<Flow>) -> (Vec<Flow>, Vec<io::Error>) {
+    let mut parts: Vec<Vec<Flow>> = (0..AT_A_TIME).map(|_| Vec::new()).collect();
+    for (index, flow) in flows.into_iter().enumerate() {
+        parts[index % AT_A_TIME].push(flow);
+    }
+    let mut workers = JoinSet::new();
+    for (part, mut flows) in parts.into_iter().enumerate() {
+        workers.spawn(async move {
+            let mut errors = Vec::new();
+            for (index, flow) in flows.iter_mut().enumerate() {
+                let number = (index * AT_A_TIME + part) as u32 | 1 << 31;
+                let exchange = tokio::time::timeout(Duration::from_secs(3), flow.exchange(number)).await;
+                errors.extend(exchange.unwrap_or_else(|late| Err(late.into())).err());
+            }
+            (flows, errors)
+        });
+    }
+    let (mut flows, mut errors) = (Vec::new(), Vec::new());
+    for (kept, found) in workers.join_all().await {
+        flows.extend(kept);
+        errors.extend(found);
+    }
+    (flows, errors)
+}
+
+impl Flow {
+    async fn open(transport: Transport, to: SocketAddr) -> io::Result<Self> {
+        Ok(match transport {
+            Transport::Tcp => {
+                let stream = TcpStream::connect(to).await?;
+                stream.set_nodelay(true)?;
+                // Thousands of them end at once: without the waiting states.
+                stream.set_zero_linger()?;
+                Self::Tcp(stream)
+            }
+            Transport::Udp => {
+                let socket = UdpSocket::bind((super::unspecified(to), 0)).await?;
+                socket.connect(to).await?;
+                Self::Udp(socket)
+            }
+        })
+    }
+
+    async fn exchange(&mut self, number: u32) -> io::Result<()> {
+        let message = number.to_be_bytes();
+        let mut answer = [0; 4];
+        match self {
+            Self::Tcp(stream) => {
+                stream.write_all(&message).await?;
+                stream.read_exact(&mut answer).await?;
+            }
+            Self::Udp(socket) => {
+                socket.send(&message).await?;
+                socket.recv(&mut answer).await?;
+            }
+        }
+        if answer == message { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "another's answer")) }
+    }
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// Has tokio make the descriptors that all its runtimes share, for signals, in the table that threads' own are copies of.
+fn share_runtimes() -> io::Result<()> {
+    runtime().map(drop)
+}
+
+/// Gives the calling thread a table of descriptors of its own, with room for its part of a crowd.
+fn own_descriptors() -> Result<()> {
+    unshare(CloneFlags::CLONE_FILES)?;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes to the structure.
+    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    ensure!(read == 0, "getrlimit: {}", io::Error::last_os_error());
+    if limit.rlim_cur < limit.rlim_max {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: the kernel reads the structure.
+        let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+        ensure!(set == 0, "setrlimit: {}", io::Error::last_os_error());
+    }
+    let needed = PER_THREAD as libc::rlim_t * 3 / 2;
+    ensure!(
+        limit.rlim_max >= needed,
+        "at most {} descriptors: raise the limit (ulimit -n) to {needed}",
+        limit.rlim_max
+    );
+    Ok(())
+}

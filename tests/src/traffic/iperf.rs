@@ -1,0 +1,102 @@
+//! Throughput by iperf3.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use crate::lab::{Place, Process, output, wait_until};
+
+/// How long a client may take beyond the time that it sends.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long before the end of that time a client that is still at work is asked why.
+const NOTICE: Duration = Duration::from_secs(3);
+
+/// A running `iperf3 --server`.
+#[derive(Debug)]
+pub struct IperfServer {
+    place: Place,
+    log: NamedTempFile,
+    _process: Process,
+}
+
+impl IperfServer {
+    /// Starts it on one address and waits until it listens.
+    pub fn start(place: &Place, addr: SocketAddr) -> Result<Self> {
+        let mut command = place.command("iperf3")?;
+        command.args(["--server", "--bind", &addr.ip().to_string(), "--port", &addr.port().to_string()]);
+        let log = NamedTempFile::new()?;
+        // Each line at once: it is killed in the end.
+        command.arg("--forceflush");
+        command.stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?);
+        let process = Process::start(command).context("can't start iperf3: apt-get install iperf3")?;
+        // Connecting would make a session of it, so look at the table of listening sockets.
+        let port = format!(":{:04X} ", addr.port());
+        wait_until("iperf3 listens", Duration::from_secs(5), || {
+            let tables = place
+                .netns()
+                .run(|| ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"))))?;
+            Ok(tables.iter().flatten().any(|table| table.lines().any(|line| line.contains(&port))))
+        })?;
+        Ok(Self { place: place.clone(), log, _process: process })
+    }
+
+    /// What can be seen from the server's side: what it printed, and its sockets.
+    fn state(&self) -> String {
+        let printed = std::fs::read_to_string(self.log.path()).unwrap_or_default();
+        let last: Vec<_> = printed.lines().rev().take(30).collect();
+        let printed: Vec<_> = last.into_iter().rev().collect();
+        format!("the server's last lines:\n{}\n{}", printed.join("\n"), sockets(&self.place))
+    }
+}
+
+/// The TCP sockets of a place, with all that the kernel knows of them.
+fn sockets(place: &Place) -> String {
+    let listed = place.run("ss", &["--tcp", "--info", "--memory", "--numeric", "--options", "--all"]);
+    format!("sockets of {}:\n{}", place.name(), listed.unwrap_or_else(|error| format!("{error:#}")))
+}
+
+/// Sends over one TCP connection for some seconds and returns what arrived, in Gbit/s.
+///
+/// # Errors
+/// iperf3's own, or it hangs: then the error tells of both ends' sockets, of what the server printed, and what `more`
+/// adds, all taken while it hung.
+pub fn iperf(
+    place: &Place,
+    server: &IperfServer,
+    to: SocketAddr,
+    seconds: u32,
+    more: impl Fn() -> String + Send + Sync,
+) -> Result<f64> {
+    let mut command = place.command("iperf3")?;
+    command.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
+    command.args(["--time", &seconds.to_string()]);
+    let limit = Duration::from_secs(u64::from(seconds)) + GRACE;
+    let (done, watch) = mpsc::channel::<()>();
+    let (result, state) = thread::scope(|scope| {
+        let look = || format!("{}\n{}\n{}", sockets(place), server.state(), more());
+        let watcher = scope.spawn(move || {
+            let hangs = watch.recv_timeout(limit - NOTICE) == Err(RecvTimeoutError::Timeout);
+            hangs.then(look)
+        });
+        let result = output(command, b"", limit);
+        drop(done);
+        (result, watcher.join().expect("looking around doesn't panic"))
+    });
+    let output = match (result, state) {
+        (Ok(output), _) => output,
+        (Err(error), Some(state)) => bail!("from {} to {to}: {error}\n{state}", place.name()),
+        (Err(error), None) => return Err(error).with_context(|| format!("from {} to {to}", place.name())),
+    };
+    let report: Value = serde_json::from_slice(&output.stdout).context("iperf3 did not write JSON")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3 from {} to {to}: {error}\n{}\n{}", place.name(), server.state(), more());
+    }
+    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
+    Ok(bits.context("iperf3's report has no end.sum_received.bits_per_second")? / 1e9)
+}

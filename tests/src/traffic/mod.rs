@@ -1,0 +1,127 @@
+//! Traffic for the lab, from threads of the harness: servers that say who they are and whom they see, clients, long-lived
+//! streams that notice every lost packet, crowds of connections, echo requests, frames made by hand, HTTP, and iperf3.
+
+mod client;
+mod crowd;
+mod frame;
+mod http;
+mod iperf;
+mod load;
+mod option;
+mod outcome;
+mod ping;
+mod server;
+mod stream;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+pub use client::{Answer, Ask, Flow};
+pub use crowd::{Crowd, CrowdServer};
+pub use frame::{Frames, fragments, udp_frame};
+pub use http::{Response, http_get};
+pub use iperf::{IperfServer, iperf};
+pub use load::{Load, LoadReport};
+pub use outcome::Outcome;
+pub use ping::{Ping, PingAnswer};
+pub use server::Server;
+pub use stream::{Stream, StreamReport};
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, IPv4 first.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Family of an address.
+    pub const fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// As Kubernetes writes it: `IPv4` or `IPv6`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Transport {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// As Kubernetes writes it: `TCP` or `UDP`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+
+    /// Each protocol over each family.
+    pub fn over_all() -> impl Iterator<Item = (Family, Self)> {
+        Family::ALL.into_iter().flat_map(|family| Self::ALL.map(|transport| (family, transport)))
+    }
+
+    const fn kind(self) -> socket2::Type {
+        match self {
+            Self::Tcp => socket2::Type::STREAM,
+            Self::Udp => socket2::Type::DGRAM,
+        }
+    }
+
+    const fn protocol(self) -> socket2::Protocol {
+        match self {
+            Self::Tcp => socket2::Protocol::TCP,
+            Self::Udp => socket2::Protocol::UDP,
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The address with which one binds to no address in particular.
+fn unspecified(to: SocketAddr) -> IpAddr {
+    match to {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// The internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let sum: u32 = words.sum();
+    let folded = (sum >> 16) + (sum & 0xffff);
+    !((folded + (folded >> 16)) as u16)
+}

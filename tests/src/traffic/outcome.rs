@@ -1,0 +1,105 @@
+//! What becomes of a question, reduced to what a test expects.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Ask, Transport};
+use crate::lab::{Place, eventually};
+
+/// How long an answer may take before it counts as none.
+const SILENCE: Duration = Duration::from_millis(300);
+/// How long a change may take until questions show it.
+const CHANGE: Duration = Duration::from_secs(8);
+
+/// What became of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was answered from the address that it was sent to.
+    Answer {
+        /// Name of the server.
+        server: String,
+        /// The client as the server sees it.
+        seen: IpAddr,
+    },
+    /// A reset or an ICMP error said that nobody serves there.
+    Refused,
+    /// Nothing came back.
+    Silence,
+    /// Something else.
+    Other(String),
+}
+
+impl Outcome {
+    /// An answer.
+    pub fn answer(server: &str, seen: IpAddr) -> Self {
+        Self::Answer { server: server.to_owned(), seen }
+    }
+
+    /// Of a question asked once.
+    pub fn of(place: &Place, ask: &Ask) -> Self {
+        match ask.clone().connected().timeout(SILENCE).from(place) {
+            Ok(answer) => Self::Answer { server: answer.server, seen: answer.seen.ip() },
+            Err(error) => match error.kind() {
+                ErrorKind::ConnectionRefused => Self::Refused,
+                ErrorKind::TimedOut => Self::Silence,
+                _ => Self::Other(error.to_string()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answer { server, seen } => write!(f, "{server} answers {seen}"),
+            Self::Refused => f.write_str("refused"),
+            Self::Silence => f.write_str("silence"),
+            Self::Other(error) => f.write_str(error),
+        }
+    }
+}
+
+impl Place {
+    /// What becomes of a question asked from here.
+    pub fn outcome(&self, transport: Transport, to: SocketAddr) -> Outcome {
+        Outcome::of(self, &Ask::new(transport, to))
+    }
+
+    /// Waits until one of these servers answers a question from here, and then asks twice more; returns whom the last saw.
+    ///
+    /// # Errors
+    /// What came instead, from where to where.
+    pub fn reaches(&self, transport: Transport, to: SocketAddr, servers: &[&str]) -> Result<IpAddr> {
+        let what = || format!("{transport} from {} to {to}", self.name());
+        let ask = || match self.outcome(transport, to) {
+            Outcome::Answer { server, seen } if servers.contains(&&server[..]) => Ok(seen),
+            outcome => bail!("{outcome} instead of an answer by {servers:?}"),
+        };
+        eventually("an answer", CHANGE, ask).with_context(what)?;
+        ask().and_then(|_| ask()).with_context(what)
+    }
+
+    /// Waits until a question from here meets what is expected, and then asks twice more: flows end and begin, and the
+    /// later ones must fare as the first.
+    ///
+    /// # Errors
+    /// What came instead, from where to where.
+    pub fn expect(&self, transport: Transport, to: SocketAddr, expected: &Outcome) -> Result<()> {
+        let what = || format!("{transport} from {} to {to}", self.name());
+        let ask = || {
+            let outcome = self.outcome(transport, to);
+            ensure!(outcome == *expected, "{outcome} instead of: {expected}");
+            Ok(())
+        };
+        eventually(&expected.to_string(), CHANGE, ask).with_context(what)?;
+        // What must not be answered has been asked for long enough.
+        if matches!(expected, Outcome::Answer { .. }) {
+            (0..2).try_for_each(|_| ask()).with_context(what)?;
+        }
+        Ok(())
+    }
+}

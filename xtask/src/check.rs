@@ -1,0 +1,184 @@
+//! `cargo xtask check`: the workspace's rules that neither the compiler nor clippy knows.
+//!
+//! Dependencies between our crates point down only. A crate that ties us to Kubernetes, the kernel's BPF or netlink is
+//! imported in its own corner only, and unsafe code stays where the kernel is touched. Sources are read as tokens
+//! without comments and texts, so any use of such a name counts, whatever the path it comes by.
+
+mod source;
+
+use std::path::{Path, PathBuf};
+use std::{fmt, fs};
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::{Package, Workspace};
+
+/// Which of our crates a crate may depend on.
+const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
+    ("podnet-common", &[]),
+    ("podnet-ebpf", &["podnet-common"]),
+    ("podnet-cni", &["podnet-common"]),
+    ("podnet", &["podnet-cni", "podnet-common"]),
+    ("podnet-tests", &["podnet", "podnet-cni", "podnet-common"]),
+    ("xtask", &[]),
+];
+
+/// Words that may stand in some modules only. A module is named by its path without `.rs`; directories count as well.
+struct Corner {
+    words: &'static [&'static str],
+    places: &'static [&'static str],
+    why: &'static str,
+}
+
+const CORNERS: &[Corner] = &[
+    Corner {
+        words: &["kube"],
+        places: &["podnet/src/source/kubernetes", "tests"],
+        why: "only podnet::source::kubernetes talks to the Kubernetes API",
+    },
+    Corner {
+        words: &["aya"],
+        places: &["podnet/src/datapath", "cni/src/datapath", "tests"],
+        why: "only the datapath modules know how programs and maps are reached",
+    },
+    Corner {
+        words: &["rtnetlink", "netlink_packet_core", "netlink_packet_route", "netlink_proto", "netlink_sys"],
+        places: &["podnet/src/host", "cni/src/netlink", "tests"],
+        why: "only the netlink modules speak netlink",
+    },
+    Corner {
+        words: &["unsafe"],
+        places: &["podnet-ebpf", "podnet/src/datapath", "cni/src/datapath", "tests"],
+        why: "unsafe code stays where the kernel is touched",
+    },
+];
+
+impl Corner {
+    fn contains(&self, file: &Path) -> bool {
+        self.places.iter().any(|place| file.starts_with(place) || file.with_extension("") == Path::new(place))
+    }
+}
+
+/// A broken rule.
+#[derive(Debug, PartialEq, Eq)]
+struct Violation {
+    place: String,
+    what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.what)
+    }
+}
+
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    let violations = violations(workspace)?;
+    for violation in &violations {
+        eprintln!("{violation}");
+    }
+    if !violations.is_empty() {
+        bail!("the workspace's rules are broken in {} places", violations.len());
+    }
+    println!("The workspace keeps its rules.");
+    Ok(())
+}
+
+fn violations(workspace: &Workspace) -> Result<Vec<Violation>> {
+    let mut found: Vec<_> = workspace.packages.iter().flat_map(wrong_dependencies).collect();
+    for package in &workspace.packages {
+        for file in rust_files(&workspace.root.join(&package.directory))? {
+            let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            found.extend(out_of_corner(file.strip_prefix(&workspace.root)?, &text));
+        }
+    }
+    Ok(found)
+}
+
+/// The dependencies of a crate on others of ours that do not point down.
+fn wrong_dependencies(package: &Package) -> Vec<Violation> {
+    let violation = |what| Violation { place: package.directory.join("Cargo.toml").display().to_string(), what };
+    let Some((_, allowed)) = MAY_DEPEND_ON.iter().find(|(name, _)| *name == package.name) else {
+        return vec![violation(format!("{} has no place in xtask's list of crates yet", package.name))];
+    };
+    let ours = |name: &str| MAY_DEPEND_ON.iter().any(|(crate_name, _)| *crate_name == name);
+    let wrong = package.dependencies.iter().filter(|name| ours(name) && !allowed.contains(&name.as_str()));
+    wrong.map(|name| violation(format!("{} must not depend on {name}", package.name))).collect()
+}
+
+/// The words in a source file that belong elsewhere.
+fn out_of_corner(file: &Path, text: &str) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for (line, word) in source::words(text) {
+        let corner = CORNERS.iter().find(|corner| corner.words.contains(&word.as_str()));
+        if let Some(corner) = corner.filter(|corner| !corner.contains(file)) {
+            found.push(Violation {
+                place: format!("{}:{line}", file.display()),
+                what: format!("`{word}`: {}", corner.why),
+            });
+        }
+    }
+    found
+}
+
+/// All Rust files below a directory, in order.
+fn rust_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut entries = fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>())
+        .with_context(|| format!("cannot read {}", directory.display()))?;
+    entries.sort();
+    let mut files = Vec::new();
+    for path in entries {
+        if path.is_dir() {
+            files.extend(rust_files(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workspace_keeps_its_rules() {
+        let violations = violations(&Workspace::find().unwrap()).unwrap();
+        let shown: Vec<_> = violations.iter().map(Violation::to_string).collect();
+        assert!(shown.is_empty(), "\n{}", shown.join("\n"));
+    }
+
+    #[test]
+    fn dependencies_point_down_only() {
+        let package = |name: &str, dependencies: &[&str]| Package {
+            name: name.into(),
+            dependencies: dependencies.iter().map(|name| (*name).to_owned()).collect(),
+            directory: name.into(),
+        };
+        assert!(wrong_dependencies(&package("podnet", &["podnet-cni", "podnet-common", "serde"])).is_empty());
+        let upwards = wrong_dependencies(&package("podnet-cni", &["podnet-common", "podnet"]));
+        assert_eq!(upwards[0].to_string(), "podnet-cni/Cargo.toml: podnet-cni must not depend on podnet");
+        assert_eq!(wrong_dependencies(&package("xtask", &["podnet-common"])).len(), 1);
+        assert_eq!(wrong_dependencies(&package("podnet-new", &[])).len(), 1, "a new crate needs a decision");
+    }
+
+    #[test]
+    fn words_keep_to_their_corners() {
+        let found = |file: &str, text: &str| -> Vec<_> {
+            out_of_corner(Path::new(file), text).iter().map(Violation::to_string).collect()
+        };
+        assert_eq!(
+            found("podnet/src/select.rs", "use std::fmt;\nuse kube::Api;\n"),
+            ["podnet/src/select.rs:2: `kube`: only podnet::source::kubernetes talks to the Kubernetes API"]
+        );
+        assert!(found("podnet/src/source/kubernetes.rs", "use kube::Api;").is_empty());
+        assert_eq!(found("podnet/src/cli/status.rs", "let map = ::aya::maps::MapData::from_pin(path);").len(), 1);
+        assert!(found("podnet/src/datapath/maps.rs", "use aya::maps::MapData;").is_empty());
+        assert!(found("cni/src/datapath.rs", "use aya::maps::MapData;").is_empty());
+        assert_eq!(found("podnet/src/datapath_like.rs", "use aya::maps::MapData;").len(), 1);
+        assert_eq!(found("cni/src/wiring.rs", "use { rtnetlink as nl };").len(), 1);
+        assert_eq!(found("cni/src/store.rs", "unsafe { libc::getuid() }").len(), 1);
+        assert!(found("cni/src/store.rs", "// unsafe, aya\nlet unsafety = \"unsafe\";").is_empty());
+    }
+}

@@ -1,0 +1,16 @@
+//! `cargo xtask demo`: the demonstration, from the release build.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::build;
+use crate::command::exec;
+use crate::setup::{self, Purpose};
+use crate::workspace::Workspace;
+
+pub(crate) fn run(workspace: &Workspace, args: &[OsString]) -> Result<()> {
+    setup::ensure(workspace, Purpose::Lab)?;
+    let built = build::release(workspace)?;
+    exec(built.as_root("podnet-lab")?.arg("demo").args(args))
+}

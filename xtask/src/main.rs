@@ -1,0 +1,85 @@
+//! `cargo xtask`: sets up what is missing, builds, tests, and starts the demonstration, the lab and the benchmarks.
+//!
+//! One module a command. Depends on none of podnet's own crates: it builds their programs and starts them.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod build;
+mod check;
+mod command;
+mod demo;
+mod lab;
+mod setup;
+mod test;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::setup::Purpose;
+use crate::workspace::Workspace;
+
+/// Set up, build, test and try podnet.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install everything that the other commands need and that is missing.
+    Setup,
+    /// Build the eBPF object and the static programs podnet (with the object in it), podnet-cni and podnet-lab.
+    Build {
+        /// Optimise.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run the unit tests, then the privileged tests as root.
+    Test {
+        /// Run only the tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Check which crates depend on and import what, and where unsafe code stands.
+    Check,
+    /// Build a cluster of network namespaces and show podnet at work in it.
+    #[command(disable_help_flag = true)]
+    Demo(PassedOn),
+    /// Bring the same cluster up and open a shell in it.
+    #[command(disable_help_flag = true)]
+    Lab(PassedOn),
+    /// Measure podnet beside direct paths and its peers.
+    #[command(disable_help_flag = true)]
+    Bench(PassedOn),
+}
+
+/// Arguments for the program that the command starts; `--help` lists them.
+#[derive(Args)]
+struct PassedOn {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = Workspace::find().and_then(|workspace| match cli.command {
+        Command::Setup => setup::ensure(&workspace, Purpose::Bench).map(|()| println!("Everything is set up.")),
+        Command::Build { release } => build::run(&workspace, release),
+        Command::Test { filter } => test::run(&workspace, filter.as_deref()),
+        Command::Check => check::run(&workspace),
+        Command::Demo(passed) => demo::run(&workspace, &passed.args),
+        Command::Lab(passed) => lab::run(&workspace, &passed.args),
+        Command::Bench(passed) => bench::run(&workspace, &passed.args),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! `cargo xtask test`: the unit tests (the workspace's rules are among them), the release build, and the privileged tests.
+//!
+//! Everything is compiled without privileges; only the test programs of `tests/` run as root. A failing part does not
+//! keep the later ones from running. The last line is the total: `N passed, N failed, N skipped`.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::ops::AddAssign;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::{fmt, io};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::build;
+use crate::command::as_root;
+use crate::setup::{self, Purpose};
+use crate::workspace::Workspace;
+
+/// After this, a test program is told to end, and it then has a little time for cleaning up.
+const SECONDS_PER_PROGRAM: u32 = 600;
+const SECONDS_FOR_CLEANING_UP: u32 = 30;
+
+/// Privileged tests wait a lot, so more of them than this would fit on two cores, but they also measure time-outs.
+const PRIVILEGED_TESTS_AT_ONCE: u32 = 2;
+
+pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
+    setup::ensure(workspace, Purpose::Test)?;
+    let mut total = Tally::default();
+
+    heading("unit tests");
+    let mut unit_tests = workspace.cargo();
+    unit_tests.args(["test", "--no-fail-fast"]).args(filter);
+    total += tally(&mut unit_tests, "the unit tests", &mut io::stdout())?;
+
+    heading("release build");
+    let built = build::release(workspace)?;
+    heading("privileged tests");
+    for program in privileged_programs(workspace)? {
+        println!("\n{}", program.display());
+        let mut test = as_root("timeout", environment(&built)?.iter().map(|(name, value)| (*name, value.as_os_str())))?;
+        // In the foreground, so that an interrupt from the terminal reaches the tests, which clean up.
+        test.arg("--foreground")
+            .arg(format!("--kill-after={SECONDS_FOR_CLEANING_UP}"))
+            .arg(SECONDS_PER_PROGRAM.to_string())
+            .arg(&program)
+            .arg(format!("--test-threads={PRIVILEGED_TESTS_AT_ONCE}"))
+            .args(filter)
+            .current_dir(workspace.root.join("tests"));
+        total += tally(&mut test, &program.display().to_string(), &mut io::stdout())?;
+    }
+
+    println!("\n{total}");
+    ensure!(total.failed == 0, "tests failed");
+    ensure!(
+        total.passed > 0,
+        "no test ran{}",
+        filter.map(|name| format!(": none is named {name}")).unwrap_or_default()
+    );
+    Ok(())
+}
+
+fn heading(part: &str) {
+    println!("\n==> {part}");
+}
+
+/// What the test programs need to know, and how much a panic tells.
+fn environment(built: &build::Built) -> Result<Vec<(&'static str, OsString)>> {
+    let mut variables: Vec<_> = built.environment().into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+    variables.extend(std::env::var_os("RUST_BACKTRACE").map(|value| ("RUST_BACKTRACE", value)));
+    Ok(variables)
+}
+
+/// Builds the test programs of the package podnet-tests.
+fn privileged_programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let mut cargo = workspace.cargo();
+    cargo
+        .args(["test", "--package=podnet-tests", "--no-run", "--message-format=json-render-diagnostics"])
+        .stderr(Stdio::inherit());
+    let built = cargo.output().context("cannot start cargo")?;
+    ensure!(built.status.success(), "the privileged tests cannot be compiled");
+    test_programs(&String::from_utf8_lossy(&built.stdout))
+}
+
+/// The test programs among the artifacts that cargo reports, one JSON object a line.
+fn test_programs(messages: &str) -> Result<Vec<PathBuf>> {
+    let mut programs = Vec::new();
+    for line in messages.lines() {
+        let message: Value = serde_json::from_str(line).context("cargo printed something that is no JSON")?;
+        if message["profile"]["test"] == true
+            && let Some(program) = message["executable"].as_str()
+        {
+            programs.push(program.into());
+        }
+    }
+    if programs.is_empty() {
+        bail!("the package podnet-tests has no tests");
+    }
+    Ok(programs)
+}
+
+/// How many tests ended how.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+impl Tally {
+    /// Reads a summary of Rust's test runner, `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    fn from_summary(line: &str) -> Option<Self> {
+        let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+        let count = |what: &str| -> Option<u32> {
+            counts.split("; ").find_map(|part| part.trim().strip_suffix(what)?.trim_end().parse().ok())
+        };
+        Some(Self { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
+    }
+}
+
+/// Runs tests, passes on what they print, and adds up the summaries.
+fn tally(tests: &mut Command, name: &str, terminal: &mut impl Write) -> Result<Tally> {
+    let mut child =
+        tests.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
+    let mut total = Tally::default();
+    for line in BufReader::new(child.stdout.take().context("the tests have no output")?).split(b'\n') {
+        let mut line = line?;
+        if let Some(summary) = str::from_utf8(&line).ok().and_then(Tally::from_summary) {
+            total += summary;
+        }
+        line.push(b'\n');
+        terminal.write_all(&line)?;
+    }
+    let status = child.wait()?;
+    if let Some(problem) = unexplained(status, &total, name) {
+        writeln!(terminal, "{problem}")?;
+        total.failed += 1;
+    }
+    Ok(total)
+}
+
+/// A program that failed without a failed test: a crash, a time-out or a compile error, which counts as one failure.
+fn unexplained(status: ExitStatus, total: &Tally, name: &str) -> Option<String> {
+    const TIMED_OUT: i32 = 124;
+    if status.success() || total.failed > 0 {
+        return None;
+    }
+    Some(match status.code() {
+        Some(TIMED_OUT) => format!("{name} did not end within {SECONDS_PER_PROGRAM} s"),
+        _ => format!("{name} failed without a failed test ({status})"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally_of(script: &str) -> (Tally, String) {
+        let mut shown = Vec::new();
+        let total = tally(Command::new("sh").args(["-c", script]), "the script", &mut shown).unwrap();
+        (total, String::from_utf8(shown).unwrap())
+    }
+
+    #[test]
+    fn summaries_add_up_and_are_shown() {
+        let (total, shown) = tally_of(
+            "echo 'test a::b ... ok'
+             echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.01s'
+             echo 'test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out'
+             exit 101",
+        );
+        assert_eq!(total.to_string(), "13 passed, 2 failed, 1 skipped");
+        assert!(shown.starts_with("test a::b ... ok\ntest result: ok. 3 passed"), "{shown}");
+        assert_eq!(shown.lines().count(), 3);
+    }
+
+    #[test]
+    fn a_crash_and_a_time_out_are_failures() {
+        let (total, shown) = tally_of("echo 'test result: ok. 3 passed; 0 failed; 0 ignored'; kill -9 $$");
+        assert_eq!(total, Tally { passed: 3, failed: 1, skipped: 0 });
+        assert!(shown.contains("the script failed without a failed test (signal: 9"), "{shown}");
+        let (total, shown) = tally_of("exit 124");
+        assert_eq!(total.failed, 1);
+        assert!(shown.contains("did not end within"), "{shown}");
+        assert_eq!(tally_of("exit 0").0, Tally::default());
+    }
+
+    #[test]
+    fn only_test_programs_are_run() {
+        let messages = r#"{"reason":"compiler-artifact","profile":{"test":true},"executable":"/t/netns-1"}
+{"reason":"compiler-artifact","profile":{"test":false},"executable":"/t/podnet-lab"}
+{"reason":"compiler-artifact","profile":{"test":false},"executable":null}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(test_programs(messages).unwrap(), [PathBuf::from("/t/netns-1")]);
+        assert!(test_programs(r#"{"reason":"build-finished","success":true}"#).is_err());
+    }
+}

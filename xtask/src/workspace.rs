@@ -1,0 +1,89 @@
+//! The workspace as cargo sees it: where it is, where it builds, which packages it has.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::command::output;
+
+/// What `cargo metadata` tells of the workspace.
+pub(crate) struct Workspace {
+    pub(crate) root: PathBuf,
+    /// The target directory that cargo's configuration chooses.
+    pub(crate) target: PathBuf,
+    pub(crate) packages: Vec<Package>,
+}
+
+/// A member of the workspace.
+pub(crate) struct Package {
+    pub(crate) name: String,
+    /// The packages that its manifest names, of every kind of dependency.
+    pub(crate) dependencies: Vec<String>,
+    /// Where its manifest is, relative to the workspace's root.
+    pub(crate) directory: PathBuf,
+}
+
+impl Workspace {
+    /// The workspace that this program was built in.
+    pub(crate) fn find() -> Result<Self> {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let metadata = output(cargo(here).args(["metadata", "--no-deps", "--format-version=1"]))?;
+        Self::parse(&metadata).context("`cargo metadata` printed something unexpected")
+    }
+
+    fn parse(metadata: &str) -> Result<Self> {
+        let metadata: Value = serde_json::from_str(metadata)?;
+        let root = PathBuf::from(text(&metadata["workspace_root"])?);
+        let packages = list(&metadata["packages"])?
+            .iter()
+            .map(|package| {
+                let manifest = Path::new(text(&package["manifest_path"])?);
+                let directory = manifest.parent().and_then(|directory| directory.strip_prefix(&root).ok());
+                Ok(Package {
+                    name: text(&package["name"])?.to_owned(),
+                    dependencies: list(&package["dependencies"])?
+                        .iter()
+                        .map(|dependency| Ok(text(&dependency["name"])?.to_owned()))
+                        .collect::<Result<_>>()?,
+                    directory: directory.context("a package outside the workspace")?.to_owned(),
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { target: text(&metadata["target_directory"])?.into(), root, packages })
+    }
+
+    /// A cargo call in the workspace's root.
+    pub(crate) fn cargo(&self) -> Command {
+        cargo(&self.root)
+    }
+
+    /// Where tools go that are installed for this project only.
+    pub(crate) fn tools(&self) -> PathBuf {
+        self.target.join("tools")
+    }
+}
+
+/// A cargo call without the variables that cargo set for this program: build scripts that look at them would run again.
+fn cargo(directory: &Path) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(directory);
+    for (name, _) in env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+fn text(value: &Value) -> Result<&str> {
+    value.as_str().context("a text is missing")
+}
+
+fn list(value: &Value) -> Result<&Vec<Value>> {
+    value.as_array().context("a list is missing")
+}
