@@ -12,8 +12,6 @@ use podnet_tests::traffic::{Ask, Family, Transport};
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
-/// How long a change may take until requests show it.
-const CHANGE: Duration = Duration::from_secs(8);
 /// Outside clients: so many that they don't all choose the same backends twice by chance.
 const CLIENTS: u8 = 12;
 /// Names of the backends.
@@ -154,7 +152,7 @@ fn affinity_can_be_switched_on_a_live_service(site: &Site) -> Result<()> {
                 (outside, at_node(family)),
             ] {
                 let what = format!("{transport} from {} to {to}, affinity {one}", place.name());
-                eventually(&what, CHANGE, || {
+                eventually(&what, || {
                     let met = met(place, transport, to)?;
                     ensure!((met.len() == 1) == one, "met {met:?}");
                     Ok(())
@@ -186,7 +184,7 @@ fn affinity_to_a_removed_backend_ends_at_once(site: &Site) -> Result<()> {
             ensure!(new.len() == 1 && !new.contains(&had), "{}: {had} is gone, met {new:?}", what());
             // Its return changes nothing for who has another by now.
             service.set_endpoints(&site.lab, &all)?;
-            eventually("the node knows it again", CHANGE, || {
+            eventually("the node knows it again", || {
                 let detail = site.lab.node(0).podnet_json(&["service", "show", "default/removed"])?;
                 let detail = detail["frontends"].to_string();
                 ensure!(detail.contains(&site.pod_ip(&had, family)?.to_string()), "{had} is not in {detail}");

@@ -1,15 +1,12 @@
 //! The command line against a running node: what it says, while the daemon is up, while it is down, and after cleanup.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet::config::Xdp;
 use podnet_tests::lab::{Endpoint, Lab, Node, Pod, Service, eventually};
 use podnet_tests::traffic::{Ask, Family, Flow, Server, Transport};
 use serde_json::{Value, json};
-
-const SECONDS: Duration = Duration::from_secs(10);
 
 /// A node with a service of two pods and a client, at work.
 fn site() -> Result<(Lab, Pod, Service)> {
@@ -54,7 +51,7 @@ fn services_endpoints_and_flows_are_told_also_while_the_daemon_is_down() -> Resu
     let mut flows = Vec::new();
     for family in Family::ALL {
         let ask = Ask::new(Transport::Tcp, service.addr(family));
-        let flow = eventually("the service", SECONDS, || Ok(ask.open(&client.place)?))?;
+        let flow = eventually("the service", || Ok(ask.open(&client.place)?))?;
         flow.ask()?;
         flows.push(flow);
     }
@@ -153,7 +150,7 @@ fn cleanup_removes_what_the_daemon_made_and_a_new_daemon_brings_pods_back() -> R
         let asks = Family::ALL.map(|family| client.place.ask(Transport::Tcp, service.addr(family)));
         asks.into_iter().try_for_each(|answer| answer.map(drop)).map_err(Into::into)
     };
-    eventually("the service", SECONDS, works)?;
+    eventually("the service", works)?;
 
     let refused = node.podnet_output(&["cleanup"])?;
     ensure!(!refused.status.success(), "it must not take down what a daemon would set up again");
@@ -177,7 +174,7 @@ fn cleanup_removes_what_the_daemon_made_and_a_new_daemon_brings_pods_back() -> R
     ensure!(!told.status.success() && message.contains("not pinned"), "{message}");
 
     node.start_daemon()?;
-    eventually("the service of pods that were there before", SECONDS, works)
+    eventually("the service of pods that were there before", works)
 }
 
 /// A node with a service in each mode, whose endpoints are on both nodes, used from outside and from inside.
@@ -211,7 +208,7 @@ impl Site {
             service.set_endpoints(&lab, &[&far[0]])?;
         }
         for (node, (name, _)) in lab.nodes().iter().flat_map(|node| [LOCAL, DIRECT, THROUGH].map(|of| (node, of))) {
-            eventually(name, SECONDS, || {
+            eventually(name, || {
                 let detail = node.podnet_json(&["service", "show", &format!("default/{name}")])?;
                 ensure!(detail["differences"] == json!([]) && detail["explanation"].is_object(), "{detail:#}");
                 Ok(())

@@ -9,8 +9,6 @@ use anyhow::{Context, Result, bail, ensure};
 use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
-const SECONDS: Duration = Duration::from_secs(5);
-
 /// A pod with a server on 8080.
 fn server(lab: &Lab, node: usize, name: &str) -> Result<Pod> {
     let mut pod = lab.node(node).add_pod(name)?;
@@ -24,7 +22,7 @@ fn up(service: &Service, places: &[&Place]) -> Result<()> {
         for family in Family::ALL {
             for transport in Transport::ALL {
                 let what = format!("{transport}/{family} from {} to {}", place.name(), service.name());
-                eventually(&what, SECONDS, || Ok(place.ask(transport, service.addr(family))?))?;
+                eventually(&what, || Ok(place.ask(transport, service.addr(family))?))?;
             }
         }
     }
@@ -75,7 +73,7 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
         }
         // A whole conversation, not just one exchange.
         let stream = Stream::start(&pod.place, Transport::Tcp, service.addr(family), Duration::from_millis(1))?;
-        wait_until("100 messages", SECONDS, || Ok(stream.answered() >= 100))?;
+        wait_until("100 messages", || Ok(stream.answered() >= 100))?;
         let report = stream.stop();
         ensure!(report.is_clean(), "{report:?}");
     }
@@ -144,7 +142,7 @@ fn backends_in_the_host_network_work() -> Result<()> {
                     assert_eq!((&answer.server[..], answer.peer), ("node1", service.addr(family)));
                 }
                 let stream = Stream::start(place, transport, service.addr(family), Duration::from_millis(1))?;
-                wait_until("50 messages", SECONDS, || Ok(stream.answered() >= 50))?;
+                wait_until("50 messages", || Ok(stream.answered() >= 50))?;
                 let report = stream.stop();
                 ensure!(report.is_clean(), "{transport}/{family} from {}: {report:?}", place.name());
             }
@@ -168,13 +166,11 @@ fn connected_udp_moves_to_a_live_backend_and_tcp_stays() -> Result<()> {
             let pause = Duration::from_millis(2);
             let udp = Stream::start(place, Transport::Udp, service.addr(family), pause)?;
             let tcp = Stream::start(place, Transport::Tcp, service.addr(family), pause)?;
-            wait_until("both flow", SECONDS, || Ok(udp.answered() > 20 && tcp.answered() > 20))?;
+            wait_until("both flow", || Ok(udp.answered() > 20 && tcp.answered() > 20))?;
             service.set_endpoints(&lab, &web[1].ips)?;
             served_by(place, &service, "web-1")?;
             let (udp_before, tcp_before) = (udp.answered(), tcp.answered());
-            wait_until("both still flow", SECONDS, || {
-                Ok(udp.answered() > udp_before + 50 && tcp.answered() > tcp_before + 50)
-            })?;
+            wait_until("both still flow", || Ok(udp.answered() > udp_before + 50 && tcp.answered() > tcp_before + 50))?;
             let (udp, tcp) = (udp.stop(), tcp.stop());
             let what = format!("{family} from {}", place.name());
             ensure!(tcp.is_clean() && tcp.answers.keys().eq(["web-0"]), "{what}: TCP {tcp:?}");
@@ -188,7 +184,7 @@ fn connected_udp_moves_to_a_live_backend_and_tcp_stays() -> Result<()> {
 /// Waits until only this server answers new flows.
 fn served_by(place: &Place, service: &Service, server: &str) -> Result<()> {
     let what = format!("{} is served by {server}", service.name());
-    eventually(&what, SECONDS, || {
+    eventually(&what, || {
         for family in Family::ALL {
             for transport in Transport::ALL {
                 let answer = place.ask(transport, service.addr(family))?;
@@ -221,8 +217,7 @@ fn without_an_answerer_requests_are_refused_or_dropped() -> Result<()> {
                         other => bail!("{}: {other:?}", what(case)),
                     }
                 };
-                let none =
-                    eventually("the empty service is known", SECONDS, || refused("no endpoint", empty.addr(family)));
+                let none = eventually("the empty service is known", || refused("no endpoint", empty.addr(family)));
                 none?;
                 refused("undefined port", (used.ip(family), 81).into())?;
                 let unallocated = Service::new("nobody", 99, 80, 80);
@@ -256,7 +251,7 @@ fn a_service_can_lose_and_regain_endpoints_and_be_deleted() -> Result<()> {
     };
     let becomes = |wanted: &str| {
         for place in [&client.place, &lab.node(0).place] {
-            eventually(wanted, SECONDS, || {
+            eventually(wanted, || {
                 let kinds = kinds(place);
                 ensure!(kinds.len() == 1 && kinds.contains(wanted), "from {}: {kinds:?}", place.name());
                 Ok(())

@@ -1,13 +1,9 @@
 //! Mistakes in manifests and in the configuration: named, and never fatal to what works.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use podnet_tests::lab::{Lab, Service, eventually};
 use podnet_tests::traffic::{Family, Transport};
 use serde_json::Value;
-
-const SECONDS: Duration = Duration::from_secs(5);
 
 /// Errors that `podnet status` reports about sources: file name, line, reason.
 fn errors(status: &Value) -> Vec<(String, Option<u64>, String)> {
@@ -44,7 +40,7 @@ fn a_broken_manifest_keeps_the_last_good_state_and_is_reported() -> Result<()> {
         }
         Ok(())
     };
-    eventually("the service", SECONDS, works)?;
+    eventually("the service", works)?;
     assert_eq!(errors(&node.podnet_json(&["status"])?), []);
 
     let good = service.manifest(None);
@@ -56,7 +52,7 @@ fn a_broken_manifest_keeps_the_last_good_state_and_is_reported() -> Result<()> {
     for (what, text) in broken {
         ensure!(text != good, "{what}: nothing was broken");
         lab.apply("web", &text)?;
-        eventually(what, SECONDS, || {
+        eventually(what, || {
             let errors = errors(&node.podnet_json(&["status"])?);
             let (file, _, reason) = errors.first().context("no error is reported")?;
             ensure!(file == "web.yaml" && !reason.is_empty(), "{errors:?}");
@@ -67,12 +63,12 @@ fn a_broken_manifest_keeps_the_last_good_state_and_is_reported() -> Result<()> {
         let other = Service::new("other", 11, 80, 8080);
         other.apply(&lab, None)?;
         other.set_endpoints(&lab, &web.ips)?;
-        eventually("another service", SECONDS, || Ok(client.place.ask(Transport::Tcp, other.addr(Family::V4))?))?;
+        eventually("another service", || Ok(client.place.ask(Transport::Tcp, other.addr(Family::V4))?))?;
         lab.withdraw("other")?;
         lab.withdraw("other-endpoints")?;
     }
     lab.apply("web", &good)?;
-    eventually("the error goes away", SECONDS, || {
+    eventually("the error goes away", || {
         let errors = errors(&node.podnet_json(&["status"])?);
         ensure!(errors.is_empty(), "{errors:?}");
         Ok(())
@@ -86,7 +82,7 @@ fn the_line_of_a_mistake_is_named() -> Result<()> {
     let text = Service::new("web", 10, 80, 8080).manifest(None) + "---\n" + "kind: [\n";
     let line = text.lines().count() as u64;
     lab.apply("web", &text)?;
-    eventually("the error", SECONDS, || {
+    eventually("the error", || {
         let errors = errors(&lab.node(0).podnet_json(&["status"])?);
         let (_, reported, _) = errors.first().context("no error is reported")?;
         let reported = reported.context("no line is reported")?;

@@ -1,7 +1,5 @@
 //! Pods, nodes and the outside reach each other without translation.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use podnet_tests::lab::{Families, Lab, Place, Pod, eventually};
 use podnet_tests::traffic::{Family, Transport};
@@ -21,7 +19,7 @@ fn reaches(from: &Place, own: std::net::IpAddr, to: std::net::SocketAddr, server
 
 /// Waits for the routes between the nodes, which come with the Node objects.
 fn routes_are_there(from: &Pod, to: &Pod, family: Family) -> Result<()> {
-    eventually("a route to the other node's pods", Duration::from_secs(5), || Ok(from.place.ping(to.ip(family))?))
+    eventually("a route to the other node's pods", || Ok(from.place.ping(to.ip(family))?))
 }
 
 fn all_pairs(families: Families) -> Result<()> {

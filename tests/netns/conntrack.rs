@@ -10,8 +10,6 @@ use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
-/// How long a change may take until requests show it.
-const CHANGE: Duration = Duration::from_secs(8);
 /// Modes of the source address.
 const MODES: [&str; 3] = ["auto", "snat", "preserve"];
 
@@ -71,7 +69,7 @@ fn start(place: &Place, to: SocketAddr, transport: Transport) -> Result<Named> {
 fn flow(streams: &[Named], messages: u32) -> Result<()> {
     let before: Vec<_> = streams.iter().map(|(_, _, stream)| stream.answered()).collect();
     for ((what, _, stream), before) in streams.iter().zip(before) {
-        wait_until(&format!("{what} goes on"), CHANGE, || Ok(stream.answered() >= before + messages))?;
+        wait_until(&format!("{what} goes on"), || Ok(stream.answered() >= before + messages))?;
     }
     Ok(())
 }
@@ -130,7 +128,7 @@ fn a_connected_socket_finds_endpoints_that_come_later(site: &Site) -> Result<()>
         for (place, to) in site.clients(&service, family) {
             service.set_endpoints(&site.lab, &[] as &[&Pod])?;
             let ask = Ask::new(Transport::Udp, to).connected().timeout(Duration::from_millis(200));
-            let flow = eventually("refused without endpoints", CHANGE, || match ask.open(place) {
+            let flow = eventually("refused without endpoints", || match ask.open(place) {
                 // The socket hook refuses already when it connects.
                 Err(_) => Ok(None),
                 Ok(flow) => {
@@ -141,10 +139,10 @@ fn a_connected_socket_finds_endpoints_that_come_later(site: &Site) -> Result<()>
             service.set_endpoints(&site.lab, &[&site.far])?;
             let flow = match flow {
                 Some(flow) => flow,
-                None => eventually("it can connect", CHANGE, || Ok(ask.open(place)?))?,
+                None => eventually("it can connect", || Ok(ask.open(place)?))?,
             };
             let what = || format!("{} to {to}", place.name());
-            let answer = eventually("an answer on the same socket", CHANGE, || Ok(flow.ask()?)).with_context(what)?;
+            let answer = eventually("an answer on the same socket", || Ok(flow.ask()?)).with_context(what)?;
             ensure!(answer.server == "far", "{}: {} answered", what(), answer.server);
         }
     }

@@ -11,8 +11,6 @@ use podnet_tests::traffic::{Ask, Family, Frames, Outcome, Stream, Transport};
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
-/// How long a change may take until requests show it.
-const CHANGE: Duration = Duration::from_secs(8);
 /// The MTU of the link that turns out to be narrow.
 const SMALL: u32 = 1400;
 
@@ -87,7 +85,7 @@ fn large(place: &Place, to: SocketAddr) -> Result<()> {
         let ask = Ask::new(transport, to);
         let ask = if there > 0 { ask.payload("y".repeat(there)) } else { ask.reply_of(back) };
         let what = format!("{transport} with {there} bytes there and {back} back");
-        eventually(&what, CHANGE, || {
+        eventually(&what, || {
             let answer = ask.clone().timeout(Duration::from_secs(3)).from(place)?;
             ensure!(answer.payload.len() == there + back, "{} bytes came", answer.payload.len());
             Ok(())
@@ -114,7 +112,7 @@ fn clients_are_seen_and_answered(site: &Site) -> Result<()> {
     site.each(|place, _, to| large(place, to))?;
     site.each(|place, _, to| {
         let stream = Stream::start(place, Transport::Tcp, to, Duration::from_millis(1))?;
-        wait_until("200 messages", CHANGE, || Ok(stream.answered() >= 200))?;
+        wait_until("200 messages", || Ok(stream.answered() >= 200))?;
         let report = stream.stop();
         ensure!(report.is_clean(), "{report:?}");
         Ok(())

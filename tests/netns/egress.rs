@@ -79,7 +79,7 @@ fn pods_are_seen_as_their_node(site: &Site) -> Result<()> {
         for family in Family::ALL {
             pod.place.ping(far_ip(family)).context("ping")?;
             let stream = Stream::start(&pod.place, Transport::Tcp, far(family), Duration::from_millis(1))?;
-            wait_until("100 messages", Duration::from_secs(5), || Ok(stream.answered() >= 100))?;
+            wait_until("100 messages", || Ok(stream.answered() >= 100))?;
             let report = stream.stop();
             ensure!(report.is_clean(), "{report:?}");
             let large = Ask::new(Transport::Tcp, far(family)).payload("x".repeat(60_000)).reply_of(60_000);

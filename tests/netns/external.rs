@@ -171,7 +171,7 @@ fn source_ranges_are_for_the_clients_own_address_at_the_balancers(site: &Site) -
         for (family, transport) in Transport::over_all() {
             let what = || format!("mode {mode}, {} backend, {transport}/{family}", backend.name());
             let before = site.lab.node(0).drops()?;
-            eventually("the ranges are known", std::time::Duration::from_secs(5), || {
+            eventually("the ranges are known", || {
                 let (in_range, not) =
                     (ask(transport, family, from(family)?), ask(transport, family, client_ip(family)));
                 let answered = matches!(&in_range, Outcome::Answer { server, .. } if server == backend.name());
@@ -237,7 +237,7 @@ fn addresses_with_a_backend_answer_echo_requests(site: &Site) -> Result<()> {
             _ => false,
         };
     let answers = |place: &Place, ip: IpAddr, wanted: bool| {
-        eventually("an echo reply", std::time::Duration::from_secs(5), || {
+        eventually("an echo reply", || {
             if echo(place, ip) == wanted {
                 return Ok(());
             }

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
@@ -12,8 +11,6 @@ use serde_json::{Value, json};
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
-/// How long a change may take until the servers tell.
-const CHANGE: Duration = Duration::from_secs(8);
 /// The health check's port.
 const PORT: u16 = 31_000;
 
@@ -37,7 +34,7 @@ fn health() -> Result<()> {
 fn says(place: &Place, node: &Node, status: u16, endpoints: u64) -> Result<()> {
     for family in Family::ALL {
         let server = SocketAddr::new(node.ip(family), PORT);
-        eventually(&format!("{server} says {status} and {endpoints}"), CHANGE, || {
+        eventually(&format!("{server} says {status} and {endpoints}"), || {
             let response = http_get(place, server, "/")?;
             ensure!(response.status == status, "{response:?}");
             let body: Value = serde_json::from_str(&response.body).with_context(|| response.body.clone())?;
@@ -72,7 +69,7 @@ fn a_balancer_finds_the_nodes_with_local_endpoints(site: &Site) -> Result<()> {
     let closed = |why: &str| -> Result<()> {
         for family in Family::ALL {
             let server = SocketAddr::new(nodes[0].ip(family), PORT);
-            eventually(why, CHANGE, || {
+            eventually(why, || {
                 let error = http_get(client, server, "/").err().context("it still responds")?;
                 ensure!(error.kind() == ErrorKind::ConnectionRefused, "{error}");
                 Ok(())
@@ -97,7 +94,7 @@ fn status_of(place: &Place, node: &Node, path: &str, status: u16) -> Result<Valu
     let mut body = Value::Null;
     for family in Family::ALL {
         let server = SocketAddr::new(node.ip(family), 10_256);
-        eventually(&format!("{path} of {server} is {status}"), CHANGE, || {
+        eventually(&format!("{path} of {server} is {status}"), || {
             let response = http_get(place, server, path)?;
             ensure!(response.status == status, "{response:?}");
             body = serde_json::from_str(&response.body).with_context(|| response.body.clone())?;

@@ -8,8 +8,6 @@ use podnet::config::SocketLb;
 use podnet_tests::lab::{Lab, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
-/// How long a change may take to show: the daemon waits for a kernel that a busy machine makes wait for seconds.
-const SECONDS: Duration = Duration::from_secs(20);
 /// How long an answer may take: as long as TCP needs to try several times.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -23,7 +21,7 @@ fn site(mode: SocketLb) -> Result<(Lab, Vec<Pod>, Service)> {
     for family in Family::ALL {
         for transport in Transport::ALL {
             let what = format!("{transport}/{family}");
-            eventually(&what, SECONDS, || Ok(lab.node(0).place.ask(transport, service.addr(family))?))?;
+            eventually(&what, || Ok(lab.node(0).place.ask(transport, service.addr(family))?))?;
         }
     }
     Ok((lab, web, service))
@@ -76,7 +74,7 @@ fn refusals(mode: SocketLb) -> Result<()> {
         for transport in Transport::ALL {
             for addr in [empty.addr(family), (used.ip(family), 81).into()] {
                 let what = format!("{transport} to {addr}");
-                eventually(&what, SECONDS, || match Ask::new(transport, addr).connected().from(&lab.node(0).place) {
+                eventually(&what, || match Ask::new(transport, addr).connected().from(&lab.node(0).place) {
                     Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
                     other => bail!("{other:?}"),
                 })?;
@@ -103,7 +101,7 @@ fn tcp_is_translated_at_the_socket_and_connected_udp_is_not() -> Result<()> {
     // What leaves a connected UDP socket is addressed to the service; TCP goes to the pod from the start.
     let udp = Stream::start(place, Transport::Udp, service.addr(Family::V4), Duration::from_millis(2))?;
     let tcp = Stream::start(place, Transport::Tcp, service.addr(Family::V4), Duration::from_millis(2))?;
-    wait_until("both flow", SECONDS, || Ok(udp.answered() > 5 && tcp.answered() > 5))?;
+    wait_until("both flow", || Ok(udp.answered() > 5 && tcp.answered() > 5))?;
     let sockets = |table: &str| -> Result<Vec<String>> {
         let text = place.netns().run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))??;
         // Established ones only: a request that came before the service leaves a socket which is still being closed.
@@ -126,7 +124,7 @@ fn sockets_of_pods_are_left_alone() -> Result<()> {
     let (lab, _web, service) = site(SocketLb::Host)?;
     let client = lab.node(0).add_pod("client")?;
     let tcp = Stream::start(&client.place, Transport::Tcp, service.addr(Family::V4), Duration::from_millis(2))?;
-    wait_until("it flows", SECONDS, || Ok(tcp.answered() > 5))?;
+    wait_until("it flows", || Ok(tcp.answered() > 5))?;
     let table = client.place.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
     ensure!(table.contains("0A00600A:0050"), "translated at the socket though a pod's: {table}");
     ensure!(tcp.stop().is_clean(), "the stream was not clean");

@@ -7,8 +7,6 @@ use aya::programs::tc::{SchedClassifier, TcAttachType};
 use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Family, Stream, Transport};
 
-const SECONDS: Duration = Duration::from_secs(10);
-
 /// Flows of every kind, running.
 struct Traffic(Vec<(String, Stream)>);
 
@@ -18,7 +16,7 @@ impl Traffic {
         for (place, to) in cases {
             for transport in Transport::ALL {
                 let what = format!("{transport} from {} to {to}", place.name());
-                let stream = eventually(&what, SECONDS, || {
+                let stream = eventually(&what, || {
                     place.ask(transport, *to)?;
                     Ok(Stream::start(place, transport, *to, Duration::from_millis(5))?)
                 })?;
@@ -32,7 +30,7 @@ impl Traffic {
     fn flows(&self, messages: u32) -> Result<()> {
         let start: Vec<u32> = self.0.iter().map(|(_, stream)| stream.answered()).collect();
         for ((what, stream), start) in self.0.iter().zip(start) {
-            wait_until(&format!("{what} goes on"), SECONDS, || Ok(stream.answered() >= start + messages))?;
+            wait_until(&format!("{what} goes on"), || Ok(stream.answered() >= start + messages))?;
         }
         Ok(())
     }
@@ -134,7 +132,7 @@ fn changes_made_while_the_daemon_was_down_take_effect_at_its_start() -> Result<(
     drop(site.traffic()?);
     let place = &site.client.place;
     let only = |server: &str| {
-        eventually(server, SECONDS, || {
+        eventually(server, || {
             for _ in 0..10 {
                 let answer = place.ask(Transport::Tcp, site.service.addr(Family::V4))?;
                 ensure!(answer.server == server, "{} answered", answer.server);
@@ -149,7 +147,7 @@ fn changes_made_while_the_daemon_was_down_take_effect_at_its_start() -> Result<(
     late.set_endpoints(&site.lab, &site.web[0].ips)?;
     site.lab.node(0).start_daemon()?;
     only("web-1")?;
-    eventually("the new service", SECONDS, || Ok(place.ask(Transport::Tcp, late.addr(Family::V4))?))?;
+    eventually("the new service", || Ok(place.ask(Transport::Tcp, late.addr(Family::V4))?))?;
     Ok(())
 }
 

@@ -13,8 +13,6 @@ use podnet_tests::traffic::{Ask, Family, Server, Transport};
 const TARGET: u16 = 8080;
 /// The MTU of the link that turns out to be narrow.
 const SMALL: u32 = 1400;
-/// How long a change may take until requests show it.
-const CHANGE: Duration = Duration::from_secs(8);
 
 /// A backend on each node with a NodePort of its own, and the far machine.
 struct Site {
@@ -67,7 +65,7 @@ fn exchange(place: &Place, to: SocketAddr) -> Result<()> {
     for ask in
         [Ask::new(Transport::Tcp, to).payload("y".repeat(100_000)), Ask::new(Transport::Tcp, to).reply_of(100_000)]
     {
-        eventually("a large exchange", CHANGE, || {
+        eventually("a large exchange", || {
             let answer = ask.clone().timeout(Duration::from_secs(3)).from(place)?;
             ensure!(answer.payload.len() == 100_000, "{} bytes came", answer.payload.len());
             Ok(())
@@ -84,7 +82,7 @@ fn learns(place: &Place, to: SocketAddr) -> Result<()> {
         let ask = Ask::new(Transport::Udp, to).payload("z".repeat(bytes)).connected().whole();
         ask.timeout(Duration::from_millis(500))
     };
-    eventually("the path MTU is learnt", CHANGE, || {
+    eventually("the path MTU is learnt", || {
         // Replies are larger than questions by the server's name and the client's, so this is about the question.
         let flow = ask(SMALL as usize - headers + 1).open(place)?;
         let error = flow.ask().err().context("a datagram that is too large was answered")?;

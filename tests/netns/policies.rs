@@ -11,8 +11,6 @@ use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
-/// How long a change may take until requests show it.
-const CHANGE: Duration = Duration::from_secs(8);
 /// Questions after which every endpoint has been met, but for one case in a million: of two endpoints, 20.
 const ENOUGH: usize = 20;
 
@@ -61,7 +59,7 @@ fn served(place: &Place, to: impl Fn(Family) -> SocketAddr, servers: &[&str]) ->
     for (family, transport) in Transport::over_all() {
         let to = to(family);
         let what = || format!("{transport} from {} to {to}", place.name());
-        eventually("these servers and no others", CHANGE, || {
+        eventually("these servers and no others", || {
             let ask = |_| Ok(place.ask(transport, to)?.server);
             let met = (0..ENOUGH).map(ask).collect::<Result<BTreeSet<_>>>()?;
             ensure!(met == wanted, "{met:?} instead of {wanted:?}");

@@ -14,8 +14,6 @@ const TARGET: u16 = 8080;
 const CROWD: u16 = 8090;
 /// How many flows go to each destination at once.
 const FLOWS: usize = 30_000;
-/// How long a change may take until requests show it.
-const CHANGE: Duration = Duration::from_secs(8);
 
 /// Services whose one backend is this pod, on a NodePort of their own.
 fn service(lab: &Lab, number: u8, target: u16, backend: &Pod) -> Result<Service> {
@@ -62,7 +60,7 @@ impl Site {
         let up = |(number, backend)| {
             let service = service(&self.lab, number, CROWD, backend)?;
             for (family, transport) in Transport::over_all() {
-                wait_until("the service is there", CHANGE, || {
+                wait_until("the service is there", || {
                     Ok(self.open(&service, transport, family, 1, Duration::from_millis(300))?.opened() == 1)
                 })?;
             }
@@ -143,14 +141,14 @@ fn a_full_connection_table_refuses_new_flows_and_keeps_those_it_has() -> Result<
     let flow = |messages: u32| -> Result<()> {
         let before: Vec<_> = streams.iter().map(|(_, stream)| stream.answered()).collect();
         for ((what, stream), before) in streams.iter().zip(before) {
-            wait_until(&format!("{what} goes on"), CHANGE, || Ok(stream.answered() >= before + messages))?;
+            wait_until(&format!("{what} goes on"), || Ok(stream.answered() >= before + messages))?;
         }
         Ok(())
     };
     flow(50)?;
     let full = || -> Result<u64> { Ok(node.drops()?.get("conntrack_full").copied().unwrap_or(0)) };
     let to = at(node, &filling, Family::V4);
-    wait_until("the service is there", CHANGE, || {
+    wait_until("the service is there", || {
         Ok(Crowd::open(lab.client(), Transport::Tcp, to, 1, Duration::from_millis(300))?.opened() == 1)
     })?;
     // More than there is room for: two entries a flow.
@@ -168,9 +166,7 @@ fn a_full_connection_table_refuses_new_flows_and_keeps_those_it_has() -> Result<
     // What has ended makes room.
     drop(crowd);
     for (family, transport) in Transport::over_all() {
-        wait_until("there is room again", Duration::from_secs(30), || {
-            Ok(lab.client().ask(transport, at(node, &near, family)).is_ok())
-        })?;
+        wait_until("there is room again", || Ok(lab.client().ask(transport, at(node, &near, family)).is_ok()))?;
     }
     Ok(())
 }

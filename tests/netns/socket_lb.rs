@@ -16,8 +16,6 @@ use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, vips, wait_u
 use podnet_tests::traffic::{Ask, Family, Outcome, Stream, Transport};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-/// How long a change may take to show: the daemon waits for a kernel that a busy machine makes wait for seconds.
-const SECONDS: Duration = Duration::from_secs(20);
 /// How long an answer may take: as long as TCP needs to try several times.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Where the pods listen.
@@ -98,7 +96,7 @@ impl Site {
         service.set_endpoints(&self.lab, &backends.iter().collect::<Vec<_>>())?;
         for (family, transport) in Transport::over_all() {
             let what = format!("{transport}/{family} to {}", service.name());
-            eventually(&what, SECONDS, || Ok(self.client.place.ask(transport, service.addr(family))?))?;
+            eventually(&what, || Ok(self.client.place.ask(transport, service.addr(family))?))?;
         }
         Ok(())
     }
@@ -285,7 +283,7 @@ fn datagrams_find_a_live_backend() -> Result<()> {
         for index in [0, 1] {
             site.service.set_endpoints(&site.lab, &[&site.web[index]])?;
             for flow in &flows {
-                eventually("the backend that is left answers", SECONDS, || {
+                eventually("the backend that is left answers", || {
                     let answer = flow.ask()?;
                     ensure!(answer.server == site.web[index].name(), "{} answered", answer.server);
                     ensure!(answer.peer == to, "the answer came from {}", answer.peer);
@@ -447,7 +445,7 @@ fn the_mode_can_be_changed_under_traffic() -> Result<()> {
         {
             streams.push(Stream::start(place, transport, to, Duration::from_millis(5))?);
         }
-        wait_until("the streams flow", SECONDS, || Ok(streams.iter().all(|stream| stream.answered() > 5)))?;
+        wait_until("the streams flow", || Ok(streams.iter().all(|stream| stream.answered() > 5)))?;
     }
     for report in streams.into_iter().map(Stream::stop) {
         ensure!(report.is_clean() && report.answers.len() == 1, "a stream was not clean: {report:?}");
@@ -471,7 +469,7 @@ fn a_namespace_that_no_pod_has_is_left_alone() -> Result<()> {
     // The daemon looks at its start, and from time to time.
     site.node().stop_daemon()?;
     site.node().start_daemon()?;
-    eventually("the entry is restored", SECONDS, || sandboxes.get(cookie)?.context("it is missing"))?;
+    eventually("the entry is restored", || sandboxes.get(cookie)?.context("it is missing"))?;
     let (_, added) = Counts::added(site.node(), || ask_often(&site.client.place, &ask, to))?;
     ensure!(added.is(Counts::CONNECTS), "{added:?}");
     site.client.delete()?;

@@ -1,7 +1,6 @@
 //! Which source address a backend sees: the rows for ClusterIP of the table that defines it.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use podnet::model::SourceIp;
@@ -47,7 +46,7 @@ fn check(lab: &Lab, pods: &Pods, service: &Service, snat: bool, what: &str) -> R
         for transport in Transport::ALL {
             for (place, expected) in pods.cases(lab, snat, family) {
                 let what = format!("{what}: {transport}/{family} from {}", place.name());
-                eventually(&what, Duration::from_secs(5), || Ok(place.ask(transport, service.addr(family))?))?;
+                eventually(&what, || Ok(place.ask(transport, service.addr(family))?))?;
                 for _ in 0..3 {
                     let answer = place.ask(transport, service.addr(family))?;
                     ensure!(answer.server == "backend", "{what}: {} answered", answer.server);
@@ -97,7 +96,7 @@ fn a_mode_can_be_changed_on_a_live_service() -> Result<()> {
         service.apply(&lab, Some(mode))?;
         let family = Family::V4;
         let expected = if mode == "snat" { lab.node(1).ip(family) } else { pods.far.ip(family) };
-        eventually(mode, Duration::from_secs(5), || {
+        eventually(mode, || {
             let seen = pods.far.place.ask(Transport::Tcp, service.addr(family))?.seen.ip();
             ensure!(seen == expected, "the backend sees {seen} instead of {expected}");
             Ok(())

@@ -42,7 +42,7 @@ fn every_node_on_the_way_counts_as_a_hop() -> Result<()> {
             ensure!(answer == PingAnswer::Reply(to.ip(family)), "{family}, TTL {ttl}: {answer:?}");
             Ok(())
         };
-        eventually("a route", Duration::from_secs(5), || reply(&pods[2], 64))?;
+        eventually("a route", || reply(&pods[2], 64))?;
         dies_at(&pods[0], &pods[1], family, 1, lab.node(0)).with_context(|| format!("{family} on one node"))?;
         reply(&pods[1], 2)?;
         dies_at(&pods[0], &pods[2], family, 1, lab.node(0)).with_context(|| format!("{family} across nodes"))?;
@@ -87,7 +87,7 @@ fn narrow() -> Result<(Lab, Pod, Service)> {
 fn exchange(from: &Pod, to: SocketAddr) -> Result<()> {
     let large = "x".repeat(60_000);
     let ask = Ask::new(Transport::Tcp, to).payload(&large).timeout(Duration::from_secs(3));
-    eventually("a large exchange", Duration::from_secs(5), || {
+    eventually("a large exchange", || {
         let answer = ask.from(&from.place).with_context(|| format!("with {to}"))?;
         ensure!(answer.payload == large, "the answer is not what was sent");
         Ok(())
@@ -136,7 +136,7 @@ fn datagrams_larger_than_the_mtu_arrive_whole() -> Result<()> {
         server.serve(8080)?;
         for family in Family::ALL {
             let what = format!("{family} to {}", server.name());
-            eventually(&what, Duration::from_secs(5), || {
+            eventually(&what, || {
                 let ask = Ask::new(Transport::Udp, server.addr(family, 8080)).payload(&large);
                 let answer = ask.from(&client.place)?;
                 ensure!(answer.payload == large, "the answer is not what was sent");

@@ -69,7 +69,7 @@ fn checks(xdp: Xdp) -> Result<()> {
     for family in Family::ALL {
         for transport in Transport::ALL {
             let what = format!("{transport}/{family} between nodes");
-            eventually(&what, Duration::from_secs(5), || Ok(far.place.ask(transport, service.addr(family))?))?;
+            eventually(&what, || Ok(far.place.ask(transport, service.addr(family))?))?;
         }
     }
     let outside = Outside::new(&lab, &pod)?;
@@ -136,7 +136,7 @@ fn the_setting_opens_cluster_ips_to_the_outside() -> Result<()> {
         lab.client().ip(&format!("route add {} via {}\n", service.ip(family), lab.node(0).ip(family)))?;
         for transport in Transport::ALL {
             let what = format!("{transport}/{family} from outside");
-            eventually(&what, Duration::from_secs(5), || Ok(lab.client().ask(transport, service.addr(family))?))?;
+            eventually(&what, || Ok(lab.client().ask(transport, service.addr(family))?))?;
         }
     }
     Ok(())

@@ -11,8 +11,6 @@ use podnet_tests::traffic::{Ask, Family, Frames, Outcome, Stream, Transport};
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
-/// How long a change may take until requests show it.
-const CHANGE: Duration = Duration::from_secs(8);
 
 /// A client outside, and a backend on each node.
 struct Site {
@@ -66,7 +64,7 @@ fn the_setting_decides_and_a_veth_is_left_alone_by_default() -> Result<()> {
             node.start_daemon()?;
         }
         let wanted = wanted.map(|name: &str| name.split('/').next().unwrap_or_default().to_owned());
-        eventually(&format!("{xdp:?}"), CHANGE, || {
+        eventually(&format!("{xdp:?}"), || {
             let found = attached(node)?.map(|name| name.split('/').next().unwrap_or_default().to_owned());
             ensure!(found == wanted, "{found:?} instead of {wanted:?}");
             Ok(())
@@ -136,7 +134,7 @@ fn everything_else_is_as_without_it(site: &Site) -> Result<()> {
             client.reaches(transport, (node.ip(family), 8081).into(), &["node1"]).with_context(what)?;
             let bytes = if transport == Transport::Tcp { 200_000 } else { 5000 };
             for ask in [Ask::new(transport, to).payload("y".repeat(bytes)), Ask::new(transport, to).reply_of(bytes)] {
-                eventually("a large exchange", CHANGE, || {
+                eventually("a large exchange", || {
                     let answer = ask.clone().timeout(Duration::from_secs(3)).from(client)?;
                     ensure!(
                         answer.payload.len() == bytes || answer.payload.starts_with("y"),
@@ -150,11 +148,11 @@ fn everything_else_is_as_without_it(site: &Site) -> Result<()> {
             client.ping(node.ip(family))?;
         }
         let stream = Stream::start(client, Transport::Tcp, at(node, &service, Family::V4), Duration::from_millis(1))?;
-        wait_until("200 messages", CHANGE, || Ok(stream.answered() >= 200))?;
+        wait_until("200 messages", || Ok(stream.answered() >= 200))?;
         // An established flow outlives its daemon, also in XDP.
         let goes_on = |what: &str| {
             let before = stream.answered();
-            let found = wait_until("50 more messages", CHANGE, || Ok(stream.answered() >= before + 50));
+            let found = wait_until("50 more messages", || Ok(stream.answered() >= before + 50));
             found.with_context(|| format!("mode {mode}, {name} backend, {what}: {:?}", node.drops()))
         };
         node.kill_daemon()?;

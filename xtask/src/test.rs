@@ -1,6 +1,6 @@
-//! `cargo xtask test`: the unit tests (the workspace's rules are among them), the release build, and the privileged tests.
+//! `cargo xtask test`: the release build, the unit tests (the workspace's rules are among them), and the privileged tests.
 //!
-//! Everything is compiled without privileges; only the test programs of `tests/` run as root. A failing part does not
+//! The tests are compiled with the eBPF object too, since some of them fill its tables. Everything is compiled without privileges; only the test programs of `tests/` run as root. A failing part does not
 //! keep the later ones from running. The last line is the total: `N passed, N failed, N skipped`.
 
 use std::ffi::OsString;
@@ -29,15 +29,15 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     setup::ensure(workspace, Purpose::Test)?;
     let mut total = Tally::default();
 
-    heading("unit tests");
-    let mut unit_tests = workspace.cargo();
-    unit_tests.args(["test", "--no-fail-fast"]).args(filter);
-    total += tally(&mut unit_tests, "the unit tests", &mut io::stdout())?;
-
     heading("release build");
     let built = build::release(workspace)?;
+    heading("unit tests");
+    let mut unit_tests = workspace.cargo();
+    unit_tests.args(["test", "--no-fail-fast"]).args(filter).envs(built.environment());
+    total += tally(&mut unit_tests, "the unit tests", &mut io::stdout())?;
+
     heading("privileged tests");
-    for program in privileged_programs(workspace)? {
+    for program in privileged_programs(workspace, &built)? {
         println!("\n{}", program.display());
         let mut test = as_root("timeout", environment(&built)?.iter().map(|(name, value)| (*name, value.as_os_str())))?;
         // In the foreground, so that an interrupt from the terminal reaches the tests, which clean up.
@@ -73,9 +73,10 @@ fn environment(built: &build::Built) -> Result<Vec<(&'static str, OsString)>> {
 }
 
 /// Builds the test programs of the package podnet-tests.
-fn privileged_programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+fn privileged_programs(workspace: &Workspace, built: &build::Built) -> Result<Vec<PathBuf>> {
     let mut cargo = workspace.cargo();
     cargo
+        .envs(built.environment())
         .args(["test", "--package=podnet-tests", "--no-run", "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit());
     let built = cargo.output().context("cannot start cargo")?;

@@ -160,7 +160,7 @@ pub fn load_podnet(lab: &Lab, servers: &Servers, services: usize) -> Result<()> 
     // A NodePort service has a ClusterIP too, for TCP and UDP.
     let frontends = services - 1 + PORTS.len() + 2 * NodePort::ALL.len();
     for node in lab.nodes() {
-        wait_until(&format!("{} has {services} services", node.name()), SYNC, || {
+        wait_until(&format!("{} has {services} services", node.name()), || {
             Ok(Tables::open(node)?.served(1)? == frontends)
         })
         .with_context(|| format!("the log:\n{}", node.log()))?;

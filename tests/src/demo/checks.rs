@@ -11,9 +11,6 @@ use super::cluster::{Cluster, REPLICAS, SERVER_PORT};
 use crate::lab::{Place, Pod, Service, eventually};
 use crate::traffic::{Ask, Family, Load, LoadReport, Transport};
 
-/// How long a change may take until requests show it.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Every pod has addresses of its own, from its node's range.
 pub(super) fn unique_ips(cluster: &Cluster) -> Result<String> {
     let all: Vec<IpAddr> = cluster.pods.values().flat_map(|pod| pod.ips.clone()).collect();
@@ -51,7 +48,7 @@ pub(super) fn service_up(cluster: &Cluster) -> Result<String> {
         for place in vantage_points(cluster)? {
             for family in Family::ALL {
                 let what = format!("{} answers {} over {family}", service.name(), place.name());
-                eventually(&what, CHANGE_TIMEOUT, || Ok(place.ask(transport, service.addr(family))?))?;
+                eventually(&what, || Ok(place.ask(transport, service.addr(family))?))?;
             }
         }
     }
@@ -136,7 +133,7 @@ fn settle(cluster: &Cluster, replicas: &[&str]) -> Result<()> {
         for (service, transport) in examples(cluster) {
             for family in Family::ALL {
                 let what = format!("{} asked by {} is served by {replicas:?} only", service.name(), place.name());
-                eventually(&what, CHANGE_TIMEOUT, || {
+                eventually(&what, || {
                     let answers: BTreeSet<String> = (0..30)
                         .map(|_| Ok(place.ask(transport, service.addr(family))?.server))
                         .collect::<Result<_>>()?;

@@ -1,7 +1,6 @@
 //! Which source address a backend sees, for each mode, family, protocol and kind of client.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::Result;
 
@@ -55,7 +54,7 @@ fn cases<'a>(cluster: &'a Cluster, mode: &str, family: Family) -> Result<Vec<Cas
 fn ask(case: &Case<'_>, service: &Service, mode: &str, family: Family, transport: Transport) -> SourceRow {
     let frontend = service.addr(family);
     // The first request may come before the daemon has read the manifest.
-    let answer = eventually("an answer", Duration::from_secs(4), || Ok(case.place.ask(transport, frontend)?));
+    let answer = eventually("an answer", || Ok(case.place.ask(transport, frontend)?));
     let (seen, backend, pass) = match answer {
         Ok(answer) => (answer.seen.ip().to_string(), answer.server, answer.seen.ip() == case.expected),
         Err(error) => (format!("{error:#}"), "none".to_owned(), false),

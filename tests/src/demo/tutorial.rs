@@ -5,7 +5,6 @@
 //! `externalTrafficPolicy: Local` to the one whose health check says that the pod is there.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,8 +13,6 @@ use super::report::SourceRow;
 use crate::lab::{Node, Place, eventually};
 use crate::traffic::{Family, Outcome, Transport, http_get};
 
-/// How long a change may take until requests show it.
-const CHANGE: Duration = Duration::from_secs(5);
 /// What the table says where nobody may answer.
 const DROPPED: &str = "dropped";
 /// The port that Kubernetes would allocate for the load balancer's questions.
@@ -45,7 +42,7 @@ impl<'a> Tutorial<'a> {
     fn ask(&mut self, client: &str, place: &Place, frontend: SocketAddr, mode: &str, expected: Option<IpAddr>) {
         let wanted = expected.map_or(Outcome::Silence, |ip| Outcome::answer(SOURCE_IP_APP, ip));
         let mut last = Outcome::Silence;
-        let pass = eventually("as expected", CHANGE, || {
+        let pass = eventually("as expected", || {
             last = place.outcome(Transport::Tcp, frontend);
             ensure!(last == wanted, "{last}");
             Ok(())
@@ -161,7 +158,7 @@ impl<'a> Tutorial<'a> {
             for (index, wanted) in [(0, 200), (1, 503)] {
                 let node = self.node(index);
                 let check = (node.ip(family), HEALTH_CHECK).into();
-                eventually(&format!("the health check of {}", node.name()), CHANGE, || {
+                eventually(&format!("the health check of {}", node.name()), || {
                     let response = http_get(self.cluster.lab.client(), check, "/healthz")?;
                     ensure!(response.status == wanted, "it says {}: {}", response.status, response.body.trim());
                     Ok(())

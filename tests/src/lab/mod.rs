@@ -180,18 +180,21 @@ pub fn vips(number: u8) -> [IpAddr; 2] {
     [[198, 51, 100, number].into(), [0x2001, 0xdb8, 0x51, 0, 0, 0, 0, u16::from(number)].into()]
 }
 
+/// How long anything that must happen may take: far longer than it does, even on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
 /// Calls `condition` every few milliseconds until it holds.
 ///
 /// # Errors
-/// It fails, or does not hold after `timeout`.
-pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + timeout;
+/// It fails, or does not hold after [`PATIENCE`].
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if condition().with_context(|| format!("while waiting for: {what}"))? {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            bail!("not after {timeout:?}: {what}");
+            bail!("not after {PATIENCE:?}: {what}");
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -200,13 +203,13 @@ pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> 
 /// Calls `attempt` every few milliseconds until it succeeds.
 ///
 /// # Errors
-/// The last attempt's, after `timeout`.
-pub fn eventually<T>(what: &str, timeout: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + timeout;
+/// The last attempt's, after [`PATIENCE`].
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match attempt() {
             Err(error) if Instant::now() >= deadline => {
-                return Err(error.context(format!("not after {timeout:?}: {what}")));
+                return Err(error.context(format!("not after {PATIENCE:?}: {what}")));
             }
             Err(_) => thread::sleep(Duration::from_millis(5)),
             success => return success,

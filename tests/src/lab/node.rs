@@ -27,9 +27,6 @@ use super::process::Process;
 use super::wait_until;
 use crate::traffic::{Family, Server};
 
-/// How long a daemon may take until its datapath is ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(90);
-
 /// One machine of the cluster.
 #[derive(Debug)]
 pub struct Node {
@@ -161,7 +158,7 @@ impl Node {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = daemon.insert(Process::start(command)?);
         let mut ended = None;
-        let ready = wait_until(&format!("{}: daemon ready", self.name()), READY_TIMEOUT, || {
+        let ready = wait_until(&format!("{}: daemon ready", self.name()), || {
             ended = process.try_wait()?;
             Ok(ended.is_some() || self.says_ready())
         });

@@ -37,7 +37,7 @@ impl IperfServer {
         let process = Process::start(command).context("can't start iperf3: apt-get install iperf3")?;
         // Connecting would make a session of it, so look at the table of listening sockets.
         let port = format!(":{:04X} ", addr.port());
-        wait_until("iperf3 listens", Duration::from_secs(5), || {
+        wait_until("iperf3 listens", || {
             let tables = place
                 .netns()
                 .run(|| ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"))))?;

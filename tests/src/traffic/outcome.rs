@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Ask, Transport};
 use crate::lab::{Place, eventually};
 
-/// How long an answer may take before it counts as none.
+/// How long an answer may take before it counts as none, where silence is possible.
 const SILENCE: Duration = Duration::from_millis(300);
-/// How long a change may take until questions show it.
-const CHANGE: Duration = Duration::from_secs(8);
+/// And where an answer must come.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// What became of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,11 @@ impl Outcome {
 
     /// Of a question asked once.
     pub fn of(place: &Place, ask: &Ask) -> Self {
-        match ask.clone().connected().timeout(SILENCE).from(place) {
+        Self::within(SILENCE, place, ask)
+    }
+
+    fn within(timeout: Duration, place: &Place, ask: &Ask) -> Self {
+        match ask.clone().connected().timeout(timeout).from(place) {
             Ok(answer) => Self::Answer { server: answer.server, seen: answer.seen.ip() },
             Err(error) => match error.kind() {
                 ErrorKind::ConnectionRefused => Self::Refused,
@@ -75,12 +79,12 @@ impl Place {
     /// What came instead, from where to where.
     pub fn reaches(&self, transport: Transport, to: SocketAddr, servers: &[&str]) -> Result<IpAddr> {
         let what = || format!("{transport} from {} to {to}", self.name());
-        let ask = || match self.outcome(transport, to) {
+        let ask = |timeout| match Outcome::within(timeout, self, &Ask::new(transport, to)) {
             Outcome::Answer { server, seen } if servers.contains(&&server[..]) => Ok(seen),
             outcome => bail!("{outcome} instead of an answer by {servers:?}"),
         };
-        eventually("an answer", CHANGE, ask).with_context(what)?;
-        ask().and_then(|_| ask()).with_context(what)
+        eventually("an answer", || ask(SILENCE)).with_context(what)?;
+        ask(ANSWER).and_then(|_| ask(ANSWER)).with_context(what)
     }
 
     /// Waits until a question from here meets what is expected, and then asks twice more: flows end and begin, and the
@@ -90,15 +94,15 @@ impl Place {
     /// What came instead, from where to where.
     pub fn expect(&self, transport: Transport, to: SocketAddr, expected: &Outcome) -> Result<()> {
         let what = || format!("{transport} from {} to {to}", self.name());
-        let ask = || {
-            let outcome = self.outcome(transport, to);
+        let ask = |timeout| {
+            let outcome = Outcome::within(timeout, self, &Ask::new(transport, to));
             ensure!(outcome == *expected, "{outcome} instead of: {expected}");
             Ok(())
         };
-        eventually(&expected.to_string(), CHANGE, ask).with_context(what)?;
+        eventually(&expected.to_string(), || ask(SILENCE)).with_context(what)?;
         // What must not be answered has been asked for long enough.
         if matches!(expected, Outcome::Answer { .. }) {
-            (0..2).try_for_each(|_| ask()).with_context(what)?;
+            (0..2).try_for_each(|_| ask(ANSWER)).with_context(what)?;
         }
         Ok(())
     }
