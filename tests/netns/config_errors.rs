@@ -46,7 +46,7 @@ fn a_broken_manifest_keeps_the_last_good_state_and_is_reported() -> Result<()> {
     let good = service.manifest(None);
     let broken = [
         ("not YAML", good.replace("spec:", "spec: [")),
-        ("a port out of range", good.replace("port: 80,", "port: 80000,")),
+        ("a port out of range", good.replace(" port: 80\n", " port: 80000\n")),
         ("an address that is none", good.replace("10.96.0.10", "10.96.0.1000")),
     ];
     for (what, text) in broken {
