@@ -107,11 +107,13 @@ fn datagrams_follow_the_service_and_connections_stay(site: &Site) -> Result<()> 
             flow(&streams, 40)?;
             for (what, transport, stream) in streams {
                 let report = stream.stop();
+                // What a node sends on to the backend's node is lost if that one learns of the change first.
+                let sent_on = mode == "preserve" && from.name() == "far" && what.contains("from client to");
                 let what = || format!("mode {mode}, from {} to {}: {what}: {report:?}", from.name(), to.name());
                 match transport {
                     Transport::Tcp => ensure!(report.is_clean() && report.answers.len() == 1, "{}", what()),
                     Transport::Udp => {
-                        ensure!(report.lost == 0 && report.errors.is_empty(), "{}", what());
+                        ensure!((sent_on || report.lost == 0) && report.errors.is_empty(), "{}", what());
                         ensure!(report.answers.get(to.name()).is_some_and(|count| *count >= 40), "{}", what());
                     }
                 }

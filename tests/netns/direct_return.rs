@@ -86,7 +86,7 @@ fn large(place: &Place, to: SocketAddr) -> Result<()> {
         let ask = if there > 0 { ask.payload("y".repeat(there)) } else { ask.reply_of(back) };
         let what = format!("{transport} with {there} bytes there and {back} back");
         eventually(&what, || {
-            let answer = ask.clone().timeout(Duration::from_secs(3)).from(place)?;
+            let answer = ask.clone().from(place)?;
             ensure!(answer.payload.len() == there + back, "{} bytes came", answer.payload.len());
             Ok(())
         })?;

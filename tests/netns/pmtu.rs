@@ -66,7 +66,7 @@ fn exchange(place: &Place, to: SocketAddr) -> Result<()> {
         [Ask::new(Transport::Tcp, to).payload("y".repeat(100_000)), Ask::new(Transport::Tcp, to).reply_of(100_000)]
     {
         eventually("a large exchange", || {
-            let answer = ask.clone().timeout(Duration::from_secs(3)).from(place)?;
+            let answer = ask.clone().from(place)?;
             ensure!(answer.payload.len() == 100_000, "{} bytes came", answer.payload.len());
             Ok(())
         })

@@ -1,7 +1,6 @@
 //! Redirects skip the host's stack, which would count hops and check sizes: the datapath does both.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use podnet_tests::lab::{Lab, Node, Pod, Service, eventually};
@@ -86,7 +85,7 @@ fn narrow() -> Result<(Lab, Pod, Service)> {
 /// A question and an answer of many segments.
 fn exchange(from: &Pod, to: SocketAddr) -> Result<()> {
     let large = "x".repeat(60_000);
-    let ask = Ask::new(Transport::Tcp, to).payload(&large).timeout(Duration::from_secs(3));
+    let ask = Ask::new(Transport::Tcp, to).payload(&large);
     eventually("a large exchange", || {
         let answer = ask.from(&from.place).with_context(|| format!("with {to}"))?;
         ensure!(answer.payload == large, "the answer is not what was sent");

@@ -135,7 +135,7 @@ fn everything_else_is_as_without_it(site: &Site) -> Result<()> {
             let bytes = if transport == Transport::Tcp { 200_000 } else { 5000 };
             for ask in [Ask::new(transport, to).payload("y".repeat(bytes)), Ask::new(transport, to).reply_of(bytes)] {
                 eventually("a large exchange", || {
-                    let answer = ask.clone().timeout(Duration::from_secs(3)).from(client)?;
+                    let answer = ask.clone().from(client)?;
                     ensure!(
                         answer.payload.len() == bytes || answer.payload.starts_with("y"),
                         "{}",

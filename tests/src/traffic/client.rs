@@ -40,9 +40,9 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// A short question with a timeout of two seconds. UDP sockets are not connected.
+    /// A short question with a timeout of ten seconds, in which TCP sends again three times. UDP sockets are not connected.
     pub fn new(transport: Transport, to: SocketAddr) -> Self {
-        let (payload, timeout) = ("?".to_owned(), Duration::from_secs(2));
+        let (payload, timeout) = ("?".to_owned(), Duration::from_secs(10));
         let (from_ip, from_port, connected) = (None, 0, transport == Transport::Tcp);
         Self { transport, to, from_ip, from_port, payload, timeout, connected, whole: false, ttl: None }
     }

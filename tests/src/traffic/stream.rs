@@ -60,7 +60,7 @@ impl Stream {
     /// Opens the flow (a UDP socket is connected) and sends a message every `pause`.
     pub fn start(place: &Place, transport: Transport, to: SocketAddr, pause: Duration) -> io::Result<Self> {
         let socket = place.socket_for(to, transport.kind(), transport.protocol())?;
-        socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
+        socket.connect_timeout(&to.into(), Duration::from_secs(10))?;
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let signals = (stop.clone(), answered.clone());
         let thread = match transport {
