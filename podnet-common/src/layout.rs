@@ -356,6 +356,8 @@ impl Network {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkKind {
+    /// IPv4 as a whole, which is nothing by being in ::/0 as mapped addresses are.
+    Nothing = 0,
     /// Pods of this node.
     LocalPods = 1,
     /// Pods of another node.
@@ -456,10 +458,18 @@ pub struct SourceRange {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct ServiceClient {
-    /// [`Frontend::service`].
+    /// [`Frontend::service`], and the highest bit for IPv6: else ::/0 would hold all of IPv4.
     pub service: u32,
     /// The client's address, or a range's.
     pub addr: Addr,
+}
+
+impl ServiceClient {
+    /// A client of the port with this [`Frontend::service`], or a range's first one.
+    #[inline(always)]
+    pub const fn new(service: u32, addr: Addr) -> Self {
+        Self { service: if addr.is_v4() { service } else { service | 1 << 31 }, addr }
+    }
 }
 
 /// Key of `fragments` (LRU hash): the fragments of one packet (RFC 791, section 3.2; RFC 8200, section 4.5).

@@ -16,6 +16,9 @@ use podnet_common::{
     packet::{ETH, Packet},
 };
 
+/// `gso_size` of a packet whose segments have lengths of their own.
+const GSO_BY_FRAGS: u32 = 0xffff;
+
 /// Reads a value at `offset` behind `data`, if it ends before `end`.
 #[inline(always)]
 fn load<T: Pod>(data: usize, end: usize, offset: usize) -> Option<T> {
@@ -87,7 +90,12 @@ impl Packet for TcPacket<'_> {
     fn segment_len(&self, headers: u32) -> u32 {
         // SAFETY: as above.
         let gso_size = unsafe { (*self.ctx.skb.skb).gso_size };
-        if gso_size == 0 { self.frame_len() - ETH as u32 } else { gso_size + headers }
+        match gso_size {
+            0 => self.frame_len() - ETH as u32,
+            // SCTP's, each of which was made for the way's MTU.
+            GSO_BY_FRAGS => headers,
+            size => size + headers,
+        }
     }
 
     #[inline(always)]

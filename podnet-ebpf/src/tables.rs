@@ -10,7 +10,7 @@ use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Network, Peer, Scratch, ServiceClient, Tuple, macs,
+        Network, NetworkKind, Peer, Scratch, ServiceClient, Tuple, macs,
     },
     pipeline::{InsertError, Route, Tables},
     time,
@@ -91,7 +91,8 @@ impl Tables for Maps {
 
     #[inline(never)]
     fn network(&self, addr: &Addr) -> Option<&Network> {
-        maps::NODES.get(&Key::new(128, *addr))
+        let network = maps::NODES.get(&Key::new(128, *addr))?;
+        (network.kind != NetworkKind::Nothing as u32).then_some(network)
     }
 
     #[inline(always)]

@@ -16,6 +16,8 @@ use podnet_common::{
 
 use crate::{context::TcPacket, events, maps, tables::Maps};
 
+/// `PACKET_OTHERHOST` of linux/if_packet.h.
+const PACKET_OTHERHOST: u32 = 3;
 /// `AF_INET`.
 const AF_INET: u32 = 2;
 /// `AF_INET6`.
@@ -27,6 +29,11 @@ const NEXT: i32 = -1;
 /// What a dispatcher does when its program is missing. Pods are cut off, uplinks stay with the stack.
 #[inline(always)]
 fn dispatch(ctx: &TcContext, hook: Hook, missing: i32) -> i32 {
+    // Sent to another machine, as an interface sees it that takes all; the stack leaves it alone as well.
+    // SAFETY: the context is valid while the program runs.
+    if hook as u32 == Hook::FromUplink as u32 && unsafe { (*ctx.skb.skb).pkt_type } == PACKET_OTHERHOST {
+        return NEXT;
+    }
     if let Some(generation) = maps::GENERATION.get(0) {
         // SAFETY: on success nothing of this program is left.
         unsafe { maps::PROGRAMS_TC.tail_call(ctx, generation * GENERATION_SLOTS + hook as u32) };

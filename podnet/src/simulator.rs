@@ -13,7 +13,7 @@ use podnet_common::{
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Network, Out, Prefix, Scratch, ServiceClient, SourceRange, Tuple,
+        Hook, Network, NetworkKind, Out, Prefix, Scratch, ServiceClient, SourceRange, Tuple,
     },
     packet::{ETH, Packet},
     pipeline::{
@@ -144,7 +144,7 @@ impl Tables for HostTables {
     }
 
     fn network(&self, addr: &Addr) -> Option<&Network> {
-        longest(&self.networks, addr)
+        longest(&self.networks, addr).filter(|network| network.kind != NetworkKind::Nothing as u32)
     }
 
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {

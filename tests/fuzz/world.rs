@@ -304,7 +304,7 @@ impl World {
         if flags & Frontend::SOURCE_RANGES != 0 {
             for _ in 0..c.below(3) {
                 let range = base(c.of(&a.outside), c.of(if v6 { &[128, 48, 32] } else { &[32, 24, 8] }));
-                let data = ServiceClient { service, addr: range.addr };
+                let data = ServiceClient::new(service, range.addr);
                 self.tables.source_ranges.insert(SourceRange { len: range.len + 32, data });
             }
         }

@@ -130,7 +130,9 @@ fn requests_are_spread_over_local_and_remote_backends(site: &Site) -> Result<()>
             site.lab.client().reaches(transport, to, &WEB)?;
             let mut counts = BTreeMap::<String, u32>::new();
             for _ in 0..90 {
-                *counts.entry(site.lab.client().ask(transport, to)?.server).or_default() += 1;
+                let answer = site.lab.client().ask(transport, to);
+                let answer = answer.with_context(|| format!("{mode}, {transport}/{family}, after {counts:?}"))?;
+                *counts.entry(answer.server).or_default() += 1;
             }
             // Binomial: mean 30, deviation 4.5.
             let fair = counts.len() == 3 && counts.values().all(|count| *count >= 8);

@@ -34,7 +34,15 @@ impl<'a> Outside<'a> {
         let node = self.lab.node(0);
         let before = node.drops()?;
         self.send(source, to, "bad")?;
-        let family = Family::of(to.ip());
+        self.stays_out(what, Family::of(to.ip()))?;
+        let after = node.drops()?;
+        let counted = after.get(reason).copied().unwrap_or(0) - before.get(reason).copied().unwrap_or(0);
+        ensure!(counted == 1, "{what}: {reason} went up by {counted}: {before:?} → {after:?}");
+        Ok(())
+    }
+
+    /// Sends a good frame, which arrives, while a bad one before it doesn't.
+    fn stays_out(&self, what: &str, family: Family) -> Result<()> {
         self.send(client_ip(family), self.pod.addr(family, 9), "good")?;
         let mut bad = false;
         let good = self.into.expect(ARRIVES, |frame| {
@@ -44,9 +52,6 @@ impl<'a> Outside<'a> {
         ensure!(good.is_some(), "{what}: the good frame behind it did not arrive");
         bad |= self.into.expect(STRAYS, |frame| frame.ends_with(b"bad"))?.is_some();
         ensure!(!bad, "{what}: it arrived");
-        let after = node.drops()?;
-        let counted = after.get(reason).copied().unwrap_or(0) - before.get(reason).copied().unwrap_or(0);
-        ensure!(counted == 1, "{what}: {reason} went up by {counted}: {before:?} → {after:?}");
         Ok(())
     }
 }
@@ -87,6 +92,10 @@ fn checks(xdp: Xdp) -> Result<()> {
         }
         let loopback = if family == Family::V4 { "127.0.0.1:9" } else { "[::1]:9" };
         outside.is_stopped("loopback as destination", client, loopback.parse()?, "martian")?;
+        // The bridge sends to all what is for a machine that it doesn't know.
+        let macs = (outside.macs.0, [2, 0, 0, 0, 0, 0x77]);
+        outside.out.send(&udp_frame(macs, SocketAddr::new(client, 9), to, b"bad"))?;
+        outside.stays_out("a frame for another machine", family)?;
     }
     let mapped = "::ffff:172.30.0.100".parse()?;
     outside.is_stopped("a mapped source", mapped, pod.addr(Family::V6, 9), "mapped_address")?;

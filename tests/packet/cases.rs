@@ -12,8 +12,8 @@ use podnet_common::{
 
 use crate::{
     cluster::{
-        Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, PODNET0, addresses,
-        in_namespaces,
+        Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, PODNET0, UPLINK_MAC,
+        addresses, in_namespaces,
     },
     frame::{ACK, FIN, Frame, RST, SYN, Transport},
 };
@@ -93,7 +93,7 @@ fn a_service_leads_to_a_pod_of_another_node_and_its_replies_back() {
             let there = input.translated((a.client, 40_001), (a.remote, 8080)).ttl(63);
             expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
             expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
-            let answer = there.translated((a.remote, 8080), (a.client, 40_001)).ttl(64).macs(NODE2_MAC, [2; 6]);
+            let answer = there.translated((a.remote, 8080), (a.client, 40_001)).ttl(64).macs(NODE2_MAC, UPLINK_MAC);
             let back = answer.translated((a.far, 80), (a.client, 40_001)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
@@ -114,7 +114,7 @@ fn snat_shows_the_node_with_a_port_of_its_range_and_undoes_it() {
             ensure!(bytes == there.bytes());
             // The same port for the whole flow.
             expect(both, Hook::FromPod, &input, verdict, &there)?;
-            let answer = there.translated((a.remote, 8080), (a.node, port)).ttl(64).macs(NODE2_MAC, [2; 6]);
+            let answer = there.translated((a.remote, 8080), (a.node, port)).ttl(64).macs(NODE2_MAC, UPLINK_MAC);
             let back = answer.translated((a.snat, 80), (a.client, 40_002)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
@@ -159,7 +159,7 @@ fn host_processes_reach_services_through_podnet0() {
         for input in from_client((a.node, 40_005), (a.far, 80)) {
             let there = input.translated((a.node, 40_005), (a.remote, 8080)).ttl(63);
             expect(both, Hook::FromHost, &input, End::Forward(Out::Uplink, uplink), &there)?;
-            let answer = there.translated((a.remote, 8080), (a.node, 40_005)).ttl(64).macs(NODE2_MAC, [2; 6]);
+            let answer = there.translated((a.remote, 8080), (a.node, 40_005)).ttl(64).macs(NODE2_MAC, UPLINK_MAC);
             // Delivered by podnet0, where the route to the service leads, so that reverse path filtering is content.
             let back = answer.translated((a.far, 80), (a.node, 40_005)).macs([2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 0]);
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Host, PODNET0), &back)?;
@@ -287,7 +287,7 @@ fn pods_reach_pods_without_translation() {
         for input in from_client((a.client, 40_010), (a.backend, 8080)) {
             let there = input.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             expect(both, Hook::FromPod, &input, End::Forward(Out::Pod, IfIndex(71)), &there)?;
-            let from_node2 = input.translated((a.remote, 40_010), (a.backend, 8080)).macs(NODE2_MAC, [2; 6]);
+            let from_node2 = input.translated((a.remote, 40_010), (a.backend, 8080)).macs(NODE2_MAC, UPLINK_MAC);
             let there = from_node2.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             expect(both, Hook::FromUplink, &from_node2, End::Forward(Out::Pod, IfIndex(71)), &there)?;
         }
@@ -420,7 +420,7 @@ fn a_lost_half_is_made_again_from_the_other() {
             let client_half = lost.src == a.client.into();
             if client_half {
                 let port = u16::from_be_bytes(first[if a.client.is_ipv4() { 34..36 } else { 54..56 }].try_into()?);
-                let answer = Frame::udp((a.remote, 8080), (a.node, port)).macs(NODE2_MAC, [2; 6]);
+                let answer = Frame::udp((a.remote, 8080), (a.node, port)).macs(NODE2_MAC, UPLINK_MAC);
                 let (end, _) = both.run(Hook::FromUplink, &answer.bytes())?;
                 ensure!(end == End::Forward(Out::Pod, HERE), "{end:?}");
             } else {
@@ -441,7 +441,7 @@ fn a_lost_half_is_made_again_from_the_other() {
 fn a_closed_connection_makes_room_for_a_new_one_on_the_same_ports() {
     both_families(|both, a, uplink| {
         let packet = |flags| Frame::tcp((a.client, 40_018), (a.far, 80), flags).macs(CLIENT_MAC, HOST_MAC);
-        let answer = |flags| Frame::tcp((a.remote, 8080), (a.client, 40_018), flags).macs(NODE2_MAC, [2; 6]);
+        let answer = |flags| Frame::tcp((a.remote, 8080), (a.client, 40_018), flags).macs(NODE2_MAC, UPLINK_MAC);
         for (hook, frame) in [
             (Hook::FromPod, packet(SYN)),
             (Hook::FromUplink, answer(SYN | ACK)),

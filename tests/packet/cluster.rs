@@ -248,7 +248,7 @@ fn add_external(t: &mut HostTables, a: &Addresses, id: &mut u32) {
     }
     let host = if v6 { 128 } else { 32 };
     let range = prefix(a.outside, host);
-    let data = ServiceClient { service: 1081, addr: range.addr };
+    let data = ServiceClient::new(1081, range.addr);
     t.source_ranges.insert(SourceRange { len: 32 + range.len, data });
 }
 

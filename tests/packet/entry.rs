@@ -12,7 +12,7 @@ use podnet_common::{
 
 use crate::{
     cases::{both_families, both_families_with, expect, expect_drop, from_client},
-    cluster::{BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HOST_MAC, NODE2_MAC, in_namespaces},
+    cluster::{BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HOST_MAC, NODE2_MAC, UPLINK_MAC, in_namespaces},
     frame::{Frame, SYN, Transport},
 };
 
@@ -90,13 +90,13 @@ fn what_may_not_come_in_from_outside_is_dropped_at_tc_and_xdp() {
         for hook in [Hook::FromUplink, Hook::UplinkXdp] {
             for (src, dst, mac, reason) in cases {
                 for frame in [Frame::tcp((src, 40_014), (dst, 80), SYN), Frame::udp((src, 40_014), (dst, 80))] {
-                    expect_drop(both, hook, &frame.macs(mac, [2; 6]), reason)?;
+                    expect_drop(both, hook, &frame.macs(mac, UPLINK_MAC), reason)?;
                 }
             }
             // What may: another node's pod by that node, and anybody to the host.
-            let pod = Frame::udp((a.remote, 40_014), (a.outside, 80)).macs(NODE2_MAC, [2; 6]);
+            let pod = Frame::udp((a.remote, 40_014), (a.outside, 80)).macs(NODE2_MAC, UPLINK_MAC);
             expect(both, hook, &pod, End::Pass, &pod)?;
-            let other = Frame::udp((a.outside, 40_014), (a.node, 80)).macs(outside_mac, [2; 6]);
+            let other = Frame::udp((a.outside, 40_014), (a.node, 80)).macs(outside_mac, UPLINK_MAC);
             expect(both, hook, &other, End::Pass, &other)?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use podnet::simulator::End;
 use podnet_common::layout::{Hook, Out};
 
 use crate::{
-    cluster::{Addresses, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, addresses, in_namespaces},
+    cluster::{Addresses, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, UPLINK_MAC, addresses, in_namespaces},
     frame::{Frame, SYN, Transport, checksum},
 };
 
@@ -65,7 +65,7 @@ fn a_routers_error_reaches_the_client_and_quotes_what_it_sent() {
         for (packet, quote) in packets((a.client, 41_000), (a.far, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
             let sent = packet.translated((a.client, 41_000), (a.remote, 8080));
-            let from_router = error(a.node2, a.client, &sent, quote).macs(NODE2_MAC, [2; 6]);
+            let from_router = error(a.node2, a.client, &sent, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = error(a.node2, a.client, &packet, quote).macs(HOST_MAC, CLIENT_MAC).ttl(63);
             expect(both, Hook::FromUplink, &from_router, End::Forward(Out::Pod, HERE), &seen)?;
         }
@@ -81,7 +81,7 @@ fn an_error_about_a_packet_with_source_nat_finds_its_client() {
             let at = if a.client.is_ipv4() { 34 } else { 54 };
             let port = u16::from_be_bytes(bytes[at..at + 2].try_into()?);
             let sent = packet.translated((a.node, port), (a.remote, 8080));
-            let from_router = error(a.node2, a.node, &sent, quote).macs(NODE2_MAC, [2; 6]);
+            let from_router = error(a.node2, a.node, &sent, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = error(a.node2, a.client, &packet, quote).macs(HOST_MAC, CLIENT_MAC).ttl(63);
             expect(both, Hook::FromUplink, &from_router, End::Forward(Out::Pod, HERE), &seen)?;
         }
@@ -109,7 +109,7 @@ fn an_error_of_the_backend_itself_comes_from_the_service() {
         for (packet, quote) in packets((a.client, 41_003), (a.far, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
             let sent = packet.translated((a.client, 41_003), (a.remote, 8080));
-            let from_backend = error(a.remote, a.client, &sent, quote).macs(NODE2_MAC, [2; 6]);
+            let from_backend = error(a.remote, a.client, &sent, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = error(a.far, a.client, &packet, quote).macs(HOST_MAC, CLIENT_MAC).ttl(63);
             expect(both, Hook::FromUplink, &from_backend, End::Forward(Out::Pod, HERE), &seen)?;
         }
@@ -139,7 +139,7 @@ fn a_clients_error_about_an_answer_reaches_the_backend() {
 fn an_error_about_nothing_that_was_translated_quotes_what_it_quoted() {
     both_families(|both, a| {
         for (packet, quote) in packets((a.client, 41_005), (a.outside, 80)) {
-            let untouched = error(a.node2, a.client, &packet, quote).macs(NODE2_MAC, [2; 6]);
+            let untouched = error(a.node2, a.client, &packet, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = untouched.clone().macs(HOST_MAC, CLIENT_MAC).ttl(63);
             expect(both, Hook::FromUplink, &untouched, End::Forward(Out::Pod, HERE), &seen)?;
             expect(both, Hook::ToPod, &untouched, End::Pass, &untouched)?;

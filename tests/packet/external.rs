@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use podnet::simulator::End;
+use podnet::simulator::{End, HostTables, prefix};
 use podnet_common::{
     addr::IfIndex,
-    layout::{Hook, Out},
+    layout::{Hook, Network, NetworkKind, Out, Prefix, ServiceClient, SourceRange},
     verdict::Reason,
 };
 
@@ -137,6 +137,39 @@ fn with_direct_server_return_the_packet_goes_on_unchanged() {
         let flows = both.kernel.conntrack()?;
         ensure!(flows.keys().all(|key| key.src != a.remote3.into()), "a flow that is sent on has one entry: {flows:?}");
         Ok(())
+    });
+}
+
+/// Has everything of IPv6, and nothing of IPv4, reached with pods' own addresses.
+fn ipv6_is_reached_without_nat(t: &mut HostTables) {
+    let network = |kind: NetworkKind| Network { kind: kind as u32, ..Network::default() };
+    t.networks.insert(Prefix::default(), network(NetworkKind::NonMasquerade));
+    let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0, 0]);
+    t.networks.insert(prefix(mapped, 96), network(NetworkKind::Nothing));
+    // And the same of a service's clients.
+    let clients = ServiceClient::new(1081, IpAddr::from([0u16; 8]).into());
+    t.source_ranges.insert(SourceRange { len: 32, data: clients });
+}
+
+#[test]
+fn a_range_of_all_ipv6_addresses_holds_no_ipv4() {
+    both_families_with(ipv6_is_reached_without_nat, |both, a, uplink| {
+        for input in from_outside((a.internet, 41_012), (a.balancer, 81)) {
+            if a.node.is_ipv6() {
+                let (end, _) = both.run(Hook::FromUplink, &input.bytes())?;
+                ensure!(end == INTO_BACKEND, "{end:?}");
+            } else {
+                expect_drop(both, Hook::FromUplink, &input, Reason::SourceRange)?;
+            }
+        }
+        for input in from_client((a.client, 41_012), (a.internet, 80)) {
+            let (end, _) = both.run(Hook::FromPod, &input.bytes())?;
+            let expected = if a.node.is_ipv6() { End::Pass } else { End::Forward(Out::Uplink, uplink) };
+            ensure!(end == expected, "{end:?}");
+        }
+        // Who is reached without NAT may still be sent on for direct server return.
+        let [input, ..] = from_outside((a.outside, 41_012), (a.node, NODE_PORT_DIRECT));
+        expect(both, Hook::FromUplink, &input, End::Forward(Out::Via, uplink), &input.clone().ttl(63))
     });
 }
 

@@ -98,7 +98,7 @@ fn to_service<At: Place, T: Tables>(t: &T, s: &mut Scratch, config: &Config, fou
         return Err(Verdict::Drop(Reason::ClusterIpFromOutside));
     }
     if frontend.flags & Frontend::SOURCE_RANGES != 0
-        && !t.in_source_ranges(&ServiceClient { service: frontend.service, addr: *client })
+        && !t.in_source_ranges(&ServiceClient::new(frontend.service, *client))
     {
         return Err(Verdict::Drop(Reason::SourceRange));
     }
@@ -117,7 +117,7 @@ fn to_service<At: Place, T: Tables>(t: &T, s: &mut Scratch, config: &Config, fou
         && frontend.flags & Frontend::DIRECT_RETURN != 0
         && !found.sent_on
         && let Some(node) = other_node(t, &s.entry.dst)
-        && t.network(client).is_none()
+        && t.network(client).is_none_or(|n| n.kind == NetworkKind::NonMasquerade as u32)
     {
         s.entry.flags = CtEntry::ONE_WAY;
         s.entry.dst = *node;

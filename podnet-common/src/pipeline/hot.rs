@@ -1,7 +1,7 @@
 //! The first program of every hook: established flows, and who takes the rest.
 
 use crate::{
-    addr::{IfIndex, Proto},
+    addr::{IfIndex, Mac, Proto},
     checksum,
     layout::{CtEntry, Hook, NetworkKind, Out},
     packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Packet, Tcp, Udp},
@@ -63,7 +63,10 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
     if v.ports && v.piece == Piece::Whole {
         let now = t.now();
         let sent = t.flow(&v.tuple, |entry| {
-            if entry.out != Out::Link as u8 {
+            // Of a packet for another machine, which it has sent to all, there would be two.
+            let [_, own]: [Mac; 2] = bytemuck::cast(entry.macs);
+            let to_another = entry.out_ifindex == p.ifindex() && own != ethernet.dst;
+            if entry.out != Out::Link as u8 || to_another {
                 return Verdict::Pass;
             }
             match established::<At, F, P>(p, now, &v, entry) {

@@ -26,8 +26,8 @@ const SCHEMA: u32 = 1;
 pub struct ServiceId(pub u32);
 
 impl ServiceId {
-    /// How many bits make up the id itself.
-    const BITS: u32 = 30;
+    /// How many bits make up the id itself. Two are for the group; with the highest `ServiceClient` tells families apart.
+    const BITS: u32 = 29;
 
     /// The id as the table has it for one of four groups of clients. The affinity of a client counts within its group,
     /// since another group may have other backends: of a service with a local policy, those of this node only.

@@ -1,7 +1,7 @@
 //! What each range of addresses is to this node: the content of the tables `nodes` and `peers`. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use podnet_common::{
@@ -15,6 +15,9 @@ use crate::{
     model::Node,
     simulator::prefix,
 };
+
+/// The first IPv4 address as an IPv6 one.
+const MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
 
 /// What the tables follow from.
 pub(super) struct Cluster<'a> {
@@ -43,6 +46,10 @@ impl Cluster<'_> {
     /// The table `nodes`. Of two things with the same range the later counts.
     pub(super) fn networks(&self, routes: &NodeRoutes, services: &BTreeSet<IpAddr>) -> BTreeMap<Prefix, Network> {
         let mut networks = BTreeMap::new();
+        let mapped = IpAddr::from(MAPPED);
+        if self.config.non_masquerade_cidrs.iter().any(|cidr| cidr.contains(mapped)) {
+            networks.insert(prefix(mapped, 96), Network::default());
+        }
         let mut put = |cidr: IpNetwork, kind: NetworkKind, node: Option<IpAddr>, mac: Option<Mac>, flags: u16| {
             let node = node.map_or(Addr::NONE, Addr::from);
             let network = Network { kind: kind as u32, node, mac: mac.unwrap_or_default(), flags };
@@ -220,6 +227,21 @@ mod tests {
                 Network::NODE_PORTS
             );
         }
+    }
+
+    #[test]
+    fn a_range_of_all_ipv6_addresses_holds_no_ipv4() {
+        let (own, addresses) = (own(), BTreeSet::new());
+        let mapped = prefix(IpAddr::from(MAPPED), 96);
+        let kind = |ranges: &str| {
+            let config = config(&format!("nonMasqueradeCIDRs: [{ranges}]"));
+            let cluster = Cluster { config: &config, own: &own, addresses: &addresses, remote: &[] };
+            let networks = cluster.networks(&NodeRoutes::default(), &BTreeSet::new());
+            networks.get(&mapped).map(|network| network.kind)
+        };
+        assert_eq!(kind("10.0.0.0/8, \"fd00::/8\""), None);
+        assert_eq!(kind("\"::/0\""), Some(NetworkKind::Nothing as u32));
+        assert_eq!(kind("\"::/0\", 0.0.0.0/0"), Some(NetworkKind::NonMasquerade as u32));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use podnet_common::layout::{Frontend, FrontendKey, SourceRange};
+use podnet_common::layout::{Frontend, FrontendKey, ServiceClient, SourceRange};
 
 use super::tables::{TableError, Tables};
 use crate::compile::{BackendId, Segment, ServiceId, ServiceNames, show};
@@ -53,8 +53,8 @@ pub fn dump(tables: &dyn Tables, names: &ServiceNames) -> Result<String, TableEr
         }
         add(&mut text, format_args!("{line}\n"));
         if value.flags & Frontend::SOURCE_RANGES != 0 {
-            let of_family = |range: &&SourceRange| range.data.addr.is_v4() == key.addr.is_v4();
-            let own = ranges.iter().filter(|range| range.data.service == value.service).filter(of_family);
+            let clients = ServiceClient::new(value.service, key.addr).service;
+            let own = ranges.iter().filter(|range| range.data.service == clients);
             let mut own: Vec<_> = own.filter_map(network).collect();
             own.sort();
             own.iter().for_each(|range| add(&mut text, format_args!("  range {range}\n")));

@@ -28,14 +28,12 @@ pub(super) struct Ranges {
 
 /// A service port's ranges as the table has them.
 pub(super) fn of_service(service: u32, ranges: &[Prefix]) -> Box<[SourceRange]> {
-    let range = |range: &Prefix| SourceRange {
-        len: SERVICE_BITS + range.len,
-        data: ServiceClient { service, addr: range.addr },
-    };
+    let range =
+        |range: &Prefix| SourceRange { len: SERVICE_BITS + range.len, data: ServiceClient::new(service, range.addr) };
     ranges.iter().map(range).collect()
 }
 
-/// What adoption has found, by service.
+/// What adoption has found, by [`ServiceClient::service`].
 pub(super) type Found = HashMap<u32, Vec<SourceRange>>;
 
 impl Ranges {
@@ -54,8 +52,8 @@ impl Ranges {
 
     /// Counts a frontend that was found in the tables as a user of its service port's ranges of its family.
     pub(super) fn adopt_frontend(&mut self, key: &FrontendKey, service: u32, found: &Found) -> Box<[SourceRange]> {
-        let all = found.get(&service).map_or(&[][..], Vec::as_slice);
-        let own: Box<[_]> = all.iter().filter(|range| range.data.addr.is_v4() == key.addr.is_v4()).copied().collect();
+        let own = found.get(&ServiceClient::new(service, key.addr).service);
+        let own: Box<[_]> = own.map_or(&[][..], Vec::as_slice).into();
         own.iter().for_each(|range| self.add_use(*range));
         own
     }

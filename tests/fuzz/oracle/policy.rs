@@ -137,7 +137,7 @@ fn to_service(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, serv
         assert!(has(any, Frontend::EXTERNAL) || open, "{o}a ClusterIP from outside");
     }
     if has(any, Frontend::SOURCE_RANGES) {
-        let client = ServiceClient { service: any.service, addr: key.src };
+        let client = ServiceClient::new(any.service, key.src);
         assert!(t.in_source_ranges(&client), "{o}the client is not in the source ranges");
     }
     let scope = match () {

@@ -1,10 +1,11 @@
 //! Building a lab: namespaces, links, addresses, directories, configurations, daemons.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,6 +59,7 @@ pub struct Builder {
     client: bool,
     far: bool,
     plain_links: bool,
+    xdp: RefCell<Vec<OwnedFd>>,
     zones: &'static [&'static str],
     mtu: u32,
     daemons: bool,
@@ -73,6 +75,7 @@ impl Default for Builder {
             client: false,
             far: false,
             plain_links: false,
+            xdp: RefCell::default(),
             zones: &[],
             mtu: 1500,
             daemons: true,
@@ -167,7 +170,7 @@ impl Builder {
         let nodes = (0..self.nodes)
             .map(|index| self.node(index, &scrap, &fabric, &binaries).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
-        let lab = Lab { nodes, client, far, fabric, scrap };
+        let lab = Lab { nodes, client, far, fabric, _xdp: self.xdp.take(), scrap };
         lab.apply_nodes(|_, _| {})?;
         if self.daemons {
             // Together: each takes a moment to load its programs.
@@ -263,8 +266,8 @@ impl Builder {
         if self.plain_links {
             for (place, ifname) in [(fabric, name), (machine, "eth0")] {
                 place.set_offload(ifname, Offload::TxChecksum, false)?;
-                place.set_offload(ifname, Offload::Gro, true)?;
             }
+            self.xdp.borrow_mut().push(fabric.pass_in_xdp(name)?);
         }
         let mut lines = "link set eth0 up\n".to_owned();
         for family in self.families.list() {

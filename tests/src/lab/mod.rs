@@ -23,6 +23,7 @@ mod cni;
 mod endpoint;
 pub mod manifest;
 mod node;
+mod pass;
 mod place;
 mod pod;
 mod process;
@@ -30,6 +31,7 @@ mod scrap;
 mod service;
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -60,6 +62,8 @@ pub struct Lab {
     client: Option<Place>,
     far: Option<Far>,
     fabric: Place,
+    /// What the links' other ends need for native XDP.
+    _xdp: Vec<OwnedFd>,
     scrap: Scrap,
 }
 

@@ -67,8 +67,6 @@ impl AsFd for NetNs {
 pub enum Offload {
     /// Packets leave with half of their checksums made, and TCP's larger than the MTU, for the device to finish.
     TxChecksum = 0x17,
-    /// Packets that arrive are joined. On a veth interface, this also is what lets the XDP programs of its peer send.
-    Gro = 0x2c,
 }
 
 /// A network namespace together with the node (or the outside) that it belongs to.

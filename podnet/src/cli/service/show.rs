@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use podnet_common::addr::{Addr, IfIndex};
-use podnet_common::layout::{Backend, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Prefix};
+use podnet_common::layout::{Backend, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Prefix, ServiceClient};
 use serde::Serialize;
 
 use super::super::conntrack::NodeNames;
@@ -197,8 +197,9 @@ fn source_ranges(view: &dyn View, key: &FrontendKey, value: &Frontend) -> Result
         return Ok(None);
     }
     let v4 = key.addr.is_v4();
-    let ranges = view.source_ranges()?.into_iter().filter(|range| range.data.service == value.service);
-    let ranges = ranges.filter(|range| range.data.addr.is_v4() == v4).filter_map(|range| {
+    let clients = ServiceClient::new(value.service, key.addr).service;
+    let ranges = view.source_ranges()?.into_iter().filter(|range| range.data.service == clients);
+    let ranges = ranges.filter_map(|range| {
         let mapped = if v4 { 96 } else { 0 };
         let len = u8::try_from(range.len.checked_sub(SERVICE + mapped)?).ok()?;
         IpNetwork::new(range.data.addr.into(), len).ok()

@@ -54,7 +54,7 @@ fn everything() -> FakeView {
 
     for (service, range, len) in [(1, "198.51.100.0", 32 + 96 + 24), (1, "fd01::", 32 + 16), (2, "10.0.0.0", 136)] {
         let addr = range.parse::<IpAddr>().unwrap().into();
-        view.source_ranges.push(SourceRange { len, data: ServiceClient { service, addr } });
+        view.source_ranges.push(SourceRange { len, data: ServiceClient::new(service, addr) });
     }
     let client = ["198.51.100.7:5000", "172.30.0.1:30080", "198.51.100.7:5000", here];
     view.flow(outside, Proto::TCP, client, 0, 0);

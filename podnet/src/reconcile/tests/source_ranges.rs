@@ -14,7 +14,7 @@ fn table(bench: &Bench) -> Vec<String> {
     let show = |range: &SourceRange| {
         let v4 = range.data.addr.is_v4();
         let len = range.len - if v4 { 128 } else { 32 };
-        format!("{} {}/{len}", range.data.service, IpAddr::from(range.data.addr))
+        format!("{} {}/{len}", range.data.service & !(1 << 31), IpAddr::from(range.data.addr))
     };
     bench.tables.source_ranges.iter().map(show).collect()
 }
