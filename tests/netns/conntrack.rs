@@ -8,6 +8,8 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
+/// Between messages of a stream.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Where the pods listen.
 const TARGET: u16 = 8080;
 /// Modes of the source address.
@@ -61,7 +63,7 @@ type Named = (String, Transport, Stream);
 
 fn start(place: &Place, to: SocketAddr, transport: Transport) -> Result<Named> {
     let what = format!("{transport} from {} to {to}", place.name());
-    let stream = Stream::start(place, transport, to, Duration::from_millis(5)).with_context(|| what.clone())?;
+    let stream = Stream::start(place, transport, to, PAUSE).with_context(|| what.clone())?;
     Ok((what, transport, stream))
 }
 
@@ -81,7 +83,8 @@ fn flows() -> Result<()> {
         datagrams_follow_the_service_and_connections_stay,
         a_connected_socket_finds_endpoints_that_come_later,
         one_port_uses_two_services_with_the_same_backend,
-        one_port_goes_directly_and_through_the_service_in_turns
+        one_port_goes_directly_and_through_the_service_in_turns,
+        flows_of_every_kind_outlive_the_daemons
     )
 }
 
@@ -212,6 +215,33 @@ fn one_port_goes_directly_and_through_the_service_in_turns(site: &Site) -> Resul
                 }
             }
         }
+    }
+    Ok(())
+}
+
+fn flows_of_every_kind_outlive_the_daemons(site: &Site) -> Result<()> {
+    let mut streams = Vec::new();
+    for (number, mode) in (90..).zip(MODES) {
+        let service = numbered(number);
+        service.apply(&site.lab, Some(mode))?;
+        service.set_endpoints(&site.lab, &[&site.near, &site.far])?;
+        for (family, transport) in Transport::over_all() {
+            for (place, addr) in site.clients(&service, family) {
+                place.reaches(transport, addr, &["near", "far"]).context(mode)?;
+                streams.push(start(place, addr, transport).context(mode)?);
+            }
+        }
+    }
+    flow(&streams, 50)?;
+    for _ in 0..3 {
+        site.lab.nodes().iter().try_for_each(|node| node.kill_daemon())?;
+        flow(&streams, 50)?;
+        site.lab.nodes().iter().try_for_each(|node| node.start_daemon())?;
+        flow(&streams, 50)?;
+    }
+    for (what, _, stream) in streams {
+        let report = stream.stop();
+        ensure!(report.is_clean(), "{what}: {report:?}");
     }
     Ok(())
 }
