@@ -103,6 +103,7 @@ fn direct_return() -> Result<()> {
         a_narrow_link_to_the_client_is_found_out,
         errors_come_in_the_frontends_name,
         processes_of_the_other_host_can_be_backends,
+        flows_outlive_daemons_and_leave_removed_backends,
         it_is_the_same_with_generic_xdp,
     )
 }
@@ -117,6 +118,44 @@ fn clients_are_seen_and_answered(site: &Site) -> Result<()> {
         ensure!(report.is_clean(), "{report:?}");
         Ok(())
     })
+}
+
+fn flows_outlive_daemons_and_leave_removed_backends(site: &Site) -> Result<()> {
+    site.up()?;
+    let mut streams = Vec::new();
+    site.each(|place, _, to| {
+        for transport in Transport::ALL {
+            let what = format!("{transport} from {} to {to}", place.name());
+            streams.push((what, transport, Stream::start(place, transport, to, Duration::from_millis(10))?));
+        }
+        Ok(())
+    })?;
+    let flow = |messages: u32| -> Result<()> {
+        let before: Vec<_> = streams.iter().map(|(_, _, stream)| stream.answered()).collect();
+        for ((what, _, stream), before) in streams.iter().zip(before) {
+            wait_until(&format!("{what} goes on"), || Ok(stream.answered() >= before + messages))?;
+        }
+        Ok(())
+    };
+    flow(50)?;
+    for node in site.lab.nodes() {
+        node.kill_daemon()?;
+        flow(50)?;
+        node.start_daemon()?;
+        flow(50)?;
+    }
+    site.service.set_endpoints(&site.lab, &[&site.web[1]])?;
+    site.each(|place, _, to| {
+        Transport::ALL.into_iter().try_for_each(|transport| place.reaches(transport, to, &["web-1"]).map(drop))
+    })?;
+    flow(100)?;
+    for (what, transport, stream) in streams {
+        let report = stream.stop();
+        ensure!(report.is_clean(), "{what}: {report:?}");
+        let moved = report.answers.get("web-1").is_some_and(|count| *count >= 50);
+        ensure!(moved == (transport == Transport::Udp), "{what}: {report:?}");
+    }
+    Ok(())
 }
 
 fn it_is_the_same_with_generic_xdp(site: &Site) -> Result<()> {

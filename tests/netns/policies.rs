@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Endpoint, Lab, Place, Pod, Service, eventually, vips};
+use podnet_tests::lab::{Endpoint, Lab, Place, Pod, Service, eventually, manifest, vips};
 use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
+use serde_json::json;
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
@@ -82,6 +83,7 @@ fn policies() -> Result<()> {
         external_local_keeps_clients_on_the_node_that_they_come_to,
         internal_local_is_about_cluster_ips_only,
         terminating_endpoints_serve_while_there_is_no_other,
+        slices_ports_and_labels_are_taken_together,
         hints_keep_clients_near_while_all_endpoints_have_them
     )
 }
@@ -200,6 +202,54 @@ fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()
     set(&[site.endpoint("a-0").ending(), site.endpoint("b-0").not_ready()])?;
     meets(client, cluster_ip, &Outcome::Refused).context("none serves")?;
     meets(lab.client(), at_node(0), &Outcome::Refused).context("none serves")
+}
+
+fn slices_ports_and_labels_are_taken_together(site: &Site) -> Result<()> {
+    let all = ["a-0", "a-1", "b-0", "b-1"];
+    let service = Service::new("sliced", 60, 80, TARGET).slices_of(1);
+    service.apply(&site.lab, None)?;
+    service.set_endpoints(&site.lab, &site.endpoints(&all))?;
+    let at = |family| service.addr(family);
+    for client in &site.clients {
+        served(&client.place, at, &all)?;
+    }
+    // Another proxy's, and then again this one's.
+    let others = Service::new("sliced", 60, 80, TARGET).label("service.kubernetes.io/service-proxy-name", "other");
+    others.apply(&site.lab, None)?;
+    meets(&site.clients[0].place, at, &Outcome::Silence)?;
+    service.apply(&site.lab, None)?;
+    served(&site.clients[0].place, at, &all)?;
+
+    // Each port has the slices that name it.
+    let named = |name: &str| [("TCP", name.to_owned()), ("UDP", format!("{name}-udp"))];
+    let [v4, v6] = [Family::V4, Family::V6].map(|family| Service::new("ported", 61, 81, TARGET).ip(family));
+    let port = |number: u16| move |(protocol, name)| json!({"name": name, "protocol": protocol, "port": number});
+    let ports: Vec<_> = named("first").map(port(81)).into_iter().chain(named("second").map(port(82))).collect();
+    let mut objects = vec![json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "ported", "namespace": "default"},
+        "spec": {"clusterIP": v4, "clusterIPs": [v4, v6], "ipFamilies": ["IPv4", "IPv6"], "ports": ports},
+    })];
+    for (family, kind) in [(Family::V4, "IPv4"), (Family::V6, "IPv6")] {
+        for (name, pod) in [("first", "a-0"), ("second", "b-0")] {
+            objects.push(json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {
+                    "name": format!("ported-{name}-{}", kind.to_lowercase()), "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": "ported"},
+                },
+                "addressType": kind, "ports": named(name).map(port(TARGET)),
+                "endpoints": [{"addresses": [site.pod(pod).ip(family)]}],
+            }));
+        }
+    }
+    site.lab.apply("ported", &manifest::yaml(&objects))?;
+    for client in &site.clients {
+        for (number, server) in [(81, "a-0"), (82, "b-0")] {
+            let to = |family| SocketAddr::new(if family == Family::V4 { v4 } else { v6 }, number);
+            served(&client.place, to, &[server])?;
+        }
+    }
+    Ok(())
 }
 
 fn hints_keep_clients_near_while_all_endpoints_have_them(site: &Site) -> Result<()> {

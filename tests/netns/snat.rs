@@ -118,6 +118,45 @@ fn thirty_thousand(site: &Site, first: u8, transport: Transport, family: Family)
 }
 
 #[test]
+fn ports_that_run_out_are_counted_and_come_back() -> Result<()> {
+    /// What the host's own connections leave: ports 1024 to 1223.
+    const PORTS: usize = 200;
+    let lab = Lab::builder().client(true).daemons(false).build()?;
+    all_ports(&lab)?;
+    let node = lab.node(0);
+    node.place.set_sysctl("net.ipv4.ip_local_port_range", "1224 65535")?;
+    lab.nodes().iter().try_for_each(|node| node.start_daemon())?;
+    let backends = [lab.node(1).add_pod("web-0")?, lab.node(1).add_pod("web-1")?];
+    let _servers: Vec<_> = backends.iter().map(crowd_servers).collect::<Result<_>>()?;
+    let services = [service(&lab, 20, CROWD, &backends[0])?, service(&lab, 21, CROWD, &backends[1])?];
+    let open = |service: &Service, transport, family, count| {
+        Crowd::open(lab.client(), transport, at(node, service, family), count, Duration::from_secs(2))
+    };
+    let exhausted = || -> Result<u64> { Ok(node.drops()?.get("snat_exhausted").copied().unwrap_or(0)) };
+    for (family, transport) in Transport::over_all() {
+        let what = || format!("{transport}/{family}");
+        for service in &services {
+            wait_until("the service is there", || Ok(open(service, transport, family, 1)?.opened() == 1))?;
+        }
+        let before = exhausted()?;
+        // A port that is free among so few is found by chance, if hardly ever missed.
+        let mut crowd = open(&services[0], transport, family, PORTS + 100)?;
+        ensure!((PORTS - 10..=PORTS).contains(&crowd.opened()), "{}: {} flows", what(), crowd.opened());
+        ensure!(exhausted()? > before, "{}: it is not counted: {:?}", what(), node.drops()?);
+        // Another destination has all of them too.
+        let mut other = open(&services[1], transport, family, PORTS / 2)?;
+        ensure!(other.opened() == PORTS / 2, "{}: {} flows to the other backend", what(), other.opened());
+        crowd.check().and_then(|()| other.check()).with_context(what)?;
+    }
+    // Those of connections that have ended are used again at once.
+    for _ in 0..3 {
+        let crowd = open(&services[1], Transport::Tcp, Family::V4, PORTS / 2)?;
+        ensure!(crowd.opened() == PORTS / 2, "{} connections", crowd.opened());
+    }
+    Ok(())
+}
+
+#[test]
 fn a_full_connection_table_refuses_new_flows_and_keeps_those_it_has() -> Result<()> {
     let lab = Lab::builder().client(true).config(|_, config| config.conntrack_max = 4096).build()?;
     all_ports(&lab)?;
