@@ -5,7 +5,7 @@
 //! return has only the client's.
 
 use crate::{
-    addr::{Addr, IfIndex, Mac},
+    addr::{Addr, IfIndex, Mac, Proto},
     layout::{CtEntry, Endpoint, FragmentKey, FragmentPorts, Hook, NetworkKind, Out, Scratch, Tuple, macs},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Tcp},
     verdict::{Counter, Reason},
@@ -142,12 +142,19 @@ fn touch_other<T: Tables>(t: &T, s: &mut Scratch, state: u8, now: u32) {
         }
         other.flags |= state;
     });
-    if touched.is_none() {
+    if touched.is_none() && !begins_by_itself(&s.entry, s.tuple.proto) {
         counterpart(&mut s.reply, &s.entry, &s.tuple);
         if t.insert_flow(&s.key, &s.reply).is_ok() {
             t.count(Counter::HalvesRebuilt);
         }
     }
+}
+
+/// Whether the other half is left to the client's next packet: of a service's UDP flow, which the daemon removes when its
+/// backend goes. An answer that is still on its way must not lead the client there again.
+#[inline(always)]
+fn begins_by_itself(entry: &CtEntry, proto: Proto) -> bool {
+    proto == Proto::UDP && entry.flags & CtEntry::REPLY != 0 && entry.service != 0
 }
 
 /// Makes the other half of a flow from the half that belongs to packets with `tuple`. Where its packets come in is
