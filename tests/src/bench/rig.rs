@@ -68,8 +68,10 @@ fn seclude(bpffs: &Path) -> Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("can't make / private")?;
     mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), none).context("can't mount a BPF file system")?;
-    // Three interfaces for packets to come from and to go to.
-    let links = "link add pod type veth peer name other\nlink add uplink type veth peer name fabric\n";
+    // Three interfaces for packets to come from and to go to. What comes in by the uplink must be for it.
+    let mac = MAC.0.map(|byte| format!("{byte:02x}")).join(":");
+    let links =
+        format!("link add pod type veth peer name other\nlink add uplink address {mac} type veth peer name fabric\n");
     let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("can't run ip")?;
     ip.stdin.take().context("no pipe")?.write_all(links.as_bytes())?;
     ensure!(ip.wait()?.success(), "ip can't make veth pairs");
