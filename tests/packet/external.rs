@@ -15,7 +15,7 @@ use crate::{
     cases::{both_families, both_families_with, expect, expect_drop, from_client},
     cluster::{
         Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT,
-        NODE_PORT_DIRECT, NODE_PORT_FAR, NODE2_MAC, NODE3_MAC, PODNET0, UPLINK_MAC,
+        NODE_PORT_DIRECT, NODE_PORT_FAR, NODE2_MAC, NODE3_MAC, PODNET0, UPLINK_MAC, addresses,
     },
     frame::{ACK, Frame, SYN, Transport},
 };
@@ -170,6 +170,66 @@ fn a_range_of_all_ipv6_addresses_holds_no_ipv4() {
         // Who is reached without NAT may still be sent on for direct server return.
         let [input, ..] = from_outside((a.outside, 41_012), (a.node, NODE_PORT_DIRECT));
         expect(both, Hook::FromUplink, &input, End::Forward(Out::Via, uplink), &input.clone().ttl(63))
+    });
+}
+
+#[test]
+fn answers_to_a_process_on_a_node_ports_number_are_its_own() {
+    both_families(|both, a, _| {
+        for flags in [SYN | ACK, ACK] {
+            for port in [NODE_PORT, NODE_PORT_FAR, NODE_PORT_DIRECT] {
+                let [from_pod, from_outside] =
+                    [(a.client, CLIENT_MAC, HOST_MAC), (a.outside, CLIENT_OUTSIDE_MAC, UPLINK_MAC)]
+                        .map(|(from, src, dst)| Frame::tcp((from, 80), (a.node, port), flags).macs(src, dst));
+                expect(both, Hook::FromPod, &from_pod, End::Pass, &from_pod)?;
+                expect(both, Hook::FromUplink, &from_outside, End::Pass, &from_outside)?;
+            }
+        }
+        ensure!(both.kernel.conntrack()?.is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_backend_outside_of_the_cluster_sees_the_node() {
+    both_families_with(backends_outside, |both, a, uplink| {
+        for input in from_client((a.client, 41_014), (a.local, 80)) {
+            let (end, bytes) = both.run(Hook::FromPod, &input.bytes())?;
+            ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+            let port = source_port(&bytes, a.node.is_ipv6())?;
+            let there = input.translated((a.node, port), (a.internet, 8080)).ttl(63);
+            ensure!(bytes == there.bytes(), "{bytes:02x?}");
+            let answer =
+                there.translated((a.internet, 8080), (a.node, port)).ttl(64).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+            let back = answer.translated((a.local, 80), (a.client, 41_014)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+        }
+        Ok(())
+    });
+}
+
+/// Has all services lead to a host outside.
+fn backends_outside(t: &mut HostTables) {
+    for backend in t.backends.values_mut() {
+        let internet = addresses(!backend.addr.is_v4()).internet;
+        backend.addr = internet.into();
+    }
+}
+
+#[test]
+fn what_another_node_sends_back_is_not_sent_on_again() {
+    both_families(|both, a, uplink| {
+        let [input, ..] = from_outside((a.outside, 41_013), (a.node, NODE_PORT_DIRECT));
+        let (end, _) = both.run(Hook::FromUplink, &input.bytes())?;
+        ensure!(end == End::Forward(Out::Via, uplink), "{end:?}");
+        // The third node doesn't know this one's MAC yet, and routes the packet by its destination.
+        let back = input.ttl(62).macs(NODE3_MAC, UPLINK_MAC);
+        let (end, bytes) = both.run(Hook::FromUplink, &back.bytes())?;
+        ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+        let port = source_port(&bytes, a.node.is_ipv6())?;
+        let there = back.translated((a.node, port), (a.remote3, 8080)).ttl(61);
+        ensure!(bytes == there.bytes(), "{bytes:02x?}");
+        Ok(())
     });
 }
 

@@ -62,8 +62,8 @@ fn make<At: Place, T: Tables>(t: &T, s: &mut Scratch, from: IfIndex, ethernet: &
     s.hash = hash(&s.tuple);
     s.tries = 0;
     s.from_range = 0;
-    let made = match frontend::find::<At, T>(t, ethernet, &s.tuple) {
-        Some(found) => to_service::<At, T>(t, s, config, &found),
+    let made = match frontend::find::<At, T>(t, ethernet, &s.tuple, seen.tcp_flags) {
+        Some(found) => to_service::<At, T>(t, s, config, &found, ethernet),
         None if checks::masquerades::<At, T>(t, config, &s.tuple) => to_outside::<T>(t, s, config),
         None if answers_need_flow::<At, T>(t, &s.tuple) || answers_collide::<At, T>(t, &s.tuple, seen.tcp_flags) => {
             find_way::<T>(t, from, &s.tuple.src, &mut s.entry);
@@ -91,7 +91,13 @@ fn forget<T: Tables>(t: &T, s: &mut Scratch) {
 
 /// Fills the entry of a flow to a service. `Err`: there is none.
 #[inline(always)]
-fn to_service<At: Place, T: Tables>(t: &T, s: &mut Scratch, config: &Config, found: &Found<'_>) -> Result<(), Verdict> {
+fn to_service<At: Place, T: Tables>(
+    t: &T,
+    s: &mut Scratch,
+    config: &Config,
+    found: &Found<'_>,
+    ethernet: &Ethernet,
+) -> Result<(), Verdict> {
     let frontend = found.frontend;
     let client = &s.tuple.src;
     if frontend.flags & Frontend::EXTERNAL == 0 && !checks::may_use_cluster_ip::<At, T>(t) {
@@ -115,7 +121,8 @@ fn to_service<At: Place, T: Tables>(t: &T, s: &mut Scratch, config: &Config, fou
     }
     if At::HOOK as u32 == Hook::FromUplink as u32
         && frontend.flags & Frontend::DIRECT_RETURN != 0
-        && !found.sent_on
+        // What a node that doesn't know this one yet has sent back would go to and fro.
+        && !t.is_peer(&ethernet.src)
         && let Some(node) = other_node(t, &s.entry.dst)
         && t.network(client).is_none_or(|n| n.kind == NetworkKind::NonMasquerade as u32)
     {
@@ -136,7 +143,10 @@ fn to_service<At: Place, T: Tables>(t: &T, s: &mut Scratch, config: &Config, fou
         s.from_range = shared as u32;
     }
     let here = find_way::<T>(t, s.entry.in_ifindex, client, &mut s.entry);
-    if source == Source::Node {
+    // A backend outside of the cluster answers the node, as it does without a service.
+    let masquerades = source == Source::Own && checks::leaves_cluster::<At, T>(t, config, &s.entry.dst);
+    if source == Source::Node || (masquerades && by_uplink(config, &s.entry)) {
+        s.entry.flags |= CtEntry::REWRITE_SRC;
         s.entry.src = node_address(config, &here, v4);
         s.from_range = 1;
     }
@@ -170,7 +180,8 @@ fn choose<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &Front
     let key = AffinityKey { client: *client, service: frontend.service };
     if frontend.affinity != 0
         && let Some(last) = t.affinity(&key)
-        && now.wrapping_sub(last.last_used) <= time::ticks_of_seconds(frontend.affinity as u64)
+        // Another processor may have noted a later time already.
+        && now.wrapping_sub(last.last_used) as i32 <= time::ticks_of_seconds(frontend.affinity as u64) as i32
     {
         (entry.dst, entry.dport) = (last.addr, last.port);
     } else {
@@ -231,19 +242,25 @@ fn source<At: Place, T: Tables>(t: &T, frontend: &Frontend, client: &Addr, backe
 fn to_outside<T: Tables>(t: &T, s: &mut Scratch, config: &Config) -> Result<(), Verdict> {
     s.entry.flags = CtEntry::REWRITE_SRC;
     let here = find_way::<T>(t, s.entry.in_ifindex, &s.tuple.src, &mut s.entry);
-    let mut uplink = false;
-    let mut i = 0;
-    while i < config.uplinks.len() {
-        uplink |= config.uplinks[i].0 == s.entry.out_ifindex.0;
-        i += 1;
-    }
     // On another way no answer would be translated back, so the stack has it.
-    if !uplink || s.entry.out_ifindex.0 == 0 {
+    if !by_uplink(config, &s.entry) {
         return Err(Verdict::Pass);
     }
     s.entry.src = node_address(config, &here, s.tuple.src.is_v4());
     s.from_range = 1;
     if s.entry.src.is_none() { Err(Verdict::Drop(Reason::NoRoute)) } else { Ok(()) }
+}
+
+/// Whether a flow leaves by an uplink.
+#[inline(always)]
+fn by_uplink(config: &Config, entry: &CtEntry) -> bool {
+    let mut uplink = false;
+    let mut i = 0;
+    while i < config.uplinks.len() {
+        uplink |= config.uplinks[i].0 == entry.out_ifindex.0;
+        i += 1;
+    }
+    uplink && entry.out_ifindex.0 != 0
 }
 
 /// The address that the route has for the host, or the node's first.

@@ -76,12 +76,16 @@ pub(super) fn may_use_cluster_ip<At: Place, T: Tables>(t: &T) -> bool {
 /// Whether a packet that belongs to no service leaves the cluster from a pod, with the node's address.
 #[inline(always)]
 pub(super) fn masquerades<At: Place, T: Tables>(t: &T, config: &Config, tuple: &Tuple) -> bool {
+    frontend::begins(tuple) && !multicast(&tuple.dst) && leaves_cluster::<At, T>(t, config, &tuple.dst)
+}
+
+/// Whether a pod's packet to this address shows the node's.
+#[inline(always)]
+pub(super) fn leaves_cluster<At: Place, T: Tables>(t: &T, config: &Config, to: &Addr) -> bool {
     At::HOOK as u32 == Hook::FromPod as u32
         && config.flags & Config::MASQUERADE != 0
-        && frontend::begins(tuple)
-        && !multicast(&tuple.dst)
-        && t.network(&tuple.dst).is_none()
-        && t.endpoint(&tuple.dst).is_none()
+        && t.network(to).is_none()
+        && t.endpoint(to).is_none()
 }
 
 /// Whether an address is that of a group, or of all (RFC 1112, section 4; RFC 4291, section 2.7).

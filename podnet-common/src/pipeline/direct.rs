@@ -68,7 +68,10 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
         Some(n) if n.kind == NetworkKind::LocalPods as u32 && At::HOOK as u32 == Hook::FromHost as u32 => {
             Verdict::Drop(Reason::NoRoute)
         }
-        Some(n) if frontend::carried(&v.tuple) && frontend::node_port::<At, T>(t, ethernet, &v.tuple, n).is_some() => {
+        Some(n)
+            if frontend::carried(&v.tuple)
+                && frontend::node_port::<At, T>(t, ethernet, &v.tuple, v.tcp_flags, n).is_some() =>
+        {
             Verdict::Tail(Stage::Begin)
         }
         Some(n) if n.kind == NetworkKind::RemotePods as u32 && At::HOOK as u32 == Hook::FromPod as u32 => {

@@ -3,7 +3,7 @@
 use crate::{
     addr::{Addr, Proto},
     layout::{Frontend, FrontendKey, Hook, Network, NetworkKind, Tuple},
-    packet::Ethernet,
+    packet::{Ethernet, Tcp},
 };
 
 use super::{Place, Tables};
@@ -33,7 +33,12 @@ fn of_node(tuple: &Tuple) -> FrontendKey {
 
 /// Finds the frontend that a packet addresses.
 #[inline(always)]
-pub(super) fn find<'t, At: Place, T: Tables>(t: &'t T, ethernet: &Ethernet, tuple: &Tuple) -> Option<Found<'t>> {
+pub(super) fn find<'t, At: Place, T: Tables>(
+    t: &'t T,
+    ethernet: &Ethernet,
+    tuple: &Tuple,
+    tcp_flags: u8,
+) -> Option<Found<'t>> {
     let network = t.network(&tuple.dst);
     let own = network.is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
     let key = exact(tuple);
@@ -41,7 +46,7 @@ pub(super) fn find<'t, At: Place, T: Tables>(t: &'t T, ethernet: &Ethernet, tupl
         let sent_on = !own && sent_on::<At, T>(t, ethernet, frontend);
         return Some(Found { key, frontend, sent_on });
     }
-    node_port::<At, T>(t, ethernet, tuple, network?)
+    node_port::<At, T>(t, ethernet, tuple, tcp_flags, network?)
 }
 
 /// Finds the frontend among those that are there at all of a node's addresses. `network` is what the packet's destination
@@ -51,11 +56,13 @@ pub(super) fn node_port<'t, At: Place, T: Tables>(
     t: &'t T,
     ethernet: &Ethernet,
     tuple: &Tuple,
+    tcp_flags: u8,
     network: &Network,
 ) -> Option<Found<'t>> {
     let own = network.kind == NetworkKind::LocalNode as u32;
     let other = network.kind == NetworkKind::RemoteNode as u32 && At::HOOK as u32 == Hook::FromUplink as u32;
-    if !own && !other {
+    // What doesn't open a connection, and belongs to none, answers a process that has sent from a port with this number.
+    if !(other || own && opens(tcp_flags)) {
         return None;
     }
     let key = of_node(tuple);
@@ -77,6 +84,12 @@ fn sent_on<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, frontend: &Frontend
 #[inline(always)]
 pub(super) fn of_address<'t, T: Tables>(t: &'t T, addr: &Addr) -> Option<&'t Frontend> {
     t.frontend(&FrontendKey::address(*addr))
+}
+
+/// Whether a packet can be a flow's first by its TCP flags, which are zero in other protocols.
+#[inline(always)]
+fn opens(tcp_flags: u8) -> bool {
+    tcp_flags == 0 || tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN
 }
 
 /// Whether a packet may begin a flow. The answer to an echo, which has the other port only, may not.

@@ -3,7 +3,7 @@
 use crate::{
     addr::{IfIndex, Mac, Proto},
     checksum,
-    layout::{CtEntry, Hook, NetworkKind, Out},
+    layout::{CtEntry, Frontend, Hook, NetworkKind, Out},
     packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Packet, Tcp, Udp},
     verdict::Reason,
 };
@@ -84,6 +84,7 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
     }
     if !checks::may_use_cluster_ip::<At, T>(t)
         && t.network(&v.tuple.dst).is_some_and(|n| n.kind == NetworkKind::Services as u32)
+        && t.frontend(&frontend::exact(&v.tuple)).is_none_or(|f| f.flags & Frontend::EXTERNAL == 0)
     {
         return Verdict::Drop(Reason::ClusterIpFromOutside);
     }

@@ -36,7 +36,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     }
     let to_service = t.flow(&v.tuple, |_| ()).is_some()
         || t.frontend(&frontend::exact(&v.tuple)).is_some()
-        || frontend::node_port::<At, T>(t, ethernet, &v.tuple, network).is_some();
+        || frontend::node_port::<At, T>(t, ethernet, &v.tuple, v.tcp_flags, network).is_some();
     let Some(config) = t.config() else { return Verdict::Pass };
     if !to_service {
         return Verdict::Pass;

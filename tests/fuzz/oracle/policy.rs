@@ -78,7 +78,8 @@ fn service(t: &HostTables, o: &Outcome<'_>, packet: &View<'_>, key: &Tuple) -> O
     let of_node = FrontendKey { addr, ..exact };
     let any = t.frontends.get(&of_node).copied()?;
     let node_ports = network.is_some_and(|n| n.flags & Network::NODE_PORTS != 0);
-    let served = own && (node_ports || any.flags & Frontend::NODE_PORT == 0);
+    let opens = packet.tcp_flags().is_none_or(|flags| flags == 0 || flags & (SYN | ACK) == SYN);
+    let served = own && opens && (node_ports || any.flags & Frontend::NODE_PORT == 0);
     let sent_on = other && from_peer(&any);
     (served || sent_on).then_some(Service { key: of_node, any, sent_on })
 }
@@ -152,7 +153,8 @@ fn to_service(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, serv
         .collect();
     if frontend.affinity != 0 {
         let affinity_key = AffinityKey { client: key.src, service: frontend.service };
-        let fresh = |last: u32| t.now().wrapping_sub(last) <= time::ticks_of_seconds(u64::from(frontend.affinity));
+        let limit = time::ticks_of_seconds(u64::from(frontend.affinity)) as i32;
+        let fresh = |last: u32| t.now().wrapping_sub(last) as i32 <= limit;
         if let Some(last) = t.affinity(&affinity_key).filter(|last| fresh(last.last_used)) {
             backends = vec![(last.addr, last.port)];
         }
@@ -161,7 +163,8 @@ fn to_service(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, serv
     }
     if entry.flags & CtEntry::ONE_WAY != 0 {
         assert!(from_uplink && has(&frontend, Frontend::DIRECT_RETURN) && !service.sent_on, "{o}it was sent on");
-        assert!(t.network(&key.src).is_none(), "{o}the cluster's own packets are not sent on");
+        let own = |n: &Network| n.kind != NetworkKind::NonMasquerade as u32;
+        assert!(!t.network(&key.src).is_some_and(own), "{o}the cluster's own packets are not sent on");
         let leads = backends.iter().any(|(addr, _)| t.network(addr).is_some_and(|n| n.node == entry.dst));
         return assert!(leads, "{o}that node has no backend");
     }
@@ -177,6 +180,8 @@ fn source(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, frontend: &Frontend) {
     let here = own_node || t.endpoint(&entry.dst).is_some();
     let from_uplink = o.entry.hook == Hook::FromUplink;
     let snat = frontend.flags & Frontend::SNAT != 0;
+    let masquerade = t.config.flags & Config::MASQUERADE != 0;
+    let outside = t.network(&entry.dst).is_none() && t.endpoint(&entry.dst).is_none();
     let nodes: Vec<Addr> = a.node.iter().map(|node| (*node).into()).collect();
     let hairpin = Addr::from(a.hairpin);
     match o.entry.hook {
@@ -187,6 +192,9 @@ fn source(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, frontend: &Frontend) {
         _ if snat && own_node => assert!(entry.src == hairpin, "{o}the host would answer past the hooks"),
         _ if snat || (from_uplink && !here) => {
             assert!(nodes.contains(&entry.src), "{o}the answer would not come back here: {entry:?}");
+        }
+        Hook::FromPod if masquerade && outside && t.config.uplinks.contains(&entry.out_ifindex) => {
+            assert!(nodes.contains(&entry.src), "{o}a pod's address is shown outside: {entry:?}");
         }
         _ => assert!(entry.src == key.src, "{o}the client's address is lost"),
     }
