@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use podnet_common::addr::Mac;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::alloc::Pool;
@@ -88,10 +88,15 @@ struct Raw {
     state_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     mtu: Option<u32>,
-    #[serde(rename = "cni.dev/valid-attachments")]
-    valid_attachments: Option<Vec<RawAttachment>>,
-    #[serde(rename = "cni.dev/attachments")]
-    attachments: Option<Vec<RawAttachment>>,
+    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "present")]
+    valid_attachments: Option<Option<Vec<RawAttachment>>>,
+    #[serde(rename = "cni.dev/attachments", default, deserialize_with = "present")]
+    attachments: Option<Option<Vec<RawAttachment>>>,
+}
+
+/// Tells a key that is null from one that isn't there.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(value).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -111,21 +116,28 @@ struct RawRuntime {
     dns: Option<RawDns>,
 }
 
+// containerd's library spells the keys of capabilities as Go spells fields, which Go's decoder takes for the same.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawPortMapping {
+    #[serde(alias = "HostPort")]
     host_port: i64,
+    #[serde(alias = "ContainerPort")]
     container_port: i64,
+    #[serde(alias = "Protocol")]
     protocol: Option<String>,
-    #[serde(rename = "hostIP")]
+    #[serde(rename = "hostIP", alias = "HostIP")]
     host_ip: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawRange {
+    #[serde(alias = "Subnet")]
     subnet: IpNetwork,
+    #[serde(alias = "RangeStart")]
     range_start: Option<IpAddr>,
+    #[serde(alias = "RangeEnd")]
     range_end: Option<IpAddr>,
 }
 
@@ -133,8 +145,11 @@ struct RawRange {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawDns {
+    #[serde(alias = "Servers")]
     servers: Vec<String>,
+    #[serde(alias = "Searches")]
     searches: Vec<String>,
+    #[serde(alias = "Options")]
     options: Vec<String>,
 }
 
@@ -182,9 +197,18 @@ fn parse_error(error: &serde_json::Error) -> CniError {
     }
 }
 
+/// What of a configuration has to be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// All of it.
+    Everything,
+    /// What DEL and GC use: a key that matters to a new pod only must not keep an old one from being removed.
+    Removing,
+}
+
 impl Config {
     /// Parses and validates.
-    pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
+    pub fn parse(bytes: &[u8], needs: Needs) -> Result<Self, CniError> {
         let version = version(bytes)?;
         let raw: Raw = serde_json::from_slice(bytes).map_err(|e| parse_error(&e))?;
         let name = raw.name.unwrap_or_default();
@@ -192,7 +216,6 @@ impl Config {
             return Err(invalid(format!("network name {name:?} is not valid"))
                 .details("it must start with a letter or digit and go on with letters, digits, '_', '.' or '-'"));
         }
-        unsupported(raw.ip_masq, raw.ipam)?;
         let mut dns = raw.dns.unwrap_or_default();
         let runtime = raw.runtime_config.unwrap_or_default();
         if let Some(wanted) = &runtime.dns {
@@ -203,13 +226,22 @@ impl Config {
                 options: wanted.options.clone(),
             };
         }
-        // Checked here, so that a configuration that can never work is refused by every command.
-        Pool::from_cidrs(&raw.pod_cidrs)?;
         let mtu = raw.mtu.filter(|mtu| *mtu != 0);
-        if let Some(mtu) = mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
-            return Err(invalid(format!("mtu {mtu} is not between 68 and 65535")));
-        }
-        let valid_attachments = raw.valid_attachments.or(raw.attachments).map(attachments).transpose()?;
+        let runtime = match needs {
+            // Checked here, so that a configuration that can never work is refused by every command that needs it.
+            Needs::Everything => {
+                unsupported(raw.ip_masq, raw.ipam)?;
+                Pool::from_cidrs(&raw.pod_cidrs)?;
+                if let Some(mtu) = mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
+                    return Err(invalid(format!("mtu {mtu} is not between 68 and 65535")));
+                }
+                runtime.validate()?
+            }
+            Needs::Removing => Runtime::default(),
+        };
+        // A Go program writes an empty list as null.
+        let valid_attachments = raw.valid_attachments.or(raw.attachments);
+        let valid_attachments = valid_attachments.map(|listed| attachments(listed.unwrap_or_default())).transpose()?;
         Ok(Self {
             version,
             name,
@@ -220,7 +252,7 @@ impl Config {
             mtu,
             dns,
             prev_result: raw.prev_result.filter(|v| !v.is_null()),
-            runtime: runtime.validate()?,
+            runtime,
             valid_attachments,
         })
     }
@@ -337,8 +369,37 @@ mod tests {
     fn parse(changes: Value) -> Result<Config, CniError> {
         let mut conf = json!({"cniVersion": "1.1.0", "name": "podnet", "type": "podnet-cni"});
         conf.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        Config::parse(conf.to_string().as_bytes())
+        Config::parse(conf.to_string().as_bytes(), Needs::Everything)
     }
+
+    #[test]
+    fn removing_needs_no_key_of_new_pods() {
+        let conf = json!({
+            "cniVersion": "1.1.0", "name": "podnet", "type": "podnet-cni", "mtu": 67, "ipMasq": true,
+            "ipam": {"type": "host-local"}, "podCIDRs": ["10.0.0.0/31"], "stateDir": "/s",
+            "runtimeConfig": {"portMappings": [{"hostPort": 99999, "containerPort": 0}]},
+            "cni.dev/valid-attachments": null,
+        });
+        let parse = |needs| Config::parse(conf.to_string().as_bytes(), needs);
+        assert!(parse(Needs::Everything).is_err());
+        let config = parse(Needs::Removing).unwrap();
+        assert_eq!((config.state_dir, config.valid_attachments), ("/s".into(), Some(BTreeSet::new())));
+    }
+
+    #[test]
+    fn capabilities_may_be_spelled_as_go_does() {
+        let config = parse(json!({"runtimeConfig": {
+            "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"}],
+            "dns": {"Servers": ["10.96.0.10"], "Searches": ["svc"], "Options": ["ndots:5"]},
+        }}))
+        .unwrap();
+        assert_eq!(config.runtime.port_mappings[0].to_string(), "8080/tcp of 192.0.2.1");
+        assert_eq!(
+            (config.dns.nameservers, config.dns.options),
+            (vec!["10.96.0.10".to_owned()], vec!["ndots:5".to_owned()])
+        );
+    }
+
     fn code(changes: Value) -> Code {
         parse(changes).unwrap_err().code
     }
@@ -367,7 +428,7 @@ mod tests {
     #[test]
     fn malformed_is_told_from_invalid() {
         for text in ["{", "", "{}x", "\u{0}"] {
-            assert_eq!(Config::parse(text.as_bytes()).unwrap_err().code, Code::Decode, "{text:?}");
+            assert_eq!(Config::parse(text.as_bytes(), Needs::Everything).unwrap_err().code, Code::Decode, "{text:?}");
         }
         for changes in [
             json!({"name": ""}),

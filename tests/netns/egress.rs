@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use podnet::config::Config;
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Pod, wait_until};
+use podnet_tests::lab::{Endpoint, Lab, Pod, Service, wait_until};
 use podnet_tests::traffic::{Ask, Family, Outcome, Ping, PingAnswer, Server, Stream, Transport};
 
 /// Where the servers outside listen.
@@ -69,6 +69,7 @@ fn egress() -> Result<()> {
         errors_about_a_pods_packets_come_back_to_it,
         the_cluster_itself_sees_pods_as_they_are,
         listed_networks_and_a_switch_leave_pods_their_address,
+        a_service_may_lead_outside,
         the_address_is_the_one_of_the_route
     )
 }
@@ -88,6 +89,22 @@ fn pods_are_seen_as_their_node(site: &Site) -> Result<()> {
             let answer = Ask::new(Transport::Udp, far(family)).payload(&datagram).from(&pod.place);
             let answer = answer.with_context(|| format!("{family}: a datagram in fragments"))?;
             ensure!(answer.payload == datagram, "{family}: a datagram in fragments");
+        }
+    }
+    Ok(())
+}
+
+fn a_service_may_lead_outside(site: &Site) -> Result<()> {
+    let service = Service::new("abroad", 20, 80, PORT);
+    service.set_endpoints(&site.lab, &[Endpoint::at(&Family::ALL.map(far_ip))])?;
+    for mode in ["auto", "snat", "preserve"] {
+        service.apply(&site.lab, Some(mode))?;
+        for (pod, node) in site.pods.iter().zip(site.lab.nodes()) {
+            for (family, transport) in Transport::over_all() {
+                let seen = Outcome::answer("far", node.ip(family));
+                pod.place.expect(transport, service.addr(family), &seen).context(mode)?;
+                node.place.expect(transport, service.addr(family), &seen).context(mode)?;
+            }
         }
     }
     Ok(())

@@ -69,6 +69,7 @@ fn external_addresses() -> Result<()> {
         load_balancer_addresses_and_external_ips_lead_to_the_backends,
         a_proxy_in_front_is_not_bypassed,
         an_external_ip_can_be_a_nodes_own,
+        a_process_may_ask_a_balancers_address_of_its_own_host,
         source_ranges_are_for_the_clients_own_address_at_the_balancers,
         ports_that_no_service_has_are_refused_and_never_loop,
         addresses_with_a_backend_answer_echo_requests
@@ -152,6 +153,26 @@ fn an_external_ip_can_be_a_nodes_own(site: &Site) -> Result<()> {
         for place in outside_and_in() {
             place.expect(transport, addr(ips, family, 80), &Outcome::Refused).context("deleted")?;
         }
+    }
+    Ok(())
+}
+
+fn a_process_may_ask_a_balancers_address_of_its_own_host(site: &Site) -> Result<()> {
+    let (node, ips) = (site.lab.node(0), vips(12));
+    // As a balancer among the nodes has it, and nobody else knows a way to.
+    let lines = |verb: &str| format!("addr {verb} {}/32 dev lo\naddr {verb} {}/128 dev lo\n", ips[0], ips[1]);
+    let service = Service::new("held", 43, 80, TARGET).load_balancer(&ips, 30_043);
+    for backend in [&site.near, &site.far] {
+        site.apply(&service, "auto", backend)?;
+        for held in [false, true] {
+            if held {
+                node.place.ip(&lines("add"))?;
+            }
+            for (family, transport) in Transport::over_all() {
+                node.place.reaches(transport, addr(ips, family, 80), &[backend.name()])?;
+            }
+        }
+        node.place.ip(&lines("del"))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Node, Place, Pod, Service};
-use podnet_tests::traffic::{Family, Outcome, Transport};
+use podnet_tests::traffic::{Ask, Family, Outcome, Transport};
 use serde_json::json;
 
 /// Where the pods listen.
@@ -220,6 +220,13 @@ fn node_ports_leave_the_hosts_own_ports_alone(site: &Site) -> Result<()> {
         lab.client().reaches(transport, (node, 30_053).into(), &["web-1"])?;
         for place in [lab.client(), &web.place, &lab.node(0).place] {
             place.reaches(transport, (node, 8081).into(), &["node1"])?;
+        }
+        // A process of the host may itself send from a port with that number.
+        if transport == Transport::Tcp {
+            for to in [web.addr(family, TARGET), site.web[1].addr(family, TARGET), (node, 8081).into()] {
+                let ask = Ask::new(transport, to).from_port(30_053);
+                ask.from(&lab.node(0).place).with_context(|| format!("from the NodePort's number to {to}"))?;
+            }
         }
     }
     Ok(())

@@ -109,6 +109,10 @@ fn reserve(
             if matches!(claimed, Claimed::Busy) {
                 return Err(StoreError::Busy(Box::new(name.id)).into());
             }
+            // Another ADD has just made it ready, or has given up.
+            if matches!(claimed, Claimed::Gone) {
+                return Ok(attempt()?);
+            }
             if name.state == State::Ready && matches!(store.read(&name)?, Some(Content::Valid(_))) {
                 return Err(StoreError::Exists { name }.into());
             }

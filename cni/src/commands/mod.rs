@@ -17,7 +17,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use crate::alloc::Pool;
-use crate::config::{self, Config, Datapath};
+use crate::config::{self, Config, Datapath, Needs};
 use crate::datapath::PinDir;
 use crate::env::{self, Attachment, Command};
 use crate::error::{CniError, Code};
@@ -45,7 +45,8 @@ fn dispatch(
         return Ok(supported_versions(&bytes)?.to_string());
     }
     *version = config::version(&bytes)?;
-    let config = Config::parse(&bytes)?;
+    let needs = if matches!(command, Command::Del(_) | Command::Gc) { Needs::Removing } else { Needs::Everything };
+    let config = Config::parse(&bytes, needs)?;
     require_version(&command, config.version)?;
     let (name, printed) = match command {
         Command::Add(attachment) => ("ADD", Some(add::add(&config, &attachment)?)),

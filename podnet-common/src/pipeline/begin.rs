@@ -133,7 +133,7 @@ fn to_service<At: Place, T: Tables>(
         return Ok(());
     }
     s.entry.flags = CtEntry::REWRITE_DST;
-    let source = source::<At, T>(t, frontend, client, &s.entry.dst);
+    let source = source::<At, T>(t, config, frontend, client, &s.entry.dst);
     if source != Source::Own {
         s.entry.flags |= CtEntry::REWRITE_SRC;
     }
@@ -216,7 +216,7 @@ enum Source {
 }
 
 #[inline(always)]
-fn source<At: Place, T: Tables>(t: &T, frontend: &Frontend, client: &Addr, backend: &Addr) -> Source {
+fn source<At: Place, T: Tables>(t: &T, config: &Config, frontend: &Frontend, client: &Addr, backend: &Addr) -> Source {
     let from_host = At::HOOK as u32 == Hook::FromHost as u32;
     let from_uplink = At::HOOK as u32 == Hook::FromUplink as u32;
     // The backend is the client: its stack would take a packet from its own address for a forgery.
@@ -234,7 +234,9 @@ fn source<At: Place, T: Tables>(t: &T, frontend: &Frontend, client: &Addr, backe
         // From the host's address to the host's address the answer would never come by here.
         return Source::Hairpin { shared: true };
     }
-    if from_host { Source::Own } else { Source::Node }
+    // A process that asks one of the host's addresses has that one itself, which others needn't know a way to.
+    let known = client.same(&config.node_v4) || client.same(&config.node_v6) || t.endpoint(backend).is_some();
+    if from_host && known { Source::Own } else { Source::Node }
 }
 
 /// Fills the entry of a pod's flow to what is outside of the cluster.

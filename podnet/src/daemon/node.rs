@@ -102,16 +102,21 @@ async fn set_up(
     }
     let mtu = mtu(config, &uplinks);
     apply_settings(addresses, &uplinks, status);
+    status.problems.extend(missing(own, &config.node));
 
     let remote: Vec<_> = wanted
         .control
         .nodes()
         .iter()
         .filter(|(name, _)| **name != config.node)
-        .map(|(name, node)| RemoteNode {
-            name: name.clone(),
-            addresses: node.internal_ips.clone(),
-            pod_cidrs: node.pod_cidrs.clone(),
+        .map(|(name, node)| {
+            let overlap = |a: &IpNetwork, b: &IpNetwork| a.contains(b.network()) || b.contains(a.network());
+            let (mine, pod_cidrs): (Vec<_>, _) =
+                node.pod_cidrs.iter().partition(|cidr| own.pod_cidrs.iter().any(|own| overlap(own, cidr)));
+            status.problems.extend(mine.iter().map(|cidr: &IpNetwork| {
+                format!("the pod CIDR {cidr} of {name} overlaps this node's: correct spec.podCIDRs of one of them")
+            }));
+            RemoteNode { name: name.clone(), addresses: node.internal_ips.clone(), pod_cidrs }
         })
         .collect();
     let cluster = Cluster { config, own, addresses: &uplinks.addresses, remote: &remote };
@@ -157,7 +162,9 @@ async fn set_up(
     status.hooks = datapath.attach_uplinks(&hooks, &uplinks.others, config.xdp);
     status.incomplete |= status.hooks.iter().flat_map(|uplink| &uplink.hooks).any(|hook| hook.how.is_err());
     datapath.attach_host(pair.far, uplinks.loopback)?;
-    datapath.set_socket_hooks((config.socket_lb != SocketLb::Off).then_some(config.cgroup.as_path()))?;
+    // Without these, services are still translated packet by packet.
+    let hooked = datapath.set_socket_hooks((config.socket_lb != SocketLb::Off).then_some(config.cgroup.as_path()));
+    note(status, hooked.err().iter());
     if config.xdp == Xdp::Native {
         let slow = uplinks.found.iter().filter(|u| u.veth);
         status.problems.extend(slow.map(|u| {
@@ -174,6 +181,20 @@ async fn set_up(
     publish(config, own, mtu)?;
     status.ready = true;
     Ok(())
+}
+
+/// What this node's object lacks for its pods.
+fn missing(own: &Node, name: &str) -> Vec<String> {
+    if own.pod_cidrs.is_empty() {
+        return vec![format!("the Node object {name} has no spec.podCIDRs: no pod can start")];
+    }
+    let lacks = |cidr: &&IpNetwork| !own.internal_ips.iter().any(|ip| ip.is_ipv4() == cidr.is_ipv4());
+    let tell = |cidr: &IpNetwork| {
+        format!(
+            "the Node object {name} has no InternalIP of the family of its pod CIDR {cidr}: pods there reach no services"
+        )
+    };
+    own.pod_cidrs.iter().filter(lacks).map(tell).collect()
 }
 
 /// Gives the programs the ports for source NAT that neither the host's processes nor services use at the node's

@@ -65,7 +65,12 @@ impl fmt::Display for State {
 }
 
 fn pin(pins: &PinDir, mode: Mode, name: &str) -> PathBuf {
-    pins.links().join(format!("xdp_{}_{name}", mode.name()))
+    pins.links().join(format!("xdp_{}_{}", mode.name(), file_name(name)))
+}
+
+/// The name of an interface as that of a file: the BPF file system takes no dots (`bpf_lookup` in kernel/bpf/inode.c).
+fn file_name(interface: &str) -> String {
+    interface.replace('.', "%2e")
 }
 
 /// Brings an uplink to what the configuration says. What is right is left alone.
@@ -131,7 +136,7 @@ pub fn detach_others(pins: &PinDir, keep: &[&str]) -> io::Result<()> {
         let file = entry.file_name();
         let Some(pinned) = file.to_str().and_then(|f| f.strip_prefix("xdp_")) else { continue };
         let name = pinned.split_once('_').map_or(pinned, |(_, name)| name);
-        if !keep.contains(&name) {
+        if !keep.iter().any(|kept| file_name(kept) == name) {
             detach(&entry.path())?;
         }
     }

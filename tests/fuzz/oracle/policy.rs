@@ -182,18 +182,23 @@ fn source(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, frontend: &Frontend) {
     let snat = frontend.flags & Frontend::SNAT != 0;
     let masquerade = t.config.flags & Config::MASQUERADE != 0;
     let outside = t.network(&entry.dst).is_none() && t.endpoint(&entry.dst).is_none();
+    let uplink = entry.out_ifindex.0 != 0 && t.config.uplinks.contains(&entry.out_ifindex);
     let nodes: Vec<Addr> = a.node.iter().map(|node| (*node).into()).collect();
     let hairpin = Addr::from(a.hairpin);
+    let own_ip = [t.config.node_v4, t.config.node_v6].contains(&key.src);
     match o.entry.hook {
         _ if entry.dst == key.src && here => assert!(entry.src == hairpin, "{o}a pod sees its own address"),
         _ if entry.dst == key.src => {}
         Hook::FromHost if own_node => assert!(entry.src == hairpin, "{o}a host process sees its own address"),
-        Hook::FromHost => assert!(entry.src == key.src, "{o}the host's address is right for pods"),
+        Hook::FromHost if own_ip || t.endpoint(&entry.dst).is_some() => {
+            assert!(entry.src == key.src, "{o}the host's address is right for pods");
+        }
+        Hook::FromHost => assert!(nodes.contains(&entry.src), "{o}others know no way to that address"),
         _ if snat && own_node => assert!(entry.src == hairpin, "{o}the host would answer past the hooks"),
         _ if snat || (from_uplink && !here) => {
             assert!(nodes.contains(&entry.src), "{o}the answer would not come back here: {entry:?}");
         }
-        Hook::FromPod if masquerade && outside && t.config.uplinks.contains(&entry.out_ifindex) => {
+        Hook::FromPod if masquerade && outside && uplink => {
             assert!(nodes.contains(&entry.src), "{o}a pod's address is shown outside: {entry:?}");
         }
         _ => assert!(entry.src == key.src, "{o}the client's address is lost"),

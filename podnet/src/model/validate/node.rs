@@ -36,6 +36,9 @@ fn pod_cidrs(spec: &raw::Spec) -> Checked<Vec<IpNetwork>> {
     let mut pod_cidrs: Vec<IpNetwork> = Vec::new();
     for (field, text) in listed.chain(single) {
         let cidr = cidr(|| field.clone(), text)?;
+        if cidr.prefix() == 0 {
+            return refuse(field, format!("`{text}` is every address"));
+        }
         if cidr.ip() != cidr.network() {
             return refuse(field, format!("`{text}` has bits set after its prefix"));
         }
