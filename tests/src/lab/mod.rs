@@ -185,7 +185,7 @@ pub fn vips(number: u8) -> [IpAddr; 2] {
 }
 
 /// How long anything that must happen may take: far longer than it does, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Calls `condition` every few milliseconds until it holds.
 ///
