@@ -99,8 +99,9 @@ pub struct AttachmentId {
 }
 
 impl AttachmentId {
-    /// Prefix of the names of all host ends.
-    pub const HOST_PREFIX: &str = "pn";
+    /// Prefix of the names of all host ends, and how many hexadecimal digits follow.
+    const HOST_PREFIX: &str = "pn";
+    const HOST_DIGITS: usize = 11;
 
     /// Name of the host end of the pod's veth pair. It depends on the id alone, so that the link is found again
     /// even when its record can't be read.
@@ -109,7 +110,14 @@ impl AttachmentId {
         hash.write(self.container.0.as_bytes());
         hash.write(&[0]);
         hash.write(self.ifname.0.as_bytes());
-        format!("{}{:011x}", Self::HOST_PREFIX, hash.finish() >> 20)
+        format!("{}{:0digits$x}", Self::HOST_PREFIX, hash.finish() >> 20, digits = Self::HOST_DIGITS)
+    }
+
+    /// Whether a name can be that of a host end.
+    pub fn is_host_ifname(name: &str) -> bool {
+        let digits = name.strip_prefix(Self::HOST_PREFIX);
+        digits
+            .is_some_and(|d| d.len() == Self::HOST_DIGITS && d.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
     }
 }
 
@@ -180,7 +188,8 @@ mod tests {
             .map(|id| id.host_ifname())
             .collect();
         assert_eq!(names.len(), 4000);
-        assert!(names.iter().all(|n| n.len() == 13 && n.starts_with("pn")));
+        assert!(names.iter().all(|n| AttachmentId::is_host_ifname(n)), "{names:?}");
+        assert!(!["pnet0", "pn-lan", "pn0123456789ab", "eth0"].into_iter().any(AttachmentId::is_host_ifname));
     }
 
     #[test]

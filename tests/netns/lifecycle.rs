@@ -106,6 +106,17 @@ fn killing_and_restarting_the_daemon_loses_no_packet() -> Result<()> {
 }
 
 #[test]
+fn pods_are_served_again_when_all_pins_were_lost() -> Result<()> {
+    let site = Site::new()?;
+    drop(site.traffic()?);
+    let node = site.lab.node(0);
+    node.kill_daemon()?;
+    std::fs::remove_dir_all(format!("/proc/{}/root/sys/fs/bpf/podnet", node.place.agent_id()))?;
+    node.start_daemon()?;
+    site.traffic()?.flows(20)
+}
+
+#[test]
 fn pods_and_new_flows_start_while_the_daemon_is_down() -> Result<()> {
     let site = Site::new()?;
     drop(site.traffic()?);

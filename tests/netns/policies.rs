@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Endpoint, Lab, Place, Pod, Service, eventually, manifest, vips};
+use podnet_tests::lab::{Endpoint, Lab, Place, Pod, Service, eventually, manifest, vips, wait_until};
 use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
 use serde_json::json;
 
@@ -179,9 +179,10 @@ fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()
     served(client, cluster_ip, &["a-0", "b-0"])?;
     // What is established stays, also at an endpoint that gets no new connections.
     let to = service.addr(Family::V4);
-    let streams: Vec<_> = (0..8)
-        .map(|_| Ok(Stream::start(client, Transport::Tcp, to, Duration::from_millis(5))?))
-        .collect::<Result<_>>()?;
+    let start = |transport| -> Result<Vec<Stream>> {
+        (0..8).map(|_| Ok(Stream::start(client, transport, to, Duration::from_millis(10))?)).collect()
+    };
+    let streams = [start(Transport::Tcp)?, start(Transport::Udp)?];
     set(&[site.endpoint("a-0").terminating(), site.endpoint("b-0")])?;
     served(client, cluster_ip, &["b-0"]).context("a terminating endpoint beside a ready one")?;
     // The sets of all and of local endpoints fall back separately.
@@ -189,16 +190,33 @@ fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()
     served(lab.client(), at_node(1), &["b-0"])?;
     set(&[site.endpoint("a-0").terminating(), site.endpoint("a-1").not_ready(), site.endpoint("b-0").terminating()])?;
     served(client, cluster_ip, &["a-0", "b-0"]).context("terminating endpoints only")?;
-    let mut met = BTreeSet::new();
-    for stream in streams {
-        let report = stream.stop();
-        ensure!(report.is_clean(), "an established connection: {report:?}");
-        met.extend(report.answers.into_keys());
+    for streams in streams {
+        let mut met = BTreeSet::new();
+        for stream in streams {
+            let report = stream.stop();
+            ensure!(report.is_clean() && report.answers.len() == 1, "an established flow: {report:?}");
+            met.extend(report.answers.into_keys());
+        }
+        ensure!(met.len() == 2, "eight streams met {met:?} only");
     }
-    ensure!(met.len() == 2, "eight streams met {met:?} only");
+    let datagrams = start(Transport::Udp)?;
+    wait_until("all streams are answered", || Ok(datagrams.iter().all(|stream| stream.answered() > 10)))?;
+    // New flows go elsewhere at first, and then it serves no more.
+    set(&[site.endpoint("a-0").terminating(), site.endpoint("b-0")])?;
+    served(client, cluster_ip, &["b-0"]).context("a terminating endpoint beside a ready one, again")?;
     set(&[site.endpoint("a-0").ending(), site.endpoint("b-0").terminating()])?;
     served(client, cluster_ip, &["b-0"]).context("one that no longer serves")?;
     meets(lab.client(), at_node(0), &Outcome::Silence).context("no local endpoint serves")?;
+    let moved: Vec<u32> = datagrams.iter().map(|stream| stream.answered() + 200).collect();
+    wait_until("all streams go on", || {
+        Ok(datagrams.iter().zip(&moved).all(|(stream, far)| stream.answered() >= *far))
+    })?;
+    let mut moved = 0;
+    for report in datagrams.into_iter().map(Stream::stop) {
+        ensure!(report.is_clean() && report.answers.contains_key("b-0"), "datagrams follow: {report:?}");
+        moved += usize::from(report.answers.len() == 2);
+    }
+    ensure!(moved > 0, "none of eight streams was at the endpoint that ended");
     set(&[site.endpoint("a-0").ending(), site.endpoint("b-0").not_ready()])?;
     meets(client, cluster_ip, &Outcome::Refused).context("none serves")?;
     meets(lab.client(), at_node(0), &Outcome::Refused).context("none serves")

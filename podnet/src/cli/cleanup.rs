@@ -89,6 +89,10 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
         }
         Err(e) => outcome.errors.push(e.into()),
     }
+    // What is still attached is found by the pins, and these by what the daemon has reported: another try needs both.
+    if !outcome.errors.is_empty() {
+        return outcome;
+    }
     remove_pins(&PinDir::new(bpffs), &mut outcome);
     for path in [ServiceNames::path(run_dir), DaemonStatus::path(run_dir)] {
         remove_file(&path, &mut outcome);

@@ -243,7 +243,9 @@ fn block_on<T>(future: impl Future<Output = T>) -> Result<T> {
 impl Options {
     fn bpffs(&self) -> PathBuf {
         let published = || NodeInfo::read(&self.run_dir).ok().map(|info| info.bpffs);
-        self.bpffs.clone().or_else(published).unwrap_or_else(|| "/sys/fs/bpf".into())
+        // A daemon that couldn't make its node ready has published nothing but what it runs with.
+        let reported = || Some(self.report()?.config?["bpffs"].as_str()?.into());
+        self.bpffs.clone().or_else(published).or_else(reported).unwrap_or_else(|| "/sys/fs/bpf".into())
     }
 
     /// What the daemon has reported last.

@@ -23,7 +23,7 @@ pub use state::State;
 use crate::compile::{Desired, NamesError, ServiceNames, host_ports, show};
 use crate::config::Config;
 use crate::frontend::Frontend;
-use crate::model::{Node, ObjectName, Service};
+use crate::model::{Condition, Node, ObjectName, Service};
 use crate::reconcile::{GRACE, Outcome, Reconciler, TableError, Tables, Usage};
 use crate::select::{self, HealthCheck, Settings};
 use crate::source::Batch;
@@ -57,6 +57,8 @@ pub struct Applied {
     pub addresses: bool,
     /// Whether [`Health::checks`] or [`Health::leaving`] differ.
     pub health: bool,
+    /// Whether an endpoint that UDP flows may lead to serves no more, also one to which no new flows went.
+    pub lost: bool,
 }
 
 /// What the health servers tell.
@@ -146,6 +148,7 @@ impl Control {
         if applied.nodes {
             applied.health = self.update_own_node(&mut dirty);
         }
+        applied.lost = self.state.take_lost();
         applied.services = dirty.len();
         for name in dirty {
             applied.health |= self.update_service(&name);
@@ -231,11 +234,24 @@ impl Control {
         self.reconciler.backends(key)
     }
 
-    /// Whether the tables lead from a packet's destination to a backend, whoever the client is. The destination may be
-    /// an address of the node. A flow of UDP or SCTP for which they don't is stale: at start these have to be looked
-    /// for, since the daemon may have been killed between a change and [`Outcome::removed`].
+    /// Whether the tables lead from a packet's destination to a backend, whoever the client is, or the backend at least
+    /// still serves: new flows may go to better ones (others that aren't terminating, or nearer ones), but those that are
+    /// there go on. The destination may be an address of the node. A UDP flow for which neither is true is stale: at start
+    /// these have to be looked for, since the daemon may have been killed between a change and [`Outcome::removed`].
     pub fn leads_to(&self, key: &FrontendKey, backend: &Backend) -> bool {
-        self.reconciler.leads_to(key, backend)
+        self.reconciler.leads_to(key, backend) || self.serves(key, backend)
+    }
+
+    /// Whether the service at a destination has this backend, and it is not to be avoided altogether.
+    fn serves(&self, key: &FrontendKey, backend: &Backend) -> bool {
+        let Some(port) = self.reconciler.service_of(key) else { return false };
+        let Some((_, mut slices)) = self.state.service(&port.service) else { return false };
+        let addr = IpAddr::from(backend.addr);
+        slices.any(|slice| {
+            let mut ports = slice.ports.iter();
+            ports.any(|p| p.name == port.port && p.port == backend.port.get() && key.proto == p.protocol.into())
+                && slice.endpoints.iter().any(|e| e.addr == addr && e.condition != Condition::Unusable)
+        })
     }
 
     /// Names of the service ids in the tables.

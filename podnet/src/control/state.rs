@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::model::{EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Service};
+use crate::frontend::Protocol;
+use crate::model::{Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Service};
 use crate::source::Change;
 
 /// All objects that the sources have given.
@@ -15,6 +16,8 @@ pub struct State {
     owners: BTreeMap<ObjectName, String>,
     nodes: BTreeMap<String, Arc<Node>>,
     service_count: usize,
+    /// An endpoint that UDP flows may lead to has gone or doesn't serve any more.
+    lost: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -66,7 +69,8 @@ impl State {
         let old = self.owners.get(&name).filter(|old| Some(*old) != service.as_ref()).cloned();
         if let Some(old) = old.map(owner_name) {
             if let Some(indexed) = self.services.get_mut(&old) {
-                indexed.slices.retain(|(other, _)| *other != name.name);
+                let gone = indexed.slices.extract_if(.., |(other, _)| *other == name.name);
+                self.lost |= gone.fold(false, |lost, (_, slice)| lost | loses(&slice, None));
             }
             self.owners.remove(&name);
             self.forget_empty(&old);
@@ -76,7 +80,10 @@ impl State {
             let owner = owner_name(service.clone());
             let slices = &mut self.services.entry(owner.clone()).or_default().slices;
             match slices.binary_search_by(|(other, _)| other.cmp(&name.name)) {
-                Ok(place) => slices[place].1 = slice,
+                Ok(place) => {
+                    self.lost |= loses(&slices[place].1, Some(&slice));
+                    slices[place].1 = slice;
+                }
                 Err(place) => {
                     slices.reserve_exact(1);
                     slices.insert(place, (name.name.clone(), slice));
@@ -91,6 +98,11 @@ impl State {
         if self.services.get(name).is_some_and(|indexed| indexed.service.is_none() && indexed.slices.is_empty()) {
             self.services.remove(name);
         }
+    }
+
+    /// Whether an endpoint of UDP has been lost since the last call.
+    pub fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
     }
 
     /// A service with its slices.
@@ -118,6 +130,16 @@ impl State {
     pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
         &self.nodes
     }
+}
+
+/// Whether a slice with a UDP port has an endpoint that serves, and what comes in its place hasn't.
+fn loses(old: &EndpointSlice, new: Option<&EndpointSlice>) -> bool {
+    let serving = |slice: &EndpointSlice, addr| {
+        slice.endpoints.iter().any(|other| other.addr == addr && other.condition != Condition::Unusable)
+    };
+    let addrs = old.endpoints.iter().map(|endpoint| endpoint.addr);
+    old.ports.iter().any(|port| port.protocol == Protocol::Udp)
+        && addrs.filter(|addr| serving(old, *addr)).any(|addr| !new.is_some_and(|new| serving(new, addr)))
 }
 
 #[cfg(test)]

@@ -158,6 +158,9 @@ impl Daemon {
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if !self.datapath.adopted() {
+            self.shed().await;
+        }
         self.read_host_ports();
         self.poll_source();
         loop {
@@ -204,6 +207,24 @@ impl Daemon {
         }
     }
 
+    /// Detaches programs whose pins are gone: they would drop everything, since their tables are gone as well, and look as
+    /// if they were those that are wanted there. [`Self::repair`] attaches the new ones.
+    async fn shed(&self) {
+        match self.host.snapshot().await {
+            Ok(snapshot) => {
+                for link in snapshot.links.iter().filter(|link| link.is_host_end()) {
+                    if let Err(error) = self.datapath.detach_pod(link.ifindex) {
+                        warn!("{error}");
+                    }
+                }
+            }
+            Err(error) => warn!("{error}"),
+        }
+        if let Err(error) = self.host.remove_podnet0().await {
+            warn!("{error}");
+        }
+    }
+
     /// Takes in what manifests say now.
     fn poll_source(&mut self) {
         let batch = self.source.get_mut().poll(Instant::now());
@@ -212,6 +233,9 @@ impl Daemon {
             self.node_due = Some(Instant::now());
         }
         self.reconcile();
+        if applied.lost {
+            self.collect();
+        }
         if applied.health {
             self.tell_health();
         }

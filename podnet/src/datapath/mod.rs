@@ -326,6 +326,11 @@ impl Datapath {
         Ok(podnet_cni::datapath::attach_pod(&self.pins, host_end)?)
     }
 
+    /// Detaches the hooks of a pod.
+    pub fn detach_pod(&self, host_end: IfIndex) -> Result<(), Error> {
+        Ok(podnet_cni::datapath::detach_pod(&self.pins, host_end)?)
+    }
+
     /// Attaches or detaches the socket hooks.
     pub fn set_socket_hooks(&mut self, cgroup: Option<&Path>) -> Result<(), Error> {
         match cgroup {

@@ -52,7 +52,7 @@ pub struct Link {
 impl Link {
     /// Whether it is the host's side of a pod's veth pair.
     pub fn is_host_end(&self) -> bool {
-        self.kind == LinkKind::Veth && self.name.starts_with(AttachmentId::HOST_PREFIX)
+        self.kind == LinkKind::Veth && AttachmentId::is_host_ifname(&self.name)
     }
 }
 

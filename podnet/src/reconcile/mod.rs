@@ -35,6 +35,7 @@ pub use retry::Retry;
 pub use tables::{Capacity, KeepAffinity, TableError, Tables};
 
 use crate::compile::{BackendId, Desired, Entry, Segment, ServiceId, ServiceNames, of_node, scoped, show};
+use crate::frontend::ServicePortName;
 use affinity::Affinities;
 use lists::{List, Lists};
 use ranges::Ranges;
@@ -51,7 +52,7 @@ pub struct Outcome {
     pub pending: usize,
     /// When there is something to do next.
     pub next_retry: Option<Instant>,
-    /// Backends that frontends of UDP and SCTP have lost: flows to them end at once.
+    /// Backends that frontends of UDP have lost: flows to those that don't serve any more end at once.
     pub removed: Vec<Removed>,
 }
 
@@ -350,7 +351,7 @@ impl Reconciler {
 
     /// Gives back what a frontend used before it was flipped or deleted.
     fn retire(&mut self, key: FrontendKey, old: &Present, new: Option<&Present>, round: &mut Round<'_>) {
-        let follows_backends = matches!(key.proto, Proto::UDP | Proto::SCTP);
+        let follows_backends = key.proto == Proto::UDP;
         if follows_backends || old.value.affinity != 0 {
             let lost = new.map_or_else(|| old.list.ids.to_vec(), |new| old.list.without(&new.list));
             let same_affinity = |new: &Present| new.value.affinity != 0 && new.value.service == old.value.service;
@@ -432,6 +433,12 @@ impl Reconciler {
     pub fn leads_to(&self, key: &FrontendKey, backend: &Backend) -> bool {
         let Some(id) = self.lists.find(backend) else { return false };
         self.entries(key).any(|present| present.list.ids.contains(&id))
+    }
+
+    /// The service port whose a destination is.
+    pub fn service_of(&self, key: &FrontendKey) -> Option<&ServicePortName> {
+        let present = self.entries(key).next()?;
+        self.names.name(ServiceId(present.value.service))
     }
 
     /// The backends that the tables lead to from a destination, as [`Self::leads_to`] has it; some may come twice.

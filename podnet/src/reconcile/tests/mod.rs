@@ -97,10 +97,10 @@ impl Bench {
         let old_ranges = self.reconciler.present.iter().map(|(key, present)| (*key, present.ranges.to_vec())).collect();
         let mut watched = Watched::new(&mut self.tables, &self.desired, old_ranges, &mut self.seen, self.now);
         let outcome = self.reconciler.run(&self.desired, &mut watched, self.synced, self.now);
-        // Exactly what frontends of UDP and SCTP have lost is reported.
+        // Exactly what frontends of UDP have lost is reported.
         let after = self.resolved();
         let mut lost = BTreeMap::new();
-        for (key, old) in before.iter().filter(|(key, _)| matches!(key.proto, Proto::UDP | Proto::SCTP)) {
+        for (key, old) in before.iter().filter(|(key, _)| key.proto == Proto::UDP) {
             let new = after.get(key).map_or(&[][..], Vec::as_slice);
             let gone: Vec<_> = old.iter().filter(|backend| !new.contains(backend)).copied().collect();
             if !gone.is_empty() {
