@@ -19,6 +19,9 @@ const TRIES_PER_RUN: u32 = 16;
 /// while 99 of 100 are taken. The kernel bounds the runs: 33 tail calls
 /// (`MAX_TAIL_CALL_CNT`), of which up to four lead here and two go on from here.
 const TRIES: u32 = 400;
+/// For so many tries, a drawn port is not one that another client's connection had a moment ago: its server may still
+/// wait on it (TIME-WAIT), and refuses a new one unless its numbers or time stamps happen to be later (RFC 6191).
+const CHOOSY: u32 = 64;
 
 /// Inserts the flow that [`super::begin`] has left in `scratch`. Its first packet goes on to [`super::send`].
 #[inline(always)]
@@ -92,7 +95,8 @@ fn reserve<T: Tables>(t: &T, s: &mut Scratch) -> Result<(), Verdict> {
             Ok(()) => return Ok(()),
             Err(InsertError::Full) => return Err(Verdict::Drop(Reason::ConntrackFull)),
             Err(InsertError::Exists) => {
-                if take_over(t, s) {
+                let drawn = s.from_range != 0 || n > 0;
+                if take_over(t, s, drawn && n < CHOOSY) {
                     return Ok(());
                 }
             }
@@ -109,12 +113,12 @@ fn reserve<T: Tables>(t: &T, s: &mut Scratch) -> Result<(), Verdict> {
     Err(Verdict::Tail(Stage::Insert))
 }
 
-/// Takes an entry that this flow had before, or that a closed connection left behind.
+/// Takes an entry that this flow had before, or that a closed connection left behind if `choosy` is false.
 #[inline(always)]
-fn take_over<T: Tables>(t: &T, s: &mut Scratch) -> bool {
+fn take_over<T: Tables>(t: &T, s: &mut Scratch, choosy: bool) -> bool {
     let free = t.flow(&s.key, |old| {
         s.owner = old.reply_key(s.tuple.proto);
-        let free = s.owner.same(&s.tuple) | old.closed();
+        let free = s.owner.same(&s.tuple) | (old.closed() & !choosy);
         if free {
             *old = s.reply;
         }
