@@ -17,7 +17,7 @@ use crate::{
         Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT,
         NODE_PORT_DIRECT, NODE_PORT_FAR, NODE2_MAC, NODE3_MAC, PODNET0, UPLINK_MAC, addresses,
     },
-    frame::{ACK, Frame, SYN, Transport},
+    frame::{ACK, FIN, Frame, SYN, Transport},
 };
 
 const INTO_BACKEND: End = End::Forward(Out::Pod, IfIndex(71));
@@ -93,6 +93,28 @@ fn a_node_port_with_a_backend_on_another_node_shows_it_this_node() {
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Link, uplink), &back)?;
             expect(both, Hook::UplinkXdp, &answer, End::Forward(Out::Link, uplink), &back)?;
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_clients_ports_become_ports_in_a_row_and_the_same_ones_again() {
+    both_families(|both, a, _| {
+        let at = (a.node, NODE_PORT_FAR);
+        let ports = |flags| -> Result<Vec<u16>> {
+            let source = |port| {
+                let frame = Frame::tcp((a.outside, port), at, flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+                source_port(&both.run(Hook::FromUplink, &frame.bytes())?.1, a.node.is_ipv6())
+            };
+            (41_100..41_164).map(source).collect()
+        };
+        let first = ports(SYN)?;
+        for pair in first.windows(2) {
+            // The range is 10,000 to 29,999.
+            let next = if pair[0] == 29_999 { 10_000 } else { pair[0] + 1 };
+            ensure!(pair[1] == next, "{pair:?}");
+        }
+        ensure!(ports(FIN | ACK)? == first && ports(SYN)? == first);
         Ok(())
     });
 }

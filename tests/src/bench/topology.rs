@@ -36,9 +36,10 @@ const DIRECT_PORT: u16 = 8080;
 const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 100);
 const SECOND_CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 101);
 
-/// Settings of every namespace that has clients, in all topologies alike: room for short connections.
+/// Settings of every namespace that has clients, in all topologies alike: room for short connections. The range of ports
+/// is the kernel's default, as on most nodes.
 const CLIENT_SETTINGS: [(&str, &str); 2] =
-    [("net.ipv4.ip_local_port_range", "10000 60000"), ("net.ipv4.tcp_tw_reuse", "1")];
+    [("net.ipv4.ip_local_port_range", "32768 60999"), ("net.ipv4.tcp_tw_reuse", "1")];
 
 /// Settings of nodes that route. What comes in by the link of the nodes and leaves by it again is meant to: nobody is told
 /// of a shorter way.
