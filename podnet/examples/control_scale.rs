@@ -80,7 +80,7 @@ impl Kind {
 }
 
 struct Cluster {
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     config: Config,
     services: u32,
     endpoints: u32,
@@ -92,8 +92,8 @@ impl Cluster {
         let root = directory.path().display();
         let config = Config::parse(&format!("{{node: node1, manifests: {root}/manifests, runDir: {root}/run}}"))
             .map_err(|error| anyhow::anyhow!("{error}"))?;
-        std::fs::create_dir(&config.manifests)?;
-        let cluster = Self { _directory: directory, config, services, endpoints };
+        std::fs::create_dir(directory.path().join("manifests"))?;
+        let cluster = Self { directory, config, services, endpoints };
         for service in 0..services {
             cluster.write(service, 0)?;
         }
@@ -101,9 +101,13 @@ impl Cluster {
         Ok(cluster)
     }
 
+    fn manifests(&self) -> std::path::PathBuf {
+        self.directory.path().join("manifests")
+    }
+
     fn measure(&self) -> anyhow::Result<()> {
         let mut tables = FakeTables::new(capacity::FRONTENDS, capacity::SLOTS, capacity::BACKENDS);
-        let mut source = ManifestSource::open(&self.config.manifests)?;
+        let mut source = ManifestSource::open(&self.manifests())?;
         let mut control = Control::adopt(&self.config, &tables)?;
         let start = cpu()?;
         let batch = source.poll(Instant::now());
@@ -138,7 +142,7 @@ impl Cluster {
         control.reconcile(&mut tables, now);
         println!("another zone of this node, which concerns all services: {:?}", cpu()? - start);
 
-        let mut source = ManifestSource::open(&self.config.manifests)?;
+        let mut source = ManifestSource::open(&self.manifests())?;
         let batch = source.poll(Instant::now());
         let start = cpu()?;
         let mut control = Control::adopt(&self.config, &tables)?;
@@ -219,14 +223,14 @@ impl Cluster {
                 (service + endpoint) % 100
             );
         }
-        Ok(std::fs::write(self.config.manifests.join(format!("svc-{service}.yaml")), text)?)
+        Ok(std::fs::write(self.manifests().join(format!("svc-{service}.yaml")), text)?)
     }
 
     fn write_node(&self, zone: &str) -> anyhow::Result<()> {
         let text = format!(
             "apiVersion: v1\nkind: Node\nmetadata:\n  name: node1\n  labels:\n    topology.kubernetes.io/zone: {zone}\n"
         );
-        Ok(std::fs::write(self.config.manifests.join("node1.yaml"), text)?)
+        Ok(std::fs::write(self.manifests().join("node1.yaml"), text)?)
     }
 }
 

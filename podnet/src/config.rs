@@ -1,6 +1,6 @@
 //! The daemon's configuration file.
 //!
-//! A YAML mapping; everything but `node` and `manifests` has a default. An unknown key, a wrong type or a value that
+//! A YAML mapping; everything but `node` and one of `manifests` and `kubernetes` has a default. An unknown key, a wrong type or a value that
 //! can't work is an error that names file, line and key: nothing is guessed and nothing is ignored.
 
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::compile::maglev;
-use crate::model::SourceIp;
+use crate::model::{SourceIp, service_range};
 use crate::yaml::{self, Document, TextError};
 
 /// Smallest MTU that carries IPv6 (RFC 8200, section 5).
@@ -59,12 +59,18 @@ pub enum Xdp {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// Name of this node's Node object.
+    #[serde(default)]
     pub node: String,
-    /// Directory that is watched for manifests.
-    pub manifests: PathBuf,
-    /// Ranges that services' addresses come from: one for each family at most.
-    #[serde(rename = "serviceCIDRs", default = "default_service_cidrs")]
-    pub service_cidrs: Vec<IpNetwork>,
+    /// Directory that is watched for manifests: where objects come from without Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifests: Option<PathBuf>,
+    /// The Kubernetes API, where objects come from otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
+    /// Ranges that services' addresses come from, one for each family at most, besides those of ServiceCIDR objects. None:
+    /// [`Self::service_cidrs`].
+    #[serde(rename = "serviceCIDRs", default, skip_serializing_if = "Option::is_none")]
+    pub service_cidrs: Option<Vec<IpNetwork>>,
     /// Which source address a backend sees, where the service doesn't say.
     #[serde(rename = "sourceIP", default)]
     pub source_ip: SourceIp,
@@ -113,6 +119,38 @@ pub struct Config {
     /// What doesn't.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
+    /// Where the host's settings are: `/proc/sys`, or where a container has it so that it may write.
+    #[serde(default = "default_sysctls")]
+    pub sysctls: PathBuf,
+    /// Where the plugin is to be installed, as soon as pods can start; none: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub install: Option<Install>,
+}
+
+/// How to reach the Kubernetes API. Without a kubeconfig, credentials are those of the pod's service account.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// Address of the API server, such as `https://192.0.2.1:6443`. It must not be a service's: services are what podnet
+    /// makes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// The kubelet's own kubeconfig, of which only the server's address is read, if `server` isn't set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubelet_config: Option<PathBuf>,
+    /// A kubeconfig with server and credentials, for a daemon that is no pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Where container runtimes look for plugins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Install {
+    /// For programs, commonly `/opt/cni/bin`.
+    pub bin_dir: PathBuf,
+    /// For lists of plugins, commonly `/etc/cni/net.d`.
+    pub conf_dir: PathBuf,
 }
 
 /// An address and port to listen at, or the empty text for none. The unspecified address, of either family, means all
@@ -157,9 +195,6 @@ fn cidrs(texts: &[&str]) -> Vec<IpNetwork> {
 fn yes() -> bool {
     true
 }
-fn default_service_cidrs() -> Vec<IpNetwork> {
-    cidrs(&["10.96.0.0/16", "fd00:96::/112"])
-}
 fn default_non_masquerade_cidrs() -> Vec<IpNetwork> {
     cidrs(&["169.254.0.0/16", "fe80::/10"])
 }
@@ -180,6 +215,9 @@ fn default_state_dir() -> PathBuf {
 }
 fn default_run_dir() -> PathBuf {
     "/run/podnet".into()
+}
+fn default_sysctls() -> PathBuf {
+    "/proc/sys".into()
 }
 
 /// Why there is no configuration.
@@ -209,9 +247,17 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with the line where there is one.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_for(path, None)
+    }
+
+    /// The same for a node of this name, whatever the file says: one file may serve all nodes.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the line where there is one.
+    pub fn read_for(path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|error| ConfigError::Content { path: path.to_owned(), error })
+        Self::parse_for(&text, node).map_err(|error| ConfigError::Content { path: path.to_owned(), error })
     }
 
     /// Reads and checks a text.
@@ -219,39 +265,78 @@ impl Config {
     /// # Errors
     /// Line and reason of the first thing that is wrong.
     pub fn parse(text: &str) -> Result<Self, TextError> {
+        Self::parse_for(text, None)
+    }
+
+    fn parse_for(text: &str, node: Option<&str>) -> Result<Self, TextError> {
         let document = match yaml::documents(text)[..] {
-            [] => return Err(TextError { line: 1, reason: "the file is empty: set `node` and `manifests`".into() }),
+            [] => {
+                return Err(TextError {
+                    line: 1,
+                    reason: "the file is empty: set `node`, and `manifests` or `kubernetes`".into(),
+                });
+            }
             [document] => document,
             [_, second, ..] => {
                 return Err(TextError { line: second.line, reason: "a second document: only one is allowed".into() });
             }
         };
-        let config: Self = yaml::parse(document)?;
+        let mut config: Self = yaml::parse(document)?;
+        if let Some(node) = node {
+            node.clone_into(&mut config.node);
+        }
         config.validate().map_err(|(path, reason)| at(document, &path, &reason))?;
         Ok(config)
+    }
+
+    /// The ranges that services' addresses come from, as far as they are configured. Without any and without ServiceCIDR
+    /// objects to ask for, those that clusters commonly have.
+    pub fn service_cidrs(&self) -> Vec<IpNetwork> {
+        let common = if self.kubernetes.is_some() { &[][..] } else { &["10.96.0.0/16", "fd00:96::/112"] };
+        self.service_cidrs.clone().unwrap_or_else(|| cidrs(common))
     }
 
     fn validate(&self) -> Result<(), (String, String)> {
         let refuse = |path: &str, reason: String| Err((path.to_owned(), reason));
         if self.node.is_empty() {
-            return refuse("node", "is empty: give the name of this node's Node object".into());
+            return refuse("node", "is missing: give the name of this node's Node object".into());
         }
+        let api = match (&self.manifests, &self.kubernetes) {
+            (None, None) => {
+                return refuse("manifests", "is missing: name a directory, or set `kubernetes` instead".into());
+            }
+            (Some(_), Some(_)) => {
+                return refuse("kubernetes", "can't be combined with `manifests`: remove one of them".into());
+            }
+            (Some(_), None) => &Kubernetes::default(),
+            (None, Some(api)) => api,
+        };
+        if let Some(server) = &api.server
+            && !server.starts_with("https://")
+        {
+            return refuse("kubernetes.server", format!("`{server}` is no address such as https://192.0.2.1:6443"));
+        }
+        let install = self.install.as_ref();
         for (path, directory) in [
-            ("manifests", &self.manifests),
-            ("bpffs", &self.bpffs),
-            ("cgroup", &self.cgroup),
-            ("stateDir", &self.state_dir),
-            ("runDir", &self.run_dir),
+            ("manifests", self.manifests.as_ref()),
+            ("kubernetes.kubeletConfig", api.kubelet_config.as_ref()),
+            ("kubernetes.kubeconfig", api.kubeconfig.as_ref()),
+            ("bpffs", Some(&self.bpffs)),
+            ("cgroup", Some(&self.cgroup)),
+            ("stateDir", Some(&self.state_dir)),
+            ("runDir", Some(&self.run_dir)),
+            ("sysctls", Some(&self.sysctls)),
+            ("install.binDir", install.map(|install| &install.bin_dir)),
+            ("install.confDir", install.map(|install| &install.conf_dir)),
         ] {
+            let Some(directory) = directory else { continue };
             if !directory.is_absolute() {
                 return refuse(path, format!("{} is not an absolute path", directory.display()));
             }
         }
-        for (key, cidrs) in [
-            ("serviceCIDRs", &self.service_cidrs),
-            ("nodePortAddresses", &self.node_port_addresses),
-            ("nonMasqueradeCIDRs", &self.non_masquerade_cidrs),
-        ] {
+        for (key, cidrs) in
+            [("nodePortAddresses", &self.node_port_addresses), ("nonMasqueradeCIDRs", &self.non_masquerade_cidrs)]
+        {
             if let Some((i, cidr)) = cidrs.iter().enumerate().find(|(_, cidr)| cidr.ip() != cidr.network()) {
                 let network =
                     IpNetwork::new(cidr.network(), cidr.prefix()).map_or_else(|e| e.to_string(), |n| n.to_string());
@@ -259,15 +344,13 @@ impl Config {
                 return refuse(&format!("{key}[{i}]"), reason);
             }
         }
-        for (i, cidr) in self.service_cidrs.iter().enumerate() {
+        let ranges = self.service_cidrs.as_deref().unwrap_or_default();
+        for (i, cidr) in ranges.iter().enumerate() {
             let path = format!("serviceCIDRs[{i}]");
-            if cidr.prefix() == if cidr.is_ipv4() { 32 } else { 128 } {
-                return refuse(&path, format!("{cidr} is a single address: give a range such as 10.96.0.0/16"));
+            if let Err(reason) = service_range(*cidr) {
+                return refuse(&path, reason);
             }
-            if cidr.prefix() == 0 || cidr.ip().is_multicast() || cidr.ip().is_loopback() {
-                return refuse(&path, format!("{cidr} can't hold services"));
-            }
-            if self.service_cidrs[..i].iter().any(|other| other.is_ipv4() == cidr.is_ipv4()) {
+            if ranges[..i].iter().any(|other| other.is_ipv4() == cidr.is_ipv4()) {
                 return refuse(&path, format!("{cidr} is the second range of its family: one for each is allowed"));
             }
         }
@@ -305,7 +388,7 @@ mod tests {
     #[test]
     fn two_keys_are_enough() {
         let config = Config::parse("node: n1\nmanifests: /etc/podnet/manifests\n").unwrap();
-        assert_eq!(config.service_cidrs, ["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()]);
+        assert_eq!(config.service_cidrs(), ["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()]);
         assert_eq!((config.source_ip, config.socket_lb, config.xdp), (SourceIp::Auto, SocketLb::Host, Xdp::Auto));
         assert_eq!((config.masquerade, config.maglev_table_size, config.node_port_addresses.len()), (true, 16_381, 0));
         assert_eq!(config.non_masquerade_cidrs, cidrs(&["169.254.0.0/16", "fe80::/10"]));
@@ -321,13 +404,14 @@ mod tests {
              nodePortAddresses: [172.30.0.0/24, \"fd00:30::1/128\"]\nmasquerade: false\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
              maglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\n\
              uplinks: [eth0, eth1]\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nbpffs: /b\ncgroup: /c\n\
-             stateDir: /s\nrunDir: /r\n",
+             stateDir: /s\nrunDir: /r\nsysctls: /y\ninstall: {binDir: /i, confDir: /j}\n",
         )
         .unwrap();
         let expected = Config {
             node: "n1".into(),
-            manifests: "/m".into(),
-            service_cidrs: vec!["10.0.0.0/24".parse().unwrap()],
+            manifests: Some("/m".into()),
+            kubernetes: None,
+            service_cidrs: Some(vec!["10.0.0.0/24".parse().unwrap()]),
             source_ip: SourceIp::Snat,
             socket_lb: SocketLb::All,
             node_port_addresses: cidrs(&["172.30.0.0/24", "fd00:30::1/128"]),
@@ -344,6 +428,8 @@ mod tests {
             cgroup: "/c".into(),
             state_dir: "/s".into(),
             run_dir: "/r".into(),
+            sysctls: "/y".into(),
+            install: Some(Install { bin_dir: "/i".into(), conf_dir: "/j".into() }),
         };
         assert_eq!(config, expected);
         let written = serde_json::to_string(&config).unwrap();
@@ -353,12 +439,17 @@ mod tests {
     #[test]
     fn mistakes_name_line_and_key() {
         for (text, line, part) in [
-            ("", 1, "`node` and `manifests`"),
-            ("node: n1\n", 1, "missing field `manifests`"),
+            ("", 1, "`manifests` or `kubernetes`"),
+            ("node: n1\n", 1, "manifests: is missing"),
+            ("node: n1\nmanifests: /m\nkubernetes: {}\n", 3, "remove one"),
+            ("node: n1\nkubernetes:\n  server: 192.0.2.1\n", 3, "https://192.0.2.1:6443"),
+            ("node: n1\nkubernetes:\n  kubeletConfig: x\n", 3, "not an absolute path"),
+            ("node: n1\nkubernetes:\n  token: x\n", 3, "token"),
+            ("manifests: /m\n", 1, "node: is missing"),
             ("node: n1\nmanifests: /m\nsnatPorts: 1\n", 3, "snatPorts"),
             ("node: n1\nmanifests: /m\nxdp: fast\n", 3, "fast"),
             ("node: n1\nmanifests: m\n", 2, "manifests: m is not an absolute path"),
-            ("node: ''\nmanifests: /m\n", 1, "node: is empty"),
+            ("node: ''\nmanifests: /m\n", 1, "node: is missing"),
             ("node: n1\nmanifests: /m\nserviceCIDRs:\n- 10.96.0.1/16\n", 4, "write 10.96.0.0/16"),
             (
                 "node: n1\nmanifests: /m\nserviceCIDRs:\n- 10.96.0.0/16\n- 10.97.0.0/16\n",

@@ -3,7 +3,7 @@
 //! From top to bottom: a [`source`] gives objects of the [`model`]; [`select`] makes [`frontend`]s of them, the seam
 //! between Kubernetes and the datapath; [`compile`] and [`reconcile`] bring the tables of the [`datapath`] into line.
 //! [`control`] holds these together, [`host`] is the node's own network, [`health`] answers those who ask how the node is,
-//! and [`daemon`] is the loop around everything.
+//! [`install`] puts the plugin where runtimes look for it, and [`daemon`] is the loop around everything.
 
 pub mod cli;
 pub mod compile;
@@ -14,6 +14,7 @@ pub mod datapath;
 pub mod frontend;
 pub mod health;
 pub mod host;
+pub mod install;
 pub mod model;
 pub mod reconcile;
 pub mod select;

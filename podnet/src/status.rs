@@ -100,7 +100,7 @@ pub struct DaemonStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SourceStatus {
-    /// What it is, for example the watched directory.
+    /// What it is: the watched directory, or the API server's address.
     pub name: String,
     /// Whether everything it has was read at least once.
     pub synced: bool,
@@ -112,7 +112,7 @@ pub struct SourceStatus {
     pub endpoint_slices: usize,
     /// How many Nodes.
     pub nodes: usize,
-    /// What could not be read; the last good state of these files is in use.
+    /// What could not be used; the last good state of these files and objects is in use.
     pub errors: Vec<SourceError>,
 }
 
@@ -120,9 +120,9 @@ pub struct SourceStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SourceError {
-    /// The file.
-    pub file: PathBuf,
-    /// The line, if it is known.
+    /// The file or object.
+    pub place: String,
+    /// The line, if it is a file's and known.
     pub line: Option<u64>,
     /// What is wrong.
     pub reason: String,

@@ -16,7 +16,7 @@ fn every_example_is_put_into_effect() {
     let (manifests, run) = (examples.display(), directory.path().display());
     let config = Config::parse(&format!("{{node: node1, manifests: {manifests}, runDir: {run}}}")).unwrap();
     let mut tables = FakeTables::new(100, 100, 100);
-    let mut source = ManifestSource::open(&config.manifests).unwrap();
+    let mut source = ManifestSource::open(&config.manifests.clone().unwrap()).unwrap();
     let mut control = Control::adopt(&config, &tables).unwrap();
     control.apply(source.poll(Instant::now()));
     let outcome = control.reconcile(&mut tables, Instant::now());

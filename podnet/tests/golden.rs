@@ -41,7 +41,7 @@ fn run(case: &Path) -> String {
     let config = format!("{{node: node1, manifests: {path}, runDir: {path}/run, maglevTableSize: 251}}");
     let config = Config::parse(&config).unwrap();
     let mut tables = FakeTables::new(100, 4096, 100);
-    let mut source = ManifestSource::open(&config.manifests).unwrap();
+    let mut source = ManifestSource::open(directory.path()).unwrap();
     let mut control = Control::adopt(&config, &tables).unwrap();
     let mut now = Instant::now();
     let mut text = String::new();

@@ -65,7 +65,7 @@ fn adopt(directory: &Path, datapath: &Datapath) -> Result<(Control, ManifestSour
     let path = directory.display();
     let config = format!("{{node: node1, manifests: {path}, runDir: {path}/run, maglevTableSize: 251}}");
     let config = Config::parse(&config).map_err(|error| anyhow::anyhow!("{error}"))?;
-    Ok((Control::adopt(&config, datapath)?, ManifestSource::open(&config.manifests)?))
+    Ok((Control::adopt(&config, datapath)?, ManifestSource::open(directory)?))
 }
 
 /// Has a test make do with tables of its own.

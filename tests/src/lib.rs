@@ -1,6 +1,7 @@
 //! The lab (a cluster of network namespaces on one machine) and what runs on it: tests, the demonstration, an
 //! interactive shell, benchmarks.
 
+pub mod api;
 pub mod bench;
 pub mod demo;
 pub mod lab;

@@ -5,7 +5,7 @@
 //! target for the same reason: a plain `cargo test`, which has no object, leaves them alone.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
@@ -48,19 +48,40 @@ pub(crate) fn release(workspace: &Workspace) -> Result<Built> {
     build(workspace, true)
 }
 
+/// The directory of the optimised programs for the image. They have a target directory of their own: with the tests
+/// beside them, cargo builds what all depend on with more features, and each build would undo the other's.
+pub(crate) fn image_programs(workspace: &Workspace) -> Result<PathBuf> {
+    let object = build_object(workspace)?;
+    build_programs(workspace, &object, &["podnet", "podnet-cni"], &workspace.target.join("image/build"), true)
+}
+
 fn build(workspace: &Workspace, release: bool) -> Result<Built> {
     let object = build_object(workspace)?;
+    let packages = ["podnet", "podnet-cni", "podnet-tests"];
+    let programs = build_programs(workspace, &object, &packages, &workspace.target, release)?;
+    Ok(Built { object, programs })
+}
+
+/// Builds the packages' programs below a target directory and returns where they are.
+fn build_programs(
+    workspace: &Workspace,
+    object: &Path,
+    packages: &[&str],
+    directory: &Path,
+    release: bool,
+) -> Result<PathBuf> {
     let target = host_target()?;
     let mut cargo = workspace.cargo();
     cargo
-        .args(["build", "--bins", "--package=podnet", "--package=podnet-cni", "--package=podnet-tests", "--target"])
-        .arg(&target)
+        .args(["build", "--bins", "--target", &target])
+        .args(packages.iter().map(|package| format!("--package={package}")))
         .args(release.then_some("--release"))
+        .arg("--target-dir")
+        .arg(directory)
         .env("CARGO_ENCODED_RUSTFLAGS", static_flags(env::var("RUSTFLAGS").ok().as_deref()))
-        .env("PODNET_EBPF_OBJECT", &object);
+        .env("PODNET_EBPF_OBJECT", object);
     command::run(&mut cargo)?;
-    let programs = workspace.target.join(target).join(if release { "release" } else { "debug" });
-    Ok(Built { object, programs })
+    Ok(directory.join(target).join(if release { "release" } else { "debug" }))
 }
 
 /// The user's flags and those for programs that run anywhere, without a libc of the machine's.

@@ -32,7 +32,7 @@ struct Corner {
 
 const CORNERS: &[Corner] = &[
     Corner {
-        words: &["kube"],
+        words: &["kube", "k8s_openapi"],
         places: &["podnet/src/source/kubernetes", "tests"],
         why: "only podnet::source::kubernetes talks to the Kubernetes API",
     },

@@ -8,12 +8,14 @@ mod build;
 mod check;
 mod command;
 mod demo;
+mod image;
 mod lab;
 mod setup;
 mod test;
 mod workspace;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -38,6 +40,12 @@ enum Command {
         /// Optimise.
         #[arg(long)]
         release: bool,
+    },
+    /// Build a container image with the static programs, as a file that runtimes import without a registry.
+    Image {
+        /// Where to write it [default: target/image/podnet.tar]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Run the unit tests, then the privileged tests as root.
     Test {
@@ -69,6 +77,7 @@ fn main() -> ExitCode {
     let done = Workspace::find().and_then(|workspace| match cli.command {
         Command::Setup => setup::ensure(&workspace, Purpose::Bench).map(|()| println!("Everything is set up.")),
         Command::Build { release } => build::run(&workspace, release),
+        Command::Image { out } => image::run(&workspace, out),
         Command::Test { filter } => test::run(&workspace, filter.as_deref()),
         Command::Check => check::run(&workspace),
         Command::Demo(passed) => demo::run(&workspace, &passed.args),

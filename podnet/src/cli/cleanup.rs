@@ -13,9 +13,11 @@ use podnet_common::layout::Hook;
 use thiserror::Error;
 
 use crate::compile::ServiceNames;
+use crate::config::Install;
 use crate::datapath::{sockets, uplink_xdp};
 use crate::host::snapshot::LinkKind;
 use crate::host::{Host, HostError};
+use crate::install::{self, InstallError};
 use crate::status::{DaemonLock, DaemonStatus, StatusError};
 
 /// What could not be removed.
@@ -27,6 +29,9 @@ pub enum CleanupError {
     /// The host's network.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The plugin stays installed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// A program stays attached.
     #[error(transparent)]
     Detach(#[from] podnet_cni::datapath::DatapathError),
@@ -79,6 +84,13 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
     };
     // First of all, so that no pod is started on what is being taken down.
     remove_file(&NodeInfo::path(run_dir), &mut outcome);
+    if let Some(installed) = installed(run_dir) {
+        let removed = install::remove(&installed);
+        match removed {
+            Ok(paths) => outcome.done.extend(paths.iter().map(|path| format!("removed {}", path.display()))),
+            Err(e) => outcome.errors.push(e.into()),
+        }
+    }
     match Host::open() {
         Ok(host) => {
             detach(&host, &PinDir::new(bpffs), &mut outcome).await;
@@ -109,6 +121,12 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
         _ => {}
     }
     outcome
+}
+
+/// Where the daemon has installed the plugin, as it has reported.
+fn installed(run_dir: &Path) -> Option<Install> {
+    let config = DaemonStatus::read(run_dir).ok()??.config?;
+    serde_json::from_value(config.get("install")?.clone()).ok()
 }
 
 /// Detaches the programs from every interface.

@@ -11,6 +11,7 @@ mod drops;
 mod endpoint;
 mod flow;
 mod logging;
+mod mount;
 mod nat;
 mod output;
 mod service;
@@ -76,6 +77,9 @@ enum Command {
         /// Its configuration; directories are taken from there, not from the command line.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Name of this node's Node object [default: the configuration's `node`]
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
     },
     /// Explain how this node is: what needs attention, daemon, tables, settings.
     Status,
@@ -109,6 +113,12 @@ enum Command {
     },
     /// Show how many packets were dropped, and why.
     Drops,
+    /// Mount a BPF file system, unless there is one: what the daemon needs, where the node's own system doesn't do so.
+    MountBpffs {
+        /// Where.
+        #[arg(long, value_name = "DIRECTORY", default_value = "/sys/fs/bpf")]
+        at: PathBuf,
+    },
     /// Remove everything that the daemon has set up on this node. Pods lose services and their datapath.
     Cleanup,
 }
@@ -165,8 +175,8 @@ pub fn run(cli: Cli) -> ExitCode {
 fn execute(cli: Cli) -> Result<ExitCode> {
     let Cli { options, command } = cli;
     match command {
-        Command::Daemon { config } => {
-            let config = Config::read(&config)?;
+        Command::Daemon { config, node } => {
+            let config = Config::read_for(&config, node.as_deref())?;
             block_on(crate::daemon::run(config))??;
         }
         Command::Status => {
@@ -215,6 +225,10 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             output::print(&list, options.output)?;
         }
         Command::Drops => output::print(&drops::read(options.view()?.as_ref())?, options.output)?,
+        Command::MountBpffs { at } => {
+            let done = if mount::run(&at)? { "mounted a BPF file system" } else { "there is a BPF file system" };
+            println!("{done} at {}", at.display());
+        }
         Command::Cleanup => return clean_up(&options.bpffs(), &options.run_dir),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,9 +1,9 @@
-//! What the manifests ask for, read anew by the command: why a service's tables are as they are, and whether they are as
+//! What manifests or the Kubernetes API ask for, read anew by the command: why a service's tables are as they are, and whether they are as
 //! they should be.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -12,45 +12,47 @@ use crate::control::State;
 use crate::frontend::FrontendKind;
 use crate::model::ObjectName;
 use crate::select::{self, Explained, Settings};
-use crate::source::manifest::{ManifestError, ManifestSource};
+use crate::source::{Batch, Source};
 
-/// Why the manifests aren't known.
+/// How long the Kubernetes API may take to list everything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why it isn't known.
 #[derive(Debug, Error)]
 pub(super) enum WantedError {
     /// Nobody says where they are.
-    #[error("no daemon has said where its manifests are: name its configuration with --config")]
+    #[error("no daemon has said where its objects come from: name its configuration with --config")]
     NoConfiguration,
     /// The configuration can't be used.
     #[error("the configuration can't be used: {0}")]
     Configuration(String),
-    /// They can't be read.
-    #[error(transparent)]
-    Manifests(#[from] ManifestError),
+    /// The source can't be read.
+    #[error("{0:#}")]
+    Source(anyhow::Error),
 }
 
-/// All objects in the manifest directory.
+/// All objects of the source.
 #[derive(Debug)]
 pub(super) struct Wanted {
     state: State,
     settings: Settings,
-    /// Files that can't be used as they are.
+    /// Files and objects that can't be used as they are.
     broken: Vec<String>,
 }
 
 impl Wanted {
-    /// Reads the directory that a configuration names.
+    /// Reads the source that a configuration names.
     pub(super) fn read(config: &Config) -> Result<Self, WantedError> {
-        let mut source = ManifestSource::open(&config.manifests)?;
+        let (batch, broken) = super::block_on(objects(config)).and_then(|read| read).map_err(WantedError::Source)?;
         let mut state = State::default();
-        for change in source.poll(Instant::now()).changes {
+        for change in batch.changes {
             state.apply(change, &mut BTreeSet::new());
         }
         let settings = Settings::new(config.source_ip, &config.node, state.nodes().get(&config.node).map(|n| &**n));
-        let broken = source.status().broken.into_iter().map(|file| file.name).collect();
         Ok(Self { state, settings, broken })
     }
 
-    /// Files that can't be used as they are, so that what the daemon has read before holds.
+    /// Files and objects that can't be used as they are, so that what the daemon has read before holds.
     pub(super) fn broken(&self) -> &[String] {
         &self.broken
     }
@@ -70,4 +72,26 @@ impl Wanted {
             service.external_ips.contains(&ip).then_some(FrontendKind::ExternalIp)
         }
     }
+}
+
+/// All that a source has, and what of it can't be used.
+async fn objects(config: &Config) -> anyhow::Result<(Batch, Vec<String>)> {
+    let mut source = Source::open(config)?;
+    let mut batch = source.first();
+    let listed = async {
+        while !batch.synced && matches!(source, Source::Kubernetes(_)) {
+            batch = source.next().await?;
+        }
+        anyhow::Ok(())
+    };
+    match tokio::time::timeout(PATIENCE, listed).await {
+        Ok(listed) => listed?,
+        Err(_) => {
+            let status = source.status();
+            let reason = status.error.or_else(|| status.remarks.into_iter().next()).unwrap_or_default();
+            anyhow::bail!("the Kubernetes API has not answered within {} s: {reason}", PATIENCE.as_secs());
+        }
+    }
+    let broken = source.status().mistakes.into_iter().map(|mistake| mistake.place).collect();
+    Ok((batch, broken))
 }

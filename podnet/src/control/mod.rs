@@ -32,7 +32,10 @@ use crate::source::Batch;
 #[derive(Debug)]
 pub struct Control {
     settings: Settings,
-    service_cidrs: Vec<IpNetwork>,
+    /// Those of the configuration.
+    configured_cidrs: Vec<IpNetwork>,
+    /// And of the objects.
+    service_cidrs: BTreeSet<IpNetwork>,
     run_dir: PathBuf,
     state: State,
     desired: Desired,
@@ -51,7 +54,7 @@ pub struct Control {
 pub struct Applied {
     /// Services whose frontends were computed again.
     pub services: usize,
-    /// Whether [`Control::nodes`] differ.
+    /// Whether [`Control::nodes`] or [`Control::service_cidrs`] differ.
     pub nodes: bool,
     /// Whether [`Control::service_addresses`] differ, or will once the tables are reconciled.
     pub addresses: bool,
@@ -126,7 +129,8 @@ impl Control {
         info!(frontends = reconciler.usage().frontends, "adopted the tables");
         Ok(Self {
             settings: Settings::new(config.source_ip, &config.node, None),
-            service_cidrs: config.service_cidrs.clone(),
+            configured_cidrs: config.service_cidrs(),
+            service_cidrs: config.service_cidrs().into_iter().collect(),
             run_dir: config.run_dir.clone(),
             state: State::default(),
             desired: Desired::default(),
@@ -147,6 +151,7 @@ impl Control {
         }
         if applied.nodes {
             applied.health = self.update_own_node(&mut dirty);
+            self.update_service_cidrs(&mut dirty);
         }
         applied.lost = self.state.take_lost();
         applied.services = dirty.len();
@@ -169,6 +174,16 @@ impl Control {
             self.settings = settings;
         }
         std::mem::replace(&mut self.leaving, leaving) != leaving
+    }
+
+    /// Whether a service's address is in one of the ranges concerns all services.
+    fn update_service_cidrs(&mut self, dirty: &mut BTreeSet<ObjectName>) {
+        let mut ranges = self.state.service_cidrs();
+        ranges.extend(&self.configured_cidrs);
+        if ranges != self.service_cidrs {
+            dirty.extend(self.state.services().cloned());
+            self.service_cidrs = ranges;
+        }
     }
 
     /// Computes what a service comes to. Says whether its health check differs.
@@ -210,6 +225,16 @@ impl Control {
     /// All nodes by name.
     pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
         self.state.nodes()
+    }
+
+    /// The ranges that services' addresses come from.
+    pub fn service_cidrs(&self) -> &BTreeSet<IpNetwork> {
+        &self.service_cidrs
+    }
+
+    /// Whether the sources have given everything.
+    pub fn synced(&self) -> bool {
+        self.synced
     }
 
     /// What the health servers tell.

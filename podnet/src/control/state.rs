@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
 use crate::frontend::Protocol;
-use crate::model::{Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Service};
+use crate::model::{Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Service, ServiceCidr};
 use crate::source::Change;
 
 /// All objects that the sources have given.
@@ -15,6 +17,7 @@ pub struct State {
     /// Which service a slice belongs to.
     owners: BTreeMap<ObjectName, String>,
     nodes: BTreeMap<String, Arc<Node>>,
+    service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
     service_count: usize,
     /// An endpoint that UDP flows may lead to has gone or doesn't serve any more.
     lost: bool,
@@ -28,25 +31,32 @@ struct Indexed {
 }
 
 impl State {
-    /// Takes in a change and adds the services that it concerns to `dirty`. Says whether it concerns a node.
+    /// Takes in a change and adds the services that it concerns to `dirty`. Says whether nodes or service ranges differ.
+    /// An object that says what it said before changes nothing: a Node is written every few minutes, whatever happens.
     pub fn apply(&mut self, change: Change, dirty: &mut BTreeSet<ObjectName>) -> bool {
         let Change { key: ObjectKey { kind, name }, object } = change;
         debug_assert!(object.as_ref().is_none_or(|object| object.kind() == kind));
         match (kind, object) {
             (Kind::Node, object) => {
-                match object {
-                    Some(Object::Node(node)) => self.nodes.insert(name.name, node),
-                    _ => self.nodes.remove(&name.name),
-                };
-                return true;
+                let node = object.and_then(|object| if let Object::Node(node) = object { Some(node) } else { None });
+                return put(&mut self.nodes, name.name, node);
+            }
+            (Kind::ServiceCidr, object) => {
+                let ranges = object
+                    .and_then(|object| if let Object::ServiceCidr(ranges) = object { Some(ranges) } else { None });
+                return put(&mut self.service_cidrs, name.name, ranges);
             }
             (Kind::Service, object) => {
-                let indexed = self.services.entry(name.clone()).or_default();
-                self.service_count -= usize::from(indexed.service.is_some());
-                indexed.service = match object {
+                let service = match object {
                     Some(Object::Service(service)) => Some(service),
                     _ => None,
                 };
+                let indexed = self.services.entry(name.clone()).or_default();
+                if service.is_some() && indexed.service == service {
+                    return false;
+                }
+                self.service_count -= usize::from(indexed.service.is_some());
+                indexed.service = service;
                 self.service_count += usize::from(indexed.service.is_some());
                 self.forget_empty(&name);
                 dirty.insert(name);
@@ -80,6 +90,7 @@ impl State {
             let owner = owner_name(service.clone());
             let slices = &mut self.services.entry(owner.clone()).or_default().slices;
             match slices.binary_search_by(|(other, _)| other.cmp(&name.name)) {
+                Ok(place) if slices[place].1 == slice => return,
                 Ok(place) => {
                     self.lost |= loses(&slices[place].1, Some(&slice));
                     slices[place].1 = slice;
@@ -126,10 +137,25 @@ impl State {
         self.owners.len()
     }
 
+    /// The ranges that ServiceCIDRs give, ascending, each once.
+    pub fn service_cidrs(&self) -> BTreeSet<IpNetwork> {
+        self.service_cidrs.values().flat_map(|ranges| &ranges.cidrs).copied().collect()
+    }
+
     /// All nodes by name.
     pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
         &self.nodes
     }
+}
+
+/// Puts a value in its place, or none. Says whether that differs from what was there.
+fn put<T: PartialEq>(map: &mut BTreeMap<String, Arc<T>>, name: String, value: Option<Arc<T>>) -> bool {
+    let differs = map.get(&name) != value.as_ref();
+    match value {
+        Some(value) => map.insert(name, value),
+        None => map.remove(&name),
+    };
+    differs
 }
 
 /// Whether a slice with a UDP port has an endpoint that serves, and what comes in its place hasn't.
@@ -178,7 +204,8 @@ mod tests {
         assert_eq!(service(&mut state, "a"), ["x/a"]);
         service(&mut state, "b");
         assert_eq!(slice(&mut state, "a-2", Some("a")), ["x/a"]);
-        assert_eq!(slice(&mut state, "a-2", Some("a")), ["x/a"]);
+        assert_eq!(slice(&mut state, "a-2", Some("a")), [""; 0], "it says nothing new");
+        assert_eq!(service(&mut state, "a"), [""; 0]);
         assert_eq!((slices(&state, "a"), slices(&state, "b")), (Some(2), Some(0)));
         assert_eq!(slice(&mut state, "a-2", Some("b")), ["x/a", "x/b"], "its label has changed");
         assert_eq!((slices(&state, "a"), slices(&state, "b")), (Some(1), Some(1)));

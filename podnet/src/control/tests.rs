@@ -45,7 +45,7 @@ impl Bench {
     fn daemon(directory: &tempfile::TempDir, tables: &FakeTables) -> (ManifestSource, Control) {
         let path = directory.path().display();
         let config = Config::parse(&format!("{{node: n1, manifests: {path}/m, runDir: {path}/run}}")).unwrap();
-        (ManifestSource::open(&config.manifests).unwrap(), Control::adopt(&config, tables).unwrap())
+        (ManifestSource::open(&config.manifests.clone().unwrap()).unwrap(), Control::adopt(&config, tables).unwrap())
     }
 
     fn restart(&mut self) {

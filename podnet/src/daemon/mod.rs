@@ -1,7 +1,7 @@
 //! The daemon: one event loop that puts everything together.
 //!
 //! ```text
-//! manifests ──→ control ──→ tables          (Services, EndpointSlices)
+//! source ─────→ control ──→ tables          (Services, EndpointSlices)
 //!     └ nodes ─┐
 //! netlink ─────┴→ node ──→ links, routes, settings, hooks, node.json
 //! attachments ──→ repair, collection        (the plugin's records)
@@ -46,10 +46,12 @@ use crate::{
     health::{Condition, Health, Servers},
     host::{
         Host,
+        settings::Sysctl,
         watch::{Debounce, Watcher},
     },
+    install,
     reconcile::Outcome,
-    source::manifest::ManifestSource,
+    source::{Batch, Source},
     status::DaemonLock,
 };
 
@@ -83,7 +85,7 @@ struct Daemon {
     config: Config,
     datapath: Datapath,
     control: Control,
-    source: AsyncFd<ManifestSource>,
+    source: Source,
     host: Host,
     watcher: Watcher,
     store: Store,
@@ -101,15 +103,17 @@ struct Daemon {
     crowded: bool,
     /// When the node is to be brought into line again.
     node_due: Option<Instant>,
+    /// Why the container runtime doesn't use the plugin.
+    not_installed: Option<String>,
 }
 
 impl Daemon {
     fn start(config: Config) -> Result<Self> {
-        let source = ManifestSource::open(&config.manifests)?;
+        let source = Source::open(&config)?;
         let store = Store::open(&config.state_dir)?;
         let attachments = Attachments::watch(store.attachments_dir())?;
         let watcher = Watcher::open(Debounce::default())?;
-        let host = Host::open()?;
+        let host = Host::open()?.with_sysctl(Sysctl::at(&config.sysctls));
         let datapath = Datapath::start(PinDir::new(&config.bpffs), config.conntrack_max)?;
         info!(generation = datapath.generation(), adopted = datapath.adopted(), "the datapath is loaded");
         let control = Control::adopt(&config, &datapath)?;
@@ -118,7 +122,7 @@ impl Daemon {
         let servers = Servers::start(health.clone(), config.healthz_bind_address.0)
             .context("cannot start the thread of the health servers")?;
         Ok(Self {
-            source: watch(source).context("cannot wait for manifests")?,
+            source,
             attachments: watch(attachments).context("cannot wait for attachments")?,
             watcher,
             host,
@@ -136,6 +140,7 @@ impl Daemon {
             sweeping: None,
             crowded: false,
             node_due: Some(Instant::now()),
+            not_installed: None,
             config,
         })
     }
@@ -162,21 +167,17 @@ impl Daemon {
             self.shed().await;
         }
         self.read_host_ports();
-        self.poll_source();
+        let first = self.source.first();
+        self.take_in(first);
         loop {
             if self.node_due.is_some_and(|due| due <= Instant::now()) {
                 self.sync_node().await;
             }
             self.write_report();
-            let poll = wake(self.source.get_ref().next_poll());
             let retry = wake(self.outcome.next_retry);
             let node = wake(self.node_due);
             tokio::select! {
-                ready = self.source.readable() => {
-                    ready.context("cannot wait for manifests")?.clear_ready();
-                    self.poll_source();
-                }
-                () = poll => self.poll_source(),
+                batch = self.source.next() => self.take_in(batch.context("cannot wait for objects")?),
                 () = retry => self.reconcile(),
                 () = node => {}
                 _ = self.watcher.changed() => self.node_due = Some(Instant::now()),
@@ -201,6 +202,7 @@ impl Daemon {
                 _ = check.tick() => {
                     self.repair();
                     self.expire();
+                    self.install();
                     self.node_due = Some(Instant::now());
                 }
             }
@@ -225,9 +227,8 @@ impl Daemon {
         }
     }
 
-    /// Takes in what manifests say now.
-    fn poll_source(&mut self) {
-        let batch = self.source.get_mut().poll(Instant::now());
+    /// Takes in what the source says.
+    fn take_in(&mut self, batch: Batch) {
         let applied = self.control.apply(batch);
         if applied.nodes || applied.addresses {
             self.node_due = Some(Instant::now());
@@ -253,7 +254,7 @@ impl Daemon {
     /// Has the health servers say how the node stands.
     fn tell_health(&mut self) {
         let control::Health { checks, leaving, stale_since } = self.control.health();
-        let current = stale_since.is_none() && self.source.get_ref().status().error.is_none();
+        let current = stale_since.is_none() && self.source.status().error.is_none();
         self.health.report(Condition { ready: self.node.ready, current, leaving }, Instant::now());
         self.servers.settle(checks);
     }
@@ -274,12 +275,30 @@ impl Daemon {
     async fn sync_node(&mut self) {
         let wanted = node::Wanted { config: &self.config, control: &self.control };
         let before = std::mem::take(&mut self.node.problems);
+        let was_ready = self.node.ready;
         self.node = node::sync(&wanted, &self.host, &mut self.known_macs, &mut self.datapath).await;
+        if !was_ready {
+            self.install();
+        }
+        self.node.problems.extend(self.not_installed.clone());
         // What is tried again every second needn't be said as often.
         for problem in self.node.problems.iter().filter(|problem| !before.contains(problem)) {
             warn!("{problem}");
         }
         self.node_due = self.node.incomplete.then(|| Instant::now() + RETRY_INTERVAL);
+    }
+
+    /// Puts the plugin where the container runtime looks for it, if that is wanted and pods can start.
+    fn install(&mut self) {
+        let Some(wanted) = self.config.install.as_ref().filter(|_| self.node.ready) else { return };
+        self.not_installed = match install::install(&self.config, wanted) {
+            Ok(None) => None,
+            Ok(Some(other)) => Some(format!(
+                "the container runtime takes {} and not podnet's list, which comes after it: remove that file",
+                other.display()
+            )),
+            Err(error) => Some(error.to_string()),
+        };
     }
 
     /// Leaves ports to the processes that have bound them.
@@ -363,7 +382,7 @@ impl Daemon {
     }
 
     fn write_report(&mut self) {
-        let source = self.source.get_ref().status();
+        let source = self.source.status();
         let written = self.report.write(&self.config, &source, &self.control.status(), &self.node, &self.servers);
         if let Err(error) = written {
             warn!("{error}; `podnet status` shows what was written before");

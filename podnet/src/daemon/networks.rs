@@ -29,6 +29,8 @@ pub(super) struct Cluster<'a> {
     pub addresses: &'a BTreeSet<IpAddr>,
     /// The other nodes.
     pub remote: &'a [RemoteNode],
+    /// The ranges that services' addresses come from.
+    pub service_cidrs: &'a BTreeSet<IpNetwork>,
 }
 
 impl Cluster<'_> {
@@ -37,7 +39,7 @@ impl Cluster<'_> {
     pub(super) fn service_addresses(&self, all: impl Iterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
         let nodes: BTreeSet<&IpAddr> = self.remote.iter().flat_map(|node| &node.addresses).collect();
         let pods = self.remote.iter().flat_map(|node| &node.pod_cidrs).chain(&self.own.pod_cidrs);
-        let ranges: Vec<_> = pods.chain(&self.config.service_cidrs).collect();
+        let ranges: Vec<_> = pods.chain(self.service_cidrs).collect();
         all.filter(|addr| !self.addresses.contains(addr) && !nodes.contains(addr))
             .filter(|addr| !ranges.iter().any(|range| range.contains(*addr)))
             .collect()
@@ -58,7 +60,7 @@ impl Cluster<'_> {
         for cidr in &self.config.non_masquerade_cidrs {
             put(*cidr, NetworkKind::NonMasquerade, None, None, 0);
         }
-        for cidr in &self.config.service_cidrs {
+        for cidr in self.service_cidrs {
             put(*cidr, NetworkKind::Services, None, None, 0);
         }
         for address in services {
@@ -135,6 +137,10 @@ mod tests {
         Config::parse(&format!("node: n1\nmanifests: /m\n{rest}")).unwrap()
     }
 
+    fn configured(config: &Config) -> BTreeSet<IpNetwork> {
+        config.service_cidrs().into_iter().collect()
+    }
+
     fn own() -> Node {
         Node {
             internal_ips: vec![ip("172.30.0.1"), ip("fd00:30::1")],
@@ -189,7 +195,13 @@ mod tests {
     fn every_kind_of_range_is_in_the_table() {
         let (config, own, remote) = (config("nodePortAddresses: [172.30.0.0/24]"), own(), remote());
         let addresses = BTreeSet::from([ip("172.30.0.1"), ip("fd00:30::1"), ip("192.168.7.1")]);
-        let cluster = Cluster { config: &config, own: &own, addresses: &addresses, remote: &remote };
+        let cluster = Cluster {
+            config: &config,
+            own: &own,
+            addresses: &addresses,
+            remote: &remote,
+            service_cidrs: &configured(&config),
+        };
         let services = BTreeSet::from([ip("198.51.100.7"), ip("2001:db8::7")]);
         let mut table = shown(&cluster.networks(&routes(Some(MAC)), &services));
         table.sort();
@@ -219,7 +231,13 @@ mod tests {
     #[test]
     fn without_ranges_every_own_address_serves_node_ports() {
         let (config, own, addresses) = (config(""), own(), BTreeSet::from([ip("172.30.0.1"), ip("2001:db8::1")]));
-        let cluster = Cluster { config: &config, own: &own, addresses: &addresses, remote: &[] };
+        let cluster = Cluster {
+            config: &config,
+            own: &own,
+            addresses: &addresses,
+            remote: &[],
+            service_cidrs: &configured(&config),
+        };
         let networks = cluster.networks(&NodeRoutes::default(), &BTreeSet::new());
         for address in &addresses {
             assert_eq!(
@@ -235,7 +253,13 @@ mod tests {
         let mapped = prefix(IpAddr::from(MAPPED), 96);
         let kind = |ranges: &str| {
             let config = config(&format!("nonMasqueradeCIDRs: [{ranges}]"));
-            let cluster = Cluster { config: &config, own: &own, addresses: &addresses, remote: &[] };
+            let cluster = Cluster {
+                config: &config,
+                own: &own,
+                addresses: &addresses,
+                remote: &[],
+                service_cidrs: &configured(&config),
+            };
             let networks = cluster.networks(&NodeRoutes::default(), &BTreeSet::new());
             networks.get(&mapped).map(|network| network.kind)
         };
@@ -248,7 +272,13 @@ mod tests {
     fn an_external_ip_that_is_something_else_too_stays_that() {
         let (config, own, remote) = (config(""), own(), remote());
         let addresses = BTreeSet::from([ip("172.30.0.1"), ip("192.168.7.1")]);
-        let cluster = Cluster { config: &config, own: &own, addresses: &addresses, remote: &remote };
+        let cluster = Cluster {
+            config: &config,
+            own: &own,
+            addresses: &addresses,
+            remote: &remote,
+            service_cidrs: &configured(&config),
+        };
         let all = ["198.51.100.7", "192.168.7.1", "172.30.0.2", "10.244.1.9", "10.244.2.9", "10.96.0.1", "2001:db8::7"];
         let taken: Vec<_> =
             cluster.service_addresses(all.into_iter().map(ip)).iter().map(ToString::to_string).collect();

@@ -73,6 +73,9 @@ pub(super) async fn sync(wanted: &Wanted<'_>, host: &Host, known: &mut KnownMacs
     let mut status = Status::default();
     let config = wanted.config;
     let Some(own) = wanted.control.nodes().get(&config.node) else {
+        if !wanted.control.synced() {
+            return status;
+        }
         status.problems.push(format!(
             "there is no Node object named {}: apply its manifest, or correct `node` in the configuration",
             config.node
@@ -101,7 +104,8 @@ async fn set_up(
         status.problems.push(format!("there is no interface {name}: correct `uplinks` in the configuration"));
     }
     let mtu = mtu(config, &uplinks);
-    apply_settings(addresses, &uplinks, status);
+    let sysctl = Sysctl::at(&config.sysctls);
+    apply_settings(&sysctl, addresses, &uplinks, status);
     status.problems.extend(missing(own, &config.node));
 
     let remote: Vec<_> = wanted
@@ -119,14 +123,20 @@ async fn set_up(
             RemoteNode { name: name.clone(), addresses: node.internal_ips.clone(), pod_cidrs }
         })
         .collect();
-    let cluster = Cluster { config, own, addresses: &uplinks.addresses, remote: &remote };
+    let ranges = wanted.control.service_cidrs();
+    if ranges.is_empty() {
+        status
+            .problems
+            .push("no range of service addresses is known: set `serviceCIDRs` in the configuration".to_owned());
+    }
+    let cluster = Cluster { config, own, addresses: &uplinks.addresses, remote: &remote, service_cidrs: ranges };
     let services = cluster.service_addresses(wanted.control.service_addresses().into_iter());
     status.addresses = uplinks.addresses.clone();
 
     let hairpins = own.pod_cidrs.iter().map(|cidr| podnet0::hairpin(*cidr));
     let pair = podnet0::Wanted {
         mtu,
-        destinations: (config.service_cidrs.iter().copied())
+        destinations: (ranges.iter().copied())
             .chain(hairpins)
             .chain(services.iter().map(|address| IpNetwork::from(*address)))
             .collect(),
@@ -226,13 +236,12 @@ fn mtu(config: &Config, uplinks: &Uplinks) -> u32 {
     if config.mtu != 0 { config.mtu } else { uplinks.mtu().unwrap_or(DEFAULT) }
 }
 
-fn apply_settings(addresses: &[IpAddr], uplinks: &Uplinks, status: &mut Status) {
-    let sysctl = Sysctl::default();
+fn apply_settings(sysctl: &Sysctl, addresses: &[IpAddr], uplinks: &Uplinks, status: &mut Status) {
     let wanted = settings::wanted(Families::of(addresses), &uplinks.found, &uplinks.host_ends);
     // podnet0's are applied while it is made, since some must precede its coming up.
     let wanted: Vec<_> =
         wanted.into_iter().filter(|s| sysctl.read(&s.path).is_ok_and(|value| value.is_some())).collect();
-    let applied = settings::apply(&sysctl, &wanted);
+    let applied = settings::apply(sysctl, &wanted);
     note(status, applied.failed.iter());
     for change in &applied.changed {
         tracing::info!("changed a host setting: {change:?}");

@@ -6,7 +6,7 @@ use crate::{
     datapath::{Datapath, HookState},
     health::Servers,
     host::uplinks::Uplink,
-    source::manifest,
+    source,
     status::{
         DaemonStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus, StatusError, TablesStatus,
         UnixTime, UplinkStatus,
@@ -39,7 +39,7 @@ impl Reporter {
     pub(super) fn write(
         &mut self,
         config: &Config,
-        source: &manifest::SourceStatus,
+        source: &source::Status,
         control: &ControlStatus,
         node: &node::Status,
         servers: &Servers,
@@ -69,22 +69,20 @@ impl Reporter {
     }
 }
 
-fn describe(source: &manifest::SourceStatus, control: &ControlStatus) -> SourceStatus {
-    let errors = source.broken.iter().flat_map(|file| {
-        file.errors.iter().map(|error| SourceError {
-            file: source.directory.join(&file.name),
-            line: error.line,
-            reason: error.reason.clone(),
-        })
-    });
+fn describe(source: &source::Status, control: &ControlStatus) -> SourceStatus {
+    let error = |mistake: &source::Mistake| SourceError {
+        place: mistake.place.clone(),
+        line: mistake.line,
+        reason: mistake.reason.clone(),
+    };
     SourceStatus {
-        name: source.directory.display().to_string(),
+        name: source.name.clone(),
         synced: source.synced,
         last_sync: None,
         services: control.services,
         endpoint_slices: control.endpoint_slices,
         nodes: control.nodes,
-        errors: errors.collect(),
+        errors: source.mistakes.iter().map(error).collect(),
     }
 }
 
@@ -125,17 +123,8 @@ fn nodes(node: &node::Status) -> Vec<NodeStatus> {
     reached.chain(unreached).collect()
 }
 
-fn warnings(
-    source: &manifest::SourceStatus,
-    control: &ControlStatus,
-    node: &node::Status,
-    servers: &Servers,
-) -> Vec<String> {
-    let duplicates = source
-        .duplicates
-        .iter()
-        .map(|d| format!("{} is defined in {} and in {}; the first counts", d.object, d.used, d.ignored.join(", ")));
+fn warnings(source: &source::Status, control: &ControlStatus, node: &node::Status, servers: &Servers) -> Vec<String> {
     let problems = control.problems.iter().map(|p| format!("Service {}: {}", p.service, p.reason));
     let node = source.error.iter().chain(&node.problems).cloned();
-    node.chain(servers.problems()).chain(duplicates).chain(problems).collect()
+    node.chain(servers.problems()).chain(source.remarks.iter().cloned()).chain(problems).collect()
 }

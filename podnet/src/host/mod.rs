@@ -115,6 +115,7 @@ pub enum HostError {
 pub struct Host {
     handle: rtnetlink::Handle,
     connection: JoinHandle<()>,
+    sysctl: settings::Sysctl,
 }
 
 impl Drop for Host {
@@ -127,7 +128,13 @@ impl Host {
     /// Opens the connection; it lives on the current tokio runtime.
     pub fn open() -> Result<Self, HostError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(HostError::Socket)?;
-        Ok(Self { handle, connection: tokio::spawn(connection) })
+        Ok(Self { handle, connection: tokio::spawn(connection), sysctl: settings::Sysctl::default() })
+    }
+
+    /// The same with settings elsewhere than at `/proc/sys`.
+    pub fn with_sysctl(mut self, sysctl: settings::Sysctl) -> Self {
+        self.sysctl = sysctl;
+        self
     }
 
     /// Reads links, addresses, routes of the main table and neighbours.
@@ -171,8 +178,7 @@ impl Host {
         }
         // Before the interface comes up: no link-local address may be made for it.
         let settings = settings::podnet0(wanted.families());
-        let sysctl = settings::Sysctl::default();
-        let applied = settings::apply(&sysctl, &settings);
+        let applied = settings::apply(&self.sysctl, &settings);
         if let Some(failure) = applied.failed.into_iter().next() {
             return Err(failure.into());
         }

@@ -20,7 +20,7 @@ use super::uplinks::Uplink;
 /// A setting that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "can't {verb} the host setting {path}: {source}; podnet needs write access to /proc/sys (a privileged container)"
+    "can't {verb} the host setting {path}: {source}; in a container, mount the host's /proc/sys/net elsewhere and name its /proc/sys as `sysctls`"
 )]
 pub struct SettingError {
     verb: &'static str,

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use placement::Placement;
+pub use validate::service_range;
 
 use crate::frontend::Protocol;
 
@@ -47,6 +48,23 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Node.
     Node,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
+
+    /// As an object says it in `kind`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
 }
 
 /// What identifies an object, shown as `Service default/web`.
@@ -60,7 +78,7 @@ pub struct ObjectKey {
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {}", self.kind, self.name)
+        write!(f, "{} {}", self.kind.name(), self.name)
     }
 }
 
@@ -236,6 +254,13 @@ pub struct Node {
     pub leaving: bool,
 }
 
+/// A ServiceCIDR (KEP-1880).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Ranges that services' addresses come from.
+    pub cidrs: Vec<IpNetwork>,
+}
+
 /// Any of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
@@ -245,6 +270,8 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     /// A Node.
     Node(Arc<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
 }
 
 /// Why an object can't be used.
@@ -266,6 +293,7 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Node(_) => Kind::Node,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 }

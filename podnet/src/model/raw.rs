@@ -16,7 +16,7 @@ pub struct Manifest {
     /// Name, namespace, labels, annotations.
     #[serde(deserialize_with = "nullable")]
     pub metadata: Metadata,
-    /// Service and Node.
+    /// Service, Node and ServiceCIDR.
     #[serde(deserialize_with = "nullable")]
     pub spec: Spec,
     /// Node.
@@ -108,7 +108,7 @@ pub struct Annotations {
     pub source_ip: Option<String>,
 }
 
-/// `spec` of Service and Node.
+/// `spec` of Service, Node and ServiceCIDR.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Spec {
@@ -156,6 +156,9 @@ pub struct Spec {
     /// Node: all of them.
     #[serde(rename = "podCIDRs", deserialize_with = "nullable")]
     pub pod_cidrs: Vec<String>,
+    /// ServiceCIDR: its ranges.
+    #[serde(deserialize_with = "nullable")]
+    pub cidrs: Vec<String>,
 }
 
 /// `sessionAffinityConfig`.

@@ -4,6 +4,7 @@
 mod endpoints;
 mod node;
 mod service;
+mod service_cidr;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ impl Kind {
             ("v1", "Service") => Ok(Some(Self::Service)),
             ("v1", "Node") => Ok(Some(Self::Node)),
             ("discovery.k8s.io/v1", "EndpointSlice") => Ok(Some(Self::EndpointSlice)),
+            ("networking.k8s.io/v1", "ServiceCIDR") => Ok(Some(Self::ServiceCidr)),
             (other, "EndpointSlice") if other.starts_with("discovery.k8s.io/") => {
                 Err(format!("is {other}, which podnet doesn't read: use discovery.k8s.io/v1"))
             }
@@ -43,7 +45,7 @@ impl ObjectKey {
     /// Kind and name, with the namespace that an object without one has.
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
         let namespace = match (kind, namespace) {
-            (Kind::Node, _) => "",
+            (Kind::Node | Kind::ServiceCidr, _) => "",
             (_, "") => "default",
             (_, given) => given,
         };
@@ -62,6 +64,7 @@ impl Object {
             Kind::Service => service::check(raw).map(|s| Self::Service(Arc::new(s))),
             Kind::EndpointSlice => endpoints::check(raw).map(|s| Self::EndpointSlice(Arc::new(s))),
             Kind::Node => node::check(raw).map(|n| Self::Node(Arc::new(n))),
+            Kind::ServiceCidr => service_cidr::check(raw).map(|s| Self::ServiceCidr(Arc::new(s))),
         });
         match object {
             Ok(object) => Ok((key, object)),
@@ -111,6 +114,24 @@ fn cidr(field: impl FnOnce() -> String, text: &str) -> Checked<IpNetwork> {
         Ok(cidr) if text.contains('/') => Ok(cidr),
         _ => refuse(field(), format!("`{text}` is not a CIDR such as 10.244.1.0/24 or fd00:244:1::/64")),
     }
+}
+
+/// A range that services' addresses can come from.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn service_range(cidr: IpNetwork) -> Result<IpNetwork, String> {
+    if cidr.ip() != cidr.network() {
+        let network = IpNetwork::new(cidr.network(), cidr.prefix()).map_or_else(|e| e.to_string(), |n| n.to_string());
+        return Err(format!("{cidr} has bits set after its prefix: write {network}"));
+    }
+    if cidr.prefix() == if cidr.is_ipv4() { 32 } else { 128 } {
+        return Err(format!("{cidr} is a single address: give a range such as 10.96.0.0/16"));
+    }
+    if cidr.prefix() == 0 || cidr.ip().is_multicast() || cidr.ip().is_loopback() {
+        return Err(format!("{cidr} can't hold services"));
+    }
+    Ok(cidr)
 }
 
 fn port_number(field: impl FnOnce() -> String, number: i64) -> Checked<u16> {

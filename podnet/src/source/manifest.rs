@@ -23,7 +23,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::parse::{parallel_map, parse};
-use super::{Batch, Change};
+use super::{Batch, Change, Mistake};
 use crate::model::{Object, ObjectKey};
 
 /// How long a file has to be gone before its objects are.
@@ -97,6 +97,26 @@ pub struct Duplicate {
     pub used: String,
     /// The others.
     pub ignored: Vec<String>,
+}
+
+impl From<SourceStatus> for super::Status {
+    fn from(status: SourceStatus) -> Self {
+        let mistakes = status.broken.into_iter().flat_map(|file| {
+            let place = status.directory.join(&file.name).display().to_string();
+            let mistake = move |FileError { line, reason }| Mistake { place: place.clone(), line, reason };
+            file.errors.into_iter().map(mistake)
+        });
+        let remark = |d: Duplicate| {
+            format!("{} is defined in {} and in {}; the first counts", d.object, d.used, d.ignored.join(", "))
+        };
+        Self {
+            name: status.directory.display().to_string(),
+            error: status.error,
+            synced: status.synced,
+            mistakes: mistakes.collect(),
+            remarks: status.duplicates.into_iter().map(remark).collect(),
+        }
+    }
 }
 
 /// The source. [`Self::poll`] it at once, whenever its descriptor is readable, and at [`Self::next_poll`].

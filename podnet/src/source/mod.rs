@@ -1,12 +1,25 @@
-//! Where objects come from: today a directory of manifests, later also the Kubernetes API.
+//! Where objects come from: a directory of manifests, or the Kubernetes API.
 //!
-//! A source gives [`Batch`]es of validated objects. The first holds everything that there is; those that follow hold
-//! what has changed.
+//! A source gives [`Batch`]es of validated objects. The first that is synced holds everything that there is; those that
+//! follow hold what has changed.
 
+pub mod kubernetes;
 pub mod manifest;
 mod parse;
 
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use tokio::io::unix::AsyncFd;
+use tokio::time::sleep_until;
+
+use crate::config::Config;
+use crate::datapath::watch;
 use crate::model::{Object, ObjectKey};
+use kubernetes::KubernetesSource;
+use manifest::ManifestSource;
 
 /// An object that is new or different, or gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,4 +38,100 @@ pub struct Batch {
     /// Whether all objects that there are have been given by now. While they haven't, an object's absence means
     /// nothing, so nothing is taken away that an earlier daemon has put into the tables.
     pub synced: bool,
+}
+
+/// How a source stands, for `podnet status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The directory, or the API server's address.
+    pub name: String,
+    /// What is wrong with it as a whole.
+    pub error: Option<String>,
+    /// Whether everything has been read at least once.
+    pub synced: bool,
+    /// What can't be used as it is.
+    pub mistakes: Vec<Mistake>,
+    /// What else a user should know, as sentences.
+    pub remarks: Vec<String>,
+}
+
+/// Something that can't be used as it is; what it said before holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// A file, or an object.
+    pub place: String,
+    /// The line in the file, from 1.
+    pub line: Option<u64>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// A source.
+#[derive(Debug)]
+pub enum Source {
+    /// A directory, boxed since it holds all that it has read.
+    Manifests(Box<AsyncFd<ManifestSource>>),
+    /// The Kubernetes API.
+    Kubernetes(KubernetesSource),
+}
+
+impl Source {
+    /// The source that a configuration names. To be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// If there is no such directory, or nothing to say how to reach the API.
+    pub fn open(config: &Config) -> Result<Self> {
+        match (&config.kubernetes, &config.manifests) {
+            (Some(kubernetes), _) => Ok(Self::Kubernetes(KubernetesSource::start(kubernetes)?)),
+            (None, Some(directory)) => Self::directory(directory),
+            (None, None) => anyhow::bail!("the configuration names neither `manifests` nor `kubernetes`"),
+        }
+    }
+
+    fn directory(directory: &Path) -> Result<Self> {
+        let source = watch(ManifestSource::open(directory)?).context("can't wait for manifests")?;
+        Ok(Self::Manifests(Box::new(source)))
+    }
+
+    /// What there is to say at once: of a directory, all that is in it.
+    pub fn first(&mut self) -> Batch {
+        match self {
+            Self::Manifests(source) => source.get_mut().poll(Instant::now()),
+            Self::Kubernetes(_) => Batch::default(),
+        }
+    }
+
+    /// Waits until there is something to say, if only that [`Self::status`] differs. May be dropped while it waits.
+    ///
+    /// # Errors
+    /// If nothing will ever come.
+    pub async fn next(&mut self) -> io::Result<Batch> {
+        match self {
+            Self::Manifests(source) => {
+                let poll = source.get_ref().next_poll();
+                tokio::select! {
+                    ready = source.readable() => ready?.clear_ready(),
+                    () = at(poll) => {}
+                }
+                Ok(source.get_mut().poll(Instant::now()))
+            }
+            Self::Kubernetes(source) => source.next().await,
+        }
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Manifests(source) => source.get_ref().status().into(),
+            Self::Kubernetes(source) => source.status(),
+        }
+    }
+}
+
+/// Waits until a time, or for ever.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }

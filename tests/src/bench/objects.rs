@@ -77,7 +77,7 @@ impl Site {
         }
         let datapath = Datapath::start(PinDir::new(bpffs), capacity::CONNTRACK as u32)?;
         let control = Control::adopt(&config, &datapath)?;
-        Ok(Self { source: ManifestSource::open(&config.manifests)?, control, datapath, directory })
+        Ok(Self { source: ManifestSource::open(directory.path())?, control, datapath, directory })
     }
 
     /// Seconds for all objects.

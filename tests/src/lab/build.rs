@@ -4,18 +4,20 @@ use std::cell::RefCell;
 use std::fmt;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use podnet::config::Config;
+use podnet::config::{Config, Kubernetes};
 use serde_json::{Map, Value, json};
+use socket2::{Protocol, Type};
 
 use super::agent::{Agent, Setup};
 use super::place::fd_path;
 use super::{Binaries, Far, Lab, NetNs, Node, Offload, Place, Scrap};
+use crate::api::{Abilities, Api};
 use crate::traffic::Family;
 
 /// Address families of the cluster.
@@ -52,6 +54,15 @@ const ROUTER: [(&str, &str); 6] = [
 
 type Change<T> = Box<dyn Fn(usize, &mut T)>;
 
+/// Starts an API server at the fabric's address.
+fn serve_api(fabric: &Place, abilities: Abilities) -> Result<Api> {
+    let addr: SocketAddr = ([172, 30, 0, 254], 6443).into();
+    let socket = fabric.socket_for(addr, Type::STREAM, Protocol::TCP)?;
+    socket.bind(&addr.into())?;
+    socket.listen(64)?;
+    Api::serve(socket.into(), abilities)
+}
+
 /// What the lab is to be; see [`Lab::builder`].
 pub struct Builder {
     nodes: usize,
@@ -63,6 +74,7 @@ pub struct Builder {
     zones: &'static [&'static str],
     mtu: u32,
     daemons: bool,
+    api: Option<Abilities>,
     config: Vec<Change<Config>>,
     plugin: Vec<Change<Map<String, Value>>>,
 }
@@ -79,6 +91,7 @@ impl Default for Builder {
             zones: &[],
             mtu: 1500,
             daemons: true,
+            api: None,
             config: Vec::new(),
             plugin: Vec::new(),
         }
@@ -141,6 +154,12 @@ impl Builder {
         self
     }
 
+    /// Has the daemons' objects come from a Kubernetes API server that can do this, instead of manifests.
+    pub fn api(mut self, abilities: Abilities) -> Self {
+        self.api = Some(abilities);
+        self
+    }
+
     /// Changes a node's daemon configuration before the first start.
     pub fn config(mut self, change: impl Fn(usize, &mut Config) + 'static) -> Self {
         self.config.push(Box::new(change));
@@ -162,15 +181,16 @@ impl Builder {
         let outside = |name: &str| machine(&scrap, &binaries.lab, name);
         let fabric = outside("fabric")?;
         self.connect_fabric(&fabric).context("can't set up the bridge between the nodes")?;
+        let api = self.api.map(|abilities| serve_api(&fabric, abilities)).transpose()?;
         let client = self.client.then(|| outside("client")).transpose()?;
         if let Some(client) = &client {
             self.connect(&fabric, client, 100)?;
         }
         let far = self.far.then(|| self.connect_far(&fabric, outside("far")?, outside("router")?)).transpose()?;
         let nodes = (0..self.nodes)
-            .map(|index| self.node(index, &scrap, &fabric, &binaries).map(Arc::new))
+            .map(|index| self.node(index, &scrap, &fabric, &binaries, api.as_ref()).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
-        let lab = Lab { nodes, client, far, fabric, _xdp: self.xdp.take(), scrap };
+        let lab = Lab { nodes, client, far, fabric, api, _xdp: self.xdp.take(), scrap };
         lab.apply_nodes(|_, _| {})?;
         if self.daemons {
             // Together: each takes a moment to load its programs.
@@ -182,7 +202,14 @@ impl Builder {
         Ok(lab)
     }
 
-    fn node(&self, index: usize, scrap: &Scrap, fabric: &Place, binaries: &Arc<Binaries>) -> Result<Node> {
+    fn node(
+        &self,
+        index: usize,
+        scrap: &Scrap,
+        fabric: &Place,
+        binaries: &Arc<Binaries>,
+        api: Option<&Api>,
+    ) -> Result<Node> {
         let number = index + 1;
         let name = format!("node{number}");
         let dir = scrap.dir.join(&name);
@@ -200,6 +227,13 @@ impl Builder {
         let state = dir.join("state");
         let mut config: Config =
             serde_json::from_value(json!({ "node": name, "manifests": dir.join("manifests"), "stateDir": state }))?;
+        if let Some(api) = api {
+            let kubeconfig = dir.join("kubeconfig");
+            fs::write(&kubeconfig, api.kubeconfig())?;
+            config.manifests = None;
+            config.kubernetes = Some(Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() });
+            config.service_cidrs = Some(vec!["10.96.0.0/16".parse()?, "fd00:96::/112".parse()?]);
+        }
         self.config.iter().for_each(|change| change(index, &mut config));
         let plugin = json!({ "cniVersion": "1.1.0", "name": "podnet", "type": "podnet-cni", "stateDir": state });
         let Value::Object(mut plugin) = plugin else { unreachable!("is an object") };

@@ -52,6 +52,7 @@ pub use pod::Pod;
 pub use process::{Process, output, spawn};
 pub use service::Service;
 
+use crate::api::Api;
 use scrap::Scrap;
 
 /// A running cluster; dropping it ends it and removes all of it.
@@ -62,6 +63,8 @@ pub struct Lab {
     client: Option<Place>,
     far: Option<Far>,
     fabric: Place,
+    /// Where the daemons' objects come from, if not from manifests.
+    api: Option<Api>,
     /// What the links' other ends need for native XDP.
     _xdp: Vec<OwnedFd>,
     scrap: Scrap,
@@ -124,6 +127,14 @@ impl Lab {
         &self.fabric
     }
 
+    /// The Kubernetes API server, at the fabric's address.
+    ///
+    /// # Panics
+    /// The lab was built without.
+    pub fn api(&self) -> &Api {
+        self.api.as_ref().expect("the lab was built with an API server")
+    }
+
     /// The lab's directory on the real file system.
     pub fn dir(&self) -> &Path {
         &self.scrap.dir
@@ -160,18 +171,29 @@ impl Lab {
         self.apply("nodes", &manifest::yaml(&objects))
     }
 
-    /// Puts a manifest (`name` without extension) into the watched directory of every node.
+    /// Puts a manifest (`name` without extension) into the watched directory of every node, or its objects into the API.
     pub fn apply(&self, name: &str, yaml: &str) -> Result<()> {
+        if let Some(api) = &self.api {
+            return api.apply_file(name, yaml);
+        }
         self.nodes.iter().try_for_each(|node| node.apply(name, yaml))
     }
 
     /// Takes a manifest out of all watched directories.
     pub fn withdraw(&self, name: &str) -> Result<()> {
+        if let Some(api) = &self.api {
+            api.withdraw_file(name);
+            return Ok(());
+        }
         self.nodes.iter().try_for_each(|node| node.withdraw(name))
     }
 
     /// Takes all manifests but the Nodes' out of all watched directories.
     pub fn clear(&self) -> Result<()> {
+        if let Some(api) = &self.api {
+            api.files().iter().filter(|name| *name != "nodes").for_each(|name| api.withdraw_file(name));
+            return Ok(());
+        }
         self.nodes.iter().try_for_each(|node| node.clear())
     }
 }

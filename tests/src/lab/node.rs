@@ -143,20 +143,10 @@ impl Node {
 
     /// Starts the daemon and waits until it says that the datapath is ready and pods can start.
     pub fn start_daemon(&self) -> Result<()> {
-        let mut daemon = self.daemon();
-        ensure!(daemon.is_none(), "the daemon of {} runs already", self.name());
         let logged = self.log().len();
-        // What an earlier daemon said of itself.
-        if let Err(error) = fs::remove_file(self.status_file()) {
-            ensure!(error.kind() == ErrorKind::NotFound, "can't remove {}: {error}", self.status_file().display());
-        }
-        let log = File::options().create(true).append(true).open(self.log_file())?;
-        let mut command = self.place.command(&self.binaries.podnet)?;
-        command.args(["daemon", "--config"]).arg(self.config_file());
-        // Its messages are shown when it doesn't start: no backtraces of errors, no colours.
-        command.env("RUST_LIB_BACKTRACE", "0").env("NO_COLOR", "1");
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let process = daemon.insert(Process::start(command)?);
+        self.spawn_daemon()?;
+        let mut daemon = self.daemon();
+        let process = daemon.as_mut().context("the daemon has been ended")?;
         let mut ended = None;
         let ready = wait_until(&format!("{}: daemon ready", self.name()), || {
             ended = process.try_wait()?;
@@ -173,6 +163,24 @@ impl Node {
             let what = ended.map_or("did not become ready".to_owned(), |status| format!("ended with {status}"));
             bail!("the daemon of {} {what}; its first and last messages:\n{}", self.name(), shown.join("\n"));
         }
+        Ok(())
+    }
+
+    /// Starts the daemon without waiting for anything.
+    pub fn spawn_daemon(&self) -> Result<()> {
+        let mut daemon = self.daemon();
+        ensure!(daemon.is_none(), "the daemon of {} runs already", self.name());
+        // What an earlier daemon said of itself.
+        if let Err(error) = fs::remove_file(self.status_file()) {
+            ensure!(error.kind() == ErrorKind::NotFound, "can't remove {}: {error}", self.status_file().display());
+        }
+        let log = File::options().create(true).append(true).open(self.log_file())?;
+        let mut command = self.place.command(&self.binaries.podnet)?;
+        command.args(["daemon", "--config"]).arg(self.config_file());
+        // Its messages are shown when it doesn't start: no backtraces of errors, no colours.
+        command.env("RUST_LIB_BACKTRACE", "0").env("NO_COLOR", "1");
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        *daemon = Some(Process::start(command)?);
         Ok(())
     }
 

@@ -178,7 +178,7 @@ fn one_service_is_shown_with_its_backends_and_their_flows() {
         detail.text(),
         "\
 service    default/web
-unknown    why endpoints are left out: no daemon has said where its manifests are: name its configuration with --config
+unknown    why endpoints are left out: no daemon has said where its objects come from: name its configuration with --config
 
 FRONTEND          PROTOCOL  PORT NAME  KIND       SOURCE    AFFINITY  SOURCE RANGES
 10.96.0.10:80     TCP       http       ClusterIP  snat      -         -
@@ -276,8 +276,9 @@ fn a_broken_manifest_is_named_where_it_may_be_the_reason() {
     let dir = manifests();
     std::fs::write(dir.path().join("broken.yaml"), "apiVersion: [\n").unwrap();
     let detail = shown(&everything(), &web(), wanted(&dir)).unwrap();
-    let last = detail.differences.last().map(String::as_str);
-    assert_eq!(last, Some("broken.yaml can't be used as it is: what it said before holds"));
+    let broken = dir.path().join("broken.yaml");
+    let expected = format!("{} can't be used as it is: what it said before holds", broken.display());
+    assert_eq!(detail.differences.last(), Some(&expected));
 }
 
 #[test]

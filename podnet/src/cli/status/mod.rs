@@ -347,7 +347,7 @@ fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) 
         }
         for error in &source.errors {
             let line = error.line.map(|line| format!(":{line}")).unwrap_or_default();
-            let file = error.file.display();
+            let file = &error.place;
             warnings.push(format!("{file}{line}: {} (the last good state is in effect)", error.reason));
         }
     }

@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use podnet_common::addr::Proto;
 use podnet_common::layout::NetworkKind;
 use podnet_common::verdict::COUNTERS_BASE;
@@ -121,7 +119,7 @@ fn everything_that_needs_attention_is_a_warning() {
     let mut witnesses = healthy();
     let mut report = report();
     report.sources[0].errors.push(SourceError {
-        file: PathBuf::from("/etc/podnet/manifests/web.yaml"),
+        place: "/etc/podnet/manifests/web.yaml".into(),
         line: Some(7),
         reason: "unknown key".into(),
     });

@@ -1,0 +1,23 @@
+//! `podnet mount-bpffs`: gives the node a BPF file system where it has none, as nodes that are containers may not.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+/// Mounts it at a directory, unless there is one. Says whether there was none.
+pub(super) fn run(directory: &Path) -> Result<bool> {
+    let shown = directory.display();
+    fs::create_dir_all(directory).with_context(|| format!("can't make {shown}"))?;
+    let there = statfs(directory).with_context(|| format!("can't examine {shown}"))?;
+    if there.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(false);
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), directory, Some("bpf"), flags, Some("mode=0700")).with_context(|| {
+        format!("can't mount a BPF file system at {shown}: run this as root, in a privileged container")
+    })?;
+    Ok(true)
+}

@@ -1,0 +1,126 @@
+//! The Kubernetes API: Services, EndpointSlices, Nodes and ServiceCIDRs, listed once and watched from then on.
+//!
+//! A thread of its own talks to the server, one task a kind, so that reading a large cluster doesn't keep the daemon's
+//! event loop. What it reads comes through a channel as validated objects. Nothing is given before all kinds have been
+//! listed: half of a cluster may mean something else than the whole. From then on each change is given as it comes, and
+//! when a server is away, all stays as it was.
+
+mod connect;
+mod object;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::{io, thread};
+
+use tokio::sync::mpsc;
+
+pub use connect::ConnectError;
+
+use super::{Batch, Change, Mistake, Status};
+use crate::config::Kubernetes;
+use crate::model::{Kind, ObjectKey};
+use watch::News;
+
+/// How much may be on its way from the tasks to the event loop.
+const CHANNEL: usize = 4096;
+/// How much is taken at once: so many changes become one round of work on the tables.
+const BATCH: usize = 1024;
+
+/// The source.
+#[derive(Debug)]
+pub struct KubernetesSource {
+    server: String,
+    news: mpsc::Receiver<News>,
+    taken: Vec<News>,
+    /// Changes that came before all kinds were listed.
+    held: Vec<Change>,
+    kinds: BTreeMap<Kind, Watched>,
+    mistakes: BTreeMap<ObjectKey, String>,
+}
+
+/// How one kind stands.
+#[derive(Debug, Default)]
+struct Watched {
+    /// Whether all objects have been read at least once.
+    listed: bool,
+    error: Option<String>,
+}
+
+impl KubernetesSource {
+    /// Begins to read. The server need not be there yet.
+    ///
+    /// # Errors
+    /// If there is nothing that says where the server is or who is asking.
+    pub fn start(settings: &Kubernetes) -> Result<Self, ConnectError> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ConnectError::Thread)?;
+        // The client starts tasks of its own.
+        let client = {
+            let _entered = runtime.enter();
+            connect::client(settings)?
+        };
+        let (sender, news) = mpsc::channel(CHANNEL);
+        let server = client.server.clone();
+        thread::Builder::new()
+            .name("kubernetes".into())
+            .spawn(move || runtime.block_on(watch::all(client.client, sender)))
+            .map_err(ConnectError::Thread)?;
+        let kinds = Kind::ALL.map(|kind| (kind, Watched::default())).into();
+        Ok(Self { server, news, taken: Vec::new(), held: Vec::new(), kinds, mistakes: BTreeMap::new() })
+    }
+
+    /// Waits for news. Loses nothing when it is dropped.
+    ///
+    /// # Errors
+    /// If the thread that watches has ended.
+    pub async fn next(&mut self) -> io::Result<Batch> {
+        if self.news.recv_many(&mut self.taken, BATCH).await == 0 {
+            return Err(io::Error::other("the thread that watches the Kubernetes API has ended"));
+        }
+        for news in std::mem::take(&mut self.taken) {
+            match news {
+                News::Change(change) => {
+                    self.mistakes.remove(&change.key);
+                    self.held.push(change);
+                }
+                News::Mistake(key, reason) => drop(self.mistakes.insert(key, reason)),
+                News::Listed(kind) => self.kinds.entry(kind).or_default().listed = true,
+                News::State(kind, error) => self.kinds.entry(kind).or_default().error = error,
+            }
+        }
+        let synced = self.synced();
+        let changes = if synced { std::mem::take(&mut self.held) } else { Vec::new() };
+        Ok(Batch { changes, synced })
+    }
+
+    fn synced(&self) -> bool {
+        self.kinds.values().all(|kind| kind.listed)
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> Status {
+        let failing: Vec<_> =
+            self.kinds.iter().filter_map(|(kind, w)| Some((kind.name(), w.error.as_ref()?))).collect();
+        // A server that is away is so for all kinds alike.
+        let error = failing.first().map(|(_, error)| {
+            let names: Vec<_> = failing.iter().filter(|(_, other)| other == error).map(|(name, _)| *name).collect();
+            let stays = if self.synced() { "; what was read stays" } else { "" };
+            format!("{}: {} can't be watched: {error}{stays}", self.server, names.join(", "))
+        });
+        let waiting: Vec<_> = self.kinds.iter().filter(|(_, w)| !w.listed).map(|(kind, _)| kind.name()).collect();
+        let waiting =
+            (!waiting.is_empty()).then(|| format!("{}: waiting for the list of {}", self.server, waiting.join(", ")));
+        let mistake = |(key, reason): (&ObjectKey, &String)| Mistake {
+            place: key.to_string(),
+            line: None,
+            reason: reason.clone(),
+        };
+        Status {
+            name: self.server.clone(),
+            error,
+            synced: self.synced(),
+            mistakes: self.mistakes.iter().map(mistake).collect(),
+            remarks: waiting.into_iter().collect(),
+        }
+    }
+}

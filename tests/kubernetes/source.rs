@@ -1,0 +1,299 @@
+//! The source against a scripted server: whatever happens on the way, it comes to what a fresh list has.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use podnet::config::Kubernetes;
+use podnet::model::{Kind, Object, ObjectKey, raw};
+use podnet::source::Batch;
+use podnet::source::kubernetes::KubernetesSource;
+use podnet_tests::api::{Abilities, Api, Mood};
+use podnet_tests::lab::{NetNs, PATIENCE};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+
+/// A server in a namespace of its own, and a source that asks it.
+struct Site {
+    api: Api,
+    source: KubernetesSource,
+    runtime: Runtime,
+    seen: BTreeMap<ObjectKey, Object>,
+    synced: bool,
+    _directory: tempfile::TempDir,
+}
+
+impl Site {
+    fn new(abilities: Abilities, objects: &[Value]) -> Result<Self> {
+        let api = Api::serve(TcpListener::bind("127.0.0.1:0")?, abilities)?;
+        objects.iter().for_each(|object| api.apply(object.clone()));
+        let directory = tempfile::tempdir()?;
+        let kubeconfig = directory.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, api.kubeconfig())?;
+        let source = KubernetesSource::start(&Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() })?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { api, source, runtime, seen: BTreeMap::new(), synced: false, _directory: directory })
+    }
+
+    /// Takes in what the source says until a condition holds.
+    fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) -> Result<()> {
+        while !condition(self) {
+            let next = async { timeout(PATIENCE, self.source.next()).await };
+            let batch = self.runtime.block_on(next);
+            let batch = batch.with_context(|| {
+                let (asked, status) = (self.api.requests(), self.source.status());
+                format!("nothing comes while waiting: {what}; asked was {asked:?}; {status:?}")
+            })??;
+            self.take_in(batch)?;
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, batch: Batch) -> Result<()> {
+        ensure!(batch.synced || batch.changes.is_empty(), "half of a cluster was given");
+        ensure!(batch.synced || !self.synced, "once synced, always synced");
+        self.synced = batch.synced;
+        for change in batch.changes {
+            match change.object {
+                Some(object) => drop(self.seen.insert(change.key, object)),
+                None => drop(self.seen.remove(&change.key)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a fresh list has.
+    fn expected(&self) -> BTreeMap<ObjectKey, Object> {
+        let object = |value: Value| {
+            let raw: raw::Manifest = serde_json::from_value(value).unwrap();
+            let kind = Kind::of(&raw.api_version, &raw.kind).unwrap().unwrap();
+            Object::new(kind, raw).unwrap()
+        };
+        self.api.objects().into_iter().map(object).collect()
+    }
+
+    fn converges(&mut self) -> Result<()> {
+        let expected = self.expected();
+        let result = self.until("what a fresh list has", |site| site.synced && site.seen == expected);
+        result.with_context(|| format!("it has {:#?}\nand should have {expected:#?}", self.seen))
+    }
+}
+
+/// Runs a test in a network namespace that has nothing but loopback.
+fn alone<T: Send>(test: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let netns = NetNs::new()?;
+    netns.run(|| {
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
+        ensure!(up.success(), "ip link set lo up");
+        test()
+    })?
+}
+
+fn node(name: &str, number: u8) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "spec": {"podCIDRs": [format!("10.244.{number}.0/24")]},
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("172.30.0.{number}")}]}})
+}
+
+fn service(name: &str, number: u8) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "x"},
+        "spec": {"clusterIP": format!("10.96.0.{number}"), "ports": [{"port": 80}]}})
+}
+
+fn slice(name: &str, number: u8) -> Value {
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": name, "namespace": "x", "labels": {"kubernetes.io/service-name": "a"}},
+        "ports": [{"port": 8080}], "endpoints": [{"addresses": [format!("10.244.1.{number}")]}]})
+}
+
+fn range(name: &str, number: u8) -> Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": [format!("10.{number}.0.0/16")]}})
+}
+
+fn one_of_each() -> Vec<Value> {
+    vec![node("n1", 1), service("a", 1), slice("a-1", 2), range("kubernetes", 96)]
+}
+
+/// What happens to a cluster and its server.
+#[derive(Clone, Debug)]
+enum Step {
+    Apply(Kind, u8, u8),
+    Delete(Kind, u8),
+    Bookmark,
+    Disconnect,
+    /// History is forgotten, and the watch begins anew.
+    Forget,
+    /// Requests are refused for a moment.
+    Refuse(u16),
+    Wait,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let kind = prop::sample::select(Kind::ALL.to_vec());
+    prop_oneof![
+        8 => (kind.clone(), 0..5_u8, 1..200_u8).prop_map(|(kind, name, number)| Step::Apply(kind, name, number)),
+        4 => (kind, 0..5_u8).prop_map(|(kind, name)| Step::Delete(kind, name)),
+        1 => Just(Step::Bookmark),
+        1 => Just(Step::Disconnect),
+        1 => Just(Step::Forget),
+        1 => prop::sample::select(vec![429_u16, 500, 503]).prop_map(Step::Refuse),
+        2 => Just(Step::Wait),
+    ]
+}
+
+fn object(kind: Kind, name: u8, number: u8) -> Value {
+    let name = format!("o{name}");
+    match kind {
+        Kind::Service => service(&name, number),
+        Kind::EndpointSlice => slice(&name, number),
+        Kind::Node => node(&name, number),
+        Kind::ServiceCidr => range(&name, number),
+    }
+}
+
+fn play(site: &mut Site, steps: &[Step]) -> Result<()> {
+    for step in steps {
+        match *step {
+            Step::Apply(kind, name, number) => site.api.apply(object(kind, name, number)),
+            Step::Delete(kind, name) => site.api.delete(&object(kind, name, 1)),
+            Step::Bookmark => site.api.bookmark(),
+            Step::Disconnect => site.api.disconnect(),
+            Step::Forget => {
+                site.api.forget();
+                site.api.disconnect();
+            }
+            Step::Refuse(code) => {
+                site.api.set_mood(Mood::Refusing(code));
+                site.api.set_mood(Mood::Well);
+            }
+            Step::Wait => {
+                let next = async { timeout(Duration::from_millis(20), site.source.next()).await };
+                if let Ok(batch) = site.runtime.block_on(next) {
+                    site.take_in(batch?)?;
+                }
+            }
+        }
+    }
+    site.converges()
+}
+
+#[test]
+fn whatever_happens_it_comes_to_what_a_fresh_list_has() -> Result<()> {
+    let abilities = (any::<bool>(), any::<bool>(), any::<bool>())
+        .prop_map(|(streaming_lists, service_cidrs, stutter)| Abilities { streaming_lists, service_cidrs, stutter });
+    let cases = (abilities, prop::collection::vec(step(), 0..20), prop::collection::vec(step(), 1..40));
+    alone(|| {
+        let mut runner = TestRunner::new(Config { cases: 24, max_shrink_iters: 20, ..Config::default() });
+        let result = runner.run(&cases, |(abilities, before, after)| {
+            // A server without a kind has no objects of it.
+            let served = |steps: Vec<Step>| -> Vec<Step> {
+                let of_ranges = |step: &Step| {
+                    matches!(step, Step::Apply(Kind::ServiceCidr, ..) | Step::Delete(Kind::ServiceCidr, _))
+                };
+                steps.into_iter().filter(|step| abilities.service_cidrs || !of_ranges(step)).collect()
+            };
+            let play = || -> Result<()> {
+                let mut site = Site::new(abilities, &[])?;
+                play(&mut site, &served(before))?;
+                play(&mut site, &served(after))
+            };
+            play().map_err(|error| TestCaseError::fail(format!("{error:#}")))
+        });
+        result.map_err(|error| anyhow::anyhow!("{error}"))
+    })
+}
+
+#[test]
+fn nothing_is_given_before_all_kinds_are_listed() -> Result<()> {
+    alone(|| {
+        let mut site = Site::new(Abilities::default(), &one_of_each())?;
+        site.until("synced", |site| site.synced)?;
+        ensure!(site.seen.len() == 4, "{:?}", site.seen);
+        let requests = site.api.requests();
+        ensure!(requests.len() == 4 && requests.iter().all(|r| r.contains("sendInitialEvents=true")), "{requests:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_server_without_streaming_lists_is_asked_page_by_page() -> Result<()> {
+    alone(|| {
+        let nodes: Vec<_> = (1..20).map(|number| node(&format!("n{number}"), number)).collect();
+        let mut site = Site::new(Abilities { streaming_lists: false, ..Abilities::default() }, &nodes)?;
+        site.converges()?;
+        let requests = site.api.requests();
+        ensure!(requests.iter().any(|r| r.contains("/nodes?") && r.contains("continue=")), "{requests:?}");
+        site.api.apply(node("n1", 77));
+        site.converges()
+    })
+}
+
+#[test]
+fn a_server_that_refuses_is_silent_or_hangs_up_is_told_of_and_what_was_read_stays() -> Result<()> {
+    alone(|| {
+        let mut site = Site::new(Abilities::default(), &one_of_each())?;
+        site.converges()?;
+        ensure!(site.source.status().error.is_none(), "{:?}", site.source.status());
+        for (mood, told) in [
+            (Mood::Refusing(403), "ClusterRole of deploy/podnet.yaml"),
+            (Mood::HangingUp, "can't be watched"),
+            (Mood::Refusing(500), "told to refuse"),
+        ] {
+            site.api.set_mood(mood);
+            let before = site.seen.clone();
+            site.until(told, |site| site.source.status().error.is_some_and(|error| error.contains(told)))?;
+            ensure!(site.seen == before && site.source.status().synced, "{mood:?}");
+            site.api.set_mood(Mood::Well);
+            site.api.apply(service("b", 9));
+            site.api.delete(&service("b", 9));
+            site.api.apply(slice("a-1", if mood == Mood::HangingUp { 3 } else { 2 }));
+            site.until("no error", |site| site.source.status().error.is_none())?;
+            site.converges()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_server_that_is_not_there_at_first_is_found_later() -> Result<()> {
+    alone(|| {
+        let mut site = Site::new(Abilities::default(), &one_of_each())?;
+        site.api.set_mood(Mood::HangingUp);
+        site.until("an error", |site| site.source.status().error.is_some())?;
+        ensure!(!site.synced && !site.source.status().remarks.is_empty(), "{:?}", site.source.status());
+        site.api.set_mood(Mood::Well);
+        site.converges()
+    })
+}
+
+#[test]
+fn a_strange_object_is_named_and_leaves_the_others_alone() -> Result<()> {
+    alone(|| {
+        let mut site = Site::new(Abilities::default(), &one_of_each())?;
+        site.converges()?;
+        let before = site.seen.clone();
+        let mut strange = service("a", 1);
+        strange["spec"]["ports"] = json!([{"port": 800_000}]);
+        site.api.apply(strange.clone());
+        let mistakes = |site: &Site| site.source.status().mistakes;
+        site.until("a mistake", |site| !mistakes(site).is_empty())?;
+        ensure!(
+            mistakes(&site)[0].place == "Service x/a" && mistakes(&site)[0].reason.contains("800000"),
+            "{:?}",
+            mistakes(&site)
+        );
+        ensure!(site.seen == before, "what it said before holds");
+        strange["spec"]["ports"] = json!(7);
+        site.api.apply(strange);
+        site.until("another", |site| mistakes(site).first().is_some_and(|m| m.reason.contains("invalid type")))?;
+        site.api.apply(service("a", 2));
+        site.converges()?;
+        ensure!(mistakes(&site).is_empty(), "{:?}", mistakes(&site));
+        Ok(())
+    })
+}

@@ -1,0 +1,450 @@
+//! A Kubernetes API server for tests: the lists and watches that the daemon asks for, over HTTP, on demand wrong in every
+//! way in which a real one can be.
+//!
+//! It keeps objects as JSON with versions, and a log of changes as etcd does. A test changes objects through [`Api`] and
+//! decides how the server behaves: forgets history (410), breaks connections off, refuses, says nothing, sends things
+//! twice.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Result;
+use futures::StreamExt as _;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How many lines may wait for a slow client.
+const LINES: usize = 64;
+/// A page of a list, whatever the client asks for: small, so that lists have several.
+const PAGE: usize = 3;
+
+/// How the server answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mood {
+    /// As it should.
+    #[default]
+    Well,
+    /// Every request with this HTTP status.
+    Refusing(u16),
+    /// No request at all: it takes connections and is silent.
+    Silent,
+    /// It closes connections without a word.
+    HangingUp,
+}
+
+/// What the server is able to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    /// Streaming lists (Kubernetes 1.32 and later).
+    pub streaming_lists: bool,
+    /// ServiceCIDRs (1.33 and later).
+    pub service_cidrs: bool,
+    /// Every event is sent twice, as after a hasty restart of a proxy.
+    pub stutter: bool,
+}
+
+impl Default for Abilities {
+    fn default() -> Self {
+        Self { streaming_lists: true, service_cidrs: true, stutter: false }
+    }
+}
+
+/// The server. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Api {
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<u64>,
+    addr: SocketAddr,
+    _end: oneshot::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    abilities: Abilities,
+    mood: Mood,
+    version: u64,
+    /// Changes up to this version are forgotten.
+    forgotten: u64,
+    /// By resource, namespace and name.
+    objects: BTreeMap<(String, String, String), Value>,
+    log: Vec<Entry>,
+    /// Connections of an earlier number are broken off.
+    connection: u64,
+    /// Paths with queries, in the order in which they were asked.
+    requests: Vec<String>,
+    /// What clients have written: method, path, body.
+    writes: Vec<(String, String, Value)>,
+    /// Which objects came together, as from one file.
+    files: BTreeMap<String, Vec<Value>>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    version: u64,
+    resource: String,
+    event: &'static str,
+    object: Value,
+}
+
+impl Api {
+    /// Starts it behind a listening socket.
+    pub fn serve(listener: TcpListener, abilities: Abilities) -> Result<Self> {
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let state = Arc::new(Mutex::new(State {
+            abilities,
+            mood: Mood::Well,
+            version: 1,
+            forgotten: 0,
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            connection: 0,
+            requests: Vec::new(),
+            writes: Vec::new(),
+            files: BTreeMap::new(),
+        }));
+        let (changed, _) = watch::channel(0);
+        let (end, ended) = oneshot::channel::<()>();
+        let server = Server { state: state.clone(), changed: changed.clone() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("api".into()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = server.accept(listener) => {}
+                    _ = ended => {}
+                }
+            });
+        })?;
+        Ok(Self { state, changed, addr, _end: end })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// A kubeconfig for it.
+    pub fn kubeconfig(&self) -> String {
+        let server = format!("http://{}", self.addr);
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": {"server": server}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab"}}],
+        })
+        .to_string()
+    }
+
+    /// Creates an object or puts it in the place of an earlier one.
+    pub fn apply(&self, mut object: Value) {
+        let mut state = self.lock();
+        let key = key(&object);
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = state.version.to_string().into();
+        let event = if state.objects.insert(key.clone(), object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
+        state.note(key.0, event, object);
+        self.tell(&state);
+    }
+
+    /// Deletes an object, if it is there.
+    pub fn delete(&self, object: &Value) {
+        let mut state = self.lock();
+        let key = key(object);
+        if let Some(mut last) = state.objects.remove(&key) {
+            state.version += 1;
+            last["metadata"]["resourceVersion"] = state.version.to_string().into();
+            state.note(key.0, "DELETED", last);
+        }
+        self.tell(&state);
+    }
+
+    /// Makes these objects, in YAML, what a file has: others that it had before are deleted.
+    pub fn apply_file(&self, name: &str, yaml: &str) -> Result<()> {
+        let documents = yaml.split("---\n").filter(|document| !document.trim().is_empty());
+        let objects = documents.map(serde_saphyr::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let before = self.lock().files.insert(name.to_owned(), objects.clone()).unwrap_or_default();
+        let kept: Vec<_> = objects.iter().map(key).collect();
+        objects.into_iter().for_each(|object| self.apply(object));
+        before.iter().filter(|object| !kept.contains(&key(object))).for_each(|object| self.delete(object));
+        Ok(())
+    }
+
+    /// Deletes what a file had.
+    pub fn withdraw_file(&self, name: &str) {
+        let objects = self.lock().files.remove(name).unwrap_or_default();
+        objects.iter().for_each(|object| self.delete(object));
+    }
+
+    /// The names of all files.
+    pub fn files(&self) -> Vec<String> {
+        self.lock().files.keys().cloned().collect()
+    }
+
+    /// Tells watchers how far they are (a bookmark).
+    pub fn bookmark(&self) {
+        let mut state = self.lock();
+        state.version += 1;
+        for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
+            let version = state.version.to_string();
+            state.note(
+                resource.into(),
+                "BOOKMARK",
+                json!({"apiVersion": "v1", "kind": "x", "metadata": {"resourceVersion": version}}),
+            );
+        }
+        self.tell(&state);
+    }
+
+    /// Forgets all changes so far: who asks for them gets 410.
+    pub fn forget(&self) {
+        let mut state = self.lock();
+        state.forgotten = state.version;
+        state.log.clear();
+    }
+
+    /// Breaks all watches off.
+    pub fn disconnect(&self) {
+        let mut state = self.lock();
+        state.connection += 1;
+        self.tell(&state);
+    }
+
+    /// From now on it answers like this. Watches that are there are broken off.
+    pub fn set_mood(&self, mood: Mood) {
+        let mut state = self.lock();
+        state.mood = mood;
+        state.connection += 1;
+        self.tell(&state);
+    }
+
+    /// The requests since the last call, as method, path and query.
+    pub fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().requests)
+    }
+
+    /// What clients have written since the last call: method, path, body.
+    pub fn writes(&self) -> Vec<(String, String, Value)> {
+        std::mem::take(&mut self.lock().writes)
+    }
+
+    /// All objects as they are now.
+    pub fn objects(&self) -> Vec<Value> {
+        self.lock().objects.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, state: &State) {
+        self.changed.send_replace(state.version);
+    }
+}
+
+impl State {
+    fn note(&mut self, resource: String, event: &'static str, object: Value) {
+        let version = self.version;
+        self.log.push(Entry { version, resource, event, object });
+    }
+
+    fn list(&self, resource: &str) -> Vec<Value> {
+        self.objects.iter().filter(|((of, ..), _)| of == resource).map(|(_, object)| object.clone()).collect()
+    }
+}
+
+/// Resource, namespace and name of an object.
+fn key(object: &Value) -> (String, String, String) {
+    let kind = object["kind"].as_str().unwrap_or_default().to_lowercase();
+    let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
+    (format!("{kind}s"), text("namespace"), text("name"))
+}
+
+type Body = BoxBody<Bytes, Broken>;
+
+/// A connection that is broken off.
+#[derive(Debug, thiserror::Error)]
+#[error("broken off")]
+struct Broken;
+
+#[derive(Clone)]
+struct Server {
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Server {
+    async fn accept(self, listener: TcpListener) {
+        let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+        while let Ok((stream, _)) = listener.accept().await {
+            let server = self.clone();
+            tokio::spawn(async move {
+                if server.mood() == Mood::HangingUp {
+                    return;
+                }
+                let service = service_fn(|request| server.answer(request));
+                // A client that goes is none of the server's business.
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mood(&self) -> Mood {
+        self.lock().mood
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        self.lock().requests.push(format!("{method} {path}?{query}"));
+        match self.mood() {
+            Mood::Well => {}
+            Mood::Refusing(code) => return Ok(refusal(code, "the server was told to refuse")),
+            Mood::Silent => {
+                self.broken_off().await;
+                return Err(Broken);
+            }
+            Mood::HangingUp => return Err(Broken),
+        }
+        if method != Method::GET {
+            let body = request.into_body().collect().await.map_err(|_| Broken)?.to_bytes();
+            let value = serde_json::from_slice(&body).unwrap_or_default();
+            self.lock().writes.push((method.to_string(), path, value));
+            return Ok(whole(200, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}})));
+        }
+        let resource = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let abilities = self.lock().abilities;
+        if resource == "servicecidrs" && !abilities.service_cidrs {
+            return Ok(refusal(404, "the server could not find the requested resource"));
+        }
+        let query: BTreeMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+        if query.get("watch") != Some(&"true") {
+            return Ok(self.list(&resource, query.get("continue").copied()));
+        }
+        let streamed = query.get("sendInitialEvents") == Some(&"true");
+        if streamed && !abilities.streaming_lists {
+            return Ok(refusal(422, "sendInitialEvents: Forbidden"));
+        }
+        let since = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+        Ok(self.watch(resource, if streamed { None } else { Some(since) }))
+    }
+
+    /// A page of a list.
+    fn list(&self, resource: &str, from: Option<&str>) -> Response<Body> {
+        let state = self.lock();
+        let mut items = state.list(resource);
+        let from = from.and_then(|from| from.parse().ok()).unwrap_or(0_usize).min(items.len());
+        let more = items.len() > from + PAGE;
+        let mut metadata = json!({"resourceVersion": state.version.to_string()});
+        if more {
+            metadata["continue"] = (from + PAGE).to_string().into();
+        }
+        items = items.into_iter().skip(from).take(PAGE).collect();
+        // As a real server does, the elements don't repeat the type.
+        for item in items.iter_mut().filter_map(Value::as_object_mut) {
+            item.remove("kind");
+            item.remove("apiVersion");
+        }
+        whole(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
+    }
+
+    /// Changes since a version, or, if there is none, everything and then the changes.
+    fn watch(&self, resource: String, since: Option<u64>) -> Response<Body> {
+        let (lines, mut receiver) = mpsc::channel::<String>(LINES);
+        let server = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = server.send(&resource, since, &lines) => {}
+                () = server.broken_off() => {}
+            }
+        });
+        let stream = futures::stream::poll_fn(move |context| receiver.poll_recv(context))
+            .map(|line: String| Ok(Frame::data(Bytes::from(line))));
+        Response::new(BodyExt::boxed(StreamBody::new(stream)))
+    }
+
+    async fn send(
+        &self,
+        resource: &str,
+        since: Option<u64>,
+        lines: &mpsc::Sender<String>,
+    ) -> Result<(), mpsc::error::SendError<String>> {
+        let mut changed = self.changed.subscribe();
+        // The type comes first, as from a real server.
+        let line = |event: &str, object: &Value| format!("{{\"type\":\"{event}\",\"object\":{object}}}\n");
+        let mut at = match since {
+            Some(version) => version,
+            None => {
+                let (objects, version) = {
+                    let state = self.lock();
+                    (state.list(resource), state.version)
+                };
+                for object in &objects {
+                    lines.send(line("ADDED", object)).await?;
+                }
+                let ended = json!({"k8s.io/initial-events-end": "true"});
+                let metadata = json!({"resourceVersion": version.to_string(), "annotations": ended});
+                lines.send(line("BOOKMARK", &json!({"apiVersion": "v1", "kind": "x", "metadata": metadata}))).await?;
+                version
+            }
+        };
+        loop {
+            let (news, forgotten, stutter) = {
+                let state = self.lock();
+                let news: Vec<_> =
+                    state.log.iter().filter(|e| e.version > at && e.resource == resource).cloned().collect();
+                (news, state.forgotten, state.abilities.stutter)
+            };
+            if at < forgotten {
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                    "message": "too old resource version", "reason": "Expired", "code": 410});
+                return lines.send(line("ERROR", &status)).await;
+            }
+            for Entry { version, event, object, .. } in news {
+                at = version;
+                for _ in 0..if stutter { 2 } else { 1 } {
+                    lines.send(line(event, &object)).await?;
+                }
+            }
+            if changed.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until connections of now are to end.
+    async fn broken_off(&self) {
+        let mut changed = self.changed.subscribe();
+        let now = self.lock().connection;
+        while self.lock().connection == now {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn whole(status: u16, value: &Value) -> Response<Body> {
+    let body = Full::new(Bytes::from(value.to_string())).map_err(|never: Infallible| match never {});
+    let mut response = Response::new(BodyExt::boxed(body));
+    *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
+    response
+}
+
+fn refusal(code: u16, message: &str) -> Response<Body> {
+    whole(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+            "reason": "Refused", "code": code}),
+    )
+}
