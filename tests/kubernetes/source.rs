@@ -9,7 +9,7 @@ use podnet::config::Kubernetes;
 use podnet::model::{Kind, Object, ObjectKey, raw};
 use podnet::source::Batch;
 use podnet::source::kubernetes::KubernetesSource;
-use podnet_tests::api::{Abilities, Api, Mood};
+use podnet_tests::api::{Abilities, Api, Mood, Streaming};
 use podnet_tests::lab::{NetNs, PATIENCE};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -184,8 +184,16 @@ fn play(site: &mut Site, steps: &[Step]) -> Result<()> {
 
 #[test]
 fn whatever_happens_it_comes_to_what_a_fresh_list_has() -> Result<()> {
-    let abilities = (any::<bool>(), any::<bool>(), any::<bool>())
-        .prop_map(|(streaming_lists, service_cidrs, stutter)| Abilities { streaming_lists, service_cidrs, stutter });
+    let abilities = (
+        prop::sample::select(vec![Streaming::Served, Streaming::Refused, Streaming::Broken]),
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(streaming_lists, service_cidrs, stutter)| Abilities {
+            streaming_lists,
+            service_cidrs,
+            stutter,
+        });
     let cases = (abilities, prop::collection::vec(step(), 0..20), prop::collection::vec(step(), 1..40));
     alone(|| {
         let mut runner = TestRunner::new(Config { cases: 24, max_shrink_iters: 20, ..Config::default() });
@@ -223,13 +231,16 @@ fn nothing_is_given_before_all_kinds_are_listed() -> Result<()> {
 #[test]
 fn a_server_without_streaming_lists_is_asked_page_by_page() -> Result<()> {
     alone(|| {
-        let nodes: Vec<_> = (1..20).map(|number| node(&format!("n{number}"), number)).collect();
-        let mut site = Site::new(Abilities { streaming_lists: false, ..Abilities::default() }, &nodes)?;
-        site.converges()?;
-        let requests = site.api.requests();
-        ensure!(requests.iter().any(|r| r.contains("/nodes?") && r.contains("continue=")), "{requests:?}");
-        site.api.apply(node("n1", 77));
-        site.converges()
+        for streaming_lists in [Streaming::Refused, Streaming::Broken] {
+            let nodes: Vec<_> = (1..20).map(|number| node(&format!("n{number}"), number)).collect();
+            let mut site = Site::new(Abilities { streaming_lists, ..Abilities::default() }, &nodes)?;
+            site.converges()?;
+            let requests = site.api.requests();
+            ensure!(requests.iter().any(|r| r.contains("/nodes?") && r.contains("continue=")), "{requests:?}");
+            site.api.apply(node("n1", 77));
+            site.converges()?;
+        }
+        Ok(())
     })
 }
 

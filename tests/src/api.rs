@@ -39,11 +39,22 @@ pub enum Mood {
     HangingUp,
 }
 
+/// Whether a list may be had as a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streaming {
+    /// Yes.
+    Served,
+    /// Who asks is told no.
+    Refused,
+    /// Who asks is told yes, and then that it doesn't work: with an etcd that is too old.
+    Broken,
+}
+
 /// What the server is able to do.
 #[derive(Clone, Copy, Debug)]
 pub struct Abilities {
     /// Streaming lists (Kubernetes 1.32 and later).
-    pub streaming_lists: bool,
+    pub streaming_lists: Streaming,
     /// ServiceCIDRs (1.33 and later).
     pub service_cidrs: bool,
     /// Every event is sent twice, as after a hasty restart of a proxy.
@@ -52,7 +63,7 @@ pub struct Abilities {
 
 impl Default for Abilities {
     fn default() -> Self {
-        Self { streaming_lists: true, service_cidrs: true, stutter: false }
+        Self { streaming_lists: Streaming::Served, service_cidrs: true, stutter: false }
     }
 }
 
@@ -332,7 +343,7 @@ impl Server {
             return Ok(self.list(&resource, query.get("continue").copied()));
         }
         let streamed = query.get("sendInitialEvents") == Some(&"true");
-        if streamed && !abilities.streaming_lists {
+        if streamed && abilities.streaming_lists == Streaming::Refused {
             return Ok(refusal(422, "sendInitialEvents: Forbidden"));
         }
         let since = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
@@ -382,6 +393,11 @@ impl Server {
         let mut changed = self.changed.subscribe();
         // The type comes first, as from a real server.
         let line = |event: &str, object: &Value| format!("{{\"type\":\"{event}\",\"object\":{object}}}\n");
+        if since.is_none() && self.lock().abilities.streaming_lists == Streaming::Broken {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": "the required storage feature is disabled", "reason": "InternalError", "code": 500});
+            return lines.send(line("ERROR", &status)).await;
+        }
         let mut at = match since {
             Some(version) => version,
             None => {

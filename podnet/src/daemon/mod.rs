@@ -254,8 +254,10 @@ impl Daemon {
     /// Has the health servers say how the node stands.
     fn tell_health(&mut self) {
         let control::Health { checks, leaving, stale_since } = self.control.health();
-        let current = stale_since.is_none() && self.source.status().error.is_none();
-        self.health.report(Condition { ready: self.node.ready, current, leaving }, Instant::now());
+        let current = stale_since.is_none() && !self.source.is_broken();
+        // An API server that is away at the start changes nothing of what an earlier daemon has set up.
+        let ready = self.node.ready || (self.datapath.adopted() && !self.control.synced());
+        self.health.report(Condition { ready, current, leaving }, Instant::now());
         self.servers.settle(checks);
     }
 

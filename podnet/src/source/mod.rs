@@ -119,6 +119,12 @@ impl Source {
         }
     }
 
+    /// Whether something is wrong with it on this node. An API server that is away is so for all nodes alike, and none of
+    /// them is worse for it.
+    pub fn is_broken(&self) -> bool {
+        matches!(self, Self::Manifests(_)) && self.status().error.is_some()
+    }
+
     /// How it stands.
     pub fn status(&self) -> Status {
         match self {

@@ -48,6 +48,7 @@ async fn watch(client: Client, kind: Kind, news: Sender<News>) {
     let api: Api<Sent> = Api::all_with(telling(client, answered.clone()), &kind);
     // Streaming lists (KEP-3157) spare the server and us a copy of everything; a server without them says so.
     let mut config = watcher::Config::default().streaming_lists();
+    let mut listed = false;
     loop {
         let mut events = pin!(watcher(api.clone(), config.clone()).default_backoff());
         loop {
@@ -64,8 +65,11 @@ async fn watch(client: Client, kind: Kind, news: Sender<News>) {
                 }
             };
             let told = match event {
-                Some(Ok(event)) => tracker.take(event),
-                Some(Err(failure)) if lacks_streaming(&failure) && config != watcher::Config::default() => {
+                Some(Ok(event)) => {
+                    listed |= matches!(event, Event::InitDone);
+                    tracker.take(event)
+                }
+                Some(Err(failure)) if lacks_streaming(&failure) && !listed && config != watcher::Config::default() => {
                     debug!(kind = kind.name(), "the server has no streaming lists");
                     config = watcher::Config::default();
                     break;
@@ -118,7 +122,12 @@ fn telling(client: Client, granted: Arc<Notify>) -> Client {
 
 /// Whether the server doesn't know how to send a list as a stream.
 fn lacks_streaming(error: &Error) -> bool {
-    matches!(error, Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 422 || status.code == 400)
+    match error {
+        Error::WatchStartFailed(kube::Error::Api(status)) => matches!(status.code, 400 | 422),
+        // With an etcd before 3.4.25 or 3.5.8 the server notices only when it has begun.
+        Error::WatchError(status) => status.code != 410,
+        _ => false,
+    }
 }
 
 /// Whether the server doesn't serve the kind.
