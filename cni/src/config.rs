@@ -145,12 +145,13 @@ struct RawRange {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawDns {
+    // Null, if a pod has none: Go writes a missing list so.
     #[serde(alias = "Servers")]
-    servers: Vec<String>,
+    servers: Option<Vec<String>>,
     #[serde(alias = "Searches")]
-    searches: Vec<String>,
+    searches: Option<Vec<String>>,
     #[serde(alias = "Options")]
-    options: Vec<String>,
+    options: Option<Vec<String>>,
 }
 
 fn invalid(msg: impl Into<String>) -> CniError {
@@ -220,10 +221,10 @@ impl Config {
         let runtime = raw.runtime_config.unwrap_or_default();
         if let Some(wanted) = &runtime.dns {
             dns = Dns {
-                nameservers: wanted.servers.clone(),
+                nameservers: wanted.servers.clone().unwrap_or_default(),
                 domain: None,
-                search: wanted.searches.clone(),
-                options: wanted.options.clone(),
+                search: wanted.searches.clone().unwrap_or_default(),
+                options: wanted.options.clone().unwrap_or_default(),
             };
         }
         let mtu = raw.mtu.filter(|mtu| *mtu != 0);
@@ -411,6 +412,16 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/var/lib/podnet"));
         assert_eq!(config.run_dir, Path::new("/run/podnet"));
         assert_eq!((config.mtu, config.pod_cidrs.len(), config.valid_attachments), (None, 0, None));
+    }
+
+    #[test]
+    fn a_pod_without_resolver_settings_has_null_for_them() {
+        let config = parse(json!({"runtimeConfig": {
+            "dns": {"Servers": ["10.96.0.10"], "Searches": null, "Options": null},
+            "portMappings": null, "ips": null, "ipRanges": null,
+        }}));
+        let dns = config.unwrap().dns;
+        assert_eq!((dns.nameservers.len(), dns.search.len(), dns.options.len()), (1, 0, 0));
     }
 
     #[test]
