@@ -70,17 +70,13 @@ pub fn run(options: &Options) -> Result<()> {
     if options.quick {
         results.note("A quick run: fewer rounds than a verdict takes.");
     }
-    nanoseconds::run(options, &mut results)?;
-    {
-        let topologies = Topologies::default();
-        paths::run(options, &topologies, &mut results)?;
-        outside::run(options, &topologies, &mut results)?;
+    // What has been measured is worth something also if the rest fails.
+    let measured = measure(options, &mut results);
+    if let Err(error) = &measured {
+        results.note(format!("The run was broken off: {error:#}."));
     }
-    cni::run(options, &mut results)?;
-    collection::run(options, &mut results)?;
-    objects::run(options, &mut results)?;
-    control::run(options, &mut results)?;
     if results.is_empty() {
+        measured?;
         bail!("no row's name contains {:?}: see the table in docs/benchmarks", options.filter.as_deref().unwrap_or(""));
     }
     let verdicts = goals::judge(&results);
@@ -88,7 +84,20 @@ pub fn run(options: &Options) -> Result<()> {
     results.write(&options.out, options.json.as_deref(), &verdicts, &machine)?;
     println!("{}", results.markdown(&verdicts, &machine, &[]));
     println!("Report, plots and results.json are in {}", options.out.display());
-    Ok(())
+    measured
+}
+
+fn measure(options: &Options, results: &mut Results) -> Result<()> {
+    nanoseconds::run(options, results)?;
+    {
+        let topologies = Topologies::default();
+        paths::run(options, &topologies, results)?;
+        outside::run(options, &topologies, results)?;
+    }
+    cni::run(options, results)?;
+    collection::run(options, results)?;
+    objects::run(options, results)?;
+    control::run(options, results)
 }
 
 impl Options {

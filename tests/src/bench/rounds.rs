@@ -36,7 +36,14 @@ pub fn select(options: &Options, variants: &mut Vec<Variant<'_>>) -> bool {
     !variants.is_empty()
 }
 
-/// Measures every variant in every round, forwards and backwards in turn, after one round that isn't counted.
+/// How many rounds may fail.
+const FAILURES: usize = 3;
+
+/// Measures every variant in every round, forwards and backwards in turn, after one round that isn't counted. A round in
+/// which something fails isn't counted either, and noted.
+///
+/// # Errors
+/// The failure, if there are more than [`FAILURES`].
 pub fn interleave(
     title: &str,
     unit: &'static str,
@@ -46,19 +53,30 @@ pub fn interleave(
 ) -> Result<()> {
     let mut samples = vec![Vec::with_capacity(rounds); variants.len()];
     let bar = progress(title, ((rounds + 1) * variants.len()) as u64);
-    for round in 0..=rounds {
+    let (mut round, mut failures) = (0, 0);
+    while round <= rounds {
         let mut order: Vec<usize> = (0..variants.len()).collect();
         if round % 2 == 1 {
             order.reverse();
         }
-        for i in order {
+        let taken = order.into_iter().map(|i| {
             let variant = &mut variants[i];
             bar.set_message(variant.name.clone());
             let sample = (variant.sample)().with_context(|| format!("while measuring {}", variant.name))?;
-            if round > 0 {
-                samples[i].push(sample);
-            }
             bar.inc(1);
+            Ok((i, sample))
+        });
+        match taken.collect::<Result<Vec<_>>>() {
+            Ok(taken) => {
+                taken.into_iter().filter(|_| round > 0).for_each(|(i, sample)| samples[i].push(sample));
+                round += 1;
+            }
+            Err(error) if failures < FAILURES => {
+                failures += 1;
+                eprintln!("a round is left out: {error:#}");
+                results.note(format!("A round was left out: {error:#}."));
+            }
+            Err(error) => return Err(error),
         }
     }
     bar.finish_and_clear();
@@ -107,6 +125,23 @@ mod tests {
         assert_eq!(*log.borrow(), "abbaabba");
         assert_eq!(results.get("a").unwrap().values, [4.0, 5.0, 8.0]);
         assert_eq!(results.get("b").unwrap().values, [3.0, 6.0, 7.0]);
+    }
+
+    #[test]
+    fn a_round_that_fails_is_left_out_and_noted() {
+        let count = RefCell::new(0);
+        let fails = |times: &'static [i32]| {
+            move || {
+                *count.borrow_mut() += 1;
+                anyhow::ensure!(!times.contains(&count.borrow()), "as it should");
+                Ok(f64::from(*count.borrow()))
+            }
+        };
+        let mut results = Results::default();
+        interleave("test", "s", 2, vec![Variant::new("a", &[], fails(&[2]))], &mut results).unwrap();
+        assert_eq!(results.get("a").unwrap().values, [3.0, 4.0]);
+        let always = Variant::new("b", &[], || anyhow::bail!("always"));
+        assert!(interleave("test", "s", 2, vec![always], &mut results).is_err());
     }
 
     #[test]

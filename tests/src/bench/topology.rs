@@ -319,7 +319,7 @@ pub struct Topologies {
 }
 
 impl Topologies {
-    /// Does something with one of them.
+    /// Does something with one of them. One that fails is built anew the next time.
     pub fn with<T>(&self, kind: Kind, f: impl FnOnce(&mut Topology) -> Result<T>) -> Result<T> {
         let mut built = self.built.borrow_mut();
         let topology = match built.entry(kind) {
@@ -331,6 +331,11 @@ impl Topologies {
                 entry.insert(topology)
             }
         };
-        f(topology)
+        let result = f(topology);
+        if result.is_err() {
+            // Its workers may still be at it.
+            built.remove(&kind);
+        }
+        result
     }
 }
