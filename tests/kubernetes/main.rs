@@ -2,4 +2,5 @@
 //! ones.
 
 mod cluster;
+mod real;
 mod source;

@@ -18,6 +18,9 @@ use crate::command::as_root;
 use crate::setup::{self, Purpose};
 use crate::workspace::Workspace;
 
+/// Names a directory with kube-apiserver and etcd, as for other projects' tests against a real API server.
+const ASSETS: &str = "KUBEBUILDER_ASSETS";
+
 /// After this, a test program is told to end, and it then has a little time for cleaning up.
 const SECONDS_PER_PROGRAM: u32 = 600;
 const SECONDS_FOR_CLEANING_UP: u32 = 30;
@@ -46,6 +49,8 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
             .arg(SECONDS_PER_PROGRAM.to_string())
             .arg(&program)
             .arg(format!("--test-threads={PRIVILEGED_TESTS_AT_ONCE}"))
+            // Tests that are left out unless these binaries are there.
+            .args(std::env::var_os(ASSETS).map(|_| "--include-ignored"))
             .args(filter)
             .current_dir(workspace.root.join("tests"));
         total += tally(&mut test, &program.display().to_string(), &mut io::stdout())?;
@@ -68,7 +73,9 @@ fn heading(part: &str) {
 /// What the test programs need to know, and how much a panic tells.
 fn environment(built: &build::Built) -> Result<Vec<(&'static str, OsString)>> {
     let mut variables: Vec<_> = built.environment().into_iter().map(|(name, value)| (name, value.to_owned())).collect();
-    variables.extend(std::env::var_os("RUST_BACKTRACE").map(|value| ("RUST_BACKTRACE", value)));
+    for name in ["RUST_BACKTRACE", ASSETS] {
+        variables.extend(std::env::var_os(name).map(|value| (name, value)));
+    }
     Ok(variables)
 }
 
