@@ -10,7 +10,7 @@ use podnet::model::{Kind, Object, ObjectKey, raw};
 use podnet::source::Batch;
 use podnet::source::kubernetes::KubernetesSource;
 use podnet_tests::api::{Abilities, Api, Mood, Streaming};
-use podnet_tests::lab::{NetNs, PATIENCE};
+use podnet_tests::lab::{NetNs, PATIENCE, wait_until};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
@@ -34,7 +34,8 @@ impl Site {
         let directory = tempfile::tempdir()?;
         let kubeconfig = directory.path().join("kubeconfig");
         std::fs::write(&kubeconfig, api.kubeconfig())?;
-        let source = KubernetesSource::start(&Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() })?;
+        let source =
+            KubernetesSource::start(&Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() }, "n1")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { api, source, runtime, seen: BTreeMap::new(), synced: false, _directory: directory })
     }
@@ -305,6 +306,26 @@ fn a_strange_object_is_named_and_leaves_the_others_alone() -> Result<()> {
         site.api.apply(service("a", 2));
         site.converges()?;
         ensure!(mistakes(&site).is_empty(), "{:?}", mistakes(&site));
+        Ok(())
+    })
+}
+
+#[test]
+fn the_node_object_is_told_once_that_pods_can_start() -> Result<()> {
+    alone(|| {
+        let mut site = Site::new(Abilities::default(), &one_of_each())?;
+        site.converges()?;
+        ensure!(site.api.writes().is_empty());
+        site.source.announce();
+        let mut writes = Vec::new();
+        wait_until("a condition", || {
+            writes.extend(site.api.writes());
+            Ok(!writes.is_empty())
+        })?;
+        let (method, path, body) = &writes[0];
+        ensure!((method.as_str(), path.as_str()) == ("PATCH", "/api/v1/nodes/n1/status"), "{method} {path}");
+        let condition = &body["status"]["conditions"][0];
+        ensure!(condition["type"] == "NetworkUnavailable" && condition["status"] == "False", "{body}");
         Ok(())
     })
 }

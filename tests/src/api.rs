@@ -331,7 +331,7 @@ impl Server {
             let body = request.into_body().collect().await.map_err(|_| Broken)?.to_bytes();
             let value = serde_json::from_slice(&body).unwrap_or_default();
             self.lock().writes.push((method.to_string(), path, value));
-            return Ok(whole(200, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}})));
+            return Ok(whole(200, &json!({"kind": "Node", "apiVersion": "v1", "metadata": {}})));
         }
         let resource = path.rsplit('/').next().unwrap_or_default().to_owned();
         let abilities = self.lock().abilities;

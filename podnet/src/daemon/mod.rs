@@ -279,8 +279,9 @@ impl Daemon {
         let before = std::mem::take(&mut self.node.problems);
         let was_ready = self.node.ready;
         self.node = node::sync(&wanted, &self.host, &mut self.known_macs, &mut self.datapath).await;
-        if !was_ready {
+        if self.node.ready && !was_ready {
             self.install();
+            self.source.announce();
         }
         self.node.problems.extend(self.not_installed.clone());
         // What is tried again every second needn't be said as often.

@@ -82,7 +82,7 @@ impl Source {
     /// If there is no such directory, or nothing to say how to reach the API.
     pub fn open(config: &Config) -> Result<Self> {
         match (&config.kubernetes, &config.manifests) {
-            (Some(kubernetes), _) => Ok(Self::Kubernetes(KubernetesSource::start(kubernetes)?)),
+            (Some(kubernetes), _) => Ok(Self::Kubernetes(KubernetesSource::start(kubernetes, &config.node)?)),
             (None, Some(directory)) => Self::directory(directory),
             (None, None) => anyhow::bail!("the configuration names neither `manifests` nor `kubernetes`"),
         }
@@ -123,6 +123,13 @@ impl Source {
     /// them is worse for it.
     pub fn is_broken(&self) -> bool {
         matches!(self, Self::Manifests(_)) && self.status().error.is_some()
+    }
+
+    /// Pods can start: who has a use for that is told.
+    pub fn announce(&self) {
+        if let Self::Kubernetes(source) = self {
+            source.announce();
+        }
     }
 
     /// How it stands.

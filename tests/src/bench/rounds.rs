@@ -43,7 +43,7 @@ const FAILURES: usize = 3;
 /// which something fails isn't counted either, and noted.
 ///
 /// # Errors
-/// The failure, if there are more than [`FAILURES`].
+/// The failure, if there are more than three.
 pub fn interleave(
     title: &str,
     unit: &'static str,

@@ -5,6 +5,7 @@
 //! listed: half of a cluster may mean something else than the whole. From then on each change is given as it comes, and
 //! when a server is away, all stays as it was.
 
+mod announce;
 mod connect;
 mod object;
 mod watch;
@@ -12,7 +13,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::{io, thread};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as signal};
 
 pub use connect::ConnectError;
 
@@ -36,6 +37,7 @@ pub struct KubernetesSource {
     held: Vec<Change>,
     kinds: BTreeMap<Kind, Watched>,
     mistakes: BTreeMap<ObjectKey, String>,
+    ready: signal::Sender<bool>,
 }
 
 /// How one kind stands.
@@ -47,11 +49,11 @@ struct Watched {
 }
 
 impl KubernetesSource {
-    /// Begins to read. The server need not be there yet.
+    /// Begins to read, on the node of this name. The server need not be there yet.
     ///
     /// # Errors
     /// If there is nothing that says where the server is or who is asking.
-    pub fn start(settings: &Kubernetes) -> Result<Self, ConnectError> {
+    pub fn start(settings: &Kubernetes, node: &str) -> Result<Self, ConnectError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ConnectError::Thread)?;
         // The client starts tasks of its own.
@@ -60,13 +62,22 @@ impl KubernetesSource {
             connect::client(settings)?
         };
         let (sender, news) = mpsc::channel(CHANNEL);
-        let server = client.server.clone();
+        let (ready, is_ready) = signal::channel(false);
+        let (server, node) = (client.server.clone(), node.to_owned());
         thread::Builder::new()
             .name("kubernetes".into())
-            .spawn(move || runtime.block_on(watch::all(client.client, sender)))
+            .spawn(move || {
+                runtime.spawn(announce::network(client.client.clone(), node, is_ready));
+                runtime.block_on(watch::all(client.client, sender));
+            })
             .map_err(ConnectError::Thread)?;
         let kinds = Kind::ALL.map(|kind| (kind, Watched::default())).into();
-        Ok(Self { server, news, taken: Vec::new(), held: Vec::new(), kinds, mistakes: BTreeMap::new() })
+        Ok(Self { server, news, taken: Vec::new(), held: Vec::new(), kinds, mistakes: BTreeMap::new(), ready })
+    }
+
+    /// Pods can start: the cluster is to be told.
+    pub fn announce(&self) {
+        self.ready.send_replace(true);
     }
 
     /// Waits for news. Loses nothing when it is dropped.

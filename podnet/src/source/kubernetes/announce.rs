@@ -1,0 +1,44 @@
+//! What the cluster is told: that the node has a network. Some cloud providers mark new nodes as having none, which keeps
+//! pods away until the network plugin says otherwise.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::sync::watch::Receiver;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// How soon it is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Waits until pods can start on the node of this name, and then says so in the condition `NetworkUnavailable`, once.
+pub(super) async fn network(client: Client, node: String, mut ready: Receiver<bool>) {
+    if ready.wait_for(|ready| *ready).await.is_err() {
+        return;
+    }
+    let nodes: Api<Node> = Api::all(client);
+    let mut told = None;
+    loop {
+        let now = Timestamp::now().to_string();
+        let condition = json!({
+            "type": "NetworkUnavailable", "status": "False", "reason": "PodnetIsUp",
+            "message": "podnet's datapath is set up", "lastHeartbeatTime": now, "lastTransitionTime": now,
+        });
+        let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+        match nodes.patch_status(&node, &PatchParams::default(), &patch).await {
+            Ok(_) => return info!("the Node object says that its network is there"),
+            Err(error) => {
+                let reason = error.to_string();
+                if told.as_ref() != Some(&reason) {
+                    warn!("the condition NetworkUnavailable of Node {node} can't be written: {reason}");
+                    told = Some(reason);
+                }
+            }
+        }
+        sleep(RETRY_INTERVAL).await;
+    }
+}
