@@ -47,7 +47,10 @@ impl<'a> Site<'a> {
 
     /// Takes in what the manifest says from now on, and tells how many frontends that has changed.
     fn apply(&mut self, manifest: &str) -> Result<usize> {
-        fs::write(self.directory.path().join("manifest.yaml"), manifest)?;
+        // A file that is written is closed for good only when no process has it that another test is just starting.
+        let finished = self.directory.path().join(".finished");
+        fs::write(&finished, manifest)?;
+        fs::rename(finished, self.directory.path().join("manifest.yaml"))?;
         // Long enough for nothing to rest any more.
         self.now += Duration::from_secs(10);
         self.control.apply(self.source.poll(self.now));

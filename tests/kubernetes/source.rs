@@ -169,7 +169,10 @@ fn play(site: &mut Site, steps: &[Step]) -> Result<()> {
                 site.api.disconnect();
             }
             Step::Refuse(code) => {
+                site.api.requests();
                 site.api.set_mood(Mood::Refusing(code));
+                // All that asked are refused once, at least.
+                wait_until("a request", || Ok(!site.api.requests().is_empty()))?;
                 site.api.set_mood(Mood::Well);
             }
             Step::Wait => {
@@ -197,7 +200,7 @@ fn whatever_happens_it_comes_to_what_a_fresh_list_has() -> Result<()> {
         });
     let cases = (abilities, prop::collection::vec(step(), 0..20), prop::collection::vec(step(), 1..40));
     alone(|| {
-        let mut runner = TestRunner::new(Config { cases: 24, max_shrink_iters: 20, ..Config::default() });
+        let mut runner = TestRunner::new(Config { cases: 12, max_shrink_iters: 20, ..Config::default() });
         let result = runner.run(&cases, |(abilities, before, after)| {
             // A server without a kind has no objects of it.
             let served = |steps: Vec<Step>| -> Vec<Step> {
@@ -246,7 +249,7 @@ fn a_server_without_streaming_lists_is_asked_page_by_page() -> Result<()> {
 }
 
 #[test]
-fn a_server_that_refuses_is_silent_or_hangs_up_is_told_of_and_what_was_read_stays() -> Result<()> {
+fn a_server_that_refuses_or_hangs_up_is_told_of_and_what_was_read_stays() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.converges()?;
@@ -255,6 +258,7 @@ fn a_server_that_refuses_is_silent_or_hangs_up_is_told_of_and_what_was_read_stay
             (Mood::Refusing(403), "ClusterRole of deploy/podnet.yaml"),
             (Mood::HangingUp, "can't be watched"),
             (Mood::Refusing(500), "told to refuse"),
+            (Mood::Refusing(503), "told to refuse"),
         ] {
             site.api.set_mood(mood);
             let before = site.seen.clone();
@@ -311,21 +315,62 @@ fn a_strange_object_is_named_and_leaves_the_others_alone() -> Result<()> {
 }
 
 #[test]
-fn the_node_object_is_told_once_that_pods_can_start() -> Result<()> {
+fn the_node_object_is_told_whenever_pods_can_start_anew() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.converges()?;
         ensure!(site.api.writes().is_empty());
-        site.source.announce();
         let mut writes = Vec::new();
-        wait_until("a condition", || {
-            writes.extend(site.api.writes());
-            Ok(!writes.is_empty())
-        })?;
+        for times in 1..=2 {
+            site.source.announce();
+            wait_until("a condition", || {
+                writes.extend(site.api.writes());
+                Ok(writes.len() == times)
+            })?;
+        }
         let (method, path, body) = &writes[0];
         ensure!((method.as_str(), path.as_str()) == ("PATCH", "/api/v1/nodes/n1/status"), "{method} {path}");
         let condition = &body["status"]["conditions"][0];
         ensure!(condition["type"] == "NetworkUnavailable" && condition["status"] == "False", "{body}");
         Ok(())
+    })
+}
+
+#[test]
+fn an_event_that_nobody_understands_costs_a_new_list_and_no_change() -> Result<()> {
+    alone(|| {
+        let mut site = Site::new(Abilities::default(), &one_of_each())?;
+        site.converges()?;
+        site.api.garble();
+        site.api.apply(service("a", 7));
+        site.converges()?;
+        site.until("no error", |site| site.source.status().error.is_none())
+    })
+}
+
+#[test]
+fn a_server_that_loses_its_streaming_lists_is_asked_for_pages() -> Result<()> {
+    alone(|| {
+        let mut site = Site::new(Abilities::default(), &one_of_each())?;
+        site.converges()?;
+        site.api.set_abilities(Abilities { streaming_lists: Streaming::Refused, ..Abilities::default() });
+        site.api.apply(service("a", 8));
+        site.api.forget();
+        site.api.disconnect();
+        site.converges()?;
+        site.until("no error", |site| site.source.status().error.is_none())
+    })
+}
+
+#[test]
+fn a_server_without_service_cidrs_has_no_error_after_an_outage_either() -> Result<()> {
+    alone(|| {
+        let objects = &one_of_each()[..3];
+        let mut site = Site::new(Abilities { service_cidrs: false, ..Abilities::default() }, objects)?;
+        site.api.set_mood(Mood::HangingUp);
+        site.until("an error", |site| site.source.status().error.is_some())?;
+        site.api.set_mood(Mood::Well);
+        site.converges()?;
+        site.until("no error", |site| site.source.status().error.is_none())
     })
 }

@@ -11,7 +11,7 @@ fn errors(status: &Value) -> Vec<(String, Option<u64>, String)> {
     let errors = sources.iter().filter_map(|source| source["errors"].as_array()).flatten();
     errors
         .map(|error| {
-            let file = error["file"].as_str().unwrap_or_default();
+            let file = error["place"].as_str().unwrap_or_default();
             let name = file.rsplit('/').next().unwrap_or_default().to_owned();
             (name, error["line"].as_u64(), error["reason"].as_str().unwrap_or_default().to_owned())
         })

@@ -1,6 +1,6 @@
 //! Tables of a small cluster, the same in memory and in the kernel, and a packet's way through both.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{env, fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -8,6 +8,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
     programs::Program,
 };
+use nix::time::{ClockId, clock_gettime};
 use podnet::{
     datapath::loader,
     simulator::{self, End, HostPacket, HostTables, prefix},
@@ -416,6 +417,19 @@ pub fn in_namespaces(test: impl FnOnce(PathBuf, IfIndex) -> Result<()> + Send + 
     }
 }
 
+/// The time, which doesn't go on for a moment: a flow that is a tick older may go another way.
+fn one_tick_for_both() -> Result<u32> {
+    /// A tick in nanoseconds, and what of its end is let pass.
+    const TICK: u64 = 1 << 30;
+    const END: u64 = 20_000_000;
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    let into_tick = (time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64) % TICK;
+    if into_tick > TICK - END {
+        std::thread::sleep(Duration::from_nanos(TICK - into_tick));
+    }
+    Ok(podnet::datapath::now())
+}
+
 /// Host and kernel side by side.
 pub struct Both {
     pub host: HostTables,
@@ -432,7 +446,8 @@ impl Both {
 
     /// Runs a packet through both, demands the same end, the same bytes and the same counts, and returns them.
     pub fn run(&self, hook: Hook, data: &[u8]) -> Result<(End, Vec<u8>)> {
-        self.host.now.set(podnet::datapath::now());
+        let now = one_tick_for_both()?;
+        self.host.now.set(now);
         let before: Vec<u64> = Reason::ALL.iter().map(|r| self.kernel.drops(*r)).collect::<Result<_>>()?;
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
         let end = simulator::run(hook, &mut packet, &self.host);

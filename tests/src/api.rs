@@ -92,6 +92,8 @@ struct State {
     requests: Vec<String>,
     /// What clients have written: method, path, body.
     writes: Vec<(String, String, Value)>,
+    /// How many of the next events are sent without what they are about.
+    garbled: usize,
     /// Which objects came together, as from one file.
     files: BTreeMap<String, Vec<Value>>,
 }
@@ -119,6 +121,7 @@ impl Api {
             connection: 0,
             requests: Vec::new(),
             writes: Vec::new(),
+            garbled: 0,
             files: BTreeMap::new(),
         }));
         let (changed, _) = watch::channel(0);
@@ -219,6 +222,11 @@ impl Api {
         state.log.clear();
     }
 
+    /// Sends the next event so that nobody can tell what it is about.
+    pub fn garble(&self) {
+        self.lock().garbled += 1;
+    }
+
     /// Breaks all watches off.
     pub fn disconnect(&self) {
         let mut state = self.lock();
@@ -232,6 +240,11 @@ impl Api {
         state.mood = mood;
         state.connection += 1;
         self.tell(&state);
+    }
+
+    /// From now on it can do this.
+    pub fn set_abilities(&self, abilities: Abilities) {
+        self.lock().abilities = abilities;
     }
 
     /// The requests since the last call, as method, path and query.
@@ -428,6 +441,10 @@ impl Server {
             }
             for Entry { version, event, object, .. } in news {
                 at = version;
+                if self.garbles() {
+                    lines.send(line(event, &json!({"metadata": {"labels": 7}}))).await?;
+                    continue;
+                }
                 for _ in 0..if stutter { 2 } else { 1 } {
                     lines.send(line(event, &object)).await?;
                 }
@@ -436,6 +453,14 @@ impl Server {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether this event is to be garbled.
+    fn garbles(&self) -> bool {
+        let mut state = self.lock();
+        let garbles = state.garbled > 0;
+        state.garbled -= usize::from(garbles);
+        garbles
     }
 
     /// Waits until connections of now are to end.

@@ -84,12 +84,18 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
     };
     // First of all, so that no pod is started on what is being taken down.
     remove_file(&NodeInfo::path(run_dir), &mut outcome);
-    if let Some(installed) = installed(run_dir) {
-        let removed = install::remove(&installed);
-        match removed {
+    match installed(run_dir) {
+        Ok(Some(installed)) => match install::remove(&installed) {
+            Ok(paths) if paths.is_empty() => outcome.done.push(format!(
+                "found no plugin in {} and {}: if that is a container's view, remove 05-podnet.conflist on the node itself",
+                installed.conf_dir.display(),
+                installed.bin_dir.display()
+            )),
             Ok(paths) => outcome.done.extend(paths.iter().map(|path| format!("removed {}", path.display()))),
             Err(e) => outcome.errors.push(e.into()),
-        }
+        },
+        Ok(None) => {}
+        Err(e) => outcome.errors.push(e.into()),
     }
     match Host::open() {
         Ok(host) => {
@@ -124,9 +130,9 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
 }
 
 /// Where the daemon has installed the plugin, as it has reported.
-fn installed(run_dir: &Path) -> Option<Install> {
-    let config = DaemonStatus::read(run_dir).ok()??.config?;
-    serde_json::from_value(config.get("install")?.clone()).ok()
+fn installed(run_dir: &Path) -> Result<Option<Install>, StatusError> {
+    let config = DaemonStatus::read(run_dir)?.and_then(|status| status.config);
+    Ok(config.and_then(|config| serde_json::from_value(config.get("install")?.clone()).ok()))
 }
 
 /// Detaches the programs from every interface.

@@ -24,6 +24,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use podnet_cni::{
     datapath::PinDir,
+    node_info::NodeInfo,
     repair::{self, Keep},
     store::Store,
 };
@@ -103,6 +104,8 @@ struct Daemon {
     crowded: bool,
     /// When the node is to be brought into line again.
     node_due: Option<Instant>,
+    /// Whether an earlier daemon has set up the node since it was started.
+    was_set_up: bool,
     /// Why the container runtime doesn't use the plugin.
     not_installed: Option<String>,
 }
@@ -118,7 +121,8 @@ impl Daemon {
         info!(generation = datapath.generation(), adopted = datapath.adopted(), "the datapath is loaded");
         let control = Control::adopt(&config, &datapath)?;
         let report = report::Reporter::new(&config, &datapath);
-        let health = Health::new(datapath.adopted(), Instant::now());
+        let was_set_up = datapath.adopted() && NodeInfo::read(&config.run_dir).is_ok();
+        let health = Health::new(was_set_up, Instant::now());
         let servers = Servers::start(health.clone(), config.healthz_bind_address.0)
             .context("cannot start the thread of the health servers")?;
         Ok(Self {
@@ -140,6 +144,7 @@ impl Daemon {
             sweeping: None,
             crowded: false,
             node_due: Some(Instant::now()),
+            was_set_up,
             not_installed: None,
             config,
         })
@@ -256,7 +261,7 @@ impl Daemon {
         let control::Health { checks, leaving, stale_since } = self.control.health();
         let current = stale_since.is_none() && !self.source.is_broken();
         // An API server that is away at the start changes nothing of what an earlier daemon has set up.
-        let ready = self.node.ready || (self.datapath.adopted() && !self.control.synced());
+        let ready = self.node.ready || (self.was_set_up && !self.control.synced());
         self.health.report(Condition { ready, current, leaving }, Instant::now());
         self.servers.settle(checks);
     }
@@ -277,9 +282,9 @@ impl Daemon {
     async fn sync_node(&mut self) {
         let wanted = node::Wanted { config: &self.config, control: &self.control };
         let before = std::mem::take(&mut self.node.problems);
-        let was_ready = self.node.ready;
+        let took_pods = self.node.takes_pods;
         self.node = node::sync(&wanted, &self.host, &mut self.known_macs, &mut self.datapath).await;
-        if self.node.ready && !was_ready {
+        if self.node.takes_pods && !took_pods {
             self.install();
             self.source.announce();
         }
@@ -293,7 +298,7 @@ impl Daemon {
 
     /// Puts the plugin where the container runtime looks for it, if that is wanted and pods can start.
     fn install(&mut self) {
-        let Some(wanted) = self.config.install.as_ref().filter(|_| self.node.ready) else { return };
+        let Some(wanted) = self.config.install.as_ref().filter(|_| self.node.takes_pods) else { return };
         self.not_installed = match install::install(&self.config, wanted) {
             Ok(None) => None,
             Ok(Some(other)) => Some(format!(

@@ -39,6 +39,8 @@ use super::networks::{self, Cluster, KnownMacs};
 pub(super) struct Status {
     /// Whether the plugin has been told to go ahead.
     pub ready: bool,
+    /// Whether pods can start: the node also has addresses for them.
+    pub takes_pods: bool,
     /// Whether something failed that another attempt may do.
     pub incomplete: bool,
     /// What a user should know.
@@ -190,6 +192,7 @@ async fn set_up(
 
     publish(config, own, mtu)?;
     status.ready = true;
+    status.takes_pods = !own.pod_cidrs.is_empty();
     Ok(())
 }
 

@@ -15,30 +15,29 @@ use tracing::{info, warn};
 /// How soon it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Waits until pods can start on the node of this name, and then says so in the condition `NetworkUnavailable`, once.
-pub(super) async fn network(client: Client, node: String, mut ready: Receiver<bool>) {
-    if ready.wait_for(|ready| *ready).await.is_err() {
-        return;
-    }
+/// Says in the condition `NetworkUnavailable` of the Node of this name that pods can start, whenever `ready` changes.
+pub(super) async fn network(client: Client, node: String, mut ready: Receiver<u64>) {
     let nodes: Api<Node> = Api::all(client);
-    let mut told = None;
-    loop {
-        let now = Timestamp::now().to_string();
-        let condition = json!({
-            "type": "NetworkUnavailable", "status": "False", "reason": "PodnetIsUp",
-            "message": "podnet's datapath is set up", "lastHeartbeatTime": now, "lastTransitionTime": now,
-        });
-        let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
-        match nodes.patch_status(&node, &PatchParams::default(), &patch).await {
-            Ok(_) => return info!("the Node object says that its network is there"),
-            Err(error) => {
-                let reason = error.to_string();
-                if told.as_ref() != Some(&reason) {
-                    warn!("the condition NetworkUnavailable of Node {node} can't be written: {reason}");
-                    told = Some(reason);
-                }
+    while ready.changed().await.is_ok() {
+        let mut told = None;
+        while let Err(error) = tell(&nodes, &node).await {
+            let reason = error.to_string();
+            if told.as_ref() != Some(&reason) {
+                warn!("the condition NetworkUnavailable of Node {node} can't be written: {reason}");
+                told = Some(reason);
             }
+            sleep(RETRY_INTERVAL).await;
         }
-        sleep(RETRY_INTERVAL).await;
+        info!("the Node object says that its network is there");
     }
+}
+
+async fn tell(nodes: &Api<Node>, node: &str) -> kube::Result<()> {
+    let now = Timestamp::now().to_string();
+    let condition = json!({
+        "type": "NetworkUnavailable", "status": "False", "reason": "PodnetIsUp",
+        "message": "podnet's datapath is set up", "lastHeartbeatTime": now, "lastTransitionTime": now,
+    });
+    let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+    nodes.patch_status(node, &PatchParams::default(), &patch).await.map(drop)
 }

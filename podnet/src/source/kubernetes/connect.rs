@@ -17,8 +17,9 @@ use crate::config::Kubernetes;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server may be silent: it ends a watch after 290 s by itself.
-const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a server may be silent: on each watch it tells every minute how far it is (bookmarks). After that the watch is
+/// begun again where it was.
+const READ_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Why the API can't be asked.
 #[derive(Debug, Error)]
@@ -74,6 +75,8 @@ pub(super) fn client(settings: &Kubernetes) -> Result<Connected, ConnectError> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
+    // The client's own retries, of minutes, would hide that the server is away.
+    config.default_retry = false;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     info!(server, "asking the Kubernetes API");
     let client = Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))?;

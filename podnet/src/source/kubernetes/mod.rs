@@ -33,11 +33,11 @@ pub struct KubernetesSource {
     server: String,
     news: mpsc::Receiver<News>,
     taken: Vec<News>,
-    /// Changes that came before all kinds were listed.
-    held: Vec<Change>,
+    /// What has changed and wasn't given yet, the last of each object: before all kinds are listed nothing is.
+    held: BTreeMap<ObjectKey, Change>,
     kinds: BTreeMap<Kind, Watched>,
     mistakes: BTreeMap<ObjectKey, String>,
-    ready: signal::Sender<bool>,
+    ready: signal::Sender<u64>,
 }
 
 /// How one kind stands.
@@ -62,7 +62,7 @@ impl KubernetesSource {
             connect::client(settings)?
         };
         let (sender, news) = mpsc::channel(CHANNEL);
-        let (ready, is_ready) = signal::channel(false);
+        let (ready, is_ready) = signal::channel(0);
         let (server, node) = (client.server.clone(), node.to_owned());
         thread::Builder::new()
             .name("kubernetes".into())
@@ -72,12 +72,12 @@ impl KubernetesSource {
             })
             .map_err(ConnectError::Thread)?;
         let kinds = Kind::ALL.map(|kind| (kind, Watched::default())).into();
-        Ok(Self { server, news, taken: Vec::new(), held: Vec::new(), kinds, mistakes: BTreeMap::new(), ready })
+        Ok(Self { server, news, taken: Vec::new(), held: BTreeMap::new(), kinds, mistakes: BTreeMap::new(), ready })
     }
 
-    /// Pods can start: the cluster is to be told.
+    /// Pods can start, now and not before: the cluster is to be told.
     pub fn announce(&self) {
-        self.ready.send_replace(true);
+        self.ready.send_modify(|times| *times += 1);
     }
 
     /// Waits for news. Loses nothing when it is dropped.
@@ -92,7 +92,7 @@ impl KubernetesSource {
             match news {
                 News::Change(change) => {
                     self.mistakes.remove(&change.key);
-                    self.held.push(change);
+                    self.held.insert(change.key.clone(), change);
                 }
                 News::Mistake(key, reason) => drop(self.mistakes.insert(key, reason)),
                 News::Listed(kind) => self.kinds.entry(kind).or_default().listed = true,
@@ -100,8 +100,8 @@ impl KubernetesSource {
             }
         }
         let synced = self.synced();
-        let changes = if synced { std::mem::take(&mut self.held) } else { Vec::new() };
-        Ok(Batch { changes, synced })
+        let changes = if synced { std::mem::take(&mut self.held) } else { BTreeMap::new() };
+        Ok(Batch { changes: changes.into_values().collect(), synced })
     }
 
     fn synced(&self) -> bool {

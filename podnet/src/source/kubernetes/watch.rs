@@ -1,22 +1,31 @@
 //! One task for each kind: list, watch, and begin again when the server has forgotten where we were.
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
-use kube::runtime::WatchStreamExt as _;
+use hyper::Request;
+use kube::client::Body;
 use kube::runtime::watcher::{self, Error, Event, watcher};
 use kube::{Api, Client};
-use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
 use tower::service_fn;
 use tracing::{debug, info, warn};
 
 use super::object::Sent;
 use crate::model::{Kind, ObjectKey, ObjectName};
 use crate::source::Change;
+
+/// After so long without another failure a server answers again; and the least time between two watches of a kind.
+const CALM: Duration = Duration::from_secs(1);
+/// How often a server is asked for a kind that it doesn't have.
+const RARELY: Duration = Duration::from_secs(600);
 
 /// What a task has to tell.
 #[derive(Debug)]
@@ -42,74 +51,148 @@ pub(super) async fn all(client: Client, news: Sender<News>) {
 
 /// Watches a kind, until nobody listens.
 async fn watch(client: Client, kind: Kind, news: Sender<News>) {
+    let mut told = Told { kind, news, error: None };
     let mut tracker = Tracker::new(kind);
-    let mut error: Option<String> = None;
-    let answered = Arc::new(Notify::new());
-    let api: Api<Sent> = Api::all_with(telling(client, answered.clone()), &kind);
+    let mut pause = Pause::default();
+    let granted = Arc::new(Notify::new());
+    let api: Api<Sent> = Api::all_with(telling(client, granted.clone()), &kind);
     // Streaming lists (KEP-3157) spare the server and us a copy of everything; a server without them says so.
-    let mut config = watcher::Config::default().streaming_lists();
+    let mut streaming = true;
     let mut listed = false;
+    // Each watcher begins with a list.
     loop {
-        let mut events = pin!(watcher(api.clone(), config.clone()).default_backoff());
-        loop {
+        let config = watcher::Config::default();
+        let config = if streaming { config.streaming_lists() } else { config };
+        let mut events = pin!(watcher(api.clone(), config));
+        // When an error is over, if nothing else comes: of objects that don't change there is nothing to say.
+        let mut recovered: Option<Instant> = None;
+        let begin_anew = loop {
             let event = tokio::select! {
                 event = events.next() => event,
-                // Of an object that doesn't change the server may have nothing else to say for a long time.
-                () = answered.notified(), if error.is_some() => {
-                    info!(kind = kind.name(), "the Kubernetes API answers again");
-                    error = None;
-                    if news.send(News::State(kind, None)).await.is_err() {
-                        return;
-                    }
+                () = granted.notified(), if told.error.is_some() && recovered.is_none() => {
+                    recovered = Some(Instant::now() + CALM);
                     continue;
                 }
+                () = sleep_until(recovered.unwrap_or_else(Instant::now)), if recovered.is_some() => {
+                    recovered = None;
+                    if told.state(None).await { continue } else { return }
+                }
             };
-            let told = match event {
+            let listening = match event {
                 Some(Ok(event)) => {
                     listed |= matches!(event, Event::InitDone);
-                    tracker.take(event)
+                    // An attempt alone says nothing of the server.
+                    let heard = !matches!(event, Event::Init);
+                    told.all(tracker.take(event)).await && (!heard || told.state(None).await)
                 }
-                Some(Err(failure)) if lacks_streaming(&failure) && !listed && config != watcher::Config::default() => {
+                Some(Err(failure)) if streaming && lacks_streaming(&failure, listed) => {
                     debug!(kind = kind.name(), "the server has no streaming lists");
-                    config = watcher::Config::default();
-                    break;
+                    streaming = false;
+                    break Duration::ZERO;
                 }
-                Some(Err(failure)) if not_served(&failure) && kind == Kind::ServiceCidr => tracker.none(),
-                // The watch begins anew by itself.
-                Some(Err(Error::WatchError(status))) if status.code == 410 => {
-                    debug!(kind = kind.name(), "the server has forgotten where the watch was");
-                    continue;
+                Some(Err(failure)) if kind == Kind::ServiceCidr && !listed && has_code(&failure, 404) => {
+                    if !told.all(tracker.none()).await || !told.state(None).await {
+                        return;
+                    }
+                    break RARELY;
                 }
                 Some(Err(failure)) => {
-                    // What it has answered before.
-                    let _ = answered.notified().now_or_never();
-                    let reason = explain(&failure);
-                    if error.as_ref() == Some(&reason) {
-                        continue;
+                    // What was granted before.
+                    let _ = granted.notified().now_or_never();
+                    recovered = None;
+                    let listening = told.state(Some(explain(&failure))).await;
+                    if forgets(&failure) {
+                        break pause.next();
                     }
-                    warn!(kind = kind.name(), "{reason}");
-                    error = Some(reason.clone());
-                    vec![News::State(kind, Some(reason))]
+                    sleep(pause.next()).await;
+                    listening
                 }
-                None => break,
+                None => break pause.next(),
             };
-            for one in told {
-                if let News::Mistake(key, reason) = &one {
-                    warn!("{key} can't be used, what it was before stays: {reason}");
-                }
-                if news.send(one).await.is_err() {
-                    return;
-                }
+            if !listening {
+                return;
             }
-        }
+        };
+        sleep(begin_anew).await;
     }
 }
 
-/// A client that tells when a request has been granted.
+/// What has been told of a kind.
+struct Told {
+    kind: Kind,
+    news: Sender<News>,
+    error: Option<String>,
+}
+
+impl Told {
+    /// Tells how the server answers, if that differs. Says whether anybody listens.
+    async fn state(&mut self, error: Option<String>) -> bool {
+        if self.error == error {
+            return true;
+        }
+        match &error {
+            Some(reason) => warn!(kind = self.kind.name(), "{reason}"),
+            None => info!(kind = self.kind.name(), "the Kubernetes API answers again"),
+        }
+        self.error.clone_from(&error);
+        self.news.send(News::State(self.kind, error)).await.is_ok()
+    }
+
+    /// Tells of objects. Says whether anybody listens.
+    async fn all(&self, news: Vec<News>) -> bool {
+        for one in news {
+            if let News::Mistake(key, reason) = &one {
+                warn!("{key} can't be used, what it was before stays: {reason}");
+            }
+            if self.news.send(one).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// How long to wait after a failure: longer after each, and not all nodes alike.
+#[derive(Debug, Default)]
+struct Pause {
+    /// When the last one ended, and how long it was.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(400);
+    const LONGEST: Duration = Duration::from_secs(30);
+    /// Without a failure for so long, the next one is the first again.
+    const FORGOTTEN: Duration = Duration::from_secs(120);
+
+    fn next(&mut self) -> Duration {
+        let now = Instant::now();
+        let longer = |(ended, length): (Instant, Duration)| {
+            let recent = now.saturating_duration_since(ended) < Self::FORGOTTEN;
+            recent.then(|| (length * 2).min(Self::LONGEST))
+        };
+        let length = self.last.and_then(longer).unwrap_or(Self::FIRST);
+        self.last = Some((now + length, length));
+        // From a half to all of it; the state is seeded at random.
+        let random = RandomState::new().hash_one(0) % 1000;
+        length.mul_f64(0.5 + random as f64 / 2000.0)
+    }
+}
+
+/// A client that tells when a request has been granted, and begins no two watches within a moment: a server that ends
+/// each at once would be asked without end.
 fn telling(client: Client, granted: Arc<Notify>) -> Client {
-    let service = service_fn(move |request| {
-        let (client, granted) = (client.clone(), granted.clone());
+    let begun = Arc::new(Mutex::new(None::<Instant>));
+    let service = service_fn(move |request: Request<Body>| {
+        let (client, granted, begun) = (client.clone(), granted.clone(), begun.clone());
         async move {
+            if request.uri().query().is_some_and(|query| query.contains("watch=")) {
+                let mut begun = begun.lock().await;
+                if let Some(last) = *begun {
+                    sleep_until(last + CALM).await;
+                }
+                *begun = Some(Instant::now());
+            }
             let response = client.send(request).await?;
             if response.status().is_success() {
                 granted.notify_one();
@@ -120,21 +203,29 @@ fn telling(client: Client, granted: Arc<Notify>) -> Client {
     Client::new(service, "default")
 }
 
-/// Whether the server doesn't know how to send a list as a stream.
-fn lacks_streaming(error: &Error) -> bool {
-    match error {
-        Error::WatchStartFailed(kube::Error::Api(status)) => matches!(status.code, 400 | 422),
-        // With an etcd before 3.4.25 or 3.5.8 the server notices only when it has begun.
-        Error::WatchError(status) => status.code != 410,
-        _ => false,
-    }
-}
-
-/// Whether the server doesn't serve the kind.
-fn not_served(error: &Error) -> bool {
+/// The server's answer to a request that it refused.
+fn has_code(error: &Error, code: u16) -> bool {
     use Error::{InitialListFailed, WatchStartFailed};
     matches!(error, WatchStartFailed(kube::Error::Api(status)) | InitialListFailed(kube::Error::Api(status))
-        if status.code == 404)
+        if status.code == code)
+}
+
+/// Whether the server doesn't know how to send a list as a stream.
+fn lacks_streaming(error: &Error, listed: bool) -> bool {
+    let refused = matches!(error, Error::WatchStartFailed(_)) && (has_code(error, 422) || has_code(error, 400));
+    // With an etcd before 3.4.25 or 3.5.8 it notices only when it has begun.
+    refused || (!listed && matches!(error, Error::WatchError(status) if status.code != 410))
+}
+
+/// Whether what has changed can be found by a new list only: something came that nobody understands, or the server doesn't
+/// know any more where the watch was and kube goes on asking. A 410 within a watch it sees to by itself.
+fn forgets(error: &Error) -> bool {
+    match error {
+        Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_)) => true,
+        Error::WatchError(status) => status.code != 410,
+        Error::WatchStartFailed(_) => has_code(error, 410),
+        _ => false,
+    }
 }
 
 /// An error with its causes, and what to do about the commonest.
@@ -151,15 +242,10 @@ fn explain(error: &Error) -> String {
         }
         cause = error.source();
     }
-    let code = match error {
-        Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => {
-            status.code
-        }
-        _ => 0,
-    };
+    let code = [401, 403].into_iter().find(|code| has_code(error, *code));
     match code {
-        401 => format!("{text}; the service account's token isn't accepted"),
-        403 => format!("{text}; apply the ClusterRole of deploy/podnet.yaml"),
+        Some(401) => format!("{text}; the credentials aren't accepted"),
+        Some(403) => format!("{text}; apply the ClusterRole of deploy/podnet.yaml"),
         _ => text,
     }
 }
