@@ -117,8 +117,9 @@ fn reserve<T: Tables>(t: &T, s: &mut Scratch) -> Result<(), Verdict> {
 }
 
 /// Where the port is that a client's port is given first: a client has its ports in a row, from a place of its own. So
-/// no two of them meet, and one that the client uses again is the same again for the server, which may still wait on it
-/// (TIME-WAIT) and knows the new connection by the client's time stamps (RFC 6191).
+/// no two of them meet, unless it uses more than there are for source NAT, and one that the client uses again is the same
+/// again for the server, which may still wait on it (TIME-WAIT) and knows the new connection by the client's time stamps
+/// (RFC 6191).
 #[inline(always)]
 fn place(client: &Tuple) -> u32 {
     let [a, b, c, d] = client.src.0;
