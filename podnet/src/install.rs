@@ -18,7 +18,7 @@ use crate::config::{Config, Install};
 /// The plugin's program; it is beside the daemon's.
 const PROGRAM: &str = "podnet-cni";
 /// The list of plugins. Runtimes sort by name, so this comes before most.
-const LIST: &str = "05-podnet.conflist";
+pub const LIST: &str = "05-podnet.conflist";
 /// Endings of files that runtimes read.
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 

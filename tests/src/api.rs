@@ -2,7 +2,7 @@
 //! way in which a real one can be.
 //!
 //! It keeps objects as JSON with versions, and a log of changes as etcd does. A test changes objects through [`Api`] and
-//! decides how the server behaves: forgets history (410), breaks connections off, refuses, says nothing, sends things
+//! decides how the server behaves: forgets history (410), breaks connections off, refuses, hangs up, garbles, sends things
 //! twice.
 
 use std::collections::BTreeMap;
@@ -33,8 +33,6 @@ pub enum Mood {
     Well,
     /// Every request with this HTTP status.
     Refusing(u16),
-    /// No request at all: it takes connections and is silent.
-    Silent,
     /// It closes connections without a word.
     HangingUp,
 }
@@ -334,10 +332,6 @@ impl Server {
         match self.mood() {
             Mood::Well => {}
             Mood::Refusing(code) => return Ok(refusal(code, "the server was told to refuse")),
-            Mood::Silent => {
-                self.broken_off().await;
-                return Err(Broken);
-            }
             Mood::HangingUp => return Err(Broken),
         }
         if method != Method::GET {

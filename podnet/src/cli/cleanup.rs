@@ -87,9 +87,10 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
     match installed(run_dir) {
         Ok(Some(installed)) => match install::remove(&installed) {
             Ok(paths) if paths.is_empty() => outcome.done.push(format!(
-                "found no plugin in {} and {}: if that is a container's view, remove 05-podnet.conflist on the node itself",
+                "found no plugin in {} and {}: if that is a container's view, remove {} on the node itself",
                 installed.conf_dir.display(),
-                installed.bin_dir.display()
+                installed.bin_dir.display(),
+                install::LIST
             )),
             Ok(paths) => outcome.done.extend(paths.iter().map(|path| format!("removed {}", path.display()))),
             Err(e) => outcome.errors.push(e.into()),

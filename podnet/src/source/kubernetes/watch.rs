@@ -294,16 +294,12 @@ impl Tracker {
     }
 
     fn apply(&mut self, sent: Sent) -> News {
-        match sent.check(self.kind) {
-            (key, Ok(object)) => {
-                // Also one that can't be used is gone some day, which is then to be told.
-                self.known.insert(key.name.clone());
-                News::Change(Change { key, object: Some(object) })
-            }
-            (key, Err(reason)) => {
-                self.known.insert(key.name.clone());
-                News::Mistake(key, reason)
-            }
+        let (key, object) = sent.check(self.kind);
+        // Also one that can't be used is gone some day, which is then to be told.
+        self.known.insert(key.name.clone());
+        match object {
+            Ok(object) => News::Change(Change { key, object: Some(object) }),
+            Err(reason) => News::Mistake(key, reason),
         }
     }
 
