@@ -21,6 +21,9 @@ use crate::version::Version;
 /// Largest configuration that is read, in bytes. GC lists every attachment of the node twice, 200 bytes each time.
 pub const MAX_BYTES: u64 = 8 << 20;
 
+/// Where the daemon's published file is by default.
+const RUN_DIR: &str = "/run/podnet";
+
 /// Who forwards the pods' packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -190,6 +193,22 @@ pub fn version(bytes: &[u8]) -> Result<Version, CniError> {
     }
 }
 
+/// The run directory by default.
+pub fn default_run_dir() -> PathBuf {
+    RUN_DIR.into()
+}
+
+/// The run directory that a configuration names, whatever else is wrong with it.
+pub fn run_dir(bytes: &[u8]) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Located {
+        run_dir: PathBuf,
+    }
+    let located: Located = serde_json::from_slice(bytes).ok()?;
+    Some(located.run_dir).filter(|path| path.is_absolute())
+}
+
 fn parse_error(error: &serde_json::Error) -> CniError {
     if error.is_data() {
         invalid(format!("the network configuration is not valid: {error}"))
@@ -249,7 +268,7 @@ impl Config {
             datapath: raw.datapath,
             pod_cidrs: raw.pod_cidrs,
             state_dir: absolute("stateDir", raw.state_dir, "/var/lib/podnet")?,
-            run_dir: absolute("runDir", raw.run_dir, "/run/podnet")?,
+            run_dir: absolute("runDir", raw.run_dir, RUN_DIR)?,
             mtu,
             dns,
             prev_result: raw.prev_result.filter(|v| !v.is_null()),

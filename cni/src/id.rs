@@ -106,7 +106,7 @@ impl AttachmentId {
     /// Name of the host end of the pod's veth pair. It depends on the id alone, so that the link is found again
     /// even when its record can't be read.
     pub fn host_ifname(&self) -> String {
-        let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+        let mut hash = Fnv::default();
         hash.write(self.container.0.as_bytes());
         hash.write(&[0]);
         hash.write(self.ifname.0.as_bytes());
@@ -128,7 +128,14 @@ impl fmt::Display for AttachmentId {
 }
 
 /// FNV-1a: the same on every build, unlike the standard library's hashers.
-struct Fnv(u64);
+#[derive(Debug)]
+pub struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
 
 impl std::hash::Hasher for Fnv {
     fn write(&mut self, bytes: &[u8]) {

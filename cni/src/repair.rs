@@ -24,7 +24,10 @@ use crate::teardown::{self, if_pinned};
 #[derive(Clone, Copy, Debug)]
 pub enum Keep<'a> {
     /// Those that are whole: ready, with their link.
-    Whole,
+    Whole {
+        /// Of these not: their pods are gone, and no DEL will come.
+        but: &'a BTreeSet<AttachmentId>,
+    },
     /// Of one network those that the runtime lists, whole or not: their DEL is still to come. Of others all but
     /// leftovers.
     Listed {
@@ -102,8 +105,10 @@ fn examine(
         (Content::Leftover, _) => true,
         (Content::Valid(record), Keep::Listed { network, .. }) => record.network == *network,
         // The links of another namespace can't be seen from here.
-        (Content::Valid(record), Keep::Whole) if record.host_netns != own.inode() => false,
-        (Content::Valid(record), Keep::Whole) => name.state == State::Allocating || !has_link(netlink, record)?,
+        (Content::Valid(record), Keep::Whole { .. }) if record.host_netns != own.inode() => false,
+        (Content::Valid(record), Keep::Whole { but }) => {
+            name.state == State::Allocating || but.contains(&name.id) || !has_link(netlink, record)?
+        }
     };
     if doomed {
         teardown::remove(store, netlink, name)?;

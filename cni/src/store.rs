@@ -14,7 +14,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use thiserror::Error;
 
@@ -227,6 +227,16 @@ impl Store {
             .filter(|r| r.boot_id == self.boot_id && RecordName { state: name.state, ..r.name() } == *name)
             .map(|r| Content::Valid(Box::new(r)));
         Ok(Some(valid.unwrap_or(Content::Leftover)))
+    }
+
+    /// When a record was written; none when it has gone meanwhile.
+    pub fn written(&self, name: &RecordName) -> Result<Option<SystemTime>, StoreError> {
+        let path = self.path(name);
+        match fs::metadata(&path).and_then(|metadata| metadata.modified()) {
+            Ok(when) => Ok(Some(when)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed("examine", &path)(e)),
+        }
     }
 
     /// Takes a record, to remove it or to look at it in peace. The store's lock is held for a moment, so that no record

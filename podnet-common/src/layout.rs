@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::addr::{Addr, IfIndex, Mac, Port, Proto};
 
 /// Version of all layouts here except the frozen ones; part of the pin path.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Directory, below the bpffs mount, of everything that podnet pins.
 pub const PIN_ROOT: &str = "podnet";
@@ -25,9 +25,9 @@ pub enum Hook {
     FromPod = 0,
     /// TC egress of the same: packets to the pod that come through the host's stack.
     ToPod = 1,
-    /// TC ingress of an uplink.
+    /// TC ingress of an uplink or the tunnel.
     FromUplink = 2,
-    /// TC egress of an uplink.
+    /// TC egress of an uplink or the tunnel.
     ToUplink = 3,
     /// TC ingress of podnet1, the far end of podnet0, where the host's routes to services lead.
     FromHost = 4,
@@ -254,7 +254,7 @@ pub struct CtEntry {
     pub sport: Port,
     /// The destination port after translation.
     pub dport: Port,
-    /// Destination and source MAC for [`Out::Pod`], [`Out::Host`] and [`Out::Link`], as the frame begins with them: in
+    /// Destination and source MAC for [`Out::Pod`], [`Out::Host`], [`Out::Link`] and [`Out::Tunnel`], as the frame begins with them: in
     /// words, which are fewer to copy than bytes.
     pub macs: [u32; 3],
     /// [`crate::layout::Frontend::service`] that the flow belongs to.
@@ -287,6 +287,8 @@ pub enum Out {
     /// Out of an uplink to another node, which is the entry's destination but not the packet's, through the neighbour
     /// table.
     Via = 5,
+    /// Into the tunnel to another node, which the first of the MACs in the entry stands for.
+    Tunnel = 6,
 }
 
 impl CtEntry {
@@ -339,9 +341,9 @@ pub struct Network {
     /// A [`NetworkKind`] as a number.
     pub kind: u32,
     /// For [`NetworkKind::RemotePods`] and [`NetworkKind::RemoteNode`]: the node's MAC as seen here, or zeros when it
-    /// isn't on a shared link.
+    /// isn't on a shared link and there is no tunnel.
     pub mac: Mac,
-    /// [`Network::NODE_PORTS`].
+    /// [`Network::NODE_PORTS`] and [`Network::TUNNEL`].
     pub flags: u16,
     /// For pods and nodes: the node's address of the same family.
     pub node: Addr,
@@ -350,6 +352,9 @@ pub struct Network {
 impl Network {
     /// This address of a node serves NodePorts.
     pub const NODE_PORTS: u16 = 1;
+    /// What pods exchange with these pods, or with this node, goes through the tunnel, where the node has
+    /// [`Network::mac`].
+    pub const TUNNEL: u16 = 2;
 }
 
 /// What a CIDR of the cluster is.
@@ -404,7 +409,18 @@ pub struct Config {
     pub netns_cookie: u64,
     /// The interfaces that lead out of the node; unused ones are zero.
     pub uplinks: [IfIndex; UPLINKS],
+    /// The tunnel to other nodes; zero: there is none.
+    pub tunnel: IfIndex,
+    /// What it takes, in bytes without the inner Ethernet header.
+    pub tunnel_mtu: u32,
+    /// This node's MAC there.
+    pub tunnel_mac: Mac,
+    /// Zero.
+    pub _pad: [u8; 2],
 }
+
+/// UDP port at which nodes get the tunnel's packets, the one that Linux uses by default.
+pub const TUNNEL_PORT: u16 = 8472;
 
 /// How many uplinks a node may have.
 pub const UPLINKS: usize = 8;
@@ -595,7 +611,7 @@ const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<CtEntry>() == 68);
     assert!(size_of::<Network>() == 28);
-    assert!(size_of::<Config>() == 136);
+    assert!(size_of::<Config>() == 152);
     assert!(size_of::<Sandbox>() == 32);
     assert!(size_of::<AffinityKey>() == 20);
     assert!(size_of::<Affinity>() == 24);

@@ -51,6 +51,7 @@ reasons! {
     LostFragment = 22, "lost_fragment", "a fragment came without the first one of its packet";
     NotForThisNode = 23, "not_for_this_node", "another node sent on a connection for which this node has no endpoint";
     NoRoute = 24, "no_route", "there is no route to where the packet has to go";
+    TunnelFromOutside = 25, "tunnel_from_outside", "a packet for the tunnel came from what is no node of the cluster";
 }
 
 /// Counters (per CPU array of `u64`): first the outcomes that are not drops, then one for each [`Reason`].

@@ -73,7 +73,7 @@ fn forward(ctx: &TcContext, out: Out, to: IfIndex) -> i32 {
             // SAFETY: see above.
             unsafe { helpers::bpf_redirect_neigh(to.0, core::ptr::null_mut(), 0, 0) as i32 }
         }
-        Out::Link => {
+        Out::Link | Out::Tunnel => {
             ctx.set_mark(MARK_DONE);
             // SAFETY: see above.
             unsafe { helpers::bpf_redirect(to.0, 0) as i32 }

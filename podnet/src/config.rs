@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use ipnetwork::IpNetwork;
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
@@ -39,6 +40,19 @@ pub enum SocketLb {
     Off,
 }
 
+/// How packets get to the pods of other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Routing {
+    /// As they are where the nodes share a link, and through the tunnel elsewhere.
+    #[default]
+    Auto,
+    /// As they are: all nodes share a link.
+    Direct,
+    /// Through the tunnel.
+    Vxlan,
+}
+
 /// Whether the uplinks carry an XDP program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -52,6 +66,17 @@ pub enum Xdp {
     Native,
     /// In the kernel's receive path, for drivers without support.
     Generic,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// What `podnet daemon --config FILE` reads.
@@ -92,13 +117,22 @@ pub struct Config {
     /// Where `/healthz` and `/livez` are served.
     #[serde(default)]
     pub healthz_bind_address: BindAddress,
+    /// Where `/metrics` is served.
+    #[serde(default = "default_metrics_bind_address")]
+    pub metrics_bind_address: BindAddress,
+    /// The form of log lines, unless the command line says it.
+    #[serde(default)]
+    pub log_format: LogFormat,
     /// Whether uplinks carry an XDP program.
     #[serde(default)]
     pub xdp: Xdp,
     /// Names of the uplinks; empty: those that routes and addresses show.
     #[serde(default)]
     pub uplinks: Vec<String>,
-    /// MTU of pods in bytes; 0: the uplinks' smallest.
+    /// How packets get to the pods of other nodes.
+    #[serde(default)]
+    pub routing: Routing,
+    /// MTU of pods in bytes; 0: the uplinks' smallest, less what the tunnel adds if there is one.
     #[serde(default)]
     pub mtu: u32,
     /// Whether ClusterIPs may be used from outside the cluster.
@@ -159,7 +193,7 @@ pub struct Install {
 pub struct BindAddress(pub Option<SocketAddr>);
 
 impl Default for BindAddress {
-    /// kube-proxy's.
+    /// kube-proxy's for health.
     fn default() -> Self {
         Self(Some(SocketAddr::from(([0, 0, 0, 0], 10_256))))
     }
@@ -200,6 +234,10 @@ fn default_non_masquerade_cidrs() -> Vec<IpNetwork> {
 }
 fn default_maglev_table_size() -> u32 {
     maglev::SIZE
+}
+/// kube-proxy's: the node's own processes only.
+fn default_metrics_bind_address() -> BindAddress {
+    BindAddress(Some(SocketAddr::from(([127, 0, 0, 1], 10_249))))
 }
 fn default_conntrack_max() -> u32 {
     262_144
@@ -393,7 +431,8 @@ mod tests {
         assert_eq!((config.masquerade, config.maglev_table_size, config.node_port_addresses.len()), (true, 16_381, 0));
         assert_eq!(config.non_masquerade_cidrs, cidrs(&["169.254.0.0/16", "fe80::/10"]));
         assert_eq!(config.healthz_bind_address.0, Some("0.0.0.0:10256".parse().unwrap()));
-        assert_eq!((config.mtu, config.conntrack_max), (0, 262_144));
+        assert_eq!(config.metrics_bind_address.0, Some("127.0.0.1:10249".parse().unwrap()));
+        assert_eq!((config.routing, config.mtu, config.conntrack_max), (Routing::Auto, 0, 262_144));
         assert_eq!(config.run_dir, Path::new("/run/podnet"));
     }
 
@@ -402,8 +441,8 @@ mod tests {
         let config = Config::parse(
             "node: n1\nmanifests: /m\nserviceCIDRs: [10.0.0.0/24]\nsourceIP: snat\nsocketLB: all\nxdp: native\n\
              nodePortAddresses: [172.30.0.0/24, \"fd00:30::1/128\"]\nmasquerade: false\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
-             maglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\n\
-             uplinks: [eth0, eth1]\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nbpffs: /b\ncgroup: /c\n\
+             maglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\nmetricsBindAddress: 192.0.2.1:9\nlogFormat: json\n\
+             uplinks: [eth0, eth1]\nrouting: vxlan\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nbpffs: /b\ncgroup: /c\n\
              stateDir: /s\nrunDir: /r\nsysctls: /y\ninstall: {binDir: /i, confDir: /j}\n",
         )
         .unwrap();
@@ -419,8 +458,11 @@ mod tests {
             non_masquerade_cidrs: cidrs(&["10.0.0.0/8"]),
             maglev_table_size: 65_521,
             healthz_bind_address: BindAddress(Some("[::1]:1".parse().unwrap())),
+            metrics_bind_address: BindAddress(Some("192.0.2.1:9".parse().unwrap())),
+            log_format: LogFormat::Json,
             xdp: Xdp::Native,
             uplinks: vec!["eth0".into(), "eth1".into()],
+            routing: Routing::Vxlan,
             mtu: 9000,
             external_cluster_ip: true,
             conntrack_max: 4096,
@@ -464,7 +506,9 @@ mod tests {
             ("node: n1\nmanifests: /m\nmaglevTableSize: 7\n", 3, "between 251"),
             ("node: n1\nmanifests: /m\nhealthzBindAddress: 0.0.0.0\n", 3, "0.0.0.0:10256"),
             ("node: n1\nmanifests: /m\nhealthzBindAddress: 127.0.0.1:0\n", 3, "no address with a port"),
+            ("node: n1\nmanifests: /m\nmetricsBindAddress: localhost:10249\n", 3, "no address with a port"),
             ("node: n1\nmanifests: /m\nuplinks:\n- a/b\n", 4, "`a/b`"),
+            ("node: n1\nmanifests: /m\nrouting: geneve\n", 3, "geneve"),
             ("node: n1\nmanifests: /m\nmtu: 600\n", 3, "1280"),
             ("node: n1\nmanifests: /m\nconntrackMax: 1\n", 3, "1024"),
             ("node: n1\nnode: n2\nmanifests: /m\n", 2, "duplicate"),
@@ -476,9 +520,10 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_text_switches_the_health_server_off() {
-        let config = Config::parse("node: n1\nmanifests: /m\nhealthzBindAddress: ''\n").unwrap();
-        assert_eq!(config.healthz_bind_address, BindAddress(None));
+    fn an_empty_text_switches_a_server_off() {
+        let text = "node: n1\nmanifests: /m\nhealthzBindAddress: ''\nmetricsBindAddress: ''\n";
+        let config = Config::parse(text).unwrap();
+        assert_eq!([config.healthz_bind_address, config.metrics_bind_address], [BindAddress(None); 2]);
         let written = serde_json::to_string(&config).unwrap();
         assert_eq!(Config::parse(&written).unwrap(), config, "{written}");
     }

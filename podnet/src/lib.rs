@@ -3,7 +3,8 @@
 //! From top to bottom: a [`source`] gives objects of the [`model`]; [`select`] makes [`frontend`]s of them, the seam
 //! between Kubernetes and the datapath; [`compile`] and [`reconcile`] bring the tables of the [`datapath`] into line.
 //! [`control`] holds these together, [`host`] is the node's own network, [`health`] answers those who ask how the node is,
-//! [`install`] puts the plugin where runtimes look for it, and [`daemon`] is the loop around everything.
+//! [`metrics`] those who want figures, [`install`] puts the plugin where runtimes look for it, and [`daemon`] is the loop
+//! around everything.
 
 pub mod cli;
 pub mod compile;
@@ -14,8 +15,11 @@ pub mod datapath;
 pub mod frontend;
 pub mod health;
 pub mod host;
+mod http;
 pub mod install;
+pub mod metrics;
 pub mod model;
+mod prefixes;
 pub mod reconcile;
 pub mod select;
 pub mod simulator;

@@ -88,6 +88,8 @@ pub struct DaemonStatus {
     pub tables: TablesStatus,
     /// Interfaces that lead out of the node.
     pub uplinks: Vec<UplinkStatus>,
+    /// The tunnel to other nodes, if there is one.
+    pub tunnel: Option<UplinkStatus>,
     /// Other nodes.
     pub nodes: Vec<NodeStatus>,
     /// The servers that others ask for this node's health.
@@ -189,6 +191,8 @@ pub struct NodeStatus {
     pub via: Option<String>,
     /// Its MAC, when it is known.
     pub mac: Option<String>,
+    /// Whether packets go there through the tunnel.
+    pub tunnel: bool,
     /// Why there is no way.
     pub problem: Option<String>,
 }
@@ -211,9 +215,14 @@ impl DaemonStatus {
         run_dir.join("status.json")
     }
 
-    /// What it says of a hook at an uplink.
+    /// The uplinks and the tunnel.
+    pub fn interfaces(&self) -> impl Iterator<Item = &UplinkStatus> {
+        self.uplinks.iter().chain(&self.tunnel)
+    }
+
+    /// What it says of a hook at one of these.
     pub fn hook(&self, ifindex: u32, hook: &str) -> Option<&HookStatus> {
-        let uplink = self.uplinks.iter().find(|uplink| uplink.ifindex == ifindex)?;
+        let uplink = self.interfaces().find(|uplink| uplink.ifindex == ifindex)?;
         uplink.hooks.iter().find(|status| status.hook == hook)
     }
 

@@ -182,7 +182,7 @@ fn errors_are_json_on_standard_output_and_logs_go_elsewhere() {
     assert_eq!(outcome.error()["cniVersion"], "0.4.0", "errors speak the caller's version");
     assert_eq!(outcome.code(), 100);
     assert_eq!(outcome.stdout.lines().count(), 1);
-    assert!(outcome.stderr.contains("ERROR"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("ERROR cni.add{attachment="), "{}", outcome.stderr);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What the daemon does with the library: records, links and entries are compared and repaired without a list.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 
@@ -13,7 +14,7 @@ use crate::support::{Node, Pod, ips};
 
 fn repaired(node: &Node, pins: Option<&PinDir>) -> Report {
     let store = Store::open(&node.dir().join("state")).unwrap();
-    let report = node.netns.run(|| repair(&store, pins, &Keep::Whole));
+    let report = node.netns.run(|| repair(&store, pins, &Keep::Whole { but: &BTreeSet::new() }));
     assert!(report.errors.is_empty(), "{report:?}");
     report
 }
@@ -45,7 +46,7 @@ fn records_of_another_namespace_are_not_judged() {
     let result = node.add(&pod);
     let store = Store::open(&node.dir().join("state")).unwrap();
     // A daemon that was started in the wrong namespace sees no links at all.
-    let report = Pod::new().netns.run(|| repair(&store, None, &Keep::Whole));
+    let report = Pod::new().netns.run(|| repair(&store, None, &Keep::Whole { but: &BTreeSet::new() }));
     assert!(report.is_clean(), "{report:?}");
     node.check(&pod, &result).silent();
 }
@@ -99,7 +100,7 @@ fn entries_of_another_store_are_left_alone() {
         let result = node.add(&pod);
         let other = Store::open(&node.dir().join("other")).unwrap();
         let dir = PinDir::new(&pins.bpffs);
-        let report = node.netns.run(|| repair(&other, Some(&dir), &Keep::Whole));
+        let report = node.netns.run(|| repair(&other, Some(&dir), &Keep::Whole { but: &BTreeSet::new() }));
         assert!(report.is_clean(), "{report:?}");
         node.check(&pod, &result).silent();
     });

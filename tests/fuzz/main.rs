@@ -81,7 +81,16 @@ fn arbitrary_packets_over_arbitrary_tables_keep_the_promises() {
     }
     // It would mean little if nothing had come of them.
     let ingress = [Hook::FromPod, Hook::FromUplink, Hook::FromHost];
-    for end in ["Forward(Pod)", "Forward(Uplink)", "Forward(Host)", "Forward(Link)", "Forward(Via)", "Pass", "Answer"] {
+    for end in [
+        "Forward(Pod)",
+        "Forward(Uplink)",
+        "Forward(Host)",
+        "Forward(Link)",
+        "Forward(Via)",
+        "Forward(Tunnel)",
+        "Pass",
+        "Answer",
+    ] {
         met.demand(&ingress, end);
     }
     for reason in Reason::ALL {

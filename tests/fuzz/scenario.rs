@@ -17,7 +17,7 @@ use crate::{
     view::View,
     world::{
         Addresses, CLIENT_PORTS, LOOPBACK, NODE2_MAC, NODE3_MAC, OWN_MAC, PODNET1, ROUTER_MAC, SERVICE_PORTS,
-        SNAT_BASE, TARGET_PORTS, UPLINKS, World, host_end_mac, pod_interface, pod_mac,
+        SNAT_BASE, TARGET_PORTS, TUNNEL, UPLINKS, World, host_end_mac, pod_interface, pod_mac,
     },
 };
 
@@ -118,6 +118,7 @@ fn new(world: &World, c: &mut Choices<'_>) -> (Entry, Frame) {
     let mut frame = Frame::new(src, dst, transport);
     let ifindex = match hook {
         Hook::FromPod | Hook::ToPod => pod_interface(pod),
+        Hook::FromUplink if world.through_tunnel(&src.into()) => TUNNEL,
         Hook::FromUplink | Hook::ToUplink | Hook::UplinkXdp => c.of(&UPLINKS),
         Hook::FromHost => PODNET1,
         Hook::FromLoopback => LOOPBACK,
@@ -263,6 +264,9 @@ pub fn origin(world: &World, src: IpAddr, dst: IpAddr) -> Option<Entry> {
 
 /// The uplink towards an address.
 fn uplink(world: &World, addr: &Addr) -> Option<IfIndex> {
+    if world.through_tunnel(addr) {
+        return Some(TUNNEL);
+    }
     let route = world.tables.route(IfIndex(0), addr, addr)?;
     UPLINKS.contains(&route.ifindex).then_some(route.ifindex)
 }

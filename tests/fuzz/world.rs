@@ -1,14 +1,15 @@
 //! A node's tables, with whatever a daemon might have written, and what it shouldn't have.
 //!
 //! The addresses are those of one small cluster, so that packets meet tables: this node with four pods, a second one
-//! that shares its link, a third that doesn't, clients outside, services of every kind.
+//! that shares its link, a third that doesn't and may have a tunnel, clients outside, services of every kind.
 
 use std::{net::IpAddr, sync::LazyLock};
 
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
-        Backend, Config, Endpoint, Frontend, FrontendKey, Network, NetworkKind, ServiceClient, SourceRange, macs,
+        Backend, Config, Endpoint, Frontend, FrontendKey, Network, NetworkKind, ServiceClient, SourceRange,
+        TUNNEL_PORT, macs,
     },
     pipeline::Route,
 };
@@ -102,7 +103,7 @@ impl Addresses {
 
 /// Ports at which there may be something.
 pub const SERVICE_PORTS: [u16; 4] = [80, 443, 53, 30_080];
-pub const TARGET_PORTS: [u16; 3] = [8080, 8443, 80];
+pub const TARGET_PORTS: [u16; 3] = [8080, TUNNEL_PORT, 80];
 pub const CLIENT_PORTS: [u16; 4] = [40_000, 40_001, 40_002, 10_003];
 /// The first port for source NAT.
 pub const SNAT_BASE: u16 = 10_000;
@@ -113,6 +114,7 @@ pub const BRIDGE: IfIndex = IfIndex(40);
 pub const PODNET0: IfIndex = IfIndex(90);
 pub const PODNET1: IfIndex = IfIndex(91);
 pub const LOOPBACK: IfIndex = IfIndex(1);
+pub const TUNNEL: IfIndex = IfIndex(60);
 /// This node's MAC on its uplinks.
 pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 5, 5];
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 7, 7];
@@ -183,6 +185,11 @@ impl World {
             uplinks,
             ..Config::default()
         };
+        // Not drawn by itself: so what the corpus stands for stays what it is.
+        if ports == 16 || ports == 400 {
+            (t.config.tunnel, t.config.tunnel_mac) = (TUNNEL, Mac([2, 0, 0, 0, 9, 2]));
+            t.config.tunnel_mtu = if ports == 16 { 1450 } else { 1280 };
+        }
         t.conntrack_max = c.of(&[None, None, None, Some(2), Some(5), Some(9)]);
         t.peers = [Mac(NODE2_MAC), Mac(NODE3_MAC)].into();
     }
@@ -191,6 +198,8 @@ impl World {
         let v6 = a.hairpin.is_ipv6();
         let t = &mut self.tables;
         let one = if v6 { 128 } else { 32 };
+        let tunnel = t.config.tunnel.0 != 0;
+        let (node3_mac, through) = if tunnel { (NODE3_MAC, Network::TUNNEL) } else { ([0; 6], 0) };
         let mut add = |addr: IpAddr, len: u8, kind: NetworkKind, node: Option<(IpAddr, [u8; 6])>, flags: u16| {
             let (node, mac) = node.map_or((Addr::NONE, [0; 6]), |(node, mac)| (node.into(), mac));
             t.networks.insert(base(addr, len), Network { kind: kind as u32, mac: Mac(mac), flags, node });
@@ -199,7 +208,7 @@ impl World {
         let node2_mac = c.of(&[NODE2_MAC, NODE2_MAC, [0; 6]]);
         add(a.pods[0], pods, NetworkKind::LocalPods, Some((a.node[0], [0; 6])), 0);
         add(a.remote[0], pods, NetworkKind::RemotePods, Some((a.peers[0], node2_mac)), 0);
-        add(a.remote[2], pods, NetworkKind::RemotePods, Some((a.peers[1], [0; 6])), 0);
+        add(a.remote[2], pods, NetworkKind::RemotePods, Some((a.peers[1], node3_mac)), through);
         add(a.cluster_ips[0], services, NetworkKind::Services, None, 0);
         add(a.plain, plain, NetworkKind::NonMasquerade, None, 0);
         let link = if v6 { ("fe80::", 10) } else { ("169.254.0.0", 16) };
@@ -208,8 +217,8 @@ impl World {
             let flags = if n == 0 || c.once_in(2) { Network::NODE_PORTS } else { 0 };
             add(*node, one, NetworkKind::LocalNode, Some((*node, [0; 6])), flags);
         }
-        for (node, mac) in a.peers.iter().zip([node2_mac, [0; 6]]) {
-            let flags = c.of(&[Network::NODE_PORTS, 0]);
+        for (node, (mac, through)) in a.peers.iter().zip([(node2_mac, 0), (node3_mac, through)]) {
+            let flags = c.of(&[Network::NODE_PORTS, 0]) | through;
             add(*node, one, NetworkKind::RemoteNode, Some((*node, mac)), flags);
         }
         for external in &a.external {
@@ -356,6 +365,13 @@ impl World {
         }
         // The entries of flows hold for a tick.
         t.now.set(t.now.get().wrapping_add(1));
+    }
+
+    /// Whether an address is a pod's that the tunnel leads to.
+    pub fn through_tunnel(&self, addr: &Addr) -> bool {
+        use podnet_common::pipeline::Tables as _;
+        let network = self.tables.network(addr);
+        network.is_some_and(|n| n.flags & Network::TUNNEL != 0 && n.kind == NetworkKind::RemotePods as u32)
     }
 
     /// What an address is to the tables.

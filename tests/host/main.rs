@@ -13,8 +13,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::Command;
 use std::time::Duration;
 
-use podnet::host::Host;
 use podnet::host::podnet0::Wanted;
+use podnet::host::{Host, HostError, Podnet0};
 use podnet_tests::lab::NetNs;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -79,6 +79,11 @@ fn wanted() -> Wanted {
 
 fn addresses(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// Makes podnet0, or brings it into line.
+async fn ensure_podnet0(host: &Host, wanted: &Wanted) -> Result<Podnet0, HostError> {
+    host.ensure_podnet0(&mut host.snapshot().await?, wanted).await
 }
 
 fn open() -> Host {

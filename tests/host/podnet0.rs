@@ -8,7 +8,7 @@ use etherparse::PacketBuilder;
 use podnet::host::HostError;
 use socket2::Socket;
 
-use crate::{addresses, in_namespace, ip, open, packet_socket, run, uplink, wanted};
+use crate::{addresses, ensure_podnet0, in_namespace, ip, open, packet_socket, run, uplink, wanted};
 
 const SERVICES: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
@@ -17,7 +17,7 @@ fn host_processes_are_routed_there_with_the_nodes_address() {
     in_namespace(|| async {
         uplink(1);
         let host = open();
-        let pair = host.ensure_podnet0(&wanted()).await.unwrap();
+        let pair = ensure_podnet0(&host, &wanted()).await.unwrap();
         assert!(pair.created && pair.changed && pair.problems.is_empty(), "{pair:?}");
         for (service, node) in SERVICES.iter().zip(["172.30.0.1", "fd00:30::1"]) {
             let route = ip(&format!("route get {service}"));
@@ -49,9 +49,9 @@ fn a_pair_that_is_right_is_left_untouched_and_one_that_is_not_is_repaired() {
     in_namespace(|| async {
         uplink(1);
         let host = open();
-        let made = host.ensure_podnet0(&wanted()).await.unwrap();
+        let made = ensure_podnet0(&host, &wanted()).await.unwrap();
         let before = state();
-        let adopted = host.ensure_podnet0(&wanted()).await.unwrap();
+        let adopted = ensure_podnet0(&host, &wanted()).await.unwrap();
         assert!(!adopted.created && !adopted.changed, "{adopted:?}");
         assert_eq!((adopted.near, adopted.far, adopted.far_mac), (made.near, made.far, made.far_mac));
         assert_eq!(state(), before);
@@ -61,12 +61,12 @@ fn a_pair_that_is_right_is_left_untouched_and_one_that_is_not_is_repaired() {
         ip("neighbour delete 169.254.1.2 dev podnet0");
         ip("link set podnet1 mtu 1500");
         ip("route add 10.97.0.0/16 via 169.254.1.2 dev podnet0 onlink proto 112");
-        let repaired = host.ensure_podnet0(&wanted()).await.unwrap();
+        let repaired = ensure_podnet0(&host, &wanted()).await.unwrap();
         assert!(repaired.changed && !repaired.created, "{repaired:?}");
         assert_eq!(state(), before);
 
         ip("link set podnet0 down");
-        assert!(host.ensure_podnet0(&wanted()).await.unwrap().changed);
+        assert!(ensure_podnet0(&host, &wanted()).await.unwrap().changed);
         assert_eq!(state(), before);
     });
 }
@@ -76,12 +76,12 @@ fn a_new_node_address_becomes_the_source() {
     in_namespace(|| async {
         uplink(1);
         let host = open();
-        host.ensure_podnet0(&wanted()).await.unwrap();
+        ensure_podnet0(&host, &wanted()).await.unwrap();
         ip("address add 172.30.0.77/24 dev eth0");
         ip("address add fd00:30::77/64 dev eth0 nodad");
         let mut moved = wanted();
         moved.node_addresses = addresses(&["172.30.0.77", "fd00:30::77"]);
-        host.ensure_podnet0(&moved).await.unwrap();
+        ensure_podnet0(&host, &moved).await.unwrap();
         assert!(ip("route get 10.96.0.1").contains("src 172.30.0.77"));
         assert!(ip("route get fd00:96::1").contains("src fd00:30::77"));
     });
@@ -93,16 +93,16 @@ fn an_address_that_is_not_there_is_a_problem_of_its_family_only() {
         uplink(1);
         ip("address delete fd00:30::1/64 dev eth0");
         let host = open();
-        let pair = host.ensure_podnet0(&wanted()).await.unwrap();
+        let pair = ensure_podnet0(&host, &wanted()).await.unwrap();
         assert!(matches!(&pair.problems[..], [HostError::NoSuchAddress { addr }] if addr.is_ipv6()), "{pair:?}");
         assert!(ip("route get 10.96.0.1").contains("dev podnet0"));
         // With duplicate address detection: first tentative, then fine.
         ip("address add fd00:30::1/64 dev eth0");
-        let pair = host.ensure_podnet0(&wanted()).await.unwrap();
+        let pair = ensure_podnet0(&host, &wanted()).await.unwrap();
         assert!(matches!(&pair.problems[..], [HostError::Tentative { .. }]), "{pair:?}");
         for _ in 0..100 {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            if host.ensure_podnet0(&wanted()).await.unwrap().problems.is_empty() {
+            if ensure_podnet0(&host, &wanted()).await.unwrap().problems.is_empty() {
                 assert!(ip("route get fd00:96::1").contains("dev podnet0"));
                 return;
             }
@@ -121,7 +121,7 @@ fn a_host_without_ipv6_is_fine() {
         ip("address add 172.30.0.1/24 dev eth0");
         let mut wanted = wanted();
         wanted.node_addresses.truncate(1);
-        let pair = open().ensure_podnet0(&wanted).await.unwrap();
+        let pair = ensure_podnet0(&open(), &wanted).await.unwrap();
         assert!(pair.problems.is_empty(), "{pair:?}");
         assert!(ip("route get 10.96.0.1").contains("dev podnet0"));
     });
@@ -133,11 +133,11 @@ fn foreign_interfaces_and_routes_are_left_alone() {
         uplink(1);
         ip("link add podnet0 type bridge");
         let host = open();
-        assert!(matches!(host.ensure_podnet0(&wanted()).await, Err(HostError::ForeignLink { .. })));
+        assert!(matches!(ensure_podnet0(&host, &wanted()).await, Err(HostError::ForeignLink { .. })));
         assert!(matches!(host.remove_podnet0().await, Err(HostError::ForeignLink { .. })));
         ip("link delete podnet0");
         ip("route add 10.96.0.0/16 via 172.30.0.254");
-        let pair = host.ensure_podnet0(&wanted()).await.unwrap();
+        let pair = ensure_podnet0(&host, &wanted()).await.unwrap();
         assert!(matches!(&pair.problems[..], [HostError::ForeignRoute { .. }]), "{pair:?}");
         assert!(ip("route show 10.96.0.0/16").contains("172.30.0.254"));
         assert!(ip("route get fd00:96::1").contains("dev podnet0"), "the others are made all the same");
@@ -151,7 +151,7 @@ fn removal_takes_the_routes_along_and_a_torn_pair_is_made_again() {
         let host = open();
         // podnet1 is missing: someone has renamed it.
         ip("link add podnet0 type veth peer name other");
-        assert!(host.ensure_podnet0(&wanted()).await.unwrap().created);
+        assert!(ensure_podnet0(&host, &wanted()).await.unwrap().created);
         assert!(host.remove_podnet0().await.unwrap());
         assert!(!host.remove_podnet0().await.unwrap(), "a second time there is nothing to remove");
         assert_eq!(ip("route show proto 112"), "");
@@ -177,7 +177,7 @@ fn thousands_of_addresses_are_routed_at_once() {
         let count = || ip("route show proto 112").lines().count() + ip("-6 route show proto 112").lines().count();
         for (wanted, routes) in [(&many, 5004), (&wanted(), 4)] {
             let start = std::time::Instant::now();
-            let pair = host.ensure_podnet0(wanted).await.unwrap();
+            let pair = ensure_podnet0(&host, wanted).await.unwrap();
             assert!(pair.problems.is_empty(), "{pair:?}");
             assert_eq!(count(), routes);
             let took = start.elapsed();
@@ -192,7 +192,7 @@ fn thousands_of_addresses_are_routed_at_once() {
 fn packets_from_the_nodes_own_address_are_accepted() {
     in_namespace(|| async {
         uplink(1);
-        let pair = open().ensure_podnet0(&wanted()).await.unwrap();
+        let pair = ensure_podnet0(&open(), &wanted()).await.unwrap();
         for filter in ["0", "2"] {
             std::fs::write("/proc/sys/net/ipv4/conf/podnet0/rp_filter", filter).unwrap();
             for node in wanted().node_addresses {
@@ -211,7 +211,7 @@ fn packets_from_the_nodes_own_address_are_accepted() {
 fn replies_from_a_service_are_accepted_also_under_strict_reverse_path_filtering() {
     in_namespace(|| async {
         uplink(1);
-        let pair = open().ensure_podnet0(&wanted()).await.unwrap();
+        let pair = ensure_podnet0(&open(), &wanted()).await.unwrap();
         for filter in ["0", "1"] {
             for dev in ["all", "podnet0"] {
                 std::fs::write(format!("/proc/sys/net/ipv4/conf/{dev}/rp_filter"), filter).unwrap();

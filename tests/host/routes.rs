@@ -1,9 +1,12 @@
 //! Routes to other nodes' pods, and the MACs of these nodes.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use podnet::config::Routing;
+use podnet::host::tunnel::Prepared;
 use podnet::host::watch::{Debounce, Watcher};
-use podnet::host::{HostError, NodeRoutes, RemoteNode};
+use podnet::host::{Host, HostError, NodeNetwork, NodeRoutes, RemoteNode};
 use podnet_tests::lab::NetNs;
 
 use crate::{addresses, in_netns, ip, new_netns, open, path_of};
@@ -37,6 +40,12 @@ fn node2() -> RemoteNode {
     }
 }
 
+/// Brings the routes into line with other nodes on the link.
+async fn sync(host: &Host, nodes: &[RemoteNode], addresses: &[IpAddr]) -> NodeRoutes {
+    let network = NodeNetwork { name: "node1", addresses, mtu: 1500, routing: Routing::Direct, nodes };
+    host.sync_node_routes(&host.snapshot().await.unwrap(), &network, Prepared::default()).await.unwrap()
+}
+
 fn macs(routes: &NodeRoutes) -> Vec<Option<u8>> {
     routes.hops.iter().map(|hop| hop.mac.map(|mac| mac.0[5])).collect()
 }
@@ -48,7 +57,7 @@ fn routes_and_macs_follow_the_nodes() {
         let host = open();
         let mut watcher = Watcher::open(Debounce::default()).unwrap();
         let sources = addresses(&["172.30.0.1", "fd00:30::1"]);
-        let routes = host.sync_node_routes(&[node2()], &sources).await.unwrap();
+        let routes = sync(&host, &[node2()], &sources).await;
         assert!(routes.errors.is_empty() && routes.unreachable.is_empty(), "{routes:?}");
         assert_eq!(routes.changed, 2);
         let (v4, v6) = (ip("route get 10.244.2.5"), ip("route get fd00:244:2::5"));
@@ -60,7 +69,7 @@ fn routes_and_macs_follow_the_nodes() {
         loop {
             let change = tokio::time::timeout_at(deadline, watcher.changed()).await.expect("the neighbours answer");
             if change.neighbours {
-                let routes = host.sync_node_routes(&[node2()], &sources).await.unwrap();
+                let routes = sync(&host, &[node2()], &sources).await;
                 assert_eq!(routes.changed, 0, "what is right is left alone");
                 if macs(&routes) == [Some(2), Some(2)] {
                     break;
@@ -82,13 +91,13 @@ fn routes_and_macs_follow_the_nodes() {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         loop {
             tokio::time::timeout_at(deadline, watcher.changed()).await.expect("the new MAC becomes known");
-            if macs(&host.sync_node_routes(&[node2()], &sources).await.unwrap()) == [Some(0x22), Some(0x22)] {
+            if macs(&sync(&host, &[node2()], &sources).await) == [Some(0x22), Some(0x22)] {
                 break;
             }
         }
 
         // The node leaves.
-        let routes = host.sync_node_routes(&[], &sources).await.unwrap();
+        let routes = sync(&host, &[], &sources).await;
         assert_eq!((routes.changed, ip("route show proto 112").as_str()), (2, ""));
         assert_eq!(ip("-6 route show proto 112"), "");
     });
@@ -103,7 +112,7 @@ fn only_podnets_own_routes_are_touched() {
         ip("-6 route add fd00:244:9::/64 via fd00:30::9 dev eth0");
         // A pod's route, as the plugin makes them, perhaps with podnet's protocol number.
         ip("route add 10.244.1.5/32 dev eth0 proto 112");
-        let routes = host.sync_node_routes(&[node2()], &[]).await.unwrap();
+        let routes = sync(&host, &[node2()], &[]).await;
         assert!(matches!(&routes.errors[..], [HostError::ForeignRoute { .. }]), "{routes:?}");
         assert_eq!(routes.changed, 1, "the IPv6 route is made all the same");
         assert_eq!(host.remove_node_routes().await.unwrap(), 1);
@@ -120,7 +129,7 @@ fn a_node_behind_a_router_is_told_and_gets_no_route() {
         ip("route add default via 172.30.0.254");
         let mut node = node2();
         node.addresses = addresses(&["10.7.0.2", "fd00:30::2"]);
-        let routes = open().sync_node_routes(&[node], &[]).await.unwrap();
+        let routes = sync(&open(), &[node], &[]).await;
         assert_eq!(routes.unreachable.len(), 1, "{routes:?}");
         assert!(routes.unreachable[0].reason.contains("172.30.0.254"), "{routes:?}");
         assert_eq!((routes.changed, routes.hops.len()), (1, 1), "IPv6 works");

@@ -5,19 +5,21 @@ use std::time::Duration;
 use etherparse::PacketBuilder;
 use podnet::host::ports;
 use podnet::host::settings::{self, Families, Setting, Sysctl};
+use podnet::host::uplinks;
 
-use crate::{addresses, in_namespace, ip, open, packet_socket, uplink, wanted};
+use crate::{addresses, ensure_podnet0, in_namespace, ip, open, packet_socket, uplink, wanted};
 
 async fn table() -> Vec<Setting> {
-    let uplinks = open().uplinks(&addresses(&["172.30.0.1", "fd00:30::1"]), &[]).await.unwrap();
+    let mut uplinks = uplinks::find(&open().snapshot().await.unwrap(), &addresses(&["172.30.0.1", "fd00:30::1"]), &[]);
     assert_eq!(uplinks.found.iter().map(|u| u.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
-    settings::wanted(Families { v4: true, v6: true }, &uplinks.found, &["pn0123456789a".into()])
+    uplinks.host_ends = vec!["pn0123456789a".into()];
+    settings::wanted(Families { v4: true, v6: true }, &uplinks)
 }
 
 async fn node() -> Sysctl {
     uplink(1);
     ip("link add pn0123456789a type veth peer name pod");
-    open().ensure_podnet0(&wanted()).await.unwrap();
+    ensure_podnet0(&open(), &wanted()).await.unwrap();
     Sysctl::default()
 }
 

@@ -54,21 +54,21 @@ impl<'a> Site<'a> {
         // Long enough for nothing to rest any more.
         self.now += Duration::from_secs(10);
         self.control.apply(self.source.poll(self.now));
-        let outcome = self.control.reconcile(self.datapath, self.now);
+        let outcome = self.control.reconcile(self.datapath.tables(), self.now);
         ensure!(outcome.pending == 0, "{:?}", self.control.status().pending);
         Ok(outcome.changed)
     }
 
-    fn dump(&self) -> Result<String> {
-        Ok(dump(self.datapath, self.control.names())?)
+    fn dump(&mut self) -> Result<String> {
+        Ok(dump(self.datapath.tables(), self.control.names())?)
     }
 }
 
-fn adopt(directory: &Path, datapath: &Datapath) -> Result<(Control, ManifestSource)> {
+fn adopt(directory: &Path, datapath: &mut Datapath) -> Result<(Control, ManifestSource)> {
     let path = directory.display();
     let config = format!("{{node: node1, manifests: {path}, runDir: {path}/run, maglevTableSize: 251}}");
     let config = Config::parse(&config).map_err(|error| anyhow::anyhow!("{error}"))?;
-    Ok((Control::adopt(&config, datapath)?, ManifestSource::open(directory)?))
+    Ok((Control::adopt(&config, datapath.tables())?, ManifestSource::open(directory)?))
 }
 
 /// Has a test make do with tables of its own.

@@ -197,6 +197,7 @@ fn whatever_happens_it_comes_to_what_a_fresh_list_has() -> Result<()> {
             streaming_lists,
             service_cidrs,
             stutter,
+            ..Abilities::default()
         });
     let cases = (abilities, prop::collection::vec(step(), 0..20), prop::collection::vec(step(), 1..40));
     alone(|| {
@@ -226,7 +227,9 @@ fn nothing_is_given_before_all_kinds_are_listed() -> Result<()> {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.until("synced", |site| site.synced)?;
         ensure!(site.seen.len() == 4, "{:?}", site.seen);
-        let requests = site.api.requests();
+        let mut requests = site.api.requests();
+        // The node's own pods are asked for besides, by another way.
+        requests.retain(|request| !request.contains("/pods?"));
         ensure!(requests.len() == 4 && requests.iter().all(|r| r.contains("sendInitialEvents=true")), "{requests:?}");
         Ok(())
     })

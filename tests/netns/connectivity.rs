@@ -1,21 +1,8 @@
 //! Pods, nodes and the outside reach each other without translation.
 
 use anyhow::{Context, Result, ensure};
-use podnet_tests::lab::{Families, Lab, Place, Pod, eventually};
-use podnet_tests::traffic::{Family, Transport};
-
-/// Both transports and ping reach the server, which sees the client's address.
-fn reaches(from: &Place, own: std::net::IpAddr, to: std::net::SocketAddr, server: &str) -> Result<()> {
-    let what = || format!("{} → {server} ({to})", from.name());
-    from.ping(to.ip()).with_context(|| format!("ping {}", what()))?;
-    for transport in Transport::ALL {
-        let answer = from.ask(transport, to).with_context(|| format!("{transport} {}", what()))?;
-        ensure!(answer.server == server, "{transport} {}: {} answered", what(), answer.server);
-        ensure!(answer.seen.ip() == own, "{transport} {}: seen as {} instead of {own}", what(), answer.seen.ip());
-        ensure!(answer.seen.port() == answer.local.port(), "{transport} {}: the port changed", what());
-    }
-    Ok(())
-}
+use podnet_tests::lab::{Families, Lab, Pod, eventually};
+use podnet_tests::traffic::Family;
 
 /// Waits for the routes between the nodes, which come with the Node objects.
 fn routes_are_there(from: &Pod, to: &Pod, family: Family) -> Result<()> {
@@ -34,15 +21,15 @@ fn all_pairs(families: Families) -> Result<()> {
         routes_are_there(&pods[0], &pods[2], family)?;
         for from in &pods {
             for to in &pods {
-                reaches(&from.place, from.ip(family), to.addr(family, 8080), to.name())?;
+                from.place.is_seen_as(from.ip(family), to.addr(family, 8080), to.name())?;
             }
             for node in lab.nodes() {
-                reaches(&from.place, from.ip(family), (node.ip(family), 9090).into(), node.name())?;
+                from.place.is_seen_as(from.ip(family), (node.ip(family), 9090).into(), node.name())?;
             }
         }
         for node in lab.nodes() {
             for to in &pods {
-                reaches(&node.place, node.ip(family), to.addr(family, 8080), to.name())?;
+                node.place.is_seen_as(node.ip(family), to.addr(family, 8080), to.name())?;
             }
         }
     }
@@ -77,7 +64,7 @@ fn a_machine_with_a_route_reaches_pods_and_is_reached() -> Result<()> {
             Family::V4 => "172.30.0.100",
             Family::V6 => "fd00:30::100",
         };
-        reaches(client, own.parse()?, pod.addr(family, 8080), "a")?;
+        client.is_seen_as(own.parse()?, pod.addr(family, 8080), "a")?;
         pod.place.ping(own.parse()?).context("from the pod")?;
     }
     Ok(())

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use podnet::config::Xdp;
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, vips, wait_until};
-use podnet_tests::traffic::{Ask, Family, Frames, Outcome, Stream, Transport};
+use podnet_tests::lab::{Lab, Place, Pod, Service, vips, wait_until};
+use podnet_tests::traffic::{Family, Frames, Outcome, Stream, Transport};
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
@@ -74,26 +74,6 @@ impl Site {
     }
 }
 
-/// Exchanges much more than fits a packet, in both directions.
-fn large(place: &Place, to: SocketAddr) -> Result<()> {
-    for (transport, there, back) in [
-        (Transport::Tcp, 200_000, 0),
-        (Transport::Tcp, 0, 200_000),
-        (Transport::Udp, 5000, 0),
-        (Transport::Udp, 0, 5000),
-    ] {
-        let ask = Ask::new(transport, to);
-        let ask = if there > 0 { ask.payload("y".repeat(there)) } else { ask.reply_of(back) };
-        let what = format!("{transport} with {there} bytes there and {back} back");
-        eventually(&what, || {
-            let answer = ask.clone().from(place)?;
-            ensure!(answer.payload.len() == there + back, "{} bytes came", answer.payload.len());
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
 #[test]
 fn direct_return() -> Result<()> {
     cases!(
@@ -110,7 +90,7 @@ fn direct_return() -> Result<()> {
 
 fn clients_are_seen_and_answered(site: &Site) -> Result<()> {
     site.up()?;
-    site.each(|place, _, to| large(place, to))?;
+    site.each(|place, _, to| place.exchanges_much(to))?;
     site.each(|place, _, to| {
         let stream = Stream::start(place, Transport::Tcp, to, Duration::from_millis(1))?;
         wait_until("200 messages", || Ok(stream.answered() >= 200))?;
@@ -194,7 +174,7 @@ fn a_narrow_link_to_the_client_is_found_out(site: &Site) -> Result<()> {
     // Behind the fabric, which then tells the frontend's address, that is node1, of what doesn't fit.
     site.lab.fabric().ip(&format!("link set router mtu {SMALL}\n"))?;
     site.lab.router().ip(&format!("link set eth0 mtu {SMALL}\n"))?;
-    let found = site.each(|place, _, to| large(place, to));
+    let found = site.each(|place, _, to| place.exchanges_much(to));
     site.lab.fabric().ip("link set router mtu 1500\n")?;
     site.lab.router().ip("link set eth0 mtu 1500\n")?;
     found
@@ -221,6 +201,6 @@ fn processes_of_the_other_host_can_be_backends(site: &Site) -> Result<()> {
     site.each(|place, ip, to| {
         let expected = Outcome::answer("node2", ip);
         Transport::ALL.into_iter().try_for_each(|transport| place.expect(transport, to, &expected))?;
-        large(place, to)
+        place.exchanges_much(to)
     })
 }

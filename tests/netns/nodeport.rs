@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Node, Place, Pod, Service};
+use podnet_tests::lab::{Endpoint, Lab, Node, Place, Pod, Service};
 use podnet_tests::traffic::{Ask, Family, Outcome, Transport};
 use serde_json::json;
 
@@ -63,6 +63,7 @@ fn node_ports() -> Result<()> {
         every_address_of_the_node_serves_unless_the_setting_says_which,
         a_service_can_change_its_type_its_port_and_its_endpoints,
         node_ports_leave_the_hosts_own_ports_alone,
+        backends_may_be_processes_of_hosts,
         host_ports_lead_to_the_pod_on_this_node,
     )
 }
@@ -226,6 +227,29 @@ fn node_ports_leave_the_hosts_own_ports_alone(site: &Site) -> Result<()> {
             for to in [web.addr(family, TARGET), site.web[1].addr(family, TARGET), (node, 8081).into()] {
                 let ask = Ask::new(transport, to).from_port(30_053);
                 ask.from(&lab.node(0).place).with_context(|| format!("from the NodePort's number to {to}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As pods in the hosts' network are.
+fn backends_may_be_processes_of_hosts(site: &Site) -> Result<()> {
+    let lab = &site.lab;
+    let (near, far) = (lab.node(0), lab.node(2));
+    let _servers = [near.serve(8081)?, far.serve(8081)?];
+    for (number, backend) in [(54, near), (55, far)] {
+        let service = Service::new(backend.name(), number, 80, 8081).node_port(30_000 + u16::from(number));
+        service.apply(lab, None)?;
+        service.set_endpoints(lab, &[Endpoint::host(backend)])?;
+        for (family, transport) in Transport::over_all() {
+            for place in [lab.client(), &site.clients[0].place, &site.clients[1].place, &near.place, &far.place] {
+                for to in [service.addr(family), at(near, &service, family), at(far, &service, family)] {
+                    // ClusterIPs are for the cluster.
+                    if to != service.addr(family) || place.name() != lab.client().name() {
+                        place.reaches(transport, to, &[backend.name()])?;
+                    }
+                }
             }
         }
     }

@@ -7,3 +7,4 @@ mod entry;
 mod errors;
 mod external;
 mod frame;
+mod tunnel;

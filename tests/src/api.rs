@@ -1,7 +1,8 @@
 //! A Kubernetes API server for tests: the lists and watches that the daemon asks for, over HTTP, on demand wrong in every
 //! way in which a real one can be.
 //!
-//! It keeps objects as JSON with versions, and a log of changes as etcd does. A test changes objects through [`Api`] and
+//! It keeps objects as JSON text with versions, and a log of changes as etcd does, so that serving a large cluster costs
+//! little. A test changes objects through [`Api`] and
 //! decides how the server behaves: forgets history (410), breaks connections off, refuses, hangs up, garbles, sends things
 //! twice.
 
@@ -22,8 +23,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// How many lines may wait for a slow client.
 const LINES: usize = 64;
-/// A page of a list, whatever the client asks for: small, so that lists have several.
-const PAGE: usize = 3;
 
 /// How the server answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,11 +56,16 @@ pub struct Abilities {
     pub service_cidrs: bool,
     /// Every event is sent twice, as after a hasty restart of a proxy.
     pub stutter: bool,
+    /// Clients may write Events.
+    pub events: bool,
+    /// Objects on a page of a list, whatever the client asks for.
+    pub page: usize,
 }
 
 impl Default for Abilities {
     fn default() -> Self {
-        Self { streaming_lists: Streaming::Served, service_cidrs: true, stutter: false }
+        // Small pages, so that lists have several.
+        Self { streaming_lists: Streaming::Served, service_cidrs: true, stutter: false, events: true, page: 3 }
     }
 }
 
@@ -82,8 +86,9 @@ struct State {
     /// Changes up to this version are forgotten.
     forgotten: u64,
     /// By resource, namespace and name.
-    objects: BTreeMap<(String, String, String), Value>,
-    log: Vec<Entry>,
+    objects: BTreeMap<(String, String, String), Arc<Stored>>,
+    /// Changes by resource, in the order of their versions.
+    log: BTreeMap<String, Vec<Entry>>,
     /// Connections of an earlier number are broken off.
     connection: u64,
     /// Paths with queries, in the order in which they were asked.
@@ -99,9 +104,37 @@ struct State {
 #[derive(Clone, Debug)]
 struct Entry {
     version: u64,
-    resource: String,
     event: &'static str,
-    object: Value,
+    object: Arc<Stored>,
+}
+
+/// An object as it is sent.
+#[derive(Debug)]
+struct Stored {
+    /// Its kind and version as members of an object, which elements of lists lack.
+    head: String,
+    /// The object without them.
+    body: String,
+}
+
+impl Stored {
+    fn new(mut object: Value) -> Self {
+        let mut head = String::new();
+        for name in ["kind", "apiVersion"] {
+            let member = object.as_object_mut().and_then(|members| members.remove(name));
+            head.extend(member.map(|value| format!("\"{name}\":{value},")));
+        }
+        Self { head, body: object.to_string() }
+    }
+
+    fn value(&self) -> Value {
+        serde_json::from_str(&format!("{{{}{}", self.head, &self.body[1..])).expect("it was JSON")
+    }
+
+    /// A watch's line for an event. The type comes first, as from a real server.
+    fn line(&self, event: &str) -> String {
+        format!("{{\"type\":\"{event}\",\"object\":{{{}{}}}\n", self.head, &self.body[1..])
+    }
 }
 
 impl Api {
@@ -115,7 +148,7 @@ impl Api {
             version: 1,
             forgotten: 0,
             objects: BTreeMap::new(),
-            log: Vec::new(),
+            log: BTreeMap::new(),
             connection: 0,
             requests: Vec::new(),
             writes: Vec::new(),
@@ -159,6 +192,7 @@ impl Api {
         let key = key(&object);
         state.version += 1;
         object["metadata"]["resourceVersion"] = state.version.to_string().into();
+        let object = Arc::new(Stored::new(object));
         let event = if state.objects.insert(key.clone(), object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
         state.note(key.0, event, object);
         self.tell(&state);
@@ -168,10 +202,11 @@ impl Api {
     pub fn delete(&self, object: &Value) {
         let mut state = self.lock();
         let key = key(object);
-        if let Some(mut last) = state.objects.remove(&key) {
+        if let Some(last) = state.objects.remove(&key) {
             state.version += 1;
+            let mut last = last.value();
             last["metadata"]["resourceVersion"] = state.version.to_string().into();
-            state.note(key.0, "DELETED", last);
+            state.note(key.0, "DELETED", Arc::new(Stored::new(last)));
         }
         self.tell(&state);
     }
@@ -204,11 +239,8 @@ impl Api {
         state.version += 1;
         for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
             let version = state.version.to_string();
-            state.note(
-                resource.into(),
-                "BOOKMARK",
-                json!({"apiVersion": "v1", "kind": "x", "metadata": {"resourceVersion": version}}),
-            );
+            let object = json!({"apiVersion": "v1", "kind": "x", "metadata": {"resourceVersion": version}});
+            state.note(resource.into(), "BOOKMARK", Arc::new(Stored::new(object)));
         }
         self.tell(&state);
     }
@@ -257,7 +289,7 @@ impl Api {
 
     /// All objects as they are now.
     pub fn objects(&self) -> Vec<Value> {
-        self.lock().objects.values().cloned().collect()
+        self.lock().objects.values().map(|object| object.value()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -270,13 +302,19 @@ impl Api {
 }
 
 impl State {
-    fn note(&mut self, resource: String, event: &'static str, object: Value) {
+    fn note(&mut self, resource: String, event: &'static str, object: Arc<Stored>) {
         let version = self.version;
-        self.log.push(Entry { version, resource, event, object });
+        self.log.entry(resource).or_default().push(Entry { version, event, object });
     }
 
-    fn list(&self, resource: &str) -> Vec<Value> {
+    fn list(&self, resource: &str) -> Vec<Arc<Stored>> {
         self.objects.iter().filter(|((of, ..), _)| of == resource).map(|(_, object)| object.clone()).collect()
+    }
+
+    /// What has changed since a version.
+    fn since(&self, resource: &str, version: u64) -> Vec<Entry> {
+        let log = self.log.get(resource).map(Vec::as_slice).unwrap_or_default();
+        log[log.partition_point(|entry| entry.version <= version)..].to_vec()
     }
 }
 
@@ -336,9 +374,16 @@ impl Server {
         }
         if method != Method::GET {
             let body = request.into_body().collect().await.map_err(|_| Broken)?.to_bytes();
-            let value = serde_json::from_slice(&body).unwrap_or_default();
-            self.lock().writes.push((method.to_string(), path, value));
-            return Ok(whole(200, &json!({"kind": "Node", "apiVersion": "v1", "metadata": {}})));
+            let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let event = path.ends_with("/events");
+            if event && !self.lock().abilities.events {
+                return Ok(refusal(403, "events.events.k8s.io is forbidden"));
+            }
+            self.lock().writes.push((method.to_string(), path, value.clone()));
+            if event {
+                return Ok(whole(201, value.to_string()));
+            }
+            return Ok(whole(200, json!({"kind": "Node", "apiVersion": "v1", "metadata": {}}).to_string()));
         }
         let resource = path.rsplit('/').next().unwrap_or_default().to_owned();
         let abilities = self.lock().abilities;
@@ -360,20 +405,18 @@ impl Server {
     /// A page of a list.
     fn list(&self, resource: &str, from: Option<&str>) -> Response<Body> {
         let state = self.lock();
-        let mut items = state.list(resource);
+        let items = state.list(resource);
+        let page = state.abilities.page;
         let from = from.and_then(|from| from.parse().ok()).unwrap_or(0_usize).min(items.len());
-        let more = items.len() > from + PAGE;
+        let more = items.len() > from + page;
         let mut metadata = json!({"resourceVersion": state.version.to_string()});
         if more {
-            metadata["continue"] = (from + PAGE).to_string().into();
+            metadata["continue"] = (from + page).to_string().into();
         }
-        items = items.into_iter().skip(from).take(PAGE).collect();
         // As a real server does, the elements don't repeat the type.
-        for item in items.iter_mut().filter_map(Value::as_object_mut) {
-            item.remove("kind");
-            item.remove("apiVersion");
-        }
-        whole(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
+        let items: Vec<_> = items.iter().skip(from).take(page).map(|item| item.body.as_str()).collect();
+        let items = items.join(",");
+        whole(200, format!(r#"{{"kind":"List","apiVersion":"v1","metadata":{metadata},"items":[{items}]}}"#))
     }
 
     /// Changes since a version, or, if there is none, everything and then the changes.
@@ -398,12 +441,11 @@ impl Server {
         lines: &mpsc::Sender<String>,
     ) -> Result<(), mpsc::error::SendError<String>> {
         let mut changed = self.changed.subscribe();
-        // The type comes first, as from a real server.
-        let line = |event: &str, object: &Value| format!("{{\"type\":\"{event}\",\"object\":{object}}}\n");
+        let line = |event: &str, object: Value| Stored::new(object).line(event);
         if since.is_none() && self.lock().abilities.streaming_lists == Streaming::Broken {
             let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
                 "message": "the required storage feature is disabled", "reason": "InternalError", "code": 500});
-            return lines.send(line("ERROR", &status)).await;
+            return lines.send(line("ERROR", status)).await;
         }
         let mut at = match since {
             Some(version) => version,
@@ -413,34 +455,32 @@ impl Server {
                     (state.list(resource), state.version)
                 };
                 for object in &objects {
-                    lines.send(line("ADDED", object)).await?;
+                    lines.send(object.line("ADDED")).await?;
                 }
                 let ended = json!({"k8s.io/initial-events-end": "true"});
                 let metadata = json!({"resourceVersion": version.to_string(), "annotations": ended});
-                lines.send(line("BOOKMARK", &json!({"apiVersion": "v1", "kind": "x", "metadata": metadata}))).await?;
+                lines.send(line("BOOKMARK", json!({"apiVersion": "v1", "kind": "x", "metadata": metadata}))).await?;
                 version
             }
         };
         loop {
             let (news, forgotten, stutter) = {
                 let state = self.lock();
-                let news: Vec<_> =
-                    state.log.iter().filter(|e| e.version > at && e.resource == resource).cloned().collect();
-                (news, state.forgotten, state.abilities.stutter)
+                (state.since(resource, at), state.forgotten, state.abilities.stutter)
             };
             if at < forgotten {
                 let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
                     "message": "too old resource version", "reason": "Expired", "code": 410});
-                return lines.send(line("ERROR", &status)).await;
+                return lines.send(line("ERROR", status)).await;
             }
-            for Entry { version, event, object, .. } in news {
+            for Entry { version, event, object } in news {
                 at = version;
                 if self.garbles() {
-                    lines.send(line(event, &json!({"metadata": {"labels": 7}}))).await?;
+                    lines.send(line(event, json!({"metadata": {"labels": 7}}))).await?;
                     continue;
                 }
                 for _ in 0..if stutter { 2 } else { 1 } {
-                    lines.send(line(event, &object)).await?;
+                    lines.send(object.line(event)).await?;
                 }
             }
             if changed.changed().await.is_err() {
@@ -469,17 +509,15 @@ impl Server {
     }
 }
 
-fn whole(status: u16, value: &Value) -> Response<Body> {
-    let body = Full::new(Bytes::from(value.to_string())).map_err(|never: Infallible| match never {});
+fn whole(status: u16, text: String) -> Response<Body> {
+    let body = Full::new(Bytes::from(text)).map_err(|never: Infallible| match never {});
     let mut response = Response::new(BodyExt::boxed(body));
     *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
     response
 }
 
 fn refusal(code: u16, message: &str) -> Response<Body> {
-    whole(
-        code,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
-            "reason": "Refused", "code": code}),
-    )
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+        "reason": "Refused", "code": code});
+    whole(code, status.to_string())
 }

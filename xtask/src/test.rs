@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::AddAssign;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::{fmt, io};
 
@@ -20,6 +20,9 @@ use crate::workspace::Workspace;
 
 /// Names a directory with kube-apiserver and etcd, as for other projects' tests against a real API server.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
+/// What has to be there too for the tests with whole nodes, and what these tests have in their names.
+const FOR_KUBELETS: [&str; 4] = ["kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"];
+const WITH_KUBELETS: &str = "kubelets::";
 
 /// After this, a test program is told to end, and it then has a little time for cleaning up.
 const SECONDS_PER_PROGRAM: u32 = 600;
@@ -40,6 +43,7 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
     total += tally(&mut unit_tests, "the unit tests", &mut io::stdout())?;
 
     heading("privileged tests");
+    let with_assets = with_assets(std::env::var_os(ASSETS).map(PathBuf::from).as_deref());
     for program in privileged_programs(workspace, &built)? {
         println!("\n{}", program.display());
         let mut test = as_root("timeout", environment(&built)?.iter().map(|(name, value)| (*name, value.as_os_str())))?;
@@ -49,8 +53,7 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
             .arg(SECONDS_PER_PROGRAM.to_string())
             .arg(&program)
             .arg(format!("--test-threads={PRIVILEGED_TESTS_AT_ONCE}"))
-            // Tests that are left out unless these binaries are there.
-            .args(std::env::var_os(ASSETS).map(|_| "--include-ignored"))
+            .args(&with_assets)
             .args(filter)
             .current_dir(workspace.root.join("tests"));
         total += tally(&mut test, &program.display().to_string(), &mut io::stdout())?;
@@ -68,6 +71,17 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
 
 fn heading(part: &str) {
     println!("\n==> {part}");
+}
+
+/// Has tests that are left out otherwise run, as far as the binaries for them are there.
+fn with_assets(directory: Option<&Path>) -> Vec<&'static str> {
+    let Some(directory) = directory else { return Vec::new() };
+    let missing: Vec<_> = FOR_KUBELETS.into_iter().filter(|name| !directory.join(name).is_file()).collect();
+    if missing.is_empty() {
+        return vec!["--include-ignored"];
+    }
+    println!("LEFT OUT: {WITH_KUBELETS} the directory that {ASSETS} names lacks {}", missing.join(", "));
+    vec!["--include-ignored", "--skip", WITH_KUBELETS]
 }
 
 /// What the test programs need to know, and how much a panic tells.
@@ -206,6 +220,19 @@ mod tests {
         assert_eq!(total.failed, 1);
         assert!(shown.contains("did not end within"), "{shown}");
         assert_eq!(tally_of("exit 0").0, Tally::default());
+    }
+
+    #[test]
+    fn tests_with_kubelets_want_all_of_a_clusters_programs() {
+        assert!(with_assets(None).is_empty());
+        let directory = std::env::temp_dir().join(format!("podnet-assets-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        assert_eq!(with_assets(Some(&directory)), ["--include-ignored", "--skip", WITH_KUBELETS]);
+        for name in FOR_KUBELETS {
+            std::fs::write(directory.join(name), "").unwrap();
+        }
+        assert_eq!(with_assets(Some(&directory)), ["--include-ignored"]);
+        std::fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

@@ -12,11 +12,14 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
+use tracing::{Span, info_span};
 
 use crate::alloc::Pool;
+use crate::call_log::{Call, CallLog, CommandName};
 use crate::config::{self, Config, Datapath, Needs};
 use crate::datapath::PinDir;
 use crate::env::{self, Attachment, Command};
@@ -25,39 +28,75 @@ use crate::netns::NetNs;
 use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError};
 use crate::version::Version;
 
+/// What a call has said of itself before it ended.
+struct Told {
+    version: Version,
+    run_dir: PathBuf,
+    span: Span,
+}
+
 /// Does what the environment and standard input say. Returns what to print: a result, or an error.
 pub fn run(var: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Result<String, String> {
-    let mut version = Version::LATEST;
-    dispatch(var, input, &mut version).map_err(|error| {
+    let started = Instant::now();
+    let mut told = Told { version: Version::LATEST, run_dir: config::default_run_dir(), span: Span::none() };
+    let command = CommandName::of(&var("CNI_COMMAND").unwrap_or_default().to_string_lossy());
+    let result = dispatch(var, input, &mut told);
+    let code = result.as_ref().err().map_or(0, |error| error.code as u32);
+    CallLog::new(&told.run_dir).append(Call { command, code, duration: started.elapsed() });
+    result.map_err(|error| {
+        let _in = told.span.enter();
         tracing::error!(code = error.code as u32, details = error.details, "{}", error.msg);
-        error.to_json(version)
+        error.to_json(told.version)
     })
 }
 
-fn dispatch(
-    var: impl Fn(&str) -> Option<OsString>,
-    input: impl Read,
-    version: &mut Version,
-) -> Result<String, CniError> {
+fn dispatch(var: impl Fn(&str) -> Option<OsString>, input: impl Read, told: &mut Told) -> Result<String, CniError> {
     let command = env::parse(var)?;
+    told.span = span(&command);
+    let _in = told.span.clone().entered();
     let bytes = config::read(input)?;
+    if let Some(run_dir) = config::run_dir(&bytes) {
+        told.run_dir = run_dir;
+    }
     if command == Command::Version {
         return Ok(supported_versions(&bytes)?.to_string());
     }
-    *version = config::version(&bytes)?;
+    told.version = config::version(&bytes)?;
     let needs = if matches!(command, Command::Del(_) | Command::Gc) { Needs::Removing } else { Needs::Everything };
     let config = Config::parse(&bytes, needs)?;
     require_version(&command, config.version)?;
-    let (name, printed) = match command {
-        Command::Add(attachment) => ("ADD", Some(add::add(&config, &attachment)?)),
-        Command::Del(attachment) => ("DEL", del::del(&config, &attachment).map(|()| None)?),
-        Command::Check(attachment) => ("CHECK", check::check(&config, &attachment).map(|()| None)?),
-        Command::Status => ("STATUS", status::status(&config).map(|()| None)?),
-        Command::Gc => ("GC", gc::gc(&config).map(|()| None)?),
-        Command::Version => ("VERSION", None),
+    let printed = match command {
+        Command::Add(attachment) => Some(add::add(&config, &attachment)?),
+        Command::Del(attachment) => del::del(&config, &attachment).map(|()| None)?,
+        Command::Check(attachment) => check::check(&config, &attachment).map(|()| None)?,
+        Command::Status => status::status(&config).map(|()| None)?,
+        Command::Gc => gc::gc(&config).map(|()| None)?,
+        Command::Version => None,
     };
-    tracing::debug!(command = name, "done");
     Ok(printed.map(|result| result.to_json(config.version).to_string()).unwrap_or_default())
+}
+
+/// What log lines of a call have in common.
+fn span(command: &Command) -> Span {
+    macro_rules! of_attachment {
+        ($name:literal, $attachment:expr) => {{
+            let Attachment { id, pod, .. } = $attachment;
+            info_span!(
+                $name,
+                attachment = %id,
+                pod.namespace = pod.as_ref().map(|pod| pod.namespace.as_str()),
+                pod.name = pod.as_ref().map(|pod| pod.name.as_str()),
+            )
+        }};
+    }
+    match command {
+        Command::Add(attachment) => of_attachment!("cni.add", attachment),
+        Command::Del(attachment) => of_attachment!("cni.del", attachment),
+        Command::Check(attachment) => of_attachment!("cni.check", attachment),
+        Command::Status => info_span!("cni.status"),
+        Command::Gc => info_span!("cni.gc"),
+        Command::Version => info_span!("cni.version"),
+    }
 }
 
 /// VERSION: echoes the caller's version, whichever it is.

@@ -315,7 +315,7 @@ mod tests {
         let pins = PinDir::new(Path::new("/sys/fs/bpf"));
         assert_eq!(pins.hook(Hook::FromPod), Path::new("/sys/fs/bpf/podnet/hooks/from_pod"));
         assert_eq!(pins.frozen_map("endpoints"), Path::new("/sys/fs/bpf/podnet/hooks/endpoints"));
-        assert_eq!(pins.map("conntrack"), Path::new("/sys/fs/bpf/podnet/v1/conntrack"));
+        assert_eq!(pins.map("conntrack"), Path::new("/sys/fs/bpf/podnet/v2/conntrack"));
         assert_eq!(pins.links(), Path::new("/sys/fs/bpf/podnet/links"));
     }
 

@@ -142,6 +142,10 @@ fn to_service<At: Place, T: Tables>(
         s.entry.src = if v4 { config.hairpin_v4 } else { config.hairpin_v6 };
         s.from_range = shared as u32;
     }
+    if source == Source::Node {
+        // The way depends on whether it is the client's own; which of the node's it is comes with the way.
+        s.entry.src = node_address(config, &Addr::NONE, v4);
+    }
     let here = find_way::<T>(t, s.entry.in_ifindex, client, &mut s.entry);
     // A backend outside of the cluster answers the node, as it does without a service.
     let masquerades = source == Source::Own && checks::leaves_cluster::<At, T>(t, config, &s.entry.dst);
@@ -196,7 +200,7 @@ fn choose<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &Front
     true
 }
 
-/// The node of a backend, if it is another one that shares a link with this.
+/// The node of a backend, if it is another one, on the link or in the tunnel.
 #[inline(always)]
 fn other_node<'t, T: Tables>(t: &'t T, backend: &Addr) -> Option<&'t Addr> {
     let network = t.network(backend)?;
@@ -244,9 +248,10 @@ fn source<At: Place, T: Tables>(t: &T, config: &Config, frontend: &Frontend, cli
 fn to_outside<T: Tables>(t: &T, s: &mut Scratch, config: &Config) -> Result<(), Verdict> {
     s.entry.flags = CtEntry::REWRITE_SRC;
     let here = find_way::<T>(t, s.entry.in_ifindex, &s.tuple.src, &mut s.entry);
-    // On another way no answer would be translated back, so the stack has it.
+    // On another way no answer would be translated back, so the stack has it. It may be a broadcast, which the host gets.
     if !by_uplink(config, &s.entry) {
-        return Err(Verdict::Pass);
+        let tunnelled = checks::tunnelled::<T>(t, &s.tuple);
+        return Err(if tunnelled { Verdict::Drop(Reason::TunnelFromOutside) } else { Verdict::Pass });
     }
     s.entry.src = node_address(config, &here, s.tuple.src.is_v4());
     s.from_range = 1;

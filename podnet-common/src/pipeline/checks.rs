@@ -2,7 +2,7 @@
 
 use crate::{
     addr::{Addr, Proto},
-    layout::{Config, FrontendKey, Hook, Network, NetworkKind, Tuple},
+    layout::{Config, FrontendKey, Hook, Network, NetworkKind, TUNNEL_PORT, Tuple},
     packet::{Arp, ETH, Ethernet, Packet},
     verdict::Reason,
 };
@@ -53,8 +53,26 @@ fn from_outside<T: Tables>(t: &T, ethernet: &Ethernet, tuple: &Tuple) -> Result<
         Some(n) if n.kind == NetworkKind::Services as u32 || n.kind == NetworkKind::LocalNode as u32 => {
             Err(Reason::Martian)
         }
+        Some(n) if n.kind == NetworkKind::RemoteNode as u32 => Ok(()),
+        _ if tunnelled::<T>(t, tuple) && !for_others::<T>(t, &tuple.dst) => Err(Reason::TunnelFromOutside),
         _ => Ok(()),
     }
+}
+
+/// Whether a packet carries another one, for whoever gets it.
+#[inline(always)]
+pub(super) fn tunnelled<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+    tuple.dport.wire() == TUNNEL_PORT.to_be()
+        && tuple.proto == Proto::UDP
+        && t.config().is_some_and(|config| config.tunnel.0 != 0)
+}
+
+/// Whether an address is known to be a pod's, another node's or a service's. The host has others than its own: broadcasts,
+/// the link's.
+#[inline(always)]
+fn for_others<T: Tables>(t: &T, dst: &Addr) -> bool {
+    t.network(dst)
+        .is_some_and(|n| n.kind != NetworkKind::LocalNode as u32 && n.kind != NetworkKind::NonMasquerade as u32)
 }
 
 /// Whether a remote pod's packet was not sent by that pod's node. Unknown MACs are not judged.

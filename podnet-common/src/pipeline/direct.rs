@@ -1,7 +1,7 @@
 //! Packets that belong to no service: pod to pod, and what the stack is to handle.
 
 use crate::{
-    layout::{Config, CtEntry, Endpoint, Frontend, Hook, NetworkKind, Out, Tuple},
+    layout::{Config, CtEntry, Endpoint, Frontend, Hook, Network, NetworkKind, Out, Tuple},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Tcp},
     verdict::{Counter, Reason},
 };
@@ -40,7 +40,7 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
     ethernet: &Ethernet,
     v: &Parsed<F>,
 ) -> Verdict {
-    if F::V6 && checks::link_scope(&v.tuple.src, &v.tuple.dst, v.tuple.proto) {
+    if F::V6 && checks::link_scope(&v.tuple.src, &v.tuple.dst, v.tuple.proto) && !checks::tunnelled::<T>(t, &v.tuple) {
         return Verdict::Pass;
     }
     if let Err(reason) = checks::source::<At, F, P, T>(p, t, ethernet, &v.tuple) {
@@ -74,6 +74,12 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
         {
             Verdict::Tail(Stage::Begin)
         }
+        Some(n) if n.flags & Network::TUNNEL != 0 && At::HOOK as u32 == Hook::FromPod as u32 => {
+            match into_tunnel::<F, P, T>(p, t, v, n) {
+                Some(verdict) => verdict,
+                None => Verdict::Drop(Reason::StoreFailed),
+            }
+        }
         Some(n) if n.kind == NetworkKind::RemotePods as u32 && At::HOOK as u32 == Hook::FromPod as u32 => {
             match to_node::<F, P, T>(p, t, v) {
                 Some(verdict) => verdict,
@@ -88,6 +94,10 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
             } else {
                 Verdict::Drop(Reason::LostFragment)
             }
+        }
+        // The host would take what it carries for another node's.
+        _ if At::HOOK as u32 == Hook::FromPod as u32 && checks::tunnelled::<T>(t, &v.tuple) => {
+            Verdict::Drop(Reason::TunnelFromOutside)
         }
         _ => Verdict::Pass,
     }
@@ -143,6 +153,26 @@ fn into_pod<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, v: &Parsed<F>, en
     F::write(p, &header, false, false)?;
     p.store(0, &[endpoint.mac, endpoint.host_mac])?;
     Some(Verdict::Forward(Out::Pod, endpoint.ifindex))
+}
+
+/// Through the tunnel, to another node or a pod there.
+#[inline(always)]
+fn into_tunnel<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, v: &Parsed<F>, network: &Network) -> Option<Verdict> {
+    let config = t.config()?;
+    if !fits::<F, P>(p, v, config.tunnel_mtu) {
+        if network.kind == NetworkKind::RemotePods as u32 || F::ttl(&v.header) <= 1 {
+            t.count(Counter::ToStack);
+            return Some(Verdict::Pass);
+        }
+        // The stack would send it past the tunnel.
+        t.scratch(|s| s.mtu = config.tunnel_mtu)?;
+        return Some(Verdict::Reject(Reason::TooBig));
+    }
+    let mut header = v.header;
+    F::decrement_ttl(&mut header);
+    F::write(p, &header, false, false)?;
+    p.store(0, &[network.mac, config.tunnel_mac])?;
+    Some(Verdict::Forward(Out::Tunnel, config.tunnel))
 }
 
 /// Out of an uplink towards another node's pod.

@@ -6,7 +6,7 @@
 
 use crate::{
     addr::{Addr, IfIndex, Mac, Proto},
-    layout::{CtEntry, Endpoint, FragmentKey, FragmentPorts, Hook, NetworkKind, Out, Scratch, Tuple, macs},
+    layout::{CtEntry, Endpoint, FragmentKey, FragmentPorts, Hook, Network, NetworkKind, Out, Scratch, Tuple, macs},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Tcp},
     verdict::{Counter, Reason},
 };
@@ -196,13 +196,24 @@ pub(super) fn find_way<T: Tables>(t: &T, from: IfIndex, client: &Addr, entry: &m
         }
         return Addr::NONE;
     }
-    if t.network(&entry.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32) {
+    let network = t.network(&entry.dst);
+    if network.is_some_and(|n| n.kind == NetworkKind::LocalNode as u32) {
         // What comes from a service, or from the hairpin address, comes from where the host's routes to these lead. A
-        // client that only has another port comes from where it came from.
-        let from_service = !entry.src.same(client);
-        if let (true, Some(c)) = (from_service, t.config()) {
+        // client that only has another port comes from where it came from; but not from podnet1, which lets nothing in:
+        // through it the host's processes reach the ports of their own node.
+        if let Some(c) = t.config()
+            && (!entry.src.same(client) || from.0 == c.podnet1.0)
+        {
             go(entry, Out::Host, c.podnet0, u16::MAX as u32, macs(c.podnet0_mac, c.podnet1_mac));
         }
+        return Addr::NONE;
+    }
+    if let (Some(n), Some(c)) = (network, t.config())
+        && n.flags & Network::TUNNEL != 0
+        // The network between the nodes carries what these exchange themselves.
+        && (n.kind == NetworkKind::RemotePods as u32 || sent_on || pods_own::<T>(t, client, entry))
+    {
+        go(entry, Out::Tunnel, c.tunnel, c.tunnel_mtu, macs(n.mac, c.tunnel_mac));
         return Addr::NONE;
     }
     let Some(route) = t.route(from, client, &entry.dst) else { return Addr::NONE };
@@ -216,6 +227,12 @@ pub(super) fn find_way<T: Tables>(t: &T, from: IfIndex, client: &Addr, entry: &m
     };
     go(entry, out, route.ifindex, route.mtu, route.macs);
     route.src
+}
+
+/// Whether an entry's packets leave with the address of a pod of this node, which sends them.
+#[inline(always)]
+fn pods_own<T: Tables>(t: &T, client: &Addr, entry: &CtEntry) -> bool {
+    entry.src.same(client) && t.endpoint(client).is_some()
 }
 
 #[inline(always)]

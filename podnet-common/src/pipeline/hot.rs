@@ -185,7 +185,7 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
         F::decrement_ttl(&mut header);
     }
     F::write(p, &header, src, dst)?;
-    if out == Out::Pod as u8 || out == Out::Host as u8 || out == Out::Link as u8 {
+    if has_macs(out) {
         p.store(0, &entry.macs)?;
     }
     if (src || dst) && !(ANY && v.piece == Piece::Later) {
@@ -214,6 +214,13 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
     Some(depart(out, entry.out_ifindex))
 }
 
+/// Whether packets leave that way with the MACs of their entry. `out` is an [`Out`] as a number.
+#[inline(always)]
+pub(super) fn has_macs(out: u8) -> bool {
+    const WAYS: u32 = 1 << Out::Pod as u32 | 1 << Out::Host as u32 | 1 << Out::Link as u32 | 1 << Out::Tunnel as u32;
+    WAYS >> (out & 31) & 1 != 0
+}
+
 /// The verdict for a packet that is ready to leave. `out` is an [`Out`] as a number.
 #[inline(always)]
 pub(super) fn depart(out: u8, to: IfIndex) -> Verdict {
@@ -223,6 +230,7 @@ pub(super) fn depart(out: u8, to: IfIndex) -> Verdict {
         o if o == Out::Host as u8 => Verdict::Forward(Out::Host, to),
         o if o == Out::Link as u8 => Verdict::Forward(Out::Link, to),
         o if o == Out::Via as u8 => Verdict::Forward(Out::Via, to),
+        o if o == Out::Tunnel as u8 => Verdict::Forward(Out::Tunnel, to),
         _ => Verdict::Pass,
     }
 }

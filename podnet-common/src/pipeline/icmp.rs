@@ -17,7 +17,7 @@ use super::{
     Place, Stage, Tables, Verdict, checks,
     family::{Control, Family, Parsed, V4, V6, echo_ports, parse},
     flow::{find_way, sent_twice},
-    hot::{depart, fits, ports_word},
+    hot::{depart, fits, has_macs, ports_word},
 };
 
 /// What is read at once: Ethernet, IP, the ICMP header, the quoted IP and TCP headers.
@@ -134,7 +134,7 @@ fn translate<At: Place, F: Family, P: Packet, T: Tables>(
     }
     p.renew();
     F::write(p, &outer, true, true)?;
-    if entry.out == Out::Pod as u8 || entry.out == Out::Host as u8 || entry.out == Out::Link as u8 {
+    if has_macs(entry.out) {
         p.store(0, &entry.macs)?;
     }
     // ICMP for IPv4 has no pseudo header.

@@ -3,7 +3,7 @@
 
 use crate::{
     addr::Proto,
-    layout::{CtEntry, Out, Scratch, macs},
+    layout::{CtEntry, NetworkKind, Out, Scratch, macs},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet},
     verdict::{Counter, Reason},
 };
@@ -47,7 +47,7 @@ fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, s: &mut 
         }
         if p.segment_len(v.headers) > s.entry.out_mtu as u32 {
             // What is sent on can't be cut here either: the stack doesn't know the way.
-            if F::whole_only(&v.header) || one_way {
+            if F::whole_only(&v.header) || one_way || past_tunnel(t, &s.entry) {
                 s.mtu = s.entry.out_mtu as u32;
                 return Verdict::Reject(Reason::TooBig);
             }
@@ -65,6 +65,12 @@ fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, s: &mut 
         return sctp::summed(p, s, &v, verdict);
     }
     verdict
+}
+
+/// Whether the stack would send past the tunnel what goes through it: it does that with packets to nodes.
+#[inline(always)]
+fn past_tunnel<T: Tables>(t: &T, entry: &CtEntry) -> bool {
+    entry.out == Out::Tunnel as u8 && t.network(&entry.dst).is_some_and(|n| n.kind == NetworkKind::RemoteNode as u32)
 }
 
 /// Lets the stack have a translated packet. Where it would take the new source, the host's own, for a forgery, it gets

@@ -7,6 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use podnet_cni::call_log::CallLog;
 use podnet_cni::datapath::{Direction, PinDir, detach_pod, detach_tc};
 use podnet_cni::node_info::NodeInfo;
 use podnet_common::layout::Hook;
@@ -116,6 +117,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
     for path in [ServiceNames::path(run_dir), DaemonStatus::path(run_dir)] {
         remove_file(&path, &mut outcome);
     }
+    CallLog::new(run_dir).remove();
     // The lock is this command's own, and perhaps the directory; others' files in it stay.
     let path = DaemonLock::path(run_dir);
     if let Err(source) = std::fs::remove_file(&path) {

@@ -191,13 +191,14 @@ impl Flow {
     /// How the client's packets leave; none while only the other half is there.
     pub(super) fn way(&self) -> Option<&'static str> {
         /// By their numbers.
-        const WAYS: [(Out, &str); 6] = [
+        const WAYS: [(Out, &str); 7] = [
             (Out::Stack, "stack"),
             (Out::Pod, "pod"),
             (Out::Uplink, "uplink"),
             (Out::Host, "host"),
             (Out::Link, "link"),
             (Out::Via, "via"),
+            (Out::Tunnel, "tunnel"),
         ];
         let way = WAYS.iter().find(|(out, _)| *out as u8 == self.entry.out)?;
         self.own_half.then_some(way.1)

@@ -2,19 +2,10 @@
 
 use std::io::{self, IsTerminal as _};
 
-use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-/// The form of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
+use crate::config::LogFormat;
 
 /// Starts logging. `RUST_LOG` chooses what is logged; without it, `default` and above.
 pub(super) fn start(format: LogFormat, default: LevelFilter) {

@@ -29,11 +29,10 @@ use podnet_cni::node_info::NodeInfo;
 use tracing_subscriber::filter::LevelFilter;
 
 pub use flow::Filter;
-pub use logging::LogFormat;
 pub use output::Format;
 
 use crate::compile::ServiceNames;
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::model::ObjectName;
 use crate::status::DaemonStatus;
 use conntrack::NodeNames;
@@ -65,9 +64,9 @@ struct Options {
     /// How to print results.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
-    /// How to log, on standard error; RUST_LOG chooses what.
-    #[arg(long, global = true, value_enum, default_value_t)]
-    log_format: LogFormat,
+    /// How to log, on standard error; RUST_LOG chooses what [default: what the daemon's configuration says, or text]
+    #[arg(long, global = true, value_enum)]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -161,8 +160,10 @@ enum AffinityVerb {
 
 /// Does what the command line asks for.
 pub fn run(cli: Cli) -> ExitCode {
-    let daemon = matches!(cli.command, Command::Daemon { .. });
-    logging::start(cli.options.log_format, if daemon { LevelFilter::INFO } else { LevelFilter::WARN });
+    // The daemon's configuration may say how it logs.
+    if !matches!(cli.command, Command::Daemon { .. }) {
+        logging::start(cli.options.log_format.unwrap_or_default(), LevelFilter::WARN);
+    }
     match execute(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -177,6 +178,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     match command {
         Command::Daemon { config, node } => {
             let config = Config::read_for(&config, node.as_deref())?;
+            logging::start(options.log_format.unwrap_or(config.log_format), LevelFilter::INFO);
             block_on(crate::daemon::run(config))??;
         }
         Command::Status => {

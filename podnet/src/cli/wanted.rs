@@ -1,7 +1,6 @@
 //! What manifests or the Kubernetes API ask for, read anew by the command: why a service's tables are as they are, and whether they are as
 //! they should be.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -46,7 +45,7 @@ impl Wanted {
         let (batch, broken) = super::block_on(objects(config)).and_then(|read| read).map_err(WantedError::Source)?;
         let mut state = State::default();
         for change in batch.changes {
-            state.apply(change, &mut BTreeSet::new());
+            state.apply(change, &mut Vec::new());
         }
         let settings = Settings::new(config.source_ip, &config.node, state.nodes().get(&config.node).map(|n| &**n));
         Ok(Self { state, settings, broken })

@@ -7,6 +7,7 @@
 //! Everything happens in the caller's thread and time; a changed EndpointSlice costs the work for its service only.
 
 mod state;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,7 +27,8 @@ use crate::frontend::Frontend;
 use crate::model::{Condition, Node, ObjectName, Service};
 use crate::reconcile::{GRACE, Outcome, Reconciler, TableError, Tables, Usage};
 use crate::select::{self, HealthCheck, Settings};
-use crate::source::Batch;
+use crate::source::{Batch, Origin};
+use waiting::Waiting;
 
 /// The control plane.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct Control {
     problems: BTreeMap<ObjectName, Vec<String>>,
     /// Of services whose load balancer asks for their health.
     checks: BTreeMap<ObjectName, HealthCheck>,
+    /// Changes of services that aren't true of the tables yet.
+    waiting: Waiting,
     /// Whether this node is on its way out.
     leaving: bool,
     synced: bool,
@@ -137,6 +141,7 @@ impl Control {
             reconciler,
             problems: BTreeMap::new(),
             checks: BTreeMap::new(),
+            waiting: Waiting::default(),
             leaving: false,
             synced: false,
         })
@@ -144,15 +149,22 @@ impl Control {
 
     /// Takes in what a source has said. [`Self::reconcile`] puts it into effect.
     pub fn apply(&mut self, batch: Batch) -> Applied {
-        let mut dirty = BTreeSet::new();
+        let mut dirty = Vec::new();
         let mut applied = Applied::default();
         for change in batch.changes {
+            let (origin, before) = (change.origin, dirty.len());
             applied.nodes |= self.state.apply(change, &mut dirty);
+            // What is there at the start is no change.
+            if self.synced {
+                dirty[before..].iter().for_each(|service| self.waiting.note(service, origin));
+            }
         }
         if applied.nodes {
             applied.health = self.update_own_node(&mut dirty);
             self.update_service_cidrs(&mut dirty);
         }
+        dirty.sort_unstable();
+        dirty.dedup();
         applied.lost = self.state.take_lost();
         applied.services = dirty.len();
         for name in dirty {
@@ -165,7 +177,7 @@ impl Control {
 
     /// This node's object may say another zone, which concerns all services. Says whether the node is on its way out
     /// now and wasn't, or the other way round.
-    fn update_own_node(&mut self, dirty: &mut BTreeSet<ObjectName>) -> bool {
+    fn update_own_node(&mut self, dirty: &mut Vec<ObjectName>) -> bool {
         let node = self.state.nodes().get(&self.settings.node);
         let leaving = node.is_some_and(|node| node.leaving);
         let settings = Settings::new(self.settings.source_ip, &self.settings.node, node.map(|node| &**node));
@@ -177,7 +189,7 @@ impl Control {
     }
 
     /// Whether a service's address is in one of the ranges concerns all services.
-    fn update_service_cidrs(&mut self, dirty: &mut BTreeSet<ObjectName>) {
+    fn update_service_cidrs(&mut self, dirty: &mut Vec<ObjectName>) {
         let mut ranges = self.state.service_cidrs();
         ranges.extend(&self.configured_cidrs);
         if ranges != self.service_cidrs {
@@ -196,7 +208,9 @@ impl Control {
             ),
             None => Default::default(),
         };
-        self.reconciler.mark(self.desired.set(name, frontends));
+        let changed = self.desired.set(name, frontends);
+        self.waiting.add(name, &changed);
+        self.reconciler.mark(changed);
         replace(&mut self.problems, name, (!problems.is_empty()).then_some(problems));
         replace(&mut self.checks, name, check)
     }
@@ -212,10 +226,17 @@ impl Control {
     /// after [`Self::apply`] and at [`Outcome::next_retry`].
     pub fn reconcile(&mut self, tables: &mut dyn Tables, now: Instant) -> Outcome {
         let outcome = self.reconciler.run(&self.desired, tables, self.synced, now);
+        self.waiting.settle(|key| self.reconciler.is_unwritten(key));
         if let Err(error) = self.write_names() {
             warn!("{error}; commands show ids instead of names");
         }
         outcome
+    }
+
+    /// When the changes of services began that the tables hold since the last call, those of a service together as the
+    /// oldest. Changes that were there when the sources first gave everything are not among them.
+    pub fn take_effective(&mut self) -> Vec<Origin> {
+        self.waiting.take_effective()
     }
 
     fn write_names(&mut self) -> Result<bool, NamesError> {

@@ -31,10 +31,11 @@ struct Indexed {
 }
 
 impl State {
-    /// Takes in a change and adds the services that it concerns to `dirty`. Says whether nodes or service ranges differ.
+    /// Takes in a change and adds the services that it concerns to `dirty`, once for each change that does. Says whether
+    /// nodes or service ranges differ.
     /// An object that says what it said before changes nothing: a Node is written every few minutes, whatever happens.
-    pub fn apply(&mut self, change: Change, dirty: &mut BTreeSet<ObjectName>) -> bool {
-        let Change { key: ObjectKey { kind, name }, object } = change;
+    pub fn apply(&mut self, change: Change, dirty: &mut Vec<ObjectName>) -> bool {
+        let Change { key: ObjectKey { kind, name }, object, .. } = change;
         debug_assert!(object.as_ref().is_none_or(|object| object.kind() == kind));
         match (kind, object) {
             (Kind::Node, object) => {
@@ -59,7 +60,7 @@ impl State {
                 indexed.service = service;
                 self.service_count += usize::from(indexed.service.is_some());
                 self.forget_empty(&name);
-                dirty.insert(name);
+                dirty.push(name);
             }
             (Kind::EndpointSlice, object) => {
                 let slice = match object {
@@ -72,7 +73,7 @@ impl State {
         false
     }
 
-    fn apply_slice(&mut self, name: ObjectName, slice: Option<Arc<EndpointSlice>>, dirty: &mut BTreeSet<ObjectName>) {
+    fn apply_slice(&mut self, name: ObjectName, slice: Option<Arc<EndpointSlice>>, dirty: &mut Vec<ObjectName>) {
         let ObjectName { namespace, .. } = &name;
         let service = slice.as_ref().and_then(|slice| slice.service.clone());
         let owner_name = |service: String| ObjectName { namespace: namespace.clone(), name: service };
@@ -84,7 +85,7 @@ impl State {
             }
             self.owners.remove(&name);
             self.forget_empty(&old);
-            dirty.insert(old);
+            dirty.push(old);
         }
         if let (Some(slice), Some(service)) = (slice, service) {
             let owner = owner_name(service.clone());
@@ -101,7 +102,7 @@ impl State {
                 }
             }
             self.owners.insert(name, service);
-            dirty.insert(owner);
+            dirty.push(owner);
         }
     }
 
@@ -186,9 +187,10 @@ mod tests {
     }
 
     fn change(state: &mut State, kind: Kind, at: &str, object: Option<Object>) -> Vec<String> {
-        let mut dirty = BTreeSet::new();
+        let mut dirty = Vec::new();
         let key = ObjectKey { kind, name: name(at) };
-        assert_eq!(state.apply(Change { key, object }, &mut dirty), kind == Kind::Node);
+        assert_eq!(state.apply(Change::new(key, object), &mut dirty), kind == Kind::Node);
+        dirty.sort();
         dirty.into_iter().map(|name| name.to_string()).collect()
     }
 

@@ -1,8 +1,12 @@
 //! The control plane from manifests to tables.
 
+use std::time::{Duration, SystemTime};
+
 use super::*;
+use crate::model::{Kind, Object, raw};
 use crate::reconcile::dump;
 use crate::reconcile::fake::FakeTables;
+use crate::source::Change;
 use crate::source::manifest::ManifestSource;
 
 struct Bench {
@@ -31,6 +35,10 @@ fn placed(service: &str, endpoints: &[String]) -> String {
          labels: {{kubernetes.io/service-name: {service}}}}}, ports: [{{port: 5353, protocol: UDP}}], endpoints: [{}]}}\n",
         endpoints.join(", ")
     )
+}
+
+fn raw_manifest(text: &str) -> raw::Manifest {
+    crate::yaml::parse(crate::yaml::documents(text)[0]).unwrap()
 }
 
 impl Bench {
@@ -85,6 +93,39 @@ fn a_changed_slice_costs_only_its_service() {
     assert_eq!(bench.tables.writes, 3, "a backend, a segment, a frontend");
     let lost: Vec<_> = outcome.removed[0].backends.iter().map(|b| std::net::IpAddr::from(b.addr).to_string()).collect();
     assert_eq!(lost, ["10.244.1.3"]);
+}
+
+#[test]
+fn changes_wait_until_the_tables_hold_them() {
+    let mut bench = Bench::new();
+    bench.write("web.yaml", &(service("web", "10.96.0.1") + &slice("web", &["10.244.1.2"])));
+    bench.write("web2.yaml", &service("other", "10.96.0.2"));
+    bench.round();
+    assert_eq!(bench.control.take_effective(), [], "what is there at the start is no change");
+
+    let start = Instant::now();
+    let origin = |seconds, trigger| Origin {
+        arrived: start + Duration::from_secs(seconds),
+        trigger: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(trigger)),
+    };
+    let change = |bench: &mut Bench, ips: &[&str], origin| {
+        let (key, object) = Object::new(Kind::EndpointSlice, raw_manifest(&slice("web", ips))).unwrap();
+        bench.control.apply(Batch { changes: vec![Change { key, object: Some(object), origin }], synced: true });
+        let outcome = bench.control.reconcile(&mut bench.tables, Instant::now() + Duration::from_secs(60));
+        (outcome.failed, bench.control.take_effective())
+    };
+    assert_eq!(change(&mut bench, &["10.244.1.2"], origin(1, 1)), (0, vec![]), "it says nothing new");
+    assert_eq!(change(&mut bench, &["10.244.1.3"], origin(2, 2)), (0, vec![origin(2, 2)]));
+
+    // Nothing can be written for a while, and clocks differ.
+    bench.tables.fail_every = Some(0);
+    assert_eq!(change(&mut bench, &["10.244.1.4"], origin(3, 9)), (1, vec![]));
+    assert_eq!(change(&mut bench, &["10.244.1.5"], origin(4, 8)), (1, vec![]));
+    assert_eq!((bench.control.status().pending.len(), bench.control.take_effective()), (1, vec![]));
+    bench.tables.fail_every = None;
+    assert_eq!(bench.control.reconcile(&mut bench.tables, Instant::now() + Duration::from_secs(120)).failed, 0);
+    assert_eq!(bench.control.take_effective(), [origin(3, 8)], "the oldest of both");
+    assert_eq!(bench.control.take_effective(), []);
 }
 
 #[test]

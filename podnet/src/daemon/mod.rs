@@ -9,6 +9,8 @@
 //! Nothing here is needed for packets to flow: the daemon may be killed at any point, and the next one takes over what
 //! it finds. What fails is told in `status.json` and tried again.
 
+mod abandoned;
+mod announce;
 mod attachments;
 mod events;
 mod host_ports;
@@ -17,26 +19,30 @@ mod node;
 mod report;
 
 use std::{
+    collections::BTreeSet,
     io,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
 use podnet_cni::{
+    call_log::CallLog,
     datapath::PinDir,
     node_info::NodeInfo,
     repair::{self, Keep},
     store::Store,
 };
+use podnet_common::layout::capacity;
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     task::{JoinHandle, spawn_blocking},
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::{MissedTickBehavior, interval, interval_at, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::{
+    cli::view::Table,
     config::Config,
     control::{self, Control},
     datapath::{
@@ -51,11 +57,13 @@ use crate::{
         watch::{Debounce, Watcher},
     },
     install,
+    metrics::{Listener, Metrics, NodeState},
     reconcile::Outcome,
     source::{Batch, Source},
     status::DaemonLock,
 };
 
+use announce::Announcer;
 use attachments::Attachments;
 use host_ports::HostPorts;
 use networks::KnownMacs;
@@ -74,7 +82,7 @@ pub async fn run(config: Config) -> Result<()> {
     let _lock = DaemonLock::acquire(&config.run_dir)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let mut daemon = Daemon::start(config)?;
+    let mut daemon = Daemon::start(config).await?;
     tokio::select! {
         result = daemon.serve() => result,
         _ = terminate.recv() => Ok(()),
@@ -96,6 +104,10 @@ struct Daemon {
     host_ports: HostPorts,
     health: Health,
     servers: Servers,
+    metrics: Metrics,
+    listener: Listener,
+    calls: CallLog,
+    announcer: Announcer,
     report: report::Reporter,
     outcome: Outcome,
     collector: Collector,
@@ -111,20 +123,37 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(config: Config) -> Result<Self> {
-        let source = Source::open(&config)?;
+    async fn start(config: Config) -> Result<Self> {
+        let mut source = Source::open(&config)?;
         let store = Store::open(&config.state_dir)?;
         let attachments = Attachments::watch(store.attachments_dir())?;
         let watcher = Watcher::open(Debounce::default())?;
         let host = Host::open()?.with_sysctl(Sysctl::at(&config.sysctls));
-        let datapath = Datapath::start(PinDir::new(&config.bpffs), config.conntrack_max)?;
+        let (tables, opened) = Datapath::open(PinDir::new(&config.bpffs), config.conntrack_max)?;
+        let mut loading = spawn_blocking(move || opened.load());
+        // Meanwhile much can be read and worked out. Nothing is written yet: the programs may be refused.
+        let mut control = Control::adopt(&config, &tables)?;
+        control.apply(source.first());
+        let loaded = loop {
+            tokio::select! {
+                loaded = &mut loading => break loaded.context("the programs were not loaded")??,
+                batch = source.next() => {
+                    control.apply(batch.context("cannot wait for objects")?);
+                }
+            }
+        };
+        let datapath = Datapath::run(tables, loaded)?;
         info!(generation = datapath.generation(), adopted = datapath.adopted(), "the datapath is loaded");
-        let control = Control::adopt(&config, &datapath)?;
         let report = report::Reporter::new(&config, &datapath);
-        let was_set_up = datapath.adopted() && NodeInfo::read(&config.run_dir).is_ok();
+        let was_set_up = datapath.kept_tables() && NodeInfo::read(&config.run_dir).is_ok();
         let health = Health::new(was_set_up, Instant::now());
         let servers = Servers::start(health.clone(), config.healthz_bind_address.0)
             .context("cannot start the thread of the health servers")?;
+        let metrics = metrics(&datapath);
+        let counts = Box::new(datapath.counts()?);
+        let registry = metrics.registry(datapath.generation(), source.api_metrics(), counts);
+        let listener = Listener::start(registry, config.metrics_bind_address.0)
+            .context("cannot start the thread that serves metrics")?;
         Ok(Self {
             source,
             attachments: watch(attachments).context("cannot wait for attachments")?,
@@ -138,6 +167,10 @@ impl Daemon {
             host_ports: HostPorts::default(),
             health,
             servers,
+            metrics,
+            listener,
+            calls: CallLog::new(&config.run_dir),
+            announcer: Announcer::new(Instant::now()),
             report,
             outcome: Outcome::default(),
             collector: Collector::default(),
@@ -164,7 +197,7 @@ impl Daemon {
     async fn turn(&mut self) -> Result<()> {
         let mut clock = interval(CLOCK_INTERVAL);
         let mut collect = interval(COLLECT_INTERVAL);
-        let mut check = interval(CHECK_INTERVAL);
+        let mut check = interval_at((Instant::now() + CHECK_INTERVAL).into(), CHECK_INTERVAL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -172,8 +205,10 @@ impl Daemon {
             self.shed().await;
         }
         self.read_host_ports();
-        let first = self.source.first();
-        self.take_in(first);
+        self.reconcile();
+        self.sync_node().await;
+        self.repair();
+        self.expire();
         loop {
             if self.node_due.is_some_and(|due| due <= Instant::now()) {
                 self.sync_node().await;
@@ -195,6 +230,9 @@ impl Daemon {
                         warn!("{error}");
                     }
                     self.tell_health();
+                    self.listener.retry();
+                    self.calls.take().iter().for_each(|call| self.metrics.calls.observe(call));
+                    self.announce();
                     if self.crowded {
                         self.collect();
                     }
@@ -268,7 +306,11 @@ impl Daemon {
 
     /// Brings the service tables nearer to what is wanted.
     fn reconcile(&mut self) {
-        self.outcome = self.control.reconcile(&mut self.datapath, Instant::now());
+        let _span = info_span!("reconcile").entered();
+        self.outcome = self.control.reconcile(self.datapath.tables(), Instant::now());
+        self.metrics.reconciled(&self.outcome);
+        let now = (Instant::now(), SystemTime::now());
+        self.control.take_effective().iter().for_each(|origin| self.metrics.latency.observe(origin, now));
         if self.outcome.changed > 0 {
             debug!(changed = self.outcome.changed, pending = self.outcome.pending, "reconciled the tables");
         }
@@ -283,12 +325,23 @@ impl Daemon {
         let wanted = node::Wanted { config: &self.config, control: &self.control };
         let before = std::mem::take(&mut self.node.problems);
         let took_pods = self.node.takes_pods;
-        self.node = node::sync(&wanted, &self.host, &mut self.known_macs, &mut self.datapath).await;
+        let began = Instant::now();
+        let sync = node::sync(&wanted, &self.host, &mut self.known_macs, &mut self.datapath);
+        self.node = sync.instrument(info_span!("node.sync")).await;
+        let took = began.elapsed();
+        self.metrics.fills.set_entries(Table::Nodes, self.datapath.networks());
+        self.report.set_nodes(&self.node);
         if self.node.takes_pods && !took_pods {
             self.install();
             self.source.announce();
         }
         self.node.problems.extend(self.not_installed.clone());
+        self.metrics.node(NodeState {
+            took,
+            problems: self.node.problems.len(),
+            // Before the objects are there an earlier daemon's word holds.
+            takes_pods: self.node.takes_pods || (self.was_set_up && !self.control.synced()),
+        });
         // What is tried again every second needn't be said as often.
         for problem in self.node.problems.iter().filter(|problem| !before.contains(problem)) {
             warn!("{problem}");
@@ -326,7 +379,17 @@ impl Daemon {
 
     /// Removes what crashed plugins and deleted namespaces have left, and restores what is missing.
     fn repair(&self) {
-        let report = repair::repair(&self.store, Some(self.datapath.pins()), &Keep::Whole);
+        let abandoned = self.source.pods().map(|pods| {
+            abandoned::find(&self.store, &pods, &self.config.cgroup, SystemTime::now()).unwrap_or_else(|error| {
+                warn!("cannot look for abandoned attachments: {error}");
+                BTreeSet::new()
+            })
+        });
+        let abandoned = abandoned.unwrap_or_default();
+        for id in &abandoned {
+            info!(container.id = id.container.as_str(), "the pod is gone and its attachment was left: it is removed");
+        }
+        let report = repair::repair(&self.store, Some(self.datapath.pins()), &Keep::Whole { but: &abandoned });
         for error in &report.errors {
             warn!(error = error.msg, details = error.details, "cannot repair an attachment");
         }
@@ -349,9 +412,13 @@ impl Daemon {
 
     /// Has clients' affinities removed whose time is up.
     fn expire(&self) {
+        let fills = self.metrics.fills.clone();
         match self.datapath.expiry() {
             Ok(expiry) => drop(spawn_blocking(move || match expiry.run() {
-                Ok(removed) => debug!(removed, "affinities are over"),
+                Ok((removed, left)) => {
+                    fills.set_entries(Table::Affinity, left);
+                    debug!(removed, "affinities are over");
+                }
                 Err(error) => warn!("cannot look through the clients' affinities: {error}"),
             })),
             Err(error) => warn!("{error}"),
@@ -377,6 +444,7 @@ impl Daemon {
         let ways = match result {
             Ok(Swept { entries, removed, ways }) => {
                 debug!(entries, removed, "collected the connection table");
+                self.metrics.fills.set_entries(Table::Conntrack, entries as usize);
                 self.crowded = nearly_full(entries, self.datapath.conntrack_capacity());
                 Some(ways)
             }
@@ -390,12 +458,39 @@ impl Daemon {
     }
 
     fn write_report(&mut self) {
-        let source = self.source.status();
-        let written = self.report.write(&self.config, &source, &self.control.status(), &self.node, &self.servers);
+        let (source, control) = (self.source.status(), self.control.status());
+        let servers = self.servers.problems().into_iter().chain(self.listener.problem()).collect();
+        let now = report::Now {
+            source: &source,
+            control: &control,
+            node: &self.node,
+            health: self.servers.status(),
+            servers,
+        };
+        let (warnings, written) = self.report.write(&self.config, now);
+        self.metrics.state(&control, source.mistakes.len(), warnings);
         if let Err(error) = written {
             warn!("{error}; `podnet status` shows what was written before");
         }
     }
+}
+
+/// What is measured, with the sizes of the tables.
+fn metrics(datapath: &Datapath) -> Metrics {
+    let metrics = Metrics::new();
+    for (table, size) in [
+        (Table::Frontends, capacity::FRONTENDS),
+        (Table::Slots, capacity::SLOTS),
+        (Table::Backends, capacity::BACKENDS),
+        (Table::Conntrack, datapath.conntrack_capacity() as usize),
+        (Table::Endpoints, capacity::ENDPOINTS),
+        (Table::Nodes, capacity::NODES),
+        (Table::SourceRanges, capacity::SOURCE_RANGES),
+        (Table::Affinity, capacity::AFFINITY),
+    ] {
+        metrics.fills.set_capacity(table, size);
+    }
+    metrics
 }
 
 /// Whether a flow's way leads somewhere still. One that is sent on for direct server return leads to a node, which is

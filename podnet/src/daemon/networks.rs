@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     host::routes::{NodeAddress, NodeRoutes, RemoteNode},
     model::Node,
+    prefixes::Prefixes,
     simulator::prefix,
 };
 
@@ -39,9 +40,9 @@ impl Cluster<'_> {
     pub(super) fn service_addresses(&self, all: impl Iterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
         let nodes: BTreeSet<&IpAddr> = self.remote.iter().flat_map(|node| &node.addresses).collect();
         let pods = self.remote.iter().flat_map(|node| &node.pod_cidrs).chain(&self.own.pod_cidrs);
-        let ranges: Vec<_> = pods.chain(self.service_cidrs).collect();
+        let ranges: Prefixes<()> = pods.chain(self.service_cidrs).copied().collect();
         all.filter(|addr| !self.addresses.contains(addr) && !nodes.contains(addr))
-            .filter(|addr| !ranges.iter().any(|range| range.contains(*addr)))
+            .filter(|addr| ranges.get(*addr).is_none())
             .collect()
     }
 
@@ -66,14 +67,16 @@ impl Cluster<'_> {
         for address in services {
             put(IpNetwork::from(*address), NetworkKind::ServiceAddress, None, None, 0);
         }
+        let hops: BTreeMap<_, _> = routes.hops.iter().map(|hop| (hop.cidr, hop)).collect();
         for node in self.remote {
             for cidr in &node.pod_cidrs {
-                let hop = routes.hops.iter().find(|hop| hop.cidr == *cidr);
-                put(*cidr, NetworkKind::RemotePods, hop.map(|hop| hop.via), hop.and_then(|hop| hop.mac), 0);
+                let hop = hops.get(cidr);
+                let flags = hop.map_or(0, |hop| tunnel_flag(hop.tunnel));
+                put(*cidr, NetworkKind::RemotePods, hop.map(|hop| hop.via), hop.and_then(|hop| hop.mac), flags);
             }
         }
-        for NodeAddress { addr, mac, .. } in &routes.addresses {
-            put(IpNetwork::from(*addr), NetworkKind::RemoteNode, Some(*addr), *mac, 0);
+        for NodeAddress { addr, mac, tunnel, .. } in &routes.addresses {
+            put(IpNetwork::from(*addr), NetworkKind::RemoteNode, Some(*addr), *mac, tunnel_flag(*tunnel));
         }
         for cidr in &self.own.pod_cidrs {
             let node = self.own.internal_ips.iter().copied().find(|address| address.is_ipv4() == cidr.is_ipv4());
@@ -92,7 +95,11 @@ impl Cluster<'_> {
     }
 }
 
-/// The table `peers`: the MACs of nodes on the same link.
+fn tunnel_flag(tunnel: bool) -> u16 {
+    if tunnel { Network::TUNNEL } else { 0 }
+}
+
+/// The table `peers`: the MACs of nodes on the same link or in the tunnel.
 pub(super) fn peers(routes: &NodeRoutes) -> BTreeSet<Mac> {
     routes.addresses.iter().filter_map(|address| address.mac).collect()
 }
@@ -107,7 +114,8 @@ impl KnownMacs {
     /// any more, are forgotten.
     pub(super) fn complete(&mut self, routes: &mut NodeRoutes) {
         let before = std::mem::take(&mut self.0);
-        for address in routes.addresses.iter_mut().filter(|address| address.dev.is_some()) {
+        // In the tunnel it is never unknown.
+        for address in routes.addresses.iter_mut().filter(|address| address.dev.is_some() && !address.tunnel) {
             address.mac = address.mac.or_else(|| before.get(&address.addr).copied());
             self.0.extend(address.mac.map(|mac| (address.addr, mac)));
         }
@@ -159,12 +167,18 @@ mod tests {
     }
 
     fn address(addr: &str, dev: Option<u32>, mac: Option<Mac>) -> NodeAddress {
-        NodeAddress { node: "n2".into(), addr: ip(addr), dev: dev.map(IfIndex), mac }
+        NodeAddress { node: "n2".into(), addr: ip(addr), dev: dev.map(IfIndex), mac, tunnel: false }
     }
 
     fn routes(mac: Option<Mac>) -> NodeRoutes {
-        let hop =
-            NodeHop { node: "n2".into(), cidr: cidr("10.244.2.0/24"), via: ip("172.30.0.2"), dev: IfIndex(2), mac };
+        let hop = NodeHop {
+            node: "n2".into(),
+            cidr: cidr("10.244.2.0/24"),
+            via: ip("172.30.0.2"),
+            dev: IfIndex(2),
+            mac,
+            tunnel: false,
+        };
         let addresses = vec![
             address("172.30.0.2", Some(2), mac),
             address("fd00:30::2", Some(2), mac),
@@ -185,7 +199,7 @@ mod tests {
             let node =
                 if network.node == Addr::NONE { String::new() } else { format!(" {}", IpAddr::from(network.node)) };
             let mac = if network.mac == MAC { " mac" } else { "" };
-            let flags = if network.flags == Network::NODE_PORTS { " node-ports" } else { "" };
+            let flags = ["", " node-ports", " tunnel"][network.flags as usize];
             format!("{addr}/{len} {}{node}{mac}{flags}", kind(network.kind))
         };
         networks.iter().map(show).collect()
@@ -226,6 +240,16 @@ mod tests {
         assert_eq!(table, expected);
         assert_eq!(peers(&routes(Some(MAC))), BTreeSet::from([MAC]));
         assert!(peers(&routes(None)).is_empty());
+
+        let mut tunnelled = routes(Some(MAC));
+        tunnelled.hops[0].tunnel = true;
+        tunnelled.addresses[1].tunnel = true;
+        let table = shown(&cluster.networks(&tunnelled, &services));
+        let through: Vec<_> = table.iter().filter(|row| row.ends_with("mac tunnel")).collect();
+        assert_eq!(
+            through,
+            ["10.244.2.0/24 RemotePods 172.30.0.2 mac tunnel", "fd00:30::2/128 RemoteNode fd00:30::2 mac tunnel"]
+        );
     }
 
     #[test]
@@ -298,6 +322,14 @@ mod tests {
         let mut replaced = routes(Some(other));
         known.complete(&mut replaced);
         assert_eq!(peers(&replaced), BTreeSet::from([other]), "another card");
+
+        let mut tunnelled = routes(Some(MAC));
+        tunnelled.addresses.iter_mut().for_each(|address| address.tunnel = true);
+        let mut on_link = routes(None);
+        KnownMacs::default().complete(&mut on_link);
+        known.complete(&mut tunnelled);
+        known.complete(&mut on_link);
+        assert!(peers(&on_link).is_empty(), "a card's MAC is another one");
 
         let mut moved = routes(None);
         moved.addresses.iter_mut().for_each(|address| address.dev = None);

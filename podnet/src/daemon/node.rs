@@ -25,14 +25,18 @@ use crate::{
         Host,
         podnet0::{self, Podnet0},
         ports,
-        routes::{NodeRoutes, RemoteNode},
+        routes::{NodeNetwork, NodeRoutes, RemoteNode},
         settings::{self, Families, Sysctl},
-        uplinks::{Uplink, Uplinks},
+        tunnel::{self, Tunnel},
+        uplinks::{self, Uplink, Uplinks},
     },
     model::Node,
 };
 
 use super::networks::{self, Cluster, KnownMacs};
+
+/// Ethernet's MTU, in bytes.
+const DEFAULT_MTU: u32 = 1500;
 
 /// How the node stands.
 #[derive(Debug, Default)]
@@ -101,11 +105,14 @@ async fn set_up(
 ) -> Result<()> {
     let config = wanted.config;
     let addresses = &own.internal_ips;
-    let uplinks = host.uplinks(addresses, &config.uplinks).await?;
+    // One for all: of thousands of nodes there are as many routes and neighbours.
+    let mut snapshot = host.snapshot().await?;
+    let uplinks = uplinks::find(&snapshot, addresses, &config.uplinks);
     for name in &uplinks.missing {
         status.problems.push(format!("there is no interface {name}: correct `uplinks` in the configuration"));
     }
-    let mtu = mtu(config, &uplinks);
+    let uplink_mtu = uplinks.mtu().unwrap_or(DEFAULT_MTU);
+    let mtu = if config.mtu != 0 { config.mtu } else { uplink_mtu };
     let sysctl = Sysctl::at(&config.sysctls);
     apply_settings(&sysctl, addresses, &uplinks, status);
     status.problems.extend(missing(own, &config.node));
@@ -144,10 +151,18 @@ async fn set_up(
             .collect(),
         node_addresses: addresses.clone(),
     };
-    let pair = host.ensure_podnet0(&pair).await?;
+    let pair = host.ensure_podnet0(&mut snapshot, &pair).await?;
     note(status, pair.problems.iter());
 
-    status.routes = host.sync_node_routes(&remote, addresses).await?;
+    let network =
+        NodeNetwork { name: &config.node, addresses, mtu: uplink_mtu, routing: config.routing, nodes: &remote };
+    let prepared = host.prepare_tunnel(&mut snapshot, &network).await;
+    if let Some(tunnel) = prepared.tunnel {
+        // What examines its packets, and what others need who send into it, is there before it comes up.
+        datapath.set_config(&programs_config(config, own, &pair, &uplinks, mtu, Some(tunnel))?)?;
+        datapath.attach_tunnel(tunnel.ifindex)?;
+    }
+    status.routes = host.sync_node_routes(&snapshot, &network, prepared).await?;
     known.complete(&mut status.routes);
     let routes = std::mem::take(&mut status.routes);
     note(status, routes.errors.iter());
@@ -169,9 +184,12 @@ async fn set_up(
             names.join(", ")
         ));
     }
-    datapath.set_config(&programs_config(config, own, &pair, &uplinks, mtu)?)?;
-    let hooks: Vec<_> = uplinks.found.iter().map(|u| UplinkHook { name: u.name.clone(), ifindex: u.ifindex }).collect();
-    status.hooks = datapath.attach_uplinks(&hooks, &uplinks.others, config.xdp);
+    datapath.set_config(&programs_config(config, own, &pair, &uplinks, mtu, routes.tunnel)?)?;
+    let hook = |name: &str, ifindex, xdp| UplinkHook { name: name.to_owned(), ifindex, xdp };
+    let mut hooks: Vec<_> = uplinks.found.iter().map(|u| hook(&u.name, u.ifindex, config.xdp)).collect();
+    // What comes out of the tunnel has already been through the kernel's receive path.
+    hooks.extend(routes.tunnel.map(|tunnel| hook(tunnel::NAME, tunnel.ifindex, Xdp::Off)));
+    status.hooks = datapath.attach_uplinks(&hooks, &uplinks.others);
     status.incomplete |= status.hooks.iter().flat_map(|uplink| &uplink.hooks).any(|hook| hook.how.is_err());
     datapath.attach_host(pair.far, uplinks.loopback)?;
     // Without these, services are still translated packet by packet.
@@ -188,9 +206,11 @@ async fn set_up(
         }));
     }
     status.uplinks = uplinks.found;
+    // A configured one stands: longer packets are answered with what the tunnel takes.
+    let pod_mtu = routes.tunnel.filter(|_| config.mtu == 0).map_or(mtu, |tunnel| tunnel.mtu);
     status.routes = routes;
 
-    publish(config, own, mtu)?;
+    publish(config, own, pod_mtu)?;
     status.ready = true;
     status.takes_pods = !own.pod_cidrs.is_empty();
     Ok(())
@@ -232,16 +252,9 @@ fn note(status: &mut Status, errors: impl Iterator<Item = impl std::fmt::Display
     }
 }
 
-/// The pods' MTU: the configured one, or the uplinks' smallest.
-fn mtu(config: &Config, uplinks: &Uplinks) -> u32 {
-    /// Ethernet's.
-    const DEFAULT: u32 = 1500;
-    if config.mtu != 0 { config.mtu } else { uplinks.mtu().unwrap_or(DEFAULT) }
-}
-
 fn apply_settings(sysctl: &Sysctl, addresses: &[IpAddr], uplinks: &Uplinks, status: &mut Status) {
-    let wanted = settings::wanted(Families::of(addresses), &uplinks.found, &uplinks.host_ends);
-    // podnet0's are applied while it is made, since some must precede its coming up.
+    let wanted = settings::wanted(Families::of(addresses), uplinks);
+    // podnet0's and the tunnel's are applied while these are made, since some must precede its coming up.
     let wanted: Vec<_> =
         wanted.into_iter().filter(|s| sysctl.read(&s.path).is_ok_and(|value| value.is_some())).collect();
     let applied = settings::apply(sysctl, &wanted);
@@ -252,7 +265,14 @@ fn apply_settings(sysctl: &Sysctl, addresses: &[IpAddr], uplinks: &Uplinks, stat
 }
 
 /// What the programs have to know of the node.
-fn programs_config(config: &Config, own: &Node, pair: &Podnet0, uplinks: &Uplinks, mtu: u32) -> Result<layout::Config> {
+fn programs_config(
+    config: &Config,
+    own: &Node,
+    pair: &Podnet0,
+    uplinks: &Uplinks,
+    mtu: u32,
+    tunnel: Option<Tunnel>,
+) -> Result<layout::Config> {
     let address =
         |v4: bool| own.internal_ips.iter().find(|address| address.is_ipv4() == v4).map_or(Addr::NONE, |a| (*a).into());
     let hairpin = |v4: bool| {
@@ -280,6 +300,10 @@ fn programs_config(config: &Config, own: &Node, pair: &Podnet0, uplinks: &Uplink
         uplinks: indices,
         flags: flags.iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).sum(),
         mtu,
+        tunnel: tunnel.map(|tunnel| tunnel.ifindex).unwrap_or_default(),
+        tunnel_mtu: tunnel.map(|tunnel| tunnel.mtu).unwrap_or_default(),
+        tunnel_mac: tunnel.map(|tunnel| tunnel.mac).unwrap_or_default(),
+        _pad: [0; 2],
         netns_cookie: netns_cookie().context("cannot read the network namespace's cookie")?,
     })
 }

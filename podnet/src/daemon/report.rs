@@ -1,15 +1,16 @@
 //! What the daemon tells `podnet status`.
 
+use podnet_common::addr::IfIndex;
+
 use crate::{
     config::Config,
     control::ControlStatus,
     datapath::{Datapath, HookState},
-    health::Servers,
-    host::uplinks::Uplink,
+    host::tunnel,
     source,
     status::{
-        DaemonStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus, StatusError, TablesStatus,
-        UnixTime, UplinkStatus,
+        DaemonStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus, StatusError,
+        TablesStatus, UnixTime, UplinkStatus,
     },
 };
 
@@ -18,6 +19,18 @@ use super::node;
 /// Writes the status file when it changes.
 pub(super) struct Reporter {
     last: DaemonStatus,
+    /// The ways to other nodes are others than in the file.
+    nodes_differ: bool,
+}
+
+/// What there is to say.
+pub(super) struct Now<'a> {
+    pub(super) source: &'a source::Status,
+    pub(super) control: &'a ControlStatus,
+    pub(super) node: &'a node::Status,
+    pub(super) health: HealthStatus,
+    /// What isn't served, for people.
+    pub(super) servers: Vec<String>,
 }
 
 impl Reporter {
@@ -32,40 +45,50 @@ impl Reporter {
                 config: serde_json::to_value(config).ok(),
                 ..DaemonStatus::default()
             },
+            nodes_differ: false,
         }
     }
 
-    /// Writes what there is to say, unless it has been said.
-    pub(super) fn write(
-        &mut self,
-        config: &Config,
-        source: &source::Status,
-        control: &ControlStatus,
-        node: &node::Status,
-        servers: &Servers,
-    ) -> Result<(), StatusError> {
+    /// Takes in the ways to other nodes, of which there may be thousands: whenever they have been looked at, and not for
+    /// each of the changes between.
+    pub(super) fn set_nodes(&mut self, node: &node::Status) {
+        let nodes = nodes(node);
+        self.nodes_differ |= nodes != self.last.nodes;
+        self.last.nodes = nodes;
+    }
+
+    /// Writes what there is to say, unless it has been said. Returns how many warnings are among it.
+    pub(super) fn write(&mut self, config: &Config, now: Now<'_>) -> (usize, Result<(), StatusError>) {
+        let Now { source, control, node, health, servers } = now;
+        let nodes = std::mem::take(&mut self.last.nodes);
         let mut now = DaemonStatus {
             ready: if node.ready { self.last.ready.or_else(|| Some(UnixTime::now())) } else { None },
             sources: vec![describe(source, control)],
             tables: TablesStatus { last_reconciled: None, pending: control.pending.iter().map(pending).collect() },
-            uplinks: node.uplinks.iter().map(|found| uplink(node, found)).collect(),
-            nodes: nodes(node),
-            health: servers.status(),
+            uplinks: node.uplinks.iter().map(|found| uplink(node, &found.name, found.ifindex, found.mtu)).collect(),
+            tunnel: node.routes.tunnel.map(|t| uplink(node, tunnel::NAME, t.ifindex, t.mtu)),
+            health,
             warnings: warnings(source, control, node, servers),
             ..self.last.clone()
         };
         // Times alone are no news.
         now.sources.iter_mut().zip(&self.last.sources).for_each(|(new, old)| new.last_sync = old.last_sync);
         now.tables.last_reconciled = self.last.tables.last_reconciled;
-        if now == self.last {
-            return Ok(());
+        let (changed, warnings) = (now != self.last || self.nodes_differ, now.warnings.len());
+        if !changed {
+            self.last.nodes = nodes;
+            return (warnings, Ok(()));
         }
         let time = Some(UnixTime::now());
         now.sources.iter_mut().for_each(|source| source.last_sync = time);
         now.tables.last_reconciled = time;
-        now.write(&config.run_dir)?;
-        self.last = now;
-        Ok(())
+        now.nodes = nodes;
+        let written = now.write(&config.run_dir);
+        match written {
+            Ok(()) => (self.last, self.nodes_differ) = (now, false),
+            Err(_) => self.last.nodes = now.nodes,
+        }
+        (warnings, written)
     }
 }
 
@@ -90,19 +113,14 @@ fn pending(pending: &crate::control::Pending) -> PendingStatus {
     PendingStatus { frontend: pending.frontend.clone(), failures: pending.failures, reason: pending.reason.clone() }
 }
 
-fn uplink(node: &node::Status, uplink: &Uplink) -> UplinkStatus {
+fn uplink(node: &node::Status, name: &str, ifindex: IfIndex, mtu: u32) -> UplinkStatus {
     let hook = |state: &HookState| HookStatus {
         hook: state.hook.name().into(),
         attached: state.how.as_ref().ok().cloned(),
         error: state.how.as_ref().err().cloned(),
     };
-    let hooks = node.hooks.iter().filter(|state| state.name == uplink.name).flat_map(|state| &state.hooks);
-    UplinkStatus {
-        name: uplink.name.clone(),
-        ifindex: uplink.ifindex.0,
-        mtu: uplink.mtu,
-        hooks: hooks.map(hook).collect(),
-    }
+    let hooks = node.hooks.iter().filter(|state| state.name == name).flat_map(|state| &state.hooks);
+    UplinkStatus { name: name.to_owned(), ifindex: ifindex.0, mtu, hooks: hooks.map(hook).collect() }
 }
 
 fn nodes(node: &node::Status) -> Vec<NodeStatus> {
@@ -111,6 +129,7 @@ fn nodes(node: &node::Status) -> Vec<NodeStatus> {
         cidr: hop.cidr.to_string(),
         via: Some(hop.via.to_string()),
         mac: hop.mac.map(|mac| mac.0.map(|byte| format!("{byte:02x}")).join(":")),
+        tunnel: hop.tunnel,
         problem: None,
     });
     let unreached = node.routes.unreachable.iter().map(|u| NodeStatus {
@@ -118,13 +137,19 @@ fn nodes(node: &node::Status) -> Vec<NodeStatus> {
         cidr: u.cidr.to_string(),
         via: None,
         mac: None,
+        tunnel: false,
         problem: Some(u.reason.clone()),
     });
     reached.chain(unreached).collect()
 }
 
-fn warnings(source: &source::Status, control: &ControlStatus, node: &node::Status, servers: &Servers) -> Vec<String> {
+fn warnings(
+    source: &source::Status,
+    control: &ControlStatus,
+    node: &node::Status,
+    servers: Vec<String>,
+) -> Vec<String> {
     let problems = control.problems.iter().map(|p| format!("Service {}: {}", p.service, p.reason));
     let node = source.error.iter().chain(&node.problems).cloned();
-    node.chain(servers.problems()).chain(source.remarks.iter().cloned()).chain(problems).collect()
+    node.chain(servers).chain(source.remarks.iter().cloned()).chain(problems).collect()
 }

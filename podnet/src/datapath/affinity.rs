@@ -26,21 +26,23 @@ pub struct Expiry {
 }
 
 impl Expiry {
-    /// Removes them. Returns how many they were.
-    pub fn run(&self) -> io::Result<usize> {
+    /// Removes them. Returns how many they were, and how many are left.
+    pub fn run(&self) -> io::Result<(usize, usize)> {
         let mut all = Vec::new();
         batch::for_each(self.affinity.as_fd(), |key: &AffinityKey, value: &Affinity| all.push((*key, *value)))?;
         if all.is_empty() {
-            return Ok(0);
+            return Ok((0, 0));
         }
         let mut seconds: HashMap<u32, u32> = HashMap::new();
         batch::for_each(self.frontends.as_fd(), |_: &FrontendKey, frontend: &Frontend| {
             let longest = seconds.entry(frontend.service).or_default();
             *longest = frontend.affinity.max(*longest);
         })?;
+        let seen = all.len();
         all.retain(|(key, value)| is_over(value, seconds.get(&key.service).copied(), self.now));
         let over: Vec<_> = all.into_iter().map(|(key, _)| key).collect();
-        batch::delete(self.affinity.as_fd(), &over)
+        let removed = batch::delete(self.affinity.as_fd(), &over)?;
+        Ok((removed, seen.saturating_sub(removed)))
     }
 }
 

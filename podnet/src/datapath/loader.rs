@@ -101,14 +101,26 @@ fn map_pin(pins: &PinDir, name: &str) -> PathBuf {
     if FROZEN_MAPS.contains(&name) { pins.frozen_map(&pin) } else { pins.map(&pin) }
 }
 
+/// The object with its maps opened, its programs not loaded yet.
+pub struct Opened {
+    /// Its maps, some of which may be taken out: see [`Opened::load`].
+    pub ebpf: Ebpf,
+    pins: PinDir,
+    kept: bool,
+}
+
 /// The object, loaded; its programs are the running generation.
 pub struct Loaded {
     /// Programs that are attached by links of their own (socket hooks), and handles of all maps.
     pub ebpf: Ebpf,
     /// The number of the running generation.
     pub generation: u32,
-    /// Whether pinned state was found and taken over.
+    /// Whether programs of an earlier daemon were found, and its frozen tables taken over.
     pub adopted: bool,
+    /// Whether its other tables were too: they are gone with another schema.
+    pub kept: bool,
+    /// Where everything is pinned.
+    pub pins: PinDir,
 }
 
 /// The object that this program was built with.
@@ -118,26 +130,48 @@ pub fn built_in() -> Result<&'static [u8], LoadError> {
 
 /// Loads an object and makes its programs the running generation.
 pub fn load(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Loaded, LoadError> {
-    let mut ebpf = open(object, pins, conntrack_max)?;
-    let adopted = pins.hook(Hook::FromPod).exists();
-    load_programs(&mut ebpf, pins)?;
-    for hook in Hook::ALL {
-        pin_dispatcher(&mut ebpf, pins, hook)?;
-    }
-    let current = generation(&ebpf)?;
-    let next = if adopted { 1 - current.min(1) } else { 0 };
-    for hook in Hook::ALL {
-        for (slot, name) in stages(hook) {
-            if name != first(hook) && ebpf.program(&name).is_none() {
-                continue;
+    open(object, pins, conntrack_max)?.load()
+}
+
+impl Opened {
+    /// Loads the programs and makes them the running generation. For that it needs the frozen maps, and no others.
+    pub fn load(self) -> Result<Loaded, LoadError> {
+        let Self { mut ebpf, pins, kept } = self;
+        let adopted = pins.hook(Hook::FromPod).exists();
+        load_programs(&mut ebpf, &pins)?;
+        for hook in Hook::ALL {
+            pin_dispatcher(&mut ebpf, &pins, hook)?;
+        }
+        let current = generation(&ebpf)?;
+        let next = if adopted { 1 - current.min(1) } else { 0 };
+        for hook in Hook::ALL {
+            for (slot, name) in stages(hook) {
+                if name != first(hook) && ebpf.program(&name).is_none() {
+                    continue;
+                }
+                let fd = load_program(&mut ebpf, &name)?;
+                let array = if hook == Hook::UplinkXdp { "PROGRAMS_XDP" } else { "PROGRAMS_TC" };
+                set_program(&mut ebpf, array, next * GENERATION_SLOTS + slot, &fd)?;
             }
-            let fd = load_program(&mut ebpf, &name)?;
-            let array = if hook == Hook::UplinkXdp { "PROGRAMS_XDP" } else { "PROGRAMS_TC" };
-            set_program(&mut ebpf, array, next * GENERATION_SLOTS + slot, &fd)?;
+        }
+        set_generation(&mut ebpf, next)?;
+        remove_others(&pins);
+        Ok(Loaded { ebpf, generation: next, adopted, kept: adopted && kept, pins })
+    }
+}
+
+/// Removes tables of other schemas, which nobody needs once these programs run.
+fn remove_others(pins: &PinDir) {
+    let of_schema = |name: &str| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
+    for entry in fs::read_dir(pins.root()).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path != pins.maps()
+            && entry.file_name().to_str().is_some_and(of_schema)
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!("cannot remove the tables of another version in {}: {error}", path.display());
         }
     }
-    set_generation(&mut ebpf, next)?;
-    Ok(Loaded { ebpf, generation: next, adopted })
 }
 
 /// How many programs are loaded at once, at most: the kernel takes memory for each.
@@ -163,7 +197,8 @@ fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
 }
 
 /// Opens an object with its maps pinned; loads no program.
-fn open(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Ebpf, LoadError> {
+pub fn open(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Opened, LoadError> {
+    let kept = pins.map("config").exists();
     for path in [pins.frozen(), pins.maps(), pins.links()] {
         fs::create_dir_all(&path).map_err(|source| LoadError::Directory { path, source })?;
     }
@@ -173,7 +208,8 @@ fn open(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Ebpf, LoadEr
         loader.map_pin_path(name, path.as_path());
     }
     loader.map_max_entries("CONNTRACK", conntrack_max);
-    loader.load(object).map_err(|error| LoadError::Object(chain(&error)))
+    let ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
+    Ok(Opened { ebpf, pins: pins.clone(), kept })
 }
 
 /// The stages behind a hook's first program, and the ends of their programs' names.

@@ -3,6 +3,7 @@
 pub mod affinity;
 pub mod batch;
 pub mod conntrack;
+mod counts;
 mod features;
 mod link;
 pub mod loader;
@@ -11,6 +12,9 @@ pub mod sockets;
 mod tables;
 pub mod uplink_xdp;
 pub mod view;
+
+pub use loader::{Loaded, Opened};
+pub use tables::ServiceTables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +26,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, RingBuf, lpm_trie::Key},
 };
 use aya_log::EbpfLogger;
 use podnet_cni::datapath::{DatapathError, Direction, Endpoints, PinDir, Plain, attach_tc, detach_tc};
@@ -93,12 +97,14 @@ pub enum Error {
 }
 
 /// An interface that leads out of the node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkHook {
     /// Its name.
     pub name: String,
     /// Its index.
     pub ifindex: IfIndex,
+    /// Whether it is to carry an XDP program.
+    pub xdp: Xdp,
 }
 
 /// The TC hooks of an uplink.
@@ -129,6 +135,7 @@ pub struct Datapath {
     pins: PinDir,
     generation: u32,
     adopted: bool,
+    kept: bool,
     started: Instant,
     /// Whether the kernel's look-up of a route tells the source address.
     route_source: bool,
@@ -141,17 +148,34 @@ pub struct Datapath {
     snat_ports: MapData,
     /// What `snat_ports` holds.
     snat_ports_now: Vec<u16>,
-    services: tables::ServiceTables,
+    services: ServiceTables,
     networks: LpmTrie<MapData, Plain<Addr>, Plain<Network>>,
+    /// What `networks` holds, once it has been read.
+    networks_now: Option<BTreeMap<Prefix, Network>>,
     peers: HashMap<MapData, Plain<Peer>, u32>,
+    /// What `peers` holds, once it has been read.
+    peers_now: Option<BTreeSet<Mac>>,
     /// Interfaces that are no uplinks and have none of their hooks.
     clear: BTreeSet<IfIndex>,
 }
 
 impl Datapath {
-    /// Loads the programs, adopts the tables that are pinned, and makes the programs the running generation.
+    /// Adopts the tables that are pinned, or makes them, loads the programs, and makes these the running generation.
     pub fn start(pins: PinDir, conntrack_max: u32) -> Result<Self, Error> {
-        let loader::Loaded { mut ebpf, generation, adopted } = loader::load(loader::built_in()?, &pins, conntrack_max)?;
+        let (services, opened) = Self::open(pins, conntrack_max)?;
+        Self::run(services, opened.load()?)
+    }
+
+    /// Adopts or makes the tables only. Loading the programs takes the kernel about a second on two processors, in which
+    /// others can read what the tables hold.
+    pub fn open(pins: PinDir, conntrack_max: u32) -> Result<(ServiceTables, Opened), Error> {
+        let mut opened = loader::open(loader::built_in()?, &pins, conntrack_max)?;
+        Ok((ServiceTables::take(&mut opened.ebpf)?, opened))
+    }
+
+    /// The datapath, now that the programs run.
+    pub fn run(services: ServiceTables, loaded: Loaded) -> Result<Self, Error> {
+        let Loaded { mut ebpf, generation, adopted, kept, pins } = loaded;
         let conntrack = match take(&mut ebpf, "CONNTRACK")? {
             Map::HashMap(data) => data,
             _ => return Err(Error::Missing("CONNTRACK")),
@@ -171,9 +195,11 @@ impl Datapath {
             snat_ports,
             config,
             config_now,
-            services: tables::ServiceTables::take(&mut ebpf)?,
+            services,
             networks: shaped("NODES", take(&mut ebpf, "NODES")?)?,
+            networks_now: None,
             peers: shaped("PEERS", take(&mut ebpf, "PEERS")?)?,
+            peers_now: None,
             route_source: features::route_source(),
             clear: BTreeSet::new(),
             conntrack,
@@ -182,6 +208,7 @@ impl Datapath {
             pins,
             generation,
             adopted,
+            kept,
             started: Instant::now(),
         })
     }
@@ -189,6 +216,11 @@ impl Datapath {
     /// Where everything is pinned.
     pub fn pins(&self) -> &PinDir {
         &self.pins
+    }
+
+    /// The tables of services.
+    pub fn tables(&mut self) -> &mut ServiceTables {
+        &mut self.services
     }
 
     /// Number of the running generation of programs.
@@ -199,6 +231,11 @@ impl Datapath {
     /// Whether an earlier daemon's state was taken over.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Whether its tables were taken over too, which have another layout in other versions.
+    pub fn kept_tables(&self) -> bool {
+        self.kept
     }
 
     /// Size of the connection table, which an adopted one keeps whatever the configuration says.
@@ -246,11 +283,11 @@ impl Datapath {
     /// Makes `nodes` hold exactly these networks: new ones first, so that none is missing meanwhile.
     pub fn set_networks(&mut self, wanted: &BTreeMap<Prefix, Network>) -> Result<(), Error> {
         let failed = |operation| move |source| Error::Table { operation, name: "nodes", source };
-        let mut actual = BTreeMap::new();
-        for entry in self.networks.iter() {
-            let (key, value) = entry.map_err(failed("list"))?;
-            actual.insert(Prefix { len: key.prefix_len(), addr: key.data().0 }, value.0);
-        }
+        // Put back at the end only: after a failure it is read anew.
+        let actual = match self.networks_now.take() {
+            Some(actual) => actual,
+            None => self.read_networks()?,
+        };
         for (prefix, network) in wanted {
             if actual.get(prefix) != Some(network) {
                 let key = Key::new(prefix.len, Plain(prefix.addr));
@@ -260,18 +297,38 @@ impl Datapath {
         for prefix in actual.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             self.networks.remove(&Key::new(prefix.len, Plain(prefix.addr))).map_err(failed("remove"))?;
         }
+        self.networks_now = Some(wanted.clone());
         Ok(())
+    }
+
+    fn read_networks(&self) -> Result<BTreeMap<Prefix, Network>, Error> {
+        let mut networks = BTreeMap::new();
+        let visit = |prefix: &Prefix, network: &Network| {
+            networks.insert(*prefix, *network);
+        };
+        batch::for_each(self.networks.map().fd().as_fd(), visit).map_err(|source| Error::Batch {
+            operation: "list",
+            name: "nodes",
+            source,
+        })?;
+        Ok(networks)
+    }
+
+    /// How many networks there are, as they were set.
+    pub fn networks(&self) -> usize {
+        self.networks_now.as_ref().map_or(0, BTreeMap::len)
     }
 
     /// Makes `peers` hold exactly these MACs.
     pub fn set_peers(&mut self, wanted: &BTreeSet<Mac>) -> Result<(), Error> {
         let failed = |operation| move |source| Error::Table { operation, name: "peers", source };
-        let actual: BTreeSet<Mac> = self
-            .peers
-            .keys()
-            .map(|key| key.map(|peer| peer.0.mac))
-            .collect::<Result<_, _>>()
-            .map_err(failed("list"))?;
+        let actual = match self.peers_now.take() {
+            Some(actual) => actual,
+            None => {
+                let macs = self.peers.keys().map(|key| key.map(|peer| peer.0.mac));
+                macs.collect::<Result<BTreeSet<_>, _>>().map_err(failed("list"))?
+            }
+        };
         let key = |mac: &Mac| Plain(Peer { mac: *mac, ..Peer::default() });
         for mac in wanted.difference(&actual) {
             self.peers.insert(key(mac), 1, 0).map_err(failed("write"))?;
@@ -279,12 +336,13 @@ impl Datapath {
         for mac in actual.difference(wanted) {
             self.peers.remove(&key(mac)).map_err(failed("remove"))?;
         }
+        self.peers_now = Some(wanted.clone());
         Ok(())
     }
 
     /// Attaches the hooks of uplinks, and takes them off `others`, the interfaces that are none. What fails at one
     /// doesn't concern the rest.
-    pub fn attach_uplinks(&mut self, uplinks: &[UplinkHook], others: &[IfIndex], xdp: Xdp) -> Vec<UplinkState> {
+    pub fn attach_uplinks(&mut self, uplinks: &[UplinkHook], others: &[IfIndex]) -> Vec<UplinkState> {
         let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
         if let Err(error) = uplink_xdp::detach_others(&self.pins, &names) {
             tracing::warn!("cannot detach the XDP program of an interface that is no uplink any more: {error}");
@@ -307,12 +365,20 @@ impl Datapath {
                 let attached = attach_tc(&self.pins.hook(hook), uplink.ifindex, direction);
                 HookState { hook, how: attached.map(|()| "tc".to_owned()).map_err(|error| chain(&error)) }
             });
-            let settled = uplink_xdp::settle(&self.pins, uplink, xdp);
+            let settled = uplink_xdp::settle(&self.pins, uplink);
             let how = settled.map(|state| state.to_string()).map_err(|error| chain(&error));
             let hooks = tc.into_iter().chain([HookState { hook: Hook::UplinkXdp, how }]).collect();
             UplinkState { name: uplink.name.clone(), hooks }
         };
         uplinks.iter().map(state).collect()
+    }
+
+    /// Attaches the hooks of the tunnel, which [`Self::attach_uplinks`] sees to from then on.
+    pub fn attach_tunnel(&self, tunnel: IfIndex) -> Result<(), Error> {
+        for (hook, direction) in UPLINK_HOOKS {
+            attach_tc(&self.pins.hook(hook), tunnel, direction)?;
+        }
+        Ok(())
     }
 
     /// Attaches the hooks for packets of host processes: to podnet1 and to the loopback interface.
@@ -362,6 +428,11 @@ impl Datapath {
     pub fn expiry(&self) -> Result<affinity::Expiry, Error> {
         let (affinity, frontends) = self.services.affinity_and_frontends().map_err(Error::Collect)?;
         Ok(affinity::Expiry { affinity, frontends, now: now() })
+    }
+
+    /// A reader of what is counted, for any thread.
+    pub fn counts(&self) -> Result<counts::Counts, Error> {
+        counts::Counts::open(&self.pins)
     }
 
     /// The reader of what the programs log. There is one.

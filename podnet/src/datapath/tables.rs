@@ -14,7 +14,7 @@ use podnet_common::layout::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange, capacity,
 };
 
-use super::{Datapath, Error, batch, shaped, take};
+use super::{Error, batch, shaped, take};
 use crate::{
     compile::{BackendId, Segment},
     reconcile::{Capacity, KeepAffinity, TableError, Tables},
@@ -24,7 +24,7 @@ use crate::{
 const MAY_USE: u32 = 1;
 
 /// The tables of services.
-pub(super) struct ServiceTables {
+pub struct ServiceTables {
     frontends: HashMap<MapData, Plain<FrontendKey>, Plain<Frontend>>,
     slots: MapData,
     backends: Array<MapData, Plain<Backend>>,
@@ -57,7 +57,7 @@ impl ServiceTables {
     }
 }
 
-impl Tables for Datapath {
+impl Tables for ServiceTables {
     fn capacity(&self) -> Capacity {
         Capacity { slots: capacity::SLOTS as u32, backends: capacity::BACKENDS as u32 }
     }
@@ -65,50 +65,51 @@ impl Tables for Datapath {
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
         let mut frontends = Vec::new();
         let visit = |key: &FrontendKey, value: &Frontend| frontends.push((*key, *value));
-        batch::for_each(self.services.frontends_fd(), visit).map_err(refused("frontends", "listing"))?;
+        batch::for_each(self.frontends_fd(), visit).map_err(refused("frontends", "listing"))?;
         Ok(frontends)
     }
 
     fn slots(&self, segment: Segment) -> Result<Vec<BackendId>, TableError> {
-        let slots: Vec<u32> = batch::range(self.services.slots.fd().as_fd(), segment.base, segment.count)
-            .map_err(refused("slots", "reading"))?;
+        let slots: Vec<u32> =
+            batch::range(self.slots.fd().as_fd(), segment.base, segment.count).map_err(refused("slots", "reading"))?;
         Ok(slots.into_iter().map(BackendId).collect())
     }
 
-    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
-        self.services.backends.get(&id.0, 0).map(|backend| backend.0).map_err(failed("backends", "reading"))
+    fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
+        let table = self.backends.map().fd().as_fd();
+        batch::range(table, first.0, count).map_err(refused("backends", "reading"))
     }
 
     fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError> {
-        self.services.frontends.insert(Plain(*key), Plain(*value), 0).map_err(|error| match errno(&error) {
+        self.frontends.insert(Plain(*key), Plain(*value), 0).map_err(|error| match errno(&error) {
             Some(libc::E2BIG | libc::ENOMEM) => TableError::FRONTENDS_FULL,
             _ => failed("frontends", "writing")(error),
         })
     }
 
     fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
-        gone_is_fine(self.services.frontends.remove(&Plain(*key))).map_err(failed("frontends", "deleting"))
+        gone_is_fine(self.frontends.remove(&Plain(*key))).map_err(failed("frontends", "deleting"))
     }
 
     fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError> {
         let places: Vec<u32> = (base..).take(ids.len()).collect();
         let values: Vec<u32> = ids.iter().map(|id| id.0).collect();
-        batch::update(self.services.slots.fd().as_fd(), &places, &values).map_err(refused("slots", "writing"))
+        batch::update(self.slots.fd().as_fd(), &places, &values).map_err(refused("slots", "writing"))
     }
 
     fn put_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), TableError> {
-        self.services.backends.set(id.0, Plain(*backend), 0).map_err(failed("backends", "writing"))
+        self.backends.set(id.0, Plain(*backend), 0).map_err(failed("backends", "writing"))
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRange>, TableError> {
         let range = |key: Key<Plain<ServiceClient>>| SourceRange { len: key.prefix_len(), data: key.data().0 };
-        let ranges = self.services.source_ranges.keys().map(|key| key.map(range));
+        let ranges = self.source_ranges.keys().map(|key| key.map(range));
         ranges.collect::<Result<_, _>>().map_err(failed("source_ranges", "listing"))
     }
 
     fn put_source_range(&mut self, range: &SourceRange) -> Result<(), TableError> {
         let key = Key::new(range.len, Plain(range.data));
-        self.services.source_ranges.insert(&key, MAY_USE, 0).map_err(|error| match errno(&error) {
+        self.source_ranges.insert(&key, MAY_USE, 0).map_err(|error| match errno(&error) {
             Some(libc::ENOSPC | libc::ENOMEM) => TableError::SOURCE_RANGES_FULL,
             _ => failed("source_ranges", "writing")(error),
         })
@@ -116,11 +117,11 @@ impl Tables for Datapath {
 
     fn delete_source_range(&mut self, range: &SourceRange) -> Result<(), TableError> {
         let key = Key::new(range.len, Plain(range.data));
-        gone_is_fine(self.services.source_ranges.remove(&key)).map_err(failed("source_ranges", "deleting"))
+        gone_is_fine(self.source_ranges.remove(&key)).map_err(failed("source_ranges", "deleting"))
     }
 
     fn prune_affinity(&mut self, keep: &KeepAffinity<'_>) -> Result<usize, TableError> {
-        let table = self.services.affinity.fd().as_fd();
+        let table = self.affinity.fd().as_fd();
         let mut over = Vec::new();
         batch::for_each(table, |key: &AffinityKey, value: &Affinity| {
             if !keep(key, value) {

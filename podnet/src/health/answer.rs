@@ -4,18 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use crate::select::HealthCheck;
+use crate::{http::Answer, select::HealthCheck};
 
-/// An answer. Its body is JSON.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The HTTP status: 200, 404 or 503.
-    pub status: u16,
-    /// The body.
-    pub body: String,
-    /// `X-Load-Balancing-Endpoint-Weight`: how many endpoints stand behind it.
-    pub weight: Option<usize>,
-}
+/// How many endpoints stand behind an answer.
+const WEIGHT: &str = "x-load-balancing-endpoint-weight";
 
 /// The node's health at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +22,14 @@ pub struct Moment {
     pub eligible: bool,
 }
 
+const JSON: &str = "application/json";
+
 fn status(ok: bool) -> u16 {
     if ok { 200 } else { 503 }
 }
 
 /// The answer for a path of the node's own server.
-pub fn node(path: &str, moment: &Moment) -> Answer {
+pub(super) fn node(path: &str, moment: &Moment) -> Answer {
     let Moment { now, healthy, updated, eligible } = *moment;
     let updated = rfc3339(if healthy { now } else { updated });
     let now = rfc3339(now);
@@ -47,18 +41,19 @@ pub fn node(path: &str, moment: &Moment) -> Answer {
         "/livez" => (status(healthy), json!({"lastUpdated": updated, "currentTime": now})),
         _ => (404, json!({"error": "ask for /healthz or /livez"})),
     };
-    Answer { status, body: body.to_string(), weight: None }
+    Answer { status, content_type: JSON, body: body.to_string(), header: None }
 }
 
 /// The answer of a service's server, for any path.
-pub fn service(check: &HealthCheck, healthy: bool) -> Answer {
+pub(super) fn service(check: &HealthCheck, healthy: bool) -> Answer {
     let body = json!({
         "service": {"namespace": check.service.namespace, "name": check.service.name},
         "localEndpoints": check.local_endpoints,
         "serviceProxyHealthy": healthy,
     });
     let ok = healthy && check.local_endpoints > 0;
-    Answer { status: status(ok), body: body.to_string(), weight: Some(check.local_endpoints) }
+    let header = Some((WEIGHT, check.local_endpoints));
+    Answer { status: status(ok), content_type: JSON, body: body.to_string(), header }
 }
 
 /// A time of UTC with seconds (RFC 3339).
@@ -131,7 +126,7 @@ mod tests {
         for (local_endpoints, healthy, status) in [(2, true, 200), (0, true, 503), (2, false, 503)] {
             let service_name = ObjectName { namespace: "shop".into(), name: "web".into() };
             let answer = service(&HealthCheck { port: 1, service: service_name, local_endpoints }, healthy);
-            assert_eq!((answer.status, answer.weight), (status, Some(local_endpoints)));
+            assert_eq!((answer.status, answer.header), (status, Some((WEIGHT, local_endpoints))));
             let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
             let expected = json!({
                 "service": {"namespace": "shop", "name": "web"},

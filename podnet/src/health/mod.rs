@@ -6,7 +6,6 @@
 //! [`Servers::settle`].
 
 mod answer;
-mod server;
 #[cfg(test)]
 mod tests;
 
@@ -20,11 +19,13 @@ use std::{
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-pub use answer::{Answer, Moment};
+pub use answer::Moment;
 
-use crate::select::HealthCheck;
-use crate::status::HealthStatus;
-use server::{Answering, Server};
+use crate::{
+    http::{Answering, Server},
+    select::HealthCheck,
+    status::HealthStatus,
+};
 
 /// How long the datapath may be other than it should be until that counts: kube-proxy's measure.
 const PATIENCE: Duration = Duration::from_secs(60);

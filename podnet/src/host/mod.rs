@@ -9,11 +9,13 @@
 //! pods (the plugin's), firewall rules (read and reported, never written), and sysctls that podnet doesn't need.
 
 pub mod firewall;
+mod lookup;
 pub mod podnet0;
 pub mod ports;
 pub mod routes;
 pub mod settings;
 pub mod snapshot;
+pub mod tunnel;
 pub mod uplinks;
 pub mod watch;
 
@@ -29,15 +31,18 @@ use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use podnet_cni::mac;
 use podnet_common::addr::IfIndex;
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use podnet_common::layout::TUNNEL_PORT;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 pub use podnet0::{Podnet0, Wanted as Podnet0Wanted};
-pub use routes::{NodeRoutes, RemoteNode};
+pub use routes::{NodeNetwork, NodeRoutes, RemoteNode};
 pub use snapshot::{Link, Snapshot};
 pub use uplinks::{Uplink, Uplinks};
 
 use routes::{RouteSpec, RouteStep};
+use settings::Families;
+use tunnel::Tunnel;
 
 /// Routing protocol number of podnet's routes (`ip route show proto 112`).
 pub const ROUTE_PROTOCOL: u8 = 112;
@@ -70,6 +75,12 @@ pub enum HostError {
         /// The kernel's answer.
         source: rtnetlink::Error,
     },
+    /// The kernel has no room for another neighbour.
+    #[error(
+        "the kernel's table of neighbours is full, so that not all nodes on this link can be reached: raise \
+         net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3 (and gc_thresh1 and 2) beyond their number"
+    )]
+    NeighboursFull,
     /// A route to the same destination exists that podnet hasn't made.
     #[error(
         "a route to {dst} exists that podnet has not made: remove it (`ip route show {dst}`), or choose another CIDR"
@@ -78,11 +89,17 @@ pub enum HostError {
         /// Its destination.
         dst: IpNetwork,
     },
-    /// An interface with podnet0's name is something else.
-    #[error("interface {name} exists and is not podnet's veth pair: rename or delete it (`ip link delete {name}`)")]
+    /// An interface with the name of one of podnet's is something else.
+    #[error("interface {name} exists and is not podnet's: rename or delete it (`ip link delete {name}`)")]
     ForeignLink {
         /// Its name.
         name: String,
+    },
+    /// Two nodes would be one in the tunnel.
+    #[error("the name of the node {node} gives it the MAC of another one in the tunnel: give it another name")]
+    SameMac {
+        /// Its name.
+        node: String,
     },
     /// A node address is on none of the node's interfaces.
     #[error(
@@ -151,17 +168,12 @@ impl Host {
         Ok(Snapshot { links, addresses, routes, neighbours })
     }
 
-    /// Finds the uplinks; see [`uplinks::find`].
-    pub async fn uplinks(&self, node_addresses: &[IpAddr], names: &[String]) -> Result<Uplinks, HostError> {
-        Ok(uplinks::find(&self.snapshot().await?, node_addresses, names))
-    }
-
     /// Creates podnet0 and podnet1, or adopts them, and brings what differs from `wanted` into line.
     ///
-    /// A pair that is right is left untouched: traffic flows over it.
-    pub async fn ensure_podnet0(&self, wanted: &Podnet0Wanted) -> Result<Podnet0, HostError> {
-        let mut snapshot = self.snapshot().await?;
-        let created = match podnet0::examine(&snapshot)? {
+    /// A pair that is right is left untouched: traffic flows over it. The snapshot, which must be of this moment, is taken
+    /// anew if the pair has been made.
+    pub async fn ensure_podnet0(&self, snapshot: &mut Snapshot, wanted: &Podnet0Wanted) -> Result<Podnet0, HostError> {
+        let created = match podnet0::examine(snapshot)? {
             podnet0::Pair::Right => false,
             podnet0::Pair::Missing => {
                 self.create_pair().await?;
@@ -174,7 +186,7 @@ impl Host {
             }
         };
         if created {
-            snapshot = self.snapshot().await?;
+            *snapshot = self.snapshot().await?;
         }
         // Before the interface comes up: no link-local address may be made for it.
         let settings = settings::podnet0(wanted.families());
@@ -184,7 +196,7 @@ impl Host {
         }
         let near = snapshot.link(podnet0::NEAR).ok_or(HostError::Vanished { name: podnet0::NEAR })?;
         let far = snapshot.link(podnet0::FAR).ok_or(HostError::Vanished { name: podnet0::FAR })?;
-        let (steps, mut problems) = podnet0::plan(&snapshot, near, far, wanted);
+        let (steps, mut problems) = podnet0::plan(snapshot, near, far, wanted);
         let changed = created || !steps.is_empty();
         // Routes come last, are independent of each other, and may be many.
         let (routes, first): (Vec<_>, Vec<_>) = steps.iter().partition(|step| matches!(step, podnet0::Step::Route(_)));
@@ -218,12 +230,39 @@ impl Host {
         }
     }
 
-    /// Brings the routes to other nodes' pods into line with `nodes`, and asks for the MACs that are not known yet.
+    /// Makes the tunnel's device if some nodes need it, but doesn't set it up: what examines its packets comes first. The
+    /// snapshot is taken anew if it is new.
+    pub async fn prepare_tunnel(&self, snapshot: &mut Snapshot, network: &NodeNetwork<'_>) -> tunnel::Prepared {
+        let (peers, errors) = routes::tunnel_peers(snapshot, network);
+        let mut prepared = tunnel::Prepared { errors, ..tunnel::Prepared::default() };
+        if let (false, Some(&local)) = (peers.is_empty(), network.addresses.first()) {
+            let mtu = tunnel::mtu(network.mtu, local);
+            let wanted = tunnel::Wanted { mac: tunnel::mac_of(network.name), local, mtu, peers };
+            match self.make_tunnel(snapshot, &wanted, Families::of(network.addresses), &mut prepared.errors).await {
+                Ok(made) => prepared.tunnel = Some(made),
+                Err(e) => prepared.errors.push(e),
+            }
+            prepared.wanted = Some(wanted);
+        }
+        prepared
+    }
+
+    /// Brings the routes to other nodes' pods, and the prepared tunnel, into line with the nodes that there are,
+    /// and asks for the MACs that are not known yet.
     ///
-    /// Goes on past errors, which are in the result. `sources` are this node's addresses, used as preferred source.
-    pub async fn sync_node_routes(&self, nodes: &[RemoteNode], sources: &[IpAddr]) -> Result<NodeRoutes, HostError> {
-        let snapshot = self.snapshot().await?;
-        let mut plan = routes::plan(&snapshot, nodes, sources);
+    /// Goes on past errors, which are in the result. In the snapshot podnet0 must be if it is there.
+    pub async fn sync_node_routes(
+        &self,
+        snapshot: &Snapshot,
+        network: &NodeNetwork<'_>,
+        prepared: tunnel::Prepared,
+    ) -> Result<NodeRoutes, HostError> {
+        let tunnel::Prepared { tunnel, wanted, mut errors } = prepared;
+        if let (Some(_), Some(wanted)) = (tunnel, &wanted) {
+            self.fill_tunnel(snapshot, wanted, &mut errors).await.unwrap_or_else(|e| errors.push(e));
+        }
+        let mut plan = routes::plan(snapshot, network, tunnel);
+        plan.result.errors = errors;
         for step in &plan.steps {
             match self.route_step(step).await {
                 Ok(()) => plan.result.changed += 1,
@@ -232,16 +271,120 @@ impl Host {
         }
         for address in plan.result.addresses.iter().filter(|address| address.mac.is_none()) {
             let Some(dev) = address.dev else { continue };
-            if let Err(e) = self.resolve(dev, address.addr).await {
-                plan.result.errors.push(e);
+            match self.resolve(dev, address.addr).await {
+                Ok(()) => {}
+                // There is no room for the others either.
+                Err(e @ HostError::NeighboursFull) => {
+                    plan.result.errors.push(e);
+                    break;
+                }
+                Err(e) => plan.result.errors.push(e),
             }
+        }
+        if wanted.is_none()
+            && let Ok(Some((link, _))) = tunnel::own(snapshot)
+            && let Err(e) = self.delete_link(link.ifindex, tunnel::NAME).await
+        {
+            plan.result.errors.push(e);
         }
         Ok(plan.result)
     }
 
-    /// Removes all routes to other nodes' pods. How many there were.
+    /// Creates the tunnel's device, or adopts it.
+    async fn make_tunnel(
+        &self,
+        snapshot: &mut Snapshot,
+        wanted: &tunnel::Wanted,
+        families: Families,
+        errors: &mut Vec<HostError>,
+    ) -> Result<Tunnel, HostError> {
+        let device = tunnel::examine(snapshot, wanted)?;
+        if let tunnel::Device::Outdated(ifindex) = device {
+            self.delete_link(ifindex, tunnel::NAME).await?;
+        }
+        if device != tunnel::Device::Right {
+            self.create_tunnel(wanted).await?;
+            *snapshot = self.snapshot().await?;
+        }
+        // Before the interface comes up: no link-local address may be made for it.
+        let applied = settings::apply(&self.sysctl, &settings::tunnel(families));
+        errors.extend(applied.failed.into_iter().map(HostError::from));
+        let link = snapshot.link(tunnel::NAME).ok_or(HostError::Vanished { name: tunnel::NAME })?;
+        Ok(Tunnel { ifindex: link.ifindex, mac: wanted.mac, mtu: wanted.mtu })
+    }
+
+    /// Brings what the device has into line, and sets it up. What was refused is in `errors`.
+    async fn fill_tunnel(
+        &self,
+        snapshot: &Snapshot,
+        wanted: &tunnel::Wanted,
+        errors: &mut Vec<HostError>,
+    ) -> Result<(), HostError> {
+        let link = snapshot.link(tunnel::NAME).ok_or(HostError::Vanished { name: tunnel::NAME })?;
+        let mut query = self.handle.neighbours().get();
+        query.message_mut().header.family = AddressFamily::Bridge;
+        let table = read("forwarding tables", query.execute(), snapshot::forwarding).await?;
+        for step in tunnel::plan(snapshot, link, &table, wanted) {
+            if let Err(e) = self.tunnel_step(link.ifindex, &step).await {
+                errors.push(e);
+            }
+        }
+        Ok(())
+    }
+
+    async fn create_tunnel(&self, wanted: &tunnel::Wanted) -> Result<(), HostError> {
+        let device =
+            LinkVxlan::new(tunnel::NAME, tunnel::VNI).address(wanted.mac.0.to_vec()).port(TUNNEL_PORT).learning(false);
+        let device = match wanted.local {
+            // As RFC 7348 has it: what is carried has checksums of its own.
+            IpAddr::V4(local) => device.local(local).udp_csum(false),
+            IpAddr::V6(local) => device.local6(local),
+        };
+        self.handle.link().add(device.build()).execute().await.map_err(|source| HostError::Change {
+            action: format!(
+                "create the VXLAN device {} with port {TUNNEL_PORT} (is the kernel's module vxlan there?)",
+                tunnel::NAME
+            ),
+            source,
+        })
+    }
+
+    async fn tunnel_step(&self, dev: IfIndex, step: &tunnel::Step) -> Result<(), HostError> {
+        let neighbours = self.handle.neighbours();
+        let done = match step {
+            tunnel::Step::Mtu(mtu) => {
+                self.handle.link().set(LinkUnspec::new_with_index(dev.0).mtu(*mtu).build()).execute().await
+            }
+            tunnel::Step::Up => self.handle.link().set(LinkUnspec::new_with_index(dev.0).up().build()).execute().await,
+            tunnel::Step::Address => {
+                let mut request = self.handle.address().add(dev.0, tunnel::ADDRESS.into(), 32);
+                request.message_mut().header.scope = AddressScope::Link;
+                request.execute().await
+            }
+            tunnel::Step::Forward { mac, remote } => {
+                let entry = neighbours.add_bridge(dev.0, &mac.0).destination(*remote);
+                entry.flags(NeighbourFlags::Own).replace().execute().await
+            }
+            tunnel::Step::Neighbour { addr, mac } => {
+                neighbours.add(dev.0, *addr).link_layer_address(&mac.0).replace().execute().await
+            }
+            tunnel::Step::ForgetNeighbour { addr } => {
+                let message = neighbours.add(dev.0, *addr).message_mut().clone();
+                neighbours.del(message).execute().await
+            }
+            tunnel::Step::ForgetForward(entry) => {
+                let mut entry = neighbours.add_bridge(dev.0, &entry.mac.0).destination(entry.remote);
+                entry = entry.flags(NeighbourFlags::Own);
+                neighbours.del(entry.message_mut().clone()).execute().await
+            }
+        };
+        done.map_err(|source| HostError::Change { action: step.to_string(), source })
+    }
+
+    /// Removes all routes to other nodes' pods and the tunnel. How many routes there were.
     pub async fn remove_node_routes(&self) -> Result<usize, HostError> {
-        let result = self.sync_node_routes(&[], &[]).await?;
+        let nothing = tunnel::Prepared::default();
+        let result = self.sync_node_routes(&self.snapshot().await?, &NodeNetwork::default(), nothing).await?;
         match result.errors.into_iter().next() {
             Some(e) => Err(e),
             None => Ok(result.changed),
@@ -258,7 +401,10 @@ impl Host {
             .replace()
             .execute()
             .await
-            .map_err(|source| HostError::Change { action: format!("ask for the MAC of {addr}"), source })
+            .map_err(|source| match errno(&source) {
+                Some(libc::ENOBUFS) => HostError::NeighboursFull,
+                _ => HostError::Change { action: format!("ask for the MAC of {addr}"), source },
+            })
     }
 
     /// Makes the pair, with MACs of podnet's choice: udev would replace the kernel's at some later time.

@@ -227,7 +227,7 @@ mod tests {
             kind: LinkKind::Veth,
             up: true,
             peer: Some(IfIndex(peer)),
-            controller: None,
+            ..Link::default()
         }
     }
 

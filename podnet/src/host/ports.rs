@@ -64,9 +64,14 @@ pub fn snat_ports(used: &PortUse) -> Result<Vec<u16>, PortsError> {
     if ports.is_empty() { Err(PortsError::None) } else { Ok(ports) }
 }
 
-/// The list `current` made to hold exactly the ports of `free`, with as few places changed as possible: what is no
+/// The list `current` made to hold exactly the ports of `free`, which ascend, with as few places changed as possible: what is no
 /// longer free gives its place to a new port, or else to the last of the list.
 pub fn settle(current: &[u16], free: &[u16]) -> Vec<u16> {
+    let mut sorted = current.to_vec();
+    sorted.sort_unstable();
+    if sorted == free {
+        return current.to_vec();
+    }
     // What has no place yet. Of a port that is twice in the list, the first place counts.
     let mut open: BTreeSet<u16> = free.iter().copied().collect();
     let mut places: VecDeque<Option<u16>> = current.iter().map(|port| open.take(port)).collect();

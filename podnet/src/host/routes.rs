@@ -1,5 +1,5 @@
 //! Routes to the pods of other nodes: each node's pod CIDRs through its address of the same family, where that address
-//! is on a shared link. Nodes behind a router need an overlay, which podnet doesn't have yet: they are reported.
+//! is on a shared link, or through the tunnel. What neither reaches is reported.
 //!
 //! Podnet's routes are known by their protocol number, [`ROUTE_PROTOCOL`], and those of this module by having a gateway
 //! that isn't on podnet0; others are never changed or removed.
@@ -11,18 +11,37 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use podnet_common::addr::{IfIndex, Mac};
 
+use super::lookup::Lookup;
 use super::snapshot::{Route, Snapshot};
+use super::tunnel::{self, Peer, Tunnel};
 use super::{HostError, ROUTE_PROTOCOL, podnet0};
+use crate::config::Routing;
 
 /// Another node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteNode {
     /// The Node object's name.
     pub name: String,
-    /// Its addresses (InternalIP); the first of each family counts.
+    /// Its addresses (InternalIP); routes lead to the first of each family, the tunnel to the very first.
     pub addresses: Vec<IpAddr>,
     /// Its pods' CIDRs.
     pub pod_cidrs: Vec<IpNetwork>,
+}
+
+/// The other nodes, and how to reach them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NodeNetwork<'a> {
+    /// This node's name.
+    pub name: &'a str,
+    /// This node's addresses: the first of a family is the source of what the host sends, the very first is the one at
+    /// which it gets the tunnel's packets.
+    pub addresses: &'a [IpAddr],
+    /// The uplinks' smallest MTU in bytes.
+    pub mtu: u32,
+    /// Which way is taken.
+    pub routing: Routing,
+    /// The other nodes.
+    pub nodes: &'a [RemoteNode],
 }
 
 /// A route over a next hop, as podnet makes them. All addresses are of one family.
@@ -93,10 +112,12 @@ pub struct NodeHop {
     pub cidr: IpNetwork,
     /// The node's address.
     pub via: IpAddr,
-    /// The uplink.
+    /// The uplink, or the tunnel.
     pub dev: IfIndex,
     /// The node's MAC on that link, once it is known; a change of neighbours tells when to look again.
     pub mac: Option<Mac>,
+    /// Whether it is the tunnel.
+    pub tunnel: bool,
 }
 
 /// An address of another node.
@@ -106,10 +127,12 @@ pub struct NodeAddress {
     pub node: String,
     /// The address.
     pub addr: IpAddr,
-    /// The interface whose link it is on; `None`: it is behind a router, or there is no way.
+    /// The interface whose link it is on, or the tunnel; `None`: it is behind a router, or there is no way.
     pub dev: Option<IfIndex>,
     /// The node's MAC on that link, once it is known.
     pub mac: Option<Mac>,
+    /// Whether pods reach it through the tunnel.
+    pub tunnel: bool,
 }
 
 /// A pod CIDR of another node that there is no way to.
@@ -132,6 +155,8 @@ pub struct NodeRoutes {
     pub addresses: Vec<NodeAddress>,
     /// The others.
     pub unreachable: Vec<Unreachable>,
+    /// The tunnel, if some of them need it.
+    pub tunnel: Option<Tunnel>,
     /// How many routes were added, replaced or removed.
     pub changed: usize,
     /// Changes that failed.
@@ -145,31 +170,74 @@ pub(super) struct Plan {
     pub(super) result: NodeRoutes,
 }
 
-/// Plans the routes to other nodes' pods.
-pub(super) fn plan(snapshot: &Snapshot, nodes: &[RemoteNode], sources: &[IpAddr]) -> Plan {
+/// How an address of another node is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It is on the link of this interface.
+    Link(IfIndex),
+    /// Through the tunnel.
+    Tunnel,
+}
+
+/// The nodes that the tunnel has to lead to. Of two with the same MAC there, one gets the packets of both, which is reported.
+pub(super) fn tunnel_peers(snapshot: &Snapshot, network: &NodeNetwork<'_>) -> (BTreeMap<Mac, Peer>, Vec<HostError>) {
+    let lookup = Lookup::new(snapshot);
+    let (mut peers, mut errors) = (BTreeMap::new(), Vec::new());
+    for node in network.nodes {
+        let Ok(remote) = underlay(&lookup, network, node) else { continue };
+        let mac = tunnel::mac_of(&node.name);
+        let through: Vec<_> =
+            node.addresses.iter().filter(|a| way(&lookup, network, node, **a) == Ok(Way::Tunnel)).collect();
+        if through.is_empty() {
+            continue;
+        }
+        let gateways = through.into_iter().map(|address| tunnel::gateway(*address, mac)).collect();
+        if mac == tunnel::mac_of(network.name) || peers.insert(mac, Peer { remote, gateways }).is_some() {
+            errors.push(HostError::SameMac { node: node.name.clone() });
+        }
+    }
+    (peers, errors)
+}
+
+/// Plans the routes to other nodes' pods. Without a tunnel, those who need it are unreachable.
+pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Option<Tunnel>) -> Plan {
+    let lookup = Lookup::new(snapshot);
     let mut plan = Plan::default();
     let mut desired = Vec::new();
     let mut taken = BTreeSet::new();
-    for node in nodes {
-        for &addr in node.addresses.iter().filter(|addr| !snapshot.has_address(**addr)) {
-            let dev = snapshot.on_link(addr);
-            let mac = dev.and_then(|dev| snapshot.mac_of(dev, addr));
-            plan.result.addresses.push(NodeAddress { node: node.name.clone(), addr, dev, mac });
+    for node in network.nodes {
+        let tunnel_mac = tunnel::mac_of(&node.name);
+        for &addr in node.addresses.iter().filter(|addr| !lookup.has_address(**addr)) {
+            let (dev, mac, through) = match (way(&lookup, network, node, addr), tunnel) {
+                (Ok(Way::Link(dev)), _) => (Some(dev), lookup.mac_of(dev, addr), false),
+                (Ok(Way::Tunnel), Some(tunnel)) => (Some(tunnel.ifindex), Some(tunnel_mac), true),
+                _ => (None, None, false),
+            };
+            plan.result.addresses.push(NodeAddress { node: node.name.clone(), addr, dev, mac, tunnel: through });
         }
         for &cidr in &node.pod_cidrs {
             let hop = if taken.insert(cidr) {
-                next_hop(snapshot, node, cidr)
+                next_hop(&lookup, network, node, cidr)
             } else {
                 Err(format!("another node has the pod CIDR {cidr} too: correct spec.podCIDRs of one of them"))
             };
-            match hop {
-                Ok((via, dev)) => {
-                    let source = sources.iter().copied().find(|a| a.is_ipv4() == cidr.is_ipv4());
+            let source = network.addresses.iter().copied().find(|a| a.is_ipv4() == cidr.is_ipv4());
+            let hop = match (hop, tunnel) {
+                (Ok((via, Way::Link(dev))), _) => {
                     desired.push(RouteSpec { dst: cidr, via, dev, source });
-                    let mac = snapshot.mac_of(dev, via);
-                    plan.result.hops.push(NodeHop { node: node.name.clone(), cidr, via, dev, mac });
+                    Ok((via, dev, lookup.mac_of(dev, via), false))
                 }
-                Err(reason) => plan.result.unreachable.push(Unreachable { node: node.name.clone(), cidr, reason }),
+                (Ok((via, Way::Tunnel)), Some(Tunnel { ifindex: dev, .. })) => {
+                    desired.push(RouteSpec { dst: cidr, via: tunnel::gateway(via, tunnel_mac), dev, source });
+                    Ok((via, dev, Some(tunnel_mac), true))
+                }
+                (Ok(_), None) => Err(format!("there is no {} to lead there", tunnel::NAME)),
+                (Err(reason), _) => Err(reason),
+            };
+            let node = node.name.clone();
+            match hop {
+                Ok((via, dev, mac, tunnel)) => plan.result.hops.push(NodeHop { node, cidr, via, dev, mac, tunnel }),
+                Err(reason) => plan.result.unreachable.push(Unreachable { node, cidr, reason }),
             }
         }
     }
@@ -179,29 +247,76 @@ pub(super) fn plan(snapshot: &Snapshot, nodes: &[RemoteNode], sources: &[IpAddr]
         .iter()
         .filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops[0].via.is_some() && Some(r.hops[0].dev) != podnet0);
     plan.steps = reconcile(ours, &desired);
+    plan.result.tunnel = tunnel;
     plan
 }
 
-/// The node's address of the CIDR's family and the interface whose link it is on, or why there is none.
-fn next_hop(snapshot: &Snapshot, node: &RemoteNode, cidr: IpNetwork) -> Result<(IpAddr, IfIndex), String> {
-    let family = if cidr.is_ipv4() { "IPv4" } else { "IPv6" };
+/// The node's address of the CIDR's family and how it is reached, or why it isn't.
+fn next_hop(
+    lookup: &Lookup<'_>,
+    network: &NodeNetwork<'_>,
+    node: &RemoteNode,
+    cidr: IpNetwork,
+) -> Result<(IpAddr, Way), String> {
     let via = node.addresses.iter().copied().find(|a| a.is_ipv4() == cidr.is_ipv4()).ok_or_else(|| {
+        let family = family(cidr.is_ipv4());
         format!("the node has no {family} address: add one as InternalIP to its Node object, or drop the CIDR")
     })?;
-    if snapshot.has_address(via) {
-        return Err(format!("its address {via} is this node's own: correct the InternalIP of one of the Node objects"));
+    Ok((via, way(lookup, network, node, via)?))
+}
+
+/// How an address of another node is reached, or why it isn't.
+fn way(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode, addr: IpAddr) -> Result<Way, String> {
+    if network.routing != Routing::Vxlan {
+        match (on_link(lookup, addr), network.routing) {
+            (Ok(dev), _) => return Ok(Way::Link(dev)),
+            (Err(reason), Routing::Direct) => return Err(reason),
+            (Err(_), _) => {}
+        }
     }
-    let route = snapshot.route_to(via).ok_or_else(|| format!("there is no route to its address {via}"))?;
+    if !network.addresses.iter().any(|own| own.is_ipv4() == addr.is_ipv4()) {
+        let family = family(addr.is_ipv4());
+        return Err(format!("this node's object has no {family} InternalIP, to which answers could come"));
+    }
+    underlay(lookup, network, node).map(|_| Way::Tunnel)
+}
+
+/// The interface on whose link an address is, or why it is on none.
+fn on_link(lookup: &Lookup<'_>, addr: IpAddr) -> Result<IfIndex, String> {
+    let route = route_to(lookup, addr)?;
     match route.hops[..] {
         [hop] => match hop.via {
-            None => Ok((via, hop.dev)),
+            None => Ok(hop.dev),
             Some(router) => Err(format!(
-                "its address {via} is behind the router {router}, not on a link of this node: podnet has no overlay \
-                 yet, so put the nodes on one link, or have the router carry {cidr} to {via}"
+                "its address {addr} is behind the router {router}, not on a link of this node: set `routing: auto`, or \
+                 put the nodes on one link"
             )),
         },
-        _ => Err(format!("there are several paths to its address {via}: a route on one link is needed")),
+        _ => Err(format!("there are several paths to its address {addr}: a route on one link is needed")),
     }
+}
+
+/// The address at which a node gets the tunnel's packets: its first, which must be of the family of this node's first.
+fn underlay(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode) -> Result<IpAddr, String> {
+    let own = network.addresses.first().ok_or("this node's object has no InternalIP: the tunnel needs one")?;
+    let remote = node.addresses.first().copied().filter(|a| a.is_ipv4() == own.is_ipv4()).ok_or_else(|| {
+        let family = family(own.is_ipv4());
+        format!("the first InternalIP of its Node object, which the tunnel leads to, is no {family} address as this node's is")
+    })?;
+    route_to(lookup, remote).map(|_| remote)
+}
+
+fn route_to<'a>(lookup: &Lookup<'a>, addr: IpAddr) -> Result<&'a Route, String> {
+    if lookup.has_address(addr) {
+        return Err(format!(
+            "its address {addr} is this node's own: correct the InternalIP of one of the Node objects"
+        ));
+    }
+    lookup.route_to(addr).ok_or_else(|| format!("there is no route to its address {addr}"))
+}
+
+fn family(v4: bool) -> &'static str {
+    if v4 { "IPv4" } else { "IPv6" }
 }
 
 #[cfg(test)]
@@ -240,6 +355,15 @@ mod tests {
         }
     }
 
+    fn network<'a>(routing: Routing, nodes: &'a [RemoteNode], addresses: &'a [IpAddr]) -> NodeNetwork<'a> {
+        NodeNetwork { name: "a", addresses, mtu: 1500, routing, nodes }
+    }
+
+    /// What is planned for nodes on one link.
+    fn planned(snapshot: &Snapshot, nodes: &[RemoteNode], addresses: &[IpAddr]) -> Plan {
+        plan(snapshot, &network(Routing::Direct, nodes, addresses), None)
+    }
+
     fn steps(plan: &Plan) -> Vec<String> {
         plan.steps.iter().map(ToString::to_string).collect()
     }
@@ -247,7 +371,7 @@ mod tests {
     #[test]
     fn both_families_go_through_the_address_of_their_own() {
         let nodes = [node("b", &["172.30.0.2", "fd00:30::2"], &["10.244.2.0/24", "fd00:244:2::/64"])];
-        let plan = plan(&snapshot(), &nodes, &["172.30.0.1".parse().unwrap()]);
+        let plan = planned(&snapshot(), &nodes, &["172.30.0.1".parse().unwrap()]);
         assert_eq!(
             steps(&plan),
             ["add the route to 10.244.2.0/24 via 172.30.0.2", "add the route to fd00:244:2::/64 via fd00:30::2"]
@@ -271,7 +395,7 @@ mod tests {
         ]);
         let nodes = [node("b", &["172.30.0.2"], &["10.244.2.0/24"]), node("c", &["172.30.0.33"], &["10.244.3.0/24"])];
         assert_eq!(
-            steps(&plan(&snapshot, &nodes, &[])),
+            steps(&planned(&snapshot, &nodes, &[])),
             ["replace the route to 10.244.3.0/24 via 172.30.0.33", "remove the route to 10.244.4.0/24 via 172.30.0.4"]
         );
     }
@@ -284,7 +408,7 @@ mod tests {
             node("self", &["172.30.0.1"], &["10.244.4.0/24"]),
             node("thief", &["172.30.0.5"], &["10.244.2.0/24"]),
         ];
-        let plan = plan(&snapshot(), &nodes, &[]);
+        let plan = planned(&snapshot(), &nodes, &[]);
         assert!(plan.steps.is_empty() && plan.result.hops.is_empty());
         let reasons: Vec<_> = plan.result.unreachable.iter().map(|u| (u.node.as_str(), u.reason.as_str())).collect();
         let expected =
@@ -300,7 +424,54 @@ mod tests {
     fn several_paths_are_no_shared_link() {
         let mut snapshot = snapshot();
         snapshot.routes[1].hops.push(Hop { via: None, dev: IfIndex(3) });
-        let plan = plan(&snapshot, &[node("b", &["172.30.0.2"], &["10.244.2.0/24"])], &[]);
+        let plan = planned(&snapshot, &[node("b", &["172.30.0.2"], &["10.244.2.0/24"])], &[]);
         assert!(plan.result.unreachable[0].reason.contains("several paths"));
+    }
+
+    const TUNNEL: Tunnel = Tunnel { ifindex: IfIndex(7), mac: Mac([2; 6]), mtu: 1450 };
+
+    #[test]
+    fn what_is_on_no_shared_link_goes_through_the_tunnel() {
+        let own = ["172.30.0.1".parse().unwrap(), "fd00:30::1".parse().unwrap()];
+        let nodes = [
+            node("near", &["172.30.0.2", "fd00:30::2"], &["10.244.2.0/24"]),
+            node("far", &["10.7.0.3", "fd00:7::3"], &["10.244.3.0/24", "fd00:244:3::/64"]),
+            node("v6only", &["fd00:7::4"], &["fd00:244:4::/64"]),
+        ];
+        let auto = network(Routing::Auto, &nodes, &own);
+        let far = tunnel::mac_of("far");
+        let (peers, errors) = tunnel_peers(&snapshot(), &auto);
+        let gateways = vec!["10.7.0.3".parse().unwrap(), tunnel::gateway("fd00:7::3".parse().unwrap(), far)];
+        assert_eq!(peers, [(far, Peer { remote: "10.7.0.3".parse().unwrap(), gateways })].into());
+        assert!(errors.is_empty());
+
+        let planned = plan(&snapshot(), &auto, Some(TUNNEL));
+        let via = |plan: &Plan| -> Vec<(String, bool)> {
+            plan.result.hops.iter().map(|hop| (format!("{} {}", hop.via, hop.dev.0), hop.tunnel)).collect()
+        };
+        let expected = [("172.30.0.2 2", false), ("10.7.0.3 7", true), ("fd00:7::3 7", true)];
+        assert_eq!(via(&planned), expected.map(|(hop, tunnel)| (hop.to_owned(), tunnel)));
+        assert_eq!(planned.result.hops[2].mac, Some(far));
+        assert!(steps(&planned)[2].starts_with("add the route to fd00:244:3::/64 via fe80::"));
+        let reached: Vec<_> = planned.result.addresses.iter().map(|a| (a.tunnel, a.dev.map(|dev| dev.0))).collect();
+        let expected = [(false, Some(2)), (false, Some(2)), (true, Some(7)), (true, Some(7)), (false, None)];
+        assert_eq!(reached, expected);
+        assert!(planned.result.unreachable[0].reason.contains("is no IPv4 address as this node's is"));
+
+        let all = plan(&snapshot(), &network(Routing::Vxlan, &nodes, &own), Some(TUNNEL));
+        assert!(all.result.hops.iter().all(|hop| hop.tunnel) && all.result.hops.len() == 3);
+        // The device could not be made.
+        let none = plan(&snapshot(), &auto, None);
+        assert_eq!((none.result.hops.len(), none.result.unreachable.len()), (1, 3));
+    }
+
+    #[test]
+    fn nothing_needs_a_tunnel_on_one_link() {
+        let own = ["172.30.0.1".parse().unwrap()];
+        let nodes = [node("near", &["172.30.0.2", "fd00:30::2"], &["10.244.2.0/24"])];
+        assert!(tunnel_peers(&snapshot(), &network(Routing::Auto, &nodes, &own)).0.is_empty());
+        let twin = [nodes[0].clone(), node("a", &["10.7.0.3"], &[])];
+        let (peers, errors) = tunnel_peers(&snapshot(), &network(Routing::Auto, &twin, &own));
+        assert!(peers.is_empty() && matches!(&errors[..], [HostError::SameMac { node }] if node == "a"));
     }
 }

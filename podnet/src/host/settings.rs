@@ -15,7 +15,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::podnet0::{FAR, NEAR};
-use super::uplinks::Uplink;
+use super::tunnel;
+use super::uplinks::Uplinks;
 
 /// A setting that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -144,35 +145,32 @@ const WHY_RP_FILTER: &str = "strict reverse path filtering drops packets that pa
 pub fn podnet0(families: Families) -> Vec<Setting> {
     let mut table = Table::default();
     for dev in [NEAR, FAR] {
-        if families.v4 {
-            if dev == NEAR {
-                // A process that uses a NodePort of its own node has that node's address, and its packets arrive here.
-                let why = "host processes can't reach the NodePorts of their own node";
-                table.interface(4, dev, "accept_local", ON, why).or_larger("net/ipv4/conf/all/accept_local");
-            }
-            table.interface(4, dev, "rp_filter", &["2", "0"], WHY_RP_FILTER).or_larger("net/ipv4/conf/all/rp_filter");
-            table.interface(
-                4,
-                dev,
-                "send_redirects",
-                OFF,
-                "host processes are told to send services' packets elsewhere",
-            );
+        if families.v4 && dev == NEAR {
+            // A process that uses a NodePort of its own node has that node's address, and its packets arrive here.
+            let why = "host processes can't reach the NodePorts of their own node";
+            table.interface(4, dev, "accept_local", ON, why).or_larger("net/ipv4/conf/all/accept_local");
         }
-        if families.v6 {
-            table.interface(6, dev, "disable_ipv6", OFF, "services can't be reached over IPv6 by host processes");
-            table.interface(6, dev, "addr_gen_mode", ON, "a link-local address appears on podnet's own interface");
-            table.interface(6, dev, "accept_ra", OFF, "podnet's own interface solicits routers");
-            table.interface(6, dev, "forwarding", ON, WHY_FORWARD);
-        }
+        let redirected = "host processes are told to send services' packets elsewhere";
+        table.own(families, dev, redirected, "services can't be reached over IPv6 by host processes");
     }
     table.0
 }
 
+/// The settings of the tunnel, which must hold before it comes up.
+pub fn tunnel(families: Families) -> Vec<Setting> {
+    let mut table = Table::default();
+    let dev = tunnel::NAME;
+    if families.v4 {
+        table.interface(4, dev, "forwarding", ON, WHY_FORWARD);
+    }
+    let redirected = "the host tells others to send pods' packets elsewhere";
+    table.own(families, dev, redirected, "other nodes' pods can't be reached over IPv6");
+    table.0
+}
+
 /// The whole table, in the order in which it has to be applied.
-///
-/// `host_ends` are the names of the pods' host-side interfaces.
-pub fn wanted(families: Families, uplinks: &[Uplink], host_ends: &[String]) -> Vec<Setting> {
+pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
+    let Uplinks { found: uplinks, host_ends, .. } = interfaces;
     let mut table = Table::default();
     if families.v6 {
         // Before forwarding: switching it on makes the kernel forget routes learnt where accept_ra is 1.
@@ -212,6 +210,9 @@ pub fn wanted(families: Families, uplinks: &[Uplink], host_ends: &[String]) -> V
         }
     }
     table.0.extend(podnet0(families));
+    if interfaces.tunnel {
+        table.0.extend(tunnel(families));
+    }
     // Exists in the initial network namespace only.
     table.global("net/core/bpf_jit_enable", &["1", "2"], "eBPF programs are interpreted, many times slower").optional =
         true;
@@ -280,6 +281,20 @@ impl Table {
         self.0.last_mut().expect("it has just been pushed")
     }
 
+    /// What all of podnet's own interfaces need, with what redirects and an interface without IPv6 would lead to.
+    fn own(&mut self, families: Families, dev: &str, redirected: &'static str, without_v6: &'static str) {
+        if families.v4 {
+            self.interface(4, dev, "rp_filter", &["2", "0"], WHY_RP_FILTER).or_larger("net/ipv4/conf/all/rp_filter");
+            self.interface(4, dev, "send_redirects", OFF, redirected);
+        }
+        if families.v6 {
+            self.interface(6, dev, "disable_ipv6", OFF, without_v6);
+            self.interface(6, dev, "addr_gen_mode", ON, "a link-local address appears on podnet's own interface");
+            self.interface(6, dev, "accept_ra", OFF, "podnet's own interface solicits routers");
+            self.interface(6, dev, "forwarding", ON, WHY_FORWARD);
+        }
+    }
+
     fn interface(
         &mut self,
         family: u8,
@@ -302,21 +317,29 @@ impl Setting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::uplinks::Uplink;
     use podnet_common::addr::IfIndex;
     use tempfile::TempDir;
 
     const BOTH: Families = Families { v4: true, v6: true };
 
-    fn uplink(name: &str, router_advertisements: bool) -> Uplink {
-        Uplink {
-            name: name.into(),
+    /// Uplinks by name and whether they hear router advertisements, and pods' interfaces.
+    fn interfaces(uplinks: &[(&str, bool)], host_ends: &[&str]) -> Uplinks {
+        let uplink = |(name, router_advertisements): &(&str, bool)| Uplink {
+            name: (*name).into(),
             ifindex: IfIndex(2),
             mac: None,
             mtu: 1500,
             up: true,
             veth: false,
             bridged: false,
-            router_advertisements,
+            router_advertisements: *router_advertisements,
+        };
+        Uplinks {
+            found: uplinks.iter().map(uplink).collect(),
+            host_ends: host_ends.iter().map(|name| (*name).to_owned()).collect(),
+            tunnel: true,
+            ..Uplinks::default()
         }
     }
 
@@ -338,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_healthy_host_has_no_deviation_and_one_undone_setting_is_named_and_repaired() {
-        let settings = wanted(BOTH, &[uplink("eth0.100", false)], &["pn0".into()]);
+        let settings = wanted(BOTH, &interfaces(&[("eth0.100", false)], &["pn0"]));
         let (dir, sysctl) = healthy(&settings);
         assert_eq!(check(&sysctl, &settings).unwrap(), []);
         put(&dir, "net/ipv4/conf/eth0.100/forwarding", "0");
@@ -354,7 +377,7 @@ mod tests {
 
     #[test]
     fn of_two_rp_filters_the_larger_counts() {
-        let settings = wanted(BOTH, &[uplink("eth0", false)], &[]);
+        let settings = wanted(BOTH, &interfaces(&[("eth0", false)], &[]));
         let (dir, sysctl) = healthy(&settings);
         let deviating = |all: &str, own: &str| {
             put(&dir, "net/ipv4/conf/all/rp_filter", all);
@@ -370,7 +393,7 @@ mod tests {
 
     #[test]
     fn accept_ra_is_for_uplinks_with_advertisements_and_comes_before_forwarding() {
-        let settings = wanted(BOTH, &[uplink("eth0", false), uplink("eth1", true)], &[]);
+        let settings = wanted(BOTH, &interfaces(&[("eth0", false), ("eth1", true)], &[]));
         let position = |path: &str| settings.iter().position(|s| s.path == path);
         let accept_ra = position("net/ipv6/conf/eth1/accept_ra").unwrap();
         assert!(accept_ra < position("net/ipv6/conf/all/forwarding").unwrap());
@@ -385,14 +408,14 @@ mod tests {
     #[test]
     fn a_family_that_the_node_lacks_needs_nothing() {
         let only_v4 = Families { v4: true, v6: false };
-        let settings = wanted(only_v4, &[uplink("eth0", true)], &["pn0".into()]);
+        let settings = wanted(only_v4, &interfaces(&[("eth0", true)], &["pn0"]));
         assert!(settings.iter().all(|s| !s.path.contains("ipv6")));
         assert!(settings.iter().any(|s| s.path.contains("ipv4")));
     }
 
     #[test]
     fn a_missing_sysctl_is_a_deviation_unless_optional_and_writing_goes_on_past_errors() {
-        let settings = wanted(BOTH, &[uplink("eth0", false)], &["pn0".into()]);
+        let settings = wanted(BOTH, &interfaces(&[("eth0", false)], &["pn0"]));
         let (dir, sysctl) = healthy(&settings);
         fs::remove_file(dir.path().join("net/core/bpf_jit_enable")).unwrap();
         fs::remove_dir_all(dir.path().join("net/ipv4/conf/pn0")).unwrap();

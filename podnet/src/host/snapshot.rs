@@ -8,11 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia};
 use podnet_cni::id::AttachmentId;
 use podnet_common::addr::{IfIndex, Mac};
+
+use super::tunnel::Vxlan;
 
 /// What kind of device a link is, as far as podnet treats them differently.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Link {
     pub peer: Option<IfIndex>,
     /// The bridge or bond that it is a port of.
     pub controller: Option<IfIndex>,
+    /// For a VXLAN device.
+    pub vxlan: Option<Vxlan>,
 }
 
 impl Link {
@@ -104,6 +108,17 @@ pub struct Neighbour {
     pub permanent: bool,
 }
 
+/// An entry of a VXLAN device's forwarding table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarding {
+    /// The device.
+    pub ifindex: IfIndex,
+    /// Destination in the tunnel.
+    pub mac: Mac,
+    /// Where it is.
+    pub remote: IpAddr,
+}
+
 /// Everything at one moment, nearly: the parts are read one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -126,30 +141,6 @@ impl Snapshot {
     /// The link with an index.
     pub fn link_by_index(&self, ifindex: IfIndex) -> Option<&Link> {
         self.links.iter().find(|l| l.ifindex == ifindex)
-    }
-
-    /// The route of the main table that a packet to `addr` takes: longest prefix, then lowest metric.
-    pub fn route_to(&self, addr: IpAddr) -> Option<&Route> {
-        let matching = self.routes.iter().filter(|r| r.dst.contains(addr));
-        matching.min_by_key(|r| (u8::MAX - r.dst.prefix(), r.metric))
-    }
-
-    /// The interface on whose link an address is, if its route is one without a router.
-    pub fn on_link(&self, addr: IpAddr) -> Option<IfIndex> {
-        match self.route_to(addr)?.hops[..] {
-            [Hop { via: None, dev }] => Some(dev),
-            _ => None,
-        }
-    }
-
-    /// Whether an interface has this address.
-    pub fn has_address(&self, addr: IpAddr) -> bool {
-        self.addresses.iter().any(|address| address.addr == addr)
-    }
-
-    /// The MAC of a neighbour, if it is known.
-    pub fn mac_of(&self, dev: IfIndex, addr: IpAddr) -> Option<Mac> {
-        self.neighbours.iter().find(|n| n.ifindex == dev && n.addr == addr).and_then(|n| n.mac)
     }
 }
 
@@ -177,6 +168,7 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
                     match info {
                         LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
                         LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+                        LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(vxlan(&data)),
                         _ => {}
                     }
                 }
@@ -188,6 +180,20 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
         link.peer = lower;
     }
     Some(link)
+}
+
+fn vxlan(data: &[InfoVxlan]) -> Vxlan {
+    let mut vxlan = Vxlan::default();
+    for info in data {
+        match info {
+            InfoVxlan::Id(id) => vxlan.vni = *id,
+            InfoVxlan::Port(port) => vxlan.port = *port,
+            InfoVxlan::Local(addr) => vxlan.local = Some((*addr).into()),
+            InfoVxlan::Local6(addr) => vxlan.local = Some((*addr).into()),
+            _ => {}
+        }
+    }
+    vxlan
 }
 
 /// Converts an address message.
@@ -274,6 +280,32 @@ pub(super) fn neighbour(message: NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
+/// Converts an entry of a forwarding table; `None` for those that say nothing of another host.
+pub(super) fn forwarding(message: NeighbourMessage) -> Option<Forwarding> {
+    let (mut remote, mut target) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(addr) => remote = remote_address(&addr),
+            NeighbourAttribute::LinkLayerAddress(bytes) => target = mac(&bytes),
+            _ => {}
+        }
+    }
+    Some(Forwarding { ifindex: IfIndex(message.header.ifindex), mac: target?, remote: remote? })
+}
+
+/// The kernel tells no family; the library keeps what it can't know as bytes.
+fn remote_address(addr: &NeighbourAddress) -> Option<IpAddr> {
+    match addr {
+        NeighbourAddress::Inet(a) => Some((*a).into()),
+        NeighbourAddress::Inet6(a) => Some((*a).into()),
+        NeighbourAddress::Other(bytes) => {
+            let v4 = <[u8; 4]>::try_from(&bytes[..]).map(IpAddr::from);
+            v4.or_else(|_| <[u8; 16]>::try_from(&bytes[..]).map(IpAddr::from)).ok()
+        }
+        _ => None,
+    }
+}
+
 fn next_hop(hop: &mut Hop, attribute: &RouteAttribute) {
     match attribute {
         RouteAttribute::Gateway(a) => hop.via = ip(a),
@@ -299,30 +331,6 @@ fn mac(bytes: &[u8]) -> Option<Mac> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_most_specific_route_wins_then_the_lowest_metric() {
-        let route = |dst: &str, metric, dev| Route {
-            dst: dst.parse().unwrap(),
-            protocol: 4,
-            metric,
-            source: None,
-            hops: vec![Hop { via: None, dev: IfIndex(dev) }],
-        };
-        let snapshot = Snapshot {
-            routes: vec![
-                route("0.0.0.0/0", 0, 1),
-                route("10.0.0.0/8", 100, 2),
-                route("10.0.0.0/8", 50, 3),
-                route("::/0", 0, 4),
-            ],
-            ..Snapshot::default()
-        };
-        let dev = |addr: &str| snapshot.route_to(addr.parse().unwrap()).map(|r| r.hops[0].dev.0);
-        assert_eq!(dev("10.1.2.3"), Some(3));
-        assert_eq!(dev("11.1.2.3"), Some(1));
-        assert_eq!(dev("fd00::1"), Some(4));
-    }
 
     #[test]
     fn a_route_of_another_table_is_not_ours_to_see() {

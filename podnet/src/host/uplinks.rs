@@ -8,6 +8,7 @@ use podnet_common::addr::{IfIndex, Mac};
 
 use super::podnet0;
 use super::snapshot::{Link, LinkKind, Snapshot};
+use super::tunnel;
 
 /// `RTPROT_RA`: routes that the kernel or a daemon made from router advertisements.
 const PROTOCOL_RA: u8 = 9;
@@ -46,6 +47,8 @@ pub struct Uplinks {
     pub others: Vec<IfIndex>,
     /// The loopback interface.
     pub loopback: IfIndex,
+    /// Whether there is a tunnel.
+    pub tunnel: bool,
     /// The node's own addresses: all that its interfaces have, but loopback and link-local IPv6 ones and those of pods'
     /// interfaces.
     pub addresses: BTreeSet<IpAddr>,
@@ -71,11 +74,10 @@ pub fn find(snapshot: &Snapshot, node_addresses: &[IpAddr], names: &[String]) ->
     } else {
         names.iter().filter_map(|n| snapshot.link(n)).map(|l| l.ifindex).collect()
     };
-    let usable = |name: &str| name != podnet0::NEAR && name != podnet0::FAR;
     let found = snapshot
         .links
         .iter()
-        .filter(|l| chosen.contains(&l.ifindex) && l.kind != LinkKind::Loopback && usable(&l.name))
+        .filter(|l| chosen.contains(&l.ifindex) && l.kind != LinkKind::Loopback && !podnets(&l.name))
         .map(|l| Uplink {
             name: l.name.clone(),
             ifindex: l.ifindex,
@@ -96,16 +98,22 @@ pub fn find(snapshot: &Snapshot, node_addresses: &[IpAddr], names: &[String]) ->
     let missing = names.iter().filter(|n| snapshot.link(n).is_none()).cloned().collect();
     let host_ends = snapshot.links.iter().filter(|l| l.is_host_end()).map(|l| l.name.clone()).collect();
     let is_other = |l: &&Link| !chosen.contains(&l.ifindex) && l.kind != LinkKind::Loopback && !l.is_host_end();
-    let others = snapshot.links.iter().filter(is_other).filter(|l| usable(&l.name)).map(|l| l.ifindex).collect();
+    let others = snapshot.links.iter().filter(is_other).filter(|l| !podnets(&l.name)).map(|l| l.ifindex).collect();
     let loopback = snapshot.links.iter().find(|l| l.kind == LinkKind::Loopback);
     let loopback = loopback.map(|l| l.ifindex).unwrap_or_default();
-    Uplinks { found, missing, host_ends, others, loopback, addresses: own_addresses(snapshot) }
+    let tunnel = snapshot.link(tunnel::NAME).is_some_and(|link| link.vxlan.is_some());
+    Uplinks { found, missing, host_ends, others, loopback, tunnel, addresses: own_addresses(snapshot) }
+}
+
+/// Whether an interface with this name is podnet's own.
+fn podnets(name: &str) -> bool {
+    [podnet0::NEAR, podnet0::FAR, tunnel::NAME].contains(&name)
 }
 
 fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let of_podnet = |ifindex: IfIndex| {
         let link = snapshot.link_by_index(ifindex);
-        link.is_some_and(|link| link.is_host_end() || link.name == podnet0::NEAR || link.name == podnet0::FAR)
+        link.is_some_and(|link| link.is_host_end() || podnets(&link.name))
     };
     let is_global = |addr: &IpAddr| match addr {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_unspecified(),

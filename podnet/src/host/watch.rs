@@ -19,8 +19,8 @@ use rtnetlink::sys::SocketAddr;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::HostError;
 use super::snapshot::{self, Link};
+use super::{HostError, ROUTE_PROTOCOL};
 
 const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Link,
@@ -187,6 +187,8 @@ impl Known {
             RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => {
                 Change { addresses: !self.pods.contains(&IfIndex(message.header.index)), ..nothing }
             }
+            // Made by podnet itself, just now: thousands of them when it starts.
+            RouteNetlinkMessage::NewRoute(message) if message.header.protocol == ROUTE_PROTOCOL.into() => nothing,
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
                 let hops = snapshot::route(message).map(|route| route.hops).unwrap_or_default();
                 Change { routes: hops.iter().any(|hop| !self.pods.contains(&hop.dev)), ..nothing }
@@ -229,7 +231,9 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use netlink_packet_route::AddressFamily;
     use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+    use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteType};
 
     fn neighbour(state: NeighbourState, last: u8) -> NetlinkPayload<RouteNetlinkMessage> {
         let mut message = NeighbourMessage::default();
@@ -250,6 +254,22 @@ mod tests {
         assert!(!neighbours(NeighbourState::Probe, 2));
         assert!(neighbours(NeighbourState::Reachable, 3), "another card");
         assert!(neighbours(NeighbourState::Failed, 3), "it no longer answers");
+    }
+
+    #[test]
+    fn podnets_own_routes_are_no_news_until_they_go() {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.kind = RouteType::Unicast;
+        let routes = |gone: bool, protocol: u8| {
+            let mut message = message.clone();
+            message.header.protocol = protocol.into();
+            let change = if gone { RouteNetlinkMessage::DelRoute } else { RouteNetlinkMessage::NewRoute };
+            classify(NetlinkPayload::InnerMessage(change(message)), &mut Known::default()).routes
+        };
+        assert!(routes(false, 4) && !routes(false, ROUTE_PROTOCOL));
+        assert!(routes(true, ROUTE_PROTOCOL), "somebody may have removed it");
     }
 
     #[test]

@@ -59,6 +59,12 @@ pub struct HeaderMetadata {
     /// Its namespace.
     #[serde(deserialize_with = "nullable")]
     pub namespace: String,
+    /// See [`Metadata`].
+    #[serde(rename = "resourceVersion", deserialize_with = "text")]
+    pub resource_version: Option<String>,
+    /// See [`Metadata`].
+    #[serde(deserialize_with = "text")]
+    pub uid: Option<String>,
 }
 
 /// `metadata`.
@@ -71,6 +77,12 @@ pub struct Metadata {
     /// Its namespace; empty means `default`.
     #[serde(deserialize_with = "nullable")]
     pub namespace: String,
+    /// What an API server calls this state of it.
+    #[serde(deserialize_with = "text")]
+    pub resource_version: Option<String>,
+    /// What an API server calls it, and no other of its name.
+    #[serde(deserialize_with = "text")]
+    pub uid: Option<String>,
     /// Node: since when it has been on its way out.
     pub deletion_timestamp: Option<IgnoredAny>,
     /// The labels that podnet looks at.
@@ -106,6 +118,9 @@ pub struct Annotations {
     /// [`super::SOURCE_IP_ANNOTATION`].
     #[serde(rename = "podnet.io/source-ip")]
     pub source_ip: Option<String>,
+    /// Of an EndpointSlice: when what made its endpoints change happened, in RFC 3339.
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub last_change_trigger_time: Option<String>,
 }
 
 /// `spec` of Service, Node and ServiceCIDR.
@@ -305,4 +320,18 @@ pub struct Conditions {
 /// Null is the same as absent, as for the Kubernetes API, which writes `endpoints: null` for an empty list.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A text, or nothing for anything else: in a file, what has no meaning there may be of any type.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Any {
+        Text(String),
+        Other(IgnoredAny),
+    }
+    Ok(match Any::deserialize(deserializer)? {
+        Any::Text(text) => Some(text),
+        Any::Other(IgnoredAny) => None,
+    })
 }

@@ -76,7 +76,7 @@ fn backends(text: &mut String, segment: Segment, tables: &dyn Tables) -> Result<
     let spread = shares.len() != slots.len();
     let order = if spread { shares.keys().copied().collect() } else { slots };
     for id in order {
-        let backend = tables.backend(id)?;
+        let backend = tables.backends(id, 1)?.first().copied().unwrap_or_default();
         let key = FrontendKey { addr: backend.addr, port: backend.port, proto: backend.proto, scope: FrontendKey::ANY };
         add(text, format_args!("  backend {} {}", id.0, show(&key)));
         if spread {

@@ -78,8 +78,8 @@ impl Tables for FakeTables {
         Ok(self.slots[base..base + count].to_vec())
     }
 
-    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
-        Ok(self.backends[id.0 as usize])
+    fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
+        Ok(self.backends[first.0 as usize..][..count as usize].to_vec())
     }
 
     fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError> {

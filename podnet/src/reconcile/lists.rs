@@ -54,8 +54,34 @@ pub(super) struct Lists {
     uses: HashMap<u32, u32>,
 }
 
-/// What adoption has found so far: lists, and whether they are sound, by their first slot.
-pub(super) type Found = HashMap<u32, (List, bool)>;
+/// What adoption has found.
+pub(super) struct Found {
+    /// Slots from the first one on, as far as frontends lead to them.
+    slots: Vec<BackendId>,
+    /// Backends from the first one on, as far as these slots do.
+    backends: Vec<Backend>,
+    /// Lists, and whether they are sound, by their first slot.
+    lists: HashMap<u32, (List, bool)>,
+}
+
+impl Found {
+    /// Reads all that these segments lead to at once: one by one it would take a system call for each backend.
+    pub(super) fn read(segments: impl Iterator<Item = Segment>, tables: &dyn Tables) -> Result<Self, TableError> {
+        let capacity = tables.capacity();
+        let ends = segments.map(|segment| segment.base.saturating_add(segment.count));
+        let slots = match ends.max().unwrap_or_default().min(capacity.slots) {
+            0 => Vec::new(),
+            count => tables.slots(Segment { base: 0, count })?,
+        };
+        // There may be anything in slots that nobody uses.
+        let ids = slots.iter().map(|id| id.0).filter(|id| *id < capacity.backends);
+        let backends = match ids.max() {
+            None => Vec::new(),
+            Some(last) => tables.backends(BackendId(0), last + 1)?,
+        };
+        Ok(Self { slots, backends, lists: HashMap::new() })
+    }
+}
 
 impl Lists {
     /// For a daemon that knows of nothing in the tables yet. `spread` is how many slots a spread segment has, a prime;
@@ -73,33 +99,26 @@ impl Lists {
 
     /// Takes over what can be right of a frontend's segment and ids, and tells whether all of it is. `spread`: the
     /// segment may be a table of [`maglev`].
-    pub(super) fn adopt(
-        &mut self,
-        segment: Segment,
-        spread: bool,
-        tables: &dyn Tables,
-        found: &mut Found,
-    ) -> Result<(List, bool), TableError> {
+    pub(super) fn adopt(&mut self, segment: Segment, spread: bool, found: &mut Found) -> (List, bool) {
         if segment.count == 0 {
-            return Ok((List::default(), true));
+            return (List::default(), true);
         }
-        if let Some((list, sound)) = found.get(&segment.base).filter(|(list, _)| list.segment == segment) {
+        if let Some((list, sound)) = found.lists.get(&segment.base).filter(|(list, _)| list.segment == segment) {
             *self.uses.entry(segment.base).or_default() += 1;
-            return Ok((list.clone(), *sound));
+            return (list.clone(), *sound);
         }
         if !self.segments.adopt(segment) {
-            return Ok((List::default(), false));
+            return (List::default(), false);
         }
-        let slots = tables.slots(segment)?;
-        let mut distinct = slots.clone();
+        let slots = &found.slots[segment.base as usize..][..segment.count as usize];
+        let mut distinct = slots.to_vec();
         if spread {
             distinct.sort_unstable();
             distinct.dedup();
         }
         let mut members = Vec::with_capacity(distinct.len());
         for id in &distinct {
-            let known = id.0 < tables.capacity().backends;
-            let backend = if known { tables.backend(*id)? } else { Backend::default() };
+            let backend = found.backends.get(id.0 as usize).copied().unwrap_or_default();
             if self.ids.adopt(*id, backend) {
                 members.push((maglev::identity(&backend), *id));
             }
@@ -116,13 +135,13 @@ impl Lists {
                 slots == &*list.ids
             }
         };
-        let sound = complete && right(&slots);
+        let sound = complete && right(slots);
         if sound {
             self.known.entry((list.ids.clone(), list.is_spread())).or_insert(segment);
         }
         self.uses.insert(segment.base, 1);
-        found.insert(segment.base, (list.clone(), sound));
-        Ok((list, sound))
+        found.lists.insert(segment.base, (list.clone(), sound));
+        (list, sound)
     }
 
     /// The slots of a spread segment.

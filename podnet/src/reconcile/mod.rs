@@ -48,8 +48,12 @@ pub const GRACE: Duration = Duration::from_secs(2);
 pub struct Outcome {
     /// Frontends that were written or deleted.
     pub changed: usize,
+    /// Frontends that should have been and couldn't.
+    pub failed: usize,
     /// What isn't yet as it should be, because something failed: frontends, mostly.
     pub pending: usize,
+    /// How many of these aren't in the tables at all, or not as they should be: of others only the spreading is missing.
+    pub unwritten: usize,
     /// When there is something to do next.
     pub next_retry: Option<Instant>,
     /// Backends that frontends of UDP have lost: flows to those that don't serve any more end at once.
@@ -161,11 +165,12 @@ impl Reconciler {
             dirty: BTreeSet::new(),
             retries: BTreeMap::new(),
         };
-        let mut lists_found = lists::Found::new();
-        for (key, value) in tables.frontends()? {
-            let segment = Segment { base: value.slot_base, count: value.slot_count };
+        let frontends = tables.frontends()?;
+        let segment = |value: &Frontend| Segment { base: value.slot_base, count: value.slot_count };
+        let mut lists_found = lists::Found::read(frontends.iter().map(|(_, value)| segment(value)), tables)?;
+        for (key, value) in frontends {
             let spread = value.flags & Frontend::DIRECT_RETURN != 0;
-            let (list, sound) = reconciler.lists.adopt(segment, spread, tables, &mut lists_found)?;
+            let (list, sound) = reconciler.lists.adopt(segment(&value), spread, &mut lists_found);
             if !sound {
                 warn!(?key, ?value, "a frontend in the tables is broken and will be written again");
             }
@@ -206,6 +211,7 @@ impl Reconciler {
         self.prune_affinities(&mut round);
         let mut outcome = round.outcome;
         outcome.pending = self.pending().count();
+        outcome.unwritten = self.pending().filter(|(_, retry)| !retry.written).count();
         let retries = self.pending().map(|(_, retry)| retry.at);
         outcome.next_retry = retries.chain(self.affinities.next()).min();
         outcome
@@ -246,11 +252,15 @@ impl Reconciler {
                 let spread = entry.is_some_and(|entry| self.lists.is_spread(&entry));
                 if spread && self.present.get(&key).is_some_and(|present| !present.list.is_spread()) {
                     self.postpone(key, &TableError::Full { table: "slots", advice: UNSPREAD }, round.now);
+                    self.retries.entry(key).and_modify(|retry| retry.written = true);
                 } else {
                     self.retries.remove(&key);
                 }
             }
-            Err(error) => self.postpone(key, &error, round.now),
+            Err(error) => {
+                round.outcome.failed += 1;
+                self.postpone(key, &error, round.now);
+            }
         }
     }
 
@@ -399,9 +409,13 @@ impl Reconciler {
     fn postpone(&mut self, key: FrontendKey, error: &TableError, now: Instant) {
         let retry = Retry::after(self.retries.get(&key), error, now);
         if retry.failures == 1 {
-            warn!("{}: {error}; trying again", show(&key));
+            warn!(frontend = %show(&key), "a frontend can't be written, trying again: {error}");
         } else {
-            debug!(failures = retry.failures, "{}: {error}; trying again", show(&key));
+            debug!(
+                frontend = %show(&key),
+                failures = retry.failures,
+                "a frontend can't be written, trying again: {error}"
+            );
         }
         self.retries.insert(key, retry);
     }
@@ -411,6 +425,11 @@ impl Reconciler {
         let ranges = self.ranges.retry().map(|retry| (Pending::Table("source_ranges"), retry));
         let affinity = self.affinities.retry().map(|retry| (Pending::Table("affinity"), retry));
         self.retries.iter().map(|(key, retry)| (Pending::Frontend(key), retry)).chain(ranges).chain(affinity)
+    }
+
+    /// Whether a frontend's last change isn't in the tables, since it couldn't be written.
+    pub fn is_unwritten(&self, key: &FrontendKey) -> bool {
+        self.retries.get(key).is_some_and(|retry| !retry.written)
     }
 
     /// Since when something hasn't been as it should be because the kernel refuses, not for want of room.

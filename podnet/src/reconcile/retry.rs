@@ -20,6 +20,8 @@ pub struct Retry {
     pub failures: u32,
     /// The last time, because the kernel refused; else for want of room.
     pub refused: bool,
+    /// It is in the tables, in a form that isn't the best.
+    pub written: bool,
     /// Why, the last time.
     pub reason: String,
 }
@@ -31,6 +33,6 @@ impl Retry {
         let delay = BACK_OFF_MIN.saturating_mul(1 << (failures - 1).min(16)).min(BACK_OFF_MAX);
         let refused = matches!(error, TableError::Io { .. });
         let since = earlier.map_or(now, |retry| retry.since);
-        Self { at: now + delay, since, failures, refused, reason: error.to_string() }
+        Self { at: now + delay, since, failures, refused, written: false, reason: error.to_string() }
     }
 }

@@ -68,8 +68,8 @@ pub trait Tables {
     /// The ids in a segment, which is within the table.
     fn slots(&self, segment: Segment) -> Result<Vec<BackendId>, TableError>;
 
-    /// A backend, whose id is within the table.
-    fn backend(&self, id: BackendId) -> Result<Backend, TableError>;
+    /// So many backends from an id on, all within the table.
+    fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError>;
 
     /// Writes a frontend.
     fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError>;

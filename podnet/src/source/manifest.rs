@@ -422,7 +422,7 @@ impl ManifestSource {
             if counted {
                 let now = self.current(&key);
                 if now.as_ref() != Some(&object) {
-                    changes.push(Change { key, object: now });
+                    changes.push(Change::new(key, now));
                 }
             }
         }
@@ -439,7 +439,7 @@ impl ManifestSource {
             if place == 0 {
                 let now = self.current(&key);
                 if previous.and_then(|file| self.object(&file, &key)) != now {
-                    changes.push(Change { key, object: now });
+                    changes.push(Change::new(key, now));
                 }
             }
         }

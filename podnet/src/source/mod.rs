@@ -7,9 +7,10 @@ pub mod kubernetes;
 pub mod manifest;
 mod parse;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use tokio::io::unix::AsyncFd;
@@ -17,8 +18,9 @@ use tokio::time::sleep_until;
 
 use crate::config::Config;
 use crate::datapath::watch;
+use crate::metrics::api::ApiMetrics;
 use crate::model::{Object, ObjectKey};
-use kubernetes::KubernetesSource;
+use kubernetes::{Complaint, KubernetesSource, Note};
 use manifest::ManifestSource;
 
 /// An object that is new or different, or gone.
@@ -28,6 +30,32 @@ pub struct Change {
     pub key: ObjectKey,
     /// What it is now, of the key's kind; none if it is gone.
     pub object: Option<Object>,
+    /// When this came.
+    pub origin: Origin,
+}
+
+impl Change {
+    /// One that the daemon has just been told of.
+    pub fn new(key: ObjectKey, object: Option<Object>) -> Self {
+        Self { key, object, origin: Origin { arrived: Instant::now(), trigger: None } }
+    }
+}
+
+/// When a change began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// When the daemon was told.
+    pub arrived: Instant,
+    /// When what it follows from happened, such as that a pod became ready, if somebody has noted that.
+    pub trigger: Option<SystemTime>,
+}
+
+impl Origin {
+    /// That of two changes which are seen as one: the older.
+    pub fn older(self, other: Self) -> Self {
+        let triggers = [self.trigger, other.trigger].into_iter().flatten();
+        Self { arrived: self.arrived.min(other.arrived), trigger: triggers.min() }
+    }
 }
 
 /// What a source has to say at one time.
@@ -71,8 +99,8 @@ pub struct Mistake {
 pub enum Source {
     /// A directory, boxed since it holds all that it has read.
     Manifests(Box<AsyncFd<ManifestSource>>),
-    /// The Kubernetes API.
-    Kubernetes(KubernetesSource),
+    /// The Kubernetes API, boxed as well.
+    Kubernetes(Box<KubernetesSource>),
 }
 
 impl Source {
@@ -82,7 +110,7 @@ impl Source {
     /// If there is no such directory, or nothing to say how to reach the API.
     pub fn open(config: &Config) -> Result<Self> {
         match (&config.kubernetes, &config.manifests) {
-            (Some(kubernetes), _) => Ok(Self::Kubernetes(KubernetesSource::start(kubernetes, &config.node)?)),
+            (Some(kubernetes), _) => Ok(Self::Kubernetes(Box::new(KubernetesSource::start(kubernetes, &config.node)?))),
             (None, Some(directory)) => Self::directory(directory),
             (None, None) => anyhow::bail!("the configuration names neither `manifests` nor `kubernetes`"),
         }
@@ -122,13 +150,64 @@ impl Source {
     /// Whether something is wrong with it on this node. An API server that is away is so for all nodes alike, and none of
     /// them is worse for it.
     pub fn is_broken(&self) -> bool {
-        matches!(self, Self::Manifests(_)) && self.status().error.is_some()
+        matches!(self, Self::Manifests(_)) && self.error().is_some()
+    }
+
+    /// The uids of this node's pods, if that is known.
+    pub fn pods(&self) -> Option<BTreeSet<String>> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kubernetes(source) => source.pods(),
+        }
+    }
+
+    /// How the Kubernetes API answers, if that is the source.
+    pub fn api_metrics(&self) -> Option<&ApiMetrics> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kubernetes(source) => Some(source.metrics()),
+        }
     }
 
     /// Pods can start: who has a use for that is told.
     pub fn announce(&self) {
         if let Self::Kubernetes(source) = self {
             source.announce();
+        }
+    }
+
+    /// Whether there is somebody who reads Events.
+    pub fn can_tell(&self) -> bool {
+        matches!(self, Self::Kubernetes(_))
+    }
+
+    /// Tells the cluster something, if there is one. Waits for nothing, and may be lost.
+    pub fn tell(&self, note: Note) {
+        if let Self::Kubernetes(source) = self {
+            source.tell(note);
+        }
+    }
+
+    /// The next object that can't be used and that nobody has asked for yet.
+    pub fn complaint(&mut self) -> Option<Complaint> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kubernetes(source) => source.complaint(),
+        }
+    }
+
+    /// Gives one back, to be the next again.
+    pub fn keep(&mut self, complaint: Complaint) {
+        if let Self::Kubernetes(source) = self {
+            source.keep(complaint);
+        }
+    }
+
+    /// What is wrong with it as a whole.
+    pub fn error(&self) -> Option<String> {
+        match self {
+            Self::Manifests(source) => source.get_ref().status().error,
+            Self::Kubernetes(source) => source.error(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
-    layout::{CtEntry, Hook, Out, macs},
+    layout::{CtEntry, Hook, Network, Out, macs},
     pipeline::Tables as _,
 };
 
@@ -91,7 +91,13 @@ pub fn put_way(world: &World, o: &Outcome<'_>, packet: &View<'_>, next: &Addr, e
             (pod.ifindex, pod.mtu as usize, macs(pod.mac, pod.host_mac))
         }
         Out::Host => (config.podnet0, usize::MAX, macs(config.podnet0_mac, config.podnet1_mac)),
+        Out::Tunnel => {
+            let through = tables.network(next).filter(|network| network.flags & Network::TUNNEL != 0);
+            let Some(node) = through else { panic!("{o}no tunnel leads there") };
+            (config.tunnel, config.tunnel_mtu as usize, macs(node.mac, config.tunnel_mac))
+        }
         Out::Uplink | Out::Link | Out::Via => {
+            assert!(!world.through_tunnel(next), "{o}it goes past the tunnel");
             let Some(route) = tables.route(o.entry.ifindex, next, next) else { panic!("{o}there is no route") };
             let given: [Mac; 2] = [0, 6].map(|at| Mac(o.input[at..at + 6].try_into().expect("6 bytes")));
             let pair = if out == Out::Link { route.macs } else { macs(given[0], given[1]) };

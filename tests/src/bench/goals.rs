@@ -131,6 +131,12 @@ fn goals() -> Vec<Goal> {
     goals.push(Goal::value("control/tables_10000_services_s", Bound::AtMost(2.0)));
     goals.push(Goal::value("control/endpoint_change_cpu_ms", Bound::AtMost(2.0)));
     goals.push(Goal::value("control/rss_mib", Bound::AtMost(150.0)));
+    goals.push(Goal::value("scale/restart_s", Bound::AtMost(2.0)));
+    goals.push(Goal::value("scale/change_ms/p99", Bound::AtMost(20.0)));
+    for row in ["rss", "rss_peak", "rss_peak_paged"] {
+        goals.push(Goal::value(&format!("scale/{row}_mib"), Bound::AtMost(200.0)));
+    }
+    goals.push(Goal::value("scale/idle_cpu_percent", Bound::AtMost(0.5)));
     goals
 }
 

@@ -14,6 +14,7 @@
 //! | [`collection`] | `conntrack`: looking through a large connection table |
 //! | [`objects`] | `control`: parsed objects to tables |
 //! | [`control`] | `control`: files to tables, by the daemon |
+//! | [`scale`] | `scale`: the daemon in a large cluster, from the Kubernetes API |
 //!
 //! Deliberately absent: absolute records, tuning of the machine (frequency, isolation of processors), and tools that
 //! users don't have.
@@ -33,6 +34,7 @@ pub mod plot;
 pub mod report;
 pub mod rig;
 pub mod rounds;
+pub mod scale;
 pub mod services;
 pub mod stats;
 pub mod tables;
@@ -97,7 +99,8 @@ fn measure(options: &Options, results: &mut Results) -> Result<()> {
     cni::run(options, results)?;
     collection::run(options, results)?;
     objects::run(options, results)?;
-    control::run(options, results)
+    control::run(options, results)?;
+    scale::run(options, results)
 }
 
 impl Options {

@@ -75,8 +75,8 @@ impl Site {
             let text = service_manifest(service) + "---\n" + &slice_manifest(service, endpoints(service, 0));
             write(directory.path(), service, &text)?;
         }
-        let datapath = Datapath::start(PinDir::new(bpffs), capacity::CONNTRACK as u32)?;
-        let control = Control::adopt(&config, &datapath)?;
+        let mut datapath = Datapath::start(PinDir::new(bpffs), capacity::CONNTRACK as u32)?;
+        let control = Control::adopt(&config, datapath.tables())?;
         Ok(Self { source: ManifestSource::open(directory.path())?, control, datapath, directory })
     }
 
@@ -86,7 +86,7 @@ impl Site {
         ensure!(objects.changes.len() == 2 * SERVICES, "{} objects were read", objects.changes.len());
         let start = Instant::now();
         self.control.apply(objects);
-        let outcome = self.control.reconcile(&mut self.datapath, start);
+        let outcome = self.control.reconcile(self.datapath.tables(), start);
         let took = start.elapsed();
         ensure!(outcome.pending == 0 && outcome.changed >= SERVICES, "not all is in the tables: {outcome:?}");
         Ok(took.as_secs_f64())
@@ -103,7 +103,7 @@ impl Site {
         ensure!(objects.changes.len() == 1, "{} objects have changed", objects.changes.len());
         let start = cpu_time()?;
         self.control.apply(objects);
-        let outcome = self.control.reconcile(&mut self.datapath, Instant::now());
+        let outcome = self.control.reconcile(self.datapath.tables(), Instant::now());
         let took = cpu_time()? - start;
         ensure!(outcome.pending == 0 && outcome.changed == 1, "a change is not in the tables: {outcome:?}");
         Ok(took.as_secs_f64() * 1e3)

@@ -63,7 +63,7 @@ pub fn draw_all(results: &Results, verdicts: &[Verdict], directory: &Path) -> Re
     Ok(written)
 }
 
-const GROUPS: [(&str, &str, &str); 12] = [
+const GROUPS: [(&str, &str, &str); 14] = [
     ("tcp_stream_same_node.svg", "tcp_stream/same_node", "One TCP stream, same node"),
     ("tcp_stream_cross_node.svg", "tcp_stream/cross_node", "One TCP stream, across nodes"),
     ("tcp_stream_outside.svg", "tcp_stream/outside", "One TCP stream, with a client outside"),
@@ -76,6 +76,8 @@ const GROUPS: [(&str, &str, &str); 12] = [
     ("ns_per_packet.svg", "ns_per_packet", "Time in the programs for each packet"),
     ("udp_flows.svg", "udp_flows", "UDP packets through the whole path, by active flows"),
     ("cni.svg", "cni_", "CNI operations"),
+    ("scale_change.svg", "scale/change_ms", "A changed pod in a large cluster, until it is in the tables"),
+    ("scale_rolling.svg", "scale/rolling_ms", "1,000 services changed at once, until each is in the tables"),
 ];
 
 fn bar(row: &Row, label: String) -> Line {

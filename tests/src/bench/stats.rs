@@ -87,6 +87,14 @@ pub fn median(samples: &[f64]) -> Option<f64> {
     median_of_sorted(&sorted)
 }
 
+/// The sample that so many percent of all are not above (nearest rank), or nothing for no samples.
+pub fn percentile(samples: &[f64], percent: f64) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (samples.len() as f64 * percent / 100.0).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
 fn median_of_sorted(sorted: &[f64]) -> Option<f64> {
     let n = sorted.len();
     match n {
@@ -162,6 +170,14 @@ mod tests {
         assert_eq!(Bound::AtMost(2.0).judge(&e(1.5, 1.9, 20), ENOUGH_PAIRS), Outcome::Reached);
         assert_eq!(Bound::AtMost(2.0).judge(&e(2.1, 2.2, 20), ENOUGH_PAIRS), Outcome::Missed);
         assert_eq!(Bound::AtMost(2.0).judge(&e(1.9, 2.2, 20), ENOUGH_PAIRS), Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn percentiles_are_samples() {
+        let samples: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert_eq!(percentile(&samples, 99.0), Some(198.0));
+        assert_eq!(percentile(&samples, 100.0), Some(200.0));
+        assert_eq!((percentile(&[3.0], 99.0), percentile(&[], 99.0)), (Some(3.0), None));
     }
 
     #[test]

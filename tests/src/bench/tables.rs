@@ -9,12 +9,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use podnet::datapath::{batch, view};
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::{
     addr::{Addr, Port, Proto},
-    layout::{Backend, Frontend, FrontendKey},
+    layout::{Backend, Frontend, FrontendKey, Network, NetworkKind},
     verdict::Counter,
 };
 
@@ -27,6 +27,7 @@ pub struct Tables {
     frontends: HashMap<MapData, Plain<FrontendKey>, Plain<Frontend>>,
     slots: Array<MapData, u32>,
     backends: Array<MapData, Plain<Backend>>,
+    networks: LpmTrie<MapData, Plain<Addr>, Plain<Network>>,
 }
 
 impl Tables {
@@ -41,6 +42,7 @@ impl Tables {
             frontends: Map::HashMap(data("frontends")?).try_into()?,
             slots: Map::Array(data("slots")?).try_into()?,
             backends: Map::Array(data("backends")?).try_into()?,
+            networks: Map::LpmTrie(data("nodes")?).try_into()?,
         })
     }
 
@@ -54,22 +56,36 @@ impl Tables {
         Ok(count)
     }
 
-    /// The backends of a TCP frontend; nothing if there is no such frontend.
-    pub fn backends(&self, frontend: SocketAddr) -> Result<BTreeSet<IpAddr>> {
+    /// A TCP frontend's entry, if there is one.
+    pub fn frontend(&self, frontend: SocketAddr) -> Result<Option<Frontend>> {
         let key = FrontendKey {
             addr: Addr::from(frontend.ip()),
             port: Port::new(frontend.port()),
             proto: Proto::TCP,
             scope: FrontendKey::ANY,
         };
-        let Frontend { slot_base, slot_count, .. } = match self.frontends.get(&Plain(key), 0) {
-            Ok(Plain(frontend)) => frontend,
-            Err(MapError::KeyNotFound) => return Ok(BTreeSet::new()),
-            Err(error) => return Err(error.into()),
-        };
+        match self.frontends.get(&Plain(key), 0) {
+            Ok(Plain(frontend)) => Ok(Some(frontend)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The backends of a TCP frontend; nothing if there is no such frontend.
+    pub fn backends(&self, frontend: SocketAddr) -> Result<BTreeSet<IpAddr>> {
+        let Frontend { slot_base, slot_count, .. } = self.frontend(frontend)?.unwrap_or_default();
         (slot_base..slot_base + slot_count)
             .map(|slot| Ok(self.backends.get(&self.slots.get(&slot, 0)?, 0)?.0.addr.into()))
             .collect()
+    }
+
+    /// Whether an address is that of a pod of another node.
+    pub fn is_remote_pod(&self, addr: IpAddr) -> Result<bool> {
+        match self.networks.get(&Key::new(128, Plain(Addr::from(addr))), 0) {
+            Ok(Plain(network)) => Ok(network.kind == NetworkKind::RemotePods as u32),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -1,10 +1,12 @@
-//! `podnet-lab`: the demonstration and the interactive lab; also the program of the lab's agents.
+//! `podnet-lab`: the demonstration and the interactive lab; also the program of the lab's agents, supervisors and containers.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use podnet_tests::lab::cri;
 use podnet_tests::{demo, lab};
 
 #[derive(Debug, Parser)]
@@ -35,6 +37,22 @@ enum Command {
         /// Directory that becomes /run; without it the namespaces are ready.
         run: Option<PathBuf>,
     },
+    /// Start a program in a process namespace of its own, once for each line of standard input; started by the lab.
+    #[command(hide = true)]
+    Supervise {
+        /// The program and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        program: Vec<OsString>,
+    },
+    /// The first process of a process namespace; started by the supervisor.
+    #[command(hide = true)]
+    Init,
+    /// What containers of the tests do.
+    #[command(hide = true)]
+    Pod {
+        #[command(subcommand)]
+        command: cri::Program,
+    },
 }
 
 fn main() -> Result<ExitCode> {
@@ -52,5 +70,8 @@ fn main() -> Result<ExitCode> {
             lab::serve_agent(&name, run.as_deref())?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Supervise { program } => lab::supervise(&program).map(|()| ExitCode::SUCCESS),
+        Command::Init => lab::serve_init().map(|()| ExitCode::SUCCESS),
+        Command::Pod { command } => command.run().map(|()| ExitCode::SUCCESS),
     }
 }

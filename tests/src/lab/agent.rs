@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
@@ -230,6 +230,8 @@ fn set_up(name: &str, run: &Path) -> Result<()> {
     let none: Option<&str> = None;
     sethostname(name).context("can't set the host name")?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("can't make / private")?;
+    // What lies under mounts of ours is still in the list of all mounts, where container runtimes would find it first.
+    ["/sys", "/run"].into_iter().try_for_each(unmount_below)?;
     // A new sysfs shows the interfaces of the mounting process's network namespace.
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("can't mount /sys")?;
     // In a cgroup namespace of one's own this shows the node's cgroup as root.
@@ -237,7 +239,21 @@ fn set_up(name: &str, run: &Path) -> Result<()> {
         .context("can't mount /sys/fs/cgroup")?;
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("can't mount /sys/fs/bpf")?;
     mount(Some(run), "/run", none, MsFlags::MS_BIND, none).context("can't bind /run")?;
+    // What a container runtime mounts there in a namespace of its own, such as pods' network namespaces, all see.
+    mount(none, "/run", none, MsFlags::MS_SHARED, none).context("can't share /run")?;
     fs::create_dir_all("/run/netns").context("can't create /run/netns")?;
+    Ok(())
+}
+
+/// Takes away what the machine has mounted at this directory and below, in this namespace.
+fn unmount_below(directory: &str) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("can't read /proc/self/mounts")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let below: Vec<_> = points.filter(|point| Path::new(point).starts_with(directory)).collect();
+    for point in below.into_iter().rev() {
+        // One with a blank in its name is written in another way there. It is left where it is.
+        let _ = umount2(point, MntFlags::MNT_DETACH);
+    }
     Ok(())
 }
 

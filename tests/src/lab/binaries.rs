@@ -17,6 +17,8 @@ pub struct Binaries {
     pub plugin: PathBuf,
     /// The lab's own program, which holds the agent.
     pub lab: PathBuf,
+    /// The same as it is built for release: static, so that it runs in a container that has nothing else.
+    pub contained: PathBuf,
 }
 
 impl Binaries {
@@ -34,6 +36,7 @@ impl Binaries {
         };
         // The agent speaks with this very build of the library, so the one nearby comes first.
         let lab = first_in(&near, "podnet-lab").map_or_else(|| tested("podnet-lab"), Ok)?;
-        Ok(Self { podnet: tested("podnet")?, plugin: tested("podnet-cni")?, lab })
+        let contained = tested("podnet-lab")?;
+        Ok(Self { podnet: tested("podnet")?, plugin: tested("podnet-cni")?, lab, contained })
     }
 }

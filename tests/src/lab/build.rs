@@ -52,6 +52,16 @@ const ROUTER: [(&str, &str); 6] = [
     ("net.ipv6.icmp.ratelimit", "0"),
 ];
 
+fn make_router(place: &Place) -> Result<()> {
+    for (name, value) in ROUTER {
+        // Without IPv6 there is nothing to set.
+        if place.sysctl(name).is_ok() {
+            place.set_sysctl(name, value)?;
+        }
+    }
+    Ok(())
+}
+
 type Change<T> = Box<dyn Fn(usize, &mut T)>;
 
 /// Starts an API server at the fabric's address.
@@ -70,6 +80,7 @@ pub struct Builder {
     client: bool,
     far: bool,
     plain_links: bool,
+    routed: bool,
     xdp: RefCell<Vec<OwnedFd>>,
     zones: &'static [&'static str],
     mtu: u32,
@@ -87,6 +98,7 @@ impl Default for Builder {
             client: false,
             far: false,
             plain_links: false,
+            routed: false,
             xdp: RefCell::default(),
             zones: &[],
             mtu: 1500,
@@ -133,6 +145,12 @@ impl Builder {
     /// native XDP programs can send.
     pub fn plain_links(mut self, wanted: bool) -> Self {
         self.plain_links = wanted;
+        self
+    }
+
+    /// Whether the nodes share no link, as they see it: they reach each other through the fabric, a router.
+    pub fn routed(mut self, wanted: bool) -> Self {
+        self.routed = wanted;
         self
     }
 
@@ -184,7 +202,7 @@ impl Builder {
         let api = self.api.map(|abilities| serve_api(&fabric, abilities)).transpose()?;
         let client = self.client.then(|| outside("client")).transpose()?;
         if let Some(client) = &client {
-            self.connect(&fabric, client, 100)?;
+            self.connect(&fabric, client, 100, false)?;
         }
         let far = self.far.then(|| self.connect_far(&fabric, outside("far")?, outside("router")?)).transpose()?;
         let nodes = (0..self.nodes)
@@ -219,7 +237,7 @@ impl Builder {
         let cgroup = scrap.cgroup.join(&name);
         fs::create_dir(&cgroup)?;
         let place = place(&binaries.lab, &name, Some(&cgroup), &dir.join("run"))?;
-        self.connect(fabric, &place, number)?;
+        self.connect(fabric, &place, number, self.routed)?;
         let families = self.families.list();
         let addrs = families.iter().map(|family| address(*family, number)).collect();
         let pod_cidrs = families.iter().map(|family| pod_cidr(*family, number)).collect();
@@ -256,19 +274,20 @@ impl Builder {
         if self.families != Families::V4 {
             fabric.ip("addr add fd00:30::fe/64 dev br0 nodad\n")?;
         }
+        if self.routed {
+            make_router(fabric)?;
+            // It would tell them that they share a link.
+            for name in ["all", "br0"] {
+                fabric.set_sysctl(&format!("net.ipv4.conf.{name}.send_redirects"), "0")?;
+            }
+        }
         Ok(())
     }
 
     /// Makes the fabric a router and puts another one between it and the far machine.
     fn connect_far(&self, fabric: &Place, machine: Place, router: Place) -> Result<Far> {
-        for place in [fabric, &router] {
-            for (name, value) in ROUTER {
-                // Without IPv6 there is nothing to set.
-                if place.sysctl(name).is_ok() {
-                    place.set_sysctl(name, value)?;
-                }
-            }
-        }
+        make_router(fabric)?;
+        make_router(&router)?;
         fabric.wire("router", &router, "eth0", self.mtu)?;
         router.wire("eth1", &machine, "eth0", self.mtu)?;
         for family in self.families.list() {
@@ -290,8 +309,9 @@ impl Builder {
         Ok(Far { machine, router })
     }
 
-    /// Links a machine to the bridge and gives it the addresses and default routes for its number.
-    fn connect(&self, fabric: &Place, machine: &Place, number: usize) -> Result<()> {
+    /// Links a machine to the bridge and gives it the addresses and default routes for its number. `alone`: as far as it
+    /// knows there is only the router on the link.
+    fn connect(&self, fabric: &Place, machine: &Place, number: usize, alone: bool) -> Result<()> {
         let (mtu, name) = (self.mtu, machine.name());
         let netns = fd_path(machine.netns());
         fabric.ip(&format!(
@@ -305,13 +325,15 @@ impl Builder {
         }
         let mut lines = "link set eth0 up\n".to_owned();
         for family in self.families.list() {
-            let (length, options, gateway) = match family {
-                Family::V4 => (24, "", "172.30.0.254"),
-                Family::V6 => (64, "nodad", "fd00:30::fe"),
+            let (shared, one, options, gateway) = match family {
+                Family::V4 => (24, 32, "", "172.30.0.254"),
+                Family::V6 => (64, 128, "nodad", "fd00:30::fe"),
             };
+            let length = if alone { one } else { shared };
             write!(
                 lines,
-                "addr add {}/{length} dev eth0 {options}\nroute add default via {gateway}\n",
+                "addr add {}/{length} dev eth0 {options}\nroute replace {gateway} dev eth0\nroute add default via \
+                 {gateway}\n",
                 address(*family, number)
             )?;
         }

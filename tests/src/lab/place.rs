@@ -40,7 +40,7 @@ impl NetNs {
             File::open("/proc/thread-self/ns/net")
         };
         let file = thread::spawn(make).join().expect("making a namespace doesn't panic")?;
-        Ok(Self { fd: file.into() })
+        Ok(file.into())
     }
 
     /// Runs the closure on a thread inside the namespace.
@@ -52,6 +52,13 @@ impl NetNs {
             });
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+}
+
+impl From<File> for NetNs {
+    /// The namespace that the file is.
+    fn from(file: File) -> Self {
+        Self { fd: file.into() }
     }
 }
 
@@ -90,6 +97,11 @@ impl Place {
     /// Its network namespace.
     pub fn netns(&self) -> &NetNs {
         &self.netns
+    }
+
+    /// The same, to be held as long as it is needed.
+    pub(super) fn shared_netns(&self) -> Arc<NetNs> {
+        self.netns.clone()
     }
 
     /// Id of a process that has the node's mount, host name and network namespaces.

@@ -58,9 +58,10 @@ impl Pod {
     /// Calls the plugin for this pod: ADD, CHECK or DEL.
     pub fn invoke(&self, command: &str) -> Result<Value> {
         let args = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={}",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
             self.name(),
-            self.container_id
+            self.container_id,
+            self.uid()
         );
         let netns = self.netns_path();
         let mut config = self.config.clone();
@@ -75,6 +76,11 @@ impl Pod {
             ..self.node.invocation(command)
         };
         invocation.run(&self.node.place)
+    }
+
+    /// The pod's uid.
+    pub fn uid(&self) -> String {
+        format!("uid-{}", self.container_id)
     }
 
     /// The pod's name.

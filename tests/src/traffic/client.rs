@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use super::server::answer_to;
-use super::{Family, Transport, option, unspecified};
+use super::{Family, Transport, option, socket_here, unspecified};
 use crate::lab::Place;
 
 /// What the server said, and what the client's own socket says.
@@ -103,12 +103,23 @@ impl Ask {
         self.open(place)?.ask()
     }
 
+    /// Asks from where this process is, and not from some place of a lab.
+    ///
+    /// # Errors
+    /// As [`Ask::from`].
+    pub fn from_here(&self) -> io::Result<Answer> {
+        self.open_on(socket_here(self.transport, self.to)?)?.ask()
+    }
+
     /// Opens the socket, connecting it if it is to be, to ask over it once or more.
     ///
     /// # Errors
     /// As [`Ask::from`].
     pub fn open(&self, place: &Place) -> io::Result<Flow> {
-        let socket = place.socket_for(self.to, self.transport.kind(), self.transport.protocol())?;
+        self.open_on(place.socket_for(self.to, self.transport.kind(), self.transport.protocol())?)
+    }
+
+    fn open_on(&self, socket: Socket) -> io::Result<Flow> {
         if self.from_port != 0 || self.from_ip.is_some() {
             socket.set_reuse_address(true)?;
             socket.bind(&SocketAddr::new(self.from_ip.unwrap_or(unspecified(self.to)), self.from_port).into())?;

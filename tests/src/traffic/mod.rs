@@ -14,7 +14,11 @@ mod server;
 mod stream;
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use socket2::{Domain, Socket};
 
 pub use client::{Answer, Ask, Flow};
 pub use crowd::{Crowd, CrowdServer};
@@ -104,10 +108,28 @@ impl Transport {
     }
 }
 
+impl FromStr for Transport {
+    type Err = String;
+
+    /// As Kubernetes writes it.
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|transport| transport.name() == name).ok_or(format!("{name} is neither TCP nor UDP"))
+    }
+}
+
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// A socket in this process's own network namespace. IPv6 ones carry IPv6 only.
+fn socket_here(transport: Transport, addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), transport.kind(), Some(transport.protocol()))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
 }
 
 /// The address with which one binds to no address in particular.

@@ -87,6 +87,46 @@ impl Place {
         ask(ANSWER).and_then(|_| ask(ANSWER)).with_context(what)
     }
 
+    /// Asks a server by ping and both transports, and demands that it sees this address and the asker's own port.
+    ///
+    /// # Errors
+    /// What came instead, from where to where.
+    pub fn is_seen_as(&self, own: IpAddr, to: SocketAddr, server: &str) -> Result<()> {
+        let what = || format!("{} → {server} ({to})", self.name());
+        self.ping(to.ip()).with_context(|| format!("ping {}", what()))?;
+        for transport in Transport::ALL {
+            let answer = self.ask(transport, to).with_context(|| format!("{transport} {}", what()))?;
+            ensure!(answer.server == server, "{transport} {}: {} answered", what(), answer.server);
+            ensure!(answer.seen.ip() == own, "{transport} {}: seen as {} instead of {own}", what(), answer.seen.ip());
+            ensure!(answer.seen.port() == answer.local.port(), "{transport} {}: the port changed", what());
+        }
+        Ok(())
+    }
+
+    /// Exchanges much more than fits a packet, in both directions, by both transports. The first datagram may be lost: its
+    /// sender is told of a narrow way, and sends shorter packets then.
+    ///
+    /// # Errors
+    /// What came instead, from where to where.
+    pub fn exchanges_much(&self, to: SocketAddr) -> Result<()> {
+        for (transport, there, back) in [
+            (Transport::Tcp, 200_000, 0),
+            (Transport::Tcp, 0, 200_000),
+            (Transport::Udp, 5000, 0),
+            (Transport::Udp, 0, 5000),
+        ] {
+            let ask = Ask::new(transport, to).timeout(Duration::from_secs(1));
+            let ask = if there > 0 { ask.payload("y".repeat(there)) } else { ask.reply_of(back) };
+            eventually(&format!("{transport} with {there} bytes there and {back} back"), || {
+                let answer = ask.clone().from(self)?;
+                ensure!(answer.payload.len() == there + back, "{} bytes came", answer.payload.len());
+                Ok(())
+            })
+            .with_context(|| format!("{} with {to}", self.name()))?;
+        }
+        Ok(())
+    }
+
     /// Waits until a question from here meets what is expected, and then asks twice more: flows end and begin, and the
     /// later ones must fare as the first.
     ///

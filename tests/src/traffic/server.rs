@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
-use super::Transport;
+use super::{Transport, socket_here};
 use crate::lab::Place;
 
 /// Connections that are open, by number, so that stopping the server can end them.
@@ -32,9 +32,18 @@ pub struct Server {
 impl Server {
     /// Starts it; `name` is what it calls itself.
     pub fn start(place: &Place, name: &str, addr: SocketAddr) -> Result<Self> {
+        Self::start_with(name, addr, |transport| place.socket_for(addr, transport.kind(), transport.protocol()))
+    }
+
+    /// Starts it where this process is, and not at some place of a lab.
+    pub fn start_here(name: &str, addr: SocketAddr) -> Result<Self> {
+        Self::start_with(name, addr, |transport| socket_here(transport, addr))
+    }
+
+    fn start_with(name: &str, addr: SocketAddr, make: impl Fn(Transport) -> io::Result<Socket>) -> Result<Self> {
         let what = || format!("{name} can't listen on {addr}");
         let bind = |transport: Transport| -> io::Result<Socket> {
-            let socket = place.socket_for(addr, transport.kind(), transport.protocol())?;
+            let socket = make(transport)?;
             socket.set_reuse_address(transport == Transport::Tcp)?;
             socket.bind(&addr.into())?;
             Ok(socket)

@@ -36,12 +36,20 @@ const PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "iperf3", sign: Sign::Program("iperf3"), needed_for: Purpose::Lab },
     SystemPackage { name: "iptables", sign: Sign::Program("iptables"), needed_for: Purpose::Test },
     SystemPackage { name: "nftables", sign: Sign::Program("nft"), needed_for: Purpose::Test },
+    SystemPackage { name: "containerd", sign: Sign::Program("containerd"), needed_for: Purpose::Test },
+    SystemPackage { name: "runc", sign: Sign::Program("runc"), needed_for: Purpose::Test },
+    // containerd wants its `loopback`, the benchmarks the others.
     SystemPackage {
         name: "containernetworking-plugins",
         sign: Sign::File("/usr/lib/cni/ptp"),
-        needed_for: Purpose::Bench,
+        needed_for: Purpose::Test,
     },
 ];
+
+/// Services that come with packages, and that only the tests are to start: each lab has its own.
+const SERVICES: &[(&str, &str)] = &[("containerd", "containerd.service")];
+/// It is there where systemd runs, and packages start their services.
+const SYSTEMD: &str = "/run/systemd/system";
 
 /// Installs the packages that the purpose needs and that are missing.
 pub(super) fn ensure(purpose: Purpose) -> Result<()> {
@@ -55,9 +63,11 @@ pub(super) fn ensure(purpose: Purpose) -> Result<()> {
     }
     announce(&format!("apt-get install {list}"));
     // Package lists may be missing or old: only then are new ones worth their time.
-    let installed = install(&missing).or_else(|_| {
-        run(apt_get()?.arg("update"))?;
-        install(&missing)
+    let installed = asleep(&services(&missing, Path::new(SYSTEMD)), || {
+        install(&missing).or_else(|_| {
+            run(apt_get()?.arg("update"))?;
+            install(&missing)
+        })
     });
     installed.with_context(|| format!("these packages are missing: {list}; install them and run the command again"))
 }
@@ -70,6 +80,25 @@ fn missing(
 ) -> Vec<&'static str> {
     let missing = packages.iter().filter(|package| package.needed_for <= purpose && !is_there(&package.sign));
     missing.map(|package| package.name).collect()
+}
+
+/// The services that the packages bring, where they would be started.
+fn services(packages: &[&str], systemd: &Path) -> Vec<&'static str> {
+    let brought = SERVICES.iter().filter(|(package, _)| packages.contains(package) && systemd.exists());
+    brought.map(|(_, service)| *service).collect()
+}
+
+/// Installs in a way that services are neither started now, for which they are masked meanwhile, nor at the next boot.
+fn asleep(services: &[&str], install: impl FnOnce() -> Result<()>) -> Result<()> {
+    let systemctl = |verb: &[&str]| run(as_root("systemctl", [])?.args(verb).args(services));
+    if services.is_empty() {
+        return install();
+    }
+    systemctl(&["mask", "--runtime"])?;
+    let installed = install();
+    systemctl(&["unmask", "--runtime"])?;
+    installed?;
+    systemctl(&["disable"])
 }
 
 fn install(packages: &[&str]) -> Result<()> {
@@ -91,8 +120,17 @@ mod tests {
     fn a_purpose_needs_what_the_purposes_before_it_need_and_no_more() {
         assert_eq!(missing(PACKAGES, Purpose::Build, |_| false), ["gcc", "libc6-dev"]);
         assert_eq!(missing(PACKAGES, Purpose::Lab, |_| false), ["gcc", "libc6-dev", "iproute2", "iperf3"]);
-        assert_eq!(missing(PACKAGES, Purpose::Test, |_| false)[4..], ["iptables", "nftables"]);
+        let for_tests = ["iptables", "nftables", "containerd", "runc", "containernetworking-plugins"];
+        assert_eq!(missing(PACKAGES, Purpose::Test, |_| false)[4..], for_tests);
         assert_eq!(missing(PACKAGES, Purpose::Bench, |_| false).len(), PACKAGES.len());
+    }
+
+    #[test]
+    fn only_services_that_would_be_started_are_kept_asleep() {
+        let running = Path::new("/");
+        assert_eq!(services(&["gcc", "containerd"], running), ["containerd.service"]);
+        assert!(services(&["gcc", "runc"], running).is_empty());
+        assert!(services(&["containerd"], Path::new("/nonexistent")).is_empty());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::datapath::view::interface_name;
 use crate::host::Host;
 use crate::host::firewall::{self, Report};
 use crate::host::settings::{self, Deviation, Families, Sysctl};
-use crate::host::uplinks::Uplinks;
+use crate::host::uplinks::{self, Uplinks};
 use crate::status::{DaemonLock, DaemonState, DaemonStatus, UnixTime};
 
 /// From this share of its capacity on, a table is called nearly full: nine tenths.
@@ -177,13 +177,13 @@ pub(super) async fn gather(view: Result<Box<dyn View>, ViewError>, run_dir: &Pat
     // Without a datapath nothing is demanded of the host.
     if view.is_ok() {
         match Host::open() {
-            Ok(host) => match host.uplinks(&addresses, &named).await {
-                Ok(found) => uplinks = found,
+            Ok(host) => match host.snapshot().await {
+                Ok(snapshot) => uplinks = uplinks::find(&snapshot, &addresses, &named),
                 Err(e) => problems.push(e.to_string()),
             },
             Err(e) => problems.push(e.to_string()),
         }
-        let table = settings::wanted(Families::of(&addresses), &uplinks.found, &uplinks.host_ends);
+        let table = settings::wanted(Families::of(&addresses), &uplinks);
         match settings::check(&sysctl, &table) {
             Ok(found) => deviations = found,
             Err(e) => problems.push(e.to_string()),
@@ -296,6 +296,9 @@ fn hooks(view: &dyn View, config: &Config) -> Result<Vec<HookRow>, ViewError> {
     let uplinks = config.uplinks.iter().filter(|ifindex| **ifindex != IfIndex::default());
     let of_uplink = [Hook::FromUplink, Hook::ToUplink, Hook::UplinkXdp];
     let mut places: Vec<_> = uplinks.flat_map(|ifindex| of_uplink.map(|hook| (hook, *ifindex))).collect();
+    if config.tunnel != IfIndex::default() {
+        places.extend([Hook::FromUplink, Hook::ToUplink].map(|hook| (hook, config.tunnel)));
+    }
     if config.podnet1 != IfIndex::default() {
         places.extend([(Hook::FromHost, config.podnet1), (Hook::FromLoopback, LOOPBACK)]);
     }
@@ -355,7 +358,7 @@ fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) 
         let times = pending.failures;
         warnings.push(format!("{} could not be written, {times} times so far: {}", pending.frontend, pending.reason));
     }
-    for uplink in &report.uplinks {
+    for uplink in report.interfaces() {
         for hook in uplink.hooks.iter().filter(|hook| hook.attached.is_none()) {
             let reason = hook.error.as_deref().unwrap_or("the reason is in the daemon's log");
             warnings.push(format!("{} is not attached to {}: {reason}", hook.hook, uplink.name));

@@ -82,9 +82,21 @@ impl Status {
             let hooks = self.uplink_hooks(uplink);
             line(text, "uplink", &format!("{} (mtu {}): {hooks}", uplink.name, uplink.mtu));
         }
+        if let Some(tunnel) = &report.tunnel {
+            let hooks = self.uplink_hooks(tunnel);
+            line(text, "tunnel", &format!("{} (mtu {}): {hooks}", tunnel.name, tunnel.mtu));
+        }
         if !report.nodes.is_empty() {
             let reached = report.nodes.iter().filter(|node| node.problem.is_none()).count();
-            line(text, "routes", &format!("to {reached} of {} pod networks of other nodes", report.nodes.len()));
+            let through = match report.nodes.iter().filter(|node| node.tunnel).count() {
+                0 => String::new(),
+                through => format!(", {through} through the tunnel"),
+            };
+            line(
+                text,
+                "routes",
+                &format!("to {reached} of {} pod networks of other nodes{through}", report.nodes.len()),
+            );
         }
         let checks = match report.health.node_ports {
             0 => String::new(),

@@ -240,8 +240,8 @@ impl Tables for Watched<'_> {
     fn slots(&self, segment: Segment) -> Result<Vec<BackendId>, TableError> {
         self.tables.slots(segment)
     }
-    fn backend(&self, id: BackendId) -> Result<Backend, TableError> {
-        self.tables.backend(id)
+    fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
+        self.tables.backends(first, count)
     }
     fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError> {
         let result = self.tables.put_frontend(key, value);

@@ -17,8 +17,8 @@ use crate::config::Kubernetes;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server may be silent: on each watch it tells every minute how far it is (bookmarks). After that the watch is
-/// begun again where it was.
+/// How long a server may be silent: on most watches it tells every minute how far it is (bookmarks). After that the watch
+/// is begun again where it was.
 const READ_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Why the API can't be asked.

@@ -7,37 +7,58 @@
 
 mod announce;
 mod connect;
+mod events;
 mod object;
+mod pods;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::{io, thread};
 
 use tokio::sync::{mpsc, watch as signal};
 
 pub use connect::ConnectError;
+pub use events::{About, Note};
 
 use super::{Batch, Change, Mistake, Status};
 use crate::config::Kubernetes;
+use crate::metrics::api::ApiMetrics;
 use crate::model::{Kind, ObjectKey};
 use watch::News;
 
-/// How much may be on its way from the tasks to the event loop.
+/// How much may be on its way from the tasks to the event loop: changes, and lists.
 const CHANNEL: usize = 4096;
 /// How much is taken at once: so many changes become one round of work on the tables.
 const BATCH: usize = 1024;
+/// How many complaints are kept until somebody asks for them; more are lost.
+const COMPLAINTS: usize = 256;
 
 /// The source.
 #[derive(Debug)]
 pub struct KubernetesSource {
     server: String,
-    news: mpsc::Receiver<News>,
-    taken: Vec<News>,
+    news: mpsc::Receiver<Vec<News>>,
+    taken: Vec<Vec<News>>,
     /// What has changed and wasn't given yet, the last of each object: before all kinds are listed nothing is.
     held: BTreeMap<ObjectKey, Change>,
     kinds: BTreeMap<Kind, Watched>,
     mistakes: BTreeMap<ObjectKey, String>,
+    complaints: VecDeque<Complaint>,
     ready: signal::Sender<u64>,
+    pods: signal::Receiver<Option<BTreeSet<String>>>,
+    notes: mpsc::Sender<Note>,
+    metrics: ApiMetrics,
+}
+
+/// An object that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Which.
+    pub key: ObjectKey,
+    /// Its `metadata.uid`.
+    pub uid: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// How one kind stands.
@@ -63,21 +84,66 @@ impl KubernetesSource {
         };
         let (sender, news) = mpsc::channel(CHANNEL);
         let (ready, is_ready) = signal::channel(0);
+        let (uids, pods) = signal::channel(None);
         let (server, node) = (client.server.clone(), node.to_owned());
+        let (notes, to_write) = mpsc::channel(events::QUEUE);
+        let metrics = ApiMetrics::new();
+        let of_tasks = metrics.clone();
         thread::Builder::new()
             .name("kubernetes".into())
             .spawn(move || {
-                runtime.spawn(announce::network(client.client.clone(), node, is_ready));
-                runtime.block_on(watch::all(client.client, sender));
+                runtime.spawn(announce::network(client.client.clone(), node.clone(), is_ready));
+                runtime.spawn(pods::watch(client.client.clone(), node.clone(), uids));
+                runtime.spawn(events::write(client.client.clone(), node, to_write));
+                runtime.block_on(watch::all(client.client, sender, of_tasks));
             })
             .map_err(ConnectError::Thread)?;
         let kinds = Kind::ALL.map(|kind| (kind, Watched::default())).into();
-        Ok(Self { server, news, taken: Vec::new(), held: BTreeMap::new(), kinds, mistakes: BTreeMap::new(), ready })
+        Ok(Self {
+            server,
+            news,
+            taken: Vec::new(),
+            held: BTreeMap::new(),
+            kinds,
+            mistakes: BTreeMap::new(),
+            complaints: VecDeque::new(),
+            ready,
+            pods,
+            notes,
+            metrics,
+        })
+    }
+
+    /// The uids of this node's pods, once they have been listed.
+    pub fn pods(&self) -> Option<BTreeSet<String>> {
+        self.pods.borrow().clone()
     }
 
     /// Pods can start, now and not before: the cluster is to be told.
     pub fn announce(&self) {
         self.ready.send_modify(|times| *times += 1);
+    }
+
+    /// Has an Event written, if there is room for it.
+    pub fn tell(&self, note: Note) {
+        let _ = self.notes.try_send(note);
+    }
+
+    /// The next object that can't be used, by what it is now, and that wasn't asked for yet.
+    pub fn complaint(&mut self) -> Option<Complaint> {
+        let mistakes = &self.mistakes;
+        std::iter::from_fn(|| self.complaints.pop_front())
+            .find(|complaint| mistakes.get(&complaint.key) == Some(&complaint.reason))
+    }
+
+    /// Gives one back, to be the next again.
+    pub fn keep(&mut self, complaint: Complaint) {
+        self.complaints.push_front(complaint);
+    }
+
+    /// How the API answers.
+    pub fn metrics(&self) -> &ApiMetrics {
+        &self.metrics
     }
 
     /// Waits for news. Loses nothing when it is dropped.
@@ -88,13 +154,17 @@ impl KubernetesSource {
         if self.news.recv_many(&mut self.taken, BATCH).await == 0 {
             return Err(io::Error::other("the thread that watches the Kubernetes API has ended"));
         }
-        for news in std::mem::take(&mut self.taken) {
+        self.metrics.taken(self.taken.iter().map(Vec::len).sum());
+        for news in std::mem::take(&mut self.taken).into_iter().flatten() {
             match news {
-                News::Change(change) => {
+                News::Change(mut change) => {
                     self.mistakes.remove(&change.key);
+                    if let Some(earlier) = self.held.get(&change.key) {
+                        change.origin = change.origin.older(earlier.origin);
+                    }
                     self.held.insert(change.key.clone(), change);
                 }
-                News::Mistake(key, reason) => drop(self.mistakes.insert(key, reason)),
+                News::Mistake(complaint) => self.complain(complaint),
                 News::Listed(kind) => self.kinds.entry(kind).or_default().listed = true,
                 News::State(kind, error) => self.kinds.entry(kind).or_default().error = error,
             }
@@ -104,20 +174,34 @@ impl KubernetesSource {
         Ok(Batch { changes: changes.into_values().collect(), synced })
     }
 
+    fn complain(&mut self, complaint: Complaint) {
+        let known = self.mistakes.insert(complaint.key.clone(), complaint.reason.clone());
+        // A new list says it again.
+        let queued =
+            self.complaints.iter().any(|queued| queued.key == complaint.key && queued.reason == complaint.reason);
+        if known.as_ref() != Some(&complaint.reason) && !queued && self.complaints.len() < COMPLAINTS {
+            self.complaints.push_back(complaint);
+        }
+    }
+
     fn synced(&self) -> bool {
         self.kinds.values().all(|kind| kind.listed)
     }
 
-    /// How it stands.
-    pub fn status(&self) -> Status {
+    /// What is wrong with the server.
+    pub fn error(&self) -> Option<String> {
         let failing: Vec<_> =
             self.kinds.iter().filter_map(|(kind, w)| Some((kind.name(), w.error.as_ref()?))).collect();
         // A server that is away is so for all kinds alike.
-        let error = failing.first().map(|(_, error)| {
+        failing.first().map(|(_, error)| {
             let names: Vec<_> = failing.iter().filter(|(_, other)| other == error).map(|(name, _)| *name).collect();
             let stays = if self.synced() { "; what was read stays" } else { "" };
             format!("{}: {} can't be watched: {error}{stays}", self.server, names.join(", "))
-        });
+        })
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> Status {
         let waiting: Vec<_> = self.kinds.iter().filter(|(_, w)| !w.listed).map(|(kind, _)| kind.name()).collect();
         let waiting =
             (!waiting.is_empty()).then(|| format!("{}: waiting for the list of {}", self.server, waiting.join(", ")));
@@ -128,7 +212,7 @@ impl KubernetesSource {
         };
         Status {
             name: self.server.clone(),
-            error,
+            error: self.error(),
             synced: self.synced(),
             mistakes: self.mistakes.iter().map(mistake).collect(),
             remarks: waiting.into_iter().collect(),

@@ -1,23 +1,37 @@
 //! Objects as the API server sends them.
 
 use std::borrow::Cow;
+use std::time::SystemTime;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::core::DynamicResourceScope;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::value::RawValue;
 
 use crate::model::{Kind, Object, ObjectKey, raw};
 
-/// An object of any kind that podnet reads, or why it can't be read: one strange object must not end a whole list.
+/// An object of any kind that podnet reads, or why it can't be read: one strange object must not end a whole list. Of what
+/// the server sends most is skipped, without being taken apart.
 #[derive(Clone, Debug)]
 pub(super) struct Sent {
-    /// Name, namespace and version only.
+    /// Name, namespace, version and uid only.
     metadata: ObjectMeta,
     body: Result<Box<raw::Manifest>, String>,
 }
 
 impl Sent {
+    /// When what the object follows from happened, where its writer has noted that.
+    pub(super) fn trigger(&self) -> Option<SystemTime> {
+        let noted = self.body.as_ref().ok()?.metadata.annotations.last_change_trigger_time.as_ref()?;
+        Some(noted.parse::<Timestamp>().ok()?.into())
+    }
+
+    /// Its `metadata.uid`.
+    pub(super) fn uid(&self) -> String {
+        self.metadata.uid.clone().unwrap_or_default()
+    }
+
     /// Which object it is, and the object, or what is wrong with it.
     pub(super) fn check(self, kind: Kind) -> (ObjectKey, Result<Object, String>) {
         let key = self.key(kind);
@@ -37,24 +51,28 @@ impl Sent {
 
 impl<'de> Deserialize<'de> for Sent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        struct Header {
-            metadata: Metadata,
-        }
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Metadata {
-            name: String,
-            namespace: Option<String>,
-            resource_version: Option<String>,
-        }
         let text = <&RawValue>::deserialize(deserializer)?.get();
-        let Header { metadata } = serde_json::from_str(text).map_err(D::Error::custom)?;
-        let body = serde_json::from_str(text).map_err(|error| error.to_string());
+        let body = serde_json::from_str::<Box<raw::Manifest>>(text).map_err(|error| error.to_string());
+        let (name, namespace, version, uid) = match &body {
+            Ok(body) => {
+                let metadata = &body.metadata;
+                let (name, namespace) = (metadata.name.clone(), metadata.namespace.clone());
+                (name, namespace, metadata.resource_version.clone(), metadata.uid.clone())
+            }
+            // Only the rest of it may be strange.
+            Err(_) => {
+                let raw::Header { metadata, .. } = serde_json::from_str(text).map_err(D::Error::custom)?;
+                (metadata.name, metadata.namespace, metadata.resource_version, metadata.uid)
+            }
+        };
+        if name.is_empty() {
+            return Err(D::Error::custom("the object has no name"));
+        }
         let metadata = ObjectMeta {
-            name: Some(metadata.name),
-            namespace: metadata.namespace,
-            resource_version: metadata.resource_version,
+            name: Some(name),
+            namespace: (!namespace.is_empty()).then_some(namespace),
+            resource_version: version,
+            uid,
             ..ObjectMeta::default()
         };
         Ok(Self { metadata, body })
@@ -119,6 +137,19 @@ mod tests {
         assert!(matches!(&objects[0].1, Ok(Object::Node(node)) if node.pod_cidrs.len() == 1));
         assert!(objects[1].1.as_ref().unwrap_err().contains("invalid type"));
         assert!(objects[2].1.as_ref().unwrap_err().starts_with("spec.podCIDRs[0]: "));
+    }
+
+    #[test]
+    fn the_trigger_time_is_told_if_it_can_be_read() {
+        let trigger = |annotation: &str| {
+            let text = format!(r#"{{"metadata":{{"name":"a","annotations":{{{annotation}}}}}}}"#);
+            serde_json::from_str::<Sent>(&text).unwrap().trigger()
+        };
+        let annotated = |time| trigger(&format!(r#""endpoints.kubernetes.io/last-change-trigger-time":"{time}""#));
+        let expected = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1_700_000_000_250);
+        assert_eq!(annotated("2023-11-14T22:13:20.25Z"), Some(expected));
+        assert_eq!(annotated("2023-11-14T23:13:20.25+01:00"), Some(expected));
+        assert_eq!((annotated("yesterday"), trigger(""), trigger(r#""x":"y""#)), (None, None, None));
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
+use http_body_util::BodyExt as _;
 use hyper::Request;
 use kube::client::Body;
 use kube::runtime::watcher::{self, Error, Event, watcher};
@@ -18,7 +20,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tower::service_fn;
 use tracing::{debug, info, warn};
 
+use super::Complaint;
 use super::object::Sent;
+use crate::metrics::api::{ApiError, ApiMetrics, ListCause};
 use crate::model::{Kind, ObjectKey, ObjectName};
 use crate::source::Change;
 
@@ -33,7 +37,7 @@ pub(super) enum News {
     /// An object is new or different, or gone.
     Change(Change),
     /// An object is such that it can't be used; what it was before holds.
-    Mistake(ObjectKey, String),
+    Mistake(Complaint),
     /// All objects of the kind have been read.
     Listed(Kind),
     /// The server can't be asked for the kind, or can again.
@@ -41,24 +45,25 @@ pub(super) enum News {
 }
 
 /// Watches all kinds, until nobody listens.
-pub(super) async fn all(client: Client, news: Sender<News>) {
+pub(super) async fn all(client: Client, news: Sender<Vec<News>>, metrics: ApiMetrics) {
     let mut tasks = JoinSet::new();
     for kind in Kind::ALL {
-        tasks.spawn(watch(client.clone(), kind, news.clone()));
+        tasks.spawn(watch(client.clone(), kind, news.clone(), metrics.clone()));
     }
     tasks.join_all().await;
 }
 
 /// Watches a kind, until nobody listens.
-async fn watch(client: Client, kind: Kind, news: Sender<News>) {
-    let mut told = Told { kind, news, error: None };
+async fn watch(client: Client, kind: Kind, news: Sender<Vec<News>>, metrics: ApiMetrics) {
+    let mut told = Told { kind, news, error: None, metrics: metrics.clone() };
     let mut tracker = Tracker::new(kind);
     let mut pause = Pause::default();
     let granted = Arc::new(Notify::new());
-    let api: Api<Sent> = Api::all_with(telling(client, granted.clone()), &kind);
+    let api: Api<Sent> = Api::all_with(telling(client, granted.clone(), kind, metrics.clone()), &kind);
     // Streaming lists (KEP-3157) spare the server and us a copy of everything; a server without them says so.
     let mut streaming = true;
     let mut listed = false;
+    let mut cause = ListCause::Start;
     // Each watcher begins with a list.
     loop {
         let config = watcher::Config::default();
@@ -66,6 +71,8 @@ async fn watch(client: Client, kind: Kind, news: Sender<News>) {
         let mut events = pin!(watcher(api.clone(), config));
         // When an error is over, if nothing else comes: of objects that don't change there is nothing to say.
         let mut recovered: Option<Instant> = None;
+        // Whether this one has got to the end of its list.
+        let mut watching = false;
         let begin_anew = loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -80,7 +87,18 @@ async fn watch(client: Client, kind: Kind, news: Sender<News>) {
             };
             let listening = match event {
                 Some(Ok(event)) => {
-                    listed |= matches!(event, Event::InitDone);
+                    match event {
+                        Event::Init => watching = false,
+                        Event::InitDone => (watching, listed) = (true, true),
+                        _ => {}
+                    }
+                    match &event {
+                        Event::Apply(_) => metrics.event(kind, false),
+                        Event::Delete(_) => metrics.event(kind, true),
+                        // Unless something else is said meanwhile, the next one follows from an error.
+                        Event::InitDone => metrics.list(kind, std::mem::replace(&mut cause, ListCause::Error)),
+                        Event::Init | Event::InitApply(_) => {}
+                    }
                     // An attempt alone says nothing of the server.
                     let heard = !matches!(event, Event::Init);
                     told.all(tracker.take(event)).await && (!heard || told.state(None).await)
@@ -91,12 +109,20 @@ async fn watch(client: Client, kind: Kind, news: Sender<News>) {
                     break Duration::ZERO;
                 }
                 Some(Err(failure)) if kind == Kind::ServiceCidr && !listed && has_code(&failure, 404) => {
+                    cause = ListCause::Error;
                     if !told.all(tracker.none()).await || !told.state(None).await {
                         return;
                     }
                     break RARELY;
                 }
+                // The watch goes on from where it was.
+                Some(Err(failure)) if watching && silent(&failure) => continue,
                 Some(Err(failure)) => {
+                    metrics.error(kind, classify(&failure));
+                    if listed {
+                        let expired = classify(&failure) == ApiError::Expired;
+                        cause = if expired { ListCause::Expired } else { ListCause::Error };
+                    }
                     // What was granted before.
                     let _ = granted.notified().now_or_never();
                     recovered = None;
@@ -120,13 +146,15 @@ async fn watch(client: Client, kind: Kind, news: Sender<News>) {
 /// What has been told of a kind.
 struct Told {
     kind: Kind,
-    news: Sender<News>,
+    news: Sender<Vec<News>>,
     error: Option<String>,
+    metrics: ApiMetrics,
 }
 
 impl Told {
     /// Tells how the server answers, if that differs. Says whether anybody listens.
     async fn state(&mut self, error: Option<String>) -> bool {
+        self.metrics.set_connected(self.kind, error.is_none());
         if self.error == error {
             return true;
         }
@@ -135,26 +163,30 @@ impl Told {
             None => info!(kind = self.kind.name(), "the Kubernetes API answers again"),
         }
         self.error.clone_from(&error);
-        self.news.send(News::State(self.kind, error)).await.is_ok()
+        self.metrics.given(1);
+        self.news.send(vec![News::State(self.kind, error)]).await.is_ok()
     }
 
     /// Tells of objects. Says whether anybody listens.
     async fn all(&self, news: Vec<News>) -> bool {
-        for one in news {
-            if let News::Mistake(key, reason) = &one {
-                warn!("{key} can't be used, what it was before stays: {reason}");
-            }
-            if self.news.send(one).await.is_err() {
-                return false;
+        for one in &news {
+            if let News::Mistake(Complaint { key: ObjectKey { kind, name }, reason, .. }) = one {
+                warn!(
+                    object.kind = kind.name(),
+                    object.namespace = name.namespace,
+                    object.name = name.name,
+                    "an object can't be used, what it was before stays: {reason}"
+                );
             }
         }
-        true
+        self.metrics.given(news.len());
+        news.is_empty() || self.news.send(news).await.is_ok()
     }
 }
 
 /// How long to wait after a failure: longer after each, and not all nodes alike.
 #[derive(Debug, Default)]
-struct Pause {
+pub(super) struct Pause {
     /// When the last one ended, and how long it was.
     last: Option<(Instant, Duration)>,
 }
@@ -165,7 +197,7 @@ impl Pause {
     /// Without a failure for so long, the next one is the first again.
     const FORGOTTEN: Duration = Duration::from_secs(120);
 
-    fn next(&mut self) -> Duration {
+    pub(super) fn next(&mut self) -> Duration {
         let now = Instant::now();
         let longer = |(ended, length): (Instant, Duration)| {
             let recent = now.saturating_duration_since(ended) < Self::FORGOTTEN;
@@ -179,12 +211,13 @@ impl Pause {
     }
 }
 
-/// A client that tells when a request has been granted, and begins no two watches within a moment: a server that ends
-/// each at once would be asked without end.
-fn telling(client: Client, granted: Arc<Notify>) -> Client {
+/// A client that tells when a request has been granted and when something comes, and begins no two watches within a
+/// moment: a server that ends each at once would be asked without end.
+fn telling(client: Client, granted: Arc<Notify>, kind: Kind, metrics: ApiMetrics) -> Client {
     let begun = Arc::new(Mutex::new(None::<Instant>));
     let service = service_fn(move |request: Request<Body>| {
         let (client, granted, begun) = (client.clone(), granted.clone(), begun.clone());
+        let metrics = metrics.clone();
         async move {
             if request.uri().query().is_some_and(|query| query.contains("watch=")) {
                 let mut begun = begun.lock().await;
@@ -197,7 +230,13 @@ fn telling(client: Client, granted: Arc<Notify>) -> Client {
             if response.status().is_success() {
                 granted.notify_one();
             }
-            Ok::<_, kube::Error>(response)
+            // Bookmarks, which kube keeps to itself, are signs of life too.
+            Ok::<_, kube::Error>(response.map(|body| {
+                body.map_frame(move |frame| {
+                    metrics.heard(kind);
+                    frame
+                })
+            }))
         }
     });
     Client::new(service, "default")
@@ -208,6 +247,22 @@ fn has_code(error: &Error, code: u16) -> bool {
     use Error::{InitialListFailed, WatchStartFailed};
     matches!(error, WatchStartFailed(kube::Error::Api(status)) | InitialListFailed(kube::Error::Api(status))
         if status.code == code)
+}
+
+/// Whether a watch has ended because nothing came for as long as a connection is trusted. A server has nothing to say, not
+/// even how far it is, of a kind of which nothing has changed since it was started.
+pub(super) fn silent(error: &Error) -> bool {
+    let Error::WatchFailed(error) = error else { return false };
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        // Clients wrap each other's errors, which hides the kind.
+        if io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Whether the server doesn't know how to send a list as a stream.
@@ -228,8 +283,23 @@ fn forgets(error: &Error) -> bool {
     }
 }
 
+/// What kind of error it is, for metrics.
+fn classify(error: &Error) -> ApiError {
+    use Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        WatchError(status) => ApiError::of_code(status.code),
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => ApiError::of_code(status.code),
+        InitialListFailed(kube::Error::SerdeError(_)) | WatchFailed(kube::Error::SerdeError(_)) | NoResourceVersion => {
+            ApiError::Malformed
+        }
+        _ => ApiError::Unreachable,
+    }
+}
+
 /// An error with its causes, and what to do about the commonest.
-fn explain(error: &Error) -> String {
+pub(super) fn explain(error: &Error) -> String {
     let mut text = String::new();
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
@@ -250,7 +320,8 @@ fn explain(error: &Error) -> String {
     }
 }
 
-/// What is known of a kind's objects: what is needed to say which are gone when a list begins anew.
+/// What is known of a kind's objects: what is needed to say which are gone when a list begins anew. A list is given as
+/// one, so that it is read also while the event loop has no time for it yet.
 #[derive(Debug)]
 struct Tracker {
     kind: Kind,
@@ -258,27 +329,36 @@ struct Tracker {
     known: BTreeSet<ObjectName>,
     /// Objects of the list that is being read.
     seen: BTreeSet<ObjectName>,
+    /// What there is to say of them.
+    held: Vec<News>,
 }
 
 impl Tracker {
     fn new(kind: Kind) -> Self {
-        Self { kind, known: BTreeSet::new(), seen: BTreeSet::new() }
+        Self { kind, known: BTreeSet::new(), seen: BTreeSet::new(), held: Vec::new() }
     }
 
     fn take(&mut self, event: Event<Sent>) -> Vec<News> {
         match event {
             Event::Init => {
+                // What an earlier one had, the new one has too, or doesn't, which is then told: all of it is known.
+                self.held.clear();
                 self.seen.clear();
                 Vec::new()
             }
             Event::InitApply(sent) => {
-                self.seen.insert(sent.key(self.kind).name);
-                vec![self.apply(sent)]
+                let news = self.apply(sent);
+                if let News::Change(Change { key, .. }) | News::Mistake(Complaint { key, .. }) = &news {
+                    self.seen.insert(key.name.clone());
+                }
+                self.held.push(news);
+                Vec::new()
             }
             Event::InitDone => {
                 let gone: Vec<_> = self.known.difference(&self.seen).cloned().collect();
-                let mut news: Vec<_> = gone.into_iter().map(|name| self.remove(name)).collect();
-                self.seen.clear();
+                let mut news = std::mem::take(&mut self.held);
+                news.extend(gone.into_iter().map(|name| self.remove(name)));
+                self.seen = BTreeSet::new();
                 news.push(News::Listed(self.kind));
                 news
             }
@@ -294,23 +374,32 @@ impl Tracker {
     }
 
     fn apply(&mut self, sent: Sent) -> News {
+        let (trigger, uid) = (sent.trigger(), sent.uid());
         let (key, object) = sent.check(self.kind);
         // Also one that can't be used is gone some day, which is then to be told.
         self.known.insert(key.name.clone());
         match object {
-            Ok(object) => News::Change(Change { key, object: Some(object) }),
-            Err(reason) => News::Mistake(key, reason),
+            Ok(object) => {
+                let mut change = Change::new(key, Some(object));
+                change.origin.trigger = trigger;
+                News::Change(change)
+            }
+            Err(reason) => News::Mistake(Complaint { key, uid, reason }),
         }
     }
 
     fn remove(&mut self, name: ObjectName) -> News {
         self.known.remove(&name);
-        News::Change(Change { key: ObjectKey { kind: self.kind, name }, object: None })
+        News::Change(Change::new(ObjectKey { kind: self.kind, name }, None))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use kube::api::WatchParams;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     fn node(name: &str, cidr: &str) -> Sent {
@@ -320,14 +409,43 @@ mod tests {
 
     fn told(news: Vec<News>) -> Vec<String> {
         let tell = |one: News| match one {
-            News::Change(Change { key, object }) => {
+            News::Change(Change { key, object, .. }) => {
                 format!("{}{}", if object.is_some() { "+" } else { "-" }, key.name)
             }
-            News::Mistake(key, _) => format!("!{}", key.name),
+            News::Mistake(complaint) => format!("!{}", complaint.key.name),
             News::Listed(_) => "listed".into(),
             News::State(..) => "state".into(),
         };
         news.into_iter().map(tell).collect()
+    }
+
+    /// How a watch ends of a server that says nothing for a while, and then, if it is told to, breaks off.
+    async fn end_of_watch(silence: Duration) -> Error {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut config = kube::Config::new(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+        config.read_timeout = Some(Duration::from_millis(100));
+        config.default_retry = false;
+        let client = telling(Client::try_from(config).unwrap(), Arc::default(), Kind::Node, ApiMetrics::default());
+        let answer = async {
+            let mut stream = listener.accept().await.unwrap().0;
+            assert_ne!(stream.read(&mut [0; 4096]).await.unwrap(), 0, "no request");
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+            sleep(silence).await;
+            // No chunk is that long.
+            stream.write_all(b"x\r\n").await.unwrap();
+        };
+        let api: Api<Sent> = Api::all_with(client, &Kind::Node);
+        let watch = async { Box::pin(api.watch(&WatchParams::default(), "1").await.unwrap()).next().await };
+        let (ended, ()) = tokio::join!(watch, answer);
+        Error::WatchFailed(ended.unwrap().unwrap_err())
+    }
+
+    #[tokio::test]
+    async fn a_server_may_have_nothing_to_say() {
+        let error = end_of_watch(Duration::from_millis(300)).await;
+        assert!(silent(&error), "{}", explain(&error));
+        let error = end_of_watch(Duration::ZERO).await;
+        assert!(!silent(&error), "{}", explain(&error));
     }
 
     #[test]
@@ -335,17 +453,17 @@ mod tests {
         let mut tracker = Tracker::new(Kind::Node);
         let good = "10.0.0.0/24";
         assert!(tracker.take(Event::Init).is_empty());
-        assert_eq!(told(tracker.take(Event::InitApply(node("a", good)))), ["+a"]);
+        assert!(tracker.take(Event::InitApply(node("a", good))).is_empty(), "the list is given as one");
         // The list was broken off, and begins anew.
         tracker.take(Event::Init);
-        assert_eq!(told(tracker.take(Event::InitApply(node("b", good)))), ["+b"]);
-        assert_eq!(told(tracker.take(Event::InitApply(node("c", "x")))), ["!c"]);
-        assert_eq!(told(tracker.take(Event::InitDone)), ["-a", "listed"]);
+        tracker.take(Event::InitApply(node("b", good)));
+        tracker.take(Event::InitApply(node("c", "x")));
+        assert_eq!(told(tracker.take(Event::InitDone)), ["+b", "!c", "-a", "listed"]);
         assert_eq!(told(tracker.take(Event::Apply(node("d", good)))), ["+d"]);
         assert_eq!(told(tracker.take(Event::Delete(node("b", good)))), ["-b"]);
         tracker.take(Event::Init);
-        assert_eq!(told(tracker.take(Event::InitApply(node("d", "y")))), ["!d"], "what it was before holds");
-        assert_eq!(told(tracker.take(Event::InitDone)), ["-c", "listed"]);
+        tracker.take(Event::InitApply(node("d", "y")));
+        assert_eq!(told(tracker.take(Event::InitDone)), ["!d", "-c", "listed"], "what it was before holds");
         assert_eq!(told(tracker.none()), ["-d", "listed"]);
     }
 }

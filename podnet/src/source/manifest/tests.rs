@@ -49,7 +49,7 @@ impl Bench {
         let batch = self.source.poll(self.now);
         assert_eq!(batch.synced, self.source.status().synced);
         let mut changes = Vec::new();
-        for Change { key, object } in batch.changes {
+        for Change { key, object, .. } in batch.changes {
             let name = key.name.name;
             match object {
                 Some(Object::Node(node)) => {

@@ -1,5 +1,5 @@
-//! A small HTTP server: one answer a connection, few connections, little time for each. Slow or silent clients can't
-//! keep others out for long.
+//! A small HTTP server, for health and metrics: one answer a connection, few connections, little time for each. Slow or
+//! silent clients can't keep others out for long.
 
 use std::{
     convert::Infallible,
@@ -11,7 +11,13 @@ use std::{
 };
 
 use http_body_util::Full;
-use hyper::{Request, Response, body::Bytes, server::conn::http1, service::service_fn};
+use hyper::{
+    Request, Response, StatusCode,
+    body::Bytes,
+    header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use nix::{
     errno::Errno,
@@ -25,8 +31,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::answer::Answer;
-
 /// How many connections a server has at once. Others wait in the kernel's queue.
 const CONNECTIONS: usize = 128;
 /// How long a connection may take.
@@ -34,12 +38,25 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What a request may be long, in bytes: the least that hyper takes.
 const REQUEST_MAX: usize = 8192;
 
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// What the body is.
+    pub(crate) content_type: &'static str,
+    /// The body.
+    pub(crate) body: String,
+    /// Another header.
+    pub(crate) header: Option<(&'static str, usize)>,
+}
+
 /// Answers a path.
-pub(super) type Answering = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
+pub(crate) type Answering = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
 
 /// A server; dropping it closes its socket and its connections.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     task: AbortHandle,
 }
 
@@ -51,7 +68,7 @@ impl Drop for Server {
 
 impl Server {
     /// Listens at an address, and answers on a runtime.
-    pub(super) fn start(runtime: &Handle, address: SocketAddr, answering: Answering) -> io::Result<Self> {
+    pub(crate) fn start(runtime: &Handle, address: SocketAddr, answering: Answering) -> io::Result<Self> {
         let listener = socket_at(address)?;
         let serve = async move {
             match tokio::net::TcpListener::from_std(listener) {
@@ -102,7 +119,7 @@ async fn serve(listener: tokio::net::TcpListener, answering: Answering) {
                 let answering = answering.clone();
                 connections.spawn(timeout(PATIENCE, async move {
                     let respond = service_fn(move |request: Request<_>| {
-                        std::future::ready(Ok::<_, Infallible>(response(&answering(request.uri().path()))))
+                        std::future::ready(Ok::<_, Infallible>(response(answering(request.uri().path()))))
                     });
                     // A client that goes away is no error of ours.
                     let _ = http1::Builder::new()
@@ -118,14 +135,14 @@ async fn serve(listener: tokio::net::TcpListener, answering: Answering) {
     }
 }
 
-fn response(answer: &Answer) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(answer.body.clone())));
-    *response.status_mut() = hyper::StatusCode::from_u16(answer.status).unwrap_or_default();
+fn response(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or_default();
     let headers = response.headers_mut();
-    headers.insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
-    headers.insert("x-content-type-options", hyper::header::HeaderValue::from_static("nosniff"));
-    if let Some(weight) = answer.weight {
-        headers.insert("x-load-balancing-endpoint-weight", weight.into());
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some((name, value)) = answer.header {
+        headers.insert(HeaderName::from_static(name), value.into());
     }
     response
 }

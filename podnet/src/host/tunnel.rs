@@ -1,0 +1,308 @@
+//! The tunnel: one VXLAN device (RFC 7348) that leads to all nodes which are on no shared link, or to all.
+//!
+//! A node's MAC there follows from its name, so that nodes have nothing to tell each other: the device's forwarding
+//! table, made from Node objects, says at which address the node with a MAC is. The programs send pods' packets into
+//! the device with that MAC; for the host's own packets there are routes through gateways that are nobody's addresses
+//! but permanent neighbours. Nothing is learnt from packets, and what has no entry is dropped.
+//!
+//! Packets for other nodes' addresses that the host itself sends don't come here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::Hasher as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use podnet_cni::id::Fnv;
+use podnet_cni::mac;
+use podnet_common::addr::{IfIndex, Mac};
+use podnet_common::layout::TUNNEL_PORT;
+
+use super::HostError;
+use super::snapshot::{Forwarding, Link, Snapshot};
+
+/// The device.
+pub const NAME: &str = "podnet-vxlan";
+/// Its network identifier, which keeps it apart from others at the same port.
+pub const VNI: u32 = 112;
+/// Its address, of link scope, so that no packet gets it as source: loose reverse path filtering accepts other nodes'
+/// packets only on an interface that has one (Linux, `__fib_validate_source`).
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 4);
+
+/// Smallest MTU with which the kernel lets an interface have IPv6. Outer packets that are too long for it are fragmented.
+const MTU_MIN: u32 = 1280;
+
+/// What the device takes if the uplinks take so much.
+pub fn mtu(uplinks: u32, outer: IpAddr) -> u32 {
+    uplinks.saturating_sub(overhead(outer)).max(MTU_MIN)
+}
+
+/// Bytes that the tunnel adds to a packet between nodes with such addresses: Ethernet, VXLAN, UDP and IP.
+fn overhead(outer: IpAddr) -> u32 {
+    14 + 8 + 8 + if outer.is_ipv4() { 20 } else { 40 }
+}
+
+/// The MAC that the node with this name has in the tunnel: locally administered, and the same wherever it is computed.
+pub fn mac_of(node: &str) -> Mac {
+    let mut hash = Fnv::default();
+    hash.write(node.as_bytes());
+    let [_, _, a, b, c, d, e, f] = hash.finish().to_be_bytes();
+    Mac([a & 0xfc | 0x02, b, c, d, e, f])
+}
+
+/// The next hop of routes to the pods of the node that has this MAC and this address.
+pub fn gateway(node: IpAddr, mac: Mac) -> IpAddr {
+    match node {
+        IpAddr::V4(_) => node,
+        // The kernel wants no gateway that has a route over another interface, not even on one's word (`onlink`).
+        IpAddr::V6(_) => {
+            let [a, b, c, d, e, f] = mac.0.map(u16::from);
+            IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f))
+        }
+    }
+}
+
+/// How the device should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// This node's MAC there.
+    pub mac: Mac,
+    /// The address at which this node gets the tunnel's packets.
+    pub local: IpAddr,
+    /// MTU in bytes, without the inner Ethernet header.
+    pub mtu: u32,
+    /// The nodes that it leads to.
+    pub peers: BTreeMap<Mac, Peer>,
+}
+
+/// A node at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where it gets the tunnel's packets.
+    pub remote: IpAddr,
+    /// What routes to its pods name as the next hop.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// The device as it is after [`super::Host::prepare_tunnel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Its index.
+    pub ifindex: IfIndex,
+    /// This node's MAC there.
+    pub mac: Mac,
+    /// MTU in bytes, without the inner Ethernet header.
+    pub mtu: u32,
+}
+
+/// What is there of the device before it is up: see [`super::Host::prepare_tunnel`].
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// The device, if it is needed and there.
+    pub tunnel: Option<Tunnel>,
+    /// How it should be; none: it isn't needed.
+    pub(super) wanted: Option<Wanted>,
+    /// What was refused.
+    pub(super) errors: Vec<HostError>,
+}
+
+/// What a VXLAN device was made with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Its network identifier.
+    pub vni: u32,
+    /// Its UDP port.
+    pub port: u16,
+    /// Where it gets packets.
+    pub local: Option<IpAddr>,
+}
+
+/// What is there under the device's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Device {
+    /// Nothing.
+    Missing,
+    /// What is wanted.
+    Right,
+    /// podnet's, but made for something else: to be deleted and made again.
+    Outdated(IfIndex),
+}
+
+/// Looks for the device; something else under its name is an error.
+pub(super) fn examine(snapshot: &Snapshot, wanted: &Wanted) -> Result<Device, HostError> {
+    Ok(match own(snapshot)? {
+        None => Device::Missing,
+        Some((link, made)) => {
+            let as_wanted = Vxlan { vni: VNI, port: TUNNEL_PORT, local: Some(wanted.local) };
+            let right = made == as_wanted && link.mac == Some(wanted.mac);
+            if right { Device::Right } else { Device::Outdated(link.ifindex) }
+        }
+    })
+}
+
+/// podnet's device, if there is one.
+pub(super) fn own(snapshot: &Snapshot) -> Result<Option<(&Link, Vxlan)>, HostError> {
+    let Some(link) = snapshot.link(NAME) else { return Ok(None) };
+    match link.vxlan {
+        Some(made) if made.vni == VNI => Ok(Some((link, made))),
+        _ => Err(HostError::ForeignLink { name: NAME.to_owned() }),
+    }
+}
+
+/// One thing to do to the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Set the MTU.
+    Mtu(u32),
+    /// Give it [`ADDRESS`].
+    Address,
+    /// Set it up.
+    Up,
+    /// Say at which address a node is.
+    Forward { mac: Mac, remote: IpAddr },
+    /// Make a permanent neighbour.
+    Neighbour { addr: IpAddr, mac: Mac },
+    /// Forget a neighbour.
+    ForgetNeighbour { addr: IpAddr },
+    /// Forget where a node is.
+    ForgetForward(Forwarding),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mtu(mtu) => write!(f, "set the MTU of {NAME} to {mtu}"),
+            Self::Address => write!(f, "give {NAME} the address {ADDRESS}"),
+            Self::Up => write!(f, "set {NAME} up"),
+            Self::Forward { mac, remote } => write!(f, "send {} over {NAME} to {remote}", mac::format(*mac)),
+            Self::Neighbour { addr, mac } => {
+                write!(f, "make {} the permanent neighbour {addr} on {NAME}", mac::format(*mac))
+            }
+            Self::ForgetNeighbour { addr } => write!(f, "forget the neighbour {addr} on {NAME}"),
+            Self::ForgetForward(entry) => write!(f, "forget {} on {NAME}", mac::format(entry.mac)),
+        }
+    }
+}
+
+/// What has to be done to bring the device into line, in order. `table` is its forwarding table.
+pub(super) fn plan(snapshot: &Snapshot, link: &Link, table: &[Forwarding], wanted: &Wanted) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if link.mtu != wanted.mtu {
+        steps.push(Step::Mtu(wanted.mtu));
+    }
+    if !snapshot.addresses.iter().any(|a| a.ifindex == link.ifindex && a.addr == ADDRESS) {
+        steps.push(Step::Address);
+    }
+    if !link.up {
+        steps.push(Step::Up);
+    }
+    let here = |ifindex: IfIndex| ifindex == link.ifindex;
+    let known: BTreeMap<Mac, IpAddr> = table.iter().filter(|e| here(e.ifindex)).map(|e| (e.mac, e.remote)).collect();
+    let neighbours: BTreeMap<IpAddr, Option<Mac>> =
+        snapshot.neighbours.iter().filter(|n| here(n.ifindex) && n.permanent).map(|n| (n.addr, n.mac)).collect();
+    let mut gateways = BTreeMap::new();
+    for (mac, peer) in &wanted.peers {
+        if known.get(mac) != Some(&peer.remote) {
+            steps.push(Step::Forward { mac: *mac, remote: peer.remote });
+        }
+        gateways.extend(peer.gateways.iter().map(|gateway| (*gateway, *mac)));
+    }
+    for (addr, mac) in &gateways {
+        if neighbours.get(addr) != Some(&Some(*mac)) {
+            steps.push(Step::Neighbour { addr: *addr, mac: *mac });
+        }
+    }
+    let forgotten = neighbours.keys().filter(|addr| !gateways.contains_key(addr));
+    steps.extend(forgotten.map(|addr| Step::ForgetNeighbour { addr: *addr }));
+    let gone = table.iter().filter(|e| here(e.ifindex) && !wanted.peers.contains_key(&e.mac));
+    steps.extend(gone.map(|entry| Step::ForgetForward(*entry)));
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::snapshot::{Address, Neighbour};
+    use std::collections::BTreeSet;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn wanted() -> Wanted {
+        let peer = |n: u8| {
+            let (name, v4, v6) = (format!("n{n}"), ip(&format!("172.30.0.{n}")), ip(&format!("fd00:30::{n}")));
+            let mac = mac_of(&name);
+            (mac, Peer { remote: v4, gateways: vec![gateway(v4, mac), gateway(v6, mac)] })
+        };
+        Wanted { mac: mac_of("n1"), local: ip("172.30.0.1"), mtu: 1450, peers: [peer(2), peer(3)].into() }
+    }
+
+    fn device() -> Link {
+        let made = Vxlan { vni: VNI, port: TUNNEL_PORT, local: Some(ip("172.30.0.1")) };
+        let link = Link { name: NAME.into(), ifindex: IfIndex(5), mac: Some(mac_of("n1")), ..Link::default() };
+        Link { mtu: 1450, up: true, vxlan: Some(made), ..link }
+    }
+
+    fn shown(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_new_device_gets_everything_and_then_nothing() {
+        let link = Link { mtu: 1500, up: false, ..device() };
+        let snapshot = Snapshot { links: vec![link.clone()], ..Snapshot::default() };
+        let steps = plan(&snapshot, &link, &[], &wanted());
+        assert_eq!(steps[..3], [Step::Mtu(1450), Step::Address, Step::Up]);
+        assert_eq!(steps.len(), 3 + 2 + 4, "{:?}", shown(&steps));
+
+        let (mut neighbours, mut table) = (Vec::new(), Vec::new());
+        for (mac, peer) in &wanted().peers {
+            table.push(Forwarding { ifindex: IfIndex(5), mac: *mac, remote: peer.remote });
+            let neighbour =
+                |addr: &IpAddr| Neighbour { ifindex: IfIndex(5), addr: *addr, mac: Some(*mac), permanent: true };
+            neighbours.extend(peer.gateways.iter().map(neighbour));
+        }
+        let addresses = vec![Address { ifindex: IfIndex(5), addr: ADDRESS.into(), tentative: false }];
+        let mut snapshot = Snapshot { links: vec![device()], addresses, neighbours, ..Snapshot::default() };
+        assert_eq!(shown(&plan(&snapshot, &device(), &table, &wanted())), [""; 0]);
+
+        // Another interface's entries, a node that moved, and one that left.
+        table.push(Forwarding { ifindex: IfIndex(6), mac: Mac([2; 6]), remote: ip("10.0.0.1") });
+        let mut changed = wanted();
+        changed.peers.remove(&mac_of("n3"));
+        changed.peers.get_mut(&mac_of("n2")).unwrap().remote = ip("172.30.0.22");
+        let steps = plan(&snapshot, &device(), &table, &changed);
+        assert_eq!(steps[0], Step::Forward { mac: mac_of("n2"), remote: ip("172.30.0.22") });
+        assert!(matches!(steps[1..3], [Step::ForgetNeighbour { .. }, Step::ForgetNeighbour { .. }]), "{steps:?}");
+        assert!(matches!(steps[3..], [Step::ForgetForward(entry)] if entry.mac == mac_of("n3")), "{steps:?}");
+
+        // What isn't permanent is the kernel's own.
+        snapshot.neighbours.iter_mut().for_each(|n| n.permanent = false);
+        assert_eq!(plan(&snapshot, &device(), &table, &wanted()).len(), 4);
+    }
+
+    #[test]
+    fn a_device_for_something_else_is_made_again_and_a_foreign_one_left_alone() {
+        let seen = |link: Link| examine(&Snapshot { links: vec![link], ..Snapshot::default() }, &wanted());
+        assert_eq!(examine(&Snapshot::default(), &wanted()).unwrap(), Device::Missing);
+        assert_eq!(seen(device()).unwrap(), Device::Right);
+        let moved = Vxlan { local: Some(ip("172.30.0.9")), ..device().vxlan.unwrap() };
+        assert_eq!(seen(Link { vxlan: Some(moved), ..device() }).unwrap(), Device::Outdated(IfIndex(5)));
+        assert_eq!(seen(Link { mac: Some(Mac([2; 6])), ..device() }).unwrap(), Device::Outdated(IfIndex(5)));
+        let others = Vxlan { vni: 1, ..device().vxlan.unwrap() };
+        for vxlan in [None, Some(others)] {
+            assert!(matches!(seen(Link { vxlan, ..device() }), Err(HostError::ForeignLink { .. })));
+        }
+    }
+
+    #[test]
+    fn nodes_have_macs_of_their_own() {
+        let macs: BTreeSet<Mac> = (0..5000).map(|n| mac_of(&format!("node-{n}"))).collect();
+        assert_eq!(macs.len(), 5000);
+        assert!(macs.iter().all(|mac| mac::is_unicast(*mac) && mac.0[0] & 2 == 2));
+        assert_eq!(mac_of("n1"), mac_of("n1"));
+        assert_eq!(gateway(ip("fd00::1"), Mac([2, 1, 2, 3, 4, 5])), ip("fe80::1:2ff:fe03:405"));
+        let (v4, v6) = (ip("10.0.0.1"), ip("fd00::1"));
+        assert_eq!((mtu(1500, v4), mtu(1500, v6), mtu(1300, v4)), (1450, 1430, 1280));
+    }
+}

@@ -1,0 +1,214 @@
+//! How the Kubernetes API answers.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{
+        MetricType,
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::model::Kind;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Changed {
+    kind: &'static str,
+    change: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Listed {
+    kind: &'static str,
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Failed {
+    kind: &'static str,
+    error: &'static str,
+}
+
+/// Why all objects of a kind were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListCause {
+    /// The daemon was started.
+    Start,
+    /// The server has forgotten what happened since (410).
+    Expired,
+    /// An error after which nobody knows what has changed.
+    Error,
+}
+
+impl ListCause {
+    const ALL: [Self; 3] = [Self::Start, Self::Expired, Self::Error];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Expired => "expired",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What kind of error there was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiError {
+    /// The server could not be reached, or the connection broke.
+    Unreachable,
+    /// 401 or 403.
+    Denied,
+    /// 410: the server has forgotten what happened since.
+    Expired,
+    /// 429.
+    Throttled,
+    /// Another code from 400 on.
+    Refused,
+    /// A code from 500 on.
+    Server,
+    /// What came can't be understood.
+    Malformed,
+}
+
+impl ApiError {
+    const ALL: [Self; 7] =
+        [Self::Unreachable, Self::Denied, Self::Expired, Self::Throttled, Self::Refused, Self::Server, Self::Malformed];
+
+    /// By the server's status code.
+    pub const fn of_code(code: u16) -> Self {
+        match code {
+            401 | 403 => Self::Denied,
+            410 => Self::Expired,
+            429 => Self::Throttled,
+            400..500 => Self::Refused,
+            _ => Self::Server,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Denied => "denied",
+            Self::Expired => "expired",
+            Self::Throttled => "throttled",
+            Self::Refused => "refused",
+            Self::Server => "server",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// How the API answers, by kinds of objects. Clones share their values.
+#[derive(Clone, Debug, Default)]
+pub struct ApiMetrics {
+    connected: Family<OfKind, Gauge>,
+    contact: Family<OfKind, Gauge<f64, AtomicU64>>,
+    events: Family<Changed, Counter>,
+    lists: Family<Listed, Counter>,
+    errors: Family<Failed, Counter>,
+    queue: Queue,
+}
+
+/// How many changes wait for the event loop: the difference of two counts, which each side keeps for itself.
+#[derive(Clone, Debug, Default)]
+struct Queue(Arc<[AtomicU64; 2]>);
+
+impl Collector for Queue {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let [given, taken] = &*self.0;
+        // What is taken was given before.
+        let taken = taken.load(Ordering::Acquire);
+        let waiting = ConstGauge::new(given.load(Ordering::Acquire).saturating_sub(taken));
+        let help = "Changes that the API has sent and the event loop hasn't taken.";
+        waiting.encode(encoder.encode_descriptor("api_queue_length", help, None, MetricType::Gauge)?)
+    }
+}
+
+impl ApiMetrics {
+    /// All series at 0.
+    pub fn new() -> Self {
+        let metrics = Self::default();
+        for kind in Kind::ALL.map(Kind::name) {
+            metrics.connected.get_or_create(&OfKind { kind }).set(0);
+            metrics.contact.get_or_create(&OfKind { kind }).set(0.0);
+            for change in ["applied", "deleted"] {
+                metrics.events.get_or_create(&Changed { kind, change }).inc_by(0);
+            }
+            for cause in ListCause::ALL.map(ListCause::name) {
+                metrics.lists.get_or_create(&Listed { kind, cause }).inc_by(0);
+            }
+            for error in ApiError::ALL.map(ApiError::name) {
+                metrics.errors.get_or_create(&Failed { kind, error }).inc_by(0);
+            }
+        }
+        metrics
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let help = "1 while objects of the kind are watched";
+        registry.register("api_connected", help, self.connected.clone());
+        let help =
+            "When the API server last sent something on a watch, bookmarks included, in seconds since 1970; 0: never";
+        registry.register_with_unit("api_last_contact_timestamp", help, Unit::Seconds, self.contact.clone());
+        registry.register("api_events", "Objects that watches have told of", self.events.clone());
+        let help = "Times that all objects of a kind were read, by why";
+        registry.register("api_lists", help, self.lists.clone());
+        registry.register("api_errors", "Errors of the API, by what they are", self.errors.clone());
+        registry.register_collector(Box::new(self.queue.clone()));
+    }
+
+    /// The server answers for the kind, or doesn't.
+    pub fn set_connected(&self, kind: Kind, connected: bool) {
+        self.connected.get_or_create(&OfKind { kind: kind.name() }).set(connected.into());
+    }
+
+    /// The server has sent something, if only a bookmark.
+    pub fn heard(&self, kind: Kind) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.contact.get_or_create(&OfKind { kind: kind.name() }).set(now.as_secs_f64());
+    }
+
+    /// A watch has told of an object.
+    pub fn event(&self, kind: Kind, deleted: bool) {
+        let change = if deleted { "deleted" } else { "applied" };
+        self.events.get_or_create(&Changed { kind: kind.name(), change }).inc();
+    }
+
+    /// All objects of a kind have been read.
+    pub fn list(&self, kind: Kind, cause: ListCause) {
+        self.lists.get_or_create(&Listed { kind: kind.name(), cause: cause.name() }).inc();
+    }
+
+    /// The API couldn't be asked.
+    pub fn error(&self, kind: Kind, error: ApiError) {
+        self.errors.get_or_create(&Failed { kind: kind.name(), error: error.name() }).inc();
+    }
+
+    /// So many changes are on their way to the event loop.
+    pub fn given(&self, changes: usize) {
+        self.queue.0[0].fetch_add(changes as u64, Ordering::AcqRel);
+    }
+
+    /// The event loop has taken so many.
+    pub fn taken(&self, changes: usize) {
+        self.queue.0[1].fetch_add(changes as u64, Ordering::AcqRel);
+    }
+}

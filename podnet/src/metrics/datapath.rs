@@ -1,0 +1,143 @@
+//! How full the tables are, and what the kernel counts. The latter is read at each scrape: nothing of it is kept in the
+//! daemon, so it goes on over restarts. Large tables aren't read for a scrape: who writes or sweeps them counts.
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use podnet_common::verdict::{COUNTERS_BASE, Counter, Reason};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+};
+use tracing::warn;
+
+use crate::cli::view::Table;
+
+/// Reads the kernel's tables, on the thread that answers a scrape.
+pub trait KernelReader: fmt::Debug + Send + Sync {
+    /// `counters` by number, each summed over the CPUs.
+    fn counters(&self) -> io::Result<Vec<u64>>;
+
+    /// What `endpoints` holds: a few hundred entries, which the plugin writes without the daemon.
+    fn pods(&self) -> io::Result<PodCounts>;
+}
+
+/// What `endpoints` holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodCounts {
+    /// Pods of this node.
+    pub pods: usize,
+    /// Their addresses.
+    pub addresses: usize,
+}
+
+/// How full the tables are, as far as somebody has counted. Clones share their values.
+#[derive(Clone, Debug)]
+pub struct Fills(Arc<[Fill; Table::ALL.len()]>);
+
+#[derive(Debug)]
+struct Fill {
+    /// Negative: nobody has counted.
+    entries: AtomicI64,
+    capacity: AtomicI64,
+}
+
+impl Default for Fills {
+    fn default() -> Self {
+        Self(Arc::new(Table::ALL.map(|_| Fill { entries: AtomicI64::new(-1), capacity: AtomicI64::new(-1) })))
+    }
+}
+
+impl Fills {
+    /// A table has so many entries.
+    pub fn set_entries(&self, table: Table, entries: usize) {
+        self.0[table as usize].entries.store(entries as i64, Ordering::Relaxed);
+    }
+
+    /// A table has room for so many.
+    pub fn set_capacity(&self, table: Table, entries: usize) {
+        self.0[table as usize].capacity.store(entries as i64, Ordering::Relaxed);
+    }
+
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        type Of = fn(&Fill) -> &AtomicI64;
+        let families: [(_, _, Of); 2] = [
+            ("table_entries", "Entries of a table.", |fill| &fill.entries),
+            ("table_capacity_entries", "How many entries a table has room for.", |fill| &fill.capacity),
+        ];
+        for (name, help, of) in families {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for table in Table::ALL {
+                let value = of(&self.0[table as usize]).load(Ordering::Relaxed);
+                if value >= 0 {
+                    ConstGauge::new(value).encode(family.encode_family(&OfTable { table: table.name() })?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is encoded of them at a scrape.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) reader: Box<dyn KernelReader>,
+    pub(super) fills: Fills,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfTable {
+    table: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WithReason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfEvent {
+    event: &'static str,
+}
+
+impl Collector for Kernel {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        match self.reader.counters() {
+            Ok(counters) => encode_counters(&counters, &mut encoder)?,
+            Err(error) => warn!("a scrape goes without the datapath's counters: {error}"),
+        }
+        match self.reader.pods() {
+            Ok(counts) => {
+                self.fills.set_entries(Table::Endpoints, counts.addresses);
+                let pods = ConstGauge::new(counts.pods as u64);
+                let help = "Pods of this node that the datapath knows.";
+                pods.encode(encoder.encode_descriptor("pods", help, None, MetricType::Gauge)?)?;
+            }
+            Err(error) => warn!("a scrape goes without the number of pods: {error}"),
+        }
+        self.fills.encode(&mut encoder)
+    }
+}
+
+fn encode_counters(counters: &[u64], encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    let count = |index: u32| ConstCounter::new(counters.get(index as usize).copied().unwrap_or_default());
+    let help = "Packets that were dropped, by why, since the datapath was set up.";
+    let mut family = encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
+    for reason in Reason::ALL {
+        let labels = WithReason { reason: reason.name() };
+        count(COUNTERS_BASE + *reason as u32).encode(family.encode_family(&labels)?)?;
+    }
+    let help = "What the programs did that isn't a drop, since the datapath was set up.";
+    let mut family = encoder.encode_descriptor("datapath_events", help, None, MetricType::Counter)?;
+    for counter in Counter::ALL {
+        let labels = OfEvent { event: counter.name() };
+        count(*counter as u32).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}

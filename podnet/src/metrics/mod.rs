@@ -1,0 +1,196 @@
+//! What the daemon tells Prometheus: typed families, and the listener that serves them as `/metrics`.
+//!
+//! ```text
+//! event loop, API tasks ── counters, gauges, histograms ──→ Registry ──→ text, at each scrape
+//!                kernel's counters and endpoints, /proc ──────↑ (read at each scrape)
+//! ```
+//! Who measures has its group of families, whose clones share their values; [`Metrics`] has those of the event loop.
+//! Counting is an atomic addition, so nothing here is sampled or queued. Labels are few and fixed: never a pod, an
+//! address or a service. docs/metrics.md explains every family, and a test demands it.
+
+pub mod api;
+mod calls;
+mod datapath;
+mod latency;
+mod process;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+
+pub use calls::CallMetrics;
+pub use datapath::{Fills, KernelReader, PodCounts};
+pub use latency::Latency;
+pub use server::Listener;
+
+use crate::{
+    cli::view::Table,
+    control::ControlStatus,
+    reconcile::{Outcome, Usage},
+};
+use api::ApiMetrics;
+use datapath::Kernel;
+use process::Process;
+
+/// How an operation ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WithResult {
+    result: &'static str,
+}
+
+const DONE: WithResult = WithResult { result: "done" };
+const FAILED: WithResult = WithResult { result: "failed" };
+
+/// How long something took that commonly takes milliseconds.
+#[derive(Clone, Debug)]
+struct Timing(Histogram);
+
+impl Default for Timing {
+    fn default() -> Self {
+        /// Upper bounds in seconds.
+        const BOUNDS: [f64; 15] =
+            [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 10.0];
+        Self(Histogram::new(BOUNDS))
+    }
+}
+
+/// What runs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+    schema: u32,
+    generation: u32,
+}
+
+/// The families that the event loop keeps.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// How long changes take.
+    pub latency: Latency,
+    /// The plugin's calls.
+    pub calls: CallMetrics,
+    /// The tables.
+    pub fills: Fills,
+    operations: Family<WithResult, Counter>,
+    pending: Gauge,
+    synced: Gauge,
+    services: Gauge,
+    endpoint_slices: Gauge,
+    nodes: Gauge,
+    mistakes: Gauge,
+    warnings: Gauge,
+    node_syncs: Family<WithResult, Counter>,
+    node_sync_duration: Timing,
+    node_problems: Gauge,
+    node_ready: Gauge,
+}
+
+/// How the node stands, as [`Metrics::node`] tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeState {
+    /// How long it took to bring it into line.
+    pub took: Duration,
+    /// How many problems there are.
+    pub problems: usize,
+    /// Pods can start.
+    pub takes_pods: bool,
+}
+
+impl Metrics {
+    /// No measurements yet.
+    pub fn new() -> Self {
+        let metrics = Self::default();
+        for result in [DONE, FAILED] {
+            metrics.operations.get_or_create(&result).inc_by(0);
+            metrics.node_syncs.get_or_create(&result).inc_by(0);
+        }
+        metrics
+    }
+
+    /// Everything that is served: these families, those of the API if that is the source, those that are read from the
+    /// kernel.
+    pub fn registry(&self, generation: u32, api: Option<&ApiMetrics>, kernel: Box<dyn KernelReader>) -> Registry {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process));
+        let podnet = registry.sub_registry_with_prefix("podnet");
+        let build = Build { version: env!("CARGO_PKG_VERSION"), schema: podnet_common::layout::SCHEMA, generation };
+        podnet.register(
+            "build",
+            "The daemon's version, the tables' schema, and the generation of programs that it has loaded",
+            Info::new(build),
+        );
+        self.latency.register(podnet);
+        self.register_state(podnet);
+        self.calls.register(podnet);
+        podnet.register_collector(Box::new(Kernel { reader: kernel, fills: self.fills.clone() }));
+        if let Some(api) = api {
+            api.register(podnet);
+        }
+        registry
+    }
+
+    fn register_state(&self, registry: &mut Registry) {
+        let help = "Frontends that were written to the tables or deleted, and attempts at it that failed";
+        registry.register("reconcile_operations", help, self.operations.clone());
+        let help = "Frontends and tables that are not as they should be since a write failed; tried again";
+        registry.register("reconcile_pending", help, self.pending.clone());
+        registry.register("synced", "1 once the source has given all objects that there are", self.synced.clone());
+        registry.register("services", "Services that are known", self.services.clone());
+        registry.register("endpoint_slices", "EndpointSlices that are known", self.endpoint_slices.clone());
+        registry.register("nodes", "Nodes that are known", self.nodes.clone());
+        registry.register("source_mistakes", "Objects and files that can't be used as they are", self.mistakes.clone());
+        registry.register("warnings", "What the daemon has to say in `podnet status`, in lines", self.warnings.clone());
+        let help = "How often the node was brought into line, and how often something of it failed";
+        registry.register("node_syncs", help, self.node_syncs.clone());
+        let help = "How long it took to bring the node into line";
+        registry.register_with_unit("node_sync_duration", help, Unit::Seconds, self.node_sync_duration.0.clone());
+        registry.register(
+            "node_problems",
+            "What is wrong on the node, in lines of `podnet status`",
+            self.node_problems.clone(),
+        );
+        registry.register("node_ready", "1 while pods can start on this node", self.node_ready.clone());
+    }
+
+    /// The tables were brought nearer to what is wanted.
+    pub fn reconciled(&self, outcome: &Outcome) {
+        if outcome.changed > 0 {
+            self.operations.get_or_create(&DONE).inc_by(outcome.changed as u64);
+        }
+        if outcome.failed > 0 {
+            self.operations.get_or_create(&FAILED).inc_by(outcome.failed as u64);
+        }
+        self.pending.set(outcome.unwritten as i64);
+    }
+
+    /// How the control plane stands, how many mistakes its source has made, and how many lines the report has.
+    pub fn state(&self, control: &ControlStatus, mistakes: usize, warnings: usize) {
+        let Usage { frontends, slots, backends, source_ranges } = control.usage;
+        self.fills.set_entries(Table::Frontends, frontends);
+        self.fills.set_entries(Table::Slots, slots as usize);
+        self.fills.set_entries(Table::Backends, backends);
+        self.fills.set_entries(Table::SourceRanges, source_ranges);
+        self.synced.set(control.synced.into());
+        self.services.set(control.services as i64);
+        self.endpoint_slices.set(control.endpoint_slices as i64);
+        self.nodes.set(control.nodes as i64);
+        self.mistakes.set(mistakes as i64);
+        self.warnings.set(warnings as i64);
+    }
+
+    /// The node was brought into line, as far as that went.
+    pub fn node(&self, state: NodeState) {
+        let result = if state.problems == 0 { DONE } else { FAILED };
+        self.node_syncs.get_or_create(&result).inc();
+        self.node_sync_duration.0.observe(state.took.as_secs_f64());
+        self.node_problems.set(state.problems as i64);
+        self.node_ready.set(state.takes_pods.into());
+    }
+}

@@ -1,0 +1,82 @@
+//! The listener at `metricsBindAddress`.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::http::{Answer, Answering, Server};
+
+/// What scrapers know the text by.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves `/metrics`, on a thread of its own.
+#[derive(Debug)]
+pub struct Listener {
+    /// Taken when it ends.
+    runtime: Option<Runtime>,
+    registry: Arc<Registry>,
+    server: Option<(SocketAddr, io::Result<Server>)>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Without waiting, which an asynchronous caller mustn't.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Listener {
+    /// Begins to serve, if there is an address. That it can't be had is a problem, no error.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub fn start(registry: Registry, address: Option<SocketAddr>) -> io::Result<Self> {
+        let mut listener = Self { runtime: None, registry: Arc::new(registry), server: None };
+        if let Some(address) = address {
+            let mut builder = Builder::new_multi_thread();
+            let runtime = builder.worker_threads(1).thread_name("metrics").enable_all().build()?;
+            listener.server = Some((address, listener.serve(&runtime, address)));
+            listener.runtime = Some(runtime);
+        }
+        Ok(listener)
+    }
+
+    fn serve(&self, runtime: &Runtime, address: SocketAddr) -> io::Result<Server> {
+        let registry = self.registry.clone();
+        let answering: Answering = Arc::new(move |path| answer(path, &registry));
+        Server::start(runtime.handle(), address, answering)
+    }
+
+    /// Tries again what failed before.
+    pub fn retry(&mut self) {
+        if let (Some(runtime), Some((address, Err(_)))) = (&self.runtime, &self.server) {
+            let address = *address;
+            self.server = Some((address, self.serve(runtime, address)));
+        }
+    }
+
+    /// Why nothing is served, for people.
+    pub fn problem(&self) -> Option<String> {
+        let (address, server) = self.server.as_ref()?;
+        let error = server.as_ref().err()?;
+        Some(format!(
+            "metrics are not served at {address}: {error}; free the port or change metricsBindAddress; it is tried again"
+        ))
+    }
+}
+
+/// The answer for a path.
+fn answer(path: &str, registry: &Registry) -> Answer {
+    let text = |status, body| Answer { status, content_type: "text/plain; charset=utf-8", body, header: None };
+    if path != "/metrics" {
+        return text(404, "ask for /metrics\n".into());
+    }
+    let mut body = String::new();
+    match encode(&mut body, registry) {
+        Ok(()) => Answer { status: 200, content_type: OPENMETRICS, body, header: None },
+        Err(error) => text(500, format!("{error}\n")),
+    }
+}

@@ -1,0 +1,113 @@
+//! Kubernetes Events: what an operator sees with `kubectl describe` and `kubectl get events`.
+//!
+//! They are told here when somebody has decided that they matter, and written by a task of their own. That nobody has to
+//! wait for it, they wait in a short queue, and what finds no room is lost; so is what can't be written.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::mpsc::Receiver;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::model::{Kind, ObjectKey};
+
+/// How many may wait.
+pub(super) const QUEUE: usize = 32;
+/// How long writing one may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What the API takes of a message and of a reporter's name, in bytes.
+const TEXT_MAX: usize = 1024;
+const NAME_MAX: usize = 128;
+
+/// What is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Of what.
+    pub about: About,
+    /// Whether it is a Warning; else Normal.
+    pub warning: bool,
+    /// In one word, in PascalCase.
+    pub reason: &'static str,
+    /// In a sentence.
+    pub text: String,
+}
+
+/// What a note is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum About {
+    /// This node.
+    Node,
+    /// An object, with its `metadata.uid`.
+    Object(ObjectKey, String),
+}
+
+/// Writes notes until nobody sends any more.
+pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note>) {
+    let reporter = Reporter { controller: "podnet".into(), instance: Some(cut(&node, NAME_MAX).into()) };
+    let mut failing = false;
+    while let Some(note) = notes.recv().await {
+        let reference = reference(&note.about, &node);
+        let event = Event {
+            type_: if note.warning { EventType::Warning } else { EventType::Normal },
+            reason: note.reason.into(),
+            note: Some(cut(&note.text, TEXT_MAX).into()),
+            action: "Report".into(),
+            secondary: None,
+        };
+        // A new one each time: a recorder takes all problems of a node for repetitions of the first.
+        let recorder = Recorder::new(client.clone(), reporter.clone());
+        let failure = match timeout(PATIENCE, recorder.publish(&event, &reference)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer in {PATIENCE:?}")),
+        };
+        match &failure {
+            Some(reason) if !failing => {
+                warn!(
+                    "Events can't be written, which is not told again: {reason}; see the ClusterRole of deploy/podnet.yaml"
+                );
+            }
+            None if failing => info!("Events can be written again"),
+            _ => {}
+        }
+        failing = failure.is_some();
+    }
+}
+
+fn reference(about: &About, node: &str) -> ObjectReference {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    match about {
+        // The kubelet's own Events name a node by its name as uid, and `kubectl describe node` looks for these too.
+        About::Node => ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(node.into()),
+            uid: Some(node.into()),
+            ..ObjectReference::default()
+        },
+        About::Object(key, uid) => ObjectReference {
+            api_version: Some(api_version(key.kind).into()),
+            kind: Some(key.kind.name().into()),
+            namespace: text(&key.name.namespace),
+            name: Some(key.name.name.clone()),
+            uid: text(uid),
+            ..ObjectReference::default()
+        },
+    }
+}
+
+const fn api_version(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service | Kind::Node => "v1",
+        Kind::EndpointSlice => "discovery.k8s.io/v1",
+        Kind::ServiceCidr => "networking.k8s.io/v1",
+    }
+}
+
+/// As much of a text as fits.
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}

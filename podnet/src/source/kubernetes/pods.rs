@@ -1,0 +1,63 @@
+//! The pods of this node, by their uids: whose attachments are still needed.
+//!
+//! Only metadata is asked for. While the server is away the last answer stands; who acts on it has another witness too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, ResourceExt as _};
+use tokio::sync::watch::Sender;
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::watch::{Pause, explain, silent};
+
+/// The uid that the kubelet gave a static pod; the API's object, which only mirrors it, has another one.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+
+/// Watches the pods of the node of this name, until nobody listens. Nothing is told before all have been listed.
+pub(super) async fn watch(client: Client, node: String, uids: Sender<Option<BTreeSet<String>>>) {
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let mut events = pin!(watcher(Api::<PartialObjectMeta<Pod>>::all(client), config));
+    let (mut pods, mut listed) = (BTreeMap::new(), None);
+    let (mut pause, mut told) = (Pause::default(), None);
+    while let Some(event) = events.next().await {
+        if event.is_ok() {
+            told = None;
+        }
+        match event {
+            Ok(Event::Init) => listed = Some(BTreeMap::new()),
+            Ok(Event::InitApply(pod)) => {
+                listed.get_or_insert_default().extend([entry(&pod)]);
+                continue;
+            }
+            Ok(Event::InitDone) => pods = listed.take().unwrap_or_default(),
+            Ok(Event::Apply(pod)) => pods.extend([entry(&pod)]),
+            Ok(Event::Delete(pod)) => drop(pods.remove(&entry(&pod).0)),
+            // The watch goes on from where it was.
+            Err(error) if listed.is_none() && silent(&error) => continue,
+            Err(error) => {
+                let reason = Some(explain(&error));
+                if told != reason {
+                    warn!("the node's pods can't be watched: {}", reason.as_deref().unwrap_or_default());
+                    told = reason;
+                }
+                sleep(pause.next()).await;
+            }
+        }
+        if listed.is_none() && uids.send(Some(pods.values().flatten().cloned().collect())).is_err() {
+            return;
+        }
+    }
+}
+
+/// A pod's namespace and name, and the uids that runtimes may know it by.
+fn entry(pod: &PartialObjectMeta<Pod>) -> ((String, String), Vec<String>) {
+    let static_uid = pod.annotations().get(STATIC_UID).cloned();
+    let uids = pod.uid().into_iter().chain(static_uid).collect();
+    ((pod.namespace().unwrap_or_default(), pod.name_any()), uids)
+}

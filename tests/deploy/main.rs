@@ -1,0 +1,90 @@
+//! The manifests in `deploy/` are what Kubernetes and podnet read: no key is misspelt or misplaced.
+
+use std::fs;
+use std::path::Path;
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use podnet::config::Config;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// A file's documents.
+fn documents(file: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The object as its type, which has no place for what the API doesn't know.
+fn typed<T: Serialize + DeserializeOwned>(object: &Value) -> T {
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error} in {object:#}"));
+    assert_eq!(serde_json::to_value(&typed).unwrap(), *object, "a key is unknown or in the wrong place");
+    typed
+}
+
+fn check(object: &Value) {
+    match (object["apiVersion"].as_str().unwrap_or_default(), object["kind"].as_str().unwrap_or_default()) {
+        ("v1", "ServiceAccount") => drop(typed::<ServiceAccount>(object)),
+        ("v1", "ConfigMap") => drop(typed::<ConfigMap>(object)),
+        ("apps/v1", "DaemonSet") => drop(typed::<DaemonSet>(object)),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole") => drop(typed::<ClusterRole>(object)),
+        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => drop(typed::<ClusterRoleBinding>(object)),
+        // The Prometheus Operator's; the metrics' own tests read its rules.
+        ("monitoring.coreos.com/v1", "PrometheusRule") => {}
+        // kind's own configuration, which isn't in the API.
+        ("kind.x-k8s.io/v1alpha4", "Cluster") => {}
+        (version, kind) => panic!("{version} {kind} isn't checked by this test: add it"),
+    }
+}
+
+#[test]
+fn every_object_is_one_of_the_api() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let files: Vec<_> = names.filter(|name| name.ends_with(".yaml")).collect();
+    assert!(files.iter().any(|name| name == "podnet.yaml"), "{files:?}");
+    for file in files {
+        let objects = documents(&file);
+        assert!(!objects.is_empty(), "{file} is empty");
+        objects.iter().for_each(check);
+    }
+}
+
+#[test]
+#[should_panic(expected = "unknown or in the wrong place")]
+fn what_the_api_does_not_know_is_found() {
+    let mut objects = documents("podnet.yaml");
+    let set = objects.iter_mut().find(|object| object["kind"] == "DaemonSet").unwrap();
+    set["spec"]["template"]["spec"]["hostNetwrok"] = true.into();
+    check(set);
+}
+
+/// The configuration with every key that is there for the taking, `# key: value`.
+fn with_all_keys(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let key = line.trim_start().strip_prefix("# ").and_then(|rest| rest.split_once(": "));
+        let wanted = key.is_some_and(|(key, _)| key.chars().all(char::is_alphanumeric));
+        if wanted { line.replacen("# ", "", 1) } else { line.to_owned() }
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_configuration_is_one_and_offers_the_defaults() {
+    let objects = documents("podnet.yaml");
+    let map = objects.iter().find(|object| object["kind"] == "ConfigMap").unwrap();
+    let text = map["data"]["podnet.yaml"].as_str().unwrap();
+    let parse = |text: &str| {
+        let config = Config::parse(&format!("node: node1\n{text}"));
+        config.unwrap_or_else(|error| panic!("{error} in\n{text}"))
+    };
+    let config = parse(text);
+    let mut all = parse(&with_all_keys(text));
+    // These two have no default.
+    let server = all.kubernetes.as_mut().and_then(|kubernetes| kubernetes.server.take());
+    assert!(server.is_some() && all.service_cidrs.take().is_some(), "{}", with_all_keys(text));
+    assert_eq!(all, config);
+}

@@ -1,0 +1,378 @@
+//! Pods made by containerd and runc, asked through the Container Runtime Interface, with the plugin that the daemon has
+//! installed: they start, talk, restart and end.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use ipnetwork::IpNetwork;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use podnet_tests::lab::cri::{self, PodSpec, Runtime, Sandbox};
+use podnet_tests::lab::{Lab, Pod, Service, wait_until};
+use podnet_tests::traffic::{Family, Outcome, Server, Stream, Transport};
+use serde_json::Value;
+
+/// Where containers serve.
+const PORT: u16 = 8080;
+
+struct Site {
+    // Dropped in this order.
+    runtime: Runtime,
+    /// Pods that the lab has made: beside the runtime's on the first node, and on the second.
+    clients: [Pod; 2],
+    lab: Lab,
+}
+
+impl Site {
+    /// A runtime on the first node, before there is a daemon and after.
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().daemons(false).config(|_, config| config.install = Some(cri::install())).build()?;
+        let runtime = Runtime::start(lab.node(0))?;
+        let network = runtime.network()?;
+        ensure!(!network.ready && network.message.contains("cni plugin not initialized"), "{network:?}");
+        let error = runtime.run(&PodSpec::new("early")).expect_err("there is no plugin");
+        ensure!(format!("{error:#}").contains("cni plugin not initialized"), "{error:#}");
+        for node in lab.nodes() {
+            node.start_daemon()?;
+        }
+        wait_until("a network", || Ok(runtime.network()?.ready))?;
+        let clients = [lab.node(0).add_pod("client-1")?, lab.node(1).add_pod("client-2")?];
+        Ok(Self { runtime, clients, lab })
+    }
+
+    /// What there is of pods on the first node: the plugin's records, host ends, addresses in the datapath's table, and
+    /// network namespaces with a path.
+    fn traces(&self) -> Result<[BTreeSet<String>; 4]> {
+        let node = self.lab.node(0);
+        let names = |dir: &Path| -> Result<BTreeSet<String>> {
+            fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        };
+        let values = |rows: &Value, key: &str| -> Result<BTreeSet<String>> {
+            let rows = rows.as_array().context("no list")?;
+            rows.iter().map(|row| row[key].as_str().map(str::to_owned).context("no text")).collect()
+        };
+        let links = serde_json::from_str(&node.place.run("ip", &["-json", "link", "show", "type", "veth"])?)?;
+        Ok([
+            names(&node.state_dir().join("attachments"))?,
+            values(&links, "ifname")?.into_iter().filter(|name| name.starts_with("pn")).collect(),
+            values(&node.podnet_json(&["endpoint", "list"])?, "address")?,
+            names(&node.run_dir().with_file_name("netns"))?,
+        ])
+    }
+
+    /// Demands that there is no more of pods than there was.
+    fn nothing_more_than(&self, before: &[BTreeSet<String>; 4]) -> Result<()> {
+        let now = self.traces()?;
+        ensure!(now == *before, "{now:?} instead of {before:?}");
+        Ok(())
+    }
+
+    /// A pod with a container that serves.
+    fn server(&self, spec: &PodSpec) -> Result<Sandbox<'_>> {
+        let pod = self.runtime.run(spec)?;
+        pod.serve(PORT)?;
+        Ok(pod)
+    }
+
+    /// Demands that the pod's server answers the lab's pods, each of which it sees as it is.
+    fn serves(&self, name: &str, pod: &Sandbox<'_>) -> Result<()> {
+        for (family, transport) in Transport::over_all() {
+            for client in &self.clients {
+                let expected = Outcome::answer(name, client.ip(family));
+                client.place.expect(transport, pod.addr(family, PORT), &expected)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn end(pod: Sandbox<'_>) -> Result<()> {
+    pod.stop()?;
+    pod.remove()
+}
+
+#[test]
+fn pods_of_containerd() -> Result<()> {
+    podnet_tests::cases!(
+        Site::new()?,
+        pods_have_addresses_and_serve_directly_and_through_a_service,
+        containers_of_a_pod_share_its_network,
+        host_ports_lead_to_their_pod,
+        a_pod_with_the_nodes_network_is_none_of_ours,
+        an_address_stays_with_its_pod_and_ends_with_it,
+        pods_start_and_end_without_the_daemon,
+        pods_go_on_while_containerd_is_restarted,
+        a_pod_whose_namespace_is_gone_is_taken_down,
+        a_pod_that_cannot_start_leaves_nothing,
+        fifty_pods_start_and_end_at_once,
+    )
+}
+
+fn pods_have_addresses_and_serve_directly_and_through_a_service(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let web = site.server(&PodSpec::new("web"))?;
+    let cidrs = site.lab.node(0).pod_cidrs();
+    ensure!(web.ips.len() == cidrs.len(), "{:?}", web.ips);
+    for (ip, cidr) in web.ips.iter().zip(cidrs) {
+        ensure!(cidr.parse::<IpNetwork>()?.contains(*ip), "{ip} is not in {cidr}");
+    }
+    site.serves("web", &web)?;
+
+    let service = Service::new("web", 10, 80, PORT);
+    service.apply(&site.lab, None)?;
+    service.set_endpoints(&site.lab, &web.ips)?;
+    let neighbour = site.runtime.run(&PodSpec::new("neighbour"))?;
+    let process = neighbour.start("process", &["wait"])?;
+    for (family, transport) in Transport::over_all() {
+        for client in &site.clients {
+            client.place.expect(transport, service.addr(family), &Outcome::answer("web", client.ip(family)))?;
+        }
+        for to in [web.addr(family, PORT), service.addr(family)] {
+            let answer = process.exec(&["ask", transport.name(), &to.to_string()])?;
+            ensure!(answer == format!("web {}", neighbour.ip(family)), "{transport} to {to}: {answer}");
+        }
+    }
+    end(web)?;
+    end(neighbour)?;
+    site.nothing_more_than(&before)
+}
+
+fn containers_of_a_pod_share_its_network(site: &Site) -> Result<()> {
+    let web = site.server(&PodSpec::new("web"))?;
+    let pod = site.runtime.run(&PodSpec::new("several"))?;
+    // One after the other, before the pod's own: one that is done, and one that can't be.
+    let ask = |port| pod.start("init", &["ask", "TCP", &web.addr(Family::V4, port).to_string()])?.wait();
+    ensure!(ask(PORT)? == 0 && ask(PORT + 1)? == 1, "an init container's status");
+
+    let port = PORT.to_string();
+    let first = pod.start("first", &["serve", "first", &port])?;
+    let second = pod.start("second", &["serve", "second", "9090"])?;
+    for (family, transport) in Transport::over_all() {
+        let local: IpAddr = match family {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        for client in &site.clients {
+            let seen = client.ip(family);
+            client.place.expect(transport, pod.addr(family, PORT), &Outcome::answer("first", seen))?;
+            client.place.expect(transport, pod.addr(family, 9090), &Outcome::answer("second", seen))?;
+        }
+        // From outside of all containers, but in the pod's network: what port-forward does.
+        pod.place.expect(transport, (local, PORT).into(), &Outcome::answer("first", local))?;
+    }
+    for (container, to, expected) in
+        [(&second, "127.0.0.1:8080", "first 127.0.0.1"), (&first, "[::1]:9090", "second ::1")]
+    {
+        let answer = container.exec(&["ask", "TCP", to])?;
+        ensure!(answer == expected, "{answer} from {to}");
+    }
+    end(web)?;
+    end(pod)
+}
+
+fn host_ports_lead_to_their_pod(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let spec = |name| PodSpec::new(name).host_port(Transport::Tcp, 9000, PORT).host_port(Transport::Udp, 9000, PORT);
+    let web = site.server(&spec("web"))?;
+    let node = site.lab.node(0);
+    let places = [&site.clients[0].place, &site.clients[1].place, &node.place, &site.lab.node(1).place];
+    let at = |family| (node.ip(family), 9000).into();
+    for (family, transport) in Transport::over_all() {
+        for place in places {
+            place.reaches(transport, at(family), &["web"])?;
+        }
+    }
+    let one = site.traces()?;
+    let error = site.runtime.run(&spec("late")).expect_err("the port is taken");
+    ensure!(format!("{error:#}").contains("port 9000"), "{error:#}");
+    site.nothing_more_than(&one)?;
+    end(web)?;
+    for (family, transport) in Transport::over_all() {
+        for place in places {
+            place.expect(transport, at(family), &Outcome::Refused)?;
+        }
+    }
+    site.nothing_more_than(&before)
+}
+
+fn a_pod_with_the_nodes_network_is_none_of_ours(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let web = site.server(&PodSpec::new("web"))?;
+    let service = Service::new("web", 11, 80, PORT);
+    service.apply(&site.lab, None)?;
+    service.set_endpoints(&site.lab, &web.ips)?;
+    let with_web = site.traces()?;
+
+    let host = site.runtime.run(&PodSpec::new("host").host_network())?;
+    ensure!(host.ips.is_empty() && host.netns_path.is_empty(), "{host:?}");
+    let process = host.start("server", &["serve", "host", "8090"])?;
+    site.nothing_more_than(&with_web)?;
+    for (family, transport) in Transport::over_all() {
+        let ip = site.lab.node(0).ip(family);
+        for client in &site.clients {
+            client.place.expect(transport, (ip, 8090).into(), &Outcome::answer("host", client.ip(family)))?;
+        }
+        site.clients[0].place.expect(
+            transport,
+            service.addr(family),
+            &Outcome::answer("web", site.clients[0].ip(family)),
+        )?;
+        let answer = process.exec(&["ask", transport.name(), &service.addr(family).to_string()])?;
+        ensure!(answer == format!("web {ip}"), "{answer}");
+    }
+    end(host)?;
+    end(web)?;
+    site.nothing_more_than(&before)
+}
+
+fn an_address_stays_with_its_pod_and_ends_with_it(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let web = site.runtime.run(&PodSpec::new("web"))?;
+    for _ in 0..2 {
+        let server = web.serve(PORT)?;
+        site.serves("web", &web)?;
+        server.stop()?;
+        ensure!(web.is_ready()? && !server.is_running()?, "the container has been stopped, and not the pod");
+        for (family, transport) in Transport::over_all() {
+            site.clients[1].place.expect(transport, web.addr(family, PORT), &Outcome::Refused)?;
+        }
+    }
+    let ips = web.ips.clone();
+    web.stop()?;
+    ensure!(!web.is_ready()?, "it has been stopped");
+    site.nothing_more_than(&before)?;
+    let again = site.server(&PodSpec::new("web"))?;
+    web.remove()?;
+    ensure!(again.ips.iter().all(|ip| !ips.contains(ip)), "{ips:?} were given again at once");
+    site.serves("web", &again)?;
+    for client in &site.clients {
+        for transport in Transport::ALL {
+            for ip in &ips {
+                let outcome = client.place.outcome(transport, (*ip, PORT).into());
+                ensure!(!matches!(outcome, Outcome::Answer { .. }), "{outcome} at {ip}, where nobody is");
+            }
+        }
+    }
+    end(again)?;
+    site.nothing_more_than(&before)
+}
+
+fn pods_start_and_end_without_the_daemon(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let old = site.server(&PodSpec::new("old"))?;
+    site.lab.node(0).stop_daemon()?;
+    ensure!(site.runtime.network()?.ready, "the plugin is there still");
+    let new = site.server(&PodSpec::new("new"))?;
+    site.serves("old", &old)?;
+    site.serves("new", &new)?;
+    end(old)?;
+    end(new)?;
+    site.nothing_more_than(&before)?;
+    site.lab.node(0).start_daemon()
+}
+
+fn pods_go_on_while_containerd_is_restarted(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let web = site.server(&PodSpec::new("web"))?;
+    site.serves("web", &web)?;
+    let to = web.addr(Family::V4, PORT);
+    let stream = Stream::start(&site.clients[1].place, Transport::Tcp, to, Duration::from_millis(5))?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        site.runtime.pause(signal)?;
+        site.serves("web", &web)?;
+        site.runtime.resume()?;
+        wait_until("a network", || Ok(site.runtime.network()?.ready))?;
+        ensure!(web.is_ready()?, "the pod is lost");
+    }
+    let report = stream.stop();
+    ensure!(report.is_clean(), "{report:?}");
+    web.serve(PORT + 1)?;
+    end(web)?;
+    site.nothing_more_than(&before)
+}
+
+fn a_pod_whose_namespace_is_gone_is_taken_down(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let pod = site.runtime.run(&PodSpec::new("lost"))?;
+    pod.lose_netns()?;
+    pod.stop()?;
+    site.nothing_more_than(&before)?;
+    pod.stop().context("once more")?;
+    pod.remove()
+}
+
+/// runc refuses it when it has its network already.
+fn a_pod_that_cannot_start_leaves_nothing(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let spec = PodSpec::new("unlucky").sysctl("net.ipv4.no_such_setting", "1");
+    let error = site.runtime.run(&spec).expect_err("there is no such setting");
+    ensure!(format!("{error:#}").contains("no_such_setting"), "{error:#}");
+    site.nothing_more_than(&before)
+}
+
+fn fifty_pods_start_and_end_at_once(site: &Site) -> Result<()> {
+    let before = site.traces()?;
+    let specs: Vec<_> = (0..50).map(|number| PodSpec::new(&format!("pod-{number}"))).collect();
+    let pods = at_once(&specs, |spec| site.runtime.run(spec))?;
+    let distinct: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| pod.ips.iter().copied()).collect();
+    ensure!(distinct.len() == 100, "{} addresses: {distinct:?}", distinct.len());
+    let servers = pods.iter().flat_map(|pod| pod.ips.iter().map(move |ip| (pod, ip)));
+    let servers = servers.map(|(pod, ip)| Server::start(&pod.place, pod.place.name(), (*ip, PORT).into()));
+    let servers = servers.collect::<Result<Vec<_>>>()?;
+    for pod in &pods {
+        site.serves(pod.place.name(), pod)?;
+    }
+    drop(servers);
+    at_once(&pods, Sandbox::stop)?;
+    site.nothing_more_than(&before)?;
+    pods.into_iter().try_for_each(Sandbox::remove)
+}
+
+/// Does the work for all, at once.
+fn at_once<'a, I: Sync, T: Send>(items: &'a [I], work: impl Fn(&'a I) -> Result<T> + Sync) -> Result<Vec<T>> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("the work doesn't panic")).collect()
+    })
+}
+
+#[test]
+fn all_that_a_runtime_has_started_ends_with_it() -> Result<()> {
+    let lab = Lab::builder().daemons(false).build()?;
+    // By their command lines, of which the agents' are the lab's own.
+    let processes = |cgroup: &Path| -> Result<Vec<(i32, String)>> {
+        let groups = fs::read_dir(cgroup)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        let groups = groups.iter().filter(|path| path.is_dir()).map(|path| &**path).chain([cgroup]);
+        let ids = groups.map(|group| fs::read_to_string(group.join("cgroup.procs"))).collect::<Result<Vec<_>, _>>()?;
+        let ids = ids.concat().lines().map(|id| Ok(id.parse()?)).collect::<Result<Vec<i32>>>()?;
+        let words = |id: &i32| fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        Ok(ids.iter().map(|id| (*id, words(id))).filter(|(_, words)| !words.contains("agent")).collect())
+    };
+    for (node, killed) in lab.nodes().iter().zip([false, true]) {
+        let runtime = Runtime::start(node)?;
+        let cgroup = lab.cgroup().join(node.name());
+        let pod = runtime.run(&PodSpec::new("host").host_network())?;
+        pod.serve(PORT)?;
+        let running = processes(&cgroup)?;
+        for part in ["supervise", "containerd-shim", "serve"] {
+            ensure!(running.iter().any(|(_, words)| words.contains(part)), "there is no {part}: {running:?}");
+        }
+        if killed {
+            let supervisor = running.iter().find(|(_, words)| words.contains("supervise"));
+            kill(Pid::from_raw(supervisor.context("no supervisor")?.0), Signal::SIGKILL)?;
+            wait_until("the end of all", || Ok(processes(&cgroup)?.is_empty()))?;
+        }
+        drop(runtime);
+        let left = processes(&cgroup)?;
+        ensure!(left.is_empty(), "{left:?}");
+    }
+    let (dir, cgroup) = (lab.dir().to_owned(), lab.cgroup().to_owned());
+    drop(lab);
+    ensure!(!dir.exists() && !cgroup.exists(), "the lab has left {} or {}", dir.display(), cgroup.display());
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! A process namespace for programs that start others which outlive them, as container runtimes do: all of them end with
+//! the harness, whatever ends that.
+//!
+//! Three programs are at work. The *supervisor* (`podnet-lab supervise PROGRAM …`) is a child of the harness, in the
+//! node's namespaces. Its first child (`podnet-lab init`) is the first process of a new process namespace, the kernel kills
+//! all others when it ends, and it ends when the supervisor does, since the pipe between them is closed then. The third is
+//! the program itself: it is started, in the same namespaces, for each line that the supervisor reads, which answers with
+//! the process id, and with another line once the program has ended.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::process::{ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::unistd::Pid;
+
+use super::{PATIENCE, Process};
+
+/// The harness's side: a program that runs, or can be started again, in a process namespace of its own.
+#[derive(Debug)]
+pub(super) struct Supervised {
+    process: Process,
+    answers: BufReader<ChildStdout>,
+    program: Option<Pid>,
+}
+
+impl Supervised {
+    /// Starts the supervisor; the command is `podnet-lab supervise PROGRAM …`.
+    pub(super) fn start(mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Process::start(command)?;
+        let answers = BufReader::new(process.child().stdout.take().expect("is piped"));
+        Ok(Self { process, answers, program: None })
+    }
+
+    /// Starts the program.
+    pub(super) fn start_program(&mut self) -> Result<()> {
+        ensure!(self.program.is_none(), "the program runs already");
+        let stdin = self.process.child().stdin.as_mut().expect("is piped");
+        stdin.write_all(b"\n").context("the supervisor has ended")?;
+        self.program = Some(Pid::from_raw(self.answer()?.parse().context("the program has no id")?));
+        Ok(())
+    }
+
+    /// Ends the program by a signal, and nothing that it has started.
+    pub(super) fn end_program(&mut self, signal: Signal) -> Result<()> {
+        kill(self.program.take().context("the program doesn't run")?, signal)?;
+        self.answer().map(drop)
+    }
+
+    /// The supervisor's next line.
+    fn answer(&mut self) -> Result<String> {
+        if self.answers.buffer().is_empty() {
+            let mut fds = [PollFd::new(self.answers.get_ref().as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut fds, PollTimeout::try_from(PATIENCE)?)?;
+            ensure!(ready > 0, "the supervisor says nothing for {PATIENCE:?}");
+        }
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "the supervisor has ended");
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        // The supervisor ends in good order: with all processes of the namespace.
+        drop(self.process.child().stdin.take());
+        if let Some(program) = self.program.take() {
+            let _ = kill(program, Signal::SIGKILL);
+        }
+        let _ = self.process.wait(PATIENCE);
+    }
+}
+
+/// The supervisor's main function.
+pub fn supervise(program: &[OsString]) -> Result<()> {
+    let [program, args @ ..] = program else { bail!("no program is named") };
+    let own = env::current_exe().context("where is this program?")?;
+    // Mounts too: /proc has to be that of the new namespace.
+    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).context("can't make a process namespace")?;
+    let mut init = Command::new(own);
+    let mut init = init.arg("init").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let ready = init.stdout.take().expect("is piped").read(&mut [0])?;
+    ensure!(ready == 1, "the first process of the namespace has ended");
+    for line in io::stdin().lines() {
+        line?;
+        let child = Command::new(program).args(args).stdin(Stdio::null()).stdout(io::stderr()).spawn();
+        let mut child = child.with_context(|| format!("can't start {}", program.display()))?;
+        println!("{}", child.id());
+        println!("{}", child.wait()?);
+    }
+    drop(init.stdin.take());
+    init.wait()?;
+    Ok(())
+}
+
+/// The main function of a process namespace's first process: it does nothing until its standard input ends.
+pub fn init() -> Result<()> {
+    let none: Option<&str> = None;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("can't mount /proc")?;
+    // SAFETY: no handler is installed. The kernel buries children that nobody else waits for.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+    println!();
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
+}
