@@ -3,8 +3,10 @@
 //! A message is four bytes, the flow's own number; the server sends it back. So flows whose packets are mixed up are
 //! noticed as well as those that are lost.
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
@@ -58,8 +60,11 @@ impl CrowdServer {
         let (ready, begun) = mpsc::channel();
         self.threads.push(thread::spawn(move || {
             // The sockets are made here, so that no other table has them too and keeps them open.
-            let begin = own_descriptors().and_then(|()| Ok((runtime()?, listen(&place, addr)?)));
-            let (runtime, (tcp, udp)) = match begin {
+            let begin = || {
+                let _inherited = own_descriptors()?;
+                Ok((runtime()?, listen(&place, addr)?))
+            };
+            let (runtime, (tcp, udp)) = match begin() {
                 Ok(begun) => begun,
                 Err(error) => return drop(ready.send(Err(error))),
             };
@@ -200,13 +205,16 @@ impl Part {
         let (check, checks) = mpsc::channel::<mpsc::Sender<Vec<io::Error>>>();
         let (ready, opened) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let flows = own_descriptors().and_then(|()| {
+            let open = || {
+                let inherited = own_descriptors()?;
                 let runtime = runtime()?;
-                let open = || runtime.block_on(open_flows(transport, to, count, patience));
-                let (flows, failed) = place.netns().run(open)?;
+                let (flows, failed) = place.netns().run(|| {
+                    drop(inherited);
+                    runtime.block_on(open_flows(transport, to, count, patience))
+                })?;
                 Ok((runtime, flows, failed))
-            });
-            let (runtime, mut flows, failed) = match flows {
+            };
+            let (runtime, mut flows, failed) = match open() {
                 Ok(flows) => flows,
                 Err(error) => return drop(ready.send(Err(error))),
             };
@@ -341,9 +349,30 @@ fn share_runtimes() -> io::Result<()> {
     runtime().map(drop)
 }
 
+/// What a thread's own table of descriptors was copied with; dropping it closes these copies.
+///
+/// A copy that stays keeps open what others think they have closed: connections, and the pipes whose end tells the harness
+/// that a child of its runs. The thread drops this as soon as it has what it needs of them.
+#[derive(Debug)]
+struct Inherited(Vec<RawFd>);
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        for fd in self.0.drain(..) {
+            // SAFETY: the table is this thread's alone, and who owns the descriptor uses the number in the common one.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
 /// Gives the calling thread a table of descriptors of its own, with room for its part of a crowd.
-fn own_descriptors() -> Result<()> {
+fn own_descriptors() -> Result<Inherited> {
     unshare(CloneFlags::CLONE_FILES)?;
+    let open = fs::read_dir("/proc/thread-self/fd")?.map(|entry| entry.map(|entry| entry.file_name()));
+    let open = open.collect::<io::Result<Vec<_>>>()?;
+    let numbers = open.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok());
+    // The directory's own descriptor is listed too, and closed by now.
+    let inherited = Inherited(numbers.filter(|fd| *fd > libc::STDERR_FILENO && is_open(*fd)).collect());
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes to the structure.
     let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
@@ -360,5 +389,41 @@ fn own_descriptors() -> Result<()> {
         "at most {} descriptors: raise the limit (ulimit -n) to {needed}",
         limit.rlim_max
     );
-    Ok(())
+    Ok(inherited)
+}
+
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: asking for the flags of a number changes nothing.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, pipe};
+
+    use super::*;
+
+    #[test]
+    fn a_table_of_its_own_keeps_nothing_open_that_others_close() {
+        share_runtimes().unwrap();
+        let (mut reader, writer) = pipe().unwrap();
+        let (ready, begun) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let thread = thread::spawn(move || {
+            let inherited = own_descriptors().unwrap();
+            let _runtime = runtime().unwrap();
+            drop(inherited);
+            ready.send(()).unwrap();
+            let _ = ended.recv();
+        });
+        begun.recv().unwrap();
+        drop(writer);
+        // Ends only when no table has the other end of the pipe.
+        let (done, read) = mpsc::channel();
+        thread::spawn(move || done.send(reader.read(&mut [0]).unwrap()));
+        let length = read.recv_timeout(Duration::from_secs(5));
+        drop(end);
+        thread.join().unwrap();
+        assert_eq!(length, Ok(0));
+    }
 }
