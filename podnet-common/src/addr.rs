@@ -44,6 +44,14 @@ impl Addr {
         (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1]) | (self.0[2] ^ other.0[2]) | (self.0[3] ^ other.0[3])
     }
 
+    /// Whether it leads back to the host that uses it: 127.0.0.0/8 (RFC 1122, section 3.2.1.3) or ::1.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        let six = self.0[0] | self.0[1] | self.0[2] | (self.0[3] ^ 1u32.to_be()) == 0;
+        let [four, ..] = self.0[3].to_ne_bytes();
+        six || (self.is_v4() && four == 127)
+    }
+
     /// Whether this is [`Self::NONE`].
     #[inline(always)]
     pub const fn is_none(&self) -> bool {

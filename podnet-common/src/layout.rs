@@ -67,6 +67,8 @@ impl Hook {
 pub const GENERATION_SLOTS: u32 = 128;
 /// Generations that a program array has room for: the current one and the next.
 pub const GENERATIONS: u32 = 2;
+/// The key of the socket hooks in `origins`, whose other keys are the generations.
+pub const SOCKET_ORIGIN: u32 = GENERATIONS;
 
 /// Mark that from_pod sets on packets that it sends out of an uplink, so that to_uplink leaves them alone.
 pub const MARK_DONE: u32 = 0x0070_0000;

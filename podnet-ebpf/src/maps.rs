@@ -8,8 +8,8 @@ use podnet_common::{
     addr::Addr,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts, Frontend,
-        FrontendKey, GENERATION_SLOTS, GENERATIONS, Network, Peer, Sandbox, Scratch, ServiceClient, SockKey, SockPeer,
-        Tuple, capacity,
+        FrontendKey, GENERATION_SLOTS, GENERATIONS, Network, Peer, SOCKET_ORIGIN, Sandbox, Scratch, ServiceClient,
+        SockKey, SockPeer, Tuple, capacity,
     },
     pipeline::Route,
     verdict::{COUNTERS as COUNTERS_LEN, Counter, Reason},
@@ -39,6 +39,10 @@ pub(crate) static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS }> = 
 pub(crate) static SANDBOXES: HashMap<u64, Sandbox, { capacity::SANDBOXES }> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, COUNTERS_LEN> = PerCpuArray::new();
+
+/// Which object the programs of each generation come from, and those at the sockets. It is the daemon's: no program reads it.
+#[btf_map]
+pub(crate) static ORIGINS: Array<u64, { SOCKET_ORIGIN as usize + 1 }> = Array::new();
 
 #[btf_map]
 pub(crate) static CONFIG: Array<Config, 1> = Array::new();

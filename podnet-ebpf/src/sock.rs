@@ -115,12 +115,14 @@ fn owner<'a>(ctx: &SockAddrContext) -> Option<Owner<'a>> {
     unsafe { maps::SANDBOXES.get(&cookie) }.map(Owner::Pod)
 }
 
-/// The frontend with this address: an entry of its own, or one for all of the node's addresses.
+/// The frontend with this address: an entry of its own, or one for all of the node's addresses. To a pod its loopback
+/// addresses are its own; to the host they are those of the node that hostPorts have and NodePorts don't.
 #[inline(always)]
-fn frontend<'a>(addr: Addr, port: Port, proto: Proto) -> Option<&'a Frontend> {
+fn frontend<'a>(owner: &Owner<'_>, addr: Addr, port: Port, proto: Proto) -> Option<&'a Frontend> {
     let any = if addr.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
-    // To a socket this is the way to itself.
-    if addr.same(&any) {
+    let loopback = addr.is_loopback();
+    // To a socket the unspecified address is the way to itself.
+    if addr.same(&any) || (loopback && owner.is_pod()) {
         return None;
     }
     let key = FrontendKey { addr, port, proto, scope: FrontendKey::ANY };
@@ -131,6 +133,9 @@ fn frontend<'a>(addr: Addr, port: Port, proto: Proto) -> Option<&'a Frontend> {
     // SAFETY: as above.
     let frontend = unsafe { maps::FRONTENDS.get(&FrontendKey { addr: any, ..key }) }?;
     // Few ports lead so far.
+    if loopback {
+        return (frontend.flags & Frontend::NODE_PORT == 0).then_some(frontend);
+    }
     let network = maps::NODES.get(&Key::new(128, addr))?;
     let serves = frontend.flags & Frontend::NODE_PORT == 0 || network.flags & Network::NODE_PORTS != 0;
     (network.kind == NetworkKind::LocalNode as u32 && serves).then_some(frontend)
@@ -190,7 +195,7 @@ fn to_backend<S: Socket>(
     let sock = ctx.sock_addr;
     // SAFETY: the context is valid while the program runs.
     let (addr, port) = unsafe { (S::addr(sock), Port::from_wire((*sock).user_port as u16)) };
-    let Some(frontend) = frontend(addr, port, proto) else { return ALLOW };
+    let Some(frontend) = frontend(owner, addr, port, proto) else { return ALLOW };
     if needs_packets(frontend, owner) {
         return ALLOW;
     }
@@ -248,14 +253,17 @@ fn cookie(ctx: &SockAddrContext) -> u64 {
 #[inline(always)]
 fn connect<S: Socket>(ctx: &SockAddrContext) -> i32 {
     // A socket bound to a port may have a connection from it to the same backend by another service: its packets are
-    // translated, where the second gets another port.
-    if protocol(ctx) != Proto::TCP || bound(ctx) {
+    // translated, where the second gets another port. Packets to a loopback address can't be.
+    let proto = protocol(ctx);
+    // SAFETY: the context is valid while the program runs.
+    let loopback = unsafe { S::addr(ctx.sock_addr) }.is_loopback();
+    if !loopback && (proto != Proto::TCP || bound(ctx)) {
         return ALLOW;
     }
     let Some(owner) = owner(ctx) else { return ALLOW };
     // SAFETY: no arguments.
     let random = unsafe { helpers::bpf_get_prandom_u32() };
-    to_backend::<S>(ctx, &owner, Proto::TCP, cookie(ctx), random, Counter::SocketConnects)
+    to_backend::<S>(ctx, &owner, proto, cookie(ctx), random, Counter::SocketConnects)
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use podnet::config::Config;
 use podnet::control::Control;
 use podnet::datapath::Datapath;
@@ -15,7 +15,7 @@ use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::addr::Port;
-use podnet_common::layout::{Affinity, AffinityKey};
+use podnet_common::layout::{Affinity, AffinityKey, GENERATION_SLOTS};
 use podnet_tests::bench::rig::secluded;
 
 /// A case of the golden tests.
@@ -102,6 +102,42 @@ fn they_hold_what_the_tables_in_memory_do() {
             site.apply("")?;
             assert_eq!(site.dump()?, "", "{}: all is gone", case.display());
         }
+        Ok(())
+    });
+}
+
+/// The ids of the programs of a generation.
+fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    for name in ["programs_tc", "programs_xdp"] {
+        let table: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.frozen_map(name))?).try_into()?;
+        let slots = generation * GENERATION_SLOTS..(generation + 1) * GENERATION_SLOTS;
+        ids.extend(slots.filter_map(|slot| table.get(&slot, 0).ok()));
+    }
+    Ok(ids)
+}
+
+#[test]
+fn programs_stay_unless_the_object_or_a_table_is_another() {
+    with_tables(|datapath, pins| {
+        let start = || Datapath::start(pins.clone(), 1024);
+        let first = programs(pins, 0)?;
+        ensure!(datapath.generation() == 0 && first.len() > 30, "{first:?}");
+        let again = start()?;
+        ensure!(again.generation() == 0 && again.adopted() && programs(pins, 0)? == first, "they are loaded again");
+
+        // As if another version had loaded them, or had died doing so.
+        let mut origins: Array<MapData, u64> = Map::Array(MapData::from_pin(pins.map("origins"))?).try_into()?;
+        origins.set(0, origins.get(&0, 0)? ^ 1, 0)?;
+        ensure!(start()?.generation() == 1 && programs(pins, 0)? == first, "the old ones end too early");
+        let second = programs(pins, 1)?;
+        ensure!(second.len() == first.len() && second.iter().all(|id| !first.contains(id)), "{second:?}");
+        ensure!(start()?.generation() == 1 && programs(pins, 1)? == second);
+
+        fs::remove_file(pins.map("peers"))?;
+        ensure!(start()?.generation() == 0, "they would read a table that nobody writes");
+        let third = programs(pins, 0)?;
+        ensure!(third.len() == first.len() && third.iter().all(|id| !first.contains(id)), "{third:?}");
         Ok(())
     });
 }

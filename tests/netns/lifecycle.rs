@@ -86,9 +86,12 @@ fn killing_and_restarting_the_daemon_loses_no_packet() -> Result<()> {
     let site = Site::new()?;
     let traffic = site.traffic()?;
     traffic.flows(50)?;
-    for _ in 0..3 {
+    for upgrade in [true, false, true] {
         for node in site.lab.nodes() {
             node.kill_daemon()?;
+            if upgrade {
+                node.disown_programs()?;
+            }
         }
         traffic.flows(50)?;
         for node in site.lab.nodes() {
@@ -193,8 +196,11 @@ fn programs_are_attached_once_however_often_the_daemon_starts() -> Result<()> {
     {
         assert_eq!(count_of(&before, &wanted), 1, "{wanted}: {before:?}");
     }
-    for _ in 0..3 {
+    for upgrade in [true, true, false] {
         node.kill_daemon()?;
+        if upgrade {
+            node.disown_programs()?;
+        }
         node.start_daemon()?;
     }
     assert_eq!(attached()?, before);

@@ -3,7 +3,8 @@
 //! Maps are opened from their pins or created and pinned. Dispatchers are loaded once and stay; the other programs go
 //! into the slots of the generation that isn't running, and one write of `generation` makes every hook of the node
 //! use them. The slots of the old generation are left as they are until the next load needs them, so a packet that has
-//! read the old number still finds its programs.
+//! read the old number still finds its programs. A generation that comes from the very same object stays: the kernel
+//! takes seconds to examine the programs of another.
 
 use std::{
     collections::BTreeSet,
@@ -26,7 +27,10 @@ use podnet_common::{
 };
 use thiserror::Error;
 
-use super::chain;
+use super::{
+    chain,
+    origins::{self, Origins},
+};
 
 /// What can go wrong.
 #[derive(Debug, Error)]
@@ -77,7 +81,8 @@ pub enum LoadError {
 /// Maps whose layout never changes, by their names in the object.
 const FROZEN_MAPS: [&str; 6] = ["PROGRAMS_TC", "PROGRAMS_XDP", "GENERATION", "ENDPOINTS", "SANDBOXES", "COUNTERS"];
 /// The others.
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 17] = [
+    "ORIGINS",
     "CLOCK",
     "CONFIG",
     "FRONTENDS",
@@ -93,6 +98,7 @@ const MAPS: [&str; 15] = [
     "SOCK_REVERSE",
     "SCRATCH",
     "EVENTS",
+    "AYA_LOGS",
 ];
 
 /// The pin of a map, by its name in the object.
@@ -107,6 +113,7 @@ pub struct Opened {
     pub ebpf: Ebpf,
     pins: PinDir,
     kept: bool,
+    fingerprint: u64,
 }
 
 /// The object, loaded; its programs are the running generation.
@@ -119,6 +126,8 @@ pub struct Loaded {
     pub adopted: bool,
     /// Whether its other tables were too: they are gone with another schema.
     pub kept: bool,
+    /// Where the programs come from that run.
+    pub origins: Origins,
     /// Where everything is pinned.
     pub pins: PinDir,
 }
@@ -136,28 +145,44 @@ pub fn load(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Loaded, 
 impl Opened {
     /// Loads the programs and makes them the running generation. For that it needs the frozen maps, and no others.
     pub fn load(self) -> Result<Loaded, LoadError> {
-        let Self { mut ebpf, pins, kept } = self;
+        let Self { mut ebpf, pins, kept, fingerprint } = self;
         let adopted = pins.hook(Hook::FromPod).exists();
-        load_programs(&mut ebpf, &pins)?;
+        let mut origins = Origins::open(&mut ebpf, fingerprint)?;
+        let current = generation(&ebpf)?;
+        let same = adopted && origins.is_ours(current)?;
+        if !same {
+            load_programs(&mut ebpf, &pins)?;
+        }
         for hook in Hook::ALL {
             pin_dispatcher(&mut ebpf, &pins, hook)?;
         }
-        let current = generation(&ebpf)?;
-        let next = if adopted { 1 - current.min(1) } else { 0 };
-        for hook in Hook::ALL {
-            for (slot, name) in stages(hook) {
-                if name != first(hook) && ebpf.program(&name).is_none() {
-                    continue;
-                }
-                let fd = load_program(&mut ebpf, &name)?;
-                let array = if hook == Hook::UplinkXdp { "PROGRAMS_XDP" } else { "PROGRAMS_TC" };
-                set_program(&mut ebpf, array, next * GENERATION_SLOTS + slot, &fd)?;
-            }
+        let generation = match (same, adopted) {
+            (true, _) => current,
+            (false, true) => 1 - current.min(1),
+            (false, false) => 0,
+        };
+        if !same {
+            origins.note_after(generation, || fill(&mut ebpf, generation))?;
+            set_generation(&mut ebpf, generation)?;
         }
-        set_generation(&mut ebpf, next)?;
         remove_others(&pins);
-        Ok(Loaded { ebpf, generation: next, adopted, kept: adopted && kept, pins })
+        Ok(Loaded { ebpf, generation, adopted, kept: adopted && kept, origins, pins })
     }
+}
+
+/// Puts the programs into the slots of a generation.
+fn fill(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
+    for hook in Hook::ALL {
+        for (slot, name) in stages(hook) {
+            if name != first(hook) && ebpf.program(&name).is_none() {
+                continue;
+            }
+            let fd = load_program(ebpf, &name)?;
+            let array = if hook == Hook::UplinkXdp { "PROGRAMS_XDP" } else { "PROGRAMS_TC" };
+            set_program(ebpf, array, generation * GENERATION_SLOTS + slot, &fd)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes tables of other schemas, which nobody needs once these programs run.
@@ -209,7 +234,8 @@ pub fn open(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Opened, 
     }
     loader.map_max_entries("CONNTRACK", conntrack_max);
     let ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
-    Ok(Opened { ebpf, pins: pins.clone(), kept })
+    let fingerprint = origins::fingerprint(object, paths.iter().map(|(_, path)| path.as_path()))?;
+    Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint })
 }
 
 /// The stages behind a hook's first program, and the ends of their programs' names.

@@ -8,6 +8,7 @@ mod features;
 mod link;
 pub mod loader;
 mod object;
+mod origins;
 pub mod sockets;
 mod tables;
 pub mod uplink_xdp;
@@ -41,6 +42,7 @@ use tokio::io::unix::AsyncFd;
 pub use podnet_cni::datapath::netns_cookie;
 
 use crate::config::Xdp;
+use origins::Origins;
 
 /// What can go wrong.
 #[derive(Debug, Error)]
@@ -136,6 +138,7 @@ pub struct Datapath {
     generation: u32,
     adopted: bool,
     kept: bool,
+    origins: Origins,
     started: Instant,
     /// Whether the kernel's look-up of a route tells the source address.
     route_source: bool,
@@ -175,7 +178,7 @@ impl Datapath {
 
     /// The datapath, now that the programs run.
     pub fn run(services: ServiceTables, loaded: Loaded) -> Result<Self, Error> {
-        let Loaded { mut ebpf, generation, adopted, kept, pins } = loaded;
+        let Loaded { mut ebpf, generation, adopted, kept, origins, pins } = loaded;
         let conntrack = match take(&mut ebpf, "CONNTRACK")? {
             Map::HashMap(data) => data,
             _ => return Err(Error::Missing("CONNTRACK")),
@@ -209,6 +212,7 @@ impl Datapath {
             generation,
             adopted,
             kept,
+            origins,
             started: Instant::now(),
         })
     }
@@ -400,7 +404,7 @@ impl Datapath {
     /// Attaches or detaches the socket hooks.
     pub fn set_socket_hooks(&mut self, cgroup: Option<&Path>) -> Result<(), Error> {
         match cgroup {
-            Some(cgroup) => Ok(sockets::attach(&mut self.ebpf, &self.pins, cgroup)?),
+            Some(cgroup) => Ok(sockets::attach(&mut self.ebpf, &self.pins, cgroup, &mut self.origins)?),
             None => sockets::detach(&self.pins).map_err(Error::SocketDetach),
         }
     }

@@ -16,9 +16,10 @@ use aya::{
     },
 };
 use podnet_cni::datapath::{PinDir, open_pin};
+use podnet_common::layout::SOCKET_ORIGIN;
 use thiserror::Error;
 
-use super::link;
+use super::{link, loader::LoadError, origins::Origins};
 
 /// The programs, by their names in the object.
 const PROGRAMS: [&str; 8] =
@@ -43,6 +44,9 @@ pub enum SocketError {
         /// Why.
         source: Box<ProgramError>,
     },
+    /// It can't be told where they come from.
+    #[error(transparent)]
+    Origin(#[from] LoadError),
     /// A link can't be pinned, opened or changed.
     #[error("cannot keep the link of {name} in {path}: {source}")]
     Link {
@@ -60,11 +64,20 @@ fn pin(pins: &PinDir, name: &str) -> PathBuf {
 }
 
 /// Attaches the socket hooks to a cgroup, or puts these programs in the place of an earlier daemon's.
-pub fn attach(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path) -> Result<(), SocketError> {
+pub(super) fn attach(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path, origins: &mut Origins) -> Result<(), SocketError> {
     let directory = File::open(cgroup).map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?;
     // A cgroup's id is its directory's inode number.
     let id = directory.metadata().map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?.ino();
-    PROGRAMS.into_iter().try_for_each(|name| attach_one(ebpf, pins, name, &directory, id))
+    let there = |name| {
+        let link = open_pin(&pin(pins, name)).map_err(io::Error::other)?;
+        link::cgroup(&link)
+    };
+    if origins.is_ours(SOCKET_ORIGIN)? && PROGRAMS.into_iter().all(|name| there(name).is_ok_and(|cgroup| cgroup == id))
+    {
+        return Ok(());
+    }
+    let attach = || PROGRAMS.into_iter().try_for_each(|name| attach_one(ebpf, pins, name, &directory, id));
+    origins.note_after(SOCKET_ORIGIN, attach)
 }
 
 fn attach_one(

@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{Array, Map, MapData};
 use ipnetwork::IpNetwork;
 use nix::sys::signal::Signal;
 use podnet::config::Config;
 use podnet::status::DaemonStatus;
+use podnet_cni::datapath::PinDir;
 use serde_json::Value;
 
 use super::binaries::Binaries;
@@ -192,6 +194,18 @@ impl Node {
     /// Ends the daemon by SIGTERM and waits for it.
     pub fn stop_daemon(&self) -> Result<()> {
         self.end_daemon(Signal::SIGTERM)
+    }
+
+    /// Has the next daemon take the programs that run for another version's, which it replaces by its own.
+    pub fn disown_programs(&self) -> Result<()> {
+        let bpffs = format!("/proc/{}/root/sys/fs/bpf", self.place.agent_id());
+        let pin = PinDir::new(Path::new(&bpffs)).map("origins");
+        let table = MapData::from_pin(&pin).with_context(|| format!("can't open {}", pin.display()))?;
+        let mut origins: Array<MapData, u64> = Map::Array(table).try_into()?;
+        for programs in 0..origins.len() {
+            origins.set(programs, 0, 0)?;
+        }
+        Ok(())
     }
 
     fn end_daemon(&self, signal: Signal) -> Result<()> {

@@ -60,7 +60,7 @@ impl CrowdServer {
         let (ready, begun) = mpsc::channel();
         self.threads.push(thread::spawn(move || {
             // The sockets are made here, so that no other table has them too and keeps them open.
-            let begin = || {
+            let begin = || -> Result<_> {
                 let _inherited = own_descriptors()?;
                 Ok((runtime()?, listen(&place, addr)?))
             };
@@ -205,7 +205,7 @@ impl Part {
         let (check, checks) = mpsc::channel::<mpsc::Sender<Vec<io::Error>>>();
         let (ready, opened) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let open = || {
+            let open = || -> Result<_> {
                 let inherited = own_descriptors()?;
                 let runtime = runtime()?;
                 let (flows, failed) = place.netns().run(|| {
