@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -153,10 +153,7 @@ fn containers_of_a_pod_share_its_network(site: &Site) -> Result<()> {
     let first = pod.start("first", &["serve", "first", &port])?;
     let second = pod.start("second", &["serve", "second", "9090"])?;
     for (family, transport) in Transport::over_all() {
-        let local: IpAddr = match family {
-            Family::V4 => Ipv4Addr::LOCALHOST.into(),
-            Family::V6 => Ipv6Addr::LOCALHOST.into(),
-        };
+        let local = family.loopback();
         for client in &site.clients {
             let seen = client.ip(family);
             client.place.expect(transport, pod.addr(family, PORT), &Outcome::answer("first", seen))?;

@@ -1,7 +1,7 @@
 //! NodePorts and hostPorts: a Service at the addresses of the nodes, and a pod at those of its own.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
@@ -154,7 +154,7 @@ fn every_address_of_the_node_serves_unless_the_setting_says_which(site: &Site) -
             .try_for_each(|family| node.place.ip(&format!("addr add {} dev eth0\n", second(node, family))))?;
         for (family, transport) in Transport::over_all() {
             let port = service.at_nodes();
-            let loopback = (loopback(family), port).into();
+            let loopback = (family.loopback(), port).into();
             site.lab.client().reaches(transport, at(node, &service, family), &["web-1"])?;
             let more = (second(node, family), port).into();
             for place in [site.lab.client(), &node.place, &site.clients[0].place] {
@@ -168,13 +168,6 @@ fn every_address_of_the_node_serves_unless_the_setting_says_which(site: &Site) -
         }
     }
     Ok(())
-}
-
-fn loopback(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::LOCALHOST.into(),
-        Family::V6 => Ipv6Addr::LOCALHOST.into(),
-    }
 }
 
 /// An address that a node gets later.
@@ -299,7 +292,7 @@ fn host_ports_lead_to_the_pod_on_this_node(site: &Site) -> Result<()> {
         }
         lab.client().expect(transport, (ip, 9000).into(), &Outcome::answer("open", client_ip(family)))?;
         // To a pod this is itself.
-        let loopback = loopback(family);
+        let loopback = family.loopback();
         node.place.reaches(transport, (loopback, 9000).into(), &["open"]).context("at the host's loopback address")?;
         let connected = Ask::new(transport, (loopback, 9000).into()).connected().from(&node.place);
         ensure!(connected.context("a connected socket")?.server == "open", "{transport}/{family}");

@@ -13,7 +13,8 @@ use podnet::datapath::view;
 use podnet_cni::datapath::{PinDir, Sandboxes, netns_cookie};
 use podnet_common::verdict::Counter;
 use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, vips, wait_until};
-use podnet_tests::traffic::{Ask, Family, Outcome, Stream, Transport};
+use podnet_tests::traffic::{Ask, Family, Outcome, Server, Stream, Transport};
+use serde_json::json;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// How long an answer may take: as long as TCP needs to try several times.
@@ -389,6 +390,30 @@ fn the_nodes_own_ports_are_translated_at_the_socket() -> Result<()> {
         let (_, added) =
             Counts::added(site.node(), || site.client.place.reaches(Transport::Tcp, to, &["web-0", "web-1"]))?;
         ensure!(added.connects == 0, "to another node: {added:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn loopback_addresses_are_the_pods_own() -> Result<()> {
+    let site = Site::new(SocketLb::All)?;
+    let local = |family: Family| SocketAddr::from((family.loopback(), 9000));
+    let mappings: Vec<_> = Transport::over_all()
+        .map(|(family, transport)| {
+            let (ip, protocol) = (family.loopback().to_string(), transport.name().to_lowercase());
+            json!({"hostPort": 9000, "containerPort": TARGET, "protocol": protocol, "hostIP": ip})
+        })
+        .collect();
+    let mut bound = site.lab.node(0).add_pod_with("bound", json!({ "portMappings": mappings }))?;
+    bound.serve(TARGET)?;
+    let own = site.lab.node(0).add_pod("own")?;
+    let start = |family| Server::start(&own.place, "own", local(family));
+    let _servers = Family::ALL.into_iter().map(start).collect::<Result<Vec<_>>>()?;
+    for (family, transport) in Transport::over_all() {
+        site.node().place.reaches(transport, local(family), &["bound"])?;
+        own.place.reaches(transport, local(family), &["own"])?;
+        site.client.place.expect(transport, local(family), &Outcome::Refused)?;
+        site.lab.node(1).place.expect(transport, local(family), &Outcome::Refused).context("the other node")?;
     }
     Ok(())
 }
