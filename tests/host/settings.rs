@@ -112,13 +112,14 @@ fn the_snat_ports_avoid_this_hosts_listeners() {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 20_000)).unwrap();
         let _connection = std::net::TcpStream::connect(("127.0.0.1", 20_000)).unwrap();
         let _accepted = listener.accept().unwrap();
+        let _listeners = ["127.0.0.2", "::1"].map(|ip| std::net::TcpListener::bind((ip, 20_020)).unwrap());
         let _bound = std::net::UdpSocket::bind(("::", 20_010)).unwrap();
         Sysctl::default().write("net/ipv4/ip_local_port_range", "40000 65535").unwrap();
         let used = ports::read_port_use().unwrap();
-        assert_eq!(used.taken.iter().copied().collect::<Vec<_>>(), [20_000, 20_010]);
+        assert_eq!(used.taken.iter().copied().collect::<Vec<_>>(), [20_000, 20_010, 20_020]);
         let free = ports::snat_ports(&used).unwrap();
         let expected: Vec<u16> =
-            (1024..40_000).filter(|p| ![20_000, 20_010].contains(p) && !(30_000..=32_767).contains(p)).collect();
+            (1024..40_000).filter(|p| !used.taken.contains(p) && !(30_000..=32_767).contains(p)).collect();
         assert_eq!(free, expected);
     });
 }

@@ -42,7 +42,14 @@ const CORNERS: &[Corner] = &[
         why: "only the datapath modules know how programs and maps are reached",
     },
     Corner {
-        words: &["rtnetlink", "netlink_packet_core", "netlink_packet_route", "netlink_proto", "netlink_sys"],
+        words: &[
+            "rtnetlink",
+            "netlink_packet_core",
+            "netlink_packet_route",
+            "netlink_packet_sock_diag",
+            "netlink_proto",
+            "netlink_sys",
+        ],
         places: &["podnet/src/host", "cni/src/netlink", "tests"],
         why: "only the netlink modules speak netlink",
     },

@@ -8,6 +8,7 @@
 //! This is the only module of the crate that speaks netlink. It leaves alone, on purpose: addresses and routes of
 //! pods (the plugin's), firewall rules (read and reported, never written), and sysctls that podnet doesn't need.
 
+mod diag;
 pub mod firewall;
 mod lookup;
 pub mod podnet0;

@@ -9,6 +9,8 @@ use std::iter;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use super::diag;
+
 /// Ports that Kubernetes gives to NodePort services by default.
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// The first port that no privilege is needed for.
@@ -87,11 +89,11 @@ pub fn settle(current: &[u16], free: &[u16]) -> Vec<u16> {
 
 /// Reads the use of ports in the calling thread's network namespace.
 pub fn read_port_use() -> Result<PortUse, PortsError> {
-    read_port_use_from(Path::new("/proc"))
+    read_port_use_from(Path::new("/proc"), diag::listening().ok())
 }
 
-/// The same from another directory than `/proc`.
-fn read_port_use_from(proc: &Path) -> Result<PortUse, PortsError> {
+/// The same from another directory than `/proc`, with TCP's listeners if the kernel tells them apart.
+fn read_port_use_from(proc: &Path, listening: Option<BTreeSet<u16>>) -> Result<PortUse, PortsError> {
     let sysctl = proc.join("sys/net/ipv4");
     let range_path = sysctl.join("ip_local_port_range");
     let text = read(&range_path)?;
@@ -104,14 +106,14 @@ fn read_port_use_from(proc: &Path) -> Result<PortUse, PortsError> {
     let reserved = parse_reserved(&text).ok_or_else(|| form(&reserved_path, &text))?;
 
     let net = proc.join("thread-self/net");
-    let mut taken = BTreeSet::new();
-    for (table, sockets) in [
-        ("tcp", Sockets::Listening),
-        ("tcp6", Sockets::Listening),
+    let tcp: &[_] = if listening.is_some() { &[] } else { &["tcp", "tcp6"] };
+    let tables = tcp.iter().map(|table| (*table, Sockets::Listening)).chain([
         ("udp", Sockets::All),
         ("udp6", Sockets::All),
         ("sctp/eps", Sockets::Sctp),
-    ] {
+    ]);
+    let mut taken = listening.unwrap_or_default();
+    for (table, sockets) in tables {
         let path = net.join(table);
         match File::open(&path).and_then(|file| sockets.ports(BufReader::new(file), &mut taken)) {
             Ok(()) => {}
@@ -258,11 +260,13 @@ mod tests {
             "sctp/eps",
             &[" ENDPT     SOCK   STY SST HBKT LPORT   UID INODE LADDRS", " 0 0 2 10 29 38412 0 7 0.0.0.0"],
         );
-        let used = read_port_use_from(proc.path()).unwrap();
+        let used = read_port_use_from(proc.path(), None).unwrap();
         assert_eq!(used.ephemeral, 32_768..=60_999);
         assert_eq!(used.reserved, [8080..=8080, 9148..=9150]);
         assert_eq!(used.taken, BTreeSet::from([8081, 53, 54, 6443, 38_412]), "TCP's listeners, not its connections");
+        let used = read_port_use_from(proc.path(), Some([22].into())).unwrap();
+        assert_eq!(used.taken, BTreeSet::from([22, 53, 54, 38_412]), "TCP's listeners are known");
         put("sys/net/ipv4/ip_local_reserved_ports", "nonsense\n");
-        assert!(matches!(read_port_use_from(proc.path()), Err(PortsError::Form { .. })));
+        assert!(matches!(read_port_use_from(proc.path(), None), Err(PortsError::Form { .. })));
     }
 }

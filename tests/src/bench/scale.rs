@@ -25,12 +25,13 @@ use super::{
     tables::Tables,
 };
 use cluster::{ENDPOINTS, NODES, SERVICES};
-use subject::Subject;
+use subject::{Programs, Subject};
 
 const START: &str = "scale/start_s";
 const RESTART: &str = "scale/restart_s";
 const RESTART_PAGED: &str = "scale/restart_paged_s";
 const RESTART_CPU: &str = "scale/restart_cpu_s";
+const UPGRADE: &str = "scale/upgrade_s";
 const RSS: &str = "scale/rss_mib";
 const PEAK: &str = "scale/rss_peak_mib";
 const PEAK_PAGED: &str = "scale/rss_peak_paged_mib";
@@ -47,11 +48,12 @@ const HEARTBEATS: &str = "scale/heartbeats_cpu_percent";
 const IDLE: &str = "scale/idle_cpu_percent";
 const RSS_AFTER: &str = "scale/rss_after_mib";
 
-const ALL: [&str; 19] = [
+const ALL: [&str; 20] = [
     START,
     RESTART,
     RESTART_PAGED,
     RESTART_CPU,
+    UPGRADE,
     RSS,
     PEAK,
     PEAK_PAGED,
@@ -161,7 +163,7 @@ fn ms(duration: Duration) -> f64 {
 
 /// The daemon's starts and what it takes for them.
 fn starts(subject: &mut Subject, extent: &Extent, several: bool, again: bool, results: &mut Results) -> Result<()> {
-    let (mut start, mut restart, mut paged, mut cpu) = (vec![], vec![], vec![], vec![]);
+    let (mut start, mut restart, mut paged, mut cpu, mut upgrade) = (vec![], vec![], vec![], vec![], vec![]);
     let (mut rss, mut peak, mut peak_paged) = (vec![], vec![], vec![]);
     let count = if several { extent.starts } else { 1 };
     for i in 0..count {
@@ -176,7 +178,7 @@ fn starts(subject: &mut Subject, extent: &Extent, several: bool, again: bool, re
     for i in 0..if again { 2 * extent.restarts } else { 0 } {
         let streaming = i % 2 == 1;
         subject.set_streaming(streaming);
-        let took = subject.restart()?.as_secs_f64();
+        let took = subject.restart(Programs::Ours)?.as_secs_f64();
         let taken = subject.cpu()?.as_secs_f64();
         thread::sleep(REST);
         let peaked = subject.memory_mib("VmHWM:")?;
@@ -190,10 +192,15 @@ fn starts(subject: &mut Subject, extent: &Extent, several: bool, again: bool, re
             peak_paged.push(peaked);
         }
     }
+    for _ in 0..if again { extent.restarts } else { 0 } {
+        upgrade.push(subject.restart(Programs::Others)?.as_secs_f64());
+        thread::sleep(REST);
+    }
     push(results, START, "s", start);
     push(results, RESTART, "s", restart);
     push(results, RESTART_PAGED, "s", paged);
     push(results, RESTART_CPU, "s", cpu);
+    push(results, UPGRADE, "s", upgrade);
     push(results, RSS, "MiB", rss);
     push(results, PEAK, "MiB", peak);
     push(results, PEAK_PAGED, "MiB", peak_paged);

@@ -164,8 +164,8 @@ impl Agent {
         self.entrance_by(self.site.cgroup.as_deref().map(open_procs).transpose()?, netns)
     }
 
-    /// The same with a cgroup's file that takes processes.
-    fn entrance_by(
+    /// The same with a cgroup's file that takes processes, or in the cgroup where the harness is.
+    pub(super) fn entrance_by(
         &self,
         procs: Option<File>,
         netns: BorrowedFd<'_>,

@@ -51,7 +51,7 @@ impl Invocation<'_> {
     /// # Errors
     /// A [`CniError`] that the plugin reported, or whatever kept it from running or from speaking the protocol.
     pub fn run(&self, node: &Place) -> Result<Value> {
-        let mut command = node.command(self.plugin)?;
+        let mut command = node.helper(self.plugin)?;
         command
             .env("CNI_COMMAND", self.command)
             .env("CNI_CONTAINERID", self.container_id)

@@ -131,13 +131,22 @@ impl Place {
 
     /// A command that will run in this network namespace and in the node's mount, host name and cgroup namespaces.
     pub fn command(&self, program: impl AsRef<OsStr>) -> io::Result<Command> {
+        Ok(Self::entering(program, self.agent.entrance(self.netns.as_fd())?))
+    }
+
+    /// The same but for the cgroup: a container runtime's helpers stay in the runtime's own. To move a process to another
+    /// takes the kernel some ten milliseconds.
+    pub(super) fn helper(&self, program: impl AsRef<OsStr>) -> io::Result<Command> {
+        Ok(Self::entering(program, self.agent.entrance_by(None, self.netns.as_fd())?))
+    }
+
+    fn entering(program: impl AsRef<OsStr>, enter: impl FnMut() -> io::Result<()> + Send + Sync + 'static) -> Command {
         let mut command = Command::new(program);
-        let enter = self.agent.entrance(self.netns.as_fd())?;
         // SAFETY: `enter` runs between fork and exec and makes only system calls: it neither allocates nor locks.
         unsafe { command.pre_exec(enter) };
         // setns into a mount namespace puts the process at its root anyway.
         command.current_dir("/");
-        Ok(command)
+        command
     }
 
     /// Runs a program here with the given input, whatever its status.

@@ -28,6 +28,15 @@ const MORE_NODES: usize = 100;
 /// How often the tables of a daemon that starts are looked at, which takes time from it on a small machine.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Whose programs a daemon finds at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Programs {
+    /// Those of its own version.
+    Ours,
+    /// Another version's.
+    Others,
+}
+
 /// A node with its daemon, and the cluster.
 pub struct Subject {
     lab: Lab,
@@ -96,9 +105,12 @@ impl Subject {
 
     /// Ends the daemon, changes some of the cluster, and starts it again: until all of that is in the tables. A Service
     /// that has gone tells that everything has been read, since nothing is removed before.
-    pub fn restart(&mut self) -> Result<Duration> {
+    pub fn restart(&mut self, found: Programs) -> Result<Duration> {
         const CHANGES: usize = 20;
         self.node().kill_daemon()?;
+        if found == Programs::Others {
+            self.node().disown_programs()?;
+        }
         let gone = self.replaced % SERVICES;
         let changed: BTreeSet<usize> = (1..=CHANGES).map(|i| (gone + i * 487) % SERVICES).collect();
         for &service in &changed {

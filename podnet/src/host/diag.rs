@@ -1,0 +1,79 @@
+//! The ports on which TCP's sockets listen, asked of the kernel's socket monitoring (sock_diag(7)): it looks at these
+//! alone, while for `/proc/net/tcp` it goes through the table of all connections of the machine.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+};
+use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+
+/// Reads them in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel has no `INET_DIAG`, or its answer isn't understood.
+pub(super) fn listening() -> io::Result<BTreeSet<u16>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut ports = BTreeSet::new();
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let request = InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::LISTEN,
+            socket_id,
+        };
+        let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
+        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        socket.send(&bytes, 0)?;
+        while !take_in(&socket.recv_from_full()?.0, &mut ports)? {}
+    }
+    Ok(ports)
+}
+
+/// Reads the messages of one datagram. Whether the last has come.
+fn take_in(datagram: &[u8], ports: &mut BTreeSet<u16>) -> io::Result<bool> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
+                ports.insert(found.header.socket_id.source_port);
+            }
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            _ => {}
+        }
+        // Messages are aligned to four bytes.
+        let length = (message.header.length as usize).next_multiple_of(4);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn listeners_are_told_and_connections_are_not() {
+        let listeners = ["127.0.0.1:0", "[::1]:0"].map(|addr| TcpListener::bind(addr).unwrap());
+        let ports = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
+        let connection = TcpStream::connect(("127.0.0.1", ports[0])).unwrap();
+        let found = listening().unwrap();
+        assert!(ports.iter().all(|port| found.contains(port)), "{ports:?}: {found:?}");
+        assert!(!found.contains(&connection.local_addr().unwrap().port()), "{found:?}");
+        drop(listeners);
+    }
+}
