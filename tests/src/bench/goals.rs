@@ -96,6 +96,10 @@ fn goals() -> Vec<Goal> {
             goals.push(Goal::ratio(row("clusterip"), row("direct"), Bound::AtLeast(0.99)));
         }
     }
+    for (metric, over_direct) in [("tcp_stream", 0.97), ("tcp_rr", 0.97), ("tcp_crr", 0.93)] {
+        let row = |way: &str| format!("{metric}/cross_node/{way}@vxlan");
+        goals.push(Goal::ratio(row("clusterip"), row("direct"), Bound::AtLeast(over_direct)));
+    }
     let outside = |metric: &str, what: &str| format!("{metric}/outside/{what}");
     let stream = |what: &str| outside("tcp_stream", what);
     goals.push(Goal::ratio(stream("nodeport_snat"), stream("far@routed"), Bound::AtLeast(0.9)));

@@ -7,6 +7,8 @@
 //! | `…/direct@routed` | plain routed veth pairs, no connection tracking |
 //! | `…/{direct,clusterip}@{iptables,nftables}-{1,10000}` | the same pairs with kube-proxy's rules |
 //! | `…/{direct,clusterip}@socket` | podnet with one service, whose pods' connections are translated at the socket |
+//! | `…/cross_node/{direct,clusterip}@vxlan` | podnet with one service and its tunnel between the nodes |
+//! | `…/cross_node/direct@routed-vxlan` | plain routing with a VXLAN device of the kernel's |
 //! | `udp_flows/{100,100000}@…` | so many flows in turn, from pod to pod on one node through the service |
 
 use std::time::Duration;
@@ -82,6 +84,12 @@ fn tcp_variants<'a>(metric: Metric, distance: Distance, topologies: &'a Topologi
     }
     variants.push(variant("direct@socket".into(), &[], Kind::Socket, Way::Direct));
     variants.push(variant("clusterip@socket".into(), &["direct@socket"], Kind::Socket, Way::ClusterIp));
+    if distance == Distance::CrossNode {
+        let routed = "direct@routed-vxlan";
+        variants.push(variant(routed.into(), &["direct@routed"], Kind::RoutedVxlan, Way::Direct));
+        variants.push(variant("direct@vxlan".into(), &[routed, "direct"], Kind::Vxlan, Way::Direct));
+        variants.push(variant("clusterip@vxlan".into(), &["direct@vxlan", routed], Kind::Vxlan, Way::ClusterIp));
+    }
     variants.push(variant("direct_host".into(), &[], PODNET, Way::DirectHost));
     variants.push(variant("clusterip_host".into(), &["direct_host"], PODNET, Way::ClusterIpHost));
     variants

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use podnet::config::SocketLb;
+use podnet::config::{Routing, SocketLb};
 use serde_json::json;
 
 use super::{
@@ -36,6 +36,9 @@ const DIRECT_PORT: u16 = 8080;
 const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 100);
 const SECOND_CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 101);
 
+/// What fits into a packet within VXLAN over IPv4, in bytes (RFC 7348).
+const VXLAN_MTU: u32 = 1450;
+
 /// Settings of every namespace that has clients, in all topologies alike: room for short connections. The range of ports
 /// is the kernel's default, as on most nodes.
 const CLIENT_SETTINGS: [(&str, &str); 2] =
@@ -56,8 +59,12 @@ pub enum Kind {
     Podnet(usize),
     /// podnet with one service, which translates pods' connections at the socket.
     Socket,
+    /// podnet with one service, whose nodes reach each other's pods through the tunnel.
+    Vxlan,
     /// Routing only: no services, no connection tracking.
     Routed,
+    /// The same through a VXLAN device of the kernel's, as other systems set it up.
+    RoutedVxlan,
     /// kube-proxy's rules for so many services.
     KubeProxy(Mode, usize),
 }
@@ -77,7 +84,9 @@ impl fmt::Display for Kind {
         match self {
             Self::Podnet(n) => write!(f, "podnet-{n}"),
             Self::Socket => write!(f, "socket"),
+            Self::Vxlan => write!(f, "vxlan"),
             Self::Routed => write!(f, "routed"),
+            Self::RoutedVxlan => write!(f, "routed-vxlan"),
             Self::KubeProxy(Mode::Iptables, n) => write!(f, "iptables-{n}"),
             Self::KubeProxy(Mode::Nftables, n) => write!(f, "nftables-{n}"),
         }
@@ -136,12 +145,13 @@ impl Way {
             Distance::ALL.into_iter().flat_map(|distance| ways.iter().map(move |way| way(distance))).collect()
         };
         let mut ways = inside(&[Self::Direct, Self::DirectHost]);
-        ways.push(Self::ToOutside);
         match kind {
-            Kind::Routed => ways.extend([Self::ToNear, Self::ToFar, Self::ToFarOneWay]),
-            Kind::Podnet(_) | Kind::Socket | Kind::KubeProxy(..) => {
+            Kind::Routed => ways.extend([Self::ToOutside, Self::ToNear, Self::ToFar, Self::ToFarOneWay]),
+            Kind::RoutedVxlan => {}
+            Kind::Podnet(_) | Kind::Socket | Kind::Vxlan | Kind::KubeProxy(..) => {
                 ways.extend(inside(&[Self::ClusterIp, Self::ClusterIpHost]));
                 ways.extend([NodePort::Snat, NodePort::Local].map(Self::ToNodePort));
+                ways.push(Self::ToOutside);
             }
         }
         if matches!(kind, Kind::Podnet(_)) {
@@ -174,9 +184,13 @@ impl Topology {
         let lab = match kind {
             Kind::Podnet(_) => builder.build()?,
             Kind::Socket => builder.config(|_, config| config.socket_lb = SocketLb::All).build()?,
-            Kind::Routed | Kind::KubeProxy(..) => builder
+            Kind::Vxlan => builder.config(|_, config| config.routing = Routing::Vxlan).build()?,
+            Kind::Routed | Kind::RoutedVxlan | Kind::KubeProxy(..) => builder
                 .daemons(false)
-                .plugin(|node, plugin| {
+                .plugin(move |node, plugin| {
+                    if kind == Kind::RoutedVxlan {
+                        plugin.insert("mtu".into(), json!(VXLAN_MTU));
+                    }
                     plugin.insert("datapath".into(), json!("none"));
                     plugin.insert("podCIDRs".into(), json!([format!("10.244.{}.0/24", node + 1)]));
                 })
@@ -188,7 +202,7 @@ impl Topology {
         let servers = Servers { near: ips[0], far: ips[3] };
         match kind {
             Kind::Podnet(services) => services::load_podnet(&lab, &servers, services)?,
-            Kind::Socket => services::load_podnet(&lab, &servers, 1)?,
+            Kind::Socket | Kind::Vxlan => services::load_podnet(&lab, &servers, 1)?,
             Kind::KubeProxy(mode, services) => {
                 route_nodes(&lab)?;
                 services::load_rules(&lab, mode, &servers, services)?;
@@ -197,6 +211,7 @@ impl Topology {
                 route_nodes(&lab)?;
                 route_outside(&lab, ips[2])?;
             }
+            Kind::RoutedVxlan => tunnel_nodes(&lab)?,
         }
         let nodes = lab.nodes().iter().map(|node| &node.place);
         for place in nodes.chain(pods.iter().map(|pod| &pod.place)).chain([lab.client()]) {
@@ -289,6 +304,27 @@ fn route_nodes(lab: &Lab) -> Result<()> {
         let (node, other) = (lab.node(node), lab.node(other));
         node.place.ip(&format!("route add {} via {}\n", other.pod_cidrs()[0], other.ip(Family::V4)))?;
         ROUTER_SETTINGS.iter().try_for_each(|(name, value)| node.place.set_sysctl(name, value))?;
+    }
+    Ok(())
+}
+
+/// Makes routers of the nodes, which send what is for each other's pods through VXLAN devices that know their peers.
+fn tunnel_nodes(lab: &Lab) -> Result<()> {
+    for (node, other) in [(1, 2), (2, 1)] {
+        let [here, there] = [node, other].map(|number| lab.node(number - 1));
+        let (local, remote) = (here.ip(Family::V4), there.ip(Family::V4));
+        let [mac, peer] = [node, other].map(|number| format!("02:00:00:00:00:{number:02x}"));
+        let gateway = format!("10.244.{other}.0");
+        here.place.ip(&format!(
+            "link add vxlan0 address {mac} mtu {VXLAN_MTU} type vxlan id 1 dstport 8472 local {local} dev eth0 nolearning\n\
+             addr add 10.244.{node}.0/32 dev vxlan0\n\
+             link set vxlan0 up\n\
+             neigh add {gateway} dev vxlan0 lladdr {peer} nud permanent\n\
+             route add {} via {gateway} dev vxlan0 onlink\n",
+            there.pod_cidrs()[0],
+        ))?;
+        here.place.run("bridge", &["fdb", "append", &peer, "dev", "vxlan0", "dst", &remote.to_string()])?;
+        ROUTER_SETTINGS.iter().try_for_each(|(name, value)| here.place.set_sysctl(name, value))?;
     }
     Ok(())
 }
