@@ -3,7 +3,6 @@
 use std::net::TcpListener;
 
 use anyhow::{Context as _, Result, ensure};
-use podnet::config::Kubernetes;
 use podnet::model::{Kind, ObjectKey};
 use podnet::source::kubernetes::{About, KubernetesSource, Note};
 use podnet_tests::api::{Abilities, Api, Mood};
@@ -11,6 +10,8 @@ use podnet_tests::lab::{Lab, NetNs, PATIENCE, Service, wait_until};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
+
+use super::asked;
 
 struct Site {
     api: Api,
@@ -21,13 +22,7 @@ struct Site {
 
 impl Site {
     fn new(abilities: Abilities, objects: &[Value]) -> Result<Self> {
-        let api = Api::serve(TcpListener::bind("127.0.0.1:0")?, abilities)?;
-        objects.iter().for_each(|object| api.apply(object.clone()));
-        let directory = tempfile::tempdir()?;
-        let kubeconfig = directory.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, api.kubeconfig())?;
-        let settings = Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() };
-        let source = KubernetesSource::start(&settings, "n1")?;
+        let (api, source, directory) = asked(abilities, objects)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { api, source, runtime, _directory: directory })
     }

@@ -1,11 +1,9 @@
 //! The source against a scripted server: whatever happens on the way, it comes to what a fresh list has.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use podnet::config::Kubernetes;
 use podnet::model::{Kind, Object, ObjectKey, raw};
 use podnet::source::Batch;
 use podnet::source::kubernetes::KubernetesSource;
@@ -16,6 +14,8 @@ use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
+
+use super::asked;
 
 /// A server in a namespace of its own, and a source that asks it.
 struct Site {
@@ -29,13 +29,7 @@ struct Site {
 
 impl Site {
     fn new(abilities: Abilities, objects: &[Value]) -> Result<Self> {
-        let api = Api::serve(TcpListener::bind("127.0.0.1:0")?, abilities)?;
-        objects.iter().for_each(|object| api.apply(object.clone()));
-        let directory = tempfile::tempdir()?;
-        let kubeconfig = directory.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, api.kubeconfig())?;
-        let source =
-            KubernetesSource::start(&Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() }, "n1")?;
+        let (api, source, directory) = asked(abilities, objects)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { api, source, runtime, seen: BTreeMap::new(), synced: false, _directory: directory })
     }

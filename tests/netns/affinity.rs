@@ -87,7 +87,7 @@ fn a_client_stays_with_its_backend(site: &Site) -> Result<()> {
         site.up(&service, mode, &web)?;
         for (family, transport) in Transport::over_all() {
             let what = || format!("mode {mode}, {transport}/{family}");
-            let at_node = (site.lab.node(0).ip(family), service.at_nodes()).into();
+            let at_node = service.at(site.lab.node(0), family);
             let at_vip = (vips(number)[family as usize], 80).into();
             for to in [at_node, at_vip] {
                 site.lab.client().reaches(transport, to, &WEB).with_context(what)?;

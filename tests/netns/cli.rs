@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use podnet::config::Xdp;
-use podnet_tests::lab::{Endpoint, Lab, Node, Pod, Service, eventually};
+use podnet_tests::lab::{Endpoint, Lab, Node, Pod, Service, client_ip, eventually};
 use podnet_tests::traffic::{Ask, Family, Flow, Server, Transport};
 use serde_json::{Value, json};
 
@@ -25,14 +25,6 @@ fn rows(value: Value) -> Result<Vec<Value>> {
 fn targets(frontend: &Value) -> Vec<Value> {
     let choices = frontend["choices"].as_array().into_iter().flatten();
     choices.flat_map(|choice| choice["targets"].as_array().cloned().unwrap_or_default()).collect()
-}
-
-/// The outside client's address.
-fn client_ip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => [172, 30, 0, 100].into(),
-        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
-    }
 }
 
 fn warnings(node: &Node) -> Result<Vec<String>> {

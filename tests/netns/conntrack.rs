@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, wait_until};
+use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
 /// Between messages of a stream.
@@ -39,7 +39,7 @@ impl Site {
 
     /// A client of every kind, and where it finds the service.
     fn clients(&self, service: &Service, family: Family) -> [(&Place, SocketAddr); 5] {
-        let node = at(self.lab.node(0), service, family);
+        let node = service.at(self.lab.node(0), family);
         [
             (self.lab.client(), node),
             (&self.inside.place, service.addr(family)),
@@ -48,10 +48,6 @@ impl Site {
             (&self.lab.node(1).place, node),
         ]
     }
-}
-
-fn at(node: &Node, service: &Service, family: Family) -> SocketAddr {
-    (node.ip(family), service.at_nodes()).into()
 }
 
 fn numbered(number: u8) -> Service {

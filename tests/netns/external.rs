@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, vips};
+use podnet_tests::lab::{Lab, Place, Pod, Service, client_ip, eventually, vips};
 use podnet_tests::traffic::{Ask, Family, Outcome, Ping, PingAnswer, Server, Transport};
 
 /// Where the pods listen.
@@ -47,14 +47,6 @@ impl Site {
             _ => self.lab.node(0).ip(family),
         };
         Outcome::answer(backend.name(), seen)
-    }
-}
-
-/// The outside client's address.
-fn client_ip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => [172, 30, 0, 100].into(),
-        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
     }
 }
 

@@ -1,12 +1,12 @@
 //! Fragments follow their packet's first one, whatever way that takes.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, vips};
+use podnet_tests::lab::{Lab, Place, Pod, Service, client_ip, eventually, vips};
 use podnet_tests::traffic::{Ask, Family, Frames, Transport, fragments, udp_frame};
 use socket2::{Protocol, Type};
 
@@ -67,15 +67,7 @@ impl Site {
     }
 
     fn at(&self, service: &Service, family: Family) -> SocketAddr {
-        (self.lab.node(0).ip(family), service.at_nodes()).into()
-    }
-}
-
-/// The outside client's address.
-fn client_ip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => [172, 30, 0, 100].into(),
-        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
+        service.at(self.lab.node(0), family)
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Endpoint, Lab, Node, Place, Pod, Service};
+use podnet_tests::lab::{Endpoint, Lab, Node, Place, Pod, Service, client_ip};
 use podnet_tests::traffic::{Ask, Family, Outcome, Transport};
 use serde_json::json;
 
@@ -38,19 +38,6 @@ impl Site {
         let clients = [lab.node(0).add_pod("client-1")?, lab.node(1).add_pod("client-2")?];
         Ok(Self { web, clients, lab })
     }
-}
-
-/// The outside client's address.
-fn client_ip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => [172, 30, 0, 100].into(),
-        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
-    }
-}
-
-/// Where a Service is on a node.
-fn at(node: &Node, service: &Service, family: Family) -> SocketAddr {
-    (node.ip(family), service.at_nodes()).into()
 }
 
 #[test]
@@ -95,7 +82,7 @@ fn backends_see_the_client_where_the_mode_says_so(site: &Site) -> Result<()> {
                 _ => node.ip(family),
             };
             let expected = Outcome::answer(backend.name(), seen);
-            let found = site.lab.client().expect(transport, at(node, &service, family), &expected);
+            let found = site.lab.client().expect(transport, service.at(node, family), &expected);
             found.with_context(|| format!("mode {mode}"))?;
         }
     }
@@ -110,7 +97,7 @@ fn pods_and_hosts_use_node_ports_of_any_node(site: &Site) -> Result<()> {
         for place in &places {
             for node in lab.nodes() {
                 for (family, transport) in Transport::over_all() {
-                    let seen = place.reaches(transport, at(node, &service, family), &[backend.name()]);
+                    let seen = place.reaches(transport, service.at(node, family), &[backend.name()]);
                     let seen = seen.with_context(|| format!("mode {mode}"))?;
                     let own = backend.ip(family);
                     ensure!(seen != own, "{transport}/{family} from {}: the source is the backend's own", place.name());
@@ -127,7 +114,7 @@ fn requests_are_spread_over_local_and_remote_backends(site: &Site) -> Result<()>
         service.apply(&site.lab, Some(mode))?;
         service.set_endpoints(&site.lab, &site.web.iter().collect::<Vec<_>>())?;
         for (family, transport) in Transport::over_all() {
-            let to = at(site.lab.node(0), &service, family);
+            let to = service.at(site.lab.node(0), family);
             site.lab.client().reaches(transport, to, &WEB)?;
             let mut counts = BTreeMap::<String, u32>::new();
             for _ in 0..90 {
@@ -155,7 +142,7 @@ fn every_address_of_the_node_serves_unless_the_setting_says_which(site: &Site) -
         for (family, transport) in Transport::over_all() {
             let port = service.at_nodes();
             let loopback = (family.loopback(), port).into();
-            site.lab.client().reaches(transport, at(node, &service, family), &["web-1"])?;
+            site.lab.client().reaches(transport, service.at(node, family), &["web-1"])?;
             let more = (second(node, family), port).into();
             for place in [site.lab.client(), &node.place, &site.clients[0].place] {
                 if node.name() == "node1" {
@@ -244,7 +231,7 @@ fn backends_may_be_processes_of_hosts(site: &Site) -> Result<()> {
         service.set_endpoints(lab, &[Endpoint::host(backend)])?;
         for (family, transport) in Transport::over_all() {
             for place in [lab.client(), &site.clients[0].place, &site.clients[1].place, &near.place, &far.place] {
-                for to in [service.addr(family), at(near, &service, family), at(far, &service, family)] {
+                for to in [service.addr(family), service.at(near, family), service.at(far, family)] {
                     // ClusterIPs are for the cluster.
                     if to != service.addr(family) || place.name() != lab.client().name() {
                         place.reaches(transport, to, &[backend.name()])?;

@@ -38,7 +38,7 @@ impl Site {
     }
 
     fn at(&self, service: &Service, family: Family) -> SocketAddr {
-        (self.lab.node(0).ip(family), service.at_nodes()).into()
+        service.at(self.lab.node(0), family)
     }
 
     /// Gives the link between the two routers, on the way to the far machine, this MTU.

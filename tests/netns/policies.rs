@@ -1,12 +1,12 @@
 //! Traffic policies: which endpoints a node's clients get, and what becomes of them when there is none for them.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Endpoint, Lab, Place, Pod, Service, eventually, manifest, vips, wait_until};
+use podnet_tests::lab::{Endpoint, Lab, Place, Pod, Service, client_ip, eventually, manifest, vips, wait_until};
 use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
 use serde_json::json;
 
@@ -43,14 +43,6 @@ impl Site {
 
     fn endpoints(&self, names: &[&str]) -> Vec<Endpoint> {
         names.iter().map(|name| self.endpoint(name)).collect()
-    }
-}
-
-/// The outside client's address.
-fn client_ip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => [172, 30, 0, 100].into(),
-        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
     }
 }
 

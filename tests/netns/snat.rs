@@ -1,11 +1,10 @@
 //! Source NAT under load: tens of thousands of flows, too few ports, a full connection table.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Node, Pod, Service, wait_until};
+use podnet_tests::lab::{Lab, Pod, Service, wait_until};
 use podnet_tests::traffic::{Ask, Crowd, CrowdServer, Family, Stream, Transport};
 
 /// Where servers listen.
@@ -21,10 +20,6 @@ fn service(lab: &Lab, number: u8, target: u16, backend: &Pod) -> Result<Service>
     service.apply(lab, None)?;
     service.set_endpoints(lab, &[backend])?;
     Ok(service)
-}
-
-fn at(node: &Node, service: &Service, family: Family) -> SocketAddr {
-    (node.ip(family), service.at_nodes()).into()
 }
 
 fn crowd_servers(pod: &Pod) -> Result<Vec<CrowdServer>> {
@@ -77,7 +72,7 @@ impl Site {
         count: usize,
         patience: Duration,
     ) -> Result<Crowd> {
-        Crowd::open(self.lab.client(), transport, at(self.lab.node(0), service, family), count, patience)
+        Crowd::open(self.lab.client(), transport, service.at(self.lab.node(0), family), count, patience)
     }
 
     fn exhausted(&self) -> Result<u64> {
@@ -130,7 +125,7 @@ fn ports_that_run_out_are_counted_and_come_back() -> Result<()> {
     let _servers: Vec<_> = backends.iter().map(crowd_servers).collect::<Result<_>>()?;
     let services = [service(&lab, 20, CROWD, &backends[0])?, service(&lab, 21, CROWD, &backends[1])?];
     let open = |service: &Service, transport, family, count| {
-        Crowd::open(lab.client(), transport, at(node, service, family), count, Duration::from_secs(2))
+        Crowd::open(lab.client(), transport, service.at(node, family), count, Duration::from_secs(2))
     };
     let exhausted = || -> Result<u64> { Ok(node.drops()?.get("snat_exhausted").copied().unwrap_or(0)) };
     for (family, transport) in Transport::over_all() {
@@ -170,7 +165,7 @@ fn a_full_connection_table_refuses_new_flows_and_keeps_those_it_has() -> Result<
     let mut streams = Vec::new();
     for (family, transport) in Transport::over_all() {
         for (service, server) in [(&near, "near"), (&far, "far")] {
-            for (place, to) in [(lab.client(), at(node, service, family)), (&client.place, service.addr(family))] {
+            for (place, to) in [(lab.client(), service.at(node, family)), (&client.place, service.addr(family))] {
                 place.reaches(transport, to, &[server])?;
                 let what = format!("{transport} from {} to {to}", place.name());
                 streams.push((what, Stream::start(place, transport, to, Duration::from_millis(5))?));
@@ -186,7 +181,7 @@ fn a_full_connection_table_refuses_new_flows_and_keeps_those_it_has() -> Result<
     };
     flow(50)?;
     let full = || -> Result<u64> { Ok(node.drops()?.get("conntrack_full").copied().unwrap_or(0)) };
-    let to = at(node, &filling, Family::V4);
+    let to = filling.at(node, Family::V4);
     wait_until("the service is there", || {
         Ok(Crowd::open(lab.client(), Transport::Tcp, to, 1, Duration::from_millis(300))?.opened() == 1)
     })?;
@@ -195,7 +190,7 @@ fn a_full_connection_table_refuses_new_flows_and_keeps_those_it_has() -> Result<
     ensure!(crowd.failed() > 0 && crowd.opened() > 1000, "{} opened, {} failed", crowd.opened(), crowd.failed());
     ensure!(full()? > 0, "it is not counted: {:?}", node.drops()?);
     flow(100).context("while the table is full")?;
-    let refused = Ask::new(Transport::Tcp, at(node, &near, Family::V6)).timeout(Duration::from_millis(300));
+    let refused = Ask::new(Transport::Tcp, near.at(node, Family::V6)).timeout(Duration::from_millis(300));
     ensure!(refused.from(lab.client()).is_err(), "there is still room");
     crowd.check().context("the flows that filled the table")?;
     for (what, stream) in streams {
@@ -205,7 +200,7 @@ fn a_full_connection_table_refuses_new_flows_and_keeps_those_it_has() -> Result<
     // What has ended makes room.
     drop(crowd);
     for (family, transport) in Transport::over_all() {
-        wait_until("there is room again", || Ok(lab.client().ask(transport, at(node, &near, family)).is_ok()))?;
+        wait_until("there is room again", || Ok(lab.client().ask(transport, near.at(node, family)).is_ok()))?;
     }
     Ok(())
 }

@@ -372,7 +372,7 @@ fn the_nodes_own_ports_are_translated_at_the_socket() -> Result<()> {
     let service = Service::new("nodes", 11, 80, TARGET).node_port(30_080);
     site.serve(&service, None, &site.web)?;
     for family in Family::ALL {
-        let to = SocketAddr::from((site.node().ip(family), service.at_nodes()));
+        let to = service.at(site.node(), family);
         let unspecified =
             SocketAddr::from((if family == Family::V4 { "0.0.0.0" } else { "::" }.parse::<IpAddr>()?, to.port()));
         for place in [&site.client.place, &site.node().place] {
@@ -386,7 +386,7 @@ fn the_nodes_own_ports_are_translated_at_the_socket() -> Result<()> {
             place.expect(Transport::Tcp, unspecified, &Outcome::Refused)?;
         }
         // Another node's are that node's.
-        let to = SocketAddr::from((site.lab.node(1).ip(family), service.at_nodes()));
+        let to = service.at(site.lab.node(1), family);
         let (_, added) =
             Counts::added(site.node(), || site.client.place.reaches(Transport::Tcp, to, &["web-0", "web-1"]))?;
         ensure!(added.connects == 0, "to another node: {added:?}");

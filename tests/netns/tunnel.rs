@@ -203,7 +203,7 @@ fn what_is_large_goes_through(site: &Site) -> Result<()> {
             old.place.exchanges_much(to)?;
             lab.node(0).place.exchanges_much(to)?;
         }
-        lab.client().exchanges_much((lab.node(0).ip(family), service.at_nodes()).into())?;
+        lab.client().exchanges_much(service.at(lab.node(0), family))?;
     }
     service.delete(lab)?;
     host.delete(lab)
@@ -268,12 +268,12 @@ fn flows_outlive_daemons(site: &Site) -> Result<()> {
     for (family, transport) in Transport::over_all() {
         let pod = &site.pods[0].place;
         pod.reaches(transport, service.addr(family), &["on-node2"])?;
-        lab.client().reaches(transport, (lab.node(0).ip(family), service.at_nodes()).into(), &["on-node2"])?;
+        lab.client().reaches(transport, service.at(lab.node(0), family), &["on-node2"])?;
         for (place, to) in [
             (pod, site.pods[1].addr(family, TARGET)),
             (pod, service.addr(family)),
             (&lab.node(0).place, site.pods[1].addr(family, TARGET)),
-            (lab.client(), (lab.node(0).ip(family), service.at_nodes()).into()),
+            (lab.client(), service.at(lab.node(0), family)),
         ] {
             streams.push(Stream::start(place, transport, to, Duration::from_millis(1))?);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use podnet::config::Xdp;
-use podnet_tests::lab::{Lab, Pod, Service, eventually};
+use podnet_tests::lab::{Lab, Pod, Service, client_ip, eventually};
 use podnet_tests::traffic::{Ask, Family, Frames, Transport, udp_frame};
 
 const ARRIVES: Duration = Duration::from_secs(2);
@@ -53,13 +53,6 @@ impl<'a> Outside<'a> {
         bad |= self.into.expect(STRAYS, |frame| frame.ends_with(b"bad"))?.is_some();
         ensure!(!bad, "{what}: it arrived");
         Ok(())
-    }
-}
-
-fn client_ip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => [172, 30, 0, 100].into(),
-        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
     }
 }
 

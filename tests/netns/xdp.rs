@@ -1,12 +1,11 @@
 //! XDP on the uplinks: what it finishes by itself never reaches the stack, and everything else is as without it.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet::config::Xdp;
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Node, Pod, Service, eventually, wait_until};
+use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Frames, Outcome, Stream, Transport};
 
 /// Where the pods listen.
@@ -31,18 +30,6 @@ impl Site {
         service.set_endpoints(&self.lab, &[&self.backends[backend]])?;
         Ok(service)
     }
-}
-
-/// The outside client's address.
-fn client_ip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => [172, 30, 0, 100].into(),
-        Family::V6 => [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(),
-    }
-}
-
-fn at(node: &Node, service: &Service, family: Family) -> SocketAddr {
-    (node.ip(family), service.at_nodes()).into()
 }
 
 /// Names of XDP modes as iproute2 shows them: `xdp` in the driver, `xdpgeneric` before the stack.
@@ -103,7 +90,7 @@ fn it_finishes_established_flows_to_remote_backends(site: &Site) -> Result<()> {
     for (number, mode) in (20..).zip(["auto", "snat", "preserve"]) {
         let service = site.service(number, mode, 1)?;
         for (family, transport) in Transport::over_all() {
-            let to = at(node, &service, family);
+            let to = service.at(node, family);
             let what = || format!("mode {mode}, {transport}/{family}");
             let seen = if mode == "preserve" { client_ip(family) } else { node.ip(family) };
             client.expect(transport, to, &Outcome::answer("far", seen)).with_context(what)?;
@@ -136,7 +123,7 @@ fn everything_else_is_as_without_it(site: &Site) -> Result<()> {
         let service = site.service(number, mode, backend)?;
         let name = ["near", "far"][backend];
         for (family, transport) in Transport::over_all() {
-            let to = at(node, &service, family);
+            let to = service.at(node, family);
             let what = || format!("mode {mode}, {name} backend, {transport}/{family}");
             client.reaches(transport, to, &[name]).with_context(what)?;
             pod.place.reaches(transport, service.addr(family), &[name]).with_context(what)?;
@@ -156,7 +143,7 @@ fn everything_else_is_as_without_it(site: &Site) -> Result<()> {
             }
             client.ping(node.ip(family))?;
         }
-        let stream = Stream::start(client, Transport::Tcp, at(node, &service, Family::V4), Duration::from_millis(1))?;
+        let stream = Stream::start(client, Transport::Tcp, service.at(node, Family::V4), Duration::from_millis(1))?;
         wait_until("200 messages", || Ok(stream.answered() >= 200))?;
         // An established flow outlives its daemon, also in XDP.
         let goes_on = |what: &str| {

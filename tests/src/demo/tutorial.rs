@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cluster::{Cluster, SOURCE_IP_APP};
 use super::report::SourceRow;
-use crate::lab::{Node, Place, eventually};
+use crate::lab::{Node, Place, client_ip, eventually};
 use crate::traffic::{Family, Outcome, Transport, http_get};
 
 /// What the table says where nobody may answer.
@@ -95,8 +95,8 @@ impl<'a> Tutorial<'a> {
                 for (index, what) in [(0, "the pod's node"), (1, "the other node")] {
                     let node = self.node(index);
                     let kept = mode == "preserve" || index == 0;
-                    let expected = if kept { client_ip(self.cluster, family)? } else { node.ip(family) };
-                    let frontend = (node.ip(family), service.at_nodes()).into();
+                    let expected = if kept { client_ip(family) } else { node.ip(family) };
+                    let frontend = service.at(node, family);
                     self.ask(
                         &format!("client (outside), asks {what}"),
                         self.cluster.lab.client(),
@@ -120,8 +120,8 @@ impl<'a> Tutorial<'a> {
         service.apply(&self.cluster.lab, None)?;
         for family in Family::ALL {
             for (index, what) in [(0, "the pod's node"), (1, "the other node")] {
-                let expected = if index == 0 { Some(client_ip(self.cluster, family)?) } else { None };
-                let frontend = (self.node(index).ip(family), service.at_nodes()).into();
+                let expected = if index == 0 { Some(client_ip(family)) } else { None };
+                let frontend = service.at(self.node(index), family);
                 self.ask(
                     &format!("client (outside), asks {what}"),
                     self.cluster.lab.client(),
@@ -140,7 +140,7 @@ impl<'a> Tutorial<'a> {
         for family in Family::ALL {
             for index in [0, 1] {
                 let node = self.node(index);
-                let expected = if index == 0 { client_ip(self.cluster, family)? } else { node.ip(family) };
+                let expected = if index == 0 { client_ip(family) } else { node.ip(family) };
                 self.balanced(node, family, "auto", Some(expected))?;
             }
         }
@@ -168,7 +168,7 @@ impl<'a> Tutorial<'a> {
                     healthy.push(node);
                 }
             }
-            let expected = client_ip(self.cluster, family)?;
+            let expected = client_ip(family);
             healthy.into_iter().try_for_each(|node| self.balanced(node, family, "auto, Local", Some(expected)))?;
         }
         said.truncate(2);
@@ -185,11 +185,4 @@ impl<'a> Tutorial<'a> {
         self.ask(&what, client, (ip, service.port()).into(), mode, expected);
         Ok(())
     }
-}
-
-/// The outside client's own address.
-fn client_ip(cluster: &Cluster, family: Family) -> Result<IpAddr> {
-    // A socket that is connected to a node knows it.
-    let node = SocketAddr::new(cluster.lab.node(0).ip(family), 9);
-    Ok(crate::traffic::Ask::new(Transport::Udp, node).connected().open(cluster.lab.client())?.local()?.ip())
 }

@@ -192,7 +192,7 @@ impl Builder {
 
     /// Builds the cluster and waits until the daemons are ready.
     pub fn build(self) -> Result<Lab> {
-        ensure!((1..100).contains(&self.nodes), "a lab has 1 to 99 nodes");
+        ensure!((1..CLIENT).contains(&self.nodes), "a lab has 1 to 99 nodes");
         ensure!(nix::unistd::geteuid().is_root(), "the lab makes network namespaces: run it as root");
         let binaries = Arc::new(Binaries::find()?);
         let scrap = Scrap::new()?;
@@ -202,7 +202,7 @@ impl Builder {
         let api = self.api.map(|abilities| serve_api(&fabric, abilities)).transpose()?;
         let client = self.client.then(|| outside("client")).transpose()?;
         if let Some(client) = &client {
-            self.connect(&fabric, client, 100, false)?;
+            self.connect(&fabric, client, CLIENT, false)?;
         }
         let far = self.far.then(|| self.connect_far(&fabric, outside("far")?, outside("router")?)).transpose()?;
         let nodes = (0..self.nodes)
@@ -346,6 +346,14 @@ pub(super) fn machine(scrap: &Scrap, program: &Path, name: &str) -> Result<Place
     let run = scrap.dir.join(name);
     fs::create_dir(&run)?;
     place(program, name, None, &run)
+}
+
+/// The number of the client outside in its addresses, which are those of no node.
+const CLIENT: usize = 100;
+
+/// The address of the client outside.
+pub fn client_ip(family: Family) -> IpAddr {
+    address(family, CLIENT)
 }
 
 /// Address of machine `number` on the nodes' link.

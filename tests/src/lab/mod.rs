@@ -46,7 +46,7 @@ use serde_json::Value;
 
 pub use agent::serve as serve_agent;
 pub use binaries::{BIN_DIR, Binaries};
-pub use build::{Builder, Families};
+pub use build::{Builder, Families, client_ip};
 pub use cases::{Case, run_cases};
 pub use cni::{CniError, Invocation};
 pub use control_plane::ControlPlane;

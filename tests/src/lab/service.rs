@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::manifest::{self, Port};
-use super::{AsEndpoint, Endpoint, Lab};
+use super::{AsEndpoint, Endpoint, Lab, Node};
 use crate::traffic::Family;
 
 /// How many endpoints Kubernetes puts into a slice at most.
@@ -164,6 +164,11 @@ impl Service {
     /// Its port on the nodes; 0 if it has none.
     pub fn at_nodes(&self) -> u16 {
         self.number("nodePort")
+    }
+
+    /// Where it is on a node.
+    pub fn at(&self, node: &Node, family: Family) -> SocketAddr {
+        (node.ip(family), self.at_nodes()).into()
     }
 
     /// The load balancer's address of a family, if it has one.
