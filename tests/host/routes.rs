@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use podnet::config::Routing;
 use podnet::host::tunnel::Prepared;
 use podnet::host::watch::{Debounce, Watcher};
@@ -42,7 +43,8 @@ fn node2() -> RemoteNode {
 
 /// Brings the routes into line with other nodes on the link.
 async fn sync(host: &Host, nodes: &[RemoteNode], addresses: &[IpAddr]) -> NodeRoutes {
-    let network = NodeNetwork { name: "node1", addresses, mtu: 1500, routing: Routing::Direct, nodes };
+    let routing = Routing::Direct;
+    let network = NodeNetwork { name: "node1", addresses, mtu: 1500, routing, pod_cidrs: &[], nodes };
     host.sync_node_routes(&host.snapshot().await.unwrap(), &network, Prepared::default()).await.unwrap()
 }
 
@@ -119,6 +121,35 @@ fn only_podnets_own_routes_are_touched() {
         assert!(ip("route show 10.244.2.0/24").contains("172.30.0.9"));
         assert!(ip("-6 route show fd00:244:9::/64").contains("fd00:30::9"));
         assert!(ip("route show 10.244.1.5").contains("eth0"));
+    });
+}
+
+#[test]
+fn what_no_pod_has_of_this_nodes_cidrs_is_unreachable() {
+    let (near, _far) = two_nodes();
+    in_netns(&near, || async {
+        let host = open();
+        ip("route add default via 172.30.0.254");
+        ip("-6 route add default via fd00:30::fe");
+        ip("route add 10.244.1.5/32 dev eth0");
+        let cidrs: Vec<IpNetwork> = ["10.244.1.0/24", "fd00:244:1::/64"].map(|c| c.parse().unwrap()).into();
+        let network = NodeNetwork { name: "node1", pod_cidrs: &cidrs, ..NodeNetwork::default() };
+        for changed in [2, 0] {
+            let snapshot = host.snapshot().await.unwrap();
+            let routes = host.sync_node_routes(&snapshot, &network, Prepared::default()).await.unwrap();
+            assert!(routes.errors.is_empty() && routes.changed == changed, "{routes:?}");
+        }
+        let refused = |to: &str| std::net::UdpSocket::bind("[::]:0").unwrap().connect((to, 9)).unwrap_err().kind();
+        assert_eq!(refused("fd00:244:1::9"), std::io::ErrorKind::HostUnreachable);
+        let v4 = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(v4.connect("10.244.1.9:9").unwrap_err().kind(), std::io::ErrorKind::HostUnreachable);
+        v4.connect("10.244.1.5:9").expect("a pod's own route");
+        // Whatever else somebody has there.
+        ip("route add 10.244.1.0/24 via 172.30.0.254 metric 100");
+        v4.connect("10.244.1.9:9").expect("another's route");
+        assert_eq!(host.remove_node_routes().await.unwrap(), 2);
+        assert_eq!(ip("route show type unreachable") + &ip("-6 route show type unreachable"), "");
+        assert!(ip("route show 10.244.1.0/24").contains("172.30.0.254"));
     });
 }
 

@@ -1,8 +1,10 @@
 //! Pods, nodes and the outside reach each other without translation.
 
+use std::io::ErrorKind;
+
 use anyhow::{Context, Result, ensure};
-use podnet_tests::lab::{Families, Lab, Pod, eventually};
-use podnet_tests::traffic::Family;
+use podnet_tests::lab::{Families, Lab, Pod, client_ip, eventually};
+use podnet_tests::traffic::{Ask, Family, Transport};
 
 /// Waits for the routes between the nodes, which come with the Node objects.
 fn routes_are_there(from: &Pod, to: &Pod, family: Family) -> Result<()> {
@@ -60,12 +62,41 @@ fn a_machine_with_a_route_reaches_pods_and_is_reached() -> Result<()> {
     for family in Family::ALL {
         let gateway = lab.node(0).ip(family);
         client.ip(&format!("route add {} via {gateway}\n", lab.node(0).pod_cidrs()[family as usize]))?;
-        let own = match family {
-            Family::V4 => "172.30.0.100",
-            Family::V6 => "fd00:30::100",
-        };
-        client.is_seen_as(own.parse()?, pod.addr(family, 8080), "a")?;
-        pod.place.ping(own.parse()?).context("from the pod")?;
+        let own = client_ip(family);
+        client.is_seen_as(own, pod.addr(family, 8080), "a")?;
+        pod.place.ping(own).context("from the pod")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn who_asks_for_a_pod_that_is_not_there_is_told_at_once() -> Result<()> {
+    let lab = Lab::builder().client(true).build()?;
+    let [near, far] = [lab.node(0).add_pod("near")?, lab.node(1).add_pod("far")?];
+    let gone = lab.node(0).add_pod("gone")?;
+    let client = lab.client();
+    for family in Family::ALL {
+        routes_are_there(&far, &gone, family)?;
+        // A gateway that knows where the pods are: what the node sends it comes back.
+        client.set_sysctl(&format!("net.{}.conf.all.forwarding", family.name().to_lowercase()), "1")?;
+        client.ip(&format!(
+            "route add {} via {}\n",
+            lab.node(0).pod_cidrs()[family as usize],
+            lab.node(0).ip(family)
+        ))?;
+        lab.node(0).place.ip(&format!("route replace default via {}\n", client_ip(family)))?;
+    }
+    let addresses = Family::ALL.map(|family| gone.addr(family, 8080));
+    gone.delete()?;
+    for to in addresses {
+        for place in [&near.place, &far.place, &lab.node(0).place, &lab.node(1).place, client] {
+            let asked = Ask::new(Transport::Tcp, to).from(place);
+            // IPv6 forwards with "no route", and says "address unreachable" to the host itself only.
+            let told = asked
+                .as_ref()
+                .is_err_and(|error| matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable));
+            ensure!(told, "from {} to {to}: {asked:?}", place.name());
+        }
     }
     Ok(())
 }

@@ -154,8 +154,14 @@ async fn set_up(
     let pair = host.ensure_podnet0(&mut snapshot, &pair).await?;
     note(status, pair.problems.iter());
 
-    let network =
-        NodeNetwork { name: &config.node, addresses, mtu: uplink_mtu, routing: config.routing, nodes: &remote };
+    let network = NodeNetwork {
+        name: &config.node,
+        addresses,
+        mtu: uplink_mtu,
+        routing: config.routing,
+        pod_cidrs: &own.pod_cidrs,
+        nodes: &remote,
+    };
     let prepared = host.prepare_tunnel(&mut snapshot, &network).await;
     if let Some(tunnel) = prepared.tunnel {
         // What examines its packets, and what others need who send into it, is there before it comes up.

@@ -29,7 +29,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{InfoData, InfoVeth};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
-use netlink_packet_route::route::{RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
 use podnet_cni::mac;
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::TUNNEL_PORT;
@@ -41,7 +41,7 @@ pub use routes::{NodeNetwork, NodeRoutes, RemoteNode};
 pub use snapshot::{Link, Snapshot};
 pub use uplinks::{Uplink, Uplinks};
 
-use routes::{RouteSpec, RouteStep};
+use routes::{NextHop, RouteSpec, RouteStep};
 use settings::Families;
 use tunnel::Tunnel;
 
@@ -499,11 +499,16 @@ fn errno(error: &rtnetlink::Error) -> Option<i32> {
 fn route_message(spec: &RouteSpec) -> RouteMessage {
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(spec.dst.network(), spec.dst.prefix())
-        .and_then(|b| b.gateway(spec.via))
-        .expect("the gateway of a RouteSpec is of its destination's family")
-        .output_interface(spec.dev.0)
-        .protocol(RouteProtocol::from(ROUTE_PROTOCOL))
-        .onlink();
+        .expect("an IpNetwork's prefix is no longer than its address")
+        .protocol(RouteProtocol::from(ROUTE_PROTOCOL));
+    builder = match spec.to {
+        Some(NextHop { via, dev }) => {
+            let builder = builder.gateway(via).expect("the gateway of a RouteSpec is of its destination's family");
+            builder.output_interface(dev.0).onlink()
+        }
+        // Whoever has a route there is preferred.
+        None => builder.kind(RouteType::Unreachable).priority(u32::MAX),
+    };
     if let Some(source) = spec.source {
         builder = builder.pref_source(source).expect("the source of a RouteSpec is of its destination's family");
     }

@@ -19,7 +19,7 @@ use ipnetwork::IpNetwork;
 use podnet_cni::mac;
 use podnet_common::addr::{IfIndex, Mac};
 
-use super::routes::{RouteSpec, RouteStep, reconcile};
+use super::routes::{NextHop, RouteSpec, RouteStep, reconcile};
 use super::settings::Families;
 use super::snapshot::{Link, LinkKind, Snapshot};
 use super::{HostError, ROUTE_PROTOCOL};
@@ -81,7 +81,7 @@ impl Wanted {
     fn routes(&self, dev: IfIndex) -> Vec<RouteSpec> {
         let route = |dst: &IpNetwork| {
             let source = self.source(*dst)?;
-            Some(RouteSpec { dst: *dst, via: next_hop(dst.ip()), dev, source: Some(source) })
+            Some(RouteSpec { dst: *dst, to: Some(NextHop { via: next_hop(dst.ip()), dev }), source: Some(source) })
         };
         self.destinations.iter().filter_map(route).collect()
     }
@@ -187,7 +187,10 @@ pub(super) fn plan(snapshot: &Snapshot, near: &Link, far: &Link, wanted: &Wanted
             steps.push(Step::Neighbour { dev: near.ifindex, addr, mac: far_mac });
         }
     }
-    let ours = snapshot.routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops[0].dev == near.ifindex);
+    let ours = snapshot
+        .routes
+        .iter()
+        .filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops.iter().any(|hop| hop.dev == near.ifindex));
     let problems: Vec<HostError> = wanted.sources().filter_map(|a| unusable(snapshot, a)).collect();
     let blocked = |spec: &RouteSpec| spec.source.is_some_and(|source| unusable(snapshot, source).is_some());
     for step in reconcile(ours, &wanted.routes(near.ifindex)) {
@@ -258,7 +261,7 @@ mod tests {
                 protocol: ROUTE_PROTOCOL,
                 metric: 0,
                 source: route.source,
-                hops: vec![Hop { via: Some(route.via), dev: route.dev }],
+                hops: route.to.map(|to| Hop { via: Some(to.via), dev: to.dev }).into_iter().collect(),
             });
         }
         for addr in ["169.254.1.2", "fe80::2"] {

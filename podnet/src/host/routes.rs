@@ -1,8 +1,11 @@
 //! Routes to the pods of other nodes: each node's pod CIDRs through its address of the same family, where that address
 //! is on a shared link, or through the tunnel. What neither reaches is reported.
 //!
+//! This node's own pod CIDRs lead nowhere, but for its pods' own routes: packets for a pod that is gone would otherwise leave
+//! by the default route, and come back from a router that knows where these addresses are.
+//!
 //! Podnet's routes are known by their protocol number, [`ROUTE_PROTOCOL`], and those of this module by having a gateway
-//! that isn't on podnet0; others are never changed or removed.
+//! that isn't on podnet0, or none and no interface either; others are never changed or removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +15,7 @@ use ipnetwork::IpNetwork;
 use podnet_common::addr::{IfIndex, Mac};
 
 use super::lookup::Lookup;
-use super::snapshot::{Route, Snapshot};
+use super::snapshot::{Hop, Route, Snapshot};
 use super::tunnel::{self, Peer, Tunnel};
 use super::{HostError, ROUTE_PROTOCOL, podnet0};
 use crate::config::Routing;
@@ -40,30 +43,46 @@ pub struct NodeNetwork<'a> {
     pub mtu: u32,
     /// Which way is taken.
     pub routing: Routing,
+    /// This node's pods' CIDRs.
+    pub pod_cidrs: &'a [IpNetwork],
     /// The other nodes.
     pub nodes: &'a [RemoteNode],
 }
 
-/// A route over a next hop, as podnet makes them. All addresses are of one family.
+/// A route as podnet makes them. All addresses are of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteSpec {
     /// Destination.
     pub dst: IpNetwork,
-    /// The next hop, on the link.
-    pub via: IpAddr,
-    /// The interface.
-    pub dev: IfIndex,
+    /// Where it leads; `None`: nowhere, which the sender is told.
+    pub to: Option<NextHop>,
     /// Preferred source.
     pub source: Option<IpAddr>,
 }
 
+/// A next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Its address, on the link.
+    pub via: IpAddr,
+    /// The interface.
+    pub dev: IfIndex,
+}
+
 impl RouteSpec {
-    /// Reads a route back; `None` for a route without a gateway or with several.
+    /// Reads a route back; `None` for a route to an interface itself, or with several next hops.
     fn of(route: &Route) -> Option<Self> {
-        match route.hops[..] {
-            [hop] => Some(Self { dst: route.dst, via: hop.via?, dev: hop.dev, source: route.source }),
-            _ => None,
-        }
+        let to = match route.hops[..] {
+            [] => None,
+            [hop] => Some(NextHop { via: hop.via?, dev: hop.dev }),
+            _ => return None,
+        };
+        Some(Self { dst: route.dst, to, source: route.source })
+    }
+
+    /// What a replacement has in common with what it replaces: routes to nowhere have a metric of their own.
+    fn key(&self) -> (IpNetwork, bool) {
+        (self.dst, self.to.is_none())
     }
 }
 
@@ -85,21 +104,24 @@ impl fmt::Display for RouteStep {
             Self::Replace(spec) => ("replace", spec),
             Self::Remove(spec) => ("remove", spec),
         };
-        write!(f, "{verb} the route to {} via {}", spec.dst, spec.via)
+        match spec.to {
+            Some(NextHop { via, .. }) => write!(f, "{verb} the route to {} via {via}", spec.dst),
+            None => write!(f, "{verb} the unreachable route to {}", spec.dst),
+        }
     }
 }
 
 /// Steps from the routes that podnet has to those that it should have: additions and replacements by destination, then
 /// removals.
 pub(super) fn reconcile<'a>(ours: impl Iterator<Item = &'a Route>, desired: &[RouteSpec]) -> Vec<RouteStep> {
-    let actual: BTreeMap<IpNetwork, RouteSpec> = ours.filter_map(RouteSpec::of).map(|r| (r.dst, r)).collect();
-    let desired: BTreeMap<IpNetwork, RouteSpec> = desired.iter().map(|r| (r.dst, *r)).collect();
-    let made = desired.values().filter_map(|want| match actual.get(&want.dst) {
+    let actual: BTreeMap<_, RouteSpec> = ours.filter_map(RouteSpec::of).map(|r| (r.key(), r)).collect();
+    let desired: BTreeMap<_, RouteSpec> = desired.iter().map(|r| (r.key(), *r)).collect();
+    let made = desired.values().filter_map(|want| match actual.get(&want.key()) {
         None => Some(RouteStep::Add(*want)),
         Some(have) if have != want => Some(RouteStep::Replace(*want)),
         Some(_) => None,
     });
-    let gone = actual.values().filter(|have| !desired.contains_key(&have.dst)).map(|have| RouteStep::Remove(*have));
+    let gone = actual.values().filter(|have| !desired.contains_key(&have.key())).map(|have| RouteStep::Remove(*have));
     made.chain(gone).collect()
 }
 
@@ -203,7 +225,8 @@ pub(super) fn tunnel_peers(snapshot: &Snapshot, network: &NodeNetwork<'_>) -> (B
 pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Option<Tunnel>) -> Plan {
     let lookup = Lookup::new(snapshot);
     let mut plan = Plan::default();
-    let mut desired = Vec::new();
+    let nowhere = |dst: &IpNetwork| RouteSpec { dst: *dst, to: None, source: None };
+    let mut desired: Vec<_> = network.pod_cidrs.iter().map(nowhere).collect();
     let mut taken = BTreeSet::new();
     for node in network.nodes {
         let tunnel_mac = tunnel::mac_of(&node.name);
@@ -224,11 +247,12 @@ pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Optio
             let source = network.addresses.iter().copied().find(|a| a.is_ipv4() == cidr.is_ipv4());
             let hop = match (hop, tunnel) {
                 (Ok((via, Way::Link(dev))), _) => {
-                    desired.push(RouteSpec { dst: cidr, via, dev, source });
+                    desired.push(RouteSpec { dst: cidr, to: Some(NextHop { via, dev }), source });
                     Ok((via, dev, lookup.mac_of(dev, via), false))
                 }
                 (Ok((via, Way::Tunnel)), Some(Tunnel { ifindex: dev, .. })) => {
-                    desired.push(RouteSpec { dst: cidr, via: tunnel::gateway(via, tunnel_mac), dev, source });
+                    let to = NextHop { via: tunnel::gateway(via, tunnel_mac), dev };
+                    desired.push(RouteSpec { dst: cidr, to: Some(to), source });
                     Ok((via, dev, Some(tunnel_mac), true))
                 }
                 (Ok(_), None) => Err(format!("there is no {} to lead there", tunnel::NAME)),
@@ -242,10 +266,8 @@ pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Optio
         }
     }
     let podnet0 = snapshot.link(podnet0::NEAR).map(|l| l.ifindex);
-    let ours = snapshot
-        .routes
-        .iter()
-        .filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops[0].via.is_some() && Some(r.hops[0].dev) != podnet0);
+    let here = |hop: &Hop| hop.via.is_some() && Some(hop.dev) != podnet0;
+    let ours = snapshot.routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops.iter().all(here));
     plan.steps = reconcile(ours, &desired);
     plan.result.tunnel = tunnel;
     plan
@@ -292,6 +314,7 @@ fn on_link(lookup: &Lookup<'_>, addr: IpAddr) -> Result<IfIndex, String> {
                  put the nodes on one link"
             )),
         },
+        [] => Err(format!("a route says that its address {addr} is unreachable: remove that one")),
         _ => Err(format!("there are several paths to its address {addr}: a route on one link is needed")),
     }
 }
@@ -356,7 +379,7 @@ mod tests {
     }
 
     fn network<'a>(routing: Routing, nodes: &'a [RemoteNode], addresses: &'a [IpAddr]) -> NodeNetwork<'a> {
-        NodeNetwork { name: "a", addresses, mtu: 1500, routing, nodes }
+        NodeNetwork { name: "a", addresses, mtu: 1500, routing, pod_cidrs: &[], nodes }
     }
 
     /// What is planned for nodes on one link.
@@ -398,6 +421,33 @@ mod tests {
             steps(&planned(&snapshot, &nodes, &[])),
             ["replace the route to 10.244.3.0/24 via 172.30.0.33", "remove the route to 10.244.4.0/24 via 172.30.0.4"]
         );
+    }
+
+    #[test]
+    fn this_nodes_own_cidrs_lead_nowhere() {
+        let mut snapshot = snapshot();
+        let nowhere = |dst: &str| Route { hops: vec![], ..route(dst, ROUTE_PROTOCOL, None, 0) };
+        snapshot.routes.extend([
+            nowhere("10.244.9.0/24"),
+            // Another node's, until now.
+            route("10.244.1.0/24", ROUTE_PROTOCOL, Some("172.30.0.2"), 2),
+            // An operator's.
+            Route { protocol: 4, ..nowhere("10.7.0.0/16") },
+        ]);
+        let cidrs: Vec<IpNetwork> = ["10.244.1.0/24", "fd00:244:1::/64"].map(|c| c.parse().unwrap()).into();
+        let network = NodeNetwork { pod_cidrs: &cidrs, ..network(Routing::Direct, &[], &[]) };
+        assert_eq!(
+            steps(&plan(&snapshot, &network, None)),
+            [
+                "add the unreachable route to 10.244.1.0/24",
+                "add the unreachable route to fd00:244:1::/64",
+                "remove the route to 10.244.1.0/24 via 172.30.0.2",
+                "remove the unreachable route to 10.244.9.0/24",
+            ]
+        );
+        let far = [node("far", &["10.7.0.2"], &["10.244.2.0/24"])];
+        let plan = planned(&snapshot, &far, &[]);
+        assert!(plan.result.unreachable[0].reason.contains("10.7.0.2 is unreachable"), "{plan:?}");
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub struct Route {
     pub metric: u32,
     /// Preferred source address.
     pub source: Option<IpAddr>,
-    /// Where it leads; more than one for multipath.
+    /// Where it leads; more than one for multipath, none if it says that the destination is unreachable.
     pub hops: Vec<Hop>,
 }
 
@@ -126,7 +126,7 @@ pub struct Snapshot {
     pub links: Vec<Link>,
     /// Addresses.
     pub addresses: Vec<Address>,
-    /// Unicast routes of the main table.
+    /// Routes of the main table, to somewhere or to say that there is no way.
     pub routes: Vec<Route>,
     /// Neighbours.
     pub neighbours: Vec<Neighbour>,
@@ -214,10 +214,10 @@ pub(super) fn address(message: AddressMessage) -> Option<Address> {
     })
 }
 
-/// Converts a route message; `None` for other tables and for what isn't plain unicast.
+/// Converts a route message; `None` for other tables and for what is neither plain unicast nor unreachable.
 pub(super) fn route(message: RouteMessage) -> Option<Route> {
     let header = message.header;
-    if header.kind != RouteType::Unicast {
+    if !matches!(header.kind, RouteType::Unicast | RouteType::Unreachable) {
         return None;
     }
     let (mut table, mut metric, mut source) = (u32::from(header.table), 0, None);
@@ -246,8 +246,11 @@ pub(super) fn route(message: RouteMessage) -> Option<Route> {
     if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return None;
     }
-    if hops.is_empty() {
-        hops.push(single);
+    match header.kind {
+        // IPv6 has the loopback interface there.
+        RouteType::Unreachable => hops.clear(),
+        _ if hops.is_empty() => hops.push(single),
+        _ => {}
     }
     let dst = IpNetwork::new(dst, header.destination_prefix_length).ok()?;
     Some(Route { dst, protocol: header.protocol.into(), metric, source, hops })

@@ -19,7 +19,7 @@ use rtnetlink::sys::SocketAddr;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::snapshot::{self, Link};
+use super::snapshot::{self, Hop, Link};
 use super::{HostError, ROUTE_PROTOCOL};
 
 const GROUPS: &[MulticastGroup] = &[
@@ -190,8 +190,8 @@ impl Known {
             // Made by podnet itself, just now: thousands of them when it starts.
             RouteNetlinkMessage::NewRoute(message) if message.header.protocol == ROUTE_PROTOCOL.into() => nothing,
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
-                let hops = snapshot::route(message).map(|route| route.hops).unwrap_or_default();
-                Change { routes: hops.iter().any(|hop| !self.pods.contains(&hop.dev)), ..nothing }
+                let of_pod = |hops: &[Hop]| !hops.is_empty() && hops.iter().all(|hop| self.pods.contains(&hop.dev));
+                Change { routes: snapshot::route(message).is_some_and(|route| !of_pod(&route.hops)), ..nothing }
             }
             RouteNetlinkMessage::NewNeighbour(message) => {
                 let Some(neighbour) = snapshot::neighbour(message) else { return nothing };
