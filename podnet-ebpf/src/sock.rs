@@ -3,7 +3,8 @@
 //! or, where pods are served too, one that the plugin has put down in `sandboxes`; all others are left alone.
 //!
 //! What a socket's address can't decide stays addressed to the frontend and is translated packet by packet: connected UDP,
-//! so that it never sticks to a backend that is gone; what needs another source, or a judgement of the client.
+//! so that it never sticks to a backend that is gone (but at loopback addresses, whose packets can't be translated); what
+//! needs another source, or a judgement of the client.
 
 use aya_ebpf::{
     EbpfContext as _, bindings::bpf_sock_addr, btf_maps::lpm_trie::Key, helpers::generated as helpers,

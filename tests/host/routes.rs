@@ -133,7 +133,8 @@ fn what_no_pod_has_of_this_nodes_cidrs_is_unreachable() {
         ip("-6 route add default via fd00:30::fe");
         ip("route add 10.244.1.5/32 dev eth0");
         let cidrs: Vec<IpNetwork> = ["10.244.1.0/24", "fd00:244:1::/64"].map(|c| c.parse().unwrap()).into();
-        let network = NodeNetwork { name: "node1", pod_cidrs: &cidrs, ..NodeNetwork::default() };
+        let own = addresses(&["172.30.0.1", "fd00:30::1"]);
+        let network = NodeNetwork { name: "node1", addresses: &own, pod_cidrs: &cidrs, ..NodeNetwork::default() };
         for changed in [2, 0] {
             let snapshot = host.snapshot().await.unwrap();
             let routes = host.sync_node_routes(&snapshot, &network, Prepared::default()).await.unwrap();

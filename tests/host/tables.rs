@@ -1,21 +1,26 @@
 //! The tables of services in the kernel: reconciliation has the same effect on them as on the tables in memory, whose
 //! content the golden tests show.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, ProgramArray};
 use podnet::config::Config;
 use podnet::control::Control;
-use podnet::datapath::Datapath;
+use podnet::datapath::conntrack::{Stale, Sweep};
+use podnet::datapath::{Datapath, now};
 use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 use podnet_cni::datapath::{PinDir, Plain};
-use podnet_common::addr::Port;
-use podnet_common::layout::{Affinity, AffinityKey, GENERATION_SLOTS};
+use podnet_common::addr::{IfIndex, Port, Proto};
+use podnet_common::layout::{Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple};
 use podnet_tests::bench::rig::secluded;
 
 /// A case of the golden tests.
@@ -138,6 +143,47 @@ fn programs_stay_unless_the_object_or_a_table_is_another() {
         ensure!(start()?.generation() == 0, "they would read a table that nobody writes");
         let third = programs(pins, 0)?;
         ensure!(third.len() == first.len() && third.iter().all(|id| !first.contains(id)), "{third:?}");
+
+        // As if a version that doesn't know the table had put its own into some slot.
+        let mut slots: ProgramArray<MapData> =
+            Map::ProgramArray(MapData::from_pin(pins.frozen_map("programs_tc"))?).try_into()?;
+        slots.clear_index(&0)?;
+        ensure!(start()?.generation() == 1, "there is a program too few");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_flow_that_begins_anew_under_a_sweep_stays() {
+    with_tables(|_, pins| {
+        let open = || -> Result<HashMap<MapData, Plain<Tuple>, Plain<CtEntry>>> {
+            Ok(Map::HashMap(MapData::from_pin(pins.map("conntrack"))?).try_into()?)
+        };
+        let mut table = open()?;
+        let key = |port| Plain(Tuple { sport: Port::new(port), proto: Proto::UDP, ..Tuple::default() });
+        let seen = |ago: u32| CtEntry { last_seen: now().wrapping_sub(ago), ..CtEntry::default() };
+        for (port, ago) in [(1, 100_000), (2, 100_000), (3, 0)] {
+            table.insert(key(port), Plain(seen(ago)), 0)?;
+        }
+        // A live flow into a pod that isn't known: the pods are read again before anything is removed.
+        let homeless = CtEntry { out: Out::Pod as u8, out_ifindex: IfIndex(99), ..seen(0) };
+        table.insert(key(4), Plain(homeless), 0)?;
+        let (again, asked) = (Mutex::new(open()?), AtomicU32::new(0));
+        let anew = seen(0);
+        let pods = move || {
+            if asked.fetch_add(1, Ordering::Relaxed) == 1 {
+                let mut table = again.lock().expect("nobody panics");
+                table.insert(key(2), Plain(anew), 0).map_err(std::io::Error::other)?;
+            }
+            Ok(BTreeSet::new())
+        };
+        let fd = MapData::from_pin(pins.map("conntrack"))?.fd().as_fd().try_clone_to_owned()?;
+        let sweep = Sweep { table: fd, capacity: 1024, now: Some(now()), stale: Stale::new(), pods: Box::new(pods) };
+        let swept = sweep.run()?;
+        let mut left: Vec<_> = table.keys().map(|key| key.map(|key| key.0.sport.get())).collect::<Result<_, _>>()?;
+        left.sort_unstable();
+        ensure!((&left[..], swept.removed, swept.entries) == (&[2, 3], 2, 2), "{left:?}, {swept:?}");
+        ensure!(table.get(&key(2), 0)?.0.last_seen == anew.last_seen, "it is the old one");
         Ok(())
     });
 }

@@ -158,7 +158,8 @@ fn cleanup_removes_what_the_daemon_made_and_a_new_daemon_brings_pods_back() -> R
     ensure!(links.contains(&client.host_ifname()?), "pods' interfaces are the runtime's: {links}");
     for family in ["-4", "-6"] {
         let routes = node.place.run("ip", &[family, "route", "show", "proto", "112"])?;
-        let to_nodes: Vec<_> = routes.lines().filter(|route| route.contains("via")).collect();
+        let to_nodes: Vec<_> =
+            routes.lines().filter(|route| route.contains("via") || route.contains("unreachable")).collect();
         ensure!(to_nodes.is_empty(), "{to_nodes:?}");
     }
     let told = node.podnet_output(&["status"])?;

@@ -229,8 +229,11 @@ fn flows_of_every_kind_outlive_the_daemons(site: &Site) -> Result<()> {
         }
     }
     flow(&streams, 50)?;
-    for _ in 0..3 {
+    for upgrade in [true, false, true] {
         site.lab.nodes().iter().try_for_each(|node| node.kill_daemon())?;
+        if upgrade {
+            site.lab.nodes().iter().try_for_each(|node| node.disown_programs())?;
+        }
         flow(&streams, 50)?;
         site.lab.nodes().iter().try_for_each(|node| node.start_daemon())?;
         flow(&streams, 50)?;

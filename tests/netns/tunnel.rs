@@ -280,6 +280,7 @@ fn flows_outlive_daemons(site: &Site) -> Result<()> {
     }
     for node in [lab.node(0), lab.node(1)] {
         node.kill_daemon()?;
+        node.disown_programs()?;
         node.start_daemon()?;
     }
     for stream in streams {

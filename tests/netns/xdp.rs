@@ -152,6 +152,7 @@ fn everything_else_is_as_without_it(site: &Site) -> Result<()> {
             found.with_context(|| format!("mode {mode}, {name} backend, {what}: {:?}", node.drops()))
         };
         node.kill_daemon()?;
+        node.disown_programs()?;
         goes_on("without the daemon")?;
         node.start_daemon()?;
         goes_on("with the next daemon")?;

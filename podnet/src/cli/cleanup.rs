@@ -103,7 +103,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
         Ok(host) => {
             detach(&host, &PinDir::new(bpffs), &mut outcome).await;
             let removed = host.remove_node_routes().await;
-            outcome.note(removed.map(|n| (n > 0).then(|| format!("removed {n} routes to other nodes' pods"))));
+            outcome.note(removed.map(|n| (n > 0).then(|| format!("removed {n} routes between the nodes' pods"))));
             let removed = host.remove_podnet0().await;
             outcome.note(removed.map(|there| there.then(|| "removed podnet0 and podnet1".to_owned())));
         }

@@ -1,5 +1,6 @@
-//! Reading, writing and emptying large maps by batches (`BPF_MAP_LOOKUP_BATCH` and others, Linux 5.6), which aya
-//! doesn't offer: one system call for thousands of entries instead of one or two for each.
+//! What aya doesn't offer for large maps. Reading, writing and emptying them by batches (`BPF_MAP_LOOKUP_BATCH` and others,
+//! Linux 5.6): one system call for thousands of entries instead of one or two for each. And taking an entry out together with
+//! what it holds.
 
 use std::{
     io,
@@ -13,6 +14,11 @@ use podnet_cni::datapath::bpf;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
+
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+/// Only if there is no such entry (`BPF_NOEXIST`).
+const NEW: u64 = 1;
 
 /// Entries a call.
 const CHUNK: usize = 8192;
@@ -132,4 +138,45 @@ pub fn delete<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<usize> {
         }
     }
     Ok(deleted)
+}
+
+/// What commands for one entry take of `union bpf_attr`.
+#[repr(C)]
+struct EntryAttr {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn entry<K: Pod, V: Pod>(
+    command: libc::c_int,
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &mut V,
+    flags: u64,
+) -> io::Result<()> {
+    let (key, value) = (std::ptr::from_ref(key) as u64, std::ptr::from_mut(value) as u64);
+    let mut attr = EntryAttr { map_fd: map.as_raw_fd() as u32, _pad: 0, key, value, flags };
+    // SAFETY: both commands take these attributes, and their pointers are to live values of the map's sizes.
+    unsafe { bpf(command, &mut attr) }.map(drop)
+}
+
+/// Takes an entry out of a hash map (Linux 5.14); `None` if there is none.
+pub fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::zeroed();
+    match entry(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, &mut value, 0) {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes an entry unless there is one.
+pub fn insert<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, mut value: V) -> io::Result<()> {
+    match entry(BPF_MAP_UPDATE_ELEM, map, key, &mut value, NEW) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        result => result,
+    }
 }

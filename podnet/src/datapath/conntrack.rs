@@ -183,7 +183,8 @@ impl Sweep {
                     return;
                 }
                 Fate::Homeless(pod) if timely => bin.homeless(pod, *tuple),
-                _ => bin.over(*tuple),
+                Fate::Stale => bin.over(*tuple, None),
+                _ => bin.over(*tuple, Some(entry.last_seen)),
             };
             if let Err(error) = binned {
                 result = Err(error);
@@ -227,7 +228,8 @@ struct Bin<'a> {
     table: BorrowedFd<'a>,
     pods: BTreeSet<IfIndex>,
     reread: &'a Pods,
-    over: Vec<Tuple>,
+    /// Those whose time is up, with when a packet was last seen, and others.
+    over: Vec<(Tuple, Option<u32>)>,
     /// Those into pods that aren't known. A pod may have come while the sweep was at work: before the first of its
     /// flows.
     homeless: Vec<(IfIndex, Tuple)>,
@@ -237,8 +239,8 @@ struct Bin<'a> {
 impl Bin<'_> {
     const MANY: usize = 4096;
 
-    fn over(&mut self, key: Tuple) -> io::Result<()> {
-        self.over.push(key);
+    fn over(&mut self, key: Tuple, last_seen: Option<u32>) -> io::Result<()> {
+        self.over.push((key, last_seen));
         if self.over.len() < Self::MANY { Ok(()) } else { self.remove() }
     }
 
@@ -251,14 +253,22 @@ impl Bin<'_> {
         if !self.homeless.is_empty() {
             self.pods = (self.reread)()?;
             let gone = std::mem::take(&mut self.homeless).into_iter().filter(|(pod, _)| !self.pods.contains(pod));
-            self.over.extend(gone.map(|(_, key)| key));
+            self.over.extend(gone.map(|(_, key)| (key, None)));
         }
         Ok(())
     }
 
     fn remove(&mut self) -> io::Result<()> {
-        self.removed += batch::delete(self.table, &self.over)? as u32;
-        self.over.clear();
+        for (key, last_seen) in self.over.drain(..) {
+            match batch::take::<_, CtEntry>(self.table, &key)? {
+                // The client has begun anew from the same port since it was looked at.
+                Some(entry) if last_seen.is_some_and(|last_seen| entry.last_seen != last_seen) => {
+                    batch::insert(self.table, &key, entry)?;
+                }
+                Some(_) => self.removed += 1,
+                None => {}
+            }
+        }
         Ok(())
     }
 

@@ -85,20 +85,21 @@ pub(super) fn detach(link: &OwnedFd) -> io::Result<()> {
     unsafe { bpf(BPF_LINK_DETACH, &mut fd) }.map(drop)
 }
 
-/// Id of the cgroup that a link is attached to.
-pub(super) fn cgroup(link: &OwnedFd) -> io::Result<u64> {
+/// Id of the cgroup that a link is attached to, and of its program.
+pub(super) fn cgroup(link: &OwnedFd) -> io::Result<(u64, u32)> {
     target(link)
 }
 
 /// The interface that an XDP link is attached to; 0 once it is gone.
 pub(super) fn interface(link: &OwnedFd) -> io::Result<IfIndex> {
     // The first half of the field, whichever byte order there is.
-    let [a, b, c, d, ..] = target(link)?.to_ne_bytes();
+    let [a, b, c, d, ..] = target(link)?.0.to_ne_bytes();
     Ok(IfIndex(u32::from_ne_bytes([a, b, c, d])))
 }
 
-/// What follows the head of `struct bpf_link_info`: for a cgroup its id, for XDP an interface index in the first half.
-fn target(link: &OwnedFd) -> io::Result<u64> {
+/// What follows the head of `struct bpf_link_info`: for a cgroup its id, for XDP an interface index in the first half. And
+/// the program's id.
+fn target(link: &OwnedFd) -> io::Result<(u64, u32)> {
     #[repr(C)]
     #[derive(Default)]
     struct Info {
@@ -120,7 +121,7 @@ fn target(link: &OwnedFd) -> io::Result<u64> {
         Attr { fd: link.as_raw_fd() as u32, len: size_of::<Info>() as u32, info: std::ptr::from_mut(&mut info) as u64 };
     // SAFETY: the attribute is of the command's shape, and the structure that it points to is alive.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    Ok(info.target)
+    Ok((info.target, info.prog_id))
 }
 
 /// Name of an interface's driver (`ETHTOOL_GDRVINFO`).

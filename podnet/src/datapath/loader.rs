@@ -17,12 +17,12 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, MapData, MapError, ProgramArray},
+    maps::{Array, Map, MapData, MapError, ProgramArray},
     programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use podnet_cni::datapath::PinDir;
 use podnet_common::{
-    layout::{GENERATION_SLOTS, Hook},
+    layout::{GENERATION_SLOTS, GENERATIONS, Hook},
     pipeline::Stage,
 };
 use thiserror::Error;
@@ -69,7 +69,7 @@ pub enum LoadError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A map operation.
-    #[error("cannot write the table {name}: {source}")]
+    #[error("cannot read or write the table {name}: {source}")]
     Map {
         /// Which.
         name: &'static str,
@@ -149,25 +149,44 @@ impl Opened {
         let adopted = pins.hook(Hook::FromPod).exists();
         let mut origins = Origins::open(&mut ebpf, fingerprint)?;
         let current = generation(&ebpf)?;
-        let same = adopted && origins.is_ours(current)?;
+        let same = adopted && current < GENERATIONS && origins.is_ours(current, &programs(&pins, current)?)?;
         if !same {
             load_programs(&mut ebpf, &pins)?;
         }
         for hook in Hook::ALL {
             pin_dispatcher(&mut ebpf, &pins, hook)?;
         }
-        let generation = match (same, adopted) {
-            (true, _) => current,
-            (false, true) => 1 - current.min(1),
-            (false, false) => 0,
-        };
+        let next = if adopted { 1 - current.min(1) } else { 0 };
+        let generation = if same { current } else { next };
         if !same {
-            origins.note_after(generation, || fill(&mut ebpf, generation))?;
-            set_generation(&mut ebpf, generation)?;
+            origins.note_after(next, || {
+                fill(&mut ebpf, next)?;
+                programs(&pins, next)
+            })?;
+            set_generation(&mut ebpf, next)?;
         }
         remove_others(&pins);
         Ok(Loaded { ebpf, generation, adopted, kept: adopted && kept, origins, pins })
     }
+}
+
+/// The ids of the programs of a generation.
+fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>, LoadError> {
+    let mut ids = Vec::new();
+    for name in ["programs_tc", "programs_xdp"] {
+        let failed = |source| LoadError::Map { name, source };
+        let table = MapData::from_pin(pins.frozen_map(name)).map_err(failed)?;
+        // To read, it is an array of ids.
+        let table: Array<MapData, u32> = Map::Array(table).try_into().map_err(failed)?;
+        for slot in generation * GENERATION_SLOTS..(generation + 1) * GENERATION_SLOTS {
+            match table.get(&slot, 0) {
+                Ok(id) => ids.push(id),
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(failed(source)),
+            }
+        }
+    }
+    Ok(ids)
 }
 
 /// Puts the programs into the slots of a generation.

@@ -16,44 +16,54 @@ use super::loader::LoadError;
 /// What stands for programs that come from nowhere: there are none, or they are just being replaced.
 const NOWHERE: u64 = 0;
 
-/// The table `origins`, and what stands for this daemon's object in it.
+/// The table `origins`, and what stands for this daemon's object and tables.
 pub struct Origins {
     table: Array<MapData, u64>,
-    ours: u64,
+    fingerprint: u64,
 }
 
 impl Origins {
     /// Takes the table out of the loaded object.
-    pub(super) fn open(ebpf: &mut Ebpf, ours: u64) -> Result<Self, LoadError> {
+    pub(super) fn open(ebpf: &mut Ebpf, fingerprint: u64) -> Result<Self, LoadError> {
         let map = ebpf.take_map("ORIGINS").ok_or_else(|| LoadError::Missing("ORIGINS".into()))?;
-        Ok(Self { table: map.try_into().map_err(failed)?, ours })
+        Ok(Self { table: map.try_into().map_err(failed)?, fingerprint })
     }
 
-    /// Whether these programs come from this daemon's object.
-    pub(super) fn is_ours(&self, programs: u32) -> Result<bool, LoadError> {
-        Ok(self.table.get(&programs, 0).map_err(failed)? == self.ours)
+    /// Whether the programs with these ids, which are there now, are those that a daemon of this object has noted.
+    pub(super) fn is_ours(&self, which: u32, ids: &[u32]) -> Result<bool, LoadError> {
+        Ok(self.table.get(&which, 0).map_err(failed)? == self.mark(ids))
     }
 
-    /// Replaces programs by those of this daemon's object. Whoever dies in between leaves programs from nowhere.
+    /// Replaces programs by those of this daemon's object, and notes the new ones' ids. Whoever dies in between leaves
+    /// programs from nowhere.
     pub(super) fn note_after<E: From<LoadError>>(
         &mut self,
-        programs: u32,
-        replace: impl FnOnce() -> Result<(), E>,
+        which: u32,
+        replace: impl FnOnce() -> Result<Vec<u32>, E>,
     ) -> Result<(), E> {
-        self.table.set(programs, NOWHERE, 0).map_err(failed)?;
-        replace()?;
-        Ok(self.table.set(programs, self.ours, 0).map_err(failed)?)
+        self.table.set(which, NOWHERE, 0).map_err(failed)?;
+        let mark = self.mark(&replace()?);
+        Ok(self.table.set(which, mark, 0).map_err(failed)?)
+    }
+
+    /// What stands for these programs. Their ids are in it, since others may replace them who don't know this table.
+    fn mark(&self, ids: &[u32]) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.fingerprint);
+        ids.iter().for_each(|id| hasher.write_u32(*id));
+        hasher.finish().max(NOWHERE + 1)
     }
 }
 
-/// What stands for an object and the tables with these pins. It is the same only for the same object, tables and build.
+/// What stands for an object, the version that loads it, and the tables with these pins.
 pub(super) fn fingerprint<'a>(object: &[u8], tables: impl Iterator<Item = &'a Path>) -> Result<u64, LoadError> {
     let mut hasher = DefaultHasher::new();
+    hasher.write(env!("CARGO_PKG_VERSION").as_bytes());
     hasher.write(object);
     for path in tables {
         hasher.write_u32(MapInfo::from_pin(path).map_err(failed)?.id());
     }
-    Ok(hasher.finish().max(NOWHERE + 1))
+    Ok(hasher.finish())
 }
 
 fn failed(source: MapError) -> LoadError {

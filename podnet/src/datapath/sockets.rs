@@ -68,16 +68,25 @@ pub(super) fn attach(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path, origins: &mu
     let directory = File::open(cgroup).map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?;
     // A cgroup's id is its directory's inode number.
     let id = directory.metadata().map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?.ino();
-    let there = |name| {
-        let link = open_pin(&pin(pins, name)).map_err(io::Error::other)?;
-        link::cgroup(&link)
-    };
-    if origins.is_ours(SOCKET_ORIGIN)? && PROGRAMS.into_iter().all(|name| there(name).is_ok_and(|cgroup| cgroup == id))
+    if let Some(ids) = programs(pins, id)
+        && origins.is_ours(SOCKET_ORIGIN, &ids)?
     {
         return Ok(());
     }
-    let attach = || PROGRAMS.into_iter().try_for_each(|name| attach_one(ebpf, pins, name, &directory, id));
-    origins.note_after(SOCKET_ORIGIN, attach)
+    origins.note_after(SOCKET_ORIGIN, || {
+        PROGRAMS.into_iter().try_for_each(|name| attach_one(ebpf, pins, name, &directory, id))?;
+        // Should one be missing already, the next look finds other ids than these.
+        Ok(programs(pins, id).unwrap_or_default())
+    })
+}
+
+/// The ids of the programs that are attached to a cgroup, if all are.
+fn programs(pins: &PinDir, cgroup: u64) -> Option<Vec<u32>> {
+    let id = |name| match link::cgroup(&open_pin(&pin(pins, name)).ok()?) {
+        Ok((of, program)) if of == cgroup => Some(program),
+        _ => None,
+    };
+    PROGRAMS.into_iter().map(id).collect()
 }
 
 fn attach_one(
@@ -99,7 +108,7 @@ fn attach_one(
     }
     if path.exists() {
         let link = open_pin(&path).map_err(|e| unkept(Box::new(e)))?;
-        if link::cgroup(&link).is_ok_and(|id| id == cgroup_id) {
+        if link::cgroup(&link).is_ok_and(|(id, _)| id == cgroup_id) {
             return link::update(&link, program.fd().map_err(failed)?).map_err(|e| unkept(Box::new(e)));
         }
         // The configuration names another cgroup: the old link ends with its pin.

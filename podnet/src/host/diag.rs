@@ -49,6 +49,8 @@ fn take_in(datagram: &[u8], ports: &mut BTreeSet<u16>) -> io::Result<bool> {
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
                 ports.insert(found.header.socket_id.source_port);
             }
+            // A dump that fails ends so too: without the kernel's module for TCP, for one.
+            NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) => return Err(error.to_io()),
             _ => {}
@@ -65,6 +67,15 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn a_dump_that_fails_is_an_error() {
+        // struct nlmsghdr of NLMSG_DONE, and -ENOENT.
+        let done = |code: i32| [20u32.to_ne_bytes(), [3, 0, 2, 0], [0; 4], [0; 4], code.to_ne_bytes()].concat();
+        assert!(take_in(&done(0), &mut BTreeSet::new()).unwrap());
+        let error = take_in(&done(-libc::ENOENT), &mut BTreeSet::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn listeners_are_told_and_connections_are_not() {

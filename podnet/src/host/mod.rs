@@ -248,7 +248,7 @@ impl Host {
         prepared
     }
 
-    /// Brings the routes to other nodes' pods, and the prepared tunnel, into line with the nodes that there are,
+    /// Brings the routes to other nodes' pods and for this node's, and the prepared tunnel, into line with the nodes that there are,
     /// and asks for the MACs that are not known yet.
     ///
     /// Goes on past errors, which are in the result. In the snapshot podnet0 must be if it is there.
@@ -382,7 +382,7 @@ impl Host {
         done.map_err(|source| HostError::Change { action: step.to_string(), source })
     }
 
-    /// Removes all routes to other nodes' pods and the tunnel. How many routes there were.
+    /// Removes all of these routes and the tunnel. How many routes there were.
     pub async fn remove_node_routes(&self) -> Result<usize, HostError> {
         let nothing = tunnel::Prepared::default();
         let result = self.sync_node_routes(&self.snapshot().await?, &NodeNetwork::default(), nothing).await?;

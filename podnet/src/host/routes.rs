@@ -221,12 +221,14 @@ pub(super) fn tunnel_peers(snapshot: &Snapshot, network: &NodeNetwork<'_>) -> (B
     (peers, errors)
 }
 
-/// Plans the routes to other nodes' pods. Without a tunnel, those who need it are unreachable.
+/// Plans the routes to other nodes' pods, and for this node's. Without a tunnel, those who need it are unreachable.
 pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Option<Tunnel>) -> Plan {
     let lookup = Lookup::new(snapshot);
     let mut plan = Plan::default();
     let nowhere = |dst: &IpNetwork| RouteSpec { dst: *dst, to: None, source: None };
-    let mut desired: Vec<_> = network.pod_cidrs.iter().map(nowhere).collect();
+    // A kernel without a family has no routes of it.
+    let has_family = |cidr: &&IpNetwork| network.addresses.iter().any(|own| own.is_ipv4() == cidr.is_ipv4());
+    let mut desired: Vec<_> = network.pod_cidrs.iter().filter(has_family).map(nowhere).collect();
     let mut taken = BTreeSet::new();
     for node in network.nodes {
         let tunnel_mac = tunnel::mac_of(&node.name);
@@ -314,7 +316,6 @@ fn on_link(lookup: &Lookup<'_>, addr: IpAddr) -> Result<IfIndex, String> {
                  put the nodes on one link"
             )),
         },
-        [] => Err(format!("a route says that its address {addr} is unreachable: remove that one")),
         _ => Err(format!("there are several paths to its address {addr}: a route on one link is needed")),
     }
 }
@@ -335,7 +336,14 @@ fn route_to<'a>(lookup: &Lookup<'a>, addr: IpAddr) -> Result<&'a Route, String> 
             "its address {addr} is this node's own: correct the InternalIP of one of the Node objects"
         ));
     }
-    lookup.route_to(addr).ok_or_else(|| format!("there is no route to its address {addr}"))
+    let route = lookup.route_to(addr).ok_or_else(|| format!("there is no route to its address {addr}"))?;
+    if route.hops.is_empty() {
+        let dst = route.dst;
+        return Err(format!(
+            "its address {addr} is in {dst}, which is this node's pod CIDR or has an unreachable route"
+        ));
+    }
+    Ok(route)
 }
 
 fn family(v4: bool) -> &'static str {
@@ -435,7 +443,8 @@ mod tests {
             Route { protocol: 4, ..nowhere("10.7.0.0/16") },
         ]);
         let cidrs: Vec<IpNetwork> = ["10.244.1.0/24", "fd00:244:1::/64"].map(|c| c.parse().unwrap()).into();
-        let network = NodeNetwork { pod_cidrs: &cidrs, ..network(Routing::Direct, &[], &[]) };
+        let own = ["172.30.0.1", "fd00:30::1"].map(|ip| ip.parse().unwrap());
+        let network = NodeNetwork { pod_cidrs: &cidrs, ..network(Routing::Direct, &[], &own) };
         assert_eq!(
             steps(&plan(&snapshot, &network, None)),
             [
@@ -446,8 +455,13 @@ mod tests {
             ]
         );
         let far = [node("far", &["10.7.0.2"], &["10.244.2.0/24"])];
-        let plan = planned(&snapshot, &far, &[]);
-        assert!(plan.result.unreachable[0].reason.contains("10.7.0.2 is unreachable"), "{plan:?}");
+        let own = ["172.30.0.1".parse().unwrap()];
+        for routing in [Routing::Direct, Routing::Auto, Routing::Vxlan] {
+            let network = super::tests::network(routing, &far, &own);
+            let plan = plan(&snapshot, &network, Some(TUNNEL));
+            assert!(plan.result.unreachable[0].reason.contains("10.7.0.2 is in 10.7.0.0/16"), "{plan:?}");
+            assert!(tunnel_peers(&snapshot, &network).0.is_empty());
+        }
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub struct Snapshot {
     pub links: Vec<Link>,
     /// Addresses.
     pub addresses: Vec<Address>,
-    /// Routes of the main table, to somewhere or to say that there is no way.
+    /// Unicast and unreachable routes of the main table.
     pub routes: Vec<Route>,
     /// Neighbours.
     pub neighbours: Vec<Neighbour>,

@@ -316,7 +316,7 @@ fn tunnel_nodes(lab: &Lab) -> Result<()> {
         let [mac, peer] = [node, other].map(|number| format!("02:00:00:00:00:{number:02x}"));
         let gateway = format!("10.244.{other}.0");
         here.place.ip(&format!(
-            "link add vxlan0 address {mac} mtu {VXLAN_MTU} type vxlan id 1 dstport 8472 local {local} dev eth0 nolearning\n\
+            "link add vxlan0 address {mac} mtu {VXLAN_MTU} type vxlan id 1 dstport 8472 local {local} dev eth0 nolearning noudpcsum\n\
              addr add 10.244.{node}.0/32 dev vxlan0\n\
              link set vxlan0 up\n\
              neigh add {gateway} dev vxlan0 lladdr {peer} nud permanent\n\
