@@ -114,7 +114,7 @@ fn pods_are_served_again_when_all_pins_were_lost() -> Result<()> {
     drop(site.traffic()?);
     let node = site.lab.node(0);
     node.kill_daemon()?;
-    std::fs::remove_dir_all(format!("/proc/{}/root/sys/fs/bpf/podnet", node.place.agent_id()))?;
+    std::fs::remove_dir_all(node.bpffs().join("podnet"))?;
     node.start_daemon()?;
     site.traffic()?.flows(20)
 }

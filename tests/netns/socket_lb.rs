@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,11 +23,6 @@ const TARGET: u16 = 8080;
 /// How often a question is asked.
 const TIMES: u64 = 20;
 
-/// The node's bpffs, from here: it is in a mount namespace of its own.
-fn bpffs(node: &Node) -> PathBuf {
-    format!("/proc/{}/root/sys/fs/bpf", node.place.agent_id()).into()
-}
-
 /// How much was translated on a node, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
@@ -43,7 +37,7 @@ impl Counts {
     const FLOWS: Self = Self { connects: 0, datagrams: 0, flows: TIMES };
 
     fn of(node: &Node) -> Result<Self> {
-        let counters = view::open(&bpffs(node))?.counters()?;
+        let counters = view::open(&node.bpffs())?.counters()?;
         let count = |counter: Counter| counters[counter as usize];
         Ok(Self {
             connects: count(Counter::SocketConnects),
@@ -485,7 +479,7 @@ fn a_namespace_that_no_pod_has_is_left_alone() -> Result<()> {
     let ask = Ask::new(Transport::Tcp, to);
     let cookie = site.client.place.netns().run(netns_cookie)??;
     // The table as the plugin finds it.
-    let mut sandboxes = Sandboxes::open(&PinDir::new(&bpffs(site.node())))?;
+    let mut sandboxes = Sandboxes::open(&PinDir::new(&site.node().bpffs()))?;
     let sandbox = sandboxes.get(cookie)?.context("the pod's namespace is not known")?;
     ensure!([sandbox.v4, sandbox.v6].map(IpAddr::from)[..] == site.client.ips[..], "its addresses are {sandbox:?}");
     sandboxes.remove(cookie, &sandbox)?;

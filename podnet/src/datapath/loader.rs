@@ -80,7 +80,7 @@ pub enum LoadError {
 
 /// Maps whose layout never changes, by their names in the object.
 const FROZEN_MAPS: [&str; 6] = ["PROGRAMS_TC", "PROGRAMS_XDP", "GENERATION", "ENDPOINTS", "SANDBOXES", "COUNTERS"];
-/// The others.
+/// The others. The layout of the last is aya-log's: a version of it with another needs another schema here too.
 const MAPS: [&str; 17] = [
     "ORIGINS",
     "CLOCK",

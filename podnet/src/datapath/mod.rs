@@ -169,8 +169,8 @@ impl Datapath {
         Self::run(services, opened.load()?)
     }
 
-    /// Adopts or makes the tables only. Loading the programs takes the kernel about a second on two processors, in which
-    /// others can read what the tables hold.
+    /// Adopts or makes the tables only. Loading the programs, if others run, takes the kernel about a second on two
+    /// processors, in which one can read what the tables hold.
     pub fn open(pins: PinDir, conntrack_max: u32) -> Result<(ServiceTables, Opened), Error> {
         let mut opened = loader::open(loader::built_in()?, &pins, conntrack_max)?;
         Ok((ServiceTables::take(&mut opened.ebpf)?, opened))

@@ -233,7 +233,7 @@ mod tests {
     use super::*;
     use netlink_packet_route::AddressFamily;
     use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-    use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteType};
+    use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 
     fn neighbour(state: NeighbourState, last: u8) -> NetlinkPayload<RouteNetlinkMessage> {
         let mut message = NeighbourMessage::default();
@@ -261,15 +261,20 @@ mod tests {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.kind = RouteType::Unicast;
-        let routes = |gone: bool, protocol: u8| {
+        message.attributes.push(RouteAttribute::Oif(7));
+        let routes = |gone: bool, protocol: u8, kind: RouteType, pods: &[u32]| {
             let mut message = message.clone();
-            message.header.protocol = protocol.into();
+            (message.header.protocol, message.header.kind) = (protocol.into(), kind);
             let change = if gone { RouteNetlinkMessage::DelRoute } else { RouteNetlinkMessage::NewRoute };
-            classify(NetlinkPayload::InnerMessage(change(message)), &mut Known::default()).routes
+            let mut known = Known { pods: pods.iter().copied().map(IfIndex).collect(), ..Known::default() };
+            classify(NetlinkPayload::InnerMessage(change(message)), &mut known).routes
         };
-        assert!(routes(false, 4) && !routes(false, ROUTE_PROTOCOL));
-        assert!(routes(true, ROUTE_PROTOCOL), "somebody may have removed it");
+        for kind in [RouteType::Unicast, RouteType::Unreachable] {
+            assert!(routes(false, 4, kind, &[]) && !routes(false, ROUTE_PROTOCOL, kind, &[]));
+            assert!(routes(true, ROUTE_PROTOCOL, kind, &[]), "somebody may have removed it");
+        }
+        assert!(!routes(true, 4, RouteType::Unicast, &[7]), "a pod's");
+        assert!(routes(true, 4, RouteType::Unreachable, &[7]), "it leads to no interface");
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Tables {
 
 /// How many connections the node has translated at the socket.
 pub fn socket_connects(node: &Node) -> Result<u64> {
-    let counters = view::open(&bpffs(node))?.counters()?;
+    let counters = view::open(&node.bpffs())?.counters()?;
     Ok(counters[Counter::SocketConnects as usize])
 }
 
@@ -116,13 +116,8 @@ fn locked(map: &MapData) -> Result<u64> {
     Ok(line.trim().parse()?)
 }
 
-/// The node's BPF file system, from here: it is in a mount namespace of its own.
-fn bpffs(node: &Node) -> PathBuf {
-    format!("/proc/{}/root/sys/fs/bpf", node.place.agent_id()).into()
-}
-
 fn pins(node: &Node) -> PinDir {
-    PinDir::new(&bpffs(node))
+    PinDir::new(&node.bpffs())
 }
 
 fn files(directory: &Path) -> Result<Vec<PathBuf>> {

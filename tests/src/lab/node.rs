@@ -198,14 +198,18 @@ impl Node {
 
     /// Has the next daemon take the programs that run for another version's, which it replaces by its own.
     pub fn disown_programs(&self) -> Result<()> {
-        let bpffs = format!("/proc/{}/root/sys/fs/bpf", self.place.agent_id());
-        let pin = PinDir::new(Path::new(&bpffs)).map("origins");
+        let pin = PinDir::new(&self.bpffs()).map("origins");
         let table = MapData::from_pin(&pin).with_context(|| format!("can't open {}", pin.display()))?;
         let mut origins: Array<MapData, u64> = Map::Array(table).try_into()?;
         for programs in 0..origins.len() {
             origins.set(programs, 0, 0)?;
         }
         Ok(())
+    }
+
+    /// The node's BPF file system, as a path here: it is in a mount namespace of its own.
+    pub fn bpffs(&self) -> PathBuf {
+        format!("/proc/{}/root/sys/fs/bpf", self.place.agent_id()).into()
     }
 
     fn end_daemon(&self, signal: Signal) -> Result<()> {
