@@ -4,7 +4,7 @@
 //! into the slots of the generation that isn't running, and one write of `generation` makes every hook of the node
 //! use them. The slots of the old generation are left as they are until the next load needs them, so a packet that has
 //! read the old number still finds its programs. A generation that comes from the very same object stays: the kernel
-//! takes seconds to examine the programs of another.
+//! takes a second or more to examine the programs of another.
 
 use std::{
     collections::BTreeSet,
