@@ -20,6 +20,9 @@ impl Addr {
     /// `::`, which stands for "none".
     pub const NONE: Self = Self([0; 4]);
 
+    /// `::1`.
+    pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1u32.to_be()]);
+
     /// The mapped form of an IPv4 address given as its word on the wire.
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
@@ -47,9 +50,8 @@ impl Addr {
     /// Whether it leads back to the host that uses it: 127.0.0.0/8 (RFC 1122, section 3.2.1.3) or ::1.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
-        let six = self.0[0] | self.0[1] | self.0[2] | (self.0[3] ^ 1u32.to_be()) == 0;
         let [four, ..] = self.0[3].to_ne_bytes();
-        six || (self.is_v4() && four == 127)
+        self.same(&Self::LOOPBACK_V6) || (self.is_v4() && four == 127)
     }
 
     /// Whether this is [`Self::NONE`].

@@ -125,12 +125,8 @@ fn martian(src: &Addr, dst: &Addr) -> bool {
     }
     let [from, ..] = src.0[0].to_ne_bytes();
     let [to, ..] = dst.0[0].to_ne_bytes();
-    loopback(src) || loopback(dst) || from == 0xff || (src.is_none() && to != 0xff)
-}
-
-#[inline(always)]
-fn loopback(a: &Addr) -> bool {
-    a.0[0] | a.0[1] | a.0[2] | (a.0[3] ^ 1u32.to_be()) == 0
+    let loopback = src.same(&Addr::LOOPBACK_V6) || dst.same(&Addr::LOOPBACK_V6);
+    loopback || from == 0xff || (src.is_none() && to != 0xff)
 }
 
 /// Whether an IPv6 packet speaks to the link only: neighbour discovery, duplicate address detection, multicast
