@@ -322,7 +322,20 @@ impl CtEntry {
     /// Key of the flow's other half: the translated packet, reversed.
     #[inline(always)]
     pub const fn reply_key(&self, proto: Proto) -> Tuple {
-        Tuple { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, proto, _pad: [0; 3] }
+        let nothing = Port::new(0);
+        let mut key = Tuple { src: Addr::NONE, dst: Addr::NONE, sport: nothing, dport: nothing, proto, _pad: [0; 3] };
+        self.write_reply_key(&mut key);
+        key
+    }
+
+    /// Writes [`Self::reply_key`] to a tuple of the same protocol, without a copy of its own on the way: the programs'
+    /// stack has no room for two.
+    #[inline(always)]
+    pub const fn write_reply_key(&self, key: &mut Tuple) {
+        key.src = self.dst;
+        key.dst = self.src;
+        key.sport = self.dport;
+        key.dport = self.sport;
     }
 }
 

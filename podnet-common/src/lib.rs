@@ -11,3 +11,8 @@ pub mod packet;
 pub mod pipeline;
 pub mod time;
 pub mod verdict;
+
+/// The oldest Linux on which the programs load, proven by `cargo xtask test --kernel`. Messages and documents name it;
+/// what later kernels add (socket programs' own errno in 6.1, TCX in 6.6, a route's source address in 6.7) is used where
+/// it is there.
+pub const OLDEST_KERNEL: &str = "5.15";

@@ -20,6 +20,17 @@ use podnet_common::{
 
 use crate::maps;
 
+/// Whether the kernel lets these programs choose the error of a call that they refuse (`bpf_set_retval`). The loader says:
+/// where it is zero the verifier never looks at the call.
+#[unsafe(no_mangle)]
+static SOCKET_ERRNO: u8 = 1;
+
+#[inline(always)]
+fn chooses_errno() -> bool {
+    // SAFETY: a byte that is always there. Volatile, since the loader changes what the compiler has seen.
+    unsafe { (&raw const SOCKET_ERRNO).read_volatile() != 0 }
+}
+
 /// Go on.
 const ALLOW: i32 = 1;
 /// The system call fails.
@@ -201,9 +212,13 @@ fn to_backend<S: Socket>(
         return ALLOW;
     }
     if frontend.slot_count == 0 {
+        // Without an errno of our own the process would see EPERM: its packets are refused instead.
+        if !chooses_errno() {
+            return ALLOW;
+        }
         maps::count_drop(Reason::NoEndpoint);
         debug!(ctx, "service {} has no endpoint for a process", frontend.service);
-        // SAFETY: no pointers. Where the kernel doesn't know the helper (before 5.18) the program isn't loaded.
+        // SAFETY: no pointers.
         unsafe { helpers::bpf_set_retval(-ECONNREFUSED) };
         return DENY;
     }

@@ -89,7 +89,7 @@ impl Tables for Maps {
         unsafe { maps::ENDPOINTS.get(addr) }
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn network(&self, addr: &Addr) -> Option<&Network> {
         let network = maps::NODES.get(&Key::new(128, *addr))?;
         (network.kind != NetworkKind::Nothing as u32).then_some(network)
@@ -124,7 +124,7 @@ impl Tables for Maps {
         Some(f(unsafe { &mut *scratch }))
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn route(&self, from: IfIndex, src: &Addr, dst: &Addr) -> Option<&Route> {
         let memory = maps::FIB.get_ptr_mut(0)?;
         // SAFETY: this CPU's own, of that size, and plain data, for which zeros are valid.
@@ -208,7 +208,7 @@ impl Tables for Maps {
         let _ = maps::FRAGMENTS.insert(key, ports, 0);
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn is_peer(&self, mac: &Mac) -> bool {
         // SAFETY: see above.
         unsafe { maps::PEERS.get(&Peer { mac: *mac, _pad: [0; 2] }) }.is_some()

@@ -90,6 +90,8 @@ pub struct DaemonStatus {
     pub uplinks: Vec<UplinkStatus>,
     /// The tunnel to other nodes, if there is one.
     pub tunnel: Option<UplinkStatus>,
+    /// Whether the kernel has refused the socket hooks; the reason is among the warnings.
+    pub socket_hooks_refused: bool,
     /// Other nodes.
     pub nodes: Vec<NodeStatus>,
     /// The servers that others ask for this node's health.

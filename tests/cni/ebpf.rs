@@ -3,6 +3,8 @@
 use std::fs;
 use std::net::IpAddr;
 
+use podnet_cni::datapath::{Direction, clsact};
+use podnet_common::addr::IfIndex;
 use serde_json::json;
 
 use crate::bpf::{Pins, filters, with_private_mounts};
@@ -87,6 +89,13 @@ fn programs_and_entries_come_and_go_with_the_pod() {
         let host_end = host_end["name"].as_str().unwrap();
         assert_eq!(filters(&node.netns, host_end, "ingress"), pins.programs()[..1]);
         assert_eq!(filters(&node.netns, host_end, "egress"), pins.programs()[1..]);
+        let directions = [Direction::Ingress, Direction::Egress];
+        for (program, direction) in pins.programs().into_iter().zip(directions) {
+            let attached = |program| node.netns.run(|| clsact::attached(program, IfIndex(ifindex), direction).unwrap());
+            assert!(attached(program), "{direction:?}");
+            assert!(!attached(program + 1_000_000));
+            assert!(!node.netns.run(|| clsact::attached(program, IfIndex(1), direction).unwrap()), "lo has no filters");
+        }
         node.check(&pod, &result).silent();
         assert_eq!(node.netns.sysctl("ipv4/ip_forward"), "0", "forwarding is the daemon's");
 

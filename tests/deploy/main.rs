@@ -41,6 +41,16 @@ fn check(object: &Value) {
 }
 
 #[test]
+fn documents_name_the_oldest_kernel_of_the_programs() {
+    let floor = format!("Linux {} or later", podnet_common::OLDEST_KERNEL);
+    for file in ["README.md", "docs/configuration.md", "docs/kubernetes.md"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.contains(&floor), "{file} doesn't say {floor:?}");
+    }
+}
+
+#[test]
 fn every_object_is_one_of_the_api() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

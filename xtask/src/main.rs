@@ -8,6 +8,7 @@ mod build;
 mod check;
 mod command;
 mod demo;
+mod frames;
 mod image;
 mod lab;
 mod setup;

@@ -10,11 +10,12 @@ use aya::programs::{
     Link, ProgramError, SchedClassifier, TcAttachType,
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
-use aya::sys::NetlinkError;
+use aya::sys::NetlinkError as AyaNetlinkError;
 use nix::errno::Errno;
 use podnet_common::addr::IfIndex;
 
 use super::Direction;
+use crate::netlink::{Netlink, NetlinkError};
 
 /// Priority and handle of clsact filters, so that a second attempt finds the first.
 const CLSACT_PRIORITY: u16 = 1;
@@ -56,6 +57,16 @@ pub fn detach(ifindex: IfIndex, direction: Direction) -> io::Result<()> {
     }
 }
 
+/// Whether the program with this id is a filter of a link.
+pub fn attached(program: u32, ifindex: IfIndex, direction: Direction) -> Result<bool, NetlinkError> {
+    // TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS) and the same with TC_H_MIN_EGRESS (linux/pkt_sched.h).
+    let parent = match direction {
+        Direction::Ingress => 0xffff_fff2,
+        Direction::Egress => 0xffff_fff3,
+    };
+    Ok(Netlink::open()?.filters(ifindex, parent)?.contains(&program))
+}
+
 fn tc_errno(error: TcError) -> io::Error {
     match error {
         TcError::AlreadyAttached => io::Error::from(Errno::EEXIST),
@@ -65,7 +76,7 @@ fn tc_errno(error: TcError) -> io::Error {
     }
 }
 
-fn netlink_errno(error: NetlinkError) -> io::Error {
+fn netlink_errno(error: AyaNetlinkError) -> io::Error {
     match error.raw_os_error() {
         Some(errno) => io::Error::from_raw_os_error(errno),
         None => io::Error::other(error),

@@ -15,6 +15,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use podnet_common::addr::{IfIndex, Mac};
 use thiserror::Error;
@@ -178,6 +179,22 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(|a| if let Answer::Route(r) = a { Some(r) } else { None }).collect())
     }
 
+    /// The ids of the BPF programs that are filters of a link: at `parent`, one end of its clsact qdisc (`TC_H_MAKE(TC_H_CLSACT,
+    /// TC_H_MIN_INGRESS)` or the same with `EGRESS`, linux/pkt_sched.h). None where there is no such qdisc or link.
+    pub fn filters(&mut self, index: IfIndex, parent: u32) -> Result<Vec<u32>, NetlinkError> {
+        let mut message = TcMessage::default();
+        message.header.index = index.0.cast_signed();
+        message.header.parent = TcHandle::from(parent);
+        match self.dump(RouteNetlinkMessage::GetTrafficFilter(message)) {
+            Ok(answers) => Ok(answers
+                .into_iter()
+                .filter_map(|a| if let Answer::Filter(program) = a { Some(program) } else { None })
+                .collect()),
+            Err(error) if matches!(error.errno(), Some(libc::EINVAL | libc::ENOENT | libc::ENODEV)) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
     fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<Answer>, NetlinkError> {
         let mut request = Vec::new();
         self.encode(&message, NLM_F_DUMP, &mut request);
@@ -234,6 +251,8 @@ pub enum Answer {
     Address(IfIndex, IpNetwork),
     /// A route.
     Route(Route),
+    /// The id of the BPF program that a traffic filter runs.
+    Filter(u32),
 }
 
 impl Answer {
@@ -261,6 +280,7 @@ impl Answer {
                 Some(Self::Address(index, address))
             }
             RouteNetlinkMessage::NewRoute(m) => route(m).map(Self::Route),
+            RouteNetlinkMessage::NewTrafficFilter(m) => filter_program(&m).map(Self::Filter),
             _ => None,
         }
     }
@@ -284,6 +304,15 @@ fn link(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn filter_program(message: &TcMessage) -> Option<u32> {
+    let options =
+        message.attributes.iter().filter_map(|a| if let TcAttribute::Options(o) = a { Some(o) } else { None });
+    options.flatten().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+        _ => None,
+    })
 }
 
 fn route(message: RouteMessage) -> Option<Route> {

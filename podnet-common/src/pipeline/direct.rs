@@ -25,7 +25,8 @@ pub fn alone<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     }
 }
 
-#[inline(always)]
+// On its own, so that the two families' variables don't add up on the stack.
+#[inline(never)]
 fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
     direct::<At, F, P, T>(p, t, ethernet, &v)
@@ -108,8 +109,17 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
 /// pod's connection gets another port.
 #[inline(always)]
 pub(super) fn answers_collide<At: Place, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u8) -> bool {
-    let opens = tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN;
-    opens && answers::<T>(t, tuple) && At::HOOK as u32 == Hook::FromPod as u32
+    if tcp_flags & (Tcp::SYN | Tcp::ACK) != Tcp::SYN {
+        return false;
+    }
+    match answered_by::<T>(t, tuple) {
+        Answered::Over => {
+            forget_answered::<T>(t, tuple);
+            false
+        }
+        Answered::Translated => At::HOOK as u32 == Hook::FromPod as u32,
+        Answered::Otherwise => false,
+    }
 }
 
 /// Whether a packet is for a pod, from where its answers would get the node's address if they were not known as such.
@@ -122,23 +132,39 @@ pub(super) fn answers_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple) -> b
         && t.config().is_some_and(|config| config.flags & Config::MASQUERADE != 0)
 }
 
-/// Whether answers to a packet with this tuple would be taken for those of a flow that is translated and not over.
-// On its own, since the stack is small.
+/// What answers to a packet would be taken for.
+#[derive(Clone, Copy)]
+enum Answered {
+    /// Those of a translated flow.
+    Translated,
+    /// Those of a translated flow that is over.
+    Over,
+    /// What they are, or those of a flow that isn't translated.
+    Otherwise,
+}
+
+// The two functions below stand on their own, one beside the other, since each key on the stack keeps its place there.
+
+/// What answers to a packet with this tuple would be taken for.
 #[inline(never)]
-fn answers<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+fn answered_by<T: Tables>(t: &T, tuple: &Tuple) -> Answered {
+    let flow = t.flow(&tuple.reversed(), |entry| (entry.flags & CtEntry::REPLY != 0, entry.closed()));
+    match flow {
+        Some((true, true)) => Answered::Over,
+        Some((true, false)) => Answered::Translated,
+        Some((false, _)) | None => Answered::Otherwise,
+    }
+}
+
+/// Removes both halves of the flow that has answers to a packet with this tuple.
+#[inline(never)]
+fn forget_answered<T: Tables>(t: &T, tuple: &Tuple) {
     let answer = tuple.reversed();
-    let mut over = None;
-    let found = t.flow(&answer, |entry| {
-        if entry.closed() {
-            over = Some(entry.reply_key(answer.proto));
-        }
-        entry.flags & CtEntry::REPLY != 0
-    });
-    if let (Some(true), Some(flow)) = (found, &over) {
-        t.remove_flow(flow);
+    let mut flow = answer;
+    if t.flow(&answer, |entry| entry.write_reply_key(&mut flow)).is_some() {
+        t.remove_flow(&flow);
         t.remove_flow(&answer);
     }
-    found == Some(true) && over.is_none()
 }
 
 /// Straight into a pod of this node, past the stack.

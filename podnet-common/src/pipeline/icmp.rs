@@ -37,12 +37,12 @@ pub fn icmp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 
 #[inline(always)]
 fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
-    let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
+    let Some(mut v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
     if let Err(reason) = checks::source::<At, F, P, T>(p, t, ethernet, &v.tuple) {
         return Verdict::Drop(reason);
     }
     let found = t.scratch(|s| {
-        let quoted = quoted::<F, P>(p, &v, &mut s.key)?;
+        let mut quoted = quoted::<F, P>(p, &v, &mut s.key)?;
         // Whoever sent what it quotes is told of it, and nobody else.
         if !s.key.dst.same(&v.tuple.dst) {
             return None;
@@ -52,7 +52,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         if sent_twice::<At, T>(t, &s.entry, ethernet) && !own() {
             return Some(Verdict::Drop(Reason::NotForThisNode));
         }
-        Some(translate::<At, F, P, T>(p, t, s, &v, quoted).unwrap_or(Verdict::Drop(Reason::StoreFailed)))
+        Some(translate::<At, F, P, T>(p, t, s, &mut v, &mut quoted).unwrap_or(Verdict::Drop(Reason::StoreFailed)))
     });
     match found {
         Some(Some(verdict)) => verdict,
@@ -104,8 +104,8 @@ fn translate<At: Place, F: Family, P: Packet, T: Tables>(
     p: &mut P,
     t: &T,
     s: &mut Scratch,
-    v: &Parsed<F>,
-    quoted: Quoted<F>,
+    v: &mut Parsed<F>,
+    quoted: &mut Quoted<F>,
 ) -> Option<Verdict> {
     if At::EGRESS {
         s.entry.out = Out::Stack as u8;
@@ -120,20 +120,20 @@ fn translate<At: Place, F: Family, P: Packet, T: Tables>(
     }
     let data = rewrite_quotation::<F, P>(p, s, v, quoted)?;
     let entry = &s.entry;
-    let mut outer = v.header;
+    let outer = &mut v.header;
     let mut pseudo = 0;
     if entry.flags & CtEntry::REWRITE_DST != 0 {
-        pseudo += F::set_dst(&mut outer, &entry.dst);
+        pseudo += F::set_dst(outer, &entry.dst);
     }
     if entry.flags & CtEntry::REWRITE_SRC != 0 && v.tuple.src.same(&s.key.src) {
-        pseudo += F::set_src(&mut outer, &entry.src);
+        pseudo += F::set_src(outer, &entry.src);
     }
-    F::update_checksum(&mut outer, pseudo);
+    F::update_checksum(outer, pseudo);
     if entry.out != Out::Stack as u8 && entry.out != Out::Host as u8 {
-        F::decrement_ttl(&mut outer);
+        F::decrement_ttl(outer);
     }
     p.renew();
-    F::write(p, &outer, true, true)?;
+    F::write(p, outer, true, true)?;
     if has_macs(entry.out) {
         p.store(0, &entry.macs)?;
     }
@@ -149,7 +149,7 @@ fn rewrite_quotation<F: Family, P: Packet>(
     p: &mut P,
     s: &Scratch,
     v: &Parsed<F>,
-    mut quoted: Quoted<F>,
+    quoted: &mut Quoted<F>,
 ) -> Option<u64> {
     let (mut sport, mut dport) = (s.key.dport, s.key.sport);
     let old_ports = ports_word(sport.wire(), dport.wire());

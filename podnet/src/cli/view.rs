@@ -135,8 +135,8 @@ pub trait View {
     /// How many entries a table has room for.
     fn capacity(&self, table: Table) -> Result<u32, ViewError>;
 
-    /// Whether a hook's program is attached to an interface of this namespace. `None`: this kernel doesn't tell.
-    fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<Option<bool>, ViewError>;
+    /// Whether a hook's program is attached to an interface of this namespace.
+    fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<bool, ViewError>;
 
     /// Whether the socket hooks are attached.
     fn sockets_attached(&self) -> bool;
@@ -239,8 +239,8 @@ pub(super) mod fake {
             Ok(if table == Table::Conntrack { self.conntrack_capacity } else { 1000 })
         }
 
-        fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<Option<bool>, ViewError> {
-            Ok(Some(!self.missing.contains(&(hook, ifindex))))
+        fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<bool, ViewError> {
+            Ok(!self.missing.contains(&(hook, ifindex)))
         }
 
         fn sockets_attached(&self) -> bool {

@@ -74,7 +74,7 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often settings and attachments are looked at without being told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// How soon what failed on the node is tried again.
+/// How soon what failed on the node is tried again. While it fails in the same way the time doubles, to [`CHECK_INTERVAL`].
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT, and leaves the datapath as it is.
@@ -116,6 +116,8 @@ struct Daemon {
     crowded: bool,
     /// When the node is to be brought into line again.
     node_due: Option<Instant>,
+    /// How long a failed step on the node waits before it is tried again.
+    node_retry: Duration,
     /// Whether an earlier daemon has set up the node since it was started.
     was_set_up: bool,
     /// Why the container runtime doesn't use the plugin.
@@ -177,6 +179,7 @@ impl Daemon {
             sweeping: None,
             crowded: false,
             node_due: Some(Instant::now()),
+            node_retry: RETRY_INTERVAL,
             was_set_up,
             not_installed: None,
             config,
@@ -346,7 +349,11 @@ impl Daemon {
         for problem in self.node.problems.iter().filter(|problem| !before.contains(problem)) {
             warn!("{problem}");
         }
-        self.node_due = self.node.incomplete.then(|| Instant::now() + RETRY_INTERVAL);
+        self.node_due = self.node.incomplete.then(|| {
+            let stuck = self.node.problems == before;
+            self.node_retry = if stuck { (self.node_retry * 2).min(CHECK_INTERVAL) } else { RETRY_INTERVAL };
+            Instant::now() + self.node_retry
+        });
     }
 
     /// Puts the plugin where the container runtime looks for it, if that is wanted and pods can start.

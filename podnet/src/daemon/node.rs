@@ -47,6 +47,8 @@ pub(super) struct Status {
     pub takes_pods: bool,
     /// Whether something failed that another attempt may do.
     pub incomplete: bool,
+    /// Whether the socket hooks could not be loaded or attached.
+    pub socket_hooks_refused: bool,
     /// What a user should know.
     pub problems: Vec<String>,
     /// The uplinks.
@@ -200,6 +202,7 @@ async fn set_up(
     datapath.attach_host(pair.far, uplinks.loopback)?;
     // Without these, services are still translated packet by packet.
     let hooked = datapath.set_socket_hooks((config.socket_lb != SocketLb::Off).then_some(config.cgroup.as_path()));
+    status.socket_hooks_refused = hooked.is_err();
     note(status, hooked.err().iter());
     if config.xdp == Xdp::Native {
         let slow = uplinks.found.iter().filter(|u| u.veth);

@@ -67,6 +67,7 @@ impl Reporter {
             tables: TablesStatus { last_reconciled: None, pending: control.pending.iter().map(pending).collect() },
             uplinks: node.uplinks.iter().map(|found| uplink(node, &found.name, found.ifindex, found.mtu)).collect(),
             tunnel: node.routes.tunnel.map(|t| uplink(node, tunnel::NAME, t.ifindex, t.mtu)),
+            socket_hooks_refused: node.socket_hooks_refused,
             health,
             warnings: warnings(source, control, node, servers),
             ..self.last.clone()

@@ -28,7 +28,7 @@ use podnet_common::{
 use thiserror::Error;
 
 use super::{
-    chain,
+    chain, features, kernel,
     origins::{self, Origins},
 };
 
@@ -47,15 +47,15 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// The kernel refuses the object or one of its maps.
-    #[error("cannot load the eBPF object: {0}. podnet needs Linux 5.18 or later with BTF, and CAP_BPF, CAP_NET_ADMIN")]
+    #[error("cannot load the eBPF object: {0}. {needs}", needs = kernel::needs())]
     Object(String),
     /// The kernel refuses a program.
-    #[error("cannot load the program {name}: {source}")]
+    #[error("the kernel refuses the program {name}: {reason}. {needs}", needs = kernel::needs())]
     Program {
         /// Which.
         name: String,
-        /// Why, with the verifier's log.
-        source: ProgramError,
+        /// Why, in a line: see [`kernel::refusal`].
+        reason: String,
     },
     /// A program that the object should hold.
     #[error("the eBPF object has no {0}: it belongs to another version of podnet; build both together")]
@@ -252,6 +252,9 @@ pub fn open(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Opened, 
         loader.map_pin_path(name, path.as_path());
     }
     loader.map_max_entries("CONNTRACK", conntrack_max);
+    let socket_errno = u8::from(features::socket_errno());
+    // An object without this constant makes no such call.
+    loader.override_global("SOCKET_ERRNO", &socket_errno, false);
     let ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
     let fingerprint = origins::fingerprint(object, paths.iter().map(|(_, path)| path.as_path()))?;
     Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint })
@@ -304,7 +307,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, LoadError> {
 }
 
 fn load_one(name: &str, program: &mut Program) -> Result<ProgramFd, LoadError> {
-    let failed = |source| LoadError::Program { name: name.to_owned(), source };
+    let failed = |source| LoadError::Program { name: name.to_owned(), reason: kernel::refusal(&source) };
     match program {
         Program::SchedClassifier(p) => load_if_new::<SchedClassifier>(p).map_err(failed),
         Program::Xdp(p) => load_if_new::<Xdp>(p).map_err(failed),

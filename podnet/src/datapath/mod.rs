@@ -5,6 +5,7 @@ pub mod batch;
 pub mod conntrack;
 mod counts;
 mod features;
+mod kernel;
 mod link;
 pub mod loader;
 mod object;

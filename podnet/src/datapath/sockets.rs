@@ -19,7 +19,7 @@ use podnet_cni::datapath::{PinDir, open_pin};
 use podnet_common::layout::SOCKET_ORIGIN;
 use thiserror::Error;
 
-use super::{link, loader::LoadError, origins::Origins};
+use super::{kernel, link, loader::LoadError, origins::Origins};
 
 /// The programs, by their names in the object.
 const PROGRAMS: [&str; 8] =
@@ -37,12 +37,15 @@ pub enum SocketError {
         source: io::Error,
     },
     /// A program can't be loaded or attached.
-    #[error("cannot load or attach {name}: {source}; `socketLB: off` does without")]
+    #[error(
+        "cannot load or attach {name}: {reason}. Services are translated packet by packet instead; `socketLB: off` in the \
+         configuration does without these programs"
+    )]
     Program {
         /// Which.
         name: &'static str,
-        /// Why.
-        source: Box<ProgramError>,
+        /// Why, in a line: see [`kernel::refusal`].
+        reason: String,
     },
     /// It can't be told where they come from.
     #[error(transparent)]
@@ -96,7 +99,7 @@ fn attach_one(
     cgroup: &File,
     cgroup_id: u64,
 ) -> Result<(), SocketError> {
-    let failed = |source: ProgramError| SocketError::Program { name, source: Box::new(source) };
+    let failed = |source: ProgramError| SocketError::Program { name, reason: kernel::refusal(&source) };
     let path = pin(pins, name);
     let unkept =
         |source: Box<dyn std::error::Error + Send + Sync>| SocketError::Link { name, path: path.clone(), source };

@@ -10,7 +10,7 @@ use aya::{
     maps::{Array, Map, MapData, MapError, PerCpuArray},
     programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
 };
-use podnet_cni::datapath::{PinDir, Plain, open_pin};
+use podnet_cni::datapath::{Direction, PinDir, Plain, clsact, open_pin};
 use podnet_common::{
     addr::{Addr, IfIndex},
     layout::{
@@ -138,17 +138,18 @@ impl View for PinnedView {
         }
     }
 
-    fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<Option<bool>, ViewError> {
+    fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<bool, ViewError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| ViewError::Hook { hook: hook.name(), source };
         let direction = match hook {
-            Hook::FromUplink | Hook::FromHost => TcAttachType::Ingress,
-            Hook::ToUplink | Hook::FromLoopback => TcAttachType::Egress,
-            Hook::UplinkXdp => return xdp_attached(&self.pins, ifindex).map(Some).map_err(|e| failed(Box::new(e))),
-            // Filters of clsact, which only netlink tells.
-            Hook::FromPod | Hook::ToPod => return Ok(None),
+            Hook::FromPod | Hook::FromUplink | Hook::FromHost => Direction::Ingress,
+            Hook::ToPod | Hook::ToUplink | Hook::FromLoopback => Direction::Egress,
+            Hook::UplinkXdp => return xdp_attached(&self.pins, ifindex).map_err(|e| failed(Box::new(e))),
         };
-        let Some(interface) = interface_name(ifindex) else { return Ok(Some(false)) };
-        tcx_attached(&self.pins, hook, &interface, direction).map_err(|e| failed(Box::new(e)))
+        let Some(interface) = interface_name(ifindex) else { return Ok(false) };
+        let own = ProgramInfo::from_pin(self.pins.hook(hook)).map_err(|e| failed(Box::new(e)))?.id();
+        let at_tcx = tcx_programs(&interface, direction).map_err(|e| failed(Box::new(e)))?;
+        // Pods' host ends have clsact filters on every kernel, other links where there is no TCX.
+        Ok(at_tcx.contains(&own) || clsact::attached(own, ifindex, direction).map_err(|e| failed(Box::new(e)))?)
     }
 
     fn sockets_attached(&self) -> bool {
@@ -156,17 +157,15 @@ impl View for PinnedView {
     }
 }
 
-/// Whether a hook's program is at TCX. `None` on kernels before 6.6, which have no TCX.
-fn tcx_attached(
-    pins: &PinDir,
-    hook: Hook,
-    interface: &str,
-    direction: TcAttachType,
-) -> Result<Option<bool>, ProgramError> {
-    let own = ProgramInfo::from_pin(pins.hook(hook))?.id();
+/// The ids of the programs at TCX; none on kernels before 6.6, which have no TCX.
+fn tcx_programs(interface: &str, direction: Direction) -> Result<Vec<u32>, ProgramError> {
+    let direction = match direction {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
+    };
     match SchedClassifier::query_tcx(interface, direction) {
-        Ok((_, programs)) => Ok(Some(programs.iter().any(|program| program.id() == own))),
-        Err(ProgramError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Ok((_, programs)) => Ok(programs.iter().map(ProgramInfo::id).collect()),
+        Err(ProgramError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),
         Err(e) => Err(e),
     }
 }

@@ -60,6 +60,8 @@ pub struct Options {
     pub filter: Option<String>,
     /// Directory for the report, the JSON and the plots.
     pub out: PathBuf,
+    /// Another build's object, whose programs are measured in turn with this one's.
+    pub before: Option<PathBuf>,
 }
 
 /// Runs the suites, writes the report and prints it. What an interrupted run has built is removed by the lab's

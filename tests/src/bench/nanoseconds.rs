@@ -13,7 +13,8 @@
 //! | `flows/A_of_B` | as `from_pod/established/v4`, for A active flows in turn and B in the table |
 //! | `flows/A_of_B@collecting` | the same while another processor looks through the table for flows that are over |
 //!
-//! All go through the hook's dispatcher, as attached.
+//! All go through the hook's dispatcher, as attached. With `--before OBJECT` the rows of packets are there once more, as
+//! `before/…`, for the programs of another build.
 
 use std::{
     cell::Cell,
@@ -90,6 +91,11 @@ impl Work {
         row(&format!("{}/{family}", self.name))
     }
 
+    /// The same for another build's programs.
+    fn row_before(&self, family: &str) -> String {
+        row(&format!("before/{}/{family}", self.name))
+    }
+
     /// What it is compared with.
     fn baselines(&self, family: &str) -> Vec<String> {
         let mut baselines = vec![row("yardstick")];
@@ -127,8 +133,12 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
             worker::settle()?;
             let yardstick = Yardstick::new()?;
             let mut rig = Rig::new(&bpffs.join("rig"), capacity::CONNTRACK as u32)?;
-            rig.keep_xdp_warm()?;
+            rig.keep_xdp_warm("uplink")?;
+            let before = options.before.as_deref().map(|object| rig_before(object, bpffs)).transpose()?;
             let mut variants = packet_variants(&yardstick, &rig)?;
+            if let Some(before) = &before {
+                add_before(&mut variants, before)?;
+            }
             rounds::select(options, &mut variants);
             rounds::interleave("ns_per_packet", "ns", count, variants, results)
         })?;
@@ -147,9 +157,38 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Every hook, stage and family, next to what it is compared with.
+/// The programs of another build.
+fn rig_before(object: &Path, bpffs: &Path) -> Result<Rig> {
+    let bytes = std::fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
+    let mut rig = Rig::with(&bytes, &bpffs.join("before"), capacity::CONNTRACK as u32)?;
+    rig.keep_xdp_warm("other")?;
+    Ok(rig)
+}
+
+/// Adds another build's rows, each behind the row that is compared with it.
+fn add_before<'a>(variants: &mut Vec<Variant<'a>>, before: &'a Rig) -> Result<()> {
+    let names = WORK.iter().flat_map(|work| FAMILIES.map(|(_, family)| (work.row(family), work.row_before(family))));
+    let names: Vec<_> = names.collect();
+    for mut variant in work_variants(before)? {
+        let Some((now, then)) = names.iter().find(|(now, _)| *now == variant.name) else { continue };
+        let Some(place) = variants.iter().position(|v| v.name == *now) else { continue };
+        variants[place].baselines.push(then.clone());
+        (variant.name, variant.baselines) = (then.clone(), Vec::new());
+        variants.insert(place + 1, variant);
+    }
+    Ok(())
+}
+
+/// The yardstick, and every hook, stage and family, next to what it is compared with.
 fn packet_variants<'a>(yardstick: &'a Yardstick, rig: &'a Rig) -> Result<Vec<Variant<'a>>> {
     let mut variants = vec![Variant::new(row(YARDSTICK_ROW), &[], || yardstick.sample())];
+    variants.extend(work_variants(rig)?);
+    Ok(variants)
+}
+
+/// Every hook, stage and family.
+fn work_variants(rig: &Rig) -> Result<Vec<Variant<'_>>> {
+    let mut variants = Vec::new();
     for work in &WORK {
         let in_ifindex = match work.hook {
             Hook::FromPod => rig.pod,

@@ -96,9 +96,14 @@ pub struct Rig {
 impl Rig {
     /// Loads them; the connection table has so many entries. `bpffs` is a new directory in a BPF file system.
     pub fn new(bpffs: &Path, conntrack_max: u32) -> Result<Self> {
+        Self::with(loader::built_in()?, bpffs, conntrack_max)
+    }
+
+    /// The same with another object than the one that is built in.
+    pub fn with(object: &[u8], bpffs: &Path, conntrack_max: u32) -> Result<Self> {
         fs::create_dir(bpffs)?;
         let pins = PinDir::new(bpffs);
-        let ebpf = loader::load(loader::built_in()?, &pins, conntrack_max)?.ebpf;
+        let ebpf = loader::load(object, &pins, conntrack_max)?.ebpf;
         let mut config: Array<MapData, Plain<Config>> =
             Map::Array(MapData::from_pin(pins.map("config"))?).try_into()?;
         config.set(0, Plain(Config { flags: Config::EXTERNAL_CLUSTER_IP, ..Config::default() }), 0)?;
@@ -108,9 +113,9 @@ impl Rig {
         Ok(Self { ebpf, pins, conntrack, pod: pod?, other: other?, uplink: uplink?, loopback: loopback? })
     }
 
-    /// Makes test runs of XDP comparable; see [`keep_warm`].
-    pub fn keep_xdp_warm(&mut self) -> Result<()> {
-        keep_warm(&mut self.ebpf, Hook::UplinkXdp.name(), "uplink")
+    /// Makes test runs of XDP comparable; see [`keep_warm`]. One rig for each interface.
+    pub fn keep_xdp_warm(&mut self, ifname: &str) -> Result<()> {
+        keep_warm(&mut self.ebpf, Hook::UplinkXdp.name(), ifname)
     }
 
     /// Makes the ends of a chain pods of this node, if they are.

@@ -151,7 +151,8 @@ mod tests {
         };
         let mut variants =
             vec![variant("x/direct", &[]), variant("x/clusterip", &["x/direct"]), variant("x/other", &[])];
-        let options = Options { quick: true, json: None, filter: Some("clusterip".into()), out: "x".into() };
+        let options =
+            Options { quick: true, json: None, filter: Some("clusterip".into()), out: "x".into(), before: None };
         select(&options, &mut variants);
         assert_eq!(variants.iter().map(|v| v.name.as_str()).collect::<Vec<_>>(), ["x/direct", "x/clusterip"]);
     }

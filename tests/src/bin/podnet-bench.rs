@@ -19,6 +19,10 @@ struct Arguments {
     /// Directory for the report, its plots and results.json.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     out: PathBuf,
+    /// Another build's eBPF object, with the same tables: `ns_per_packet` also measures its programs, in turn with this
+    /// build's, as rows `ns_per_packet/before/…`.
+    #[arg(long, value_name = "OBJECT")]
+    before: Option<PathBuf>,
     /// Only rows whose name contains this, and what they are compared with.
     filter: Option<String>,
 }
@@ -28,6 +32,6 @@ fn main() -> Result<()> {
     if std::env::args().nth(1).as_deref() == Some(worker::ARGUMENT) {
         return worker::main();
     }
-    let Arguments { quick, json, out, filter } = Arguments::parse();
-    bench::run(&Options { quick, json, filter, out })
+    let Arguments { quick, json, out, before, filter } = Arguments::parse();
+    bench::run(&Options { quick, json, filter, out, before })
 }

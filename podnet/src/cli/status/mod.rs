@@ -100,8 +100,7 @@ struct HookRow {
     ifindex: u32,
     /// None if there is no such interface.
     interface: Option<String>,
-    /// None if this kernel doesn't tell.
-    attached: Option<bool>,
+    attached: bool,
 }
 
 /// Whose sockets are translated.
@@ -381,7 +380,7 @@ fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) 
 fn hook_warnings(datapath: &Datapath, daemon: &Daemon, warnings: &mut Vec<String>) {
     let report = daemon.report.as_ref();
     let said = |row: &HookRow| report.and_then(|report| report.hook(row.ifindex, row.hook));
-    for row in datapath.hooks.iter().filter(|row| row.attached == Some(false)) {
+    for row in datapath.hooks.iter().filter(|row| !row.attached) {
         let said = said(row);
         let xdp = row.hook == Hook::UplinkXdp.name();
         // XDP is where the daemon says that it has put it, in whatever mode.
@@ -393,7 +392,9 @@ fn hook_warnings(datapath: &Datapath, daemon: &Daemon, warnings: &mut Vec<String
         warnings.push(format!("{} is not attached to {interface}: {}", row.hook, again(daemon.running)));
     }
     let wanted = report.and_then(|report| report.config.as_ref()?.get("socketLB")?.as_str());
-    if datapath.sockets == Sockets::Off && wanted.is_some_and(|wanted| wanted != "off") {
+    // The daemon's own problems say why it could not attach them.
+    let refused = report.is_some_and(|report| report.socket_hooks_refused);
+    if datapath.sockets == Sockets::Off && wanted.is_some_and(|wanted| wanted != "off") && !refused {
         warnings.push(format!("the socket hooks are not attached: {}", again(daemon.running)));
     }
 }

@@ -64,6 +64,7 @@ fn report() -> DaemonStatus {
                 .to_vec(),
         }],
         tunnel: None,
+        socket_hooks_refused: false,
         nodes: vec![NodeStatus { name: "node2".into(), cidr: "10.244.2.0/24".into(), ..NodeStatus::default() }],
         health: HealthStatus { address: Some("0.0.0.0:10256".into()), error: None, node_ports: 2 },
         warnings: vec![],
@@ -219,6 +220,20 @@ fn what_is_wanted_and_not_there_is_told() {
     assert!(health.contains("0.0.0.0:10256: Address already in use"), "{health}");
     assert!(sockets.starts_with("the socket hooks are not attached"), "{sockets}");
     assert!(ports.starts_with("nearly all source ports towards 203.0.113.9:443 (TCP) are taken (1 of 1)"), "{ports}");
+}
+
+#[test]
+fn socket_hooks_that_the_kernel_refuses_are_not_blamed_on_another_program() {
+    let reason = "cannot load or attach connect4: unknown func bpf_set_retval#187";
+    let mut witnesses = healthy();
+    let mut report = report();
+    report.socket_hooks_refused = true;
+    report.warnings = vec![reason.into()];
+    witnesses.daemon.report = Some(report);
+    let mut view = view();
+    view.sockets_missing = true;
+    witnesses.datapath = datapath(&view);
+    assert_eq!(assemble(witnesses).warnings, [reason]);
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Status {
     fn uplink_hooks(&self, uplink: &UplinkStatus) -> String {
         let rows = self.datapath.iter().flat_map(|datapath| &datapath.hooks);
         let of_uplink: Vec<_> = rows.filter(|row| row.ifindex == uplink.ifindex).collect();
-        let missing = |hook: &str| of_uplink.iter().any(|row| row.hook == hook && row.attached == Some(false));
+        let missing = |hook: &str| of_uplink.iter().any(|row| row.hook == hook && !row.attached);
         let shown = |hook: &HookStatus| match hook.attached.as_deref() {
             Some(how) if how.starts_with("xdp off") => how.to_owned(),
             Some(_) | None if missing(&hook.hook) => format!("{} not attached", hook.hook),
@@ -188,11 +188,7 @@ fn host(datapath: &Datapath) -> String {
     };
     let names = [Hook::FromHost, Hook::FromLoopback].map(Hook::name);
     let rows = datapath.hooks.iter().filter(|row| names.contains(&row.hook));
-    let hooks = rows.map(|row| match row.attached {
-        Some(true) => format!("{} tc, ", row.hook),
-        Some(false) => format!("{} not attached, ", row.hook),
-        None => String::new(),
-    });
+    let hooks = rows.map(|row| format!("{} {}, ", row.hook, if row.attached { "tc" } else { "not attached" }));
     hooks.chain([sockets.to_owned()]).collect()
 }
 
