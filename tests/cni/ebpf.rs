@@ -90,7 +90,7 @@ fn programs_and_entries_come_and_go_with_the_pod() {
         assert_eq!(filters(&node.netns, host_end, "ingress"), pins.programs()[..1]);
         assert_eq!(filters(&node.netns, host_end, "egress"), pins.programs()[1..]);
         let directions = [Direction::Ingress, Direction::Egress];
-        for (program, direction) in pins.programs().into_iter().zip(directions) {
+        for (program, direction) in pins.programs().iter().copied().zip(directions) {
             let attached = |program| node.netns.run(|| clsact::attached(program, IfIndex(ifindex), direction).unwrap());
             assert!(attached(program), "{direction:?}");
             assert!(!attached(program + 1_000_000));
