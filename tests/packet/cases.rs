@@ -13,7 +13,7 @@ use podnet_common::{
 use crate::{
     cluster::{
         Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, PODNET0, UPLINK_MAC,
-        addresses, in_namespaces,
+        addresses, in_namespace,
     },
     frame::{ACK, FIN, Frame, RST, SYN, Transport},
 };
@@ -27,8 +27,8 @@ pub fn both_families_with(
     change: fn(&mut podnet::simulator::HostTables),
     test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>,
 ) {
-    in_namespaces(move |directory, uplink| {
-        let mut both = Both::new(directory, uplink, change)?;
+    in_namespace(move |uplink| {
+        let mut both = Both::new(uplink, change)?;
         for v6 in [false, true] {
             test(&mut both, &addresses(v6), uplink)?;
         }
@@ -366,8 +366,8 @@ fn check_error(both: &Both, a: &Addresses, input: &Frame, reason: Reason, kind: 
 
 #[test]
 fn a_full_table_refuses_new_flows_and_keeps_the_old() {
-    in_namespaces(|directory, uplink| {
-        let mut both = Both::new(directory, uplink, |_| {})?;
+    in_namespace(|uplink| {
+        let mut both = Both::new(uplink, |_| {})?;
         let a = addresses(false);
         let flow = |n: u32| {
             from_client((a.client, 1024 + (n % 60_000) as u16), (if n < 60_000 { a.local } else { a.far }, 80))[1]
@@ -391,7 +391,7 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
         }
         for n in [0, full_at / 2, full_at - 1] {
             let result = both.kernel.run(Hook::FromPod, &flow(n))?;
-            ensure!(result.is_some_and(|(end, _)| end == crate::cluster::Seen::Redirect), "flow {n} was cut");
+            ensure!(result.is_some_and(|(end, _)| end == crate::kernel::Seen::Redirect), "flow {n} was cut");
         }
         // The host refuses the same way.
         both.host.conntrack_max = Some(1);

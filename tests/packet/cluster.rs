@@ -1,28 +1,24 @@
 //! Tables of a small cluster, the same in memory and in the kernel, and a packet's way through both.
 
-use std::{env, fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
-use aya::{
-    TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
-    programs::Program,
+use anyhow::{Result, ensure};
+use nix::{
+    sched::{CloneFlags, unshare},
+    time::{ClockId, clock_gettime},
 };
-use nix::time::{ClockId, clock_gettime};
-use podnet::{
-    datapath::loader,
-    simulator::{self, End, HostPacket, HostTables, prefix},
-};
-use podnet_cni::datapath::{PinDir, Plain};
+use podnet::simulator::{self, End, HostPacket, HostTables, prefix};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
-        Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Network, NetworkKind, Peer, ServiceClient,
-        SourceRange, Tuple, macs,
+        Backend, Config, Endpoint, Frontend, FrontendKey, Hook, Network, NetworkKind, ServiceClient, SourceRange, macs,
     },
     pipeline::Route,
-    verdict::{COUNTERS_BASE, Counter, Reason},
+    time::ticks,
+    verdict::{COUNTERS_BASE, Reason},
 };
+
+use crate::kernel::{Kernel, Seen};
 
 /// The interface that test runs happen on: lo.
 pub const HERE: IfIndex = IfIndex(1);
@@ -253,147 +249,14 @@ fn add_external(t: &mut HostTables, a: &Addresses, id: &mut u32) {
     t.source_ranges.insert(SourceRange { len: 32 + range.len, data });
 }
 
-/// A packet's end, as a test run can tell it: where a packet is redirected to stays in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    Pass,
-    Drop,
-    Redirect,
-}
-
-impl From<End> for Seen {
-    fn from(end: End) -> Self {
-        match end {
-            End::Pass => Self::Pass,
-            End::Drop(_) => Self::Drop,
-            End::Forward(..) | End::Reject(..) | End::Answer(_) => Self::Redirect,
-        }
-    }
-}
-
-/// The shipping programs in namespaces of this thread, with the tables of a [`HostTables`].
-pub struct Kernel {
-    ebpf: aya::Ebpf,
-    directory: PathBuf,
-}
-
-impl Kernel {
-    /// Loads the object and fills the tables.
-    pub fn load(tables: &HostTables, directory: PathBuf) -> Result<Self> {
-        let pins = PinDir::new(&directory);
-        let path = env::var("PODNET_EBPF_OBJECT")
-            .context("PODNET_EBPF_OBJECT names no object: run `cargo xtask test`, which builds it")?;
-        let object = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-        let mut loaded = loader::load(&object, &pins, 16_384)?;
-        let e = &mut loaded.ebpf;
-        let mut frontends: HashMap<_, Plain<FrontendKey>, Plain<Frontend>> =
-            e.map_mut("FRONTENDS").context("map")?.try_into()?;
-        tables.frontends.iter().try_for_each(|(k, v)| frontends.insert(Plain(*k), Plain(*v), 0))?;
-        let mut slots: Array<_, u32> = e.map_mut("SLOTS").context("map")?.try_into()?;
-        tables.slots.iter().try_for_each(|(k, v)| slots.set(*k, v, 0))?;
-        let mut backends: Array<_, Plain<Backend>> = e.map_mut("BACKENDS").context("map")?.try_into()?;
-        tables.backends.iter().try_for_each(|(k, v)| backends.set(*k, Plain(*v), 0))?;
-        let mut endpoints: HashMap<_, Plain<Addr>, Plain<Endpoint>> =
-            e.map_mut("ENDPOINTS").context("map")?.try_into()?;
-        tables.endpoints.iter().try_for_each(|(k, v)| endpoints.insert(Plain(*k), Plain(*v), 0))?;
-        let mut networks: LpmTrie<_, Plain<Addr>, Plain<Network>> = e.map_mut("NODES").context("map")?.try_into()?;
-        tables.networks.iter().try_for_each(|(k, v)| networks.insert(&Key::new(k.len, Plain(k.addr)), Plain(*v), 0))?;
-        let mut ranges: LpmTrie<_, Plain<ServiceClient>, u32> =
-            e.map_mut("SOURCE_RANGES").context("map")?.try_into()?;
-        tables.source_ranges.iter().try_for_each(|r| ranges.insert(&Key::new(r.len, Plain(r.data)), 1, 0))?;
-        let mut peers: HashMap<_, Plain<Peer>, u32> = e.map_mut("PEERS").context("map")?.try_into()?;
-        tables.peers.iter().try_for_each(|mac| peers.insert(Plain(Peer { mac: *mac, _pad: [0; 2] }), 1, 0))?;
-        let mut ports: Array<_, u32> = e.map_mut("SNAT_PORTS").context("map")?.try_into()?;
-        (0..).zip(&tables.snat_ports).try_for_each(|(i, port)| ports.set(i, u32::from(*port), 0))?;
-        let mut config: Array<_, Plain<Config>> = e.map_mut("CONFIG").context("map")?.try_into()?;
-        config.set(0, Plain(tables.config), 0)?;
-        Ok(Self { ebpf: loaded.ebpf, directory })
-    }
-
-    /// Runs a packet through a hook's first program; `None` if the kernel refuses to make a packet of it.
-    pub fn run(&self, hook: Hook, data: &[u8]) -> Result<Option<(Seen, Vec<u8>)>> {
-        let name = format!("{}_enter", hook.name());
-        let mut out = vec![0; data.len() + 256];
-        let options = TestRunOptions { data_in: Some(data), data_out: Some(&mut out), ..TestRunOptions::new() };
-        let result = match self.ebpf.program(&name).context("program")? {
-            Program::SchedClassifier(p) => p.test_run(options),
-            Program::Xdp(p) => p.test_run(options),
-            _ => anyhow::bail!("{name} is of no kind that runs packets"),
-        };
-        let Ok(result) = result else { return Ok(None) };
-        out.truncate(result.data_size_out as usize);
-        let end = match (hook, result.return_value) {
-            (Hook::UplinkXdp, 2) | (_, u32::MAX) => Seen::Pass,
-            (Hook::UplinkXdp, 1) | (_, 2) => Seen::Drop,
-            (Hook::UplinkXdp, 3 | 4) | (_, 7) => Seen::Redirect,
-            (_, other) => anyhow::bail!("{name} returned {other}"),
-        };
-        Ok(Some((end, out)))
-    }
-
-    /// The connection table, without times.
-    pub fn conntrack(&self) -> Result<std::collections::BTreeMap<Tuple, CtEntry>> {
-        let map: HashMap<_, Plain<Tuple>, Plain<CtEntry>> = self.ebpf.map("CONNTRACK").context("map")?.try_into()?;
-        map.iter().map(|entry| entry.map(|(k, v)| (k.0, CtEntry { last_seen: 0, ..v.0 })).map_err(Into::into)).collect()
-    }
-
-    fn flows(&mut self) -> Result<HashMap<&mut MapData, Plain<Tuple>, Plain<CtEntry>>> {
-        Ok(self.ebpf.map_mut("CONNTRACK").context("map")?.try_into()?)
-    }
-
-    /// Takes one entry out of the connection table.
-    pub fn remove_flow(&mut self, key: &Tuple) -> Result<()> {
-        Ok(self.flows()?.remove(&Plain(*key))?)
-    }
-
-    /// Makes every entry look as if its last packet were a tick ago.
-    pub fn age_flows(&mut self) -> Result<()> {
-        let mut flows = self.flows()?;
-        let entries: Vec<_> = flows.iter().collect::<Result<_, _>>()?;
-        for (key, Plain(entry)) in entries {
-            let last_seen = entry.last_seen.wrapping_sub(1);
-            flows.insert(key, Plain(CtEntry { last_seen, ..entry }), 0)?;
-        }
-        Ok(())
-    }
-
-    fn counters(&self) -> Result<PerCpuArray<&MapData, u64>> {
-        Ok(self.ebpf.map("COUNTERS").context("map")?.try_into()?)
-    }
-
-    /// Drops for a reason.
-    pub fn drops(&self, reason: Reason) -> Result<u64> {
-        Ok(self.counters()?.get(&(COUNTERS_BASE + reason as u32), 0)?.iter().sum())
-    }
-
-    /// A counter.
-    pub fn count(&self, counter: Counter) -> Result<u64> {
-        Ok(self.counters()?.get(&(counter as u32), 0)?.iter().sum())
-    }
-}
-
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        // The mount and with it all pins end with this thread's mount namespace; this is for a thread that goes on.
-        let _ = nix::mount::umount(&self.directory);
-    }
-}
-
-/// Runs a test on a thread with network and mount namespaces of its own, with a route to the other node's pods.
-pub fn in_namespaces(test: impl FnOnce(PathBuf, IfIndex) -> Result<()> + Send + 'static) {
+/// Runs a test on a thread with a network namespace of its own, with a route to the other node's pods.
+pub fn in_namespace(test: impl FnOnce(IfIndex) -> Result<()> + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        use nix::{
-            mount::{MsFlags, mount},
-            sched::{CloneFlags, unshare},
-        };
         ensure!(
             nix::unistd::geteuid().is_root(),
             "packet tests load eBPF programs and so need root: run `cargo xtask test`"
         );
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-        let directory = tempfile::tempdir()?;
-        mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)?;
+        unshare(CloneFlags::CLONE_NEWNET)?;
         for path in ["net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding"] {
             // These files are those of the opening thread's network namespace.
             fs::write(format!("/proc/sys/{path}"), "1")?;
@@ -409,7 +272,7 @@ pub fn in_namespaces(test: impl FnOnce(PathBuf, IfIndex) -> Result<()> + Send + 
              ip neigh add $a lladdr 02:00:00:00:00:ee dev up0 nud permanent; done";
         ensure!(Command::new("sh").args(["-ec", script]).status()?.success(), "cannot set up the namespace");
         let uplink = IfIndex(nix::net::if_::if_nametoindex("up0")?);
-        test(directory.path().to_owned(), uplink)
+        test(uplink)
     });
     match thread.join() {
         Ok(result) => result.unwrap(),
@@ -417,17 +280,21 @@ pub fn in_namespaces(test: impl FnOnce(PathBuf, IfIndex) -> Result<()> + Send + 
     }
 }
 
-/// The time, which doesn't go on for a moment: a flow that is a tick older may go another way.
+/// The time in ticks, which doesn't go on for a moment: a flow that is a tick older may go another way. It is read from
+/// the clock that programs read, which follows the true one in steps of some milliseconds.
 fn one_tick_for_both() -> Result<u32> {
     /// A tick in nanoseconds, and what of its end is let pass.
     const TICK: u64 = 1 << 30;
     const END: u64 = 20_000_000;
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
-    let into_tick = (time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64) % TICK;
-    if into_tick > TICK - END {
-        std::thread::sleep(Duration::from_nanos(TICK - into_tick));
+    loop {
+        let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+        let nanoseconds = time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64;
+        let left = TICK - nanoseconds % TICK;
+        if left > END {
+            return Ok(ticks(nanoseconds));
+        }
+        std::thread::sleep(Duration::from_nanos(left));
     }
-    Ok(podnet::datapath::now())
 }
 
 /// Host and kernel side by side.
@@ -437,18 +304,20 @@ pub struct Both {
 }
 
 impl Both {
-    pub fn new(directory: PathBuf, uplink: IfIndex, change: impl FnOnce(&mut HostTables)) -> Result<Self> {
+    pub fn new(uplink: IfIndex, change: impl FnOnce(&mut HostTables)) -> Result<Self> {
         let mut host = host_tables(uplink);
         change(&mut host);
-        let kernel = Kernel::load(&host, directory)?;
+        let kernel = Kernel::with(&host)?;
         Ok(Self { host, kernel })
     }
 
     /// Runs a packet through both, demands the same end, the same bytes and the same counts, and returns them.
     pub fn run(&self, hook: Hook, data: &[u8]) -> Result<(End, Vec<u8>)> {
         let now = one_tick_for_both()?;
-        self.host.now.set(now);
-        let before: Vec<u64> = Reason::ALL.iter().map(|r| self.kernel.drops(*r)).collect::<Result<_>>()?;
+        if self.host.now.replace(now) != now {
+            self.kernel.set_clock(now)?;
+        }
+        let before = self.kernel.counters()?;
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
         let end = simulator::run(hook, &mut packet, &self.host);
         let Some((seen, bytes)) = self.kernel.run(hook, data)? else { return Ok((end, packet.data)) };
@@ -457,9 +326,11 @@ impl Both {
             "{hook:?}: host {end:?}, kernel {seen:?}\n  in     {data:02x?}\n  host   {:02x?}\n  kernel {bytes:02x?}",
             packet.data
         );
-        for (counted, reason) in before.iter().zip(Reason::ALL) {
+        let after = self.kernel.counters()?;
+        for reason in Reason::ALL {
+            let index = COUNTERS_BASE as usize + *reason as usize;
+            let (counted, now) = (before[index], after[index]);
             let expected = counted + u64::from(end.reason() == Some(*reason));
-            let now = self.kernel.drops(*reason)?;
             ensure!(now == expected, "{hook:?}: host {end:?}, kernel {reason:?}: {counted} drops became {now}");
         }
         Ok((end, packet.data))

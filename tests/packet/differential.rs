@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use podnet_common::layout::{CtEntry, Hook};
 
 use crate::{
-    cluster::{Addresses, Both, CLIENT_MAC, HOST_MAC, NODE2_MAC, addresses, in_namespaces},
+    cluster::{Addresses, Both, CLIENT_MAC, HOST_MAC, NODE2_MAC, addresses, in_namespace},
     frame::{ACK, FIN, Frame, RST, SYN, Transport},
 };
 
@@ -102,8 +102,8 @@ fn damage(n: &mut Numbers, mut bytes: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn random_packets_end_alike_on_host_and_in_kernel() {
-    in_namespaces(|directory, uplink| {
-        let both = Both::new(directory, uplink, |_| {})?;
+    in_namespace(|uplink| {
+        let both = Both::new(uplink, |_| {})?;
         let mut n = Numbers(0x706f_646e_6574);
         let mut ends = std::collections::BTreeMap::<String, u32>::new();
         for round in 0..30_000 {
@@ -123,8 +123,8 @@ fn random_packets_end_alike_on_host_and_in_kernel() {
 /// Every length of a known flow's packets, of its replies and of new flows.
 #[test]
 fn packets_cut_at_every_length_end_alike() {
-    in_namespaces(|directory, uplink| {
-        let both = Both::new(directory, uplink, |_| {})?;
+    in_namespace(|uplink| {
+        let both = Both::new(uplink, |_| {})?;
         for v6 in [false, true] {
             let a = addresses(v6);
             for extra in 0..4 {

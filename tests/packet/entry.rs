@@ -12,7 +12,7 @@ use podnet_common::{
 
 use crate::{
     cases::{both_families, both_families_with, expect, expect_drop, from_client},
-    cluster::{BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HOST_MAC, NODE2_MAC, UPLINK_MAC, in_namespaces},
+    cluster::{BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HOST_MAC, NODE2_MAC, UPLINK_MAC, in_namespace},
     frame::{Frame, SYN, Transport},
 };
 
@@ -33,8 +33,8 @@ fn pods_cannot_send_from_addresses_that_are_not_theirs() {
 
 #[test]
 fn pods_speak_for_themselves_only_in_arp_and_neighbour_discovery() {
-    in_namespaces(|directory, uplink| {
-        let both = Both::new(directory, uplink, |_| {})?;
+    in_namespace(|uplink| {
+        let both = Both::new(uplink, |_| {})?;
         let arp = |mac: [u8; 6], ip: [u8; 4]| {
             let ethernet = [[0xff; 6].as_slice(), &CLIENT_MAC, &[8, 6]].concat();
             [&ethernet[..], &[0, 1, 8, 0, 6, 4, 0, 1], &mac, &ip, &[0; 6], &[169, 254, 1, 1], &[0; 18]].concat()
@@ -105,8 +105,8 @@ fn what_may_not_come_in_from_outside_is_dropped_at_tc_and_xdp() {
 
 #[test]
 fn mapped_addresses_are_no_ipv6() {
-    in_namespaces(|directory, uplink| {
-        let both = Both::new(directory, uplink, |_| {})?;
+    in_namespace(|uplink| {
+        let both = Both::new(uplink, |_| {})?;
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
         for (src, dst) in [
             ("::ffff:10.244.1.2", "fd00:244:1::3"),

@@ -7,7 +7,7 @@ use podnet::simulator::End;
 use podnet_common::layout::{Hook, Out};
 
 use crate::{
-    cluster::{Addresses, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, UPLINK_MAC, addresses, in_namespaces},
+    cluster::{Addresses, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, UPLINK_MAC, addresses, in_namespace},
     frame::{Frame, SYN, Transport, checksum},
 };
 
@@ -52,8 +52,8 @@ fn packets(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [(Frame, usize); 3] {
 }
 
 fn both_families(test: fn(&Both, &Addresses) -> Result<()>) {
-    in_namespaces(move |directory, uplink| {
-        let both = Both::new(directory, uplink, |_| {})?;
+    in_namespace(move |uplink| {
+        let both = Both::new(uplink, |_| {})?;
         test(&both, &addresses(false))?;
         test(&both, &addresses(true))
     });
@@ -119,8 +119,8 @@ fn an_error_of_the_backend_itself_comes_from_the_service() {
 
 #[test]
 fn a_clients_error_about_an_answer_reaches_the_backend() {
-    in_namespaces(|directory, uplink| {
-        let both = Both::new(directory, uplink, |_| {})?;
+    in_namespace(|uplink| {
+        let both = Both::new(uplink, |_| {})?;
         for a in [addresses(false), addresses(true)] {
             for (packet, quote) in packets((a.client, 41_004), (a.far, 80)) {
                 both.run(Hook::FromPod, &packet.bytes())?;

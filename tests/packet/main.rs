@@ -7,4 +7,5 @@ mod entry;
 mod errors;
 mod external;
 mod frame;
+mod kernel;
 mod tunnel;

@@ -1,0 +1,265 @@
+//! The shipping programs in the kernel, and their tables.
+//!
+//! The object is loaded by the first test of a process, since the kernel takes seconds to examine the programs. Programs
+//! and tables belong to no namespace, and a test run happens in the calling thread's, so tests take turns with them:
+//! each finds the tables that it wants, with no flow and no count of an earlier one.
+
+use std::{
+    env, fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, Pod, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key},
+    programs::Program,
+    util::nr_cpus,
+};
+use nix::{
+    mount::{MsFlags, mount, umount},
+    sched::{CloneFlags, unshare},
+};
+use podnet::{
+    datapath::{batch, loader},
+    simulator::{End, HostTables},
+};
+use podnet_cni::datapath::{PinDir, Plain, bpf};
+use podnet_common::{
+    layout::{Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Hook, Peer, Tuple},
+    verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
+};
+
+/// How many entries the connection table has.
+const CONNTRACK: u32 = 16_384;
+
+/// A packet's end, as a test run can tell it: where a packet is redirected to stays in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Pass,
+    Drop,
+    Redirect,
+}
+
+impl From<End> for Seen {
+    fn from(end: End) -> Self {
+        match end {
+            End::Pass => Self::Pass,
+            End::Drop(_) => Self::Drop,
+            End::Forward(..) | End::Reject(..) | End::Answer(_) => Self::Redirect,
+        }
+    }
+}
+
+/// The loaded object.
+struct Object {
+    ebpf: Ebpf,
+    /// What `SNAT_PORTS` begins with: so many entries that they are written only when they are others.
+    ports: Vec<u16>,
+    /// How many processors the kernel counts for, each by itself.
+    processors: usize,
+}
+
+/// The object of this process, or why it can't be loaded.
+fn object() -> Result<MutexGuard<'static, Object>> {
+    static OBJECT: OnceLock<Result<Mutex<Object>, String>> = OnceLock::new();
+    let object = OBJECT.get_or_init(|| load().map(Mutex::new).map_err(|error| format!("{error:#}")));
+    match object {
+        // A test that failed leaves nothing that the next one doesn't set right.
+        Ok(object) => Ok(object.lock().unwrap_or_else(PoisonError::into_inner)),
+        Err(error) => bail!("{error}"),
+    }
+}
+
+/// Loads the object, on a thread whose mount namespace has the BPF file system for its pins. Programs and tables stay
+/// when that ends, since this process has their descriptors.
+fn load() -> Result<Object> {
+    let thread = std::thread::spawn(|| {
+        let path = env::var("PODNET_EBPF_OBJECT")
+            .context("PODNET_EBPF_OBJECT names no object: run `cargo xtask test`, which builds it")?;
+        let object = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        let directory = tempfile::tempdir()?;
+        mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)?;
+        let loaded = loader::load(&object, &PinDir::new(directory.path()), CONNTRACK);
+        umount(directory.path())?;
+        let processors = nr_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))?;
+        Ok(Object { ebpf: loaded?.ebpf, ports: Vec::new(), processors })
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// The shipping programs with the tables of a [`HostTables`], for one test at a time.
+pub struct Kernel {
+    object: MutexGuard<'static, Object>,
+}
+
+impl Kernel {
+    /// Fills the tables, and empties those that programs fill.
+    pub fn with(tables: &HostTables) -> Result<Self> {
+        let mut kernel = Self { object: object()? };
+        kernel.hash("FRONTENDS", tables.frontends.iter().map(|(key, value)| (Plain(*key), Plain(*value))))?;
+        kernel.hash("ENDPOINTS", tables.endpoints.iter().map(|(key, value)| (Plain(*key), Plain(*value))))?;
+        kernel.hash("PEERS", tables.peers.iter().map(|mac| (Plain(Peer { mac: *mac, _pad: [0; 2] }), 1u32)))?;
+        let networks = tables.networks.iter().map(|(key, value)| (Key::new(key.len, Plain(key.addr)), Plain(*value)));
+        kernel.trie("NODES", networks)?;
+        let ranges = tables.source_ranges.iter().map(|range| (Key::new(range.len, Plain(range.data)), 1u32));
+        kernel.trie("SOURCE_RANGES", ranges)?;
+        kernel.array("SLOTS", tables.slots.iter().map(|(slot, id)| (*slot, *id)))?;
+        kernel.array("BACKENDS", tables.backends.iter().map(|(id, backend)| (*id, Plain(*backend))))?;
+        kernel.ports(&tables.snat_ports)?;
+        kernel.array("CONFIG", [(0, Plain(tables.config))])?;
+        // What programs write.
+        kernel.hash::<Plain<Tuple>, Plain<CtEntry>>("CONNTRACK", [])?;
+        kernel.hash::<Plain<AffinityKey>, Plain<Affinity>>("AFFINITY", [])?;
+        kernel.hash::<Plain<FragmentKey>, Plain<FragmentPorts>>("FRAGMENTS", [])?;
+        let zeros = vec![0; kernel.object.processors];
+        let mut counters: PerCpuArray<_, u64> = kernel.object.ebpf.map_mut("COUNTERS").context("map")?.try_into()?;
+        for counter in 0..COUNTERS as u32 {
+            counters.set(counter, PerCpuValues::try_from(zeros.clone())?, 0)?;
+        }
+        Ok(kernel)
+    }
+
+    /// Sets the programs' clock, in ticks, as the daemon does every second. They also set it themselves, but not at
+    /// every packet.
+    pub fn set_clock(&self, now: u32) -> Result<()> {
+        let Some(Map::Array(map)) = self.object.ebpf.map("CLOCK") else { bail!("no table for the clock") };
+        Ok(batch::update(map.fd().as_fd(), &[0u32], &[now])?)
+    }
+
+    /// Makes these the entries of a hash map.
+    fn hash<K: Pod, V: Pod>(&mut self, name: &str, entries: impl IntoIterator<Item = (K, V)>) -> Result<()> {
+        let mut map: HashMap<_, K, V> = self.object.ebpf.map_mut(name).context("map")?.try_into()?;
+        let old: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+        old.iter().try_for_each(|key| map.remove(key))?;
+        Ok(entries.into_iter().try_for_each(|(key, value)| map.insert(key, value, 0))?)
+    }
+
+    /// Makes these the entries of a trie.
+    fn trie<K: Pod, V: Pod>(&mut self, name: &str, entries: impl IntoIterator<Item = (Key<K>, V)>) -> Result<()> {
+        let mut map: LpmTrie<_, K, V> = self.object.ebpf.map_mut(name).context("map")?.try_into()?;
+        let old: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+        old.iter().try_for_each(|key| map.remove(key))?;
+        Ok(entries.into_iter().try_for_each(|(key, value)| map.insert(&key, value, 0))?)
+    }
+
+    /// Writes these entries of an array. Others stay as they are: no other table leads to them.
+    fn array<V: Pod>(&mut self, name: &str, entries: impl IntoIterator<Item = (u32, V)>) -> Result<()> {
+        let mut map: Array<_, V> = self.object.ebpf.map_mut(name).context("map")?.try_into()?;
+        Ok(entries.into_iter().try_for_each(|(index, value)| map.set(index, value, 0))?)
+    }
+
+    /// Makes these the ports for source NAT.
+    fn ports(&mut self, ports: &[u16]) -> Result<()> {
+        if self.object.ports != ports {
+            self.array("SNAT_PORTS", (0..).zip(ports.iter().map(|port| u32::from(*port))))?;
+            self.object.ports = ports.to_vec();
+        }
+        Ok(())
+    }
+
+    /// Runs a packet through a hook's first program; `None` if the kernel refuses to make a packet of it.
+    pub fn run(&self, hook: Hook, data: &[u8]) -> Result<Option<(Seen, Vec<u8>)>> {
+        let name = format!("{}_enter", hook.name());
+        let mut out = vec![0; data.len() + 256];
+        let options = TestRunOptions { data_in: Some(data), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = match self.object.ebpf.program(&name).context("program")? {
+            Program::SchedClassifier(p) => p.test_run(options),
+            Program::Xdp(p) => p.test_run(options),
+            _ => bail!("{name} is of no kind that runs packets"),
+        };
+        let Ok(result) = result else { return Ok(None) };
+        out.truncate(result.data_size_out as usize);
+        let end = match (hook, result.return_value) {
+            (Hook::UplinkXdp, 2) | (_, u32::MAX) => Seen::Pass,
+            (Hook::UplinkXdp, 1) | (_, 2) => Seen::Drop,
+            (Hook::UplinkXdp, 3 | 4) | (_, 7) => Seen::Redirect,
+            (_, other) => bail!("{name} returned {other}"),
+        };
+        Ok(Some((end, out)))
+    }
+
+    /// The connection table, without times.
+    pub fn conntrack(&self) -> Result<std::collections::BTreeMap<Tuple, CtEntry>> {
+        let map: HashMap<_, Plain<Tuple>, Plain<CtEntry>> =
+            self.object.ebpf.map("CONNTRACK").context("map")?.try_into()?;
+        map.iter().map(|entry| entry.map(|(k, v)| (k.0, CtEntry { last_seen: 0, ..v.0 })).map_err(Into::into)).collect()
+    }
+
+    fn flows(&mut self) -> Result<HashMap<&mut MapData, Plain<Tuple>, Plain<CtEntry>>> {
+        Ok(self.object.ebpf.map_mut("CONNTRACK").context("map")?.try_into()?)
+    }
+
+    /// Takes one entry out of the connection table.
+    pub fn remove_flow(&mut self, key: &Tuple) -> Result<()> {
+        Ok(self.flows()?.remove(&Plain(*key))?)
+    }
+
+    /// Makes every entry look as if its last packet were a tick ago.
+    pub fn age_flows(&mut self) -> Result<()> {
+        let mut flows = self.flows()?;
+        let entries: Vec<_> = flows.iter().collect::<Result<_, _>>()?;
+        for (key, Plain(entry)) in entries {
+            let last_seen = entry.last_seen.wrapping_sub(1);
+            flows.insert(key, Plain(CtEntry { last_seen, ..entry }), 0)?;
+        }
+        Ok(())
+    }
+
+    /// All counters, added up over the processors, in one call: thousands of packets are compared.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        let Some(Map::PerCpuArray(map)) = self.object.ebpf.map("COUNTERS") else { bail!("no table of counters") };
+        let mut keys = [0u32; COUNTERS];
+        let mut values = vec![0u64; COUNTERS * self.object.processors];
+        let mut next = 0u32;
+        let mut attributes = LookUpBatch {
+            in_batch: 0,
+            out_batch: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: COUNTERS as u32,
+            map_fd: map.fd().as_fd().as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the attributes are of that command's shape, and there is room for a value of every processor's for each
+        // of the counters asked for.
+        let answer = unsafe { bpf(LOOK_UP_BATCH, &mut attributes) };
+        // The kernel says so when it comes to the end of the table.
+        if let Err(error) = answer
+            && error.raw_os_error() != Some(libc::ENOENT)
+        {
+            return Err(error).context("can't read the counters");
+        }
+        Ok(values.chunks(self.object.processors).map(|values| values.iter().sum()).collect())
+    }
+
+    /// Drops for a reason.
+    pub fn drops(&self, reason: Reason) -> Result<u64> {
+        Ok(self.counters()?[COUNTERS_BASE as usize + reason as usize])
+    }
+
+    /// A counter.
+    pub fn count(&self, counter: Counter) -> Result<u64> {
+        Ok(self.counters()?[counter as usize])
+    }
+}
+
+/// `BPF_MAP_LOOKUP_BATCH`, for arrays with a value for every processor since Linux 5.13.
+const LOOK_UP_BATCH: libc::c_int = 24;
+
+/// What that command takes of `union bpf_attr`.
+#[repr(C)]
+struct LookUpBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
