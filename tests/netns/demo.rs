@@ -1,4 +1,4 @@
-//! The demonstration and the shell as programs: what they leave behind, whatever ends them.
+//! The demonstration and the shell as programs: what they leave behind, whatever ends them. And what `programs` tells.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podnet_tests::lab::{Process, output, wait_until};
+use podnet_tests::verifier::Figures;
 
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_podnet-lab"));
@@ -145,5 +146,21 @@ fn the_shell_runs_commands_from_its_input() -> Result<()> {
     let text = String::from_utf8_lossy(&run.stdout).into_owned();
     ensure!(run.status.code() == Some(7), "{}: {text}{}", run.status, String::from_utf8_lossy(&run.stderr));
     ensure!(text.contains("node1\n"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn every_program_has_its_figures() -> Result<()> {
+    let run = output(program(&["programs", "--json"]), b"", Duration::from_secs(120))?;
+    let text = String::from_utf8_lossy(&run.stdout).into_owned();
+    ensure!(run.status.success(), "{}: {text}{}", run.status, String::from_utf8_lossy(&run.stderr));
+    let all = text.lines().map(serde_json::from_str).collect::<Result<Vec<Figures>, _>>()?;
+    for name in ["from_pod", "from_uplink_enter", "uplink_xdp_enter", "connect4", "recvmsg6"] {
+        ensure!(all.iter().filter(|program| program.name == name).count() == 1, "{name}: {text}");
+    }
+    for program in all {
+        ensure!(program.processed > 0 && program.states > 0 && !program.stack.is_empty(), "{program:?}");
+        ensure!(program.seconds > 0.0 && program.refused.is_none(), "{program:?}");
+    }
     Ok(())
 }

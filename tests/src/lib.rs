@@ -6,3 +6,4 @@ pub mod bench;
 pub mod demo;
 pub mod lab;
 pub mod traffic;
+pub mod verifier;

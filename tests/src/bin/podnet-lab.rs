@@ -1,13 +1,14 @@
 //! `podnet-lab`: the demonstration and the interactive lab; also the program of the lab's agents, supervisors and containers.
 
+use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use podnet_tests::lab::cri;
-use podnet_tests::{demo, lab};
+use podnet_tests::{demo, lab, verifier};
 
 #[derive(Debug, Parser)]
 #[command(about = "A cluster of network namespaces on this machine, with podnet on each node", version)]
@@ -26,6 +27,15 @@ enum Command {
         /// Leave the cluster up; the last lines say how to get in and how to end it.
         #[arg(long)]
         keep: bool,
+    },
+    /// Have the kernel examine every eBPF program, and show what its verifier says; exit status 1 if it refuses any.
+    Programs {
+        /// One JSON object a line instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// Load them, as the process that is watched.
+        #[arg(long, hide = true)]
+        load: bool,
     },
     /// Bring the demonstration's cluster up and open a shell on its first node.
     Shell,
@@ -62,6 +72,8 @@ fn main() -> Result<ExitCode> {
             let pass = if keep { demo::run_detached(&options) } else { demo::run(&options) }?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Programs { load: true, .. } => verifier::load().map(|()| ExitCode::SUCCESS),
+        Command::Programs { json, .. } => programs(json),
         Command::Shell => {
             let status = demo::shell()?;
             Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
@@ -74,4 +86,24 @@ fn main() -> Result<ExitCode> {
         Command::Init => lab::serve_init().map(|()| ExitCode::SUCCESS),
         Command::Pod { command } => command.run().map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Shows the verifier's figures of each program as they come.
+fn programs(json: bool) -> Result<ExitCode> {
+    let mut loader = process::Command::new(env::current_exe()?);
+    loader.args(["programs", "--load"]);
+    let mut refused = 0;
+    verifier::examine(loader, |program| {
+        refused += u32::from(program.refused.is_some());
+        if json {
+            println!("{}", serde_json::to_string(program).expect("plain values are JSON"));
+        } else {
+            let verifier::Figures { name, processed, states, stack, seconds, refused } = program;
+            let refused = refused.as_ref().map(|reason| format!("  REFUSED: {reason}")).unwrap_or_default();
+            println!(
+                "{name:<22} {processed:>7} instructions {states:>6} states {seconds:>7.3} s  stack {stack}{refused}"
+            );
+        }
+    })?;
+    Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
