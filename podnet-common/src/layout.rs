@@ -358,7 +358,7 @@ pub struct Network {
     /// For [`NetworkKind::RemotePods`] and [`NetworkKind::RemoteNode`]: the node's MAC as seen here, or zeros when it
     /// isn't on a shared link and there is no tunnel.
     pub mac: Mac,
-    /// [`Network::NODE_PORTS`] and [`Network::TUNNEL`].
+    /// [`Network::NODE_PORTS`], [`Network::TUNNEL`] and [`Network::SERVICE_ADDRESS`].
     pub flags: u16,
     /// For pods and nodes: the node's address of the same family.
     pub node: Addr,
@@ -370,13 +370,17 @@ impl Network {
     /// What pods exchange with these pods, or with this node, goes through the tunnel, where the node has
     /// [`Network::mac`].
     pub const TUNNEL: u16 = 2;
+    /// Some service has this address (a /32 or /128) at some ports. All else there is as if it had not, so the kind is that
+    /// of the range around it.
+    pub const SERVICE_ADDRESS: u16 = 4;
 }
 
 /// What a CIDR of the cluster is.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkKind {
-    /// IPv4 as a whole, which is nothing by being in ::/0 as mapped addresses are.
+    /// Outside of the cluster: IPv4 as a whole, which is nothing by being in ::/0 as mapped addresses are, and external
+    /// addresses of services.
     Nothing = 0,
     /// Pods of this node.
     LocalPods = 1,
@@ -388,8 +392,6 @@ pub enum NetworkKind {
     LocalNode = 4,
     /// An address of another node (a /32 or /128).
     RemoteNode = 5,
-    /// An address of a service outside of the service ranges, such as a load balancer's (a /32 or /128).
-    ServiceAddress = 6,
     /// What pods reach with their own address, though it isn't the cluster's.
     NonMasquerade = 7,
 }
@@ -441,6 +443,18 @@ pub const TUNNEL_PORT: u16 = 8472;
 pub const UPLINKS: usize = 8;
 
 impl Config {
+    /// Whether an interface is one of [`Config::uplinks`].
+    #[inline(always)]
+    pub const fn is_uplink(&self, ifindex: IfIndex) -> bool {
+        let mut uplink = false;
+        let mut i = 0;
+        while i < self.uplinks.len() {
+            uplink |= self.uplinks[i].0 == ifindex.0;
+            i += 1;
+        }
+        uplink && ifindex.0 != 0
+    }
+
     /// ClusterIPs may be used from outside the cluster.
     pub const EXTERNAL_CLUSTER_IP: u32 = 1;
     /// Pods reach what is outside of the cluster with the node's address.

@@ -96,6 +96,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn is_service_address(&self, addr: &Addr) -> bool {
+        maps::NODES.get(&Key::new(128, *addr)).is_some_and(|network| network.flags & Network::SERVICE_ADDRESS != 0)
+    }
+
+    #[inline(always)]
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
         let entry = maps::CONNTRACK.get_ptr_mut(key)?;
         // SAFETY: see above; two CPUs may write an entry at once, each of whose fields is then one's or the other's.

@@ -147,6 +147,10 @@ impl Tables for HostTables {
         longest(&self.networks, addr).filter(|network| network.kind != NetworkKind::Nothing as u32)
     }
 
+    fn is_service_address(&self, addr: &Addr) -> bool {
+        longest(&self.networks, addr).is_some_and(|network| network.flags & Network::SERVICE_ADDRESS != 0)
+    }
+
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
         self.conntrack.borrow_mut().get_mut(key).map(f)
     }

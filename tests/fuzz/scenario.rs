@@ -246,8 +246,8 @@ pub fn origin(world: &World, src: IpAddr, dst: IpAddr) -> Option<Entry> {
     let a = Addresses::of(src.is_ipv6());
     match world.kind(&src.into()) {
         Some(NetworkKind::LocalNode) => {
-            let services = [NetworkKind::Services, NetworkKind::ServiceAddress];
-            if dst == a.hairpin || world.kind(&dst.into()).is_some_and(|kind| services.contains(&kind)) {
+            let service = world.kind(&dst.into()) == Some(NetworkKind::Services);
+            if dst == a.hairpin || service || tables.is_service_address(&dst.into()) {
                 at(Hook::FromHost, PODNET1)
             } else if let Some(pod) = tables.endpoints.get(&dst.into()) {
                 at(Hook::ToPod, pod.ifindex)
@@ -257,7 +257,7 @@ pub fn origin(world: &World, src: IpAddr, dst: IpAddr) -> Option<Entry> {
                 at(Hook::ToUplink, uplink(world, &dst.into())?)
             }
         }
-        Some(NetworkKind::LocalPods | NetworkKind::Services | NetworkKind::ServiceAddress) => None,
+        Some(NetworkKind::LocalPods | NetworkKind::Services) => None,
         _ => at(Hook::FromUplink, uplink(world, &src.into())?),
     }
 }

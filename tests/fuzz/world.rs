@@ -222,7 +222,7 @@ impl World {
             add(*node, one, NetworkKind::RemoteNode, Some((*node, mac)), flags);
         }
         for external in &a.external {
-            add(*external, one, NetworkKind::ServiceAddress, None, 0);
+            add(*external, one, NetworkKind::Nothing, None, Network::SERVICE_ADDRESS);
         }
         for (n, pod) in a.pods.iter().enumerate() {
             let endpoint = Endpoint {
@@ -384,7 +384,6 @@ impl World {
             NetworkKind::Services,
             NetworkKind::LocalNode,
             NetworkKind::RemoteNode,
-            NetworkKind::ServiceAddress,
             NetworkKind::NonMasquerade,
         ]
         .into_iter()

@@ -73,6 +73,7 @@ fn wanted() -> Wanted {
         destinations: ["10.96.0.0/16", "fd00:96::/112", "10.244.1.1/32", "fd00:244:1::1/128"]
             .map(|cidr| cidr.parse().unwrap())
             .to_vec(),
+        external: Vec::new(),
         node_addresses: addresses(&["172.30.0.1", "fd00:30::1"]),
     }
 }

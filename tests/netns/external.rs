@@ -64,6 +64,7 @@ fn external_addresses() -> Result<()> {
         a_process_may_ask_a_balancers_address_of_its_own_host,
         source_ranges_are_for_the_clients_own_address_at_the_balancers,
         ports_that_no_service_has_are_refused_and_never_loop,
+        an_external_ip_takes_a_port_and_not_the_machine,
         addresses_with_a_backend_answer_echo_requests
     )
 }
@@ -221,18 +222,87 @@ fn ports_that_no_service_has_are_refused_and_never_loop(site: &Site) -> Result<(
     site.apply(&service, "auto", &site.far)?;
     let none = Service::new("none", 44, 80, TARGET).load_balancer(&empty, 0);
     none.apply(&site.lab, None)?;
-    let places = || [site.lab.client()].into_iter().chain(site.inside());
-    for place in places() {
-        for (family, transport) in Transport::over_all() {
+    for (family, transport) in Transport::over_all() {
+        for place in [site.lab.client()].into_iter().chain(site.inside()) {
             place.reaches(transport, addr(used, family, 80), &["far"])?;
-            for (ips, port, what) in [
-                (used, 81, "an undefined port of a balancer"),
-                (vips(14), 81, "an undefined port of an external IP"),
-                (empty, 80, "no endpoint"),
-                (empty, 81, "an undefined port without endpoints"),
-            ] {
-                place.expect(transport, addr(ips, family, port), &Outcome::Refused).context(what)?;
-            }
+            place.expect(transport, addr(empty, family, 80), &Outcome::Refused).context("no endpoint")?;
+        }
+        // A router would send it to the node again. For clients inside it is as if no service had the address.
+        for (ips, what) in [
+            (used, "an undefined port of a balancer"),
+            (vips(14), "an undefined port of an external IP"),
+            (empty, "an undefined port without endpoints"),
+        ] {
+            site.lab.client().expect(transport, addr(ips, family, 81), &Outcome::Refused).context(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// An external IP that is a machine's (an API server's, say): the machine keeps what the service doesn't define, also its
+/// live connections, and gets answers from hosts and pods.
+fn an_external_ip_takes_a_port_and_not_the_machine(site: &Site) -> Result<()> {
+    const OTHER: u16 = 6443;
+    let ips = vips(18);
+    let machine = site.lab.client();
+    let (node, near) = (site.lab.node(0), &site.near);
+    let mut servers = Vec::new();
+    for (ip, family) in ips.into_iter().zip(Family::ALL) {
+        machine.ip(&format!("addr add {ip} dev lo\nroute add {} via {}\n", near.ip(family), node.ip(family)))?;
+        for node in site.lab.nodes() {
+            node.place.ip(&format!("route add {ip} via {}\n", client_ip(family)))?;
+        }
+        for port in [80, OTHER] {
+            servers.push(Server::start(machine, "machine", (ip, port).into())?);
+        }
+        servers.push(Server::start(&node.place, "node1", (node.ip(family), OTHER).into())?);
+    }
+    let mut live = Vec::new();
+    for (family, transport) in Transport::over_all() {
+        for place in site.inside() {
+            place.reaches(transport, addr(ips, family, 80), &["machine"])?;
+            live.push(Ask::new(transport, addr(ips, family, OTHER)).connected().open(place)?);
+        }
+    }
+    let service = Service::new("shadow", 47, 80, TARGET).external_ips(&ips).node_port(30_047);
+    site.apply(&service, "auto", &site.far)?;
+    for (family, transport) in Transport::over_all() {
+        for place in site.inside() {
+            let what = || format!("{} over {transport:?} and {family:?}", place.name());
+            place.reaches(transport, addr(ips, family, 80), &["far"]).with_context(what)?;
+            place.reaches(transport, addr(ips, family, OTHER), &["machine"]).with_context(what)?;
+        }
+        // The machine as a client: answers come from a host process, a pod and the service's NodePort.
+        let to =
+            [(node.ip(family), OTHER, "node1"), (near.ip(family), TARGET, "near"), (node.ip(family), 30_047, "far")];
+        for (ip, port, server) in to {
+            let ask = Ask::new(transport, (ip, port).into()).from_ip(ips[family as usize]);
+            let answer = ask.from(machine).with_context(|| format!("{server} over {transport:?} and {family:?}"))?;
+            ensure!(answer.server == server, "{answer:?}");
+        }
+    }
+    for place in site.inside() {
+        ips.into_iter().try_for_each(|ip| place.ping(ip)).with_context(|| place.name().to_owned())?;
+    }
+    for flow in &live {
+        ensure!(flow.ask().context("a live connection to the machine")?.server == "machine");
+    }
+    let rules = || Ok::<_, anyhow::Error>(node.place.run("ip", &["rule"])? + &node.place.run("ip", &["-6", "rule"])?);
+    ensure!(rules()?.matches("iif lo lookup 112").count() == 2, "{}", rules()?);
+    service.delete(&site.lab)?;
+    for (family, transport) in Transport::over_all() {
+        let healed =
+            || site.inside().try_for_each(|p| p.reaches(transport, addr(ips, family, 80), &["machine"]).map(drop));
+        eventually("the machine has its port again", healed)?;
+    }
+    eventually("no rule", || {
+        ensure!(!rules()?.contains("lookup 112"), "{}", rules()?);
+        Ok(())
+    })?;
+    for (ip, family) in ips.into_iter().zip(Family::ALL) {
+        machine.ip(&format!("addr del {ip} dev lo\nroute del {}\n", near.ip(family)))?;
+        for node in site.lab.nodes() {
+            node.place.ip(&format!("route del {ip}\n"))?;
         }
     }
     Ok(())
@@ -258,11 +328,9 @@ fn addresses_with_a_backend_answer_echo_requests(site: &Site) -> Result<()> {
         })
     };
     for family in Family::ALL {
-        for place in [site.lab.client()].into_iter().chain(site.inside()) {
-            answers(place, used[family as usize], true)?;
-            answers(place, external[family as usize], true)?;
-            answers(place, empty[family as usize], false)?;
-        }
+        answers(site.lab.client(), used[family as usize], true)?;
+        answers(site.lab.client(), external[family as usize], true)?;
+        answers(site.lab.client(), empty[family as usize], false)?;
         for place in site.inside() {
             answers(place, service.ip(family), true)?;
             answers(place, none.ip(family), false)?;

@@ -160,7 +160,8 @@ pub fn host_tables(uplink: IfIndex) -> HostTables {
         t.networks.insert(prefix(a.node, host), own);
         t.networks.insert(prefix(a.node2, host), network(NetworkKind::RemoteNode, a.node2, NODE2_MAC));
         t.networks.insert(prefix(a.node3, host), network(NetworkKind::RemoteNode, a.node3, NODE3_MAC));
-        t.networks.insert(prefix(a.balancer, host), network(NetworkKind::ServiceAddress, a.balancer, [0; 6]));
+        let balancer = Network { flags: Network::SERVICE_ADDRESS, ..Network::default() };
+        t.networks.insert(prefix(a.balancer, host), balancer);
         let services = if v6 { 112 } else { 16 };
         let none = if v6 { "::" } else { "0.0.0.0" };
         t.networks.insert(

@@ -310,6 +310,31 @@ fn a_load_balancers_address_has_ranges_policies_and_an_echo() {
     });
 }
 
+/// The balancer's address may be a real machine's: a service has its ports there and nothing else.
+#[test]
+fn what_a_service_does_not_define_at_an_external_address_is_not_its_own() {
+    both_families(|both, a, uplink| {
+        let out = End::Forward(Out::Uplink, uplink);
+        let ping = Frame::new(a.node, a.balancer, Transport::Echo { id: 78, reply: false });
+        let [tcp, udp, sctp] = from_outside((a.node, 41_030), (a.balancer, 999));
+        let answer = Frame::tcp((a.node, 22), (a.balancer, 41_031), SYN | ACK);
+        for input in [tcp, udp, sctp, ping, answer] {
+            // A host process's packet leaves as it is, whatever its protocol.
+            expect(both, Hook::FromHost, &input, out, &input)?;
+        }
+        for input in from_client((a.client, 41_032), (a.balancer, 999)) {
+            let (end, bytes) = both.run(Hook::FromPod, &input.bytes())?;
+            ensure!(end == out, "{end:?}");
+            let port = source_port(&bytes, a.node.is_ipv6())?;
+            let there = input.translated((a.node, port), (a.balancer, 999)).ttl(63);
+            ensure!(bytes[14..] == there.bytes()[14..], "a pod's packet leaves in its node's name");
+        }
+        // What the machine itself sends.
+        let input = Frame::tcp((a.balancer, 41_033), (a.node, 22), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+        expect(both, Hook::FromUplink, &input, End::Pass, &input)
+    });
+}
+
 #[test]
 fn a_client_stays_with_its_backend() {
     both_families(|both, a, _| {

@@ -261,13 +261,7 @@ fn to_outside<T: Tables>(t: &T, s: &mut Scratch, config: &Config) -> Result<(), 
 /// Whether a flow leaves by an uplink.
 #[inline(always)]
 fn by_uplink(config: &Config, entry: &CtEntry) -> bool {
-    let mut uplink = false;
-    let mut i = 0;
-    while i < config.uplinks.len() {
-        uplink |= config.uplinks[i].0 == entry.out_ifindex.0;
-        i += 1;
-    }
-    uplink && entry.out_ifindex.0 != 0
+    config.is_uplink(entry.out_ifindex)
 }
 
 /// The address that the route has for the host, or the node's first.

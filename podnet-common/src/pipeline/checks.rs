@@ -73,6 +73,7 @@ pub(super) fn tunnelled<T: Tables>(t: &T, tuple: &Tuple) -> bool {
 fn for_others<T: Tables>(t: &T, dst: &Addr) -> bool {
     t.network(dst)
         .is_some_and(|n| n.kind != NetworkKind::LocalNode as u32 && n.kind != NetworkKind::NonMasquerade as u32)
+        || t.is_service_address(dst)
 }
 
 /// Whether a remote pod's packet was not sent by that pod's node. Unknown MACs are not judged.

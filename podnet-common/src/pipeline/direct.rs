@@ -29,7 +29,38 @@ pub fn alone<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 #[inline(never)]
 fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
-    direct::<At, F, P, T>(p, t, ethernet, &v)
+    match direct::<At, F, P, T>(p, t, ethernet, &v) {
+        Verdict::Tail(Stage::Direct) => external::<At, F, P, T>(p, t, &v),
+        verdict => verdict,
+    }
+}
+
+/// Handles what came in by an uplink or from a process of the host for an external address of a service, and isn't for the
+/// service. The address may be a machine's, which has it.
+#[inline(always)]
+fn external<At: Place, F: Family, P: Packet, T: Tables>(p: &P, t: &T, v: &Parsed<F>) -> Verdict {
+    let Some(config) = t.config() else { return Verdict::Drop(Reason::NoProgram) };
+    let route = t.route(p.ifindex(), &v.tuple.src, &v.tuple.dst);
+    if At::HOOK as u32 == Hook::FromUplink as u32 {
+        // If it left by an uplink again, a router that sends it here would send it here once more.
+        let elsewhere = route.is_some_and(|route| !config.is_uplink(route.ifindex));
+        return if elsewhere { Verdict::Pass } else { no_frontend::<F, T>(t, v) };
+    }
+    // The host has sent it to podnet0 for the service's sake. It goes on by the main table's way as if it had gone there at
+    // once, so its lifetime isn't shortened.
+    match route {
+        Some(route) if route.ifindex.0 == config.podnet0.0 => Verdict::Drop(Reason::NoRoute),
+        Some(route) if p.segment_len(v.headers) > route.mtu => {
+            let mtu = route.mtu;
+            match t.scratch(|s| s.mtu = mtu) {
+                Some(()) => Verdict::Reject(Reason::TooBig),
+                None => Verdict::Drop(Reason::NoProgram),
+            }
+        }
+        Some(route) => Verdict::Forward(Out::Uplink, route.ifindex),
+        None if v.ports && frontend::carried(&v.tuple) => Verdict::Reject(Reason::NoRoute),
+        None => Verdict::Drop(Reason::NoRoute),
+    }
 }
 
 /// Forwards a packet by its own destination.
@@ -64,7 +95,6 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
                 Verdict::Drop(Reason::ClusterIpFromOutside)
             }
         }
-        Some(n) if n.kind == NetworkKind::ServiceAddress as u32 => no_frontend::<F, T>(t, v),
         // The hairpin address, for which there are answers only: the host's routes would lead here again.
         Some(n) if n.kind == NetworkKind::LocalPods as u32 && At::HOOK as u32 == Hook::FromHost as u32 => {
             Verdict::Drop(Reason::NoRoute)
@@ -96,6 +126,8 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
                 Verdict::Drop(Reason::LostFragment)
             }
         }
+        // For an external address of a service, but not for the service.
+        _ if At::EXTERNAL && t.is_service_address(&v.tuple.dst) => Verdict::Tail(Stage::Direct),
         // The host would take what it carries for another node's.
         _ if At::HOOK as u32 == Hook::FromPod as u32 && checks::tunnelled::<T>(t, &v.tuple) => {
             Verdict::Drop(Reason::TunnelFromOutside)

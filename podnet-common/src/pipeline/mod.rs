@@ -138,8 +138,10 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// `endpoints`.
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint>;
-    /// `nodes`: the longest prefix that holds the address.
+    /// `nodes`: the longest prefix that holds the address, if that is something of the cluster's.
     fn network(&self, addr: &Addr) -> Option<&Network>;
+    /// `nodes`: whether the address is an external one of some service ([`Network::SERVICE_ADDRESS`]).
+    fn is_service_address(&self, addr: &Addr) -> bool;
     /// Calls `f` with the entry of `conntrack`, if there is one.
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R>;
     /// Adds an entry to `conntrack`.
@@ -174,6 +176,9 @@ pub trait Place {
     const HOOK: Hook;
     /// Packets are on their way out of the host's stack, which has routed them.
     const EGRESS: bool = matches!(Self::HOOK, Hook::ToPod | Hook::ToUplink);
+
+    /// External addresses of services are told from others here; elsewhere they are as if no service had them.
+    const EXTERNAL: bool = matches!(Self::HOOK, Hook::FromUplink | Hook::FromHost);
 
     /// An interface as entries know it: what the stack sends out of one is not what comes in by it, whose source is
     /// checked.

@@ -64,8 +64,10 @@ impl Cluster<'_> {
         for cidr in self.service_cidrs {
             put(*cidr, NetworkKind::Services, None, None, 0);
         }
+        let ranges: Prefixes<()> = self.config.non_masquerade_cidrs.iter().copied().collect();
         for address in services {
-            put(IpNetwork::from(*address), NetworkKind::ServiceAddress, None, None, 0);
+            let kind = ranges.get(*address).map_or(NetworkKind::Nothing, |()| NetworkKind::NonMasquerade);
+            put(IpNetwork::from(*address), kind, None, None, Network::SERVICE_ADDRESS);
         }
         let hops: BTreeMap<_, _> = routes.hops.iter().map(|hop| (hop.cidr, hop)).collect();
         for node in self.remote {
@@ -190,7 +192,7 @@ mod tests {
     /// The table for people.
     fn shown(networks: &BTreeMap<Prefix, Network>) -> Vec<String> {
         let kind = |kind: u32| {
-            ["", "LocalPods", "RemotePods", "Services", "LocalNode", "RemoteNode", "ServiceAddress", "NonMasquerade"]
+            ["Nothing", "LocalPods", "RemotePods", "Services", "LocalNode", "RemoteNode", "", "NonMasquerade"]
                 [kind as usize]
         };
         let show = |(prefix, network): (&Prefix, &Network)| {
@@ -199,7 +201,7 @@ mod tests {
             let node =
                 if network.node == Addr::NONE { String::new() } else { format!(" {}", IpAddr::from(network.node)) };
             let mac = if network.mac == MAC { " mac" } else { "" };
-            let flags = ["", " node-ports", " tunnel"][network.flags as usize];
+            let flags = ["", " node-ports", " tunnel", "", " service"][network.flags as usize];
             format!("{addr}/{len} {}{node}{mac}{flags}", kind(network.kind))
         };
         networks.iter().map(show).collect()
@@ -216,7 +218,7 @@ mod tests {
             remote: &remote,
             service_cidrs: &configured(&config),
         };
-        let services = BTreeSet::from([ip("198.51.100.7"), ip("2001:db8::7")]);
+        let services = BTreeSet::from([ip("198.51.100.7"), ip("2001:db8::7"), ip("169.254.7.7")]);
         let mut table = shown(&cluster.networks(&routes(Some(MAC)), &services));
         table.sort();
         let mut expected = [
@@ -228,8 +230,9 @@ mod tests {
             "172.30.0.1/32 LocalNode 172.30.0.1 node-ports",
             "172.30.0.2/32 RemoteNode 172.30.0.2 mac",
             "192.168.7.1/32 LocalNode 192.168.7.1",
-            "198.51.100.7/32 ServiceAddress",
-            "2001:db8::7/128 ServiceAddress",
+            "169.254.7.7/32 NonMasquerade service",
+            "198.51.100.7/32 Nothing service",
+            "2001:db8::7/128 Nothing service",
             "fd00:244:1::/64 LocalPods fd00:30::1",
             "fd00:30::1/128 LocalNode fd00:30::1",
             "fd00:30::2/128 RemoteNode fd00:30::2 mac",

@@ -147,10 +147,8 @@ async fn set_up(
     let hairpins = own.pod_cidrs.iter().map(|cidr| podnet0::hairpin(*cidr));
     let pair = podnet0::Wanted {
         mtu,
-        destinations: (ranges.iter().copied())
-            .chain(hairpins)
-            .chain(services.iter().map(|address| IpNetwork::from(*address)))
-            .collect(),
+        destinations: ranges.iter().copied().chain(hairpins).collect(),
+        external: services.iter().copied().collect(),
         node_addresses: addresses.clone(),
     };
     let pair = host.ensure_podnet0(&mut snapshot, &pair).await?;

@@ -15,6 +15,7 @@ pub(super) struct Lookup<'a> {
     routes: Prefixes<&'a Route>,
     macs: HashMap<(IfIndex, IpAddr), Mac>,
     addresses: HashSet<IpAddr>,
+    by_link: HashMap<IfIndex, Vec<IpAddr>>,
 }
 
 impl<'a> Lookup<'a> {
@@ -24,7 +25,22 @@ impl<'a> Lookup<'a> {
             routes.insert(route.dst, route, |new, known| new.metric < known.metric);
         }
         let macs = snapshot.neighbours.iter().filter_map(|n| Some(((n.ifindex, n.addr), n.mac?))).collect();
-        Self { routes, macs, addresses: snapshot.addresses.iter().map(|address| address.addr).collect() }
+        let mut by_link: HashMap<_, Vec<_>> = HashMap::new();
+        for address in snapshot.addresses.iter().filter(|address| !address.tentative) {
+            by_link.entry(address.ifindex).or_default().push(address.addr);
+        }
+        Self { routes, macs, addresses: snapshot.addresses.iter().map(|address| address.addr).collect(), by_link }
+    }
+
+    /// The source of packets to `addr` by the main table: its route's own, else one of `preferred` that the route's
+    /// interface has, else that interface's first of the family.
+    pub(super) fn source_to(&self, addr: IpAddr, preferred: &[IpAddr]) -> Option<IpAddr> {
+        let route = self.route_to(addr)?;
+        let there = || self.by_link.get(&route.hops.first()?.dev);
+        let of_family = |there: &&IpAddr| there.is_ipv4() == addr.is_ipv4() && !is_link_local(there);
+        let chosen =
+            || preferred.iter().filter(of_family).find(|own| there().is_some_and(|t| t.contains(own))).copied();
+        route.source.or_else(chosen).or_else(|| there()?.iter().find(of_family).copied())
     }
 
     /// The route of the main table that a packet to `addr` takes: longest prefix, then lowest metric.
@@ -41,6 +57,11 @@ impl<'a> Lookup<'a> {
     pub(super) fn mac_of(&self, dev: IfIndex, addr: IpAddr) -> Option<Mac> {
         self.macs.get(&(dev, addr)).copied()
     }
+}
+
+/// Whether an address counts on one link only (RFC 4291, section 2.5.6).
+fn is_link_local(addr: &IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 #[cfg(test)]

@@ -30,10 +30,11 @@ use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{InfoData, InfoVeth};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use podnet_cni::mac;
 use podnet_common::addr::IfIndex;
-use podnet_common::layout::TUNNEL_PORT;
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
+use podnet_common::layout::{MARK_DONE, TUNNEL_PORT};
+use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 pub use podnet0::{Podnet0, Wanted as Podnet0Wanted};
@@ -43,6 +44,7 @@ pub use uplinks::{Uplink, Uplinks};
 
 use routes::{NextHop, RouteSpec, RouteStep};
 use settings::Families;
+use snapshot::Table;
 use tunnel::Tunnel;
 
 /// Routing protocol number of podnet's routes (`ip route show proto 112`).
@@ -165,8 +167,20 @@ impl Host {
             query.header.address_family = family;
             routes.extend(read("routes", self.handle.route().get(query).execute(), snapshot::route).await?);
         }
+        let (main, services): (Vec<_>, Vec<_>) = routes.into_iter().partition(|(table, _)| *table == Table::Main);
+        let [routes, service_routes] =
+            [main, services].map(|routes| routes.into_iter().map(|(_, route)| route).collect());
+        let (v4, v6) = (self.service_rules(true).await?, self.service_rules(false).await?);
+        let service_rules = Families { v4: !v4.is_empty(), v6: !v6.is_empty() };
         let neighbours = read("neighbours", self.handle.neighbours().get().execute(), snapshot::neighbour).await?;
-        Ok(Snapshot { links, addresses, routes, neighbours })
+        Ok(Snapshot { links, addresses, routes, service_routes, service_rules, neighbours })
+    }
+
+    /// The rules of a family that lead to podnet's own table: one, or none.
+    async fn service_rules(&self, v4: bool) -> Result<Vec<RuleMessage>, HostError> {
+        let family = if v4 { IpVersion::V4 } else { IpVersion::V6 };
+        let own = |rule: RuleMessage| snapshot::is_service_rule(&rule).then_some(rule);
+        read("rules", self.handle.rule().get(family).execute(), own).await
     }
 
     /// Creates podnet0 and podnet1, or adopts them, and brings what differs from `wanted` into line.
@@ -221,6 +235,9 @@ impl Host {
     /// Removes podnet0 and podnet1 and with them the routes over it. Whether there was anything to remove.
     pub async fn remove_podnet0(&self) -> Result<bool, HostError> {
         let snapshot = self.snapshot().await?;
+        for v4 in [true, false] {
+            self.remove_service_rule(v4).await?;
+        }
         match podnet0::examine(&snapshot)? {
             podnet0::Pair::Missing => Ok(false),
             podnet0::Pair::Broken(ifindex) => self.delete_link(ifindex, podnet0::NEAR).await.map(|()| true),
@@ -451,8 +468,28 @@ impl Host {
                 neighbours.add(dev.0, *addr).link_layer_address(&mac.0).replace().execute().await
             }
             podnet0::Step::Route(step) => return self.route_step(step).await,
+            podnet0::Step::Rule { v4 } => self.add_service_rule(*v4).await,
+            podnet0::Step::NoRule { v4 } => return self.remove_service_rule(*v4).await,
         };
         done.map_err(|source| HostError::Change { action: step.to_string(), source })
+    }
+
+    /// Has the host's own sockets look into podnet's table first: what a socket sends comes "from lo" (ip-rule(8)).
+    async fn add_service_rule(&self, v4: bool) -> Result<(), rtnetlink::Error> {
+        let rule = self.handle.rule().add().input_interface("lo").table_id(Table::SERVICES).priority(Table::SERVICES);
+        let mut rule = rule.action(RuleAction::ToTable).fw_mark(0);
+        // The look-up that `bpf_redirect_neigh` makes is taken for a socket's, and would lead to podnet0 once more.
+        rule.message_mut().attributes.push(RuleAttribute::FwMask(MARK_DONE));
+        if v4 { rule.v4().execute().await } else { rule.v6().execute().await }
+    }
+
+    async fn remove_service_rule(&self, v4: bool) -> Result<(), HostError> {
+        for rule in self.service_rules(v4).await? {
+            let action = podnet0::Step::NoRule { v4 }.to_string();
+            let removed = self.handle.rule().del(rule).execute().await;
+            removed.map_err(|source| HostError::Change { action, source })?;
+        }
+        Ok(())
     }
 
     async fn route_step(&self, step: &RouteStep) -> Result<(), HostError> {
@@ -500,7 +537,8 @@ fn route_message(spec: &RouteSpec) -> RouteMessage {
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(spec.dst.network(), spec.dst.prefix())
         .expect("an IpNetwork's prefix is no longer than its address")
-        .protocol(RouteProtocol::from(ROUTE_PROTOCOL));
+        .protocol(RouteProtocol::from(ROUTE_PROTOCOL))
+        .table_id(spec.table.id());
     builder = match spec.to {
         Some(NextHop { via, dev }) => {
             let builder = builder.gateway(via).expect("the gateway of a RouteSpec is of its destination's family");

@@ -6,6 +6,10 @@
 //! hairpin addresses (sources that pods see when they reach themselves, or host processes that reach themselves) are
 //! routed likewise, so that their replies come back to the pipeline.
 //!
+//! External addresses of services (load balancers' and externalIPs) may also be those of real machines. They are routed in
+//! a table of podnet's own, which a rule consults for the host's own sockets only; what isn't for a service's port goes on
+//! from `from_host` by the main table's way. So nothing that the node forwards or sends elsewhere changes its way.
+//!
 //! The next hop is no one's address: a permanent neighbour gives it podnet1's MAC, so nothing is ever asked by ARP.
 //!
 //! Packets from the node's own address arrive on podnet0 too (a process that uses a NodePort of its own node). Loose
@@ -19,9 +23,10 @@ use ipnetwork::IpNetwork;
 use podnet_cni::mac;
 use podnet_common::addr::{IfIndex, Mac};
 
+use super::lookup::Lookup;
 use super::routes::{NextHop, RouteSpec, RouteStep, reconcile};
 use super::settings::Families;
-use super::snapshot::{Link, LinkKind, Snapshot};
+use super::snapshot::{Link, LinkKind, Route, Snapshot, Table};
 use super::{HostError, ROUTE_PROTOCOL};
 
 /// The host's end, where routes lead.
@@ -53,8 +58,11 @@ pub fn hairpin(pod_cidr: IpNetwork) -> IpNetwork {
 pub struct Wanted {
     /// MTU of both ends in bytes.
     pub mtu: u32,
-    /// What is routed there: service CIDRs, other addresses of services, and [`hairpin`] addresses.
+    /// What is routed there: service CIDRs and [`hairpin`] addresses.
     pub destinations: Vec<IpNetwork>,
+    /// What only the host's own sockets are routed there for: external addresses of services. They may be a machine's, to
+    /// which services have a claim at their ports only; `from_host` sends on what is for others.
+    pub external: Vec<IpAddr>,
     /// This node's addresses; the first of a family is the source of packets to destinations of that family, and
     /// destinations of a family without one are left out.
     pub node_addresses: Vec<IpAddr>,
@@ -77,14 +85,32 @@ impl Wanted {
         Families::of(&self.node_addresses)
     }
 
-    /// The routes over the pair.
+    /// The routes over the pair in the main table.
     fn routes(&self, dev: IfIndex) -> Vec<RouteSpec> {
-        let route = |dst: &IpNetwork| {
-            let source = self.source(*dst)?;
-            Some(RouteSpec { dst: *dst, to: Some(NextHop { via: next_hop(dst.ip()), dev }), source: Some(source) })
-        };
+        let route = |dst: &IpNetwork| Some(over(Table::Main, *dst, dev, self.source(*dst)?));
         self.destinations.iter().filter_map(route).collect()
     }
+
+    /// Those for external addresses. Each has the source that the main table would give, so that what isn't for a service
+    /// leaves as it would without the route.
+    fn service_routes(&self, dev: IfIndex, snapshot: &Snapshot) -> Vec<RouteSpec> {
+        let lookup = Lookup::new(snapshot);
+        let route = |addr: &IpAddr| {
+            let dst = IpNetwork::from(*addr);
+            let source = lookup.source_to(*addr, &self.node_addresses).or_else(|| self.source(dst))?;
+            Some(over(Table::Services, dst, dev, source))
+        };
+        self.external.iter().filter_map(route).collect()
+    }
+
+    /// The families of external addresses.
+    fn external_families(&self) -> Families {
+        Families::of(&self.external)
+    }
+}
+
+fn over(table: Table, dst: IpNetwork, dev: IfIndex, source: IpAddr) -> RouteSpec {
+    RouteSpec { table, dst, to: Some(NextHop { via: next_hop(dst.ip()), dev }), source: Some(source) }
 }
 
 /// The pair as it is after [`super::Host::ensure_podnet0`].
@@ -145,6 +171,10 @@ pub(super) enum Step {
     Neighbour { dev: IfIndex, addr: IpAddr, mac: Mac },
     /// Change a route.
     Route(RouteStep),
+    /// Lead the host's own sockets of a family to [`Table::Services`] before the other tables.
+    Rule { v4: bool },
+    /// Lead them there no longer.
+    NoRule { v4: bool },
 }
 
 impl fmt::Display for Step {
@@ -157,8 +187,14 @@ impl fmt::Display for Step {
                 write!(f, "make {} the permanent neighbour {addr} on {NEAR}", mac::format(*mac))
             }
             Self::Route(step) => step.fmt(f),
+            Self::Rule { v4 } => write!(f, "add the {} rule to table {}", family(*v4), Table::SERVICES),
+            Self::NoRule { v4 } => write!(f, "remove the {} rule to table {}", family(*v4), Table::SERVICES),
         }
     }
+}
+
+fn family(v4: bool) -> &'static str {
+    if v4 { "IPv4" } else { "IPv6" }
 }
 
 /// What has to be done to bring the pair into line, in order; and what can't be done yet.
@@ -187,16 +223,26 @@ pub(super) fn plan(snapshot: &Snapshot, near: &Link, far: &Link, wanted: &Wanted
             steps.push(Step::Neighbour { dev: near.ifindex, addr, mac: far_mac });
         }
     }
-    let ours = snapshot
-        .routes
-        .iter()
-        .filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops.iter().any(|hop| hop.dev == near.ifindex));
+    // Rules make every look-up of a route on the host dearer, so they are there only while an address needs them.
+    let (wanted_rules, rules) = (wanted.external_families(), snapshot.service_rules);
+    for (v4, wanted, there) in [(true, wanted_rules.v4, rules.v4), (false, wanted_rules.v6, rules.v6)] {
+        match (wanted, there) {
+            (true, false) => steps.push(Step::Rule { v4 }),
+            (false, true) => steps.push(Step::NoRule { v4 }),
+            _ => {}
+        }
+    }
+    let over = |r: &&Route| r.protocol == ROUTE_PROTOCOL && r.hops.iter().any(|hop| hop.dev == near.ifindex);
+    let main = (Table::Main, &snapshot.routes, wanted.routes(near.ifindex));
+    let services = (Table::Services, &snapshot.service_routes, wanted.service_routes(near.ifindex, snapshot));
     let problems: Vec<HostError> = wanted.sources().filter_map(|a| unusable(snapshot, a)).collect();
     let blocked = |spec: &RouteSpec| spec.source.is_some_and(|source| unusable(snapshot, source).is_some());
-    for step in reconcile(ours, &wanted.routes(near.ifindex)) {
-        match &step {
-            RouteStep::Add(spec) | RouteStep::Replace(spec) if blocked(spec) => {}
-            _ => steps.push(Step::Route(step)),
+    for (table, there, wanted) in [main, services] {
+        for step in reconcile(table, there.iter().filter(over), &wanted) {
+            match &step {
+                RouteStep::Add(spec) | RouteStep::Replace(spec) if blocked(spec) => {}
+                _ => steps.push(Step::Route(step)),
+            }
         }
     }
     (steps, problems)
@@ -217,7 +263,7 @@ fn unusable(snapshot: &Snapshot, addr: IpAddr) -> Option<HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::snapshot::{Address, Hop, Neighbour, Route};
+    use crate::host::snapshot::{Address, Hop, Neighbour};
 
     const FAR_MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 
@@ -238,6 +284,7 @@ mod tests {
         Wanted {
             mtu: 1500,
             destinations: ["10.96.0.0/16", "fd00:96::/112", "10.244.1.1/32"].map(|c| c.parse().unwrap()).to_vec(),
+            external: Vec::new(),
             node_addresses: ["172.30.0.1", "fd00:30::1", "172.30.1.1"].map(|a| a.parse().unwrap()).to_vec(),
         }
     }
@@ -325,6 +372,30 @@ mod tests {
         let steps = steps(&snapshot, &moved);
         assert_eq!(steps.len(), 2, "both IPv4 routes get the new source: {steps:?}");
         assert!(steps.iter().all(|s| s.starts_with("replace the route to 10.")), "{steps:?}");
+    }
+
+    #[test]
+    fn external_addresses_have_routes_in_a_table_of_their_own_while_there_are_any() {
+        let mut wanted = wanted();
+        wanted.external = vec!["198.51.100.7".parse().unwrap()];
+        let mut snapshot = settled(&wanted);
+        let hop = Hop { via: Some("172.31.0.254".parse().unwrap()), dev: IfIndex(3) };
+        let default =
+            Route { dst: "0.0.0.0/0".parse().unwrap(), protocol: 3, metric: 0, source: None, hops: vec![hop] };
+        snapshot.routes.push(default);
+        snapshot.addresses.push(Address { ifindex: IfIndex(3), addr: "172.31.0.9".parse().unwrap(), tentative: false });
+        let rule = "add the IPv4 rule to table 112";
+        assert_eq!(steps(&snapshot, &wanted), [rule, "add the route to 198.51.100.7/32 via 169.254.1.2"]);
+        let [route] = wanted.service_routes(IfIndex(7), &snapshot)[..] else { panic!() };
+        assert_eq!(route.source, Some("172.31.0.9".parse().unwrap()), "the source of the way that the main table has");
+        snapshot.service_rules.v4 = true;
+        let hops = route.to.map(|to| Hop { via: Some(to.via), dev: to.dev }).into_iter().collect();
+        let there = Route { dst: route.dst, protocol: ROUTE_PROTOCOL, metric: 0, source: route.source, hops };
+        snapshot.service_routes.push(there);
+        assert_eq!(steps(&snapshot, &wanted), Vec::<String>::new());
+        wanted.external.clear();
+        let gone = "remove the IPv4 rule to table 112";
+        assert_eq!(steps(&snapshot, &wanted), [gone, "remove the route to 198.51.100.7/32 via 169.254.1.2"]);
     }
 
     #[test]

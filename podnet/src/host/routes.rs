@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 use podnet_common::addr::{IfIndex, Mac};
 
 use super::lookup::Lookup;
-use super::snapshot::{Hop, Route, Snapshot};
+use super::snapshot::{Hop, Route, Snapshot, Table};
 use super::tunnel::{self, Peer, Tunnel};
 use super::{HostError, ROUTE_PROTOCOL, podnet0};
 use crate::config::Routing;
@@ -52,6 +52,8 @@ pub struct NodeNetwork<'a> {
 /// A route as podnet makes them. All addresses are of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteSpec {
+    /// The table that it is in.
+    pub table: Table,
     /// Destination.
     pub dst: IpNetwork,
     /// Where it leads; `None`: nowhere, which the sender is told.
@@ -71,13 +73,13 @@ pub struct NextHop {
 
 impl RouteSpec {
     /// Reads a route back; `None` for a route to an interface itself, or with several next hops.
-    fn of(route: &Route) -> Option<Self> {
+    fn of(table: Table, route: &Route) -> Option<Self> {
         let to = match route.hops[..] {
             [] => None,
             [hop] => Some(NextHop { via: hop.via?, dev: hop.dev }),
             _ => return None,
         };
-        Some(Self { dst: route.dst, to, source: route.source })
+        Some(Self { table, dst: route.dst, to, source: route.source })
     }
 
     /// What a replacement has in common with what it replaces: routes to nowhere have a metric of their own.
@@ -111,10 +113,15 @@ impl fmt::Display for RouteStep {
     }
 }
 
-/// Steps from the routes that podnet has to those that it should have: additions and replacements by destination, then
-/// removals.
-pub(super) fn reconcile<'a>(ours: impl Iterator<Item = &'a Route>, desired: &[RouteSpec]) -> Vec<RouteStep> {
-    let actual: BTreeMap<_, RouteSpec> = ours.filter_map(RouteSpec::of).map(|r| (r.key(), r)).collect();
+/// Steps from the routes that podnet has in a table to those that it should have there: additions and replacements by
+/// destination, then removals.
+pub(super) fn reconcile<'a>(
+    table: Table,
+    ours: impl Iterator<Item = &'a Route>,
+    desired: &[RouteSpec],
+) -> Vec<RouteStep> {
+    let ours = ours.filter_map(|route| RouteSpec::of(table, route));
+    let actual: BTreeMap<_, RouteSpec> = ours.map(|r| (r.key(), r)).collect();
     let desired: BTreeMap<_, RouteSpec> = desired.iter().map(|r| (r.key(), *r)).collect();
     let made = desired.values().filter_map(|want| match actual.get(&want.key()) {
         None => Some(RouteStep::Add(*want)),
@@ -225,7 +232,7 @@ pub(super) fn tunnel_peers(snapshot: &Snapshot, network: &NodeNetwork<'_>) -> (B
 pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Option<Tunnel>) -> Plan {
     let lookup = Lookup::new(snapshot);
     let mut plan = Plan::default();
-    let nowhere = |dst: &IpNetwork| RouteSpec { dst: *dst, to: None, source: None };
+    let nowhere = |dst: &IpNetwork| RouteSpec { table: Table::Main, dst: *dst, to: None, source: None };
     // A kernel without a family has no routes of it.
     let has_family = |cidr: &&IpNetwork| network.addresses.iter().any(|own| own.is_ipv4() == cidr.is_ipv4());
     let mut desired: Vec<_> = network.pod_cidrs.iter().filter(has_family).map(nowhere).collect();
@@ -249,12 +256,13 @@ pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Optio
             let source = network.addresses.iter().copied().find(|a| a.is_ipv4() == cidr.is_ipv4());
             let hop = match (hop, tunnel) {
                 (Ok((via, Way::Link(dev))), _) => {
-                    desired.push(RouteSpec { dst: cidr, to: Some(NextHop { via, dev }), source });
+                    let to = NextHop { via, dev };
+                    desired.push(RouteSpec { table: Table::Main, dst: cidr, to: Some(to), source });
                     Ok((via, dev, lookup.mac_of(dev, via), false))
                 }
                 (Ok((via, Way::Tunnel)), Some(Tunnel { ifindex: dev, .. })) => {
                     let to = NextHop { via: tunnel::gateway(via, tunnel_mac), dev };
-                    desired.push(RouteSpec { dst: cidr, to: Some(to), source });
+                    desired.push(RouteSpec { table: Table::Main, dst: cidr, to: Some(to), source });
                     Ok((via, dev, Some(tunnel_mac), true))
                 }
                 (Ok(_), None) => Err(format!("there is no {} to lead there", tunnel::NAME)),
@@ -270,7 +278,7 @@ pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Optio
     let podnet0 = snapshot.link(podnet0::NEAR).map(|l| l.ifindex);
     let here = |hop: &Hop| hop.via.is_some() && Some(hop.dev) != podnet0;
     let ours = snapshot.routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops.iter().all(here));
-    plan.steps = reconcile(ours, &desired);
+    plan.steps = reconcile(Table::Main, ours, &desired);
     plan.result.tunnel = tunnel;
     plan
 }

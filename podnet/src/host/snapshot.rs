@@ -11,8 +11,12 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use podnet_cni::id::AttachmentId;
 use podnet_common::addr::{IfIndex, Mac};
+use podnet_common::layout::MARK_DONE;
+
+use super::settings::Families;
 
 use super::tunnel::Vxlan;
 
@@ -80,7 +84,7 @@ pub struct Hop {
     pub dev: IfIndex,
 }
 
-/// A unicast route of the main table.
+/// A unicast route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Destination; length 0 for a default route.
@@ -93,6 +97,32 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// Where it leads; more than one for multipath, none if it says that the destination is unreachable.
     pub hops: Vec<Hop>,
+}
+
+/// A routing table that podnet reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// The main one.
+    Main,
+    /// Podnet's own, [`Table::SERVICES`]: the external addresses of services, for the host's own sockets only.
+    Services,
+}
+
+impl Table {
+    /// Number of the table, and priority of the rule that leads there.
+    pub const SERVICES: u32 = super::ROUTE_PROTOCOL as u32;
+
+    /// The number that the kernel knows it by.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Main => RouteHeader::RT_TABLE_MAIN.into(),
+            Self::Services => Self::SERVICES,
+        }
+    }
+
+    fn of(id: u32) -> Option<Self> {
+        [Self::Main, Self::Services].into_iter().find(|table| table.id() == id)
+    }
 }
 
 /// An entry of the neighbour table.
@@ -128,6 +158,10 @@ pub struct Snapshot {
     pub addresses: Vec<Address>,
     /// Unicast and unreachable routes of the main table.
     pub routes: Vec<Route>,
+    /// Those of [`Table::Services`].
+    pub service_routes: Vec<Route>,
+    /// For which families the rule is there that leads the host's own sockets to [`Table::Services`].
+    pub service_rules: Families,
     /// Neighbours.
     pub neighbours: Vec<Neighbour>,
 }
@@ -214,8 +248,23 @@ pub(super) fn address(message: AddressMessage) -> Option<Address> {
     })
 }
 
+/// Whether a rule is the one that leads the host's own sockets to [`Table::Services`].
+pub(super) fn is_service_rule(message: &RuleMessage) -> bool {
+    let (mut table, mut priority, mut from_host, mut mask) = (u32::from(message.header.table), 0, false, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Table(id) => table = *id,
+            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::Iifname(name) => from_host = name == "lo",
+            RuleAttribute::FwMask(value) => mask = *value,
+            _ => {}
+        }
+    }
+    table == Table::SERVICES && priority == Table::SERVICES && from_host && mask == MARK_DONE
+}
+
 /// Converts a route message; `None` for other tables and for what is neither plain unicast nor unreachable.
-pub(super) fn route(message: RouteMessage) -> Option<Route> {
+pub(super) fn route(message: RouteMessage) -> Option<(Table, Route)> {
     let header = message.header;
     if !matches!(header.kind, RouteType::Unicast | RouteType::Unreachable) {
         return None;
@@ -243,9 +292,7 @@ pub(super) fn route(message: RouteMessage) -> Option<Route> {
             other => next_hop(&mut single, &other),
         }
     }
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
-        return None;
-    }
+    let table = Table::of(table)?;
     match header.kind {
         // IPv6 has the loopback interface there.
         RouteType::Unreachable => hops.clear(),
@@ -253,7 +300,7 @@ pub(super) fn route(message: RouteMessage) -> Option<Route> {
         _ => {}
     }
     let dst = IpNetwork::new(dst, header.destination_prefix_length).ok()?;
-    Some(Route { dst, protocol: header.protocol.into(), metric, source, hops })
+    Some((table, Route { dst, protocol: header.protocol.into(), metric, source, hops }))
 }
 
 /// Converts a neighbour message; `None` for bridges' forwarding tables.

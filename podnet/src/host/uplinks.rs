@@ -158,7 +158,7 @@ mod tests {
                 route("::/0", PROTOCOL_RA, &[5]),
                 route("192.168.7.0/24", 2, &[4]),
             ],
-            neighbours: vec![],
+            ..Snapshot::default()
         }
     }
 

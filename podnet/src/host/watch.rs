@@ -29,6 +29,8 @@ const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
 ];
 
 /// How long changes are gathered before they are reported.
@@ -188,10 +190,11 @@ impl Known {
                 Change { addresses: !self.pods.contains(&IfIndex(message.header.index)), ..nothing }
             }
             // Made by podnet itself, just now: thousands of them when it starts.
+            RouteNetlinkMessage::DelRule(message) => Change { routes: snapshot::is_service_rule(&message), ..nothing },
             RouteNetlinkMessage::NewRoute(message) if message.header.protocol == ROUTE_PROTOCOL.into() => nothing,
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
                 let of_pod = |hops: &[Hop]| !hops.is_empty() && hops.iter().all(|hop| self.pods.contains(&hop.dev));
-                Change { routes: snapshot::route(message).is_some_and(|route| !of_pod(&route.hops)), ..nothing }
+                Change { routes: snapshot::route(message).is_some_and(|(_, route)| !of_pod(&route.hops)), ..nothing }
             }
             RouteNetlinkMessage::NewNeighbour(message) => {
                 let Some(neighbour) = snapshot::neighbour(message) else { return nothing };

@@ -51,7 +51,10 @@ fn reset(o: &Outcome<'_>, reason: Reason, packet: &View<'_>, answer: &View<'_>) 
     let (l4, at) = (packet.l4, answer.l4);
     let flags = packet.tcp_flags().unwrap_or_else(|| panic!("{o}a reset for what is not TCP"));
     assert!(flags & RST == 0, "{o}a reset is not answered");
-    assert!(matches!(reason, Reason::NoEndpoint | Reason::UndefinedPort), "{o}a reset says something else");
+    assert!(
+        matches!(reason, Reason::NoEndpoint | Reason::UndefinedPort | Reason::NoRoute),
+        "{o}a reset says something else"
+    );
     whole_and_right(o, answer);
     assert!(answer.ports() == packet.ports().map(|(sport, dport)| (dport, sport)), "{o}the ports are others");
     let expected = if flags & ACK != 0 {
@@ -78,8 +81,8 @@ fn error(o: &Outcome<'_>, packet: &View<'_>, answer: &View<'_>) {
         (Reason::TtlExceeded, true) => [3, 0],
         (Reason::TooBig, false) => [3, 4],
         (Reason::TooBig, true) => [2, 0],
-        (Reason::NoEndpoint | Reason::UndefinedPort, false) => [3, 3],
-        (Reason::NoEndpoint | Reason::UndefinedPort, true) => [1, 4],
+        (Reason::NoEndpoint | Reason::UndefinedPort | Reason::NoRoute, false) => [3, 3],
+        (Reason::NoEndpoint | Reason::UndefinedPort | Reason::NoRoute, true) => [1, 4],
         _ => panic!("{o}nobody is told of that"),
     };
     assert!(o.output[answer.l4..answer.l4 + 2] == kind, "{o}it says something else");

@@ -90,10 +90,20 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     let ingress = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::FromHost);
     let hairpin = Addresses::of(packet.v6()).hairpin;
     if ingress && o.end == End::Pass {
-        let services = [NetworkKind::Services, NetworkKind::ServiceAddress];
-        let service = world.kind(&packet.dst.into()).is_some_and(|kind| services.contains(&kind));
-        let back = service || (o.entry.hook == Hook::FromHost && packet.dst == hairpin);
-        assert!(!back || o.output != o.input, "{o}the stack would send it to podnet0, and that here again");
+        let dst = packet.dst.into();
+        // A packet whose lifetime is over comes back to nobody.
+        let external = packet.ttl > 1 && world.tables.is_service_address(&dst);
+        let back = match o.entry.hook {
+            _ if world.kind(&dst) == Some(NetworkKind::Services) => true,
+            Hook::FromHost => packet.dst == hairpin || external,
+            // Where the way to it leads out again, the router would send it here once more.
+            Hook::FromUplink if external => {
+                let route = world.tables.route(o.entry.ifindex, &packet.src.into(), &dst);
+                route.is_some_and(|route| world.tables.config.is_uplink(route.ifindex))
+            }
+            _ => false,
+        };
+        assert!(!back || o.output != o.input, "{o}the packet would come here again");
     }
     if let End::Forward(Out::Via, _) = o.end {
         let peer = world.tables.is_peer(&Mac(o.input[6..12].try_into().expect("6 bytes")));

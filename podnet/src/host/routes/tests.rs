@@ -29,6 +29,7 @@ fn snapshot() -> Snapshot {
             mac: Some(Mac([2, 0, 0, 0, 0, 2])),
             permanent: false,
         }],
+        ..Snapshot::default()
     }
 }
 
