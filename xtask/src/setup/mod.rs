@@ -3,6 +3,7 @@
 //! System packages come from the system's package manager; the rest stays with the toolchain or under `target/tools`.
 //! Finding out that nothing is missing takes a few file look-ups and calls of rustc, so a second run is over at once.
 
+pub(crate) mod apt;
 mod bpf_linker;
 pub(crate) mod rust_src;
 mod system;

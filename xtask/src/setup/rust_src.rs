@@ -10,7 +10,8 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::announce;
-use crate::command::{find, output, run};
+use super::apt::{self, Apt, DebianArchive, Source};
+use crate::command::{output, run};
 use crate::workspace::Workspace;
 
 /// Debian's package with the source of the pinned compiler's release.
@@ -18,7 +19,6 @@ const PACKAGE: &str = "rust-src=1.95.0+dfsg1-2~bpo13+1";
 const SUITE: &str = "trixie-backports";
 /// What is wanted of it: one part in six.
 const LIBRARY: &str = "usr/src/rustc-1.95.0/library";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The library source that cargo has to be pointed at, once set-up is done, where the toolchain has none of its own.
 pub(crate) fn unpacked(workspace: &Workspace) -> Result<Option<PathBuf>> {
@@ -61,71 +61,23 @@ fn unpacked_at(workspace: &Workspace) -> PathBuf {
 
 /// Downloads and unpacks the package with an apt configuration of its own.
 fn unpack_package(workspace: &Workspace) -> Result<()> {
-    ensure!(find("apt-get").is_some() && find("dpkg").is_some(), "this is no Debian system");
-    let targets = output(Command::new("apt-get").args(["indextargets", "--format=$(LABEL) $(REPO_URI)"]))?;
-    let mirror = debian_mirror(&targets).context("the package sources name no mirror of Debian")?;
-    let apt = workspace.tools().join("apt");
-    for directory in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(apt.join(directory)).with_context(|| format!("cannot make {}", apt.display()))?;
-    }
-    let sources = apt.join("sources.list");
-    let signed_by = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
-    fs::write(&sources, format!("deb {signed_by}{mirror} {SUITE} main\n"))
-        .with_context(|| format!("cannot write {}", sources.display()))?;
-    run(apt_get(&apt).args(["update"]))?;
-    run(apt_get(&apt).args(["download", PACKAGE]))?;
-    let package = fs::read_dir(&apt)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get downloaded no package")?;
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(&apt))?;
-    ensure!(has_core(&apt.join(LIBRARY)), "{PACKAGE} has no {LIBRARY}/core");
+    let directory = workspace.tools().join("apt");
+    let mirror = apt::system_mirror(DebianArchive::Main)?.context("the package sources name no mirror of Debian")?;
+    let apt = Apt::new(directory.clone(), &[Source::debian(mirror, SUITE)])?;
+    apt.update()?;
+    apt.unpack(&[PACKAGE], &directory)?;
+    ensure!(has_core(&directory.join(LIBRARY)), "{PACKAGE} has no {LIBRARY}/core");
     // Moved when it is complete, so that an interrupted run leaves nothing that looks so.
     let library = unpacked_at(workspace);
     fs::create_dir_all(library.parent().context("the library is in a directory")?)
-        .and_then(|()| fs::rename(apt.join(LIBRARY), &library))
+        .and_then(|()| fs::rename(directory.join(LIBRARY), &library))
         .with_context(|| format!("cannot make {}", library.display()))?;
-    fs::remove_dir_all(&apt).with_context(|| format!("cannot remove {}", apt.display()))
-}
-
-/// apt-get that knows only the lists and sources in `directory` and downloads to it, as any user.
-fn apt_get(directory: &Path) -> Command {
-    let mut command = Command::new("apt-get");
-    command.current_dir(directory).arg("-oAPT::Sandbox::User=");
-    for (option, path) in [
-        ("Dir::Etc::SourceList", "sources.list"),
-        ("Dir::Etc::SourceParts", "no-such-directory"),
-        ("Dir::State::Lists", "lists"),
-        ("Dir::Cache", "cache"),
-    ] {
-        command.arg(format!("-o{option}={}", directory.join(path).display()));
-    }
-    command
-}
-
-/// The first of the system's package sources that is a mirror of Debian's main archive. Sources are known by their label,
-/// or by their address as long as no list was ever downloaded.
-fn debian_mirror(targets: &str) -> Option<&str> {
-    let targets = || targets.lines().filter_map(|line| line.rsplit_once(' '));
-    let labelled = targets().find(|(label, _)| *label == "Debian");
-    let (_, uri) = labelled.or_else(|| targets().find(|(_, uri)| uri.trim_end_matches('/').ends_with("/debian")))?;
-    Some(uri)
+    fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mirror_is_debians_main_archive() {
-        let labelled = "Debian-Security http://a.example/debian-security/\n\
-                        Docker CE http://b.example/linux/debian/\n\
-                        Debian http://c.example/debian/\n";
-        assert_eq!(debian_mirror(labelled), Some("http://c.example/debian/"));
-        let never_updated = "$(LABEL) http://a.example/debian-security/\n$(LABEL) http://c.example/debian\n";
-        assert_eq!(debian_mirror(never_updated), Some("http://c.example/debian"));
-        assert_eq!(debian_mirror("Ubuntu http://c.example/ubuntu/\n"), None);
-    }
 
     #[test]
     fn the_package_is_that_of_the_pinned_compiler() {
