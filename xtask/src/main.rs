@@ -10,8 +10,10 @@ mod command;
 mod demo;
 mod frames;
 mod image;
+mod kernel;
 mod lab;
 mod setup;
+mod tally;
 mod test;
 mod workspace;
 
@@ -52,6 +54,10 @@ enum Command {
     Test {
         /// Run only the tests whose name contains this.
         filter: Option<String>,
+        /// Run what depends on the kernel in a virtual machine with this one instead: 5.15, 5.19, 6.1, 6.8, 6.11, 6.12,
+        /// newest, or all; can be given more than once.
+        #[arg(long = "kernel", value_name = "VERSION")]
+        kernels: Vec<String>,
     },
     /// Check which crates depend on and import what, and where unsafe code stands.
     Check,
@@ -79,7 +85,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::ensure(&workspace, Purpose::Bench).map(|()| println!("Everything is set up.")),
         Command::Build { release } => build::run(&workspace, release),
         Command::Image { out } => image::run(&workspace, out),
-        Command::Test { filter } => test::run(&workspace, filter.as_deref()),
+        Command::Test { filter, kernels } => test::run(&workspace, filter.as_deref(), &kernels),
         Command::Check => check::run(&workspace),
         Command::Demo(passed) => demo::run(&workspace, &passed.args),
         Command::Lab(passed) => lab::run(&workspace, &passed.args),

@@ -1,21 +1,22 @@
-//! `cargo xtask test`: the release build, the unit tests (the workspace's rules are among them), and the privileged tests.
+//! `cargo xtask test`: the release build, the unit tests (the workspace's rules are among them), and the privileged tests;
+//! or, with `--kernel`, what [guests](kernel) run.
 //!
 //! The tests are compiled with the eBPF object too, since some of them fill its tables. Everything is compiled without privileges; only the test programs of `tests/` run as root. A failing part does not
 //! keep the later ones from running. The last line is the total: `N passed, N failed, N skipped`.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
-use std::ops::AddAssign;
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::{fmt, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::build;
 use crate::command::as_root;
+use crate::kernel;
 use crate::setup::{self, Purpose};
+use crate::tally::Tally;
 use crate::workspace::Workspace;
 
 /// Names a directory with kube-apiserver and etcd, as for other projects' tests against a real API server.
@@ -31,12 +32,41 @@ const SECONDS_FOR_CLEANING_UP: u32 = 30;
 /// Privileged tests wait a lot, so more of them than this would fit on two cores, but they also measure time-outs.
 const PRIVILEGED_TESTS_AT_ONCE: u32 = 2;
 
-pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
-    setup::ensure(workspace, Purpose::Test)?;
-    let mut total = Tally::default();
-
+/// Runs everything on this machine, or, if kernels are named, only what guests run, on these.
+pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String]) -> Result<()> {
+    let here = kernels.is_empty();
+    setup::ensure(workspace, if here { Purpose::Test } else { Purpose::Kernel })?;
     heading("release build");
     let built = build::release(workspace)?;
+    let mut total = Tally::default();
+    if here {
+        total += on_this_machine(workspace, &built, filter)?;
+        // Who asks for one test doesn't want to wait for guests.
+        if filter.is_none() && !kernel::IN_EVERY_RUN.is_empty() {
+            let kernels: Vec<_> = kernel::IN_EVERY_RUN.iter().map(|&name| name.to_owned()).collect();
+            total += on_kernels(workspace, &built, None, &kernels)?;
+        }
+    } else {
+        total += on_kernels(workspace, &built, filter, kernels)?;
+    }
+    println!("\n{total}");
+    ensure!(total.failed == 0, "tests failed");
+    ensure!(
+        total.passed > 0,
+        "no test ran{}",
+        filter.map(|name| format!(": none is named {name}")).unwrap_or_default()
+    );
+    Ok(())
+}
+
+fn on_kernels(workspace: &Workspace, built: &build::Built, filter: Option<&str>, kernels: &[String]) -> Result<Tally> {
+    heading("the test programs for guests");
+    let tests = privileged_programs(workspace, built, &kernel::TEST_PROGRAMS)?;
+    kernel::run(workspace, built, &tests, kernels, filter)
+}
+
+fn on_this_machine(workspace: &Workspace, built: &build::Built, filter: Option<&str>) -> Result<Tally> {
+    let mut total = Tally::default();
     heading("unit tests");
     let mut unit_tests = workspace.cargo();
     unit_tests.args(["test", "--no-fail-fast"]).args(filter).envs(built.environment());
@@ -44,9 +74,9 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
 
     heading("privileged tests");
     let with_assets = with_assets(std::env::var_os(ASSETS).map(PathBuf::from).as_deref());
-    for program in privileged_programs(workspace, &built)? {
+    for (_, program) in privileged_programs(workspace, built, &[])? {
         println!("\n{}", program.display());
-        let mut test = as_root("timeout", environment(&built)?.iter().map(|(name, value)| (*name, value.as_os_str())))?;
+        let mut test = as_root("timeout", environment(built)?.iter().map(|(name, value)| (*name, value.as_os_str())))?;
         // In the foreground, so that an interrupt from the terminal reaches the tests, which clean up.
         test.arg("--foreground")
             .arg(format!("--kill-after={SECONDS_FOR_CLEANING_UP}"))
@@ -58,15 +88,7 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
             .current_dir(workspace.root.join("tests"));
         total += tally(&mut test, &program.display().to_string(), &mut io::stdout())?;
     }
-
-    println!("\n{total}");
-    ensure!(total.failed == 0, "tests failed");
-    ensure!(
-        total.passed > 0,
-        "no test ran{}",
-        filter.map(|name| format!(": none is named {name}")).unwrap_or_default()
-    );
-    Ok(())
+    Ok(total)
 }
 
 fn heading(part: &str) {
@@ -93,12 +115,13 @@ fn environment(built: &build::Built) -> Result<Vec<(&'static str, OsString)>> {
     Ok(variables)
 }
 
-/// Builds the test programs of the package podnet-tests.
-fn privileged_programs(workspace: &Workspace, built: &build::Built) -> Result<Vec<PathBuf>> {
+/// Builds the test programs of the package podnet-tests, all or those of these names, and returns each with its name.
+fn privileged_programs(workspace: &Workspace, built: &build::Built, only: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = workspace.cargo();
     cargo
         .envs(built.environment())
         .args(["test", "--package=podnet-tests", "--no-run", "--message-format=json-render-diagnostics"])
+        .args(only.iter().map(|name| format!("--test={name}")))
         .stderr(Stdio::inherit());
     let built = cargo.output().context("cannot start cargo")?;
     ensure!(built.status.success(), "the privileged tests cannot be compiled");
@@ -106,53 +129,21 @@ fn privileged_programs(workspace: &Workspace, built: &build::Built) -> Result<Ve
 }
 
 /// The test programs among the artifacts that cargo reports, one JSON object a line.
-fn test_programs(messages: &str) -> Result<Vec<PathBuf>> {
+fn test_programs(messages: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut programs = Vec::new();
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line).context("cargo printed something that is no JSON")?;
         if message["profile"]["test"] == true
             && let Some(program) = message["executable"].as_str()
         {
-            programs.push(program.into());
+            let name = message["target"]["name"].as_str().context("cargo reports a program without a name")?;
+            programs.push((name.to_owned(), program.into()));
         }
     }
     if programs.is_empty() {
         bail!("the package podnet-tests has no tests");
     }
     Ok(programs)
-}
-
-/// How many tests ended how.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u32,
-    failed: u32,
-    skipped: u32,
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
-    }
-}
-
-impl Tally {
-    /// Reads a summary of Rust's test runner, `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    fn from_summary(line: &str) -> Option<Self> {
-        let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
-        let count = |what: &str| -> Option<u32> {
-            counts.split("; ").find_map(|part| part.trim().strip_suffix(what)?.trim_end().parse().ok())
-        };
-        Some(Self { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
-    }
 }
 
 /// Runs tests, passes on what they print, and adds up the summaries.
@@ -237,11 +228,11 @@ mod tests {
 
     #[test]
     fn only_test_programs_are_run() {
-        let messages = r#"{"reason":"compiler-artifact","profile":{"test":true},"executable":"/t/netns-1"}
+        let messages = r#"{"reason":"compiler-artifact","profile":{"test":true},"target":{"name":"netns"},"executable":"/t/netns-1"}
 {"reason":"compiler-artifact","profile":{"test":false},"executable":"/t/podnet-lab"}
 {"reason":"compiler-artifact","profile":{"test":false},"executable":null}
 {"reason":"build-finished","success":true}"#;
-        assert_eq!(test_programs(messages).unwrap(), [PathBuf::from("/t/netns-1")]);
+        assert_eq!(test_programs(messages).unwrap(), [("netns".to_owned(), PathBuf::from("/t/netns-1"))]);
         assert!(test_programs(r#"{"reason":"build-finished","success":true}"#).is_err());
     }
 }

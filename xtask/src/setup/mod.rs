@@ -19,6 +19,8 @@ pub(crate) enum Purpose {
     Build,
     /// Run the lab.
     Lab,
+    /// Boot other kernels in virtual machines.
+    Kernel,
     /// Run the tests.
     Test,
     /// Measure podnet beside its peers.

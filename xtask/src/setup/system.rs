@@ -34,6 +34,16 @@ const PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "libc6-dev", sign: Sign::File("/usr/include/stdlib.h"), needed_for: Purpose::Build },
     SystemPackage { name: "iproute2", sign: Sign::Program("ip"), needed_for: Purpose::Lab },
     SystemPackage { name: "iperf3", sign: Sign::Program("iperf3"), needed_for: Purpose::Lab },
+    SystemPackage { name: "qemu-system-x86", sign: Sign::Program("qemu-system-x86_64"), needed_for: Purpose::Kernel },
+    SystemPackage { name: "busybox", sign: Sign::Program("busybox"), needed_for: Purpose::Kernel },
+    SystemPackage { name: "binutils", sign: Sign::Program("strip"), needed_for: Purpose::Kernel },
+    SystemPackage { name: "xz-utils", sign: Sign::Program("xz"), needed_for: Purpose::Kernel },
+    SystemPackage { name: "zstd", sign: Sign::Program("zstd"), needed_for: Purpose::Kernel },
+    SystemPackage {
+        name: "debian-archive-keyring",
+        sign: Sign::File(super::apt::DEBIAN_KEYRING),
+        needed_for: Purpose::Kernel,
+    },
     SystemPackage { name: "iptables", sign: Sign::Program("iptables"), needed_for: Purpose::Test },
     SystemPackage { name: "nftables", sign: Sign::Program("nft"), needed_for: Purpose::Test },
     SystemPackage { name: "containerd", sign: Sign::Program("containerd"), needed_for: Purpose::Test },
@@ -121,7 +131,8 @@ mod tests {
         assert_eq!(missing(PACKAGES, Purpose::Build, |_| false), ["gcc", "libc6-dev"]);
         assert_eq!(missing(PACKAGES, Purpose::Lab, |_| false), ["gcc", "libc6-dev", "iproute2", "iperf3"]);
         let for_tests = ["iptables", "nftables", "containerd", "runc", "containernetworking-plugins"];
-        assert_eq!(missing(PACKAGES, Purpose::Test, |_| false)[4..], for_tests);
+        assert_eq!(missing(PACKAGES, Purpose::Kernel, |_| false)[4..6], ["qemu-system-x86", "busybox"]);
+        assert_eq!(missing(PACKAGES, Purpose::Test, |_| false)[10..], for_tests);
         assert_eq!(missing(PACKAGES, Purpose::Bench, |_| false).len(), PACKAGES.len());
     }
 
