@@ -79,7 +79,7 @@ pub fn examine(mut loader: Command, mut each: impl FnMut(&Figures)) -> Result<()
     loader.stdin(Stdio::null()).stdout(writer);
     // SAFETY: PTRACE_TRACEME is a plain system call, safe between fork and exec.
     unsafe { loader.pre_exec(|| ptrace::traceme().map_err(Into::into)) };
-    #[expect(clippy::zombie_processes, reason = "the tracer waits for it below, until its end")]
+    // Should anything fail below, it ends with this process (PTRACE_O_EXITKILL).
     let child = loader.spawn().context("can't start the process that loads the programs")?;
     // The command still has the pipe's other end.
     drop(loader);
