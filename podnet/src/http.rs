@@ -1,10 +1,18 @@
-//! A small HTTP server, for health and metrics: one answer a connection, few connections, little time for each. Slow or
-//! silent clients can't keep others out for long.
+//! A small HTTP server, for health and metrics: one answer a connection, and little time for each.
+//!
+//! Whoever connects gets a place, if need be that of a connection which has waited longer, so that clients which are slow,
+//! silent or many keep nobody out ([`Crowd`]). What comes from the node itself, such as the kubelet's probes, comes by
+//! its loopback interface, and has a socket with a queue of its own and places of its own.
+
+mod crowd;
+#[cfg(test)]
+mod tests;
 
 use std::{
     convert::Infallible,
+    ffi::OsString,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd as _,
     sync::Arc,
     time::Duration,
@@ -18,25 +26,33 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::{
     errno::Errno,
-    sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
+    sys::{
+        resource::{Resource, getrlimit},
+        socket::{
+            AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
+        },
     },
 };
 use tokio::{
+    net::{TcpListener, TcpStream},
     runtime::Handle,
-    task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    task::{AbortHandle, JoinSet, yield_now},
+    time::sleep,
 };
 
-/// How many connections a server has at once. Others wait in the kernel's queue.
-const CONNECTIONS: usize = 128;
-/// How long a connection may take.
+use crowd::{Crowd, Place};
+
+/// How long the head of a request may take to come.
+const HEAD_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a connection may take as a whole, which bounds how slowly an answer may be read.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What a request may be long, in bytes: the least that hyper takes.
+/// How long the head of a request may be, in bytes: the least that hyper takes.
 const REQUEST_MAX: usize = 8192;
+/// How soon accepting is tried again where the process has no descriptors for it.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,50 +70,90 @@ pub(crate) struct Answer {
 /// Answers a path.
 pub(crate) type Answering = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
 
-/// A server; dropping it closes its socket and its connections.
+/// How many connections servers have at once, together.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// From the node itself.
+    own: Crowd,
+    /// From elsewhere.
+    others: Crowd,
+}
+
+impl Places {
+    /// Room for so many from the node itself, and so many from elsewhere; less if that were more than an eighth of the
+    /// files that the process may open.
+    pub(crate) fn new(own: usize, others: usize) -> Self {
+        let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        let fit = |wanted: usize| Crowd::new(wanted.min(usize::try_from(files / 8).unwrap_or(usize::MAX)));
+        Self { own: fit(own), others: fit(others) }
+    }
+}
+
+/// A server; dropping it closes its sockets and its connections.
 #[derive(Debug)]
 pub(crate) struct Server {
-    task: AbortHandle,
+    tasks: [AbortHandle; 2],
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
 impl Server {
     /// Listens at an address, and answers on a runtime.
-    pub(crate) fn start(runtime: &Handle, address: SocketAddr, answering: Answering) -> io::Result<Self> {
-        let listener = socket_at(address)?;
-        let serve = async move {
-            match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => serve(listener, answering).await,
-                Err(error) => tracing::warn!("cannot serve at {address}: {error}"),
-            }
+    pub(crate) fn start(
+        runtime: &Handle,
+        address: SocketAddr,
+        places: &Places,
+        answering: Answering,
+    ) -> io::Result<Self> {
+        let [others, own] = listeners(address)?;
+        let spawn = |listener, crowd: &Crowd| {
+            let (crowd, answering) = (crowd.clone(), answering.clone());
+            let serve = async move {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => serve(listener, crowd, answering).await,
+                    Err(error) => tracing::warn!("cannot serve at {address}: {error}"),
+                }
+            };
+            runtime.spawn(serve).abort_handle()
         };
-        Ok(Self { task: runtime.spawn(serve).abort_handle() })
+        Ok(Self { tasks: [spawn(others, &places.others), spawn(own, &places.own)] })
     }
 }
 
-/// A socket that listens. The unspecified address stands for all addresses of both families, where the kernel has both.
-fn socket_at(address: SocketAddr) -> io::Result<TcpListener> {
-    let any = |ip: Ipv6Addr| SocketAddr::from((ip, address.port()));
+/// Two sockets that listen: for whoever comes, and for what comes by the loopback interface, which the kernel gives to
+/// the socket that is bound to it. The unspecified address stands for all addresses of both families, where the kernel
+/// has both.
+fn listeners(address: SocketAddr) -> io::Result<[std::net::TcpListener; 2]> {
+    let both = |address| {
+        let both = [open(address, None)?, open(address, Some("lo"))?];
+        // Among sockets that share a port the kernel takes the first that it finds, among others the one that fits best.
+        both.iter().try_for_each(|listener| setsockopt(listener, sockopt::ReusePort, &false))?;
+        Ok(both)
+    };
     if !address.ip().is_unspecified() {
-        return open(address);
+        return both(address);
     }
-    match open(any(Ipv6Addr::UNSPECIFIED)) {
+    match both(SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()))) {
         Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
-            open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+            both(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
         }
         result => result,
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
+fn open(address: SocketAddr, interface: Option<&str>) -> io::Result<std::net::TcpListener> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    // Without it two sockets can't have one port, not even if one of them is bound to an interface.
+    setsockopt(&socket, sockopt::ReusePort, &true)?;
+    if let Some(interface) = interface {
+        setsockopt(&socket, sockopt::BindToDevice, &OsString::from(interface))?;
+    }
     if address.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
     }
@@ -107,32 +163,68 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until the task is aborted, which ends the connections too.
-async fn serve(listener: tokio::net::TcpListener, answering: Answering) {
+async fn serve(listener: TcpListener, crowd: Crowd, answering: Answering) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        if connections.len() >= CONNECTIONS {
-            connections.join_next().await;
-        }
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let answering = answering.clone();
-                connections.spawn(timeout(PATIENCE, async move {
-                    let respond = service_fn(move |request: Request<_>| {
-                        std::future::ready(Ok::<_, Infallible>(response(answering(request.uri().path()))))
-                    });
-                    // A client that goes away is no error of ours.
-                    let _ = http1::Builder::new()
-                        .keep_alive(false)
-                        .max_buf_size(REQUEST_MAX)
-                        .serve_connection(TokioIo::new(stream), respond)
-                        .await;
-                }));
+            Ok((stream, client)) => {
+                let place = crowd.enter(client.ip());
+                let crowded = place.is_anothers();
+                connections.spawn(converse(stream, place, answering.clone()));
+                if crowded {
+                    // What those who are here have sent is looked at before more of them have to go.
+                    yield_now().await;
+                }
             }
-            // No descriptors, most likely: it has to wait.
-            Err(_) => sleep(Duration::from_millis(100)).await,
+            Err(error) if is_shortage(&error) => {
+                // One more has to end first, which takes a moment.
+                let pause = if crowd.end_one() { Duration::from_millis(1) } else { RETRY_INTERVAL };
+                sleep(pause).await;
+            }
+            // A client that went away while it waited.
+            Err(_) => {}
         }
     }
+}
+
+/// Whether there is no room for another socket in the process or in the kernel.
+fn is_shortage(error: &io::Error) -> bool {
+    [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM]
+        .map(|e| e as i32)
+        .contains(&error.raw_os_error().unwrap_or(0))
+}
+
+/// Gives a client its answer, unless it takes too long or its place is needed.
+async fn converse(stream: TcpStream, mut place: Place, answering: Answering) {
+    let respond = service_fn(move |request: Request<_>| {
+        std::future::ready(Ok::<_, Infallible>(response(answering(request.uri().path()))))
+    });
+    // Until something comes, a connection costs little more than its socket.
+    let silent = tokio::select! {
+        biased;
+        readable = stream.readable() => readable.is_err(),
+        () = place.over() => true,
+        () = sleep(HEAD_PATIENCE) => true,
+    };
+    if silent {
+        return;
+    }
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
+        .max_buf_size(REQUEST_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), respond);
+    tokio::select! {
+        biased;
+        // A client that goes away is no error of ours.
+        _ = &mut connection => return,
+        () = place.over() => {}
+        () = sleep(PATIENCE) => {}
+    }
+    // Or else the kernel would keep what the client doesn't read.
+    let _ = connection.into_parts().io.into_inner().set_zero_linger();
 }
 
 fn response(answer: Answer) -> Response<Full<Bytes>> {

@@ -1,13 +1,20 @@
 //! The health servers: which nodes a load balancer should send to, and how the daemon and the node are.
 
+use std::fs;
 use std::io::ErrorKind;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
 use podnet_tests::lab::{Endpoint, Lab, Node, Place, Service, eventually, vips};
 use podnet_tests::traffic::{Family, http_get};
 use serde_json::{Value, json};
+use socket2::{Protocol, Socket, Type};
 
 /// Where the pods listen.
 const TARGET: u16 = 8080;
@@ -26,6 +33,8 @@ fn health() -> Result<()> {
         site,
         a_balancer_finds_the_nodes_with_local_endpoints,
         a_node_that_is_being_deleted_is_unhealthy_and_alive,
+        probes_are_answered_while_others_keep_connections,
+        probes_are_answered_by_a_daemon_that_has_no_descriptors_left,
         the_servers_go_and_come_with_the_daemon_and_can_be_switched_off
     )
 }
@@ -125,6 +134,142 @@ fn a_node_that_is_being_deleted_is_unhealthy_and_alive(site: &Site) -> Result<()
     let response = http_get(client, SocketAddr::new(nodes[0].ip(Family::V4), 10_256), "/nothing")?;
     ensure!(response.status == 404, "{response:?}");
     Ok(())
+}
+
+/// What those do with a connection who want to keep others out.
+#[derive(Clone, Copy, Debug)]
+enum Manner {
+    Silent,
+    /// A byte in 100 ms.
+    Slow,
+    HugeHead,
+    /// Asks, and doesn't read.
+    NeverReading,
+}
+
+impl Manner {
+    const ALL: [Self; 4] = [Self::Silent, Self::Slow, Self::HugeHead, Self::NeverReading];
+
+    /// What is sent in round `round` of a connection.
+    fn text(self, round: usize) -> Vec<u8> {
+        const HEAD: &[u8] = b"GET /livez HTTP/1.1\r\nHost: ";
+        match (self, round) {
+            (Self::Silent, _) => Vec::new(),
+            (Self::Slow, round) => vec![*HEAD.get(round).unwrap_or(&b'x')],
+            (Self::HugeHead, 0) => [HEAD, &[b'x'; 4096]].concat(),
+            (Self::HugeHead, _) => vec![b'x'; 4096],
+            (Self::NeverReading, 0) => [HEAD, b"x\r\n\r\n"].concat(),
+            (Self::NeverReading, _) => Vec::new(),
+        }
+    }
+}
+
+/// Connections that are kept for as long as the server lets them, and then made anew. Dropping it ends them.
+struct Siege {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Siege {
+    /// So many connections of each place.
+    fn lay(places: &[Place], server: SocketAddr, manner: Manner, count: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (places, ended) = (places.to_vec(), stop.clone());
+        let thread = thread::spawn(move || {
+            let mut sockets: Vec<Option<(Socket, usize)>> = (0..places.len() * count).map(|_| None).collect();
+            while !ended.load(Ordering::Relaxed) {
+                for (slot, place) in sockets.iter_mut().zip(places.iter().cycle()) {
+                    *slot = slot.take().or_else(|| Some((connect(place, server)?, 0))).and_then(|(socket, round)| {
+                        let gone = |error: std::io::Error| error.kind() != ErrorKind::WouldBlock;
+                        let text = manner.text(round);
+                        let sent = text.is_empty() || !socket.send(&text).is_err_and(gone);
+                        let unread = matches!(manner, Manner::NeverReading);
+                        let over = !unread
+                            && match socket.peek(&mut [MaybeUninit::uninit(); 1]) {
+                                Ok(len) => len == 0,
+                                Err(error) => gone(error),
+                            };
+                        (sent && !over).then_some((socket, round + 1))
+                    });
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Siege {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A panic there has been reported.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// A connection that is perhaps not there yet.
+fn connect(place: &Place, server: SocketAddr) -> Option<Socket> {
+    let socket = place.socket_for(server, Type::STREAM, Protocol::TCP).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    // Its end is told by what follows.
+    let _ = socket.connect(&server.into());
+    Some(socket)
+}
+
+/// Asks again and again for some time, and each time has an answer within a second.
+fn probe(places: &[&Place], server: SocketAddr, seconds: f32) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs_f32(seconds);
+    while Instant::now() < end {
+        for place in places {
+            let start = Instant::now();
+            let response = http_get(place, server, "/livez").with_context(|| format!("from {}", place.name()))?;
+            ensure!(response.status == 200, "{response:?}");
+            ensure!(start.elapsed() < Duration::from_secs(1), "{}: {:?}", place.name(), start.elapsed());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn probes_are_answered_while_others_keep_connections(site: &Site) -> Result<()> {
+    let lab = &site.lab;
+    let node = lab.node(0);
+    let pods = (0..4).map(|i| node.add_pod(&format!("crowd-{i}"))).collect::<Result<Vec<_>>>()?;
+    let many: Vec<Place> = pods.iter().map(|pod| pod.place.clone()).chain([lab.node(1).place.clone()]).collect();
+    let probers = [&node.place, lab.client()];
+    for (family, manner) in Family::ALL.into_iter().flat_map(|family| Manner::ALL.map(|manner| (family, manner))) {
+        let server = SocketAddr::new(node.ip(family), 10_256);
+        for (places, each) in [(&many[..1], 1200), (&many[..], 240)] {
+            let _siege = Siege::lay(places, server, manner, each);
+            probe(&probers, server, 1.0)
+                .with_context(|| format!("{manner:?}, {family:?}, {} sources", places.len()))?;
+        }
+    }
+    // The node's own, at its loopback addresses as well.
+    let server = SocketAddr::new(node.ip(Family::V4), 10_256);
+    let _siege = Siege::lay(&many, server, Manner::Silent, 240);
+    for host in ["127.0.0.1:10256", "[::1]:10256"] {
+        probe(&[&node.place], host.parse()?, 1.0).context(host)?;
+    }
+    Ok(())
+}
+
+fn probes_are_answered_by_a_daemon_that_has_no_descriptors_left(site: &Site) -> Result<()> {
+    let (lab, node) = (&site.lab, site.lab.node(0));
+    let daemon = node.daemon_id().context("no daemon")?.to_string();
+    let open = fs::read_dir(format!("/proc/{daemon}/fd"))?.count();
+    let limit = |soft: &str| lab.client().run("prlimit", &["--pid", &daemon, &format!("--nofile={soft}")]);
+    let before = fs::read_to_string(format!("/proc/{daemon}/limits"))?;
+    let before = before.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
+    let [soft, hard] = before.split_whitespace().take(2).collect::<Vec<_>>()[..] else { anyhow::bail!("{before}") };
+    // Room for ten connections, of which others take as many as they get.
+    limit(&format!("{}:", open + 10))?;
+    let server = SocketAddr::new(node.ip(Family::V4), 10_256);
+    let siege = Siege::lay(&[lab.node(1).place.clone()], server, Manner::Silent, 300);
+    let answered = probe(&[&node.place, lab.client()], server, 3.0);
+    drop(siege);
+    limit(&format!("{soft}:{hard}"))?;
+    answered
 }
 
 fn the_servers_go_and_come_with_the_daemon_and_can_be_switched_off(site: &Site) -> Result<()> {

@@ -25,6 +25,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podnet_cni::{
     call_log::CallLog,
     datapath::PinDir,
@@ -80,6 +81,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs until SIGTERM or SIGINT, and leaves the datapath as it is.
 pub async fn run(config: Config) -> Result<()> {
     let _lock = DaemonLock::acquire(&config.run_dir)?;
+    raise_file_limit();
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let mut daemon = Daemon::start(config).await?;
@@ -87,6 +89,16 @@ pub async fn run(config: Config) -> Result<()> {
         result = daemon.serve() => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Lets the process have as many files open as it may have: the soft limit is low by custom, for programs that use
+/// select(2), and each health check of a service is two sockets.
+fn raise_file_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!("the limit of open files stays as it is: {error}");
     }
 }
 

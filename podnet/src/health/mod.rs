@@ -22,13 +22,17 @@ use tokio::runtime::{Builder, Handle, Runtime};
 pub use answer::Moment;
 
 use crate::{
-    http::{Answering, Server},
+    http::{Answering, Places, Server},
     select::HealthCheck,
     status::HealthStatus,
 };
 
 /// How long the datapath may be other than it should be until that counts: kube-proxy's measure.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many connections the servers have at once: from the node itself, and from elsewhere.
+const OWN_CONNECTIONS: usize = 256;
+const OTHER_CONNECTIONS: usize = 1024;
 
 /// How the daemon stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +100,7 @@ impl Health {
 pub struct Servers {
     /// Taken when they end.
     runtime: Option<Runtime>,
+    places: Places,
     health: Health,
     node: Option<(SocketAddr, io::Result<Server>)>,
     services: BTreeMap<u16, ServiceServer>,
@@ -126,15 +131,16 @@ impl Servers {
     /// If there can be no thread.
     pub fn start(health: Health, address: Option<SocketAddr>) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("health").enable_all().build()?;
-        let node = address.map(|address| (address, start_node(runtime.handle(), address, &health)));
-        Ok(Self { runtime: Some(runtime), health, node, services: BTreeMap::new(), refused: Vec::new() })
+        let places = Places::new(OWN_CONNECTIONS, OTHER_CONNECTIONS);
+        let node = address.map(|address| (address, start_node(runtime.handle(), address, &places, &health)));
+        Ok(Self { runtime: Some(runtime), places, health, node, services: BTreeMap::new(), refused: Vec::new() })
     }
 
     /// Has exactly these services served; and tries again what failed before.
     pub fn settle(&mut self, checks: impl IntoIterator<Item = HealthCheck>) {
         let Some(runtime) = self.runtime.as_ref().map(Runtime::handle) else { return };
         if let Some((address, server)) = self.node.as_mut().filter(|(_, server)| server.is_err()) {
-            *server = start_node(runtime, *address, &self.health);
+            *server = start_node(runtime, *address, &self.places, &self.health);
         }
         let mut before = std::mem::take(&mut self.services);
         self.refused.clear();
@@ -158,7 +164,7 @@ impl Servers {
                     *known.lock().unwrap_or_else(PoisonError::into_inner) = check;
                     ServiceServer { check: known, server: Ok(server) }
                 }
-                _ => start_service(runtime, check, &self.health),
+                _ => start_service(runtime, check, &self.places, &self.health),
             };
             self.services.insert(port, server);
         }
@@ -187,13 +193,13 @@ impl Servers {
     }
 }
 
-fn start_node(runtime: &Handle, address: SocketAddr, health: &Health) -> io::Result<Server> {
+fn start_node(runtime: &Handle, address: SocketAddr, places: &Places, health: &Health) -> io::Result<Server> {
     let health = health.clone();
     let answering: Answering = Arc::new(move |path| answer::node(path, &health.moment(Instant::now())));
-    Server::start(runtime, address, answering)
+    Server::start(runtime, address, places, answering)
 }
 
-fn start_service(runtime: &Handle, check: HealthCheck, health: &Health) -> ServiceServer {
+fn start_service(runtime: &Handle, check: HealthCheck, places: &Places, health: &Health) -> ServiceServer {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, check.port));
     let check = Arc::new(Mutex::new(check));
     let (asked, health) = (check.clone(), health.clone());
@@ -201,5 +207,5 @@ fn start_service(runtime: &Handle, check: HealthCheck, health: &Health) -> Servi
         let healthy = health.moment(Instant::now()).healthy;
         answer::service(&asked.lock().unwrap_or_else(PoisonError::into_inner), healthy)
     });
-    ServiceServer { check, server: Server::start(runtime, address, answering) }
+    ServiceServer { check, server: Server::start(runtime, address, places, answering) }
 }

@@ -135,14 +135,13 @@ fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
 }
 
 #[test]
-fn silent_clients_keep_nobody_out_for_long() {
+fn silent_clients_keep_nobody_out_and_are_let_go() {
     let (health, port) = (healthy(), free_port());
     let _servers = Servers::start(health, Some(SocketAddr::from(([127, 0, 0, 1], port)))).unwrap();
-    let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let silent: Vec<_> = (0..300).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     let start = Instant::now();
-    let answered = (0..10).find(|_| status("127.0.0.1", port, "/livez") == Some(200));
-    assert!(answered.is_some() && start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
-    // Each of them is let go.
+    assert_eq!(status("127.0.0.1", port, "/livez"), Some(200));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     for mut stream in silent {
         stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
         assert_eq!(stream.read(&mut [0; 16]).unwrap_or(0), 0);

@@ -5,10 +5,14 @@ use std::{io, net::SocketAddr, sync::Arc};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::http::{Answer, Answering, Server};
+use crate::http::{Answer, Answering, Places, Server};
 
 /// What scrapers know the text by.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How many connections there are at once: from the node itself, and from elsewhere.
+const OWN_CONNECTIONS: usize = 16;
+const OTHER_CONNECTIONS: usize = 32;
 
 /// Serves `/metrics`, on a thread of its own.
 #[derive(Debug)]
@@ -16,6 +20,7 @@ pub struct Listener {
     /// Taken when it ends.
     runtime: Option<Runtime>,
     registry: Arc<Registry>,
+    places: Places,
     server: Option<(SocketAddr, io::Result<Server>)>,
 }
 
@@ -34,7 +39,8 @@ impl Listener {
     /// # Errors
     /// If there can be no thread.
     pub fn start(registry: Registry, address: Option<SocketAddr>) -> io::Result<Self> {
-        let mut listener = Self { runtime: None, registry: Arc::new(registry), server: None };
+        let places = Places::new(OWN_CONNECTIONS, OTHER_CONNECTIONS);
+        let mut listener = Self { runtime: None, registry: Arc::new(registry), places, server: None };
         if let Some(address) = address {
             let mut builder = Builder::new_multi_thread();
             let runtime = builder.worker_threads(1).thread_name("metrics").enable_all().build()?;
@@ -47,7 +53,7 @@ impl Listener {
     fn serve(&self, runtime: &Runtime, address: SocketAddr) -> io::Result<Server> {
         let registry = self.registry.clone();
         let answering: Answering = Arc::new(move |path| answer(path, &registry));
-        Server::start(runtime.handle(), address, answering)
+        Server::start(runtime.handle(), address, &self.places, answering)
     }
 
     /// Tries again what failed before.
