@@ -11,8 +11,12 @@ use crate::netlink::NetlinkError;
 use crate::netns::NetnsError;
 use crate::node_info::NodeInfoError;
 use crate::store::StoreError;
+use crate::text::on_one_line;
 use crate::version::Version;
 use crate::wiring::WiringError;
+
+/// How long each text of an error may be, in bytes.
+const TEXT_MAX: usize = 4096;
 
 /// Codes of the CNI specification (below 100) and our own.
 #[repr(u32)]
@@ -90,8 +94,9 @@ impl CniError {
             #[serde(skip_serializing_if = "str::is_empty")]
             details: &'a str,
         }
-        let printed =
-            Printed { cni_version: version.as_str(), code: self.code as u32, msg: &self.msg, details: &self.details };
+        // Runtimes put both into their logs and into Events, where JSON's escape sequences are gone.
+        let [msg, details] = [&self.msg, &self.details].map(|text| on_one_line(text, TEXT_MAX));
+        let printed = Printed { cni_version: version.as_str(), code: self.code as u32, msg: &msg, details: &details };
         serde_json::to_string(&printed).unwrap_or_default()
     }
 }
@@ -199,5 +204,14 @@ mod tests {
             json,
             serde_json::json!({"cniVersion": "1.0.0", "code": 11, "msg": "not \"yet\"", "details": "wait"})
         );
+    }
+
+    #[test]
+    fn texts_stay_on_their_line_when_a_runtime_prints_them() {
+        let error = CniError::new(Code::Io, "a\nb\u{202e}").details("\u{9b}2J".repeat(10_000));
+        let json: serde_json::Value = serde_json::from_str(&error.to_json(Version::V1_0_0)).unwrap();
+        assert_eq!(json["msg"], "a\\nb\\u{202e}");
+        let details = json["details"].as_str().unwrap();
+        assert!(details.len() <= TEXT_MAX && !details.contains('\u{9b}'), "{details}");
     }
 }

@@ -28,5 +28,6 @@ pub mod result;
 pub mod store;
 mod sysctl;
 pub mod teardown;
+pub mod text;
 pub mod version;
 pub mod wiring;

@@ -3,9 +3,16 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use podnet_cni::text::LogFields;
+
 fn main() -> ExitCode {
     // Standard output belongs to the result.
-    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).init();
+    tracing_subscriber::fmt()
+        .fmt_fields(LogFields)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_max_level(tracing::Level::INFO)
+        .init();
     let output = podnet_cni::commands::run(|name| std::env::var_os(name), io::stdin().lock());
     let (text, code) = match &output {
         Ok(text) => (text, ExitCode::SUCCESS),

@@ -7,6 +7,30 @@ use serde_json::{Value, json};
 use crate::support::{Node, Pod, VERSIONS, binary, ips, run_with_input};
 
 #[test]
+fn what_others_have_named_stays_on_its_line() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let hostile = "x\n2030-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{9b}1A\u{202e}\u{200b}";
+    let is_harmless = |text: &str| text.chars().all(|c| matches!(c, ' '..='~'));
+    for variable in ["CNI_NETNS", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_COMMAND", "CNI_ARGS"] {
+        let mut command = node.command("ADD", Some(&pod));
+        let args = format!("K8S_POD_NAMESPACE=x;K8S_POD_NAME={hostile};{hostile}=1");
+        command.env(variable, if variable == "CNI_ARGS" { &args } else { hostile });
+        let outcome = node.run(command, &node.config_with(json!({})));
+        let error = outcome.error();
+        for text in [&error["msg"], &error["details"]] {
+            assert!(is_harmless(text.as_str().unwrap_or_default()), "{variable}: {error}");
+        }
+        assert!(outcome.stderr.lines().all(is_harmless), "{variable}: {outcome:?}");
+        assert!(!outcome.stderr.lines().any(|line| line.starts_with("2030")), "{variable}: {outcome:?}");
+    }
+    // A pod's name that nothing refuses is in every line of the log.
+    let mut command = node.command("ADD", Some(&pod));
+    command.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=x;K8S_POD_NAME={hostile}"));
+    node.run(command, &node.config_with(json!({"runtimeConfig": {"ips": ["192.0.2.1"]}}))).error();
+    node.assert_only(&[]);
+}
+
+#[test]
 fn version_echoes_and_lists() {
     let call = |input: &str| {
         let mut command = Command::new(binary());

@@ -33,6 +33,71 @@ fn warnings(node: &Node) -> Result<Vec<String>> {
     Ok(warnings.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
+/// What a terminal would obey or wouldn't show, and what looks like a line of podnet's own.
+const HOSTILE: &str = "x\nwarning    forged\r\u{1b}[2J\u{1b}]0;t\u{7}\u{9b}1A\u{202e}\u{2066}\u{200b}\u{85}\u{2028}";
+
+fn is_harmless(what: &str, bytes: &[u8]) -> Result<()> {
+    let text = std::str::from_utf8(bytes).with_context(|| format!("{what} is not UTF-8"))?;
+    let bad = text.chars().find(|c| HOSTILE.contains(*c) && *c != '\n' && !c.is_ascii_graphic() && *c != ' ');
+    ensure!(bad.is_none(), "{what} has {bad:?}: {text:?}");
+    let forged = text.lines().find(|line| line.starts_with("warning    forged"));
+    ensure!(forged.is_none(), "{what} has a forged line: {text}");
+    let longest = text.lines().map(str::len).max().unwrap_or_default();
+    ensure!(longest < 40_000, "{what} has a line of {longest} bytes");
+    Ok(())
+}
+
+#[test]
+fn what_tenants_write_stays_in_its_place_on_terminals_and_in_logs() -> Result<()> {
+    let (lab, ..) = site()?;
+    let node = lab.node(0);
+    let hostile = serde_json::to_string(HOSTILE)?;
+    let long = "y".repeat(1 << 20);
+    let object = |name: &str, annotation: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  annotations: {{podnet.io/source-ip: {annotation}}}\n\
+             spec: {{clusterIP: 10.96.0.77, sessionAffinity: {annotation}, ports: [{{port: 80, name: {annotation}}}]}}\n"
+        )
+    };
+    let annotated = "apiVersion: v1\nkind: Service\nmetadata: {name: told, annotations: {podnet.io/source-ip: X}}\nspec: \
+                     {clusterIP: 10.96.0.78, ports: [{port: 80}]}\n";
+    for (file, text) in [
+        ("annotation", annotated.replace('X', &hostile)),
+        ("long-annotation", annotated.replace("told", "long").replace(".78", ".79").replace('X', &long)),
+        ("value", object("web2", &hostile)),
+        ("name", object(&hostile, "auto")),
+        ("long", object(&long, &long)),
+        ("syntax", format!("kind: {hostile}\n")),
+        (HOSTILE, "kind: [\n".to_owned()),
+    ] {
+        node.apply(file, &text)?;
+    }
+    let broken = format!("{HOSTILE}.yaml");
+    eventually("the file is reported", || {
+        let warnings = warnings(node)?;
+        ensure!(warnings.iter().any(|warning| warning.contains(&broken)), "{warnings:?}");
+        Ok(())
+    })?;
+    for args in [
+        &["status"][..],
+        &["service", "list"],
+        &["service", "show", "default/told"],
+        &["service", "show", "default/web"],
+        &["service", "show", HOSTILE],
+        &["service", "show", &format!("x/{HOSTILE}")],
+        &["endpoint", "list"],
+        &["status", "--run-dir", HOSTILE],
+        &["drops", "--bpffs", HOSTILE],
+    ] {
+        let output = node.podnet_output(args)?;
+        is_harmless(&format!("standard output of {args:?}"), &output.stdout)?;
+        is_harmless(&format!("standard error of {args:?}"), &output.stderr)?;
+    }
+    let log = node.log();
+    ensure!(log.contains("warning    forged"), "the log says nothing of it: {log}");
+    is_harmless("the log", log.as_bytes())
+}
+
 #[test]
 fn services_endpoints_and_flows_are_told_also_while_the_daemon_is_down() -> Result<()> {
     let (lab, client, service) = site()?;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::endpoint::Pods;
 use super::flow::seconds_between;
-use super::output::{Column, Show, duration, or_nothing, socket, table};
+use super::output::{Column, Show, Text, duration, or_nothing, socket};
 use super::view::{View, ViewError};
 use crate::compile::{ServiceId, ServiceNames};
 
@@ -100,7 +100,7 @@ pub(super) fn list(view: &dyn View, names: &ServiceNames, pods: &Pods, now: u32)
 }
 
 impl Show for AffinityList {
-    fn text(&self) -> String {
+    fn text(&self) -> Text {
         let columns = [
             Column::Text("CLIENT"),
             Column::Text("KIND"),
@@ -121,7 +121,9 @@ impl Show for AffinityList {
                 row.left_seconds.map_or_else(|| "over".to_owned(), duration),
             ]
         });
-        table(&columns, rows)
+        let mut text = Text::default();
+        text.table(&columns, rows);
+        text
     }
 }
 

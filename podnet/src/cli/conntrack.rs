@@ -7,7 +7,7 @@ use podnet_common::layout::CtEntry;
 use serde::Serialize;
 
 use super::flow::{self, End, Filter, Flow, Kind, State};
-use super::output::{Column, NOTHING, Show, duration, or_nothing, protocol, table};
+use super::output::{Column, NOTHING, Show, Text, duration, or_nothing, protocol};
 use super::view::{View, ViewError};
 use crate::compile::{ServiceId, ServiceNames};
 
@@ -87,7 +87,7 @@ pub(super) fn service_or_kind(service: &Option<String>, kind: Kind) -> String {
 }
 
 impl Show for FlowList {
-    fn text(&self) -> String {
+    fn text(&self) -> Text {
         let columns = [
             Column::Text("PROTOCOL"),
             Column::Text("CLIENT"),
@@ -117,7 +117,9 @@ impl Show for FlowList {
                 service_or_kind(&row.service, row.kind),
             ]
         });
-        table(&columns, rows)
+        let mut text = Text::default();
+        text.table(&columns, rows);
+        text
     }
 }
 

@@ -3,7 +3,7 @@
 use podnet_common::verdict::{COUNTERS_BASE, Reason};
 use serde::Serialize;
 
-use super::output::{Column, Show, table};
+use super::output::{Column, Show, Text};
 use super::view::{View, ViewError};
 
 /// A reason with its count since the datapath was set up.
@@ -47,14 +47,16 @@ impl Drops {
 }
 
 impl Show for Drops {
-    fn text(&self) -> String {
-        let rows = self.occurred();
+    fn text(&self) -> Text {
+        let (rows, mut text) = (self.occurred(), Text::default());
         if rows.is_empty() {
-            return "no packet has been dropped\n".to_owned();
+            text.sentence("no packet has been dropped");
+            return text;
         }
         let columns = [Column::Text("REASON"), Column::Number("PACKETS"), Column::Text("EXPLANATION")];
         let cells = |row: &&DropRow| vec![row.reason.to_owned(), row.packets.to_string(), row.explanation.to_owned()];
-        table(&columns, rows.iter().map(cells))
+        text.table(&columns, rows.iter().map(cells));
+        text
     }
 }
 

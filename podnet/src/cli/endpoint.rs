@@ -9,7 +9,7 @@ use podnet_cni::{mac, record::Record};
 use podnet_common::addr::{IfIndex, Mac};
 use serde::Serialize;
 
-use super::output::{Column, Show, or_nothing, table};
+use super::output::{Column, Show, Text, or_nothing};
 use super::view::{View, ViewError};
 
 /// What the plugin has recorded about the owners of addresses.
@@ -91,7 +91,7 @@ pub(super) fn list(
 }
 
 impl Show for EndpointList {
-    fn text(&self) -> String {
+    fn text(&self) -> Text {
         let columns = [
             Column::Text("ADDRESS"),
             Column::Text("NAMESPACE"),
@@ -110,7 +110,9 @@ impl Show for EndpointList {
                 row.mtu.to_string(),
             ]
         });
-        table(&columns, rows)
+        let mut text = Text::default();
+        text.table(&columns, rows);
+        text
     }
 }
 

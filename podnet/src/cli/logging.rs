@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal as _};
 
+use podnet_cni::text::LogFields;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -10,8 +11,11 @@ use crate::config::LogFormat;
 /// Starts logging. `RUST_LOG` chooses what is logged; without it, `default` and above.
 pub(super) fn start(format: LogFormat, default: LevelFilter) {
     let filter = EnvFilter::builder().with_default_directive(default.into()).from_env_lossy();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let builder = tracing_subscriber::fmt()
+        .fmt_fields(LogFields)
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

@@ -167,7 +167,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match execute(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("podnet: {error:#}");
+            output::complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -229,7 +229,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Drops => output::print(&drops::read(options.view()?.as_ref())?, options.output)?,
         Command::MountBpffs { at } => {
             let done = if mount::run(&at)? { "mounted a BPF file system" } else { "there is a BPF file system" };
-            println!("{done} at {}", at.display());
+            output::say(&format!("{done} at {}", at.display()));
         }
         Command::Cleanup => return clean_up(&options.bpffs(), &options.run_dir),
     }
@@ -239,13 +239,13 @@ fn execute(cli: Cli) -> Result<ExitCode> {
 fn clean_up(bpffs: &Path, run_dir: &Path) -> Result<ExitCode> {
     let outcome = block_on(cleanup::run(bpffs, run_dir))?;
     for done in &outcome.done {
-        println!("{done}");
+        output::say(done);
     }
     for error in &outcome.errors {
-        eprintln!("podnet: {error}");
+        output::complain(&error.to_string());
     }
     if outcome.done.is_empty() && outcome.errors.is_empty() {
-        println!("there is nothing to remove");
+        output::say("there is nothing to remove");
     }
     Ok(if outcome.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

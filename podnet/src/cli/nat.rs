@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::conntrack::service_or_kind;
 use super::flow::{self, End, Filter, Flow, Kind, State};
-use super::output::{Column, Show, duration, percent, protocol, table};
+use super::output::{Column, Show, Text, duration, percent, protocol};
 use super::view::{View, ViewError};
 use crate::compile::{ServiceId, ServiceNames};
 
@@ -130,7 +130,7 @@ impl TakenPorts {
 }
 
 impl Show for NatList {
-    fn text(&self) -> String {
+    fn text(&self) -> Text {
         let columns = [
             Column::Text("PROTOCOL"),
             Column::Text("CLIENT"),
@@ -153,9 +153,10 @@ impl Show for NatList {
                 service_or_kind(&row.service, row.kind),
             ]
         });
-        let flows = table(&columns, rows);
+        let mut text = Text::default();
+        text.table(&columns, rows);
         if self.port_use.is_empty() {
-            return flows;
+            return text;
         }
         let columns = [
             Column::Text("PROTOCOL"),
@@ -175,11 +176,13 @@ impl Show for NatList {
                 percent(towards.used as u64, towards.ports as u64),
             ]
         });
-        let rest = match self.port_use.len().saturating_sub(SHOWN) {
-            0 => String::new(),
-            rest => format!("and {rest} destinations more, with fewer\n"),
-        };
-        format!("{flows}\n{}{rest}", table(&columns, rows))
+        text.gap();
+        text.table(&columns, rows);
+        match self.port_use.len().saturating_sub(SHOWN) {
+            0 => {}
+            rest => text.sentence(&format!("and {rest} destinations more, with fewer")),
+        }
+        text
     }
 }
 

@@ -1,11 +1,12 @@
 //! How commands print: a table without borders for people, or JSON of the same typed value.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, presets};
+use podnet_cni::text::on_one_line;
 use podnet_common::addr::{Addr, Port, Proto};
 use serde::Serialize;
 
@@ -21,14 +22,14 @@ pub enum Format {
 
 /// Something that can be shown to people; programs get it as JSON.
 pub(super) trait Show: Serialize {
-    /// The text, lines ended by newlines.
-    fn text(&self) -> String;
+    /// As lines.
+    fn text(&self) -> Text;
 }
 
 /// Prints a value on standard output.
 pub(super) fn print(value: &impl Show, format: Format) -> io::Result<()> {
     let text = match format {
-        Format::Table => value.text(),
+        Format::Table => value.text().to_string(),
         Format::Json => serde_json::to_string_pretty(value)? + "\n",
     };
     match io::stdout().write_all(text.as_bytes()) {
@@ -38,38 +39,98 @@ pub(super) fn print(value: &impl Show, format: Format) -> io::Result<()> {
     }
 }
 
-/// Width of the labels of [`line`].
+/// Prints a sentence on standard output.
+pub(super) fn say(sentence: &str) {
+    println!("{}", on_one_line(sentence, SENTENCE_MAX));
+}
+
+/// Prints a message on standard error.
+pub(super) fn complain(message: &str) {
+    eprintln!("podnet: {}", on_one_line(message, MESSAGE_MAX));
+}
+
+/// How long what people read may be, in bytes: a cell of a table, a sentence, and an error, which may have the verifier's
+/// words.
+const CELL_MAX: usize = 1024;
+const SENTENCE_MAX: usize = 4096;
+const MESSAGE_MAX: usize = 16 << 10;
+
+/// Width of the labels of [`Text::line`].
 const LABEL: usize = 11;
 
-/// Adds a line with a label.
-pub(super) fn line(text: &mut String, label: &str, content: &str) {
-    // Writing to a String can't fail.
-    let _ = writeln!(text, "{label:<LABEL$}{content}");
+/// Lines for people. They are made here only, since names and messages in them are other people's: each stays in its cell
+/// or on its line, and a terminal obeys none of them.
+#[derive(Debug, Default)]
+pub(super) struct Text(String);
+
+impl Text {
+    /// Adds a line with a label.
+    pub(super) fn line(&mut self, label: &str, content: &str) {
+        // Writing to a String can't fail.
+        let _ = writeln!(self.0, "{label:<LABEL$}{}", on_one_line(content, SENTENCE_MAX));
+    }
+
+    /// Adds a line without a label.
+    pub(super) fn sentence(&mut self, sentence: &str) {
+        self.0.push_str(&on_one_line(sentence, SENTENCE_MAX));
+        self.0.push('\n');
+    }
+
+    /// Adds an empty line if there are others before it.
+    pub(super) fn gap(&mut self) {
+        if !self.0.is_empty() {
+            self.0.push('\n');
+        }
+    }
+
+    /// Adds rows in columns. Without rows there is the header alone.
+    pub(super) fn table(&mut self, columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) {
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(columns.iter().map(|column| match column {
+            Column::Text(title) | Column::Number(title) => *title,
+        }));
+        let on_one_line = |cell: String| on_one_line(&cell, CELL_MAX).into_owned();
+        table.add_rows(rows.into_iter().map(|row| row.into_iter().map(on_one_line).collect::<Vec<_>>()));
+        for (index, column) in columns.iter().enumerate() {
+            if let Some(shown) = table.column_mut(index) {
+                shown.set_padding((0, 2));
+                if matches!(column, Column::Number(_)) {
+                    shown.set_cell_alignment(CellAlignment::Right);
+                }
+            }
+        }
+        self.0.push_str(&table.trim_fmt());
+        self.0.push('\n');
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+impl std::ops::Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+impl PartialEq<&str> for Text {
+    fn eq(&self, other: &&str) -> bool {
+        self.0 == *other
+    }
 }
 
 /// A column: its title, and whether it holds numbers, which are aligned to the right.
 pub(super) enum Column {
     Text(&'static str),
     Number(&'static str),
-}
-
-/// Lays out rows in columns. Without rows there is the header alone.
-pub(super) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(columns.iter().map(|column| match column {
-        Column::Text(title) | Column::Number(title) => *title,
-    }));
-    table.add_rows(rows);
-    for (index, column) in columns.iter().enumerate() {
-        if let Some(shown) = table.column_mut(index) {
-            shown.set_padding((0, 2));
-            if matches!(column, Column::Number(_)) {
-                shown.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-    }
-    table.trim_fmt() + "\n"
 }
 
 /// What stands in a cell that has nothing to say.
@@ -120,8 +181,22 @@ mod tests {
     #[test]
     fn columns_are_aligned_and_lines_have_no_trailing_blanks() {
         let rows = vec![vec!["a".to_owned(), "1".to_owned()], vec!["longer".to_owned(), "1000".to_owned()]];
-        let text = table(&[Column::Text("NAME"), Column::Number("PACKETS")], rows);
+        let mut text = Text::default();
+        text.table(&[Column::Text("NAME"), Column::Number("PACKETS")], rows);
         assert_eq!(text, "NAME    PACKETS\na             1\nlonger     1000\n");
+    }
+
+    #[test]
+    fn what_others_have_written_stays_on_its_line() {
+        let hostile = "web\nwarning    forged\u{1b}[2J\r\u{9b}1A\u{202e}\u{200b}";
+        let mut text = Text::default();
+        text.line("source", hostile);
+        text.sentence(hostile);
+        text.gap();
+        text.table(&[Column::Text("NAME"), Column::Text("POD")], [vec![hostile.into(), "x".repeat(1 << 20)]]);
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(text.lines().all(|line| !line.starts_with("warning") && line.len() < 8192));
+        assert!(text.chars().all(|c| c == '\n' || c == '…' || matches!(c, ' '..='~')), "{text}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 pub(super) use show::show;
 
-use super::output::{Column, NOTHING, Show, duration, or_nothing, protocol, table};
+use super::output::{Column, NOTHING, Show, Text, duration, or_nothing, protocol};
 use super::view::{View, ViewError};
 use super::wanted::Wanted;
 use crate::compile::{ServiceId, ServiceNames, of_node};
@@ -274,7 +274,7 @@ fn policy(row: &FrontendRow) -> String {
 }
 
 impl Show for ServiceList {
-    fn text(&self) -> String {
+    fn text(&self) -> Text {
         let columns = [
             Column::Text("NAMESPACE"),
             Column::Text("NAME"),
@@ -303,6 +303,8 @@ impl Show for ServiceList {
                 policy(row),
             ]
         });
-        table(&columns, rows)
+        let mut text = Text::default();
+        text.table(&columns, rows);
+        text
     }
 }

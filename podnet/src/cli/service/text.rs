@@ -1,6 +1,6 @@
 //! One service, for people.
 
-use super::super::output::{Column, NOTHING, Show, duration, line, or_nothing, table};
+use super::super::output::{Column, NOTHING, Show, Text, duration, or_nothing};
 use super::show::{Choice, Clients, FrontendDetail, ServiceDetail, Target};
 use super::{kind_name, source_name, why};
 use crate::frontend::IfNone;
@@ -8,21 +8,21 @@ use crate::model::{Ignored, ServiceType, TrafficPolicy};
 use crate::select::Explained;
 
 impl Show for ServiceDetail {
-    fn text(&self) -> String {
-        let mut text = String::new();
-        line(&mut text, "service", &format!("{}/{}", self.namespace, self.name));
+    fn text(&self) -> Text {
+        let mut text = Text::default();
+        text.line("service", &format!("{}/{}", self.namespace, self.name));
         match &self.explanation {
             Some(explained) => self.explained(explained, &mut text),
             None => {
                 let reason = self.not_explained.as_deref().unwrap_or(NOTHING);
-                line(&mut text, "unknown", &format!("why endpoints are left out: {reason}"));
+                text.line("unknown", &format!("why endpoints are left out: {reason}"));
             }
         }
         if !self.frontends.is_empty() {
-            text.push('\n');
-            text.push_str(&frontends(&self.frontends));
-            text.push('\n');
-            text.push_str(&backends(&self.frontends));
+            text.gap();
+            frontends(&self.frontends, &mut text);
+            text.gap();
+            backends(&self.frontends, &mut text);
         }
         if let Some(explained) = &self.explanation {
             left_out(explained, &mut text);
@@ -32,26 +32,26 @@ impl Show for ServiceDetail {
 }
 
 impl ServiceDetail {
-    fn explained(&self, explained: &Explained, text: &mut String) {
-        line(text, "type", type_name(explained.kind));
+    fn explained(&self, explained: &Explained, text: &mut Text) {
+        text.line("type", type_name(explained.kind));
         if let Some(ignored) = explained.ignored {
-            line(text, "ignored", ignored_reason(ignored));
+            text.line("ignored", ignored_reason(ignored));
         }
         let policies = [explained.internal_traffic_policy, explained.external_traffic_policy].map(policy_name);
-        line(text, "policies", &format!("internal {}, external {}", policies[0], policies[1]));
+        text.line("policies", &format!("internal {}, external {}", policies[0], policies[1]));
         if let (Some(port), Some(count)) = (explained.health_check_node_port, explained.health_check_endpoints) {
-            line(text, "health", &format!("node port {port}, endpoints of this node: {count}"));
+            text.line("health", &format!("node port {port}, endpoints of this node: {count}"));
         }
         for difference in &self.differences {
-            line(text, "tables", difference);
+            text.line("tables", difference);
         }
         if self.differences.is_empty() && explained.ignored.is_none() {
-            line(text, "tables", "as the manifests ask for");
+            text.line("tables", "as the manifests ask for");
         }
     }
 }
 
-fn frontends(frontends: &[FrontendDetail]) -> String {
+fn frontends(frontends: &[FrontendDetail], text: &mut Text) {
     let columns = [
         Column::Text("FRONTEND"),
         Column::Text("PROTOCOL"),
@@ -78,10 +78,10 @@ fn frontends(frontends: &[FrontendDetail]) -> String {
             ranges(detail),
         ]
     });
-    table(&columns, rows)
+    text.table(&columns, rows);
 }
 
-fn backends(frontends: &[FrontendDetail]) -> String {
+fn backends(frontends: &[FrontendDetail], text: &mut Text) {
     let columns = [
         Column::Text("FRONTEND"),
         Column::Text("PROTOCOL"),
@@ -113,7 +113,7 @@ fn backends(frontends: &[FrontendDetail]) -> String {
             rows.push([start(Clients::Outside), end].concat());
         }
     }
-    table(&columns, rows)
+    text.table(&columns, rows);
 }
 
 fn target(choice: &Choice, target: &Target) -> Vec<String> {
@@ -132,7 +132,7 @@ fn target(choice: &Choice, target: &Target) -> Vec<String> {
     ]
 }
 
-fn left_out(explained: &Explained, text: &mut String) {
+fn left_out(explained: &Explained, text: &mut Text) {
     let left_out = why::left_out(explained);
     if left_out.is_empty() {
         return;
@@ -148,8 +148,8 @@ fn left_out(explained: &Explained, text: &mut String) {
         let why = row.why.to_owned();
         vec![row.endpoint.clone(), or_nothing(&row.node), or_nothing(&row.zone), why, row.at.join(", ")]
     });
-    text.push('\n');
-    text.push_str(&table(&columns, rows));
+    text.gap();
+    text.table(&columns, rows);
 }
 
 const fn clients_name(clients: Clients) -> &'static str {

@@ -2,37 +2,35 @@
 
 use std::fmt::Write as _;
 
-use super::super::output::{Column, Show, line, percent, table};
+use super::super::output::{Column, Show, Text, percent};
 use super::{Daemon, Datapath, Sockets, Status, since};
 use crate::status::{DaemonStatus, HookStatus, UplinkStatus};
 use podnet_common::layout::Hook;
 
 impl Show for Status {
-    fn text(&self) -> String {
-        let mut text = String::new();
+    fn text(&self) -> Text {
+        let mut text = Text::default();
         // What keeps the datapath from being seen is the command's error message too.
         let on_stderr = usize::from(self.no_datapath().is_some());
         for warning in self.warnings.iter().skip(on_stderr) {
-            line(&mut text, "warning", warning);
+            text.line("warning", warning);
         }
         if self.warnings.is_empty() {
-            line(&mut text, "health", "nothing needs attention");
+            text.line("health", "nothing needs attention");
         }
-        if !text.is_empty() {
-            text.push('\n');
-        }
+        text.gap();
         daemon(self, &self.daemon, &mut text);
         if let Some(datapath) = &self.datapath {
             self.datapath(datapath, &mut text);
         }
         for skipped in &self.firewall.skipped {
-            line(&mut text, "not seen", skipped);
+            text.line("not seen", skipped);
         }
         text
     }
 }
 
-fn daemon(status: &Status, daemon: &Daemon, text: &mut String) {
+fn daemon(status: &Status, daemon: &Daemon, text: &mut Text) {
     let report = daemon.report.as_ref();
     let state = match (daemon.running, daemon.pid, report) {
         (true, pid, report) => {
@@ -51,15 +49,15 @@ fn daemon(status: &Status, daemon: &Daemon, text: &mut String) {
         (false, _, Some(_)) => "not running; what it reported last:".to_owned(),
         (false, _, None) => "not running".to_owned(),
     };
-    line(text, "daemon", &state);
+    text.line("daemon", &state);
     if let Some(report) = report {
         status.report(report, text);
     }
 }
 
 impl Status {
-    fn report(&self, report: &DaemonStatus, text: &mut String) {
-        line(text, "node", &report.node);
+    fn report(&self, report: &DaemonStatus, text: &mut Text) {
+        text.line("node", &report.node);
         for source in &report.sources {
             let read = match (source.synced, source.last_sync) {
                 (true, Some(when)) => format!("read {} ago", since(when, self.now)),
@@ -76,15 +74,15 @@ impl Status {
                 0 => String::new(),
                 errors => format!(", {}", count(errors, "error")),
             };
-            line(text, "source", &format!("{}: {counts}, {read}{errors}", source.name));
+            text.line("source", &format!("{}: {counts}, {read}{errors}", source.name));
         }
         for uplink in &report.uplinks {
             let hooks = self.uplink_hooks(uplink);
-            line(text, "uplink", &format!("{} (mtu {}): {hooks}", uplink.name, uplink.mtu));
+            text.line("uplink", &format!("{} (mtu {}): {hooks}", uplink.name, uplink.mtu));
         }
         if let Some(tunnel) = &report.tunnel {
             let hooks = self.uplink_hooks(tunnel);
-            line(text, "tunnel", &format!("{} (mtu {}): {hooks}", tunnel.name, tunnel.mtu));
+            text.line("tunnel", &format!("{} (mtu {}): {hooks}", tunnel.name, tunnel.mtu));
         }
         if !report.nodes.is_empty() {
             let reached = report.nodes.iter().filter(|node| node.problem.is_none()).count();
@@ -92,8 +90,7 @@ impl Status {
                 0 => String::new(),
                 through => format!(", {through} through the tunnel"),
             };
-            line(
-                text,
+            text.line(
                 "routes",
                 &format!("to {reached} of {} pod networks of other nodes{through}", report.nodes.len()),
             );
@@ -103,7 +100,7 @@ impl Status {
             ports => format!(", {} of services", count(ports, "healthCheckNodePort")),
         };
         let address = report.health.address.as_deref().map_or_else(|| "off".to_owned(), |a| format!("at {a}"));
-        line(text, "health", &format!("{address}{checks}"));
+        text.line("health", &format!("{address}{checks}"));
     }
 
     /// How an uplink's hooks are attached, as the daemon says, unless the kernel knows that one isn't.
@@ -122,13 +119,12 @@ impl Status {
         uplink.hooks.iter().map(shown).collect::<Vec<_>>().join(", ")
     }
 
-    fn datapath(&self, datapath: &Datapath, text: &mut String) {
-        line(
-            text,
+    fn datapath(&self, datapath: &Datapath, text: &mut Text) {
+        text.line(
             "datapath",
             &format!("schema {}, generation {} of its programs", datapath.schema, datapath.generation),
         );
-        line(text, "host", &host(datapath));
+        text.line("host", &host(datapath));
         let mut services = count(datapath.frontends, "frontend");
         if datapath.host_ports > 0 {
             services.push_str(&format!(", {} among them", count(datapath.host_ports, "host port")));
@@ -137,14 +133,14 @@ impl Status {
             let addresses: Vec<_> = datapath.node_port_addresses.iter().map(ToString::to_string).collect();
             services.push_str(&format!("; NodePorts at {}", addresses.join(", ")));
         }
-        line(text, "services", &services);
-        line(text, "nat", &nat(datapath));
-        line(text, "endpoints", &format!("{} of this node's pods", count(datapath.endpoints, "address")));
+        text.line("services", &services);
+        text.line("nat", &nat(datapath));
+        text.line("endpoints", &format!("{} of this node's pods", count(datapath.endpoints, "address")));
         let settings = match self.settings.len() {
             0 => "all as they should be".to_owned(),
             count => format!("{count} not as they should be"),
         };
-        line(text, "settings", &settings);
+        text.line("settings", &settings);
         let drops = match &datapath.drops[..] {
             [] => "no packet".to_owned(),
             reasons => {
@@ -154,8 +150,8 @@ impl Status {
                 format!("{} ({}{rest}); see `podnet drops`", count(datapath.dropped, "packet"), first.join(", "))
             }
         };
-        line(text, "dropped", &drops);
-        text.push('\n');
+        text.line("dropped", &drops);
+        text.gap();
         let columns =
             [Column::Text("TABLE"), Column::Number("ENTRIES"), Column::Number("CAPACITY"), Column::Number("FULL")];
         let rows = datapath.tables.iter().map(|fill| {
@@ -166,7 +162,7 @@ impl Status {
                 percent(fill.entries, fill.capacity),
             ]
         });
-        text.push_str(&table(&columns, rows));
+        text.table(&columns, rows);
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use podnet_cni::text::on_one_line;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -53,7 +54,7 @@ pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note
         let event = Event {
             type_: if note.warning { EventType::Warning } else { EventType::Normal },
             reason: note.reason.into(),
-            note: Some(cut(&note.text, TEXT_MAX).into()),
+            note: Some(cut(&on_one_line(&note.text, 4 * TEXT_MAX), TEXT_MAX).into()),
             action: "Report".into(),
             secondary: None,
         };
