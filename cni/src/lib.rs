@@ -17,6 +17,7 @@ pub mod config;
 pub mod datapath;
 pub mod env;
 pub mod error;
+pub mod files;
 pub mod id;
 pub mod mac;
 pub mod netlink;

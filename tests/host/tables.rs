@@ -104,7 +104,7 @@ fn they_hold_what_the_tables_in_memory_do() {
             site.restart()?;
             assert_eq!(site.apply(&last)?, 0, "{}: the next daemon has nothing to do", case.display());
             assert!(text.ends_with(&site.dump()?), "{}: and sees the same", case.display());
-            site.apply("")?;
+            site.apply("# nothing\n")?;
             assert_eq!(site.dump()?, "", "{}: all is gone", case.display());
         }
         Ok(())

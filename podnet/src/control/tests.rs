@@ -170,7 +170,7 @@ fn nodes_and_problems() {
     for (problem, part) in problems.iter().zip(parts) {
         assert!(problem.starts_with(&format!("default/{part}")), "{problem}");
     }
-    bench.write("a.yaml", "");
+    bench.write("a.yaml", "# nothing\n");
     let (applied, _) = bench.round();
     assert_eq!((applied.nodes, bench.control.status().services), (false, 1));
 }
@@ -272,9 +272,9 @@ fn health_of_services_and_of_the_node() {
     bench.write("web.yaml", &(balanced + &at("n2")));
     assert!(bench.round().0.health);
     assert_eq!(local(&bench), [0]);
-    bench.write("other.yaml", "");
+    bench.write("other.yaml", "# nothing\n");
     assert!(!bench.round().0.health);
-    bench.write("web.yaml", "");
+    bench.write("web.yaml", "# nothing\n");
     assert!(bench.round().0.health && local(&bench).is_empty());
 
     let node = "{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {}}";
@@ -292,7 +292,7 @@ fn health_of_services_and_of_the_node() {
         bench.write("web.yaml", &service("web", "10.96.0.3"));
         let (_, outcome) = bench.round();
         assert_eq!((outcome.pending, bench.control.health().stale_since.is_some()), (2, fails));
-        bench.write("web.yaml", "");
+        bench.write("web.yaml", "# nothing\n");
         bench.round();
     }
 }
@@ -318,7 +318,7 @@ fn addresses_outside_of_the_service_ranges() {
     assert_eq!(addresses(&bench), ["192.0.2.2"]);
     bench.round();
     assert_eq!(addresses(&bench), ["192.0.2.2"]);
-    bench.write("web.yaml", "");
+    bench.write("web.yaml", "# nothing\n");
     assert!(bench.round().0.addresses);
     assert!(addresses(&bench).is_empty());
 }

@@ -3,16 +3,23 @@
 //! A file is read when it is complete, that is when its writer closes it or it is renamed into place. What a file says
 //! holds until a later version of it can be read without error; a file that goes takes its objects with it, a moment
 //! later, since editors replace files by removing and writing them. If two files define the same object, the one
-//! whose name comes first counts. A directory that goes as a whole is an accident: its objects stay until it is back.
+//! whose name comes first counts.
+//!
+//! Accidents take nothing away: a directory that goes as a whole, is unmounted or can't be read; a file that becomes empty,
+//! as on a full disk, or something else than a file. After a directory has gone, another in its place counts for what is
+//! in it at once, and for what isn't in it when it has been filled ([`RETURN_DELAY`]). Whether it is another is looked at
+//! every second, since not all that can happen to a path is an event of the directory.
 //!
 //! Files below `..data`, as kubelet mounts them from a ConfigMap, are followed. Other symbolic links are read, but a
 //! change behind them isn't noticed. Subdirectories and hidden files are ignored.
 
+mod load;
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::OpenOptions;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,16 +29,25 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 use thiserror::Error;
 use tracing::{info, warn};
 
-use super::parse::{parallel_map, parse};
-use super::{Batch, Change, Mistake};
+use super::parse::parallel_map;
+use super::{Batch, Change};
 use crate::model::{Object, ObjectKey};
+use load::{Load, load};
+use report::REPORTED;
+pub use report::{BrokenFile, Duplicate, FileError, SourceStatus};
 
-/// How long a file has to be gone before its objects are.
+/// How long a file has to be gone before its objects are. While others go as well, the directory may be about to.
 const REMOVAL_DELAY: Duration = Duration::from_millis(200);
+/// How long it is waited for others to go.
+const REMOVAL_MOST: Duration = Duration::from_secs(5);
 /// How often a directory that is gone is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// The largest file that is read, in bytes.
-const FILE_MAX: u64 = 256 << 20;
+/// How often it is looked at whether it is still the same.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long nothing has to come into a directory that is in the place of another, until what it lacks is gone.
+const RETURN_DELAY: Duration = Duration::from_secs(10);
+/// How many mistakes are logged at a time.
+const LOGGED: usize = 20;
 /// Files that are worth a thread of their own.
 const FILES_A_THREAD: usize = 8;
 
@@ -51,84 +67,28 @@ pub enum ManifestError {
     },
 }
 
-/// What the source has read, for `podnet status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceStatus {
-    /// The directory.
-    pub directory: PathBuf,
-    /// What is wrong with the directory itself.
-    pub error: Option<String>,
-    /// Whether every file has been read without error at least once.
-    pub synced: bool,
-    /// How many files there are.
-    pub files: usize,
-    /// Those that can't be used as they are now.
-    pub broken: Vec<BrokenFile>,
-    /// Objects that several files define.
-    pub duplicates: Vec<Duplicate>,
-}
-
-/// A file whose present content can't be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BrokenFile {
-    /// Its name in the directory.
-    pub name: String,
-    /// How many objects of its earlier content hold.
-    pub objects: usize,
-    /// What is wrong with it.
-    pub errors: Vec<FileError>,
-}
-
-/// Something wrong in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileError {
-    /// Counted from 1; none if the file can't be read at all.
-    pub line: Option<u64>,
-    /// What is wrong.
-    pub reason: String,
-}
-
-/// An object that several files define.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Duplicate {
-    /// Kind and name.
-    pub object: String,
-    /// The file whose definition counts.
-    pub used: String,
-    /// The others.
-    pub ignored: Vec<String>,
-}
-
-impl From<SourceStatus> for super::Status {
-    fn from(status: SourceStatus) -> Self {
-        let mistakes = status.broken.into_iter().flat_map(|file| {
-            let place = status.directory.join(&file.name).display().to_string();
-            let mistake = move |FileError { line, reason }| Mistake { place: place.clone(), line, reason };
-            file.errors.into_iter().map(mistake)
-        });
-        let remark = |d: Duplicate| {
-            format!("{} is defined in {} and in {}; the first counts", d.object, d.used, d.ignored.join(", "))
-        };
-        Self {
-            name: status.directory.display().to_string(),
-            error: status.error,
-            synced: status.synced,
-            mistakes: mistakes.collect(),
-            remarks: status.duplicates.into_iter().map(remark).collect(),
-        }
-    }
-}
-
 /// The source. [`Self::poll`] it at once, whenever its descriptor is readable, and at [`Self::next_poll`].
 #[derive(Debug)]
 pub struct ManifestSource {
     directory: PathBuf,
     inotify: Inotify,
     /// None while the directory is gone.
-    watch: Option<WatchDescriptor>,
-    /// When to look for it again.
+    watch: Option<Watch>,
+    /// When to look at it again, or for it.
     next_look: Option<Instant>,
+    /// Why it can't be watched or listed.
     error: Option<String>,
+    /// Whether there has ever been a file in it.
+    found: bool,
+    /// Whether all has been read once.
+    was_synced: bool,
+    /// Files of the directory before this one that this one doesn't have.
+    absent: BTreeSet<Arc<str>>,
+    /// When these are gone, if nothing else comes.
+    settled: Instant,
+    /// When the last file has gone.
+    last_gone: Instant,
+    misnamed: BTreeSet<String>,
     files: BTreeMap<Arc<str>, File>,
     /// Those of them that have errors.
     broken: BTreeSet<Arc<str>>,
@@ -136,7 +96,7 @@ pub struct ManifestSource {
     holders: BTreeMap<ObjectKey, Vec<Arc<str>>>,
     /// Objects that several files define.
     duplicates: BTreeSet<ObjectKey>,
-    /// Files that are gone, and when their objects will be.
+    /// Files that are gone, and since when.
     leaving: BTreeMap<Arc<str>, Instant>,
     /// Everything is to be read again.
     rescan: bool,
@@ -151,6 +111,14 @@ struct File {
     loaded: bool,
 }
 
+/// A directory that is watched.
+#[derive(Debug)]
+struct Watch {
+    descriptor: WatchDescriptor,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
 /// What the events since the last poll amount to.
 #[derive(Debug, Default)]
 struct News {
@@ -159,7 +127,7 @@ struct News {
     /// Files that are gone.
     gone: BTreeSet<Arc<str>>,
     /// Files that have another name now, under which they are read.
-    renamed: BTreeSet<Arc<str>>,
+    renamed: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl ManifestSource {
@@ -168,15 +136,22 @@ impl ManifestSource {
     /// # Errors
     /// [`ManifestError::Watch`] if it doesn't exist or can't be watched.
     pub fn open(directory: &Path) -> Result<Self, ManifestError> {
-        let error = |source: Errno| ManifestError::Watch { directory: directory.into(), source: source.into() };
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(error)?;
+        let error = |source: io::Error| ManifestError::Watch { directory: directory.into(), source };
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(|e| error(e.into()))?;
         let watch = watch(&inotify, directory).map_err(error)?;
+        let now = Instant::now();
         Ok(Self {
             directory: directory.into(),
             inotify,
             watch: Some(watch),
             next_look: None,
             error: None,
+            found: false,
+            was_synced: false,
+            absent: BTreeSet::new(),
+            settled: now,
+            last_gone: now,
+            misnamed: BTreeSet::new(),
             files: BTreeMap::new(),
             broken: BTreeSet::new(),
             holders: BTreeMap::new(),
@@ -189,38 +164,92 @@ impl ManifestSource {
     /// Reads what has changed since the last call; the first call reads everything.
     pub fn poll(&mut self, now: Instant) -> Batch {
         let mut news = self.drain();
-        if self.watch.is_none() && self.next_look.is_none_or(|at| at <= now) {
-            self.look(now);
+        // Nothing goes before it is certain that the directory hasn't.
+        let look = self.next_look.is_none_or(|at| at <= now) || !self.leaving.is_empty() || !news.gone.is_empty();
+        if look && !self.look(now) {
+            news = News::default();
         }
-        if std::mem::take(&mut self.rescan) {
-            self.list(&mut news);
+        if self.watch.is_some() && std::mem::take(&mut self.rescan) {
+            self.list(&mut news, now);
         }
         let mut changes = Vec::new();
-        self.read(&news.read, &mut changes);
-        for file in &news.gone {
-            if news.renamed.contains(file) {
-                self.remove(file, &mut changes);
-            } else if self.files.contains_key(file) {
-                self.leaving.entry(file.clone()).or_insert(now + REMOVAL_DELAY);
-            }
+        for (from, to) in &news.renamed {
+            self.inherit(from, to, &mut changes);
         }
-        let due: Vec<_> = self.leaving.iter().filter(|(_, at)| **at <= now).map(|(file, _)| file.clone()).collect();
-        for file in due {
-            self.leaving.remove(&file);
-            // One that is there again is being written: closing it will be news.
-            if std::fs::symlink_metadata(self.directory.join(&*file)).is_err() {
-                self.remove(&file, &mut changes);
-            }
+        if !news.read.is_empty() {
+            self.settled = now + RETURN_DELAY;
+            self.read(&news.read, &mut changes);
         }
-        if self.watch.is_none() {
-            self.next_look.get_or_insert(now + LOOK_INTERVAL);
+        for from in news.renamed.keys() {
+            self.remove(from, &mut changes);
         }
-        Batch { changes, synced: self.synced() }
+        if self.watch.is_some() {
+            self.release(&news.gone, now, &mut changes);
+        }
+        self.found |= !self.files.is_empty();
+        let synced = self.synced();
+        self.was_synced |= synced;
+        Batch { changes, synced }
     }
 
     /// When to poll even if nothing is readable.
     pub fn next_poll(&self) -> Option<Instant> {
-        self.leaving.values().copied().chain(self.next_look).min()
+        let leaving = self.leaving.values().map(|since| self.due(*since));
+        let settled = self.has_returned().then_some(self.settled);
+        leaving.chain(settled).chain(self.next_look).min()
+    }
+
+    /// When a file is gone for good that isn't there since some time.
+    fn due(&self, since: Instant) -> Instant {
+        self.last_gone.min(since + REMOVAL_MOST) + REMOVAL_DELAY
+    }
+
+    /// Whether another directory with manifests is in the place of one that has had more.
+    fn has_returned(&self) -> bool {
+        !self.absent.is_empty() && self.absent.len() < self.files.len()
+    }
+
+    /// Lets go of the objects of files that are gone for long enough.
+    fn release(&mut self, gone: &BTreeSet<Arc<str>>, now: Instant, changes: &mut Vec<Change>) {
+        for file in gone.iter().filter(|file| self.files.contains_key(*file)) {
+            self.leaving.entry(file.clone()).or_insert(now);
+            self.last_gone = now;
+        }
+        let due: Vec<_> =
+            self.leaving.iter().filter(|(_, since)| self.due(**since) <= now).map(|(file, _)| file.clone()).collect();
+        for file in due {
+            self.leaving.remove(&file);
+            match std::fs::symlink_metadata(self.directory.join(&*file)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.remove(&file, changes),
+                // It is being written: closing it will be news. Nobody closes what is no file.
+                Ok(data) if data.is_file() => {}
+                _ => self.read(&[file].into(), changes),
+            }
+        }
+        if self.has_returned() && self.settled <= now {
+            for file in std::mem::take(&mut self.absent) {
+                self.remove(&file, changes);
+            }
+        }
+    }
+
+    /// What is wrong with the directory as a whole.
+    pub fn error(&self) -> Option<String> {
+        if let Some(error) = &self.error {
+            return Some(error.clone());
+        }
+        let missing = self.absent.len();
+        if missing > 0 && missing == self.files.len() {
+            return Some(
+                "another directory without any manifest is in its place: what was read stays until it has some".into(),
+            );
+        }
+        if missing > 0 {
+            return Some(format!(
+                "another directory is in its place, without {missing} of the files: they stay for a moment"
+            ));
+        }
+        (!self.found && !self.rescan).then(|| "it has no manifest yet, not even that of this node".into())
     }
 
     /// What has been read.
@@ -228,18 +257,20 @@ impl ManifestSource {
         let name = |file: &Arc<str>| file.as_ref().to_owned();
         SourceStatus {
             directory: self.directory.clone(),
-            error: self.error.clone(),
+            error: self.error(),
             synced: self.synced(),
             files: self.files.len(),
             broken: self
                 .broken
                 .iter()
+                .take(REPORTED)
                 .filter_map(|file| self.files.get_key_value(file))
                 .map(|(file, f)| BrokenFile { name: name(file), objects: f.objects.len(), errors: f.errors.clone() })
                 .collect(),
             duplicates: self
                 .duplicates
                 .iter()
+                .take(REPORTED)
                 .filter_map(|key| self.holders.get_key_value(key))
                 .map(|(key, files)| Duplicate {
                     object: key.to_string(),
@@ -247,11 +278,13 @@ impl ManifestSource {
                     ignored: files[1..].iter().map(name).collect(),
                 })
                 .collect(),
+            more: self.broken.len().saturating_sub(REPORTED) + self.duplicates.len().saturating_sub(REPORTED),
+            misnamed: self.misnamed.iter().take(REPORTED).cloned().collect(),
         }
     }
 
     fn synced(&self) -> bool {
-        !self.rescan && self.broken.iter().all(|file| self.files.get(file).is_none_or(|f| f.loaded))
+        self.found && !self.rescan && self.broken.iter().all(|file| self.files.get(file).is_none_or(|f| f.loaded))
     }
 
     /// Takes the events that are there, all of them, so that a file that changed several times is read once.
@@ -278,16 +311,24 @@ impl ManifestSource {
             self.rescan = true;
             return;
         }
-        if Some(event.wd) != self.watch {
+        if self.watch.as_ref().is_none_or(|watch| watch.descriptor != event.wd) {
             return;
         }
         if event.mask.intersects(Flags::IN_DELETE_SELF | Flags::IN_MOVE_SELF | Flags::IN_UNMOUNT | Flags::IN_IGNORED) {
             // After a deletion the kernel has removed the watch already.
-            let _ = self.inotify.rm_watch(event.wd);
-            self.watch = None;
+            self.unwatch();
             return;
         }
-        let Some(name) = event.name.as_ref().and_then(|name| name.to_str()) else { return };
+        let Some(name) = &event.name else { return };
+        let Some(name) = name.to_str() else {
+            let name = name.to_string_lossy().into_owned();
+            if event.mask.intersects(Flags::IN_MOVED_FROM | Flags::IN_DELETE) {
+                self.misnamed.remove(&name);
+            } else if is_manifest(&name) {
+                self.misnamed.insert(name);
+            }
+            return;
+        };
         if name == "..data" {
             self.rescan = true;
         }
@@ -307,8 +348,11 @@ impl ManifestSource {
             || event.mask.contains(Flags::IN_CREATE) && self.is_link(name)
             || event.mask.contains(Flags::IN_ATTRIB) && self.broken.contains(name);
         if complete {
-            if event.mask.contains(Flags::IN_MOVED_TO) {
-                news.renamed.extend(moved_from.remove(&event.cookie));
+            if event.mask.contains(Flags::IN_MOVED_TO)
+                && let Some(from) = moved_from.remove(&event.cookie)
+            {
+                news.gone.remove(&from);
+                news.renamed.insert(from, file.clone());
             }
             news.gone.remove(&file);
             news.renamed.remove(&file);
@@ -321,43 +365,69 @@ impl ManifestSource {
         std::fs::symlink_metadata(self.directory.join(name)).is_ok_and(|data| data.is_symlink() || data.nlink() > 1)
     }
 
-    /// Looks whether a directory that was gone is back.
-    fn look(&mut self, now: Instant) {
-        match watch(&self.inotify, &self.directory) {
-            Ok(watch) => {
-                info!(directory = %self.directory.display(), "the manifest directory is back");
-                (self.watch, self.next_look, self.error, self.rescan) = (Some(watch), None, None, true);
-            }
-            Err(error) => {
-                let reason = format!("{error}; what was read from it stays until it is back");
-                if self.error.as_ref() != Some(&reason) {
-                    warn!(directory = %self.directory.display(), "the manifest directory is gone: {reason}");
+    /// Ends watching, of what may be gone already.
+    fn unwatch(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            // After a deletion the kernel has removed the watch itself.
+            let _ = self.inotify.rm_watch(watch.descriptor);
+        }
+        self.next_look = None;
+    }
+
+    /// Looks whether the directory is there, and says whether it is still the same: what was news of another is none.
+    fn look(&mut self, now: Instant) -> bool {
+        let there = identity(&self.directory);
+        let same = matches!((&there, &self.watch), (Ok(id), Some(watch)) if *id == watch.id);
+        if !same {
+            self.unwatch();
+            // What has gone lately has gone with it.
+            self.leaving.clear();
+            match there.and_then(|_| watch(&self.inotify, &self.directory)) {
+                Ok(watch) => self.begin_anew(watch, now),
+                Err(error) => {
+                    let reason = format!("{error}; what was read from it stays until it is back");
+                    if self.error.as_ref() != Some(&reason) {
+                        warn!(directory = %self.directory.display(), "the manifest directory is gone: {reason}");
+                    }
+                    self.error = Some(reason);
                 }
-                (self.error, self.next_look) = (Some(reason), Some(now + LOOK_INTERVAL));
             }
         }
+        self.next_look = Some(now + if self.watch.is_some() { CHECK_INTERVAL } else { LOOK_INTERVAL });
+        same
+    }
+
+    /// Another directory is in the place of the one before, or the same again. It may still be being filled.
+    fn begin_anew(&mut self, watch: Watch, now: Instant) {
+        info!(directory = %self.directory.display(), "the manifest directory is there again");
+        (self.watch, self.error, self.rescan) = (Some(watch), None, true);
+        self.absent = self.files.keys().cloned().collect();
+        self.settled = now + RETURN_DELAY;
     }
 
     /// Adds all files in the directory to those to be read, and those that aren't there to those that are gone.
-    fn list(&mut self, news: &mut News) {
+    fn list(&mut self, news: &mut News, now: Instant) {
         let names = std::fs::read_dir(&self.directory).and_then(|entries| {
             entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>()
         });
         match names {
             Ok(names) => {
+                let lossy = names.iter().filter(|name| name.to_str().is_none()).map(|name| name.to_string_lossy());
+                self.misnamed = lossy.filter(|name| is_manifest(name)).map(String::from).collect();
                 let names = names.iter().filter_map(|name| name.to_str()).filter(|name| is_manifest(name));
                 news.read = names.map(Arc::from).collect();
-                news.gone = self.files.keys().filter(|file| !news.read.contains(*file)).cloned().collect();
+                self.absent.retain(|file| !news.read.contains(file));
+                let is_gone = |file: &&Arc<str>| !news.read.contains(*file) && !self.absent.contains(*file);
+                news.gone = self.files.keys().filter(is_gone).cloned().collect();
                 self.error = None;
             }
             Err(error) => {
-                warn!(directory = %self.directory.display(), %error, "listing the manifest directory failed");
-                self.error = Some(error.to_string());
-                // Whatever the reason, watching anew will tell when it is over.
-                if let Some(watch) = self.watch.take() {
-                    let _ = self.inotify.rm_watch(watch);
+                let reason = format!("listing it: {error}; what was read from it stays");
+                if self.error.as_ref() != Some(&reason) {
+                    warn!(directory = %self.directory.display(), "the manifest directory can't be read: {reason}");
                 }
-                self.rescan = true;
+                (self.error, self.rescan) = (Some(reason), true);
+                self.next_look = Some(now + LOOK_INTERVAL);
             }
         }
     }
@@ -367,7 +437,21 @@ impl ManifestSource {
         let directory = &self.directory;
         let results =
             parallel_map(&files, FILES_A_THREAD, |file| load(&directory.join(&**file), file.ends_with(".json")));
+        let mut told = 0;
         for (file, result) in files.into_iter().zip(results) {
+            self.absent.remove(&file);
+            let known = self.files.get(&file);
+            let has_objects = known.is_some_and(|known| !known.objects.is_empty());
+            let result = match result {
+                // Before all has been read once, nobody knows what the file said to an earlier daemon.
+                Load::Empty if has_objects || known.is_none_or(|known| !known.loaded) && !self.was_synced => {
+                    Load::error("it is empty; remove it if that is on purpose")
+                }
+                Load::Empty => Load::Objects(Vec::new()),
+                Load::NoFile(error) if has_objects => Load::error(&error.to_string()),
+                Load::NoFile(_) if known.is_some() => Load::Objects(Vec::new()),
+                other => other,
+            };
             match result {
                 Load::Objects(objects) => {
                     self.leaving.remove(&file);
@@ -381,19 +465,33 @@ impl ManifestSource {
                 }
                 Load::Errors(errors) => {
                     self.leaving.remove(&file);
-                    for FileError { line, reason } in &errors {
+                    for FileError { line, reason } in errors.iter().take(usize::saturating_sub(LOGGED, told)) {
                         warn!(file = &*file, line, "a manifest can't be used, what it said before stays: {reason}");
                     }
+                    told += errors.len();
                     self.broken.insert(file.clone());
                     self.files.entry(file).or_default().errors = errors;
                 }
-                // Its going is news by itself.
-                Load::Gone => {}
+                // Its going is news by itself, and what never was a file is ignored.
+                Load::Gone | Load::NoFile(_) | Load::Empty => {}
             }
+        }
+        if told > LOGGED {
+            warn!("{} mistakes more in manifests are not logged; `podnet status` has the first files", told - LOGGED);
         }
     }
 
+    /// A file that has another name now has what it had, whether it can be read again or not.
+    fn inherit(&mut self, from: &Arc<str>, to: &Arc<str>, changes: &mut Vec<Change>) {
+        let Some(before) = self.files.get(from).filter(|_| !self.files.contains_key(to)) else { return };
+        let (objects, loaded) = (before.objects.clone(), before.loaded);
+        self.files.insert(to.clone(), File { loaded, ..File::default() });
+        self.replace(to, objects, changes);
+    }
+
     fn remove(&mut self, file: &Arc<str>, changes: &mut Vec<Change>) {
+        self.leaving.remove(file);
+        self.absent.remove(file);
         if self.files.contains_key(file) {
             self.replace(file, Vec::new(), changes);
             self.files.remove(file);
@@ -468,9 +566,15 @@ impl AsRawFd for ManifestSource {
     }
 }
 
-fn watch(inotify: &Inotify, directory: &Path) -> Result<WatchDescriptor, Errno> {
+/// Tells one directory from another.
+fn identity(directory: &Path) -> io::Result<(u64, u64)> {
+    let data = std::fs::metadata(directory)?;
+    Ok((data.dev(), data.ino()))
+}
+
+fn watch(inotify: &Inotify, directory: &Path) -> io::Result<Watch> {
     type Flags = AddWatchFlags;
-    inotify.add_watch(
+    let descriptor = inotify.add_watch(
         directory,
         Flags::IN_ONLYDIR
             | Flags::IN_CREATE
@@ -481,49 +585,14 @@ fn watch(inotify: &Inotify, directory: &Path) -> Result<WatchDescriptor, Errno> 
             | Flags::IN_ATTRIB
             | Flags::IN_DELETE_SELF
             | Flags::IN_MOVE_SELF,
-    )
+    )?;
+    // If it has been replaced in between, the next look finds that out.
+    Ok(Watch { descriptor, id: identity(directory)? })
 }
 
 /// Whether a file of this name is read: editors' own files are hidden or have other endings.
 fn is_manifest(name: &str) -> bool {
     !name.starts_with('.') && [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending))
-}
-
-enum Load {
-    Objects(Vec<(ObjectKey, Object)>),
-    Errors(Vec<FileError>),
-    Gone,
-}
-
-fn load(path: &Path, json: bool) -> Load {
-    let text = match read_text(path) {
-        Ok(Some(text)) => text,
-        Ok(None) => return Load::Objects(Vec::new()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Load::Gone,
-        Err(error) => return Load::Errors(vec![FileError { line: None, reason: format!("reading it: {error}") }]),
-    };
-    match parse(&text, json) {
-        Ok(objects) => Load::Objects(objects),
-        Err(errors) => Load::Errors(
-            errors.into_iter().map(|error| FileError { line: Some(error.line), reason: error.reason }).collect(),
-        ),
-    }
-}
-
-/// A file's text; none if the name isn't a file's.
-fn read_text(path: &Path) -> io::Result<Option<String>> {
-    // Opening must not wait for the other end of a pipe.
-    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let data = file.metadata()?;
-    if !data.is_file() {
-        return Ok(None);
-    }
-    if data.len() > FILE_MAX {
-        return Err(io::Error::other(format!("it is larger than {} MiB: divide it", FILE_MAX >> 20)));
-    }
-    let mut text = String::with_capacity(data.len() as usize + 1);
-    file.read_to_string(&mut text)?;
-    Ok(Some(text))
 }
 
 #[cfg(test)]

@@ -206,7 +206,7 @@ impl Source {
     /// What is wrong with it as a whole.
     pub fn error(&self) -> Option<String> {
         match self {
-            Self::Manifests(source) => source.get_ref().status().error,
+            Self::Manifests(source) => source.get_ref().error(),
             Self::Kubernetes(source) => source.error(),
         }
     }

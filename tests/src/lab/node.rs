@@ -268,8 +268,10 @@ impl Node {
         counts.with_context(|| format!("podnet drops -o json has another form: {rows}"))
     }
 
-    /// Puts a manifest into the watched directory, in one step.
+    /// Puts a manifest into the watched directory, in one step. One without objects says so, since an empty file is taken
+    /// for an accident.
     pub fn apply(&self, name: &str, yaml: &str) -> Result<()> {
+        let yaml = if yaml.is_empty() { "# no objects\n" } else { yaml };
         let dir = self.manifest_dir();
         let temporary = dir.join(format!(".{name}.tmp"));
         let mut file = File::create(&temporary)?;

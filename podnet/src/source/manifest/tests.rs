@@ -72,6 +72,11 @@ impl Bench {
         self.now += REMOVAL_DELAY;
     }
 
+    /// Lets the time pass until the directory is looked at again.
+    fn look_again(&mut self) {
+        self.now = self.now.max(self.source.next_look.unwrap());
+    }
+
     fn errors(&self) -> Vec<String> {
         let show = |file: &BrokenFile| {
             let name = file.name.clone();
@@ -171,7 +176,7 @@ fn what_editors_do_takes_nothing_away() {
     assert_eq!(bench.source.next_poll(), Some(bench.now + REMOVAL_DELAY));
     bench.write("a.yaml", &node("n1", 2));
     assert_eq!(bench.poll(), ["n1=2"]);
-    assert_eq!(bench.source.next_poll(), None);
+    assert!(bench.source.next_poll() > Some(bench.now + REMOVAL_DELAY), "nothing is due but a look at the directory");
     // git: removed and written again; slowly.
     fs::remove_file(bench.path("a.yaml")).unwrap();
     assert_eq!(bench.poll(), NONE);
@@ -238,27 +243,303 @@ fn a_directory_that_goes_keeps_its_objects_and_is_followed_when_it_is_back() {
     let status = bench.source.status();
     assert!(status.error.is_some_and(|error| error.contains("until it is back")));
     assert_eq!(status.files, 2);
-    let look = bench.source.next_poll().unwrap();
     // What happens in the old place is none of our business.
     fs::write(away.join("a.yaml"), node("n1", 9)).unwrap();
-    bench.now = look;
+    bench.look_again();
     assert_eq!(bench.poll(), NONE);
     fs::create_dir(&m).unwrap();
     bench.write("a.yaml", &node("n1", 11));
-    bench.now = bench.source.next_poll().unwrap();
+    bench.look_again();
     assert_eq!(bench.poll(), ["n1=11"]);
-    assert_eq!(bench.source.status().error, None);
-    bench.wait();
-    assert_eq!(bench.poll(), ["n2 gone"]);
+    assert!(bench.source.error().is_some_and(|error| error.contains("without 1 of the files")));
+    bench.now += RETURN_DELAY / 2;
     bench.write("c.yaml", &node("n3", 3));
     assert_eq!(bench.poll(), ["n3=3"], "the new directory is watched");
+    bench.now += RETURN_DELAY / 2;
+    assert_eq!(bench.poll(), NONE, "it is still being filled");
+    bench.now += RETURN_DELAY / 2;
+    assert_eq!(bench.poll(), ["n2 gone"]);
+    assert_eq!(bench.source.status().error, None);
     // Removed with its files, one by one, and made again at once.
     fs::remove_dir_all(&m).unwrap();
     fs::create_dir(&m).unwrap();
     bench.write("a.yaml", &node("n1", 12));
     assert_eq!(bench.poll(), ["n1=12"]);
     bench.wait();
+    assert_eq!(bench.poll(), NONE);
+    bench.now += RETURN_DELAY;
     assert_eq!(bench.poll(), ["n3 gone"]);
+}
+
+#[test]
+fn a_directory_that_is_removed_takes_nothing_with_it() {
+    for held in [false, true] {
+        let mut bench = Bench::new(&[("a.yaml", &node("n1", 1)), ("b.yaml", &node("n2", 2))]);
+        bench.poll();
+        let m = bench.directory.path().join("m");
+        // A process that has it open keeps the kernel from saying that it is gone.
+        let _open = held.then(|| fs::File::open(&m).unwrap());
+        fs::remove_file(m.join("a.yaml")).unwrap();
+        assert_eq!(bench.poll(), NONE);
+        fs::remove_file(m.join("b.yaml")).unwrap();
+        fs::remove_dir(&m).unwrap();
+        for _ in 0..100 {
+            bench.look_again();
+            bench.wait();
+            assert_eq!(bench.poll(), NONE);
+        }
+        assert!(
+            bench.source.error().is_some_and(|error| error.contains("until it is back")),
+            "{:?}",
+            bench.source.error()
+        );
+        // Made again, and not filled yet.
+        fs::create_dir(&m).unwrap();
+        for _ in 0..100 {
+            bench.look_again();
+            bench.now += RETURN_DELAY;
+            assert_eq!(bench.poll(), NONE);
+        }
+        assert!(bench.source.error().is_some_and(|error| error.contains("until it has some")));
+        for (name, number) in [("a.yaml", 1), ("b.yaml", 22)] {
+            bench.write(name, &node(&format!("n{}", number % 10), number));
+        }
+        assert_eq!(bench.poll(), ["n2=22"]);
+        assert_eq!((bench.source.error(), bench.source.status().synced), (None, true));
+    }
+}
+
+#[test]
+fn removing_many_files_slowly_is_removing_the_directory_until_it_ends() {
+    let names: Vec<_> = (0..50).map(|i| format!("{i:02}.yaml")).collect();
+    let texts: Vec<_> = (0..50).map(|i| node(&format!("n{i}"), i)).collect();
+    let files: Vec<_> = names.iter().map(|n| &**n).zip(texts.iter().map(|t| &**t)).collect();
+    let mut bench = Bench::new(&files);
+    bench.poll();
+    for name in &names {
+        fs::remove_file(bench.path(name)).unwrap();
+        assert_eq!(bench.poll(), NONE);
+        bench.now += REMOVAL_DELAY / 3;
+    }
+    fs::remove_dir(bench.directory.path().join("m")).unwrap();
+    bench.now += RETURN_DELAY;
+    assert_eq!(bench.poll(), NONE);
+    // A file that goes is not waited for for ever, though others go all the time.
+    let mut bench = Bench::new(&files);
+    bench.poll();
+    let mut gone = 0;
+    for name in &names {
+        fs::remove_file(bench.path(name)).unwrap();
+        gone += bench.poll().len();
+        bench.now += REMOVAL_DELAY - Duration::from_millis(1);
+    }
+    assert!(gone >= 20, "{gone}");
+    bench.wait();
+    bench.poll();
+    assert!(bench.nodes.is_empty(), "they were removed, not the directory");
+}
+
+#[test]
+fn another_directory_in_its_place_is_followed_whatever_the_kernel_says_of_it() {
+    type Replace = fn(&Path);
+    let aside: Replace = |m| {
+        fs::rename(m, m.with_file_name("old")).unwrap();
+        fs::rename(m.with_file_name("new"), m).unwrap();
+    };
+    let exchanged: Replace = |m| {
+        let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+        nix::fcntl::renameat2(nix::fcntl::AT_FDCWD, m, nix::fcntl::AT_FDCWD, &m.with_file_name("new"), flags).unwrap();
+    };
+    let over: Replace = |m| {
+        fs::remove_file(m.join("a.yaml")).unwrap();
+        fs::remove_file(m.join("b.yaml")).unwrap();
+        fs::rename(m.with_file_name("new"), m).unwrap();
+    };
+    for replace in [aside, exchanged, over] {
+        let mut bench = Bench::new(&[("a.yaml", &node("n1", 1)), ("b.yaml", &node("n2", 2))]);
+        bench.poll();
+        let new = bench.directory.path().join("new");
+        fs::create_dir(&new).unwrap();
+        fs::write(new.join("a.yaml"), node("n1", 5)).unwrap();
+        let _open = fs::File::open(bench.directory.path().join("m")).unwrap();
+        replace(&bench.directory.path().join("m"));
+        bench.now += CHECK_INTERVAL;
+        assert_eq!(bench.poll(), ["n1=5"]);
+        bench.wait();
+        assert_eq!(bench.poll(), NONE);
+        bench.now += RETURN_DELAY;
+        assert_eq!(bench.poll(), ["n2 gone"]);
+        bench.write("c.yaml", &node("n3", 3));
+        assert_eq!(bench.poll(), ["n3=3"]);
+    }
+}
+
+#[test]
+fn a_path_that_leads_elsewhere_is_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    for version in 1..=2 {
+        let path = directory.path().join(format!("v{version}/m"));
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("a.yaml"), node("n1", version)).unwrap();
+    }
+    let link = directory.path().join("current");
+    symlink("v1", &link).unwrap();
+    let mut source = ManifestSource::open(&link.join("m")).unwrap();
+    let mut now = Instant::now();
+    assert_eq!(source.poll(now).changes.len(), 1);
+    for version in ["v2", "nowhere", "v1"] {
+        symlink(version, directory.path().join("next")).unwrap();
+        fs::rename(directory.path().join("next"), &link).unwrap();
+        now += CHECK_INTERVAL;
+        assert_eq!(source.poll(now).changes.len(), usize::from(version != "nowhere"), "{version}");
+        assert_eq!(source.error().is_some(), version == "nowhere");
+    }
+}
+
+#[test]
+fn an_empty_file_keeps_what_it_had() {
+    for empty in ["", "\n", " \n\t\r\n"] {
+        let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
+        bench.poll();
+        bench.write("a.yaml", empty);
+        assert_eq!(bench.poll(), NONE, "{empty:?}");
+        bench.now += RETURN_DELAY;
+        assert_eq!(bench.poll(), NONE);
+        assert_eq!(bench.errors(), ["a.yaml:0: it is empty; remove it if that is on purpose"]);
+        assert!(bench.source.status().synced);
+        // Under another name it is the same file.
+        bench.rename("a.yaml", "c.yaml");
+        assert_eq!(bench.poll(), NONE);
+        assert_eq!(bench.errors(), ["c.yaml:0: it is empty; remove it if that is on purpose"]);
+        bench.write("c.yaml", &node("n1", 2));
+        assert_eq!(bench.poll(), ["n1=2"]);
+        assert_eq!(bench.errors(), NONE);
+        bench.write("c.yaml", empty);
+        bench.poll();
+        fs::remove_file(bench.path("c.yaml")).unwrap();
+        bench.poll();
+        bench.wait();
+        assert_eq!(bench.poll(), ["n1 gone"], "removing it is meant");
+    }
+    // What says that there is nothing is meant as well.
+    for text in
+        ["# nothing\n", "---\n", "{apiVersion: v1, kind: List, items: []}\n", "{apiVersion: v1, kind: Secret}\n"]
+    {
+        let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
+        bench.poll();
+        bench.write("a.yaml", text);
+        assert_eq!(bench.poll(), ["n1 gone"], "{text}");
+        bench.write("a.yaml", "");
+        assert_eq!(bench.poll(), NONE);
+        assert_eq!(bench.errors(), NONE, "there is nothing to keep");
+    }
+}
+
+#[test]
+fn what_was_emptied_before_the_start_is_not_taken_for_all_there_is() {
+    let mut bench = Bench::new(&[("a.yaml", ""), ("b.yaml", &node("n2", 2))]);
+    assert_eq!(bench.poll(), ["n2=2"]);
+    assert!(!bench.source.status().synced, "an earlier daemon's tables stay");
+    bench.write("a.yaml", &node("n1", 1));
+    assert_eq!(bench.poll(), ["n1=1"]);
+    assert!(bench.source.status().synced);
+    // A file that is made later has said nothing before.
+    bench.write("c.yaml", "");
+    bench.poll();
+    assert!(bench.source.status().synced && bench.errors().is_empty());
+
+    let mut bench = Bench::new(&[]);
+    bench.poll();
+    let status = bench.source.status();
+    assert!(!status.synced && status.error.is_some_and(|error| error.contains("no manifest yet")));
+    bench.write("a.yaml", &node("n1", 1));
+    assert_eq!(bench.poll(), ["n1=1"]);
+    assert_eq!((bench.source.error(), bench.source.status().synced), (None, true));
+}
+
+#[test]
+fn what_takes_the_place_of_a_file_is_reported_and_never_waited_for() {
+    type Make = fn(&Path);
+    let directory: Make = |path| fs::create_dir(path).unwrap();
+    let pipe: Make = |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let socket: Make = |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    let device: Make = |path| symlink("/dev/zero", path).unwrap();
+    let to_itself: Make = |path| symlink(path, path).unwrap();
+    let to_nothing: Make = |path| symlink("nowhere", path).unwrap();
+    for (make, what) in [
+        (directory, "a directory"),
+        (pipe, "a named pipe"),
+        (socket, "a socket"),
+        (device, "a device"),
+        (to_itself, "Too many levels"),
+        (to_nothing, "what doesn't exist"),
+    ] {
+        for renamed in [false, true] {
+            let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
+            bench.poll();
+            if renamed {
+                fs::remove_file(bench.path("a.yaml")).unwrap();
+                make(&bench.path("odd"));
+                // A link to itself leads to nothing then.
+                bench.rename("odd", "a.yaml");
+            } else {
+                fs::remove_file(bench.path("a.yaml")).unwrap();
+                make(&bench.path("a.yaml"));
+            }
+            assert_eq!(bench.poll(), NONE, "{what}");
+            bench.wait();
+            assert_eq!(bench.poll(), NONE, "{what}");
+            let errors = bench.errors();
+            let expected = if renamed && what == "Too many levels" { "what doesn't exist" } else { what };
+            assert!(errors.len() == 1 && errors[0].contains(expected), "{what}: {errors:?}");
+            bench.write("b", &node("n1", 2));
+            let _ = fs::remove_dir(bench.path("a.yaml"));
+            bench.rename("b", "a.yaml");
+            assert_eq!(bench.poll(), ["n1=2"], "{what}");
+            assert_eq!(bench.errors(), NONE);
+        }
+    }
+}
+
+#[test]
+fn a_file_without_end_is_not_read_to_it() {
+    let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
+    bench.poll();
+    // Sparse, so that it needs no disk.
+    fs::File::options().write(true).open(bench.path("a.yaml")).unwrap().set_len(1 << 40).unwrap();
+    assert_eq!(bench.poll(), NONE);
+    assert!(bench.errors()[0].contains("is larger than"), "{:?}", bench.errors());
+    bench.write("a.yaml", &node("n1", 2));
+    assert_eq!(bench.poll(), ["n1=2"]);
+}
+
+#[test]
+fn names_that_are_no_text_are_told() {
+    use std::os::unix::ffi::OsStrExt;
+    let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
+    let odd = bench.directory.path().join("m").join(std::ffi::OsStr::from_bytes(b"\xff.yaml"));
+    fs::write(&odd, node("n2", 2)).unwrap();
+    assert_eq!(bench.poll(), ["n1=1"]);
+    let remarks = |bench: &Bench| super::super::Status::from(bench.source.status()).remarks;
+    assert!(remarks(&bench)[0].contains("not UTF-8: rename \u{fffd}.yaml"), "{:?}", remarks(&bench));
+    fs::remove_file(&odd).unwrap();
+    bench.poll();
+    assert_eq!(remarks(&bench), NONE);
+    fs::write(&odd, "").unwrap();
+    bench.poll();
+    assert_eq!(remarks(&bench).len(), 1);
+}
+
+#[test]
+fn thousands_of_broken_files_are_reported_in_part() {
+    let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
+    for i in 0..2000 {
+        bench.write(&format!("b{i}.yaml"), "kind: [");
+    }
+    assert_eq!(bench.poll(), ["n1=1"]);
+    let status = super::super::Status::from(bench.source.status());
+    assert_eq!(status.mistakes.len(), REPORTED);
+    assert!(status.remarks[0].contains("1900 files or objects more"), "{:?}", status.remarks);
 }
 
 #[test]

@@ -1,0 +1,155 @@
+//! Opening files by paths at which somebody else may have put something else.
+//!
+//! Opening a named pipe waits for its other end, opening a device may set it going, and some of what can be read has no
+//! end. So nothing but a regular file is opened, nothing is waited for, and reading has a bound.
+
+use std::fmt;
+use std::fs::{self, File, FileType, Metadata, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+/// How much is read of a file of our own, in bytes.
+pub const OWN_MAX: u64 = 64 << 20;
+
+/// Why something was not opened.
+#[derive(Debug)]
+struct NoFile(FileType);
+
+impl fmt::Display for NoFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.0 {
+            kind if kind.is_dir() => "a directory",
+            kind if kind.is_symlink() => "a symbolic link",
+            kind if kind.is_fifo() => "a named pipe",
+            kind if kind.is_socket() => "a socket",
+            _ => "a device",
+        };
+        write!(f, "it is {kind} and not a regular file: remove it")
+    }
+}
+
+impl std::error::Error for NoFile {}
+
+/// Whether an error says that something else than a file is there.
+pub fn is_no_file(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<NoFile>())
+}
+
+/// Opens a regular file, with the flag that closes it on exec.
+///
+/// # Errors
+/// Those of the system, and one that [`is_no_file`] knows.
+pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    // A device must not even be opened. What comes after that look is caught below.
+    match fs::metadata(path) {
+        Ok(data) => check(&data)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let file = options.clone().custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    check(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn check(data: &Metadata) -> io::Result<()> {
+    if data.is_file() { Ok(()) } else { Err(io::Error::other(NoFile(data.file_type()))) }
+}
+
+/// Reads a regular file of at most `most` bytes.
+///
+/// # Errors
+/// As [`open`]; and if there is more.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = open(path, OpenOptions::new().read(true))?;
+    let len = file.metadata()?.len().min(most);
+    let mut bytes = Vec::with_capacity(len as usize + 1);
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::other(format!("it is larger than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The same, as text.
+///
+/// # Errors
+/// As [`read`]; and if it is not UTF-8.
+pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    String::from_utf8(read(path, most)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    /// Makes a named pipe.
+    pub(crate) fn pipe(path: &Path) {
+        mkfifo(path, Mode::from_bits_truncate(0o600)).unwrap();
+    }
+
+    /// What a function returns, which it has to do soon.
+    pub(crate) fn at_once<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = mpsc::channel();
+        std::thread::spawn(move || done.send(work()));
+        result.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| panic!("{what} hangs"))
+    }
+
+    #[test]
+    fn nothing_but_a_file_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        pipe(&path("pipe"));
+        fs::create_dir(path("directory")).unwrap();
+        let _socket = UnixListener::bind(path("socket")).unwrap();
+        symlink("/dev/zero", path("device")).unwrap();
+        symlink("pipe", path("link")).unwrap();
+        symlink("loop", path("loop")).unwrap();
+        for (name, kind) in [
+            ("pipe", "a named pipe"),
+            ("link", "a named pipe"),
+            ("directory", "a directory"),
+            ("socket", "a socket"),
+            ("device", "a device"),
+        ] {
+            let path = path(name);
+            let options = [
+                OpenOptions::new().read(true).clone(),
+                OpenOptions::new().write(true).create(true).truncate(false).clone(),
+                OpenOptions::new().append(true).create(true).clone(),
+            ];
+            for options in options {
+                let path = path.clone();
+                let error = at_once(name, move || open(&path, &options)).unwrap_err();
+                assert!(is_no_file(&error) && error.to_string().contains(kind), "{name}: {error}");
+            }
+        }
+        let error = read(&path("loop"), 10).unwrap_err();
+        assert!(!is_no_file(&error) && error.raw_os_error() == Some(libc::ELOOP), "{error}");
+        assert_eq!(read(&path("none"), 10).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn reading_has_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "0123456789").unwrap();
+        assert_eq!(read_text(&path, 10).unwrap(), "0123456789");
+        assert!(read(&path, 9).unwrap_err().to_string().contains("larger than 9 bytes"));
+        // A file without end: sparse, so that the test needs no disk.
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(read(&path, 1 << 20).is_err());
+        // Files of proc say that they are empty.
+        assert!(!read(Path::new("/proc/self/status"), OWN_MAX).unwrap().is_empty());
+        fs::write(&path, [0xff]).unwrap();
+        assert_eq!(read_text(&path, 10).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
