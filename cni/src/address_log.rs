@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::alloc::{Event, Family, History};
+use crate::files;
 
 /// The log.
 #[derive(Clone, Debug)]
@@ -32,14 +33,14 @@ impl AddressLog {
 
     /// The events, oldest first. Lines that are no events are passed over.
     pub(crate) fn read(&self) -> Vec<Event> {
-        let text = fs::read(&self.path).unwrap_or_default();
+        let text = files::read(&self.path, files::OWN_MAX).unwrap_or_default();
         String::from_utf8_lossy(&text).lines().filter_map(Event::parse).collect()
     }
 
     /// Adds events, or writes the log anew when it has grown long.
     pub(crate) fn append(&self, events: &[Event]) -> io::Result<()> {
         let lines = |events: &[Event]| events.iter().map(|e| e.to_line()).collect::<String>();
-        let mut log = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+        let mut log = files::open(&self.path, OpenOptions::new().append(true).create(true).mode(0o600))?;
         if log.metadata()?.len() < Self::LIMIT {
             return log.write_all(lines(events).as_bytes());
         }
@@ -50,7 +51,9 @@ impl AddressLog {
             .collect();
         // The lock is ours: a file of that name is a dead process's.
         let temporary = self.path.with_extension("new");
-        fs::write(&temporary, lines(&short))?;
+        let _ = fs::remove_file(&temporary);
+        let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        new.write_all(lines(&short).as_bytes())?;
         fs::rename(&temporary, &self.path)
     }
 }

@@ -143,7 +143,10 @@ impl From<NetnsError> for CniError {
     fn from(e: NetnsError) -> Self {
         let code = match e {
             NetnsError::Missing { .. } => Code::UnknownContainer,
-            NetnsError::NotANamespace { .. } => Code::InvalidEnvironment,
+            NetnsError::NotANamespace { .. } => {
+                return Self::new(Code::InvalidEnvironment, chain(&e))
+                    .details("CNI_NETNS has to be the path of one, such as /run/netns/NAME or /proc/PID/ns/net");
+            }
             NetnsError::Io { .. } => Code::Io,
             NetnsError::Enter { .. } => Code::Network,
         };

@@ -1,12 +1,12 @@
 //! Network namespaces: opened by path, compared, entered on a thread of their own.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs, statfs};
 use thiserror::Error;
 
 /// What went wrong with a namespace.
@@ -54,16 +54,20 @@ pub struct NetNs {
 impl NetNs {
     /// The namespace at a path.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
-        let file = File::open(path).map_err(|source| match source.kind() {
+        let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => NetnsError::Missing { path: path.to_owned() },
             _ => NetnsError::Io { path: path.to_owned(), source },
-        })?;
-        let examined = || -> io::Result<_> { Ok((fstatfs(&file)?.filesystem_type(), file.metadata()?)) };
-        let (kind, metadata) = examined().map_err(|source| NetnsError::Io { path: path.to_owned(), source })?;
-        // `ip netns` leaves a plain file behind when the namespace is unmounted.
-        if kind != NSFS_MAGIC {
-            return Err(NetnsError::NotANamespace { path: path.to_owned() });
-        }
+        };
+        let expect = |kind: FsType| match kind == NSFS_MAGIC {
+            true => Ok(()),
+            false => Err(NetnsError::NotANamespace { path: path.to_owned() }),
+        };
+        // Looked at before it is opened: opening a pipe waits for its other end, and a device may act. `ip netns` leaves a
+        // plain file behind when the namespace is unmounted.
+        expect(statfs(path).map_err(|e| failed(e.into()))?.filesystem_type())?;
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        expect(fstatfs(&file).map_err(|e| failed(e.into()))?.filesystem_type())?;
+        let metadata = file.metadata().map_err(failed)?;
         Ok(Self { file, path: path.to_owned(), id: (metadata.dev(), metadata.ino()) })
     }
 
@@ -107,5 +111,35 @@ impl NetNs {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::files::tests::{at_once, pipe};
+
+    #[test]
+    fn what_is_no_namespace_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        pipe(&path("pipe"));
+        std::fs::write(path("file"), "").unwrap();
+        symlink("pipe", path("link")).unwrap();
+        symlink("loop", path("loop")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for path in [path("pipe"), path("file"), path("link"), path("socket"), "/dev/zero".into(), dir.path().into()] {
+            let error = at_once("opening", move || NetNs::open(&path)).unwrap_err();
+            assert!(matches!(error, NetnsError::NotANamespace { .. }), "{error}");
+        }
+        assert!(matches!(NetNs::open(&path("none")), Err(NetnsError::Missing { .. })));
+        assert!(matches!(NetNs::open(&path("file/none")), Err(NetnsError::Missing { .. })));
+        assert!(matches!(NetNs::open(&path("loop")), Err(NetnsError::Io { .. })));
+        // A namespace of another kind can be opened, and not entered.
+        let other = NetNs::open(Path::new("/proc/self/ns/uts")).unwrap();
+        assert!(matches!(other.run(|| ()), Err(NetnsError::NotANamespace { .. } | NetnsError::Enter { .. })));
+        assert!(NetNs::current().unwrap().is(&NetNs::open(Path::new("/proc/self/ns/net")).unwrap()));
     }
 }

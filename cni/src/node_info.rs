@@ -9,6 +9,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::files;
+
 /// Version of the file's format.
 pub const SCHEMA: u32 = 1;
 
@@ -79,7 +81,7 @@ impl NodeInfo {
     /// Reads it.
     pub fn read(run_dir: &Path) -> Result<Self, NodeInfoError> {
         let path = Self::path(run_dir);
-        let bytes = match fs::read(&path) {
+        let bytes = match files::read(&path, files::OWN_MAX) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(NodeInfoError::Missing { path }),
             Err(source) => return Err(NodeInfoError::Io { what: "read", path, source }),
@@ -157,5 +159,10 @@ mod tests {
         assert!(matches!(NodeInfo::read(dir.path()), Err(NodeInfoError::Schema { found: 2, .. })));
         fs::write(NodeInfo::path(dir.path()), r#"{"schema":1"#).unwrap();
         assert!(matches!(NodeInfo::read(dir.path()), Err(NodeInfoError::Malformed { .. })));
+        fs::remove_file(NodeInfo::path(dir.path())).unwrap();
+        crate::files::tests::pipe(&NodeInfo::path(dir.path()));
+        let path = dir.path().to_owned();
+        let read = crate::files::tests::at_once("reading it", move || NodeInfo::read(&path));
+        assert!(matches!(read, Err(NodeInfoError::Io { .. })));
     }
 }

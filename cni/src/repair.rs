@@ -12,7 +12,7 @@ use podnet_common::layout::Sandbox;
 
 use crate::commands::publish;
 use crate::datapath::{self, DatapathError, Endpoints, PinDir, Sandboxes};
-use crate::error::CniError;
+use crate::error::{CniError, Code};
 use crate::id::AttachmentId;
 use crate::netlink::{Answer, Link, Netlink, Op};
 use crate::netns::NetNs;
@@ -102,7 +102,14 @@ fn examine(
     let Some(content) = store.read(name)? else { return Ok(()) };
     let doomed = match (&content, keep) {
         (_, Keep::Listed { listed, .. }) if listed.contains(&name.id) => false,
-        (Content::Leftover, _) => true,
+        (Content::Leftover, _) | (Content::NoFile, Keep::Listed { .. }) => true,
+        // The pod may live.
+        (Content::NoFile, Keep::Whole { .. }) => {
+            let msg = format!("the record {name} in {} is no regular file", store.attachments_dir().display());
+            return Err(
+                CniError::new(Code::Io, msg).details("its pod is left alone, and its DEL will remove what is there")
+            );
+        }
         (Content::Valid(record), Keep::Listed { network, .. }) => record.network == *network,
         // The links of another namespace can't be seen from here.
         (Content::Valid(record), Keep::Whole { .. }) if record.host_netns != own.inode() => false,

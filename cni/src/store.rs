@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::address_log::AddressLog;
 use crate::alloc::{self, Event, Family, History, Pool};
+use crate::files;
 use crate::id::AttachmentId;
 use crate::record::{PortMapping, Record, RecordName, short_boot};
 
@@ -81,6 +82,8 @@ pub enum Content {
     Valid(Box<Record>),
     /// Unreadable, or from an earlier boot.
     Leftover,
+    /// Something else than a file has taken the place of one.
+    NoFile,
 }
 
 /// The store; making one touches nothing.
@@ -102,7 +105,7 @@ pub struct Locked<'a> {
 /// A record that nobody else is at work on, until this is dropped.
 #[derive(Debug)]
 pub struct Claim {
-    _lock: Flock,
+    _lock: Option<Flock>,
 }
 
 /// A locked file. It is unlocked explicitly: a process that the daemon is just forking has the descriptor too.
@@ -180,7 +183,7 @@ impl Store {
     /// Waits for the lock and takes it. Makes the directories if they are missing.
     pub fn lock(&self) -> Result<Locked<'_>, StoreError> {
         let path = self.state_dir.join("lock");
-        let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let open = || files::open(&path, OpenOptions::new().write(true).create(true).truncate(false).mode(0o600));
         let lock = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 make_dir(&self.state_dir)?;
@@ -216,9 +219,10 @@ impl Store {
     /// A record's content; none when it has gone meanwhile. One in state allocating has what it began with.
     pub fn read(&self, name: &RecordName) -> Result<Option<Content>, StoreError> {
         let path = self.path(name);
-        let bytes = match fs::read(&path) {
+        let bytes = match files::read(&path, files::OWN_MAX) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if files::is_no_file(&e) => return Ok(Some(Content::NoFile)),
             Err(e) => return Err(failed("read", &path)(e)),
         };
         // A file under another's name would release what it does not hold.
@@ -244,9 +248,11 @@ impl Store {
     pub fn try_claim(&self, name: &RecordName) -> Result<Claimed, StoreError> {
         let _lock = self.lock()?;
         let path = self.path(name);
-        let file = match File::open(&path) {
+        let file = match files::open(&path, OpenOptions::new().read(true)) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Claimed::Gone),
+            // No ADD has made it, so none is at work on it.
+            Err(e) if files::is_no_file(&e) => return Ok(Claimed::Yes(Claim { _lock: None })),
             Err(e) => return Err(failed("open", &path)(e)),
         };
         match file.try_lock() {
@@ -258,7 +264,7 @@ impl Store {
         let lock = Flock(file);
         let ours = lock.0.metadata().map_err(failed("examine", &path))?.ino();
         match fs::metadata(&path) {
-            Ok(there) if there.ino() == ours => Ok(Claimed::Yes(Claim { _lock: lock })),
+            Ok(there) if there.ino() == ours => Ok(Claimed::Yes(Claim { _lock: Some(lock) })),
             Ok(_) => Ok(Claimed::Gone),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Claimed::Gone),
             Err(e) => Err(failed("examine", &path)(e)),
@@ -395,7 +401,7 @@ impl Locked<'_> {
     /// Removes a record and lets its addresses rest. Nothing happens when it is gone already.
     pub fn remove(&self, name: &RecordName) -> Result<(), StoreError> {
         let path = self.store.path(name);
-        if path.exists() && name.boot == short_boot(&self.store.boot_id) {
+        if path.symlink_metadata().is_ok() && name.boot == short_boot(&self.store.boot_id) {
             let events: Vec<Event> = name.ips.iter().map(|ip| Event::Released(*ip)).collect();
             // A full disk must not keep a pod from being removed; its address only rests less.
             if let Err(error) = self.store.log.append(&events) {
@@ -456,6 +462,7 @@ fn remove_file(path: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::tests::{at_once, pipe};
     use crate::record::State;
 
     const BOOT: &str = "0123abcd-0000-0000-0000-000000000000";
@@ -523,6 +530,41 @@ mod tests {
         store.lock().unwrap().remove(&ready.name()).unwrap();
         assert_eq!(store.read(&ready.name()).unwrap(), None);
         assert_eq!(fs::read_to_string(store.log.path()).unwrap(), "+10.0.0.2\n-10.0.0.2\n", "released once");
+    }
+
+    #[test]
+    fn what_takes_the_place_of_a_file_is_named_and_never_waited_for() {
+        for name in ["lock", "allocator"] {
+            let dir = tempfile::tempdir().unwrap();
+            pipe(&dir.path().join(name));
+            let store = Store::with_boot_id(dir.path(), BOOT);
+            let error = at_once(name, move || reserve(&store, "c1", "10.0.0.0/24")).unwrap_err();
+            let StoreError::Io { path, source, .. } = error else { panic!("{error}") };
+            assert!(path.ends_with(name) && source.to_string().contains("a named pipe"), "{source}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::with_boot_id(dir.path(), BOOT);
+        for make in [pipe, (|path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())) as fn(&Path)] {
+            let name = reserve(&store, "c1", "10.0.0.0/24").unwrap().record.name();
+            let path = store.path(&name);
+            fs::remove_file(&path).unwrap();
+            make(&path);
+            let (there, its) = (store.clone(), name.clone());
+            let (claimed, read) =
+                at_once("a record", move || (there.try_claim(&its).unwrap(), there.read(&its).unwrap()));
+            assert!(matches!(claimed, Claimed::Yes(_)) && read == Some(Content::NoFile), "{read:?}");
+            // Its address is held until it is removed, and others get theirs.
+            let other = reserve(&store, "c2", "10.0.0.0/24").unwrap();
+            assert_ne!(other.record.ips, name.ips);
+            for name in store.list().unwrap() {
+                store.lock().unwrap().remove(&name).unwrap();
+            }
+            assert_eq!(store.list().unwrap(), []);
+        }
+        // What a killed process has left of a new log may be anything too.
+        pipe(&dir.path().join("allocator.new"));
+        fs::write(dir.path().join("allocator"), "+10.0.0.2\n".repeat(4000)).unwrap();
+        at_once("the log", move || reserve(&store, "c3", "10.0.0.0/24").map(drop)).unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use ipnetwork::IpNetwork;
+use podnet_cni::files;
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -293,8 +294,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with the line where there is one.
     pub fn read_for(path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = files::read_text(path, files::OWN_MAX)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse_for(&text, node).map_err(|error| ConfigError::Content { path: path.to_owned(), error })
     }
 

@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use podnet_cni::files;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tracing::info;
@@ -17,6 +18,8 @@ use crate::config::{Config, Install};
 
 /// The plugin's program; it is beside the daemon's.
 const PROGRAM: &str = "podnet-cni";
+/// How large it may be, in bytes.
+const PROGRAM_MAX: u64 = 1 << 30;
 /// The list of plugins. Runtimes sort by name, so this comes before most.
 pub const LIST: &str = "05-podnet.conflist";
 /// Endings of files that runtimes read.
@@ -39,11 +42,11 @@ pub struct InstallError {
 pub fn install(config: &Config, install: &Install) -> Result<Option<PathBuf>, InstallError> {
     let source = std::env::current_exe().map(|daemon| daemon.with_file_name(PROGRAM));
     let source = source.map_err(failed("finding", Path::new(PROGRAM)))?;
-    let program = fs::read(&source).map_err(failed("reading", &source))?;
+    let program = files::read(&source, PROGRAM_MAX).map_err(failed("reading", &source))?;
     place(&install.bin_dir.join(PROGRAM), &program, 0o755)?;
     let list = install.conf_dir.join(LIST);
     if place(&list, list_text(config).as_bytes(), 0o644)? {
-        let again = || OpenOptions::new().write(true).open(&list)?.write_all(list_text(config).as_bytes());
+        let again = || files::open(&list, OpenOptions::new().write(true))?.write_all(list_text(config).as_bytes());
         again().map_err(failed("writing", &list))?;
     }
     let first = lists(&install.conf_dir).map_err(failed("listing", &install.conf_dir))?.into_iter().min();
@@ -87,7 +90,7 @@ fn list_text(config: &Config) -> String {
 
 /// Gives a file this content, by renaming a finished one. Says whether it had another.
 fn place(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError> {
-    if fs::read(path).is_ok_and(|there| there == content) {
+    if files::read(path, PROGRAM_MAX).is_ok_and(|there| there == content) {
         return Ok(false);
     }
     let directory = path.parent().unwrap_or(Path::new("/"));

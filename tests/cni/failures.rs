@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
 use crate::support::{Node, Pod, ips};
@@ -37,6 +40,69 @@ fn a_failure_after_the_link_was_made_undoes_it() {
     assert!(pod.netns.links().is_empty());
     fs::remove_file(node.dir().join("run/node.json")).unwrap();
     node.add(&pod);
+}
+
+fn pipe(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    mkfifo(path, Mode::from_bits_truncate(0o600)).unwrap();
+}
+
+#[test]
+fn a_netns_that_is_a_pipe_is_refused_and_not_waited_for() {
+    let (node, pod) = (Node::new(), Pod::new());
+    let result = node.add(&pod);
+    let path = node.dir().join("pipe");
+    pipe(&path);
+    for command in ["ADD", "CHECK", "DEL"] {
+        let mut call = node.command(command, Some(&pod));
+        call.env("CNI_NETNS", &path);
+        if command == "ADD" {
+            call.env("CNI_CONTAINERID", "another");
+        }
+        let outcome = node.run(call, &node.config_with(json!({"prevResult": result})));
+        if command == "DEL" {
+            outcome.silent();
+            continue;
+        }
+        let error = outcome.error();
+        assert_eq!(error["code"], 4, "{command}: {error}");
+        assert!(error["details"].as_str().unwrap().contains("/run/netns/NAME"), "{error}");
+    }
+    node.assert_only(&[]);
+}
+
+#[test]
+fn pipes_in_the_place_of_files_are_named_and_not_waited_for() {
+    let (node, pod, other) = (Node::new(), Pod::new(), Pod::new());
+    for file in ["state/lock", "state/allocator", "run/node.json"] {
+        let path = node.dir().join(file);
+        let aside = path.with_extension("aside");
+        let _ = fs::rename(&path, &aside);
+        pipe(&path);
+        let error = node.call("ADD", &pod).error();
+        let msg = error["msg"].as_str().unwrap();
+        assert_eq!(error["code"], 5, "{error}");
+        assert!(msg.contains(file) && msg.contains("a named pipe") && msg.contains("remove it"), "{error}");
+        fs::remove_file(&path).unwrap();
+        let _ = fs::rename(&aside, &path);
+    }
+    node.assert_only(&[]);
+    // A log of calls is worth nothing.
+    fs::remove_file(node.dir().join("run/calls")).unwrap();
+    pipe(&node.dir().join("run/calls"));
+    node.add(&pod);
+    let record = node.record(&pod);
+    fs::remove_file(&record).unwrap();
+    pipe(&record);
+    node.add(&other);
+    node.status().silent();
+    assert!(node.call("ADD", &pod).success, "its ADD removes it like what a killed one has left");
+    let record = node.record(&pod);
+    fs::remove_file(&record).unwrap();
+    pipe(&record);
+    node.gc(&[&pod, &other]).silent();
+    node.del(&pod);
+    node.assert_only(&[&other]);
 }
 
 #[test]

@@ -8,9 +8,17 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
+
+/// How long a call may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// All versions of the specification.
 pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -328,5 +336,15 @@ pub fn run_with_input(mut command: Command, input: &[u8]) -> Outcome {
     // A plugin that refuses its environment does not read.
     let _ = stdin.write_all(input);
     drop(stdin);
-    child.wait_with_output().expect("the plugin ends").into()
+    // One that hangs would keep the tests from ending.
+    let (id, (ended, wait)) = (child.id(), mpsc::channel::<()>());
+    let guard = thread::spawn(move || {
+        if wait.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill(Pid::from_raw(id as i32), Signal::SIGKILL);
+        }
+    });
+    let output = child.wait_with_output().expect("the plugin ends");
+    drop(ended);
+    guard.join().expect("the guard doesn't panic");
+    output.into()
 }

@@ -1,5 +1,6 @@
 //! The daemon dies, the datapath doesn't.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -205,6 +206,38 @@ fn programs_are_attached_once_however_often_the_daemon_starts() -> Result<()> {
     }
     assert_eq!(attached()?, before);
     Ok(())
+}
+
+#[test]
+fn a_second_daemon_is_refused_also_when_the_run_directory_was_cleaned() -> Result<()> {
+    let lab = Lab::builder().nodes(1).build()?;
+    let node = lab.node(0);
+    let config = node.config_file().display().to_string();
+    let clean: [fn(&Path) -> Result<()>; 2] = [
+        |run| Ok(std::fs::remove_file(run.join("daemon.lock"))?),
+        |run| {
+            for entry in std::fs::read_dir(run)? {
+                std::fs::remove_file(entry?.path())?;
+            }
+            Ok(())
+        },
+    ];
+    for clean in clean {
+        for args in [&["daemon", "--config", &config][..], &["cleanup"]] {
+            clean(&node.run_dir())?;
+            let output = node.podnet_output(args)?;
+            ensure!(!output.status.success(), "{args:?} ran beside the daemon");
+            let message = String::from_utf8_lossy(&output.stderr);
+            ensure!(message.contains("running already"), "{args:?}: {message}");
+            ensure!(node.daemon_runs()?, "the first daemon ended");
+            eventually("the daemon is seen again", || {
+                ensure!(node.podnet_json(&["status"])?["daemon"]["running"] == true, "it isn't");
+                ensure!(node.run_dir().join("node.json").exists(), "pods can't start");
+                Ok(())
+            })?;
+        }
+    }
+    node.add_pod("late").map(drop)
 }
 
 #[test]

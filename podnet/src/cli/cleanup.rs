@@ -76,7 +76,7 @@ impl Outcome {
 pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
     let mut outcome = Outcome::default();
     // Held until the end, so that no daemon starts meanwhile; the file itself goes with the others.
-    let _lock = match DaemonLock::acquire(run_dir) {
+    let _lock = match DaemonLock::acquire(run_dir, &PinDir::new(bpffs), false) {
         Ok(lock) => lock,
         Err(e) => {
             outcome.errors.push(e.into());

@@ -61,7 +61,7 @@ use crate::{
     metrics::{Listener, Metrics, NodeState},
     reconcile::Outcome,
     source::{Batch, Source},
-    status::DaemonLock,
+    status::{DaemonLock, StatusError},
 };
 
 use announce::Announcer;
@@ -80,11 +80,11 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT, and leaves the datapath as it is.
 pub async fn run(config: Config) -> Result<()> {
-    let _lock = DaemonLock::acquire(&config.run_dir)?;
+    let lock = DaemonLock::acquire(&config.run_dir, &PinDir::new(&config.bpffs), true)?;
     raise_file_limit();
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let mut daemon = Daemon::start(config).await?;
+    let mut daemon = Daemon::start(config, lock).await?;
     tokio::select! {
         result = daemon.serve() => result,
         _ = terminate.recv() => Ok(()),
@@ -134,10 +134,13 @@ struct Daemon {
     was_set_up: bool,
     /// Why the container runtime doesn't use the plugin.
     not_installed: Option<String>,
+    lock: DaemonLock,
+    /// Why it can't be looked after.
+    lock_problem: Option<String>,
 }
 
 impl Daemon {
-    async fn start(config: Config) -> Result<Self> {
+    async fn start(config: Config, lock: DaemonLock) -> Result<Self> {
         let mut source = Source::open(&config)?;
         let store = Store::open(&config.state_dir)?;
         let attachments = Attachments::watch(store.attachments_dir())?;
@@ -194,6 +197,8 @@ impl Daemon {
             node_retry: RETRY_INTERVAL,
             was_set_up,
             not_installed: None,
+            lock,
+            lock_problem: None,
             config,
         })
     }
@@ -244,6 +249,7 @@ impl Daemon {
                     if let Err(error) = self.datapath.advance_clock() {
                         warn!("{error}");
                     }
+                    self.keep_lock()?;
                     self.tell_health();
                     self.listener.retry();
                     self.calls.take().iter().for_each(|call| self.metrics.calls.observe(call));
@@ -283,6 +289,31 @@ impl Daemon {
         if let Err(error) = self.host.remove_podnet0().await {
             warn!("{error}");
         }
+    }
+
+    /// Looks after the lock, and what else is in the run directory, which somebody may have emptied.
+    ///
+    /// # Errors
+    /// If another daemon has the lock by now.
+    fn keep_lock(&mut self) -> Result<()> {
+        let problem = match self.lock.keep() {
+            Ok(false) => None,
+            Ok(true) => {
+                warn!(directory = %self.config.run_dir.display(), "files in the run directory were removed: they are made again");
+                self.report.forget();
+                self.node_due = Some(Instant::now());
+                None
+            }
+            Err(error @ StatusError::Running { .. }) => {
+                return Err(error).context("the run directory is another daemon's now");
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(problem) = problem.as_ref().filter(|problem| self.lock_problem.as_ref() != Some(problem)) {
+            warn!("{problem}");
+        }
+        self.lock_problem = problem;
+        Ok(())
     }
 
     /// Takes in what the source says.

@@ -49,6 +49,11 @@ impl Reporter {
         }
     }
 
+    /// The file may be gone: it is to be written again.
+    pub(super) fn forget(&mut self) {
+        self.nodes_differ = true;
+    }
+
     /// Takes in the ways to other nodes, of which there may be thousands: whenever they have been looked at, and not for
     /// each of the changes between.
     pub(super) fn set_nodes(&mut self, node: &node::Status) {

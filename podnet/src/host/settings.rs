@@ -7,11 +7,12 @@
 //!
 //! Sysctls under `net/` are those of the calling thread's network namespace.
 
-use std::fs;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use podnet_cni::files;
 use serde::{Deserialize, Serialize};
 
 use super::podnet0::{FAR, NEAR};
@@ -117,7 +118,7 @@ impl Sysctl {
 
     /// Reads one, without the newline; `None` if it does not exist.
     pub fn read(&self, path: &str) -> Result<Option<String>, SettingError> {
-        match fs::read_to_string(self.root.join(path)) {
+        match files::read_text(&self.root.join(path), files::OWN_MAX) {
             Ok(value) => Ok(Some(value.trim_end().to_owned())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(SettingError { verb: "read", path: path.to_owned(), source }),
@@ -126,11 +127,11 @@ impl Sysctl {
 
     /// Writes one.
     pub fn write(&self, path: &str, value: &str) -> Result<(), SettingError> {
-        fs::write(self.root.join(path), value).map_err(|source| SettingError {
-            verb: "write",
-            path: path.to_owned(),
-            source,
-        })
+        let write = || {
+            let mut file = files::open(&self.root.join(path), OpenOptions::new().write(true).truncate(true))?;
+            file.write_all(value.as_bytes())
+        };
+        write().map_err(|source| SettingError { verb: "write", path: path.to_owned(), source })
     }
 }
 
@@ -316,6 +317,8 @@ impl Setting {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::host::uplinks::Uplink;
     use podnet_common::addr::IfIndex;

@@ -4,12 +4,14 @@
 //! podnet itself has been told of it. So the address is taken from the configuration, or from the kubelet of this node,
 //! which must reach the server without services as well.
 
+use std::fs::OpenOptions;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fs, io};
 
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use podnet_cni::files;
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -85,6 +87,9 @@ pub(super) fn client(settings: &Kubernetes) -> Result<Connected, ConnectError> {
 
 fn from_file(path: &Path) -> Result<kube::Config, ConnectError> {
     let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    // It is read again by its name, since what it names is beside it. What is no file isn't touched.
+    files::open(path, OpenOptions::new().read(true))
+        .map_err(|e| failed(KubeconfigError::ReadConfig(e, path.to_owned())))?;
     let file = Kubeconfig::read_from(path).map_err(failed)?;
     // Nothing in it waits.
     let options = KubeConfigOptions::default();
@@ -94,7 +99,7 @@ fn from_file(path: &Path) -> Result<kube::Config, ConnectError> {
 
 /// The server that a kubelet asks, as its kubeconfig says.
 fn server_of_kubelet(path: &Path) -> Option<String> {
-    let text = match fs::read_to_string(path) {
+    let text = match files::read_text(path, files::OWN_MAX) {
         Ok(text) => text,
         Err(error) => {
             warn!("the kubelet's {} can't be read: {error}; set `kubernetes.server`", path.display());
@@ -122,6 +127,8 @@ fn server_in(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
