@@ -51,7 +51,9 @@ fn is_harmless(what: &str, bytes: &[u8]) -> Result<()> {
 fn what_tenants_write_stays_in_its_place_on_terminals_and_in_logs() -> Result<()> {
     let (lab, ..) = site()?;
     let node = lab.node(0);
-    let hostile = serde_json::to_string(HOSTILE)?;
+    // YAML takes such characters by their numbers only.
+    let hostile: String = HOSTILE.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+    let hostile = format!("\"{hostile}\"");
     let long = "y".repeat(1 << 20);
     let object = |name: &str, annotation: &str| {
         format!(
@@ -76,6 +78,7 @@ fn what_tenants_write_stays_in_its_place_on_terminals_and_in_logs() -> Result<()
     eventually("the file is reported", || {
         let warnings = warnings(node)?;
         ensure!(warnings.iter().any(|warning| warning.contains(&broken)), "{warnings:?}");
+        ensure!(warnings.iter().any(|warning| warning.contains("default/told")), "{warnings:?}");
         Ok(())
     })?;
     for args in [

@@ -1,5 +1,6 @@
 //! The daemon dies, the datapath doesn't.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -115,7 +116,7 @@ fn pods_are_served_again_when_all_pins_were_lost() -> Result<()> {
     drop(site.traffic()?);
     let node = site.lab.node(0);
     node.kill_daemon()?;
-    std::fs::remove_dir_all(node.bpffs().join("podnet"))?;
+    fs::remove_dir_all(node.bpffs().join("podnet"))?;
     node.start_daemon()?;
     site.traffic()?.flows(20)
 }
@@ -209,15 +210,79 @@ fn programs_are_attached_once_however_often_the_daemon_starts() -> Result<()> {
 }
 
 #[test]
+fn accidents_with_manifests_take_no_service_away() -> Result<()> {
+    let site = Site::new()?;
+    let node = site.lab.node(0);
+    let traffic = site.traffic()?;
+    let manifests = node.manifest_dir();
+    let files: Vec<_> = fs::read_dir(&manifests)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let contents: Vec<_> = files.iter().map(fs::read).collect::<Result<_, _>>()?;
+    let restore =
+        || -> Result<()> { files.iter().zip(&contents).try_for_each(|(file, content)| Ok(fs::write(file, content)?)) };
+    let told = |part: &str| {
+        eventually(part, || {
+            let status = node.podnet_json(&["status"])?;
+            ensure!(status["warnings"].to_string().contains(part), "{}", status["warnings"]);
+            Ok(())
+        })
+    };
+    let healthy = || {
+        eventually("nothing is wrong any more", || {
+            let status = node.podnet_json(&["status"])?;
+            ensure!(status["warnings"] == serde_json::json!([]), "{}", status["warnings"]);
+            Ok(())
+        })
+    };
+    let empty = || -> Result<()> { files.iter().try_for_each(|file| Ok(fs::write(file, "")?)) };
+    let new_flows = || -> Result<()> {
+        for family in Family::ALL {
+            site.client.place.ask(Transport::Tcp, site.service.addr(family)).context("a new flow")?;
+        }
+        traffic.flows(50)
+    };
+    empty()?;
+    told("it is empty")?;
+    new_flows()?;
+    for upgrade in [false, true] {
+        node.kill_daemon()?;
+        if upgrade {
+            node.disown_programs()?;
+        }
+        node.spawn_daemon()?;
+        told("it is empty")?;
+        new_flows()?;
+    }
+    restore()?;
+    healthy()?;
+    fs::remove_dir_all(&manifests)?;
+    told("until it is back")?;
+    new_flows()?;
+    fs::create_dir(&manifests)?;
+    told("without any manifest")?;
+    new_flows()?;
+    restore()?;
+    healthy()?;
+    // As it would be unmounted, or mounted over.
+    let path = manifests.display().to_string();
+    node.place.run("mount", &["-t", "tmpfs", "none", &path])?;
+    told("without any manifest")?;
+    new_flows()?;
+    node.place.run("umount", &[&path])?;
+    healthy()?;
+    traffic.flows(50)?;
+    traffic.clean()
+}
+
+#[test]
 fn a_second_daemon_is_refused_also_when_the_run_directory_was_cleaned() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let node = lab.node(0);
     let config = node.config_file().display().to_string();
     let clean: [fn(&Path) -> Result<()>; 2] = [
-        |run| Ok(std::fs::remove_file(run.join("daemon.lock"))?),
+        |run| Ok(fs::remove_file(run.join("daemon.lock"))?),
         |run| {
-            for entry in std::fs::read_dir(run)? {
-                std::fs::remove_file(entry?.path())?;
+            for entry in fs::read_dir(run)? {
+                fs::remove_file(entry?.path())?;
             }
             Ok(())
         },
