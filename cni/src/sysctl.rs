@@ -27,6 +27,11 @@ pub(crate) fn ensure(key: &[&str], value: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path(key))?.write_all(value.as_bytes())
 }
 
+/// The same where the kernel has the setting: without a family it has none of it.
+pub(crate) fn ensure_if_there(key: &[&str], value: &str) -> io::Result<()> {
+    if get(key)?.is_some() { ensure(key, value) } else { Ok(()) }
+}
+
 /// Lets the node forward packets of a family. The kernel stops to accept router advertisements when IPv6 forwarding is
 /// switched on, so interfaces that depend on them are told to go on.
 pub(crate) fn forward(ipv6: bool) -> io::Result<()> {

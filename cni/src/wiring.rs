@@ -85,6 +85,7 @@ pub fn create(host: &mut Netlink, record: &Record, pod: &NetNs) -> Result<IfInde
 pub fn configure_host(host: &mut Netlink, record: &Record, alias: &str) -> Result<(), WiringError> {
     let index = IfIndex(record.host_ifindex);
     settings(&record.host_ifname, record)?;
+    heed_nothing(&record.host_ifname)?;
     let mut ops = vec![Op::no_generated_addresses(&record.host_ifname), Op::set_alias(index, alias), Op::up(index)];
     for &gateway in &record.gateways {
         ops.push(match gateway {
@@ -159,6 +160,22 @@ fn settings(ifname: &str, record: &Record) -> Result<(), WiringError> {
         }
     }
     Ok(())
+}
+
+/// What a pod could have the host do through its host end is switched off there: learn routes and addresses, change ways,
+/// follow routes that a packet carries. Whatever addresses the pod has: it may send any family that the host has.
+fn heed_nothing(host_ifname: &str) -> Result<(), WiringError> {
+    const KEYS: [(&str, &str); 5] = [
+        ("ipv6", "accept_ra"),
+        ("ipv6", "autoconf"),
+        ("ipv6", "accept_redirects"),
+        ("ipv4", "accept_redirects"),
+        ("ipv4", "accept_source_route"),
+    ];
+    KEYS.into_iter().try_for_each(|(family, key)| {
+        sysctl::ensure_if_there(&[family, "conf", host_ifname, key], "0")
+            .map_err(|source| WiringError::Sysctl { of: host_ifname.to_owned(), source })
+    })
 }
 
 fn enable_ipv6(ifname: &str) -> Result<(), WiringError> {

@@ -52,6 +52,8 @@ reasons! {
     NotForThisNode = 23, "not_for_this_node", "another node sent on a connection for which this node has no endpoint";
     NoRoute = 24, "no_route", "there is no route to where the packet has to go";
     TunnelFromOutside = 25, "tunnel_from_outside", "a packet for the tunnel came from what is no node of the cluster";
+    LinkScope = 26, "link_scope", "a pod sent IPv6 of the link, of which it needs duplicate address detection only";
+    NotMasqueraded = 27, "not_masqueraded", "a pod sent out of the cluster what can't get its node's address";
 }
 
 /// Counters (per CPU array of `u64`): first the outcomes that are not drops, then one for each [`Reason`].

@@ -111,6 +111,10 @@ impl<'a> View<'a> {
                 _ => break,
             }
         }
+        let later = fragment.as_ref().is_some_and(|piece: &Piece| piece.later);
+        if matches!(protocol, 0 | 43 | 44 | 60) && !later {
+            return None;
+        }
         Some(Self { frame, src: address(8), dst: address(24), ttl: h[7], l4, end, protocol, fragment })
     }
 

@@ -49,11 +49,13 @@ fn pods_speak_for_themselves_only_in_arp_and_neighbour_discovery() {
             let body = Transport::Raw(58, vec![135, 0, 0, 0, 0, 0, 0, 0]);
             Frame::new(src.parse().unwrap(), dst.parse().unwrap(), body).macs(CLIENT_MAC, HOST_MAC)
         };
-        for (src, dst) in
-            [("fe80::c", "ff02::1:ff00:1"), ("::", "ff02::1:ff00:2"), ("fe80::c", "fe80::1"), ("::", "ff02::16")]
+        for (src, dst) in [("::", "ff02::1:ff00:2"), ("fd00:244:1::2", "ff02::1:ff00:1"), ("fd00:244:1::2", "fe80::1")]
         {
             let own = icmp6(src, dst);
             expect(&both, Hook::FromPod, &own, End::Pass, &own)?;
+        }
+        for (src, dst) in [("fe80::c", "ff02::1:ff00:1"), ("fe80::c", "fe80::1")] {
+            expect_drop(&both, Hook::FromPod, &icmp6(src, dst), Reason::LinkScope)?;
         }
         for (src, dst) in [("fe80::c", "fd00:244:1::3"), ("::", "fd00:244:1::3"), ("fe80::c", "2001:db8::1")] {
             expect_drop(&both, Hook::FromPod, &icmp6(src, dst), Reason::SpoofedSource)?;

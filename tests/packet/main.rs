@@ -7,5 +7,6 @@ mod entry;
 mod errors;
 mod external;
 mod frame;
+mod hostile;
 mod kernel;
 mod tunnel;

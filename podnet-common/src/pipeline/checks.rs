@@ -95,7 +95,13 @@ pub(super) fn may_use_cluster_ip<At: Place, T: Tables>(t: &T) -> bool {
 /// Whether a packet that belongs to no service leaves the cluster from a pod, with the node's address.
 #[inline(always)]
 pub(super) fn masquerades<At: Place, T: Tables>(t: &T, config: &Config, tuple: &Tuple) -> bool {
-    frontend::begins(tuple) && !multicast(&tuple.dst) && leaves_cluster::<At, T>(t, config, &tuple.dst)
+    frontend::begins(tuple) && leaves_in_nodes_name::<At, T>(t, config, tuple)
+}
+
+/// Whether a packet leaves the cluster from a pod, so that it may do so with the node's address only.
+#[inline(always)]
+pub(super) fn leaves_in_nodes_name<At: Place, T: Tables>(t: &T, config: &Config, tuple: &Tuple) -> bool {
+    !multicast(&tuple.dst) && leaves_cluster::<At, T>(t, config, &tuple.dst)
 }
 
 /// Whether a pod's packet to this address shows the node's.
@@ -134,13 +140,25 @@ fn martian(src: &Addr, dst: &Addr) -> bool {
 /// listeners (RFC 4861, RFC 4862, RFC 3810). Such a packet has a link-local or no source, and no pod is reached by it.
 #[inline(always)]
 pub(super) fn link_scope(src: &Addr, dst: &Addr, proto: Proto) -> bool {
-    let link_local = |a: &Addr| {
-        let [first, second, ..] = a.0[0].to_ne_bytes();
-        first == 0xfe && second & 0xc0 == 0x80
-    };
     let [first, second, ..] = dst.0[0].to_ne_bytes();
     let to_link = link_local(dst) || (first == 0xff && second & 0xf <= 2);
     to_link && (link_local(src) || (src.is_none() && proto == Proto::ICMPV6))
+}
+
+/// Whether an IPv6 address counts on its link only (RFC 4291, section 2.5.6).
+#[inline(always)]
+pub(super) fn link_local(addr: &Addr) -> bool {
+    let [first, second, ..] = addr.0[0].to_ne_bytes();
+    first == 0xfe && second & 0xc0 == 0x80
+}
+
+/// Whether a packet that speaks to the link is part of duplicate address detection, a solicitation without a source
+/// (RFC 4862, section 5.4.2). A pod's link needs no more: neighbours are permanent on both sides. With invented sources a
+/// pod could fill the host's neighbour table, and a router's advertisement could change the host's routes.
+#[inline(always)]
+pub(super) fn detects_duplicates<P: Packet>(p: &P, tuple: &Tuple, l4: usize) -> bool {
+    const NEIGHBOUR_SOLICITATION: u8 = 135;
+    tuple.src.is_none() && tuple.proto == Proto::ICMPV6 && p.load::<u8>(l4) == Some(NEIGHBOUR_SOLICITATION)
 }
 
 /// Checks that an ARP packet of a pod speaks for that pod (or, as a probe of RFC 5227, for nobody).

@@ -73,7 +73,9 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
     v: &Parsed<F>,
 ) -> Verdict {
     if F::V6 && checks::link_scope(&v.tuple.src, &v.tuple.dst, v.tuple.proto) && !checks::tunnelled::<T>(t, &v.tuple) {
-        return Verdict::Pass;
+        let of_pod = At::HOOK as u32 == Hook::FromPod as u32;
+        let harmless = !of_pod || checks::detects_duplicates::<P>(p, &v.tuple, v.l4);
+        return if harmless { Verdict::Pass } else { Verdict::Drop(Reason::LinkScope) };
     }
     if let Err(reason) = checks::source::<At, F, P, T>(p, t, ethernet, &v.tuple) {
         return Verdict::Drop(reason);
@@ -117,13 +119,16 @@ pub(super) fn direct<At: Place, F: Family, P: Packet, T: Tables>(
                 None => Verdict::Drop(Reason::StoreFailed),
             }
         }
-        None if t.config().is_some_and(|config| checks::masquerades::<At, T>(t, config, &v.tuple)) => {
-            if v.ports {
+        None if t.config().is_some_and(|config| checks::leaves_in_nodes_name::<At, T>(t, config, &v.tuple)) => {
+            if v.ports && frontend::begins(&v.tuple) {
                 Verdict::Tail(Stage::Begin)
-            } else if v.piece == Piece::Whole {
+            } else if v.piece == Piece::Later {
+                Verdict::Drop(Reason::LostFragment)
+            } else if F::V6 && checks::link_local(&v.tuple.dst) {
                 Verdict::Pass
             } else {
-                Verdict::Drop(Reason::LostFragment)
+                // With its own address it would be answered to nobody, or to another who has that address there.
+                Verdict::Drop(Reason::NotMasqueraded)
             }
         }
         // For an external address of a service, but not for the service.

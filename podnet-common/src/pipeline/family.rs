@@ -12,7 +12,8 @@ use crate::{
     packet::{ETH, Icmp, Ipv4, Ipv6, Packet, Sctp, Tcp, Udp},
 };
 
-/// How many IPv6 extension headers are followed. RFC 8200, section 4.1 expects at most six in a sensible packet.
+/// How many IPv6 extension headers are followed. RFC 8200, section 4.1 expects at most six in a sensible packet; one with
+/// more is malformed.
 const EXTENSION_HEADERS: usize = 6;
 
 /// A packet's network and transport headers, read and not yet changed.
@@ -361,7 +362,9 @@ impl Family for V6 {
             }
             i += 1;
         }
-        Some(found)
+        // A chain that goes on hides the protocol, on which decisions depend.
+        let unfinished = matches!(found.proto, 0 | 43 | 44 | 60) && found.piece != Piece::Later;
+        (!unfinished).then_some(found)
     }
 
     #[inline(always)]

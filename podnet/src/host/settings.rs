@@ -169,6 +169,15 @@ pub fn tunnel(families: Families) -> Vec<Setting> {
     table.0
 }
 
+/// What a pod could have the host do through its interface's host end, by family and name.
+const HOST_END: [(u8, &str, &str); 5] = [
+    (6, "accept_ra", "a pod could give the host routes by router advertisements"),
+    (6, "autoconf", "a pod could give the host addresses by router advertisements"),
+    (6, "accept_redirects", "a pod could change the host's ways by redirects"),
+    (4, "accept_redirects", "a pod could change the host's ways by redirects"),
+    (4, "accept_source_route", "a pod could choose the ways of its packets past the checks of their destination"),
+];
+
 /// The whole table, in the order in which it has to be applied.
 pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
     let Uplinks { found: uplinks, host_ends, .. } = interfaces;
@@ -203,11 +212,10 @@ pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
         if families.v6 {
             table.interface(6, dev, "forwarding", ON, WHY_FORWARD).optional = pod;
         }
-        if families.v6 && pod {
-            // With 1, too, a host that forwards ignores them.
-            let why = "a pod could give the host routes by router advertisements";
-            let accept_ra = table.interface(6, dev, "accept_ra", &["0", "1"], why);
-            (accept_ra.set_by, accept_ra.optional) = (SetBy::Plugin, true);
+        // Whatever families pods have: IPv6 is there on the host, and a pod may send it.
+        for (family, name, why) in HOST_END.into_iter().filter(|_| pod) {
+            let setting = table.interface(family, dev, name, OFF, why);
+            (setting.set_by, setting.optional) = (SetBy::Plugin, true);
         }
     }
     table.0.extend(podnet0(families));

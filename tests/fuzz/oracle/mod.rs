@@ -74,7 +74,13 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
                 translation::check(world, o, &packet);
                 policy::check_source(world, o, &packet);
             }
-            None => assert!(o.output == o.input && o.end == End::Pass, "{o}no IP packet, yet it was handled"),
+            None => {
+                assert!(o.output == o.input && o.end == End::Pass, "{o}no IP packet, yet it was handled");
+                // What can't be read to its end can't be judged either, so it may not pass where sources are checked.
+                let ip = matches!(o.input.get(12..14), Some([8, 0] | [0x86, 0xdd]));
+                let judged = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::UplinkXdp);
+                assert!(!(ip && judged), "{o}an IP packet has passed unread");
+            }
         },
     }
     flows::check(world, o, state);

@@ -1,0 +1,95 @@
+//! Packets that a pod or a neighbour might try: each is dropped for the right reason, in both families where there are two.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use podnet::simulator::End;
+use podnet_common::{
+    layout::{Config, Hook, TUNNEL_PORT},
+    verdict::Reason,
+};
+
+use crate::{
+    cases::{both_families, both_families_with, expect, expect_drop},
+    cluster::{CLIENT_MAC, CLIENT_OUTSIDE_MAC, HOST_MAC, UPLINK_MAC},
+    frame::{Frame, Transport},
+};
+
+/// More extension headers than are followed hide the protocol: the tunnel's port would not be recognised, and the kernel,
+/// which follows them all, would take the packet out of the tunnel.
+#[test]
+fn what_is_behind_too_many_extension_headers_goes_nowhere() {
+    both_families_with(
+        |tables| tables.config = Config { tunnel: podnet_common::addr::IfIndex(95), ..tables.config },
+        |both, a, _| {
+            if a.node.is_ipv4() {
+                return Ok(());
+            }
+            for count in [7, 8, 20] {
+                let mut of_pod = Frame::udp((a.client, 40_000), (a.node, TUNNEL_PORT)).macs(CLIENT_MAC, HOST_MAC);
+                of_pod.extra = count;
+                expect_drop(both, Hook::FromPod, &of_pod, Reason::Malformed)?;
+                let outside = Frame::udp((a.outside, 40_000), (a.node, TUNNEL_PORT));
+                let mut outside = outside.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+                outside.extra = count;
+                for hook in [Hook::FromUplink, Hook::UplinkXdp] {
+                    expect_drop(both, hook, &outside, Reason::Malformed)?;
+                }
+            }
+            // As many as are followed are no disguise.
+            let mut of_pod = Frame::udp((a.client, 40_000), (a.node, TUNNEL_PORT)).macs(CLIENT_MAC, HOST_MAC);
+            of_pod.extra = 6;
+            expect_drop(both, Hook::FromPod, &of_pod, Reason::TunnelFromOutside)
+        },
+    );
+}
+
+/// ICMPv6 of the link: kind, then what follows the checksum.
+fn of_link(src: &str, dst: &str, kind: u8) -> Result<Frame> {
+    let message = [vec![kind, 0, 0, 0], vec![0; 28]].concat();
+    let (src, dst): (IpAddr, IpAddr) = (src.parse()?, dst.parse()?);
+    Ok(Frame::new(src, dst, Transport::Raw(58, message)).macs(CLIENT_MAC, HOST_MAC).ttl(255))
+}
+
+#[test]
+fn a_pod_speaks_to_its_link_for_duplicate_address_detection_only() {
+    both_families(|both, _, _| {
+        let (all_nodes, router, own) = ("ff02::1", "fe80::1", "fe80::5eff:fe10:1");
+        // Router and neighbour solicitations and advertisements, redirects, listener reports and queries.
+        for kind in [133, 134, 135, 136, 137, 130, 131, 132, 143, 128] {
+            for dst in [all_nodes, router] {
+                expect_drop(both, Hook::FromPod, &of_link(own, dst, kind)?, Reason::LinkScope)?;
+            }
+        }
+        expect_drop(both, Hook::FromPod, &of_link("::", all_nodes, 134)?, Reason::LinkScope)?;
+        let dhcp = Frame::udp((own.parse()?, 547), ("ff02::1:2".parse()?, 546)).macs(CLIENT_MAC, HOST_MAC);
+        expect_drop(both, Hook::FromPod, &dhcp, Reason::LinkScope)?;
+        let detection = of_link("::", "ff02::1:ff10:1", 135)?;
+        expect(both, Hook::FromPod, &detection, End::Pass, &detection)?;
+        // What others say on a link of the node's is the host's.
+        let solicitation = of_link(own, "ff02::1:ff00:1", 135)?;
+        expect(both, Hook::FromUplink, &solicitation, End::Pass, &solicitation)
+    });
+}
+
+#[test]
+fn what_cannot_be_masqueraded_stays_in_the_cluster() {
+    both_families(|both, a, _| {
+        // GRE, ESP, IP in IP; an echo reply that nobody asked for; a kind of message that is none of these.
+        let reply = Transport::Echo { id: 9, reply: true };
+        let other = Transport::Raw(if a.node.is_ipv4() { 1 } else { 58 }, vec![200, 0, 0, 0, 0, 0, 0, 0]);
+        let raw = |protocol| Transport::Raw(protocol, vec![8; 24]);
+        for transport in [raw(47), raw(50), raw(4), raw(41), reply, other] {
+            let input = Frame::new(a.client, a.internet, transport).macs(CLIENT_MAC, HOST_MAC);
+            expect_drop(both, Hook::FromPod, &input, Reason::NotMasqueraded)?;
+        }
+        Ok(())
+    });
+    both_families_with(
+        |tables| tables.config.flags &= !Config::MASQUERADE,
+        |both, a, _| {
+            let input = Frame::new(a.client, a.internet, Transport::Raw(47, vec![8; 24])).macs(CLIENT_MAC, HOST_MAC);
+            expect(both, Hook::FromPod, &input, End::Pass, &input)
+        },
+    );
+}
