@@ -137,4 +137,7 @@ pub struct Frontend {
     /// This node's, for connections that other nodes send on by direct server return; not a part of `backends` if
     /// hints mean it for other nodes' clients. `None`: none are sent on, here or by this node.
     pub here: Option<Vec<SocketAddr>>,
+    /// If other nodes may send on: whether the service has room for a table by which all nodes choose the same backend
+    /// also while backends come and go.
+    pub spread: bool,
 }

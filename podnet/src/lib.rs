@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod model;
 mod prefixes;
 pub mod reconcile;
+pub mod room;
 pub mod select;
 pub mod simulator;
 pub mod source;

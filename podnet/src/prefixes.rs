@@ -49,6 +49,11 @@ impl FromIterator<IpNetwork> for Prefixes<()> {
     }
 }
 
+/// Whether two ranges have an address in common.
+pub(crate) fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
+    a.contains(b.network()) || b.contains(a.network())
+}
+
 /// The range of this length that an address is in.
 fn shortened(addr: IpAddr, length: u8) -> Option<IpNetwork> {
     let range = IpNetwork::new(addr, length).ok()?;

@@ -24,12 +24,14 @@ pub struct Entry<'a> {
     pub source_ranges: &'a [Prefix],
     /// Where connections go, in an order of their own.
     pub backends: &'a [Backend],
+    /// Whether the service has room for a table by which nodes agree.
+    pub spread: bool,
 }
 
 impl Entry<'_> {
     /// Whether nodes must agree on the backend of a flow.
     pub fn spread(&self) -> bool {
-        self.flags & layout::Frontend::DIRECT_RETURN != 0
+        self.spread && self.flags & layout::Frontend::DIRECT_RETURN != 0
     }
 }
 
@@ -45,6 +47,7 @@ pub(super) struct Claim {
     inside: List,
     outside: Option<List>,
     here: Option<Arc<[Backend]>>,
+    spread: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,9 +108,16 @@ impl Claim {
             inside,
             outside,
             here: frontend.here.map(|here| sharing.list(&here, key.proto)),
+            spread: frontend.spread,
             service: sharing.name(frontend.service),
         };
         (key, claim)
+    }
+
+    /// The lists of backends of all its entries.
+    pub(super) fn lists(&self) -> impl Iterator<Item = &Arc<[Backend]>> {
+        let lists = [Some(&self.inside.backends), self.outside.as_ref().map(|list| &list.backends), self.here.as_ref()];
+        lists.into_iter().flatten()
     }
 
     /// The scopes that it has entries for.
@@ -156,6 +166,7 @@ impl Claim {
             affinity_group: if self.affinity == 0 { 0 } else { affinity_group },
             source_ranges: self.source_ranges.as_deref().unwrap_or_default(),
             backends,
+            spread: self.spread,
         })
     }
 

@@ -1,12 +1,12 @@
 //! What all services together want the tables to hold.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use podnet_common::addr::Addr;
-use podnet_common::layout::FrontendKey;
+use podnet_common::layout::{Backend, FrontendKey};
 
 use super::claim::{Claim, Entry, Sharing};
 use super::{of_node, scoped};
@@ -200,6 +200,16 @@ impl Desired {
         let ports = claims().flat_map(|(key, claim)| claim.scopes().map(|scope| scoped(*key, scope)));
         let addresses = claims().filter(|(key, claim)| is_of_services(key, claim));
         ports.chain(addresses.map(|(key, _)| FrontendKey::address(key.addr))).collect()
+    }
+
+    /// How many different backends there are.
+    pub fn backends(&self) -> usize {
+        let claims = self.claims.values().flatten();
+        // Claims of a service share their lists.
+        let mut lists: Vec<&Arc<[Backend]>> = claims.flat_map(Claim::lists).collect();
+        lists.sort_unstable_by_key(|list| list.as_ptr());
+        lists.dedup_by_key(|list| list.as_ptr());
+        lists.into_iter().flat_map(|list| list.iter()).collect::<HashSet<_>>().len()
     }
 
     /// Addresses of load balancers and external IPs.

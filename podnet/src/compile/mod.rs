@@ -111,6 +111,7 @@ pub(crate) mod tests {
             backends: backends(list, IfNone::Reject),
             outside: None,
             here: None,
+            spread: true,
         }
     }
 

@@ -6,6 +6,8 @@
 //! ```
 //! Everything happens in the caller's thread and time; a changed EndpointSlice costs the work for its service only.
 
+mod problems;
+mod shares;
 mod state;
 mod waiting;
 
@@ -19,15 +21,20 @@ use ipnetwork::IpNetwork;
 use podnet_common::layout::{Backend, FrontendKey};
 use tracing::{info, warn};
 
+pub use problems::Problem;
 pub use state::State;
 
 use crate::compile::{Desired, NamesError, ServiceNames, host_ports, show};
 use crate::config::Config;
 use crate::frontend::Frontend;
-use crate::model::{Condition, Node, ObjectName, Service};
+use crate::model::{Condition, Kind, Node, Object, ObjectKey, ObjectName, Service};
 use crate::reconcile::{GRACE, Outcome, Reconciler, TableError, Tables, Usage};
-use crate::select::{self, HealthCheck, Settings};
+use crate::room::Room;
+use crate::select::{self, HealthCheck, Selection, Settings};
+use crate::source::kubernetes::Complaint;
 use crate::source::{Batch, Origin};
+use problems::{Notes, Problems, SHOWN_MAX};
+use shares::Shares;
 use waiting::Waiting;
 
 /// The control plane.
@@ -42,8 +49,10 @@ pub struct Control {
     state: State,
     desired: Desired,
     reconciler: Reconciler,
-    /// What users of services should know; of services about which there is nothing to say, nothing.
-    problems: BTreeMap<ObjectName, Vec<String>>,
+    shares: Shares,
+    /// Those of this node's pods, all that they ask for.
+    host_ports: Vec<Frontend>,
+    problems: Problems,
     /// Of services whose load balancer asks for their health.
     checks: BTreeMap<ObjectName, HealthCheck>,
     /// Changes of services that aren't true of the tables yet.
@@ -99,15 +108,6 @@ pub struct ControlStatus {
     pub pending: Vec<Pending>,
 }
 
-/// Something about a service that its user should know.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// The service.
-    pub service: String,
-    /// What it is, and what to do.
-    pub reason: String,
-}
-
 /// A frontend that couldn't be written yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
@@ -132,14 +132,19 @@ impl Control {
         let reconciler = Reconciler::adopt(tables, names, config.maglev_table_size, GRACE)?;
         info!(frontends = reconciler.usage().frontends, "adopted the tables");
         Ok(Self {
-            settings: Settings::new(config.source_ip, &config.node, None),
+            settings: Settings {
+                spread: config.maglev_table_size,
+                ..Settings::new(config.source_ip, &config.node, None)
+            },
             configured_cidrs: config.service_cidrs(),
             service_cidrs: config.service_cidrs().into_iter().collect(),
             run_dir: config.run_dir.clone(),
             state: State::default(),
             desired: Desired::default(),
             reconciler,
-            problems: BTreeMap::new(),
+            shares: Shares::new(tables.capacity()),
+            host_ports: Vec::new(),
+            problems: Problems::default(),
             checks: BTreeMap::new(),
             waiting: Waiting::default(),
             leaving: false,
@@ -153,6 +158,11 @@ impl Control {
         let mut applied = Applied::default();
         for change in batch.changes {
             let (origin, before) = (change.origin, dirty.len());
+            if let Some(Object::EndpointSlice(slice)) = &change.object {
+                self.problems.set(&change.key, Notes::new(&slice.left_out));
+            } else if change.key.kind == Kind::EndpointSlice {
+                self.problems.set(&change.key, Notes::default());
+            }
             applied.nodes |= self.state.apply(change, &mut dirty);
             // What is there at the start is no change.
             if self.synced {
@@ -170,6 +180,7 @@ impl Control {
         for name in dirty {
             applied.health |= self.update_service(&name);
         }
+        self.settle_shares();
         let was_synced = std::mem::replace(&mut self.synced, batch.synced);
         applied.addresses = self.desired.take_addresses_changed() || was_synced != self.synced;
         applied
@@ -180,7 +191,10 @@ impl Control {
     fn update_own_node(&mut self, dirty: &mut Vec<ObjectName>) -> bool {
         let node = self.state.nodes().get(&self.settings.node);
         let leaving = node.is_some_and(|node| node.leaving);
-        let settings = Settings::new(self.settings.source_ip, &self.settings.node, node.map(|node| &**node));
+        let settings = Settings {
+            spread: self.settings.spread,
+            ..Settings::new(self.settings.source_ip, &self.settings.node, node.map(|node| &**node))
+        };
         if settings != self.settings {
             dirty.extend(self.state.services().cloned());
             self.settings = settings;
@@ -200,26 +214,86 @@ impl Control {
 
     /// Computes what a service comes to. Says whether its health check differs.
     fn update_service(&mut self, name: &ObjectName) -> bool {
-        let (frontends, problems, check) = match self.state.service(name) {
+        let share = self.shares.of_service();
+        let (selection, check) = match self.state.service(name) {
             Some((service, slices)) => (
-                select::frontends(name, service, slices.clone(), &self.settings),
-                self.problems(service),
+                select::select(name, service, slices.clone(), &self.settings, share),
                 select::health(name, service, slices, &self.settings),
             ),
             None => Default::default(),
         };
-        let changed = self.desired.set(name, frontends);
+        self.shares.ask(name, selection.takes);
+        let selection = match (self.shares.limit(name), self.state.service(name)) {
+            (Some(limit), Some((service, slices))) if selection.takes.exceeds(limit).is_some() => {
+                select::select(name, service, slices, &self.settings, limit.min(share))
+            }
+            _ => selection,
+        };
+        self.note_problems(name, &selection);
+        let changed = self.desired.set(name, selection.frontends);
         self.waiting.add(name, &changed);
         self.reconciler.mark(changed);
-        replace(&mut self.problems, name, (!problems.is_empty()).then_some(problems));
         replace(&mut self.checks, name, check)
+    }
+
+    /// Notes what there is to say of a service. Those of its slices have been noted as they came.
+    fn note_problems(&mut self, name: &ObjectName, selection: &Selection) {
+        let mut notes = Notes::default();
+        if let Some((service, _)) = self.state.service(name) {
+            notes = Notes::new(&service.left_out);
+            notes.left_out.extend(selection.beyond.map(|beyond| beyond.to_string()));
+            notes.remarks = self.remarks(service);
+            if selection.unspread > 0 {
+                notes.remarks.push(format!(
+                    "{} of its lists of backends have no room in its share of the table `slots`: nodes choose the same \
+                     backend there only until its endpoints change; preserve the source of fewer ports",
+                    selection.unspread
+                ));
+            }
+        }
+        self.problems.set(&ObjectKey { kind: Kind::Service, name: name.clone() }, notes);
+    }
+
+    /// Computes the services again that may have more or less of the tables than before.
+    fn settle_shares(&mut self) {
+        for name in self.shares.settle(|| self.desired.backends()) {
+            if name == host_ports() {
+                self.update_host_ports();
+            } else {
+                self.update_service(&name);
+            }
+        }
     }
 
     /// Takes in the host ports of this node's pods: all of them, those that came first first. Of several pods that want
     /// the same the first has it; a service's NodePort comes before any. [`Self::reconcile`] puts them into effect. At
     /// start they have to be known before that, or those that an earlier daemon left are removed.
     pub fn set_host_ports(&mut self, frontends: Vec<Frontend>) {
-        self.reconciler.mark(self.desired.set(&host_ports(), frontends));
+        self.host_ports = frontends;
+        let all = u32::try_from(self.host_ports.len()).unwrap_or(u32::MAX);
+        let asks = Room { frontends: all, slots: all, backends: all, source_ranges: 0, spread: 0 };
+        self.shares.ask(&host_ports(), asks.min(self.shares.of_service()));
+        self.update_host_ports();
+        self.settle_shares();
+    }
+
+    /// All host ports together have the share of one service: those that came first.
+    fn update_host_ports(&mut self) {
+        let room = self.shares.limit(&host_ports()).unwrap_or(Room::MAX).min(self.shares.of_service());
+        let most = room.frontends.min(room.slots).min(room.backends) as usize;
+        let admitted = self.host_ports.iter().take(most).cloned().collect();
+        self.reconciler.mark(self.desired.set(&host_ports(), admitted));
+    }
+
+    /// The next object of which a part is left out and that wasn't asked for yet.
+    pub fn complaint(&mut self) -> Option<Complaint> {
+        let uid = |key: &ObjectKey| self.state.uid(key).unwrap_or_default().to_owned();
+        self.problems.complaint(uid)
+    }
+
+    /// Gives one back, to be the next again.
+    pub fn keep(&mut self, complaint: Complaint) {
+        self.problems.keep(complaint.key);
     }
 
     /// Brings the tables nearer to what is desired, and writes the service names if they have changed. To be called
@@ -307,14 +381,9 @@ impl Control {
 
     /// How it stands.
     pub fn status(&self) -> ControlStatus {
-        let of_service = |(name, reasons): (&ObjectName, &Vec<String>)| {
-            let service = name.to_string();
-            let problem = |reason: &String| Problem { service: service.clone(), reason: reason.clone() };
-            reasons.iter().map(problem).collect::<Vec<_>>()
-        };
-        let mut problems: Vec<_> = self.problems.iter().flat_map(of_service).collect();
-        problems.extend(self.desired.conflicts().map(|conflict| Problem {
-            service: conflict.refused.service.to_string(),
+        let mut problems: Vec<_> = self.problems.all().take(SHOWN_MAX).collect();
+        problems.extend(self.desired.conflicts().take(SHOWN_MAX).map(|conflict| Problem {
+            object: ObjectKey { kind: Kind::Service, name: conflict.refused.service.clone() },
             reason: format!("{} belongs to {}: give it another address or port", show(&conflict.key), conflict.holder),
         }));
         problems.sort();
@@ -334,7 +403,7 @@ impl Control {
         }
     }
 
-    fn problems(&self, service: &Service) -> Vec<String> {
+    fn remarks(&self, service: &Service) -> Vec<String> {
         let mut problems = select::remarks(service);
         let proxied = service.cluster_ips.iter().filter(|_| service.ignored.is_none());
         for ip in proxied.filter(|ip| !self.service_cidrs.iter().any(|cidr| cidr.contains(**ip))) {

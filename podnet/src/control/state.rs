@@ -123,6 +123,26 @@ impl State {
         Some((indexed.service.as_deref()?, indexed.slices.iter().map(|(_, slice)| &**slice)))
     }
 
+    /// A service's slices with their names.
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&str, &EndpointSlice)> {
+        let slices = self.services.get(service).into_iter().flat_map(|indexed| &indexed.slices);
+        slices.map(|(name, slice)| (name.as_str(), &**slice))
+    }
+
+    /// The `metadata.uid` of a Service, a Node, or a slice of a service.
+    pub fn uid(&self, object: &ObjectKey) -> Option<&str> {
+        let ObjectKey { kind, name } = object;
+        match kind {
+            Kind::Service => Some(&*self.services.get(name)?.service.as_ref()?.uid),
+            Kind::Node => Some(&*self.nodes.get(&name.name)?.uid),
+            Kind::EndpointSlice => {
+                let owner = ObjectName { namespace: name.namespace.clone(), name: self.owners.get(name)?.clone() };
+                self.slices(&owner).find(|(slice, _)| *slice == name.name).map(|(_, slice)| &*slice.uid)
+            }
+            Kind::ServiceCidr => None,
+        }
+    }
+
     /// All services, and names for which there are only slices so far.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.services.keys()

@@ -9,6 +9,8 @@ use crate::reconcile::fake::FakeTables;
 use crate::source::Change;
 use crate::source::manifest::ManifestSource;
 
+mod shares;
+
 struct Bench {
     directory: tempfile::TempDir,
     source: ManifestSource,
@@ -45,7 +47,7 @@ impl Bench {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("m")).unwrap();
-        let tables = FakeTables::new(100, 100, 100);
+        let tables = FakeTables::new(1000, 1000, 1000);
         let (source, control) = Self::daemon(&directory, &tables);
         Self { directory, source, control, tables }
     }
@@ -164,7 +166,7 @@ fn nodes_and_problems() {
     assert_eq!(bench.control.nodes()["n1"].pod_cidrs.len(), 1);
     let status = bench.control.status();
     assert_eq!((status.services, status.endpoint_slices, status.nodes, status.pending), (4, 0, 1, vec![]));
-    let problems: Vec<_> = status.problems.iter().map(|p| format!("{}: {}", p.service, p.reason)).collect();
+    let problems: Vec<_> = status.problems.iter().map(|p| format!("{}: {}", p.object.name, p.reason)).collect();
     let parts = ["b: 10.96.0.1:53/UDP belongs to default/a", "c: 192.0.2.1 is not in", "d: it has no clusterIP"];
     assert_eq!(problems.len(), parts.len(), "{problems:?}");
     for (problem, part) in problems.iter().zip(parts) {
@@ -229,6 +231,7 @@ fn host_ports_are_a_service_of_their_own() {
         backends: Backends { list: vec![format!("{ip}:53").parse().unwrap()], if_none: IfNone::Reject },
         outside: None,
         here: None,
+        spread: true,
     };
     let mut bench = Bench::new();
     bench.write("web.yaml", &(service("web", "10.96.0.1") + &slice("web", &["10.244.1.2"])));
@@ -242,7 +245,7 @@ fn host_ports_are_a_service_of_their_own() {
     assert!(dump.contains("10.96.0.1:53/UDP service 1 default/web slots"), "{dump}");
     let problems = bench.control.status().problems;
     assert_eq!(problems.len(), 1);
-    assert_eq!(problems[0].service, "default/late");
+    assert_eq!(problems[0].object.to_string(), "Service default/late");
     assert!(problems[0].reason.starts_with("0.0.0.0:8080/UDP belongs to default/web: "), "{problems:?}");
     // They stay when the sources say something, and over a restart if they are told first.
     let writes = bench.tables.writes;

@@ -45,18 +45,28 @@ impl super::Daemon {
             return;
         }
         for _ in 0..OBJECTS {
-            let Some(complaint) = self.source.complaint() else { return };
+            let of_source = self.source.complaint();
+            let whole = of_source.is_some();
+            let Some(complaint) = of_source.or_else(|| self.control.complaint()) else { return };
             let nodes = self.control.nodes();
             if !speaks(&self.config.node, nodes.keys().map(String::as_str), &complaint.key) {
                 continue;
             }
             if !self.announcer.objects.take(now) {
-                self.source.keep(complaint);
+                if whole {
+                    self.source.keep(complaint)
+                } else {
+                    self.control.keep(complaint)
+                }
                 return;
             }
-            let text = format!("podnet can't use it, and what it was before holds: {}", complaint.reason);
+            let (reason, text) = if whole {
+                ("PodnetCannotUse", format!("podnet can't use it, and what it was before holds: {}", complaint.reason))
+            } else {
+                ("PodnetLeftOut", format!("podnet can't use parts of it, and the rest holds: {}", complaint.reason))
+            };
             let about = About::Object(complaint.key, complaint.uid);
-            self.source.tell(Note { about, warning: true, reason: "PodnetCannotUse", text });
+            self.source.tell(Note { about, warning: true, reason, text });
         }
     }
 

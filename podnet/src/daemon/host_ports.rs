@@ -62,6 +62,7 @@ fn frontends(record: &Record) -> Vec<Frontend> {
             backends: Backends { list: vec![SocketAddr::new(pod, mapping.container_port)], if_none: IfNone::Reject },
             outside: None,
             here: None,
+            spread: true,
         })
     };
     mappings.flat_map(|mapping| record.ips.iter().filter_map(move |pod| frontend(mapping, *pod))).collect()

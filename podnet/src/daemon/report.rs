@@ -155,7 +155,7 @@ fn warnings(
     node: &node::Status,
     servers: Vec<String>,
 ) -> Vec<String> {
-    let problems = control.problems.iter().map(|p| format!("Service {}: {}", p.service, p.reason));
+    let problems = control.problems.iter().map(|p| format!("{}: {}", p.object, p.reason));
     let node = source.error.iter().chain(&node.problems).cloned();
     node.chain(servers).chain(source.remarks.iter().cloned()).chain(problems).collect()
 }

@@ -17,7 +17,8 @@ use podnet_common::layout::{
 use super::{Error, batch, shaped, take};
 use crate::{
     compile::{BackendId, Segment},
-    reconcile::{Capacity, KeepAffinity, TableError, Tables},
+    reconcile::{KeepAffinity, TableError, Tables},
+    room::Room,
 };
 
 /// What a range leads to in `source_ranges`.
@@ -58,8 +59,10 @@ impl ServiceTables {
 }
 
 impl Tables for ServiceTables {
-    fn capacity(&self) -> Capacity {
-        Capacity { slots: capacity::SLOTS as u32, backends: capacity::BACKENDS as u32 }
+    fn capacity(&self) -> Room {
+        let sizes = [capacity::FRONTENDS, capacity::SLOTS, capacity::BACKENDS, capacity::SOURCE_RANGES];
+        let [frontends, slots, backends, source_ranges] = sizes.map(|size| size as u32);
+        Room::of_tables(frontends, slots, backends, source_ranges)
     }
 
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {

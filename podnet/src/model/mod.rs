@@ -4,6 +4,8 @@
 //! rest of the daemon sees. Both tolerate fields that podnet doesn't know. Values are kept for as long as the object
 //! exists and there are many of them, so they are small: no label but the few that matter.
 
+mod left_out;
+pub mod limits;
 mod placement;
 pub mod raw;
 mod validate;
@@ -16,6 +18,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use left_out::LeftOut;
 pub use placement::Placement;
 pub use validate::service_range;
 
@@ -108,6 +111,8 @@ pub enum TrafficPolicy {
 /// A Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
+    /// Its `metadata.uid`; empty in a file.
+    pub uid: Box<str>,
     /// Why it isn't for podnet, if so.
     pub ignored: Option<Ignored>,
     /// What kind of service it is, by the frontends that it asks for.
@@ -123,8 +128,8 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     /// Other addresses that are routed to the nodes.
     pub external_ips: Vec<IpAddr>,
-    /// Which clients may use the load balancer's addresses; none: all.
-    pub source_ranges: Vec<IpNetwork>,
+    /// Which clients may use the load balancer's addresses; `None`: all, an empty list: nobody.
+    pub source_ranges: Option<Vec<IpNetwork>>,
     /// Whose endpoints clients of a ClusterIP get.
     pub internal_policy: TrafficPolicy,
     /// Whose endpoints clients of all other frontends get.
@@ -135,6 +140,8 @@ pub struct Service {
     pub health_check_port: Option<u16>,
     /// The annotation's value, if it has one.
     pub source_ip: Option<SourceIp>,
+    /// What of it can't be used.
+    pub left_out: LeftOut,
 }
 
 /// Why a service has no frontends.
@@ -196,12 +203,16 @@ pub struct ServicePort {
 /// An EndpointSlice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSlice {
+    /// Its `metadata.uid`; empty in a file.
+    pub uid: Box<str>,
     /// The service in the same namespace that it belongs to; none if it belongs to none or to another proxy.
     pub service: Option<String>,
     /// Ports that every endpoint has: target ports by the service port's name.
     pub ports: Vec<SlicePort>,
     /// The endpoints, all of one family.
     pub endpoints: Vec<Endpoint>,
+    /// What of it can't be used.
+    pub left_out: LeftOut,
 }
 
 /// A port of an EndpointSlice.
@@ -241,6 +252,8 @@ pub enum Condition {
 /// A Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
+    /// Its `metadata.uid`; empty in a file.
+    pub uid: Box<str>,
     /// Its addresses of type InternalIP.
     pub internal_ips: Vec<IpAddr>,
     /// Its addresses of type ExternalIP.
@@ -252,6 +265,8 @@ pub struct Node {
     /// It is on its way out: its object is being deleted, or the cluster autoscaler has marked the node for removal.
     /// Load balancers should send it no new connections (KEP-3836).
     pub leaving: bool,
+    /// What of it can't be used.
+    pub left_out: LeftOut,
 }
 
 /// A ServiceCIDR (KEP-1880).

@@ -11,14 +11,25 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Invalid, Kind, Object, ObjectKey, ObjectName, raw};
+use super::{Invalid, Kind, LeftOut, Object, ObjectKey, ObjectName, raw};
 use crate::frontend::Protocol;
 
 /// Longest name of an object (RFC 1123 subdomain).
 const NAME_MAX: usize = 253;
 
-/// What a field's check gives: path and reason of what is wrong.
-type Checked<T> = Result<T, (String, String)>;
+/// What a field's check gives.
+type Checked<T> = Result<T, Wrong>;
+
+/// What is wrong with an element of an object.
+#[derive(Debug)]
+struct Wrong {
+    /// Path of the field.
+    field: String,
+    reason: String,
+    /// It is well-formed, but can't be put into effect: then the rest of the object counts. What isn't well-formed is a
+    /// mistake, which the API server refuses, so that nobody can say what the object should have been.
+    well_formed: bool,
+}
 
 impl Kind {
     /// The kind that group, version and kind mean; none if podnet doesn't read it.
@@ -68,13 +79,37 @@ impl Object {
         });
         match object {
             Ok(object) => Ok((key, object)),
-            Err((field, reason)) => Err(Invalid { object: key.to_string(), field, reason }),
+            Err(Wrong { field, reason, .. }) => Err(Invalid { object: key.to_string(), field, reason }),
         }
     }
 }
 
 fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Checked<T> {
-    Err((field.into(), reason.into()))
+    Err(Wrong { field: field.into(), reason: reason.into(), well_formed: false })
+}
+
+fn unusable<T>(field: impl Into<String>, reason: impl Into<String>) -> Checked<T> {
+    Err(Wrong { field: field.into(), reason: reason.into(), well_formed: true })
+}
+
+/// An element that can be used; one that is well-formed and can't is left out.
+fn usable<T>(element: Checked<T>, left_out: &mut LeftOut) -> Checked<Option<T>> {
+    match element {
+        Ok(element) => Ok(Some(element)),
+        Err(Wrong { field, reason, well_formed: true }) => {
+            left_out.add(|| format!("{field}: {reason}"));
+            Ok(None)
+        }
+        Err(wrong) => Err(wrong),
+    }
+}
+
+/// As many elements of a list as an object may have.
+fn at_most<T>(most: usize, field: &str, mut list: Vec<T>, left_out: &mut LeftOut) -> Vec<T> {
+    let beyond = list.len().saturating_sub(most);
+    left_out.add_many(beyond, || format!("{field}: the last {beyond} are left out: at most {most} are allowed"));
+    list.truncate(most);
+    list
 }
 
 fn check_name(name: &ObjectName) -> Checked<()> {
@@ -97,10 +132,10 @@ fn address(field: impl FnOnce() -> String, text: &str) -> Checked<IpAddr> {
         IpAddr::V6(v6) => (v6.to_ipv4_mapped().is_some(), v6.is_unicast_link_local()),
     };
     if mapped {
-        return refuse(field(), format!("{ip} is an IPv4 address in IPv6 form: write it as IPv4"));
+        return unusable(field(), format!("{ip} is an IPv4 address in IPv6 form: write it as IPv4"));
     }
     if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local {
-        return refuse(field(), format!("{ip} is reserved: it can't be reached through the cluster"));
+        return unusable(field(), format!("{ip} is reserved: it can't be reached through the cluster"));
     }
     Ok(ip)
 }

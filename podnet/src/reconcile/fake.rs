@@ -5,8 +5,9 @@ use std::io;
 
 use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, capacity};
 
-use super::tables::{Capacity, KeepAffinity, TableError, Tables};
+use super::tables::{KeepAffinity, TableError, Tables};
 use crate::compile::{BackendId, Segment};
+use crate::room::Room;
 
 /// The tables.
 #[derive(Clone, Debug)]
@@ -65,8 +66,10 @@ impl FakeTables {
 }
 
 impl Tables for FakeTables {
-    fn capacity(&self) -> Capacity {
-        Capacity { slots: self.slots.len() as u32, backends: self.backends.len() as u32 }
+    fn capacity(&self) -> Room {
+        let lengths = [self.frontends_max, self.slots.len(), self.backends.len(), self.source_ranges_max];
+        let [frontends, slots, backends, source_ranges] = lengths.map(|length| length as u32);
+        Room::of_tables(frontends, slots, backends, source_ranges)
     }
 
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {

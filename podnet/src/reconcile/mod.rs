@@ -32,7 +32,7 @@ use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKe
 use tracing::{debug, warn};
 
 pub use retry::Retry;
-pub use tables::{Capacity, KeepAffinity, TableError, Tables};
+pub use tables::{KeepAffinity, TableError, Tables};
 
 use crate::compile::{BackendId, Desired, Entry, Segment, ServiceId, ServiceNames, of_node, scoped, show};
 use crate::frontend::ServicePortName;

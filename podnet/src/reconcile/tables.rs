@@ -7,15 +7,7 @@ use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKe
 use thiserror::Error;
 
 use crate::compile::{BackendId, Segment};
-
-/// How many entries the tables have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// `slots`.
-    pub slots: u32,
-    /// `backends`.
-    pub backends: u32,
-}
+use crate::room::Room;
 
 /// An operation on a table that failed, and changed nothing.
 #[derive(Debug, Error)]
@@ -60,7 +52,7 @@ pub type KeepAffinity<'a> = dyn Fn(&AffinityKey, &Affinity) -> bool + 'a;
 /// The tables. An operation that fails has changed nothing; each is visible to readers when it returns.
 pub trait Tables {
     /// How many entries there are.
-    fn capacity(&self) -> Capacity;
+    fn capacity(&self) -> Room;
 
     /// All frontends.
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError>;

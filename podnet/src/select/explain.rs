@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::rule::{candidates, target};
-use super::{Fate, Settings, View, addresses, health, policies, remarks, source, source_ranges};
+use super::rule::Targets;
+use super::{Fate, Settings, View, addresses, health, places, policies, remarks, source, source_ranges};
 use crate::frontend::{FrontendKind, IfNone, Protocol, SourceMode};
 use crate::model::{
     Condition, Endpoint, EndpointSlice, Ignored, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy,
@@ -108,7 +108,7 @@ pub struct ExplainedEndpoint {
     pub fate: Fate,
 }
 
-/// What [`super::frontends`] makes of a service, and why; `slices` are the service's own.
+/// What [`super::select`] makes of a service, if there is room for all of it, and why; `slices` are the service's own.
 pub fn explain<'a>(
     name: &ObjectName,
     service: &Service,
@@ -116,9 +116,10 @@ pub fn explain<'a>(
     settings: &Settings,
 ) -> Explained {
     let check = health(name, service, slices.clone(), settings);
+    let (targets, addresses) = (Targets::new(slices), addresses(service));
     let mut frontends = Vec::new();
     for port in service.ports.iter().filter(|_| service.ignored.is_none()) {
-        for (kind, addr) in addresses(service, port) {
+        for (kind, addr) in places(&addresses, service, port) {
             frontends.push(ExplainedFrontend {
                 kind,
                 address: addr.ip(),
@@ -126,7 +127,7 @@ pub fn explain<'a>(
                 protocol: port.protocol,
                 port_name: port.name.clone(),
                 source_ranges: source_ranges(service, kind, &addr.ip()),
-                choices: choices(service, port, kind, addr.is_ipv4(), slices.clone(), settings),
+                choices: choices(service, port, kind, addr.is_ipv4(), &targets, settings),
             });
         }
     }
@@ -146,16 +147,16 @@ pub fn explain<'a>(
     }
 }
 
-fn choices<'a>(
+fn choices(
     service: &Service,
     port: &ServicePort,
     kind: FrontendKind,
     v4: bool,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    targets: &Targets<'_>,
     settings: &Settings,
 ) -> Vec<Choice> {
-    let view = View::new(candidates(port, v4, slices.clone()), settings);
-    let others = others(port, v4, slices);
+    let view = View::new(targets.candidates(port, v4), settings);
+    let others = others(port, v4, targets);
     let choice = |clients, traffic_policy| {
         let rule = view.rule(traffic_policy);
         let judged = view.candidates.iter().map(|candidate| ExplainedEndpoint {
@@ -182,10 +183,9 @@ fn choices<'a>(
 }
 
 /// The endpoints that can't be chosen whatever the policy, sorted, each once.
-fn others<'a>(port: &ServicePort, v4: bool, slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<ExplainedEndpoint> {
+fn others(port: &ServicePort, v4: bool, targets: &Targets<'_>) -> Vec<ExplainedEndpoint> {
     let mut others = Vec::new();
-    for slice in slices {
-        let target = target(port, slice);
+    for (slice, target) in targets.of(port) {
         let other = |endpoint: &&Endpoint| target.is_none() || endpoint.addr.is_ipv4() != v4;
         others.extend(slice.endpoints.iter().filter(other).map(|endpoint| ExplainedEndpoint {
             address: endpoint.addr,

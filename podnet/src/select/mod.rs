@@ -3,16 +3,19 @@
 //!
 //! ```text
 //! Service ── its frontends ──┐
-//! slices ─── candidates ─────┴─ rule (Cluster or Local) ──→ fate of each candidate ──→ frontends(), explain()
+//! slices ─── candidates ─────┴─ rule (Cluster or Local) ──→ fate of each candidate ──→ select(), explain()
 //! ```
-//! What [`frontends`] chooses and what [`explain`] tells are the same judgement, so the explanation is never another
+//! A service has a share of the tables, which `meter` keeps it to. What [`select`] chooses and what [`explain`] tells are the same judgement, so the explanation is never another
 //! one than the tables'.
 
 mod explain;
 mod health;
+mod meter;
 mod remarks;
 mod rule;
 
+use std::collections::HashSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use explain::{Choice, Clients, Explained, ExplainedEndpoint, ExplainedFrontend, explain};
@@ -22,7 +25,9 @@ pub use rule::Fate;
 
 use crate::frontend::{Backends, Frontend, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
 use crate::model::{EndpointSlice, Node, ObjectName, Service, ServicePort, SourceIp, TrafficPolicy};
-use rule::{Candidate, Rule, candidates};
+use crate::room::Room;
+use meter::{Counted, Meter};
+use rule::{Candidate, Rule, Targets};
 
 /// What holds for all services on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,12 +38,14 @@ pub struct Settings {
     pub node: String,
     /// The zone that it is in, if known.
     pub zone: Option<String>,
+    /// Slots of a table by which nodes choose alike.
+    pub spread: u32,
 }
 
 impl Settings {
     /// For a node whose object may not be there yet.
     pub fn new(source_ip: SourceIp, name: &str, node: Option<&Node>) -> Self {
-        Self { source_ip, node: name.into(), zone: node.and_then(|node| node.zone.clone()) }
+        Self { source_ip, node: name.into(), zone: node.and_then(|node| node.zone.clone()), spread: 0 }
     }
 }
 
@@ -51,41 +58,100 @@ struct Policies {
     outside: Option<TrafficPolicy>,
 }
 
-/// The frontends of a service on this node; `slices` are the service's own.
-///
-/// No two have the same address, port and protocol: an address that the service has in several ways counts as the
-/// first of ClusterIP, load balancer's address, external IP.
-pub fn frontends<'a>(
+/// What a service comes to on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Its frontends. No two have the same address, port and protocol: an address that the service has in several ways
+    /// counts as the first of ClusterIP, load balancer's address, external IP.
+    pub frontends: Vec<Frontend>,
+    /// What they take of the tables.
+    pub takes: Room,
+    /// What there is no room for.
+    pub beyond: Option<Beyond>,
+    /// How many lists of backends have no table by which nodes choose alike, for want of room.
+    pub unspread: usize,
+}
+
+/// Frontends of a service that would take more than its share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    /// Of which table.
+    pub table: &'static str,
+    /// The first of them.
+    pub first: FrontendAddr,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl fmt::Display for Beyond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { table, first, count } = self;
+        let others = count.saturating_sub(1);
+        write!(
+            f,
+            "{first} and {others} more frontends are left out: it takes more than its share of the table `{table}`; \
+             use fewer ports, addresses, endpoints or source ranges"
+        )
+    }
+}
+
+/// The frontends of a service on this node that there is `room` for: first those of its ClusterIPs, then all others, port
+/// by port. `slices` are the service's own.
+pub fn select<'a>(
     name: &ObjectName,
     service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
     settings: &Settings,
-) -> Vec<Frontend> {
-    let mut frontends = Vec::new();
+    room: Room,
+) -> Selection {
     let source = source(service, settings);
-    for port in service.ports.iter().filter(|_| service.ignored.is_none()) {
-        // Made when they are needed: few services have both families.
-        let mut views: [Option<View<'_>>; 2] = [None, None];
-        for (kind, addr) in addresses(service, port) {
-            let v4 = addr.is_ipv4();
-            let view =
-                views[usize::from(v4)].get_or_insert_with(|| View::new(candidates(port, v4, slices.clone()), settings));
-            let policies = policies(service, kind);
-            let sent_on = kind != FrontendKind::ClusterIp && source == SourceMode::Preserve;
-            frontends.push(Frontend {
-                key: FrontendAddr { socket: addr, protocol: port.protocol },
-                kind,
-                service: ServicePortName { service: name.clone(), port: port.name.clone() },
-                source,
-                affinity: service.affinity,
-                source_ranges: source_ranges(service, kind, &addr.ip()),
-                backends: view.backends(policies.inside),
-                outside: policies.outside.map(|policy| view.backends(policy)),
-                here: (sent_on && policies.outside.is_none()).then(|| view.here()),
-            });
+    let targets = Targets::new(slices);
+    let addresses = addresses(service);
+    let ports = if service.ignored.is_none() { &service.ports[..] } else { &[] };
+    // Made when they are needed: few services have both families.
+    let mut views: Vec<[Option<View<'_>>; 2]> = Vec::new();
+    views.resize_with(ports.len(), Default::default);
+    let (mut meter, mut selected) = (Meter::new(room, settings.spread), Vec::new());
+    for of_cluster in [true, false] {
+        for (index, port) in ports.iter().enumerate() {
+            for (kind, addr) in places(&addresses, service, port) {
+                if (kind == FrontendKind::ClusterIp) != of_cluster {
+                    continue;
+                }
+                let key = FrontendAddr { socket: addr, protocol: port.protocol };
+                if meter.is_full() {
+                    meter.refuse(key);
+                    continue;
+                }
+                let v4 = addr.is_ipv4();
+                let view = views[index][usize::from(v4)].get_or_insert_with(|| {
+                    let candidates = targets.candidates(port, v4);
+                    meter.examine(candidates.len());
+                    View::new(candidates, settings)
+                });
+                let policies = policies(service, kind);
+                let sent_on = kind != FrontendKind::ClusterIp && source == SourceMode::Preserve;
+                let mut frontend = Frontend {
+                    key,
+                    kind,
+                    service: ServicePortName { service: name.clone(), port: port.name.clone() },
+                    source,
+                    affinity: service.affinity,
+                    source_ranges: source_ranges(service, kind, &addr.ip()),
+                    backends: view.backends(policies.inside),
+                    outside: policies.outside.map(|policy| view.backends(policy)),
+                    here: (sent_on && policies.outside.is_none()).then(|| view.here()),
+                    spread: true,
+                };
+                if meter.admit(&mut view.counted, policies, &mut frontend) {
+                    selected.push((index, frontend));
+                }
+            }
         }
     }
-    frontends
+    selected.sort_by_key(|(index, _)| *index);
+    let frontends = selected.into_iter().map(|(_, frontend)| frontend).collect();
+    Selection { frontends, takes: meter.takes(), beyond: meter.beyond(), unspread: meter.unspread() }
 }
 
 /// Which source address a service's backends see.
@@ -97,25 +163,30 @@ fn source(service: &Service, settings: &Settings) -> SourceMode {
     }
 }
 
-/// Kind and place of a port's frontends. Addresses of families that the service doesn't have are left out: it can have
-/// no endpoints for them, and a load balancer that has them reaches the service in another way.
-fn addresses(service: &Service, port: &ServicePort) -> Vec<(FrontendKind, SocketAddr)> {
-    let virtual_ips = (service.cluster_ips.iter().map(|ip| (FrontendKind::ClusterIp, *ip)))
+/// Kind and address of a service's frontends but NodePorts, each address once. Those of families that the service doesn't
+/// have are left out: it can have no endpoints for them, and a load balancer that has them reaches the service in another
+/// way.
+fn addresses(service: &Service) -> Vec<(FrontendKind, IpAddr)> {
+    let mut seen = HashSet::new();
+    (service.cluster_ips.iter().map(|ip| (FrontendKind::ClusterIp, *ip)))
         .chain(service.load_balancer_ips.iter().map(|ip| (FrontendKind::LoadBalancer, *ip)))
         .chain(service.external_ips.iter().map(|ip| (FrontendKind::ExternalIp, *ip)))
-        .map(|(kind, ip)| (kind, SocketAddr::new(ip, port.port)));
+        .filter(|(_, ip)| service.families.has(ip) && seen.insert(*ip))
+        .collect()
+}
+
+/// Kind and place of a port's frontends.
+fn places<'a>(
+    addresses: &'a [(FrontendKind, IpAddr)],
+    service: &'a Service,
+    port: &'a ServicePort,
+) -> impl Iterator<Item = (FrontendKind, SocketAddr)> + use<'a> {
     let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    let node_ports = port
-        .node_port
-        .into_iter()
-        .flat_map(|number| any.map(|ip| (FrontendKind::NodePort, SocketAddr::new(ip, number))));
-    let mut addresses: Vec<(FrontendKind, SocketAddr)> = Vec::new();
-    for (kind, addr) in virtual_ips.chain(node_ports).filter(|(_, addr)| service.families.has(&addr.ip())) {
-        if addresses.iter().all(|(_, other)| *other != addr) {
-            addresses.push((kind, addr));
-        }
-    }
-    addresses
+    let node_ports = any.into_iter().filter(|ip| service.families.has(ip)).filter_map(move |ip| {
+        let number = port.node_port?;
+        Some((FrontendKind::NodePort, SocketAddr::new(ip, number)))
+    });
+    addresses.iter().map(|(kind, ip)| (*kind, SocketAddr::new(*ip, port.port))).chain(node_ports)
 }
 
 /// internalTrafficPolicy is about ClusterIPs and externalTrafficPolicy about all others, where it binds only clients
@@ -131,9 +202,8 @@ fn policies(service: &Service, kind: FrontendKind) -> Policies {
 
 /// A service with source ranges lets nobody else in: if none of them is of the frontend's family, then no one.
 fn source_ranges(service: &Service, kind: FrontendKind, ip: &IpAddr) -> Option<Vec<ipnetwork::IpNetwork>> {
-    let restricted = kind == FrontendKind::LoadBalancer && !service.source_ranges.is_empty();
-    let of_family = || service.source_ranges.iter().filter(|range| range.is_ipv4() == ip.is_ipv4());
-    restricted.then(|| of_family().copied().collect())
+    let ranges = service.source_ranges.as_ref().filter(|_| kind == FrontendKind::LoadBalancer)?;
+    Some(ranges.iter().filter(|range| range.is_ipv4() == ip.is_ipv4()).copied().collect())
 }
 
 /// The endpoints of one port and family as this node sees them.
@@ -141,13 +211,15 @@ struct View<'a> {
     candidates: Vec<Candidate<'a>>,
     cluster: Rule<'a>,
     local: Rule<'a>,
+    /// What of it a [`Meter`] has counted.
+    counted: Counted,
 }
 
 impl<'a> View<'a> {
     fn new(candidates: Vec<Candidate<'a>>, settings: &'a Settings) -> Self {
         let cluster = Rule::cluster(&candidates, settings);
         let local = Rule::local(&candidates, settings);
-        Self { candidates, cluster, local }
+        Self { candidates, cluster, local, counted: Counted::default() }
     }
 
     fn rule(&self, policy: TrafficPolicy) -> &Rule<'a> {

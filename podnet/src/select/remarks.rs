@@ -23,9 +23,11 @@ pub fn remarks(service: &Service) -> Vec<String> {
     for ip in service.load_balancer_ips.iter().chain(&service.external_ips).filter(|ip| !service.families.has(ip)) {
         remarks.push(format!("{ip} is left out: the service has no clusterIP of family {}", family(ip)));
     }
-    for ip in service.load_balancer_ips.iter().filter(|ip| service.families.has(ip)) {
-        let closed = |range: &ipnetwork::IpNetwork| range.is_ipv4() != ip.is_ipv4();
-        if !service.source_ranges.is_empty() && service.source_ranges.iter().all(closed) {
+    let Some(ranges) = &service.source_ranges else { return remarks };
+    for v4 in [true, false] {
+        let closed = ranges.iter().all(|range| range.is_ipv4() != v4);
+        let ips = service.load_balancer_ips.iter().filter(|ip| ip.is_ipv4() == v4 && service.families.has(ip));
+        for ip in ips.filter(|_| closed) {
             remarks.push(format!("{ip} is closed to everyone: none of loadBalancerSourceRanges is {}", family(ip)));
         }
     }

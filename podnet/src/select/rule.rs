@@ -3,12 +3,14 @@
 //! The outcome is that of `CategorizeEndpoints` in pkg/proxy/topology.go of Kubernetes: KEP-1669 (terminating
 //! endpoints), KEP-2086 (internalTrafficPolicy), KEP-4444 and KEP-3015 (traffic distribution).
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use super::Settings;
-use crate::model::{Condition, EndpointSlice, Placement, ServicePort};
+use crate::frontend::Protocol;
+use crate::model::{Condition, EndpointSlice, Placement, ServicePort, SlicePort};
 
 /// What becomes of an endpoint at a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -48,30 +50,53 @@ impl Candidate<'_> {
     }
 }
 
-/// The endpoints of one port and family, sorted, each once. An address that several slices list, which happens while
-/// an endpoint moves between them or if its address is used again, counts as what the best of them says.
-pub(super) fn candidates<'a>(
-    port: &ServicePort,
-    v4: bool,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-) -> Vec<Candidate<'a>> {
-    let mut candidates = Vec::new();
-    for slice in slices {
-        let Some(target) = target(port, slice) else { continue };
-        candidates.extend(slice.endpoints.iter().filter(|endpoint| endpoint.addr.is_ipv4() == v4).map(|endpoint| {
-            let at = SocketAddr::new(endpoint.addr, target);
-            Candidate { at, condition: endpoint.condition, placement: &endpoint.placement }
-        }));
-    }
-    candidates.sort_by(|a, b| (a.at, b.condition).cmp(&(b.at, a.condition)));
-    candidates.dedup_by_key(|candidate| candidate.at);
-    candidates
-}
+/// Ports of a slice beyond which they are looked up by a hash: nearly all slices have one.
+const FEW_PORTS: usize = 4;
 
-/// The number that a service's port has in a slice.
-pub(super) fn target(port: &ServicePort, slice: &EndpointSlice) -> Option<u16> {
-    let same = |target: &&crate::model::SlicePort| target.name == port.name && target.protocol == port.protocol;
-    slice.ports.iter().find(same).map(|target| target.port)
+/// The slices of a service, with the numbers that its ports have there.
+pub(super) struct Targets<'a>(Vec<(&'a EndpointSlice, Numbers<'a>)>);
+
+/// Target ports by the service port's name and protocol; empty for a slice with few.
+type Numbers<'a> = HashMap<(&'a str, Protocol), u16>;
+
+impl<'a> Targets<'a> {
+    pub(super) fn new(slices: impl Iterator<Item = &'a EndpointSlice>) -> Self {
+        let ports = |slice: &'a EndpointSlice| {
+            let ports = if slice.ports.len() > FEW_PORTS { &slice.ports[..] } else { &[] };
+            ports.iter().map(|port| ((port.name.as_str(), port.protocol), port.port)).collect()
+        };
+        Self(slices.map(|slice| (slice, ports(slice))).collect())
+    }
+
+    /// The slices, and the number that a port has in each.
+    pub(super) fn of(&self, port: &ServicePort) -> impl Iterator<Item = (&'a EndpointSlice, Option<u16>)> {
+        self.0.iter().map(|(slice, ports)| {
+            let same = |target: &&SlicePort| target.name == port.name && target.protocol == port.protocol;
+            let target = match ports.is_empty() {
+                true => slice.ports.iter().find(same).map(|target| target.port),
+                false => ports.get(&(port.name.as_str(), port.protocol)).copied(),
+            };
+            (*slice, target)
+        })
+    }
+
+    /// The endpoints of one port and family, sorted, each once. An address that several slices list, which happens while
+    /// an endpoint moves between them or if its address is used again, counts as what the best of them says.
+    pub(super) fn candidates(&self, port: &ServicePort, v4: bool) -> Vec<Candidate<'a>> {
+        let mut candidates = Vec::new();
+        for (slice, target) in self.of(port) {
+            let Some(target) = target else { continue };
+            candidates.extend(slice.endpoints.iter().filter(|endpoint| endpoint.addr.is_ipv4() == v4).map(
+                |endpoint| {
+                    let at = SocketAddr::new(endpoint.addr, target);
+                    Candidate { at, condition: endpoint.condition, placement: &endpoint.placement }
+                },
+            ));
+        }
+        candidates.sort_by(|a, b| (a.at, b.condition).cmp(&(b.at, a.condition)));
+        candidates.dedup_by_key(|candidate| candidate.at);
+        candidates
+    }
 }
 
 /// Which endpoints count.

@@ -1,9 +1,11 @@
 //! EndpointSlices.
 
-use super::{Checked, address, port_number, protocol, refuse};
-use crate::model::{Condition, Endpoint, EndpointSlice, Placement, SlicePort, raw};
+use std::collections::HashSet;
 
-/// An EndpointSlice.
+use super::{Checked, address, at_most, port_number, protocol, refuse, usable};
+use crate::model::{Condition, Endpoint, EndpointSlice, LeftOut, Placement, SlicePort, limits, raw};
+
+/// An EndpointSlice. Ports and endpoints that can't be used are left out.
 pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
     let v4 = match raw.address_type.as_str() {
         "IPv4" => true,
@@ -12,34 +14,44 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
         "FQDN" => return Ok(EndpointSlice::default()),
         other => return refuse("addressType", format!("`{other}` is none of IPv4, IPv6, FQDN")),
     };
-    let labels = raw.metadata.labels;
+    let (labels, uid) = (raw.metadata.labels, raw.metadata.uid);
     // Slices carry the labels of their service that leave it to another proxy.
     let foreign = labels.service_proxy_name.is_some() || labels.headless.is_some();
-    let mut ports: Vec<SlicePort> = Vec::with_capacity(raw.ports.len());
-    for (i, raw) in raw.ports.into_iter().enumerate() {
-        let field = format!("ports[{i}]");
-        let protocol = protocol(&field, &raw.protocol)?;
-        if ports.iter().any(|other| other.name == raw.name) {
-            return refuse(format!("{field}.name"), format!("`{}` is the name of another port", raw.name));
-        }
-        // Without a number it stands for all ports, which is of no use to a proxy.
-        if let Some(number) = raw.port {
-            ports.push(SlicePort { name: raw.name, port: port_number(|| format!("{field}.port"), number)?, protocol });
-        }
+    let mut left_out = LeftOut::default();
+    let (mut ports, mut names) = (Vec::new(), HashSet::new());
+    for (i, raw) in at_most(limits::PORTS, "ports", raw.ports, &mut left_out).into_iter().enumerate() {
+        ports.extend(port(&format!("ports[{i}]"), raw, &mut names)?);
     }
-    let mut endpoints = Vec::with_capacity(raw.endpoints.len());
-    for (i, raw) in raw.endpoints.into_iter().enumerate() {
-        let Some(text) = raw.addresses.first() else {
-            return refuse(format!("endpoints[{i}].addresses"), "is empty: an endpoint needs an address");
-        };
-        let field = || format!("endpoints[{i}].addresses[0]");
-        let addr = address(field, text)?;
-        if addr.is_ipv4() != v4 {
-            return refuse(field(), format!("{addr} is not of the slice's addressType {}", type_name(v4)));
-        }
-        endpoints.push(Endpoint { addr, condition: condition(&raw.conditions), placement: placement(raw).share() });
+    let raw = at_most(limits::ENDPOINTS, "endpoints", raw.endpoints, &mut left_out);
+    let mut endpoints = Vec::with_capacity(raw.len());
+    for (i, raw) in raw.into_iter().enumerate() {
+        endpoints.extend(usable(endpoint(i, raw, v4), &mut left_out)?);
     }
-    Ok(EndpointSlice { service: labels.service_name.filter(|name| !name.is_empty() && !foreign), ports, endpoints })
+    let service = labels.service_name.filter(|name| !name.is_empty() && !foreign);
+    let uid = uid.unwrap_or_default().into_boxed_str();
+    Ok(EndpointSlice { uid, service, ports, endpoints, left_out })
+}
+
+/// A port. Without a number it stands for all ports, which is of no use to a proxy.
+fn port(field: &str, raw: raw::Port, names: &mut HashSet<String>) -> Checked<Option<SlicePort>> {
+    let protocol = protocol(field, &raw.protocol)?;
+    if !names.insert(raw.name.clone()) {
+        return refuse(format!("{field}.name"), format!("`{}` is the name of another port", raw.name));
+    }
+    let Some(number) = raw.port else { return Ok(None) };
+    Ok(Some(SlicePort { name: raw.name, port: port_number(|| format!("{field}.port"), number)?, protocol }))
+}
+
+fn endpoint(i: usize, raw: raw::Endpoint, v4: bool) -> Checked<Endpoint> {
+    let Some(text) = raw.addresses.first() else {
+        return refuse(format!("endpoints[{i}].addresses"), "is empty: an endpoint needs an address");
+    };
+    let field = || format!("endpoints[{i}].addresses[0]");
+    let addr = address(field, text)?;
+    if addr.is_ipv4() != v4 {
+        return refuse(field(), format!("{addr} is not of the slice's addressType {}", type_name(v4)));
+    }
+    Ok(Endpoint { addr, condition: condition(&raw.conditions), placement: placement(raw).share() })
 }
 
 const fn type_name(v4: bool) -> &'static str {
@@ -136,6 +148,22 @@ mod tests {
         ] {
             let error = slice(rest).expect_err(rest);
             assert_eq!((error.object.as_str(), error.field.as_str()), ("EndpointSlice default/web-1", field));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_left_out_and_the_rest_counts() {
+        let both =
+            "endpoints: [{addresses: [127.0.0.1]}, {addresses: [10.0.0.1]}], ports: [{port: 80}, {name: b, port: 81}]";
+        let slice1 = slice(&format!("addressType: IPv4, {both}")).unwrap();
+        assert_eq!((slice1.endpoints.len(), slice1.ports.len(), slice1.left_out.lines().count()), (1, 2, 1));
+        for address in ["127.0.0.1", "169.254.1.2", "224.0.0.1", "0.0.0.0", "255.255.255.255", "'::ffff:10.0.0.1'"] {
+            let slice = slice(&format!("addressType: IPv4, endpoints: [{{addresses: [{address}]}}]")).unwrap();
+            assert!(slice.endpoints.is_empty() && !slice.left_out.is_empty(), "{address}");
+        }
+        for address in ["::1", "fe80::1", "ff02::1", "::", "::ffff:10.0.0.1"] {
+            let slice = slice(&format!("addressType: IPv6, endpoints: [{{addresses: ['{address}']}}]")).unwrap();
+            assert!(slice.endpoints.is_empty() && !slice.left_out.is_empty(), "{address}");
         }
     }
 }

@@ -1,53 +1,79 @@
 //! Nodes.
 
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use ipnetwork::IpNetwork;
 
-use super::{Checked, address, cidr, refuse};
-use crate::model::{Node, raw};
+use super::{Checked, address, at_most, cidr, refuse, unusable, usable};
+use crate::model::{LeftOut, Node, limits, raw};
+use crate::prefixes::overlap;
 
 /// What the cluster autoscaler taints a node with before it removes it.
 const REMOVAL_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// A Node.
+/// The widest pod CIDR of a node. A whole cluster's ranges are narrower.
+const WIDEST_V4: u8 = 8;
+const WIDEST_V6: u8 = 32;
+
+/// What no pod can have: this network, loopback, link-local, multicast and reserved addresses (RFC 6890), and IPv4 ones
+/// in IPv6 form.
+static RESERVED: LazyLock<Vec<IpNetwork>> = LazyLock::new(|| {
+    let ranges = ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/64", "fe80::/10", "ff00::/8"];
+    ranges.iter().filter_map(|range| range.parse().ok()).collect()
+});
+
+/// A Node. Addresses and ranges that can't be used are left out.
 pub(super) fn check(raw: raw::Manifest) -> Checked<Node> {
-    let pod_cidrs = pod_cidrs(&raw.spec)?;
+    let mut left_out = LeftOut::default();
     let leaving =
         raw.metadata.deletion_timestamp.is_some() || raw.spec.taints.iter().any(|taint| taint.key == REMOVAL_TAINT);
     Ok(Node {
-        internal_ips: addresses(&raw.status, "InternalIP")?,
-        external_ips: addresses(&raw.status, "ExternalIP")?,
-        pod_cidrs,
+        uid: raw.metadata.uid.unwrap_or_default().into_boxed_str(),
+        internal_ips: addresses(&raw.status, "InternalIP", &mut left_out)?,
+        external_ips: addresses(&raw.status, "ExternalIP", &mut left_out)?,
+        pod_cidrs: pod_cidrs(&raw.spec, &mut left_out)?,
         zone: raw.metadata.labels.zone.filter(|zone| !zone.is_empty()),
         leaving,
+        left_out,
     })
 }
 
-fn addresses(status: &raw::Status, kind: &str) -> Checked<Vec<IpAddr>> {
-    let of_kind = status.addresses.iter().enumerate().filter(|(_, raw)| raw.kind == kind);
-    of_kind.map(|(i, raw)| address(|| format!("status.addresses[{i}].address"), &raw.address)).collect()
+fn addresses(status: &raw::Status, kind: &str, left_out: &mut LeftOut) -> Checked<Vec<IpAddr>> {
+    let mut ips = Vec::new();
+    for (i, raw) in status.addresses.iter().enumerate().filter(|(_, raw)| raw.kind == kind) {
+        ips.extend(usable(address(|| format!("status.addresses[{i}].address"), &raw.address), left_out)?);
+    }
+    Ok(at_most(limits::NODE_ADDRESSES, &format!("status.addresses of type {kind}"), ips, left_out))
 }
 
-fn pod_cidrs(spec: &raw::Spec) -> Checked<Vec<IpNetwork>> {
+fn pod_cidrs(spec: &raw::Spec, left_out: &mut LeftOut) -> Checked<Vec<IpNetwork>> {
     let listed = spec.pod_cidrs.iter().enumerate().map(|(i, text)| (format!("spec.podCIDRs[{i}]"), text));
     let single = Some(("spec.podCIDR".to_owned(), &spec.pod_cidr));
     let single = single.filter(|(_, text)| spec.pod_cidrs.is_empty() && !text.is_empty());
     let mut pod_cidrs: Vec<IpNetwork> = Vec::new();
     for (field, text) in listed.chain(single) {
-        let cidr = cidr(|| field.clone(), text)?;
-        if cidr.prefix() == 0 {
-            return refuse(field, format!("`{text}` is every address"));
-        }
-        if cidr.ip() != cidr.network() {
-            return refuse(field, format!("`{text}` has bits set after its prefix"));
-        }
-        if pod_cidrs.iter().any(|other| other.is_ipv4() == cidr.is_ipv4()) {
-            return refuse(field, format!("{cidr} is the second of its family: one for each is allowed"));
-        }
-        pod_cidrs.push(cidr);
+        pod_cidrs.extend(usable(pod_cidr(field, text, &pod_cidrs), left_out)?);
     }
     Ok(pod_cidrs)
+}
+
+fn pod_cidr(field: String, text: &str, others: &[IpNetwork]) -> Checked<IpNetwork> {
+    let cidr = cidr(|| field.clone(), text)?;
+    if cidr.ip() != cidr.network() {
+        return refuse(field, format!("`{text}` has bits set after its prefix"));
+    }
+    let widest = if cidr.is_ipv4() { WIDEST_V4 } else { WIDEST_V6 };
+    if cidr.prefix() < widest {
+        return unusable(field, format!("{cidr} is too wide for one node: /{widest} is the widest that is allowed"));
+    }
+    if let Some(reserved) = RESERVED.iter().find(|reserved| overlap(&cidr, reserved)) {
+        return unusable(field, format!("{cidr} overlaps {reserved}, which is reserved"));
+    }
+    if others.iter().any(|other| other.is_ipv4() == cidr.is_ipv4()) {
+        return refuse(field, format!("{cidr} is the second of its family: one for each is allowed"));
+    }
+    Ok(cidr)
 }
 
 #[cfg(test)]
@@ -76,6 +102,38 @@ mod tests {
         ] {
             assert_eq!(node(rest).expect_err(rest).field, field);
         }
+        for (rest, field) in [
+            ("spec: {podCIDR: 0.0.0.0/0}", "spec.podCIDR"),
+            ("spec: {podCIDR: 0.0.0.0/1}", "spec.podCIDR"),
+            ("spec: {podCIDR: 128.0.0.0/1}", "spec.podCIDR"),
+            ("spec: {podCIDR: 8.0.0.0/7}", "spec.podCIDR"),
+            ("spec: {podCIDR: 127.1.0.0/16}", "spec.podCIDR"),
+            ("spec: {podCIDR: 169.254.1.0/24}", "spec.podCIDR"),
+            ("spec: {podCIDR: 239.0.0.0/24}", "spec.podCIDR"),
+            ("spec: {podCIDR: '2000::/3'}", "spec.podCIDR"),
+            ("spec: {podCIDR: '2001::/16'}", "spec.podCIDR"),
+            ("spec: {podCIDR: 'fe80::/64'}", "spec.podCIDR"),
+            ("spec: {podCIDR: '::/96'}", "spec.podCIDR"),
+            ("status: {addresses: [{type: InternalIP, address: 127.0.0.1}]}", "status.addresses[0].address"),
+            ("status: {addresses: [{type: InternalIP, address: 'ff02::1'}]}", "status.addresses[0].address"),
+        ] {
+            let Object::Node(read) = node(rest).unwrap().1 else { panic!() };
+            let named: Vec<_> = read.left_out.lines().collect();
+            assert!(named.len() == 1 && named[0].starts_with(&format!("{field}: ")), "{rest}: {named:?}");
+            assert!(read.pod_cidrs.is_empty() && read.internal_ips.is_empty(), "{read:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_has_a_few_addresses() {
+        let many: Vec<_> =
+            (0..1000).map(|i| format!("{{type: InternalIP, address: 10.0.{}.{}}}", i / 250, i % 250 + 1)).collect();
+        let yaml = format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: n1}}, status: {{addresses: [{}]}}}}",
+            many.join(", ")
+        );
+        let Object::Node(node) = parse(&yaml).unwrap().1 else { panic!() };
+        assert_eq!((node.internal_ips.len(), node.left_out.lines().count()), (16, 1));
     }
 
     /// KEP-3836, pkg/proxy/healthcheck NodeEligible; well-known label topology.kubernetes.io/zone.

@@ -1,12 +1,16 @@
 //! Services.
 
+use std::collections::HashSet;
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Checked, address, cidr, port_number, protocol, refuse};
+use super::{Checked, address, at_most, cidr, port_number, protocol, refuse, usable};
+use crate::frontend::Protocol;
 use crate::model::{
-    Families, Ignored, SOURCE_IP_ANNOTATION, Service, ServicePort, ServiceType, SourceIp, TrafficPolicy, raw,
+    Families, Ignored, LeftOut, SOURCE_IP_ANNOTATION, Service, ServicePort, ServiceType, SourceIp, TrafficPolicy,
+    limits, raw,
 };
 
 /// For how many seconds a client stays with its endpoint, if the service doesn't say (pkg/apis/core/types.go).
@@ -15,8 +19,11 @@ const AFFINITY_DEFAULT: u32 = 10_800;
 const AFFINITY_MAX: u32 = 86_400;
 
 /// A Service. What its type has no use for is left out, as the API server clears it when a service changes its type.
+/// So are, by name, elements that can't be used.
 pub(super) fn check(raw: raw::Manifest) -> Checked<Service> {
     let raw::Manifest { metadata, mut spec, status, .. } = raw;
+    let mut left_out = LeftOut::default();
+    let uid = metadata.uid.unwrap_or_default().into_boxed_str();
     let kind = service_type(&spec.kind)?;
     let source_ip = metadata.annotations.source_ip.as_deref().map(source_ip).transpose()?;
     let headless = spec.cluster_ip == "None" || spec.cluster_ips.first().is_some_and(|ip| ip == "None");
@@ -28,30 +35,35 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Service> {
         metadata.labels.service_proxy_name.as_ref().map(|_| Ignored::OtherProxy)
     };
     if kind == ServiceType::ExternalName || headless {
-        return Ok(Service { kind, ignored, source_ip, ..Service::default() });
+        return Ok(Service { uid, kind, ignored, source_ip, ..Service::default() });
     }
     let has_node_ports = matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer);
     let has_load_balancer = kind == ServiceType::LoadBalancer;
-    let cluster_ips = cluster_ips(&spec)?;
+    let families = families(&spec)?;
+    let cluster_ips = cluster_ips(&spec, &mut left_out)?;
     let external_policy = policy("spec.externalTrafficPolicy", &spec.external_traffic_policy)?;
-    let source_ranges = source_ranges(&spec.load_balancer_source_ranges)?;
-    let load_balancer_ips = load_balancer_ips(&status.load_balancer)?;
+    let mut if_balanced = LeftOut::default();
+    let balanced = if has_load_balancer { &mut left_out } else { &mut if_balanced };
+    let source_ranges = source_ranges(&spec.load_balancer_source_ranges, balanced)?;
+    let load_balancer_ips = load_balancer_ips(&status.load_balancer, balanced)?;
     let health_check_port = optional_port("spec.healthCheckNodePort", spec.health_check_node_port)?
         .filter(|_| has_load_balancer && external_policy == TrafficPolicy::Local);
     Ok(Service {
+        uid,
         ignored,
         kind,
-        families: families(&cluster_ips, &spec.ip_families)?,
+        families,
         cluster_ips,
-        ports: service_ports(std::mem::take(&mut spec.ports), has_node_ports)?,
+        ports: service_ports(std::mem::take(&mut spec.ports), has_node_ports, &mut left_out)?,
         load_balancer_ips: if has_load_balancer { load_balancer_ips } else { Vec::new() },
-        external_ips: external_ips(&spec.external_ips)?,
-        source_ranges: if has_load_balancer { source_ranges } else { Vec::new() },
+        external_ips: external_ips(&spec.external_ips, &mut left_out)?,
+        source_ranges: source_ranges.filter(|_| has_load_balancer),
         internal_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy)?,
         external_policy,
         affinity: affinity(&spec)?,
         health_check_port,
         source_ip,
+        left_out,
     })
 }
 
@@ -90,19 +102,23 @@ fn affinity(spec: &raw::Spec) -> Checked<u32> {
     }
 }
 
-fn families(cluster_ips: &[IpAddr], named: &[String]) -> Checked<Families> {
+/// Those of its ClusterIPs, also if one of these can't be used: so its other addresses don't lead to a family that it
+/// doesn't have.
+fn families(spec: &raw::Spec) -> Checked<Families> {
     let mut families = Families::default();
-    for (i, name) in named.iter().enumerate() {
+    for (i, name) in spec.ip_families.iter().enumerate() {
         match name.as_str() {
             "IPv4" => families.v4 = true,
             "IPv6" => families.v6 = true,
             other => return refuse(format!("spec.ipFamilies[{i}]"), format!("`{other}` is none of IPv4, IPv6")),
         }
     }
+    let cluster_ips = spec.cluster_ips.iter().chain(Some(&spec.cluster_ip)).filter_map(|ip| ip.parse().ok());
+    let cluster_ips: Vec<IpAddr> = cluster_ips.collect();
     if !cluster_ips.is_empty() {
         let (v4, v6) = (cluster_ips.iter().any(IpAddr::is_ipv4), cluster_ips.iter().any(IpAddr::is_ipv6));
         families = Families { v4, v6 };
-    } else if named.is_empty() {
+    } else if spec.ip_families.is_empty() {
         families = Families { v4: true, v6: true };
     }
     Ok(families)
@@ -110,43 +126,43 @@ fn families(cluster_ips: &[IpAddr], named: &[String]) -> Checked<Families> {
 
 /// The addresses that the nodes are to serve: an element may be a name instead, and a load balancer that works as a
 /// proxy wants to see its clients' packets itself (KEP-1860).
-fn load_balancer_ips(raw: &raw::LoadBalancer) -> Checked<Vec<IpAddr>> {
+fn load_balancer_ips(raw: &raw::LoadBalancer, left_out: &mut LeftOut) -> Checked<Vec<IpAddr>> {
     let mut ips = Vec::new();
     for (i, ingress) in raw.ingress.iter().enumerate().filter(|(_, ingress)| !ingress.ip.is_empty()) {
         let field = format!("status.loadBalancer.ingress[{i}]");
         match ingress.ip_mode.as_str() {
-            "" | "VIP" => add(&mut ips, address(|| format!("{field}.ip"), &ingress.ip)?),
+            "" | "VIP" => ips.extend(usable(address(|| format!("{field}.ip"), &ingress.ip), left_out)?),
             "Proxy" => {}
             other => return refuse(format!("{field}.ipMode"), format!("`{other}` is none of VIP, Proxy")),
         }
     }
-    Ok(ips)
+    Ok(at_most(limits::ADDRESSES, "status.loadBalancer.ingress", distinct(ips), left_out))
 }
 
-fn external_ips(raw: &[String]) -> Checked<Vec<IpAddr>> {
+fn external_ips(raw: &[String], left_out: &mut LeftOut) -> Checked<Vec<IpAddr>> {
     let mut ips = Vec::new();
     for (i, text) in raw.iter().enumerate() {
-        add(&mut ips, address(|| format!("spec.externalIPs[{i}]"), text)?);
+        ips.extend(usable(address(|| format!("spec.externalIPs[{i}]"), text), left_out)?);
     }
-    Ok(ips)
+    Ok(at_most(limits::ADDRESSES, "spec.externalIPs", distinct(ips), left_out))
 }
 
 /// The API server lets white space pass, and bits after the prefix.
-fn source_ranges(raw: &[String]) -> Checked<Vec<IpNetwork>> {
+fn source_ranges(raw: &[String], left_out: &mut LeftOut) -> Checked<Option<Vec<IpNetwork>>> {
     let mut ranges = Vec::new();
     for (i, text) in raw.iter().enumerate() {
         let range = cidr(|| format!("spec.loadBalancerSourceRanges[{i}]"), text.trim())?;
-        if let Ok(range) = IpNetwork::new(range.network(), range.prefix()) {
-            add(&mut ranges, range);
-        }
+        ranges.extend(IpNetwork::new(range.network(), range.prefix()));
     }
-    Ok(ranges)
+    let ranges = at_most(limits::SOURCE_RANGES, "spec.loadBalancerSourceRanges", distinct(ranges), left_out);
+    Ok((!raw.is_empty()).then_some(ranges))
 }
 
-fn add<T: PartialEq>(list: &mut Vec<T>, element: T) {
-    if !list.contains(&element) {
-        list.push(element);
-    }
+/// Each once, in their order.
+fn distinct<T: Copy + Eq + Hash>(mut list: Vec<T>) -> Vec<T> {
+    let mut seen = HashSet::with_capacity(list.len());
+    list.retain(|element| seen.insert(*element));
+    list
 }
 
 fn optional_port(field: &str, number: Option<i64>) -> Checked<Option<u16>> {
@@ -164,56 +180,69 @@ fn source_ip(value: &str) -> Checked<SourceIp> {
     }
 }
 
-fn cluster_ips(spec: &raw::Spec) -> Checked<Vec<IpAddr>> {
+fn cluster_ips(spec: &raw::Spec, left_out: &mut LeftOut) -> Checked<Vec<IpAddr>> {
+    if let Some(first) = spec.cluster_ips.first().filter(|ip| !spec.cluster_ip.is_empty() && spec.cluster_ip != **ip) {
+        let reason = format!("`{first}` differs from clusterIP `{}`, which must be the first", spec.cluster_ip);
+        return refuse("spec.clusterIPs[0]", reason);
+    }
+    let single = Some(&spec.cluster_ip).filter(|ip| spec.cluster_ips.is_empty() && !ip.is_empty());
+    let listed = spec.cluster_ips.iter().enumerate().map(|(i, text)| (Some(i), text));
     let mut ips: Vec<IpAddr> = Vec::new();
-    for (i, text) in spec.cluster_ips.iter().enumerate() {
-        let field = format!("spec.clusterIPs[{i}]");
-        let ip = address(|| field.clone(), text)?;
-        if i == 0 && !spec.cluster_ip.is_empty() && spec.cluster_ip != *text {
-            return refuse(
-                field,
-                format!("`{text}` differs from clusterIP `{}`, which must be the first", spec.cluster_ip),
-            );
-        }
+    for (i, text) in listed.chain(single.map(|text| (None, text))) {
+        let field = || i.map_or_else(|| "spec.clusterIP".into(), |i| format!("spec.clusterIPs[{i}]"));
+        let Some(ip) = usable(address(field, text), left_out)? else { continue };
         if ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
-            return refuse(field, format!("{ip} is the second of its family: one for each is allowed"));
+            return refuse(field(), format!("{ip} is the second of its family: one for each is allowed"));
         }
         ips.push(ip);
-    }
-    if ips.is_empty() && !spec.cluster_ip.is_empty() {
-        ips.push(address(|| "spec.clusterIP".into(), &spec.cluster_ip)?);
     }
     Ok(ips)
 }
 
-fn service_ports(raw: Vec<raw::Port>, has_node_ports: bool) -> Checked<Vec<ServicePort>> {
+/// Names and numbers that ports have already.
+#[derive(Default)]
+struct Taken {
+    names: HashSet<String>,
+    ports: HashSet<(u16, Protocol)>,
+    node_ports: HashSet<(u16, Protocol)>,
+}
+
+fn service_ports(raw: Vec<raw::Port>, has_node_ports: bool, left_out: &mut LeftOut) -> Checked<Vec<ServicePort>> {
     if raw.is_empty() {
         return refuse("spec.ports", "is empty: a service needs a port unless it is headless");
     }
-    let several = raw.len() > 1;
-    let mut ports: Vec<ServicePort> = Vec::with_capacity(raw.len());
-    for (i, raw) in raw.into_iter().enumerate() {
-        let field = format!("spec.ports[{i}]");
-        let Some(number) = raw.port else { return refuse(format!("{field}.port"), "is missing") };
-        let port = port_number(|| format!("{field}.port"), number)?;
-        let protocol = protocol(&field, &raw.protocol)?;
-        let node_port = optional_port(&format!("{field}.nodePort"), raw.node_port)?.filter(|_| has_node_ports);
-        if several && raw.name.is_empty() {
-            return refuse(format!("{field}.name"), "is missing: several ports need names");
-        }
-        if ports.iter().any(|other| other.name == raw.name) {
-            return refuse(format!("{field}.name"), format!("`{}` is the name of another port", raw.name));
-        }
-        if ports.iter().any(|other| (other.port, other.protocol) == (port, protocol)) {
-            return refuse(format!("{field}.port"), format!("{port}/{protocol} is there twice"));
-        }
-        let same_node_port = |other: &ServicePort| (other.node_port, other.protocol) == (node_port, protocol);
-        if let Some(number) = node_port.filter(|_| ports.iter().any(same_node_port)) {
-            return refuse(format!("{field}.nodePort"), format!("{number}/{protocol} is there twice"));
-        }
-        ports.push(ServicePort { name: raw.name, port, node_port, protocol });
+    let (several, mut taken) = (raw.len() > 1, Taken::default());
+    let mut ports = Vec::with_capacity(raw.len().min(limits::PORTS));
+    for (i, raw) in at_most(limits::PORTS, "spec.ports", raw, left_out).into_iter().enumerate() {
+        ports.push(service_port(&format!("spec.ports[{i}]"), raw, several, has_node_ports, &mut taken)?);
     }
     Ok(ports)
+}
+
+fn service_port(
+    field: &str,
+    raw: raw::Port,
+    several: bool,
+    has_node_ports: bool,
+    taken: &mut Taken,
+) -> Checked<ServicePort> {
+    let Some(number) = raw.port else { return refuse(format!("{field}.port"), "is missing") };
+    let port = port_number(|| format!("{field}.port"), number)?;
+    let protocol = protocol(field, &raw.protocol)?;
+    let node_port = optional_port(&format!("{field}.nodePort"), raw.node_port)?.filter(|_| has_node_ports);
+    if several && raw.name.is_empty() {
+        return refuse(format!("{field}.name"), "is missing: several ports need names");
+    }
+    if !taken.names.insert(raw.name.clone()) {
+        return refuse(format!("{field}.name"), format!("`{}` is the name of another port", raw.name));
+    }
+    if !taken.ports.insert((port, protocol)) {
+        return refuse(format!("{field}.port"), format!("{port}/{protocol} is there twice"));
+    }
+    if let Some(number) = node_port.filter(|number| !taken.node_ports.insert((*number, protocol))) {
+        return refuse(format!("{field}.nodePort"), format!("{number}/{protocol} is there twice"));
+    }
+    Ok(ServicePort { name: raw.name, port, node_port, protocol })
 }
 
 #[cfg(test)]
@@ -295,7 +324,7 @@ status:
         assert_eq!(service.families, Families { v4: true, v6: false });
         assert_eq!(ips(&service.load_balancer_ips), "192.0.2.1 2001:db8::1");
         assert_eq!(ips(&service.external_ips), "192.0.2.9 2001:db8::9");
-        let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();
+        let ranges: Vec<_> = service.source_ranges.iter().flatten().map(ToString::to_string).collect();
         assert_eq!(ranges, ["10.0.0.0/8", "2001:db8::/32", "0.0.0.0/0"]);
         let node_ports: Vec<_> = service.ports.iter().map(|port| port.node_port).collect();
         assert_eq!(node_ports, [Some(30_080), Some(30_080), None]);
@@ -318,7 +347,7 @@ status:
             );
             let Object::Service(service) = parse(&yaml).unwrap().1 else { panic!("{yaml}") };
             assert_eq!(service.ports[0].node_port.is_some(), node_port, "{kind}");
-            assert_eq!((!service.source_ranges.is_empty(), !service.load_balancer_ips.is_empty()), (ranges, ranges));
+            assert_eq!((service.source_ranges.is_some(), !service.load_balancer_ips.is_empty()), (ranges, ranges));
             assert_eq!(service.health_check_port.is_some(), check, "{kind}");
         }
     }
@@ -377,8 +406,6 @@ status:
             ("{clusterIP: 10.96.0.300, ports: [{port: 1}]}", "spec.clusterIP", "`10.96.0.300` is not an IP"),
             ("{clusterIPs: [10.96.0.1, 10.96.0.2], ports: [{port: 1}]}", "spec.clusterIPs[1]", "second of its family"),
             ("{clusterIP: 10.96.0.2, clusterIPs: [10.96.0.1], ports: [{port: 1}]}", "spec.clusterIPs[0]", "differs"),
-            ("{clusterIP: '::ffff:10.96.0.1', ports: [{port: 1}]}", "spec.clusterIP", "IPv4"),
-            ("{clusterIP: 127.0.0.1, ports: [{port: 1}]}", "spec.clusterIP", "reserved"),
             ("{clusterIP: 10.96.0.1}", "spec.ports", "empty"),
             ("{clusterIP: 10.96.0.1, ports: [{}]}", "spec.ports[0].port", "missing"),
             ("{clusterIP: 10.96.0.1, ports: [{port: 0}]}", "spec.ports[0].port", "between"),
@@ -413,7 +440,6 @@ status:
                 "spec.externalIPs[1]",
                 "`web.example` is not an IP",
             ),
-            ("{ports: [{port: 1}], externalIPs: [127.0.0.1]}", "spec.externalIPs[0]", "reserved"),
             (
                 "{ports: [{port: 1}], loadBalancerSourceRanges: [10.0.0.0/8, 10.0.0.1]}",
                 "spec.loadBalancerSourceRanges[1]",
@@ -452,5 +478,55 @@ status:
             );
             assert_eq!(parse(&yaml).unwrap_err().field, format!("status.loadBalancer.ingress[1].{field}"));
         }
+    }
+
+    #[test]
+    fn addresses_that_no_service_can_have() {
+        for address in [
+            "0.0.0.0",
+            "127.0.0.1",
+            "169.254.1.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "fe80::1",
+            "ff02::1",
+            "::",
+            "::ffff:10.96.0.1",
+        ] {
+            let spec = format!(
+                "{{clusterIP: '{address}', externalIPs: ['{address}', 192.0.2.1], ports: [{{port: 80}}], ipFamilies: [IPv4]}}"
+            );
+            let service = service(&spec).unwrap();
+            assert_eq!((ips(&service.cluster_ips).as_str(), ips(&service.external_ips).as_str()), ("", "192.0.2.1"));
+            assert_eq!(service.left_out.lines().count(), 2, "{address}");
+        }
+    }
+
+    fn port(i: usize) -> raw::Port {
+        let name = format!("p{i}");
+        raw::Port {
+            name,
+            port: Some((i % 65_535 + 1) as i64),
+            protocol: ["TCP", "UDP"][i / 65_535].into(),
+            ..raw::Port::default()
+        }
+    }
+
+    /// Every port of both protocols: what is beyond the bound isn't looked at, and the rest is compared by hashes.
+    #[test]
+    fn a_service_with_all_ports_is_cut_to_the_bound() {
+        let mut left_out = LeftOut::default();
+        let ports = service_ports((0..131_070).map(port).collect(), false, &mut left_out).unwrap();
+        assert_eq!((ports.len(), ports[limits::PORTS - 1].port), (limits::PORTS, limits::PORTS as u16));
+        assert_eq!(
+            left_out.lines().collect::<Vec<_>>(),
+            ["spec.ports: the last 126974 are left out: at most 4096 are allowed"]
+        );
+        let ips: Vec<_> = (0..70_000u32).map(|i| std::net::Ipv4Addr::from(0xc633_0000 + i).to_string()).collect();
+        assert_eq!(external_ips(&ips, &mut left_out).unwrap().len(), limits::ADDRESSES);
+        let ranges: Vec<_> = ips.iter().map(|ip| format!("{ip}/32")).collect();
+        assert_eq!(source_ranges(&ranges, &mut left_out).unwrap().unwrap().len(), limits::SOURCE_RANGES);
+        assert_eq!(left_out.lines().count(), 3);
     }
 }

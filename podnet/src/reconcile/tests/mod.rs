@@ -41,6 +41,7 @@ fn frontend(owner: &str, at: &str, protocol: Protocol, backends: &[u8]) -> front
         backends: list(backends),
         outside: None,
         here: None,
+        spread: true,
     }
 }
 
@@ -231,7 +232,7 @@ impl<'a> Watched<'a> {
 }
 
 impl Tables for Watched<'_> {
-    fn capacity(&self) -> Capacity {
+    fn capacity(&self) -> crate::room::Room {
         self.tables.capacity()
     }
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {

@@ -50,8 +50,12 @@ impl Manifests {
     }
 
     fn frontends(&self, settings: &Settings) -> Vec<Frontend> {
-        frontends(&self.name, &self.service, self.slices(), settings)
+        select_within(self, settings, Room::MAX).frontends
     }
+}
+
+fn select_within(manifests: &Manifests, settings: &Settings, room: Room) -> Selection {
+    super::select(&manifests.name, &manifests.service, manifests.slices(), settings, room)
 }
 
 /// Frontends of a YAML stream on node `n1`, each as a line.

@@ -201,3 +201,49 @@ fn source_ranges_are_about_load_balancers_addresses() {
     );
     assert_eq!(ranges("")[0], "LoadBalancer 192.0.2.1:80/TCP: reject");
 }
+
+/// As many ports as a service may have and as many endpoints as a slice may: each port alone is ordinary.
+#[test]
+fn many_ports_and_endpoints_are_not_multiplied() {
+    let ports: Vec<_> = (1..=4096).map(|port| format!("{{name: p{port}, port: {port}}}")).collect();
+    let endpoints: Vec<_> = (0..1000)
+        .map(|i| format!("{{addresses: [10.{}.{}.1], conditions: {{ready: false}}}}", i / 250, i % 250))
+        .collect();
+    let ports = ports.join(", ");
+    let stream = service(&format!("{{clusterIP: 10.96.0.1, ports: [{ports}]}}"))
+        + &format!(
+            "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {{name: web-1, \
+             labels: {{kubernetes.io/service-name: web}}}}, ports: [{ports}], endpoints: [{}]}}\n",
+            endpoints.join(", ")
+        );
+    let manifests = Manifests::parse(&stream);
+    let all = Room::of_tables(65_536, 2_097_152, 262_144, 65_536);
+    let selection = select_within(&manifests, &manifests.settings(SourceIp::Auto), all);
+    assert_eq!((selection.frontends.len(), selection.takes.backends), (262, 0));
+    let beyond = selection.beyond.unwrap();
+    assert_eq!((beyond.table, beyond.count), ("backends", 4096 - 262));
+    // With endpoints that count, the share of one service.
+    let ready = Manifests::parse(&stream.replace("ready: false", "ready: true"));
+    let selection = select_within(&ready, &ready.settings(SourceIp::Auto), all.of_service());
+    assert_eq!((selection.frontends.len(), selection.takes.backends), (16, 16_000));
+    assert_eq!(selection.beyond.unwrap().first.to_string(), "10.96.0.1:17/TCP");
+}
+
+/// A Maglev table takes as much room as thousands of endpoints: a service has some, and plain lists beyond.
+#[test]
+fn a_service_has_room_for_some_maglev_tables() {
+    let ports: Vec<_> =
+        (1..=20).map(|port| format!("{{name: p{port}, port: {port}, nodePort: {}}}", 30_000 + port)).collect();
+    let ports = ports.join(", ");
+    let stream = service(&format!("{{type: NodePort, clusterIP: 10.96.0.1, ports: [{ports}]}}"))
+        + &format!(
+            "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {{name: web-1, \
+             labels: {{kubernetes.io/service-name: web}}}}, ports: [{ports}], endpoints: [{{addresses: [10.0.0.1]}}]}}\n",
+        );
+    let manifests = Manifests::parse(&stream);
+    let settings = Settings { spread: 16_381, ..manifests.settings(SourceIp::Preserve) };
+    let selection =
+        select_within(&manifests, &settings, Room::of_tables(65_536, 2_097_152, 262_144, 65_536).of_service());
+    let spread = selection.frontends.iter().filter(|frontend| frontend.here.is_some() && frontend.spread).count();
+    assert_eq!((selection.frontends.len(), spread, selection.unspread, selection.beyond), (40, 6, 14, None));
+}

@@ -1,0 +1,113 @@
+//! What users of objects should know about them, for `podnet status`, and what of it becomes an Event: that a part of an
+//! object is left out.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::model::{LeftOut, ObjectKey};
+use crate::source::kubernetes::Complaint;
+
+/// How many problems are shown; of more only their number is.
+pub(super) const SHOWN_MAX: usize = 1000;
+/// How many complaints wait to become Events; more are lost.
+const COMPLAINTS_MAX: usize = 256;
+
+/// Something about an object that its user should know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The object.
+    pub object: ObjectKey,
+    /// What it is, and what to do.
+    pub reason: String,
+}
+
+/// Problems of one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Notes {
+    /// What its author should know.
+    pub(super) remarks: Vec<String>,
+    /// What of it has no effect, and why.
+    pub(super) left_out: Vec<String>,
+}
+
+impl Notes {
+    pub(super) fn new(left_out: &LeftOut) -> Self {
+        Self { remarks: Vec::new(), left_out: left_out.lines().collect() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.remarks.is_empty() && self.left_out.is_empty()
+    }
+}
+
+/// Problems of all objects.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    notes: BTreeMap<ObjectKey, Notes>,
+    complaints: VecDeque<ObjectKey>,
+}
+
+impl Problems {
+    /// Puts an object's problems in the place of those it had.
+    pub(super) fn set(&mut self, object: &ObjectKey, notes: Notes) {
+        let before = match notes.is_empty() {
+            true => self.notes.remove(object),
+            false => self.notes.insert(object.clone(), notes),
+        };
+        let now = self.notes.get(object).map(|notes| &notes.left_out).filter(|left_out| !left_out.is_empty());
+        let news = now.is_some_and(|now| before.is_none_or(|before| before.left_out != *now));
+        if news && self.complaints.len() < COMPLAINTS_MAX && !self.complaints.contains(object) {
+            self.complaints.push_back(object.clone());
+        }
+    }
+
+    /// The next object of which a part is left out and that wasn't asked for yet.
+    pub(super) fn complaint(&mut self, uid: impl Fn(&ObjectKey) -> String) -> Option<Complaint> {
+        while let Some(key) = self.complaints.pop_front() {
+            let Some(notes) = self.notes.get(&key).filter(|notes| !notes.left_out.is_empty()) else { continue };
+            return Some(Complaint { uid: uid(&key), key, reason: notes.left_out.join("; ") });
+        }
+        None
+    }
+
+    /// Gives one back, to be the next again.
+    pub(super) fn keep(&mut self, object: ObjectKey) {
+        self.complaints.push_front(object);
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> impl Iterator<Item = Problem> {
+        self.notes.iter().flat_map(|(object, notes)| {
+            let reasons = notes.left_out.iter().chain(&notes.remarks);
+            reasons.map(|reason| Problem { object: object.clone(), reason: reason.clone() })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Kind;
+
+    #[test]
+    fn what_is_left_out_is_told_once_until_it_differs() {
+        let mut problems = Problems::default();
+        let key = ObjectKey::new(Kind::Service, "x", "a");
+        let notes = |left_out: &[&str]| Notes {
+            remarks: vec!["a remark".into()],
+            left_out: left_out.iter().map(|text| (*text).to_owned()).collect(),
+        };
+        let told = |problems: &mut Problems| {
+            std::iter::from_fn(|| problems.complaint(|_| "u".into())).map(|told| told.reason).collect::<Vec<_>>()
+        };
+        problems.set(&key, notes(&[]));
+        assert_eq!(told(&mut problems), [""; 0], "a remark is no reason for an Event");
+        problems.set(&key, notes(&["one", "two"]));
+        problems.set(&key, notes(&["one", "two"]));
+        assert_eq!(told(&mut problems), ["one; two"]);
+        problems.set(&key, notes(&["one", "two"]));
+        assert_eq!(told(&mut problems), [""; 0]);
+        problems.set(&key, notes(&["one"]));
+        problems.set(&key, Notes::default());
+        assert_eq!((told(&mut problems), problems.all().count()), (vec![], 0), "it is over before it was told");
+    }
+}

@@ -1,0 +1,224 @@
+//! What each service may take of tables that don't hold everything.
+//!
+//! As long as all find room, nobody is limited beyond a Service's [share](Room::of_service). When more is asked for than a
+//! table holds, namespaces get the same, those that ask for less what they ask for; the rest is shared among the others
+//! (max-min fairness). In a namespace that doesn't get all, the same holds among its services. So it is always who asks for
+//! the most that is refused, and what a service gets depends on nothing but what all ask for: every node and every restart
+//! decides alike.
+
+use std::collections::BTreeMap;
+
+use crate::model::ObjectName;
+use crate::room::{Room, TABLES};
+
+/// The place of `backends` in [`TABLES`].
+const BACKENDS: usize = 2;
+
+/// What services ask for and may have.
+#[derive(Debug)]
+pub(super) struct Shares {
+    capacity: Room,
+    /// Of each service, what it would take if there were room.
+    asked: BTreeMap<ObjectName, Room>,
+    totals: [u64; TABLES.len()],
+    /// At least as many as there are different backends: services that have some in common use the same entries.
+    backends: u64,
+    /// The table `backends` didn't hold all of them.
+    backends_scarce: bool,
+    /// Services that don't get all.
+    limits: BTreeMap<ObjectName, Room>,
+}
+
+impl Shares {
+    /// Of tables of this size.
+    pub(super) fn new(capacity: Room) -> Self {
+        Self {
+            capacity,
+            asked: BTreeMap::new(),
+            totals: Default::default(),
+            backends: 0,
+            backends_scarce: false,
+            limits: BTreeMap::new(),
+        }
+    }
+
+    /// What one service may ever take.
+    pub(super) fn of_service(&self) -> Room {
+        self.capacity.of_service()
+    }
+
+    /// A service asks for something else than before; nothing, if it is gone.
+    pub(super) fn ask(&mut self, service: &ObjectName, asks: Room) {
+        let before = match asks {
+            none if none == Room::default() => self.asked.remove(service),
+            asks => self.asked.insert(service.clone(), asks),
+        };
+        self.backends += u64::from(asks.backends);
+        for (total, (new, old)) in
+            self.totals.iter_mut().zip(asks.counts().into_iter().zip(before.unwrap_or_default().counts()))
+        {
+            *total = *total + u64::from(new) - u64::from(old);
+        }
+    }
+
+    /// What a service may have, by what was last settled.
+    pub(super) fn limit(&self, service: &ObjectName) -> Option<Room> {
+        self.limits.get(service).copied()
+    }
+
+    /// Settles who gets how much. Gives the services whose limit isn't what it was. `backends` counts the different ones,
+    /// which takes a while and is asked for only if it matters.
+    pub(super) fn settle(&mut self, backends: impl FnOnce() -> usize) -> Vec<ObjectName> {
+        let capacity = self.capacity.counts().map(u64::from);
+        let mut scarce: [bool; TABLES.len()] = std::array::from_fn(|i| self.totals[i] > capacity[i]);
+        if scarce[BACKENDS] && !self.backends_scarce && self.backends > capacity[BACKENDS] {
+            self.backends = backends() as u64;
+        }
+        // Until all would find room even if none were shared: how many are, nobody knows of those that were refused.
+        self.backends_scarce = scarce[BACKENDS] && (self.backends_scarce || self.backends > capacity[BACKENDS]);
+        scarce[BACKENDS] = self.backends_scarce;
+        let mut limits = BTreeMap::new();
+        for (table, _) in scarce.iter().enumerate().filter(|(_, scarce)| **scarce) {
+            self.limit_table(table, capacity[table], &mut limits);
+        }
+        let before = std::mem::replace(&mut self.limits, limits);
+        let differs = |name: &&ObjectName| before.get(*name) != self.limits.get(*name);
+        let mut changed: Vec<_> = before.keys().chain(self.limits.keys()).filter(differs).cloned().collect();
+        changed.sort_unstable();
+        changed.dedup();
+        changed
+    }
+
+    fn limit_table(&self, table: usize, capacity: u64, limits: &mut BTreeMap<ObjectName, Room>) {
+        let asked = |room: &Room| u64::from(room.counts()[table]);
+        let mut namespaces: BTreeMap<&str, Vec<(&ObjectName, u64)>> = BTreeMap::new();
+        for (name, room) in self.asked.iter().filter(|(_, room)| asked(room) != 0) {
+            namespaces.entry(&name.namespace).or_default().push((name, asked(room)));
+        }
+        let total = |services: &[(&ObjectName, u64)]| services.iter().map(|(_, asked)| asked).sum::<u64>();
+        let level = level(namespaces.values().map(|services| total(services)).collect(), capacity);
+        for services in namespaces.values().filter(|services| total(services) > level) {
+            let level = self::level(services.iter().map(|(_, asked)| *asked).collect(), level);
+            for (name, _) in services.iter().filter(|(_, asked)| *asked > level) {
+                let mut counts = limits.get(*name).copied().unwrap_or(Room::MAX).counts();
+                counts[table] = u32::try_from(level).unwrap_or(u32::MAX);
+                limits.insert((*name).clone(), Room::of_counts(counts));
+            }
+        }
+    }
+}
+
+/// The most that each of those who ask for these may have, so that all together have no more than there is.
+fn level(mut asked: Vec<u64>, mut left: u64) -> u64 {
+    asked.sort_unstable();
+    let mut others = asked.len() as u64;
+    for ask in asked {
+        if ask * others > left {
+            return left / others;
+        }
+        left -= ask;
+        others -= 1;
+    }
+    u64::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(namespace: &str, name: &str) -> ObjectName {
+        ObjectName { namespace: namespace.into(), name: name.into() }
+    }
+
+    fn frontends(frontends: u32) -> Room {
+        Room { frontends, ..Room::default() }
+    }
+
+    /// Tables of 1,000 entries, and who asks for how many frontends.
+    fn shares(asked: &[(&str, &str, u32)]) -> Shares {
+        let mut shares = Shares::new(Room::of_counts([1000; 5]));
+        asked.iter().for_each(|(namespace, service, asks)| shares.ask(&name(namespace, service), frontends(*asks)));
+        shares.settle(|| unreachable!());
+        shares
+    }
+
+    fn limits(shares: &Shares) -> Vec<(String, u32)> {
+        shares.limits.iter().map(|(name, room)| (name.to_string(), room.frontends)).collect()
+    }
+
+    #[test]
+    fn nobody_is_limited_while_all_find_room() {
+        assert_eq!(limits(&shares(&[("a", "s", 62), ("a", "t", 900), ("b", "s", 38)])), []);
+    }
+
+    #[test]
+    fn who_asks_for_the_most_is_refused() {
+        let greedy = [("a", "s", 900), ("a", "t", 10), ("b", "s", 200), ("c", "s", 100)];
+        assert_eq!(limits(&shares(&greedy)), [("a/s".into(), 690)]);
+        // Many services are one tenant.
+        let many: Vec<_> = (0..40).map(|i| format!("s{i:02}")).collect();
+        let many = many.iter().map(|service| ("greedy", service.as_str(), 50));
+        let modest = (0..10).map(|_| ("b", "s", 250));
+        let shares = shares(&many.chain(modest).collect::<Vec<_>>());
+        assert!(shares.limits.keys().all(|name| name.namespace == "greedy"), "{:?}", shares.limits);
+        assert_eq!(shares.limits.len(), 40);
+    }
+
+    #[test]
+    fn limits_end_with_the_scarcity_and_changes_are_told() {
+        let mut shares = shares(&[("a", "s", 900), ("b", "s", 200)]);
+        assert_eq!(limits(&shares), [("a/s".into(), 800)]);
+        shares.ask(&name("b", "t"), frontends(100));
+        assert_eq!(shares.settle(|| unreachable!()), [name("a", "s")]);
+        assert_eq!(shares.limit(&name("a", "s")).map(|room| room.frontends), Some(700));
+        assert_eq!(shares.settle(|| unreachable!()), []);
+        shares.ask(&name("a", "s"), Room::default());
+        assert_eq!(shares.settle(|| unreachable!()), [name("a", "s")]);
+        assert_eq!((limits(&shares), shares.totals[0]), (vec![], 300));
+    }
+
+    #[test]
+    fn backends_that_services_share_count_once() {
+        let mut shares = Shares::new(Room::of_counts([1000; 5]));
+        let ask = |shares: &mut Shares, i: usize, backends| {
+            shares.ask(&name("a", &i.to_string()), Room { backends, ..Room::default() });
+        };
+        (0..3).for_each(|i| ask(&mut shares, i, 400));
+        assert_eq!(shares.settle(|| 400), [], "three services of the same endpoints");
+        assert_eq!(shares.settle(|| unreachable!("nothing has changed")), []);
+        ask(&mut shares, 3, 700);
+        assert_eq!(shares.settle(|| 1100).len(), 4);
+        assert_eq!(shares.settle(|| unreachable!("it stays so")), []);
+        (0..3).for_each(|i| ask(&mut shares, i, 50));
+        assert_eq!(shares.settle(|| unreachable!()).len(), 4);
+    }
+
+    proptest! {
+        /// All together never get more than there is, who asks for less than another gets no less, and the order of
+        /// arrival doesn't matter.
+        #[test]
+        fn fair_and_full(asked in prop::collection::vec((0u8..4, 0u8..6, 0u32..600), 1..40)) {
+            let text: Vec<_> = asked.iter().map(|(n, s, asks)| (n.to_string(), s.to_string(), *asks)).collect();
+            let mut last = BTreeMap::new();
+            last.extend(text.iter().map(|(n, s, asks)| ((n.clone(), s.clone()), *asks)));
+            let forward: Vec<_> = last.iter().map(|((n, s), asks)| (n.as_str(), s.as_str(), *asks)).collect();
+            let (one, other) = (shares(&forward), shares(&forward.iter().rev().copied().collect::<Vec<_>>()));
+            prop_assert_eq!(&one.limits, &other.limits);
+            let gets = |(n, s, asks): &(&str, &str, u32)| {
+                one.limit(&name(n, s)).map_or(*asks, |room| room.frontends.min(*asks))
+            };
+            let total: u32 = forward.iter().map(gets).sum();
+            let wanted: u32 = forward.iter().map(|(_, _, asks)| asks).sum();
+            prop_assert!(total <= 1000 && (wanted > 1000 || total == wanted));
+            // No more is lost than rounding takes.
+            prop_assert!(wanted <= 1000 || total + 30 > 1000, "{total}");
+            for a in &forward {
+                for b in forward.iter().filter(|b| b.0 == a.0 && b.2 >= a.2) {
+                    prop_assert!(gets(b) >= gets(a));
+                }
+            }
+        }
+    }
+}

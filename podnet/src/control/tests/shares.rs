@@ -1,0 +1,160 @@
+//! Services that ask for more than their share of the tables.
+
+use podnet_common::layout::FrontendKey;
+
+use super::*;
+
+/// So many external IPs and ports, and the name of a namespace.
+fn greedy(name: &str, namespace: &str, ips: usize, ports: usize) -> String {
+    let ips: Vec<_> = (0..ips).map(|i| format!("198.51.{}.{}", i / 250, i % 250 + 1)).collect();
+    let ports: Vec<_> = (1..=ports).map(|port| format!("{{name: p{port}, port: {port}}}")).collect();
+    format!(
+        "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{externalIPs: \
+         [{}], ports: [{}]}}}}\n",
+        ips.join(", "),
+        ports.join(", ")
+    )
+}
+
+fn reasons(bench: &Bench, service: &str) -> Vec<String> {
+    let problems = bench.control.status().problems;
+    problems.into_iter().filter(|p| p.object.name.name == service).map(|p| p.reason).collect()
+}
+
+/// Frontends of an address, of all its ports.
+fn at(bench: &Bench, ip: &str) -> usize {
+    let ip: IpAddr = ip.parse().unwrap();
+    let address = FrontendKey::address(ip.into());
+    bench.tables.frontends.keys().filter(|key| key.addr == address.addr && **key != address).count()
+}
+
+#[test]
+fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
+    let mut bench = Bench::new();
+    bench.write("a-greedy.yaml", &greedy("greedy", "tenant", 26, 260));
+    bench.write("web.yaml", &service("web", "10.96.0.1"));
+    bench.round();
+    let share = bench.tables.frontends_max / 16;
+    assert_eq!(bench.control.status().pending, []);
+    assert_eq!(at(&bench, "10.96.0.1"), 1);
+    assert_eq!(bench.tables.frontends.len(), share + 2);
+    let named = reasons(&bench, "greedy");
+    assert!(named.iter().any(|reason| reason.contains("more than its share of the table `frontends`")), "{named:?}");
+    let complaint = bench.control.complaint().unwrap();
+    assert_eq!(complaint.key.to_string(), "Service tenant/greedy");
+    assert!(bench.control.complaint().is_none());
+
+    let before = bench.dump();
+    bench.restart();
+    let (_, outcome) = bench.round();
+    assert_eq!((outcome.changed, bench.dump()), (0, before), "the next daemon decides alike");
+    bench.write("new.yaml", &service("new", "10.96.0.2"));
+    bench.round();
+    assert_eq!(at(&bench, "10.96.0.2"), 1);
+}
+
+#[test]
+fn what_an_earlier_daemon_gave_the_greedy_yields() {
+    let mut bench = Bench::new();
+    bench.write("greedy.yaml", &greedy("greedy", "tenant", 1, 60));
+    bench.round();
+    // Tables that an earlier daemon has filled with what is now too much.
+    let (key, value) = bench.tables.frontends.iter().next_back().map(|(key, value)| (*key, *value)).unwrap();
+    for i in 0..bench.tables.frontends_max - bench.tables.frontends.len() {
+        let addr = IpAddr::from([203, 0, (i >> 8) as u8, i as u8]).into();
+        bench.tables.frontends.insert(FrontendKey { addr, ..key }, value);
+    }
+    bench.write("web.yaml", &service("web", "10.96.0.1"));
+    bench.restart();
+    bench.round();
+    assert_eq!((at(&bench, "10.96.0.1"), bench.control.status().pending), (1, vec![]));
+}
+
+#[test]
+fn a_greedy_namespace_is_refused_and_no_other() {
+    let mut bench = Bench::new();
+    for i in 0..30 {
+        let text = greedy(&format!("g{i:02}"), "tenant", 1, 50).replace("198.51.0", &format!("198.51.{i}"));
+        bench.write(&format!("g{i:02}.yaml"), &text);
+    }
+    bench.round();
+    let all = bench.tables.frontends.len();
+    assert!(all > 900 && all <= 1000, "{all}: nobody else needs it");
+    for i in 1..=90 {
+        bench.write(&format!("s{i}.yaml"), &service(&format!("s{i}"), &format!("10.96.0.{i}")));
+    }
+    let (_, outcome) = bench.round();
+    assert_eq!((outcome.pending, bench.control.status().pending), (0, vec![]));
+    assert!((1..=90).all(|i| at(&bench, &format!("10.96.0.{i}")) == 1));
+    assert!(bench.tables.frontends.len() <= 1000);
+    assert!(reasons(&bench, "g07").iter().any(|reason| reason.contains("share")));
+    let before = bench.dump();
+    bench.restart();
+    bench.round();
+    assert_eq!(bench.dump(), before);
+    for i in 2..30 {
+        bench.write(&format!("g{i:02}.yaml"), "");
+    }
+    bench.round();
+    assert!(reasons(&bench, "g00").iter().all(|reason| !reason.contains("share")), "there is room for it again");
+    assert_eq!(bench.tables.frontends.len(), 2 * 90 + 2 * 51);
+}
+
+#[test]
+fn cluster_ips_come_first() {
+    let mut bench = Bench::new();
+    let text = greedy("greedy", "tenant", 20, 50).replace("externalIPs", "clusterIP: 10.96.7.7, externalIPs");
+    bench.write("a.yaml", &text);
+    bench.round();
+    assert_eq!((at(&bench, "10.96.7.7"), at(&bench, "198.51.0.1") < 12), (50, true));
+}
+
+#[test]
+fn source_ranges_and_backends_have_shares_too() {
+    let mut bench = Bench::new();
+    bench.tables.source_ranges_max = 1000;
+    bench.restart();
+    let ranges: Vec<_> = (0..40).map(|i| format!("10.{i}.0.0/16")).collect();
+    let ports: Vec<_> = (1..=40).map(|port| format!("{{name: p{port}, port: {port}}}")).collect();
+    let text = format!(
+        "---\n{{apiVersion: v1, kind: Service, metadata: {{name: ranged}}, spec: {{type: LoadBalancer, clusterIP: \
+         10.96.0.9, loadBalancerSourceRanges: [{}], ports: [{}]}}, status: {{loadBalancer: {{ingress: [{{ip: \
+         192.0.2.1}}]}}}}}}\n",
+        ranges.join(", "),
+        ports.join(", ")
+    );
+    bench.write("ranged.yaml", &text);
+    let endpoints: Vec<_> = (1..=200).map(|i| format!("10.244.1.{i}")).collect();
+    let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
+    bench.write("wide.yaml", &(service("wide", "10.96.0.1") + &slice("wide", &endpoints)));
+    bench.round();
+    assert!(bench.tables.source_ranges.len() <= 62, "{}", bench.tables.source_ranges.len());
+    assert_eq!(at(&bench, "192.0.2.1"), 1, "each port has forty");
+    assert!(reasons(&bench, "ranged").iter().any(|reason| reason.contains("`source_ranges`")));
+    assert_eq!(at(&bench, "10.96.0.1"), 0);
+    assert!(reasons(&bench, "wide").iter().any(|reason| reason.contains("`slots`")), "{:?}", reasons(&bench, "wide"));
+}
+
+#[test]
+fn host_ports_have_the_share_of_one_service() {
+    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, Protocol, ServicePortName, SourceMode};
+    let mut bench = Bench::new();
+    let port = |port: u16| Frontend {
+        key: FrontendAddr { socket: ([0, 0, 0, 0], port).into(), protocol: Protocol::Tcp },
+        kind: FrontendKind::HostPort,
+        service: ServicePortName {
+            service: ObjectName { namespace: "x".into(), name: "pod hostPort".into() },
+            port: String::new(),
+        },
+        source: SourceMode::Auto,
+        affinity: 0,
+        source_ranges: None,
+        backends: Backends { list: vec![([10, 244, 1, 2], port).into()], if_none: IfNone::Reject },
+        outside: None,
+        here: None,
+        spread: true,
+    };
+    bench.control.set_host_ports((1..=500).map(port).collect());
+    bench.round();
+    assert_eq!(bench.tables.frontends.len(), 62);
+}

@@ -1,0 +1,57 @@
+//! Elements of an object that can't be used: the object counts without them, and they are named.
+
+/// How many elements are named; of more than these only the number is kept.
+const NAMED_MAX: usize = 8;
+
+/// The elements that were left out of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    named: Vec<String>,
+    unnamed: usize,
+}
+
+impl LeftOut {
+    /// Leaves one out: which, and why.
+    pub fn add(&mut self, element: impl FnOnce() -> String) {
+        self.add_many(1, element);
+    }
+
+    /// Leaves several out that have one line together.
+    pub fn add_many(&mut self, count: usize, elements: impl FnOnce() -> String) {
+        if count == 0 {
+        } else if self.named.len() < NAMED_MAX {
+            self.named.push(elements());
+        } else {
+            self.unnamed += count;
+        }
+    }
+
+    /// Whether the object counts as a whole.
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// A line for each that is named, and one for the others.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let others = (self.unnamed > 0).then(|| format!("{} more elements are left out", self.unnamed));
+        self.named.iter().cloned().chain(others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_are_named_and_the_rest_is_counted() {
+        let mut left_out = LeftOut::default();
+        assert!(left_out.is_empty() && left_out.lines().next().is_none());
+        for i in 0..1000 {
+            left_out.add(|| format!("element {i}"));
+        }
+        left_out.add_many(0, || unreachable!());
+        let lines: Vec<_> = left_out.lines().collect();
+        assert_eq!((lines.len(), lines[0].as_str()), (NAMED_MAX + 1, "element 0"));
+        assert_eq!(lines[NAMED_MAX], "992 more elements are left out");
+    }
+}

@@ -1,0 +1,155 @@
+//! Keeps a service within its share of the tables.
+//!
+//! Frontends come in an order of their own, and the first for which there is no room is the first that is refused, with all
+//! that follow: so it doesn't depend on anything but the service and its share which those are.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Beyond, Policies};
+use crate::frontend::{Frontend, FrontendAddr, FrontendKind, Protocol};
+use crate::model::TrafficPolicy;
+use crate::room::Room;
+
+/// How many endpoints of a service are looked at, those of each port counted for themselves: as many as `backends` holds.
+/// What follows would cost time for nothing.
+const EXAMINED_MAX: usize = podnet_common::layout::capacity::BACKENDS;
+
+/// Which lists of one port and family have been counted already: frontends with the same list share it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counted {
+    cluster: bool,
+    local: bool,
+    here: bool,
+    ranges: bool,
+    /// Whether there was room for a table by which nodes agree, once that was asked.
+    spread: Option<bool>,
+}
+
+/// What a service takes so far.
+pub(super) struct Meter {
+    room: Room,
+    takes: Room,
+    addresses: HashSet<IpAddr>,
+    backends: HashSet<(SocketAddr, Protocol)>,
+    examined: usize,
+    /// The table that has no room for the next one.
+    full: Option<&'static str>,
+    beyond: Option<Beyond>,
+    /// Slots of a table by which nodes agree.
+    spread: u32,
+    /// Lists that should have had one.
+    unspread: usize,
+}
+
+impl Meter {
+    pub(super) fn new(room: Room, spread: u32) -> Self {
+        Self {
+            spread,
+            unspread: 0,
+            room,
+            takes: Room::default(),
+            addresses: HashSet::new(),
+            backends: HashSet::new(),
+            examined: 0,
+            full: None,
+            beyond: None,
+        }
+    }
+
+    /// Endpoints were looked at.
+    pub(super) fn examine(&mut self, endpoints: usize) {
+        self.examined += endpoints;
+        if self.examined > EXAMINED_MAX {
+            self.full = Some("backends");
+        }
+    }
+
+    /// Whether nothing more is admitted.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.is_some()
+    }
+
+    /// Counts a frontend that isn't admitted.
+    pub(super) fn refuse(&mut self, key: FrontendAddr) {
+        let table = self.full.unwrap_or_default();
+        self.beyond.get_or_insert(Beyond { table, first: key, count: 0 }).count += 1;
+    }
+
+    /// Whether there is room for a frontend, which then counts.
+    pub(super) fn admit(&mut self, counted: &mut Counted, policies: Policies, frontend: &mut Frontend) -> bool {
+        if self.is_full() {
+            self.refuse(frontend.key);
+            return false;
+        }
+        let (mut lists, mut then) = (Vec::<&[SocketAddr]>::new(), *counted);
+        let inside = Some((policies.inside, &frontend.backends));
+        for (policy, backends) in inside.into_iter().chain(policies.outside.zip(frontend.outside.as_ref())) {
+            let seen = match policy {
+                TrafficPolicy::Cluster => &mut then.cluster,
+                TrafficPolicy::Local => &mut then.local,
+            };
+            lists.extend((!std::mem::replace(seen, true)).then_some(&backends.list[..]));
+        }
+        if let Some(here) = &frontend.here {
+            lists.extend((!std::mem::replace(&mut then.here, true)).then_some(&here[..]));
+        }
+        let ip = frontend.key.socket.ip();
+        let address = frontend.kind != FrontendKind::NodePort && !self.addresses.contains(&ip);
+        let others = u32::from(frontend.outside.is_some()) + u32::from(frontend.here.is_some());
+        let mut backends = HashSet::new();
+        for at in lists.iter().copied().flatten().map(|at| (*at, frontend.key.protocol)) {
+            if !self.backends.contains(&at) {
+                backends.insert(at);
+            }
+        }
+        // An affinity's ranges are those of its clients: `ServiceId::with_affinity`.
+        let groups = if frontend.affinity == 0 { 1 } else { 1 + others };
+        let ranges = frontend.source_ranges.as_ref().filter(|_| !std::mem::replace(&mut then.ranges, true));
+        let takes = self.takes.plus(Room {
+            frontends: 1 + others + u32::from(address),
+            slots: lists.iter().map(|list| count(list.len())).sum(),
+            backends: count(backends.len()),
+            source_ranges: ranges.map_or(0, |ranges| count(ranges.len()).saturating_mul(groups)),
+            spread: 0,
+        });
+        if let Some(table) = takes.exceeds(self.room) {
+            self.full = Some(table);
+            self.refuse(frontend.key);
+            return false;
+        }
+        self.takes = takes;
+        if frontend.here.is_some() && !frontend.backends.list.is_empty() {
+            frontend.spread = *then.spread.get_or_insert_with(|| {
+                let slots = self.takes.spread.saturating_add(self.spread);
+                let fits = slots <= self.room.spread;
+                self.takes.spread = if fits { slots } else { self.takes.spread };
+                self.unspread += usize::from(!fits);
+                fits
+            });
+        }
+        self.backends.extend(backends);
+        self.addresses.extend(address.then_some(ip));
+        *counted = then;
+        true
+    }
+
+    /// What all that were admitted take.
+    pub(super) fn takes(&self) -> Room {
+        self.takes
+    }
+
+    /// How many lists have no table by which nodes agree, for want of room.
+    pub(super) fn unspread(&self) -> usize {
+        self.unspread
+    }
+
+    /// What wasn't admitted.
+    pub(super) fn beyond(&self) -> Option<Beyond> {
+        self.beyond
+    }
+}
+
+fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
