@@ -112,6 +112,9 @@ pub struct Config {
     /// What pods reach with their own address all the same, besides the cluster's pods and nodes.
     #[serde(rename = "nonMasqueradeCIDRs", default = "default_non_masquerade_cidrs")]
     pub non_masquerade_cidrs: Vec<IpNetwork>,
+    /// Ranges of addresses that no Service may have as external IP or load balancer's address, and no pod at all.
+    #[serde(default)]
+    pub protected_addresses: Vec<IpNetwork>,
     /// Slots of a frontend for which nodes must agree on the backend: a prime.
     #[serde(default = "default_maglev_table_size")]
     pub maglev_table_size: u32,
@@ -373,9 +376,11 @@ impl Config {
                 return refuse(path, format!("{} is not an absolute path", directory.display()));
             }
         }
-        for (key, cidrs) in
-            [("nodePortAddresses", &self.node_port_addresses), ("nonMasqueradeCIDRs", &self.non_masquerade_cidrs)]
-        {
+        for (key, cidrs) in [
+            ("nodePortAddresses", &self.node_port_addresses),
+            ("nonMasqueradeCIDRs", &self.non_masquerade_cidrs),
+            ("protectedAddresses", &self.protected_addresses),
+        ] {
             if let Some((i, cidr)) = cidrs.iter().enumerate().find(|(_, cidr)| cidr.ip() != cidr.network()) {
                 let network =
                     IpNetwork::new(cidr.network(), cidr.prefix()).map_or_else(|e| e.to_string(), |n| n.to_string());
@@ -442,7 +447,7 @@ mod tests {
         let config = Config::parse(
             "node: n1\nmanifests: /m\nserviceCIDRs: [10.0.0.0/24]\nsourceIP: snat\nsocketLB: all\nxdp: native\n\
              nodePortAddresses: [172.30.0.0/24, \"fd00:30::1/128\"]\nmasquerade: false\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
-             maglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\nmetricsBindAddress: 192.0.2.1:9\nlogFormat: json\n\
+             protectedAddresses: [192.0.2.0/24]\nmaglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\nmetricsBindAddress: 192.0.2.1:9\nlogFormat: json\n\
              uplinks: [eth0, eth1]\nrouting: vxlan\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nbpffs: /b\ncgroup: /c\n\
              stateDir: /s\nrunDir: /r\nsysctls: /y\ninstall: {binDir: /i, confDir: /j}\n",
         )
@@ -457,6 +462,7 @@ mod tests {
             node_port_addresses: cidrs(&["172.30.0.0/24", "fd00:30::1/128"]),
             masquerade: false,
             non_masquerade_cidrs: cidrs(&["10.0.0.0/8"]),
+            protected_addresses: cidrs(&["192.0.2.0/24"]),
             maglev_table_size: 65_521,
             healthz_bind_address: BindAddress(Some("[::1]:1".parse().unwrap())),
             metrics_bind_address: BindAddress(Some("192.0.2.1:9".parse().unwrap())),
@@ -503,6 +509,7 @@ mod tests {
             ("node: n1\nmanifests: /m\nserviceCIDRs: [10.96.0.0]\n", 3, "a single address"),
             ("node: n1\nmanifests: /m\nnodePortAddresses:\n- 10.0.0.0/8\n- 172.30.0.5/24\n", 5, "write 172.30.0.0/24"),
             ("node: n1\nmanifests: /m\nnonMasqueradeCIDRs: [10.1.0.0/8]\n", 3, "write 10.0.0.0/8"),
+            ("node: n1\nmanifests: /m\nprotectedAddresses: [10.1.0.0/8]\n", 3, "write 10.0.0.0/8"),
             ("node: n1\nmanifests: /m\nmaglevTableSize: 4095\n", 3, "4095 is not a prime"),
             ("node: n1\nmanifests: /m\nmaglevTableSize: 7\n", 3, "between 251"),
             ("node: n1\nmanifests: /m\nhealthzBindAddress: 0.0.0.0\n", 3, "0.0.0.0:10256"),

@@ -13,6 +13,7 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod frontend;
+pub mod guard;
 pub mod health;
 pub mod host;
 mod http;

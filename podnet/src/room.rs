@@ -19,6 +19,9 @@ pub struct Room {
 /// The tables' names, in the order of [`Room::counts`].
 pub const TABLES: [&str; 5] = ["frontends", "slots", "backends", "source_ranges", "slots"];
 
+/// What a Service may take in any case.
+const LEAST: u32 = 256;
+
 impl Room {
     /// More than any table has.
     pub const MAX: Self = Self::of_counts([u32::MAX; 5]);
@@ -38,10 +41,9 @@ impl Room {
         Self { frontends, slots, backends, source_ranges, spread: slots / 4 * 3 }
     }
 
-    /// What a Service may take of tables of this size: a sixteenth.
-    pub const fn of_service(self) -> Self {
-        let [frontends, slots, backends, source_ranges, spread] = self.counts();
-        Self::of_counts([frontends / 16, slots / 16, backends / 16, source_ranges / 16, spread / 16])
+    /// What a Service may take of tables of this size: a sixteenth, of small tables more.
+    pub fn of_service(self) -> Self {
+        Self::of_counts(self.counts().map(|size| (size / 16).max(size.min(LEAST))))
     }
 
     /// The smaller of both, table by table.

@@ -17,6 +17,8 @@ use podnet_cni::files;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::guard::HostFacts;
+
 /// Why the file or the lock could not be used.
 #[derive(Debug, Error)]
 pub enum StatusError {
@@ -105,6 +107,8 @@ pub struct DaemonStatus {
     pub nodes: Vec<NodeStatus>,
     /// The servers that others ask for this node's health.
     pub health: HealthStatus,
+    /// What of this host no object may take.
+    pub host: HostFacts,
     /// What a user should look at, as sentences.
     pub warnings: Vec<String>,
 }

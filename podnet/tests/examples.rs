@@ -15,7 +15,7 @@ fn every_example_is_put_into_effect() {
     let directory = tempfile::tempdir().unwrap();
     let (manifests, run) = (examples.display(), directory.path().display());
     let config = Config::parse(&format!("{{node: node1, manifests: {manifests}, runDir: {run}}}")).unwrap();
-    let mut tables = FakeTables::new(1000, 1000, 1000);
+    let mut tables = FakeTables::new(100, 100, 100);
     let mut source = ManifestSource::open(&config.manifests.clone().unwrap()).unwrap();
     let mut control = Control::adopt(&config, &tables).unwrap();
     control.apply(source.poll(Instant::now()));

@@ -40,7 +40,7 @@ fn run(case: &Path) -> String {
     let path = directory.path().display();
     let config = format!("{{node: node1, manifests: {path}, runDir: {path}/run, maglevTableSize: 251}}");
     let config = Config::parse(&config).unwrap();
-    let mut tables = FakeTables::new(1000, 4096, 1000);
+    let mut tables = FakeTables::new(100, 4096, 100);
     let mut source = ManifestSource::open(directory.path()).unwrap();
     let mut control = Control::adopt(&config, &tables).unwrap();
     let mut now = Instant::now();

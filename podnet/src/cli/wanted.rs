@@ -9,9 +9,11 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::control::State;
 use crate::frontend::FrontendKind;
+use crate::guard::Guard;
 use crate::model::ObjectName;
 use crate::select::{self, Explained, Settings};
 use crate::source::{Batch, Source};
+use crate::status::DaemonStatus;
 
 /// How long the Kubernetes API may take to list everything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,6 +37,7 @@ pub(super) enum WantedError {
 pub(super) struct Wanted {
     state: State,
     settings: Settings,
+    guard: Guard,
     /// Files and objects that can't be used as they are.
     broken: Vec<String>,
 }
@@ -48,7 +51,9 @@ impl Wanted {
             state.apply(change, &mut Vec::new());
         }
         let settings = Settings::new(config.source_ip, &config.node, state.nodes().get(&config.node).map(|n| &**n));
-        Ok(Self { state, settings, broken })
+        let host = DaemonStatus::read(&config.run_dir).ok().flatten().unwrap_or_default().host;
+        let guard = state.guard(config, &host);
+        Ok(Self { state, settings, guard, broken })
     }
 
     /// Files and objects that can't be used as they are, so that what the daemon has read before holds.
@@ -59,7 +64,7 @@ impl Wanted {
     /// What becomes of a service here; none if there is no such service.
     pub(super) fn explain(&self, name: &ObjectName) -> Option<Explained> {
         let (service, slices) = self.state.service(name)?;
-        Some(select::explain(name, service, slices, &self.settings))
+        Some(select::explain(name, service, slices, &self.settings, &self.guard))
     }
 
     /// What kind of address a service's address is, of those that the tables don't tell apart.

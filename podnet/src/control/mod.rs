@@ -12,8 +12,7 @@ mod state;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,7 +25,8 @@ pub use state::State;
 
 use crate::compile::{Desired, NamesError, ServiceNames, host_ports, show};
 use crate::config::Config;
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, FrontendKind};
+use crate::guard::{Guard, HostFacts};
 use crate::model::{Condition, Kind, Node, Object, ObjectKey, ObjectName, Service};
 use crate::reconcile::{GRACE, Outcome, Reconciler, TableError, Tables, Usage};
 use crate::room::Room;
@@ -40,18 +40,22 @@ use waiting::Waiting;
 /// The control plane.
 #[derive(Debug)]
 pub struct Control {
+    config: Config,
     settings: Settings,
-    /// Those of the configuration.
-    configured_cidrs: Vec<IpNetwork>,
-    /// And of the objects.
+    /// Those of the configuration and of the objects.
     service_cidrs: BTreeSet<IpNetwork>,
-    run_dir: PathBuf,
     state: State,
+    host: HostFacts,
+    guard: Guard,
+    /// Addresses of services that no range tells, where there are any: see [`Guard::virtual_ips`].
+    virtual_ips: BTreeMap<ObjectName, Box<[IpAddr]>>,
     desired: Desired,
     reconciler: Reconciler,
     shares: Shares,
     /// Those of this node's pods, all that they ask for.
     host_ports: Vec<Frontend>,
+    /// What of them is left out.
+    host_port_problems: Vec<Problem>,
     problems: Problems,
     /// Of services whose load balancer asks for their health.
     checks: BTreeMap<ObjectName, HealthCheck>,
@@ -131,19 +135,24 @@ impl Control {
         });
         let reconciler = Reconciler::adopt(tables, names, config.maglev_table_size, GRACE)?;
         info!(frontends = reconciler.usage().frontends, "adopted the tables");
+        let service_cidrs: BTreeSet<_> = config.service_cidrs().into_iter().collect();
+        let (state, host) = (State::default(), HostFacts::default());
         Ok(Self {
+            config: config.clone(),
             settings: Settings {
                 spread: config.maglev_table_size,
                 ..Settings::new(config.source_ip, &config.node, None)
             },
-            configured_cidrs: config.service_cidrs(),
-            service_cidrs: config.service_cidrs().into_iter().collect(),
-            run_dir: config.run_dir.clone(),
-            state: State::default(),
+            guard: state.guard(config, &host),
+            service_cidrs,
+            state,
+            host,
+            virtual_ips: BTreeMap::new(),
             desired: Desired::default(),
             reconciler,
             shares: Shares::new(tables.capacity()),
             host_ports: Vec::new(),
+            host_port_problems: Vec::new(),
             problems: Problems::default(),
             checks: BTreeMap::new(),
             waiting: Waiting::default(),
@@ -172,18 +181,74 @@ impl Control {
         if applied.nodes {
             applied.health = self.update_own_node(&mut dirty);
             self.update_service_cidrs(&mut dirty);
+            self.update_guard(&mut dirty);
         }
+        applied.lost = self.state.take_lost();
+        let was_synced = std::mem::replace(&mut self.synced, batch.synced);
+        self.update_services(dirty, &mut applied);
+        applied.addresses |= was_synced != self.synced;
+        applied
+    }
+
+    /// Takes in what the host is like. [`Self::reconcile`] puts it into effect.
+    pub fn set_host(&mut self, host: HostFacts) -> Applied {
+        let (mut dirty, mut applied) = (Vec::new(), Applied::default());
+        if self.host != host {
+            self.host = host;
+            self.update_guard(&mut dirty);
+            self.update_services(dirty, &mut applied);
+        }
+        applied
+    }
+
+    /// What the host is like.
+    pub fn host(&self) -> &HostFacts {
+        &self.host
+    }
+
+    /// Something else may be left out of services.
+    fn update_guard(&mut self, dirty: &mut Vec<ObjectName>) {
+        let nodes = self.state.nodes().iter().map(|(name, node)| (name.as_str(), &**node));
+        let mut guard = Guard::new(&self.config, nodes, self.service_cidrs.iter(), &self.host);
+        dirty.extend(self.state.judged_differently(&self.guard, &guard).cloned());
+        guard.take(&mut self.guard);
+        self.guard = guard;
+    }
+
+    /// Computes what services come to, and those for which it makes a difference.
+    fn update_services(&mut self, mut dirty: Vec<ObjectName>, applied: &mut Applied) {
         dirty.sort_unstable();
         dirty.dedup();
-        applied.lost = self.state.take_lost();
+        let changed = self.count_addresses(&dirty);
+        if !changed.is_empty() {
+            dirty.extend(self.state.with_endpoints(&changed).cloned());
+            dirty.sort_unstable();
+            dirty.dedup();
+        }
         applied.services = dirty.len();
         for name in dirty {
             applied.health |= self.update_service(&name);
         }
         self.settle_shares();
-        let was_synced = std::mem::replace(&mut self.synced, batch.synced);
-        applied.addresses = self.desired.take_addresses_changed() || was_synced != self.synced;
-        applied
+        applied.addresses |= self.desired.take_addresses_changed();
+    }
+
+    /// Counts which addresses services have, and gives those that came or went.
+    fn count_addresses(&mut self, services: &[ObjectName]) -> BTreeSet<IpAddr> {
+        let mut changed = BTreeSet::new();
+        for name in services {
+            let service = self.state.service(name).map(|(service, _)| service);
+            let now = service.map(|service| state::virtual_ips(service, &self.guard)).unwrap_or_default();
+            let before = self.virtual_ips.remove(name).unwrap_or_default();
+            if now != before {
+                changed.extend(self.guard.count(&before, false));
+                changed.extend(self.guard.count(&now, true));
+            }
+            if !now.is_empty() {
+                self.virtual_ips.insert(name.clone(), now);
+            }
+        }
+        changed
     }
 
     /// This node's object may say another zone, which concerns all services. Says whether the node is on its way out
@@ -205,7 +270,7 @@ impl Control {
     /// Whether a service's address is in one of the ranges concerns all services.
     fn update_service_cidrs(&mut self, dirty: &mut Vec<ObjectName>) {
         let mut ranges = self.state.service_cidrs();
-        ranges.extend(&self.configured_cidrs);
+        ranges.extend(self.config.service_cidrs());
         if ranges != self.service_cidrs {
             dirty.extend(self.state.services().cloned());
             self.service_cidrs = ranges;
@@ -217,15 +282,15 @@ impl Control {
         let share = self.shares.of_service();
         let (selection, check) = match self.state.service(name) {
             Some((service, slices)) => (
-                select::select(name, service, slices.clone(), &self.settings, share),
-                select::health(name, service, slices, &self.settings),
+                select::select(name, service, slices.clone(), &self.settings, &self.guard, share),
+                select::health(name, service, slices, &self.settings, &self.guard),
             ),
             None => Default::default(),
         };
         self.shares.ask(name, selection.takes);
         let selection = match (self.shares.limit(name), self.state.service(name)) {
             (Some(limit), Some((service, slices))) if selection.takes.exceeds(limit).is_some() => {
-                select::select(name, service, slices, &self.settings, limit.min(share))
+                select::select(name, service, slices, &self.settings, &self.guard, limit.min(share))
             }
             _ => selection,
         };
@@ -241,6 +306,7 @@ impl Control {
         let mut notes = Notes::default();
         if let Some((service, _)) = self.state.service(name) {
             notes = Notes::new(&service.left_out);
+            notes.left_out.extend(select::refused(service, self.state.slices(name), &self.guard).lines());
             notes.left_out.extend(selection.beyond.map(|beyond| beyond.to_string()));
             notes.remarks = self.remarks(service);
             if selection.unspread > 0 {
@@ -281,7 +347,13 @@ impl Control {
     fn update_host_ports(&mut self) {
         let room = self.shares.limit(&host_ports()).unwrap_or(Room::MAX).min(self.shares.of_service());
         let most = room.frontends.min(room.slots).min(room.backends) as usize;
-        let admitted = self.host_ports.iter().take(most).cloned().collect();
+        let refused = |port: &Frontend| self.guard.port(port.kind, port.key.socket, port.key.protocol);
+        let problems = self.host_ports.iter().filter_map(|port| {
+            let object = ObjectKey { kind: Kind::Service, name: port.service.service.clone() };
+            Some(Problem { object, reason: format!("{} is left out: {}", port.key, refused(port)?) })
+        });
+        self.host_port_problems = problems.take(SHOWN_MAX).collect();
+        let admitted = self.host_ports.iter().filter(|port| refused(port).is_none()).take(most).cloned().collect();
         self.reconciler.mark(self.desired.set(&host_ports(), admitted));
     }
 
@@ -314,7 +386,7 @@ impl Control {
     }
 
     fn write_names(&mut self) -> Result<bool, NamesError> {
-        self.reconciler.names_mut().write(&self.run_dir)
+        self.reconciler.names_mut().write(&self.config.run_dir)
     }
 
     /// All nodes by name.
@@ -369,8 +441,13 @@ impl Control {
         let addr = IpAddr::from(backend.addr);
         slices.any(|slice| {
             let mut ports = slice.ports.iter();
-            ports.any(|p| p.name == port.port && p.port == backend.port.get() && key.proto == p.protocol.into())
-                && slice.endpoints.iter().any(|e| e.addr == addr && e.condition != Condition::Unusable)
+            let at = SocketAddr::new(addr, backend.port.get());
+            ports.any(|p| {
+                p.name == port.port
+                    && p.port == at.port()
+                    && key.proto == p.protocol.into()
+                    && self.guard.endpoint(at, p.protocol).is_none()
+            }) && slice.endpoints.iter().any(|e| e.addr == addr && e.condition != Condition::Unusable)
         })
     }
 
@@ -382,6 +459,7 @@ impl Control {
     /// How it stands.
     pub fn status(&self) -> ControlStatus {
         let mut problems: Vec<_> = self.problems.all().take(SHOWN_MAX).collect();
+        problems.extend(self.host_port_problems.iter().cloned());
         problems.extend(self.desired.conflicts().take(SHOWN_MAX).map(|conflict| Problem {
             object: ObjectKey { kind: Kind::Service, name: conflict.refused.service.clone() },
             reason: format!("{} belongs to {}: give it another address or port", show(&conflict.key), conflict.holder),
@@ -405,7 +483,10 @@ impl Control {
 
     fn remarks(&self, service: &Service) -> Vec<String> {
         let mut problems = select::remarks(service);
-        let proxied = service.cluster_ips.iter().filter(|_| service.ignored.is_none());
+        let proxied = service
+            .cluster_ips
+            .iter()
+            .filter(|ip| service.ignored.is_none() && self.guard.address(FrontendKind::ClusterIp, **ip).is_none());
         for ip in proxied.filter(|ip| !self.service_cidrs.iter().any(|cidr| cidr.contains(**ip))) {
             problems.push(format!("{ip} is not in serviceCIDRs: processes of the host can't reach it"));
         }

@@ -1,12 +1,19 @@
 //! The index of all objects: what belongs to which service, so that a change touches only what it concerns.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
+use podnet_common::layout::TUNNEL_PORT;
 
+use crate::config::Config;
 use crate::frontend::Protocol;
-use crate::model::{Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Service, ServiceCidr};
+use crate::guard::{Guard, HostFacts};
+use crate::model::{
+    Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Service, ServiceCidr, ServicePort, SlicePort,
+};
+use crate::select;
 use crate::source::Change;
 
 /// All objects that the sources have given.
@@ -163,10 +170,57 @@ impl State {
         self.service_cidrs.values().flat_map(|ranges| &ranges.cidrs).copied().collect()
     }
 
+    /// What no object may take, on the node that the configuration names.
+    pub fn guard(&self, config: &Config, host: &HostFacts) -> Guard {
+        let mut ranges = self.service_cidrs();
+        ranges.extend(config.service_cidrs());
+        let nodes = self.nodes.iter().map(|(name, node)| (name.as_str(), &**node));
+        let mut guard = Guard::new(config, nodes, ranges.iter(), host);
+        for service in self.services.values().filter_map(|indexed| indexed.service.as_ref()) {
+            let ips = virtual_ips(service, &guard);
+            guard.count(&ips, true);
+        }
+        guard
+    }
+
+    /// The services with an endpoint of one of these addresses.
+    pub fn with_endpoints(&self, addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = &ObjectName> {
+        let concerned = move |indexed: &Indexed| {
+            let mut endpoints = indexed.slices.iter().flat_map(|(_, slice)| &slice.endpoints);
+            endpoints.any(|endpoint| addresses.contains(&endpoint.addr))
+        };
+        self.services.iter().filter(move |(_, indexed)| concerned(indexed)).map(|(name, _)| name)
+    }
+
+    /// The services of which another guard may refuse something else.
+    pub fn judged_differently(&self, a: &Guard, b: &Guard) -> impl Iterator<Item = &ObjectName> {
+        let ports_differ = a.differs_in_ports(b);
+        let differs = move |indexed: &Indexed| {
+            let Some(service) = &indexed.service else { return false };
+            let tunnel = |port: &SlicePort| (port.port, port.protocol) == (TUNNEL_PORT, Protocol::Udp);
+            let port = |port: &ServicePort| {
+                let mut places = select::all_places(select::all_addresses(service), service, port);
+                places.any(|(kind, at)| a.port(kind, at, port.protocol) != b.port(kind, at, port.protocol))
+            };
+            select::all_addresses(service).any(|(kind, ip)| a.address(kind, ip) != b.address(kind, ip))
+                || (ports_differ && (service.health_check_port.is_some() || service.ports.iter().any(port)))
+                || indexed.slices.iter().any(|(_, slice)| slice.ports.iter().any(tunnel))
+        };
+        self.services.iter().filter(move |(_, indexed)| differs(indexed)).map(|(name, _)| name)
+    }
+
     /// All nodes by name.
     pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
         &self.nodes
     }
+}
+
+/// See [`Guard::virtual_ips`]. A service that isn't for podnet leads nowhere.
+pub(super) fn virtual_ips(service: &Service, guard: &Guard) -> Box<[IpAddr]> {
+    if service.ignored.is_some() {
+        return Box::default();
+    }
+    guard.virtual_ips(&service.cluster_ips, &service.load_balancer_ips)
 }
 
 /// Puts a value in its place, or none. Says whether that differs from what was there.

@@ -9,6 +9,7 @@ use crate::reconcile::fake::FakeTables;
 use crate::source::Change;
 use crate::source::manifest::ManifestSource;
 
+mod guarded;
 mod shares;
 
 struct Bench {
@@ -45,9 +46,12 @@ fn raw_manifest(text: &str) -> raw::Manifest {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(FakeTables::new(100, 100, 100))
+    }
+
+    fn with(tables: FakeTables) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("m")).unwrap();
-        let tables = FakeTables::new(1000, 1000, 1000);
         let (source, control) = Self::daemon(&directory, &tables);
         Self { directory, source, control, tables }
     }
@@ -167,7 +171,11 @@ fn nodes_and_problems() {
     let status = bench.control.status();
     assert_eq!((status.services, status.endpoint_slices, status.nodes, status.pending), (4, 0, 1, vec![]));
     let problems: Vec<_> = status.problems.iter().map(|p| format!("{}: {}", p.object.name, p.reason)).collect();
-    let parts = ["b: 10.96.0.1:53/UDP belongs to default/a", "c: 192.0.2.1 is not in", "d: it has no clusterIP"];
+    let parts = [
+        "b: 10.96.0.1:53/UDP belongs to default/a",
+        "c: 192.0.2.1 is left out: it is in none",
+        "d: it has no clusterIP",
+    ];
     assert_eq!(problems.len(), parts.len(), "{problems:?}");
     for (problem, part) in problems.iter().zip(parts) {
         assert!(problem.starts_with(&format!("default/{part}")), "{problem}");

@@ -13,6 +13,7 @@ mod abandoned;
 mod announce;
 mod attachments;
 mod events;
+mod facts;
 mod host_ports;
 mod networks;
 mod node;
@@ -55,6 +56,7 @@ use crate::{
     host::{
         Host,
         settings::Sysctl,
+        snapshot::Snapshot,
         watch::{Debounce, Watcher},
     },
     install,
@@ -107,6 +109,7 @@ struct Daemon {
     datapath: Datapath,
     control: Control,
     source: Source,
+    api_servers: facts::ApiServers,
     host: Host,
     watcher: Watcher,
     store: Store,
@@ -142,6 +145,7 @@ struct Daemon {
 impl Daemon {
     async fn start(config: Config, lock: DaemonLock) -> Result<Self> {
         let mut source = Source::open(&config)?;
+        let api_servers = facts::ApiServers::watch(source.api_server()).await;
         let store = Store::open(&config.state_dir)?;
         let attachments = Attachments::watch(store.attachments_dir())?;
         let watcher = Watcher::open(Debounce::default())?;
@@ -173,6 +177,7 @@ impl Daemon {
             .context("cannot start the thread that serves metrics")?;
         Ok(Self {
             source,
+            api_servers,
             attachments: watch(attachments).context("cannot wait for attachments")?,
             watcher,
             host,
@@ -225,6 +230,13 @@ impl Daemon {
             self.shed().await;
         }
         self.read_host_ports();
+        // Before anything is written: what no object may take is not to be taken for a moment either.
+        match self.host.snapshot().await {
+            Ok(snapshot) => {
+                self.learn_host(&snapshot);
+            }
+            Err(error) => warn!("{error}"),
+        }
         self.reconcile();
         self.sync_node().await;
         self.repair();
@@ -240,6 +252,7 @@ impl Daemon {
                 batch = self.source.next() => self.take_in(batch.context("cannot wait for objects")?),
                 () = retry => self.reconcile(),
                 () = node => {}
+                () = self.api_servers.changed() => self.node_due = Some(Instant::now()),
                 _ = self.watcher.changed() => self.node_due = Some(Instant::now()),
                 ready = self.attachments.readable() => {
                     ready.context("cannot wait for attachments")?.clear_ready();
@@ -331,6 +344,12 @@ impl Daemon {
         }
     }
 
+    /// Takes in what the host is like. Says whether that makes a difference to services.
+    fn learn_host(&mut self, snapshot: &Snapshot) -> bool {
+        let applied = self.control.set_host(facts::gather(snapshot, self.api_servers.known()));
+        applied.services > 0
+    }
+
     /// Takes in which host ports there are.
     fn read_host_ports(&mut self) {
         match self.host_ports.refresh(&self.store) {
@@ -368,11 +387,23 @@ impl Daemon {
 
     /// Brings links, routes, settings and hooks into line.
     async fn sync_node(&mut self) {
+        // One look for all: of thousands of nodes there are as many routes and neighbours.
+        let snapshot = match self.host.snapshot().await {
+            Ok(snapshot) => Some(snapshot),
+            Err(error) => {
+                warn!("{error}");
+                None
+            }
+        };
+        if snapshot.as_ref().is_some_and(|snapshot| self.learn_host(snapshot)) {
+            self.reconcile();
+            self.tell_health();
+        }
         let wanted = node::Wanted { config: &self.config, control: &self.control };
         let before = std::mem::take(&mut self.node.problems);
         let took_pods = self.node.takes_pods;
         let began = Instant::now();
-        let sync = node::sync(&wanted, &self.host, &mut self.known_macs, &mut self.datapath);
+        let sync = node::sync(&wanted, &self.host, snapshot, &mut self.known_macs, &mut self.datapath);
         self.node = sync.instrument(info_span!("node.sync")).await;
         let took = began.elapsed();
         self.metrics.fills.set_entries(Table::Nodes, self.datapath.networks());
@@ -515,6 +546,7 @@ impl Daemon {
             control: &control,
             node: &self.node,
             health: self.servers.status(),
+            host: self.control.host(),
             servers,
         };
         let (warnings, written) = self.report.write(&self.config, now);

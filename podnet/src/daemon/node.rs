@@ -27,6 +27,7 @@ use crate::{
         ports,
         routes::{NodeNetwork, NodeRoutes, RemoteNode},
         settings::{self, Families, Sysctl},
+        snapshot::Snapshot,
         tunnel::{self, Tunnel},
         uplinks::{self, Uplink, Uplinks},
     },
@@ -77,7 +78,13 @@ pub(super) struct Wanted<'a> {
 }
 
 /// Brings everything on the node into line with its Node object and its network.
-pub(super) async fn sync(wanted: &Wanted<'_>, host: &Host, known: &mut KnownMacs, datapath: &mut Datapath) -> Status {
+pub(super) async fn sync(
+    wanted: &Wanted<'_>,
+    host: &Host,
+    snapshot: Option<Snapshot>,
+    known: &mut KnownMacs,
+    datapath: &mut Datapath,
+) -> Status {
     let mut status = Status::default();
     let config = wanted.config;
     let Some(own) = wanted.control.nodes().get(&config.node) else {
@@ -90,7 +97,7 @@ pub(super) async fn sync(wanted: &Wanted<'_>, host: &Host, known: &mut KnownMacs
         ));
         return status;
     };
-    if let Err(error) = set_up(wanted, own, host, known, datapath, &mut status).await {
+    if let Err(error) = set_up(wanted, own, host, snapshot, known, datapath, &mut status).await {
         status.problems.push(format!("{error:#}"));
         status.incomplete = true;
     }
@@ -101,14 +108,17 @@ async fn set_up(
     wanted: &Wanted<'_>,
     own: &Node,
     host: &Host,
+    snapshot: Option<Snapshot>,
     known: &mut KnownMacs,
     datapath: &mut Datapath,
     status: &mut Status,
 ) -> Result<()> {
     let config = wanted.config;
     let addresses = &own.internal_ips;
-    // One for all: of thousands of nodes there are as many routes and neighbours.
-    let mut snapshot = host.snapshot().await?;
+    let mut snapshot = match snapshot {
+        Some(snapshot) => snapshot,
+        None => host.snapshot().await?,
+    };
     let uplinks = uplinks::find(&snapshot, addresses, &config.uplinks);
     for name in &uplinks.missing {
         status.problems.push(format!("there is no interface {name}: correct `uplinks` in the configuration"));

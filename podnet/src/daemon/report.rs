@@ -6,6 +6,7 @@ use crate::{
     config::Config,
     control::ControlStatus,
     datapath::{Datapath, HookState},
+    guard::HostFacts,
     host::tunnel,
     source,
     status::{
@@ -29,6 +30,7 @@ pub(super) struct Now<'a> {
     pub(super) control: &'a ControlStatus,
     pub(super) node: &'a node::Status,
     pub(super) health: HealthStatus,
+    pub(super) host: &'a HostFacts,
     /// What isn't served, for people.
     pub(super) servers: Vec<String>,
 }
@@ -64,7 +66,7 @@ impl Reporter {
 
     /// Writes what there is to say, unless it has been said. Returns how many warnings are among it.
     pub(super) fn write(&mut self, config: &Config, now: Now<'_>) -> (usize, Result<(), StatusError>) {
-        let Now { source, control, node, health, servers } = now;
+        let Now { source, control, node, health, host, servers } = now;
         let nodes = std::mem::take(&mut self.last.nodes);
         let mut now = DaemonStatus {
             ready: if node.ready { self.last.ready.or_else(|| Some(UnixTime::now())) } else { None },
@@ -74,6 +76,7 @@ impl Reporter {
             tunnel: node.routes.tunnel.map(|t| uplink(node, tunnel::NAME, t.ifindex, t.mtu)),
             socket_hooks_refused: node.socket_hooks_refused,
             health,
+            host: host.clone(),
             warnings: warnings(source, control, node, servers),
             ..self.last.clone()
         };

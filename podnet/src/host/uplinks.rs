@@ -8,7 +8,7 @@ use podnet_common::addr::{IfIndex, Mac};
 
 use super::podnet0;
 use super::snapshot::{Link, LinkKind, Snapshot};
-use super::tunnel;
+use super::{ROUTE_PROTOCOL, tunnel};
 
 /// `RTPROT_RA`: routes that the kernel or a daemon made from router advertisements.
 const PROTOCOL_RA: u8 = 9;
@@ -110,7 +110,8 @@ fn podnets(name: &str) -> bool {
     [podnet0::NEAR, podnet0::FAR, tunnel::NAME].contains(&name)
 }
 
-fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+/// See [`Uplinks::addresses`].
+pub fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let of_podnet = |ifindex: IfIndex| {
         let link = snapshot.link_by_index(ifindex);
         link.is_some_and(|link| link.is_host_end() || podnets(&link.name))
@@ -121,6 +122,12 @@ fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     };
     let addresses = snapshot.addresses.iter().filter(|address| !of_podnet(address.ifindex));
     addresses.map(|address| address.addr).filter(is_global).collect()
+}
+
+/// The gateways of the host's own routes; podnet's lead to nodes, or to podnet0.
+pub fn gateways(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    let routes = snapshot.routes.iter().filter(|route| route.protocol != ROUTE_PROTOCOL);
+    routes.flat_map(|route| &route.hops).filter_map(|hop| hop.via).collect()
 }
 
 #[cfg(test)]
@@ -134,6 +141,23 @@ mod tests {
 
     fn address(ifindex: u32, addr: &str) -> Address {
         Address { ifindex: IfIndex(ifindex), addr: addr.parse().unwrap(), tentative: false }
+    }
+
+    #[test]
+    fn gateways_are_those_of_the_hosts_own_routes() {
+        let via = |gateway: &str, protocol| Route {
+            hops: vec![Hop { via: Some(gateway.parse().unwrap()), dev: IfIndex(2) }],
+            ..route("0.0.0.0/0", protocol, &[])
+        };
+        let routes = vec![
+            via("192.0.2.254", 3),
+            via("2001:db8::fe", 9),
+            via("192.0.2.2", ROUTE_PROTOCOL),
+            route("10.0.0.0/8", 2, &[2]),
+        ];
+        let found: Vec<_> =
+            gateways(&Snapshot { routes, ..Snapshot::default() }).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["192.0.2.254", "2001:db8::fe"]);
     }
 
     fn route(dst: &str, protocol: u8, devs: &[u32]) -> Route {

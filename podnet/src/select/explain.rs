@@ -6,8 +6,9 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::rule::Targets;
-use super::{Fate, Settings, View, addresses, health, places, policies, remarks, source, source_ranges};
+use super::{Fate, Settings, View, addresses, health, places, policies, refused, remarks, source, source_ranges};
 use crate::frontend::{FrontendKind, IfNone, Protocol, SourceMode};
+use crate::guard::Guard;
 use crate::model::{
     Condition, Endpoint, EndpointSlice, Ignored, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy,
 };
@@ -114,12 +115,13 @@ pub fn explain<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     settings: &Settings,
+    guard: &'a Guard,
 ) -> Explained {
-    let check = health(name, service, slices.clone(), settings);
-    let (targets, addresses) = (Targets::new(slices), addresses(service));
+    let check = health(name, service, slices.clone(), settings, guard);
+    let (targets, addresses) = (Targets::new(slices, guard), addresses(service, guard));
     let mut frontends = Vec::new();
     for port in service.ports.iter().filter(|_| service.ignored.is_none()) {
-        for (kind, addr) in places(&addresses, service, port) {
+        for (kind, addr) in places(&addresses, service, port, guard) {
             frontends.push(ExplainedFrontend {
                 kind,
                 address: addr.ip(),
@@ -142,7 +144,7 @@ pub fn explain<'a>(
         affinity_seconds: service.affinity,
         health_check_node_port: check.as_ref().map(|check| check.port),
         health_check_endpoints: check.as_ref().map(|check| check.local_endpoints),
-        remarks: remarks(service),
+        remarks: refused(service, std::iter::empty(), guard).lines().chain(remarks(service)).collect(),
         frontends,
     }
 }
@@ -186,14 +188,21 @@ fn choices(
 fn others(port: &ServicePort, v4: bool, targets: &Targets<'_>) -> Vec<ExplainedEndpoint> {
     let mut others = Vec::new();
     for (slice, target) in targets.of(port) {
-        let other = |endpoint: &&Endpoint| target.is_none() || endpoint.addr.is_ipv4() != v4;
+        let refused = |endpoint: &Endpoint| {
+            target.is_some_and(|target| targets.is_refused((endpoint.addr, target).into(), port.protocol))
+        };
+        let other = |endpoint: &&Endpoint| target.is_none() || endpoint.addr.is_ipv4() != v4 || refused(endpoint);
         others.extend(slice.endpoints.iter().filter(other).map(|endpoint| ExplainedEndpoint {
             address: endpoint.addr,
             port: target,
             node: endpoint.placement.node.as_deref().map(Into::into),
             zone: endpoint.placement.zone.as_deref().map(Into::into),
             condition: endpoint.condition,
-            fate: if endpoint.addr.is_ipv4() == v4 { Fate::NoSuchPort } else { Fate::OtherFamily },
+            fate: match endpoint.addr.is_ipv4() == v4 {
+                true if refused(endpoint) => Fate::Refused,
+                true => Fate::NoSuchPort,
+                false => Fate::OtherFamily,
+            },
         }));
     }
     others.sort_by_key(|endpoint| (endpoint.address, endpoint.port));

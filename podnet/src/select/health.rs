@@ -1,9 +1,11 @@
 //! What the health servers of services tell load balancers.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Settings;
+use crate::frontend::{FrontendKind, Protocol};
+use crate::guard::{Guard, Why};
 use crate::model::{Condition, EndpointSlice, ObjectName, Service};
 
 /// A service with externalTrafficPolicy Local whose load balancer asks each node for its endpoints.
@@ -18,14 +20,22 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
+/// The service's port, if the node needs it for itself, and what for.
+pub(super) fn refused(service: &Service, guard: &Guard) -> Option<(u16, Why)> {
+    let port = service.health_check_port?;
+    let at = SocketAddr::from(([0, 0, 0, 0], port));
+    Some((port, guard.port(FrontendKind::NodePort, at, Protocol::Tcp)?))
+}
+
 /// A service's health check, if it has one; `slices` are the service's own.
 pub fn health<'a>(
     name: &ObjectName,
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice>,
     settings: &Settings,
+    guard: &Guard,
 ) -> Option<HealthCheck> {
-    let port = service.health_check_port.filter(|_| service.ignored.is_none())?;
+    let port = service.health_check_port.filter(|_| service.ignored.is_none() && refused(service, guard).is_none())?;
     let here: BTreeSet<IpAddr> = slices
         .flat_map(|slice| &slice.endpoints)
         .filter(|endpoint| endpoint.condition == Condition::Ready && endpoint.placement.is_on(&settings.node))

@@ -24,7 +24,8 @@ pub use remarks::remarks;
 pub use rule::Fate;
 
 use crate::frontend::{Backends, Frontend, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
-use crate::model::{EndpointSlice, Node, ObjectName, Service, ServicePort, SourceIp, TrafficPolicy};
+use crate::guard::Guard;
+use crate::model::{EndpointSlice, LeftOut, Node, ObjectName, Service, ServicePort, SourceIp, TrafficPolicy};
 use crate::room::Room;
 use meter::{Counted, Meter};
 use rule::{Candidate, Rule, Targets};
@@ -102,11 +103,12 @@ pub fn select<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice>,
     settings: &Settings,
+    guard: &'a Guard,
     room: Room,
 ) -> Selection {
     let source = source(service, settings);
-    let targets = Targets::new(slices);
-    let addresses = addresses(service);
+    let targets = Targets::new(slices, guard);
+    let addresses = addresses(service, guard);
     let ports = if service.ignored.is_none() { &service.ports[..] } else { &[] };
     // Made when they are needed: few services have both families.
     let mut views: Vec<[Option<View<'_>>; 2]> = Vec::new();
@@ -114,7 +116,7 @@ pub fn select<'a>(
     let (mut meter, mut selected) = (Meter::new(room, settings.spread), Vec::new());
     for of_cluster in [true, false] {
         for (index, port) in ports.iter().enumerate() {
-            for (kind, addr) in places(&addresses, service, port) {
+            for (kind, addr) in places(&addresses, service, port, guard) {
                 if (kind == FrontendKind::ClusterIp) != of_cluster {
                     continue;
                 }
@@ -165,28 +167,81 @@ fn source(service: &Service, settings: &Settings) -> SourceMode {
 
 /// Kind and address of a service's frontends but NodePorts, each address once. Those of families that the service doesn't
 /// have are left out: it can have no endpoints for them, and a load balancer that has them reaches the service in another
-/// way.
-fn addresses(service: &Service) -> Vec<(FrontendKind, IpAddr)> {
+/// way. So are those that no service may have.
+fn addresses(service: &Service, guard: &Guard) -> Vec<(FrontendKind, IpAddr)> {
     let mut seen = HashSet::new();
-    (service.cluster_ips.iter().map(|ip| (FrontendKind::ClusterIp, *ip)))
-        .chain(service.load_balancer_ips.iter().map(|ip| (FrontendKind::LoadBalancer, *ip)))
-        .chain(service.external_ips.iter().map(|ip| (FrontendKind::ExternalIp, *ip)))
-        .filter(|(_, ip)| service.families.has(ip) && seen.insert(*ip))
+    all_addresses(service)
+        .filter(|(kind, ip)| service.families.has(ip) && guard.address(*kind, *ip).is_none() && seen.insert(*ip))
         .collect()
 }
 
-/// Kind and place of a port's frontends.
+pub(crate) fn all_addresses(service: &Service) -> impl Iterator<Item = (FrontendKind, IpAddr)> {
+    (service.cluster_ips.iter().map(|ip| (FrontendKind::ClusterIp, *ip)))
+        .chain(service.load_balancer_ips.iter().map(|ip| (FrontendKind::LoadBalancer, *ip)))
+        .chain(service.external_ips.iter().map(|ip| (FrontendKind::ExternalIp, *ip)))
+}
+
+/// Kind and place of a port's frontends, but for ports that a node needs for itself.
 fn places<'a>(
     addresses: &'a [(FrontendKind, IpAddr)],
     service: &'a Service,
     port: &'a ServicePort,
+    guard: &'a Guard,
 ) -> impl Iterator<Item = (FrontendKind, SocketAddr)> + use<'a> {
+    let all = all_places(addresses.iter().copied(), service, port);
+    all.filter(|(kind, at)| guard.port(*kind, *at, port.protocol).is_none())
+}
+
+pub(crate) fn all_places<'a>(
+    addresses: impl Iterator<Item = (FrontendKind, IpAddr)> + 'a,
+    service: &'a Service,
+    port: &'a ServicePort,
+) -> impl Iterator<Item = (FrontendKind, SocketAddr)> + 'a {
     let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    let node_ports = any.into_iter().filter(|ip| service.families.has(ip)).filter_map(move |ip| {
+    let node_ports = any.into_iter().filter(|ip| service.families.has(ip)).filter_map(|ip| {
         let number = port.node_port?;
         Some((FrontendKind::NodePort, SocketAddr::new(ip, number)))
     });
-    addresses.iter().map(|(kind, ip)| (*kind, SocketAddr::new(*ip, port.port))).chain(node_ports)
+    addresses.map(|(kind, ip)| (kind, SocketAddr::new(ip, port.port))).chain(node_ports)
+}
+
+/// What of a service and its slices no service may have, and why.
+pub fn refused<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = (&'a str, &'a EndpointSlice)>,
+    guard: &Guard,
+) -> LeftOut {
+    let mut left_out = LeftOut::default();
+    if service.ignored.is_some() {
+        return left_out;
+    }
+    for (kind, ip) in all_addresses(service).filter(|(_, ip)| service.families.has(ip)) {
+        if let Some(why) = guard.address(kind, ip) {
+            left_out.add(|| format!("{ip} is left out: {why}"));
+        }
+    }
+    let addresses = addresses(service, guard);
+    for port in &service.ports {
+        for (kind, at) in all_places(addresses.iter().copied(), service, port) {
+            if let Some(why) = guard.port(kind, at, port.protocol) {
+                left_out.add(|| format!("{at}/{} is left out: {why}", port.protocol));
+            }
+        }
+    }
+    if let Some((port, why)) = health::refused(service, guard) {
+        left_out.add(|| format!("healthCheckNodePort {port} is left out: {why}"));
+    }
+    for (name, slice) in slices {
+        for port in &slice.ports {
+            for endpoint in &slice.endpoints {
+                let at = SocketAddr::new(endpoint.addr, port.port);
+                if let Some(why) = guard.endpoint(at, port.protocol) {
+                    left_out.add(|| format!("endpoint {at}/{} of {name} is left out: {why}", port.protocol));
+                }
+            }
+        }
+    }
+    left_out
 }
 
 /// internalTrafficPolicy is about ClusterIPs and externalTrafficPolicy about all others, where it binds only clients

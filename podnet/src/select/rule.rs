@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Settings;
 use crate::frontend::Protocol;
+use crate::guard::Guard;
 use crate::model::{Condition, EndpointSlice, Placement, ServicePort, SlicePort};
 
 /// What becomes of an endpoint at a frontend.
@@ -32,6 +33,8 @@ pub enum Fate {
     OtherFamily,
     /// Its slice doesn't have the service's port.
     NoSuchPort,
+    /// It is one that no service may have.
+    Refused,
 }
 
 /// An endpoint that has the port and family in question.
@@ -54,23 +57,26 @@ impl Candidate<'_> {
 const FEW_PORTS: usize = 4;
 
 /// The slices of a service, with the numbers that its ports have there.
-pub(super) struct Targets<'a>(Vec<(&'a EndpointSlice, Numbers<'a>)>);
+pub(super) struct Targets<'a> {
+    slices: Vec<(&'a EndpointSlice, Numbers<'a>)>,
+    guard: &'a Guard,
+}
 
 /// Target ports by the service port's name and protocol; empty for a slice with few.
 type Numbers<'a> = HashMap<(&'a str, Protocol), u16>;
 
 impl<'a> Targets<'a> {
-    pub(super) fn new(slices: impl Iterator<Item = &'a EndpointSlice>) -> Self {
+    pub(super) fn new(slices: impl Iterator<Item = &'a EndpointSlice>, guard: &'a Guard) -> Self {
         let ports = |slice: &'a EndpointSlice| {
             let ports = if slice.ports.len() > FEW_PORTS { &slice.ports[..] } else { &[] };
             ports.iter().map(|port| ((port.name.as_str(), port.protocol), port.port)).collect()
         };
-        Self(slices.map(|slice| (slice, ports(slice))).collect())
+        Self { slices: slices.map(|slice| (slice, ports(slice))).collect(), guard }
     }
 
     /// The slices, and the number that a port has in each.
     pub(super) fn of(&self, port: &ServicePort) -> impl Iterator<Item = (&'a EndpointSlice, Option<u16>)> {
-        self.0.iter().map(|(slice, ports)| {
+        self.slices.iter().map(|(slice, ports)| {
             let same = |target: &&SlicePort| target.name == port.name && target.protocol == port.protocol;
             let target = match ports.is_empty() {
                 true => slice.ports.iter().find(same).map(|target| target.port),
@@ -80,18 +86,23 @@ impl<'a> Targets<'a> {
         })
     }
 
+    /// Whether an endpoint is one that no service may have.
+    pub(super) fn is_refused(&self, at: SocketAddr, protocol: Protocol) -> bool {
+        self.guard.endpoint(at, protocol).is_some()
+    }
+
     /// The endpoints of one port and family, sorted, each once. An address that several slices list, which happens while
     /// an endpoint moves between them or if its address is used again, counts as what the best of them says.
     pub(super) fn candidates(&self, port: &ServicePort, v4: bool) -> Vec<Candidate<'a>> {
         let mut candidates = Vec::new();
         for (slice, target) in self.of(port) {
             let Some(target) = target else { continue };
-            candidates.extend(slice.endpoints.iter().filter(|endpoint| endpoint.addr.is_ipv4() == v4).map(
-                |endpoint| {
-                    let at = SocketAddr::new(endpoint.addr, target);
-                    Candidate { at, condition: endpoint.condition, placement: &endpoint.placement }
-                },
-            ));
+            let of_family = slice.endpoints.iter().filter(|endpoint| endpoint.addr.is_ipv4() == v4);
+            candidates.extend(of_family.filter_map(|endpoint| {
+                let at = SocketAddr::new(endpoint.addr, target);
+                let may = !self.is_refused(at, port.protocol);
+                may.then_some(Candidate { at, condition: endpoint.condition, placement: &endpoint.placement })
+            }));
         }
         candidates.sort_by(|a, b| (a.at, b.condition).cmp(&(b.at, a.condition)));
         candidates.dedup_by_key(|candidate| candidate.at);

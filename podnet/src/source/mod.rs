@@ -161,6 +161,14 @@ impl Source {
         }
     }
 
+    /// Host and port of the API server, if that is the source.
+    pub fn api_server(&self) -> Option<(String, u16)> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Kubernetes(source) => source.server(),
+        }
+    }
+
     /// How the Kubernetes API answers, if that is the source.
     pub fn api_metrics(&self) -> Option<&ApiMetrics> {
         match self {

@@ -119,6 +119,7 @@ const fn reason(fate: Fate) -> &'static str {
         Fate::HintedForOtherZones => "its hints are for other zones, and there are endpoints for this one",
         Fate::OtherFamily => "it is of the other family",
         Fate::NoSuchPort => "its slice does not have the service's port",
+        Fate::Refused => "no service may lead there: `podnet status` says why",
     }
 }
 

@@ -30,11 +30,11 @@ fn at(bench: &Bench, ip: &str) -> usize {
 
 #[test]
 fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
     bench.write("a-greedy.yaml", &greedy("greedy", "tenant", 26, 260));
     bench.write("web.yaml", &service("web", "10.96.0.1"));
     bench.round();
-    let share = bench.tables.frontends_max / 16;
+    let share = 256;
     assert_eq!(bench.control.status().pending, []);
     assert_eq!(at(&bench, "10.96.0.1"), 1);
     assert_eq!(bench.tables.frontends.len(), share + 2);
@@ -55,7 +55,7 @@ fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
 
 #[test]
 fn what_an_earlier_daemon_gave_the_greedy_yields() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
     bench.write("greedy.yaml", &greedy("greedy", "tenant", 1, 60));
     bench.round();
     // Tables that an earlier daemon has filled with what is now too much.
@@ -72,7 +72,7 @@ fn what_an_earlier_daemon_gave_the_greedy_yields() {
 
 #[test]
 fn a_greedy_namespace_is_refused_and_no_other() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
     for i in 0..30 {
         let text = greedy(&format!("g{i:02}"), "tenant", 1, 50).replace("198.51.0", &format!("198.51.{i}"));
         bench.write(&format!("g{i:02}.yaml"), &text);
@@ -102,7 +102,7 @@ fn a_greedy_namespace_is_refused_and_no_other() {
 
 #[test]
 fn cluster_ips_come_first() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
     let text = greedy("greedy", "tenant", 20, 50).replace("externalIPs", "clusterIP: 10.96.7.7, externalIPs");
     bench.write("a.yaml", &text);
     bench.round();
@@ -111,7 +111,7 @@ fn cluster_ips_come_first() {
 
 #[test]
 fn source_ranges_and_backends_have_shares_too() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
     bench.tables.source_ranges_max = 1000;
     bench.restart();
     let ranges: Vec<_> = (0..40).map(|i| format!("10.{i}.0.0/16")).collect();
@@ -124,12 +124,12 @@ fn source_ranges_and_backends_have_shares_too() {
         ports.join(", ")
     );
     bench.write("ranged.yaml", &text);
-    let endpoints: Vec<_> = (1..=200).map(|i| format!("10.244.1.{i}")).collect();
+    let endpoints: Vec<_> = (1..=300).map(|i| format!("10.244.{}.{}", i / 200, i % 200 + 1)).collect();
     let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
     bench.write("wide.yaml", &(service("wide", "10.96.0.1") + &slice("wide", &endpoints)));
     bench.round();
-    assert!(bench.tables.source_ranges.len() <= 62, "{}", bench.tables.source_ranges.len());
-    assert_eq!(at(&bench, "192.0.2.1"), 1, "each port has forty");
+    assert!(bench.tables.source_ranges.len() <= 256, "{}", bench.tables.source_ranges.len());
+    assert_eq!(at(&bench, "192.0.2.1"), 6, "each port has forty");
     assert!(reasons(&bench, "ranged").iter().any(|reason| reason.contains("`source_ranges`")));
     assert_eq!(at(&bench, "10.96.0.1"), 0);
     assert!(reasons(&bench, "wide").iter().any(|reason| reason.contains("`slots`")), "{:?}", reasons(&bench, "wide"));
@@ -138,7 +138,7 @@ fn source_ranges_and_backends_have_shares_too() {
 #[test]
 fn host_ports_have_the_share_of_one_service() {
     use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, Protocol, ServicePortName, SourceMode};
-    let mut bench = Bench::new();
+    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
     let port = |port: u16| Frontend {
         key: FrontendAddr { socket: ([0, 0, 0, 0], port).into(), protocol: Protocol::Tcp },
         kind: FrontendKind::HostPort,
@@ -156,5 +156,5 @@ fn host_ports_have_the_share_of_one_service() {
     };
     bench.control.set_host_ports((1..=500).map(port).collect());
     bench.round();
-    assert_eq!(bench.tables.frontends.len(), 62);
+    assert_eq!(bench.tables.frontends.len(), 256);
 }

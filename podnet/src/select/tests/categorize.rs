@@ -180,7 +180,11 @@ fn traffic_policies_and_hints() {
     for (origin, zone, endpoints, cluster, local) in ROWS {
         let manifests = Manifests::parse(&(service(SPEC) + &slice("s", "IPv4", "[{port: 80}]", endpoints)));
         let settings = Settings { zone: zone.map(Into::into), ..manifests.settings(SourceIp::Auto) };
-        let view = View::new(Targets::new(manifests.slices()).candidates(&manifests.service.ports[0], true), &settings);
+        let guard = Guard::default();
+        let view = View::new(
+            Targets::new(manifests.slices(), &guard).candidates(&manifests.service.ports[0], true),
+            &settings,
+        );
         assert_eq!(show(&view.backends(TrafficPolicy::Cluster)), *cluster, "Cluster: {origin}");
         assert_eq!(show(&view.backends(TrafficPolicy::Local)), *local, "Local: {origin}");
     }

@@ -40,7 +40,7 @@ fn dump(stream: &str) -> String {
     for frontend in manifests.frontends(&settings) {
         writeln!(dump, "{}", line(&frontend)).unwrap();
     }
-    if let Some(check) = health(&manifests.name, &manifests.service, manifests.slices(), &settings) {
+    if let Some(check) = health(&manifests.name, &manifests.service, manifests.slices(), &settings, &Guard::default()) {
         writeln!(dump, "health {} on port {}: {}", check.service, check.port, check.local_endpoints).unwrap();
     }
     for remark in remarks(&manifests.service) {

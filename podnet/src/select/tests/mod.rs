@@ -55,7 +55,7 @@ impl Manifests {
 }
 
 fn select_within(manifests: &Manifests, settings: &Settings, room: Room) -> Selection {
-    super::select(&manifests.name, &manifests.service, manifests.slices(), settings, room)
+    super::select(&manifests.name, &manifests.service, manifests.slices(), settings, &Guard::default(), room)
 }
 
 /// Frontends of a YAML stream on node `n1`, each as a line.

@@ -229,7 +229,7 @@ fn health_checks_count_ready_endpoints_of_this_node() {
         let manifests =
             Manifests::parse(&(service(&spec) + &slice("v4", "IPv4", ports, v4) + &slice("v6", "IPv6", ports, v6)));
         let settings = manifests.settings(SourceIp::Auto);
-        let check = health(&manifests.name, &manifests.service, manifests.slices(), &settings);
+        let check = health(&manifests.name, &manifests.service, manifests.slices(), &settings, &Guard::default());
         assert!(check.as_ref().is_none_or(|check| check.port == 32_000 && check.service == manifests.name));
         assert_eq!(check.map(|check| check.local_endpoints), *expected, "{origin}");
     }

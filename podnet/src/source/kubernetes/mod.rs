@@ -141,6 +141,13 @@ impl KubernetesSource {
         self.complaints.push_front(complaint);
     }
 
+    /// Host and port of the server.
+    pub fn server(&self) -> Option<(String, u16)> {
+        let address: hyper::Uri = self.server.parse().ok()?;
+        let port = address.port_u16().unwrap_or(if address.scheme_str() == Some("http") { 80 } else { 443 });
+        Some((address.host()?.to_owned(), port))
+    }
+
     /// How the API answers.
     pub fn metrics(&self) -> &ApiMetrics {
         &self.metrics

@@ -1,0 +1,168 @@
+//! Services that ask for what isn't theirs: named and left out, the rest of them counts, and back when nothing stands
+//! against them.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+fn node(name: &str, ip: &str, cidr: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}, spec: {{podCIDRs: [{cidr}]}}, status: {{addresses: \
+         [{{type: InternalIP, address: {ip}}}]}}}}\n"
+    )
+}
+
+/// A service with these external IPs and one port.
+fn external(name: &str, ips: &str, port: u16) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: 10.96.0.9, externalIPs: \
+         [{ips}], ports: [{{port: {port}, protocol: UDP}}]}}}}\n"
+    )
+}
+
+fn cluster() -> Bench {
+    let mut bench = Bench::new();
+    bench
+        .write("nodes.yaml", &(node("n1", "172.30.0.1", "10.244.1.0/24") + &node("n2", "172.30.0.2", "10.244.2.0/24")));
+    bench.control.set_host(facts());
+    bench
+}
+
+fn facts() -> HostFacts {
+    HostFacts {
+        addresses: ["172.30.0.1".parse().unwrap()].into(),
+        gateways: ["172.30.0.254".parse().unwrap()].into(),
+        resolvers: ["192.0.2.53".parse().unwrap()].into(),
+        api_servers: ["192.0.2.99:6443".parse().unwrap()].into(),
+    }
+}
+
+/// Addresses and ports in the table `frontends`.
+fn frontends(bench: &Bench) -> BTreeSet<String> {
+    let ports = bench.tables.frontends.keys().filter(|key| **key != FrontendKey::address(key.addr));
+    ports.map(|key| SocketAddr::new(key.addr.into(), key.port.get()).to_string()).collect()
+}
+
+fn left_out(bench: &Bench) -> Vec<String> {
+    bench.control.status().problems.into_iter().map(|problem| problem.reason).collect()
+}
+
+#[test]
+fn an_external_ip_is_none_of_the_nodes_own_ways() {
+    let mut bench = cluster();
+    let ips = "172.30.0.2, 172.30.0.254, 192.0.2.53, 192.0.2.99, 10.244.2.9, 10.96.0.1, 198.51.100.1";
+    bench.write("web.yaml", &external("web", ips, 53));
+    bench.round();
+    assert_eq!(frontends(&bench), ["10.96.0.9:53", "198.51.100.1:53"].map(String::from).into());
+    let named = left_out(&bench);
+    for ip in ["172.30.0.2", "172.30.0.254", "192.0.2.53", "192.0.2.99", "10.244.2.9", "10.96.0.1"] {
+        assert!(named.iter().any(|reason| reason.starts_with(&format!("{ip} is left out"))), "{ip}: {named:?}");
+    }
+    let complaint = bench.control.complaint().unwrap();
+    assert!(
+        complaint.key.to_string() == "Service default/web" && complaint.reason.contains("node n2"),
+        "{complaint:?}"
+    );
+
+    // What goes away stands against nothing any more, and the other way round.
+    bench.write("nodes.yaml", &node("n1", "172.30.0.1", "10.244.1.0/24"));
+    let (applied, _) = bench.round();
+    assert_eq!(applied.services, 1);
+    assert!(frontends(&bench).contains("172.30.0.2:53") && frontends(&bench).contains("10.244.2.9:53"));
+    let applied = bench.control.set_host(HostFacts { gateways: BTreeSet::new(), ..facts() });
+    bench.round();
+    assert!(applied.services == 1 && frontends(&bench).contains("172.30.0.254:53"));
+    bench.write("new.yaml", &node("n3", "198.51.100.1", "10.244.3.0/24"));
+    bench.round();
+    assert!(!frontends(&bench).contains("198.51.100.1:53"));
+    // Nothing else concerns a service.
+    bench.write("new.yaml", &node("n3", "198.51.100.1", "10.244.4.0/24"));
+    assert_eq!(bench.round().0.services, 0);
+}
+
+#[test]
+fn a_nodes_own_address_has_services_but_not_at_the_ports_it_needs() {
+    let mut bench = cluster();
+    for (port, taken) in [(53, true), (8472, false)] {
+        bench.write("web.yaml", &external("web", "172.30.0.1", port));
+        bench.round();
+        assert_eq!(frontends(&bench).contains(&format!("172.30.0.1:{port}")), taken, "{port}");
+    }
+    for (port, taken) in [(80, true), (22, false), (6443, false), (10_250, false), (10_256, false)] {
+        bench.write("web.yaml", &external("web", "172.30.0.1", port).replace("UDP", "TCP"));
+        bench.round();
+        assert_eq!(frontends(&bench).contains(&format!("172.30.0.1:{port}")), taken, "{port}");
+        assert_eq!(left_out(&bench).is_empty(), taken);
+    }
+}
+
+#[test]
+fn cluster_ips_and_node_ports_in_odd_places() {
+    let mut bench = cluster();
+    let text = "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {type: NodePort, clusterIP: IP, ports: [{name: \
+                a, port: 80, nodePort: 30080}, {name: b, port: 81, nodePort: 10250}]}}";
+    for ip in ["172.30.0.2", "10.244.2.9", "192.0.2.99", "192.0.2.1", "127.0.0.1", "224.0.0.1"] {
+        bench.write("web.yaml", &text.replace("IP,", &format!("{ip},")));
+        bench.round();
+        assert_eq!(frontends(&bench), ["0.0.0.0:30080".to_owned()].into(), "{ip}");
+        assert_eq!(left_out(&bench).iter().filter(|reason| reason.contains(ip)).count(), 1, "{:?}", left_out(&bench));
+    }
+}
+
+#[test]
+fn endpoints_that_nobody_may_have() {
+    let mut bench = cluster();
+    let tunnel = |ip: &str| slice("web", &[ip, "10.244.2.7"]).replace("port: 5353", "port: 8472");
+    for ip in ["172.30.0.2", "172.30.0.1", "192.0.2.200"] {
+        bench.write("web.yaml", &(service("web", "10.96.0.1") + &tunnel(ip)));
+        bench.round();
+        let dump = bench.dump();
+        assert!(!dump.contains(ip) && dump.contains("10.244.2.7:8472"), "{dump}");
+        assert!(left_out(&bench)[0].contains(ip), "{:?}", left_out(&bench));
+    }
+    // A pod of a node that goes isn't one any more.
+    bench.write("nodes.yaml", &node("n1", "172.30.0.1", "10.244.1.0/24"));
+    bench.round();
+    assert!(!bench.dump().contains("8472"), "{}", bench.dump());
+
+    let balanced = "---\n{apiVersion: v1, kind: Service, metadata: {name: lb}, spec: {type: LoadBalancer, clusterIP: \
+                    10.96.0.8, ports: [{port: 80}]}, status: {loadBalancer: {ingress: [{ip: 192.0.2.8}]}}}\n";
+    bench.write("web.yaml", &(service("web", "10.96.0.1") + &slice("web", &["10.96.0.8", "192.0.2.8", "10.244.1.3"])));
+    bench.round();
+    assert!(bench.dump().contains("192.0.2.8") && !bench.dump().contains("10.96.0.8:"), "{}", bench.dump());
+    bench.write("lb.yaml", balanced);
+    bench.round();
+    assert!(!bench.dump().contains("192.0.2.8:5353") && bench.dump().contains("10.244.1.3:5353"), "{}", bench.dump());
+    bench.write("lb.yaml", "");
+    bench.round();
+    assert!(bench.dump().contains("192.0.2.8:5353"));
+    // Whoever may write an external IP takes nobody's endpoint by it.
+    bench.write("lb.yaml", &external("thief", "10.244.1.3, 192.0.2.8", 53));
+    bench.round();
+    assert!(bench.dump().contains("192.0.2.8:5353") && bench.dump().contains("10.244.1.3:5353"));
+}
+
+#[test]
+fn a_pod_has_no_host_port_of_the_tunnel() {
+    use crate::frontend::{Backends, FrontendAddr, IfNone, Protocol, ServicePortName, SourceMode};
+    let mut bench = cluster();
+    let port = |port: u16| Frontend {
+        key: FrontendAddr { socket: ([0, 0, 0, 0], port).into(), protocol: Protocol::Udp },
+        kind: FrontendKind::HostPort,
+        service: ServicePortName {
+            service: ObjectName { namespace: "x".into(), name: "pod hostPort".into() },
+            port: String::new(),
+        },
+        source: SourceMode::Auto,
+        affinity: 0,
+        source_ranges: None,
+        backends: Backends { list: vec![([10, 244, 1, 2], port).into()], if_none: IfNone::Reject },
+        outside: None,
+        here: None,
+        spread: true,
+    };
+    bench.control.set_host_ports(vec![port(8472), port(8473)]);
+    bench.round();
+    assert_eq!(frontends(&bench), ["0.0.0.0:8473".to_owned()].into());
+    assert!(left_out(&bench)[0].contains("the tunnel"), "{:?}", left_out(&bench));
+}

@@ -1,0 +1,102 @@
+//! What no object may take because of this host: its own addresses, gateways, DNS servers and the API server that it asks.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{net::lookup_host, sync::watch, time::timeout};
+use tracing::warn;
+
+use crate::{
+    guard::{HostFacts, resolvers},
+    host::{snapshot::Snapshot, uplinks},
+};
+
+/// Where the DNS servers are named: what programs use, and what systemd-resolved asks, if that is there. In a pod with
+/// `dnsPolicy: Default` the first is the kubelet's copy of the host's, from when the pod was started.
+const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+/// How often the API server's name is looked up.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the daemon waits for that before it writes the tables. Later it waits for nothing.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What is gathered.
+pub(super) fn gather(snapshot: &Snapshot, api_servers: BTreeSet<SocketAddr>) -> HostFacts {
+    let texts = RESOLV_CONF.iter().filter_map(|path| fs::read_to_string(path).ok());
+    HostFacts {
+        addresses: uplinks::own_addresses(snapshot),
+        gateways: uplinks::gateways(snapshot),
+        resolvers: texts.flat_map(|text| resolvers(&text)).collect(),
+        api_servers,
+    }
+}
+
+/// The addresses of the API server.
+#[derive(Debug)]
+pub(super) struct ApiServers(watch::Receiver<BTreeSet<SocketAddr>>);
+
+impl ApiServers {
+    /// Of the server with this host and port, if there is one. To be called in a tokio runtime.
+    pub(super) async fn watch(server: Option<(String, u16)>) -> Self {
+        let literal = server.as_ref().and_then(|(host, port)| {
+            let ip: IpAddr = host.trim_start_matches('[').trim_end_matches(']').parse().ok()?;
+            Some(SocketAddr::new(ip, *port))
+        });
+        let (sender, mut receiver) = watch::channel(literal.into_iter().collect());
+        if let Some(server) = server.filter(|_| literal.is_none()) {
+            tokio::spawn(look_up(server, sender));
+            if timeout(PATIENCE, receiver.changed()).await.is_err() {
+                warn!("the API server's name isn't resolved yet: its address is not protected until then");
+            }
+        }
+        Self(receiver)
+    }
+
+    /// Those that are known.
+    pub(super) fn known(&mut self) -> BTreeSet<SocketAddr> {
+        self.0.borrow_and_update().clone()
+    }
+
+    /// Waits until they are others.
+    pub(super) async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// Looks a name up again and again. One that can't be looked up has the addresses that it had.
+async fn look_up((host, port): (String, u16), found: watch::Sender<BTreeSet<SocketAddr>>) {
+    while !found.is_closed() {
+        if let Ok(addresses) = lookup_host((host.as_str(), port)).await {
+            let addresses: BTreeSet<_> = addresses.collect();
+            found.send_if_modified(|known| {
+                let differs = !addresses.is_empty() && *known != addresses;
+                if differs {
+                    *known = addresses;
+                }
+                differs
+            });
+        }
+        tokio::time::sleep(LOOKUP_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_api_servers_addresses() {
+        for (host, first) in [("192.0.2.1", "192.0.2.1:6443"), ("[2001:db8::1]", "[2001:db8::1]:6443")] {
+            let mut servers = ApiServers::watch(Some((host.to_owned(), 6443))).await;
+            assert_eq!(servers.known().iter().map(ToString::to_string).collect::<Vec<_>>(), [first]);
+        }
+        assert!(ApiServers::watch(None).await.known().is_empty());
+        let mut local = ApiServers::watch(Some(("localhost".to_owned(), 6443))).await;
+        assert!(local.known().iter().all(|at| at.ip().is_loopback() && at.port() == 6443));
+    }
+}
