@@ -39,6 +39,8 @@ pub struct HostFacts {
     pub addresses: BTreeSet<IpAddr>,
     /// Gateways of its routes.
     pub gateways: BTreeSet<IpAddr>,
+    /// Those of default routes among them.
+    pub default_gateways: BTreeSet<IpAddr>,
     /// Its DNS servers.
     pub resolvers: BTreeSet<IpAddr>,
     /// The API server that the daemon asks.
@@ -275,6 +277,7 @@ mod tests {
         HostFacts {
             addresses: ["172.30.0.1", "fd00:30::1", "192.168.7.1", "10.96.0.10"].map(ip).into(),
             gateways: ["172.30.0.254", "fd00:30::fe"].map(ip).into(),
+            default_gateways: BTreeSet::new(),
             resolvers: ["192.0.2.53", "2001:db8::53"].map(ip).into(),
             api_servers: ["192.0.2.99:6443", "[2001:db8::99]:443"].map(|at| at.parse().unwrap()).into(),
         }

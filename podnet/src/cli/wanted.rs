@@ -52,7 +52,8 @@ impl Wanted {
         }
         let settings = Settings::new(config.source_ip, &config.node, state.nodes().get(&config.node).map(|n| &**n));
         let host = DaemonStatus::read(&config.run_dir).ok().flatten().unwrap_or_default().host;
-        let guard = state.guard(config, &host);
+        let nodes = state.judged(config, &host).nodes;
+        let guard = state.guard(config, &nodes, &host);
         Ok(Self { state, settings, guard, broken })
     }
 

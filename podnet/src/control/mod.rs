@@ -6,6 +6,7 @@
 //! ```
 //! Everything happens in the caller's thread and time; a changed EndpointSlice costs the work for its service only.
 
+mod claims;
 mod problems;
 mod shares;
 mod state;
@@ -18,7 +19,7 @@ use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 use podnet_common::layout::{Backend, FrontendKey};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use problems::Problem;
 pub use state::State;
@@ -33,6 +34,7 @@ use crate::room::Room;
 use crate::select::{self, HealthCheck, Selection, Settings};
 use crate::source::kubernetes::Complaint;
 use crate::source::{Batch, Origin};
+use claims::{Claims, Judged, Setting};
 use problems::{Notes, Problems, SHOWN_MAX};
 use shares::Shares;
 use waiting::Waiting;
@@ -45,6 +47,9 @@ pub struct Control {
     /// Those of the configuration and of the objects.
     service_cidrs: BTreeSet<IpNetwork>,
     state: State,
+    claims: Claims,
+    /// What counts of the nodes.
+    judged: Judged,
     host: HostFacts,
     guard: Guard,
     /// Addresses of services that no range tells, where there are any: see [`Guard::virtual_ips`].
@@ -106,6 +111,8 @@ pub struct ControlStatus {
     pub nodes: usize,
     /// How many table entries are taken.
     pub usage: Usage,
+    /// Nodes that would take others' traffic if they counted as they are.
+    pub alarms: Vec<Problem>,
     /// Objects that aren't, or not wholly, put into effect.
     pub problems: Vec<Problem>,
     /// Frontends that couldn't be written yet.
@@ -143,7 +150,9 @@ impl Control {
                 spread: config.maglev_table_size,
                 ..Settings::new(config.source_ip, &config.node, None)
             },
-            guard: state.guard(config, &host),
+            guard: state.guard(config, &BTreeMap::new(), &host),
+            claims: Claims::default(),
+            judged: Judged::default(),
             service_cidrs,
             state,
             host,
@@ -172,7 +181,15 @@ impl Control {
             } else if change.key.kind == Kind::EndpointSlice {
                 self.problems.set(&change.key, Notes::default());
             }
+            let key = change.key.clone();
             applied.nodes |= self.state.apply(change, &mut dirty);
+            if key.kind == Kind::Node {
+                self.claims.note(
+                    &key.name.name,
+                    self.state.nodes().get(&key.name.name).map(|node| &**node),
+                    !self.synced,
+                );
+            }
             // What is there at the start is no change.
             if self.synced {
                 dirty[before..].iter().for_each(|service| self.waiting.note(service, origin));
@@ -181,6 +198,7 @@ impl Control {
         if applied.nodes {
             applied.health = self.update_own_node(&mut dirty);
             self.update_service_cidrs(&mut dirty);
+            self.judge_nodes();
             self.update_guard(&mut dirty);
         }
         applied.lost = self.state.take_lost();
@@ -195,6 +213,7 @@ impl Control {
         let (mut dirty, mut applied) = (Vec::new(), Applied::default());
         if self.host != host {
             self.host = host;
+            applied.nodes = self.judge_nodes();
             self.update_guard(&mut dirty);
             self.update_services(dirty, &mut applied);
         }
@@ -206,9 +225,35 @@ impl Control {
         &self.host
     }
 
+    /// Finds out what counts of the nodes, and says whether that differs.
+    fn judge_nodes(&mut self) -> bool {
+        let setting = Setting {
+            own: &self.config.node,
+            services: &self.service_cidrs,
+            protected: &self.config.protected_addresses,
+            host: &self.host,
+        };
+        let judged = self.claims.judge(self.state.nodes(), setting);
+        for (name, reasons) in &judged.refused {
+            let known = self.judged.refused.get(name).map_or(&[][..], Vec::as_slice);
+            for reason in reasons.iter().filter(|reason| !known.contains(reason)) {
+                error!(node.name = name, "a node claims what isn't its own: {reason}");
+            }
+        }
+        let noted = self.judged.nodes.keys().chain(self.state.nodes().keys()).cloned().collect::<BTreeSet<_>>();
+        for name in noted {
+            let left_out = self.state.nodes().get(&name).map(|node| Notes::new(&node.left_out)).unwrap_or_default();
+            let notes = Notes { alarms: judged.refused.get(&name).cloned().unwrap_or_default(), ..left_out };
+            self.problems.set(&ObjectKey::new(Kind::Node, "", &name), notes);
+        }
+        let differs = self.judged.nodes != judged.nodes;
+        self.judged = judged;
+        differs
+    }
+
     /// Something else may be left out of services.
     fn update_guard(&mut self, dirty: &mut Vec<ObjectName>) {
-        let nodes = self.state.nodes().iter().map(|(name, node)| (name.as_str(), &**node));
+        let nodes = self.judged.nodes.iter().map(|(name, node)| (name.as_str(), &**node));
         let mut guard = Guard::new(&self.config, nodes, self.service_cidrs.iter(), &self.host);
         dirty.extend(self.state.judged_differently(&self.guard, &guard).cloned());
         guard.take(&mut self.guard);
@@ -389,9 +434,9 @@ impl Control {
         self.reconciler.names_mut().write(&self.config.run_dir)
     }
 
-    /// All nodes by name.
+    /// All nodes by name, with what counts of them.
     pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
-        self.state.nodes()
+        &self.judged.nodes
     }
 
     /// The ranges that services' addresses come from.
@@ -476,6 +521,7 @@ impl Control {
             endpoint_slices: self.state.slice_count(),
             nodes: self.state.nodes().len(),
             usage: self.reconciler.usage(),
+            alarms: self.problems.alarms().take(SHOWN_MAX).collect(),
             problems,
             pending: pending.collect(),
         }

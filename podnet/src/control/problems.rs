@@ -27,15 +27,21 @@ pub(super) struct Notes {
     pub(super) remarks: Vec<String>,
     /// What of it has no effect, and why.
     pub(super) left_out: Vec<String>,
+    /// What of it would take others' traffic.
+    pub(super) alarms: Vec<String>,
 }
 
 impl Notes {
     pub(super) fn new(left_out: &LeftOut) -> Self {
-        Self { remarks: Vec::new(), left_out: left_out.lines().collect() }
+        Self { left_out: left_out.lines().collect(), ..Self::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.remarks.is_empty() && self.left_out.is_empty()
+        self.remarks.is_empty() && self.without_effect().next().is_none()
+    }
+
+    fn without_effect(&self) -> impl Iterator<Item = &String> {
+        self.alarms.iter().chain(&self.left_out)
     }
 }
 
@@ -53,8 +59,8 @@ impl Problems {
             true => self.notes.remove(object),
             false => self.notes.insert(object.clone(), notes),
         };
-        let now = self.notes.get(object).map(|notes| &notes.left_out).filter(|left_out| !left_out.is_empty());
-        let news = now.is_some_and(|now| before.is_none_or(|before| before.left_out != *now));
+        let now = self.notes.get(object).filter(|notes| notes.without_effect().next().is_some());
+        let news = now.is_some_and(|now| before.is_none_or(|before| !before.without_effect().eq(now.without_effect())));
         if news && self.complaints.len() < COMPLAINTS_MAX && !self.complaints.contains(object) {
             self.complaints.push_back(object.clone());
         }
@@ -63,8 +69,10 @@ impl Problems {
     /// The next object of which a part is left out and that wasn't asked for yet.
     pub(super) fn complaint(&mut self, uid: impl Fn(&ObjectKey) -> String) -> Option<Complaint> {
         while let Some(key) = self.complaints.pop_front() {
-            let Some(notes) = self.notes.get(&key).filter(|notes| !notes.left_out.is_empty()) else { continue };
-            return Some(Complaint { uid: uid(&key), key, reason: notes.left_out.join("; ") });
+            let parts: Vec<_> = self.notes.get(&key).into_iter().flat_map(Notes::without_effect).cloned().collect();
+            if !parts.is_empty() {
+                return Some(Complaint { uid: uid(&key), key, reason: parts.join("; ") });
+            }
         }
         None
     }
@@ -74,7 +82,14 @@ impl Problems {
         self.complaints.push_front(object);
     }
 
-    /// All of them.
+    /// What would take others' traffic.
+    pub(super) fn alarms(&self) -> impl Iterator<Item = Problem> {
+        self.notes.iter().flat_map(|(object, notes)| {
+            notes.alarms.iter().map(|reason| Problem { object: object.clone(), reason: reason.clone() })
+        })
+    }
+
+    /// All others.
     pub(super) fn all(&self) -> impl Iterator<Item = Problem> {
         self.notes.iter().flat_map(|(object, notes)| {
             let reasons = notes.left_out.iter().chain(&notes.remarks);
@@ -93,6 +108,7 @@ mod tests {
         let mut problems = Problems::default();
         let key = ObjectKey::new(Kind::Service, "x", "a");
         let notes = |left_out: &[&str]| Notes {
+            alarms: Vec::new(),
             remarks: vec!["a remark".into()],
             left_out: left_out.iter().map(|text| (*text).to_owned()).collect(),
         };

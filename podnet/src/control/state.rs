@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use podnet_common::layout::TUNNEL_PORT;
 
+use super::claims::{Claims, Judged, Setting};
 use crate::config::Config;
 use crate::frontend::Protocol;
 use crate::guard::{Guard, HostFacts};
@@ -170,17 +171,30 @@ impl State {
         self.service_cidrs.values().flat_map(|ranges| &ranges.cidrs).copied().collect()
     }
 
-    /// What no object may take, on the node that the configuration names.
-    pub fn guard(&self, config: &Config, host: &HostFacts) -> Guard {
-        let mut ranges = self.service_cidrs();
-        ranges.extend(config.service_cidrs());
-        let nodes = self.nodes.iter().map(|(name, node)| (name.as_str(), &**node));
-        let mut guard = Guard::new(config, nodes, ranges.iter(), host);
+    /// What counts of all nodes, for one who sees them for the first time.
+    pub fn judged(&self, config: &Config, host: &HostFacts) -> Judged {
+        let mut claims = Claims::default();
+        self.nodes.iter().for_each(|(name, node)| claims.note(name, Some(node), true));
+        let services = self.all_service_cidrs(config);
+        let setting = Setting { own: &config.node, services: &services, protected: &config.protected_addresses, host };
+        claims.judge(&self.nodes, setting)
+    }
+
+    /// What no object may take, on the node that the configuration names and among these.
+    pub fn guard(&self, config: &Config, nodes: &BTreeMap<String, Arc<Node>>, host: &HostFacts) -> Guard {
+        let nodes = nodes.iter().map(|(name, node)| (name.as_str(), &**node));
+        let mut guard = Guard::new(config, nodes, self.all_service_cidrs(config).iter(), host);
         for service in self.services.values().filter_map(|indexed| indexed.service.as_ref()) {
             let ips = virtual_ips(service, &guard);
             guard.count(&ips, true);
         }
         guard
+    }
+
+    fn all_service_cidrs(&self, config: &Config) -> BTreeSet<IpNetwork> {
+        let mut ranges = self.service_cidrs();
+        ranges.extend(config.service_cidrs());
+        ranges
     }
 
     /// The services with an endpoint of one of these addresses.

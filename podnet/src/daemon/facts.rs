@@ -28,7 +28,8 @@ pub(super) fn gather(snapshot: &Snapshot, api_servers: BTreeSet<SocketAddr>) -> 
     let texts = RESOLV_CONF.iter().filter_map(|path| fs::read_to_string(path).ok());
     HostFacts {
         addresses: uplinks::own_addresses(snapshot),
-        gateways: uplinks::gateways(snapshot),
+        gateways: uplinks::gateways(snapshot, false),
+        default_gateways: uplinks::gateways(snapshot, true),
         resolvers: texts.flat_map(|text| resolvers(&text)).collect(),
         api_servers,
     }

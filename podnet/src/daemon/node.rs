@@ -129,19 +129,12 @@ async fn set_up(
     apply_settings(&sysctl, addresses, &uplinks, status);
     status.problems.extend(missing(own, &config.node));
 
-    let remote: Vec<_> = wanted
-        .control
-        .nodes()
-        .iter()
-        .filter(|(name, _)| **name != config.node)
-        .map(|(name, node)| {
-            let overlap = |a: &IpNetwork, b: &IpNetwork| a.contains(b.network()) || b.contains(a.network());
-            let (mine, pod_cidrs): (Vec<_>, _) =
-                node.pod_cidrs.iter().partition(|cidr| own.pod_cidrs.iter().any(|own| overlap(own, cidr)));
-            status.problems.extend(mine.iter().map(|cidr: &IpNetwork| {
-                format!("the pod CIDR {cidr} of {name} overlaps this node's: correct spec.podCIDRs of one of them")
-            }));
-            RemoteNode { name: name.clone(), addresses: node.internal_ips.clone(), pod_cidrs }
+    let others = wanted.control.nodes().iter().filter(|(name, _)| **name != config.node);
+    let remote: Vec<_> = others
+        .map(|(name, node)| RemoteNode {
+            name: name.clone(),
+            addresses: node.internal_ips.clone(),
+            pod_cidrs: node.pod_cidrs.clone(),
         })
         .collect();
     let ranges = wanted.control.service_cidrs();

@@ -158,7 +158,8 @@ fn warnings(
     node: &node::Status,
     servers: Vec<String>,
 ) -> Vec<String> {
+    let alarms = control.alarms.iter().map(|p| format!("{}: {}", p.object, p.reason));
     let problems = control.problems.iter().map(|p| format!("{}: {}", p.object, p.reason));
     let node = source.error.iter().chain(&node.problems).cloned();
-    node.chain(servers).chain(source.remarks.iter().cloned()).chain(problems).collect()
+    alarms.chain(node).chain(servers).chain(source.remarks.iter().cloned()).chain(problems).collect()
 }

@@ -124,9 +124,10 @@ pub fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     addresses.map(|address| address.addr).filter(is_global).collect()
 }
 
-/// The gateways of the host's own routes; podnet's lead to nodes, or to podnet0.
-pub fn gateways(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+/// The gateways of the host's own routes, or of its default routes only; podnet's lead to nodes, or to podnet0.
+pub fn gateways(snapshot: &Snapshot, default_only: bool) -> BTreeSet<IpAddr> {
     let routes = snapshot.routes.iter().filter(|route| route.protocol != ROUTE_PROTOCOL);
+    let routes = routes.filter(|route| !default_only || route.dst.prefix() == 0);
     routes.flat_map(|route| &route.hops).filter_map(|hop| hop.via).collect()
 }
 
@@ -145,19 +146,22 @@ mod tests {
 
     #[test]
     fn gateways_are_those_of_the_hosts_own_routes() {
-        let via = |gateway: &str, protocol| Route {
+        let via = |dst: &str, gateway: &str, protocol| Route {
             hops: vec![Hop { via: Some(gateway.parse().unwrap()), dev: IfIndex(2) }],
-            ..route("0.0.0.0/0", protocol, &[])
+            ..route(dst, protocol, &[])
         };
         let routes = vec![
-            via("192.0.2.254", 3),
-            via("2001:db8::fe", 9),
-            via("192.0.2.2", ROUTE_PROTOCOL),
+            via("0.0.0.0/0", "192.0.2.254", 3),
+            via("::/0", "2001:db8::fe", 9),
+            via("10.9.0.0/16", "192.0.2.253", 4),
+            via("10.244.2.0/24", "192.0.2.2", ROUTE_PROTOCOL),
             route("10.0.0.0/8", 2, &[2]),
         ];
-        let found: Vec<_> =
-            gateways(&Snapshot { routes, ..Snapshot::default() }).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["192.0.2.254", "2001:db8::fe"]);
+        let snapshot = Snapshot { routes, ..Snapshot::default() };
+        let found =
+            |default_only| gateways(&snapshot, default_only).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(found(false), ["192.0.2.253", "192.0.2.254", "2001:db8::fe"]);
+        assert_eq!(found(true), ["192.0.2.254", "2001:db8::fe"]);
     }
 
     fn route(dst: &str, protocol: u8, devs: &[u32]) -> Route {

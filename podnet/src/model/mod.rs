@@ -260,6 +260,10 @@ pub struct Node {
     pub external_ips: Vec<IpAddr>,
     /// The ranges that its pods' addresses come from, one for each family at most.
     pub pod_cidrs: Vec<IpNetwork>,
+    /// When it was made, in RFC 3339 and UTC; empty in a file.
+    pub created: Box<str>,
+    /// Whether a label says that it is a node of the control plane.
+    pub control_plane: bool,
     /// The zone that it is in, if a label says so.
     pub zone: Option<String>,
     /// It is on its way out: its object is being deleted, or the cluster autoscaler has marked the node for removal.

@@ -83,6 +83,9 @@ pub struct Metadata {
     /// What an API server calls it, and no other of its name.
     #[serde(deserialize_with = "text")]
     pub uid: Option<String>,
+    /// Node: when it was made.
+    #[serde(deserialize_with = "text")]
+    pub creation_timestamp: Option<String>,
     /// Node: since when it has been on its way out.
     pub deletion_timestamp: Option<IgnoredAny>,
     /// The labels that podnet looks at.
@@ -106,6 +109,9 @@ pub struct Labels {
     /// Marks a headless service, whatever its value.
     #[serde(rename = "service.kubernetes.io/headless")]
     pub headless: Option<String>,
+    /// Of a Node: it is one of the control plane, whatever its value.
+    #[serde(rename = "node-role.kubernetes.io/control-plane")]
+    pub control_plane: Option<String>,
     /// Of a Node: the zone that it is in.
     #[serde(rename = "topology.kubernetes.io/zone")]
     pub zone: Option<String>,

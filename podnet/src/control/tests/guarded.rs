@@ -32,6 +32,7 @@ fn facts() -> HostFacts {
     HostFacts {
         addresses: ["172.30.0.1".parse().unwrap()].into(),
         gateways: ["172.30.0.254".parse().unwrap()].into(),
+        default_gateways: ["172.30.0.254".parse().unwrap()].into(),
         resolvers: ["192.0.2.53".parse().unwrap()].into(),
         api_servers: ["192.0.2.99:6443".parse().unwrap()].into(),
     }
@@ -165,4 +166,25 @@ fn a_pod_has_no_host_port_of_the_tunnel() {
     bench.round();
     assert_eq!(frontends(&bench), ["0.0.0.0:8473".to_owned()].into());
     assert!(left_out(&bench)[0].contains("the tunnel"), "{:?}", left_out(&bench));
+}
+
+#[test]
+fn a_node_that_takes_from_others_is_left_out_and_told_first() {
+    let mut bench = cluster();
+    bench.round();
+    bench.write("evil.yaml", &node("a-node", "10.244.2.9", "10.244.2.0/25"));
+    let (applied, _) = bench.round();
+    let counts = &bench.control.nodes()["a-node"];
+    assert!(applied.nodes && counts.internal_ips.is_empty() && counts.pod_cidrs.is_empty());
+    let alarms: Vec<_> = bench.control.status().alarms.into_iter().map(|alarm| alarm.object.to_string()).collect();
+    assert_eq!(alarms, ["Node a-node"; 2]);
+    let complaint = bench.control.complaint().unwrap();
+    assert!(complaint.reason.contains("its pod CIDR 10.244.2.0/25") && complaint.reason.contains("its InternalIP"));
+    // It says what is its own.
+    bench.write("evil.yaml", &node("a-node", "172.30.0.3", "10.244.3.0/24"));
+    bench.round();
+    assert_eq!((bench.control.nodes()["a-node"].pod_cidrs.len(), bench.control.status().alarms.len()), (1, 0));
+    // The host's own addresses are known later than the objects.
+    let applied = bench.control.set_host(HostFacts { addresses: ["10.244.3.1".parse().unwrap()].into(), ..facts() });
+    assert!(applied.nodes && bench.control.nodes()["a-node"].pod_cidrs.is_empty());
 }

@@ -1,0 +1,385 @@
+//! Which addresses and pod CIDRs of Nodes count: what contradicts the rest is left out.
+//!
+//! A Node's credentials may write that Node, and whatever it says there leads traffic to it. So a claim counts only if it
+//! takes nothing from anybody: of two that contradict each other the older one. Within a daemon's life that is the one
+//! that came first, and at its start, when all come at once, that of the Node whose `creationTimestamp`, then whose name
+//! comes first; so all nodes decide alike. This node's own claims are the oldest: it never gives its pods' addresses away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use crate::guard::HostFacts;
+use crate::model::Node;
+use crate::prefixes::overlap;
+
+/// What a Node says is its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    Address(IpAddr),
+    Pods(IpNetwork),
+}
+
+fn claims(node: &Node) -> impl Iterator<Item = Claim> {
+    let addresses = node.internal_ips.iter().copied().map(Claim::Address);
+    addresses.chain(node.pod_cidrs.iter().copied().map(Claim::Pods))
+}
+
+/// Since when each claim has been made.
+#[derive(Clone, Debug, Default)]
+pub struct Claims {
+    /// By node. What was there when everything was first read has 0.
+    since: BTreeMap<String, Vec<(Claim, u64)>>,
+    clock: u64,
+}
+
+/// What claims are judged by, besides each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// This node's name.
+    pub own: &'a str,
+    /// The ranges that services' addresses come from.
+    pub services: &'a BTreeSet<IpNetwork>,
+    /// `protectedAddresses`.
+    pub protected: &'a [IpNetwork],
+    /// What this host is like.
+    pub host: &'a HostFacts,
+}
+
+/// The Nodes with what counts of them, and what doesn't, with the reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    /// By name.
+    pub nodes: BTreeMap<String, Arc<Node>>,
+    /// By name too, of those of which something is left out.
+    pub refused: BTreeMap<String, Vec<String>>,
+}
+
+impl Claims {
+    /// A Node says something new, or is gone. `first`: it is among those that are read at the start.
+    pub fn note(&mut self, name: &str, node: Option<&Node>, first: bool) {
+        let Some(node) = node else {
+            self.since.remove(name);
+            return;
+        };
+        self.clock += u64::from(!first);
+        let before = self.since.remove(name).unwrap_or_default();
+        let since = |claim: &Claim| before.iter().find(|(known, _)| known == claim).map(|(_, since)| *since);
+        let default = if first { 0 } else { self.clock };
+        let now = claims(node).map(|claim| (claim, since(&claim).unwrap_or(default))).collect();
+        self.since.insert(name.to_owned(), now);
+    }
+
+    /// What counts of all Nodes.
+    pub fn judge(&self, nodes: &BTreeMap<String, Arc<Node>>, setting: Setting<'_>) -> Judged {
+        let mut order = Vec::new();
+        for (name, node) in nodes {
+            let since = self.since.get(name).map_or(&[][..], Vec::as_slice);
+            // Who doesn't say since when comes after those who do.
+            let created = (node.created.is_empty(), &*node.created);
+            order.extend(
+                since.iter().map(|(claim, since)| (name != setting.own, *since, created, name.as_str(), *claim)),
+            );
+        }
+        order.sort_unstable();
+        let mut court = Court { setting, addresses: BTreeMap::new(), pods: BTreeMap::new() };
+        let (mut lost, mut refused) =
+            (BTreeMap::<&str, BTreeSet<Claim>>::new(), BTreeMap::<String, Vec<String>>::new());
+        for (_, _, _, name, claim) in order {
+            if let Err(why) = court.admit(name, &nodes[name], claim) {
+                lost.entry(name).or_default().insert(claim);
+                refused.entry(name.to_owned()).or_default().push(why);
+            }
+        }
+        let without = |name: &str, node: &Arc<Node>| {
+            let Some(lost) = lost.get(name) else { return node.clone() };
+            let mut node = Node::clone(node);
+            node.internal_ips.retain(|ip| !lost.contains(&Claim::Address(*ip)));
+            node.pod_cidrs.retain(|range| !lost.contains(&Claim::Pods(*range)));
+            Arc::new(node)
+        };
+        let nodes = nodes.iter().map(|(name, node)| (name.clone(), without(name, node))).collect();
+        Judged { nodes, refused }
+    }
+}
+
+/// What has been admitted so far.
+struct Court<'a> {
+    setting: Setting<'a>,
+    addresses: BTreeMap<IpAddr, &'a str>,
+    /// By first address; no two have one in common.
+    pods: BTreeMap<IpAddr, (IpNetwork, &'a str)>,
+}
+
+impl<'a> Court<'a> {
+    fn admit(&mut self, name: &'a str, node: &Node, claim: Claim) -> Result<(), String> {
+        match claim {
+            Claim::Address(ip) => {
+                self.address(name, node, ip).map_err(|why| format!("its InternalIP {ip} is left out: {why}"))?;
+                self.addresses.insert(ip, name);
+            }
+            Claim::Pods(range) => {
+                self.range(name, range).map_err(|why| format!("its pod CIDR {range} is left out: {why}"))?;
+                self.pods.insert(range.network(), (range, name));
+            }
+        }
+        Ok(())
+    }
+
+    fn address(&self, name: &str, node: &Node, ip: IpAddr) -> Result<(), String> {
+        let Setting { own, services, host, .. } = self.setting;
+        if let Some(range) = services.iter().find(|range| range.contains(ip)) {
+            return Err(format!("it is in {range}, the range of ClusterIPs"));
+        }
+        if let Some(holder) = self.addresses.get(&ip).filter(|holder| **holder != name) {
+            return Err(format!("it would take the traffic of node {holder}, whose address it was before"));
+        }
+        if let Some((range, holder)) = self.pods_from(ip).filter(|(range, _)| range.contains(ip)) {
+            return Err(format!("it would take the traffic of a pod: it is in {range} of node {holder}"));
+        }
+        if name == own {
+            return Ok(());
+        }
+        if host.addresses.contains(&ip) {
+            return Err(format!("it would take the traffic of node {own}, which has this address"));
+        }
+        // What only an administrator can say of a node (admission plugin NodeRestriction).
+        if node.control_plane {
+            return Ok(());
+        }
+        if host.default_gateways.contains(&ip) {
+            return Err(format!("it would take the traffic of node {own}'s gateway"));
+        }
+        if host.api_servers.iter().any(|server| server.ip() == ip) {
+            return Err(format!("it would take the API server's traffic, and {CONTROL_PLANE} isn't among its labels"));
+        }
+        Ok(())
+    }
+
+    fn range(&self, name: &str, range: IpNetwork) -> Result<(), String> {
+        let Setting { own, services, protected, host } = self.setting;
+        if let Some(services) = services.iter().find(|services| overlap(services, &range)) {
+            return Err(format!("it overlaps {services}, the range of ClusterIPs"));
+        }
+        if let Some(protected) = protected.iter().find(|protected| overlap(protected, &range)) {
+            return Err(format!("it overlaps {protected} of protectedAddresses"));
+        }
+        let (first, last) = (range.network(), range.broadcast());
+        if let Some((ip, holder)) = self.addresses.range(first..=last).next() {
+            return Err(format!("it would take the traffic of node {holder}, whose address {ip} is in it"));
+        }
+        let api = host.api_servers.iter().map(|server| (server.ip(), "the API server"));
+        let ways = (host.gateways.iter().map(|ip| (*ip, "a gateway")))
+            .chain(host.resolvers.iter().map(|ip| (*ip, "a DNS server")));
+        let own_addresses = host.addresses.iter().map(|ip| (*ip, "an interface")).filter(|_| name != own);
+        if let Some((ip, what)) = ways.chain(api).chain(own_addresses).find(|(ip, _)| range.contains(*ip)) {
+            return Err(format!("it would take the traffic of {what} of node {own}, whose address {ip} is in it"));
+        }
+        let overlapping = self.pods_from(last).filter(|(other, _)| overlap(other, &range));
+        match overlapping {
+            Some((other, holder)) => {
+                Err(format!("it would take the traffic of node {holder}'s pods: it overlaps {other}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The last pod CIDR that begins at an address or before it. As they are disjoint, it is the only one that can hold the
+    /// address, and if a range that ends there overlaps any, it overlaps this one.
+    fn pods_from(&self, ip: IpAddr) -> Option<(IpNetwork, &'a str)> {
+        self.pods.range(..=ip).next_back().map(|(_, found)| *found)
+    }
+}
+
+/// The label of nodes with an API server.
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(ips: &[&str], cidrs: &[&str]) -> Node {
+        Node {
+            internal_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            ..Node::default()
+        }
+    }
+
+    struct Bench {
+        nodes: BTreeMap<String, Arc<Node>>,
+        claims: Claims,
+        services: BTreeSet<IpNetwork>,
+        host: HostFacts,
+    }
+
+    impl Bench {
+        /// Three nodes, of which `n2` is this one.
+        fn new() -> Self {
+            let host = HostFacts {
+                addresses: ["172.30.0.2", "192.168.7.1"].map(|ip| ip.parse().unwrap()).into(),
+                gateways: ["172.30.0.254", "192.168.7.254", "fd00:30::fe"].map(|ip| ip.parse().unwrap()).into(),
+                default_gateways: ["172.30.0.254", "fd00:30::fe"].map(|ip| ip.parse().unwrap()).into(),
+                resolvers: ["192.0.2.53".parse().unwrap()].into(),
+                api_servers: ["192.0.2.99:6443".parse().unwrap()].into(),
+            };
+            let services = ["10.96.0.0/16", "fd00:96::/112"].map(|range| range.parse().unwrap()).into();
+            let mut bench = Self { nodes: BTreeMap::new(), claims: Claims::default(), services, host };
+            for i in 1..=3 {
+                let ips = [format!("172.30.0.{i}"), format!("fd00:30::{i}")];
+                let cidrs = [format!("10.244.{i}.0/24"), format!("fd00:244:{i}::/64")];
+                let node = node(&[&ips[0], &ips[1]], &[&cidrs[0], &cidrs[1]]);
+                bench.put(&format!("n{i}"), node, true);
+            }
+            bench
+        }
+
+        fn put(&mut self, name: &str, node: Node, first: bool) {
+            self.claims.note(name, Some(&node), first);
+            self.nodes.insert(name.to_owned(), node.into());
+        }
+
+        fn judge(&self) -> Judged {
+            let setting = Setting { own: "n2", services: &self.services, protected: &[], host: &self.host };
+            self.claims.judge(&self.nodes, setting)
+        }
+
+        /// What is refused of whom, when this is added.
+        fn refused(&mut self, name: &str, node: Node, first: bool) -> Vec<String> {
+            let before = self.claims.clone();
+            self.put(name, node, first);
+            let judged = self.judge();
+            self.nodes.remove(name);
+            self.claims = before;
+            judged.refused.iter().flat_map(|(name, why)| why.iter().map(move |why| format!("{name}: {why}"))).collect()
+        }
+    }
+
+    #[test]
+    fn nodes_that_agree_count_as_they_are() {
+        let bench = Bench::new();
+        assert_eq!(bench.judge(), Judged { nodes: bench.nodes.clone(), refused: BTreeMap::new() });
+    }
+
+    #[test]
+    fn a_pod_cidr_takes_nobodys_traffic() {
+        let mut bench = Bench::new();
+        for (cidr, part) in [
+            ("10.244.1.0/24", "node n1's pods"),
+            ("10.244.1.128/25", "node n1's pods"),
+            ("10.244.0.0/16", "'s pods"),
+            ("10.244.2.0/23", "'s pods"),
+            ("fd00:244:3::/48", "node n3's pods"),
+            ("fd00:244:3:0:1::/80", "node n3's pods"),
+            ("172.30.0.3/32", "node n3, whose address 172.30.0.3"),
+            ("172.30.0.0/16", "node n"),
+            ("172.16.0.0/12", "node n"),
+            ("fd00:30::/64", "node n"),
+            ("172.30.0.254/32", "a gateway"),
+            ("192.168.7.0/28", "an interface of node n2"),
+            ("192.168.7.128/25", "a gateway"),
+            ("192.0.2.0/26", "a DNS server"),
+            ("192.0.2.64/26", "the API server"),
+            ("10.96.7.0/24", "range of ClusterIPs"),
+            ("10.0.0.0/8", "range of ClusterIPs"),
+            ("fd00:96::/64", "range of ClusterIPs"),
+        ] {
+            // Whoever comes first by name: those who are there are older.
+            for name in ["a", "z"] {
+                let refused = bench.refused(name, node(&["198.51.100.9"], &[cidr]), false);
+                assert_eq!(refused.len(), 1, "{cidr}: {refused:?}");
+                assert!(
+                    refused[0].starts_with(&format!("{name}: its pod CIDR")) && refused[0].contains(part),
+                    "{refused:?}"
+                );
+            }
+        }
+        assert_eq!(bench.refused("z", node(&["198.51.100.9"], &["10.244.4.0/24", "fd00:244:4::/64"]), false), [""; 0]);
+    }
+
+    #[test]
+    fn an_internal_ip_takes_nobodys_traffic() {
+        let mut bench = Bench::new();
+        for (ip, part) in [
+            ("172.30.0.1", "node n1, whose address it was before"),
+            ("172.30.0.2", "node n2"),
+            ("fd00:30::3", "node n3"),
+            ("192.168.7.1", "node n2, which has this address"),
+            ("10.244.1.7", "10.244.1.0/24 of node n1"),
+            ("fd00:244:2::7", "fd00:244:2::/64 of node n2"),
+            ("172.30.0.254", "gateway"),
+            ("fd00:30::fe", "gateway"),
+            ("192.0.2.99", "API server"),
+            ("10.96.0.1", "range of ClusterIPs"),
+            ("fd00:96::1", "range of ClusterIPs"),
+        ] {
+            for name in ["a", "z"] {
+                let refused = bench.refused(name, node(&[ip, "198.51.100.9"], &[]), false);
+                assert_eq!(refused.len(), 1, "{ip}: {refused:?}");
+                assert!(
+                    refused[0].starts_with(&format!("{name}: its InternalIP")) && refused[0].contains(part),
+                    "{refused:?}"
+                );
+            }
+        }
+        // The way to a network behind a node.
+        assert_eq!(bench.refused("z", node(&["192.168.7.254"], &[]), false), [""; 0]);
+        let control_plane = Node { control_plane: true, ..node(&["192.0.2.99"], &[]) };
+        assert_eq!(bench.refused("z", control_plane, false), [""; 0]);
+        let own = bench.refused("z", node(&["198.51.100.9"], &["198.51.100.0/24"]), false);
+        assert!(own[0].contains("node z, whose address 198.51.100.9"), "{own:?}");
+    }
+
+    #[test]
+    fn the_older_claim_stays_and_is_followed_by_the_next() {
+        let mut bench = Bench::new();
+        bench.put("a", node(&["198.51.100.1"], &["10.244.9.0/24"]), false);
+        bench.put("0", node(&["198.51.100.2"], &["10.244.9.0/24"]), false);
+        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["0"]);
+        // Saying it again doesn't make it younger, and something else said later doesn't make it older.
+        bench.put("a", node(&["198.51.100.1", "172.30.0.1"], &["10.244.9.0/24"]), false);
+        let judged = bench.judge();
+        assert_eq!(judged.refused.keys().collect::<Vec<_>>(), ["0", "a"]);
+        assert_eq!((judged.nodes["a"].internal_ips.len(), judged.nodes["a"].pod_cidrs.len()), (1, 1));
+        bench.nodes.remove("a");
+        bench.claims.note("a", None, false);
+        assert_eq!(bench.judge().refused, BTreeMap::new());
+    }
+
+    #[test]
+    fn at_the_start_the_node_that_was_made_first_counts() {
+        let made = |created: &str| Node { created: created.into(), ..node(&["198.51.100.1"], &["10.244.9.0/24"]) };
+        for (a, b, loser) in [
+            ("2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", "a"),
+            ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "b"),
+            ("2026-01-01T00:00:00Z", "", "b"),
+            ("", "2026-01-01T00:00:00Z", "a"),
+            ("", "", "b"),
+        ] {
+            for order in [["a", "b"], ["b", "a"]] {
+                let mut bench = Bench::new();
+                order.iter().for_each(|name| bench.put(name, made(if *name == "a" { a } else { b }), true));
+                assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), [loser], "{a} {b}");
+            }
+        }
+        // Whenever others were made, this node keeps its own.
+        let mut bench = Bench::new();
+        let thief = Node { created: "1999-01-01T00:00:00Z".into(), ..node(&["172.30.0.2"], &["10.244.2.0/24"]) };
+        assert!(bench.refused("a", thief, true).iter().all(|refused| refused.starts_with("a: ")));
+    }
+
+    #[test]
+    fn thousands_of_nodes() {
+        let mut bench = Bench::new();
+        for i in 0..5000u32 {
+            let (high, low) = (i / 250, i % 250);
+            let node = node(&[&format!("10.{}.{low}.1", 100 + high)], &[&format!("10.{}.{low}.0/24", 128 + high)]);
+            bench.put(&format!("m{i}"), node, true);
+        }
+        let everything = node(&["198.51.100.1"], &["10.128.0.0/9"]);
+        assert_eq!(bench.refused("z", everything, true).len(), 1);
+        assert_eq!(bench.judge().refused, BTreeMap::new());
+    }
+}
