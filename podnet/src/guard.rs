@@ -210,7 +210,7 @@ impl Guard {
             FrontendKind::ClusterIp => None,
             FrontendKind::NodePort => needed,
             // Who may start pods with host ports may bind these as well. Other nodes suffer from this one only.
-            FrontendKind::HostPort => needed.filter(|_| (at.port(), protocol) == (TUNNEL_PORT, Protocol::Udp)),
+            FrontendKind::HostPort => needed.filter(|_| Self::is_tunnel(at.port(), protocol)),
             FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
                 needed.filter(|_| self.own.contains(&at.ip()) || self.external.contains(&at.ip()))
             }
@@ -227,8 +227,12 @@ impl Guard {
         if self.services.get(at.ip()).is_some() || self.virtual_ips.contains_key(&at.ip()) {
             return Some(Why::Virtual);
         }
-        let tunnel = (at.port(), protocol) == (TUNNEL_PORT, Protocol::Udp);
-        (tunnel && self.pods.get(at.ip()).is_none()).then_some(Why::Tunnel)
+        (Self::is_tunnel(at.port(), protocol) && self.pods.get(at.ip()).is_none()).then_some(Why::Tunnel)
+    }
+
+    /// Whether nodes take the tunnel's packets at this port.
+    pub fn is_tunnel(port: u16, protocol: Protocol) -> bool {
+        (port, protocol) == (TUNNEL_PORT, Protocol::Udp)
     }
 
     /// Those of a service's addresses that can be nobody's endpoint and that no range tells: an address of a node is still

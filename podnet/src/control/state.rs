@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use podnet_common::layout::TUNNEL_PORT;
 
 use super::claims::{Claims, Judged, Setting};
 use crate::config::Config;
@@ -211,7 +210,7 @@ impl State {
         let ports_differ = a.differs_in_ports(b);
         let differs = move |indexed: &Indexed| {
             let Some(service) = &indexed.service else { return false };
-            let tunnel = |port: &SlicePort| (port.port, port.protocol) == (TUNNEL_PORT, Protocol::Udp);
+            let tunnel = |port: &SlicePort| Guard::is_tunnel(port.port, port.protocol);
             let port = |port: &ServicePort| {
                 let mut places = select::all_places(select::all_addresses(service), service, port);
                 places.any(|(kind, at)| a.port(kind, at, port.protocol) != b.port(kind, at, port.protocol))

@@ -232,12 +232,13 @@ pub fn refused<'a>(
         left_out.add(|| format!("healthCheckNodePort {port} is left out: {why}"));
     }
     for (name, slice) in slices {
-        for port in &slice.ports {
-            for endpoint in &slice.endpoints {
-                let at = SocketAddr::new(endpoint.addr, port.port);
-                if let Some(why) = guard.endpoint(at, port.protocol) {
-                    left_out.add(|| format!("endpoint {at}/{} of {name} is left out: {why}", port.protocol));
-                }
+        // Whatever the ports, an endpoint is looked at once: a slice may have thousands of both.
+        let tunnel = slice.ports.iter().find(|port| Guard::is_tunnel(port.port, port.protocol));
+        let Some(port) = tunnel.or(slice.ports.first()) else { continue };
+        for endpoint in &slice.endpoints {
+            let at = SocketAddr::new(endpoint.addr, port.port);
+            if let Some(why) = guard.endpoint(at, port.protocol) {
+                left_out.add(|| format!("endpoint {at}/{} of {name} is left out: {why}", port.protocol));
             }
         }
     }
