@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -32,6 +33,12 @@ fn check(object: &Value) {
         ("apps/v1", "DaemonSet") => drop(typed::<DaemonSet>(object)),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => drop(typed::<ClusterRole>(object)),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => drop(typed::<ClusterRoleBinding>(object)),
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy") => {
+            drop(typed::<ValidatingAdmissionPolicy>(object));
+        }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
+            drop(typed::<ValidatingAdmissionPolicyBinding>(object));
+        }
         // The Prometheus Operator's; the metrics' own tests read its rules.
         ("monitoring.coreos.com/v1", "PrometheusRule") => {}
         // kind's own configuration, which isn't in the API.
@@ -70,6 +77,65 @@ fn what_the_api_does_not_know_is_found() {
     let set = objects.iter_mut().find(|object| object["kind"] == "DaemonSet").unwrap();
     set["spec"]["template"]["spec"]["hostNetwrok"] = true.into();
     check(set);
+}
+
+/// The one object of a kind in `podnet.yaml`.
+fn object<T: Serialize + DeserializeOwned>(kind: &str) -> T {
+    let objects = documents("podnet.yaml");
+    let mut of_kind = objects.iter().filter(|object| object["kind"] == kind);
+    let found = typed(of_kind.next().unwrap_or_else(|| panic!("there is no {kind}")));
+    assert!(of_kind.next().is_none(), "there is a second {kind}");
+    found
+}
+
+#[test]
+fn the_daemon_has_no_right_that_it_does_not_need() {
+    let rules = object::<ClusterRole>("ClusterRole").rules.unwrap();
+    let shown = rules.iter().map(|rule| {
+        let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default().join(",");
+        assert!(rule.non_resource_urls.is_none());
+        format!("{}/{}: {}", list(&rule.api_groups), list(&rule.resources), rule.verbs.join(","))
+    });
+    assert_eq!(
+        shown.collect::<Vec<_>>(),
+        [
+            "/services,nodes: list,watch",
+            "/pods: list,watch",
+            "discovery.k8s.io/endpointslices: list,watch",
+            "networking.k8s.io/servicecidrs: list,watch",
+            "/nodes/status: patch",
+            "events.k8s.io/events: create",
+        ]
+    );
+}
+
+/// The policy is in force for the account that the pods have, and for all that its role lets them write of nodes.
+#[test]
+fn what_the_daemon_writes_of_nodes_is_bound_to_its_own() {
+    let account = object::<ServiceAccount>("ServiceAccount").metadata;
+    let pods = object::<DaemonSet>("DaemonSet").spec.unwrap().template.spec.unwrap();
+    assert_eq!(pods.service_account_name, account.name);
+    let policy = object::<ValidatingAdmissionPolicy>("ValidatingAdmissionPolicy");
+    let spec = policy.spec.unwrap();
+    let user = format!("system:serviceaccount:{}:{}", account.namespace.unwrap(), account.name.unwrap());
+    let conditions = spec.match_conditions.unwrap();
+    assert_eq!(conditions.len(), 1);
+    assert_eq!(conditions[0].expression, format!("request.userInfo.username == '{user}'"));
+    assert_eq!(spec.failure_policy.as_deref(), Some("Fail"));
+    let rules = spec.match_constraints.unwrap().resource_rules.unwrap();
+    assert!(rules[0].resources.iter().flatten().any(|resource| resource == "nodes/status"), "{rules:?}");
+    let validations = spec.validations.unwrap();
+    let expressions: Vec<_> = validations.iter().map(|validation| validation.expression.as_str()).collect();
+    assert!(expressions[0].ends_with("extra['authentication.kubernetes.io/node-name'] == [object.metadata.name]"));
+    assert!(expressions[1].contains("object.status.?addresses == oldObject.status.?addresses"));
+    for expression in expressions {
+        let pairs = [('(', ')'), ('[', ']')]
+            .map(|(open, close)| expression.matches(open).count() == expression.matches(close).count());
+        assert!(pairs.iter().all(|balanced| *balanced) && expression.matches('\'').count() % 2 == 0, "{expression}");
+    }
+    let binding = object::<ValidatingAdmissionPolicyBinding>("ValidatingAdmissionPolicyBinding").spec.unwrap();
+    assert_eq!(binding.policy_name, policy.metadata.name);
+    assert_eq!(binding.validation_actions, Some(vec!["Deny".to_owned()]));
 }
 
 /// The configuration with every key that is there for the taking, `# key: value`.
