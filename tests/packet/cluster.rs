@@ -1,6 +1,6 @@
 //! Tables of a small cluster, the same in memory and in the kernel, and a packet's way through both.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, process::Command, sync::LazyLock, time::Duration};
 
 use anyhow::{Result, ensure};
 use nix::{
@@ -178,8 +178,10 @@ pub fn host_tables(uplink: IfIndex) -> HostTables {
             (a.outside, host, known(CLIENT_OUTSIDE_MAC)),
             (if v6 { "::" } else { "0.0.0.0" }.parse().unwrap(), 0, known(CLIENT_OUTSIDE_MAC)),
         ];
+        // What the kernel's look-up doesn't tell, the host mustn't know either.
+        let src = if look_ups_tell_the_source() { a.node.into() } else { Addr::NONE };
         for (destination, len, macs) in routes {
-            t.routes.insert(prefix(destination, len), Route { ifindex: uplink, mtu: 1500, macs, src: a.node.into() });
+            t.routes.insert(prefix(destination, len), Route { ifindex: uplink, mtu: 1500, macs, src });
         }
     }
     let (four, six) = (addresses(false), addresses(true));
@@ -193,7 +195,7 @@ pub fn host_tables(uplink: IfIndex) -> HostTables {
         podnet0_mac: Mac([2, 0, 0, 0, 9, 0]),
         podnet1_mac: Mac([2, 0, 0, 0, 9, 1]),
         snat_count: 20_000,
-        flags: Config::MASQUERADE | Config::ROUTE_SOURCE,
+        flags: Config::MASQUERADE | if look_ups_tell_the_source() { Config::ROUTE_SOURCE } else { 0 },
         mtu: 1500,
         uplinks: [uplink, IfIndex(0), IfIndex(0), IfIndex(0), IfIndex(0), IfIndex(0), IfIndex(0), IfIndex(0)],
         ..Config::default()
@@ -201,6 +203,17 @@ pub fn host_tables(uplink: IfIndex) -> HostTables {
     t.snat_ports = (10_000..30_000).collect();
     t.peers = [Mac(NODE2_MAC), Mac(NODE3_MAC)].into();
     t
+}
+
+/// Whether this kernel's look-up of a route takes the flag that asks for the source address, as the daemon finds out: by
+/// the flag's name in the kernel's own types.
+fn look_ups_tell_the_source() -> bool {
+    const NAME: &[u8] = b"\0BPF_FIB_LOOKUP_SRC\0";
+    static KNOWN: LazyLock<bool> = LazyLock::new(|| {
+        let types = fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();
+        types.windows(NAME.len()).any(|window| window == NAME)
+    });
+    *KNOWN
 }
 
 /// Frontends that clients from outside may use. `id` is the next free one, of slots, backends and services.
