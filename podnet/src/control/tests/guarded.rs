@@ -134,7 +134,7 @@ fn endpoints_that_nobody_may_have() {
     bench.write("lb.yaml", balanced);
     bench.round();
     assert!(!bench.dump().contains("192.0.2.8:5353") && bench.dump().contains("10.244.1.3:5353"), "{}", bench.dump());
-    bench.write("lb.yaml", "");
+    bench.write("lb.yaml", "# none\n");
     bench.round();
     assert!(bench.dump().contains("192.0.2.8:5353"));
     // Whoever may write an external IP takes nobody's endpoint by it.

@@ -93,7 +93,7 @@ fn a_greedy_namespace_is_refused_and_no_other() {
     bench.round();
     assert_eq!(bench.dump(), before);
     for i in 2..30 {
-        bench.write(&format!("g{i:02}.yaml"), "");
+        bench.write(&format!("g{i:02}.yaml"), "# none\n");
     }
     bench.round();
     assert!(reasons(&bench, "g00").iter().all(|reason| !reason.contains("share")), "there is room for it again");
