@@ -170,7 +170,11 @@ fn connected_udp_moves_to_a_live_backend_and_tcp_stays() -> Result<()> {
             service.set_endpoints(&lab, &web[1].ips)?;
             served_by(place, &service, "web-1")?;
             let (udp_before, tcp_before) = (udp.answered(), tcp.answered());
-            wait_until("both still flow", || Ok(udp.answered() > udp_before + 50 && tcp.answered() > tcp_before + 50))?;
+            // New flows go to the other backend a moment before this one has been moved there.
+            wait_until(
+                "both still flow",
+                || Ok(udp.answered() > udp_before + 100 && tcp.answered() > tcp_before + 50),
+            )?;
             let (udp, tcp) = (udp.stop(), tcp.stop());
             let what = format!("{family} from {}", place.name());
             ensure!(tcp.is_clean() && tcp.answers.keys().eq(["web-0"]), "{what}: TCP {tcp:?}");
