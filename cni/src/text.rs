@@ -52,7 +52,7 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// The fields of log lines, escaped: nobody who logs something has to think of it.
+/// The fields of log lines, escaped: callers need not escape anything themselves.
 #[derive(Debug)]
 pub struct LogFields;
 

@@ -213,12 +213,13 @@ impl Host {
         let far = snapshot.link(podnet0::FAR).ok_or(HostError::Vanished { name: podnet0::FAR })?;
         let (steps, mut problems) = podnet0::plan(snapshot, near, far, wanted);
         let changed = created || !steps.is_empty();
-        // Routes come last, are independent of each other, and may be many.
-        let (routes, first): (Vec<_>, Vec<_>) = steps.iter().partition(|step| matches!(step, podnet0::Step::Route(_)));
+        // Routes and rules come last, are independent of each other, and may be many. One that is refused (a rule, where the
+        // kernel has one table only) is a problem of its own: no object may keep the node from being set up.
+        let (ways, first): (Vec<_>, Vec<_>) = steps.iter().partition(|step| step.is_way());
         for step in first {
             self.podnet0_step(step).await?;
         }
-        let done = futures::stream::iter(routes.into_iter().map(|step| self.podnet0_step(step)));
+        let done = futures::stream::iter(ways.into_iter().map(|step| self.podnet0_step(step)));
         let failed = done.buffer_unordered(REQUESTS).filter_map(|result| std::future::ready(result.err()));
         problems.extend(failed.collect::<Vec<_>>().await);
         Ok(Podnet0 {

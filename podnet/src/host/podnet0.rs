@@ -177,6 +177,13 @@ pub(super) enum Step {
     NoRule { v4: bool },
 }
 
+impl Step {
+    /// Whether this leads packets to the pair, and isn't a part of the pair itself.
+    pub(super) fn is_way(&self) -> bool {
+        matches!(self, Self::Route(_) | Self::Rule { .. } | Self::NoRule { .. })
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -384,6 +391,8 @@ mod tests {
             Route { dst: "0.0.0.0/0".parse().unwrap(), protocol: 3, metric: 0, source: None, hops: vec![hop] };
         snapshot.routes.push(default);
         snapshot.addresses.push(Address { ifindex: IfIndex(3), addr: "172.31.0.9".parse().unwrap(), tentative: false });
+        let (near, far) = (snapshot.link(NEAR).unwrap(), snapshot.link(FAR).unwrap());
+        assert!(plan(&snapshot, near, far, &wanted).0.iter().all(Step::is_way), "a refusal leaves the pair as it is");
         let rule = "add the IPv4 rule to table 112";
         assert_eq!(steps(&snapshot, &wanted), [rule, "add the route to 198.51.100.7/32 via 169.254.1.2"]);
         let [route] = wanted.service_routes(IfIndex(7), &snapshot)[..] else { panic!() };
