@@ -302,8 +302,13 @@ impl CtEntry {
     pub const FIN_CLIENT: u8 = 4;
     /// The backend has sent a FIN.
     pub const FIN_BACKEND: u8 = 8;
-    /// Either has sent an RST.
-    pub const RST: u8 = 16;
+    /// The connection is over: both have, or one has sent an RST.
+    pub const CLOSED: u8 = Self::FIN_CLIENT | Self::FIN_BACKEND;
+    /// The connection is over if an RST from outside is to be believed.
+    pub const DOUBTFUL: u8 = Self::CLOSED | Self::OPENING;
+    /// It isn't known yet that the client gets answers: after the backend's first packet none of its own has been seen,
+    /// of TCP the third step of the handshake. Entries that were made before there was this bit are without it.
+    pub const OPENING: u8 = 16;
     /// The source is rewritten.
     pub const REWRITE_SRC: u8 = 32;
     /// The destination is rewritten.
@@ -315,8 +320,19 @@ impl CtEntry {
     /// Whether the connection is over, so that its tuple may begin a new one.
     #[inline(always)]
     pub const fn closed(&self) -> bool {
-        let fins = Self::FIN_CLIENT | Self::FIN_BACKEND;
-        (self.flags & Self::RST != 0) | (self.flags & fins == fins)
+        self.flags & Self::CLOSED == Self::CLOSED
+    }
+
+    /// Whether it is so only if an RST from outside is to be believed.
+    #[inline(always)]
+    pub const fn doubtful(&self) -> bool {
+        self.flags & Self::DOUBTFUL == Self::DOUBTFUL
+    }
+
+    /// Whether [`CtEntry::OPENING`] or [`CtEntry::DOUBTFUL`].
+    #[inline(always)]
+    pub const fn opening(&self) -> bool {
+        self.flags & Self::OPENING != 0
     }
 
     /// Key of the flow's other half: the translated packet, reversed.
@@ -347,6 +363,14 @@ pub struct Prefix {
     pub len: u32,
     /// The address.
     pub addr: Addr,
+}
+
+impl Prefix {
+    /// Whether it holds an address.
+    pub fn contains(&self, addr: &Addr) -> bool {
+        let bits = |a: &Addr| u128::from_be_bytes(bytemuck::cast(a.0));
+        self.len == 0 || (bits(&self.addr) ^ bits(addr)) >> (128 - self.len.min(128)) == 0
+    }
 }
 
 /// `nodes` (LPM trie): a CIDR → what it is.
@@ -432,8 +456,8 @@ pub struct Config {
     pub tunnel_mtu: u32,
     /// This node's MAC there.
     pub tunnel_mac: Mac,
-    /// Zero.
-    pub _pad: [u8; 2],
+    /// The smallest MTU that some route is held to, in bytes; 0: none is, so that ways take what their interfaces take.
+    pub route_mtu: u16,
 }
 
 /// UDP port at which nodes get the tunnel's packets, the one that Linux uses by default.
@@ -609,6 +633,46 @@ pub struct Scratch {
     pub after: u32,
     /// What an error says that is sent to the sender: the MTU in bytes, or 0 if its lifetime was over.
     pub mtu: u32,
+    /// Who the flow's entries are counted for: a place in [`holders`].
+    pub holder: u32,
+    /// How many of `snat_ports` the flow may draw from, the first ones.
+    pub ports: u32,
+}
+
+/// Places in `holders` (array of `u32`): how many entries of `conntrack` everybody holds by whom flows were begun. A place may be
+/// shared by several. The daemon counts anew with each sweep what the programs have counted since the last.
+pub mod holders {
+    use crate::addr::{Addr, IfIndex};
+
+    /// How many places pods have, and outside clients.
+    const PLACES: u32 = 32_768;
+    /// All entries.
+    pub const ALL: u32 = 2 * PLACES;
+    /// Those of all outside clients.
+    pub const OUTSIDE: u32 = ALL + 1;
+    /// No count, but how many entries `conntrack` has room for; 0: that isn't known yet.
+    pub const ROOM: u32 = ALL + 2;
+    /// How many places there are.
+    pub const LEN: usize = ROOM as usize + 1;
+
+    /// The place of what comes in by an interface of this node: a pod's, or that of the host's processes.
+    #[inline(always)]
+    pub const fn of_interface(ifindex: IfIndex) -> u32 {
+        ifindex.0 % PLACES
+    }
+
+    /// The place of an outside client.
+    #[inline(always)]
+    pub const fn of_client(addr: &Addr) -> u32 {
+        let [a, b, c, d] = addr.0;
+        PLACES + crate::pipeline::mix(a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d) % PLACES
+    }
+
+    /// Whether a place is an outside client's.
+    #[inline(always)]
+    pub const fn is_outside(place: u32) -> bool {
+        place >= PLACES && place < ALL
+    }
 }
 
 /// What `events` (ring buffer) carries: one dropped packet.

@@ -54,6 +54,8 @@ reasons! {
     TunnelFromOutside = 25, "tunnel_from_outside", "a packet for the tunnel came from what is no node of the cluster";
     LinkScope = 26, "link_scope", "a pod sent IPv6 of the link, of which it needs duplicate address detection only";
     NotMasqueraded = 27, "not_masqueraded", "a pod sent out of the cluster what can't get its node's address";
+    ConntrackShare = 28, "conntrack_share", "the connection table is scarce, and this sender holds most of it";
+    UnrelatedError = 29, "unrelated_error", "an ICMP error quotes a packet that its sender can't have seen";
 }
 
 /// Counters (per CPU array of `u64`): first the outcomes that are not drops, then one for each [`Reason`].

@@ -9,7 +9,7 @@ use podnet_common::{
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts, Frontend,
         FrontendKey, GENERATION_SLOTS, GENERATIONS, Network, Peer, SOCKET_ORIGIN, Sandbox, Scratch, ServiceClient,
-        SockKey, SockPeer, Tuple, capacity,
+        SockKey, SockPeer, Tuple, capacity, holders,
     },
     pipeline::Route,
     verdict::{COUNTERS as COUNTERS_LEN, Counter, Reason},
@@ -54,6 +54,8 @@ pub(crate) static SLOTS: Array<u32, { capacity::SLOTS }> = Array::new();
 pub(crate) static BACKENDS: Array<Backend, { capacity::BACKENDS }> = Array::new();
 #[btf_map]
 pub(crate) static CONNTRACK: HashMap<Tuple, CtEntry, { capacity::CONNTRACK }> = HashMap::new();
+#[btf_map]
+pub(crate) static HOLDERS: Array<u32, { holders::LEN }> = Array::new();
 #[btf_map]
 pub(crate) static NODES: LpmTrie<Addr, Network, { capacity::NODES }> = LpmTrie::new();
 #[btf_map]

@@ -1,7 +1,9 @@
 //! The pipeline's tables over maps and the kernel's routing table.
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup},
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup,
+    },
     btf_maps::lpm_trie::Key,
     cty::c_void,
     helpers::generated as helpers,
@@ -123,6 +125,19 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn held(&self, place: u32) -> u32 {
+        maps::HOLDERS.get(place).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn hold(&self, place: u32, entries: u32) {
+        if let Some(count) = maps::HOLDERS.get_ptr_mut(place) {
+            // SAFETY: a word of the map. Of two CPUs that add at once one may be forgotten, until the daemon counts anew.
+            unsafe { *count = (*count).wrapping_add(entries) };
+        }
+    }
+
+    #[inline(always)]
     fn scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
         let scratch = maps::SCRATCH.get_ptr_mut(0)?;
         // SAFETY: this CPU's own, and packet programs of one CPU don't interrupt each other.
@@ -139,8 +154,11 @@ impl Tables for Maps {
             (&mut *fib, &mut (*memory).route)
         };
         fib.ifindex = from.0;
-        // Any length but zero has the kernel tell the route's MTU, not only the interface's.
-        fib.__bindgen_anon_1.tot_len = 1;
+        let config = self.config()?;
+        // Any length but zero has the kernel tell the route's MTU, not only the interface's. With it come those that the
+        // host believes from ICMP errors, which anybody may send, and which don't concern what it forwards
+        // (`ip_dst_mtu_maybe_forward`). So it is asked for only where some route is held to one.
+        fib.__bindgen_anon_1.tot_len = u16::from(config.route_mtu != 0);
         if dst.is_v4() {
             fib.family = AF_INET;
             fib.__bindgen_anon_3.ipv4_src = src.0[3];
@@ -150,17 +168,20 @@ impl Tables for Maps {
             fib.__bindgen_anon_3.ipv6_src = src.0;
             fib.__bindgen_anon_4.ipv6_dst = dst.0;
         }
-        let config = self.config()?;
         let tells_source = config.flags & Config::ROUTE_SOURCE != 0;
         let flags = if tells_source { FIB_SOURCE } else { 0 };
         // SAFETY: the context is the running program's, and the size is the structure's.
         let result = unsafe { helpers::bpf_fib_lookup(self.ctx, fib, size_of::<bpf_fib_lookup>() as i32, flags) };
         route.ifindex = IfIndex(fib.ifindex);
         route.macs = [0; 3];
-        route.mtu = if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        // The kernel has found the way also if the packet at hand is too long for it, whose length it looks at if it wasn't
+        // told one.
+        let found = result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED);
+        route.mtu = if found {
             route.macs = macs(Mac(fib.dmac), Mac(fib.smac));
             // SAFETY: written by the helper.
-            u32::from(unsafe { fib.__bindgen_anon_1.mtu_result })
+            let mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
+            u32::from(if mtu < config.route_mtu { config.route_mtu } else { mtu })
         } else if result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
             // The neighbour is sought when the packet is redirected; the kernel gives up before the MTU.
             config.mtu

@@ -97,6 +97,8 @@ pub struct HostTables {
     pub conntrack: RefCell<BTreeMap<Tuple, CtEntry>>,
     /// How many entries `conntrack` takes; `None`: any number.
     pub conntrack_max: Option<usize>,
+    /// `holders`.
+    pub holders: RefCell<BTreeMap<u32, u32>>,
     /// `snat_ports`.
     pub snat_ports: Vec<u16>,
     /// `affinity`.
@@ -171,6 +173,14 @@ impl Tables for HostTables {
         self.conntrack.borrow_mut().remove(key);
     }
 
+    fn held(&self, place: u32) -> u32 {
+        self.holders.borrow().get(&place).copied().unwrap_or_default()
+    }
+
+    fn hold(&self, place: u32, entries: u32) {
+        *self.holders.borrow_mut().entry(place).or_default() += entries;
+    }
+
     fn scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
         Some(f(&mut self.scratch.borrow_mut()))
     }
@@ -194,7 +204,7 @@ impl Tables for HostTables {
     fn in_source_ranges(&self, client: &ServiceClient) -> bool {
         let holds = |range: &&SourceRange| {
             let prefix = Prefix { len: range.len.saturating_sub(32), addr: range.data.addr };
-            range.data.service == client.service && contains(&prefix, &client.addr)
+            range.data.service == client.service && prefix.contains(&client.addr)
         };
         self.source_ranges.iter().any(|range| holds(&range))
     }
@@ -218,13 +228,8 @@ impl Tables for HostTables {
 
 /// The value of the longest prefix that holds the address.
 fn longest<'a, T>(prefixes: &'a BTreeMap<Prefix, T>, addr: &Addr) -> Option<&'a T> {
-    let matching = prefixes.iter().filter(|(prefix, _)| contains(prefix, addr));
+    let matching = prefixes.iter().filter(|(prefix, _)| prefix.contains(addr));
     matching.max_by_key(|(prefix, _)| prefix.len).map(|(_, value)| value)
-}
-
-fn contains(prefix: &Prefix, addr: &Addr) -> bool {
-    let bits = |a: &Addr| u128::from_be_bytes(bytemuck::cast(a.0));
-    prefix.len == 0 || (bits(&prefix.addr) ^ bits(addr)) >> (128 - prefix.len.min(128)) == 0
 }
 
 /// The prefix of a CIDR as `nodes` holds it.

@@ -9,7 +9,7 @@ use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
         Backend, Config, Endpoint, Frontend, FrontendKey, Network, NetworkKind, ServiceClient, SourceRange,
-        TUNNEL_PORT, macs,
+        TUNNEL_PORT, holders, macs,
     },
     pipeline::Route,
 };
@@ -191,6 +191,7 @@ impl World {
             t.config.tunnel_mtu = if ports == 16 { 1450 } else { 1280 };
         }
         t.conntrack_max = c.of(&[None, None, None, Some(2), Some(5), Some(9)]);
+        t.holders.borrow_mut().insert(holders::ROOM, t.conntrack_max.unwrap_or_default() as u32);
         t.peers = [Mac(NODE2_MAC), Mac(NODE3_MAC)].into();
     }
 

@@ -1,7 +1,6 @@
 //! The tables of services in the kernel: reconciliation has the same effect on them as on the tables in memory, whose
 //! content the golden tests show.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
@@ -14,13 +13,13 @@ use anyhow::{Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, ProgramArray};
 use podnet::config::Config;
 use podnet::control::Control;
-use podnet::datapath::conntrack::{Stale, Sweep};
-use podnet::datapath::{Datapath, now};
+use podnet::datapath::conntrack::{Node, Pods, Stale, Sweep};
+use podnet::datapath::{Datapath, Hurry, now};
 use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::addr::{IfIndex, Port, Proto};
-use podnet_common::layout::{Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple};
+use podnet_common::layout::{Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple, holders};
 use podnet_tests::bench::rig::secluded;
 
 /// A case of the golden tests.
@@ -175,15 +174,28 @@ fn a_flow_that_begins_anew_under_a_sweep_stays() {
                 let mut table = again.lock().expect("nobody panics");
                 table.insert(key(2), Plain(anew), 0).map_err(std::io::Error::other)?;
             }
-            Ok(BTreeSet::new())
+            Ok(Pods::default())
         };
-        let fd = MapData::from_pin(pins.map("conntrack"))?.fd().as_fd().try_clone_to_owned()?;
-        let sweep = Sweep { table: fd, capacity: 1024, now: Some(now()), stale: Stale::new(), pods: Box::new(pods) };
+        let fd = |name| anyhow::Ok(MapData::from_pin(pins.map(name))?.fd().as_fd().try_clone_to_owned()?);
+        let sweep = Sweep {
+            table: fd("conntrack")?,
+            capacity: 1024,
+            holders: fd("holders")?,
+            now: Some(now()),
+            stale: Stale::new(),
+            hurry: Hurry::default(),
+            pods: Box::new(pods),
+            node: Node::default(),
+        };
         let swept = sweep.run()?;
         let mut left: Vec<_> = table.keys().map(|key| key.map(|key| key.0.sport.get())).collect::<Result<_, _>>()?;
         left.sort_unstable();
         ensure!((&left[..], swept.removed, swept.entries) == (&[2, 3], 2, 2), "{left:?}, {swept:?}");
         ensure!(table.get(&key(2), 0)?.0.last_seen == anew.last_seen, "it is the old one");
+        // The one that it has kept; the one that has begun meanwhile is counted where it begins.
+        let counted: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.map("holders"))?).try_into()?;
+        let [all, room] = [holders::ALL, holders::ROOM].map(|place| counted.get(&place, 0));
+        ensure!((all?, room?) == (1, 1024), "what is held was counted wrongly");
         Ok(())
     });
 }

@@ -4,10 +4,11 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Place, Pod, Service, eventually};
-use podnet_tests::traffic::{Ask, Family, Server, Transport};
+use podnet_tests::traffic::{Ask, Family, Server, Transport, checksum};
+use socket2::{Domain, Protocol, Type};
 
 /// Where servers listen.
 const TARGET: u16 = 8080;
@@ -50,11 +51,9 @@ impl Site {
     /// Makes node1's way to node2's pods narrow.
     fn narrow_inside(&self) -> Result<()> {
         let node = self.lab.node(0);
-        // It would set its routes right again.
-        node.kill_daemon()?;
-        for (family, cidr) in Family::ALL.into_iter().zip(self.lab.node(1).pod_cidrs()) {
-            let via = self.lab.node(1).ip(family);
-            node.place.ip(&format!("route change {cidr} via {via} dev eth0 proto 112 mtu lock {SMALL}\n"))?;
+        for family in Family::ALL {
+            let (pod, via) = (self.far.ip(family), self.lab.node(1).ip(family));
+            node.place.ip(&format!("route add {pod} via {via} dev eth0 mtu lock {SMALL}\n"))?;
         }
         Ok(())
     }
@@ -102,7 +101,7 @@ fn path_mtu() -> Result<()> {
         Site::new()?,
         node_ports_towards_a_narrow_network,
         pods_to_a_narrow_network_outside,
-        // It leaves node1 without its daemon.
+        what_the_host_believes_of_a_way_is_not_for_pods,
         services_across_a_narrow_link_between_nodes
     )
 }
@@ -171,4 +170,57 @@ fn pods_to_a_narrow_network_outside(site: &Site) -> Result<()> {
     let closed = Ask::new(Transport::Tcp, (ips[0], TARGET + 1).into()).from(&site.near.place);
     ensure!(closed.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused), "errors still come through");
     site.outside(1500)
+}
+
+/// Anybody can tell a host that a way is narrow, and it believes that for ten minutes. Linux doesn't heed it for what it
+/// forwards (`net.ipv4.ip_forward_use_pmtu`), and no more do pods' flows.
+fn what_the_host_believes_of_a_way_is_not_for_pods(site: &Site) -> Result<()> {
+    const FORGED: u16 = 1280;
+    let node = site.lab.node(0);
+    let far: [IpAddr; 2] = [[172, 31, 2, 2].into(), [0xfd00, 0x31, 2, 0, 0, 0, 0, 2].into()];
+    let _servers = far.map(|ip| Server::start(site.lab.far(), "outside", (ip, TARGET).into()));
+    for family in Family::ALL {
+        let (own, to) = (node.ip(family), far[family as usize]);
+        eventually("the host believes it", || {
+            forge_too_big(site.lab.client(), own, to, FORGED)?;
+            let route = node.place.run("ip", &["route", "get", &to.to_string()])?;
+            ensure!(route.contains(&format!("mtu {FORGED}")), "{route}");
+            Ok(())
+        })?;
+        let fresh = node.add_pod("fresh")?;
+        let large = Ask::new(Transport::Udp, (to, TARGET).into()).payload("z".repeat(1300)).connected().whole();
+        let flow = large.open(&fresh.place)?;
+        flow.ask().context("what fits the way is too large for a forged error")?;
+        ensure!(flow.path_mtu()? == 1500, "it is {}", flow.path_mtu()?);
+    }
+    Ok(())
+}
+
+/// Sends a host an error that says what its answer to an echo request of `to` was too large for: no socket is needed for
+/// that to be believed.
+fn forge_too_big(place: &Place, host: IpAddr, to: IpAddr, mtu: u16) -> Result<()> {
+    let echo = match to {
+        IpAddr::V4(_) => [0, 0, 0, 0, 0, 1, 0, 1],
+        IpAddr::V6(_) => [129, 0, 0, 0, 0, 1, 0, 1],
+    };
+    let (domain, protocol, head, quoted) = match (host, to) {
+        (IpAddr::V4(host), IpAddr::V4(to)) => {
+            let header = [&[0x45, 0, 5, 0xdc, 0, 1, 0x40, 0, 64, 1, 0, 0][..], &host.octets(), &to.octets()].concat();
+            (Domain::IPV4, Protocol::ICMPV4, [3, 4, 0, 0, 0, 0], header)
+        }
+        (IpAddr::V6(host), IpAddr::V6(to)) => {
+            let header = [&[0x60, 0, 0, 0, 5, 0xb4, 58, 64][..], &host.octets(), &to.octets()].concat();
+            (Domain::IPV6, Protocol::ICMPV6, [2, 0, 0, 0, 0, 0], header)
+        }
+        _ => bail!("{host} and {to} are of different families"),
+    };
+    let mut message = [&head[..], &mtu.to_be_bytes(), &quoted, &echo].concat();
+    if host.is_ipv4() {
+        // The kernel computes the other one's itself.
+        let sum = checksum(&message).to_be_bytes();
+        message[2..4].copy_from_slice(&sum);
+    }
+    let socket = place.socket(domain, Type::RAW, Some(protocol))?;
+    socket.send_to(&message, &SocketAddr::new(host, 0).into())?;
+    Ok(())
 }

@@ -427,8 +427,7 @@ fn a_lost_half_is_made_again_from_the_other() {
                 both.kernel.remove_flow(lost)?;
                 both.host.conntrack.borrow_mut().remove(lost);
                 // A tick later, so that the packet is looked at in full.
-                both.kernel.age_flows()?;
-                both.host.conntrack.borrow_mut().values_mut().for_each(|e| e.last_seen = e.last_seen.wrapping_sub(1));
+                both.age_flows(1)?;
                 let clients = lost.src == a.client.into();
                 if clients {
                     let (end, _) = both.run(Hook::FromUplink, &answer.bytes())?;

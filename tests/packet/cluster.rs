@@ -325,6 +325,13 @@ impl Both {
         Ok(Self { host, kernel })
     }
 
+    /// Makes every flow look as if its last packet were so many ticks older.
+    pub fn age_flows(&mut self, ticks: u32) -> Result<()> {
+        self.kernel.age_flows(ticks)?;
+        self.host.conntrack.borrow_mut().values_mut().for_each(|e| e.last_seen = e.last_seen.wrapping_sub(ticks));
+        Ok(())
+    }
+
     /// Runs a packet through both, demands the same end, the same bytes and the same counts, and returns them.
     pub fn run(&self, hook: Hook, data: &[u8]) -> Result<(End, Vec<u8>)> {
         let now = one_tick_for_both()?;

@@ -155,5 +155,8 @@ fn same_flows(both: &Both) -> Result<()> {
     }
     ensure!(kernel.len() == host.len(), "the kernel has {} flows, the host {}", kernel.len(), host.len());
     ensure!(!host.is_empty(), "no flow was made");
+    let counted: std::collections::BTreeMap<_, _> =
+        both.host.holders.borrow().iter().filter(|(_, count)| **count != 0).map(|(k, v)| (*k, *v)).collect();
+    ensure!(both.kernel.held()? == counted, "host {counted:?}, kernel {:?}", both.kernel.held()?);
     Ok(())
 }

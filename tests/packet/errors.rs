@@ -4,10 +4,15 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use podnet::simulator::End;
-use podnet_common::layout::{Hook, Out};
+use podnet_common::{
+    layout::{Hook, Out},
+    verdict::Reason,
+};
 
 use crate::{
-    cluster::{Addresses, Both, CLIENT_MAC, HERE, HOST_MAC, NODE2_MAC, UPLINK_MAC, addresses, in_namespace},
+    cluster::{
+        Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE2_MAC, UPLINK_MAC, addresses, in_namespace,
+    },
     frame::{Frame, SYN, Transport, checksum},
 };
 
@@ -145,5 +150,54 @@ fn an_error_about_nothing_that_was_translated_quotes_what_it_quoted() {
             expect(both, Hook::ToPod, &untouched, End::Pass, &untouched)?;
         }
         Ok(())
+    });
+}
+
+/// Errors about flows that their sender has no part in: what would end them, or make them slow, goes nowhere.
+#[test]
+fn an_error_from_who_cannot_know_goes_nowhere() {
+    both_families(|both, a| {
+        let internet = (a.internet, 443);
+        let flows = [
+            // Another pod's flow to a service, to another pod and to what is outside; and one of the client's own.
+            ((a.backend, 41_006), (a.far, 80)),
+            ((a.backend, 41_006), (a.remote, 8080)),
+            ((a.backend, 41_006), internet),
+            ((a.client, 41_006), internet),
+        ];
+        for (about, quote) in flows.into_iter().flat_map(|(src, dst)| packets(src, dst)) {
+            let to = about.src;
+            let forged = error(a.client, to, &about, quote).macs(CLIENT_MAC, HOST_MAC);
+            expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedError), &forged)?;
+        }
+        // About what was sent to it, but told to another.
+        for (about, quote) in packets((a.remote, 8080), (a.client, 41_006)) {
+            let forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
+            expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedError), &forged)?;
+        }
+        // Outside, nobody knows of what stays on this node.
+        for (packet, quote) in packets((a.client, 41_007), (a.local, 80)) {
+            both.run(Hook::FromPod, &packet.bytes())?;
+            let sent = packet.translated((a.client, 41_007), (a.backend, 8080));
+            let forged = error(a.outside, a.client, &sent, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+            expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedError), &forged)?;
+        }
+        // Nor tells them a pod of what another has sent.
+        for (packet, quote) in packets((a.backend, 41_008), internet) {
+            let forged = error(a.outside, a.client, &packet, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+            expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedError), &forged)?;
+        }
+        Ok(())
+    });
+}
+
+/// Else the rest of it would be seen by its receiver only.
+#[test]
+fn an_error_in_pieces_goes_nowhere() {
+    both_families(|both, a| {
+        let (about, quote) = packets((a.backend, 41_009), (a.far, 80)).into_iter().next().unwrap();
+        let mut forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
+        forged.fragment = Some(if a.client.is_ipv4() { 0x2000 } else { 1 });
+        expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedError), &forged)
     });
 }

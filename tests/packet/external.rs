@@ -84,11 +84,13 @@ fn a_node_port_with_a_backend_on_another_node_shows_it_this_node() {
                 expect(both, Hook::FromUplink, &answer, End::Forward(Out::Uplink, uplink), &back)?;
                 continue;
             }
-            expect(both, Hook::FromUplink, &input, End::Forward(Out::Link, uplink), &there)?;
-            expect(both, Hook::UplinkXdp, &input, End::Forward(Out::Link, uplink), &there)?;
             // Before TC has seen an answer, XDP leaves it alone; then it sends it on by itself.
             expect(both, Hook::UplinkXdp, &answer, End::Pass, &answer)?;
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Uplink, uplink), &back)?;
+            // What confirms a connection is examined once more.
+            both.run(Hook::FromUplink, &input.bytes())?;
+            expect(both, Hook::FromUplink, &input, End::Forward(Out::Link, uplink), &there)?;
+            expect(both, Hook::UplinkXdp, &input, End::Forward(Out::Link, uplink), &there)?;
             let back = back.macs(UPLINK_MAC, CLIENT_OUTSIDE_MAC);
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Link, uplink), &back)?;
             expect(both, Hook::UplinkXdp, &answer, End::Forward(Out::Link, uplink), &back)?;

@@ -5,8 +5,9 @@
 //! each finds the tables that it wants, with no flow and no count of an earlier one.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -27,7 +28,9 @@ use podnet::{
 };
 use podnet_cni::datapath::{PinDir, Plain, bpf};
 use podnet_common::{
-    layout::{Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Hook, Peer, Tuple},
+    layout::{
+        Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, Tuple, holders,
+    },
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
 
@@ -112,9 +115,9 @@ impl Kernel {
         kernel.ports(&tables.snat_ports)?;
         kernel.array("CONFIG", [(0, Plain(tables.config))])?;
         // What programs write.
-        kernel.hash::<Plain<Tuple>, Plain<CtEntry>>("CONNTRACK", [])?;
         kernel.hash::<Plain<AffinityKey>, Plain<Affinity>>("AFFINITY", [])?;
         kernel.hash::<Plain<FragmentKey>, Plain<FragmentPorts>>("FRAGMENTS", [])?;
+        kernel.forget_flows(tables.holders.borrow().get(&holders::ROOM).copied().unwrap_or_default())?;
         let zeros = vec![0; kernel.object.processors];
         let mut counters: PerCpuArray<_, u64> = kernel.object.ebpf.map_mut("COUNTERS").context("map")?.try_into()?;
         for counter in 0..COUNTERS as u32 {
@@ -128,6 +131,25 @@ impl Kernel {
     pub fn set_clock(&self, now: u32) -> Result<()> {
         let Some(Map::Array(map)) = self.object.ebpf.map("CLOCK") else { bail!("no table for the clock") };
         Ok(batch::update(map.fd().as_fd(), &[0u32], &[now])?)
+    }
+
+    /// Empties the connection table, and says of which size it is to pass for; 0: of none that is known.
+    pub fn forget_flows(&mut self, room: u32) -> Result<()> {
+        self.hash::<Plain<Tuple>, Plain<CtEntry>>("CONNTRACK", [])?;
+        let places: Vec<u32> = (0..holders::LEN as u32).collect();
+        let counts: Vec<u32> = places.iter().map(|place| if *place == holders::ROOM { room } else { 0 }).collect();
+        Ok(batch::update(self.holders()?, &places, &counts)?)
+    }
+
+    fn holders(&self) -> Result<BorrowedFd<'_>> {
+        let Some(Map::Array(map)) = self.object.ebpf.map("HOLDERS") else { bail!("no table of holders") };
+        Ok(map.fd().as_fd())
+    }
+
+    /// What `holders` counts, without places that count nothing.
+    pub fn held(&self) -> Result<BTreeMap<u32, u32>> {
+        let counts: Vec<u32> = batch::range(self.holders()?, 0, holders::LEN as u32)?;
+        Ok((0..).zip(counts).filter(|(_, count)| *count != 0).collect())
     }
 
     /// Makes these the entries of a hash map.
@@ -183,7 +205,7 @@ impl Kernel {
     }
 
     /// The connection table, without times.
-    pub fn conntrack(&self) -> Result<std::collections::BTreeMap<Tuple, CtEntry>> {
+    pub fn conntrack(&self) -> Result<BTreeMap<Tuple, CtEntry>> {
         let map: HashMap<_, Plain<Tuple>, Plain<CtEntry>> =
             self.object.ebpf.map("CONNTRACK").context("map")?.try_into()?;
         map.iter().map(|entry| entry.map(|(k, v)| (k.0, CtEntry { last_seen: 0, ..v.0 })).map_err(Into::into)).collect()
@@ -193,17 +215,29 @@ impl Kernel {
         Ok(self.object.ebpf.map_mut("CONNTRACK").context("map")?.try_into()?)
     }
 
+    /// Writes an entry of the connection table.
+    pub fn set_flow(&mut self, key: &Tuple, entry: &CtEntry) -> Result<()> {
+        Ok(self.flows()?.insert(Plain(*key), Plain(*entry), 0)?)
+    }
+
+    /// Writes a frontend.
+    pub fn set_frontend(&mut self, key: &FrontendKey, frontend: &Frontend) -> Result<()> {
+        let mut map: HashMap<_, Plain<FrontendKey>, Plain<Frontend>> =
+            self.object.ebpf.map_mut("FRONTENDS").context("map")?.try_into()?;
+        Ok(map.insert(Plain(*key), Plain(*frontend), 0)?)
+    }
+
     /// Takes one entry out of the connection table.
     pub fn remove_flow(&mut self, key: &Tuple) -> Result<()> {
         Ok(self.flows()?.remove(&Plain(*key))?)
     }
 
-    /// Makes every entry look as if its last packet were a tick ago.
-    pub fn age_flows(&mut self) -> Result<()> {
+    /// Makes every entry look as if its last packet were so many ticks older.
+    pub fn age_flows(&mut self, ticks: u32) -> Result<()> {
         let mut flows = self.flows()?;
         let entries: Vec<_> = flows.iter().collect::<Result<_, _>>()?;
         for (key, Plain(entry)) in entries {
-            let last_seen = entry.last_seen.wrapping_sub(1);
+            let last_seen = entry.last_seen.wrapping_sub(ticks);
             flows.insert(key, Plain(CtEntry { last_seen, ..entry }), 0)?;
         }
         Ok(())

@@ -9,4 +9,6 @@ mod external;
 mod frame;
 mod hostile;
 mod kernel;
+mod opening;
+mod shares;
 mod tunnel;

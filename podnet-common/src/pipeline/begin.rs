@@ -16,9 +16,10 @@ use super::{
     Place, Stage, Tables, Verdict, checks,
     direct::{answers_collide, answers_need_flow},
     family::{Family, V4, V6},
-    flow::{Seen, examine, find_way},
+    flow::{Seen, examine, find_way, touched},
     frontend::{self, Found},
     hot::HEADERS,
+    shares,
 };
 
 /// Handles the first packet of a flow, and fragments that belong to none. Follows [`super::enter`] or [`super::track`] at
@@ -75,7 +76,14 @@ fn make<At: Place, T: Tables>(t: &T, s: &mut Scratch, from: IfIndex, ethernet: &
         }
     };
     match made {
-        Ok(()) => Verdict::Tail(Stage::Insert),
+        Ok(()) if !shares::admit::<At, T>(t, s, config) => Verdict::Drop(Reason::ConntrackShare),
+        Ok(()) => {
+            if s.entry.flags & CtEntry::ONE_WAY == 0 {
+                s.entry.flags |= CtEntry::OPENING;
+                s.entry.last_seen = touched(s.tuple.proto, true, s.entry.last_seen);
+            }
+            Verdict::Tail(Stage::Insert)
+        }
         Err(verdict) => verdict,
     }
 }

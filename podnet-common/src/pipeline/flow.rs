@@ -7,7 +7,7 @@
 use crate::{
     addr::{Addr, IfIndex, Mac, Proto},
     layout::{CtEntry, Endpoint, FragmentKey, FragmentPorts, Hook, Network, NetworkKind, Out, Scratch, Tuple, macs},
-    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Tcp},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Sctp, Tcp},
     verdict::{Counter, Reason},
 };
 
@@ -37,7 +37,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
             Err(reason) => return Verdict::Drop(reason),
         };
         let known = seen.ports && t.flow(&s.tuple, |entry| s.entry = *entry).is_some();
-        if known && !begins_anew(&s.entry, seen) && !sent_twice::<At, T>(t, &s.entry, ethernet) {
+        if known && !begins_anew::<At>(&s.entry, seen, t.now()) && !sent_twice::<At, T>(t, &s.entry, ethernet) {
             follow::<At, T>(t, s, p.ifindex(), seen);
             return Verdict::Tail(Stage::Send);
         }
@@ -51,8 +51,16 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
 pub(super) struct Seen {
     /// Whether the tuple has ports.
     pub ports: bool,
-    /// TCP's flags, else zero.
+    /// TCP's flags, or those that say the same of an SCTP association, else zero.
     pub tcp_flags: u8,
+}
+
+impl Seen {
+    /// Whether it asks for a connection.
+    #[inline(always)]
+    fn opens(self) -> bool {
+        self.tcp_flags & (Tcp::SYN | Tcp::ACK | Tcp::FIN | Tcp::RST) == Tcp::SYN
+    }
 }
 
 /// Finds a packet's tuple, its fragments' too, and checks its source.
@@ -68,8 +76,25 @@ pub(super) fn examine<At: Place, F: Family, P: Packet, T: Tables>(
     let Some(v) = parse::<F, P>(p) else { return Err(Reason::Malformed) };
     *tuple = v.tuple;
     checks::source::<At, F, P, T>(p, t, ethernet, tuple)?;
+    // An error is short, and what it quotes must be seen.
+    if v.icmp_error && v.piece == Piece::First && !At::EGRESS {
+        return Err(Reason::UnrelatedError);
+    }
     let joined = v.piece != Piece::Whole && join(t, tuple, v.id, v.piece == Piece::Later, v.ports);
-    Ok(Seen { ports: v.ports || joined, tcp_flags: v.tcp_flags })
+    let tcp_flags = if v.ports && v.tuple.proto == Proto::SCTP { chunk_flags(p, v.l4) } else { v.tcp_flags };
+    Ok(Seen { ports: v.ports || joined, tcp_flags })
+}
+
+/// What an SCTP packet's first chunk says of the association, as TCP says it (RFC 9260, section 3.2).
+#[inline(always)]
+fn chunk_flags<P: Packet>(p: &P, l4: usize) -> u8 {
+    match p.load::<u8>(l4 + size_of::<Sctp>()) {
+        // INIT, INIT ACK, ABORT, SHUTDOWN COMPLETE.
+        Some(1) => Tcp::SYN,
+        Some(2) => Tcp::SYN | Tcp::ACK,
+        Some(6 | 14) => Tcp::RST,
+        _ => 0,
+    }
 }
 
 /// Notes the ports of a packet's first fragment for the others, or gives them to one of these.
@@ -87,14 +112,21 @@ fn join<T: Tables>(t: &T, tuple: &mut Tuple, id: u32, later: bool, ports: bool) 
     ports
 }
 
-/// Whether a packet with a flow's tuple begins another one: a closed connection's tuple may (RFC 6191). Whether one that
-/// was sent on is closed isn't known here.
+/// Whether a packet with a flow's tuple begins another one: a closed connection's tuple may (RFC 6191), and so may that of
+/// any connection whose client says that it has none, for its backend may be gone. An outside client's word may be another's,
+/// so there the backend is asked first: if it still has the connection it answers (RFC 5961, section 4.2), and if there
+/// is no answer the client asks again. Whether a flow that was sent on is over isn't known here.
 #[inline(always)]
-fn begins_anew(entry: &CtEntry, seen: Seen) -> bool {
-    let opens = seen.tcp_flags & (Tcp::SYN | Tcp::ACK | Tcp::FIN | Tcp::RST) == Tcp::SYN;
-    let over = entry.closed() || entry.flags & CtEntry::ONE_WAY != 0;
-    opens && over && entry.flags & CtEntry::REPLY == 0
+fn begins_anew<At: Place>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
+    let known_sender = matches!(At::HOOK, Hook::FromPod | Hook::FromHost) && !entry.opening();
+    let unanswered = entry.opening() && now.wrapping_sub(entry.last_seen) >= ANSWER;
+    let over = (entry.closed() && !entry.doubtful()) || entry.flags & CtEntry::ONE_WAY != 0;
+    seen.opens() && (over || known_sender || unanswered) && entry.flags & CtEntry::REPLY == 0
 }
+
+/// How long a backend has to answer an outside client's SYN, in ticks: a whole one, since an entry may be one older than its
+/// last packet. In half a second Linux answers one such packet for each connection (`tcp_invalid_ratelimit`).
+const ANSWER: u32 = 3;
 
 /// Whether another node has sent on to this one what this one would send on, as both may when they have chosen at
 /// different times. It could go to and fro.
@@ -106,31 +138,73 @@ pub(super) fn sent_twice<At: Place, T: Tables>(t: &T, entry: &CtEntry, ethernet:
 /// A packet of a known flow: brings both entries up to date.
 #[inline(always)]
 fn follow<At: Place, T: Tables>(t: &T, s: &mut Scratch, from: IfIndex, seen: Seen) {
-    let reply = s.entry.flags & CtEntry::REPLY != 0;
-    let mut state = if reply { CtEntry::REPLIED } else { 0 };
-    if seen.tcp_flags & Tcp::RST != 0 {
-        state |= CtEntry::RST;
-    }
-    if seen.tcp_flags & Tcp::FIN != 0 {
-        state |= if reply { CtEntry::FIN_BACKEND } else { CtEntry::FIN_CLIENT };
-    }
     let now = t.advance();
-    s.entry.flags |= state;
-    s.entry.last_seen = now;
+    let before = s.entry.flags;
+    s.entry.flags = state::<At>(&s.entry, s.tuple.proto, seen, now);
+    let opening = s.entry.opening();
+    // What repeats the first step leaves the flow as old as it is, so that it ends if there is no other.
+    if !(opening && before & CtEntry::OPENING != 0 && seen.tcp_flags & Tcp::SYN != 0) {
+        s.entry.last_seen = touched(s.tuple.proto, opening, now);
+    }
     s.entry.in_ifindex = At::side(from);
     if !At::EGRESS {
         find_way::<T>(t, from, &s.tuple.src, &mut s.entry);
     }
     t.flow(&s.tuple, |own| *own = s.entry);
     if s.entry.flags & CtEntry::ONE_WAY == 0 {
-        touch_other(t, s, state, now);
+        touch_other(t, s, s.entry.last_seen);
     }
+}
+
+/// When an entry is noted to have been touched, if that is now: of a TCP flow that is opening a tick ago, so that its next
+/// packet is examined too.
+#[inline(always)]
+pub(super) fn touched(proto: Proto, opening: bool, now: u32) -> u32 {
+    now.wrapping_sub((opening && proto == Proto::TCP) as u32)
+}
+
+/// The flags of a flow's entry after a packet.
+#[inline(always)]
+fn state<At: Place>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
+    let reply = entry.flags & CtEntry::REPLY != 0;
+    let mut flags = entry.flags;
+    if reply {
+        flags |= CtEntry::REPLIED;
+    }
+    if seen.tcp_flags & Tcp::RST != 0 {
+        // From outside it may be anybody's guess, in which the other side doesn't believe (RFC 5961, section 3.2): it will
+        // be seen whether they go on. Nothing is lost while they haven't begun.
+        let doubtful = At::HOOK as u32 == Hook::FromUplink as u32 && !(entry.opening() && !entry.closed());
+        return flags & !CtEntry::OPENING | if doubtful { CtEntry::DOUBTFUL } else { CtEntry::CLOSED };
+    }
+    if entry.doubtful() {
+        flags &= !CtEntry::DOUBTFUL;
+    }
+    if seen.tcp_flags & Tcp::FIN != 0 {
+        flags |= if reply { CtEntry::FIN_BACKEND } else { CtEntry::FIN_CLIENT };
+    }
+    let acknowledges = if proto == Proto::TCP {
+        // Either side acknowledges only what it has got: the client the backend's SYN, or the backend what followed.
+        seen.tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::ACK
+    } else {
+        !reply && seen.tcp_flags & Tcp::SYN == 0
+    };
+    if acknowledges && flags & CtEntry::REPLIED != 0 {
+        flags &= !CtEntry::OPENING;
+    }
+    let silent = entry.doubtful() || now.wrapping_sub(entry.last_seen) >= ANSWER;
+    if seen.opens() && silent && !reply && flags & CtEntry::ONE_WAY == 0 {
+        flags |= CtEntry::OPENING;
+    }
+    flags
 }
 
 /// Brings the other half of a flow up to date, or makes it anew.
 #[inline(always)]
-fn touch_other<T: Tables>(t: &T, s: &mut Scratch, state: u8, now: u32) {
+fn touch_other<T: Tables>(t: &T, s: &mut Scratch, now: u32) {
+    const STATE: u8 = CtEntry::REPLIED | CtEntry::CLOSED | CtEntry::OPENING;
     s.key = s.entry.reply_key(s.tuple.proto);
+    let state = s.entry.flags & STATE;
     let touched = t.flow(&s.key, |other| {
         // What an earlier flow has left behind says nothing of the one that has its tuple now.
         if !other.reply_key(s.tuple.proto).same(&s.tuple) {
@@ -140,7 +214,7 @@ fn touch_other<T: Tables>(t: &T, s: &mut Scratch, state: u8, now: u32) {
         if other.last_seen != now {
             other.last_seen = now.wrapping_sub(1);
         }
-        other.flags |= state;
+        other.flags = other.flags & !STATE | state;
     });
     if touched.is_none() && !begins_by_itself(&s.entry, s.tuple.proto) {
         counterpart(&mut s.reply, &s.entry, &s.tuple);

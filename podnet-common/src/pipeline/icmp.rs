@@ -4,11 +4,15 @@
 //!
 //! An error about a packet travels the way that an answer to it would. The flow's entry for such an answer tells what
 //! becomes of the quotation, of the error's destination, and of its source if it is the very host that was written to.
+//!
+//! An error is believed by what it quotes, so whoever guesses a connection's addresses and ports could end it or make it
+//! slow. A pod, which is nobody's router, can only know of what was sent to itself, and who is outside only of what leaves
+//! this node; and both tell it to the one who has sent that.
 
 use crate::{
     addr::{Port, Proto},
     checksum,
-    layout::{CtEntry, NetworkKind, Out, Scratch, Tuple},
+    layout::{CtEntry, Hook, Network, NetworkKind, Out, Scratch, Tuple},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Packet, Tcp, Udp},
     verdict::Reason,
 };
@@ -42,7 +46,11 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         return Verdict::Drop(reason);
     }
     let found = t.scratch(|s| {
-        let mut quoted = quoted::<F, P>(p, &v, &mut s.key)?;
+        let quoted = quoted::<F, P>(p, &v, &mut s.key)?;
+        if !can_know::<At, T>(t, &v.tuple, &s.key) {
+            return Some(Verdict::Drop(Reason::UnrelatedError));
+        }
+        let mut quoted = quoted?;
         // Whoever sent what it quotes is told of it, and nobody else.
         if !s.key.dst.same(&v.tuple.dst) {
             return None;
@@ -63,6 +71,22 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     }
 }
 
+/// Whether an error's sender can know of what it quotes. `answer` has the addresses of an answer to that.
+// On its own, like others: the stack is small.
+#[inline(never)]
+fn can_know<At: Place, T: Tables>(t: &T, error: &Tuple, answer: &Tuple) -> bool {
+    let to_sender = answer.dst.same(&error.dst);
+    match At::HOOK {
+        Hook::FromPod => to_sender && answer.src.same(&error.src),
+        Hook::FromUplink => {
+            let here = |n: &Network| n.kind == NetworkKind::LocalPods as u32 || n.kind == NetworkKind::LocalNode as u32;
+            let stays = t.endpoint(&answer.src).is_some() || t.network(&answer.src).is_some_and(here);
+            !stays && (to_sender || t.endpoint(&error.dst).is_none())
+        }
+        _ => true,
+    }
+}
+
 /// The packet that an error quotes.
 struct Quoted<F: Family> {
     header: F::Header,
@@ -70,11 +94,25 @@ struct Quoted<F: Family> {
     l4: usize,
 }
 
-/// Reads the quotation, and the tuple of an answer to what it quotes.
+/// Reads the quotation, and the tuple of an answer to what it quotes. `None`: it doesn't even quote a header; within: none of
+/// a packet that flows have, so that the tuple has addresses only.
 #[inline(always)]
-fn quoted<F: Family, P: Packet>(p: &P, v: &Parsed<F>, answer: &mut Tuple) -> Option<Quoted<F>> {
+fn quoted<F: Family, P: Packet>(p: &P, v: &Parsed<F>, answer: &mut Tuple) -> Option<Option<Quoted<F>>> {
     let at = v.l4 + size_of::<Icmp>();
     let header: F::Header = p.load(at)?;
+    *answer = Tuple { src: F::dst(&header), dst: F::src(&header), ..Tuple::default() };
+    Some(transport::<F, P>(p, v, header, at, answer))
+}
+
+/// The rest of it, from a quotation that begins at `at`.
+#[inline(always)]
+fn transport<F: Family, P: Packet>(
+    p: &P,
+    v: &Parsed<F>,
+    header: F::Header,
+    at: usize,
+    answer: &mut Tuple,
+) -> Option<Quoted<F>> {
     let (proto, len) = F::quoted_transport(&header)?;
     let l4 = at + len;
     if l4 + size_of::<[u32; 2]>() > F::end(&v.header, p.frame_len()) as usize {
@@ -93,8 +131,7 @@ fn quoted<F: Family, P: Packet>(p: &P, v: &Parsed<F>, answer: &mut Tuple) -> Opt
         (Port::from_wire(low_half(first)), Port::from_wire(high_half(first)))
     };
     // An answer's source is what was written to.
-    *answer =
-        Tuple { src: F::dst(&header), dst: F::src(&header), sport: dport, dport: sport, proto, ..Tuple::default() };
+    (answer.sport, answer.dport, answer.proto) = (dport, sport, proto);
     Some(Quoted { header, l4 })
 }
 

@@ -11,7 +11,7 @@ use crate::{
     verdict::{Counter, Reason},
 };
 
-use super::{InsertError, Stage, Tables, Verdict, begin::mix, flow::counterpart};
+use super::{InsertError, Stage, Tables, Verdict, begin::mix, flow::counterpart, shares};
 
 /// How many source ports are tried in one run of the program. Each is two or three paths for the kernel's verifier.
 const TRIES_PER_RUN: u32 = 16;
@@ -40,19 +40,25 @@ pub fn insert<T: Tables>(t: &T) -> Verdict {
 #[inline(always)]
 fn put<T: Tables>(t: &T, s: &mut Scratch) -> Result<(), Verdict> {
     let one_way = s.entry.flags & CtEntry::ONE_WAY != 0;
+    let mut new = 0;
     // The reply is there before the first packet leaves, so that no answer finds it missing.
     if !one_way {
-        reserve::<T>(t, s)?;
+        new += reserve::<T>(t, s)? as u32;
     }
     match t.insert_flow(&s.tuple, &s.entry) {
-        Ok(()) => return Ok(()),
-        Err(InsertError::Exists) if replace(t, s, one_way) => return Ok(()),
-        Err(_) => {}
+        Ok(()) => new += 1,
+        Err(InsertError::Exists) if replace(t, s, one_way) => {}
+        Err(_) => {
+            if !one_way {
+                t.remove_flow(&s.key);
+            }
+            return Err(Verdict::Drop(Reason::ConntrackFull));
+        }
     }
-    if !one_way {
-        t.remove_flow(&s.key);
+    if new != 0 {
+        shares::count(t, s, new);
     }
-    Err(Verdict::Drop(Reason::ConntrackFull))
+    Ok(())
 }
 
 /// Puts the entry in the place of an earlier flow's, and removes that one's other half.
@@ -72,21 +78,20 @@ fn replace<T: Tables>(t: &T, s: &mut Scratch, one_way: bool) -> bool {
     true
 }
 
-/// Inserts the reply's entry, with another source port where the first is taken. `Err` is what becomes of the packet:
-/// the same again, with other ports, if it isn't dropped.
+/// Inserts the reply's entry, with another source port where the first is taken. Returns whether there was none with that
+/// key. `Err` is what becomes of the packet: the same again, with other ports, if it isn't dropped.
 #[inline(always)]
-fn reserve<T: Tables>(t: &T, s: &mut Scratch) -> Result<(), Verdict> {
-    let Some(config) = t.config() else { return Err(Verdict::Drop(Reason::NoProgram)) };
+fn reserve<T: Tables>(t: &T, s: &mut Scratch) -> Result<bool, Verdict> {
     let tried = s.tries;
     let mut i = 0;
     while i < TRIES_PER_RUN {
         let n = tried.wrapping_add(i);
         if s.from_range != 0 || n > 0 {
-            if config.snat_count == 0 {
+            if s.ports == 0 {
                 return Err(Verdict::Drop(Reason::SnatExhausted));
             }
             let draw = if n == 0 { place(&s.tuple) } else { mix(s.hash ^ n) };
-            match t.snat_port(draw % config.snat_count) {
+            match t.snat_port(draw % s.ports) {
                 Some(port) => s.entry.sport = Port::new(port as u16),
                 None => return Err(Verdict::Drop(Reason::SnatExhausted)),
             }
@@ -95,12 +100,12 @@ fn reserve<T: Tables>(t: &T, s: &mut Scratch) -> Result<(), Verdict> {
         s.key = s.entry.reply_key(s.tuple.proto);
         counterpart(&mut s.reply, &s.entry, &s.tuple);
         match t.insert_flow(&s.key, &s.reply) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             Err(InsertError::Full) => return Err(Verdict::Drop(Reason::ConntrackFull)),
             Err(InsertError::Exists) => {
                 let drawn = s.from_range != 0 || n > 0;
                 if take_over(t, s, drawn && n < CHOOSY) {
-                    return Ok(());
+                    return Ok(false);
                 }
             }
         }

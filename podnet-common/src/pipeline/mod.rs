@@ -21,6 +21,7 @@ mod loopback;
 mod reject;
 mod sctp;
 mod send;
+mod shares;
 
 pub use begin::{begin, mix};
 pub use direct::alone;
@@ -148,6 +149,10 @@ pub trait Tables {
     fn insert_flow(&self, key: &Tuple, entry: &CtEntry) -> Result<(), InsertError>;
     /// Removes an entry from `conntrack`.
     fn remove_flow(&self, key: &Tuple);
+    /// `holders`: what a place there counts.
+    fn held(&self, place: u32) -> u32;
+    /// Adds to what a place in `holders` counts.
+    fn hold(&self, place: u32, entries: u32);
     /// Calls `f` with memory for the making of a flow, which is more than a program's stack has room for.
     fn scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
     /// The kernel's route for a packet that came in at `from`. What was returned before is no longer valid then.

@@ -67,7 +67,7 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum State {
-    /// Nothing has come back yet.
+    /// Nothing has come back yet, or the client hasn't answered that.
     New,
     /// Packets go both ways.
     Established,
@@ -83,11 +83,11 @@ impl State {
     fn of(entry: &CtEntry) -> Self {
         if entry.closed() {
             Self::Closed
-        } else if entry.flags & (CtEntry::FIN_CLIENT | CtEntry::FIN_BACKEND) != 0 {
+        } else if entry.flags & CtEntry::CLOSED != 0 {
             Self::Closing
         } else if entry.flags & CtEntry::ONE_WAY != 0 {
             Self::OneWay
-        } else if entry.flags & CtEntry::REPLIED != 0 {
+        } else if entry.flags & (CtEntry::REPLIED | CtEntry::OPENING) == CtEntry::REPLIED {
             Self::Established
         } else {
             Self::New

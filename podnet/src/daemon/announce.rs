@@ -85,8 +85,10 @@ impl super::Daemon {
         if self.outcome.unwritten > 0 {
             problems.insert("services can't be written to the tables: `podnet status` names them".into());
         }
-        if self.crowded {
+        if self.collector.is_nearly_full() {
             problems.insert("the table conntrack is nearly full: raise conntrackMax, which takes effect after `podnet cleanup` or a reboot".into());
+        } else if self.collector.hurries() {
+            problems.insert("a few senders hold much of the table conntrack, so they are refused further flows (conntrack_share) or their silent ones are given up sooner: `podnet conntrack` lists them".into());
         }
         problems
     }

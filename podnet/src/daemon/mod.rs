@@ -49,7 +49,7 @@ use crate::{
     control::{self, Control},
     datapath::{
         Datapath,
-        conntrack::{Collector, End, Swept, Way, nearly_full},
+        conntrack::{Collector, End, Swept, Way},
         watch,
     },
     health::{Condition, Health, Servers},
@@ -127,8 +127,8 @@ struct Daemon {
     outcome: Outcome,
     collector: Collector,
     sweeping: Option<JoinHandle<io::Result<Swept>>>,
-    /// Whether the connection table is nearly full, so that it is collected more often.
-    crowded: bool,
+    /// How many entries the last sweep has left in the connection table.
+    connections: u32,
     /// When the node is to be brought into line again.
     node_due: Option<Instant>,
     /// How long a failed step on the node waits before it is tried again.
@@ -197,7 +197,7 @@ impl Daemon {
             outcome: Outcome::default(),
             collector: Collector::default(),
             sweeping: None,
-            crowded: false,
+            connections: 0,
             node_due: Some(Instant::now()),
             node_retry: RETRY_INTERVAL,
             was_set_up,
@@ -267,8 +267,10 @@ impl Daemon {
                     self.listener.retry();
                     self.calls.take().iter().for_each(|call| self.metrics.calls.observe(call));
                     self.announce();
-                    if self.crowded {
-                        self.collect();
+                    match self.datapath.is_filling(self.connections) {
+                        Ok(filling) if filling || self.collector.hurries() => self.collect(),
+                        Ok(_) => {}
+                        Err(error) => warn!("{error}"),
                     }
                 }
                 swept = ended(&mut self.sweeping) => self.swept(swept),
@@ -509,8 +511,8 @@ impl Daemon {
     /// Begins a sweep if one is due.
     fn sweep(&mut self) {
         let leads = |way: &Way| leads(&self.control, &self.node, way);
-        let Some(stale) = self.collector.begin(leads, Instant::now()) else { return };
-        match self.datapath.sweep(stale) {
+        let Some((stale, hurry)) = self.collector.begin(leads, Instant::now()) else { return };
+        match self.datapath.sweep(stale, hurry) {
             Ok(sweep) => self.sweeping = Some(spawn_blocking(move || sweep.run())),
             Err(error) => {
                 warn!("{error}");
@@ -522,19 +524,19 @@ impl Daemon {
     /// A sweep has ended.
     fn swept(&mut self, result: Result<Swept>) {
         self.sweeping = None;
-        let ways = match result {
-            Ok(Swept { entries, removed, ways }) => {
-                debug!(entries, removed, "collected the connection table");
-                self.metrics.fills.set_entries(Table::Conntrack, entries as usize);
-                self.crowded = nearly_full(entries, self.datapath.conntrack_capacity());
-                Some(ways)
+        let swept = match result {
+            Ok(swept) => {
+                debug!(swept.entries, swept.removed, "collected the connection table");
+                self.metrics.fills.set_entries(Table::Conntrack, swept.entries as usize);
+                self.connections = swept.entries;
+                Some(swept)
             }
             Err(error) => {
                 warn!("cannot collect the connection table: {error:#}");
                 None
             }
         };
-        self.collector.end(ways, |way| leads(&self.control, &self.node, way));
+        self.collector.end(swept, |way| leads(&self.control, &self.node, way));
         self.sweep();
     }
 

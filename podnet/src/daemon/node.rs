@@ -125,6 +125,7 @@ async fn set_up(
     }
     let uplink_mtu = uplinks.mtu().unwrap_or(DEFAULT_MTU);
     let mtu = if config.mtu != 0 { config.mtu } else { uplink_mtu };
+    let route_mtu = snapshot.narrowest();
     let sysctl = Sysctl::at(&config.sysctls);
     apply_settings(&sysctl, addresses, &uplinks, status);
     status.problems.extend(missing(own, &config.node));
@@ -168,7 +169,7 @@ async fn set_up(
     let prepared = host.prepare_tunnel(&mut snapshot, &network).await;
     if let Some(tunnel) = prepared.tunnel {
         // What examines its packets, and what others need who send into it, is there before it comes up.
-        datapath.set_config(&programs_config(config, own, &pair, &uplinks, mtu, Some(tunnel))?)?;
+        datapath.set_config(&programs_config(config, own, &pair, &uplinks, (mtu, route_mtu), Some(tunnel))?)?;
         datapath.attach_tunnel(tunnel.ifindex)?;
     }
     status.routes = host.sync_node_routes(&snapshot, &network, prepared).await?;
@@ -193,7 +194,7 @@ async fn set_up(
             names.join(", ")
         ));
     }
-    datapath.set_config(&programs_config(config, own, &pair, &uplinks, mtu, routes.tunnel)?)?;
+    datapath.set_config(&programs_config(config, own, &pair, &uplinks, (mtu, route_mtu), routes.tunnel)?)?;
     let hook = |name: &str, ifindex, xdp| UplinkHook { name: name.to_owned(), ifindex, xdp };
     let mut hooks: Vec<_> = uplinks.found.iter().map(|u| hook(&u.name, u.ifindex, config.xdp)).collect();
     // What comes out of the tunnel has already been through the kernel's receive path.
@@ -280,7 +281,7 @@ fn programs_config(
     own: &Node,
     pair: &Podnet0,
     uplinks: &Uplinks,
-    mtu: u32,
+    (mtu, route_mtu): (u32, Option<u32>),
     tunnel: Option<Tunnel>,
 ) -> Result<layout::Config> {
     let address =
@@ -313,7 +314,7 @@ fn programs_config(
         tunnel: tunnel.map(|tunnel| tunnel.ifindex).unwrap_or_default(),
         tunnel_mtu: tunnel.map(|tunnel| tunnel.mtu).unwrap_or_default(),
         tunnel_mac: tunnel.map(|tunnel| tunnel.mac).unwrap_or_default(),
-        _pad: [0; 2],
+        route_mtu: route_mtu.map_or(0, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
         netns_cookie: netns_cookie().context("cannot read the network namespace's cookie")?,
     })
 }

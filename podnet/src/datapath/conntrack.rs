@@ -10,9 +10,12 @@
 //!
 //! Of a flow whose way is stale the client's half goes first, so that the client's next packet begins anew, and the
 //! backend's a second later, so that an answer that is on its way is still translated.
+//!
+//! A sweep also counts anew what everybody holds ([`holders`](super::holders)), by which the programs refuse flows to
+//! those who hold most when the table is scarce, and by which it waits less for theirs.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     io,
     net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -21,17 +24,21 @@ use std::{
 
 use podnet_common::{
     addr::{Addr, IfIndex, Port, Proto},
-    layout::{Backend, CtEntry, FrontendKey, Out, Tuple},
+    layout::{Backend, CtEntry, FrontendKey, Out, Prefix, Tuple, holders},
     time,
 };
 
-use super::batch;
+use super::{
+    batch,
+    holders::{Count, Held, Hurry},
+};
 
 /// How long a silent flow is kept, in seconds. The values are those of Linux (`nf_conntrack_*_timeout*`), with TCP's
 /// established flows as kube-proxy sets them.
 mod seconds {
     pub(super) const TCP_ESTABLISHED: u64 = 86_400;
-    pub(super) const TCP_OPENING: u64 = 60;
+    /// The client sends its SYN again after one, three and seven seconds.
+    pub(super) const TCP_OPENING: u64 = 30;
     pub(super) const TCP_CLOSING: u64 = 120;
     pub(super) const CLOSED: u64 = 10;
     pub(super) const UDP_REPLIED: u64 = 120;
@@ -40,8 +47,10 @@ mod seconds {
     pub(super) const SCTP_ESTABLISHED: u64 = 210;
     pub(super) const SCTP_OPENING: u64 = 60;
     pub(super) const ICMP: u64 = 30;
-    /// At most, for what is probably over, when the table is nearly full.
-    pub(super) const HURRY: u64 = 10;
+    /// At most, for what is probably over, when there is hurry.
+    pub(super) const HURRY: u64 = 5;
+    /// The same for UDP that has gone to and fro for a while, which may be kept alive every 25 seconds (WireGuard).
+    pub(super) const UDP_HURRY: u64 = 30;
 }
 
 /// How long after a daemon's start the first flow may be judged by its time. Without a daemon nobody lets established
@@ -51,28 +60,30 @@ pub const SETTLING: Duration = Duration::from_secs(seconds::TCP_CLOSING + 10);
 /// How long answers of a backend that is gone are still waited for.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// Below this share of free entries, silent flows are given up sooner: a sixteenth of the table.
-const PRESSURE: u32 = 16;
-
 /// How long a flow may be silent, in ticks. `hurry` shortens the wait for those that are probably over, and for those
 /// of direct server return: their replies go elsewhere, so nobody can tell a client's first attempt from a connection
 /// that is established; and without its entry such a flow gets the same backend again, by Maglev's choice.
 fn patience(tuple: &Tuple, entry: &CtEntry, hurry: bool) -> u32 {
     let has = |flags| entry.flags & flags != 0;
     let one_way = has(CtEntry::ONE_WAY);
-    let seconds = match tuple.proto {
-        Proto::TCP | Proto::SCTP if entry.closed() => seconds::CLOSED,
-        Proto::TCP if has(CtEntry::FIN_CLIENT | CtEntry::FIN_BACKEND) => seconds::TCP_CLOSING,
-        Proto::TCP if has(CtEntry::REPLIED) => return time::ticks_of_seconds(seconds::TCP_ESTABLISHED),
-        Proto::TCP if one_way => seconds::TCP_ESTABLISHED,
-        Proto::TCP => seconds::TCP_OPENING,
-        Proto::SCTP if one_way | has(CtEntry::REPLIED) => seconds::SCTP_ESTABLISHED,
-        Proto::SCTP => seconds::SCTP_OPENING,
-        Proto::ICMP | Proto::ICMPV6 => seconds::ICMP,
-        _ if one_way | has(CtEntry::REPLIED) => seconds::UDP_REPLIED,
-        _ => seconds::UDP_UNREPLIED,
+    let established = has(CtEntry::REPLIED) && !has(CtEntry::OPENING);
+    let (seconds, at_most) = match tuple.proto {
+        Proto::TCP | Proto::SCTP if entry.doubtful() => (seconds::TCP_CLOSING, seconds::HURRY),
+        Proto::TCP | Proto::SCTP if entry.closed() => (seconds::CLOSED, seconds::HURRY),
+        Proto::TCP if has(CtEntry::OPENING) => (seconds::TCP_OPENING, seconds::HURRY),
+        Proto::TCP if has(CtEntry::CLOSED) => (seconds::TCP_CLOSING, seconds::HURRY),
+        Proto::TCP if established => (seconds::TCP_ESTABLISHED, seconds::TCP_ESTABLISHED),
+        Proto::TCP if one_way => (seconds::TCP_ESTABLISHED, seconds::HURRY),
+        Proto::TCP => (seconds::TCP_OPENING, seconds::HURRY),
+        Proto::SCTP if established => (seconds::SCTP_ESTABLISHED, seconds::SCTP_ESTABLISHED),
+        Proto::SCTP if one_way => (seconds::SCTP_ESTABLISHED, seconds::HURRY),
+        Proto::SCTP => (seconds::SCTP_OPENING, seconds::HURRY),
+        Proto::ICMP | Proto::ICMPV6 => (seconds::ICMP, seconds::HURRY),
+        _ if established => (seconds::UDP_REPLIED, seconds::UDP_HURRY),
+        _ if one_way => (seconds::UDP_REPLIED, seconds::HURRY),
+        _ => (seconds::UDP_UNREPLIED, seconds::HURRY),
     };
-    time::ticks_of_seconds(if hurry { seconds.min(seconds::HURRY) } else { seconds })
+    time::ticks_of_seconds(if hurry { seconds.min(at_most) } else { seconds })
 }
 
 /// From a frontend to a backend, both of UDP: what flows may outlive.
@@ -137,10 +148,28 @@ pub struct Swept {
     pub removed: u32,
     /// The ways of the flows that were kept.
     pub ways: HashSet<Way>,
+    /// Whose flows are waited for less, and whether everybody's.
+    pub hurry: Hurry,
 }
 
-/// Reads the host ends of the pods that are there.
-pub type Pods = dyn Fn() -> io::Result<BTreeSet<IfIndex>> + Send;
+/// The pods that are there.
+#[derive(Clone, Debug, Default)]
+pub struct Pods {
+    /// The host end of the pod that has an address.
+    addresses: HashMap<Addr, IfIndex>,
+    /// All host ends.
+    host_ends: HashSet<IfIndex>,
+}
+
+impl FromIterator<(Addr, IfIndex)> for Pods {
+    fn from_iter<I: IntoIterator<Item = (Addr, IfIndex)>>(pods: I) -> Self {
+        let addresses: HashMap<_, _> = pods.into_iter().collect();
+        Self { host_ends: addresses.values().copied().collect(), addresses }
+    }
+}
+
+/// Reads [`Pods`].
+pub type ReadPods = dyn Fn() -> io::Result<Pods> + Send;
 
 /// A sweep that is to be made, on any thread.
 pub struct Sweep {
@@ -148,43 +177,69 @@ pub struct Sweep {
     pub table: OwnedFd,
     /// Its size.
     pub capacity: u32,
+    /// Who holds how many of its entries.
+    pub holders: OwnedFd,
     /// The time in ticks; none: no time is up, as long as entries may be older than their last packet.
     pub now: Option<u32>,
     /// Ways that lead nowhere any more.
     pub stale: Stale,
-    /// The pods; a flow into another ends.
-    pub pods: Box<Pods>,
+    /// Who held too much at the last sweeps.
+    pub hurry: Hurry,
+    /// The pods; a flow from or into another ends.
+    pub pods: Box<ReadPods>,
+    /// The node itself.
+    pub node: Node,
+}
+
+/// What the node itself has of addresses.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// Its own.
+    pub addresses: HashSet<Addr>,
+    /// Ranges of its pods.
+    pub pods: Vec<Prefix>,
+    /// The interface from which flows of its own processes come.
+    pub podnet1: IfIndex,
 }
 
 impl Sweep {
     /// Removes the entries that aren't wanted and those whose time is up. Takes time in proportion to the table.
     pub fn run(&self) -> io::Result<Swept> {
-        let mut swept = self.once(false)?;
-        if self.now.is_some() && nearly_full(swept.entries, self.capacity) {
-            let removed = swept.removed;
-            swept = self.once(true)?;
-            swept.removed += removed;
+        let count = Count::begin(self.holders.as_fd())?;
+        let nobody = Hurry::default();
+        let (mut swept, mut held) = self.once(&nobody)?;
+        if self.now.is_some() {
+            swept.hurry = self.hurry.after(&held, self.capacity);
+            if swept.hurry != nobody {
+                let hurry = std::mem::take(&mut swept.hurry);
+                let (after, held_after) = self.once(&hurry)?;
+                swept = Swept { removed: swept.removed + after.removed, hurry, ..after };
+                held = held_after;
+            }
         }
+        count.end(held, self.capacity)?;
         Ok(swept)
     }
 
-    fn once(&self, hurry: bool) -> io::Result<Swept> {
+    fn once(&self, hurry: &Hurry) -> io::Result<(Swept, Held)> {
         let table = self.table.as_fd();
-        let mut ways = HashSet::new();
+        let (mut ways, mut held) = (HashSet::new(), Held::default());
         let mut bin =
             Bin { table, pods: (self.pods)()?, reread: &*self.pods, over: vec![], homeless: vec![], removed: 0 };
         let (mut seen, mut result) = (0u32, Ok(()));
         batch::for_each(table, |tuple: &Tuple, entry: &CtEntry| {
             seen += 1;
-            let timely = self.now.is_none_or(|now| !is_over(tuple, entry, now, hurry));
-            let binned = match judge(tuple, entry, &self.stale, &bin.pods) {
+            let place = self.place(tuple, entry, &bin.pods);
+            let timely = self.now.is_none_or(|now| !is_over(tuple, entry, now, hurry.concerns(place)));
+            let binned = match judge(tuple, entry, &self.stale, &bin.pods, &self.node) {
                 Fate::Stays(way) if timely => {
                     ways.extend(way);
+                    held.add(place);
                     return;
                 }
-                Fate::Homeless(pod) if timely => bin.homeless(pod, *tuple),
-                Fate::Stale => bin.over(*tuple, None),
-                _ => bin.over(*tuple, Some(entry.last_seen)),
+                Fate::Homeless(pod) if timely => bin.homeless(pod, *tuple, entry.reply_key(tuple.proto)),
+                Fate::Stale => bin.over(*tuple, Expected::Anything),
+                _ => bin.over(*tuple, Expected::LastSeen(entry.last_seen)),
             };
             if let Err(error) = binned {
                 result = Err(error);
@@ -192,13 +247,18 @@ impl Sweep {
         })?;
         result?;
         let removed = bin.empty()?;
-        Ok(Swept { entries: seen.saturating_sub(removed), removed, ways })
+        Ok((Swept { entries: seen.saturating_sub(removed), removed, ways, hurry: Hurry::default() }, held))
     }
-}
 
-/// Whether less than a sixteenth of the table is free.
-pub fn nearly_full(entries: u32, capacity: u32) -> bool {
-    capacity - entries.min(capacity) < capacity / PRESSURE
+    /// Who has begun a flow, as a place in `holders`.
+    fn place(&self, tuple: &Tuple, entry: &CtEntry, pods: &Pods) -> u32 {
+        let client = if entry.flags & CtEntry::REPLY == 0 { tuple.src } else { entry.dst };
+        match pods.addresses.get(&client) {
+            Some(host_end) => holders::of_interface(*host_end),
+            None if self.node.addresses.contains(&client) => holders::of_interface(self.node.podnet1),
+            None => holders::of_client(&client),
+        }
+    }
 }
 
 /// What becomes of an entry whose time isn't up.
@@ -208,13 +268,19 @@ enum Fate {
     Stays(Option<Way>),
     /// It is to go.
     Stale,
-    /// It leads into a pod that isn't known.
+    /// It comes from or leads into a pod that isn't known.
     Homeless(IfIndex),
 }
 
-fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &BTreeSet<IfIndex>) -> Fate {
-    if entry.out == Out::Pod as u8 && !pods.contains(&entry.out_ifindex) {
-        return Fate::Homeless(entry.out_ifindex);
+fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node) -> Fate {
+    let unknown = |ifindex: IfIndex| (!pods.host_ends.contains(&ifindex)).then_some(ifindex);
+    let into = (entry.out == Out::Pod as u8).then_some(entry.out_ifindex).and_then(unknown);
+    // By another interface nothing comes in from these addresses.
+    let of_pod = entry.flags & CtEntry::REPLY == 0 && node.pods.iter().any(|range| range.contains(&tuple.src));
+    let came_in = entry.in_ifindex.0 != 0 && i32::try_from(entry.in_ifindex.0).is_ok();
+    let from = || (of_pod && came_in).then_some(entry.in_ifindex).and_then(unknown);
+    if let Some(pod) = into.or_else(from) {
+        return Fate::Homeless(pod);
     }
     let way = Way::of(tuple, entry);
     match way.as_ref().and_then(|way| stale.get(way)) {
@@ -226,47 +292,64 @@ fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &BTreeSet<IfIndex>
 /// Entries that are to be removed, which happens by thousands, so that a million need no memory.
 struct Bin<'a> {
     table: BorrowedFd<'a>,
-    pods: BTreeSet<IfIndex>,
-    reread: &'a Pods,
-    /// Those whose time is up, with when a packet was last seen, and others.
-    over: Vec<(Tuple, Option<u32>)>,
-    /// Those into pods that aren't known. A pod may have come while the sweep was at work: before the first of its
-    /// flows.
-    homeless: Vec<(IfIndex, Tuple)>,
+    pods: Pods,
+    reread: &'a ReadPods,
+    /// Those whose time is up, and others.
+    over: Vec<(Tuple, Expected)>,
+    /// Both halves of those of pods that aren't known. A pod may have come while the sweep was at work: before the first
+    /// of its flows.
+    homeless: Vec<(IfIndex, Tuple, Tuple)>,
     removed: u32,
+}
+
+/// What an entry is to be like still when it is removed: its key may be another flow's by then.
+enum Expected {
+    Anything,
+    /// No packet was seen since.
+    LastSeen(u32),
+    /// It is the other half of this one.
+    HalfOf(Tuple),
 }
 
 impl Bin<'_> {
     const MANY: usize = 4096;
 
-    fn over(&mut self, key: Tuple, last_seen: Option<u32>) -> io::Result<()> {
-        self.over.push((key, last_seen));
+    fn over(&mut self, key: Tuple, expected: Expected) -> io::Result<()> {
+        self.over.push((key, expected));
         if self.over.len() < Self::MANY { Ok(()) } else { self.remove() }
     }
 
-    fn homeless(&mut self, pod: IfIndex, key: Tuple) -> io::Result<()> {
-        self.homeless.push((pod, key));
+    fn homeless(&mut self, pod: IfIndex, key: Tuple, other: Tuple) -> io::Result<()> {
+        self.homeless.push((pod, key, other));
         if self.homeless.len() < Self::MANY { Ok(()) } else { self.look_again() }
     }
 
     fn look_again(&mut self) -> io::Result<()> {
-        if !self.homeless.is_empty() {
-            self.pods = (self.reread)()?;
-            let gone = std::mem::take(&mut self.homeless).into_iter().filter(|(pod, _)| !self.pods.contains(pod));
-            self.over.extend(gone.map(|(_, key)| (key, None)));
+        if self.homeless.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.pods = (self.reread)()?;
+        for (pod, key, other) in std::mem::take(&mut self.homeless) {
+            if !self.pods.host_ends.contains(&pod) {
+                self.over.push((key, Expected::Anything));
+                self.over.push((other, Expected::HalfOf(key)));
+            }
+        }
+        self.remove()
     }
 
     fn remove(&mut self) -> io::Result<()> {
-        for (key, last_seen) in self.over.drain(..) {
-            match batch::take::<_, CtEntry>(self.table, &key)? {
-                // The client has begun anew from the same port since it was looked at.
-                Some(entry) if last_seen.is_some_and(|last_seen| entry.last_seen != last_seen) => {
-                    batch::insert(self.table, &key, entry)?;
-                }
-                Some(_) => self.removed += 1,
-                None => {}
+        for (key, expected) in self.over.drain(..) {
+            let Some(entry) = batch::take::<_, CtEntry>(self.table, &key)? else { continue };
+            let as_expected = match expected {
+                Expected::Anything => true,
+                Expected::LastSeen(last_seen) => entry.last_seen == last_seen,
+                Expected::HalfOf(other) => entry.reply_key(key.proto) == other,
+            };
+            if as_expected {
+                self.removed += 1;
+            } else {
+                batch::insert(self.table, &key, entry)?;
             }
         }
         Ok(())
@@ -294,6 +377,8 @@ pub struct Collector {
     ways: HashSet<Way>,
     /// Those among them that are stale, since when they were known to be.
     stale: HashMap<Way, Instant>,
+    /// Whose flows are waited for less.
+    hurry: Hurry,
 }
 
 impl Collector {
@@ -304,7 +389,7 @@ impl Collector {
 
     /// Whether one has to begin, and then, which ways it is to take for stale. `leads` says whether a way leads
     /// somewhere.
-    pub fn begin(&mut self, leads: impl Fn(&Way) -> bool, now: Instant) -> Option<Stale> {
+    pub fn begin(&mut self, leads: impl Fn(&Way) -> bool, now: Instant) -> Option<(Stale, Hurry)> {
         if self.running || !self.due {
             return None;
         }
@@ -312,13 +397,25 @@ impl Collector {
         let known = std::mem::take(&mut self.stale);
         let stale = self.ways.iter().filter(|way| !leads(way));
         self.stale = stale.map(|way| (*way, known.get(way).copied().unwrap_or(now))).collect();
-        Some(self.stale.iter().map(|(way, since)| (*way, now.duration_since(*since) >= LAST_ANSWERS)).collect())
+        let stale = self.stale.iter().map(|(way, since)| (*way, now.duration_since(*since) >= LAST_ANSWERS)).collect();
+        Some((stale, self.hurry.clone()))
+    }
+
+    /// Whether sweeps are to follow each other more closely, since somebody holds too much.
+    pub fn hurries(&self) -> bool {
+        self.hurry != Hurry::default()
+    }
+
+    /// Whether hardly anything is left of the table.
+    pub fn is_nearly_full(&self) -> bool {
+        self.hurry.concerns_all()
     }
 
     /// A sweep has ended. `None`: it has failed.
-    pub fn end(&mut self, ways: Option<HashSet<Way>>, leads: impl Fn(&Way) -> bool) {
+    pub fn end(&mut self, swept: Option<Swept>, leads: impl Fn(&Way) -> bool) {
         self.running = false;
-        let Some(ways) = ways else { return };
+        let Some(Swept { ways, hurry, .. }) = swept else { return };
+        self.hurry = hurry;
         self.due |= ways.iter().any(|way| !self.stale.contains_key(way) && !leads(way));
         self.ways = ways;
     }
@@ -341,21 +438,26 @@ mod tests {
         use CtEntry as E;
         let now = 1_000_000;
         let cases = [
-            (Proto::TCP, 0, 60),
+            (Proto::TCP, E::OPENING, 30),
+            (Proto::TCP, E::OPENING | E::REPLIED, 30),
+            (Proto::TCP, E::OPENING | E::FIN_CLIENT, 30),
+            (Proto::TCP, 0, 30),
             (Proto::TCP, E::REPLIED, 86_400),
             (Proto::TCP, E::REPLIED | E::FIN_CLIENT, 120),
             (Proto::TCP, E::REPLIED | E::FIN_CLIENT | E::FIN_BACKEND, 10),
-            (Proto::TCP, E::RST, 10),
+            (Proto::TCP, E::REPLIED | E::DOUBTFUL, 120),
             (Proto::TCP, E::ONE_WAY, 86_400),
             (Proto::TCP, E::ONE_WAY | E::FIN_CLIENT, 120),
-            (Proto::TCP, E::ONE_WAY | E::RST, 10),
+            (Proto::TCP, E::ONE_WAY | E::CLOSED, 10),
             (Proto::UDP, 0, 30),
             (Proto::UDP, E::REPLIED, 120),
+            (Proto::UDP, E::REPLIED | E::OPENING, 30),
             (Proto::UDP, E::ONE_WAY, 120),
             (Proto::SCTP, 0, 60),
             (Proto::SCTP, E::REPLIED, 210),
+            (Proto::SCTP, E::REPLIED | E::OPENING, 60),
             (Proto::SCTP, E::ONE_WAY, 210),
-            (Proto::SCTP, E::REPLIED | E::RST, 10),
+            (Proto::SCTP, E::REPLIED | E::CLOSED, 10),
             (Proto::ICMP, 0, 30),
             (Proto::ICMPV6, E::REPLIED, 30),
         ];
@@ -367,15 +469,21 @@ mod tests {
     }
 
     #[test]
-    fn pressure_spares_established_connections() {
+    fn hurry_spares_established_connections() {
+        use CtEntry as E;
         let now = 1_000_000;
-        let old = now - time::ticks_of_seconds(30);
+        let old = now - time::ticks_of_seconds(7);
         for (proto, flags, over) in [
-            (Proto::TCP, CtEntry::REPLIED, false),
-            (Proto::TCP, 0, true),
-            (Proto::TCP, CtEntry::ONE_WAY, true),
-            (Proto::UDP, CtEntry::REPLIED, true),
-            (Proto::SCTP, CtEntry::REPLIED, true),
+            (Proto::TCP, E::REPLIED, false),
+            (Proto::TCP, E::REPLIED | E::OPENING, true),
+            (Proto::TCP, E::REPLIED | E::CLOSED, true),
+            (Proto::TCP, E::ONE_WAY, true),
+            (Proto::UDP, E::REPLIED, false),
+            (Proto::UDP, E::REPLIED | E::OPENING, true),
+            (Proto::UDP, 0, true),
+            (Proto::SCTP, E::REPLIED, false),
+            (Proto::SCTP, E::OPENING, true),
+            (Proto::ICMP, E::REPLIED, true),
         ] {
             assert_eq!(is_over(&tuple(proto), &entry(flags, old), now, true), over, "{proto:?} {flags}");
         }
@@ -419,24 +527,33 @@ mod tests {
                 (Stale::from([(way, false)]), at_first),
                 (Stale::from([(way, true)]), Fate::Stale),
             ] {
-                assert_eq!(judge(&tuple, &entry, &stale, &BTreeSet::new()), fate, "{stale:?}");
+                assert_eq!(judge(&tuple, &entry, &stale, &Pods::default(), &Node::default()), fate, "{stale:?}");
             }
         }
     }
 
     #[test]
-    fn flows_into_pods_that_are_gone_are_homeless() {
-        let flow = CtEntry { out: Out::Pod as u8, out_ifindex: IfIndex(7), ..CtEntry::default() };
-        for (pod, fate) in [(7, Fate::Stays(None)), (8, Fate::Homeless(IfIndex(7)))] {
-            let pods = BTreeSet::from([IfIndex(pod)]);
-            assert_eq!(judge(&tuple(Proto::TCP), &flow, &Stale::new(), &pods), fate);
-        }
-    }
-
-    #[test]
-    fn a_sixteenth_that_is_free_is_enough() {
-        for (entries, expected) in [(0, false), (1500, false), (1501, true), (1600, true), (9999, true)] {
-            assert_eq!(nearly_full(entries, 1600), expected, "{entries}");
+    fn flows_of_pods_that_are_gone_are_homeless() {
+        let (client, gone) = (Addr::v4(u32::from_ne_bytes([10, 0, 1, 5])), IfIndex(8));
+        let pods = vec![Prefix { len: 96 + 24, addr: Addr::v4(u32::from_ne_bytes([10, 0, 1, 0])) }];
+        let node = Node { pods, ..Node::default() };
+        let pods = Pods::from_iter([(client, IfIndex(7))]);
+        let from = |ifindex, flags| CtEntry { in_ifindex: ifindex, flags, ..CtEntry::default() };
+        let into = |ifindex| CtEntry { out: Out::Pod as u8, out_ifindex: ifindex, ..CtEntry::default() };
+        for (src, entry, fate) in [
+            (client, into(IfIndex(7)), Fate::Stays(None)),
+            (client, into(gone), Fate::Homeless(gone)),
+            (client, from(IfIndex(7), 0), Fate::Stays(None)),
+            (client, from(gone, 0), Fate::Homeless(gone)),
+            // It wasn't seen yet, or has left by the interface.
+            (client, from(IfIndex(0), 0), Fate::Stays(None)),
+            (client, from(IfIndex(!8), 0), Fate::Stays(None)),
+            // Answers come from anywhere, and so do others' flows.
+            (client, from(gone, CtEntry::REPLY), Fate::Stays(None)),
+            (Addr::v4(u32::from_ne_bytes([10, 0, 2, 5])), from(gone, 0), Fate::Stays(None)),
+        ] {
+            let tuple = Tuple { src, ..tuple(Proto::TCP) };
+            assert_eq!(judge(&tuple, &entry, &Stale::new(), &pods, &node), fate, "{src:?} {entry:?}");
         }
     }
 
@@ -447,26 +564,28 @@ mod tests {
         let only_one = |way: &Way| *way == one;
         let start = Instant::now();
         let mut collector = Collector::default();
+        let calm = |stale| Some((stale, Hurry::default()));
+        let swept = |ways: HashSet<Way>| Some(Swept { ways, ..Swept::default() });
         assert_eq!(collector.begin(|_| true, start), None, "nobody has asked");
         collector.demand();
-        assert_eq!(collector.begin(|_| false, start), Some(Stale::new()), "no way is known yet");
+        assert_eq!(collector.begin(|_| false, start), calm(Stale::new()), "no way is known yet");
         collector.demand();
         assert_eq!(collector.begin(|_| true, start), None, "one at a time");
-        collector.end(Some(both.clone()), |_| true);
-        assert_eq!(collector.begin(|_| true, start), Some(Stale::new()), "the other that was asked for");
-        collector.end(Some(both.clone()), only_one);
-        assert_eq!(collector.begin(only_one, start), Some(Stale::from([(other, false)])), "at once");
-        collector.end(Some(both), only_one);
+        collector.end(swept(both.clone()), |_| true);
+        assert_eq!(collector.begin(|_| true, start), calm(Stale::new()), "the other that was asked for");
+        collector.end(swept(both.clone()), only_one);
+        assert_eq!(collector.begin(only_one, start), calm(Stale::from([(other, false)])), "at once");
+        collector.end(swept(both), only_one);
         assert_eq!(collector.begin(only_one, start), None, "what has waited for answers waits for its time");
         collector.demand();
-        assert_eq!(collector.begin(only_one, start + LAST_ANSWERS), Some(Stale::from([(other, true)])));
-        collector.end(Some(HashSet::from([one])), only_one);
+        assert_eq!(collector.begin(only_one, start + LAST_ANSWERS), calm(Stale::from([(other, true)])));
+        collector.end(swept(HashSet::from([one])), only_one);
         assert_eq!(collector.begin(|_| false, start), None);
         collector.demand();
         assert!(collector.begin(|_| true, start).is_some());
         collector.end(None, |_| true);
         collector.demand();
         let stale = collector.begin(|_| false, start);
-        assert_eq!(stale, Some(Stale::from([(one, false)])), "a failed sweep forgets nothing");
+        assert_eq!(stale, calm(Stale::from([(one, false)])), "a failed sweep forgets nothing");
     }
 }

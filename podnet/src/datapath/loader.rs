@@ -89,6 +89,7 @@ const MAPS: [&str; 17] = [
     "SLOTS",
     "BACKENDS",
     "CONNTRACK",
+    "HOLDERS",
     "NODES",
     "SNAT_PORTS",
     "AFFINITY",
@@ -96,7 +97,6 @@ const MAPS: [&str; 17] = [
     "FRAGMENTS",
     "PEERS",
     "SOCK_REVERSE",
-    "SCRATCH",
     "EVENTS",
     "AYA_LOGS",
 ];

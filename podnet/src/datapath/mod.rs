@@ -5,6 +5,7 @@ pub mod batch;
 pub mod conntrack;
 mod counts;
 mod features;
+mod holders;
 mod kernel;
 mod link;
 pub mod loader;
@@ -15,6 +16,7 @@ mod tables;
 pub mod uplink_xdp;
 pub mod view;
 
+pub use holders::Hurry;
 pub use loader::{Loaded, Opened};
 pub use tables::ServiceTables;
 
@@ -34,7 +36,7 @@ use aya_log::EbpfLogger;
 use podnet_cni::datapath::{DatapathError, Direction, Endpoints, PinDir, Plain, attach_tc, detach_tc};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
-    layout::{Config, Event, Hook, Network, Peer, Prefix, capacity},
+    layout::{Config, Event, Hook, Network, NetworkKind, Peer, Prefix, capacity},
     time,
 };
 use thiserror::Error;
@@ -145,6 +147,7 @@ pub struct Datapath {
     route_source: bool,
     conntrack_capacity: u32,
     conntrack: MapData,
+    holders: MapData,
     clock: Array<MapData, u32>,
     config: Array<MapData, Plain<Config>>,
     /// What `config` holds.
@@ -184,10 +187,11 @@ impl Datapath {
             Map::HashMap(data) => data,
             _ => return Err(Error::Missing("CONNTRACK")),
         };
-        let snat_ports = match take(&mut ebpf, "SNAT_PORTS")? {
-            Map::Array(data) => data,
-            _ => return Err(Error::Missing("SNAT_PORTS")),
+        let mut array = |name| match take(&mut ebpf, name)? {
+            Map::Array(data) => Ok(data),
+            _ => Err(Error::Missing(name)),
         };
+        let (snat_ports, holders) = (array("SNAT_PORTS")?, array("HOLDERS")?);
         let config: Array<_, Plain<Config>> = shaped("CONFIG", take(&mut ebpf, "CONFIG")?)?;
         let config_now =
             config.get(&0, 0).map_err(|source| Error::Table { operation: "read", name: "config", source })?.0;
@@ -207,6 +211,7 @@ impl Datapath {
             route_source: features::route_source(),
             clear: BTreeSet::new(),
             conntrack,
+            holders,
             conntrack_capacity,
             ebpf,
             pins,
@@ -417,16 +422,38 @@ impl Datapath {
     }
 
     /// A sweep of the connection table, to be made where it keeps nobody waiting.
-    pub fn sweep(&self, stale: conntrack::Stale) -> Result<conntrack::Sweep, Error> {
+    pub fn sweep(&self, stale: conntrack::Stale, hurry: Hurry) -> Result<conntrack::Sweep, Error> {
         let settled = !self.adopted || self.started.elapsed() > conntrack::SETTLING;
-        let table = self.conntrack.fd().as_fd().try_clone_to_owned().map_err(Error::Collect)?;
+        let duplicate = |table: &MapData| table.fd().as_fd().try_clone_to_owned().map_err(Error::Collect);
         let pins = self.pins.clone();
         let pods = move || {
             let entries = Endpoints::open(&pins).and_then(|endpoints| endpoints.entries()).map_err(io::Error::other)?;
-            Ok(entries.into_iter().map(|(_, endpoint)| endpoint.ifindex).collect())
+            Ok(entries.into_iter().map(|(addr, endpoint)| (addr.into(), endpoint.ifindex)).collect())
         };
-        let (capacity, now) = (self.conntrack_capacity, settled.then(now));
-        Ok(conntrack::Sweep { table, capacity, now, stale, pods: Box::new(pods) })
+        let networks = |kind: NetworkKind| {
+            let all = self.networks_now.iter().flatten();
+            all.filter(move |(_, network)| network.kind == kind as u32).map(|(prefix, _)| *prefix)
+        };
+        Ok(conntrack::Sweep {
+            table: duplicate(&self.conntrack)?,
+            capacity: self.conntrack_capacity,
+            holders: duplicate(&self.holders)?,
+            now: settled.then(now),
+            stale,
+            hurry,
+            pods: Box::new(pods),
+            node: conntrack::Node {
+                addresses: networks(NetworkKind::LocalNode).map(|prefix| prefix.addr).collect(),
+                pods: networks(NetworkKind::LocalPods).collect(),
+                podnet1: self.config_now.podnet1,
+            },
+        })
+    }
+
+    /// Whether the connection table has been filled by a sixteenth of its size since it had so many entries.
+    pub fn is_filling(&self, entries: u32) -> Result<bool, Error> {
+        let now = holders::all(self.holders.fd().as_fd()).map_err(Error::Collect)?;
+        Ok(now.saturating_sub(entries) > self.conntrack_capacity / 16)
     }
 
     /// A look for affinities whose time is up, to be made where it keeps nobody waiting.

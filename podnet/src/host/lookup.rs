@@ -76,6 +76,7 @@ mod tests {
             protocol: 4,
             metric,
             source: None,
+            mtu: None,
             hops: vec![Hop { via: None, dev: IfIndex(dev) }],
         };
         let snapshot = Snapshot {

@@ -315,6 +315,7 @@ mod tests {
                 protocol: ROUTE_PROTOCOL,
                 metric: 0,
                 source: route.source,
+                mtu: None,
                 hops: route.to.map(|to| Hop { via: Some(to.via), dev: to.dev }).into_iter().collect(),
             });
         }
@@ -387,8 +388,14 @@ mod tests {
         wanted.external = vec!["198.51.100.7".parse().unwrap()];
         let mut snapshot = settled(&wanted);
         let hop = Hop { via: Some("172.31.0.254".parse().unwrap()), dev: IfIndex(3) };
-        let default =
-            Route { dst: "0.0.0.0/0".parse().unwrap(), protocol: 3, metric: 0, source: None, hops: vec![hop] };
+        let default = Route {
+            dst: "0.0.0.0/0".parse().unwrap(),
+            protocol: 3,
+            metric: 0,
+            source: None,
+            mtu: None,
+            hops: vec![hop],
+        };
         snapshot.routes.push(default);
         snapshot.addresses.push(Address { ifindex: IfIndex(3), addr: "172.31.0.9".parse().unwrap(), tentative: false });
         let (near, far) = (snapshot.link(NEAR).unwrap(), snapshot.link(FAR).unwrap());
@@ -399,7 +406,8 @@ mod tests {
         assert_eq!(route.source, Some("172.31.0.9".parse().unwrap()), "the source of the way that the main table has");
         snapshot.service_rules.v4 = true;
         let hops = route.to.map(|to| Hop { via: Some(to.via), dev: to.dev }).into_iter().collect();
-        let there = Route { dst: route.dst, protocol: ROUTE_PROTOCOL, metric: 0, source: route.source, hops };
+        let there =
+            Route { dst: route.dst, protocol: ROUTE_PROTOCOL, metric: 0, source: route.source, mtu: None, hops };
         snapshot.service_routes.push(there);
         assert_eq!(steps(&snapshot, &wanted), Vec::<String>::new());
         wanted.external.clear();

@@ -8,9 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use podnet_cni::id::AttachmentId;
 use podnet_common::addr::{IfIndex, Mac};
@@ -45,6 +49,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// MTU in bytes, without the Ethernet header.
     pub mtu: u32,
+    /// The same for IPv6, which a router's advertisement may lower; `None`: IPv6 is off.
+    pub mtu6: Option<u32>,
     /// What it is.
     pub kind: LinkKind,
     /// Whether it has been set up (administratively).
@@ -95,6 +101,8 @@ pub struct Route {
     pub metric: u32,
     /// Preferred source address.
     pub source: Option<IpAddr>,
+    /// The MTU that it is held to (`mtu lock`), in bytes.
+    pub mtu: Option<u32>,
     /// Where it leads; more than one for multipath, none if it says that the destination is unreachable.
     pub hops: Vec<Hop>,
 }
@@ -172,6 +180,13 @@ impl Snapshot {
         self.links.iter().find(|l| l.name == name)
     }
 
+    /// The smallest MTU, in bytes, that a route or IPv6 on an interface is held to below what the interface takes.
+    pub fn narrowest(&self) -> Option<u32> {
+        let routes = self.routes.iter().chain(&self.service_routes).filter_map(|route| route.mtu);
+        let links = self.links.iter().filter_map(|link| link.mtu6.filter(|mtu| *mtu < link.mtu));
+        routes.chain(links).min()
+    }
+
     /// The link with an index.
     pub fn link_by_index(&self, ifindex: IfIndex) -> Option<&Link> {
         self.links.iter().find(|l| l.ifindex == ifindex)
@@ -194,6 +209,7 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(bytes) => link.mac = mac(&bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::AfSpecUnspec(families) => link.mtu6 = families.iter().find_map(mtu6),
             LinkAttribute::Controller(index) => link.controller = Some(IfIndex(index)),
             LinkAttribute::Link(index) => lower = Some(IfIndex(index)),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
@@ -214,6 +230,15 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
         link.peer = lower;
     }
     Some(link)
+}
+
+/// The MTU for IPv6 among what an interface has for each family.
+fn mtu6(family: &AfSpecUnspec) -> Option<u32> {
+    let AfSpecUnspec::Inet6(settings) = family else { return None };
+    settings.iter().find_map(|setting| match setting {
+        AfSpecInet6::DevConf(conf) => u32::try_from(conf.mtu6).ok(),
+        _ => None,
+    })
 }
 
 fn vxlan(data: &[InfoVxlan]) -> Vxlan {
@@ -275,13 +300,14 @@ pub(super) fn route(message: RouteMessage) -> Option<(Table, Route)> {
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    let (mut single, mut hops) = (Hop::default(), Vec::new());
+    let (mut single, mut hops, mut mtu) = (Hop::default(), Vec::new(), None);
     for attribute in message.attributes {
         match attribute {
             RouteAttribute::Table(t) => table = t,
             RouteAttribute::Priority(m) => metric = m,
             RouteAttribute::Destination(a) => dst = ip(&a)?,
             RouteAttribute::PrefSource(a) => source = ip(&a),
+            RouteAttribute::Metrics(metrics) => mtu = locked_mtu(&metrics),
             RouteAttribute::MultiPath(paths) => {
                 for path in paths {
                     let mut hop = Hop { via: None, dev: IfIndex(path.interface_index) };
@@ -300,7 +326,18 @@ pub(super) fn route(message: RouteMessage) -> Option<(Table, Route)> {
         _ => {}
     }
     let dst = IpNetwork::new(dst, header.destination_prefix_length).ok()?;
-    Some((table, Route { dst, protocol: header.protocol.into(), metric, source, hops }))
+    Some((table, Route { dst, protocol: header.protocol.into(), metric, source, mtu, hops }))
+}
+
+/// The MTU among a route's metrics, if it is locked.
+fn locked_mtu(metrics: &[RouteMetric]) -> Option<u32> {
+    /// `RTAX_MTU` of linux/rtnetlink.h, a bit of `RTAX_LOCK`.
+    const MTU: u32 = 2;
+    let locked = metrics.iter().any(|metric| matches!(metric, RouteMetric::Lock(bits) if bits & 1 << MTU != 0));
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu).filter(|_| locked),
+        _ => None,
+    })
 }
 
 /// Converts a neighbour message; `None` for bridges' forwarding tables.
@@ -391,6 +428,22 @@ mod tests {
         assert!(route(message.clone()).is_some(), "a default route has no destination attribute");
         message.attributes.push(RouteAttribute::Table(1000));
         assert!(route(message).is_none());
+    }
+
+    #[test]
+    fn a_route_is_held_to_a_locked_mtu_only() {
+        for (metrics, expected) in [
+            (vec![RouteMetric::Mtu(1400)], None),
+            (vec![RouteMetric::Lock(1 << 2), RouteMetric::Mtu(1400)], Some(1400)),
+            (vec![RouteMetric::Mtu(1400), RouteMetric::Lock(1 << 3)], None),
+        ] {
+            assert_eq!(locked_mtu(&metrics), expected, "{metrics:?}");
+        }
+        let link = |mtu6| Link { mtu: 1500, mtu6, ..Link::default() };
+        let mut snapshot = Snapshot { links: vec![link(None), link(Some(1500))], ..Snapshot::default() };
+        assert_eq!(snapshot.narrowest(), None);
+        snapshot.links.push(link(Some(1480)));
+        assert_eq!(snapshot.narrowest(), Some(1480));
     }
 
     #[test]

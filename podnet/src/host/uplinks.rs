@@ -166,7 +166,7 @@ mod tests {
 
     fn route(dst: &str, protocol: u8, devs: &[u32]) -> Route {
         let hops = devs.iter().map(|d| Hop { via: None, dev: IfIndex(*d) }).collect();
-        Route { dst: dst.parse().unwrap(), protocol, metric: 0, source: None, hops }
+        Route { dst: dst.parse().unwrap(), protocol, metric: 0, source: None, mtu: None, hops }
     }
 
     fn snapshot() -> Snapshot {

@@ -1,9 +1,32 @@
 //! Errors about translated packets: whoever gets one finds in it what it has sent.
 
-use podnet_common::{layout::CtEntry, pipeline::Tables as _};
+use podnet_common::{
+    layout::{CtEntry, Hook, NetworkKind},
+    pipeline::Tables as _,
+};
 
 use super::{Outcome, translation};
 use crate::{frame::sum, view::View, world::World};
+
+/// Nobody is told of what the sender of an error can't know of.
+pub fn known(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
+    let Some(quoted) = packet.quoted().filter(|_| packet.error()) else { return };
+    let (src, dst) = (packet.src.into(), packet.dst.into());
+    match o.entry.hook {
+        Hook::FromPod => {
+            assert!(quoted.tuple.dst == src, "{o}a pod tells of what wasn't sent to it");
+            assert!(quoted.tuple.src == dst, "{o}a pod tells another than the one who has sent it");
+        }
+        Hook::FromUplink => {
+            let here = [NetworkKind::LocalPods, NetworkKind::LocalNode];
+            let stays = world.kind(&quoted.tuple.dst).is_some_and(|kind| here.contains(&kind));
+            assert!(!stays, "{o}what is quoted never left this node");
+            let pod = world.tables.endpoint(&dst).is_some();
+            assert!(!pod || quoted.tuple.src == dst, "{o}a pod is told of what another has sent");
+        }
+        _ => {}
+    }
+}
 
 /// Checks an error about a packet of a known flow; `false`: it is about another.
 pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) -> bool {

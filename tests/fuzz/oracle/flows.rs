@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use podnet_common::{
-    layout::{CtEntry, Hook, NetworkKind, Out, Tuple},
+    layout::{CtEntry, Hook, NetworkKind, Out, Tuple, holders},
     pipeline::Tables as _,
     verdict::Reason,
 };
@@ -24,6 +24,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     if let Some(max) = world.tables.conntrack_max {
         assert!(conntrack.len() <= max, "{o}{} entries, of at most {max}", conntrack.len());
     }
+    shares(world, o, conntrack.len());
     // Whether it can go where it is to go shows when that is decided.
     let late = [Reason::TtlExceeded, Reason::TooBig, Reason::NoRoute];
     if matches!(o.end, End::Drop(reason) if !late.contains(&reason)) {
@@ -50,6 +51,20 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     }
 }
 
+/// Nobody is refused who holds little of what is left, and nothing is forgotten that was added.
+fn shares(world: &World, o: &Outcome<'_>, entries: usize) {
+    let all = world.tables.held(holders::ALL) as usize;
+    assert!(all >= entries, "{o}{entries} entries, of which {all} were counted");
+    if o.end == End::Drop(Reason::ConntrackShare) {
+        let before = o.before.holders.borrow();
+        let senders = before.iter().filter(|(place, _)| ![holders::ALL, holders::ROOM].contains(place));
+        let most = senders.map(|(_, held)| *held).max().unwrap_or_default();
+        let room = o.before.held(holders::ROOM);
+        assert!(room != 0, "{o}nobody knows how much there is to share");
+        assert!(most > room.saturating_sub(o.before.held(holders::ALL)) * 4, "{o}nobody holds that much: {before:?}");
+    }
+}
+
 /// Both halves of a flow say the same.
 fn halves(o: &Outcome<'_>, (key, entry): (&Tuple, &CtEntry), (other, half): (&Tuple, &CtEntry)) {
     let context = format!("{o}{key:?} {entry:?}\n{other:?} {half:?}\n");
@@ -60,7 +75,7 @@ fn halves(o: &Outcome<'_>, (key, entry): (&Tuple, &CtEntry), (other, half): (&Tu
         | (entry.flags & CtEntry::REPLY ^ CtEntry::REPLY);
     let compared = CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST | CtEntry::REPLY;
     assert!(half.flags & compared == expected, "{context}one doesn't undo the other");
-    let state = CtEntry::FIN_CLIENT | CtEntry::FIN_BACKEND | CtEntry::RST;
+    let state = CtEntry::CLOSED | CtEntry::OPENING;
     assert!(half.flags & state == entry.flags & state, "{context}one knows the connection's state, the other doesn't");
     assert!(half.service == entry.service, "{context}of two services");
 }

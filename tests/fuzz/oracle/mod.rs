@@ -73,6 +73,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
             Some(packet) => {
                 translation::check(world, o, &packet);
                 policy::check_source(world, o, &packet);
+                errors::known(world, o, &packet);
             }
             None => {
                 assert!(o.output == o.input && o.end == End::Pass, "{o}no IP packet, yet it was handled");

@@ -118,12 +118,15 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
         // A flow stays with what was decided for it, until another begins.
         let begins = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
         let one_way = was.flags & CtEntry::ONE_WAY != 0;
-        let over = was.closed() || one_way;
+        let own = matches!(o.entry.hook, Hook::FromPod | Hook::FromHost) && !was.opening();
+        let over = (was.closed() && !was.doubtful()) || one_way || own || unanswered(&was, o.before.now());
         let same = (was.src, was.dst, was.sport, was.dport) == (entry.src, entry.dst, entry.sport, entry.dport);
         // What another node has sent on was chosen for this one.
         let chosen = one_way && world.tables.is_peer(&Mac(o.input[6..12].try_into().expect("6 bytes")));
         assert!(same || chosen || (begins && over), "{o}a flow has changed: {was:?}, {entry:?}");
-        return;
+        if same || chosen {
+            return;
+        }
     }
     // What was made again from its other half.
     if o.before.conntrack.borrow().contains_key(&entry.reply_key(key.proto)) && !state.widowed.is_empty() {
@@ -135,6 +138,11 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
         Some(service) => to_service(world, o, &key, &entry, &service),
         None => beside_services(o, &packet, &key, &entry),
     }
+}
+
+/// Whether the backend has had a tick to answer who opens the connection, and hasn't.
+pub fn unanswered(entry: &CtEntry, now: u32) -> bool {
+    entry.opening() && now.wrapping_sub(entry.last_seen) >= 3
 }
 
 /// A flow to a service: that it may be, its backend and its source.

@@ -6,7 +6,7 @@ use podnet_common::{
     pipeline::Tables as _,
 };
 
-use super::{Outcome, egress, errors, flow};
+use super::{Outcome, egress, errors, flow, policy};
 use crate::{
     frame::{ACK, SYN},
     simulator::End,
@@ -34,7 +34,8 @@ pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     let known = flow(&world.tables, packet);
     // Egress hooks leave it to the stack to begin connections, and after a change it may be the stack's elsewhere.
     let begins = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
-    let begins = |entry: &CtEntry| begins && (entry.closed() || entry.flags & CtEntry::ONE_WAY != 0);
+    let over = |e: &CtEntry| e.closed() || e.flags & CtEntry::ONE_WAY != 0 || policy::unanswered(e, world.tables.now());
+    let begins = |entry: &CtEntry| begins && over(entry);
     let known = known.filter(|(_, entry)| !(begins(entry) && unchanged));
     let mut expected = o.input.to_vec();
     if let Some((key, entry)) = known {

@@ -7,7 +7,7 @@
 //!
 //! Half of the flows are UDP's, to 10,000 services with 10 endpoints each: what a sweep notes of these is part of it.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use podnet::datapath;
@@ -66,7 +66,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
 
 /// Seconds of processor time that a sweep takes, after which so many entries must be there and so many gone.
 fn sweep(rig: &Rig, entries: u32, removed: u32) -> Result<f64> {
-    let sweep = rig.sweep((0..CLIENTS).map(host_end).collect::<BTreeSet<_>>())?;
+    let sweep = rig.sweep((0..CLIENTS).map(|client| (pod(client), host_end(client))).collect())?;
     let start = cpu_time()?;
     let swept = sweep.run()?;
     let took = cpu_time()? - start;
@@ -77,6 +77,10 @@ fn sweep(rig: &Rig, entries: u32, removed: u32) -> Result<f64> {
         swept.removed
     );
     Ok(took.as_secs_f64())
+}
+
+fn pod(client: u32) -> Addr {
+    v4([10, 244, 1, client as u8])
 }
 
 fn host_end(client: u32) -> IfIndex {
@@ -102,7 +106,7 @@ fn flow(number: u32, last_seen: u32) -> [(Tuple, CtEntry); 2] {
     let proto = if number.is_multiple_of(2) { Proto::TCP } else { Proto::UDP };
     let fins = if proto == Proto::TCP { CtEntry::FIN_CLIENT | CtEntry::FIN_BACKEND } else { 0 };
     let key = Tuple {
-        src: v4([10, 244, 1, client as u8]),
+        src: pod(client),
         dst: v4([10, 96, high, low]),
         sport: Port::new((1024 + number / CLIENTS) as u16),
         dport: Port::new(80),

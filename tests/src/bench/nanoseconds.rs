@@ -18,7 +18,6 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeSet,
     env, io,
     path::{Path, PathBuf},
     sync::{
@@ -260,8 +259,9 @@ impl FlowTables {
             variants.push(Variant::new(row(name), &[row(alone)], sampler(rig, chain)));
         }
         let sample = sampler(&self.most, active(&self.most));
+        let pod = active(&self.most).others()[0].into();
         variants.push(Variant::new(row(collecting), &[row(among_most)], move || {
-            let pods = BTreeSet::from([self.most.other]);
+            let pods = [(pod, self.most.other)].into_iter().collect();
             sweeper.beside(self.most.sweep(pods)?, &sample)
         }));
         Ok(variants)

@@ -3,10 +3,9 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeSet,
     fs,
-    io::{self, Write as _},
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    io::Write as _,
+    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -24,7 +23,11 @@ use nix::{
     sched::{CloneFlags, unshare},
     time::{ClockId, clock_gettime},
 };
-use podnet::datapath::{self, batch, conntrack::Sweep, loader};
+use podnet::datapath::{
+    self, batch,
+    conntrack::{Pods, Sweep},
+    loader,
+};
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
     addr::IfIndex,
@@ -155,12 +158,19 @@ impl Rig {
         self.conntrack.fd().as_fd()
     }
 
-    /// A sweep of the connection table, as the daemon makes it. `pods`: host ends of those that are there.
-    pub fn sweep(&self, pods: BTreeSet<IfIndex>) -> Result<Sweep> {
-        let table: OwnedFd = self.conntrack_fd().try_clone_to_owned()?;
-        let capacity = self.conntrack.info()?.max_entries();
-        let pods = Box::new(move || io::Result::Ok(pods.clone()));
-        Ok(Sweep { table, capacity, now: Some(datapath::now()), stale: Default::default(), pods })
+    /// A sweep of the connection table, as the daemon makes it. `pods`: those that are there.
+    pub fn sweep(&self, pods: Pods) -> Result<Sweep> {
+        let holders = MapData::from_pin(self.pins.map("holders"))?;
+        Ok(Sweep {
+            table: self.conntrack_fd().try_clone_to_owned()?,
+            capacity: self.conntrack.info()?.max_entries(),
+            holders: holders.fd().as_fd().try_clone_to_owned()?,
+            now: Some(datapath::now()),
+            stale: Default::default(),
+            hurry: Default::default(),
+            pods: Box::new(move || Ok(pods.clone())),
+            node: Default::default(),
+        })
     }
 
     /// Writes the services of a chain. Those of one family follow those of the other.

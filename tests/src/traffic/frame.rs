@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::checksum;
@@ -62,16 +62,30 @@ impl Frames {
 /// # Panics
 /// The addresses are of different families.
 pub fn udp_frame(macs: ([u8; 6], [u8; 6]), from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
-    let ethernet = PacketBuilder::ethernet2(macs.0, macs.1);
-    let ip = match (from.ip(), to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
-        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
-        _ => panic!("{from} and {to} are of different families"),
-    };
-    let packet = ip.udp(from.port(), to.port());
+    let packet = ip(macs, from, to).udp(from.port(), to.port());
     let mut frame = Vec::with_capacity(packet.size(payload.len()));
     packet.write(&mut frame, payload).expect("a vector takes it");
     frame
+}
+
+/// A TCP packet that asks for a connection, made like [`udp_frame`].
+///
+/// # Panics
+/// The addresses are of different families.
+pub fn syn_frame(macs: ([u8; 6], [u8; 6]), from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let packet = ip(macs, from, to).tcp(from.port(), to.port(), 1, 0xffff).syn();
+    let mut frame = Vec::with_capacity(packet.size(0));
+    packet.write(&mut frame, &[]).expect("a vector takes it");
+    frame
+}
+
+fn ip(macs: ([u8; 6], [u8; 6]), from: SocketAddr, to: SocketAddr) -> PacketBuilderStep<IpHeaders> {
+    let ethernet = PacketBuilder::ethernet2(macs.0, macs.1);
+    match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("{from} and {to} are of different families"),
+    }
 }
 
 /// A frame of [`udp_frame`] in pieces of `size` bytes, which is a multiple of eight, after the IP header (RFC 791,

@@ -3,6 +3,7 @@
 
 mod client;
 mod crowd;
+mod flood;
 mod frame;
 mod http;
 mod iperf;
@@ -22,7 +23,8 @@ use socket2::{Domain, Socket};
 
 pub use client::{Answer, Ask, Flow};
 pub use crowd::{Crowd, CrowdServer};
-pub use frame::{Frames, fragments, udp_frame};
+pub use flood::Flood;
+pub use frame::{Frames, fragments, syn_frame, udp_frame};
 pub use http::{Response, http_get};
 pub use iperf::{IperfServer, iperf};
 pub use load::{Load, LoadReport};
@@ -149,7 +151,7 @@ fn unspecified(to: SocketAddr) -> IpAddr {
 }
 
 /// The internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let sum: u32 = words.sum();
     let folded = (sum >> 16) + (sum & 0xffff);

@@ -3,7 +3,7 @@ use crate::host::snapshot::{Address, Hop, Link, Neighbour};
 
 fn route(dst: &str, protocol: u8, via: Option<&str>, dev: u32) -> Route {
     let hops = vec![Hop { via: via.map(|v| v.parse().unwrap()), dev: IfIndex(dev) }];
-    Route { dst: dst.parse().unwrap(), protocol, metric: 0, source: None, hops }
+    Route { dst: dst.parse().unwrap(), protocol, metric: 0, source: None, mtu: None, hops }
 }
 
 fn node(name: &str, addresses: &[&str], cidrs: &[&str]) -> RemoteNode {

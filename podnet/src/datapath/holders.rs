@@ -1,0 +1,166 @@
+//! Who holds how many entries of the connection table. The programs count what they add, and refuse a flow to who holds
+//! too much of what is left (see [`podnet_common::layout::holders`]); what has ended they don't know, so each sweep
+//! counts anew.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    os::fd::BorrowedFd,
+};
+
+use podnet_common::layout::holders::{self, ALL, LEN, OUTSIDE, ROOM};
+
+use super::batch;
+
+/// Entries that a sweep has kept, by who holds them.
+#[derive(Debug, Default)]
+pub(super) struct Held(HashMap<u32, u32>);
+
+impl Held {
+    /// One more.
+    pub(super) fn add(&mut self, place: u32) {
+        let outside = holders::is_outside(place).then_some(OUTSIDE);
+        for place in [Some(place), Some(ALL), outside].into_iter().flatten() {
+            *self.0.entry(place).or_default() += 1;
+        }
+    }
+
+    fn of(&self, place: u32) -> u32 {
+        self.0.get(&place).copied().unwrap_or_default()
+    }
+}
+
+/// The programs' counts while a sweep is at work.
+pub(super) struct Count<'a> {
+    table: BorrowedFd<'a>,
+    before: Vec<u32>,
+}
+
+impl<'a> Count<'a> {
+    /// To be begun before the first entry is read.
+    pub(super) fn begin(table: BorrowedFd<'a>) -> io::Result<Self> {
+        Ok(Self { table, before: read(table)? })
+    }
+
+    /// Puts what was counted in the place of what the programs had counted before, and adds what they have since.
+    pub(super) fn end(self, held: Held, capacity: u32) -> io::Result<()> {
+        let after = read(self.table)?;
+        let (mut places, mut counts) = (Vec::new(), Vec::new());
+        for (place, (before, now)) in (0u32..).zip(self.before.iter().zip(&after)) {
+            let right = if place == ROOM { capacity } else { held.of(place) + now.saturating_sub(*before) };
+            if right != *now {
+                places.push(place);
+                counts.push(right);
+            }
+        }
+        batch::update(self.table, &places, &counts)
+    }
+}
+
+fn read(table: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    batch::range(table, 0, LEN as u32)
+}
+
+/// How many entries there are, as the programs count.
+pub(super) fn all(table: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(batch::range(table, ALL, 1)?.first().copied().unwrap_or_default())
+}
+
+/// How many sweeps a holder is remembered for who held too much: as many as it takes until the last of its flows is given
+/// up, at one a second.
+const SWEEPS: u8 = 12;
+
+/// Whose flows are waited for less, as far as they are probably over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hurry {
+    /// Everybody's.
+    all: bool,
+    /// Those of these holders, for so many sweeps.
+    places: BTreeMap<u32, u8>,
+}
+
+impl Hurry {
+    /// Whether it concerns everybody.
+    pub(super) fn concerns_all(&self) -> bool {
+        self.all
+    }
+
+    /// Whether it concerns a holder.
+    pub(super) fn concerns(&self, place: u32) -> bool {
+        let outside = holders::is_outside(place) && self.places.contains_key(&OUTSIDE);
+        self.all || outside || self.places.contains_key(&place)
+    }
+
+    /// What there is hurry with, now that this is held. Nobody minds a sixteenth of the table, nor anything while seven
+    /// eighths of it are free, nor that half of it is held by all clients outside.
+    pub(super) fn after(&self, held: &Held, capacity: u32) -> Self {
+        let all = held.of(ALL);
+        let too_much = |place: u32| {
+            let most = match place {
+                ALL => return false,
+                OUTSIDE => capacity / 2,
+                _ => capacity / 16,
+            };
+            held.of(place) > most && all > capacity / 8
+        };
+        let remembered = self.places.iter().filter_map(|(place, left)| Some((*place, left.checked_sub(1)?)));
+        let found = held.0.keys().filter(|place| too_much(**place)).map(|place| (*place, SWEEPS));
+        // Later ones take the place of earlier ones.
+        let places = remembered.filter(|(_, left)| *left > 0).chain(found).collect();
+        Self { all: capacity - all.min(capacity) < capacity / 16, places }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podnet_common::addr::{Addr, IfIndex};
+
+    use super::*;
+
+    const POD: u32 = holders::of_interface(IfIndex(7));
+
+    fn held(of: &[(u32, u32)]) -> Held {
+        let mut held = Held::default();
+        for (place, count) in of {
+            (0..*count).for_each(|_| held.add(*place));
+        }
+        held
+    }
+
+    #[test]
+    fn who_holds_a_lot_is_waited_for_less_while_there_is_little_left() {
+        let (client, other) = (holders::of_client(&Addr::v4(1)), holders::of_client(&Addr::v4(2)));
+        let cases: [(&[(u32, u32)], u32, bool); 8] = [
+            (&[(POD, 101), (client, 100)], POD, true),
+            (&[(POD, 101), (client, 100)], client, false),
+            (&[(POD, 100), (8, 100), (9, 100)], POD, false),
+            (&[(POD, 101), (8, 99)], POD, false),
+            (&[(client, 101), (other, 100)], client, true),
+            (&[(client, 101), (other, 100)], other, false),
+            (&[(client, 90), (other, 711)], client, true),
+            (&[(client, 90), (other, 710)], client, false),
+        ];
+        for (of, place, expected) in cases {
+            assert_eq!(Hurry::default().after(&held(of), 1600).concerns(place), expected, "{of:?} {place}");
+        }
+    }
+
+    #[test]
+    fn everybody_is_waited_for_less_in_a_table_that_is_nearly_full() {
+        let many: Vec<_> = (0..20).map(|i| (i, 75)).collect();
+        assert!(!Hurry::default().after(&held(&many), 1600).concerns(99));
+        let more: Vec<_> = (0..20).map(|i| (i, 76)).collect();
+        assert!(Hurry::default().after(&held(&more), 1600).concerns(99));
+    }
+
+    #[test]
+    fn it_is_remembered_until_the_last_flow_has_gone() {
+        let much = held(&[(POD, 800)]);
+        let mut hurry = Hurry::default().after(&much, 1600);
+        for _ in 1..SWEEPS {
+            hurry = hurry.after(&held(&[(POD, 1)]), 1600);
+            assert!(hurry.concerns(POD));
+        }
+        assert_eq!(hurry.after(&held(&[]), 1600), Hurry::default());
+    }
+}

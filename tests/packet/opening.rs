@@ -1,0 +1,252 @@
+//! When a connection counts as established, when as over, and when its ports begin another one.
+
+use anyhow::{Context as _, Result, ensure};
+use podnet::simulator::End;
+use podnet_common::{
+    addr::{Port, Proto},
+    layout::{CtEntry, Frontend, FrontendKey, Hook, Out, Tuple},
+};
+
+use crate::{
+    cases::both_families,
+    cluster::{Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HOST_MAC, NODE_PORT, NODE2_MAC, UPLINK_MAC},
+    frame::{ACK, Frame, RST, SYN, Transport},
+};
+
+/// Old enough for everything that waits for an answer.
+const LONG: u32 = 3;
+
+fn run(both: &Both, hook: Hook, frame: &Frame) -> Result<End> {
+    Ok(both.run(hook, &frame.bytes())?.0)
+}
+
+/// The client's half of a flow to a service.
+fn key(src: (std::net::IpAddr, u16), dst: (std::net::IpAddr, u16), proto: Proto) -> Tuple {
+    let (sport, dport) = (Port::new(src.1), Port::new(dst.1));
+    Tuple { src: src.0.into(), dst: dst.0.into(), sport, dport, proto, _pad: [0; 3] }
+}
+
+/// The flags that both halves of a flow agree in.
+fn state(both: &Both, key: &Tuple) -> Result<u8> {
+    const STATE: u8 = CtEntry::REPLIED | CtEntry::OPENING | CtEntry::CLOSED;
+    let flows = both.kernel.conntrack()?;
+    let entry = flows.get(key).context("no flow")?;
+    let other = flows.get(&entry.reply_key(key.proto)).context("half a flow")?;
+    ensure!(entry.flags & STATE == other.flags & STATE, "{entry:?} {other:?}");
+    Ok(entry.flags & STATE)
+}
+
+/// When a packet of it was last noted, in ticks.
+fn last_seen(both: &Both, key: &Tuple) -> u32 {
+    both.host.conntrack.borrow()[key].last_seen
+}
+
+/// A connection from the client pod to a service on the other node.
+struct Connection {
+    key: Tuple,
+    client: (std::net::IpAddr, u16),
+    service: (std::net::IpAddr, u16),
+    backend: (std::net::IpAddr, u16),
+}
+
+impl Connection {
+    fn new(a: &Addresses, port: u16) -> Self {
+        let (client, service) = ((a.client, port), (a.far, 80));
+        Self { key: key(client, service, Proto::TCP), client, service, backend: (a.remote, 8080) }
+    }
+
+    fn there(&self, flags: u8) -> Frame {
+        Frame::tcp(self.client, self.service, flags).macs(CLIENT_MAC, HOST_MAC)
+    }
+
+    fn back(&self, flags: u8) -> Frame {
+        Frame::tcp(self.backend, self.client, flags).macs(NODE2_MAC, UPLINK_MAC)
+    }
+
+    fn establish(&self, both: &Both) -> Result<()> {
+        run(both, Hook::FromPod, &self.there(SYN))?;
+        run(both, Hook::FromUplink, &self.back(SYN | ACK))?;
+        run(both, Hook::FromPod, &self.there(ACK))?;
+        ensure!(state(both, &self.key)? == CtEntry::REPLIED, "{:#x}", state(both, &self.key)?);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_handshake_counts_with_its_third_step_and_lives_no_longer_for_the_first_two() {
+    both_families(|both, a, _| {
+        let c = Connection::new(a, 41_000);
+        run(both, Hook::FromPod, &c.there(SYN))?;
+        ensure!(state(both, &c.key)? == CtEntry::OPENING);
+        for _ in 0..2 {
+            both.age_flows(1)?;
+            let before = last_seen(both, &c.key);
+            run(both, Hook::FromUplink, &c.back(SYN | ACK))?;
+            ensure!(state(both, &c.key)? == CtEntry::OPENING | CtEntry::REPLIED);
+            ensure!(last_seen(both, &c.key) == before, "an answer that nobody acknowledges keeps it alive");
+        }
+        both.age_flows(1)?;
+        run(both, Hook::FromPod, &c.there(ACK))?;
+        ensure!(state(both, &c.key)? == CtEntry::REPLIED);
+        ensure!(last_seen(both, &c.key) == both.host.now.get(), "now it is alive");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_third_step_counts_in_the_very_moment_of_the_first_too() {
+    both_families(|both, a, _| Connection::new(a, 41_001).establish(both));
+}
+
+#[test]
+fn what_a_backend_says_beyond_its_greeting_shows_that_it_was_acknowledged() {
+    both_families(|both, a, _| {
+        let c = Connection::new(a, 41_002);
+        run(both, Hook::FromPod, &c.there(SYN))?;
+        run(both, Hook::FromUplink, &c.back(SYN | ACK))?;
+        run(both, Hook::FromUplink, &c.back(ACK))?;
+        ensure!(state(both, &c.key)? == CtEntry::REPLIED);
+        Ok(())
+    });
+}
+
+#[test]
+fn datagrams_count_when_the_client_goes_on_after_an_answer() {
+    both_families(|both, a, _| {
+        let there = Frame::udp((a.client, 41_003), (a.far, 80)).macs(CLIENT_MAC, HOST_MAC);
+        let back = Frame::udp((a.remote, 8080), (a.client, 41_003)).macs(NODE2_MAC, UPLINK_MAC);
+        let key = key((a.client, 41_003), (a.far, 80), Proto::UDP);
+        run(both, Hook::FromPod, &there)?;
+        both.age_flows(1)?;
+        run(both, Hook::FromPod, &there)?;
+        ensure!(state(both, &key)? == CtEntry::OPENING);
+        run(both, Hook::FromUplink, &back)?;
+        ensure!(state(both, &key)? == CtEntry::OPENING | CtEntry::REPLIED);
+        both.age_flows(1)?;
+        run(both, Hook::FromPod, &there)?;
+        ensure!(state(both, &key)? == CtEntry::REPLIED);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_reset_from_outside_does_not_end_what_goes_on() {
+    both_families(|both, a, _| {
+        let c = Connection::new(a, 41_004);
+        c.establish(both)?;
+        run(both, Hook::FromUplink, &c.back(RST | ACK))?;
+        ensure!(state(both, &c.key)? == CtEntry::DOUBTFUL | CtEntry::REPLIED);
+        run(both, Hook::FromPod, &c.there(ACK))?;
+        ensure!(state(both, &c.key)? == CtEntry::REPLIED, "they go on");
+        run(both, Hook::FromUplink, &c.back(RST | ACK))?;
+        // The client itself knows.
+        run(both, Hook::FromPod, &c.there(RST))?;
+        ensure!(state(both, &c.key)? == CtEntry::CLOSED | CtEntry::REPLIED);
+        // Nothing is lost if there is no connection yet.
+        let refused = Connection::new(a, 41_005);
+        run(both, Hook::FromPod, &refused.there(SYN))?;
+        run(both, Hook::FromUplink, &refused.back(RST | ACK))?;
+        ensure!(state(both, &refused.key)? == CtEntry::CLOSED | CtEntry::REPLIED);
+        Ok(())
+    });
+}
+
+/// Has a service lead to another backend, in both tables.
+fn lead_elsewhere(both: &mut Both, from: (std::net::IpAddr, u16), like: (std::net::IpAddr, u16)) -> Result<()> {
+    let of = |(addr, port): (std::net::IpAddr, u16)| FrontendKey {
+        addr: addr.into(),
+        port: Port::new(port),
+        proto: Proto::TCP,
+        scope: FrontendKey::ANY,
+    };
+    let other = both.host.frontends[&of(like)];
+    let frontend = both.host.frontends.get_mut(&of(from)).context("no such service")?;
+    *frontend = Frontend { slot_base: other.slot_base, slot_count: other.slot_count, ..*frontend };
+    let frontend = *frontend;
+    both.kernel.set_frontend(&of(from), &frontend)
+}
+
+#[test]
+fn a_client_of_this_node_that_opens_a_connection_again_gets_another_backend_if_its_own_has_gone() {
+    both_families(|both, a, uplink| {
+        let c = Connection::new(a, 41_006);
+        c.establish(both)?;
+        lead_elsewhere(both, c.service, (a.local, 80))?;
+        let on = run(both, Hook::FromPod, &c.there(ACK))?;
+        ensure!(on == End::Forward(Out::Uplink, uplink), "{on:?}");
+        let again = run(both, Hook::FromPod, &c.there(SYN))?;
+        ensure!(matches!(again, End::Forward(Out::Pod, _)), "{again:?}");
+        ensure!(state(both, &c.key)? == CtEntry::OPENING);
+        ensure!(
+            !both.kernel.conntrack()?.contains_key(&key(c.backend, c.client, Proto::TCP)),
+            "the old one is forgotten"
+        );
+        lead_elsewhere(both, c.service, (a.snat, 80))
+    });
+}
+
+#[test]
+fn an_outside_clients_connection_is_given_up_only_if_its_backend_is_silent() {
+    both_families(|both, a, _| {
+        let (client, port) = ((a.outside, 41_007), (a.node, NODE_PORT));
+        let there = |flags| Frame::tcp(client, port, flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+        let key = key(client, port, Proto::TCP);
+        run(both, Hook::FromUplink, &there(SYN))?;
+        let entry = both.kernel.conntrack()?[&key];
+        // The answers' half, as if another pod than the client were here.
+        let answered = |both: &mut Both| -> Result<()> {
+            let reply = entry.reply_key(Proto::TCP);
+            for flows in [&both.host.conntrack] {
+                for (key, flags) in [(key, CtEntry::REPLIED), (reply, CtEntry::REPLIED | CtEntry::REPLY)] {
+                    let mut flows = flows.borrow_mut();
+                    let entry = flows.get_mut(&key).context("no flow")?;
+                    entry.flags = entry.flags & !(CtEntry::OPENING | CtEntry::REPLIED | CtEntry::REPLY) | flags;
+                }
+            }
+            let flows: Vec<_> = both.host.conntrack.borrow().iter().map(|(k, v)| (*k, *v)).collect();
+            flows.iter().try_for_each(|(key, entry)| both.kernel.set_flow(key, entry))
+        };
+        answered(both)?;
+        // A guess of somebody's: the backend's answer shows that it has the connection.
+        both.age_flows(LONG)?;
+        run(both, Hook::FromUplink, &there(SYN))?;
+        ensure!(both.kernel.conntrack()?[&key].flags & CtEntry::OPENING != 0, "it is to be seen");
+        run(both, Hook::FromUplink, &there(SYN))?;
+        ensure!(both.kernel.conntrack()?[&key].flags & CtEntry::REPLIED != 0, "not so soon");
+        answered(both)?;
+        both.age_flows(1)?;
+        run(both, Hook::FromUplink, &there(SYN))?;
+        ensure!(state(both, &key)? == CtEntry::REPLIED, "it was just answered");
+        // Nobody answers any more.
+        both.age_flows(LONG)?;
+        run(both, Hook::FromUplink, &there(SYN))?;
+        both.age_flows(LONG)?;
+        run(both, Hook::FromUplink, &there(SYN))?;
+        ensure!(state(both, &key)? == CtEntry::OPENING, "a new connection");
+        Ok(())
+    });
+}
+
+#[test]
+fn associations_begin_and_end_like_connections() {
+    both_families(|both, a, _| {
+        let run = |both: &Both, chunk: u8| -> Result<()> {
+            let packet = Frame::new(a.outside, a.balancer, Transport::Sctp { sport: 41_008, dport: 80 });
+            let mut packet = packet.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+            packet.payload = vec![chunk, 0, 0, 4];
+            both.run(Hook::FromUplink, &packet.bytes()).map(drop)
+        };
+        let key = key((a.outside, 41_008), (a.balancer, 80), Proto::SCTP);
+        run(both, 1)?;
+        ensure!(state(both, &key)? == CtEntry::OPENING);
+        let before = last_seen(both, &key);
+        both.age_flows(1)?;
+        run(both, 1)?;
+        ensure!(last_seen(both, &key) == before.wrapping_sub(1), "the first step again keeps it alive");
+        run(both, 6)?;
+        ensure!(state(both, &key)? & CtEntry::CLOSED == CtEntry::CLOSED);
+        run(both, 1)?;
+        ensure!(state(both, &key)? == CtEntry::OPENING);
+        Ok(())
+    });
+}

@@ -1,0 +1,124 @@
+//! What one sender may take of what is everybody's.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use anyhow::{Result, ensure};
+use podnet::simulator::{End, HostTables};
+use podnet_common::{
+    layout::{Hook, holders},
+    verdict::Reason,
+};
+
+use crate::{
+    cases::{both_families, both_families_with},
+    cluster::{Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HOST_MAC, NODE_PORT, UPLINK_MAC},
+    frame::{Frame, SYN},
+};
+
+/// A connection table for a few flows. Two families take turns with it.
+const ROOM: u32 = 400;
+
+fn with_room(tables: &mut HostTables) {
+    tables.holders.borrow_mut().insert(holders::ROOM, ROOM);
+}
+
+/// How many of some flows are admitted, each to a port of its own, until one is refused for its sender's share.
+fn fill(both: &Both, hook: Hook, flow: impl Fn(u16) -> Frame) -> Result<u32> {
+    for i in 0..1000 {
+        match both.run(hook, &flow(20_000 + i).bytes())?.0 {
+            End::Drop(Reason::ConntrackShare) => return Ok(i.into()),
+            End::Drop(reason) => anyhow::bail!("refused for another reason: {reason:?}"),
+            _ => {}
+        }
+    }
+    anyhow::bail!("nothing is refused")
+}
+
+#[test]
+fn one_pod_leaves_others_a_fifth_of_the_table() {
+    both_families_with(with_room, |both, a, _| {
+        let before = both.kernel.held()?.get(&holders::ALL).copied().unwrap_or_default();
+        let (client, to) = (a.client, a.internet);
+        let flow = |port| Frame::udp((client, port), (to, 53)).macs(CLIENT_MAC, HOST_MAC);
+        let taken = 2 * fill(both, Hook::FromPod, flow)?;
+        let free = ROOM - before;
+        ensure!(taken > free / 2, "{taken} of {free} entries");
+        // The last flow takes two entries.
+        ensure!(free - taken >= free / 5 - 2, "only {} of {free} entries are left", free - taken);
+        // What it has goes on, and so does who opens a connection again.
+        let known = both.run(Hook::FromPod, &flow(20_000).bytes())?.0;
+        ensure!(matches!(known, End::Forward(..)), "{known:?}");
+        // Others have what is left.
+        let outside = Frame::tcp((a.outside, 42_001), (a.node, NODE_PORT), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+        let (end, _) = both.run(Hook::FromUplink, &outside.bytes())?;
+        ensure!(matches!(end, End::Forward(..)), "{end:?}");
+        // The next family begins anew.
+        forget(both)
+    });
+}
+
+#[test]
+fn clients_outside_with_many_addresses_leave_pods_a_fifth() {
+    both_families_with(with_room, |both, a, _| {
+        let to = (a.node, NODE_PORT);
+        let from = |i: u16| -> IpAddr {
+            let [high, low] = i.to_be_bytes();
+            if to.0.is_ipv4() { [198, 51, high, low].into() } else { [0x2001, 0xdb8, i, 0, 0, 0, 0, 1].into() }
+        };
+        let flow = |i| Frame::udp((from(i), 42_000), to).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+        let taken = 2 * fill(both, Hook::FromUplink, flow)?;
+        ensure!((ROOM / 2..=ROOM - ROOM / 5 + 2).contains(&taken), "{taken} of {ROOM} entries");
+        let pods = Frame::udp((a.client, 42_000), (a.far, 80)).macs(CLIENT_MAC, HOST_MAC);
+        let (end, _) = both.run(Hook::FromPod, &pods.bytes())?;
+        ensure!(matches!(end, End::Forward(..)), "{end:?}");
+        forget(both)
+    });
+}
+
+/// As long as the daemon hasn't said how large the table is.
+#[test]
+fn nothing_is_shared_that_has_no_known_size() {
+    both_families(|both, a, _| {
+        for port in 0..300 {
+            let frame = Frame::udp((a.client, 20_000 + port), (a.internet, 53)).macs(CLIENT_MAC, HOST_MAC);
+            let (end, _) = both.run(Hook::FromPod, &frame.bytes())?;
+            ensure!(matches!(end, End::Forward(..)), "{end:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_leaves_others_some_of_the_ports_towards_a_server() {
+    fn few_ports(tables: &mut HostTables) {
+        tables.snat_ports.truncate(64);
+        tables.config.snat_count = 64;
+    }
+    both_families_with(few_ports, |both, a, _| {
+        let mut ports = BTreeSet::new();
+        let mut refused = 0;
+        for port in 0..200 {
+            let frame = Frame::udp((a.client, 20_000 + port), (a.internet, 53)).macs(CLIENT_MAC, HOST_MAC);
+            let (end, bytes) = both.run(Hook::FromPod, &frame.bytes())?;
+            match end {
+                End::Drop(Reason::SnatExhausted) => refused += 1,
+                End::Forward(..) => {
+                    let at = if a.client.is_ipv4() { 34 } else { 54 };
+                    ports.insert(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+                }
+                other => anyhow::bail!("{other:?}"),
+            }
+        }
+        // The last four are others', but for those that it drew when it had few.
+        ensure!((40..64).contains(&ports.len()) && refused > 0, "{} of 64 ports", ports.len());
+        forget(both)
+    });
+}
+
+/// Empties what flows have filled.
+fn forget(both: &mut Both) -> Result<()> {
+    both.host.conntrack.borrow_mut().clear();
+    let room = both.host.holders.borrow().get(&holders::ROOM).copied().unwrap_or_default();
+    both.host.holders.borrow_mut().retain(|place, _| *place == holders::ROOM);
+    both.kernel.forget_flows(room)
+}
