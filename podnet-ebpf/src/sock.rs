@@ -260,6 +260,18 @@ fn bound(ctx: &SockAddrContext) -> bool {
     }
 }
 
+/// Whether the socket takes answers from one peer only.
+#[inline(always)]
+fn connected(ctx: &SockAddrContext) -> bool {
+    /// `TCP_ESTABLISHED`, which connected sockets of all protocols are in.
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: the context is valid while the program runs, and so is its socket, if it has one.
+    unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        !socket.is_null() && (*socket).state == ESTABLISHED
+    }
+}
+
 #[inline(always)]
 fn cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the context is valid while the program runs.
@@ -284,6 +296,12 @@ fn connect<S: Socket>(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn sendmsg<S: Socket>(ctx: &SockAddrContext) -> i32 {
+    // A socket that is connected to the frontend takes no answer from a backend. Its owner, or for an IPv4-mapped peer the
+    // kernel, names the address all the same. Packets to a loopback address can't be translated.
+    // SAFETY: the context is valid while the program runs.
+    if connected(ctx) && !unsafe { S::addr(ctx.sock_addr) }.is_loopback() {
+        return ALLOW;
+    }
     let Some(owner) = owner(ctx) else { return ALLOW };
     let cookie = cookie(ctx);
     // A socket's datagrams stay with one backend while the set of backends is the same.

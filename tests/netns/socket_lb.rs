@@ -495,3 +495,47 @@ fn a_namespace_that_no_pod_has_is_left_alone() -> Result<()> {
     ensure!(sandboxes.get(cookie)?.is_none(), "the entry is still there");
     Ok(())
 }
+
+/// A connected socket takes answers from its peer only, whether or not the peer is named with each datagram. Nor does it
+/// stick to an endpoint that goes.
+#[test]
+fn connected_sockets_that_send_with_an_address_are_answered() -> Result<()> {
+    for mode in [SocketLb::Host, SocketLb::All] {
+        let site = Site::new(mode)?;
+        for place in [&site.node().place, &site.client.place] {
+            for (family, mapped) in [(Family::V4, false), (Family::V6, false), (Family::V4, true)] {
+                let to = match (site.service.addr(family), mapped) {
+                    (SocketAddr::V4(v4), true) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
+                    (to, _) => to,
+                };
+                let what = || format!("{} to {to}, {mode:?}", place.name());
+                let socket = place.socket(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.connect(&to.into()).with_context(what)?;
+                let socket = UdpSocket::from(socket);
+                let ask = |named: bool| -> Result<String> {
+                    let sent = if named { socket.send_to(b"?", to) } else { socket.send(b"?") };
+                    sent.with_context(what)?;
+                    let mut buffer = [0; 256];
+                    let (length, from) = socket.recv_from(&mut buffer).with_context(what)?;
+                    ensure!(from == to, "{}: {from} has answered", what());
+                    Ok(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap_or_default().to_owned())
+                };
+                for named in [true, false, true] {
+                    ask(named).with_context(|| format!("named: {named}"))?;
+                }
+                // The one that has answered goes.
+                let gone = ask(true)?;
+                let rest: Vec<&Pod> = site.web.iter().filter(|pod| pod.name() != gone).collect();
+                site.service.set_endpoints(&site.lab, &rest)?;
+                eventually("another answers", || {
+                    let server = ask(true)?;
+                    ensure!(server != gone, "{server} still answers");
+                    Ok(())
+                })?;
+                site.service.set_endpoints(&site.lab, &site.web.iter().collect::<Vec<_>>())?;
+            }
+        }
+    }
+    Ok(())
+}

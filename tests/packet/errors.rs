@@ -11,7 +11,8 @@ use podnet_common::{
 
 use crate::{
     cluster::{
-        Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE2_MAC, UPLINK_MAC, addresses, in_namespace,
+        Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT_DIRECT, NODE2_MAC, UPLINK_MAC,
+        addresses, in_namespace,
     },
     frame::{Frame, SYN, Transport, checksum},
 };
@@ -199,5 +200,27 @@ fn an_error_in_pieces_goes_nowhere() {
         let mut forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
         forged.fragment = Some(if a.client.is_ipv4() { 0x2000 } else { 1 });
         expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedError), &forged)
+    });
+}
+
+/// A router may send an error to another node than the one that has the flow, which it finds by the quotation all the same.
+#[test]
+fn an_error_about_a_direct_answer_is_sent_on_without_a_flow() {
+    in_namespace(|uplink| {
+        let both = Both::new(uplink, |_| {})?;
+        for a in [addresses(false), addresses(true)] {
+            let client = (a.outside, 41_010);
+            for (answer, quote) in packets((a.node, NODE_PORT_DIRECT), client) {
+                let from_router = error(a.outside, a.node, &answer, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+                let on = from_router.clone().ttl(63);
+                let (end, bytes) = both.run(Hook::FromUplink, &from_router.bytes())?;
+                ensure!(matches!(end, End::Forward(Out::Via | Out::Link, _)), "{end:?}");
+                ensure!(bytes[12..] == on.bytes()[12..], "it was changed");
+                // From a node that has chosen this one it isn't sent to another.
+                let (end, _) = both.run(Hook::FromUplink, &from_router.macs(NODE2_MAC, UPLINK_MAC).bytes())?;
+                ensure!(!matches!(end, End::Forward(..)), "{end:?}");
+            }
+        }
+        Ok(())
     });
 }

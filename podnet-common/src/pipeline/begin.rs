@@ -22,8 +22,8 @@ use super::{
     shares,
 };
 
-/// Handles the first packet of a flow, and fragments that belong to none. Follows [`super::enter`] or [`super::track`] at
-/// the same hook.
+/// Handles the first packet of a flow, and fragments and errors that belong to none. Follows [`super::enter`],
+/// [`super::track`] or [`super::icmp`] at the same hook.
 #[inline(always)]
 pub fn begin<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
@@ -42,7 +42,13 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
             Ok(seen) => seen,
             Err(reason) => return Verdict::Drop(reason),
         };
-        if seen.ports { make::<At, T>(t, s, p.ifindex(), ethernet, seen) } else { Verdict::Tail(Stage::Direct) }
+        if seen.ports {
+            make::<At, T>(t, s, p.ifindex(), ethernet, seen)
+        } else if seen.error && At::HOOK as u32 == Hook::FromUplink as u32 && told::<At, T>(t, s, ethernet) {
+            Verdict::Tail(Stage::Icmp)
+        } else {
+            Verdict::Tail(Stage::Direct)
+        }
     })
     .unwrap_or(Verdict::Drop(Reason::NoProgram))
 }
@@ -205,6 +211,45 @@ fn choose<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &Front
     if frontend.affinity != 0 {
         t.set_affinity(&key, &Affinity { addr: entry.dst, port: entry.dport, _pad: 0, last_used: now });
     }
+    true
+}
+
+/// Makes the entry of a flow that an error tells of, whose tuple [`icmp`](super::icmp) has left as the key in `s`, if this node
+/// would send its packets on for direct server return: Maglev chooses the same backend everywhere, so the error finds it
+/// wherever it comes in.
+// On its own, since the stack is small.
+#[inline(never)]
+fn told<At: Place, T: Tables>(t: &T, s: &mut Scratch, ethernet: &Ethernet) -> bool {
+    if t.is_peer(&ethernet.src) || !s.key.dst.same(&s.tuple.dst) {
+        return false;
+    }
+    let Some(found) = frontend::find::<At, T>(t, ethernet, &s.key, 0) else { return false };
+    let Ok(frontend) = scoped::<At, T>(t, &found) else { return false };
+    s.entry = CtEntry {
+        last_seen: t.advance(),
+        service: frontend.service,
+        // Whether the connection goes on isn't known.
+        flags: CtEntry::ONE_WAY | CtEntry::FIN_BACKEND,
+        src: s.key.src,
+        sport: s.key.sport,
+        dport: s.key.dport,
+        ..CtEntry::default()
+    };
+    if frontend.flags & Frontend::DIRECT_RETURN == 0
+        || frontend.slot_count == 0
+        || !choose(t, &mut s.entry, &s.key.src, frontend, hash(&s.key))
+    {
+        return false;
+    }
+    let Some(node) = other_node(t, &s.entry.dst) else { return false };
+    s.entry.dst = *node;
+    s.entry.dport = s.key.dport;
+    s.tuple = s.key;
+    let Some(config) = t.config() else { return false };
+    if !shares::admit::<At, T>(t, s, config) || t.insert_flow(&s.key, &s.entry).is_err() {
+        return false;
+    }
+    shares::count(t, s, 1);
     true
 }
 

@@ -51,6 +51,8 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
 pub(super) struct Seen {
     /// Whether the tuple has ports.
     pub ports: bool,
+    /// Whether it is an ICMP error.
+    pub error: bool,
     /// TCP's flags, or those that say the same of an SCTP association, else zero.
     pub tcp_flags: u8,
 }
@@ -82,7 +84,7 @@ pub(super) fn examine<At: Place, F: Family, P: Packet, T: Tables>(
     }
     let joined = v.piece != Piece::Whole && join(t, tuple, v.id, v.piece == Piece::Later, v.ports);
     let tcp_flags = if v.ports && v.tuple.proto == Proto::SCTP { chunk_flags(p, v.l4) } else { v.tcp_flags };
-    Ok(Seen { ports: v.ports || joined, tcp_flags })
+    Ok(Seen { ports: v.ports || joined, error: v.icmp_error, tcp_flags })
 }
 
 /// What an SCTP packet's first chunk says of the association, as TCP says it (RFC 9260, section 3.2).

@@ -66,6 +66,8 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         Some(Some(verdict)) => verdict,
         // About a packet of no flow. Up the stack one to a service would find its way back here.
         Some(None) if At::EGRESS => Verdict::Pass,
+        // It may tell of one that other nodes have.
+        Some(None) if At::HOOK as u32 == Hook::FromUplink as u32 => Verdict::Tail(Stage::Begin),
         Some(None) => Verdict::Tail(Stage::Direct),
         None => Verdict::Drop(Reason::NoProgram),
     }
@@ -99,6 +101,7 @@ struct Quoted<F: Family> {
 #[inline(always)]
 fn quoted<F: Family, P: Packet>(p: &P, v: &Parsed<F>, answer: &mut Tuple) -> Option<Option<Quoted<F>>> {
     let at = v.l4 + size_of::<Icmp>();
+    *answer = Tuple::default();
     let header: F::Header = p.load(at)?;
     *answer = Tuple { src: F::dst(&header), dst: F::src(&header), ..Tuple::default() };
     Some(transport::<F, P>(p, v, header, at, answer))

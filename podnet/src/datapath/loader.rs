@@ -256,7 +256,9 @@ pub fn open(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Opened, 
     // An object without this constant makes no such call.
     loader.override_global("SOCKET_ERRNO", &socket_errno, false);
     let ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
-    let fingerprint = origins::fingerprint(object, paths.iter().map(|(_, path)| path.as_path()))?;
+    // An object of another version may be without some of them.
+    let there = paths.iter().filter(|(name, _)| ebpf.map(name).is_some());
+    let fingerprint = origins::fingerprint(object, there.map(|(_, path)| path.as_path()))?;
     Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint })
 }
 
