@@ -52,6 +52,14 @@ pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a directory, with the flag that closes it on exec. What else is there isn't touched.
+///
+/// # Errors
+/// Those of the system: `ENOTDIR` for what is no directory.
+pub fn open_directory(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)
+}
+
 fn check(data: &Metadata) -> io::Result<()> {
     if data.is_file() { Ok(()) } else { Err(io::Error::other(NoFile(data.file_type()))) }
 }
@@ -132,6 +140,12 @@ pub(crate) mod tests {
                 assert!(is_no_file(&error) && error.to_string().contains(kind), "{name}: {error}");
             }
         }
+        for name in ["pipe", "link", "socket", "device"] {
+            let path = path(name);
+            let error = at_once(name, move || open_directory(&path)).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOTDIR), "{name}: {error}");
+        }
+        assert!(open_directory(&path("directory")).unwrap().metadata().unwrap().is_dir());
         let error = read(&path("loop"), 10).unwrap_err();
         assert!(!is_no_file(&error) && error.raw_os_error() == Some(libc::ELOOP), "{error}");
         assert_eq!(read(&path("none"), 10).unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -375,7 +375,7 @@ fn lock_pins(path: &Path, make: bool) -> Result<Option<File>, StatusError> {
         }
         other => other.map_err(failed("make"))?,
     }
-    let directory = File::open(path).map_err(failed("open"))?;
+    let directory = files::open_directory(path).map_err(failed("open"))?;
     match directory.try_lock() {
         Ok(()) => Ok(Some(directory)),
         Err(TryLockError::WouldBlock) => Err(StatusError::InUse { path: path.to_owned() }),

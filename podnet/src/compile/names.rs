@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use podnet_cni::files;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -125,7 +126,7 @@ impl ServiceNames {
     /// [`NamesError`] if it can't be read or isn't such a file.
     pub fn read(run_dir: &Path) -> Result<Self, NamesError> {
         let path = Self::path(run_dir);
-        let bytes = match fs::read(&path) {
+        let bytes = match files::read(&path, files::OWN_MAX) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(NamesError::Read { path, source }),
@@ -307,5 +308,12 @@ mod tests {
             let error = ServiceNames::read(directory.path()).unwrap_err().to_string();
             assert!(error.contains("services.json"), "{error}");
         }
+        // Reading it would wait for its other end.
+        fs::remove_file(ServiceNames::path(directory.path())).unwrap();
+        nix::unistd::mkfifo(&ServiceNames::path(directory.path()), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = ServiceNames::read(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("services.json") && error.contains("named pipe"), "{error}");
+        ServiceNames::default().write(directory.path()).unwrap();
+        assert!(ServiceNames::read(directory.path()).is_ok(), "a new file takes its place");
     }
 }

@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
+use podnet_cni::files;
 use tokio::{net::lookup_host, sync::watch, time::timeout};
 use tracing::warn;
 
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is gathered.
 pub(super) fn gather(snapshot: &Snapshot, api_servers: BTreeSet<SocketAddr>) -> HostFacts {
-    let texts = RESOLV_CONF.iter().filter_map(|path| fs::read_to_string(path).ok());
+    let texts = RESOLV_CONF.iter().filter_map(|path| files::read_text(Path::new(path), files::OWN_MAX).ok());
     HostFacts {
         addresses: uplinks::own_addresses(snapshot),
         gateways: uplinks::gateways(snapshot, false),

@@ -15,7 +15,10 @@ use aya::{
         links::{FdLink, LinkError},
     },
 };
-use podnet_cni::datapath::{PinDir, open_pin};
+use podnet_cni::{
+    datapath::{PinDir, open_pin},
+    files,
+};
 use podnet_common::layout::SOCKET_ORIGIN;
 use thiserror::Error;
 
@@ -68,7 +71,8 @@ fn pin(pins: &PinDir, name: &str) -> PathBuf {
 
 /// Attaches the socket hooks to a cgroup, or puts these programs in the place of an earlier daemon's.
 pub(super) fn attach(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path, origins: &mut Origins) -> Result<(), SocketError> {
-    let directory = File::open(cgroup).map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?;
+    let directory =
+        files::open_directory(cgroup).map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?;
     // A cgroup's id is its directory's inode number.
     let id = directory.metadata().map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?.ino();
     if let Some(ids) = programs(pins, id)
