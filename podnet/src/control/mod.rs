@@ -176,10 +176,14 @@ impl Control {
         let mut applied = Applied::default();
         for change in batch.changes {
             let (origin, before) = (change.origin, dirty.len());
-            if let Some(Object::EndpointSlice(slice)) = &change.object {
-                self.problems.set(&change.key, Notes::new(&slice.left_out));
-            } else if change.key.kind == Kind::EndpointSlice {
-                self.problems.set(&change.key, Notes::default());
+            // Services' and Nodes' depend on other objects too, and are noted with what follows from them.
+            if matches!(change.key.kind, Kind::EndpointSlice | Kind::ServiceCidr) {
+                let notes = match &change.object {
+                    Some(Object::EndpointSlice(slice)) => Notes::new(&slice.left_out),
+                    Some(Object::ServiceCidr(ranges)) => Notes::new(&ranges.left_out),
+                    _ => Notes::default(),
+                };
+                self.problems.set(&change.key, notes);
             }
             let key = change.key.clone();
             applied.nodes |= self.state.apply(change, &mut dirty);

@@ -278,6 +278,8 @@ pub struct Node {
 pub struct ServiceCidr {
     /// Ranges that services' addresses come from.
     pub cidrs: Vec<IpNetwork>,
+    /// What of it can't be used.
+    pub left_out: LeftOut,
 }
 
 /// Any of them.

@@ -1,5 +1,9 @@
 //! From the shape of an object to its meaning. The rules are those of the Kubernetes API server
 //! (pkg/apis/core/validation, pkg/apis/discovery/validation), since files don't pass through one.
+//!
+//! An element of a list that can't be used is left out and named, and the rest of the object counts: API servers have let
+//! in what later ones refuse, and such objects live on. What an object says once, such as its type, has to be right, and so
+//! have a Service's ClusterIPs and one of its ports, or nobody can tell what the object should be.
 
 mod endpoints;
 mod node;
@@ -26,9 +30,6 @@ struct Wrong {
     /// Path of the field.
     field: String,
     reason: String,
-    /// It is well-formed, but can't be put into effect: then the rest of the object counts. What isn't well-formed is a
-    /// mistake, which the API server refuses, so that nobody can say what the object should have been.
-    well_formed: bool,
 }
 
 impl Kind {
@@ -79,28 +80,23 @@ impl Object {
         });
         match object {
             Ok(object) => Ok((key, object)),
-            Err(Wrong { field, reason, .. }) => Err(Invalid { object: key.to_string(), field, reason }),
+            Err(Wrong { field, reason }) => Err(Invalid { object: key.to_string(), field, reason }),
         }
     }
 }
 
 fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Checked<T> {
-    Err(Wrong { field: field.into(), reason: reason.into(), well_formed: false })
+    Err(Wrong { field: field.into(), reason: reason.into() })
 }
 
-fn unusable<T>(field: impl Into<String>, reason: impl Into<String>) -> Checked<T> {
-    Err(Wrong { field: field.into(), reason: reason.into(), well_formed: true })
-}
-
-/// An element that can be used; one that is well-formed and can't is left out.
-fn usable<T>(element: Checked<T>, left_out: &mut LeftOut) -> Checked<Option<T>> {
+/// An element that can be used; one that can't is left out.
+fn usable<T>(element: Checked<T>, left_out: &mut LeftOut) -> Option<T> {
     match element {
-        Ok(element) => Ok(Some(element)),
-        Err(Wrong { field, reason, well_formed: true }) => {
+        Ok(element) => Some(element),
+        Err(Wrong { field, reason }) => {
             left_out.add(|| format!("{field}: {reason}"));
-            Ok(None)
+            None
         }
-        Err(wrong) => Err(wrong),
     }
 }
 
@@ -122,9 +118,24 @@ fn check_name(name: &ObjectName) -> Checked<()> {
     if name.name.is_empty() { refuse("metadata.name", "is missing") } else { Ok(()) }
 }
 
+/// An address as kube-proxy reads it: IPv4's numbers are decimal with leading zeros too, which API servers took for long
+/// (KEP-4858).
+fn ip(text: &str) -> Option<IpAddr> {
+    if let Ok(ip) = text.parse() {
+        return Some(ip);
+    }
+    let bytes: Vec<u8> = text.split('.').map(decimal).collect::<Option<_>>()?;
+    Some(<[u8; 4]>::try_from(bytes).ok()?.into())
+}
+
+/// A number in digits alone.
+fn decimal(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// An address that can be a service's, an endpoint's or a node's.
 fn address(field: impl FnOnce() -> String, text: &str) -> Checked<IpAddr> {
-    let Ok(ip) = text.parse::<IpAddr>() else {
+    let Some(ip) = ip(text) else {
         return refuse(field(), format!("`{text}` is not an IP address"));
     };
     let (mapped, link_local) = match ip {
@@ -132,22 +143,27 @@ fn address(field: impl FnOnce() -> String, text: &str) -> Checked<IpAddr> {
         IpAddr::V6(v6) => (v6.to_ipv4_mapped().is_some(), v6.is_unicast_link_local()),
     };
     if mapped {
-        return unusable(field(), format!("{ip} is an IPv4 address in IPv6 form: write it as IPv4"));
+        return refuse(field(), format!("{ip} is an IPv4 address in IPv6 form: write it as IPv4"));
     }
     if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local {
-        return unusable(field(), format!("{ip} is reserved: it can't be reached through the cluster"));
+        return refuse(field(), format!("{ip} is reserved: it can't be reached through the cluster"));
     }
     Ok(ip)
 }
 
-/// A range of addresses; bits after the prefix may be set.
+/// A range of addresses, as kube-proxy reads it: bits after the prefix are no part of it, though they may be set, as
+/// API servers took for long (KEP-4858).
 fn cidr(field: impl FnOnce() -> String, text: &str) -> Checked<IpNetwork> {
-    match text.parse::<IpNetwork>() {
-        Ok(IpNetwork::V6(v6)) if v6.ip().to_ipv4_mapped().is_some() => {
+    let range = text.split_once('/').and_then(|(address, prefix)| {
+        let given = IpNetwork::new(ip(address)?, decimal(prefix)?).ok()?;
+        IpNetwork::new(given.network(), given.prefix()).ok()
+    });
+    match range {
+        Some(IpNetwork::V6(v6)) if v6.ip().to_ipv4_mapped().is_some() => {
             refuse(field(), format!("`{text}` is an IPv4 range in IPv6 form: write it as IPv4"))
         }
-        Ok(cidr) if text.contains('/') => Ok(cidr),
-        _ => refuse(field(), format!("`{text}` is not a CIDR such as 10.244.1.0/24 or fd00:244:1::/64")),
+        Some(range) => Ok(range),
+        None => refuse(field(), format!("`{text}` is not a CIDR such as 10.244.1.0/24 or fd00:244:1::/64")),
     }
 }
 

@@ -20,12 +20,12 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
     let mut left_out = LeftOut::default();
     let (mut ports, mut names) = (Vec::new(), HashSet::new());
     for (i, raw) in at_most(limits::PORTS, "ports", raw.ports, &mut left_out).into_iter().enumerate() {
-        ports.extend(port(&format!("ports[{i}]"), raw, &mut names)?);
+        ports.extend(usable(port(&format!("ports[{i}]"), raw, &mut names), &mut left_out).flatten());
     }
     let raw = at_most(limits::ENDPOINTS, "endpoints", raw.endpoints, &mut left_out);
     let mut endpoints = Vec::with_capacity(raw.len());
     for (i, raw) in raw.into_iter().enumerate() {
-        endpoints.extend(usable(endpoint(i, raw, v4), &mut left_out)?);
+        endpoints.extend(usable(endpoint(i, raw, v4), &mut left_out));
     }
     let service = labels.service_name.filter(|name| !name.is_empty() && !foreign);
     let uid = uid.unwrap_or_default().into_boxed_str();
@@ -138,17 +138,8 @@ mod tests {
         assert_eq!((slice1.service.as_deref(), slice1.ports.len(), slice1.endpoints.len()), (Some("web"), 2, 0));
         let names = slice("addressType: FQDN, endpoints: [{addresses: [a.example]}]").unwrap();
         assert_eq!(names, EndpointSlice::default());
-        for (rest, field) in [
-            ("endpoints: []", "addressType"),
-            ("addressType: IPv4, endpoints: [{addresses: ['fd00::1']}]", "endpoints[0].addresses[0]"),
-            ("addressType: IPv4, endpoints: [{addresses: [10.0.0.1]}, {addresses: [x]}]", "endpoints[1].addresses[0]"),
-            ("addressType: IPv4, endpoints: [{addresses: []}]", "endpoints[0].addresses"),
-            ("addressType: IPv4, ports: [{port: 1}, {port: 2}]", "ports[1].name"),
-            ("addressType: IPv4, ports: [{port: -1}]", "ports[0].port"),
-        ] {
-            let error = slice(rest).expect_err(rest);
-            assert_eq!((error.object.as_str(), error.field.as_str()), ("EndpointSlice default/web-1", field));
-        }
+        let error = slice("endpoints: []").unwrap_err();
+        assert_eq!((error.object.as_str(), error.field.as_str()), ("EndpointSlice default/web-1", "addressType"));
     }
 
     #[test]
@@ -157,6 +148,26 @@ mod tests {
             "endpoints: [{addresses: [127.0.0.1]}, {addresses: [10.0.0.1]}], ports: [{port: 80}, {name: b, port: 81}]";
         let slice1 = slice(&format!("addressType: IPv4, {both}")).unwrap();
         assert_eq!((slice1.endpoints.len(), slice1.ports.len(), slice1.left_out.lines().count()), (1, 2, 1));
+        for (rest, named) in [
+            (
+                "endpoints: [{addresses: ['fd00::1']}, {addresses: [10.0.0.1]}]",
+                "endpoints[0].addresses[0]: fd00::1 is not of",
+            ),
+            ("endpoints: [{addresses: [10.0.0.1]}, {addresses: [x]}]", "endpoints[1].addresses[0]: `x`"),
+            ("endpoints: [{addresses: []}, {addresses: [10.0.0.1]}]", "endpoints[0].addresses: is empty"),
+            ("ports: [{port: 80}, {port: 2}], endpoints: [{addresses: [10.0.0.1]}]", "ports[1].name: ``"),
+            ("ports: [{name: a, port: -1}, {port: 80}], endpoints: [{addresses: [10.0.0.1]}]", "ports[0].port: -1"),
+            ("ports: [{name: a, protocol: tcp}], endpoints: [{addresses: [10.0.0.1]}]", "ports[0].protocol: `tcp`"),
+        ] {
+            let slice = slice(&format!("addressType: IPv4, {rest}")).expect(rest);
+            let lines: Vec<_> = slice.left_out.lines().collect();
+            assert!(lines.len() == 1 && lines[0].starts_with(named), "{rest}: {lines:?}");
+            assert_eq!((slice.service.as_deref(), slice.endpoints.len()), (Some("web"), 1), "{rest}");
+            assert!(slice.ports.iter().all(|port| port.port == 80), "{rest}");
+        }
+        // KEP-4858: read as kube-proxy reads it.
+        let zeros = slice("addressType: IPv4, endpoints: [{addresses: [010.000.0.001]}]").unwrap();
+        assert_eq!(zeros.endpoints[0].addr.to_string(), "10.0.0.1");
         for address in ["127.0.0.1", "169.254.1.2", "224.0.0.1", "0.0.0.0", "255.255.255.255", "'::ffff:10.0.0.1'"] {
             let slice = slice(&format!("addressType: IPv4, endpoints: [{{addresses: [{address}]}}]")).unwrap();
             assert!(slice.endpoints.is_empty() && !slice.left_out.is_empty(), "{address}");

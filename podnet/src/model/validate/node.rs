@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use ipnetwork::IpNetwork;
 
-use super::{Checked, address, at_most, cidr, refuse, unusable, usable};
+use super::{Checked, address, at_most, cidr, refuse, usable};
 use crate::model::{LeftOut, Node, limits, raw};
 use crate::prefixes::overlap;
 
@@ -30,9 +30,9 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Node> {
         raw.metadata.deletion_timestamp.is_some() || raw.spec.taints.iter().any(|taint| taint.key == REMOVAL_TAINT);
     Ok(Node {
         uid: raw.metadata.uid.unwrap_or_default().into_boxed_str(),
-        internal_ips: addresses(&raw.status, "InternalIP", &mut left_out)?,
-        external_ips: addresses(&raw.status, "ExternalIP", &mut left_out)?,
-        pod_cidrs: pod_cidrs(&raw.spec, &mut left_out)?,
+        internal_ips: addresses(&raw.status, "InternalIP", &mut left_out),
+        external_ips: addresses(&raw.status, "ExternalIP", &mut left_out),
+        pod_cidrs: pod_cidrs(&raw.spec, &mut left_out),
         created: raw.metadata.creation_timestamp.unwrap_or_default().into_boxed_str(),
         control_plane: raw.metadata.labels.control_plane.is_some(),
         zone: raw.metadata.labels.zone.filter(|zone| !zone.is_empty()),
@@ -41,36 +41,33 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Node> {
     })
 }
 
-fn addresses(status: &raw::Status, kind: &str, left_out: &mut LeftOut) -> Checked<Vec<IpAddr>> {
+fn addresses(status: &raw::Status, kind: &str, left_out: &mut LeftOut) -> Vec<IpAddr> {
     let mut ips = Vec::new();
     for (i, raw) in status.addresses.iter().enumerate().filter(|(_, raw)| raw.kind == kind) {
-        ips.extend(usable(address(|| format!("status.addresses[{i}].address"), &raw.address), left_out)?);
+        ips.extend(usable(address(|| format!("status.addresses[{i}].address"), &raw.address), left_out));
     }
-    Ok(at_most(limits::NODE_ADDRESSES, &format!("status.addresses of type {kind}"), ips, left_out))
+    at_most(limits::NODE_ADDRESSES, &format!("status.addresses of type {kind}"), ips, left_out)
 }
 
-fn pod_cidrs(spec: &raw::Spec, left_out: &mut LeftOut) -> Checked<Vec<IpNetwork>> {
+fn pod_cidrs(spec: &raw::Spec, left_out: &mut LeftOut) -> Vec<IpNetwork> {
     let listed = spec.pod_cidrs.iter().enumerate().map(|(i, text)| (format!("spec.podCIDRs[{i}]"), text));
     let single = Some(("spec.podCIDR".to_owned(), &spec.pod_cidr));
     let single = single.filter(|(_, text)| spec.pod_cidrs.is_empty() && !text.is_empty());
     let mut pod_cidrs: Vec<IpNetwork> = Vec::new();
     for (field, text) in listed.chain(single) {
-        pod_cidrs.extend(usable(pod_cidr(field, text, &pod_cidrs), left_out)?);
+        pod_cidrs.extend(usable(pod_cidr(field, text, &pod_cidrs), left_out));
     }
-    Ok(pod_cidrs)
+    pod_cidrs
 }
 
 fn pod_cidr(field: String, text: &str, others: &[IpNetwork]) -> Checked<IpNetwork> {
     let cidr = cidr(|| field.clone(), text)?;
-    if cidr.ip() != cidr.network() {
-        return refuse(field, format!("`{text}` has bits set after its prefix"));
-    }
     let widest = if cidr.is_ipv4() { WIDEST_V4 } else { WIDEST_V6 };
     if cidr.prefix() < widest {
-        return unusable(field, format!("{cidr} is too wide for one node: /{widest} is the widest that is allowed"));
+        return refuse(field, format!("{cidr} is too wide for one node: /{widest} is the widest that is allowed"));
     }
     if let Some(reserved) = RESERVED.iter().find(|reserved| overlap(&cidr, reserved)) {
-        return unusable(field, format!("{cidr} overlaps {reserved}, which is reserved"));
+        return refuse(field, format!("{cidr} overlaps {reserved}, which is reserved"));
     }
     if others.iter().any(|other| other.is_ipv4() == cidr.is_ipv4()) {
         return refuse(field, format!("{cidr} is the second of its family: one for each is allowed"));
@@ -95,16 +92,15 @@ mod tests {
         assert_eq!((read.internal_ips.len(), read.pod_cidrs.len()), (2, 2));
         let Object::Node(single) = node("spec: {podCIDR: 10.244.1.0/24}").unwrap().1 else { panic!() };
         assert_eq!((single.pod_cidrs.len(), single.zone.as_deref()), (1, None));
+        // KEP-4858: read as others read it.
+        let Object::Node(read) = node("spec: {podCIDRs: [010.244.1.1/24]}").unwrap().1 else { panic!() };
+        assert_eq!(read.pod_cidrs, ["10.244.1.0/24".parse().unwrap()]);
+        let Object::Node(read) = node("spec: {podCIDRs: [10.244.1.0/24, 10.244.2.0/24]}").unwrap().1 else { panic!() };
+        assert_eq!((read.pod_cidrs.len(), read.left_out.lines().count()), (1, 1), "the second of its family");
         for (rest, field) in [
-            ("spec: {podCIDRs: [10.244.1.1/24]}", "spec.podCIDRs[0]"),
             ("spec: {podCIDRs: [10.244.1.0]}", "spec.podCIDRs[0]"),
-            ("spec: {podCIDRs: [10.244.1.0/24, 10.244.2.0/24]}", "spec.podCIDRs[1]"),
             ("spec: {podCIDR: x}", "spec.podCIDR"),
             ("status: {addresses: [{type: InternalIP, address: n1}]}", "status.addresses[0].address"),
-        ] {
-            assert_eq!(node(rest).expect_err(rest).field, field);
-        }
-        for (rest, field) in [
             ("spec: {podCIDR: 0.0.0.0/0}", "spec.podCIDR"),
             ("spec: {podCIDR: 0.0.0.0/1}", "spec.podCIDR"),
             ("spec: {podCIDR: 128.0.0.0/1}", "spec.podCIDR"),

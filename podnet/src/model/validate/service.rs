@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Checked, address, at_most, cidr, port_number, protocol, refuse, usable};
+use super::{Checked, Wrong, address, at_most, cidr, ip, port_number, protocol, refuse, usable};
 use crate::frontend::Protocol;
 use crate::model::{
     Families, Ignored, LeftOut, SOURCE_IP_ANNOTATION, Service, ServicePort, ServiceType, SourceIp, TrafficPolicy,
@@ -25,7 +25,8 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Service> {
     let mut left_out = LeftOut::default();
     let uid = metadata.uid.unwrap_or_default().into_boxed_str();
     let kind = service_type(&spec.kind)?;
-    let source_ip = metadata.annotations.source_ip.as_deref().map(source_ip).transpose()?;
+    let source_ip = metadata.annotations.source_ip.as_deref();
+    let source_ip = source_ip.and_then(|value| usable(self::source_ip(value), &mut left_out));
     let headless = spec.cluster_ip == "None" || spec.cluster_ips.first().is_some_and(|ip| ip == "None");
     let ignored = if kind == ServiceType::ExternalName {
         Some(Ignored::ExternalName)
@@ -35,19 +36,19 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Service> {
         metadata.labels.service_proxy_name.as_ref().map(|_| Ignored::OtherProxy)
     };
     if kind == ServiceType::ExternalName || headless {
-        return Ok(Service { uid, kind, ignored, source_ip, ..Service::default() });
+        return Ok(Service { uid, kind, ignored, source_ip, left_out, ..Service::default() });
     }
     let has_node_ports = matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer);
     let has_load_balancer = kind == ServiceType::LoadBalancer;
-    let families = families(&spec)?;
+    let families = families(&spec, &mut left_out);
     let cluster_ips = cluster_ips(&spec, &mut left_out)?;
     let external_policy = policy("spec.externalTrafficPolicy", &spec.external_traffic_policy)?;
     let mut if_balanced = LeftOut::default();
     let balanced = if has_load_balancer { &mut left_out } else { &mut if_balanced };
-    let source_ranges = source_ranges(&spec.load_balancer_source_ranges, balanced)?;
-    let load_balancer_ips = load_balancer_ips(&status.load_balancer, balanced)?;
-    let health_check_port = optional_port("spec.healthCheckNodePort", spec.health_check_node_port)?
-        .filter(|_| has_load_balancer && external_policy == TrafficPolicy::Local);
+    let source_ranges = source_ranges(&spec.load_balancer_source_ranges, balanced);
+    let load_balancer_ips = load_balancer_ips(&status.load_balancer, balanced);
+    let health_check_port =
+        usable(optional_port("spec.healthCheckNodePort", spec.health_check_node_port), balanced).flatten();
     Ok(Service {
         uid,
         ignored,
@@ -56,12 +57,12 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Service> {
         cluster_ips,
         ports: service_ports(std::mem::take(&mut spec.ports), has_node_ports, &mut left_out)?,
         load_balancer_ips: if has_load_balancer { load_balancer_ips } else { Vec::new() },
-        external_ips: external_ips(&spec.external_ips, &mut left_out)?,
+        external_ips: external_ips(&spec.external_ips, &mut left_out),
         source_ranges: source_ranges.filter(|_| has_load_balancer),
         internal_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy)?,
         external_policy,
         affinity: affinity(&spec)?,
-        health_check_port,
+        health_check_port: health_check_port.filter(|_| has_load_balancer && external_policy == TrafficPolicy::Local),
         source_ip,
         left_out,
     })
@@ -104,16 +105,16 @@ fn affinity(spec: &raw::Spec) -> Checked<u32> {
 
 /// Those of its ClusterIPs, also if one of these can't be used: so its other addresses don't lead to a family that it
 /// doesn't have.
-fn families(spec: &raw::Spec) -> Checked<Families> {
+fn families(spec: &raw::Spec, left_out: &mut LeftOut) -> Families {
     let mut families = Families::default();
     for (i, name) in spec.ip_families.iter().enumerate() {
         match name.as_str() {
             "IPv4" => families.v4 = true,
             "IPv6" => families.v6 = true,
-            other => return refuse(format!("spec.ipFamilies[{i}]"), format!("`{other}` is none of IPv4, IPv6")),
+            other => left_out.add(|| format!("spec.ipFamilies[{i}]: `{other}` is none of IPv4, IPv6")),
         }
     }
-    let cluster_ips = spec.cluster_ips.iter().chain(Some(&spec.cluster_ip)).filter_map(|ip| ip.parse().ok());
+    let cluster_ips = spec.cluster_ips.iter().chain(Some(&spec.cluster_ip)).filter_map(|text| ip(text));
     let cluster_ips: Vec<IpAddr> = cluster_ips.collect();
     if !cluster_ips.is_empty() {
         let (v4, v6) = (cluster_ips.iter().any(IpAddr::is_ipv4), cluster_ips.iter().any(IpAddr::is_ipv6));
@@ -121,41 +122,40 @@ fn families(spec: &raw::Spec) -> Checked<Families> {
     } else if spec.ip_families.is_empty() {
         families = Families { v4: true, v6: true };
     }
-    Ok(families)
+    families
 }
 
 /// The addresses that the nodes are to serve: an element may be a name instead, and a load balancer that works as a
 /// proxy wants to see its clients' packets itself (KEP-1860).
-fn load_balancer_ips(raw: &raw::LoadBalancer, left_out: &mut LeftOut) -> Checked<Vec<IpAddr>> {
+fn load_balancer_ips(raw: &raw::LoadBalancer, left_out: &mut LeftOut) -> Vec<IpAddr> {
     let mut ips = Vec::new();
     for (i, ingress) in raw.ingress.iter().enumerate().filter(|(_, ingress)| !ingress.ip.is_empty()) {
         let field = format!("status.loadBalancer.ingress[{i}]");
         match ingress.ip_mode.as_str() {
-            "" | "VIP" => ips.extend(usable(address(|| format!("{field}.ip"), &ingress.ip), left_out)?),
+            "" | "VIP" => ips.extend(usable(address(|| format!("{field}.ip"), &ingress.ip), left_out)),
             "Proxy" => {}
-            other => return refuse(format!("{field}.ipMode"), format!("`{other}` is none of VIP, Proxy")),
+            other => left_out.add(|| format!("{field}.ipMode: `{other}` is none of VIP, Proxy")),
         }
     }
-    Ok(at_most(limits::ADDRESSES, "status.loadBalancer.ingress", distinct(ips), left_out))
+    at_most(limits::ADDRESSES, "status.loadBalancer.ingress", distinct(ips), left_out)
 }
 
-fn external_ips(raw: &[String], left_out: &mut LeftOut) -> Checked<Vec<IpAddr>> {
+fn external_ips(raw: &[String], left_out: &mut LeftOut) -> Vec<IpAddr> {
     let mut ips = Vec::new();
     for (i, text) in raw.iter().enumerate() {
-        ips.extend(usable(address(|| format!("spec.externalIPs[{i}]"), text), left_out)?);
+        ips.extend(usable(address(|| format!("spec.externalIPs[{i}]"), text), left_out));
     }
-    Ok(at_most(limits::ADDRESSES, "spec.externalIPs", distinct(ips), left_out))
+    at_most(limits::ADDRESSES, "spec.externalIPs", distinct(ips), left_out)
 }
 
-/// The API server lets white space pass, and bits after the prefix.
-fn source_ranges(raw: &[String], left_out: &mut LeftOut) -> Checked<Option<Vec<IpNetwork>>> {
+/// The API server lets white space pass. A range that can't be used lets nobody in, and if none can, nobody is let in.
+fn source_ranges(raw: &[String], left_out: &mut LeftOut) -> Option<Vec<IpNetwork>> {
     let mut ranges = Vec::new();
     for (i, text) in raw.iter().enumerate() {
-        let range = cidr(|| format!("spec.loadBalancerSourceRanges[{i}]"), text.trim())?;
-        ranges.extend(IpNetwork::new(range.network(), range.prefix()));
+        ranges.extend(usable(cidr(|| format!("spec.loadBalancerSourceRanges[{i}]"), text.trim()), left_out));
     }
     let ranges = at_most(limits::SOURCE_RANGES, "spec.loadBalancerSourceRanges", distinct(ranges), left_out);
-    Ok((!raw.is_empty()).then_some(ranges))
+    (!raw.is_empty()).then_some(ranges)
 }
 
 /// Each once, in their order.
@@ -190,11 +190,16 @@ fn cluster_ips(spec: &raw::Spec, left_out: &mut LeftOut) -> Checked<Vec<IpAddr>>
     let mut ips: Vec<IpAddr> = Vec::new();
     for (i, text) in listed.chain(single.map(|text| (None, text))) {
         let field = || i.map_or_else(|| "spec.clusterIP".into(), |i| format!("spec.clusterIPs[{i}]"));
-        let Some(ip) = usable(address(field, text), left_out)? else { continue };
-        if ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
-            return refuse(field(), format!("{ip} is the second of its family: one for each is allowed"));
+        // No API server has ever let that in, and nobody can tell which address the service should have.
+        if self::ip(text).is_none() {
+            return refuse(field(), format!("`{text}` is not an IP address"));
         }
-        ips.push(ip);
+        let Some(ip) = usable(address(field, text), left_out) else { continue };
+        if ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
+            left_out.add(|| format!("{}: {ip} is the second of its family: one for each is allowed", field()));
+        } else {
+            ips.push(ip);
+        }
     }
     Ok(ips)
 }
@@ -213,23 +218,32 @@ fn service_ports(raw: Vec<raw::Port>, has_node_ports: bool, left_out: &mut LeftO
     }
     let (several, mut taken) = (raw.len() > 1, Taken::default());
     let mut ports = Vec::with_capacity(raw.len().min(limits::PORTS));
+    let mut first_mistake = None;
     for (i, raw) in at_most(limits::PORTS, "spec.ports", raw, left_out).into_iter().enumerate() {
-        ports.push(service_port(&format!("spec.ports[{i}]"), raw, several, has_node_ports, &mut taken)?);
+        let field = format!("spec.ports[{i}]");
+        let node_port = if has_node_ports { raw.node_port } else { None };
+        match service_port(&field, raw, several, &mut taken) {
+            Ok(port) => {
+                let node_port = usable(self::node_port(&field, node_port, port.protocol, &mut taken), left_out);
+                ports.push(ServicePort { node_port: node_port.flatten(), ..port });
+            }
+            Err(Wrong { field, reason }) => {
+                left_out.add(|| format!("{field}: {reason}"));
+                first_mistake.get_or_insert(Wrong { field, reason });
+            }
+        }
     }
-    Ok(ports)
+    match first_mistake {
+        Some(mistake) if ports.is_empty() => Err(mistake),
+        _ => Ok(ports),
+    }
 }
 
-fn service_port(
-    field: &str,
-    raw: raw::Port,
-    several: bool,
-    has_node_ports: bool,
-    taken: &mut Taken,
-) -> Checked<ServicePort> {
+/// A port without its NodePort.
+fn service_port(field: &str, raw: raw::Port, several: bool, taken: &mut Taken) -> Checked<ServicePort> {
     let Some(number) = raw.port else { return refuse(format!("{field}.port"), "is missing") };
     let port = port_number(|| format!("{field}.port"), number)?;
     let protocol = protocol(field, &raw.protocol)?;
-    let node_port = optional_port(&format!("{field}.nodePort"), raw.node_port)?.filter(|_| has_node_ports);
     if several && raw.name.is_empty() {
         return refuse(format!("{field}.name"), "is missing: several ports need names");
     }
@@ -239,10 +253,16 @@ fn service_port(
     if !taken.ports.insert((port, protocol)) {
         return refuse(format!("{field}.port"), format!("{port}/{protocol} is there twice"));
     }
-    if let Some(number) = node_port.filter(|number| !taken.node_ports.insert((*number, protocol))) {
-        return refuse(format!("{field}.nodePort"), format!("{number}/{protocol} is there twice"));
+    Ok(ServicePort { name: raw.name, port, node_port: None, protocol })
+}
+
+fn node_port(field: &str, number: Option<i64>, protocol: Protocol, taken: &mut Taken) -> Checked<Option<u16>> {
+    let field = format!("{field}.nodePort");
+    let port = optional_port(&field, number)?;
+    match port.filter(|number| !taken.node_ports.insert((*number, protocol))) {
+        Some(number) => refuse(field, format!("{number}/{protocol} is there twice")),
+        None => Ok(port),
     }
-    Ok(ServicePort { name: raw.name, port, node_port, protocol })
 }
 
 #[cfg(test)]
@@ -402,18 +422,21 @@ status:
 
     #[test]
     fn mistakes_name_object_and_field() {
+        let timeout = |seconds: u32| {
+            format!(
+                "{{ports: [{{port: 1}}], sessionAffinity: ClientIP, sessionAffinityConfig: {{clientIP: {{timeoutSeconds: \
+                 {seconds}}}}}}}"
+            )
+        };
+        let (longer, none) = (timeout(86_401), timeout(0));
+        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
         for (spec, field, part) in [
-            ("{clusterIP: 10.96.0.300, ports: [{port: 1}]}", "spec.clusterIP", "`10.96.0.300` is not an IP"),
-            ("{clusterIPs: [10.96.0.1, 10.96.0.2], ports: [{port: 1}]}", "spec.clusterIPs[1]", "second of its family"),
             ("{clusterIP: 10.96.0.2, clusterIPs: [10.96.0.1], ports: [{port: 1}]}", "spec.clusterIPs[0]", "differs"),
+            ("{clusterIP: 10.96.0.300, ports: [{port: 1}]}", "spec.clusterIP", "`10.96.0.300` is not an IP"),
+            ("{clusterIPs: ['fd00::1', 'fe80::1%eth0'], ports: [{port: 1}]}", "spec.clusterIPs[1]", "is not an IP"),
             ("{clusterIP: 10.96.0.1}", "spec.ports", "empty"),
-            ("{clusterIP: 10.96.0.1, ports: [{}]}", "spec.ports[0].port", "missing"),
-            ("{clusterIP: 10.96.0.1, ports: [{port: 0}]}", "spec.ports[0].port", "between"),
-            ("{clusterIP: 10.96.0.1, ports: [{port: 65536}]}", "spec.ports[0].port", "between"),
-            ("{clusterIP: 10.96.0.1, ports: [{port: 1, protocol: ICMP}]}", "spec.ports[0].protocol", "ICMP"),
-            ("{clusterIP: 10.96.0.1, ports: [{port: 1}, {port: 2}]}", "spec.ports[0].name", "several ports"),
-            ("{clusterIP: 10.96.0.1, ports: [{name: a, port: 1}, {name: a, port: 2}]}", "spec.ports[1].name", "`a`"),
-            ("{clusterIP: 10.96.0.1, ports: [{name: a, port: 1}, {name: b, port: 1}]}", "spec.ports[1].port", "twice"),
+            ("{clusterIP: 10.96.0.1, ports: [{port: 65536}]}", "spec.ports[0].port", "65536 is not between"),
+            ("{clusterIP: 10.96.0.1, ports: [{}, {name: a, port: 0}]}", "spec.ports[0].port", "is missing"),
             ("{type: Foo}", "spec.type", "`Foo`"),
             (
                 "{ports: [{port: 1}], internalTrafficPolicy: local}",
@@ -422,46 +445,8 @@ status:
             ),
             ("{ports: [{port: 1}], externalTrafficPolicy: Global}", "spec.externalTrafficPolicy", "`Global`"),
             ("{ports: [{port: 1}], sessionAffinity: Cookie}", "spec.sessionAffinity", "none of None, ClientIP"),
-            (
-                "{ports: [{port: 1}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: \
-                 86401}}}",
-                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-                "between 1 and 86400",
-            ),
-            (
-                "{ports: [{port: 1}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: \
-                 0}}}",
-                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-                "between 1 and 86400",
-            ),
-            ("{ports: [{port: 1}], ipFamilies: [ipv4]}", "spec.ipFamilies[0]", "`ipv4`"),
-            (
-                "{ports: [{port: 1}], externalIPs: [192.0.2.1, web.example]}",
-                "spec.externalIPs[1]",
-                "`web.example` is not an IP",
-            ),
-            (
-                "{ports: [{port: 1}], loadBalancerSourceRanges: [10.0.0.0/8, 10.0.0.1]}",
-                "spec.loadBalancerSourceRanges[1]",
-                "`10.0.0.1` is not a CIDR",
-            ),
-            (
-                "{ports: [{port: 1}], loadBalancerSourceRanges: [10.0.0.0/33]}",
-                "spec.loadBalancerSourceRanges[0]",
-                "not a CIDR",
-            ),
-            (
-                "{ports: [{port: 1}], loadBalancerSourceRanges: ['::ffff:10.0.0.0/104']}",
-                "spec.loadBalancerSourceRanges[0]",
-                "write it as IPv4",
-            ),
-            ("{ports: [{port: 1}], healthCheckNodePort: 65536}", "spec.healthCheckNodePort", "between"),
-            ("{type: NodePort, ports: [{port: 1, nodePort: -1}]}", "spec.ports[0].nodePort", "between"),
-            (
-                "{type: NodePort, ports: [{name: a, port: 1, nodePort: 30000}, {name: b, port: 2, nodePort: 30000}]}",
-                "spec.ports[1].nodePort",
-                "30000/TCP is there twice",
-            ),
+            (&*longer, field, "between 1 and 86400"),
+            (&*none, field, "between 1 and 86400"),
         ] {
             let error = service(spec).expect_err(spec);
             assert_eq!((error.object.as_str(), error.field.as_str()), ("Service default/web", field), "{spec}");
@@ -469,15 +454,103 @@ status:
         }
     }
 
+    /// Each of these has something besides that can be used, and has it still.
+    #[test]
+    fn an_element_that_cannot_be_used_is_left_out_and_named() {
+        for (rest, named) in [
+            ("clusterIP: 127.0.0.1", "spec.clusterIP: 127.0.0.1 is reserved"),
+            ("clusterIPs: [10.96.0.9, 10.96.0.2]", "spec.clusterIPs[1]: 10.96.0.2 is the second of its family"),
+            ("ipFamilies: [IPv4, ipv4]", "spec.ipFamilies[1]: `ipv4`"),
+            ("externalIPs: [web.example]", "spec.externalIPs[0]: `web.example` is not an IP"),
+            ("externalIPs: ['']", "spec.externalIPs[0]: `` is not an IP"),
+            ("externalIPs: ['10.0.0.1.2', '+1.2.3.4', '1.2..3']", "spec.externalIPs[2]: `1.2..3` is not an IP"),
+            ("healthCheckNodePort: 65536", "spec.healthCheckNodePort: 65536 is not between"),
+            ("loadBalancerSourceRanges: [10.0.0.0/8, 10.0.0.1]", "spec.loadBalancerSourceRanges[1]: `10.0.0.1` is not"),
+            ("loadBalancerSourceRanges: [10.0.0.0/33]", "spec.loadBalancerSourceRanges[0]: `10.0.0.0/33` is not"),
+            (
+                "loadBalancerSourceRanges: ['::ffff:10.0.0.0/104']",
+                "spec.loadBalancerSourceRanges[0]: `::ffff:10.0.0.0/104`",
+            ),
+            ("ports: [{name: a, port: 1}, {name: b}]", "spec.ports[1].port: is missing"),
+            ("ports: [{name: a, port: 1}, {name: b, port: 0}]", "spec.ports[1].port: 0 is not between"),
+            ("ports: [{name: a, port: 1}, {name: b, port: 65536}]", "spec.ports[1].port: 65536 is not between"),
+            ("ports: [{name: a, port: 1}, {name: b, port: 2, protocol: ICMP}]", "spec.ports[1].protocol: `ICMP`"),
+            ("ports: [{name: a, port: 1}, {port: 2}]", "spec.ports[1].name: is missing"),
+            ("ports: [{name: a, port: 1}, {name: a, port: 2}]", "spec.ports[1].name: `a`"),
+            ("ports: [{name: a, port: 1}, {name: b, port: 1}]", "spec.ports[1].port: 1/TCP is there twice"),
+            ("ports: [{name: a, port: 1, nodePort: -1}]", "spec.ports[0].nodePort: -1 is not between"),
+            (
+                "ports: [{name: a, port: 1, nodePort: 30000}, {name: b, port: 2, nodePort: 30000}]",
+                "spec.ports[1].nodePort: 30000/TCP is there twice",
+            ),
+        ] {
+            let ports = if rest.starts_with("ports") { "" } else { ", ports: [{port: 1}]" };
+            let yaml = format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{type: LoadBalancer, externalTrafficPolicy: \
+                 Local, {rest}{ports}}}, status: {{loadBalancer: {{ingress: [{{ip: 192.0.2.1}}]}}}}}}"
+            );
+            let Object::Service(service) = parse(&yaml).expect(rest).1 else { panic!() };
+            let lines: Vec<_> = service.left_out.lines().collect();
+            assert!(lines.iter().any(|line| line.starts_with(named)), "{rest}: {lines:?}");
+            assert_eq!((service.ports[0].port, ips(&service.load_balancer_ips).as_str()), (1, "192.0.2.1"), "{rest}");
+        }
+        let yaml = "{apiVersion: v1, kind: Service, metadata: {name: w, annotations: {podnet.io/source-ip: all}}, spec: \
+                    {clusterIP: 10.96.0.1, ports: [{port: 1}]}}";
+        let Object::Service(service) = parse(yaml).unwrap().1 else { panic!() };
+        assert_eq!((service.source_ip, service.left_out.lines().count(), service.ports.len()), (None, 1, 1));
+    }
+
+    #[test]
+    fn source_ranges_that_cannot_be_used_let_nobody_in() {
+        for (ranges, let_in) in [
+            ("[10.0.0.0/8, x, 10.0.0.1]", &["10.0.0.0/8"][..]),
+            ("[x]", &[]),
+            ("['']", &[]),
+            ("['::ffff:10.0.0.0/104']", &[]),
+            // KEP-4858: as kube-proxy reads them.
+            ("[010.001.2.3/08, '2001:db8::1/32']", &["10.0.0.0/8", "2001:db8::/32"]),
+        ] {
+            let spec = format!("{{type: LoadBalancer, ports: [{{port: 1}}], loadBalancerSourceRanges: {ranges}}}");
+            let service = service(&spec).unwrap();
+            let found: Vec<_> = service.source_ranges.expect(ranges).iter().map(ToString::to_string).collect();
+            assert_eq!(found, let_in, "{ranges}");
+        }
+    }
+
     #[test]
     fn mistakes_in_the_status() {
-        for (ingress, field) in [("{ip: x}", "ip"), ("{ip: 192.0.2.1, ipMode: vip}", "ipMode")] {
+        for (ingress, named) in [
+            ("{ip: x}", "ip: `x` is not"),
+            ("{ip: 127.0.0.1}", "ip: 127.0.0.1 is reserved"),
+            ("{ip: '::ffff:192.0.2.9'}", "ip: ::ffff:192.0.2.9 is an IPv4 address in IPv6 form"),
+            ("{ip: 192.0.2.1, ipMode: vip}", "ipMode: `vip` is none of VIP, Proxy"),
+        ] {
             let yaml = format!(
                 "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{type: LoadBalancer, ports: [{{port: \
-                 1}}]}}, status: {{loadBalancer: {{ingress: [{{hostname: a}}, {ingress}]}}}}}}"
+                 1}}]}}, status: {{loadBalancer: {{ingress: [{{hostname: a}}, {ingress}, {{ip: 192.0.2.007}}]}}}}}}"
             );
-            assert_eq!(parse(&yaml).unwrap_err().field, format!("status.loadBalancer.ingress[1].{field}"));
+            let Object::Service(service) = parse(&yaml).unwrap().1 else { panic!() };
+            let lines: Vec<_> = service.left_out.lines().collect();
+            let named = format!("status.loadBalancer.ingress[1].{named}");
+            assert!(lines.len() == 1 && lines[0].starts_with(&named), "{lines:?}");
+            assert_eq!(ips(&service.load_balancer_ips), "192.0.2.7");
         }
+    }
+
+    /// KEP-4858 and KEP-5311: what API servers have let in, or will, is read as kube-proxy reads it.
+    #[test]
+    fn leading_zeros_and_names_that_begin_with_a_digit() {
+        let yaml = "{apiVersion: v1, kind: Service, metadata: {name: 1web, namespace: '2'}, spec: {clusterIPs: [010.096.00.0010, \
+                    'fd00:0096::01'], externalIPs: [192.000.002.001, 192.0.2.1], ports: [{name: '80', port: 80}]}}";
+        let (key, object) = parse(yaml).unwrap();
+        let Object::Service(service) = object else { panic!() };
+        assert_eq!(key.to_string(), "Service 2/1web");
+        assert_eq!(
+            (ips(&service.cluster_ips).as_str(), ips(&service.external_ips).as_str()),
+            ("10.96.0.10 fd00:96::1", "192.0.2.1")
+        );
+        assert_eq!(service.families, Families { v4: true, v6: true });
+        assert!(service.left_out.is_empty());
     }
 
     #[test]
@@ -524,9 +597,9 @@ status:
             ["spec.ports: the last 126974 are left out: at most 4096 are allowed"]
         );
         let ips: Vec<_> = (0..70_000u32).map(|i| std::net::Ipv4Addr::from(0xc633_0000 + i).to_string()).collect();
-        assert_eq!(external_ips(&ips, &mut left_out).unwrap().len(), limits::ADDRESSES);
+        assert_eq!(external_ips(&ips, &mut left_out).len(), limits::ADDRESSES);
         let ranges: Vec<_> = ips.iter().map(|ip| format!("{ip}/32")).collect();
-        assert_eq!(source_ranges(&ranges, &mut left_out).unwrap().unwrap().len(), limits::SOURCE_RANGES);
+        assert_eq!(source_ranges(&ranges, &mut left_out).unwrap().len(), limits::SOURCE_RANGES);
         assert_eq!(left_out.lines().count(), 3);
     }
 }

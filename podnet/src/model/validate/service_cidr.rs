@@ -1,16 +1,18 @@
 //! ServiceCIDRs.
 
-use super::{Checked, cidr, refuse, service_range};
-use crate::model::{ServiceCidr, raw};
+use super::{Checked, cidr, refuse, service_range, usable};
+use crate::model::{LeftOut, ServiceCidr, raw};
 
-/// A ServiceCIDR.
+/// A ServiceCIDR. Ranges that can't be used are left out.
 pub(super) fn check(raw: raw::Manifest) -> Checked<ServiceCidr> {
     let range = |(i, text): (usize, &String)| {
         let field = format!("spec.cidrs[{i}]");
         let cidr = cidr(|| field.clone(), text)?;
         service_range(cidr).or_else(|reason| refuse(field, reason))
     };
-    Ok(ServiceCidr { cidrs: raw.spec.cidrs.iter().enumerate().map(range).collect::<Checked<_>>()? })
+    let mut left_out = LeftOut::default();
+    let cidrs = raw.spec.cidrs.iter().enumerate().filter_map(|element| usable(range(element), &mut left_out)).collect();
+    Ok(ServiceCidr { cidrs, left_out })
 }
 
 #[cfg(test)]
@@ -28,8 +30,17 @@ mod tests {
         let (key, both) = object("[10.97.0.0/24, 'fd00:97::/112']").unwrap();
         assert_eq!(key.to_string(), "ServiceCIDR more");
         assert!(matches!(both, Object::ServiceCidr(ranges) if ranges.cidrs.len() == 2));
-        assert_eq!(object("[10.97.0.0/24, 10.97.1.1/24]").unwrap_err().field, "spec.cidrs[1]");
-        assert!(object("[10.97.0.1/32]").unwrap_err().reason.contains("single"));
-        assert!(object("[0.0.0.0/0]").is_err() && object("[x]").is_err());
+        for (cidrs, left_out) in [
+            ("[10.97.0.0/24, 10.97.1.1/24]", ""),
+            ("[10.97.0.0/24, 10.97.0.1/32]", "single"),
+            ("[0.0.0.0/0, 10.97.0.0/24]", "can't hold services"),
+            ("[x, 10.97.0.0/24]", "`x` is not a CIDR"),
+        ] {
+            let Object::ServiceCidr(ranges) = object(cidrs).unwrap().1 else { panic!() };
+            assert!(ranges.cidrs.contains(&"10.97.0.0/24".parse().unwrap()), "{cidrs}");
+            let named: Vec<_> = ranges.left_out.lines().collect();
+            assert_eq!((ranges.cidrs.len(), named.len()), if left_out.is_empty() { (2, 0) } else { (1, 1) }, "{cidrs}");
+            assert!(named.concat().contains(left_out), "{named:?}");
+        }
     }
 }

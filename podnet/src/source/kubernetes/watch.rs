@@ -403,7 +403,7 @@ mod tests {
     use super::*;
 
     fn node(name: &str, cidr: &str) -> Sent {
-        let json = format!(r#"{{"metadata": {{"name": "{name}"}}, "spec": {{"podCIDRs": ["{cidr}"]}}}}"#);
+        let json = format!(r#"{{"metadata": {{"name": "{name}"}}, "spec": {{"podCIDRs": [{cidr}]}}}}"#);
         serde_json::from_str(&json).unwrap()
     }
 
@@ -451,18 +451,18 @@ mod tests {
     #[test]
     fn what_a_new_list_does_not_have_is_gone() {
         let mut tracker = Tracker::new(Kind::Node);
-        let good = "10.0.0.0/24";
+        let good = r#""10.0.0.0/24""#;
         assert!(tracker.take(Event::Init).is_empty());
         assert!(tracker.take(Event::InitApply(node("a", good))).is_empty(), "the list is given as one");
         // The list was broken off, and begins anew.
         tracker.take(Event::Init);
         tracker.take(Event::InitApply(node("b", good)));
-        tracker.take(Event::InitApply(node("c", "x")));
+        tracker.take(Event::InitApply(node("c", "5")));
         assert_eq!(told(tracker.take(Event::InitDone)), ["+b", "!c", "-a", "listed"]);
         assert_eq!(told(tracker.take(Event::Apply(node("d", good)))), ["+d"]);
         assert_eq!(told(tracker.take(Event::Delete(node("b", good)))), ["-b"]);
         tracker.take(Event::Init);
-        tracker.take(Event::InitApply(node("d", "y")));
+        tracker.take(Event::InitApply(node("d", "6")));
         assert_eq!(told(tracker.take(Event::InitDone)), ["!d", "-c", "listed"], "what it was before holds");
         assert_eq!(told(tracker.none()), ["-d", "listed"]);
     }

@@ -119,10 +119,13 @@ fn everything_comes_first_and_then_what_changes() {
 fn a_broken_file_is_reported_and_its_last_good_state_stays() {
     let mut bench = Bench::new(&[("a.yaml", &node("n1", 1)), ("b.yaml", &node("n2", 2))]);
     bench.poll();
-    bench.write("a.yaml", &(node("n1", 7) + &node("n3", 3).replace("192.0.2.3", "nowhere")));
+    bench.write("a.yaml", &(node("n1", 7) + &node("N3", 3)));
     bench.write("b.yaml", &node("n2", 22));
     assert_eq!(bench.poll(), ["n2=22"]);
-    assert_eq!(bench.errors(), ["a.yaml:18: Node n3: status.addresses[0].address: `nowhere` is not an IP address"]);
+    assert_eq!(
+        bench.errors(),
+        ["a.yaml:14: Node N3: metadata.name: `N3` is not a name: use up to 253 of a-z, 0-9, - and ."]
+    );
     assert!(bench.source.status().synced, "it was good once");
     bench.write("a.yaml", &node("n1", 7));
     assert_eq!(bench.poll(), ["n1=7"]);
