@@ -1,7 +1,10 @@
 //! How much of the service tables something takes, or may take.
 
+use serde::{Deserialize, Serialize};
+
 /// Entries of each table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Room {
     /// Of `frontends`, with the entries of addresses.
     pub frontends: u32,
@@ -18,6 +21,9 @@ pub struct Room {
 
 /// The tables' names, in the order of [`Room::counts`].
 pub const TABLES: [&str; 5] = ["frontends", "slots", "backends", "source_ranges", "slots"];
+
+/// The place of `backends` in [`TABLES`].
+pub const BACKENDS: usize = 2;
 
 /// What a Service may take in any case.
 const LEAST: u32 = 256;
@@ -46,6 +52,13 @@ impl Room {
         Self::of_counts(self.counts().map(|size| (size / 16).max(size.min(LEAST))))
     }
 
+    /// The same, but for the table of this place in [`TABLES`].
+    pub fn with(self, table: usize, count: u32) -> Self {
+        let mut counts = self.counts();
+        counts[table] = count;
+        Self::of_counts(counts)
+    }
+
     /// The smaller of both, table by table.
     pub fn min(self, other: Self) -> Self {
         let (a, b) = (self.counts(), other.counts());
@@ -57,10 +70,60 @@ impl Room {
         let (a, b) = (self.counts(), other.counts());
         Self::of_counts(std::array::from_fn(|i| a[i].saturating_add(b[i])))
     }
+}
 
-    /// The first table of which this is more than there is.
-    pub fn exceeds(self, room: Self) -> Option<&'static str> {
-        let (takes, room) = (self.counts(), room.counts());
-        (0..TABLES.len()).find(|i| takes[*i] > room[*i]).map(|i| TABLES[i])
+/// What one service may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Whatever others take.
+    of_service: Room,
+    /// At present.
+    room: Room,
+}
+
+/// What a share allows of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The table's name.
+    pub table: &'static str,
+    /// So many entries.
+    pub most: u32,
+    /// It isn't what any Service may have, but what this one gets while all together ask for more than there is.
+    pub scarce: bool,
+}
+
+impl Share {
+    /// What any Service may take.
+    pub const fn new(of_service: Room) -> Self {
+        Self { of_service, room: of_service }
+    }
+
+    /// No more than this at present.
+    pub fn within(self, limit: Option<Room>) -> Self {
+        Self { room: limit.map_or(self.room, |limit| self.room.min(limit)), ..self }
+    }
+
+    /// What may be taken at present.
+    pub const fn room(self) -> Room {
+        self.room
+    }
+
+    /// The first bound that something goes beyond.
+    pub fn exceeded_by(self, takes: Room) -> Option<Bound> {
+        let takes = takes.counts();
+        (0..TABLES.len())
+            .map(|i| (takes[i], self.bound(i)))
+            .find(|(takes, bound)| *takes > bound.most)
+            .map(|found| found.1)
+    }
+
+    /// The bound of the table `backends`.
+    pub fn of_backends(self) -> Bound {
+        self.bound(BACKENDS)
+    }
+
+    fn bound(self, table: usize) -> Bound {
+        let (most, always) = (self.room.counts()[table], self.of_service.counts()[table]);
+        Bound { table: TABLES[table], most, scarce: most < always }
     }
 }

@@ -3,6 +3,7 @@
 //! The daemon replaces the file atomically whenever something in it changes. What the kernel can tell (tables, counters,
 //! sysctls) is not in it: the command reads that itself, so it is right also while the daemon is down.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::guard::HostFacts;
+use crate::room::Room;
 
 /// Why the file or the lock could not be used.
 #[derive(Debug, Error)]
@@ -109,6 +111,8 @@ pub struct DaemonStatus {
     pub health: HealthStatus,
     /// What of this host no object may take.
     pub host: HostFacts,
+    /// By namespace, where all together ask for more than the tables hold, what each of its Services gets at most.
+    pub shares: BTreeMap<String, Room>,
     /// What a user should look at, as sentences.
     pub warnings: Vec<String>,
 }

@@ -1,6 +1,7 @@
 //! What manifests or the Kubernetes API ask for, read anew by the command: why a service's tables are as they are, and whether they are as
 //! they should be.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::control::State;
 use crate::frontend::FrontendKind;
 use crate::guard::Guard;
 use crate::model::ObjectName;
+use crate::room::{Room, Share};
 use crate::select::{self, Explained, Settings};
 use crate::source::{Batch, Source};
 use crate::status::DaemonStatus;
@@ -38,6 +40,8 @@ pub(super) struct Wanted {
     state: State,
     settings: Settings,
     guard: Guard,
+    /// What services of a namespace get at most, as the daemon has settled it.
+    shares: BTreeMap<String, Room>,
     /// Files and objects that can't be used as they are.
     broken: Vec<String>,
 }
@@ -50,11 +54,14 @@ impl Wanted {
         for change in batch.changes {
             state.apply(change, &mut Vec::new());
         }
-        let settings = Settings::new(config.source_ip, &config.node, state.nodes().get(&config.node).map(|n| &**n));
-        let host = DaemonStatus::read(&config.run_dir).ok().flatten().unwrap_or_default().host;
+        let settings = Settings {
+            spread: config.maglev_table_size,
+            ..Settings::new(config.source_ip, &config.node, state.nodes().get(&config.node).map(|n| &**n))
+        };
+        let DaemonStatus { host, shares, .. } = DaemonStatus::read(&config.run_dir).ok().flatten().unwrap_or_default();
         let nodes = state.judged(config, &host).nodes;
         let guard = state.guard(config, &nodes, &host);
-        Ok(Self { state, settings, guard, broken })
+        Ok(Self { state, settings, guard, shares, broken })
     }
 
     /// Files and objects that can't be used as they are, so that what the daemon has read before holds.
@@ -62,10 +69,12 @@ impl Wanted {
         &self.broken
     }
 
-    /// What becomes of a service here; none if there is no such service.
-    pub(super) fn explain(&self, name: &ObjectName) -> Option<Explained> {
-        let (service, slices) = self.state.service(name)?;
-        Some(select::explain(name, service, slices, &self.settings, &self.guard))
+    /// What becomes of a service here, in tables of this size; none if there is no such service.
+    pub(super) fn explain(&self, name: &ObjectName, tables: Room) -> Option<Explained> {
+        let (service, _) = self.state.service(name)?;
+        let slices = self.state.slices(name);
+        let share = Share::new(tables.of_service()).within(self.shares.get(&name.namespace).copied());
+        Some(select::explain(name, service, slices, &self.settings, &self.guard, share))
     }
 
     /// What kind of address a service's address is, of those that the tables don't tell apart.

@@ -30,7 +30,7 @@ use crate::frontend::{Frontend, FrontendKind};
 use crate::guard::{Guard, HostFacts};
 use crate::model::{Condition, Kind, Node, Object, ObjectKey, ObjectName, Service};
 use crate::reconcile::{GRACE, Outcome, Reconciler, TableError, Tables, Usage};
-use crate::room::Room;
+use crate::room::{Room, Share};
 use crate::select::{self, HealthCheck, Selection, Settings};
 use crate::source::kubernetes::Complaint;
 use crate::source::{Batch, Origin};
@@ -115,6 +115,10 @@ pub struct ControlStatus {
     pub alarms: Vec<Problem>,
     /// Objects that aren't, or not wholly, put into effect.
     pub problems: Vec<Problem>,
+    /// By namespace, where all together ask for more than the tables hold, what each of its services gets at most.
+    pub shares: BTreeMap<String, Room>,
+    /// The same for people.
+    pub scarcities: Vec<String>,
     /// Frontends that couldn't be written yet.
     pub pending: Vec<Pending>,
 }
@@ -328,7 +332,7 @@ impl Control {
 
     /// Computes what a service comes to. Says whether its health check differs.
     fn update_service(&mut self, name: &ObjectName) -> bool {
-        let share = self.shares.of_service();
+        let share = Share::new(self.shares.of_service());
         let (selection, check) = match self.state.service(name) {
             Some((service, slices)) => (
                 select::select(name, service, slices.clone(), &self.settings, &self.guard, share),
@@ -337,9 +341,10 @@ impl Control {
             None => Default::default(),
         };
         self.shares.ask(name, selection.takes);
-        let selection = match (self.shares.limit(name), self.state.service(name)) {
-            (Some(limit), Some((service, slices))) if selection.takes.exceeds(limit).is_some() => {
-                select::select(name, service, slices, &self.settings, &self.guard, limit.min(share))
+        let share = share.within(self.shares.limit(name));
+        let selection = match self.state.service(name) {
+            Some((service, slices)) if share.exceeded_by(selection.takes).is_some() => {
+                select::select(name, service, slices, &self.settings, &self.guard, share)
             }
             _ => selection,
         };
@@ -356,15 +361,10 @@ impl Control {
         if let Some((service, _)) = self.state.service(name) {
             notes = Notes::new(&service.left_out);
             notes.left_out.extend(select::refused(service, self.state.slices(name), &self.guard).lines());
-            notes.left_out.extend(selection.beyond.map(|beyond| beyond.to_string()));
+            let (beyond, unspread) = selection.shortages();
+            notes.left_out.extend(beyond);
             notes.remarks = self.remarks(service);
-            if selection.unspread > 0 {
-                notes.remarks.push(format!(
-                    "{} of its lists of backends have no room in its share of the table `slots`: nodes choose the same \
-                     backend there only until its endpoints change; preserve the source of fewer ports",
-                    selection.unspread
-                ));
-            }
+            notes.remarks.extend(unspread);
         }
         self.problems.set(&ObjectKey { kind: Kind::Service, name: name.clone() }, notes);
     }
@@ -527,6 +527,8 @@ impl Control {
             usage: self.reconciler.usage(),
             alarms: self.problems.alarms().take(SHOWN_MAX).collect(),
             problems,
+            shares: self.shares.each().clone(),
+            scarcities: self.shares.scarcities().take(SHOWN_MAX).collect(),
             pending: pending.collect(),
         }
     }

@@ -9,10 +9,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::ObjectName;
-use crate::room::{Room, TABLES};
-
-/// The place of `backends` in [`TABLES`].
-const BACKENDS: usize = 2;
+use crate::room::{BACKENDS, Room, TABLES};
 
 /// What services ask for and may have.
 #[derive(Debug)]
@@ -27,6 +24,21 @@ pub(super) struct Shares {
     backends_scarce: bool,
     /// Services that don't get all.
     limits: BTreeMap<ObjectName, Room>,
+    /// By namespace that doesn't get all, what each of its services gets at most.
+    each: BTreeMap<String, Room>,
+    scarcities: Vec<Scarcity>,
+}
+
+/// A namespace that doesn't get all that it asks for.
+#[derive(Debug)]
+struct Scarcity {
+    /// The table's place in [`TABLES`].
+    table: usize,
+    namespace: String,
+    asks: u64,
+    gets: u64,
+    /// What each of its services gets at most.
+    each: u64,
 }
 
 impl Shares {
@@ -39,6 +51,8 @@ impl Shares {
             backends: 0,
             backends_scarce: false,
             limits: BTreeMap::new(),
+            each: BTreeMap::new(),
+            scarcities: Vec::new(),
         }
     }
 
@@ -66,6 +80,23 @@ impl Shares {
         self.limits.get(service).copied()
     }
 
+    /// By namespace that doesn't get all, what each of its services gets at most.
+    pub(super) fn each(&self) -> &BTreeMap<String, Room> {
+        &self.each
+    }
+
+    /// The same for people.
+    pub(super) fn scarcities(&self) -> impl Iterator<Item = String> {
+        self.scarcities.iter().map(|Scarcity { table, namespace, asks, gets, each }| {
+            let who = if namespace.is_empty() { "the host ports of this node's pods" } else { namespace };
+            let (name, size) = (TABLES[*table], self.capacity.counts()[*table]);
+            format!(
+                "{who}: {asks} entries of the table `{name}` are asked for, and {gets} given, as namespaces get equal parts while \
+                 all together ask for more than its {size}: each Service there gets {each} at most"
+            )
+        })
+    }
+
     /// Settles who gets how much. Gives the services whose limit isn't what it was. `backends` counts the different ones,
     /// which takes a while and is asked for only if it matters.
     pub(super) fn settle(&mut self, backends: impl FnOnce() -> usize) -> Vec<ObjectName> {
@@ -78,8 +109,15 @@ impl Shares {
         self.backends_scarce = scarce[BACKENDS] && (self.backends_scarce || self.backends > capacity[BACKENDS]);
         scarce[BACKENDS] = self.backends_scarce;
         let mut limits = BTreeMap::new();
+        self.scarcities.clear();
         for (table, _) in scarce.iter().enumerate().filter(|(_, scarce)| **scarce) {
-            self.limit_table(table, capacity[table], &mut limits);
+            let scarcities = self.limit_table(table, capacity[table], &mut limits);
+            self.scarcities.extend(scarcities);
+        }
+        self.each.clear();
+        for Scarcity { table, namespace, each, .. } in &self.scarcities {
+            let room = self.each.entry(namespace.clone()).or_insert(Room::MAX);
+            *room = room.with(*table, u32::try_from(*each).unwrap_or(u32::MAX));
         }
         let before = std::mem::replace(&mut self.limits, limits);
         let differs = |name: &&ObjectName| before.get(*name) != self.limits.get(*name);
@@ -89,22 +127,25 @@ impl Shares {
         changed
     }
 
-    fn limit_table(&self, table: usize, capacity: u64, limits: &mut BTreeMap<ObjectName, Room>) {
+    fn limit_table(&self, table: usize, capacity: u64, limits: &mut BTreeMap<ObjectName, Room>) -> Vec<Scarcity> {
         let asked = |room: &Room| u64::from(room.counts()[table]);
         let mut namespaces: BTreeMap<&str, Vec<(&ObjectName, u64)>> = BTreeMap::new();
         for (name, room) in self.asked.iter().filter(|(_, room)| asked(room) != 0) {
             namespaces.entry(&name.namespace).or_default().push((name, asked(room)));
         }
         let total = |services: &[(&ObjectName, u64)]| services.iter().map(|(_, asked)| asked).sum::<u64>();
-        let level = level(namespaces.values().map(|services| total(services)).collect(), capacity);
-        for services in namespaces.values().filter(|services| total(services) > level) {
-            let level = self::level(services.iter().map(|(_, asked)| *asked).collect(), level);
-            for (name, _) in services.iter().filter(|(_, asked)| *asked > level) {
-                let mut counts = limits.get(*name).copied().unwrap_or(Room::MAX).counts();
-                counts[table] = u32::try_from(level).unwrap_or(u32::MAX);
-                limits.insert((*name).clone(), Room::of_counts(counts));
+        let gets = level(namespaces.values().map(|services| total(services)).collect(), capacity);
+        let mut scarcities = Vec::new();
+        for (namespace, services) in namespaces.iter().filter(|(_, services)| total(services) > gets) {
+            let each = level(services.iter().map(|(_, asked)| *asked).collect(), gets);
+            for (name, _) in services.iter().filter(|(_, asked)| *asked > each) {
+                let limit = limits.entry((*name).clone()).or_insert(Room::MAX);
+                *limit = limit.with(table, u32::try_from(each).unwrap_or(u32::MAX));
             }
+            let (namespace, asks) = ((*namespace).to_owned(), total(services));
+            scarcities.push(Scarcity { table, namespace, asks, gets, each });
         }
+        scarcities
     }
 }
 

@@ -131,7 +131,7 @@ impl State {
     }
 
     /// A service's slices with their names.
-    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&str, &EndpointSlice)> {
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&str, &EndpointSlice)> + Clone {
         let slices = self.services.get(service).into_iter().flat_map(|indexed| &indexed.slices);
         slices.map(|(name, slice)| (name.as_str(), &**slice))
     }

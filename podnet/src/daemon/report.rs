@@ -77,6 +77,7 @@ impl Reporter {
             socket_hooks_refused: node.socket_hooks_refused,
             health,
             host: host.clone(),
+            shares: control.shares.clone(),
             warnings: warnings(source, control, node, servers),
             ..self.last.clone()
         };
@@ -161,5 +162,7 @@ fn warnings(
     let alarms = control.alarms.iter().map(|p| format!("{}: {}", p.object, p.reason));
     let problems = control.problems.iter().map(|p| format!("{}: {}", p.object, p.reason));
     let node = source.error.iter().chain(&node.problems).cloned();
-    alarms.chain(node).chain(servers).chain(source.remarks.iter().cloned()).chain(problems).collect()
+    let scarcities = control.scarcities.iter().cloned();
+    let remarks = source.remarks.iter().cloned();
+    alarms.chain(node).chain(servers).chain(remarks).chain(scarcities).chain(problems).collect()
 }

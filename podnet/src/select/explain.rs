@@ -1,17 +1,21 @@
 //! Why a service's frontends have the endpoints that they have, for people.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::rule::Targets;
-use super::{Fate, Settings, View, addresses, health, places, policies, refused, remarks, source, source_ranges};
-use crate::frontend::{FrontendKind, IfNone, Protocol, SourceMode};
+use super::{
+    Fate, Settings, View, addresses, health, places, policies, refused, remarks, select, source, source_ranges,
+};
+use crate::frontend::{FrontendAddr, FrontendKind, IfNone, Protocol, SourceMode};
 use crate::guard::Guard;
 use crate::model::{
     Condition, Endpoint, EndpointSlice, Ignored, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy,
 };
+use crate::room::Share;
 
 /// A service as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +43,7 @@ pub struct Explained {
     pub health_check_node_port: Option<u16>,
     /// How many endpoints it is told of.
     pub health_check_endpoints: Option<usize>,
-    /// What its author should know, see [`super::remarks`].
+    /// What of it is left out and why, and what else its author should know.
     pub remarks: Vec<String>,
     /// Its frontends, in the order of its ports.
     pub frontends: Vec<ExplainedFrontend>,
@@ -59,6 +63,8 @@ pub struct ExplainedFrontend {
     pub protocol: Protocol,
     /// The service port's name.
     pub port_name: String,
+    /// Whether it is left out since the service would take more than its share of the tables.
+    pub beyond_share: bool,
     /// Which clients may use it; none: all.
     pub source_ranges: Option<Vec<IpNetwork>>,
     /// One for all clients, or two.
@@ -109,15 +115,23 @@ pub struct ExplainedEndpoint {
     pub fate: Fate,
 }
 
-/// What [`super::select`] makes of a service, if there is room for all of it, and why; `slices` are the service's own.
+/// What [`super::select`] makes of a service with this share, and why; `slices` are the service's own, with their names.
 pub fn explain<'a>(
     name: &ObjectName,
     service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    slices: impl Iterator<Item = (&'a str, &'a EndpointSlice)> + Clone,
     settings: &Settings,
     guard: &'a Guard,
+    share: Share,
 ) -> Explained {
+    let refused = refused(service, slices.clone(), guard);
+    let slices = slices.map(|(_, slice)| slice);
     let check = health(name, service, slices.clone(), settings, guard);
+    let selection = select(name, service, slices.clone(), settings, guard, share);
+    let (beyond, unspread) = selection.shortages();
+    let admitted: HashSet<FrontendAddr> = selection.frontends.iter().map(|frontend| frontend.key).collect();
+    let left_out = service.left_out.lines().chain(slices.clone().flat_map(|slice| slice.left_out.lines()));
+    let remarks = left_out.chain(refused.lines()).chain(beyond).chain(remarks(service)).chain(unspread).collect();
     let (targets, addresses) = (Targets::new(slices, guard), addresses(service, guard));
     let mut frontends = Vec::new();
     for port in service.ports.iter().filter(|_| service.ignored.is_none()) {
@@ -128,6 +142,7 @@ pub fn explain<'a>(
                 port: addr.port(),
                 protocol: port.protocol,
                 port_name: port.name.clone(),
+                beyond_share: !admitted.contains(&FrontendAddr { socket: addr, protocol: port.protocol }),
                 source_ranges: source_ranges(service, kind, &addr.ip()),
                 choices: choices(service, port, kind, addr.is_ipv4(), &targets, settings),
             });
@@ -144,7 +159,7 @@ pub fn explain<'a>(
         affinity_seconds: service.affinity,
         health_check_node_port: check.as_ref().map(|check| check.port),
         health_check_endpoints: check.as_ref().map(|check| check.local_endpoints),
-        remarks: refused(service, std::iter::empty(), guard).lines().chain(remarks(service)).collect(),
+        remarks,
         frontends,
     }
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Beyond, Policies};
 use crate::frontend::{Frontend, FrontendAddr, FrontendKind, Protocol};
 use crate::model::TrafficPolicy;
-use crate::room::Room;
+use crate::room::{Bound, Room, Share};
 
 /// How many endpoints of a service are looked at, those of each port counted for themselves: as many as `backends` holds.
 /// What follows would cost time for nothing.
@@ -28,13 +28,13 @@ pub(super) struct Counted {
 
 /// What a service takes so far.
 pub(super) struct Meter {
-    room: Room,
+    share: Share,
     takes: Room,
     addresses: HashSet<IpAddr>,
     backends: HashSet<(SocketAddr, Protocol)>,
     examined: usize,
     /// The table that has no room for the next one.
-    full: Option<&'static str>,
+    full: Option<Bound>,
     beyond: Option<Beyond>,
     /// Slots of a table by which nodes agree.
     spread: u32,
@@ -43,11 +43,11 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn new(room: Room, spread: u32) -> Self {
+    pub(super) fn new(share: Share, spread: u32) -> Self {
         Self {
             spread,
             unspread: 0,
-            room,
+            share,
             takes: Room::default(),
             addresses: HashSet::new(),
             backends: HashSet::new(),
@@ -61,7 +61,7 @@ impl Meter {
     pub(super) fn examine(&mut self, endpoints: usize) {
         self.examined += endpoints;
         if self.examined > EXAMINED_MAX {
-            self.full = Some("backends");
+            self.full = Some(self.share.of_backends());
         }
     }
 
@@ -72,8 +72,9 @@ impl Meter {
 
     /// Counts a frontend that isn't admitted.
     pub(super) fn refuse(&mut self, key: FrontendAddr) {
-        let table = self.full.unwrap_or_default();
-        self.beyond.get_or_insert(Beyond { table, first: key, count: 0 }).count += 1;
+        if let Some(bound) = self.full {
+            self.beyond.get_or_insert(Beyond { bound, first: key, count: 0 }).count += 1;
+        }
     }
 
     /// Whether there is room for a frontend, which then counts.
@@ -113,8 +114,8 @@ impl Meter {
             source_ranges: ranges.map_or(0, |ranges| count(ranges.len()).saturating_mul(groups)),
             spread: 0,
         });
-        if let Some(table) = takes.exceeds(self.room) {
-            self.full = Some(table);
+        if let Some(bound) = self.share.exceeded_by(takes) {
+            self.full = Some(bound);
             self.refuse(frontend.key);
             return false;
         }
@@ -122,7 +123,7 @@ impl Meter {
         if frontend.here.is_some() && !frontend.backends.list.is_empty() {
             frontend.spread = *then.spread.get_or_insert_with(|| {
                 let slots = self.takes.spread.saturating_add(self.spread);
-                let fits = slots <= self.room.spread;
+                let fits = slots <= self.share.room().spread;
                 self.takes.spread = if fits { slots } else { self.takes.spread };
                 self.unspread += usize::from(!fits);
                 fits

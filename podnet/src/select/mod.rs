@@ -26,7 +26,7 @@ pub use rule::Fate;
 use crate::frontend::{Backends, Frontend, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
 use crate::guard::Guard;
 use crate::model::{EndpointSlice, LeftOut, Node, ObjectName, Service, ServicePort, SourceIp, TrafficPolicy};
-use crate::room::Room;
+use crate::room::{Bound, Room, Share};
 use meter::{Counted, Meter};
 use rule::{Candidate, Rule, Targets};
 
@@ -76,8 +76,8 @@ pub struct Selection {
 /// Frontends of a service that would take more than its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beyond {
-    /// Of which table.
-    pub table: &'static str,
+    /// What the first of them goes beyond.
+    pub bound: Bound,
     /// The first of them.
     pub first: FrontendAddr,
     /// How many there are.
@@ -86,17 +86,35 @@ pub struct Beyond {
 
 impl fmt::Display for Beyond {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { table, first, count } = self;
+        let Self { bound: Bound { table, most, scarce }, first, count } = self;
         let others = count.saturating_sub(1);
+        let why = match scarce {
+            false => "as much as any Service may have",
+            true => "as much as each Service of its namespace gets while all ask for more than there is",
+        };
         write!(
             f,
-            "{first} and {others} more frontends are left out: it takes more than its share of the table `{table}`; \
-             use fewer ports, addresses, endpoints or source ranges"
+            "{first} and {others} more frontends are left out: it takes more than its share of the table `{table}`, which is \
+             {most} entries, {why}; use fewer ports, addresses, endpoints or source ranges"
         )
     }
 }
 
-/// The frontends of a service on this node that there is `room` for: first those of its ClusterIPs, then all others, port
+impl Selection {
+    /// What there is no room for, for people: what is left out, and what isn't as it should be.
+    pub fn shortages(&self) -> (Option<String>, Option<String>) {
+        let unspread = (self.unspread > 0).then(|| {
+            format!(
+                "{} of its lists of backends have no room in its share of the table `slots`: nodes choose the same backend there \
+                 only until its endpoints change; preserve the source of fewer ports",
+                self.unspread
+            )
+        });
+        (self.beyond.map(|beyond| beyond.to_string()), unspread)
+    }
+}
+
+/// The frontends of a service on this node that its share has room for: first those of its ClusterIPs, then all others, port
 /// by port. `slices` are the service's own.
 pub fn select<'a>(
     name: &ObjectName,
@@ -104,7 +122,7 @@ pub fn select<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     settings: &Settings,
     guard: &'a Guard,
-    room: Room,
+    share: Share,
 ) -> Selection {
     let source = source(service, settings);
     let targets = Targets::new(slices, guard);
@@ -113,7 +131,7 @@ pub fn select<'a>(
     // Made when they are needed: few services have both families.
     let mut views: Vec<[Option<View<'_>>; 2]> = Vec::new();
     views.resize_with(ports.len(), Default::default);
-    let (mut meter, mut selected) = (Meter::new(room, settings.spread), Vec::new());
+    let (mut meter, mut selected) = (Meter::new(share, settings.spread), Vec::new());
     for of_cluster in [true, false] {
         for (index, port) in ports.iter().enumerate() {
             for (kind, addr) in places(&addresses, service, port, guard) {

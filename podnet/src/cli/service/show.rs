@@ -11,12 +11,13 @@ use serde::Serialize;
 use super::super::conntrack::NodeNames;
 use super::super::endpoint::Pods;
 use super::super::output::socket;
-use super::super::view::{View, ViewError};
+use super::super::view::{Table, View, ViewError};
 use super::super::wanted::{Wanted, WantedError};
 use super::{Entries, Entry, FrontendRow, complete, entries, order, row, shares, why};
 use crate::compile::{ServiceId, ServiceNames};
 use crate::frontend::{FrontendKind, IfNone};
 use crate::model::ObjectName;
+use crate::room::Room;
 use crate::select::Explained;
 
 /// `podnet service show`.
@@ -27,11 +28,11 @@ pub(crate) struct ServiceDetail {
     pub(super) name: String,
     /// As the tables have them.
     pub(super) frontends: Vec<FrontendDetail>,
-    /// What the manifests ask for, and why; none if they can't be read or don't have the service.
+    /// What its objects ask for, and why; none if they can't be read or there is no such service.
     pub(super) explanation: Option<Explained>,
     /// Why there is no explanation.
     pub(super) not_explained: Option<String>,
-    /// How the tables differ from what the manifests ask for.
+    /// How the tables differ from that.
     pub(super) differences: Vec<String>,
 }
 
@@ -132,12 +133,12 @@ pub(in crate::cli) fn show(
     }
     frontends.sort_by(|a, b| order(&a.frontend).cmp(&order(&b.frontend)));
     let (explanation, not_explained) = match &wanted {
-        Ok(wanted) => match wanted.explain(name) {
+        Ok(wanted) => match wanted.explain(name, tables(view)?) {
             Some(explained) => (Some(explained), None),
             None if frontends.iter().any(|f| f.frontend.kind == Some(FrontendKind::HostPort)) => {
                 (None, Some("a host port leads to the one pod that has asked for it".to_owned()))
             }
-            None => (None, Some(format!("the manifests have no Service {name}"))),
+            None => (None, Some(format!("there is no Service {name}"))),
         },
         Err(error) => (None, Some(error.to_string())),
     };
@@ -151,6 +152,17 @@ pub(in crate::cli) fn show(
     }
     let ObjectName { namespace, name } = name.clone();
     Ok(Some(ServiceDetail { namespace, name, frontends, explanation, not_explained, differences }))
+}
+
+/// How large the tables of services are.
+fn tables(view: &dyn View) -> Result<Room, ViewError> {
+    let size = |table| view.capacity(table);
+    Ok(Room::of_tables(
+        size(Table::Frontends)?,
+        size(Table::Slots)?,
+        size(Table::Backends)?,
+        size(Table::SourceRanges)?,
+    ))
 }
 
 fn choices(

@@ -8,6 +8,8 @@ use crate::cli::view::fake::{FakeView, names};
 use crate::cli::wanted::WantedError;
 use crate::config::Config;
 use crate::model::ObjectName;
+use crate::room::Room;
+use crate::status::DaemonStatus;
 
 const ETH0: IfIndex = IfIndex(2);
 
@@ -271,6 +273,39 @@ policies   internal Cluster, external Cluster
     );
 }
 
+/// What a share cuts away is told once and not as differences, by the rule and its number.
+#[test]
+fn what_a_share_cuts_away_is_explained() {
+    let dir = manifests();
+    let ips: Vec<_> = (1..=40).map(|i| format!("198.51.100.{i}")).collect();
+    let ports: Vec<_> = (1..=20).map(|port| format!("{{name: p{port}, port: {port}}}")).collect();
+    let (ips, ports) = (ips.join(", "), ports.join(", "));
+    let greedy = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: greedy}}, spec: {{externalIPs: [{ips}], ports: [{ports}]}}}}"
+    );
+    std::fs::write(dir.path().join("greedy.yaml"), greedy).unwrap();
+    let run = dir.path().join("run");
+    let config = format!("node: node1\nmanifests: {}\nrunDir: {}\n", dir.path().display(), run.display());
+    let name = ObjectName { name: "greedy".into(), ..web() };
+    let explained = || {
+        let detail = shown(&cluster_ips(), &name, Wanted::read(&Config::parse(&config).unwrap())).unwrap();
+        let frontends = detail.explanation.as_ref().unwrap().frontends.iter();
+        let (beyond, within): (Vec<_>, Vec<_>) = frontends.partition(|frontend| frontend.beyond_share);
+        assert_eq!((beyond.len() + within.len(), detail.differences.len()), (800, within.len()), "none is there yet");
+        let text = detail.text();
+        (within.len(), text.lines().find(|line| line.contains("more than its share")).unwrap_or_default().to_owned())
+    };
+    let (within, note) = explained();
+    assert!(note.contains("`frontends`, which is 256 entries, as much as any Service may have"), "{note}");
+    assert_eq!(within, 256 - 40, "each of the addresses takes an entry too");
+    let shares = [("default".to_owned(), Room::MAX.with(0, 30))].into();
+    std::fs::create_dir(&run).unwrap();
+    DaemonStatus { shares, ..DaemonStatus::default() }.write(&run).unwrap();
+    let (within, note) = explained();
+    assert!(note.contains("30 entries, as much as each Service of its namespace gets"), "{note}");
+    assert_eq!(within, 15, "of the first port, with the addresses");
+}
+
 #[test]
 fn a_broken_manifest_is_named_where_it_may_be_the_reason() {
     let dir = manifests();
@@ -290,7 +325,7 @@ fn manifests_that_cant_be_read_leave_the_tables() {
     );
     assert_eq!(detail.frontends.len(), 2);
     let elsewhere = shown(&cluster_ips(), &ObjectName { name: "dns".into(), ..web() }, wanted(&manifests())).unwrap();
-    assert_eq!(elsewhere.not_explained.as_deref(), Some("the manifests have no Service default/dns"));
+    assert_eq!(elsewhere.not_explained.as_deref(), Some("there is no Service default/dns"));
     let pods = ObjectName { name: "dns hostPort".into(), ..web() };
     let pods = shown(&everything(), &pods, wanted(&manifests())).unwrap();
     assert_eq!(pods.not_explained.as_deref(), Some("a host port leads to the one pod that has asked for it"));

@@ -46,7 +46,10 @@ impl ServiceDetail {
             text.line("tables", difference);
         }
         if self.differences.is_empty() && explained.ignored.is_none() {
-            text.line("tables", "as the manifests ask for");
+            text.line("tables", "as its objects ask for");
+        }
+        for remark in &explained.remarks {
+            text.line("note", remark);
         }
     }
 }

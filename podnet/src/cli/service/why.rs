@@ -1,4 +1,4 @@
-//! Tables beside manifests: where they differ, and why endpoints were left out.
+//! Tables beside objects: where they differ, and why endpoints were left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,10 +8,11 @@ use super::{Family, Place};
 use crate::frontend::FrontendKind;
 use crate::select::{self, Explained, ExplainedEndpoint, ExplainedFrontend, Fate};
 
-/// How the tables differ from what the manifests ask for, as sentences.
+/// How the tables differ from what the objects ask for, as sentences.
 pub(super) fn differences(tables: &[FrontendDetail], wanted: &Explained) -> Vec<String> {
     let mut differences = Vec::new();
-    for frontend in &wanted.frontends {
+    let admitted = || wanted.frontends.iter().filter(|frontend| !frontend.beyond_share);
+    for frontend in admitted() {
         let at = at(frontend);
         let found = tables.iter().find(|table| name(table) == at);
         let Some(table) = found else {
@@ -33,10 +34,10 @@ pub(super) fn differences(tables: &[FrontendDetail], wanted: &Explained) -> Vec<
             differences.extend(extra.map(|to| format!("{at} still leads to {to}{for_clients}")));
         }
     }
-    let places: BTreeSet<String> = wanted.frontends.iter().map(at).collect();
-    // A host port is its pod's, not the manifests'.
-    let of_manifests = tables.iter().filter(|table| table.frontend.kind != Some(FrontendKind::HostPort));
-    let gone = of_manifests.map(name).filter(|table| !places.contains(table));
+    let places: BTreeSet<String> = admitted().map(at).collect();
+    // A host port is its pod's.
+    let of_services = tables.iter().filter(|table| table.frontend.kind != Some(FrontendKind::HostPort));
+    let gone = of_services.map(name).filter(|table| !places.contains(table));
     differences.extend(gone.map(|table| format!("{table} is still in the tables")));
     differences
 }
@@ -80,7 +81,7 @@ type Fates<'a> = BTreeMap<(IpAddr, Option<u16>, Fate), (&'a ExplainedEndpoint, V
 /// other family is said only where none is used.
 pub(super) fn left_out(explained: &Explained) -> Vec<LeftOut> {
     let mut all = Fates::new();
-    for frontend in &explained.frontends {
+    for frontend in explained.frontends.iter().filter(|frontend| !frontend.beyond_share) {
         for choice in &frontend.choices {
             let is_served = choice.endpoints.iter().any(|endpoint| endpoint.fate == Fate::Chosen);
             let clients = match choice.clients {
@@ -128,7 +129,7 @@ fn name(table: &FrontendDetail) -> String {
     format!("{}/{}", table.frontend.place, table.frontend.protocol)
 }
 
-/// A frontend of the manifests, as the same text.
+/// A frontend of the objects, as the same text.
 fn at(frontend: &ExplainedFrontend) -> String {
     let place = Place {
         address: (!frontend.address.is_unspecified()).then_some(frontend.address),

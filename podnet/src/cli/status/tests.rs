@@ -38,6 +38,7 @@ fn view() -> FakeView {
 
 fn report() -> DaemonStatus {
     DaemonStatus {
+        shares: BTreeMap::new(),
         host: Default::default(),
         version: "0.1.0".into(),
         node: "node1".into(),

@@ -39,7 +39,13 @@ fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
     assert_eq!(at(&bench, "10.96.0.1"), 1);
     assert_eq!(bench.tables.frontends.len(), share + 2);
     let named = reasons(&bench, "greedy");
-    assert!(named.iter().any(|reason| reason.contains("more than its share of the table `frontends`")), "{named:?}");
+    assert!(
+        named.iter().any(|reason| reason.contains(
+            "more than its share of the table `frontends`, which is 256 entries, as much as any Service may have"
+        )),
+        "{named:?}"
+    );
+    assert_eq!(bench.control.status().scarcities, [""; 0], "there is room for everybody else");
     let complaint = bench.control.complaint().unwrap();
     assert_eq!(complaint.key.to_string(), "Service tenant/greedy");
     assert!(bench.control.complaint().is_none());
@@ -87,7 +93,20 @@ fn a_greedy_namespace_is_refused_and_no_other() {
     assert_eq!((outcome.pending, bench.control.status().pending), (0, vec![]));
     assert!((1..=90).all(|i| at(&bench, &format!("10.96.0.{i}")) == 1));
     assert!(bench.tables.frontends.len() <= 1000);
-    assert!(reasons(&bench, "g07").iter().any(|reason| reason.contains("share")));
+    assert!(
+        reasons(&bench, "g07").iter().any(|reason| reason.contains("as much as each Service of its namespace gets"))
+    );
+    let status = bench.control.status();
+    assert_eq!(
+        (status.scarcities.len(), status.shares.keys().map(String::as_str).collect::<Vec<_>>()),
+        (1, vec!["tenant"])
+    );
+    assert!(
+        status.scarcities[0].starts_with("tenant: 1530 entries of the table `frontends` are asked for, and 820 given"),
+        "{:?}",
+        status.scarcities
+    );
+    assert_eq!(status.shares["tenant"].frontends, 27);
     let before = bench.dump();
     bench.restart();
     bench.round();

@@ -5,7 +5,14 @@ use crate::model::Ignored;
 
 /// An explanation chooses exactly the endpoints that the frontends have.
 pub(super) fn agrees(manifests: &Manifests, settings: &Settings) {
-    let explained = explain(&manifests.name, &manifests.service, manifests.slices(), settings, &Guard::default());
+    let explained = explain(
+        &manifests.name,
+        &manifests.service,
+        manifests.slices().map(|slice| ("web", slice)),
+        settings,
+        &Guard::default(),
+        Share::new(Room::MAX),
+    );
     let frontends = manifests.frontends(settings);
     assert_eq!(explained.frontends.len(), frontends.len());
     for (told, frontend) in explained.frontends.iter().zip(&frontends) {
@@ -31,7 +38,14 @@ fn explained(stream: &str) -> Explained {
     let manifests = Manifests::parse(stream);
     let settings = manifests.settings(SourceIp::Auto);
     agrees(&manifests, &settings);
-    explain(&manifests.name, &manifests.service, manifests.slices(), &settings, &Guard::default())
+    explain(
+        &manifests.name,
+        &manifests.service,
+        manifests.slices().map(|slice| ("web", slice)),
+        &settings,
+        &Guard::default(),
+        Share::new(Room::MAX),
+    )
 }
 
 /// Fates of the endpoints of the first frontend's choices.

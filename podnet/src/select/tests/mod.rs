@@ -55,7 +55,8 @@ impl Manifests {
 }
 
 fn select_within(manifests: &Manifests, settings: &Settings, room: Room) -> Selection {
-    super::select(&manifests.name, &manifests.service, manifests.slices(), settings, &Guard::default(), room)
+    let (guard, share) = (Guard::default(), Share::new(room));
+    super::select(&manifests.name, &manifests.service, manifests.slices(), settings, &guard, share)
 }
 
 /// Frontends of a YAML stream on node `n1`, each as a line.

@@ -221,7 +221,7 @@ fn many_ports_and_endpoints_are_not_multiplied() {
     let selection = select_within(&manifests, &manifests.settings(SourceIp::Auto), all);
     assert_eq!((selection.frontends.len(), selection.takes.backends), (262, 0));
     let beyond = selection.beyond.unwrap();
-    assert_eq!((beyond.table, beyond.count), ("backends", 4096 - 262));
+    assert_eq!((beyond.bound.table, beyond.count), ("backends", 4096 - 262));
     // With endpoints that count, the share of one service.
     let ready = Manifests::parse(&stream.replace("ready: false", "ready: true"));
     let selection = select_within(&ready, &ready.settings(SourceIp::Auto), all.of_service());
