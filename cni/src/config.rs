@@ -187,7 +187,7 @@ pub fn version(bytes: &[u8]) -> Result<Version, CniError> {
     match given.filter(|v| !v.is_empty()) {
         None => Ok(Version::V0_1_0),
         Some(text) => Version::parse(&text).ok_or_else(|| {
-            CniError::new(Code::IncompatibleVersion, format!("cniVersion {text:?} is not supported"))
+            CniError::new(Code::IncompatibleVersion, format!("cniVersion `{text}` is not supported"))
                 .details(format!("supported: {}", Version::ALL.map(Version::as_str).join(", ")))
         }),
     }
@@ -233,7 +233,7 @@ impl Config {
         let raw: Raw = serde_json::from_slice(bytes).map_err(|e| parse_error(&e))?;
         let name = raw.name.unwrap_or_default();
         if !is_identifier(&name) {
-            return Err(invalid(format!("network name {name:?} is not valid"))
+            return Err(invalid(format!("network name `{name}` is not valid"))
                 .details("it must start with a letter or digit and go on with letters, digits, '_', '.' or '-'"));
         }
         let mut dns = raw.dns.unwrap_or_default();
@@ -298,7 +298,7 @@ fn absolute(key: &str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, 
     match path {
         None => Ok(Path::new(default).to_owned()),
         Some(path) if path.is_absolute() => Ok(path),
-        Some(path) => Err(invalid(format!("{key} {:?} is not an absolute path", path.display().to_string()))),
+        Some(path) => Err(invalid(format!("{key} `{}` is not an absolute path", path.display()))),
     }
 }
 
@@ -315,7 +315,7 @@ impl RawRuntime {
         let mac = |text: String| {
             mac::parse(&text)
                 .filter(|m| mac::is_unicast(*m))
-                .ok_or_else(|| invalid(format!("runtimeConfig.mac {text:?} is not the MAC of an interface")))
+                .ok_or_else(|| invalid(format!("runtimeConfig.mac `{text}` is not the MAC of an interface")))
         };
         let ip = |text: String| {
             let bare = text.split('/').next().unwrap_or_default();
@@ -323,7 +323,7 @@ impl RawRuntime {
             bare.parse::<IpAddr>()
                 .ok()
                 .filter(|_| prefix)
-                .ok_or_else(|| invalid(format!("runtimeConfig.ips: {text:?} is not an address")))
+                .ok_or_else(|| invalid(format!("runtimeConfig.ips: `{text}` is not an address")))
         };
         let pool = |set: Vec<RawRange>| {
             let parts: Vec<_> = set.into_iter().map(|r| (r.subnet, r.range_start, r.range_end)).collect();
@@ -366,11 +366,11 @@ impl RawPortMapping {
         };
         let protocol = self.protocol.filter(|p| !p.is_empty()).unwrap_or_else(|| "tcp".into()).to_ascii_lowercase();
         if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
-            return Err(invalid(format!("runtimeConfig.portMappings: protocol {protocol:?} is not tcp, udp or sctp")));
+            return Err(invalid(format!("runtimeConfig.portMappings: protocol `{protocol}` is not tcp, udp or sctp")));
         }
         let host_ip = |text: String| {
             let ip = text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()).filter(|ip| !ip.is_multicast());
-            ip.ok_or_else(|| invalid(format!("runtimeConfig.portMappings: hostIP {text:?} is not a host's address")))
+            ip.ok_or_else(|| invalid(format!("runtimeConfig.portMappings: hostIP `{text}` is not a host's address")))
         };
         Ok(PortMapping {
             host_port: port("hostPort", self.host_port)?,

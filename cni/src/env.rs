@@ -87,7 +87,7 @@ pub fn parse(var: impl Fn(&str) -> Option<OsString>) -> Result<Command, CniError
         Some("STATUS") => Ok(Command::Status),
         Some("GC") => Ok(Command::Gc),
         Some("VERSION") => Ok(Command::Version),
-        Some(other) => Err(invalid(format!("CNI_COMMAND {other:?} is unknown"))
+        Some(other) => Err(invalid(format!("CNI_COMMAND `{other}` is unknown"))
             .details("known are ADD, DEL, CHECK, STATUS, GC and VERSION")),
         None => Err(missing(&["CNI_COMMAND"])),
     }
@@ -104,7 +104,7 @@ fn args(text: &str) -> Result<BTreeMap<&str, &str>, CniError> {
     let mut args = BTreeMap::new();
     for pair in text.split(';').filter(|p| !p.is_empty()) {
         let (key, value) =
-            pair.split_once('=').ok_or_else(|| invalid(format!("CNI_ARGS: {pair:?} is not KEY=VALUE")))?;
+            pair.split_once('=').ok_or_else(|| invalid(format!("CNI_ARGS: `{pair}` is not KEY=VALUE")))?;
         args.insert(key, value);
     }
     let unknown: Vec<&str> = args.keys().copied().filter(|k| !KNOWN.contains(k)).collect();

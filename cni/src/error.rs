@@ -2,6 +2,8 @@
 //!
 //! Every module has its own error type; here each gets its code. What the codes mean is in `docs/cni.md`.
 
+use std::io;
+
 use serde::Serialize;
 
 use crate::alloc::PoolError;
@@ -11,7 +13,7 @@ use crate::netlink::NetlinkError;
 use crate::netns::NetnsError;
 use crate::node_info::NodeInfoError;
 use crate::store::StoreError;
-use crate::text::on_one_line;
+use crate::text::{chain, on_one_line};
 use crate::version::Version;
 use crate::wiring::WiringError;
 
@@ -101,15 +103,15 @@ impl CniError {
     }
 }
 
-/// The message with the messages of its causes behind it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+/// What to do about a file of stateDir that can't be read or written.
+fn io_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => "make room on the file system of stateDir: bytes (df) or inodes (df -i)",
+        Some(libc::EROFS) => "the file system of stateDir is read-only: mount it for writing, or set another stateDir",
+        Some(libc::EACCES | libc::EPERM) => "see that stateDir is writable",
+        Some(libc::EMFILE | libc::ENFILE) => "too many files are open: raise the limit, or try again later",
+        _ => "",
     }
-    text
 }
 
 impl From<IdError> for CniError {
@@ -128,7 +130,7 @@ impl From<StoreError> for CniError {
                 .details("delete that pod first, or give this one another hostPort or hostIP"),
             StoreError::Exists { .. } => Self::new(Code::AttachmentExists, chain(&e)).details("run DEL for it first"),
             StoreError::Busy { .. } => Self::new(Code::TryAgainLater, chain(&e)),
-            StoreError::Io { .. } => Self::new(Code::Io, chain(&e)).details("see that stateDir is writable"),
+            StoreError::Io { source, .. } => Self::new(Code::Io, chain(&e)).details(io_advice(source)),
         }
     }
 }
@@ -207,6 +209,24 @@ mod tests {
             json,
             serde_json::json!({"cniVersion": "1.0.0", "code": 11, "msg": "not \"yet\"", "details": "wait"})
         );
+    }
+
+    #[test]
+    fn what_is_advised_fits_the_error() {
+        let error = |errno| {
+            let source = std::io::Error::from_raw_os_error(errno);
+            CniError::from(StoreError::Io { what: "write", path: "/var/lib/podnet/x".into(), source })
+        };
+        for (errno, advice) in
+            [(libc::ENOSPC, "make room"), (libc::EROFS, "read-only"), (libc::EACCES, "writable"), (libc::EIO, "")]
+        {
+            let error = error(errno);
+            assert!(error.details.contains(advice) && (error.details.is_empty() == advice.is_empty()), "{error:?}");
+            assert!(
+                error.msg.contains(&format!("/var/lib/podnet/x: "))
+                    && error.msg.ends_with(&format!("(os error {errno})"))
+            );
+        }
     }
 
     #[test]

@@ -21,14 +21,14 @@ pub struct IfName(String);
 pub enum IdError {
     /// The container's id.
     #[error(
-        "container id {0:?} is not valid: it must start with a letter or digit, go on with letters, digits, '_', '.' or \
+        "container id `{0}` is not valid: it must start with a letter or digit, go on with letters, digits, '_', '.' or \
          '-', and have at most {max} bytes",
         max = ContainerId::MAX
     )]
     Container(String),
     /// The interface's name.
     #[error(
-        "interface name {0:?} is not valid: 1 to 15 bytes, neither '.' nor '..', without '/', ':', white space or \
+        "interface name `{0}` is not valid: 1 to 15 bytes, neither '.' nor '..', without '/', ':', white space or \
          control characters"
     )]
     Interface(String),

@@ -45,7 +45,7 @@ pub fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Er
 /// For `#[serde(with = "crate::mac")]`.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
     let text = String::deserialize(deserializer)?;
-    parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is not a MAC address")))
+    parse(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is not a MAC address")))
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub enum NodeInfoError {
         path: PathBuf,
     },
     /// It could not be read or written.
-    #[error("can't {what} {}", path.display())]
+    #[error("can't {what} {}: {source}", path.display())]
     Io {
         /// The operation.
         what: &'static str,
@@ -55,7 +55,7 @@ pub enum NodeInfoError {
         source: io::Error,
     },
     /// Its content is not as expected.
-    #[error("{} can't be understood", path.display())]
+    #[error("{} can't be understood: {source}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,

@@ -31,7 +31,7 @@ const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// A file could not be read, written or locked.
-    #[error("can't {what} {}", path.display())]
+    #[error("can't {what} {}: {source}", path.display())]
     Io {
         /// The operation.
         what: &'static str,
@@ -41,7 +41,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// All addresses are in use.
-    #[error("no free {family:?} address: all {used} that the pool has are in use")]
+    #[error("no free {family} address: all {used} that the pool has are in use")]
     Exhausted {
         /// The family that ran out.
         family: Family,

@@ -52,6 +52,20 @@ fn escape(text: &str) -> String {
     escaped
 }
 
+/// An error with those of its causes that its own text doesn't tell: whatever a library leaves out, the errno is there.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let part = cause.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// The fields of log lines, escaped: callers need not escape anything themselves.
 #[derive(Debug)]
 pub struct LogFields;
@@ -120,6 +134,21 @@ mod tests {
         for plain in ["", "it's \"fine\" \\ … → ü 字 Ω", "default/web"] {
             assert!(matches!(on_one_line(plain, 100), Cow::Borrowed(shown) if shown == plain));
         }
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_once() {
+        #[derive(Debug, thiserror::Error)]
+        enum Error {
+            #[error("`call` failed")]
+            Silent(#[source] io::Error),
+            #[error("no table: {source}; make one")]
+            Advising { source: Box<Self> },
+        }
+        let silent = || Error::Silent(io::Error::from_raw_os_error(1));
+        assert_eq!(chain(&silent()), "`call` failed: Operation not permitted (os error 1)");
+        let advising = Error::Advising { source: Box::new(silent()) };
+        assert_eq!(chain(&advising), "no table: `call` failed; make one: Operation not permitted (os error 1)");
     }
 
     #[test]

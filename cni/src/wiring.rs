@@ -38,7 +38,7 @@ pub enum WiringError {
         host_ifname: String,
     },
     /// A setting could not be written.
-    #[error("can't change the network settings of {of}")]
+    #[error("can't change the network settings of {of}: {source}")]
     Sysctl {
         /// Interface or family.
         of: String,
@@ -46,7 +46,7 @@ pub enum WiringError {
         source: io::Error,
     },
     /// No random bytes.
-    #[error("can't read /dev/urandom")]
+    #[error("can't read /dev/urandom: {0}")]
     Random(#[source] io::Error),
     /// CHECK found something missing or different.
     #[error("{0}")]

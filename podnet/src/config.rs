@@ -112,6 +112,9 @@ pub struct Config {
     /// What pods reach with their own address all the same, besides the cluster's pods and nodes.
     #[serde(rename = "nonMasqueradeCIDRs", default = "default_non_masquerade_cidrs")]
     pub non_masquerade_cidrs: Vec<IpNetwork>,
+    /// Whether Services may have external IPs: kube-proxy's gate `AllowServiceExternalIPs`.
+    #[serde(rename = "externalIPs", default = "yes")]
+    pub external_ips: bool,
     /// Ranges of addresses that no Service may have as external IP or load balancer's address, and no pod at all.
     #[serde(default)]
     pub protected_addresses: Vec<IpNetwork>,
@@ -434,6 +437,7 @@ mod tests {
         let config = Config::parse("node: n1\nmanifests: /etc/podnet/manifests\n").unwrap();
         assert_eq!(config.service_cidrs(), ["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()]);
         assert_eq!((config.source_ip, config.socket_lb, config.xdp), (SourceIp::Auto, SocketLb::Host, Xdp::Auto));
+        assert!(config.external_ips);
         assert_eq!((config.masquerade, config.maglev_table_size, config.node_port_addresses.len()), (true, 16_381, 0));
         assert_eq!(config.non_masquerade_cidrs, cidrs(&["169.254.0.0/16", "fe80::/10"]));
         assert_eq!(config.healthz_bind_address.0, Some("0.0.0.0:10256".parse().unwrap()));
@@ -447,7 +451,7 @@ mod tests {
         let config = Config::parse(
             "node: n1\nmanifests: /m\nserviceCIDRs: [10.0.0.0/24]\nsourceIP: snat\nsocketLB: all\nxdp: native\n\
              nodePortAddresses: [172.30.0.0/24, \"fd00:30::1/128\"]\nmasquerade: false\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
-             protectedAddresses: [192.0.2.0/24]\nmaglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\nmetricsBindAddress: 192.0.2.1:9\nlogFormat: json\n\
+             externalIPs: false\nprotectedAddresses: [192.0.2.0/24]\nmaglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\nmetricsBindAddress: 192.0.2.1:9\nlogFormat: json\n\
              uplinks: [eth0, eth1]\nrouting: vxlan\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nbpffs: /b\ncgroup: /c\n\
              stateDir: /s\nrunDir: /r\nsysctls: /y\ninstall: {binDir: /i, confDir: /j}\n",
         )
@@ -462,6 +466,7 @@ mod tests {
             node_port_addresses: cidrs(&["172.30.0.0/24", "fd00:30::1/128"]),
             masquerade: false,
             non_masquerade_cidrs: cidrs(&["10.0.0.0/8"]),
+            external_ips: false,
             protected_addresses: cidrs(&["192.0.2.0/24"]),
             maglev_table_size: 65_521,
             healthz_bind_address: BindAddress(Some("[::1]:1".parse().unwrap())),

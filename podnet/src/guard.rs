@@ -72,6 +72,8 @@ pub enum Why {
     Needed(&'static str),
     /// It is where the tunnel's packets are taken, and not a pod.
     Tunnel,
+    /// The configuration says that there are no external IPs.
+    NoExternalIps,
 }
 
 impl fmt::Display for Why {
@@ -88,6 +90,7 @@ impl fmt::Display for Why {
             Self::Virtual => f.write_str("it is an address of a service"),
             Self::Needed(what) => write!(f, "{what} needs this port of the node"),
             Self::Tunnel => f.write_str("nodes take the tunnel's packets there, and it is no pod"),
+            Self::NoExternalIps => f.write_str("the daemon's configuration has `externalIPs: false`"),
         }
     }
 }
@@ -109,6 +112,8 @@ pub struct Guard {
     known: [bool; 2],
     configured: Prefixes<IpNetwork>,
     needed: HashMap<(u16, Protocol), &'static str>,
+    /// No service may have an external IP.
+    no_external_ips: bool,
     /// ClusterIPs that no service range holds, and load balancers' addresses, with how many services have each.
     virtual_ips: HashMap<IpAddr, u32>,
 }
@@ -121,7 +126,12 @@ impl Guard {
         services: impl Iterator<Item = &'a IpNetwork>,
         host: &HostFacts,
     ) -> Self {
-        let mut guard = Self { node: config.node.clone(), own: host.addresses.clone(), ..Self::default() };
+        let mut guard = Self {
+            node: config.node.clone(),
+            own: host.addresses.clone(),
+            no_external_ips: !config.external_ips,
+            ..Self::default()
+        };
         for range in services {
             guard.known[usize::from(range.is_ipv4())] = true;
             guard.services.insert(*range, *range, |_, _| false);
@@ -188,6 +198,7 @@ impl Guard {
                 None if self.own.contains(&ip) => Some(Why::Node(self.node.clone())),
                 None => self.others(ip),
             },
+            FrontendKind::ExternalIp if self.no_external_ips => Some(Why::NoExternalIps),
             FrontendKind::LoadBalancer | FrontendKind::ExternalIp if self.own.contains(&ip) => None,
             FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
                 self.services.get(ip).map(|range| Why::Services(*range)).or_else(|| self.others(ip))
@@ -333,6 +344,15 @@ mod tests {
             {
                 assert_eq!(guard.address(kind, ip(address)), None, "{address}");
             }
+        }
+    }
+
+    #[test]
+    fn external_ips_may_be_switched_off() {
+        let guard = guard_of("externalIPs: false\n", &["10.96.0.0/16"], &facts());
+        for address in ["192.0.2.1", "2001:db8::1", "172.30.0.1", "203.0.113.2"] {
+            assert_eq!(guard.address(ExternalIp, ip(address)), Some(Why::NoExternalIps), "{address}");
+            assert_eq!(guard.address(LoadBalancer, ip(address)), None, "{address}");
         }
     }
 

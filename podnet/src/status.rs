@@ -15,6 +15,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use podnet_cni::datapath::PinDir;
 use podnet_cni::files;
+use podnet_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -113,8 +114,24 @@ pub struct DaemonStatus {
     pub host: HostFacts,
     /// By namespace, where all together ask for more than the tables hold, what each of its Services gets at most.
     pub shares: BTreeMap<String, Room>,
+    /// By reason among [`ALARMING`], the packets dropped so far.
+    pub drops: BTreeMap<String, DropStatus>,
     /// What a user should look at, as sentences.
     pub warnings: Vec<String>,
+}
+
+/// Reasons for drops that say that something is too small or broken; others are the clients' doing.
+pub const ALARMING: [Reason; 5] =
+    [Reason::ConntrackFull, Reason::SnatExhausted, Reason::NoProgram, Reason::NoTail, Reason::StaleTable];
+
+/// Packets that were dropped for one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DropStatus {
+    /// How many there were when the daemon last looked.
+    pub packets: u64,
+    /// When it last found more than before; none if it never has.
+    pub last: Option<UnixTime>,
 }
 
 /// One source of objects.
@@ -133,7 +150,7 @@ pub struct SourceStatus {
     pub endpoint_slices: usize,
     /// How many Nodes.
     pub nodes: usize,
-    /// What could not be used; the last good state of these files and objects is in use.
+    /// What could not be used.
     pub errors: Vec<SourceError>,
 }
 
@@ -147,6 +164,8 @@ pub struct SourceError {
     pub line: Option<u64>,
     /// What is wrong.
     pub reason: String,
+    /// Whether what it said before is in effect; else it has never been read without error.
+    pub kept: bool,
 }
 
 /// How far the kernel's tables are what they should be.

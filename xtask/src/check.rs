@@ -2,9 +2,11 @@
 //!
 //! Dependencies between our crates point down only. A crate that ties us to Kubernetes, the kernel's BPF or netlink is
 //! imported in its own corner only, and unsafe code stays where the kernel is touched. Sources are read as tokens
-//! without comments and texts, so any use of such a name counts, whatever the path it comes by.
+//! without comments and texts, so any use of such a name counts, whatever the path it comes by. What the programs tell
+//! people is fit for people.
 
 mod source;
+mod texts;
 
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
@@ -96,7 +98,12 @@ fn violations(workspace: &Workspace) -> Result<Vec<Violation>> {
     for package in &workspace.packages {
         for file in rust_files(&workspace.root.join(&package.directory))? {
             let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            found.extend(out_of_corner(file.strip_prefix(&workspace.root)?, &text));
+            let file = file.strip_prefix(&workspace.root)?;
+            found.extend(out_of_corner(file, &text));
+            let texts = texts::wrong(file, &text).into_iter();
+            found.extend(
+                texts.map(|(line, what)| Violation { place: format!("{}:{line}", file.display()), what: what.into() }),
+            );
         }
     }
     Ok(found)

@@ -30,7 +30,7 @@ pub enum DatapathError {
         path: PathBuf,
     },
     /// A pin could not be opened.
-    #[error("can't open {}", path.display())]
+    #[error("can't open {}: {source}", path.display())]
     Open {
         /// The pin.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// A program could not be attached or detached.
-    #[error("can't {what} {} {} link {}", program.display(), direction.preposition(), ifindex.0)]
+    #[error("can't {what} {} {} link {}: {source}", program.display(), direction.preposition(), ifindex.0)]
     Attach {
         /// Attach or detach.
         what: &'static str,
@@ -52,10 +52,10 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// The kernel does not tell a namespace's cookie.
-    #[error("can't read the cookie of the pod's network namespace, which needs Linux 5.14")]
+    #[error("can't read the cookie of the pod's network namespace, which needs Linux 5.14: {0}")]
     Cookie(#[source] io::Error),
     /// A table refused an operation.
-    #[error("can't {what} in the table {table}")]
+    #[error("can't {what} in the table {table}: {source}")]
     Table {
         /// The operation.
         what: String,

@@ -26,10 +26,10 @@ pub use request::{Op, Scope};
 #[derive(Debug, Error)]
 pub enum NetlinkError {
     /// The socket failed.
-    #[error("netlink socket")]
+    #[error("the netlink socket: {0}")]
     Socket(#[from] io::Error),
     /// The kernel refused.
-    #[error("the kernel refused to {what}{}{hint}", if hint.is_empty() { "" } else { ": " })]
+    #[error("the kernel refused to {what}: {}{source}", if hint.is_empty() { String::new() } else { format!("{hint}: ") })]
     Refused {
         /// The request.
         what: String,

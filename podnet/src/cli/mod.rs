@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use podnet_cni::node_info::NodeInfo;
+use podnet_cni::text::chain;
 use tracing_subscriber::filter::LevelFilter;
 
 pub use flow::Filter;
@@ -167,7 +168,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match execute(cli) {
         Ok(code) => code,
         Err(error) => {
-            output::complain(&format!("{error:#}"));
+            output::complain(&chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

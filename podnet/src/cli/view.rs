@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use podnet_cni::text::chain;
 use podnet_common::addr::{Addr, IfIndex};
 use podnet_common::layout::{
     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Network, Prefix,
@@ -26,7 +27,7 @@ pub enum ViewError {
         directory: PathBuf,
     },
     /// Opening or reading failed.
-    #[error("can't read the table {table}: {source}. These commands need root")]
+    #[error("can't read the table {table}: {}. These commands need root", chain(.source.as_ref()))]
     Table {
         /// Its name.
         table: &'static str,
@@ -34,7 +35,7 @@ pub enum ViewError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel could not be asked what is attached.
-    #[error("can't ask where {hook} is attached: {source}. These commands need root")]
+    #[error("can't ask where {hook} is attached: {}. These commands need root", chain(.source.as_ref()))]
     Hook {
         /// The hook's name.
         hook: &'static str,

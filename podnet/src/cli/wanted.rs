@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use podnet_cni::text::chain;
 use thiserror::Error;
 
 use crate::config::Config;
@@ -30,7 +31,7 @@ pub(super) enum WantedError {
     #[error("the configuration can't be used: {0}")]
     Configuration(String),
     /// The source can't be read.
-    #[error("{0:#}")]
+    #[error("{}", chain(.0.as_ref()))]
     Source(anyhow::Error),
 }
 

@@ -69,6 +69,23 @@ impl Desired {
         keys.take_while(move |key| key.addr == addr).map(|key| key.port.get())
     }
 
+    /// Who has a port; the unspecified address stands for all of the node's.
+    pub fn holder(&self, key: &FrontendKey) -> Option<&ServicePortName> {
+        Some(&self.claims.get(key)?.first()?.service)
+    }
+
+    /// The ports that services have of a load balancer's address or an external IP, and who has each.
+    pub fn at_service_address(&self, addr: IpAddr) -> impl Iterator<Item = (&FrontendKey, &ServicePortName)> {
+        let addr = Addr::from(addr);
+        let known = self.service_addresses.contains_key(&addr);
+        let claims =
+            self.claims.range(FrontendKey::address(addr)..).take_while(move |(key, _)| known && key.addr == addr);
+        claims.filter_map(|(key, claims)| {
+            let claim = claims.first().filter(|claim| is_service_address(claim.kind))?;
+            Some((key, &*claim.service))
+        })
+    }
+
     /// Puts a service's frontends in the place of those it had, and gives the keys whose entries may have changed.
     pub fn set(&mut self, owner: &ObjectName, frontends: Vec<Frontend>) -> BTreeSet<FrontendKey> {
         let new = self.compile(owner, frontends);

@@ -8,6 +8,7 @@
 
 mod claims;
 mod problems;
+mod shadows;
 mod shares;
 mod state;
 mod waiting;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
+use podnet_cni::mac;
+use podnet_common::addr::{Mac, Port, Proto};
 use podnet_common::layout::{Backend, FrontendKey};
 use tracing::{error, info, warn};
 
@@ -51,6 +54,8 @@ pub struct Control {
     /// What counts of the nodes.
     judged: Judged,
     host: HostFacts,
+    /// Machines that answer at addresses of services.
+    in_use: BTreeMap<IpAddr, Mac>,
     guard: Guard,
     /// Addresses of services that no range tells, where there are any: see [`Guard::virtual_ips`].
     virtual_ips: BTreeMap<ObjectName, Box<[IpAddr]>>,
@@ -160,6 +165,7 @@ impl Control {
             service_cidrs,
             state,
             host,
+            in_use: BTreeMap::new(),
             virtual_ips: BTreeMap::new(),
             desired: Desired::default(),
             reconciler,
@@ -226,6 +232,11 @@ impl Control {
             self.update_services(dirty, &mut applied);
         }
         applied
+    }
+
+    /// Takes in which machines answer at addresses of services. It makes no difference to these, but people should know.
+    pub fn set_in_use(&mut self, machines: BTreeMap<IpAddr, Mac>) {
+        self.in_use = machines;
     }
 
     /// What the host is like.
@@ -513,6 +524,8 @@ impl Control {
             object: ObjectKey { kind: Kind::Service, name: conflict.refused.service.clone() },
             reason: format!("{} belongs to {}: give it another address or port", show(&conflict.key), conflict.holder),
         }));
+        problems.extend(self.shadows().take(SHOWN_MAX));
+        problems.extend(self.contested_checks().take(SHOWN_MAX));
         problems.sort();
         let pending = self.reconciler.pending().map(|(what, retry)| Pending {
             frontend: what.to_string(),
@@ -531,6 +544,38 @@ impl Control {
             scarcities: self.shares.scarcities().take(SHOWN_MAX).collect(),
             pending: pending.collect(),
         }
+    }
+
+    /// Services at addresses that are somebody's besides.
+    fn shadows(&self) -> impl Iterator<Item = Problem> {
+        let own = self.host.addresses.iter().flat_map(|ip| shadows::at(&self.desired, *ip, "an address of this node"));
+        let nodes = self.judged.nodes.iter().filter(|(name, _)| **name != self.config.node);
+        let external = nodes.flat_map(|(name, node)| node.external_ips.iter().map(move |ip| (*ip, name)));
+        let external = external.filter(|(ip, _)| !self.host.addresses.contains(ip));
+        let external =
+            external.flat_map(|(ip, name)| shadows::at(&self.desired, ip, &format!("an ExternalIP of node {name}")));
+        let machine = |(ip, mac): (&IpAddr, &Mac)| {
+            let whose = format!("in use by a machine on a link of this node, with the MAC {}", mac::format(*mac));
+            shadows::at(&self.desired, *ip, &whose)
+        };
+        own.chain(external).chain(self.in_use.iter().flat_map(machine))
+    }
+
+    /// Services whose load balancer asks at a port of the node that another service or a pod has: a packet that comes in is
+    /// theirs before it is the health server's.
+    fn contested_checks(&self) -> impl Iterator<Item = Problem> {
+        self.checks.iter().filter_map(|(name, check)| {
+            let at = |addr| FrontendKey { addr, port: Port::new(check.port), proto: Proto::TCP, scope: FrontendKey::ANY };
+            let holder = [FrontendKey::NODE_V4, FrontendKey::NODE_V6].into_iter().find_map(|addr| self.desired.holder(&at(addr)))?;
+            Some(Problem {
+                object: ObjectKey { kind: Kind::Service, name: name.clone() },
+                reason: format!(
+                    "its healthCheckNodePort {} leads to {holder}, which has that port of the nodes: its load balancer isn't \
+                     told of its endpoints; give one of both another port",
+                    check.port
+                ),
+            })
+        })
     }
 
     fn remarks(&self, service: &Service) -> Vec<String> {

@@ -10,6 +10,7 @@ use crate::source::Change;
 use crate::source::manifest::ManifestSource;
 
 mod guarded;
+mod shadows;
 mod shares;
 
 struct Bench {

@@ -61,7 +61,10 @@ impl super::Daemon {
                 return;
             }
             let (reason, text) = if whole {
-                ("PodnetCannotUse", format!("podnet can't use it, and what it was before holds: {}", complaint.reason))
+                (
+                    "PodnetCannotUse",
+                    format!("podnet can't use it, so it changes nothing until it is corrected: {}", complaint.reason),
+                )
             } else {
                 ("PodnetLeftOut", format!("podnet can't use parts of it, and the rest holds: {}", complaint.reason))
             };

@@ -12,9 +12,11 @@
 mod abandoned;
 mod announce;
 mod attachments;
+mod drops;
 mod events;
 mod facts;
 mod host_ports;
+mod in_use;
 mod networks;
 mod node;
 mod report;
@@ -33,6 +35,7 @@ use podnet_cni::{
     node_info::NodeInfo,
     repair::{self, Keep},
     store::Store,
+    text::chain,
 };
 use podnet_common::layout::capacity;
 use tokio::{
@@ -48,7 +51,7 @@ use crate::{
     config::Config,
     control::{self, Control},
     datapath::{
-        Datapath,
+        Counts, Datapath,
         conntrack::{Collector, End, Swept, Way},
         watch,
     },
@@ -60,15 +63,17 @@ use crate::{
         watch::{Debounce, Watcher},
     },
     install,
-    metrics::{Listener, Metrics, NodeState},
+    metrics::{KernelReader as _, Listener, Metrics, NodeState},
     reconcile::Outcome,
     source::{Batch, Source},
-    status::{DaemonLock, StatusError},
+    status::{DaemonLock, DaemonStatus, StatusError, UnixTime},
 };
 
 use announce::Announcer;
 use attachments::Attachments;
+use drops::Drops;
 use host_ports::HostPorts;
+use in_use::InUse;
 use networks::KnownMacs;
 
 /// How often the programs are told the time: about a tick.
@@ -116,12 +121,15 @@ struct Daemon {
     attachments: AsyncFd<Attachments>,
     node: node::Status,
     known_macs: KnownMacs,
+    in_use: InUse,
     host_ports: HostPorts,
     health: Health,
     servers: Servers,
     metrics: Metrics,
     listener: Listener,
     calls: CallLog,
+    counts: Counts,
+    drops: Drops,
     announcer: Announcer,
     report: report::Reporter,
     outcome: Outcome,
@@ -165,6 +173,8 @@ impl Daemon {
         };
         let datapath = Datapath::run(tables, loaded)?;
         info!(generation = datapath.generation(), adopted = datapath.adopted(), "the datapath is loaded");
+        let seen = DaemonStatus::read(&config.run_dir).ok().flatten().unwrap_or_default();
+        let datapath_counts = datapath.counts()?;
         let report = report::Reporter::new(&config, &datapath);
         let was_set_up = datapath.kept_tables() && NodeInfo::read(&config.run_dir).is_ok();
         let health = Health::new(was_set_up, Instant::now());
@@ -186,12 +196,15 @@ impl Daemon {
             store,
             node: node::Status::default(),
             known_macs: KnownMacs::default(),
+            in_use: InUse::default(),
             host_ports: HostPorts::default(),
             health,
             servers,
             metrics,
             listener,
             calls: CallLog::new(&config.run_dir),
+            counts: datapath_counts,
+            drops: Drops::adopt(seen.drops),
             announcer: Announcer::new(Instant::now()),
             report,
             outcome: Outcome::default(),
@@ -241,6 +254,7 @@ impl Daemon {
         self.sync_node().await;
         self.repair();
         self.expire();
+        self.observe_drops();
         loop {
             if self.node_due.is_some_and(|due| due <= Instant::now()) {
                 self.sync_node().await;
@@ -282,9 +296,18 @@ impl Daemon {
                     self.repair();
                     self.expire();
                     self.install();
+                    self.observe_drops();
                     self.node_due = Some(Instant::now());
                 }
             }
+        }
+    }
+
+    /// Notes whether packets have been dropped that should not have been.
+    fn observe_drops(&mut self) {
+        match self.counts.counters() {
+            Ok(counters) => self.drops.observe(&counters, UnixTime::now()),
+            Err(error) => warn!("the datapath's counters can't be read: {}", chain(&error)),
         }
     }
 
@@ -401,6 +424,8 @@ impl Daemon {
             self.reconcile();
             self.tell_health();
         }
+        let services = self.control.service_addresses();
+        let heard = snapshot.as_ref().map(|snapshot| in_use::heard(snapshot, &services)).unwrap_or_default();
         let wanted = node::Wanted { config: &self.config, control: &self.control };
         let before = std::mem::take(&mut self.node.problems);
         let took_pods = self.node.takes_pods;
@@ -408,6 +433,9 @@ impl Daemon {
         let sync = node::sync(&wanted, &self.host, snapshot, &mut self.known_macs, &mut self.datapath);
         self.node = sync.instrument(info_span!("node.sync")).await;
         let took = began.elapsed();
+        let nodes = self.node.routes.addresses.iter().filter_map(|address| address.mac).collect();
+        self.in_use.note(heard, &services, &nodes, Instant::now());
+        self.control.set_in_use(self.in_use.machines());
         self.metrics.fills.set_entries(Table::Nodes, self.datapath.networks());
         self.report.set_nodes(&self.node);
         if self.node.takes_pods && !took_pods {
@@ -448,7 +476,7 @@ impl Daemon {
     /// Leaves ports to the processes that have bound them.
     fn sync_ports(&mut self) {
         if let Err(error) = node::sync_ports(&self.control, &self.node.addresses, &mut self.datapath) {
-            warn!("{error:#}");
+            warn!("{}", chain(error.as_ref()));
         }
     }
 
@@ -532,7 +560,7 @@ impl Daemon {
                 Some(swept)
             }
             Err(error) => {
-                warn!("cannot collect the connection table: {error:#}");
+                warn!("cannot collect the connection table: {}", chain(error.as_ref()));
                 None
             }
         };
@@ -549,6 +577,7 @@ impl Daemon {
             node: &self.node,
             health: self.servers.status(),
             host: self.control.host(),
+            drops: self.drops.seen(),
             servers,
         };
         let (warnings, written) = self.report.write(&self.config, now);

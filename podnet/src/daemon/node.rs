@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use ipnetwork::IpNetwork;
-use podnet_cni::node_info::{GATEWAYS, NodeInfo, SCHEMA};
+use podnet_cni::{
+    node_info::{GATEWAYS, NodeInfo, SCHEMA},
+    text::chain,
+};
 use podnet_common::{
     addr::{Addr, IfIndex},
     layout,
@@ -92,13 +95,14 @@ pub(super) async fn sync(
             return status;
         }
         status.problems.push(format!(
-            "there is no Node object named {}: apply its manifest, or correct `node` in the configuration",
+            "there is no Node object named {}: make it (a kubelet does, in files somebody has to), or correct `node` in the \
+             configuration",
             config.node
         ));
         return status;
     };
     if let Err(error) = set_up(wanted, own, host, snapshot, known, datapath, &mut status).await {
-        status.problems.push(format!("{error:#}"));
+        status.problems.push(chain(error.as_ref()));
         status.incomplete = true;
     }
     status
@@ -181,7 +185,7 @@ async fn set_up(
     // What the programs read is there before they see a packet.
     note(
         status,
-        sync_ports(wanted.control, &uplinks.addresses, datapath).err().iter().map(|error| format!("{error:#}")),
+        sync_ports(wanted.control, &uplinks.addresses, datapath).err().iter().map(|error| chain(error.as_ref())),
     );
     datapath.set_networks(&cluster.networks(&routes, &services))?;
     datapath.set_peers(&networks::peers(&routes))?;
@@ -271,7 +275,7 @@ fn apply_settings(sysctl: &Sysctl, addresses: &[IpAddr], uplinks: &Uplinks, stat
     let applied = settings::apply(sysctl, &wanted);
     note(status, applied.failed.iter());
     for change in &applied.changed {
-        tracing::info!("changed a host setting: {change:?}");
+        tracing::info!("set a host setting that was otherwise: {change}");
     }
 }
 

@@ -1,5 +1,8 @@
 //! What the daemon tells `podnet status`.
 
+use std::collections::BTreeMap;
+
+use podnet_cni::mac;
 use podnet_common::addr::IfIndex;
 
 use crate::{
@@ -10,8 +13,8 @@ use crate::{
     host::tunnel,
     source,
     status::{
-        DaemonStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus, StatusError,
-        TablesStatus, UnixTime, UplinkStatus,
+        DaemonStatus, DropStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus,
+        StatusError, TablesStatus, UnixTime, UplinkStatus,
     },
 };
 
@@ -31,6 +34,7 @@ pub(super) struct Now<'a> {
     pub(super) node: &'a node::Status,
     pub(super) health: HealthStatus,
     pub(super) host: &'a HostFacts,
+    pub(super) drops: BTreeMap<String, DropStatus>,
     /// What isn't served, for people.
     pub(super) servers: Vec<String>,
 }
@@ -66,7 +70,7 @@ impl Reporter {
 
     /// Writes what there is to say, unless it has been said. Returns how many warnings are among it.
     pub(super) fn write(&mut self, config: &Config, now: Now<'_>) -> (usize, Result<(), StatusError>) {
-        let Now { source, control, node, health, host, servers } = now;
+        let Now { source, control, node, health, host, drops, servers } = now;
         let nodes = std::mem::take(&mut self.last.nodes);
         let mut now = DaemonStatus {
             ready: if node.ready { self.last.ready.or_else(|| Some(UnixTime::now())) } else { None },
@@ -78,6 +82,7 @@ impl Reporter {
             health,
             host: host.clone(),
             shares: control.shares.clone(),
+            drops,
             warnings: warnings(source, control, node, servers),
             ..self.last.clone()
         };
@@ -107,6 +112,7 @@ fn describe(source: &source::Status, control: &ControlStatus) -> SourceStatus {
         place: mistake.place.clone(),
         line: mistake.line,
         reason: mistake.reason.clone(),
+        kept: mistake.kept,
     };
     SourceStatus {
         name: source.name.clone(),
@@ -138,7 +144,7 @@ fn nodes(node: &node::Status) -> Vec<NodeStatus> {
         name: hop.node.clone(),
         cidr: hop.cidr.to_string(),
         via: Some(hop.via.to_string()),
-        mac: hop.mac.map(|mac| mac.0.map(|byte| format!("{byte:02x}")).join(":")),
+        mac: hop.mac.map(mac::format),
         tunnel: hop.tunnel,
         problem: None,
     });

@@ -1,9 +1,8 @@
 //! What is said of a kernel that refuses the datapath: a line with the version that is needed, never the verifier's log.
 
 use aya::programs::ProgramError;
+use podnet_cni::text::chain;
 use podnet_common::OLDEST_KERNEL;
-
-use super::chain;
 
 /// What the datapath needs, and what this kernel is.
 pub(super) fn needs() -> String {

@@ -20,7 +20,7 @@ use aya::{
     maps::{Array, Map, MapData, MapError, ProgramArray},
     programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
-use podnet_cni::datapath::PinDir;
+use podnet_cni::{datapath::PinDir, text::chain};
 use podnet_common::{
     layout::{GENERATION_SLOTS, GENERATIONS, Hook},
     pipeline::Stage,
@@ -28,7 +28,7 @@ use podnet_common::{
 use thiserror::Error;
 
 use super::{
-    chain, features, kernel,
+    features, kernel,
     origins::{self, Origins},
 };
 
@@ -61,7 +61,7 @@ pub enum LoadError {
     #[error("the eBPF object has no {0}: it belongs to another version of podnet; build both together")]
     Missing(String),
     /// A program's pin.
-    #[error("cannot pin or open {path}: {source}")]
+    #[error("cannot pin or open {path}: {}", chain(.source.as_ref()))]
     Pin {
         /// Which.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum LoadError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A map operation.
-    #[error("cannot read or write the table {name}: {source}")]
+    #[error("cannot read or write the table {name}: {}", chain(.source))]
     Map {
         /// Which.
         name: &'static str,

@@ -16,6 +16,7 @@ mod tables;
 pub mod uplink_xdp;
 pub mod view;
 
+pub use counts::Counts;
 pub use holders::Hurry;
 pub use loader::{Loaded, Opened};
 pub use tables::ServiceTables;
@@ -34,6 +35,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use podnet_cni::datapath::{DatapathError, Direction, Endpoints, PinDir, Plain, attach_tc, detach_tc};
+use podnet_cni::text::chain;
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{Config, Event, Hook, Network, NetworkKind, Peer, Prefix, capacity},
@@ -54,7 +56,7 @@ pub enum Error {
     #[error(transparent)]
     Load(#[from] loader::LoadError),
     /// The object lacks a map, or it is of another kind.
-    #[error("the table {name} is not as this podnet expects it: {source}; build daemon and eBPF object together")]
+    #[error("the table {name} is not as this podnet expects it: {}; build daemon and eBPF object together", chain(.source))]
     Shape {
         /// Which.
         name: &'static str,
@@ -65,7 +67,7 @@ pub enum Error {
     #[error("the eBPF object has no table {0}; build daemon and eBPF object together")]
     Missing(&'static str),
     /// A table refused an operation.
-    #[error("cannot {operation} in the table {name}: {source}")]
+    #[error("cannot {operation} in the table {name}: {}", chain(.source))]
     Table {
         /// What was tried.
         operation: &'static str,
@@ -88,7 +90,7 @@ pub enum Error {
     #[error("cannot collect what is over: {0}")]
     Collect(io::Error),
     /// The programs' log.
-    #[error("cannot read what the programs log: {0}")]
+    #[error("cannot read what the programs log: {}", chain(.0))]
     Log(aya_log::Error),
     /// Attaching to an interface.
     #[error(transparent)]
@@ -524,18 +526,6 @@ fn read_ports(table: &MapData, count: u32) -> Result<Vec<u16>, Error> {
     let ports: Vec<u32> = batch::range(table.fd().as_fd(), 0, count.min(capacity::SNAT_PORTS as u32))
         .map_err(|source| Error::Batch { operation: "read", name: "snat_ports", source })?;
     Ok(ports.into_iter().map(|port| port as u16).collect())
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {

@@ -18,6 +18,7 @@ use aya::{
 use podnet_cni::{
     datapath::{PinDir, open_pin},
     files,
+    text::chain,
 };
 use podnet_common::layout::SOCKET_ORIGIN;
 use thiserror::Error;
@@ -54,7 +55,7 @@ pub enum SocketError {
     #[error(transparent)]
     Origin(#[from] LoadError),
     /// A link can't be pinned, opened or changed.
-    #[error("cannot keep the link of {name} in {path}: {source}")]
+    #[error("cannot keep the link of {name} in {path}: {}", chain(.source.as_ref()))]
     Link {
         /// Which program.
         name: &'static str,

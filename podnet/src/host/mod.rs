@@ -86,7 +86,8 @@ pub enum HostError {
     NeighboursFull,
     /// A route to the same destination exists that podnet hasn't made.
     #[error(
-        "a route to {dst} exists that podnet has not made: remove it (`ip route show {dst}`), or choose another CIDR"
+        "a route to {dst} exists that podnet has not made, and what is sent there goes that way: see `ip route show {dst}` who has \
+         made it, or choose another CIDR"
     )]
     ForeignRoute {
         /// Its destination.
@@ -360,10 +361,7 @@ impl Host {
             IpAddr::V6(local) => device.local6(local),
         };
         self.handle.link().add(device.build()).execute().await.map_err(|source| HostError::Change {
-            action: format!(
-                "create the VXLAN device {} with port {TUNNEL_PORT} (is the kernel's module vxlan there?)",
-                tunnel::NAME
-            ),
+            action: format!("create the VXLAN device {}{}", tunnel::NAME, tunnel::why_not_created(errno(&source))),
             source,
         })
     }

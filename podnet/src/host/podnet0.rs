@@ -321,7 +321,13 @@ mod tests {
         }
         for addr in ["169.254.1.2", "fe80::2"] {
             let addr = addr.parse().unwrap();
-            snapshot.neighbours.push(Neighbour { ifindex: IfIndex(7), addr, mac: Some(FAR_MAC), permanent: true });
+            snapshot.neighbours.push(Neighbour {
+                ifindex: IfIndex(7),
+                addr,
+                mac: Some(FAR_MAC),
+                permanent: true,
+                fresh: false,
+            });
         }
         snapshot
     }

@@ -39,7 +39,7 @@ pub enum PortsError {
         source: io::Error,
     },
     /// A file has an unexpected form.
-    #[error("{path} holds {text:?}, which is not a list of ports")]
+    #[error("{path} holds `{text}`, which is not a list of ports")]
     Form {
         /// The file.
         path: PathBuf,

@@ -7,6 +7,7 @@
 //!
 //! Sysctls under `net/` are those of the calling thread's network namespace.
 
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
@@ -87,6 +88,17 @@ pub struct Deviation {
     pub why: String,
     /// Who sets it.
     pub set_by: SetBy,
+}
+
+impl fmt::Display for Deviation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, actual, wanted, why, .. } = self;
+        let name = path.replace('/', ".");
+        match actual {
+            Some(value) => write!(f, "{name} is {value} instead of {wanted}: {why}"),
+            None => write!(f, "{name} does not exist, {wanted} is needed: {why}"),
+        }
+    }
 }
 
 /// What [`apply`] did.

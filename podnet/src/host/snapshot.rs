@@ -144,6 +144,8 @@ pub struct Neighbour {
     pub mac: Option<Mac>,
     /// Whether it never expires.
     pub permanent: bool,
+    /// Whether it has been confirmed lately.
+    pub fresh: bool,
 }
 
 /// An entry of a VXLAN device's forwarding table.
@@ -364,6 +366,7 @@ pub(super) fn neighbour(message: NeighbourMessage) -> Option<Neighbour> {
         addr: addr?,
         mac: lladdr.filter(|_| usable),
         permanent: message.header.state == NeighbourState::Permanent,
+        fresh: message.header.state == NeighbourState::Reachable,
     })
 }
 

@@ -61,6 +61,19 @@ pub fn gateway(node: IpAddr, mac: Mac) -> IpAddr {
     }
 }
 
+/// What is commonly behind the kernel's refusal to make the device, by its error number.
+pub fn why_not_created(errno: Option<i32>) -> String {
+    match errno {
+        Some(libc::EOPNOTSUPP) => " (the kernel has no VXLAN: load its module `vxlan`)".to_owned(),
+        Some(libc::EEXIST) => format!(
+            " (there is such a device already, or one with the network identifier {VNI} at UDP port {TUNNEL_PORT}: see `ip -d link \
+             show type vxlan`)"
+        ),
+        Some(libc::EADDRINUSE) => format!(" (something else listens at UDP port {TUNNEL_PORT}: see `ss -lunp`)"),
+        _ => String::new(),
+    }
+}
+
 /// How the device should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -258,8 +271,13 @@ mod tests {
         let (mut neighbours, mut table) = (Vec::new(), Vec::new());
         for (mac, peer) in &wanted().peers {
             table.push(Forwarding { ifindex: IfIndex(5), mac: *mac, remote: peer.remote });
-            let neighbour =
-                |addr: &IpAddr| Neighbour { ifindex: IfIndex(5), addr: *addr, mac: Some(*mac), permanent: true };
+            let neighbour = |addr: &IpAddr| Neighbour {
+                ifindex: IfIndex(5),
+                addr: *addr,
+                mac: Some(*mac),
+                permanent: true,
+                fresh: false,
+            };
             neighbours.extend(peer.gateways.iter().map(neighbour));
         }
         let addresses = vec![Address { ifindex: IfIndex(5), addr: ADDRESS.into(), tentative: false }];

@@ -172,7 +172,7 @@ impl Reconciler {
             let spread = value.flags & Frontend::DIRECT_RETURN != 0;
             let (list, sound) = reconciler.lists.adopt(segment(&value), spread, &mut lists_found);
             if !sound {
-                warn!(?key, ?value, "a frontend in the tables is broken and will be written again");
+                warn!(frontend = %show(&key), "a frontend in the tables is broken and will be written again");
             }
             let restricted = value.flags & Frontend::SOURCE_RANGES != 0;
             let ranges = restricted.then(|| reconciler.ranges.adopt_frontend(&key, value.service, &ranges_found));

@@ -30,7 +30,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::parse::parallel_map;
-use super::{Batch, Change};
+use super::{Batch, Change, what_holds};
 use crate::model::{Object, ObjectKey};
 use load::{Load, load};
 use report::REPORTED;
@@ -265,7 +265,12 @@ impl ManifestSource {
                 .iter()
                 .take(REPORTED)
                 .filter_map(|file| self.files.get_key_value(file))
-                .map(|(file, f)| BrokenFile { name: name(file), objects: f.objects.len(), errors: f.errors.clone() })
+                .map(|(file, f)| BrokenFile {
+                    name: name(file),
+                    kept: f.loaded,
+                    objects: f.objects.len(),
+                    errors: f.errors.clone(),
+                })
                 .collect(),
             duplicates: self
                 .duplicates
@@ -465,8 +470,9 @@ impl ManifestSource {
                 }
                 Load::Errors(errors) => {
                     self.leaving.remove(&file);
+                    let holds = what_holds(known.is_some_and(|known| known.loaded));
                     for FileError { line, reason } in errors.iter().take(usize::saturating_sub(LOGGED, told)) {
-                        warn!(file = &*file, line, "a manifest can't be used, what it said before stays: {reason}");
+                        warn!(file = &*file, line, "a manifest can't be used: {reason} ({holds})");
                     }
                     told += errors.len();
                     self.broken.insert(file.clone());

@@ -83,7 +83,7 @@ pub struct Status {
     pub remarks: Vec<String>,
 }
 
-/// Something that can't be used as it is; what it said before holds.
+/// Something that can't be used as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     /// A file, or an object.
@@ -92,6 +92,16 @@ pub struct Mistake {
     pub line: Option<u64>,
     /// What is wrong.
     pub reason: String,
+    /// Whether what it said before holds; else it has never been read without error.
+    pub kept: bool,
+}
+
+/// What holds of something that can't be used as it is, for people.
+pub const fn what_holds(kept: bool) -> &'static str {
+    match kept {
+        true => "what it was before stays in effect",
+        false => "it has not been usable since the daemon's start, so nothing of it is known",
+    }
 }
 
 /// A source.

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::{Config, Frontend, FrontendKey, Hook, Network, SCHEMA};
-use podnet_common::verdict::{Counter, Reason};
+use podnet_common::verdict::Counter;
 use serde::Serialize;
 
 use super::drops::{self, DropRow};
@@ -24,10 +24,14 @@ use crate::host::Host;
 use crate::host::firewall::{self, Report};
 use crate::host::settings::{self, Deviation, Families, Sysctl};
 use crate::host::uplinks::{self, Uplinks};
-use crate::status::{DaemonLock, DaemonState, DaemonStatus, UnixTime};
+use crate::source::what_holds;
+use crate::status::{ALARMING, DaemonLock, DaemonState, DaemonStatus, DropStatus, UnixTime};
 
 /// From this share of its capacity on, a table is called nearly full: nine tenths.
 const NEARLY_FULL: (u64, u64) = (9, 10);
+
+/// For how long drops are warned of, in seconds.
+const LATELY: u64 = 600;
 
 /// The loopback interface: the kernel gives it this index in every namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: IfIndex = IfIndex(1);
@@ -321,6 +325,7 @@ pub(super) fn assemble(witnesses: Witnesses) -> Status {
     if let Some(datapath) = &datapath {
         hook_warnings(datapath, &daemon, &mut warnings);
         table_warnings(datapath, &mut warnings);
+        drop_warnings(datapath, &daemon, now, &mut warnings);
     }
     warnings.extend(settings.iter().map(|deviation| setting_warning(deviation, daemon.running)));
     warnings.extend(firewall.findings.iter().map(|finding| format!("{}: {}", finding.what, finding.advice)));
@@ -345,12 +350,16 @@ fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) 
     }
     for source in &report.sources {
         if !source.synced {
-            warnings.push(format!("{} has not been read completely yet: nothing is removed until then", source.name));
+            warnings.push(format!(
+                "{} has not been read completely yet: until then services of an earlier daemon stay in effect, also such as \
+                 nobody asks for any more",
+                source.name
+            ));
         }
         for error in &source.errors {
             let line = error.line.map(|line| format!(":{line}")).unwrap_or_default();
             let file = &error.place;
-            warnings.push(format!("{file}{line}: {} (the last good state is in effect)", error.reason));
+            warnings.push(format!("{file}{line}: {} ({})", error.reason, what_holds(error.kept)));
         }
     }
     for pending in &report.tables.pending {
@@ -424,28 +433,36 @@ fn table_warnings(datapath: &Datapath, warnings: &mut Vec<String>) {
              to it fail; see `podnet nat list`, and narrow net.ipv4.ip_local_port_range or use another node"
         ));
     }
-    // What says that something is too small or broken; other reasons are the clients' doing.
-    for reason in [Reason::ConntrackFull, Reason::SnatExhausted, Reason::NoProgram, Reason::NoTail, Reason::StaleTable]
-    {
-        if let Some(row) = datapath.drops.iter().find(|row| row.reason == reason.name()) {
-            warnings.push(format!("{} packets were dropped so far because {}", row.packets, row.explanation));
-        }
+}
+
+/// What has been dropped lately and shouldn't have been.
+fn drop_warnings(datapath: &Datapath, daemon: &Daemon, now: UnixTime, warnings: &mut Vec<String>) {
+    for reason in ALARMING {
+        let Some(row) = datapath.drops.iter().find(|row| row.reason == reason.name()) else { continue };
+        let seen = daemon.report.as_ref().map(|report| report.drops.get(reason.name()).copied().unwrap_or_default());
+        let when = match seen {
+            // The daemon looks every half a minute.
+            Some(seen) if row.packets > seen.packets && daemon.running => ", the last just now".to_owned(),
+            Some(DropStatus { packets, last }) if row.packets <= packets => {
+                match last.filter(|last| last.seconds_until(now) < LATELY) {
+                    Some(last) => format!(", the last {} ago", since(last, now)),
+                    None => continue,
+                }
+            }
+            _ => String::new(),
+        };
+        warnings.push(format!("{} packets were dropped so far{when}: {}", row.packets, row.explanation));
     }
 }
 
 fn setting_warning(deviation: &Deviation, running: bool) -> String {
-    let Deviation { path, wanted, why, .. } = deviation;
-    let name = path.replace('/', ".");
-    let actual = match &deviation.actual {
-        Some(value) => format!("is {value} instead of {wanted}"),
-        None => format!("does not exist, {wanted} is needed"),
-    };
+    let Deviation { path, wanted, .. } = deviation;
     let advice = if running {
         "the daemon sets it again, so look for the program that changes it".to_owned()
     } else {
         format!("set it with `sysctl -w {}={wanted}` or start the daemon", path_for_sysctl(path))
     };
-    format!("{name} {actual}: {why}; {advice}")
+    format!("{deviation}; {advice}")
 }
 
 /// sysctl(8) takes slashes as separators where a name contains dots.

@@ -1,6 +1,6 @@
 use podnet_common::addr::Proto;
 use podnet_common::layout::NetworkKind;
-use podnet_common::verdict::COUNTERS_BASE;
+use podnet_common::verdict::{COUNTERS_BASE, Reason};
 
 use super::*;
 use crate::cli::output::Show as _;
@@ -8,7 +8,8 @@ use crate::cli::view::fake::FakeView;
 use crate::host::firewall::Finding;
 use crate::host::settings::SetBy;
 use crate::status::{
-    HealthStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus, TablesStatus, UplinkStatus,
+    DropStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus, TablesStatus,
+    UplinkStatus,
 };
 
 const NOW: UnixTime = UnixTime(10_000);
@@ -39,6 +40,7 @@ fn view() -> FakeView {
 fn report() -> DaemonStatus {
     DaemonStatus {
         shares: BTreeMap::new(),
+        drops: BTreeMap::new(),
         host: Default::default(),
         version: "0.1.0".into(),
         node: "node1".into(),
@@ -119,6 +121,34 @@ affinity             0      1000   0 %
 }
 
 #[test]
+fn drops_are_warned_of_while_they_are_not_old() {
+    let warned = |seen: Option<(u64, Option<u64>)>, running| {
+        let mut witnesses = healthy();
+        let mut report = report();
+        report.drops = seen
+            .map(|(packets, last)| ("conntrack_full".to_owned(), DropStatus { packets, last: last.map(UnixTime) }))
+            .into_iter()
+            .collect();
+        witnesses.daemon.report = Some(report);
+        witnesses.daemon.running = running;
+        let mut view = view();
+        view.counters[COUNTERS_BASE as usize + Reason::ConntrackFull as usize] = 5;
+        witnesses.datapath = datapath(&view);
+        let warnings = assemble(witnesses).warnings;
+        warnings
+            .into_iter()
+            .find_map(|w| w.strip_prefix("5 packets were dropped so far")?.split(": ").next().map(str::to_owned))
+    };
+    let now = NOW.0;
+    assert_eq!(warned(Some((5, Some(now - 599))), true).as_deref(), Some(", the last 9m59s ago"));
+    assert_eq!(warned(Some((5, Some(now - 600))), true), None, "its cause has gone");
+    assert_eq!(warned(Some((5, None)), true), None, "they are from before");
+    assert_eq!(warned(Some((4, None)), true).as_deref(), Some(", the last just now"));
+    assert_eq!(warned(None, true).as_deref(), Some(", the last just now"));
+    assert_eq!(warned(Some((4, None)), false).as_deref(), Some(""), "nobody knows when");
+}
+
+#[test]
 fn everything_that_needs_attention_is_a_warning() {
     let mut witnesses = healthy();
     let mut report = report();
@@ -126,7 +156,9 @@ fn everything_that_needs_attention_is_a_warning() {
         place: "/etc/podnet/manifests/web.yaml".into(),
         line: Some(7),
         reason: "unknown key".into(),
+        kept: true,
     });
+    report.sources[0].errors.push(SourceError { place: "Service x/a".into(), ..SourceError::default() });
     report.tables.pending.push(PendingStatus { frontend: "10.96.0.1:80/6".into(), failures: 3, reason: "full".into() });
     report.uplinks[0].hooks[1] =
         HookStatus { hook: "to_uplink".into(), attached: None, error: Some("no permission".into()) };
@@ -150,13 +182,14 @@ fn everything_that_needs_attention_is_a_warning() {
     assert_eq!(
         status.warnings,
         [
-            "/etc/podnet/manifests/web.yaml:7: unknown key (the last good state is in effect)",
+            "/etc/podnet/manifests/web.yaml:7: unknown key (what it was before stays in effect)",
+            "Service x/a:  (it has not been usable since the daemon's start, so nothing of it is known)",
             "10.96.0.1:80/6 could not be written, 3 times so far: full",
             "to_uplink is not attached to eth0: no permission",
             "no way to node2: a router",
             "FORWARD drops: accept pods",
             "the table conntrack is nearly full (2 of 2): raise conntrackMax in the daemon's configuration",
-            "5 packets were dropped so far because no room in the connection table: raise conntrackMax",
+            "5 packets were dropped so far, the last just now: no room in the connection table: raise conntrackMax",
             "net.ipv4.ip_forward is 0 instead of 1: nothing is forwarded; the daemon sets it again, so look for the \
              program that changes it",
             "nobody knows",

@@ -45,7 +45,8 @@ fn frontends(bench: &Bench) -> BTreeSet<String> {
 }
 
 fn left_out(bench: &Bench) -> Vec<String> {
-    bench.control.status().problems.into_iter().map(|problem| problem.reason).collect()
+    let problems = bench.control.status().problems.into_iter().map(|problem| problem.reason);
+    problems.filter(|reason| !reason.contains("is an address of this node: the Service has")).collect()
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn snapshot() -> Snapshot {
             route("fd00:30::/64", 2, None, 2),
         ],
         neighbours: vec![Neighbour {
+            fresh: false,
             ifindex: IfIndex(2),
             addr: "172.30.0.2".parse().unwrap(),
             mac: Some(Mac([2, 0, 0, 0, 0, 2])),

@@ -12,6 +12,8 @@ use tokio::sync::watch::Receiver;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::in_words;
+
 /// How soon it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -21,7 +23,7 @@ pub(super) async fn network(client: Client, node: String, mut ready: Receiver<u6
     while ready.changed().await.is_ok() {
         let mut told = None;
         while let Err(error) = tell(&nodes, &node).await {
-            let reason = error.to_string();
+            let reason = in_words(&error);
             if told.as_ref() != Some(&reason) {
                 warn!("the condition NetworkUnavailable of Node {node} can't be written: {reason}");
                 told = Some(reason);

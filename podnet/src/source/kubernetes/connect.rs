@@ -15,6 +15,7 @@ use podnet_cni::files;
 use thiserror::Error;
 use tracing::{info, warn};
 
+use super::in_words;
 use crate::config::Kubernetes;
 
 /// How long a connection may take to be made.
@@ -28,12 +29,13 @@ const READ_TIMEOUT: Duration = Duration::from_secs(100);
 pub enum ConnectError {
     /// This is no pod with a service account.
     #[error(
-        "there is no service account of a pod to ask the Kubernetes API with ({0}): set `kubernetes.kubeconfig`, or use \
-         deploy/podnet.yaml"
+        "there is no service account of a pod to ask the Kubernetes API with ({}): set `kubernetes.kubeconfig`, or use \
+         deploy/podnet.yaml",
+        in_words(.0)
     )]
     NoAccount(kube::config::InClusterError),
     /// The file can't be used.
-    #[error("the kubeconfig {path} can't be used: {source}", path = path.display())]
+    #[error("the kubeconfig {} can't be used: {}", path.display(), in_words(&**.source))]
     Kubeconfig {
         /// The file.
         path: PathBuf,
@@ -44,7 +46,7 @@ pub enum ConnectError {
     #[error("`{0}` can't be the address of an API server: {1}")]
     Address(String, String),
     /// The client can't be made.
-    #[error("no client for the Kubernetes API: {0}")]
+    #[error("no client for the Kubernetes API: {}", in_words(&**.0))]
     Client(Box<kube::Error>),
     /// No thread for it.
     #[error("can't start the thread that watches the Kubernetes API: {0}")]

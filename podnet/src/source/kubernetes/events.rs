@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::in_words;
 use crate::model::{Kind, ObjectKey};
 
 /// How many may wait.
@@ -62,8 +63,8 @@ pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note
         let recorder = Recorder::new(client.clone(), reporter.clone());
         let failure = match timeout(PATIENCE, recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!("no answer in {PATIENCE:?}")),
+            Ok(Err(error)) => Some(in_words(&error)),
+            Err(_) => Some(format!("no answer in {} s", PATIENCE.as_secs())),
         };
         match &failure {
             Some(reason) if !failing => {

@@ -15,6 +15,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::{io, thread};
 
+use podnet_cni::text::chain;
 use tokio::sync::{mpsc, watch as signal};
 
 pub use connect::ConnectError;
@@ -42,12 +43,26 @@ pub struct KubernetesSource {
     /// What has changed and wasn't given yet, the last of each object: before all kinds are listed nothing is.
     held: BTreeMap<ObjectKey, Change>,
     kinds: BTreeMap<Kind, Watched>,
-    mistakes: BTreeMap<ObjectKey, String>,
+    /// With whether what they were before holds.
+    mistakes: BTreeMap<ObjectKey, (String, bool)>,
     complaints: VecDeque<Complaint>,
     ready: signal::Sender<u64>,
     pods: signal::Receiver<Option<BTreeSet<String>>>,
     notes: mpsc::Sender<Note>,
     metrics: ApiMetrics,
+}
+
+/// An error with its causes. What a server says is in kube's text a second time, as Rust prints structures.
+fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = chain(error);
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+            text = text.replace(&format!("ApiError: {status} ({status:?})"), &status.to_string());
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// An object that can't be used.
@@ -133,7 +148,7 @@ impl KubernetesSource {
     pub fn complaint(&mut self) -> Option<Complaint> {
         let mistakes = &self.mistakes;
         std::iter::from_fn(|| self.complaints.pop_front())
-            .find(|complaint| mistakes.get(&complaint.key) == Some(&complaint.reason))
+            .find(|complaint| mistakes.get(&complaint.key).is_some_and(|(reason, _)| *reason == complaint.reason))
     }
 
     /// Gives one back, to be the next again.
@@ -171,7 +186,7 @@ impl KubernetesSource {
                     }
                     self.held.insert(change.key.clone(), change);
                 }
-                News::Mistake(complaint) => self.complain(complaint),
+                News::Mistake { complaint, kept } => self.complain(complaint, kept),
                 News::Listed(kind) => self.kinds.entry(kind).or_default().listed = true,
                 News::State(kind, error) => self.kinds.entry(kind).or_default().error = error,
             }
@@ -181,12 +196,12 @@ impl KubernetesSource {
         Ok(Batch { changes: changes.into_values().collect(), synced })
     }
 
-    fn complain(&mut self, complaint: Complaint) {
-        let known = self.mistakes.insert(complaint.key.clone(), complaint.reason.clone());
+    fn complain(&mut self, complaint: Complaint, kept: bool) {
+        let known = self.mistakes.insert(complaint.key.clone(), (complaint.reason.clone(), kept));
         // A new list says it again.
         let queued =
             self.complaints.iter().any(|queued| queued.key == complaint.key && queued.reason == complaint.reason);
-        if known.as_ref() != Some(&complaint.reason) && !queued && self.complaints.len() < COMPLAINTS {
+        if known.is_none_or(|(reason, _)| reason != complaint.reason) && !queued && self.complaints.len() < COMPLAINTS {
             self.complaints.push_back(complaint);
         }
     }
@@ -212,10 +227,11 @@ impl KubernetesSource {
         let waiting: Vec<_> = self.kinds.iter().filter(|(_, w)| !w.listed).map(|(kind, _)| kind.name()).collect();
         let waiting =
             (!waiting.is_empty()).then(|| format!("{}: waiting for the list of {}", self.server, waiting.join(", ")));
-        let mistake = |(key, reason): (&ObjectKey, &String)| Mistake {
+        let mistake = |(key, (reason, kept)): (&ObjectKey, &(String, bool))| Mistake {
             place: key.to_string(),
             line: None,
             reason: reason.clone(),
+            kept: *kept,
         };
         Status {
             name: self.server.clone(),
@@ -224,5 +240,21 @@ impl KubernetesSource {
             mistakes: self.mistakes.iter().map(mistake).collect(),
             remarks: waiting.into_iter().collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_is_told_in_its_words_alone() {
+        let status = r#"{"status": "Failure", "message": "nodes is forbidden", "reason": "Forbidden", "code": 403}"#;
+        let error = kube::Error::Api(Box::new(serde_json::from_str(status).unwrap()));
+        assert!(error.to_string().contains("Some(Failure)"), "kube has changed: {error}");
+        assert_eq!(in_words(&error), "nodes is forbidden: Forbidden");
+        let listing = kube::runtime::watcher::Error::InitialListFailed(error);
+        let text = in_words(&listing);
+        assert!(text.ends_with(": nodes is forbidden: Forbidden") && !text.contains("Some"), "{text}");
     }
 }

@@ -20,11 +20,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tower::service_fn;
 use tracing::{debug, info, warn};
 
-use super::Complaint;
 use super::object::Sent;
+use super::{Complaint, in_words};
 use crate::metrics::api::{ApiError, ApiMetrics, ListCause};
 use crate::model::{Kind, ObjectKey, ObjectName};
-use crate::source::Change;
+use crate::source::{Change, what_holds};
 
 /// After so long without another failure a server answers again; and the least time between two watches of a kind.
 const CALM: Duration = Duration::from_secs(1);
@@ -36,8 +36,13 @@ const RARELY: Duration = Duration::from_secs(600);
 pub(super) enum News {
     /// An object is new or different, or gone.
     Change(Change),
-    /// An object is such that it can't be used; what it was before holds.
-    Mistake(Complaint),
+    /// An object is such that it can't be used.
+    Mistake {
+        /// What there is to say of it.
+        complaint: Complaint,
+        /// Whether what it was before holds; else it has never been such that it could be used.
+        kept: bool,
+    },
     /// All objects of the kind have been read.
     Listed(Kind),
     /// The server can't be asked for the kind, or can again.
@@ -170,12 +175,13 @@ impl Told {
     /// Tells of objects. Says whether anybody listens.
     async fn all(&self, news: Vec<News>) -> bool {
         for one in &news {
-            if let News::Mistake(Complaint { key: ObjectKey { kind, name }, reason, .. }) = one {
+            if let News::Mistake { complaint: Complaint { key: ObjectKey { kind, name }, reason, .. }, kept } = one {
                 warn!(
                     object.kind = kind.name(),
                     object.namespace = name.namespace,
                     object.name = name.name,
-                    "an object can't be used, what it was before stays: {reason}"
+                    "an object can't be used: {reason} ({})",
+                    what_holds(*kept)
                 );
             }
         }
@@ -300,18 +306,7 @@ fn classify(error: &Error) -> ApiError {
 
 /// An error with its causes, and what to do about the commonest.
 pub(super) fn explain(error: &Error) -> String {
-    let mut text = String::new();
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = cause {
-        let part = error.to_string();
-        // Many errors repeat their cause.
-        if text.is_empty() {
-            text = part;
-        } else if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
+    let text = in_words(error);
     let code = [401, 403].into_iter().find(|code| has_code(error, *code));
     match code {
         Some(401) => format!("{text}; the credentials aren't accepted"),
@@ -327,6 +322,8 @@ struct Tracker {
     kind: Kind,
     /// Objects that have been given.
     known: BTreeSet<ObjectName>,
+    /// Those of them that could never be used.
+    never: BTreeSet<ObjectName>,
     /// Objects of the list that is being read.
     seen: BTreeSet<ObjectName>,
     /// What there is to say of them.
@@ -335,7 +332,7 @@ struct Tracker {
 
 impl Tracker {
     fn new(kind: Kind) -> Self {
-        Self { kind, known: BTreeSet::new(), seen: BTreeSet::new(), held: Vec::new() }
+        Self { kind, known: BTreeSet::new(), never: BTreeSet::new(), seen: BTreeSet::new(), held: Vec::new() }
     }
 
     fn take(&mut self, event: Event<Sent>) -> Vec<News> {
@@ -348,7 +345,8 @@ impl Tracker {
             }
             Event::InitApply(sent) => {
                 let news = self.apply(sent);
-                if let News::Change(Change { key, .. }) | News::Mistake(Complaint { key, .. }) = &news {
+                if let News::Change(Change { key, .. }) | News::Mistake { complaint: Complaint { key, .. }, .. } = &news
+                {
                     self.seen.insert(key.name.clone());
                 }
                 self.held.push(news);
@@ -377,19 +375,27 @@ impl Tracker {
         let (trigger, uid) = (sent.trigger(), sent.uid());
         let (key, object) = sent.check(self.kind);
         // Also one that can't be used is gone some day, which is then to be told.
-        self.known.insert(key.name.clone());
+        let new = self.known.insert(key.name.clone());
         match object {
             Ok(object) => {
+                self.never.remove(&key.name);
                 let mut change = Change::new(key, Some(object));
                 change.origin.trigger = trigger;
                 News::Change(change)
             }
-            Err(reason) => News::Mistake(Complaint { key, uid, reason }),
+            Err(reason) => {
+                if new {
+                    self.never.insert(key.name.clone());
+                }
+                let kept = !self.never.contains(&key.name);
+                News::Mistake { complaint: Complaint { key, uid, reason }, kept }
+            }
         }
     }
 
     fn remove(&mut self, name: ObjectName) -> News {
         self.known.remove(&name);
+        self.never.remove(&name);
         News::Change(Change::new(ObjectKey { kind: self.kind, name }, None))
     }
 }
@@ -412,7 +418,7 @@ mod tests {
             News::Change(Change { key, object, .. }) => {
                 format!("{}{}", if object.is_some() { "+" } else { "-" }, key.name)
             }
-            News::Mistake(complaint) => format!("!{}", complaint.key.name),
+            News::Mistake { complaint, kept } => format!("!{}{}", complaint.key.name, if kept { " kept" } else { "" }),
             News::Listed(_) => "listed".into(),
             News::State(..) => "state".into(),
         };
@@ -463,7 +469,7 @@ mod tests {
         assert_eq!(told(tracker.take(Event::Delete(node("b", good)))), ["-b"]);
         tracker.take(Event::Init);
         tracker.take(Event::InitApply(node("d", "6")));
-        assert_eq!(told(tracker.take(Event::InitDone)), ["!d", "-c", "listed"], "what it was before holds");
+        assert_eq!(told(tracker.take(Event::InitDone)), ["!d kept", "-c", "listed"], "what it was before holds");
         assert_eq!(told(tracker.none()), ["-d", "listed"]);
     }
 }

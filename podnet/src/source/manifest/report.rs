@@ -33,7 +33,9 @@ pub struct SourceStatus {
 pub struct BrokenFile {
     /// Its name in the directory.
     pub name: String,
-    /// How many objects of its earlier content hold.
+    /// Whether it has ever been read without error, so that its earlier content holds.
+    pub kept: bool,
+    /// How many objects that has.
     pub objects: usize,
     /// What is wrong with it.
     pub errors: Vec<FileError>,
@@ -62,8 +64,9 @@ pub struct Duplicate {
 impl From<SourceStatus> for Status {
     fn from(status: SourceStatus) -> Self {
         let mistakes = status.broken.into_iter().flat_map(|file| {
+            let kept = file.kept;
             let place = status.directory.join(&file.name).display().to_string();
-            let mistake = move |FileError { line, reason }| Mistake { place: place.clone(), line, reason };
+            let mistake = move |FileError { line, reason }| Mistake { place: place.clone(), line, reason, kept };
             file.errors.into_iter().map(mistake)
         });
         let remark = |d: Duplicate| {

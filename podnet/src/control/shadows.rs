@@ -1,0 +1,37 @@
+//! Services at addresses that somebody else has too: what they take there and from whom, for the operator to know.
+//!
+//! It is allowed, and often meant: a load balancer's address may be on an interface of the node that holds it. But who
+//! wonders why a machine doesn't answer at one port finds the reason here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use podnet_common::layout::FrontendKey;
+
+use super::problems::Problem;
+use crate::compile::{Desired, show};
+use crate::model::{Kind, ObjectKey, ObjectName};
+
+/// How many ports of an address are named.
+const NAMED_MAX: usize = 8;
+
+/// What services have of one address, if any has, that is somebody's: `whose` is to follow "is".
+pub(super) fn at(desired: &Desired, ip: IpAddr, whose: &str) -> Vec<Problem> {
+    let mut services: BTreeMap<&ObjectName, Vec<&FrontendKey>> = BTreeMap::new();
+    for (key, holder) in desired.at_service_address(ip) {
+        services.entry(&holder.service).or_default().push(key);
+    }
+    let problem = |(service, ports): (&ObjectName, Vec<&FrontendKey>)| {
+        let named = ports.iter().take(NAMED_MAX).map(|key| show(key).to_string());
+        let others = ports.len().saturating_sub(NAMED_MAX);
+        let others = (others > 0).then(|| format!("{others} ports more"));
+        let ports = named.chain(others).collect::<Vec<_>>().join(", ");
+        Problem {
+            object: ObjectKey { kind: Kind::Service, name: service.clone() },
+            reason: format!(
+                "{ip} is {whose}: the Service has {ports} there for all who come by this node; the rest is as it was"
+            ),
+        }
+    };
+    services.into_iter().map(problem).collect()
+}
