@@ -90,8 +90,10 @@ impl Cluster {
     fn new(services: u32, endpoints: u32) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let root = directory.path().display();
-        let config = Config::parse(&format!("{{node: node1, manifests: {root}/manifests, runDir: {root}/run}}"))
-            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        let config = Config::parse(&format!(
+            "{{node: node1, manifests: {root}/manifests, runDir: {root}/run, stateDir: {root}/state}}"
+        ))
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
         std::fs::create_dir(directory.path().join("manifests"))?;
         let cluster = Self { directory, config, services, endpoints };
         for service in 0..services {

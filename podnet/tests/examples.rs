@@ -14,7 +14,8 @@ fn every_example_is_put_into_effect() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let directory = tempfile::tempdir().unwrap();
     let (manifests, run) = (examples.display(), directory.path().display());
-    let config = Config::parse(&format!("{{node: node1, manifests: {manifests}, runDir: {run}}}")).unwrap();
+    let config =
+        Config::parse(&format!("{{node: node1, manifests: {manifests}, runDir: {run}, stateDir: {run}}}")).unwrap();
     let mut tables = FakeTables::new(100, 100, 100);
     let mut source = ManifestSource::open(&config.manifests.clone().unwrap()).unwrap();
     let mut control = Control::adopt(&config, &tables).unwrap();

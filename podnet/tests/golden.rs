@@ -38,7 +38,8 @@ fn tables_after_each_step() {
 fn run(case: &Path) -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().display();
-    let config = format!("{{node: node1, manifests: {path}, runDir: {path}/run, maglevTableSize: 251}}");
+    let config =
+        format!("{{node: node1, manifests: {path}, runDir: {path}/run, stateDir: {path}/state, maglevTableSize: 251}}");
     let config = Config::parse(&config).unwrap();
     let mut tables = FakeTables::new(100, 4096, 100);
     let mut source = ManifestSource::open(directory.path()).unwrap();

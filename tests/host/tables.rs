@@ -70,7 +70,8 @@ impl<'a> Site<'a> {
 
 fn adopt(directory: &Path, datapath: &mut Datapath) -> Result<(Control, ManifestSource)> {
     let path = directory.display();
-    let config = format!("{{node: node1, manifests: {path}, runDir: {path}/run, maglevTableSize: 251}}");
+    let config =
+        format!("{{node: node1, manifests: {path}, runDir: {path}/run, stateDir: {path}/state, maglevTableSize: 251}}");
     let config = Config::parse(&config).map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok((Control::adopt(&config, datapath.tables())?, ManifestSource::open(directory)?))
 }

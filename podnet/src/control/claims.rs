@@ -1,25 +1,49 @@
 //! Which addresses and pod CIDRs of Nodes count: what contradicts the rest is left out.
 //!
 //! A Node's credentials may write that Node, and whatever it says there leads traffic to it. So a claim counts only if it
-//! takes nothing from anybody: of two that contradict each other the older one. Within a daemon's life that is the one
-//! that came first, and at its start, when all come at once, that of the Node whose `creationTimestamp`, then whose name
-//! comes first; so all nodes decide alike. This node's own claims are the oldest: it never gives its pods' addresses away.
+//! takes nothing from anybody: of two that contradict each other the older one. That is the one that came first, which
+//! outlives the daemon (`ages`). Of claims that come at once, as all do when a node sees them for the first time, it is that
+//! of the Node whose `creationTimestamp`, then whose name comes first; so all nodes decide alike. This node's own claims are
+//! the oldest: it never gives its pods' addresses away.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::ages::Ages;
 use crate::guard::HostFacts;
 use crate::model::Node;
 use crate::prefixes::overlap;
 
 /// What a Node says is its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Claim {
+pub(super) enum Claim {
     Address(IpAddr),
     Pods(IpNetwork),
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(ip) => ip.fmt(f),
+            Self::Pods(range) => range.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Claim {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.contains('/') {
+            true => text.parse().map(Self::Pods).map_err(drop),
+            false => text.parse().map(Self::Address).map_err(drop),
+        }
+    }
 }
 
 fn claims(node: &Node) -> impl Iterator<Item = Claim> {
@@ -30,9 +54,15 @@ fn claims(node: &Node) -> impl Iterator<Item = Claim> {
 /// Since when each claim has been made.
 #[derive(Clone, Debug, Default)]
 pub struct Claims {
-    /// By node. What was there when everything was first read has 0.
+    /// By node, in numbers of which later claims have larger ones.
     since: BTreeMap<String, Vec<(Claim, u64)>>,
+    /// The number of claims that are new while everything is first read.
+    start: u64,
     clock: u64,
+    /// What earlier daemons have seen, until everything has been read.
+    remembered: BTreeMap<String, Vec<(Claim, u64)>>,
+    /// Whether the file is to be written.
+    changed: bool,
 }
 
 /// What claims are judged by, besides each other.
@@ -58,17 +88,37 @@ pub struct Judged {
 }
 
 impl Claims {
+    /// With what earlier daemons have seen.
+    pub(super) fn remember(ages: Option<Ages>) -> Self {
+        let Some(ages) = ages else { return Self { changed: true, ..Self::default() } };
+        let start = ages.clock + 1;
+        Self { start, clock: start, remembered: ages.claims(), ..Self::default() }
+    }
+
+    /// Everything has been read: what was remembered of Nodes that are gone is forgotten.
+    pub(super) fn settle(&mut self) {
+        self.changed |= !self.remembered.is_empty();
+        self.remembered.clear();
+    }
+
+    /// What is to be written, if it differs from what was.
+    pub(super) fn take_changed(&mut self) -> Option<Ages> {
+        std::mem::take(&mut self.changed).then(|| Ages::new(self.clock, self.since.iter()))
+    }
+
     /// A Node says something new, or is gone. `first`: it is among those that are read at the start.
     pub fn note(&mut self, name: &str, node: Option<&Node>, first: bool) {
+        let before = self.since.remove(name);
         let Some(node) = node else {
-            self.since.remove(name);
+            self.changed |= before.is_some();
             return;
         };
         self.clock += u64::from(!first);
-        let before = self.since.remove(name).unwrap_or_default();
+        let before = before.or_else(|| self.remembered.remove(name)).unwrap_or_default();
         let since = |claim: &Claim| before.iter().find(|(known, _)| known == claim).map(|(_, since)| *since);
-        let default = if first { 0 } else { self.clock };
-        let now = claims(node).map(|claim| (claim, since(&claim).unwrap_or(default))).collect();
+        let default = if first { self.start } else { self.clock };
+        let now: Vec<_> = claims(node).map(|claim| (claim, since(&claim).unwrap_or(default))).collect();
+        self.changed |= now != before;
         self.since.insert(name.to_owned(), now);
     }
 
@@ -368,6 +418,37 @@ mod tests {
         let mut bench = Bench::new();
         let thief = Node { created: "1999-01-01T00:00:00Z".into(), ..node(&["172.30.0.2"], &["10.244.2.0/24"]) };
         assert!(bench.refused("a", thief, true).iter().all(|refused| refused.starts_with("a: ")));
+    }
+
+    /// A node that keeps quiet until the daemon restarts wins nothing, whenever it was made.
+    #[test]
+    fn an_old_claim_stays_the_older_one_over_restarts() {
+        let mut bench = Bench::new();
+        bench.put("holder", node(&["198.51.100.1"], &["10.244.9.0/24"]), true);
+        let restarted = |bench: &mut Bench| {
+            let ages = bench.claims.take_changed().expect("something has changed");
+            assert_eq!(bench.claims.take_changed(), None);
+            bench.claims = Claims::remember(Some(ages));
+            let nodes: Vec<_> = bench.nodes.iter().rev().map(|(name, node)| (name.clone(), node.clone())).collect();
+            nodes.iter().for_each(|(name, node)| bench.claims.note(name, Some(node), true));
+            bench.claims.settle();
+        };
+        let thief = Node { created: "1999-01-01T00:00:00Z".into(), ..node(&[], &["10.244.9.0/24"]) };
+        bench.put("a-thief", thief.clone(), false);
+        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["a-thief"]);
+        restarted(&mut bench);
+        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["a-thief"]);
+        // One that comes while no daemon runs is younger too.
+        bench.nodes.insert("another".into(), thief.into());
+        bench.nodes.remove("a-thief");
+        restarted(&mut bench);
+        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["another"]);
+        bench.nodes.remove("holder");
+        restarted(&mut bench);
+        assert_eq!(bench.judge().refused, BTreeMap::new());
+        // Who comes back has no rights from before.
+        bench.put("holder", node(&["198.51.100.1"], &["10.244.9.0/24"]), false);
+        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["holder"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! ```
 //! Everything happens in the caller's thread and time; a changed EndpointSlice costs the work for its service only.
 
+mod ages;
 mod claims;
 mod problems;
 mod shadows;
@@ -37,6 +38,7 @@ use crate::room::{Room, Share};
 use crate::select::{self, HealthCheck, Selection, Settings};
 use crate::source::kubernetes::Complaint;
 use crate::source::{Batch, Origin};
+use ages::Ages;
 use claims::{Claims, Judged, Setting};
 use problems::{Notes, Problems, SHOWN_MAX};
 use shares::Shares;
@@ -160,7 +162,10 @@ impl Control {
                 ..Settings::new(config.source_ip, &config.node, None)
             },
             guard: state.guard(config, &BTreeMap::new(), &host),
-            claims: Claims::default(),
+            claims: Claims::remember(Ages::read(&config.state_dir).unwrap_or_else(|error| {
+                warn!("{error}; of nodes that claim the same that one counts which was made first");
+                None
+            })),
             judged: Judged::default(),
             service_cidrs,
             state,
@@ -217,9 +222,25 @@ impl Control {
         }
         applied.lost = self.state.take_lost();
         let was_synced = std::mem::replace(&mut self.synced, batch.synced);
+        self.keep_ages(was_synced);
         self.update_services(dirty, &mut applied);
         applied.addresses |= was_synced != self.synced;
         applied
+    }
+
+    /// Writes down since when nodes have claimed what they claim, once all of them are known.
+    fn keep_ages(&mut self, was_synced: bool) {
+        if !self.synced {
+            return;
+        }
+        if !was_synced {
+            self.claims.settle();
+        }
+        if let Some(ages) = self.claims.take_changed()
+            && let Err(error) = ages.write(&self.config.state_dir)
+        {
+            warn!("{error}; a restart may forget which claim is older");
+        }
     }
 
     /// Takes in what the host is like. [`Self::reconcile`] puts it into effect.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::ages::Ages;
 use super::claims::{Claims, Judged, Setting};
 use crate::config::Config;
 use crate::frontend::Protocol;
@@ -170,9 +171,9 @@ impl State {
         self.service_cidrs.values().flat_map(|ranges| &ranges.cidrs).copied().collect()
     }
 
-    /// What counts of all nodes, for one who sees them for the first time.
+    /// What counts of all nodes, for one who knows of them what the daemon has written down.
     pub fn judged(&self, config: &Config, host: &HostFacts) -> Judged {
-        let mut claims = Claims::default();
+        let mut claims = Claims::remember(Ages::read(&config.state_dir).ok().flatten());
         self.nodes.iter().for_each(|(name, node)| claims.note(name, Some(node), true));
         let services = self.all_service_cidrs(config);
         let setting = Setting { own: &config.node, services: &services, protected: &config.protected_addresses, host };

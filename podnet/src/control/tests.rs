@@ -59,7 +59,9 @@ impl Bench {
 
     fn daemon(directory: &tempfile::TempDir, tables: &FakeTables) -> (ManifestSource, Control) {
         let path = directory.path().display();
-        let config = Config::parse(&format!("{{node: n1, manifests: {path}/m, runDir: {path}/run}}")).unwrap();
+        let config =
+            Config::parse(&format!("{{node: n1, manifests: {path}/m, runDir: {path}/run, stateDir: {path}/state}}"))
+                .unwrap();
         (ManifestSource::open(&config.manifests.clone().unwrap()).unwrap(), Control::adopt(&config, tables).unwrap())
     }
 

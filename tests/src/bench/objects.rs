@@ -69,8 +69,9 @@ impl Site {
         fs::create_dir(bpffs)?;
         let directory = tempfile::tempdir()?;
         let root = directory.path().display();
-        let config = Config::parse(&format!("{{node: node1, manifests: {root}, runDir: {root}/.run}}"))
-            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        let config =
+            Config::parse(&format!("{{node: node1, manifests: {root}, runDir: {root}/.run, stateDir: {root}/.run}}"))
+                .map_err(|error| anyhow::anyhow!("{error}"))?;
         for service in 0..SERVICES {
             let text = service_manifest(service) + "---\n" + &slice_manifest(service, endpoints(service, 0));
             write(directory.path(), service, &text)?;
