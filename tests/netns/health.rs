@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
 use podnet_tests::lab::{Endpoint, Lab, Node, Place, Service, eventually, vips};
-use podnet_tests::traffic::{Family, http_get};
+use podnet_tests::traffic::{Family, Transport, http_get};
 use serde_json::{Value, json};
 use socket2::{Protocol, Socket, Type};
 
@@ -285,5 +285,38 @@ fn the_servers_go_and_come_with_the_daemon_and_can_be_switched_off(site: &Site) 
     node.configure(|config| config.healthz_bind_address.0 = None)?;
     node.start_daemon()?;
     ensure!(http_get(lab.client(), server, "/livez").is_err(), "it is switched off");
+    Ok(())
+}
+
+/// Another daemon would know no more, and load balancers would have no node left: what was read holds.
+#[test]
+fn a_directory_of_manifests_that_has_gone_costs_no_node() -> Result<()> {
+    /// How long a datapath may be behind until the node counts as unhealthy, and a little.
+    const PATIENCE: Duration = Duration::from_secs(63);
+    let lab = Lab::builder().nodes(1).client(true).build()?;
+    let node = lab.node(0);
+    let pod = node.add_server("web", TARGET)?;
+    let service = Service::new("web", 40, 80, TARGET).node_port(30_040);
+    service.apply(&lab, None)?;
+    service.set_endpoints(&lab, &[&pod])?;
+    let served = || {
+        for (family, transport) in Transport::over_all() {
+            lab.client().reaches(transport, (node.ip(family), 30_040).into(), &["web"])?;
+        }
+        Ok(())
+    };
+    eventually("the service", served)?;
+    fs::remove_dir_all(node.manifest_dir())?;
+    eventually("the directory's going", || {
+        let status = node.podnet_json(&["status"])?;
+        ensure!(status["warnings"].to_string().contains("stays until it is back"), "{:#}", status["warnings"]);
+        Ok(())
+    })?;
+    thread::sleep(PATIENCE);
+    served()?;
+    for path in ["/healthz", "/livez"] {
+        let response = http_get(lab.client(), SocketAddr::new(node.ip(Family::V4), 10_256), path)?;
+        ensure!(response.status == 200, "{path}: {response:?}");
+    }
     Ok(())
 }

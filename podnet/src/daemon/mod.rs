@@ -387,8 +387,10 @@ impl Daemon {
     /// Has the health servers say how the node stands.
     fn tell_health(&mut self) {
         let control::Health { checks, leaving, stale_since } = self.control.health();
-        let current = stale_since.is_none() && !self.source.is_broken();
-        // An API server that is away at the start changes nothing of what an earlier daemon has set up.
+        // Where objects come from doesn't count, whether it is an API server or a directory: while it is away what is there
+        // holds, another daemon would know no more, and load balancers would have no node left.
+        let current = stale_since.is_none();
+        // At the start it changes nothing of what an earlier daemon has set up.
         let ready = self.node.ready || (self.was_set_up && !self.control.synced());
         self.health.report(Condition { ready, current, leaving }, Instant::now());
         self.servers.settle(checks);

@@ -157,12 +157,6 @@ impl Source {
         }
     }
 
-    /// Whether something is wrong with it on this node. An API server that is away is so for all nodes alike, and none of
-    /// them is worse for it.
-    pub fn is_broken(&self) -> bool {
-        matches!(self, Self::Manifests(_)) && self.error().is_some()
-    }
-
     /// The uids of this node's pods, if that is known.
     pub fn pods(&self) -> Option<BTreeSet<String>> {
         match self {
