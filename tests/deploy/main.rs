@@ -70,6 +70,25 @@ fn every_object_is_one_of_the_api() {
     }
 }
 
+/// Runtimes from before Linux 5.8 refuse a container that asks for a capability which they don't know, and a node that is
+/// itself a container of theirs has none of these.
+#[test]
+fn the_daemon_set_asks_for_capabilities_that_all_runtimes_know() {
+    let objects = documents("podnet.yaml");
+    let set = objects.iter().find(|object| object["kind"] == "DaemonSet").unwrap();
+    let pod = &set["spec"]["template"]["spec"];
+    let containers =
+        ["containers", "initContainers"].iter().flat_map(|list| pod[*list].as_array().into_iter().flatten());
+    let asked: Vec<_> = containers
+        .flat_map(|container| container["securityContext"]["capabilities"]["add"].as_array().into_iter().flatten())
+        .map(|capability| capability.as_str().unwrap())
+        .collect();
+    for new in ["BPF", "PERFMON", "CHECKPOINT_RESTORE"] {
+        assert!(!asked.contains(&new), "{asked:?}");
+    }
+    assert!(["NET_ADMIN", "SYS_ADMIN"].iter().all(|needed| asked.contains(needed)), "{asked:?}");
+}
+
 #[test]
 #[should_panic(expected = "unknown or in the wrong place")]
 fn what_the_api_does_not_know_is_found() {

@@ -96,6 +96,18 @@ fn a_killed_demonstration_leaves_no_process_and_is_swept_by_the_next_lab() -> Re
     Ok(())
 }
 
+/// The commands that a shell proposes to try when it begins.
+fn suggestions(shell: &str) -> Result<Vec<String>> {
+    let greeting = fs::read_to_string(Path::new(shell).with_file_name("rc"))?;
+    let lines = greeting.lines().skip_while(|line| !line.ends_with("Try:")).skip(1);
+    let lines = lines.take_while(|line| line.starts_with("  "));
+    let commands = lines.flat_map(|line| line.split("  ")).map(str::trim);
+    let commands: Vec<_> =
+        commands.filter(|text| !text.is_empty() && !text.starts_with('(')).map(str::to_owned).collect();
+    ensure!(commands.len() >= 9, "{greeting}");
+    Ok(commands)
+}
+
 #[test]
 fn the_demonstration_passes_and_a_kept_cluster_can_be_entered_and_ended() -> Result<()> {
     let json = std::env::temp_dir().join(format!("podnet-demo-test-{}.json", std::process::id()));
@@ -119,6 +131,17 @@ fn the_demonstration_passes_and_a_kept_cluster_can_be_entered_and_ended() -> Res
         let lines: Vec<_> = seen.lines().collect();
         ensure!(lines[..3] == ["node1", "fine", "node2"], "{seen}{}", String::from_utf8_lossy(&inside.stderr));
         ensure!(lines[3].contains("172.30.0.100/24"), "{seen}");
+        for suggestion in suggestions(&shell)? {
+            let mut command = Command::new(&shell);
+            command.args(["-c", &suggestion]);
+            let tried = output(command, b"", Duration::from_secs(20))?;
+            ensure!(tried.status.success(), "{suggestion}: {}", String::from_utf8_lossy(&tried.stderr));
+        }
+        // The scripts need no shell around them.
+        let mut alone = Command::new(Path::new(&shell).with_file_name("node"));
+        alone.args(["node2", "podnet", "endpoint", "list"]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let alone = output(alone, b"", Duration::from_secs(20))?;
+        ensure!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stderr));
         Ok(())
     })();
     kill(Pid::from_raw(pid), Signal::SIGTERM)?;

@@ -9,8 +9,8 @@ pub(super) fn needs() -> String {
     let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
     let this = release.map(|release| format!(" (this is {release})")).unwrap_or_default();
     format!(
-        "podnet needs Linux {OLDEST_KERNEL} or later{this} with BTF, the BPF JIT switched on, and the capabilities CAP_BPF, \
-         CAP_NET_ADMIN and CAP_PERFMON"
+        "podnet needs Linux {OLDEST_KERNEL} or later{this} with BTF, the BPF JIT switched on, and the capabilities \
+         CAP_NET_ADMIN and CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON in the place of the latter"
     )
 }
 

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod batch;
+mod cgroup;
 pub mod conntrack;
 mod counts;
 mod features;

@@ -17,13 +17,17 @@ use aya::{
 };
 use podnet_cni::{
     datapath::{PinDir, open_pin},
-    files,
     text::chain,
 };
 use podnet_common::layout::SOCKET_ORIGIN;
 use thiserror::Error;
 
-use super::{kernel, link, loader::LoadError, origins::Origins};
+use super::{
+    cgroup::{self, CgroupError},
+    kernel, link,
+    loader::LoadError,
+    origins::Origins,
+};
 
 /// The programs, by their names in the object.
 const PROGRAMS: [&str; 8] =
@@ -32,14 +36,9 @@ const PROGRAMS: [&str; 8] =
 /// What can go wrong.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// The cgroup can't be opened.
-    #[error("cannot open the cgroup {path}: {source}; set `cgroup` to a cgroup v2 directory, or `socketLB: off`")]
-    Cgroup {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// There is no cgroup to attach them to.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// A program can't be loaded or attached.
     #[error(
         "cannot load or attach {name}: {reason}. Services are translated packet by packet instead; `socketLB: off` in the \
@@ -72,10 +71,9 @@ fn pin(pins: &PinDir, name: &str) -> PathBuf {
 
 /// Attaches the socket hooks to a cgroup, or puts these programs in the place of an earlier daemon's.
 pub(super) fn attach(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path, origins: &mut Origins) -> Result<(), SocketError> {
-    let directory =
-        files::open_directory(cgroup).map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?;
+    let directory = cgroup::open(cgroup)?;
     // A cgroup's id is its directory's inode number.
-    let id = directory.metadata().map_err(|source| SocketError::Cgroup { path: cgroup.to_owned(), source })?.ino();
+    let id = directory.metadata().map_err(|source| CgroupError::Open { path: cgroup.to_owned(), source })?.ino();
     if let Some(ids) = programs(pins, id)
         && origins.is_ours(SOCKET_ORIGIN, &ids)?
     {

@@ -1,5 +1,9 @@
 //! Elements of an object that can't be used: the object counts without them, and they are named.
 
+use podnet_cni::text::on_one_line;
+
+/// How long the text of one is, in bytes: an object may hold more than anybody reads.
+const TEXT_MAX: usize = 1024;
 /// How many elements are named; of more than these only the number is kept.
 const NAMED_MAX: usize = 8;
 
@@ -20,7 +24,7 @@ impl LeftOut {
     pub fn add_many(&mut self, count: usize, elements: impl FnOnce() -> String) {
         if count == 0 {
         } else if self.named.len() < NAMED_MAX {
-            self.named.push(elements());
+            self.named.push(on_one_line(&elements(), TEXT_MAX).into_owned());
         } else {
             self.unnamed += count;
         }
@@ -43,15 +47,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_long_one_is_shortened() {
+        let mut left_out = LeftOut::default();
+        left_out.add(|| format!("begin{}\nend", "x".repeat(1 << 20)));
+        let line = left_out.lines().next().unwrap();
+        assert!(line.len() <= TEXT_MAX && line.starts_with("begin") && line.ends_with("\\nend"), "{line}");
+    }
+
+    #[test]
     fn a_few_are_named_and_the_rest_is_counted() {
         let mut left_out = LeftOut::default();
         assert!(left_out.is_empty() && left_out.lines().next().is_none());
         for i in 0..1000 {
             left_out.add(|| format!("element {i}"));
         }
+        left_out.add(|| "x".repeat(1 << 20));
         left_out.add_many(0, || unreachable!());
         let lines: Vec<_> = left_out.lines().collect();
         assert_eq!((lines.len(), lines[0].as_str()), (NAMED_MAX + 1, "element 0"));
-        assert_eq!(lines[NAMED_MAX], "992 more elements are left out");
+        assert_eq!(lines[NAMED_MAX], "993 more elements are left out");
     }
 }

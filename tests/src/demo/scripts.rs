@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -27,8 +27,8 @@ pub(super) fn write(cluster: &Cluster) -> Result<PathBuf> {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(path)
     };
-    write("node", node_script(cluster))?;
-    write("pod", pod_script(cluster, &dir.join("node").display().to_string()))?;
+    write("node", node_script(cluster, &dir))?;
+    write("pod", pod_script(cluster, &dir))?;
     write("rc", rc(cluster))?;
     let at = dir.display();
     write(
@@ -37,7 +37,7 @@ pub(super) fn write(cluster: &Cluster) -> Result<PathBuf> {
     )
 }
 
-fn node_script(cluster: &Cluster) -> String {
+fn node_script(cluster: &Cluster, dir: &Path) -> String {
     let mut text =
         "#!/bin/sh\n# node NAME CMD…: runs a command on a node (or on the client outside), as a process of its host.\n\
                     case $1 in\n"
@@ -50,16 +50,19 @@ fn node_script(cluster: &Cluster) -> String {
     write!(
         text,
         "*) echo \"usage: node NAME CMD…, where NAME is one of: {}\" >&2; exit 2 ;;\nesac\nshift\n\
+         # What is run finds the lab's own programs, from wherever this is called.\n\
+         PATH={}:$PATH\nexport PATH\n\
          # The socket hooks know a host's processes by their cgroup.\n\
          case $(sed -n 's/^0:://p' /proc/$agent/cgroup) in */podnet-lab-*) echo $$ >/proc/$agent/root/sys/fs/cgroup/cgroup.procs ;; esac\n\
          exec nsenter --target $agent --mount --uts --net -- \"$@\"\n",
-        names.join(", ")
+        names.join(", "),
+        dir.display()
     )
     .expect("a string takes it");
     text
 }
 
-fn pod_script(cluster: &Cluster, node: &str) -> String {
+fn pod_script(cluster: &Cluster, dir: &Path) -> String {
     let mut text = "#!/bin/sh\n# pod NAME CMD…: runs a command in a pod's network namespace.\ncase $1 in\n".to_owned();
     let mut names = Vec::new();
     for pod in cluster.pods.values() {
@@ -70,8 +73,9 @@ fn pod_script(cluster: &Cluster, node: &str) -> String {
     write!(
         text,
         "*) echo \"usage: pod NAME CMD…, where NAME is one of: {}\" >&2; exit 2 ;;\nesac\nshift\n\
-         exec {node} $node nsenter --net=$netns -- \"$@\"\n",
-        names.join(", ")
+         exec {}/node $node nsenter --net=$netns -- \"$@\"\n",
+        names.join(", "),
+        dir.display()
     )
     .expect("a string takes it");
     text
@@ -93,10 +97,13 @@ fn rc(cluster: &Cluster) -> String {
          \x20 curl http://{web}/              curl http://[{}]/\n\
          \x20 pod client-2 curl -s http://{web}/   node node2 podnet endpoint list\n\
          \x20 node client curl -s http://{node_port}/   (a NodePort, from outside)\n\
+         \x20 pod client-1 ping -c 1 {}    ping -c 1 {}\n\
          \x20 podnet conntrack list                podnet drops\n\
          Manifests: {} (a changed file takes effect at once; node2 has its own copy)\n\
          Services: web {web}, dns {}/UDP. The cluster ends with this shell.\n\
          END\ncd /\n",
+        web6.ip(),
+        web.ip(),
         web6.ip(),
         cluster.lab.node(0).manifest_dir().display(),
         services.dns.addr(Family::V4),

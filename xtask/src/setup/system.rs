@@ -34,6 +34,9 @@ const PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "libc6-dev", sign: Sign::File("/usr/include/stdlib.h"), needed_for: Purpose::Build },
     SystemPackage { name: "iproute2", sign: Sign::Program("ip"), needed_for: Purpose::Lab },
     SystemPackage { name: "iperf3", sign: Sign::Program("iperf3"), needed_for: Purpose::Lab },
+    // What the lab's shell proposes to try.
+    SystemPackage { name: "curl", sign: Sign::Program("curl"), needed_for: Purpose::Lab },
+    SystemPackage { name: "iputils-ping", sign: Sign::Program("ping"), needed_for: Purpose::Lab },
     SystemPackage { name: "qemu-system-x86", sign: Sign::Program("qemu-system-x86_64"), needed_for: Purpose::Kernel },
     SystemPackage { name: "busybox", sign: Sign::Program("busybox"), needed_for: Purpose::Kernel },
     SystemPackage { name: "binutils", sign: Sign::Program("strip"), needed_for: Purpose::Kernel },
@@ -129,10 +132,13 @@ mod tests {
     #[test]
     fn a_purpose_needs_what_the_purposes_before_it_need_and_no_more() {
         assert_eq!(missing(PACKAGES, Purpose::Build, |_| false), ["gcc", "libc6-dev"]);
-        assert_eq!(missing(PACKAGES, Purpose::Lab, |_| false), ["gcc", "libc6-dev", "iproute2", "iperf3"]);
+        assert_eq!(
+            missing(PACKAGES, Purpose::Lab, |_| false),
+            ["gcc", "libc6-dev", "iproute2", "iperf3", "curl", "iputils-ping"]
+        );
         let for_tests = ["iptables", "nftables", "containerd", "runc", "containernetworking-plugins"];
-        assert_eq!(missing(PACKAGES, Purpose::Kernel, |_| false)[4..6], ["qemu-system-x86", "busybox"]);
-        assert_eq!(missing(PACKAGES, Purpose::Test, |_| false)[10..], for_tests);
+        assert_eq!(missing(PACKAGES, Purpose::Kernel, |_| false)[6..8], ["qemu-system-x86", "busybox"]);
+        assert_eq!(missing(PACKAGES, Purpose::Test, |_| false)[12..], for_tests);
         assert_eq!(missing(PACKAGES, Purpose::Bench, |_| false).len(), PACKAGES.len());
     }
 
