@@ -60,6 +60,8 @@ pub enum Code {
     Incomplete = 107,
     /// A host port leads to another pod.
     HostPortTaken = 108,
+    /// The pod has a default route by another interface.
+    DefaultRouteExists = 109,
 }
 
 /// What a failed command prints.
@@ -179,6 +181,9 @@ impl From<WiringError> for CniError {
             WiringError::Netns(e) => e.into(),
             WiringError::InterfaceExists { .. } => Self::new(Code::InterfaceExists, chain(&e))
                 .details("a runtime must run DEL before it uses a name again"),
+            WiringError::DefaultRouteExists { .. } => Self::new(Code::DefaultRouteExists, chain(&e)).details(
+                "a pod has one attachment to podnet, which is its way out; give its other networks other plugins",
+            ),
             WiringError::Mismatch(_) => Self::new(Code::CheckFailed, chain(&e)),
             WiringError::Netlink(_) | WiringError::Sysctl { .. } | WiringError::Random(_) => {
                 Self::new(Code::Network, chain(&e))

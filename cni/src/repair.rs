@@ -1,22 +1,30 @@
 //! Compares the records with the links and with the tables, and removes or restores what does not fit.
 //!
-//! GC does it with the runtime's list of attachments, the daemon without, at its start and every 30 s.
-//! Attachments that an ADD is at work on are left alone. The record decides: what has one that is sound gets its
-//! programs and entries back, what has none is removed. Errors are collected; the rest goes on.
+//! GC does it with the runtime's list of attachments, the daemon without, at its start, every 30 s, and for single links
+//! when it is told that they have changed. Attachments that an ADD is at work on are left alone. The record decides: what
+//! has one that is sound gets back what is derived from it. A record that is damaged or lost is no evidence against a pod
+//! whose link is there: it is written again, from what the caller knows or from what the kernel has. Errors are collected;
+//! the rest goes on.
+
+mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::Sandbox;
 
-use crate::commands::publish;
+use crate::commands::{endpoint, publish};
 use crate::datapath::{self, DatapathError, Endpoints, PinDir, Sandboxes};
-use crate::error::{CniError, Code};
+use crate::error::CniError;
+use crate::host_end::{self, Part};
 use crate::id::AttachmentId;
-use crate::netlink::{Answer, Link, Netlink, Op};
-use crate::netns::NetNs;
-use crate::record::{Record, RecordName, State};
+use crate::netlink::{Address, Link, Netlink, Op};
+use crate::netns::{NetNs, NetnsError};
+use crate::ownership::{self, Mark};
+use crate::record::{PodRef, Record, RecordName, State};
 use crate::store::{Claimed, Content, Locked, Store};
 use crate::teardown::{self, if_pinned};
 
@@ -38,6 +46,63 @@ pub enum Keep<'a> {
     },
 }
 
+/// An attachment as people know it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Subject {
+    /// Container and interface.
+    pub id: AttachmentId,
+    /// Namespace and name of the pod, if they are known.
+    pub pod: Option<(String, String)>,
+}
+
+impl Subject {
+    /// Of a record.
+    pub fn of(record: &Record) -> Self {
+        let pod = record.pod.as_ref().map(|PodRef { namespace, name, .. }| (namespace.clone(), name.clone()));
+        Self { id: record.id.clone(), pod }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pod {
+            Some((namespace, name)) => write!(f, "pod {namespace}/{name}"),
+            None => self.id.fmt(f),
+        }
+    }
+}
+
+/// Something that an attachment did not have any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// What kind of thing, in a word.
+    pub kind: &'static str,
+    /// What, for people.
+    pub what: String,
+}
+
+impl Missed {
+    /// Kinds beside those of [`host_end::Part`].
+    pub const PROGRAMS: &str = "programs";
+    /// See above.
+    pub const ENTRIES: &str = "entries";
+    /// See above.
+    pub const INDEX: &str = "index";
+}
+
+/// What of an attachment was put back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mended {
+    /// Whose.
+    pub subject: Subject,
+    /// Its link.
+    pub link: IfIndex,
+    /// What was not there.
+    pub parts: Vec<Missed>,
+    /// What is not there now either, and why.
+    pub left: Vec<String>,
+}
+
 /// What was done.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -49,8 +114,13 @@ pub struct Report {
     pub endpoints: Vec<IpAddr>,
     /// Entries of the table of sandboxes without a record that were removed, by their cookies.
     pub sandboxes: Vec<u64>,
-    /// Attachments whose entries in the tables were written again.
-    pub restored: Vec<AttachmentId>,
+    /// Attachments to which something was put back.
+    pub mended: Vec<Mended>,
+    /// Attachments whose records were written again, and whether the caller knew them; else they are made of what the
+    /// kernel has, which knows neither pods nor host ports.
+    pub rewritten: Vec<(Subject, bool)>,
+    /// Pods that are left alone though their records are damaged or lost, as sentences.
+    pub left_alone: Vec<String>,
     /// What failed.
     pub errors: Vec<CniError>,
 }
@@ -66,101 +136,188 @@ impl Report {
             && self.links.is_empty()
             && self.endpoints.is_empty()
             && self.sandboxes.is_empty()
-            && self.restored.is_empty()
+            && self.mended.is_empty()
+            && self.rewritten.is_empty()
+            && self.left_alone.is_empty()
             && self.errors.is_empty()
     }
 }
 
-/// Repairs. Without pins the tables are left alone.
-pub fn repair(store: &Store, pins: Option<&PinDir>, keep: &Keep<'_>) -> Report {
+/// Repairs everything. Without pins the tables are left alone. `known` are records as they were read before.
+pub fn repair(store: &Store, pins: Option<&PinDir>, keep: &Keep<'_>, known: &[Record]) -> Report {
     let mut report = Report::default();
-    let Some(mut netlink) = report.note(Netlink::open()) else { return report };
-    let Some(own) = report.note(NetNs::current()) else { return report };
+    let Some(mut repair) = report.note(Repair::begin(store, pins, keep, known)) else { return report };
     let Some(names) = report.note(store.list()) else { return report };
     for name in &names {
-        let done = examine(store, &mut netlink, &own, pins, keep, name, &mut report);
+        let done = repair.examine(name, &mut report);
         report.note(done);
     }
     if let Some(lock) = report.note(store.lock()) {
-        let done = orphans(store, &lock, &mut netlink, pins, &mut report);
+        let done = repair.orphans(&lock, &mut report);
         report.note(done);
     }
     report
 }
 
-/// Judges one attachment.
-fn examine(
-    store: &Store,
-    netlink: &mut Netlink,
-    own: &NetNs,
-    pins: Option<&PinDir>,
-    keep: &Keep<'_>,
-    name: &RecordName,
-    report: &mut Report,
-) -> Result<(), CniError> {
-    let Claimed::Yes(_claim) = store.try_claim(name)? else { return Ok(()) };
-    let Some(content) = store.read(name)? else { return Ok(()) };
-    let doomed = match (&content, keep) {
-        (_, Keep::Listed { listed, .. }) if listed.contains(&name.id) => false,
-        (Content::Leftover, _) | (Content::NoFile, Keep::Listed { .. }) => true,
-        // The pod may live.
-        (Content::NoFile, Keep::Whole { .. }) => {
-            let msg = format!("the record {name} in {} is no regular file", store.attachments_dir().display());
-            return Err(
-                CniError::new(Code::Io, msg).details("its pod is left alone, and its DEL will remove what is there")
-            );
-        }
-        (Content::Valid(record), Keep::Listed { network, .. }) => record.network == *network,
-        // The links of another namespace can't be seen from here.
-        (Content::Valid(record), Keep::Whole { .. }) if record.host_netns != own.inode() => false,
-        (Content::Valid(record), Keep::Whole { but }) => {
-            name.state == State::Allocating || but.contains(&name.id) || !has_link(netlink, record)?
-        }
-    };
-    if doomed {
-        teardown::remove(store, netlink, name)?;
-        report.removed.push(name.clone());
-        return Ok(());
+/// Puts back what these attachments lack, of those that are ready.
+pub fn mend<'a>(store: &Store, pins: &PinDir, names: impl IntoIterator<Item = &'a RecordName>) -> Report {
+    let mut report = Report::default();
+    let keep = Keep::Whole { but: &BTreeSet::new() };
+    let Some(mut repair) = report.note(Repair::begin(store, Some(pins), &keep, &[])) else { return report };
+    for name in names {
+        let done = repair.look_after(name, &mut report);
+        report.note(done);
     }
-    match (content, pins) {
-        (Content::Valid(record), Some(pins))
-            if name.state == State::Ready
-                && record.bpffs.is_some()
-                && record.host_netns == own.inode()
-                && has_link(netlink, &record)? =>
-        {
-            if restore(pins, &record)? {
-                report.restored.push(record.id.clone());
+    report
+}
+
+/// Whether the link of an attachment is there.
+pub fn has_link(store: &Store, record: &Record) -> Result<bool, CniError> {
+    let links = ownership::links(&mut Netlink::open()?)?;
+    Ok(store.host_end(&links, &record.id, Some(record), NetNs::current()?.inode()).is_some())
+}
+
+struct Repair<'a> {
+    store: &'a Store,
+    pins: Option<&'a PinDir>,
+    keep: &'a Keep<'a>,
+    known: &'a [Record],
+    netlink: Netlink,
+    own: NetNs,
+    links: BTreeMap<IfIndex, Link>,
+    addresses: Vec<Address>,
+}
+
+impl<'a> Repair<'a> {
+    fn begin(
+        store: &'a Store,
+        pins: Option<&'a PinDir>,
+        keep: &'a Keep<'a>,
+        known: &'a [Record],
+    ) -> Result<Self, CniError> {
+        let mut netlink = Netlink::open()?;
+        let links = ownership::links(&mut netlink)?;
+        let addresses = netlink.addresses()?;
+        Ok(Self { store, pins, keep, known, netlink, own: NetNs::current()?, links, addresses })
+    }
+
+    /// The host end of an attachment.
+    fn host_end(&mut self, id: &AttachmentId, record: Option<&Record>) -> Result<Option<Link>, CniError> {
+        let found = self.store.host_end(&self.links, id, record, self.own.inode()).cloned();
+        if found.is_some() {
+            return Ok(found);
+        }
+        // Its ADD may have ended meanwhile.
+        self.links = ownership::links(&mut self.netlink)?;
+        Ok(self.store.host_end(&self.links, id, record, self.own.inode()).cloned())
+    }
+
+    /// Judges one attachment.
+    fn examine(&mut self, name: &RecordName, report: &mut Report) -> Result<(), CniError> {
+        let Claimed::Yes(_claim) = self.store.try_claim(name)? else { return Ok(()) };
+        let Some(content) = self.store.read(name)? else { return Ok(()) };
+        if self.is_doomed(name, &content)? {
+            teardown::remove(self.store, &mut self.netlink, name)?;
+            report.removed.push(name.clone());
+            return Ok(());
+        }
+        let record = match content {
+            Content::Valid(record) => *record,
+            Content::Damaged | Content::NoFile if name.state == State::Ready => {
+                let Some(link) = self.host_end(&name.id, None)? else { return Ok(()) };
+                self.rewrite(name, &link, report)?
             }
-            Ok(())
+            _ => return Ok(()),
+        };
+        self.put_back(name, &record, report)
+    }
+
+    /// Puts back what an attachment lacks, if it is ready.
+    fn look_after(&mut self, name: &RecordName, report: &mut Report) -> Result<(), CniError> {
+        let Claimed::Yes(_claim) = self.store.try_claim(name)? else { return Ok(()) };
+        match self.store.read(name)? {
+            Some(Content::Valid(record)) => self.put_back(name, &record, report),
+            _ => Ok(()),
         }
-        _ => Ok(()),
+    }
+
+    fn is_doomed(&mut self, name: &RecordName, content: &Content) -> Result<bool, CniError> {
+        Ok(match (content, *self.keep) {
+            (_, Keep::Listed { listed, .. }) if listed.contains(&name.id) => false,
+            (Content::Leftover, _) | (Content::NoFile, Keep::Listed { .. }) => true,
+            (Content::Valid(record), Keep::Listed { network, .. }) => record.network == network,
+            (Content::Damaged, Keep::Listed { network, .. }) => {
+                let link = self.host_end(&name.id, None)?;
+                let mark = link.map(|link| self.store.mark(&link.alias));
+                !matches!(mark, Some(Mark::Of(owner)) if owner.network != network)
+            }
+            // The links of another namespace can't be seen from here. A node in a container that was started again is in a
+            // new one, under the same kernel, and its pods are gone.
+            (Content::Valid(record), Keep::Whole { .. }) if record.host_netns != self.own.inode() => {
+                is_gone(Path::new(&record.netns))
+            }
+            (Content::Valid(record), Keep::Whole { but }) => {
+                name.state == State::Allocating
+                    || but.contains(&name.id)
+                    || self.host_end(&name.id, Some(record))?.is_none()
+            }
+            (Content::Damaged | Content::NoFile, Keep::Whole { .. }) => {
+                name.state == State::Allocating || self.host_end(&name.id, None)?.is_none()
+            }
+        })
+    }
+
+    /// Puts back what is derived from a record.
+    fn put_back(&mut self, name: &RecordName, record: &Record, report: &mut Report) -> Result<(), CniError> {
+        if name.state != State::Ready || record.host_netns != self.own.inode() {
+            return Ok(());
+        }
+        let Some(link) = self.host_end(&record.id, Some(record))? else { return Ok(()) };
+        let mut record = record.clone();
+        let mut mended =
+            Mended { subject: Subject::of(&record), link: link.index, parts: Vec::new(), left: Vec::new() };
+        let mut missed = |kind, what: String| mended.parts.push(Missed { kind, what });
+        // It has been in another network namespace meanwhile.
+        if link.index.0 != record.host_ifindex {
+            record.host_ifindex = link.index.0;
+            self.store.lock()?.restore(&record)?;
+            missed(Missed::INDEX, "the index of its link".into());
+        }
+        let alias = self.store.link_alias(&record.network, &record.id);
+        let done = host_end::mend(&mut self.netlink, link.index, &record, &alias, &self.addresses)?;
+        // Links of earlier versions say less.
+        let renewed = |part: &&Part| matches!(part, Part::Alias(_)) && self.store.mark(&link.alias) == Mark::Store;
+        done.parts.iter().filter(|part| !renewed(part)).for_each(|part| missed(part.kind(), part.to_string()));
+        if let (Some(pins), true) = (self.pins, record.bpffs.is_some()) {
+            if datapath::attach_pod(pins, link.index)? {
+                missed(Missed::PROGRAMS, "its programs".into());
+            }
+            if !published(pins, &record)? {
+                publish(pins, &record)?;
+                missed(Missed::ENTRIES, "its entries in the tables".into());
+            }
+        }
+        mended.left.extend(done.left.into_iter().map(|(part, error)| match error {
+            Some(error) => format!("{part}: {}", CniError::from(error).msg),
+            None => format!("{part}: something else takes its place"),
+        }));
+        if !mended.parts.is_empty() {
+            report.mended.push(mended);
+        }
+        Ok(())
     }
 }
 
-fn has_link(netlink: &mut Netlink, record: &Record) -> Result<bool, CniError> {
-    match netlink.run(&[Op::get_link_index(IfIndex(record.host_ifindex))]) {
-        Ok(answers) => Ok(answers.into_iter().filter_map(Answer::link).any(|l| l.name == record.host_ifname)),
-        Err(e) if e.errno() == Some(libc::ENODEV) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Attaches the programs, which are there already unless the pins are new, and writes missing entries.
-fn restore(pins: &PinDir, record: &Record) -> Result<bool, DatapathError> {
-    datapath::attach_pod(pins, IfIndex(record.host_ifindex))?;
-    if published(pins, record)? {
-        return Ok(false);
-    }
-    publish(pins, record)?;
-    Ok(true)
+/// Whether no network namespace is at a path any more.
+fn is_gone(netns: &Path) -> bool {
+    matches!(NetNs::open(netns), Err(NetnsError::Missing { .. } | NetnsError::NotANamespace { .. }))
 }
 
 /// Whether all entries are there. What a namespace's entry says may be another attachment's in the same namespace.
 fn published(pins: &PinDir, record: &Record) -> Result<bool, DatapathError> {
-    let endpoints = Endpoints::open(pins)?;
+    let (endpoints, expected) = (Endpoints::open(pins)?, endpoint(record));
     for ip in &record.ips {
-        if endpoints.get(*ip)?.is_none_or(|found| found.ifindex.0 != record.host_ifindex) {
+        if endpoints.get(*ip)?.is_none_or(|found| found != expected) {
             return Ok(false);
         }
     }
@@ -170,48 +327,90 @@ fn published(pins: &PinDir, record: &Record) -> Result<bool, DatapathError> {
     }
 }
 
-/// Removes links and entries that no record stands for. The lock keeps new records from appearing meanwhile, and a
-/// record comes before its link and goes after it.
-fn orphans(
-    store: &Store,
-    _lock: &Locked<'_>,
-    netlink: &mut Netlink,
-    pins: Option<&PinDir>,
-    report: &mut Report,
-) -> Result<(), CniError> {
-    let alias = store.link_alias();
-    let links: BTreeMap<IfIndex, Link> = netlink.links()?.into_iter().map(|l| (l.index, l)).collect();
-    let names = store.list()?;
-    let hosts: BTreeSet<String> = names.iter().map(|n| n.id.host_ifname()).collect();
-    for link in links.values().filter(|l| l.alias == alias && !hosts.contains(&l.name)) {
-        let deleted = netlink.run(&[Op::delete_link_index(link.index)]);
-        if report.note(deleted).is_some() {
-            report.links.push(link.name.clone());
-        }
-    }
-    let Some(pins) = pins else { return Ok(()) };
-    let Some(mut endpoints) = if_pinned(Endpoints::open(pins))? else { return Ok(()) };
-    let entries = endpoints.entries()?;
-    // A live link with another alias belongs to a store that we don't know.
-    let foreign = entries.iter().filter(|(_, entry)| links.get(&entry.ifindex).is_some_and(|l| l.alias != alias));
-    let held = names.iter().flat_map(|n| &n.ips).chain(foreign.map(|(ip, _)| ip)).copied();
-    let held: BTreeSet<IpAddr> = held.collect();
-    for (ip, _) in entries.iter().filter(|(ip, _)| !held.contains(ip)) {
-        let removed = endpoints.remove(*ip);
-        if report.note(removed).is_some() {
-            report.endpoints.push(*ip);
-        }
-    }
-    let Some(mut sandboxes) = if_pinned(Sandboxes::open(pins))? else { return Ok(()) };
-    for (cookie, sandbox) in sandboxes.entries()? {
-        if !addresses(&sandbox).any(|ip| held.contains(&ip)) {
-            let removed = sandboxes.remove(cookie, &sandbox);
-            if report.note(removed).is_some() {
-                report.sandboxes.push(cookie);
+impl Repair<'_> {
+    /// Looks at links and entries that no record stands for. The lock keeps new records from appearing meanwhile, and a
+    /// record comes before its link and goes after it.
+    fn orphans(&mut self, lock: &Locked<'_>, report: &mut Report) -> Result<(), CniError> {
+        self.links = ownership::links(&mut self.netlink)?;
+        // Links of pods that live, and whose records could not be written again.
+        let mut kept = BTreeSet::new();
+        for link in self.without_record()? {
+            if self.is_listed_or_anybodys(&link) {
+                match self.adopt(lock, &link, report) {
+                    Ok(true) => {}
+                    Ok(false) => drop(kept.insert(link.index)),
+                    Err(error) => {
+                        kept.insert(link.index);
+                        report.errors.push(error);
+                    }
+                }
+                continue;
+            }
+            let deleted = self.netlink.run(&[Op::delete_link_index(link.index)]);
+            if report.note(deleted).is_some() {
+                report.links.push(link.name);
             }
         }
+        let Some(pins) = self.pins else { return Ok(()) };
+        let Some(mut endpoints) = if_pinned(Endpoints::open(pins))? else { return Ok(()) };
+        let entries = endpoints.entries()?;
+        // A live link with another alias belongs to a store that we don't know.
+        let alive = |index: &IfIndex| {
+            kept.contains(index)
+                || self.links.get(index).is_some_and(|link| self.store.mark(&link.alias) == Mark::Foreign)
+        };
+        let names = self.store.list()?;
+        let held = names.iter().flat_map(|n| &n.ips);
+        let held = held.chain(entries.iter().filter(|(_, entry)| alive(&entry.ifindex)).map(|(ip, _)| ip)).copied();
+        let held: BTreeSet<IpAddr> = held.collect();
+        for (ip, _) in entries.iter().filter(|(ip, _)| !held.contains(ip)) {
+            let removed = endpoints.remove(*ip);
+            if report.note(removed).is_some() {
+                report.endpoints.push(*ip);
+            }
+        }
+        let Some(mut sandboxes) = if_pinned(Sandboxes::open(pins))? else { return Ok(()) };
+        for (cookie, sandbox) in sandboxes.entries()? {
+            if !addresses(&sandbox).any(|ip| held.contains(&ip)) {
+                let removed = sandboxes.remove(cookie, &sandbox);
+                if report.note(removed).is_some() {
+                    report.sandboxes.push(cookie);
+                }
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// The store's links for which there is no record.
+    fn without_record(&self) -> Result<Vec<Link>, CniError> {
+        let names = self.store.list()?;
+        let mut alone = Vec::new();
+        for link in self.links.values() {
+            let recorded = match self.store.mark(&link.alias) {
+                Mark::Foreign => true,
+                Mark::Of(owner) => names.iter().any(|name| name.id == owner.id),
+                Mark::Store => {
+                    names.iter().any(|name| name.id.host_ifname() == link.name)
+                        || names.iter().any(|name| {
+                            matches!(self.store.read(name), Ok(Some(Content::Valid(r))) if r.host_ifindex == link.index.0)
+                        })
+                }
+            };
+            if !recorded {
+                alone.push(link.clone());
+            }
+        }
+        Ok(alone)
+    }
+
+    /// Whether a link without a record is to stay: nobody says that its pod is gone.
+    fn is_listed_or_anybodys(&self, link: &Link) -> bool {
+        let Keep::Listed { network, listed } = *self.keep else { return true };
+        match self.store.mark(&link.alias) {
+            Mark::Of(owner) => owner.network != network || listed.contains(&owner.id),
+            _ => listed.iter().any(|id| id.host_ifname() == link.name),
+        }
+    }
 }
 
 fn addresses(sandbox: &Sandbox) -> impl Iterator<Item = IpAddr> {

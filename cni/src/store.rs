@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ use crate::record::{PortMapping, Record, RecordName, short_boot};
 
 /// How long DEL waits for an ADD of the same attachment to end.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a record takes at most, in bytes, but for one with many host ports.
+const RECORD_SIZE: usize = 4096;
 
 /// Why an operation on the store failed.
 #[derive(Debug, Error)]
@@ -80,8 +83,10 @@ pub enum StoreError {
 pub enum Content {
     /// It is readable and of this boot.
     Valid(Box<Record>),
-    /// Unreadable, or from an earlier boot.
+    /// From an earlier boot.
     Leftover,
+    /// Of this boot as its name says, but it can't be read, or is another record's.
+    Damaged,
     /// Something else than a file has taken the place of one.
     NoFile,
 }
@@ -173,11 +178,9 @@ impl Store {
         &self.boot_id
     }
 
-    /// The alias of every link that belongs to this store (IFLA_IFALIAS holds 255 bytes).
-    pub fn link_alias(&self) -> String {
-        let alias = format!("podnet {}", self.state_dir.display());
-        let end = (0..=alias.len().min(255)).rev().find(|i| alias.is_char_boundary(*i));
-        alias[..end.unwrap_or(0)].to_owned()
+    /// The state directory.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
     }
 
     /// Waits for the lock and takes it. Makes the directories if they are missing.
@@ -225,12 +228,14 @@ impl Store {
             Err(e) if files::is_no_file(&e) => return Ok(Some(Content::NoFile)),
             Err(e) => return Err(failed("read", &path)(e)),
         };
+        let parsed = serde_json::from_slice::<Record>(&bytes).ok();
         // A file under another's name would release what it does not hold.
-        let valid = serde_json::from_slice::<Record>(&bytes)
-            .ok()
-            .filter(|r| r.boot_id == self.boot_id && RecordName { state: name.state, ..r.name() } == *name)
-            .map(|r| Content::Valid(Box::new(r)));
-        Ok(Some(valid.unwrap_or(Content::Leftover)))
+        let parsed = parsed.filter(|r| RecordName { state: name.state, ..r.name() } == *name);
+        Ok(Some(match parsed {
+            Some(record) if record.boot_id == self.boot_id => Content::Valid(Box::new(record)),
+            None if name.boot == short_boot(&self.boot_id) => Content::Damaged,
+            _ => Content::Leftover,
+        }))
     }
 
     /// When a record was written; none when it has gone meanwhile.
@@ -295,6 +300,13 @@ impl Store {
             alloc::choose(pool, &used, &history).ok_or_else(|| exhausted(pool, &used))?;
         }
         Ok(())
+    }
+
+    /// Whether a record could be written: tries it where one would be, and leaves nothing behind.
+    pub fn is_writable(&self) -> Result<(), StoreError> {
+        let there = self.state_dir.ancestors().find(|path| path.exists()).unwrap_or(&self.state_dir);
+        let tried = tempfile::NamedTempFile::new_in(there).and_then(|mut file| file.write_all(&[b' '; RECORD_SIZE]));
+        tried.map_err(failed("write a file into", there))
     }
 
     fn path(&self, name: &RecordName) -> PathBuf {
@@ -398,6 +410,18 @@ impl Locked<'_> {
         written.map_err(failed("write", &to))
     }
 
+    /// Writes the record of an attachment that is ready, in place of a damaged or lost one.
+    pub fn restore(&self, record: &Record) -> Result<(), StoreError> {
+        let path = self.store.path(&record.name());
+        make_dir(&self.store.attachments)?;
+        let written = (|| {
+            let mut file = tempfile::NamedTempFile::new_in(&self.store.attachments)?;
+            file.write_all(&encode(record)?)?;
+            file.persist(&path).map_err(|e| e.error).map(drop)
+        })();
+        written.map_err(failed("write", &path))
+    }
+
     /// Removes a record and lets its addresses rest. Nothing happens when it is gone already.
     pub fn remove(&self, name: &RecordName) -> Result<(), StoreError> {
         let path = self.store.path(name);
@@ -460,21 +484,21 @@ fn remove_file(path: &Path) -> Result<(), StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::files::tests::{at_once, pipe};
     use crate::record::State;
 
-    const BOOT: &str = "0123abcd-0000-0000-0000-000000000000";
+    pub(crate) const BOOT: &str = "0123abcd-0000-0000-0000-000000000000";
 
-    fn id(container: &str) -> AttachmentId {
+    pub(crate) fn id(container: &str) -> AttachmentId {
         AttachmentId {
             container: container.to_owned().try_into().unwrap(),
             ifname: "eth0".to_owned().try_into().unwrap(),
         }
     }
 
-    fn record(id: &AttachmentId, ips: Vec<IpAddr>) -> Record {
+    pub(crate) fn record(id: &AttachmentId, ips: Vec<IpAddr>) -> Record {
         Record {
             id: id.clone(),
             state: State::Allocating,

@@ -32,6 +32,17 @@ pub(crate) fn ensure_if_there(key: &[&str], value: &str) -> io::Result<()> {
     if get(key)?.is_some() { ensure(key, value) } else { Ok(()) }
 }
 
+/// Has an interface let in what has a way back by another one: RFC 3704's loose filter, or none. Of the interface's value
+/// and that of all the larger counts.
+pub(crate) fn loose_rp_filter(ifname: &str) -> io::Result<()> {
+    let all = get(&["ipv4", "conf", "all", "rp_filter"])?;
+    let own = get(&["ipv4", "conf", ifname, "rp_filter"])?;
+    match all.max(own).as_deref() {
+        Some("1") => ensure(&["ipv4", "conf", ifname, "rp_filter"], "2"),
+        _ => Ok(()),
+    }
+}
+
 /// Lets the node forward packets of a family. The kernel stops to accept router advertisements when IPv6 forwarding is
 /// switched on, so interfaces that depend on them are told to go on.
 pub(crate) fn forward(ipv6: bool) -> io::Result<()> {

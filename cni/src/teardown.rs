@@ -5,21 +5,41 @@
 
 use crate::datapath::{DatapathError, Endpoints, PinDir, Sandboxes};
 use crate::error::CniError;
+use crate::id::AttachmentId;
 use crate::netlink::{Netlink, Op};
+use crate::netns::NetNs;
+use crate::ownership;
 use crate::record::{Record, RecordName};
 use crate::store::{Content, Store};
 
 /// Removes whatever of an attachment is there. The caller has claimed the record.
 pub fn remove(store: &Store, netlink: &mut Netlink, name: &RecordName) -> Result<(), CniError> {
-    let content = store.read(name)?;
+    let record = match store.read(name)? {
+        Some(Content::Valid(record)) => Some(record),
+        _ => None,
+    };
     // What an earlier boot had in its tables is gone with it; what is unreadable is left to `repair`.
-    if let Some(Content::Valid(record)) = &content
+    if let Some(record) = &record
         && let Some(bpffs) = &record.bpffs
     {
         remove_entries(&PinDir::new(bpffs), record)?;
     }
-    netlink.run(&[Op::delete_link(&name.id.host_ifname())])?;
+    remove_link(store, netlink, &name.id, record.as_deref())?;
     store.lock()?.remove(name)?;
+    Ok(())
+}
+
+/// Removes an attachment's link, under whichever name it goes by now; it need not exist.
+pub fn remove_link(
+    store: &Store,
+    netlink: &mut Netlink,
+    id: &AttachmentId,
+    record: Option<&Record>,
+) -> Result<(), CniError> {
+    let links = ownership::links(netlink)?;
+    if let Some(link) = store.host_end(&links, id, record, NetNs::current()?.inode()) {
+        netlink.run(&[Op::delete_link_index(link.index)])?;
+    }
     Ok(())
 }
 

@@ -12,6 +12,8 @@ use ipnetwork::IpNetwork;
 use podnet_common::addr::IfIndex;
 use thiserror::Error;
 
+use crate::host_end;
+use crate::mac;
 use crate::netlink::{Answer, Link, Netlink, NetlinkError, Op, Route, Scope, link_local};
 use crate::netns::{NetNs, NetnsError};
 use crate::record::Record;
@@ -36,6 +38,12 @@ pub enum WiringError {
         ifname: String,
         /// The name on the host.
         host_ifname: String,
+    },
+    /// The pod has a default route by another interface.
+    #[error("the pod has a default route already, which is not by {ifname}")]
+    DefaultRouteExists {
+        /// The new interface.
+        ifname: String,
     },
     /// A setting could not be written.
     #[error("can't change the network settings of {of}: {source}")]
@@ -83,26 +91,9 @@ pub fn create(host: &mut Netlink, record: &Record, pod: &NetNs) -> Result<IfInde
 
 /// Sets up the host end and brings it up.
 pub fn configure_host(host: &mut Netlink, record: &Record, alias: &str) -> Result<(), WiringError> {
-    let index = IfIndex(record.host_ifindex);
     settings(&record.host_ifname, record)?;
     heed_nothing(&record.host_ifname)?;
-    let mut ops = vec![Op::no_generated_addresses(&record.host_ifname), Op::set_alias(index, alias), Op::up(index)];
-    for &gateway in &record.gateways {
-        ops.push(match gateway {
-            // Scope host: else the node would use it as its source address towards the pod.
-            IpAddr::V4(_) => Op::add_address(index, host_route(gateway), Scope::Host),
-            IpAddr::V6(ip) => {
-                let network = ipnetwork::Ipv6Network::new(ip, 64).map_or(host_route(gateway), IpNetwork::V6);
-                Op::add_address(index, network, Scope::Global)
-            }
-        });
-    }
-    for &ip in &record.ips {
-        ops.push(Op::add_neighbour(index, ip, record.mac));
-        ops.push(Op::add_route(&Route { destination: Some(host_route(ip)), gateway: None, oif: index }));
-    }
-    host.run(&ops)?;
-    Ok(())
+    host_end::make(host, record, alias)
 }
 
 /// Sets up the pod's namespace: `lo` and the pod end, with addresses, neighbours and default routes.
@@ -116,17 +107,27 @@ pub fn configure_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         let mut netlink = Netlink::open()?;
         let ops = [Op::up(LOOPBACK), Op::no_generated_addresses(ifname), Op::get_link(ifname)];
         let index = single(netlink.run(&ops)?)?.index;
+        // First, since a pod has one way out: another attachment's must not be taken from it.
         let mut ops = vec![Op::up(index)];
+        ops.extend(record.gateways.iter().map(|gateway| Op::add_neighbour(index, *gateway, record.host_mac)));
+        let routes: Vec<Op> = record.gateways.iter().map(|gateway| default_route(index, *gateway)).collect();
+        let added = ops.len();
+        ops.extend(routes);
+        for (i, outcome) in netlink.outcomes(&ops)?.into_iter().enumerate() {
+            match outcome {
+                Err(e) if i >= added && e.errno() == Some(libc::EEXIST) => {
+                    return Err(WiringError::DefaultRouteExists { ifname: ifname.to_owned() });
+                }
+                other => other.map(drop)?,
+            }
+        }
+        let mut ops = Vec::new();
         if record.has_ipv6() {
             let address = ipnetwork::Ipv6Network::new(link_local(record.mac), 64).map(IpNetwork::V6);
             ops.extend(address.map(|a| Op::add_address(index, a, Scope::Global)));
         }
         for &ip in &record.ips {
             ops.push(Op::add_address(index, host_route(ip), Scope::Global));
-        }
-        for &gateway in &record.gateways {
-            ops.push(Op::add_neighbour(index, gateway, record.host_mac));
-            ops.push(Op::add_route(&Route { destination: None, gateway: Some(gateway), oif: index }));
         }
         // Last, so that the link can send when the pod's processes begin.
         ops.push(Op::get_link_index(index));
@@ -135,20 +136,31 @@ pub fn configure_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
     })?
 }
 
+fn default_route(oif: IfIndex, gateway: IpAddr) -> Op {
+    Op::add_new_route(&Route { destination: None, gateway: Some(gateway), oif, source: None })
+}
+
 /// Waits until the kernel lets the host end send.
 pub fn settle(host: &mut Netlink, record: &Record) -> Result<(), WiringError> {
     host.run(&[Op::get_link_index(IfIndex(record.host_ifindex))])?;
     Ok(())
 }
 
-/// Lets the node forward the pod's packets; with the eBPF datapath this is the daemon's.
+/// Lets the node forward the pod's packets, by the host end too; with the eBPF datapath this is the daemon's.
 pub fn forward(record: &Record) -> Result<(), WiringError> {
-    for (ipv6, of) in [(false, "IPv4"), (true, "IPv6")] {
+    let of = |of: &str| {
+        let of = of.to_owned();
+        move |source| WiringError::Sysctl { of, source }
+    };
+    for (ipv6, family) in [(false, "ipv4"), (true, "ipv6")] {
         if record.ips.iter().any(|ip| ip.is_ipv6() == ipv6) {
-            sysctl::forward(ipv6).map_err(|source| WiringError::Sysctl { of: of.into(), source })?;
+            sysctl::forward(ipv6).map_err(of(family))?;
+            // New interfaces begin with what `default` says.
+            sysctl::ensure(&[family, "conf", &record.host_ifname, "forwarding"], "1")
+                .map_err(of(&record.host_ifname))?;
         }
     }
-    Ok(())
+    sysctl::loose_rp_filter(&record.host_ifname).map_err(of(&record.host_ifname))
 }
 
 /// IPv6 settings of an end, before it comes up. Containers often begin with IPv6 switched off.
@@ -189,25 +201,13 @@ fn set_ipv6(ifname: &str, key: &str) -> Result<(), WiringError> {
 
 /// Compares the host end with its record.
 pub fn check_host(host: &mut Netlink, record: &Record) -> Result<(), WiringError> {
-    let name = &record.host_ifname;
-    let link = single(host.run(&[Op::get_link(name)])?)?;
-    if link.index.0 != record.host_ifindex {
-        return mismatch(format!("{name} has index {}, the record says {}", link.index.0, record.host_ifindex));
+    match host_end::lacks(host, record)?.first() {
+        Some(part) => mismatch(format!("{} (link {}) lacks {part}", record.host_ifname, record.host_ifindex)),
+        None => Ok(()),
     }
-    if !link.up {
-        return mismatch(format!("{name} is down"));
-    }
-    let ops: Vec<Op> = record.ips.iter().map(|ip| Op::get_route(*ip)).collect();
-    let routes = host.run(&ops)?;
-    for (ip, answer) in record.ips.iter().zip(routes) {
-        if !matches!(&answer, Answer::Route(r) if r.oif == link.index && r.gateway.is_none()) {
-            return mismatch(format!("the node's route to {ip} does not lead to {name}"));
-        }
-    }
-    Ok(())
 }
 
-/// Compares the pod end with its record. MAC, MTU and what else is there are other plugins' to change.
+/// Compares the pod end with its record. MTU and what else is there are other plugins' to change.
 pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
     pod.run(|| {
         let name = record.id.ifname.as_str();
@@ -216,8 +216,17 @@ pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         if !link.up {
             return mismatch(format!("{name} is down in the pod"));
         }
-        let addresses = netlink.addresses(link.index)?;
-        if let Some(ip) = record.ips.iter().find(|ip| !addresses.iter().any(|a| a.ip() == **ip)) {
+        // Packets go to the MAC that ADD gave the pod, and none that comes from another is let in.
+        if link.mac != record.mac {
+            let (found, given) = (mac::format(link.mac), mac::format(record.mac));
+            return mismatch(format!(
+                "{name} has the MAC {found} and was given {given}, which alone works; declare the capability `mac` for \
+                 podnet-cni instead of the plugin that has changed it"
+            ));
+        }
+        let addresses = netlink.addresses()?;
+        let has = |ip: &IpAddr| addresses.iter().any(|a| a.link == link.index && a.network.ip() == *ip);
+        if let Some(ip) = record.ips.iter().find(|ip| !has(ip)) {
             return mismatch(format!("{name} does not have the address {ip} any more"));
         }
         let routes = netlink.routes()?;

@@ -110,6 +110,8 @@ pub struct DaemonStatus {
     pub nodes: Vec<NodeStatus>,
     /// The servers that others ask for this node's health.
     pub health: HealthStatus,
+    /// Pods to whose links something was put back.
+    pub repairs: Vec<RepairStatus>,
     /// What of this host no object may take.
     pub host: HostFacts,
     /// By namespace, where all together ask for more than the tables hold, what each of its Services gets at most.
@@ -233,6 +235,20 @@ pub struct NodeStatus {
     pub tunnel: bool,
     /// Why there is no way.
     pub problem: Option<String>,
+}
+
+/// A pod to whose link something was put back that somebody had taken away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RepairStatus {
+    /// The pod, or the container if its name isn't known.
+    pub of: String,
+    /// What was missing, the last time.
+    pub parts: String,
+    /// How often.
+    pub times: u64,
+    /// When, the last time.
+    pub last: UnixTime,
 }
 
 /// The servers that load balancers and other agents ask.

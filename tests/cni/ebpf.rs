@@ -1,11 +1,12 @@
 //! `datapath: ebpf`: programs on the host end, entries in the endpoints table, and what happens without the daemon.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 
 use podnet_cni::datapath::{Direction, clsact};
 use podnet_common::addr::IfIndex;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bpf::{Pins, filters, with_private_mounts};
 use crate::support::{Node, Pod, ips};
@@ -135,23 +136,34 @@ fn entries_go_when_the_namespace_has_gone() {
     });
 }
 
+/// As Multus would, which calls a network's plugin for each interface that a pod wants.
 #[test]
-fn a_namespace_with_two_attachments_is_known_while_it_has_one() {
+fn a_second_attachment_is_refused_and_takes_nothing_from_the_first() {
     with_private_mounts(|| {
-        let (node, pins) = node_with(8);
-        let pod = Pod::new();
-        let call = |command: &str, ifname: &str| {
-            let mut call = node.command(command, Some(&pod));
-            call.env("CNI_IFNAME", ifname);
-            node.run(call, &node.config)
-        };
-        call("ADD", "eth0").result();
-        let second = ips(&call("ADD", "net1").result());
-        assert_eq!(pins.sandboxes()[&pod.netns.cookie()], second[..]);
-        call("DEL", "eth0").silent();
-        assert_eq!(pins.sandboxes()[&pod.netns.cookie()], second[..]);
-        call("DEL", "net1").silent();
-        assert!(pins.sandboxes().is_empty());
+        for cidrs in [&["10.244.1.0/24", "fd00:244:1::/64"][..], &["10.244.1.0/24"], &["fd00:244:1::/64"]] {
+            let (node, pins) = with_daemon(Node::with_cidrs(cidrs), 8);
+            let pod = Pod::new();
+            let call = |command: &str, ifname: &str, config: &Value| {
+                let mut call = node.command(command, Some(&pod));
+                call.env("CNI_IFNAME", ifname);
+                node.run(call, config)
+            };
+            let result = call("ADD", "eth0", &node.config).result();
+            let routes = || (pod.netns.ip("-4 route show"), pod.netns.ip("-6 route show default"));
+            let before = (routes(), pins.len(), pins.sandboxes());
+            for config in [&node.config, &node.config_with(json!({"name": "other"}))] {
+                let error = call("ADD", "net1", config).error();
+                assert_eq!(error["code"], 109, "{error}");
+            }
+            assert_eq!((routes(), pins.len(), pins.sandboxes()), before);
+            assert_eq!(pod.netns.links(), BTreeSet::from(["eth0".to_owned()]));
+            call("DEL", "net1", &node.config).silent();
+            assert_eq!((routes(), pins.len(), pins.sandboxes()), before);
+            node.check(&pod, &result).silent();
+            node.assert_only(&[&pod]);
+            call("DEL", "eth0", &node.config).silent();
+            assert_eq!((pins.len(), pins.sandboxes().len()), (0, 0));
+        }
     });
 }
 

@@ -42,7 +42,8 @@ fn a_failure_after_the_link_was_made_undoes_it() {
     node.add(&pod);
 }
 
-fn pipe(path: &Path) {
+/// A pipe without another end.
+pub fn pipe(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     mkfifo(path, Mode::from_bits_truncate(0o600)).unwrap();
 }

@@ -54,6 +54,11 @@ impl Netns {
         netns
     }
 
+    /// That of a process.
+    pub fn of_process(id: u32) -> Self {
+        Self { file: File::open(format!("/proc/{id}/ns/net")).expect("the process's namespace") }
+    }
+
     /// A new one as a container begins: `lo` down.
     pub fn container() -> Self {
         let netns = Self::new();

@@ -148,3 +148,93 @@ fn an_ipv4_pod_is_silent_in_ipv6() {
         assert!(addresses.as_array().unwrap().iter().all(|a| a.get("addr_info").is_none()), "{addresses}");
     }
 }
+
+#[test]
+fn host_ends_forward_whatever_new_interfaces_begin_with() {
+    let node = Node::new();
+    for (key, value) in [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")] {
+        node.netns.run(|| std::fs::write(format!("/proc/sys/net/{key}"), value).unwrap());
+    }
+    for (key, value) in [
+        ("ipv4/conf/default/forwarding", "0"),
+        ("ipv6/conf/default/forwarding", "0"),
+        ("ipv4/conf/default/rp_filter", "1"),
+        ("ipv4/conf/all/rp_filter", "1"),
+    ] {
+        node.netns.run(|| std::fs::write(format!("/proc/sys/net/{key}"), value).unwrap());
+    }
+    let (a, b) = (Pod::new(), Pod::new());
+    let (of_a, of_b) = (ips(&node.add(&a)), ips(&node.add(&b)));
+    for (from, to) in of_a.iter().zip(&of_b) {
+        assert_eq!(reach(&a.netns, &b.netns, *to), *from);
+    }
+    for end in node.netns.links() {
+        assert_eq!(node.netns.sysctl(&format!("ipv4/conf/{end}/rp_filter")), "2");
+    }
+}
+
+#[test]
+fn a_node_without_an_ipv4_address_reaches_its_pods() {
+    let node = Node::new();
+    let pod = Pod::new();
+    let result = node.add(&pod);
+    let v4 = ips(&result)[0];
+    assert_eq!(reach(&node.netns, &pod.netns, v4), "169.254.1.1".parse::<IpAddr>().unwrap());
+    node.check(&pod, &result).silent();
+    // When it has one, it is used.
+    node.netns.ip("addr add 192.0.2.10/32 dev lo");
+    node.gc(&[&pod]).silent();
+    assert_eq!(reach(&node.netns, &pod.netns, v4), "192.0.2.10".parse::<IpAddr>().unwrap());
+    node.netns.ip("addr del 192.0.2.10/32 dev lo");
+    node.gc(&[&pod]).silent();
+    assert_eq!(reach(&node.netns, &pod.netns, v4), "169.254.1.1".parse::<IpAddr>().unwrap());
+}
+
+/// A process that ends with its test.
+struct Sleeper(std::process::Child);
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// As of a rootless container, or a pod with a user namespace of its own.
+#[test]
+fn a_namespace_of_another_user_namespace_gets_its_interface() {
+    let node = Node::new();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "sh", "-c", "echo; exec sleep 1000"]);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+    let mut sleeper = Sleeper(command.spawn().expect("unshare, of the package util-linux"));
+    sleeper.0.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let path = format!("/proc/{}/ns/net", sleeper.0.id());
+    let call = |command: &str, config: &Value| {
+        let mut call = node.command(command, None);
+        call.env("CNI_CONTAINERID", "userns").env("CNI_IFNAME", "eth0").env("CNI_NETNS", &path);
+        node.run(call, config)
+    };
+    let result = call("ADD", &node.config).result();
+    node.netns.ip("addr add 192.0.2.10/32 dev lo");
+    let inside = Netns::of_process(sleeper.0.id());
+    for ip in ips(&result).into_iter().filter(IpAddr::is_ipv4) {
+        reach(&node.netns, &inside, ip);
+    }
+    call("CHECK", &node.config_with(serde_json::json!({"prevResult": result}))).silent();
+    call("DEL", &node.config).silent();
+    assert!(inside.links().is_empty());
+}
+
+/// What the plugin `tuning` does, chained behind podnet-cni.
+#[test]
+fn check_fails_when_a_later_plugin_has_changed_the_pods_mac() {
+    let node = Node::new();
+    let pod = Pod::new();
+    let result = node.add(&pod);
+    pod.netns.ip("link set eth0 address 02:00:00:00:00:99");
+    let error = node.check(&pod, &result).error();
+    assert_eq!(error["code"], 101);
+    let msg = error["msg"].as_str().unwrap();
+    assert!(msg.contains("02:00:00:00:00:99") && msg.contains("capability `mac`"), "{msg}");
+}

@@ -141,7 +141,7 @@ fn connect(
     if let Some(pins) = node.pins() {
         datapath::attach_pod(&pins, index)?;
     }
-    wiring::configure_host(netlink, &record, &store.link_alias())?;
+    wiring::configure_host(netlink, &record, &store.link_alias(&record.network, &record.id))?;
     wiring::configure_pod(pod, &record)?;
     wiring::settle(netlink, &record)?;
     match node.pins() {

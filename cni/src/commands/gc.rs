@@ -18,7 +18,7 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
         Datapath::Ebpf => NodeInfo::read(&config.run_dir).ok().map(|info| PinDir::new(&info.bpffs)),
         Datapath::None => None,
     };
-    let report = repair::repair(&store, pins.as_ref(), &Keep::Listed { network: &config.name, listed });
+    let report = repair::repair(&store, pins.as_ref(), &Keep::Listed { network: &config.name, listed }, &[]);
     for name in &report.removed {
         tracing::info!(attachment = %name.id, "removed");
     }

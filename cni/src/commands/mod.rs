@@ -6,7 +6,7 @@ mod del;
 mod gc;
 mod status;
 
-pub(crate) use add::publish;
+pub(crate) use add::{endpoint, publish};
 
 use std::ffi::OsString;
 use std::io::Read;

@@ -21,8 +21,8 @@ use crate::netlink::{Netlink, NetlinkError};
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x706e);
 
-/// Attaches a pinned program to a link of the caller's namespace. Nothing happens when it is there already.
-pub fn attach(program: &Path, ifindex: IfIndex, direction: Direction) -> io::Result<()> {
+/// Attaches a pinned program to a link of the caller's namespace. Says whether it was not there already.
+pub fn attach(program: &Path, ifindex: IfIndex, direction: Direction) -> io::Result<bool> {
     let name = name_of(ifindex)?;
     tolerate(qdisc_add_clsact(&name).map_err(tc_errno), Errno::EEXIST)?;
     let mut classifier = SchedClassifier::from_pin(program).map_err(io::Error::other)?;
@@ -34,9 +34,9 @@ pub fn attach(program: &Path, ifindex: IfIndex, direction: Direction) -> io::Res
             // aya detaches what it owns; this filter belongs to the device.
             let link = classifier.take_link(id).map_err(io::Error::other)?;
             std::mem::forget(link);
-            Ok(())
+            Ok(true)
         }
-        Err(ProgramError::TcError(e)) => tolerate(Err(tc_errno(e)), Errno::EEXIST),
+        Err(ProgramError::TcError(e)) => tolerate(Err(tc_errno(e)), Errno::EEXIST).map(|()| false),
         Err(e) => Err(io::Error::other(e)),
     }
 }

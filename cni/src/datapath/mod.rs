@@ -210,7 +210,7 @@ pub fn attach_tc(program: &Path, ifindex: IfIndex, direction: Direction) -> Resu
         Ok(()) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         // No such attach type: a kernel before 6.6.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clsact::attach(program, ifindex, direction),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clsact::attach(program, ifindex, direction).map(drop),
         Err(e) => Err(e),
     }
     .map_err(|source| attach_error("attach", program, ifindex, direction, source))
@@ -265,17 +265,18 @@ pub fn ready(pins: &PinDir) -> Result<(), DatapathError> {
 /// The hooks of a pod's host end.
 const POD_HOOKS: [(Hook, Direction); 2] = [(Hook::FromPod, Direction::Ingress), (Hook::ToPod, Direction::Egress)];
 
-/// Attaches the dispatchers to a pod's host end. Nothing happens where they are attached already.
+/// Attaches the dispatchers to a pod's host end. Says whether one was not attached already.
 ///
 /// As clsact filters on every kernel: each attachment to TCX waits for a grace period of RCU under the lock of all
 /// network configuration, 20 ms on an idle machine, and a pod needs two.
-pub fn attach_pod(pins: &PinDir, host_end: IfIndex) -> Result<(), DatapathError> {
-    POD_HOOKS.into_iter().try_for_each(|(hook, direction)| {
+pub fn attach_pod(pins: &PinDir, host_end: IfIndex) -> Result<bool, DatapathError> {
+    POD_HOOKS.into_iter().try_fold(false, |any, (hook, direction)| {
         let program = pins.hook(hook);
         // Told apart from what the attachment itself may lack.
         open_pin(&program)?;
-        clsact::attach(&program, host_end, direction)
-            .map_err(|source| attach_error("attach", &program, host_end, direction, source))
+        let attached = clsact::attach(&program, host_end, direction)
+            .map_err(|source| attach_error("attach", &program, host_end, direction, source))?;
+        Ok(any || attached)
     })
 }
 

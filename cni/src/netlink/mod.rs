@@ -12,8 +12,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -81,6 +82,19 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// Out of which interface.
     pub oif: IfIndex,
+    /// The source address of what the host itself sends there, if the route names one or has chosen one.
+    pub source: Option<IpAddr>,
+}
+
+/// An address of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The link.
+    pub link: IfIndex,
+    /// The address with its prefix.
+    pub network: IpNetwork,
+    /// Whether it is valid everywhere, so that it may be a source address towards others.
+    pub global: bool,
 }
 
 /// The link-local address that RFC 4291, appendix A, makes of a MAC.
@@ -163,14 +177,11 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(Answer::link).collect())
     }
 
-    /// The addresses of a link.
-    pub fn addresses(&mut self, index: IfIndex) -> Result<Vec<IpNetwork>, NetlinkError> {
+    /// All addresses.
+    pub fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
         let answers = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-        let on_link = |a| match a {
-            Answer::Address(i, address) if i == index => Some(address),
-            _ => None,
-        };
-        Ok(answers.into_iter().filter_map(on_link).collect())
+        let address = |a| if let Answer::Address(address) = a { Some(address) } else { None };
+        Ok(answers.into_iter().filter_map(address).collect())
     }
 
     /// The main table's routes, both families.
@@ -247,10 +258,12 @@ impl Netlink {
 pub enum Answer {
     /// A link.
     Link(Link),
-    /// An address and the link that has it.
-    Address(IfIndex, IpNetwork),
+    /// An address.
+    Address(Address),
     /// A route.
     Route(Route),
+    /// A neighbour that never expires.
+    Neighbour(IfIndex, IpAddr, Mac),
     /// The id of the BPF program that a traffic filter runs.
     Filter(u32),
 }
@@ -265,7 +278,7 @@ impl Answer {
         match message {
             RouteNetlinkMessage::NewLink(m) => Some(Self::Link(link(m))),
             RouteNetlinkMessage::NewAddress(m) => {
-                let index = IfIndex(m.header.index);
+                let link = IfIndex(m.header.index);
                 // IPv4 has the address as Local (Address is the peer's), IPv6 as Address.
                 let local = m
                     .attributes
@@ -276,10 +289,11 @@ impl Answer {
                         .iter()
                         .find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None })
                 };
-                let address = IpNetwork::new(local.or_else(address)?, m.header.prefix_len).ok()?;
-                Some(Self::Address(index, address))
+                let network = IpNetwork::new(local.or_else(address)?, m.header.prefix_len).ok()?;
+                Some(Self::Address(Address { link, network, global: m.header.scope == AddressScope::Universe }))
             }
             RouteNetlinkMessage::NewRoute(m) => route(m).map(Self::Route),
+            RouteNetlinkMessage::NewNeighbour(m) => permanent_neighbour(m),
             RouteNetlinkMessage::NewTrafficFilter(m) => filter_program(&m).map(Self::Filter),
             _ => None,
         }
@@ -306,6 +320,20 @@ fn link(message: LinkMessage) -> Link {
     link
 }
 
+fn permanent_neighbour(message: NeighbourMessage) -> Option<Answer> {
+    let (mut ip, mut mac) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(IpAddr::V4(v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(IpAddr::V6(v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
+            _ => {}
+        }
+    }
+    let permanent = message.header.state == NeighbourState::Permanent;
+    permanent.then_some(Answer::Neighbour(IfIndex(message.header.ifindex), ip?, mac?))
+}
+
 fn filter_program(message: &TcMessage) -> Option<u32> {
     let options =
         message.attributes.iter().filter_map(|a| if let TcAttribute::Options(o) = a { Some(o) } else { None });
@@ -326,7 +354,7 @@ fn route(message: RouteMessage) -> Option<Route> {
         RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
         _ => None,
     };
-    let mut route = Route { destination: None, gateway: None, oif: IfIndex(0) };
+    let mut route = Route { destination: None, gateway: None, oif: IfIndex(0), source: None };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => {
@@ -334,6 +362,7 @@ fn route(message: RouteMessage) -> Option<Route> {
             }
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
             RouteAttribute::Oif(index) => route.oif = IfIndex(*index),
+            RouteAttribute::PrefSource(address) => route.source = ip(address),
             _ => {}
         }
     }

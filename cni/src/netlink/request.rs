@@ -84,6 +84,34 @@ impl Op {
         Self::new(format!("bring link {} up", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
+    /// Takes a link down.
+    pub fn down(index: IfIndex) -> Self {
+        let mut link = indexed(index);
+        link.header.change_mask = LinkFlags::Up;
+        Self::new(format!("take link {} down", index.0), RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Gives a link another name. Before Linux 6.2 it has to be down (EBUSY).
+    pub fn set_name(index: IfIndex, name: &str) -> Self {
+        let mut link = indexed(index);
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        Self::new(format!("name link {} {name}", index.0), RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Sets a link's MAC.
+    pub fn set_mac(index: IfIndex, mac: Mac) -> Self {
+        let mut link = indexed(index);
+        link.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        Self::new(format!("set the MAC of link {}", index.0), RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Sets a link's MTU in bytes.
+    pub fn set_mtu(index: IfIndex, mtu: u32) -> Self {
+        let mut link = indexed(index);
+        link.attributes.push(LinkAttribute::Mtu(mtu));
+        Self::new(format!("set the MTU of link {}", index.0), RouteNetlinkMessage::SetLink(link), 0)
+    }
+
     /// Sets a link's alias.
     pub fn set_alias(index: IfIndex, alias: &str) -> Self {
         let mut link = indexed(index);
@@ -99,13 +127,6 @@ impl Op {
         let mut op =
             Self::new(format!("switch generated addresses off on {name}"), RouteNetlinkMessage::SetLink(link), 0);
         op.tolerated = &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
-        op
-    }
-
-    /// Deletes a link by name; it need not exist.
-    pub fn delete_link(name: &str) -> Self {
-        let mut op = Self::new(format!("delete the link {name}"), RouteNetlinkMessage::DelLink(named(name)), 0);
-        op.tolerated = &[libc::ENODEV];
         op
     }
 
@@ -144,17 +165,29 @@ impl Op {
         message.header.ifindex = index.0;
         message.header.state = NeighbourState::Permanent;
         message.header.kind = RouteType::Unicast;
-        message.attributes.push(NeighbourAttribute::Destination(match ip {
-            IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-            IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-        }));
+        message.attributes.push(NeighbourAttribute::Destination(neighbour(ip)));
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
         let what = format!("add neighbour {ip} on link {}", index.0);
         Self::new(what, RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
+    /// Asks for a neighbour of a link.
+    pub fn get_neighbour(index: IfIndex, ip: IpAddr) -> Self {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(ip);
+        message.header.ifindex = index.0;
+        message.attributes.push(NeighbourAttribute::Destination(neighbour(ip)));
+        let what = format!("find neighbour {ip} on link {}", index.0);
+        Self::new(what, RouteNetlinkMessage::GetNeighbour(message), 0)
+    }
+
     /// Adds a route to the main table, in place of one with the same destination.
     pub fn add_route(route: &Route) -> Self {
+        Self { flags: NLM_F_CREATE | NLM_F_REPLACE, ..Self::add_new_route(route) }
+    }
+
+    /// The same where there is none with that destination (else EEXIST).
+    pub fn add_new_route(route: &Route) -> Self {
         let mut message = RouteMessage::default();
         let some_ip = route.destination.map(|d| d.ip()).or(route.gateway);
         message.header.address_family = some_ip.map_or(AddressFamily::Inet, family);
@@ -167,6 +200,9 @@ impl Op {
             message.header.destination_prefix_length = destination.prefix();
             message.attributes.push(RouteAttribute::Destination(destination.network().into()));
         }
+        if let Some(source) = route.source {
+            message.attributes.push(RouteAttribute::PrefSource(source.into()));
+        }
         if let Some(gateway) = route.gateway {
             message.header.scope = RouteScope::Universe;
             // The gateway is in no subnet of the pod's.
@@ -175,7 +211,7 @@ impl Op {
         }
         let to = route.destination.map_or("everywhere".to_owned(), |d| d.to_string());
         let what = format!("add the route to {to} by link {}", route.oif.0);
-        Self::new(what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+        Self::new(what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Asks which route leads to an address.
@@ -190,6 +226,13 @@ impl Op {
 
 fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn neighbour(ip: IpAddr) -> NeighbourAddress {
+    match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    }
 }
 
 fn named(name: &str) -> LinkMessage {

@@ -1,44 +1,32 @@
 //! Host ports: what the plugin's records say of them (capability `portMappings`), as frontends.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use podnet_cni::{
-    record::{PortMapping, Record, RecordName, State},
-    store::{Content, Store, StoreError},
-};
+use podnet_cni::record::{PortMapping, Record};
 
 use crate::{
     frontend::{Backends, Frontend, FrontendAddr, FrontendKind, IfNone, Protocol, ServicePortName, SourceMode},
     model::ObjectName,
 };
 
-/// The host ports of all pods, those that came first first. A record never changes once its pod is ready, so each is
-/// read once.
+use super::records::Records;
+
+/// The host ports of all pods, those that came first first.
 #[derive(Debug, Default)]
-pub(super) struct HostPorts(Vec<(RecordName, Vec<Frontend>)>);
+pub(super) struct HostPorts(Vec<Frontend>);
 
 impl HostPorts {
     /// Looks at the records again. Whether host ports have come or gone.
-    pub(super) fn refresh(&mut self, store: &Store) -> Result<bool, StoreError> {
-        let mut names = store.list()?;
-        names.retain(|name| name.state == State::Ready);
-        let mut now: Vec<_> = self.0.iter().filter(|(name, _)| names.binary_search(name).is_ok()).cloned().collect();
-        let known: BTreeSet<_> = self.0.iter().map(|(name, _)| name).collect();
-        for name in names.iter().filter(|name| !known.contains(name)) {
-            // One that is unreadable is repair's to remove, and one may have gone meanwhile.
-            if let Some(Content::Valid(record)) = store.read(name)? {
-                now.push((name.clone(), frontends(&record)));
-            }
-        }
-        let changed = !now.iter().flat_map(|(_, ports)| ports).eq(self.frontends());
+    pub(super) fn refresh(&mut self, records: &Records) -> bool {
+        let now: Vec<Frontend> = records.iter().flat_map(frontends).collect();
+        let changed = now != self.0;
         self.0 = now;
-        Ok(changed)
+        changed
     }
 
     /// All of them.
-    pub(super) fn frontends(&self) -> impl Iterator<Item = &Frontend> {
-        self.0.iter().flat_map(|(_, ports)| ports)
+    pub(super) fn frontends(&self) -> &[Frontend] {
+        &self.0
     }
 }
 
@@ -89,7 +77,12 @@ fn protocol(name: &str) -> Option<Protocol> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podnet_cni::{alloc::Pool, id::AttachmentId, record::PodRef};
+    use podnet_cni::{
+        alloc::Pool,
+        id::AttachmentId,
+        record::{PodRef, State},
+        store::Store,
+    };
 
     fn id(container: &str) -> AttachmentId {
         AttachmentId {
@@ -169,8 +162,12 @@ mod tests {
     fn host_ports_come_with_their_pod_and_go_with_it() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::with_boot_id(directory.path(), "0123abcd-0000-0000-0000-000000000000");
-        let mut ports = HostPorts::default();
-        assert!(!ports.refresh(&store).unwrap(), "there is nothing yet");
+        let (mut ports, mut records) = (HostPorts::default(), Records::default());
+        let mut refresh = |ports: &mut HostPorts| {
+            records.refresh(&store).unwrap();
+            ports.refresh(&records)
+        };
+        assert!(!refresh(&mut ports), "there is nothing yet");
 
         let add = |container: &str, mappings: Vec<PortMapping>| {
             let pools = Pool::from_cidrs(&["10.244.1.0/24".parse().unwrap()]).unwrap();
@@ -184,13 +181,13 @@ mod tests {
             (locked.finish(&mut reservation, &ready), ready.name()).1
         };
         add("c1", vec![]);
-        assert!(!ports.refresh(&store).unwrap(), "a pod without host ports");
+        assert!(!refresh(&mut ports), "a pod without host ports");
         let with_port = add("c2", vec![mapping(None, 8080, 80, "tcp")]);
-        assert!(ports.refresh(&store).unwrap());
-        assert_eq!(ports.frontends().count(), 1);
-        assert!(!ports.refresh(&store).unwrap());
+        assert!(refresh(&mut ports));
+        assert_eq!(ports.frontends().len(), 1);
+        assert!(!refresh(&mut ports));
         store.lock().unwrap().remove(&with_port).unwrap();
-        assert!(ports.refresh(&store).unwrap());
-        assert_eq!(ports.frontends().count(), 0);
+        assert!(refresh(&mut ports));
+        assert_eq!(ports.frontends().len(), 0);
     }
 }

@@ -17,8 +17,10 @@ mod events;
 mod facts;
 mod host_ports;
 mod in_use;
+mod links;
 mod networks;
 mod node;
+mod records;
 mod report;
 
 use std::{
@@ -60,7 +62,7 @@ use crate::{
         Host,
         settings::Sysctl,
         snapshot::Snapshot,
-        watch::{Debounce, Watcher},
+        watch::{Change, Debounce, Watcher},
     },
     install,
     metrics::{KernelReader as _, Listener, Metrics, NodeState},
@@ -74,7 +76,9 @@ use attachments::Attachments;
 use drops::Drops;
 use host_ports::HostPorts;
 use in_use::InUse;
+use links::Links;
 use networks::KnownMacs;
+use records::Records;
 
 /// How often the programs are told the time: about a tick.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
@@ -122,7 +126,9 @@ struct Daemon {
     node: node::Status,
     known_macs: KnownMacs,
     in_use: InUse,
+    records: Records,
     host_ports: HostPorts,
+    links: Links,
     health: Health,
     servers: Servers,
     metrics: Metrics,
@@ -197,7 +203,9 @@ impl Daemon {
             node: node::Status::default(),
             known_macs: KnownMacs::default(),
             in_use: InUse::default(),
+            records: Records::default(),
             host_ports: HostPorts::default(),
+            links: Links::default(),
             health,
             servers,
             metrics,
@@ -242,7 +250,7 @@ impl Daemon {
         if !self.datapath.adopted() {
             self.shed().await;
         }
-        self.read_host_ports();
+        self.read_records();
         // Before anything is written: what no object may take is not to be taken for a moment either.
         match self.host.snapshot().await {
             Ok(snapshot) => {
@@ -262,12 +270,14 @@ impl Daemon {
             self.write_report();
             let retry = wake(self.outcome.next_retry);
             let node = wake(self.node_due);
+            let links = wake(self.links.next());
             tokio::select! {
                 batch = self.source.next() => self.take_in(batch.context("cannot wait for objects")?),
                 () = retry => self.reconcile(),
                 () = node => {}
                 () = self.api_servers.changed() => self.node_due = Some(Instant::now()),
-                _ = self.watcher.changed() => self.node_due = Some(Instant::now()),
+                change = self.watcher.changed() => self.network_changed(change),
+                () = links => self.mend(),
                 ready = self.attachments.readable() => {
                     ready.context("cannot wait for attachments")?.clear_ready();
                     self.attachments_changed();
@@ -375,12 +385,13 @@ impl Daemon {
         applied.services > 0
     }
 
-    /// Takes in which host ports there are.
-    fn read_host_ports(&mut self) {
-        match self.host_ports.refresh(&self.store) {
-            Ok(true) => self.control.set_host_ports(self.host_ports.frontends().cloned().collect()),
-            Ok(false) => {}
-            Err(error) => warn!("{error}; host ports are as before"),
+    /// Takes in which pods there are, and their host ports.
+    fn read_records(&mut self) {
+        if let Err(error) = self.records.refresh(&self.store) {
+            warn!("{error}; pods and their host ports are as before");
+        }
+        if self.host_ports.refresh(&self.records) {
+            self.control.set_host_ports(self.host_ports.frontends().to_vec());
         }
     }
 
@@ -485,13 +496,46 @@ impl Daemon {
     /// The plugin has added or removed a pod.
     fn attachments_changed(&mut self) {
         self.attachments.get_ref().drain();
-        self.read_host_ports();
+        if let Err(error) = self.records.refresh(&self.store) {
+            warn!("{error}; pods and their host ports are as before");
+        }
+        // DEL removes the link before the record.
+        let lost = |record| podnet_cni::repair::has_link(&self.store, record).unwrap_or(false);
+        if self.records.gone().iter().any(lost) {
+            self.repair();
+        }
+        self.records.forget_gone();
+        self.read_records();
         self.reconcile();
         self.collect();
     }
 
+    /// Something about the host's network has changed.
+    fn network_changed(&mut self, change: Change) {
+        if change.of_node() {
+            self.node_due = Some(Instant::now());
+        }
+        if change.lost {
+            self.repair();
+        }
+        let mut links = change.pods;
+        links.extend(self.records.links_to(&change.hosts));
+        self.links.touched(links, Instant::now());
+    }
+
+    /// Puts back what pods' links lack about which something has changed.
+    fn mend(&mut self) {
+        let now = Instant::now();
+        let names = self.records.of_links(&self.links.take(now));
+        if names.is_empty() {
+            return;
+        }
+        let report = repair::mend(&self.store, self.datapath.pins(), &names);
+        self.links.note(&report, false, &self.metrics, now);
+    }
+
     /// Removes what crashed plugins and deleted namespaces have left, and restores what is missing.
-    fn repair(&self) {
+    fn repair(&mut self) {
         let abandoned = self.source.pods().map(|pods| {
             abandoned::find(&self.store, &pods, &self.config.cgroup, SystemTime::now()).unwrap_or_else(|error| {
                 warn!("cannot look for abandoned attachments: {error}");
@@ -502,19 +546,9 @@ impl Daemon {
         for id in &abandoned {
             info!(container.id = id.container.as_str(), "the pod is gone and its attachment was left: it is removed");
         }
-        let report = repair::repair(&self.store, Some(self.datapath.pins()), &Keep::Whole { but: &abandoned });
-        for error in &report.errors {
-            warn!(error = error.msg, details = error.details, "cannot repair an attachment");
-        }
-        if !report.is_clean() {
-            info!(
-                removed = report.removed.len(),
-                links = report.links.len(),
-                endpoints = report.endpoints.len(),
-                restored = report.restored.len(),
-                "repaired attachments"
-            );
-        }
+        let (keep, known) = (Keep::Whole { but: &abandoned }, self.records.known());
+        let report = repair::repair(&self.store, Some(self.datapath.pins()), &keep, &known);
+        self.links.note(&report, true, &self.metrics, Instant::now());
     }
 
     /// Has flows that are over removed, as soon as no other sweep is on its way.
@@ -581,6 +615,8 @@ impl Daemon {
             host: self.control.host(),
             drops: self.drops.seen(),
             servers,
+            repairs: self.links.status(),
+            links: self.links.problems(Instant::now()),
         };
         let (warnings, written) = self.report.write(&self.config, now);
         self.metrics.state(&control, source.mistakes.len(), warnings);

@@ -13,8 +13,8 @@ use crate::{
     host::tunnel,
     source,
     status::{
-        DaemonStatus, DropStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus,
-        StatusError, TablesStatus, UnixTime, UplinkStatus,
+        DaemonStatus, DropStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, RepairStatus, SourceError,
+        SourceStatus, StatusError, TablesStatus, UnixTime, UplinkStatus,
     },
 };
 
@@ -37,6 +37,9 @@ pub(super) struct Now<'a> {
     pub(super) drops: BTreeMap<String, DropStatus>,
     /// What isn't served, for people.
     pub(super) servers: Vec<String>,
+    pub(super) repairs: Vec<RepairStatus>,
+    /// What is wrong with pods' links and records.
+    pub(super) links: Vec<String>,
 }
 
 impl Reporter {
@@ -70,7 +73,7 @@ impl Reporter {
 
     /// Writes what there is to say, unless it has been said. Returns how many warnings are among it.
     pub(super) fn write(&mut self, config: &Config, now: Now<'_>) -> (usize, Result<(), StatusError>) {
-        let Now { source, control, node, health, host, drops, servers } = now;
+        let Now { source, control, node, health, host, drops, servers, repairs, links } = now;
         let nodes = std::mem::take(&mut self.last.nodes);
         let mut now = DaemonStatus {
             ready: if node.ready { self.last.ready.or_else(|| Some(UnixTime::now())) } else { None },
@@ -80,10 +83,11 @@ impl Reporter {
             tunnel: node.routes.tunnel.map(|t| uplink(node, tunnel::NAME, t.ifindex, t.mtu)),
             socket_hooks_refused: node.socket_hooks_refused,
             health,
+            repairs,
             host: host.clone(),
             shares: control.shares.clone(),
             drops,
-            warnings: warnings(source, control, node, servers),
+            warnings: warnings(source, control, node, [links, servers].concat()),
             ..self.last.clone()
         };
         // Times alone are no news.
@@ -159,16 +163,11 @@ fn nodes(node: &node::Status) -> Vec<NodeStatus> {
     reached.chain(unreached).collect()
 }
 
-fn warnings(
-    source: &source::Status,
-    control: &ControlStatus,
-    node: &node::Status,
-    servers: Vec<String>,
-) -> Vec<String> {
+fn warnings(source: &source::Status, control: &ControlStatus, node: &node::Status, others: Vec<String>) -> Vec<String> {
     let alarms = control.alarms.iter().map(|p| format!("{}: {}", p.object, p.reason));
     let problems = control.problems.iter().map(|p| format!("{}: {}", p.object, p.reason));
     let node = source.error.iter().chain(&node.problems).cloned();
     let scarcities = control.scarcities.iter().cloned();
     let remarks = source.remarks.iter().cloned();
-    alarms.chain(node).chain(servers).chain(remarks).chain(scarcities).chain(problems).collect()
+    alarms.chain(node).chain(others).chain(remarks).chain(scarcities).chain(problems).collect()
 }

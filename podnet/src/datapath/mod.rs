@@ -400,11 +400,6 @@ impl Datapath {
         Ok(attach_tc(&self.pins.hook(Hook::FromLoopback), loopback, Direction::Egress)?)
     }
 
-    /// Attaches the hooks of a pod again, which changes nothing where they are.
-    pub fn attach_pod(&self, host_end: IfIndex) -> Result<(), Error> {
-        Ok(podnet_cni::datapath::attach_pod(&self.pins, host_end)?)
-    }
-
     /// Detaches the hooks of a pod.
     pub fn detach_pod(&self, host_end: IfIndex) -> Result<(), Error> {
         Ok(podnet_cni::datapath::detach_pod(&self.pins, host_end)?)

@@ -17,6 +17,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use podnet_cni::id::AttachmentId;
+use podnet_cni::ownership::is_marked;
 use podnet_common::addr::{IfIndex, Mac};
 use podnet_common::layout::MARK_DONE;
 
@@ -43,6 +44,8 @@ pub enum LinkKind {
 pub struct Link {
     /// Its name.
     pub name: String,
+    /// Its alias; empty if it has none.
+    pub alias: String,
     /// Its index.
     pub ifindex: IfIndex,
     /// Its Ethernet address, if it is an Ethernet device.
@@ -66,7 +69,7 @@ pub struct Link {
 impl Link {
     /// Whether it is the host's side of a pod's veth pair.
     pub fn is_host_end(&self) -> bool {
-        self.kind == LinkKind::Veth && AttachmentId::is_host_ifname(&self.name)
+        self.kind == LinkKind::Veth && (AttachmentId::is_host_ifname(&self.name) || is_marked(&self.alias))
     }
 }
 
@@ -209,6 +212,7 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Address(bytes) => link.mac = mac(&bytes),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::AfSpecUnspec(families) => link.mtu6 = families.iter().find_map(mtu6),

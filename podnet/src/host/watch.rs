@@ -2,7 +2,7 @@
 //!
 //! A notification says only what kind of thing changed: the daemon then reads a new [`super::Snapshot`] and decides
 //! from that, so that a lost or reordered message can do no harm. When the kernel says that messages were lost,
-//! everything counts as changed. What happens on the pods' interfaces is left out: nothing of the node depends on it,
+//! everything counts as changed. What happens on the pods' interfaces is told apart: nothing of the node depends on it,
 //! and a node that starts a hundred pods should not have its daemon look around a hundred times.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use podnet_common::addr::{IfIndex, Mac};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -19,7 +20,7 @@ use rtnetlink::sys::SocketAddr;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::snapshot::{self, Hop, Link};
+use super::snapshot::{self, Link};
 use super::{HostError, ROUTE_PROTOCOL};
 
 const GROUPS: &[MulticastGroup] = &[
@@ -49,7 +50,7 @@ impl Default for Debounce {
 }
 
 /// What kinds of things have changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// Interfaces.
     pub links: bool,
@@ -59,14 +60,37 @@ pub struct Change {
     pub routes: bool,
     /// MACs of neighbours (not every change of an entry's state).
     pub neighbours: bool,
+    /// Something about these pods' interfaces, which is none of the above.
+    pub pods: BTreeSet<IfIndex>,
+    /// Destinations of routes to single addresses, which may be pods'.
+    pub hosts: BTreeSet<IpAddr>,
+    /// Messages were lost: pods' interfaces may have changed that are not named.
+    pub lost: bool,
 }
 
 impl Change {
     /// Everything may have.
-    pub const ALL: Self = Self { links: true, addresses: true, routes: true, neighbours: true };
+    pub const ALL: Self = Self {
+        links: true,
+        addresses: true,
+        routes: true,
+        neighbours: true,
+        pods: BTreeSet::new(),
+        hosts: BTreeSet::new(),
+        lost: true,
+    };
 
-    fn any(self) -> bool {
-        self != Self::default()
+    /// Whether anything of the node itself has.
+    pub fn of_node(&self) -> bool {
+        self.links || self.addresses || self.routes || self.neighbours
+    }
+
+    fn any(&self) -> bool {
+        *self != Self::default()
+    }
+
+    fn of_pod(index: IfIndex) -> Self {
+        Self { pods: [index].into(), ..Self::default() }
     }
 
     fn add(&mut self, other: Self) {
@@ -74,6 +98,9 @@ impl Change {
         self.addresses |= other.addresses;
         self.routes |= other.routes;
         self.neighbours |= other.neighbours;
+        self.pods.extend(other.pods);
+        self.hosts.extend(other.hosts);
+        self.lost |= other.lost;
     }
 }
 
@@ -184,22 +211,31 @@ impl Known {
         let nothing = Change::default();
         match message {
             RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message) => {
-                Change { links: self.link(snapshot::link(message)), ..nothing }
+                self.link(snapshot::link(message))
             }
             RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => {
-                Change { addresses: !self.pods.contains(&IfIndex(message.header.index)), ..nothing }
+                let index = IfIndex(message.header.index);
+                match self.pods.contains(&index) {
+                    true => Change::of_pod(index),
+                    false => Change { addresses: true, ..nothing },
+                }
             }
             // Made by podnet itself, just now: thousands of them when it starts.
             RouteNetlinkMessage::DelRule(message) => Change { routes: snapshot::is_service_rule(&message), ..nothing },
             RouteNetlinkMessage::NewRoute(message) if message.header.protocol == ROUTE_PROTOCOL.into() => nothing,
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
-                let of_pod = |hops: &[Hop]| !hops.is_empty() && hops.iter().all(|hop| self.pods.contains(&hop.dev));
-                Change { routes: snapshot::route(message).is_some_and(|(_, route)| !of_pod(&route.hops)), ..nothing }
+                // A route may take a pod's away and say nothing of that.
+                let hosts: BTreeSet<IpAddr> = single_destination(&message).into_iter().collect();
+                let Some((_, route)) = snapshot::route(message) else { return Change { hosts, ..nothing } };
+                let of_pods = route.hops.iter().map(|hop| hop.dev).filter(|dev| self.pods.contains(dev));
+                let pods: BTreeSet<IfIndex> = of_pods.collect();
+                let only_pods = !route.hops.is_empty() && route.hops.iter().all(|hop| pods.contains(&hop.dev));
+                Change { routes: !only_pods, pods, hosts, ..nothing }
             }
             RouteNetlinkMessage::NewNeighbour(message) => {
                 let Some(neighbour) = snapshot::neighbour(message) else { return nothing };
                 if self.pods.contains(&neighbour.ifindex) {
-                    return nothing;
+                    return Change::of_pod(neighbour.ifindex);
                 }
                 let key = (neighbour.ifindex, neighbour.addr);
                 let before = match neighbour.mac {
@@ -209,26 +245,41 @@ impl Known {
                 Change { neighbours: before != neighbour.mac, ..nothing }
             }
             RouteNetlinkMessage::DelNeighbour(message) => {
-                let gone = snapshot::neighbour(message).and_then(|n| self.macs.remove(&(n.ifindex, n.addr)));
+                let Some(neighbour) = snapshot::neighbour(message) else { return nothing };
+                if self.pods.contains(&neighbour.ifindex) {
+                    return Change::of_pod(neighbour.ifindex);
+                }
+                let gone = self.macs.remove(&(neighbour.ifindex, neighbour.addr));
                 Change { neighbours: gone.is_some(), ..nothing }
             }
             _ => nothing,
         }
     }
 
-    /// Remembers the pods' interfaces. Whether it is another one.
-    fn link(&mut self, link: Option<Link>) -> bool {
-        let Some(link) = link else { return false };
+    /// Remembers the pods' interfaces.
+    fn link(&mut self, link: Option<Link>) -> Change {
+        let Some(link) = link else { return Change::default() };
         if link.is_host_end() {
             self.pods.insert(link.ifindex);
             if self.pods.len() > PODS_MAX {
                 self.pods.pop_first();
             }
-            return false;
         }
-        self.pods.remove(&link.ifindex);
-        true
+        // An index isn't used again, so what was a pod's is, whatever somebody has made of its name.
+        match self.pods.contains(&link.ifindex) {
+            true => Change::of_pod(link.ifindex),
+            false => Change { links: true, ..Change::default() },
+        }
     }
+}
+
+/// The destination of a route that is to one address only.
+fn single_destination(message: &RouteMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match (attribute, message.header.destination_prefix_length) {
+        (RouteAttribute::Destination(RouteAddress::Inet(ip)), 32) => Some(IpAddr::V4(*ip)),
+        (RouteAttribute::Destination(RouteAddress::Inet6(ip)), 128) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -236,7 +287,7 @@ mod tests {
     use super::*;
     use netlink_packet_route::AddressFamily;
     use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-    use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+    use netlink_packet_route::route::{RouteHeader, RouteType};
 
     fn neighbour(state: NeighbourState, last: u8) -> NetlinkPayload<RouteNetlinkMessage> {
         let mut message = NeighbourMessage::default();
@@ -276,8 +327,32 @@ mod tests {
             assert!(routes(false, 4, kind, &[]) && !routes(false, ROUTE_PROTOCOL, kind, &[]));
             assert!(routes(true, ROUTE_PROTOCOL, kind, &[]), "somebody may have removed it");
         }
-        assert!(!routes(true, 4, RouteType::Unicast, &[7]), "a pod's");
+        assert!(!routes(true, 4, RouteType::Unicast, &[7]), "a pod's, whose own matter it is");
         assert!(routes(true, 4, RouteType::Unreachable, &[7]), "it leads to no interface");
+    }
+
+    #[test]
+    fn changes_about_pods_links_name_them_and_are_not_the_nodes() {
+        let mut known = Known { pods: [IfIndex(7)].into(), ..Known::default() };
+        let mut change = |message| known.change(message);
+        let mut address = netlink_packet_route::address::AddressMessage::default();
+        address.header.index = 7;
+        for message in [RouteNetlinkMessage::NewAddress(address.clone()), RouteNetlinkMessage::DelAddress(address)] {
+            let change = change(message);
+            assert!(change.pods == [IfIndex(7)].into() && !change.of_node(), "{change:?}");
+        }
+        // Whatever it is called.
+        let mut link = netlink_packet_route::link::LinkMessage::default();
+        link.header.index = 7;
+        link.attributes.push(netlink_packet_route::link::LinkAttribute::IfName("lan0".into()));
+        let renamed = change(RouteNetlinkMessage::NewLink(link));
+        assert!(renamed.pods == [IfIndex(7)].into() && !renamed.of_node(), "{renamed:?}");
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        (route.header.destination_prefix_length, route.header.kind) = (32, RouteType::BlackHole);
+        let to: IpAddr = "10.244.1.5".parse().unwrap();
+        route.attributes.push(RouteAttribute::Destination(to.into()));
+        assert_eq!(change(RouteNetlinkMessage::NewRoute(route)).hosts, [to].into());
     }
 
     #[test]

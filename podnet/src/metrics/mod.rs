@@ -12,6 +12,7 @@ pub mod api;
 mod calls;
 mod datapath;
 mod latency;
+mod links;
 mod process;
 mod server;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use prometheus_client::{
 pub use calls::CallMetrics;
 pub use datapath::{Fills, KernelReader, PodCounts};
 pub use latency::Latency;
+pub use links::LinkMetrics;
 pub use server::Listener;
 
 use crate::{
@@ -76,6 +78,8 @@ pub struct Metrics {
     pub latency: Latency,
     /// The plugin's calls.
     pub calls: CallMetrics,
+    /// Pods' links and records.
+    pub links: LinkMetrics,
     /// The tables.
     pub fills: Fills,
     operations: Family<WithResult, Counter>,
@@ -129,6 +133,7 @@ impl Metrics {
         self.latency.register(podnet);
         self.register_state(podnet);
         self.calls.register(podnet);
+        self.links.register(podnet);
         podnet.register_collector(Box::new(Kernel { reader: kernel, fills: self.fills.clone() }));
         if let Some(api) = api {
             api.register(podnet);

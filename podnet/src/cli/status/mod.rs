@@ -25,13 +25,15 @@ use crate::host::firewall::{self, Report};
 use crate::host::settings::{self, Deviation, Families, Sysctl};
 use crate::host::uplinks::{self, Uplinks};
 use crate::source::what_holds;
-use crate::status::{ALARMING, DaemonLock, DaemonState, DaemonStatus, DropStatus, UnixTime};
+use crate::status::{ALARMING, DaemonLock, DaemonState, DaemonStatus, DropStatus, RepairStatus, UnixTime};
 
 /// From this share of its capacity on, a table is called nearly full: nine tenths.
 const NEARLY_FULL: (u64, u64) = (9, 10);
 
 /// For how long drops are warned of, in seconds.
 const LATELY: u64 = 600;
+/// For how many seconds the repair of a pod's link is news.
+const REPAIR_IS_NEWS: u64 = 600;
 
 /// The loopback interface: the kernel gives it this index in every namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: IfIndex = IfIndex(1);
@@ -322,6 +324,7 @@ pub(super) fn assemble(witnesses: Witnesses) -> Status {
     let mut warnings = Vec::new();
     let datapath = datapath.map_err(|e| warnings.push(e.to_string())).ok();
     daemon_warnings(&daemon, datapath.is_some(), &mut warnings);
+    repair_warnings(daemon.report.iter().flat_map(|report| &report.repairs), now, &mut warnings);
     if let Some(datapath) = &datapath {
         hook_warnings(datapath, &daemon, &mut warnings);
         table_warnings(datapath, &mut warnings);
@@ -383,6 +386,24 @@ fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) 
         warnings.push(format!("no uplink was found: {advice}"));
     }
     warnings.extend(report.warnings.iter().cloned());
+}
+
+/// Pods' links that were repaired of late; if there are many, some of them by name.
+fn repair_warnings<'a>(repairs: impl Iterator<Item = &'a RepairStatus>, now: UnixTime, warnings: &mut Vec<String>) {
+    const NAMED: usize = 5;
+    let mut recent: Vec<_> = repairs.filter(|repair| repair.last.seconds_until(now) < REPAIR_IS_NEWS).collect();
+    recent.sort_by_key(|repair| std::cmp::Reverse(repair.last));
+    for RepairStatus { of, parts, times, last } in recent.iter().take(NAMED) {
+        let count = if *times == 1 { String::new() } else { format!(", {times} times so far") };
+        warnings.push(format!(
+            "something else than podnet has changed the link of {of}: {parts} was put back {} ago{count}; have the \
+             programs that manage this host's network leave pn* alone",
+            since(*last, now)
+        ));
+    }
+    if let Some(others) = recent.len().checked_sub(NAMED).filter(|others| *others > 0) {
+        warnings.push(format!("the links of {others} more were put right likewise: `podnet status -o json` has them"));
+    }
 }
 
 /// Programs that are not where they should be. What the daemon has said of its own failures is not said again.

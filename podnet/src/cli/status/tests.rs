@@ -71,6 +71,7 @@ fn report() -> DaemonStatus {
         socket_hooks_refused: false,
         nodes: vec![NodeStatus { name: "node2".into(), cidr: "10.244.2.0/24".into(), ..NodeStatus::default() }],
         health: HealthStatus { address: Some("0.0.0.0:10256".into()), error: None, node_ports: 2 },
+        repairs: vec![],
         warnings: vec![],
     }
 }
@@ -269,6 +270,33 @@ fn socket_hooks_that_the_kernel_refuses_are_not_blamed_on_another_program() {
     view.sockets_missing = true;
     witnesses.datapath = datapath(&view);
     assert_eq!(assemble(witnesses).warnings, [reason]);
+}
+
+#[test]
+fn a_pods_link_that_was_repaired_is_news_for_a_while() {
+    let repair = |of: &str, times: u64, last: u64| RepairStatus {
+        of: of.into(),
+        parts: "the route to 10.244.1.5".into(),
+        times,
+        last: UnixTime(last),
+    };
+    let mut witnesses = healthy();
+    let mut told = report();
+    let now = witnesses.now.0;
+    told.repairs = vec![repair("pod shop/web", 3, now - 60), repair("pod shop/old", 1, now - REPAIR_IS_NEWS)];
+    witnesses.daemon.report = Some(told);
+    let status = assemble(witnesses);
+    let [warning] = &status.warnings[..] else { panic!("{:?}", status.warnings) };
+    let expected = "the link of pod shop/web: the route to 10.244.1.5 was put back 1m ago, 3 times so far";
+    assert!(warning.contains(expected), "{warning}");
+    assert!(status.text().contains("4 repairs of the links of 2 pods"), "{}", status.text());
+
+    let mut witnesses = healthy();
+    let mut told = report();
+    told.repairs = (0..20).map(|i| repair(&format!("pod shop/{i}"), 1, now)).collect();
+    witnesses.daemon.report = Some(told);
+    let warnings = assemble(witnesses).warnings;
+    assert!(warnings.len() == 6 && warnings[5].starts_with("the links of 15 more"), "{warnings:?}");
 }
 
 #[test]

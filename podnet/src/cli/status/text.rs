@@ -95,6 +95,11 @@ impl Status {
                 &format!("to {reached} of {} pod networks of other nodes{through}", report.nodes.len()),
             );
         }
+        if !report.repairs.is_empty() {
+            let times: u64 = report.repairs.iter().map(|repair| repair.times).sum();
+            let pods = count(report.repairs.len(), "pod");
+            text.line("repairs", &format!("{} of the links of {pods}", count(times as usize, "repair")));
+        }
         let checks = match report.health.node_ports {
             0 => String::new(),
             ports => format!(", {} of services", count(ports, "healthCheckNodePort")),

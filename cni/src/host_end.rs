@@ -1,0 +1,266 @@
+//! The host's end of a pod's link: what it is like, as its record says.
+//!
+//! [`parts`] is the one list of that. ADD makes them, CHECK compares them, and repair puts back what others have taken
+//! away: programs that manage networks flush addresses and routes of links that they don't know, and people take links
+//! down.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::{IpNetwork, Ipv6Network};
+use podnet_common::addr::{IfIndex, Mac};
+
+use crate::mac;
+use crate::netlink::{Address, Answer, Link, Netlink, NetlinkError, Op, Route, Scope};
+use crate::record::Record;
+use crate::wiring::WiringError;
+
+/// How often what is missing is looked at and put back: some parts go when another changes.
+const ROUNDS: usize = 3;
+
+/// One thing that is so of a host end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its name.
+    Name(String),
+    /// Its alias, by which it is known.
+    Alias(String),
+    /// Its MAC, which the pod has as its gateway's.
+    Mac(Mac),
+    /// Its MTU, in bytes: what is longer could not come in from the pod.
+    Mtu(u32),
+    /// It is up.
+    Up,
+    /// An address of the pod's gateway.
+    Address(IpNetwork, Scope),
+    /// An address of the pod with its MAC.
+    Neighbour(IpAddr, Mac),
+    /// The node's route to an address of the pod, and the source address of what it sends there itself, unless it has one.
+    Route(IpAddr, Option<IpAddr>),
+}
+
+/// The parts of a record's host end, in the order in which they are made: what comes up with the link goes with it too.
+/// `lonely` says that the node has no IPv4 address of its own.
+pub fn parts(record: &Record, alias: &str, lonely: bool) -> Vec<Part> {
+    let mut parts = vec![
+        Part::Name(record.host_ifname.clone()),
+        Part::Alias(alias.to_owned()),
+        Part::Mac(record.host_mac),
+        Part::Mtu(record.mtu),
+        Part::Up,
+    ];
+    parts.extend(record.gateways.iter().map(|gateway| match *gateway {
+        // Scope host: else the node would use it as its source address towards the pod.
+        IpAddr::V4(_) => Part::Address(IpNetwork::from(*gateway), Scope::Host),
+        IpAddr::V6(ip) => {
+            let network = Ipv6Network::new(ip, 64).map_or(IpNetwork::from(*gateway), IpNetwork::V6);
+            Part::Address(network, Scope::Global)
+        }
+    }));
+    for &ip in &record.ips {
+        let source = record.gateway(ip).filter(|_| lonely && ip.is_ipv4());
+        parts.extend([Part::Neighbour(ip, record.mac), Part::Route(ip, source)]);
+    }
+    parts
+}
+
+impl Part {
+    /// Whether the veth pair is made with it.
+    fn made_with_pair(&self) -> bool {
+        matches!(self, Self::Name(_) | Self::Mac(_) | Self::Mtu(_))
+    }
+
+    /// What kind of thing it is, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Name(_) => "name",
+            Self::Alias(_) => "alias",
+            Self::Mac(_) => "mac",
+            Self::Mtu(_) => "mtu",
+            Self::Up => "up",
+            Self::Address(..) => "address",
+            Self::Neighbour(..) => "neighbour",
+            Self::Route(..) => "route",
+        }
+    }
+
+    fn op(&self, index: IfIndex) -> Op {
+        match self {
+            Self::Name(name) => Op::set_name(index, name),
+            Self::Alias(alias) => Op::set_alias(index, alias),
+            Self::Mac(mac) => Op::set_mac(index, *mac),
+            Self::Mtu(mtu) => Op::set_mtu(index, *mtu),
+            Self::Up => Op::up(index),
+            Self::Address(address, scope) => Op::add_address(index, *address, *scope),
+            Self::Neighbour(ip, mac) => Op::add_neighbour(index, *ip, *mac),
+            Self::Route(ip, source) => Op::add_route(&Route {
+                destination: Some(IpNetwork::from(*ip)),
+                gateway: None,
+                oif: index,
+                source: *source,
+            }),
+        }
+    }
+
+    fn holds(&self, seen: &Seen) -> bool {
+        match self {
+            Self::Name(name) => seen.link.name == *name,
+            Self::Alias(alias) => seen.link.alias == *alias,
+            Self::Mac(mac) => seen.link.mac == *mac,
+            Self::Mtu(mtu) => seen.link.mtu >= *mtu,
+            Self::Up => seen.link.up,
+            Self::Address(address, _) => {
+                seen.addresses.iter().any(|a| a.link == seen.link.index && a.network == *address)
+            }
+            Self::Neighbour(ip, mac) => seen.neighbours.contains(&(*ip, *mac)),
+            // Else the route has chosen a source.
+            Self::Route(ip, Some(source)) => seen.routes.contains(&(*ip, Some(*source))),
+            Self::Route(ip, None) => seen.routes.iter().any(|(to, source)| to == ip && !seen.is_gateway(source)),
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "the name {name}"),
+            Self::Alias(_) => f.write_str("the alias"),
+            Self::Mac(mac) => write!(f, "the MAC {}", mac::format(*mac)),
+            Self::Mtu(mtu) => write!(f, "the MTU of {mtu} bytes"),
+            Self::Up => f.write_str("being up"),
+            Self::Address(address, _) => write!(f, "the address {}", address.ip()),
+            Self::Neighbour(ip, _) => write!(f, "the neighbour {ip}"),
+            Self::Route(ip, _) => write!(f, "the route to {ip}"),
+        }
+    }
+}
+
+/// What the kernel says of a host end, as far as its record asks.
+struct Seen {
+    link: Link,
+    /// Of all links.
+    addresses: Vec<Address>,
+    neighbours: Vec<(IpAddr, Mac)>,
+    /// Addresses to which the node's route is by this link, with its source.
+    routes: Vec<(IpAddr, Option<IpAddr>)>,
+}
+
+impl Seen {
+    /// `addresses` are all that there are.
+    fn look(host: &mut Netlink, index: IfIndex, record: &Record, addresses: Vec<Address>) -> Result<Self, WiringError> {
+        let mut ops = vec![Op::get_link_index(index)];
+        for &ip in &record.ips {
+            ops.extend([Op::get_neighbour(index, ip), Op::get_route(ip)]);
+        }
+        let mut outcomes = host.outcomes(&ops)?.into_iter();
+        let link = outcomes.next().transpose()?.unwrap_or_default().into_iter().find_map(Answer::link);
+        let link = link.ok_or_else(|| NetlinkError::Answer("no link was returned".into()))?;
+        let mut seen = Self { link, addresses, neighbours: Vec::new(), routes: Vec::new() };
+        // A neighbour or a route that isn't there is an error of its own.
+        for (answers, asked) in outcomes.zip(record.ips.iter().flat_map(|ip| [ip, ip])) {
+            for answer in answers.into_iter().flatten() {
+                match answer {
+                    Answer::Neighbour(_, ip, mac) => seen.neighbours.push((ip, mac)),
+                    Answer::Route(r) if r.oif == index && r.gateway.is_none() => seen.routes.push((*asked, r.source)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    fn is_lonely(&self) -> bool {
+        is_lonely(&self.addresses)
+    }
+
+    /// Whether a source is an address of the link itself.
+    fn is_gateway(&self, source: &Option<IpAddr>) -> bool {
+        let own = self.addresses.iter().filter(|a| a.link == self.link.index && a.network.is_ipv4());
+        own.map(|a| a.network.ip()).any(|ip| *source == Some(ip))
+    }
+}
+
+/// Whether a node has no IPv4 address that it could use as source. Then it speaks to its pods as their gateway.
+fn is_lonely(addresses: &[Address]) -> bool {
+    !addresses.iter().any(|address| address.global && address.network.is_ipv4())
+}
+
+/// Makes what a new pair doesn't have yet, and brings it up.
+pub(crate) fn make(host: &mut Netlink, record: &Record, alias: &str) -> Result<(), WiringError> {
+    let index = IfIndex(record.host_ifindex);
+    let mut ops = vec![Op::no_generated_addresses(&record.host_ifname)];
+    let lonely = is_lonely(&host.addresses()?);
+    ops.extend(parts(record, alias, lonely).iter().filter(|part| !part.made_with_pair()).map(|part| part.op(index)));
+    host.run(&ops)?;
+    Ok(())
+}
+
+/// Parts that a host end does not have, whose lack a pod would notice: not the alias, nor which source the node uses.
+pub(crate) fn lacks(host: &mut Netlink, record: &Record) -> Result<Vec<Part>, WiringError> {
+    let addresses = host.addresses()?;
+    let seen = Seen::look(host, IfIndex(record.host_ifindex), record, addresses)?;
+    let mut parts = parts(record, "", seen.is_lonely());
+    parts.retain(|part| match part {
+        Part::Alias(_) => false,
+        Part::Route(ip, _) => !seen.routes.iter().any(|(to, _)| to == ip),
+        part => !part.holds(&seen),
+    });
+    Ok(parts)
+}
+
+/// What was put back, and what could not be.
+#[derive(Debug, Default)]
+pub struct Mended {
+    /// Parts that were not there.
+    pub parts: Vec<Part>,
+    /// Those that are not there now either, with the reason if the kernel said one.
+    pub left: Vec<(Part, Option<NetlinkError>)>,
+}
+
+/// Puts back what a host end does not have any more. `addresses` are all that there were a moment ago.
+pub(crate) fn mend(
+    host: &mut Netlink,
+    index: IfIndex,
+    record: &Record,
+    alias: &str,
+    addresses: &[Address],
+) -> Result<Mended, WiringError> {
+    let parts = parts(record, alias, is_lonely(addresses));
+    let mut seen = Seen::look(host, index, record, addresses.to_vec())?;
+    let mut mended = Mended::default();
+    for _ in 0..ROUNDS {
+        let mut refused = Vec::new();
+        for part in parts.iter().filter(|part| !part.holds(&seen)) {
+            if !mended.parts.contains(part) {
+                mended.parts.push(part.clone());
+            }
+            refused.extend(put_back(host, index, part).err().map(|error| (part, error)));
+        }
+        if mended.parts.is_empty() {
+            break;
+        }
+        let addresses = host.addresses()?;
+        seen = Seen::look(host, index, record, addresses)?;
+        let mut reason = |part: &Part| {
+            let at = refused.iter().position(|(other, _)| *other == part)?;
+            Some(refused.swap_remove(at).1)
+        };
+        mended.left = parts.iter().filter(|part| !part.holds(&seen)).map(|part| (part.clone(), reason(part))).collect();
+        if mended.left.is_empty() {
+            break;
+        }
+    }
+    Ok(mended)
+}
+
+fn put_back(host: &mut Netlink, index: IfIndex, part: &Part) -> Result<(), NetlinkError> {
+    match host.run(&[part.op(index)]) {
+        Err(e) if matches!(part, Part::Name(_)) && e.errno() == Some(libc::EBUSY) => {
+            // Up again in any case.
+            host.outcomes(&[Op::down(index), part.op(index), Op::up(index)])?
+                .into_iter()
+                .try_for_each(|done| done.map(drop))
+        }
+        other => other.map(drop),
+    }
+}

@@ -1,0 +1,38 @@
+//! Pods' links and records that were put right.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPart {
+    part: &'static str,
+}
+
+/// Repairs.
+#[derive(Clone, Debug, Default)]
+pub struct LinkMetrics {
+    repairs: Family<OfPart, Counter>,
+    records: Counter,
+}
+
+impl LinkMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let help = "What was missing at pods' links and was put back, by what it was";
+        registry.register("link_repairs", help, self.repairs.clone());
+        let help = "Pods' records that were damaged or removed, and were written again";
+        registry.register("records_rewritten", help, self.records.clone());
+    }
+
+    /// A part of a pod's link was put back.
+    pub fn repaired(&self, part: &'static str) {
+        self.repairs.get_or_create(&OfPart { part }).inc();
+    }
+
+    /// A pod's record was written again.
+    pub fn rewritten(&self) {
+        self.records.inc();
+    }
+}

@@ -1,0 +1,175 @@
+//! What others do to pods' links and records on a node: it is put right at once, told by pod's name, and takes no pod down.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Node, Pod, eventually};
+use podnet_tests::traffic::Family;
+use serde_json::Value;
+
+/// Far less than the half minute after which the daemon looks at everything.
+const SOON: Duration = Duration::from_secs(10);
+
+struct Site {
+    lab: Lab,
+    other: Pod,
+}
+
+#[test]
+fn links() -> Result<()> {
+    let lab = Lab::builder().nodes(1).build()?;
+    let other = lab.node(0).add_server("other", 8080)?;
+    cases!(
+        Site { lab, other },
+        what_others_take_away_is_put_back_and_named,
+        a_renamed_link_is_its_pods_and_goes_with_it,
+        records_that_are_removed_are_written_again,
+        damaged_records_take_no_pod_down,
+    )
+}
+
+/// Tries until it succeeds, for [`SOON`].
+fn soon<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if start.elapsed() > SOON => return Err(error.context(format!("not after {SOON:?}: {what}"))),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            success => return success,
+        }
+    }
+}
+
+/// The node, its agents that is, and another pod reach a pod in every way, and it them.
+fn works(site: &Site, pod: &Pod) -> Result<()> {
+    let node = site.lab.node(0);
+    for family in Family::ALL {
+        node.place.is_seen_as(node.ip(family), pod.addr(family, 8080), pod.name())?;
+        site.other.place.is_seen_as(site.other.ip(family), pod.addr(family, 8080), pod.name())?;
+        pod.place.is_seen_as(pod.ip(family), site.other.addr(family, 8080), "other")?;
+    }
+    pod.invoke("CHECK").map(drop)
+}
+
+/// How often something was put back to a pod's link, and what, the last time.
+fn repairs(node: &Node, pod: &Pod) -> Result<(u64, String)> {
+    let status = node.podnet_json(&["status"])?;
+    let rows = status["daemon"]["report"]["repairs"].as_array().context("no repairs in the report")?.clone();
+    let of = format!("pod default/{}", pod.name());
+    let row = rows.iter().find(|row| row["of"] == of.as_str());
+    let field = |key: &str| row.map(|row| row[key].clone()).unwrap_or_default();
+    Ok((field("times").as_u64().unwrap_or_default(), field("parts").as_str().unwrap_or_default().to_owned()))
+}
+
+fn what_others_take_away_is_put_back_and_named(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let pod = node.add_server("web", 8080)?;
+    let end = pod.host_ifname()?;
+    works(site, &pod)?;
+    assert_eq!(repairs(node, &pod)?.0, 0);
+    let [v4, v6] = Family::ALL.map(|family| pod.ip(family));
+    for (disturbance, part) in [
+        (format!("ip route flush dev {end}; ip -6 route flush dev {end}"), "the route to"),
+        (format!("ip route replace {v4} dev lo; ip -6 route replace {v6} dev lo"), "the route to"),
+        (format!("ip route replace blackhole {v4}; ip -6 route replace unreachable {v6}"), "the route to"),
+        (format!("ip addr flush dev {end}"), "the address"),
+        (format!("ip link set {end} down"), "being up"),
+        (format!("ip link set {end} down; ip link set {end} up"), "the route to"),
+        (format!("ip link set {end} address 02:00:00:00:77:77"), "the MAC"),
+        (format!("ip link set {end} mtu 1000"), "the MTU"),
+        (format!("ip neigh del {v4} dev {end}; ip -6 neigh del {v6} dev {end}"), "the neighbour"),
+        (format!("ip neigh replace {v4} dev {end} lladdr 02:00:00:00:77:77"), "the neighbour"),
+        (format!("ip link set {end} down; ip link set {end} name lan7; ip link set lan7 up"), "the name"),
+        (format!("ip link set {end} alias other"), "the alias"),
+    ] {
+        let before = repairs(node, &pod)?.0;
+        node.place.run("sh", &["-ec", &disturbance])?;
+        soon(&disturbance, || {
+            let (times, parts) = repairs(node, &pod)?;
+            ensure!(times > before && parts.contains(part), "{times} repairs, the last of {parts:?}");
+            works(site, &pod)
+        })?;
+    }
+    let warnings = node.podnet_json(&["status"])?["warnings"].to_string();
+    ensure!(warnings.contains("the link of pod default/web"), "{warnings}");
+    ensure!(node.podnet(&["status"])?.contains("the links of 1 pod"), "the screenful says nothing");
+    pod.delete()
+}
+
+fn a_renamed_link_is_its_pods_and_goes_with_it(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let pod = node.add_server("renamed", 8080)?;
+    let end = pod.host_ifname()?;
+    node.kill_daemon()?;
+    let rename = format!("ip link set {end} down; ip link set {end} name lan8; ip link set lan8 up");
+    node.place.run("sh", &["-ec", &rename])?;
+    node.start_daemon()?;
+    eventually("it has its name again", || works(site, &pod))?;
+    node.kill_daemon()?;
+    node.place.run("sh", &["-ec", &rename])?;
+    pod.delete()?;
+    let links = node.place.run("ip", &["-br", "link"])?;
+    ensure!(!links.contains("lan8"), "DEL has left it: {links}");
+    node.start_daemon()
+}
+
+/// The record of a pod.
+fn record(node: &Node, pod: &Pod) -> Result<std::path::PathBuf> {
+    let prefix = format!("{}:", pod.container_id);
+    for entry in fs::read_dir(node.state_dir().join("attachments"))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            return Ok(entry.path());
+        }
+    }
+    anyhow::bail!("{} has no record", pod.name())
+}
+
+fn records_that_are_removed_are_written_again(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let pod = node.add_server("recorded", 8080)?;
+    let path = record(node, &pod)?;
+    let before: Value = serde_json::from_slice(&fs::read(&path)?)?;
+    soon("the daemon knows of the pod", || {
+        ensure!(node.podnet(&["endpoint", "list"])?.contains("recorded"), "it doesn't");
+        Ok(())
+    })?;
+    fs::remove_file(&path)?;
+    soon("the record is there again", || {
+        let now: Value = serde_json::from_slice(&fs::read(&path)?)?;
+        ensure!(now == before, "{now}");
+        Ok(())
+    })?;
+    works(site, &pod)?;
+    pod.delete()
+}
+
+fn damaged_records_take_no_pod_down(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let pods = [node.add_server("cut", 8080)?, node.add_server("lost", 8080)?, node.add_server("odd", 8080)?];
+    let paths = pods.iter().map(|pod| record(node, pod)).collect::<Result<Vec<_>>>()?;
+    // No daemon is there that would know them.
+    node.kill_daemon()?;
+    fs::write(&paths[0], "{")?;
+    fs::remove_file(&paths[1])?;
+    fs::write(&paths[2], "{}")?;
+    node.start_daemon()?;
+    eventually("the records are there again", || {
+        paths.iter().try_for_each(|path| {
+            let record: Value = serde_json::from_slice(&fs::read(path)?)?;
+            ensure!(record["network"] == "podnet" && record["state"] == "ready", "{record}");
+            Ok(())
+        })
+    })?;
+    let end = pods[1].host_ifname()?;
+    node.place.run("ip", &["route", "flush", "dev", &end])?;
+    soon("what they derive is put back", || pods.iter().try_for_each(|pod| works(site, pod)))?;
+    ensure!(node.log().contains("made again of what the kernel has"), "nobody was told");
+    // Their addresses are theirs still.
+    let next = node.add_pod("next")?;
+    ensure!(pods.iter().all(|pod| pod.ips.iter().all(|ip| !next.ips.contains(ip))), "{:?}", next.ips);
+    next.delete()?;
+    pods.into_iter().try_for_each(Pod::delete)
+}
