@@ -75,26 +75,38 @@ pub struct Runtime {
     pub pools: Vec<Pool>,
 }
 
+/// What every command but VERSION needs.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawCommon {
+    name: Option<String>,
+    state_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+}
+
+/// What commands need that make pods or look at them.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
-    name: Option<String>,
     ip_masq: Option<bool>,
     ipam: Option<Value>,
     dns: Option<Dns>,
     prev_result: Option<Value>,
     runtime_config: Option<RawRuntime>,
-    #[serde(default)]
-    datapath: Datapath,
-    #[serde(rename = "podCIDRs", default)]
-    pod_cidrs: Vec<IpNetwork>,
-    state_dir: Option<PathBuf>,
-    run_dir: Option<PathBuf>,
+    datapath: Option<Datapath>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<IpNetwork>>,
     mtu: Option<u32>,
+}
+
+/// What GC needs.
+#[derive(Deserialize)]
+struct RawListed {
+    datapath: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "present")]
-    valid_attachments: Option<Option<Vec<RawAttachment>>>,
+    valid_attachments: Option<Option<Vec<Value>>>,
     #[serde(rename = "cni.dev/attachments", default, deserialize_with = "present")]
-    attachments: Option<Option<Vec<RawAttachment>>>,
+    attachments: Option<Option<Vec<Value>>>,
 }
 
 /// Tells a key that is null from one that isn't there.
@@ -220,21 +232,58 @@ fn parse_error(error: &serde_json::Error) -> CniError {
 /// What of a configuration has to be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// All of it.
+    /// All of it but GC's list.
     Everything,
-    /// What DEL and GC use: a key that matters to a new pod only must not keep an old one from being removed.
+    /// What DEL uses: a key that matters to a new pod only must not keep an old one from being removed.
     Removing,
+    /// The same with GC's list.
+    Collecting,
 }
 
 impl Config {
     /// Parses and validates.
     pub fn parse(bytes: &[u8], needs: Needs) -> Result<Self, CniError> {
         let version = version(bytes)?;
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|e| parse_error(&e))?;
+        let raw: RawCommon = parse(bytes)?;
         let name = raw.name.unwrap_or_default();
         if !is_identifier(&name) {
             return Err(invalid(format!("network name `{name}` is not valid"))
                 .details("it must start with a letter or digit and go on with letters, digits, '_', '.' or '-'"));
+        }
+        let config = Self {
+            version,
+            name,
+            datapath: Datapath::default(),
+            pod_cidrs: Vec::new(),
+            state_dir: absolute("stateDir", raw.state_dir, "/var/lib/podnet")?,
+            run_dir: absolute("runDir", raw.run_dir, RUN_DIR)?,
+            mtu: None,
+            dns: Dns::default(),
+            prev_result: None,
+            runtime: Runtime::default(),
+            valid_attachments: None,
+        };
+        match needs {
+            Needs::Everything => config.complete(parse(bytes)?),
+            Needs::Removing => Ok(config),
+            Needs::Collecting => {
+                let raw: RawListed = parse(bytes)?;
+                let datapath = raw.datapath.and_then(|v| serde_json::from_value(v).ok()).unwrap_or_default();
+                // A Go program writes an empty list as null.
+                let listed = raw.valid_attachments.or(raw.attachments).map(Option::unwrap_or_default);
+                Ok(Self { datapath, valid_attachments: listed.map(attachments), ..config })
+            }
+        }
+    }
+
+    /// Checked here, so that a configuration that can never work is refused by every command that needs it.
+    fn complete(self, raw: Raw) -> Result<Self, CniError> {
+        unsupported(raw.ip_masq, raw.ipam)?;
+        let pod_cidrs = raw.pod_cidrs.unwrap_or_default();
+        Pool::from_cidrs(&pod_cidrs)?;
+        let mtu = raw.mtu.filter(|mtu| *mtu != 0);
+        if let Some(mtu) = mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
+            return Err(invalid(format!("mtu {mtu} is not between 68 and 65535")));
         }
         let mut dns = raw.dns.unwrap_or_default();
         let runtime = raw.runtime_config.unwrap_or_default();
@@ -246,36 +295,20 @@ impl Config {
                 options: wanted.options.clone().unwrap_or_default(),
             };
         }
-        let mtu = raw.mtu.filter(|mtu| *mtu != 0);
-        let runtime = match needs {
-            // Checked here, so that a configuration that can never work is refused by every command that needs it.
-            Needs::Everything => {
-                unsupported(raw.ip_masq, raw.ipam)?;
-                Pool::from_cidrs(&raw.pod_cidrs)?;
-                if let Some(mtu) = mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
-                    return Err(invalid(format!("mtu {mtu} is not between 68 and 65535")));
-                }
-                runtime.validate()?
-            }
-            Needs::Removing => Runtime::default(),
-        };
-        // A Go program writes an empty list as null.
-        let valid_attachments = raw.valid_attachments.or(raw.attachments);
-        let valid_attachments = valid_attachments.map(|listed| attachments(listed.unwrap_or_default())).transpose()?;
         Ok(Self {
-            version,
-            name,
-            datapath: raw.datapath,
-            pod_cidrs: raw.pod_cidrs,
-            state_dir: absolute("stateDir", raw.state_dir, "/var/lib/podnet")?,
-            run_dir: absolute("runDir", raw.run_dir, RUN_DIR)?,
+            datapath: raw.datapath.unwrap_or_default(),
+            pod_cidrs,
             mtu,
             dns,
             prev_result: raw.prev_result.filter(|v| !v.is_null()),
-            runtime,
-            valid_attachments,
+            runtime: runtime.validate()?,
+            ..self
         })
     }
+}
+
+fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, CniError> {
+    serde_json::from_slice(bytes).map_err(|e| parse_error(&e))
 }
 
 fn unsupported(ip_masq: Option<bool>, ipam: Option<Value>) -> Result<(), CniError> {
@@ -303,11 +336,12 @@ fn absolute(key: &str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, 
 }
 
 /// The attachments that GC must keep. One that is not valid can't be ours.
-fn attachments(raw: Vec<RawAttachment>) -> Result<BTreeSet<AttachmentId>, CniError> {
-    let id = |a: RawAttachment| {
-        Some(AttachmentId { container: a.container_id.try_into().ok()?, ifname: a.ifname.try_into().ok()? })
+fn attachments(raw: Vec<Value>) -> BTreeSet<AttachmentId> {
+    let id = |value: Value| {
+        let listed: RawAttachment = serde_json::from_value(value).ok()?;
+        Some(AttachmentId { container: listed.container_id.try_into().ok()?, ifname: listed.ifname.try_into().ok()? })
     };
-    Ok(raw.into_iter().filter_map(id).collect())
+    raw.into_iter().filter_map(id).collect()
 }
 
 impl RawRuntime {
@@ -394,16 +428,37 @@ mod tests {
 
     #[test]
     fn removing_needs_no_key_of_new_pods() {
-        let conf = json!({
-            "cniVersion": "1.1.0", "name": "podnet", "type": "podnet-cni", "mtu": 67, "ipMasq": true,
-            "ipam": {"type": "host-local"}, "podCIDRs": ["10.0.0.0/31"], "stateDir": "/s",
-            "runtimeConfig": {"portMappings": [{"hostPort": 99999, "containerPort": 0}]},
-            "cni.dev/valid-attachments": null,
-        });
-        let parse = |needs| Config::parse(conf.to_string().as_bytes(), needs);
-        assert!(parse(Needs::Everything).is_err());
-        let config = parse(Needs::Removing).unwrap();
-        assert_eq!((config.state_dir, config.valid_attachments), ("/s".into(), Some(BTreeSet::new())));
+        let list = json!([{"containerID": "c1", "ifname": "eth0"}]);
+        for (key, value) in [
+            ("mtu", json!(67)),
+            ("mtu", json!("1450")),
+            ("ipMasq", json!(true)),
+            ("ipMasq", json!("yes")),
+            ("ipam", json!({"type": "host-local"})),
+            ("podCIDRs", json!(["10.0.0.0/31"])),
+            ("podCIDRs", json!(["10.231.0.0/99"])),
+            ("podCIDRs", json!("10.0.0.0/24")),
+            ("datapath", json!("eBPF")),
+            ("datapath", json!(7)),
+            ("dns", json!([])),
+            ("runtimeConfig", json!("x")),
+            ("runtimeConfig", json!({"portMappings": [{"hostPort": 99999, "containerPort": 0}]})),
+            ("runtimeConfig", json!({"ipRanges": {}})),
+        ] {
+            let conf = json!({
+                "cniVersion": "1.1.0", "name": "podnet", "type": "podnet-cni", "stateDir": "/s", key: value,
+                "cni.dev/valid-attachments": list, "prevResult": 7,
+            });
+            let parse = |needs| Config::parse(conf.to_string().as_bytes(), needs);
+            assert!(parse(Needs::Everything).is_err(), "{conf}");
+            assert_eq!(parse(Needs::Removing).unwrap().state_dir, Path::new("/s"), "{conf}");
+            assert_eq!(parse(Needs::Collecting).unwrap().valid_attachments.unwrap().len(), 1, "{conf}");
+        }
+        // A list that DEL and ADD have no use for.
+        let listed = json!({"cniVersion": "1.1.0", "name": "podnet", "cni.dev/valid-attachments": 7}).to_string();
+        assert!(Config::parse(listed.as_bytes(), Needs::Removing).is_ok());
+        assert!(Config::parse(listed.as_bytes(), Needs::Everything).is_ok());
+        assert!(Config::parse(listed.as_bytes(), Needs::Collecting).is_err());
     }
 
     #[test]
@@ -525,10 +580,20 @@ mod tests {
 
     #[test]
     fn attachments_to_keep() {
-        let list = json!([{"containerID": "c1", "ifname": "eth0"}, {"containerID": "not/ours", "ifname": "eth0"}]);
-        let kept = |key: &str| parse(json!({key: list})).unwrap().valid_attachments.unwrap();
-        assert_eq!(kept("cni.dev/valid-attachments"), kept("cni.dev/attachments"));
-        assert_eq!(kept("cni.dev/attachments").len(), 1);
+        let list = json!([
+            {"containerID": "not/ours", "ifname": "eth0"}, {"containerID": 7, "ifname": "eth0"}, {"containerID": "c0"},
+            null, "c0", {"containerID": "c1", "ifname": "eth0", "netns": null},
+        ]);
+        let kept = |key: &str, list: &Value| {
+            let conf = json!({"cniVersion": "1.1.0", "name": "podnet", "datapath": "none", key: list});
+            let config = Config::parse(conf.to_string().as_bytes(), Needs::Collecting).unwrap();
+            assert_eq!(config.datapath, Datapath::None);
+            config.valid_attachments
+        };
+        assert_eq!(kept("cni.dev/valid-attachments", &list), kept("cni.dev/attachments", &list));
+        assert_eq!(kept("cni.dev/attachments", &list).unwrap().len(), 1);
+        assert_eq!(kept("cni.dev/valid-attachments", &Value::Null), Some(BTreeSet::new()));
+        assert_eq!(kept("other", &list), None);
     }
 
     #[test]

@@ -77,7 +77,10 @@ pub fn parse(var: impl Fn(&str) -> Option<OsString>) -> Result<Command, CniError
         };
         let id = AttachmentId { container: ContainerId::try_from(container)?, ifname: IfName::try_from(ifname)? };
         let netns_override = text("CNI_NETNS_OVERRIDE")?.is_some_and(|v| is_true(&v));
-        let pod = pod(&args(&text("CNI_ARGS")?.unwrap_or_default())?);
+        let args = text("CNI_ARGS").map(Option::unwrap_or_default);
+        let pod = args.and_then(|text| Ok(pod(&self::args(&text)?)));
+        // What is wrong with them matters to a new pod only.
+        let pod = if netns_needed { pod? } else { pod.unwrap_or_default() };
         Ok(Attachment { id, netns, netns_override, pod })
     };
     match text("CNI_COMMAND")?.as_deref() {
@@ -172,6 +175,9 @@ mod tests {
         assert_eq!(unknown.msg, "CNI_ARGS: unknown keys X, Z");
         assert!(with(&[("CNI_ARGS", "K8S_POD_NAME")]).is_err());
         assert!(with(&[("CNI_ARGS", "IgnoreUnknown=0;X=y")]).is_err());
+        for wrong in ["X=y", "nonsense"] {
+            assert_eq!(attachment(&[("CNI_COMMAND", "DEL"), ("CNI_ARGS", wrong)]).pod, None, "a pod must be removable");
+        }
     }
 
     #[test]

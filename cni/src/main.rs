@@ -4,8 +4,15 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use podnet_cni::text::LogFields;
+use podnet_cni::version::Version;
 
 fn main() -> ExitCode {
+    // As the plugins of the CNI project do: whoever calls it by hand learns what it is, whatever arguments there are.
+    if std::env::var_os("CNI_COMMAND").is_none_or(|command| command.is_empty()) {
+        eprintln!("CNI podnet-cni plugin v{}", env!("CARGO_PKG_VERSION"));
+        eprintln!("CNI protocol versions supported: {}", Version::ALL.map(Version::as_str).join(", "));
+        return ExitCode::SUCCESS;
+    }
     // Standard output belongs to the result.
     tracing_subscriber::fmt()
         .fmt_fields(LogFields)

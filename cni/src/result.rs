@@ -108,9 +108,10 @@ impl CniResult {
     /// Understands a `prevResult` of any version.
     pub fn parse(value: &Value) -> Result<Self, CniError> {
         let failed = |e: serde_json::Error| CniError::new(Code::InvalidConfig, format!("prevResult is not valid: {e}"));
+        let value = &without_nulls(value);
         let mut result: Self = serde_json::from_value(value.clone()).map_err(failed)?;
         for key in ["ip4", "ip6"] {
-            let Some(old) = value.get(key).filter(|v| !v.is_null()) else { continue };
+            let Some(old) = value.get(key) else { continue };
             let old: OldIp = serde_json::from_value(old.clone()).map_err(failed)?;
             result.ips.push(Ip { address: old.ip, gateway: old.gateway, interface: None });
             result.routes.extend(old.routes);
@@ -167,6 +168,18 @@ impl CniResult {
             }
         }
         json
+    }
+}
+
+/// A value whose keys that are null are left out: plugins in Go write what they don't have so.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(keys) => {
+            let there = keys.iter().filter(|(_, value)| !value.is_null());
+            Value::Object(there.map(|(key, value)| (key.clone(), without_nulls(value))).collect())
+        }
+        Value::Array(values) => values.iter().map(without_nulls).collect(),
+        other => other.clone(),
     }
 }
 
@@ -245,6 +258,29 @@ mod tests {
         assert_eq!(chained.dns, example().dns);
         let without = CniResult { dns: Dns::default(), ..example() }.chained_to(previous.clone());
         assert_eq!(without.dns, previous.dns);
+    }
+
+    #[test]
+    fn keys_that_are_null_are_not_there() {
+        let value = json!({
+            "interfaces": [{"name": "lo", "mac": null, "mtu": null, "sandbox": null, "pciID": null}],
+            "ips": [{"address": "127.0.0.1/8", "gateway": null, "interface": null}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": null, "mtu": null}],
+            "dns": {"nameservers": null, "domain": null, "search": null, "options": null},
+            "ip4": null,
+            "ip6": {"ip": "::1/128", "gateway": null, "routes": null},
+        });
+        let result = CniResult::parse(&value).unwrap();
+        let expected = json!({
+            "cniVersion": "1.1.0",
+            "interfaces": [{"name": "lo"}],
+            "ips": [{"address": "127.0.0.1/8"}, {"address": "::1/128"}],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dns": {},
+        });
+        assert_eq!(result.to_json(Version::V1_1_0), expected);
+        let nothing = json!({"interfaces": null, "ips": null, "routes": null, "dns": null});
+        assert_eq!(CniResult::parse(&nothing).unwrap(), CniResult::default());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use crate::support::{Node, Pod, ips};
@@ -203,14 +204,12 @@ fn check_tolerates_what_later_plugins_do() {
     let mut result = node.add(&pod);
     for change in [
         "link set eth0 mtu 1400",
-        "link set eth0 address 02:aa:bb:cc:dd:ee",
         "addr add 192.0.2.9/24 dev eth0",
         "route add 198.51.100.0/24 via 192.0.2.1",
         "link add other type bridge",
     ] {
         pod.netns.ip(change);
     }
-    result["interfaces"][1]["mac"] = json!("02:aa:bb:cc:dd:ee");
     result["ips"].as_array_mut().unwrap().push(json!({"address": "192.0.2.9/24"}));
     node.check(&pod, &result).silent();
 }
@@ -254,6 +253,83 @@ fn gc_removes_what_is_not_listed_and_prints_nothing() {
     node.assert_only(&[&pods[1], &pods[2]]);
     node.gc(&[]).silent();
     node.assert_only(&[]);
+}
+
+#[test]
+fn what_matters_to_new_pods_only_keeps_none_from_being_removed() {
+    for changes in [
+        json!({"podCIDRs": ["10.231.0.0/99"]}),
+        json!({"mtu": "1450"}),
+        json!({"datapath": "eBPF"}),
+        json!({"runtimeConfig": []}),
+        json!({"ipam": {"type": "host-local"}, "ipMasq": true}),
+        json!({"dns": "10.96.0.10", "prevResult": 7}),
+    ] {
+        let node = Node::new();
+        let pods = pods(3);
+        for pod in &pods {
+            node.add(pod);
+        }
+        node.call_with("DEL", &pods[0], &node.config_with(changes.clone())).silent();
+        node.assert_only(&[&pods[1], &pods[2]]);
+        let mut changes = changes;
+        let kept = json!({"containerID": pods[1].id, "ifname": "eth0"});
+        // One that can't be understood is none of ours.
+        changes["cni.dev/valid-attachments"] =
+            json!([{"containerID": 7}, null, kept, {"containerID": "../x", "ifname": ""}]);
+        node.run(node.command("GC", None), &node.config_with(changes)).silent();
+        node.assert_only(&[&pods[1]]);
+        let mut call = node.command("DEL", Some(&pods[1]));
+        call.env("CNI_ARGS", "UNKNOWN=1");
+        node.run(call, &node.config).silent();
+        node.assert_only(&[]);
+    }
+}
+
+/// What ADD would meet.
+#[test]
+fn status_fails_where_no_record_can_be_written() {
+    crate::bpf::with_private_mounts(|| {
+        let node = Node::new();
+        let state = node.dir().join("state");
+        let add_and_status = || {
+            let pod = Pod::new();
+            let added = node.call("ADD", &pod);
+            if added.success {
+                node.del(&pod);
+            }
+            (added.success, node.status())
+        };
+        fs::create_dir(&state).unwrap();
+        let nothing: Option<&str> = None;
+        for (options, fill, hint) in [
+            ("size=64k", "", ""),
+            ("size=64k", "bytes", "full"),
+            ("nr_inodes=4", "inodes", "full"),
+            ("size=64k,ro", "", "read-only"),
+        ] {
+            let flags = if options.ends_with(",ro") { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+            let options = options.trim_end_matches(",ro");
+            mount(nothing, &state, Some("tmpfs"), flags, Some(options)).unwrap();
+            match fill {
+                "bytes" => drop(fs::write(state.join("ballast"), vec![1; 1 << 20])),
+                "inodes" => drop((0..8).find(|i| fs::write(state.join(format!("ballast{i}")), "").is_err())),
+                _ => {}
+            }
+            let (added, status) = add_and_status();
+            assert_eq!(added, hint.is_empty(), "{options} {fill}");
+            if hint.is_empty() {
+                status.silent();
+            } else {
+                assert_eq!(status.code(), 50, "{options} {fill}");
+                assert!(status.error()["details"].as_str().unwrap().contains(hint), "{status:?}");
+            }
+            assert!(
+                fs::read_dir(&state).unwrap().all(|e| !e.unwrap().file_name().to_string_lossy().starts_with(".tmp"))
+            );
+            nix::mount::umount2(&state, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        }
+    });
 }
 
 #[test]

@@ -62,7 +62,11 @@ fn dispatch(var: impl Fn(&str) -> Option<OsString>, input: impl Read, told: &mut
         return Ok(supported_versions(&bytes)?.to_string());
     }
     told.version = config::version(&bytes)?;
-    let needs = if matches!(command, Command::Del(_) | Command::Gc) { Needs::Removing } else { Needs::Everything };
+    let needs = match command {
+        Command::Del(_) => Needs::Removing,
+        Command::Gc => Needs::Collecting,
+        _ => Needs::Everything,
+    };
     let config = Config::parse(&bytes, needs)?;
     require_version(&command, config.version)?;
     let printed = match command {

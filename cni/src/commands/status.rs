@@ -12,8 +12,9 @@ pub(super) fn status(config: &Config) -> Result<(), CniError> {
         if let Some(pins) = node.pins() {
             datapath::ready(&pins)?;
         }
-        Store::open(&config.state_dir)?.has_room(&node.pools)?;
-        Ok(())
+        let store = Store::open(&config.state_dir)?;
+        store.has_room(&node.pools)?;
+        Ok(store.is_writable()?)
     };
     // One code for "not now", whatever the reason; a wrong configuration keeps its own.
     answer().map_err(|e| match e.code {
