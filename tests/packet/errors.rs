@@ -209,16 +209,18 @@ fn an_error_about_a_direct_answer_is_sent_on_without_a_flow() {
     in_namespace(|uplink| {
         let both = Both::new(uplink, |_| {})?;
         for a in [addresses(false), addresses(true)] {
-            let client = (a.outside, 41_010);
-            for (answer, quote) in packets((a.node, NODE_PORT_DIRECT), client) {
+            for (answer, quote) in packets((a.node, NODE_PORT_DIRECT), (a.outside, 41_011)) {
+                // From a node that has chosen this one it isn't sent to another.
+                let from_node = error(a.outside, a.node, &answer, quote).macs(NODE2_MAC, UPLINK_MAC);
+                let (end, _) = both.run(Hook::FromUplink, &from_node.bytes())?;
+                ensure!(!matches!(end, End::Forward(..)), "{end:?}");
+            }
+            for (answer, quote) in packets((a.node, NODE_PORT_DIRECT), (a.outside, 41_010)) {
                 let from_router = error(a.outside, a.node, &answer, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
                 let on = from_router.clone().ttl(63);
                 let (end, bytes) = both.run(Hook::FromUplink, &from_router.bytes())?;
                 ensure!(matches!(end, End::Forward(Out::Via | Out::Link, _)), "{end:?}");
                 ensure!(bytes[12..] == on.bytes()[12..], "it was changed");
-                // From a node that has chosen this one it isn't sent to another.
-                let (end, _) = both.run(Hook::FromUplink, &from_router.macs(NODE2_MAC, UPLINK_MAC).bytes())?;
-                ensure!(!matches!(end, End::Forward(..)), "{end:?}");
             }
         }
         Ok(())

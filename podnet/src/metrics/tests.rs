@@ -37,6 +37,7 @@ fn text() -> String {
     let origin = Origin { arrived: Instant::now(), trigger: Some(SystemTime::now()) };
     metrics.latency.observe(&origin, (Instant::now(), SystemTime::now()));
     metrics.calls.observe(&Call { command: CommandName::Add, code: 11, duration: Duration::from_millis(40) });
+    metrics.links.repaired("route");
     api.set_connected(Kind::Node, true);
     api.heard(Kind::Node);
     api.event(Kind::Service, true);

@@ -287,7 +287,7 @@ fn a_pods_link_that_was_repaired_is_news_for_a_while() {
     witnesses.daemon.report = Some(told);
     let status = assemble(witnesses);
     let [warning] = &status.warnings[..] else { panic!("{:?}", status.warnings) };
-    let expected = "the link of pod shop/web: the route to 10.244.1.5 was put back 1m ago, 3 times so far";
+    let expected = "the link of pod shop/web: the route to 10.244.1.5 was put back 1m0s ago, 3 times so far";
     assert!(warning.contains(expected), "{warning}");
     assert!(status.text().contains("4 repairs of the links of 2 pods"), "{}", status.text());
 
