@@ -133,7 +133,13 @@ impl CallLog {
             Ok(len) if *len as u64 > 2 * LIMIT => text.clear(),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(_) => return Vec::new(),
+            Err(_) => {
+                // Something else in its place would be there for ever.
+                if fs::symlink_metadata(&taken).is_ok_and(|data| !data.is_file()) {
+                    let _ = fs::remove_file(&taken);
+                }
+                return Vec::new();
+            }
         }
         if read.is_ok() && fs::remove_file(&taken).is_err() {
             return Vec::new();
@@ -241,6 +247,10 @@ mod tests {
         log.append(call(CommandName::Add, 0, 1));
         assert!(log.take().is_empty() && log.take().is_empty());
         fs::remove_dir(dir.path().join("calls.taken")).unwrap();
+        // What isn't the log is no reason to count no call any more.
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("calls.taken")).unwrap();
+        assert!(log.take().is_empty() && log.take().is_empty());
+        assert_eq!(log.take().len(), 1);
         fs::write(dir.path().join("calls"), vec![b'x'; 3 * LIMIT as usize]).unwrap();
         log.append(call(CommandName::Add, 0, 1));
         assert!(log.take().is_empty() && log.take().is_empty(), "nobody wrote that");

@@ -717,7 +717,8 @@ const _: () = {
     assert!(size_of::<Event>() == 96);
 };
 
-/// Maximum entries of each table. Arrays and preallocated hashes take their memory at load.
+/// Maximum entries of each table; those of `conntrack`, `frontends` and what is behind it are defaults. Arrays and preallocated
+/// hashes take their memory at load, tries and `frontends` as they are needed.
 pub mod capacity {
     /// `endpoints`.
     pub const ENDPOINTS: usize = 4096;

@@ -24,6 +24,9 @@ pub(crate) struct Fib {
     pub route: Route,
 }
 
+/// Flag of hash tables whose entries take memory as they come (`BPF_F_NO_PREALLOC`): only the daemon adds any.
+const AS_NEEDED: usize = 1;
+
 /// Size of the program arrays.
 const PROGRAMS: usize = (GENERATION_SLOTS * GENERATIONS) as usize;
 
@@ -47,7 +50,7 @@ pub(crate) static ORIGINS: Array<u64, { SOCKET_ORIGIN as usize + 1 }> = Array::n
 #[btf_map]
 pub(crate) static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map]
-pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, { capacity::FRONTENDS }> = HashMap::new();
+pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, { capacity::FRONTENDS }, AS_NEEDED> = HashMap::new();
 #[btf_map]
 pub(crate) static SLOTS: Array<u32, { capacity::SLOTS }> = Array::new();
 #[btf_map]

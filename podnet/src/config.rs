@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use ipnetwork::IpNetwork;
 use podnet_cni::files;
+use podnet_common::layout::capacity;
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ const MTU_MIN: u32 = 1280;
 const INTERFACE_NAME_MAX: usize = 15;
 /// Bounds of `conntrackMax`: a flow takes two entries of 108 bytes.
 const CONNTRACK_BOUNDS: std::ops::RangeInclusive<u32> = 1024..=33_554_432;
+
+/// Bounds of `frontendsMax`: each takes 350 bytes in the tables behind it.
+const FRONTENDS_BOUNDS: std::ops::RangeInclusive<u32> = 1024..=1_048_576;
 
 /// Bounds of `maglevTableSize`: every frontend for which nodes must agree takes so many slots.
 const MAGLEV_BOUNDS: std::ops::RangeInclusive<u32> = 251..=131_071;
@@ -148,6 +152,9 @@ pub struct Config {
     /// Entries of the connection table; a flow takes two.
     #[serde(default = "default_conntrack_max")]
     pub conntrack_max: u32,
+    /// Entries of the table of services' addresses and ports; those behind it are in proportion.
+    #[serde(default = "default_frontends_max")]
+    pub frontends_max: u32,
     /// Where the BPF file system is mounted.
     #[serde(default = "default_bpffs")]
     pub bpffs: PathBuf,
@@ -248,6 +255,9 @@ fn default_metrics_bind_address() -> BindAddress {
 }
 fn default_conntrack_max() -> u32 {
     262_144
+}
+fn default_frontends_max() -> u32 {
+    capacity::FRONTENDS as u32
 }
 fn default_bpffs() -> PathBuf {
     "/sys/fs/bpf".into()
@@ -420,6 +430,10 @@ impl Config {
             let (low, high) = (CONNTRACK_BOUNDS.start(), CONNTRACK_BOUNDS.end());
             return refuse("conntrackMax", format!("{} is not between {low} and {high}", self.conntrack_max));
         }
+        if !FRONTENDS_BOUNDS.contains(&self.frontends_max) {
+            let (low, high) = (FRONTENDS_BOUNDS.start(), FRONTENDS_BOUNDS.end());
+            return refuse("frontendsMax", format!("{} is not between {low} and {high}", self.frontends_max));
+        }
         Ok(())
     }
 }
@@ -437,7 +451,7 @@ mod tests {
         let config = Config::parse("node: n1\nmanifests: /etc/podnet/manifests\n").unwrap();
         assert_eq!(config.service_cidrs(), ["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()]);
         assert_eq!((config.source_ip, config.socket_lb, config.xdp), (SourceIp::Auto, SocketLb::Host, Xdp::Auto));
-        assert!(config.external_ips);
+        assert!(config.external_ips && config.frontends_max == 65_536);
         assert_eq!((config.masquerade, config.maglev_table_size, config.node_port_addresses.len()), (true, 16_381, 0));
         assert_eq!(config.non_masquerade_cidrs, cidrs(&["169.254.0.0/16", "fe80::/10"]));
         assert_eq!(config.healthz_bind_address.0, Some("0.0.0.0:10256".parse().unwrap()));
@@ -452,7 +466,7 @@ mod tests {
             "node: n1\nmanifests: /m\nserviceCIDRs: [10.0.0.0/24]\nsourceIP: snat\nsocketLB: all\nxdp: native\n\
              nodePortAddresses: [172.30.0.0/24, \"fd00:30::1/128\"]\nmasquerade: false\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
              externalIPs: false\nprotectedAddresses: [192.0.2.0/24]\nmaglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\nmetricsBindAddress: 192.0.2.1:9\nlogFormat: json\n\
-             uplinks: [eth0, eth1]\nrouting: vxlan\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nbpffs: /b\ncgroup: /c\n\
+             uplinks: [eth0, eth1]\nrouting: vxlan\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nfrontendsMax: 131072\nbpffs: /b\ncgroup: /c\n\
              stateDir: /s\nrunDir: /r\nsysctls: /y\ninstall: {binDir: /i, confDir: /j}\n",
         )
         .unwrap();
@@ -478,6 +492,7 @@ mod tests {
             mtu: 9000,
             external_cluster_ip: true,
             conntrack_max: 4096,
+            frontends_max: 131_072,
             bpffs: "/b".into(),
             cgroup: "/c".into(),
             state_dir: "/s".into(),
@@ -524,6 +539,7 @@ mod tests {
             ("node: n1\nmanifests: /m\nrouting: geneve\n", 3, "geneve"),
             ("node: n1\nmanifests: /m\nmtu: 600\n", 3, "1280"),
             ("node: n1\nmanifests: /m\nconntrackMax: 1\n", 3, "1024"),
+            ("node: n1\nmanifests: /m\nfrontendsMax: 2000000\n", 3, "1048576"),
             ("node: n1\nnode: n2\nmanifests: /m\n", 2, "duplicate"),
             ("node: n1\nmanifests: /m\n---\nnode: n2\n", 3, "second document"),
         ] {

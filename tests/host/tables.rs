@@ -14,7 +14,7 @@ use aya::maps::{Array, HashMap, Map, MapData, ProgramArray};
 use podnet::config::Config;
 use podnet::control::Control;
 use podnet::datapath::conntrack::{Node, Pods, Stale, Sweep};
-use podnet::datapath::{Datapath, Hurry, now};
+use podnet::datapath::{Datapath, Hurry, Sizes, now};
 use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 use podnet_cni::datapath::{PinDir, Plain};
@@ -76,11 +76,13 @@ fn adopt(directory: &Path, datapath: &mut Datapath) -> Result<(Control, Manifest
     Ok((Control::adopt(&config, datapath.tables())?, ManifestSource::open(directory)?))
 }
 
+const SIZES: Sizes = Sizes { conntrack: 1024, frontends: 65_536 };
+
 /// Has a test make do with tables of its own.
 fn with_tables(test: impl FnOnce(&mut Datapath, &PinDir) -> Result<()> + Send) {
     let outcome = secluded(|bpffs| {
         let pins = PinDir::new(bpffs);
-        test(&mut Datapath::start(pins.clone(), 1024)?, &pins)
+        test(&mut Datapath::start(pins.clone(), SIZES)?, &pins)
     });
     outcome.unwrap();
 }
@@ -125,7 +127,7 @@ fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>> {
 #[test]
 fn programs_stay_unless_the_object_or_a_table_is_another() {
     with_tables(|datapath, pins| {
-        let start = || Datapath::start(pins.clone(), 1024);
+        let start = || Datapath::start(pins.clone(), SIZES);
         let first = programs(pins, 0)?;
         ensure!(datapath.generation() == 0 && first.len() > 30, "{first:?}");
         let again = start()?;
@@ -149,6 +151,30 @@ fn programs_stay_unless_the_object_or_a_table_is_another() {
             Map::ProgramArray(MapData::from_pin(pins.frozen_map("programs_tc"))?).try_into()?;
         slots.clear_index(&0)?;
         ensure!(start()?.generation() == 1, "there is a program too few");
+        Ok(())
+    });
+}
+
+#[test]
+fn tables_get_another_size_with_what_they_hold() {
+    with_tables(|datapath, pins| {
+        let manifest = fs::read_to_string(case("kinds").join("1.yaml"))?;
+        let mut site = Site::new(datapath)?;
+        site.apply(&manifest)?;
+        let before = site.dump()?;
+        drop(site);
+        for frontends in [131_072, 2048, 65_536] {
+            let mut datapath = Datapath::start(pins.clone(), Sizes { frontends, ..SIZES })?;
+            let room = datapath.room();
+            ensure!((room.frontends, room.backends) == (frontends, 4 * frontends), "{room:?}");
+            ensure!((room.slots, room.source_ranges) == (32 * frontends, frontends), "{room:?}");
+            let mut site = Site::new(&mut datapath)?;
+            ensure!(site.apply(&manifest)? == 0, "{frontends}: what was there isn't found");
+            assert_eq!(site.dump()?, before, "{frontends}");
+        }
+        // Nothing is lost for a smaller table.
+        let kept = Datapath::start(pins.clone(), Sizes { frontends: 1, ..SIZES })?.room();
+        ensure!(kept.frontends == 65_536 && kept.slots == 32 * 65_536, "{kept:?}");
         Ok(())
     });
 }

@@ -23,7 +23,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use podnet::{
-    datapath::{batch, loader},
+    datapath::{Sizes, batch, loader},
     simulator::{End, HostTables},
 };
 use podnet_cni::datapath::{PinDir, Plain, bpf};
@@ -35,7 +35,7 @@ use podnet_common::{
 };
 
 /// How many entries the connection table has.
-const CONNTRACK: u32 = 16_384;
+const SIZES: Sizes = Sizes { conntrack: 16_384, frontends: 65_536 };
 
 /// A packet's end, as a test run can tell it: where a packet is redirected to stays in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ fn load() -> Result<Object> {
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
         let directory = tempfile::tempdir()?;
         mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)?;
-        let loaded = loader::load(&object, &PinDir::new(directory.path()), CONNTRACK);
+        let loaded = loader::load(&object, &PinDir::new(directory.path()), SIZES);
         umount(directory.path())?;
         let processors = nr_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))?;
         Ok(Object { ebpf: loaded?.ebpf, ports: Vec::new(), processors })

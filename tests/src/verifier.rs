@@ -20,7 +20,7 @@ use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use podnet::datapath::loader;
+use podnet::datapath::{Sizes, loader};
 use podnet_cni::datapath::PinDir;
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,7 @@ pub struct Figures {
 /// Room for what the verifier writes about one program.
 const LOG: usize = 65_536;
 /// How many entries the connection table has: it is there for a moment only.
-const CONNTRACK: u32 = 1024;
+const SIZES: Sizes = Sizes { conntrack: 1024, frontends: 1024 };
 
 /// Loads every program in the traced process. Its first line says where the log may be, the others which program comes.
 pub fn load() -> Result<()> {
@@ -52,7 +52,7 @@ pub fn load() -> Result<()> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), None::<&str>)?;
     let log = vec![0u8; LOG];
-    let mut opened = loader::open(loader::built_in()?, &PinDir::new("/sys/fs/bpf".as_ref()), CONNTRACK)?;
+    let mut opened = loader::open(loader::built_in()?, &PinDir::new("/sys/fs/bpf".as_ref()), SIZES)?;
     println!("{}", log.as_ptr() as u64);
     let mut programs: Vec<_> = opened.ebpf.programs_mut().collect();
     programs.sort_by_key(|(name, _)| *name);

@@ -53,7 +53,7 @@ use crate::{
     config::Config,
     control::{self, Control},
     datapath::{
-        Counts, Datapath,
+        Counts, Datapath, Sizes,
         conntrack::{Collector, End, Swept, Way},
         watch,
     },
@@ -164,7 +164,8 @@ impl Daemon {
         let attachments = Attachments::watch(store.attachments_dir())?;
         let watcher = Watcher::open(Debounce::default())?;
         let host = Host::open()?.with_sysctl(Sysctl::at(&config.sysctls));
-        let (tables, opened) = Datapath::open(PinDir::new(&config.bpffs), config.conntrack_max)?;
+        let sizes = Sizes { conntrack: config.conntrack_max, frontends: config.frontends_max };
+        let (tables, opened) = Datapath::open(PinDir::new(&config.bpffs), sizes)?;
         let mut loading = spawn_blocking(move || opened.load());
         // Meanwhile much can be read and worked out. Nothing is written yet: the programs may be refused.
         let mut control = Control::adopt(&config, &tables)?;
@@ -628,15 +629,15 @@ impl Daemon {
 
 /// What is measured, with the sizes of the tables.
 fn metrics(datapath: &Datapath) -> Metrics {
-    let metrics = Metrics::new();
+    let (metrics, room) = (Metrics::new(), datapath.room());
     for (table, size) in [
-        (Table::Frontends, capacity::FRONTENDS),
-        (Table::Slots, capacity::SLOTS),
-        (Table::Backends, capacity::BACKENDS),
+        (Table::Frontends, room.frontends as usize),
+        (Table::Slots, room.slots as usize),
+        (Table::Backends, room.backends as usize),
         (Table::Conntrack, datapath.conntrack_capacity() as usize),
         (Table::Endpoints, capacity::ENDPOINTS),
         (Table::Nodes, capacity::NODES),
-        (Table::SourceRanges, capacity::SOURCE_RANGES),
+        (Table::SourceRanges, room.source_ranges as usize),
         (Table::Affinity, capacity::AFFINITY),
     ] {
         metrics.fills.set_capacity(table, size);

@@ -30,6 +30,7 @@ use thiserror::Error;
 use super::{
     features, kernel,
     origins::{self, Origins},
+    sizes::{Outgrown, Sizes, Table},
 };
 
 /// What can go wrong.
@@ -138,8 +139,8 @@ pub fn built_in() -> Result<&'static [u8], LoadError> {
 }
 
 /// Loads an object and makes its programs the running generation.
-pub fn load(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Loaded, LoadError> {
-    open(object, pins, conntrack_max)?.load()
+pub fn load(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Loaded, LoadError> {
+    open(object, pins, sizes)?.load()
 }
 
 impl Opened {
@@ -241,21 +242,28 @@ fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
 }
 
 /// Opens an object with its maps pinned; loads no program.
-pub fn open(object: &[u8], pins: &PinDir, conntrack_max: u32) -> Result<Opened, LoadError> {
+pub fn open(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Opened, LoadError> {
     let kept = pins.map("config").exists();
     for path in [pins.frozen(), pins.maps(), pins.links()] {
         fs::create_dir_all(&path).map_err(|source| LoadError::Directory { path, source })?;
     }
     let paths: Vec<_> = FROZEN_MAPS.iter().chain(&MAPS).map(|name| (*name, map_pin(pins, name))).collect();
+    let outgrown = Outgrown::find(|table| map_pin(pins, table.name()), sizes)?;
     let mut loader = EbpfLoader::new();
-    for (name, path) in &paths {
+    for (name, path) in paths.iter().filter(|(name, _)| outgrown.iter().all(|old| old.table.name() != *name)) {
         loader.map_pin_path(name, path.as_path());
     }
-    loader.map_max_entries("CONNTRACK", conntrack_max);
+    loader.map_max_entries("CONNTRACK", sizes.conntrack);
+    for table in Table::ALL {
+        loader.map_max_entries(table.name(), table.size(sizes));
+    }
     let socket_errno = u8::from(features::socket_errno());
     // An object without this constant makes no such call.
     loader.override_global("SOCKET_ERRNO", &socket_errno, false);
-    let ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
+    let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
+    for old in &outgrown {
+        old.replace(&mut ebpf, &map_pin(pins, old.table.name()))?;
+    }
     // An object of another version may be without some of them.
     let there = paths.iter().filter(|(name, _)| ebpf.map(name).is_some());
     let fingerprint = origins::fingerprint(object, there.map(|(_, path)| path.as_path()))?;

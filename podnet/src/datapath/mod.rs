@@ -12,6 +12,7 @@ mod link;
 pub mod loader;
 mod object;
 mod origins;
+mod sizes;
 pub mod sockets;
 mod tables;
 pub mod uplink_xdp;
@@ -20,6 +21,7 @@ pub mod view;
 pub use counts::Counts;
 pub use holders::Hurry;
 pub use loader::{Loaded, Opened};
+pub use sizes::Sizes;
 pub use tables::ServiceTables;
 
 use std::{
@@ -48,6 +50,8 @@ use tokio::io::unix::AsyncFd;
 pub use podnet_cni::datapath::netns_cookie;
 
 use crate::config::Xdp;
+use crate::reconcile::Tables as _;
+use crate::room::Room;
 use origins::Origins;
 
 /// What can go wrong.
@@ -171,15 +175,15 @@ pub struct Datapath {
 
 impl Datapath {
     /// Adopts the tables that are pinned, or makes them, loads the programs, and makes these the running generation.
-    pub fn start(pins: PinDir, conntrack_max: u32) -> Result<Self, Error> {
-        let (services, opened) = Self::open(pins, conntrack_max)?;
+    pub fn start(pins: PinDir, sizes: Sizes) -> Result<Self, Error> {
+        let (services, opened) = Self::open(pins, sizes)?;
         Self::run(services, opened.load()?)
     }
 
     /// Adopts or makes the tables only. Loading the programs, if others run, takes the kernel about a second on two
     /// processors, in which one can read what the tables hold.
-    pub fn open(pins: PinDir, conntrack_max: u32) -> Result<(ServiceTables, Opened), Error> {
-        let mut opened = loader::open(loader::built_in()?, &pins, conntrack_max)?;
+    pub fn open(pins: PinDir, sizes: Sizes) -> Result<(ServiceTables, Opened), Error> {
+        let mut opened = loader::open(loader::built_in()?, &pins, sizes)?;
         Ok((ServiceTables::take(&mut opened.ebpf)?, opened))
     }
 
@@ -234,6 +238,11 @@ impl Datapath {
     /// The tables of services.
     pub fn tables(&mut self) -> &mut ServiceTables {
         &mut self.services
+    }
+
+    /// How large the tables of services are.
+    pub fn room(&self) -> Room {
+        self.services.capacity()
     }
 
     /// Number of the running generation of programs.

@@ -10,9 +10,7 @@ use aya::{
     maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use podnet_cni::datapath::Plain;
-use podnet_common::layout::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange, capacity,
-};
+use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange};
 
 use super::{Error, batch, shaped, take};
 use crate::{
@@ -31,6 +29,7 @@ pub struct ServiceTables {
     backends: Array<MapData, Plain<Backend>>,
     source_ranges: LpmTrie<MapData, Plain<ServiceClient>, u32>,
     affinity: MapData,
+    capacity: Room,
 }
 
 impl ServiceTables {
@@ -38,13 +37,19 @@ impl ServiceTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
         let Map::Array(slots) = take(ebpf, "SLOTS")? else { return Err(Error::Missing("SLOTS")) };
         let Map::LruHashMap(affinity) = take(ebpf, "AFFINITY")? else { return Err(Error::Missing("AFFINITY")) };
-        Ok(Self {
-            frontends: shaped("FRONTENDS", take(ebpf, "FRONTENDS")?)?,
-            slots,
-            backends: shaped("BACKENDS", take(ebpf, "BACKENDS")?)?,
-            source_ranges: shaped("SOURCE_RANGES", take(ebpf, "SOURCE_RANGES")?)?,
-            affinity,
-        })
+        let frontends: HashMap<_, _, _> = shaped("FRONTENDS", take(ebpf, "FRONTENDS")?)?;
+        let backends: Array<_, _> = shaped("BACKENDS", take(ebpf, "BACKENDS")?)?;
+        let source_ranges: LpmTrie<_, _, _> = shaped("SOURCE_RANGES", take(ebpf, "SOURCE_RANGES")?)?;
+        let size = |name, data: &MapData| {
+            data.info().map(|info| info.max_entries()).map_err(|source| Error::Shape { name, source })
+        };
+        let capacity = Room::of_tables(
+            size("FRONTENDS", frontends.map())?,
+            size("SLOTS", &slots)?,
+            backends.len(),
+            size("SOURCE_RANGES", source_ranges.map())?,
+        );
+        Ok(Self { frontends, slots, backends, source_ranges, affinity, capacity })
     }
 
     /// Descriptors of the two, for other threads.
@@ -60,9 +65,7 @@ impl ServiceTables {
 
 impl Tables for ServiceTables {
     fn capacity(&self) -> Room {
-        let sizes = [capacity::FRONTENDS, capacity::SLOTS, capacity::BACKENDS, capacity::SOURCE_RANGES];
-        let [frontends, slots, backends, source_ranges] = sizes.map(|size| size as u32);
-        Room::of_tables(frontends, slots, backends, source_ranges)
+        self.capacity
     }
 
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {

@@ -241,6 +241,18 @@ mod tests {
         text.parse().unwrap()
     }
 
+    #[test]
+    fn a_refusal_to_make_the_device_is_explained_by_its_reason() {
+        for (errno, part) in [
+            (libc::EOPNOTSUPP, "module `vxlan`"),
+            (libc::EEXIST, "such a device already"),
+            (libc::EADDRINUSE, "UDP port 8472"),
+        ] {
+            assert!(why_not_created(Some(errno)).contains(part), "{errno}");
+        }
+        assert_eq!((why_not_created(Some(libc::EPERM)), why_not_created(None)), (String::new(), String::new()));
+    }
+
     fn wanted() -> Wanted {
         let peer = |n: u8| {
             let (name, v4, v6) = (format!("n{n}"), ip(&format!("172.30.0.{n}")), ip(&format!("fd00:30::{n}")));

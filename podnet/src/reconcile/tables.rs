@@ -36,14 +36,17 @@ pub enum TableError {
 }
 
 /// What can be done about each full table.
-pub(super) const FEWER: &str = "remove services or endpoints";
+pub(super) const FEWER: &str = "raise frontendsMax in the daemon's configuration, or remove services or endpoints";
 
 impl TableError {
     /// The error for a frontend that finds no room, which an implementation can tell from others.
     pub const FRONTENDS_FULL: Self = Self::Full { table: "frontends", advice: FEWER };
 
     /// The same for a source range.
-    pub const SOURCE_RANGES_FULL: Self = Self::Full { table: "source_ranges", advice: "use fewer or larger ranges" };
+    pub const SOURCE_RANGES_FULL: Self = Self::Full {
+        table: "source_ranges",
+        advice: "raise frontendsMax in the daemon's configuration, or use fewer or larger ranges",
+    };
 }
 
 /// Whether a client's affinity still means something.

@@ -12,9 +12,13 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use podnet::{config::Config, control::Control, datapath::Datapath, source::manifest::ManifestSource};
+use podnet::{
+    config::Config,
+    control::Control,
+    datapath::{Datapath, Sizes},
+    source::manifest::ManifestSource,
+};
 use podnet_cni::datapath::PinDir;
-use podnet_common::layout::capacity;
 
 use super::{
     Options,
@@ -76,7 +80,7 @@ impl Site {
             let text = service_manifest(service) + "---\n" + &slice_manifest(service, endpoints(service, 0));
             write(directory.path(), service, &text)?;
         }
-        let mut datapath = Datapath::start(PinDir::new(bpffs), capacity::CONNTRACK as u32)?;
+        let mut datapath = Datapath::start(PinDir::new(bpffs), Sizes::default())?;
         let control = Control::adopt(&config, datapath.tables())?;
         Ok(Self { source: ManifestSource::open(directory.path())?, control, datapath, directory })
     }

@@ -24,7 +24,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use podnet::datapath::{
-    self, batch,
+    self, Sizes, batch,
     conntrack::{Pods, Sweep},
     loader,
 };
@@ -106,7 +106,7 @@ impl Rig {
     pub fn with(object: &[u8], bpffs: &Path, conntrack_max: u32) -> Result<Self> {
         fs::create_dir(bpffs)?;
         let pins = PinDir::new(bpffs);
-        let ebpf = loader::load(object, &pins, conntrack_max)?.ebpf;
+        let ebpf = loader::load(object, &pins, Sizes { conntrack: conntrack_max, ..Sizes::default() })?.ebpf;
         let mut config: Array<MapData, Plain<Config>> =
             Map::Array(MapData::from_pin(pins.map("config"))?).try_into()?;
         config.set(0, Plain(Config { flags: Config::EXTERNAL_CLUSTER_IP, ..Config::default() }), 0)?;

@@ -149,8 +149,13 @@ impl Fill {
             Table::Conntrack => "raise conntrackMax in the daemon's configuration",
             Table::Endpoints => "move pods to other nodes",
             Table::Nodes => "the cluster has too many nodes, or too many addresses of load balancers",
-            Table::SourceRanges => "remove loadBalancerSourceRanges, or write fewer and larger ones",
-            Table::Frontends | Table::Slots | Table::Backends | Table::Affinity => "remove services or endpoints",
+            Table::SourceRanges => {
+                "raise frontendsMax in the daemon's configuration, or write fewer and larger loadBalancerSourceRanges"
+            }
+            Table::Frontends | Table::Slots | Table::Backends => {
+                "raise frontendsMax in the daemon's configuration, or remove services or endpoints"
+            }
+            Table::Affinity => "the kernel makes room by forgetting the clients that are silent for longest",
         }
     }
 }
