@@ -35,11 +35,16 @@ pub enum Hook {
     UplinkXdp = 5,
     /// TC egress of the loopback interface: what the host's processes send to the host's own addresses.
     FromLoopback = 6,
+    /// TC egress of an uplink whose frames begin with the IP header: WireGuard, TUN and other devices without Ethernet.
+    ToRaw = 7,
+    /// TC ingress of such an uplink. It has no stages: with a header before them its packets go on at
+    /// [`Hook::FromUplink`].
+    FromRaw = 80,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::FromPod,
         Self::ToPod,
         Self::FromUplink,
@@ -47,6 +52,8 @@ impl Hook {
         Self::FromHost,
         Self::UplinkXdp,
         Self::FromLoopback,
+        Self::ToRaw,
+        Self::FromRaw,
     ];
 
     /// The program's and the pin's name.
@@ -59,6 +66,8 @@ impl Hook {
             Self::FromHost => "from_host",
             Self::UplinkXdp => "uplink_xdp",
             Self::FromLoopback => "from_loopback",
+            Self::ToRaw => "to_raw",
+            Self::FromRaw => "from_raw",
         }
     }
 }
@@ -444,11 +453,12 @@ pub struct Config {
     pub snat_count: u32,
     /// [`Config::EXTERNAL_CLUSTER_IP`] and others.
     pub flags: u32,
-    /// The uplinks' smallest MTU in bytes, for ways whose own isn't known yet.
+    /// The main uplinks' smallest MTU in bytes, for ways whose own isn't known yet.
     pub mtu: u32,
     /// Cookie of the host's network namespace: tells host processes from pods in the socket hooks.
     pub netns_cookie: u64,
-    /// The interfaces that lead out of the node; unused ones are zero.
+    /// The main uplinks: those with an address that the Node object has, or with a default route. XDP programs send to these
+    /// only. All uplinks are in `interfaces`. Unused places are zero.
     pub uplinks: [IfIndex; UPLINKS],
     /// The tunnel to other nodes; zero: there is none.
     pub tunnel: IfIndex,
@@ -463,8 +473,35 @@ pub struct Config {
 /// UDP port at which nodes get the tunnel's packets, the one that Linux uses by default.
 pub const TUNNEL_PORT: u16 = 8472;
 
-/// How many uplinks a node may have.
+/// How many main uplinks a node may have.
 pub const UPLINKS: usize = 8;
+
+/// `interfaces` (hash): index of an uplink, an interface that leads out of the node → what programs have to know of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Interface {
+    /// The IPv4 address with which the node speaks there, mapped, or none.
+    pub v4: Addr,
+    /// The same for IPv6.
+    pub v6: Addr,
+    /// Its MTU in bytes, without the Ethernet header.
+    pub mtu: u32,
+    /// [`Interface::RAW`] and [`Interface::MAIN`].
+    pub flags: u32,
+}
+
+impl Interface {
+    /// Its frames begin with the IP header.
+    pub const RAW: u32 = 1;
+    /// It is one of [`Config::uplinks`], if these are not too many.
+    pub const MAIN: u32 = 2;
+
+    /// The node's address of a family there, or none.
+    #[inline(always)]
+    pub const fn addr(&self, v6: bool) -> &Addr {
+        if v6 { &self.v6 } else { &self.v4 }
+    }
+}
 
 impl Config {
     /// Whether an interface is one of [`Config::uplinks`].
@@ -705,6 +742,7 @@ const _: () = {
     assert!(size_of::<CtEntry>() == 68);
     assert!(size_of::<Network>() == 28);
     assert!(size_of::<Config>() == 152);
+    assert!(size_of::<Interface>() == 40);
     assert!(size_of::<Sandbox>() == 32);
     assert!(size_of::<AffinityKey>() == 20);
     assert!(size_of::<Affinity>() == 24);
@@ -734,6 +772,8 @@ pub mod capacity {
     pub const CONNTRACK: usize = 262_144;
     /// `nodes`.
     pub const NODES: usize = 65_536;
+    /// `interfaces`.
+    pub const INTERFACES: usize = 1024;
     /// `snat_ports` (array of `u32`): the ports for source NAT, in host byte order.
     pub const SNAT_PORTS: usize = 65_536;
     /// `affinity`.

@@ -13,7 +13,7 @@ use bytemuck::Pod;
 use podnet_common::{
     addr::IfIndex,
     checksum::fold32,
-    packet::{ETH, Packet},
+    packet::{ETH, Ethernet, Packet},
 };
 
 /// `gso_size` of a packet whose segments have lengths of their own.
@@ -43,17 +43,31 @@ fn store<T: Pod>(data: usize, end: usize, offset: usize, value: &T) -> Option<()
     Some(())
 }
 
-/// A packet at a TC hook.
-pub(crate) struct TcPacket<'a> {
+/// A packet at a TC hook. `MISSING` is how many bytes its frame lacks of an Ethernet header: none, or all.
+pub(crate) struct TcPacket<'a, const MISSING: usize> {
     ctx: &'a TcContext,
     data: usize,
     end: usize,
+    /// See [`TcPacket::place`].
+    mask: usize,
 }
 
-impl<'a> TcPacket<'a> {
+/// Lengths and offsets that a frame can have.
+static OFFSETS: usize = 0xffff;
+
+impl<'a, const MISSING: usize> TcPacket<'a, MISSING> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'a TcContext) -> Self {
-        Self { data: ctx.data(), end: ctx.data_end(), ctx }
+        // SAFETY: a static. Volatile, so that the compiler doesn't know the value.
+        let mask = if MISSING == 0 { 0 } else { unsafe { (&raw const OFFSETS).read_volatile() } };
+        Self { data: ctx.data(), end: ctx.data_end(), mask, ctx }
+    }
+
+    /// Where in the frame something is that has an offset in a frame with an Ethernet header. The mask keeps the compiler
+    /// from adding the offset to an address first and taking off what is missing then: the verifier refuses the access.
+    #[inline(always)]
+    fn place(&self, offset: usize) -> usize {
+        if MISSING == 0 { offset } else { (offset - MISSING) & self.mask }
     }
 
     /// Helpers that may move the packet make the verifier forget its pointers.
@@ -68,10 +82,10 @@ impl<'a> TcPacket<'a> {
     }
 }
 
-impl Packet for TcPacket<'_> {
+impl<const MISSING: usize> Packet for TcPacket<'_, MISSING> {
     #[inline(always)]
     fn frame_len(&self) -> u32 {
-        self.ctx.len()
+        self.ctx.len() + MISSING as u32
     }
 
     #[inline(always)]
@@ -100,6 +114,7 @@ impl Packet for TcPacket<'_> {
 
     #[inline(always)]
     fn pull(&mut self, n: u32) {
+        let n = n - MISSING as u32;
         if self.data + n as usize > self.end {
             let len = self.ctx.len();
             // Whether it worked shows in the loads that follow.
@@ -115,12 +130,18 @@ impl Packet for TcPacket<'_> {
 
     #[inline(always)]
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
-        load(self.data, self.end, offset)
+        if offset < MISSING {
+            // SAFETY: as above. The helpers' word has the two bytes of the field as they are on the wire.
+            let ethertype = unsafe { (*self.ctx.skb.skb).protocol } as u16;
+            let header = Ethernet { ethertype, ..Ethernet::default() };
+            return bytemuck::try_pod_read_unaligned(bytemuck::bytes_of(&header)).ok();
+        }
+        load(self.data, self.end, self.place(offset))
     }
 
     #[inline(always)]
     fn store<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
-        store(self.data, self.end, offset, value)
+        if offset < MISSING { None } else { store(self.data, self.end, self.place(offset), value) }
     }
 
     // A packet's checksum may be left to the device (CHECKSUM_PARTIAL) or known as a whole (CHECKSUM_COMPLETE); only
@@ -129,6 +150,7 @@ impl Packet for TcPacket<'_> {
     fn update_l4_checksum(&mut self, offset: usize, pseudo: u64, data: u64, udp: bool, _v6: bool) -> Option<()> {
         let flags = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         let pseudo = u64::from(fold32(pseudo));
+        let offset = offset - MISSING;
         self.ctx.l4_csum_replace(offset, 0, pseudo, flags | u64::from(BPF_F_PSEUDO_HDR)).ok()?;
         if data != 0 {
             self.ctx.l4_csum_replace(offset, 0, u64::from(fold32(data)), flags).ok()?;
@@ -139,6 +161,7 @@ impl Packet for TcPacket<'_> {
 
     #[inline(always)]
     fn resize(&mut self, len: u32) -> Option<()> {
+        let len = len - MISSING as u32;
         // SAFETY: the context is valid while the program runs.
         let result = unsafe { bpf_skb_change_tail(self.ctx.skb.skb, len, 0) };
         let pulled = self.ctx.pull_data(len);

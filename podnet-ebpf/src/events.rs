@@ -4,6 +4,7 @@ use aya_ebpf::{EbpfContext as _, helpers::generated as helpers, programs::TcCont
 use podnet_common::{
     addr::IfIndex,
     layout::{EVENT_HEAD, Hook},
+    packet::ETH,
     verdict::Reason,
 };
 
@@ -24,6 +25,16 @@ pub(crate) fn report(ctx: &TcContext, hook: Hook, reason: Reason) {
         (*event).len = ctx.len();
         (*event).head = [0; EVENT_HEAD];
         let head = (&raw mut (*event).head).cast();
+        if hook as u32 == Hook::ToRaw as u32 {
+            // Readers look for the Ethernet header that isn't there.
+            [(*event).head[12], (*event).head[13]] = ((*ctx.skb.skb).protocol as u16).to_ne_bytes();
+            let head = (&raw mut (*event).head[ETH]).cast();
+            if helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, (EVENT_HEAD - ETH) as u32) != 0 {
+                helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, 28);
+            }
+            slot.submit(0);
+            return;
+        }
         // The helper copies all or nothing: try the longest, then IPv4 with ports, then Ethernet.
         if helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, EVENT_HEAD as u32) != 0
             && helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, 42) != 0

@@ -1,15 +1,16 @@
 //! The tables as maps. Their names in lower case are their pins' names.
 
 use aya_ebpf::{
+    bindings::bpf_redir_neigh,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use podnet_common::{
-    addr::Addr,
+    addr::{Addr, IfIndex},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts, Frontend,
-        FrontendKey, GENERATION_SLOTS, GENERATIONS, Network, Peer, SOCKET_ORIGIN, Sandbox, Scratch, ServiceClient,
-        SockKey, SockPeer, Tuple, capacity, holders,
+        FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, SOCKET_ORIGIN, Sandbox, Scratch,
+        ServiceClient, SockKey, SockPeer, Tuple, capacity, holders,
     },
     pipeline::Route,
     verdict::{COUNTERS as COUNTERS_LEN, Counter, Reason},
@@ -22,10 +23,23 @@ pub(crate) struct Fib {
     pub question: [u32; 16],
     /// What it answered.
     pub route: Route,
+    /// The next hop that it answered, or another one to send to.
+    pub hop: NextHop,
 }
 
 /// Flag of hash tables whose entries take memory as they come (`BPF_F_NO_PREALLOC`): only the daemon adds any.
 const AS_NEEDED: usize = 1;
+
+/// `bpf_redir_neigh`: an address in the neighbour table of an interface.
+#[repr(C)]
+pub(crate) struct NextHop {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u32,
+    /// The address; of IPv4 the first word.
+    pub addr: [u32; 4],
+}
+
+const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 
 /// Size of the program arrays.
 const PROGRAMS: usize = (GENERATION_SLOTS * GENERATIONS) as usize;
@@ -61,6 +75,8 @@ pub(crate) static CONNTRACK: HashMap<Tuple, CtEntry, { capacity::CONNTRACK }> = 
 pub(crate) static HOLDERS: Array<u32, { holders::LEN }> = Array::new();
 #[btf_map]
 pub(crate) static NODES: LpmTrie<Addr, Network, { capacity::NODES }> = LpmTrie::new();
+#[btf_map]
+pub(crate) static INTERFACES: HashMap<IfIndex, Interface, { capacity::INTERFACES }> = HashMap::new();
 #[btf_map]
 pub(crate) static SNAT_PORTS: Array<u32, { capacity::SNAT_PORTS }> = Array::new();
 #[btf_map]

@@ -12,7 +12,7 @@ use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Network, NetworkKind, Peer, Scratch, ServiceClient, Tuple, macs,
+        Interface, Network, NetworkKind, Peer, Scratch, ServiceClient, Tuple, macs,
     },
     pipeline::{InsertError, Route, Tables},
     time,
@@ -27,6 +27,8 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// `BPF_FIB_LOOKUP_SRC`: the answer has the source that the host would use (Linux 6.7).
 const FIB_SOURCE: u32 = 1 << 4;
+/// What stands for MACs where frames have none. A redirect takes them off again.
+const NO_MACS: [u32; 3] = [0x0000_0002u32.to_le(), 0, 0];
 /// Errno that a full hash map answers with.
 const E2BIG: i32 = -7;
 const ENOMEM: i32 = -12;
@@ -103,6 +105,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn interface(&self, ifindex: &IfIndex) -> Option<&Interface> {
+        // SAFETY: see above.
+        unsafe { maps::INTERFACES.get(ifindex) }
+    }
+
+    #[inline(always)]
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
         let entry = maps::CONNTRACK.get_ptr_mut(key)?;
         // SAFETY: see above; two CPUs may write an entry at once, each of whose fields is then one's or the other's.
@@ -148,10 +156,10 @@ impl Tables for Maps {
     fn route(&self, from: IfIndex, src: &Addr, dst: &Addr) -> Option<&Route> {
         let memory = maps::FIB.get_ptr_mut(0)?;
         // SAFETY: this CPU's own, of that size, and plain data, for which zeros are valid.
-        let (fib, route) = unsafe {
+        let (fib, route, hop) = unsafe {
             let fib: *mut bpf_fib_lookup = (&raw mut (*memory).question).cast();
             fib.write(core::mem::zeroed());
-            (&mut *fib, &mut (*memory).route)
+            (&mut *fib, &mut (*memory).route, &mut (*memory).hop)
         };
         fib.ifindex = from.0;
         let config = self.config()?;
@@ -174,22 +182,30 @@ impl Tables for Maps {
         let result = unsafe { helpers::bpf_fib_lookup(self.ctx, fib, size_of::<bpf_fib_lookup>() as i32, flags) };
         route.ifindex = IfIndex(fib.ifindex);
         route.macs = [0; 3];
+        let ifindex = route.ifindex;
         // The kernel has found the way also if the packet at hand is too long for it, whose length it looks at if it wasn't
         // told one.
         let found = result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED);
         route.mtu = if found {
             route.macs = macs(Mac(fib.dmac), Mac(fib.smac));
+            if route.macs == [0; 3] {
+                route.macs = NO_MACS;
+            }
             // SAFETY: written by the helper.
             let mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
             u32::from(if mtu < config.route_mtu { config.route_mtu } else { mtu })
         } else if result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
             // The neighbour is sought when the packet is redirected; the kernel gives up before the MTU.
-            config.mtu
+            self.interface(&ifindex).map_or(config.mtu, |interface| interface.mtu)
         } else {
             return None;
         };
+        // The gateway, if there is one: it may be one of IPv6 on the way to IPv4 (RFC 5549).
+        hop.family = u32::from(fib.family);
+        // SAFETY: plain words, written by this function or the helper.
+        hop.addr = unsafe { fib.__bindgen_anon_4.ipv6_dst };
         route.src = if !tells_source {
-            Addr::NONE
+            self.interface(&ifindex).map_or(Addr::NONE, |interface| *interface.addr(!dst.is_v4()))
         } else if dst.is_v4() {
             // SAFETY: written by the helper.
             Addr::v4(unsafe { fib.__bindgen_anon_3.ipv4_src })

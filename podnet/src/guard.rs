@@ -74,6 +74,8 @@ pub enum Why {
     Tunnel,
     /// The configuration says that there are no external IPs.
     NoExternalIps,
+    /// It is no address of this node, whose ports host ports are.
+    NotHere,
 }
 
 impl fmt::Display for Why {
@@ -89,6 +91,7 @@ impl fmt::Display for Why {
             Self::OutsideServices => f.write_str("it is in none of the ranges of ClusterIPs (serviceCIDRs)"),
             Self::Virtual => f.write_str("it is an address of a service"),
             Self::Needed(what) => write!(f, "{what} needs this port of the node"),
+            Self::NotHere => f.write_str("its hostIP is no address of this node now"),
             Self::Tunnel => f.write_str("nodes take the tunnel's packets there, and it is no pod"),
             Self::NoExternalIps => f.write_str("the daemon's configuration has `externalIPs: false`"),
         }
@@ -104,6 +107,8 @@ pub struct Guard {
     whole: HashMap<IpAddr, Why>,
     /// Addresses of this node, of which services may have ports.
     own: BTreeSet<IpAddr>,
+    /// Addresses that this host has.
+    here: BTreeSet<IpAddr>,
     /// Addresses at which nodes are known outside; of these too.
     external: BTreeSet<IpAddr>,
     pods: Prefixes<IpNetwork>,
@@ -132,6 +137,7 @@ impl Guard {
             no_external_ips: !config.external_ips,
             ..Self::default()
         };
+        guard.here.clone_from(&host.addresses);
         for range in services {
             guard.known[usize::from(range.is_ipv4())] = true;
             guard.services.insert(*range, *range, |_, _| false);
@@ -221,11 +227,18 @@ impl Guard {
             FrontendKind::ClusterIp => None,
             FrontendKind::NodePort => needed,
             // Who may start pods with host ports may bind these as well. Other nodes suffer from this one only.
-            FrontendKind::HostPort => needed.filter(|_| Self::is_tunnel(at.port(), protocol)),
+            FrontendKind::HostPort if self.is_here(at.ip()) => needed.filter(|_| Self::is_tunnel(at.port(), protocol)),
+            // It would take the traffic of whoever has that address from all pods and processes of this node.
+            FrontendKind::HostPort => Some(Why::NotHere),
             FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
                 needed.filter(|_| self.own.contains(&at.ip()) || self.external.contains(&at.ip()))
             }
         }
+    }
+
+    /// Whether a socket of this host could be bound to an address.
+    fn is_here(&self, ip: IpAddr) -> bool {
+        ip.is_unspecified() || ip.is_loopback() || self.here.contains(&ip)
     }
 
     /// Whether ports of other addresses, or other ports, are the node's than for another guard.

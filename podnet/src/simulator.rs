@@ -13,12 +13,12 @@ use podnet_common::{
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Network, NetworkKind, Out, Prefix, Scratch, ServiceClient, SourceRange, Tuple,
+        Hook, Interface, Network, NetworkKind, Out, Prefix, Scratch, ServiceClient, SourceRange, Tuple,
     },
     packet::{ETH, Packet},
     pipeline::{
-        self, FromHost, FromLoopback, FromPod, FromUplink, InsertError, Place, Route, Stage, Tables, ToPod, ToUplink,
-        UplinkXdp, Verdict,
+        self, FromHost, FromLoopback, FromPod, FromUplink, InsertError, Place, Route, Stage, Tables, ToPod, ToRaw,
+        ToUplink, UplinkXdp, Verdict,
     },
     verdict::{Counter, Reason},
 };
@@ -93,6 +93,8 @@ pub struct HostTables {
     pub endpoints: BTreeMap<Addr, Endpoint>,
     /// `nodes`.
     pub networks: BTreeMap<Prefix, Network>,
+    /// `interfaces`.
+    pub interfaces: BTreeMap<IfIndex, Interface>,
     /// `conntrack`.
     pub conntrack: RefCell<BTreeMap<Tuple, CtEntry>>,
     /// How many entries `conntrack` takes; `None`: any number.
@@ -151,6 +153,10 @@ impl Tables for HostTables {
 
     fn is_service_address(&self, addr: &Addr) -> bool {
         longest(&self.networks, addr).is_some_and(|network| network.flags & Network::SERVICE_ADDRESS != 0)
+    }
+
+    fn interface(&self, ifindex: &IfIndex) -> Option<&Interface> {
+        self.interfaces.get(ifindex)
     }
 
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
@@ -267,8 +273,10 @@ pub fn run(hook: Hook, packet: &mut HostPacket, tables: &HostTables) -> End {
     match hook {
         Hook::FromPod => stages::<FromPod>(packet, tables),
         Hook::ToPod => stages::<ToPod>(packet, tables),
-        Hook::FromUplink => stages::<FromUplink>(packet, tables),
+        // With a header before them, which a packet here always has.
+        Hook::FromUplink | Hook::FromRaw => stages::<FromUplink>(packet, tables),
         Hook::ToUplink => stages::<ToUplink>(packet, tables),
+        Hook::ToRaw => stages::<ToRaw>(packet, tables),
         Hook::FromHost => stages::<FromHost>(packet, tables),
         Hook::FromLoopback => {
             let verdict = pipeline::loopback::<FromLoopback, _, _>(packet, tables);
@@ -291,7 +299,12 @@ fn stages<At: Place>(packet: &mut HostPacket, tables: &HostTables) -> End {
             Verdict::Tail(Stage::Begin) => verdict = pipeline::begin::<At, _, _>(packet, tables),
             Verdict::Tail(Stage::Direct) => verdict = pipeline::alone::<At, _, _>(packet, tables),
             Verdict::Tail(Stage::Sctp) => verdict = pipeline::sctp::<At, _, _>(packet, tables),
-            Verdict::Tail(Stage::Insert) => verdict = pipeline::insert(tables),
+            Verdict::Tail(Stage::Insert) => {
+                verdict = match pipeline::insert(tables) {
+                    Verdict::Drop(_) if At::EGRESS => Verdict::Pass,
+                    verdict => verdict,
+                }
+            }
             Verdict::Tail(Stage::Send) => verdict = pipeline::send::<At, _, _>(packet, tables),
             Verdict::Tail(Stage::Icmp) => verdict = pipeline::icmp::<At, _, _>(packet, tables),
             _ => break,

@@ -109,8 +109,10 @@ fn new(world: &World, c: &mut Choices<'_>) -> (Entry, Frame) {
     if !forged {
         match hook {
             Hook::FromPod => src = a.pods[pod],
-            Hook::FromUplink | Hook::UplinkXdp => src = c.of(&[a.outside[0], a.outside[1], a.outside[2], a.remote[0]]),
-            Hook::FromHost | Hook::ToUplink => src = c.of(&a.node),
+            Hook::FromUplink | Hook::FromRaw | Hook::UplinkXdp => {
+                src = c.of(&[a.outside[0], a.outside[1], a.outside[2], a.remote[0]]);
+            }
+            Hook::FromHost | Hook::ToUplink | Hook::ToRaw => src = c.of(&a.node),
             Hook::ToPod => dst = a.pods[pod],
             Hook::FromLoopback => src = c.of(&a.node),
         }
@@ -119,7 +121,7 @@ fn new(world: &World, c: &mut Choices<'_>) -> (Entry, Frame) {
     let ifindex = match hook {
         Hook::FromPod | Hook::ToPod => pod_interface(pod),
         Hook::FromUplink if world.through_tunnel(&src.into()) => TUNNEL,
-        Hook::FromUplink | Hook::ToUplink | Hook::UplinkXdp => c.of(&UPLINKS),
+        Hook::FromUplink | Hook::FromRaw | Hook::ToUplink | Hook::ToRaw | Hook::UplinkXdp => c.of(&UPLINKS),
         Hook::FromHost => PODNET1,
         Hook::FromLoopback => LOOPBACK,
     };

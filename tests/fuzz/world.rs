@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::LazyLock};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
-        Backend, Config, Endpoint, Frontend, FrontendKey, Network, NetworkKind, ServiceClient, SourceRange,
+        Backend, Config, Endpoint, Frontend, FrontendKey, Interface, Network, NetworkKind, ServiceClient, SourceRange,
         TUNNEL_PORT, holders, macs,
     },
     pipeline::Route,
@@ -189,6 +189,11 @@ impl World {
         if ports == 16 || ports == 400 {
             (t.config.tunnel, t.config.tunnel_mac) = (TUNNEL, Mac([2, 0, 0, 0, 9, 2]));
             t.config.tunnel_mtu = if ports == 16 { 1450 } else { 1280 };
+        }
+        // Others' interfaces are uplinks too, unless the configuration names others.
+        if ports == 16 {
+            let [v4, v6] = [four, six].map(|a| a.node[1].into());
+            t.interfaces.insert(BRIDGE, Interface { v4, v6, mtu: 1500, flags: 0 });
         }
         t.conntrack_max = c.of(&[None, None, None, Some(2), Some(5), Some(9)]);
         t.holders.borrow_mut().insert(holders::ROOM, t.conntrack_max.unwrap_or_default() as u32);

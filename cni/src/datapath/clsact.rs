@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use aya::programs::{
-    Link, ProgramError, SchedClassifier, TcAttachType,
+    Link, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
 use aya::sys::NetlinkError as AyaNetlinkError;
@@ -55,6 +55,13 @@ pub fn detach(ifindex: IfIndex, direction: Direction) -> io::Result<()> {
         Err(ProgramError::NetlinkError(e)) => tolerate(tolerate(Err(netlink_errno(e)), Errno::ENOENT), Errno::EINVAL),
         other => other.map_err(io::Error::other),
     }
+}
+
+/// Detaches a pinned program. Nothing happens when it is not there, but perhaps another one.
+pub fn detach_program(program: &Path, ifindex: IfIndex, direction: Direction) -> io::Result<()> {
+    let id = ProgramInfo::from_pin(program).map_err(io::Error::other)?.id();
+    let there = attached(id, ifindex, direction).map_err(io::Error::other)?;
+    if there { detach(ifindex, direction) } else { Ok(()) }
 }
 
 /// Whether the program with this id is a filter of a link.

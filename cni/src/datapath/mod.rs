@@ -222,7 +222,7 @@ pub fn detach_tc(program: &Path, ifindex: IfIndex, direction: Direction) -> Resu
     match tcx(BPF_PROG_DETACH, &fd, ifindex, direction) {
         Ok(()) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clsact::detach(ifindex, direction),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clsact::detach_program(program, ifindex, direction),
         Err(e) => Err(e),
     }
     .map_err(|source| attach_error("detach", program, ifindex, direction, source))

@@ -69,6 +69,12 @@ fn make<At: Place, T: Tables>(t: &T, s: &mut Scratch, from: IfIndex, ethernet: &
     s.hash = hash(&s.tuple);
     s.tries = 0;
     s.from_range = 0;
+    if At::EGRESS {
+        // Of a process of the host, so that what answers it is known; the stack has found its way.
+        s.entry.in_ifindex = At::side(from);
+        s.entry.out_mtu = u16::MAX;
+        return Verdict::Tail(Stage::Insert);
+    }
     let made = match frontend::find::<At, T>(t, ethernet, &s.tuple, seen.tcp_flags) {
         Some(found) => to_service::<At, T>(t, s, config, &found, ethernet),
         None if checks::masquerades::<At, T>(t, config, &s.tuple) => to_outside::<T>(t, s, config),
@@ -117,10 +123,13 @@ fn to_service<At: Place, T: Tables>(
     if frontend.flags & Frontend::EXTERNAL == 0 && !checks::may_use_cluster_ip::<At, T>(t) {
         return Err(Verdict::Drop(Reason::ClusterIpFromOutside));
     }
-    if frontend.flags & Frontend::SOURCE_RANGES != 0
-        && !t.in_source_ranges(&ServiceClient::new(frontend.service, *client))
-    {
-        return Err(Verdict::Drop(Reason::SourceRange));
+    if frontend.flags & Frontend::SOURCE_RANGES != 0 {
+        // A process that asks an address of its own node has that very one for its source.
+        let itself = At::HOOK as u32 == Hook::FromHost as u32 && client.same(&s.tuple.dst);
+        let judged = if itself { node_address(config, &Addr::NONE, client.is_v4()) } else { *client };
+        if !t.in_source_ranges(&ServiceClient::new(frontend.service, judged)) {
+            return Err(Verdict::Drop(Reason::SourceRange));
+        }
     }
     let frontend = scoped::<At, T>(t, found)?;
     if frontend.slot_count == 0 {
@@ -163,7 +172,7 @@ fn to_service<At: Place, T: Tables>(
     let here = find_way::<T>(t, s.entry.in_ifindex, client, &mut s.entry);
     // A backend outside of the cluster answers the node, as it does without a service.
     let masquerades = source == Source::Own && checks::leaves_cluster::<At, T>(t, config, &s.entry.dst);
-    if source == Source::Node || (masquerades && by_uplink(config, &s.entry)) {
+    if source == Source::Node || (masquerades && checks::is_uplink(t, s.entry.out_ifindex)) {
         s.entry.flags |= CtEntry::REWRITE_SRC;
         s.entry.src = node_address(config, &here, v4);
         s.from_range = 1;
@@ -302,19 +311,13 @@ fn to_outside<T: Tables>(t: &T, s: &mut Scratch, config: &Config) -> Result<(), 
     s.entry.flags = CtEntry::REWRITE_SRC;
     let here = find_way::<T>(t, s.entry.in_ifindex, &s.tuple.src, &mut s.entry);
     // On another way no answer would be translated back, so the stack has it. It may be a broadcast, which the host gets.
-    if !by_uplink(config, &s.entry) {
+    if !checks::is_uplink(t, s.entry.out_ifindex) {
         let tunnelled = checks::tunnelled::<T>(t, &s.tuple);
         return Err(if tunnelled { Verdict::Drop(Reason::TunnelFromOutside) } else { Verdict::Pass });
     }
     s.entry.src = node_address(config, &here, s.tuple.src.is_v4());
     s.from_range = 1;
     if s.entry.src.is_none() { Err(Verdict::Drop(Reason::NoRoute)) } else { Ok(()) }
-}
-
-/// Whether a flow leaves by an uplink.
-#[inline(always)]
-fn by_uplink(config: &Config, entry: &CtEntry) -> bool {
-    config.is_uplink(entry.out_ifindex)
 }
 
 /// The address that the route has for the host, or the node's first.

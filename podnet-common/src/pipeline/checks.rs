@@ -1,7 +1,7 @@
 //! Whether a packet may come from where it came from.
 
 use crate::{
-    addr::{Addr, Proto},
+    addr::{Addr, IfIndex, Proto},
     layout::{Config, FrontendKey, Hook, Network, NetworkKind, TUNNEL_PORT, Tuple},
     packet::{Arp, ETH, Ethernet, Packet},
     verdict::Reason,
@@ -28,7 +28,7 @@ pub(super) fn source<At: Place, F: Family, P: Packet, T: Tables>(
     match At::HOOK {
         Hook::FromPod => from_pod::<P, T>(p, t, ethernet, tuple),
         Hook::FromUplink | Hook::UplinkXdp => from_outside::<T>(t, ethernet, tuple),
-        Hook::FromHost | Hook::ToPod | Hook::ToUplink | Hook::FromLoopback => Ok(()),
+        Hook::FromHost | Hook::ToPod | Hook::ToUplink | Hook::FromLoopback | Hook::ToRaw | Hook::FromRaw => Ok(()),
     }
 }
 
@@ -90,6 +90,13 @@ pub(super) fn may_use_cluster_ip<At: Place, T: Tables>(t: &T) -> bool {
         Hook::FromUplink | Hook::UplinkXdp => t.config().is_some_and(|c| c.flags & Config::EXTERNAL_CLUSTER_IP != 0),
         _ => true,
     }
+}
+
+/// Whether an interface leads out of the node.
+#[inline(always)]
+pub(super) fn is_uplink<T: Tables>(t: &T, ifindex: IfIndex) -> bool {
+    // An upgraded node has the first before its daemon has written the second.
+    t.config().is_some_and(|config| config.is_uplink(ifindex)) || t.interface(&ifindex).is_some()
 }
 
 /// Whether a packet that belongs to no service leaves the cluster from a pod, with the node's address.

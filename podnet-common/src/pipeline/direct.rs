@@ -43,8 +43,9 @@ fn external<At: Place, F: Family, P: Packet, T: Tables>(p: &P, t: &T, v: &Parsed
     let route = t.route(p.ifindex(), &v.tuple.src, &v.tuple.dst);
     if At::HOOK as u32 == Hook::FromUplink as u32 {
         // If it left by an uplink again, a router that sends it here would send it here once more.
-        let elsewhere = route.is_some_and(|route| !config.is_uplink(route.ifindex));
-        return if elsewhere { Verdict::Pass } else { no_frontend::<F, T>(t, v) };
+        // Without a route it doesn't leave at all: the address is the host's in some way, or the stack says that there is none.
+        let again = route.is_some_and(|route| checks::is_uplink(t, route.ifindex));
+        return if again { no_frontend::<F, T>(t, v) } else { Verdict::Pass };
     }
     // The host has sent it to podnet0 for the service's sake. It goes on by the main table's way as if it had gone there at
     // once, so its lifetime isn't shortened.

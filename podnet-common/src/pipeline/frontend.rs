@@ -31,7 +31,8 @@ fn of_node(tuple: &Tuple) -> FrontendKey {
     FrontendKey { addr, ..exact(tuple) }
 }
 
-/// Finds the frontend that a packet addresses.
+/// Finds the frontend that a packet addresses. At an address of the node what doesn't open a connection, and belongs to
+/// none, answers a process that has sent from a port with this number.
 #[inline(always)]
 pub(super) fn find<'t, At: Place, T: Tables>(
     t: &'t T,
@@ -42,6 +43,9 @@ pub(super) fn find<'t, At: Place, T: Tables>(
     let network = t.network(&tuple.dst);
     let own = network.is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
     let key = exact(tuple);
+    if own && !opens(tcp_flags) {
+        return None;
+    }
     if let Some(frontend) = t.frontend(&key) {
         let sent_on = !own && sent_on::<At, T>(t, ethernet, frontend);
         return Some(Found { key, frontend, sent_on });
@@ -61,7 +65,6 @@ pub(super) fn node_port<'t, At: Place, T: Tables>(
 ) -> Option<Found<'t>> {
     let own = network.kind == NetworkKind::LocalNode as u32;
     let other = network.kind == NetworkKind::RemoteNode as u32 && At::HOOK as u32 == Hook::FromUplink as u32;
-    // What doesn't open a connection, and belongs to none, answers a process that has sent from a port with this number.
     if !(other || own && opens(tcp_flags)) {
         return None;
     }
@@ -70,6 +73,23 @@ pub(super) fn node_port<'t, At: Place, T: Tables>(
     let sent_on = other && sent_on::<At, T>(t, ethernet, frontend);
     let serves = frontend.flags & Frontend::NODE_PORT == 0 || network.flags & Network::NODE_PORTS != 0;
     ((own && serves) || sent_on).then_some(Found { key, frontend, sent_on })
+}
+
+/// Whether a packet of a process of the host has a source that is a frontend too, in a protocol whose packets don't show
+/// whether they answer: the answers would be taken for the service's.
+#[inline(never)]
+pub(super) fn speaks_for_itself<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+    if tuple.proto != Proto::UDP && tuple.proto != Proto::SCTP {
+        return false;
+    }
+    let mut key = FrontendKey { addr: tuple.src, port: tuple.sport, proto: tuple.proto, scope: FrontendKey::ANY };
+    if t.frontend(&key).is_none() {
+        key.addr = if tuple.src.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
+        if t.frontend(&key).is_none() {
+            return false;
+        }
+    }
+    t.network(&tuple.src).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32)
 }
 
 /// Whether a packet to this frontend was sent on by another node, for direct server return.

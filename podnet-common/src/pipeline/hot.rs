@@ -63,10 +63,15 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
     if v.ports && v.piece == Piece::Whole {
         let now = t.now();
         let sent = t.flow(&v.tuple, |entry| {
-            // Of a packet for another machine, which it has sent to all, there would be two.
+            // Of a packet for another machine, which it has sent to all, there would be two. And not every interface sends
+            // what XDP gives it.
             let [_, own]: [Mac; 2] = bytemuck::cast(entry.macs);
-            let to_another = entry.out_ifindex == p.ifindex() && own != ethernet.dst;
-            if entry.out != Out::Link as u8 || to_another {
+            let sends = if entry.out_ifindex == p.ifindex() {
+                own == ethernet.dst
+            } else {
+                t.config().is_some_and(|config| config.is_uplink(entry.out_ifindex))
+            };
+            if entry.out != Out::Link as u8 || !sends {
                 return Verdict::Pass;
             }
             match established::<At, F, P>(p, now, &v, entry) {
@@ -118,7 +123,8 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         return Verdict::Tail(Stage::Begin);
     }
     if At::EGRESS {
-        return Verdict::Pass;
+        let noted = v.ports && frontend::speaks_for_itself(t, &v.tuple);
+        return if noted { Verdict::Tail(Stage::Begin) } else { Verdict::Pass };
     }
     direct::<At, F, P, T>(p, t, ethernet, &v)
 }
@@ -126,8 +132,10 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
 /// A packet of a known flow: forwarded here when nothing about it is new, else left to [`Stage::Track`].
 #[inline(always)]
 fn established<At: Place, F: Family, P: Packet>(p: &mut P, now: u32, v: &Parsed<F>, entry: &CtEntry) -> Verdict {
-    // A way that isn't in the entry, and a protocol that isn't done here.
-    if entry.out == Out::Via as u8 || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP) {
+    // A way that has to be looked up, and a protocol that isn't done here.
+    if matches!(entry.out, o if o == Out::Via as u8 || o == Out::Uplink as u8)
+        || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP)
+    {
         return Verdict::Tail(Stage::Track);
     }
     if entry.last_seen != now

@@ -34,9 +34,8 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     if network.kind != NetworkKind::LocalNode as u32 || !v.ports || !frontend::carried(&v.tuple) {
         return Verdict::Pass;
     }
-    let to_service = t.flow(&v.tuple, |_| ()).is_some()
-        || t.frontend(&frontend::exact(&v.tuple)).is_some()
-        || frontend::node_port::<At, T>(t, ethernet, &v.tuple, v.tcp_flags, network).is_some();
+    let to_service =
+        t.flow(&v.tuple, |_| ()).is_some() || frontend::find::<At, T>(t, ethernet, &v.tuple, v.tcp_flags).is_some();
     let Some(config) = t.config() else { return Verdict::Pass };
     if !to_service {
         return Verdict::Pass;

@@ -40,7 +40,7 @@ use crate::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Network, Out, Scratch, ServiceClient, Tuple,
+        Hook, Interface, Network, Out, Scratch, ServiceClient, Tuple,
     },
     verdict::{Counter, Reason},
 };
@@ -116,9 +116,10 @@ pub struct Route {
     pub ifindex: IfIndex,
     /// What that way takes, in bytes.
     pub mtu: u32,
-    /// The next hop's MAC and the interface's own, as [`CtEntry::macs`]; zeros while the neighbour is unknown.
+    /// The next hop's MAC and the interface's own, as [`CtEntry::macs`]; zeros while the neighbour is unknown, and anything
+    /// else where frames have no MACs.
     pub macs: [u32; 3],
-    /// The source address that the host itself would use, or none if the kernel doesn't tell.
+    /// The source address that the host itself would use, or none if nothing tells it.
     pub src: Addr,
 }
 
@@ -131,6 +132,8 @@ pub trait Tables {
     fn advance(&self) -> u32;
     /// `config`.
     fn config(&self) -> Option<&Config>;
+    /// `interfaces`.
+    fn interface(&self, ifindex: &IfIndex) -> Option<&Interface>;
     /// `frontends`.
     fn frontend(&self, key: &FrontendKey) -> Option<&Frontend>;
     /// `slots`.
@@ -180,7 +183,7 @@ pub trait Place {
     /// The hook.
     const HOOK: Hook;
     /// Packets are on their way out of the host's stack, which has routed them.
-    const EGRESS: bool = matches!(Self::HOOK, Hook::ToPod | Hook::ToUplink);
+    const EGRESS: bool = matches!(Self::HOOK, Hook::ToPod | Hook::ToUplink | Hook::ToRaw);
 
     /// External addresses of services are told from others here; elsewhere they are as if no service had them.
     const EXTERNAL: bool = matches!(Self::HOOK, Hook::FromUplink | Hook::FromHost);
@@ -203,4 +206,4 @@ macro_rules! places {
     )* };
 }
 
-places! { FromPod ToPod FromUplink ToUplink FromHost UplinkXdp FromLoopback }
+places! { FromPod ToPod FromUplink ToUplink FromHost UplinkXdp FromLoopback ToRaw }

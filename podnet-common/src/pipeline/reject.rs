@@ -68,6 +68,9 @@ fn complain<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethern
     // The router is this node; to itself it would be a stranger with its own address.
     let config = t.config()?;
     let node = if F::V6 { &config.node_v6 } else { &config.node_v4 };
+    // It has the address of the interface by which the error leaves (RFC 1812, section 4.3.2.4).
+    let there = t.interface(&p.ifindex()).map(|interface| interface.addr(F::V6));
+    let node = there.filter(|own| !own.is_none()).unwrap_or(node);
     let from = if At::HOOK as u32 == Hook::FromHost as u32 || node.is_none() { &v.tuple.dst } else { node };
     let (kind, rest) = if mtu == 0 { (F::EXCEEDED, 0) } else { (F::TOO_BIG, F::too_big(mtu)) };
     icmp_error::<F, P>(p, ethernet, &v, from, kind, rest)

@@ -161,7 +161,13 @@ async fn detach(host: &Host, pins: &PinDir, outcome: &mut Outcome) {
             outcome.note(detach_pod(pins, link.ifindex).map(|()| None));
         }
     }
-    for (hook, direction) in [(Hook::FromUplink, Direction::Ingress), (Hook::ToUplink, Direction::Egress)] {
+    let of_uplinks = [
+        (Hook::FromUplink, Direction::Ingress),
+        (Hook::ToUplink, Direction::Egress),
+        (Hook::FromRaw, Direction::Ingress),
+        (Hook::ToRaw, Direction::Egress),
+    ];
+    for (hook, direction) in of_uplinks {
         let program = pins.hook(hook);
         if !program.exists() {
             continue;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use podnet_cni::text::chain;
 use podnet_common::addr::{Addr, IfIndex};
 use podnet_common::layout::{
-    Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Network, Prefix,
+    Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Interface, Network, Prefix,
     SourceRange, Tuple,
 };
 use serde::Serialize;
@@ -115,6 +115,9 @@ pub trait View {
     /// All entries of `nodes`, in any order.
     fn networks(&self) -> Result<Vec<(Prefix, Network)>, ViewError>;
 
+    /// All entries of `interfaces`, in any order.
+    fn interfaces(&self) -> Result<Vec<(IfIndex, Interface)>, ViewError>;
+
     /// All entries of `source_ranges`, in any order.
     fn source_ranges(&self) -> Result<Vec<SourceRange>, ViewError>;
 
@@ -178,6 +181,7 @@ pub(super) mod fake {
         pub conntrack_capacity: u32,
         pub config: Config,
         pub networks: Vec<(Prefix, Network)>,
+        pub interfaces: Vec<(IfIndex, Interface)>,
         pub source_ranges: Vec<SourceRange>,
         pub affinity: Vec<(AffinityKey, Affinity)>,
         pub snat_ports: Vec<u16>,
@@ -210,6 +214,10 @@ pub(super) mod fake {
 
         fn networks(&self) -> Result<Vec<(Prefix, Network)>, ViewError> {
             Ok(self.networks.clone())
+        }
+
+        fn interfaces(&self) -> Result<Vec<(IfIndex, Interface)>, ViewError> {
+            Ok(self.interfaces.clone())
         }
 
         fn source_ranges(&self) -> Result<Vec<SourceRange>, ViewError> {

@@ -89,6 +89,8 @@ pub struct Applied {
     pub addresses: bool,
     /// Whether [`Health::checks`] or [`Health::leaving`] differ.
     pub health: bool,
+    /// Whether other host ports may be in effect.
+    pub host_ports: bool,
     /// Whether an endpoint that UDP flows may lead to serves no more, also one to which no new flows went.
     pub lost: bool,
 }
@@ -251,6 +253,10 @@ impl Control {
             applied.nodes = self.judge_nodes();
             self.update_guard(&mut dirty);
             self.update_services(dirty, &mut applied);
+            if !self.host_ports.is_empty() {
+                self.update_host_ports();
+                applied.host_ports = true;
+            }
         }
         applied
     }

@@ -383,7 +383,7 @@ impl Daemon {
     /// Takes in what the host is like. Says whether that makes a difference to services.
     fn learn_host(&mut self, snapshot: &Snapshot) -> bool {
         let applied = self.control.set_host(facts::gather(snapshot, self.api_servers.known()));
-        applied.services > 0
+        applied.services > 0 || applied.host_ports
     }
 
     /// Takes in which pods there are, and their host ports.
@@ -489,7 +489,8 @@ impl Daemon {
 
     /// Leaves ports to the processes that have bound them.
     fn sync_ports(&mut self) {
-        if let Err(error) = node::sync_ports(&self.control, &self.node.addresses, &mut self.datapath) {
+        let sysctl = Sysctl::at(&self.config.sysctls);
+        if let Err(error) = node::sync_ports(&self.control, &self.node.addresses, &sysctl, &mut self.datapath) {
             warn!("{}", chain(error.as_ref()));
         }
     }

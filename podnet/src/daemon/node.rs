@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use ipnetwork::IpNetwork;
 use podnet_cni::{
     node_info::{GATEWAYS, NodeInfo, SCHEMA},
@@ -27,7 +27,7 @@ use crate::{
     host::{
         Host,
         podnet0::{self, Podnet0},
-        ports,
+        ports::{self, Supply},
         routes::{NodeNetwork, NodeRoutes, RemoteNode},
         settings::{self, Families, Sysctl},
         snapshot::Snapshot,
@@ -127,6 +127,12 @@ async fn set_up(
     for name in &uplinks.missing {
         status.problems.push(format!("there is no interface {name}: correct `uplinks` in the configuration"));
     }
+    status.problems.extend(uplinks.foreign.iter().map(|name| {
+        format!(
+            "the interface {name} has frames that podnet can't read: pods use it with their own addresses, and nothing \
+             that comes in by it is examined; give pods another way out"
+        )
+    }));
     let uplink_mtu = uplinks.mtu().unwrap_or(DEFAULT_MTU);
     let mtu = if config.mtu != 0 { config.mtu } else { uplink_mtu };
     let route_mtu = snapshot.narrowest();
@@ -185,24 +191,27 @@ async fn set_up(
     // What the programs read is there before they see a packet.
     note(
         status,
-        sync_ports(wanted.control, &uplinks.addresses, datapath).err().iter().map(|error| chain(error.as_ref())),
+        sync_ports(wanted.control, &uplinks.addresses, &sysctl, datapath)
+            .err()
+            .iter()
+            .map(|error| chain(error.as_ref())),
     );
     datapath.set_networks(&cluster.networks(&routes, &services))?;
     datapath.set_peers(&networks::peers(&routes))?;
-    if uplinks.found.len() > layout::UPLINKS {
-        let names: Vec<_> = uplinks.found.iter().skip(layout::UPLINKS).map(|uplink| uplink.name.as_str()).collect();
+    if uplinks.found.len() > layout::capacity::INTERFACES {
         status.problems.push(format!(
-            "more than {} uplinks: packets to {} are not masqueraded; name the right ones as `uplinks` in the \
-             configuration",
-            layout::UPLINKS,
-            names.join(", ")
+            "more than {} interfaces lead out of the node: packets of pods to some of them are not masqueraded; name the \
+             right ones as `uplinks` in the configuration",
+            layout::capacity::INTERFACES,
         ));
     }
+    datapath.set_interfaces(uplinks.table())?;
     datapath.set_config(&programs_config(config, own, &pair, &uplinks, (mtu, route_mtu), routes.tunnel)?)?;
-    let hook = |name: &str, ifindex, xdp| UplinkHook { name: name.to_owned(), ifindex, xdp };
-    let mut hooks: Vec<_> = uplinks.found.iter().map(|u| hook(&u.name, u.ifindex, config.xdp)).collect();
+    let hook = |name: &str, ifindex, raw, xdp| UplinkHook { name: name.to_owned(), ifindex, raw, xdp };
+    let xdp = |uplink: &Uplink| (uplink.main && !uplink.raw).then_some(config.xdp);
+    let mut hooks: Vec<_> = uplinks.found.iter().map(|u| hook(&u.name, u.ifindex, u.raw, xdp(u))).collect();
     // What comes out of the tunnel has already been through the kernel's receive path.
-    hooks.extend(routes.tunnel.map(|tunnel| hook(tunnel::NAME, tunnel.ifindex, Xdp::Off)));
+    hooks.extend(routes.tunnel.map(|tunnel| hook(tunnel::NAME, tunnel.ifindex, false, None)));
     status.hooks = datapath.attach_uplinks(&hooks, &uplinks.others);
     status.incomplete |= status.hooks.iter().flat_map(|uplink| &uplink.hooks).any(|hook| hook.how.is_err());
     datapath.attach_host(pair.far, uplinks.loopback)?;
@@ -211,7 +220,7 @@ async fn set_up(
     status.socket_hooks_refused = hooked.is_err();
     note(status, hooked.err().iter());
     if config.xdp == Xdp::Native {
-        let slow = uplinks.found.iter().filter(|u| u.veth);
+        let slow = uplinks.main().filter(|u| u.veth);
         status.problems.extend(slow.map(|u| {
             format!(
                 "{} is a veth: native XDP switches off its peer's TCP segmentation; use `xdp: auto`, `generic` or \
@@ -246,17 +255,40 @@ fn missing(own: &Node, name: &str) -> Vec<String> {
 }
 
 /// Gives the programs the ports for source NAT that neither the host's processes nor services use at the node's
-/// addresses.
-pub(super) fn sync_ports(control: &Control, addresses: &BTreeSet<IpAddr>, datapath: &mut Datapath) -> Result<()> {
-    let mut used = ports::read_port_use()?;
+/// addresses, and has the kernel reserve some of the host's if these are too few.
+pub(super) fn sync_ports(
+    control: &Control,
+    addresses: &BTreeSet<IpAddr>,
+    sysctl: &Sysctl,
+    datapath: &mut Datapath,
+) -> Result<()> {
     let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    used.taken.extend(any.iter().chain(addresses).flat_map(|address| control.ports_at(*address)));
-    let free = ports::snat_ports(&used)?;
+    let supply = || -> Result<Supply> {
+        let mut used = ports::read_port_use()?;
+        used.taken.extend(any.iter().chain(addresses).flat_map(|address| control.ports_at(*address)));
+        Ok(ports::supply(&used)?)
+    };
+    let (free, reserved) = match supply()? {
+        Supply::Free(free) => (free, Ok(())),
+        Supply::Reserve { list, meanwhile } => match sysctl.write(ports::RESERVATION, &list) {
+            // Sockets that have got one of these meanwhile keep it.
+            Ok(()) => match supply()? {
+                Supply::Free(free) => {
+                    tracing::info!(reserved = list, "reserved ports for source NAT");
+                    (free, Ok(()))
+                }
+                Supply::Reserve { .. } => (meanwhile, Err(anyhow!("the kernel hasn't reserved {list}"))),
+            },
+            Err(error) => (meanwhile, Err(error.into())),
+        },
+    };
     let wanted = ports::settle(datapath.snat_ports(), &free);
     if wanted != datapath.snat_ports() {
         datapath.set_snat_ports(&wanted)?;
     }
-    Ok(())
+    reserved.context(
+        "net.ipv4.ip_local_port_range leaves too few ports for source NAT: shrink it, or let the daemon reserve some",
+    )
 }
 
 /// Problems that another attempt may solve.
@@ -295,7 +327,7 @@ fn programs_config(
         cidr.map_or(Addr::NONE, |cidr| podnet0::hairpin(*cidr).ip().into())
     };
     let mut indices = [IfIndex::default(); layout::UPLINKS];
-    indices.iter_mut().zip(&uplinks.found).for_each(|(index, uplink)| *index = uplink.ifindex);
+    indices.iter_mut().zip(uplinks.main()).for_each(|(index, uplink)| *index = uplink.ifindex);
     let flags = [
         (config.external_cluster_ip, layout::Config::EXTERNAL_CLUSTER_IP),
         (config.masquerade, layout::Config::MASQUERADE),

@@ -82,7 +82,7 @@ pub enum LoadError {
 /// Maps whose layout never changes, by their names in the object.
 const FROZEN_MAPS: [&str; 6] = ["PROGRAMS_TC", "PROGRAMS_XDP", "GENERATION", "ENDPOINTS", "SANDBOXES", "COUNTERS"];
 /// The others. The layout of the last is aya-log's: a version of it with another needs another schema here too.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 18] = [
     "ORIGINS",
     "CLOCK",
     "CONFIG",
@@ -92,6 +92,7 @@ const MAPS: [&str; 17] = [
     "CONNTRACK",
     "HOLDERS",
     "NODES",
+    "INTERFACES",
     "SNAT_PORTS",
     "AFFINITY",
     "SOURCE_RANGES",
@@ -286,7 +287,9 @@ const STAGES: [(Stage, &str); 9] = [
 /// The slots of a hook and the names of the programs that belong there. Only the first is at every hook: which stages
 /// can be reached from it, the object knows.
 fn stages(hook: Hook) -> impl Iterator<Item = (u32, String)> {
-    let rest = STAGES.map(|(stage, name)| (stage.slot(hook), format!("{}_{name}", hook.name())));
+    // What comes in by that one goes on in another's stages.
+    let rest = STAGES.into_iter().filter(move |_| hook != Hook::FromRaw);
+    let rest = rest.map(move |(stage, name)| (stage.slot(hook), format!("{}_{name}", hook.name())));
     [(hook as u32, first(hook))].into_iter().chain(rest)
 }
 

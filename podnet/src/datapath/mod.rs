@@ -41,7 +41,7 @@ use podnet_cni::datapath::{DatapathError, Direction, Endpoints, PinDir, Plain, a
 use podnet_cni::text::chain;
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
-    layout::{Config, Event, Hook, Network, NetworkKind, Peer, Prefix, capacity},
+    layout::{Config, Event, Hook, Interface, Network, NetworkKind, Peer, Prefix, capacity},
     time,
 };
 use thiserror::Error;
@@ -115,13 +115,25 @@ pub struct UplinkHook {
     pub name: String,
     /// Its index.
     pub ifindex: IfIndex,
-    /// Whether it is to carry an XDP program.
-    pub xdp: Xdp,
+    /// Whether its frames begin with the IP header.
+    pub raw: bool,
+    /// Whether it is to carry an XDP program; `None`: that is out of the question.
+    pub xdp: Option<Xdp>,
 }
 
+/// A hook, and where on a link it is.
+type Side = (Hook, Direction);
+
 /// The TC hooks of an uplink.
-const UPLINK_HOOKS: [(Hook, Direction); 2] =
-    [(Hook::FromUplink, Direction::Ingress), (Hook::ToUplink, Direction::Egress)];
+const UPLINK_HOOKS: [Side; 2] = [(Hook::FromUplink, Direction::Ingress), (Hook::ToUplink, Direction::Egress)];
+/// Those of one whose frames begin with the IP header.
+const RAW_HOOKS: [Side; 2] = [(Hook::FromRaw, Direction::Ingress), (Hook::ToRaw, Direction::Egress)];
+
+impl UplinkHook {
+    fn sides(&self) -> &'static [Side] {
+        if self.raw { &RAW_HOOKS } else { &UPLINK_HOOKS }
+    }
+}
 
 /// How the hooks of an uplink stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,8 +181,11 @@ pub struct Datapath {
     peers: HashMap<MapData, Plain<Peer>, u32>,
     /// What `peers` holds, once it has been read.
     peers_now: Option<BTreeSet<Mac>>,
-    /// Interfaces that are no uplinks and have none of their hooks.
-    clear: BTreeSet<IfIndex>,
+    interfaces: HashMap<MapData, Plain<IfIndex>, Plain<Interface>>,
+    /// What `interfaces` holds, once it has been read.
+    interfaces_now: Option<BTreeMap<IfIndex, Interface>>,
+    /// Interfaces that have no other hooks of uplinks than these.
+    clear: BTreeMap<IfIndex, &'static [Side]>,
 }
 
 impl Datapath {
@@ -216,7 +231,9 @@ impl Datapath {
             peers: shaped("PEERS", take(&mut ebpf, "PEERS")?)?,
             peers_now: None,
             route_source: features::route_source(),
-            clear: BTreeSet::new(),
+            interfaces: shaped("INTERFACES", take(&mut ebpf, "INTERFACES")?)?,
+            interfaces_now: None,
+            clear: BTreeMap::new(),
             conntrack,
             holders,
             conntrack_capacity,
@@ -362,35 +379,62 @@ impl Datapath {
         Ok(())
     }
 
+    /// Makes `interfaces` hold exactly these, or as many as it has room for.
+    pub fn set_interfaces(&mut self, wanted: BTreeMap<IfIndex, Interface>) -> Result<(), Error> {
+        let failed = |operation| move |source| Error::Table { operation, name: "interfaces", source };
+        let wanted: BTreeMap<_, _> = wanted.into_iter().take(capacity::INTERFACES).collect();
+        let actual = match self.interfaces_now.take() {
+            Some(actual) => actual,
+            None => {
+                let entries = self.interfaces.iter().map(|entry| entry.map(|(key, value)| (key.0, value.0)));
+                entries.collect::<Result<_, _>>().map_err(failed("list"))?
+            }
+        };
+        for ifindex in actual.keys().filter(|ifindex| !wanted.contains_key(ifindex)) {
+            self.interfaces.remove(&Plain(*ifindex)).map_err(failed("remove"))?;
+        }
+        for (ifindex, interface) in wanted.iter().filter(|(ifindex, interface)| actual.get(ifindex) != Some(interface))
+        {
+            self.interfaces.insert(Plain(*ifindex), Plain(*interface), 0).map_err(failed("write"))?;
+        }
+        self.interfaces_now = Some(wanted);
+        Ok(())
+    }
+
     /// Attaches the hooks of uplinks, and takes them off `others`, the interfaces that are none. What fails at one
     /// doesn't concern the rest.
     pub fn attach_uplinks(&mut self, uplinks: &[UplinkHook], others: &[IfIndex]) -> Vec<UplinkState> {
-        let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+        let with_xdp = uplinks.iter().filter(|uplink| uplink.xdp.is_some());
+        let names: Vec<&str> = with_xdp.map(|uplink| uplink.name.as_str()).collect();
         if let Err(error) = uplink_xdp::detach_others(&self.pins, &names) {
-            tracing::warn!("cannot detach the XDP program of an interface that is no uplink any more: {error}");
+            tracing::warn!("cannot detach the XDP program of an interface that is to have none: {error}");
         }
-        self.clear.retain(|ifindex| others.contains(ifindex));
-        for ifindex in others {
-            if self.clear.contains(ifindex) {
+        let kept = uplinks.iter().map(|uplink| (uplink.ifindex, uplink.sides()));
+        let kept: BTreeMap<IfIndex, &'static [Side]> =
+            others.iter().map(|ifindex| (*ifindex, &[][..])).chain(kept).collect();
+        self.clear.retain(|ifindex, sides| kept.get(ifindex) == Some(sides));
+        for (ifindex, sides) in kept {
+            if self.clear.contains_key(&ifindex) {
                 continue;
             }
-            let detached = UPLINK_HOOKS
-                .into_iter()
-                .try_for_each(|(hook, direction)| detach_tc(&self.pins.hook(hook), *ifindex, direction));
+            let rest = UPLINK_HOOKS.into_iter().chain(RAW_HOOKS).filter(|side| !sides.contains(side));
+            let detached = rest.map(|(hook, direction)| detach_tc(&self.pins.hook(hook), ifindex, direction)).collect();
             match detached {
-                Ok(()) => drop(self.clear.insert(*ifindex)),
-                Err(error) => tracing::warn!("{}", chain(&error)),
+                Ok(()) => drop(self.clear.insert(ifindex, sides)),
+                Err::<(), _>(error) => tracing::warn!("{}", chain(&error)),
             }
         }
         let state = |uplink: &UplinkHook| {
-            let tc = UPLINK_HOOKS.map(|(hook, direction)| {
-                let attached = attach_tc(&self.pins.hook(hook), uplink.ifindex, direction);
-                HookState { hook, how: attached.map(|()| "tc".to_owned()).map_err(|error| chain(&error)) }
+            let tc = uplink.sides().iter().map(|(hook, direction)| {
+                let attached = attach_tc(&self.pins.hook(*hook), uplink.ifindex, *direction);
+                HookState { hook: *hook, how: attached.map(|()| "tc".to_owned()).map_err(|error| chain(&error)) }
             });
-            let settled = uplink_xdp::settle(&self.pins, uplink);
-            let how = settled.map(|state| state.to_string()).map_err(|error| chain(&error));
-            let hooks = tc.into_iter().chain([HookState { hook: Hook::UplinkXdp, how }]).collect();
-            UplinkState { name: uplink.name.clone(), hooks }
+            let xdp = uplink.xdp.map(|xdp| {
+                let settled = uplink_xdp::settle(&self.pins, uplink, xdp);
+                let how = settled.map(|state| state.to_string()).map_err(|error| chain(&error));
+                HookState { hook: Hook::UplinkXdp, how }
+            });
+            UplinkState { name: uplink.name.clone(), hooks: tc.chain(xdp).collect() }
         };
         uplinks.iter().map(state).collect()
     }

@@ -74,9 +74,9 @@ fn file_name(interface: &str) -> String {
 }
 
 /// Brings an uplink to what the configuration says. What is right is left alone.
-pub fn settle(pins: &PinDir, uplink: &UplinkHook) -> Result<State, XdpError> {
+pub fn settle(pins: &PinDir, uplink: &UplinkHook, wanted: Xdp) -> Result<State, XdpError> {
     let failed = |source: io::Error| XdpError { name: uplink.name.clone(), source };
-    let mode = match uplink.xdp {
+    let mode = match wanted {
         Xdp::Off => {
             return detach_but(pins, uplink, None).map(|()| State::Off("by configuration".into())).map_err(failed);
         }
@@ -94,7 +94,7 @@ pub fn settle(pins: &PinDir, uplink: &UplinkHook) -> Result<State, XdpError> {
     detach_but(pins, uplink, Some(mode)).map_err(failed)?;
     match attach(pins, uplink, mode) {
         Ok(()) => Ok(State::Attached(mode)),
-        Err(error) if uplink.xdp == Xdp::Auto => Ok(State::Off(match error.raw_os_error() {
+        Err(error) if wanted == Xdp::Auto => Ok(State::Off(match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => "its driver has no native XDP".into(),
             _ => format!("the driver refuses it: {error}"),
         })),

@@ -14,8 +14,8 @@ use podnet_cni::datapath::{Direction, PinDir, Plain, clsact, open_pin};
 use podnet_common::{
     addr::{Addr, IfIndex},
     layout::{
-        Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Network, Prefix,
-        SourceRange, Tuple,
+        Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Interface, Network,
+        Prefix, SourceRange, Tuple,
     },
     verdict,
 };
@@ -32,6 +32,7 @@ struct PinnedView {
     conntrack: MapData,
     endpoints: MapData,
     networks: MapData,
+    interfaces: MapData,
     source_ranges: MapData,
     affinity: MapData,
     snat_ports: MapData,
@@ -62,6 +63,7 @@ pub fn open(bpffs: &Path) -> Result<Box<dyn View>, ViewError> {
         conntrack: table("conntrack")?,
         endpoints: frozen("endpoints")?,
         networks: table("nodes")?,
+        interfaces: table("interfaces")?,
         source_ranges: table("source_ranges")?,
         affinity: table("affinity")?,
         snat_ports: table("snat_ports")?,
@@ -95,6 +97,10 @@ impl View for PinnedView {
 
     fn networks(&self) -> Result<Vec<(Prefix, Network)>, ViewError> {
         entries("nodes", &self.networks)
+    }
+
+    fn interfaces(&self) -> Result<Vec<(IfIndex, Interface)>, ViewError> {
+        entries("interfaces", &self.interfaces)
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRange>, ViewError> {
@@ -141,8 +147,8 @@ impl View for PinnedView {
     fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<bool, ViewError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| ViewError::Hook { hook: hook.name(), source };
         let direction = match hook {
-            Hook::FromPod | Hook::FromUplink | Hook::FromHost => Direction::Ingress,
-            Hook::ToPod | Hook::ToUplink | Hook::FromLoopback => Direction::Egress,
+            Hook::FromPod | Hook::FromUplink | Hook::FromRaw | Hook::FromHost => Direction::Ingress,
+            Hook::ToPod | Hook::ToUplink | Hook::ToRaw | Hook::FromLoopback => Direction::Egress,
             Hook::UplinkXdp => return xdp_attached(&self.pins, ifindex).map_err(|e| failed(Box::new(e))),
         };
         let Some(interface) = interface_name(ifindex) else { return Ok(false) };

@@ -1,5 +1,5 @@
-//! The ports on which TCP's sockets listen, asked of the kernel's socket monitoring (sock_diag(7)): it looks at these
-//! alone, while for `/proc/net/tcp` it goes through the table of all connections of the machine.
+//! The ports that TCP's sockets have, asked of the kernel's socket monitoring (sock_diag(7)): of those that listen it looks at
+//! these alone, while for `/proc/net/tcp` it goes through the table of all connections of the machine.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,11 +12,23 @@ use netlink_packet_sock_diag::{
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
-/// Reads them in the calling thread's network namespace.
+/// Reads the ports on which sockets listen in the calling thread's network namespace.
 ///
 /// # Errors
 /// The kernel has no `INET_DIAG`, or its answer isn't understood.
 pub(super) fn listening() -> io::Result<BTreeSet<u16>> {
+    ports(StateFlags::LISTEN, None)
+}
+
+/// Reads the ports from this one on that sockets have in any state.
+///
+/// # Errors
+/// See [`listening`].
+pub(super) fn held(first: u16) -> io::Result<BTreeSet<u16>> {
+    ports(StateFlags::all(), Some(first))
+}
+
+fn ports(states: StateFlags, first: Option<u16>) -> io::Result<BTreeSet<u16>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -26,7 +38,7 @@ pub(super) fn listening() -> io::Result<BTreeSet<u16>> {
             family,
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
-            states: StateFlags::LISTEN,
+            states: states.clone(),
             socket_id,
         };
         let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
@@ -34,10 +46,26 @@ pub(super) fn listening() -> io::Result<BTreeSet<u16>> {
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
+        if let Some(first) = first {
+            bytes.extend(from_port(first));
+            let length = bytes.len() as u32;
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        }
         socket.send(&bytes, 0)?;
         while !take_in(&socket.recv_from_full()?.0, &mut ports)? {}
     }
     Ok(ports)
+}
+
+/// The attribute by which the kernel looks only at sockets whose port isn't lower (`INET_DIAG_REQ_BYTECODE`): one
+/// instruction of `struct inet_diag_bc_op`, `INET_DIAG_BC_S_GE`, with the port in the place of the next one, and how many bytes
+/// further it goes on if that is so (to the end) or not (beyond).
+fn from_port(first: u16) -> Vec<u8> {
+    const BYTECODE: u16 = 1;
+    const PORT_NOT_LOWER: [u8; 2] = [2, 8];
+    const OTHERWISE: u16 = 12;
+    let head = [12, BYTECODE].map(u16::to_ne_bytes).concat();
+    [&head[..], &PORT_NOT_LOWER, &OTHERWISE.to_ne_bytes(), &[0, 0], &first.to_ne_bytes()].concat()
 }
 
 /// Reads the messages of one datagram. Whether the last has come.
@@ -85,6 +113,10 @@ mod tests {
         let found = listening().unwrap();
         assert!(ports.iter().all(|port| found.contains(port)), "{ports:?}: {found:?}");
         assert!(!found.contains(&connection.local_addr().unwrap().port()), "{found:?}");
+        let own = connection.local_addr().unwrap().port();
+        let held = |first| held(first).unwrap();
+        assert!(held(own).contains(&own), "a connection's too");
+        assert!(!held(own + 1).contains(&own) && held(own + 1).iter().all(|port| *port > own));
         drop(listeners);
     }
 }

@@ -75,7 +75,7 @@ pub fn detect(sysctl: &Sysctl, uplinks: &[Uplink]) -> Report {
     report.findings = findings(&chains);
     for name in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
         let on = matches!(sysctl.read(&format!("net/bridge/{name}")), Ok(Some(value)) if value == "1");
-        if let Some(uplink) = uplinks.iter().find(|u| u.bridged).filter(|_| on) {
+        if let Some(uplink) = uplinks.iter().find(|u| u.main && u.bridged).filter(|_| on) {
             report.findings.push(Finding {
                 what: format!("net.bridge.{name} is 1 and the uplink {} is bridged", uplink.name),
                 advice: format!(

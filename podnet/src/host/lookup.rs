@@ -60,7 +60,7 @@ impl<'a> Lookup<'a> {
 }
 
 /// Whether an address counts on one link only (RFC 4291, section 2.5.6).
-fn is_link_local(addr: &IpAddr) -> bool {
+pub(super) fn is_link_local(addr: &IpAddr) -> bool {
     matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 

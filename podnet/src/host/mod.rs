@@ -162,11 +162,20 @@ impl Host {
     pub async fn snapshot(&self) -> Result<Snapshot, HostError> {
         let links = read("links", self.handle.link().get().execute(), snapshot::link).await?;
         let addresses = read("addresses", self.handle.address().get().execute(), snapshot::address).await?;
-        let mut routes = Vec::new();
+        let (mut routes, mut local_routes) = (Vec::new(), Vec::new());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut query = RouteMessage::default();
             query.header.address_family = family;
-            routes.extend(read("routes", self.handle.route().get(query).execute(), snapshot::route).await?);
+            let convert = |message| match snapshot::local_route(&message) {
+                Some(local) => Some(Err(local)),
+                None => snapshot::route(message).map(Ok),
+            };
+            for route in read("routes", self.handle.route().get(query).execute(), convert).await? {
+                match route {
+                    Ok(route) => routes.push(route),
+                    Err(local) => local_routes.push(local),
+                }
+            }
         }
         let (main, services): (Vec<_>, Vec<_>) = routes.into_iter().partition(|(table, _)| *table == Table::Main);
         let [routes, service_routes] =
@@ -174,7 +183,7 @@ impl Host {
         let (v4, v6) = (self.service_rules(true).await?, self.service_rules(false).await?);
         let service_rules = Families { v4: !v4.is_empty(), v6: !v6.is_empty() };
         let neighbours = read("neighbours", self.handle.neighbours().get().execute(), snapshot::neighbour).await?;
-        Ok(Snapshot { links, addresses, routes, service_routes, service_rules, neighbours })
+        Ok(Snapshot { links, addresses, routes, local_routes, service_routes, service_rules, neighbours })
     }
 
     /// The rules of a family that lead to podnet's own table: one, or none.

@@ -1,6 +1,9 @@
 //! The ports for source NAT, from the host's real settings: 1024–65535 less the ephemeral range, the NodePort range,
 //! reserved ports, the ports on which the host's processes listen, and those of services at the node's addresses. A
 //! port that both a process and NAT use would send the replies of one to the other.
+//!
+//! Where the ephemeral range leaves too few, podnet reserves a part of it, [`RESERVED`]: the kernel gives these ports to no
+//! socket any more, and those that sockets still have are left to them.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
@@ -15,6 +18,13 @@ use super::diag;
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// The first port that no privilege is needed for.
 const FIRST: u16 = 1024;
+/// What is reserved for source NAT where the ephemeral range leaves fewer than [`ENOUGH`]: the dynamic ports (RFC 6335,
+/// section 6). All of them reserved means that podnet has done so.
+const RESERVED: RangeInclusive<u16> = 49_152..=u16::MAX;
+/// With so many ports to each destination none has to be reserved.
+const ENOUGH: usize = 4096;
+/// The sysctl that reserves them, below `/proc/sys`.
+pub const RESERVATION: &str = "net/ipv4/ip_local_reserved_ports";
 
 /// What the host's ports are taken by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +33,23 @@ pub struct PortUse {
     pub ephemeral: RangeInclusive<u16>,
     /// `net.ipv4.ip_local_reserved_ports`.
     pub reserved: Vec<RangeInclusive<u16>>,
-    /// Ports of sockets that listen (TCP, SCTP) or are bound (UDP), and ports of services.
+    /// Ports of sockets that listen (TCP, SCTP) or are bound (UDP), and ports of services; where ports are to be reserved,
+    /// those of TCP's connections among these too.
     pub taken: BTreeSet<u16>,
+}
+
+/// The ports for source NAT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Supply {
+    /// All free ports, ascending.
+    Free(Vec<u16>),
+    /// These, once [`RESERVATION`] has this value; without it there are too few.
+    Reserve {
+        /// Its value.
+        list: String,
+        /// Those that are free without.
+        meanwhile: Vec<u16>,
+    },
 }
 
 /// The host's use of ports could not be read.
@@ -54,16 +79,44 @@ pub enum PortsError {
     None,
 }
 
-/// All free ports, ascending.
-pub fn snat_ports(used: &PortUse) -> Result<Vec<u16>, PortsError> {
-    let free = |port: &u16| {
-        !used.ephemeral.contains(port)
-            && !NODE_PORTS.contains(port)
-            && !used.taken.contains(port)
-            && !used.reserved.iter().any(|r| r.contains(port))
-    };
-    let ports: Vec<_> = (FIRST..=u16::MAX).filter(free).collect();
-    if ports.is_empty() { Err(PortsError::None) } else { Ok(ports) }
+/// The ports that may be used, and what has to be done for that.
+pub fn supply(used: &PortUse) -> Result<Supply, PortsError> {
+    let ports = used.free();
+    if used.are_enough() {
+        return Ok(Supply::Free(ports));
+    }
+    if !used.is_reserved() {
+        let ranges = used.reserved.iter().chain([&RESERVED]);
+        let list = ranges.map(|range| format!("{}-{}", range.start(), range.end())).collect::<Vec<_>>().join(",");
+        return Ok(Supply::Reserve { list, meanwhile: ports });
+    }
+    let own = RESERVED.filter(|port| !used.taken.contains(port));
+    let ports: Vec<_> = ports.into_iter().chain(own).collect::<BTreeSet<_>>().into_iter().collect();
+    if ports.is_empty() { Err(PortsError::None) } else { Ok(ports) }.map(Supply::Free)
+}
+
+impl PortUse {
+    /// The ports that nobody else may get, ascending.
+    fn free(&self) -> Vec<u16> {
+        (FIRST..=u16::MAX).filter(|port| self.is_spare(*port) && !self.taken.contains(port)).collect()
+    }
+
+    /// Whether neither the kernel gives a port to sockets, nor Kubernetes to services, nor is it reserved.
+    fn is_spare(&self, port: u16) -> bool {
+        !self.ephemeral.contains(&port)
+            && !NODE_PORTS.contains(&port)
+            && !self.reserved.iter().any(|range| range.contains(&port))
+    }
+
+    /// Whether none has to be reserved. What is taken doesn't count, so that no process that comes or goes changes this.
+    fn are_enough(&self) -> bool {
+        (FIRST..=u16::MAX).filter(|port| self.is_spare(*port)).count() >= ENOUGH
+    }
+
+    /// Whether all that podnet would reserve is reserved.
+    fn is_reserved(&self) -> bool {
+        RESERVED.into_iter().all(|port| self.reserved.iter().any(|range| range.contains(&port)))
+    }
 }
 
 /// The list `current` made to hold exactly the ports of `free`, which ascend, with as few places changed as possible: what is no
@@ -89,11 +142,16 @@ pub fn settle(current: &[u16], free: &[u16]) -> Vec<u16> {
 
 /// Reads the use of ports in the calling thread's network namespace.
 pub fn read_port_use() -> Result<PortUse, PortsError> {
-    read_port_use_from(Path::new("/proc"), diag::listening().ok())
+    read_port_use_from(Path::new("/proc"), diag::listening().ok(), || diag::held(*RESERVED.start()).ok())
 }
 
-/// The same from another directory than `/proc`, with TCP's listeners if the kernel tells them apart.
-fn read_port_use_from(proc: &Path, listening: Option<BTreeSet<u16>>) -> Result<PortUse, PortsError> {
+/// The same from another directory than `/proc`, with TCP's listeners, and the ports of [`RESERVED`] that its sockets have,
+/// if the kernel tells them apart.
+fn read_port_use_from(
+    proc: &Path,
+    listening: Option<BTreeSet<u16>>,
+    held: impl FnOnce() -> Option<BTreeSet<u16>>,
+) -> Result<PortUse, PortsError> {
     let sysctl = proc.join("sys/net/ipv4");
     let range_path = sysctl.join("ip_local_port_range");
     let text = read(&range_path)?;
@@ -105,24 +163,28 @@ fn read_port_use_from(proc: &Path, listening: Option<BTreeSet<u16>>) -> Result<P
     let text = read(&reserved_path)?;
     let reserved = parse_reserved(&text).ok_or_else(|| form(&reserved_path, &text))?;
 
+    let mut used = PortUse { ephemeral: first..=last, reserved, taken: listening.clone().unwrap_or_default() };
+    let wanted = if used.are_enough() { Sockets::Listening } else { Sockets::All };
+    let held = if used.are_enough() { Some(BTreeSet::new()) } else { held() };
+    let known = listening.is_some() && held.is_some();
+    used.taken.extend(held.into_iter().flatten());
     let net = proc.join("thread-self/net");
-    let tcp: &[_] = if listening.is_some() { &[] } else { &["tcp", "tcp6"] };
-    let tables = tcp.iter().map(|table| (*table, Sockets::Listening)).chain([
+    let tcp: &[_] = if known { &[] } else { &["tcp", "tcp6"] };
+    let tables = tcp.iter().map(|table| (*table, wanted)).chain([
         ("udp", Sockets::All),
         ("udp6", Sockets::All),
         ("sctp/eps", Sockets::Sctp),
     ]);
-    let mut taken = listening.unwrap_or_default();
     for (table, sockets) in tables {
         let path = net.join(table);
-        match File::open(&path).and_then(|file| sockets.ports(BufReader::new(file), &mut taken)) {
+        match File::open(&path).and_then(|file| sockets.ports(BufReader::new(file), &mut used.taken)) {
             Ok(()) => {}
             // A kernel without IPv6 or SCTP.
             Err(source) if source.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(PortsError::Read { path, source }),
         }
     }
-    Ok(PortUse { ephemeral: first..=last, reserved, taken })
+    Ok(used)
 }
 
 fn read(path: &Path) -> Result<String, PortsError> {
@@ -147,7 +209,7 @@ fn parse_reserved(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
 enum Sockets {
     /// TCP's, of which those that listen come first: of a host with a million connections only these are read.
     Listening,
-    /// UDP's.
+    /// UDP's, or all of TCP's.
     All,
     /// SCTP's endpoints.
     Sctp,
@@ -192,15 +254,38 @@ mod tests {
             (used(32_768..=60_999, &listeners), 28_976 + 4536 - 5),
             (used(1024..=29_999, &[]), 32_768),
         ] {
-            let ports = snat_ports(&used).unwrap();
+            let Supply::Free(ports) = supply(&used).unwrap() else { panic!("{used:?}: none has to be reserved") };
             assert_eq!(ports.len(), count);
             assert!(ports.is_sorted() && ports.iter().all(|p| !used.taken.contains(p)));
         }
     }
 
     #[test]
+    fn where_the_ephemeral_range_leaves_too_few_some_of_it_are_reserved() {
+        for (ephemeral, reserved, list, meanwhile) in [
+            (1024..=65_535, vec![], "49152-65535", 0),
+            (1024..=65_535, vec![8080..=8080, 50_000..=50_010], "8080-8080,50000-50010,49152-65535", 0),
+            (1024..=64_000, vec![], "49152-65535", 1535),
+            (1024..=60_000, vec![60_001..=63_000], "60001-63000,49152-65535", 2535),
+        ] {
+            let mut used = PortUse { reserved, ..used(ephemeral, &[50_001, 65_000]) };
+            let Supply::Reserve { list: asked, meanwhile: free } = supply(&used).unwrap() else {
+                panic!("{used:?}: there are too few")
+            };
+            let taken = usize::from(used.ephemeral.end() < &65_000);
+            assert_eq!((&asked[..], free.len()), (list, meanwhile - taken), "{used:?}");
+            // The kernel joins what overlaps.
+            used.reserved.retain(|range| !RESERVED.contains(range.start()));
+            used.reserved.push(RESERVED);
+            let Supply::Free(ports) = supply(&used).unwrap() else { panic!("{used:?}: they are reserved") };
+            assert_eq!(ports, RESERVED.filter(|p| ![50_001, 65_000].contains(p)).collect::<Vec<_>>(), "{used:?}");
+        }
+    }
+
+    #[test]
     fn no_port_left_is_an_error_that_says_what_to_do() {
-        let error = snat_ports(&used(1024..=65_535, &[])).unwrap_err();
+        let all: Vec<_> = RESERVED.collect();
+        let error = supply(&PortUse { reserved: vec![RESERVED], ..used(1024..=65_535, &all) }).unwrap_err();
         assert!(error.to_string().contains("ip_local_port_range"), "{error}");
     }
 
@@ -260,13 +345,22 @@ mod tests {
             "sctp/eps",
             &[" ENDPT     SOCK   STY SST HBKT LPORT   UID INODE LADDRS", " 0 0 2 10 29 38412 0 7 0.0.0.0"],
         );
-        let used = read_port_use_from(proc.path(), None).unwrap();
+        let unasked = || panic!("there are enough");
+        let used = read_port_use_from(proc.path(), None, unasked).unwrap();
         assert_eq!(used.ephemeral, 32_768..=60_999);
         assert_eq!(used.reserved, [8080..=8080, 9148..=9150]);
         assert_eq!(used.taken, BTreeSet::from([8081, 53, 54, 6443, 38_412]), "TCP's listeners, not its connections");
-        let used = read_port_use_from(proc.path(), Some([22].into())).unwrap();
+        let used = read_port_use_from(proc.path(), Some([22].into()), unasked).unwrap();
         assert_eq!(used.taken, BTreeSet::from([22, 53, 54, 38_412]), "TCP's listeners are known");
+        // Connections' ports count where ports are reserved.
+        put("sys/net/ipv4/ip_local_port_range", "1024\t65535\n");
+        for (listening, held, tcp) in
+            [(None, None, &[8081, 50_000, 6443][..]), (Some([22].into()), Some([50_001].into()), &[22, 50_001])]
+        {
+            let used = read_port_use_from(proc.path(), listening, || held).unwrap();
+            assert_eq!(used.taken, tcp.iter().copied().chain([53, 54, 38_412]).collect());
+        }
         put("sys/net/ipv4/ip_local_reserved_ports", "nonsense\n");
-        assert!(matches!(read_port_use_from(proc.path(), None), Err(PortsError::Form { .. })));
+        assert!(matches!(read_port_use_from(proc.path(), None, || None), Err(PortsError::Form { .. })));
     }
 }

@@ -207,22 +207,22 @@ pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
         let why = "the host tells clients to go round it, past the translation of services";
         table.global("net/ipv4/conf/all/send_redirects", OFF, why);
         for uplink in uplinks {
-            table.interface(4, &uplink.name, "send_redirects", OFF, why);
+            table.interface(4, &uplink.name, "send_redirects", OFF, why).optional = !uplink.main;
         }
     }
     if families.v6 {
         table.global("net/ipv6/conf/all/forwarding", ON, "the host does not forward IPv6 packets to or from pods");
     }
-    let uplink_names = uplinks.iter().map(|u| (&u.name, false));
-    // Pods come and go, so their interfaces may be gone by now.
-    for (dev, pod) in uplink_names.chain(host_ends.iter().map(|name| (name, true))) {
+    // Pods and others' devices come and go, so their interfaces may be gone by now.
+    let uplink_names = uplinks.iter().map(|u| (&u.name, false, !u.main));
+    for (dev, pod, optional) in uplink_names.chain(host_ends.iter().map(|name| (name, true, true))) {
         if families.v4 {
-            table.interface(4, dev, "forwarding", ON, WHY_FORWARD).optional = pod;
+            table.interface(4, dev, "forwarding", ON, WHY_FORWARD).optional = optional;
             let rp_filter = table.interface(4, dev, "rp_filter", &["2", "0"], WHY_RP_FILTER);
-            rp_filter.or_larger("net/ipv4/conf/all/rp_filter").optional = pod;
+            rp_filter.or_larger("net/ipv4/conf/all/rp_filter").optional = optional;
         }
         if families.v6 {
-            table.interface(6, dev, "forwarding", ON, WHY_FORWARD).optional = pod;
+            table.interface(6, dev, "forwarding", ON, WHY_FORWARD).optional = optional;
         }
         // Whatever families pods have: IPv6 is there on the host, and a pod may send it.
         for (family, name, why) in HOST_END.into_iter().filter(|_| pod) {
@@ -351,12 +351,10 @@ mod tests {
         let uplink = |(name, router_advertisements): &(&str, bool)| Uplink {
             name: (*name).into(),
             ifindex: IfIndex(2),
-            mac: None,
             mtu: 1500,
-            up: true,
-            veth: false,
-            bridged: false,
+            main: true,
             router_advertisements: *router_advertisements,
+            ..Uplink::default()
         };
         Uplinks {
             found: uplinks.iter().map(uplink).collect(),

@@ -9,7 +9,8 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+    LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -34,9 +35,23 @@ pub enum LinkKind {
     Bridge,
     /// The loopback interface.
     Loopback,
+    /// A routing table as a device (VRF): its ports hand nothing on to it.
+    Vrf,
     /// Anything else.
     #[default]
     Other,
+}
+
+/// What a link's frames begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// An Ethernet header.
+    #[default]
+    Ethernet,
+    /// The IP header.
+    Raw,
+    /// Another header.
+    Foreign,
 }
 
 /// A network interface.
@@ -56,6 +71,8 @@ pub struct Link {
     pub mtu6: Option<u32>,
     /// What it is.
     pub kind: LinkKind,
+    /// What its frames begin with.
+    pub framing: Framing,
     /// Whether it has been set up (administratively).
     pub up: bool,
     /// The other end, for a veth whose other end is in this namespace.
@@ -108,6 +125,15 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// Where it leads; more than one for multipath, none if it says that the destination is unreachable.
     pub hops: Vec<Hop>,
+}
+
+/// A route that makes a range the host's own, as each address of an interface has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalRoute {
+    /// The range: an address, mostly.
+    pub dst: IpNetwork,
+    /// The interface.
+    pub dev: IfIndex,
 }
 
 /// A routing table that podnet reads.
@@ -171,6 +197,8 @@ pub struct Snapshot {
     pub addresses: Vec<Address>,
     /// Unicast and unreachable routes of the main table.
     pub routes: Vec<Route>,
+    /// Those of all tables that make an address the host's own.
+    pub local_routes: Vec<LocalRoute>,
     /// Those of [`Table::Services`].
     pub service_routes: Vec<Route>,
     /// For which families the rule is there that leads the host's own sockets to [`Table::Services`].
@@ -203,6 +231,7 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
     let mut link = Link {
         ifindex: IfIndex(message.header.index),
         up: message.header.flags.contains(LinkFlags::Up),
+        framing: framing(message.header.link_layer_type),
         ..Link::default()
     };
     if message.header.flags.contains(LinkFlags::Loopback) {
@@ -224,6 +253,7 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
                     match info {
                         LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
                         LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+                        LinkInfo::Kind(InfoKind::Vrf) => link.kind = LinkKind::Vrf,
                         LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(vxlan(&data)),
                         _ => {}
                     }
@@ -245,6 +275,22 @@ fn mtu6(family: &AfSpecUnspec) -> Option<u32> {
         AfSpecInet6::DevConf(conf) => u32::try_from(conf.mtu6).ok(),
         _ => None,
     })
+}
+
+/// As the kernel decides whether a frame has a MAC header (`dev_is_mac_header_xmit` in linux/if_arp.h).
+fn framing(layer: LinkLayerType) -> Framing {
+    match layer {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Framing::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre
+        | LinkLayerType::Rawip
+        | LinkLayerType::Ppp => Framing::Raw,
+        _ => Framing::Foreign,
+    }
 }
 
 fn vxlan(data: &[InfoVxlan]) -> Vxlan {
@@ -344,6 +390,22 @@ fn locked_mtu(metrics: &[RouteMetric]) -> Option<u32> {
         RouteMetric::Mtu(mtu) => Some(*mtu).filter(|_| locked),
         _ => None,
     })
+}
+
+/// Converts the message of a route that makes a range the host's own; `None` for others.
+pub(super) fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
+    if message.header.kind != RouteType::Local {
+        return None;
+    }
+    let (mut dst, mut dev) = (None, IfIndex::default());
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(a) => dst = ip(a),
+            RouteAttribute::Oif(index) => dev = IfIndex(*index),
+            _ => {}
+        }
+    }
+    Some(LocalRoute { dst: IpNetwork::new(dst?, message.header.destination_prefix_length).ok()?, dev })
 }
 
 /// Converts a neighbour message; `None` for bridges' forwarding tables.

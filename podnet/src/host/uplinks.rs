@@ -1,37 +1,46 @@
-//! Which interfaces lead out of the node: those with one of the node's addresses, those with a default route, or those
-//! that the configuration names.
+//! Which interfaces lead out of the node: all that are neither a pod's, nor podnet's own, nor the loopback interface; or
+//! those that the configuration names.
+//!
+//! A packet meets the hooks of one of them only, the one whose addresses and routes count: a port of a bridge or a bond
+//! hands its packets on, and has no hooks itself. A VLAN's packets pass the interface below it with their tag, by which
+//! that one's hooks leave them alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use podnet_common::addr::{IfIndex, Mac};
+use podnet_common::addr::{Addr, IfIndex};
+use podnet_common::layout::Interface;
 
+use super::lookup::is_link_local;
 use super::podnet0;
-use super::snapshot::{Link, LinkKind, Snapshot};
+use super::snapshot::{Address, Framing, Link, LinkKind, LocalRoute, Route, Snapshot};
 use super::{ROUTE_PROTOCOL, tunnel};
 
 /// `RTPROT_RA`: routes that the kernel or a daemon made from router advertisements.
 const PROTOCOL_RA: u8 = 9;
 
 /// An interface that leads out of the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uplink {
     /// Its name.
     pub name: String,
     /// Its index.
     pub ifindex: IfIndex,
-    /// Its Ethernet address; `None` for a device without (a tunnel).
-    pub mac: Option<Mac>,
     /// MTU in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// Whether it is set up.
-    pub up: bool,
+    /// Whether the cluster's traffic goes by it: it has one of the addresses of the Node object or a default route, or the
+    /// configuration names it.
+    pub main: bool,
+    /// Whether its frames begin with the IP header.
+    pub raw: bool,
     /// Whether it is a veth, on which native XDP costs its peer the TCP segmentation offload.
     pub veth: bool,
     /// Whether it is a bridge or a port of one, so that bridged packets may meet iptables.
     pub bridged: bool,
     /// Whether routes of this interface come from router advertisements.
     pub router_advertisements: bool,
+    /// The addresses with which the node speaks there, of each family that it has.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The uplinks that there are, and the configured ones that are missing.
@@ -41,6 +50,8 @@ pub struct Uplinks {
     pub found: Vec<Uplink>,
     /// Names from the configuration that no interface has.
     pub missing: Vec<String>,
+    /// Names of interfaces that would be uplinks if podnet could read their frames.
+    pub foreign: Vec<String>,
     /// Names of the pods' host-side interfaces, which need settings too.
     pub host_ends: Vec<String>,
     /// Interfaces that are none of these, nor podnet's own, nor the loopback interface.
@@ -49,60 +60,108 @@ pub struct Uplinks {
     pub loopback: IfIndex,
     /// Whether there is a tunnel.
     pub tunnel: bool,
-    /// The node's own addresses: all that its interfaces have, but loopback and link-local IPv6 ones and those of pods'
-    /// interfaces.
+    /// The node's own addresses: all that its interfaces have or a local route gives it, but loopback and link-local IPv6
+    /// ones and those of pods' interfaces.
     pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Uplinks {
-    /// The smallest MTU of the uplinks, which a pod's packets must fit.
+    /// Those by which the cluster's traffic goes.
+    pub fn main(&self) -> impl Iterator<Item = &Uplink> {
+        self.found.iter().filter(|uplink| uplink.main)
+    }
+
+    /// The smallest MTU of the main uplinks, which a pod's packets must fit.
     pub fn mtu(&self) -> Option<u32> {
-        self.found.iter().map(|u| u.mtu).min()
+        self.main().map(|u| u.mtu).min()
+    }
+
+    /// The table `interfaces`.
+    pub fn table(&self) -> BTreeMap<IfIndex, Interface> {
+        let entry = |uplink: &Uplink| {
+            let of = |v4: bool| uplink.addresses.iter().find(|a| a.is_ipv4() == v4).map_or(Addr::NONE, |a| (*a).into());
+            let flags = [(uplink.raw, Interface::RAW), (uplink.main, Interface::MAIN)];
+            let flags = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum();
+            (uplink.ifindex, Interface { v4: of(true), v6: of(false), mtu: uplink.mtu, flags })
+        };
+        self.found.iter().map(entry).collect()
     }
 }
 
 /// Finds the uplinks.
 ///
-/// With `names` these and no others; without, the interfaces that carry one of `node_addresses` or a default route.
-/// A node address on the loopback interface (as BGP-routed hosts have it) counts for nothing there: the default routes
-/// tell where packets go.
+/// With `names` these and no others. A node address on the loopback interface (as BGP-routed hosts have it) makes that no
+/// uplink: the default routes tell where packets go.
 pub fn find(snapshot: &Snapshot, node_addresses: &[IpAddr], names: &[String]) -> Uplinks {
-    let chosen: BTreeSet<IfIndex> = if names.is_empty() {
-        let addressed = snapshot.addresses.iter().filter(|a| node_addresses.contains(&a.addr)).map(|a| a.ifindex);
-        let default = snapshot.routes.iter().filter(|r| r.dst.prefix() == 0).flat_map(|r| &r.hops).map(|h| h.dev);
-        addressed.chain(default).collect()
-    } else {
-        names.iter().filter_map(|n| snapshot.link(n)).map(|l| l.ifindex).collect()
+    let named: BTreeSet<IfIndex> = names.iter().filter_map(|n| snapshot.link(n)).map(|l| l.ifindex).collect();
+    let addressed = snapshot.addresses.iter().filter(|a| node_addresses.contains(&a.addr)).map(|a| a.ifindex);
+    let default = default_routes(snapshot).flat_map(|r| &r.hops).map(|h| h.dev);
+    let main: BTreeSet<IfIndex> = if names.is_empty() { addressed.chain(default).collect() } else { named.clone() };
+    let others = |l: &&Link| l.kind != LinkKind::Loopback && !l.is_host_end() && !podnets(&l.name);
+    let outside = |l: &&Link| {
+        let chosen = if names.is_empty() { !hands_on(snapshot, l) } else { named.contains(&l.ifindex) };
+        chosen && others(l)
     };
-    let found = snapshot
-        .links
-        .iter()
-        .filter(|l| chosen.contains(&l.ifindex) && l.kind != LinkKind::Loopback && !podnets(&l.name))
+    let (readable, foreign): (Vec<_>, Vec<_>) =
+        snapshot.links.iter().filter(outside).partition(|l| l.framing != Framing::Foreign);
+    let found: Vec<Uplink> = readable
+        .into_iter()
         .map(|l| Uplink {
             name: l.name.clone(),
             ifindex: l.ifindex,
-            mac: l.mac,
             mtu: l.mtu,
-            up: l.up,
+            main: main.contains(&l.ifindex),
+            raw: l.framing == Framing::Raw,
             veth: l.kind == LinkKind::Veth,
-            bridged: l.kind == LinkKind::Bridge
-                || l.controller
-                    .and_then(|c| snapshot.link_by_index(c))
-                    .is_some_and(|controller| controller.kind == LinkKind::Bridge),
+            bridged: l.kind == LinkKind::Bridge || controller(snapshot, l) == Some(LinkKind::Bridge),
             router_advertisements: snapshot
                 .routes
                 .iter()
                 .any(|r| r.protocol == PROTOCOL_RA && r.dst.is_ipv6() && r.hops.iter().any(|hop| hop.dev == l.ifindex)),
+            addresses: [true, false].iter().filter_map(|v4| speaks_with(snapshot, l, node_addresses, *v4)).collect(),
         })
         .collect();
     let missing = names.iter().filter(|n| snapshot.link(n).is_none()).cloned().collect();
+    // Devices of buses and radios have none.
+    let has_address = |l: &&&Link| snapshot.addresses.iter().any(|address| address.ifindex == l.ifindex);
+    let foreign = foreign.iter().filter(has_address).map(|l| l.name.clone()).collect();
     let host_ends = snapshot.links.iter().filter(|l| l.is_host_end()).map(|l| l.name.clone()).collect();
-    let is_other = |l: &&Link| !chosen.contains(&l.ifindex) && l.kind != LinkKind::Loopback && !l.is_host_end();
-    let others = snapshot.links.iter().filter(is_other).filter(|l| !podnets(&l.name)).map(|l| l.ifindex).collect();
+    let is_found = |l: &&Link| found.iter().any(|uplink| uplink.ifindex == l.ifindex);
+    let others = snapshot.links.iter().filter(others).filter(|l| !is_found(l)).map(|l| l.ifindex).collect();
     let loopback = snapshot.links.iter().find(|l| l.kind == LinkKind::Loopback);
     let loopback = loopback.map(|l| l.ifindex).unwrap_or_default();
     let tunnel = snapshot.link(tunnel::NAME).is_some_and(|link| link.vxlan.is_some());
-    Uplinks { found, missing, host_ends, others, loopback, tunnel, addresses: own_addresses(snapshot) }
+    Uplinks { found, missing, foreign, host_ends, others, loopback, tunnel, addresses: own_addresses(snapshot) }
+}
+
+fn default_routes(snapshot: &Snapshot) -> impl Iterator<Item = &Route> {
+    snapshot.routes.iter().filter(|r| r.dst.prefix() == 0)
+}
+
+/// Whether what an interface receives is another one's: a port of a bridge, a bond and the like. A VRF's ports keep it, and
+/// it has none itself.
+fn hands_on(snapshot: &Snapshot, link: &Link) -> bool {
+    link.kind == LinkKind::Vrf || controller(snapshot, link).is_some_and(|kind| kind != LinkKind::Vrf)
+}
+
+/// The kind of the device that a link is a port of. One in another namespace isn't known.
+fn controller(snapshot: &Snapshot, link: &Link) -> Option<LinkKind> {
+    link.controller.map(|c| snapshot.link_by_index(c).map(|controller| controller.kind).unwrap_or_default())
+}
+
+/// The address of a family with which the node speaks on a link: one that the Node object has; else the one that a default
+/// route there prefers; else the first that isn't the link's only.
+fn speaks_with(snapshot: &Snapshot, link: &Link, node_addresses: &[IpAddr], v4: bool) -> Option<IpAddr> {
+    let there = || {
+        let usable = |a: &&Address| a.ifindex == link.ifindex && a.addr.is_ipv4() == v4 && !a.tentative;
+        snapshot.addresses.iter().filter(usable).map(|a| a.addr)
+    };
+    let preferred = || {
+        let routes = default_routes(snapshot).filter(|r| r.hops.iter().any(|hop| hop.dev == link.ifindex));
+        routes.filter_map(|r| r.source).find(|source| source.is_ipv4() == v4)
+    };
+    let nodes = there().find(|addr| node_addresses.contains(addr));
+    nodes.or_else(preferred).or_else(|| there().find(|addr| !is_link_local(addr)))
 }
 
 /// Whether an interface with this name is podnet's own.
@@ -120,8 +179,14 @@ pub fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_unspecified(),
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unspecified() && !v6.is_unicast_link_local(),
     };
-    let addresses = snapshot.addresses.iter().filter(|address| !of_podnet(address.ifindex));
-    addresses.map(|address| address.addr).filter(is_global).collect()
+    let (podnets, others): (Vec<&Address>, Vec<&Address>) =
+        snapshot.addresses.iter().partition(|address| of_podnet(address.ifindex));
+    // The kernel may say that such a route belongs to the loopback interface.
+    let podnets: BTreeSet<IpAddr> = podnets.into_iter().map(|address| address.addr).collect();
+    let single = |route: &&LocalRoute| route.dst.prefix() == if route.dst.is_ipv4() { 32 } else { 128 };
+    let local = snapshot.local_routes.iter().filter(single).filter(|route| !of_podnet(route.dev));
+    let local = local.map(|route| route.dst.network()).filter(|addr| !podnets.contains(addr));
+    others.into_iter().map(|address| address.addr).chain(local).filter(is_global).collect()
 }
 
 /// The gateways of the host's own routes, or of its default routes only; podnet's lead to nodes, or to podnet0.
@@ -134,7 +199,7 @@ pub fn gateways(snapshot: &Snapshot, default_only: bool) -> BTreeSet<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::snapshot::{Address, Hop, Route};
+    use crate::host::snapshot::Hop;
 
     fn link(ifindex: u32, name: &str, kind: LinkKind) -> Link {
         Link { name: name.into(), ifindex: IfIndex(ifindex), kind, mtu: 1500 - ifindex, up: true, ..Link::default() }
@@ -195,16 +260,17 @@ mod tests {
     }
 
     #[test]
-    fn found_by_node_address_and_by_every_path_of_a_default_route() {
+    fn all_are_found_and_the_main_ones_by_node_address_and_by_every_path_of_a_default_route() {
         let node: Vec<IpAddr> = vec!["172.30.0.1".parse().unwrap(), "10.9.9.9".parse().unwrap()];
         let uplinks = find(&snapshot(), &node, &[]);
-        assert_eq!(names(&uplinks), ["eth0", "eth1", "wan"], "not lo, not the storage network");
+        assert_eq!(names(&uplinks), ["eth0", "eth1", "storage", "wan", "pnic0"], "not lo, no pod's");
+        assert_eq!(uplinks.main().map(|u| &u.name[..]).collect::<Vec<_>>(), ["eth0", "eth1", "wan"]);
         assert_eq!(uplinks.host_ends, ["pn0123456789a"]);
-        assert_eq!((&uplinks.others[..], uplinks.loopback), (&[IfIndex(4), IfIndex(7)][..], IfIndex(1)));
-        assert_eq!(uplinks.mtu(), Some(1495));
+        assert_eq!((&uplinks.others[..], uplinks.loopback), (&[][..], IfIndex(1)));
+        assert_eq!(uplinks.mtu(), Some(1495), "the main ones' smallest");
         assert!(uplinks.found[0].veth && !uplinks.found[1].veth);
         let ra: Vec<bool> = uplinks.found.iter().map(|u| u.router_advertisements).collect();
-        assert_eq!(ra, [false, false, true]);
+        assert_eq!(ra, [false, false, false, true, false]);
     }
 
     #[test]
@@ -214,8 +280,12 @@ mod tests {
         let more =
             [(1, "127.0.0.1"), (1, "::1"), (2, "fd00:30::1"), (2, "fe80::1"), (6, "169.254.1.1"), (8, "10.0.0.1")];
         snapshot.addresses.extend(more.map(|(ifindex, addr)| address(ifindex, addr)));
+        // What a guest agent makes, whole ranges (which sockets may use), and what podnet's interfaces have.
+        let routes = [(2, "203.0.113.10/32"), (1, "198.51.100.0/24"), (1, "10.0.0.1/32"), (6, "169.254.1.1/32")];
+        snapshot.local_routes =
+            routes.map(|(dev, dst)| LocalRoute { dst: dst.parse().unwrap(), dev: IfIndex(dev) }).into();
         let own: Vec<_> = find(&snapshot, &[], &[]).addresses.iter().map(ToString::to_string).collect();
-        assert_eq!(own, ["10.9.9.9", "172.30.0.1", "192.168.7.1", "fd00:30::1"]);
+        assert_eq!(own, ["10.9.9.9", "172.30.0.1", "192.168.7.1", "203.0.113.10", "fd00:30::1"]);
     }
 
     #[test]
@@ -224,6 +294,48 @@ mod tests {
         let uplinks = find(&snapshot(), &["172.30.0.1".parse().unwrap()], &wanted);
         assert_eq!(names(&uplinks), ["storage"]);
         assert_eq!(uplinks.missing, ["eth9"]);
+        assert_eq!(uplinks.others, [2, 3, 5, 7].map(IfIndex));
+        assert!(uplinks.found[0].main);
+    }
+
+    #[test]
+    fn a_packet_meets_the_hooks_of_one_interface() {
+        let mut snapshot = snapshot();
+        for (ifindex, name, kind) in
+            [(16, "br0", LinkKind::Bridge), (17, "bond0", LinkKind::Other), (18, "vrf0", LinkKind::Vrf)]
+        {
+            snapshot.links.push(link(ifindex, name, kind));
+        }
+        let controllers = [(1, 16), (2, 17), (3, 18)];
+        controllers.map(|(at, controller)| snapshot.links[at].controller = Some(IfIndex(controller)));
+        snapshot.links[6].framing = Framing::Raw;
+        snapshot.links.push(Link { framing: Framing::Foreign, ..link(19, "ib0", LinkKind::Other) });
+        snapshot.links.push(Link { framing: Framing::Foreign, ..link(20, "can0", LinkKind::Other) });
+        snapshot.addresses.push(address(19, "10.7.7.7"));
+        let uplinks = find(&snapshot, &["172.30.0.1".parse().unwrap()], &[]);
+        assert_eq!(names(&uplinks), ["storage", "wan", "pnic0", "br0", "bond0"], "a port of a VRF keeps its packets");
+        assert_eq!(uplinks.found.iter().map(|u| u.raw).collect::<Vec<_>>(), [false, false, true, false, false]);
+        assert_eq!(uplinks.foreign, ["ib0"]);
+        assert_eq!(uplinks.others, [2, 3, 18, 19, 20].map(IfIndex));
+    }
+
+    #[test]
+    fn the_address_of_an_interface_is_the_nodes_or_the_routes_or_the_first() {
+        let mut snapshot = snapshot();
+        let more = [(2, "fe80::1"), (2, "fd00:30::9"), (2, "fd00:30::1"), (4, "192.168.7.2"), (5, "10.5.5.1")];
+        snapshot.addresses.extend(more.map(|(ifindex, addr)| address(ifindex, addr)));
+        snapshot.addresses.push(Address { tentative: true, ..address(4, "fd00:7::1") });
+        snapshot.routes[0].source = Some("10.9.9.9".parse().unwrap());
+        let table = find(&snapshot, &["fd00:30::1".parse().unwrap()], &[]).table();
+        let shown = |ifindex: u32| {
+            let Interface { v4, v6, mtu, flags } = table[&IfIndex(ifindex)];
+            (IpAddr::from(v4).to_string(), IpAddr::from(v6).to_string(), mtu, flags)
+        };
+        let none = || "::".to_owned();
+        assert_eq!(shown(2), ("172.30.0.1".into(), "fd00:30::1".into(), 1498, Interface::MAIN));
+        assert_eq!(shown(4), ("192.168.7.1".into(), none(), 1496, 0));
+        assert_eq!(shown(5), ("10.9.9.9".into(), none(), 1495, Interface::MAIN), "as the route says");
+        assert_eq!(shown(7), (none(), none(), 1493, 0));
     }
 
     #[test]
@@ -233,8 +345,9 @@ mod tests {
         snapshot.links.push(link(17, "bond0", LinkKind::Other));
         snapshot.links[1].controller = Some(IfIndex(16));
         snapshot.links[2].controller = Some(IfIndex(17));
-        let uplinks = find(&snapshot, &["172.30.0.1".parse().unwrap()], &[]);
-        let bridged: Vec<bool> = uplinks.found.iter().map(|u| u.bridged).collect();
-        assert_eq!(bridged, [true, false, false]);
+        let names = snapshot.links[1..4].iter().map(|l| l.name.clone()).collect::<Vec<_>>();
+        let uplinks = find(&snapshot, &[], &names);
+        let bridged = uplinks.found.iter().filter(|u| u.bridged).map(|u| &u.name[..]).collect::<Vec<_>>();
+        assert_eq!(bridged, ["eth0"]);
     }
 }

@@ -224,6 +224,9 @@ impl Known {
             RouteNetlinkMessage::DelRule(message) => Change { routes: snapshot::is_service_rule(&message), ..nothing },
             RouteNetlinkMessage::NewRoute(message) if message.header.protocol == ROUTE_PROTOCOL.into() => nothing,
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
+                if let Some(local) = snapshot::local_route(&message) {
+                    return Change { addresses: !self.pods.contains(&local.dev), ..nothing };
+                }
                 // A route may take a pod's away and say nothing of that.
                 let hosts: BTreeSet<IpAddr> = single_destination(&message).into_iter().collect();
                 let Some((_, route)) = snapshot::route(message) else { return Change { hosts, ..nothing } };

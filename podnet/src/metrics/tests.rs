@@ -162,7 +162,8 @@ fn counters_that_cannot_be_read_cost_only_themselves() {
 
 #[test]
 fn labels_are_few_and_fixed() {
-    let known = ["reason", "event", "table", "result", "command", "code", "kind", "change", "cause", "error", "part", "le"];
+    let known =
+        ["reason", "event", "table", "result", "command", "code", "kind", "change", "cause", "error", "part", "le"];
     let build = ["version", "schema", "generation"];
     for (name, family) in parse(&text()) {
         for series in family.samples.keys() {

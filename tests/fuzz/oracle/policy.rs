@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use podnet_common::{
-    addr::{Addr, Mac, Port},
+    addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
         AffinityKey, Config, CtEntry, Frontend, FrontendKey, Hook, Network, NetworkKind, Out, ServiceClient, Tuple,
     },
@@ -48,6 +48,11 @@ fn martian(addr: IpAddr) -> bool {
     }
 }
 
+/// Whether an interface is one that leads out of the node.
+fn leads_out(t: &HostTables, ifindex: IfIndex) -> bool {
+    ifindex != IfIndex(0) && (t.config.uplinks.contains(&ifindex) || t.interfaces.contains_key(&ifindex))
+}
+
 /// What a packet to a service may expect.
 struct Service {
     key: FrontendKey,
@@ -71,6 +76,10 @@ fn service(t: &HostTables, o: &Outcome<'_>, packet: &View<'_>, key: &Tuple) -> O
         o.entry.hook == Hook::FromUplink && direct && !own && t.peers.contains(&mac)
     };
     let exact = FrontendKey { addr: key.dst, port: key.dport, proto: key.proto, scope: FrontendKey::ANY };
+    let opens = packet.tcp_flags().is_none_or(|flags| flags == 0 || flags & (SYN | ACK) == SYN);
+    if own && !opens {
+        return None;
+    }
     if let Some(any) = t.frontends.get(&exact).copied() {
         return Some(Service { key: exact, any, sent_on: from_peer(&any) });
     }
@@ -78,7 +87,6 @@ fn service(t: &HostTables, o: &Outcome<'_>, packet: &View<'_>, key: &Tuple) -> O
     let of_node = FrontendKey { addr, ..exact };
     let any = t.frontends.get(&of_node).copied()?;
     let node_ports = network.is_some_and(|n| n.flags & Network::NODE_PORTS != 0);
-    let opens = packet.tcp_flags().is_none_or(|flags| flags == 0 || flags & (SYN | ACK) == SYN);
     let served = own && opens && (node_ports || any.flags & Frontend::NODE_PORT == 0);
     let sent_on = other && from_peer(&any);
     (served || sent_on).then_some(Service { key: of_node, any, sent_on })
@@ -99,7 +107,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
             // Where the way to it leads out again, the router would send it here once more.
             Hook::FromUplink if external => {
                 let route = world.tables.route(o.entry.ifindex, &packet.src.into(), &dst);
-                route.is_some_and(|route| world.tables.config.is_uplink(route.ifindex))
+                route.is_some_and(|route| leads_out(&world.tables, route.ifindex))
             }
             _ => false,
         };
@@ -132,8 +140,10 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     if o.before.conntrack.borrow().contains_key(&entry.reply_key(key.proto)) && !state.widowed.is_empty() {
         return;
     }
-    assert!(ingress, "{o}no flow begins there: {entry:?}");
     let t = &o.before;
+    if !ingress {
+        return of_host(world, o, &key, &entry);
+    }
     match service(t, o, &packet, &key) {
         Some(service) => to_service(world, o, &key, &entry, &service),
         None => beside_services(o, &packet, &key, &entry),
@@ -143,6 +153,19 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
 /// Whether the backend has had a tick to answer who opens the connection, and hasn't.
 pub fn unanswered(entry: &CtEntry, now: u32) -> bool {
     entry.opening() && now.wrapping_sub(entry.last_seen) >= 3
+}
+
+/// A flow that a process of the host has begun: from a port that a service has, in a protocol that doesn't show it.
+fn of_host(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
+    let node = if key.src.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
+    let at = |addr| FrontendKey { addr, port: key.sport, proto: key.proto, scope: FrontendKey::ANY };
+    let service = [key.src, node].iter().any(|addr| o.before.frontends.contains_key(&at(*addr)));
+    let egress = matches!(o.entry.hook, Hook::ToPod | Hook::ToUplink | Hook::ToRaw);
+    let silent = key.proto == Proto::UDP || key.proto == Proto::SCTP;
+    let own = world.kind(&key.src) == Some(NetworkKind::LocalNode);
+    assert!(egress && service && silent && own, "{o}no flow begins there: {entry:?}");
+    assert!((entry.dst, entry.dport) == (key.dst, key.dport), "{o}nothing of it is to be translated: {entry:?}");
+    port(o, key, entry);
 }
 
 /// A flow to a service: that it may be, its backend and its source.
@@ -156,7 +179,10 @@ fn to_service(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, serv
         assert!(has(any, Frontend::EXTERNAL) || open, "{o}a ClusterIP from outside");
     }
     if has(any, Frontend::SOURCE_RANGES) {
-        let client = ServiceClient::new(any.service, key.src);
+        // A process of the host that asks an address of its own node is judged as the node.
+        let itself = o.entry.hook == Hook::FromHost && key.src == key.dst;
+        let node = if key.src.is_v4() { t.config.node_v4 } else { t.config.node_v6 };
+        let client = ServiceClient::new(any.service, if itself { node } else { key.src });
         assert!(t.in_source_ranges(&client), "{o}the client is not in the source ranges");
     }
     let scope = match () {
@@ -200,7 +226,7 @@ fn source(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, frontend: &Frontend) {
     let snat = frontend.flags & Frontend::SNAT != 0;
     let masquerade = t.config.flags & Config::MASQUERADE != 0;
     let outside = t.network(&entry.dst).is_none() && t.endpoint(&entry.dst).is_none();
-    let uplink = entry.out_ifindex.0 != 0 && t.config.uplinks.contains(&entry.out_ifindex);
+    let uplink = leads_out(t, entry.out_ifindex);
     let nodes: Vec<Addr> = a.node.iter().map(|node| (*node).into()).collect();
     let hairpin = Addr::from(a.hairpin);
     let own_ip = [t.config.node_v4, t.config.node_v6].contains(&key.src);
@@ -256,5 +282,5 @@ fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEn
     let node = if packet.v6() { t.config.node_v6 } else { t.config.node_v4 };
     let expected = if route.src.is_none() { node } else { route.src };
     assert!(entry.src == expected, "{o}another address would be right: {expected:?}");
-    assert!(t.config.uplinks.contains(&route.ifindex), "{o}no answer would come back through a hook");
+    assert!(leads_out(t, route.ifindex), "{o}no answer would come back through a hook");
 }

@@ -33,6 +33,7 @@ mod process;
 mod scrap;
 mod service;
 mod supervisor;
+mod tun;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -58,6 +59,7 @@ pub use pod::Pod;
 pub use process::{Process, output, spawn};
 pub use service::Service;
 pub use supervisor::{init as serve_init, supervise};
+pub use tun::Tun;
 
 use crate::api::Api;
 use scrap::Scrap;

@@ -279,7 +279,7 @@ impl Flows {
         if entries.is_empty() {
             return Ok(flows);
         }
-        let uplinks = view.config()?.uplinks;
+        let uplinks: BTreeSet<IfIndex> = view.interfaces()?.into_iter().map(|(ifindex, _)| ifindex).collect();
         view.conntrack(&mut |tuple, entry| {
             if entry.flags & CtEntry::REPLY != 0 {
                 return;
@@ -296,7 +296,7 @@ impl Flows {
             if entry.flags & CtEntry::ONE_WAY != 0 {
                 *flows.sent_on.entry((key, to.ip())).or_default() += 1;
             } else {
-                let outside = entry.in_ifindex != IfIndex(0) && uplinks.contains(&entry.in_ifindex);
+                let outside = uplinks.contains(&entry.in_ifindex);
                 *flows.translated.entry((key, outside, to)).or_default() += 1;
             }
         })?;

@@ -1,5 +1,5 @@
 use podnet_common::addr::{Addr, IfIndex, Proto};
-use podnet_common::layout::{Frontend, FrontendKey, Network, NetworkKind, ServiceClient, SourceRange};
+use podnet_common::layout::{Frontend, FrontendKey, Interface, Network, NetworkKind, ServiceClient, SourceRange};
 
 use super::*;
 use crate::cli::conntrack::NodeNames;
@@ -32,7 +32,7 @@ fn cluster_ips() -> FakeView {
 fn everything() -> FakeView {
     let mut view = FakeView::default();
     view.config.node_v4 = Addr::from(std::net::Ipv4Addr::new(172, 30, 0, 1));
-    view.config.uplinks[0] = ETH0;
+    view.interfaces = vec![(ETH0, Interface { flags: Interface::MAIN, ..Interface::default() })];
     view.network("10.244.2.0/24", NetworkKind::RemotePods, "172.30.0.2", 0);
     view.network("10.244.0.0/16", NetworkKind::NonMasquerade, "::", 0);
     view.network("172.30.0.1/32", NetworkKind::LocalNode, "172.30.0.1", Network::NODE_PORTS);

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use podnet_common::addr::IfIndex;
-use podnet_common::layout::{Config, Frontend, FrontendKey, Hook, Network, SCHEMA};
+use podnet_common::layout::{Config, Frontend, FrontendKey, Hook, Interface, Network, SCHEMA};
 use podnet_common::verdict::Counter;
 use serde::Serialize;
 
@@ -180,7 +180,9 @@ pub(super) struct Witnesses {
 pub(super) async fn gather(view: Result<Box<dyn View>, ViewError>, run_dir: &Path) -> Status {
     let mut problems = Vec::new();
     let daemon = daemon(run_dir, &mut problems);
-    let named: Vec<String> = daemon.report.iter().flat_map(|r| &r.uplinks).map(|uplink| uplink.name.clone()).collect();
+    let config = daemon.report.as_ref().and_then(|report| report.config.as_ref());
+    let named = config.and_then(|config| serde_json::from_value(config.get("uplinks")?.clone()).ok());
+    let named: Vec<String> = named.unwrap_or_default();
     let addresses = view.as_ref().map(|view| node_addresses(view.as_ref()).unwrap_or_default()).unwrap_or_default();
     let sysctl = Sysctl::default();
     let (mut deviations, mut uplinks) = (Vec::new(), Uplinks::default());
@@ -303,9 +305,15 @@ fn host_ports(frontends: &[(FrontendKey, Frontend)]) -> u64 {
 
 /// Asks the kernel about every hook that the programs' configuration calls for.
 fn hooks(view: &dyn View, config: &Config) -> Result<Vec<HookRow>, ViewError> {
-    let uplinks = config.uplinks.iter().filter(|ifindex| **ifindex != IfIndex::default());
-    let of_uplink = [Hook::FromUplink, Hook::ToUplink, Hook::UplinkXdp];
-    let mut places: Vec<_> = uplinks.flat_map(|ifindex| of_uplink.map(|hook| (hook, *ifindex))).collect();
+    let mut interfaces = view.interfaces()?;
+    interfaces.sort_unstable_by_key(|(ifindex, _)| *ifindex);
+    let mut places = Vec::new();
+    for (ifindex, interface) in interfaces {
+        let raw = interface.flags & Interface::RAW != 0;
+        let tc = if raw { [Hook::FromRaw, Hook::ToRaw] } else { [Hook::FromUplink, Hook::ToUplink] };
+        let xdp = (interface.flags & Interface::MAIN != 0 && !raw).then_some(Hook::UplinkXdp);
+        places.extend(tc.into_iter().chain(xdp).map(|hook| (hook, ifindex)));
+    }
     if config.tunnel != IfIndex::default() {
         places.extend([Hook::FromUplink, Hook::ToUplink].map(|hook| (hook, config.tunnel)));
     }

@@ -1,5 +1,5 @@
 use podnet_common::addr::Proto;
-use podnet_common::layout::NetworkKind;
+use podnet_common::layout::{Interface, NetworkKind};
 use podnet_common::verdict::{COUNTERS_BASE, Reason};
 
 use super::*;
@@ -32,7 +32,7 @@ fn view() -> FakeView {
     view.snat_ports = (2000..2010).collect();
     view.config.snat_count = 10;
     view.config.flags = Config::MASQUERADE;
-    view.config.uplinks[0] = ETH0;
+    view.interfaces = vec![(ETH0, Interface { flags: Interface::MAIN, ..Interface::default() })];
     view.config.podnet1 = IfIndex(5);
     view
 }

@@ -144,12 +144,11 @@ fn endpoints_that_nobody_may_have() {
     assert!(bench.dump().contains("192.0.2.8:5353") && bench.dump().contains("10.244.1.3:5353"));
 }
 
-#[test]
-fn a_pod_has_no_host_port_of_the_tunnel() {
+/// A pod's host port over UDP.
+fn host_port(ip: &str, port: u16) -> Frontend {
     use crate::frontend::{Backends, FrontendAddr, IfNone, Protocol, ServicePortName, SourceMode};
-    let mut bench = cluster();
-    let port = |port: u16| Frontend {
-        key: FrontendAddr { socket: ([0, 0, 0, 0], port).into(), protocol: Protocol::Udp },
+    Frontend {
+        key: FrontendAddr { socket: (ip.parse::<IpAddr>().unwrap(), port).into(), protocol: Protocol::Udp },
         kind: FrontendKind::HostPort,
         service: ServicePortName {
             service: ObjectName { namespace: "x".into(), name: "pod hostPort".into() },
@@ -162,7 +161,42 @@ fn a_pod_has_no_host_port_of_the_tunnel() {
         outside: None,
         here: None,
         spread: true,
-    };
+    }
+}
+
+#[test]
+fn a_host_port_is_one_of_this_node_while_it_has_the_address() {
+    let mut bench = cluster();
+    let ips = ["127.0.0.1", "8.8.8.8", "10.96.0.77", "10.244.1.9", "192.0.2.1"];
+    bench.control.set_host_ports(ips.map(|ip| host_port(ip, 53)).into());
+    bench.round();
+    let ports = |bench: &Bench| -> Vec<_> { frontends(bench).into_iter().filter(|at| at.ends_with(":53")).collect() };
+    assert_eq!(ports(&bench), ["127.0.0.1:53"]);
+    let left = left_out(&bench);
+    assert_eq!(left.len(), 4, "{left:?}");
+    assert!(
+        left[0].starts_with("8.8.8.8:53/UDP is left out") && left[0].contains("no address of this node"),
+        "{left:?}"
+    );
+    for here in [true, false] {
+        let mut facts = bench.control.host().clone();
+        if here {
+            facts.addresses.insert("192.0.2.1".parse().unwrap())
+        } else {
+            facts.addresses.remove(&"192.0.2.1".parse().unwrap())
+        };
+        assert!(bench.control.set_host(facts).host_ports);
+        bench.round();
+        let expected = if here { vec!["127.0.0.1:53", "192.0.2.1:53"] } else { vec!["127.0.0.1:53"] };
+        assert_eq!(ports(&bench), expected);
+        assert_eq!(left_out(&bench).len(), if here { 3 } else { 4 });
+    }
+}
+
+#[test]
+fn a_pod_has_no_host_port_of_the_tunnel() {
+    let mut bench = cluster();
+    let port = |port: u16| host_port("0.0.0.0", port);
     bench.control.set_host_ports(vec![port(8472), port(8473)]);
     bench.round();
     assert_eq!(frontends(&bench), ["0.0.0.0:8473".to_owned()].into());
