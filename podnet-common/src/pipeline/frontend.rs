@@ -76,7 +76,8 @@ pub(super) fn node_port<'t, At: Place, T: Tables>(
 }
 
 /// Whether a packet of a process of the host has a source that is a frontend too, in a protocol whose packets don't show
-/// whether they answer: the answers would be taken for the service's.
+/// whether they answer: the answers would be taken for the service's. What answers in the service's name itself, since
+/// another hook has translated it, doesn't count.
 #[inline(never)]
 pub(super) fn speaks_for_itself<T: Tables>(t: &T, tuple: &Tuple) -> bool {
     if tuple.proto != Proto::UDP && tuple.proto != Proto::SCTP {
@@ -90,6 +91,7 @@ pub(super) fn speaks_for_itself<T: Tables>(t: &T, tuple: &Tuple) -> bool {
         }
     }
     t.network(&tuple.src).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32)
+        && t.flow(&tuple.reversed(), |_| ()).is_none()
 }
 
 /// Whether a packet to this frontend was sent on by another node, for direct server return.

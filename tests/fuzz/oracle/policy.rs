@@ -163,7 +163,8 @@ fn of_host(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     let egress = matches!(o.entry.hook, Hook::ToPod | Hook::ToUplink | Hook::ToRaw);
     let silent = key.proto == Proto::UDP || key.proto == Proto::SCTP;
     let own = world.kind(&key.src) == Some(NetworkKind::LocalNode);
-    assert!(egress && service && silent && own, "{o}no flow begins there: {entry:?}");
+    let answers = o.before.conntrack.borrow().contains_key(&key.reversed());
+    assert!(egress && service && silent && own && !answers, "{o}no flow begins there: {entry:?}");
     assert!((entry.dst, entry.dport) == (key.dst, key.dport), "{o}nothing of it is to be translated: {entry:?}");
     port(o, key, entry);
 }
