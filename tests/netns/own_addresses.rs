@@ -12,7 +12,9 @@ use serde_json::json;
 const PORT: u16 = 8080;
 /// What a service has at the node's addresses, and a process of the node sends from.
 const SHARED: u16 = 40_000;
-/// The same as a NodePort, and as a host port.
+/// What it sends from before a service has it: three in a row.
+const LIVE: u16 = 40_010;
+/// As [`SHARED`], a NodePort, and as a host port.
 const NODE_PORT: u16 = 30_040;
 const HOST_PORT: u16 = 9040;
 
@@ -45,10 +47,10 @@ fn outside(family: Family) -> SocketAddr {
 fn own_addresses() -> Result<()> {
     cases!(
         Site::new()?,
+        an_address_by_a_route_only_is_the_nodes,
         answers_to_the_hosts_own_sockets_are_the_hosts,
         live_connections_of_the_host_outlive_a_service_with_their_port,
         a_host_port_is_one_of_this_node,
-        an_address_by_a_route_only_is_the_nodes,
         the_node_that_has_the_address_is_judged_as_the_node
     )
 }
@@ -60,7 +62,7 @@ fn shared(site: &Site) -> Result<[Pod; 1]> {
     let external = Service::new("external", 40, SHARED, PORT).external_ips(&ips);
     external.apply(&site.lab, None)?;
     external.set_endpoints(&site.lab, &[&site.pods[1]])?;
-    let nodes = Service::new("nodes", 41, 80, PORT).node_port(NODE_PORT);
+    let nodes = Service::new("everywhere", 41, 80, PORT).node_port(NODE_PORT);
     nodes.apply(&site.lab, None)?;
     nodes.set_endpoints(&site.lab, &[&site.pods[1]])?;
     let mapping = |protocol: &str| json!({"hostPort": HOST_PORT, "containerPort": PORT, "protocol": protocol});
@@ -88,7 +90,9 @@ fn answers_to_the_hosts_own_sockets_are_the_hosts(site: &Site) -> Result<()> {
     for (family, transport) in Transport::over_all() {
         for (server, to) in elsewhere(site, family) {
             for port in [SHARED, NODE_PORT, HOST_PORT] {
-                for connected in [true, false] {
+                // A TCP socket always is.
+                let kinds = if transport == Transport::Tcp { &[true][..] } else { &[true, false] };
+                for &connected in kinds {
                     let ask = Ask::new(transport, to).from_ip(site.node().ip(family)).from_port(port);
                     let ask = if connected { ask.connected() } else { ask };
                     let what = || format!("{transport}/{family} from port {port} to {server}");
@@ -116,7 +120,7 @@ fn live_connections_of_the_host_outlive_a_service_with_their_port(site: &Site) -
     for (family, transport) in Transport::over_all() {
         for (number, (server, to)) in elsewhere(site, family).into_iter().enumerate() {
             let ask = Ask::new(transport, to).from_ip(site.node().ip(family)).connected();
-            let flow = ask.from_port(SHARED + number as u16).open(place)?;
+            let flow = ask.from_port(LIVE + number as u16).open(place)?;
             ensure!(flow.ask()?.server == server, "{transport}/{family}: {server} didn't answer");
             flows.push((transport, family, server, flow));
         }
@@ -124,10 +128,10 @@ fn live_connections_of_the_host_outlive_a_service_with_their_port(site: &Site) -
     let ips = Family::ALL.map(|family| site.node().ip(family));
     for number in 0..3 {
         let name = format!("late-{number}");
-        let service = Service::new(&name, 50 + number, SHARED + u16::from(number), PORT).external_ips(&ips);
+        let service = Service::new(&name, 50 + number, LIVE + u16::from(number), PORT).external_ips(&ips);
         service.apply(&site.lab, None)?;
         service.set_endpoints(&site.lab, &[&site.pods[1]])?;
-        let at = SocketAddr::new(ips[0], SHARED + u16::from(number));
+        let at = SocketAddr::new(ips[0], LIVE + u16::from(number));
         site.lab.client().reaches(Transport::Udp, at, &["pod-2"])?;
     }
     for (transport, family, server, flow) in &flows {
@@ -223,7 +227,7 @@ fn an_address_by_a_route_only_is_the_nodes(site: &Site) -> Result<()> {
                 let what = format!("{what}: {vip}:{port}");
                 eventually(&what, || {
                     let status = http_get(place, (vip, port).into(), path)?.status;
-                    ensure!(status == 200, "{status}");
+                    ensure!(status == 200, "{status}: {}", node.podnet(&["status"])?);
                     Ok(())
                 })?;
             }
@@ -284,7 +288,9 @@ fn masquerade_works_whatever_the_ephemeral_range_is() -> Result<()> {
     service.set_endpoints(&lab, &[&far])?;
     for (family, transport) in Transport::over_all() {
         for _ in 0..200 {
-            let answer = Ask::new(transport, outside(family)).from(&pod.place).with_context(|| format!("{transport}/{family}"))?;
+            let answer = Ask::new(transport, outside(family))
+                .from(&pod.place)
+                .with_context(|| format!("{transport}/{family}"))?;
             let seen = answer.seen;
             ensure!(seen.ip() == node.ip(family) && seen.port() >= 49_152, "seen as {seen}");
             ensure!(!held.contains(&seen.port()), "{} is a socket's of the host", seen.port());
