@@ -105,6 +105,8 @@ impl Kernel {
         let mut kernel = Self { object: object()? };
         kernel.hash("FRONTENDS", tables.frontends.iter().map(|(key, value)| (Plain(*key), Plain(*value))))?;
         kernel.hash("ENDPOINTS", tables.endpoints.iter().map(|(key, value)| (Plain(*key), Plain(*value))))?;
+        let interfaces = tables.interfaces.iter().map(|(key, value)| (Plain(*key), Plain(*value)));
+        kernel.hash("INTERFACES", interfaces)?;
         kernel.hash("PEERS", tables.peers.iter().map(|mac| (Plain(Peer { mac: *mac, _pad: [0; 2] }), 1u32)))?;
         let networks = tables.networks.iter().map(|(key, value)| (Key::new(key.len, Plain(key.addr)), Plain(*value)));
         kernel.trie("NODES", networks)?;

@@ -12,3 +12,4 @@ mod kernel;
 mod opening;
 mod shares;
 mod tunnel;
+mod ways_out;
