@@ -276,7 +276,7 @@ fn masquerade_works_whatever_the_ephemeral_range_is() -> Result<()> {
         }
     }
     // As after a boot: nothing is left of an earlier daemon.
-    node.podnet(&["cleanup", "--yes"]).or_else(|_| node.podnet(&["cleanup"]))?;
+    node.podnet(&["cleanup"])?;
     node.start_daemon()?;
     let reserved = node.place.sysctl("net.ipv4.ip_local_reserved_ports")?;
     ensure!(reserved.split(',').any(|range| range == "49152-65535"), "{reserved}");

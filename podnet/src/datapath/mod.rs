@@ -417,11 +417,11 @@ impl Datapath {
             if self.clear.contains_key(&ifindex) {
                 continue;
             }
-            let rest = UPLINK_HOOKS.into_iter().chain(RAW_HOOKS).filter(|side| !sides.contains(side));
-            let detached = rest.map(|(hook, direction)| detach_tc(&self.pins.hook(hook), ifindex, direction)).collect();
+            let mut rest = UPLINK_HOOKS.into_iter().chain(RAW_HOOKS).filter(|side| !sides.contains(side));
+            let detached = rest.try_for_each(|(hook, direction)| detach_tc(&self.pins.hook(hook), ifindex, direction));
             match detached {
                 Ok(()) => drop(self.clear.insert(ifindex, sides)),
-                Err::<(), _>(error) => tracing::warn!("{}", chain(&error)),
+                Err(error) => tracing::warn!("{}", chain(&error)),
             }
         }
         let state = |uplink: &UplinkHook| {
