@@ -117,7 +117,7 @@ fn the_snat_ports_avoid_this_hosts_listeners() {
         Sysctl::default().write("net/ipv4/ip_local_port_range", "40000 65535").unwrap();
         let used = ports::read_port_use().unwrap();
         assert_eq!(used.taken.iter().copied().collect::<Vec<_>>(), [20_000, 20_010, 20_020]);
-        let free = ports::snat_ports(&used).unwrap();
+        let ports::Supply::Free(free) = ports::supply(&used).unwrap() else { panic!("none need be reserved") };
         let expected: Vec<u16> =
             (1024..40_000).filter(|p| !used.taken.contains(p) && !(30_000..=32_767).contains(p)).collect();
         assert_eq!(free, expected);

@@ -114,8 +114,8 @@ fn thirty_thousand(site: &Site, first: u8, transport: Transport, family: Family)
 
 #[test]
 fn ports_that_run_out_are_counted_and_come_back() -> Result<()> {
-    /// What the host's own connections leave: ports 1024 to 1223.
-    const PORTS: usize = 200;
+    /// What the host's own connections leave, ports 1024 to 1223, and what podnet reserves then.
+    const PORTS: usize = 200 + 16_384;
     const PATIENCE: Duration = Duration::from_secs(2);
     let lab = Lab::builder().client(true).daemons(false).build()?;
     all_ports(&lab)?;
@@ -135,10 +135,10 @@ fn ports_that_run_out_are_counted_and_come_back() -> Result<()> {
             wait_until("the service is there", || Ok(open(service, transport, family, 1)?.opened() == 1))?;
         }
         let before = exhausted()?;
-        // A port that is free among so few is found by chance, if hardly ever missed.
-        let mut crowd = open(&services[0], transport, family, PORTS + 100)?;
+        // A port that is free among few is found by chance, if hardly ever missed.
+        let mut crowd = open(&services[0], transport, family, PORTS)?;
         let most = PORTS - PORTS / 16;
-        ensure!((most - 10..=PORTS).contains(&crowd.opened()), "{}: {} flows", what(), crowd.opened());
+        ensure!((most - 200..PORTS).contains(&crowd.opened()), "{}: {} flows", what(), crowd.opened());
         ensure!(exhausted()? > before, "{}: it is not counted: {:?}", what(), node.drops()?);
         // The rest is for others.
         let from_node2 = Crowd::open(&lab.node(1).place, transport, services[0].at(node, family), 3, PATIENCE)?;

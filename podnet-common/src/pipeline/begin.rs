@@ -73,7 +73,8 @@ fn make<At: Place, T: Tables>(t: &T, s: &mut Scratch, from: IfIndex, ethernet: &
         // Of a process of the host, so that what answers it is known; the stack has found its way.
         s.entry.in_ifindex = At::side(from);
         s.entry.out_mtu = u16::MAX;
-        return Verdict::Tail(Stage::Insert);
+        s.entry.flags = CtEntry::OPENING;
+        return if shares::admit::<At, T>(t, s, config) { Verdict::Tail(Stage::Insert) } else { Verdict::Pass };
     }
     let made = match frontend::find::<At, T>(t, ethernet, &s.tuple, seen.tcp_flags) {
         Some(found) => to_service::<At, T>(t, s, config, &found, ethernet),

@@ -18,7 +18,11 @@ const TIMES: u32 = 4;
 #[inline(always)]
 pub(super) fn admit<At: Place, T: Tables>(t: &T, s: &mut Scratch, config: &Config) -> bool {
     let outside = At::HOOK as u32 == Hook::FromUplink as u32;
-    s.holder = if outside { holders::of_client(&s.tuple.src) } else { holders::of_interface(s.entry.in_ifindex) };
+    s.holder = if outside {
+        holders::of_client(&s.tuple.src)
+    } else {
+        holders::of_interface(if At::EGRESS { config.podnet1 } else { s.entry.in_ifindex })
+    };
     let held = t.held(s.holder);
     s.ports = ports(config.snat_count, held);
     let room = t.held(holders::ROOM);

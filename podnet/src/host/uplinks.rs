@@ -306,8 +306,9 @@ mod tests {
         {
             snapshot.links.push(link(ifindex, name, kind));
         }
-        let controllers = [(1, 16), (2, 17), (3, 18)];
-        controllers.map(|(at, controller)| snapshot.links[at].controller = Some(IfIndex(controller)));
+        for (at, controller) in [(1, 16), (2, 17), (3, 18)] {
+            snapshot.links[at].controller = Some(IfIndex(controller));
+        }
         snapshot.links[6].framing = Framing::Raw;
         snapshot.links.push(Link { framing: Framing::Foreign, ..link(19, "ib0", LinkKind::Other) });
         snapshot.links.push(Link { framing: Framing::Foreign, ..link(20, "can0", LinkKind::Other) });
