@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
-use podnet::host::ports;
+use podnet::host::ports::{self, Supply};
 use podnet::host::settings::{self, Families, Setting, Sysctl};
 use podnet::host::uplinks;
 
@@ -11,7 +11,7 @@ use crate::{addresses, ensure_podnet0, in_namespace, ip, open, packet_socket, up
 
 async fn table() -> Vec<Setting> {
     let mut uplinks = uplinks::find(&open().snapshot().await.unwrap(), &addresses(&["172.30.0.1", "fd00:30::1"]), &[]);
-    assert_eq!(uplinks.found.iter().map(|u| u.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
+    assert_eq!(uplinks.main().map(|u| u.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
     uplinks.host_ends = vec!["pn0123456789a".into()];
     settings::wanted(Families { v4: true, v6: true }, &uplinks)
 }
@@ -117,7 +117,7 @@ fn the_snat_ports_avoid_this_hosts_listeners() {
         Sysctl::default().write("net/ipv4/ip_local_port_range", "40000 65535").unwrap();
         let used = ports::read_port_use().unwrap();
         assert_eq!(used.taken.iter().copied().collect::<Vec<_>>(), [20_000, 20_010, 20_020]);
-        let ports::Supply::Free(free) = ports::supply(&used).unwrap() else { panic!("none need be reserved") };
+        let Supply::Free(free) = ports::supply(&used).unwrap() else { panic!("there are enough") };
         let expected: Vec<u16> =
             (1024..40_000).filter(|p| !used.taken.contains(p) && !(30_000..=32_767).contains(p)).collect();
         assert_eq!(free, expected);
