@@ -227,10 +227,7 @@ mod tests {
         {
             let error = error(errno);
             assert!(error.details.contains(advice) && (error.details.is_empty() == advice.is_empty()), "{error:?}");
-            assert!(
-                error.msg.contains(&format!("/var/lib/podnet/x: "))
-                    && error.msg.ends_with(&format!("(os error {errno})"))
-            );
+            assert!(error.msg.contains("/var/lib/podnet/x: ") && error.msg.ends_with(&format!("(os error {errno})")));
         }
     }
 

@@ -134,7 +134,7 @@ fn the_demonstration_passes_and_a_kept_cluster_can_be_entered_and_ended() -> Res
         for suggestion in suggestions(&shell)? {
             let mut command = Command::new(&shell);
             command.args(["-c", &suggestion]);
-            let tried = output(command, b"", Duration::from_secs(20))?;
+            let tried = output(command, b"", Duration::from_secs(20)).with_context(|| suggestion.clone())?;
             ensure!(tried.status.success(), "{suggestion}: {}", String::from_utf8_lossy(&tried.stderr));
         }
         // The scripts need no shell around them.

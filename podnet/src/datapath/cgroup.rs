@@ -103,7 +103,7 @@ mod tests {
         let hybrid = b"tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw,nsdelegate 0 0\n\
                        cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\nnone /mnt/with\\040space\\134 cgroup2 rw 0 0\n\nx\n";
         assert_eq!(mounted(hybrid), ["/sys/fs/cgroup/unified", "/mnt/with space\\"].map(PathBuf::from));
-        assert_eq!(mounted(b"cgroup2 /sys/fs/cgroup cgroup rw 0 0\n"), [PathBuf::new(); 0]);
+        assert!(mounted(b"cgroup2 /sys/fs/cgroup cgroup rw 0 0\n").is_empty());
     }
 
     #[test]

@@ -89,7 +89,8 @@ fn rc(cluster: &Cluster) -> String {
     }
     let services = &cluster.services;
     let (web, web6) = (services.web.addr(Family::V4), services.web.addr(Family::V6));
-    let node_port = SocketAddr::new(cluster.lab.node(1).ip(Family::V4), services.tutorial[1].at_nodes());
+    // Of the node with the pod: the demonstration leaves the Service with the traffic policy Local.
+    let node_port = SocketAddr::new(cluster.lab.node(0).ip(Family::V4), services.tutorial[1].at_nodes());
     write!(
         text,
         "\nThis is node1 of two; the client outside is called client. Try:\n\
