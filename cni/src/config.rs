@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::alloc::Pool;
+use crate::bandwidth::{Bandwidth, Limit};
 use crate::error::{CniError, Code};
 use crate::id::{AttachmentId, is_identifier};
 use crate::mac;
@@ -71,6 +72,8 @@ pub struct Runtime {
     pub ips: Vec<IpAddr>,
     /// `mac`.
     pub mac: Option<Mac>,
+    /// `bandwidth`.
+    pub bandwidth: Bandwidth,
     /// `ipRanges`: pools instead of the pod CIDRs; empty if not given.
     pub pools: Vec<Pool>,
 }
@@ -129,6 +132,33 @@ struct RawRuntime {
     mac: Option<String>,
     ip_ranges: Option<Vec<Vec<RawRange>>>,
     dns: Option<RawDns>,
+    bandwidth: Option<RawBandwidth>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct RawBandwidth {
+    #[serde(alias = "IngressRate")]
+    ingress_rate: Option<i64>,
+    #[serde(alias = "IngressBurst")]
+    ingress_burst: Option<i64>,
+    #[serde(alias = "EgressRate")]
+    egress_rate: Option<i64>,
+    #[serde(alias = "EgressBurst")]
+    egress_burst: Option<i64>,
+}
+
+impl RawBandwidth {
+    fn validate(self) -> Result<Bandwidth, CniError> {
+        let limit = |direction: &str, rate: Option<i64>, burst: Option<i64>| {
+            Limit::parse(direction, rate.unwrap_or_default(), burst.unwrap_or_default())
+        };
+        Ok(Bandwidth {
+            ingress: limit("ingress", self.ingress_rate, self.ingress_burst)?,
+            egress: limit("egress", self.egress_rate, self.egress_burst)?,
+        })
+    }
 }
 
 // containerd's library spells the keys of capabilities as Go spells fields, which Go's decoder takes for the same.
@@ -367,6 +397,7 @@ impl RawRuntime {
             port_mappings: port_mappings(self.port_mappings.unwrap_or_default())?,
             ips: self.ips.unwrap_or_default().into_iter().map(ip).collect::<Result<_, _>>()?,
             mac: self.mac.filter(|m| !m.is_empty()).map(mac).transpose()?,
+            bandwidth: self.bandwidth.unwrap_or_default().validate()?,
             pools: self.ip_ranges.unwrap_or_default().into_iter().map(pool).collect::<Result<_, _>>()?,
         })
     }
@@ -440,7 +471,7 @@ mod tests {
             ("podCIDRs", json!("10.0.0.0/24")),
             ("datapath", json!("eBPF")),
             ("datapath", json!(7)),
-            ("dns", json!([])),
+            ("dns", json!("10.96.0.10")),
             ("runtimeConfig", json!("x")),
             ("runtimeConfig", json!({"portMappings": [{"hostPort": 99999, "containerPort": 0}]})),
             ("runtimeConfig", json!({"ipRanges": {}})),
@@ -466,8 +497,11 @@ mod tests {
         let config = parse(json!({"runtimeConfig": {
             "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"}],
             "dns": {"Servers": ["10.96.0.10"], "Searches": ["svc"], "Options": ["ndots:5"]},
+            "bandwidth": {"IngressRate": 10_000_000, "IngressBurst": 4_294_967_295u32, "EgressRate": 0, "EgressBurst": null},
         }}))
         .unwrap();
+        let ingress = Some(Limit { rate: 10_000_000, burst: u32::MAX.into() });
+        assert_eq!(config.runtime.bandwidth, Bandwidth { ingress, egress: None });
         assert_eq!(config.runtime.port_mappings[0].to_string(), "8080/tcp of 192.0.2.1");
         assert_eq!(
             (config.dns.nameservers, config.dns.options),
@@ -539,6 +573,9 @@ mod tests {
                 {"hostPort": 80, "containerPort": 80}, {"hostPort": 80, "containerPort": 81, "protocol": "TCP"},
             ]}}),
             json!({"runtimeConfig": {"ipRanges": [[]]}}),
+            json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1000}}}),
+            json!({"runtimeConfig": {"bandwidth": {"egressRate": -1, "egressBurst": 1}}}),
+            json!({"runtimeConfig": {"bandwidth": {"egressRate": "10M", "egressBurst": 1}}}),
         ] {
             assert_eq!(code(changes.clone()), Code::InvalidConfig, "{changes}");
         }

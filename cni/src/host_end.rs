@@ -11,7 +11,7 @@ use ipnetwork::{IpNetwork, Ipv6Network};
 use podnet_common::addr::{IfIndex, Mac};
 
 use crate::mac;
-use crate::netlink::{Address, Answer, Link, Netlink, NetlinkError, Op, Route, Scope};
+use crate::netlink::{Address, Answer, Bucket, Link, Netlink, NetlinkError, Op, Route, Scope};
 use crate::record::Record;
 use crate::wiring::WiringError;
 
@@ -29,6 +29,8 @@ pub enum Part {
     Mac(Mac),
     /// Its MTU, in bytes: what is longer could not come in from the pod.
     Mtu(u32),
+    /// Its queue, which slows down what the pod receives: rate and limit.
+    Queue(Bucket),
     /// It is up.
     Up,
     /// An address of the pod's gateway.
@@ -47,8 +49,9 @@ pub fn parts(record: &Record, alias: &str, lonely: bool) -> Vec<Part> {
         Part::Alias(alias.to_owned()),
         Part::Mac(record.host_mac),
         Part::Mtu(record.mtu),
-        Part::Up,
     ];
+    parts.extend(record.bandwidth.ingress.map(|limit| Part::Queue(limit.bucket(record.mtu))));
+    parts.push(Part::Up);
     parts.extend(record.gateways.iter().map(|gateway| match *gateway {
         // Scope host: else the node would use it as its source address towards the pod.
         IpAddr::V4(_) => Part::Address(IpNetwork::from(*gateway), Scope::Host),
@@ -77,6 +80,7 @@ impl Part {
             Self::Alias(_) => "alias",
             Self::Mac(_) => "mac",
             Self::Mtu(_) => "mtu",
+            Self::Queue(_) => "queue",
             Self::Up => "up",
             Self::Address(..) => "address",
             Self::Neighbour(..) => "neighbour",
@@ -90,6 +94,7 @@ impl Part {
             Self::Alias(alias) => Op::set_alias(index, alias),
             Self::Mac(mac) => Op::set_mac(index, *mac),
             Self::Mtu(mtu) => Op::set_mtu(index, *mtu),
+            Self::Queue(bucket) => Op::set_queue(index, bucket),
             Self::Up => Op::up(index),
             Self::Address(address, scope) => Op::add_address(index, *address, *scope),
             Self::Neighbour(ip, mac) => Op::add_neighbour(index, *ip, *mac),
@@ -108,6 +113,7 @@ impl Part {
             Self::Alias(alias) => seen.link.alias == *alias,
             Self::Mac(mac) => seen.link.mac == *mac,
             Self::Mtu(mtu) => seen.link.mtu >= *mtu,
+            Self::Queue(bucket) => seen.queues.contains(&(seen.link.index, bucket.rate, bucket.limit)),
             Self::Up => seen.link.up,
             Self::Address(address, _) => {
                 seen.addresses.iter().any(|a| a.link == seen.link.index && a.network == *address)
@@ -127,6 +133,7 @@ impl fmt::Display for Part {
             Self::Alias(_) => f.write_str("the alias"),
             Self::Mac(mac) => write!(f, "the MAC {}", mac::format(*mac)),
             Self::Mtu(mtu) => write!(f, "the MTU of {mtu} bytes"),
+            Self::Queue(bucket) => write!(f, "the limit of {} bit/s", bucket.rate * 8),
             Self::Up => f.write_str("being up"),
             Self::Address(address, _) => write!(f, "the address {}", address.ip()),
             Self::Neighbour(ip, _) => write!(f, "the neighbour {ip}"),
@@ -140,6 +147,7 @@ struct Seen {
     link: Link,
     /// Of all links.
     addresses: Vec<Address>,
+    queues: Vec<(IfIndex, u64, u32)>,
     neighbours: Vec<(IpAddr, Mac)>,
     /// Addresses to which the node's route is by this link, with its source.
     routes: Vec<(IpAddr, Option<IpAddr>)>,
@@ -155,7 +163,9 @@ impl Seen {
         let mut outcomes = host.outcomes(&ops)?.into_iter();
         let link = outcomes.next().transpose()?.unwrap_or_default().into_iter().find_map(Answer::link);
         let link = link.ok_or_else(|| NetlinkError::Answer("no link was returned".into()))?;
-        let mut seen = Self { link, addresses, neighbours: Vec::new(), routes: Vec::new() };
+        // Few pods have one.
+        let queues = if record.bandwidth.ingress.is_some() { host.queues()? } else { Vec::new() };
+        let mut seen = Self { link, addresses, queues, neighbours: Vec::new(), routes: Vec::new() };
         // A neighbour or a route that isn't there is an error of its own.
         for (answers, asked) in outcomes.zip(record.ips.iter().flat_map(|ip| [ip, ip])) {
             for answer in answers.into_iter().flatten() {

@@ -11,6 +11,7 @@
 
 mod address_log;
 pub mod alloc;
+pub mod bandwidth;
 pub mod call_log;
 pub mod commands;
 pub mod config;

@@ -13,6 +13,7 @@ use podnet_common::addr::{Addr, Mac};
 use podnet_common::layout::Sandbox;
 use serde::{Deserialize, Serialize};
 
+use crate::bandwidth::Bandwidth;
 use crate::id::AttachmentId;
 
 /// How far an attachment has got.
@@ -132,6 +133,13 @@ pub struct Record {
     /// Host ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
+    /// How fast the pod may receive and send.
+    #[serde(default, skip_serializing_if = "is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+fn is_unlimited(bandwidth: &Bandwidth) -> bool {
+    *bandwidth == Bandwidth::default()
 }
 
 impl Record {

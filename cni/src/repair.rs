@@ -90,6 +90,22 @@ impl Missed {
     pub const INDEX: &str = "index";
 }
 
+/// All kinds.
+pub const KINDS: [&str; 12] = [
+    "name",
+    "alias",
+    "mac",
+    "mtu",
+    "queue",
+    "up",
+    "address",
+    "neighbour",
+    "route",
+    Missed::PROGRAMS,
+    Missed::ENTRIES,
+    Missed::INDEX,
+];
+
 /// What of an attachment was put back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mended {

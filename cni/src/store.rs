@@ -60,12 +60,12 @@ pub enum StoreError {
         why: &'static str,
     },
     /// A host port leads to another pod.
-    #[error("host port {port} is taken by {holder}")]
+    #[error("host port {port} is taken by {}", shown(holder))]
     HostPort {
         /// The port that was asked for.
         port: Box<PortMapping>,
         /// Who has it.
-        holder: String,
+        holder: Box<Record>,
     },
     /// The attachment has a record already.
     #[error("there is an attachment already for {}", name.id)]
@@ -329,6 +329,13 @@ impl Store {
     }
 }
 
+fn shown(holder: &Record) -> String {
+    match &holder.pod {
+        Some(pod) => format!("pod {}/{} ({})", pod.namespace, pod.name, holder.id),
+        None => holder.id.to_string(),
+    }
+}
+
 fn used_of(names: &[RecordName], boot: &str) -> BTreeSet<IpAddr> {
     names.iter().filter(|n| n.boot == boot).flat_map(|n| n.ips.iter().copied()).collect()
 }
@@ -392,11 +399,7 @@ impl Locked<'_> {
             let Some(Content::Valid(record)) = self.store.read(name)? else { continue };
             let taken = |port: &&PortMapping| record.port_mappings.iter().any(|other| port.overlaps(other));
             if let Some(port) = wanted.iter().find(taken) {
-                let holder = match &record.pod {
-                    Some(pod) => format!("pod {}/{} ({})", pod.namespace, pod.name, record.id),
-                    None => record.id.to_string(),
-                };
-                return Err(StoreError::HostPort { port: Box::new(port.clone()), holder });
+                return Err(StoreError::HostPort { port: Box::new(port.clone()), holder: record });
             }
         }
         Ok(())
@@ -517,6 +520,7 @@ pub(crate) mod tests {
             boot_id: BOOT.into(),
             pod: None,
             port_mappings: Vec::new(),
+            bandwidth: Default::default(),
         }
     }
 

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::host_end;
 use crate::mac;
-use crate::netlink::{Answer, Link, Netlink, NetlinkError, Op, Route, Scope, link_local};
+use crate::netlink::{Answer, Bucket, Link, Netlink, NetlinkError, Op, Route, Scope, link_local};
 use crate::netns::{NetNs, NetnsError};
 use crate::record::Record;
 use crate::sysctl;
@@ -121,7 +121,7 @@ pub fn configure_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
                 other => other.map(drop)?,
             }
         }
-        let mut ops = Vec::new();
+        let mut ops: Vec<Op> = egress_queue(record).iter().map(|bucket| Op::set_queue(index, bucket)).collect();
         if record.has_ipv6() {
             let address = ipnetwork::Ipv6Network::new(link_local(record.mac), 64).map(IpNetwork::V6);
             ops.extend(address.map(|a| Op::add_address(index, a, Scope::Global)));
@@ -134,6 +134,11 @@ pub fn configure_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         netlink.run(&ops)?;
         Ok(())
     })?
+}
+
+/// The queue of the pod's own end.
+fn egress_queue(record: &Record) -> Option<Bucket> {
+    record.bandwidth.egress.map(|limit| limit.bucket(record.mtu))
 }
 
 fn default_route(oif: IfIndex, gateway: IpAddr) -> Op {
@@ -228,6 +233,11 @@ pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         let has = |ip: &IpAddr| addresses.iter().any(|a| a.link == link.index && a.network.ip() == *ip);
         if let Some(ip) = record.ips.iter().find(|ip| !has(ip)) {
             return mismatch(format!("{name} does not have the address {ip} any more"));
+        }
+        if let Some(bucket) = egress_queue(record)
+            && !netlink.queues()?.contains(&(link.index, bucket.rate, bucket.limit))
+        {
+            return mismatch(format!("{name} is not limited to {} bit/s any more", bucket.rate * 8));
         }
         let routes = netlink.routes()?;
         for &ip in &record.ips {

@@ -265,7 +265,7 @@ pub struct CtEntry {
     pub sport: Port,
     /// The destination port after translation.
     pub dport: Port,
-    /// Destination and source MAC for [`Out::Pod`], [`Out::Host`], [`Out::Link`] and [`Out::Tunnel`], as the frame begins with them: in
+    /// Destination and source MAC for all ways but those by the stack and through the neighbour table, as the frame begins with them: in
     /// words, which are fewer to copy than bytes.
     pub macs: [u32; 3],
     /// [`crate::layout::Frontend::service`] that the flow belongs to.
@@ -300,6 +300,8 @@ pub enum Out {
     Via = 5,
     /// Into the tunnel to another node, which the first of the MACs in the entry stands for.
     Tunnel = 6,
+    /// Into a pod's namespace through its host end's queue, which shapes what the pod gets.
+    Queue = 7,
 }
 
 impl CtEntry {

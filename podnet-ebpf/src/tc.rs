@@ -69,7 +69,7 @@ fn forward(ctx: &TcContext, out: Out, to: IfIndex) -> i32 {
     match out {
         // SAFETY: see above.
         Out::Pod => unsafe { helpers::bpf_redirect_peer(to.0, 0) as i32 },
-        Out::Link | Out::Tunnel => {
+        Out::Link | Out::Tunnel | Out::Queue => {
             ctx.set_mark(MARK_DONE);
             // SAFETY: see above.
             unsafe { helpers::bpf_redirect(to.0, 0) as i32 }

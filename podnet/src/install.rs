@@ -53,6 +53,13 @@ pub fn install(config: &Config, install: &Install) -> Result<Option<PathBuf>, In
     Ok(first.filter(|first| *first != list))
 }
 
+/// Whether a list has the runtime call another plugin of this type beside podnet's.
+pub fn chains(list: &Path, plugin: &str) -> bool {
+    let parsed = files::read(list, files::OWN_MAX).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let plugins = parsed.as_ref().and_then(|list| list["plugins"].as_array()).map(Vec::as_slice).unwrap_or_default();
+    [PROGRAM, plugin].iter().all(|wanted| plugins.iter().any(|plugin| plugin["type"] == **wanted))
+}
+
 /// Removes both. Says what was removed.
 ///
 /// # Errors
@@ -73,7 +80,8 @@ pub fn remove(install: &Install) -> Result<Vec<PathBuf>, InstallError> {
 fn list_text(config: &Config) -> String {
     let mut plugin = Map::new();
     plugin.insert("type".into(), PROGRAM.into());
-    let capabilities = ["portMappings", "ips", "mac", "ipRanges", "dns"].map(|name| (name.to_owned(), true.into()));
+    let capabilities =
+        ["portMappings", "bandwidth", "ips", "mac", "ipRanges", "dns"].map(|name| (name.to_owned(), true.into()));
     plugin.insert("capabilities".into(), Value::Object(capabilities.into_iter().collect()));
     for (key, value, default) in
         [("stateDir", &config.state_dir, "/var/lib/podnet"), ("runDir", &config.run_dir, "/run/podnet")]

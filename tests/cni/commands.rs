@@ -120,6 +120,27 @@ fn a_host_port_leads_to_one_pod() {
     add(&pods[5], &mapping("tcp", "")).result();
 }
 
+/// A runtime that has lost its state makes another sandbox for a static pod, or one of a DaemonSet, whose uid stays.
+#[test]
+fn a_pod_gets_its_host_port_back_from_a_sandbox_that_the_runtime_has_forgotten() {
+    let node = Node::new();
+    let config =
+        node.config_with(json!({"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}));
+    let pods = pods(4);
+    let add = |pod: &Pod, name: &str, uid: &str| {
+        let mut call = node.command("ADD", Some(pod));
+        call.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME={name};K8S_POD_UID={uid}"));
+        node.run(call, &config)
+    };
+    add(&pods[0], "proxy", "u1").result();
+    assert_eq!(add(&pods[1], "other", "u2").code(), 108);
+    assert_eq!(add(&pods[1], "proxy", "").code(), 108, "who it is isn't known");
+    add(&pods[2], "proxy", "u1").result();
+    node.assert_only(&[&pods[2]]);
+    assert!(pods[0].netns.links().is_empty());
+    assert_eq!(add(&pods[3], "other", "u2").code(), 108);
+}
+
 #[test]
 fn host_ports_are_recorded_with_the_addresses() {
     let node = Node::new();

@@ -491,3 +491,27 @@ fn networks_have_the_kinds_that_the_programs_know() {
         [1, 2, 3, 4]
     );
 }
+
+#[test]
+fn a_pod_that_is_limited_gets_its_packets_through_its_queue() {
+    let change = |tables: &mut podnet::simulator::HostTables| {
+        tables.endpoints.values_mut().for_each(|endpoint| endpoint.flags = podnet_common::layout::Endpoint::NO_PEER);
+    };
+    both_families_with(change, |both, a, _| {
+        for input in from_client((a.client, 40_021), (a.backend, 8080)) {
+            let there = input.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
+            expect(both, Hook::FromPod, &input, End::Forward(Out::Queue, IfIndex(71)), &there)?;
+        }
+        // Through a service, the first packet and those that follow, there and back.
+        for input in from_client((a.client, 40_022), (a.itself, 80)) {
+            let there = input.translated((a.hairpin, 40_022), (a.client, 8080)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+            let answer = there.translated((a.client, 8080), (a.hairpin, 40_022)).ttl(64).macs(CLIENT_MAC, HOST_MAC);
+            let back = answer.translated((a.itself, 80), (a.client, 40_022)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+            for _ in 0..2 {
+                expect(both, Hook::FromPod, &input, End::Forward(Out::Queue, HERE), &there)?;
+                expect(both, Hook::FromPod, &answer, End::Forward(Out::Queue, HERE), &back)?;
+            }
+        }
+        Ok(())
+    });
+}

@@ -80,6 +80,7 @@ fn draft(
         boot_id: store.boot_id().to_owned(),
         pod: attachment.pod.clone(),
         port_mappings: config.runtime.port_mappings.clone(),
+        bandwidth: config.runtime.bandwidth,
     })
 }
 
@@ -120,8 +121,27 @@ fn reserve(
             teardown::remove(store, netlink, &name)?;
             Ok(attempt()?)
         }
+        // A pod has one sandbox at a time: the runtime has forgotten the one before, and no DEL will come for it.
+        Err(StoreError::HostPort { holder, .. }) if is_earlier_sandbox(&holder, draft) => {
+            let name = holder.name();
+            match store.try_claim(&name)? {
+                Claimed::Busy => return Err(StoreError::Busy(Box::new(name.id)).into()),
+                Claimed::Gone => {}
+                Claimed::Yes(_claim) => {
+                    tracing::warn!(attachment = %name.id, "removing what an earlier sandbox of the same pod left behind");
+                    teardown::remove(store, netlink, &name)?;
+                }
+            }
+            reserve(store, netlink, draft, node, config)
+        }
         other => Ok(other?),
     }
+}
+
+/// Whether a record is of the same pod in another container.
+fn is_earlier_sandbox(holder: &Record, draft: &Record) -> bool {
+    let uid = |record: &Record| record.pod.as_ref().map(|pod| pod.uid.clone()).filter(|uid| !uid.is_empty());
+    uid(holder).is_some() && uid(holder) == uid(draft) && holder.id.container != draft.id.container
 }
 
 /// Makes everything that the record announces, and declares it ready.
@@ -173,6 +193,8 @@ pub(crate) fn endpoint(record: &Record) -> Endpoint {
         mtu: record.mtu,
         mac: record.mac,
         host_mac: record.host_mac,
+        // What the pod receives waits there.
+        flags: if record.bandwidth.ingress.is_some() { Endpoint::NO_PEER } else { 0 },
         ..Endpoint::default()
     }
 }

@@ -4,6 +4,7 @@
 //! takes four such batches. The plugin is a short-lived process that does one thing after the other, so the socket
 //! blocks and there is no runtime. A request that fails does not stop those behind it: callers undo the whole.
 
+mod queue;
 mod request;
 
 use std::io;
@@ -21,6 +22,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use podnet_common::addr::{IfIndex, Mac};
 use thiserror::Error;
 
+pub use queue::Bucket;
 pub use request::{Op, Scope};
 
 /// Why a request failed.
@@ -190,6 +192,12 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(|a| if let Answer::Route(r) = a { Some(r) } else { None }).collect())
     }
 
+    /// The queues that podnet has made, with their rates in bytes a second and limits in bytes.
+    pub fn queues(&mut self) -> Result<Vec<(IfIndex, u64, u32)>, NetlinkError> {
+        let answers = self.dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
+        Ok(answers.into_iter().filter_map(|a| if let Answer::Queue(queue) = a { Some(queue) } else { None }).collect())
+    }
+
     /// The ids of the BPF programs that are filters of a link: at `parent`, one end of its clsact qdisc (`TC_H_MAKE(TC_H_CLSACT,
     /// TC_H_MIN_INGRESS)` or the same with `EGRESS`, linux/pkt_sched.h). None where there is no such qdisc or link.
     pub fn filters(&mut self, index: IfIndex, parent: u32) -> Result<Vec<u32>, NetlinkError> {
@@ -264,6 +272,8 @@ pub enum Answer {
     Route(Route),
     /// A neighbour that never expires.
     Neighbour(IfIndex, IpAddr, Mac),
+    /// A queue that podnet has made: its link, rate and limit.
+    Queue((IfIndex, u64, u32)),
     /// The id of the BPF program that a traffic filter runs.
     Filter(u32),
 }
@@ -294,6 +304,7 @@ impl Answer {
             }
             RouteNetlinkMessage::NewRoute(m) => route(m).map(Self::Route),
             RouteNetlinkMessage::NewNeighbour(m) => permanent_neighbour(m),
+            RouteNetlinkMessage::NewQueueDiscipline(m) => queue::told(&m).map(Self::Queue),
             RouteNetlinkMessage::NewTrafficFilter(m) => filter_program(&m).map(Self::Filter),
             _ => None,
         }

@@ -39,7 +39,7 @@ pub struct Op {
 }
 
 impl Op {
-    fn new(what: String, message: RouteNetlinkMessage, flags: u16) -> Self {
+    pub(super) fn new(what: String, message: RouteNetlinkMessage, flags: u16) -> Self {
         Self { what, message, flags, tolerated: &[] }
     }
 

@@ -144,6 +144,7 @@ impl Repair<'_> {
             boot_id: self.store.boot_id().to_owned(),
             pod: None,
             port_mappings: Vec::new(),
+            bandwidth: Default::default(),
         })
     }
 

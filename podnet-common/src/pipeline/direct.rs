@@ -9,7 +9,7 @@ use crate::{
 use super::{
     Place, Stage, Tables, Verdict, checks,
     family::{Family, Parsed, Piece, V4, V6, parse},
-    frontend,
+    flow, frontend,
     hot::{HEADERS, fits},
 };
 
@@ -208,7 +208,7 @@ fn forget_answered<T: Tables>(t: &T, tuple: &Tuple) {
 /// Straight into a pod of this node, past the stack.
 #[inline(always)]
 fn into_pod<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, v: &Parsed<F>, endpoint: &Endpoint) -> Option<Verdict> {
-    if endpoint.flags & Endpoint::NO_PEER != 0 || !fits::<F, P>(p, v, endpoint.mtu) {
+    if !fits::<F, P>(p, v, endpoint.mtu) {
         t.count(Counter::ToStack);
         return Some(Verdict::Pass);
     }
@@ -216,7 +216,7 @@ fn into_pod<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, v: &Parsed<F>, en
     F::decrement_ttl(&mut header);
     F::write(p, &header, false, false)?;
     p.store(0, &[endpoint.mac, endpoint.host_mac])?;
-    Some(Verdict::Forward(Out::Pod, endpoint.ifindex))
+    Some(Verdict::Forward(flow::into_pod(endpoint.flags), endpoint.ifindex))
 }
 
 /// Through the tunnel, to another node or a pod there.

@@ -267,9 +267,7 @@ pub(super) fn find_way<T: Tables>(t: &T, from: IfIndex, client: &Addr, entry: &m
     entry.out_ifindex = IfIndex(0);
     entry.out_mtu = u16::MAX;
     if let Some(Endpoint { ifindex, mtu, mac, host_mac, flags, .. }) = t.endpoint(&entry.dst) {
-        if flags & Endpoint::NO_PEER == 0 {
-            go(entry, Out::Pod, *ifindex, *mtu, macs(*mac, *host_mac));
-        }
+        go(entry, into_pod(*flags), *ifindex, *mtu, macs(*mac, *host_mac));
         return Addr::NONE;
     }
     let network = t.network(&entry.dst);
@@ -303,6 +301,12 @@ pub(super) fn find_way<T: Tables>(t: &T, from: IfIndex, client: &Addr, entry: &m
     };
     go(entry, out, route.ifindex, route.mtu, route.macs);
     route.src
+}
+
+/// The way into a pod whose entry in `endpoints` has these flags.
+#[inline(always)]
+pub(super) fn into_pod(flags: u32) -> Out {
+    if flags & Endpoint::NO_PEER == 0 { Out::Pod } else { Out::Queue }
 }
 
 /// Whether an entry's packets leave with the address of a pod of this node, which sends them.

@@ -225,7 +225,11 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
 /// Whether packets leave that way with the MACs of their entry. `out` is an [`Out`] as a number.
 #[inline(always)]
 pub(super) fn has_macs(out: u8) -> bool {
-    const WAYS: u32 = 1 << Out::Pod as u32 | 1 << Out::Host as u32 | 1 << Out::Link as u32 | 1 << Out::Tunnel as u32;
+    const WAYS: u32 = 1 << Out::Pod as u32
+        | 1 << Out::Host as u32
+        | 1 << Out::Link as u32
+        | 1 << Out::Tunnel as u32
+        | 1 << Out::Queue as u32;
     WAYS >> (out & 31) & 1 != 0
 }
 
@@ -239,6 +243,7 @@ pub(super) fn depart(out: u8, to: IfIndex) -> Verdict {
         o if o == Out::Link as u8 => Verdict::Forward(Out::Link, to),
         o if o == Out::Via as u8 => Verdict::Forward(Out::Via, to),
         o if o == Out::Tunnel as u8 => Verdict::Forward(Out::Tunnel, to),
+        o if o == Out::Queue as u8 => Verdict::Forward(Out::Queue, to),
         _ => Verdict::Pass,
     }
 }

@@ -191,7 +191,7 @@ impl Flow {
     /// How the client's packets leave; none while only the other half is there.
     pub(super) fn way(&self) -> Option<&'static str> {
         /// By their numbers.
-        const WAYS: [(Out, &str); 7] = [
+        const WAYS: [(Out, &str); 8] = [
             (Out::Stack, "stack"),
             (Out::Pod, "pod"),
             (Out::Uplink, "uplink"),
@@ -199,6 +199,7 @@ impl Flow {
             (Out::Link, "link"),
             (Out::Via, "via"),
             (Out::Tunnel, "tunnel"),
+            (Out::Queue, "queue"),
         ];
         let way = WAYS.iter().find(|(out, _)| *out as u8 == self.entry.out)?;
         self.own_half.then_some(way.1)

@@ -115,6 +115,7 @@ mod tests {
             boot_id: store.boot_id().into(),
             pod: Some(PodRef { namespace: "shop".into(), name: "web".into(), uid: String::new() }),
             port_mappings,
+            bandwidth: Default::default(),
         }
     }
 

@@ -274,7 +274,7 @@ enum Fate {
 
 fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node) -> Fate {
     let unknown = |ifindex: IfIndex| (!pods.host_ends.contains(&ifindex)).then_some(ifindex);
-    let into = (entry.out == Out::Pod as u8).then_some(entry.out_ifindex).and_then(unknown);
+    let into = ([Out::Pod as u8, Out::Queue as u8].contains(&entry.out)).then_some(entry.out_ifindex).and_then(unknown);
     // By another interface nothing comes in from these addresses.
     let of_pod = entry.flags & CtEntry::REPLY == 0 && node.pods.iter().any(|range| range.contains(&tuple.src));
     let came_in = entry.in_ifindex.0 != 0 && i32::try_from(entry.in_ifindex.0).is_ok();

@@ -87,7 +87,7 @@ pub fn put_way(world: &World, o: &Outcome<'_>, packet: &View<'_>, next: &Addr, e
     let len = o.input.len() - 14;
     let way = match out {
         Out::Stack => panic!("{o}that is no forwarding"),
-        Out::Pod => {
+        Out::Pod | Out::Queue => {
             let Some(pod) = tables.endpoint(next) else { panic!("{o}there is no such pod") };
             (pod.ifindex, pod.mtu as usize, macs(pod.mac, pod.host_mac))
         }

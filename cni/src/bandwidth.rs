@@ -1,0 +1,102 @@
+//! How fast a pod may receive and send: the capability `bandwidth`, in the units of the plugin of that name.
+//!
+//! What the pod receives waits in the queue of the host end, what it sends in that of its own end, so senders are slowed
+//! down rather than cut off, wherever the other side is.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CniError, Code};
+use crate::netlink::Bucket;
+
+/// A rate and how much may exceed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Bits a second.
+    pub rate: u64,
+    /// Bits that may come at once after a pause.
+    pub burst: u64,
+}
+
+/// Limits of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Of what it receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Limit>,
+    /// Of what it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Limit>,
+}
+
+/// Runtimes that are told no burst write the largest number they know, 2^31 - 1 bits or more: with the annotations of
+/// Kubernetes, which have none, the first half gigabyte would be free.
+const UNSAID: u64 = i32::MAX as u64;
+/// The largest burst in bits that fits into what the kernel is told.
+const BURST_MAX: u64 = 8 * u32::MAX as u64;
+
+impl Limit {
+    /// From what a runtime gives. Zeros are no limit.
+    pub(crate) fn parse(direction: &str, rate: i64, burst: i64) -> Result<Option<Self>, CniError> {
+        let invalid = |what: &str| {
+            let msg = format!("runtimeConfig.bandwidth: {direction}Rate {rate} and {direction}Burst {burst}: {what}");
+            Err(CniError::new(Code::InvalidConfig, msg))
+        };
+        let (Ok(rate), Ok(burst)) = (u64::try_from(rate), u64::try_from(burst)) else {
+            return invalid("neither may be negative");
+        };
+        match (rate, burst) {
+            (0, 0) => Ok(None),
+            (0, _) => invalid("a burst needs a rate"),
+            (_, 0) => invalid("a rate needs a burst"),
+            (1..8, _) => invalid("less than a byte a second"),
+            _ => Ok(Some(Self { rate, burst })),
+        }
+    }
+
+    /// The bucket for packets of this MTU.
+    pub fn bucket(&self, mtu: u32) -> Bucket {
+        /// Ethernet's header and a VLAN's tag.
+        const FRAME: u64 = 18;
+        /// What a kernel sends of a connection at once.
+        const SEGMENTS: u64 = 64 << 10;
+        let rate = self.rate / 8;
+        // Else 50 ms' worth, and so much that small rates are reached.
+        let burst =
+            if self.burst < UNSAID { self.burst.min(BURST_MAX) / 8 } else { (rate / 20).clamp(16 << 10, 4 << 20) };
+        // A packet that doesn't fit would never be sent.
+        let burst = burst.max(u64::from(mtu) + FRAME);
+        // What waits is 25 ms' worth, as with the plugin `bandwidth`; but whole segments have to find room.
+        let limit = burst + (rate / 40).max(2 * SEGMENTS);
+        let fit = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Bucket { rate, burst: fit(burst), limit: fit(limit) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runtimes_give() {
+        let parse = |rate, burst| Limit::parse("ingress", rate, burst);
+        assert_eq!(parse(0, 0).unwrap(), None);
+        assert_eq!(parse(10_000_000, 80_000).unwrap(), Some(Limit { rate: 10_000_000, burst: 80_000 }));
+        for (rate, burst) in [(-1, 1), (1, -1), (0, 5), (5, 0), (7, 80_000)] {
+            let error = parse(rate, burst).unwrap_err();
+            assert!(error.code == Code::InvalidConfig && error.msg.contains("ingressRate"), "{}", error.msg);
+        }
+    }
+
+    #[test]
+    fn buckets() {
+        let bucket = |rate: u64, burst: u64| Limit { rate, burst }.bucket(1500);
+        assert_eq!(bucket(8_000_000, 800_000).burst, 100_000);
+        assert_eq!(bucket(8_000_000, 8).burst, 1518, "a packet fits");
+        for unsaid in [u64::from(u32::MAX), UNSAID, u64::MAX] {
+            assert_eq!(bucket(80_000_000, unsaid), Bucket { rate: 10_000_000, burst: 500_000, limit: 750_000 });
+            assert_eq!(bucket(1_000_000, unsaid).burst, 16 << 10);
+        }
+        let widest = bucket(u64::MAX, 1 << 30);
+        assert_eq!((widest.rate, widest.limit), (u64::MAX / 8, u32::MAX));
+    }
+}
