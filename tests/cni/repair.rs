@@ -140,6 +140,26 @@ fn records_of_another_namespace_are_not_judged() {
     node.check(&pod, &result).silent();
 }
 
+/// A node in a container that was started again: the boot is the same, its network namespace is another, its pods are gone.
+#[test]
+fn records_of_a_namespace_that_is_gone_go_with_its_pods() {
+    let node = Node::new();
+    let (gone, lives) = (Pod::new(), Pod::new());
+    for pod in [&gone, &lives] {
+        node.add(pod);
+        let path = node.record(pod);
+        let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        record["hostNetns"] = 1.into();
+        if pod.id == gone.id {
+            record["netns"] = "/run/netns/there-is-none-of-this-name".into();
+        }
+        fs::write(&path, record.to_string()).unwrap();
+    }
+    let report = repaired(&node, None);
+    assert_eq!(report.removed.iter().map(|n| n.id.container.as_str()).collect::<Vec<_>>(), [&gone.id], "{report:?}");
+    node.assert_only(&[&lives]);
+}
+
 #[test]
 fn a_new_datapath_gets_the_pods_of_the_old_one() {
     with_private_mounts(|| {

@@ -79,7 +79,7 @@ impl super::Daemon {
         let mut problems: BTreeSet<String> = self.node.problems.iter().cloned().collect();
         problems.extend(self.servers.problems());
         problems.extend(self.listener.problem());
-        problems.extend(self.links.problems(Instant::now()));
+        problems.extend(self.pod_problems());
         for uplink in &self.node.hooks {
             let failed =
                 |hook: Hook, error: &String| format!("{} is not attached to {}: {error}", hook.name(), uplink.name);

@@ -26,22 +26,24 @@ mod report;
 use std::{
     collections::BTreeSet,
     io,
+    net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
+use ipnetwork::IpNetwork;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podnet_cni::{
     call_log::CallLog,
     datapath::PinDir,
     node_info::NodeInfo,
-    repair::{self, Keep},
+    record::Record,
+    repair::{self, Keep, Subject},
     store::Store,
     text::chain,
 };
 use podnet_common::layout::capacity;
 use tokio::{
-    io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     task::{JoinHandle, spawn_blocking},
     time::{MissedTickBehavior, interval, interval_at, sleep_until},
@@ -122,7 +124,7 @@ struct Daemon {
     host: Host,
     watcher: Watcher,
     store: Store,
-    attachments: AsyncFd<Attachments>,
+    attachments: Attachments,
     node: node::Status,
     known_macs: KnownMacs,
     in_use: InUse,
@@ -195,7 +197,7 @@ impl Daemon {
         Ok(Self {
             source,
             api_servers,
-            attachments: watch(attachments).context("cannot wait for attachments")?,
+            attachments,
             watcher,
             host,
             datapath,
@@ -279,15 +281,15 @@ impl Daemon {
                 () = self.api_servers.changed() => self.node_due = Some(Instant::now()),
                 change = self.watcher.changed() => self.network_changed(change),
                 () = links => self.mend(),
-                ready = self.attachments.readable() => {
-                    ready.context("cannot wait for attachments")?.clear_ready();
-                    self.attachments_changed();
-                }
+                () = self.attachments.changed() => self.attachments_changed(),
                 _ = clock.tick() => {
                     if let Err(error) = self.datapath.advance_clock() {
                         warn!("{error}");
                     }
                     self.keep_lock()?;
+                    if self.attachments.look() {
+                        self.attachments_changed();
+                    }
                     self.tell_health();
                     self.listener.retry();
                     self.calls.take().iter().for_each(|call| self.metrics.calls.observe(call));
@@ -479,6 +481,12 @@ impl Daemon {
         let Some(wanted) = self.config.install.as_ref().filter(|_| self.node.takes_pods) else { return };
         self.not_installed = match install::install(&self.config, wanted) {
             Ok(None) => None,
+            Ok(Some(other)) if install::chains(&other, "bandwidth") => Some(format!(
+                "{} chains the plugin `bandwidth` behind podnet-cni, where its limits of what pods send can't be made (\"file \
+                 exists\") and those of what they receive don't hold between pods: remove it, and give podnet-cni the \
+                 capability `bandwidth`",
+                other.display()
+            )),
             Ok(Some(other)) => Some(format!(
                 "the container runtime takes {} and not podnet's list, which comes after it: remove that file",
                 other.display()
@@ -497,7 +505,6 @@ impl Daemon {
 
     /// The plugin has added or removed a pod.
     fn attachments_changed(&mut self) {
-        self.attachments.get_ref().drain();
         if let Err(error) = self.records.refresh(&self.store) {
             warn!("{error}; pods and their host ports are as before");
         }
@@ -606,6 +613,23 @@ impl Daemon {
         self.sweep();
     }
 
+    /// What is wrong with pods' links, records and addresses.
+    fn pod_problems(&self) -> Vec<String> {
+        let own = self.control.nodes().get(&self.config.node);
+        let cidrs: &[IpNetwork] = own.map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
+        let outside = |record: &Record| {
+            let family = |ip: &IpAddr| cidrs.iter().any(|cidr| cidr.is_ipv4() == ip.is_ipv4());
+            let ip = record.ips.iter().find(|ip| family(ip) && !cidrs.iter().any(|cidr| cidr.contains(**ip)))?;
+            Some(format!(
+                "{} has the address {ip}, which is in none of this node's pod CIDRs: these have changed, and other nodes \
+                 have no way there; delete the pod",
+                Subject::of(record)
+            ))
+        };
+        let outsiders = self.records.iter().filter_map(outside);
+        self.links.problems(Instant::now()).into_iter().chain(self.attachments.problem()).chain(outsiders).collect()
+    }
+
     fn write_report(&mut self) {
         let (source, control) = (self.source.status(), self.control.status());
         let servers = self.servers.problems().into_iter().chain(self.listener.problem()).collect();
@@ -618,7 +642,7 @@ impl Daemon {
             drops: self.drops.seen(),
             servers,
             repairs: self.links.status(),
-            links: self.links.problems(Instant::now()),
+            links: self.pod_problems(),
         };
         let (warnings, written) = self.report.write(&self.config, now);
         self.metrics.state(&control, source.mistakes.len(), warnings);

@@ -1,5 +1,6 @@
 //! Pods' links and records that were put right.
 
+use podnet_cni::repair::KINDS;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
@@ -22,6 +23,7 @@ impl LinkMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         let help = "What was missing at pods' links and was put back, by what it was";
         registry.register("link_repairs", help, self.repairs.clone());
+        KINDS.into_iter().for_each(|part| drop(self.repairs.get_or_create(&OfPart { part })));
         let help = "Pods' records that were damaged or removed, and were written again";
         registry.register("records_rewritten", help, self.records.clone());
     }
