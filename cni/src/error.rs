@@ -2,7 +2,7 @@
 //!
 //! Every module has its own error type; here each gets its code. What the codes mean is in `docs/cni.md`.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use serde::Serialize;
 
@@ -107,11 +107,17 @@ impl CniError {
 
 /// What to do about a file of stateDir that can't be read or written.
 fn io_advice(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => "make room on the file system of stateDir: bytes (df) or inodes (df -i)",
-        Some(libc::EROFS) => "the file system of stateDir is read-only: mount it for writing, or set another stateDir",
-        Some(libc::EACCES | libc::EPERM) => "see that stateDir is writable",
-        Some(libc::EMFILE | libc::ENFILE) => "too many files are open: raise the limit, or try again later",
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "the file system of stateDir is full: make room, of bytes (df) or inodes (df -i)"
+        }
+        ErrorKind::ReadOnlyFilesystem => {
+            "the file system of stateDir is read-only: mount it for writing, or set another stateDir"
+        }
+        ErrorKind::PermissionDenied => "see that stateDir is writable",
+        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            "too many files are open: raise the limit, or try again later"
+        }
         _ => "",
     }
 }

@@ -304,6 +304,23 @@ pub enum Out {
     Queue = 7,
 }
 
+impl Out {
+    /// The way with a number; up the stack where none has it.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Pod,
+            2 => Self::Uplink,
+            3 => Self::Host,
+            4 => Self::Link,
+            5 => Self::Via,
+            6 => Self::Tunnel,
+            7 => Self::Queue,
+            _ => Self::Stack,
+        }
+    }
+}
+
 impl CtEntry {
     /// This half rewrites replies; its counterpart belongs to the client's direction.
     pub const REPLY: u8 = 1;

@@ -236,15 +236,9 @@ pub(super) fn has_macs(out: u8) -> bool {
 /// The verdict for a packet that is ready to leave. `out` is an [`Out`] as a number.
 #[inline(always)]
 pub(super) fn depart(out: u8, to: IfIndex) -> Verdict {
-    match out {
-        o if o == Out::Pod as u8 => Verdict::Forward(Out::Pod, to),
-        o if o == Out::Uplink as u8 => Verdict::Forward(Out::Uplink, to),
-        o if o == Out::Host as u8 => Verdict::Forward(Out::Host, to),
-        o if o == Out::Link as u8 => Verdict::Forward(Out::Link, to),
-        o if o == Out::Via as u8 => Verdict::Forward(Out::Via, to),
-        o if o == Out::Tunnel as u8 => Verdict::Forward(Out::Tunnel, to),
-        o if o == Out::Queue as u8 => Verdict::Forward(Out::Queue, to),
-        _ => Verdict::Pass,
+    match Out::from_number(out) {
+        Out::Stack => Verdict::Pass,
+        out => Verdict::Forward(out, to),
     }
 }
 

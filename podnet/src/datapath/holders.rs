@@ -91,17 +91,17 @@ impl Hurry {
         self.all || outside || self.places.contains_key(&place)
     }
 
-    /// What there is hurry with, now that this is held. Nobody minds a sixteenth of the table, nor anything while seven
-    /// eighths of it are free, nor that half of it is held by all clients outside.
+    /// What there is hurry with, now that this is held. Nobody minds a quarter of the table, nor anything while half of it
+    /// is free, nor that half of it is held by all clients outside.
     pub(super) fn after(&self, held: &Held, capacity: u32) -> Self {
         let all = held.of(ALL);
         let too_much = |place: u32| {
             let most = match place {
                 ALL => return false,
                 OUTSIDE => capacity / 2,
-                _ => capacity / 16,
+                _ => capacity / 4,
             };
-            held.of(place) > most && all > capacity / 8
+            held.of(place) > most && all > capacity / 2
         };
         let remembered = self.places.iter().filter_map(|(place, left)| Some((*place, left.checked_sub(1)?)));
         let found = held.0.keys().filter(|place| too_much(**place)).map(|place| (*place, SWEEPS));
@@ -131,12 +131,12 @@ mod tests {
     fn who_holds_a_lot_is_waited_for_less_while_there_is_little_left() {
         let (client, other) = (holders::of_client(&Addr::v4(1)), holders::of_client(&Addr::v4(2)));
         let cases: [(&[(u32, u32)], u32, bool); 8] = [
-            (&[(POD, 101), (client, 100)], POD, true),
-            (&[(POD, 101), (client, 100)], client, false),
-            (&[(POD, 100), (8, 100), (9, 100)], POD, false),
-            (&[(POD, 101), (8, 99)], POD, false),
-            (&[(client, 101), (other, 100)], client, true),
-            (&[(client, 101), (other, 100)], other, false),
+            (&[(POD, 401), (client, 400)], POD, true),
+            (&[(POD, 401), (client, 400)], client, false),
+            (&[(POD, 400), (8, 400), (9, 400)], POD, false),
+            (&[(POD, 401), (8, 399)], POD, false),
+            (&[(client, 401), (8, 400)], client, true),
+            (&[(client, 401), (8, 400)], other, false),
             (&[(client, 90), (other, 711)], client, true),
             (&[(client, 90), (other, 710)], client, false),
         ];

@@ -155,7 +155,7 @@ impl Opened {
         if !same {
             load_programs(&mut ebpf, &pins)?;
         }
-        for hook in Hook::ALL {
+        for hook in hooks(&ebpf) {
             pin_dispatcher(&mut ebpf, &pins, hook)?;
         }
         let next = if adopted { 1 - current.min(1) } else { 0 };
@@ -191,9 +191,14 @@ fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>, LoadError> {
     Ok(ids)
 }
 
+/// The hooks that an object has programs for: one of another version may be without some.
+fn hooks(ebpf: &Ebpf) -> Vec<Hook> {
+    Hook::ALL.into_iter().filter(|hook| ebpf.program(hook.name()).is_some()).collect()
+}
+
 /// Puts the programs into the slots of a generation.
 fn fill(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
-    for hook in Hook::ALL {
+    for hook in hooks(ebpf) {
         for (slot, name) in stages(hook) {
             if name != first(hook) && ebpf.program(&name).is_none() {
                 continue;
