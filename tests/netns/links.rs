@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Node, Pod, eventually};
-use podnet_tests::traffic::Family;
-use serde_json::Value;
+use podnet_tests::traffic::{Family, Transport};
+use serde_json::{Value, json};
 
 /// Far less than the half minute after which the daemon looks at everything.
 const SOON: Duration = Duration::from_secs(10);
@@ -27,6 +27,7 @@ fn links() -> Result<()> {
         a_renamed_link_is_its_pods_and_goes_with_it,
         records_that_are_removed_are_written_again,
         damaged_records_take_no_pod_down,
+        a_directory_of_records_that_is_another_is_watched_like_the_first,
     )
 }
 
@@ -172,4 +173,36 @@ fn damaged_records_take_no_pod_down(site: &Site) -> Result<()> {
     ensure!(pods.iter().all(|pod| pod.ips.iter().all(|ip| !next.ips.contains(ip))), "{:?}", next.ips);
     next.delete()?;
     pods.into_iter().try_for_each(Pod::delete)
+}
+
+fn a_directory_of_records_that_is_another_is_watched_like_the_first(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let directory = node.state_dir().join("attachments");
+    let files = || -> Result<usize> { Ok(fs::read_dir(&directory)?.count()) };
+    let pods = files()?;
+    for (number, replace) in [
+        (0u16, &(|| Ok(fs::rename(&directory, directory.with_extension("aside"))?)) as &dyn Fn() -> Result<()>),
+        (1, &|| Ok(fs::remove_dir_all(&directory)?)),
+        (2, &|| {
+            fs::remove_dir_all(&directory)?;
+            Ok(fs::create_dir(&directory)?)
+        }),
+    ] {
+        replace()?;
+        eventually("the records of the pods that live are there again", || {
+            ensure!(files()? == pods, "{} of {pods}", files()?);
+            Ok(())
+        })?;
+        let port = 9000 + number;
+        let config = json!({"portMappings": [{"hostPort": port, "containerPort": 8080, "protocol": "tcp"}]});
+        let mut pod = node.add_pod_with("port", config)?;
+        pod.serve(8080)?;
+        eventually("its host port", || {
+            let answer = site.other.place.ask(Transport::Tcp, (node.ip(Family::V4), port).into())?;
+            ensure!(answer.server == "port", "{} answered", answer.server);
+            Ok(())
+        })?;
+        pod.delete()?;
+    }
+    Ok(())
 }

@@ -72,16 +72,24 @@ impl Attachments {
 
     /// Waits until a record has come or gone, as far as the kernel tells. Nothing is lost when the future is dropped.
     pub(super) async fn changed(&mut self) {
-        let Some(watch) = &self.watch else { return pending().await };
-        match watch.inotify.readable().await {
+        let Some(Watch { inotify, descriptor }) = &self.watch else { return pending().await };
+        let over = match inotify.readable().await {
             Ok(mut ready) => {
-                while watch.inotify.get_ref().0.read_events().is_ok_and(|events| !events.is_empty()) {}
+                let mut over = false;
+                while let Ok(events) = inotify.get_ref().0.read_events() {
+                    // The directory is gone; another may have its inode already.
+                    over |= events.iter().any(|e| e.wd == *descriptor && e.mask.contains(AddWatchFlags::IN_IGNORED));
+                }
                 ready.clear_ready();
+                over
             }
             Err(error) => {
                 warn!("the watch of pods' records has ended: {error}");
-                self.watch = None;
+                true
             }
+        };
+        if over {
+            self.watch = None;
         }
     }
 
@@ -178,7 +186,8 @@ mod tests {
         assert!(noticed(&mut attachments).await);
         fs::remove_dir_all(&directory).unwrap();
         fs::create_dir(&directory).unwrap();
-        attachments.look();
+        // Perhaps with the same inode.
+        assert!(noticed(&mut attachments).await && attachments.look());
         touch("c");
         assert!(noticed(&mut attachments).await);
         assert_eq!(attachments.problem(), None);
