@@ -1,4 +1,5 @@
-//! A directory of manifests: Kubernetes YAML or JSON, several documents a file, watched with inotify.
+//! A directory of manifests: Kubernetes YAML or JSON, several documents a file, watched with inotify, or looked through
+//! every second where the host has none left.
 //!
 //! A file is read when it is complete, that is when its writer closes it or it is renamed into place. What a file says
 //! holds until a later version of it can be read without error; a file that goes takes its objects with it, a moment
@@ -14,6 +15,7 @@
 //! change behind them isn't noticed. Subdirectories and hidden files are ignored.
 
 mod load;
+mod notices;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InotifyEvent, WatchDescriptor};
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -33,6 +35,7 @@ use super::parse::parallel_map;
 use super::{Batch, Change, what_holds};
 use crate::model::{Object, ObjectKey};
 use load::{Load, load};
+use notices::Notices;
 use report::REPORTED;
 pub use report::{BrokenFile, Duplicate, FileError, SourceStatus};
 
@@ -71,7 +74,7 @@ pub enum ManifestError {
 #[derive(Debug)]
 pub struct ManifestSource {
     directory: PathBuf,
-    inotify: Inotify,
+    notices: Notices,
     /// None while the directory is gone.
     watch: Option<Watch>,
     /// When to look at it again, or for it.
@@ -114,7 +117,8 @@ struct File {
 /// A directory that is watched.
 #[derive(Debug)]
 struct Watch {
-    descriptor: WatchDescriptor,
+    /// None where it is looked at only.
+    descriptor: Option<WatchDescriptor>,
     /// Device and inode.
     id: (u64, u64),
 }
@@ -137,12 +141,15 @@ impl ManifestSource {
     /// [`ManifestError::Watch`] if it doesn't exist or can't be watched.
     pub fn open(directory: &Path) -> Result<Self, ManifestError> {
         let error = |source: io::Error| ManifestError::Watch { directory: directory.into(), source };
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(|e| error(e.into()))?;
-        let watch = watch(&inotify, directory).map_err(error)?;
+        let (notices, descriptor) = Notices::open(directory).map_err(error)?;
+        if let Some(problem) = notices.problem() {
+            warn!(directory = %directory.display(), "{problem}");
+        }
+        let watch = Watch { descriptor, id: identity(directory).map_err(error)? };
         let now = Instant::now();
         Ok(Self {
             directory: directory.into(),
-            inotify,
+            notices,
             watch: Some(watch),
             next_look: None,
             error: None,
@@ -249,7 +256,10 @@ impl ManifestSource {
                 "another directory is in its place, without {missing} of the files: they stay for a moment"
             ));
         }
-        (!self.found && !self.rescan).then(|| "it has no manifest yet, not even that of this node".into())
+        if !self.found && !self.rescan {
+            return Some("it has no manifest yet, not even that of this node".into());
+        }
+        self.notices.problem().map(str::to_owned)
     }
 
     /// What has been read.
@@ -297,7 +307,7 @@ impl ManifestSource {
         let mut news = News::default();
         let mut moved_from = BTreeMap::new();
         loop {
-            match self.inotify.read_events() {
+            match self.notices.events() {
                 Ok(events) => events.into_iter().for_each(|event| self.interpret(event, &mut news, &mut moved_from)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return news,
@@ -316,7 +326,7 @@ impl ManifestSource {
             self.rescan = true;
             return;
         }
-        if self.watch.as_ref().is_none_or(|watch| watch.descriptor != event.wd) {
+        if self.watch.as_ref().is_none_or(|watch| watch.descriptor != Some(event.wd)) {
             return;
         }
         if event.mask.intersects(Flags::IN_DELETE_SELF | Flags::IN_MOVE_SELF | Flags::IN_UNMOUNT | Flags::IN_IGNORED) {
@@ -373,8 +383,7 @@ impl ManifestSource {
     /// Ends watching, of what may be gone already.
     fn unwatch(&mut self) {
         if let Some(watch) = self.watch.take() {
-            // After a deletion the kernel has removed the watch itself.
-            let _ = self.inotify.rm_watch(watch.descriptor);
+            self.notices.unwatch(watch.descriptor);
         }
         self.next_look = None;
     }
@@ -387,7 +396,7 @@ impl ManifestSource {
             self.unwatch();
             // What has gone lately has gone with it.
             self.leaving.clear();
-            match there.and_then(|_| watch(&self.inotify, &self.directory)) {
+            match there.and_then(|_| self.begin_watch()) {
                 Ok(watch) => self.begin_anew(watch, now),
                 Err(error) => {
                     let reason = format!("{error}; what was read from it stays until it is back");
@@ -399,7 +408,14 @@ impl ManifestSource {
             }
         }
         self.next_look = Some(now + if self.watch.is_some() { CHECK_INTERVAL } else { LOOK_INTERVAL });
+        self.rescan |= self.notices.look(&self.directory);
         same
+    }
+
+    fn begin_watch(&self) -> io::Result<Watch> {
+        let descriptor = self.notices.watch(&self.directory)?;
+        // If it has been replaced in between, the next look finds that out.
+        Ok(Watch { descriptor, id: identity(&self.directory)? })
     }
 
     /// Another directory is in the place of the one before, or the same again. It may still be being filled.
@@ -562,13 +578,13 @@ impl ManifestSource {
 
 impl AsFd for ManifestSource {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inotify.as_fd()
+        self.notices.as_fd()
     }
 }
 
 impl AsRawFd for ManifestSource {
     fn as_raw_fd(&self) -> RawFd {
-        self.inotify.as_fd().as_raw_fd()
+        self.notices.as_fd().as_raw_fd()
     }
 }
 
@@ -576,24 +592,6 @@ impl AsRawFd for ManifestSource {
 fn identity(directory: &Path) -> io::Result<(u64, u64)> {
     let data = std::fs::metadata(directory)?;
     Ok((data.dev(), data.ino()))
-}
-
-fn watch(inotify: &Inotify, directory: &Path) -> io::Result<Watch> {
-    type Flags = AddWatchFlags;
-    let descriptor = inotify.add_watch(
-        directory,
-        Flags::IN_ONLYDIR
-            | Flags::IN_CREATE
-            | Flags::IN_CLOSE_WRITE
-            | Flags::IN_MOVED_FROM
-            | Flags::IN_MOVED_TO
-            | Flags::IN_DELETE
-            | Flags::IN_ATTRIB
-            | Flags::IN_DELETE_SELF
-            | Flags::IN_MOVE_SELF,
-    )?;
-    // If it has been replaced in between, the next look finds that out.
-    Ok(Watch { descriptor, id: identity(directory)? })
 }
 
 /// Whether a file of this name is read: editors' own files are hidden or have other endings.

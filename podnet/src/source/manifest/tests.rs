@@ -601,3 +601,30 @@ fn a_broken_file_is_read_again_when_its_attributes_change() {
     assert_eq!(bench.poll(), ["n1=1"]);
     assert_eq!(bench.errors(), NONE);
 }
+
+/// As many as the host allows are in use.
+#[test]
+fn without_inotify_the_directory_is_looked_through() {
+    let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
+    bench.source.unwatch();
+    bench.source.notices = Notices::looking(Errno::EMFILE.into()).unwrap();
+    let after_looks = |bench: &mut Bench| {
+        let mut changes = Vec::new();
+        for _ in 0..4 {
+            changes.extend(bench.poll());
+            bench.look_again();
+            bench.wait();
+        }
+        changes
+    };
+    assert_eq!(after_looks(&mut bench), ["n1=1"]);
+    let error = bench.source.error().unwrap();
+    assert!(error.contains("fs.inotify.max_user_instances"), "{error}");
+    bench.write("b.yaml", &node("n2", 2));
+    assert_eq!(after_looks(&mut bench), ["n2=2"]);
+    bench.write("a.yaml", &node("n1", 77));
+    assert_eq!(after_looks(&mut bench), ["n1=77"]);
+    fs::remove_file(bench.path("b.yaml")).unwrap();
+    assert_eq!(after_looks(&mut bench), ["n2 gone"]);
+    assert_eq!(after_looks(&mut bench), NONE);
+}

@@ -1,0 +1,158 @@
+//! What tells of changes in the directory: inotify, or, where the host has none left, a look through it every second.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+
+/// Tells of changes in directories.
+#[derive(Debug)]
+pub(super) enum Notices {
+    /// By the kernel.
+    Inotify(Inotify),
+    /// By looking.
+    Looks(Looks),
+}
+
+impl Notices {
+    /// Begins with a directory. Returns its watch too.
+    ///
+    /// # Errors
+    /// The directory isn't there, or can't be watched for another reason than that the host allows no more of that.
+    pub(super) fn open(directory: &Path) -> io::Result<(Self, Option<WatchDescriptor>)> {
+        let opened = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(io::Error::from);
+        let notices = match opened {
+            Ok(inotify) => Self::Inotify(inotify),
+            Err(error) => Self::looking(error)?,
+        };
+        match notices.watch(directory) {
+            Ok(descriptor) => Ok((notices, descriptor)),
+            Err(error) => {
+                let notices = Self::looking(error)?;
+                let descriptor = notices.watch(directory)?;
+                Ok((notices, descriptor))
+            }
+        }
+    }
+
+    /// Looks instead, if inotify is refused since it is used up.
+    pub(super) fn looking(error: io::Error) -> io::Result<Self> {
+        let setting = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE) => "fs.inotify.max_user_instances",
+            Some(Errno::ENOSPC) => "fs.inotify.max_user_watches",
+            _ => return Err(error),
+        };
+        let problem = format!(
+            "the host allows no more inotify ({error}): the directory is looked through every second instead; raise its \
+             setting {setting} and restart podnet"
+        );
+        let (reader, writer) = io::pipe()?;
+        Ok(Self::Looks(Looks { never: (reader, writer), problem, seen: None, read: None }))
+    }
+
+    /// Watches a directory.
+    pub(super) fn watch(&self, directory: &Path) -> io::Result<Option<WatchDescriptor>> {
+        type Flags = AddWatchFlags;
+        let Self::Inotify(inotify) = self else { return directory.read_dir().map(|_| None) };
+        let descriptor = inotify.add_watch(
+            directory,
+            Flags::IN_ONLYDIR
+                | Flags::IN_CREATE
+                | Flags::IN_CLOSE_WRITE
+                | Flags::IN_MOVED_FROM
+                | Flags::IN_MOVED_TO
+                | Flags::IN_DELETE
+                | Flags::IN_ATTRIB
+                | Flags::IN_DELETE_SELF
+                | Flags::IN_MOVE_SELF,
+        )?;
+        Ok(Some(descriptor))
+    }
+
+    /// Ends watching, of what may be gone already.
+    pub(super) fn unwatch(&self, descriptor: Option<WatchDescriptor>) {
+        if let (Self::Inotify(inotify), Some(descriptor)) = (self, descriptor) {
+            // After a deletion the kernel has removed the watch itself.
+            let _ = inotify.rm_watch(descriptor);
+        }
+    }
+
+    /// Events that are there.
+    pub(super) fn events(&self) -> Result<Vec<InotifyEvent>, Errno> {
+        match self {
+            Self::Inotify(inotify) => inotify.read_events(),
+            Self::Looks(_) => Err(Errno::EAGAIN),
+        }
+    }
+
+    /// Whether a look shows that the directory is to be read again.
+    pub(super) fn look(&mut self, directory: &Path) -> bool {
+        match self {
+            Self::Inotify(_) => false,
+            Self::Looks(looks) => looks.look(directory),
+        }
+    }
+
+    /// Why changes are noticed late.
+    pub(super) fn problem(&self) -> Option<&str> {
+        match self {
+            Self::Inotify(_) => None,
+            Self::Looks(looks) => Some(&looks.problem),
+        }
+    }
+}
+
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Inotify(inotify) => inotify.as_fd(),
+            Self::Looks(looks) => looks.never.0.as_fd(),
+        }
+    }
+}
+
+/// Device, inode, size and time of the last change of each file.
+type Listing = BTreeMap<OsString, (u64, u64, u64, i64, i64)>;
+
+/// Looks through a directory.
+#[derive(Debug)]
+pub(super) struct Looks {
+    /// A pipe whose other end never writes, in the place of a descriptor that has news.
+    never: (PipeReader, PipeWriter),
+    problem: String,
+    /// What the last look has found.
+    seen: Option<Listing>,
+    /// What was found when the directory was read last.
+    read: Option<Listing>,
+}
+
+impl Looks {
+    /// Whether the directory has changed, and hasn't since the last look: no file is being written.
+    fn look(&mut self, directory: &Path) -> bool {
+        // That it can't be read shows elsewhere.
+        let now = list(directory).ok();
+        let settled = now == self.seen && now != self.read;
+        if settled {
+            self.read.clone_from(&now);
+        }
+        self.seen = now;
+        settled
+    }
+}
+
+fn list(directory: &Path) -> io::Result<Listing> {
+    let mut listing = Listing::new();
+    for entry in directory.read_dir()? {
+        let entry = entry?;
+        // Behind links too. What has gone meanwhile is as if it had not been there.
+        if let Ok(data) = entry.path().metadata() {
+            listing.insert(entry.file_name(), (data.dev(), data.ino(), data.size(), data.mtime(), data.mtime_nsec()));
+        }
+    }
+    Ok(listing)
+}
