@@ -176,7 +176,8 @@ fn state<At: Place>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
     if seen.tcp_flags & Tcp::RST != 0 {
         // From outside it may be anybody's guess, in which the other side doesn't believe (RFC 5961, section 3.2): it will
         // be seen whether they go on. Nothing is lost while they haven't begun.
-        let doubtful = At::HOOK as u32 == Hook::FromUplink as u32 && !(entry.opening() && !entry.closed());
+        let outside = At::HOOK as u32 == Hook::FromUplink as u32;
+        let doubtful = outside && (entry.closed() || !entry.opening());
         return flags & !CtEntry::OPENING | if doubtful { CtEntry::DOUBTFUL } else { CtEntry::CLOSED };
     }
     if entry.doubtful() {

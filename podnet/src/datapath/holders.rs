@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn who_holds_a_lot_is_waited_for_less_while_there_is_little_left() {
         let (client, other) = (holders::of_client(&Addr::v4(1)), holders::of_client(&Addr::v4(2)));
-        let cases: [(&[(u32, u32)], u32, bool); 8] = [
+        type Holders<'a> = &'a [(u32, u32)];
+        let cases: [(Holders<'_>, u32, bool); 8] = [
             (&[(POD, 401), (client, 400)], POD, true),
             (&[(POD, 401), (client, 400)], client, false),
             (&[(POD, 400), (8, 400), (9, 400)], POD, false),
