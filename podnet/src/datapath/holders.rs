@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn it_is_remembered_until_the_last_flow_has_gone() {
-        let much = held(&[(POD, 800)]);
+        let much = held(&[(POD, 900)]);
         let mut hurry = Hurry::default().after(&much, 1600);
         for _ in 1..SWEEPS {
             hurry = hurry.after(&held(&[(POD, 1)]), 1600);
