@@ -11,7 +11,7 @@
 //! Of a flow whose way is stale the client's half goes first, so that the client's next packet begins anew, and the
 //! backend's a second later, so that an answer that is on its way is still translated.
 //!
-//! A sweep also counts anew what everybody holds ([`holders`](super::holders)), by which the programs refuse flows to
+//! A sweep also counts anew what everybody holds (`holders`), by which the programs refuse flows to
 //! those who hold most when the table is scarce, and by which it waits less for theirs.
 
 use std::{

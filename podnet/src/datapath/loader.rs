@@ -55,7 +55,7 @@ pub enum LoadError {
     Program {
         /// Which.
         name: String,
-        /// Why, in a line: see [`kernel::refusal`].
+        /// Why, in a line: see `kernel::refusal`.
         reason: String,
     },
     /// A program that the object should hold.

@@ -47,7 +47,7 @@ pub enum SocketError {
     Program {
         /// Which.
         name: &'static str,
-        /// Why, in a line: see [`kernel::refusal`].
+        /// Why, in a line: see `kernel::refusal`.
         reason: String,
     },
     /// It can't be told where they come from.

@@ -2,7 +2,7 @@
 //! reserved ports, the ports on which the host's processes listen, and those of services at the node's addresses. A
 //! port that both a process and NAT use would send the replies of one to the other.
 //!
-//! Where the ephemeral range leaves too few, podnet reserves a part of it, [`RESERVED`]: the kernel gives these ports to no
+//! Where the ephemeral range leaves too few, podnet reserves a part of it, `RESERVED`: the kernel gives these ports to no
 //! socket any more, and those that sockets still have are left to them.
 
 use std::collections::{BTreeSet, VecDeque};

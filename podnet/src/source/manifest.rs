@@ -8,7 +8,7 @@
 //!
 //! Accidents take nothing away: a directory that goes as a whole, is unmounted or can't be read; a file that becomes empty,
 //! as on a full disk, or something else than a file. After a directory has gone, another in its place counts for what is
-//! in it at once, and for what isn't in it when it has been filled ([`RETURN_DELAY`]). Whether it is another is looked at
+//! in it at once, and for what isn't in it when it has been filled (`RETURN_DELAY`). Whether it is another is looked at
 //! every second, since not all that can happen to a path is an event of the directory.
 //!
 //! Files below `..data`, as kubelet mounts them from a ConfigMap, are followed. Other symbolic links are read, but a

@@ -18,9 +18,9 @@ pub struct SourceStatus {
     pub synced: bool,
     /// How many files there are.
     pub files: usize,
-    /// Those that can't be used as they are now, at most [`REPORTED`].
+    /// Those that can't be used as they are now, at most `REPORTED`.
     pub broken: Vec<BrokenFile>,
-    /// Objects that several files define, at most [`REPORTED`].
+    /// Objects that several files define, at most `REPORTED`.
     pub duplicates: Vec<Duplicate>,
     /// How many there are besides these.
     pub more: usize,
