@@ -52,9 +52,6 @@ fn a_pod_whose_record_is_damaged_or_lost_keeps_its_link_and_gets_a_record() {
             fs::remove_file(&paths[2]).unwrap();
             pipe(&paths[2]);
             fs::write(&paths[3], &whole[..40]).unwrap();
-            // Whatever it is called by now.
-            let end = results[1]["interfaces"][0]["name"].as_str().unwrap();
-            node.netns.ip(&format!("link set {end} name lan1"));
             let report = repaired(node, dir.as_ref());
             assert_eq!(report.rewritten.len(), 4, "{report:?}");
             assert!(report.removed.is_empty() && report.links.is_empty() && report.left_alone.is_empty(), "{report:?}");
