@@ -10,7 +10,6 @@ use std::net::IpAddr;
 use ipnetwork::{IpNetwork, Ipv6Network};
 use podnet_common::addr::{IfIndex, Mac};
 
-use crate::mac;
 use crate::netlink::{Address, Answer, Bucket, Link, Netlink, NetlinkError, Op, Route, Scope};
 use crate::record::Record;
 use crate::wiring::WiringError;
@@ -131,7 +130,7 @@ impl fmt::Display for Part {
         match self {
             Self::Name(name) => write!(f, "the name {name}"),
             Self::Alias(_) => f.write_str("the alias"),
-            Self::Mac(mac) => write!(f, "the MAC {}", mac::format(*mac)),
+            Self::Mac(mac) => write!(f, "the MAC {mac}"),
             Self::Mtu(mtu) => write!(f, "the MTU of {mtu} bytes"),
             Self::Queue(bucket) => write!(f, "the limit of {} bit/s", bucket.rate * 8),
             Self::Up => f.write_str("being up"),

@@ -6,12 +6,6 @@ use std::io::{self, Read as _};
 use podnet_common::addr::Mac;
 use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-/// `02:00:5e:10:00:01`.
-pub fn format(mac: Mac) -> String {
-    let [a, b, c, d, e, f] = mac.0;
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
-}
-
 /// Six bytes in hexadecimal with ':' or '-' between them.
 pub fn parse(text: &str) -> Option<Mac> {
     let mut bytes = [0; 6];
@@ -39,7 +33,7 @@ pub fn random() -> io::Result<Mac> {
 
 /// For `#[serde(with = "crate::mac")]`.
 pub fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format(*mac))
+    serializer.collect_str(mac)
 }
 
 /// For `#[serde(with = "crate::mac")]`.
@@ -55,7 +49,7 @@ mod tests {
     #[test]
     fn text_and_back() {
         let mac = Mac([2, 0, 0x5e, 0x10, 0xff, 1]);
-        assert_eq!(format(mac), "02:00:5e:10:ff:01");
+        assert_eq!(mac.to_string(), "02:00:5e:10:ff:01");
         assert_eq!(parse("02:00:5e:10:ff:01"), Some(mac));
         assert_eq!(parse("2-0-5E-10-FF-1"), Some(mac));
         for bad in ["", "02:00:5e:10:ff", "02:00:5e:10:ff:01:02", "02:00:5e:10:ff:1ff", "02:00:5e:10:ff:+1", "x"] {

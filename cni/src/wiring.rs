@@ -13,7 +13,6 @@ use podnet_common::addr::IfIndex;
 use thiserror::Error;
 
 use crate::host_end;
-use crate::mac;
 use crate::netlink::{Answer, Bucket, Link, Netlink, NetlinkError, Op, Route, Scope, link_local};
 use crate::netns::{NetNs, NetnsError};
 use crate::record::Record;
@@ -223,7 +222,7 @@ pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         }
         // Packets go to the MAC that ADD gave the pod, and none that comes from another is let in.
         if link.mac != record.mac {
-            let (found, given) = (mac::format(link.mac), mac::format(record.mac));
+            let (found, given) = (link.mac.to_string(), record.mac.to_string());
             return mismatch(format!(
                 "{name} has the MAC {found} and was given {given}, which alone works; declare the capability `mac` for \
                  podnet-cni instead of the plugin that has changed it"

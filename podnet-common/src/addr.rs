@@ -3,7 +3,10 @@
 //! An address is always 16 bytes, IPv4 mapped into `::ffff:0:0/96` (RFC 4291, section 2.5.5.2), so that there is
 //! one set of tables for both families.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -150,3 +153,10 @@ pub struct IfIndex(pub u32);
 #[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}

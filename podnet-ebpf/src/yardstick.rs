@@ -14,11 +14,11 @@ use aya_ebpf::{
 };
 use podnet_common::{
     addr::{Addr, Port, Proto},
-    layout::{CtEntry, Tuple, capacity},
+    layout::{CtEntry, Tuple, tables},
 };
 
 #[btf_map]
-static FLOWS: HashMap<Tuple, CtEntry, { capacity::CONNTRACK }> = HashMap::new();
+static FLOWS: HashMap<Tuple, CtEntry, { tables::CONNTRACK.capacity() }> = HashMap::new();
 
 const ETHERNET: usize = 14;
 const TCP: u8 = 6;

@@ -16,7 +16,7 @@ use podnet::reconcile::GRACE;
 use podnet::reconcile::fake::FakeTables;
 use podnet::source::manifest::ManifestSource;
 use podnet_common::addr::Addr;
-use podnet_common::layout::{Affinity, AffinityKey, capacity};
+use podnet_common::layout::{Affinity, AffinityKey, tables};
 
 /// How often each change is measured.
 const ROUNDS: u32 = 50;
@@ -108,7 +108,8 @@ impl Cluster {
     }
 
     fn measure(&self) -> anyhow::Result<()> {
-        let mut tables = FakeTables::new(capacity::FRONTENDS, capacity::SLOTS, capacity::BACKENDS);
+        let mut tables =
+            FakeTables::new(tables::FRONTENDS.capacity(), tables::SLOTS.capacity(), tables::BACKENDS.capacity());
         let mut source = ManifestSource::open(&self.manifests())?;
         let mut control = Control::adopt(&self.config, &tables)?;
         let start = cpu()?;
@@ -239,7 +240,7 @@ impl Cluster {
 /// Fills the table of affinities.
 fn stick_clients(tables: &mut FakeTables) {
     let sticky: Vec<_> = tables.frontends.values().filter(|frontend| frontend.affinity != 0).copied().collect();
-    for (client, frontend) in (0..capacity::AFFINITY as u32).zip(sticky.iter().cycle()) {
+    for (client, frontend) in (0..tables::AFFINITY.capacity() as u32).zip(sticky.iter().cycle()) {
         let backend = tables.backends[tables.slots[frontend.slot_base as usize + 1].0 as usize];
         let key = AffinityKey { client: Addr::v4(client.to_be()), service: frontend.service };
         tables.affinity.insert(key, Affinity { addr: backend.addr, port: backend.port, ..Affinity::default() });

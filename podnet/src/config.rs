@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use ipnetwork::IpNetwork;
 use podnet_cni::files;
-use podnet_common::layout::capacity;
+use podnet_common::layout::tables;
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -257,7 +257,7 @@ fn default_conntrack_max() -> u32 {
     262_144
 }
 fn default_frontends_max() -> u32 {
-    capacity::FRONTENDS as u32
+    tables::FRONTENDS.capacity() as u32
 }
 fn default_bpffs() -> PathBuf {
     "/sys/fs/bpf".into()

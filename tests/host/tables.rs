@@ -19,7 +19,10 @@ use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::addr::{IfIndex, Port, Proto};
-use podnet_common::layout::{Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple, holders};
+use podnet_common::layout::{
+    Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple, holders,
+    tables::{self, Table},
+};
 use podnet_tests::bench::rig::secluded;
 
 /// A case of the golden tests.
@@ -116,8 +119,8 @@ fn they_hold_what_the_tables_in_memory_do() {
 /// The ids of the programs of a generation.
 fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
-    for name in ["programs_tc", "programs_xdp"] {
-        let table: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.frozen_map(name))?).try_into()?;
+    for table in [tables::PROGRAMS_TC, tables::PROGRAMS_XDP] {
+        let table: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.table(table))?).try_into()?;
         let slots = generation * GENERATION_SLOTS..(generation + 1) * GENERATION_SLOTS;
         ids.extend(slots.filter_map(|slot| table.get(&slot, 0).ok()));
     }
@@ -134,21 +137,22 @@ fn programs_stay_unless_the_object_or_a_table_is_another() {
         ensure!(again.generation() == 0 && again.adopted() && programs(pins, 0)? == first, "they are loaded again");
 
         // As if another version had loaded them, or had died doing so.
-        let mut origins: Array<MapData, u64> = Map::Array(MapData::from_pin(pins.map("origins"))?).try_into()?;
+        let mut origins: Array<MapData, u64> =
+            Map::Array(MapData::from_pin(pins.table(tables::ORIGINS))?).try_into()?;
         origins.set(0, origins.get(&0, 0)? ^ 1, 0)?;
         ensure!(start()?.generation() == 1 && programs(pins, 0)? == first, "the old ones end too early");
         let second = programs(pins, 1)?;
         ensure!(second.len() == first.len() && second.iter().all(|id| !first.contains(id)), "{second:?}");
         ensure!(start()?.generation() == 1 && programs(pins, 1)? == second);
 
-        fs::remove_file(pins.map("peers"))?;
+        fs::remove_file(pins.table(tables::PEERS))?;
         ensure!(start()?.generation() == 0, "they would read a table that nobody writes");
         let third = programs(pins, 0)?;
         ensure!(third.len() == first.len() && third.iter().all(|id| !first.contains(id)), "{third:?}");
 
         // As if a version that doesn't know the table had put its own into some slot.
         let mut slots: ProgramArray<MapData> =
-            Map::ProgramArray(MapData::from_pin(pins.frozen_map("programs_tc"))?).try_into()?;
+            Map::ProgramArray(MapData::from_pin(pins.table(tables::PROGRAMS_TC))?).try_into()?;
         slots.clear_index(&0)?;
         ensure!(start()?.generation() == 1, "there is a program too few");
         Ok(())
@@ -183,7 +187,7 @@ fn tables_get_another_size_with_what_they_hold() {
 fn a_flow_that_begins_anew_under_a_sweep_stays() {
     with_tables(|_, pins| {
         let open = || -> Result<HashMap<MapData, Plain<Tuple>, Plain<CtEntry>>> {
-            Ok(Map::HashMap(MapData::from_pin(pins.map("conntrack"))?).try_into()?)
+            Ok(Map::HashMap(MapData::from_pin(pins.table(tables::CONNTRACK))?).try_into()?)
         };
         let mut table = open()?;
         let key = |port| Plain(Tuple { sport: Port::new(port), proto: Proto::UDP, ..Tuple::default() });
@@ -203,11 +207,11 @@ fn a_flow_that_begins_anew_under_a_sweep_stays() {
             }
             Ok(Pods::default())
         };
-        let fd = |name| anyhow::Ok(MapData::from_pin(pins.map(name))?.fd().as_fd().try_clone_to_owned()?);
+        let fd = |table: Table| anyhow::Ok(MapData::from_pin(pins.table(table))?.fd().as_fd().try_clone_to_owned()?);
         let sweep = Sweep {
-            table: fd("conntrack")?,
+            table: fd(tables::CONNTRACK.into())?,
             capacity: 1024,
-            holders: fd("holders")?,
+            holders: fd(tables::HOLDERS.into())?,
             now: Some(now()),
             stale: Stale::new(),
             hurry: Hurry::default(),
@@ -220,7 +224,7 @@ fn a_flow_that_begins_anew_under_a_sweep_stays() {
         ensure!((&left[..], swept.removed, swept.entries) == (&[2, 3], 2, 2), "{left:?}, {swept:?}");
         ensure!(table.get(&key(2), 0)?.0.last_seen == anew.last_seen, "it is the old one");
         // The one that it has kept; the one that has begun meanwhile is counted where it begins.
-        let counted: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.map("holders"))?).try_into()?;
+        let counted: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.table(tables::HOLDERS))?).try_into()?;
         let [all, room] = [holders::ALL, holders::ROOM].map(|place| counted.get(&place, 0));
         ensure!((all?, room?) == (1, 1024), "what is held was counted wrongly");
         Ok(())
@@ -230,7 +234,7 @@ fn a_flow_that_begins_anew_under_a_sweep_stays() {
 #[test]
 fn affinities_end_with_their_backends() {
     with_tables(|datapath, pins| {
-        let table = Map::LruHashMap(MapData::from_pin(pins.map("affinity"))?);
+        let table = Map::LruHashMap(MapData::from_pin(pins.table(tables::AFFINITY))?);
         let mut table: HashMap<MapData, Plain<AffinityKey>, Plain<Affinity>> = table.try_into()?;
         let mut site = Site::new(datapath)?;
         let manifest = fs::read_to_string(case("affinity").join("1.yaml"))?;

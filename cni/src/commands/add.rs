@@ -206,13 +206,13 @@ const EVERYWHERE_V6: Option<Ipv6Network> = Ipv6Network::new_checked(Ipv6Addr::UN
 fn result(record: &Record, config: &Config) -> CniResult {
     let host = Interface {
         name: record.host_ifname.clone(),
-        mac: mac::format(record.host_mac),
+        mac: record.host_mac.to_string(),
         mtu: Some(record.mtu),
         ..Interface::default()
     };
     let pod = Interface {
         name: record.id.ifname.as_str().to_owned(),
-        mac: mac::format(record.mac),
+        mac: record.mac.to_string(),
         mtu: Some(record.mtu),
         sandbox: record.netns.clone(),
         ..Interface::default()

@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapError;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use podnet_common::addr::IfIndex;
-use podnet_common::layout::{FROZEN, Hook, PIN_ROOT, SCHEMA};
+use podnet_common::layout::{
+    FROZEN, Hook, PIN_ROOT, SCHEMA,
+    tables::{Class, Table},
+};
 use thiserror::Error;
 
 pub use tables::{Endpoints, Sandboxes};
@@ -93,19 +96,16 @@ impl PinDir {
         self.frozen().join(hook.name())
     }
 
-    /// A frozen map: `programs_tc`, `programs_xdp`, `generation`, `endpoints`, `sandboxes`, `counters`.
-    pub fn frozen_map(&self, name: &str) -> PathBuf {
-        self.frozen().join(name)
-    }
-
-    /// The directory of the maps of this schema.
+    /// The directory of the tables of this schema.
     pub fn maps(&self) -> PathBuf {
         self.root.join(format!("v{SCHEMA}"))
     }
 
-    /// A map of this schema.
-    pub fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+    /// A table.
+    pub fn table(&self, table: impl Into<Table>) -> PathBuf {
+        let table = table.into();
+        let directory = if table.class() == Class::Frozen { self.frozen() } else { self.maps() };
+        directory.join(table.name())
     }
 
     /// The directory of links that need a pin.
@@ -309,14 +309,16 @@ pub fn netns_cookie() -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use podnet_common::layout::tables;
+
     use super::*;
 
     #[test]
     fn pins_are_where_the_daemon_puts_them() {
         let pins = PinDir::new(Path::new("/sys/fs/bpf"));
         assert_eq!(pins.hook(Hook::FromPod), Path::new("/sys/fs/bpf/podnet/hooks/from_pod"));
-        assert_eq!(pins.frozen_map("endpoints"), Path::new("/sys/fs/bpf/podnet/hooks/endpoints"));
-        assert_eq!(pins.map("conntrack"), Path::new("/sys/fs/bpf/podnet/v2/conntrack"));
+        assert_eq!(pins.table(tables::ENDPOINTS), Path::new("/sys/fs/bpf/podnet/hooks/endpoints"));
+        assert_eq!(pins.table(tables::CONNTRACK), Path::new("/sys/fs/bpf/podnet/v2/conntrack"));
         assert_eq!(pins.links(), Path::new("/sys/fs/bpf/podnet/links"));
     }
 

@@ -6,7 +6,10 @@ use std::net::IpAddr;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use podnet_common::addr::Addr;
-use podnet_common::layout::{Endpoint, Sandbox};
+use podnet_common::layout::{
+    Endpoint, Sandbox,
+    tables::{ENDPOINTS, SANDBOXES, TableOf},
+};
 
 use super::{DatapathError, PinDir, Plain, open_error};
 
@@ -18,8 +21,8 @@ struct Table<K, V> {
 }
 
 impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
-    fn open(pins: &PinDir, name: &'static str) -> Result<Self, DatapathError> {
-        let path = pins.frozen_map(name);
+    fn open(pins: &PinDir, table: TableOf<K, V>) -> Result<Self, DatapathError> {
+        let (path, name) = (pins.table(table), table.name());
         let failed = |source| DatapathError::Table { what: format!("open {}", path.display()), table: name, source };
         let data = MapData::from_pin(&path).map_err(|e| match e {
             MapError::SyscallError(e) => open_error(&path, e.io_error),
@@ -71,7 +74,7 @@ pub struct Endpoints(Table<Addr, Endpoint>);
 impl Endpoints {
     /// Opens the pinned table.
     pub fn open(pins: &PinDir) -> Result<Self, DatapathError> {
-        Table::open(pins, "endpoints").map(Self)
+        Table::open(pins, ENDPOINTS).map(Self)
     }
 
     /// Writes an entry, in place of one that is there.
@@ -102,7 +105,7 @@ pub struct Sandboxes(Table<u64, Sandbox>);
 impl Sandboxes {
     /// Opens the pinned table.
     pub fn open(pins: &PinDir) -> Result<Self, DatapathError> {
-        Table::open(pins, "sandboxes").map(Self)
+        Table::open(pins, SANDBOXES).map(Self)
     }
 
     /// Writes an entry, in place of one that is there.

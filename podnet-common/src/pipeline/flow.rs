@@ -238,23 +238,7 @@ fn begins_by_itself(entry: &CtEntry, proto: Proto) -> bool {
 /// learned from the first, which is examined in full.
 #[inline(always)]
 pub(super) fn counterpart(other: &mut CtEntry, entry: &CtEntry, tuple: &Tuple) {
-    let mut flags = entry.flags & !(CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST) ^ CtEntry::REPLY;
-    if entry.flags & CtEntry::REWRITE_SRC != 0 {
-        flags |= CtEntry::REWRITE_DST;
-    }
-    if entry.flags & CtEntry::REWRITE_DST != 0 {
-        flags |= CtEntry::REWRITE_SRC;
-    }
-    *other = CtEntry {
-        last_seen: entry.last_seen,
-        flags,
-        service: entry.service,
-        src: tuple.dst,
-        dst: tuple.src,
-        sport: tuple.dport,
-        dport: tuple.sport,
-        ..CtEntry::default()
-    };
+    *other = entry.reverse(tuple);
 }
 
 /// Finds the way to an entry's destination and notes it there. `client` is who sends. Returns the source address that

@@ -106,7 +106,7 @@ impl Show for EndpointList {
                 or_nothing(&row.namespace),
                 or_nothing(&row.pod),
                 row.interface.clone().unwrap_or_else(|| format!("(gone: {})", row.ifindex)),
-                mac::format(row.mac),
+                row.mac.to_string(),
                 row.mtu.to_string(),
             ]
         });

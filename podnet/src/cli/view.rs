@@ -9,9 +9,8 @@ use podnet_cni::text::chain;
 use podnet_common::addr::{Addr, IfIndex};
 use podnet_common::layout::{
     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Interface, Network, Prefix,
-    SourceRange, Tuple,
+    SourceRange, Tuple, tables::Table,
 };
-use serde::Serialize;
 use thiserror::Error;
 
 /// Why a table could not be read.
@@ -42,57 +41,6 @@ pub enum ViewError {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-}
-
-/// The tables that have a size that matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Table {
-    /// Addresses and ports of services.
-    Frontends,
-    /// Backend ids, by frontend.
-    Slots,
-    /// Backends.
-    Backends,
-    /// Two entries for each flow.
-    Conntrack,
-    /// Local pods' addresses.
-    Endpoints,
-    /// What each CIDR and each node's address is.
-    Nodes,
-    /// Which clients may use a service.
-    #[serde(rename = "source_ranges")]
-    SourceRanges,
-    /// Which backend a client had last. The kernel makes room in it.
-    Affinity,
-}
-
-impl Table {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Frontends,
-        Self::Slots,
-        Self::Backends,
-        Self::Conntrack,
-        Self::Endpoints,
-        Self::Nodes,
-        Self::SourceRanges,
-        Self::Affinity,
-    ];
-
-    /// The name of its pin.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Frontends => "frontends",
-            Self::Slots => "slots",
-            Self::Backends => "backends",
-            Self::Conntrack => "conntrack",
-            Self::Endpoints => "endpoints",
-            Self::Nodes => "nodes",
-            Self::SourceRanges => "source_ranges",
-            Self::Affinity => "affinity",
-        }
-    }
 }
 
 /// Read access to the tables.
@@ -153,7 +101,7 @@ pub(super) mod fake {
     use std::net::{IpAddr, SocketAddr};
 
     use podnet_common::addr::{Mac, Port, Proto};
-    use podnet_common::layout::{NetworkKind, Out};
+    use podnet_common::layout::{NetworkKind, Out, tables};
 
     use super::*;
     use crate::compile::ServiceNames;
@@ -245,7 +193,7 @@ pub(super) mod fake {
         }
 
         fn capacity(&self, table: Table) -> Result<u32, ViewError> {
-            Ok(if table == Table::Conntrack { self.conntrack_capacity } else { 1000 })
+            Ok(if table == tables::CONNTRACK.table() { self.conntrack_capacity } else { 1000 })
         }
 
         fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<bool, ViewError> {
@@ -299,9 +247,8 @@ pub(super) mod fake {
         pub(in crate::cli) fn network(&mut self, cidr: &str, kind: NetworkKind, node: &str, flags: u16) {
             let cidr: ipnetwork::IpNetwork = cidr.parse().unwrap();
             let node = node.parse::<IpAddr>().unwrap().into();
-            let len = u32::from(cidr.prefix()) + if cidr.is_ipv4() { 96 } else { 0 };
             let network = Network { kind: kind as u32, node, flags, ..Network::default() };
-            self.networks.push((Prefix { len, addr: cidr.ip().into() }, network));
+            self.networks.push((Prefix::new(cidr.ip(), cidr.prefix()), network));
         }
 
         /// Adds both halves of a flow.
@@ -350,14 +297,7 @@ pub(super) mod fake {
             ..CtEntry::default()
         };
         let reply = there.reply_key(proto);
-        let back = CtEntry {
-            src: frontend.0,
-            sport: frontend.1,
-            dst: client.0,
-            dport: client.1,
-            flags: flags | CtEntry::REPLY,
-            ..there
-        };
+        let back = there.reverse(&forward);
         (forward, there, reply, back)
     }
 }

@@ -181,11 +181,7 @@ impl Claim {
 }
 
 fn prefixes(ranges: &[IpNetwork]) -> Box<[Prefix]> {
-    let prefix = |range: &IpNetwork| {
-        let len = u32::from(range.prefix()) + if range.is_ipv4() { 96 } else { 0 };
-        Prefix { len, addr: range.network().into() }
-    };
-    let mut prefixes: Vec<_> = ranges.iter().map(prefix).collect();
+    let mut prefixes: Vec<_> = ranges.iter().map(|range| Prefix::new(range.network(), range.prefix())).collect();
     prefixes.sort_unstable();
     prefixes.dedup();
     prefixes.into()

@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
-use podnet_cni::mac;
 use podnet_common::addr::{Mac, Port, Proto};
 use podnet_common::layout::{Backend, FrontendKey};
 use tracing::{error, info, warn};
@@ -582,7 +581,7 @@ impl Control {
         let external =
             external.flat_map(|(ip, name)| shadows::at(&self.desired, ip, &format!("an ExternalIP of node {name}")));
         let machine = |(ip, mac): (&IpAddr, &Mac)| {
-            let whose = format!("in use by a machine on a link of this node, with the MAC {}", mac::format(*mac));
+            let whose = format!("in use by a machine on a link of this node, with the MAC {mac}");
             shadows::at(&self.desired, *ip, &whose)
         };
         own.chain(external).chain(self.in_use.iter().flat_map(machine))

@@ -42,7 +42,7 @@ use podnet_cni::{
     store::Store,
     text::chain,
 };
-use podnet_common::layout::capacity;
+use podnet_common::layout::tables;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::{JoinHandle, spawn_blocking},
@@ -51,7 +51,6 @@ use tokio::{
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::{
-    cli::view::Table,
     config::Config,
     control::{self, Control},
     datapath::{
@@ -452,7 +451,7 @@ impl Daemon {
         let nodes = self.node.routes.addresses.iter().filter_map(|address| address.mac).collect();
         self.in_use.note(heard, &services, &nodes, Instant::now());
         self.control.set_in_use(self.in_use.machines());
-        self.metrics.fills.set_entries(Table::Nodes, self.datapath.networks());
+        self.metrics.fills.set_entries(tables::NODES, self.datapath.networks());
         self.report.set_nodes(&self.node);
         if self.node.takes_pods && !took_pods {
             self.install();
@@ -572,7 +571,7 @@ impl Daemon {
         match self.datapath.expiry() {
             Ok(expiry) => drop(spawn_blocking(move || match expiry.run() {
                 Ok((removed, left)) => {
-                    fills.set_entries(Table::Affinity, left);
+                    fills.set_entries(tables::AFFINITY, left);
                     debug!(removed, "affinities are over");
                 }
                 Err(error) => warn!("cannot look through the clients' affinities: {error}"),
@@ -600,7 +599,7 @@ impl Daemon {
         let swept = match result {
             Ok(swept) => {
                 debug!(swept.entries, swept.removed, "collected the connection table");
-                self.metrics.fills.set_entries(Table::Conntrack, swept.entries as usize);
+                self.metrics.fills.set_entries(tables::CONNTRACK, swept.entries as usize);
                 self.connections = swept.entries;
                 Some(swept)
             }
@@ -656,14 +655,14 @@ impl Daemon {
 fn metrics(datapath: &Datapath) -> Metrics {
     let (metrics, room) = (Metrics::new(), datapath.room());
     for (table, size) in [
-        (Table::Frontends, room.frontends as usize),
-        (Table::Slots, room.slots as usize),
-        (Table::Backends, room.backends as usize),
-        (Table::Conntrack, datapath.conntrack_capacity() as usize),
-        (Table::Endpoints, capacity::ENDPOINTS),
-        (Table::Nodes, capacity::NODES),
-        (Table::SourceRanges, room.source_ranges as usize),
-        (Table::Affinity, capacity::AFFINITY),
+        (tables::FRONTENDS.table(), room.frontends as usize),
+        (tables::SLOTS.table(), room.slots as usize),
+        (tables::BACKENDS.table(), room.backends as usize),
+        (tables::CONNTRACK.table(), datapath.conntrack_capacity() as usize),
+        (tables::ENDPOINTS.table(), tables::ENDPOINTS.capacity()),
+        (tables::NODES.table(), tables::NODES.capacity()),
+        (tables::SOURCE_RANGES.table(), room.source_ranges as usize),
+        (tables::AFFINITY.table(), tables::AFFINITY.capacity()),
     ] {
         metrics.fills.set_capacity(table, size);
     }

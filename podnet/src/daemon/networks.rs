@@ -14,7 +14,6 @@ use crate::{
     host::routes::{NodeAddress, NodeRoutes, RemoteNode},
     model::Node,
     prefixes::Prefixes,
-    simulator::prefix,
 };
 
 /// The first IPv4 address as an IPv6 one.
@@ -51,12 +50,12 @@ impl Cluster<'_> {
         let mut networks = BTreeMap::new();
         let mapped = IpAddr::from(MAPPED);
         if self.config.non_masquerade_cidrs.iter().any(|cidr| cidr.contains(mapped)) {
-            networks.insert(prefix(mapped, 96), Network::default());
+            networks.insert(Prefix::new(mapped, 96), Network::default());
         }
         let mut put = |cidr: IpNetwork, kind: NetworkKind, node: Option<IpAddr>, mac: Option<Mac>, flags: u16| {
             let node = node.map_or(Addr::NONE, Addr::from);
             let network = Network { kind: kind as u32, node, mac: mac.unwrap_or_default(), flags };
-            networks.insert(prefix(cidr.network(), cidr.prefix()), network);
+            networks.insert(Prefix::new(cidr.network(), cidr.prefix()), network);
         };
         for cidr in &self.config.non_masquerade_cidrs {
             put(*cidr, NetworkKind::NonMasquerade, None, None, 0);
@@ -196,13 +195,11 @@ mod tests {
                 [kind as usize]
         };
         let show = |(prefix, network): (&Prefix, &Network)| {
-            let addr = IpAddr::from(prefix.addr);
-            let len = prefix.len - if addr.is_ipv4() { 96 } else { 0 };
             let node =
                 if network.node == Addr::NONE { String::new() } else { format!(" {}", IpAddr::from(network.node)) };
             let mac = if network.mac == MAC { " mac" } else { "" };
             let flags = ["", " node-ports", " tunnel", "", " service"][network.flags as usize];
-            format!("{addr}/{len} {}{node}{mac}{flags}", kind(network.kind))
+            format!("{prefix} {}{node}{mac}{flags}", kind(network.kind))
         };
         networks.iter().map(show).collect()
     }
@@ -267,17 +264,14 @@ mod tests {
         };
         let networks = cluster.networks(&NodeRoutes::default(), &BTreeSet::new());
         for address in &addresses {
-            assert_eq!(
-                networks[&prefix(*address, if address.is_ipv4() { 32 } else { 128 })].flags,
-                Network::NODE_PORTS
-            );
+            assert_eq!(networks[&Prefix::new(*address, IpNetwork::from(*address).prefix())].flags, Network::NODE_PORTS);
         }
     }
 
     #[test]
     fn a_range_of_all_ipv6_addresses_holds_no_ipv4() {
         let (own, addresses) = (own(), BTreeSet::new());
-        let mapped = prefix(IpAddr::from(MAPPED), 96);
+        let mapped = Prefix::new(IpAddr::from(MAPPED), 96);
         let kind = |ranges: &str| {
             let config = config(&format!("nonMasqueradeCIDRs: [{ranges}]"));
             let cluster = Cluster {

@@ -198,11 +198,11 @@ async fn set_up(
     );
     datapath.set_networks(&cluster.networks(&routes, &services))?;
     datapath.set_peers(&networks::peers(&routes))?;
-    if uplinks.found.len() > layout::capacity::INTERFACES {
+    if uplinks.found.len() > layout::tables::INTERFACES.capacity() {
         status.problems.push(format!(
             "more than {} interfaces lead out of the node: packets of pods to some of them are not masqueraded; name the \
              right ones as `uplinks` in the configuration",
-            layout::capacity::INTERFACES,
+            layout::tables::INTERFACES.capacity(),
         ));
     }
     datapath.set_interfaces(uplinks.table())?;

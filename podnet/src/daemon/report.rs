@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use podnet_cni::mac;
 use podnet_common::addr::IfIndex;
 
 use crate::{
@@ -148,7 +147,7 @@ fn nodes(node: &node::Status) -> Vec<NodeStatus> {
         name: hop.node.clone(),
         cidr: hop.cidr.to_string(),
         via: Some(hop.via.to_string()),
-        mac: hop.mac.map(mac::format),
+        mac: hop.mac.map(|mac| mac.to_string()),
         tunnel: hop.tunnel,
         problem: None,
     });

@@ -45,11 +45,37 @@ fn call(command: libc::c_int, attr: &mut BatchAttr) -> io::Result<()> {
 /// Calls `visit` with every entry of a hash map, an array or a trie. Entries that come and go meanwhile may be missed
 /// or seen.
 pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
-    // A bucket's entries come together, so there must be room for the fullest one.
-    let mut keys = vec![K::zeroed(); CHUNK];
-    let mut values = vec![V::zeroed(); CHUNK];
+    let (mut keys, mut values) = (vec![K::zeroed(); CHUNK], vec![V::zeroed(); CHUNK]);
+    let visit = |keys: &[u8], values: &[u8]| {
+        let (keys, values): (&[K], &[V]) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
+        keys.iter().zip(values).for_each(|(key, value)| visit(key, value));
+    };
+    chunks(map, bytemuck::cast_slice_mut(&mut keys), bytemuck::cast_slice_mut(&mut values), visit)
+}
+
+/// The same where the sizes of keys and values are known at run time only.
+pub fn for_each_bytes(
+    map: BorrowedFd<'_>,
+    (key, value): (usize, usize),
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let (mut keys, mut values) = (vec![0; key * CHUNK], vec![0; value * CHUNK]);
+    chunks(map, &mut keys, &mut values, |keys, values| {
+        keys.chunks_exact(key).zip(values.chunks_exact(value)).for_each(|(key, value)| visit(key, value));
+    })
+}
+
+/// Calls `visit` with entries by the chunk: their keys, and their values. A bucket's entries come together, so there must
+/// be room for the fullest one.
+fn chunks(
+    map: BorrowedFd<'_>,
+    keys: &mut [u8],
+    values: &mut [u8],
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let (key, value) = (keys.len() / CHUNK, values.len() / CHUNK);
     // Where to go on: a number in a hash map, the last key in others.
-    let (mut position, mut next) = (vec![0u8; size_of::<K>().max(4)], vec![0u8; size_of::<K>().max(4)]);
+    let (mut position, mut next) = (vec![0u8; key.max(4)], vec![0u8; key.max(4)]);
     let mut first = true;
     loop {
         let mut attr = BatchAttr {
@@ -66,9 +92,8 @@ pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             Err(error) => return Err(error),
         };
-        for (key, value) in keys.iter().zip(&values).take(attr.count as usize) {
-            visit(key, value);
-        }
+        let count = attr.count as usize;
+        visit(&keys[..count * key], &values[..count * value]);
         if last {
             return Ok(());
         }
@@ -104,6 +129,11 @@ pub fn range<V: Pod>(map: BorrowedFd<'_>, base: u32, count: u32) -> io::Result<V
 pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
     debug_assert_eq!(keys.len(), values.len());
     let count = keys.len().min(values.len());
+    update_bytes(map, count, bytemuck::cast_slice(keys), bytemuck::cast_slice(values))
+}
+
+/// The same where the sizes of keys and values are known at run time only.
+pub fn update_bytes(map: BorrowedFd<'_>, count: usize, keys: &[u8], values: &[u8]) -> io::Result<()> {
     if count == 0 {
         return Ok(());
     }

@@ -535,7 +535,7 @@ mod tests {
     #[test]
     fn flows_of_pods_that_are_gone_are_homeless() {
         let (client, gone) = (Addr::v4(u32::from_ne_bytes([10, 0, 1, 5])), IfIndex(8));
-        let pods = vec![Prefix { len: 96 + 24, addr: Addr::v4(u32::from_ne_bytes([10, 0, 1, 0])) }];
+        let pods = vec![Prefix::new([10, 0, 1, 0].into(), 24)];
         let node = Node { pods, ..Node::default() };
         let pods = Pods::from_iter([(client, IfIndex(7))]);
         let from = |ifindex, flags| CtEntry { in_ifindex: ifindex, flags, ..CtEntry::default() };

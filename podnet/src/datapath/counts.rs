@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt, io};
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use podnet_cni::datapath::{Endpoints, PinDir};
-use podnet_common::verdict;
+use podnet_common::{layout::tables, verdict};
 
 use super::{Error, shaped};
 use crate::metrics::{KernelReader, PodCounts};
@@ -23,9 +23,10 @@ impl fmt::Debug for Counts {
 
 impl Counts {
     pub(super) fn open(pins: &PinDir) -> Result<Self, Error> {
-        let opened = MapData::from_pin(pins.frozen_map("counters"));
-        let data = opened.map_err(|source| Error::Table { operation: "open", name: "counters", source })?;
-        Ok(Self { counters: shaped("COUNTERS", Map::PerCpuArray(data))?, pins: pins.clone() })
+        let opened = MapData::from_pin(pins.table(tables::COUNTERS));
+        let data =
+            opened.map_err(|source| Error::Table { operation: "open", name: tables::COUNTERS.name(), source })?;
+        Ok(Self { counters: shaped(tables::COUNTERS, Map::PerCpuArray(data))?, pins: pins.clone() })
     }
 }
 

@@ -22,7 +22,10 @@ use aya::{
 };
 use podnet_cni::{datapath::PinDir, text::chain};
 use podnet_common::{
-    layout::{GENERATION_SLOTS, GENERATIONS, Hook},
+    layout::{
+        GENERATION_SLOTS, GENERATIONS, Hook,
+        tables::{ALL, CONFIG, GENERATION, PROGRAMS_TC, PROGRAMS_XDP, TableOf},
+    },
     pipeline::Stage,
 };
 use thiserror::Error;
@@ -30,7 +33,7 @@ use thiserror::Error;
 use super::{
     features, kernel,
     origins::{self, Origins},
-    sizes::{Outgrown, Sizes, Table},
+    sizes::{Outgrown, Sizes},
 };
 
 /// What can go wrong.
@@ -77,36 +80,6 @@ pub enum LoadError {
         /// Why.
         source: MapError,
     },
-}
-
-/// Maps whose layout never changes, by their names in the object.
-const FROZEN_MAPS: [&str; 6] = ["PROGRAMS_TC", "PROGRAMS_XDP", "GENERATION", "ENDPOINTS", "SANDBOXES", "COUNTERS"];
-/// The others. The layout of the last is aya-log's: a version of it with another needs another schema here too.
-const MAPS: [&str; 18] = [
-    "ORIGINS",
-    "CLOCK",
-    "CONFIG",
-    "FRONTENDS",
-    "SLOTS",
-    "BACKENDS",
-    "CONNTRACK",
-    "HOLDERS",
-    "NODES",
-    "INTERFACES",
-    "SNAT_PORTS",
-    "AFFINITY",
-    "SOURCE_RANGES",
-    "FRAGMENTS",
-    "PEERS",
-    "SOCK_REVERSE",
-    "EVENTS",
-    "AYA_LOGS",
-];
-
-/// The pin of a map, by its name in the object.
-fn map_pin(pins: &PinDir, name: &str) -> PathBuf {
-    let pin = name.to_lowercase();
-    if FROZEN_MAPS.contains(&name) { pins.frozen_map(&pin) } else { pins.map(&pin) }
 }
 
 /// The object with its maps opened, its programs not loaded yet.
@@ -175,9 +148,9 @@ impl Opened {
 /// The ids of the programs of a generation.
 fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>, LoadError> {
     let mut ids = Vec::new();
-    for name in ["programs_tc", "programs_xdp"] {
-        let failed = |source| LoadError::Map { name, source };
-        let table = MapData::from_pin(pins.frozen_map(name)).map_err(failed)?;
+    for table in [PROGRAMS_TC, PROGRAMS_XDP] {
+        let failed = |source| LoadError::Map { name: table.name(), source };
+        let table = MapData::from_pin(pins.table(table)).map_err(failed)?;
         // To read, it is an array of ids.
         let table: Array<MapData, u32> = Map::Array(table).try_into().map_err(failed)?;
         for slot in generation * GENERATION_SLOTS..(generation + 1) * GENERATION_SLOTS {
@@ -204,7 +177,7 @@ fn fill(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
                 continue;
             }
             let fd = load_program(ebpf, &name)?;
-            let array = if hook == Hook::UplinkXdp { "PROGRAMS_XDP" } else { "PROGRAMS_TC" };
+            let array = if hook == Hook::UplinkXdp { PROGRAMS_XDP } else { PROGRAMS_TC };
             set_program(ebpf, array, generation * GENERATION_SLOTS + slot, &fd)?;
         }
     }
@@ -249,30 +222,29 @@ fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
 
 /// Opens an object with its maps pinned; loads no program.
 pub fn open(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Opened, LoadError> {
-    let kept = pins.map("config").exists();
+    let kept = pins.table(CONFIG).exists();
     for path in [pins.frozen(), pins.maps(), pins.links()] {
         fs::create_dir_all(&path).map_err(|source| LoadError::Directory { path, source })?;
     }
-    let paths: Vec<_> = FROZEN_MAPS.iter().chain(&MAPS).map(|name| (*name, map_pin(pins, name))).collect();
-    let outgrown = Outgrown::find(|table| map_pin(pins, table.name()), sizes)?;
+    let pinned = || ALL.iter().copied().filter(|table| table.is_pinned()).map(|table| (table, pins.table(table)));
+    let outgrown = Outgrown::find(pins, sizes)?;
     let mut loader = EbpfLoader::new();
-    for (name, path) in paths.iter().filter(|(name, _)| outgrown.iter().all(|old| old.table.name() != *name)) {
-        loader.map_pin_path(name, path.as_path());
+    for (table, path) in pinned().filter(|(table, _)| outgrown.iter().all(|old| old.table != *table)) {
+        loader.map_pin_path(table.map(), path);
     }
-    loader.map_max_entries("CONNTRACK", sizes.conntrack);
-    for table in Table::ALL {
-        loader.map_max_entries(table.name(), table.size(sizes));
+    for (table, entries) in sizes.tables() {
+        loader.map_max_entries(table.map(), entries);
     }
     let socket_errno = u8::from(features::socket_errno());
     // An object without this constant makes no such call.
     loader.override_global("SOCKET_ERRNO", &socket_errno, false);
     let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
     for old in &outgrown {
-        old.replace(&mut ebpf, &map_pin(pins, old.table.name()))?;
+        old.replace(&mut ebpf, &pins.table(old.table))?;
     }
     // An object of another version may be without some of them.
-    let there = paths.iter().filter(|(name, _)| ebpf.map(name).is_some());
-    let fingerprint = origins::fingerprint(object, there.map(|(_, path)| path.as_path()))?;
+    let there = pinned().filter(|(table, _)| ebpf.map(table.map()).is_some());
+    let fingerprint = origins::fingerprint(object, there.map(|(_, path)| path))?;
     Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint })
 }
 
@@ -366,24 +338,24 @@ fn load_if_new<P: Loadable>(program: &mut P) -> Result<ProgramFd, ProgramError> 
     }
 }
 
-fn set_program(ebpf: &mut Ebpf, array: &'static str, slot: u32, fd: &ProgramFd) -> Result<(), LoadError> {
-    let map = ebpf.map_mut(array).ok_or_else(|| LoadError::Missing(array.to_owned()))?;
-    let mut array_map: ProgramArray<&mut MapData> =
-        map.try_into().map_err(|source| LoadError::Map { name: array, source })?;
-    array_map.set(slot, fd, 0).map_err(|source| LoadError::Map { name: array, source })
+fn set_program(ebpf: &mut Ebpf, array: TableOf<u32, u32>, slot: u32, fd: &ProgramFd) -> Result<(), LoadError> {
+    let failed = |source| LoadError::Map { name: array.name(), source };
+    let map = ebpf.map_mut(array.map()).ok_or_else(|| LoadError::Missing(array.name().to_owned()))?;
+    let mut programs: ProgramArray<&mut MapData> = map.try_into().map_err(failed)?;
+    programs.set(slot, fd, 0).map_err(failed)
 }
 
 /// The generation that the hooks run.
 fn generation(ebpf: &Ebpf) -> Result<u32, LoadError> {
-    let failed = |source| LoadError::Map { name: "generation", source };
-    let map = ebpf.map("GENERATION").ok_or_else(|| LoadError::Missing("GENERATION".into()))?;
+    let failed = |source| LoadError::Map { name: GENERATION.name(), source };
+    let map = ebpf.map(GENERATION.map()).ok_or_else(|| LoadError::Missing(GENERATION.name().into()))?;
     let array: Array<&MapData, u32> = map.try_into().map_err(failed)?;
     array.get(&0, 0).map_err(failed)
 }
 
 fn set_generation(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
-    let failed = |source| LoadError::Map { name: "generation", source };
-    let map = ebpf.map_mut("GENERATION").ok_or_else(|| LoadError::Missing("GENERATION".into()))?;
+    let failed = |source| LoadError::Map { name: GENERATION.name(), source };
+    let map = ebpf.map_mut(GENERATION.map()).ok_or_else(|| LoadError::Missing(GENERATION.name().into()))?;
     let mut array: Array<&mut MapData, u32> = map.try_into().map_err(failed)?;
     array.set(0, generation, 0).map_err(failed)
 }

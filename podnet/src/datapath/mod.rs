@@ -12,17 +12,17 @@ mod link;
 pub mod loader;
 mod object;
 mod origins;
+mod service_tables;
 mod sizes;
 pub mod sockets;
-mod tables;
 pub mod uplink_xdp;
 pub mod view;
 
 pub use counts::Counts;
 pub use holders::Hurry;
 pub use loader::{Loaded, Opened};
+pub use service_tables::ServiceTables;
 pub use sizes::Sizes;
-pub use tables::ServiceTables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +41,10 @@ use podnet_cni::datapath::{DatapathError, Direction, Endpoints, PinDir, Plain, a
 use podnet_cni::text::chain;
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
-    layout::{Config, Event, Hook, Interface, Network, NetworkKind, Peer, Prefix, capacity},
+    layout::{
+        Config, Event, Hook, Interface, Network, NetworkKind, Peer, Prefix,
+        tables::{self, Table},
+    },
     time,
 };
 use thiserror::Error;
@@ -205,33 +208,25 @@ impl Datapath {
     /// The datapath, now that the programs run.
     pub fn run(services: ServiceTables, loaded: Loaded) -> Result<Self, Error> {
         let Loaded { mut ebpf, generation, adopted, kept, origins, pins } = loaded;
-        let conntrack = match take(&mut ebpf, "CONNTRACK")? {
-            Map::HashMap(data) => data,
-            _ => return Err(Error::Missing("CONNTRACK")),
-        };
-        let mut array = |name| match take(&mut ebpf, name)? {
-            Map::Array(data) => Ok(data),
-            _ => Err(Error::Missing(name)),
-        };
-        let (snat_ports, holders) = (array("SNAT_PORTS")?, array("HOLDERS")?);
-        let config: Array<_, Plain<Config>> = shaped("CONFIG", take(&mut ebpf, "CONFIG")?)?;
+        let conntrack = take_data(&mut ebpf, tables::CONNTRACK)?;
+        let (snat_ports, holders) = (take_data(&mut ebpf, tables::SNAT_PORTS)?, take_data(&mut ebpf, tables::HOLDERS)?);
+        let config: Array<_, Plain<Config>> = take(&mut ebpf, tables::CONFIG)?;
         let config_now =
             config.get(&0, 0).map_err(|source| Error::Table { operation: "read", name: "config", source })?.0;
-        let conntrack_capacity =
-            conntrack.info().map_err(|source| Error::Shape { name: "CONNTRACK", source })?.max_entries();
+        let conntrack_capacity = size(tables::CONNTRACK, &conntrack)?;
         Ok(Self {
-            clock: shaped("CLOCK", take(&mut ebpf, "CLOCK")?)?,
+            clock: take(&mut ebpf, tables::CLOCK)?,
             snat_ports_now: read_ports(&snat_ports, config_now.snat_count)?,
             snat_ports,
             config,
             config_now,
             services,
-            networks: shaped("NODES", take(&mut ebpf, "NODES")?)?,
+            networks: take(&mut ebpf, tables::NODES)?,
             networks_now: None,
-            peers: shaped("PEERS", take(&mut ebpf, "PEERS")?)?,
+            peers: take(&mut ebpf, tables::PEERS)?,
             peers_now: None,
             route_source: features::route_source(),
-            interfaces: shaped("INTERFACES", take(&mut ebpf, "INTERFACES")?)?,
+            interfaces: take(&mut ebpf, tables::INTERFACES)?,
             interfaces_now: None,
             clear: BTreeMap::new(),
             conntrack,
@@ -303,7 +298,7 @@ impl Datapath {
 
     /// Gives the programs the ports for source NAT: the places that differ first, then their number.
     pub fn set_snat_ports(&mut self, ports: &[u16]) -> Result<(), Error> {
-        let ports = &ports[..ports.len().min(capacity::SNAT_PORTS)];
+        let ports = &ports[..ports.len().min(tables::SNAT_PORTS.capacity())];
         let now = &self.snat_ports_now;
         let (places, values): (Vec<u32>, Vec<u32>) = (0u32..)
             .zip(ports)
@@ -382,7 +377,7 @@ impl Datapath {
     /// Makes `interfaces` hold exactly these, or as many as it has room for.
     pub fn set_interfaces(&mut self, wanted: BTreeMap<IfIndex, Interface>) -> Result<(), Error> {
         let failed = |operation| move |source| Error::Table { operation, name: "interfaces", source };
-        let wanted: BTreeMap<_, _> = wanted.into_iter().take(capacity::INTERFACES).collect();
+        let wanted: BTreeMap<_, _> = wanted.into_iter().take(tables::INTERFACES.capacity()).collect();
         let actual = match self.interfaces_now.take() {
             Some(actual) => actual,
             None => {
@@ -525,8 +520,7 @@ impl Datapath {
 
     /// The reader of dropped packets. There is one.
     pub fn events(&mut self) -> Result<Events, Error> {
-        let ring = shaped("EVENTS", take(&mut self.ebpf, "EVENTS")?)?;
-        Ok(Events { ring })
+        Ok(Events { ring: take(&mut self.ebpf, tables::EVENTS)? })
     }
 }
 
@@ -572,17 +566,45 @@ fn read_ports(table: &MapData, count: u32) -> Result<Vec<u16>, Error> {
     if count == 0 {
         return Ok(Vec::new());
     }
-    let ports: Vec<u32> = batch::range(table.fd().as_fd(), 0, count.min(capacity::SNAT_PORTS as u32))
+    let ports: Vec<u32> = batch::range(table.fd().as_fd(), 0, count.min(tables::SNAT_PORTS.capacity() as u32))
         .map_err(|source| Error::Batch { operation: "read", name: "snat_ports", source })?;
     Ok(ports.into_iter().map(|port| port as u16).collect())
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Error> {
-    ebpf.take_map(name).ok_or(Error::Missing(name))
+fn take_map(ebpf: &mut Ebpf, table: Table) -> Result<Map, Error> {
+    ebpf.take_map(table.map()).ok_or(Error::Missing(table.name()))
 }
 
-fn shaped<M: TryFrom<Map, Error = MapError>>(name: &'static str, map: Map) -> Result<M, Error> {
-    M::try_from(map).map_err(|source| Error::Shape { name, source })
+/// Takes a table out of the loaded object.
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, table: impl Into<Table>) -> Result<M, Error> {
+    let table = table.into();
+    shaped(table, take_map(ebpf, table)?)
+}
+
+/// The same for operations on many entries at once, which don't ask of what kind it is.
+fn take_data(ebpf: &mut Ebpf, table: impl Into<Table>) -> Result<MapData, Error> {
+    let table = table.into();
+    match take_map(ebpf, table)? {
+        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data) => Ok(data),
+        _ => Err(Error::Missing(table.name())),
+    }
+}
+
+/// A table of the loaded object, if it holds entries that can be read and written many at once.
+fn data_mut(ebpf: &mut Ebpf, table: Table) -> Option<&mut MapData> {
+    match ebpf.map_mut(table.map())? {
+        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data) => Some(data),
+        _ => None,
+    }
+}
+
+fn shaped<M: TryFrom<Map, Error = MapError>>(table: impl Into<Table>, map: Map) -> Result<M, Error> {
+    M::try_from(map).map_err(|source| Error::Shape { name: table.into().name(), source })
+}
+
+/// How many entries a table has room for.
+fn size(table: impl Into<Table>, data: &MapData) -> Result<u32, Error> {
+    data.info().map(|info| info.max_entries()).map_err(|source| Error::Shape { name: table.into().name(), source })
 }
 
 /// Has the runtime tell when a descriptor is readable.

@@ -3,13 +3,15 @@
 
 use std::{
     hash::{DefaultHasher, Hasher as _},
-    path::Path,
+    path::PathBuf,
 };
 
 use aya::{
     Ebpf,
     maps::{Array, MapData, MapError, MapInfo},
 };
+
+use podnet_common::layout::tables::ORIGINS;
 
 use super::loader::LoadError;
 
@@ -25,7 +27,7 @@ pub struct Origins {
 impl Origins {
     /// Takes the table out of the loaded object.
     pub(super) fn open(ebpf: &mut Ebpf, fingerprint: u64) -> Result<Self, LoadError> {
-        let map = ebpf.take_map("ORIGINS").ok_or_else(|| LoadError::Missing("ORIGINS".into()))?;
+        let map = ebpf.take_map(ORIGINS.map()).ok_or_else(|| LoadError::Missing(ORIGINS.name().into()))?;
         Ok(Self { table: map.try_into().map_err(failed)?, fingerprint })
     }
 
@@ -56,7 +58,7 @@ impl Origins {
 }
 
 /// What stands for an object, the version that loads it, and the tables with these pins.
-pub(super) fn fingerprint<'a>(object: &[u8], tables: impl Iterator<Item = &'a Path>) -> Result<u64, LoadError> {
+pub(super) fn fingerprint(object: &[u8], tables: impl Iterator<Item = PathBuf>) -> Result<u64, LoadError> {
     let mut hasher = DefaultHasher::new();
     hasher.write(env!("CARGO_PKG_VERSION").as_bytes());
     hasher.write(object);
@@ -67,5 +69,5 @@ pub(super) fn fingerprint<'a>(object: &[u8], tables: impl Iterator<Item = &'a Pa
 }
 
 fn failed(source: MapError) -> LoadError {
-    LoadError::Map { name: "origins", source }
+    LoadError::Map { name: ORIGINS.name(), source }
 }

@@ -6,17 +6,17 @@
 use std::{
     fs, io,
     os::fd::{AsFd as _, BorrowedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, MapError},
+    maps::{MapData, MapError},
 };
-use bytemuck::Pod;
-use podnet_common::layout::{Backend, Frontend, FrontendKey, SourceRange, capacity};
+use podnet_cni::datapath::PinDir;
+use podnet_common::layout::tables::{BACKENDS, CONNTRACK, FRONTENDS, Kind, SLOTS, SOURCE_RANGES, Table};
 
-use super::{batch, loader::LoadError};
+use super::{batch, data_mut, loader::LoadError};
 
 /// What the configuration says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,91 +29,59 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { conntrack: capacity::CONNTRACK as u32, frontends: capacity::FRONTENDS as u32 }
+        Self { conntrack: CONNTRACK.capacity() as u32, frontends: FRONTENDS.capacity() as u32 }
     }
 }
 
-/// A table of services, by its name in the object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Table {
-    Frontends,
-    Slots,
-    Backends,
-    SourceRanges,
-}
+/// The tables of services.
+const OF_SERVICES: [Table; 4] = [FRONTENDS.table(), SLOTS.table(), BACKENDS.table(), SOURCE_RANGES.table()];
 
-impl Table {
-    pub(super) const ALL: [Self; 4] = [Self::Frontends, Self::Slots, Self::Backends, Self::SourceRanges];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Frontends => "FRONTENDS",
-            Self::Slots => "SLOTS",
-            Self::Backends => "BACKENDS",
-            Self::SourceRanges => "SOURCE_RANGES",
-        }
+impl Sizes {
+    /// The tables that the configuration sizes, with their numbers of entries.
+    pub(super) fn tables(self) -> impl Iterator<Item = (Table, u32)> {
+        [(CONNTRACK.table(), self.conntrack)].into_iter().chain(self.of_services())
     }
 
-    /// How many entries it has where there are so many frontends.
-    pub(super) const fn size(self, sizes: Sizes) -> u32 {
-        let per_frontend = match self {
-            Self::Frontends => 1,
-            Self::Slots => capacity::SLOTS / capacity::FRONTENDS,
-            Self::Backends => capacity::BACKENDS / capacity::FRONTENDS,
-            Self::SourceRanges => capacity::SOURCE_RANGES / capacity::FRONTENDS,
-        };
-        sizes.frontends * per_frontend as u32
-    }
-
-    /// Its entries, in which unused ones of an array are missing, as far as they are asked for.
-    fn read(self, from: BorrowedFd<'_>) -> io::Result<Content> {
-        Ok(match self {
-            Self::Frontends => Content::Frontends(entries(from, |_| true)?),
-            Self::Slots => Content::Slots(entries(from, |slot| *slot != 0)?),
-            Self::Backends => Content::Backends(entries(from, |backend| *backend != Backend::default())?),
-            Self::SourceRanges => Content::SourceRanges(entries(from, |_| true)?),
-        })
+    fn of_services(self) -> impl Iterator<Item = (Table, u32)> {
+        let entries = move |table: Table| self.frontends * (table.capacity() / FRONTENDS.capacity()) as u32;
+        OF_SERVICES.into_iter().map(move |table| (table, entries(table)))
     }
 }
 
-/// What a table holds: keys, and values.
-enum Content {
-    Frontends((Vec<FrontendKey>, Vec<Frontend>)),
-    Slots((Vec<u32>, Vec<u32>)),
-    Backends((Vec<u32>, Vec<Backend>)),
-    SourceRanges((Vec<SourceRange>, Vec<u32>)),
+/// What a table holds: keys and values, one after the other.
+#[derive(Default)]
+struct Content {
+    count: usize,
+    keys: Vec<u8>,
+    values: Vec<u8>,
 }
 
 impl Content {
-    /// The smallest table that has room for it.
-    fn least(&self) -> usize {
-        let beyond = |keys: &Vec<u32>| keys.iter().max().map_or(0, |last| *last as usize + 1);
-        match self {
-            Self::Frontends((keys, _)) => keys.len(),
-            Self::SourceRanges((keys, _)) => keys.len(),
-            Self::Slots((keys, _)) | Self::Backends((keys, _)) => beyond(keys),
-        }
+    /// Of an array those entries that are in use, which aren't zeros.
+    fn read(table: Table, from: BorrowedFd<'_>) -> io::Result<Self> {
+        let (mut content, array) = (Self::default(), table.kind() == Kind::Array);
+        batch::for_each_bytes(from, (table.key_size(), table.value_size()), |key, value| {
+            if !array || value.iter().any(|byte| *byte != 0) {
+                content.add(key, value);
+            }
+        })?;
+        Ok(content)
     }
 
-    fn write(&self, to: BorrowedFd<'_>) -> io::Result<()> {
-        match self {
-            Self::Frontends((keys, values)) => batch::update(to, keys, values),
-            Self::Slots((keys, values)) => batch::update(to, keys, values),
-            Self::Backends((keys, values)) => batch::update(to, keys, values),
-            Self::SourceRanges((keys, values)) => batch::update(to, keys, values),
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.count += 1;
+        self.keys.extend_from_slice(key);
+        self.values.extend_from_slice(value);
+    }
+
+    /// The smallest table of a kind that has room for it.
+    fn least(&self, kind: Kind) -> usize {
+        let index = |key: &[u8]| key.try_into().map_or(0, u32::from_ne_bytes) as usize;
+        match kind {
+            Kind::Array => self.keys.chunks_exact(size_of::<u32>()).map(|key| index(key) + 1).max().unwrap_or(0),
+            _ => self.count,
         }
     }
-}
-
-fn entries<K: Pod, V: Pod>(from: BorrowedFd<'_>, mut used: impl FnMut(&V) -> bool) -> io::Result<(Vec<K>, Vec<V>)> {
-    let (mut keys, mut values) = (Vec::new(), Vec::new());
-    batch::for_each(from, |key: &K, value: &V| {
-        if used(value) {
-            keys.push(*key);
-            values.push(*value);
-        }
-    })?;
-    Ok((keys, values))
 }
 
 /// A table that is to be replaced by one of another size.
@@ -124,21 +92,25 @@ pub(super) struct Outgrown {
 
 impl Outgrown {
     /// The pinned tables that have another size than they should: none, if one of them doesn't fit into what it should be.
-    pub(super) fn find(pin: impl Fn(Table) -> PathBuf, sizes: Sizes) -> Result<Vec<Self>, LoadError> {
-        let mut found = Vec::new();
-        for table in Table::ALL {
-            let pin = pin(table);
+    pub(super) fn find(pins: &PinDir, sizes: Sizes) -> Result<Vec<Self>, LoadError> {
+        let (mut found, mut full) = (Vec::new(), None);
+        for (table, entries) in sizes.of_services() {
+            let pin = pins.table(table);
             if !pin.exists() {
                 continue;
             }
             let old = MapData::from_pin(&pin).map_err(failed(table))?;
-            if old.info().map_err(failed(table))?.max_entries() != table.size(sizes) {
-                found.push(Self { table, content: table.read(old.fd().as_fd()).map_err(io_failed(table))? });
+            if old.info().map_err(failed(table))?.max_entries() != entries {
+                let content = Content::read(table, old.fd().as_fd()).map_err(io_failed(table))?;
+                if content.least(table.kind()) > entries as usize {
+                    full = full.or(Some(table));
+                }
+                found.push(Self { table, content });
             }
         }
-        if let Some(full) = found.iter().find(|old| old.content.least() > old.table.size(sizes) as usize) {
+        if let Some(full) = full {
             tracing::warn!(
-                table = full.table.name().to_lowercase(),
+                table = full.name(),
                 "the tables of services keep their sizes: what this one holds doesn't fit into a smaller frontendsMax"
             );
             return Ok(Vec::new());
@@ -151,16 +123,14 @@ impl Outgrown {
 
     /// Fills the new table and gives it the pin of the old one.
     pub(super) fn replace(&self, ebpf: &mut Ebpf, pin: &Path) -> Result<(), LoadError> {
-        let table = self.table;
-        let new = match ebpf.map_mut(table.name()) {
-            Some(Map::HashMap(data) | Map::Array(data) | Map::LpmTrie(data)) => data,
-            _ => return Err(LoadError::Missing(table.name().to_owned())),
-        };
-        self.content.write(new.fd().as_fd()).map_err(io_failed(table))?;
+        let (table, content) = (self.table, &self.content);
+        let new = data_mut(ebpf, table).ok_or_else(|| LoadError::Missing(table.name().to_owned()))?;
+        batch::update_bytes(new.fd().as_fd(), content.count, &content.keys, &content.values)
+            .map_err(io_failed(table))?;
         let unpinned =
             |source: Box<dyn std::error::Error + Send + Sync>| LoadError::Pin { path: pin.to_owned(), source };
         // The BPF file system has no dots in names.
-        let temporary = pin.with_file_name(format!("{}_new", table.name().to_lowercase()));
+        let temporary = pin.with_file_name(format!("{}_new", table.name()));
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unpinned(Box::new(error))),
             _ => {}
@@ -183,16 +153,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_the_objects_own() {
-        let sizes = Table::ALL.map(|table| table.size(Sizes::default()) as usize);
-        let own = [capacity::FRONTENDS, capacity::SLOTS, capacity::BACKENDS, capacity::SOURCE_RANGES];
-        assert_eq!(sizes, own);
+    fn the_defaults_are_the_declared_ones() {
+        for (table, entries) in Sizes::default().tables() {
+            assert_eq!(entries as usize, table.capacity(), "{}", table.name());
+        }
     }
 
     #[test]
     fn an_array_needs_room_for_its_last_entry_and_others_for_their_number() {
-        assert_eq!(Content::Slots((vec![3, 900], vec![1, 2])).least(), 901);
-        assert_eq!(Content::Backends((vec![], vec![])).least(), 0);
-        assert_eq!(Content::SourceRanges((vec![SourceRange::default(); 3], vec![1; 3])).least(), 3);
+        let mut content = Content::default();
+        assert_eq!(content.least(Kind::Array), 0);
+        content.add(&900u32.to_ne_bytes(), &[1]);
+        content.add(&3u32.to_ne_bytes(), &[1]);
+        assert_eq!((content.least(Kind::Array), content.least(Kind::LpmTrie)), (901, 2));
     }
 }

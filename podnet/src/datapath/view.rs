@@ -1,44 +1,82 @@
 //! The pinned tables as commands read them: nothing is created, loaded or changed.
 
-use std::{
-    io,
-    os::fd::AsFd as _,
-    path::{Path, PathBuf},
-};
+use std::{io, os::fd::AsFd as _, path::Path};
 
 use aya::{
-    maps::{Array, Map, MapData, MapError, PerCpuArray},
+    maps::{Map, MapData, MapError, PerCpuArray},
     programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
 };
-use podnet_cni::datapath::{Direction, PinDir, Plain, clsact, open_pin};
+use bytemuck::Pod;
+use podnet_cni::datapath::{Direction, PinDir, clsact, open_pin};
 use podnet_common::{
     addr::{Addr, IfIndex},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Interface, Network,
         Prefix, SourceRange, Tuple,
+        tables::{self, Table, TableOf},
     },
     verdict,
 };
 
 use super::{batch, link, sockets};
-use crate::cli::view::{Table, View, ViewError};
+use crate::cli::view::{View, ViewError};
 
 /// The tables below `<bpffs>/podnet`.
 struct PinnedView {
     pins: PinDir,
-    frontends: MapData,
-    slots: MapData,
-    backends: Array<MapData, Plain<Backend>>,
-    conntrack: MapData,
-    endpoints: MapData,
-    networks: MapData,
-    interfaces: MapData,
-    source_ranges: MapData,
-    affinity: MapData,
-    snat_ports: MapData,
+    frontends: Pinned<FrontendKey, Frontend>,
+    slots: Pinned<u32, u32>,
+    backends: Pinned<u32, Backend>,
+    conntrack: Pinned<Tuple, CtEntry>,
+    endpoints: Pinned<Addr, Endpoint>,
+    networks: Pinned<Prefix, Network>,
+    interfaces: Pinned<IfIndex, Interface>,
+    source_ranges: Pinned<SourceRange, u32>,
+    affinity: Pinned<AffinityKey, Affinity>,
+    snat_ports: Pinned<u32, u32>,
     counters: PerCpuArray<MapData, u64>,
-    config: Array<MapData, Plain<Config>>,
-    generation: Array<MapData, u32>,
+    config: Pinned<u32, Config>,
+    generation: Pinned<u32, u32>,
+}
+
+/// A table, opened by its pin.
+struct Pinned<K, V> {
+    table: TableOf<K, V>,
+    map: MapData,
+}
+
+impl<K: Pod, V: Pod> Pinned<K, V> {
+    fn for_each(&self, visit: impl FnMut(&K, &V)) -> Result<(), ViewError> {
+        batch::for_each(self.map.fd().as_fd(), visit).map_err(failed(self.table))
+    }
+
+    fn entries(&self) -> Result<Vec<(K, V)>, ViewError> {
+        let mut all = Vec::new();
+        self.for_each(|key, value| all.push((*key, *value)))?;
+        Ok(all)
+    }
+}
+
+impl<V: Pod> Pinned<u32, V> {
+    fn range(&self, base: u32, count: u32) -> Result<Vec<V>, ViewError> {
+        batch::range(self.map.fd().as_fd(), base, count).map_err(failed(self.table))
+    }
+
+    fn get(&self, index: u32) -> Result<V, ViewError> {
+        let out_of_range = || failed(self.table)(io::Error::from(io::ErrorKind::NotFound));
+        self.range(index, 1)?.first().copied().ok_or_else(out_of_range)
+    }
+}
+
+fn open_table(pins: &PinDir, table: Table) -> Result<MapData, ViewError> {
+    MapData::from_pin(pins.table(table)).map_err(|error| match io_error(&error) {
+        Some(e) if e.kind() == io::ErrorKind::NotFound => ViewError::NotPinned { directory: pins.root().into() },
+        _ => failed(table)(error),
+    })
+}
+
+fn open_pinned<K, V>(pins: &PinDir, table: TableOf<K, V>) -> Result<Pinned<K, V>, ViewError> {
+    Ok(Pinned { table, map: open_table(pins, table.table())? })
 }
 
 /// Opens the tables that are pinned in a BPF file system.
@@ -47,101 +85,82 @@ struct PinnedView {
 /// [`ViewError::NotPinned`] if any of them isn't there.
 pub fn open(bpffs: &Path) -> Result<Box<dyn View>, ViewError> {
     let pins = PinDir::new(bpffs);
-    let open = |table, path: PathBuf| {
-        MapData::from_pin(&path).map_err(|error| match io_error(&error) {
-            Some(e) if e.kind() == io::ErrorKind::NotFound => ViewError::NotPinned { directory: pins.root().into() },
-            _ => failed(table)(error),
-        })
-    };
-    let table = |name| open(name, pins.map(name));
-    let frozen = |name| open(name, pins.frozen_map(name));
-    let counters = Map::PerCpuArray(frozen("counters")?);
+    let counters = Map::PerCpuArray(open_table(&pins, tables::COUNTERS.table())?);
     Ok(Box::new(PinnedView {
-        frontends: table("frontends")?,
-        slots: table("slots")?,
-        backends: Array::try_from(Map::Array(table("backends")?)).map_err(failed("backends"))?,
-        conntrack: table("conntrack")?,
-        endpoints: frozen("endpoints")?,
-        networks: table("nodes")?,
-        interfaces: table("interfaces")?,
-        source_ranges: table("source_ranges")?,
-        affinity: table("affinity")?,
-        snat_ports: table("snat_ports")?,
-        counters: PerCpuArray::try_from(counters).map_err(failed("counters"))?,
-        config: Array::try_from(Map::Array(table("config")?)).map_err(failed("config"))?,
-        generation: Array::try_from(Map::Array(frozen("generation")?)).map_err(failed("generation"))?,
+        frontends: open_pinned(&pins, tables::FRONTENDS)?,
+        slots: open_pinned(&pins, tables::SLOTS)?,
+        backends: open_pinned(&pins, tables::BACKENDS)?,
+        conntrack: open_pinned(&pins, tables::CONNTRACK)?,
+        endpoints: open_pinned(&pins, tables::ENDPOINTS)?,
+        networks: open_pinned(&pins, tables::NODES)?,
+        interfaces: open_pinned(&pins, tables::INTERFACES)?,
+        source_ranges: open_pinned(&pins, tables::SOURCE_RANGES)?,
+        affinity: open_pinned(&pins, tables::AFFINITY)?,
+        snat_ports: open_pinned(&pins, tables::SNAT_PORTS)?,
+        counters: PerCpuArray::try_from(counters).map_err(failed(tables::COUNTERS))?,
+        config: open_pinned(&pins, tables::CONFIG)?,
+        generation: open_pinned(&pins, tables::GENERATION)?,
         pins,
     }))
 }
 
 impl View for PinnedView {
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, ViewError> {
-        entries("frontends", &self.frontends)
+        self.frontends.entries()
     }
 
     fn slots(&self, base: u32, count: u32) -> Result<Vec<u32>, ViewError> {
-        batch::range(self.slots.fd().as_fd(), base, count).map_err(failed("slots"))
+        self.slots.range(base, count)
     }
 
     fn backend(&self, id: u32) -> Result<Backend, ViewError> {
-        self.backends.get(&id, 0).map(|backend| backend.0).map_err(failed("backends"))
+        self.backends.get(id)
     }
 
     fn endpoints(&self) -> Result<Vec<(Addr, Endpoint)>, ViewError> {
-        entries("endpoints", &self.endpoints)
+        self.endpoints.entries()
     }
 
     fn conntrack(&self, visit: &mut dyn FnMut(&Tuple, &CtEntry)) -> Result<(), ViewError> {
-        batch::for_each(self.conntrack.fd().as_fd(), visit).map_err(failed("conntrack"))
+        self.conntrack.for_each(visit)
     }
 
     fn networks(&self) -> Result<Vec<(Prefix, Network)>, ViewError> {
-        entries("nodes", &self.networks)
+        self.networks.entries()
     }
 
     fn interfaces(&self) -> Result<Vec<(IfIndex, Interface)>, ViewError> {
-        entries("interfaces", &self.interfaces)
+        self.interfaces.entries()
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRange>, ViewError> {
-        Ok(entries::<_, u32>("source_ranges", &self.source_ranges)?.into_iter().map(|(range, _)| range).collect())
+        Ok(self.source_ranges.entries()?.into_iter().map(|(range, _)| range).collect())
     }
 
     fn affinity(&self) -> Result<Vec<(AffinityKey, Affinity)>, ViewError> {
-        entries("affinity", &self.affinity)
+        self.affinity.entries()
     }
 
     fn snat_ports(&self) -> Result<Vec<u16>, ViewError> {
-        let count = self.config()?.snat_count;
-        let ports: Vec<u32> = batch::range(self.snat_ports.fd().as_fd(), 0, count).map_err(failed("snat_ports"))?;
+        let ports = self.snat_ports.range(0, self.config()?.snat_count)?;
         Ok(ports.into_iter().map(|port| port as u16).collect())
     }
 
     fn counters(&self) -> Result<Vec<u64>, ViewError> {
         let total = |counter: u32| self.counters.get(&counter, 0).map(|per_cpu| per_cpu.iter().sum());
-        (0..verdict::COUNTERS as u32).map(|counter| total(counter).map_err(failed("counters"))).collect()
+        (0..verdict::COUNTERS as u32).map(|counter| total(counter).map_err(failed(tables::COUNTERS))).collect()
     }
 
     fn config(&self) -> Result<Config, ViewError> {
-        self.config.get(&0, 0).map(|config| config.0).map_err(failed("config"))
+        self.config.get(0)
     }
 
     fn generation(&self) -> Result<u32, ViewError> {
-        self.generation.get(&0, 0).map_err(failed("generation"))
+        self.generation.get(0)
     }
 
     fn capacity(&self, table: Table) -> Result<u32, ViewError> {
-        let capacity = |data: &MapData| data.info().map(|info| info.max_entries()).map_err(failed(table.name()));
-        match table {
-            Table::Frontends => capacity(&self.frontends),
-            Table::Slots => capacity(&self.slots),
-            Table::Backends => Ok(self.backends.len()),
-            Table::Conntrack => capacity(&self.conntrack),
-            Table::Endpoints => capacity(&self.endpoints),
-            Table::Nodes => capacity(&self.networks),
-            Table::SourceRanges => capacity(&self.source_ranges),
-            Table::Affinity => capacity(&self.affinity),
-        }
+        Ok(open_table(&self.pins, table)?.info().map_err(failed(table))?.max_entries())
     }
 
     fn attached(&self, hook: Hook, ifindex: IfIndex) -> Result<bool, ViewError> {
@@ -201,14 +220,8 @@ pub fn interface_name(ifindex: IfIndex) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// All entries of a table.
-fn entries<K: bytemuck::Pod, V: bytemuck::Pod>(table: &'static str, map: &MapData) -> Result<Vec<(K, V)>, ViewError> {
-    let mut all = Vec::new();
-    batch::for_each(map.fd().as_fd(), |key: &K, value: &V| all.push((*key, *value))).map_err(failed(table))?;
-    Ok(all)
-}
-
-fn failed<E: std::error::Error + Send + Sync + 'static>(table: &'static str) -> impl Fn(E) -> ViewError {
+fn failed<E: std::error::Error + Send + Sync + 'static>(table: impl Into<Table>) -> impl Fn(E) -> ViewError {
+    let table = table.into().name();
     move |error| ViewError::Table { table, source: Box::new(error) }
 }
 

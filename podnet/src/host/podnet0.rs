@@ -20,7 +20,6 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use podnet_cni::mac;
 use podnet_common::addr::{IfIndex, Mac};
 
 use super::lookup::Lookup;
@@ -191,7 +190,7 @@ impl fmt::Display for Step {
             Self::Up { dev } => write!(f, "set interface {} up", dev.0),
             Self::Address { dev } => write!(f, "give interface {} the address {ADDRESS}", dev.0),
             Self::Neighbour { addr, mac, .. } => {
-                write!(f, "make {} the permanent neighbour {addr} on {NEAR}", mac::format(*mac))
+                write!(f, "make {mac} the permanent neighbour {addr} on {NEAR}")
             }
             Self::Route(step) => step.fmt(f),
             Self::Rule { v4 } => write!(f, "add the {} rule to table {}", family(*v4), Table::SERVICES),

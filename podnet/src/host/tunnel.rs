@@ -13,7 +13,6 @@ use std::hash::Hasher as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use podnet_cni::id::Fnv;
-use podnet_cni::mac;
 use podnet_common::addr::{IfIndex, Mac};
 use podnet_common::layout::TUNNEL_PORT;
 
@@ -186,12 +185,12 @@ impl fmt::Display for Step {
             Self::Mtu(mtu) => write!(f, "set the MTU of {NAME} to {mtu}"),
             Self::Address => write!(f, "give {NAME} the address {ADDRESS}"),
             Self::Up => write!(f, "set {NAME} up"),
-            Self::Forward { mac, remote } => write!(f, "send {} over {NAME} to {remote}", mac::format(*mac)),
+            Self::Forward { mac, remote } => write!(f, "send {mac} over {NAME} to {remote}"),
             Self::Neighbour { addr, mac } => {
-                write!(f, "make {} the permanent neighbour {addr} on {NAME}", mac::format(*mac))
+                write!(f, "make {mac} the permanent neighbour {addr} on {NAME}")
             }
             Self::ForgetNeighbour { addr } => write!(f, "forget the neighbour {addr} on {NAME}"),
-            Self::ForgetForward(entry) => write!(f, "forget {} on {NAME}", mac::format(entry.mac)),
+            Self::ForgetForward(entry) => write!(f, "forget {} on {NAME}", entry.mac),
         }
     }
 }
@@ -329,7 +328,7 @@ mod tests {
     fn nodes_have_macs_of_their_own() {
         let macs: BTreeSet<Mac> = (0..5000).map(|n| mac_of(&format!("node-{n}"))).collect();
         assert_eq!(macs.len(), 5000);
-        assert!(macs.iter().all(|mac| mac::is_unicast(*mac) && mac.0[0] & 2 == 2));
+        assert!(macs.iter().all(|mac| podnet_cni::mac::is_unicast(*mac) && mac.0[0] & 2 == 2));
         assert_eq!(mac_of("n1"), mac_of("n1"));
         assert_eq!(gateway(ip("fd00::1"), Mac([2, 1, 2, 3, 4, 5])), ip("fe80::1:2ff:fe03:405"));
         let (v4, v6) = (ip("10.0.0.1"), ip("fd00::1"));

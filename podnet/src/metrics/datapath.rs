@@ -9,15 +9,16 @@ use std::{
     },
 };
 
-use podnet_common::verdict::{COUNTERS_BASE, Counter, Reason};
+use podnet_common::{
+    layout::tables::{ENDPOINTS, SIZED, Table},
+    verdict::{COUNTERS_BASE, Counter, Reason},
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 use tracing::warn;
-
-use crate::cli::view::Table;
 
 /// Reads the kernel's tables, on the thread that answers a scrape.
 pub trait KernelReader: fmt::Debug + Send + Sync {
@@ -39,7 +40,7 @@ pub struct PodCounts {
 
 /// How full the tables are, as far as somebody has counted. Clones share their values.
 #[derive(Clone, Debug)]
-pub struct Fills(Arc<[Fill; Table::ALL.len()]>);
+pub struct Fills(Arc<[Fill; SIZED.len()]>);
 
 #[derive(Debug)]
 struct Fill {
@@ -50,19 +51,27 @@ struct Fill {
 
 impl Default for Fills {
     fn default() -> Self {
-        Self(Arc::new(Table::ALL.map(|_| Fill { entries: AtomicI64::new(-1), capacity: AtomicI64::new(-1) })))
+        Self(Arc::new(SIZED.map(|_| Fill { entries: AtomicI64::new(-1), capacity: AtomicI64::new(-1) })))
     }
 }
 
 impl Fills {
     /// A table has so many entries.
-    pub fn set_entries(&self, table: Table, entries: usize) {
-        self.0[table as usize].entries.store(entries as i64, Ordering::Relaxed);
+    pub fn set_entries(&self, table: impl Into<Table>, entries: usize) {
+        self.set(table.into(), entries, |fill| &fill.entries);
     }
 
     /// A table has room for so many.
-    pub fn set_capacity(&self, table: Table, entries: usize) {
-        self.0[table as usize].capacity.store(entries as i64, Ordering::Relaxed);
+    pub fn set_capacity(&self, table: impl Into<Table>, entries: usize) {
+        self.set(table.into(), entries, |fill| &fill.capacity);
+    }
+
+    fn set(&self, table: Table, entries: usize, of: impl Fn(&Fill) -> &AtomicI64) {
+        let fill = SIZED.iter().zip(self.0.iter()).find(|(sized, _)| **sized == table);
+        debug_assert!(fill.is_some(), "{} is none of them", table.name());
+        if let Some((_, fill)) = fill {
+            of(fill).store(entries as i64, Ordering::Relaxed);
+        }
     }
 
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -73,8 +82,8 @@ impl Fills {
         ];
         for (name, help, of) in families {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for table in Table::ALL {
-                let value = of(&self.0[table as usize]).load(Ordering::Relaxed);
+            for (table, fill) in SIZED.iter().zip(self.0.iter()) {
+                let value = of(fill).load(Ordering::Relaxed);
                 if value >= 0 {
                     ConstGauge::new(value).encode(family.encode_family(&OfTable { table: table.name() })?)?;
                 }
@@ -114,7 +123,7 @@ impl Collector for Kernel {
         }
         match self.reader.pods() {
             Ok(counts) => {
-                self.fills.set_entries(Table::Endpoints, counts.addresses);
+                self.fills.set_entries(ENDPOINTS, counts.addresses);
                 let pods = ConstGauge::new(counts.pods as u64);
                 let help = "Pods of this node that the datapath knows.";
                 pods.encode(encoder.encode_descriptor("pods", help, None, MetricType::Gauge)?)?;

@@ -20,6 +20,7 @@ mod tests;
 
 use std::time::Duration;
 
+use podnet_common::layout::tables;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -33,7 +34,6 @@ pub use links::LinkMetrics;
 pub use server::Listener;
 
 use crate::{
-    cli::view::Table,
     control::ControlStatus,
     reconcile::{Outcome, Usage},
 };
@@ -178,10 +178,10 @@ impl Metrics {
     /// How the control plane stands, how many mistakes its source has made, and how many lines the report has.
     pub fn state(&self, control: &ControlStatus, mistakes: usize, warnings: usize) {
         let Usage { frontends, slots, backends, source_ranges } = control.usage;
-        self.fills.set_entries(Table::Frontends, frontends);
-        self.fills.set_entries(Table::Slots, slots as usize);
-        self.fills.set_entries(Table::Backends, backends);
-        self.fills.set_entries(Table::SourceRanges, source_ranges);
+        self.fills.set_entries(tables::FRONTENDS, frontends);
+        self.fills.set_entries(tables::SLOTS, slots as usize);
+        self.fills.set_entries(tables::BACKENDS, backends);
+        self.fills.set_entries(tables::SOURCE_RANGES, source_ranges);
         self.synced.set(control.synced.into());
         self.services.set(control.services as i64);
         self.endpoint_slices.set(control.endpoint_slices as i64);

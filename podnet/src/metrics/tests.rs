@@ -30,8 +30,8 @@ impl KernelReader for FakeKernel {
 /// Families that are told, with a measurement in each.
 fn text() -> String {
     let (metrics, api) = (Metrics::new(), ApiMetrics::new());
-    metrics.fills.set_entries(Table::Conntrack, 7);
-    metrics.fills.set_capacity(Table::Conntrack, 1024);
+    metrics.fills.set_entries(tables::CONNTRACK, 7);
+    metrics.fills.set_capacity(tables::CONNTRACK, 1024);
     metrics.reconciled(&Outcome { changed: 5, failed: 2, pending: 1, unwritten: 1, ..Outcome::default() });
     metrics.node(NodeState { took: Duration::from_millis(3), problems: 1, takes_pods: true });
     let origin = Origin { arrived: Instant::now(), trigger: Some(SystemTime::now()) };

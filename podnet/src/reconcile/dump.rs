@@ -65,8 +65,8 @@ pub fn dump(tables: &dyn Tables, names: &ServiceNames) -> Result<String, TableEr
 }
 
 fn network(range: &SourceRange) -> Option<IpNetwork> {
-    let before = 32 + if range.data.addr.is_v4() { 96 } else { 0 };
-    IpNetwork::new(range.data.addr.into(), u8::try_from(range.len.checked_sub(before)?).ok()?).ok()
+    let clients = range.clients();
+    IpNetwork::new(clients.addr.into(), u8::try_from(clients.own_len()).ok()?).ok()
 }
 
 fn backends(text: &mut String, segment: Segment, tables: &dyn Tables) -> Result<(), TableError> {

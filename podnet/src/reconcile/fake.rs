@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, capacity};
+use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, tables};
 
 use super::tables::{KeepAffinity, TableError, Tables};
 use crate::compile::{BackendId, Segment};
@@ -42,7 +42,7 @@ impl FakeTables {
             source_ranges: BTreeSet::new(),
             affinity: BTreeMap::new(),
             frontends_max,
-            source_ranges_max: capacity::SOURCE_RANGES,
+            source_ranges_max: tables::SOURCE_RANGES.capacity(),
             fail_every: None,
             writes: 0,
         }

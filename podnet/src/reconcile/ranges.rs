@@ -12,9 +12,6 @@ use tracing::warn;
 use super::retry::Retry;
 use super::tables::{TableError, Tables};
 
-/// Bits of a key before the client's address.
-const SERVICE_BITS: u32 = 32;
-
 /// What the table holds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ranges {
@@ -28,9 +25,7 @@ pub(super) struct Ranges {
 
 /// A service port's ranges as the table has them.
 pub(super) fn of_service(service: u32, ranges: &[Prefix]) -> Box<[SourceRange]> {
-    let range =
-        |range: &Prefix| SourceRange { len: SERVICE_BITS + range.len, data: ServiceClient::new(service, range.addr) };
-    ranges.iter().map(range).collect()
+    ranges.iter().map(|range| SourceRange::new(service, *range)).collect()
 }
 
 /// What adoption has found, by [`ServiceClient::service`].

@@ -13,7 +13,7 @@ use crate::room::{Bound, Room, Share};
 
 /// How many endpoints of a service are looked at, those of each port counted for themselves: as many as `backends` holds.
 /// What follows would cost time for nothing.
-const EXAMINED_MAX: usize = podnet_common::layout::capacity::BACKENDS;
+const EXAMINED_MAX: usize = podnet_common::layout::tables::BACKENDS.capacity();
 
 /// Which lists of one port and family have been counted already: frontends with the same list share it.
 #[derive(Clone, Copy, Debug, Default)]

@@ -134,18 +134,8 @@ impl Chain {
             src: next.src,
             dst: next.dst,
         };
-        let rewrites = match self.rewrite {
-            Rewrite::Destination | Rewrite::Source => CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST,
-            Rewrite::Both => 0,
-        };
-        let back = CtEntry {
-            flags: entry.flags ^ (CtEntry::REPLY | rewrites),
-            src: key.dst,
-            dst: key.src,
-            sport: key.dport,
-            dport: key.sport,
-            ..entry
-        };
+        let CtEntry { in_ifindex, out_ifindex, out_mtu, out, macs, .. } = entry;
+        let back = CtEntry { in_ifindex, out_ifindex, out_mtu, out, macs, ..entry.reverse(&key) };
         [(key, entry), (entry.reply_key(Proto::TCP), back)]
     }
 

@@ -124,16 +124,7 @@ fn flow(number: u32, last_seen: u32) -> [(Tuple, CtEntry); 2] {
         dport: Port::new(8080),
         ..CtEntry::default()
     };
-    let back = CtEntry {
-        flags: CtEntry::REPLY | CtEntry::REPLIED | CtEntry::REWRITE_SRC | fins,
-        out: Out::Pod as u8,
-        out_ifindex: host_end(client),
-        src: key.dst,
-        dst: key.src,
-        sport: key.dport,
-        dport: key.sport,
-        ..entry
-    };
+    let back = CtEntry { out: Out::Pod as u8, out_ifindex: host_end(client), ..entry.reverse(&key) };
     [(key, entry), (entry.reply_key(proto), back)]
 }
 

@@ -34,7 +34,7 @@ use podnet::datapath::conntrack::Sweep;
 use podnet_cni::datapath::Plain;
 use podnet_common::{
     addr::IfIndex,
-    layout::{CtEntry, Hook, Tuple, capacity},
+    layout::{CtEntry, Hook, Tuple, tables},
 };
 
 use super::{
@@ -131,7 +131,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
         secluded(|bpffs| {
             worker::settle()?;
             let yardstick = Yardstick::new()?;
-            let mut rig = Rig::new(&bpffs.join("rig"), capacity::CONNTRACK as u32)?;
+            let mut rig = Rig::new(&bpffs.join("rig"), tables::CONNTRACK.capacity() as u32)?;
             rig.keep_xdp_warm("uplink")?;
             let before = options.before.as_deref().map(|object| rig_before(object, bpffs)).transpose()?;
             let mut variants = packet_variants(&yardstick, &rig)?;
@@ -159,7 +159,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
 /// The programs of another build.
 fn rig_before(object: &Path, bpffs: &Path) -> Result<Rig> {
     let bytes = std::fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
-    let mut rig = Rig::with(&bytes, &bpffs.join("before"), capacity::CONNTRACK as u32)?;
+    let mut rig = Rig::with(&bytes, &bpffs.join("before"), tables::CONNTRACK.capacity() as u32)?;
     rig.keep_xdp_warm("other")?;
     Ok(rig)
 }
@@ -223,7 +223,7 @@ struct FlowTables {
 
 impl FlowTables {
     fn new(bpffs: &Path) -> Result<Self> {
-        let room = capacity::CONNTRACK as u32;
+        let room = tables::CONNTRACK.capacity() as u32;
         let [few, many, most] = [("few", room), ("many", room), ("most", MOST_ENTRIES)]
             .map(|(name, room)| Rig::new(&bpffs.join(name), room));
         Ok(Self { few: few?, many: many?, most: most? })

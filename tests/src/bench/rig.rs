@@ -31,7 +31,10 @@ use podnet::datapath::{
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
     addr::IfIndex,
-    layout::{Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Tuple},
+    layout::{
+        Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Tuple,
+        tables::{self, Table},
+    },
 };
 
 use super::chain::{Chain, MAC, REPEAT, Rewrite};
@@ -108,9 +111,9 @@ impl Rig {
         let pins = PinDir::new(bpffs);
         let ebpf = loader::load(object, &pins, Sizes { conntrack: conntrack_max, ..Sizes::default() })?.ebpf;
         let mut config: Array<MapData, Plain<Config>> =
-            Map::Array(MapData::from_pin(pins.map("config"))?).try_into()?;
+            Map::Array(MapData::from_pin(pins.table(tables::CONFIG))?).try_into()?;
         config.set(0, Plain(Config { flags: Config::EXTERNAL_CLUSTER_IP, ..Config::default() }), 0)?;
-        let conntrack = MapData::from_pin(pins.map("conntrack"))?;
+        let conntrack = MapData::from_pin(pins.table(tables::CONNTRACK))?;
         let index = |name: &str| nix::net::if_::if_nametoindex(name).map(IfIndex).with_context(|| format!("no {name}"));
         let [pod, other, uplink, loopback] = ["pod", "other", "uplink", "lo"].map(index);
         Ok(Self { ebpf, pins, conntrack, pod: pod?, other: other?, uplink: uplink?, loopback: loopback? })
@@ -160,7 +163,7 @@ impl Rig {
 
     /// A sweep of the connection table, as the daemon makes it. `pods`: those that are there.
     pub fn sweep(&self, pods: Pods) -> Result<Sweep> {
-        let holders = MapData::from_pin(self.pins.map("holders"))?;
+        let holders = MapData::from_pin(self.pins.table(tables::HOLDERS))?;
         Ok(Sweep {
             table: self.conntrack_fd().try_clone_to_owned()?,
             capacity: self.conntrack.info()?.max_entries(),
@@ -176,11 +179,11 @@ impl Rig {
     /// Writes the services of a chain. Those of one family follow those of the other.
     pub fn serve(&self, chain: &Chain) -> Result<()> {
         self.add_endpoints(chain)?;
-        let pinned = |name: &str| MapData::from_pin(self.pins.map(name));
+        let pinned = |table: Table| MapData::from_pin(self.pins.table(table));
         let mut frontends: HashMap<MapData, Plain<FrontendKey>, Plain<Frontend>> =
-            Map::HashMap(pinned("frontends")?).try_into()?;
-        let mut slots: Array<MapData, u32> = Map::Array(pinned("slots")?).try_into()?;
-        let mut backends: Array<MapData, Plain<Backend>> = Map::Array(pinned("backends")?).try_into()?;
+            Map::HashMap(pinned(tables::FRONTENDS.into())?).try_into()?;
+        let mut slots: Array<MapData, u32> = Map::Array(pinned(tables::SLOTS.into())?).try_into()?;
+        let mut backends: Array<MapData, Plain<Backend>> = Map::Array(pinned(tables::BACKENDS.into())?).try_into()?;
         let base = if chain.family == Family::V4 { 0 } else { chain.steps };
         for step in 0..chain.steps {
             let (key, frontend, backend) = chain.service(step, base);
@@ -211,7 +214,8 @@ impl Rig {
 
     /// Has a chain's flows seen now. Packets can't do it where other nodes and routes to them would be needed.
     fn stamp(&self, chain: &Chain, now: u32) -> Result<()> {
-        let mut clock: Array<MapData, u32> = Map::Array(MapData::from_pin(self.pins.map("clock"))?).try_into()?;
+        let mut clock: Array<MapData, u32> =
+            Map::Array(MapData::from_pin(self.pins.table(tables::CLOCK))?).try_into()?;
         clock.set(0, now, 0)?;
         let entries: Vec<_> = (0..chain.steps).flat_map(|step| chain.entries(step, now)).collect();
         self.insert_flows(&entries)

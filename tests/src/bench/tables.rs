@@ -14,7 +14,10 @@ use podnet::datapath::{batch, view};
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::{
     addr::{Addr, Port, Proto},
-    layout::{Backend, Frontend, FrontendKey, Network, NetworkKind},
+    layout::{
+        Backend, Frontend, FrontendKey, Network, NetworkKind,
+        tables::{self, Table},
+    },
     verdict::Counter,
 };
 
@@ -34,15 +37,16 @@ impl Tables {
     /// Opens them. An error if the node's daemon has not made them yet.
     pub fn open(node: &Node) -> Result<Self> {
         let pins = pins(node);
-        let data = |name: &str| {
-            MapData::from_pin(pins.map(name)).with_context(|| format!("{} has no table {name}", node.name()))
+        let data = |table: Table| {
+            let opened = MapData::from_pin(pins.table(table));
+            opened.with_context(|| format!("{} has no table {}", node.name(), table.name()))
         };
         Ok(Self {
-            all_frontends: data("frontends")?,
-            frontends: Map::HashMap(data("frontends")?).try_into()?,
-            slots: Map::Array(data("slots")?).try_into()?,
-            backends: Map::Array(data("backends")?).try_into()?,
-            networks: Map::LpmTrie(data("nodes")?).try_into()?,
+            all_frontends: data(tables::FRONTENDS.into())?,
+            frontends: Map::HashMap(data(tables::FRONTENDS.into())?).try_into()?,
+            slots: Map::Array(data(tables::SLOTS.into())?).try_into()?,
+            backends: Map::Array(data(tables::BACKENDS.into())?).try_into()?,
+            networks: Map::LpmTrie(data(tables::NODES.into())?).try_into()?,
         })
     }
 

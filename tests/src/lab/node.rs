@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use podnet::config::Config;
 use podnet::status::DaemonStatus;
 use podnet_cni::datapath::PinDir;
+use podnet_common::layout::tables;
 use serde_json::Value;
 
 use super::binaries::Binaries;
@@ -198,7 +199,7 @@ impl Node {
 
     /// Has the next daemon take the programs that run for another version's, which it replaces by its own.
     pub fn disown_programs(&self) -> Result<()> {
-        let pin = PinDir::new(&self.bpffs()).map("origins");
+        let pin = PinDir::new(&self.bpffs()).table(tables::ORIGINS);
         let table = MapData::from_pin(&pin).with_context(|| format!("can't open {}", pin.display()))?;
         let mut origins: Array<MapData, u64> = Map::Array(table).try_into()?;
         for programs in 0..origins.len() {

@@ -5,13 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use podnet_common::addr::{Addr, IfIndex};
-use podnet_common::layout::{Backend, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Prefix, ServiceClient};
+use podnet_common::layout::{
+    Backend, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Prefix, ServiceClient, tables,
+};
 use serde::Serialize;
 
 use super::super::conntrack::NodeNames;
 use super::super::endpoint::Pods;
 use super::super::output::socket;
-use super::super::view::{Table, View, ViewError};
+use super::super::view::{View, ViewError};
 use super::super::wanted::{Wanted, WantedError};
 use super::{Entries, Entry, FrontendRow, complete, entries, order, row, shares, why};
 use crate::compile::{ServiceId, ServiceNames};
@@ -156,12 +158,11 @@ pub(in crate::cli) fn show(
 
 /// How large the tables of services are.
 fn tables(view: &dyn View) -> Result<Room, ViewError> {
-    let size = |table| view.capacity(table);
     Ok(Room::of_tables(
-        size(Table::Frontends)?,
-        size(Table::Slots)?,
-        size(Table::Backends)?,
-        size(Table::SourceRanges)?,
+        view.capacity(tables::FRONTENDS.into())?,
+        view.capacity(tables::SLOTS.into())?,
+        view.capacity(tables::BACKENDS.into())?,
+        view.capacity(tables::SOURCE_RANGES.into())?,
     ))
 }
 
@@ -203,18 +204,14 @@ fn choices(
 
 /// The ranges of a service's clients that are of the frontend's family, if it restricts them.
 fn source_ranges(view: &dyn View, key: &FrontendKey, value: &Frontend) -> Result<Option<Vec<IpNetwork>>, ViewError> {
-    /// What precedes the client's address in a key, in bits.
-    const SERVICE: u32 = 32;
     if value.flags & Frontend::SOURCE_RANGES == 0 {
         return Ok(None);
     }
-    let v4 = key.addr.is_v4();
     let clients = ServiceClient::new(value.service, key.addr).service;
     let ranges = view.source_ranges()?.into_iter().filter(|range| range.data.service == clients);
     let ranges = ranges.filter_map(|range| {
-        let mapped = if v4 { 96 } else { 0 };
-        let len = u8::try_from(range.len.checked_sub(SERVICE + mapped)?).ok()?;
-        IpNetwork::new(range.data.addr.into(), len).ok()
+        let clients = range.clients();
+        IpNetwork::new(clients.addr.into(), u8::try_from(clients.own_len()).ok()?).ok()
     });
     let mut ranges: Vec<IpNetwork> = ranges.collect();
     ranges.sort();

@@ -10,14 +10,17 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use podnet_common::addr::IfIndex;
-use podnet_common::layout::{Config, Frontend, FrontendKey, Hook, Interface, Network, SCHEMA};
+use podnet_common::layout::{
+    Config, Frontend, FrontendKey, Hook, Interface, Network, SCHEMA,
+    tables::{self, Kind, SIZED, Table},
+};
 use podnet_common::verdict::Counter;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::drops::{self, DropRow};
 use super::nat::{PortUse, TakenPorts};
 use super::output::duration;
-use super::view::{Table, View, ViewError};
+use super::view::{View, ViewError};
 use crate::compile::of_node;
 use crate::datapath::view::interface_name;
 use crate::host::Host;
@@ -133,30 +136,40 @@ impl Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Fill {
+    #[serde(serialize_with = "table_name")]
     table: Table,
     entries: u64,
     capacity: u64,
 }
 
+fn table_name<S: Serializer>(table: &Table, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(table.name())
+}
+
+/// What helps where a table is nearly full.
+const ADVICE: [(Table, &str); SIZED.len()] = [
+    (tables::CONNTRACK.table(), "raise conntrackMax in the daemon's configuration"),
+    (tables::ENDPOINTS.table(), "move pods to other nodes"),
+    (tables::NODES.table(), "the cluster has too many nodes, or too many addresses of load balancers"),
+    (
+        tables::SOURCE_RANGES.table(),
+        "raise frontendsMax in the daemon's configuration, or write fewer and larger loadBalancerSourceRanges",
+    ),
+    (tables::FRONTENDS.table(), FEWER_SERVICES),
+    (tables::SLOTS.table(), FEWER_SERVICES),
+    (tables::BACKENDS.table(), FEWER_SERVICES),
+    (tables::AFFINITY.table(), "the kernel makes room by forgetting the clients that are silent for longest"),
+];
+const FEWER_SERVICES: &str = "raise frontendsMax in the daemon's configuration, or remove services or endpoints";
+
 impl Fill {
     fn nearly_full(&self) -> bool {
-        // The kernel makes room in the one that is left out.
-        self.table != Table::Affinity && nearly_full(self.entries, self.capacity)
+        // The kernel makes room in an LRU hash.
+        self.table.kind() != Kind::LruHash && nearly_full(self.entries, self.capacity)
     }
 
     fn advice(&self) -> &'static str {
-        match self.table {
-            Table::Conntrack => "raise conntrackMax in the daemon's configuration",
-            Table::Endpoints => "move pods to other nodes",
-            Table::Nodes => "the cluster has too many nodes, or too many addresses of load balancers",
-            Table::SourceRanges => {
-                "raise frontendsMax in the daemon's configuration, or write fewer and larger loadBalancerSourceRanges"
-            }
-            Table::Frontends | Table::Slots | Table::Backends => {
-                "raise frontendsMax in the daemon's configuration, or remove services or endpoints"
-            }
-            Table::Affinity => "the kernel makes room by forgetting the clients that are silent for longest",
-        }
+        ADVICE.iter().find(|(table, _)| *table == self.table).map_or("", |(_, advice)| advice)
     }
 }
 
@@ -247,20 +260,18 @@ fn datapath(view: &dyn View) -> Result<Datapath, ViewError> {
         conntrack += 1;
         taken.visit(tuple, entry);
     })?;
-    let mut tables = Vec::new();
-    for table in Table::ALL {
-        let entries = match table {
-            Table::Frontends => frontends.len() as u64,
-            Table::Slots => slots,
-            Table::Backends => backends.len() as u64,
-            Table::Conntrack => conntrack,
-            Table::Endpoints => endpoints,
-            Table::Nodes => networks.len() as u64,
-            Table::SourceRanges => view.source_ranges()?.len() as u64,
-            Table::Affinity => view.affinity()?.len() as u64,
-        };
-        tables.push(Fill { table, entries, capacity: u64::from(view.capacity(table)?) });
-    }
+    let counted: [(Table, u64); SIZED.len()] = [
+        (tables::FRONTENDS.table(), frontends.len() as u64),
+        (tables::SLOTS.table(), slots),
+        (tables::BACKENDS.table(), backends.len() as u64),
+        (tables::CONNTRACK.table(), conntrack),
+        (tables::ENDPOINTS.table(), endpoints),
+        (tables::NODES.table(), networks.len() as u64),
+        (tables::SOURCE_RANGES.table(), view.source_ranges()?.len() as u64),
+        (tables::AFFINITY.table(), view.affinity()?.len() as u64),
+    ];
+    let fill = |(table, entries)| Ok(Fill { table, entries, capacity: u64::from(view.capacity(table)?) });
+    let tables = counted.into_iter().map(fill).collect::<Result<_, _>>()?;
     let counters = view.counters()?;
     let count = |counter: Counter| counters.get(counter as usize).copied().unwrap_or_default();
     let drops = drops::read(view)?;

@@ -7,12 +7,14 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, MapData, MapError, lpm_trie::Key},
 };
 use podnet_cni::datapath::Plain;
-use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange};
+use podnet_common::layout::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange, tables,
+};
 
-use super::{Error, batch, shaped, take};
+use super::{Error, batch, size, take, take_data};
 use crate::{
     compile::{BackendId, Segment},
     reconcile::{KeepAffinity, TableError, Tables},
@@ -35,19 +37,15 @@ pub struct ServiceTables {
 impl ServiceTables {
     /// Takes them out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
-        let Map::Array(slots) = take(ebpf, "SLOTS")? else { return Err(Error::Missing("SLOTS")) };
-        let Map::LruHashMap(affinity) = take(ebpf, "AFFINITY")? else { return Err(Error::Missing("AFFINITY")) };
-        let frontends: HashMap<_, _, _> = shaped("FRONTENDS", take(ebpf, "FRONTENDS")?)?;
-        let backends: Array<_, _> = shaped("BACKENDS", take(ebpf, "BACKENDS")?)?;
-        let source_ranges: LpmTrie<_, _, _> = shaped("SOURCE_RANGES", take(ebpf, "SOURCE_RANGES")?)?;
-        let size = |name, data: &MapData| {
-            data.info().map(|info| info.max_entries()).map_err(|source| Error::Shape { name, source })
-        };
+        let (slots, affinity) = (take_data(ebpf, tables::SLOTS)?, take_data(ebpf, tables::AFFINITY)?);
+        let frontends: HashMap<_, _, _> = take(ebpf, tables::FRONTENDS)?;
+        let backends: Array<_, _> = take(ebpf, tables::BACKENDS)?;
+        let source_ranges: LpmTrie<_, _, _> = take(ebpf, tables::SOURCE_RANGES)?;
         let capacity = Room::of_tables(
-            size("FRONTENDS", frontends.map())?,
-            size("SLOTS", &slots)?,
+            size(tables::FRONTENDS, frontends.map())?,
+            size(tables::SLOTS, &slots)?,
             backends.len(),
-            size("SOURCE_RANGES", source_ranges.map())?,
+            size(tables::SOURCE_RANGES, source_ranges.map())?,
         );
         Ok(Self { frontends, slots, backends, source_ranges, affinity, capacity })
     }
