@@ -1,14 +1,20 @@
 //! What the eBPF object and user space share: the tables' layouts, packet views, checksums, and the packet pipeline.
 //!
-//! No allocation, no aya, no unsafe code: the same source runs in the kernel, in host unit tests and in the simulator.
+//! No allocation, no aya, no unsafe code: the same source runs in the kernel, in host unit tests and in the simulator. Only
+//! the [`simulator`] itself, which the feature `std` adds, has the standard library.
 #![no_std]
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "std")]
+extern crate std;
 
 pub mod addr;
 pub mod checksum;
 pub mod layout;
 pub mod packet;
 pub mod pipeline;
+#[cfg(feature = "std")]
+pub mod simulator;
 pub mod time;
 pub mod verdict;
 

@@ -24,7 +24,6 @@ mod prefixes;
 pub mod reconcile;
 pub mod room;
 pub mod select;
-pub mod simulator;
 pub mod source;
 pub mod status;
 mod yaml;

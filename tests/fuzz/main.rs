@@ -15,8 +15,7 @@ mod world;
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use podnet::simulator::{self, End};
-use podnet_common::{layout::Hook, verdict::Reason};
+use podnet_common::{layout::Hook, simulator::End, verdict::Reason};
 
 /// How many scenarios are made up: as many as take half a minute without optimisation.
 const SCENARIOS: u64 = 12_000;

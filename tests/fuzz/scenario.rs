@@ -7,13 +7,13 @@ use podnet_common::{
     addr::{Addr, IfIndex, Port, Proto},
     layout::{FrontendKey, Hook, NetworkKind},
     pipeline::Tables as _,
+    simulator::{self, HostPacket},
 };
 
 use crate::{
     choices::Choices,
     frame::{ACK, FIN, Fragment, Frame, RST, SYN, Transport},
     oracle::{self, Outcome},
-    simulator::{self, HostPacket},
     view::View,
     world::{
         Addresses, CLIENT_PORTS, LOOPBACK, NODE2_MAC, NODE3_MAC, OWN_MAC, PODNET1, ROUTER_MAC, SERVICE_PORTS,

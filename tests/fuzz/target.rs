@@ -6,9 +6,6 @@ mod choices;
 mod frame;
 mod oracle;
 mod scenario;
-#[path = "../../podnet/src/simulator.rs"]
-#[allow(dead_code, reason = "it is the whole of podnet::simulator, without the crates that podnet needs")]
-mod simulator;
 mod view;
 mod world;
 

@@ -12,12 +12,10 @@ use podnet_common::{
         TUNNEL_PORT, holders, macs,
     },
     pipeline::Route,
-};
-
-use crate::{
-    choices::Choices,
     simulator::{HostTables, prefix},
 };
+
+use crate::choices::Choices;
 
 /// Addresses of one family.
 pub struct Addresses {

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use podnet::simulator::End;
 use podnet_common::{
     addr::{IfIndex, Proto},
     layout::{CtEntry, Hook, NetworkKind, Out, Tuple},
+    simulator::End,
     verdict::{Counter, Reason},
 };
 
@@ -24,7 +24,7 @@ pub fn both_families(test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>) {
 }
 
 pub fn both_families_with(
-    change: fn(&mut podnet::simulator::HostTables),
+    change: fn(&mut podnet_common::simulator::HostTables),
     test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>,
 ) {
     in_namespace(move |uplink| {
@@ -75,8 +75,8 @@ fn a_service_leads_to_a_pod_of_this_node_and_its_replies_back() {
             let back = answer.translated((a.local, 80), (a.client, 40_000)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
             let (verdict, bytes) = {
                 // The kernel's table still has the true interface, so only the host's is asked.
-                let mut packet = podnet::simulator::HostPacket { data: answer.bytes(), ifindex: HERE };
-                let verdict = podnet::simulator::run(Hook::FromPod, &mut packet, &both.host);
+                let mut packet = podnet_common::simulator::HostPacket { data: answer.bytes(), ifindex: HERE };
+                let verdict = podnet_common::simulator::run(Hook::FromPod, &mut packet, &both.host);
                 (verdict, packet.data)
             };
             both.host.endpoints.entry(key).and_modify(|e| e.ifindex = IfIndex(71));
@@ -395,8 +395,8 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
         }
         // The host refuses the same way.
         both.host.conntrack_max = Some(1);
-        let mut packet = podnet::simulator::HostPacket { data: flow(1), ifindex: HERE };
-        let verdict = podnet::simulator::run(Hook::FromPod, &mut packet, &both.host);
+        let mut packet = podnet_common::simulator::HostPacket { data: flow(1), ifindex: HERE };
+        let verdict = podnet_common::simulator::run(Hook::FromPod, &mut packet, &both.host);
         ensure!(verdict == End::Drop(Reason::ConntrackFull), "{verdict:?}");
         ensure!(both.host.conntrack.borrow().is_empty(), "half a flow stays");
         Ok(())
@@ -494,7 +494,7 @@ fn networks_have_the_kinds_that_the_programs_know() {
 
 #[test]
 fn a_pod_that_is_limited_gets_its_packets_through_its_queue() {
-    let change = |tables: &mut podnet::simulator::HostTables| {
+    let change = |tables: &mut podnet_common::simulator::HostTables| {
         tables.endpoints.values_mut().for_each(|endpoint| endpoint.flags = podnet_common::layout::Endpoint::NO_PEER);
     };
     both_families_with(change, |both, a, _| {

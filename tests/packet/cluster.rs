@@ -7,13 +7,13 @@ use nix::{
     sched::{CloneFlags, unshare},
     time::{ClockId, clock_gettime},
 };
-use podnet::simulator::{self, End, HostPacket, HostTables, prefix};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
         Backend, Config, Endpoint, Frontend, FrontendKey, Hook, Network, NetworkKind, ServiceClient, SourceRange, macs,
     },
     pipeline::Route,
+    simulator::{self, End, HostPacket, HostTables, prefix},
     time::ticks,
     verdict::{COUNTERS_BASE, Reason},
 };

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::ensure;
-use podnet::simulator::End;
 use podnet_common::{
     addr::IfIndex,
     layout::{Config, Hook, Out},
+    simulator::End,
     verdict::Reason,
 };
 

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use podnet::simulator::End;
 use podnet_common::{
     layout::{Hook, Out},
+    simulator::End,
     verdict::Reason,
 };
 

@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use podnet::simulator::{End, HostTables, prefix};
 use podnet_common::{
     addr::IfIndex,
     layout::{Hook, Network, NetworkKind, Out, Prefix, ServiceClient, SourceRange},
+    simulator::{End, HostTables, prefix},
     verdict::Reason,
 };
 

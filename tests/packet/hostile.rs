@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use podnet::simulator::End;
 use podnet_common::{
     layout::{Config, Hook, TUNNEL_PORT},
+    simulator::End,
     verdict::Reason,
 };
 

@@ -22,15 +22,13 @@ use nix::{
     mount::{MsFlags, mount, umount},
     sched::{CloneFlags, unshare},
 };
-use podnet::{
-    datapath::{Sizes, batch, loader},
-    simulator::{End, HostTables},
-};
+use podnet::datapath::{Sizes, batch, loader};
 use podnet_cni::datapath::{PinDir, Plain, bpf};
 use podnet_common::{
     layout::{
         Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, Tuple, holders,
     },
+    simulator::{End, HostTables},
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
 

@@ -1,10 +1,10 @@
 //! When a connection counts as established, when as over, and when its ports begin another one.
 
 use anyhow::{Context as _, Result, ensure};
-use podnet::simulator::End;
 use podnet_common::{
     addr::{Port, Proto},
     layout::{CtEntry, Frontend, FrontendKey, Hook, Out, Tuple},
+    simulator::End,
 };
 
 use crate::{

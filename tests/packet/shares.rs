@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Result, ensure};
-use podnet::simulator::{End, HostTables};
 use podnet_common::{
     layout::{Hook, holders},
+    simulator::{End, HostTables},
     verdict::Reason,
 };
 

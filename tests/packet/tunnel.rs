@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use podnet::simulator::{End, HostTables};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{Hook, Network, Out, TUNNEL_PORT},
+    simulator::{End, HostTables},
     verdict::Reason,
 };
 

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use podnet::simulator::{End, HostTables};
 use podnet_common::{
     addr::{Addr, IfIndex, Port, Proto},
     layout::{Config, FrontendKey, Hook, Interface, Out},
+    simulator::{End, HostTables},
     verdict::Reason,
 };
 

@@ -1,11 +1,10 @@
 //! What packets become that are refused or answered.
 
-use podnet_common::{layout::Hook, verdict::Reason};
+use podnet_common::{layout::Hook, simulator::End, verdict::Reason};
 
 use super::{Outcome, egress};
 use crate::{
     frame::{ACK, FIN, RST, SYN},
-    simulator::End,
     view::View,
     world::World,
 };

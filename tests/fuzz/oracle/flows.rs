@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use podnet_common::{
     layout::{CtEntry, Hook, NetworkKind, Out, Tuple, holders},
     pipeline::Tables as _,
+    simulator::{self, End, HostPacket},
     verdict::Reason,
 };
 
@@ -12,7 +13,6 @@ use super::{Outcome, State, egress, flow};
 use crate::{
     frame::{Frame, SYN, Transport},
     scenario::{Entry, macs, origin},
-    simulator::{self, End, HostPacket},
     view::{View, tuple},
     world::{Addresses, World},
 };

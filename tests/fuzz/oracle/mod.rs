@@ -11,16 +11,11 @@ use std::{collections::BTreeSet, fmt};
 use podnet_common::{
     layout::{CtEntry, Hook, Tuple},
     pipeline::Tables as _,
+    simulator::{End, HostTables},
     verdict::Reason,
 };
 
-use crate::{
-    choices::Choices,
-    scenario::Entry,
-    simulator::{End, HostTables},
-    view::View,
-    world::World,
-};
+use crate::{choices::Choices, scenario::Entry, view::View, world::World};
 
 /// A packet's way through a hook.
 pub struct Outcome<'a> {

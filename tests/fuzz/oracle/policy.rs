@@ -9,13 +9,13 @@ use podnet_common::{
         AffinityKey, Config, CtEntry, Frontend, FrontendKey, Hook, Network, NetworkKind, Out, ServiceClient, Tuple,
     },
     pipeline::Tables as _,
+    simulator::{End, HostTables},
     time,
 };
 
 use super::{Outcome, State, flow};
 use crate::{
     frame::{ACK, SYN},
-    simulator::{End, HostTables},
     view::View,
     world::{Addresses, World},
 };

@@ -4,12 +4,12 @@ use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{CtEntry, Hook, Network, Out, macs},
     pipeline::Tables as _,
+    simulator::End,
 };
 
 use super::{Outcome, egress, errors, flow, policy};
 use crate::{
     frame::{ACK, SYN},
-    simulator::End,
     view::View,
     world::{PODNET0, World},
 };

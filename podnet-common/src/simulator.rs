@@ -5,10 +5,12 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    vec::Vec,
 };
 
 use bytemuck::Pod;
-use podnet_common::{
+
+use crate::{
     addr::{Addr, IfIndex, Mac},
     checksum,
     layout::{
