@@ -11,16 +11,17 @@ use std::{
 use bytemuck::Pod;
 
 use crate::{
-    addr::{Addr, IfIndex, Mac},
+    addr::{Addr, IfIndex, Mac, Port, Proto},
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, NetworkKind, Out, Prefix, Scratch, ServiceClient, SourceRange, Tuple,
+        Hook, Interface, Network, NetworkKind, Out, Prefix, Sandbox, Scratch, ServiceClient, SockKey, SockPeer,
+        SourceRange, Tuple,
     },
     packet::{ETH, Packet},
     pipeline::{
-        self, FromHost, FromLoopback, FromPod, FromUplink, InsertError, Place, Route, Stage, Tables, ToPod, ToRaw,
-        ToUplink, UplinkXdp, Verdict,
+        self, FromHost, FromLoopback, FromPod, FromUplink, InsertError, Place, Route, SocketCtx, Stage, Tables, ToPod,
+        ToRaw, ToUplink, UplinkXdp, Verdict,
     },
     verdict::{Counter, Reason},
 };
@@ -113,10 +114,16 @@ pub struct HostTables {
     pub fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
     /// `peers`.
     pub peers: BTreeSet<Mac>,
+    /// `sandboxes`.
+    pub sandboxes: BTreeMap<u64, Sandbox>,
+    /// `sock_reverse`.
+    pub sock_reverse: RefCell<BTreeMap<SockKey, SockPeer>>,
     /// What the routing table would answer.
     pub routes: BTreeMap<Prefix, Route>,
     /// Counters that were raised.
     pub counters: RefCell<BTreeMap<Counter, u64>>,
+    /// Drops that were counted.
+    pub drops: RefCell<BTreeMap<Reason, u64>>,
     scratch: RefCell<Scratch>,
 }
 
@@ -229,8 +236,90 @@ impl Tables for HostTables {
         self.peers.contains(mac)
     }
 
+    fn sandbox(&self, netns_cookie: u64) -> Option<&Sandbox> {
+        self.sandboxes.get(&netns_cookie)
+    }
+
+    fn sock_peer(&self, key: &SockKey) -> Option<SockPeer> {
+        self.sock_reverse.borrow().get(key).copied()
+    }
+
+    fn set_sock_peer(&self, key: &SockKey, peer: &SockPeer) -> bool {
+        self.sock_reverse.borrow_mut().insert(*key, *peer);
+        true
+    }
+
     fn count(&self, counter: Counter) {
         *self.counters.borrow_mut().entry(counter).or_default() += 1;
+    }
+
+    fn count_drop(&self, reason: Reason) {
+        *self.drops.borrow_mut().entry(reason).or_default() += 1;
+    }
+}
+
+/// A system call on a socket in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostSocket {
+    /// The peer's address in the call.
+    pub addr: Addr,
+    /// The peer's port in the call.
+    pub port: Port,
+    /// The socket's protocol.
+    pub proto: Proto,
+    /// Whether the process has chosen the socket's own port.
+    pub bound: bool,
+    /// Whether the socket is connected.
+    pub connected: bool,
+    /// The cookie of the socket.
+    pub cookie: u64,
+    /// The cookie of its network namespace.
+    pub netns_cookie: u64,
+    /// The random number that is drawn.
+    pub random: u32,
+    /// Whether the kernel lets the hooks choose the error of a refused call.
+    pub chooses_errno: bool,
+}
+
+impl SocketCtx for HostSocket {
+    fn addr(&self) -> Addr {
+        self.addr
+    }
+
+    fn port(&self) -> Port {
+        self.port
+    }
+
+    fn set_peer(&mut self, addr: &Addr, port: Port) {
+        (self.addr, self.port) = (*addr, port);
+    }
+
+    fn proto(&self) -> Proto {
+        self.proto
+    }
+
+    fn bound(&self) -> bool {
+        self.bound
+    }
+
+    fn connected(&self) -> bool {
+        self.connected
+    }
+
+    fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    fn netns_cookie(&self) -> u64 {
+        self.netns_cookie
+    }
+
+    fn random(&self) -> u32 {
+        self.random
+    }
+
+    fn chooses_errno(&self) -> bool {
+        self.chooses_errno
     }
 }
 
@@ -315,8 +404,13 @@ fn stages<At: Place>(packet: &mut HostPacket, tables: &HostTables) -> End {
     end::<At>(packet, tables, verdict)
 }
 
+/// Carries out a verdict and counts it, as the kernel's programs do.
 fn end<At: Place>(packet: &mut HostPacket, tables: &HostTables, verdict: Verdict) -> End {
-    match verdict {
+    let answered = |to: &IfIndex| {
+        tables.count(Counter::Rejected);
+        *to
+    };
+    let end = match verdict {
         Verdict::Pass | Verdict::Forward(Out::Stack, _) => End::Pass,
         Verdict::Forward(out, ifindex) => End::Forward(out, ifindex),
         Verdict::Drop(reason) => End::Drop(reason),
@@ -325,9 +419,16 @@ fn end<At: Place>(packet: &mut HostPacket, tables: &HostTables, verdict: Verdict
                 Stage::Error => pipeline::error::<At, _, _>(packet, tables),
                 _ => pipeline::reject(packet),
             };
-            answer.map_or(End::Drop(reason), |ifindex| End::Reject(reason, ifindex))
+            answer.as_ref().map(answered).map_or(End::Drop(reason), |ifindex| End::Reject(reason, ifindex))
         }
-        Verdict::Tail(Stage::Reject) => pipeline::reject(packet).map_or(End::Drop(Reason::Malformed), End::Answer),
+        Verdict::Tail(Stage::Reject) => {
+            let answer = pipeline::reject(packet);
+            return answer.as_ref().map(answered).map_or(End::Drop(Reason::Malformed), End::Answer);
+        }
         Verdict::Tail(_) => End::Drop(Reason::NoTail),
+    };
+    if let Some(reason) = end.reason() {
+        tables.count_drop(reason);
     }
+    end
 }

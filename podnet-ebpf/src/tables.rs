@@ -12,11 +12,11 @@ use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Interface, Network, NetworkKind, Peer, Scratch, ServiceClient, Tuple, macs,
+        Interface, Network, NetworkKind, Peer, Sandbox, Scratch, ServiceClient, SockKey, SockPeer, Tuple, macs,
     },
     pipeline::{InsertError, Route, Tables},
     time,
-    verdict::Counter,
+    verdict::{Counter, Reason},
 };
 
 use crate::maps;
@@ -257,7 +257,29 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn sandbox(&self, netns_cookie: u64) -> Option<&Sandbox> {
+        // SAFETY: see above.
+        unsafe { maps::SANDBOXES.get(&netns_cookie) }
+    }
+
+    #[inline(always)]
+    fn sock_peer(&self, key: &SockKey) -> Option<SockPeer> {
+        // SAFETY: see above.
+        unsafe { maps::SOCK_REVERSE.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_sock_peer(&self, key: &SockKey, peer: &SockPeer) -> bool {
+        maps::SOCK_REVERSE.insert(key, peer, 0).is_ok()
+    }
+
+    #[inline(always)]
     fn count(&self, counter: Counter) {
         maps::count(counter);
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, reason: Reason) {
+        maps::count_drop(reason);
     }
 }

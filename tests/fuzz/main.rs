@@ -10,10 +10,11 @@ mod choices;
 mod frame;
 mod oracle;
 mod scenario;
+mod sockets;
 mod view;
 mod world;
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
 
 use podnet_common::{layout::Hook, simulator::End, verdict::Reason};
 
@@ -116,4 +117,37 @@ fn the_corpus_keeps_the_promises() {
     }
     met.demand(&[Hook::FromUplink], "Forward(Via)");
     met.demand(&[Hook::UplinkXdp], "Forward(Link)");
+}
+
+#[test]
+fn arbitrary_sockets_over_arbitrary_tables_keep_the_promises() {
+    let mut met = BTreeSet::new();
+    for seed in 0..SCENARIOS {
+        let bytes = bytes(seed);
+        let played = std::panic::catch_unwind(|| {
+            let mut met = Vec::new();
+            sockets::play(&bytes, |o| {
+                met.push((format!("{:?}", o.operation), IpAddr::from(o.before.addr).is_ipv4(), o.kind()))
+            });
+            met
+        });
+        match played {
+            Ok(outcomes) => met.extend(outcomes),
+            Err(panic) => {
+                eprintln!("in the scenario {seed}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    for v4 in [false, true] {
+        for (operation, kinds) in [
+            ("Connect", ["backend", "refused", "as it was"].as_slice()),
+            ("SendMsg", &["backend", "refused", "as it was"]),
+            ("Peer", &["frontend", "as it was"]),
+        ] {
+            for kind in kinds {
+                assert!(met.contains(&(operation.to_owned(), v4, kind)), "{operation} was never {kind} (IPv4: {v4})");
+            }
+        }
+    }
 }

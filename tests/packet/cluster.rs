@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command, sync::LazyLock, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     sched::{CloneFlags, unshare},
     time::{ClockId, clock_gettime},
@@ -15,7 +15,7 @@ use podnet_common::{
     pipeline::Route,
     simulator::{self, End, HostPacket, HostTables, prefix},
     time::ticks,
-    verdict::{COUNTERS_BASE, Reason},
+    verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
 
 use crate::kernel::{Kernel, Seen};
@@ -341,19 +341,39 @@ impl Both {
         let before = self.kernel.counters()?;
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
         let end = simulator::run(hook, &mut packet, &self.host);
-        let Some((seen, bytes)) = self.kernel.run(hook, data)? else { return Ok((end, packet.data)) };
+        let Some((seen, bytes)) = self.kernel.run(hook, data)? else {
+            self.host.counters.take();
+            self.host.drops.take();
+            return Ok((end, packet.data));
+        };
         ensure!(
             seen == end.into() && (bytes == packet.data || seen == Seen::Drop),
             "{hook:?}: host {end:?}, kernel {seen:?}\n  in     {data:02x?}\n  host   {:02x?}\n  kernel {bytes:02x?}",
             packet.data
         );
-        let after = self.kernel.counters()?;
-        for reason in Reason::ALL {
-            let index = COUNTERS_BASE as usize + *reason as usize;
-            let (counted, now) = (before[index], after[index]);
-            let expected = counted + u64::from(end.reason() == Some(*reason));
-            ensure!(now == expected, "{hook:?}: host {end:?}, kernel {reason:?}: {counted} drops became {now}");
-        }
+        let drop = self.host.drops.borrow().keys().copied().collect::<Vec<_>>();
+        ensure!(drop == Vec::from_iter(end.reason()), "{hook:?}: host {end:?}, but it has counted {drop:?}");
+        self.same_counts(&before).with_context(|| format!("{hook:?}: {end:?}"))?;
         Ok((end, packet.data))
+    }
+
+    /// Demands that both have counted the same, the host since it was last asked and the kernel since it had these counts.
+    pub fn same_counts(&self, before: &[u64]) -> Result<()> {
+        let mut host = [0; COUNTERS];
+        for (counter, count) in self.host.counters.take() {
+            host[counter as usize] = count;
+        }
+        for (reason, count) in self.host.drops.take() {
+            host[COUNTERS_BASE as usize + reason as usize] = count;
+        }
+        let name = |index: usize| match index.checked_sub(COUNTERS_BASE as usize) {
+            Some(reason) => Reason::ALL.get(reason).map(|reason| reason.name()),
+            None => Counter::ALL.get(index).map(|counter| counter.name()),
+        };
+        for (index, (before, after)) in before.iter().zip(self.kernel.counters()?).enumerate() {
+            let (host, kernel) = (host[index], after - before);
+            ensure!(host == kernel, "{:?} ({index}): the host counts {host}, the kernel {kernel}", name(index));
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    path::Path,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -15,7 +16,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, Pod, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key},
-    programs::Program,
+    programs::{CgroupAttachMode, CgroupSockAddr, Program, cgroup_sock_addr::CgroupSockAddrLink},
     util::nr_cpus,
 };
 use nix::{
@@ -26,7 +27,8 @@ use podnet::datapath::{Sizes, batch, loader};
 use podnet_cni::datapath::{PinDir, Plain, bpf};
 use podnet_common::{
     layout::{
-        Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, Tuple, holders,
+        Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, SockKey,
+        SockPeer, Tuple, holders,
     },
     simulator::{End, HostTables},
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
@@ -103,6 +105,7 @@ impl Kernel {
         let mut kernel = Self { object: object()? };
         kernel.hash("FRONTENDS", tables.frontends.iter().map(|(key, value)| (Plain(*key), Plain(*value))))?;
         kernel.hash("ENDPOINTS", tables.endpoints.iter().map(|(key, value)| (Plain(*key), Plain(*value))))?;
+        kernel.hash("SANDBOXES", tables.sandboxes.iter().map(|(key, value)| (*key, Plain(*value))))?;
         let interfaces = tables.interfaces.iter().map(|(key, value)| (Plain(*key), Plain(*value)));
         kernel.hash("INTERFACES", interfaces)?;
         kernel.hash("PEERS", tables.peers.iter().map(|mac| (Plain(Peer { mac: *mac, _pad: [0; 2] }), 1u32)))?;
@@ -117,6 +120,7 @@ impl Kernel {
         // What programs write.
         kernel.hash::<Plain<AffinityKey>, Plain<Affinity>>("AFFINITY", [])?;
         kernel.hash::<Plain<FragmentKey>, Plain<FragmentPorts>>("FRAGMENTS", [])?;
+        kernel.hash::<Plain<SockKey>, Plain<SockPeer>>("SOCK_REVERSE", [])?;
         kernel.forget_flows(tables.holders.borrow().get(&holders::ROOM).copied().unwrap_or_default())?;
         let zeros = vec![0; kernel.object.processors];
         let mut counters: PerCpuArray<_, u64> = kernel.object.ebpf.map_mut("COUNTERS").context("map")?.try_into()?;
@@ -211,6 +215,32 @@ impl Kernel {
         map.iter().map(|entry| entry.map(|(k, v)| (k.0, CtEntry { last_seen: 0, ..v.0 })).map_err(Into::into)).collect()
     }
 
+    /// Attaches the socket hooks to a cgroup, until what is returned is dropped.
+    pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<SocketHooks> {
+        let cgroup = fs::File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
+        let mut links = Vec::new();
+        for call in ["connect", "sendmsg", "recvmsg", "getpeername"] {
+            for family in [4, 6] {
+                let program = self.object.ebpf.program_mut(&format!("{call}{family}")).context("program")?;
+                let program: &mut CgroupSockAddr = program.try_into()?;
+                // It stays loaded for the next test.
+                if program.fd().is_err() {
+                    program.load()?;
+                }
+                let id = program.attach(&cgroup, CgroupAttachMode::Single)?;
+                links.push(program.take_link(id)?);
+            }
+        }
+        Ok(SocketHooks { _links: links })
+    }
+
+    /// What `sock_reverse` has.
+    pub fn sock_reverse(&self) -> Result<BTreeMap<SockKey, SockPeer>> {
+        let map: HashMap<_, Plain<SockKey>, Plain<SockPeer>> =
+            self.object.ebpf.map("SOCK_REVERSE").context("map")?.try_into()?;
+        map.iter().map(|entry| entry.map(|(k, v)| (k.0, v.0)).map_err(Into::into)).collect()
+    }
+
     fn flows(&mut self) -> Result<HashMap<&mut MapData, Plain<Tuple>, Plain<CtEntry>>> {
         Ok(self.object.ebpf.map_mut("CONNTRACK").context("map")?.try_into()?)
     }
@@ -280,6 +310,11 @@ impl Kernel {
     pub fn count(&self, counter: Counter) -> Result<u64> {
         Ok(self.counters()?[counter as usize])
     }
+}
+
+/// Socket hooks that are attached to a cgroup.
+pub struct SocketHooks {
+    _links: Vec<CgroupSockAddrLink>,
 }
 
 /// `BPF_MAP_LOOKUP_BATCH`, for arrays with a value for every processor since Linux 5.13.

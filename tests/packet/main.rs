@@ -1,4 +1,4 @@
-//! Packets through the pipeline, on the host and in the kernel with the shipping object, with equal results.
+//! Packets and sockets through the pipeline, on the host and in the kernel with the shipping object, with equal results.
 
 mod cases;
 mod cluster;
@@ -11,5 +11,6 @@ mod hostile;
 mod kernel;
 mod opening;
 mod shares;
+mod sockets;
 mod tunnel;
 mod ways_out;

@@ -6,7 +6,7 @@ use crate::addr::{Addr, Port, Proto};
 
 /// Key of `sock_reverse` (LRU hash): what a socket was connected or has sent to.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct SockKey {
     /// The kernel's socket cookie.
     pub cookie: u64,

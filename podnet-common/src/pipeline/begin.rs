@@ -213,15 +213,20 @@ fn choose<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &Front
     {
         (entry.dst, entry.dport) = (last.addr, last.port);
     } else {
-        let index = ((hash as u64 * frontend.slot_count as u64) >> 32) as u32;
-        let Some(id) = t.slot(frontend.slot_base.wrapping_add(index)) else { return false };
-        let Some(Backend { addr, port, .. }) = t.backend(id) else { return false };
+        let Some(Backend { addr, port, .. }) = pick(t, frontend, hash) else { return false };
         (entry.dst, entry.dport) = (*addr, *port);
     }
     if frontend.affinity != 0 {
         t.set_affinity(&key, &Affinity { addr: entry.dst, port: entry.dport, _pad: 0, last_used: now });
     }
     true
+}
+
+/// The backend that a hash picks, evenly over many. `None`: a table lacks it.
+#[inline(always)]
+pub(super) fn pick<'t, T: Tables>(t: &'t T, frontend: &Frontend, hash: u32) -> Option<&'t Backend> {
+    let index = ((hash as u64 * frontend.slot_count as u64) >> 32) as u32;
+    t.backend(t.slot(frontend.slot_base.wrapping_add(index))?)
 }
 
 /// Makes the entry of a flow that an error tells of, whose tuple [`icmp`](super::icmp) has left as the key in `s`, if this node

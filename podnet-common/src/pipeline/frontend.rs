@@ -1,7 +1,7 @@
 //! Whom a packet addresses.
 
 use crate::{
-    addr::{Addr, Proto},
+    addr::{Addr, Port, Proto},
     layout::{Frontend, FrontendKey, Hook, Network, NetworkKind, Tuple},
     packet::{Ethernet, Tcp},
 };
@@ -24,11 +24,18 @@ pub(super) fn exact(tuple: &Tuple) -> FrontendKey {
     FrontendKey { addr: tuple.dst, port: tuple.dport, proto: tuple.proto, scope: FrontendKey::ANY }
 }
 
-/// The key of a port of the node, for an address of the family.
+/// The key of the same port at all of the node's addresses of the family.
 #[inline(always)]
-fn of_node(tuple: &Tuple) -> FrontendKey {
-    let addr = if tuple.dst.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
-    FrontendKey { addr, ..exact(tuple) }
+fn of_node(key: &FrontendKey) -> FrontendKey {
+    let addr = if key.addr.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
+    FrontendKey { addr, ..*key }
+}
+
+/// Whether a frontend that is there at all of the node's addresses serves at an address in this network.
+#[inline(always)]
+fn serves(frontend: &Frontend, network: &Network) -> bool {
+    network.kind == NetworkKind::LocalNode as u32
+        && (frontend.flags & Frontend::NODE_PORT == 0 || network.flags & Network::NODE_PORTS != 0)
 }
 
 /// Finds the frontend that a packet addresses. At an address of the node what doesn't open a connection, and belongs to
@@ -68,11 +75,38 @@ pub(super) fn node_port<'t, At: Place, T: Tables>(
     if !(other || own && opens(tcp_flags)) {
         return None;
     }
-    let key = of_node(tuple);
+    let key = of_node(&exact(tuple));
     let frontend = t.frontend(&key)?;
     let sent_on = other && sent_on::<At, T>(t, ethernet, frontend);
-    let serves = frontend.flags & Frontend::NODE_PORT == 0 || network.flags & Network::NODE_PORTS != 0;
-    ((own && serves) || sent_on).then_some(Found { key, frontend, sent_on })
+    (serves(frontend, network) || sent_on).then_some(Found { key, frontend, sent_on })
+}
+
+/// Finds the frontend that a socket addresses: as [`find`] does for the packet that would open the connection. To a pod its
+/// loopback addresses are its own; to the host they are those of the node that hostPorts have and NodePorts don't.
+#[inline(always)]
+pub(super) fn of_socket<'t, T: Tables>(
+    t: &'t T,
+    addr: &Addr,
+    port: Port,
+    proto: Proto,
+    of_pod: bool,
+) -> Option<&'t Frontend> {
+    let key = FrontendKey { addr: *addr, port, proto, scope: FrontendKey::ANY };
+    let node = of_node(&key);
+    let loopback = addr.is_loopback();
+    // To a socket the unspecified address is the way to itself.
+    if addr.same(&node.addr) || (loopback && of_pod) {
+        return None;
+    }
+    if let Some(frontend) = t.frontend(&key) {
+        return Some(frontend);
+    }
+    let frontend = t.frontend(&node)?;
+    // Few ports lead so far.
+    if loopback {
+        return (frontend.flags & Frontend::NODE_PORT == 0).then_some(frontend);
+    }
+    serves(frontend, t.network(addr)?).then_some(frontend)
 }
 
 /// Whether a packet of a process of the host has a source that is a frontend too, in a protocol whose packets don't show

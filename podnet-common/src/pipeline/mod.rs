@@ -22,6 +22,7 @@ mod reject;
 mod sctp;
 mod send;
 mod shares;
+mod socket;
 
 pub use begin::{begin, mix};
 pub use direct::alone;
@@ -33,6 +34,7 @@ pub use loopback::loopback;
 pub use reject::{error, reject};
 pub use sctp::sctp;
 pub use send::send;
+pub use socket::{Call, SocketCtx, connect, peer, sendmsg};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -40,7 +42,7 @@ use crate::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Out, Scratch, ServiceClient, Tuple,
+        Hook, Interface, Network, Out, Sandbox, Scratch, ServiceClient, SockKey, SockPeer, Tuple,
     },
     verdict::{Counter, Reason},
 };
@@ -174,8 +176,16 @@ pub trait Tables {
     fn set_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
     /// Whether `peers` has a node with this MAC.
     fn is_peer(&self, mac: &Mac) -> bool;
+    /// `sandboxes`: the pod with this network namespace, by its cookie.
+    fn sandbox(&self, netns_cookie: u64) -> Option<&Sandbox>;
+    /// `sock_reverse`.
+    fn sock_peer(&self, key: &SockKey) -> Option<SockPeer>;
+    /// Adds or replaces an entry of `sock_reverse`. False: there is no room for it.
+    fn set_sock_peer(&self, key: &SockKey, peer: &SockPeer) -> bool;
     /// Adds one to a counter.
     fn count(&self, counter: Counter);
+    /// Adds one to the drops for a reason.
+    fn count_drop(&self, reason: Reason);
 }
 
 /// A hook as a type, so that each program holds only its own hook's code.

@@ -7,7 +7,6 @@ use ipnetwork::IpNetwork;
 use podnet_common::{
     addr::{Addr, Mac},
     layout::{Network, NetworkKind, Prefix},
-    simulator::prefix,
 };
 
 use crate::{

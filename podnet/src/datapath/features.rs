@@ -36,7 +36,7 @@ pub(super) fn route_source() -> bool {
 
 /// Whether socket programs may choose the error of a call that they refuse (`bpf_set_retval` at `connect` and `sendmsg`,
 /// Linux 6.1). Linux 5.18 to 6.0 know the helper, but not at these hooks: so a program that calls it is tried.
-pub(super) fn socket_errno() -> bool {
+pub fn socket_errno() -> bool {
     /// `enum bpf_cmd`, `enum bpf_prog_type` and `enum bpf_attach_type` of linux/bpf.h.
     const BPF_PROG_LOAD: libc::c_int = 5;
     const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;

@@ -19,6 +19,7 @@ pub mod uplink_xdp;
 pub mod view;
 
 pub use counts::Counts;
+pub use features::socket_errno;
 pub use holders::Hurry;
 pub use loader::{Loaded, Opened};
 pub use service_tables::ServiceTables;

@@ -4,6 +4,7 @@ mod answers;
 mod errors;
 mod flows;
 mod policy;
+pub mod sockets;
 mod translation;
 
 use std::{collections::BTreeSet, fmt};
