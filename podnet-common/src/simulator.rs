@@ -15,13 +15,12 @@ use crate::{
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, NetworkKind, Out, Prefix, Sandbox, Scratch, ServiceClient, SockKey, SockPeer,
-        SourceRange, Tuple,
+        Hook, Interface, Network, Out, Prefix, Sandbox, ServiceClient, SockKey, SockPeer, SourceRange, Tuple,
     },
     packet::{ETH, Packet},
     pipeline::{
-        self, FromHost, FromLoopback, FromPod, FromUplink, InsertError, Place, Route, SocketCtx, Stage, Tables, ToPod,
-        ToRaw, ToUplink, UplinkXdp, Verdict,
+        self, CachedRoute, FromHost, FromLoopback, FromPod, FromUplink, Handover, InsertError, Place, Route, SocketCtx,
+        Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
     },
     verdict::{Counter, Reason},
 };
@@ -118,13 +117,32 @@ pub struct HostTables {
     pub sandboxes: BTreeMap<u64, Sandbox>,
     /// `sock_reverse`.
     pub sock_reverse: RefCell<BTreeMap<SockKey, SockPeer>>,
-    /// What the routing table would answer.
+    /// What the routing table would answer. A route without a next hop is to a shared link.
     pub routes: BTreeMap<Prefix, Route>,
     /// Counters that were raised.
     pub counters: RefCell<BTreeMap<Counter, u64>>,
     /// Drops that were counted.
     pub drops: RefCell<BTreeMap<Reason, u64>>,
-    scratch: RefCell<Scratch>,
+    handover: RefCell<Handover>,
+    /// `next_hops`.
+    next_hops: RefCell<BTreeMap<u32, CachedRoute>>,
+}
+
+impl HostTables {
+    /// The entry of [`Self::routes`] for a destination.
+    pub fn route_to(&self, dst: &Addr) -> Option<&Route> {
+        longest(&self.routes, dst)
+    }
+
+    /// Forgets the routes that packets have asked for.
+    pub fn forget_routes(&self) {
+        self.next_hops.borrow_mut().clear();
+    }
+
+    /// Whether an address is an external one of some service ([`Network::SERVICE_ADDRESS`]).
+    pub fn is_service_address(&self, addr: &Addr) -> bool {
+        self.prefix(addr).is_some_and(|network| network.flags & Network::SERVICE_ADDRESS != 0)
+    }
 }
 
 impl Tables for HostTables {
@@ -156,12 +174,8 @@ impl Tables for HostTables {
         self.endpoints.get(addr)
     }
 
-    fn network(&self, addr: &Addr) -> Option<&Network> {
-        longest(&self.networks, addr).filter(|network| network.kind != NetworkKind::Nothing as u32)
-    }
-
-    fn is_service_address(&self, addr: &Addr) -> bool {
-        longest(&self.networks, addr).is_some_and(|network| network.flags & Network::SERVICE_ADDRESS != 0)
+    fn prefix(&self, addr: &Addr) -> Option<&Network> {
+        longest(&self.networks, addr)
     }
 
     fn interface(&self, ifindex: &IfIndex) -> Option<&Interface> {
@@ -196,12 +210,21 @@ impl Tables for HostTables {
         *self.holders.borrow_mut().entry(place).or_default() += entries;
     }
 
-    fn scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
-        Some(f(&mut self.scratch.borrow_mut()))
+    fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R> {
+        Some(f(&mut self.handover.borrow_mut()))
     }
 
-    fn route(&self, _from: IfIndex, _src: &Addr, dst: &Addr) -> Option<&Route> {
-        longest(&self.routes, dst)
+    fn cached_route<R>(&self, slot: u32, f: impl FnOnce(&mut CachedRoute) -> R) -> Option<R> {
+        (slot < CachedRoute::SLOTS).then(|| f(self.next_hops.borrow_mut().entry(slot).or_default()))
+    }
+
+    fn route(&self, _from: IfIndex, _src: &Addr, dst: &Addr, route: &mut Route) -> bool {
+        let Some(found) = self.route_to(dst) else { return false };
+        *route = *found;
+        if route.hop.is_none() {
+            route.hop = *dst;
+        }
+        true
     }
 
     fn snat_port(&self, index: u32) -> Option<u32> {
@@ -255,6 +278,10 @@ impl Tables for HostTables {
 
     fn count_drop(&self, reason: Reason) {
         *self.drops.borrow_mut().entry(reason).or_default() += 1;
+    }
+
+    fn report(&self, _hook: Hook, reason: Reason) {
+        self.count_drop(reason);
     }
 }
 
@@ -360,75 +387,60 @@ impl End {
 }
 
 /// Runs a packet through a hook and the stages behind it.
-pub fn run(hook: Hook, packet: &mut HostPacket, tables: &HostTables) -> End {
+pub fn run<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T) -> End {
     match hook {
-        Hook::FromPod => stages::<FromPod>(packet, tables),
-        Hook::ToPod => stages::<ToPod>(packet, tables),
+        Hook::FromPod => stages::<FromPod, T>(packet, tables),
+        Hook::ToPod => stages::<ToPod, T>(packet, tables),
         // With a header before them, which a packet here always has.
-        Hook::FromUplink | Hook::FromRaw => stages::<FromUplink>(packet, tables),
-        Hook::ToUplink => stages::<ToUplink>(packet, tables),
-        Hook::ToRaw => stages::<ToRaw>(packet, tables),
-        Hook::FromHost => stages::<FromHost>(packet, tables),
-        Hook::FromLoopback => {
-            let verdict = pipeline::loopback::<FromLoopback, _, _>(packet, tables);
-            end::<FromLoopback>(packet, tables, verdict)
-        }
-        Hook::UplinkXdp => {
-            let verdict = pipeline::express::<UplinkXdp, _, _>(packet, tables);
-            end::<UplinkXdp>(packet, tables, verdict)
-        }
+        Hook::FromUplink | Hook::FromRaw => stages::<FromUplink, T>(packet, tables),
+        Hook::ToUplink => stages::<ToUplink, T>(packet, tables),
+        Hook::ToRaw => stages::<ToRaw, T>(packet, tables),
+        Hook::FromHost => stages::<FromHost, T>(packet, tables),
+        Hook::FromLoopback => end(pipeline::loopback::<FromLoopback, _, _>(packet, tables), None),
+        Hook::UplinkXdp => end(pipeline::express::<UplinkXdp, _, _>(packet, tables), None),
     }
 }
 
-fn stages<At: Place>(packet: &mut HostPacket, tables: &HostTables) -> End {
+fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T) -> End {
     /// The kernel's bound (`MAX_TAIL_CALL_CNT`), less the dispatcher's.
     const TAIL_CALLS: usize = 32;
     let mut verdict = pipeline::enter::<At, _, _>(packet, tables);
+    let mut refused = None;
     for _ in 0..TAIL_CALLS {
-        match verdict {
-            Verdict::Tail(Stage::Track) => verdict = pipeline::track::<At, _, _>(packet, tables),
-            Verdict::Tail(Stage::Begin) => verdict = pipeline::begin::<At, _, _>(packet, tables),
-            Verdict::Tail(Stage::Direct) => verdict = pipeline::alone::<At, _, _>(packet, tables),
-            Verdict::Tail(Stage::Sctp) => verdict = pipeline::sctp::<At, _, _>(packet, tables),
-            Verdict::Tail(Stage::Insert) => {
-                verdict = match pipeline::insert(tables) {
-                    Verdict::Drop(_) if At::EGRESS => Verdict::Pass,
-                    verdict => verdict,
-                }
+        let stage = match verdict {
+            Verdict::Tail(stage) => stage,
+            Verdict::Reject(reason) => {
+                refused = Some(reason);
+                Stage::answering(reason)
             }
-            Verdict::Tail(Stage::Send) => verdict = pipeline::send::<At, _, _>(packet, tables),
-            Verdict::Tail(Stage::Icmp) => verdict = pipeline::icmp::<At, _, _>(packet, tables),
             _ => break,
-        }
+        };
+        verdict = match stage {
+            Stage::Track => pipeline::track::<At, _, _>(packet, tables),
+            Stage::Reject => pipeline::reject::<At, _, _>(packet, tables),
+            Stage::Icmp => pipeline::icmp::<At, _, _>(packet, tables),
+            Stage::Error => pipeline::error::<At, _, _>(packet, tables),
+            Stage::Begin => pipeline::begin::<At, _, _>(packet, tables),
+            Stage::Insert => pipeline::insert::<At, _, _>(packet, tables),
+            Stage::Classify => pipeline::classify::<At, _, _>(packet, tables),
+            Stage::Sctp => pipeline::sctp::<At, _, _>(packet, tables),
+            Stage::Send => pipeline::send::<At, _, _>(packet, tables),
+            Stage::External => pipeline::external::<At, _, _>(packet, tables),
+            Stage::Quotation => pipeline::quotation::<At, _, _>(packet, tables),
+        };
     }
-    end::<At>(packet, tables, verdict)
+    end(verdict, refused)
 }
 
-/// Carries out a verdict and counts it, as the kernel's programs do.
-fn end<At: Place>(packet: &mut HostPacket, tables: &HostTables, verdict: Verdict) -> End {
-    let answered = |to: &IfIndex| {
-        tables.count(Counter::Rejected);
-        *to
-    };
-    let end = match verdict {
-        Verdict::Pass | Verdict::Forward(Out::Stack, _) => End::Pass,
-        Verdict::Forward(out, ifindex) => End::Forward(out, ifindex),
-        Verdict::Drop(reason) => End::Drop(reason),
-        Verdict::Reject(reason) => {
-            let answer = match Stage::answering(reason) {
-                Stage::Error => pipeline::error::<At, _, _>(packet, tables),
-                _ => pipeline::reject(packet),
-            };
-            answer.as_ref().map(answered).map_or(End::Drop(reason), |ifindex| End::Reject(reason, ifindex))
-        }
-        Verdict::Tail(Stage::Reject) => {
-            let answer = pipeline::reject(packet);
-            return answer.as_ref().map(answered).map_or(End::Drop(Reason::Malformed), End::Answer);
-        }
-        Verdict::Tail(_) => End::Drop(Reason::NoTail),
-    };
-    if let Some(reason) = end.reason() {
-        tables.count_drop(reason);
+/// What a verdict comes to, of a packet that was refused for a reason.
+fn end(verdict: Verdict, refused: Option<Reason>) -> End {
+    match (verdict, refused) {
+        (Verdict::Pass, _) => End::Pass,
+        (Verdict::Forward(egress), _) => End::Forward(egress.out, egress.ifindex),
+        (Verdict::Answer(ifindex), Some(reason)) => End::Reject(reason, ifindex),
+        (Verdict::Answer(ifindex), None) => End::Answer(ifindex),
+        (Verdict::Unanswered, Some(reason)) | (Verdict::Drop(reason) | Verdict::Reject(reason), _) => End::Drop(reason),
+        (Verdict::Unanswered, None) => End::Drop(Reason::Internal),
+        (Verdict::Tail(_), _) => End::Drop(Reason::NoTail),
     }
-    end
 }

@@ -46,8 +46,8 @@ reasons! {
     NotIp = 17, "not_ip", "a pod sent a frame that is neither IP nor ARP";
     NoLocalEndpoint = 18, "no_local_endpoint", "a traffic policy leaves no endpoint on this node";
     SourceRange = 19, "source_range", "the client is not in the service's loadBalancerSourceRanges";
-    TtlExceeded = 20, "ttl_exceeded", "the packet's lifetime is over; its sender was told";
-    TooBig = 21, "too_big", "the packet does not fit the way to its destination; its sender was told";
+    TtlExceeded = 20, "ttl_exceeded", "TTL or hop limit exceeded; ICMP time exceeded sent";
+    TooBig = 21, "too_big", "the packet exceeds the path MTU; ICMP packet too big sent";
     LostFragment = 22, "lost_fragment", "a fragment came without the first one of its packet";
     NotForThisNode = 23, "not_for_this_node", "another node sent on a connection for which this node has no endpoint";
     NoRoute = 24, "no_route", "there is no route to where the packet has to go";
@@ -56,6 +56,7 @@ reasons! {
     NotMasqueraded = 27, "not_masqueraded", "a pod sent out of the cluster what can't get its node's address";
     ConntrackShare = 28, "conntrack_share", "the connection table is scarce, and this sender holds most of it";
     UnrelatedError = 29, "unrelated_error", "an ICMP error quotes a packet that its sender can't have seen";
+    Internal = 30, "internal", "a table of podnet's own lacks an entry that is always there: please report this";
 }
 
 /// Counters (per CPU array of `u64`): first the outcomes that are not drops, then one for each [`Reason`].
@@ -76,6 +77,8 @@ pub enum Counter {
     ToStack = 5,
     /// Packets answered with a TCP reset or an ICMP error.
     Rejected = 6,
+    /// Echo requests answered in a service's name.
+    EchoReplies = 7,
 }
 
 impl Counter {
@@ -88,6 +91,7 @@ impl Counter {
         Self::SocketDatagrams,
         Self::ToStack,
         Self::Rejected,
+        Self::EchoReplies,
     ];
 
     /// Short name for metrics and JSON.
@@ -100,6 +104,7 @@ impl Counter {
             Self::SocketDatagrams => "socket_datagrams",
             Self::ToStack => "to_stack",
             Self::Rejected => "rejected",
+            Self::EchoReplies => "echo_replies",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Tells user space of dropped packets.
 
-use aya_ebpf::{EbpfContext as _, helpers::generated as helpers, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, cty::c_void, helpers::generated as helpers};
 use podnet_common::{
     addr::IfIndex,
     layout::{EVENT_HEAD, Hook},
@@ -10,36 +10,37 @@ use podnet_common::{
 
 use crate::maps::EVENTS;
 
-/// Puts a dropped packet's head into `events`. When that is full the drop is counted all the same.
+/// Puts the head of a packet that a TC program drops into `events`. `ctx` is that program's. When that is full the drop is counted all the same.
 #[inline(always)]
-pub(crate) fn report(ctx: &TcContext, hook: Hook, reason: Reason) {
+pub(crate) fn report(ctx: *mut c_void, hook: Hook, reason: Reason) {
+    let skb: *mut __sk_buff = ctx.cast();
     let Some(mut slot) = EVENTS.reserve(0) else { return };
     // SAFETY: the slot is an event's memory, wholly written here; the context is valid while the program runs; the
     // helper writes no more than the length that it's given.
     unsafe {
         let event = slot.as_mut_ptr();
         (*event).time = helpers::bpf_ktime_get_coarse_ns();
-        (*event).ifindex = IfIndex((*ctx.skb.skb).ifindex);
+        (*event).ifindex = IfIndex((*skb).ifindex);
         (*event).reason = reason as u16;
         (*event).hook = hook as u16;
-        (*event).len = ctx.len();
+        (*event).len = (*skb).len;
         (*event).head = [0; EVENT_HEAD];
         let head = (&raw mut (*event).head).cast();
         if hook as u32 == Hook::ToRaw as u32 {
             // Readers look for the Ethernet header that isn't there.
-            [(*event).head[12], (*event).head[13]] = ((*ctx.skb.skb).protocol as u16).to_ne_bytes();
+            [(*event).head[12], (*event).head[13]] = ((*skb).protocol as u16).to_ne_bytes();
             let head = (&raw mut (*event).head[ETH]).cast();
-            if helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, (EVENT_HEAD - ETH) as u32) != 0 {
-                helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, 28);
+            if helpers::bpf_skb_load_bytes(ctx, 0, head, (EVENT_HEAD - ETH) as u32) != 0 {
+                helpers::bpf_skb_load_bytes(ctx, 0, head, 28);
             }
             slot.submit(0);
             return;
         }
         // The helper copies all or nothing: try the longest, then IPv4 with ports, then Ethernet.
-        if helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, EVENT_HEAD as u32) != 0
-            && helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, 42) != 0
+        if helpers::bpf_skb_load_bytes(ctx, 0, head, EVENT_HEAD as u32) != 0
+            && helpers::bpf_skb_load_bytes(ctx, 0, head, 42) != 0
         {
-            helpers::bpf_skb_load_bytes(ctx.as_ptr(), 0, head, 14);
+            helpers::bpf_skb_load_bytes(ctx, 0, head, 14);
         }
     }
     slot.submit(0);

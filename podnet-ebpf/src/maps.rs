@@ -1,11 +1,9 @@
 //! The tables as maps, all that [`for_each_table`](podnet_common::for_each_table) declares.
 
 use aya_ebpf::{
-    bindings::bpf_redir_neigh,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
-pub(crate) use podnet_common::layout::NextHop;
 #[expect(clippy::wildcard_imports, reason = "the declaration names types of these modules")]
 use podnet_common::{
     addr::*,
@@ -15,8 +13,6 @@ use podnet_common::{
 
 /// Flag of hash tables whose entries take memory as they come (`BPF_F_NO_PREALLOC`).
 const AS_NEEDED: usize = 1;
-
-const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 
 /// A map for each table, of the type that its kind has here.
 macro_rules! maps {

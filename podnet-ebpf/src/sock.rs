@@ -88,7 +88,7 @@ impl<'c, F> Socket<'c, F> {
     }
 
     #[inline(always)]
-    fn maps(&self) -> Maps {
+    fn maps(&self) -> Maps<false> {
         Maps { ctx: self.ctx.as_ptr() }
     }
 }

@@ -12,14 +12,14 @@ use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Interface, Network, NetworkKind, Peer, Sandbox, Scratch, ServiceClient, SockKey, SockPeer, Tuple, macs,
+        Hook, Interface, Network, Peer, Sandbox, ServiceClient, SockKey, SockPeer, Tuple, macs,
     },
-    pipeline::{InsertError, Route, Tables},
+    pipeline::{CachedRoute, Handover, InsertError, Route, Tables},
     time,
     verdict::{Counter, Reason},
 };
 
-use crate::maps;
+use crate::{events, maps};
 
 /// `AF_INET`.
 const AF_INET: u8 = 2;
@@ -37,12 +37,12 @@ const ENOMEM: i32 = -12;
 
 const _: () = assert!(size_of::<bpf_fib_lookup>() == size_of::<[u32; 16]>());
 
-/// The tables, for the packet of this context.
-pub(crate) struct Maps {
+/// The tables, for the packet of this context. `EVENTS`: it is a TC program's, so that drops are put into `events`.
+pub(crate) struct Maps<const EVENTS: bool> {
     pub(crate) ctx: *mut c_void,
 }
 
-impl Tables for Maps {
+impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn now(&self) -> u32 {
         maps::CLOCK.get(0).copied().unwrap_or_default()
@@ -93,15 +93,9 @@ impl Tables for Maps {
         unsafe { maps::ENDPOINTS.get(addr) }
     }
 
-    #[inline(always)]
-    fn network(&self, addr: &Addr) -> Option<&Network> {
-        let network = maps::NODES.get(&Key::new(128, *addr))?;
-        (network.kind != NetworkKind::Nothing as u32).then_some(network)
-    }
-
-    #[inline(always)]
-    fn is_service_address(&self, addr: &Addr) -> bool {
-        maps::NODES.get(&Key::new(128, *addr)).is_some_and(|network| network.flags & Network::SERVICE_ADDRESS != 0)
+    #[inline(never)]
+    fn prefix(&self, addr: &Addr) -> Option<&Network> {
+        maps::NODES.get(&Key::new(128, *addr))
     }
 
     #[inline(always)]
@@ -146,23 +140,30 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
-        let scratch = maps::SCRATCH.get_ptr_mut(0)?;
+    fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R> {
+        let handover = maps::SCRATCH.get_ptr_mut(0)?;
         // SAFETY: this CPU's own, and packet programs of one CPU don't interrupt each other.
-        Some(f(unsafe { &mut *scratch }))
+        Some(f(unsafe { &mut *handover }))
     }
 
     #[inline(always)]
-    fn route(&self, from: IfIndex, src: &Addr, dst: &Addr) -> Option<&Route> {
-        let memory = maps::FIB.get_ptr_mut(0)?;
+    fn cached_route<R>(&self, slot: u32, f: impl FnOnce(&mut CachedRoute) -> R) -> Option<R> {
+        let route = maps::NEXT_HOPS.get_ptr_mut(slot)?;
+        // SAFETY: as above.
+        Some(f(unsafe { &mut *route }))
+    }
+
+    #[inline(always)]
+    fn route(&self, from: IfIndex, src: &Addr, dst: &Addr, route: &mut Route) -> bool {
+        let Some(memory) = maps::FIB.get_ptr_mut(0) else { return false };
         // SAFETY: this CPU's own, of that size, and plain data, for which zeros are valid.
-        let (fib, route, hop) = unsafe {
-            let fib: *mut bpf_fib_lookup = (&raw mut (*memory).question).cast();
+        let fib = unsafe {
+            let fib: *mut bpf_fib_lookup = memory.cast();
             fib.write(core::mem::zeroed());
-            (&mut *fib, &mut (*memory).route, &mut (*memory).hop)
+            &mut *fib
         };
         fib.ifindex = from.0;
-        let config = self.config()?;
+        let Some(config) = self.config() else { return false };
         // Any length but zero has the kernel tell the route's MTU, not only the interface's. With it come those that the
         // host believes from ICMP errors, which anybody may send, and which don't concern what it forwards
         // (`ip_dst_mtu_maybe_forward`). So it is asked for only where some route is held to one.
@@ -198,12 +199,12 @@ impl Tables for Maps {
             // The neighbour is sought when the packet is redirected; the kernel gives up before the MTU.
             self.interface(&ifindex).map_or(config.mtu, |interface| interface.mtu)
         } else {
-            return None;
+            return false;
         };
         // The gateway, if there is one: it may be one of IPv6 on the way to IPv4 (RFC 5549).
-        hop.family = u32::from(fib.family);
         // SAFETY: plain words, written by this function or the helper.
-        hop.addr = unsafe { fib.__bindgen_anon_4.ipv6_dst };
+        let words = unsafe { fib.__bindgen_anon_4.ipv6_dst };
+        route.hop = if fib.family == AF_INET { Addr::v4(words[0]) } else { Addr(words) };
         route.src = if !tells_source {
             self.interface(&ifindex).map_or(Addr::NONE, |interface| *interface.addr(!dst.is_v4()))
         } else if dst.is_v4() {
@@ -213,7 +214,7 @@ impl Tables for Maps {
             // SAFETY: written by the helper.
             Addr(unsafe { fib.__bindgen_anon_3.ipv6_src })
         };
-        Some(route)
+        true
     }
 
     #[inline(always)]
@@ -233,7 +234,7 @@ impl Tables for Maps {
         let _ = maps::AFFINITY.insert(key, value, 0);
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn in_source_ranges(&self, client: &ServiceClient) -> bool {
         maps::SOURCE_RANGES.get(&Key::new(160, *client)).is_some()
     }
@@ -257,6 +258,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn count(&self, counter: Counter) {
+        maps::count(counter);
+    }
+
+    #[inline(always)]
     fn sandbox(&self, netns_cookie: u64) -> Option<&Sandbox> {
         // SAFETY: see above.
         unsafe { maps::SANDBOXES.get(&netns_cookie) }
@@ -274,12 +280,15 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count(&self, counter: Counter) {
-        maps::count(counter);
+    fn count_drop(&self, reason: Reason) {
+        maps::count_drop(reason);
     }
 
     #[inline(always)]
-    fn count_drop(&self, reason: Reason) {
-        maps::count_drop(reason);
+    fn report(&self, hook: Hook, reason: Reason) {
+        self.count_drop(reason);
+        if EVENTS {
+            events::report(self.ctx, hook, reason);
+        }
     }
 }

@@ -23,14 +23,11 @@ pub(crate) fn uplink_xdp(ctx: XdpContext) -> u32 {
 #[xdp]
 pub(crate) fn uplink_xdp_enter(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(&ctx);
-    match pipeline::express::<UplinkXdp, _, _>(&mut packet, &Maps { ctx: ctx.as_ptr() }) {
-        Verdict::Forward(_, to) if to.0 == ctx.ingress_ifindex() as u32 => xdp_action::XDP_TX,
+    match pipeline::express::<UplinkXdp, _, _>(&mut packet, &Maps::<false> { ctx: ctx.as_ptr() }) {
+        Verdict::Forward(egress) if egress.ifindex.0 == ctx.ingress_ifindex() as u32 => xdp_action::XDP_TX,
         // SAFETY: no pointers.
-        Verdict::Forward(_, to) => unsafe { helpers::bpf_redirect(to.0, 0) as u32 },
-        Verdict::Drop(reason) => {
-            maps::count_drop(reason);
-            xdp_action::XDP_DROP
-        }
+        Verdict::Forward(egress) => unsafe { helpers::bpf_redirect(egress.ifindex.0, 0) as u32 },
+        Verdict::Drop(_) => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_PASS,
     }
 }

@@ -269,7 +269,7 @@ fn uplink(world: &World, addr: &Addr) -> Option<IfIndex> {
     if world.through_tunnel(addr) {
         return Some(TUNNEL);
     }
-    let route = world.tables.route(IfIndex(0), addr, addr)?;
+    let route = world.tables.route_to(addr)?;
     UPLINKS.contains(&route.ifindex).then_some(route.ifindex)
 }
 

@@ -245,7 +245,7 @@ impl World {
             let known = if hop == [0; 6] { [0; 3] } else { macs(Mac(hop), Mac(OWN_MAC)) };
             let mtu = c.of(&[1500, 1500, 1400, 1280]);
             let src = if tells_source { source.into() } else { Addr::NONE };
-            t.routes.insert(base(addr, len), Route { ifindex, mtu, macs: known, src });
+            t.routes.insert(base(addr, len), Route { ifindex, mtu, macs: known, src, ..Route::default() });
         };
         let link = if v6 { 64 } else { 24 };
         route(c, a.remote[0], pods, NODE2_MAC, UPLINKS[0], a.node[0]);

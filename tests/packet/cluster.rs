@@ -4,8 +4,9 @@ use std::{fs, process::Command, sync::LazyLock, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare},
     time::{ClockId, clock_gettime},
+    unistd::Pid,
 };
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
@@ -181,7 +182,8 @@ pub fn host_tables(uplink: IfIndex) -> HostTables {
         // What the kernel's look-up doesn't tell, the host mustn't know either.
         let src = if look_ups_tell_the_source() { a.node.into() } else { Addr::NONE };
         for (destination, len, macs) in routes {
-            t.routes.insert(prefix(destination, len), Route { ifindex: uplink, mtu: 1500, macs, src });
+            t.routes
+                .insert(prefix(destination, len), Route { ifindex: uplink, mtu: 1500, macs, src, ..Route::default() });
         }
     }
     let (four, six) = (addresses(false), addresses(true));
@@ -271,6 +273,10 @@ pub fn in_namespace(test: impl FnOnce(IfIndex) -> Result<()> + Send + 'static) {
             "packet tests load eBPF programs and so need root: run `cargo xtask test`"
         );
         unshare(CloneFlags::CLONE_NEWNET)?;
+        // Programs remember routes on the processor that they run on.
+        let mut one = CpuSet::new();
+        one.set(sched_getcpu()?)?;
+        sched_setaffinity(Pid::from_raw(0), &one)?;
         for path in ["net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding"] {
             // These files are those of the opening thread's network namespace.
             fs::write(format!("/proc/sys/{path}"), "1")?;
@@ -315,6 +321,8 @@ fn one_tick_for_both() -> Result<u32> {
 pub struct Both {
     pub host: HostTables,
     pub kernel: Kernel,
+    /// Whether a packet may be sent by a route that an earlier one has asked for, so that both ways are met.
+    pub remembers_routes: bool,
 }
 
 impl Both {
@@ -322,7 +330,12 @@ impl Both {
         let mut host = host_tables(uplink);
         change(&mut host);
         let kernel = Kernel::with(&host)?;
-        Ok(Self { host, kernel })
+        Ok(Self { host, kernel, remembers_routes: false })
+    }
+
+    /// The time in ticks.
+    pub fn tick(&self) -> Result<u32> {
+        one_tick_for_both()
     }
 
     /// Makes every flow look as if its last packet were so many ticks older.
@@ -337,6 +350,10 @@ impl Both {
         let now = one_tick_for_both()?;
         if self.host.now.replace(now) != now {
             self.kernel.set_clock(now)?;
+        }
+        if !self.remembers_routes {
+            self.host.forget_routes();
+            self.kernel.forget_routes()?;
         }
         let before = self.kernel.counters()?;
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };

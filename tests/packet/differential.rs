@@ -103,7 +103,7 @@ fn damage(n: &mut Numbers, mut bytes: Vec<u8>) -> Vec<u8> {
 #[test]
 fn random_packets_end_alike_on_host_and_in_kernel() {
     in_namespace(|uplink| {
-        let both = Both::new(uplink, |_| {})?;
+        let both = Both { remembers_routes: true, ..Both::new(uplink, |_| {})? };
         let mut n = Numbers(0x706f_646e_6574);
         let mut ends = std::collections::BTreeMap::<String, u32>::new();
         for round in 0..30_000 {

@@ -10,9 +10,10 @@ use podnet_common::{
 };
 
 use crate::{
+    cases::both_families,
     cluster::{
-        Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT_DIRECT, NODE2_MAC, UPLINK_MAC,
-        addresses, in_namespace,
+        Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT_DIRECT, NODE2_MAC, UPLINK_MAC, addresses,
+        in_namespace,
     },
     frame::{Frame, SYN, Transport, checksum},
 };
@@ -57,17 +58,9 @@ fn packets(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [(Frame, usize); 3] {
     [(tcp.clone(), 8), (tcp, 20), (Frame::udp(src, dst).macs(CLIENT_MAC, HOST_MAC), 8)]
 }
 
-fn both_families(test: fn(&Both, &Addresses) -> Result<()>) {
-    in_namespace(move |uplink| {
-        let both = Both::new(uplink, |_| {})?;
-        test(&both, &addresses(false))?;
-        test(&both, &addresses(true))
-    });
-}
-
 #[test]
 fn a_routers_error_reaches_the_client_and_quotes_what_it_sent() {
-    both_families(|both, a| {
+    both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_000), (a.far, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
             let sent = packet.translated((a.client, 41_000), (a.remote, 8080));
@@ -81,7 +74,7 @@ fn a_routers_error_reaches_the_client_and_quotes_what_it_sent() {
 
 #[test]
 fn an_error_about_a_packet_with_source_nat_finds_its_client() {
-    both_families(|both, a| {
+    both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_001), (a.snat, 80)) {
             let (_, bytes) = both.run(Hook::FromPod, &packet.bytes())?;
             let at = if a.client.is_ipv4() { 34 } else { 54 };
@@ -97,7 +90,7 @@ fn an_error_about_a_packet_with_source_nat_finds_its_client() {
 
 #[test]
 fn an_error_of_the_stack_here_is_translated_on_its_way_to_the_pod() {
-    both_families(|both, a| {
+    both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_002), (a.local, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
             let sent = packet.translated((a.client, 41_002), (a.backend, 8080));
@@ -111,7 +104,7 @@ fn an_error_of_the_stack_here_is_translated_on_its_way_to_the_pod() {
 
 #[test]
 fn an_error_of_the_backend_itself_comes_from_the_service() {
-    both_families(|both, a| {
+    both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_003), (a.far, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
             let sent = packet.translated((a.client, 41_003), (a.remote, 8080));
@@ -143,7 +136,7 @@ fn a_clients_error_about_an_answer_reaches_the_backend() {
 
 #[test]
 fn an_error_about_nothing_that_was_translated_quotes_what_it_quoted() {
-    both_families(|both, a| {
+    both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_005), (a.outside, 80)) {
             let untouched = error(a.node2, a.client, &packet, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = untouched.clone().macs(HOST_MAC, CLIENT_MAC).ttl(63);
@@ -157,7 +150,7 @@ fn an_error_about_nothing_that_was_translated_quotes_what_it_quoted() {
 /// Errors about flows that their sender has no part in: what would end them, or make them slow, goes nowhere.
 #[test]
 fn an_error_from_who_cannot_know_goes_nowhere() {
-    both_families(|both, a| {
+    both_families(|both, a, _| {
         let internet = (a.internet, 443);
         let flows = [
             // Another pod's flow to a service, to another pod and to what is outside; and one of the client's own.
@@ -195,7 +188,7 @@ fn an_error_from_who_cannot_know_goes_nowhere() {
 /// Else the rest of it would be seen by its receiver only.
 #[test]
 fn an_error_in_pieces_goes_nowhere() {
-    both_families(|both, a| {
+    both_families(|both, a, _| {
         let (about, quote) = packets((a.backend, 41_009), (a.far, 80)).into_iter().next().unwrap();
         let mut forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
         forged.fragment = Some(if a.client.is_ipv4() { 0x2000 } else { 1 });

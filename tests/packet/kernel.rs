@@ -30,6 +30,7 @@ use podnet_common::{
         Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, SockKey,
         SockPeer, Tuple, holders,
     },
+    pipeline::CachedRoute,
     simulator::{End, HostTables},
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
@@ -122,12 +123,22 @@ impl Kernel {
         kernel.hash::<Plain<FragmentKey>, Plain<FragmentPorts>>("FRAGMENTS", [])?;
         kernel.hash::<Plain<SockKey>, Plain<SockPeer>>("SOCK_REVERSE", [])?;
         kernel.forget_flows(tables.holders.borrow().get(&holders::ROOM).copied().unwrap_or_default())?;
+        kernel.forget_routes()?;
         let zeros = vec![0; kernel.object.processors];
         let mut counters: PerCpuArray<_, u64> = kernel.object.ebpf.map_mut("COUNTERS").context("map")?.try_into()?;
         for counter in 0..COUNTERS as u32 {
             counters.set(counter, PerCpuValues::try_from(zeros.clone())?, 0)?;
         }
         Ok(kernel)
+    }
+
+    /// Has the programs forget the routes that they have asked for.
+    pub fn forget_routes(&self) -> Result<()> {
+        let Some(Map::PerCpuArray(map)) = self.object.ebpf.map("NEXT_HOPS") else { bail!("no table of routes") };
+        let map = Map::PerCpuArray(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?);
+        let mut map: PerCpuArray<_, Plain<CachedRoute>> = map.try_into()?;
+        let none = || PerCpuValues::try_from(vec![Plain(CachedRoute::default()); self.object.processors]);
+        (0..CachedRoute::SLOTS).try_for_each(|slot| Ok(map.set(slot, none()?, 0)?))
     }
 
     /// Sets the programs' clock, in ticks, as the daemon does every second. They also set it themselves, but not at

@@ -61,6 +61,12 @@ impl Config {
         uplink && ifindex.0 != 0
     }
 
+    /// The node's address of a family, or none.
+    #[inline(always)]
+    pub const fn node(&self, v6: bool) -> &Addr {
+        if v6 { &self.node_v6 } else { &self.node_v4 }
+    }
+
     /// ClusterIPs may be used from outside the cluster.
     pub const EXTERNAL_CLUSTER_IP: u32 = 1;
     /// Pods reach what is outside of the cluster with the node's address.

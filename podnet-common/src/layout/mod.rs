@@ -12,7 +12,6 @@ mod flows;
 pub mod holders;
 mod hooks;
 mod network;
-mod scratch;
 mod services;
 mod sockets;
 pub mod tables;
@@ -23,7 +22,6 @@ pub use events::*;
 pub use flows::*;
 pub use hooks::*;
 pub use network::*;
-pub use scratch::*;
 pub use services::*;
 pub use sockets::*;
 

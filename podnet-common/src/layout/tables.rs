@@ -237,9 +237,11 @@ macro_rules! for_each_table {
             /// the version of aya-log.
             AYA_LOGS: Log<(), ()>[0] Derived 1;
             /// What programs hand over to each other.
-            SCRATCH: PerCpuArray<u32, Scratch>[1] Generation 1;
-            /// A question to the routing table.
-            FIB: PerCpuArray<u32, Fib>[1] Generation 1;
+            SCRATCH: PerCpuArray<u32, $crate::pipeline::Handover>[1] Generation 1;
+            /// A question to the routing table: a `bpf_fib_lookup` in words, for which the stack has no room.
+            FIB: PerCpuArray<u32, [u32; 16]>[1] Generation 1;
+            /// Answers of the routing and neighbour tables.
+            NEXT_HOPS: PerCpuArray<u32, $crate::pipeline::CachedRoute>[$crate::pipeline::CachedRoute::SLOTS as usize] Generation 1;
         }
     };
 }
@@ -263,9 +265,9 @@ macro_rules! declare {
             use crate::{
                 addr::{Addr, IfIndex},
                 layout::{
-                    Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, Fib, FragmentKey, FragmentPorts,
+                    Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts,
                     Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, Prefix,
-                    SOCKET_ORIGIN, Sandbox, Scratch, SockKey, SockPeer, SourceRange, Tuple, holders,
+                    SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Tuple, holders,
                 },
             };
 

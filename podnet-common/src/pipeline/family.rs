@@ -2,13 +2,13 @@
 
 use core::mem::offset_of;
 
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable};
 
-use super::reject;
+use super::answer;
 use crate::{
     addr::{Addr, Port, Proto},
     checksum,
-    layout::Tuple,
+    layout::{FragmentPorts, Tuple},
     packet::{ETH, Icmp, Ipv4, Ipv6, Packet, Sctp, Tcp, Udp},
 };
 
@@ -42,15 +42,139 @@ pub(super) struct Parsed<F: Family> {
     pub icmp_error: bool,
 }
 
+/// [`Parsed`] as stages hand it over to each other, so that headers are parsed once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub(super) struct Headers {
+    /// As [`Parsed::tuple`]; of a later fragment with the ports of the first, once these are known.
+    pub tuple: Tuple,
+    /// The IP header; one of IPv4 is shorter.
+    ip: [u32; 10],
+    l4: u32,
+    headers: u32,
+    id: u32,
+    checksum: u16,
+    /// As [`Parsed::tcp_flags`]; of SCTP those that say the same, once they are known.
+    pub tcp_flags: u8,
+    piece: u8,
+    ports: u8,
+    echo_request: u8,
+    icmp_error: u8,
+    v6: u8,
+}
+
+impl Headers {
+    /// Of a packet.
+    #[inline(always)]
+    pub fn of<F: Family>(v: &Parsed<F>) -> Self {
+        let mut headers = Self {
+            tuple: v.tuple,
+            ip: [0; 10],
+            l4: v.l4 as u32,
+            headers: v.headers,
+            id: v.id,
+            checksum: v.checksum,
+            tcp_flags: v.tcp_flags,
+            piece: v.piece as u8,
+            ports: v.ports as u8,
+            echo_request: v.echo_request as u8,
+            icmp_error: v.icmp_error as u8,
+            v6: F::V6 as u8,
+        };
+        F::to_words(&v.header, &mut headers.ip);
+        headers
+    }
+
+    /// Whether the packet is one of IPv6.
+    #[inline(always)]
+    pub fn v6(&self) -> bool {
+        self.v6 != 0
+    }
+
+    /// As [`Parsed::ports`], or whether the first fragment's are known.
+    #[inline(always)]
+    pub fn ports(&self) -> bool {
+        self.ports != 0
+    }
+
+    /// As [`Parsed::echo_request`].
+    #[inline(always)]
+    pub fn echo_request(&self) -> bool {
+        self.echo_request != 0
+    }
+
+    /// As [`Parsed::icmp_error`].
+    #[inline(always)]
+    pub fn icmp_error(&self) -> bool {
+        self.icmp_error != 0
+    }
+
+    /// As [`Parsed::piece`].
+    #[inline(always)]
+    pub fn piece(&self) -> Piece {
+        match self.piece {
+            0 => Piece::Whole,
+            1 => Piece::First,
+            _ => Piece::Later,
+        }
+    }
+
+    /// As [`Parsed::id`].
+    #[inline(always)]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// As [`Parsed::l4`]. The mask tells the verifier that it is an offset in a packet.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        (self.l4 & OFFSET) as usize
+    }
+
+    /// The TTL or hop limit.
+    #[inline(always)]
+    pub fn ttl(&self) -> u8 {
+        if self.v6() { V6::ttl(&V6::from_words(&self.ip)) } else { V4::ttl(&V4::from_words(&self.ip)) }
+    }
+
+    /// Notes the ports of the packet's first fragment.
+    #[inline(always)]
+    pub fn join(&mut self, ports: FragmentPorts) {
+        (self.tuple.sport, self.tuple.dport) = (ports.sport, ports.dport);
+        self.ports = 1;
+    }
+
+    /// What was handed over, of a packet of the family.
+    #[inline(always)]
+    pub fn parsed<F: Family>(&self) -> Parsed<F> {
+        Parsed {
+            header: F::from_words(&self.ip),
+            tuple: self.tuple,
+            l4: self.l4(),
+            headers: self.headers,
+            checksum: self.checksum,
+            tcp_flags: self.tcp_flags,
+            ports: self.ports(),
+            echo_request: self.echo_request(),
+            piece: self.piece(),
+            id: self.id,
+            icmp_error: self.icmp_error(),
+        }
+    }
+}
+
+/// Offsets of transport headers are less: Ethernet, IPv6 and six extension headers of 2 KiB each.
+const OFFSET: u32 = 0x3fff;
+
 /// What part of a packet a frame carries.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece {
     /// All of it.
-    Whole,
+    Whole = 0,
     /// Its first fragment, which has the transport header.
-    First,
+    First = 1,
     /// Another fragment.
-    Later,
+    Later = 2,
 }
 
 impl Piece {
@@ -121,8 +245,8 @@ pub(super) trait Family {
     fn decrement_ttl(header: &mut Self::Header) {
         Self::set_ttl(header, Self::ttl(header).wrapping_sub(1));
     }
-    /// Whether routers mustn't cut the packet.
-    fn whole_only(header: &Self::Header) -> bool;
+    /// Whether routers mustn't fragment the packet.
+    fn dont_fragment(header: &Self::Header) -> bool;
     /// Where the packet ends in its frame.
     fn end(header: &Self::Header, frame_len: u32) -> u32;
     /// Replaces the source and returns the difference for checksums.
@@ -141,6 +265,10 @@ pub(super) trait Family {
     fn quote(header: &Self::Header, proto: Proto) -> Self::Header;
     /// Sum of the header's words.
     fn sum(header: &Self::Header) -> u64;
+    /// Writes the header as words.
+    fn to_words(header: &Self::Header, words: &mut [u32; 10]);
+    /// The header that words are.
+    fn from_words(words: &[u32; 10]) -> Self::Header;
 }
 
 /// IPv4.
@@ -221,7 +349,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn whole_only(h: &Ipv4) -> bool {
+    fn dont_fragment(h: &Ipv4) -> bool {
         h.fragment & 0x4000u16.to_be() != 0
     }
 
@@ -293,7 +421,18 @@ impl Family for V4 {
 
     #[inline(always)]
     fn sum(h: &Ipv4) -> u64 {
-        reject::sum(&bytemuck::cast::<Ipv4, [u32; 5]>(*h))
+        answer::sum(&bytemuck::cast::<Ipv4, [u32; 5]>(*h))
+    }
+
+    #[inline(always)]
+    fn to_words(h: &Ipv4, words: &mut [u32; 10]) {
+        [words[0], words[1], words[2], words[3], words[4]] = bytemuck::cast(*h);
+    }
+
+    #[inline(always)]
+    fn from_words(words: &[u32; 10]) -> Ipv4 {
+        let [a, b, c, d, e, ..] = *words;
+        bytemuck::cast([a, b, c, d, e])
     }
 }
 
@@ -388,7 +527,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn whole_only(_: &Ipv6) -> bool {
+    fn dont_fragment(_: &Ipv6) -> bool {
         true
     }
 
@@ -451,7 +590,17 @@ impl Family for V6 {
 
     #[inline(always)]
     fn sum(h: &Ipv6) -> u64 {
-        reject::sum(&bytemuck::cast::<Ipv6, [u32; 10]>(*h))
+        answer::sum(&bytemuck::cast::<Ipv6, [u32; 10]>(*h))
+    }
+
+    #[inline(always)]
+    fn to_words(h: &Ipv6, words: &mut [u32; 10]) {
+        *words = bytemuck::cast(*h);
+    }
+
+    #[inline(always)]
+    fn from_words(words: &[u32; 10]) -> Ipv6 {
+        bytemuck::cast(*words)
     }
 }
 

@@ -12,65 +12,88 @@
 use crate::{
     addr::{Port, Proto},
     checksum,
-    layout::{CtEntry, Hook, Network, NetworkKind, Out, Scratch, Tuple},
-    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Packet, Tcp, Udp},
+    layout::{CtEntry, Network, NetworkKind, Out, Tuple},
+    packet::{Ethernet, Icmp, Packet, Tcp, Udp},
     verdict::Reason,
 };
 
 use super::{
-    Place, Stage, Tables, Verdict, checks,
-    family::{Control, Family, Parsed, V4, V6, echo_ports, parse},
-    flow::{find_way, sent_twice},
-    hot::{depart, fits, has_macs, ports_word},
+    Place, Stage, Tables, Verdict, admit,
+    family::{Control, Family, Parsed, V4, V6, echo_ports},
+    handover::{Handover, ToQuotation, ToSend},
+    next_hop,
+    rewrite::{depart, fits, has_macs, ports_word},
+    staged,
+    track::sent_twice,
 };
 
 /// What is read at once: Ethernet, IP, the ICMP header, the quoted IP and TCP headers.
 const HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
 
-/// Handles an ICMP error. Follows [`super::enter`] at the same hook.
+/// Recognises the flow that an ICMP error is about. Follows [`enter`](super::enter()) at the same hook.
 #[inline(always)]
 pub fn icmp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
-    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
-    match ethernet.ethertype {
-        ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t, &ethernet),
-        ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t, &ethernet),
-        _ => Verdict::Drop(Reason::Malformed),
-    }
+    staged::<At, T>(t, |h| {
+        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
+        if h.packet.v6() {
+            recognise::<At, V6, P, T>(p, t, &ethernet, h)
+        } else {
+            recognise::<At, V4, P, T>(p, t, &ethernet, h)
+        }
+    })
 }
 
 #[inline(always)]
-fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
-    let Some(mut v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
-    if let Err(reason) = checks::source::<At, F, P, T>(p, t, ethernet, &v.tuple) {
+fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
+    p: &mut P,
+    t: &T,
+    ethernet: &Ethernet,
+    h: &mut Handover,
+) -> Verdict {
+    let v = h.packet.parsed::<F>();
+    if let Err(reason) = admit::source::<At, P, T>(p, t, ethernet, &h.packet.tuple, F::V6) {
         return Verdict::Drop(reason);
     }
-    let found = t.scratch(|s| {
-        let quoted = quoted::<F, P>(p, &v, &mut s.key)?;
-        if !can_know::<At, T>(t, &v.tuple, &s.key) {
-            return Some(Verdict::Drop(Reason::UnrelatedError));
+    let (tuple, answer) = (&h.packet.tuple, &mut h.quotation.answer);
+    // What doesn't even quote a header is about no flow.
+    if let Some(quoted) = quoted::<F, P>(p, &v, answer) {
+        if !can_know::<At, T>(t, tuple, answer) {
+            return Verdict::Drop(Reason::UnrelatedError);
         }
-        let mut quoted = quoted?;
-        // Whoever sent what it quotes is told of it, and nobody else.
-        if !s.key.dst.same(&v.tuple.dst) {
-            return None;
+        // It goes to the one who has sent what it quotes, and to no other.
+        let known =
+            quoted.is_some() && answer.dst.same(&tuple.dst) && t.flow(answer, |entry| h.send.entry = *entry).is_some();
+        if known {
+            let own = || t.network(&tuple.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
+            let twice = sent_twice::<At, T>(t, &h.send.entry, ethernet) && !own();
+            if twice {
+                return Verdict::Drop(Reason::NotForThisNode);
+            }
+            if !At::EGRESS {
+                next_hop::find::<T>(t, p.ifindex(), &tuple.src, &mut h.send);
+            }
+            return Verdict::Tail(Stage::Quotation);
         }
-        t.flow(&s.key, |entry| s.entry = *entry)?;
-        let own = || t.network(&v.tuple.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
-        if sent_twice::<At, T>(t, &s.entry, ethernet) && !own() {
-            return Some(Verdict::Drop(Reason::NotForThisNode));
-        }
-        Some(translate::<At, F, P, T>(p, t, s, &mut v, &mut quoted).unwrap_or(Verdict::Drop(Reason::StoreFailed)))
-    });
-    match found {
-        Some(Some(verdict)) => verdict,
-        // About a packet of no flow. Up the stack one to a service would find its way back here.
-        Some(None) if At::EGRESS => Verdict::Pass,
-        // It may tell of one that other nodes have.
-        Some(None) if At::HOOK as u32 == Hook::FromUplink as u32 => Verdict::Tail(Stage::Begin),
-        Some(None) => Verdict::Tail(Stage::Direct),
-        None => Verdict::Drop(Reason::NoProgram),
     }
+    // About a packet of no flow. Up the stack one to a service would find its way back here.
+    if At::EGRESS { Verdict::Pass } else { Verdict::Tail(Stage::Classify) }
+}
+
+/// Translates an ICMP error about a flow whose entry for answers is handed over, with the way of the error in it. Follows [`icmp`] or
+/// [`classify`](super::classify()) at the same hook.
+#[inline(always)]
+pub fn quotation<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    p.pull(HEADERS);
+    staged::<At, T>(t, |h| if h.packet.v6() { about_flow::<At, V6, P>(p, h) } else { about_flow::<At, V4, P>(p, h) })
+}
+
+#[inline(always)]
+fn about_flow<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> Verdict {
+    let mut v = h.packet.parsed::<F>();
+    let Handover { send: s, quotation: ToQuotation { answer }, .. } = h;
+    let Some(Some(mut quoted)) = quoted::<F, P>(p, &v, answer) else { return Verdict::Drop(Reason::Malformed) };
+    translate::<At, F, P>(p, s, answer, &mut v, &mut quoted).unwrap_or(Verdict::Drop(Reason::StoreFailed))
 }
 
 /// Whether an error's sender can know of what it quotes. `answer` has the addresses of an answer to that.
@@ -78,15 +101,15 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
 #[inline(never)]
 fn can_know<At: Place, T: Tables>(t: &T, error: &Tuple, answer: &Tuple) -> bool {
     let to_sender = answer.dst.same(&error.dst);
-    match At::HOOK {
-        Hook::FromPod => to_sender && answer.src.same(&error.src),
-        Hook::FromUplink => {
-            let here = |n: &Network| n.kind == NetworkKind::LocalPods as u32 || n.kind == NetworkKind::LocalNode as u32;
-            let stays = t.endpoint(&answer.src).is_some() || t.network(&answer.src).is_some_and(here);
-            !stays && (to_sender || t.endpoint(&error.dst).is_none())
-        }
-        _ => true,
+    if At::FROM_POD {
+        return to_sender && answer.src.same(&error.src);
     }
+    if At::FROM_UPLINK {
+        let here = |n: &Network| n.kind == NetworkKind::LocalPods as u32 || n.kind == NetworkKind::LocalNode as u32;
+        let stays = t.endpoint(&answer.src).is_some() || t.network(&answer.src).is_some_and(here);
+        return !stays && (to_sender || t.endpoint(&error.dst).is_none());
+    }
+    true
 }
 
 /// The packet that an error quotes.
@@ -138,34 +161,31 @@ fn transport<F: Family, P: Packet>(
     Some(Quoted { header, l4 })
 }
 
-/// Translates an error as the entry in `s` says, whose key is there too.
+/// Translates an error as its flow's entry says, whose key is there too.
 #[inline(always)]
-fn translate<At: Place, F: Family, P: Packet, T: Tables>(
+fn translate<At: Place, F: Family, P: Packet>(
     p: &mut P,
-    t: &T,
-    s: &mut Scratch,
+    s: &mut ToSend,
+    answer: &Tuple,
     v: &mut Parsed<F>,
     quoted: &mut Quoted<F>,
 ) -> Option<Verdict> {
     if At::EGRESS {
         s.entry.out = Out::Stack as u8;
-    } else {
-        find_way::<T>(t, p.ifindex(), &v.tuple.src, &mut s.entry);
-        if s.entry.out_ifindex.0 == 0 || !fits::<F, P>(p, v, s.entry.out_mtu as u32) {
-            if s.entry.flags & CtEntry::ONE_WAY != 0 {
-                return Some(Verdict::Drop(Reason::NoRoute));
-            }
-            s.entry.out = Out::Stack as u8;
+    } else if s.entry.out_ifindex.0 == 0 || !fits::<F, P>(p, v, s.entry.out_mtu as u32) {
+        if s.entry.flags & CtEntry::ONE_WAY != 0 {
+            return Some(Verdict::Drop(Reason::NoRoute));
         }
+        s.entry.out = Out::Stack as u8;
     }
-    let data = rewrite_quotation::<F, P>(p, s, v, quoted)?;
+    let data = rewrite_quotation::<F, P>(p, s, answer, v, quoted)?;
     let entry = &s.entry;
     let outer = &mut v.header;
     let mut pseudo = 0;
     if entry.flags & CtEntry::REWRITE_DST != 0 {
         pseudo += F::set_dst(outer, &entry.dst);
     }
-    if entry.flags & CtEntry::REWRITE_SRC != 0 && v.tuple.src.same(&s.key.src) {
+    if entry.flags & CtEntry::REWRITE_SRC != 0 && v.tuple.src.same(&answer.src) {
         pseudo += F::set_src(outer, &entry.src);
     }
     F::update_checksum(outer, pseudo);
@@ -179,7 +199,7 @@ fn translate<At: Place, F: Family, P: Packet, T: Tables>(
     }
     // ICMP for IPv4 has no pseudo header.
     p.update_l4_checksum(v.l4 + Icmp::CHECKSUM, if F::V6 { pseudo } else { 0 }, data, false, F::V6)?;
-    Some(depart(entry.out, entry.out_ifindex))
+    Some(depart(entry.out, entry.out_ifindex, &s.hop))
 }
 
 /// Rewrites the quotation, which goes the other way than the answers that the entry is for, and returns the
@@ -187,11 +207,12 @@ fn translate<At: Place, F: Family, P: Packet, T: Tables>(
 #[inline(always)]
 fn rewrite_quotation<F: Family, P: Packet>(
     p: &mut P,
-    s: &Scratch,
+    s: &ToSend,
+    answer: &Tuple,
     v: &Parsed<F>,
     quoted: &mut Quoted<F>,
 ) -> Option<u64> {
-    let (mut sport, mut dport) = (s.key.dport, s.key.sport);
+    let (mut sport, mut dport) = (answer.dport, answer.sport);
     let old_ports = ports_word(sport.wire(), dport.wire());
     let mut addresses = 0;
     if s.entry.flags & CtEntry::REWRITE_DST != 0 {
@@ -203,18 +224,18 @@ fn rewrite_quotation<F: Family, P: Packet>(
         dport = s.entry.sport;
     }
     F::update_checksum(&mut quoted.header, addresses);
-    let echo = s.key.proto == F::ICMP;
+    let echo = answer.proto == F::ICMP;
     let (old_ports, new_ports) = if echo {
         // The port that isn't there is zero.
         let identifier = |sport: Port, dport: Port| (sport.wire() | dport.wire()) as u32;
-        (identifier(s.key.dport, s.key.sport), identifier(sport, dport))
+        (identifier(answer.dport, answer.sport), identifier(sport, dport))
     } else {
         (old_ports, ports_word(sport.wire(), dport.wire()))
     };
     let ports = checksum::difference(old_ports, new_ports);
     // An IPv4 header's own checksum makes up for its addresses.
     let mut data = ports + if F::V6 { addresses } else { 0 };
-    let udp = s.key.proto == Proto::UDP;
+    let udp = answer.proto == Proto::UDP;
     let field = quoted.l4
         + if udp {
             Udp::CHECKSUM
@@ -225,7 +246,7 @@ fn rewrite_quotation<F: Family, P: Packet>(
         };
     let covered = if echo && !F::V6 { 0 } else { checksum::fold32(addresses) as u64 };
     // The quotation may end before it, and SCTP's is of another kind, which nobody can check without the rest.
-    if s.key.proto != Proto::SCTP
+    if answer.proto != Proto::SCTP
         && field + size_of::<u16>() <= F::end(&v.header, p.frame_len()) as usize
         && let Some(old) = p.load::<u16>(field)
         && !(udp && old == 0)

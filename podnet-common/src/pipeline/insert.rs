@@ -7,11 +7,18 @@
 
 use crate::{
     addr::Port,
-    layout::{CtEntry, Scratch, Tuple},
+    layout::{CtEntry, Tuple},
+    packet::Packet,
     verdict::{Counter, Reason},
 };
 
-use super::{InsertError, Stage, Tables, Verdict, begin::mix, flow::counterpart, shares};
+use super::{
+    InsertError, Place, Stage, Tables, Verdict,
+    balance::{folded, mix},
+    family::Headers,
+    handover::Handover,
+    shares, staged,
+};
 
 /// How many source ports are tried in one run of the program. Each is two or three paths for the kernel's verifier.
 const TRIES_PER_RUN: u32 = 16;
@@ -23,93 +30,107 @@ const TRIES: u32 = 400;
 /// wait on it (TIME-WAIT), and refuses a new one unless its numbers or time stamps happen to be later (RFC 6191).
 const CHOOSY: u32 = 64;
 
-/// Inserts the flow that [`super::begin`] has left in `scratch`. Its first packet goes on to [`super::send`].
+/// Goes on with the source ports of a flow whose first one is taken. Follows [`begin`](super::begin()) or itself at the same
+/// hook.
 #[inline(always)]
-pub fn insert<T: Tables>(t: &T) -> Verdict {
-    t.scratch(|s| match put::<T>(t, s) {
+pub fn insert<At: Place, P: Packet, T: Tables>(_: &mut P, t: &T) -> Verdict {
+    staged::<At, T>(t, |h| tries::<At, T, TRIES_PER_RUN>(t, h))
+}
+
+/// Inserts the flow that is handed over, if its first source port is free. Its packet goes on to [`send`](super::send()).
+#[inline(always)]
+pub(super) fn first<At: Place, T: Tables>(t: &T, h: &mut Handover) -> Verdict {
+    tries::<At, T, 1>(t, h)
+}
+
+#[inline(always)]
+fn tries<At: Place, T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Verdict {
+    match put::<T, RUN>(t, h) {
         Ok(()) => {
             t.count(Counter::FlowsCreated);
             Verdict::Tail(Stage::Send)
         }
+        // What the host's own processes send goes on without a flow too.
+        Err(Verdict::Drop(_)) if At::EGRESS => Verdict::Pass,
         Err(verdict) => verdict,
-    })
-    .unwrap_or(Verdict::Drop(Reason::NoProgram))
+    }
 }
 
 /// Inserts both entries, or the one of a flow that is sent on.
 #[inline(always)]
-fn put<T: Tables>(t: &T, s: &mut Scratch) -> Result<(), Verdict> {
-    let one_way = s.entry.flags & CtEntry::ONE_WAY != 0;
+fn put<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<(), Verdict> {
+    let one_way = h.send.entry.flags & CtEntry::ONE_WAY != 0;
     let mut new = 0;
     // The reply is there before the first packet leaves, so that no answer finds it missing.
     if !one_way {
-        new += reserve::<T>(t, s)? as u32;
+        new += reserve::<T, RUN>(t, h)? as u32;
     }
-    match t.insert_flow(&s.tuple, &s.entry) {
+    match t.insert_flow(&h.packet.tuple, &h.send.entry) {
         Ok(()) => new += 1,
-        Err(InsertError::Exists) if replace(t, s, one_way) => {}
+        Err(InsertError::Exists) if replace(t, h, one_way) => {}
         Err(_) => {
             if !one_way {
-                t.remove_flow(&s.key);
+                t.remove_flow(&h.insert.key);
             }
             return Err(Verdict::Drop(Reason::ConntrackFull));
         }
     }
     if new != 0 {
-        shares::count(t, s, new);
+        shares::count(t, &h.insert, new);
     }
     Ok(())
 }
 
 /// Puts the entry in the place of an earlier flow's, and removes that one's other half.
 #[inline(always)]
-fn replace<T: Tables>(t: &T, s: &mut Scratch, one_way: bool) -> bool {
-    let replaced = t.flow(&s.tuple, |old| {
-        s.owner = old.reply_key(s.tuple.proto);
+fn replace<T: Tables>(t: &T, h: &mut Handover, one_way: bool) -> bool {
+    let Handover { packet: Headers { tuple, .. }, send: s, insert: n, .. } = h;
+    let replaced = t.flow(tuple, |old| {
+        n.owner = old.reply_key(tuple.proto);
         *old = s.entry;
     });
     if replaced.is_none() {
         return false;
     }
-    let left = one_way || !s.owner.same(&s.key);
-    if left && t.flow(&s.owner, |half| half.reply_key(s.tuple.proto).same(&s.tuple)) == Some(true) {
-        t.remove_flow(&s.owner);
+    let left = one_way || !n.owner.same(&n.key);
+    if left && t.flow(&n.owner, |half| half.reply_key(tuple.proto).same(tuple)) == Some(true) {
+        t.remove_flow(&n.owner);
     }
     true
 }
 
 /// Inserts the reply's entry, with another source port where the first is taken. Returns whether there was none with that
-/// key. `Err` is what becomes of the packet: the same again, with other ports, if it isn't dropped.
+/// key. `Err` is what becomes of the packet: the same once more, with other ports, if it isn't dropped.
 #[inline(always)]
-fn reserve<T: Tables>(t: &T, s: &mut Scratch) -> Result<bool, Verdict> {
-    let tried = s.tries;
+fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, Verdict> {
+    let tried = h.insert.tries;
     let mut i = 0;
-    while i < TRIES_PER_RUN {
+    while i < RUN {
         let n = tried.wrapping_add(i);
-        if s.from_range != 0 || n > 0 {
-            if s.ports == 0 {
+        if h.insert.from_range != 0 || n > 0 {
+            if h.insert.ports == 0 {
                 return Err(Verdict::Drop(Reason::SnatExhausted));
             }
-            let draw = if n == 0 { place(&s.tuple) } else { mix(s.hash ^ n) };
-            match t.snat_port(draw % s.ports) {
-                Some(port) => s.entry.sport = Port::new(port as u16),
+            let draw = if n == 0 { place(&h.packet.tuple) } else { mix(h.insert.hash ^ n) };
+            match t.snat_port(draw % h.insert.ports) {
+                Some(port) => h.send.entry.sport = Port::new(port as u16),
                 None => return Err(Verdict::Drop(Reason::SnatExhausted)),
             }
-            s.entry.flags |= CtEntry::REWRITE_SRC;
+            h.send.entry.flags |= CtEntry::REWRITE_SRC;
         }
-        s.key = s.entry.reply_key(s.tuple.proto);
-        counterpart(&mut s.reply, &s.entry, &s.tuple);
-        match t.insert_flow(&s.key, &s.reply) {
+        h.insert.key = h.send.entry.reply_key(h.packet.tuple.proto);
+        h.insert.reply = h.send.entry.reverse(&h.packet.tuple);
+        match t.insert_flow(&h.insert.key, &h.insert.reply) {
             Ok(()) => return Ok(true),
             Err(InsertError::Full) => return Err(Verdict::Drop(Reason::ConntrackFull)),
             Err(InsertError::Exists) => {
-                let drawn = s.from_range != 0 || n > 0;
-                if take_over(t, s, drawn && n < CHOOSY) {
+                let drawn = h.insert.from_range != 0 || n > 0;
+                if take_over(t, h, drawn && n < CHOOSY) {
                     return Ok(false);
                 }
             }
         }
-        if s.from_range == 0 && n == 0 {
+        if h.insert.from_range == 0 && n == 0 {
             t.count(Counter::PortsChanged);
         }
         i += 1;
@@ -117,34 +138,34 @@ fn reserve<T: Tables>(t: &T, s: &mut Scratch) -> Result<bool, Verdict> {
     if tried >= TRIES - TRIES_PER_RUN {
         return Err(Verdict::Drop(Reason::SnatExhausted));
     }
-    s.tries = tried.wrapping_add(TRIES_PER_RUN);
+    h.insert.tries = tried.wrapping_add(RUN);
     Err(Verdict::Tail(Stage::Insert))
 }
 
-/// Where the port is that a client's port is given first: a client has its ports in a row, from a place of its own. So
-/// no two of them meet, unless it uses more than there are for source NAT, and one that the client uses again is the same
-/// again for the server, which may still wait on it (TIME-WAIT) and knows the new connection by the client's time stamps
-/// (RFC 6191).
+/// SNAT port allocation: where the port is that a client's port is given first. A client's ports follow each other from a
+/// place of its own, so that clients don't meet unless one uses more than there are for source NAT, and a port that a client
+/// uses again is the same again for the server, which may still wait on it (TIME-WAIT) and knows the new connection by the
+/// client's time stamps (RFC 6191).
 #[inline(always)]
 fn place(client: &Tuple) -> u32 {
-    let [a, b, c, d] = client.src.0;
-    mix(a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d).wrapping_add(client.sport.get() as u32)
+    mix(folded(&client.src)).wrapping_add(client.sport.get() as u32)
 }
 
 /// Takes an entry that this flow had before, or that a closed connection left behind if `choosy` is false.
 #[inline(always)]
-fn take_over<T: Tables>(t: &T, s: &mut Scratch, choosy: bool) -> bool {
-    let free = t.flow(&s.key, |old| {
-        s.owner = old.reply_key(s.tuple.proto);
-        let free = s.owner.same(&s.tuple) | (old.closed() & !choosy);
+fn take_over<T: Tables>(t: &T, h: &mut Handover, choosy: bool) -> bool {
+    let Handover { packet: Headers { tuple, .. }, insert: n, .. } = h;
+    let free = t.flow(&n.key, |old| {
+        n.owner = old.reply_key(tuple.proto);
+        let free = n.owner.same(tuple) | (old.closed() & !choosy);
         if free {
-            *old = s.reply;
+            *old = n.reply;
         }
         free
     });
     let taken = free == Some(true);
-    if taken && !s.owner.same(&s.tuple) {
-        t.remove_flow(&s.owner);
+    if taken && !n.owner.same(tuple) {
+        t.remove_flow(&n.owner);
     }
     taken
 }

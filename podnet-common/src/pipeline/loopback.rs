@@ -2,16 +2,17 @@
 //! services are translated for the host's processes.
 
 use crate::{
+    addr::Addr,
     layout::{NetworkKind, Out, macs},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet},
     verdict::Reason,
 };
 
 use super::{
-    Place, Tables, Verdict,
+    Egress, Place, Tables, Verdict,
+    enter::HEADERS,
     family::{Family, V4, V6, parse},
     frontend,
-    hot::HEADERS,
 };
 
 /// Handles a packet that leaves by the loopback interface.
@@ -19,11 +20,12 @@ use super::{
 pub fn loopback<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
     let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Pass };
-    match ethernet.ethertype {
+    let verdict = match ethernet.ethertype {
         ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t, &ethernet),
         ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t, &ethernet),
         _ => Verdict::Pass,
-    }
+    };
+    verdict.counted::<At, T>(t)
 }
 
 #[inline(always)]
@@ -43,5 +45,5 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     if p.store(0, &macs(config.podnet1_mac, config.podnet0_mac)).is_none() {
         return Verdict::Drop(Reason::StoreFailed);
     }
-    Verdict::Forward(Out::Link, config.podnet0)
+    Verdict::Forward(Egress { out: Out::Link, ifindex: config.podnet0, hop: Addr::NONE })
 }

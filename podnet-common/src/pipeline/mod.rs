@@ -1,40 +1,53 @@
 //! The packet pipeline: what every hook does with a packet, generic over where packets and tables live.
 //!
-//! A packet enters at a hook ([`enter`]). The hot path is one look-up in `conntrack`: an established flow's entry says
-//! how to rewrite the packet and where to send it. Whatever is rarer leaves by [`Verdict::Tail`] and comes back in a
-//! program of its own: [`begin`] and [`insert`] make flows; [`track`] follows TCP's state, refreshes a flow's entries once a tick and
-//! knows fragments; [`reject`] answers in the service's name, [`error`] for the way to it; [`icmp`] translates errors about
-//! translated packets. Packets that belong to no flow go `direct`.
+//! A packet that belongs to a flow takes the fast path of [`enter`]: one look-up in `conntrack` says how to rewrite it and
+//! where to send it. Any other is judged once: [`classify`] says what it is for, [`admit`] whether that is allowed. A packet
+//! that begins a flow goes on through [`begin`] ([`balance`], [`source`], [`next_hop`], [`insert`]) to [`send`]; one that
+//! needs none is [forwarded](forward), answered or left to the stack.
 //!
-//! All reads of a packet come before the first write, so that none leaves half-rewritten.
+//! Each stage is a program of its own, reached by a tail call ([`Verdict::Tail`]). What a stage has found out is handed to
+//! the next in a record of [`Handover`], so that nothing is looked up twice. All reads of a packet come before the first
+//! write, so that none leaves half-rewritten.
 
+mod admit;
+mod answer;
+mod balance;
 mod begin;
-mod checks;
-mod direct;
+mod classify;
+mod enter;
+mod external;
 mod family;
-mod flow;
+mod forward;
 mod frontend;
-mod hot;
+mod handover;
 mod icmp;
 mod insert;
 mod loopback;
-mod reject;
+mod next_hop;
+mod rewrite;
+mod scope;
 mod sctp;
 mod send;
 mod shares;
 mod socket;
+mod source;
+mod track;
 
-pub use begin::{begin, mix};
-pub use direct::alone;
-pub use flow::track;
-pub use hot::{enter, express};
-pub use icmp::icmp;
+pub use answer::{error, reject};
+pub use balance::mix;
+pub use begin::begin;
+pub use classify::classify;
+pub use enter::{enter, express};
+pub use external::external;
+pub use handover::Handover;
+pub use icmp::{icmp, quotation};
 pub use insert::insert;
 pub use loopback::loopback;
-pub use reject::{error, reject};
+pub use next_hop::CachedRoute;
 pub use sctp::sctp;
 pub use send::send;
 pub use socket::{Call, SocketCtx, connect, peer, sendmsg};
+pub use track::track;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -42,48 +55,105 @@ use crate::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Out, Sandbox, Scratch, ServiceClient, SockKey, SockPeer, Tuple,
+        Hook, Interface, Network, NetworkKind, Out, Sandbox, ServiceClient, SockKey, SockPeer, Tuple,
     },
     verdict::{Counter, Reason},
 };
 
-/// What is to be done with the packet.
+/// How a packet leaves the node, or this hook of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// The kind of way; never [`Out::Stack`].
+    pub out: Out,
+    /// The interface.
+    pub ifindex: IfIndex,
+    /// Where the neighbour table is asked for a MAC ([`Out::Uplink`], [`Out::Via`]): the next hop, which may be of another
+    /// family than the packet (RFC 5549). Else none.
+    pub hop: Addr,
+}
+
+/// What is to be done with the packet. Drops, refusals and answers have been counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Not ours, or the stack's to finish: it goes on as if the hook weren't there.
     Pass,
-    /// It ends here, counted.
+    /// It ends here.
     Drop(Reason),
-    /// It leaves by that way through that interface.
-    Forward(Out, IfIndex),
+    /// It leaves.
+    Forward(Egress),
     /// Another stage goes on with it.
     Tail(Stage),
-    /// Counted like a drop, and answered by the stage [`Stage::answering`] the reason.
+    /// It is refused: the stage [`Stage::answering`] the reason makes the answer of it.
     Reject(Reason),
+    /// It has become the answer to its sender and leaves by the interface that it came in by.
+    Answer(IfIndex),
+    /// It was refused, and nothing can be answered to it.
+    Unanswered,
 }
 
-/// The programs behind a hook's first one.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// [`track`].
-    Track = 8,
+impl Verdict {
+    /// Counts what ends or answers a packet. Each stage's last step.
+    #[inline(always)]
+    fn counted<At: Place, T: Tables>(self, t: &T) -> Self {
+        match self {
+            Self::Drop(reason) | Self::Reject(reason) => t.report(At::HOOK, reason),
+            Self::Pass | Self::Forward(_) | Self::Tail(_) | Self::Answer(_) | Self::Unanswered => {}
+        }
+        self
+    }
+}
+
+/// Runs a stage on what was handed over to it.
+#[inline(always)]
+fn staged<At: Place, T: Tables>(t: &T, stage: impl FnOnce(&mut Handover) -> Verdict) -> Verdict {
+    t.handover(stage).unwrap_or(Verdict::Drop(Reason::Internal)).counted::<At, T>(t)
+}
+
+/// Declares the stages once: number, name at the end of their programs' names, documentation.
+macro_rules! stages {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
+        /// The programs behind a hook's first one. The numbers are slots of the program arrays, for the first hook: see
+        /// [`Stage::slot`].
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Stage { $($(#[$doc])* $name = $number,)* }
+
+        impl Stage {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The end of its programs' names, behind the hook's name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+stages! {
+    /// [`track`](track()).
+    Track = 8, "track";
     /// [`reject`].
-    Reject = 16,
-    /// [`icmp`].
-    Icmp = 24,
+    Reject = 16, "reject";
+    /// [`icmp`](icmp()).
+    Icmp = 24, "icmp";
     /// [`error`].
-    Error = 32,
-    /// [`begin`].
-    Begin = 40,
-    /// [`insert`].
-    Insert = 48,
-    /// [`alone`].
-    Direct = 56,
-    /// [`sctp`].
-    Sctp = 64,
-    /// [`send`].
-    Send = 72,
+    Error = 32, "error";
+    /// [`begin`](begin()).
+    Begin = 40, "begin";
+    /// [`insert`](insert()).
+    Insert = 48, "insert";
+    /// [`classify`](classify()).
+    Classify = 56, "classify";
+    /// [`sctp`](sctp()).
+    Sctp = 64, "sctp";
+    /// [`send`](send()).
+    Send = 72, "send";
+    // 80 is `Hook::FromRaw`.
+    /// [`external`](external()).
+    External = 88, "external";
+    /// [`quotation`].
+    Quotation = 96, "quotation";
 }
 
 impl Stage {
@@ -123,6 +193,8 @@ pub struct Route {
     pub macs: [u32; 3],
     /// The source address that the host itself would use, or none if nothing tells it.
     pub src: Addr,
+    /// The next hop: the gateway, or the destination itself on a shared link.
+    pub hop: Addr,
 }
 
 /// The tables as the pipeline uses them.
@@ -144,10 +216,13 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// `endpoints`.
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint>;
-    /// `nodes`: the longest prefix that holds the address, if that is something of the cluster's.
-    fn network(&self, addr: &Addr) -> Option<&Network>;
-    /// `nodes`: whether the address is an external one of some service ([`Network::SERVICE_ADDRESS`]).
-    fn is_service_address(&self, addr: &Addr) -> bool;
+    /// `nodes`: the longest prefix that holds the address.
+    fn prefix(&self, addr: &Addr) -> Option<&Network>;
+    /// The same, if that is something of the cluster's.
+    #[inline(always)]
+    fn network(&self, addr: &Addr) -> Option<&Network> {
+        self.prefix(addr).filter(|network| network.kind != NetworkKind::Nothing as u32)
+    }
     /// Calls `f` with the entry of `conntrack`, if there is one.
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R>;
     /// Adds an entry to `conntrack`.
@@ -158,10 +233,12 @@ pub trait Tables {
     fn held(&self, place: u32) -> u32;
     /// Adds to what a place in `holders` counts.
     fn hold(&self, place: u32, entries: u32);
-    /// Calls `f` with memory for the making of a flow, which is more than a program's stack has room for.
-    fn scratch<R>(&self, f: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
-    /// The kernel's route for a packet that came in at `from`. What was returned before is no longer valid then.
-    fn route(&self, from: IfIndex, src: &Addr, dst: &Addr) -> Option<&Route>;
+    /// Calls `f` with what the stages hand over to each other (`scratch`).
+    fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R>;
+    /// Calls `f` with a slot of `next_hops`, below [`CachedRoute::SLOTS`].
+    fn cached_route<R>(&self, slot: u32, f: impl FnOnce(&mut CachedRoute) -> R) -> Option<R>;
+    /// Asks the kernel for the route of a packet that came in at `from`. Whether there is one.
+    fn route(&self, from: IfIndex, src: &Addr, dst: &Addr, route: &mut Route) -> bool;
     /// `snat_ports`, by its index.
     fn snat_port(&self, index: u32) -> Option<u32>;
     /// `affinity`.
@@ -186,6 +263,8 @@ pub trait Tables {
     fn count(&self, counter: Counter);
     /// Adds one to the drops for a reason.
     fn count_drop(&self, reason: Reason);
+    /// Counts a packet that is dropped or refused at a hook, and puts it into `events` where there is room.
+    fn report(&self, hook: Hook, reason: Reason);
 }
 
 /// A hook as a type, so that each program holds only its own hook's code.
@@ -194,9 +273,12 @@ pub trait Place {
     const HOOK: Hook;
     /// Packets are on their way out of the host's stack, which has routed them.
     const EGRESS: bool = matches!(Self::HOOK, Hook::ToPod | Hook::ToUplink | Hook::ToRaw);
-
-    /// External addresses of services are told from others here; elsewhere they are as if no service had them.
-    const EXTERNAL: bool = matches!(Self::HOOK, Hook::FromUplink | Hook::FromHost);
+    /// Packets come from a pod of this node.
+    const FROM_POD: bool = matches!(Self::HOOK, Hook::FromPod);
+    /// Packets come from processes of this host.
+    const FROM_HOST: bool = matches!(Self::HOOK, Hook::FromHost);
+    /// Packets come in from outside the node, past the stack's ingress.
+    const FROM_UPLINK: bool = matches!(Self::HOOK, Hook::FromUplink);
 
     /// An interface as entries know it: what the stack sends out of one is not what comes in by it, whose source is
     /// checked.

@@ -6,30 +6,34 @@
 //! refused. So there is always room, and nothing has to be divided beforehand. All clients outside, whose addresses may be
 //! invented, together count as one sender too.
 
-use crate::layout::{Config, Hook, Scratch, holders};
+use crate::{
+    addr::IfIndex,
+    layout::{Tuple, holders},
+};
 
-use super::{Place, Tables};
+use super::{Place, Tables, handover::ToInsert};
 
 /// How many times the free entries one sender may hold: four leave a fifth of the table when one takes all it can, and a
 /// ninth when two do.
 const TIMES: u32 = 4;
 
-/// Who counts the flow in `s`, and whether that one may have it. Leaves in `s` what [`insert`](super::insert) needs to know.
+/// Whether the sender of a flow, whose packets have this tuple and come in at `from`, may have it. Notes what
+/// [`insert`](super::insert()) needs to know.
 #[inline(always)]
-pub(super) fn admit<At: Place, T: Tables>(t: &T, s: &mut Scratch, config: &Config) -> bool {
-    let outside = At::HOOK as u32 == Hook::FromUplink as u32;
-    s.holder = if outside {
-        holders::of_client(&s.tuple.src)
+pub(super) fn admit<At: Place, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, flow: &mut ToInsert) -> bool {
+    let Some(config) = t.config() else { return false };
+    flow.holder = if At::FROM_UPLINK {
+        holders::of_client(&tuple.src)
     } else {
-        holders::of_interface(if At::EGRESS { config.podnet1 } else { s.entry.in_ifindex })
+        holders::of_interface(if At::EGRESS { config.podnet1 } else { from })
     };
-    let held = t.held(s.holder);
-    s.ports = ports(config.snat_count, held);
+    let held = t.held(flow.holder);
+    flow.ports = ports(config.snat_count, held);
     let room = t.held(holders::ROOM);
     let most = room.saturating_sub(t.held(holders::ALL)).saturating_mul(TIMES);
-    let most_here = if outside { t.held(holders::OUTSIDE) } else { held };
-    // What is there already may begin anew.
-    room == 0 || (held <= most && most_here <= most) || t.flow(&s.tuple, |_| ()).is_some()
+    let most_here = if At::FROM_UPLINK { t.held(holders::OUTSIDE) } else { held };
+    // What is there already may begin once more.
+    room == 0 || (held <= most && most_here <= most) || t.flow(tuple, |_| ()).is_some()
 }
 
 /// How many of the ports for source NAT a sender may draw from who holds so many entries: a sixteenth is left to those
@@ -41,12 +45,12 @@ fn ports(count: u32, held: u32) -> u32 {
     if many { count - count / 16 } else { count }
 }
 
-/// Counts new entries of the flow in `s`.
+/// Counts new entries of a flow.
 #[inline(always)]
-pub(super) fn count<T: Tables>(t: &T, s: &Scratch, entries: u32) {
-    t.hold(s.holder, entries);
+pub(super) fn count<T: Tables>(t: &T, flow: &ToInsert, entries: u32) {
+    t.hold(flow.holder, entries);
     t.hold(holders::ALL, entries);
-    if holders::is_outside(s.holder) {
+    if holders::is_outside(flow.holder) {
         t.hold(holders::OUTSIDE, entries);
     }
 }

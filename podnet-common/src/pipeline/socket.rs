@@ -14,7 +14,7 @@ use crate::{
 
 use super::{
     Tables,
-    begin::{mix, pick},
+    balance::{mix, pick},
     frontend,
 };
 

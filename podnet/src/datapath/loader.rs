@@ -248,25 +248,12 @@ pub fn open(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Opened, LoadEr
     Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint })
 }
 
-/// The stages behind a hook's first program, and the ends of their programs' names.
-const STAGES: [(Stage, &str); 9] = [
-    (Stage::Track, "track"),
-    (Stage::Begin, "begin"),
-    (Stage::Insert, "insert"),
-    (Stage::Direct, "direct"),
-    (Stage::Sctp, "sctp"),
-    (Stage::Send, "send"),
-    (Stage::Icmp, "icmp"),
-    (Stage::Reject, "reject"),
-    (Stage::Error, "error"),
-];
-
 /// The slots of a hook and the names of the programs that belong there. Only the first is at every hook: which stages
 /// can be reached from it, the object knows.
 fn stages(hook: Hook) -> impl Iterator<Item = (u32, String)> {
     // What comes in by that one goes on in another's stages.
-    let rest = STAGES.into_iter().filter(move |_| hook != Hook::FromRaw);
-    let rest = rest.map(move |(stage, name)| (stage.slot(hook), format!("{}_{name}", hook.name())));
+    let rest = Stage::ALL.iter().filter(move |_| hook != Hook::FromRaw);
+    let rest = rest.map(move |stage| (stage.slot(hook), format!("{}_{}", hook.name(), stage.name())));
     [(hook as u32, first(hook))].into_iter().chain(rest)
 }
 

@@ -106,7 +106,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
             Hook::FromHost => packet.dst == hairpin || external,
             // Where the way to it leads out again, the router would send it here once more.
             Hook::FromUplink if external => {
-                let route = world.tables.route(o.entry.ifindex, &packet.src.into(), &dst);
+                let route = world.tables.route_to(&dst);
                 route.is_some_and(|route| leads_out(&world.tables, route.ifindex))
             }
             _ => false,
@@ -279,7 +279,7 @@ fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEn
     assert!(!packet.dst.is_multicast() && !packet.dst.is_unspecified(), "{o}nobody in particular is there");
     // An answer without an identifier looks like a request without one.
     assert!(packet.echo() != Some(false) || key.dport == Port::new(0), "{o}an answer begins nothing");
-    let route = t.route(o.entry.ifindex, &key.src, &key.dst).copied().unwrap_or_default();
+    let route = t.route_to(&key.dst).copied().unwrap_or_default();
     let node = if packet.v6() { t.config.node_v6 } else { t.config.node_v4 };
     let expected = if route.src.is_none() { node } else { route.src };
     assert!(entry.src == expected, "{o}another address would be right: {expected:?}");

@@ -99,7 +99,7 @@ pub fn put_way(world: &World, o: &Outcome<'_>, packet: &View<'_>, next: &Addr, e
         }
         Out::Uplink | Out::Link | Out::Via => {
             assert!(!world.through_tunnel(next), "{o}it goes past the tunnel");
-            let Some(route) = tables.route(o.entry.ifindex, next, next) else { panic!("{o}there is no route") };
+            let Some(route) = tables.route_to(next) else { panic!("{o}there is no route") };
             let given: [Mac; 2] = [0, 6].map(|at| Mac(o.input[at..at + 6].try_into().expect("6 bytes")));
             let pair = if out == Out::Link { route.macs } else { macs(given[0], given[1]) };
             (route.ifindex, route.mtu as usize, pair)

@@ -3,76 +3,99 @@
 //! that a router sends.
 
 use crate::{
-    addr::{Addr, IfIndex, Proto},
+    addr::{Addr, Proto},
     checksum,
-    layout::Hook,
-    packet::{ETH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Packet, Tcp},
+    packet::{ETH, Ethernet, Icmp, Packet, Tcp},
+    verdict::{Counter, Reason},
 };
 
 use super::{
-    Place, Tables,
-    family::{Family, Parsed, Piece, V4, V6, parse},
-    hot::HEADERS,
+    Place, Tables, Verdict,
+    family::{Family, Parsed, Piece, V4, V6},
+    handover::{Complaint, Handover},
+    staged,
 };
 
-/// Turns a packet into the answer to it, to be sent out of the interface that is returned. `None`: it gets none, as resets,
-/// errors and later fragments never do (RFC 1122, section 3.2.2). Follows [`super::enter`] or [`super::track`] at the same hook, which have counted it.
+/// Turns a packet into the answer to it in a service's name. Resets, errors and later fragments are never answered (RFC 1122,
+/// section 3.2.2). Follows the stage that has refused it, at the same hook.
 #[inline(always)]
-pub fn reject<P: Packet>(p: &mut P) -> Option<IfIndex> {
-    p.pull(HEADERS);
-    let ethernet: Ethernet = p.load(0)?;
-    match ethernet.ethertype {
-        ETHERTYPE_IPV4 => refuse::<V4, P>(p, &ethernet)?,
-        ETHERTYPE_IPV6 => refuse::<V6, P>(p, &ethernet)?,
-        _ => return None,
-    }
-    Some(p.ifindex())
+pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    staged::<At, T>(t, |h| {
+        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Unanswered };
+        if h.packet.v6() {
+            refuse::<V6, P, T>(p, t, &ethernet, h.packet.parsed())
+        } else {
+            refuse::<V4, P, T>(p, t, &ethernet, h.packet.parsed())
+        }
+    })
 }
 
-/// Turns a packet into the error that a router on its way would send: its lifetime is over, or, where [`super::track`]
-/// has left an MTU, it is too long. Otherwise like [`reject`].
+/// Turns a packet into the error that a router on its way would send: its TTL is exceeded, or it is too big. Otherwise like
+/// [`reject`].
 #[inline(always)]
-pub fn error<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Option<IfIndex> {
-    p.pull(HEADERS);
-    let mtu = t.scratch(|s| s.mtu)?;
-    let ethernet: Ethernet = p.load(0)?;
-    match ethernet.ethertype {
-        ETHERTYPE_IPV4 => complain::<At, V4, P, T>(p, t, &ethernet, mtu)?,
-        ETHERTYPE_IPV6 => complain::<At, V6, P, T>(p, t, &ethernet, mtu)?,
-        _ => return None,
+pub fn error<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    staged::<At, T>(t, |h| {
+        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Unanswered };
+        let made = if h.packet.v6() {
+            complain::<At, V6, P, T>(p, t, &ethernet, h)
+        } else {
+            complain::<At, V4, P, T>(p, t, &ethernet, h)
+        };
+        sent(p, t, made, Counter::Rejected, Verdict::Unanswered)
+    })
+}
+
+/// Sends an answer that has been made of a packet, or else does what `otherwise` says.
+#[inline(always)]
+fn sent<P: Packet, T: Tables>(p: &P, t: &T, made: Option<()>, counter: Counter, otherwise: Verdict) -> Verdict {
+    match made {
+        Some(()) => {
+            t.count(counter);
+            Verdict::Answer(p.ifindex())
+        }
+        None => otherwise,
     }
-    Some(p.ifindex())
 }
 
 #[inline(always)]
-fn refuse<F: Family, P: Packet>(p: &mut P, ethernet: &Ethernet) -> Option<()> {
-    let v = parse::<F, P>(p)?;
+fn refuse<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, v: Parsed<F>) -> Verdict {
     if v.piece == Piece::Later {
-        return None;
+        return Verdict::Unanswered;
     }
-    if v.tuple.proto == Proto::TCP {
+    if v.echo_request {
+        let made = echo::<F, P>(p, ethernet, v);
+        return sent(p, t, made, Counter::EchoReplies, Verdict::Drop(Reason::StoreFailed));
+    }
+    let made = if v.tuple.proto == Proto::TCP {
         reset::<F, P>(p, ethernet, &v)
-    } else if v.echo_request {
-        echo::<F, P>(p, ethernet, v)
     } else {
         icmp_error::<F, P>(p, ethernet, &v, &v.tuple.dst, F::UNREACHABLE, 0)
-    }
+    };
+    sent(p, t, made, Counter::Rejected, Verdict::Unanswered)
 }
 
 #[inline(always)]
-fn complain<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, mtu: u32) -> Option<()> {
-    let v = parse::<F, P>(p)?;
+fn complain<At: Place, F: Family, P: Packet, T: Tables>(
+    p: &mut P,
+    t: &T,
+    ethernet: &Ethernet,
+    h: &Handover,
+) -> Option<()> {
+    let v = h.packet.parsed::<F>();
     if v.icmp_error || v.piece == Piece::Later {
         return None;
     }
     // The router is this node; to itself it would be a stranger with its own address.
-    let config = t.config()?;
-    let node = if F::V6 { &config.node_v6 } else { &config.node_v4 };
+    let node = t.config()?.node(F::V6);
     // It has the address of the interface by which the error leaves (RFC 1812, section 4.3.2.4).
     let there = t.interface(&p.ifindex()).map(|interface| interface.addr(F::V6));
     let node = there.filter(|own| !own.is_none()).unwrap_or(node);
-    let from = if At::HOOK as u32 == Hook::FromHost as u32 || node.is_none() { &v.tuple.dst } else { node };
-    let (kind, rest) = if mtu == 0 { (F::EXCEEDED, 0) } else { (F::TOO_BIG, F::too_big(mtu)) };
+    let from = if At::FROM_HOST || node.is_none() { &v.tuple.dst } else { node };
+    let (kind, rest) = if h.error.complaint == Complaint::TtlExceeded as u32 {
+        (F::EXCEEDED, 0)
+    } else {
+        (F::TOO_BIG, F::too_big(h.error.mtu))
+    };
     icmp_error::<F, P>(p, ethernet, &v, from, kind, rest)
 }
 

@@ -1,0 +1,211 @@
+//! Admission: whether a packet may go where it is addressed. All that is refused for what it is, is refused here.
+
+use crate::{
+    addr::{Addr, IfIndex, Proto},
+    layout::{Config, Endpoint, Frontend, FrontendKey, Hook, Network, NetworkKind, ServiceClient, TUNNEL_PORT, Tuple},
+    packet::{Arp, ETH, Ethernet, Packet},
+    verdict::Reason,
+};
+
+use super::{
+    Place, Tables, Verdict,
+    classify::{Class, Classified},
+    handover::Handover,
+    scope,
+};
+
+/// What the tables say of a packet's source, where that is checked.
+pub(super) struct Sender<'t> {
+    /// The pod that has it, of what pods send.
+    pub endpoint: Option<&'t Endpoint>,
+    /// The prefix of the cluster that it is in, of what comes from outside the node.
+    pub network: Option<&'t Network>,
+}
+
+impl<'t> Sender<'t> {
+    /// Looks up a packet's source.
+    #[inline(always)]
+    pub fn of<At: Place, T: Tables>(t: &'t T, tuple: &Tuple) -> Self {
+        match At::HOOK {
+            Hook::FromPod => Self { endpoint: t.endpoint(&tuple.src), network: None },
+            Hook::FromUplink | Hook::UplinkXdp => Self { endpoint: None, network: t.network(&tuple.src) },
+            _ => Self { endpoint: None, network: None },
+        }
+    }
+}
+
+/// Whether a packet that belongs to no flow may do what its class does. `Err` is what becomes of it otherwise.
+#[inline(always)]
+pub(super) fn admit<At: Place, P: Packet, T: Tables>(
+    p: &P,
+    t: &T,
+    ethernet: &Ethernet,
+    h: &Handover,
+    sender: &Sender<'_>,
+    classified: Classified,
+) -> Result<(), Verdict> {
+    let packet = &h.packet;
+    if classified.class == Class::Link {
+        let harmless = !At::FROM_POD || detects_duplicates::<P>(p, &packet.tuple, packet.l4());
+        return if harmless { Ok(()) } else { Err(Verdict::Drop(Reason::LinkScope)) };
+    }
+    checked::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6(), sender).map_err(Verdict::Drop)?;
+    match classified.class {
+        Class::Service => client::<At, T>(t, &packet.tuple, &h.begin.frontend),
+        Class::Drop => Err(Verdict::Drop(classified.reason)),
+        Class::Reject => Err(Verdict::Reject(classified.reason)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a packet's client may use a port of a service, and there is a backend for it.
+#[inline(always)]
+fn client<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> Result<(), Verdict> {
+    if frontend.flags & Frontend::EXTERNAL == 0 && !may_use_cluster_ip::<At, T>(t) {
+        return Err(Verdict::Drop(Reason::ClusterIpFromOutside));
+    }
+    if frontend.flags & Frontend::SOURCE_RANGES != 0 && !in_source_ranges::<At, T>(t, tuple, frontend) {
+        return Err(Verdict::Drop(Reason::SourceRange));
+    }
+    if frontend.slot_count == 0 {
+        let dropped = frontend.flags & Frontend::DROP != 0;
+        return Err(if dropped { Verdict::Drop(Reason::NoLocalEndpoint) } else { Verdict::Reject(Reason::NoEndpoint) });
+    }
+    Ok(())
+}
+
+/// Whether a packet's client is in the source ranges of a service.
+// Out of line, since it is rare and its key takes stack.
+#[inline(never)]
+fn in_source_ranges<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> bool {
+    // The source of a process that asks an address of its own node is that very address.
+    let itself = At::FROM_HOST && tuple.src.same(&tuple.dst);
+    let Some(config) = t.config() else { return false };
+    let client = if itself { config.node(!tuple.src.is_v4()) } else { &tuple.src };
+    t.in_source_ranges(&ServiceClient::new(frontend.service, *client))
+}
+
+/// Checks a packet's source against its hook, for stages that know its flow. `Err` is the reason to drop it.
+#[inline(always)]
+pub(super) fn source<At: Place, P: Packet, T: Tables>(
+    p: &P,
+    t: &T,
+    ethernet: &Ethernet,
+    tuple: &Tuple,
+    v6: bool,
+) -> Result<(), Reason> {
+    checked::<At, P, T>(p, t, ethernet, tuple, v6, &Sender::of::<At, T>(t, tuple))
+}
+
+#[inline(always)]
+fn checked<At: Place, P: Packet, T: Tables>(
+    p: &P,
+    t: &T,
+    ethernet: &Ethernet,
+    tuple: &Tuple,
+    v6: bool,
+    sender: &Sender<'_>,
+) -> Result<(), Reason> {
+    if v6 && (tuple.src.is_v4() || tuple.dst.is_v4()) {
+        return Err(Reason::MappedAddress);
+    }
+    // No packet has it as its destination (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.2), and in `frontends` it
+    // stands for others.
+    if tuple.dst.same(&FrontendKey::NODE_V4) || tuple.dst.same(&FrontendKey::NODE_V6) {
+        return Err(Reason::Martian);
+    }
+    match At::HOOK {
+        // A pod sends from its own addresses and its own MAC.
+        Hook::FromPod => match sender.endpoint {
+            Some(e) if e.ifindex == p.ifindex() && e.mac == ethernet.src => Ok(()),
+            _ => Err(Reason::SpoofedSource),
+        },
+        Hook::FromUplink | Hook::UplinkXdp => from_outside::<T>(t, ethernet, tuple, sender.network),
+        Hook::FromHost | Hook::ToPod | Hook::ToUplink | Hook::FromLoopback | Hook::ToRaw | Hook::FromRaw => Ok(()),
+    }
+}
+
+/// What may not come in from outside the node, wherever it is addressed. `network` is its source's.
+#[inline(always)]
+fn from_outside<T: Tables>(t: &T, ethernet: &Ethernet, tuple: &Tuple, network: Option<&Network>) -> Result<(), Reason> {
+    if scope::martian(&tuple.src, &tuple.dst) {
+        return Err(Reason::Martian);
+    }
+    match network {
+        Some(n) if n.kind == NetworkKind::LocalPods as u32 => Err(Reason::LocalPodFromOutside),
+        Some(n) if n.kind == NetworkKind::RemotePods as u32 && wrong_node(n, ethernet) => Err(Reason::PodFromWrongNode),
+        Some(n) if n.kind == NetworkKind::Services as u32 || n.kind == NetworkKind::LocalNode as u32 => {
+            Err(Reason::Martian)
+        }
+        Some(n) if n.kind == NetworkKind::RemoteNode as u32 => Ok(()),
+        _ if tunnelled::<T>(t, tuple) && !for_others::<T>(t, &tuple.dst) => Err(Reason::TunnelFromOutside),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a packet carries another one, to the tunnel of the node that receives it.
+#[inline(always)]
+pub(super) fn tunnelled<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+    tuple.dport.wire() == TUNNEL_PORT.to_be()
+        && tuple.proto == Proto::UDP
+        && t.config().is_some_and(|config| config.tunnel.0 != 0)
+}
+
+/// Whether an address is known to be a pod's, another node's or a service's. The host has others than its own: broadcasts,
+/// the link's.
+#[inline(always)]
+fn for_others<T: Tables>(t: &T, dst: &Addr) -> bool {
+    t.prefix(dst).is_some_and(|n| {
+        let others = n.kind != NetworkKind::LocalNode as u32 && n.kind != NetworkKind::NonMasquerade as u32;
+        (n.kind != NetworkKind::Nothing as u32 && others) || n.flags & Network::SERVICE_ADDRESS != 0
+    })
+}
+
+/// Whether a remote pod's packet was not sent by that pod's node. Unknown MACs are not judged.
+#[inline(always)]
+fn wrong_node(network: &Network, ethernet: &Ethernet) -> bool {
+    network.mac.0 != [0; 6] && network.mac != ethernet.src
+}
+
+/// Whether ClusterIPs may be used by a packet that comes in here: they are the cluster's own, unless
+/// [`Config::EXTERNAL_CLUSTER_IP`].
+#[inline(always)]
+pub(super) fn may_use_cluster_ip<At: Place, T: Tables>(t: &T) -> bool {
+    match At::HOOK {
+        Hook::FromUplink | Hook::UplinkXdp => t.config().is_some_and(|c| c.flags & Config::EXTERNAL_CLUSTER_IP != 0),
+        _ => true,
+    }
+}
+
+/// Whether an interface leads out of the node.
+#[inline(always)]
+pub(super) fn is_uplink<T: Tables>(t: &T, ifindex: IfIndex) -> bool {
+    // An upgraded node has the first before its daemon has written the second.
+    t.config().is_some_and(|config| config.is_uplink(ifindex)) || t.interface(&ifindex).is_some()
+}
+
+/// Whether a packet of the link's scope is part of duplicate address detection, a solicitation without a source
+/// (RFC 4862, section 5.4.2). A pod's link needs no more: neighbours are permanent on both sides. With invented sources a
+/// pod could fill the host's neighbour table, and a router's advertisement could change the host's routes.
+#[inline(always)]
+fn detects_duplicates<P: Packet>(p: &P, tuple: &Tuple, l4: usize) -> bool {
+    const NEIGHBOUR_SOLICITATION: u8 = 135;
+    // Type and code: the verifier doesn't understand the check for a single byte.
+    let kind = || p.load::<[u8; 2]>(l4).map(|[kind, _]| kind);
+    tuple.src.is_none() && tuple.proto == Proto::ICMPV6 && kind() == Some(NEIGHBOUR_SOLICITATION)
+}
+
+/// Checks that an ARP packet of a pod speaks for that pod (or, as a probe of RFC 5227, has no sender address).
+#[inline(always)]
+pub(super) fn arp<P: Packet, T: Tables>(p: &P, t: &T, ethernet: &Ethernet) -> Result<(), Reason> {
+    let Some(arp) = p.load::<Arp>(ETH) else { return Err(Reason::Malformed) };
+    let [low, high] = arp.sender_ip.map(u16::to_ne_bytes);
+    let sender = u32::from_ne_bytes([low[0], low[1], high[0], high[1]]);
+    if sender == 0 && arp.sender_mac == ethernet.src {
+        return Ok(());
+    }
+    match t.endpoint(&Addr::v4(sender)) {
+        Some(e) if e.ifindex == p.ifindex() && e.mac == ethernet.src && e.mac == arp.sender_mac => Ok(()),
+        _ => Err(Reason::SpoofedSource),
+    }
+}

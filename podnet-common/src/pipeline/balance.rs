@@ -1,0 +1,131 @@
+//! Balancing: which backend a flow to a service gets.
+
+use crate::{
+    addr::{Addr, IfIndex},
+    layout::{Affinity, AffinityKey, Backend, CtEntry, Frontend, NetworkKind, Tuple},
+    packet::Ethernet,
+    time,
+};
+
+use super::{
+    Place, Tables,
+    family::Headers,
+    frontend,
+    handover::{Handover, ToQuotation},
+    shares,
+};
+
+/// Chooses a backend: the client's last one, if there is affinity, or by the flow's hash, evenly over many flows. Notes it as
+/// the destination in `entry`, whose time is now. `false`: a table refers to an entry that is gone.
+#[inline(always)]
+pub(super) fn choose<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &Frontend, hash: u32) -> bool {
+    if frontend.affinity != 0 {
+        return last_or_new(t, entry, client, frontend, hash);
+    }
+    by_hash(t, entry, frontend, hash)
+}
+
+#[inline(always)]
+fn by_hash<T: Tables>(t: &T, entry: &mut CtEntry, frontend: &Frontend, hash: u32) -> bool {
+    let Some(Backend { addr, port, .. }) = pick(t, frontend, hash) else { return false };
+    (entry.dst, entry.dport) = (*addr, *port);
+    true
+}
+
+/// The backend that a hash picks, evenly over many. `None`: a table lacks it.
+#[inline(always)]
+pub(super) fn pick<'t, T: Tables>(t: &'t T, frontend: &Frontend, hash: u32) -> Option<&'t Backend> {
+    let index = ((hash as u64 * frontend.slot_count as u64) >> 32) as u32;
+    t.backend(t.slot(frontend.slot_base.wrapping_add(index))?)
+}
+
+// Out of line, since its key and value take stack.
+#[inline(never)]
+fn last_or_new<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &Frontend, hash: u32) -> bool {
+    let now = entry.last_seen;
+    let key = AffinityKey { client: *client, service: frontend.service };
+    match t.affinity(&key) {
+        // Another processor may have noted a later time already.
+        Some(last)
+            if now.wrapping_sub(last.last_used) as i32 <= time::ticks_of_seconds(frontend.affinity as u64) as i32 =>
+        {
+            (entry.dst, entry.dport) = (last.addr, last.port);
+        }
+        _ if by_hash(t, entry, frontend, hash) => {}
+        _ => return false,
+    }
+    t.set_affinity(&key, &Affinity { addr: entry.dst, port: entry.dport, _pad: 0, last_used: now });
+    true
+}
+
+/// The node of a backend, if it is another one, on the link or in the tunnel: where a client's packets are sent on for
+/// direct server return.
+#[inline(always)]
+pub(super) fn other_node<'t, T: Tables>(t: &'t T, backend: &Addr) -> Option<&'t Addr> {
+    let network = t.network(backend)?;
+    let remote = network.kind == NetworkKind::RemotePods as u32 || network.kind == NetworkKind::RemoteNode as u32;
+    (remote && network.mac.0 != [0; 6] && !network.node.is_none()).then_some(&network.node)
+}
+
+/// Makes the entry of a flow that an ICMP error is about, if this node would send that flow's packets on for direct server
+/// return, and hands it to [`quotation`](super::quotation): Maglev chooses the same backend everywhere, so the error finds it
+/// by whichever node it comes in.
+#[inline(never)]
+pub(super) fn sends_on_error<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> bool {
+    let Handover { packet: Headers { tuple, .. }, quotation: ToQuotation { answer }, send: s, .. } = h;
+    if t.is_peer(&ethernet.src) || !answer.dst.same(&tuple.dst) {
+        return false;
+    }
+    let Some(Ok(found)) = frontend::find::<At, T>(t, ethernet, answer, 0) else { return false };
+    let frontend = found.frontend;
+    s.entry = CtEntry {
+        last_seen: t.advance(),
+        service: frontend.service,
+        // Whether the connection goes on isn't known.
+        flags: CtEntry::ONE_WAY | CtEntry::FIN_BACKEND,
+        src: answer.src,
+        sport: answer.sport,
+        dport: answer.dport,
+        ..CtEntry::default()
+    };
+    if frontend.flags & Frontend::DIRECT_RETURN == 0
+        || frontend.slot_count == 0
+        || !choose(t, &mut s.entry, &answer.src, frontend, hash(answer))
+    {
+        return false;
+    }
+    let Some(node) = other_node(t, &s.entry.dst) else { return false };
+    s.entry.dst = *node;
+    s.entry.dport = answer.dport;
+    if !shares::admit::<At, T>(t, &h.quotation.answer, IfIndex(0), &mut h.insert)
+        || t.insert_flow(&h.quotation.answer, &h.send.entry).is_err()
+    {
+        return false;
+    }
+    shares::count(t, &h.insert, 1);
+    true
+}
+
+/// Hash of a flow's addresses and ports.
+#[inline(always)]
+pub(super) fn hash(v: &Tuple) -> u32 {
+    let ports = (v.sport.wire() as u32) << 16 | v.dport.wire() as u32;
+    mix(mix(folded(&v.src) ^ ports) ^ folded(&v.dst))
+}
+
+/// The words of an address as one.
+#[inline(always)]
+pub(super) const fn folded(addr: &Addr) -> u32 {
+    let [a, b, c, d] = addr.0;
+    a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d
+}
+
+/// Finaliser with full avalanche (Wellons, "hash-prospector", triple32's two-round sibling).
+#[inline(always)]
+pub const fn mix(mut h: u32) -> u32 {
+    h ^= h >> 16;
+    h = h.wrapping_mul(0x7feb_352d);
+    h ^= h >> 15;
+    h = h.wrapping_mul(0x846c_a68b);
+    h ^ (h >> 16)
+}

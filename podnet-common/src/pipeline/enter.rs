@@ -1,0 +1,169 @@
+//! The first program of every hook: the fast path of established flows. Everything else goes to a stage.
+
+use crate::{
+    addr::{Addr, Mac, Proto},
+    layout::{CtEntry, Frontend, FrontendKey, NetworkKind, Out},
+    packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Tcp},
+    verdict::Reason,
+};
+
+use super::{
+    Place, Stage, Tables, Verdict, admit, classify,
+    family::{Family, Headers, Parsed, Piece, V4, V6, parse},
+    frontend,
+    handover::Purpose,
+    rewrite::{fits, translate},
+};
+
+/// What is read of a packet at once: Ethernet, the longest IPv4 header or IPv6 with an extension, TCP.
+pub(super) const HEADERS: u32 = 14 + 60 + 20;
+
+/// Handles a packet at a hook.
+#[inline(always)]
+pub fn enter<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    any::<At, P, T>(p, t).counted::<At, T>(t)
+}
+
+#[inline(always)]
+fn any<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    // Another link's, which only shares the interface.
+    if p.tagged() {
+        return if At::FROM_POD { Verdict::Drop(Reason::NotIp) } else { Verdict::Pass };
+    }
+    p.pull(HEADERS);
+    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t),
+        ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t),
+        ETHERTYPE_ARP if At::FROM_POD => match admit::arp(p, t, &ethernet) {
+            Ok(()) => Verdict::Pass,
+            Err(reason) => Verdict::Drop(reason),
+        },
+        _ if At::FROM_POD => Verdict::Drop(Reason::NotIp),
+        _ => Verdict::Pass,
+    }
+}
+
+/// Does what can be done for a packet from outside before the kernel makes anything of it: sends on those of established
+/// flows that leave by an uplink again, drops what may not come in. What passes is still to be handled by the hooks that
+/// follow.
+#[inline(always)]
+pub fn express<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed).counted::<At, T>(t) };
+    let verdict = match ethernet.ethertype {
+        ETHERTYPE_IPV4 => express_family::<At, V4, P, T>(p, t, &ethernet),
+        ETHERTYPE_IPV6 => express_family::<At, V6, P, T>(p, t, &ethernet),
+        _ => Verdict::Pass,
+    };
+    verdict.counted::<At, T>(t)
+}
+
+#[inline(always)]
+fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
+    let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
+    // It would be taken for the flow of an IPv4 packet.
+    if F::mapped(&v.tuple.src) {
+        return Verdict::Drop(Reason::MappedAddress);
+    }
+    if v.ports && v.piece == Piece::Whole {
+        let now = t.now();
+        let sent = t.flow(&v.tuple, |entry| {
+            // Of a packet for another machine, which it has sent to all, there would be two. And not every interface sends
+            // what XDP gives it.
+            let [_, own]: [Mac; 2] = bytemuck::cast(entry.macs);
+            let sends = if entry.out_ifindex == p.ifindex() {
+                own == ethernet.dst
+            } else {
+                t.config().is_some_and(|config| config.is_uplink(entry.out_ifindex))
+            };
+            if entry.out != Out::Link as u8 || !sends {
+                return Verdict::Pass;
+            }
+            match established::<At, F, P>(p, now, &v, entry) {
+                // The other hooks' matter.
+                Verdict::Tail(_) => Verdict::Pass,
+                verdict => verdict,
+            }
+        });
+        if let Some(verdict @ (Verdict::Forward(..) | Verdict::Drop(_))) = sent {
+            return verdict;
+        }
+    }
+    if let Err(reason) = admit::source::<At, P, T>(p, t, ethernet, &v.tuple, F::V6) {
+        return Verdict::Drop(reason);
+    }
+    if !admit::may_use_cluster_ip::<At, T>(t)
+        && t.network(&v.tuple.dst).is_some_and(|n| n.kind == NetworkKind::Services as u32)
+        && frontend::exact(t, &v.tuple, FrontendKey::ANY).is_none_or(|f| f.flags & Frontend::EXTERNAL == 0)
+    {
+        return Verdict::Drop(Reason::ClusterIpFromOutside);
+    }
+    Verdict::Pass
+}
+
+#[inline(always)]
+fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+    let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
+    // In the tables it would be taken for the IPv4 address (and on a wire it means nothing: RFC 4038, section 4.2). No
+    // flow has one such address, so the destination's turn comes with the other checks.
+    if F::mapped(&v.tuple.src) {
+        return Verdict::Drop(Reason::MappedAddress);
+    }
+    if v.piece != Piece::Whole {
+        return hand_over(t, &v, Stage::Track);
+    }
+    if v.ports {
+        let now = t.now();
+        match t.flow(&v.tuple, |entry| established::<At, F, P>(p, now, &v, entry)) {
+            Some(Verdict::Tail(stage)) => return hand_over(t, &v, stage),
+            Some(verdict) => return verdict,
+            None => {}
+        }
+    }
+    if v.icmp_error {
+        return hand_over(t, &v, Stage::Icmp);
+    }
+    if !At::EGRESS {
+        return hand_over(t, &v, Stage::Classify);
+    }
+    // The stack has routed it. Its answers mustn't be taken for those of a flow that is over.
+    classify::answers_collide::<At, T>(t, &v.tuple, v.tcp_flags);
+    if v.ports && !F::mapped(&v.tuple.dst) && frontend::speaks_for_itself(t, &v.tuple) {
+        return hand_over(t, &v, Stage::Begin);
+    }
+    Verdict::Pass
+}
+
+/// Has another stage go on.
+#[inline(always)]
+fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdict {
+    let written = t.handover(|h| {
+        h.packet = Headers::of(v);
+        h.classify.left = 0;
+        // At egress hooks flows are only tracked.
+        h.begin.purpose = Purpose::Track as u8;
+    });
+    match written {
+        Some(()) => Verdict::Tail(stage),
+        None => Verdict::Drop(Reason::Internal),
+    }
+}
+
+/// A packet of a known flow: forwarded here when nothing about it is new, else left to [`Stage::Track`].
+#[inline(always)]
+fn established<At: Place, F: Family, P: Packet>(p: &mut P, now: u32, v: &Parsed<F>, entry: &CtEntry) -> Verdict {
+    // A way that has to be looked up, and a protocol that isn't done here.
+    if matches!(entry.out, o if o == Out::Via as u8 || o == Out::Uplink as u8)
+        || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP)
+    {
+        return Verdict::Tail(Stage::Track);
+    }
+    if entry.last_seen != now
+        || entry.in_ifindex != At::side(p.ifindex())
+        || v.tcp_flags & (Tcp::SYN | Tcp::FIN | Tcp::RST) != 0
+        || (!At::EGRESS && !fits::<F, P>(p, v, entry.out_mtu as u32))
+    {
+        return Verdict::Tail(Stage::Track);
+    }
+    translate::<At, F, P, false>(p, v, entry, &Addr::NONE)
+}

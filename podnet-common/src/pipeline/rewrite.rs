@@ -1,0 +1,118 @@
+//! Rewriting packets as their flow's entry says.
+
+use crate::{
+    addr::{Addr, IfIndex, Proto},
+    checksum,
+    layout::{CtEntry, Out},
+    packet::{Icmp, Packet, Tcp, Udp},
+    verdict::Reason,
+};
+
+use super::{
+    Egress, Place, Verdict,
+    family::{Family, Parsed, Piece},
+};
+
+/// Whether a packet may leave by a way without the stack: its lifetime and its length allow it.
+#[inline(always)]
+pub(super) fn fits<F: Family, P: Packet>(p: &P, v: &Parsed<F>, mtu: u32) -> bool {
+    F::ttl(&v.header) > 1 && p.segment_len(v.headers) <= mtu
+}
+
+/// Rewrites a packet as the entry says. The verdict is where it goes, by `hop` if the neighbour table is asked. `ANY`: it may
+/// be of any protocol that has flows, and a fragment; else it is a whole packet of TCP or UDP.
+#[inline(always)]
+pub(super) fn translate<At: Place, F: Family, P: Packet, const ANY: bool>(
+    p: &mut P,
+    v: &Parsed<F>,
+    entry: &CtEntry,
+    hop: &Addr,
+) -> Verdict {
+    match rewrite::<At, F, P, ANY>(p, v, entry, hop) {
+        Some(verdict) => verdict,
+        None => Verdict::Drop(Reason::StoreFailed),
+    }
+}
+
+#[inline(always)]
+fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
+    p: &mut P,
+    v: &Parsed<F>,
+    entry: &CtEntry,
+    hop: &Addr,
+) -> Option<Verdict> {
+    let mut header = v.header;
+    let (mut sport, mut dport) = (v.tuple.sport, v.tuple.dport);
+    let (src, dst) = (entry.flags & CtEntry::REWRITE_SRC != 0, entry.flags & CtEntry::REWRITE_DST != 0);
+    let mut pseudo = 0;
+    if src {
+        pseudo += F::set_src(&mut header, &entry.src);
+        sport = entry.sport;
+    }
+    if dst {
+        pseudo += F::set_dst(&mut header, &entry.dst);
+        dport = entry.dport;
+    }
+    F::update_checksum(&mut header, pseudo);
+    let out = if At::EGRESS { Out::Stack as u8 } else { entry.out };
+    // On other ways the stack takes one off, or there is no router in between (RFC 1812, section 5.3.1).
+    if out != Out::Stack as u8 && out != Out::Host as u8 {
+        F::decrement_ttl(&mut header);
+    }
+    F::write(p, &header, src, dst)?;
+    if has_macs(out) {
+        p.store(0, &entry.macs)?;
+    }
+    if (src || dst) && !(ANY && v.piece == Piece::Later) {
+        let old = ports_word(v.tuple.sport.wire(), v.tuple.dport.wire());
+        let new = ports_word(sport.wire(), dport.wire());
+        if !ANY || v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP {
+            p.store(v.l4, &new)?;
+            let udp = v.tuple.proto == Proto::UDP;
+            if !(udp && v.checksum == 0) {
+                let field = v.l4 + if udp { Udp::CHECKSUM } else { Tcp::CHECKSUM };
+                let data = if old == new { 0 } else { checksum::difference(old, new) };
+                p.update_l4_checksum(field, pseudo, data, udp, F::V6)?;
+            }
+        } else if v.tuple.proto == Proto::SCTP {
+            // The checksum, which covers no addresses, is a program of its own.
+            p.store(v.l4, &new)?;
+        } else {
+            // The port that isn't there is zero.
+            let (was, is) = (v.tuple.sport.wire() | v.tuple.dport.wire(), sport.wire() | dport.wire());
+            p.store(v.l4 + Icmp::IDENTIFIER, &is)?;
+            let data = checksum::difference(was as u32, is as u32);
+            // ICMP for IPv4 has no pseudo header.
+            p.update_l4_checksum(v.l4 + Icmp::CHECKSUM, if F::V6 { pseudo } else { 0 }, data, false, F::V6)?;
+        }
+    }
+    Some(depart(out, entry.out_ifindex, hop))
+}
+
+/// Whether packets leave that way with the MACs of their entry. `out` is an [`Out`] as a number.
+#[inline(always)]
+pub(super) fn has_macs(out: u8) -> bool {
+    const WAYS: u32 = 1 << Out::Pod as u32
+        | 1 << Out::Host as u32
+        | 1 << Out::Link as u32
+        | 1 << Out::Tunnel as u32
+        | 1 << Out::Queue as u32;
+    WAYS >> (out & 31) & 1 != 0
+}
+
+/// The verdict for a packet that is ready to leave. `out` is an [`Out`] as a number.
+#[inline(always)]
+pub(super) fn depart(out: u8, ifindex: IfIndex, hop: &Addr) -> Verdict {
+    match Out::from_number(out) {
+        Out::Stack => Verdict::Pass,
+        out => Verdict::Forward(Egress { out, ifindex, hop: *hop }),
+    }
+}
+
+/// Both ports as one word of the packet.
+#[inline(always)]
+pub(super) fn ports_word(sport: u16, dport: u16) -> u32 {
+    let [a, b] = sport.to_ne_bytes();
+    let [c, d] = dport.to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
