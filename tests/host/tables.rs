@@ -9,10 +9,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, ProgramArray};
 use podnet::config::Config;
 use podnet::control::Control;
+use podnet::datapath::btf::shapes;
 use podnet::datapath::conntrack::{Node, Pods, Stale, Sweep};
 use podnet::datapath::{Datapath, Hurry, Sizes, now};
 use podnet::reconcile::dump::dump;
@@ -21,7 +22,7 @@ use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::addr::{IfIndex, Port, Proto};
 use podnet_common::layout::{
     Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple, holders,
-    tables::{self, Table},
+    tables::{self, ALL, Table},
 };
 use podnet_tests::bench::rig::secluded;
 
@@ -258,6 +259,110 @@ fn affinities_end_with_their_backends() {
         assert_eq!(clients(&table), 20_000);
         let changed = site.apply(&manifest.replace("10.244.1.5", "10.244.1.7"))?;
         assert!(changed > 0 && clients(&table) == 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn the_kernel_knows_the_layout_of_every_table() {
+    with_tables(|_, pins| {
+        for table in ALL {
+            let Some(migration) = table.migration() else { continue };
+            let map = MapData::from_pin(pins.table(*table))?;
+            let (key, value) = shapes(map.fd().as_fd())?.with_context(|| format!("{} has no BTF", table.name()))?;
+            for (shape, declared) in [(key, migration.key), (value, migration.value)] {
+                let mut declared = declared.to_vec();
+                declared.sort_by_key(|field| field.offset);
+                assert_eq!(shape.fields(), declared, "{}", table.name());
+            }
+        }
+        Ok(())
+    });
+}
+
+type Flows = HashMap<MapData, Plain<Tuple>, Plain<CtEntry>>;
+
+fn flows(pin: &Path) -> Result<Flows> {
+    Ok(Map::HashMap(MapData::from_pin(pin)?).try_into()?)
+}
+
+/// The tables of a version of which this one knows nothing but what the kernel does: these here, under other names.
+#[test]
+fn another_versions_tables_hand_over_what_they_hold() {
+    with_tables(|datapath, pins| {
+        let manifest = fs::read_to_string(case("kinds").join("1.yaml"))?;
+        let mut site = Site::new(datapath)?;
+        site.apply(&manifest)?;
+        let before = site.dump()?;
+        drop(site);
+        let key = |port| Plain(Tuple { sport: Port::new(port), proto: Proto::UDP, ..Tuple::default() });
+        let seen = |tick| Plain(CtEntry { last_seen: tick, ..CtEntry::default() });
+        let kept = pins.table(tables::CONNTRACK);
+        let mut table = flows(&kept)?;
+        (1..=3).try_for_each(|port| table.insert(key(port), seen(1), 0))?;
+
+        let [_, later] = pins.tables();
+        let movable = || ALL.iter().copied().filter(|table| table.migration().is_some());
+        let rename = |version: u32| -> Result<()> {
+            for table in movable() {
+                fs::rename(pins.table(table), later.join(format!("{}_v{version}", table.name())))?;
+            }
+            Ok(())
+        };
+        let versions = |table| pins.versions(table).into_iter().map(|(version, _)| version).collect::<Vec<_>>();
+        rename(7)?;
+        let start = || Datapath::start(pins.clone(), SIZES);
+        let mut next = start()?;
+        ensure!(next.generation() == 1 && next.kept_tables() && versions(tables::CONNTRACK.table()) == [1, 7]);
+        let mut site = Site::new(&mut next)?;
+        assert_eq!((site.apply(&manifest)?, site.dump()?), (0, before.clone()), "services");
+        drop(site);
+
+        // Packets that old programs see last, and one that new ones see too.
+        let mut own = flows(&kept)?;
+        table.insert(key(1), seen(2), 0)?;
+        table.insert(key(2), seen(2), 0)?;
+        own.insert(key(2), seen(3), 0)?;
+        table.insert(key(4), seen(2), 0)?;
+        next.set_socket_hooks(None)?;
+        for (port, tick) in [(1, 2), (2, 3), (3, 1), (4, 2)] {
+            ensure!(own.get(&key(port), 0)?.0.last_seen == tick, "{port}");
+        }
+        ensure!(movable().all(|table| versions(table) == [1]), "others are still there");
+
+        // A daemon that dies before that leaves both, and the next one goes on.
+        rename(7)?;
+        drop(start()?);
+        let mut table = flows(&later.join("conntrack_v7"))?;
+        table.insert(key(5), seen(5), 0)?;
+        let mut next = start()?;
+        ensure!(next.generation() == 0 && versions(tables::CONNTRACK.table()) == [1, 7], "it isn't the same again");
+        next.set_socket_hooks(None)?;
+        let mut own = flows(&kept)?;
+        ensure!(own.keys().count() == 5 && own.get(&key(5), 0)?.0.last_seen == 5);
+        ensure!(movable().all(|table| versions(table) == [1]), "others are still there");
+
+        // What this version has left once isn't true any more where programs of another have run since.
+        own.insert(key(6), seen(6), 0)?;
+        rename(7)?;
+        drop(start()?);
+        own.remove(&key(6))?;
+        let used = flows(&kept)?;
+        let mut stale = flows(&later.join("conntrack_v7"))?;
+        stale.insert(key(7), seen(7), 0)?;
+        for table in movable() {
+            let [own, old] = [pins.table(table), later.join(format!("{}_v7", table.name()))];
+            fs::rename(&own, later.join(format!("{}_v9", table.name())))?;
+            fs::rename(&old, &own)?;
+        }
+        let mut next = start()?;
+        next.set_socket_hooks(None)?;
+        let own = flows(&kept)?;
+        ensure!(
+            own.keys().count() == used.keys().count() && own.get(&key(6), 0).is_ok() && own.get(&key(7), 0).is_err()
+        );
+        let mut site = Site::new(&mut next)?;
+        assert_eq!((site.apply(&manifest)?, site.dump()?), (0, before), "services");
         Ok(())
     });
 }

@@ -2,50 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::tc::{SchedClassifier, TcAttachType};
-use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, wait_until};
-use podnet_tests::traffic::{Family, Stream, Transport};
-
-/// Flows of every kind, running.
-struct Traffic(Vec<(String, Stream)>);
-
-impl Traffic {
-    fn start(cases: &[(&Place, std::net::SocketAddr)]) -> Result<Self> {
-        let mut streams = Vec::new();
-        for (place, to) in cases {
-            for transport in Transport::ALL {
-                let what = format!("{transport} from {} to {to}", place.name());
-                let stream = eventually(&what, || {
-                    place.ask(transport, *to)?;
-                    Ok(Stream::start(place, transport, *to, Duration::from_millis(5))?)
-                })?;
-                streams.push((what, stream));
-            }
-        }
-        Ok(Self(streams))
-    }
-
-    /// Waits until every flow has had this many more answers.
-    fn flows(&self, messages: u32) -> Result<()> {
-        let start: Vec<u32> = self.0.iter().map(|(_, stream)| stream.answered()).collect();
-        for ((what, stream), start) in self.0.iter().zip(start) {
-            wait_until(&format!("{what} goes on"), || Ok(stream.answered() >= start + messages))?;
-        }
-        Ok(())
-    }
-
-    /// Not a packet was lost, nothing was reset.
-    fn clean(self) -> Result<()> {
-        for (what, stream) in self.0 {
-            let report = stream.stop();
-            ensure!(report.is_clean(), "{what}: {report:?}");
-        }
-        Ok(())
-    }
-}
+use podnet_tests::lab::{Lab, Pod, Service, eventually};
+use podnet_tests::traffic::{Family, Streams, Transport};
 
 struct Site {
     lab: Lab,
@@ -69,7 +30,7 @@ impl Site {
         Ok(Self { lab, client, web, service })
     }
 
-    fn traffic(&self) -> Result<Traffic> {
+    fn traffic(&self) -> Result<Streams> {
         let snat = Service::new("snat", 11, 80, 8080);
         let mut cases = Vec::new();
         for family in Family::ALL {
@@ -79,7 +40,7 @@ impl Site {
             cases.push((&self.lab.node(0).place, self.service.addr(family)));
             cases.push((&self.lab.node(1).place, self.service.addr(family)));
         }
-        Traffic::start(&cases)
+        Streams::start(&cases)
     }
 }
 

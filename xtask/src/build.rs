@@ -49,17 +49,32 @@ pub(crate) fn release(workspace: &Workspace) -> Result<Built> {
     build(workspace, true)
 }
 
+/// The daemon as a later version could be, whose tables have other layouts: tests upgrade to it and roll back from it. It
+/// is put beside the programs of the release build, which has to be made after it, since both leave their daemon in the
+/// same place.
+pub(crate) fn later(workspace: &Workspace) -> Result<()> {
+    let object = build_object(workspace, &["--features=later-layouts"])?;
+    let packages = ["podnet", "podnet-cni", "podnet-tests"];
+    let arguments = ["--bin=podnet", "--features=podnet/later-layouts"];
+    let programs = build_programs(workspace, &object, &packages, &arguments, &workspace.target, true)?;
+    let later = programs.join("later");
+    fs::create_dir_all(&later)?;
+    fs::copy(programs.join("podnet"), later.join("podnet")).context("cannot copy the daemon with later layouts")?;
+    Ok(())
+}
+
 /// The directory of the optimised programs for the image. They have a target directory of their own: with the tests
 /// beside them, cargo builds what all depend on with more features, and each build would undo the other's.
 pub(crate) fn image_programs(workspace: &Workspace) -> Result<PathBuf> {
-    let object = build_object(workspace)?;
-    build_programs(workspace, &object, &["podnet", "podnet-cni"], &workspace.target.join("image/build"), true)
+    let object = build_object(workspace, &[])?;
+    let directory = workspace.target.join("image/build");
+    build_programs(workspace, &object, &["podnet", "podnet-cni"], &["--bins"], &directory, true)
 }
 
 fn build(workspace: &Workspace, release: bool) -> Result<Built> {
-    let object = build_object(workspace)?;
+    let object = build_object(workspace, &[])?;
     let packages = ["podnet", "podnet-cni", "podnet-tests"];
-    let programs = build_programs(workspace, &object, &packages, &workspace.target, release)?;
+    let programs = build_programs(workspace, &object, &packages, &["--bins"], &workspace.target, release)?;
     Ok(Built { object, programs })
 }
 
@@ -68,13 +83,15 @@ fn build_programs(
     workspace: &Workspace,
     object: &Path,
     packages: &[&str],
+    arguments: &[&str],
     directory: &Path,
     release: bool,
 ) -> Result<PathBuf> {
     let target = host_target()?;
     let mut cargo = workspace.cargo();
     cargo
-        .args(["build", "--bins", "--target", &target])
+        .args(["build", "--target", &target])
+        .args(arguments)
         .args(packages.iter().map(|package| format!("--package={package}")))
         .args(release.then_some("--release"))
         .arg("--target-dir")
@@ -93,11 +110,12 @@ fn static_flags(users: Option<&str>) -> String {
     flags.join("\x1f")
 }
 
-fn build_object(workspace: &Workspace) -> Result<PathBuf> {
+fn build_object(workspace: &Workspace, arguments: &[&str]) -> Result<PathBuf> {
     let directory = workspace.target.join("ebpf");
     let mut cargo = workspace.cargo();
     cargo
         .args(["build", "--package=podnet-ebpf", "--release", "-Zbuild-std=core", "--target", OBJECT_TARGET])
+        .args(arguments)
         .arg("--target-dir")
         .arg(&directory)
         .env("RUSTC_BOOTSTRAP", "1")

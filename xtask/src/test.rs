@@ -36,6 +36,10 @@ const PRIVILEGED_TESTS_AT_ONCE: u32 = 2;
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String]) -> Result<()> {
     let here = kernels.is_empty();
     setup::ensure(workspace, if here { Purpose::Test } else { Purpose::Kernel })?;
+    if here {
+        heading("the daemon with later layouts");
+        build::later(workspace)?;
+    }
     heading("release build");
     let built = build::release(workspace)?;
     let mut total = Tally::default();

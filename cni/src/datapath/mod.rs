@@ -16,7 +16,7 @@ use aya::maps::MapError;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::{
-    FROZEN, Hook, PIN_ROOT, SCHEMA,
+    FIRST_TABLES, FROZEN, Hook, LATER_TABLES, PIN_ROOT,
     tables::{Class, Table},
 };
 use thiserror::Error;
@@ -96,16 +96,36 @@ impl PinDir {
         self.frozen().join(hook.name())
     }
 
-    /// The directory of the tables of this schema.
-    pub fn maps(&self) -> PathBuf {
-        self.root.join(format!("v{SCHEMA}"))
+    /// The directories of all other tables: those of first versions, and those of later ones.
+    pub fn tables(&self) -> [PathBuf; 2] {
+        [self.root.join(FIRST_TABLES), self.root.join(LATER_TABLES)]
     }
 
-    /// A table.
+    /// A table, with this version's layout.
     pub fn table(&self, table: impl Into<Table>) -> PathBuf {
         let table = table.into();
-        let directory = if table.class() == Class::Frozen { self.frozen() } else { self.maps() };
-        directory.join(table.name())
+        let [first, later] = self.tables();
+        match table.version() {
+            _ if table.class() == Class::Frozen => self.frozen().join(table.name()),
+            1 => first.join(table.name()),
+            version => later.join(format!("{}_v{version}", table.name())),
+        }
+    }
+
+    /// The versions of a table that are pinned.
+    pub fn versions(&self, table: impl Into<Table>) -> Vec<(u32, PathBuf)> {
+        let table = table.into();
+        if table.class() == Class::Frozen {
+            return Vec::new();
+        }
+        let [first, later] = self.tables();
+        let first = Some(first.join(table.name())).filter(|pin| pin.exists()).map(|pin| (1, pin));
+        let of_table = |pin: &PathBuf| {
+            let rest = pin.file_name()?.to_str()?.strip_prefix(table.name())?;
+            rest.strip_prefix("_v")?.parse().ok()
+        };
+        let later = std::fs::read_dir(later).into_iter().flatten().flatten().map(|entry| entry.path());
+        first.into_iter().chain(later.filter_map(|pin| Some((of_table(&pin)?, pin)))).collect()
     }
 
     /// The directory of links that need a pin.

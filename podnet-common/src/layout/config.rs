@@ -9,6 +9,7 @@ use crate::addr::{Addr, IfIndex, Mac};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Config {
     /// This node's IPv4 address, mapped, or none.
+    #[cfg(not(feature = "later-layouts"))]
     pub node_v4: Addr,
     /// This node's IPv6 address, or none.
     pub node_v6: Addr,
@@ -16,6 +17,9 @@ pub struct Config {
     pub hairpin_v4: Addr,
     /// The same for IPv6.
     pub hairpin_v6: Addr,
+    /// This node's IPv4 address, mapped, or none.
+    #[cfg(feature = "later-layouts")]
+    pub node_v4: Addr,
     /// podnet0, the host's side of the pair.
     pub podnet0: IfIndex,
     /// podnet1, the far side, which carries the from_host program.

@@ -9,6 +9,7 @@ use crate::addr::{Addr, IfIndex, Mac, Port, Proto};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Tuple {
     /// Source address.
+    #[cfg(not(feature = "later-layouts"))]
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
@@ -20,6 +21,9 @@ pub struct Tuple {
     pub proto: Proto,
     /// Zero.
     pub _pad: [u8; 3],
+    /// Source address.
+    #[cfg(feature = "later-layouts")]
+    pub src: Addr,
 }
 
 impl Tuple {
@@ -45,7 +49,11 @@ impl Tuple {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct CtEntry {
     /// When a packet was last seen, in [ticks](crate::time).
+    #[cfg(not(feature = "later-layouts"))]
     pub last_seen: u32,
+    /// Says nothing.
+    #[cfg(feature = "later-layouts")]
+    pub later: u32,
     /// The interface on which packets of this half arrive, or the complement of one by which they leave the host's stack;
     /// others are examined in full.
     pub in_ifindex: IfIndex,
@@ -70,6 +78,9 @@ pub struct CtEntry {
     pub src: Addr,
     /// The destination after translation.
     pub dst: Addr,
+    /// When a packet was last seen, in [ticks](crate::time).
+    #[cfg(feature = "later-layouts")]
+    pub last_seen: u32,
 }
 
 /// Two MACs as [`CtEntry::macs`].
@@ -223,14 +234,18 @@ pub struct FragmentKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FragmentPorts {
     /// Source port.
+    #[cfg(not(feature = "later-layouts"))]
     pub sport: Port,
     /// Destination port.
     pub dport: Port,
+    /// Source port.
+    #[cfg(feature = "later-layouts")]
+    pub sport: Port,
 }
 
 const _: () = {
     assert!(size_of::<Tuple>() == 40);
-    assert!(size_of::<CtEntry>() == 68);
+    assert!(size_of::<CtEntry>() == if cfg!(feature = "later-layouts") { 72 } else { 68 });
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<FragmentPorts>() == 4);
 };

@@ -53,6 +53,7 @@ impl fmt::Display for Prefix {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Network {
     /// A [`NetworkKind`] as a number.
+    #[cfg(not(feature = "later-layouts"))]
     pub kind: u32,
     /// For [`NetworkKind::RemotePods`] and [`NetworkKind::RemoteNode`]: the node's MAC as seen here, or zeros when it
     /// isn't on a shared link and there is no tunnel.
@@ -61,6 +62,9 @@ pub struct Network {
     pub flags: u16,
     /// For pods and nodes: the node's address of the same family.
     pub node: Addr,
+    /// A [`NetworkKind`] as a number.
+    #[cfg(feature = "later-layouts")]
+    pub kind: u32,
 }
 
 impl Network {

@@ -48,6 +48,7 @@ impl FrontendKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Frontend {
     /// Identifies the service port on this node, for display and for finding its flows.
+    #[cfg(not(feature = "later-layouts"))]
     pub service: u32,
     /// First index in `slots`.
     pub slot_base: u32,
@@ -59,6 +60,9 @@ pub struct Frontend {
     pub _pad: u16,
     /// Client affinity in seconds; 0 for none.
     pub affinity: u32,
+    /// Identifies the service port on this node, for display and for finding its flows.
+    #[cfg(feature = "later-layouts")]
+    pub service: u32,
 }
 
 impl Frontend {
@@ -158,6 +162,7 @@ pub struct AffinityKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Affinity {
     /// The backend's address.
+    #[cfg(not(feature = "later-layouts"))]
     pub addr: Addr,
     /// The backend's port.
     pub port: Port,
@@ -165,6 +170,9 @@ pub struct Affinity {
     pub _pad: u16,
     /// When the client last began a flow, in [ticks](crate::time).
     pub last_used: u32,
+    /// The backend's address.
+    #[cfg(feature = "later-layouts")]
+    pub addr: Addr,
 }
 
 const _: () = {

@@ -26,11 +26,15 @@ pub struct SockKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SockPeer {
     /// The frontend's address.
+    #[cfg(not(feature = "later-layouts"))]
     pub addr: Addr,
     /// The frontend's port.
     pub port: Port,
     /// Zero.
     pub _pad: [u8; 6],
+    /// The frontend's address.
+    #[cfg(feature = "later-layouts")]
+    pub addr: Addr,
 }
 
 const _: () = {

@@ -5,6 +5,8 @@
 
 use core::marker::PhantomData;
 
+use super::migrate::{self, Conversion, Field};
+
 /// How the kernel keeps a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -58,8 +60,25 @@ pub enum Class {
     Generation,
 }
 
+/// How entries of other versions become entries of this one.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// This version's keys.
+    pub key: &'static [Field<'static>],
+    /// This version's values.
+    pub value: &'static [Field<'static>],
+    /// Converts an entry.
+    pub convert: Conversion,
+}
+
+impl Migration {
+    const fn of<K: migrate::Migrate, V: migrate::Migrate>() -> Self {
+        Self { key: K::FIELDS, value: V::FIELDS, convert: migrate::entry::<K, V> }
+    }
+}
+
 /// A table, whatever it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Table {
     name: &'static str,
     map: &'static str,
@@ -69,7 +88,17 @@ pub struct Table {
     capacity: usize,
     class: Class,
     version: u32,
+    migration: Option<Migration>,
 }
+
+/// There is one table of a name.
+impl PartialEq for Table {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Table {}
 
 impl Table {
     /// Its name, in messages and pins.
@@ -111,6 +140,12 @@ impl Table {
     /// The version of its layout.
     pub const fn version(self) -> u32 {
         self.version
+    }
+
+    /// How entries of other versions become this one's. `None`: they don't, since the layout never changes, or what the
+    /// table holds is never used again.
+    pub const fn migration(self) -> Option<Migration> {
+        self.migration
     }
 
     /// Whether it is pinned.
@@ -255,13 +290,37 @@ const fn lower<const N: usize>(name: &str) -> [u8; N] {
     bytes
 }
 
+/// The version of a layout. With the feature `later-layouts` all have another one that could be the next, which tests
+/// upgrade to and roll back from.
+const fn version(class: Class, version: u32) -> u32 {
+    if cfg!(feature = "later-layouts") && !matches!(class, Class::Frozen) { version + 1 } else { version }
+}
+
+macro_rules! migration {
+    ($kind:ident Frozen $key:ty, $value:ty) => {
+        None
+    };
+    ($kind:ident Generation $key:ty, $value:ty) => {
+        None
+    };
+    (Ring $class:ident $key:ty, $value:ty) => {
+        None
+    };
+    (Log $class:ident $key:ty, $value:ty) => {
+        None
+    };
+    ($kind:ident $class:ident $key:ty, $value:ty) => {
+        Some(Migration::of::<$key, $value>())
+    };
+}
+
 macro_rules! declare {
     ($(
         $(#[$doc:meta])*
         $name:ident: $kind:ident<$key:ty, $value:ty>[$capacity:expr] $class:ident $version:literal;
     )*) => {
         mod declared {
-            use super::{Class, Kind, PhantomData, Table, TableOf, lower};
+            use super::{Class, Kind, Migration, PhantomData, Table, TableOf, lower, version};
             use crate::{
                 addr::{Addr, IfIndex},
                 layout::{
@@ -288,7 +347,8 @@ macro_rules! declare {
                             value_size: size_of::<$value>(),
                             capacity: $capacity,
                             class: Class::$class,
-                            version: $version,
+                            version: version(Class::$class, $version),
+                            migration: migration!($kind $class $key, $value),
                         },
                         entry: PhantomData,
                     }

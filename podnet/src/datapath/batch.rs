@@ -15,6 +15,7 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 /// Only if there is no such entry (`BPF_NOEXIST`).
@@ -180,23 +181,19 @@ struct EntryAttr {
     flags: u64,
 }
 
-fn entry<K: Pod, V: Pod>(
-    command: libc::c_int,
-    map: BorrowedFd<'_>,
-    key: &K,
-    value: &mut V,
-    flags: u64,
-) -> io::Result<()> {
-    let (key, value) = (std::ptr::from_ref(key) as u64, std::ptr::from_mut(value) as u64);
+fn entry(command: libc::c_int, map: BorrowedFd<'_>, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<()> {
+    let (key, value) = (key.as_ptr() as u64, value.as_mut_ptr() as u64);
     let mut attr = EntryAttr { map_fd: map.as_raw_fd() as u32, _pad: 0, key, value, flags };
-    // SAFETY: both commands take these attributes, and their pointers are to live values of the map's sizes.
+    // SAFETY: these commands take these attributes, and their pointers are to live values of the map's sizes.
     unsafe { bpf(command, &mut attr) }.map(drop)
 }
 
 /// Takes an entry out of a hash map (Linux 5.14); `None` if there is none.
 pub fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::zeroed();
-    match entry(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, &mut value, 0) {
+    let taken =
+        entry(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, bytemuck::bytes_of(key), bytemuck::bytes_of_mut(&mut value), 0);
+    match taken {
         Ok(()) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
@@ -204,9 +201,24 @@ pub fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V
 }
 
 /// Writes an entry unless there is one.
-pub fn insert<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, mut value: V) -> io::Result<()> {
-    match entry(BPF_MAP_UPDATE_ELEM, map, key, &mut value, NEW) {
+pub fn insert<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    insert_bytes(map, bytemuck::bytes_of(key), bytemuck::bytes_of(value))
+}
+
+/// The same where the sizes of keys and values are known at run time only.
+pub fn insert_bytes(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    match entry(BPF_MAP_UPDATE_ELEM, map, key, &mut value.to_vec(), NEW) {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         result => result,
+    }
+}
+
+/// The value of an entry, which has this size; `None` if there is none.
+pub fn look_up_bytes(map: BorrowedFd<'_>, key: &[u8], size: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut value = vec![0; size];
+    match entry(BPF_MAP_LOOKUP_ELEM, map, key, &mut value, 0) {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -349,7 +349,7 @@ impl Bin<'_> {
             if as_expected {
                 self.removed += 1;
             } else {
-                batch::insert(self.table, &key, entry)?;
+                batch::insert(self.table, &key, &entry)?;
             }
         }
         Ok(())

@@ -18,13 +18,13 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, MapError, ProgramArray},
-    programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp, loaded_programs},
 };
 use podnet_cni::{datapath::PinDir, text::chain};
 use podnet_common::{
     layout::{
         GENERATION_SLOTS, GENERATIONS, Hook,
-        tables::{ALL, CONFIG, GENERATION, PROGRAMS_TC, PROGRAMS_XDP, TableOf},
+        tables::{ALL, CONFIG, GENERATION, PROGRAMS_TC, PROGRAMS_XDP, Table, TableOf},
     },
     pipeline::Stage,
 };
@@ -32,8 +32,10 @@ use thiserror::Error;
 
 use super::{
     features, kernel,
+    moves::Moves,
     origins::{self, Origins},
-    sizes::{Outgrown, Sizes},
+    sizes::Sizes,
+    sockets,
 };
 
 /// What can go wrong.
@@ -89,6 +91,7 @@ pub struct Opened {
     pins: PinDir,
     kept: bool,
     fingerprint: u64,
+    moves: Moves,
 }
 
 /// The object, loaded; its programs are the running generation.
@@ -99,10 +102,12 @@ pub struct Loaded {
     pub generation: u32,
     /// Whether programs of an earlier daemon were found, and its frozen tables taken over.
     pub adopted: bool,
-    /// Whether its other tables were too: they are gone with another schema.
+    /// Whether its other tables were too.
     pub kept: bool,
     /// Where the programs come from that run.
     pub origins: Origins,
+    /// Tables whose content moves to those of these programs.
+    pub(super) moves: Moves,
     /// Where everything is pinned.
     pub pins: PinDir,
 }
@@ -120,7 +125,7 @@ pub fn load(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Loaded, LoadEr
 impl Opened {
     /// Loads the programs and makes them the running generation. For that it needs the frozen maps, and no others.
     pub fn load(self) -> Result<Loaded, LoadError> {
-        let Self { mut ebpf, pins, kept, fingerprint } = self;
+        let Self { mut ebpf, pins, kept, fingerprint, mut moves } = self;
         let adopted = pins.hook(Hook::FromPod).exists();
         let mut origins = Origins::open(&mut ebpf, fingerprint)?;
         let current = generation(&ebpf)?;
@@ -138,11 +143,32 @@ impl Opened {
                 fill(&mut ebpf, next)?;
                 programs(&pins, next)
             })?;
+            moves.follow(false)?;
             set_generation(&mut ebpf, next)?;
         }
-        remove_others(&pins);
-        Ok(Loaded { ebpf, generation, adopted, kept: adopted && kept, origins, pins })
+        moves.follow(true)?;
+        Ok(Loaded { ebpf, generation, adopted, kept: adopted && kept, origins, moves, pins })
     }
+}
+
+/// The ids of the tables that the running generation's programs use, and those at the sockets; none if there are no tables
+/// of other versions, so that it doesn't matter.
+fn live(pins: &PinDir) -> Result<BTreeSet<u32>, LoadError> {
+    let has_others = |table: &Table| pins.versions(*table).iter().any(|(version, _)| *version != table.version());
+    if !pins.hook(Hook::FromPod).exists() || !ALL.iter().any(has_others) {
+        return Ok(BTreeSet::new());
+    }
+    let failed = |source| LoadError::Map { name: GENERATION.name(), source };
+    let table = MapData::from_pin(pins.table(GENERATION)).map_err(failed)?;
+    let generation =
+        Array::<MapData, u32>::try_from(Map::Array(table)).and_then(|table| table.get(&0, 0)).map_err(failed)?;
+    let mut running: BTreeSet<u32> = sockets::program_ids(pins).into_iter().collect();
+    if generation < GENERATIONS {
+        running.extend(programs(pins, generation)?);
+    }
+    // One that ends just now isn't one of them.
+    let of_running = loaded_programs().filter_map(Result::ok).filter(|program| running.contains(&program.id()));
+    Ok(of_running.filter_map(|program| program.map_ids().ok().flatten()).flatten().collect())
 }
 
 /// The ids of the programs of a generation.
@@ -184,20 +210,6 @@ fn fill(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Removes tables of other schemas, which nobody needs once these programs run.
-fn remove_others(pins: &PinDir) {
-    let of_schema = |name: &str| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
-    for entry in fs::read_dir(pins.root()).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path != pins.maps()
-            && entry.file_name().to_str().is_some_and(of_schema)
-            && let Err(error) = fs::remove_dir_all(&path)
-        {
-            tracing::warn!("cannot remove the tables of another version in {}: {error}", path.display());
-        }
-    }
-}
-
 /// How many programs are loaded at once, at most: the kernel takes memory for each.
 const AT_ONCE: usize = 8;
 
@@ -222,30 +234,31 @@ fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
 
 /// Opens an object with its maps pinned; loads no program.
 pub fn open(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Opened, LoadError> {
-    let kept = pins.table(CONFIG).exists();
-    for path in [pins.frozen(), pins.maps(), pins.links()] {
+    let kept = !pins.versions(CONFIG).is_empty();
+    for path in [pins.frozen(), pins.links()].into_iter().chain(pins.tables()) {
         fs::create_dir_all(&path).map_err(|source| LoadError::Directory { path, source })?;
     }
     let pinned = || ALL.iter().copied().filter(|table| table.is_pinned()).map(|table| (table, pins.table(table)));
-    let outgrown = Outgrown::find(pins, sizes)?;
+    let mut moves = Moves::find(pins, &live(pins)?, sizes)?;
     let mut loader = EbpfLoader::new();
-    for (table, path) in pinned().filter(|(table, _)| outgrown.iter().all(|old| old.table != *table)) {
-        loader.map_pin_path(table.map(), path);
-    }
     for (table, entries) in sizes.tables() {
         loader.map_max_entries(table.map(), entries);
+    }
+    for (table, path) in pinned() {
+        match moves.entries(table) {
+            Some(entries) => loader.map_max_entries(table.map(), entries),
+            None => loader.map_pin_path(table.map(), path),
+        };
     }
     let socket_errno = u8::from(features::socket_errno());
     // An object without this constant makes no such call.
     loader.override_global("SOCKET_ERRNO", &socket_errno, false);
     let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
-    for old in &outgrown {
-        old.replace(&mut ebpf, &pins.table(old.table))?;
-    }
+    moves.fill(&mut ebpf, pins)?;
     // An object of another version may be without some of them.
     let there = pinned().filter(|(table, _)| ebpf.map(table.map()).is_some());
     let fingerprint = origins::fingerprint(object, there.map(|(_, path)| path))?;
-    Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint })
+    Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint, moves })
 }
 
 /// The slots of a hook and the names of the programs that belong there. Only the first is at every hook: which stages

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod batch;
+pub mod btf;
 mod cgroup;
 pub mod conntrack;
 mod counts;
@@ -10,6 +11,7 @@ mod holders;
 mod kernel;
 mod link;
 pub mod loader;
+mod moves;
 mod object;
 mod origins;
 mod service_tables;
@@ -56,6 +58,7 @@ pub use podnet_cni::datapath::netns_cookie;
 use crate::config::Xdp;
 use crate::reconcile::Tables as _;
 use crate::room::Room;
+use moves::Moves;
 use origins::Origins;
 
 /// What can go wrong.
@@ -165,6 +168,8 @@ pub struct Datapath {
     adopted: bool,
     kept: bool,
     origins: Origins,
+    /// Tables whose content moves to those of these programs, until it has.
+    moves: Option<Moves>,
     started: Instant,
     /// Whether the kernel's look-up of a route tells the source address.
     route_source: bool,
@@ -208,7 +213,7 @@ impl Datapath {
 
     /// The datapath, now that the programs run.
     pub fn run(services: ServiceTables, loaded: Loaded) -> Result<Self, Error> {
-        let Loaded { mut ebpf, generation, adopted, kept, origins, pins } = loaded;
+        let Loaded { mut ebpf, generation, adopted, kept, origins, moves, pins } = loaded;
         let conntrack = take_data(&mut ebpf, tables::CONNTRACK)?;
         let (snat_ports, holders) = (take_data(&mut ebpf, tables::SNAT_PORTS)?, take_data(&mut ebpf, tables::HOLDERS)?);
         let config: Array<_, Plain<Config>> = take(&mut ebpf, tables::CONFIG)?;
@@ -239,6 +244,7 @@ impl Datapath {
             adopted,
             kept,
             origins,
+            moves: Some(moves),
             started: Instant::now(),
         })
     }
@@ -457,8 +463,13 @@ impl Datapath {
     /// Attaches or detaches the socket hooks.
     pub fn set_socket_hooks(&mut self, cgroup: Option<&Path>) -> Result<(), Error> {
         match cgroup {
-            Some(cgroup) => Ok(sockets::attach(&mut self.ebpf, &self.pins, cgroup, &mut self.origins)?),
-            None => sockets::detach(&self.pins).map_err(Error::SocketDetach),
+            Some(cgroup) => sockets::attach(&mut self.ebpf, &self.pins, cgroup, &mut self.origins)?,
+            None => sockets::detach(&self.pins).map_err(Error::SocketDetach)?,
+        }
+        // Now no program uses an earlier daemon's tables any more.
+        match self.moves.take() {
+            Some(moves) => Ok(moves.finish(&self.pins)?),
+            None => Ok(()),
         }
     }
 

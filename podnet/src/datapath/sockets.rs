@@ -95,6 +95,12 @@ fn programs(pins: &PinDir, cgroup: u64) -> Option<Vec<u32>> {
     PROGRAMS.into_iter().map(id).collect()
 }
 
+/// The ids of the programs in the links that are pinned, whatever cgroup they are at.
+pub(super) fn program_ids(pins: &PinDir) -> Vec<u32> {
+    let id = |name| Some(link::cgroup(&open_pin(&pin(pins, name)).ok()?).ok()?.1);
+    PROGRAMS.into_iter().filter_map(id).collect()
+}
+
 fn attach_one(
     ebpf: &mut Ebpf,
     pins: &PinDir,

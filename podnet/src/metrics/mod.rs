@@ -67,7 +67,6 @@ impl Default for Timing {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
-    schema: u32,
     generation: u32,
 }
 
@@ -124,10 +123,10 @@ impl Metrics {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
         let podnet = registry.sub_registry_with_prefix("podnet");
-        let build = Build { version: env!("CARGO_PKG_VERSION"), schema: podnet_common::layout::SCHEMA, generation };
+        let build = Build { version: env!("CARGO_PKG_VERSION"), generation };
         podnet.register(
             "build",
-            "The daemon's version, the tables' schema, and the generation of programs that it has loaded",
+            "The daemon's version, and the generation of programs that it has loaded",
             Info::new(build),
         );
         self.latency.register(podnet);

@@ -103,7 +103,7 @@ pub fn socket_connects(node: &Node) -> Result<u64> {
 pub fn memory(node: &Node) -> Result<u64> {
     let pins = pins(node);
     let mut total = 0;
-    for directory in [pins.frozen(), pins.maps()] {
+    for directory in [pins.frozen()].into_iter().chain(pins.tables()) {
         for path in files(&directory)? {
             // Programs are pinned there too.
             if let Ok(map) = MapData::from_pin(&path) {

@@ -8,6 +8,9 @@ use anyhow::{Context, Result, anyhow};
 /// Environment variable with the directory of `podnet` and `podnet-cni`; `cargo xtask` sets it.
 pub const BIN_DIR: &str = "PODNET_BIN_DIR";
 
+/// Where, beside them, the daemon is that [`Binaries::later`] names; `cargo xtask test` builds it.
+pub const LATER: &str = "later/podnet";
+
 /// The programs that a lab runs.
 #[derive(Clone, Debug)]
 pub struct Binaries {
@@ -15,6 +18,8 @@ pub struct Binaries {
     pub podnet: PathBuf,
     /// The CNI plugin.
     pub plugin: PathBuf,
+    /// The daemon as a later version could be, whose tables have other layouts, if it was built.
+    pub later: Option<PathBuf>,
     /// The lab's own program, which holds the agent.
     pub lab: PathBuf,
     /// The same as it is built for release: static, so that it runs in a container that has nothing else.
@@ -37,6 +42,7 @@ impl Binaries {
         // The agent speaks with this very build of the library, so the one nearby comes first.
         let lab = first_in(&near, "podnet-lab").map_or_else(|| tested("podnet-lab"), Ok)?;
         let contained = tested("podnet-lab")?;
-        Ok(Self { podnet: tested("podnet")?, plugin: tested("podnet-cni")?, lab, contained })
+        let later = tested(LATER).ok();
+        Ok(Self { podnet: tested("podnet")?, plugin: tested("podnet-cni")?, later, lab, contained })
     }
 }

@@ -146,8 +146,13 @@ impl Node {
 
     /// Starts the daemon and waits until it says that the datapath is ready and pods can start.
     pub fn start_daemon(&self) -> Result<()> {
+        self.start_daemon_from(&self.binaries.podnet)
+    }
+
+    /// The same with the daemon of another version.
+    pub fn start_daemon_from(&self, program: &Path) -> Result<()> {
         let logged = self.log().len();
-        self.spawn_daemon()?;
+        self.spawn(program)?;
         let mut daemon = self.daemon();
         let process = daemon.as_mut().context("the daemon has been ended")?;
         let mut ended = None;
@@ -171,6 +176,10 @@ impl Node {
 
     /// Starts the daemon without waiting for anything.
     pub fn spawn_daemon(&self) -> Result<()> {
+        self.spawn(&self.binaries.podnet)
+    }
+
+    fn spawn(&self, program: &Path) -> Result<()> {
         let mut daemon = self.daemon();
         ensure!(daemon.is_none(), "the daemon of {} runs already", self.name());
         // What an earlier daemon said of itself.
@@ -178,7 +187,7 @@ impl Node {
             ensure!(error.kind() == ErrorKind::NotFound, "can't remove {}: {error}", self.status_file().display());
         }
         let log = File::options().create(true).append(true).open(self.log_file())?;
-        let mut command = self.place.command(&self.binaries.podnet)?;
+        let mut command = self.place.command(program)?;
         command.args(["daemon", "--config"]).arg(self.config_file());
         // Its messages are shown when it doesn't start: no backtraces of errors, no colours.
         command.env("RUST_LIB_BACKTRACE", "0").env("NO_COLOR", "1");

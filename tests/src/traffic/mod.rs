@@ -13,6 +13,7 @@ mod outcome;
 mod ping;
 mod server;
 mod stream;
+mod streams;
 
 use std::fmt;
 use std::io;
@@ -32,6 +33,7 @@ pub use outcome::Outcome;
 pub use ping::{Ping, PingAnswer};
 pub use server::Server;
 pub use stream::{Stream, StreamReport};
+pub use streams::Streams;
 
 /// Address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

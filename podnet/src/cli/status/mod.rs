@@ -11,7 +11,7 @@ use std::path::Path;
 
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::{
-    Config, Frontend, FrontendKey, Hook, Interface, Network, SCHEMA,
+    Config, Frontend, FrontendKey, Hook, Interface, Network,
     tables::{self, Kind, SIZED, Table},
 };
 use podnet_common::verdict::Counter;
@@ -71,8 +71,6 @@ pub(super) struct Daemon {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Datapath {
-    /// Version of the tables' layout.
-    schema: u32,
     /// Number of the generation of programs that runs.
     generation: u32,
     /// Addresses of local pods.
@@ -138,6 +136,8 @@ impl Status {
 pub(super) struct Fill {
     #[serde(serialize_with = "table_name")]
     table: Table,
+    /// Of its layout.
+    version: u32,
     entries: u64,
     capacity: u64,
 }
@@ -270,7 +270,9 @@ fn datapath(view: &dyn View) -> Result<Datapath, ViewError> {
         (tables::SOURCE_RANGES.table(), view.source_ranges()?.len() as u64),
         (tables::AFFINITY.table(), view.affinity()?.len() as u64),
     ];
-    let fill = |(table, entries)| Ok(Fill { table, entries, capacity: u64::from(view.capacity(table)?) });
+    let fill = |(table, entries)| {
+        Ok(Fill { table, version: table.version(), entries, capacity: u64::from(view.capacity(table)?) })
+    };
     let tables = counted.into_iter().map(fill).collect::<Result<_, _>>()?;
     let counters = view.counters()?;
     let count = |counter: Counter| counters.get(counter as usize).copied().unwrap_or_default();
@@ -279,7 +281,6 @@ fn datapath(view: &dyn View) -> Result<Datapath, ViewError> {
     let mut node_port_addresses: Vec<IpAddr> = node_ports.map(|(prefix, _)| prefix.addr.into()).collect();
     node_port_addresses.sort();
     Ok(Datapath {
-        schema: SCHEMA,
         generation: view.generation()?,
         endpoints,
         frontends: frontends.iter().filter(|(key, _)| is_frontend(key)).count() as u64,
@@ -463,7 +464,7 @@ fn again(running: bool) -> &'static str {
 
 fn table_warnings(datapath: &Datapath, warnings: &mut Vec<String>) {
     for fill in datapath.tables.iter().filter(|fill| fill.nearly_full()) {
-        let Fill { table, entries, capacity } = fill;
+        let Fill { table, entries, capacity, .. } = fill;
         warnings.push(format!(
             "the table {} is nearly full ({entries} of {capacity}): {}",
             table.name(),

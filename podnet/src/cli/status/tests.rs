@@ -100,7 +100,7 @@ source     /etc/podnet/manifests: 2 services, 2 endpoint slices, 2 nodes, read 5
 uplink     eth0 (mtu 1500): from_uplink tc, to_uplink tc, xdp native
 routes     to 1 of 1 pod networks of other nodes
 health     at 0.0.0.0:10256, 2 healthCheckNodePorts of services
-datapath   schema 2, generation 1 of its programs
+datapath   generation 1 of its programs
 host       from_host tc, from_loopback tc, sockets of host processes are translated
 services   5 frontends, 1 host port among them; NodePorts at 172.30.0.1
 nat        masquerade on, 10 source ports for each destination, at most 10 % of them taken (TCP to 203.0.113.9:443)

@@ -125,10 +125,7 @@ impl Status {
     }
 
     fn datapath(&self, datapath: &Datapath, text: &mut Text) {
-        text.line(
-            "datapath",
-            &format!("schema {}, generation {} of its programs", datapath.schema, datapath.generation),
-        );
+        text.line("datapath", &format!("generation {} of its programs", datapath.generation));
         text.line("host", &host(datapath));
         let mut services = count(datapath.frontends, "frontend");
         if datapath.host_ports > 0 {

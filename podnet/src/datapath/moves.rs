@@ -1,0 +1,349 @@
+//! Tables that an earlier daemon has left with another size, or with another version's layout: their content moves to new
+//! ones.
+//!
+//! Neither can be changed in a table that is there. So another one is made, gets what the old one holds, and takes the
+//! pin, all before any program knows it: the programs that run see the old one until they are replaced. What only the
+//! daemon writes is copied once, since nobody writes it meanwhile. What programs write ([`Class::Kept`]) is copied again
+//! just before the flip, so that little is left for the last times: after the flip, when new programs may have changed an
+//! entry that old ones have changed too, in which case theirs counts, and once more when the socket hooks are replaced.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    hash::{BuildHasher as _, RandomState},
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, MapError, MapInfo},
+};
+use podnet_cni::datapath::PinDir;
+use podnet_common::layout::{
+    migrate::Record,
+    tables::{ALL, CONNTRACK, Class, Kind, Migration, Table},
+};
+
+use super::{
+    batch,
+    btf::{self, Shape},
+    data_mut,
+    loader::LoadError,
+    sizes::Sizes,
+};
+
+/// What a table holds: keys and values, one after the other.
+#[derive(Default)]
+struct Content {
+    count: usize,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+}
+
+impl Content {
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.count += 1;
+        self.keys.extend_from_slice(key);
+        self.values.extend_from_slice(value);
+    }
+
+    fn entries(&self, table: Table) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.keys.chunks_exact(table.key_size()).zip(self.values.chunks_exact(table.value_size()))
+    }
+
+    /// The smallest table of a kind that has room for it.
+    fn least(&self, kind: Kind) -> usize {
+        let index = |key: &[u8]| key.try_into().map_or(0, u32::from_ne_bytes) as usize;
+        match kind {
+            Kind::Array => self.keys.chunks_exact(size_of::<u32>()).map(|key| index(key) + 1).max().unwrap_or(0),
+            _ => self.count,
+        }
+    }
+}
+
+/// A table that is there, and how its entries become those of this version.
+struct Source {
+    table: Table,
+    map: MapData,
+    /// Sizes of its keys and values, and how many entries it has room for.
+    sizes: (usize, usize),
+    entries: u32,
+    /// `None`: it has this version's layout.
+    conversion: Option<(Migration, Shape, Shape)>,
+}
+
+impl Source {
+    /// Opens a table by the pin of one of its versions. `None` if that version's entries can't be read.
+    fn open(table: Table, version: u32, pin: &Path) -> Result<Option<Self>, LoadError> {
+        let map = MapData::from_pin(pin).map_err(failed(table))?;
+        let info = map.info().map_err(failed(table))?;
+        let (sizes, entries) = ((info.key_size() as usize, info.value_size() as usize), info.max_entries());
+        let conversion = if version == table.version() {
+            None
+        } else {
+            let Some(migration) = table.migration() else { return Ok(None) };
+            let shapes = btf::shapes(map.fd().as_fd()).map_err(io_failed(table))?;
+            let Some((key, value)) = shapes else {
+                tracing::warn!(
+                    table = table.name(),
+                    version,
+                    "the kernel doesn't know this version's layout: the table begins empty"
+                );
+                return Ok(None);
+            };
+            Some((migration, key, value))
+        };
+        Ok(Some(Self { table, map, sizes, entries, conversion }))
+    }
+
+    /// Its entries as this version has them. Unused ones of an array are missing.
+    fn read(&self) -> Result<Content, LoadError> {
+        let (mut content, array) = (Content::default(), self.table.kind() == Kind::Array);
+        let is_used = |value: &[u8]| !array || value.iter().any(|byte| *byte != 0);
+        let map = self.map.fd().as_fd();
+        let read = match &self.conversion {
+            None => batch::for_each_bytes(map, self.sizes, |key, value| {
+                if is_used(value) {
+                    content.add(key, value);
+                }
+            }),
+            Some((migration, key_shape, value_shape)) => {
+                let (key_fields, value_fields) = (key_shape.fields(), value_shape.fields());
+                let (mut new_key, mut new_value) = (vec![0; self.table.key_size()], vec![0; self.table.value_size()]);
+                batch::for_each_bytes(map, self.sizes, |key, value| {
+                    let key = Record { fields: &key_fields, bytes: key };
+                    let used = is_used(value);
+                    let value = Record { fields: &value_fields, bytes: value };
+                    if used && (migration.convert)(&key, &value, &mut new_key, &mut new_value) {
+                        content.add(&new_key, &new_value);
+                    }
+                })
+            }
+        };
+        read.map_err(io_failed(self.table))?;
+        Ok(content)
+    }
+}
+
+/// A table whose content moves to a new one.
+struct Move {
+    source: Source,
+    /// How many entries the new one has room for.
+    entries: u32,
+    content: Content,
+    /// The new one, once it is there.
+    new: Option<OwnedFd>,
+    /// What has been copied: hashes of values as this version has them, by hashes of keys.
+    copied: HashMap<u64, u64>,
+}
+
+/// All tables whose content moves.
+#[derive(Default)]
+pub(super) struct Moves {
+    moves: Vec<Move>,
+    hasher: RandomState,
+}
+
+impl Moves {
+    /// Finds the tables that are pinned but not as they should be. `live` are the ids of the tables that programs use.
+    pub(super) fn find(pins: &PinDir, live: &BTreeSet<u32>, sizes: Sizes) -> Result<Self, LoadError> {
+        let mut found = Self::default();
+        for table in ALL.iter().copied() {
+            let Some((version, pin)) = newest(table, pins.versions(table), live)? else { continue };
+            let Some(source) = Source::open(table, version, &pin)? else {
+                // One of this version that no program uses holds what was true once.
+                remove(&pins.table(table))?;
+                continue;
+            };
+            let sized = sizes.of_services().find(|(sized, _)| *sized == table);
+            let entries = match sized {
+                Some((_, entries)) => entries,
+                None if version == table.version() || table == CONNTRACK.table() => source.entries,
+                None => table.capacity() as u32,
+            };
+            if version != table.version() || entries != source.entries {
+                let content = source.read()?;
+                found.moves.push(Move { source, entries, content, new: None, copied: HashMap::new() });
+            }
+        }
+        found.fit(sizes);
+        Ok(found)
+    }
+
+    /// Tables of services keep their sizes if one of them doesn't fit into what it should be; others have room for what
+    /// they hold at least.
+    fn fit(&mut self, sizes: Sizes) {
+        let of_services = |table: Table| sizes.of_services().any(|(sized, _)| sized == table);
+        let full = |moved: &&Move| moved.content.least(moved.source.table.kind()) > moved.entries as usize;
+        let resized = |moved: &Move| of_services(moved.source.table) && moved.entries != moved.source.entries;
+        if let Some(full) = self.moves.iter().filter(|moved| of_services(moved.source.table)).find(full) {
+            tracing::warn!(
+                table = full.source.table.name(),
+                "the tables of services keep their sizes: what this one holds doesn't fit into a smaller frontendsMax"
+            );
+            for moved in self.moves.iter_mut().filter(|moved| of_services(moved.source.table)) {
+                moved.entries = moved.source.entries;
+            }
+            self.moves.retain(|moved| moved.source.conversion.is_some() || moved.entries != moved.source.entries);
+        } else if self.moves.iter().any(resized) {
+            tracing::info!(frontends = sizes.frontends, "the tables of services get another size");
+        }
+        for moved in &mut self.moves {
+            moved.entries = moved.entries.max(moved.content.least(moved.source.table.kind()) as u32);
+            if moved.source.conversion.is_some() {
+                tracing::info!(table = moved.source.table.name(), entries = moved.content.count, "migrating");
+            }
+        }
+    }
+
+    /// Whether the object is to make a new one of a table, and of what size.
+    pub(super) fn entries(&self, table: Table) -> Option<u32> {
+        self.moves.iter().find(|moved| moved.source.table == table).map(|moved| moved.entries)
+    }
+
+    /// Fills the new tables and gives them their pins.
+    pub(super) fn fill(&mut self, ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
+        for moved in &mut self.moves {
+            let (table, content) = (moved.source.table, std::mem::take(&mut moved.content));
+            let Some(new) = data_mut(ebpf, table) else { continue };
+            batch::update_bytes(new.fd().as_fd(), content.count, &content.keys, &content.values)
+                .map_err(io_failed(table))?;
+            pin(new, table, &pins.table(table))?;
+            if table.class() == Class::Kept {
+                let entries = content.entries(table);
+                moved.copied = entries.map(|(k, v)| (self.hasher.hash_one(k), self.hasher.hash_one(v))).collect();
+                moved.new = Some(new.fd().as_fd().try_clone_to_owned().map_err(io_failed(table))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what programs have written to the old tables since the last time. Once the new ones are in use, what is
+    /// there of them is left as it is, unless it is what has been copied.
+    pub(super) fn follow(&mut self, in_use: bool) -> Result<(), LoadError> {
+        for Move { source, new, copied, .. } in &mut self.moves {
+            let Some(new) = new else { continue };
+            let (table, content) = (source.table, source.read()?);
+            for (key, value) in content.entries(table) {
+                let (known, now) = (self.hasher.hash_one(key), self.hasher.hash_one(value));
+                let before = copied.insert(known, now);
+                if before != Some(now) {
+                    let is_copy = |there: &[u8]| before == Some(self.hasher.hash_one(there));
+                    write(new.as_fd(), key, value, in_use, is_copy).map_err(io_failed(table))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies for the last time, and removes the pins of what isn't needed any more.
+    pub(super) fn finish(self, pins: &PinDir) -> Result<(), LoadError> {
+        let mut moves = self;
+        moves.follow(true)?;
+        let moved: Vec<_> = moves.moves.iter().map(|moved| moved.source.table).collect();
+        for table in ALL.iter().copied().filter(|table| table.class() == Class::Kept && !moved.contains(table)) {
+            // Others of an earlier daemon that has ended after the flip.
+            for (version, pin) in pins.versions(table).into_iter().filter(|(version, _)| *version != table.version()) {
+                let Some(source) = Source::open(table, version, &pin)? else { continue };
+                let own = MapData::from_pin(pins.table(table)).map_err(failed(table))?;
+                for (key, value) in source.read()?.entries(table) {
+                    write(own.fd().as_fd(), key, value, true, |_| false).map_err(io_failed(table))?;
+                }
+            }
+        }
+        remove_others(pins);
+        Ok(())
+    }
+}
+
+/// Writes an entry to a table. If that is in use already, only an entry that is missing there, or that is a copy still.
+fn write(
+    table: BorrowedFd<'_>,
+    key: &[u8],
+    value: &[u8],
+    in_use: bool,
+    is_copy: impl Fn(&[u8]) -> bool,
+) -> io::Result<()> {
+    if !in_use {
+        return batch::update_bytes(table, 1, key, value);
+    }
+    match batch::look_up_bytes(table, key, value.len())? {
+        None => batch::insert_bytes(table, key, value),
+        // A packet that changes it between the two calls is as good as one that came before the flip.
+        Some(there) if is_copy(&there) => batch::update_bytes(table, 1, key, value),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Which version of a table has what is true now: the one that programs use; if none is in use, this version's, or the
+/// latest.
+fn newest(
+    table: Table,
+    versions: Vec<(u32, PathBuf)>,
+    live: &BTreeSet<u32>,
+) -> Result<Option<(u32, PathBuf)>, LoadError> {
+    let mut candidates = Vec::new();
+    for (version, pin) in versions {
+        let id = MapInfo::from_pin(&pin).map_err(failed(table))?.id();
+        // Socket hooks may use another one still when all other programs use this version's.
+        candidates.push(((live.contains(&id), version == table.version(), version), pin));
+    }
+    Ok(candidates.into_iter().max().map(|((_, _, version), pin)| (version, pin)))
+}
+
+fn pin(map: &mut MapData, table: Table, pin: &Path) -> Result<(), LoadError> {
+    let unpinned = |source: Box<dyn std::error::Error + Send + Sync>| LoadError::Pin { path: pin.to_owned(), source };
+    // The BPF file system has no dots in names.
+    let temporary = pin.with_file_name(format!("{}_new", table.name()));
+    remove(&temporary)?;
+    map.pin(&temporary).map_err(|error| unpinned(Box::new(error)))?;
+    fs::rename(&temporary, pin).map_err(|error| unpinned(Box::new(error)))
+}
+
+fn remove(pin: &Path) -> Result<(), LoadError> {
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(LoadError::Pin { path: pin.to_owned(), source: Box::new(source) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes the pins of tables that aren't this version's.
+fn remove_others(pins: &PinDir) {
+    let own: BTreeSet<_> = ALL.iter().filter(|table| table.is_pinned()).map(|table| pins.table(*table)).collect();
+    for directory in pins.tables() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if !own.contains(&path)
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!("cannot remove the table of another version {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+fn failed(table: Table) -> impl Fn(MapError) -> LoadError {
+    move |source| LoadError::Map { name: table.name(), source }
+}
+
+fn io_failed(table: Table) -> impl Fn(io::Error) -> LoadError {
+    move |source| LoadError::Map { name: table.name(), source: MapError::IoError(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_needs_room_for_its_last_entry_and_others_for_their_number() {
+        let mut content = Content::default();
+        assert_eq!(content.least(Kind::Array), 0);
+        content.add(&900u32.to_ne_bytes(), &[1]);
+        content.add(&3u32.to_ne_bytes(), &[1]);
+        assert_eq!((content.least(Kind::Array), content.least(Kind::LpmTrie)), (901, 2));
+    }
+}

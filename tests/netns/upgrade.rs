@@ -1,0 +1,156 @@
+//! Upgrades to a version whose tables have other layouts, and rollbacks from it, under traffic.
+//!
+//! The later version is this one with the feature `later-layouts`: all its tables have a version of their own, and most of
+//! their layouts differ. This version has never heard of these, as after a real rollback.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use podnet_cni::datapath::PinDir;
+use podnet_common::layout::tables::{ALL, Class};
+use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, vips};
+use podnet_tests::traffic::{Ask, Family, Flow, Load, Streams, Transport};
+
+/// Where the pods listen.
+const TARGET: u16 = 8080;
+/// Between two new flows to a frontend.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Two nodes, a client pod on the first, servers on both, and a client outside.
+struct Site {
+    web: [Pod; 2],
+    inside: Pod,
+    services: Services,
+    lab: Lab,
+}
+
+struct Services {
+    web: Service,
+    snat: Service,
+    node_port: Service,
+    direct: Service,
+    sticky: Service,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).plain_links(true).build()?;
+        let web = [lab.node(0).add_server("web-0", TARGET)?, lab.node(1).add_server("web-1", TARGET)?];
+        let inside = lab.node(0).add_pod("inside")?;
+        lab.route_vips(lab.client(), lab.node(0))?;
+        let services = Services {
+            web: Service::new("web", 10, 80, TARGET),
+            snat: Service::new("snat", 11, 80, TARGET),
+            node_port: Service::new("node-port", 12, 80, TARGET).node_port(30_012),
+            direct: Service::new("direct", 13, 80, TARGET).load_balancer(&vips(1), 30_013),
+            sticky: Service::new("sticky", 14, 80, TARGET).affinity(3600),
+        };
+        let [near, far] = &web;
+        for (service, mode, backends) in [
+            (&services.web, None, &[near, far][..]),
+            (&services.snat, Some("snat"), &[far]),
+            (&services.node_port, None, &[far]),
+            (&services.direct, Some("preserve"), &[far]),
+            (&services.sticky, None, &[near, far]),
+        ] {
+            service.apply(&lab, mode)?;
+            service.set_endpoints(&lab, backends)?;
+        }
+        Ok(Self { web, inside, services, lab })
+    }
+
+    /// From pods, hosts and outside; by every way of a flow.
+    fn frontends(&self) -> Vec<(&Place, SocketAddr)> {
+        let (Services { web, snat, node_port, direct, sticky }, node) = (&self.services, self.lab.node(0));
+        let (inside, outside, host) = (&self.inside.place, self.lab.client(), &node.place);
+        let of_family = |family: Family| {
+            let pods = self.web.iter().map(move |pod| (inside, pod.addr(family, TARGET)));
+            let services = [web, snat, sticky].map(|service| (inside, service.addr(family)));
+            let vip = SocketAddr::new(vips(1)[family as usize], direct.port());
+            let others = [
+                (host, web.addr(family)),
+                (outside, node_port.at(node, family)),
+                (outside, direct.at(node, family)),
+                (outside, vip),
+            ];
+            pods.chain(services).chain(others).collect::<Vec<_>>()
+        };
+        Family::ALL.into_iter().flat_map(of_family).collect()
+    }
+
+    /// The backends that the client pod meets.
+    fn met(&self, family: Family) -> Result<Vec<String>> {
+        let to = self.services.sticky.addr(family);
+        let ask = |transport| {
+            let answer = self.inside.place.ask(transport, to).with_context(|| format!("{transport} to {to}"))?;
+            Ok(answer.server)
+        };
+        Transport::ALL.into_iter().map(ask).collect()
+    }
+}
+
+/// The versions of all tables that a node has pinned, but for those that never change.
+fn versions(node: &Node) -> Vec<(&'static str, u32)> {
+    let pins = PinDir::new(&node.bpffs());
+    let tables = ALL.iter().filter(|table| !matches!(table.class(), Class::Frozen | Class::Generation));
+    let of_table = |name, table| pins.versions(table).into_iter().map(move |(version, _)| (name, version));
+    tables.flat_map(|table| of_table(table.name(), *table)).collect()
+}
+
+#[test]
+fn other_layouts_lose_no_packet_in_either_direction() -> Result<()> {
+    let site = Site::new()?;
+    let later = site.lab.binaries().later.clone().context(
+        "the daemon with later layouts isn't built: `cargo xtask test` builds it, as `later/podnet` beside podnet",
+    )?;
+    let own = site.lab.binaries().podnet.clone();
+    let first = versions(site.lab.node(0));
+    ensure!(first.iter().all(|(_, version)| *version >= 1), "{first:?}");
+    let streams = Streams::start(&site.frontends())?;
+    let host: Vec<(SocketAddr, Flow)> = Family::ALL
+        .into_iter()
+        .map(|family| {
+            let to = site.services.web.addr(family);
+            Ok((to, Ask::new(Transport::Tcp, to).open(&site.lab.node(0).place)?))
+        })
+        .collect::<Result<_>>()?;
+    let met: Vec<_> = Family::ALL.into_iter().map(|family| site.met(family)).collect::<Result<_>>()?;
+    // Seldom enough for each sender's share of the connection table.
+    let load = |(place, to)| Transport::ALL.map(|transport| (to, Load::start(place, transport, to, PAUSE)));
+    let loads: Vec<_> = site.frontends().into_iter().flat_map(load).collect();
+    streams.flows(50)?;
+    let step = |program: &Path, added: u32| -> Result<()> {
+        for node in site.lab.nodes() {
+            node.kill_daemon()?;
+            streams.flows(20)?;
+            node.start_daemon_from(program)?;
+            let expected: Vec<_> = first.iter().map(|(name, version)| (*name, version + added)).collect();
+            eventually("the tables of the other version are gone", || {
+                let found = versions(node);
+                ensure!(found == expected, "{found:?}");
+                Ok(())
+            })?;
+            streams.flows(50)?;
+        }
+        for (to, flow) in &host {
+            let peer = flow.ask().context("a connection of the host")?.peer;
+            ensure!(peer == *to, "the peer of a socket that was translated is {peer} instead of {to}");
+        }
+        for (family, met) in Family::ALL.into_iter().zip(&met) {
+            for _ in 0..8 {
+                ensure!(site.met(family)? == *met, "{family}: another backend than {met:?}");
+            }
+        }
+        Ok(())
+    };
+    for (program, added) in [(&later, 1), (&own, 0), (&later, 1), (&later, 1), (&own, 0)] {
+        step(program, added).with_context(|| format!("{}", program.display()))?;
+    }
+    for (to, load) in loads {
+        let report = load.stop();
+        ensure!(report.errors.is_empty() && report.answered() > 100, "new flows to {to}: {report:?}");
+    }
+    streams.clean()
+}

@@ -1,0 +1,49 @@
+//! Many flows at once, for changes that no packet may notice.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Stream, Transport};
+use crate::lab::{Place, eventually, wait_until};
+
+/// Flows of every kind, running.
+#[derive(Debug)]
+pub struct Streams(Vec<(String, Stream)>);
+
+impl Streams {
+    /// Starts a TCP and a UDP flow for each of these, as soon as its server answers.
+    pub fn start(cases: &[(&Place, SocketAddr)]) -> Result<Self> {
+        let mut streams = Vec::new();
+        for (place, to) in cases {
+            for transport in Transport::ALL {
+                let what = format!("{transport} from {} to {to}", place.name());
+                let stream = eventually(&what, || {
+                    place.ask(transport, *to)?;
+                    Ok(Stream::start(place, transport, *to, Duration::from_millis(5))?)
+                })?;
+                streams.push((what, stream));
+            }
+        }
+        Ok(Self(streams))
+    }
+
+    /// Waits until every flow has had this many more answers.
+    pub fn flows(&self, messages: u32) -> Result<()> {
+        let start: Vec<u32> = self.0.iter().map(|(_, stream)| stream.answered()).collect();
+        for ((what, stream), start) in self.0.iter().zip(start) {
+            wait_until(&format!("{what} goes on"), || Ok(stream.answered() >= start + messages))?;
+        }
+        Ok(())
+    }
+
+    /// Not a packet was lost, nothing was reset.
+    pub fn clean(self) -> Result<()> {
+        for (what, stream) in self.0 {
+            let report = stream.stop();
+            ensure!(report.is_clean(), "{what}: {report:?}");
+        }
+        Ok(())
+    }
+}
