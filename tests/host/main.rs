@@ -1,6 +1,7 @@
 //! Privileged tests of `podnet::host`: each in network namespaces of its own, without a datapath or a lab.
 
 mod firewall;
+mod next_hops;
 mod podnet0;
 mod routes;
 mod settings;

@@ -11,6 +11,7 @@
 mod diag;
 pub mod firewall;
 mod lookup;
+mod next_hops;
 pub mod podnet0;
 pub mod ports;
 pub mod routes;
@@ -34,6 +35,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use podnet_cni::mac;
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::{MARK_DONE, TUNNEL_PORT};
+use rtnetlink::proto::ConnectionHandle;
 use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
@@ -42,6 +44,7 @@ pub use routes::{NodeNetwork, NodeRoutes, RemoteNode};
 pub use snapshot::{Link, Snapshot};
 pub use uplinks::{Uplink, Uplinks};
 
+use next_hops::NextHops;
 use routes::{NextHop, RouteSpec, RouteStep};
 use settings::Families;
 use snapshot::Table;
@@ -131,25 +134,28 @@ pub enum HostError {
     Setting(#[from] settings::SettingError),
 }
 
-/// A netlink connection into the network namespace of the thread that opened it.
+/// Netlink connections into the network namespace of the thread that opened them.
 #[derive(Debug)]
 pub struct Host {
     handle: rtnetlink::Handle,
-    connection: JoinHandle<()>,
+    next_hops: ConnectionHandle<next_hops::Message>,
+    connections: JoinHandle<()>,
     sysctl: settings::Sysctl,
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.connection.abort();
+        self.connections.abort();
     }
 }
 
 impl Host {
-    /// Opens the connection; it lives on the current tokio runtime.
+    /// Opens the connections; they live on the current tokio runtime.
     pub fn open() -> Result<Self, HostError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(HostError::Socket)?;
-        Ok(Self { handle, connection: tokio::spawn(connection), sysctl: settings::Sysctl::default() })
+        let (of_next_hops, next_hops) = next_hops::connect().map_err(HostError::Socket)?;
+        let connections = tokio::spawn(async { _ = futures::join!(connection, of_next_hops) });
+        Ok(Self { handle, next_hops, connections, sysctl: settings::Sysctl::default() })
     }
 
     /// The same with settings elsewhere than at `/proc/sys`.
@@ -163,12 +169,15 @@ impl Host {
         let links = read("links", self.handle.link().get().execute(), snapshot::link).await?;
         let addresses = read("addresses", self.handle.address().get().execute(), snapshot::address).await?;
         let (mut routes, mut local_routes) = (Vec::new(), Vec::new());
+        // First: of an object that comes later, the watcher tells.
+        let next_hops = read("next hops", next_hops::dump(&self.next_hops), Some).await?;
+        let next_hops = NextHops::of(next_hops);
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut query = RouteMessage::default();
             query.header.address_family = family;
             let convert = |message| match snapshot::local_route(&message) {
                 Some(local) => Some(Err(local)),
-                None => snapshot::route(message).map(Ok),
+                None => snapshot::route(message, |id| next_hops.get(id)).map(Ok),
             };
             for route in read("routes", self.handle.route().get(query).execute(), convert).await? {
                 match route {

@@ -340,8 +340,9 @@ pub(super) fn is_service_rule(message: &RuleMessage) -> bool {
     table == Table::SERVICES && priority == Table::SERVICES && from_host && mask == MARK_DONE
 }
 
-/// Converts a route message; `None` for other tables and for what is neither plain unicast nor unreachable.
-pub(super) fn route(message: RouteMessage) -> Option<(Table, Route)> {
+/// Converts a route message; `None` for other tables and for what is neither plain unicast nor unreachable. `named` tells
+/// where a next hop leads that is an object of its own, and `None` if nowhere.
+pub(super) fn route(message: RouteMessage, named: impl Fn(u32) -> Option<Vec<Hop>>) -> Option<(Table, Route)> {
     let header = message.header;
     if !matches!(header.kind, RouteType::Unicast | RouteType::Unreachable) {
         return None;
@@ -352,7 +353,7 @@ pub(super) fn route(message: RouteMessage) -> Option<(Table, Route)> {
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    let (mut single, mut hops, mut mtu) = (Hop::default(), Vec::new(), None);
+    let (mut single, mut hops, mut mtu, mut object) = (Hop::default(), Vec::new(), None, None);
     for attribute in message.attributes {
         match attribute {
             RouteAttribute::Table(t) => table = t,
@@ -367,6 +368,7 @@ pub(super) fn route(message: RouteMessage) -> Option<(Table, Route)> {
                     hops.push(hop);
                 }
             }
+            RouteAttribute::NhId(id) => object = Some(id),
             other => next_hop(&mut single, &other),
         }
     }
@@ -374,8 +376,12 @@ pub(super) fn route(message: RouteMessage) -> Option<(Table, Route)> {
     match header.kind {
         // IPv6 has the loopback interface there.
         RouteType::Unreachable => hops.clear(),
-        _ if hops.is_empty() => hops.push(single),
-        _ => {}
+        _ if !hops.is_empty() => {}
+        _ => match object {
+            // Unless the message says itself where it leads.
+            Some(id) if single == Hop::default() => hops = named(id)?,
+            _ => hops.push(single),
+        },
     }
     let dst = IpNetwork::new(dst, header.destination_prefix_length).ok()?;
     Some((table, Route { dst, protocol: header.protocol.into(), metric, source, mtu, hops }))
@@ -494,9 +500,28 @@ mod tests {
         message.header.address_family = AddressFamily::Inet;
         message.header.kind = RouteType::Unicast;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
-        assert!(route(message.clone()).is_some(), "a default route has no destination attribute");
+        let none = |_| None;
+        assert!(route(message.clone(), none).is_some(), "a default route has no destination attribute");
         message.attributes.push(RouteAttribute::Table(1000));
-        assert!(route(message).is_none());
+        assert!(route(message, none).is_none());
+    }
+
+    #[test]
+    fn a_route_without_gateway_and_interface_leads_where_its_object_does() {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet6;
+        message.header.kind = RouteType::Unicast;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.attributes.push(RouteAttribute::NhId(7));
+        let [named, own] = [5, 6].map(|dev| Hop { via: None, dev: IfIndex(dev) });
+        let hops = |message: &RouteMessage, id| {
+            let found = route(message.clone(), |asked| (asked == id).then(|| vec![named]));
+            found.map(|(_, route)| route.hops)
+        };
+        assert_eq!(hops(&message, 7), Some(vec![named]));
+        assert_eq!(hops(&message, 8), None, "it leads nowhere");
+        message.attributes.push(RouteAttribute::Oif(6));
+        assert_eq!(hops(&message, 7), Some(vec![own]));
     }
 
     #[test]

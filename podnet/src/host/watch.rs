@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::snapshot::{self, Link};
-use super::{HostError, ROUTE_PROTOCOL};
+use super::{HostError, ROUTE_PROTOCOL, next_hops};
 
 const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Link,
@@ -122,27 +122,34 @@ struct Known {
 #[derive(Debug)]
 pub struct Watcher {
     debounce: Debounce,
-    messages: UnboundedReceiver<Message>,
-    connection: JoinHandle<()>,
+    subscription: Subscription,
     known: Known,
     pending: Change,
     first: Instant,
     last: Instant,
 }
 
-impl Drop for Watcher {
+/// What is announced, and the task that receives it.
+#[derive(Debug)]
+struct Subscription {
+    messages: UnboundedReceiver<Message>,
+    next_hops: next_hops::Notices,
+    connections: JoinHandle<()>,
+}
+
+impl Drop for Subscription {
     fn drop(&mut self) {
-        self.connection.abort();
+        self.connections.abort();
     }
 }
 
 impl Watcher {
     /// Subscribes. Changes from now on are reported; a snapshot taken afterwards misses none.
     pub fn open(debounce: Debounce) -> Result<Self, HostError> {
-        let (messages, connection) = subscribe()?;
+        let subscription = subscribe()?;
         let now = Instant::now();
         let pending = Change::default();
-        Ok(Self { debounce, messages, connection, known: Known::default(), pending, first: now, last: now })
+        Ok(Self { debounce, subscription, known: Known::default(), pending, first: now, last: now })
     }
 
     /// Waits for changes. Nothing is lost when the future is dropped before it is ready.
@@ -152,11 +159,16 @@ impl Watcher {
             tokio::select! {
                 biased;
                 () = sleep_until(due), if self.pending.any() => return std::mem::take(&mut self.pending),
-                message = self.messages.next() => match message {
+                message = self.subscription.messages.next() => match message {
                     Some((message, _)) => {
                         let change = classify(message.payload, &mut self.known);
                         self.note(change);
                     }
+                    None => self.reopen().await,
+                },
+                // Of the routes that lead there nothing may be said.
+                message = self.subscription.next_hops.next() => match message {
+                    Some(_) => self.note(Change { routes: true, ..Change::default() }),
                     None => self.reopen().await,
                 },
             }
@@ -178,9 +190,8 @@ impl Watcher {
     async fn reopen(&mut self) {
         sleep(Duration::from_secs(1)).await;
         match subscribe() {
-            Ok((messages, connection)) => {
-                self.connection.abort();
-                (self.messages, self.connection) = (messages, connection);
+            Ok(subscription) => {
+                self.subscription = subscription;
                 self.known.macs.clear();
                 self.note(Change::ALL);
             }
@@ -189,9 +200,12 @@ impl Watcher {
     }
 }
 
-fn subscribe() -> Result<(UnboundedReceiver<Message>, JoinHandle<()>), HostError> {
+fn subscribe() -> Result<Subscription, HostError> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(GROUPS).map_err(HostError::Socket)?;
-    Ok((messages, tokio::spawn(connection)))
+    let (of_next_hops, next_hops) = next_hops::subscribe().map_err(HostError::Socket)?;
+    // When one ends, so does the other: both are renewed.
+    let connections = tokio::spawn(async { drop(futures::future::select(connection, of_next_hops).await) });
+    Ok(Subscription { messages, next_hops, connections })
 }
 
 /// What a message says has changed.
@@ -229,7 +243,9 @@ impl Known {
                 }
                 // A route may take a pod's away and say nothing of that.
                 let hosts: BTreeSet<IpAddr> = single_destination(&message).into_iter().collect();
-                let Some((_, route)) = snapshot::route(message) else { return Change { hosts, ..nothing } };
+                let Some((_, route)) = snapshot::route(message, |_| Some(Vec::new())) else {
+                    return Change { hosts, ..nothing };
+                };
                 let of_pods = route.hops.iter().map(|hop| hop.dev).filter(|dev| self.pods.contains(dev));
                 let pods: BTreeSet<IfIndex> = of_pods.collect();
                 let only_pods = !route.hops.is_empty() && route.hops.iter().all(|hop| pods.contains(&hop.dev));
