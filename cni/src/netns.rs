@@ -1,6 +1,6 @@
 //! Network namespaces: opened by path, compared, entered on a thread of their own.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -91,6 +91,38 @@ impl NetNs {
         &self.file
     }
 
+    /// Whether a process is in the namespace, of those that the calling one sees (pid_namespaces(7)).
+    ///
+    /// # Errors
+    /// Where some process is can't be seen.
+    pub fn has_processes(&self) -> io::Result<bool> {
+        // Of each thread's namespace everybody sees this file, which is another one in every namespace. To look at `ns/net`
+        // takes the rights of a debugger.
+        let mark = |thread: &Path| fs::metadata(thread.join("net/dev")).map(|file| (file.dev(), file.ino()));
+        let own = self.run(|| mark(Path::new("/proc/thread-self"))).map_err(io::Error::other)??;
+        // What ends meanwhile is in no namespace.
+        let ended = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL));
+        for process in fs::read_dir("/proc")? {
+            let process = process?;
+            if process.file_name().to_string_lossy().parse::<u32>().is_err() {
+                continue;
+            }
+            let threads = match fs::read_dir(process.path().join("task")) {
+                Err(error) if ended(&error) => continue,
+                other => other?,
+            };
+            // Each may be in another one.
+            for thread in threads {
+                match thread.and_then(|thread| mark(&thread.path())) {
+                    Ok(there) if there == own => return Ok(true),
+                    Err(error) if !ended(&error) => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// Runs a function in the namespace, on a thread that ends with it, so that no other thread is ever in the wrong
     /// one.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
@@ -120,6 +152,21 @@ mod tests {
 
     use super::*;
     use crate::files::tests::{at_once, pipe};
+
+    #[test]
+    fn a_namespace_has_the_processes_whose_threads_are_in_it() {
+        assert!(NetNs::current().unwrap().has_processes().unwrap());
+        // Without rights to make one, there is none to look at.
+        let other = std::thread::spawn(|| {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).ok()?;
+            let netns = NetNs::current().unwrap();
+            assert!(netns.has_processes().unwrap(), "this thread");
+            Some(netns)
+        });
+        if let Some(other) = other.join().unwrap() {
+            assert!(!other.has_processes().unwrap(), "it is held by an open file only");
+        }
+    }
 
     #[test]
     fn what_is_no_namespace_is_refused_and_not_waited_for() {

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
+use std::process::{Child, Command};
 
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
-use crate::support::{Node, Pod, ips};
+use crate::support::{Node, Outcome, Pod, ips};
 
 fn pods(count: usize) -> Vec<Pod> {
     (0..count).map(|_| Pod::new()).collect()
@@ -120,6 +121,29 @@ fn a_host_port_leads_to_one_pod() {
     add(&pods[5], &mapping("tcp", "")).result();
 }
 
+/// ADD for a pod of Kubernetes.
+fn add_named(node: &Node, config: &Value, pod: &Pod, name: &str, uid: &str) -> Outcome {
+    let mut call = node.command("ADD", Some(pod));
+    call.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME={name};K8S_POD_UID={uid}"));
+    node.run(call, config)
+}
+
+/// A process in a pod's namespace.
+fn process_in(pod: &Pod) -> Process {
+    let mut command = Command::new("sleep");
+    pod.netns.enter(command.arg("1000"));
+    Process(command.spawn().expect("a process starts"))
+}
+
+/// Ends with this.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).expect("it ends");
+    }
+}
+
 /// A runtime that has lost its state makes another sandbox for a static pod, or one of a DaemonSet, whose uid stays.
 #[test]
 fn a_pod_gets_its_host_port_back_from_a_sandbox_that_the_runtime_has_forgotten() {
@@ -127,18 +151,42 @@ fn a_pod_gets_its_host_port_back_from_a_sandbox_that_the_runtime_has_forgotten()
     let config =
         node.config_with(json!({"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}));
     let pods = pods(4);
-    let add = |pod: &Pod, name: &str, uid: &str| {
-        let mut call = node.command("ADD", Some(pod));
-        call.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME={name};K8S_POD_UID={uid}"));
-        node.run(call, &config)
-    };
+    let add = |pod: &Pod, name: &str, uid: &str| add_named(&node, &config, pod, name, uid);
     add(&pods[0], "proxy", "u1").result();
+    let _forgotten = process_in(&pods[0]);
     assert_eq!(add(&pods[1], "other", "u2").code(), 108);
     assert_eq!(add(&pods[1], "proxy", "").code(), 108, "who it is isn't known");
     add(&pods[2], "proxy", "u1").result();
     node.assert_only(&[&pods[2]]);
     assert!(pods[0].netns.links().is_empty());
     assert_eq!(add(&pods[3], "other", "u2").code(), 108);
+}
+
+#[test]
+fn earlier_sandboxes_of_a_pod_in_which_nothing_runs_are_removed() {
+    let node = Node::new();
+    let pods = pods(8);
+    let add = |pod: &Pod, name: &str, uid: &str| add_named(&node, &node.config, pod, name, uid).result();
+    let result = add(&pods[0], "web", "u1");
+    let running = process_in(&pods[0]);
+    // Other pods, and whoever isn't known.
+    add(&pods[1], "web", "u2");
+    add(&pods[2], "web", "");
+    add(&pods[3], "", "");
+    // Something runs there, though no such pod should have it.
+    add(&pods[4], "web", "u1");
+    node.assert_only(&[&pods[0], &pods[1], &pods[2], &pods[3], &pods[4]]);
+    node.check(&pods[0], &result).silent();
+    drop(running);
+    // The fourth's namespace goes with its file, if nobody else has opened it.
+    add(&pods[5], "web", "u1");
+    node.assert_only(&[&pods[1], &pods[2], &pods[3], &pods[5]]);
+    assert!(pods[0].netns.links().is_empty() && pods[4].netns.links().is_empty());
+    // A DEL that comes after all finds nothing to do.
+    node.del(&pods[0]);
+    add(&pods[6], "web", "");
+    add(&pods[7], "web", "u2");
+    node.assert_only(&[&pods[2], &pods[3], &pods[5], &pods[6], &pods[7]]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! ADD: reserve, wire, publish, declare ready; and undo on failure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use podnet_common::addr::IfIndex;
@@ -13,8 +14,8 @@ use crate::env::Attachment;
 use crate::error::{CniError, Code};
 use crate::mac;
 use crate::netlink::{Netlink, Op};
-use crate::netns::NetNs;
-use crate::record::{Record, RecordName, State};
+use crate::netns::{NetNs, NetnsError};
+use crate::record::{PodRef, Record, RecordName, State};
 use crate::result::{CniResult, Interface, Ip, Route};
 use crate::store::{Claimed, Content, Reservation, Store, StoreError};
 use crate::teardown;
@@ -32,6 +33,7 @@ pub(super) fn add(config: &Config, attachment: &Attachment) -> Result<CniResult,
     let store = Store::open(&config.state_dir)?;
     let mut netlink = Netlink::open()?;
     let draft = draft(config, attachment, &node, &own, &pod, &store)?;
+    remove_earlier(&store, &mut netlink, &draft);
     let mut reservation = reserve(&store, &mut netlink, &draft, &node, config)?;
 
     let mut undo = Undo { store: &store, steps: vec![Step::Record(reservation.record.name())] };
@@ -121,18 +123,12 @@ fn reserve(
             teardown::remove(store, netlink, &name)?;
             Ok(attempt()?)
         }
-        // A pod has one sandbox at a time: the runtime has forgotten the one before, and no DEL will come for it.
+        // The port is the pod's, whose only sandbox is to be this one.
         Err(StoreError::HostPort { holder, .. }) if is_earlier_sandbox(&holder, draft) => {
-            let name = holder.name();
-            match store.try_claim(&name)? {
-                Claimed::Busy => return Err(StoreError::Busy(Box::new(name.id)).into()),
-                Claimed::Gone => {}
-                Claimed::Yes(_claim) => {
-                    tracing::warn!(attachment = %name.id, "removing what an earlier sandbox of the same pod left behind");
-                    teardown::remove(store, netlink, &name)?;
-                }
+            match remove_sandbox(store, netlink, &holder.name())? {
+                true => reserve(store, netlink, draft, node, config),
+                false => Err(StoreError::Busy(Box::new(holder.id)).into()),
             }
-            reserve(store, netlink, draft, node, config)
         }
         other => Ok(other?),
     }
@@ -140,8 +136,60 @@ fn reserve(
 
 /// Whether a record is of the same pod in another container.
 fn is_earlier_sandbox(holder: &Record, draft: &Record) -> bool {
-    let uid = |record: &Record| record.pod.as_ref().map(|pod| pod.uid.clone()).filter(|uid| !uid.is_empty());
-    uid(holder).is_some() && uid(holder) == uid(draft) && holder.id.container != draft.id.container
+    let known = |pod: &&PodRef| !pod.uid.is_empty();
+    let pod = holder.pod.as_ref().filter(known);
+    pod.is_some() && pod == draft.pod.as_ref() && holder.id.container != draft.id.container
+}
+
+/// Removes what earlier sandboxes of the pod have left behind: a runtime that has lost its state calls DEL for none of them.
+///
+/// A pod has one sandbox at a time, so each of them is over. But it is removed only if nothing runs in it either: the
+/// plugin sees all processes that the runtime has started. What can't be removed keeps no pod from starting.
+fn remove_earlier(store: &Store, netlink: &mut Netlink, draft: &Record) {
+    let mut remove = || -> Result<(), CniError> {
+        if draft.pod.as_ref().is_none_or(|pod| pod.uid.is_empty()) {
+            return Ok(());
+        }
+        for name in store.list()?.iter().filter(|name| name.id.container != draft.id.container) {
+            let Some(Content::Valid(record)) = store.read(name)? else { continue };
+            if is_earlier_sandbox(&record, draft) && is_deserted(&record)? {
+                remove_sandbox(store, netlink, name)?;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = remove() {
+        tracing::warn!("cannot remove what earlier sandboxes of the pod have left behind: {}", error.msg);
+    }
+}
+
+/// Whether the network namespace of an attachment is there without any process in it. One that has no path any more is
+/// there as long as its link is, and then by somebody who is in it.
+fn is_deserted(record: &Record) -> Result<bool, CniError> {
+    let netns = match NetNs::open(Path::new(&record.netns)) {
+        Err(NetnsError::Missing { .. } | NetnsError::NotANamespace { .. }) => return Ok(false),
+        other => other?,
+    };
+    // Another one may have got its path.
+    if record.netns_cookie.is_some() && record.netns_cookie != Some(cookie(&netns)?) {
+        return Ok(false);
+    }
+    let processes = netns.has_processes();
+    let failed = |e| CniError::new(Code::Io, format!("can't see which processes are in {}: {e}", record.netns));
+    Ok(!processes.map_err(failed)?)
+}
+
+/// Removes an earlier sandbox's attachment, unless another command is at work on it.
+fn remove_sandbox(store: &Store, netlink: &mut Netlink, name: &RecordName) -> Result<bool, CniError> {
+    match store.try_claim(name)? {
+        Claimed::Busy => return Ok(false),
+        Claimed::Gone => {}
+        Claimed::Yes(_claim) => {
+            tracing::warn!(attachment = %name.id, "removing what an earlier sandbox of the same pod left behind");
+            teardown::remove(store, netlink, name)?;
+        }
+    }
+    Ok(true)
 }
 
 /// Makes everything that the record announces, and declares it ready.
