@@ -19,8 +19,8 @@ use crate::{
     },
     packet::{ETH, Packet},
     pipeline::{
-        self, CachedRoute, FromHost, FromLoopback, FromPod, FromUplink, Handover, InsertError, Place, Route, SocketCtx,
-        Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
+        self, CachedRoute, DirectPath, FromHost, FromLoopback, FromPod, FromUplink, Handover, InsertError, Place,
+        Route, SocketCtx, Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
     },
     verdict::{Counter, Reason},
 };
@@ -126,6 +126,8 @@ pub struct HostTables {
     handover: RefCell<Handover>,
     /// `next_hops`.
     next_hops: RefCell<BTreeMap<u32, CachedRoute>>,
+    /// `direct_paths`.
+    direct_paths: RefCell<BTreeMap<u32, DirectPath>>,
 }
 
 impl HostTables {
@@ -137,6 +139,7 @@ impl HostTables {
     /// Forgets the routes that packets have asked for.
     pub fn forget_routes(&self) {
         self.next_hops.borrow_mut().clear();
+        self.direct_paths.borrow_mut().clear();
     }
 
     /// Whether an address is an external one of some service ([`Network::SERVICE_ADDRESS`]).
@@ -216,6 +219,10 @@ impl Tables for HostTables {
 
     fn cached_route<R>(&self, slot: u32, f: impl FnOnce(&mut CachedRoute) -> R) -> Option<R> {
         (slot < CachedRoute::SLOTS).then(|| f(self.next_hops.borrow_mut().entry(slot).or_default()))
+    }
+
+    fn direct_path<R>(&self, slot: u32, f: impl FnOnce(&mut DirectPath) -> R) -> Option<R> {
+        (slot < DirectPath::SLOTS).then(|| f(self.direct_paths.borrow_mut().entry(slot).or_default()))
     }
 
     fn route(&self, _from: IfIndex, _src: &Addr, dst: &Addr, route: &mut Route) -> bool {

@@ -14,7 +14,7 @@ use podnet_common::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
         Hook, Interface, Network, Peer, Sandbox, ServiceClient, SockKey, SockPeer, Tuple, macs,
     },
-    pipeline::{CachedRoute, Handover, InsertError, Route, Tables},
+    pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     time,
     verdict::{Counter, Reason},
 };
@@ -151,6 +151,13 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
         let route = maps::NEXT_HOPS.get_ptr_mut(slot)?;
         // SAFETY: as above.
         Some(f(unsafe { &mut *route }))
+    }
+
+    #[inline(always)]
+    fn direct_path<R>(&self, slot: u32, f: impl FnOnce(&mut DirectPath) -> R) -> Option<R> {
+        let path = maps::DIRECT_PATHS.get_ptr_mut(slot)?;
+        // SAFETY: as above.
+        Some(f(unsafe { &mut *path }))
     }
 
     #[inline(always)]

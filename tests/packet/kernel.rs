@@ -30,7 +30,7 @@ use podnet_common::{
         Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, SockKey,
         SockPeer, Tuple, holders,
     },
-    pipeline::CachedRoute,
+    pipeline::{CachedRoute, DirectPath},
     simulator::{End, HostTables},
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
@@ -132,13 +132,19 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Has the programs forget the routes that they have asked for.
+    /// Has the programs forget the routes that they have asked for, and the paths that they have found.
     pub fn forget_routes(&self) -> Result<()> {
-        let Some(Map::PerCpuArray(map)) = self.object.ebpf.map("NEXT_HOPS") else { bail!("no table of routes") };
+        self.clear::<CachedRoute>("NEXT_HOPS", CachedRoute::SLOTS)?;
+        self.clear::<DirectPath>("DIRECT_PATHS", DirectPath::SLOTS)
+    }
+
+    /// Empties the first slots of a table of all processors.
+    fn clear<V: bytemuck::Pod>(&self, name: &str, slots: u32) -> Result<()> {
+        let Some(Map::PerCpuArray(map)) = self.object.ebpf.map(name) else { bail!("no table {name}") };
         let map = Map::PerCpuArray(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?);
-        let mut map: PerCpuArray<_, Plain<CachedRoute>> = map.try_into()?;
-        let none = || PerCpuValues::try_from(vec![Plain(CachedRoute::default()); self.object.processors]);
-        (0..CachedRoute::SLOTS).try_for_each(|slot| Ok(map.set(slot, none()?, 0)?))
+        let mut map: PerCpuArray<_, Plain<V>> = map.try_into()?;
+        let none = || PerCpuValues::try_from(vec![Plain(V::zeroed()); self.object.processors]);
+        (0..slots).try_for_each(|slot| Ok(map.set(slot, none()?, 0)?))
     }
 
     /// Sets the programs' clock, in ticks, as the daemon does every second. They also set it themselves, but not at

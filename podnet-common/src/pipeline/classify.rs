@@ -89,6 +89,8 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
         return Verdict::Tail(Stage::Quotation);
     }
     let sender = Sender::of::<At, T>(t, &h.packet.tuple);
+    // What comes from outside of the cluster is tracked or not by its protocol.
+    h.classify.direct = (!At::FROM_UPLINK || sender.network.is_some()) as u32;
     let classified = classified::<At, T>(t, ethernet, h, &sender);
     if let Err(verdict) = admit::admit::<At, P, T>(p, t, ethernet, h, &sender, classified) {
         return verdict;

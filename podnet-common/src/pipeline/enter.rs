@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict, admit, classify,
+    Place, Stage, Tables, Verdict, admit, classify, direct,
     family::{Family, Headers, Parsed, Piece, V4, V6, parse},
     frontend,
     handover::Purpose,
@@ -33,8 +33,8 @@ fn any<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
     let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
     match ethernet.ethertype {
-        ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t),
-        ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t),
+        ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t, &ethernet),
+        ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t, &ethernet),
         ETHERTYPE_ARP if At::FROM_POD => match admit::arp(p, t, &ethernet) {
             Ok(()) => Verdict::Pass,
             Err(reason) => Verdict::Drop(reason),
@@ -102,7 +102,7 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
 }
 
 #[inline(always)]
-fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
     // In the tables it would be taken for the IPv4 address (and on a wire it means nothing: RFC 4038, section 4.2). No
     // flow has one such address, so the destination's turn comes with the other checks.
@@ -124,7 +124,10 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdi
         return hand_over(t, &v, Stage::Icmp);
     }
     if !At::EGRESS {
-        return hand_over(t, &v, Stage::Classify);
+        return match direct::known::<At, F, P, T>(p, t, ethernet, &v) {
+            Verdict::Tail(stage) => hand_over(t, &v, stage),
+            verdict => verdict,
+        };
     }
     // The stack has routed it. Its answers mustn't be taken for those of a flow that is over.
     classify::answers_collide::<At, T>(t, &v.tuple, v.tcp_flags);

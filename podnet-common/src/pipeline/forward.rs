@@ -3,12 +3,12 @@
 use crate::{
     addr::Addr,
     layout::{Endpoint, NetworkKind, Out, Tuple, macs},
-    packet::Packet,
+    packet::{Ethernet, Packet},
     verdict::Counter,
 };
 
 use super::{
-    Egress, Tables,
+    Egress, Tables, direct,
     family::{Family, Parsed, V4, V6},
     handover::{Departure, Handover, ToError},
     next_hop,
@@ -36,7 +36,7 @@ pub(super) enum Forwarded {
 pub(super) fn into_pod<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Forwarded {
     let Endpoint { ifindex, mtu, mac, host_mac, flags, .. } = h.classify.endpoint;
     h.departure = Departure::by(Egress { out: next_hop::into_pod(flags), ifindex, hop: Addr::NONE });
-    send(p, t, h, mtu, Some(macs(mac, host_mac)))
+    send(p, t, h, mtu, &macs(mac, host_mac), true)
 }
 
 /// Through the tunnel, to another node or a pod there.
@@ -48,7 +48,9 @@ pub(super) fn into_tunnel<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handov
     h.departure = Departure::by(Egress { out: Out::Tunnel, ifindex: config.tunnel, hop: Addr::NONE });
     // The stack would send past the tunnel what is for the node itself.
     let stays = network.kind != NetworkKind::RemotePods as u32;
-    let sent = send(p, t, h, config.tunnel_mtu, Some(macs));
+    // A node's address may be a service's too, by port.
+    h.classify.direct &= !stays as u32;
+    let sent = send(p, t, h, config.tunnel_mtu, &macs, true);
     if sent == Forwarded::ToStack && stays && h.packet.ttl() > 1 {
         h.error = ToError::too_big(config.tunnel_mtu);
         return Forwarded::TooBig;
@@ -63,16 +65,17 @@ pub(super) fn to_node<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) 
     let Tuple { src, dst, .. } = &h.packet.tuple;
     let answer = next_hop::ask(t, t.advance(), p.ifindex(), src, dst);
     let sent = answer.route(t, |route| {
-        let (out, macs) = if answer.known { (Out::Link, Some(route.macs)) } else { (Out::Uplink, None) };
+        let out = if answer.known { Out::Link } else { Out::Uplink };
         h.departure = Departure::by(Egress { out, ifindex: route.ifindex, hop: route.hop });
-        send(p, t, h, route.mtu, macs)
+        send(p, t, h, route.mtu, &route.macs, answer.known)
     });
     sent.unwrap_or(Forwarded::ToStack)
 }
 
-/// Takes one off the TTL or hop limit, and replaces the MACs, if the packet fits.
+/// Takes one off the TTL or hop limit, if the packet fits, and replaces the MACs unless the neighbour table does that. Others
+/// between the same addresses may follow with these.
 #[inline(always)]
-fn send<P: Packet, T: Tables>(p: &mut P, t: &T, h: &Handover, mtu: u32, macs: Option<[u32; 3]>) -> Forwarded {
+fn send<P: Packet, T: Tables>(p: &mut P, t: &T, h: &Handover, mtu: u32, macs: &[u32; 3], replaces: bool) -> Forwarded {
     let changed = if h.packet.v6() {
         next_ttl::<V6, P>(p, &h.packet.parsed(), mtu)
     } else {
@@ -81,10 +84,16 @@ fn send<P: Packet, T: Tables>(p: &mut P, t: &T, h: &Handover, mtu: u32, macs: Op
     if changed == Forwarded::ToStack {
         t.count(Counter::ToStack);
     }
-    match macs {
-        Some(macs) if changed == Forwarded::Sent && p.store(0, &macs).is_none() => Forwarded::Failed,
-        _ => changed,
+    if changed != Forwarded::Sent {
+        return changed;
     }
+    if h.classify.direct != 0
+        && *macs != [0; 3]
+        && let Some(Ethernet { src, .. }) = p.load(0)
+    {
+        direct::note(t, p.ifindex(), src, &h.packet, &h.departure, mtu, macs);
+    }
+    if replaces && p.store(0, macs).is_none() { Forwarded::Failed } else { changed }
 }
 
 #[inline(always)]

@@ -43,6 +43,8 @@ pub(super) struct ToClassify {
     pub endpoint: Endpoint,
     /// The prefix that it is for, if it goes through the tunnel.
     pub network: Network,
+    /// Whether others between its addresses may take its path without a look: 1, or else 0.
+    pub direct: u32,
 }
 
 /// An ICMP error.
@@ -132,7 +134,7 @@ pub(super) struct Departure {
     /// An [`Out`] as a number, [`Out::Stack`] among them.
     out: u32,
     /// As [`Egress::ifindex`].
-    ifindex: IfIndex,
+    pub ifindex: IfIndex,
     /// As [`Egress::hop`].
     hop: Addr,
 }
@@ -142,6 +144,12 @@ impl Departure {
     #[inline(always)]
     pub fn by(egress: Egress) -> Self {
         Self { out: egress.out as u32, ifindex: egress.ifindex, hop: egress.hop }
+    }
+
+    /// How other packets leave by the same way whose MACs are known.
+    #[inline(always)]
+    pub const fn out_with_macs(&self) -> u32 {
+        if self.out == Out::Uplink as u32 { Out::Link as u32 } else { self.out }
     }
 
     /// The verdict.

@@ -14,6 +14,7 @@ mod answer;
 mod balance;
 mod begin;
 mod classify;
+mod direct;
 mod enter;
 mod external;
 mod family;
@@ -37,6 +38,7 @@ pub use answer::{error, reject};
 pub use balance::mix;
 pub use begin::begin;
 pub use classify::classify;
+pub use direct::DirectPath;
 pub use enter::{enter, express};
 pub use external::external;
 pub use handover::Handover;
@@ -237,6 +239,8 @@ pub trait Tables {
     fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R>;
     /// Calls `f` with a slot of `next_hops`, below [`CachedRoute::SLOTS`].
     fn cached_route<R>(&self, slot: u32, f: impl FnOnce(&mut CachedRoute) -> R) -> Option<R>;
+    /// Calls `f` with a slot of `direct_paths`, below [`DirectPath::SLOTS`].
+    fn direct_path<R>(&self, slot: u32, f: impl FnOnce(&mut DirectPath) -> R) -> Option<R>;
     /// Asks the kernel for the route of a packet that came in at `from`. Whether there is one.
     fn route(&self, from: IfIndex, src: &Addr, dst: &Addr, route: &mut Route) -> bool;
     /// `snat_ports`, by its index.
