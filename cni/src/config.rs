@@ -84,13 +84,13 @@ pub struct Runtime {
 struct RawCommon {
     name: Option<String>,
     state_dir: Option<PathBuf>,
-    run_dir: Option<PathBuf>,
 }
 
 /// What commands need that make pods or look at them.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
+    run_dir: Option<PathBuf>,
     ip_masq: Option<bool>,
     ipam: Option<Value>,
     dns: Option<Dns>,
@@ -286,7 +286,7 @@ impl Config {
             datapath: Datapath::default(),
             pod_cidrs: Vec::new(),
             state_dir: absolute("stateDir", raw.state_dir, "/var/lib/podnet")?,
-            run_dir: absolute("runDir", raw.run_dir, RUN_DIR)?,
+            run_dir: run_dir(bytes).unwrap_or_else(default_run_dir),
             mtu: None,
             dns: Dns::default(),
             prev_result: None,
@@ -309,6 +309,7 @@ impl Config {
     /// Checked here, so that a configuration that can never work is refused by every command that needs it.
     fn complete(self, raw: Raw) -> Result<Self, CniError> {
         unsupported(raw.ip_masq, raw.ipam)?;
+        let run_dir = absolute("runDir", raw.run_dir, RUN_DIR)?;
         let pod_cidrs = raw.pod_cidrs.unwrap_or_default();
         Pool::from_cidrs(&pod_cidrs)?;
         let mtu = raw.mtu.filter(|mtu| *mtu != 0);
@@ -326,6 +327,7 @@ impl Config {
             };
         }
         Ok(Self {
+            run_dir,
             datapath: raw.datapath.unwrap_or_default(),
             pod_cidrs,
             mtu,
@@ -472,6 +474,8 @@ mod tests {
             ("datapath", json!("eBPF")),
             ("datapath", json!(7)),
             ("dns", json!("10.96.0.10")),
+            ("runDir", json!(7)),
+            ("runDir", json!("run/podnet")),
             ("runtimeConfig", json!("x")),
             ("runtimeConfig", json!({"portMappings": [{"hostPort": 99999, "containerPort": 0}]})),
             ("runtimeConfig", json!({"ipRanges": {}})),

@@ -330,6 +330,7 @@ fn what_matters_to_new_pods_only_keeps_none_from_being_removed() {
         json!({"podCIDRs": ["10.231.0.0/99"]}),
         json!({"mtu": "1450"}),
         json!({"datapath": "eBPF"}),
+        json!({"runDir": "run/podnet"}),
         json!({"runtimeConfig": []}),
         json!({"ipam": {"type": "host-local"}, "ipMasq": true}),
         json!({"dns": "10.96.0.10", "prevResult": 7}),
