@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::cluster::{Cluster, IPERF_PORT};
 use super::report::ThroughputRow;
 use crate::lab::Node;
-use crate::traffic::{Family, IperfServer, iperf};
+use crate::traffic::{Family, IperfLoad, IperfServer, iperf};
 
 /// Seconds of each run.
 const SECONDS: u32 = 1;
@@ -27,7 +27,7 @@ pub(super) fn measure(cluster: &Cluster) -> Result<Vec<ThroughputRow>> {
         let place = &cluster.pod(client)?.place;
         let (mut directs, mut services, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            let run = |to| iperf(place, &iperf3, to, SECONDS, || datapath(cluster));
+            let run = |to| iperf(place, &iperf3, to, IperfLoad::Tcp, SECONDS, || datapath(cluster));
             let (reference, through) = (run(direct)?, run(service)?);
             directs.push(reference);
             services.push(through);

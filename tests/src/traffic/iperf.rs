@@ -61,7 +61,21 @@ fn sockets(place: &Place) -> String {
     format!("sockets of {}:\n{}", place.name(), listed.unwrap_or_else(|error| format!("{error:#}")))
 }
 
-/// Sends over one TCP connection for some seconds and returns what arrived, in Gbit/s.
+/// What iperf3 sends.
+#[derive(Clone, Copy, Debug)]
+pub enum IperfLoad {
+    /// As much as one TCP connection takes.
+    Tcp,
+    /// UDP datagrams of this size, so many bits of them in a second.
+    Udp {
+        /// In bits a second.
+        rate: u64,
+        /// In bytes, without headers.
+        size: u16,
+    },
+}
+
+/// Sends for some seconds and returns what arrived, in Gbit/s.
 ///
 /// # Errors
 /// iperf3's own, or it hangs: then the error tells of both ends' sockets, of what the server printed, and what `more`
@@ -70,12 +84,16 @@ pub fn iperf(
     place: &Place,
     server: &IperfServer,
     to: SocketAddr,
+    load: IperfLoad,
     seconds: u32,
     more: impl Fn() -> String + Send + Sync,
 ) -> Result<f64> {
     let mut command = place.command("iperf3")?;
     command.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
     command.args(["--time", &seconds.to_string()]);
+    if let IperfLoad::Udp { rate, size } = load {
+        command.args(["--udp", "--bitrate", &rate.to_string(), "--length", &size.to_string()]);
+    }
     let limit = Duration::from_secs(u64::from(seconds)) + GRACE;
     let (done, watch) = mpsc::channel::<()>();
     let (result, state) = thread::scope(|scope| {

@@ -27,7 +27,7 @@ pub use crowd::{Crowd, CrowdServer};
 pub use flood::Flood;
 pub use frame::{Frames, fragments, syn_frame, udp_frame};
 pub use http::{Response, http_get};
-pub use iperf::{IperfServer, iperf};
+pub use iperf::{IperfLoad, IperfServer, iperf};
 pub use load::{Load, LoadReport};
 pub use outcome::Outcome;
 pub use ping::{Ping, PingAnswer};
