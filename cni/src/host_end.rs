@@ -28,6 +28,8 @@ pub enum Part {
     Mac(Mac),
     /// Its MTU, in bytes: what is longer could not come in from the pod.
     Mtu(u32),
+    /// It is a port of no bridge or bond, which would take what comes in from the pod.
+    Free,
     /// Its queue, which slows down what the pod receives: rate and limit.
     Queue(Bucket),
     /// It is up.
@@ -48,6 +50,7 @@ pub fn parts(record: &Record, alias: &str, lonely: bool) -> Vec<Part> {
         Part::Alias(alias.to_owned()),
         Part::Mac(record.host_mac),
         Part::Mtu(record.mtu),
+        Part::Free,
     ];
     parts.extend(record.bandwidth.ingress.map(|limit| Part::Queue(limit.bucket(record.mtu))));
     parts.push(Part::Up);
@@ -69,7 +72,7 @@ pub fn parts(record: &Record, alias: &str, lonely: bool) -> Vec<Part> {
 impl Part {
     /// Whether the veth pair is made with it.
     fn made_with_pair(&self) -> bool {
-        matches!(self, Self::Name(_) | Self::Mac(_) | Self::Mtu(_))
+        matches!(self, Self::Name(_) | Self::Mac(_) | Self::Mtu(_) | Self::Free)
     }
 
     /// What kind of thing it is, in a word.
@@ -79,6 +82,7 @@ impl Part {
             Self::Alias(_) => "alias",
             Self::Mac(_) => "mac",
             Self::Mtu(_) => "mtu",
+            Self::Free => "controller",
             Self::Queue(_) => "queue",
             Self::Up => "up",
             Self::Address(..) => "address",
@@ -93,6 +97,7 @@ impl Part {
             Self::Alias(alias) => Op::set_alias(index, alias),
             Self::Mac(mac) => Op::set_mac(index, *mac),
             Self::Mtu(mtu) => Op::set_mtu(index, *mtu),
+            Self::Free => Op::no_controller(index),
             Self::Queue(bucket) => Op::set_queue(index, bucket),
             Self::Up => Op::up(index),
             Self::Address(address, scope) => Op::add_address(index, *address, *scope),
@@ -112,6 +117,7 @@ impl Part {
             Self::Alias(alias) => seen.link.alias == *alias,
             Self::Mac(mac) => seen.link.mac == *mac,
             Self::Mtu(mtu) => seen.link.mtu >= *mtu,
+            Self::Free => seen.link.controller.is_none(),
             Self::Queue(bucket) => seen.queues.contains(&(seen.link.index, bucket.rate, bucket.limit)),
             Self::Up => seen.link.up,
             Self::Address(address, _) => {
@@ -132,6 +138,7 @@ impl fmt::Display for Part {
             Self::Alias(_) => f.write_str("the alias"),
             Self::Mac(mac) => write!(f, "the MAC {mac}"),
             Self::Mtu(mtu) => write!(f, "the MTU of {mtu} bytes"),
+            Self::Free => f.write_str("being a port of no bridge or bond"),
             Self::Queue(bucket) => write!(f, "the limit of {} bit/s", bucket.rate * 8),
             Self::Up => f.write_str("being up"),
             Self::Address(address, _) => write!(f, "the address {}", address.ip()),

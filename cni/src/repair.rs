@@ -91,11 +91,12 @@ impl Missed {
 }
 
 /// All kinds.
-pub const KINDS: [&str; 12] = [
+pub const KINDS: [&str; 13] = [
     "name",
     "alias",
     "mac",
     "mtu",
+    "controller",
     "queue",
     "up",
     "address",

@@ -24,10 +24,12 @@ fn links() -> Result<()> {
     cases!(
         Site { lab, other },
         what_others_take_away_is_put_back_and_named,
+        settings_that_others_change_are_set_again_at_once,
         a_renamed_link_is_its_pods_and_goes_with_it,
         records_that_are_removed_are_written_again,
         damaged_records_take_no_pod_down,
         a_directory_of_records_that_is_another_is_watched_like_the_first,
+        pods_outside_their_nodes_pod_cidrs_are_named,
     )
 }
 
@@ -84,6 +86,10 @@ fn what_others_take_away_is_put_back_and_named(site: &Site) -> Result<()> {
         (format!("ip neigh replace {v4} dev {end} lladdr 02:00:00:00:77:77"), "the neighbour"),
         (format!("ip link set {end} down; ip link set {end} name lan7; ip link set lan7 up"), "the name"),
         (format!("ip link set {end} alias other"), "the alias"),
+        (format!("ip link add lan9 type bridge; ip link set lan9 up; ip link set {end} master lan9"), "no bridge"),
+        (format!("tc qdisc del dev {end} clsact"), "programs"),
+        (format!("tc filter del dev {end} ingress"), "programs"),
+        (format!("echo 1 > /proc/sys/net/ipv6/conf/{end}/disable_ipv6"), "the address"),
     ] {
         let before = repairs(node, &pod)?.0;
         node.place.run("sh", &["-ec", &disturbance])?;
@@ -96,7 +102,54 @@ fn what_others_take_away_is_put_back_and_named(site: &Site) -> Result<()> {
     let warnings = node.podnet_json(&["status"])?["warnings"].to_string();
     ensure!(warnings.contains("the link of pod default/web"), "{warnings}");
     ensure!(node.podnet(&["status"])?.contains("the links of 1 pod"), "the screenful says nothing");
+    node.place.ip("link del lan9\n")?;
     pod.delete()
+}
+
+/// As `sysctl --system` does, when a package brings settings of its own.
+fn settings_that_others_change_are_set_again_at_once(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let pod = node.add_server("web", 8080)?;
+    let end = pod.host_ifname()?;
+    for (name, value) in [
+        (format!("net.ipv4.conf.{end}.forwarding"), "0"),
+        (format!("net.ipv6.conf.{end}.forwarding"), "0"),
+        (format!("net.ipv4.conf.{end}.rp_filter"), "1"),
+        ("net.ipv4.conf.eth0.rp_filter".into(), "1"),
+        ("net.ipv4.ip_forward".into(), "0"),
+        ("net.ipv6.conf.all.forwarding".into(), "0"),
+    ] {
+        node.place.set_sysctl(&name, value)?;
+        soon(&name, || {
+            let now = node.place.sysctl(&name)?;
+            ensure!(now.trim() != value, "it is still {now}");
+            works(site, &pod)
+        })?;
+    }
+    pod.delete()
+}
+
+fn pods_outside_their_nodes_pod_cidrs_are_named(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let outside =
+        |ip: &str| format!("pod default/other has the address {ip}, which is in none of this node's pod CIDRs");
+    let warnings = || Ok::<_, anyhow::Error>(node.podnet_json(&["status"])?["warnings"].to_string());
+    let [v4, v6] = Family::ALL.map(|family| site.other.ip(family).to_string());
+    let first = &node.pod_cidrs()[0];
+    for (cidrs, address) in [(&["10.244.77.0/24", "fd00:244:77::/64"][..], &v4), (&[first], &v6)] {
+        site.lab.apply_nodes(|_, object| object["spec"]["podCIDRs"] = json!(cidrs))?;
+        eventually("the pod is named", || {
+            let warnings = warnings()?;
+            ensure!(warnings.contains(&outside(address)), "{address}: {warnings}");
+            Ok(())
+        })?;
+    }
+    site.lab.apply_nodes(|_, _| {})?;
+    eventually("its address is inside again", || {
+        let warnings = warnings()?;
+        ensure!(!warnings.contains("pod CIDRs"), "{warnings}");
+        Ok(())
+    })
 }
 
 fn a_renamed_link_is_its_pods_and_goes_with_it(site: &Site) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use podnet::config::Routing;
@@ -95,6 +95,7 @@ fn nodes_behind_a_router() -> Result<()> {
         nobody_else_gets_into_the_tunnel,
         flows_outlive_daemons,
         status_shows_the_tunnel,
+        what_others_take_away_is_put_back_at_once,
         // They change the cluster.
         a_link_that_two_nodes_share_is_used_while_it_is_there,
         nodes_come_move_and_go,
@@ -300,6 +301,31 @@ fn status_shows_the_tunnel(site: &Site) -> Result<()> {
         ensure!(text.contains(part), "no {part:?} in\n{text}");
     }
     Ok(())
+}
+
+fn what_others_take_away_is_put_back_at_once(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let before = entries(node)?;
+    let disturb = |what: &str, commands: &str| -> Result<()> {
+        node.place.run("sh", &["-ec", commands])?;
+        let start = Instant::now();
+        eventually(what, || {
+            ensure!(entries(node)? == before, "{:?}", entries(node)?);
+            Ok(())
+        })?;
+        // Far less than the half minute after which the daemon looks at everything.
+        ensure!(start.elapsed() < Duration::from_secs(10), "{what}: after {:?}", start.elapsed());
+        site.all_pairs()
+    };
+    let forget =
+        format!("bridge fdb show dev {TUNNEL} | while read mac rest; do bridge fdb del $mac dev {TUNNEL}; done");
+    disturb("the forwarding table", &forget)?;
+    disturb(
+        "neighbours",
+        &format!("ip neigh flush dev {TUNNEL} nud permanent; ip -6 neigh flush dev {TUNNEL} nud permanent"),
+    )?;
+    disturb("routes", &format!("ip route flush dev {TUNNEL}; ip -6 route flush dev {TUNNEL}"))?;
+    disturb("being up", &format!("ip link set {TUNNEL} down"))
 }
 
 fn a_link_that_two_nodes_share_is_used_while_it_is_there(site: &Site) -> Result<()> {

@@ -73,6 +73,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it has a carrier: for a veth, whether both ends are up.
     pub carrier: bool,
+    /// The bridge, bond or other device that it is a port of.
+    pub controller: Option<IfIndex>,
 }
 
 /// A route of the main table.
@@ -325,6 +327,7 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().map(Mac).unwrap_or_default(),
+            LinkAttribute::Controller(index) => link.controller = Some(IfIndex(index)),
             _ => {}
         }
     }

@@ -112,6 +112,13 @@ impl Op {
         Self::new(format!("set the MTU of link {}", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
+    /// Has a link be a port of no other device.
+    pub fn no_controller(index: IfIndex) -> Self {
+        let mut link = indexed(index);
+        link.attributes.push(LinkAttribute::Controller(0));
+        Self::new(format!("take link {} from its bridge", index.0), RouteNetlinkMessage::SetLink(link), 0)
+    }
+
     /// Sets a link's alias.
     pub fn set_alias(index: IfIndex, alias: &str) -> Self {
         let mut link = indexed(index);

@@ -538,6 +538,11 @@ impl Daemon {
         if names.is_empty() {
             return;
         }
+        // First: where IPv6 is off, addresses are refused.
+        let own = self.control.nodes().get(&self.config.node);
+        let addresses = own.map(|node| node.internal_ips.as_slice()).unwrap_or_default();
+        let ends: Vec<String> = names.iter().map(|name| name.id.host_ifname()).collect();
+        node::set_host_ends(&Sysctl::at(&self.config.sysctls), addresses, &ends);
         let report = repair::mend(&self.store, self.datapath.pins(), &names);
         self.links.note(&report, false, &self.metrics, now);
     }
@@ -617,8 +622,8 @@ impl Daemon {
         let own = self.control.nodes().get(&self.config.node);
         let cidrs: &[IpNetwork] = own.map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
         let outside = |record: &Record| {
-            let family = |ip: &IpAddr| cidrs.iter().any(|cidr| cidr.is_ipv4() == ip.is_ipv4());
-            let ip = record.ips.iter().find(|ip| family(ip) && !cidrs.iter().any(|cidr| cidr.contains(**ip)))?;
+            let outside = |ip: &&IpAddr| !cidrs.is_empty() && !cidrs.iter().any(|cidr| cidr.contains(**ip));
+            let ip = record.ips.iter().find(outside)?;
             Some(format!(
                 "{} has the address {ip}, which is in none of this node's pod CIDRs: these have changed, and other nodes \
                  have no way there; delete the pod",

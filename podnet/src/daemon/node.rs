@@ -29,7 +29,7 @@ use crate::{
         podnet0::{self, Podnet0},
         ports::{self, Supply},
         routes::{NodeNetwork, NodeRoutes, RemoteNode},
-        settings::{self, Families, Sysctl},
+        settings::{self, Families, Setting, SettingError, Sysctl},
         snapshot::Snapshot,
         tunnel::{self, Tunnel},
         uplinks::{self, Uplink, Uplinks},
@@ -304,11 +304,24 @@ fn apply_settings(sysctl: &Sysctl, addresses: &[IpAddr], uplinks: &Uplinks, stat
     // podnet0's and the tunnel's are applied while these are made, since some must precede its coming up.
     let wanted: Vec<_> =
         wanted.into_iter().filter(|s| sysctl.read(&s.path).is_ok_and(|value| value.is_some())).collect();
-    let applied = settings::apply(sysctl, &wanted);
-    note(status, applied.failed.iter());
+    note(status, set(sysctl, &wanted).iter());
+}
+
+/// Sets pods' host ends to what they should be, by name.
+pub(super) fn set_host_ends<'a>(sysctl: &Sysctl, addresses: &[IpAddr], names: impl IntoIterator<Item = &'a String>) {
+    let wanted = settings::host_ends(Families::of(addresses), names);
+    for error in set(sysctl, &wanted) {
+        tracing::warn!("{error}");
+    }
+}
+
+/// Writes what isn't as it should be, and says so. What could not be written.
+fn set(sysctl: &Sysctl, wanted: &[Setting]) -> Vec<SettingError> {
+    let applied = settings::apply(sysctl, wanted);
     for change in &applied.changed {
         tracing::info!("set a host setting that was otherwise: {change}");
     }
+    applied.failed
 }
 
 /// What the programs have to know of the node.

@@ -11,9 +11,11 @@
 mod diag;
 pub mod firewall;
 mod lookup;
+mod netconf;
 mod next_hops;
 pub mod podnet0;
 pub mod ports;
+mod raw;
 pub mod routes;
 pub mod settings;
 pub mod snapshot;
@@ -45,6 +47,7 @@ pub use snapshot::{Link, Snapshot};
 pub use uplinks::{Uplink, Uplinks};
 
 use next_hops::NextHops;
+use raw::Raw;
 use routes::{NextHop, RouteSpec, RouteStep};
 use settings::Families;
 use snapshot::Table;
@@ -138,7 +141,8 @@ pub enum HostError {
 #[derive(Debug)]
 pub struct Host {
     handle: rtnetlink::Handle,
-    next_hops: ConnectionHandle<next_hops::Message>,
+    /// For what the first can't ask.
+    raw: ConnectionHandle<Raw>,
     connections: JoinHandle<()>,
     sysctl: settings::Sysctl,
 }
@@ -153,9 +157,9 @@ impl Host {
     /// Opens the connections; they live on the current tokio runtime.
     pub fn open() -> Result<Self, HostError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(HostError::Socket)?;
-        let (of_next_hops, next_hops) = next_hops::connect().map_err(HostError::Socket)?;
-        let connections = tokio::spawn(async { _ = futures::join!(connection, of_next_hops) });
-        Ok(Self { handle, next_hops, connections, sysctl: settings::Sysctl::default() })
+        let (of_raw, raw) = raw::connect().map_err(HostError::Socket)?;
+        let connections = tokio::spawn(async { _ = futures::join!(connection, of_raw) });
+        Ok(Self { handle, raw, connections, sysctl: settings::Sysctl::default() })
     }
 
     /// The same with settings elsewhere than at `/proc/sys`.
@@ -170,8 +174,8 @@ impl Host {
         let addresses = read("addresses", self.handle.address().get().execute(), snapshot::address).await?;
         let (mut routes, mut local_routes) = (Vec::new(), Vec::new());
         // First: of an object that comes later, the watcher tells.
-        let next_hops = read("next hops", next_hops::dump(&self.next_hops), Some).await?;
-        let next_hops = NextHops::of(next_hops);
+        let next_hops = read("next hops", raw::dump(&self.raw, next_hops::request()), Some).await?;
+        let next_hops = NextHops::of(&next_hops);
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut query = RouteMessage::default();
             query.header.address_family = family;

@@ -190,6 +190,24 @@ const HOST_END: [(u8, &str, &str); 5] = [
     (4, "accept_source_route", "a pod could choose the ways of its packets past the checks of their destination"),
 ];
 
+/// The settings of pods' host ends, which come and go and so may be gone by now.
+pub fn host_ends<'a>(families: Families, names: impl IntoIterator<Item = &'a String>) -> Vec<Setting> {
+    let mut table = Table::default();
+    for dev in names {
+        if families.v6 {
+            let why = "the host has no IPv6 there, so that the pod can't be reached over it";
+            table.interface(6, dev, "disable_ipv6", OFF, why).optional = true;
+        }
+        table.forwarded(families, dev, true);
+        // Whatever families pods have: IPv6 is there on the host, and a pod may send it.
+        for (family, name, why) in HOST_END {
+            let setting = table.interface(family, dev, name, OFF, why);
+            (setting.set_by, setting.optional) = (SetBy::Plugin, true);
+        }
+    }
+    table.0
+}
+
 /// The whole table, in the order in which it has to be applied.
 pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
     let Uplinks { found: uplinks, host_ends, .. } = interfaces;
@@ -213,23 +231,11 @@ pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
     if families.v6 {
         table.global("net/ipv6/conf/all/forwarding", ON, "the host does not forward IPv6 packets to or from pods");
     }
-    // Pods and others' devices come and go, so their interfaces may be gone by now.
-    let uplink_names = uplinks.iter().map(|u| (&u.name, false, !u.main));
-    for (dev, pod, optional) in uplink_names.chain(host_ends.iter().map(|name| (name, true, true))) {
-        if families.v4 {
-            table.interface(4, dev, "forwarding", ON, WHY_FORWARD).optional = optional;
-            let rp_filter = table.interface(4, dev, "rp_filter", &["2", "0"], WHY_RP_FILTER);
-            rp_filter.or_larger("net/ipv4/conf/all/rp_filter").optional = optional;
-        }
-        if families.v6 {
-            table.interface(6, dev, "forwarding", ON, WHY_FORWARD).optional = optional;
-        }
-        // Whatever families pods have: IPv6 is there on the host, and a pod may send it.
-        for (family, name, why) in HOST_END.into_iter().filter(|_| pod) {
-            let setting = table.interface(family, dev, name, OFF, why);
-            (setting.set_by, setting.optional) = (SetBy::Plugin, true);
-        }
+    // Others' devices come and go, so their interfaces may be gone by now.
+    for uplink in uplinks {
+        table.forwarded(families, &uplink.name, !uplink.main);
     }
+    table.0.extend(self::host_ends(families, host_ends));
     table.0.extend(podnet0(families));
     if interfaces.tunnel {
         table.0.extend(tunnel(families));
@@ -313,6 +319,18 @@ impl Table {
             self.interface(6, dev, "addr_gen_mode", ON, "a link-local address appears on podnet's own interface");
             self.interface(6, dev, "accept_ra", OFF, "podnet's own interface solicits routers");
             self.interface(6, dev, "forwarding", ON, WHY_FORWARD);
+        }
+    }
+
+    /// What an interface needs by which packets of pods come in or leave.
+    fn forwarded(&mut self, families: Families, dev: &str, optional: bool) {
+        if families.v4 {
+            self.interface(4, dev, "forwarding", ON, WHY_FORWARD).optional = optional;
+            let rp_filter = self.interface(4, dev, "rp_filter", &["2", "0"], WHY_RP_FILTER);
+            rp_filter.or_larger("net/ipv4/conf/all/rp_filter").optional = optional;
+        }
+        if families.v6 {
+            self.interface(6, dev, "forwarding", ON, WHY_FORWARD).optional = optional;
         }
     }
 

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use podnet_common::addr::{IfIndex, Mac};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -20,8 +21,9 @@ use rtnetlink::sys::SocketAddr;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::raw::{self, Raw};
 use super::snapshot::{self, Link};
-use super::{HostError, ROUTE_PROTOCOL, next_hops};
+use super::{HostError, ROUTE_PROTOCOL, netconf, next_hops};
 
 const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Link,
@@ -32,7 +34,12 @@ const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
+    MulticastGroup::Tc,
 ];
+
+/// Those whose messages are read in another way.
+const RAW_GROUPS: &[MulticastGroup] =
+    &[MulticastGroup::Nexthop, MulticastGroup::Ipv4Netconf, MulticastGroup::Ipv6Netconf];
 
 /// How long changes are gathered before they are reported.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +140,7 @@ pub struct Watcher {
 #[derive(Debug)]
 struct Subscription {
     messages: UnboundedReceiver<Message>,
-    next_hops: next_hops::Notices,
+    raw: raw::Notices,
     connections: JoinHandle<()>,
 }
 
@@ -166,9 +173,11 @@ impl Watcher {
                     }
                     None => self.reopen().await,
                 },
-                // Of the routes that lead there nothing may be said.
-                message = self.subscription.next_hops.next() => match message {
-                    Some(_) => self.note(Change { routes: true, ..Change::default() }),
+                message = self.subscription.raw.next() => match message {
+                    Some((message, _)) => {
+                        let change = self.known.raw_change(message.payload);
+                        self.note(change);
+                    }
                     None => self.reopen().await,
                 },
             }
@@ -202,10 +211,10 @@ impl Watcher {
 
 fn subscribe() -> Result<Subscription, HostError> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(GROUPS).map_err(HostError::Socket)?;
-    let (of_next_hops, next_hops) = next_hops::subscribe().map_err(HostError::Socket)?;
+    let (of_raw, raw) = raw::subscribe(RAW_GROUPS).map_err(HostError::Socket)?;
     // When one ends, so does the other: both are renewed.
-    let connections = tokio::spawn(async { drop(futures::future::select(connection, of_next_hops).await) });
-    Ok(Subscription { messages, next_hops, connections })
+    let connections = tokio::spawn(async { drop(futures::future::select(connection, of_raw).await) });
+    Ok(Subscription { messages, raw, connections })
 }
 
 /// What a message says has changed.
@@ -263,6 +272,10 @@ impl Known {
                 };
                 Change { neighbours: before != neighbour.mac, ..nothing }
             }
+            // The tunnel's forwarding table leads to nodes as neighbours do.
+            RouteNetlinkMessage::DelNeighbour(message) if message.header.family == AddressFamily::Bridge => {
+                Change { neighbours: snapshot::forwarding(message).is_some(), ..nothing }
+            }
             RouteNetlinkMessage::DelNeighbour(message) => {
                 let Some(neighbour) = snapshot::neighbour(message) else { return nothing };
                 if self.pods.contains(&neighbour.ifindex) {
@@ -271,6 +284,31 @@ impl Known {
                 let gone = self.macs.remove(&(neighbour.ifindex, neighbour.addr));
                 Change { neighbours: gone.is_some(), ..nothing }
             }
+            // With a clsact qdisc its filters go, of which nothing is said.
+            RouteNetlinkMessage::DelQueueDiscipline(message) | RouteNetlinkMessage::DelTrafficFilter(message) => {
+                let index = IfIndex(message.header.index.cast_unsigned());
+                match self.pods.contains(&index) {
+                    true => Change::of_pod(index),
+                    false => Change { links: is_of_hooks(&message), ..nothing },
+                }
+            }
+            _ => nothing,
+        }
+    }
+
+    /// What a message says has changed that is read in another way.
+    fn raw_change(&self, payload: NetlinkPayload<Raw>) -> Change {
+        let nothing = Change::default();
+        match payload {
+            NetlinkPayload::InnerMessage(message) if next_hops::is_about(&message) => {
+                Change { routes: true, ..nothing }
+            }
+            NetlinkPayload::InnerMessage(message) => match netconf::changed(&message) {
+                Some(netconf::Scope::Interface(index)) if self.pods.contains(&index) => Change::of_pod(index),
+                Some(_) => Change { links: true, ..nothing },
+                None => nothing,
+            },
+            NetlinkPayload::Overrun(_) => Change::ALL,
             _ => nothing,
         }
     }
@@ -292,6 +330,15 @@ impl Known {
     }
 }
 
+/// Whether a queueing discipline or filter is, or may be, of the kind that hooks are attached by.
+fn is_of_hooks(message: &TcMessage) -> bool {
+    let kind = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    });
+    kind.is_none_or(|kind| ["clsact", "bpf"].contains(&kind))
+}
+
 /// The destination of a route that is to one address only.
 fn single_destination(message: &RouteMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match (attribute, message.header.destination_prefix_length) {
@@ -304,7 +351,6 @@ fn single_destination(message: &RouteMessage) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netlink_packet_route::AddressFamily;
     use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
     use netlink_packet_route::route::{RouteHeader, RouteType};
 
