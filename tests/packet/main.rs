@@ -3,6 +3,7 @@
 mod cases;
 mod cluster;
 mod differential;
+mod direct;
 mod entry;
 mod errors;
 mod external;

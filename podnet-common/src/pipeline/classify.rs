@@ -11,11 +11,11 @@ use crate::{
 use super::{
     Place, Stage, Tables, Verdict,
     admit::{self, Sender},
-    balance,
+    balance, direct,
     family::{Headers, Piece},
     forward::{self, Forwarded},
     frontend::{self, Addressed},
-    handover::{Handover, Purpose, ToBegin},
+    handover::{Departure, Handover, Purpose, ToBegin},
     next_hop, scope, staged,
 };
 
@@ -111,6 +111,13 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
         Class::RemotePod => forward::to_node(p, t, h),
         _ => Forwarded::ToStack,
     };
+    if At::FROM_UPLINK
+        && classified.class == Class::Stack
+        && h.classify.direct != 0
+        && admit::tunnelled::<T>(t, &h.packet.tuple)
+    {
+        direct::note(t, p.ifindex(), ethernet.src, &h.packet, &Departure::default(), u32::MAX, &[0; 3]);
+    }
     if h.classify.left != 0 {
         remove_left(t, h);
     }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Egress, Place, Stage, Tables, Verdict,
+    Egress, Place, Stage, Tables, Verdict, admit,
     balance::{folded, mix},
     family::{Family, Headers, Parsed},
     handover::Departure,
@@ -35,7 +35,7 @@ pub struct DirectPath {
     mac: Mac,
     /// Zero.
     _pad: u16,
-    /// How they leave: an [`Out`] as a number.
+    /// How they leave: an [`Out`] as a number, or [`Out::Stack`].
     out: u32,
     /// By which interface.
     ifindex: IfIndex,
@@ -74,6 +74,11 @@ pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
         let pair = path.src.difference(&v.tuple.src) | path.dst.difference(&v.tuple.dst);
         if here | pair != 0 || path.mac != ethernet.src || !fits::<F, P>(p, v, path.mtu) {
             return Verdict::Tail(Stage::Classify);
+        }
+        // Of what is for the node only the tunnel's packets have a path: other ports may be services'.
+        if path.out == Out::Stack as u32 {
+            let tunnelled = admit::tunnelled::<T>(t, &v.tuple);
+            return if tunnelled { Verdict::Pass } else { Verdict::Tail(Stage::Classify) };
         }
         let mut header = v.header;
         F::decrement_ttl(&mut header);

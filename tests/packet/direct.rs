@@ -1,0 +1,146 @@
+//! Named packets between addresses that exchange them without a flow, of which the first finds the path.
+
+use anyhow::ensure;
+use podnet_common::{
+    addr::{Addr, IfIndex, Mac, Port, Proto},
+    layout::{Backend, Frontend, FrontendKey, Hook, Network, Out, TUNNEL_PORT},
+    simulator::{End, HostTables},
+    verdict::Reason,
+};
+
+use crate::{
+    cases::{both_families_with, expect, expect_drop},
+    cluster::{
+        BACKEND_MAC, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT, NODE_PORT_FAR, NODE2_MAC, NODE3_MAC,
+        UPLINK_MAC, addresses,
+    },
+    frame::{ACK, Frame, SYN},
+};
+
+/// The tunnel's device, and this node's MAC there.
+const TUNNEL: IfIndex = IfIndex(60);
+const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
+/// A port that a service has at the third node's address, and its number.
+const PORT: u16 = 7777;
+const SERVICE: u32 = 9000;
+
+/// A service at the third node's address, which the tunnel leads to, with a backend on this node.
+fn service_at_a_far_node(t: &mut HostTables) {
+    (t.config.tunnel, t.config.tunnel_mac, t.config.tunnel_mtu) = (TUNNEL, Mac(OWN_MAC), 1450);
+    for (id, v6) in [(SERVICE, false), (SERVICE + 1, true)] {
+        let a = addresses(v6);
+        let node: Addr = a.node3.into();
+        let of_node = |network: &&mut Network| network.node == node;
+        t.networks.values_mut().filter(of_node).for_each(|network| network.flags |= Network::TUNNEL);
+        for proto in [Proto::TCP, Proto::UDP] {
+            let key = FrontendKey { addr: node, port: Port::new(PORT), proto, scope: FrontendKey::ANY };
+            let flags = Frontend::EXTERNAL;
+            let frontend = Frontend { service: id, slot_base: id, slot_count: 1, flags, ..Frontend::default() };
+            t.frontends.insert(key, frontend);
+            let backend = Backend { addr: a.backend.into(), port: Port::new(8080), proto, _pad: 0 };
+            (t.slots.insert(id, id), t.backends.insert(id, backend));
+        }
+    }
+}
+
+#[test]
+fn pods_packets_to_another_node_follow_the_first_by_its_macs() {
+    both_families_with(
+        |_| {},
+        |both, a, uplink| {
+            both.remembers_routes = true;
+            let to = (a.remote3, 9000);
+            let udp = Frame::udp((a.client, 40_500), to).macs(CLIENT_MAC, HOST_MAC);
+            let tcp = Frame::tcp((a.client, 40_501), to, ACK).macs(CLIENT_MAC, HOST_MAC);
+            let by_macs = |frame: &Frame| frame.clone().ttl(63).macs(UPLINK_MAC, NODE3_MAC);
+            expect(both, Hook::FromPod, &udp, End::Forward(Out::Uplink, uplink), &udp.clone().ttl(63))?;
+            for frame in [&udp, &tcp] {
+                expect(both, Hook::FromPod, frame, End::Forward(Out::Link, uplink), &by_macs(frame))?;
+            }
+            // What the path doesn't carry is the stack's.
+            expect(both, Hook::FromPod, &udp.clone().ttl(1), End::Pass, &udp.clone().ttl(1))?;
+            let mut long = udp.clone();
+            long.payload = vec![7; 1500];
+            expect(both, Hook::FromPod, &long, End::Pass, &long)?;
+            // The path is that of the pod that has found it.
+            expect_drop(both, Hook::FromPod, &udp.clone().macs(BACKEND_MAC, HOST_MAC), Reason::SpoofedSource)
+        },
+    );
+}
+
+#[test]
+fn packets_from_another_nodes_pod_follow_the_first_if_that_node_sends_them() {
+    both_families_with(
+        |_| {},
+        |both, a, _| {
+            both.remembers_routes = true;
+            for dport in [9000, 9001] {
+                let udp = Frame::udp((a.remote3, 40_500), (a.client, dport)).macs(NODE3_MAC, UPLINK_MAC);
+                let there = udp.clone().ttl(63).macs(HOST_MAC, CLIENT_MAC);
+                expect(both, Hook::FromUplink, &udp, End::Forward(Out::Pod, HERE), &there)?;
+                let forged = udp.macs(NODE2_MAC, UPLINK_MAC);
+                expect_drop(both, Hook::FromUplink, &forged, Reason::PodFromWrongNode)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_connection_is_looked_at_though_the_path_is_known() {
+    both_families_with(
+        |_| {},
+        |both, a, _| {
+            both.remembers_routes = true;
+            let client = (a.client, 40_502);
+            // The service gives it the very backend to which it then connects, from the same port.
+            let service = Frame::tcp(client, (a.node, NODE_PORT_FAR), SYN).macs(CLIENT_MAC, HOST_MAC);
+            let (end, _) = both.run(Hook::FromPod, &service.bytes())?;
+            ensure!(matches!(end, End::Forward(..)), "{end:?}");
+            let probe = Frame::udp((a.client, 40_503), (a.remote3, 9000)).macs(CLIENT_MAC, HOST_MAC);
+            both.run(Hook::FromPod, &probe.bytes())?;
+            let direct = Frame::tcp(client, (a.remote3, 8080), SYN).macs(CLIENT_MAC, HOST_MAC);
+            let (end, bytes) = both.run(Hook::FromPod, &direct.bytes())?;
+            ensure!(matches!(end, End::Forward(..)), "{end:?}");
+            let at = if a.client.is_ipv6() { 14 + 40 } else { 14 + 20 };
+            let port = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+            ensure!(port != 40_502, "its answers would be taken for the service's");
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn what_is_for_a_node_has_no_path_since_ports_matter() {
+    both_families_with(service_at_a_far_node, |both, a, _| {
+        both.remembers_routes = true;
+        for _ in 0..2 {
+            let node = Frame::udp((a.client, 40_504), (a.node3, 9000)).macs(CLIENT_MAC, HOST_MAC);
+            let there = node.clone().ttl(63).macs(OWN_MAC, NODE3_MAC);
+            expect(both, Hook::FromPod, &node, End::Forward(Out::Tunnel, TUNNEL), &there)?;
+        }
+        let service = Frame::udp((a.client, 40_504), (a.node3, PORT)).macs(CLIENT_MAC, HOST_MAC);
+        let (end, _) = both.run(Hook::FromPod, &service.bytes())?;
+        ensure!(end == End::Forward(Out::Pod, IfIndex(71)), "{end:?}: past the service");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_tunnels_packets_have_a_path_to_the_stack_and_no_others() {
+    both_families_with(service_at_a_far_node, |both, a, _| {
+        both.remembers_routes = true;
+        for sport in [50_000, 50_001, 50_002] {
+            let outer = Frame::udp((a.node2, sport), (a.node, TUNNEL_PORT)).macs(NODE2_MAC, UPLINK_MAC);
+            expect(both, Hook::FromUplink, &outer, End::Pass, &outer)?;
+        }
+        let service = Frame::udp((a.node2, 50_003), (a.node, NODE_PORT)).macs(NODE2_MAC, UPLINK_MAC);
+        let (end, _) = both.run(Hook::FromUplink, &service.bytes())?;
+        ensure!(end == End::Forward(Out::Pod, IfIndex(71)), "{end:?}: past the service");
+        for _ in 0..2 {
+            let stranger = Frame::udp((a.outside, 50_004), (a.node, TUNNEL_PORT)).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+            expect_drop(both, Hook::FromUplink, &stranger, Reason::TunnelFromOutside)?;
+        }
+        Ok(())
+    });
+}
