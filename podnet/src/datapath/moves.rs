@@ -223,7 +223,12 @@ impl Moves {
     /// Copies what programs have written to the old tables since the last time. Once the new ones are in use, what is
     /// there of them is left as it is, unless it is what has been copied.
     pub(super) fn follow(&mut self, in_use: bool) -> Result<(), LoadError> {
-        for Move { source, new, copied, .. } in &mut self.moves {
+        // The less time there is around the flip in which an entry of conntrack isn't copied, the better.
+        let (conntrack, mut others): (Vec<_>, Vec<_>) =
+            self.moves.iter_mut().partition(|moved| moved.source.table == CONNTRACK.table());
+        let at = if in_use { 0 } else { others.len() };
+        others.splice(at..at, conntrack);
+        for Move { source, new, copied, .. } in others {
             let Some(new) = new else { continue };
             let (table, content) = (source.table, source.read()?);
             for (key, value) in content.entries(table) {
