@@ -52,8 +52,8 @@ pub(crate) struct TcPacket<'a, const MISSING: usize> {
     mask: usize,
 }
 
-/// Lengths and offsets that a frame can have.
-static OFFSETS: usize = 0xffff;
+/// Offsets of headers in a frame are less. What is added to them must stay below what the verifier allows, 0xffff.
+static OFFSETS: usize = 0x7fff;
 
 impl<'a, const MISSING: usize> TcPacket<'a, MISSING> {
     #[inline(always)]

@@ -38,7 +38,8 @@ fn service_at_a_far_node(t: &mut HostTables) {
             let frontend = Frontend { service: id, slot_base: id, slot_count: 1, flags, ..Frontend::default() };
             t.frontends.insert(key, frontend);
             let backend = Backend { addr: a.backend.into(), port: Port::new(8080), proto, _pad: 0 };
-            (t.slots.insert(id, id), t.backends.insert(id, backend));
+            t.slots.insert(id, id);
+            t.backends.insert(id, backend);
         }
     }
 }

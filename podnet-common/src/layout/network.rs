@@ -116,7 +116,7 @@ pub struct Interface {
 impl Interface {
     /// Its frames begin with the IP header.
     pub const RAW: u32 = 1;
-    /// It is one of [`Config::uplinks`], if these are not too many.
+    /// It is one of [`Config::uplinks`](super::Config::uplinks), if these are not too many.
     pub const MAIN: u32 = 2;
 
     /// The node's address of a family there, or none.

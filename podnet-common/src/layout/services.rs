@@ -81,7 +81,7 @@ impl Frontend {
     pub const SOURCE_RANGES: u16 = 32;
     /// In an [address's entry](FrontendKey::address): some port of it has a backend, so it answers echo requests.
     pub const ANSWERS_ECHO: u16 = 64;
-    /// It is there at the node's addresses that serve NodePorts only ([`Network::NODE_PORTS`]). Else, in an entry for
+    /// It is there at the node's addresses that serve NodePorts only ([`Network::NODE_PORTS`](super::Network::NODE_PORTS)). Else, in an entry for
     /// all of the node's addresses, at every one: a hostPort.
     pub const NODE_PORT: u16 = 128;
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Egress, Place, Stage, Tables, Verdict, admit,
+    Egress, Stage, Tables, Verdict, admit,
     balance::{folded, mix},
     family::{Family, Headers, Parsed},
     handover::Departure,
@@ -58,12 +58,7 @@ fn slot(src: &Addr, dst: &Addr) -> u32 {
 
 /// Forwards a packet of no flow by a known path, or leaves it to [`Stage::Classify`], as all that open a connection.
 #[inline(always)]
-pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
-    p: &mut P,
-    t: &T,
-    ethernet: &Ethernet,
-    v: &Parsed<F>,
-) -> Verdict {
+pub(super) fn known<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, v: &Parsed<F>) -> Verdict {
     if v.icmp_error || v.tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN {
         return Verdict::Tail(Stage::Classify);
     }

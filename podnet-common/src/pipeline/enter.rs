@@ -124,7 +124,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         return hand_over(t, &v, Stage::Icmp);
     }
     if !At::EGRESS {
-        return match direct::known::<At, F, P, T>(p, t, ethernet, &v) {
+        return match direct::known::<F, P, T>(p, t, ethernet, &v) {
             Verdict::Tail(stage) => hand_over(t, &v, stage),
             verdict => verdict,
         };

@@ -1,9 +1,9 @@
 //! The packet pipeline: what every hook does with a packet, generic over where packets and tables live.
 //!
 //! A packet that belongs to a flow takes the fast path of [`enter`]: one look-up in `conntrack` says how to rewrite it and
-//! where to send it. Any other is judged once: [`classify`] says what it is for, [`admit`] whether that is allowed. A packet
-//! that begins a flow goes on through [`begin`] ([`balance`], [`source`], [`next_hop`], [`insert`]) to [`send`]; one that
-//! needs none is [forwarded](forward), answered or left to the stack.
+//! where to send it. Any other is judged once: [`classify`] says what it is for, `admit` whether that is allowed. A packet
+//! that begins a flow goes on through [`begin`] (`balance`, `source`, `next_hop`, [`insert`]) to [`send`]; one that
+//! needs none is forwarded, answered or left to the stack.
 //!
 //! Each stage is a program of its own, reached by a tail call ([`Verdict::Tail`]). What a stage has found out is handed to
 //! the next in a record of [`Handover`], so that nothing is looked up twice. All reads of a packet come before the first
