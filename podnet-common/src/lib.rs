@@ -10,6 +10,7 @@ extern crate std;
 
 pub mod addr;
 pub mod checksum;
+pub mod fib;
 pub mod layout;
 pub mod packet;
 pub mod pipeline;

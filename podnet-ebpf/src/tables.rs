@@ -1,18 +1,17 @@
 //! The pipeline's tables over maps and the kernel's routing table.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup,
-    },
+    bindings::{BPF_NOEXIST, bpf_fib_lookup},
     btf_maps::lpm_trie::Key,
     cty::c_void,
     helpers::generated as helpers,
 };
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
+    fib::FibLookup,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, Sandbox, ServiceClient, SockKey, SockPeer, Tuple, macs,
+        Hook, Interface, Network, Peer, Sandbox, ServiceClient, SockKey, SockPeer, Tuple,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     time,
@@ -21,21 +20,13 @@ use podnet_common::{
 
 use crate::{events, maps};
 
-/// `AF_INET`.
-const AF_INET: u8 = 2;
-/// `AF_INET6`.
-const AF_INET6: u8 = 10;
-/// `BPF_FIB_LOOKUP_SRC`: the answer has the source that the host would use (Linux 6.7).
-const FIB_SOURCE: u32 = 1 << 4;
-/// What stands for MACs where frames have none. A redirect takes them off again.
-const NO_MACS: [u32; 3] = [0x0000_0002u32.to_le(), 0, 0];
 /// Errno that a full hash map answers with.
 const E2BIG: i32 = -7;
 const ENOMEM: i32 = -12;
 
 // What rare paths ask for is not inlined: every key on the stack would keep its place there, and 512 bytes are all.
 
-const _: () = assert!(size_of::<bpf_fib_lookup>() == size_of::<[u32; 16]>());
+const _: () = assert!(size_of::<bpf_fib_lookup>() == size_of::<FibLookup>());
 
 /// The tables, for the packet of this context. `EVENTS`: it is a TC program's, so that drops are put into `events`.
 pub(crate) struct Maps<const EVENTS: bool> {
@@ -162,66 +153,14 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
 
     #[inline(always)]
     fn route(&self, from: IfIndex, src: &Addr, dst: &Addr, route: &mut Route) -> bool {
-        let Some(memory) = maps::FIB.get_ptr_mut(0) else { return false };
-        // SAFETY: this CPU's own, of that size, and plain data, for which zeros are valid.
-        let fib = unsafe {
-            let fib: *mut bpf_fib_lookup = memory.cast();
-            fib.write(core::mem::zeroed());
-            &mut *fib
-        };
-        fib.ifindex = from.0;
-        let Some(config) = self.config() else { return false };
-        // Any length but zero has the kernel tell the route's MTU, not only the interface's. With it come those that the
-        // host believes from ICMP errors, which anybody may send, and which don't concern what it forwards
-        // (`ip_dst_mtu_maybe_forward`). So it is asked for only where some route is held to one.
-        fib.__bindgen_anon_1.tot_len = u16::from(config.route_mtu != 0);
-        if dst.is_v4() {
-            fib.family = AF_INET;
-            fib.__bindgen_anon_3.ipv4_src = src.0[3];
-            fib.__bindgen_anon_4.ipv4_dst = dst.0[3];
-        } else {
-            fib.family = AF_INET6;
-            fib.__bindgen_anon_3.ipv6_src = src.0;
-            fib.__bindgen_anon_4.ipv6_dst = dst.0;
-        }
-        let tells_source = config.flags & Config::ROUTE_SOURCE != 0;
-        let flags = if tells_source { FIB_SOURCE } else { 0 };
+        let (Some(memory), Some(config)) = (maps::FIB.get_ptr_mut(0), self.config()) else { return false };
+        // SAFETY: this CPU's own, and packet programs of one CPU don't interrupt each other.
+        let fib = unsafe { &mut *memory };
+        fib.ask(from, src, dst, config);
+        let (question, len) = (core::ptr::from_mut(fib).cast(), size_of::<FibLookup>() as i32);
         // SAFETY: the context is the running program's, and the size is the structure's.
-        let result = unsafe { helpers::bpf_fib_lookup(self.ctx, fib, size_of::<bpf_fib_lookup>() as i32, flags) };
-        route.ifindex = IfIndex(fib.ifindex);
-        route.macs = [0; 3];
-        let ifindex = route.ifindex;
-        // The kernel has found the way also if the packet at hand is too long for it, whose length it looks at if it wasn't
-        // told one.
-        let found = result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED);
-        route.mtu = if found {
-            route.macs = macs(Mac(fib.dmac), Mac(fib.smac));
-            if route.macs == [0; 3] {
-                route.macs = NO_MACS;
-            }
-            // SAFETY: written by the helper.
-            let mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
-            u32::from(if mtu < config.route_mtu { config.route_mtu } else { mtu })
-        } else if result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-            // The neighbour is sought when the packet is redirected; the kernel gives up before the MTU.
-            self.interface(&ifindex).map_or(config.mtu, |interface| interface.mtu)
-        } else {
-            return false;
-        };
-        // The gateway, if there is one: it may be one of IPv6 on the way to IPv4 (RFC 5549).
-        // SAFETY: plain words, written by this function or the helper.
-        let words = unsafe { fib.__bindgen_anon_4.ipv6_dst };
-        route.hop = if fib.family == AF_INET { Addr::v4(words[0]) } else { Addr(words) };
-        route.src = if !tells_source {
-            self.interface(&ifindex).map_or(Addr::NONE, |interface| *interface.addr(!dst.is_v4()))
-        } else if dst.is_v4() {
-            // SAFETY: written by the helper.
-            Addr::v4(unsafe { fib.__bindgen_anon_3.ipv4_src })
-        } else {
-            // SAFETY: written by the helper.
-            Addr(unsafe { fib.__bindgen_anon_3.ipv6_src })
-        };
-        true
+        let answer = unsafe { helpers::bpf_fib_lookup(self.ctx, question, len, FibLookup::flags(config)) };
+        fib.answer(answer, dst, config, |ifindex| self.interface(ifindex), route)
     }
 
     #[inline(always)]

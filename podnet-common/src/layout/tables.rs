@@ -273,8 +273,8 @@ macro_rules! for_each_table {
             AYA_LOGS: Log<(), ()>[0] Derived 1;
             /// What programs hand over to each other.
             SCRATCH: PerCpuArray<u32, $crate::pipeline::Handover>[1] Generation 1;
-            /// A question to the routing table: a `bpf_fib_lookup` in words, for which the stack has no room.
-            FIB: PerCpuArray<u32, [u32; 16]>[1] Generation 1;
+/// A question to the routing table: more than the stack has room for.
+            FIB: PerCpuArray<u32, $crate::fib::FibLookup>[1] Generation 1;
             /// How packets between two addresses leave that belong to no flow.
             DIRECT_PATHS: PerCpuArray<u32, $crate::pipeline::DirectPath>[$crate::pipeline::DirectPath::SLOTS as usize] Generation 1;
             /// Answers of the routing and neighbour tables.
