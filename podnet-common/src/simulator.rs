@@ -395,20 +395,25 @@ impl End {
 
 /// Runs a packet through a hook and the stages behind it.
 pub fn run<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T) -> End {
+    follow(hook, packet, tables, &mut |_| {})
+}
+
+/// The same, naming the stages behind the first to `tell` as it comes to them.
+pub fn follow<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T, tell: &mut dyn FnMut(Stage)) -> End {
     match hook {
-        Hook::FromPod => stages::<FromPod, T>(packet, tables),
-        Hook::ToPod => stages::<ToPod, T>(packet, tables),
+        Hook::FromPod => stages::<FromPod, T>(packet, tables, tell),
+        Hook::ToPod => stages::<ToPod, T>(packet, tables, tell),
         // With a header before them, which a packet here always has.
-        Hook::FromUplink | Hook::FromRaw => stages::<FromUplink, T>(packet, tables),
-        Hook::ToUplink => stages::<ToUplink, T>(packet, tables),
-        Hook::ToRaw => stages::<ToRaw, T>(packet, tables),
-        Hook::FromHost => stages::<FromHost, T>(packet, tables),
+        Hook::FromUplink | Hook::FromRaw => stages::<FromUplink, T>(packet, tables, tell),
+        Hook::ToUplink => stages::<ToUplink, T>(packet, tables, tell),
+        Hook::ToRaw => stages::<ToRaw, T>(packet, tables, tell),
+        Hook::FromHost => stages::<FromHost, T>(packet, tables, tell),
         Hook::FromLoopback => end(pipeline::loopback::<FromLoopback, _, _>(packet, tables), None),
         Hook::UplinkXdp => end(pipeline::express::<UplinkXdp, _, _>(packet, tables), None),
     }
 }
 
-fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T) -> End {
+fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &mut dyn FnMut(Stage)) -> End {
     /// The kernel's bound (`MAX_TAIL_CALL_CNT`), less the dispatcher's.
     const TAIL_CALLS: usize = 32;
     let mut verdict = pipeline::enter::<At, _, _>(packet, tables);
@@ -422,6 +427,7 @@ fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T) -> End {
             }
             _ => break,
         };
+        tell(stage);
         verdict = match stage {
             Stage::Track => pipeline::track::<At, _, _>(packet, tables),
             Stage::Reject => pipeline::reject::<At, _, _>(packet, tables),

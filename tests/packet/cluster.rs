@@ -11,7 +11,8 @@ use nix::{
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
-        Backend, Config, Endpoint, Frontend, FrontendKey, Hook, Network, NetworkKind, ServiceClient, SourceRange, macs,
+        Backend, Config, Endpoint, Frontend, FrontendKey, Hook, Network, NetworkKind, Out, ServiceClient, SourceRange,
+        macs,
     },
     pipeline::Route,
     simulator::{self, End, HostPacket, HostTables, prefix},
@@ -343,6 +344,27 @@ impl Both {
         self.kernel.age_flows(ticks)?;
         self.host.conntrack.borrow_mut().values_mut().for_each(|e| e.last_seen = e.last_seen.wrapping_sub(ticks));
         Ok(())
+    }
+
+    /// Traces a packet through the kernel's tables, runs it there, and demands that it ends as it was traced, with the same
+    /// bytes.
+    pub fn trace(&self, hook: Hook, data: &[u8]) -> Result<End> {
+        self.kernel.set_clock(one_tick_for_both()?)?;
+        let live = self.kernel.look()?;
+        let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
+        let end = simulator::run(hook, &mut packet, &live);
+        live.check()?;
+        // The processor may know the way of such a packet from one before it, and gives it the MACs that it would get from the
+        // neighbour table.
+        let from = if matches!(end, End::Forward(Out::Uplink | Out::Via, _)) { 12 } else { 0 };
+        if let Some((seen, bytes)) = self.kernel.run(hook, data)? {
+            ensure!(
+                seen == end.into() && (bytes.get(from..) == packet.data.get(from..) || seen == Seen::Drop),
+                "{hook:?}: traced {end:?}, ended {seen:?}\n  in     {data:02x?}\n  traced {:02x?}\n  kernel {bytes:02x?}",
+                packet.data
+            );
+        }
+        Ok(end)
     }
 
     /// Runs a packet through both, demands the same end, the same bytes and the same counts, and returns them.

@@ -120,6 +120,25 @@ fn random_packets_end_alike_on_host_and_in_kernel() {
     });
 }
 
+/// What `podnet trace` runs on: the tables that are in the kernel, with its routes and neighbours.
+#[test]
+fn random_packets_end_in_the_kernel_as_they_are_traced() {
+    in_namespace(|uplink| {
+        let both = Both::new(uplink, |_| {})?;
+        let mut n = Numbers(0x0074_7261_6365);
+        let mut ends = std::collections::BTreeSet::new();
+        for round in 0..10_000 {
+            let v6 = n.below(2) == 1;
+            let (hook, frame) = random_frame(&mut n, &addresses(v6));
+            let bytes = damage(&mut n, frame.bytes());
+            let end = both.trace(hook, &bytes).map_err(|error| error.context(format!("round {round}, {frame:?}")))?;
+            ends.insert(format!("{end:?}"));
+        }
+        ensure!(ends.len() >= 16, "only these ends were met: {ends:#?}");
+        Ok(())
+    });
+}
+
 /// Every length of a known flow's packets, of its replies and of new flows.
 #[test]
 fn packets_cut_at_every_length_end_alike() {

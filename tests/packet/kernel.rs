@@ -23,7 +23,11 @@ use nix::{
     mount::{MsFlags, mount, umount},
     sched::{CloneFlags, unshare},
 };
-use podnet::datapath::{Sizes, batch, loader};
+use podnet::datapath::{
+    Sizes, batch,
+    live::{Live, Source},
+    loader,
+};
 use podnet_cni::datapath::{PinDir, Plain, bpf};
 use podnet_common::{
     layout::{
@@ -59,6 +63,8 @@ impl From<End> for Seen {
 /// The loaded object.
 struct Object {
     ebpf: Ebpf,
+    /// The same tables, for tracing.
+    source: Source,
     /// What `SNAT_PORTS` begins with: so many entries that they are written only when they are others.
     ports: Vec<u16>,
     /// How many processors the kernel counts for, each by itself.
@@ -88,9 +94,10 @@ fn load() -> Result<Object> {
         let directory = tempfile::tempdir()?;
         mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>)?;
         let loaded = loader::load(&object, &PinDir::new(directory.path()), SIZES);
+        let source = Source::open(directory.path());
         umount(directory.path())?;
         let processors = nr_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))?;
-        Ok(Object { ebpf: loaded?.ebpf, ports: Vec::new(), processors })
+        Ok(Object { ebpf: loaded?.ebpf, source: source?, ports: Vec::new(), processors })
     });
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -230,6 +237,11 @@ impl Kernel {
         let map: HashMap<_, Plain<Tuple>, Plain<CtEntry>> =
             self.object.ebpf.map("CONNTRACK").context("map")?.try_into()?;
         map.iter().map(|entry| entry.map(|(k, v)| (k.0, CtEntry { last_seen: 0, ..v.0 })).map_err(Into::into)).collect()
+    }
+
+    /// The tables as they are now, for tracing.
+    pub fn look(&self) -> Result<Live<'_>> {
+        Ok(self.object.source.look()?)
     }
 
     /// Attaches the socket hooks to a cgroup, until what is returned is dropped.

@@ -31,6 +31,13 @@ impl Pods {
         Ok(Self { by_address })
     }
 
+    /// The addresses of a pod.
+    pub(super) fn addresses(&self, namespace: &str, name: &str) -> Vec<IpAddr> {
+        let is =
+            |record: &Record| record.pod.as_ref().is_some_and(|pod| pod.namespace == namespace && pod.name == name);
+        self.by_address.iter().filter(|(_, record)| is(record)).map(|(ip, _)| *ip).collect()
+    }
+
     /// `namespace/name` of the pod with an address.
     pub(super) fn name(&self, ip: IpAddr) -> Option<String> {
         let pod = self.by_address.get(&ip)?.pod.as_ref()?;
@@ -117,12 +124,12 @@ impl Show for EndpointList {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::cli::view::fake::FakeView;
 
     /// The plugin's record of a pod, as its file holds it.
-    fn pods() -> Pods {
+    pub(in crate::cli) fn pods() -> Pods {
         let record: Record = serde_json::from_value(serde_json::json!({
             "containerID": "c1", "ifname": "eth0", "state": "ready", "network": "podnet", "netns": "/var/run/netns/x",
             "ips": ["10.244.1.5", "fd00:244:1::5"], "mac": "02:00:00:00:00:01", "hostIfname": "pn0",

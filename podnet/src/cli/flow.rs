@@ -28,7 +28,7 @@ pub struct Filter {
 }
 
 /// Reads a protocol's name or number.
-fn parse_protocol(text: &str) -> Result<Proto, String> {
+pub(super) fn parse_protocol(text: &str) -> Result<Proto, String> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(Proto::TCP),
         "udp" => Ok(Proto::UDP),

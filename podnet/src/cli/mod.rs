@@ -16,6 +16,7 @@ mod nat;
 mod output;
 mod service;
 mod status;
+mod trace;
 pub mod view;
 mod wanted;
 
@@ -113,6 +114,8 @@ enum Command {
     },
     /// Show how many packets were dropped, and why.
     Drops,
+    /// Show step by step what this node would do with a packet. Nothing is changed, and nothing is sent.
+    Trace(Box<trace::TraceArgs>),
     /// Mount a BPF file system, unless there is one: what the daemon needs, where the node's own system doesn't do so.
     MountBpffs {
         /// Where.
@@ -226,6 +229,16 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             let now = crate::datapath::now();
             let list = affinity::list(options.view()?.as_ref(), &options.names(), &options.pods(), now)?;
             output::print(&list, options.output)?;
+        }
+        Command::Trace(args) => {
+            let names = trace::Names {
+                services: options.names(),
+                pods: options.pods(),
+                nodes: options.nodes(),
+                interface: crate::datapath::view::interface_name,
+            };
+            let traces = trace::run(&options.bpffs(), options.view()?.as_ref(), &names, &args)?;
+            output::print(&traces, options.output)?;
         }
         Command::Drops => output::print(&drops::read(options.view()?.as_ref())?, options.output)?,
         Command::MountBpffs { at } => {

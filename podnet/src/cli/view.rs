@@ -33,6 +33,9 @@ pub enum ViewError {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The routing table could not be asked.
+    #[error("can't ask the kernel for routes: {0}. This command needs root")]
+    Routes(#[source] std::io::Error),
     /// The kernel could not be asked what is attached.
     #[error("can't ask where {hook} is attached: {}. These commands need root", chain(.source.as_ref()))]
     Hook {

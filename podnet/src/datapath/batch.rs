@@ -188,6 +188,16 @@ fn entry(command: libc::c_int, map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]
     unsafe { bpf(command, &mut attr) }.map(drop)
 }
 
+/// Reads an entry; `None` if there is none. Of a trie it is that of the longest prefix which holds the key.
+pub fn look_up<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::zeroed();
+    match entry(BPF_MAP_LOOKUP_ELEM, map, key, &mut value, 0) {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Takes an entry out of a hash map (Linux 5.14); `None` if there is none.
 pub fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::zeroed();

@@ -40,7 +40,7 @@ struct PinnedView {
 }
 
 /// A table, opened by its pin.
-struct Pinned<K, V> {
+pub(super) struct Pinned<K, V> {
     table: TableOf<K, V>,
     map: MapData,
 }
@@ -50,7 +50,17 @@ impl<K: Pod, V: Pod> Pinned<K, V> {
         batch::for_each(self.map.fd().as_fd(), visit).map_err(failed(self.table))
     }
 
-    fn entries(&self) -> Result<Vec<(K, V)>, ViewError> {
+    /// The entry with a key; of a trie, that of the longest prefix which holds it.
+    pub(super) fn look_up(&self, key: &K) -> Result<Option<V>, ViewError> {
+        batch::look_up(self.map.fd().as_fd(), key).map_err(failed(self.table))
+    }
+
+    /// How many entries it has room for.
+    pub(super) fn capacity(&self) -> Result<u32, ViewError> {
+        self.map.info().map(|info| info.max_entries()).map_err(failed(self.table))
+    }
+
+    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, ViewError> {
         let mut all = Vec::new();
         self.for_each(|key, value| all.push((*key, *value)))?;
         Ok(all)
@@ -75,7 +85,7 @@ fn open_table(pins: &PinDir, table: Table) -> Result<MapData, ViewError> {
     })
 }
 
-fn open_pinned<K, V>(pins: &PinDir, table: TableOf<K, V>) -> Result<Pinned<K, V>, ViewError> {
+pub(super) fn open_pinned<K, V>(pins: &PinDir, table: TableOf<K, V>) -> Result<Pinned<K, V>, ViewError> {
     Ok(Pinned { table, map: open_table(pins, table.table())? })
 }
 

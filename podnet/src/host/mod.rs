@@ -13,6 +13,7 @@ pub mod firewall;
 mod lookup;
 mod netconf;
 mod next_hops;
+mod output;
 pub mod podnet0;
 pub mod ports;
 mod raw;
@@ -41,6 +42,7 @@ use rtnetlink::proto::ConnectionHandle;
 use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
+pub use output::OutputRoute;
 pub use podnet0::{Podnet0, Wanted as Podnet0Wanted};
 pub use routes::{NodeNetwork, NodeRoutes, RemoteNode};
 pub use snapshot::{Link, Snapshot};

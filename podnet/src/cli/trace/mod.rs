@@ -1,0 +1,391 @@
+//! `podnet trace`: what this node would do with a packet, by the tables that are in the kernel now.
+//!
+//! The pipeline itself runs, over a packet in memory; what it looks up is read from the kernel, and what it would write
+//! stays in memory. So nothing is changed and nothing is sent. Between the hooks the host's stack is followed as far as
+//! its routes and neighbours tell; packet filters aren't asked.
+
+mod capture;
+mod facts;
+mod packet;
+mod record;
+mod report;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use podnet_common::addr::{Addr, IfIndex, Mac, Proto};
+use podnet_common::layout::{Endpoint, Frontend, FrontendKey, Network, NetworkKind};
+use tokio::runtime::Runtime;
+
+pub(super) use facts::Names;
+pub(super) use report::Traces;
+
+use super::flow::parse_protocol;
+use super::output::protocol;
+use super::view::View;
+use crate::compile::{ServiceId, of_node};
+use crate::datapath::live::Source;
+use crate::host::{Host, OutputRoute};
+use packet::{Description, Fragment, IcmpType};
+use walk::{Node, Process, Sender, Tracer};
+
+/// The sender's port where none is given.
+const SPORT: u16 = 40_000;
+/// The MAC of a sender outside of which none is known.
+const SOME_MAC: Mac = Mac([2, 0, 0, 0, 0, 0xfe]);
+
+/// Which packet to trace.
+#[derive(Clone, Debug, Args)]
+pub struct TraceArgs {
+    /// The sender: `pod/NAMESPACE/NAME` or a pod's address, `host`, or the address of another machine, by the interface from
+    /// which its packets come [default: the one towards it]
+    #[arg(long, value_name = "pod/NAMESPACE/NAME | host | ADDRESS[%INTERFACE]")]
+    from: String,
+    /// The destination; `PORT` is a number, or of a service a port's name.
+    #[arg(
+        long,
+        value_name = "NAMESPACE/SERVICE[:PORT] | pod/NAMESPACE/NAME[:PORT] | ADDRESS[:PORT]",
+        required_unless_present_any = ["pcap", "hex"]
+    )]
+    to: Option<String>,
+    /// tcp, udp, sctp, icmp or a number [default: the service's, else tcp, or icmp if --icmp-type is given]
+    #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
+    proto: Option<Proto>,
+    /// The sender's port; a process of the host, or of a pod, has then bound its socket to it [default: 40000, unbound]
+    #[arg(long, value_name = "PORT")]
+    sport: Option<u16>,
+    /// With commas between: syn, ack, fin, rst, psh, urg; or none.
+    #[arg(long, value_name = "FLAGS", value_parser = packet::parse_flags, default_value = "syn")]
+    tcp_flags: u8,
+    /// `echo-request`, `echo-reply`, another name, or a number; with `:CODE` if it isn't 0 [default: echo-request]
+    #[arg(long, value_name = "TYPE")]
+    icmp_type: Option<String>,
+    /// The identifier of an echo.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    icmp_id: u16,
+    /// Length of the IP packet in bytes [default: its headers alone]
+    #[arg(long, value_name = "BYTES")]
+    size: Option<u16>,
+    /// Time to live, or hop limit.
+    #[arg(long, value_name = "HOPS", default_value_t = 64)]
+    ttl: u8,
+    /// IPv4: the packet may not be cut. IPv6 packets never are.
+    #[arg(long)]
+    dont_fragment: bool,
+    /// It is a fragment: `first`, or where it begins in bytes, with `+` if others follow.
+    #[arg(long, value_name = "PLACE", value_parser = packet::parse_fragment)]
+    fragment: Option<Fragment>,
+    /// The process's UDP socket is connected, so its packets are translated one by one.
+    #[arg(long)]
+    connected: bool,
+    /// The MAC of a sender outside [default: its node's, if it is of the cluster]
+    #[arg(long, value_name = "MAC", value_parser = parse_mac)]
+    mac: Option<Mac>,
+    /// Prefer IPv6 where pod and service have both.
+    #[arg(short = '6', long)]
+    ipv6: bool,
+    /// Trace the packets of a capture, one after the other, as if each had the effects of those before it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "hex"])]
+    pcap: Option<PathBuf>,
+    /// Trace a frame, or an IP packet, given in hexadecimal digits.
+    #[arg(long, value_name = "DIGITS", conflicts_with = "to")]
+    hex: Option<String>,
+    /// Show frames byte by byte.
+    #[arg(long)]
+    bytes: bool,
+}
+
+fn parse_mac(text: &str) -> Result<Mac, String> {
+    podnet_cni::mac::parse(text).ok_or_else(|| format!("{text} is no MAC: write it as 02:00:00:00:00:01"))
+}
+
+/// Traces what is asked for through the node whose tables are pinned there.
+pub(super) fn run(bpffs: &Path, view: &dyn View, names: &Names, args: &TraceArgs) -> Result<Traces> {
+    let source = Source::open(bpffs)?;
+    let live = source.look()?;
+    let routes = Routes::open()?;
+    let output = |dst, src| routes.output(dst, src);
+    let tracer = Tracer { node: &live, view, names, output: &output, own_mac: &own_mac, bytes: args.bytes };
+    let traces = trace(&tracer, args)?;
+    live.check()?;
+    Ok(traces)
+}
+
+/// The kernel's routes for the host's own packets.
+struct Routes {
+    runtime: Runtime,
+    host: Host,
+}
+
+impl Routes {
+    fn open() -> Result<Self> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start the runtime")?;
+        let host = runtime.block_on(async { Host::open() })?;
+        Ok(Self { runtime, host })
+    }
+
+    fn output(&self, dst: IpAddr, src: Option<IpAddr>) -> Result<Option<OutputRoute>> {
+        Ok(self.runtime.block_on(self.host.output_route(dst, src))?)
+    }
+}
+
+/// The MAC of an interface of this namespace; zeros if it has none.
+fn own_mac(ifindex: IfIndex) -> Mac {
+    let Some(name) = crate::datapath::view::interface_name(ifindex) else { return Mac::default() };
+    let mut addresses =
+        nix::ifaddrs::getifaddrs().into_iter().flatten().filter(|address| address.interface_name == name);
+    let mac = addresses.find_map(|address| address.address?.as_link_addr()?.addr());
+    mac.map(Mac).unwrap_or_default()
+}
+
+/// Traces what is asked for.
+fn trace<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<Traces> {
+    let frames = match (&args.pcap, &args.hex) {
+        (Some(path), _) => capture::read(path)?,
+        (None, Some(digits)) => vec![capture::digits(digits)?],
+        (None, None) => return Ok(Traces(vec![described(tracer, args)?])),
+    };
+    let mut traces = Vec::new();
+    for frame in frames {
+        let summary = packet::Summary::of(&frame);
+        let v6 = summary.as_ref().map_or(args.ipv6, |summary| summary.src.is_ipv6());
+        let origin = origin(tracer, args, v6)?;
+        let make = |_| {
+            let mut frame = frame.clone();
+            // A capture without Ethernet headers has none.
+            if let Some(macs) = frame.get_mut(..12).filter(|macs| macs.iter().all(|byte| *byte == 0)) {
+                macs.copy_from_slice(bytemuck::bytes_of(&origin.macs));
+            }
+            Ok(frame)
+        };
+        traces.push(tracer.trace(origin.sender, None, &make)?);
+    }
+    Ok(Traces(traces))
+}
+
+/// Traces the packet that is described.
+fn described<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<report::Trace> {
+    let target = target(tracer, args)?;
+    let v6 = target.addr.is_ipv6();
+    let origin = origin(tracer, args, v6)?;
+    let proto = match (args.proto.or(target.proto), args.icmp_type.is_some()) {
+        (Some(Proto::ICMP | Proto::ICMPV6), _) | (None, true) => {
+            if v6 {
+                Proto::ICMPV6
+            } else {
+                Proto::ICMP
+            }
+        }
+        (Some(proto), _) => proto,
+        (None, false) => Proto::TCP,
+    };
+    let carries_ports = [Proto::TCP, Proto::UDP, Proto::SCTP].contains(&proto);
+    if carries_ports && target.port.is_none() && args.fragment.is_none_or(|fragment| fragment.offset == 0) {
+        bail!("{} needs a port: write {}:PORT", protocol(proto), args.to.as_deref().unwrap_or_default());
+    }
+    let icmp =
+        packet::parse_icmp(args.icmp_type.as_deref().unwrap_or("echo-request"), v6).map_err(anyhow::Error::msg)?;
+    let make = |instead: Option<(IpAddr, u16)>| {
+        let (dst, dport) = instead.unwrap_or((target.addr, target.port.unwrap_or_default()));
+        let src = match origin.address {
+            Some(address) => address,
+            None => host_source(tracer, dst)?,
+        };
+        let description = Description {
+            src,
+            dst,
+            proto,
+            sport: args.sport.unwrap_or(SPORT),
+            dport,
+            tcp_flags: args.tcp_flags,
+            icmp: IcmpType { identifier: args.icmp_id, ..icmp },
+            ttl: args.ttl,
+            size: args.size,
+            dont_fragment: args.dont_fragment,
+            fragment: args.fragment,
+        };
+        Ok(description.frame(origin.macs))
+    };
+    let process = Process { bound: args.sport.is_some(), connected: args.connected };
+    tracer.trace(origin.sender, Some(process), &make)
+}
+
+/// The address that a process of the host sends with.
+fn host_source<N>(tracer: &Tracer<'_, N>, dst: IpAddr) -> Result<IpAddr> {
+    let route = (tracer.output)(dst, None)?.with_context(|| format!("this host has no route to {dst}"))?;
+    route.source.with_context(|| format!("this host has no address for packets to {dst}"))
+}
+
+/// Where a packet is going.
+struct Target {
+    addr: IpAddr,
+    port: Option<u16>,
+    /// The service's.
+    proto: Option<Proto>,
+}
+
+/// Reads the destination.
+fn target<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<Target> {
+    let text = args.to.as_deref().unwrap_or_default();
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Target { addr: address.ip(), port: Some(address.port()), proto: None });
+    }
+    if let Ok(addr) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        return Ok(Target { addr, port: None, proto: None });
+    }
+    let (object, port) = text.split_once(':').map_or((text, None), |(object, port)| (object, Some(port)));
+    match object.split('/').collect::<Vec<_>>().as_slice() {
+        ["pod", namespace, name] => {
+            let port = port.map(|port| port.parse().with_context(|| format!("{port} is no port"))).transpose()?;
+            let addresses = tracer.names.pods.addresses(namespace, name);
+            let addr = of_family(&addresses, args.ipv6).with_context(|| no_such_pod(namespace, name))?;
+            Ok(Target { addr, port, proto: None })
+        }
+        [namespace, name] => service(tracer, args, namespace, name, port),
+        _ => bail!(
+            "{text} is no destination: write NAMESPACE/SERVICE:PORT, pod/NAMESPACE/NAME:PORT or ADDRESS:PORT, IPv6 in brackets"
+        ),
+    }
+}
+
+fn no_such_pod(namespace: &str, name: &str) -> String {
+    format!("this node has no pod {namespace}/{name}; see `podnet endpoint list`")
+}
+
+/// The address of the family that is preferred, or else another.
+fn of_family(addresses: &[IpAddr], v6: bool) -> Option<IpAddr> {
+    addresses.iter().copied().find(|addr| addr.is_ipv6() == v6).or_else(|| addresses.first().copied())
+}
+
+/// A service's port: its ClusterIP's, if there is one.
+fn service<N: Node>(
+    tracer: &Tracer<'_, N>,
+    args: &TraceArgs,
+    namespace: &str,
+    name: &str,
+    port: Option<&str>,
+) -> Result<Target> {
+    let mut found: Vec<(FrontendKey, Frontend, &str)> = Vec::new();
+    for (key, frontend) in tracer.view.frontends()? {
+        let Some(service) = tracer.names.services.name(ServiceId(frontend.service)) else { continue };
+        let own = service.service.namespace == namespace && service.service.name == name;
+        if own && key.scope == FrontendKey::ANY && key != FrontendKey::address(key.addr) && !of_node(&key) {
+            found.push((key, frontend, &service.port));
+        }
+    }
+    if found.is_empty() {
+        bail!("the tables have no service {namespace}/{name} with an address of its own; see `podnet service list`");
+    }
+    let ports: BTreeSet<_> = found.iter().map(|(key, _, name)| (key.port.get(), protocol(key.proto), *name)).collect();
+    let listed = ports.iter().map(|(port, proto, name)| format!("{port}/{proto} {name}").trim_end().to_owned());
+    let listed = listed.collect::<Vec<_>>().join(", ");
+    found.retain(|(key, _, name)| {
+        port.is_none_or(|port| *name == port || port.parse() == Ok(key.port.get()))
+            && args.proto.is_none_or(|proto| proto == key.proto || matches!(proto, Proto::ICMP | Proto::ICMPV6))
+    });
+    let chosen: BTreeSet<_> = found.iter().map(|(key, _, _)| key.port.get()).collect();
+    if chosen.len() != 1 && args.icmp_type.is_none() {
+        bail!("{namespace}/{name} has these ports: {listed}. Name one: {namespace}/{name}:PORT");
+    }
+    // A ClusterIP before others, the family that is preferred, TCP before others.
+    found.sort_by_key(|(key, frontend, _)| {
+        (frontend.flags & Frontend::EXTERNAL != 0, key.addr.is_v4() == args.ipv6, key.proto, key.addr)
+    });
+    let (key, ..) = found.first().with_context(|| format!("{namespace}/{name} has these ports: {listed}"))?;
+    let proto = if args.icmp_type.is_some() { None } else { Some(key.proto) };
+    Ok(Target { addr: key.addr.into(), port: Some(key.port.get()), proto })
+}
+
+/// Where a packet comes from.
+struct Origin {
+    sender: Sender,
+    /// None: the host's, which depends on the way.
+    address: Option<IpAddr>,
+    /// Destination and source.
+    macs: [Mac; 2],
+}
+
+/// Reads the sender of packets of a family.
+fn origin<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs, v6: bool) -> Result<Origin> {
+    if args.from == "host" {
+        let config = tracer.node.config().copied().unwrap_or_default();
+        return Ok(Origin { sender: Sender::Host, address: None, macs: [config.podnet1_mac, config.podnet0_mac] });
+    }
+    if let Some(("pod", pod)) = args.from.split_once('/') {
+        let Some((namespace, name)) = pod.split_once('/') else {
+            bail!("{} is no pod: write pod/NAMESPACE/NAME", args.from);
+        };
+        let addresses = tracer.names.pods.addresses(namespace, name);
+        if addresses.is_empty() {
+            bail!("{}", no_such_pod(namespace, name));
+        }
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        let address = addresses.into_iter().find(|addr| addr.is_ipv6() == v6);
+        let address = address.with_context(|| format!("the pod {pod} has no {family} address"))?;
+        let endpoint = tracer.node.endpoint(&address.into());
+        let endpoint =
+            endpoint.with_context(|| format!("`endpoints` has no entry of {address}: the pod {pod} is cut off"))?;
+        return Ok(of_pod(address, endpoint));
+    }
+    let (address, interface) = args.from.split_once('%').map_or((args.from.as_str(), None), |(a, i)| (a, Some(i)));
+    let Ok(address) = address.parse::<IpAddr>() else {
+        bail!("{} is no sender: write pod/NAMESPACE/NAME, host or ADDRESS[%INTERFACE]", args.from);
+    };
+    if address.is_ipv6() != v6 && args.pcap.is_none() && args.hex.is_none() {
+        bail!("{address} and the destination are of different families");
+    }
+    let addr = Addr::from(address);
+    if let (Some(endpoint), None) = (tracer.node.endpoint(&addr), interface) {
+        return Ok(of_pod(address, endpoint));
+    }
+    let network = tracer.node.network(&addr);
+    let is = |kind: NetworkKind| network.is_some_and(|network| network.kind == kind as u32);
+    if is(NetworkKind::LocalNode) && interface.is_none() {
+        let config = tracer.node.config().copied().unwrap_or_default();
+        let macs = [config.podnet1_mac, config.podnet0_mac];
+        return Ok(Origin { sender: Sender::Host, address: Some(address), macs });
+    }
+    let ifindex = match interface {
+        Some(name) => {
+            IfIndex(nix::net::if_::if_nametoindex(name).with_context(|| format!("there is no interface {name}"))?)
+        }
+        None => towards(tracer, address, network)?,
+    };
+    // A pod that sends with another's address.
+    if let Some((_, endpoint)) = tracer.view.endpoints()?.iter().find(|(_, endpoint)| endpoint.ifindex == ifindex) {
+        let macs = [endpoint.host_mac, args.mac.unwrap_or(endpoint.mac)];
+        return Ok(Origin { sender: Sender::Pod(ifindex), address: Some(address), macs });
+    }
+    let config = tracer.node.config().copied().unwrap_or_default();
+    let tunnelled = ifindex == config.tunnel;
+    let known = network.map(|network| network.mac).filter(|mac| *mac != Mac::default());
+    let own = if tunnelled { config.tunnel_mac } else { (tracer.own_mac)(ifindex) };
+    let macs = [own, args.mac.or(known).unwrap_or(SOME_MAC)];
+    Ok(Origin { sender: Sender::Outside(ifindex), address: Some(address), macs })
+}
+
+fn of_pod(address: IpAddr, endpoint: &Endpoint) -> Origin {
+    let macs = [endpoint.host_mac, endpoint.mac];
+    Origin { sender: Sender::Pod(endpoint.ifindex), address: Some(address), macs }
+}
+
+/// The interface from which a machine's packets come: the one towards it.
+fn towards<N: Node>(tracer: &Tracer<'_, N>, address: IpAddr, network: Option<&Network>) -> Result<IfIndex> {
+    let config = tracer.node.config().copied().unwrap_or_default();
+    let by_tunnel = network.is_some_and(|n| n.flags & Network::TUNNEL != 0 && n.kind == NetworkKind::RemotePods as u32);
+    if by_tunnel {
+        return Ok(config.tunnel);
+    }
+    let route = (tracer.output)(address, None)?;
+    let route = route.filter(|route| !route.local && route.ifindex != config.podnet0);
+    let route =
+        route.with_context(|| format!("no interface leads to {address}: name one, --from {address}%INTERFACE"))?;
+    Ok(route.ifindex)
+}

@@ -1,0 +1,157 @@
+//! The kernel's routing table, asked as the programs ask it: by `bpf_fib_lookup`, which netlink can't imitate (it checks
+//! sources that the helper doesn't). A program of a few instructions does so. It is attached to nothing, runs on a frame
+//! of its own, which goes nowhere, and is gone with its descriptor.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use podnet_cni::datapath::bpf;
+use podnet_common::{
+    addr::{Addr, IfIndex},
+    fib::FibLookup,
+    layout::{Config, Interface},
+    packet::ETH,
+    pipeline::Route,
+};
+
+/// `enum bpf_cmd` and `enum bpf_prog_type` of linux/bpf.h.
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+
+/// The question's place in the frame: after an Ethernet header.
+const FRAME: usize = ETH + size_of::<FibLookup>();
+
+/// What loading a program takes of `union bpf_attr`.
+#[repr(C)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log: [u32; 4],
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+}
+
+/// What running one takes of it.
+#[repr(C)]
+struct RunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    _pad: u32,
+}
+
+/// A program that asks the routing table of the namespace of the calling thread.
+pub(super) struct FibProgram {
+    program: OwnedFd,
+    config: Config,
+}
+
+impl FibProgram {
+    /// Loads the program, for a node with this configuration.
+    pub(super) fn load(config: &Config) -> io::Result<Self> {
+        let insns = instructions(FibLookup::flags(config));
+        let mut attr = LoadAttr {
+            prog_type: BPF_PROG_TYPE_SCHED_CLS,
+            insn_cnt: insns.len() as u32,
+            insns: insns.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+            log: [0; 4],
+            kern_version: 0,
+            prog_flags: 0,
+            prog_name: *b"podnet_trace_fib",
+        };
+        attr.prog_name[15] = 0;
+        // SAFETY: the attribute is of the command's shape, and what it points to outlives the call.
+        let fd = unsafe { bpf(BPF_PROG_LOAD, &mut attr) }?;
+        // SAFETY: the call has just returned this descriptor, and nothing else has it.
+        Ok(Self { program: unsafe { OwnedFd::from_raw_fd(fd) }, config: *config })
+    }
+
+    /// The way of a packet that came in at `from`, and what the helper has returned. `None`: the node has none by which it
+    /// would send it on.
+    pub(super) fn route<'t>(
+        &self,
+        from: IfIndex,
+        src: &Addr,
+        dst: &Addr,
+        interface: impl Fn(&IfIndex) -> Option<&'t Interface>,
+    ) -> io::Result<(Option<Route>, i64)> {
+        let mut question = FibLookup::default();
+        question.ask(from, src, dst, &self.config);
+        let mut frame = [0u8; FRAME];
+        frame[ETH..].copy_from_slice(bytemuck::bytes_of(&question));
+        let result = self.run(&mut frame)?;
+        let answer: FibLookup = bytemuck::pod_read_unaligned(&frame[ETH..]);
+        let mut route = Route::default();
+        let found = answer.answer(result, dst, &self.config, interface, &mut route);
+        Ok((found.then_some(route), result))
+    }
+
+    fn run(&self, frame: &mut [u8; FRAME]) -> io::Result<i64> {
+        let data_in = *frame;
+        let mut attr = RunAttr {
+            prog_fd: self.program.as_raw_fd() as u32,
+            retval: 0,
+            data_size_in: FRAME as u32,
+            data_size_out: FRAME as u32,
+            data_in: data_in.as_ptr() as u64,
+            data_out: frame.as_mut_ptr() as u64,
+            repeat: 1,
+            duration: 0,
+            ctx_size_in: 0,
+            ctx_size_out: 0,
+            ctx_in: 0,
+            ctx_out: 0,
+            flags: 0,
+            cpu: 0,
+            batch_size: 0,
+            _pad: 0,
+        };
+        // SAFETY: the attribute is of the command's shape, and both buffers are live and of the size it names.
+        unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
+        Ok(i64::from(attr.retval as i32))
+    }
+}
+
+/// Copies the question out of the frame to the stack, asks, copies it back, and returns what `bpf_fib_lookup` has returned.
+fn instructions(flags: u32) -> Vec<[u8; 8]> {
+    const LEN: i32 = size_of::<FibLookup>() as i32;
+    const LOAD_BYTES: i32 = 26;
+    const STORE_BYTES: i32 = 9;
+    const FIB_LOOKUP: i32 = 69;
+    // `struct bpf_insn`: opcode, registers (source and destination), offset, immediate.
+    let insn = |opcode: u8, dst: u8, src: u8, immediate: i32| {
+        let [a, b, c, d] = immediate.to_le_bytes();
+        [opcode, src << 4 | dst, 0, 0, a, b, c, d]
+    };
+    let copy = |dst, src| insn(0xbf, dst, src, 0);
+    let set = |dst, value| insn(0xb7, dst, 0, value);
+    let stack = |dst| [copy(dst, 10), insn(0x07, dst, 0, -LEN)];
+    let call = |helper| insn(0x85, 0, 0, helper);
+    let mut program = vec![copy(6, 1), set(2, ETH as i32)];
+    program.extend(stack(3));
+    program.extend([set(4, LEN), call(LOAD_BYTES), copy(1, 6)]);
+    program.extend(stack(2));
+    program.extend([set(3, LEN), set(4, flags as i32), call(FIB_LOOKUP), copy(7, 0), copy(1, 6), set(2, ETH as i32)]);
+    program.extend(stack(3));
+    program.extend([set(4, LEN), set(5, 0), call(STORE_BYTES), copy(0, 7), insn(0x95, 0, 0, 0)]);
+    program
+}

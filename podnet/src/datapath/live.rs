@@ -1,0 +1,425 @@
+//! The pinned tables as the pipeline sees them, for asking what it would do: an entry is read from the kernel when it is
+//! asked for, and stays what it was then. What the pipeline writes stays in memory. Nothing is changed.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::HashMap,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash},
+    path::Path,
+};
+
+use bytemuck::Pod;
+use nix::time::{ClockId, clock_gettime};
+use podnet_cni::datapath::PinDir;
+use podnet_common::{
+    addr::{Addr, IfIndex, Mac},
+    fib::result,
+    layout::{
+        Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
+        Hook, Interface, Network, Peer, Prefix, Sandbox, ServiceClient, SockKey, SockPeer, SourceRange, Tuple, holders,
+        tables,
+    },
+    pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
+    time,
+    verdict::{Counter, Reason},
+};
+
+use super::{
+    fib::FibProgram,
+    view::{Pinned, open_pinned},
+};
+use crate::cli::view::ViewError;
+
+/// The tables of a node, opened.
+pub struct Source {
+    config: Pinned<u32, Config>,
+    clock: Pinned<u32, u32>,
+    frontends: Pinned<FrontendKey, Frontend>,
+    slots: Pinned<u32, u32>,
+    backends: Pinned<u32, Backend>,
+    endpoints: Pinned<Addr, Endpoint>,
+    networks: Pinned<Prefix, Network>,
+    interfaces: Pinned<IfIndex, Interface>,
+    conntrack: Pinned<Tuple, CtEntry>,
+    conntrack_max: u32,
+    holders: Pinned<u32, u32>,
+    snat_ports: Pinned<u32, u32>,
+    affinity: Pinned<AffinityKey, Affinity>,
+    source_ranges: Pinned<SourceRange, u32>,
+    fragments: Pinned<FragmentKey, FragmentPorts>,
+    peers: Pinned<Peer, u32>,
+    sandboxes: Pinned<u64, Sandbox>,
+    sock_reverse: Pinned<SockKey, SockPeer>,
+}
+
+impl Source {
+    /// Opens the tables that are pinned in a BPF file system.
+    ///
+    /// # Errors
+    /// [`ViewError::NotPinned`] if any of them isn't there.
+    pub fn open(bpffs: &Path) -> Result<Self, ViewError> {
+        let pins = PinDir::new(bpffs);
+        let conntrack = open_pinned(&pins, tables::CONNTRACK)?;
+        Ok(Self {
+            config: open_pinned(&pins, tables::CONFIG)?,
+            clock: open_pinned(&pins, tables::CLOCK)?,
+            frontends: open_pinned(&pins, tables::FRONTENDS)?,
+            slots: open_pinned(&pins, tables::SLOTS)?,
+            backends: open_pinned(&pins, tables::BACKENDS)?,
+            endpoints: open_pinned(&pins, tables::ENDPOINTS)?,
+            networks: open_pinned(&pins, tables::NODES)?,
+            interfaces: open_pinned(&pins, tables::INTERFACES)?,
+            conntrack_max: conntrack.capacity()?,
+            conntrack,
+            holders: open_pinned(&pins, tables::HOLDERS)?,
+            snat_ports: open_pinned(&pins, tables::SNAT_PORTS)?,
+            affinity: open_pinned(&pins, tables::AFFINITY)?,
+            source_ranges: open_pinned(&pins, tables::SOURCE_RANGES)?,
+            fragments: open_pinned(&pins, tables::FRAGMENTS)?,
+            peers: open_pinned(&pins, tables::PEERS)?,
+            sandboxes: open_pinned(&pins, tables::SANDBOXES)?,
+            sock_reverse: open_pinned(&pins, tables::SOCK_REVERSE)?,
+        })
+    }
+
+    /// The tables as they are from now on.
+    ///
+    /// # Errors
+    /// The node's configuration can't be read, or the kernel doesn't take the program that asks for routes.
+    pub fn look(&self) -> Result<Live<'_>, ViewError> {
+        let config = self.config.look_up(&0)?.unwrap_or_default();
+        Ok(Live {
+            source: self,
+            fib: FibProgram::load(&config).map_err(ViewError::Routes)?,
+            config,
+            now: Cell::new(None),
+            frontends: Memo::default(),
+            slots: Memo::default(),
+            backends: Memo::default(),
+            endpoints: Memo::default(),
+            networks: Memo::default(),
+            interfaces: Memo::default(),
+            snat_ports: Memo::default(),
+            source_ranges: Memo::default(),
+            peers: Memo::default(),
+            sandboxes: Memo::default(),
+            routes: Memo::default(),
+            conntrack: RefCell::default(),
+            holders: RefCell::default(),
+            affinity: RefCell::default(),
+            fragments: RefCell::default(),
+            sock_reverse: RefCell::default(),
+            handover: RefCell::default(),
+            next_hops: RefCell::default(),
+            failed: RefCell::default(),
+        })
+    }
+}
+
+/// Why a node doesn't send a packet on: an answer of `bpf_fib_lookup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWay {
+    /// A route says that it is to be dropped silently.
+    Blackhole,
+    /// A route says that there is no way.
+    Unreachable,
+    /// A route or a rule forbids it.
+    Prohibited,
+    /// It is for the node itself, or for all, or there is no route.
+    NotForwarded,
+    /// The interface that it came in by doesn't forward.
+    ForwardingOff,
+    /// There is another answer, or none.
+    Unknown,
+}
+
+impl NoWay {
+    fn of(answer: i64) -> Self {
+        match answer {
+            result::BLACKHOLE => Self::Blackhole,
+            result::UNREACHABLE => Self::Unreachable,
+            result::PROHIBIT => Self::Prohibited,
+            result::NOT_FORWARDED => Self::NotForwarded,
+            result::FORWARDING_OFF => Self::ForwardingOff,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// The tables at one moment, or at several when it takes longer.
+pub struct Live<'s> {
+    source: &'s Source,
+    config: Config,
+    fib: FibProgram,
+    now: Cell<Option<u32>>,
+    frontends: Memo<FrontendKey, Frontend>,
+    slots: Memo<u32, u32>,
+    backends: Memo<u32, Backend>,
+    endpoints: Memo<Addr, Endpoint>,
+    networks: Memo<Addr, Network>,
+    interfaces: Memo<IfIndex, Interface>,
+    snat_ports: Memo<u32, u32>,
+    source_ranges: Memo<ServiceClient, u32>,
+    peers: Memo<Mac, u32>,
+    sandboxes: Memo<u64, Sandbox>,
+    routes: Memo<(IfIndex, Addr, Addr), (Option<Route>, i64)>,
+    conntrack: RefCell<HashMap<Tuple, Option<CtEntry>>>,
+    holders: RefCell<HashMap<u32, u32>>,
+    affinity: RefCell<HashMap<AffinityKey, Option<Affinity>>>,
+    fragments: RefCell<HashMap<FragmentKey, Option<FragmentPorts>>>,
+    sock_reverse: RefCell<HashMap<SockKey, Option<SockPeer>>>,
+    handover: RefCell<Handover>,
+    next_hops: RefCell<HashMap<u32, CachedRoute>>,
+    failed: RefCell<Option<ViewError>>,
+}
+
+impl Live<'_> {
+    /// What has gone wrong since this was last asked: what was decided then may be wrong.
+    ///
+    /// # Errors
+    /// The first error.
+    pub fn check(&self) -> Result<(), ViewError> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// The way of a packet that comes in at `from`, as [`Tables::route`] tells it.
+    ///
+    /// # Errors
+    /// Why the node doesn't send it on.
+    pub fn way(&self, from: IfIndex, src: &Addr, dst: &Addr) -> Result<&Route, NoWay> {
+        let answer = self.routes.get(&(from, *src, *dst), || {
+            let answer = self.fib.route(from, src, dst, |ifindex| self.interface(ifindex));
+            answer.map_or_else(|error| self.fails(ViewError::Routes(error)), Some)
+        });
+        match answer {
+            Some((Some(way), _)) => Ok(way),
+            Some((None, result)) => Err(NoWay::of(*result)),
+            None => Err(NoWay::Unknown),
+        }
+    }
+
+    /// The node's pods that have sockets translated: the cookie of the network namespace of the pod with an address.
+    ///
+    /// # Errors
+    /// [`ViewError::Table`] if `sandboxes` can't be read.
+    pub fn netns_cookie(&self, addr: &Addr) -> Result<Option<u64>, ViewError> {
+        let sandboxes = self.source.sandboxes.entries()?;
+        Ok(sandboxes.into_iter().find(|(_, pod)| pod.v4 == *addr || pod.v6 == *addr).map(|(cookie, _)| cookie))
+    }
+
+    /// An entry as the kernel has it.
+    fn read<K: Pod, V: Pod>(&self, table: &Pinned<K, V>, key: &K) -> Option<V> {
+        table.look_up(key).unwrap_or_else(|error| self.fails(error))
+    }
+
+    fn fails<T>(&self, error: ViewError) -> Option<T> {
+        self.failed.borrow_mut().get_or_insert(error);
+        None
+    }
+
+    /// An entry as the kernel had it, or as it was written since.
+    fn read_over<K: Pod + Eq + Hash, V: Pod>(
+        &self,
+        written: &RefCell<HashMap<K, Option<V>>>,
+        table: &Pinned<K, V>,
+        key: &K,
+    ) -> Option<V> {
+        *written.borrow_mut().entry(*key).or_insert_with(|| self.read(table, key))
+    }
+}
+
+impl Tables for Live<'_> {
+    fn now(&self) -> u32 {
+        self.now.get().or_else(|| self.read(&self.source.clock, &0)).unwrap_or_default()
+    }
+
+    fn advance(&self) -> u32 {
+        // The programs' clock: `bpf_ktime_get_coarse_ns`. It always exists.
+        let nanoseconds = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+            .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
+        let now = time::ticks(nanoseconds);
+        self.now.set(Some(now));
+        now
+    }
+
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn interface(&self, ifindex: &IfIndex) -> Option<&Interface> {
+        self.interfaces.get(ifindex, || self.read(&self.source.interfaces, ifindex))
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        self.frontends.get(key, || self.read(&self.source.frontends, key))
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.get(&index, || self.read(&self.source.slots, &index)).copied()
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(&id, || self.read(&self.source.backends, &id))
+    }
+
+    fn endpoint(&self, addr: &Addr) -> Option<&Endpoint> {
+        self.endpoints.get(addr, || self.read(&self.source.endpoints, addr))
+    }
+
+    fn prefix(&self, addr: &Addr) -> Option<&Network> {
+        self.networks.get(addr, || self.read(&self.source.networks, &Prefix { len: 128, addr: *addr }))
+    }
+
+    fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
+        let mut conntrack = self.conntrack.borrow_mut();
+        conntrack.entry(*key).or_insert_with(|| self.read(&self.source.conntrack, key)).as_mut().map(f)
+    }
+
+    fn insert_flow(&self, key: &Tuple, entry: &CtEntry) -> Result<(), InsertError> {
+        if self.flow(key, |_| ()).is_some() {
+            return Err(InsertError::Exists);
+        }
+        // Nothing tells how many entries a hash table has; this is how many the programs have counted.
+        if self.held(holders::ALL) >= self.source.conntrack_max {
+            return Err(InsertError::Full);
+        }
+        self.conntrack.borrow_mut().insert(*key, Some(*entry));
+        Ok(())
+    }
+
+    fn remove_flow(&self, key: &Tuple) {
+        self.conntrack.borrow_mut().insert(*key, None);
+    }
+
+    fn held(&self, place: u32) -> u32 {
+        let read = || self.read(&self.source.holders, &place).unwrap_or_default();
+        *self.holders.borrow_mut().entry(place).or_insert_with(read)
+    }
+
+    fn hold(&self, place: u32, entries: u32) {
+        let held = self.held(place);
+        self.holders.borrow_mut().insert(place, held.wrapping_add(entries));
+    }
+
+    fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R> {
+        Some(f(&mut self.handover.borrow_mut()))
+    }
+
+    // Each processor has its own, so that it is as if another had had the packets before.
+    fn cached_route<R>(&self, slot: u32, f: impl FnOnce(&mut CachedRoute) -> R) -> Option<R> {
+        (slot < CachedRoute::SLOTS).then(|| f(self.next_hops.borrow_mut().entry(slot).or_default()))
+    }
+
+    // None is known, so that every packet is judged in full.
+    fn direct_path<R>(&self, slot: u32, f: impl FnOnce(&mut DirectPath) -> R) -> Option<R> {
+        (slot < DirectPath::SLOTS).then(|| f(&mut DirectPath::default()))
+    }
+
+    fn route(&self, from: IfIndex, src: &Addr, dst: &Addr, route: &mut Route) -> bool {
+        self.way(from, src, dst).map(|way| *route = *way).is_ok()
+    }
+
+    fn snat_port(&self, index: u32) -> Option<u32> {
+        self.snat_ports.get(&index, || self.read(&self.source.snat_ports, &index)).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.read_over(&self.affinity, &self.source.affinity, key)
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
+        self.affinity.borrow_mut().insert(*key, Some(*value));
+    }
+
+    fn in_source_ranges(&self, client: &ServiceClient) -> bool {
+        let key = SourceRange { len: 160, data: *client };
+        self.source_ranges.get(client, || self.read(&self.source.source_ranges, &key)).is_some()
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.read_over(&self.fragments, &self.source.fragments, key)
+    }
+
+    fn set_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, Some(*ports));
+    }
+
+    fn is_peer(&self, mac: &Mac) -> bool {
+        let key = Peer { mac: *mac, _pad: [0; 2] };
+        self.peers.get(mac, || self.read(&self.source.peers, &key)).is_some()
+    }
+
+    fn sandbox(&self, netns_cookie: u64) -> Option<&Sandbox> {
+        self.sandboxes.get(&netns_cookie, || self.read(&self.source.sandboxes, &netns_cookie))
+    }
+
+    fn sock_peer(&self, key: &SockKey) -> Option<SockPeer> {
+        self.read_over(&self.sock_reverse, &self.source.sock_reverse, key)
+    }
+
+    fn set_sock_peer(&self, key: &SockKey, peer: &SockPeer) -> bool {
+        self.sock_reverse.borrow_mut().insert(*key, Some(*peer));
+        true
+    }
+
+    // The kernel's counters are the kernel's.
+    fn count(&self, _counter: Counter) {}
+
+    fn count_drop(&self, _reason: Reason) {}
+
+    fn report(&self, _hook: Hook, _reason: Reason) {}
+}
+
+/// What was read, by its key. References to it stay valid while more is read.
+struct Memo<K, V> {
+    chains: Box<[Chain<K, V>]>,
+}
+
+/// Entries whose keys have the same hash.
+type Chain<K, V> = OnceCell<Box<Known<K, V>>>;
+
+struct Known<K, V> {
+    key: K,
+    value: Option<V>,
+    next: Chain<K, V>,
+}
+
+impl<K, V> Default for Memo<K, V> {
+    fn default() -> Self {
+        const CHAINS: usize = 256;
+        Self { chains: (0..CHAINS).map(|_| OnceCell::new()).collect() }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> Memo<K, V> {
+    /// The value of a key, which `read` tells the first time.
+    fn get(&self, key: &K, read: impl FnOnce() -> Option<V>) -> Option<&V> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
+        let mut chain = &self.chains[hash as usize % self.chains.len()];
+        while let Some(known) = chain.get() {
+            if known.key == *key {
+                return known.value.as_ref();
+            }
+            chain = &known.next;
+        }
+        let value = read();
+        chain.get_or_init(|| Box::new(Known { key: *key, value, next: OnceCell::new() })).value.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_stays_where_it_is() {
+        let memo = Memo::default();
+        let first = memo.get(&0u32, || Some(0u32)).unwrap();
+        for key in 1..10_000 {
+            assert_eq!(memo.get(&key, || (key % 3 != 0).then_some(key)).is_some(), key % 3 != 0);
+        }
+        assert_eq!(first, &0);
+        assert_eq!(memo.get(&7, || panic!("it is known")), Some(&7));
+        assert_eq!(memo.get(&9, || panic!("it is known to be missing")), None);
+    }
+}

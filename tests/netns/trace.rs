@@ -1,0 +1,525 @@
+//! `podnet trace` and the packets themselves: what is traced is sent, and takes the same way with the same bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually};
+use podnet_tests::traffic::{Family, Frames, Transport};
+use serde_json::{Value, json};
+
+/// Where servers listen.
+const TARGET: u16 = 8080;
+/// How long a frame that must arrive gets.
+const ARRIVES: Duration = Duration::from_secs(5);
+
+/// Two nodes with a server on each, a client pod on the first, and a machine outside.
+struct Site {
+    client: Pod,
+    near: Pod,
+    far: Pod,
+    lab: Lab,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).build()?;
+        let (near, far) = (lab.node(0).add_server("near", TARGET)?, lab.node(1).add_server("far", TARGET)?);
+        let client = lab.node(0).add_pod("client")?;
+        Ok(Self { client, near, far, lab })
+    }
+
+    fn node(&self) -> &Node {
+        self.lab.node(0)
+    }
+
+    /// Services of every kind, ready: `near`, `far`, `itself`, `none` and others are at ports 80; the first two have
+    /// NodePorts.
+    fn services(&self) -> Result<()> {
+        let service = |name: &str, number: u8| Service::new(name, number, 80, TARGET);
+        for (service, mode, backends) in [
+            (service("near", 10).node_port(30_010), None, vec![&self.near]),
+            (service("far", 11).node_port(30_011), None, vec![&self.far]),
+            (service("direct", 12).node_port(30_012), Some("preserve"), vec![&self.far]),
+            (service("itself", 13), None, vec![&self.client]),
+            (service("snat", 14), Some("snat"), vec![&self.far]),
+            (service("none", 15), None, vec![]),
+            (service("both", 16), None, vec![&self.near, &self.far]),
+            (service("sticky", 17).affinity(600), None, vec![&self.near, &self.far]),
+        ] {
+            service.apply(&self.lab, mode)?;
+            service.set_endpoints(&self.lab, &backends)?;
+        }
+        let ranges = service("ranges", 18).load_balancer(&["192.0.2.80".parse()?, "2001:db8:80::80".parse()?], 30_018);
+        let ranges = ranges.source_ranges(&["198.51.100.0/24", "2001:db8:51::/48"]);
+        ranges.apply(&self.lab, None)?;
+        ranges.set_endpoints(&self.lab, &[&self.near])?;
+        let ports = json!([{"name": "sctp", "protocol": "SCTP", "port": 80, "targetPort": TARGET}]);
+        let sctp = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "sctp", "namespace": "default"},
+            "spec": {"clusterIPs": ["10.96.0.19", "fd00:96::13"], "clusterIP": "10.96.0.19", "ports": ports,
+                     "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"]}
+        });
+        let sctp = Service::from_object(sctp)?;
+        sctp.apply(&self.lab, None)?;
+        sctp.set_endpoints(&self.lab, &[&self.near])?;
+        // Neighbours are known from now on, and tables are written.
+        for family in Family::ALL {
+            let node = self.node();
+            let address = |port: u16| (node.ip(family), port).into();
+            self.lab.client().reaches(Transport::Tcp, address(30_010), &["near"])?;
+            self.lab.client().reaches(Transport::Tcp, address(30_011), &["far"])?;
+            self.client.place.reaches(Transport::Tcp, (self.far.ip(family), TARGET).into(), &["far"])?;
+        }
+        eventually("the last service is there", || {
+            self.node().podnet(&["trace", "--from", "pod/default/client", "--to", "default/sctp"]).map(drop)
+        })
+    }
+
+    fn trace(&self, args: &[String]) -> Result<Value> {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let traces = self.node().podnet_json(&[&["trace", "--bytes"], &args[..]].concat())?;
+        match traces.as_array().map(Vec::as_slice) {
+            Some([trace]) => Ok(trace.clone()),
+            _ => bail!("it is not one trace: {traces}"),
+        }
+    }
+
+    /// Where frames come in that are sent there.
+    fn entrance(&self, from: &Sender) -> Result<Frames> {
+        match from {
+            Sender::Client => Frames::on(&self.client.place, "eth0"),
+            Sender::Outside => Frames::on(self.lab.client(), "eth0"),
+            Sender::Host => Frames::on(&self.node().place, "podnet0"),
+        }
+    }
+
+    /// Where a frame with that outcome is seen.
+    fn exit(&self, from: &Sender, outcome: &Value) -> Result<Frames> {
+        let node = &self.node().place;
+        match outcome["kind"].as_str() {
+            Some("pod") => {
+                let pods = [&self.client, &self.near, &self.far];
+                let name = outcome["pod"].as_str().unwrap_or_default();
+                let pod = pods.into_iter().find(|pod| name == format!("default/{}", pod.name()));
+                Frames::on(&pod.with_context(|| format!("there is no pod {name}"))?.place, "eth0")
+            }
+            Some("leaves") => Frames::on(node, outcome["interface"].as_str().unwrap_or_default()),
+            Some("answered") => self.entrance(from),
+            Some("host") => Frames::on(node, "podnet0"),
+            _ => bail!("nothing is seen of {outcome}"),
+        }
+    }
+
+    /// Traces a packet, sends the very frame, and demands that the same becomes of it.
+    fn same(&self, from: &Sender, args: &[String]) -> Result<Value> {
+        let trace = self.trace(args)?;
+        let hooks: Vec<_> =
+            trace["steps"].as_array().into_iter().flatten().filter(|step| step["at"] == "hook").collect();
+        let first = hooks.first().context("it meets no hook")?;
+        let frame = digits(&first["before"])?;
+        let outcome = &trace["outcome"];
+        let entrance = self.entrance(from)?;
+        if outcome["kind"] == "dropped" {
+            let reason = outcome["reason"].as_str().unwrap_or_default();
+            let drops = || -> Result<u64> { Ok(self.node().drops()?.get(reason).copied().unwrap_or_default()) };
+            let before = drops()?;
+            entrance.send(&frame)?;
+            eventually("the drop is counted", || {
+                let now = drops()?;
+                ensure!(now == before + 1, "{reason}: {before} drops have become {now}");
+                Ok(())
+            })?;
+            return Ok(trace);
+        }
+        let wanted = digits(&trace["frame"])?;
+        // A frame that is handed to the neighbour table gets its MACs there.
+        let from_byte = if hooks.last().is_some_and(|hook| hook["route"]["mac"].is_null()) { 12 } else { 0 };
+        let exit = self.exit(from, outcome)?;
+        entrance.send(&frame)?;
+        let mut seen = Vec::new();
+        let arrived = exit.expect(ARRIVES, |frame| {
+            seen.push(frame.to_vec());
+            frame.len() == wanted.len() && frame[from_byte..] == wanted[from_byte..]
+        })?;
+        ensure!(
+            arrived.is_some(),
+            "{outcome}: nothing was seen of\n{wanted:02x?}\nbut\n{}",
+            seen.iter().map(|frame| format!("{frame:02x?}\n")).collect::<String>()
+        );
+        Ok(trace)
+    }
+}
+
+/// Where a packet is sent from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sender {
+    /// The client pod.
+    Client,
+    /// The machine outside.
+    Outside,
+    /// The host, into podnet0.
+    Host,
+}
+
+impl Sender {
+    fn argument(self, family: Family) -> String {
+        match self {
+            Self::Client => "pod/default/client".to_owned(),
+            Self::Outside => client_ip(family).to_string(),
+            Self::Host => "host".to_owned(),
+        }
+    }
+}
+
+fn digits(value: &Value) -> Result<Vec<u8>> {
+    let text = value.as_str().with_context(|| format!("{value} is no frame"))?;
+    (0..text.len()).step_by(2).map(|at| Ok(u8::from_str_radix(&text[at..at + 2], 16)?)).collect()
+}
+
+/// The arguments of a case, with a source port of its own where it has none.
+fn arguments(sender: Sender, family: Family, words: &str, port: &mut u16) -> Vec<String> {
+    let mut args = vec!["--from".to_owned(), sender.argument(family)];
+    args.extend(words.split_whitespace().map(str::to_owned));
+    if family == Family::V6 {
+        args.push("--ipv6".to_owned());
+    }
+    if !words.contains("--sport") && !words.contains("icmp") {
+        *port += 1;
+        args.extend(["--sport".to_owned(), port.to_string()]);
+    }
+    args
+}
+
+#[test]
+fn traced_and_sent() -> Result<()> {
+    cases!(
+        Site::new()?,
+        packets_that_are_traced_go_where_the_trace_says,
+        packets_outside_of_services_go_where_the_trace_says,
+        what_is_refused_says_why,
+        fragments_and_long_packets_go_where_the_trace_says,
+        the_trace_names_backend_shares_and_the_next_node,
+        sockets_are_traced_like_their_packets,
+        nothing_is_changed_and_no_daemon_is_needed,
+        a_thousand_packets_take_less_than_a_second,
+    )
+}
+
+/// Traces and sends all of these: sender, arguments, kind of the outcome.
+fn all(site: &Site, port: &mut u16, cases: &[(Sender, String, &str)], family: Family) -> Result<()> {
+    for (sender, words, outcome) in cases {
+        let args = arguments(*sender, family, words, port);
+        // A flow's first packet, and the next one, which finds what the first has left.
+        for packet in ["first", "second"] {
+            let trace = site.same(sender, &args).with_context(|| format!("{packet}: {}", args.join(" ")))?;
+            ensure!(
+                trace["outcome"]["kind"] == *outcome,
+                "{packet}: {} has {} for outcome",
+                args.join(" "),
+                trace["outcome"]
+            );
+        }
+    }
+    Ok(())
+}
+
+fn packets_that_are_traced_go_where_the_trace_says(site: &Site) -> Result<()> {
+    use Sender::{Client, Host, Outside};
+    site.services()?;
+    let mut port = 41_000;
+    for family in Family::ALL {
+        let node = site.node().ip(family);
+        let at = |port: u16| std::net::SocketAddr::new(node, port);
+        for proto in ["tcp", "udp"] {
+            let to = |to: &dyn std::fmt::Display| format!("--proto {proto} --to {to}");
+            all(
+                site,
+                &mut port,
+                &[
+                    (Client, to(&"default/near:80"), "pod"),
+                    (Client, to(&"default/far:80"), "leaves"),
+                    (Client, to(&"default/itself:80"), "pod"),
+                    (Client, to(&"default/snat:80"), "leaves"),
+                    (Client, to(&at(30_010)), "pod"),
+                    (Outside, to(&at(30_010)), "pod"),
+                    (Outside, to(&at(30_011)), "leaves"),
+                    (Outside, to(&at(30_012)), "leaves"),
+                    // What the socket hooks leave alone: a port that the process has chosen, or a connected socket.
+                    (Host, to(&"default/near:80") + " --connected", "pod"),
+                    (Host, to(&"default/far:80") + " --connected", "leaves"),
+                ],
+                family,
+            )?;
+        }
+        all(site, &mut port, &[(Client, "--proto sctp --to default/sctp:80".to_owned(), "pod")], family)?;
+    }
+    Ok(())
+}
+
+fn packets_outside_of_services_go_where_the_trace_says(site: &Site) -> Result<()> {
+    use Sender::{Client, Outside};
+    site.services()?;
+    let mut port = 43_000;
+    for family in Family::ALL {
+        let icmp = |to: &dyn std::fmt::Display, id: u16| format!("--icmp-type echo-request --icmp-id {id} --to {to}");
+        let (outside, near, far) = (client_ip(family), site.near.ip(family), site.far.ip(family));
+        let [outside_at, near_at, far_at] =
+            [(outside, 443), (near, TARGET), (far, TARGET)].map(|(ip, port)| std::net::SocketAddr::new(ip, port));
+        all(
+            site,
+            &mut port,
+            &[
+                // Masquerade.
+                (Client, format!("--to {outside_at}"), "leaves"),
+                (Client, format!("--proto udp --to {outside_at}"), "leaves"),
+                (Client, icmp(&outside, 7), "leaves"),
+                // Pods.
+                (Client, format!("--to {near_at}"), "pod"),
+                (Client, format!("--to {far_at}"), "leaves"),
+                (Client, icmp(&near, 8), "pod"),
+                (Outside, format!("--to {near_at}"), "pod"),
+                // A service answers pings.
+                (Client, icmp(&"default/near", 9), "answered"),
+            ],
+            family,
+        )?;
+    }
+    Ok(())
+}
+
+fn what_is_refused_says_why(site: &Site) -> Result<()> {
+    use Sender::{Client, Outside};
+    site.services()?;
+    let mut port = 44_000;
+    for family in Family::ALL {
+        let pick = |four: &'static str, six: &'static str| if family == Family::V4 { four } else { six };
+        let near = std::net::SocketAddr::new(site.near.ip(family), TARGET);
+        let balancer = pick("192.0.2.80:80", "[2001:db8:80::80]:80");
+        let nobody = pick("10.96.0.200:80", "[fd00:96::200]:80");
+        let interface = site.client.host_ifname()?;
+        for (sender, words, reason, says) in [
+            (Client, "--to default/none:80".to_owned(), "no_endpoint", "no ready endpoint"),
+            (Client, format!("--to {nobody}"), "unallocated_service", "no service"),
+            (Client, format!("--to {}", pick("10.96.0.10:99", "[fd00:96::a]:99")), "undefined_port", "does not define"),
+            (Client, "--ttl 1 --to default/far:80".to_owned(), "ttl_exceeded", "exceeded"),
+            (
+                Outside,
+                format!("--to {}", pick("10.96.0.10:80", "[fd00:96::a]:80")),
+                "cluster_ip_from_outside",
+                "ClusterIP",
+            ),
+            (Outside, format!("--to {balancer}"), "source_range", "loadBalancerSourceRanges"),
+        ] {
+            let args = arguments(sender, family, &words, &mut port);
+            let trace = site.same(&sender, &args).with_context(|| args.join(" "))?;
+            ensure!(trace["outcome"]["reason"] == reason, "{}: {}", args.join(" "), trace["outcome"]);
+            let steps = trace["steps"].as_array().context("steps")?;
+            let admission = steps.last().context("a step")?["admission"].as_str().unwrap_or_default();
+            ensure!(admission.contains(says), "{}: {admission}", args.join(" "));
+        }
+        // A pod that sends with another's address.
+        let forged = pick("10.244.1.200", "fd00:244:1::200");
+        let mut args = vec!["--from".to_owned(), format!("{forged}%{interface}")];
+        args.extend(["--to".to_owned(), near.to_string()]);
+        let trace = site.same(&Client, &args).with_context(|| args.join(" "))?;
+        ensure!(trace["outcome"]["reason"] == "spoofed_source", "{family}: {}", trace["outcome"]);
+    }
+    Ok(())
+}
+
+fn fragments_and_long_packets_go_where_the_trace_says(site: &Site) -> Result<()> {
+    use Sender::{Client, Outside};
+    site.services()?;
+    let mut port = 45_000;
+    for family in Family::ALL {
+        let outside = std::net::SocketAddr::new(client_ip(family), 443);
+        let udp = |words: &str| format!("--proto udp --sport 45999 {words}");
+        all(
+            site,
+            &mut port,
+            &[
+                (Client, udp("--to default/far:80 --size 1500"), "leaves"),
+                (Client, udp("--to default/far:80 --size 1000 --fragment first"), "leaves"),
+                (Client, udp("--to default/far:80 --size 1000 --fragment 976"), "leaves"),
+                (Client, udp(&format!("--to {outside} --size 1200 --fragment first")), "leaves"),
+                (Client, udp(&format!("--to {outside} --size 1200 --fragment 1176+")), "leaves"),
+                (Client, format!("--ttl 1 --to {outside}"), "answered"),
+                (
+                    Outside,
+                    format!("--ttl 1 --to {}", std::net::SocketAddr::new(site.node().ip(family), 30_011)),
+                    "answered",
+                ),
+            ],
+            family,
+        )?;
+        // A way that takes less than the interface, which the daemon notices.
+        let node = &site.node().place;
+        node.ip(&format!("route add {} dev eth0 mtu lock 1300", outside.ip()))?;
+        let words = format!("--size 1400 --dont-fragment --to {outside}");
+        let args = arguments(Client, family, &words, &mut port);
+        eventually("the route's MTU counts", || {
+            let trace = site.trace(&args)?;
+            ensure!(trace["outcome"]["reason"] == "too_big", "{}", trace["outcome"]);
+            Ok(())
+        })?;
+        all(site, &mut port, &[(Client, words, "answered")], family)?;
+        node.ip(&format!("route del {} dev eth0 mtu lock 1300", outside.ip()))?;
+    }
+    Ok(())
+}
+
+fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
+    site.services()?;
+    let node = site.node();
+    let trace = site
+        .trace(&["--from", "pod/default/client", "--to", "default/both:80", "--sport", "46000"].map(str::to_owned))?;
+    let hook =
+        trace["steps"].as_array().and_then(|steps| steps.iter().find(|step| step["at"] == "hook")).context("a hook")?;
+    let shares = hook["backend"]["of"].as_array().context("shares")?;
+    ensure!(shares.len() == 2 && shares.iter().all(|share| share["percent"] == 50.0), "{hook}");
+    ensure!(hook["backend"]["by"].as_str().is_some_and(|by| by.contains("hash")), "{hook}");
+    ensure!(hook["class"] == "the first packet of a flow, to the service default/both:tcp", "{hook}");
+    let look_ups = hook["lookUps"].as_array().context("look-ups")?;
+    for table in ["conntrack", "frontends", "slots", "backends", "endpoints"] {
+        ensure!(look_ups.iter().any(|look_up| look_up["table"] == table), "{table} is not among {look_ups:?}");
+    }
+    // Another node's, which is asked with what the trace proposes.
+    let far =
+        site.trace(&["--from", "pod/default/client", "--to", "default/far:80", "--sport", "46001"].map(str::to_owned))?;
+    ensure!(far["next"]["node"] == "node2", "{}", far["next"]);
+    let command = far["next"]["command"].as_str().context("a command")?;
+    let words: Vec<_> = command.split(' ').skip(1).collect();
+    let there = site.lab.node(1).podnet_json(&[&words[..], &["--bytes"]].concat())?;
+    ensure!(there[0]["outcome"]["kind"] == "pod" && there[0]["outcome"]["pod"] == "default/far", "{there}");
+    // Direct server return too, which the other node knows by this one's MAC.
+    let to = std::net::SocketAddr::new(node.ip(Family::V4), 30_012);
+    let outside = client_ip(Family::V4);
+    let direct =
+        site.trace(&["--from", &outside.to_string(), "--to", &to.to_string(), "--sport", "46002"].map(str::to_owned))?;
+    let command = direct["next"]["command"].as_str().with_context(|| format!("a command in {direct}"))?;
+    let words: Vec<_> = command.split(' ').skip(1).collect();
+    let there = site.lab.node(1).podnet_json(&words)?;
+    ensure!(there[0]["outcome"]["pod"] == "default/far", "{command}: {there}");
+    // Affinity, once there is some.
+    let sticky = ["--from", "pod/default/client", "--to", "default/sticky:80", "--sport", "46003"].map(str::to_owned);
+    let first = site.same(&Sender::Client, &sticky)?;
+    let again = ["--from", "pod/default/client", "--to", "default/sticky:80", "--sport", "46004"].map(str::to_owned);
+    let second = site.same(&Sender::Client, &again)?;
+    let backend = |trace: &Value| trace["steps"][0]["backend"].clone();
+    ensure!(backend(&first)["backend"] == backend(&second)["backend"], "{first}\n{second}");
+    ensure!(backend(&second)["by"].as_str().is_some_and(|by| by.contains("last one")), "{second}");
+    // For people.
+    let text = node.podnet(&["trace", "--from", "pod/default/client", "--to", "default/far:80"])?;
+    for words in ["packet", "default/far:tcp", "goes to node2, ask there: podnet trace", "leaves by"] {
+        ensure!(text.contains(words), "{words} is not in\n{text}");
+    }
+    Ok(())
+}
+
+fn sockets_are_traced_like_their_packets(site: &Site) -> Result<()> {
+    site.services()?;
+    let node = site.node();
+    for family in Family::ALL {
+        let six = if family == Family::V6 { &["--ipv6"][..] } else { &[] };
+        for proto in ["tcp", "udp"] {
+            let args = ["trace", "--from", "host", "--to", "default/near:80", "--proto", proto];
+            let trace = node.podnet_json(&[&args[..], six].concat())?;
+            ensure!(trace[0]["steps"][0]["at"] == "socket", "{trace}");
+            ensure!(trace[0]["outcome"]["pod"] == "default/near", "{trace}");
+            let refused = ["trace", "--from", "host", "--to", "default/none:80", "--proto", proto];
+            let refused = node.podnet_json(&[&refused[..], six].concat())?;
+            ensure!(refused[0]["outcome"]["kind"] == "refused", "{refused}");
+        }
+        let connected = ["trace", "--from", "host", "--to", "default/near:80", "--proto", "udp", "--connected"];
+        let connected = node.podnet_json(&[&connected[..], six].concat())?;
+        let hook = |step: &Value| step["hook"] == "from_host";
+        ensure!(connected[0]["steps"].as_array().is_some_and(|steps| steps.iter().any(hook)), "{connected}");
+    }
+    Ok(())
+}
+
+fn nothing_is_changed_and_no_daemon_is_needed(site: &Site) -> Result<()> {
+    site.services()?;
+    let node = site.node();
+    node.stop_daemon()?;
+    let tables = || -> Result<BTreeMap<&str, Value>> {
+        [["conntrack", "list"], ["affinity", "list"]]
+            .into_iter()
+            .map(|args| {
+                let mut rows = node.podnet_json(&args)?;
+                for row in rows.as_array_mut().into_iter().flatten() {
+                    for time in ["idleSeconds", "ageSeconds", "leftSeconds"] {
+                        row.as_object_mut().map(|row| row.remove(time));
+                    }
+                }
+                Ok((args[0], rows))
+            })
+            .collect()
+    };
+    let (before, drops) = (tables()?, node.drops()?);
+    for to in ["default/sticky:80", "default/snat:80", "default/none:80", "203.0.113.9:443"] {
+        for sport in 47_000..47_003 {
+            node.podnet(&["trace", "--from", "pod/default/client", "--to", to, "--sport", &sport.to_string()])?;
+        }
+    }
+    ensure!(tables()? == before, "{before:?} has become {:?}", tables()?);
+    ensure!(node.drops()? == drops, "drops were counted");
+    node.start_daemon()
+}
+
+/// A capture as tcpdump would write it.
+fn capture(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1].map(u32::to_le_bytes).concat();
+    for frame in frames {
+        let len = frame.len() as u32;
+        bytes.extend([0, 0, len, len].map(u32::to_le_bytes).concat());
+        bytes.extend(frame);
+    }
+    bytes
+}
+
+fn a_thousand_packets_take_less_than_a_second(site: &Site) -> Result<()> {
+    site.services()?;
+    let mut frames = Vec::new();
+    for (n, to) in ["default/near:80", "default/far:80", "default/both:80", "203.0.113.9:443"].into_iter().enumerate() {
+        let trace = site.trace(&["--from", "pod/default/client", "--to", to, "--sport", "48000"].map(str::to_owned))?;
+        let frame = digits(&trace["steps"][0]["before"])?;
+        for sport in 0..250u16 {
+            let mut frame = frame.clone();
+            // The pipeline doesn't look at what the checksum was.
+            frame[34..36].copy_from_slice(&(48_000 + sport + 250 * n as u16).to_be_bytes());
+            frames.push(frame);
+        }
+    }
+    let path = site.lab.dir().join("thousand.pcap");
+    fs::write(&path, capture(&frames))?;
+    let path = path.display().to_string();
+    let args = ["trace", "--from", "pod/default/client", "--pcap", &path];
+    let traces = site.node().podnet_json(&args)?;
+    ensure!(traces.as_array().map(Vec::len) == Some(1000), "not a thousand traces");
+    let outcomes: BTreeMap<String, usize> =
+        traces.as_array().into_iter().flatten().fold(BTreeMap::new(), |mut counts, trace| {
+            *counts.entry(trace["outcome"]["kind"].to_string()).or_default() += 1;
+            counts
+        });
+    ensure!(outcomes.len() == 2, "{outcomes:?}");
+    // The processor's time: other tests have the processors too.
+    let before = children_time()?;
+    site.node().podnet(&args)?;
+    let took = children_time()? - before;
+    println!("a thousand packets took {took:?}");
+    ensure!(took < Duration::from_secs(1), "a thousand packets took {took:?}");
+    Ok(())
+}
+
+/// How long this process's children that have ended had a processor.
+fn children_time() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let time = |time: TimeVal| Duration::from_micros(time.num_microseconds().unsigned_abs());
+    Ok(time(usage.user_time()) + time(usage.system_time()))
+}
