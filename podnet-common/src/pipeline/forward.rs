@@ -10,6 +10,7 @@ use crate::{
 use super::{
     Egress, Tables, direct,
     family::{Family, Parsed, V4, V6},
+    frontend,
     handover::{Departure, Handover, ToError},
     next_hop,
     rewrite::fits,
@@ -87,8 +88,10 @@ fn send<P: Packet, T: Tables>(p: &mut P, t: &T, h: &Handover, mtu: u32, macs: &[
     if changed != Forwarded::Sent {
         return changed;
     }
+    // At an address that a service has, ports matter.
     if h.classify.direct != 0
         && *macs != [0; 3]
+        && frontend::of_address(t, &h.packet.tuple.dst).is_none()
         && let Some(Ethernet { src, .. }) = p.load(0)
     {
         direct::note(t, p.ifindex(), src, &h.packet, &h.departure, mtu, macs);

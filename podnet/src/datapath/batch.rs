@@ -191,7 +191,7 @@ fn entry(command: libc::c_int, map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]
 /// Reads an entry; `None` if there is none. Of a trie it is that of the longest prefix which holds the key.
 pub fn look_up<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::zeroed();
-    match entry(BPF_MAP_LOOKUP_ELEM, map, key, &mut value, 0) {
+    match entry(BPF_MAP_LOOKUP_ELEM, map, bytemuck::bytes_of(key), bytemuck::bytes_of_mut(&mut value), 0) {
         Ok(()) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
