@@ -19,8 +19,8 @@ use crate::{
     },
     packet::{ETH, Packet},
     pipeline::{
-        self, CachedRoute, DirectPath, FromHost, FromLoopback, FromPod, FromUplink, Handover, InsertError, Place,
-        Route, SocketCtx, Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
+        self, Action, CachedRoute, DirectPath, FromHost, FromLoopback, FromPod, FromUplink, Handover, InsertError,
+        Place, Route, SocketCtx, Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
     },
     verdict::{Counter, Reason},
 };
@@ -420,8 +420,8 @@ fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &mut 
     let mut refused = None;
     for _ in 0..TAIL_CALLS {
         let stage = match verdict {
-            Verdict::Tail(stage) => stage,
-            Verdict::Reject(reason) => {
+            Verdict { action: Action::Tail, stage, .. } => stage,
+            Verdict { action: Action::Reject, reason, .. } => {
                 refused = Some(reason);
                 Stage::answering(reason)
             }
@@ -447,13 +447,15 @@ fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &mut 
 
 /// What a verdict comes to, of a packet that was refused for a reason.
 fn end(verdict: Verdict, refused: Option<Reason>) -> End {
-    match (verdict, refused) {
-        (Verdict::Pass, _) => End::Pass,
-        (Verdict::Forward(egress), _) => End::Forward(egress.out, egress.ifindex),
-        (Verdict::Answer(ifindex), Some(reason)) => End::Reject(reason, ifindex),
-        (Verdict::Answer(ifindex), None) => End::Answer(ifindex),
-        (Verdict::Unanswered, Some(reason)) | (Verdict::Drop(reason) | Verdict::Reject(reason), _) => End::Drop(reason),
-        (Verdict::Unanswered, None) => End::Drop(Reason::Internal),
-        (Verdict::Tail(_), _) => End::Drop(Reason::NoTail),
+    let Verdict { action, reason, egress, .. } = verdict;
+    match (action, refused) {
+        (Action::Pass, _) => End::Pass,
+        (Action::Forward, _) => End::Forward(egress.out, egress.ifindex),
+        (Action::Answer, Some(reason)) => End::Reject(reason, egress.ifindex),
+        (Action::Answer, None) => End::Answer(egress.ifindex),
+        (Action::Unanswered, Some(reason)) => End::Drop(reason),
+        (Action::Drop | Action::Reject, _) => End::Drop(reason),
+        (Action::Unanswered, None) => End::Drop(Reason::Internal),
+        (Action::Tail, _) => End::Drop(Reason::NoTail),
     }
 }

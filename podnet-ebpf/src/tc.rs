@@ -12,8 +12,8 @@ use podnet_common::{
     layout::{GENERATION_SLOTS, Hook, MARK_DONE, Out},
     packet::{ETH, Ethernet, Packet as _},
     pipeline::{
-        self, Egress, FromHost, FromLoopback, FromPod, FromUplink, Place, Stage, Tables as _, ToPod, ToRaw, ToUplink,
-        Verdict,
+        self, Action, Egress, FromHost, FromLoopback, FromPod, FromUplink, Place, Stage, Tables as _, ToPod, ToRaw,
+        ToUplink, Verdict,
     },
     verdict::Reason,
 };
@@ -49,14 +49,14 @@ fn dispatch(ctx: &TcContext, hook: Hook, missing: i32) -> i32 {
 /// Carries out a verdict.
 #[inline(always)]
 fn act<At: Place>(ctx: &TcContext, verdict: Verdict) -> i32 {
-    match verdict {
-        Verdict::Pass => NEXT,
-        Verdict::Forward(egress) => forward(ctx, &egress),
-        Verdict::Tail(stage) => tail(ctx, stage.slot(At::HOOK)),
-        Verdict::Reject(reason) => tail(ctx, Stage::answering(reason).slot(At::HOOK)),
+    match verdict.action {
+        Action::Pass => NEXT,
+        Action::Forward => forward(ctx, &verdict.egress),
+        Action::Tail => tail(ctx, verdict.stage.slot(At::HOOK)),
+        Action::Reject => tail(ctx, Stage::answering(verdict.reason).slot(At::HOOK)),
         // SAFETY: no pointers.
-        Verdict::Answer(to) => unsafe { helpers::bpf_redirect(to.0, 0) as i32 },
-        Verdict::Drop(_) | Verdict::Unanswered => TC_ACT_SHOT,
+        Action::Answer => unsafe { helpers::bpf_redirect(verdict.egress.ifindex.0, 0) as i32 },
+        Action::Drop | Action::Unanswered => TC_ACT_SHOT,
     }
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use podnet_common::{
     layout::{GENERATION_SLOTS, Hook},
-    pipeline::{self, UplinkXdp, Verdict},
+    pipeline::{self, Action, UplinkXdp},
 };
 
 use crate::{context::XdpPacket, maps, tables::Maps};
@@ -23,11 +23,13 @@ pub(crate) fn uplink_xdp(ctx: XdpContext) -> u32 {
 #[xdp]
 pub(crate) fn uplink_xdp_enter(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(&ctx);
-    match pipeline::express::<UplinkXdp, _, _>(&mut packet, &Maps::<false> { ctx: ctx.as_ptr() }) {
-        Verdict::Forward(egress) if egress.ifindex.0 == ctx.ingress_ifindex() as u32 => xdp_action::XDP_TX,
+    let verdict = pipeline::express::<UplinkXdp, _, _>(&mut packet, &Maps::<false> { ctx: ctx.as_ptr() });
+    let to = verdict.egress.ifindex;
+    match verdict.action {
+        Action::Forward if to.0 == ctx.ingress_ifindex() as u32 => xdp_action::XDP_TX,
         // SAFETY: no pointers.
-        Verdict::Forward(egress) => unsafe { helpers::bpf_redirect(egress.ifindex.0, 0) as u32 },
-        Verdict::Drop(_) => xdp_action::XDP_DROP,
+        Action::Forward => unsafe { helpers::bpf_redirect(to.0, 0) as u32 },
+        Action::Drop => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_PASS,
     }
 }

@@ -47,13 +47,13 @@ pub(super) fn admit<At: Place, P: Packet, T: Tables>(
     let packet = &h.packet;
     if classified.class == Class::Link {
         let harmless = !At::FROM_POD || detects_duplicates::<P>(p, &packet.tuple, packet.l4());
-        return if harmless { Ok(()) } else { Err(Verdict::Drop(Reason::LinkScope)) };
+        return if harmless { Ok(()) } else { Err(Verdict::drop(Reason::LinkScope)) };
     }
-    checked::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6(), sender).map_err(Verdict::Drop)?;
+    checked::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6(), sender).map_err(Verdict::drop)?;
     match classified.class {
         Class::Service => client::<At, T>(t, &packet.tuple, &h.begin.frontend),
-        Class::Drop => Err(Verdict::Drop(classified.reason)),
-        Class::Reject => Err(Verdict::Reject(classified.reason)),
+        Class::Drop => Err(Verdict::drop(classified.reason)),
+        Class::Reject => Err(Verdict::reject(classified.reason)),
         _ => Ok(()),
     }
 }
@@ -62,14 +62,14 @@ pub(super) fn admit<At: Place, P: Packet, T: Tables>(
 #[inline(always)]
 fn client<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> Result<(), Verdict> {
     if frontend.flags & Frontend::EXTERNAL == 0 && !may_use_cluster_ip::<At, T>(t) {
-        return Err(Verdict::Drop(Reason::ClusterIpFromOutside));
+        return Err(Verdict::drop(Reason::ClusterIpFromOutside));
     }
     if frontend.flags & Frontend::SOURCE_RANGES != 0 && !in_source_ranges::<At, T>(t, tuple, frontend) {
-        return Err(Verdict::Drop(Reason::SourceRange));
+        return Err(Verdict::drop(Reason::SourceRange));
     }
     if frontend.slot_count == 0 {
         let dropped = frontend.flags & Frontend::DROP != 0;
-        return Err(if dropped { Verdict::Drop(Reason::NoLocalEndpoint) } else { Verdict::Reject(Reason::NoEndpoint) });
+        return Err(if dropped { Verdict::drop(Reason::NoLocalEndpoint) } else { Verdict::reject(Reason::NoEndpoint) });
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use super::{
 #[inline(always)]
 pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| {
-        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Unanswered };
+        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::UNANSWERED };
         if h.packet.v6() {
             refuse::<V6, P, T>(p, t, &ethernet, h.packet.parsed())
         } else {
@@ -35,13 +35,13 @@ pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 #[inline(always)]
 pub fn error<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| {
-        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Unanswered };
+        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::UNANSWERED };
         let made = if h.packet.v6() {
             complain::<At, V6, P, T>(p, t, &ethernet, h)
         } else {
             complain::<At, V4, P, T>(p, t, &ethernet, h)
         };
-        sent(p, t, made, Counter::Rejected, Verdict::Unanswered)
+        sent(p, t, made, Counter::Rejected, Verdict::UNANSWERED)
     })
 }
 
@@ -51,7 +51,7 @@ fn sent<P: Packet, T: Tables>(p: &P, t: &T, made: Option<()>, counter: Counter, 
     match made {
         Some(()) => {
             t.count(counter);
-            Verdict::Answer(p.ifindex())
+            Verdict::answer(p.ifindex())
         }
         None => otherwise,
     }
@@ -60,18 +60,18 @@ fn sent<P: Packet, T: Tables>(p: &P, t: &T, made: Option<()>, counter: Counter, 
 #[inline(always)]
 fn refuse<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, v: Parsed<F>) -> Verdict {
     if v.piece == Piece::Later {
-        return Verdict::Unanswered;
+        return Verdict::UNANSWERED;
     }
     if v.echo_request {
         let made = echo::<F, P>(p, ethernet, v);
-        return sent(p, t, made, Counter::EchoReplies, Verdict::Drop(Reason::StoreFailed));
+        return sent(p, t, made, Counter::EchoReplies, Verdict::drop(Reason::StoreFailed));
     }
     let made = if v.tuple.proto == Proto::TCP {
         reset::<F, P>(p, ethernet, &v)
     } else {
         icmp_error::<F, P>(p, ethernet, &v, &v.tuple.dst, F::UNREACHABLE, 0)
     };
-    sent(p, t, made, Counter::Rejected, Verdict::Unanswered)
+    sent(p, t, made, Counter::Rejected, Verdict::UNANSWERED)
 }
 
 #[inline(always)]

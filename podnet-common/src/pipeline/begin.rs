@@ -28,7 +28,7 @@ pub fn begin<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 
 #[inline(always)]
 fn make<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict {
-    let Some(config) = t.config() else { return Verdict::Drop(Reason::Internal) };
+    let Some(config) = t.config() else { return Verdict::drop(Reason::Internal) };
     let now = t.advance();
     let Tuple { src, dst, sport, dport, proto, .. } = h.packet.tuple;
     h.send.entry = CtEntry { last_seen: now, in_ifindex: At::side(from), sport, dport, src, dst, ..CtEntry::default() };
@@ -51,7 +51,7 @@ fn make<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict
         return verdict;
     }
     if !shares::admit::<At, T>(t, &h.packet.tuple, from, &mut h.insert) {
-        return if At::EGRESS { Verdict::Pass } else { Verdict::Drop(Reason::ConntrackShare) };
+        return if At::EGRESS { Verdict::PASS } else { Verdict::drop(Reason::ConntrackShare) };
     }
     if h.send.entry.flags & CtEntry::ONE_WAY == 0 {
         h.send.entry.flags |= CtEntry::OPENING;
@@ -71,7 +71,7 @@ fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, fr
     // The node that has sent it on has chosen by the hash itself, so that all that comes has similar ones.
     let hash = if begin.sent_on != 0 { balance::mix(!*hash) } else { *hash };
     if !balance::choose(t, &mut s.entry, client, frontend, hash) {
-        return Err(Verdict::Drop(Reason::StaleTable));
+        return Err(Verdict::drop(Reason::StaleTable));
     }
     if At::FROM_UPLINK
         && frontend.flags & Frontend::DIRECT_RETURN != 0
@@ -112,7 +112,7 @@ fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, fr
         s.entry.src = source::node(config, &way.src, v4);
         *from_range = 1;
     }
-    if s.entry.src.is_none() { Err(Verdict::Drop(Reason::NoRoute)) } else { Ok(()) }
+    if s.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
 }
 
 /// Fills the entry of a pod's flow to what is outside of the cluster. `Err` is what becomes of the packet if it gets none.
@@ -124,9 +124,9 @@ fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex
     // On another way no answer would be translated back, so the stack has it. It may be a broadcast, which the host gets.
     if !is_uplink(t, h.send.entry.out_ifindex) {
         let tunnelled = tunnelled::<T>(t, &h.packet.tuple);
-        return Err(if tunnelled { Verdict::Drop(Reason::TunnelFromOutside) } else { Verdict::Pass });
+        return Err(if tunnelled { Verdict::drop(Reason::TunnelFromOutside) } else { Verdict::PASS });
     }
     h.send.entry.src = source::node(config, &way.src, client.is_v4());
     h.insert.from_range = 1;
-    if h.send.entry.src.is_none() { Err(Verdict::Drop(Reason::NoRoute)) } else { Ok(()) }
+    if h.send.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
 }

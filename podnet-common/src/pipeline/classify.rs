@@ -77,7 +77,7 @@ impl Classified {
 #[inline(always)]
 pub fn classify<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| {
-        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
+        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
         judge::<At, P, T>(p, t, &ethernet, h)
     })
 }
@@ -86,7 +86,7 @@ pub fn classify<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, h: &mut Handover) -> Verdict {
     if h.packet.icmp_error() && At::FROM_UPLINK && balance::sends_on_error::<At, T>(t, ethernet, h) {
         next_hop::find::<T>(t, p.ifindex(), &h.packet.tuple.src, &mut h.send);
-        return Verdict::Tail(Stage::Quotation);
+        return Verdict::tail(Stage::Quotation);
     }
     let sender = Sender::of::<At, T>(t, &h.packet.tuple);
     // What comes from outside of the cluster is tracked or not by its protocol.
@@ -103,7 +103,7 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
     };
     if let Some(purpose) = purpose {
         h.begin.purpose = purpose as u8;
-        return Verdict::Tail(Stage::Begin);
+        return Verdict::tail(Stage::Begin);
     }
     let forwarded = match classified.class {
         Class::LocalPod => forward::into_pod(p, t, h),
@@ -122,12 +122,12 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
         remove_left(t, h);
     }
     match (classified.class, forwarded) {
-        (Class::External, _) => Verdict::Tail(Stage::External),
-        (Class::Echo, _) => Verdict::Tail(Stage::Reject),
-        (_, Forwarded::ToStack) => Verdict::Pass,
+        (Class::External, _) => Verdict::tail(Stage::External),
+        (Class::Echo, _) => Verdict::tail(Stage::Reject),
+        (_, Forwarded::ToStack) => Verdict::PASS,
         (_, Forwarded::Sent) => h.departure.verdict(),
-        (_, Forwarded::TooBig) => Verdict::Reject(Reason::TooBig),
-        (_, Forwarded::Failed) => Verdict::Drop(Reason::StoreFailed),
+        (_, Forwarded::TooBig) => Verdict::reject(Reason::TooBig),
+        (_, Forwarded::Failed) => Verdict::drop(Reason::StoreFailed),
     }
 }
 

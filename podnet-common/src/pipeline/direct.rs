@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Egress, Stage, Tables, Verdict, admit,
+    Egress, Place, Stage, Tables, Verdict, admit,
     balance::{folded, mix},
     family::{Family, Headers, Parsed},
     handover::Departure,
@@ -58,9 +58,15 @@ fn slot(src: &Addr, dst: &Addr) -> u32 {
 
 /// Forwards a packet of no flow by a known path, or leaves it to [`Stage::Classify`], as all that open a connection.
 #[inline(always)]
-pub(super) fn known<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, v: &Parsed<F>) -> Verdict {
-    if v.icmp_error || v.tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN {
-        return Verdict::Tail(Stage::Classify);
+pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
+    p: &mut P,
+    t: &T,
+    ethernet: &Ethernet,
+    v: &Parsed<F>,
+) -> Verdict {
+    // At egress hooks the stack has found the path.
+    if At::EGRESS || v.icmp_error || v.tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN {
+        return Verdict::tail(Stage::Classify);
     }
     // The clock may stand still where no flow begins and no daemon runs.
     let now = t.advance();
@@ -68,24 +74,24 @@ pub(super) fn known<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet:
         let here = (path.tick ^ now) | (path.from.0 ^ p.ifindex().0);
         let pair = path.src.difference(&v.tuple.src) | path.dst.difference(&v.tuple.dst);
         if here | pair != 0 || path.mac != ethernet.src || !fits::<F, P>(p, v, path.mtu) {
-            return Verdict::Tail(Stage::Classify);
+            return Verdict::tail(Stage::Classify);
         }
         // Of what is for the node only the tunnel's packets have a path: other ports may be services'.
         if path.out == Out::Stack as u32 {
             let tunnelled = admit::tunnelled::<T>(t, &v.tuple);
-            return if tunnelled { Verdict::Pass } else { Verdict::Tail(Stage::Classify) };
+            return if tunnelled { Verdict::PASS } else { Verdict::tail(Stage::Classify) };
         }
         let mut header = v.header;
         F::decrement_ttl(&mut header);
         if F::write(p, &header, false, false).is_none() || p.store(0, &path.macs).is_none() {
-            return Verdict::Drop(Reason::StoreFailed);
+            return Verdict::drop(Reason::StoreFailed);
         }
         let out = Out::from_number(path.out as u8);
-        Verdict::Forward(Egress { out, ifindex: path.ifindex, hop: Addr::NONE })
+        Verdict::forward(Egress { out, ifindex: path.ifindex, hop: Addr::NONE })
     });
     match verdict {
         Some(verdict) => verdict,
-        None => Verdict::Tail(Stage::Classify),
+        None => Verdict::tail(Stage::Classify),
     }
 }
 

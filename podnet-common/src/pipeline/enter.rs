@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict, admit, classify, direct,
+    Action, Place, Stage, Tables, Verdict, admit, classify, direct,
     family::{Family, Headers, Parsed, Piece, V4, V6, parse},
     frontend,
     handover::Purpose,
@@ -28,19 +28,19 @@ pub fn enter<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 fn any<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     // Another link's, which only shares the interface.
     if p.tagged() {
-        return if At::FROM_POD { Verdict::Drop(Reason::NotIp) } else { Verdict::Pass };
+        return if At::FROM_POD { Verdict::drop(Reason::NotIp) } else { Verdict::PASS };
     }
     p.pull(HEADERS);
-    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
+    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
     match ethernet.ethertype {
         ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t, &ethernet),
         ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t, &ethernet),
         ETHERTYPE_ARP if At::FROM_POD => match admit::arp(p, t, &ethernet) {
-            Ok(()) => Verdict::Pass,
-            Err(reason) => Verdict::Drop(reason),
+            Ok(()) => Verdict::PASS,
+            Err(reason) => Verdict::drop(reason),
         },
-        _ if At::FROM_POD => Verdict::Drop(Reason::NotIp),
-        _ => Verdict::Pass,
+        _ if At::FROM_POD => Verdict::drop(Reason::NotIp),
+        _ => Verdict::PASS,
     }
 }
 
@@ -49,21 +49,21 @@ fn any<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 /// follow.
 #[inline(always)]
 pub fn express<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed).counted::<At, T>(t) };
+    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed).counted::<At, T>(t) };
     let verdict = match ethernet.ethertype {
         ETHERTYPE_IPV4 => express_family::<At, V4, P, T>(p, t, &ethernet),
         ETHERTYPE_IPV6 => express_family::<At, V6, P, T>(p, t, &ethernet),
-        _ => Verdict::Pass,
+        _ => Verdict::PASS,
     };
     verdict.counted::<At, T>(t)
 }
 
 #[inline(always)]
 fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
-    let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
+    let Some(v) = parse::<F, P>(p) else { return Verdict::drop(Reason::Malformed) };
     // It would be taken for the flow of an IPv4 packet.
     if F::mapped(&v.tuple.src) {
-        return Verdict::Drop(Reason::MappedAddress);
+        return Verdict::drop(Reason::MappedAddress);
     }
     if v.ports && v.piece == Piece::Whole {
         let now = t.now();
@@ -77,37 +77,39 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
                 t.config().is_some_and(|config| config.is_uplink(entry.out_ifindex))
             };
             if entry.out != Out::Link as u8 || !sends {
-                return Verdict::Pass;
+                return Verdict::PASS;
             }
             match established::<At, F, P>(p, now, &v, entry) {
                 // The other hooks' matter.
-                Verdict::Tail(_) => Verdict::Pass,
+                verdict if verdict.action == Action::Tail => Verdict::PASS,
                 verdict => verdict,
             }
         });
-        if let Some(verdict @ (Verdict::Forward(..) | Verdict::Drop(_))) = sent {
+        if let Some(verdict) = sent
+            && matches!(verdict.action, Action::Forward | Action::Drop)
+        {
             return verdict;
         }
     }
     if let Err(reason) = admit::source::<At, P, T>(p, t, ethernet, &v.tuple, F::V6) {
-        return Verdict::Drop(reason);
+        return Verdict::drop(reason);
     }
     if !admit::may_use_cluster_ip::<At, T>(t)
         && t.network(&v.tuple.dst).is_some_and(|n| n.kind == NetworkKind::Services as u32)
         && frontend::exact(t, &v.tuple, FrontendKey::ANY).is_none_or(|f| f.flags & Frontend::EXTERNAL == 0)
     {
-        return Verdict::Drop(Reason::ClusterIpFromOutside);
+        return Verdict::drop(Reason::ClusterIpFromOutside);
     }
-    Verdict::Pass
+    Verdict::PASS
 }
 
 #[inline(always)]
 fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
-    let Some(v) = parse::<F, P>(p) else { return Verdict::Drop(Reason::Malformed) };
+    let Some(v) = parse::<F, P>(p) else { return Verdict::drop(Reason::Malformed) };
     // In the tables it would be taken for the IPv4 address (and on a wire it means nothing: RFC 4038, section 4.2). No
     // flow has one such address, so the destination's turn comes with the other checks.
     if F::mapped(&v.tuple.src) {
-        return Verdict::Drop(Reason::MappedAddress);
+        return Verdict::drop(Reason::MappedAddress);
     }
     if v.piece != Piece::Whole {
         return hand_over(t, &v, Stage::Track);
@@ -115,7 +117,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     if v.ports {
         let now = t.now();
         match t.flow(&v.tuple, |entry| established::<At, F, P>(p, now, &v, entry)) {
-            Some(Verdict::Tail(stage)) => return hand_over(t, &v, stage),
+            Some(verdict) if verdict.action == Action::Tail => return hand_over(t, &v, verdict.stage),
             Some(verdict) => return verdict,
             None => {}
         }
@@ -124,8 +126,8 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         return hand_over(t, &v, Stage::Icmp);
     }
     if !At::EGRESS {
-        return match direct::known::<F, P, T>(p, t, ethernet, &v) {
-            Verdict::Tail(stage) => hand_over(t, &v, stage),
+        return match direct::known::<At, F, P, T>(p, t, ethernet, &v) {
+            verdict if verdict.action == Action::Tail => hand_over(t, &v, verdict.stage),
             verdict => verdict,
         };
     }
@@ -134,7 +136,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     if v.ports && !F::mapped(&v.tuple.dst) && frontend::speaks_for_itself(t, &v.tuple) {
         return hand_over(t, &v, Stage::Begin);
     }
-    Verdict::Pass
+    Verdict::PASS
 }
 
 /// Has another stage go on.
@@ -147,8 +149,8 @@ fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdic
         h.begin.purpose = Purpose::Track as u8;
     });
     match written {
-        Some(()) => Verdict::Tail(stage),
-        None => Verdict::Drop(Reason::Internal),
+        Some(()) => Verdict::tail(stage),
+        None => Verdict::drop(Reason::Internal),
     }
 }
 
@@ -159,14 +161,14 @@ fn established<At: Place, F: Family, P: Packet>(p: &mut P, now: u32, v: &Parsed<
     if matches!(entry.out, o if o == Out::Via as u8 || o == Out::Uplink as u8)
         || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP)
     {
-        return Verdict::Tail(Stage::Track);
+        return Verdict::tail(Stage::Track);
     }
     if entry.last_seen != now
         || entry.in_ifindex != At::side(p.ifindex())
         || v.tcp_flags & (Tcp::SYN | Tcp::FIN | Tcp::RST) != 0
         || (!At::EGRESS && !fits::<F, P>(p, v, entry.out_mtu as u32))
     {
-        return Verdict::Tail(Stage::Track);
+        return Verdict::tail(Stage::Track);
     }
     translate::<At, F, P, false>(p, v, entry, &Addr::NONE)
 }

@@ -35,20 +35,20 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
         // If it left by an uplink again, a router that sends it here would send it here once more.
         // Without a route it doesn't leave at all: the address is the host's in some way, or the stack says that there is none.
         let again = route.is_some_and(|(ifindex, ..)| admit::is_uplink(t, ifindex));
-        return if again { refuse(t, &h.packet) } else { Verdict::Pass };
+        return if again { refuse(t, &h.packet) } else { Verdict::PASS };
     }
-    let Some(config) = t.config() else { return Verdict::Drop(Reason::Internal) };
+    let Some(config) = t.config() else { return Verdict::drop(Reason::Internal) };
     // The host has sent it to podnet0 for the service's sake. It goes on by the main table's way as if it had gone there at
     // once, so its lifetime isn't shortened.
     match route {
-        Some((ifindex, ..)) if ifindex.0 == config.podnet0.0 => Verdict::Drop(Reason::NoRoute),
+        Some((ifindex, ..)) if ifindex.0 == config.podnet0.0 => Verdict::drop(Reason::NoRoute),
         Some((_, mtu, _)) if p.segment_len(v.headers) > mtu => {
             h.error = ToError::too_big(mtu);
-            Verdict::Reject(Reason::TooBig)
+            Verdict::reject(Reason::TooBig)
         }
-        Some((ifindex, _, hop)) => Verdict::Forward(Egress { out: Out::Uplink, ifindex, hop }),
-        None if v.ports && frontend::carried(&v.tuple) => Verdict::Reject(Reason::NoRoute),
-        None => Verdict::Drop(Reason::NoRoute),
+        Some((ifindex, _, hop)) => Verdict::forward(Egress { out: Out::Uplink, ifindex, hop }),
+        None if v.ports && frontend::carried(&v.tuple) => Verdict::reject(Reason::NoRoute),
+        None => Verdict::drop(Reason::NoRoute),
     }
 }
 
@@ -57,8 +57,8 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
 fn refuse<T: Tables>(t: &T, packet: &Headers) -> Verdict {
     let classified = no_frontend(t, packet);
     match classified.class {
-        Class::Echo => Verdict::Tail(Stage::Reject),
-        Class::Reject => Verdict::Reject(classified.reason),
-        _ => Verdict::Drop(classified.reason),
+        Class::Echo => Verdict::tail(Stage::Reject),
+        Class::Reject => Verdict::reject(classified.reason),
+        _ => Verdict::drop(classified.reason),
     }
 }

@@ -156,8 +156,8 @@ impl Departure {
     #[inline(always)]
     pub fn verdict(&self) -> Verdict {
         match Out::from_number(self.out as u8) {
-            Out::Stack => Verdict::Pass,
-            out => Verdict::Forward(Egress { out, ifindex: self.ifindex, hop: self.hop }),
+            Out::Stack => Verdict::PASS,
+            out => Verdict::forward(Egress { out, ifindex: self.ifindex, hop: self.hop }),
         }
     }
 }

@@ -35,7 +35,7 @@ const HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
 pub fn icmp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
     staged::<At, T>(t, |h| {
-        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
+        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
         if h.packet.v6() {
             recognise::<At, V6, P, T>(p, t, &ethernet, h)
         } else {
@@ -53,13 +53,13 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
 ) -> Verdict {
     let v = h.packet.parsed::<F>();
     if let Err(reason) = admit::source::<At, P, T>(p, t, ethernet, &h.packet.tuple, F::V6) {
-        return Verdict::Drop(reason);
+        return Verdict::drop(reason);
     }
     let (tuple, answer) = (&h.packet.tuple, &mut h.quotation.answer);
     // What doesn't even quote a header is about no flow.
     if let Some(quoted) = quoted::<F, P>(p, &v, answer) {
         if !can_know::<At, T>(t, tuple, answer) {
-            return Verdict::Drop(Reason::UnrelatedError);
+            return Verdict::drop(Reason::UnrelatedError);
         }
         // It goes to the one who has sent what it quotes, and to no other.
         let known =
@@ -68,16 +68,16 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
             let own = || t.network(&tuple.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
             let twice = sent_twice::<At, T>(t, &h.send.entry, ethernet) && !own();
             if twice {
-                return Verdict::Drop(Reason::NotForThisNode);
+                return Verdict::drop(Reason::NotForThisNode);
             }
             if !At::EGRESS {
                 next_hop::find::<T>(t, p.ifindex(), &tuple.src, &mut h.send);
             }
-            return Verdict::Tail(Stage::Quotation);
+            return Verdict::tail(Stage::Quotation);
         }
     }
     // About a packet of no flow. Up the stack one to a service would find its way back here.
-    if At::EGRESS { Verdict::Pass } else { Verdict::Tail(Stage::Classify) }
+    if At::EGRESS { Verdict::PASS } else { Verdict::tail(Stage::Classify) }
 }
 
 /// Translates an ICMP error about a flow whose entry for answers is handed over, with the way of the error in it. Follows [`icmp`] or
@@ -92,8 +92,8 @@ pub fn quotation<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 fn about_flow<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> Verdict {
     let mut v = h.packet.parsed::<F>();
     let Handover { send: s, quotation: ToQuotation { answer }, .. } = h;
-    let Some(Some(mut quoted)) = quoted::<F, P>(p, &v, answer) else { return Verdict::Drop(Reason::Malformed) };
-    translate::<At, F, P>(p, s, answer, &mut v, &mut quoted).unwrap_or(Verdict::Drop(Reason::StoreFailed))
+    let Some(Some(mut quoted)) = quoted::<F, P>(p, &v, answer) else { return Verdict::drop(Reason::Malformed) };
+    translate::<At, F, P>(p, s, answer, &mut v, &mut quoted).unwrap_or(Verdict::drop(Reason::StoreFailed))
 }
 
 /// Whether an error's sender can know of what it quotes. `answer` has the addresses of an answer to that.
@@ -174,7 +174,7 @@ fn translate<At: Place, F: Family, P: Packet>(
         s.entry.out = Out::Stack as u8;
     } else if s.entry.out_ifindex.0 == 0 || !fits::<F, P>(p, v, s.entry.out_mtu as u32) {
         if s.entry.flags & CtEntry::ONE_WAY != 0 {
-            return Some(Verdict::Drop(Reason::NoRoute));
+            return Some(Verdict::drop(Reason::NoRoute));
         }
         s.entry.out = Out::Stack as u8;
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::{
-    InsertError, Place, Stage, Tables, Verdict,
+    Action, InsertError, Place, Stage, Tables, Verdict,
     balance::{folded, mix},
     family::Headers,
     handover::Handover,
@@ -48,10 +48,10 @@ fn tries<At: Place, T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Verdi
     match put::<T, RUN>(t, h) {
         Ok(()) => {
             t.count(Counter::FlowsCreated);
-            Verdict::Tail(Stage::Send)
+            Verdict::tail(Stage::Send)
         }
         // What the host's own processes send goes on without a flow too.
-        Err(Verdict::Drop(_)) if At::EGRESS => Verdict::Pass,
+        Err(verdict) if At::EGRESS && verdict.action == Action::Drop => Verdict::PASS,
         Err(verdict) => verdict,
     }
 }
@@ -72,7 +72,7 @@ fn put<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<(), Verdict
             if !one_way {
                 t.remove_flow(&h.insert.key);
             }
-            return Err(Verdict::Drop(Reason::ConntrackFull));
+            return Err(Verdict::drop(Reason::ConntrackFull));
         }
     }
     if new != 0 {
@@ -109,12 +109,12 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
         let n = tried.wrapping_add(i);
         if h.insert.from_range != 0 || n > 0 {
             if h.insert.ports == 0 {
-                return Err(Verdict::Drop(Reason::SnatExhausted));
+                return Err(Verdict::drop(Reason::SnatExhausted));
             }
             let draw = if n == 0 { place(&h.packet.tuple) } else { mix(h.insert.hash ^ n) };
             match t.snat_port(draw % h.insert.ports) {
                 Some(port) => h.send.entry.sport = Port::new(port as u16),
-                None => return Err(Verdict::Drop(Reason::SnatExhausted)),
+                None => return Err(Verdict::drop(Reason::SnatExhausted)),
             }
             h.send.entry.flags |= CtEntry::REWRITE_SRC;
         }
@@ -122,7 +122,7 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
         h.insert.reply = h.send.entry.reverse(&h.packet.tuple);
         match t.insert_flow(&h.insert.key, &h.insert.reply) {
             Ok(()) => return Ok(true),
-            Err(InsertError::Full) => return Err(Verdict::Drop(Reason::ConntrackFull)),
+            Err(InsertError::Full) => return Err(Verdict::drop(Reason::ConntrackFull)),
             Err(InsertError::Exists) => {
                 let drawn = h.insert.from_range != 0 || n > 0;
                 if take_over(t, h, drawn && n < CHOOSY) {
@@ -136,10 +136,10 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
         i += 1;
     }
     if tried >= TRIES - TRIES_PER_RUN {
-        return Err(Verdict::Drop(Reason::SnatExhausted));
+        return Err(Verdict::drop(Reason::SnatExhausted));
     }
     h.insert.tries = tried.wrapping_add(RUN);
-    Err(Verdict::Tail(Stage::Insert))
+    Err(Verdict::tail(Stage::Insert))
 }
 
 /// SNAT port allocation: where the port is that a client's port is given first. A client's ports follow each other from a

@@ -19,11 +19,11 @@ use super::{
 #[inline(always)]
 pub fn loopback<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
-    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Pass };
+    let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::PASS };
     let verdict = match ethernet.ethertype {
         ETHERTYPE_IPV4 => family::<At, V4, P, T>(p, t, &ethernet),
         ETHERTYPE_IPV6 => family::<At, V6, P, T>(p, t, &ethernet),
-        _ => Verdict::Pass,
+        _ => Verdict::PASS,
     };
     verdict.counted::<At, T>(t)
 }
@@ -31,19 +31,19 @@ pub fn loopback<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 #[inline(always)]
 fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     // What is wrong with the host's packets to itself is the host's matter.
-    let Some(v) = parse::<F, P>(p) else { return Verdict::Pass };
-    let Some(network) = t.network(&v.tuple.dst) else { return Verdict::Pass };
+    let Some(v) = parse::<F, P>(p) else { return Verdict::PASS };
+    let Some(network) = t.network(&v.tuple.dst) else { return Verdict::PASS };
     if network.kind != NetworkKind::LocalNode as u32 || !v.ports || !frontend::carried(&v.tuple) {
-        return Verdict::Pass;
+        return Verdict::PASS;
     }
     let to_service =
         t.flow(&v.tuple, |_| ()).is_some() || frontend::find::<At, T>(t, ethernet, &v.tuple, v.tcp_flags).is_some();
-    let Some(config) = t.config() else { return Verdict::Pass };
+    let Some(config) = t.config() else { return Verdict::PASS };
     if !to_service {
-        return Verdict::Pass;
+        return Verdict::PASS;
     }
     if p.store(0, &macs(config.podnet1_mac, config.podnet0_mac)).is_none() {
-        return Verdict::Drop(Reason::StoreFailed);
+        return Verdict::drop(Reason::StoreFailed);
     }
-    Verdict::Forward(Egress { out: Out::Link, ifindex: config.podnet0, hop: Addr::NONE })
+    Verdict::forward(Egress { out: Out::Link, ifindex: config.podnet0, hop: Addr::NONE })
 }

@@ -75,31 +75,87 @@ pub struct Egress {
 }
 
 /// What is to be done with the packet. Drops, refusals and answers have been counted.
+///
+/// It is no enum with payloads: where the compiler merges paths of several variants it copies what only some of them have, and
+/// the verifier refuses to copy what has no value on the path at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub struct Verdict {
+    /// What.
+    pub action: Action,
+    /// Why, if it is dropped or refused.
+    pub reason: Reason,
+    /// Which stage goes on.
+    pub stage: Stage,
+    /// How it leaves; of an answer, by which interface.
+    pub egress: Egress,
+}
+
+/// What is to be done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
     /// Not ours, or the stack's to finish: it goes on as if the hook weren't there.
     Pass,
-    /// It ends here.
-    Drop(Reason),
-    /// It leaves.
-    Forward(Egress),
-    /// Another stage goes on with it.
-    Tail(Stage),
-    /// It is refused: the stage [`Stage::answering`] the reason makes the answer of it.
-    Reject(Reason),
+    /// It ends here, for [`Verdict::reason`].
+    Drop,
+    /// It leaves by [`Verdict::egress`].
+    Forward,
+    /// Another stage goes on with it: [`Verdict::stage`].
+    Tail,
+    /// It is refused for [`Verdict::reason`]: the stage [`Stage::answering`] that makes the answer of it.
+    Reject,
     /// It has become the answer to its sender and leaves by the interface that it came in by.
-    Answer(IfIndex),
+    Answer,
     /// It was refused, and nothing can be answered to it.
     Unanswered,
 }
 
 impl Verdict {
+    /// [`Action::Pass`].
+    pub const PASS: Self = Self::only(Action::Pass);
+    /// [`Action::Unanswered`].
+    pub const UNANSWERED: Self = Self::only(Action::Unanswered);
+
+    #[inline(always)]
+    const fn only(action: Action) -> Self {
+        let egress = Egress { out: Out::Stack, ifindex: IfIndex(0), hop: Addr::NONE };
+        Self { action, reason: Reason::Internal, stage: Stage::Track, egress }
+    }
+
+    /// [`Action::Drop`].
+    #[inline(always)]
+    pub const fn drop(reason: Reason) -> Self {
+        Self { reason, ..Self::only(Action::Drop) }
+    }
+
+    /// [`Action::Reject`].
+    #[inline(always)]
+    pub const fn reject(reason: Reason) -> Self {
+        Self { reason, ..Self::only(Action::Reject) }
+    }
+
+    /// [`Action::Tail`].
+    #[inline(always)]
+    pub const fn tail(stage: Stage) -> Self {
+        Self { stage, ..Self::only(Action::Tail) }
+    }
+
+    /// [`Action::Forward`].
+    #[inline(always)]
+    pub const fn forward(egress: Egress) -> Self {
+        Self { egress, ..Self::only(Action::Forward) }
+    }
+
+    /// [`Action::Answer`], by an interface.
+    #[inline(always)]
+    pub const fn answer(ifindex: IfIndex) -> Self {
+        Self { egress: Egress { out: Out::Link, ifindex, hop: Addr::NONE }, ..Self::only(Action::Answer) }
+    }
+
     /// Counts what ends or answers a packet. Each stage's last step.
     #[inline(always)]
     fn counted<At: Place, T: Tables>(self, t: &T) -> Self {
-        match self {
-            Self::Drop(reason) | Self::Reject(reason) => t.report(At::HOOK, reason),
-            Self::Pass | Self::Forward(_) | Self::Tail(_) | Self::Answer(_) | Self::Unanswered => {}
+        if let Action::Drop | Action::Reject = self.action {
+            t.report(At::HOOK, self.reason);
         }
         self
     }
@@ -108,7 +164,7 @@ impl Verdict {
 /// Runs a stage on what was handed over to it.
 #[inline(always)]
 fn staged<At: Place, T: Tables>(t: &T, stage: impl FnOnce(&mut Handover) -> Verdict) -> Verdict {
-    t.handover(stage).unwrap_or(Verdict::Drop(Reason::Internal)).counted::<At, T>(t)
+    t.handover(stage).unwrap_or(Verdict::drop(Reason::Internal)).counted::<At, T>(t)
 }
 
 /// Declares the stages once: number, name at the end of their programs' names, documentation.

@@ -30,7 +30,7 @@ pub(super) fn translate<At: Place, F: Family, P: Packet, const ANY: bool>(
 ) -> Verdict {
     match rewrite::<At, F, P, ANY>(p, v, entry, hop) {
         Some(verdict) => verdict,
-        None => Verdict::Drop(Reason::StoreFailed),
+        None => Verdict::drop(Reason::StoreFailed),
     }
 }
 
@@ -104,8 +104,8 @@ pub(super) fn has_macs(out: u8) -> bool {
 #[inline(always)]
 pub(super) fn depart(out: u8, ifindex: IfIndex, hop: &Addr) -> Verdict {
     match Out::from_number(out) {
-        Out::Stack => Verdict::Pass,
-        out => Verdict::Forward(Egress { out, ifindex, hop: *hop }),
+        Out::Stack => Verdict::PASS,
+        out => Verdict::forward(Egress { out, ifindex, hop: *hop }),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict,
+    Action, Place, Stage, Tables, Verdict,
     family::{Family, Parsed, V4, V6},
     handover::{Departure, Handover, ToSctp},
     rewrite::ports_word,
@@ -29,8 +29,8 @@ pub(super) fn summed<F: Family, P: Packet>(p: &P, h: &mut Handover, v: &Parsed<F
     }
     let change = ports_word(tuple.sport.wire(), tuple.dport.wire()) ^ ports_word(sport.wire(), dport.wire());
     h.departure = match verdict {
-        Verdict::Forward(egress) => Departure::by(egress),
-        Verdict::Pass => Departure::default(),
+        Verdict { action: Action::Forward, egress, .. } => Departure::by(egress),
+        Verdict { action: Action::Pass, .. } => Departure::default(),
         _ => return verdict,
     };
     if change == 0 {
@@ -38,7 +38,7 @@ pub(super) fn summed<F: Family, P: Packet>(p: &P, h: &mut Handover, v: &Parsed<F
     }
     h.sctp =
         ToSctp { change, after: F::end(&v.header, p.frame_len()).wrapping_sub(v.l4 as u32 + size_of::<u32>() as u32) };
-    Verdict::Tail(Stage::Sctp)
+    Verdict::tail(Stage::Sctp)
 }
 
 /// Brings the checksum up to date and sends the packet on. Follows [`send`](super::send()) at the same hook.
@@ -49,8 +49,8 @@ pub fn sctp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
         let difference = checksum::crc32c_difference(h.sctp.change, h.sctp.after & 0xffff);
         let l4 = if h.packet.v6() { h.packet.parsed::<V6>().l4 } else { h.packet.parsed::<V4>().l4 };
         match update(p, l4, difference) {
-            None => Verdict::Drop(Reason::StoreFailed),
-            Some(()) if At::EGRESS => Verdict::Pass,
+            None => Verdict::drop(Reason::StoreFailed),
+            Some(()) if At::EGRESS => Verdict::PASS,
             Some(()) => h.departure.verdict(),
         }
     })

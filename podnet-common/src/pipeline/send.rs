@@ -34,19 +34,19 @@ fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
     let s = &mut h.send;
     let one_way = s.entry.flags & CtEntry::ONE_WAY != 0;
     if one_way && s.entry.out_ifindex.0 == 0 {
-        return Verdict::Drop(Reason::NoRoute);
+        return Verdict::drop(Reason::NoRoute);
     }
     if !At::EGRESS && s.entry.out != Out::Stack as u8 {
         // A process of the host may have it however long it has lived.
         if F::ttl(&v.header) <= 1 && s.entry.out != Out::Host as u8 {
             h.error = ToError::TTL_EXCEEDED;
-            return Verdict::Reject(Reason::TtlExceeded);
+            return Verdict::reject(Reason::TtlExceeded);
         }
         if p.segment_len(v.headers) > s.entry.out_mtu as u32 {
             // What is sent on can't be fragmented here either: the stack doesn't know the way.
             if F::dont_fragment(&v.header) || one_way || past_tunnel(t, &s.entry) {
                 h.error = ToError::too_big(s.entry.out_mtu as u32);
-                return Verdict::Reject(Reason::TooBig);
+                return Verdict::reject(Reason::TooBig);
             }
             t.count(Counter::ToStack);
             to_stack(t, &mut s.entry);

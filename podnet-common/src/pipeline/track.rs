@@ -22,10 +22,10 @@ use super::{
 #[inline(always)]
 pub fn track<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| {
-        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::Drop(Reason::Malformed) };
+        let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
         match examine::<At, P, T>(p, t, &ethernet, &mut h.packet) {
             Ok(ports) => known_or_not::<At, T>(t, h, p.ifindex(), &ethernet, ports),
-            Err(reason) => Verdict::Drop(reason),
+            Err(reason) => Verdict::drop(reason),
         }
     })
 }
@@ -43,13 +43,13 @@ fn known_or_not<At: Place, T: Tables>(
     let entry = &h.send.entry;
     if known && !begins_another::<At>(entry, seen, t.now()) && !sent_twice::<At, T>(t, entry, ethernet) {
         follow::<At, T>(t, h, from, seen);
-        return Verdict::Tail(Stage::Send);
+        return Verdict::tail(Stage::Send);
     }
     if At::EGRESS {
-        return Verdict::Pass;
+        return Verdict::PASS;
     }
     h.classify.left = known as u32;
-    Verdict::Tail(Stage::Classify)
+    Verdict::tail(Stage::Classify)
 }
 
 /// What a packet says of its connection.
