@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 /// Where servers listen.
 const TARGET: u16 = 8080;
+/// The time for which processors remember routes, and a little more.
+const TICK: Duration = Duration::from_millis(1100);
 /// How long a frame that must arrive gets.
 const ARRIVES: Duration = Duration::from_secs(5);
 
@@ -367,6 +369,8 @@ fn fragments_and_long_packets_go_where_the_trace_says(site: &Site) -> Result<()>
             ensure!(trace["outcome"]["reason"] == "too_big", "{}", trace["outcome"]);
             Ok(())
         })?;
+        // For a tick a processor may go by the route that it had.
+        std::thread::sleep(TICK);
         all(site, &mut port, &[(Client, words, "answered")], family)?;
         node.ip(&format!("route del {} dev eth0 mtu lock 1300", outside.ip()))?;
     }

@@ -350,6 +350,8 @@ impl Both {
     /// bytes.
     pub fn trace(&self, hook: Hook, data: &[u8]) -> Result<End> {
         self.kernel.set_clock(one_tick_for_both()?)?;
+        // All hooks are at one interface here, so a path that one has found would count at the others.
+        self.kernel.forget_routes()?;
         let live = self.kernel.look()?;
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
         let end = simulator::run(hook, &mut packet, &live);
