@@ -383,6 +383,7 @@ impl Daemon {
 
     /// Takes in what the host is like. Says whether that makes a difference to services.
     fn learn_host(&mut self, snapshot: &Snapshot) -> bool {
+        self.watcher.learn(&snapshot.neighbours);
         let applied = self.control.set_host(facts::gather(snapshot, self.api_servers.known()));
         applied.services > 0 || applied.host_ports
     }

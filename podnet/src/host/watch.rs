@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::raw::{self, Raw};
-use super::snapshot::{self, Link};
+use super::snapshot::{self, Link, Neighbour};
 use super::{HostError, ROUTE_PROTOCOL, netconf, next_hops};
 
 const GROUPS: &[MulticastGroup] = &[
@@ -159,6 +159,11 @@ impl Watcher {
         Ok(Self { debounce, subscription, known: Known::default(), pending, first: now, last: now })
     }
 
+    /// Takes in the neighbours that there are, of which nothing was heard if they are older than the subscription.
+    pub fn learn(&mut self, neighbours: &[Neighbour]) {
+        self.known.learn(neighbours);
+    }
+
     /// Waits for changes. Nothing is lost when the future is dropped before it is ready.
     pub async fn changed(&mut self) -> Change {
         loop {
@@ -230,6 +235,11 @@ fn classify(payload: NetlinkPayload<RouteNetlinkMessage>, known: &mut Known) -> 
 }
 
 impl Known {
+    fn learn(&mut self, neighbours: &[Neighbour]) {
+        let usable = neighbours.iter().filter_map(|n| Some(((n.ifindex, n.addr), n.mac?)));
+        self.macs.extend(usable.filter(|((ifindex, _), _)| !self.pods.contains(ifindex)));
+    }
+
     fn change(&mut self, message: RouteNetlinkMessage) -> Change {
         let nothing = Change::default();
         match message {
@@ -373,6 +383,24 @@ mod tests {
         assert!(!neighbours(NeighbourState::Probe, 2));
         assert!(neighbours(NeighbourState::Reachable, 3), "another card");
         assert!(neighbours(NeighbourState::Failed, 3), "it no longer answers");
+    }
+
+    #[test]
+    fn a_neighbour_that_was_there_before_counts_when_it_goes() {
+        let gone = || {
+            let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) =
+                neighbour(NeighbourState::Permanent, 2)
+            else {
+                unreachable!("it is one")
+            };
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message))
+        };
+        let mut known = Known::default();
+        assert!(!classify(gone(), &mut known).neighbours, "it may never have answered");
+        let addr = "172.30.0.2".parse().unwrap();
+        let mac = Some(Mac([2, 0, 0, 0, 0, 2]));
+        known.learn(&[Neighbour { ifindex: IfIndex(2), addr, mac, permanent: true, fresh: true }]);
+        assert!(classify(gone(), &mut known).neighbours);
     }
 
     #[test]
