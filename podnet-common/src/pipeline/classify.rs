@@ -15,7 +15,7 @@ use super::{
     family::{Headers, Piece},
     forward::{self, Forwarded},
     frontend::{self, Addressed},
-    handover::{Departure, Handover, Purpose, ToBegin},
+    handover::{Departure, Handover, Purpose, ToBegin, ToInsert},
     next_hop, scope, staged,
 };
 
@@ -166,7 +166,7 @@ fn classified<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover
     };
     let untranslated =
         matches!(classified.class, Class::LocalPod | Class::Tunnel | Class::RemotePod | Class::External | Class::Stack);
-    if untranslated && answers_collide::<At, T>(t, &h.packet.tuple, tcp_flags) {
+    if untranslated && answers_collide::<At, T>(t, &h.packet.tuple, tcp_flags, &mut h.insert) {
         classified.class = Class::Track;
     }
     classified
@@ -276,15 +276,21 @@ fn answers_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender
 
 /// Whether the answers of a connection that a packet opens look like those of a flow that is translated: its client uses one
 /// source port towards a service and to the very backend that it was given. If that flow is over it is removed; else a
-/// pod's connection gets another port.
+/// pod's connection gets another port. Keys are put into `memory`, of which no stage has been told anything yet: stack is
+/// scarce.
 #[inline(always)]
-pub(super) fn answers_collide<At: Place, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u8) -> bool {
+pub(super) fn answers_collide<At: Place, T: Tables>(
+    t: &T,
+    tuple: &Tuple,
+    tcp_flags: u8,
+    memory: &mut ToInsert,
+) -> bool {
     if tcp_flags & (Tcp::SYN | Tcp::ACK) != Tcp::SYN {
         return false;
     }
     match answered_by::<T>(t, tuple) {
         Answered::Over => {
-            remove_answered::<T>(t, tuple);
+            remove_answered::<T>(t, tuple, memory);
             false
         }
         Answered::Translated => At::FROM_POD,
@@ -303,8 +309,6 @@ enum Answered {
     Otherwise,
 }
 
-// The two functions below stand on their own, one beside the other, since each key on the stack keeps its place there.
-
 /// What answers to a packet with this tuple would be taken for.
 #[inline(never)]
 fn answered_by<T: Tables>(t: &T, tuple: &Tuple) -> Answered {
@@ -318,11 +322,11 @@ fn answered_by<T: Tables>(t: &T, tuple: &Tuple) -> Answered {
 
 /// Removes both halves of the flow that has answers to a packet with this tuple.
 #[inline(never)]
-fn remove_answered<T: Tables>(t: &T, tuple: &Tuple) {
-    let answer = tuple.reversed();
-    let mut flow = answer;
-    if t.flow(&answer, |entry| entry.write_reply_key(&mut flow)).is_some() {
-        t.remove_flow(&flow);
-        t.remove_flow(&answer);
+fn remove_answered<T: Tables>(t: &T, tuple: &Tuple, memory: &mut ToInsert) {
+    let ToInsert { owner: answer, key: flow, .. } = memory;
+    (*answer, *flow) = (tuple.reversed(), tuple.reversed());
+    if t.flow(answer, |entry| entry.write_reply_key(flow)).is_some() {
+        t.remove_flow(flow);
+        t.remove_flow(answer);
     }
 }

@@ -132,11 +132,11 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         };
     }
     // The stack has routed it. Its answers mustn't be taken for those of a flow that is over.
-    classify::answers_collide::<At, T>(t, &v.tuple, v.tcp_flags);
-    if v.ports && !F::mapped(&v.tuple.dst) && frontend::speaks_for_itself(t, &v.tuple) {
-        return hand_over(t, &v, Stage::Begin);
-    }
-    Verdict::PASS
+    let noted = t.handover(|h| {
+        classify::answers_collide::<At, T>(t, &v.tuple, v.tcp_flags, &mut h.insert);
+        v.ports && !F::mapped(&v.tuple.dst) && frontend::speaks_for_itself(t, &v.tuple, &mut h.insert.key)
+    });
+    if noted == Some(true) { hand_over(t, &v, Stage::Begin) } else { Verdict::PASS }
 }
 
 /// Has another stage go on.

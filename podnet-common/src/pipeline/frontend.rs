@@ -160,16 +160,17 @@ fn at<'t, T: Tables>(t: &'t T, addr: &Addr, port: Port, proto: Proto, scope: u8)
 
 /// Whether a packet of a process of the host has a source that is a frontend too, in a protocol whose packets don't show
 /// whether they answer: the answers would be taken for the service's. What answers in the service's name itself, since
-/// another hook has translated it, doesn't count.
+/// another hook has translated it, doesn't count. `key` is memory for one.
 #[inline(never)]
-pub(super) fn speaks_for_itself<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+pub(super) fn speaks_for_itself<T: Tables>(t: &T, tuple: &Tuple, key: &mut Tuple) -> bool {
     if tuple.proto != Proto::UDP && tuple.proto != Proto::SCTP {
         return false;
     }
+    *key = tuple.reversed();
     let is_frontend = |addr| at(t, addr, tuple.sport, tuple.proto, FrontendKey::ANY).is_some();
     (is_frontend(&tuple.src) || is_frontend(of_node(&tuple.src)))
         && t.network(&tuple.src).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32)
-        && t.flow(&tuple.reversed(), |_| ()).is_none()
+        && t.flow(key, |_| ()).is_none()
 }
 
 /// Whether some service has this address: it then has an entry without port and protocol.
