@@ -44,12 +44,14 @@ impl Bench {
     /// A server whose answer is `body` bytes long.
     fn new(body: usize) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let port = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
         let body = "x".repeat(body);
         let answering: Answering =
             Arc::new(move |_| Answer { status: 200, content_type: "text/plain", body: body.clone(), header: None });
-        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let server = Server::start(runtime.handle(), address, &Places::new(OWN, OWN), answering).unwrap();
+        let start = |port| {
+            let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+            Server::start(runtime.handle(), address, &Places::new(OWN, OWN), answering.clone())
+        };
+        let (port, server) = at_a_free_port(Ipv6Addr::UNSPECIFIED.into(), start);
         Self { runtime, server, port }
     }
 
@@ -68,6 +70,19 @@ impl Bench {
         let answered = ask();
         assert!(answered.is_ok() && start.elapsed() < PROBE, "{why}: {answered:?} after {:?}", start.elapsed());
     }
+}
+
+/// Starts something at a port that is free at an address. Until it has it, a client of another test may take it.
+fn at_a_free_port<R>(host: IpAddr, mut start: impl FnMut(u16) -> io::Result<R>) -> (u16, R) {
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        let port = std::net::TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port();
+        match start(port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            started => return (port, started.unwrap()),
+        }
+    }
+    panic!("no port stays free at {host}");
 }
 
 /// Connects again and again from an address, and each time does what keeps a connection longest.
@@ -160,9 +175,9 @@ fn an_answer_that_is_not_read_is_given_up() {
 #[test]
 fn what_the_node_itself_asks_is_accepted_from_a_queue_of_its_own() {
     for host in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-        let port = std::net::TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port();
-        for address in [SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), (host, port).into()] {
-            let [others, own] = listeners(address).unwrap();
+        for at in [Ipv4Addr::UNSPECIFIED.into(), host] {
+            let (port, [others, own]) = at_a_free_port(host, |port| listeners((at, port).into()));
+            let address = SocketAddr::from((at, port));
             let _client = std::net::TcpStream::connect((host, port)).unwrap();
             assert!(own.accept().is_ok(), "{address}");
             assert_eq!(others.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "{address}");
