@@ -36,12 +36,17 @@ impl IperfServer {
         command.stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?);
         let process = Process::start(command).context("can't start iperf3: apt-get install iperf3")?;
         // Connecting would make a session of it, so look at the table of listening sockets.
-        let port = format!(":{:04X} ", addr.port());
+        let port = format!(":{:04X}", addr.port());
+        // Those that wait for the last of earlier connections (TIME-WAIT) have the port too.
+        let listens = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            matches!(fields[..], [_, local, _, "0A", ..] if local.ends_with(&port))
+        };
         wait_until("iperf3 listens", || {
             let tables = place
                 .netns()
                 .run(|| ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"))))?;
-            Ok(tables.iter().flatten().any(|table| table.lines().any(|line| line.contains(&port))))
+            Ok(tables.iter().flatten().any(|table| table.lines().any(listens)))
         })?;
         Ok(Self { place: place.clone(), log, _process: process })
     }
