@@ -5,7 +5,7 @@
 //! that begins a flow goes on through [`begin`] (`balance`, `source`, `next_hop`, [`insert`]) to [`send`]; one that
 //! needs none is forwarded, answered or left to the stack.
 //!
-//! Each stage is a program of its own, reached by a tail call ([`Verdict::Tail`]). What a stage has found out is handed to
+//! Each stage is a program of its own, reached by a tail call ([`Action::Tail`]). What a stage has found out is handed to
 //! the next in a record of [`Handover`], so that nothing is looked up twice. All reads of a packet come before the first
 //! write, so that none leaves half-rewritten.
 
