@@ -91,7 +91,8 @@ impl NetNs {
         &self.file
     }
 
-    /// Whether a process is in the namespace, of those that the calling one sees (pid_namespaces(7)).
+    /// Whether another process is in the namespace, of those that the calling one sees (pid_namespaces(7)). The calling one
+    /// doesn't count: a thread that has just looked into the namespace may not have ended yet.
     ///
     /// # Errors
     /// Where some process is can't be seen.
@@ -104,8 +105,9 @@ impl NetNs {
         let ended = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL));
         for process in fs::read_dir("/proc")? {
             let process = process?;
-            if process.file_name().to_string_lossy().parse::<u32>().is_err() {
-                continue;
+            match process.file_name().to_string_lossy().parse::<u32>() {
+                Ok(id) if id != std::process::id() => {}
+                _ => continue,
             }
             let threads = match fs::read_dir(process.path().join("task")) {
                 Err(error) if ended(&error) => continue,
@@ -155,12 +157,14 @@ mod tests {
 
     #[test]
     fn a_namespace_has_the_processes_whose_threads_are_in_it() {
-        assert!(NetNs::current().unwrap().has_processes().unwrap());
         // Without rights to make one, there is none to look at.
         let other = std::thread::spawn(|| {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET).ok()?;
             let netns = NetNs::current().unwrap();
-            assert!(netns.has_processes().unwrap(), "this thread");
+            let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            let there = netns.has_processes();
+            other.kill().and_then(|()| other.wait()).unwrap();
+            assert!(there.unwrap(), "it is in the namespace of the thread that has started it");
             Some(netns)
         });
         if let Some(other) = other.join().unwrap() {
