@@ -1,5 +1,5 @@
 //! Places in `holders` (array of `u32`): how many entries of `conntrack` everybody holds by whom flows were begun. A place may be
-//! shared by several. The daemon counts anew with each sweep what the programs have counted since the last.
+//! shared by several. Each sweep of the daemon replaces the counts, which programs only add to, by exact ones.
 
 use crate::addr::{Addr, IfIndex};
 

@@ -8,10 +8,9 @@ use crate::{
 };
 
 use super::{
-    Place, Tables,
-    family::Headers,
-    frontend,
+    Place, Tables, frontend,
     handover::{Handover, ToQuotation},
+    headers::Headers,
     shares,
 };
 
@@ -111,6 +110,12 @@ pub(super) fn sends_on_error<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h
 pub(super) fn hash(v: &Tuple) -> u32 {
     let ports = (v.sport.wire() as u32) << 16 | v.dport.wire() as u32;
     mix(mix(folded(&v.src) ^ ports) ^ folded(&v.dst))
+}
+
+/// Hash of a source and a destination address.
+#[inline(always)]
+pub(super) const fn hash_pair(src: &Addr, dst: &Addr) -> u32 {
+    mix(folded(dst) ^ folded(src).rotate_left(16))
 }
 
 /// The words of an address as one.

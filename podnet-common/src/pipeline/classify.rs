@@ -12,10 +12,11 @@ use super::{
     Place, Stage, Tables, Verdict,
     admit::{self, Sender},
     balance, direct,
-    family::{Headers, Piece},
+    family::Piece,
     forward::{self, Forwarded},
     frontend::{self, Addressed},
     handover::{Departure, Handover, Purpose, ToBegin, ToInsert},
+    headers::Headers,
     next_hop, scope, staged,
 };
 

@@ -12,9 +12,10 @@ use crate::{
 
 use super::{
     Egress, Place, Stage, Tables, Verdict, admit,
-    balance::{folded, mix},
-    family::{Family, Headers, Parsed},
+    balance::hash_pair,
+    family::{Family, Parsed},
     handover::Departure,
+    headers::Headers,
     rewrite::fits,
 };
 
@@ -35,7 +36,7 @@ pub struct DirectPath {
     mac: Mac,
     /// Zero.
     _pad: u16,
-    /// How they leave: an [`Out`] as a number, or [`Out::Stack`].
+    /// How they leave: an [`Out`] as a number; [`Out::Stack`] for the tunnel's packets.
     out: u32,
     /// By which interface.
     ifindex: IfIndex,
@@ -48,12 +49,6 @@ pub struct DirectPath {
 impl DirectPath {
     /// How many a processor has.
     pub const SLOTS: u32 = 256;
-}
-
-/// Where the path between two addresses is.
-#[inline(always)]
-fn slot(src: &Addr, dst: &Addr) -> u32 {
-    mix(folded(dst) ^ folded(src).rotate_left(16)) % DirectPath::SLOTS
 }
 
 /// Forwards a packet of no flow by a known path, or leaves it to [`Stage::Classify`], as all that open a connection.
@@ -70,7 +65,7 @@ pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
     }
     // The clock may stand still where no flow begins and no daemon runs.
     let now = t.advance();
-    let verdict = t.direct_path(slot(&v.tuple.src, &v.tuple.dst), |path| {
+    let verdict = t.direct_path(hash_pair(&v.tuple.src, &v.tuple.dst) % DirectPath::SLOTS, |path| {
         let here = (path.tick ^ now) | (path.from.0 ^ p.ifindex().0);
         let pair = path.src.difference(&v.tuple.src) | path.dst.difference(&v.tuple.dst);
         if here | pair != 0 || path.mac != ethernet.src || !fits::<F, P>(p, v, path.mtu) {
@@ -107,7 +102,7 @@ pub(super) fn note<T: Tables>(
     macs: &[u32; 3],
 ) {
     let (src, dst) = (packet.tuple.src, packet.tuple.dst);
-    t.direct_path(slot(&src, &dst), |path| {
+    t.direct_path(hash_pair(&src, &dst) % DirectPath::SLOTS, |path| {
         *path = DirectPath {
             tick: t.now(),
             from,

@@ -9,9 +9,10 @@ use crate::{
 
 use super::{
     Action, Place, Stage, Tables, Verdict, admit, classify, direct,
-    family::{Family, Headers, Parsed, Piece, V4, V6, parse},
+    family::{Family, Parsed, Piece, V4, V6, parse},
     frontend,
     handover::Purpose,
+    headers::Headers,
     rewrite::{fits, translate},
 };
 

@@ -9,9 +9,10 @@ use crate::{
 use super::{
     Egress, Place, Stage, Tables, Verdict, admit,
     classify::{Class, no_frontend},
-    family::{Family, Headers, V4, V6},
+    family::{Family, V4, V6},
     frontend,
     handover::{Handover, ToError},
+    headers::Headers,
     next_hop, staged,
 };
 

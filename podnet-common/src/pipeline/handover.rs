@@ -7,13 +7,13 @@ use crate::{
     layout::{CtEntry, Endpoint, Frontend, Network, Out, Tuple},
 };
 
-use super::{Egress, Verdict, family::Headers};
+use super::{Egress, Verdict, headers::Headers};
 
 /// `scratch` (per-CPU array of one). A record counts for the stage that its writer goes on in.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Handover {
-    /// The packet, for all stages. None changes it but the last.
+    /// The packet's headers, for all stages. [`track`](super::track()) completes them: a fragment's ports, SCTP's chunk.
     pub(super) packet: Headers,
     /// For [`classify`](super::classify()).
     pub(super) classify: ToClassify,
@@ -29,7 +29,7 @@ pub struct Handover {
     pub(super) sctp: ToSctp,
     /// For [`error`](super::error).
     pub(super) error: ToError,
-    /// For the same stage's verdict, and for [`sctp`](super::sctp()).
+    /// How a forwarded packet leaves; for [`sctp`](super::sctp()) and for the verdict of [`classify`](super::classify()).
     pub(super) departure: Departure,
 }
 

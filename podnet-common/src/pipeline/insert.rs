@@ -15,8 +15,8 @@ use crate::{
 use super::{
     Action, InsertError, Place, Stage, Tables, Verdict,
     balance::{folded, mix},
-    family::Headers,
     handover::Handover,
+    headers::Headers,
     shares, staged,
 };
 

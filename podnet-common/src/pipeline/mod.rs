@@ -21,6 +21,7 @@ mod family;
 mod forward;
 mod frontend;
 mod handover;
+mod headers;
 mod icmp;
 mod insert;
 mod loopback;

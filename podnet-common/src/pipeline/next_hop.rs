@@ -7,11 +7,7 @@ use crate::{
     layout::{CtEntry, Endpoint, Network, NetworkKind, Out, macs},
 };
 
-use super::{
-    Route, Tables,
-    balance::{folded, mix},
-    handover::ToSend,
-};
+use super::{Route, Tables, balance::hash_pair, handover::ToSend};
 
 /// `next_hops` (per-CPU array of [`CachedRoute::SLOTS`]): an answer of the routing and neighbour tables, which counts within the
 /// tick in which it was had: asking them takes longer than all else that a packet needs. A place may be taken by any
@@ -67,7 +63,7 @@ const KNOWN: u32 = 1 << 31;
 // Out of line, since several call it, and stack is scarce.
 #[inline(never)]
 fn ask_for<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) -> u32 {
-    let slot = mix(folded(dst) ^ folded(src).rotate_left(16)) % CachedRoute::SLOTS;
+    let slot = hash_pair(src, dst) % CachedRoute::SLOTS;
     t.cached_route(slot, |cached| {
         if cached.tick == now && cached.from.0 == from.0 && cached.src.same(src) && cached.dst.same(dst) {
             return slot | KNOWN;

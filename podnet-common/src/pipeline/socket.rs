@@ -3,7 +3,7 @@
 //! host's, or, where pods are served too, one that the plugin has noted in `sandboxes`; all others are left alone.
 //!
 //! What a socket's address can't decide stays addressed to the frontend and is translated packet by packet: connected UDP,
-//! so that it never sticks to a backend that is gone (except at loopback addresses, whose packets can't be translated);
+//! so that it moves to a live backend when its own is removed (except at loopback addresses, whose packets can't be translated);
 //! what needs another source, or a judgement of the client.
 
 use crate::{
@@ -30,7 +30,7 @@ pub trait SocketCtx {
     fn proto(&self) -> Proto;
     /// Whether the process has chosen the socket's own port.
     fn bound(&self) -> bool;
-    /// Whether the socket is connected, so that it takes answers from one peer only.
+    /// Whether the socket is connected: the kernel delivers datagrams of its peer only.
     fn connected(&self) -> bool;
     /// The kernel's cookie of the socket (`SO_COOKIE`).
     fn cookie(&self) -> u64;

@@ -12,10 +12,7 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict, admit,
-    family::{Headers, Piece},
-    handover::Handover,
-    next_hop, staged,
+    Place, Stage, Tables, Verdict, admit, family::Piece, handover::Handover, headers::Headers, next_hop, staged,
 };
 
 /// Handles a packet that is new in some way. Follows [`enter`](super::enter()) at the same hook.
@@ -147,7 +144,7 @@ fn follow<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Se
     let before = h.send.entry.flags;
     h.send.entry.flags = state::<At>(&h.send.entry, proto, seen, now);
     let opening = h.send.entry.opening();
-    // What repeats the first step leaves the flow as old as it is, so that it ends if there is no other.
+    // Retransmitted SYNs don't refresh an opening flow, so that it times out without a handshake.
     if !(opening && before & CtEntry::OPENING != 0 && seen.tcp_flags & Tcp::SYN != 0) {
         h.send.entry.last_seen = touched(proto, opening, now);
     }

@@ -234,14 +234,7 @@ fn client_half(tuple: &Tuple, entry: &CtEntry) -> Flow {
     if entry.flags & CtEntry::REPLY == 0 {
         return Flow { tuple: *tuple, entry: *entry, own_half: true };
     }
-    let mut flags = entry.flags & !(CtEntry::REPLY | CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST);
-    if entry.flags & CtEntry::REWRITE_SRC != 0 {
-        flags |= CtEntry::REWRITE_DST;
-    }
-    if entry.flags & CtEntry::REWRITE_DST != 0 {
-        flags |= CtEntry::REWRITE_SRC;
-    }
-    let half = CtEntry { src: tuple.dst, sport: tuple.dport, dst: tuple.src, dport: tuple.sport, flags, ..*entry };
+    let half = entry.reverse(tuple);
     Flow { tuple: entry.reply_key(tuple.proto), entry: half, own_half: false }
 }
 

@@ -3,12 +3,12 @@
 use std::{
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
-    os::fd::{FromRawFd as _, OwnedFd},
     path::Path,
 };
 
 use bytemuck::{Pod, Zeroable};
-use podnet_cni::datapath::bpf;
+
+use super::instructions;
 
 /// Where the kernel describes its own types.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
@@ -37,8 +37,7 @@ pub(super) fn route_source() -> bool {
 /// Whether socket programs may choose the error of a call that they refuse (`bpf_set_retval` at `connect` and `sendmsg`,
 /// Linux 6.1). Linux 5.18 to 6.0 know the helper, but not at these hooks: so a program that calls it is tried.
 pub fn socket_errno() -> bool {
-    /// `enum bpf_cmd`, `enum bpf_prog_type` and `enum bpf_attach_type` of linux/bpf.h.
-    const BPF_PROG_LOAD: libc::c_int = 5;
+    /// `enum bpf_prog_type` and `enum bpf_attach_type` of linux/bpf.h.
     const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
     const BPF_CGROUP_INET4_CONNECT: u32 = 10;
     /// `r1 = 0; call bpf_set_retval; r0 = 1; exit`.
@@ -48,40 +47,7 @@ pub fn socket_errno() -> bool {
         [0xb7, 0, 0, 0, 1, 0, 0, 0],
         [0x95, 0, 0, 0, 0, 0, 0, 0],
     ];
-    #[repr(C)]
-    struct Attr {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log: [u32; 4],
-        kern_version: u32,
-        prog_flags: u32,
-        prog_name: [u8; 16],
-        prog_ifindex: u32,
-        expected_attach_type: u32,
-    }
-    let mut attr = Attr {
-        prog_type: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
-        insn_cnt: PROGRAM.len() as u32,
-        insns: PROGRAM.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        log: [0; 4],
-        kern_version: 0,
-        prog_flags: 0,
-        prog_name: [0; 16],
-        prog_ifindex: 0,
-        expected_attach_type: BPF_CGROUP_INET4_CONNECT,
-    };
-    // SAFETY: the attribute is of the command's shape, and what it points to lives for ever.
-    match unsafe { bpf(BPF_PROG_LOAD, &mut attr) } {
-        Ok(fd) => {
-            // SAFETY: the call has just returned this descriptor, and nobody else has it.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            true
-        }
-        Err(_) => false,
-    }
+    instructions::load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT, "", &PROGRAM).is_ok()
 }
 
 /// Whether a name occurs in a description of types.

@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use podnet_cni::datapath::bpf;
@@ -16,28 +16,16 @@ use podnet_common::{
     pipeline::Route,
 };
 
+use super::instructions;
+
 /// `enum bpf_cmd` and `enum bpf_prog_type` of linux/bpf.h.
-const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 
 /// The question's place in the frame: after an Ethernet header.
 const FRAME: usize = ETH + size_of::<FibLookup>();
 
-/// What loading a program takes of `union bpf_attr`.
-#[repr(C)]
-struct LoadAttr {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log: [u32; 4],
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-}
-
-/// What running one takes of it.
+/// What running a program takes of `union bpf_attr`.
 #[repr(C)]
 struct RunAttr {
     prog_fd: u32,
@@ -68,21 +56,8 @@ impl FibProgram {
     /// Loads the program, for a node with this configuration.
     pub(super) fn load(config: &Config) -> io::Result<Self> {
         let insns = instructions(FibLookup::flags(config));
-        let mut attr = LoadAttr {
-            prog_type: BPF_PROG_TYPE_SCHED_CLS,
-            insn_cnt: insns.len() as u32,
-            insns: insns.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-            log: [0; 4],
-            kern_version: 0,
-            prog_flags: 0,
-            prog_name: *b"podnet_trace_fib",
-        };
-        attr.prog_name[15] = 0;
-        // SAFETY: the attribute is of the command's shape, and what it points to outlives the call.
-        let fd = unsafe { bpf(BPF_PROG_LOAD, &mut attr) }?;
-        // SAFETY: the call has just returned this descriptor, and nothing else has it.
-        Ok(Self { program: unsafe { OwnedFd::from_raw_fd(fd) }, config: *config })
+        let program = instructions::load(BPF_PROG_TYPE_SCHED_CLS, 0, "podnet_trace_fi", &insns)?;
+        Ok(Self { program, config: *config })
     }
 
     /// The way of a packet that came in at `from`, and what the helper has returned. `None`: the node has none by which it

@@ -9,6 +9,7 @@ mod counts;
 mod features;
 mod fib;
 mod holders;
+mod instructions;
 mod kernel;
 mod link;
 pub mod live;

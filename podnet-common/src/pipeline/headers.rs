@@ -1,0 +1,131 @@
+//! A packet's headers as stages hand them over to each other.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::layout::{FragmentPorts, Tuple};
+
+use super::family::{Family, Parsed, Piece, V4, V6};
+
+/// [`Parsed`] as stages hand it over to each other, so that headers are parsed once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub(super) struct Headers {
+    /// As [`Parsed::tuple`]; of a later fragment with the ports of the first, once these are known.
+    pub tuple: Tuple,
+    /// The IP header; one of IPv4 is shorter.
+    ip: [u32; 10],
+    l4: u32,
+    headers: u32,
+    id: u32,
+    checksum: u16,
+    /// As [`Parsed::tcp_flags`]; of SCTP those that say the same, once they are known.
+    pub tcp_flags: u8,
+    piece: u8,
+    ports: u8,
+    echo_request: u8,
+    icmp_error: u8,
+    v6: u8,
+}
+
+impl Headers {
+    /// Of a packet.
+    #[inline(always)]
+    pub fn of<F: Family>(v: &Parsed<F>) -> Self {
+        let mut headers = Self {
+            tuple: v.tuple,
+            ip: [0; 10],
+            l4: v.l4 as u32,
+            headers: v.headers,
+            id: v.id,
+            checksum: v.checksum,
+            tcp_flags: v.tcp_flags,
+            piece: v.piece as u8,
+            ports: v.ports as u8,
+            echo_request: v.echo_request as u8,
+            icmp_error: v.icmp_error as u8,
+            v6: F::V6 as u8,
+        };
+        F::to_words(&v.header, &mut headers.ip);
+        headers
+    }
+
+    /// Whether the packet is one of IPv6.
+    #[inline(always)]
+    pub fn v6(&self) -> bool {
+        self.v6 != 0
+    }
+
+    /// As [`Parsed::ports`], or whether the first fragment's are known.
+    #[inline(always)]
+    pub fn ports(&self) -> bool {
+        self.ports != 0
+    }
+
+    /// As [`Parsed::echo_request`].
+    #[inline(always)]
+    pub fn echo_request(&self) -> bool {
+        self.echo_request != 0
+    }
+
+    /// As [`Parsed::icmp_error`].
+    #[inline(always)]
+    pub fn icmp_error(&self) -> bool {
+        self.icmp_error != 0
+    }
+
+    /// As [`Parsed::piece`].
+    #[inline(always)]
+    pub fn piece(&self) -> Piece {
+        match self.piece {
+            0 => Piece::Whole,
+            1 => Piece::First,
+            _ => Piece::Later,
+        }
+    }
+
+    /// As [`Parsed::id`].
+    #[inline(always)]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// As [`Parsed::l4`]. The mask tells the verifier that it is an offset in a packet.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        (self.l4 & OFFSET) as usize
+    }
+
+    /// The TTL or hop limit.
+    #[inline(always)]
+    pub fn ttl(&self) -> u8 {
+        if self.v6() { V6::ttl(&V6::from_words(&self.ip)) } else { V4::ttl(&V4::from_words(&self.ip)) }
+    }
+
+    /// Notes the ports of the packet's first fragment.
+    #[inline(always)]
+    pub fn join(&mut self, ports: FragmentPorts) {
+        (self.tuple.sport, self.tuple.dport) = (ports.sport, ports.dport);
+        self.ports = 1;
+    }
+
+    /// What was handed over, of a packet of the family.
+    #[inline(always)]
+    pub fn parsed<F: Family>(&self) -> Parsed<F> {
+        Parsed {
+            header: F::from_words(&self.ip),
+            tuple: self.tuple,
+            l4: self.l4(),
+            headers: self.headers,
+            checksum: self.checksum,
+            tcp_flags: self.tcp_flags,
+            ports: self.ports(),
+            echo_request: self.echo_request(),
+            piece: self.piece(),
+            id: self.id,
+            icmp_error: self.icmp_error(),
+        }
+    }
+}
+
+/// Offsets of transport headers are less: Ethernet, IPv6 and six extension headers of 2 KiB each.
+const OFFSET: u32 = 0x3fff;
