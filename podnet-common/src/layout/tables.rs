@@ -381,7 +381,7 @@ mod tests {
 
     /// The documentation's table, as far as it follows from the declaration: name, whether frozen, kind, bytes, entries.
     fn documented() -> Vec<(String, bool, String, String, String)> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ARCHITECTURE.md");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/datapath.md");
         let text = fs::read_to_string(path).unwrap();
         let (_, section) = text.split_once("\n## Tables\n").unwrap();
         let rows = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1);

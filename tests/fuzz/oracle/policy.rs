@@ -1,4 +1,4 @@
-//! Who may reach what, with which source: what `docs/ARCHITECTURE.md` and the tables' documentation promise, told once
+//! Who may reach what, with which source: what `docs/datapath.md` and the tables' documentation promise, told once
 //! more and in another way.
 
 use std::net::IpAddr;
