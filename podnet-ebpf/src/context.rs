@@ -12,7 +12,7 @@ use aya_ebpf::{
 use bytemuck::Pod;
 use podnet_common::{
     addr::IfIndex,
-    checksum::fold32,
+    checksum::{self, fold32},
     packet::{ETH, Ethernet, Packet},
 };
 
@@ -41,6 +41,15 @@ fn store<T: Pod>(data: usize, end: usize, offset: usize, value: &T) -> Option<()
     // SAFETY: as in `load`; packets of a program are its own while it runs.
     unsafe { *(at as *mut T) = *value };
     Some(())
+}
+
+/// Hides an offset's origin from the compiler. Otherwise it may split a sum, and compute one pointer for the bounds check
+/// and another for the access, whose equality the verifier can't see.
+#[inline(always)]
+fn opaque(mut offset: usize) -> usize {
+    // SAFETY: a register is moved to itself. BTF line information needs an instruction here.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) offset, options(pure, nomem, nostack, preserves_flags)) };
+    offset
 }
 
 /// A packet at a TC hook. `MISSING` is how many bytes its frame lacks of an Ethernet header: none, or all.
@@ -115,8 +124,9 @@ impl<const MISSING: usize> Packet for TcPacket<'_, MISSING> {
     #[inline(always)]
     fn pull(&mut self, n: u32) {
         let n = n - MISSING as u32;
-        if self.data + n as usize > self.end {
-            let len = self.ctx.len();
+        let len = self.ctx.len();
+        // A short packet that is linear needs no call of the helper.
+        if self.data + n as usize > self.end && self.end - self.data < len as usize {
             // Whether it worked shows in the loads that follow.
             let _ = self.ctx.pull_data(if n < len { n } else { len });
             self.reload();
@@ -144,18 +154,31 @@ impl<const MISSING: usize> Packet for TcPacket<'_, MISSING> {
         if offset < MISSING { None } else { store(self.data, self.end, self.place(offset), value) }
     }
 
-    // A packet's checksum may be left to the device (CHECKSUM_PARTIAL) or known as a whole (CHECKSUM_COMPLETE); only
-    // the helper knows which, and needs the pseudo header's share told apart.
+    // With CHECKSUM_PARTIAL the field holds the sum of the pseudo header only, uncomplemented; otherwise it is the checksum of
+    // the segment, and with CHECKSUM_COMPLETE the skb has a sum as well. Only the helper knows which. How it has applied
+    // the pseudo header's difference tells whether the field covers the data, which usually spares a second call.
     #[inline(always)]
     fn update_l4_checksum(&mut self, offset: usize, pseudo: u64, data: u64, udp: bool, _v6: bool) -> Option<()> {
         let flags = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        let pseudo = u64::from(fold32(pseudo));
-        let offset = offset - MISSING;
-        self.ctx.l4_csum_replace(offset, 0, pseudo, flags | u64::from(BPF_F_PSEUDO_HDR)).ok()?;
-        if data != 0 {
-            self.ctx.l4_csum_replace(offset, 0, u64::from(fold32(data)), flags).ok()?;
-        }
+        let (pseudo, data) = (fold32(pseudo), fold32(data));
+        let before: u16 = self.load(opaque(offset))?;
+        let field = offset - MISSING;
+        self.ctx.l4_csum_replace(field, 0, u64::from(pseudo), flags | u64::from(BPF_F_PSEUDO_HDR)).ok()?;
         self.reload();
+        if data == 0 {
+            return Some(());
+        }
+        let after: u16 = self.load(opaque(offset))?;
+        let whole = checksum::apply(before, u64::from(pseudo));
+        let partial = !checksum::apply(!before, u64::from(pseudo));
+        if after == whole && after != partial {
+            let new = checksum::apply(after, u64::from(data));
+            return self.store(opaque(offset), &if udp && new == 0 { 0xffff } else { new });
+        }
+        if after != partial || after == whole {
+            self.ctx.l4_csum_replace(field, 0, u64::from(data), flags).ok()?;
+            self.reload();
+        }
         Some(())
     }
 
@@ -224,7 +247,7 @@ impl Packet for XdpPacket<'_> {
     #[inline(always)]
     fn update_l4_checksum(&mut self, offset: usize, pseudo: u64, data: u64, udp: bool, _v6: bool) -> Option<()> {
         let old: u16 = self.load(offset)?;
-        let new = podnet_common::checksum::apply(old, u64::from(fold32(pseudo)) + u64::from(fold32(data)));
+        let new = checksum::apply(old, u64::from(fold32(pseudo)) + u64::from(fold32(data)));
         self.store(offset, &if udp && new == 0 { 0xffff } else { new })
     }
 

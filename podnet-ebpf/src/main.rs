@@ -1,9 +1,12 @@
 //! podnet's eBPF object: the hooks' entry points, packet contexts and maps around podnet-common's pipeline.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod context;
 mod events;
+#[macro_use]
+mod jump;
 mod maps;
 mod sock;
 mod tables;

@@ -32,16 +32,13 @@ const NEXT: i32 = -1;
 
 /// What a dispatcher does when its program is missing. Pods are cut off, uplinks stay with the stack.
 #[inline(always)]
-fn dispatch(ctx: &TcContext, hook: Hook, missing: i32) -> i32 {
+fn dispatch<const HOOK: u32>(ctx: &TcContext, missing: i32) -> i32 {
     // Sent to another machine, as an interface sees it that takes all; the stack leaves it alone as well.
     // SAFETY: the context is valid while the program runs.
-    if hook as u32 == Hook::FromUplink as u32 && unsafe { (*ctx.skb.skb).pkt_type } == PACKET_OTHERHOST {
+    if HOOK == Hook::FromUplink as u32 && unsafe { (*ctx.skb.skb).pkt_type } == PACKET_OTHERHOST {
         return NEXT;
     }
-    if let Some(generation) = maps::GENERATION.get(0) {
-        // SAFETY: on success nothing of this program is left.
-        unsafe { maps::PROGRAMS_TC.tail_call(ctx, generation * GENERATION_SLOTS + hook as u32) };
-    }
+    jump!(maps::PROGRAMS_TC, ctx, HOOK);
     maps::count_drop(Reason::NoProgram);
     missing
 }
@@ -52,8 +49,8 @@ fn act<At: Place>(ctx: &TcContext, verdict: Verdict) -> i32 {
     match verdict.action {
         Action::Pass => NEXT,
         Action::Forward => forward(ctx, &verdict.egress),
-        Action::Tail => tail(ctx, verdict.stage.slot(At::HOOK)),
-        Action::Reject => tail(ctx, Stage::answering(verdict.reason).slot(At::HOOK)),
+        Action::Tail => tail::<At>(ctx, verdict.stage),
+        Action::Reject => tail::<At>(ctx, Stage::answering(verdict.reason)),
         // SAFETY: no pointers.
         Action::Answer => unsafe { helpers::bpf_redirect(verdict.egress.ifindex.0, 0) as i32 },
         Action::Drop | Action::Unanswered => TC_ACT_SHOT,
@@ -110,12 +107,21 @@ struct NextHop {
 
 const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 
-/// Goes on in another program of the same generation.
+/// Tail-calls another stage of the same hook and generation. Stages that flows begin or live with are direct jumps; one for
+/// each of the others would make every program larger.
 #[inline(always)]
-fn tail(ctx: &TcContext, slot: u32) -> i32 {
-    if let Some(generation) = maps::GENERATION.get(0) {
-        // SAFETY: on success nothing of this program is left.
-        unsafe { maps::PROGRAMS_TC.tail_call(ctx, generation * GENERATION_SLOTS + slot) };
+fn tail<At: Place>(ctx: &TcContext, stage: Stage) -> i32 {
+    match stage {
+        Stage::Track => jump!(maps::PROGRAMS_TC, ctx, Stage::Track.slot(At::HOOK)),
+        Stage::Begin => jump!(maps::PROGRAMS_TC, ctx, Stage::Begin.slot(At::HOOK)),
+        Stage::Classify => jump!(maps::PROGRAMS_TC, ctx, Stage::Classify.slot(At::HOOK)),
+        Stage::Send => jump!(maps::PROGRAMS_TC, ctx, Stage::Send.slot(At::HOOK)),
+        _ => {
+            if let Some(generation) = maps::GENERATION.get(0) {
+                // SAFETY: on success nothing of this program is left.
+                unsafe { maps::PROGRAMS_TC.tail_call(ctx, generation * GENERATION_SLOTS + stage.slot(At::HOOK)) };
+            }
+        }
     }
     maps::count_drop(Reason::NoTail);
     TC_ACT_SHOT
@@ -158,7 +164,7 @@ macro_rules! hook {
             #[unsafe(export_name = stringify!($hook))]
             #[unsafe(link_section = "classifier")]
             extern "C" fn dispatcher(skb: *mut __sk_buff) -> i32 {
-                dispatch(&TcContext::new(skb), $place::HOOK, $missing)
+                dispatch::<{ $place::HOOK as u32 }>(&TcContext::new(skb), $missing)
             }
 
             $(
@@ -182,7 +188,7 @@ hook!(from_host, FromHost, 0, TC_ACT_SHOT, [enter track icmp quotation send sctp
 
 #[classifier]
 pub(crate) fn from_loopback(ctx: TcContext) -> i32 {
-    dispatch(&ctx, Hook::FromLoopback, NEXT)
+    dispatch::<{ Hook::FromLoopback as u32 }>(&ctx, NEXT)
 }
 
 #[classifier]
@@ -192,7 +198,7 @@ pub(crate) fn from_loopback_enter(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub(crate) fn from_raw(ctx: TcContext) -> i32 {
-    dispatch(&ctx, Hook::FromRaw, NEXT)
+    dispatch::<{ Hook::FromRaw as u32 }>(&ctx, NEXT)
 }
 
 /// Gives a frame that begins with its IP header an Ethernet header, which redirects to other interfaces want: the stack
@@ -210,5 +216,7 @@ pub(crate) fn from_raw_enter(ctx: TcContext) -> i32 {
         tables(&ctx).report(Hook::FromRaw, Reason::StoreFailed);
         return TC_ACT_SHOT;
     }
-    tail(&ctx, Hook::FromUplink as u32)
+    jump!(maps::PROGRAMS_TC, &ctx, Hook::FromUplink as u32);
+    maps::count_drop(Reason::NoTail);
+    TC_ACT_SHOT
 }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     EbpfContext as _, bindings::xdp_action, helpers::generated as helpers, macros::xdp, programs::XdpContext,
 };
 use podnet_common::{
-    layout::{GENERATION_SLOTS, Hook},
+    layout::Hook,
     pipeline::{self, Action, UplinkXdp},
 };
 
@@ -13,10 +13,7 @@ use crate::{context::XdpPacket, maps, tables::Maps};
 
 #[xdp]
 pub(crate) fn uplink_xdp(ctx: XdpContext) -> u32 {
-    if let Some(generation) = maps::GENERATION.get(0) {
-        // SAFETY: on success nothing of this program is left.
-        unsafe { maps::PROGRAMS_XDP.tail_call(&ctx, generation * GENERATION_SLOTS + Hook::UplinkXdp as u32) };
-    }
+    jump!(maps::PROGRAMS_XDP, &ctx, Hook::UplinkXdp as u32);
     xdp_action::XDP_PASS
 }
 

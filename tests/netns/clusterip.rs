@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, wait_until};
+use podnet_tests::lab::{Lab, Offload, Place, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
 /// A pod with a server on 8080.
@@ -51,6 +51,39 @@ fn requests_are_spread_over_all_replicas() -> Result<()> {
                 // Binomial: mean 30, deviation 4.5.
                 let fair = counts.len() == 3 && counts.values().all(|count| *count >= 8);
                 ensure!(fair, "{transport}/{family} from {}: {counts:?}", place.name());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A sender computes checksums itself or leaves them to the device, which needs the sum of the pseudo header only. The
+/// receiver checks whatever a device, or the kernel in its place, has computed.
+#[test]
+fn checksums_are_right_whether_the_sender_or_the_uplink_computes_them() -> Result<()> {
+    let lab = Lab::builder().build()?;
+    let pods = [lab.node(0).add_pod("client-1")?, server(&lab, 0, "web-0")?, server(&lab, 1, "web-1")?];
+    let [client, web @ ..] = &pods;
+    let service = Service::new("web", 10, 80, 8080);
+    service.apply(&lab, None)?;
+    service.set_endpoints(&lab, &web.iter().flat_map(|pod| pod.ips.clone()).collect::<Vec<_>>())?;
+    up(&service, &[&client.place])?;
+    for node in lab.nodes() {
+        node.place.set_offload("eth0", Offload::TxChecksum, false)?;
+    }
+    for offload in [true, false] {
+        for pod in &pods {
+            pod.place.set_offload("eth0", Offload::TxChecksum, offload)?;
+        }
+        for family in Family::ALL {
+            for transport in Transport::ALL {
+                let mut servers = BTreeSet::new();
+                for _ in 0..100 {
+                    let answer = client.place.ask(transport, service.addr(family));
+                    let answer = answer.with_context(|| format!("{transport}/{family}, offload in pods: {offload}"))?;
+                    servers.insert(answer.server);
+                }
+                assert_eq!(servers, BTreeSet::from(["web-0", "web-1"].map(str::to_owned)));
             }
         }
     }
