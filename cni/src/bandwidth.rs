@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CniError, Code};
+use thiserror::Error;
+
 use crate::netlink::Bucket;
 
 /// A rate and how much may exceed it.
@@ -34,13 +35,20 @@ const UNSAID: u64 = i32::MAX as u64;
 /// The largest burst in bits that fits into what the kernel is told.
 const BURST_MAX: u64 = 8 * u32::MAX as u64;
 
+/// A limit that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("runtimeConfig.bandwidth: {direction}Rate {rate} and {direction}Burst {burst}: {what}")]
+pub struct LimitError {
+    direction: String,
+    rate: i64,
+    burst: i64,
+    what: &'static str,
+}
+
 impl Limit {
     /// From what a runtime gives. Zeros are no limit.
-    pub(crate) fn parse(direction: &str, rate: i64, burst: i64) -> Result<Option<Self>, CniError> {
-        let invalid = |what: &str| {
-            let msg = format!("runtimeConfig.bandwidth: {direction}Rate {rate} and {direction}Burst {burst}: {what}");
-            Err(CniError::new(Code::InvalidConfig, msg))
-        };
+    pub(crate) fn parse(direction: &str, rate: i64, burst: i64) -> Result<Option<Self>, LimitError> {
+        let invalid = |what| Err(LimitError { direction: direction.to_owned(), rate, burst, what });
         let (Ok(rate), Ok(burst)) = (u64::try_from(rate), u64::try_from(burst)) else {
             return invalid("neither may be negative");
         };
@@ -83,7 +91,7 @@ mod tests {
         assert_eq!(parse(10_000_000, 80_000).unwrap(), Some(Limit { rate: 10_000_000, burst: 80_000 }));
         for (rate, burst) in [(-1, 1), (1, -1), (0, 5), (5, 0), (7, 80_000)] {
             let error = parse(rate, burst).unwrap_err();
-            assert!(error.code == Code::InvalidConfig && error.msg.contains("ingressRate"), "{}", error.msg);
+            assert!(error.to_string().contains("ingressRate"), "{error}");
         }
     }
 

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 use serde::Serialize;
 
 use crate::alloc::PoolError;
+use crate::bandwidth::LimitError;
 use crate::datapath::DatapathError;
 use crate::id::IdError;
 use crate::netlink::NetlinkError;
@@ -140,6 +141,12 @@ impl From<StoreError> for CniError {
             StoreError::Busy { .. } => Self::new(Code::TryAgainLater, chain(&e)),
             StoreError::Io { source, .. } => Self::new(Code::Io, chain(&e)).details(io_advice(source)),
         }
+    }
+}
+
+impl From<LimitError> for CniError {
+    fn from(e: LimitError) -> Self {
+        Self::new(Code::InvalidConfig, e.to_string())
     }
 }
 

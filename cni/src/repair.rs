@@ -16,17 +16,17 @@ use std::path::Path;
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::Sandbox;
 
-use crate::commands::{endpoint, publish};
 use crate::datapath::{self, DatapathError, Endpoints, PinDir, Sandboxes};
+use crate::entries::{endpoint, if_pinned, publish};
 use crate::error::CniError;
-use crate::host_end::{self, Part};
 use crate::id::AttachmentId;
 use crate::netlink::{Address, Link, Netlink, Op};
 use crate::netns::{NetNs, NetnsError};
 use crate::ownership::{self, Mark};
 use crate::record::{PodRef, Record, RecordName, State};
 use crate::store::{Claimed, Content, Locked, Store};
-use crate::teardown::{self, if_pinned};
+use crate::teardown;
+use crate::wiring::host_end::{self, Part};
 
 /// Which attachments are to stay.
 #[derive(Clone, Copy, Debug)]

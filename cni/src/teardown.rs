@@ -3,7 +3,8 @@
 //! The record goes last and only when nothing else remains, so that no address is given out while something on the
 //! node still uses it, and whoever comes next finds what is left.
 
-use crate::datapath::{DatapathError, Endpoints, PinDir, Sandboxes};
+use crate::datapath::PinDir;
+use crate::entries;
 use crate::error::CniError;
 use crate::id::AttachmentId;
 use crate::netlink::{Netlink, Op};
@@ -22,7 +23,7 @@ pub fn remove(store: &Store, netlink: &mut Netlink, name: &RecordName) -> Result
     if let Some(record) = &record
         && let Some(bpffs) = &record.bpffs
     {
-        remove_entries(&PinDir::new(bpffs), record)?;
+        entries::remove(&PinDir::new(bpffs), record)?;
     }
     remove_link(store, netlink, &name.id, record.as_deref())?;
     store.lock()?.remove(name)?;
@@ -41,25 +42,4 @@ pub fn remove_link(
         netlink.run(&[Op::delete_link_index(link.index)])?;
     }
     Ok(())
-}
-
-/// Removes an attachment's entries. No table, no entries.
-pub fn remove_entries(pins: &PinDir, record: &Record) -> Result<(), DatapathError> {
-    if let Some((cookie, sandbox)) = record.sandbox()
-        && let Some(mut sandboxes) = if_pinned(Sandboxes::open(pins))?
-    {
-        sandboxes.remove(cookie, &sandbox)?;
-    }
-    match if_pinned(Endpoints::open(pins))? {
-        Some(mut endpoints) => record.ips.iter().try_for_each(|ip| endpoints.remove(*ip)),
-        None => Ok(()),
-    }
-}
-
-/// A table, or none where it is not pinned.
-pub(crate) fn if_pinned<T>(opened: Result<T, DatapathError>) -> Result<Option<T>, DatapathError> {
-    match opened {
-        Err(DatapathError::NotPinned { .. }) => Ok(None),
-        other => other.map(Some),
-    }
 }

@@ -4,61 +4,24 @@
 //! gateway's addresses and a route to each pod address; neighbours are permanent on both sides, so nothing is ever
 //! asked by ARP or ND. `datapath: none` needs no more than this and forwarding.
 
-use std::io;
+mod error;
+pub mod host_end;
+
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
 use ipnetwork::IpNetwork;
 use podnet_common::addr::IfIndex;
-use thiserror::Error;
 
-use crate::host_end;
+pub use error::WiringError;
+
 use crate::netlink::{Answer, Bucket, Link, Netlink, NetlinkError, Op, Route, Scope, link_local};
-use crate::netns::{NetNs, NetnsError};
+use crate::netns::NetNs;
 use crate::record::Record;
 use crate::sysctl;
 
 /// Index of `lo` in every network namespace.
 const LOOPBACK: IfIndex = IfIndex(1);
-
-/// Why a pod could not be wired, or is wired otherwise than recorded.
-#[derive(Debug, Error)]
-pub enum WiringError {
-    /// The kernel refused, or the socket failed.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The pod's namespace can't be entered.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// One of the two names is taken.
-    #[error("interface {ifname} exists already in the pod, or {host_ifname} on the host")]
-    InterfaceExists {
-        /// The name in the pod.
-        ifname: String,
-        /// The name on the host.
-        host_ifname: String,
-    },
-    /// The pod has a default route by another interface.
-    #[error("the pod has a default route already, which is not by {ifname}")]
-    DefaultRouteExists {
-        /// The new interface.
-        ifname: String,
-    },
-    /// A setting could not be written.
-    #[error("can't change the network settings of {of}: {source}")]
-    Sysctl {
-        /// Interface or family.
-        of: String,
-        /// The cause.
-        source: io::Error,
-    },
-    /// No random bytes.
-    #[error("can't read /dev/urandom: {0}")]
-    Random(#[source] io::Error),
-    /// CHECK found something missing or different.
-    #[error("{0}")]
-    Mismatch(String),
-}
 
 fn mismatch<T>(text: impl Into<String>) -> Result<T, WiringError> {
     Err(WiringError::Mismatch(text.into()))

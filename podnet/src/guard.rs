@@ -14,8 +14,8 @@ use podnet_common::layout::TUNNEL_PORT;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::frontend::{FrontendKind, Protocol};
-use crate::model::Node;
+use crate::frontend::FrontendKind;
+use crate::model::{Node, Protocol};
 use crate::prefixes::Prefixes;
 
 /// Ports of a node's own addresses by which it is run, and what they are: those of Kubernetes' documentation (Ports and

@@ -6,6 +6,7 @@
 //! [`metrics`] those who want figures, [`install`] puts the plugin where runtimes look for it, and [`daemon`] is the loop
 //! around everything.
 
+mod async_fd;
 pub mod cli;
 pub mod compile;
 pub mod config;

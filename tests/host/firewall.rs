@@ -1,7 +1,7 @@
 //! Other programs' packet filters are found in the kernel as it is.
 
 use podnet::host::firewall;
-use podnet::host::settings::Sysctl;
+use podnet::host::sysctl::Sysctl;
 
 use crate::{in_namespace, run};
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use podnet::host::ports::{self, Supply};
-use podnet::host::settings::{self, Families, Setting, Sysctl};
+use podnet::host::Families;
+use podnet::host::settings::{self, Setting};
+use podnet::host::sysctl::Sysctl;
 use podnet::host::uplinks;
 
 use crate::{addresses, ensure_podnet0, in_namespace, ip, open, packet_socket, uplink, wanted};

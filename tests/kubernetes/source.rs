@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use podnet::model::{Kind, Object, ObjectKey, raw};
-use podnet::source::Batch;
+use podnet::model::{Batch, Kind, Object, ObjectKey, raw};
 use podnet::source::kubernetes::KubernetesSource;
 use podnet_tests::api::{Abilities, Api, Mood, Streaming};
 use podnet_tests::lab::{NetNs, PATIENCE, wait_until};

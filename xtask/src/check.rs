@@ -57,7 +57,7 @@ const CORNERS: &[Corner] = &[
     },
     Corner {
         words: &["unsafe"],
-        places: &["podnet-ebpf", "podnet/src/datapath", "cni/src/datapath", "tests"],
+        places: &["podnet-ebpf", "podnet/src/async_fd", "podnet/src/datapath", "cni/src/datapath", "tests"],
         why: "unsafe code stays where the kernel is touched",
     },
 ];

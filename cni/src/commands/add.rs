@@ -5,11 +5,11 @@ use std::path::Path;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use podnet_common::addr::IfIndex;
-use podnet_common::layout::Endpoint;
 
-use super::{Node, refuse_own};
+use super::node::{Node, refuse_own};
 use crate::config::Config;
-use crate::datapath::{self, DatapathError, Endpoints, PinDir, Sandboxes};
+use crate::datapath::{self, DatapathError, PinDir};
+use crate::entries;
 use crate::env::Attachment;
 use crate::error::{CniError, Code};
 use crate::mac;
@@ -215,36 +215,13 @@ fn connect(
     match node.pins() {
         Some(pins) => {
             undo.steps.push(Step::Entries(pins.clone(), Box::new(record.clone())));
-            publish(&pins, &record)?;
+            entries::publish(&pins, &record)?;
         }
         None => wiring::forward(&record)?,
     }
     record.state = State::Ready;
     store.lock()?.finish(reservation, &record)?;
     Ok(record)
-}
-
-/// Writes the pod's entries in the tables.
-pub(crate) fn publish(pins: &PinDir, record: &Record) -> Result<(), DatapathError> {
-    let mut endpoints = Endpoints::open(pins)?;
-    record.ips.iter().try_for_each(|ip| endpoints.insert(*ip, &endpoint(record)))?;
-    match record.sandbox() {
-        Some((cookie, sandbox)) => Sandboxes::open(pins)?.insert(cookie, &sandbox),
-        None => Ok(()),
-    }
-}
-
-/// The entry of a record's addresses.
-pub(crate) fn endpoint(record: &Record) -> Endpoint {
-    Endpoint {
-        ifindex: IfIndex(record.host_ifindex),
-        mtu: record.mtu,
-        mac: record.mac,
-        host_mac: record.host_mac,
-        // What the pod receives waits there.
-        flags: if record.bandwidth.ingress.is_some() { Endpoint::NO_PEER } else { 0 },
-        ..Endpoint::default()
-    }
 }
 
 /// Destinations of default routes.
@@ -301,7 +278,7 @@ impl Undo<'_> {
         let mut clean = true;
         for step in self.steps.into_iter().rev() {
             let undone = match &step {
-                Step::Entries(pins, record) => teardown::remove_entries(pins, record).map_err(CniError::from),
+                Step::Entries(pins, record) => entries::remove(pins, record).map_err(CniError::from),
                 Step::Link(index) => netlink.run(&[Op::delete_link_index(*index)]).map(drop).map_err(CniError::from),
                 Step::Record(name) if clean => self.store.lock().and_then(|l| l.remove(name)).map_err(CniError::from),
                 Step::Record(_) => Ok(()),

@@ -2,10 +2,10 @@
 //!
 //! What later plugins of a chain may change is not compared: MAC, MTU, further addresses and routes.
 
-use super::refuse_own;
-use crate::commands::add::endpoint;
+use super::node::refuse_own;
 use crate::config::Config;
 use crate::datapath::{Endpoints, PinDir, Sandboxes};
+use crate::entries::endpoint;
 use crate::env::Attachment;
 use crate::error::{CniError, Code};
 use crate::netlink::Netlink;

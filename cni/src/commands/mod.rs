@@ -4,28 +4,21 @@ mod add;
 mod check;
 mod del;
 mod gc;
+mod node;
 mod status;
-
-pub(crate) use add::{endpoint, publish};
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 use tracing::{Span, info_span};
 
-use crate::alloc::Pool;
 use crate::call_log::{Call, CallLog, CommandName};
-use crate::config::{self, Config, Datapath, Needs};
-use crate::datapath::PinDir;
+use crate::config::{self, Config, Needs};
 use crate::env::{self, Attachment, Command};
 use crate::error::{CniError, Code};
-use crate::netns::NetNs;
-use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError};
 use crate::version::Version;
 
 /// What a call has said of itself before it ended.
@@ -127,70 +120,4 @@ fn require_version(command: &Command, version: Version) -> Result<(), CniError> 
     }
     let msg = format!("cniVersion {} does not have {name}", version.as_str());
     Err(CniError::new(Code::IncompatibleVersion, msg).details(format!("it came with {}", first.as_str())))
-}
-
-/// What ADD and STATUS know of the node: from the configuration, else from the daemon, else defaults.
-struct Node {
-    pools: Vec<Pool>,
-    mtu: u32,
-    gateways: Vec<IpAddr>,
-    /// The bpffs with the pinned programs; none without eBPF datapath.
-    bpffs: Option<PathBuf>,
-}
-
-impl Node {
-    fn load(config: &Config) -> Result<Self, CniError> {
-        let ebpf = config.datapath == Datapath::Ebpf;
-        let given = !config.runtime.pools.is_empty() || !config.pod_cidrs.is_empty();
-        let info = match NodeInfo::read(&config.run_dir) {
-            Ok(info) => Some(info),
-            Err(NodeInfoError::Missing { .. }) if given && !ebpf => None,
-            Err(e @ NodeInfoError::Missing { .. }) => {
-                let details = if ebpf {
-                    "start `podnet daemon` on this node, or wait until it has loaded its programs"
-                } else {
-                    "set podCIDRs in the network configuration, or start `podnet daemon` on this node"
-                };
-                return Err(CniError::from(e).details(details));
-            }
-            Err(e) => return Err(e.into()),
-        };
-        let published = || info.as_ref().map(|i| i.pod_cidrs.as_slice()).unwrap_or_default();
-        let cidrs: &[IpNetwork] = if config.pod_cidrs.is_empty() { published() } else { &config.pod_cidrs };
-        let pools = match config.runtime.pools.as_slice() {
-            [] => Pool::from_cidrs(cidrs)?,
-            pools => pools.to_vec(),
-        };
-        if pools.is_empty() {
-            return Err(CniError::new(Code::TryAgainLater, "this node has no pod CIDR yet").details(
-                "the cluster assigns it to the Node object (spec.podCIDRs); or set podCIDRs in the configuration",
-            ));
-        }
-        let mtu = config.mtu.or(info.as_ref().map(|i| i.mtu)).filter(|mtu| *mtu != 0).unwrap_or(1500);
-        let least = if pools.iter().any(|p| p.family() == crate::alloc::Family::V6) { 1280 } else { 68 };
-        if mtu < least {
-            return Err(CniError::new(Code::InvalidConfig, format!("mtu {mtu} is too small: IPv6 needs 1280 bytes")));
-        }
-        Ok(Self { mtu, gateways: gateways(info.as_ref()), bpffs: info.filter(|_| ebpf).map(|i| i.bpffs), pools })
-    }
-
-    fn pins(&self) -> Option<PinDir> {
-        self.bpffs.as_deref().map(PinDir::new)
-    }
-}
-
-/// One gateway a family: the daemon's where it says one.
-fn gateways(info: Option<&NodeInfo>) -> Vec<IpAddr> {
-    let published = info.map(|i| i.gateways.as_slice()).unwrap_or_default();
-    let of_family = |default: IpAddr| published.iter().copied().find(|g| g.is_ipv4() == default.is_ipv4());
-    GATEWAYS.map(|default| of_family(default).unwrap_or(default)).to_vec()
-}
-
-/// Refuses a network namespace that is our own, unless the caller insists.
-fn refuse_own(attachment: &Attachment, pod: &NetNs, own: &NetNs) -> Result<(), CniError> {
-    if pod.is(own) && !attachment.netns_override {
-        return Err(CniError::new(Code::InvalidEnvironment, "CNI_NETNS is the plugin's own network namespace")
-            .details("a pod needs a namespace of its own; CNI_NETNS_OVERRIDE=1 allows it nevertheless"));
-    }
-    Ok(())
 }

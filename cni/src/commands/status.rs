@@ -1,6 +1,6 @@
 //! STATUS: whether ADD would be served now.
 
-use super::Node;
+use super::node::Node;
 use crate::config::Config;
 use crate::datapath;
 use crate::error::{CniError, Code};

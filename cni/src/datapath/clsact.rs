@@ -14,7 +14,7 @@ use aya::sys::NetlinkError as AyaNetlinkError;
 use nix::errno::Errno;
 use podnet_common::addr::IfIndex;
 
-use super::Direction;
+use super::direction::Direction;
 use crate::netlink::{Netlink, NetlinkError};
 
 /// Priority and handle of clsact filters, so that a second attempt finds the first.

@@ -6,167 +6,27 @@
 //! and no pin has to keep it there.
 
 pub mod clsact;
+mod direction;
+mod error;
+mod pins;
+mod plain;
+mod syscall;
 mod tables;
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
 
-use aya::maps::MapError;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use podnet_common::addr::IfIndex;
-use podnet_common::layout::{
-    FIRST_TABLES, FROZEN, Hook, LATER_TABLES, PIN_ROOT,
-    tables::{Class, Table},
-};
-use thiserror::Error;
+use podnet_common::layout::Hook;
 
+pub use direction::Direction;
+pub use error::DatapathError;
+pub use pins::{PinDir, open_pin};
+pub use plain::Plain;
+pub use syscall::bpf;
 pub use tables::{Endpoints, Sandboxes};
-
-/// Why the datapath could not be used.
-#[derive(Debug, Error)]
-pub enum DatapathError {
-    /// Nothing is pinned there.
-    #[error("{} is not pinned", path.display())]
-    NotPinned {
-        /// The pin.
-        path: PathBuf,
-    },
-    /// A pin could not be opened.
-    #[error("can't open {}: {source}", path.display())]
-    Open {
-        /// The pin.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// A program could not be attached or detached.
-    #[error("can't {what} {} {} link {}: {source}", program.display(), direction.preposition(), ifindex.0)]
-    Attach {
-        /// Attach or detach.
-        what: &'static str,
-        /// The program's pin.
-        program: PathBuf,
-        /// The link.
-        ifindex: IfIndex,
-        /// Where on the link.
-        direction: Direction,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The kernel does not tell a namespace's cookie.
-    #[error("can't read the cookie of the pod's network namespace, which needs Linux 5.14: {0}")]
-    Cookie(#[source] io::Error),
-    /// A table refused an operation.
-    #[error("can't {what} in the table {table}: {source}")]
-    Table {
-        /// The operation.
-        what: String,
-        /// Which table.
-        table: &'static str,
-        /// The cause.
-        source: MapError,
-    },
-}
-
-/// What is pinned where: `<bpffs>/podnet`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PinDir {
-    root: PathBuf,
-}
-
-impl PinDir {
-    /// Of a bpffs mount.
-    pub fn new(bpffs: &Path) -> Self {
-        Self { root: bpffs.join(PIN_ROOT) }
-    }
-
-    /// The directory of all pins.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// The directory of what never changes its layout.
-    pub fn frozen(&self) -> PathBuf {
-        self.root.join(FROZEN)
-    }
-
-    /// A hook's dispatcher.
-    pub fn hook(&self, hook: Hook) -> PathBuf {
-        self.frozen().join(hook.name())
-    }
-
-    /// The directories of all other tables: those of first versions, and those of later ones.
-    pub fn tables(&self) -> [PathBuf; 2] {
-        [self.root.join(FIRST_TABLES), self.root.join(LATER_TABLES)]
-    }
-
-    /// A table, with this version's layout.
-    pub fn table(&self, table: impl Into<Table>) -> PathBuf {
-        let table = table.into();
-        let [first, later] = self.tables();
-        match table.version() {
-            _ if table.class() == Class::Frozen => self.frozen().join(table.name()),
-            1 => first.join(table.name()),
-            version => later.join(format!("{}_v{version}", table.name())),
-        }
-    }
-
-    /// The versions of a table that are pinned.
-    pub fn versions(&self, table: impl Into<Table>) -> Vec<(u32, PathBuf)> {
-        let table = table.into();
-        if table.class() == Class::Frozen {
-            return Vec::new();
-        }
-        let [first, later] = self.tables();
-        let first = Some(first.join(table.name())).filter(|pin| pin.exists()).map(|pin| (1, pin));
-        let of_table = |pin: &PathBuf| {
-            let rest = pin.file_name()?.to_str()?.strip_prefix(table.name())?;
-            rest.strip_prefix("_v")?.parse().ok()
-        };
-        let later = std::fs::read_dir(later).into_iter().flatten().flatten().map(|entry| entry.path());
-        first.into_iter().chain(later.filter_map(|pin| Some((of_table(&pin)?, pin)))).collect()
-    }
-
-    /// The directory of links that need a pin.
-    pub fn links(&self) -> PathBuf {
-        self.root.join("links")
-    }
-}
-
-/// Plain data as aya wants it, whose trait can't be implemented for types of other crates.
-#[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Plain<T>(pub T);
-
-// SAFETY: transparent over a type that is plain data without padding.
-unsafe impl<T: bytemuck::Pod> aya::Pod for Plain<T> {}
-
-/// Where on a link a program runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Packets that come in by the link.
-    Ingress,
-    /// Packets that go out by it.
-    Egress,
-}
-
-impl Direction {
-    fn preposition(self) -> &'static str {
-        match self {
-            Self::Ingress => "to the ingress of",
-            Self::Egress => "to the egress of",
-        }
-    }
-
-    /// `enum bpf_attach_type` of linux/bpf.h: BPF_TCX_INGRESS, BPF_TCX_EGRESS.
-    fn tcx(self) -> u32 {
-        match self {
-            Self::Ingress => 46,
-            Self::Egress => 47,
-        }
-    }
-}
 
 /// `struct` of `union bpf_attr` for BPF_PROG_ATTACH and BPF_PROG_DETACH.
 #[repr(C)]
@@ -179,47 +39,6 @@ struct AttachAttr {
     replace_bpf_fd: u32,
     relative_fd: u32,
     expected_revision: u64,
-}
-
-/// `struct` of `union bpf_attr` for BPF_OBJ_GET.
-#[repr(C)]
-#[derive(Default)]
-struct ObjectAttr {
-    pathname: u64,
-    bpf_fd: u32,
-    file_flags: u32,
-}
-
-/// A command of bpf(2) (`enum bpf_cmd`) with its attributes, some of which the kernel writes.
-///
-/// # Safety
-/// `attr` must be the command's part of `union bpf_attr`, and pointers in it valid for the call.
-pub unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
-    // SAFETY: the pointer and the size are those of a live value; the rest is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    match libc::c_int::try_from(result) {
-        Ok(value) if value >= 0 => Ok(value),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn open_error(path: &Path, source: io::Error) -> DatapathError {
-    let path = path.to_owned();
-    match source.kind() {
-        io::ErrorKind::NotFound => DatapathError::NotPinned { path },
-        _ => DatapathError::Open { path, source },
-    }
-}
-
-/// A pinned object (BPF_OBJ_GET).
-pub fn open_pin(path: &Path) -> Result<OwnedFd, DatapathError> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let text = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|e| open_error(path, e.into()))?;
-    let mut attr = ObjectAttr { pathname: text.as_ptr() as u64, ..ObjectAttr::default() };
-    // SAFETY: BPF_OBJ_GET is 7; the path outlives the call.
-    let fd = unsafe { bpf(7, &mut attr) }.map_err(|e| open_error(path, e))?;
-    // SAFETY: the call has just returned this descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Attaches a pinned program to a link of the caller's namespace, as the last of those there. It stays until the link

@@ -11,7 +11,9 @@ use podnet_common::layout::{
     tables::{ENDPOINTS, SANDBOXES, TableOf},
 };
 
-use super::{DatapathError, PinDir, Plain, open_error};
+use super::error::{DatapathError, open_error};
+use super::pins::PinDir;
+use super::plain::Plain;
 
 /// A pinned hash table.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 
 mod queue;
 mod request;
+mod values;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -24,6 +25,7 @@ use thiserror::Error;
 
 pub use queue::Bucket;
 pub use request::{Op, Scope};
+pub use values::{Address, Link, Route};
 
 /// Why a request failed.
 #[derive(Debug, Error)]
@@ -54,51 +56,6 @@ impl NetlinkError {
             _ => None,
         }
     }
-}
-
-/// A link.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Link {
-    /// Its index.
-    pub index: IfIndex,
-    /// Its name.
-    pub name: String,
-    /// Its alias; empty if it has none.
-    pub alias: String,
-    /// Its MAC, if it has an Ethernet one.
-    pub mac: Mac,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-    /// Whether it is up.
-    pub up: bool,
-    /// Whether it has a carrier: for a veth, whether both ends are up.
-    pub carrier: bool,
-    /// The bridge, bond or other device that it is a port of.
-    pub controller: Option<IfIndex>,
-}
-
-/// A route of the main table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// Where to; none for a default route.
-    pub destination: Option<IpNetwork>,
-    /// By which gateway.
-    pub gateway: Option<IpAddr>,
-    /// Out of which interface.
-    pub oif: IfIndex,
-    /// The source address of what the host itself sends there, if the route names one or has chosen one.
-    pub source: Option<IpAddr>,
-}
-
-/// An address of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// The link.
-    pub link: IfIndex,
-    /// The address with its prefix.
-    pub network: IpNetwork,
-    /// Whether it is valid everywhere, so that it may be a source address towards others.
-    pub global: bool,
 }
 
 /// The link-local address that RFC 4291, appendix A, makes of a MAC.

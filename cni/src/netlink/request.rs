@@ -17,7 +17,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use podnet_common::addr::{IfIndex, Mac};
 
-use super::Route;
+use super::values::Route;
 
 /// Where an IPv4 address is valid. The kernel derives it for IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use podnet_common::addr::IfIndex;
 
 use super::{Repair, Report, Subject, addresses};
 use crate::datapath::{Endpoints, Sandboxes};
+use crate::entries::if_pinned;
 use crate::error::{CniError, Code};
 use crate::id::AttachmentId;
 use crate::netlink::{Answer, Link, Op};
@@ -14,7 +15,6 @@ use crate::node_info::GATEWAYS;
 use crate::ownership::Mark;
 use crate::record::{Record, RecordName, State};
 use crate::store::Locked;
-use crate::teardown::if_pinned;
 
 impl Repair<'_> {
     /// Writes a damaged record again.

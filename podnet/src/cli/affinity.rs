@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::endpoint::Pods;
 use super::flow::seconds_between;
 use super::output::{Column, Show, Text, duration, or_nothing, socket};
-use super::view::{View, ViewError};
 use crate::compile::{ServiceId, ServiceNames};
+use crate::datapath::inspect::{View, ViewError};
 
 /// A client with its backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -133,7 +133,7 @@ mod tests {
     use podnet_common::layout::FrontendKey;
 
     use super::*;
-    use crate::cli::view::fake::{FakeView, names};
+    use crate::datapath::inspect::fake::{FakeView, names};
 
     #[test]
     fn clients_are_listed_with_the_time_that_is_left() {

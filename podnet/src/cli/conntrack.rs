@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::flow::{self, End, Filter, Flow, Kind, State};
 use super::output::{Column, NOTHING, Show, Text, duration, or_nothing, protocol};
-use super::view::{View, ViewError};
 use crate::compile::{ServiceId, ServiceNames};
+use crate::datapath::inspect::{View, ViewError};
 
 /// Other nodes' names by their addresses.
 pub(super) type NodeNames = BTreeMap<IpAddr, String>;
@@ -129,7 +129,7 @@ mod tests {
     use podnet_common::layout::Out;
 
     use super::*;
-    use crate::cli::view::fake::{FakeView, names};
+    use crate::datapath::inspect::fake::{FakeView, names};
 
     fn listed(view: &FakeView) -> FlowList {
         let nodes = NodeNames::from([("172.30.0.2".parse().unwrap(), "node2".to_owned())]);

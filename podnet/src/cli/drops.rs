@@ -4,7 +4,7 @@ use podnet_common::verdict::{COUNTERS_BASE, Reason};
 use serde::Serialize;
 
 use super::output::{Column, Show, Text};
-use super::view::{View, ViewError};
+use crate::datapath::inspect::{View, ViewError};
 
 /// A reason with its count since the datapath was set up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -63,7 +63,7 @@ impl Show for Drops {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::view::fake::FakeView;
+    use crate::datapath::inspect::fake::FakeView;
 
     #[test]
     fn reasons_that_have_occurred_are_shown_and_json_has_all() {

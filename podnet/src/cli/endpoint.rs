@@ -10,7 +10,7 @@ use podnet_common::addr::{IfIndex, Mac};
 use serde::Serialize;
 
 use super::output::{Column, Show, Text, or_nothing};
-use super::view::{View, ViewError};
+use crate::datapath::inspect::{View, ViewError};
 
 /// What the plugin has recorded about the owners of addresses.
 #[derive(Debug, Default)]
@@ -126,7 +126,7 @@ impl Show for EndpointList {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::cli::view::fake::FakeView;
+    use crate::datapath::inspect::fake::FakeView;
 
     /// The plugin's record of a pod, as its file holds it.
     pub(in crate::cli) fn pods() -> Pods {

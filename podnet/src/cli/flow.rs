@@ -10,8 +10,8 @@ use podnet_common::layout::{CtEntry, Out, Tuple};
 use podnet_common::time::TICK_SHIFT;
 use serde::{Serialize, Serializer};
 
-use super::view::{View, ViewError};
 use crate::compile::{ServiceId, ServiceNames};
+use crate::datapath::inspect::{View, ViewError};
 
 /// Which flows to list.
 #[derive(Clone, Debug, Default, Args)]
@@ -252,7 +252,7 @@ pub(super) fn seconds_between(then: u32, now: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::view::fake::{FakeView, names};
+    use crate::datapath::inspect::fake::{FakeView, names};
 
     const WEB: [&str; 4] = ["10.244.1.9:40000", "10.96.0.10:80", "172.30.0.1:2000", "10.244.2.5:8080"];
     const DNS: [&str; 4] = ["[fd00:244:1::9]:41000", "[fd00:96::53]:53", "[fd00:244:1::9]:41000", "[fd00:244:1::7]:53"];

@@ -14,17 +14,16 @@ mod logging;
 mod mount;
 mod nat;
 mod output;
+mod runtime;
 mod service;
 mod status;
 mod trace;
-pub mod view;
 mod wanted;
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use podnet_cni::node_info::NodeInfo;
 use podnet_cni::text::chain;
@@ -35,10 +34,11 @@ pub use output::Format;
 
 use crate::compile::ServiceNames;
 use crate::config::{Config, LogFormat};
+use crate::datapath::inspect::{View, ViewError};
 use crate::model::ObjectName;
 use crate::status::DaemonStatus;
 use conntrack::NodeNames;
-use view::View;
+use runtime::block_on;
 use wanted::{Wanted, WantedError};
 
 /// The pod network of this node: its daemon, and what the datapath is doing.
@@ -264,12 +264,6 @@ fn clean_up(bpffs: &Path, run_dir: &Path) -> Result<ExitCode> {
     Ok(if outcome.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs a future on this thread: also the daemon's work is one loop that hardly ever waits for a CPU.
-fn block_on<T>(future: impl Future<Output = T>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    Ok(runtime.context("can't start the runtime")?.block_on(future))
-}
-
 impl Options {
     fn bpffs(&self) -> PathBuf {
         let published = || NodeInfo::read(&self.run_dir).ok().map(|info| info.bpffs);
@@ -288,7 +282,7 @@ impl Options {
         self.state_dir.clone().or_else(reported).unwrap_or_else(|| "/var/lib/podnet".into())
     }
 
-    fn view(&self) -> Result<Box<dyn View>, view::ViewError> {
+    fn view(&self) -> Result<Box<dyn View>, ViewError> {
         crate::datapath::view::open(&self.bpffs())
     }
 

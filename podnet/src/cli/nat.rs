@@ -13,8 +13,8 @@ use serde::Serialize;
 use super::conntrack::service_or_kind;
 use super::flow::{self, End, Filter, Flow, Kind, State};
 use super::output::{Column, Show, Text, duration, percent, protocol};
-use super::view::{View, ViewError};
 use crate::compile::{ServiceId, ServiceNames};
+use crate::datapath::inspect::{View, ViewError};
 
 /// How many destinations are shown to people: the fullest are what matters.
 const SHOWN: usize = 20;
@@ -189,7 +189,7 @@ impl Show for NatList {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::view::fake::{FakeView, names};
+    use crate::datapath::inspect::fake::{FakeView, names};
 
     /// Two clients through a service, three masqueraded flows, and one that keeps its source.
     fn view() -> FakeView {

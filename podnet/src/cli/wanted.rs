@@ -8,14 +8,15 @@ use std::time::Duration;
 use podnet_cni::text::chain;
 use thiserror::Error;
 
+use super::runtime::block_on;
 use crate::config::Config;
 use crate::control::State;
 use crate::frontend::FrontendKind;
 use crate::guard::Guard;
-use crate::model::ObjectName;
+use crate::model::{Batch, ObjectName};
 use crate::room::{Room, Share};
 use crate::select::{self, Explained, Settings};
-use crate::source::{Batch, Source};
+use crate::source::Source;
 use crate::status::DaemonStatus;
 
 /// How long the Kubernetes API may take to list everything.
@@ -50,7 +51,7 @@ pub(super) struct Wanted {
 impl Wanted {
     /// Reads the source that a configuration names.
     pub(super) fn read(config: &Config) -> Result<Self, WantedError> {
-        let (batch, broken) = super::block_on(objects(config)).and_then(|read| read).map_err(WantedError::Source)?;
+        let (batch, broken) = block_on(objects(config)).and_then(|read| read).map_err(WantedError::Source)?;
         let mut state = State::default();
         for change in batch.changes {
             state.apply(change, &mut Vec::new());

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use podnet_common::addr::{Port, Proto};
 use podnet_common::layout::{self, Backend, FrontendKey, Prefix};
 
+use super::key;
 use crate::frontend::{Frontend, FrontendKind, IfNone, ServicePortName, SourceMode};
 
 /// What a key should lead to.
@@ -94,7 +95,7 @@ fn shared<T: ?Sized>(known: &mut [Arc<T>], same: impl Fn(&Arc<T>) -> bool) -> Op
 impl Claim {
     /// What a frontend comes to, and its key with scope [`FrontendKey::ANY`].
     pub(super) fn new(frontend: Frontend, sharing: &mut Sharing) -> (FrontendKey, Self) {
-        let key = super::key(&frontend.key);
+        let key = key::key(&frontend.key);
         let mut list = |backends: &crate::frontend::Backends| List {
             backends: sharing.list(&backends.list, key.proto),
             drop: backends.list.is_empty() && backends.if_none == IfNone::Drop,

@@ -9,7 +9,7 @@ use podnet_common::addr::Addr;
 use podnet_common::layout::{Backend, FrontendKey};
 
 use super::claim::{Claim, Entry, Sharing};
-use super::{of_node, scoped};
+use super::key::{of_node, scoped};
 use crate::frontend::{Frontend, FrontendKind, ServicePortName};
 use crate::model::ObjectName;
 

@@ -12,82 +12,28 @@
 mod claim;
 mod desired;
 mod ids;
+mod key;
 pub mod maglev;
 mod names;
 mod segments;
 
-use std::fmt::{self, Display};
-use std::net::SocketAddr;
-
-use podnet_common::addr::{Port, Proto};
-use podnet_common::layout::FrontendKey;
-
 pub use claim::Entry;
 pub use desired::{Conflict, Desired, host_ports};
 pub use ids::{BackendId, BackendIds};
+pub use key::{key, of_node, scoped, show};
 pub use names::{NamesError, ServiceId, ServiceNames};
 pub use segments::{Segment, Segments};
 
-use crate::frontend::{FrontendAddr, Protocol};
-
-impl From<Protocol> for Proto {
-    fn from(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Tcp => Self::TCP,
-            Protocol::Udp => Self::UDP,
-            Protocol::Sctp => Self::SCTP,
-        }
-    }
-}
-
-/// A frontend's key in the table, for clients that have none of their own. The unspecified address is what stands
-/// there for all of the node's.
-pub fn key(addr: &FrontendAddr) -> FrontendKey {
-    FrontendKey {
-        addr: addr.socket.ip().into(),
-        port: Port::new(addr.socket.port()),
-        proto: addr.protocol.into(),
-        scope: FrontendKey::ANY,
-    }
-}
-
-/// A frontend's key for other clients.
-pub fn scoped(key: FrontendKey, scope: u8) -> FrontendKey {
-    FrontendKey { scope, ..key }
-}
-
-/// Whether a key is for all addresses of the node.
-pub fn of_node(key: &FrontendKey) -> bool {
-    key.addr == FrontendKey::NODE_V4 || key.addr == FrontendKey::NODE_V6
-}
-
-/// A key for people, such as `10.96.0.1:53/UDP` or `0.0.0.0:30080/TCP from outside`.
-pub fn show(key: &FrontendKey) -> impl Display {
-    let FrontendKey { addr, port, proto, scope } = *key;
-    fmt::from_fn(move |f| {
-        if *key == FrontendKey::address(addr) {
-            return write!(f, "{}", std::net::IpAddr::from(addr));
-        }
-        write!(f, "{}/", SocketAddr::new(addr.into(), port.get()))?;
-        match proto {
-            Proto::TCP => f.write_str("TCP")?,
-            Proto::UDP => f.write_str("UDP")?,
-            Proto::SCTP => f.write_str("SCTP")?,
-            Proto(number) => write!(f, "{number}")?,
-        }
-        f.write_str(match scope {
-            FrontendKey::OUTSIDE => " from outside",
-            FrontendKey::PEER => " sent on",
-            _ => "",
-        })
-    })
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::SocketAddr;
+
+    use podnet_common::addr::Proto;
+    use podnet_common::layout::FrontendKey;
+
     use super::*;
-    use crate::frontend::{Backends, Frontend, FrontendKind, IfNone, ServicePortName, SourceMode};
-    use crate::model::ObjectName;
+    use crate::frontend::{Backends, Frontend, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
+    use crate::model::{ObjectName, Protocol};
 
     /// A service in the default namespace.
     pub(crate) fn service(name: &str) -> ObjectName {

@@ -12,7 +12,7 @@ use podnet_cni::files;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::claims::Claim;
+use super::claim::Claim;
 
 /// Version of the file's layout.
 const SCHEMA: u32 = 1;

@@ -7,44 +7,16 @@
 //! the oldest: it never gives its pods' addresses away.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
 use super::ages::Ages;
+use super::claim::Claim;
 use crate::guard::HostFacts;
 use crate::model::Node;
 use crate::prefixes::overlap;
-
-/// What a Node says is its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Claim {
-    Address(IpAddr),
-    Pods(IpNetwork),
-}
-
-impl fmt::Display for Claim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(ip) => ip.fmt(f),
-            Self::Pods(range) => range.fmt(f),
-        }
-    }
-}
-
-impl FromStr for Claim {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text.contains('/') {
-            true => text.parse().map(Self::Pods).map_err(drop),
-            false => text.parse().map(Self::Address).map_err(drop),
-        }
-    }
-}
 
 fn claims(node: &Node) -> impl Iterator<Item = Claim> {
     let addresses = node.internal_ips.iter().copied().map(Claim::Address);

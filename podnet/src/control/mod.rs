@@ -7,6 +7,7 @@
 //! Everything happens in the caller's thread and time; a changed EndpointSlice costs the work for its service only.
 
 mod ages;
+mod claim;
 mod claims;
 mod problems;
 mod shadows;
@@ -31,12 +32,10 @@ use crate::compile::{Desired, NamesError, ServiceNames, host_ports, show};
 use crate::config::Config;
 use crate::frontend::{Frontend, FrontendKind};
 use crate::guard::{Guard, HostFacts};
-use crate::model::{Condition, Kind, Node, Object, ObjectKey, ObjectName, Service};
+use crate::model::{Batch, Complaint, Condition, Kind, Node, Object, ObjectKey, ObjectName, Origin, Service};
 use crate::reconcile::{GRACE, Outcome, Reconciler, TableError, Tables, Usage};
 use crate::room::{Room, Share};
 use crate::select::{self, HealthCheck, Selection, Settings};
-use crate::source::kubernetes::Complaint;
-use crate::source::{Batch, Origin};
 use ages::Ages;
 use claims::{Claims, Judged, Setting};
 use problems::{Notes, Problems, SHOWN_MAX};

@@ -3,8 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::model::{LeftOut, ObjectKey};
-use crate::source::kubernetes::Complaint;
+use crate::model::{Complaint, LeftOut, ObjectKey};
 
 /// How many problems are shown; of more only their number is.
 pub(super) const SHOWN_MAX: usize = 1000;

@@ -9,13 +9,12 @@ use ipnetwork::IpNetwork;
 use super::ages::Ages;
 use super::claims::{Claims, Judged, Setting};
 use crate::config::Config;
-use crate::frontend::Protocol;
 use crate::guard::{Guard, HostFacts};
 use crate::model::{
-    Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Service, ServiceCidr, ServicePort, SlicePort,
+    Change, Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Protocol, Service, ServiceCidr,
+    ServicePort, SlicePort,
 };
 use crate::select;
-use crate::source::Change;
 
 /// All objects that the sources have given.
 #[derive(Clone, Debug, Default)]

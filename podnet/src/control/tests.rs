@@ -3,10 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::model::{Kind, Object, raw};
-use crate::reconcile::dump;
-use crate::reconcile::fake::FakeTables;
-use crate::source::Change;
+use crate::model::{Change, Kind, Object, raw};
+use crate::reconcile::{dump, fake::FakeTables};
 use crate::source::manifest::ManifestSource;
 
 mod guarded;
@@ -228,7 +226,8 @@ fn another_zone_of_this_node_concerns_all_services() {
 
 #[test]
 fn host_ports_are_a_service_of_their_own() {
-    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, Protocol, ServicePortName, SourceMode};
+    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
+    use crate::model::Protocol;
     let port = |pod: &str, ip: &str| Frontend {
         key: FrontendAddr { socket: "0.0.0.0:8080".parse().unwrap(), protocol: Protocol::Udp },
         kind: FrontendKind::HostPort,

@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use podnet_common::layout::FrontendKey;
 
-use crate::model::ObjectName;
-use crate::source::Origin;
+use crate::model::{ObjectName, Origin};
 
 /// What waits.
 #[derive(Debug, Default)]

@@ -17,7 +17,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
-use crate::datapath::watch;
+use crate::async_fd::watch;
 
 /// The directory of attachments.
 pub(super) struct Attachments {

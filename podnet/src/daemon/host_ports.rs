@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use podnet_cni::record::{PortMapping, Record};
 
 use crate::{
-    frontend::{Backends, Frontend, FrontendAddr, FrontendKind, IfNone, Protocol, ServicePortName, SourceMode},
-    model::ObjectName,
+    frontend::{Backends, Frontend, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode},
+    model::{ObjectName, Protocol},
 };
 
 use super::records::Records;

@@ -22,6 +22,7 @@ mod networks;
 mod node;
 mod records;
 mod report;
+mod tell;
 
 use std::{
     collections::BTreeSet,
@@ -51,24 +52,25 @@ use tokio::{
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::{
+    async_fd::watch,
     config::Config,
     control::{self, Control},
     datapath::{
         Counts, Datapath, Sizes,
         conntrack::{Collector, End, Swept, Way},
-        watch,
     },
     health::{Condition, Health, Servers},
     host::{
         Host,
-        settings::Sysctl,
         snapshot::Snapshot,
+        sysctl::Sysctl,
         watch::{Change, Debounce, Watcher},
     },
     install,
-    metrics::{KernelReader as _, Listener, Metrics, NodeState},
-    reconcile::Outcome,
-    source::{Batch, Source},
+    metrics::{ControlState, KernelReader as _, Listener, Metrics, NodeState, Writes},
+    model::Batch,
+    reconcile::{Outcome, Usage},
+    source::Source,
     status::{DaemonLock, DaemonStatus, StatusError, UnixTime},
 };
 
@@ -414,7 +416,11 @@ impl Daemon {
     fn reconcile(&mut self) {
         let _span = info_span!("reconcile").entered();
         self.outcome = self.control.reconcile(self.datapath.tables(), Instant::now());
-        self.metrics.reconciled(&self.outcome);
+        self.metrics.reconciled(Writes {
+            done: self.outcome.changed,
+            failed: self.outcome.failed,
+            pending: self.outcome.unwritten,
+        });
         let now = (Instant::now(), SystemTime::now());
         self.control.take_effective().iter().for_each(|origin| self.metrics.latency.observe(origin, now));
         if self.outcome.changed > 0 {
@@ -650,7 +656,23 @@ impl Daemon {
             links: self.pod_problems(),
         };
         let (warnings, written) = self.report.write(&self.config, now);
-        self.metrics.state(&control, source.mistakes.len(), warnings);
+        let Usage { frontends, slots, backends, source_ranges } = control.usage;
+        for (table, entries) in [
+            (tables::FRONTENDS.table(), frontends),
+            (tables::SLOTS.table(), slots as usize),
+            (tables::BACKENDS.table(), backends),
+            (tables::SOURCE_RANGES.table(), source_ranges),
+        ] {
+            self.metrics.fills.set_entries(table, entries);
+        }
+        self.metrics.state(ControlState {
+            synced: control.synced,
+            services: control.services,
+            endpoint_slices: control.endpoint_slices,
+            nodes: control.nodes,
+            mistakes: source.mistakes.len(),
+            warnings,
+        });
         if let Err(error) = written {
             warn!("{error}; `podnet status` shows what was written before");
         }

@@ -6,7 +6,7 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use podnet_cni::datapath::{Endpoints, PinDir};
 use podnet_common::{layout::tables, verdict};
 
-use super::{Error, shaped};
+use super::{error::Error, maps::shaped};
 use crate::metrics::{KernelReader, PodCounts};
 
 /// The tables, open for reading.

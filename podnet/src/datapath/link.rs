@@ -14,8 +14,6 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use podnet_cni::datapath::bpf;
 use podnet_common::addr::IfIndex;
 
-use super::uplink_xdp::Mode;
-
 /// `enum bpf_cmd` of linux/bpf.h.
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -27,6 +25,26 @@ const BPF_XDP: u32 = 37;
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
 const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
+
+/// Where in the kernel an XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the receive path.
+    Generic,
+}
+
+impl Mode {
+    pub(super) const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
 
 /// Attaches an XDP program to an interface.
 pub(super) fn create_xdp(program: &OwnedFd, ifindex: IfIndex, mode: Mode) -> io::Result<OwnedFd> {

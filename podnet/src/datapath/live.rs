@@ -24,11 +24,11 @@ use podnet_common::{
     verdict::{Counter, Reason},
 };
 
+use super::inspect::ViewError;
 use super::{
     fib::FibProgram,
     view::{Pinned, open_pinned},
 };
-use crate::cli::view::ViewError;
 
 /// The tables of a node, opened.
 pub struct Source {

@@ -10,7 +10,6 @@ use std::{
     collections::BTreeSet,
     fs, iter,
     num::NonZero,
-    path::PathBuf,
     sync::{Mutex, PoisonError},
     thread,
 };
@@ -28,61 +27,15 @@ use podnet_common::{
     },
     pipeline::Stage,
 };
-use thiserror::Error;
 
 use super::{
     features, kernel,
+    load_error::LoadError,
     moves::Moves,
     origins::{self, Origins},
     sizes::Sizes,
     sockets,
 };
-
-/// What can go wrong.
-#[derive(Debug, Error)]
-pub enum LoadError {
-    /// Built without the object.
-    #[error("this podnet was built without its eBPF object: build it with `cargo xtask build --release`")]
-    NoObject,
-    /// No directory for pins.
-    #[error("cannot make {path}: {source}. Is a BPF file system mounted there (mount -t bpf bpf /sys/fs/bpf)?")]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The kernel refuses the object or one of its maps.
-    #[error("cannot load the eBPF object: {0}. {needs}", needs = kernel::needs())]
-    Object(String),
-    /// The kernel refuses a program.
-    #[error("the kernel refuses the program {name}: {reason}. {needs}", needs = kernel::needs())]
-    Program {
-        /// Which.
-        name: String,
-        /// Why, in a line: see `kernel::refusal`.
-        reason: String,
-    },
-    /// A program that the object should hold.
-    #[error("the eBPF object has no {0}: it belongs to another version of podnet; build both together")]
-    Missing(String),
-    /// A program's pin.
-    #[error("cannot pin or open {path}: {}", chain(.source.as_ref()))]
-    Pin {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A map operation.
-    #[error("cannot read or write the table {name}: {}", chain(.source))]
-    Map {
-        /// Which.
-        name: &'static str,
-        /// Why.
-        source: MapError,
-    },
-}
 
 /// The object with its maps opened, its programs not loaded yet.
 pub struct Opened {

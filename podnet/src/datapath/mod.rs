@@ -1,19 +1,25 @@
 //! The datapath seen from user space: loading, pins, tables, collection. The only part of this crate that uses aya.
 
 pub mod affinity;
+mod attach;
 pub mod batch;
 pub mod btf;
 mod cgroup;
 pub mod conntrack;
 mod counts;
+mod error;
 mod features;
 mod fib;
 mod holders;
+mod hooks;
+pub mod inspect;
 mod instructions;
 mod kernel;
 mod link;
 pub mod live;
+mod load_error;
 pub mod loader;
+mod maps;
 mod moves;
 mod object;
 mod origins;
@@ -24,8 +30,11 @@ pub mod uplink_xdp;
 pub mod view;
 
 pub use counts::Counts;
+pub use error::Error;
 pub use features::socket_errno;
 pub use holders::Hurry;
+pub use hooks::{HookState, UplinkHook, UplinkState};
+pub use load_error::LoadError;
 pub use loader::{Loaded, Opened};
 pub use service_tables::ServiceTables;
 pub use sizes::Sizes;
@@ -34,134 +43,29 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    path::Path,
     time::Instant,
 };
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, MapData, RingBuf, lpm_trie::Key},
 };
 use aya_log::EbpfLogger;
-use podnet_cni::datapath::{DatapathError, Direction, Endpoints, PinDir, Plain, attach_tc, detach_tc};
-use podnet_cni::text::chain;
+use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
-    layout::{
-        Config, Event, Hook, Interface, Network, NetworkKind, Peer, Prefix,
-        tables::{self, Table},
-    },
+    layout::{Config, Event, Interface, Network, NetworkKind, Peer, Prefix, tables},
     time,
 };
-use thiserror::Error;
-use tokio::io::unix::AsyncFd;
 
 pub use podnet_cni::datapath::netns_cookie;
 
-use crate::config::Xdp;
 use crate::reconcile::Tables as _;
 use crate::room::Room;
+use hooks::Side;
+use maps::{size, take, take_data};
 use moves::Moves;
 use origins::Origins;
-
-/// What can go wrong.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// Loading.
-    #[error(transparent)]
-    Load(#[from] loader::LoadError),
-    /// The object lacks a map, or it is of another kind.
-    #[error("the table {name} is not as this podnet expects it: {}; build daemon and eBPF object together", chain(.source))]
-    Shape {
-        /// Which.
-        name: &'static str,
-        /// Why.
-        source: MapError,
-    },
-    /// The object lacks a map.
-    #[error("the eBPF object has no table {0}; build daemon and eBPF object together")]
-    Missing(&'static str),
-    /// A table refused an operation.
-    #[error("cannot {operation} in the table {name}: {}", chain(.source))]
-    Table {
-        /// What was tried.
-        operation: &'static str,
-        /// Which table.
-        name: &'static str,
-        /// Why.
-        source: MapError,
-    },
-    /// A table refused an operation on many entries.
-    #[error("cannot {operation} the table {name}: {source}")]
-    Batch {
-        /// What was tried.
-        operation: &'static str,
-        /// Which table.
-        name: &'static str,
-        /// Why.
-        source: io::Error,
-    },
-    /// Collection.
-    #[error("cannot collect what is over: {0}")]
-    Collect(io::Error),
-    /// The programs' log.
-    #[error("cannot read what the programs log: {}", chain(.0))]
-    Log(aya_log::Error),
-    /// Attaching to an interface.
-    #[error(transparent)]
-    Attach(#[from] DatapathError),
-    /// Socket hooks.
-    #[error(transparent)]
-    Socket(#[from] sockets::SocketError),
-    /// Detaching socket hooks.
-    #[error("cannot detach the socket hooks: {0}")]
-    SocketDetach(io::Error),
-}
-
-/// An interface that leads out of the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UplinkHook {
-    /// Its name.
-    pub name: String,
-    /// Its index.
-    pub ifindex: IfIndex,
-    /// Whether its frames begin with the IP header.
-    pub raw: bool,
-    /// Whether it is to carry an XDP program; `None`: that is out of the question.
-    pub xdp: Option<Xdp>,
-}
-
-/// A hook, and where on a link it is.
-type Side = (Hook, Direction);
-
-/// The TC hooks of an uplink.
-const UPLINK_HOOKS: [Side; 2] = [(Hook::FromUplink, Direction::Ingress), (Hook::ToUplink, Direction::Egress)];
-/// Those of one whose frames begin with the IP header.
-const RAW_HOOKS: [Side; 2] = [(Hook::FromRaw, Direction::Ingress), (Hook::ToRaw, Direction::Egress)];
-
-impl UplinkHook {
-    fn sides(&self) -> &'static [Side] {
-        if self.raw { &RAW_HOOKS } else { &UPLINK_HOOKS }
-    }
-}
-
-/// How the hooks of an uplink stand.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UplinkState {
-    /// The uplink's name.
-    pub name: String,
-    /// Its hooks.
-    pub hooks: Vec<HookState>,
-}
-
-/// How a hook stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HookState {
-    /// The hook.
-    pub hook: Hook,
-    /// How it is attached (or why it need not be), or why it could not be.
-    pub how: Result<String, String>,
-}
 
 /// The running datapath of this node.
 pub struct Datapath {
@@ -406,76 +310,6 @@ impl Datapath {
         Ok(())
     }
 
-    /// Attaches the hooks of uplinks, and takes them off `others`, the interfaces that are none. What fails at one
-    /// doesn't concern the rest.
-    pub fn attach_uplinks(&mut self, uplinks: &[UplinkHook], others: &[IfIndex]) -> Vec<UplinkState> {
-        let with_xdp = uplinks.iter().filter(|uplink| uplink.xdp.is_some());
-        let names: Vec<&str> = with_xdp.map(|uplink| uplink.name.as_str()).collect();
-        if let Err(error) = uplink_xdp::detach_others(&self.pins, &names) {
-            tracing::warn!("cannot detach the XDP program of an interface that is to have none: {error}");
-        }
-        let kept = uplinks.iter().map(|uplink| (uplink.ifindex, uplink.sides()));
-        let kept: BTreeMap<IfIndex, &'static [Side]> =
-            others.iter().map(|ifindex| (*ifindex, &[][..])).chain(kept).collect();
-        self.clear.retain(|ifindex, sides| kept.get(ifindex) == Some(sides));
-        for (ifindex, sides) in kept {
-            if self.clear.contains_key(&ifindex) {
-                continue;
-            }
-            let mut rest = UPLINK_HOOKS.into_iter().chain(RAW_HOOKS).filter(|side| !sides.contains(side));
-            let detached = rest.try_for_each(|(hook, direction)| detach_tc(&self.pins.hook(hook), ifindex, direction));
-            match detached {
-                Ok(()) => drop(self.clear.insert(ifindex, sides)),
-                Err(error) => tracing::warn!("{}", chain(&error)),
-            }
-        }
-        let state = |uplink: &UplinkHook| {
-            let tc = uplink.sides().iter().map(|(hook, direction)| {
-                let attached = attach_tc(&self.pins.hook(*hook), uplink.ifindex, *direction);
-                HookState { hook: *hook, how: attached.map(|()| "tc".to_owned()).map_err(|error| chain(&error)) }
-            });
-            let xdp = uplink.xdp.map(|xdp| {
-                let settled = uplink_xdp::settle(&self.pins, uplink, xdp);
-                let how = settled.map(|state| state.to_string()).map_err(|error| chain(&error));
-                HookState { hook: Hook::UplinkXdp, how }
-            });
-            UplinkState { name: uplink.name.clone(), hooks: tc.chain(xdp).collect() }
-        };
-        uplinks.iter().map(state).collect()
-    }
-
-    /// Attaches the hooks of the tunnel, which [`Self::attach_uplinks`] sees to from then on.
-    pub fn attach_tunnel(&self, tunnel: IfIndex) -> Result<(), Error> {
-        for (hook, direction) in UPLINK_HOOKS {
-            attach_tc(&self.pins.hook(hook), tunnel, direction)?;
-        }
-        Ok(())
-    }
-
-    /// Attaches the hooks for packets of host processes: to podnet1 and to the loopback interface.
-    pub fn attach_host(&self, podnet1: IfIndex, loopback: IfIndex) -> Result<(), Error> {
-        attach_tc(&self.pins.hook(Hook::FromHost), podnet1, Direction::Ingress)?;
-        Ok(attach_tc(&self.pins.hook(Hook::FromLoopback), loopback, Direction::Egress)?)
-    }
-
-    /// Detaches the hooks of a pod.
-    pub fn detach_pod(&self, host_end: IfIndex) -> Result<(), Error> {
-        Ok(podnet_cni::datapath::detach_pod(&self.pins, host_end)?)
-    }
-
-    /// Attaches or detaches the socket hooks.
-    pub fn set_socket_hooks(&mut self, cgroup: Option<&Path>) -> Result<(), Error> {
-        match cgroup {
-            Some(cgroup) => sockets::attach(&mut self.ebpf, &self.pins, cgroup, &mut self.origins)?,
-            None => sockets::detach(&self.pins).map_err(Error::SocketDetach)?,
-        }
-        // Now no program uses an earlier daemon's tables any more.
-        match self.moves.take() {
-            Some(moves) => Ok(moves.finish(&self.pins)?),
-            None => Ok(()),
-        }
-    }
-
     /// Lets the programs see the time, which they otherwise do when a flow begins: packets of established flows only
     /// look at what was last seen.
     pub fn advance_clock(&mut self) -> Result<(), Error> {
@@ -584,46 +418,4 @@ fn read_ports(table: &MapData, count: u32) -> Result<Vec<u16>, Error> {
     let ports: Vec<u32> = batch::range(table.fd().as_fd(), 0, count.min(tables::SNAT_PORTS.capacity() as u32))
         .map_err(|source| Error::Batch { operation: "read", name: "snat_ports", source })?;
     Ok(ports.into_iter().map(|port| port as u16).collect())
-}
-
-fn take_map(ebpf: &mut Ebpf, table: Table) -> Result<Map, Error> {
-    ebpf.take_map(table.map()).ok_or(Error::Missing(table.name()))
-}
-
-/// Takes a table out of the loaded object.
-fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, table: impl Into<Table>) -> Result<M, Error> {
-    let table = table.into();
-    shaped(table, take_map(ebpf, table)?)
-}
-
-/// The same for operations on many entries at once, which don't ask of what kind it is.
-fn take_data(ebpf: &mut Ebpf, table: impl Into<Table>) -> Result<MapData, Error> {
-    let table = table.into();
-    match take_map(ebpf, table)? {
-        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data) => Ok(data),
-        _ => Err(Error::Missing(table.name())),
-    }
-}
-
-/// A table of the loaded object, if it holds entries that can be read and written many at once.
-fn data_mut(ebpf: &mut Ebpf, table: Table) -> Option<&mut MapData> {
-    match ebpf.map_mut(table.map())? {
-        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data) => Some(data),
-        _ => None,
-    }
-}
-
-fn shaped<M: TryFrom<Map, Error = MapError>>(table: impl Into<Table>, map: Map) -> Result<M, Error> {
-    M::try_from(map).map_err(|source| Error::Shape { name: table.into().name(), source })
-}
-
-/// How many entries a table has room for.
-fn size(table: impl Into<Table>, data: &MapData) -> Result<u32, Error> {
-    data.info().map(|info| info.max_entries()).map_err(|source| Error::Shape { name: table.into().name(), source })
-}
-
-/// Has the runtime tell when a descriptor is readable.
-pub fn watch<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: what the daemon watches keeps one descriptor open for as long as it lives, and always names that one.
-    unsafe { AsyncFd::register(inner) }.map_err(Into::into)
 }

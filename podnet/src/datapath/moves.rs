@@ -29,8 +29,8 @@ use podnet_common::layout::{
 use super::{
     batch,
     btf::{self, Shape},
-    data_mut,
-    loader::LoadError,
+    load_error::LoadError,
+    maps::data_mut,
     sizes::Sizes,
 };
 

@@ -13,7 +13,7 @@ use aya::{
 
 use podnet_common::layout::tables::ORIGINS;
 
-use super::loader::LoadError;
+use super::load_error::LoadError;
 
 /// What stands for programs that come from nowhere: there are none, or they are just being replaced.
 const NOWHERE: u64 = 0;

@@ -14,7 +14,11 @@ use podnet_common::layout::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange, tables,
 };
 
-use super::{Error, batch, size, take, take_data};
+use super::{
+    batch,
+    error::Error,
+    maps::{size, take, take_data},
+};
 use crate::{
     compile::{BackendId, Segment},
     reconcile::{KeepAffinity, TableError, Tables},

@@ -25,7 +25,7 @@ use thiserror::Error;
 use super::{
     cgroup::{self, CgroupError},
     kernel, link,
-    loader::LoadError,
+    load_error::LoadError,
     origins::Origins,
 };
 

@@ -9,7 +9,8 @@ use podnet_cni::datapath::{PinDir, open_pin};
 use podnet_common::{addr::IfIndex, layout::Hook};
 use thiserror::Error;
 
-use super::{UplinkHook, link};
+pub use super::link::Mode;
+use super::{hooks::UplinkHook, link};
 use crate::config::Xdp;
 
 /// Drivers whose native XDP costs more than it saves: it switches off the segmentation offload of a veth's peer, and
@@ -24,26 +25,6 @@ const COSTLY: [&str; 2] = ["veth", "virtio_net"];
 pub struct XdpError {
     name: String,
     source: io::Error,
-}
-
-/// Where in the kernel the program runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// In the driver.
-    Native,
-    /// In the receive path.
-    Generic,
-}
-
-impl Mode {
-    const ALL: [Self; 2] = [Self::Native, Self::Generic];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
 }
 
 /// How an uplink stands.

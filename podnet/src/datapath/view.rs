@@ -18,8 +18,8 @@ use podnet_common::{
     verdict,
 };
 
+use super::inspect::{View, ViewError};
 use super::{batch, link, sockets};
-use crate::cli::view::{View, ViewError};
 
 /// The tables below `<bpffs>/podnet`.
 struct PinnedView {

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::Sysctl;
+use super::sysctl::Sysctl;
 use super::uplinks::Uplink;
 
 /// Something in a packet filter that may get in the way.

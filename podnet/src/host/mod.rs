@@ -9,8 +9,12 @@
 //! pods (the plugin's), firewall rules (read and reported, never written), and sysctls that podnet doesn't need.
 
 mod diag;
+mod error;
+mod families;
 pub mod firewall;
 mod lookup;
+mod messages;
+mod names;
 mod netconf;
 mod next_hops;
 mod output;
@@ -20,15 +24,14 @@ mod raw;
 pub mod routes;
 pub mod settings;
 pub mod snapshot;
+pub mod sysctl;
 pub mod tunnel;
 pub mod uplinks;
 pub mod watch;
 
-use std::io;
 use std::net::IpAddr;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{InfoData, InfoVeth};
@@ -42,102 +45,25 @@ use rtnetlink::proto::ConnectionHandle;
 use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
+pub use error::HostError;
+pub use families::Families;
+pub use names::ROUTE_PROTOCOL;
 pub use output::OutputRoute;
 pub use podnet0::{Podnet0, Wanted as Podnet0Wanted};
 pub use routes::{NodeNetwork, NodeRoutes, RemoteNode};
 pub use snapshot::{Link, Snapshot};
 pub use uplinks::{Uplink, Uplinks};
 
+use error::errno;
 use next_hops::NextHops;
 use raw::Raw;
 use routes::{NextHop, RouteSpec, RouteStep};
-use settings::Families;
 use snapshot::Table;
+use sysctl::Sysctl;
 use tunnel::Tunnel;
-
-/// Routing protocol number of podnet's routes (`ip route show proto 112`).
-pub const ROUTE_PROTOCOL: u8 = 112;
 
 /// How many requests for routes are on their way to the kernel at once.
 const REQUESTS: usize = 64;
-
-/// A failed operation on the host's network.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// The netlink socket could not be opened.
-    #[error("can't open a netlink socket: {0}")]
-    Socket(#[source] io::Error),
-    /// The system's source of random numbers failed.
-    #[error("can't read /dev/urandom for a MAC: {0}")]
-    Random(#[source] io::Error),
-    /// A dump failed.
-    #[error("can't read the host's {what}: {source}")]
-    Read {
-        /// What was read: links, addresses, routes or neighbours.
-        what: &'static str,
-        /// The kernel's answer.
-        source: rtnetlink::Error,
-    },
-    /// A change was refused.
-    #[error("can't {action}: {source}")]
-    Change {
-        /// What was attempted.
-        action: String,
-        /// The kernel's answer.
-        source: rtnetlink::Error,
-    },
-    /// The kernel has no room for another neighbour.
-    #[error(
-        "the kernel's table of neighbours is full, so that not all nodes on this link can be reached: raise \
-         net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3 (and gc_thresh1 and 2) beyond their number"
-    )]
-    NeighboursFull,
-    /// A route to the same destination exists that podnet hasn't made.
-    #[error(
-        "a route to {dst} exists that podnet has not made, and what is sent there goes that way: see `ip route show {dst}` who has \
-         made it, or choose another CIDR"
-    )]
-    ForeignRoute {
-        /// Its destination.
-        dst: IpNetwork,
-    },
-    /// An interface with the name of one of podnet's is something else.
-    #[error("interface {name} exists and is not podnet's: rename or delete it (`ip link delete {name}`)")]
-    ForeignLink {
-        /// Its name.
-        name: String,
-    },
-    /// Two nodes would be one in the tunnel.
-    #[error("the name of the node {node} gives it the MAC of another one in the tunnel: give it another name")]
-    SameMac {
-        /// Its name.
-        node: String,
-    },
-    /// A node address is on none of the node's interfaces.
-    #[error(
-        "this node's address {addr} is on none of its interfaces: correct the InternalIP of the Node object, or add \
-         the address"
-    )]
-    NoSuchAddress {
-        /// The address.
-        addr: IpAddr,
-    },
-    /// A node address is still being examined.
-    #[error("this node's address {addr} is not usable yet (duplicate address detection); it is tried again")]
-    Tentative {
-        /// The address.
-        addr: IpAddr,
-    },
-    /// A link vanished while it was set up.
-    #[error("interface {name} has disappeared while it was set up; it is tried again")]
-    Vanished {
-        /// Its name.
-        name: &'static str,
-    },
-    /// Settings could not be written.
-    #[error(transparent)]
-    Setting(#[from] settings::SettingError),
-}
 
 /// Netlink connections into the network namespace of the thread that opened them.
 #[derive(Debug)]
@@ -146,7 +72,7 @@ pub struct Host {
     /// For what the first can't ask.
     raw: ConnectionHandle<Raw>,
     connections: JoinHandle<()>,
-    sysctl: settings::Sysctl,
+    sysctl: Sysctl,
 }
 
 impl Drop for Host {
@@ -161,19 +87,19 @@ impl Host {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(HostError::Socket)?;
         let (of_raw, raw) = raw::connect().map_err(HostError::Socket)?;
         let connections = tokio::spawn(async { _ = futures::join!(connection, of_raw) });
-        Ok(Self { handle, raw, connections, sysctl: settings::Sysctl::default() })
+        Ok(Self { handle, raw, connections, sysctl: Sysctl::default() })
     }
 
     /// The same with settings elsewhere than at `/proc/sys`.
-    pub fn with_sysctl(mut self, sysctl: settings::Sysctl) -> Self {
+    pub fn with_sysctl(mut self, sysctl: Sysctl) -> Self {
         self.sysctl = sysctl;
         self
     }
 
     /// Reads links, addresses, routes of the main table and neighbours.
     pub async fn snapshot(&self) -> Result<Snapshot, HostError> {
-        let links = read("links", self.handle.link().get().execute(), snapshot::link).await?;
-        let addresses = read("addresses", self.handle.address().get().execute(), snapshot::address).await?;
+        let links = read("links", self.handle.link().get().execute(), messages::link).await?;
+        let addresses = read("addresses", self.handle.address().get().execute(), messages::address).await?;
         let (mut routes, mut local_routes) = (Vec::new(), Vec::new());
         // First: of an object that comes later, the watcher tells.
         let next_hops = read("next hops", raw::dump(&self.raw, next_hops::request()), Some).await?;
@@ -181,9 +107,9 @@ impl Host {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut query = RouteMessage::default();
             query.header.address_family = family;
-            let convert = |message| match snapshot::local_route(&message) {
+            let convert = |message| match messages::local_route(&message) {
                 Some(local) => Some(Err(local)),
-                None => snapshot::route(message, |id| next_hops.get(id)).map(Ok),
+                None => messages::route(message, |id| next_hops.get(id)).map(Ok),
             };
             for route in read("routes", self.handle.route().get(query).execute(), convert).await? {
                 match route {
@@ -197,14 +123,14 @@ impl Host {
             [main, services].map(|routes| routes.into_iter().map(|(_, route)| route).collect());
         let (v4, v6) = (self.service_rules(true).await?, self.service_rules(false).await?);
         let service_rules = Families { v4: !v4.is_empty(), v6: !v6.is_empty() };
-        let neighbours = read("neighbours", self.handle.neighbours().get().execute(), snapshot::neighbour).await?;
+        let neighbours = read("neighbours", self.handle.neighbours().get().execute(), messages::neighbour).await?;
         Ok(Snapshot { links, addresses, routes, local_routes, service_routes, service_rules, neighbours })
     }
 
     /// The rules of a family that lead to podnet's own table: one, or none.
     async fn service_rules(&self, v4: bool) -> Result<Vec<RuleMessage>, HostError> {
         let family = if v4 { IpVersion::V4 } else { IpVersion::V6 };
-        let own = |rule: RuleMessage| snapshot::is_service_rule(&rule).then_some(rule);
+        let own = |rule: RuleMessage| messages::is_service_rule(&rule).then_some(rule);
         read("rules", self.handle.rule().get(family).execute(), own).await
     }
 
@@ -367,7 +293,7 @@ impl Host {
         let link = snapshot.link(tunnel::NAME).ok_or(HostError::Vanished { name: tunnel::NAME })?;
         let mut query = self.handle.neighbours().get();
         query.message_mut().header.family = AddressFamily::Bridge;
-        let table = read("forwarding tables", query.execute(), snapshot::forwarding).await?;
+        let table = read("forwarding tables", query.execute(), messages::forwarding).await?;
         for step in tunnel::plan(snapshot, link, &table, wanted) {
             if let Err(e) = self.tunnel_step(link.ifindex, &step).await {
                 errors.push(e);
@@ -545,14 +471,6 @@ async fn read<M, T>(
         // A kernel without the family, IPv6 for one, has nothing to dump.
         Err(e) if matches!(errno(&e), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => Ok(Vec::new()),
         Err(source) => Err(HostError::Read { what, source }),
-    }
-}
-
-/// The error number in the kernel's answer, positive.
-fn errno(error: &rtnetlink::Error) -> Option<i32> {
-    match error {
-        rtnetlink::Error::NetlinkError(e) => e.code.map(|c| -c.get()),
-        _ => None,
     }
 }
 

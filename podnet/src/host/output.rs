@@ -7,7 +7,8 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use podnet_common::addr::IfIndex;
 use rtnetlink::RouteMessageBuilder;
 
-use super::{Host, HostError, errno};
+use super::Host;
+use super::error::{HostError, errno};
 
 /// Where a packet of the host's goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,16 +22,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use podnet_common::addr::{IfIndex, Mac};
 
+use super::error::HostError;
+use super::families::Families;
 use super::lookup::Lookup;
+use super::names::ROUTE_PROTOCOL;
+pub use super::names::{FAR, NEAR};
 use super::routes::{NextHop, RouteSpec, RouteStep, reconcile};
-use super::settings::Families;
 use super::snapshot::{Link, LinkKind, Route, Snapshot, Table};
-use super::{HostError, ROUTE_PROTOCOL};
-
-/// The host's end, where routes lead.
-pub const NEAR: &str = "podnet0";
-/// The far end, which carries the program.
-pub const FAR: &str = "podnet1";
 
 /// podnet0's address, of link scope, so that no packet gets it as source.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 3);

@@ -14,10 +14,11 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use podnet_common::addr::{IfIndex, Mac};
 
+use super::error::HostError;
 use super::lookup::Lookup;
+use super::names::{NEAR, ROUTE_PROTOCOL};
 use super::snapshot::{Hop, Route, Snapshot, Table};
 use super::tunnel::{self, Peer, Tunnel};
-use super::{HostError, ROUTE_PROTOCOL, podnet0};
 use crate::config::Routing;
 
 /// Another node of the cluster.
@@ -275,7 +276,7 @@ pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Optio
             }
         }
     }
-    let podnet0 = snapshot.link(podnet0::NEAR).map(|l| l.ifindex);
+    let podnet0 = snapshot.link(NEAR).map(|l| l.ifindex);
     let here = |hop: &Hop| hop.via.is_some() && Some(hop.dev) != podnet0;
     let ours = snapshot.routes.iter().filter(|r| r.protocol == ROUTE_PROTOCOL && r.hops.iter().all(here));
     plan.steps = reconcile(Table::Main, ours, &desired);

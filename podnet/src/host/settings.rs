@@ -8,44 +8,14 @@
 //! Sysctls under `net/` are those of the calling thread's network namespace.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::io;
 
-use podnet_cni::files;
 use serde::{Deserialize, Serialize};
 
-use super::podnet0::{FAR, NEAR};
-use super::tunnel;
+use super::families::Families;
+use super::names::{FAR, NEAR, TUNNEL};
+use super::sysctl::{SettingError, Sysctl};
 use super::uplinks::Uplinks;
-
-/// A setting that could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "can't {verb} the host setting {path}: {source}; in a container, mount the host's /proc/sys/net elsewhere and name its /proc/sys as `sysctls`"
-)]
-pub struct SettingError {
-    verb: &'static str,
-    path: String,
-    source: io::Error,
-}
-
-/// The address families that a node uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Families {
-    /// IPv4.
-    pub v4: bool,
-    /// IPv6.
-    pub v6: bool,
-}
-
-impl Families {
-    /// Those of a node with these addresses.
-    pub fn of(addresses: &[IpAddr]) -> Self {
-        Self { v4: addresses.iter().any(IpAddr::is_ipv4), v6: addresses.iter().any(IpAddr::is_ipv6) }
-    }
-}
 
 /// Who brings a setting about first. The daemon repairs all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,43 +80,6 @@ pub struct Applied {
     pub failed: Vec<SettingError>,
 }
 
-/// Where sysctls are read and written: `/proc/sys`, or a directory of a test.
-#[derive(Clone, Debug)]
-pub struct Sysctl {
-    root: PathBuf,
-}
-
-impl Default for Sysctl {
-    fn default() -> Self {
-        Self { root: PathBuf::from("/proc/sys") }
-    }
-}
-
-impl Sysctl {
-    /// Sysctls below another directory.
-    pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
-    }
-
-    /// Reads one, without the newline; `None` if it does not exist.
-    pub fn read(&self, path: &str) -> Result<Option<String>, SettingError> {
-        match files::read_text(&self.root.join(path), files::OWN_MAX) {
-            Ok(value) => Ok(Some(value.trim_end().to_owned())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(SettingError { verb: "read", path: path.to_owned(), source }),
-        }
-    }
-
-    /// Writes one.
-    pub fn write(&self, path: &str, value: &str) -> Result<(), SettingError> {
-        let write = || {
-            let mut file = files::open(&self.root.join(path), OpenOptions::new().write(true).truncate(true))?;
-            file.write_all(value.as_bytes())
-        };
-        write().map_err(|source| SettingError { verb: "write", path: path.to_owned(), source })
-    }
-}
-
 const OFF: &[&str] = &["0"];
 const ON: &[&str] = &["1"];
 
@@ -172,7 +105,7 @@ pub fn podnet0(families: Families) -> Vec<Setting> {
 /// The settings of the tunnel, which must hold before it comes up.
 pub fn tunnel(families: Families) -> Vec<Setting> {
     let mut table = Table::default();
-    let dev = tunnel::NAME;
+    let dev = TUNNEL;
     if families.v4 {
         table.interface(4, dev, "forwarding", ON, WHY_FORWARD);
     }

@@ -16,11 +16,10 @@ use podnet_cni::id::Fnv;
 use podnet_common::addr::{IfIndex, Mac};
 use podnet_common::layout::TUNNEL_PORT;
 
-use super::HostError;
-use super::snapshot::{Forwarding, Link, Snapshot};
+use super::error::HostError;
+pub use super::names::TUNNEL as NAME;
+use super::snapshot::{Forwarding, Link, Snapshot, Vxlan};
 
-/// The device.
-pub const NAME: &str = "podnet-vxlan";
 /// Its network identifier, which keeps it apart from others at the same port.
 pub const VNI: u32 = 112;
 /// Its address, of link scope, so that no packet gets it as source: loose reverse path filtering accepts other nodes'
@@ -115,17 +114,6 @@ pub struct Prepared {
     pub(super) wanted: Option<Wanted>,
     /// What was refused.
     pub(super) errors: Vec<HostError>,
-}
-
-/// What a VXLAN device was made with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Vxlan {
-    /// Its network identifier.
-    pub vni: u32,
-    /// Its UDP port.
-    pub port: u16,
-    /// Where it gets packets.
-    pub local: Option<IpAddr>,
 }
 
 /// What is there under the device's name.

@@ -12,9 +12,8 @@ use podnet_common::addr::{Addr, IfIndex};
 use podnet_common::layout::Interface;
 
 use super::lookup::is_link_local;
-use super::podnet0;
+use super::names::{FAR, NEAR, ROUTE_PROTOCOL, TUNNEL};
 use super::snapshot::{Address, Framing, Link, LinkKind, LocalRoute, Route, Snapshot};
-use super::{ROUTE_PROTOCOL, tunnel};
 
 /// `RTPROT_RA`: routes that the kernel or a daemon made from router advertisements.
 const PROTOCOL_RA: u8 = 9;
@@ -130,7 +129,7 @@ pub fn find(snapshot: &Snapshot, node_addresses: &[IpAddr], names: &[String]) ->
     let others = snapshot.links.iter().filter(others).filter(|l| !is_found(l)).map(|l| l.ifindex).collect();
     let loopback = snapshot.links.iter().find(|l| l.kind == LinkKind::Loopback);
     let loopback = loopback.map(|l| l.ifindex).unwrap_or_default();
-    let tunnel = snapshot.link(tunnel::NAME).is_some_and(|link| link.vxlan.is_some());
+    let tunnel = snapshot.link(TUNNEL).is_some_and(|link| link.vxlan.is_some());
     Uplinks { found, missing, foreign, host_ends, others, loopback, tunnel, addresses: own_addresses(snapshot) }
 }
 
@@ -166,7 +165,7 @@ fn speaks_with(snapshot: &Snapshot, link: &Link, node_addresses: &[IpAddr], v4: 
 
 /// Whether an interface with this name is podnet's own.
 fn podnets(name: &str) -> bool {
-    [podnet0::NEAR, podnet0::FAR, tunnel::NAME].contains(&name)
+    [NEAR, FAR, TUNNEL].contains(&name)
 }
 
 /// See [`Uplinks::addresses`].
@@ -276,7 +275,7 @@ mod tests {
     #[test]
     fn the_nodes_own_addresses_are_those_of_all_interfaces_but_podnets() {
         let mut snapshot = snapshot();
-        snapshot.links.push(link(8, podnet0::NEAR, LinkKind::Veth));
+        snapshot.links.push(link(8, NEAR, LinkKind::Veth));
         let more =
             [(1, "127.0.0.1"), (1, "::1"), (2, "fd00:30::1"), (2, "fe80::1"), (6, "169.254.1.1"), (8, "10.0.0.1")];
         snapshot.addresses.extend(more.map(|(ifindex, addr)| address(ifindex, addr)));

@@ -21,9 +21,11 @@ use rtnetlink::sys::SocketAddr;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::error::HostError;
+use super::names::ROUTE_PROTOCOL;
 use super::raw::{self, Raw};
-use super::snapshot::{self, Link, Neighbour};
-use super::{HostError, ROUTE_PROTOCOL, netconf, next_hops};
+use super::snapshot::{Link, Neighbour};
+use super::{messages, netconf, next_hops};
 
 const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Link,
@@ -244,7 +246,7 @@ impl Known {
         let nothing = Change::default();
         match message {
             RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message) => {
-                self.link(snapshot::link(message))
+                self.link(messages::link(message))
             }
             RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => {
                 let index = IfIndex(message.header.index);
@@ -254,15 +256,15 @@ impl Known {
                 }
             }
             // Made by podnet itself, just now: thousands of them when it starts.
-            RouteNetlinkMessage::DelRule(message) => Change { routes: snapshot::is_service_rule(&message), ..nothing },
+            RouteNetlinkMessage::DelRule(message) => Change { routes: messages::is_service_rule(&message), ..nothing },
             RouteNetlinkMessage::NewRoute(message) if message.header.protocol == ROUTE_PROTOCOL.into() => nothing,
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
-                if let Some(local) = snapshot::local_route(&message) {
+                if let Some(local) = messages::local_route(&message) {
                     return Change { addresses: !self.pods.contains(&local.dev), ..nothing };
                 }
                 // A route may take a pod's away and say nothing of that.
                 let hosts: BTreeSet<IpAddr> = single_destination(&message).into_iter().collect();
-                let Some((_, route)) = snapshot::route(message, |_| Some(Vec::new())) else {
+                let Some((_, route)) = messages::route(message, |_| Some(Vec::new())) else {
                     return Change { hosts, ..nothing };
                 };
                 let of_pods = route.hops.iter().map(|hop| hop.dev).filter(|dev| self.pods.contains(dev));
@@ -271,7 +273,7 @@ impl Known {
                 Change { routes: !only_pods, pods, hosts, ..nothing }
             }
             RouteNetlinkMessage::NewNeighbour(message) => {
-                let Some(neighbour) = snapshot::neighbour(message) else { return nothing };
+                let Some(neighbour) = messages::neighbour(message) else { return nothing };
                 if self.pods.contains(&neighbour.ifindex) {
                     return Change::of_pod(neighbour.ifindex);
                 }
@@ -284,10 +286,10 @@ impl Known {
             }
             // The tunnel's forwarding table leads to nodes as neighbours do.
             RouteNetlinkMessage::DelNeighbour(message) if message.header.family == AddressFamily::Bridge => {
-                Change { neighbours: snapshot::forwarding(message).is_some(), ..nothing }
+                Change { neighbours: messages::forwarding(message).is_some(), ..nothing }
             }
             RouteNetlinkMessage::DelNeighbour(message) => {
-                let Some(neighbour) = snapshot::neighbour(message) else { return nothing };
+                let Some(neighbour) = messages::neighbour(message) else { return nothing };
                 if self.pods.contains(&neighbour.ifindex) {
                     return Change::of_pod(neighbour.ifindex);
                 }

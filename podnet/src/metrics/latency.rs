@@ -8,8 +8,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::Timing;
-use crate::source::Origin;
+use super::timing::Timing;
+use crate::model::Origin;
 
 /// Upper bounds in seconds. Trigger times are often those of whole seconds.
 const PROGRAMMING: [f64; 16] =

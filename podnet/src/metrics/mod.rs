@@ -17,13 +17,13 @@ mod process;
 mod server;
 #[cfg(test)]
 mod tests;
+mod timing;
 
 use std::time::Duration;
 
-use podnet_common::layout::tables;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
 
@@ -33,13 +33,10 @@ pub use latency::Latency;
 pub use links::LinkMetrics;
 pub use server::Listener;
 
-use crate::{
-    control::ControlStatus,
-    reconcile::{Outcome, Usage},
-};
 use api::ApiMetrics;
 use datapath::Kernel;
 use process::Process;
+use timing::Timing;
 
 /// How an operation ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -49,19 +46,6 @@ struct WithResult {
 
 const DONE: WithResult = WithResult { result: "done" };
 const FAILED: WithResult = WithResult { result: "failed" };
-
-/// How long something took that commonly takes milliseconds.
-#[derive(Clone, Debug)]
-struct Timing(Histogram);
-
-impl Default for Timing {
-    fn default() -> Self {
-        /// Upper bounds in seconds.
-        const BOUNDS: [f64; 15] =
-            [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 10.0];
-        Self(Histogram::new(BOUNDS))
-    }
-}
 
 /// What runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,6 +77,34 @@ pub struct Metrics {
     node_sync_duration: Timing,
     node_problems: Gauge,
     node_ready: Gauge,
+}
+
+/// Writes to the tables, as [`Metrics::reconciled`] counts them.
+#[derive(Clone, Copy, Debug)]
+pub struct Writes {
+    /// Frontends that were written or deleted.
+    pub done: usize,
+    /// Attempts that failed.
+    pub failed: usize,
+    /// What is not as it should be since a write failed.
+    pub pending: usize,
+}
+
+/// The state of the control plane, as [`Metrics::state`] shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct ControlState {
+    /// The source has given all objects.
+    pub synced: bool,
+    /// Services.
+    pub services: usize,
+    /// EndpointSlices.
+    pub endpoint_slices: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// Objects and files that can't be used as they are.
+    pub mistakes: usize,
+    /// Lines of the report.
+    pub warnings: usize,
 }
 
 /// How the node stands, as [`Metrics::node`] tells it.
@@ -164,29 +176,24 @@ impl Metrics {
     }
 
     /// The tables were brought nearer to what is wanted.
-    pub fn reconciled(&self, outcome: &Outcome) {
-        if outcome.changed > 0 {
-            self.operations.get_or_create(&DONE).inc_by(outcome.changed as u64);
+    pub fn reconciled(&self, writes: Writes) {
+        if writes.done > 0 {
+            self.operations.get_or_create(&DONE).inc_by(writes.done as u64);
         }
-        if outcome.failed > 0 {
-            self.operations.get_or_create(&FAILED).inc_by(outcome.failed as u64);
+        if writes.failed > 0 {
+            self.operations.get_or_create(&FAILED).inc_by(writes.failed as u64);
         }
-        self.pending.set(outcome.unwritten as i64);
+        self.pending.set(writes.pending as i64);
     }
 
-    /// How the control plane stands, how many mistakes its source has made, and how many lines the report has.
-    pub fn state(&self, control: &ControlStatus, mistakes: usize, warnings: usize) {
-        let Usage { frontends, slots, backends, source_ranges } = control.usage;
-        self.fills.set_entries(tables::FRONTENDS, frontends);
-        self.fills.set_entries(tables::SLOTS, slots as usize);
-        self.fills.set_entries(tables::BACKENDS, backends);
-        self.fills.set_entries(tables::SOURCE_RANGES, source_ranges);
-        self.synced.set(control.synced.into());
-        self.services.set(control.services as i64);
-        self.endpoint_slices.set(control.endpoint_slices as i64);
-        self.nodes.set(control.nodes as i64);
-        self.mistakes.set(mistakes as i64);
-        self.warnings.set(warnings as i64);
+    /// The control plane has changed.
+    pub fn state(&self, state: ControlState) {
+        self.synced.set(state.synced.into());
+        self.services.set(state.services as i64);
+        self.endpoint_slices.set(state.endpoint_slices as i64);
+        self.nodes.set(state.nodes as i64);
+        self.mistakes.set(state.mistakes as i64);
+        self.warnings.set(state.warnings as i64);
     }
 
     /// The node was brought into line, as far as that went.

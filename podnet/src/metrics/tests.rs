@@ -6,13 +6,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Instant, SystemTime};
 
 use podnet_cni::call_log::{Call, CommandName};
+use podnet_common::layout::tables;
 use podnet_common::verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason};
 use prometheus_client::encoding::text::encode;
 
 use super::*;
 use crate::metrics::api::{ApiError, ListCause};
-use crate::model::Kind;
-use crate::source::Origin;
+use crate::model::{Kind, Origin};
 
 #[derive(Debug)]
 struct FakeKernel(Option<Vec<u64>>);
@@ -32,7 +32,7 @@ fn text() -> String {
     let (metrics, api) = (Metrics::new(), ApiMetrics::new());
     metrics.fills.set_entries(tables::CONNTRACK, 7);
     metrics.fills.set_capacity(tables::CONNTRACK, 1024);
-    metrics.reconciled(&Outcome { changed: 5, failed: 2, pending: 1, unwritten: 1, ..Outcome::default() });
+    metrics.reconciled(Writes { done: 5, failed: 2, pending: 1 });
     metrics.node(NodeState { took: Duration::from_millis(3), problems: 1, takes_pods: true });
     let origin = Origin { arrived: Instant::now(), trigger: Some(SystemTime::now()) };
     metrics.latency.observe(&origin, (Instant::now(), SystemTime::now()));

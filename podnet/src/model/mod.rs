@@ -4,9 +4,11 @@
 //! rest of the daemon sees. Both tolerate fields that podnet doesn't know. Values are kept for as long as the object
 //! exists and there are many of them, so they are small: no label but the few that matter.
 
+mod change;
 mod left_out;
 pub mod limits;
 mod placement;
+mod protocol;
 pub mod raw;
 mod validate;
 
@@ -18,11 +20,11 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use change::{Batch, Change, Complaint, Origin};
 pub use left_out::LeftOut;
 pub use placement::Placement;
+pub use protocol::Protocol;
 pub use validate::service_range;
-
-use crate::frontend::Protocol;
 
 /// Annotation of a Service that says which source address its backends see.
 pub const SOURCE_IP_ANNOTATION: &str = "podnet.io/source-ip";

@@ -6,14 +6,18 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::rule::Targets;
-use super::{
-    Fate, Settings, View, addresses, health, places, policies, refused, remarks, select, source, source_ranges,
-};
-use crate::frontend::{FrontendAddr, FrontendKind, IfNone, Protocol, SourceMode};
+use super::health::health;
+use super::places::{addresses, places, policies, source, source_ranges};
+use super::refused::refused;
+use super::remarks::remarks;
+use super::rule::{Fate, Targets};
+use super::select;
+use super::settings::Settings;
+use super::view::View;
+use crate::frontend::{FrontendAddr, FrontendKind, IfNone, SourceMode};
 use crate::guard::Guard;
 use crate::model::{
-    Condition, Endpoint, EndpointSlice, Ignored, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy,
+    Condition, Endpoint, EndpointSlice, Ignored, ObjectName, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
 };
 use crate::room::Share;
 

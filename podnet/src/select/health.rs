@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::Settings;
-use crate::frontend::{FrontendKind, Protocol};
+use super::settings::Settings;
+use crate::frontend::FrontendKind;
 use crate::guard::{Guard, Why};
-use crate::model::{Condition, EndpointSlice, ObjectName, Service};
+use crate::model::{Condition, EndpointSlice, ObjectName, Protocol, Service};
 
 /// A service with externalTrafficPolicy Local whose load balancer asks each node for its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]

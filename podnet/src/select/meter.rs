@@ -6,9 +6,10 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Beyond, Policies};
-use crate::frontend::{Frontend, FrontendAddr, FrontendKind, Protocol};
-use crate::model::TrafficPolicy;
+use super::places::Policies;
+use super::selection::Beyond;
+use crate::frontend::{Frontend, FrontendAddr, FrontendKind};
+use crate::model::{Protocol, TrafficPolicy};
 use crate::room::{Bound, Room, Share};
 
 /// How many endpoints of a service are looked at, those of each port counted for themselves: as many as `backends` holds.

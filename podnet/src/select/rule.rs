@@ -8,10 +8,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Settings;
-use crate::frontend::Protocol;
+use super::settings::Settings;
 use crate::guard::Guard;
-use crate::model::{Condition, EndpointSlice, Placement, ServicePort, SlicePort};
+use crate::model::{Condition, EndpointSlice, Placement, Protocol, ServicePort, SlicePort};
 
 /// What becomes of an endpoint at a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

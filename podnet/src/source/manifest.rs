@@ -32,8 +32,8 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::parse::parallel_map;
-use super::{Batch, Change, what_holds};
-use crate::model::{Object, ObjectKey};
+use super::status::what_holds;
+use crate::model::{Batch, Change, Object, ObjectKey};
 use load::{Load, load};
 use notices::Notices;
 use report::REPORTED;

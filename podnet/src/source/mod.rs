@@ -6,103 +6,24 @@
 pub mod kubernetes;
 pub mod manifest;
 mod parse;
+mod status;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep_until;
 
+use crate::async_fd::watch;
 use crate::config::Config;
-use crate::datapath::watch;
 use crate::metrics::api::ApiMetrics;
-use crate::model::{Object, ObjectKey};
-use kubernetes::{Complaint, KubernetesSource, Note};
+use crate::model::{Batch, Complaint};
+use kubernetes::{KubernetesSource, Note};
 use manifest::ManifestSource;
-
-/// An object that is new or different, or gone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Which object.
-    pub key: ObjectKey,
-    /// What it is now, of the key's kind; none if it is gone.
-    pub object: Option<Object>,
-    /// When this came.
-    pub origin: Origin,
-}
-
-impl Change {
-    /// One that the daemon has just been told of.
-    pub fn new(key: ObjectKey, object: Option<Object>) -> Self {
-        Self { key, object, origin: Origin { arrived: Instant::now(), trigger: None } }
-    }
-}
-
-/// When a change began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// When the daemon was told.
-    pub arrived: Instant,
-    /// When what it follows from happened, such as that a pod became ready, if somebody has noted that.
-    pub trigger: Option<SystemTime>,
-}
-
-impl Origin {
-    /// That of two changes which are seen as one: the older.
-    pub fn older(self, other: Self) -> Self {
-        let triggers = [self.trigger, other.trigger].into_iter().flatten();
-        Self { arrived: self.arrived.min(other.arrived), trigger: triggers.min() }
-    }
-}
-
-/// What a source has to say at one time.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// To be applied in this order.
-    pub changes: Vec<Change>,
-    /// Whether all objects that there are have been given by now. While they haven't, an object's absence means
-    /// nothing, so nothing is taken away that an earlier daemon has put into the tables.
-    pub synced: bool,
-}
-
-/// How a source stands, for `podnet status`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// The directory, or the API server's address.
-    pub name: String,
-    /// What is wrong with it as a whole.
-    pub error: Option<String>,
-    /// Whether everything has been read at least once.
-    pub synced: bool,
-    /// What can't be used as it is.
-    pub mistakes: Vec<Mistake>,
-    /// What else a user should know, as sentences.
-    pub remarks: Vec<String>,
-}
-
-/// Something that can't be used as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// A file, or an object.
-    pub place: String,
-    /// The line in the file, from 1.
-    pub line: Option<u64>,
-    /// What is wrong.
-    pub reason: String,
-    /// Whether what it said before holds; else it has never been read without error.
-    pub kept: bool,
-}
-
-/// What holds of something that can't be used as it is, for people.
-pub const fn what_holds(kept: bool) -> &'static str {
-    match kept {
-        true => "what it was before stays in effect",
-        false => "it has not been usable since the daemon's start, so nothing of it is known",
-    }
-}
+pub use status::{Mistake, Status, what_holds};
 
 /// A source.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::path::Path;
 /// Where the programs that ship are.
 const SHIPPED: [&str; 2] = ["podnet/src", "cni/src"];
 /// It takes out of a library's text what Rust has printed.
-const KNOWS_DEBUG: &str = "podnet/src/source/kubernetes/mod.rs";
+const KNOWS_DEBUG: &str = "podnet/src/source/kubernetes/failure.rs";
 
 /// Lines (from 1) of a source file with what is wrong there.
 pub(super) fn wrong(file: &Path, text: &str) -> Vec<(usize, &'static str)> {

@@ -1,12 +1,15 @@
+use std::net::IpAddr;
+
 use podnet_common::addr::{Addr, IfIndex, Proto};
 use podnet_common::layout::{Frontend, FrontendKey, Interface, Network, NetworkKind, ServiceClient, SourceRange};
 
 use super::*;
 use crate::cli::conntrack::NodeNames;
 use crate::cli::endpoint::Pods;
-use crate::cli::view::fake::{FakeView, names};
 use crate::cli::wanted::WantedError;
+use crate::compile::ServiceId;
 use crate::config::Config;
+use crate::datapath::inspect::fake::{FakeView, names};
 use crate::model::ObjectName;
 use crate::room::Room;
 use crate::status::DaemonStatus;
@@ -76,7 +79,7 @@ fn nodes() -> NodeNames {
     NodeNames::from([("172.30.0.2".parse().unwrap(), "node2".to_owned())])
 }
 
-fn shown(view: &FakeView, name: &ObjectName, wanted: Result<Wanted, WantedError>) -> Option<show::ServiceDetail> {
+fn shown(view: &FakeView, name: &ObjectName, wanted: Result<Wanted, WantedError>) -> Option<detail::ServiceDetail> {
     show(view, &names(), &Pods::default(), &nodes(), name, wanted).unwrap()
 }
 

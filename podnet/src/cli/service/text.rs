@@ -1,8 +1,9 @@
 //! One service, for people.
 
 use super::super::output::{Column, NOTHING, Show, Text, duration, or_nothing};
-use super::show::{Choice, Clients, FrontendDetail, ServiceDetail, Target};
-use super::{kind_name, source_name, why};
+use super::detail::{Choice, Clients, FrontendDetail, ServiceDetail, Target};
+use super::row::{kind_name, source_name};
+use super::why;
 use crate::frontend::IfNone;
 use crate::model::{Ignored, ServiceType, TrafficPolicy};
 use crate::select::Explained;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::show::{Choice, Clients, FrontendDetail};
-use super::{Family, Place};
+use super::detail::{Choice, Clients, FrontendDetail};
+use super::row::{Family, Place};
 use crate::frontend::FrontendKind;
 use crate::select::{self, Explained, ExplainedEndpoint, ExplainedFrontend, Fate};
 

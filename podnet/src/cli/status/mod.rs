@@ -20,13 +20,14 @@ use serde::{Serialize, Serializer};
 use super::drops::{self, DropRow};
 use super::nat::{PortUse, TakenPorts};
 use super::output::duration;
-use super::view::{View, ViewError};
 use crate::compile::of_node;
+use crate::datapath::inspect::{View, ViewError};
 use crate::datapath::view::interface_name;
-use crate::host::Host;
 use crate::host::firewall::{self, Report};
-use crate::host::settings::{self, Deviation, Families, Sysctl};
+use crate::host::settings::{self, Deviation};
+use crate::host::sysctl::Sysctl;
 use crate::host::uplinks::{self, Uplinks};
+use crate::host::{Families, Host};
 use crate::source::what_holds;
 use crate::status::{ALARMING, DaemonLock, DaemonState, DaemonStatus, DropStatus, RepairStatus, UnixTime};
 

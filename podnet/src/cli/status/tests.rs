@@ -4,7 +4,7 @@ use podnet_common::verdict::{COUNTERS_BASE, Reason};
 
 use super::*;
 use crate::cli::output::Show as _;
-use crate::cli::view::fake::FakeView;
+use crate::datapath::inspect::fake::FakeView;
 use crate::host::firewall::Finding;
 use crate::host::settings::SetBy;
 use crate::status::{

@@ -16,8 +16,8 @@ use crate::cli::conntrack::NodeNames;
 use crate::cli::endpoint::Pods;
 use crate::cli::flow::End as FlowEnd;
 use crate::cli::output::{duration, protocol, socket};
-use crate::cli::view::{View, ViewError};
 use crate::compile::{ServiceId, ServiceNames, of_node};
+use crate::datapath::inspect::{View, ViewError};
 
 /// How many backends are named.
 const SHOWN: usize = 32;

@@ -28,8 +28,8 @@ pub(super) use report::Traces;
 
 use super::flow::parse_protocol;
 use super::output::protocol;
-use super::view::View;
 use crate::compile::{ServiceId, of_node};
+use crate::datapath::inspect::View;
 use crate::datapath::live::Source;
 use crate::host::{Host, OutputRoute};
 use packet::{Description, Fragment, IcmpType};

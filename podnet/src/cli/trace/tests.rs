@@ -13,8 +13,8 @@ use podnet_common::simulator::{HostTables, prefix};
 use super::*;
 use crate::cli::endpoint::tests::pods;
 use crate::cli::output::Show as _;
-use crate::cli::view::ViewError;
-use crate::cli::view::fake::{FakeView, names as service_names};
+use crate::datapath::inspect::ViewError;
+use crate::datapath::inspect::fake::{FakeView, names as service_names};
 use crate::datapath::live::NoWay;
 
 const POD: IfIndex = IfIndex(9);

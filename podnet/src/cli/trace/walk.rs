@@ -14,7 +14,7 @@ use super::packet::{Summary, describe};
 use super::record::{Fact, Traced};
 use super::report::{Choice, HookStep, Next, Outcome, SocketStep, Step, Trace};
 use crate::cli::output::{protocol, socket};
-use crate::cli::view::{View, ViewError};
+use crate::datapath::inspect::{View, ViewError};
 use crate::datapath::live::{Live, NoWay};
 use crate::host::OutputRoute;
 

@@ -146,7 +146,8 @@ fn endpoints_that_nobody_may_have() {
 
 /// A pod's host port over UDP.
 fn host_port(ip: &str, port: u16) -> Frontend {
-    use crate::frontend::{Backends, FrontendAddr, IfNone, Protocol, ServicePortName, SourceMode};
+    use crate::frontend::{Backends, FrontendAddr, IfNone, ServicePortName, SourceMode};
+    use crate::model::Protocol;
     Frontend {
         key: FrontendAddr { socket: (ip.parse::<IpAddr>().unwrap(), port).into(), protocol: Protocol::Udp },
         kind: FrontendKind::HostPort,

@@ -156,7 +156,8 @@ fn source_ranges_and_backends_have_shares_too() {
 
 #[test]
 fn host_ports_have_the_share_of_one_service() {
-    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, Protocol, ServicePortName, SourceMode};
+    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
+    use crate::model::Protocol;
     let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
     let port = |port: u16| Frontend {
         key: FrontendAddr { socket: ([0, 0, 0, 0], port).into(), protocol: Protocol::Tcp },

@@ -16,7 +16,7 @@ fn node(name: &str, addresses: &[&str], cidrs: &[&str]) -> RemoteNode {
 
 fn snapshot() -> Snapshot {
     Snapshot {
-        links: vec![Link { name: podnet0::NEAR.into(), ifindex: IfIndex(9), ..Link::default() }],
+        links: vec![Link { name: NEAR.into(), ifindex: IfIndex(9), ..Link::default() }],
         addresses: vec![Address { ifindex: IfIndex(2), addr: "172.30.0.1".parse().unwrap(), tentative: false }],
         routes: vec![
             route("0.0.0.0/0", 4, Some("172.30.0.254"), 2),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Checked, address, at_most, port_number, protocol, refuse, usable};
+use super::field::{Checked, address, at_most, port_number, protocol, refuse, usable};
 use crate::model::{Condition, Endpoint, EndpointSlice, LeftOut, Placement, SlicePort, limits, raw};
 
 /// An EndpointSlice. Ports and endpoints that can't be used are left out.

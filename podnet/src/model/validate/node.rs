@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use ipnetwork::IpNetwork;
 
-use super::{Checked, address, at_most, cidr, refuse, usable};
+use super::field::{Checked, address, at_most, cidr, refuse, usable};
 use crate::model::{LeftOut, Node, limits, raw};
 use crate::prefixes::overlap;
 

@@ -6,11 +6,10 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Checked, Wrong, address, at_most, cidr, ip, port_number, protocol, refuse, usable};
-use crate::frontend::Protocol;
+use super::field::{Checked, Wrong, address, at_most, cidr, ip, port_number, protocol, refuse, usable};
 use crate::model::{
-    Families, Ignored, LeftOut, SOURCE_IP_ANNOTATION, Service, ServicePort, ServiceType, SourceIp, TrafficPolicy,
-    limits, raw,
+    Families, Ignored, LeftOut, Protocol, SOURCE_IP_ANNOTATION, Service, ServicePort, ServiceType, SourceIp,
+    TrafficPolicy, limits, raw,
 };
 
 /// For how many seconds a client stays with its endpoint, if the service doesn't say (pkg/apis/core/types.go).
@@ -269,8 +268,7 @@ fn node_port(field: &str, number: Option<i64>, protocol: Protocol, taken: &mut T
 mod tests {
     use super::super::tests::parse;
     use super::*;
-    use crate::frontend::Protocol;
-    use crate::model::{Invalid, Object};
+    use crate::model::{Invalid, Object, Protocol};
     use std::sync::Arc;
 
     fn service(spec: &str) -> Result<Service, Invalid> {

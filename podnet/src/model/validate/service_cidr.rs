@@ -1,6 +1,6 @@
 //! ServiceCIDRs.
 
-use super::{Checked, cidr, refuse, service_range, usable};
+use super::field::{Checked, cidr, refuse, service_range, usable};
 use crate::model::{LeftOut, ServiceCidr, raw};
 
 /// A ServiceCIDR. Ranges that can't be used are left out.

@@ -12,8 +12,8 @@ use std::net::SocketAddr;
 use super::fake::FakeTables;
 use super::*;
 use crate::compile::{self, host_ports, maglev};
-use crate::frontend::{self, Backends, FrontendAddr, FrontendKind, IfNone, Protocol, ServicePortName, SourceMode};
-use crate::model::ObjectName;
+use crate::frontend::{self, Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
+use crate::model::{ObjectName, Protocol};
 
 /// Slots of a spread segment.
 const SPREAD: u32 = 7;

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::super::rule::{Candidate, Targets};
+use super::super::rule::Candidate;
 use super::*;
 use crate::model::{Condition, Placement};
 

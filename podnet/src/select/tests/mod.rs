@@ -8,10 +8,13 @@ mod policies;
 mod ports;
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::*;
-use crate::model::{Kind, Object, raw};
+use crate::frontend::{Backends, IfNone};
+use crate::model::{Kind, Node, Object, SourceIp, TrafficPolicy, raw};
+use crate::room::Room;
 use crate::yaml;
 
 /// The one Service of a YAML stream, the slices that are its own, and the Node named `n1` if there is one.

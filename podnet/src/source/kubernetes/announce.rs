@@ -12,7 +12,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::in_words;
+use super::failure::in_words;
 
 /// How soon it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use podnet_cni::files;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use super::in_words;
+use super::failure::in_words;
 use crate::config::Kubernetes;
 
 /// How long a connection may take to be made.

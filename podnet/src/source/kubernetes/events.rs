@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::in_words;
+use super::failure::in_words;
 use crate::model::{Kind, ObjectKey};
 
 /// How many may wait.

@@ -8,23 +8,24 @@
 mod announce;
 mod connect;
 mod events;
+mod failure;
 mod object;
+mod pause;
 mod pods;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::{io, thread};
 
-use podnet_cni::text::chain;
 use tokio::sync::{mpsc, watch as signal};
 
 pub use connect::ConnectError;
 pub use events::{About, Note};
 
-use super::{Batch, Change, Mistake, Status};
+use super::status::{Mistake, Status};
 use crate::config::Kubernetes;
 use crate::metrics::api::ApiMetrics;
-use crate::model::{Kind, ObjectKey};
+use crate::model::{Batch, Change, Complaint, Kind, ObjectKey};
 use watch::News;
 
 /// How much may be on its way from the tasks to the event loop: changes, and lists.
@@ -50,30 +51,6 @@ pub struct KubernetesSource {
     pods: signal::Receiver<Option<BTreeSet<String>>>,
     notes: mpsc::Sender<Note>,
     metrics: ApiMetrics,
-}
-
-/// An error with its causes. What a server says is in kube's text a second time, as Rust prints structures.
-fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = chain(error);
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
-            text = text.replace(&format!("ApiError: {status} ({status:?})"), &status.to_string());
-        }
-        cause = error.source();
-    }
-    text
-}
-
-/// An object that can't be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Complaint {
-    /// Which.
-    pub key: ObjectKey,
-    /// Its `metadata.uid`.
-    pub uid: String,
-    /// What is wrong with it.
-    pub reason: String,
 }
 
 /// How one kind stands.
@@ -240,21 +217,5 @@ impl KubernetesSource {
             mistakes: self.mistakes.iter().map(mistake).collect(),
             remarks: waiting.into_iter().collect(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_server_says_is_told_in_its_words_alone() {
-        let status = r#"{"status": "Failure", "message": "nodes is forbidden", "reason": "Forbidden", "code": 403}"#;
-        let error = kube::Error::Api(Box::new(serde_json::from_str(status).unwrap()));
-        assert!(error.to_string().contains("Some(Failure)"), "kube has changed: {error}");
-        assert_eq!(in_words(&error), "nodes is forbidden: Forbidden");
-        let listing = kube::runtime::watcher::Error::InitialListFailed(error);
-        let text = in_words(&listing);
-        assert!(text.ends_with(": nodes is forbidden: Forbidden") && !text.contains("Some"), "{text}");
     }
 }

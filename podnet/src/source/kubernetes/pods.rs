@@ -14,7 +14,8 @@ use tokio::sync::watch::Sender;
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::watch::{Pause, explain, silent};
+use super::failure::{explain, silent};
+use super::pause::Pause;
 
 /// The uid that the kubelet gave a static pod; the API's object, which only mirrors it, has another one.
 const STATIC_UID: &str = "kubernetes.io/config.hash";

@@ -1,8 +1,6 @@
 //! One task for each kind: list, watch, and begin again when the server has forgotten where we were.
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher as _, RandomState};
-use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +9,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use http_body_util::BodyExt as _;
 use hyper::Request;
 use kube::client::Body;
-use kube::runtime::watcher::{self, Error, Event, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{Mutex, Notify};
@@ -20,11 +18,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tower::service_fn;
 use tracing::{debug, info, warn};
 
+use super::failure::{classify, explain, forgets, has_code, lacks_streaming, silent};
 use super::object::Sent;
-use super::{Complaint, in_words};
+use super::pause::Pause;
 use crate::metrics::api::{ApiError, ApiMetrics, ListCause};
-use crate::model::{Kind, ObjectKey, ObjectName};
-use crate::source::{Change, what_holds};
+use crate::model::{Change, Complaint, Kind, ObjectKey, ObjectName};
+use crate::source::what_holds;
 
 /// After so long without another failure a server answers again; and the least time between two watches of a kind.
 const CALM: Duration = Duration::from_secs(1);
@@ -190,33 +189,6 @@ impl Told {
     }
 }
 
-/// How long to wait after a failure: longer after each, and not all nodes alike.
-#[derive(Debug, Default)]
-pub(super) struct Pause {
-    /// When the last one ended, and how long it was.
-    last: Option<(Instant, Duration)>,
-}
-
-impl Pause {
-    const FIRST: Duration = Duration::from_millis(400);
-    const LONGEST: Duration = Duration::from_secs(30);
-    /// Without a failure for so long, the next one is the first again.
-    const FORGOTTEN: Duration = Duration::from_secs(120);
-
-    pub(super) fn next(&mut self) -> Duration {
-        let now = Instant::now();
-        let longer = |(ended, length): (Instant, Duration)| {
-            let recent = now.saturating_duration_since(ended) < Self::FORGOTTEN;
-            recent.then(|| (length * 2).min(Self::LONGEST))
-        };
-        let length = self.last.and_then(longer).unwrap_or(Self::FIRST);
-        self.last = Some((now + length, length));
-        // From a half to all of it; the state is seeded at random.
-        let random = RandomState::new().hash_one(0) % 1000;
-        length.mul_f64(0.5 + random as f64 / 2000.0)
-    }
-}
-
 /// A client that tells when a request has been granted and when something comes, and begins no two watches within a
 /// moment: a server that ends each at once would be asked without end.
 fn telling(client: Client, granted: Arc<Notify>, kind: Kind, metrics: ApiMetrics) -> Client {
@@ -246,73 +218,6 @@ fn telling(client: Client, granted: Arc<Notify>, kind: Kind, metrics: ApiMetrics
         }
     });
     Client::new(service, "default")
-}
-
-/// The server's answer to a request that it refused.
-fn has_code(error: &Error, code: u16) -> bool {
-    use Error::{InitialListFailed, WatchStartFailed};
-    matches!(error, WatchStartFailed(kube::Error::Api(status)) | InitialListFailed(kube::Error::Api(status))
-        if status.code == code)
-}
-
-/// Whether a watch has ended because nothing came for as long as a connection is trusted. A server has nothing to say, not
-/// even how far it is, of a kind of which nothing has changed since it was started.
-pub(super) fn silent(error: &Error) -> bool {
-    let Error::WatchFailed(error) = error else { return false };
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = cause {
-        let io = error.downcast_ref::<io::Error>();
-        // Clients wrap each other's errors, which hides the kind.
-        if io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
-
-/// Whether the server doesn't know how to send a list as a stream.
-fn lacks_streaming(error: &Error, listed: bool) -> bool {
-    let refused = matches!(error, Error::WatchStartFailed(_)) && (has_code(error, 422) || has_code(error, 400));
-    // With an etcd before 3.4.25 or 3.5.8 it notices only when it has begun.
-    refused || (!listed && matches!(error, Error::WatchError(status) if status.code != 410))
-}
-
-/// Whether what has changed can be found by a new list only: something came that nobody understands, or the server doesn't
-/// know any more where the watch was and kube goes on asking. A 410 within a watch it sees to by itself.
-fn forgets(error: &Error) -> bool {
-    match error {
-        Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_)) => true,
-        Error::WatchError(status) => status.code != 410,
-        Error::WatchStartFailed(_) => has_code(error, 410),
-        _ => false,
-    }
-}
-
-/// What kind of error it is, for metrics.
-fn classify(error: &Error) -> ApiError {
-    use Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
-    match error {
-        WatchError(status) => ApiError::of_code(status.code),
-        InitialListFailed(kube::Error::Api(status))
-        | WatchStartFailed(kube::Error::Api(status))
-        | WatchFailed(kube::Error::Api(status)) => ApiError::of_code(status.code),
-        InitialListFailed(kube::Error::SerdeError(_)) | WatchFailed(kube::Error::SerdeError(_)) | NoResourceVersion => {
-            ApiError::Malformed
-        }
-        _ => ApiError::Unreachable,
-    }
-}
-
-/// An error with its causes, and what to do about the commonest.
-pub(super) fn explain(error: &Error) -> String {
-    let text = in_words(error);
-    let code = [401, 403].into_iter().find(|code| has_code(error, *code));
-    match code {
-        Some(401) => format!("{text}; the credentials aren't accepted"),
-        Some(403) => format!("{text}; apply the ClusterRole of deploy/podnet.yaml"),
-        _ => text,
-    }
 }
 
 /// What is known of a kind's objects: what is needed to say which are gone when a list begins anew. A list is given as
@@ -403,6 +308,7 @@ impl Tracker {
 #[cfg(test)]
 mod tests {
     use kube::api::WatchParams;
+    use kube::runtime::watcher::Error;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use podnet_cni::files;
 
 use super::super::parse::parse;
-use super::FileError;
+use super::report::FileError;
 use crate::model::{Object, ObjectKey};
 
 /// The largest file that is read, in bytes.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::{Mistake, Status};
+use super::super::status::{Mistake, Status};
 
 /// How many files, or objects, with something wrong are reported.
 pub(super) const REPORTED: usize = 100;

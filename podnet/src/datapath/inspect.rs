@@ -1,7 +1,7 @@
 //! The datapath's tables as commands read them.
 //!
 //! Commands read what is pinned, so they work while the daemon is down, and they only read. The implementation over
-//! the pins is [`crate::datapath`]'s; tests of the commands use `fake::FakeView`.
+//! the pins is [`super::view`]'s; tests of the commands use `fake::FakeView`.
 
 use std::path::PathBuf;
 
@@ -98,7 +98,7 @@ pub trait View {
 }
 
 #[cfg(test)]
-pub(super) mod fake {
+pub(crate) mod fake {
     //! Tables in memory.
 
     use std::net::{IpAddr, SocketAddr};
@@ -110,7 +110,7 @@ pub(super) mod fake {
     use crate::compile::ServiceNames;
 
     /// Names of the services 1 and 2, and of a pod's host ports, 4.
-    pub(in crate::cli) fn names() -> ServiceNames {
+    pub(crate) fn names() -> ServiceNames {
         let dir = tempfile::tempdir().unwrap();
         let text = r#"{"schema":1,"next":5,"services":{
             "1":{"namespace":"default","name":"web","port":"http"},
@@ -122,7 +122,7 @@ pub(super) mod fake {
 
     /// Tables that a test fills.
     #[derive(Clone, Debug, Default)]
-    pub(in crate::cli) struct FakeView {
+    pub(crate) struct FakeView {
         pub frontends: Vec<(FrontendKey, Frontend)>,
         pub slots: Vec<u32>,
         pub backends: Vec<Backend>,
@@ -210,7 +210,7 @@ pub(super) mod fake {
 
     impl FakeView {
         /// Adds a service port with its backends.
-        pub(in crate::cli) fn service(&mut self, id: u32, at: &str, proto: Proto, flags: u16, backends: &[&str]) {
+        pub(crate) fn service(&mut self, id: u32, at: &str, proto: Proto, flags: u16, backends: &[&str]) {
             let key = self.frontend(id, at, proto, FrontendKey::ANY, flags, backends);
             let address = FrontendKey::address(key.addr);
             if !self.frontends.iter().any(|(key, _)| *key == address) {
@@ -219,7 +219,7 @@ pub(super) mod fake {
         }
 
         /// Adds an entry of a frontend for one kind of client. A backend that is named twice gets two slots.
-        pub(in crate::cli) fn frontend(
+        pub(crate) fn frontend(
             &mut self,
             id: u32,
             at: &str,
@@ -247,7 +247,7 @@ pub(super) mod fake {
         }
 
         /// Adds what a CIDR is.
-        pub(in crate::cli) fn network(&mut self, cidr: &str, kind: NetworkKind, node: &str, flags: u16) {
+        pub(crate) fn network(&mut self, cidr: &str, kind: NetworkKind, node: &str, flags: u16) {
             let cidr: ipnetwork::IpNetwork = cidr.parse().unwrap();
             let node = node.parse::<IpAddr>().unwrap().into();
             let network = Network { kind: kind as u32, node, flags, ..Network::default() };
@@ -255,20 +255,20 @@ pub(super) mod fake {
         }
 
         /// Adds both halves of a flow.
-        pub(in crate::cli) fn flow(&mut self, service: u32, proto: Proto, flow: [&str; 4], flags: u8, last_seen: u32) {
+        pub(crate) fn flow(&mut self, service: u32, proto: Proto, flow: [&str; 4], flags: u8, last_seen: u32) {
             let (forward, there, reply, back) = flow_entries(service, proto, flow, flags, last_seen);
             self.conntrack.extend([(forward, there), (reply, back)]);
         }
 
         /// Adds the one entry of a flow that is sent on to another node: client, frontend, client, node.
-        pub(in crate::cli) fn one_way(&mut self, service: u32, proto: Proto, flow: [&str; 4], last_seen: u32) {
+        pub(crate) fn one_way(&mut self, service: u32, proto: Proto, flow: [&str; 4], last_seen: u32) {
             let (tuple, mut entry, ..) = flow_entries(service, proto, flow, CtEntry::ONE_WAY, last_seen);
             entry.out = Out::Via as u8;
             self.conntrack.push((tuple, entry));
         }
 
         /// Adds a local pod's address.
-        pub(in crate::cli) fn endpoint(&mut self, ip: &str, ifindex: u32) {
+        pub(crate) fn endpoint(&mut self, ip: &str, ifindex: u32) {
             let ip: IpAddr = ip.parse().unwrap();
             let (mac, host_mac) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
             let endpoint = Endpoint { ifindex: IfIndex(ifindex), mtu: 1500, mac, host_mac, ..Endpoint::default() };

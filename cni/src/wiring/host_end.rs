@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use ipnetwork::{IpNetwork, Ipv6Network};
 use podnet_common::addr::{IfIndex, Mac};
 
+use super::error::WiringError;
 use crate::netlink::{Address, Answer, Bucket, Link, Netlink, NetlinkError, Op, Route, Scope};
 use crate::record::Record;
-use crate::wiring::WiringError;
 
 /// How often what is missing is looked at and put back: some parts go when another changes.
 const ROUNDS: usize = 3;

@@ -1,0 +1,80 @@
+//! What commands know of the node.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+
+use crate::alloc::{Family, Pool};
+use crate::config::{Config, Datapath};
+use crate::datapath::PinDir;
+use crate::env::Attachment;
+use crate::error::{CniError, Code};
+use crate::netns::NetNs;
+use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError};
+
+/// What ADD and STATUS know of the node: from the configuration, else from the daemon, else defaults.
+pub(super) struct Node {
+    pub(super) pools: Vec<Pool>,
+    pub(super) mtu: u32,
+    pub(super) gateways: Vec<IpAddr>,
+    /// The bpffs with the pinned programs; none without eBPF datapath.
+    pub(super) bpffs: Option<PathBuf>,
+}
+
+impl Node {
+    pub(super) fn load(config: &Config) -> Result<Self, CniError> {
+        let ebpf = config.datapath == Datapath::Ebpf;
+        let given = !config.runtime.pools.is_empty() || !config.pod_cidrs.is_empty();
+        let info = match NodeInfo::read(&config.run_dir) {
+            Ok(info) => Some(info),
+            Err(NodeInfoError::Missing { .. }) if given && !ebpf => None,
+            Err(e @ NodeInfoError::Missing { .. }) => {
+                let details = if ebpf {
+                    "start `podnet daemon` on this node, or wait until it has loaded its programs"
+                } else {
+                    "set podCIDRs in the network configuration, or start `podnet daemon` on this node"
+                };
+                return Err(CniError::from(e).details(details));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let published = || info.as_ref().map(|i| i.pod_cidrs.as_slice()).unwrap_or_default();
+        let cidrs: &[IpNetwork] = if config.pod_cidrs.is_empty() { published() } else { &config.pod_cidrs };
+        let pools = match config.runtime.pools.as_slice() {
+            [] => Pool::from_cidrs(cidrs)?,
+            pools => pools.to_vec(),
+        };
+        if pools.is_empty() {
+            return Err(CniError::new(Code::TryAgainLater, "this node has no pod CIDR yet").details(
+                "the cluster assigns it to the Node object (spec.podCIDRs); or set podCIDRs in the configuration",
+            ));
+        }
+        let mtu = config.mtu.or(info.as_ref().map(|i| i.mtu)).filter(|mtu| *mtu != 0).unwrap_or(1500);
+        let least = if pools.iter().any(|p| p.family() == Family::V6) { 1280 } else { 68 };
+        if mtu < least {
+            return Err(CniError::new(Code::InvalidConfig, format!("mtu {mtu} is too small: IPv6 needs 1280 bytes")));
+        }
+        Ok(Self { mtu, gateways: gateways(info.as_ref()), bpffs: info.filter(|_| ebpf).map(|i| i.bpffs), pools })
+    }
+
+    pub(super) fn pins(&self) -> Option<PinDir> {
+        self.bpffs.as_deref().map(PinDir::new)
+    }
+}
+
+/// One gateway a family: the daemon's where it says one.
+fn gateways(info: Option<&NodeInfo>) -> Vec<IpAddr> {
+    let published = info.map(|i| i.gateways.as_slice()).unwrap_or_default();
+    let of_family = |default: IpAddr| published.iter().copied().find(|g| g.is_ipv4() == default.is_ipv4());
+    GATEWAYS.map(|default| of_family(default).unwrap_or(default)).to_vec()
+}
+
+/// Refuses a network namespace that is our own, unless the caller insists.
+pub(super) fn refuse_own(attachment: &Attachment, pod: &NetNs, own: &NetNs) -> Result<(), CniError> {
+    if pod.is(own) && !attachment.netns_override {
+        return Err(CniError::new(Code::InvalidEnvironment, "CNI_NETNS is the plugin's own network namespace")
+            .details("a pod needs a namespace of its own; CNI_NETNS_OVERRIDE=1 allows it nevertheless"));
+    }
+    Ok(())
+}

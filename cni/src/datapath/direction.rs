@@ -1,0 +1,27 @@
+//! The two directions of a link.
+
+/// Where on a link a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Packets that come in by the link.
+    Ingress,
+    /// Packets that go out by it.
+    Egress,
+}
+
+impl Direction {
+    pub(super) fn preposition(self) -> &'static str {
+        match self {
+            Self::Ingress => "to the ingress of",
+            Self::Egress => "to the egress of",
+        }
+    }
+
+    /// `enum bpf_attach_type` of linux/bpf.h: BPF_TCX_INGRESS, BPF_TCX_EGRESS.
+    pub(super) fn tcx(self) -> u32 {
+        match self {
+            Self::Ingress => 46,
+            Self::Egress => 47,
+        }
+    }
+}

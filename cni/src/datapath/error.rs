@@ -1,0 +1,65 @@
+//! Why the datapath could not be used.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::MapError;
+use podnet_common::addr::IfIndex;
+use thiserror::Error;
+
+use super::direction::Direction;
+
+/// Why the datapath could not be used.
+#[derive(Debug, Error)]
+pub enum DatapathError {
+    /// Nothing is pinned there.
+    #[error("{} is not pinned", path.display())]
+    NotPinned {
+        /// The pin.
+        path: PathBuf,
+    },
+    /// A pin could not be opened.
+    #[error("can't open {}: {source}", path.display())]
+    Open {
+        /// The pin.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A program could not be attached or detached.
+    #[error("can't {what} {} {} link {}: {source}", program.display(), direction.preposition(), ifindex.0)]
+    Attach {
+        /// Attach or detach.
+        what: &'static str,
+        /// The program's pin.
+        program: PathBuf,
+        /// The link.
+        ifindex: IfIndex,
+        /// Where on the link.
+        direction: Direction,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The kernel does not tell a namespace's cookie.
+    #[error("can't read the cookie of the pod's network namespace, which needs Linux 5.14: {0}")]
+    Cookie(#[source] io::Error),
+    /// A table refused an operation.
+    #[error("can't {what} in the table {table}: {source}")]
+    Table {
+        /// The operation.
+        what: String,
+        /// Which table.
+        table: &'static str,
+        /// The cause.
+        source: MapError,
+    },
+}
+
+/// Why a pin could not be opened.
+pub(super) fn open_error(path: &Path, source: io::Error) -> DatapathError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound => DatapathError::NotPinned { path },
+        _ => DatapathError::Open { path, source },
+    }
+}

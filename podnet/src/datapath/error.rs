@@ -1,0 +1,63 @@
+//! What can go wrong with the datapath.
+
+use std::io;
+
+use aya::maps::MapError;
+use podnet_cni::{datapath::DatapathError, text::chain};
+use thiserror::Error;
+
+use super::{load_error::LoadError, sockets::SocketError};
+
+/// What can go wrong.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Loading.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The object lacks a map, or it is of another kind.
+    #[error("the table {name} is not as this podnet expects it: {}; build daemon and eBPF object together", chain(.source))]
+    Shape {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// The object lacks a map.
+    #[error("the eBPF object has no table {0}; build daemon and eBPF object together")]
+    Missing(&'static str),
+    /// A table refused an operation.
+    #[error("cannot {operation} in the table {name}: {}", chain(.source))]
+    Table {
+        /// What was tried.
+        operation: &'static str,
+        /// Which table.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// A table refused an operation on many entries.
+    #[error("cannot {operation} the table {name}: {source}")]
+    Batch {
+        /// What was tried.
+        operation: &'static str,
+        /// Which table.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Collection.
+    #[error("cannot collect what is over: {0}")]
+    Collect(io::Error),
+    /// The programs' log.
+    #[error("cannot read what the programs log: {}", chain(.0))]
+    Log(aya_log::Error),
+    /// Attaching to an interface.
+    #[error(transparent)]
+    Attach(#[from] DatapathError),
+    /// Socket hooks.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Detaching socket hooks.
+    #[error("cannot detach the socket hooks: {0}")]
+    SocketDetach(io::Error),
+}
