@@ -1,19 +1,25 @@
 //! `cargo xtask check`: the workspace's rules that neither the compiler nor clippy knows.
 //!
 //! Dependencies between our crates point down only. A crate that ties us to Kubernetes, the kernel's BPF or netlink is
-//! imported in its own corner only, and unsafe code stays where the kernel is touched. Sources are read as tokens
-//! without comments and texts, so any use of such a name counts, whatever the path it comes by. What the programs tell
-//! people is fit for people.
+//! imported in its own corner only, and unsafe code stays where the kernel is touched. Within a crate, modules stand on
+//! floors and use lower ones only. Sources are read as tokens without comments and texts, so any use of such a name counts,
+//! whatever the path it comes by. What the programs tell people is fit for people.
 
+mod floors;
+mod modules;
 mod source;
 mod texts;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail};
+use proc_macro2::TokenTree;
 
 use crate::workspace::{Package, Workspace};
+use floors::FLOORS;
+use modules::{Module, Modules, Name};
 
 /// Which of our crates a crate may depend on.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
@@ -75,6 +81,13 @@ struct Violation {
     what: String,
 }
 
+impl Violation {
+    /// In a line (from 1) of a file.
+    fn at(file: &Path, line: usize, what: &str) -> Self {
+        Self { place: format!("{}:{line}", file.display()), what: what.to_owned() }
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.what)
@@ -96,17 +109,43 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 fn violations(workspace: &Workspace) -> Result<Vec<Violation>> {
     let mut found: Vec<_> = workspace.packages.iter().flat_map(wrong_dependencies).collect();
     for package in &workspace.packages {
+        let sources = package.directory.join("src");
+        let mut modules = Vec::new();
         for file in rust_files(&workspace.root.join(&package.directory))? {
             let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
             let file = file.strip_prefix(&workspace.root)?;
-            found.extend(out_of_corner(file, &text));
+            let tokens = source::tokens(&text).with_context(|| format!("cannot read {}", file.display()))?;
+            found.extend(out_of_corner(file, &tokens));
             let texts = texts::wrong(file, &text).into_iter();
-            found.extend(
-                texts.map(|(line, what)| Violation { place: format!("{}:{line}", file.display()), what: what.into() }),
-            );
+            found.extend(texts.map(|(line, what)| Violation::at(file, line, what)));
+            if let Some(name) = file.strip_prefix(&sources).ok().and_then(module_name) {
+                modules.push((name, file.to_owned(), Module::read(&tokens)));
+            }
         }
+        found.extend(out_of_floor(&package.directory, modules));
     }
     Ok(found)
+}
+
+/// The path of the module that a source file is; `None` for a program, and for tests.
+fn module_name(file: &Path) -> Option<Name> {
+    let file = file.with_extension("");
+    let mut name: Name = file.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if name.last().is_some_and(|last| last == "mod") || name == ["lib"] {
+        name.pop();
+    }
+    (name != ["main"] && !name.iter().any(|part| part == "tests")).then_some(name)
+}
+
+/// What a crate's modules use that they must not.
+fn out_of_floor(directory: &Path, modules: Vec<(Name, PathBuf, Module)>) -> Vec<Violation> {
+    let Some(floors) = FLOORS.iter().find(|floors| Path::new(floors.directory) == directory) else { return Vec::new() };
+    let files: BTreeMap<Name, PathBuf> = modules.iter().map(|(name, file, _)| (name.clone(), file.clone())).collect();
+    let modules = Modules::new(modules.into_iter().map(|(name, _, module)| (name, module)));
+    let found = floors::violations(&modules, floors).into_iter();
+    found
+        .map(|(name, line, what)| Violation::at(files.get(&name).map_or(directory, |file| file), line, &what))
+        .collect()
 }
 
 /// The dependencies of a crate on others of ours that do not point down.
@@ -121,15 +160,12 @@ fn wrong_dependencies(package: &Package) -> Vec<Violation> {
 }
 
 /// The words in a source file that belong elsewhere.
-fn out_of_corner(file: &Path, text: &str) -> Vec<Violation> {
+fn out_of_corner(file: &Path, tokens: &[TokenTree]) -> Vec<Violation> {
     let mut found = Vec::new();
-    for (line, word) in source::words(text) {
+    for (line, word) in source::words(tokens) {
         let corner = CORNERS.iter().find(|corner| corner.words.contains(&word.as_str()));
         if let Some(corner) = corner.filter(|corner| !corner.contains(file)) {
-            found.push(Violation {
-                place: format!("{}:{line}", file.display()),
-                what: format!("`{word}`: {}", corner.why),
-            });
+            found.push(Violation::at(file, line, &format!("`{word}`: {}", corner.why)));
         }
     }
     found
@@ -180,7 +216,7 @@ mod tests {
     #[test]
     fn words_keep_to_their_corners() {
         let found = |file: &str, text: &str| -> Vec<_> {
-            out_of_corner(Path::new(file), text).iter().map(Violation::to_string).collect()
+            out_of_corner(Path::new(file), &source::tokens(text).unwrap()).iter().map(Violation::to_string).collect()
         };
         assert_eq!(
             found("podnet/src/select.rs", "use std::fmt;\nuse kube::Api;\n"),

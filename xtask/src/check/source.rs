@@ -1,89 +1,47 @@
-//! The words of Rust source, without comments and texts.
+//! Rust source as tokens: comments and texts are left out.
 
-/// Identifiers and keywords with the line (from 1) that each stands in.
-pub(super) fn words(text: &str) -> Vec<(usize, String)> {
+use anyhow::{Result, anyhow};
+use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
+
+/// The tokens of a file.
+pub(super) fn tokens(text: &str) -> Result<Vec<TokenTree>> {
+    let stream: TokenStream = text.parse().map_err(|error| anyhow!("not Rust: {error}"))?;
+    Ok(stream.into_iter().collect())
+}
+
+/// Identifiers and keywords, with the line (from 1) that each is in.
+pub(super) fn words(tokens: &[TokenTree]) -> Vec<(usize, String)> {
     let mut words = Vec::new();
-    let mut line = 1;
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let length = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            block_comment(rest)
-        } else if let Some(length) = raw_text(rest) {
-            length
-        } else if first == '"' {
-            quoted(rest, '"')
-        } else if first == '\'' {
-            character(rest)
-        } else if is_word(first) {
-            let length = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
-            words.push((line, rest[..length].to_owned()));
-            length
-        } else {
-            first.len_utf8()
-        };
-        line += rest[..length].matches('\n').count();
-        rest = &rest[length..];
+    for token in tokens {
+        match token {
+            TokenTree::Ident(ident) => words.push((ident.span().start().line, ident.to_string())),
+            TokenTree::Group(group) => words.extend(self::words(&inside(group))),
+            TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+        }
     }
     words
 }
 
-fn is_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_'
+/// The tokens between a group's delimiters.
+pub(super) fn inside(group: &Group) -> Vec<TokenTree> {
+    group.stream().into_iter().collect()
 }
 
-/// The length of a block comment, which may contain others.
-fn block_comment(text: &str) -> usize {
-    let mut depth = 0;
-    let mut at = 0;
-    while at < text.len() {
-        let rest = &text.as_bytes()[at..];
-        if rest.starts_with(b"/*") {
-            depth += 1;
-            at += 2;
-        } else if rest.starts_with(b"*/") {
-            depth -= 1;
-            at += 2;
-            if depth == 0 {
-                return at;
-            }
-        } else {
-            at += 1;
-        }
-    }
-    text.len()
+/// Whether a token is this identifier or keyword.
+pub(super) fn is_word(token: Option<&TokenTree>, word: &str) -> bool {
+    matches!(token, Some(TokenTree::Ident(ident)) if ident == word)
 }
 
-/// The length of a raw text such as `r#"…"#` with its prefix, if the source goes on with one.
-fn raw_text(text: &str) -> Option<usize> {
-    let start = ["r", "br", "cr"].into_iter().find_map(|prefix| text.strip_prefix(prefix))?;
-    let hashes = start.bytes().take_while(|byte| *byte == b'#').count();
-    let body = start[hashes..].strip_prefix('"')?;
-    let end = format!("\"{}", "#".repeat(hashes));
-    let length = body.find(&end).map_or(body.len(), |at| at + end.len());
-    Some(text.len() - body.len() + length)
+/// Whether a token is this punctuation character.
+pub(super) fn is_punct(token: Option<&TokenTree>, character: char) -> bool {
+    matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == character)
 }
 
-/// The length of a literal up to and with the closing quote.
-fn quoted(text: &str, quote: char) -> usize {
-    let mut characters = text.char_indices().skip(1);
-    while let Some((at, c)) = characters.next() {
-        if c == '\\' {
-            characters.next();
-        } else if c == quote {
-            return at + 1;
-        }
-    }
-    text.len()
-}
-
-/// The length of a character literal, or of the quote alone where it begins a lifetime.
-fn character(text: &str) -> usize {
-    let mut characters = text.chars().skip(1);
-    match (characters.next(), characters.next()) {
-        (Some('\\'), _) | (Some(_), Some('\'')) => quoted(text, '\''),
-        _ => 1,
+/// The group that a token is, if it has this delimiter.
+pub(super) fn group(token: Option<&TokenTree>, delimiter: Delimiter) -> Option<&Group> {
+    match token {
+        Some(TokenTree::Group(group)) if group.delimiter() == delimiter => Some(group),
+        _ => None,
     }
 }
 
@@ -91,26 +49,18 @@ fn character(text: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn only_words(text: &str) -> Vec<String> {
-        words(text).into_iter().map(|(_, word)| word).collect()
-    }
-
     #[test]
     fn comments_and_texts_are_left_out() {
-        assert_eq!(only_words("a // b\nc /* d /* e */ f */ g"), ["a", "c", "g"]);
-        assert_eq!(only_words(r#"a("b \" c", d)"#), ["a", "d"]);
-        assert_eq!(only_words(r##"a(r#"b " c"#, br"\", d)"##), ["a", "d"]);
-        assert_eq!(only_words(r"a('\'', 'b', '\\', '\u{1F600}') c"), ["a", "c"]);
-    }
-
-    #[test]
-    fn lifetimes_and_raw_names_are_no_texts() {
-        assert_eq!(only_words("fn f<'a>(x: &'a str) {}"), ["fn", "f", "a", "x", "a", "str"]);
-        assert_eq!(only_words("r#type raw r"), ["r", "type", "raw", "r"]);
+        let text =
+            "a // b\nc /* d /* e */ f */ g(\"h \\\" i\", r#\"j \" k\"#, b\"l\", '\\'', 'm');\n/// n\nfn o<'p>() {}\n";
+        let words = words(&tokens(text).unwrap());
+        let names: Vec<_> = words.iter().map(|(_, word)| word.as_str()).collect();
+        assert_eq!(names, ["a", "c", "g", "doc", "fn", "o", "p"]);
     }
 
     #[test]
     fn lines_are_counted_through_texts_and_comments() {
-        assert_eq!(words("\"\n\"\n/* \n */ a\nb"), [(4, "a".to_owned()), (5, "b".to_owned())]);
+        let words = words(&tokens("f(\"\n\");\n/* \n */ a\nb").unwrap());
+        assert_eq!(words[1..], [(4, "a".to_owned()), (5, "b".to_owned())]);
     }
 }
