@@ -88,7 +88,7 @@ fn service(name: &str, port: u32) -> Value {
 }
 
 fn of_node(text: &str) -> Note {
-    Note { about: About::Node, warning: true, reason: "PodnetProblem", text: text.into() }
+    Note { about: About::Node, warning: true, reason: "NetworkDegraded", text: text.into() }
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn notes_become_events_of_what_they_are_about() -> Result<()> {
     alone(|| {
         let site = Site::new(Abilities::default(), &[])?;
         site.source.tell(of_node("one"));
-        site.source.tell(Note { warning: false, reason: "PodnetProblemOver", ..of_node(&"é".repeat(4000)) });
+        site.source.tell(Note { warning: false, reason: "NetworkRecovered", ..of_node(&"é".repeat(4000)) });
         let key = ObjectKey::new(Kind::EndpointSlice, "x", "web-1");
         let about = About::Object(key, "uid-7".into());
         site.source.tell(Note { about, ..of_node("another") });
@@ -106,7 +106,7 @@ fn notes_become_events_of_what_they_are_about() -> Result<()> {
         ensure!(events[0]["regarding"] == expected, "{}", events[0]);
         ensure!(events[0]["type"] == "Warning" && events[0]["note"] == "one", "{}", events[0]);
         ensure!(
-            events[0]["reason"] == "PodnetProblem" && events[0]["reportingController"] == "podnet",
+            events[0]["reason"] == "NetworkDegraded" && events[0]["reportingController"] == "podnet",
             "{}",
             events[0]
         );

@@ -22,8 +22,8 @@ impl Daemon {
         let now = Instant::now();
         for word in self.announcer.turn(&self.problems(), now) {
             let (warning, reason, text) = match word {
-                Word::Problem(text) => (true, "PodnetProblem", text),
-                Word::Over(text) => (false, "PodnetProblemOver", format!("no longer: {text}")),
+                Word::Problem(text) => (true, "NetworkDegraded", text),
+                Word::Over(text) => (false, "NetworkRecovered", format!("resolved: {text}")),
             };
             self.source.tell(Note { about: About::Node, warning, reason, text });
         }
@@ -48,11 +48,14 @@ impl Daemon {
             }
             let (reason, text) = if whole {
                 (
-                    "PodnetCannotUse",
-                    format!("podnet can't use it, so it changes nothing until it is corrected: {}", complaint.reason),
+                    "InvalidObject",
+                    format!(
+                        "ignored until corrected, with the last valid version, if any, staying in effect: {}",
+                        complaint.reason
+                    ),
                 )
             } else {
-                ("PodnetLeftOut", format!("podnet can't use parts of it, and the rest holds: {}", complaint.reason))
+                ("PartiallyApplied", format!("partly ignored, the rest is in effect: {}", complaint.reason))
             };
             let about = About::Object(complaint.key, complaint.uid);
             self.source.tell(Note { about, warning: true, reason, text });
@@ -73,12 +76,22 @@ impl Daemon {
                 .extend(uplink.hooks.iter().filter_map(|state| Some(failed(state.hook, state.how.as_ref().err()?))));
         }
         if self.outcome.unwritten > 0 {
-            problems.insert("services can't be written to the tables: `podnet status` names them".into());
+            problems.insert(
+                "services could not be written to the BPF maps and will be retried: `podnet status` lists them".into(),
+            );
         }
         if self.collector.is_nearly_full() {
-            problems.insert("the table conntrack is nearly full: raise conntrackMax, which takes effect after `podnet cleanup` or a reboot".into());
+            problems.insert(
+                "the conntrack table is nearly full: raise conntrackMax, which takes effect after `podnet cleanup` or \
+                 a reboot"
+                    .into(),
+            );
         } else if self.collector.hurries() {
-            problems.insert("a few senders hold much of the table conntrack, so they are refused further flows (conntrack_share) or their silent ones are given up sooner: `podnet conntrack` lists them".into());
+            problems.insert(
+                "a few senders hold a large part of the conntrack table: their new flows are dropped \
+                 (conntrack_share) or their idle flows expire sooner; see `podnet conntrack list`"
+                    .into(),
+            );
         }
         problems
     }

@@ -25,12 +25,12 @@ pub(super) async fn network(client: Client, node: String, mut ready: Receiver<u6
         while let Err(error) = tell(&nodes, &node).await {
             let reason = in_words(&error);
             if told.as_ref() != Some(&reason) {
-                warn!("the condition NetworkUnavailable of Node {node} can't be written: {reason}");
+                warn!("cannot set the NetworkUnavailable condition of Node {node}, retrying: {reason}");
                 told = Some(reason);
             }
             sleep(RETRY_INTERVAL).await;
         }
-        info!("the Node object says that its network is there");
+        info!("cleared the Node's NetworkUnavailable condition");
     }
 }
 
@@ -38,7 +38,7 @@ async fn tell(nodes: &Api<Node>, node: &str) -> kube::Result<()> {
     let now = Timestamp::now().to_string();
     let condition = json!({
         "type": "NetworkUnavailable", "status": "False", "reason": "PodnetIsUp",
-        "message": "podnet's datapath is set up", "lastHeartbeatTime": now, "lastTransitionTime": now,
+        "message": "podnet's datapath is ready", "lastHeartbeatTime": now, "lastTransitionTime": now,
     });
     let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
     nodes.patch_status(node, &PatchParams::default(), &patch).await.map(drop)

@@ -69,10 +69,11 @@ pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note
         match &failure {
             Some(reason) if !failing => {
                 warn!(
-                    "Events can't be written, which is not told again: {reason}; see the ClusterRole of deploy/podnet.yaml"
+                    "cannot write Events: {reason}; check the ClusterRole in deploy/podnet.yaml. Further failures are \
+                     not logged"
                 );
             }
-            None if failing => info!("Events can be written again"),
+            None if failing => info!("Events are being written again"),
             _ => {}
         }
         failing = failure.is_some();
