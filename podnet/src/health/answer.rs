@@ -39,7 +39,7 @@ pub(super) fn node(path: &str, moment: &Moment) -> Answer {
             (status(healthy && eligible), body)
         }
         "/livez" => (status(healthy), json!({"lastUpdated": updated, "currentTime": now})),
-        _ => (404, json!({"error": "ask for /healthz or /livez"})),
+        _ => (404, json!({"error": "only /healthz and /livez are served"})),
     };
     Answer { status, content_type: JSON, body: body.to_string(), header: None }
 }

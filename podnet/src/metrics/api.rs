@@ -81,7 +81,7 @@ pub enum ApiError {
     /// 429.
     Throttled,
     /// Another code from 400 on.
-    Refused,
+    Rejected,
     /// A code from 500 on.
     Server,
     /// What came can't be understood.
@@ -89,8 +89,15 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    const ALL: [Self; 7] =
-        [Self::Unreachable, Self::Denied, Self::Expired, Self::Throttled, Self::Refused, Self::Server, Self::Malformed];
+    const ALL: [Self; 7] = [
+        Self::Unreachable,
+        Self::Denied,
+        Self::Expired,
+        Self::Throttled,
+        Self::Rejected,
+        Self::Server,
+        Self::Malformed,
+    ];
 
     /// By the server's status code.
     pub const fn of_code(code: u16) -> Self {
@@ -98,7 +105,7 @@ impl ApiError {
             401 | 403 => Self::Denied,
             410 => Self::Expired,
             429 => Self::Throttled,
-            400..500 => Self::Refused,
+            400..500 => Self::Rejected,
             _ => Self::Server,
         }
     }
@@ -109,7 +116,7 @@ impl ApiError {
             Self::Denied => "denied",
             Self::Expired => "expired",
             Self::Throttled => "throttled",
-            Self::Refused => "refused",
+            Self::Rejected => "rejected",
             Self::Server => "server",
             Self::Malformed => "malformed",
         }
@@ -137,7 +144,7 @@ impl Collector for Queue {
         // What is taken was given before.
         let taken = taken.load(Ordering::Acquire);
         let waiting = ConstGauge::new(given.load(Ordering::Acquire).saturating_sub(taken));
-        let help = "Changes that the API has sent and the event loop hasn't taken.";
+        let help = "Changes received from the API and not yet processed by the event loop.";
         waiting.encode(encoder.encode_descriptor("api_queue_length", help, None, MetricType::Gauge)?)
     }
 }
@@ -163,15 +170,14 @@ impl ApiMetrics {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        let help = "1 while objects of the kind are watched";
+        let help = "1 if the watch of this kind is established";
         registry.register("api_connected", help, self.connected.clone());
-        let help =
-            "When the API server last sent something on a watch, bookmarks included, in seconds since 1970; 0: never";
+        let help = "Unix time of the last data received on a watch, bookmarks included; 0 if there was none";
         registry.register_with_unit("api_last_contact_timestamp", help, Unit::Seconds, self.contact.clone());
-        registry.register("api_events", "Objects that watches have told of", self.events.clone());
-        let help = "Times that all objects of a kind were read, by why";
+        registry.register("api_events", "Watch events received, by kind and change", self.events.clone());
+        let help = "Full lists of a kind, by cause";
         registry.register("api_lists", help, self.lists.clone());
-        registry.register("api_errors", "Errors of the API, by what they are", self.errors.clone());
+        registry.register("api_errors", "Errors of API requests, by kind and class", self.errors.clone());
         registry.register_collector(Box::new(self.queue.clone()));
     }
 

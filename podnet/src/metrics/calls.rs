@@ -37,9 +37,9 @@ impl Default for CallMetrics {
 
 impl CallMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        let help = "Calls of the plugin by the command and the code that they ended with; 0 is success";
+        let help = "Calls of the CNI plugin by command and error code; 0 is success";
         registry.register("cni_calls", help, self.calls.clone());
-        let help = "How long calls of the plugin took";
+        let help = "Duration of calls of the CNI plugin";
         registry.register_with_unit("cni_call_duration", help, Unit::Seconds, self.duration.clone());
     }
 

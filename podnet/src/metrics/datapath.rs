@@ -77,8 +77,8 @@ impl Fills {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         type Of = fn(&Fill) -> &AtomicI64;
         let families: [(_, _, Of); 2] = [
-            ("table_entries", "Entries of a table.", |fill| &fill.entries),
-            ("table_capacity_entries", "How many entries a table has room for.", |fill| &fill.capacity),
+            ("table_entries", "Number of entries in a table.", |fill| &fill.entries),
+            ("table_capacity_entries", "Capacity of a table in entries.", |fill| &fill.capacity),
         ];
         for (name, help, of) in families {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -119,16 +119,16 @@ impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         match self.reader.counters() {
             Ok(counters) => encode_counters(&counters, &mut encoder)?,
-            Err(error) => warn!("a scrape goes without the datapath's counters: {error}"),
+            Err(error) => warn!("cannot read the datapath's counters for a scrape: {error}"),
         }
         match self.reader.pods() {
             Ok(counts) => {
                 self.fills.set_entries(ENDPOINTS, counts.addresses);
                 let pods = ConstGauge::new(counts.pods as u64);
-                let help = "Pods of this node that the datapath knows.";
+                let help = "Pods of this node in the datapath.";
                 pods.encode(encoder.encode_descriptor("pods", help, None, MetricType::Gauge)?)?;
             }
-            Err(error) => warn!("a scrape goes without the number of pods: {error}"),
+            Err(error) => warn!("cannot count the node's pods for a scrape: {error}"),
         }
         self.fills.encode(&mut encoder)
     }
@@ -136,13 +136,13 @@ impl Collector for Kernel {
 
 fn encode_counters(counters: &[u64], encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
     let count = |index: u32| ConstCounter::new(counters.get(index as usize).copied().unwrap_or_default());
-    let help = "Packets that were dropped, by why, since the datapath was set up.";
+    let help = "Packets dropped since the datapath was set up, by reason.";
     let mut family = encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
     for reason in Reason::ALL {
         let labels = WithReason { reason: reason.name() };
         count(COUNTERS_BASE + *reason as u32).encode(family.encode_family(&labels)?)?;
     }
-    let help = "What the programs did that isn't a drop, since the datapath was set up.";
+    let help = "Datapath events other than drops since the datapath was set up.";
     let mut family = encoder.encode_descriptor("datapath_events", help, None, MetricType::Counter)?;
     for counter in Counter::ALL {
         let labels = OfEvent { event: counter.name() };

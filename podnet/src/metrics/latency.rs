@@ -30,10 +30,11 @@ impl Default for Latency {
 
 impl Latency {
     pub(super) fn register(&self, registry: &mut Registry) {
-        let help = "From what made a service's endpoints change (by the annotation of its EndpointSlice) until the \
-                    tables hold it; changes of a service that come true together count once, by the oldest";
+        let help = "Time from the change of a service's endpoints, as in the EndpointSlice's last-change-trigger-time \
+                    annotation, until it is programmed in the tables; changes of a service that are written together \
+                    count once, from the oldest";
         registry.register_with_unit("network_programming_duration", help, Unit::Seconds, self.programming.clone());
-        let help = "From the arrival of a change of a service in the daemon until the tables hold it";
+        let help = "Time from receiving a change of a service until it is programmed in the tables";
         registry.register_with_unit("change_application_duration", help, Unit::Seconds, self.application.0.clone());
     }
 

@@ -21,10 +21,10 @@ pub struct LinkMetrics {
 
 impl LinkMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        let help = "What was missing at pods' links and was put back, by what it was";
+        let help = "Repairs of pods' links, by repaired part";
         registry.register("link_repairs", help, self.repairs.clone());
         KINDS.into_iter().for_each(|part| drop(self.repairs.get_or_create(&OfPart { part })));
-        let help = "Pods' records that were damaged or removed, and were written again";
+        let help = "Damaged or missing pod records that were rewritten";
         registry.register("records_rewritten", help, self.records.clone());
     }
 

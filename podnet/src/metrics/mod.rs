@@ -136,11 +136,7 @@ impl Metrics {
         registry.register_collector(Box::new(Process));
         let podnet = registry.sub_registry_with_prefix("podnet");
         let build = Build { version: env!("CARGO_PKG_VERSION"), generation };
-        podnet.register(
-            "build",
-            "The daemon's version, and the generation of programs that it has loaded",
-            Info::new(build),
-        );
+        podnet.register("build", "Version of the daemon and generation of the loaded eBPF programs", Info::new(build));
         self.latency.register(podnet);
         self.register_state(podnet);
         self.calls.register(podnet);
@@ -153,26 +149,30 @@ impl Metrics {
     }
 
     fn register_state(&self, registry: &mut Registry) {
-        let help = "Frontends that were written to the tables or deleted, and attempts at it that failed";
+        let help = "Frontends written to or deleted from the tables, and failed attempts";
         registry.register("reconcile_operations", help, self.operations.clone());
-        let help = "Frontends and tables that are not as they should be since a write failed; tried again";
+        let help = "Frontends and tables that are out of date because a write failed; retried with back-off";
         registry.register("reconcile_pending", help, self.pending.clone());
-        registry.register("synced", "1 once the source has given all objects that there are", self.synced.clone());
-        registry.register("services", "Services that are known", self.services.clone());
-        registry.register("endpoint_slices", "EndpointSlices that are known", self.endpoint_slices.clone());
-        registry.register("nodes", "Nodes that are known", self.nodes.clone());
-        registry.register("source_mistakes", "Objects and files that can't be used as they are", self.mistakes.clone());
-        registry.register("warnings", "What the daemon has to say in `podnet status`, in lines", self.warnings.clone());
-        let help = "How often the node was brought into line, and how often something of it failed";
+        registry.register("synced", "1 once all objects have been read from the source", self.synced.clone());
+        registry.register("services", "Number of Services", self.services.clone());
+        registry.register("endpoint_slices", "Number of EndpointSlices", self.endpoint_slices.clone());
+        registry.register("nodes", "Number of Nodes", self.nodes.clone());
+        registry.register("invalid_objects", "Invalid objects and files", self.mistakes.clone());
+        registry.register(
+            "warnings",
+            "Number of warnings that the daemon reports in `podnet status`",
+            self.warnings.clone(),
+        );
+        let help = "Syncs of the node's links, routes, settings and hooks, by result";
         registry.register("node_syncs", help, self.node_syncs.clone());
-        let help = "How long it took to bring the node into line";
+        let help = "Duration of a sync of the node's links, routes, settings and hooks";
         registry.register_with_unit("node_sync_duration", help, Unit::Seconds, self.node_sync_duration.0.clone());
         registry.register(
             "node_problems",
-            "What is wrong on the node, in lines of `podnet status`",
+            "Problems with the node's links, routes, settings and hooks, as listed by `podnet status`",
             self.node_problems.clone(),
         );
-        registry.register("node_ready", "1 while pods can start on this node", self.node_ready.clone());
+        registry.register("node_ready", "1 if pods can be started on this node", self.node_ready.clone());
     }
 
     /// The tables were brought nearer to what is wanted.

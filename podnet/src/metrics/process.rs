@@ -31,21 +31,21 @@ impl Collector for Process {
         };
         if let Some(usage) = usage() {
             let cpu = ConstCounter::new(usage.cpu_seconds);
-            one("process_cpu_seconds", "User and system CPU time that the daemon has taken.", &cpu)?;
+            one("process_cpu_seconds", "Total user and system CPU time spent in seconds.", &cpu)?;
             let start = ConstGauge::new(usage.start_seconds);
-            one("process_start_time_seconds", "When the daemon was started, in seconds since 1970.", &start)?;
+            one("process_start_time_seconds", "Start time of the process since the Unix epoch in seconds.", &start)?;
             let resident = ConstGauge::new(usage.resident_bytes);
-            one("process_resident_memory_bytes", "Memory of the daemon that is resident, without tables.", &resident)?;
+            one("process_resident_memory_bytes", "Resident memory size in bytes, without the BPF tables.", &resident)?;
             let size = ConstGauge::new(usage.virtual_bytes);
-            one("process_virtual_memory_bytes", "Virtual memory of the daemon.", &size)?;
+            one("process_virtual_memory_bytes", "Virtual memory size in bytes.", &size)?;
         }
         // The descriptor that reads the directory isn't one that stays.
         if let Ok(open) = fs::read_dir("/proc/self/fd") {
             let open = ConstGauge::new(open.count().saturating_sub(1) as u64);
-            one("process_open_fds", "File descriptors that the daemon has open.", &open)?;
+            one("process_open_fds", "Number of open file descriptors.", &open)?;
         }
         if let Some(most) = fs::read_to_string("/proc/self/limits").ok().as_deref().and_then(descriptors) {
-            one("process_max_fds", "File descriptors that the daemon may have open.", &ConstGauge::new(most))?;
+            one("process_max_fds", "Maximum number of open file descriptors.", &ConstGauge::new(most))?;
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ impl Listener {
         let (address, server) = self.server.as_ref()?;
         let error = server.as_ref().err()?;
         Some(format!(
-            "metrics are not served at {address}: {error}; free the port or change metricsBindAddress; it is tried again"
+            "cannot serve metrics on {address}, retrying: {error}; free the port or change metricsBindAddress"
         ))
     }
 }
@@ -78,7 +78,7 @@ impl Listener {
 fn answer(path: &str, registry: &Registry) -> Answer {
     let text = |status, body| Answer { status, content_type: "text/plain; charset=utf-8", body, header: None };
     if path != "/metrics" {
-        return text(404, "ask for /metrics\n".into());
+        return text(404, "only /metrics is served\n".into());
     }
     let mut body = String::new();
     match encode(&mut body, registry) {
