@@ -26,37 +26,37 @@ macro_rules! reasons {
 }
 
 reasons! {
-    Malformed = 0, "malformed", "a header is truncated or contradicts itself";
-    SpoofedSource = 1, "spoofed_source", "a pod sent from an address or MAC that is not its own";
-    NoEndpoint = 2, "no_endpoint", "the service has no ready endpoint";
-    ConntrackFull = 3, "conntrack_full", "no room in the connection table: raise conntrackMax";
-    SnatExhausted = 4, "snat_exhausted", "no free source port towards this destination";
-    MappedAddress = 5, "mapped_address", "an IPv6 packet carries an IPv4-mapped address";
-    Martian = 6, "martian", "the source or destination can't be on this link";
-    ClusterIpFromOutside = 7, "cluster_ip_from_outside", "a ClusterIP was addressed from outside the cluster";
-    LocalPodFromOutside = 8, "local_pod_from_outside", "a packet from outside claims to come from a pod of this node";
-    PodFromWrongNode = 9, "pod_from_wrong_node", "a pod's packet did not come from that pod's node";
-    UnallocatedService = 10, "unallocated_service", "no service has this address";
-    UndefinedPort = 11, "undefined_port", "the service does not define this port or protocol";
-    StaleTable = 12, "stale_table", "a table refers to an entry that is gone";
-    NoProgram = 13, "no_program", "the daemon has not loaded its programs yet";
-    NoTail = 14, "no_tail", "a tail call failed";
-    NotTranslatable = 15, "not_translatable", "a fragment or protocol that services don't carry was sent to one";
-    StoreFailed = 16, "store_failed", "the kernel refused to change the packet";
-    NotIp = 17, "not_ip", "a pod sent a frame that is neither IP nor ARP";
-    NoLocalEndpoint = 18, "no_local_endpoint", "a traffic policy leaves no endpoint on this node";
-    SourceRange = 19, "source_range", "the client is not in the service's loadBalancerSourceRanges";
+    Malformed = 0, "malformed", "truncated or inconsistent packet headers";
+    SpoofedSource = 1, "spoofed_source", "source IP or MAC is not the sending pod's own";
+    NoEndpoint = 2, "no_endpoint", "service has no ready endpoints";
+    ConntrackFull = 3, "conntrack_full", "connection table full; raise conntrackMax";
+    SnatExhausted = 4, "snat_exhausted", "no free SNAT source port for this destination";
+    MappedAddress = 5, "mapped_address", "IPv4-mapped address in an IPv6 packet";
+    Martian = 6, "martian", "source or destination address not valid on this link";
+    ClusterIpFromOutside = 7, "cluster_ip_from_outside", "ClusterIP addressed from outside the cluster";
+    LocalPodFromOutside = 8, "local_pod_from_outside", "packet from outside with the source IP of a pod on this node";
+    PodFromWrongNode = 9, "pod_from_wrong_node", "pod source address not received from that pod's node";
+    UnallocatedService = 10, "unallocated_service", "no service has this destination address";
+    UndefinedPort = 11, "undefined_port", "service does not define this port or protocol";
+    StaleTable = 12, "stale_table", "table entry refers to an entry that no longer exists";
+    NoProgram = 13, "no_program", "eBPF programs not loaded yet by the daemon";
+    NoTail = 14, "missed_tail_call", "tail call failed";
+    NotTranslatable = 15, "not_translatable", "fragment or protocol not supported by services";
+    StoreFailed = 16, "packet_write_failed", "kernel helper failed to modify the packet";
+    NotIp = 17, "not_ip", "pod sent a frame that is neither IP nor ARP";
+    NoLocalEndpoint = 18, "no_local_endpoint", "traffic policy Local and no local endpoints";
+    SourceRange = 19, "source_range", "client not in the service's loadBalancerSourceRanges";
     TtlExceeded = 20, "ttl_exceeded", "TTL or hop limit exceeded; ICMP time exceeded sent";
-    TooBig = 21, "too_big", "the packet exceeds the path MTU; ICMP packet too big sent";
-    LostFragment = 22, "lost_fragment", "a fragment came without the first one of its packet";
-    NotForThisNode = 23, "not_for_this_node", "another node sent on a connection for which this node has no endpoint";
-    NoRoute = 24, "no_route", "there is no route to where the packet has to go";
-    TunnelFromOutside = 25, "tunnel_from_outside", "a packet for the tunnel came from what is no node of the cluster";
-    LinkScope = 26, "link_scope", "a pod sent IPv6 of the link, of which it needs duplicate address detection only";
-    NotMasqueraded = 27, "not_masqueraded", "a pod sent out of the cluster what can't get its node's address";
-    ConntrackShare = 28, "conntrack_share", "the connection table is scarce, and this sender holds most of it";
-    UnrelatedError = 29, "unrelated_error", "an ICMP error quotes a packet that its sender can't have seen";
-    Internal = 30, "internal", "a table of podnet's own lacks an entry that is always there: please report this";
+    TooBig = 21, "too_big", "packet larger than the path MTU; ICMP packet too big sent";
+    LostFragment = 22, "orphan_fragment", "fragment received without the first fragment of its datagram";
+    NotForThisNode = 23, "not_for_this_node", "connection forwarded by another node, but no local endpoint for it";
+    NoRoute = 24, "no_route", "no route to the destination or backend";
+    TunnelFromOutside = 25, "tunnel_from_outside", "tunnel packet not received from a node of the cluster";
+    LinkScope = 26, "link_scope", "link-scoped IPv6 from a pod, other than duplicate address detection";
+    NotMasqueraded = 27, "not_masqueraded", "pod traffic to outside the cluster that cannot be masqueraded";
+    ConntrackShare = 28, "conntrack_share", "sender exceeds its share of the nearly full connection table";
+    UnrelatedError = 29, "unrelated_icmp_error", "ICMP error quotes a packet that its sender cannot have seen";
+    Internal = 30, "internal", "internal table lacks a mandatory entry; please report this bug";
 }
 
 /// Counters (per CPU array of `u64`): first the outcomes that are not drops, then one for each [`Reason`].
@@ -98,8 +98,8 @@ impl Counter {
     pub const fn name(self) -> &'static str {
         match self {
             Self::FlowsCreated => "flows_created",
-            Self::PortsChanged => "ports_changed",
-            Self::HalvesRebuilt => "halves_rebuilt",
+            Self::PortsChanged => "source_ports_changed",
+            Self::HalvesRebuilt => "flow_entries_rebuilt",
             Self::SocketConnects => "socket_connects",
             Self::SocketDatagrams => "socket_datagrams",
             Self::ToStack => "to_stack",

@@ -213,7 +213,7 @@ fn only_the_first_fragment_has_to_come_first(site: &Site) -> Result<()> {
 fn fragments_without_their_first_are_dropped_and_counted(site: &Site) -> Result<()> {
     site.up()?;
     let by_hand = ByHand::new(site)?;
-    let count = || -> Result<u64> { Ok(site.lab.node(0).drops()?.get("lost_fragment").copied().unwrap_or(0)) };
+    let count = || -> Result<u64> { Ok(site.lab.node(0).drops()?.get("orphan_fragment").copied().unwrap_or(0)) };
     let balanced = Service::new("balanced", 40, 80, TARGET).load_balancer(&vips(1), 0);
     balanced.apply(&site.lab, None)?;
     balanced.set_endpoints(&site.lab, &[&site.backends[1]])?;

@@ -75,10 +75,10 @@ mod tests {
         let drops = read(&view).unwrap();
         assert_eq!(
             drops.text(),
-            "\
-REASON          PACKETS  EXPLANATION
-no_endpoint        1200  the service has no ready endpoint
-spoofed_source        7  a pod sent from an address or MAC that is not its own
+            "REASON          PACKETS  EXPLANATION
+no_endpoint        1200  service has no ready \
+             endpoints
+spoofed_source        7  source IP or MAC is not the sending pod's own
 "
         );
         assert_eq!(drops.total(), 1207, "counters that aren't drops don't count");

@@ -190,7 +190,7 @@ fn everything_that_needs_attention_is_a_warning() {
             "no way to node2: a router",
             "FORWARD drops: accept pods",
             "the table conntrack is nearly full (2 of 2): raise conntrackMax in the daemon's configuration",
-            "5 packets were dropped so far, the last just now: no room in the connection table: raise conntrackMax",
+            "5 packets were dropped so far, the last just now: connection table full; raise conntrackMax",
             "net.ipv4.ip_forward is 0 instead of 1: nothing is forwarded; the daemon sets it again, so look for the \
              program that changes it",
             "nobody knows",

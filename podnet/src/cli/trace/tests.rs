@@ -286,5 +286,5 @@ fn captures_are_listed() {
     ]);
     let text = many.text();
     assert_eq!(text.lines().count(), 3, "{text}");
-    assert!(text.contains("is dropped: a ClusterIP was addressed from outside the cluster"), "{text}");
+    assert!(text.contains("is dropped: ClusterIP addressed from outside the cluster"), "{text}");
 }
