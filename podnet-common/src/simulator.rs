@@ -456,6 +456,6 @@ fn end(verdict: Verdict, refused: Option<Reason>) -> End {
         (Action::Unanswered, Some(reason)) => End::Drop(reason),
         (Action::Drop | Action::Reject, _) => End::Drop(reason),
         (Action::Unanswered, None) => End::Drop(Reason::Internal),
-        (Action::Tail, _) => End::Drop(Reason::NoTail),
+        (Action::Tail, _) => End::Drop(Reason::MissedTailCall),
     }
 }

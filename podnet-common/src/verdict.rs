@@ -40,22 +40,22 @@ reasons! {
     UndefinedPort = 11, "undefined_port", "service does not define this port or protocol";
     StaleTable = 12, "stale_table", "table entry refers to an entry that no longer exists";
     NoProgram = 13, "no_program", "eBPF programs not loaded yet by the daemon";
-    NoTail = 14, "missed_tail_call", "tail call failed";
+    MissedTailCall = 14, "missed_tail_call", "tail call failed";
     NotTranslatable = 15, "not_translatable", "fragment or protocol not supported by services";
-    StoreFailed = 16, "packet_write_failed", "kernel helper failed to modify the packet";
+    PacketWriteFailed = 16, "packet_write_failed", "kernel helper failed to modify the packet";
     NotIp = 17, "not_ip", "pod sent a frame that is neither IP nor ARP";
     NoLocalEndpoint = 18, "no_local_endpoint", "traffic policy Local and no local endpoints";
     SourceRange = 19, "source_range", "client not in the service's loadBalancerSourceRanges";
     TtlExceeded = 20, "ttl_exceeded", "TTL or hop limit exceeded; ICMP time exceeded sent";
     TooBig = 21, "too_big", "packet larger than the path MTU; ICMP packet too big sent";
-    LostFragment = 22, "orphan_fragment", "fragment received without the first fragment of its datagram";
+    OrphanFragment = 22, "orphan_fragment", "fragment received without the first fragment of its datagram";
     NotForThisNode = 23, "not_for_this_node", "connection forwarded by another node, but no local endpoint for it";
     NoRoute = 24, "no_route", "no route to the destination or backend";
     TunnelFromOutside = 25, "tunnel_from_outside", "tunnel packet not received from a node of the cluster";
     LinkScope = 26, "link_scope", "link-scoped IPv6 from a pod, other than duplicate address detection";
     NotMasqueraded = 27, "not_masqueraded", "pod traffic to outside the cluster that cannot be masqueraded";
     ConntrackShare = 28, "conntrack_share", "sender exceeds its share of the nearly full connection table";
-    UnrelatedError = 29, "unrelated_icmp_error", "ICMP error quotes a packet that its sender cannot have seen";
+    UnrelatedIcmpError = 29, "unrelated_icmp_error", "ICMP error quotes a packet that its sender cannot have seen";
     Internal = 30, "internal", "internal table lacks a mandatory entry; please report this bug";
 }
 
@@ -66,9 +66,9 @@ pub enum Counter {
     /// Flows that were begun.
     FlowsCreated = 0,
     /// Flows whose source port had to change.
-    PortsChanged = 1,
+    SourcePortsChanged = 1,
     /// Entries that were made again from their other half.
-    HalvesRebuilt = 2,
+    FlowEntriesRebuilt = 2,
     /// Connections translated at the socket.
     SocketConnects = 3,
     /// Datagrams translated at the socket.
@@ -85,8 +85,8 @@ impl Counter {
     /// All of them, by number.
     pub const ALL: &[Self] = &[
         Self::FlowsCreated,
-        Self::PortsChanged,
-        Self::HalvesRebuilt,
+        Self::SourcePortsChanged,
+        Self::FlowEntriesRebuilt,
         Self::SocketConnects,
         Self::SocketDatagrams,
         Self::ToStack,
@@ -98,8 +98,8 @@ impl Counter {
     pub const fn name(self) -> &'static str {
         match self {
             Self::FlowsCreated => "flows_created",
-            Self::PortsChanged => "source_ports_changed",
-            Self::HalvesRebuilt => "flow_entries_rebuilt",
+            Self::SourcePortsChanged => "source_ports_changed",
+            Self::FlowEntriesRebuilt => "flow_entries_rebuilt",
             Self::SocketConnects => "socket_connects",
             Self::SocketDatagrams => "socket_datagrams",
             Self::ToStack => "to_stack",

@@ -123,7 +123,7 @@ fn tail<At: Place>(ctx: &TcContext, stage: Stage) -> i32 {
             }
         }
     }
-    maps::count_drop(Reason::NoTail);
+    maps::count_drop(Reason::MissedTailCall);
     TC_ACT_SHOT
 }
 
@@ -213,10 +213,10 @@ pub(crate) fn from_raw_enter(ctx: TcContext) -> i32 {
     };
     let header = Ethernet { ethertype, ..Ethernet::default() };
     if !extended || TcPacket::<0>::new(&ctx).store(0, &header).is_none() {
-        tables(&ctx).report(Hook::FromRaw, Reason::StoreFailed);
+        tables(&ctx).report(Hook::FromRaw, Reason::PacketWriteFailed);
         return TC_ACT_SHOT;
     }
     jump!(maps::PROGRAMS_TC, &ctx, Hook::FromUplink as u32);
-    maps::count_drop(Reason::NoTail);
+    maps::count_drop(Reason::MissedTailCall);
     TC_ACT_SHOT
 }

@@ -122,7 +122,7 @@ pub struct DaemonStatus {
 
 /// Reasons for drops that say that something is too small or broken; others are the clients' doing.
 pub const ALARMING: [Reason; 5] =
-    [Reason::ConntrackFull, Reason::SnatExhausted, Reason::NoProgram, Reason::NoTail, Reason::StaleTable];
+    [Reason::ConntrackFull, Reason::SnatExhausted, Reason::NoProgram, Reason::MissedTailCall, Reason::StaleTable];
 
 /// Packets that were dropped for one reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -94,7 +94,7 @@ fn arbitrary_packets_over_arbitrary_tables_keep_the_promises() {
         met.demand(&ingress, end);
     }
     for reason in Reason::ALL {
-        let never = [Reason::NoProgram, Reason::NoTail, Reason::StoreFailed, Reason::Internal];
+        let never = [Reason::NoProgram, Reason::MissedTailCall, Reason::PacketWriteFailed, Reason::Internal];
         if !never.contains(reason) {
             met.demand(&Hook::ALL, &format!("({reason:?})"));
         }

@@ -208,7 +208,7 @@ fn two_services_that_share_a_backend_do_not_collide_for_one_client_port() {
             let there =
                 second.translated((a.client, port), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             ensure!(bytes == there.bytes());
-            ensure!(both.kernel.count(Counter::PortsChanged)? > 0);
+            ensure!(both.kernel.count(Counter::SourcePortsChanged)? > 0);
         }
         Ok(())
     });
@@ -451,7 +451,7 @@ fn a_lost_half_is_made_again_from_the_other() {
                 ensure!((made.src, made.dst, made.sport, made.dport) == (was.src, was.dst, was.sport, was.dport));
             }
         }
-        ensure!(both.kernel.count(Counter::HalvesRebuilt)? >= 3);
+        ensure!(both.kernel.count(Counter::FlowEntriesRebuilt)? >= 3);
         Ok(())
     });
 }

@@ -162,24 +162,24 @@ fn an_error_from_who_cannot_know_goes_nowhere() {
         for (about, quote) in flows.into_iter().flat_map(|(src, dst)| packets(src, dst)) {
             let to = about.src;
             let forged = error(a.client, to, &about, quote).macs(CLIENT_MAC, HOST_MAC);
-            expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedError), &forged)?;
+            expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
         // About what was sent to it, but told to another.
         for (about, quote) in packets((a.remote, 8080), (a.client, 41_006)) {
             let forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
-            expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedError), &forged)?;
+            expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
         // Outside, nobody knows of what stays on this node.
         for (packet, quote) in packets((a.client, 41_007), (a.local, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
             let sent = packet.translated((a.client, 41_007), (a.backend, 8080));
             let forged = error(a.outside, a.client, &sent, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-            expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedError), &forged)?;
+            expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
         // Nor tells them a pod of what another has sent.
         for (packet, quote) in packets((a.backend, 41_008), internet) {
             let forged = error(a.outside, a.client, &packet, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-            expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedError), &forged)?;
+            expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
         Ok(())
     });
@@ -192,7 +192,7 @@ fn an_error_in_pieces_goes_nowhere() {
         let (about, quote) = packets((a.backend, 41_009), (a.far, 80)).into_iter().next().unwrap();
         let mut forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
         forged.fragment = Some(if a.client.is_ipv4() { 0x2000 } else { 1 });
-        expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedError), &forged)
+        expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)
     });
 }
 

@@ -400,7 +400,7 @@ fn fragments_follow_the_first() {
         first.fragment = Some(first_flag);
         let mut later = Frame::new(a.client, a.local, Transport::Raw(17, vec![5; 64])).macs(CLIENT_MAC, HOST_MAC);
         later.fragment = Some(later_flag);
-        expect_drop(both, Hook::FromPod, &later, Reason::LostFragment)?;
+        expect_drop(both, Hook::FromPod, &later, Reason::OrphanFragment)?;
         for _ in 0..2 {
             let (end, bytes) = both.run(Hook::FromPod, &first.bytes())?;
             ensure!(end == INTO_BACKEND, "{end:?}");

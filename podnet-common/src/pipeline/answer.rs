@@ -64,7 +64,7 @@ fn refuse<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet
     }
     if v.echo_request {
         let made = echo::<F, P>(p, ethernet, v);
-        return sent(p, t, made, Counter::EchoReplies, Verdict::drop(Reason::StoreFailed));
+        return sent(p, t, made, Counter::EchoReplies, Verdict::drop(Reason::PacketWriteFailed));
     }
     let made = if v.tuple.proto == Proto::TCP {
         reset::<F, P>(p, ethernet, &v)

@@ -128,7 +128,7 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
         (_, Forwarded::ToStack) => Verdict::PASS,
         (_, Forwarded::Sent) => h.departure.verdict(),
         (_, Forwarded::TooBig) => Verdict::reject(Reason::TooBig),
-        (_, Forwarded::Failed) => Verdict::drop(Reason::StoreFailed),
+        (_, Forwarded::Failed) => Verdict::drop(Reason::PacketWriteFailed),
     }
 }
 
@@ -209,7 +209,7 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
             return if packet.ports() && frontend::begins(tuple) {
                 Classified::only(Class::Masquerade)
             } else if packet.piece() == Piece::Later {
-                Classified::drop(Reason::LostFragment)
+                Classified::drop(Reason::OrphanFragment)
             } else if packet.v6() && scope::link_local(&tuple.dst) {
                 Classified::only(Class::Stack)
             } else {
@@ -252,7 +252,7 @@ pub(super) fn no_frontend<T: Tables>(t: &T, packet: &Headers) -> Classified {
         return Classified::only(Class::Echo);
     }
     if packet.piece() == Piece::Later {
-        Classified::drop(Reason::LostFragment)
+        Classified::drop(Reason::OrphanFragment)
     } else if packet.ports() && frontend::carried(&packet.tuple) {
         Classified { class: Class::Reject, reason: Reason::UndefinedPort }
     } else {

@@ -79,7 +79,7 @@ pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
         let mut header = v.header;
         F::decrement_ttl(&mut header);
         if F::write(p, &header, false, false).is_none() || p.store(0, &path.macs).is_none() {
-            return Verdict::drop(Reason::StoreFailed);
+            return Verdict::drop(Reason::PacketWriteFailed);
         }
         let out = Out::from_number(path.out as u8);
         Verdict::forward(Egress { out, ifindex: path.ifindex, hop: Addr::NONE })

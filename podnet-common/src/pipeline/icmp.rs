@@ -59,7 +59,7 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
     // What doesn't even quote a header is about no flow.
     if let Some(quoted) = quoted::<F, P>(p, &v, answer) {
         if !can_know::<At, T>(t, tuple, answer) {
-            return Verdict::drop(Reason::UnrelatedError);
+            return Verdict::drop(Reason::UnrelatedIcmpError);
         }
         // It goes to the one who has sent what it quotes, and to no other.
         let known =
@@ -93,7 +93,7 @@ fn about_flow<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> V
     let mut v = h.packet.parsed::<F>();
     let Handover { send: s, quotation: ToQuotation { answer }, .. } = h;
     let Some(Some(mut quoted)) = quoted::<F, P>(p, &v, answer) else { return Verdict::drop(Reason::Malformed) };
-    translate::<At, F, P>(p, s, answer, &mut v, &mut quoted).unwrap_or(Verdict::drop(Reason::StoreFailed))
+    translate::<At, F, P>(p, s, answer, &mut v, &mut quoted).unwrap_or(Verdict::drop(Reason::PacketWriteFailed))
 }
 
 /// Whether an error's sender can know of what it quotes. `answer` has the addresses of an answer to that.

@@ -131,7 +131,7 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
             }
         }
         if h.insert.from_range == 0 && n == 0 {
-            t.count(Counter::PortsChanged);
+            t.count(Counter::SourcePortsChanged);
         }
         i += 1;
     }

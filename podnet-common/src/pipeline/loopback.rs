@@ -43,7 +43,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         return Verdict::PASS;
     }
     if p.store(0, &macs(config.podnet1_mac, config.podnet0_mac)).is_none() {
-        return Verdict::drop(Reason::StoreFailed);
+        return Verdict::drop(Reason::PacketWriteFailed);
     }
     Verdict::forward(Egress { out: Out::Link, ifindex: config.podnet0, hop: Addr::NONE })
 }

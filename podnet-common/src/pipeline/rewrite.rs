@@ -30,7 +30,7 @@ pub(super) fn translate<At: Place, F: Family, P: Packet, const ANY: bool>(
 ) -> Verdict {
     match rewrite::<At, F, P, ANY>(p, v, entry, hop) {
         Some(verdict) => verdict,
-        None => Verdict::drop(Reason::StoreFailed),
+        None => Verdict::drop(Reason::PacketWriteFailed),
     }
 }
 

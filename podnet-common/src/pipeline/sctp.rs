@@ -49,7 +49,7 @@ pub fn sctp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
         let difference = checksum::crc32c_difference(h.sctp.change, h.sctp.after & 0xffff);
         let l4 = if h.packet.v6() { h.packet.parsed::<V6>().l4 } else { h.packet.parsed::<V4>().l4 };
         match update(p, l4, difference) {
-            None => Verdict::drop(Reason::StoreFailed),
+            None => Verdict::drop(Reason::PacketWriteFailed),
             Some(()) if At::EGRESS => Verdict::PASS,
             Some(()) => h.departure.verdict(),
         }

@@ -76,7 +76,7 @@ fn examine<At: Place, P: Packet, T: Tables>(
     let (piece, ports) = (packet.piece(), packet.ports());
     // An error is short, and what it quotes must be seen.
     if packet.icmp_error() && piece == Piece::First && !At::EGRESS {
-        return Err(Reason::UnrelatedError);
+        return Err(Reason::UnrelatedIcmpError);
     }
     if ports && packet.tuple.proto == Proto::SCTP {
         packet.tcp_flags = chunk_flags(p, packet.l4());
@@ -224,7 +224,7 @@ fn touch_other<T: Tables>(t: &T, h: &mut Handover) {
     if touched.is_none() && !begins_by_itself(&s.entry, tuple.proto) {
         n.reply = s.entry.reverse(tuple);
         if t.insert_flow(&n.key, &n.reply).is_ok() {
-            t.count(Counter::HalvesRebuilt);
+            t.count(Counter::FlowEntriesRebuilt);
         }
     }
 }

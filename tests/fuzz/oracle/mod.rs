@@ -59,7 +59,7 @@ impl State {
 pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
     match o.end {
         End::Drop(reason) => {
-            let internal = [Reason::NoTail, Reason::NoProgram, Reason::StoreFailed];
+            let internal = [Reason::MissedTailCall, Reason::NoProgram, Reason::PacketWriteFailed];
             assert!(!internal.contains(&reason), "{o}the pipeline has failed");
             assert!(reason != Reason::StaleTable || world.broken, "{o}the tables are complete");
             assert!(o.output == o.input, "{o}a dropped packet was changed");
