@@ -15,10 +15,10 @@ use thiserror::Error;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PoolError {
     /// Nothing is left after the reserved addresses.
-    #[error("pod CIDR {0} has no address for pods: IPv4 needs /30 or shorter, IPv6 /126 or shorter")]
+    #[error("pod CIDR {0} is too small for pod addresses: use /30 or shorter for IPv4, /126 or shorter for IPv6")]
     TooSmall(IpNetwork),
     /// A range of `ipRanges` is not inside its subnet.
-    #[error("ipRanges: {first} to {last} is not a range inside {subnet}")]
+    #[error("ipRanges: {first} to {last} is not a range within {subnet}")]
     NotInside {
         /// The subnet.
         subnet: IpNetwork,
@@ -28,10 +28,10 @@ pub enum PoolError {
         last: IpAddr,
     },
     /// A set of ranges mixes IPv4 and IPv6.
-    #[error("ipRanges: one set of ranges must be all IPv4 or all IPv6")]
+    #[error("ipRanges: a range set must not mix IPv4 and IPv6")]
     MixedFamilies,
     /// A set has no range.
-    #[error("ipRanges: a set of ranges is empty")]
+    #[error("ipRanges: a range set is empty")]
     Empty,
 }
 

@@ -50,13 +50,13 @@ impl Limit {
     pub(crate) fn parse(direction: &str, rate: i64, burst: i64) -> Result<Option<Self>, LimitError> {
         let invalid = |what| Err(LimitError { direction: direction.to_owned(), rate, burst, what });
         let (Ok(rate), Ok(burst)) = (u64::try_from(rate), u64::try_from(burst)) else {
-            return invalid("neither may be negative");
+            return invalid("negative values are not allowed");
         };
         match (rate, burst) {
             (0, 0) => Ok(None),
-            (0, _) => invalid("a burst needs a rate"),
-            (_, 0) => invalid("a rate needs a burst"),
-            (1..8, _) => invalid("less than a byte a second"),
+            (0, _) => invalid("burst without a rate"),
+            (_, 0) => invalid("rate without a burst"),
+            (1..8, _) => invalid("the rate is below 1 byte per second"),
             _ => Ok(Some(Self { rate, burst })),
         }
     }

@@ -278,7 +278,7 @@ impl Config {
         let name = raw.name.unwrap_or_default();
         if !is_identifier(&name) {
             return Err(invalid(format!("network name `{name}` is not valid"))
-                .details("it must start with a letter or digit and go on with letters, digits, '_', '.' or '-'"));
+                .details("it must start with a letter or digit, followed by letters, digits, '_', '.' or '-'"));
         }
         let config = Self {
             version,
@@ -348,14 +348,16 @@ fn unsupported(ip_masq: Option<bool>, ipam: Option<Value>) -> Result<(), CniErro
         Err(CniError::new(Code::UnsupportedField, format!("{key} {value} is not supported")).details(details))
     };
     if ip_masq == Some(true) {
-        return refuse("ipMasq", "true".into(), "masquerading is not the plugin's work: remove the key");
+        return refuse("ipMasq", "true".into(), "the daemon masquerades pods' traffic, not the plugin: remove the key");
     }
     match ipam {
         Some(Value::Object(o)) if o.is_empty() => Ok(()),
         None | Some(Value::Null) => Ok(()),
-        Some(other) => {
-            refuse("ipam", other.to_string(), "podnet-cni allocates addresses itself from podCIDRs: remove the key")
-        }
+        Some(other) => refuse(
+            "ipam",
+            other.to_string(),
+            "podnet-cni allocates addresses from podCIDRs without an IPAM plugin: remove the key",
+        ),
     }
 }
 
@@ -381,7 +383,7 @@ impl RawRuntime {
         let mac = |text: String| {
             mac::parse(&text)
                 .filter(|m| mac::is_unicast(*m))
-                .ok_or_else(|| invalid(format!("runtimeConfig.mac `{text}` is not the MAC of an interface")))
+                .ok_or_else(|| invalid(format!("runtimeConfig.mac `{text}` is not a unicast MAC address")))
         };
         let ip = |text: String| {
             let bare = text.split('/').next().unwrap_or_default();
@@ -416,7 +418,9 @@ fn port_mappings(raw: Vec<RawPortMapping>) -> Result<Vec<PortMapping>, CniError>
             Some(same) if *same == mapping => {}
             Some(other) => {
                 let ports = format!("{} and {}", other.container_port, mapping.container_port);
-                return Err(invalid(format!("runtimeConfig.portMappings: hostPort {mapping} leads to both {ports}")));
+                return Err(invalid(format!(
+                    "runtimeConfig.portMappings: hostPort {mapping} is mapped to both {ports}"
+                )));
             }
         }
     }
@@ -429,7 +433,7 @@ impl RawPortMapping {
             u16::try_from(port)
                 .ok()
                 .filter(|p| *p != 0)
-                .ok_or_else(|| invalid(format!("runtimeConfig.portMappings: {key} {port} is not a port")))
+                .ok_or_else(|| invalid(format!("runtimeConfig.portMappings: {key} {port} is not between 1 and 65535")))
         };
         let protocol = self.protocol.filter(|p| !p.is_empty()).unwrap_or_else(|| "tcp".into()).to_ascii_lowercase();
         if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
@@ -437,7 +441,9 @@ impl RawPortMapping {
         }
         let host_ip = |text: String| {
             let ip = text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()).filter(|ip| !ip.is_multicast());
-            ip.ok_or_else(|| invalid(format!("runtimeConfig.portMappings: hostIP `{text}` is not a host's address")))
+            ip.ok_or_else(|| {
+                invalid(format!("runtimeConfig.portMappings: hostIP `{text}` is not a unicast IP address"))
+            })
         };
         Ok(PortMapping {
             host_port: port("hostPort", self.host_port)?,

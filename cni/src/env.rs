@@ -50,8 +50,9 @@ fn invalid(msg: impl Into<String>) -> CniError {
 }
 
 fn missing(names: &[&str]) -> CniError {
-    invalid(format!("required environment variables are missing: {}", names.join(", ")))
-        .details("podnet-cni is a CNI plugin: a container runtime calls it with CNI_COMMAND and its companions set")
+    invalid(format!("required environment variables are missing: {}", names.join(", "))).details(
+        "podnet-cni is a CNI plugin: container runtimes run it with CNI_COMMAND and the other CNI variables set",
+    )
 }
 
 /// Reads the environment.
@@ -91,7 +92,7 @@ pub fn parse(var: impl Fn(&str) -> Option<OsString>) -> Result<Command, CniError
         Some("GC") => Ok(Command::Gc),
         Some("VERSION") => Ok(Command::Version),
         Some(other) => Err(invalid(format!("CNI_COMMAND `{other}` is unknown"))
-            .details("known are ADD, DEL, CHECK, STATUS, GC and VERSION")),
+            .details("supported: ADD, DEL, CHECK, STATUS, GC, VERSION")),
         None => Err(missing(&["CNI_COMMAND"])),
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Every module has its own error type; here each gets its code. What the codes mean is in `docs/cni.md`.
 
+use std::error::Error;
 use std::io::{self, ErrorKind};
+use std::iter;
 
 use serde::Serialize;
 
@@ -82,6 +84,13 @@ impl CniError {
         Self { code, msg: msg.into(), details: String::new() }
     }
 
+    /// A refusal of the kernel, with what to do about it.
+    fn refused(code: Code, error: &(dyn Error + 'static)) -> Self {
+        let causes = iter::successors(error.source(), |cause| (*cause).source());
+        let errno = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error()).last();
+        Self::new(code, chain(error)).details(errno.map_or("", kernel_advice))
+    }
+
     /// The same with details.
     pub fn details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
@@ -110,16 +119,30 @@ impl CniError {
 fn io_advice(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "the file system of stateDir is full: make room, of bytes (df) or inodes (df -i)"
+            "the file system of stateDir is full: free space (df) or inodes (df -i)"
         }
         ErrorKind::ReadOnlyFilesystem => {
-            "the file system of stateDir is read-only: mount it for writing, or set another stateDir"
+            "the file system of stateDir is read-only: remount it read-write, or set another stateDir"
         }
-        ErrorKind::PermissionDenied => "see that stateDir is writable",
+        ErrorKind::PermissionDenied => "check the permissions of stateDir: it must be writable for root",
         _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-            "too many files are open: raise the limit, or try again later"
+            "too many open files: raise the limit (ulimit -n, fs.file-max), or retry later"
         }
         _ => "",
+    }
+}
+
+/// What to do about a refusal of the kernel, by its error number.
+fn kernel_advice(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM | libc::EACCES => {
+            "the plugin needs root with CAP_NET_ADMIN and CAP_SYS_ADMIN: check how the container runtime is confined"
+        }
+        libc::ENOMEM | libc::ENOBUFS | libc::ENOSPC => {
+            "the kernel is out of memory or at a limit: free memory, then retry"
+        }
+        libc::EOPNOTSUPP => "the kernel lacks this feature: load its module, or use a kernel that has it",
+        _ => "retry; if the error persists, check the kernel log (dmesg)",
     }
 }
 
@@ -133,10 +156,10 @@ impl From<StoreError> for CniError {
     fn from(e: StoreError) -> Self {
         match &e {
             StoreError::Exhausted { .. } => Self::new(Code::PoolExhausted, chain(&e))
-                .details("delete pods, or give the node a larger pod CIDR; GC releases what dead pods left behind"),
+                .details("delete pods, or give the node a larger pod CIDR; GC releases the addresses of dead pods"),
             StoreError::Unavailable { .. } => Self::new(Code::AddressUnavailable, chain(&e)),
             StoreError::HostPort { .. } => Self::new(Code::HostPortTaken, chain(&e))
-                .details("delete that pod first, or give this one another hostPort or hostIP"),
+                .details("delete that pod first, or use another hostPort or hostIP for this one"),
             StoreError::Exists { .. } => Self::new(Code::AttachmentExists, chain(&e)).details("run DEL for it first"),
             StoreError::Busy { .. } => Self::new(Code::TryAgainLater, chain(&e)),
             StoreError::Io { source, .. } => Self::new(Code::Io, chain(&e)).details(io_advice(source)),
@@ -161,11 +184,12 @@ impl From<NetnsError> for CniError {
         let code = match e {
             NetnsError::Missing { .. } => Code::UnknownContainer,
             NetnsError::NotANamespace { .. } => {
-                return Self::new(Code::InvalidEnvironment, chain(&e))
-                    .details("CNI_NETNS has to be the path of one, such as /run/netns/NAME or /proc/PID/ns/net");
+                return Self::new(Code::InvalidEnvironment, chain(&e)).details(
+                    "CNI_NETNS must be the path of a network namespace, such as /run/netns/NAME or /proc/PID/ns/net",
+                );
             }
             NetnsError::Io { .. } => Code::Io,
-            NetnsError::Enter { .. } => Code::Network,
+            NetnsError::Enter { .. } => return Self::refused(Code::Network, &e),
         };
         Self::new(code, chain(&e))
     }
@@ -184,7 +208,7 @@ impl From<NodeInfoError> for CniError {
 
 impl From<NetlinkError> for CniError {
     fn from(e: NetlinkError) -> Self {
-        Self::new(Code::Network, chain(&e))
+        Self::refused(Code::Network, &e)
     }
 }
 
@@ -193,13 +217,14 @@ impl From<WiringError> for CniError {
         match e {
             WiringError::Netns(e) => e.into(),
             WiringError::InterfaceExists { .. } => Self::new(Code::InterfaceExists, chain(&e))
-                .details("a runtime must run DEL before it uses a name again"),
+                .details("the runtime must run DEL before it reuses an interface name"),
             WiringError::DefaultRouteExists { .. } => Self::new(Code::DefaultRouteExists, chain(&e)).details(
-                "a pod has one attachment to podnet, which is its way out; give its other networks other plugins",
+                "podnet provides the pod's default route and supports one attachment per pod; use other plugins for \
+                 further networks",
             ),
             WiringError::Mismatch(_) => Self::new(Code::CheckFailed, chain(&e)),
             WiringError::Netlink(_) | WiringError::Sysctl { .. } | WiringError::Random(_) => {
-                Self::new(Code::Network, chain(&e))
+                Self::refused(Code::Network, &e)
             }
         }
     }
@@ -208,9 +233,10 @@ impl From<WiringError> for CniError {
 impl From<DatapathError> for CniError {
     fn from(e: DatapathError) -> Self {
         match e {
-            DatapathError::NotPinned { .. } => Self::new(Code::TryAgainLater, chain(&e))
-                .details("the daemon has not loaded the datapath yet: start `podnet daemon`, or wait for it"),
-            _ => Self::new(Code::Datapath, chain(&e)),
+            DatapathError::NotPinned { .. } => Self::new(Code::TryAgainLater, chain(&e)).details(
+                "the daemon has not loaded the datapath yet: start `podnet daemon`, or wait until it is ready",
+            ),
+            _ => Self::refused(Code::Datapath, &e),
         }
     }
 }
@@ -236,12 +262,25 @@ mod tests {
             CniError::from(StoreError::Io { what: "write", path: "/var/lib/podnet/x".into(), source })
         };
         for (errno, advice) in
-            [(libc::ENOSPC, "make room"), (libc::EROFS, "read-only"), (libc::EACCES, "writable"), (libc::EIO, "")]
+            [(libc::ENOSPC, "free space"), (libc::EROFS, "read-only"), (libc::EACCES, "writable"), (libc::EIO, "")]
         {
             let error = error(errno);
             assert!(error.details.contains(advice) && (error.details.is_empty() == advice.is_empty()), "{error:?}");
             assert!(error.msg.contains("/var/lib/podnet/x: ") && error.msg.ends_with(&format!("(os error {errno})")));
         }
+    }
+
+    #[test]
+    fn a_refusal_of_the_kernel_has_its_number_and_an_advice() {
+        for (errno, advice) in [(libc::EPERM, "CAP_NET_ADMIN"), (libc::ENOBUFS, "memory"), (libc::EBUSY, "dmesg")] {
+            let source = io::Error::from_raw_os_error(errno);
+            let netlink = NetlinkError::Refused { what: "set link 7 up".into(), hint: String::new(), source };
+            let error = CniError::from(WiringError::from(netlink));
+            assert!(error.msg.starts_with("cannot set link 7 up: "), "{error:?}");
+            assert!(error.msg.ends_with(&format!("(os error {errno})")) && error.details.contains(advice), "{error:?}");
+        }
+        let unknown = CniError::from(NetlinkError::Answer("no link".into()));
+        assert_eq!(unknown.details, "", "the kernel has refused nothing");
     }
 
     #[test]

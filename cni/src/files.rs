@@ -25,7 +25,7 @@ impl fmt::Display for NoFile {
             kind if kind.is_socket() => "a socket",
             _ => "a device",
         };
-        write!(f, "it is {kind} and not a regular file: remove it")
+        write!(f, "it is {kind}, not a regular file: remove it")
     }
 }
 

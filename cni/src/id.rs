@@ -21,8 +21,8 @@ pub struct IfName(String);
 pub enum IdError {
     /// The container's id.
     #[error(
-        "container id `{0}` is not valid: it must start with a letter or digit, go on with letters, digits, '_', '.' or \
-         '-', and have at most {max} bytes",
+        "container id `{0}` is not valid: it must start with a letter or digit, followed by letters, digits, '_', '.' \
+         or '-', and have at most {max} bytes",
         max = ContainerId::MAX
     )]
     Container(String),

@@ -55,7 +55,7 @@ pub enum NodeInfoError {
         source: io::Error,
     },
     /// Its content is not as expected.
-    #[error("{} can't be understood: {source}", path.display())]
+    #[error("cannot parse {}: {source}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -63,7 +63,8 @@ pub enum NodeInfoError {
         source: serde_json::Error,
     },
     /// It is of a newer daemon.
-    #[error("{} has schema {found}, this plugin knows {SCHEMA}: install the plugin of the daemon's version", path.display())]
+    #[error("{} has schema {found}, but this plugin supports {SCHEMA}: install the plugin version that matches the \
+             daemon", path.display())]
     Schema {
         /// The file.
         path: PathBuf,

@@ -298,7 +298,7 @@ impl<'a> Repair<'a> {
         if link.index.0 != record.host_ifindex {
             record.host_ifindex = link.index.0;
             self.store.lock()?.restore(&record)?;
-            missed(Missed::INDEX, "the index of its link".into());
+            missed(Missed::INDEX, "link index".into());
         }
         let alias = self.store.link_alias(&record.network, &record.id);
         let done = host_end::mend(&mut self.netlink, link.index, &record, &alias, &self.addresses)?;
@@ -307,16 +307,16 @@ impl<'a> Repair<'a> {
         done.parts.iter().filter(|part| !renewed(part)).for_each(|part| missed(part.kind(), part.to_string()));
         if let (Some(pins), true) = (self.pins, record.bpffs.is_some()) {
             if datapath::attach_pod(pins, link.index)? {
-                missed(Missed::PROGRAMS, "its programs".into());
+                missed(Missed::PROGRAMS, "programs".into());
             }
             if !published(pins, &record)? {
                 publish(pins, &record)?;
-                missed(Missed::ENTRIES, "its entries in the tables".into());
+                missed(Missed::ENTRIES, "table entries".into());
             }
         }
         mended.left.extend(done.left.into_iter().map(|(part, error)| match error {
             Some(error) => format!("{part}: {}", CniError::from(error).msg),
-            None => format!("{part}: something else takes its place"),
+            None => format!("{part}: a conflicting setting is in its place"),
         }));
         if !mended.parts.is_empty() {
             report.mended.push(mended);

@@ -44,7 +44,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// All addresses are in use.
-    #[error("no free {family} address: all {used} that the pool has are in use")]
+    #[error("no free {family} address: all {used} addresses of the pool are in use")]
     Exhausted {
         /// The family that ran out.
         family: Family,
@@ -60,7 +60,7 @@ pub enum StoreError {
         why: &'static str,
     },
     /// A host port leads to another pod.
-    #[error("host port {port} is taken by {}", shown(holder))]
+    #[error("host port {port} is already in use by {}", shown(holder))]
     HostPort {
         /// The port that was asked for.
         port: Box<PortMapping>,
@@ -68,13 +68,13 @@ pub enum StoreError {
         holder: Box<Record>,
     },
     /// The attachment has a record already.
-    #[error("there is an attachment already for {}", name.id)]
+    #[error("an attachment for {} already exists", name.id)]
     Exists {
         /// Its record.
         name: Box<RecordName>,
     },
     /// Another command is at work on the attachment.
-    #[error("another podnet-cni is at work on {0}")]
+    #[error("another podnet-cni process is working on {0}")]
     Busy(Box<AttachmentId>),
 }
 
@@ -432,7 +432,7 @@ impl Locked<'_> {
             let events: Vec<Event> = name.ips.iter().map(|ip| Event::Released(*ip)).collect();
             // A full disk must not keep a pod from being removed; its address only rests less.
             if let Err(error) = self.store.log.append(&events) {
-                tracing::warn!("can't note released addresses: {error}");
+                tracing::warn!("cannot record released addresses: {error}");
             }
         }
         remove_file(&path)

@@ -169,7 +169,9 @@ fn set_ipv6(ifname: &str, key: &str) -> Result<(), WiringError> {
 /// Compares the host end with its record.
 pub fn check_host(host: &mut Netlink, record: &Record) -> Result<(), WiringError> {
     match host_end::lacks(host, record)?.first() {
-        Some(part) => mismatch(format!("{} (link {}) lacks {part}", record.host_ifname, record.host_ifindex)),
+        Some(part) => {
+            mismatch(format!("{} (link {}) does not have the expected {part}", record.host_ifname, record.host_ifindex))
+        }
         None => Ok(()),
     }
 }
@@ -187,19 +189,19 @@ pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         if link.mac != record.mac {
             let (found, given) = (link.mac.to_string(), record.mac.to_string());
             return mismatch(format!(
-                "{name} has the MAC {found} and was given {given}, which alone works; declare the capability `mac` for \
-                 podnet-cni instead of the plugin that has changed it"
+                "{name} has the MAC {found}, but only the assigned MAC {given} works; declare the capability `mac` \
+                 for podnet-cni, not for the plugin that changed it"
             ));
         }
         let addresses = netlink.addresses()?;
         let has = |ip: &IpAddr| addresses.iter().any(|a| a.link == link.index && a.network.ip() == *ip);
         if let Some(ip) = record.ips.iter().find(|ip| !has(ip)) {
-            return mismatch(format!("{name} does not have the address {ip} any more"));
+            return mismatch(format!("{name} no longer has the address {ip}"));
         }
         if let Some(bucket) = egress_queue(record)
             && !netlink.queues()?.contains(&(link.index, bucket.rate, bucket.limit))
         {
-            return mismatch(format!("{name} is not limited to {} bit/s any more", bucket.rate * 8));
+            return mismatch(format!("{name} is no longer limited to {} bit/s", bucket.rate * 8));
         }
         let routes = netlink.routes()?;
         for &ip in &record.ips {
@@ -208,7 +210,7 @@ pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
             let ours = |r: &Route| r.oif == link.index && r.gateway == gateway;
             if !routes.iter().any(|r| r.destination.is_none() && family(r) && ours(r)) {
                 return mismatch(format!(
-                    "the pod has no default route by {} on {name}",
+                    "the pod has no default route via {} on {name}",
                     gateway.map_or("its gateway".to_owned(), |g| g.to_string())
                 ));
             }

@@ -77,10 +77,10 @@ pub enum Xdp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -220,7 +220,7 @@ impl<'de> Deserialize<'de> for BindAddress {
             return Ok(Self(None));
         }
         let refused =
-            || D::Error::custom(format!("`{text}` is no address with a port, such as 0.0.0.0:10256 or [::]:10256"));
+            || D::Error::custom(format!("`{text}` is not an address with a port, such as 0.0.0.0:10256 or [::]:10256"));
         match text.parse::<SocketAddr>() {
             Ok(address) if address.port() != 0 => Ok(Self(Some(address))),
             _ => Err(refused()),
@@ -279,7 +279,7 @@ fn default_sysctls() -> PathBuf {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("reading the configuration {path}: {source}; name another file with --config", path = path.display())]
+    #[error("cannot read the configuration {path}: {source}; pass another file with --config", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -333,7 +333,7 @@ impl Config {
             }
             [document] => document,
             [_, second, ..] => {
-                return Err(TextError { line: second.line, reason: "a second document: only one is allowed".into() });
+                return Err(TextError { line: second.line, reason: "only one YAML document is allowed".into() });
             }
         };
         let mut config: Self = yaml::parse(document)?;
@@ -354,11 +354,11 @@ impl Config {
     fn validate(&self) -> Result<(), (String, String)> {
         let refuse = |path: &str, reason: String| Err((path.to_owned(), reason));
         if self.node.is_empty() {
-            return refuse("node", "is missing: give the name of this node's Node object".into());
+            return refuse("node", "is missing: set it to the name of this node's Node object".into());
         }
         let api = match (&self.manifests, &self.kubernetes) {
             (None, None) => {
-                return refuse("manifests", "is missing: name a directory, or set `kubernetes` instead".into());
+                return refuse("manifests", "is missing: set it to a directory, or set `kubernetes` instead".into());
             }
             (Some(_), Some(_)) => {
                 return refuse("kubernetes", "can't be combined with `manifests`: remove one of them".into());
@@ -369,7 +369,7 @@ impl Config {
         if let Some(server) = &api.server
             && !server.starts_with("https://")
         {
-            return refuse("kubernetes.server", format!("`{server}` is no address such as https://192.0.2.1:6443"));
+            return refuse("kubernetes.server", format!("`{server}` is not a URL such as https://192.0.2.1:6443"));
         }
         let install = self.install.as_ref();
         for (path, directory) in [
@@ -414,7 +414,7 @@ impl Config {
         for (i, name) in self.uplinks.iter().enumerate() {
             let bad = |c: char| c == '/' || c == ':' || c.is_whitespace();
             if name.is_empty() || name.len() > INTERFACE_NAME_MAX || name.contains(bad) {
-                return refuse(&format!("uplinks[{i}]"), format!("`{name}` can't be the name of an interface"));
+                return refuse(&format!("uplinks[{i}]"), format!("`{name}` is not a valid interface name"));
             }
         }
         if self.mtu != 0 && !(MTU_MIN..=65_535).contains(&self.mtu) {

@@ -115,7 +115,7 @@ impl Server {
             let serve = async move {
                 match TcpListener::from_std(listener) {
                     Ok(listener) => serve(listener, crowd, answering).await,
-                    Err(error) => tracing::warn!("cannot serve at {address}: {error}"),
+                    Err(error) => tracing::warn!("cannot listen on {address}: {error}"),
                 }
             };
             runtime.spawn(serve).abort_handle()

@@ -34,7 +34,7 @@ pub enum StatusError {
         source: io::Error,
     },
     /// The file is of another version.
-    #[error("{} can't be understood ({source}): is this podnet of the daemon's version?", path.display())]
+    #[error("cannot parse {} ({source}): does this podnet have the daemon's version?", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -42,13 +42,13 @@ pub enum StatusError {
         source: serde_json::Error,
     },
     /// Another daemon runs with this run directory.
-    #[error("a podnet daemon is running already{}; stop it first, or give this one another runDir", pid(*process))]
+    #[error("another podnet daemon is already running{}; stop it first, or set another runDir for this one", pid(*process))]
     Running {
         /// Its process id, as far as this process id namespace knows it.
         process: Option<i32>,
     },
     /// Another daemon's programs are there.
-    #[error("a podnet daemon is running already, with its programs under {}; stop it first", path.display())]
+    #[error("another podnet daemon is already running, with its programs under {}; stop it first", path.display())]
     InUse {
         /// The directory of its pins.
         path: PathBuf,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
-use podnet::host::ports::{self, Supply};
 use podnet::host::Families;
+use podnet::host::ports::{self, Supply};
 use podnet::host::settings::{self, Setting};
 use podnet::host::sysctl::Sysctl;
 use podnet::host::uplinks;

@@ -33,7 +33,7 @@ fn services_follow_the_api_and_outlive_it() -> Result<()> {
         wait_until("status", || {
             let status = node.podnet_json(&["status"])?;
             let warnings = status["warnings"].as_array().context("no warnings")?;
-            let told = warnings.iter().filter_map(Value::as_str).any(|warning| warning.contains("can't be watched"));
+            let told = warnings.iter().filter_map(Value::as_str).any(|warning| warning.contains("cannot watch"));
             Ok(told == wanted)
         })
     };
@@ -41,7 +41,7 @@ fn services_follow_the_api_and_outlive_it() -> Result<()> {
     ask(&client, &service)?;
     node.kill_daemon()?;
     node.spawn_daemon()?;
-    wait_until("a daemon without a server", || Ok(node.log().matches("asking the Kubernetes API").count() == 2))?;
+    wait_until("a daemon without a server", || Ok(node.log().matches("using the Kubernetes API").count() == 2))?;
     status(true)?;
     ask(&client, &service)?;
     let late = node.add_pod("late")?;

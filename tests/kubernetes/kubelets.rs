@@ -241,7 +241,7 @@ fn nodes_are_ready_and_nothing_needs_attention(site: &Site) -> Result<()> {
             let exec = ["exec", "--namespace=kube-system", "--container=podnet", &pod.name];
             let status = site.kubectl(&[&exec[..], &command].concat())?;
             let node = format!("node       {}", site.node(pod.node).name());
-            for part in ["nothing needs attention", "routes     to 2 of 2 pod networks of other nodes", &node] {
+            for part in ["no problems found", "routes     to 2 of 2 pod CIDRs of other nodes", &node] {
                 ensure!(status.contains(part), "no {part:?} in:\n{status}");
             }
             Ok(())

@@ -252,7 +252,7 @@ fn a_server_that_refuses_or_hangs_up_is_told_of_and_what_was_read_stays() -> Res
         ensure!(site.source.status().error.is_none(), "{:?}", site.source.status());
         for (mood, told) in [
             (Mood::Refusing(403), "ClusterRole of deploy/podnet.yaml"),
-            (Mood::HangingUp, "can't be watched"),
+            (Mood::HangingUp, "cannot watch"),
             (Mood::Refusing(500), "told to refuse"),
             (Mood::Refusing(503), "told to refuse"),
         ] {

@@ -118,7 +118,7 @@ fn limits_that_somebody_takes_away_are_put_back(site: &Site) -> Result<()> {
     pod.invoke("CHECK")?;
     pod.place.run("tc", &["qdisc", "del", "dev", "eth0", "root"])?;
     let error = pod.invoke("CHECK").err().context("CHECK has not seen that the pod's own queue is gone")?;
-    ensure!(format!("{error:#}").contains("not limited"), "{error:#}");
+    ensure!(format!("{error:#}").contains("no longer limited"), "{error:#}");
     Ok(())
 }
 

@@ -214,13 +214,13 @@ fn cleanup_removes_what_the_daemon_made_and_a_new_daemon_brings_pods_back() -> R
 
     let refused = node.podnet_output(&["cleanup"])?;
     ensure!(!refused.status.success(), "it must not take down what a daemon would set up again");
-    ensure!(String::from_utf8_lossy(&refused.stderr).contains("running already"), "{refused:?}");
+    ensure!(String::from_utf8_lossy(&refused.stderr).contains("already running"), "{refused:?}");
     works().context("nothing was removed")?;
 
     node.kill_daemon()?;
     let said = node.podnet(&["cleanup"])?;
     ensure!(said.contains("removed podnet0") && said.contains("removed the pins"), "{said}");
-    assert_eq!(node.podnet(&["cleanup"])?, "there is nothing to remove\n");
+    assert_eq!(node.podnet(&["cleanup"])?, "nothing to remove\n");
     let links = node.place.run("ip", &["-brief", "link", "show"])?;
     ensure!(!links.contains("podnet"), "{links}");
     ensure!(links.contains(&client.host_ifname()?), "pods' interfaces are the runtime's: {links}");
@@ -355,7 +355,7 @@ fn every_frontend_is_shown_with_its_clients_and_why_others_were_left_out() -> Re
         assert_eq!(sent_on, [json!({"address": to, "node": "node2", "flows": 1})]);
     }
     let text = node.podnet(&["service", "show", "default/local"])?;
-    for part in ["policies   internal Cluster, external Local", "it is not ready", "it is not on this node"] {
+    for part in ["policies   internal Cluster, external Local", "not ready", "not on this node"] {
         ensure!(text.contains(part), "{part} is not in:\n{text}");
     }
 
@@ -363,7 +363,7 @@ fn every_frontend_is_shown_with_its_clients_and_why_others_were_left_out() -> Re
     let late = Service::new(LOCAL.0, 20, 80, 8080).node_port(LOCAL.1).external_local().affinity(600);
     late.set_endpoints(&site.lab, &[&site.near])?;
     let told = show(LOCAL.0)?["differences"].to_string();
-    ensure!(told.contains("still leads to"), "nobody has put that into effect: {told}");
+    ensure!(told.contains("still includes the backend"), "nobody has put that into effect: {told}");
     let elsewhere = node.podnet_json(&["service", "show", "default/local", "--config", "/nowhere.yaml"])?;
     ensure!(elsewhere["notExplained"].to_string().contains("/nowhere.yaml"), "{elsewhere:#}");
     assert_eq!(elsewhere["frontends"].as_array().map(Vec::len), Some(8), "two ports, two kinds, two families");

@@ -117,8 +117,8 @@ fn the_demonstration_passes_and_a_kept_cluster_can_be_entered_and_ended() -> Res
     let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(&json)?)?;
     fs::remove_file(&json)?;
     let last = |what: &str| text.lines().find_map(|line| line.split_once(what)).map(|(_, rest)| rest.trim().to_owned());
-    let shell = last("A shell in it: ").with_context(|| text.clone())?;
-    let pid: i32 = last("To end it: kill ").with_context(|| text.clone())?.parse()?;
+    let shell = last("Open a shell in it: ").with_context(|| text.clone())?;
+    let pid: i32 = last("Stop it: kill ").with_context(|| text.clone())?.parse()?;
     let entered = (|| {
         ensure!(run.status.success(), "{text}{}", String::from_utf8_lossy(&run.stderr));
         let mut inside = Command::new(&shell);

@@ -309,7 +309,7 @@ fn a_directory_of_manifests_that_has_gone_costs_no_node() -> Result<()> {
     fs::remove_dir_all(node.manifest_dir())?;
     eventually("the directory's going", || {
         let status = node.podnet_json(&["status"])?;
-        ensure!(status["warnings"].to_string().contains("stays until it is back"), "{:#}", status["warnings"]);
+        ensure!(status["warnings"].to_string().contains("until it is back"), "{:#}", status["warnings"]);
         Ok(())
     })?;
     thread::sleep(PATIENCE);

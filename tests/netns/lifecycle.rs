@@ -219,14 +219,14 @@ fn accidents_with_manifests_take_no_service_away() -> Result<()> {
     told("until it is back")?;
     new_flows()?;
     fs::create_dir(&manifests)?;
-    told("without any manifest")?;
+    told("without manifests")?;
     new_flows()?;
     restore()?;
     healthy()?;
     // As it would be unmounted, or mounted over.
     let path = manifests.display().to_string();
     node.place.run("mount", &["-t", "tmpfs", "none", &path])?;
-    told("without any manifest")?;
+    told("without manifests")?;
     new_flows()?;
     node.place.run("umount", &[&path])?;
     healthy()?;
@@ -254,7 +254,7 @@ fn a_second_daemon_is_refused_also_when_the_run_directory_was_cleaned() -> Resul
             let output = node.podnet_output(args)?;
             ensure!(!output.status.success(), "{args:?} ran beside the daemon");
             let message = String::from_utf8_lossy(&output.stderr);
-            ensure!(message.contains("running already"), "{args:?}: {message}");
+            ensure!(message.contains("already running"), "{args:?}: {message}");
             ensure!(node.daemon_runs()?, "the first daemon ended");
             eventually("the daemon is seen again", || {
                 ensure!(node.podnet_json(&["status"])?["daemon"]["running"] == true, "it isn't");
@@ -274,7 +274,7 @@ fn a_second_daemon_on_a_node_is_refused() -> Result<()> {
     let output = node.podnet_output(&["daemon", "--config", &config.display().to_string()])?;
     ensure!(!output.status.success(), "it ran beside the first");
     let message = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    ensure!(message.contains("running already"), "{message}");
+    ensure!(message.contains("already running"), "{message}");
     ensure!(node.daemon_runs()?, "the first daemon ended");
     Ok(())
 }

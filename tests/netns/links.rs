@@ -74,22 +74,22 @@ fn what_others_take_away_is_put_back_and_named(site: &Site) -> Result<()> {
     assert_eq!(repairs(node, &pod)?.0, 0);
     let [v4, v6] = Family::ALL.map(|family| pod.ip(family));
     for (disturbance, part) in [
-        (format!("ip route flush dev {end}; ip -6 route flush dev {end}"), "the route to"),
-        (format!("ip route replace {v4} dev lo; ip -6 route replace {v6} dev lo"), "the route to"),
-        (format!("ip route replace blackhole {v4}; ip -6 route replace unreachable {v6}"), "the route to"),
-        (format!("ip addr flush dev {end}"), "the address"),
-        (format!("ip link set {end} down"), "being up"),
-        (format!("ip link set {end} down; ip link set {end} up"), "the route to"),
-        (format!("ip link set {end} address 02:00:00:00:77:77"), "the MAC"),
-        (format!("ip link set {end} mtu 1000"), "the MTU"),
-        (format!("ip neigh del {v4} dev {end}; ip -6 neigh del {v6} dev {end}"), "the neighbour"),
-        (format!("ip neigh replace {v4} dev {end} lladdr 02:00:00:00:77:77"), "the neighbour"),
-        (format!("ip link set {end} down; ip link set {end} name lan7; ip link set lan7 up"), "the name"),
-        (format!("ip link set {end} alias other"), "the alias"),
+        (format!("ip route flush dev {end}; ip -6 route flush dev {end}"), "route to"),
+        (format!("ip route replace {v4} dev lo; ip -6 route replace {v6} dev lo"), "route to"),
+        (format!("ip route replace blackhole {v4}; ip -6 route replace unreachable {v6}"), "route to"),
+        (format!("ip addr flush dev {end}"), "address"),
+        (format!("ip link set {end} down"), "link state up"),
+        (format!("ip link set {end} down; ip link set {end} up"), "route to"),
+        (format!("ip link set {end} address 02:00:00:00:77:77"), "MAC"),
+        (format!("ip link set {end} mtu 1000"), "MTU"),
+        (format!("ip neigh del {v4} dev {end}; ip -6 neigh del {v6} dev {end}"), "neighbour"),
+        (format!("ip neigh replace {v4} dev {end} lladdr 02:00:00:00:77:77"), "neighbour"),
+        (format!("ip link set {end} down; ip link set {end} name lan7; ip link set lan7 up"), "name"),
+        (format!("ip link set {end} alias other"), "alias"),
         (format!("ip link add lan9 type bridge; ip link set lan9 up; ip link set {end} master lan9"), "no bridge"),
         (format!("tc qdisc del dev {end} clsact"), "programs"),
         (format!("tc filter del dev {end} ingress"), "programs"),
-        (format!("echo 1 > /proc/sys/net/ipv6/conf/{end}/disable_ipv6"), "the address"),
+        (format!("echo 1 > /proc/sys/net/ipv6/conf/{end}/disable_ipv6"), "address"),
     ] {
         let before = repairs(node, &pod)?.0;
         node.place.run("sh", &["-ec", &disturbance])?;
@@ -220,7 +220,7 @@ fn damaged_records_take_no_pod_down(site: &Site) -> Result<()> {
     let end = pods[1].host_ifname()?;
     node.place.run("ip", &["route", "flush", "dev", &end])?;
     soon("what they derive is put back", || pods.iter().try_for_each(|pod| works(site, pod)))?;
-    ensure!(node.log().contains("made again of what the kernel has"), "nobody was told");
+    ensure!(node.log().contains("from the kernel's state"), "nobody was told");
     // Their addresses are theirs still.
     let next = node.add_pod("next")?;
     ensure!(pods.iter().all(|pod| pod.ips.iter().all(|ip| !next.ips.contains(ip))), "{:?}", next.ips);

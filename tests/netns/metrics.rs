@@ -279,7 +279,7 @@ fn log_lines_are_json_if_that_is_wanted(site: &Site) -> Result<()> {
     let log = node.log();
     let lines = log[logged..].lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>();
     let lines = lines.with_context(|| log[logged..].to_owned())?;
-    let loaded = lines.iter().find(|line| line["fields"]["message"] == "the datapath is loaded").context("no line")?;
+    let loaded = lines.iter().find(|line| line["fields"]["message"] == "datapath loaded").context("no line")?;
     ensure!(loaded["fields"]["generation"].is_u64() && loaded["level"] == "INFO", "{loaded}");
     let ready = lines.iter().find(|line| line["fields"]["message"] == "pods can start");
     ensure!(ready.is_none_or(|line| line["span"]["name"] == "node.sync"), "{ready:?}");

@@ -76,7 +76,7 @@ fn an_external_ip_that_is_another_nodes_takes_nothing(site: &Site) -> Result<()>
     service.set_endpoints(lab, &[&site.thief])?;
     for restarted in [false, true] {
         for ip in &ips {
-            site.warned(&["Service default/grab", &format!("{ip} is left out")])?;
+            site.warned(&["Service default/grab", &format!("{ip} is ignored")])?;
         }
         for (family, transport) in Transport::over_all() {
             for place in site.clients() {
@@ -100,7 +100,7 @@ fn a_node_keeps_the_ports_that_it_needs(site: &Site) -> Result<()> {
     let service = Service::new("kubelet", 51, 10_250, TARGET).external_ips(&ips);
     service.apply(lab, None)?;
     service.set_endpoints(lab, &[&site.thief])?;
-    site.warned(&["Service default/kubelet", "10250/TCP is left out"])?;
+    site.warned(&["Service default/kubelet", "10250/TCP is ignored"])?;
     for family in Family::ALL {
         for place in site.clients() {
             place.reaches(Transport::Tcp, (node.ip(family), 10_250).into(), &[node.name()])?;
@@ -116,7 +116,7 @@ fn an_endpoint_forges_no_tunnel(site: &Site) -> Result<()> {
     service.set_endpoints(lab, &Family::ALL.map(|family| other.ip(family)))?;
     for family in Family::ALL {
         let at = std::net::SocketAddr::new(other.ip(family), 8472);
-        site.warned(&["Service default/forge", &format!("endpoint {at}/UDP"), "left out"])?;
+        site.warned(&["Service default/forge", &format!("endpoint {at}/UDP"), "ignored"])?;
         site.client.place.expect(Transport::Udp, service.addr(family), &Outcome::Refused)?;
     }
     service.delete(lab)
@@ -133,7 +133,7 @@ fn a_greedy_service_leaves_room_for_others(site: &Site) -> Result<()> {
         writeln!(greedy, "  - {{name: p{port}, port: {port}}}")?;
     }
     lab.apply("a-greedy", &greedy)?;
-    site.warned(&["Service tenant/a-greedy", "more than its share of the table `frontends`"])?;
+    site.warned(&["Service tenant/a-greedy", "exceeds its share of the table `frontends`"])?;
     for (number, restarted) in [(53, false), (54, true)] {
         if restarted {
             site.restart()?;
@@ -159,7 +159,7 @@ fn a_node_takes_nobodys_pods(site: &Site) -> Result<()> {
     let evil = manifest::node("zz-evil", other.pod_cidrs(), &ips);
     lab.apply("zz-evil", &manifest::yaml([&evil]))?;
     for cidr in other.pod_cidrs() {
-        let place = site.warned(&["Node zz-evil", cidr, &format!("node {}'s pods", other.name())])?;
+        let place = site.warned(&["Node zz-evil", cidr, &format!("of node {}", other.name())])?;
         ensure!(place < 4, "it is not among the first warnings");
     }
     for (family, transport) in Transport::over_all() {

@@ -387,7 +387,7 @@ fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
     let shares = hook["backend"]["of"].as_array().context("shares")?;
     ensure!(shares.len() == 2 && shares.iter().all(|share| share["percent"] == 50.0), "{hook}");
     ensure!(hook["backend"]["by"].as_str().is_some_and(|by| by.contains("hash")), "{hook}");
-    ensure!(hook["class"] == "the first packet of a flow, to the service default/both:tcp", "{hook}");
+    ensure!(hook["class"] == "first packet of a flow, to service default/both:tcp", "{hook}");
     let look_ups = hook["lookUps"].as_array().context("look-ups")?;
     for table in ["conntrack", "frontends", "slots", "backends", "endpoints"] {
         ensure!(look_ups.iter().any(|look_up| look_up["table"] == table), "{table} is not among {look_ups:?}");
@@ -416,10 +416,10 @@ fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
     let second = site.same(&Sender::Client, &again)?;
     let backend = |trace: &Value| trace["steps"][0]["backend"].clone();
     ensure!(backend(&first)["backend"] == backend(&second)["backend"], "{first}\n{second}");
-    ensure!(backend(&second)["by"].as_str().is_some_and(|by| by.contains("last one")), "{second}");
+    ensure!(backend(&second)["by"].as_str().is_some_and(|by| by.contains("session affinity")), "{second}");
     // For people.
     let text = node.podnet(&["trace", "--from", "pod/default/client", "--to", "default/far:80"])?;
-    for words in ["packet", "default/far:tcp", "goes to node2, ask there: podnet trace", "leaves by"] {
+    for words in ["packet", "default/far:tcp", "goes to node2, ask there: podnet trace", "leaves on"] {
         ensure!(text.contains(words), "{words} is not in\n{text}");
     }
     Ok(())

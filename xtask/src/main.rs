@@ -36,38 +36,38 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install everything that the other commands need and that is missing.
+    /// Install the missing prerequisites of the other commands.
     Setup,
     /// Build the eBPF object and the static programs podnet (with the object in it), podnet-cni and podnet-lab.
     Build {
-        /// Optimise.
+        /// Build with optimizations.
         #[arg(long)]
         release: bool,
     },
-    /// Build a container image with the static programs, as a file that runtimes import without a registry.
+    /// Build a container image with the static programs, as an archive that runtimes can import without a registry.
     Image {
-        /// Where to write it [default: target/image/podnet.tar]
+        /// Output file [default: target/image/podnet.tar]
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
     /// Run the unit tests, then the privileged tests as root.
     Test {
-        /// Run only the tests whose name contains this.
+        /// Run only tests whose names contain this string.
         filter: Option<String>,
-        /// Run what depends on the kernel in a virtual machine with this one instead: 5.15, 5.19, 6.1, 6.8, 6.11, 6.12,
-        /// newest, or all; can be given more than once.
+        /// Run the kernel-dependent tests in a virtual machine with this kernel instead: 5.15, 5.19, 6.1, 6.8, 6.11, 6.12,
+        /// newest, or all; can be repeated.
         #[arg(long = "kernel", value_name = "VERSION")]
         kernels: Vec<String>,
     },
-    /// Check which crates depend on and import what, and where unsafe code stands.
+    /// Check dependencies and imports of the crates, and where unsafe code is used.
     Check,
-    /// Build a cluster of network namespaces and show podnet at work in it.
+    /// Demonstrate podnet in a cluster of network namespaces.
     #[command(disable_help_flag = true)]
     Demo(PassedOn),
-    /// Bring the same cluster up and open a shell in it.
+    /// Start the same cluster and open a shell in it.
     #[command(disable_help_flag = true)]
     Lab(PassedOn),
-    /// Measure podnet beside direct paths and its peers.
+    /// Benchmark podnet against direct paths and its peers.
     #[command(disable_help_flag = true)]
     Bench(PassedOn),
 }

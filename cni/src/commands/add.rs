@@ -119,7 +119,7 @@ fn reserve(
             if name.state == State::Ready && matches!(store.read(&name)?, Some(Content::Valid(_))) {
                 return Err(StoreError::Exists { name }.into());
             }
-            tracing::warn!(attachment = %name.id, "removing what an interrupted ADD left behind");
+            tracing::warn!(attachment = %name.id, "removing leftovers of an interrupted ADD");
             teardown::remove(store, netlink, &name)?;
             Ok(attempt()?)
         }
@@ -159,7 +159,7 @@ fn remove_earlier(store: &Store, netlink: &mut Netlink, draft: &Record) {
         Ok(())
     };
     if let Err(error) = remove() {
-        tracing::warn!("cannot remove what earlier sandboxes of the pod have left behind: {}", error.msg);
+        tracing::warn!("cannot remove leftovers of earlier sandboxes of the pod: {}", error.msg);
     }
 }
 
@@ -175,7 +175,9 @@ fn is_deserted(record: &Record) -> Result<bool, CniError> {
         return Ok(false);
     }
     let processes = netns.has_processes();
-    let failed = |e| CniError::new(Code::Io, format!("can't see which processes are in {}: {e}", record.netns));
+    let failed = |e| {
+        CniError::new(Code::Io, format!("cannot find the processes in the network namespace {}: {e}", record.netns))
+    };
     Ok(!processes.map_err(failed)?)
 }
 
@@ -185,7 +187,7 @@ fn remove_sandbox(store: &Store, netlink: &mut Netlink, name: &RecordName) -> Re
         Claimed::Busy => return Ok(false),
         Claimed::Gone => {}
         Claimed::Yes(_claim) => {
-            tracing::warn!(attachment = %name.id, "removing what an earlier sandbox of the same pod left behind");
+            tracing::warn!(attachment = %name.id, "removing leftovers of an earlier sandbox of the pod");
             teardown::remove(store, netlink, name)?;
         }
     }
@@ -286,7 +288,7 @@ impl Undo<'_> {
             if let Err(error) = undone {
                 clean = false;
                 let before = if cause.details.is_empty() { String::new() } else { format!("{}; ", cause.details) };
-                cause.details = format!("{before}undoing it failed too: {}", error.msg);
+                cause.details = format!("{before}rolling back failed as well: {}", error.msg);
             }
         }
         cause

@@ -21,7 +21,7 @@ fn failed(msg: impl Into<String>) -> CniError {
 
 pub(super) fn check(config: &Config, attachment: &Attachment) -> Result<(), CniError> {
     let Some(previous) = &config.prev_result else {
-        return Err(CniError::new(Code::InvalidConfig, "CHECK needs prevResult, the result of ADD"));
+        return Err(CniError::new(Code::InvalidConfig, "CHECK requires prevResult, the result of ADD"));
     };
     let previous = CniResult::parse(previous)?;
     let pod = NetNs::open(attachment.netns()?)?;
@@ -52,7 +52,7 @@ fn record(config: &Config, attachment: &Attachment) -> Result<Record, CniError> 
             };
         }
     }
-    Err(failed(format!("there is no attachment for {}", attachment.id)))
+    Err(failed(format!("no attachment found for {}", attachment.id)))
 }
 
 fn check_result(previous: &CniResult, record: &Record) -> Result<(), CniError> {
@@ -65,7 +65,7 @@ fn check_result(previous: &CniResult, record: &Record) -> Result<(), CniError> {
         return Err(failed(format!("prevResult has no interface {name} in {}", record.netns)));
     }
     match record.ips.iter().find(|ip| !previous.ips.iter().any(|p| p.address.ip() == **ip)) {
-        Some(ip) => Err(failed(format!("{ip} is recorded for {name}, but prevResult does not have it"))),
+        Some(ip) => Err(failed(format!("{ip} is recorded for {name} but missing from prevResult"))),
         None => Ok(()),
     }
 }
@@ -80,17 +80,17 @@ fn check_tables(record: &Record) -> Result<(), CniError> {
             Some(found) if found.ifindex == expected.ifindex => {}
             Some(found) => {
                 return Err(failed(format!(
-                    "the datapath sends {ip} to link {}, not to {} (link {})",
+                    "the table endpoints maps {ip} to link {} instead of {} (link {})",
                     found.ifindex.0, record.host_ifname, record.host_ifindex
                 )));
             }
-            None => return Err(failed(format!("the datapath does not know {ip}"))),
+            None => return Err(failed(format!("the table endpoints has no entry for {ip}"))),
         }
     }
     // What its entry says may be another attachment's in the same namespace.
     match record.netns_cookie {
         Some(cookie) if Sandboxes::open(&pins)?.get(cookie)?.is_none() => {
-            Err(failed("the datapath does not know the pod's network namespace"))
+            Err(failed("the table sandboxes has no entry for the pod's network namespace"))
         }
         _ => Ok(()),
     }

@@ -9,7 +9,7 @@ use crate::store::Store;
 
 pub(super) fn gc(config: &Config) -> Result<(), CniError> {
     let Some(listed) = &config.valid_attachments else {
-        return Err(CniError::new(Code::InvalidConfig, "GC needs the list cni.dev/valid-attachments")
+        return Err(CniError::new(Code::InvalidConfig, "GC requires cni.dev/valid-attachments")
             .details("without it every attachment would be removed"));
     };
     let store = Store::open(&config.state_dir)?;
@@ -26,7 +26,8 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
         [] => Ok(()),
         errors => {
             let texts: Vec<&str> = errors.iter().map(|e| e.msg.as_str()).collect();
-            Err(CniError::new(Code::Incomplete, format!("GC met {} errors", errors.len())).details(texts.join("; ")))
+            Err(CniError::new(Code::Incomplete, format!("GC failed with {} errors", errors.len()))
+                .details(texts.join("; ")))
         }
     }
 }

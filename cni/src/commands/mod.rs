@@ -118,6 +118,6 @@ fn require_version(command: &Command, version: Version) -> Result<(), CniError> 
     if version >= first {
         return Ok(());
     }
-    let msg = format!("cniVersion {} does not have {name}", version.as_str());
-    Err(CniError::new(Code::IncompatibleVersion, msg).details(format!("it came with {}", first.as_str())))
+    let msg = format!("cniVersion {} does not support {name}", version.as_str());
+    Err(CniError::new(Code::IncompatibleVersion, msg).details(format!("introduced in {}", first.as_str())))
 }

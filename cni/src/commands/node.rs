@@ -31,7 +31,7 @@ impl Node {
             Err(NodeInfoError::Missing { .. }) if given && !ebpf => None,
             Err(e @ NodeInfoError::Missing { .. }) => {
                 let details = if ebpf {
-                    "start `podnet daemon` on this node, or wait until it has loaded its programs"
+                    "start `podnet daemon` on this node, or wait until it has loaded the datapath"
                 } else {
                     "set podCIDRs in the network configuration, or start `podnet daemon` on this node"
                 };
@@ -53,7 +53,10 @@ impl Node {
         let mtu = config.mtu.or(info.as_ref().map(|i| i.mtu)).filter(|mtu| *mtu != 0).unwrap_or(1500);
         let least = if pools.iter().any(|p| p.family() == Family::V6) { 1280 } else { 68 };
         if mtu < least {
-            return Err(CniError::new(Code::InvalidConfig, format!("mtu {mtu} is too small: IPv6 needs 1280 bytes")));
+            return Err(CniError::new(
+                Code::InvalidConfig,
+                format!("mtu {mtu} is too small: IPv6 requires at least 1280 bytes"),
+            ));
         }
         Ok(Self { mtu, gateways: gateways(info.as_ref()), bpffs: info.filter(|_| ebpf).map(|i| i.bpffs), pools })
     }
@@ -74,7 +77,7 @@ fn gateways(info: Option<&NodeInfo>) -> Vec<IpAddr> {
 pub(super) fn refuse_own(attachment: &Attachment, pod: &NetNs, own: &NetNs) -> Result<(), CniError> {
     if pod.is(own) && !attachment.netns_override {
         return Err(CniError::new(Code::InvalidEnvironment, "CNI_NETNS is the plugin's own network namespace")
-            .details("a pod needs a namespace of its own; CNI_NETNS_OVERRIDE=1 allows it nevertheless"));
+            .details("a pod needs its own network namespace; set CNI_NETNS_OVERRIDE=1 to allow it anyway"));
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ pub enum DatapathError {
         path: PathBuf,
     },
     /// A pin could not be opened.
-    #[error("can't open {}: {source}", path.display())]
+    #[error("cannot open {}: {source}", path.display())]
     Open {
         /// The pin.
         path: PathBuf,
@@ -27,7 +27,7 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// A program could not be attached or detached.
-    #[error("can't {what} {} {} link {}: {source}", program.display(), direction.preposition(), ifindex.0)]
+    #[error("cannot {what} {} {} link {}: {source}", program.display(), direction.preposition(), ifindex.0)]
     Attach {
         /// Attach or detach.
         what: &'static str,
@@ -41,10 +41,10 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// The kernel does not tell a namespace's cookie.
-    #[error("can't read the cookie of the pod's network namespace, which needs Linux 5.14: {0}")]
+    #[error("cannot read the cookie of the pod's network namespace (requires Linux 5.14 or later): {0}")]
     Cookie(#[source] io::Error),
     /// A table refused an operation.
-    #[error("can't {what} in the table {table}: {source}")]
+    #[error("cannot {what} in the table {table}: {source}")]
     Table {
         /// The operation.
         what: String,

@@ -31,10 +31,10 @@ pub use values::{Address, Link, Route};
 #[derive(Debug, Error)]
 pub enum NetlinkError {
     /// The socket failed.
-    #[error("the netlink socket: {0}")]
+    #[error("netlink socket error: {0}")]
     Socket(#[from] io::Error),
     /// The kernel refused.
-    #[error("the kernel refused to {what}: {}{source}", if hint.is_empty() { String::new() } else { format!("{hint}: ") })]
+    #[error("cannot {what}: {}{source}", if hint.is_empty() { String::new() } else { format!("{hint}: ") })]
     Refused {
         /// The request.
         what: String,
@@ -44,7 +44,7 @@ pub enum NetlinkError {
         source: io::Error,
     },
     /// An answer could not be understood.
-    #[error("unexpected answer of the kernel: {0}")]
+    #[error("unexpected netlink response: {0}")]
     Answer(String),
 }
 

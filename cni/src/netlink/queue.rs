@@ -43,7 +43,7 @@ impl Op {
             option(TCA_TBF_RATE64, &bucket.rate.to_ne_bytes()),
             option(TCA_TBF_BURST, &bucket.burst.to_ne_bytes()),
         ]));
-        let what = format!("limit what link {} sends to {} bytes a second (tc-tbf(8))", index.0, bucket.rate);
+        let what = format!("limit the egress of link {} to {} bytes per second (tc-tbf(8))", index.0, bucket.rate);
         Self::new(what, RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 }

@@ -81,21 +81,21 @@ impl Op {
         let mut link = indexed(index);
         link.header.flags = LinkFlags::Up;
         link.header.change_mask = LinkFlags::Up;
-        Self::new(format!("bring link {} up", index.0), RouteNetlinkMessage::SetLink(link), 0)
+        Self::new(format!("set link {} up", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
     /// Takes a link down.
     pub fn down(index: IfIndex) -> Self {
         let mut link = indexed(index);
         link.header.change_mask = LinkFlags::Up;
-        Self::new(format!("take link {} down", index.0), RouteNetlinkMessage::SetLink(link), 0)
+        Self::new(format!("set link {} down", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
     /// Gives a link another name. Before Linux 6.2 it has to be down (EBUSY).
     pub fn set_name(index: IfIndex, name: &str) -> Self {
         let mut link = indexed(index);
         link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        Self::new(format!("name link {} {name}", index.0), RouteNetlinkMessage::SetLink(link), 0)
+        Self::new(format!("rename link {} to {name}", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
     /// Sets a link's MAC.
@@ -116,7 +116,7 @@ impl Op {
     pub fn no_controller(index: IfIndex) -> Self {
         let mut link = indexed(index);
         link.attributes.push(LinkAttribute::Controller(0));
-        Self::new(format!("take link {} from its bridge", index.0), RouteNetlinkMessage::SetLink(link), 0)
+        Self::new(format!("detach link {} from its bridge", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
     /// Sets a link's alias.
@@ -131,8 +131,7 @@ impl Op {
         let mut link = named(name);
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
-        let mut op =
-            Self::new(format!("switch generated addresses off on {name}"), RouteNetlinkMessage::SetLink(link), 0);
+        let mut op = Self::new(format!("disable address generation on {name}"), RouteNetlinkMessage::SetLink(link), 0);
         op.tolerated = &[libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
         op
     }
@@ -217,7 +216,7 @@ impl Op {
             message.attributes.push(RouteAttribute::Gateway(gateway.into()));
         }
         let to = route.destination.map_or("everywhere".to_owned(), |d| d.to_string());
-        let what = format!("add the route to {to} by link {}", route.oif.0);
+        let what = format!("add the route to {to} via link {}", route.oif.0);
         Self::new(what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 

@@ -52,7 +52,8 @@ impl Repair<'_> {
         let mut alone = |why: String| {
             let shown: Vec<String> = ips.iter().map(IpAddr::to_string).collect();
             report.left_alone.push(format!(
-                "the record of {} (link {}, {}) is lost, and {why}: its pod is left alone; delete it when you can",
+                "the record of {} (link {}, {}) is lost and cannot be rebuilt: {why}; the pod keeps running without \
+                 repairs, replace it",
                 owner.as_ref().map_or("a pod".to_owned(), ToString::to_string),
                 link.name,
                 if shown.is_empty() { "no address".to_owned() } else { shown.join(", ") },
@@ -61,12 +62,12 @@ impl Repair<'_> {
         };
         let held: BTreeSet<IpAddr> = self.store.list()?.into_iter().flat_map(|name| name.ips).collect();
         if let Some(ip) = ips.iter().find(|ip| held.contains(ip)) {
-            return alone(format!("{ip} has been given to another pod"));
+            return alone(format!("{ip} is assigned to another pod now"));
         }
         let record = match (known, &owner) {
             (Some(record), _) => Record { host_ifindex: link.index.0, ..record },
-            (None, None) => return alone("its alias doesn't say whose it is".into()),
-            (None, Some(_)) if ips.is_empty() => return alone("nothing tells its addresses".into()),
+            (None, None) => return alone("the link's alias does not identify the pod".into()),
+            (None, Some(_)) if ips.is_empty() => return alone("the pod's addresses are unknown".into()),
             (None, Some(id)) => self.rebuild(id, &ips, link)?,
         };
         lock.restore(&record)?;
@@ -108,8 +109,9 @@ impl Repair<'_> {
             None => self.neighbour(link.index, ips)?,
         };
         let Some(mac) = mac else {
-            let msg = format!("the record of {id} can't be read, and nothing tells its pod's MAC (link {})", link.name);
-            return Err(CniError::new(Code::Io, msg).details("its pod is left alone; delete it when you can"));
+            let msg =
+                format!("the record of {id} is unreadable and its pod's MAC address is unknown (link {})", link.name);
+            return Err(CniError::new(Code::Io, msg).details("the pod keeps running without repairs; replace it"));
         };
         let mut cookie = None;
         if let Some(pins) = self.pins

@@ -17,7 +17,7 @@ pub enum WiringError {
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// One of the two names is taken.
-    #[error("interface {ifname} exists already in the pod, or {host_ifname} on the host")]
+    #[error("interface {ifname} already exists in the pod, or {host_ifname} on the host")]
     InterfaceExists {
         /// The name in the pod.
         ifname: String,
@@ -25,13 +25,13 @@ pub enum WiringError {
         host_ifname: String,
     },
     /// The pod has a default route by another interface.
-    #[error("the pod has a default route already, which is not by {ifname}")]
+    #[error("the pod already has a default route that does not use {ifname}")]
     DefaultRouteExists {
         /// The new interface.
         ifname: String,
     },
     /// A setting could not be written.
-    #[error("can't change the network settings of {of}: {source}")]
+    #[error("cannot change the network settings of {of}: {source}")]
     Sysctl {
         /// Interface or family.
         of: String,
@@ -39,7 +39,7 @@ pub enum WiringError {
         source: io::Error,
     },
     /// No random bytes.
-    #[error("can't read /dev/urandom: {0}")]
+    #[error("cannot read /dev/urandom: {0}")]
     Random(#[source] io::Error),
     /// CHECK found something missing or different.
     #[error("{0}")]

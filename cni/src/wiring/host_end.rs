@@ -134,16 +134,16 @@ impl Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Name(name) => write!(f, "the name {name}"),
-            Self::Alias(_) => f.write_str("the alias"),
-            Self::Mac(mac) => write!(f, "the MAC {mac}"),
-            Self::Mtu(mtu) => write!(f, "the MTU of {mtu} bytes"),
-            Self::Free => f.write_str("being a port of no bridge or bond"),
-            Self::Queue(bucket) => write!(f, "the limit of {} bit/s", bucket.rate * 8),
-            Self::Up => f.write_str("being up"),
-            Self::Address(address, _) => write!(f, "the address {}", address.ip()),
-            Self::Neighbour(ip, _) => write!(f, "the neighbour {ip}"),
-            Self::Route(ip, _) => write!(f, "the route to {ip}"),
+            Self::Name(name) => write!(f, "name {name}"),
+            Self::Alias(_) => f.write_str("alias"),
+            Self::Mac(mac) => write!(f, "MAC address {mac}"),
+            Self::Mtu(mtu) => write!(f, "MTU {mtu}"),
+            Self::Free => f.write_str("standalone state (no bridge or bond)"),
+            Self::Queue(bucket) => write!(f, "rate limit of {} bit/s", bucket.rate * 8),
+            Self::Up => f.write_str("link state up"),
+            Self::Address(address, _) => write!(f, "address {}", address.ip()),
+            Self::Neighbour(ip, _) => write!(f, "neighbour {ip}"),
+            Self::Route(ip, _) => write!(f, "route to {ip}"),
         }
     }
 }

@@ -56,10 +56,10 @@ impl Clients {
 
     const fn name(self) -> &'static str {
         match self {
-            Self::ClusterIp => "of ClusterIPs",
-            Self::Other => "of other addresses",
-            Self::Outside => "from outside",
-            Self::SentOn => "sent on",
+            Self::ClusterIp => "ClusterIP",
+            Self::Other => "other addresses",
+            Self::Outside => "external clients",
+            Self::SentOn => "forwarded",
         }
     }
 }
@@ -103,7 +103,7 @@ impl Show for AffinityList {
     fn text(&self) -> Text {
         let columns = [
             Column::Text("CLIENT"),
-            Column::Text("KIND"),
+            Column::Text("SCOPE"),
             Column::Text("SERVICE"),
             Column::Text("BACKEND"),
             Column::Text("POD"),
@@ -118,7 +118,7 @@ impl Show for AffinityList {
                 row.backend.to_string(),
                 or_nothing(&row.pod),
                 duration(row.age_seconds),
-                row.left_seconds.map_or_else(|| "over".to_owned(), duration),
+                row.left_seconds.map_or_else(|| "expired".to_owned(), duration),
             ]
         });
         let mut text = Text::default();
@@ -159,12 +159,12 @@ mod tests {
         assert_eq!(
             list.text(),
             "\
-CLIENT      KIND           SERVICE           BACKEND          POD  AGE    LEFT
-10.244.1.8  of ClusterIPs  (id 9)            10.244.1.5:8080  -    0s     over
-fd00::9     of ClusterIPs  default/dns       10.244.1.5:8080  -    0s     over
-10.244.1.8  of ClusterIPs  default/web:http  10.244.1.5:8080  -    5h57m  over
-10.244.1.9  of ClusterIPs  default/web:http  10.244.1.5:8080  -    1m0s   2h59m
-10.244.1.9  from outside   default/web:http  10.244.1.5:8080  -    0s     1m0s
+CLIENT      SCOPE             SERVICE           BACKEND          POD  AGE    LEFT
+10.244.1.8  ClusterIP         (id 9)            10.244.1.5:8080  -    0s     expired
+fd00::9     ClusterIP         default/dns       10.244.1.5:8080  -    0s     expired
+10.244.1.8  ClusterIP         default/web:http  10.244.1.5:8080  -    5h57m  expired
+10.244.1.9  ClusterIP         default/web:http  10.244.1.5:8080  -    1m0s   2h59m
+10.244.1.9  external clients  default/web:http  10.244.1.5:8080  -    0s     1m0s
 "
         );
         let json = serde_json::to_value(&list).unwrap();

@@ -88,7 +88,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
     match installed(run_dir) {
         Ok(Some(installed)) => match install::remove(&installed) {
             Ok(paths) if paths.is_empty() => outcome.done.push(format!(
-                "found no plugin in {} and {}: if that is a container's view, remove {} on the node itself",
+                "no plugin found in {} and {}: if this runs in a container, remove {} on the node itself",
                 installed.conf_dir.display(),
                 installed.bin_dir.display(),
                 install::LIST
@@ -103,7 +103,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
         Ok(host) => {
             detach(&host, &PinDir::new(bpffs), &mut outcome).await;
             let removed = host.remove_node_routes().await;
-            outcome.note(removed.map(|n| (n > 0).then(|| format!("removed {n} routes between the nodes' pods"))));
+            outcome.note(removed.map(|n| (n > 0).then(|| format!("removed {n} routes to pods of other nodes"))));
             let removed = host.remove_podnet0().await;
             outcome.note(removed.map(|there| there.then(|| "removed podnet0 and podnet1".to_owned())));
         }

@@ -93,15 +93,15 @@ impl Show for FlowList {
             Column::Text("CLIENT"),
             Column::Text("FRONTEND"),
             Column::Text("BACKEND"),
-            Column::Text("SOURCE SEEN"),
+            Column::Text("TRANSLATED SOURCE"),
             Column::Text("STATE"),
             Column::Text("IDLE"),
-            Column::Text("WAY"),
+            Column::Text("EGRESS"),
             Column::Text("SERVICE"),
         ];
         let backend = |row: &FlowRow| match (&row.sent_on_to_node, row.sent_on_to) {
-            (Some(node), _) => format!("(sent on to {node})"),
-            (None, Some(node)) => format!("(sent on to node {node})"),
+            (Some(node), _) => format!("(forwarded to {node})"),
+            (None, Some(node)) => format!("(forwarded to node {node})"),
             (None, None) => or_nothing(&row.backend),
         };
         let rows = self.0.iter().map(|row| {
@@ -158,19 +158,19 @@ mod tests {
         assert_eq!(
             listed(&view).text(),
             "\
-PROTOCOL  CLIENT                 FRONTEND          BACKEND                       SOURCE SEEN            STATE        \
-IDLE  WAY     SERVICE
-SCTP      10.244.1.9:40000       10.96.0.10:80     10.244.2.5:8080               172.30.0.1:2000        established  \
+PROTOCOL  CLIENT                 FRONTEND          BACKEND                         TRANSLATED SOURCE      STATE        \
+IDLE  EGRESS  SERVICE
+SCTP      10.244.1.9:40000       10.96.0.10:80     10.244.2.5:8080                 172.30.0.1:2000        established  \
 1m0s  link    default/web:http
-TCP       198.51.100.7:5000      172.30.0.1:30080  (sent on to node2)            198.51.100.7:5000      one way      \
+TCP       198.51.100.7:5000      172.30.0.1:30080  (forwarded to node2)            198.51.100.7:5000      one-way      \
 0s    via     default/web:http
-TCP       198.51.100.7:5001      172.30.0.1:30080  (sent on to node 172.30.0.3)  198.51.100.7:5001      one way      \
+TCP       198.51.100.7:5001      172.30.0.1:30080  (forwarded to node 172.30.0.3)  198.51.100.7:5001      one-way      \
 0s    via     default/web:http
-ICMP      10.244.1.9 id 7        203.0.113.9       203.0.113.9                   172.30.0.1 id 2002     established  \
+ICMP      10.244.1.9 id 7        203.0.113.9       203.0.113.9                     172.30.0.1 id 2002     established  \
 0s    -       (masquerade)
-TCP       10.244.1.9:40001       203.0.113.9:443   203.0.113.9:443               172.30.0.1:2001        established  \
+TCP       10.244.1.9:40001       203.0.113.9:443   203.0.113.9:443                 172.30.0.1:2001        established  \
 0s    uplink  (masquerade)
-UDP       [fd00:244:1::9]:41000  [fd00:96::53]:53  [fd00:244:1::7]:53            [fd00:244:1::9]:41000  new          \
+UDP       [fd00:244:1::9]:41000  [fd00:96::53]:53  [fd00:244:1::7]:53              [fd00:244:1::9]:41000  new          \
 0s    pod     -
 "
         );

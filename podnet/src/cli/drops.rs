@@ -50,7 +50,7 @@ impl Show for Drops {
     fn text(&self) -> Text {
         let (rows, mut text) = (self.occurred(), Text::default());
         if rows.is_empty() {
-            text.sentence("no packet has been dropped");
+            text.sentence("no packets have been dropped");
             return text;
         }
         let columns = [Column::Text("REASON"), Column::Number("PACKETS"), Column::Text("EXPLANATION")];
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn reasons_that_have_occurred_are_shown_and_json_has_all() {
         let mut view = FakeView { counters: vec![0; 64], ..FakeView::default() };
-        assert_eq!(read(&view).unwrap().text(), "no packet has been dropped\n");
+        assert_eq!(read(&view).unwrap().text(), "no packets have been dropped\n");
         view.counters[COUNTERS_BASE as usize + Reason::SpoofedSource as usize] = 7;
         view.counters[COUNTERS_BASE as usize + Reason::NoEndpoint as usize] = 1200;
         view.counters[0] = 99;

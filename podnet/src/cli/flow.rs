@@ -16,7 +16,7 @@ use crate::datapath::inspect::{View, ViewError};
 /// Which flows to list.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Filter {
-    /// Only flows to this service.
+    /// Only flows of this Service.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub(super) service: Option<String>,
     /// Only flows with this address as client, frontend, backend or translated source.
@@ -35,7 +35,7 @@ pub(super) fn parse_protocol(text: &str) -> Result<Proto, String> {
         "sctp" => Ok(Proto::SCTP),
         "icmp" => Ok(Proto::ICMP),
         "icmpv6" => Ok(Proto::ICMPV6),
-        number => number.parse().map(Proto).map_err(|_| "give tcp, udp, sctp, icmp, icmpv6 or a number".to_owned()),
+        number => number.parse().map(Proto).map_err(|_| "expected tcp, udp, sctp, icmp, icmpv6 or a number".to_owned()),
     }
 }
 
@@ -99,7 +99,7 @@ impl State {
         match self {
             Self::New => "new",
             Self::Established => "established",
-            Self::OneWay => "one way",
+            Self::OneWay => "one-way",
             Self::Closing => "closing",
             Self::Closed => "closed",
         }

@@ -41,7 +41,7 @@ use conntrack::NodeNames;
 use runtime::block_on;
 use wanted::{Wanted, WantedError};
 
-/// The pod network of this node: its daemon, and what the datapath is doing.
+/// Pod networking and Service load balancing with eBPF: runs and inspects the daemon of this node.
 #[derive(Debug, Parser)]
 #[command(name = "podnet", version, propagate_version = true)]
 pub struct Cli {
@@ -54,85 +54,85 @@ pub struct Cli {
 /// Options of all commands.
 #[derive(Debug, Args)]
 struct Options {
-    /// Where the BPF file system is mounted [default: what the daemon has published, or /sys/fs/bpf]
+    /// Mount point of the BPF file system [default: as published by the daemon, or /sys/fs/bpf]
     #[arg(long, global = true, value_name = "DIRECTORY")]
     bpffs: Option<PathBuf>,
-    /// The plugin's records of pods [default: what the daemon has published, or /var/lib/podnet]
+    /// State directory with the CNI plugin's pod records [default: as published by the daemon, or /var/lib/podnet]
     #[arg(long, global = true, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
-    /// What the daemon publishes.
+    /// Run directory of the daemon.
     #[arg(long, global = true, value_name = "DIRECTORY", default_value = "/run/podnet")]
     run_dir: PathBuf,
-    /// How to print results.
+    /// Output format.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
-    /// How to log, on standard error; RUST_LOG chooses what [default: what the daemon's configuration says, or text]
+    /// Log format, on standard error; RUST_LOG sets the filter [default: as in the daemon's configuration, or text]
     #[arg(long, global = true, value_enum)]
     log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon of this node until it is told to stop.
+    /// Run the daemon of this node until SIGTERM or SIGINT.
     Daemon {
-        /// Its configuration; directories are taken from there, not from the command line.
+        /// Configuration file; its directories are used, and --bpffs, --run-dir and --state-dir are ignored.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Name of this node's Node object [default: the configuration's `node`]
+        /// Name of this node's Node object [default: `node` in the configuration]
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
     },
-    /// Explain how this node is: what needs attention, daemon, tables, settings.
+    /// Show the state of this node: warnings, daemon, tables, settings.
     Status,
-    /// Services as the datapath has them.
+    /// Inspect Services in the datapath.
     Service {
-        /// The daemon's configuration, which says where the manifests are [default: what the daemon has published]
+        /// Configuration of the daemon, to find its manifests or API server [default: as published by the daemon]
         #[arg(long, global = true, value_name = "FILE")]
         config: Option<PathBuf>,
         #[command(subcommand)]
         verb: ServiceVerb,
     },
-    /// Pods of this node as the datapath has them.
+    /// Inspect this node's pods in the datapath.
     Endpoint {
         #[command(subcommand)]
         verb: EndpointVerb,
     },
-    /// Flows that the datapath translates.
+    /// Inspect the connection table.
     Conntrack {
         #[command(subcommand)]
         verb: ConntrackVerb,
     },
-    /// Flows whose source is changed.
+    /// Inspect source NAT.
     Nat {
         #[command(subcommand)]
         verb: NatVerb,
     },
-    /// Clients that stay with their backends.
+    /// Inspect session affinity.
     Affinity {
         #[command(subcommand)]
         verb: AffinityVerb,
     },
-    /// Show how many packets were dropped, and why.
+    /// Show dropped packets by reason.
     Drops,
-    /// Show step by step what this node would do with a packet. Nothing is changed, and nothing is sent.
+    /// Trace a packet through the datapath step by step, without sending or changing anything.
     Trace(Box<trace::TraceArgs>),
-    /// Mount a BPF file system, unless there is one: what the daemon needs, where the node's own system doesn't do so.
+    /// Mount a BPF file system for the daemon, unless one is already mounted.
     MountBpffs {
-        /// Where.
+        /// Mount point.
         #[arg(long, value_name = "DIRECTORY", default_value = "/sys/fs/bpf")]
         at: PathBuf,
     },
-    /// Remove everything that the daemon has set up on this node. Pods lose services and their datapath.
+    /// Remove everything that the daemon has set up on this node. Pods lose their connectivity.
     Cleanup,
 }
 
 #[derive(Debug, Subcommand)]
 enum ServiceVerb {
-    /// List the addresses and ports of all services.
+    /// List the addresses and ports of all Services.
     List,
-    /// Show one service with its backends, and why other endpoints were left out.
+    /// Show a Service with its backends, and why other endpoints are excluded.
     Show {
-        /// The service.
+        /// The Service.
         #[arg(value_name = "NAMESPACE/NAME")]
         name: String,
     },
@@ -146,19 +146,19 @@ enum EndpointVerb {
 
 #[derive(Debug, Subcommand)]
 enum ConntrackVerb {
-    /// List the flows to services and to what is outside of the cluster.
+    /// List translated flows: to Services, and masqueraded ones out of the cluster.
     List(Filter),
 }
 
 #[derive(Debug, Subcommand)]
 enum NatVerb {
-    /// List the flows whose source is changed, and how far the source ports towards each destination are used.
+    /// List the flows with source NAT, and the source port usage per destination.
     List(Filter),
 }
 
 #[derive(Debug, Subcommand)]
 enum AffinityVerb {
-    /// List the clients with their backends and the time that is left.
+    /// List clients with their backends and the time until the entry expires.
     List,
 }
 
@@ -200,14 +200,14 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         }
         Command::Service { config, verb: ServiceVerb::Show { name } } => {
             let Some((namespace, service)) = name.split_once('/') else {
-                bail!("{name} is no name of a service: write NAMESPACE/NAME, for example default/{name}");
+                bail!("{name} is not a service name: use NAMESPACE/NAME, for example default/{name}");
             };
             let service = ObjectName { namespace: namespace.to_owned(), name: service.to_owned() };
             let wanted = options.wanted(config.as_deref());
             let (names, pods, nodes) = (options.names(), options.pods(), options.nodes());
             match service::show(options.view()?.as_ref(), &names, &pods, &nodes, &service, wanted)? {
                 Some(detail) => output::print(&detail, options.output)?,
-                None => bail!("neither tables nor manifests have a service {name}; see `podnet service list`"),
+                None => bail!("no service {name} in the tables or in the manifests; see `podnet service list`"),
             }
         }
         Command::Endpoint { verb: EndpointVerb::List } => {
@@ -242,7 +242,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         }
         Command::Drops => output::print(&drops::read(options.view()?.as_ref())?, options.output)?,
         Command::MountBpffs { at } => {
-            let done = if mount::run(&at)? { "mounted a BPF file system" } else { "there is a BPF file system" };
+            let done =
+                if mount::run(&at)? { "mounted a BPF file system" } else { "a BPF file system is already mounted" };
             output::say(&format!("{done} at {}", at.display()));
         }
         Command::Cleanup => return clean_up(&options.bpffs(), &options.run_dir),
@@ -259,7 +260,7 @@ fn clean_up(bpffs: &Path, run_dir: &Path) -> Result<ExitCode> {
         output::complain(&error.to_string());
     }
     if outcome.done.is_empty() && outcome.errors.is_empty() {
-        output::say("there is nothing to remove");
+        output::say("nothing to remove");
     }
     Ok(if outcome.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -289,7 +290,7 @@ impl Options {
     /// The services' names; without them, ids are shown.
     fn names(&self) -> ServiceNames {
         ServiceNames::read(&self.run_dir).unwrap_or_else(|error| {
-            tracing::warn!("{error}; services are shown by their ids");
+            tracing::warn!("{error}; showing ids instead of service names");
             ServiceNames::default()
         })
     }
@@ -315,7 +316,7 @@ impl Options {
     /// The pods' names; without them, addresses are shown.
     fn pods(&self) -> endpoint::Pods {
         endpoint::Pods::read(&self.state_dir()).unwrap_or_else(|error| {
-            tracing::warn!("{error}; pods are shown by their addresses");
+            tracing::warn!("{error}; showing addresses instead of pod names");
             endpoint::Pods::default()
         })
     }

@@ -10,14 +10,14 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 /// Mounts it at a directory, unless there is one. Says whether there was none.
 pub(super) fn run(directory: &Path) -> Result<bool> {
     let shown = directory.display();
-    fs::create_dir_all(directory).with_context(|| format!("can't make {shown}"))?;
-    let there = statfs(directory).with_context(|| format!("can't examine {shown}"))?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {shown}"))?;
+    let there = statfs(directory).with_context(|| format!("cannot access {shown}"))?;
     if there.filesystem_type() == BPF_FS_MAGIC {
         return Ok(false);
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), directory, Some("bpf"), flags, Some("mode=0700")).with_context(|| {
-        format!("can't mount a BPF file system at {shown}: run this as root, in a privileged container")
+        format!("cannot mount a BPF file system at {shown}: run this as root, and in a container as privileged")
     })?;
     Ok(true)
 }

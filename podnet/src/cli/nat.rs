@@ -136,7 +136,7 @@ impl Show for NatList {
             Column::Text("CLIENT"),
             Column::Text("DESTINATION"),
             Column::Text("BACKEND"),
-            Column::Text("SOURCE SEEN"),
+            Column::Text("TRANSLATED SOURCE"),
             Column::Text("STATE"),
             Column::Text("IDLE"),
             Column::Text("SERVICE"),
@@ -180,7 +180,7 @@ impl Show for NatList {
         text.table(&columns, rows);
         match self.port_use.len().saturating_sub(SHOWN) {
             0 => {}
-            rest => text.sentence(&format!("and {rest} destinations more, with fewer")),
+            rest => text.sentence(&format!("and {rest} more destinations with fewer ports in use")),
         }
         text
     }
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(
             list.text(),
             "\
-PROTOCOL  CLIENT             DESTINATION       BACKEND          SOURCE SEEN         STATE        IDLE  SERVICE
+PROTOCOL  CLIENT             DESTINATION       BACKEND          TRANSLATED SOURCE   STATE        IDLE  SERVICE
 TCP       10.244.1.5:4000    10.96.0.10:80     10.244.1.5:8080  10.244.1.1:4000     established  0s    default/web:http
 TCP       198.51.100.7:5000  172.30.0.1:30080  10.244.2.5:8080  172.30.0.1:2000     established  0s    default/web:http
 ICMP      10.244.1.9 id 7    203.0.113.9       203.0.113.9      172.30.0.1 id 2000  established  0s    (masquerade)
@@ -249,7 +249,7 @@ TCP       172.30.0.1  10.244.2.5:8080           1  40   2 %
             view.flow(0, Proto::TCP, ["10.244.1.9:40000", &to, "172.30.0.1:2000", &to], 0, 1000);
         }
         let list = list(&view, &names(), &Filter::default(), 1000).unwrap();
-        assert!(list.text().ends_with("100 %\nand 5 destinations more, with fewer\n"), "{}", list.text());
+        assert!(list.text().ends_with("100 %\nand 5 more destinations with fewer ports in use\n"), "{}", list.text());
         assert_eq!(list.port_use.len(), 25);
     }
 }

@@ -13,10 +13,10 @@ use serde::Serialize;
 /// The form of a command's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Human-readable text.
     #[default]
     Table,
-    /// For programs.
+    /// JSON.
     Json,
 }
 

@@ -26,10 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Error)]
 pub(super) enum WantedError {
     /// Nobody says where they are.
-    #[error("no daemon has said where its objects come from: name its configuration with --config")]
+    #[error("no daemon has published the source of its objects: pass its configuration with --config")]
     NoConfiguration,
     /// The configuration can't be used.
-    #[error("the configuration can't be used: {0}")]
+    #[error("invalid configuration: {0}")]
     Configuration(String),
     /// The source can't be read.
     #[error("{}", chain(.0.as_ref()))]
@@ -105,7 +105,7 @@ async fn objects(config: &Config) -> anyhow::Result<(Batch, Vec<String>)> {
         Err(_) => {
             let status = source.status();
             let reason = status.error.or_else(|| status.remarks.into_iter().next()).unwrap_or_default();
-            anyhow::bail!("the Kubernetes API has not answered within {} s: {reason}", PATIENCE.as_secs());
+            anyhow::bail!("no answer from the Kubernetes API within {} s: {reason}", PATIENCE.as_secs());
         }
     }
     let broken = source.status().mistakes.into_iter().map(|mistake| mistake.place).collect();

@@ -51,7 +51,7 @@ impl ServiceId {
 #[derive(Debug, Error)]
 pub enum NamesError {
     /// Reading failed.
-    #[error("reading the service names {path}: {source}", path = path.display())]
+    #[error("cannot read the service names {path}: {source}", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum NamesError {
         source: io::Error,
     },
     /// The content isn't what it should be.
-    #[error("the service names in {path} can't be used: {reason}", path = path.display())]
+    #[error("invalid service names in {path}: {reason}", path = path.display())]
     Content {
         /// The file.
         path: PathBuf,
@@ -67,7 +67,7 @@ pub enum NamesError {
         reason: String,
     },
     /// Writing failed.
-    #[error("writing the service names {path}: {source}", path = path.display())]
+    #[error("cannot write the service names {path}: {source}", path = path.display())]
     Write {
         /// The file.
         path: PathBuf,

@@ -83,15 +83,15 @@ fn mistakes_name_line_and_key() {
         ("node: n1\nmanifests: /m\nmaglevTableSize: 4095\n", 3, "4095 is not a prime"),
         ("node: n1\nmanifests: /m\nmaglevTableSize: 7\n", 3, "between 251"),
         ("node: n1\nmanifests: /m\nhealthzBindAddress: 0.0.0.0\n", 3, "0.0.0.0:10256"),
-        ("node: n1\nmanifests: /m\nhealthzBindAddress: 127.0.0.1:0\n", 3, "no address with a port"),
-        ("node: n1\nmanifests: /m\nmetricsBindAddress: localhost:10249\n", 3, "no address with a port"),
+        ("node: n1\nmanifests: /m\nhealthzBindAddress: 127.0.0.1:0\n", 3, "not an address with a port"),
+        ("node: n1\nmanifests: /m\nmetricsBindAddress: localhost:10249\n", 3, "not an address with a port"),
         ("node: n1\nmanifests: /m\nuplinks:\n- a/b\n", 4, "`a/b`"),
         ("node: n1\nmanifests: /m\nrouting: geneve\n", 3, "geneve"),
         ("node: n1\nmanifests: /m\nmtu: 600\n", 3, "1280"),
         ("node: n1\nmanifests: /m\nconntrackMax: 1\n", 3, "1024"),
         ("node: n1\nmanifests: /m\nfrontendsMax: 2000000\n", 3, "1048576"),
         ("node: n1\nnode: n2\nmanifests: /m\n", 2, "duplicate"),
-        ("node: n1\nmanifests: /m\n---\nnode: n2\n", 3, "second document"),
+        ("node: n1\nmanifests: /m\n---\nnode: n2\n", 3, "one YAML document"),
     ] {
         let error = Config::parse(text).expect_err(text);
         assert!(error.line == line && error.reason.contains(part), "{text:?} gave {error}");

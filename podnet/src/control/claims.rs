@@ -139,11 +139,11 @@ impl<'a> Court<'a> {
     fn admit(&mut self, name: &'a str, node: &Node, claim: Claim) -> Result<(), String> {
         match claim {
             Claim::Address(ip) => {
-                self.address(name, node, ip).map_err(|why| format!("its InternalIP {ip} is left out: {why}"))?;
+                self.address(name, node, ip).map_err(|why| format!("its InternalIP {ip} is ignored: {why}"))?;
                 self.addresses.insert(ip, name);
             }
             Claim::Pods(range) => {
-                self.range(name, range).map_err(|why| format!("its pod CIDR {range} is left out: {why}"))?;
+                self.range(name, range).map_err(|why| format!("its pod CIDR {range} is ignored: {why}"))?;
                 self.pods.insert(range.network(), (range, name));
             }
         }
@@ -153,29 +153,31 @@ impl<'a> Court<'a> {
     fn address(&self, name: &str, node: &Node, ip: IpAddr) -> Result<(), String> {
         let Setting { own, services, host, .. } = self.setting;
         if let Some(range) = services.iter().find(|range| range.contains(ip)) {
-            return Err(format!("it is in {range}, the range of ClusterIPs"));
+            return Err(format!("it is in the ClusterIP range {range}"));
         }
         if let Some(holder) = self.addresses.get(&ip).filter(|holder| **holder != name) {
-            return Err(format!("it would take the traffic of node {holder}, whose address it was before"));
+            return Err(format!("it is an address of node {holder}, which claimed it first"));
         }
         if let Some((range, holder)) = self.pods_from(ip).filter(|(range, _)| range.contains(ip)) {
-            return Err(format!("it would take the traffic of a pod: it is in {range} of node {holder}"));
+            return Err(format!("it is in the pod CIDR {range} of node {holder}"));
         }
         if name == own {
             return Ok(());
         }
         if host.addresses.contains(&ip) {
-            return Err(format!("it would take the traffic of node {own}, which has this address"));
+            return Err(format!("it is an address of node {own}"));
         }
         // What only an administrator can say of a node (admission plugin NodeRestriction).
         if node.control_plane {
             return Ok(());
         }
         if host.default_gateways.contains(&ip) {
-            return Err(format!("it would take the traffic of node {own}'s gateway"));
+            return Err(format!("it is the gateway of node {own}"));
         }
         if host.api_servers.iter().any(|server| server.ip() == ip) {
-            return Err(format!("it would take the API server's traffic, and {CONTROL_PLANE} isn't among its labels"));
+            return Err(format!(
+                "it is the API server's address, and the Node does not have the label {CONTROL_PLANE}"
+            ));
         }
         Ok(())
     }
@@ -183,27 +185,25 @@ impl<'a> Court<'a> {
     fn range(&self, name: &str, range: IpNetwork) -> Result<(), String> {
         let Setting { own, services, protected, host } = self.setting;
         if let Some(services) = services.iter().find(|services| overlap(services, &range)) {
-            return Err(format!("it overlaps {services}, the range of ClusterIPs"));
+            return Err(format!("it overlaps the ClusterIP range {services}"));
         }
         if let Some(protected) = protected.iter().find(|protected| overlap(protected, &range)) {
-            return Err(format!("it overlaps {protected} of protectedAddresses"));
+            return Err(format!("it overlaps the range {protected} of protectedAddresses"));
         }
         let (first, last) = (range.network(), range.broadcast());
         if let Some((ip, holder)) = self.addresses.range(first..=last).next() {
-            return Err(format!("it would take the traffic of node {holder}, whose address {ip} is in it"));
+            return Err(format!("it contains {ip}, an address of node {holder}"));
         }
         let api = host.api_servers.iter().map(|server| (server.ip(), "the API server"));
         let ways = (host.gateways.iter().map(|ip| (*ip, "a gateway")))
             .chain(host.resolvers.iter().map(|ip| (*ip, "a DNS server")));
         let own_addresses = host.addresses.iter().map(|ip| (*ip, "an interface")).filter(|_| name != own);
         if let Some((ip, what)) = ways.chain(api).chain(own_addresses).find(|(ip, _)| range.contains(*ip)) {
-            return Err(format!("it would take the traffic of {what} of node {own}, whose address {ip} is in it"));
+            return Err(format!("it contains {ip}, the address of {what} of node {own}"));
         }
         let overlapping = self.pods_from(last).filter(|(other, _)| overlap(other, &range));
         match overlapping {
-            Some((other, holder)) => {
-                Err(format!("it would take the traffic of node {holder}'s pods: it overlaps {other}"))
-            }
+            Some((other, holder)) => Err(format!("it overlaps the pod CIDR {other} of node {holder}")),
             None => Ok(()),
         }
     }
@@ -289,13 +289,13 @@ mod tests {
     fn a_pod_cidr_takes_nobodys_traffic() {
         let mut bench = Bench::new();
         for (cidr, part) in [
-            ("10.244.1.0/24", "node n1's pods"),
-            ("10.244.1.128/25", "node n1's pods"),
-            ("10.244.0.0/16", "'s pods"),
-            ("10.244.2.0/23", "'s pods"),
-            ("fd00:244:3::/48", "node n3's pods"),
-            ("fd00:244:3:0:1::/80", "node n3's pods"),
-            ("172.30.0.3/32", "node n3, whose address 172.30.0.3"),
+            ("10.244.1.0/24", "of node n1"),
+            ("10.244.1.128/25", "of node n1"),
+            ("10.244.0.0/16", "overlaps the pod CIDR"),
+            ("10.244.2.0/23", "overlaps the pod CIDR"),
+            ("fd00:244:3::/48", "of node n3"),
+            ("fd00:244:3:0:1::/80", "of node n3"),
+            ("172.30.0.3/32", "172.30.0.3, an address of node n3"),
             ("172.30.0.0/16", "node n"),
             ("172.16.0.0/12", "node n"),
             ("fd00:30::/64", "node n"),
@@ -304,9 +304,9 @@ mod tests {
             ("192.168.7.128/25", "a gateway"),
             ("192.0.2.0/26", "a DNS server"),
             ("192.0.2.64/26", "the API server"),
-            ("10.96.7.0/24", "range of ClusterIPs"),
-            ("10.0.0.0/8", "range of ClusterIPs"),
-            ("fd00:96::/64", "range of ClusterIPs"),
+            ("10.96.7.0/24", "ClusterIP range"),
+            ("10.0.0.0/8", "ClusterIP range"),
+            ("fd00:96::/64", "ClusterIP range"),
         ] {
             // Whoever comes first by name: those who are there are older.
             for name in ["a", "z"] {
@@ -325,17 +325,17 @@ mod tests {
     fn an_internal_ip_takes_nobodys_traffic() {
         let mut bench = Bench::new();
         for (ip, part) in [
-            ("172.30.0.1", "node n1, whose address it was before"),
+            ("172.30.0.1", "an address of node n1, which claimed it first"),
             ("172.30.0.2", "node n2"),
             ("fd00:30::3", "node n3"),
-            ("192.168.7.1", "node n2, which has this address"),
+            ("192.168.7.1", "an address of node n2"),
             ("10.244.1.7", "10.244.1.0/24 of node n1"),
             ("fd00:244:2::7", "fd00:244:2::/64 of node n2"),
             ("172.30.0.254", "gateway"),
             ("fd00:30::fe", "gateway"),
             ("192.0.2.99", "API server"),
-            ("10.96.0.1", "range of ClusterIPs"),
-            ("fd00:96::1", "range of ClusterIPs"),
+            ("10.96.0.1", "ClusterIP range"),
+            ("fd00:96::1", "ClusterIP range"),
         ] {
             for name in ["a", "z"] {
                 let refused = bench.refused(name, node(&[ip, "198.51.100.9"], &[]), false);
@@ -351,7 +351,7 @@ mod tests {
         let control_plane = Node { control_plane: true, ..node(&["192.0.2.99"], &[]) };
         assert_eq!(bench.refused("z", control_plane, false), [""; 0]);
         let own = bench.refused("z", node(&["198.51.100.9"], &["198.51.100.0/24"]), false);
-        assert!(own[0].contains("node z, whose address 198.51.100.9"), "{own:?}");
+        assert!(own[0].contains("198.51.100.9, an address of node z"), "{own:?}");
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Control {
     /// If the tables can't be read.
     pub fn adopt(config: &Config, tables: &dyn Tables) -> Result<Self, TableError> {
         let names = ServiceNames::read(&config.run_dir).unwrap_or_else(|error| {
-            warn!("{error}; services get their names anew");
+            warn!("{error}; rebuilding the service names");
             ServiceNames::default()
         });
         let reconciler = Reconciler::adopt(tables, names, config.maglev_table_size, GRACE)?;
@@ -163,7 +163,7 @@ impl Control {
             },
             guard: state.guard(config, &BTreeMap::new(), &host),
             claims: Claims::remember(Ages::read(&config.state_dir).unwrap_or_else(|error| {
-                warn!("{error}; of nodes that claim the same that one counts which was made first");
+                warn!("{error}; resolving conflicting claims of nodes by creation time");
                 None
             })),
             judged: Judged::default(),
@@ -239,7 +239,7 @@ impl Control {
         if let Some(ages) = self.claims.take_changed()
             && let Err(error) = ages.write(&self.config.state_dir)
         {
-            warn!("{error}; a restart may forget which claim is older");
+            warn!("{error}; after a restart, conflicting claims of nodes may be resolved differently");
         }
     }
 
@@ -281,7 +281,7 @@ impl Control {
         for (name, reasons) in &judged.refused {
             let known = self.judged.refused.get(name).map_or(&[][..], Vec::as_slice);
             for reason in reasons.iter().filter(|reason| !known.contains(reason)) {
-                error!(node.name = name, "a node claims what isn't its own: {reason}");
+                error!(node.name = name, "rejecting a conflicting claim of a node: {reason}");
             }
         }
         let noted = self.judged.nodes.keys().chain(self.state.nodes().keys()).cloned().collect::<BTreeSet<_>>();
@@ -435,7 +435,7 @@ impl Control {
         let refused = |port: &Frontend| self.guard.port(port.kind, port.key.socket, port.key.protocol);
         let problems = self.host_ports.iter().filter_map(|port| {
             let object = ObjectKey { kind: Kind::Service, name: port.service.service.clone() };
-            Some(Problem { object, reason: format!("{} is left out: {}", port.key, refused(port)?) })
+            Some(Problem { object, reason: format!("{} is ignored: {}", port.key, refused(port)?) })
         });
         self.host_port_problems = problems.take(SHOWN_MAX).collect();
         let admitted = self.host_ports.iter().filter(|port| refused(port).is_none()).take(most).cloned().collect();
@@ -547,7 +547,11 @@ impl Control {
         problems.extend(self.host_port_problems.iter().cloned());
         problems.extend(self.desired.conflicts().take(SHOWN_MAX).map(|conflict| Problem {
             object: ObjectKey { kind: Kind::Service, name: conflict.refused.service.clone() },
-            reason: format!("{} belongs to {}: give it another address or port", show(&conflict.key), conflict.holder),
+            reason: format!(
+                "{} is already used by {}: choose another address or port",
+                show(&conflict.key),
+                conflict.holder
+            ),
         }));
         problems.extend(self.shadows().take(SHOWN_MAX));
         problems.extend(self.contested_checks().take(SHOWN_MAX));
@@ -580,7 +584,7 @@ impl Control {
         let external =
             external.flat_map(|(ip, name)| shadows::at(&self.desired, ip, &format!("an ExternalIP of node {name}")));
         let machine = |(ip, mac): (&IpAddr, &Mac)| {
-            let whose = format!("in use by a machine on a link of this node, with the MAC {mac}");
+            let whose = format!("in use by the machine with the MAC {mac} on a link of this node");
             shadows::at(&self.desired, *ip, &whose)
         };
         own.chain(external).chain(self.in_use.iter().flat_map(machine))
@@ -590,13 +594,16 @@ impl Control {
     /// theirs before it is the health server's.
     fn contested_checks(&self) -> impl Iterator<Item = Problem> {
         self.checks.iter().filter_map(|(name, check)| {
-            let at = |addr| FrontendKey { addr, port: Port::new(check.port), proto: Proto::TCP, scope: FrontendKey::ANY };
-            let holder = [FrontendKey::NODE_V4, FrontendKey::NODE_V6].into_iter().find_map(|addr| self.desired.holder(&at(addr)))?;
+            let at =
+                |addr| FrontendKey { addr, port: Port::new(check.port), proto: Proto::TCP, scope: FrontendKey::ANY };
+            let holder = [FrontendKey::NODE_V4, FrontendKey::NODE_V6]
+                .into_iter()
+                .find_map(|addr| self.desired.holder(&at(addr)))?;
             Some(Problem {
                 object: ObjectKey { kind: Kind::Service, name: name.clone() },
                 reason: format!(
-                    "its healthCheckNodePort {} leads to {holder}, which has that port of the nodes: its load balancer isn't \
-                     told of its endpoints; give one of both another port",
+                    "its healthCheckNodePort {} conflicts with the same node port of {holder}, which receives its \
+                     load balancer's health checks; change one of the two ports",
                     check.port
                 ),
             })
@@ -610,7 +617,7 @@ impl Control {
             .iter()
             .filter(|ip| service.ignored.is_none() && self.guard.address(FrontendKind::ClusterIp, **ip).is_none());
         for ip in proxied.filter(|ip| !self.service_cidrs.iter().any(|cidr| cidr.contains(**ip))) {
-            problems.push(format!("{ip} is not in serviceCIDRs: processes of the host can't reach it"));
+            problems.push(format!("{ip} is not in serviceCIDRs: host processes cannot reach it"));
         }
         problems
     }

@@ -24,12 +24,13 @@ pub(super) fn at(desired: &Desired, ip: IpAddr, whose: &str) -> Vec<Problem> {
     let problem = |(service, ports): (&ObjectName, Vec<&FrontendKey>)| {
         let named = ports.iter().take(NAMED_MAX).map(|key| show(key).to_string());
         let others = ports.len().saturating_sub(NAMED_MAX);
-        let others = (others > 0).then(|| format!("{others} ports more"));
+        let others = (others > 0).then(|| format!("{others} more ports"));
         let ports = named.chain(others).collect::<Vec<_>>().join(", ");
         Problem {
             object: ObjectKey { kind: Kind::Service, name: service.clone() },
             reason: format!(
-                "{ip} is {whose}: the Service has {ports} there for all who come by this node; the rest is as it was"
+                "{ip} is {whose}: traffic through this node to {ports} goes to the Service; other ports are not \
+                 affected"
             ),
         }
     };

@@ -91,8 +91,8 @@ impl Shares {
             let who = if namespace.is_empty() { "the host ports of this node's pods" } else { namespace };
             let (name, size) = (TABLES[*table], self.capacity.counts()[*table]);
             format!(
-                "{who}: {asks} entries of the table `{name}` are asked for, and {gets} given, as namespaces get equal parts while \
-                 all together ask for more than its {size}: each Service there gets {each} at most"
+                "{who}: {asks} entries of the table `{name}` requested, {gets} granted: its {size} entries are \
+                 oversubscribed and divided equally among namespaces; each Service gets at most {each}"
             )
         })
     }

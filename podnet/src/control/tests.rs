@@ -173,9 +173,9 @@ fn nodes_and_problems() {
     assert_eq!((status.services, status.endpoint_slices, status.nodes, status.pending), (4, 0, 1, vec![]));
     let problems: Vec<_> = status.problems.iter().map(|p| format!("{}: {}", p.object.name, p.reason)).collect();
     let parts = [
-        "b: 10.96.0.1:53/UDP belongs to default/a",
-        "c: 192.0.2.1 is left out: it is in none",
-        "d: it has no clusterIP",
+        "b: 10.96.0.1:53/UDP is already used by default/a",
+        "c: 192.0.2.1 is ignored: it is outside",
+        "d: no clusterIP",
     ];
     assert_eq!(problems.len(), parts.len(), "{problems:?}");
     for (problem, part) in problems.iter().zip(parts) {
@@ -256,7 +256,7 @@ fn host_ports_are_a_service_of_their_own() {
     let problems = bench.control.status().problems;
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].object.to_string(), "Service default/late");
-    assert!(problems[0].reason.starts_with("0.0.0.0:8080/UDP belongs to default/web: "), "{problems:?}");
+    assert!(problems[0].reason.starts_with("0.0.0.0:8080/UDP is already used by default/web: "), "{problems:?}");
     // They stay when the sources say something, and over a restart if they are told first.
     let writes = bench.tables.writes;
     bench.restart();

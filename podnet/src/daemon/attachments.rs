@@ -62,8 +62,9 @@ impl Watch {
 impl Attachments {
     /// Watches the directory, which is made if it isn't there.
     pub(super) fn watch(directory: &Path) -> Result<Self> {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make {}: set `stateDir` to a writable directory", directory.display()))?;
+        fs::create_dir_all(directory).with_context(|| {
+            format!("cannot create {}: set `stateDir` to a writable directory", directory.display())
+        })?;
         let mut attachments =
             Self { directory: directory.to_owned(), watch: None, seen: None, problem: None, open: Watch::on };
         attachments.look();
@@ -84,7 +85,7 @@ impl Attachments {
                 over
             }
             Err(error) => {
-                warn!("the watch of pods' records has ended: {error}");
+                warn!("the watch of the pod records has failed: {error}");
                 true
             }
         };
@@ -108,7 +109,7 @@ impl Attachments {
         let now = match now {
             Ok(now) => now,
             Err(error) => {
-                self.tell(format!("cannot look at pods' records in {}: {error}", self.directory.display()));
+                self.tell(format!("cannot read the pod records in {}: {error}", self.directory.display()));
                 return false;
             }
         };
@@ -127,7 +128,7 @@ impl Attachments {
                 self.problem = None;
             }
             Err(error) => self.tell(format!(
-                "pods' records in {} can't be watched ({error}), and are looked at every second instead: {}",
+                "cannot watch the pod records in {} ({error}), polling every second instead: {}",
                 self.directory.display(),
                 hint(&error)
             )),
@@ -151,9 +152,9 @@ impl Attachments {
 /// What to do where inotify refuses (inotify_init(2), inotify_add_watch(2)).
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EMFILE) => "raise the host's setting fs.inotify.max_user_instances",
-        Some(Errno::ENOSPC) => "raise the host's setting fs.inotify.max_user_watches",
-        _ => "see that the directory can be read",
+        Some(Errno::EMFILE) => "raise the host's sysctl fs.inotify.max_user_instances",
+        Some(Errno::ENOSPC) => "raise the host's sysctl fs.inotify.max_user_watches",
+        _ => "check the permissions of the directory",
     }
 }
 

@@ -54,19 +54,18 @@ pub(super) async fn relay(mut log: AsyncFd<ProgramLog>) {
 fn tell(event: &Event) {
     let reason = Reason::ALL.iter().find(|reason| **reason as u16 == event.reason);
     let hook = Hook::ALL.into_iter().find(|hook| *hook as u16 == event.hook);
-    let parties = parties(&event.head);
     info!(
         reason = reason.map_or("unknown", |reason| reason.name()),
         hook = hook.map_or("unknown", Hook::name),
         interface.index = event.ifindex.0,
         packet.len = event.len,
-        packet.parties = parties,
-        "dropped a packet"
+        packet.tuple = tuple(&event.head),
+        "packet dropped"
     );
 }
 
-/// Who wanted to speak to whom, as far as the frame's head tells.
-fn parties(head: &[u8]) -> String {
+/// Addresses and protocol of a packet, as far as the frame's head has them.
+fn tuple(head: &[u8]) -> String {
     match head {
         [_, _, _, _, _, _, _, _, _, _, _, _, 8, 0, ip @ ..] => {
             let octets = |at: usize| <[u8; 4]>::try_from(&ip[at..at + 4]).map(std::net::Ipv4Addr::from);

@@ -51,7 +51,7 @@ impl ApiServers {
         if let Some(server) = server.filter(|_| literal.is_none()) {
             tokio::spawn(look_up(server, sender));
             if timeout(PATIENCE, receiver.changed()).await.is_err() {
-                warn!("the API server's name isn't resolved yet: its address is not protected until then");
+                warn!("the API server's host name is not resolved yet: its address is not protected until then");
             }
         }
         Self(receiver)

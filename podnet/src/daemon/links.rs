@@ -98,12 +98,12 @@ impl Links {
             metrics.links.rewritten();
             match known {
                 true => {
-                    warn!(attachment = %subject.id, "the record of {subject} was damaged or removed: it is written again")
+                    warn!(attachment = %subject.id, "rewrote the record of {subject}, which was damaged or removed")
                 }
                 false => warn!(
                     attachment = %subject.id,
-                    "the record of {subject} was damaged or removed: it is made again of what the kernel has, without the \
-                     pod's name and host ports; delete the pod when you can"
+                    "rebuilt the damaged or removed record of {subject} from the kernel's state, without the pod's \
+                     name and host ports; replace the pod"
                 ),
             }
         }
@@ -115,7 +115,7 @@ impl Links {
         }
         let removed = (report.removed.len(), report.links.len(), report.endpoints.len());
         if removed != (0, 0, 0) {
-            info!(removed = removed.0, links = removed.1, endpoints = removed.2, "removed what dead pods have left");
+            info!(removed = removed.0, links = removed.1, endpoints = removed.2, "removed leftovers of dead pods");
         }
         if whole {
             self.begun = true;
@@ -134,7 +134,7 @@ impl Links {
         // Whoever had to wait is early still.
         let waited = before.is_some_and(|before| before.next() > before.last && now < before.next() + EVERY);
         if !waited {
-            warn!(attachment = %subject.id, parts, "something was missing at the link of {subject}: it was put back");
+            warn!(attachment = %subject.id, parts, "restored the link of {subject}, which another program had changed");
         }
         let repaired = Repaired {
             times: before.map_or(0, |before| before.times) + 1,
@@ -160,15 +160,16 @@ impl Links {
     pub(super) fn problems(&self, now: Instant) -> Vec<String> {
         let fights = self.repaired.iter().filter(|(_, repaired)| repaired.fights(now)).map(|(subject, repaired)| {
             format!(
-                "something changes the link of {subject} all the time ({}): podnet puts it back every {} s; find that \
-                 program and have it leave pn* alone (docs/kubernetes.md has it for NetworkManager and networkd)",
+                "another program keeps changing the link of {subject} ({}): podnet restores it every {} s; configure \
+                 that program to ignore pn* interfaces (see docs/kubernetes.md for NetworkManager and \
+                 systemd-networkd)",
                 repaired.parts,
                 EVERY.as_secs(),
             )
         });
         let left = self.repaired.iter().filter(|(_, repaired)| now.saturating_duration_since(repaired.last) < CALM);
         let left = left.flat_map(|(subject, repaired)| {
-            repaired.left.iter().map(move |left| format!("the link of {subject} lacks {left}"))
+            repaired.left.iter().map(move |left| format!("the link of {subject} could not be restored: {left}"))
         });
         fights.chain(left).chain(self.alone.iter().cloned()).collect()
     }
@@ -194,7 +195,7 @@ mod tests {
     fn mended() -> Report {
         let id = serde_json::from_str(r#"{"containerID": "c1", "ifname": "eth0"}"#).unwrap();
         let subject = Subject { id, pod: Some(("shop".into(), "web".into())) };
-        let parts = vec![Missed { kind: "route", what: "the route to 10.244.1.5".into() }];
+        let parts = vec![Missed { kind: "route", what: "route to 10.244.1.5".into() }];
         Report { mended: vec![Mended { subject, link: LINK, parts, left: Vec::new() }], ..Report::default() }
     }
 

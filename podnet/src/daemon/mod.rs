@@ -112,7 +112,7 @@ fn raise_file_limit() {
     let raised =
         getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
-        warn!("the limit of open files stays as it is: {error}");
+        warn!("cannot raise the limit of open files: {error}");
     }
 }
 
@@ -175,14 +175,14 @@ impl Daemon {
         control.apply(source.first());
         let loaded = loop {
             tokio::select! {
-                loaded = &mut loading => break loaded.context("the programs were not loaded")??,
+                loaded = &mut loading => break loaded.context("cannot load the eBPF programs")??,
                 batch = source.next() => {
-                    control.apply(batch.context("cannot wait for objects")?);
+                    control.apply(batch.context("cannot read objects from the source")?);
                 }
             }
         };
         let datapath = Datapath::run(tables, loaded)?;
-        info!(generation = datapath.generation(), adopted = datapath.adopted(), "the datapath is loaded");
+        info!(generation = datapath.generation(), adopted = datapath.adopted(), "datapath loaded");
         let seen = DaemonStatus::read(&config.run_dir).ok().flatten().unwrap_or_default();
         let datapath_counts = datapath.counts()?;
         let report = report::Reporter::new(&config, &datapath);
@@ -234,9 +234,9 @@ impl Daemon {
     }
 
     async fn serve(&mut self) -> Result<()> {
-        let events = watch(self.datapath.events()?).context("cannot wait for events")?;
+        let events = watch(self.datapath.events()?).context("cannot watch the event ring")?;
         let drops = tokio::spawn(events::log(events));
-        let log = watch(self.datapath.program_log()?).context("cannot wait for the programs' log")?;
+        let log = watch(self.datapath.program_log()?).context("cannot watch the programs' log")?;
         let log = tokio::spawn(events::relay(log));
         let result = self.turn().await;
         drops.abort();
@@ -276,7 +276,7 @@ impl Daemon {
             let node = wake(self.node_due);
             let links = wake(self.links.next());
             tokio::select! {
-                batch = self.source.next() => self.take_in(batch.context("cannot wait for objects")?),
+                batch = self.source.next() => self.take_in(batch.context("cannot read objects from the source")?),
                 () = retry => self.reconcile(),
                 () = node => {}
                 () = self.api_servers.changed() => self.node_due = Some(Instant::now()),
@@ -321,7 +321,7 @@ impl Daemon {
     fn observe_drops(&mut self) {
         match self.counts.counters() {
             Ok(counters) => self.drops.observe(&counters, UnixTime::now()),
-            Err(error) => warn!("the datapath's counters can't be read: {}", chain(&error)),
+            Err(error) => warn!("cannot read the datapath's counters: {}", chain(&error)),
         }
     }
 
@@ -351,13 +351,13 @@ impl Daemon {
         let problem = match self.lock.keep() {
             Ok(false) => None,
             Ok(true) => {
-                warn!(directory = %self.config.run_dir.display(), "files in the run directory were removed: they are made again");
+                warn!(directory = %self.config.run_dir.display(), "recreating files removed from the run directory");
                 self.report.forget();
                 self.node_due = Some(Instant::now());
                 None
             }
             Err(error @ StatusError::Running { .. }) => {
-                return Err(error).context("the run directory is another daemon's now");
+                return Err(error).context("another daemon has taken over the run directory");
             }
             Err(error) => Some(error.to_string()),
         };
@@ -393,7 +393,7 @@ impl Daemon {
     /// Takes in which pods there are, and their host ports.
     fn read_records(&mut self) {
         if let Err(error) = self.records.refresh(&self.store) {
-            warn!("{error}; pods and their host ports are as before");
+            warn!("{error}; keeping the known pods and host ports");
         }
         if self.host_ports.refresh(&self.records) {
             self.control.set_host_ports(self.host_ports.frontends().to_vec());
@@ -488,13 +488,13 @@ impl Daemon {
         self.not_installed = match install::install(&self.config, wanted) {
             Ok(None) => None,
             Ok(Some(other)) if install::chains(&other, "bandwidth") => Some(format!(
-                "{} chains the plugin `bandwidth` behind podnet-cni, where its limits of what pods send can't be made (\"file \
-                 exists\") and those of what they receive don't hold between pods: remove it, and give podnet-cni the \
-                 capability `bandwidth`",
+                "{} chains the plugin `bandwidth` behind podnet-cni, where its egress limits fail (\"file exists\") \
+                 and its ingress limits do not apply between pods: remove it, and give podnet-cni the capability \
+                 `bandwidth`",
                 other.display()
             )),
             Ok(Some(other)) => Some(format!(
-                "the container runtime takes {} and not podnet's list, which comes after it: remove that file",
+                "the container runtime uses {} instead of podnet's list, which sorts after it: remove that file",
                 other.display()
             )),
             Err(error) => Some(error.to_string()),
@@ -512,7 +512,7 @@ impl Daemon {
     /// The plugin has added or removed a pod.
     fn attachments_changed(&mut self) {
         if let Err(error) = self.records.refresh(&self.store) {
-            warn!("{error}; pods and their host ports are as before");
+            warn!("{error}; keeping the known pods and host ports");
         }
         // DEL removes the link before the record.
         let lost = |record| podnet_cni::repair::has_link(&self.store, record).unwrap_or(false);
@@ -564,7 +564,7 @@ impl Daemon {
         });
         let abandoned = abandoned.unwrap_or_default();
         for id in &abandoned {
-            info!(container.id = id.container.as_str(), "the pod is gone and its attachment was left: it is removed");
+            info!(container.id = id.container.as_str(), "removing the abandoned attachment of a deleted pod");
         }
         let (keep, known) = (Keep::Whole { but: &abandoned }, self.records.known());
         let report = repair::repair(&self.store, Some(self.datapath.pins()), &keep, &known);
@@ -584,9 +584,9 @@ impl Daemon {
             Ok(expiry) => drop(spawn_blocking(move || match expiry.run() {
                 Ok((removed, left)) => {
                     fills.set_entries(tables::AFFINITY, left);
-                    debug!(removed, "affinities are over");
+                    debug!(removed, "removed expired affinity entries");
                 }
-                Err(error) => warn!("cannot look through the clients' affinities: {error}"),
+                Err(error) => warn!("cannot sweep the affinity table: {error}"),
             })),
             Err(error) => warn!("{error}"),
         }
@@ -610,13 +610,13 @@ impl Daemon {
         self.sweeping = None;
         let swept = match result {
             Ok(swept) => {
-                debug!(swept.entries, swept.removed, "collected the connection table");
+                debug!(swept.entries, swept.removed, "swept the connection table");
                 self.metrics.fills.set_entries(tables::CONNTRACK, swept.entries as usize);
                 self.connections = swept.entries;
                 Some(swept)
             }
             Err(error) => {
-                warn!("cannot collect the connection table: {}", chain(error.as_ref()));
+                warn!("cannot sweep the connection table: {}", chain(error.as_ref()));
                 None
             }
         };
@@ -632,8 +632,8 @@ impl Daemon {
             let outside = |ip: &&IpAddr| !cidrs.is_empty() && !cidrs.iter().any(|cidr| cidr.contains(**ip));
             let ip = record.ips.iter().find(outside)?;
             Some(format!(
-                "{} has the address {ip}, which is in none of this node's pod CIDRs: these have changed, and other nodes \
-                 have no way there; delete the pod",
+                "{} has the address {ip}, which is in none of this node's pod CIDRs: these have changed, and other \
+                 nodes cannot reach it; replace the pod",
                 Subject::of(record)
             ))
         };
@@ -674,7 +674,7 @@ impl Daemon {
             warnings,
         });
         if let Err(error) = written {
-            warn!("{error}; `podnet status` shows what was written before");
+            warn!("{error}; `podnet status` shows the previous report");
         }
     }
 }

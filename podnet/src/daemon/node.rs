@@ -96,8 +96,8 @@ pub(super) async fn sync(
             return status;
         }
         status.problems.push(format!(
-            "there is no Node object named {}: make it (a kubelet does, in files somebody has to), or correct `node` in the \
-             configuration",
+            "there is no Node object named {}: create it (kubelets do so; with manifest files, add one), or correct \
+             `node` in the configuration",
             config.node
         ));
         return status;
@@ -130,8 +130,9 @@ async fn set_up(
     }
     status.problems.extend(uplinks.foreign.iter().map(|name| {
         format!(
-            "the interface {name} has frames that podnet can't read: pods use it with their own addresses, and nothing \
-             that comes in by it is examined; give pods another way out"
+            "the frames of interface {name} are of a type that podnet does not support: pods' packets leave by it \
+             without masquerading, and packets arriving on it are not checked; route pod traffic through another \
+             interface"
         )
     }));
     let uplink_mtu = uplinks.mtu().unwrap_or(DEFAULT_MTU);
@@ -151,9 +152,7 @@ async fn set_up(
         .collect();
     let ranges = wanted.control.service_cidrs();
     if ranges.is_empty() {
-        status
-            .problems
-            .push("no range of service addresses is known: set `serviceCIDRs` in the configuration".to_owned());
+        status.problems.push("no ClusterIP range is known: set `serviceCIDRs` in the configuration".to_owned());
     }
     let cluster = Cluster { config, own, addresses: &uplinks.addresses, remote: &remote, service_cidrs: ranges };
     let services = cluster.service_addresses(wanted.control.service_addresses().into_iter());
@@ -187,7 +186,7 @@ async fn set_up(
     known.complete(&mut status.routes);
     let routes = std::mem::take(&mut status.routes);
     note(status, routes.errors.iter());
-    status.problems.extend(routes.unreachable.iter().map(|u| format!("no way to {}: {}", u.node, u.reason)));
+    status.problems.extend(routes.unreachable.iter().map(|u| format!("no route to node {}: {}", u.node, u.reason)));
 
     // What the programs read is there before they see a packet.
     note(
@@ -201,8 +200,8 @@ async fn set_up(
     datapath.set_peers(&networks::peers(&routes))?;
     if uplinks.found.len() > layout::tables::INTERFACES.capacity() {
         status.problems.push(format!(
-            "more than {} interfaces lead out of the node: packets of pods to some of them are not masqueraded; name the \
-             right ones as `uplinks` in the configuration",
+            "more than {} uplinks found: pod traffic through the others is not masqueraded; list the right ones as \
+             `uplinks` in the configuration",
             layout::tables::INTERFACES.capacity(),
         ));
     }
@@ -224,8 +223,8 @@ async fn set_up(
         let slow = uplinks.main().filter(|u| u.veth);
         status.problems.extend(slow.map(|u| {
             format!(
-                "{} is a veth: native XDP switches off its peer's TCP segmentation; use `xdp: auto`, `generic` or \
-                 `off`",
+                "{} is a veth: native XDP disables TCP segmentation offload of its peer; use `xdp: auto`, `generic` \
+                 or `off`",
                 u.name
             )
         }));
@@ -244,12 +243,13 @@ async fn set_up(
 /// What this node's object lacks for its pods.
 fn missing(own: &Node, name: &str) -> Vec<String> {
     if own.pod_cidrs.is_empty() {
-        return vec![format!("the Node object {name} has no spec.podCIDRs: no pod can start")];
+        return vec![format!("the Node object {name} has no spec.podCIDRs: pods cannot start")];
     }
     let lacks = |cidr: &&IpNetwork| !own.internal_ips.iter().any(|ip| ip.is_ipv4() == cidr.is_ipv4());
     let tell = |cidr: &IpNetwork| {
         format!(
-            "the Node object {name} has no InternalIP of the family of its pod CIDR {cidr}: pods there reach no services"
+            "the Node object {name} has no InternalIP of the family of its pod CIDR {cidr}: pods there cannot reach \
+             services"
         )
     };
     own.pod_cidrs.iter().filter(lacks).map(tell).collect()
@@ -320,7 +320,7 @@ pub(super) fn set_host_ends<'a>(sysctl: &Sysctl, addresses: &[IpAddr], names: im
 fn set(sysctl: &Sysctl, wanted: &[Setting]) -> Vec<SettingError> {
     let applied = settings::apply(sysctl, wanted);
     for change in &applied.changed {
-        tracing::info!("set a host setting that was otherwise: {change}");
+        tracing::info!("corrected a host setting: {change}");
     }
     applied.failed
 }

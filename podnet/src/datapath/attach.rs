@@ -22,7 +22,7 @@ impl Datapath {
         let with_xdp = uplinks.iter().filter(|uplink| uplink.xdp.is_some());
         let names: Vec<&str> = with_xdp.map(|uplink| uplink.name.as_str()).collect();
         if let Err(error) = uplink_xdp::detach_others(&self.pins, &names) {
-            tracing::warn!("cannot detach the XDP program of an interface that is to have none: {error}");
+            tracing::warn!("cannot detach an unwanted XDP program: {error}");
         }
         let kept = uplinks.iter().map(|uplink| (uplink.ifindex, uplink.sides()));
         let kept: BTreeMap<IfIndex, &'static [Side]> =

@@ -27,7 +27,7 @@ pub enum CgroupError {
     },
     /// It is of version 1, or no cgroup at all.
     #[error(
-        "{} is no cgroup v2 directory, which the socket hooks need: {}, or `socketLB: off`", path.display(), advice(elsewhere)
+        "{} is not a cgroup v2 directory, which the socket hooks need: {}, or `socketLB: off`", path.display(), advice(elsewhere)
     )]
     Version {
         /// Which.
@@ -110,7 +110,7 @@ mod tests {
     fn another_directory_is_refused_with_what_to_set() {
         let dir = tempfile::tempdir().unwrap();
         let error = open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("is no cgroup v2 directory") && error.contains("socketLB: off"), "{error}");
+        assert!(error.contains("is not a cgroup v2 directory") && error.contains("socketLB: off"), "{error}");
         let error = open(&dir.path().join("none")).unwrap_err().to_string();
         assert!(error.contains("No such file or directory (os error 2)"), "{error}");
         let path = PathBuf::from("/sys/fs/cgroup");

@@ -15,7 +15,10 @@ pub enum Error {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// The object lacks a map, or it is of another kind.
-    #[error("the table {name} is not as this podnet expects it: {}; build daemon and eBPF object together", chain(.source))]
+    #[error(
+        "the table {name} does not match this version of podnet: {}; build daemon and eBPF object together",
+        chain(.source)
+    )]
     Shape {
         /// Which.
         name: &'static str,
@@ -46,10 +49,10 @@ pub enum Error {
         source: io::Error,
     },
     /// Collection.
-    #[error("cannot collect what is over: {0}")]
+    #[error("cannot sweep expired entries: {0}")]
     Collect(io::Error),
     /// The programs' log.
-    #[error("cannot read what the programs log: {}", chain(.0))]
+    #[error("cannot read the programs' log: {}", chain(.0))]
     Log(aya_log::Error),
     /// Attaching to an interface.
     #[error(transparent)]

@@ -29,7 +29,7 @@ struct Header {
 /// Whether a look-up of a route can tell the source address (Linux 6.7, or an older one that got it later).
 pub(super) fn route_source() -> bool {
     knows(Path::new(KERNEL_TYPES), "BPF_FIB_LOOKUP_SRC").unwrap_or_else(|error| {
-        tracing::warn!("cannot read {KERNEL_TYPES}: {error}; pods' packets get the node's first address");
+        tracing::warn!("cannot read {KERNEL_TYPES}: {error}; masqueraded packets get the node's first address");
         false
     })
 }

@@ -18,15 +18,15 @@ use thiserror::Error;
 pub enum ViewError {
     /// There are no pins.
     #[error(
-        "podnet's tables are not pinned under {}: has the daemon been started on this node? Start it with `podnet \
-         daemon --config FILE`; if its BPF file system is mounted elsewhere, name it with --bpffs", directory.display()
+        "podnet's tables are not pinned under {}: start the daemon with `podnet daemon --config FILE`, or pass \
+         --bpffs if its BPF file system is mounted elsewhere", directory.display()
     )]
     NotPinned {
         /// Where they were looked for.
         directory: PathBuf,
     },
     /// Opening or reading failed.
-    #[error("can't read the table {table}: {}. These commands need root", chain(.source.as_ref()))]
+    #[error("cannot read the table {table}: {}; run this as root", chain(.source.as_ref()))]
     Table {
         /// Its name.
         table: &'static str,
@@ -34,10 +34,10 @@ pub enum ViewError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The routing table could not be asked.
-    #[error("can't ask the kernel for routes: {0}. This command needs root")]
+    #[error("cannot look up routes: {0}; run this as root")]
     Routes(#[source] std::io::Error),
     /// The kernel could not be asked what is attached.
-    #[error("can't ask where {hook} is attached: {}. These commands need root", chain(.source.as_ref()))]
+    #[error("cannot find out where {hook} is attached: {}; run this as root", chain(.source.as_ref()))]
     Hook {
         /// The hook's name.
         hook: &'static str,

@@ -15,7 +15,7 @@ pub enum LoadError {
     #[error("this podnet was built without its eBPF object: build it with `cargo xtask build --release`")]
     NoObject,
     /// No directory for pins.
-    #[error("cannot make {path}: {source}. Is a BPF file system mounted there (mount -t bpf bpf /sys/fs/bpf)?")]
+    #[error("cannot create {path}: {source}. Is a BPF file system mounted there (mount -t bpf bpf /sys/fs/bpf)?")]
     Directory {
         /// Which.
         path: PathBuf,
@@ -26,7 +26,7 @@ pub enum LoadError {
     #[error("cannot load the eBPF object: {0}. {needs}", needs = kernel::needs())]
     Object(String),
     /// The kernel refuses a program.
-    #[error("the kernel refuses the program {name}: {reason}. {needs}", needs = kernel::needs())]
+    #[error("the kernel rejected the program {name}: {reason}. {needs}", needs = kernel::needs())]
     Program {
         /// Which.
         name: String,

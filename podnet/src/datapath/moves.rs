@@ -89,7 +89,7 @@ impl Source {
                 tracing::warn!(
                     table = table.name(),
                     version,
-                    "the kernel doesn't know this version's layout: the table begins empty"
+                    "no BTF for the layout of this version: starting with an empty table"
                 );
                 return Ok(None);
             };
@@ -181,19 +181,20 @@ impl Moves {
         if let Some(full) = self.moves.iter().filter(|moved| of_services(moved.source.table)).find(full) {
             tracing::warn!(
                 table = full.source.table.name(),
-                "the tables of services keep their sizes: what this one holds doesn't fit into a smaller frontendsMax"
+                "keeping the sizes of the service tables: the entries of this one do not fit with a smaller \
+                 frontendsMax"
             );
             for moved in self.moves.iter_mut().filter(|moved| of_services(moved.source.table)) {
                 moved.entries = moved.source.entries;
             }
             self.moves.retain(|moved| moved.source.conversion.is_some() || moved.entries != moved.source.entries);
         } else if self.moves.iter().any(resized) {
-            tracing::info!(frontends = sizes.frontends, "the tables of services get another size");
+            tracing::info!(frontends = sizes.frontends, "resizing the service tables");
         }
         for moved in &mut self.moves {
             moved.entries = moved.entries.max(moved.content.least(moved.source.table.kind()) as u32);
             if moved.source.conversion.is_some() {
-                tracing::info!(table = moved.source.table.name(), entries = moved.content.count, "migrating");
+                tracing::info!(table = moved.source.table.name(), entries = moved.content.count, "migrating a table");
             }
         }
     }

@@ -41,8 +41,8 @@ pub enum SocketError {
     Cgroup(#[from] CgroupError),
     /// A program can't be loaded or attached.
     #[error(
-        "cannot load or attach {name}: {reason}. Services are translated packet by packet instead; `socketLB: off` in the \
-         configuration does without these programs"
+        "cannot load or attach {name}: {reason}. Services are translated per packet instead; set `socketLB: off` to \
+         run without these programs"
     )]
     Program {
         /// Which.
@@ -54,7 +54,7 @@ pub enum SocketError {
     #[error(transparent)]
     Origin(#[from] LoadError),
     /// A link can't be pinned, opened or changed.
-    #[error("cannot keep the link of {name} in {path}: {}", chain(.source.as_ref()))]
+    #[error("cannot pin the link of {name} at {path}: {}", chain(.source.as_ref()))]
     Link {
         /// Which program.
         name: &'static str,

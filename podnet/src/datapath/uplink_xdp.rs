@@ -20,7 +20,7 @@ const COSTLY: [&str; 2] = ["veth", "virtio_net"];
 /// What can go wrong.
 #[derive(Debug, Error)]
 #[error(
-    "cannot attach the XDP program to {name}: {source}; set `xdp: generic` or `off` if its driver has no native XDP"
+    "cannot attach the XDP program to {name}: {source}; set `xdp: generic` or `off` if its driver does not support native XDP"
 )]
 pub struct XdpError {
     name: String,
@@ -65,7 +65,7 @@ pub fn settle(pins: &PinDir, uplink: &UplinkHook, wanted: Xdp) -> Result<State, 
         Xdp::Native => Mode::Native,
         Xdp::Auto => match link::driver(&uplink.name) {
             Ok(driver) if COSTLY.contains(&driver.as_str()) => {
-                let reason = format!("with the driver {driver} it would cost more than it saves");
+                let reason = format!("with the driver {driver}, XDP costs more than it saves");
                 return detach_but(pins, uplink, None).map(|()| State::Off(reason)).map_err(failed);
             }
             // The attempt tells more.
@@ -76,8 +76,8 @@ pub fn settle(pins: &PinDir, uplink: &UplinkHook, wanted: Xdp) -> Result<State, 
     match attach(pins, uplink, mode) {
         Ok(()) => Ok(State::Attached(mode)),
         Err(error) if wanted == Xdp::Auto => Ok(State::Off(match error.raw_os_error() {
-            Some(libc::EOPNOTSUPP) => "its driver has no native XDP".into(),
-            _ => format!("the driver refuses it: {error}"),
+            Some(libc::EOPNOTSUPP) => "no native XDP in the driver".into(),
+            _ => format!("rejected by the driver: {error}"),
         })),
         Err(error) => Err(failed(error)),
     }

@@ -148,7 +148,7 @@ impl Servers {
         for check in checks {
             match wanted.get(&check.port) {
                 Some(holder) => self.refused.push(format!(
-                    "Service {}: its healthCheckNodePort {} is that of {}: give it another",
+                    "Service {}: its healthCheckNodePort {} is already used by {}: choose another one",
                     check.service, check.port, holder.service
                 )),
                 None => drop(wanted.insert(check.port, check)),
@@ -176,7 +176,7 @@ impl Servers {
             let error = server.server.as_ref().err()?;
             let check = server.check.lock().unwrap_or_else(PoisonError::into_inner);
             Some(format!(
-                "Service {}: its healthCheckNodePort {} can't be served: {error}; it is tried again",
+                "Service {}: cannot listen on its healthCheckNodePort {}, retrying: {error}",
                 check.service, check.port
             ))
         };

@@ -126,8 +126,8 @@ fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
     servers.settle(wanted.clone());
     let problems = servers.problems();
     assert_eq!(problems.len(), 2, "{problems:?}");
-    assert!(problems[0].starts_with("Service shop/web: its healthCheckNodePort"), "{problems:?}");
-    assert!(problems[1].contains("is that of shop/web"), "{problems:?}");
+    assert!(problems[0].starts_with("Service shop/web: cannot listen on its healthCheckNodePort"), "{problems:?}");
+    assert!(problems[1].contains("is already used by shop/web"), "{problems:?}");
     drop(taken);
     servers.settle([]);
     assert_eq!(status("127.0.0.1", port, "/livez"), Some(200));

@@ -55,7 +55,7 @@ pub fn detect(sysctl: &Sysctl, uplinks: &[Uplink]) -> Report {
         Ok(text) => match parse_nft(&text) {
             Ok(found) => chains.extend(found),
             Err(e) => {
-                report.skipped.push(format!("nftables: the output of `nft --json list chains` is not understood: {e}"))
+                report.skipped.push(format!("nftables: cannot parse the output of `nft --json list chains`: {e}"))
             }
         },
         Err(reason) => report.skipped.push(format!("nftables: {reason}")),
@@ -176,13 +176,13 @@ fn parse_save(text: &str, family: &str) -> Vec<Chain> {
 fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(arguments).output().map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => format!("{program} is not installed"),
-        _ => format!("{program} does not start: {e}"),
+        _ => format!("cannot start {program}: {e}"),
     })?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        Err(format!("{program} fails ({}): {}", output.status, complaint.lines().next().unwrap_or_default()))
+        Err(format!("{program} failed ({}): {}", output.status, complaint.lines().next().unwrap_or_default()))
     }
 }
 

@@ -370,7 +370,7 @@ impl Host {
             .await
             .map_err(|source| match errno(&source) {
                 Some(libc::ENOBUFS) => HostError::NeighboursFull,
-                _ => HostError::Change { action: format!("ask for the MAC of {addr}"), source },
+                _ => HostError::Change { action: format!("resolve the MAC of {addr}"), source },
             })
     }
 

@@ -187,7 +187,7 @@ impl fmt::Display for Step {
             Self::Up { dev } => write!(f, "set interface {} up", dev.0),
             Self::Address { dev } => write!(f, "give interface {} the address {ADDRESS}", dev.0),
             Self::Neighbour { addr, mac, .. } => {
-                write!(f, "make {mac} the permanent neighbour {addr} on {NEAR}")
+                write!(f, "add the permanent neighbour {addr} lladdr {mac} on {NEAR}")
             }
             Self::Route(step) => step.fmt(f),
             Self::Rule { v4 } => write!(f, "add the {} rule to table {}", family(*v4), Table::SERVICES),
@@ -352,8 +352,8 @@ mod tests {
                 "set interface 8 up",
                 "set interface 7 up",
                 "give interface 7 the address 169.254.1.3",
-                "make 02:00:00:00:00:09 the permanent neighbour 169.254.1.2 on podnet0",
-                "make 02:00:00:00:00:09 the permanent neighbour fe80::2 on podnet0",
+                "add the permanent neighbour 169.254.1.2 lladdr 02:00:00:00:00:09 on podnet0",
+                "add the permanent neighbour fe80::2 lladdr 02:00:00:00:00:09 on podnet0",
                 "add the route to 10.96.0.0/16 via 169.254.1.2",
                 "add the route to 10.244.1.1/32 via 169.254.1.2",
                 "add the route to fd00:96::/112 via fe80::2",
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(
             steps(&snapshot, &wanted),
             [
-                "make 02:00:00:00:00:09 the permanent neighbour 169.254.1.2 on podnet0",
+                "add the permanent neighbour 169.254.1.2 lladdr 02:00:00:00:00:09 on podnet0",
                 "add the route to 10.97.0.0/16 via 169.254.1.2",
                 "remove the route to 10.96.0.0/16 via 169.254.1.2",
             ]

@@ -73,7 +73,7 @@ pub enum PortsError {
     },
     /// Nothing remains.
     #[error(
-        "no port is free for source NAT: shrink net.ipv4.ip_local_port_range or net.ipv4.ip_local_reserved_ports on \
+        "no free ports for source NAT: shrink net.ipv4.ip_local_port_range or net.ipv4.ip_local_reserved_ports on \
          this node"
     )]
     None,

@@ -252,7 +252,7 @@ pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Optio
             let hop = if taken.insert(cidr) {
                 next_hop(&lookup, network, node, cidr)
             } else {
-                Err(format!("another node has the pod CIDR {cidr} too: correct spec.podCIDRs of one of them"))
+                Err(format!("another node has the same pod CIDR {cidr}: correct spec.podCIDRs of one of them"))
             };
             let source = network.addresses.iter().copied().find(|a| a.is_ipv4() == cidr.is_ipv4());
             let hop = match (hop, tunnel) {
@@ -266,7 +266,7 @@ pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Optio
                     desired.push(RouteSpec { table: Table::Main, dst: cidr, to: Some(to), source });
                     Ok((via, dev, Some(tunnel_mac), true))
                 }
-                (Ok(_), None) => Err(format!("there is no {} to lead there", tunnel::NAME)),
+                (Ok(_), None) => Err(format!("the tunnel {} is missing", tunnel::NAME)),
                 (Err(reason), _) => Err(reason),
             };
             let node = node.name.clone();
@@ -309,7 +309,7 @@ fn way(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode, addr: 
     }
     if !network.addresses.iter().any(|own| own.is_ipv4() == addr.is_ipv4()) {
         let family = family(addr.is_ipv4());
-        return Err(format!("this node's object has no {family} InternalIP, to which answers could come"));
+        return Err(format!("this node's Node object has no {family} InternalIP for the return path"));
     }
     underlay(lookup, network, node).map(|_| Way::Tunnel)
 }
@@ -331,10 +331,13 @@ fn on_link(lookup: &Lookup<'_>, addr: IpAddr) -> Result<IfIndex, String> {
 
 /// The address at which a node gets the tunnel's packets: its first, which must be of the family of this node's first.
 fn underlay(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode) -> Result<IpAddr, String> {
-    let own = network.addresses.first().ok_or("this node's object has no InternalIP: the tunnel needs one")?;
+    let own = network.addresses.first().ok_or("this node's Node object has no InternalIP, which the tunnel needs")?;
     let remote = node.addresses.first().copied().filter(|a| a.is_ipv4() == own.is_ipv4()).ok_or_else(|| {
         let family = family(own.is_ipv4());
-        format!("the first InternalIP of its Node object, which the tunnel leads to, is no {family} address as this node's is")
+        format!(
+            "the first InternalIP of its Node object, the tunnel's remote end, is not an {family} address like this \
+             node's"
+        )
     })?;
     route_to(lookup, remote).map(|_| remote)
 }

@@ -96,7 +96,7 @@ pub fn podnet0(families: Families) -> Vec<Setting> {
             let why = "host processes can't reach the NodePorts of their own node";
             table.interface(4, dev, "accept_local", ON, why).or_larger("net/ipv4/conf/all/accept_local");
         }
-        let redirected = "host processes are told to send services' packets elsewhere";
+        let redirected = "ICMP redirects divert host processes' packets to services";
         table.own(families, dev, redirected, "services can't be reached over IPv6 by host processes");
     }
     table.0
@@ -109,7 +109,7 @@ pub fn tunnel(families: Families) -> Vec<Setting> {
     if families.v4 {
         table.interface(4, dev, "forwarding", ON, WHY_FORWARD);
     }
-    let redirected = "the host tells others to send pods' packets elsewhere";
+    let redirected = "the host sends ICMP redirects for pods' packets";
     table.own(families, dev, redirected, "other nodes' pods can't be reached over IPv6");
     table.0
 }
@@ -118,9 +118,9 @@ pub fn tunnel(families: Families) -> Vec<Setting> {
 const HOST_END: [(u8, &str, &str); 5] = [
     (6, "accept_ra", "a pod could give the host routes by router advertisements"),
     (6, "autoconf", "a pod could give the host addresses by router advertisements"),
-    (6, "accept_redirects", "a pod could change the host's ways by redirects"),
-    (4, "accept_redirects", "a pod could change the host's ways by redirects"),
-    (4, "accept_source_route", "a pod could choose the ways of its packets past the checks of their destination"),
+    (6, "accept_redirects", "a pod could change the host's routes by ICMP redirects"),
+    (4, "accept_redirects", "a pod could change the host's routes by ICMP redirects"),
+    (4, "accept_source_route", "a pod could bypass destination checks by source routing"),
 ];
 
 /// The settings of pods' host ends, which come and go and so may be gone by now.
@@ -128,7 +128,7 @@ pub fn host_ends<'a>(families: Families, names: impl IntoIterator<Item = &'a Str
     let mut table = Table::default();
     for dev in names {
         if families.v6 {
-            let why = "the host has no IPv6 there, so that the pod can't be reached over it";
+            let why = "IPv6 is disabled there, so the pod is unreachable over IPv6";
             table.interface(6, dev, "disable_ipv6", OFF, why).optional = true;
         }
         table.forwarded(families, dev, true);
@@ -155,7 +155,7 @@ pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
     }
     if families.v4 {
         table.global("net/ipv4/ip_forward", ON, "the host does not forward packets to or from pods");
-        let why = "the host tells clients to go round it, past the translation of services";
+        let why = "the host's ICMP redirects make clients bypass the translation of services";
         table.global("net/ipv4/conf/all/send_redirects", OFF, why);
         for uplink in uplinks {
             table.interface(4, &uplink.name, "send_redirects", OFF, why).optional = !uplink.main;

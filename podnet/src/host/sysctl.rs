@@ -9,7 +9,8 @@ use podnet_cni::files;
 /// A setting that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "can't {verb} the host setting {path}: {source}; in a container, mount the host's /proc/sys/net elsewhere and name its /proc/sys as `sysctls`"
+    "cannot {verb} the host setting {path}: {source}; in a container, mount the host's /proc/sys/net elsewhere and set \
+     `sysctls` to its /proc/sys"
 )]
 pub struct SettingError {
     verb: &'static str,

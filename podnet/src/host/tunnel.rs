@@ -62,12 +62,12 @@ pub fn gateway(node: IpAddr, mac: Mac) -> IpAddr {
 /// What is commonly behind the kernel's refusal to make the device, by its error number.
 pub fn why_not_created(errno: Option<i32>) -> String {
     match errno {
-        Some(libc::EOPNOTSUPP) => " (the kernel has no VXLAN: load its module `vxlan`)".to_owned(),
+        Some(libc::EOPNOTSUPP) => " (the kernel does not support VXLAN: load the module `vxlan`)".to_owned(),
         Some(libc::EEXIST) => format!(
-            " (there is such a device already, or one with the network identifier {VNI} at UDP port {TUNNEL_PORT}: see `ip -d link \
+            " (a device of this name, or with VNI {VNI} on UDP port {TUNNEL_PORT}, already exists: see `ip -d link \
              show type vxlan`)"
         ),
-        Some(libc::EADDRINUSE) => format!(" (something else listens at UDP port {TUNNEL_PORT}: see `ss -lunp`)"),
+        Some(libc::EADDRINUSE) => format!(" (UDP port {TUNNEL_PORT} is already in use: see `ss -lunp`)"),
         _ => String::new(),
     }
 }
@@ -173,12 +173,12 @@ impl fmt::Display for Step {
             Self::Mtu(mtu) => write!(f, "set the MTU of {NAME} to {mtu}"),
             Self::Address => write!(f, "give {NAME} the address {ADDRESS}"),
             Self::Up => write!(f, "set {NAME} up"),
-            Self::Forward { mac, remote } => write!(f, "send {mac} over {NAME} to {remote}"),
+            Self::Forward { mac, remote } => write!(f, "add the forwarding entry {mac} dst {remote} on {NAME}"),
             Self::Neighbour { addr, mac } => {
-                write!(f, "make {mac} the permanent neighbour {addr} on {NAME}")
+                write!(f, "add the permanent neighbour {addr} lladdr {mac} on {NAME}")
             }
-            Self::ForgetNeighbour { addr } => write!(f, "forget the neighbour {addr} on {NAME}"),
-            Self::ForgetForward(entry) => write!(f, "forget {} on {NAME}", entry.mac),
+            Self::ForgetNeighbour { addr } => write!(f, "remove the neighbour {addr} on {NAME}"),
+            Self::ForgetForward(entry) => write!(f, "remove the forwarding entry {} on {NAME}", entry.mac),
         }
     }
 }
@@ -232,7 +232,7 @@ mod tests {
     fn a_refusal_to_make_the_device_is_explained_by_its_reason() {
         for (errno, part) in [
             (libc::EOPNOTSUPP, "module `vxlan`"),
-            (libc::EEXIST, "such a device already"),
+            (libc::EEXIST, "already exists"),
             (libc::EADDRINUSE, "UDP port 8472"),
         ] {
             assert!(why_not_created(Some(errno)).contains(part), "{errno}");

@@ -37,7 +37,7 @@ impl LeftOut {
 
     /// A line for each that is named, and one for the others.
     pub fn lines(&self) -> impl Iterator<Item = String> {
-        let others = (self.unnamed > 0).then(|| format!("{} more elements are left out", self.unnamed));
+        let others = (self.unnamed > 0).then(|| format!("{} more elements are ignored", self.unnamed));
         self.named.iter().cloned().chain(others)
     }
 }
@@ -65,6 +65,6 @@ mod tests {
         left_out.add_many(0, || unreachable!());
         let lines: Vec<_> = left_out.lines().collect();
         assert_eq!((lines.len(), lines[0].as_str()), (NAMED_MAX + 1, "element 0"));
-        assert_eq!(lines[NAMED_MAX], "993 more elements are left out");
+        assert_eq!(lines[NAMED_MAX], "993 more elements are ignored");
     }
 }

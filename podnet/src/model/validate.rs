@@ -35,7 +35,7 @@ impl Kind {
             ("discovery.k8s.io/v1", "EndpointSlice") => Ok(Some(Self::EndpointSlice)),
             ("networking.k8s.io/v1", "ServiceCIDR") => Ok(Some(Self::ServiceCidr)),
             (other, "EndpointSlice") if other.starts_with("discovery.k8s.io/") => {
-                Err(format!("is {other}, which podnet doesn't read: use discovery.k8s.io/v1"))
+                Err(format!("is {other}, which podnet does not support: use discovery.k8s.io/v1"))
             }
             _ => Ok(None),
         }
@@ -78,7 +78,7 @@ fn check_name(name: &ObjectName) -> Checked<()> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     for (field, text) in [("metadata.name", &name.name), ("metadata.namespace", &name.namespace)] {
         if text.len() > NAME_MAX || !text.chars().all(allowed) {
-            return refuse(field, format!("`{text}` is not a name: use up to {NAME_MAX} of a-z, 0-9, - and ."));
+            return refuse(field, format!("`{text}` is not a valid name: use up to {NAME_MAX} of a-z, 0-9, - and ."));
         }
     }
     if name.name.is_empty() { refuse("metadata.name", "is missing") } else { Ok(()) }

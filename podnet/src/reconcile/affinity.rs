@@ -94,7 +94,7 @@ impl Affinities {
                 self.retry = None;
             }
             Err(error) => {
-                warn!("{error}; trying again");
+                warn!("{error}; retrying");
                 self.retry = Some(Retry::after(self.retry.as_ref(), &error, now));
             }
         }

@@ -139,7 +139,7 @@ struct Round<'a> {
 }
 
 /// Why a frontend isn't spread though it should be, and what can be done.
-const UNSPREAD: &str = "nodes choose the same backend only until its endpoints change; set a smaller maglevTableSize, \
+const UNSPREAD: &str = "nodes choose the same backend only until its endpoints change: set a smaller maglevTableSize, \
                         or preserve the source of fewer services";
 
 /// The scopes of a frontend's entries beside [`FrontendKey::ANY`], and the flag by which that one refers to each.
@@ -172,7 +172,7 @@ impl Reconciler {
             let spread = value.flags & Frontend::DIRECT_RETURN != 0;
             let (list, sound) = reconciler.lists.adopt(segment(&value), spread, &mut lists_found);
             if !sound {
-                warn!(frontend = %show(&key), "a frontend in the tables is broken and will be written again");
+                warn!(frontend = %show(&key), "rewriting an inconsistent frontend in the tables");
             }
             let restricted = value.flags & Frontend::SOURCE_RANGES != 0;
             let ranges = restricted.then(|| reconciler.ranges.adopt_frontend(&key, value.service, &ranges_found));
@@ -409,12 +409,12 @@ impl Reconciler {
     fn postpone(&mut self, key: FrontendKey, error: &TableError, now: Instant) {
         let retry = Retry::after(self.retries.get(&key), error, now);
         if retry.failures == 1 {
-            warn!(frontend = %show(&key), "a frontend can't be written, trying again: {error}");
+            warn!(frontend = %show(&key), "cannot write a frontend, retrying: {error}");
         } else {
             debug!(
                 frontend = %show(&key),
                 failures = retry.failures,
-                "a frontend can't be written, trying again: {error}"
+                "cannot write a frontend, retrying: {error}"
             );
         }
         self.retries.insert(key, retry);

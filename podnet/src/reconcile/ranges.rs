@@ -91,7 +91,7 @@ impl Ranges {
         }
         while let Some(range) = self.unused.first().copied() {
             if let Err(error) = tables.delete_source_range(&range) {
-                warn!("{error}; trying again");
+                warn!("{error}; retrying");
                 self.retry = Some(Retry::after(self.retry.as_ref(), &error, now));
                 return;
             }

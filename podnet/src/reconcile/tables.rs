@@ -21,7 +21,7 @@ pub enum TableError {
         advice: &'static str,
     },
     /// Another entry has to come or go first.
-    #[error("it waits for {0}")]
+    #[error("waiting for {0}")]
     Waits(String),
     /// The kernel refused.
     #[error("{operation} in the table `{table}`: {source}")]
@@ -45,7 +45,7 @@ impl TableError {
     /// The same for a source range.
     pub const SOURCE_RANGES_FULL: Self = Self::Full {
         table: "source_ranges",
-        advice: "raise frontendsMax in the daemon's configuration, or use fewer or larger ranges",
+        advice: "raise frontendsMax in the daemon's configuration, or use fewer, larger ranges",
     };
 }
 

@@ -19,19 +19,19 @@ pub fn refused<'a>(
     }
     for (kind, ip) in all_addresses(service).filter(|(_, ip)| service.families.has(ip)) {
         if let Some(why) = guard.address(kind, ip) {
-            left_out.add(|| format!("{ip} is left out: {why}"));
+            left_out.add(|| format!("{ip} is ignored: {why}"));
         }
     }
     let addresses = addresses(service, guard);
     for port in &service.ports {
         for (kind, at) in all_places(addresses.iter().copied(), service, port) {
             if let Some(why) = guard.port(kind, at, port.protocol) {
-                left_out.add(|| format!("{at}/{} is left out: {why}", port.protocol));
+                left_out.add(|| format!("{at}/{} is ignored: {why}", port.protocol));
             }
         }
     }
     if let Some((port, why)) = health::refused(service, guard) {
-        left_out.add(|| format!("healthCheckNodePort {port} is left out: {why}"));
+        left_out.add(|| format!("healthCheckNodePort {port} is ignored: {why}"));
     }
     for (name, slice) in slices {
         // Whatever the ports, an endpoint is looked at once: a slice may have thousands of both.
@@ -40,7 +40,7 @@ pub fn refused<'a>(
         for endpoint in &slice.endpoints {
             let at = SocketAddr::new(endpoint.addr, port.port);
             if let Some(why) = guard.endpoint(at, port.protocol) {
-                left_out.add(|| format!("endpoint {at}/{} of {name} is left out: {why}", port.protocol));
+                left_out.add(|| format!("endpoint {at}/{} of {name} is ignored: {why}", port.protocol));
             }
         }
     }

@@ -35,13 +35,13 @@ impl fmt::Display for Beyond {
         let Self { bound: Bound { table, most, scarce }, first, count } = self;
         let others = count.saturating_sub(1);
         let why = match scarce {
-            false => "as much as any Service may have",
-            true => "as much as each Service of its namespace gets while all ask for more than there is",
+            false => "the limit for every Service",
+            true => "the limit for each Service of its namespace while the table is oversubscribed",
         };
         write!(
             f,
-            "{first} and {others} more frontends are left out: it takes more than its share of the table `{table}`, which is \
-             {most} entries, {why}; use fewer ports, addresses, endpoints or source ranges"
+            "{first} and {others} more frontends are ignored: the Service exceeds its share of the table `{table}` \
+             ({most} entries, {why}); use fewer ports, addresses, endpoints or source ranges"
         )
     }
 }
@@ -51,8 +51,8 @@ impl Selection {
     pub fn shortages(&self) -> (Option<String>, Option<String>) {
         let unspread = (self.unspread > 0).then(|| {
             format!(
-                "{} of its lists of backends have no room in its share of the table `slots`: nodes choose the same backend there \
-                 only until its endpoints change; preserve the source of fewer ports",
+                "{} of its backend lists exceed its share of the table `slots`: for these, nodes choose the same \
+                 backend only until its endpoints change; preserve the source of fewer ports",
                 self.unspread
             )
         });

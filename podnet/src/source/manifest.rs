@@ -53,7 +53,7 @@ const RETURN_DELAY: Duration = Duration::from_secs(10);
 pub enum ManifestError {
     /// The directory can't be watched.
     #[error(
-        "watching the manifest directory {directory}: {source}; create it or set `manifests` to another",
+        "cannot watch the manifest directory {directory}: {source}; create it, or set `manifests` to another one",
         directory = directory.display()
     )]
     Watch {
@@ -242,16 +242,16 @@ impl ManifestSource {
         let missing = self.absent.len();
         if missing > 0 && missing == self.files.len() {
             return Some(
-                "another directory without any manifest is in its place: what was read stays until it has some".into(),
+                "replaced by a directory without manifests: keeping the objects read before until it has some".into(),
             );
         }
         if missing > 0 {
             return Some(format!(
-                "another directory is in its place, without {missing} of the files: they stay for a moment"
+                "replaced by a directory that lacks {missing} of the files: keeping their objects for a moment"
             ));
         }
         if !self.found && !self.rescan {
-            return Some("it has no manifest yet, not even that of this node".into());
+            return Some("no manifests yet, not even that of this node".into());
         }
         self.notices.problem().map(str::to_owned)
     }
@@ -306,7 +306,7 @@ impl ManifestSource {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return news,
                 Err(error) => {
-                    warn!(%error, "reading inotify events failed: reading the whole directory again");
+                    warn!(%error, "cannot read inotify events, rereading the whole directory");
                     self.rescan = true;
                     return news;
                 }
@@ -393,7 +393,7 @@ impl ManifestSource {
             match there.and_then(|_| self.begin_watch()) {
                 Ok(watch) => self.begin_anew(watch, now),
                 Err(error) => {
-                    let reason = format!("{error}; what was read from it stays until it is back");
+                    let reason = format!("{error}; keeping the objects read before until it is back");
                     if self.error.as_ref() != Some(&reason) {
                         warn!(directory = %self.directory.display(), "the manifest directory is gone: {reason}");
                     }
@@ -414,7 +414,7 @@ impl ManifestSource {
 
     /// Another directory is in the place of the one before, or the same again. It may still be being filled.
     fn begin_anew(&mut self, watch: Watch, now: Instant) {
-        info!(directory = %self.directory.display(), "the manifest directory is there again");
+        info!(directory = %self.directory.display(), "the manifest directory is back");
         (self.watch, self.error, self.rescan) = (Some(watch), None, true);
         self.absent = self.files.keys().cloned().collect();
         self.settled = now + RETURN_DELAY;
@@ -437,9 +437,9 @@ impl ManifestSource {
                 self.error = None;
             }
             Err(error) => {
-                let reason = format!("listing it: {error}; what was read from it stays");
+                let reason = format!("cannot list it: {error}; keeping the objects read before");
                 if self.error.as_ref() != Some(&reason) {
-                    warn!(directory = %self.directory.display(), "the manifest directory can't be read: {reason}");
+                    warn!(directory = %self.directory.display(), "cannot read the manifest directory: {reason}");
                 }
                 (self.error, self.rescan) = (Some(reason), true);
                 self.next_look = Some(now + LOOK_INTERVAL);

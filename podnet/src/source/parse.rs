@@ -29,7 +29,7 @@ pub(super) fn parse(text: &str, json: bool) -> Result<Vec<(ObjectKey, Object)>, 
                     if seen.insert(key.clone()) {
                         objects.push((key, object));
                     } else {
-                        let reason = format!("{key} is there twice: remove one");
+                        let reason = format!("duplicate {key}: remove one");
                         errors.push(TextError { line: document.line, reason });
                     }
                 }
@@ -207,7 +207,7 @@ mod tests {
         let text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Node\n  metadata:\n    name: N\n";
         assert!(errors(text, false)[0].starts_with("line 7: Node N: metadata.name: "));
         assert_eq!(errors("a: 1\n", false), ["line 1: an object has no kind: this is not a Kubernetes object"]);
-        assert_eq!(errors(&format!("{NODE}---\n{NODE}"), false), ["line 4: Node n1 is there twice: remove one"]);
+        assert_eq!(errors(&format!("{NODE}---\n{NODE}"), false), ["line 4: duplicate Node n1: remove one"]);
         assert_eq!(errors("just text\n", false).len(), 1);
     }
 

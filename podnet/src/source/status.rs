@@ -31,7 +31,7 @@ pub struct Mistake {
 /// What holds of something that can't be used as it is, for people.
 pub const fn what_holds(kept: bool) -> &'static str {
     match kept {
-        true => "what it was before stays in effect",
-        false => "it has not been usable since the daemon's start, so nothing of it is known",
+        true => "its last valid version stays in effect",
+        false => "no valid version since the daemon's start",
     }
 }

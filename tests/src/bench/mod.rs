@@ -68,16 +68,16 @@ pub struct Options {
 /// handlers and with its processes.
 pub fn run(options: &Options) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("benchmarks make network namespaces, which takes root: use `cargo xtask bench`, which asks sudo");
+        bail!("benchmarks create network namespaces and need root: use `cargo xtask bench`, which runs sudo");
     }
     let mut results = Results::default();
     if options.quick {
-        results.note("A quick run: fewer rounds than a verdict takes.");
+        results.note("Quick run: too few rounds for a verdict.");
     }
     // What has been measured is worth something also if the rest fails.
     let measured = measure(options, &mut results);
     if let Err(error) = &measured {
-        results.note(format!("The run was broken off: {error:#}."));
+        results.note(format!("The run was aborted: {error:#}."));
     }
     if results.is_empty() {
         measured?;

@@ -73,8 +73,8 @@ pub fn interleave(
             }
             Err(error) if failures < FAILURES => {
                 failures += 1;
-                eprintln!("a round is left out: {error:#}");
-                results.note(format!("A round was left out: {error:#}."));
+                eprintln!("skipping a round: {error:#}");
+                results.note(format!("A round was skipped: {error:#}."));
             }
             Err(error) => return Err(error),
         }

@@ -6,24 +6,24 @@ use anyhow::Result;
 use clap::Parser;
 use podnet_tests::bench::{self, Options, worker};
 
-/// Measures podnet against plain routing, kube-proxy's rules and the reference plugins, all in the same run.
+/// Benchmarks podnet against plain routing, kube-proxy's rules and the reference plugins in the same run.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Fewer rounds: figures in a few minutes, without verdicts.
+    /// Run fewer rounds: results in a few minutes, without verdicts.
     #[arg(long)]
     quick: bool,
-    /// Also write the results as JSON to this file.
+    /// Write the results to this file as JSON, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Directory for the report, its plots and results.json.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     out: PathBuf,
-    /// Another build's eBPF object, with the same tables: `ns_per_packet` also measures its programs, in turn with this
-    /// build's, as rows `ns_per_packet/before/…`.
+    /// eBPF object of another build with the same tables: `ns_per_packet` also measures its programs, alternating with
+    /// those of this build, in the rows `ns_per_packet/before/…`.
     #[arg(long, value_name = "OBJECT")]
     before: Option<PathBuf>,
-    /// Only rows whose name contains this, and what they are compared with.
+    /// Run only rows whose name contains this string, and their baselines.
     filter: Option<String>,
 }
 

@@ -19,25 +19,25 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what podnet does and check it; exit status 1 if anything is off.
+    /// Demonstrate and check podnet's features; exit status 1 if a check fails.
     Demo {
-        /// Write what was seen to this file, as JSON.
+        /// Write the results to this file as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Leave the cluster up; the last lines say how to get in and how to end it.
+        /// Keep the cluster running; the last lines of the output show how to enter and how to stop it.
         #[arg(long)]
         keep: bool,
     },
-    /// Have the kernel examine every eBPF program, and show what its verifier says; exit status 1 if it refuses any.
+    /// Load every eBPF program and show the verifier's statistics; exit status 1 if one is rejected.
     Programs {
-        /// One JSON object a line instead of a table.
+        /// Print one JSON object per line instead of a table.
         #[arg(long)]
         json: bool,
         /// Load them, as the process that is watched.
         #[arg(long, hide = true)]
         load: bool,
     },
-    /// Bring the demonstration's cluster up and open a shell on its first node.
+    /// Start the demonstration's cluster and open a shell on its first node.
     Shell,
     /// What holds a node's namespaces; started by the lab.
     #[command(hide = true)]

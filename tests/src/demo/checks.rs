@@ -21,7 +21,7 @@ pub(super) fn unique_ips(cluster: &Cluster) -> Result<String> {
             let range: ipnetwork::IpNetwork = cidr.parse()?;
             ensure!(range.contains(*ip), "{} has {ip}, which is not in {cidr}", pod.name());
         }
-        ensure!(pod.ips.len() == pod.node().pod_cidrs().len(), "{} lacks a family: {:?}", pod.name(), pod.ips);
+        ensure!(pod.ips.len() == pod.node().pod_cidrs().len(), "{} lacks an address family: {:?}", pod.name(), pod.ips);
     }
     Ok(format!("{} addresses on {} pods, all different", all.len(), cluster.pods.len()))
 }
@@ -67,11 +67,11 @@ pub(super) fn spread(place: &Place, service: &Service, transport: Transport) -> 
         for _ in 0..REQUESTS {
             let answer = place.ask(transport, service.addr(family)).with_context(|| format!("{family}"))?;
             let peer = answer.peer;
-            ensure!(peer == service.addr(family), "the client's socket names {peer} instead of the service");
+            ensure!(peer == service.addr(family), "the client's socket shows {peer} instead of the Service");
             *counts.entry(answer.server).or_default() += 1;
         }
         // One replica's share is binomial with mean 30 and deviation 4.5: 10 is four and a half deviations off.
-        ensure!(counts.len() == REPLICAS.len(), "{family}: a server that is no replica answered: {counts:?}");
+        ensure!(counts.len() == REPLICAS.len(), "{family}: a server that is not a replica answered: {counts:?}");
         ensure!(counts.values().all(|count| *count >= 10), "{family}: not spread evenly: {counts:?}");
         let shares: Vec<_> = counts.values().map(ToString::to_string).collect();
         details.push(format!("{family} {}", shares.join("/")));
@@ -132,7 +132,7 @@ fn settle(cluster: &Cluster, replicas: &[&str]) -> Result<()> {
     for place in vantage_points(cluster)? {
         for (service, transport) in examples(cluster) {
             for family in Family::ALL {
-                let what = format!("{} asked by {} is served by {replicas:?} only", service.name(), place.name());
+                let what = format!("{} is served to {} by {replicas:?} only", service.name(), place.name());
                 eventually(&what, || {
                     let answers: BTreeSet<String> = (0..30)
                         .map(|_| Ok(place.ask(transport, service.addr(family))?.server))
@@ -175,7 +175,7 @@ pub(super) fn outside(cluster: &Cluster) -> Result<String> {
     for family in Family::ALL {
         let node = cluster.lab.node(0).ip(family);
         client.ip(&format!("route replace {} via {node}\n", web.ip(family)))?;
-        client.ping(node).with_context(|| format!("the node itself does not answer at {node}"))?;
+        client.ping(node).with_context(|| format!("the node does not answer at {node}"))?;
         let ask = Ask::new(Transport::Tcp, web.addr(family)).timeout(Duration::from_millis(300));
         if let Ok(answer) = ask.from(client) {
             bail!("{} answered at {}", answer.server, web.addr(family));

@@ -144,7 +144,7 @@ fn examples(name: &str, manifest: &str) -> Result<Vec<Service>> {
     let documents = manifest.split("\n---").filter(|document| is_service(document));
     let services: Result<_> =
         documents.map(|document| Service::from_object(serde_saphyr::from_str(document)?)).collect();
-    services.with_context(|| format!("examples/{name}.yaml can't be used in the demonstration"))
+    services.with_context(|| format!("examples/{name}.yaml is not usable in the demonstration"))
 }
 
 /// The only Service of an example.

@@ -64,7 +64,11 @@ pub fn run_detached(options: &Options) -> Result<bool> {
 /// In the child: tells how to get in and how to end it, reports the result, and waits for a signal.
 pub(super) fn until_told(cluster: &Cluster, pass: bool) -> Result<()> {
     let shell = scripts::write(cluster)?;
-    println!("\nThe cluster stays up. A shell in it: {}\nTo end it: kill {}", shell.display(), std::process::id());
+    println!(
+        "\nThe cluster keeps running. Open a shell in it: {}\nStop it: kill {}",
+        shell.display(),
+        std::process::id()
+    );
     io::stdout().flush()?;
     let Ok(fd) = std::env::var(RESULT_FD).unwrap_or_default().parse::<RawFd>() else { return Ok(()) };
     // Whoever reads the command's output must see its end.

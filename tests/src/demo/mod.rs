@@ -35,7 +35,7 @@ pub struct Options {
 /// # Errors
 /// The JSON file can't be written, or the kept cluster's scripts can't. All else that goes wrong is part of the report.
 pub fn run(options: &Options) -> Result<bool> {
-    println!("podnet: a pod network with services, on two nodes made of network namespaces");
+    println!("podnet: pod networking and Services on two nodes in network namespaces");
     let mut report = Report::new();
     report.heading("Cluster");
     let cluster = match Cluster::start() {
@@ -61,7 +61,7 @@ fn show(mut cluster: Cluster, report: &mut Report) -> Option<Cluster> {
     let nodes: Vec<_> = cluster.lab.nodes().iter().map(|node| format!("{} ready", node.name())).collect();
     report.check("two nodes with a daemon each", Ok(nodes.join(", ")));
 
-    report.heading("Pods, made by podnet-cni");
+    report.heading("Pods, created by podnet-cni");
     let made = cluster.add_pods();
     let failed = made.is_err();
     report.check("pods start", made.map(|()| format!("{} pods", cluster.pods.len())));
@@ -77,7 +77,7 @@ fn show(mut cluster: Cluster, report: &mut Report) -> Option<Cluster> {
     }
     report.check("each pod has its own addresses", checks::unique_ips(&cluster));
     if let Err(error) = show_traffic(&mut cluster, report) {
-        report.check("the demonstration went on to its end", Err(error));
+        report.check("the demonstration ran to its end", Err(error));
     }
     report.pods = cluster.rows();
     Some(cluster)
@@ -103,10 +103,10 @@ fn show_traffic(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
         }
     }
     report.check("scaling 1 → 3 → 1 under load", checks::scaling(cluster));
-    report.check("a pod made again has new addresses", checks::recreate(cluster));
-    report.check("ClusterIPs are closed to the outside", checks::outside(cluster));
+    report.check("a recreated pod gets new addresses", checks::recreate(cluster));
+    report.check("ClusterIPs are not reachable from outside", checks::outside(cluster));
 
-    report.heading("Source address that the backend sees");
+    report.heading("Source address seen by the backend");
     report.source_ip = source_ip::observe(cluster)?;
     source_ip::print(&report.source_ip);
     let wrong = report.source_ip.iter().filter(|row| !row.pass).count();
@@ -114,16 +114,16 @@ fn show_traffic(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     let found = if wrong == 0 {
         Ok(format!("all {all} combinations"))
     } else {
-        Err(anyhow::anyhow!("{wrong} of {all} are not"))
+        Err(anyhow::anyhow!("{wrong} of {all} differ"))
     };
-    report.check("source addresses are as they should be", found);
+    report.check("source addresses are as expected", found);
 
     report.heading("The Kubernetes tutorial \"Using Source IP\"");
     let rows = play_tutorial(cluster, report);
     source_ip::print(&rows);
     report.source_ip.extend(rows);
 
-    report.heading("Throughput of one TCP stream (iperf3, medians of 5 runs of a second)");
+    report.heading("Throughput of one TCP stream (iperf3, medians of 5 runs of 1 s)");
     match throughput::measure(cluster) {
         Ok(rows) => {
             let line = |row: &report::ThroughputRow| {
@@ -132,7 +132,7 @@ fn show_traffic(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
             table(&["path", "Gbit/s", "relative to direct"], rows.iter().map(line));
             let idle = rows.iter().find(|row| row.gbps <= 0.0).map(|row| row.path.clone());
             let found =
-                idle.map_or(Ok(format!("{} paths", rows.len())), |path| Err(anyhow::anyhow!("nothing on: {path}")));
+                idle.map_or(Ok(format!("{} paths", rows.len())), |path| Err(anyhow::anyhow!("no data on: {path}")));
             report.check("data flows on every path", found);
             report.throughput = rows;
         }

@@ -100,7 +100,7 @@ fn rc(cluster: &Cluster) -> String {
          \x20 node client curl -s http://{node_port}/   (a NodePort, from outside)\n\
          \x20 pod client-1 ping -c 1 {}    ping -c 1 {}\n\
          \x20 podnet conntrack list                podnet drops\n\
-         Manifests: {} (a changed file takes effect at once; node2 has its own copy)\n\
+         Manifests: {} (changes take effect at once; node2 has its own copy)\n\
          Services: web {web}, dns {}/UDP. The cluster ends with this shell.\n\
          END\ncd /\n",
         web6.ip(),

@@ -11,7 +11,7 @@ use crate::lab::spawn;
 
 /// Brings the cluster up, runs the shell on the terminal, and ends the cluster with it.
 pub fn shell() -> Result<ExitStatus> {
-    println!("bringing up two nodes and six pods …");
+    println!("starting two nodes and six pods …");
     let mut cluster = Cluster::start()?;
     cluster.add_pods()?;
     cluster.apply_services()?;

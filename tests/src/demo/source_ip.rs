@@ -93,5 +93,5 @@ pub(super) fn print(rows: &[SourceRow]) {
         line.insert(3, protocols.join(", "));
         line
     });
-    table(&["client", "frontend", "mode", "protocol", "backend", "source seen", "as it should be"], rows);
+    table(&["client", "frontend", "mode", "protocol", "backend", "source seen", "as expected"], rows);
 }

@@ -68,7 +68,7 @@ impl<'a> Tutorial<'a> {
     /// All rows since `start` are as they should be.
     fn passed(&self, start: usize, what: String) -> Result<String> {
         let wrong = self.rows[start..].iter().filter(|row| !row.pass).count();
-        ensure!(wrong == 0, "{wrong} of {} rows of the table are not as they should be", self.rows.len() - start);
+        ensure!(wrong == 0, "{wrong} of {} rows of the table differ", self.rows.len() - start);
         Ok(what)
     }
 
@@ -82,7 +82,7 @@ impl<'a> Tutorial<'a> {
                 self.ask(&format!("{name} ({what})"), &pod.place, service.addr(family), "auto", Some(pod.ip(family)));
             }
         }
-        self.passed(start, "the pod sees the client pods themselves".to_owned())
+        self.passed(start, "the pod sees the addresses of the client pods".to_owned())
     }
 
     /// Source IP for Services of type NodePort: as created, and with the client's address preserved by podnet.
@@ -109,7 +109,8 @@ impl<'a> Tutorial<'a> {
         }
         self.passed(
             start,
-            "on the pod's node the client, on the other one that node, or by a setting the client too".to_owned(),
+            "via the pod's node the client, via the other one that node, or by a setting the client too"
+                .to_owned(),
         )
     }
 
@@ -131,7 +132,7 @@ impl<'a> Tutorial<'a> {
                 );
             }
         }
-        self.passed(start, "on the pod's node the client, on the other one no answer".to_owned())
+        self.passed(start, "via the pod's node the client, via the other one no answer".to_owned())
     }
 
     /// Source IP for Services of type LoadBalancer.
@@ -144,7 +145,7 @@ impl<'a> Tutorial<'a> {
                 self.balanced(node, family, "auto", Some(expected))?;
             }
         }
-        self.passed(start, "as at a NodePort of the node that the balancer chooses".to_owned())
+        self.passed(start, "as at a NodePort of the node that the load balancer chooses".to_owned())
     }
 
     /// The same with `externalTrafficPolicy: Local`: the balancer asks the nodes' health checks first.

@@ -74,7 +74,7 @@ impl Show for ServiceList {
             Column::Text("PROTOCOL"),
             Column::Text("SOURCE"),
             Column::Number("BACKENDS"),
-            Column::Number("OUTSIDE"),
+            Column::Number("EXTERNAL"),
             Column::Text("POLICY"),
         ];
         let rows = self.0.iter().map(|row| {

@@ -52,9 +52,9 @@ pub(in crate::cli) fn show(
         Ok(wanted) => match wanted.explain(name, tables(view)?) {
             Some(explained) => (Some(explained), None),
             None if frontends.iter().any(|f| f.frontend.kind == Some(FrontendKind::HostPort)) => {
-                (None, Some("a host port leads to the one pod that has asked for it".to_owned()))
+                (None, Some("a host port maps to the one pod that requested it".to_owned()))
             }
-            None => (None, Some(format!("there is no Service {name}"))),
+            None => (None, Some(format!("Service {name} not found"))),
         },
         Err(error) => (None, Some(error.to_string())),
     };
@@ -64,7 +64,7 @@ pub(in crate::cli) fn show(
     let mut differences = explanation.as_ref().map(|e| why::differences(&frontends, e)).unwrap_or_default();
     if let (false, Ok(wanted)) = (differences.is_empty(), &wanted) {
         let broken = wanted.broken().iter();
-        differences.extend(broken.map(|file| format!("{file} can't be used as it is: what it said before holds")));
+        differences.extend(broken.map(|file| format!("{file} is invalid: its last valid version stays in effect")));
     }
     let ObjectName { namespace, name } = name.clone();
     Ok(Some(ServiceDetail { namespace, name, frontends, explanation, not_explained, differences }))

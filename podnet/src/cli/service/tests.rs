@@ -127,11 +127,11 @@ fn all_frontends_are_listed_in_order_and_one_without_a_name_by_its_id() {
     assert_eq!(
         list(&cluster_ips(), &names(), || panic!("the tables tell it all")).unwrap().text(),
         "\
-NAMESPACE  NAME    PORT NAME  KIND       ADDRESS      PORT  PROTOCOL  SOURCE    BACKENDS  OUTSIDE  POLICY
--          (id 3)  -          ClusterIP  10.96.0.99      1  SCTP      preserve         0        -  -
-default    dns     -          ClusterIP  10.96.0.53     53  UDP       preserve         0        -  -
-default    web     http       ClusterIP  10.96.0.10     80  TCP       snat             3        -  -
-default    web     http       ClusterIP  fd00:96::10    80  TCP       preserve         1        -  -
+NAMESPACE  NAME    PORT NAME  KIND       ADDRESS      PORT  PROTOCOL  SOURCE    BACKENDS  EXTERNAL  POLICY
+-          (id 3)  -          ClusterIP  10.96.0.99      1  SCTP      preserve         0         -  -
+default    dns     -          ClusterIP  10.96.0.53     53  UDP       preserve         0         -  -
+default    web     http       ClusterIP  10.96.0.10     80  TCP       snat             3         -  -
+default    web     http       ClusterIP  fd00:96::10    80  TCP       preserve         1         -  -
 "
     );
 }
@@ -142,14 +142,14 @@ fn every_kind_of_frontend_is_told_from_the_others() {
     assert_eq!(
         all.text(),
         "\
-NAMESPACE  NAME          PORT NAME  KIND          ADDRESS       PORT  PROTOCOL  SOURCE    BACKENDS  OUTSIDE  POLICY
-default    dns hostPort  -          HostPort      *               53  UDP       auto             1        -  -
-default    dns hostPort  -          HostPort      172.30.0.1      54  UDP       auto             1        -  -
-default    web           http       external      203.0.113.2     80  TCP       preserve         2        -  -
-default    web           http       ClusterIP     10.96.0.10      80  TCP       preserve         2        -  affinity 3h0m
-default    web           http       NodePort      *            30080  TCP       auto             2        1  external Local
-default    web           http       NodePort      [*]          30080  TCP       auto             0        0  external Local
-default    web           http       LoadBalancer  203.0.113.1     80  TCP       auto             1        -  source ranges
+NAMESPACE  NAME          PORT NAME  KIND          ADDRESS       PORT  PROTOCOL  SOURCE    BACKENDS  EXTERNAL  POLICY
+default    dns hostPort  -          HostPort      *               53  UDP       auto             1         -  -
+default    dns hostPort  -          HostPort      172.30.0.1      54  UDP       auto             1         -  -
+default    web           http       external      203.0.113.2     80  TCP       preserve         2         -  -
+default    web           http       ClusterIP     10.96.0.10      80  TCP       preserve         2         -  affinity 3h0m
+default    web           http       NodePort      *            30080  TCP       auto             2         1  external Local
+default    web           http       NodePort      [*]          30080  TCP       auto             0         0  external Local
+default    web           http       LoadBalancer  203.0.113.1     80  TCP       auto             1         -  source ranges
 "
     );
     let dir = manifests();
@@ -183,7 +183,7 @@ fn one_service_is_shown_with_its_backends_and_their_flows() {
         detail.text(),
         "\
 service    default/web
-unknown    why endpoints are left out: no daemon has said where its objects come from: name its configuration with --config
+unknown    why endpoints are excluded: no daemon has published the source of its objects: pass its configuration with --config
 
 FRONTEND          PROTOCOL  PORT NAME  KIND       SOURCE    AFFINITY  SOURCE RANGES
 10.96.0.10:80     TCP       http       ClusterIP  snat      -         -
@@ -212,9 +212,9 @@ fn each_kind_of_client_is_shown_with_its_choice_and_what_was_left_out() {
 service    default/web
 type       LoadBalancer
 policies   internal Cluster, external Local
-health     node port 32000, endpoints of this node: 1
-tables     203.0.113.1:80/TCP does not lead to 10.244.2.5:8080 yet for clients of this node
-tables     203.0.113.2:80/TCP still leads to 10.244.2.5:8080 for clients from outside
+health     node port 32000, local endpoints: 1
+tables     203.0.113.1:80/TCP does not include the backend 10.244.2.5:8080 yet for clients on this node
+tables     203.0.113.2:80/TCP still includes the backend 10.244.2.5:8080 for external clients
 tables     [*]:30080/TCP is still in the tables
 
 FRONTEND        PROTOCOL  PORT NAME  KIND          SOURCE    AFFINITY  SOURCE RANGES
@@ -224,26 +224,26 @@ FRONTEND        PROTOCOL  PORT NAME  KIND          SOURCE    AFFINITY  SOURCE RA
 203.0.113.1:80  TCP       http       LoadBalancer  auto      -         198.51.100.0/24
 203.0.113.2:80  TCP       http       ExternalIP    preserve  -         -
 
-FRONTEND        PROTOCOL  CLIENTS    BACKEND                  NODE   POD    SHARE  FLOWS
-10.96.0.10:80   TCP       all        10.244.1.5:8080          this   -     50.0 %      0
-10.96.0.10:80   TCP       all        10.244.2.5:8080          node2  -     50.0 %      0
-*:30080         TCP       this node  10.244.1.5:8080          this   -     50.0 %      1
-*:30080         TCP       this node  10.244.2.5:8080          node2  -     50.0 %      0
-*:30080         TCP       outside    10.244.1.5:8080          this   -    100.0 %      1
-[*]:30080       TCP       this node  (none: refused)          -      -          -      -
-[*]:30080       TCP       outside    (none: dropped)          -      -          -      -
-203.0.113.1:80  TCP       all        10.244.1.5:8080          this   -    100.0 %      0
-203.0.113.2:80  TCP       all        10.244.1.5:8080          this   -     42.9 %      0
-203.0.113.2:80  TCP       all        10.244.2.5:8080          node2  -     57.1 %      0
-203.0.113.2:80  TCP       sent on    10.244.1.5:8080          this   -    100.0 %      -
-203.0.113.2:80  TCP       outside    (sent on to 172.30.0.2)  node2  -          -      1
+FRONTEND        PROTOCOL  CLIENTS    BACKEND                    NODE   POD    SHARE  FLOWS
+10.96.0.10:80   TCP       all        10.244.1.5:8080            this   -     50.0 %      0
+10.96.0.10:80   TCP       all        10.244.2.5:8080            node2  -     50.0 %      0
+*:30080         TCP       this node  10.244.1.5:8080            this   -     50.0 %      1
+*:30080         TCP       this node  10.244.2.5:8080            node2  -     50.0 %      0
+*:30080         TCP       external   10.244.1.5:8080            this   -    100.0 %      1
+[*]:30080       TCP       this node  (none: rejected)           -      -          -      -
+[*]:30080       TCP       external   (none: dropped)            -      -          -      -
+203.0.113.1:80  TCP       all        10.244.1.5:8080            this   -    100.0 %      0
+203.0.113.2:80  TCP       all        10.244.1.5:8080            this   -     42.9 %      0
+203.0.113.2:80  TCP       all        10.244.2.5:8080            node2  -     57.1 %      0
+203.0.113.2:80  TCP       forwarded  10.244.1.5:8080            this   -    100.0 %      -
+203.0.113.2:80  TCP       external   (forwarded to 172.30.0.2)  node2  -          -      1
 
-LEFT OUT         NODE   ZONE  BECAUSE                                                       AT
-10.244.2.5:8080  node2  -     it is not on this node, as the traffic policy Local wants it  203.0.113.1:80/TCP (outside), \
-203.0.113.2:80/TCP (outside), *:30080/TCP (outside)
-10.244.2.6:8080  node2  a     it is not ready                                               10.96.0.10:80/TCP, \
-203.0.113.1:80/TCP (this node), 203.0.113.1:80/TCP (outside), 203.0.113.2:80/TCP (this node), \
-203.0.113.2:80/TCP (outside), *:30080/TCP (this node), *:30080/TCP (outside)
+EXCLUDED         NODE   ZONE  REASON                                   FRONTEND
+10.244.2.5:8080  node2  -     not on this node (traffic policy Local)  203.0.113.1:80/TCP (external), \
+203.0.113.2:80/TCP (external), *:30080/TCP (external)
+10.244.2.6:8080  node2  a     not ready                                10.96.0.10:80/TCP, \
+203.0.113.1:80/TCP (this node), 203.0.113.1:80/TCP (external), 203.0.113.2:80/TCP (this node), \
+203.0.113.2:80/TCP (external), *:30080/TCP (this node), *:30080/TCP (external)
 "
     );
     let json = serde_json::to_value(&detail).unwrap();
@@ -256,7 +256,7 @@ LEFT OUT         NODE   ZONE  BECAUSE                                           
     view.frontends.remove(0);
     let detail = shown(&view, &web(), wanted(&manifests())).unwrap();
     let first = detail.differences.first().map(String::as_str);
-    assert_eq!(first, Some("10.96.0.10:80/TCP is not in the tables yet, unless it belongs to another service"));
+    assert_eq!(first, Some("10.96.0.10:80/TCP is not in the tables yet, or belongs to another service"));
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn a_service_without_frontends_is_explained_from_its_manifest() {
         "\
 service    default/db
 type       ClusterIP
-ignored    it is headless: clients use its endpoints directly
+ignored    headless: clients use its endpoints directly
 policies   internal Cluster, external Cluster
 "
     );
@@ -296,16 +296,16 @@ fn what_a_share_cuts_away_is_explained() {
         let (beyond, within): (Vec<_>, Vec<_>) = frontends.partition(|frontend| frontend.beyond_share);
         assert_eq!((beyond.len() + within.len(), detail.differences.len()), (800, within.len()), "none is there yet");
         let text = detail.text();
-        (within.len(), text.lines().find(|line| line.contains("more than its share")).unwrap_or_default().to_owned())
+        (within.len(), text.lines().find(|line| line.contains("exceeds its share")).unwrap_or_default().to_owned())
     };
     let (within, note) = explained();
-    assert!(note.contains("`frontends`, which is 256 entries, as much as any Service may have"), "{note}");
+    assert!(note.contains("`frontends` (256 entries, the limit for every Service)"), "{note}");
     assert_eq!(within, 256 - 40, "each of the addresses takes an entry too");
     let shares = [("default".to_owned(), Room::MAX.with(0, 30))].into();
     std::fs::create_dir(&run).unwrap();
     DaemonStatus { shares, ..DaemonStatus::default() }.write(&run).unwrap();
     let (within, note) = explained();
-    assert!(note.contains("30 entries, as much as each Service of its namespace gets"), "{note}");
+    assert!(note.contains("30 entries, the limit for each Service of its namespace"), "{note}");
     assert_eq!(within, 15, "of the first port, with the addresses");
 }
 
@@ -315,7 +315,7 @@ fn a_broken_manifest_is_named_where_it_may_be_the_reason() {
     std::fs::write(dir.path().join("broken.yaml"), "apiVersion: [\n").unwrap();
     let detail = shown(&everything(), &web(), wanted(&dir)).unwrap();
     let broken = dir.path().join("broken.yaml");
-    let expected = format!("{} can't be used as it is: what it said before holds", broken.display());
+    let expected = format!("{} is invalid: its last valid version stays in effect", broken.display());
     assert_eq!(detail.differences.last(), Some(&expected));
 }
 
@@ -324,12 +324,12 @@ fn manifests_that_cant_be_read_leave_the_tables() {
     let config = Config::parse("node: node1\nmanifests: /nowhere/at/all\n").unwrap();
     let detail = shown(&cluster_ips(), &web(), Wanted::read(&config)).unwrap();
     assert!(
-        detail.text().contains("\nunknown    why endpoints are left out: watching the manifest directory /nowhere")
+        detail.text().contains("\nunknown    why endpoints are excluded: cannot watch the manifest directory /nowhere")
     );
     assert_eq!(detail.frontends.len(), 2);
     let elsewhere = shown(&cluster_ips(), &ObjectName { name: "dns".into(), ..web() }, wanted(&manifests())).unwrap();
-    assert_eq!(elsewhere.not_explained.as_deref(), Some("there is no Service default/dns"));
+    assert_eq!(elsewhere.not_explained.as_deref(), Some("Service default/dns not found"));
     let pods = ObjectName { name: "dns hostPort".into(), ..web() };
     let pods = shown(&everything(), &pods, wanted(&manifests())).unwrap();
-    assert_eq!(pods.not_explained.as_deref(), Some("a host port leads to the one pod that has asked for it"));
+    assert_eq!(pods.not_explained.as_deref(), Some("a host port maps to the one pod that requested it"));
 }

@@ -16,7 +16,7 @@ impl Show for ServiceDetail {
             Some(explained) => self.explained(explained, &mut text),
             None => {
                 let reason = self.not_explained.as_deref().unwrap_or(NOTHING);
-                text.line("unknown", &format!("why endpoints are left out: {reason}"));
+                text.line("unknown", &format!("why endpoints are excluded: {reason}"));
             }
         }
         if !self.frontends.is_empty() {
@@ -41,13 +41,13 @@ impl ServiceDetail {
         let policies = [explained.internal_traffic_policy, explained.external_traffic_policy].map(policy_name);
         text.line("policies", &format!("internal {}, external {}", policies[0], policies[1]));
         if let (Some(port), Some(count)) = (explained.health_check_node_port, explained.health_check_endpoints) {
-            text.line("health", &format!("node port {port}, endpoints of this node: {count}"));
+            text.line("health", &format!("node port {port}, local endpoints: {count}"));
         }
         for difference in &self.differences {
             text.line("tables", difference);
         }
         if self.differences.is_empty() && explained.ignored.is_none() {
-            text.line("tables", "as its objects ask for");
+            text.line("tables", "in sync with its objects");
         }
         for remark in &explained.remarks {
             text.line("note", remark);
@@ -67,7 +67,7 @@ fn frontends(frontends: &[FrontendDetail], text: &mut Text) {
     ];
     let ranges = |detail: &FrontendDetail| match detail.source_ranges.as_deref() {
         None => NOTHING.to_owned(),
-        Some([]) => "(none: nobody)".to_owned(),
+        Some([]) => "(none: all denied)".to_owned(),
         Some(ranges) => ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     };
     let rows = frontends.iter().map(|detail| {
@@ -104,7 +104,7 @@ fn backends(frontends: &[FrontendDetail], text: &mut Text) {
         };
         for choice in &detail.choices {
             if let Some(none) = choice.if_none {
-                let what = if none == IfNone::Drop { "(none: dropped)" } else { "(none: refused)" };
+                let what = if none == IfNone::Drop { "(none: dropped)" } else { "(none: rejected)" };
                 let end = [what, NOTHING, NOTHING, NOTHING, NOTHING].map(str::to_owned);
                 rows.push([start(choice.clients), end.to_vec()].concat());
             }
@@ -112,7 +112,7 @@ fn backends(frontends: &[FrontendDetail], text: &mut Text) {
         }
         for sent_on in &detail.sent_on {
             let node = sent_on.node.clone().unwrap_or_else(|| "other".to_owned());
-            let to = format!("(sent on to {})", sent_on.address);
+            let to = format!("(forwarded to {})", sent_on.address);
             let end = vec![to, node, NOTHING.to_owned(), NOTHING.to_owned(), sent_on.flows.to_string()];
             rows.push([start(Clients::Outside), end].concat());
         }
@@ -142,11 +142,11 @@ fn left_out(explained: &Explained, text: &mut Text) {
         return;
     }
     let columns = [
-        Column::Text("LEFT OUT"),
+        Column::Text("EXCLUDED"),
         Column::Text("NODE"),
         Column::Text("ZONE"),
-        Column::Text("BECAUSE"),
-        Column::Text("AT"),
+        Column::Text("REASON"),
+        Column::Text("FRONTEND"),
     ];
     let rows = left_out.iter().map(|row| {
         let why = row.why.to_owned();
@@ -160,8 +160,8 @@ const fn clients_name(clients: Clients) -> &'static str {
     match clients {
         Clients::All => "all",
         Clients::ThisNode => "this node",
-        Clients::Outside => "outside",
-        Clients::SentOn => "sent on",
+        Clients::Outside => "external",
+        Clients::SentOn => "forwarded",
     }
 }
 
@@ -183,8 +183,8 @@ const fn policy_name(policy: TrafficPolicy) -> &'static str {
 
 const fn ignored_reason(ignored: Ignored) -> &'static str {
     match ignored {
-        Ignored::ExternalName => "it is a name in DNS and nothing else",
-        Ignored::Headless => "it is headless: clients use its endpoints directly",
-        Ignored::OtherProxy => "a label leaves it to another proxy",
+        Ignored::ExternalName => "ExternalName: a DNS alias without a ClusterIP",
+        Ignored::Headless => "headless: clients use its endpoints directly",
+        Ignored::OtherProxy => "assigned to another proxy by label",
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn differences(tables: &[FrontendDetail], wanted: &Explained) -> Vec<
         let at = at(frontend);
         let found = tables.iter().find(|table| name(table) == at);
         let Some(table) = found else {
-            differences.push(format!("{at} is not in the tables yet, unless it belongs to another service"));
+            differences.push(format!("{at} is not in the tables yet, or belongs to another service"));
             continue;
         };
         for choice in &frontend.choices {
@@ -29,9 +29,9 @@ pub(super) fn differences(tables: &[FrontendDetail], wanted: &Explained) -> Vec<
                 .collect();
             let for_clients = clients_of(choice.clients);
             let missing = chosen.difference(&present);
-            differences.extend(missing.map(|to| format!("{at} does not lead to {to} yet{for_clients}")));
+            differences.extend(missing.map(|to| format!("{at} does not include the backend {to} yet{for_clients}")));
             let extra = present.difference(&chosen);
-            differences.extend(extra.map(|to| format!("{at} still leads to {to}{for_clients}")));
+            differences.extend(extra.map(|to| format!("{at} still includes the backend {to}{for_clients}")));
         }
     }
     let places: BTreeSet<String> = admitted().map(at).collect();
@@ -58,8 +58,8 @@ fn of_clients(table: &FrontendDetail, clients: select::Clients) -> impl Iterator
 fn clients_of(clients: select::Clients) -> &'static str {
     match clients {
         select::Clients::All => "",
-        select::Clients::ThisNode => " for clients of this node",
-        select::Clients::Outside => " for clients from outside",
+        select::Clients::ThisNode => " for clients on this node",
+        select::Clients::Outside => " for external clients",
     }
 }
 
@@ -87,7 +87,7 @@ pub(super) fn left_out(explained: &Explained) -> Vec<LeftOut> {
             let clients = match choice.clients {
                 select::Clients::All => "",
                 select::Clients::ThisNode => " (this node)",
-                select::Clients::Outside => " (outside)",
+                select::Clients::Outside => " (external)",
             };
             for endpoint in &choice.endpoints {
                 if endpoint.fate == Fate::Chosen || (endpoint.fate == Fate::OtherFamily && is_served) {
@@ -112,15 +112,15 @@ pub(super) fn left_out(explained: &Explained) -> Vec<LeftOut> {
 
 const fn reason(fate: Fate) -> &'static str {
     match fate {
-        Fate::Chosen => "it is used",
-        Fate::NotReady => "it is not ready",
-        Fate::Terminating => "it is terminating, and others are not",
-        Fate::NotOnThisNode => "it is not on this node, as the traffic policy Local wants it",
-        Fate::HintedForOtherNodes => "its hints are for other nodes, and there are endpoints for this one",
-        Fate::HintedForOtherZones => "its hints are for other zones, and there are endpoints for this one",
-        Fate::OtherFamily => "it is of the other family",
-        Fate::NoSuchPort => "its slice does not have the service's port",
-        Fate::Refused => "no service may lead there: `podnet status` says why",
+        Fate::Chosen => "in use",
+        Fate::NotReady => "not ready",
+        Fate::Terminating => "terminating, while other endpoints are not",
+        Fate::NotOnThisNode => "not on this node (traffic policy Local)",
+        Fate::HintedForOtherNodes => "hinted for other nodes, and other endpoints are hinted for this one",
+        Fate::HintedForOtherZones => "hinted for other zones, and other endpoints are hinted for this one",
+        Fate::OtherFamily => "of the other address family",
+        Fate::NoSuchPort => "its EndpointSlice does not have the service's port",
+        Fate::Refused => "not allowed as an endpoint: see `podnet status`",
     }
 }
 

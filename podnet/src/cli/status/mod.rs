@@ -151,15 +151,15 @@ fn table_name<S: Serializer>(table: &Table, serializer: S) -> Result<S::Ok, S::E
 const ADVICE: [(Table, &str); SIZED.len()] = [
     (tables::CONNTRACK.table(), "raise conntrackMax in the daemon's configuration"),
     (tables::ENDPOINTS.table(), "move pods to other nodes"),
-    (tables::NODES.table(), "the cluster has too many nodes, or too many addresses of load balancers"),
+    (tables::NODES.table(), "its size is fixed: use fewer nodes or fewer load balancer addresses"),
     (
         tables::SOURCE_RANGES.table(),
-        "raise frontendsMax in the daemon's configuration, or write fewer and larger loadBalancerSourceRanges",
+        "raise frontendsMax in the daemon's configuration, or use fewer, larger loadBalancerSourceRanges",
     ),
     (tables::FRONTENDS.table(), FEWER_SERVICES),
     (tables::SLOTS.table(), FEWER_SERVICES),
     (tables::BACKENDS.table(), FEWER_SERVICES),
-    (tables::AFFINITY.table(), "the kernel makes room by forgetting the clients that are silent for longest"),
+    (tables::AFFINITY.table(), "the kernel evicts the least recently used clients"),
 ];
 const FEWER_SERVICES: &str = "raise frontendsMax in the daemon's configuration, or remove services or endpoints";
 
@@ -368,20 +368,20 @@ pub(super) fn assemble(witnesses: Witnesses) -> Status {
 fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) {
     if !daemon.running && datapath {
         warnings.push(
-            "the daemon is not running: traffic and pods go on, but changed services are not put into effect. Start \
-             it with `podnet daemon --config FILE`"
+            "the daemon is not running: existing traffic and pods keep working, but service changes are not applied. \
+             Start it with `podnet daemon --config FILE`"
                 .to_owned(),
         );
     }
     let Some(report) = &daemon.report else { return };
     if daemon.running && report.ready.is_none() {
-        warnings.push("the daemon is not ready yet: pods can't be created until it is".to_owned());
+        warnings.push("the daemon is not ready yet: pods cannot be started until it is".to_owned());
     }
     for source in &report.sources {
         if !source.synced {
             warnings.push(format!(
-                "{} has not been read completely yet: until then services of an earlier daemon stay in effect, also such as \
-                 nobody asks for any more",
+                "{} has not been read completely yet: until then, services of an earlier daemon stay in effect, \
+                 including deleted ones",
                 source.name
             ));
         }
@@ -393,23 +393,25 @@ fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) 
     }
     for pending in &report.tables.pending {
         let times = pending.failures;
-        warnings.push(format!("{} could not be written, {times} times so far: {}", pending.frontend, pending.reason));
+        warnings
+            .push(format!("{} could not be written in {times} attempts so far: {}", pending.frontend, pending.reason));
     }
     for uplink in report.interfaces() {
         for hook in uplink.hooks.iter().filter(|hook| hook.attached.is_none()) {
-            let reason = hook.error.as_deref().unwrap_or("the reason is in the daemon's log");
+            let reason = hook.error.as_deref().unwrap_or("see the daemon's log for the reason");
             warnings.push(format!("{} is not attached to {}: {reason}", hook.hook, uplink.name));
         }
     }
     if let Some(error) = &report.health.error {
         let address = report.health.address.as_deref().unwrap_or("no address");
         warnings.push(format!(
-            "the health server does not answer at {address}: {error}; free the port or change healthzBindAddress"
+            "the health server cannot listen on {address}: {error}; free the port or change healthzBindAddress"
         ));
     }
     if datapath && report.ready.is_some() && report.uplinks.is_empty() {
-        let advice = "name the interfaces that lead out of the node with `uplinks` in the daemon's configuration";
-        warnings.push(format!("no uplink was found: {advice}"));
+        let advice = "list the interfaces that connect the node to its network as `uplinks` in the daemon's \
+                      configuration";
+        warnings.push(format!("no uplink found: {advice}"));
     }
     warnings.extend(report.warnings.iter().cloned());
 }
@@ -422,13 +424,15 @@ fn repair_warnings<'a>(repairs: impl Iterator<Item = &'a RepairStatus>, now: Uni
     for RepairStatus { of, parts, times, last } in recent.iter().take(NAMED) {
         let count = if *times == 1 { String::new() } else { format!(", {times} times so far") };
         warnings.push(format!(
-            "something else than podnet has changed the link of {of}: {parts} was put back {} ago{count}; have the \
-             programs that manage this host's network leave pn* alone",
+            "another program has changed the link of {of}: restored {parts} {} ago{count}; configure the host's \
+             network managers to ignore pn* interfaces",
             since(*last, now)
         ));
     }
     if let Some(others) = recent.len().checked_sub(NAMED).filter(|others| *others > 0) {
-        warnings.push(format!("the links of {others} more were put right likewise: `podnet status -o json` has them"));
+        warnings.push(format!(
+            "the links of {others} more pods were restored likewise: `podnet status -o json` lists them"
+        ));
     }
 }
 
@@ -457,9 +461,9 @@ fn hook_warnings(datapath: &Datapath, daemon: &Daemon, warnings: &mut Vec<String
 
 fn again(running: bool) -> &'static str {
     if running {
-        "the daemon attaches it again within half a minute, so look for the program that detaches it"
+        "the daemon reattaches it within half a minute; find the program that detaches it"
     } else {
-        "start the daemon, which attaches it"
+        "start the daemon to attach it"
     }
 }
 
@@ -476,8 +480,9 @@ fn table_warnings(datapath: &Datapath, warnings: &mut Vec<String>) {
         && nearly_full(*used as u64, *ports as u64)
     {
         warnings.push(format!(
-            "nearly all source ports towards {destination} ({protocol}) are taken ({used} of {ports}): more connections \
-             to it fail; see `podnet nat list`, and narrow net.ipv4.ip_local_port_range or use another node"
+            "SNAT source ports for {destination} ({protocol}) are nearly exhausted ({used} of {ports} in use): new \
+             connections to it will fail; see `podnet nat list`, and narrow net.ipv4.ip_local_port_range or move \
+             clients to other nodes"
         ));
     }
 }
@@ -498,14 +503,14 @@ fn drop_warnings(datapath: &Datapath, daemon: &Daemon, now: UnixTime, warnings: 
             }
             _ => String::new(),
         };
-        warnings.push(format!("{} packets were dropped so far{when}: {}", row.packets, row.explanation));
+        warnings.push(format!("{} packets dropped so far{when}: {}", row.packets, row.explanation));
     }
 }
 
 fn setting_warning(deviation: &Deviation, running: bool) -> String {
     let Deviation { path, wanted, .. } = deviation;
     let advice = if running {
-        "the daemon sets it again, so look for the program that changes it".to_owned()
+        "the daemon restores it; find the program that changes it".to_owned()
     } else {
         format!("set it with `sysctl -w {}={wanted}` or start the daemon", path_for_sysctl(path))
     };

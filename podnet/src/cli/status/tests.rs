@@ -92,21 +92,21 @@ fn a_healthy_node_fits_a_screen() {
     assert_eq!(
         assemble(healthy()).text(),
         "\
-health     nothing needs attention
+health     no problems found
 
-daemon     running as process 42 for 1h6m, version 0.1.0, took over the datapath of the one before
+daemon     running as process 42 for 1h6m, version 0.1.0, adopted the existing datapath
 node       node1
 source     /etc/podnet/manifests: 2 services, 2 endpoint slices, 2 nodes, read 5s ago
 uplink     eth0 (mtu 1500): from_uplink tc, to_uplink tc, xdp native
-routes     to 1 of 1 pod networks of other nodes
+routes     to 1 of 1 pod CIDRs of other nodes
 health     at 0.0.0.0:10256, 2 healthCheckNodePorts of services
-datapath   generation 1 of its programs
-host       from_host tc, from_loopback tc, sockets of host processes are translated
+datapath   program generation 1
+host       from_host tc, from_loopback tc, socket load balancing for host processes
 services   5 frontends, 1 host port among them; NodePorts at 172.30.0.1
-nat        masquerade on, 10 source ports for each destination, at most 10 % of them taken (TCP to 203.0.113.9:443)
+nat        masquerade on, 10 source ports per destination, at most 10 % in use (TCP to 203.0.113.9:443)
 endpoints  1 address of this node's pods
-settings   all as they should be
-dropped    no packet
+settings   all as required
+dropped    no packets
 
 TABLE          ENTRIES  CAPACITY  FULL
 frontends           10      1000   1 %
@@ -138,7 +138,7 @@ fn drops_are_warned_of_while_they_are_not_old() {
         let warnings = assemble(witnesses).warnings;
         warnings
             .into_iter()
-            .find_map(|w| w.strip_prefix("5 packets were dropped so far")?.split(": ").next().map(str::to_owned))
+            .find_map(|w| w.strip_prefix("5 packets dropped so far")?.split(": ").next().map(str::to_owned))
     };
     let now = NOW.0;
     assert_eq!(warned(Some((5, Some(now - 599))), true).as_deref(), Some(", the last 9m59s ago"));
@@ -183,16 +183,16 @@ fn everything_that_needs_attention_is_a_warning() {
     assert_eq!(
         status.warnings,
         [
-            "/etc/podnet/manifests/web.yaml:7: unknown key (what it was before stays in effect)",
-            "Service x/a:  (it has not been usable since the daemon's start, so nothing of it is known)",
-            "10.96.0.1:80/6 could not be written, 3 times so far: full",
+            "/etc/podnet/manifests/web.yaml:7: unknown key (its last valid version stays in effect)",
+            "Service x/a:  (no valid version since the daemon's start)",
+            "10.96.0.1:80/6 could not be written in 3 attempts so far: full",
             "to_uplink is not attached to eth0: no permission",
             "no way to node2: a router",
             "FORWARD drops: accept pods",
             "the table conntrack is nearly full (2 of 2): raise conntrackMax in the daemon's configuration",
-            "5 packets were dropped so far, the last just now: connection table full; raise conntrackMax",
-            "net.ipv4.ip_forward is 0 instead of 1: nothing is forwarded; the daemon sets it again, so look for the \
-             program that changes it",
+            "5 packets dropped so far, the last just now: connection table full; raise conntrackMax",
+            "net.ipv4.ip_forward is 0 instead of 1: nothing is forwarded; the daemon restores it; find the program \
+             that changes it",
             "nobody knows",
         ]
     );
@@ -222,7 +222,7 @@ fn hooks_that_the_kernel_lacks_are_told_once() {
     };
     // One that the daemon knows of, one that it doesn't, and XDP as it was attached or left out.
     let failed = || vec![hook("from_uplink", None), hook("to_uplink", Some("tc"))];
-    let again = "the daemon attaches it again within half a minute, so look for the program that detaches it";
+    let again = "the daemon reattaches it within half a minute; find the program that detaches it";
     let first = "from_uplink is not attached to eth0: no permission".to_owned();
     let egress = format!("to_uplink is not attached to interface {}: {again}", ETH0.0);
     let xdp = format!("uplink_xdp is not attached to interface {}: {again}", ETH0.0);
@@ -235,10 +235,10 @@ fn hooks_that_the_kernel_lacks_are_told_once() {
         assert_eq!(status.warnings.iter().collect::<Vec<_>>(), expected, "{how}");
     }
     let status = told(false, [failed(), vec![hook("uplink_xdp", Some("xdp native"))]].concat());
-    assert!(status.warnings[2].ends_with("start the daemon, which attaches it"), "{:?}", status.warnings);
+    assert!(status.warnings[2].ends_with("start the daemon to attach it"), "{:?}", status.warnings);
     let text = status.text();
     let line = "eth0 (mtu 1500): from_uplink not attached, to_uplink not attached, uplink_xdp not attached\n";
-    assert!(text.contains(line) && text.contains("from_loopback not attached, sockets of"), "{text}");
+    assert!(text.contains(line) && text.contains("from_loopback not attached, socket load balancing for"), "{text}");
 }
 
 #[test]
@@ -255,7 +255,10 @@ fn what_is_wanted_and_not_there_is_told() {
     let [health, sockets, ports] = &warnings[..] else { panic!("{warnings:?}") };
     assert!(health.contains("0.0.0.0:10256: Address already in use"), "{health}");
     assert!(sockets.starts_with("the socket hooks are not attached"), "{sockets}");
-    assert!(ports.starts_with("nearly all source ports towards 203.0.113.9:443 (TCP) are taken (1 of 1)"), "{ports}");
+    assert!(
+        ports.starts_with("SNAT source ports for 203.0.113.9:443 (TCP) are nearly exhausted (1 of 1 in use)"),
+        "{ports}"
+    );
 }
 
 #[test]
@@ -276,7 +279,7 @@ fn socket_hooks_that_the_kernel_refuses_are_not_blamed_on_another_program() {
 fn a_pods_link_that_was_repaired_is_news_for_a_while() {
     let repair = |of: &str, times: u64, last: u64| RepairStatus {
         of: of.into(),
-        parts: "the route to 10.244.1.5".into(),
+        parts: "route to 10.244.1.5".into(),
         times,
         last: UnixTime(last),
     };
@@ -287,7 +290,7 @@ fn a_pods_link_that_was_repaired_is_news_for_a_while() {
     witnesses.daemon.report = Some(told);
     let status = assemble(witnesses);
     let [warning] = &status.warnings[..] else { panic!("{:?}", status.warnings) };
-    let expected = "the link of pod shop/web: the route to 10.244.1.5 was put back 1m0s ago, 3 times so far";
+    let expected = "the link of pod shop/web: restored route to 10.244.1.5 1m0s ago, 3 times so far";
     assert!(warning.contains(expected), "{warning}");
     assert!(status.text().contains("4 repairs of the links of 2 pods"), "{}", status.text());
 
@@ -304,8 +307,11 @@ fn without_the_daemon_the_tables_speak() {
     let mut witnesses = healthy();
     witnesses.daemon = Daemon { running: false, pid: None, report: Some(report()) };
     let status = assemble(witnesses);
-    assert!(status.warnings[0].starts_with("the daemon is not running: traffic and pods go on"), "{status:?}");
-    assert!(status.text().contains("what it reported last"), "{}", status.text());
+    assert!(
+        status.warnings[0].starts_with("the daemon is not running: existing traffic and pods keep working"),
+        "{status:?}"
+    );
+    assert!(status.text().contains("its last report"), "{}", status.text());
     assert_eq!(status.datapath.unwrap().endpoints, 1);
 }
 

@@ -16,7 +16,7 @@ impl Show for Status {
             text.line("warning", warning);
         }
         if self.warnings.is_empty() {
-            text.line("health", "nothing needs attention");
+            text.line("health", "no problems found");
         }
         text.gap();
         daemon(self, &self.daemon, &mut text);
@@ -24,7 +24,7 @@ impl Show for Status {
             self.datapath(datapath, &mut text);
         }
         for skipped in &self.firewall.skipped {
-            text.line("not seen", skipped);
+            text.line("not checked", skipped);
         }
         text
     }
@@ -41,12 +41,12 @@ fn daemon(status: &Status, daemon: &Daemon, text: &mut Text) {
             if let Some(report) = report {
                 let _ = write!(state, " for {}, version {}", since(report.started, status.now), report.version);
                 if report.adopted {
-                    state.push_str(", took over the datapath of the one before");
+                    state.push_str(", adopted the existing datapath");
                 }
             }
             state
         }
-        (false, _, Some(_)) => "not running; what it reported last:".to_owned(),
+        (false, _, Some(_)) => "not running; its last report:".to_owned(),
         (false, _, None) => "not running".to_owned(),
     };
     text.line("daemon", &state);
@@ -90,10 +90,7 @@ impl Status {
                 0 => String::new(),
                 through => format!(", {through} through the tunnel"),
             };
-            text.line(
-                "routes",
-                &format!("to {reached} of {} pod networks of other nodes{through}", report.nodes.len()),
-            );
+            text.line("routes", &format!("to {reached} of {} pod CIDRs of other nodes{through}", report.nodes.len()));
         }
         if !report.repairs.is_empty() {
             let times: u64 = report.repairs.iter().map(|repair| repair.times).sum();
@@ -125,7 +122,7 @@ impl Status {
     }
 
     fn datapath(&self, datapath: &Datapath, text: &mut Text) {
-        text.line("datapath", &format!("generation {} of its programs", datapath.generation));
+        text.line("datapath", &format!("program generation {}", datapath.generation));
         text.line("host", &host(datapath));
         let mut services = count(datapath.frontends, "frontend");
         if datapath.host_ports > 0 {
@@ -139,12 +136,12 @@ impl Status {
         text.line("nat", &nat(datapath));
         text.line("endpoints", &format!("{} of this node's pods", count(datapath.endpoints, "address")));
         let settings = match self.settings.len() {
-            0 => "all as they should be".to_owned(),
-            count => format!("{count} not as they should be"),
+            0 => "all as required".to_owned(),
+            count => format!("{count} not as required"),
         };
         text.line("settings", &settings);
         let drops = match &datapath.drops[..] {
-            [] => "no packet".to_owned(),
+            [] => "no packets".to_owned(),
             reasons => {
                 let first: Vec<_> =
                     reasons.iter().take(3).map(|row| format!("{} {}", row.packets, row.reason)).collect();
@@ -180,9 +177,9 @@ fn count(number: impl TryInto<u64>, what: &str) -> String {
 /// How host processes reach services.
 fn host(datapath: &Datapath) -> String {
     let sockets = match datapath.sockets {
-        Sockets::Off => "sockets are not translated",
-        Sockets::Host => "sockets of host processes are translated",
-        Sockets::All => "sockets of host processes and pods are translated",
+        Sockets::Off => "socket load balancing off",
+        Sockets::Host => "socket load balancing for host processes",
+        Sockets::All => "socket load balancing for host processes and pods",
     };
     let names = [Hook::FromHost, Hook::FromLoopback].map(Hook::name);
     let rows = datapath.hooks.iter().filter(|row| names.contains(&row.hook));
@@ -195,7 +192,7 @@ fn nat(datapath: &Datapath) -> String {
     let ports = count(datapath.snat_ports, "source port");
     let most = datapath.snat_most.as_ref().map(|most| {
         let share = percent(most.used as u64, most.ports as u64);
-        format!(", at most {share} of them taken ({} to {})", most.protocol, most.destination)
+        format!(", at most {share} in use ({} to {})", most.protocol, most.destination)
     });
-    format!("masquerade {masquerade}, {ports} for each destination{}", most.unwrap_or_default())
+    format!("masquerade {masquerade}, {ports} per destination{}", most.unwrap_or_default())
 }

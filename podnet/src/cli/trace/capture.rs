@@ -25,7 +25,8 @@ pub(super) enum CaptureError {
     },
     /// It isn't in the format that is read here.
     #[error(
-        "{path} is no capture that can be read: {reason}. Write one with `tcpdump -w FILE`, or convert it: `tcpdump -r {path} -w FILE`"
+        "{path} is not a supported capture: {reason}. Create one with `tcpdump -w FILE`, or convert it: `tcpdump -r \
+         {path} -w FILE`"
     )]
     Format {
         /// The file.
@@ -34,7 +35,7 @@ pub(super) enum CaptureError {
         reason: &'static str,
     },
     /// There are other characters than digits.
-    #[error("give a frame as hexadecimal digits, two for each byte; spaces and colons may stand between")]
+    #[error("expected a frame in hexadecimal digits, two per byte, optionally separated by spaces or colons")]
     Digits,
 }
 
@@ -54,17 +55,17 @@ fn frames(bytes: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
         Some([0xd4, 0xc3, 0xb2, 0xa1] | [0x4d, 0x3c, 0xb2, 0xa1]) => u32::from_le_bytes,
         Some([0xa1, 0xb2, 0xc3, 0xd4] | [0xa1, 0xb2, 0x3c, 0x4d]) => u32::from_be_bytes,
         Some([0x0a, 0x0d, 0x0d, 0x0a]) => return Err("it is in the format pcapng"),
-        _ => return Err("it doesn't begin like one"),
+        _ => return Err("it lacks the magic number of a pcap file"),
     };
-    let link = word(20).map(read).ok_or("its header is cut off")? & 0xffff;
+    let link = word(20).map(read).ok_or("its header is truncated")? & 0xffff;
     if link != ETHERNET && link != RAW {
         return Err("its frames are neither Ethernet nor plain IP");
     }
     let (mut at, mut frames) = (24, Vec::new());
     while at < bytes.len() {
-        let len = word(at + 8).map(read).ok_or("a packet's header is cut off")? as usize;
+        let len = word(at + 8).map(read).ok_or("a packet header is truncated")? as usize;
         let end = at.saturating_add(16).saturating_add(len);
-        let frame = bytes.get(at + 16..end).ok_or("a packet is cut off")?;
+        let frame = bytes.get(at + 16..end).ok_or("a packet is truncated")?;
         frames.push(if link == RAW { with_ethernet(frame) } else { frame.to_vec() });
         at = end;
     }

@@ -83,7 +83,7 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
             finds("conntrack", tuple(&key), Some("taken by another flow".to_owned()))
         }
         Fact::FlowInserted(key, _, Err(InsertError::Full)) => {
-            finds("conntrack", tuple(&key), Some("no room for it".to_owned()))
+            finds("conntrack", tuple(&key), Some("table full".to_owned()))
         }
         Fact::FlowRemoved(key) => row(Does::Removes, "conntrack", tuple(&key), None),
         Fact::Frontend(key, found) => {
@@ -97,19 +97,19 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
             "endpoints",
             IpAddr::from(addr).to_string(),
             found.map(|endpoint| {
-                let pod = names.pods.name(addr.into()).unwrap_or_else(|| "a pod here".to_owned());
-                format!("{pod} at {}, MTU {}", names.interface(endpoint.ifindex), endpoint.mtu)
+                let pod = names.pods.name(addr.into()).unwrap_or_else(|| "a pod of this node".to_owned());
+                format!("{pod} on {}, MTU {}", names.interface(endpoint.ifindex), endpoint.mtu)
             }),
         ),
         Fact::Network(addr, found) => {
             finds("nodes", IpAddr::from(addr).to_string(), found.map(|network| self::network(&network, names)))
         }
         Fact::Interface(ifindex, found) => {
-            finds("interfaces", names.interface(ifindex), found.map(|found| format!("an uplink, MTU {}", found.mtu)))
+            finds("interfaces", names.interface(ifindex), found.map(|found| format!("uplink, MTU {}", found.mtu)))
         }
         Fact::Route(from, src, dst, found) => finds(
             "(routes)",
-            format!("from {} by {} to {}", IpAddr::from(src), names.interface(from), IpAddr::from(dst)),
+            format!("from {} iif {} to {}", IpAddr::from(src), names.interface(from), IpAddr::from(dst)),
             found.map(|route| format!("{}, MTU {}", names.interface(route.ifindex), route.mtu)),
         ),
         Fact::SnatPort(index, found) => {
@@ -129,7 +129,7 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
         Fact::SourceRange(client, inside) => finds(
             "source_ranges",
             format!("{} to {}", IpAddr::from(client.addr), names.service(client.service & !(1 << 31))),
-            inside.then(|| "in a range".to_owned()),
+            inside.then(|| "in range".to_owned()),
         ),
         Fact::Fragment(key, found) => finds(
             "fragments",
@@ -145,7 +145,7 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
         Fact::Peer(mac, is) => finds("peers", mac.to_string(), yes(is)),
         Fact::Sandbox(cookie, found) => finds(
             "sandboxes",
-            format!("namespace {cookie}"),
+            format!("netns cookie {cookie}"),
             found.map(|pod| {
                 let addresses = [pod.v4, pod.v6].into_iter().filter(|addr| !addr.is_none());
                 addresses.map(|addr| names.address(addr.into())).collect::<Vec<_>>().join(", ")
@@ -153,13 +153,13 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
         ),
         Fact::SockPeer(key, found) => finds(
             "sock_reverse",
-            format!("the socket to {}", socket(key.addr, key.port)),
+            format!("socket to {}", socket(key.addr, key.port)),
             found.map(|peer| socket(peer.addr, peer.port).to_string()),
         ),
         Fact::SockPeerSet(key, peer) => row(
             Does::Adds,
             "sock_reverse",
-            format!("the socket to {}", socket(key.addr, key.port)),
+            format!("socket to {}", socket(key.addr, key.port)),
             Some(socket(peer.addr, peer.port).to_string()),
         ),
     }
@@ -173,25 +173,25 @@ fn tuple(tuple: &Tuple) -> String {
 fn flow(entry: &CtEntry, proto: Proto, names: &Names) -> String {
     let [from, to] = [(entry.src, entry.sport), (entry.dst, entry.dport)].map(|(a, p)| FlowEnd::new(a, p, proto));
     let way = match Out::from_number(entry.out) {
-        Out::Stack => "by the stack".to_owned(),
+        Out::Stack => "via the stack".to_owned(),
         Out::Host => "to the host".to_owned(),
-        _ => format!("by {}", names.interface(entry.out_ifindex)),
+        _ => format!("out {}", names.interface(entry.out_ifindex)),
     };
     let service = if entry.service == 0 { String::new() } else { format!(" of {}", names.service(entry.service)) };
-    let half = if entry.flags & CtEntry::REPLY != 0 { "answers" } else { "flow" };
+    let half = if entry.flags & CtEntry::REPLY != 0 { "replies" } else { "flow" };
     if entry.flags & CtEntry::ONE_WAY != 0 {
-        return format!("{half}{service} unchanged to the node {to}, {way}");
+        return format!("{half}{service} forwarded unchanged to node {to}, {way}");
     }
     format!("{half}{service} as {from} → {to}, {way}")
 }
 
 fn frontend_key(key: &FrontendKey) -> String {
     if *key == FrontendKey::address(key.addr) {
-        return format!("{} at any port", IpAddr::from(key.addr));
+        return format!("{}, any port", IpAddr::from(key.addr));
     }
     let scope = match key.scope {
-        FrontendKey::OUTSIDE => " for clients outside",
-        FrontendKey::PEER => " sent on by a node",
+        FrontendKey::OUTSIDE => " for external clients",
+        FrontendKey::PEER => " forwarded by a node",
         _ => "",
     };
     let place = if of_node(key) {
@@ -205,7 +205,7 @@ fn frontend_key(key: &FrontendKey) -> String {
 
 fn frontend(key: &FrontendKey, found: &Frontend, names: &Names) -> String {
     if *key == FrontendKey::address(key.addr) {
-        return "a service's address".to_owned();
+        return "service address".to_owned();
     }
     let mut text = format!("{}, {} slots", names.service(found.service), found.slot_count);
     if found.affinity != 0 {
@@ -217,15 +217,15 @@ fn frontend(key: &FrontendKey, found: &Frontend, names: &Names) -> String {
 /// What a network is to this node.
 fn network(network: &Network, names: &Names) -> String {
     let node = || names.node(network.node.into());
-    let through = if network.flags & Network::TUNNEL != 0 { ", by the tunnel" } else { "" };
+    let through = if network.flags & Network::TUNNEL != 0 { ", through the tunnel" } else { "" };
     match network.kind {
         kind if kind == NetworkKind::LocalPods as u32 => "pods of this node".to_owned(),
         kind if kind == NetworkKind::RemotePods as u32 => format!("pods of {}{through}", node()),
         kind if kind == NetworkKind::Services as u32 => "service addresses".to_owned(),
         kind if kind == NetworkKind::LocalNode as u32 => "this node".to_owned(),
-        kind if kind == NetworkKind::RemoteNode as u32 => format!("the node {}{through}", node()),
+        kind if kind == NetworkKind::RemoteNode as u32 => format!("node {}{through}", node()),
         kind if kind == NetworkKind::NonMasquerade as u32 => "not masqueraded".to_owned(),
-        _ => "an external address of a service".to_owned(),
+        _ => "external address of a service".to_owned(),
     }
 }
 
@@ -268,15 +268,15 @@ impl Seen<'_> {
         let input = self.input?;
         let errors = self.facts.contains(&Fact::Stage(Stage::Icmp));
         if errors {
-            return Some("an ICMP error about another packet".to_owned());
+            return Some("ICMP error about another packet".to_owned());
         }
         if let Some((_, entry)) = self.entry() {
-            let age = if self.begun() { "the first packet of a flow" } else { "a packet of a known flow" };
+            let age = if self.begun() { "first packet of a flow" } else { "packet of a known flow" };
             let what = if entry.flags & CtEntry::ONE_WAY != 0 {
-                format!("to the service {}, which another node answers", names.service(entry.service))
+                format!("to service {}, forwarded to another node", names.service(entry.service))
             } else if entry.service != 0 {
-                let direction = if entry.flags & CtEntry::REPLY != 0 { "answer of" } else { "to" };
-                format!("{direction} the service {}", names.service(entry.service))
+                let direction = if entry.flags & CtEntry::REPLY != 0 { "reply from" } else { "to" };
+                format!("{direction} service {}", names.service(entry.service))
             } else if entry.flags & (CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST) != 0 {
                 "masqueraded".to_owned()
             } else {
@@ -285,7 +285,7 @@ impl Seen<'_> {
             return Some(format!("{age}, {what}"));
         }
         if let Some((_, frontend)) = self.frontend() {
-            return Some(format!("to the service {}", names.service(frontend.service)));
+            return Some(format!("to service {}", names.service(frontend.service)));
         }
         let dst = Addr::from(input.dst);
         let endpoint = self.facts.iter().any(|fact| matches!(fact, Fact::Endpoint(addr, Some(_)) if *addr == dst));
@@ -300,7 +300,7 @@ impl Seen<'_> {
             Some(Some(network)) if network.kind != NetworkKind::Nothing as u32 => {
                 Some(format!("to {}", self::network(&network, names)))
             }
-            Some(_) => Some("to the outside".to_owned()),
+            Some(_) => Some("to outside the cluster".to_owned()),
             None => None,
         }
     }
@@ -319,7 +319,7 @@ impl Seen<'_> {
             (Some(Reason::SourceRange), Some((client, _))) => {
                 let ranges: Vec<_> = ranges(view, client.service)?.iter().map(ToString::to_string).collect();
                 format!(
-                    "refused: {} is in no loadBalancerSourceRanges of {}: {}",
+                    "refused: {} is not in loadBalancerSourceRanges of {}: {}",
                     IpAddr::from(client.addr),
                     names.service(client.service & !(1 << 31)),
                     ranges.join(", ")
@@ -343,7 +343,7 @@ impl Seen<'_> {
                     _ => None,
                 });
                 match own {
-                    Some(ifindex) => format!("admitted: the source is the pod's own at {}", names.interface(ifindex)),
+                    Some(ifindex) => format!("admitted: source address of the pod on {}", names.interface(ifindex)),
                     None => "admitted".to_owned(),
                 }
             }
@@ -372,7 +372,7 @@ impl Seen<'_> {
                 .filter(|(_, entry)| entry.service != 0 && entry.flags & (CtEntry::REPLY | CtEntry::ONE_WAY) == 0)
                 .map(|(_, entry)| Choice {
                     backend: names.backend(entry.dst, entry.dport),
-                    by: "the flow's own".to_owned(),
+                    by: "conntrack entry of the flow".to_owned(),
                     of: Vec::new(),
                     more: 0,
                 }));
@@ -384,12 +384,13 @@ impl Seen<'_> {
                     _ => None,
                 });
                 let place = index.wrapping_sub(frontend.slot_base);
-                let by = format!("slot {place} of {}, by the hash of addresses and ports", frontend.slot_count);
-                (chosen.unwrap_or_else(|| "none: the table lacks it".to_owned()), by)
+                let by =
+                    format!("slot {place} of {}, selected by the hash of addresses and ports", frontend.slot_count);
+                (chosen.unwrap_or_else(|| "none: missing from the table".to_owned()), by)
             }
             (None, Some(last)) => {
                 let seconds = duration(frontend.affinity.into());
-                (names.backend(last.addr, last.port), format!("the client's last one, which it keeps for {seconds}"))
+                (names.backend(last.addr, last.port), format!("session affinity, kept for {seconds}"))
             }
             (None, None) => return Ok(None),
         };
@@ -455,5 +456,5 @@ pub(super) fn source(before: &Summary, after: &Summary, names: &Names) -> Option
     }
     let name = names.pods.name(before.src).map(|name| format!(" ({name})")).unwrap_or_default();
     let shown = |s: &Summary| identifier(s).map(|id| format!(" id {id}")).unwrap_or_default();
-    Some(format!("{}{}{name} becomes {}{}", end(before), shown(before), end(after), shown(after)))
+    Some(format!("{}{}{name} translated to {}{}", end(before), shown(before), end(after), shown(after)))
 }

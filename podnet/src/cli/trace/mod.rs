@@ -43,66 +43,66 @@ const SOME_MAC: Mac = Mac([2, 0, 0, 0, 0, 0xfe]);
 /// Which packet to trace.
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
-    /// The sender: `pod/NAMESPACE/NAME` or a pod's address, `host`, or the address of another machine, by the interface from
-    /// which its packets come [default: the one towards it]
+    /// Sender: `pod/NAMESPACE/NAME` or a pod's address, `host`, or the address of another machine, with the interface where
+    /// its packets arrive [default: the interface of the route to it]
     #[arg(long, value_name = "pod/NAMESPACE/NAME | host | ADDRESS[%INTERFACE]")]
     from: String,
-    /// The destination; `PORT` is a number, or of a service a port's name.
+    /// Destination; for a Service, `PORT` is a number or a port name.
     #[arg(
         long,
         value_name = "NAMESPACE/SERVICE[:PORT] | pod/NAMESPACE/NAME[:PORT] | ADDRESS[:PORT]",
         required_unless_present_any = ["pcap", "hex"]
     )]
     to: Option<String>,
-    /// tcp, udp, sctp, icmp or a number [default: the service's, else tcp, or icmp if --icmp-type is given]
+    /// tcp, udp, sctp, icmp or a number [default: that of the Service, or icmp with --icmp-type, or else tcp]
     #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
     proto: Option<Proto>,
-    /// The sender's port; a process of the host, or of a pod, has then bound its socket to it [default: 40000, unbound]
+    /// Source port, to which the sending process's socket is bound [default: 40000, unbound]
     #[arg(long, value_name = "PORT")]
     sport: Option<u16>,
-    /// With commas between: syn, ack, fin, rst, psh, urg; or none.
+    /// Comma-separated TCP flags: syn, ack, fin, rst, psh, urg; or none.
     #[arg(long, value_name = "FLAGS", value_parser = packet::parse_flags, default_value = "syn")]
     tcp_flags: u8,
-    /// `echo-request`, `echo-reply`, another name, or a number; with `:CODE` if it isn't 0 [default: echo-request]
+    /// ICMP type: `echo-request`, `echo-reply`, another name or a number, with `:CODE` if not 0 [default: echo-request]
     #[arg(long, value_name = "TYPE")]
     icmp_type: Option<String>,
-    /// The identifier of an echo.
+    /// Identifier of an ICMP echo.
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     icmp_id: u16,
-    /// Length of the IP packet in bytes [default: its headers alone]
+    /// Length of the IP packet in bytes [default: the headers only]
     #[arg(long, value_name = "BYTES")]
     size: Option<u16>,
-    /// Time to live, or hop limit.
+    /// TTL or hop limit.
     #[arg(long, value_name = "HOPS", default_value_t = 64)]
     ttl: u8,
-    /// IPv4: the packet may not be cut. IPv6 packets never are.
+    /// Set the don't-fragment bit (IPv4 only; IPv6 packets are never fragmented in transit).
     #[arg(long)]
     dont_fragment: bool,
-    /// It is a fragment: `first`, or where it begins in bytes, with `+` if others follow.
+    /// Trace a fragment: `first`, or its offset in bytes, followed by `+` if it is not the last one.
     #[arg(long, value_name = "PLACE", value_parser = packet::parse_fragment)]
     fragment: Option<Fragment>,
-    /// The process's UDP socket is connected, so its packets are translated one by one.
+    /// The UDP socket is connected: its packets are translated one by one, not by the socket hooks.
     #[arg(long)]
     connected: bool,
-    /// The MAC of a sender outside [default: its node's, if it is of the cluster]
+    /// MAC address of an outside sender [default: that of its node, if it belongs to the cluster]
     #[arg(long, value_name = "MAC", value_parser = parse_mac)]
     mac: Option<Mac>,
-    /// Prefer IPv6 where pod and service have both.
+    /// Prefer IPv6 if both the pod and the Service are dual-stack.
     #[arg(short = '6', long)]
     ipv6: bool,
-    /// Trace the packets of a capture, one after the other, as if each had the effects of those before it.
+    /// Trace the packets of a capture in order, each with the effects of those before it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["to", "hex"])]
     pcap: Option<PathBuf>,
-    /// Trace a frame, or an IP packet, given in hexadecimal digits.
+    /// Trace an Ethernet frame or IP packet in hexadecimal digits.
     #[arg(long, value_name = "DIGITS", conflicts_with = "to")]
     hex: Option<String>,
-    /// Show frames byte by byte.
+    /// Show the bytes of each frame.
     #[arg(long)]
     bytes: bool,
 }
 
 fn parse_mac(text: &str) -> Result<Mac, String> {
-    podnet_cni::mac::parse(text).ok_or_else(|| format!("{text} is no MAC: write it as 02:00:00:00:00:01"))
+    podnet_cni::mac::parse(text).ok_or_else(|| format!("{text} is not a MAC address: use the form 02:00:00:00:00:01"))
 }
 
 /// Traces what is asked for through the node whose tables are pinned there.
@@ -188,7 +188,7 @@ fn described<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<report
     };
     let carries_ports = [Proto::TCP, Proto::UDP, Proto::SCTP].contains(&proto);
     if carries_ports && target.port.is_none() && args.fragment.is_none_or(|fragment| fragment.offset == 0) {
-        bail!("{} needs a port: write {}:PORT", protocol(proto), args.to.as_deref().unwrap_or_default());
+        bail!("{} needs a port: use {}:PORT", protocol(proto), args.to.as_deref().unwrap_or_default());
     }
     let icmp =
         packet::parse_icmp(args.icmp_type.as_deref().unwrap_or("echo-request"), v6).map_err(anyhow::Error::msg)?;
@@ -219,8 +219,8 @@ fn described<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<report
 
 /// The address that a process of the host sends with.
 fn host_source<N>(tracer: &Tracer<'_, N>, dst: IpAddr) -> Result<IpAddr> {
-    let route = (tracer.output)(dst, None)?.with_context(|| format!("this host has no route to {dst}"))?;
-    route.source.with_context(|| format!("this host has no address for packets to {dst}"))
+    let route = (tracer.output)(dst, None)?.with_context(|| format!("no route to {dst} on this host"))?;
+    route.source.with_context(|| format!("no source address for {dst} on this host"))
 }
 
 /// Where a packet is going.
@@ -243,20 +243,21 @@ fn target<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<Target> {
     let (object, port) = text.split_once(':').map_or((text, None), |(object, port)| (object, Some(port)));
     match object.split('/').collect::<Vec<_>>().as_slice() {
         ["pod", namespace, name] => {
-            let port = port.map(|port| port.parse().with_context(|| format!("{port} is no port"))).transpose()?;
+            let port = port.map(|port| port.parse().with_context(|| format!("{port} is not a port"))).transpose()?;
             let addresses = tracer.names.pods.addresses(namespace, name);
             let addr = of_family(&addresses, args.ipv6).with_context(|| no_such_pod(namespace, name))?;
             Ok(Target { addr, port, proto: None })
         }
         [namespace, name] => service(tracer, args, namespace, name, port),
         _ => bail!(
-            "{text} is no destination: write NAMESPACE/SERVICE:PORT, pod/NAMESPACE/NAME:PORT or ADDRESS:PORT, IPv6 in brackets"
+            "{text} is not a destination: use NAMESPACE/SERVICE:PORT, pod/NAMESPACE/NAME:PORT or ADDRESS:PORT, with \
+             IPv6 in brackets"
         ),
     }
 }
 
 fn no_such_pod(namespace: &str, name: &str) -> String {
-    format!("this node has no pod {namespace}/{name}; see `podnet endpoint list`")
+    format!("no pod {namespace}/{name} on this node; see `podnet endpoint list`")
 }
 
 /// The address of the family that is preferred, or else another.
@@ -281,7 +282,7 @@ fn service<N: Node>(
         }
     }
     if found.is_empty() {
-        bail!("the tables have no service {namespace}/{name} with an address of its own; see `podnet service list`");
+        bail!("no service {namespace}/{name} with an address of its own in the tables; see `podnet service list`");
     }
     let ports: BTreeSet<_> = found.iter().map(|(key, _, name)| (key.port.get(), protocol(key.proto), *name)).collect();
     let listed = ports.iter().map(|(port, proto, name)| format!("{port}/{proto} {name}").trim_end().to_owned());
@@ -292,7 +293,7 @@ fn service<N: Node>(
     });
     let chosen: BTreeSet<_> = found.iter().map(|(key, _, _)| key.port.get()).collect();
     if chosen.len() != 1 && args.icmp_type.is_none() {
-        bail!("{namespace}/{name} has these ports: {listed}. Name one: {namespace}/{name}:PORT");
+        bail!("{namespace}/{name} has these ports: {listed}. Choose one with {namespace}/{name}:PORT");
     }
     // A ClusterIP before others, the family that is preferred, TCP before others.
     found.sort_by_key(|(key, frontend, _)| {
@@ -320,7 +321,7 @@ fn origin<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs, v6: bool) -> Result
     }
     if let Some(("pod", pod)) = args.from.split_once('/') {
         let Some((namespace, name)) = pod.split_once('/') else {
-            bail!("{} is no pod: write pod/NAMESPACE/NAME", args.from);
+            bail!("{} is not a pod: use pod/NAMESPACE/NAME", args.from);
         };
         let addresses = tracer.names.pods.addresses(namespace, name);
         if addresses.is_empty() {
@@ -330,13 +331,14 @@ fn origin<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs, v6: bool) -> Result
         let address = addresses.into_iter().find(|addr| addr.is_ipv6() == v6);
         let address = address.with_context(|| format!("the pod {pod} has no {family} address"))?;
         let endpoint = tracer.node.endpoint(&address.into());
-        let endpoint =
-            endpoint.with_context(|| format!("`endpoints` has no entry of {address}: the pod {pod} is cut off"))?;
+        let endpoint = endpoint.with_context(|| {
+            format!("the table endpoints has no entry for {address}: the pod {pod} has no connectivity")
+        })?;
         return Ok(of_pod(address, endpoint));
     }
     let (address, interface) = args.from.split_once('%').map_or((args.from.as_str(), None), |(a, i)| (a, Some(i)));
     let Ok(address) = address.parse::<IpAddr>() else {
-        bail!("{} is no sender: write pod/NAMESPACE/NAME, host or ADDRESS[%INTERFACE]", args.from);
+        bail!("{} is not a sender: use pod/NAMESPACE/NAME, host or ADDRESS[%INTERFACE]", args.from);
     };
     if address.is_ipv6() != v6 && args.pcap.is_none() && args.hex.is_none() {
         bail!("{address} and the destination are of different families");
@@ -353,9 +355,7 @@ fn origin<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs, v6: bool) -> Result
         return Ok(Origin { sender: Sender::Host, address: Some(address), macs });
     }
     let ifindex = match interface {
-        Some(name) => {
-            IfIndex(nix::net::if_::if_nametoindex(name).with_context(|| format!("there is no interface {name}"))?)
-        }
+        Some(name) => IfIndex(nix::net::if_::if_nametoindex(name).with_context(|| format!("no interface {name}"))?),
         None => towards(tracer, address, network)?,
     };
     // A pod that sends with another's address.
@@ -385,7 +385,8 @@ fn towards<N: Node>(tracer: &Tracer<'_, N>, address: IpAddr, network: Option<&Ne
     }
     let route = (tracer.output)(address, None)?;
     let route = route.filter(|route| !route.local && route.ifindex != config.podnet0);
-    let route =
-        route.with_context(|| format!("no interface leads to {address}: name one, --from {address}%INTERFACE"))?;
+    let route = route.with_context(|| {
+        format!("no interface has a route to {address}: choose one with --from {address}%INTERFACE")
+    })?;
     Ok(route.ifindex)
 }

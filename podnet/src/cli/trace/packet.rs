@@ -376,7 +376,7 @@ pub(super) fn parse_flags(text: &str) -> Result<u8, String> {
     let mut flags = 0;
     for word in text.split(',').filter(|word| !word.eq_ignore_ascii_case("none")) {
         let flag = FLAGS.iter().find(|(_, name)| name.eq_ignore_ascii_case(word));
-        flags |= flag.ok_or_else(|| format!("{word} is no flag of TCP: give syn, ack, fin, rst, psh, urg or none"))?.0;
+        flags |= flag.ok_or_else(|| format!("{word} is not a TCP flag: use syn, ack, fin, rst, psh, urg or none"))?.0;
     }
     Ok(flags)
 }
@@ -399,14 +399,14 @@ fn icmp_name(proto: Proto, kind: u8) -> Option<&'static str> {
 /// Reads an ICMP type: a name, or a number with a code or without.
 pub(super) fn parse_icmp(text: &str, v6: bool) -> Result<IcmpType, String> {
     let (kind, code) = text.split_once(':').unwrap_or((text, "0"));
-    let code = code.parse().map_err(|_| format!("{code} is no code of ICMP"))?;
+    let code = code.parse().map_err(|_| format!("{code} is not an ICMP code"))?;
     if let Some((_, four, six)) = ICMP_NAMES.iter().find(|(name, ..)| *name == kind) {
         // IPv4's "too big" is an unreachable destination's code (RFC 1191).
         let code = if kind == "too-big" && !v6 { 4 } else { code };
         return Ok(IcmpType { kind: if v6 { *six } else { *four }, code, identifier: 0 });
     }
     let names: Vec<_> = ICMP_NAMES.iter().map(|(name, ..)| *name).collect();
-    let kind = kind.parse().map_err(|_| format!("{kind} is no type of ICMP: give a number, {}", names.join(", ")))?;
+    let kind = kind.parse().map_err(|_| format!("{kind} is not an ICMP type: use a number, {}", names.join(", ")))?;
     Ok(IcmpType { kind, code, identifier: 0 })
 }
 
@@ -418,7 +418,7 @@ pub(super) fn parse_fragment(text: &str) -> Result<Fragment, String> {
     let (number, more) = text.strip_suffix('+').map_or((text, false), |number| (number, true));
     match number.parse() {
         Ok(offset) if offset % 8 == 0 && offset <= 0xfff8 => Ok(Fragment { offset, more }),
-        _ => Err(format!("{text} is no place of a fragment: give first, or an offset in bytes, a multiple of 8")),
+        _ => Err(format!("{text} is not a fragment offset: use first, or a multiple of 8 in bytes")),
     }
 }
 

@@ -122,7 +122,7 @@ pub(super) enum Does {
 impl Does {
     const fn name(self) -> &'static str {
         match self {
-            Self::Finds => "finds",
+            Self::Finds => "lookup",
             Self::Adds => "would add",
             Self::Changes => "would change",
             Self::Removes => "would remove",
@@ -205,17 +205,17 @@ impl Outcome {
     /// In words.
     fn text(&self) -> String {
         match self {
-            Self::Leaves { interface, next_hop: Some(next_hop) } => format!("leaves by {interface} to {next_hop}"),
-            Self::Leaves { interface, next_hop: None } => format!("leaves by {interface}"),
-            Self::Pod { interface, pod } => format!("goes into the pod {pod} by {interface}"),
-            Self::Host => "goes to this host".to_owned(),
-            Self::Dropped { reason, explanation } => format!("is dropped: {explanation} ({reason})"),
+            Self::Leaves { interface, next_hop: Some(next_hop) } => format!("leaves on {interface} to {next_hop}"),
+            Self::Leaves { interface, next_hop: None } => format!("leaves on {interface}"),
+            Self::Pod { interface, pod } => format!("delivered to the pod {pod} on {interface}"),
+            Self::Host => "delivered to this host".to_owned(),
+            Self::Dropped { reason, explanation } => format!("dropped: {explanation} ({reason})"),
             Self::Answered { reason: Some(reason), explanation: Some(explanation), interface } => {
-                format!("is refused: {explanation} ({reason}); the answer leaves by {interface}")
+                format!("rejected: {explanation} ({reason}); answer sent on {interface}")
             }
-            Self::Answered { interface, .. } => format!("is answered; the answer leaves by {interface}"),
+            Self::Answered { interface, .. } => format!("answered; answer sent on {interface}"),
             Self::Refused { reason, explanation } => {
-                format!("isn't sent: the call fails with ECONNREFUSED, since {explanation} ({reason})")
+                format!("not sent: the call fails with ECONNREFUSED, {explanation} ({reason})")
             }
             Self::Stopped { explanation } => explanation.clone(),
         }
@@ -271,7 +271,7 @@ impl Trace {
 
 impl SocketStep {
     fn write(&self, text: &mut Text) {
-        text.line("socket", &format!("the hook of {}", self.call));
+        text.line("socket", &format!("{} hook", self.call));
         look_ups(text, &self.look_ups);
         if let Some(backend) = &self.backend {
             backend.write(text);
@@ -283,7 +283,7 @@ impl SocketStep {
 impl HookStep {
     fn write(&self, text: &mut Text) {
         let stages: String = self.stages.iter().map(|stage| format!(" → {stage}")).collect();
-        text.line("hook", &format!("{} at {}: enter{stages}", self.hook, self.interface));
+        text.line("hook", &format!("{} on {}: enter{stages}", self.hook, self.interface));
         look_ups(text, &self.look_ups);
         if let Some(class) = &self.class {
             text.line("class", class);
@@ -296,7 +296,7 @@ impl HookStep {
             text.line("source", source);
         }
         if let Some(Way { interface, via, mac, mtu }) = &self.route {
-            let mac = mac.as_ref().map_or_else(|| "neighbour not known yet".to_owned(), |mac| format!("at {mac}"));
+            let mac = mac.as_ref().map_or_else(|| "lladdr unresolved".to_owned(), |mac| format!("lladdr {mac}"));
             text.line("route", &format!("{interface} via {via}, {mac}, MTU {mtu}"));
         }
         text.line("verdict", &self.verdict);

@@ -158,17 +158,17 @@ fn a_first_packet_to_a_service_is_told_step_by_step() {
     let text = traced(&tables(), "--from pod/default/web-1 --to default/web:http --sport 40000").unwrap().text();
     let beginning = "\
 packet     TCP SYN 10.244.1.5:40000 → 10.96.0.10:80, ttl 64, 40 bytes
-from       pod 10.244.1.5 (default/web-1) at podweb1
+from       pod 10.244.1.5 (default/web-1) on podweb1
 ";
     assert!(text.starts_with(beginning), "{text}");
     for line in [
-        "hook       from_pod at podweb1: enter → classify → begin → send",
-        "class      the first packet of a flow, to the service default/web:http",
-        "admission  admitted: the source is the pod's own at podweb1",
+        "hook       from_pod on podweb1: enter → classify → begin → send",
+        "class      first packet of a flow, to service default/web:http",
+        "admission  admitted: source address of the pod on podweb1",
         "shares     10.244.2.6:8080 66.7 %, 10.244.2.5:8080 33.3 %",
-        "route      eth0 via 172.30.0.2, at 02:00:00:00:02:02, MTU 1500",
-        "verdict    sent by eth0 to the next hop, as the neighbour table has it",
-        "outcome    leaves by eth0 to 172.30.0.2",
+        "route      eth0 via 172.30.0.2, lladdr 02:00:00:00:02:02, MTU 1500",
+        "verdict    sent to the next hop, MAC from the neighbour table, on eth0",
+        "outcome    leaves on eth0 to 172.30.0.2",
     ] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
     }
@@ -183,8 +183,8 @@ fn a_known_flow_has_its_own_backend() {
     let second = one(&tables, &format!("{words} --tcp-flags ack"));
     let backend = |trace: &serde_json::Value| trace["steps"][0]["backend"]["backend"].clone();
     assert_eq!(backend(&first), backend(&second));
-    assert_eq!(second["steps"][0]["backend"]["by"], "the flow's own");
-    assert_eq!(second["steps"][0]["class"], "a packet of a known flow, to the service default/web:http");
+    assert_eq!(second["steps"][0]["backend"]["by"], "conntrack entry of the flow");
+    assert_eq!(second["steps"][0]["class"], "packet of a known flow, to service default/web:http");
     assert_eq!(first["outcome"], serde_json::json!({"kind": "leaves", "interface": "eth0", "nextHop": "172.30.0.2"}));
 }
 
@@ -200,7 +200,7 @@ fn refusals_name_what_refuses() {
     let admission = outside["steps"][0]["admission"].as_str().unwrap();
     assert_eq!(
         admission,
-        "refused: 203.0.113.9 is in no loadBalancerSourceRanges of default/web:http: 198.51.100.0/24"
+        "refused: 203.0.113.9 is not in loadBalancerSourceRanges of default/web:http: 198.51.100.0/24"
     );
     let inside = one(&tables, "--from 198.51.100.7 --to 10.96.0.12:80");
     let admission = inside["steps"][0]["admission"].as_str().unwrap();
@@ -214,7 +214,7 @@ fn sockets_come_first_where_they_decide() {
     let mut tables = tables();
     let host = one(&tables, "--from host --to default/web");
     assert_eq!(host["steps"][0]["at"], "socket", "{host}");
-    assert_eq!(host["steps"][0]["backend"]["by"], "one at random for each socket");
+    assert_eq!(host["steps"][0]["backend"]["by"], "a random backend per socket");
     assert_eq!(host["steps"][1]["at"], "stack");
     assert_eq!(host["steps"][2]["hook"], "to_uplink");
     let bound = one(&tables, "--from host --to default/web --sport 40000");
@@ -233,7 +233,7 @@ fn sockets_come_first_where_they_decide() {
 fn the_outside_is_reached_with_the_nodes_address() {
     let trace = one(&tables(), "--from pod/default/web-1 --to 203.0.113.9:443 --sport 40000");
     let source = trace["steps"][0]["source"].as_str().unwrap();
-    assert!(source.starts_with("10.244.1.5:40000 (default/web-1) becomes 172.30.0.1:20"), "{source}");
+    assert!(source.starts_with("10.244.1.5:40000 (default/web-1) translated to 172.30.0.1:20"), "{source}");
     assert!(trace["next"].is_null());
     // The stack sends it on, and its sender is told.
     let late = one(&tables(), "--from 203.0.113.9 --to 198.51.100.1:9 --ttl 1");
@@ -245,10 +245,10 @@ fn the_outside_is_reached_with_the_nodes_address() {
 fn what_cannot_be_traced_is_explained() {
     for (words, says) in [
         ("--from pod/default/nobody --to 10.96.0.10:80", "no pod default/nobody"),
-        ("--from somewhere --to 10.96.0.10:80", "is no sender"),
+        ("--from somewhere --to 10.96.0.10:80", "is not a sender"),
         ("--from pod/default/web-1 --to default/nothing:80", "no service default/nothing"),
         ("--from pod/default/web-1 --to default/web:81", "80/TCP http"),
-        ("--from pod/default/web-1 --to somewhere", "is no destination"),
+        ("--from pod/default/web-1 --to somewhere", "is not a destination"),
         ("--from pod/default/web-1 --to 10.96.0.10", "needs a port"),
         ("--from fd00::9 --to 10.96.0.10:80", "different families"),
         ("--from pod/default/web-1", "--to"),
@@ -286,5 +286,5 @@ fn captures_are_listed() {
     ]);
     let text = many.text();
     assert_eq!(text.lines().count(), 3, "{text}");
-    assert!(text.contains("is dropped: ClusterIP addressed from outside the cluster"), "{text}");
+    assert!(text.contains("dropped: ClusterIP addressed from outside the cluster"), "{text}");
 }

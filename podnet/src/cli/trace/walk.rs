@@ -144,9 +144,9 @@ impl<N: Node> Tracer<'_, N> {
     fn sender(&self, sender: Sender, frame: &[u8]) -> String {
         let address = Summary::of(frame).map(|summary| self.names.address(summary.src)).unwrap_or_default();
         match sender {
-            Sender::Pod(ifindex) => format!("pod {address} at {}", self.names.interface(ifindex)),
-            Sender::Host => format!("a process of this host, {address}"),
-            Sender::Outside(ifindex) => format!("{address} outside, by {}", self.names.interface(ifindex)),
+            Sender::Pod(ifindex) => format!("pod {address} on {}", self.names.interface(ifindex)),
+            Sender::Host => format!("process on this host, {address}"),
+            Sender::Outside(ifindex) => format!("{address} outside, on {}", self.names.interface(ifindex)),
         }
     }
 
@@ -179,10 +179,12 @@ impl<N: Node> Tracer<'_, N> {
     /// Where the host's stack sends a packet of its own.
     fn leave_host(&self, frame: &mut [u8], steps: &mut Vec<Step>) -> anyhow::Result<Place> {
         let Some(summary) = Summary::of(frame) else {
-            return Ok(Place::End(Outcome::Stopped { explanation: "isn't IP, which the host alone sends".to_owned() }));
+            return Ok(Place::End(Outcome::Stopped {
+                explanation: "not traced: not IP, sent by the host alone".to_owned(),
+            }));
         };
         Ok(match (self.output)(summary.dst, Some(summary.src))? {
-            None => stopped(steps, "has no route to the destination: the process gets an error"),
+            None => stopped(steps, "has no route to the destination: the call fails"),
             Some(route) => {
                 let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
                 steps.push(Step::Stack { does: format!("routes it to {}{via}", self.names.interface(route.ifindex)) });
@@ -325,11 +327,11 @@ impl<N: Node> Tracer<'_, N> {
     /// What the stack does with a packet that came in by an interface. Packet filters aren't asked.
     fn stack(&self, from: IfIndex, frame: &mut [u8], steps: &mut Vec<Step>) -> Place {
         let Some(summary) = Summary::of(frame) else {
-            steps.push(Step::Stack { does: "handles it: it isn't IP".to_owned() });
+            steps.push(Step::Stack { does: "handles it: not IP".to_owned() });
             return Place::End(Outcome::Host);
         };
         if summary.dst.is_multicast() || summary.dst == IpAddr::from([255; 4]) {
-            steps.push(Step::Stack { does: "takes it: it is for all, or for a group".to_owned() });
+            steps.push(Step::Stack { does: "receives it: broadcast or multicast".to_owned() });
             return Place::End(Outcome::Host);
         }
         let (src, dst) = (summary.src.into(), summary.dst.into());
@@ -337,24 +339,31 @@ impl<N: Node> Tracer<'_, N> {
             Ok(way) => way,
             Err(NoWay::NotForwarded) => {
                 let own = self.node.network(&dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
-                let why = if own { "takes it: it is for this node" } else { "takes it, or has no route for it" };
+                let why =
+                    if own { "receives it: addressed to this node" } else { "receives it, or has no route for it" };
                 steps.push(Step::Stack { does: why.to_owned() });
                 return Place::End(Outcome::Host);
             }
-            Err(NoWay::Blackhole) => return stopped(steps, "drops it: its route is a black hole"),
-            Err(NoWay::Unreachable) => return stopped(steps, "has no route: the sender gets \"unreachable\""),
-            Err(NoWay::Prohibited) => return stopped(steps, "may not send it on: the sender gets \"prohibited\""),
-            Err(NoWay::ForwardingOff) => return stopped(steps, "drops it: forwarding is off where it came in"),
-            Err(NoWay::Unknown) => return stopped(steps, "has no way for it"),
+            Err(NoWay::Blackhole) => return stopped(steps, "drops it: blackhole route"),
+            Err(NoWay::Unreachable) => {
+                return stopped(steps, "rejects it: unreachable, ICMP destination unreachable sent");
+            }
+            Err(NoWay::Prohibited) => {
+                return stopped(steps, "rejects it: prohibit route, ICMP administratively prohibited sent");
+            }
+            Err(NoWay::ForwardingOff) => {
+                return stopped(steps, "drops it: forwarding is disabled on the ingress interface");
+            }
+            Err(NoWay::Unknown) => return stopped(steps, "cannot forward it"),
         };
         if summary.ttl <= 1 {
-            return stopped(steps, "drops it: its lifetime is over, and its sender gets \"time exceeded\"");
+            return stopped(steps, "drops it: TTL or hop limit exceeded, ICMP time exceeded sent");
         }
         if summary.len > way.mtu as usize && summary.whole_only {
-            let why = format!("drops it: it doesn't fit the MTU of {} bytes, and its sender gets \"too big\"", way.mtu);
+            let why = format!("drops it: larger than the MTU of {} bytes, ICMP packet too big sent", way.mtu);
             return stopped(steps, &why);
         }
-        let cut = if summary.len > way.mtu as usize { ", in fragments" } else { "" };
+        let cut = if summary.len > way.mtu as usize { ", fragmented" } else { "" };
         steps.push(Step::Stack { does: format!("routes it to {}{cut}", self.names.interface(way.ifindex)) });
         decrement_ttl(frame);
         set_macs(frame, bytemuck::cast(way.macs));
@@ -427,14 +436,15 @@ impl<N: Node> Tracer<'_, N> {
             verdict: String::new(),
         };
         if let Call::Refuse { service } = verdict {
-            step.verdict = format!("the call fails with ECONNREFUSED: {} has no endpoint", self.names.service(service));
+            step.verdict =
+                format!("the call fails with ECONNREFUSED: {} has no endpoints", self.names.service(service));
             return Ok(Socket::Refused(step));
         }
         if (before.addr, before.port) == (after.addr, after.port) {
             return Ok(Socket::Untouched);
         }
         step.backend = self.chosen(&facts, after.addr, after.port)?;
-        step.verdict = format!("the socket is given {} instead", socket(after.addr, after.port));
+        step.verdict = format!("destination replaced with {}", socket(after.addr, after.port));
         Ok(Socket::Translated(step, (after.addr.into(), after.port.get())))
     }
 
@@ -446,7 +456,7 @@ impl<N: Node> Tracer<'_, N> {
         let Some(Frontend { .. }) = frontend else { return Ok(None) };
         let frontend = frontend.unwrap_or_default();
         let (of, more) = facts::shares(self.view, &frontend, self.names)?;
-        let by = if frontend.slot_count == 1 { "the only one" } else { "one at random for each socket" }.to_owned();
+        let by = if frontend.slot_count == 1 { "the only backend" } else { "a random backend per socket" }.to_owned();
         let backend = format!("{}", socket(addr, port));
         Ok(Some(Choice { backend, by, of, more }))
     }
@@ -494,28 +504,28 @@ enum Socket {
 
 fn stopped(steps: &mut Vec<Step>, does: &str) -> Place {
     steps.push(Step::Stack { does: does.to_owned() });
-    Place::End(Outcome::Stopped { explanation: format!("goes no further: the stack {does}") })
+    Place::End(Outcome::Stopped { explanation: format!("stopped: the stack {does}") })
 }
 
 /// A verdict in words.
 fn verdict(end: End, name: impl Fn(IfIndex) -> String) -> String {
     match end {
-        End::Pass => "goes on as if the hook weren't there".to_owned(),
+        End::Pass => "passed on".to_owned(),
         End::Drop(reason) => format!("dropped ({})", reason.name()),
-        End::Reject(reason, to) => format!("refused ({}) and answered by {}", reason.name(), name(to)),
-        End::Answer(to) => format!("answered by {}", name(to)),
+        End::Reject(reason, to) => format!("rejected ({}), answer sent on {}", reason.name(), name(to)),
+        End::Answer(to) => format!("answered on {}", name(to)),
         End::Forward(out, to) => {
             let how = match out {
-                Out::Stack => "by the stack",
-                Out::Pod => "straight into the pod",
-                Out::Queue => "into the pod through its host end's queue",
-                Out::Uplink => "to the next hop, as the neighbour table has it",
-                Out::Link => "to the next hop, whose MAC is known",
-                Out::Via => "unchanged to another node",
-                Out::Tunnel => "into the tunnel",
-                Out::Host => "to the host, as if podnet0 had received it",
+                Out::Stack => "via the stack",
+                Out::Pod => "redirected into the pod on",
+                Out::Queue => "sent to the pod through the qdisc of",
+                Out::Uplink => "sent to the next hop, MAC from the neighbour table, on",
+                Out::Link => "sent to the next hop, known MAC, on",
+                Out::Via => "forwarded unchanged to another node on",
+                Out::Tunnel => "sent into the tunnel on",
+                Out::Host => "delivered to the host through",
             };
-            format!("sent by {} {how}", name(to))
+            format!("{how} {}", name(to))
         }
     }
 }

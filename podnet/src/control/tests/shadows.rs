@@ -24,11 +24,11 @@ fn services_at_addresses_of_others_are_named() {
     let machines = ["198.51.100.7", "2001:db8::7"].map(|ip| (ip.parse().unwrap(), Mac([2, 0, 0, 0, 0, 9])));
     bench.control.set_in_use(machines.into());
     let expected = [
-        "172.30.0.1 is an address of this node: the Service has 172.30.0.1:53/UDP, 172.30.0.1:80/TCP there",
-        "198.51.100.7 is in use by a machine on a link of this node, with the MAC 02:00:00:00:00:09: the Service has \
-         198.51.100.7:53/UDP, 198.51.100.7:80/TCP there",
-        "2001:db8::7 is in use by a machine",
-        "203.0.113.2 is an ExternalIP of node n2: the Service has 203.0.113.2:53/UDP",
+        "172.30.0.1 is an address of this node: traffic through this node to 172.30.0.1:53/UDP, 172.30.0.1:80/TCP goes",
+        "198.51.100.7 is in use by the machine with the MAC 02:00:00:00:00:09 on a link of this node: traffic through \
+         this node to 198.51.100.7:53/UDP, 198.51.100.7:80/TCP goes",
+        "2001:db8::7 is in use by the machine",
+        "203.0.113.2 is an ExternalIP of node n2: traffic through this node to 203.0.113.2:53/UDP",
     ];
     let found = told(&bench, "shadow");
     assert_eq!(found.len(), expected.len(), "{found:?}");
@@ -59,7 +59,9 @@ fn a_health_check_port_that_another_service_has_is_told() {
     bench.round();
     let found = told(&bench, "checked");
     assert!(
-        found.len() == 1 && found[0].starts_with("its healthCheckNodePort 30080 leads to default/other:p"),
+        found.len() == 1
+            && found[0]
+                .starts_with("its healthCheckNodePort 30080 conflicts with the same node port of default/other:p"),
         "{found:?}"
     );
     assert_eq!(bench.control.health().checks.len(), 1, "it is served, if nobody comes there");

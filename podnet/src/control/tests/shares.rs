@@ -41,7 +41,7 @@ fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
     let named = reasons(&bench, "greedy");
     assert!(
         named.iter().any(|reason| reason.contains(
-            "more than its share of the table `frontends`, which is 256 entries, as much as any Service may have"
+            "exceeds its share of the table `frontends` (256 entries, the limit for every Service)"
         )),
         "{named:?}"
     );
@@ -94,7 +94,7 @@ fn a_greedy_namespace_is_refused_and_no_other() {
     assert!((1..=90).all(|i| at(&bench, &format!("10.96.0.{i}")) == 1));
     assert!(bench.tables.frontends.len() <= 1000);
     assert!(
-        reasons(&bench, "g07").iter().any(|reason| reason.contains("as much as each Service of its namespace gets"))
+        reasons(&bench, "g07").iter().any(|reason| reason.contains("the limit for each Service of its namespace"))
     );
     let status = bench.control.status();
     assert_eq!(
@@ -102,7 +102,7 @@ fn a_greedy_namespace_is_refused_and_no_other() {
         (1, vec!["tenant"])
     );
     assert!(
-        status.scarcities[0].starts_with("tenant: 1530 entries of the table `frontends` are asked for, and 820 given"),
+        status.scarcities[0].starts_with("tenant: 1530 entries of the table `frontends` requested, 820 granted"),
         "{:?}",
         status.scarcities
     );

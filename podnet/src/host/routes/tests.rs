@@ -167,7 +167,7 @@ fn what_is_on_no_shared_link_goes_through_the_tunnel() {
     let reached: Vec<_> = planned.result.addresses.iter().map(|a| (a.tunnel, a.dev.map(|dev| dev.0))).collect();
     let expected = [(false, Some(2)), (false, Some(2)), (true, Some(7)), (true, Some(7)), (false, None)];
     assert_eq!(reached, expected);
-    assert!(planned.result.unreachable[0].reason.contains("is no IPv4 address as this node's is"));
+    assert!(planned.result.unreachable[0].reason.contains("is not an IPv4 address like this node's"));
 
     let all = plan(&snapshot(), &network(Routing::Vxlan, &nodes, &own), Some(TUNNEL));
     assert!(all.result.hops.iter().all(|hop| hop.tunnel) && all.result.hops.len() == 3);

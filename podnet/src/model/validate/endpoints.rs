@@ -12,7 +12,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
         "IPv6" => false,
         // Names instead of addresses: no proxy uses them.
         "FQDN" => return Ok(EndpointSlice::default()),
-        other => return refuse("addressType", format!("`{other}` is none of IPv4, IPv6, FQDN")),
+        other => return refuse("addressType", format!("`{other}` is not one of IPv4, IPv6, FQDN")),
     };
     let (labels, uid) = (raw.metadata.labels, raw.metadata.uid);
     // Slices carry the labels of their service that leave it to another proxy.
@@ -36,7 +36,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
 fn port(field: &str, raw: raw::Port, names: &mut HashSet<String>) -> Checked<Option<SlicePort>> {
     let protocol = protocol(field, &raw.protocol)?;
     if !names.insert(raw.name.clone()) {
-        return refuse(format!("{field}.name"), format!("`{}` is the name of another port", raw.name));
+        return refuse(format!("{field}.name"), format!("`{}` is already the name of another port", raw.name));
     }
     let Some(number) = raw.port else { return Ok(None) };
     Ok(Some(SlicePort { name: raw.name, port: port_number(|| format!("{field}.port"), number)?, protocol }))

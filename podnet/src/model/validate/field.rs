@@ -35,7 +35,7 @@ pub(super) fn usable<T>(element: Checked<T>, left_out: &mut LeftOut) -> Option<T
 /// As many elements of a list as an object may have.
 pub(super) fn at_most<T>(most: usize, field: &str, mut list: Vec<T>, left_out: &mut LeftOut) -> Vec<T> {
     let beyond = list.len().saturating_sub(most);
-    left_out.add_many(beyond, || format!("{field}: the last {beyond} are left out: at most {most} are allowed"));
+    left_out.add_many(beyond, || format!("{field}: the last {beyond} are ignored: at most {most} are allowed"));
     list.truncate(most);
     list
 }
@@ -68,7 +68,7 @@ pub(super) fn address(field: impl FnOnce() -> String, text: &str) -> Checked<IpA
         return refuse(field(), format!("{ip} is an IPv4 address in IPv6 form: write it as IPv4"));
     }
     if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local {
-        return refuse(field(), format!("{ip} is reserved: it can't be reached through the cluster"));
+        return refuse(field(), format!("{ip} is reserved: it cannot be reached through the cluster"));
     }
     Ok(ip)
 }
@@ -102,7 +102,7 @@ pub fn service_range(cidr: IpNetwork) -> Result<IpNetwork, String> {
         return Err(format!("{cidr} is a single address: give a range such as 10.96.0.0/16"));
     }
     if cidr.prefix() == 0 || cidr.ip().is_multicast() || cidr.ip().is_loopback() {
-        return Err(format!("{cidr} can't hold services"));
+        return Err(format!("{cidr} is not usable for services"));
     }
     Ok(cidr)
 }
@@ -119,6 +119,6 @@ pub(super) fn protocol(field: &str, text: &str) -> Checked<Protocol> {
         "" | "TCP" => Ok(Protocol::Tcp),
         "UDP" => Ok(Protocol::Udp),
         "SCTP" => Ok(Protocol::Sctp),
-        other => refuse(format!("{field}.protocol"), format!("`{other}` is none of TCP, UDP, SCTP")),
+        other => refuse(format!("{field}.protocol"), format!("`{other}` is not one of TCP, UDP, SCTP")),
     }
 }

@@ -73,7 +73,9 @@ fn service_type(text: &str) -> Checked<ServiceType> {
         "NodePort" => Ok(ServiceType::NodePort),
         "LoadBalancer" => Ok(ServiceType::LoadBalancer),
         "ExternalName" => Ok(ServiceType::ExternalName),
-        other => refuse("spec.type", format!("`{other}` is none of ClusterIP, NodePort, LoadBalancer, ExternalName")),
+        other => {
+            refuse("spec.type", format!("`{other}` is not one of ClusterIP, NodePort, LoadBalancer, ExternalName"))
+        }
     }
 }
 
@@ -81,7 +83,7 @@ fn policy(field: &str, text: &str) -> Checked<TrafficPolicy> {
     match text {
         "" | "Cluster" => Ok(TrafficPolicy::Cluster),
         "Local" => Ok(TrafficPolicy::Local),
-        other => refuse(field, format!("`{other}` is none of Cluster, Local")),
+        other => refuse(field, format!("`{other}` is not one of Cluster, Local")),
     }
 }
 
@@ -98,7 +100,7 @@ fn affinity(spec: &raw::Spec) -> Checked<u32> {
                 ),
             },
         },
-        other => refuse("spec.sessionAffinity", format!("`{other}` is none of None, ClientIP")),
+        other => refuse("spec.sessionAffinity", format!("`{other}` is not one of None, ClientIP")),
     }
 }
 
@@ -110,7 +112,7 @@ fn families(spec: &raw::Spec, left_out: &mut LeftOut) -> Families {
         match name.as_str() {
             "IPv4" => families.v4 = true,
             "IPv6" => families.v6 = true,
-            other => left_out.add(|| format!("spec.ipFamilies[{i}]: `{other}` is none of IPv4, IPv6")),
+            other => left_out.add(|| format!("spec.ipFamilies[{i}]: `{other}` is not one of IPv4, IPv6")),
         }
     }
     let cluster_ips = spec.cluster_ips.iter().chain(Some(&spec.cluster_ip)).filter_map(|text| ip(text));
@@ -133,7 +135,7 @@ fn load_balancer_ips(raw: &raw::LoadBalancer, left_out: &mut LeftOut) -> Vec<IpA
         match ingress.ip_mode.as_str() {
             "" | "VIP" => ips.extend(usable(address(|| format!("{field}.ip"), &ingress.ip), left_out)),
             "Proxy" => {}
-            other => left_out.add(|| format!("{field}.ipMode: `{other}` is none of VIP, Proxy")),
+            other => left_out.add(|| format!("{field}.ipMode: `{other}` is not one of VIP, Proxy")),
         }
     }
     at_most(limits::ADDRESSES, "status.loadBalancer.ingress", distinct(ips), left_out)
@@ -173,9 +175,10 @@ fn source_ip(value: &str) -> Checked<SourceIp> {
         "auto" => Ok(SourceIp::Auto),
         "preserve" => Ok(SourceIp::Preserve),
         "snat" => Ok(SourceIp::Snat),
-        other => {
-            refuse("metadata.annotations", format!("{SOURCE_IP_ANNOTATION}: `{other}` is none of auto, preserve, snat"))
-        }
+        other => refuse(
+            "metadata.annotations",
+            format!("{SOURCE_IP_ANNOTATION}: `{other}` is not one of auto, preserve, snat"),
+        ),
     }
 }
 
@@ -247,10 +250,10 @@ fn service_port(field: &str, raw: raw::Port, several: bool, taken: &mut Taken) -
         return refuse(format!("{field}.name"), "is missing: several ports need names");
     }
     if !taken.names.insert(raw.name.clone()) {
-        return refuse(format!("{field}.name"), format!("`{}` is the name of another port", raw.name));
+        return refuse(format!("{field}.name"), format!("`{}` is already the name of another port", raw.name));
     }
     if !taken.ports.insert((port, protocol)) {
-        return refuse(format!("{field}.port"), format!("{port}/{protocol} is there twice"));
+        return refuse(format!("{field}.port"), format!("duplicate {port}/{protocol}"));
     }
     Ok(ServicePort { name: raw.name, port, node_port: None, protocol })
 }
@@ -259,7 +262,7 @@ fn node_port(field: &str, number: Option<i64>, protocol: Protocol, taken: &mut T
     let field = format!("{field}.nodePort");
     let port = optional_port(&field, number)?;
     match port.filter(|number| !taken.node_ports.insert((*number, protocol))) {
-        Some(number) => refuse(field, format!("{number}/{protocol} is there twice")),
+        Some(number) => refuse(field, format!("duplicate {number}/{protocol}")),
         None => Ok(port),
     }
 }

@@ -33,7 +33,7 @@ mod tests {
         for (cidrs, left_out) in [
             ("[10.97.0.0/24, 10.97.1.1/24]", ""),
             ("[10.97.0.0/24, 10.97.0.1/32]", "single"),
-            ("[0.0.0.0/0, 10.97.0.0/24]", "can't hold services"),
+            ("[0.0.0.0/0, 10.97.0.0/24]", "not usable for services"),
             ("[x, 10.97.0.0/24]", "`x` is not a CIDR"),
         ] {
             let Object::ServiceCidr(ranges) = object(cidrs).unwrap().1 else { panic!() };

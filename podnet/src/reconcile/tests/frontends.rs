@@ -152,7 +152,7 @@ fn an_entry_waits_for_those_that_it_refers_to() {
     bench.set("dns", vec![local.clone()]);
     bench.run();
     let reasons: Vec<_> = bench.reconciler.pending().map(|(what, r)| format!("{what}: {}", r.reason)).collect();
-    assert!(reasons[1].starts_with("192.0.2.1:53/UDP: it waits for the entry of 192.0.2.1:53/UDP from"), "{reasons:?}");
+    assert!(reasons[1].starts_with("192.0.2.1:53/UDP: waiting for the entry of 192.0.2.1:53/UDP from"), "{reasons:?}");
     bench.tables.frontends_max = 100;
     bench.settle();
     bench.assert_as_desired();

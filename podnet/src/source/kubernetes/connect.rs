@@ -29,13 +29,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(100);
 pub enum ConnectError {
     /// This is no pod with a service account.
     #[error(
-        "there is no service account of a pod to ask the Kubernetes API with ({}): set `kubernetes.kubeconfig`, or use \
-         deploy/podnet.yaml",
+        "no service account for the Kubernetes API ({}): set `kubernetes.kubeconfig`, or use deploy/podnet.yaml",
         in_words(.0)
     )]
     NoAccount(kube::config::InClusterError),
     /// The file can't be used.
-    #[error("the kubeconfig {} can't be used: {}", path.display(), in_words(&**.source))]
+    #[error("cannot use the kubeconfig {}: {}", path.display(), in_words(&**.source))]
     Kubeconfig {
         /// The file.
         path: PathBuf,
@@ -43,10 +42,10 @@ pub enum ConnectError {
         source: Box<KubeconfigError>,
     },
     /// The address can't be used.
-    #[error("`{0}` can't be the address of an API server: {1}")]
+    #[error("invalid API server address `{0}`: {1}")]
     Address(String, String),
     /// The client can't be made.
-    #[error("no client for the Kubernetes API: {}", in_words(&**.0))]
+    #[error("cannot create a client for the Kubernetes API: {}", in_words(&**.0))]
     Client(Box<kube::Error>),
     /// No thread for it.
     #[error("can't start the thread that watches the Kubernetes API: {0}")]
@@ -71,7 +70,7 @@ pub(super) fn client(settings: &Kubernetes) -> Result<Connected, ConnectError> {
         config.cluster_url = address.map_err(|reason| ConnectError::Address(server, reason))?;
     } else if settings.kubeconfig.is_none() {
         warn!(
-            "the API server is asked at the Service's address, {}, which must be reachable without podnet: set \
+            "using the API server's Service address {}, which must be reachable without podnet: set \
              `kubernetes.server`",
             config.cluster_url
         );
@@ -82,7 +81,7 @@ pub(super) fn client(settings: &Kubernetes) -> Result<Connected, ConnectError> {
     // The client's own retries, of minutes, would hide that the server is away.
     config.default_retry = false;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    info!(server, "asking the Kubernetes API");
+    info!(server, "using the Kubernetes API");
     let client = Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))?;
     Ok(Connected { client, server })
 }
@@ -104,13 +103,13 @@ fn server_of_kubelet(path: &Path) -> Option<String> {
     let text = match files::read_text(path, files::OWN_MAX) {
         Ok(text) => text,
         Err(error) => {
-            warn!("the kubelet's {} can't be read: {error}; set `kubernetes.server`", path.display());
+            warn!("cannot read the kubelet's {}: {error}; set `kubernetes.server`", path.display());
             return None;
         }
     };
     let server = server_in(&text);
     if server.is_none() {
-        warn!("the kubelet's {} names no server; set `kubernetes.server`", path.display());
+        warn!("no server in the kubelet's {}; set `kubernetes.server`", path.display());
     }
     server
 }
@@ -158,7 +157,7 @@ mod tests {
             ..Kubernetes::default()
         };
         let error = |settings: &Kubernetes| client(settings).map(|_| ()).unwrap_err().to_string();
-        assert!(error(&settings(None)).contains("config can't be used"));
+        assert!(error(&settings(None)).starts_with("cannot use the kubeconfig"));
         fs::write(
             &path,
             "clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}]\ncurrent-context: a\n\

@@ -194,8 +194,8 @@ impl KubernetesSource {
         // A server that is away is so for all kinds alike.
         failing.first().map(|(_, error)| {
             let names: Vec<_> = failing.iter().filter(|(_, other)| other == error).map(|(name, _)| *name).collect();
-            let stays = if self.synced() { "; what was read stays" } else { "" };
-            format!("{}: {} can't be watched: {error}{stays}", self.server, names.join(", "))
+            let stays = if self.synced() { "; keeping the objects read before" } else { "" };
+            format!("{}: cannot watch {}: {error}{stays}", self.server, names.join(", "))
         })
     }
 

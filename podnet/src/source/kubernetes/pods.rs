@@ -44,7 +44,7 @@ pub(super) async fn watch(client: Client, node: String, uids: Sender<Option<BTre
             Err(error) => {
                 let reason = Some(explain(&error));
                 if told != reason {
-                    warn!("the node's pods can't be watched: {}", reason.as_deref().unwrap_or_default());
+                    warn!("cannot watch the node's pods: {}", reason.as_deref().unwrap_or_default());
                     told = reason;
                 }
                 sleep(pause.next()).await;

@@ -164,7 +164,7 @@ impl Told {
         }
         match &error {
             Some(reason) => warn!(kind = self.kind.name(), "{reason}"),
-            None => info!(kind = self.kind.name(), "the Kubernetes API answers again"),
+            None => info!(kind = self.kind.name(), "the Kubernetes API is reachable again"),
         }
         self.error.clone_from(&error);
         self.metrics.given(1);
@@ -179,7 +179,7 @@ impl Told {
                     object.kind = kind.name(),
                     object.namespace = name.namespace,
                     object.name = name.name,
-                    "an object can't be used: {reason} ({})",
+                    "invalid object: {reason} ({})",
                     what_holds(*kept)
                 );
             }

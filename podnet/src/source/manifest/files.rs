@@ -31,7 +31,7 @@ impl ManifestSource {
             let result = match result {
                 // Before all has been read once, nobody knows what the file said to an earlier daemon.
                 Load::Empty if has_objects || known.is_none_or(|known| !known.loaded) && !self.was_synced => {
-                    Load::error("it is empty; remove it if that is on purpose")
+                    Load::error("it is empty; remove it if that is intended")
                 }
                 Load::Empty => Load::Objects(Vec::new()),
                 Load::NoFile(error) if has_objects => Load::error(&error.to_string()),
@@ -44,7 +44,7 @@ impl ManifestSource {
                     let known = self.files.entry(file.clone()).or_default();
                     known.errors.clear();
                     if self.broken.remove(&file) {
-                        info!(file = &*file, "the manifest is good again");
+                        info!(file = &*file, "the manifest is valid again");
                     }
                     known.loaded = true;
                     self.replace(&file, objects, changes);
@@ -53,7 +53,7 @@ impl ManifestSource {
                     self.leaving.remove(&file);
                     let holds = what_holds(known.is_some_and(|known| known.loaded));
                     for FileError { line, reason } in errors.iter().take(usize::saturating_sub(LOGGED, told)) {
-                        warn!(file = &*file, line, "a manifest can't be used: {reason} ({holds})");
+                        warn!(file = &*file, line, "invalid manifest: {reason} ({holds})");
                     }
                     told += errors.len();
                     self.broken.insert(file.clone());
@@ -64,7 +64,7 @@ impl ManifestSource {
             }
         }
         if told > LOGGED {
-            warn!("{} mistakes more in manifests are not logged; `podnet status` has the first files", told - LOGGED);
+            warn!("{} more errors in manifests are not logged; `podnet status` lists the first files", told - LOGGED);
         }
     }
 

@@ -36,11 +36,11 @@ pub(super) fn load(path: &Path, json: bool) -> Load {
         Err(error) if files::is_no_file(&error) => return Load::NoFile(error),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return match std::fs::symlink_metadata(path) {
-                Ok(_) => Load::error("it is a symbolic link to what doesn't exist"),
+                Ok(_) => Load::error("it is a dangling symbolic link"),
                 Err(_) => Load::Gone,
             };
         }
-        Err(error) => return Load::error(&format!("reading it: {error}")),
+        Err(error) => return Load::error(&format!("cannot read it: {error}")),
     };
     if text.trim().is_empty() {
         return Load::Empty;

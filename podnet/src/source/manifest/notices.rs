@@ -48,8 +48,8 @@ impl Notices {
             _ => return Err(error),
         };
         let problem = format!(
-            "the host allows no more inotify ({error}): the directory is looked through every second instead; raise its \
-             setting {setting} and restart podnet"
+            "no inotify left on the host ({error}): polling the directory every second instead; raise the sysctl \
+             {setting} and restart podnet"
         );
         let (reader, writer) = io::pipe()?;
         Ok(Self::Looks(Looks { never: (reader, writer), problem, seen: None, read: None }))

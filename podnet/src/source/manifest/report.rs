@@ -70,14 +70,14 @@ impl From<SourceStatus> for Status {
             file.errors.into_iter().map(mistake)
         });
         let remark = |d: Duplicate| {
-            format!("{} is defined in {} and in {}; the first counts", d.object, d.used, d.ignored.join(", "))
+            format!("{} is defined in {} and in {}; the first takes precedence", d.object, d.used, d.ignored.join(", "))
         };
         let more = (status.more > 0)
-            .then(|| format!("{}: {} files or objects more like these", status.directory.display(), status.more));
+            .then(|| format!("{}: {} more files or objects like these", status.directory.display(), status.more));
         let misnamed = status.misnamed.first().map(|first| {
             let count = status.misnamed.len();
             format!(
-                "{}: {count} files are not read, since their names are not UTF-8: rename {first}",
+                "{}: {count} files are ignored, as their names are not UTF-8: rename {first}",
                 status.directory.display()
             )
         });

@@ -124,7 +124,7 @@ fn a_broken_file_is_reported_and_its_last_good_state_stays() {
     assert_eq!(bench.poll(), ["n2=22"]);
     assert_eq!(
         bench.errors(),
-        ["a.yaml:14: Node N3: metadata.name: `N3` is not a name: use up to 253 of a-z, 0-9, - and ."]
+        ["a.yaml:14: Node N3: metadata.name: `N3` is not a valid name: use up to 253 of a-z, 0-9, - and ."]
     );
     assert!(bench.source.status().synced, "it was good once");
     bench.write("a.yaml", &node("n1", 7));
@@ -254,7 +254,7 @@ fn a_directory_that_goes_keeps_its_objects_and_is_followed_when_it_is_back() {
     bench.write("a.yaml", &node("n1", 11));
     bench.look_again();
     assert_eq!(bench.poll(), ["n1=11"]);
-    assert!(bench.source.error().is_some_and(|error| error.contains("without 1 of the files")));
+    assert!(bench.source.error().is_some_and(|error| error.contains("lacks 1 of the files")));
     bench.now += RETURN_DELAY / 2;
     bench.write("c.yaml", &node("n3", 3));
     assert_eq!(bench.poll(), ["n3=3"], "the new directory is watched");
@@ -408,12 +408,12 @@ fn an_empty_file_keeps_what_it_had() {
         assert_eq!(bench.poll(), NONE, "{empty:?}");
         bench.now += RETURN_DELAY;
         assert_eq!(bench.poll(), NONE);
-        assert_eq!(bench.errors(), ["a.yaml:0: it is empty; remove it if that is on purpose"]);
+        assert_eq!(bench.errors(), ["a.yaml:0: it is empty; remove it if that is intended"]);
         assert!(bench.source.status().synced);
         // Under another name it is the same file.
         bench.rename("a.yaml", "c.yaml");
         assert_eq!(bench.poll(), NONE);
-        assert_eq!(bench.errors(), ["c.yaml:0: it is empty; remove it if that is on purpose"]);
+        assert_eq!(bench.errors(), ["c.yaml:0: it is empty; remove it if that is intended"]);
         bench.write("c.yaml", &node("n1", 2));
         assert_eq!(bench.poll(), ["n1=2"]);
         assert_eq!(bench.errors(), NONE);
@@ -454,7 +454,7 @@ fn what_was_emptied_before_the_start_is_not_taken_for_all_there_is() {
     let mut bench = Bench::new(&[]);
     bench.poll();
     let status = bench.source.status();
-    assert!(!status.synced && status.error.is_some_and(|error| error.contains("no manifest yet")));
+    assert!(!status.synced && status.error.is_some_and(|error| error.contains("no manifests yet")));
     bench.write("a.yaml", &node("n1", 1));
     assert_eq!(bench.poll(), ["n1=1"]);
     assert_eq!((bench.source.error(), bench.source.status().synced), (None, true));
@@ -475,7 +475,7 @@ fn what_takes_the_place_of_a_file_is_reported_and_never_waited_for() {
         (socket, "a socket"),
         (device, "a device"),
         (to_itself, "Too many levels"),
-        (to_nothing, "what doesn't exist"),
+        (to_nothing, "dangling symbolic link"),
     ] {
         for renamed in [false, true] {
             let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
@@ -493,7 +493,7 @@ fn what_takes_the_place_of_a_file_is_reported_and_never_waited_for() {
             bench.wait();
             assert_eq!(bench.poll(), NONE, "{what}");
             let errors = bench.errors();
-            let expected = if renamed && what == "Too many levels" { "what doesn't exist" } else { what };
+            let expected = if renamed && what == "Too many levels" { "dangling symbolic link" } else { what };
             assert!(errors.len() == 1 && errors[0].contains(expected), "{what}: {errors:?}");
             bench.write("b", &node("n1", 2));
             let _ = fs::remove_dir(bench.path("a.yaml"));
@@ -542,7 +542,7 @@ fn thousands_of_broken_files_are_reported_in_part() {
     assert_eq!(bench.poll(), ["n1=1"]);
     let status = super::super::Status::from(bench.source.status());
     assert_eq!(status.mistakes.len(), REPORTED);
-    assert!(status.remarks[0].contains("1900 files or objects more"), "{:?}", status.remarks);
+    assert!(status.remarks[0].contains("1900 more files or objects"), "{:?}", status.remarks);
 }
 
 #[test]

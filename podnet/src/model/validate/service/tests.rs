@@ -168,10 +168,10 @@ fn mistakes_name_object_and_field() {
         (
             "{ports: [{port: 1}], internalTrafficPolicy: local}",
             "spec.internalTrafficPolicy",
-            "`local` is none of Cluster, Local",
+            "`local` is not one of Cluster, Local",
         ),
         ("{ports: [{port: 1}], externalTrafficPolicy: Global}", "spec.externalTrafficPolicy", "`Global`"),
-        ("{ports: [{port: 1}], sessionAffinity: Cookie}", "spec.sessionAffinity", "none of None, ClientIP"),
+        ("{ports: [{port: 1}], sessionAffinity: Cookie}", "spec.sessionAffinity", "not one of None, ClientIP"),
         (&*longer, field, "between 1 and 86400"),
         (&*none, field, "between 1 and 86400"),
     ] {
@@ -204,11 +204,11 @@ fn an_element_that_cannot_be_used_is_left_out_and_named() {
         ("ports: [{name: a, port: 1}, {name: b, port: 2, protocol: ICMP}]", "spec.ports[1].protocol: `ICMP`"),
         ("ports: [{name: a, port: 1}, {port: 2}]", "spec.ports[1].name: is missing"),
         ("ports: [{name: a, port: 1}, {name: a, port: 2}]", "spec.ports[1].name: `a`"),
-        ("ports: [{name: a, port: 1}, {name: b, port: 1}]", "spec.ports[1].port: 1/TCP is there twice"),
+        ("ports: [{name: a, port: 1}, {name: b, port: 1}]", "spec.ports[1].port: duplicate 1/TCP"),
         ("ports: [{name: a, port: 1, nodePort: -1}]", "spec.ports[0].nodePort: -1 is not between"),
         (
             "ports: [{name: a, port: 1, nodePort: 30000}, {name: b, port: 2, nodePort: 30000}]",
-            "spec.ports[1].nodePort: 30000/TCP is there twice",
+            "spec.ports[1].nodePort: duplicate 30000/TCP",
         ),
     ] {
         let ports = if rest.starts_with("ports") { "" } else { ", ports: [{port: 1}]" };
@@ -250,7 +250,7 @@ fn mistakes_in_the_status() {
         ("{ip: x}", "ip: `x` is not"),
         ("{ip: 127.0.0.1}", "ip: 127.0.0.1 is reserved"),
         ("{ip: '::ffff:192.0.2.9'}", "ip: ::ffff:192.0.2.9 is an IPv4 address in IPv6 form"),
-        ("{ip: 192.0.2.1, ipMode: vip}", "ipMode: `vip` is none of VIP, Proxy"),
+        ("{ip: 192.0.2.1, ipMode: vip}", "ipMode: `vip` is not one of VIP, Proxy"),
     ] {
         let yaml = format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{type: LoadBalancer, ports: [{{port: \
@@ -321,7 +321,7 @@ fn a_service_with_all_ports_is_cut_to_the_bound() {
     assert_eq!((ports.len(), ports[limits::PORTS - 1].port), (limits::PORTS, limits::PORTS as u16));
     assert_eq!(
         left_out.lines().collect::<Vec<_>>(),
-        ["spec.ports: the last 126974 are left out: at most 4096 are allowed"]
+        ["spec.ports: the last 126974 are ignored: at most 4096 are allowed"]
     );
     let ips: Vec<_> = (0..70_000u32).map(|i| std::net::Ipv4Addr::from(0xc633_0000 + i).to_string()).collect();
     assert_eq!(external_ips(&ips, &mut left_out).len(), limits::ADDRESSES);
