@@ -80,7 +80,7 @@ pub fn examine(mut loader: Command, mut each: impl FnMut(&Figures)) -> Result<()
     // SAFETY: PTRACE_TRACEME is a plain system call, safe between fork and exec.
     unsafe { loader.pre_exec(|| ptrace::traceme().map_err(Into::into)) };
     // Should anything fail below, it ends with this process (PTRACE_O_EXITKILL).
-    let child = loader.spawn().context("can't start the process that loads the programs")?;
+    let child = loader.spawn().context("cannot start the process that loads the programs")?;
     // The command still has the pipe's other end.
     drop(loader);
     let pid = Pid::from_raw(child.id() as i32);

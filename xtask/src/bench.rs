@@ -15,7 +15,7 @@ pub(crate) fn run(workspace: &Workspace, args: &[OsString]) -> Result<()> {
     let built = build::release(workspace)?;
     // Made here, so that it belongs to the user and not to root.
     let results = workspace.target.join("bench");
-    fs::create_dir_all(&results).with_context(|| format!("cannot make {}", results.display()))?;
+    fs::create_dir_all(&results).with_context(|| format!("cannot create {}", results.display()))?;
     let mut bench = built.as_root("podnet-bench")?;
     if !args.iter().any(|argument| argument.to_string_lossy().starts_with("--out")) {
         bench.arg("--out").arg(results);

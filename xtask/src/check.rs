@@ -100,9 +100,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         eprintln!("{violation}");
     }
     if !violations.is_empty() {
-        bail!("the workspace's rules are broken in {} places", violations.len());
+        bail!("{} violations of the workspace's rules", violations.len());
     }
-    println!("The workspace keeps its rules.");
+    println!("No violations of the workspace's rules.");
     Ok(())
 }
 
@@ -152,7 +152,7 @@ fn out_of_floor(directory: &Path, modules: Vec<(Name, PathBuf, Module)>) -> Vec<
 fn wrong_dependencies(package: &Package) -> Vec<Violation> {
     let violation = |what| Violation { place: package.directory.join("Cargo.toml").display().to_string(), what };
     let Some((_, allowed)) = MAY_DEPEND_ON.iter().find(|(name, _)| *name == package.name) else {
-        return vec![violation(format!("{} has no place in xtask's list of crates yet", package.name))];
+        return vec![violation(format!("{} is missing from xtask's list of crates", package.name))];
     };
     let ours = |name: &str| MAY_DEPEND_ON.iter().any(|(crate_name, _)| *crate_name == name);
     let wrong = package.dependencies.iter().filter(|name| ours(name) && !allowed.contains(&name.as_str()));

@@ -21,7 +21,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output =
         command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {}", shown(command)))?;
     ensure!(output.status.success(), "{} failed ({})", shown(command), output.status);
-    String::from_utf8(output.stdout).with_context(|| format!("{} printed something that is no text", shown(command)))
+    String::from_utf8(output.stdout).with_context(|| format!("{} printed output that is not UTF-8", shown(command)))
 }
 
 /// Becomes the command, which so gets the terminal, its signals and the exit status; returns only when that fails.

@@ -67,13 +67,13 @@ impl fmt::Display for Chain {
 /// The object can't be read, or a chain is deeper than [`ALLOWED`]; each such program is named with its frames.
 pub(crate) fn check(object: &Path) -> Result<String> {
     let bytes = fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
-    let functions = functions(&bytes).with_context(|| format!("cannot make sense of {}", object.display()))?;
+    let functions = functions(&bytes).with_context(|| format!("cannot parse {}", object.display()))?;
     let chains = deepest(&functions)?;
     let refused: Vec<_> = chains.iter().filter(|chain| chain.depth > ALLOWED).map(Chain::to_string).collect();
     if !refused.is_empty() {
         bail!(
-            "these programs need more stack than {ALLOWED} bytes (frames rounded up to {ROUNDING}, as before Linux 6.9):\n  \
-             {}\nMove variables into the per-CPU scratch, or split a frame",
+            "these programs use more than {ALLOWED} bytes of stack (frames rounded up to {ROUNDING}, as before Linux \
+             6.9):\n  {}\nMove variables into the per-CPU scratch map, or split a frame",
             refused.join("\n  ")
         );
     }
@@ -99,7 +99,7 @@ fn functions(bytes: &[u8]) -> Result<Vec<Function>> {
     let starts: BTreeMap<(usize, u64), usize> =
         symbols.iter().enumerate().map(|(number, (section, at, ..))| ((*section, *at), number)).collect();
     let at = |section: usize, address: u64| {
-        starts.get(&(section, address)).copied().context("a call leads into no function")
+        starts.get(&(section, address)).copied().context("a call does not target a function")
     };
 
     // Where calls and addresses of functions lead that the linker has left open.
@@ -118,7 +118,7 @@ fn functions(bytes: &[u8]) -> Result<Vec<Function>> {
 
     let mut functions = Vec::new();
     for (section, start, size, name) in &symbols {
-        let data = code[section].data_range(*start, *size)?.context("a function lies outside of its section")?;
+        let data = code[section].data_range(*start, *size)?.context("a function exceeds its section")?;
         let mut function = Function {
             name: shortened(name),
             frame: 0,

@@ -63,7 +63,7 @@ fn architecture(rust: &str) -> Result<&'static str> {
     match rust {
         "x86_64" => Ok("amd64"),
         "aarch64" => Ok("arm64"),
-        _ => bail!("no image can be built on {rust}: podnet runs on x86_64 and aarch64"),
+        _ => bail!("cannot build an image on {rust}: podnet runs on x86_64 and aarch64"),
     }
 }
 
@@ -216,7 +216,7 @@ fn archive(entries: &BTreeMap<String, Entry<'_>>) -> Result<Vec<u8>> {
             Entry::File(bytes) => (EntryType::Regular, 0o644, bytes),
         };
         let mut header = Header::new_ustar();
-        header.set_path(path).with_context(|| format!("{path} doesn't fit into a tar"))?;
+        header.set_path(path).with_context(|| format!("{path} does not fit into a tar archive"))?;
         header.set_entry_type(kind);
         header.set_mode(mode);
         header.set_uid(0);
@@ -226,7 +226,7 @@ fn archive(entries: &BTreeMap<String, Entry<'_>>) -> Result<Vec<u8>> {
         header.set_cksum();
         builder.append(&header, bytes).with_context(|| format!("cannot archive {path}"))?;
     }
-    builder.into_inner().context("cannot end the archive")
+    builder.into_inner().context("cannot finish the archive")
 }
 
 #[cfg(test)]

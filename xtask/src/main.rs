@@ -82,7 +82,9 @@ struct PassedOn {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = Workspace::find().and_then(|workspace| match cli.command {
-        Command::Setup => setup::ensure(&workspace, Purpose::Bench).map(|()| println!("Everything is set up.")),
+        Command::Setup => {
+            setup::ensure(&workspace, Purpose::Bench).map(|()| println!("All prerequisites are installed."))
+        }
         Command::Build { release } => build::run(&workspace, release),
         Command::Image { out } => image::run(&workspace, out),
         Command::Test { filter, kernels } => test::run(&workspace, filter.as_deref(), &kernels),

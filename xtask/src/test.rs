@@ -106,7 +106,7 @@ fn with_assets(directory: Option<&Path>) -> Vec<&'static str> {
     if missing.is_empty() {
         return vec!["--include-ignored"];
     }
-    println!("LEFT OUT: {WITH_KUBELETS} the directory that {ASSETS} names lacks {}", missing.join(", "));
+    println!("SKIPPED: {WITH_KUBELETS}, since {ASSETS} lacks {}", missing.join(", "));
     vec!["--include-ignored", "--skip", WITH_KUBELETS]
 }
 
@@ -136,11 +136,11 @@ fn privileged_programs(workspace: &Workspace, built: &build::Built, only: &[&str
 fn test_programs(messages: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut programs = Vec::new();
     for line in messages.lines() {
-        let message: Value = serde_json::from_str(line).context("cargo printed something that is no JSON")?;
+        let message: Value = serde_json::from_str(line).context("cargo printed output that is not JSON")?;
         if message["profile"]["test"] == true
             && let Some(program) = message["executable"].as_str()
         {
-            let name = message["target"]["name"].as_str().context("cargo reports a program without a name")?;
+            let name = message["target"]["name"].as_str().context("cargo reported a program without a name")?;
             programs.push((name.to_owned(), program.into()));
         }
     }

@@ -32,7 +32,7 @@ impl Workspace {
     pub(crate) fn find() -> Result<Self> {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let metadata = output(cargo(here).args(["metadata", "--no-deps", "--format-version=1"]))?;
-        Self::parse(&metadata).context("`cargo metadata` printed something unexpected")
+        Self::parse(&metadata).context("unexpected output of `cargo metadata`")
     }
 
     fn parse(metadata: &str) -> Result<Self> {

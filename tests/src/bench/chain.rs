@@ -190,7 +190,7 @@ impl Chain {
             proto: Proto::TCP,
             ..Tuple::default()
         };
-        ensure!(found == self.tuple(step), "the packet isn't at step {step}: {found:?}");
+        ensure!(found == self.tuple(step), "the packet is not at step {step}: {found:?}");
         Ok(())
     }
 }

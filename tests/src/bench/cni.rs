@@ -164,7 +164,7 @@ impl Plugin {
             thread::scope(|scope| {
                 let threads: Vec<_> =
                     pods.iter().map(|pod| scope.spawn(move || self.invoke(node, "ADD", pod))).collect();
-                threads.into_iter().map(|t| t.join().expect("invoking doesn't panic")).collect::<Vec<_>>()
+                threads.into_iter().map(|t| t.join().expect("invoking does not panic")).collect::<Vec<_>>()
             })
         });
         let mut addresses = BTreeSet::new();
@@ -204,7 +204,7 @@ struct Sandbox {
 impl Sandbox {
     fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let netns = NetNs::new().context("can't make a network namespace")?;
+        let netns = NetNs::new().context("cannot make a network namespace")?;
         let path = format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd());
         Ok(Self { id: format!("bench-{}", COUNT.fetch_add(1, Ordering::Relaxed)), path, _netns: netns })
     }

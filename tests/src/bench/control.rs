@@ -142,7 +142,7 @@ fn timed_load(node: &Node) -> Result<Duration> {
             // Looking takes time from the daemon on a small machine, so not all the time.
             thread::sleep(Duration::from_millis(20));
         };
-        daemon.join().expect("starting a daemon doesn't panic")?;
+        daemon.join().expect("starting a daemon does not panic")?;
         Ok(done)
     })
 }
@@ -169,7 +169,7 @@ fn timed_change(node: &Node, tables: &Tables, service: usize) -> Result<Duration
 }
 
 fn status_mib(node: &Node, field: &str) -> Result<f64> {
-    let pid = node.daemon_id().context("the daemon doesn't run")?;
+    let pid = node.daemon_id().context("the daemon does not run")?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;

@@ -299,7 +299,7 @@ impl Sweeper {
         self.sweeps.send(sweep).ok().context("the sweeping thread is gone")?;
         let result = work();
         self.go_on.store(false, Ordering::Relaxed);
-        self.ended.recv().context("the sweeping thread is gone")?.context("can't sweep the connection table")?;
+        self.ended.recv().context("the sweeping thread is gone")?.context("cannot sweep the connection table")?;
         result
     }
 }
@@ -316,7 +316,7 @@ impl Yardstick {
             .map(PathBuf::from)
             .or_else(|| env::var_os(OBJECT).map(|object| PathBuf::from(object).with_file_name("yardstick")));
         let path = path.with_context(|| format!("{YARDSTICK} is not set: use `cargo xtask bench`, which builds it"))?;
-        let mut ebpf = Ebpf::load_file(&path).with_context(|| format!("can't load {}", path.display()))?;
+        let mut ebpf = Ebpf::load_file(&path).with_context(|| format!("cannot load {}", path.display()))?;
         let program: &mut Xdp = ebpf.program_mut("yardstick").context("the object has no yardstick")?.try_into()?;
         program.load()?;
         keep_warm(&mut ebpf, "yardstick", "fabric")?;

@@ -131,7 +131,7 @@ fn chart(path: &Path, title: &str, lines: &[Line], style: Style) -> Result<()> {
     paint(&root, title, lines, style)
         .and_then(|()| root.present().map_err(|e| e.to_string()))
         .map_err(|e| anyhow::anyhow!("{e}"))
-        .with_context(|| format!("can't draw {}", path.display()))
+        .with_context(|| format!("cannot draw {}", path.display()))
 }
 
 fn paint(root: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, lines: &[Line], style: Style) -> Result<(), String> {

@@ -178,7 +178,7 @@ impl Results {
     /// Writes `results.json`, `report.md` and the plots into `directory`, and the JSON also to `json`. Everything new
     /// is handed to the owner of the directory's parent: a run under sudo leaves no files of root's in a user's tree.
     pub fn write(&self, directory: &Path, json: Option<&Path>, verdicts: &[Verdict], machine: &str) -> Result<()> {
-        fs::create_dir_all(directory).with_context(|| format!("can't create {}", directory.display()))?;
+        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let text = serde_json::to_string_pretty(&self.rows())? + "\n";
         let mut written = vec![directory.join("results.json"), directory.join("report.md")];
         save(&written[0], &text)?;
@@ -199,7 +199,7 @@ impl Results {
 }
 
 fn save(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("can't write {}: is its directory writable?", path.display()))
+    fs::write(path, text).with_context(|| format!("cannot write {}: is its directory writable?", path.display()))
 }
 
 fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {

@@ -70,17 +70,17 @@ pub fn secluded<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result
 }
 
 fn seclude(bpffs: &Path) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("can't make namespaces: run as root")?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("cannot make namespaces: run as root")?;
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("can't make / private")?;
-    mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), none).context("can't mount a BPF file system")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make / private")?;
+    mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), none).context("cannot mount a BPF file system")?;
     // Three interfaces for packets to come from and to go to. What comes in by the uplink must be for it.
     let mac = MAC.0.map(|byte| format!("{byte:02x}")).join(":");
     let links =
         format!("link add pod type veth peer name other\nlink add uplink address {mac} type veth peer name fabric\n");
-    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("can't run ip")?;
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("cannot run ip")?;
     ip.stdin.take().context("no pipe")?.write_all(links.as_bytes())?;
-    ensure!(ip.wait()?.success(), "ip can't make veth pairs");
+    ensure!(ip.wait()?.success(), "ip cannot make veth pairs");
     Ok(())
 }
 
@@ -152,7 +152,7 @@ impl Rig {
     pub fn insert_flows(&self, entries: &[(Tuple, CtEntry)]) -> Result<()> {
         for chunk in entries.chunks(CHUNK) {
             let (keys, values): (Vec<Tuple>, Vec<CtEntry>) = chunk.iter().copied().unzip();
-            batch::update(self.conntrack_fd(), &keys, &values).context("can't fill the connection table")?;
+            batch::update(self.conntrack_fd(), &keys, &values).context("cannot fill the connection table")?;
         }
         Ok(())
     }
@@ -271,7 +271,7 @@ impl Rig {
 /// kernel to patch its calls, some ten milliseconds each, after which all caches are cold.
 pub fn keep_warm(ebpf: &mut Ebpf, program: &str, ifname: &str) -> Result<()> {
     let attached: &mut Xdp = ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
-    attached.attach(ifname, XdpMode::Skb).with_context(|| format!("can't attach {program} to {ifname}"))?;
+    attached.attach(ifname, XdpMode::Skb).with_context(|| format!("cannot attach {program} to {ifname}"))?;
     Ok(())
 }
 

@@ -125,6 +125,6 @@ fn pins(node: &Node) -> PinDir {
 }
 
 fn files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(directory).with_context(|| format!("can't list {}", directory.display()))?;
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     Ok(entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|entry| entry.path()).collect())
 }

@@ -362,7 +362,7 @@ impl Topologies {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let spinner = rounds::spinner(format!("building the topology {kind}"));
-                let topology = Topology::new(kind).with_context(|| format!("can't build the topology {kind}"))?;
+                let topology = Topology::new(kind).with_context(|| format!("cannot build the topology {kind}"))?;
                 spinner.finish_and_clear();
                 entry.insert(topology)
             }

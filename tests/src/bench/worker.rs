@@ -71,7 +71,7 @@ impl Worker {
     /// Starts a worker with a command that runs this program in the right place. `name` is for messages.
     pub fn spawn(name: &str, mut command: Command) -> Result<Self> {
         command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = Process::start(command).with_context(|| format!("can't start the worker {name}"))?;
+        let mut process = Process::start(command).with_context(|| format!("cannot start the worker {name}"))?;
         let child = process.child();
         let requests = child.stdin.take().context("no pipe to the worker")?;
         let answers = BufReader::new(child.stdout.take().context("no pipe from the worker")?);
@@ -149,8 +149,8 @@ pub fn main() -> Result<()> {
 
 fn act(request: Request) -> Result<f64> {
     match request {
-        Request::Settle => settle().map(|()| 0.0).context("can't get a processor for the benchmark"),
-        Request::Serve(ports) => traffic::serve(&ports).map(|()| 0.0).context("can't serve"),
+        Request::Settle => settle().map(|()| 0.0).context("cannot get a processor for the benchmark"),
+        Request::Serve(ports) => traffic::serve(&ports).map(|()| 0.0).context("cannot serve"),
         Request::Measure(metric, target, millis) => {
             Ok(traffic::measure(metric, target, Duration::from_millis(millis))?)
         }

@@ -44,7 +44,7 @@ pub fn run_detached(options: &Options) -> Result<bool> {
         });
     }
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    let mut child = command.spawn().context("can't start the demonstration in the background")?;
+    let mut child = command.spawn().context("cannot start the demonstration in the background")?;
     drop(sender);
     let pid = Pid::from_raw(child.id() as i32);
     thread::spawn(move || {

@@ -98,7 +98,7 @@ impl Report {
     /// Writes the JSON file.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)? + "\n";
-        fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

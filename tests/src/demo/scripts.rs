@@ -15,15 +15,15 @@ use crate::traffic::Family;
 /// Writes them; returns the path of `lab-shell`.
 pub(super) fn write(cluster: &Cluster) -> Result<PathBuf> {
     let dir = cluster.lab.dir().join("bin");
-    fs::create_dir_all(&dir).context("can't make the directory of scripts")?;
+    fs::create_dir_all(&dir).context("cannot make the directory of scripts")?;
     for (name, target) in
         [("podnet", cluster.lab.binaries().podnet.clone()), ("podnet-cni", cluster.lab.binaries().plugin.clone())]
     {
-        symlink(target, dir.join(name)).with_context(|| format!("can't link {name}"))?;
+        symlink(target, dir.join(name)).with_context(|| format!("cannot link {name}"))?;
     }
     let write = |name: &str, text: String| -> Result<PathBuf> {
         let path = dir.join(name);
-        fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(path)
     };

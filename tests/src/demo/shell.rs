@@ -17,6 +17,6 @@ pub fn shell() -> Result<ExitStatus> {
     cluster.apply_services()?;
     checks::service_up(&cluster)?;
     let shell = scripts::write(&cluster)?;
-    let mut child = spawn(Command::new(shell)).context("can't start the shell")?;
+    let mut child = spawn(Command::new(shell)).context("cannot start the shell")?;
     Ok(child.wait()?)
 }

@@ -109,8 +109,7 @@ impl<'a> Tutorial<'a> {
         }
         self.passed(
             start,
-            "via the pod's node the client, via the other one that node, or by a setting the client too"
-                .to_owned(),
+            "via the pod's node the client, via the other one that node, or by a setting the client too".to_owned(),
         )
     }
 

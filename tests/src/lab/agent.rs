@@ -93,7 +93,7 @@ impl Agent {
         }
         let Site { program, name, log, netns, cgroup } = &self.site;
         let cgroup = cgroup.as_ref().with_context(|| format!("{name} has no cgroup for pods"))?.join("pods");
-        fs::create_dir(&cgroup).with_context(|| format!("can't make the cgroup {}", cgroup.display()))?;
+        fs::create_dir(&cgroup).with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
         let enter = self.entrance_by(Some(open_procs(&cgroup)?), netns.as_fd())?;
         let site = Site {
             program: program.clone(),
@@ -120,11 +120,11 @@ impl Agent {
         // SAFETY: `enter` runs between fork and exec and makes only system calls: it neither allocates nor locks.
         unsafe { command.pre_exec(enter) };
         let process = Process::start(command)
-            .with_context(|| format!("can't start {}: `cargo xtask build` makes it", site.program.display()))?;
+            .with_context(|| format!("cannot start {}: `cargo xtask build` makes it", site.program.display()))?;
         // The command owned the other end; now only the agent has it.
         if !matches!(receive(&ours), Ok(([0, ..], _))) {
             let log = fs::read_to_string(&site.log).unwrap_or_default();
-            bail!("can't set up the namespaces of {}: {log}", site.name);
+            bail!("cannot set up the namespaces of {}: {log}", site.name);
         }
         let namespaces = ["cgroup", "uts", "mnt"]
             .map(|kind| File::open(format!("/proc/{}/ns/{kind}", process.id())).map(OwnedFd::from))
@@ -228,26 +228,26 @@ pub fn serve(name: &str, run: Option<&Path>) -> Result<()> {
 /// Mounts what makes this process's mount namespace a node's.
 fn set_up(name: &str, run: &Path) -> Result<()> {
     let none: Option<&str> = None;
-    sethostname(name).context("can't set the host name")?;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("can't make / private")?;
+    sethostname(name).context("cannot set the host name")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make / private")?;
     // What lies under mounts of ours is still in the list of all mounts, where container runtimes would find it first.
     ["/sys", "/run"].into_iter().try_for_each(unmount_below)?;
     // A new sysfs shows the interfaces of the mounting process's network namespace.
-    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("can't mount /sys")?;
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("cannot mount /sys")?;
     // In a cgroup namespace of one's own this shows the node's cgroup as root.
     mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), none)
-        .context("can't mount /sys/fs/cgroup")?;
-    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("can't mount /sys/fs/bpf")?;
-    mount(Some(run), "/run", none, MsFlags::MS_BIND, none).context("can't bind /run")?;
+        .context("cannot mount /sys/fs/cgroup")?;
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("cannot mount /sys/fs/bpf")?;
+    mount(Some(run), "/run", none, MsFlags::MS_BIND, none).context("cannot bind /run")?;
     // What a container runtime mounts there in a namespace of its own, such as pods' network namespaces, all see.
-    mount(none, "/run", none, MsFlags::MS_SHARED, none).context("can't share /run")?;
-    fs::create_dir_all("/run/netns").context("can't create /run/netns")?;
+    mount(none, "/run", none, MsFlags::MS_SHARED, none).context("cannot share /run")?;
+    fs::create_dir_all("/run/netns").context("cannot create /run/netns")?;
     Ok(())
 }
 
 /// Takes away what the machine has mounted at this directory and below, in this namespace.
 fn unmount_below(directory: &str) -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("can't read /proc/self/mounts")?;
+    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
     let below: Vec<_> = points.filter(|point| Path::new(point).starts_with(directory)).collect();
     for point in below.into_iter().rev() {

@@ -198,7 +198,7 @@ impl Builder {
         let scrap = Scrap::new()?;
         let outside = |name: &str| machine(&scrap, &binaries.lab, name);
         let fabric = outside("fabric")?;
-        self.connect_fabric(&fabric).context("can't set up the bridge between the nodes")?;
+        self.connect_fabric(&fabric).context("cannot set up the bridge between the nodes")?;
         let api = self.api.map(|abilities| serve_api(&fabric, abilities)).transpose()?;
         let client = self.client.then(|| outside("client")).transpose()?;
         if let Some(client) = &client {
@@ -214,7 +214,7 @@ impl Builder {
             // Together: each takes a moment to load its programs.
             std::thread::scope(|scope| {
                 let starts: Vec<_> = lab.nodes.iter().map(|node| scope.spawn(|| node.start_daemon())).collect();
-                starts.into_iter().try_for_each(|start| start.join().expect("starting a daemon doesn't panic"))
+                starts.into_iter().try_for_each(|start| start.join().expect("starting a daemon does not panic"))
             })?;
         }
         Ok(lab)
@@ -375,7 +375,7 @@ fn pod_cidr(family: Family, number: usize) -> String {
 }
 
 fn place(program: &Path, name: &str, cgroup: Option<&Path>, run: &Path) -> Result<Place> {
-    let netns = Arc::new(NetNs::new().context("can't make a network namespace")?);
+    let netns = Arc::new(NetNs::new().context("cannot make a network namespace")?);
     let agent = Agent::start(&Setup { program, name, netns: netns.as_fd(), cgroup, run })?;
     let place = Place::new(name, netns, Arc::new(agent));
     if place.sysctl("net.ipv6.conf.default.accept_dad").is_ok() {

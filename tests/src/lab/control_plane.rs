@@ -99,7 +99,7 @@ impl ControlPlane {
         let log = File::create(self.directory.join(program).with_extension("log"))?;
         let mut command = self.place.command(self.program(program)?)?;
         command.args(args).stdout(log.try_clone()?).stderr(log);
-        Process::start(command).with_context(|| format!("can't start {program}"))
+        Process::start(command).with_context(|| format!("cannot start {program}"))
     }
 
     /// Path of one of the programs.

@@ -61,7 +61,7 @@ impl Kubelet {
         command.args([format!("--hostname-override={}", node.name()), format!("--node-ip={}", addrs.join(","))]);
         let log = File::create(home.join("kubelet.log"))?;
         command.stdout(log.try_clone()?).stderr(log);
-        Ok(Self { _process: Process::start(command).context("can't start the kubelet")?, runtime })
+        Ok(Self { _process: Process::start(command).context("cannot start the kubelet")?, runtime })
     }
 
     /// The node's runtime.
@@ -92,7 +92,7 @@ impl Kubelet {
             Err(error) => Err(error),
         };
         let names: io::Result<Vec<_>> = self.runtime.node().place.agent().in_mounts(read)?;
-        names.with_context(|| format!("can't read {directory}"))
+        names.with_context(|| format!("cannot read {directory}"))
     }
 }
 
@@ -101,7 +101,7 @@ fn furnish(plugins: [&Path; 2], kubeconfig: &str) -> Result<()> {
     let none: Option<&str> = None;
     let memory = Path::new("/run/kubelet/memory");
     fs::create_dir(memory)?;
-    mount(Some("tmpfs"), memory, Some("tmpfs"), MsFlags::empty(), none).context("can't mount a tmpfs")?;
+    mount(Some("tmpfs"), memory, Some("tmpfs"), MsFlags::empty(), none).context("cannot mount a tmpfs")?;
     for name in ["etc", "opt", "var"] {
         let [upper, work] = ["upper", "work"].map(|part| memory.join(name).join(part));
         fs::create_dir_all(&upper)?;
@@ -109,23 +109,23 @@ fn furnish(plugins: [&Path; 2], kubeconfig: &str) -> Result<()> {
         let options = format!("lowerdir=/{name},upperdir={},workdir={}", upper.display(), work.display());
         let target = format!("/{name}");
         mount(Some("overlay"), &*target, Some("overlay"), MsFlags::empty(), Some(&*options))
-            .with_context(|| format!("can't mount an overlay on {target}"))?;
+            .with_context(|| format!("cannot mount an overlay on {target}"))?;
     }
     for (usual, own) in PLUGINS.into_iter().zip(plugins) {
         fs::create_dir_all(usual)?;
-        mount(Some(own), usual, none, MsFlags::MS_BIND, none).with_context(|| format!("can't bind {usual}"))?;
+        mount(Some(own), usual, none, MsFlags::MS_BIND, none).with_context(|| format!("cannot bind {usual}"))?;
     }
     fs::create_dir_all("/etc/kubernetes")?;
     fs::write("/etc/kubernetes/kubelet.conf", kubeconfig)?;
     for (name, value) in TUNABLES {
         let (own, there) = (memory.join(name.replace('/', ".")), Path::new("/proc/sys").join(name));
         fs::write(&own, format!("{value}\n"))?;
-        mount(Some(&own), &there, none, MsFlags::MS_BIND, none).with_context(|| format!("can't hide {name}"))?;
+        mount(Some(&own), &there, none, MsFlags::MS_BIND, none).with_context(|| format!("cannot hide {name}"))?;
     }
-    umount2("/sys/fs/bpf", MntFlags::MNT_DETACH).context("can't unmount /sys/fs/bpf")?;
+    umount2("/sys/fs/bpf", MntFlags::MNT_DETACH).context("cannot unmount /sys/fs/bpf")?;
     // What kubelet and containers mount there, the runtime and other containers see.
     for shared in ["/sys", "/var"] {
-        mount(none, shared, none, MsFlags::MS_SHARED, none).with_context(|| format!("can't share {shared}"))?;
+        mount(none, shared, none, MsFlags::MS_SHARED, none).with_context(|| format!("cannot share {shared}"))?;
     }
     Ok(())
 }

@@ -184,7 +184,7 @@ impl Node {
         ensure!(daemon.is_none(), "the daemon of {} runs already", self.name());
         // What an earlier daemon said of itself.
         if let Err(error) = fs::remove_file(self.status_file()) {
-            ensure!(error.kind() == ErrorKind::NotFound, "can't remove {}: {error}", self.status_file().display());
+            ensure!(error.kind() == ErrorKind::NotFound, "cannot remove {}: {error}", self.status_file().display());
         }
         let log = File::options().create(true).append(true).open(self.log_file())?;
         let mut command = self.place.command(program)?;
@@ -209,7 +209,7 @@ impl Node {
     /// Has the next daemon take the programs that run for another version's, which it replaces by its own.
     pub fn disown_programs(&self) -> Result<()> {
         let pin = PinDir::new(&self.bpffs()).table(tables::ORIGINS);
-        let table = MapData::from_pin(&pin).with_context(|| format!("can't open {}", pin.display()))?;
+        let table = MapData::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
         let mut origins: Array<MapData, u64> = Map::Array(table).try_into()?;
         for programs in 0..origins.len() {
             origins.set(programs, 0, 0)?;
@@ -286,13 +286,13 @@ impl Node {
         let temporary = dir.join(format!(".{name}.tmp"));
         let mut file = File::create(&temporary)?;
         file.write_all(yaml.as_bytes())?;
-        fs::rename(&temporary, dir.join(format!("{name}.yaml"))).with_context(|| format!("can't apply {name}"))
+        fs::rename(&temporary, dir.join(format!("{name}.yaml"))).with_context(|| format!("cannot apply {name}"))
     }
 
     /// Takes a manifest out of the watched directory.
     pub fn withdraw(&self, name: &str) -> Result<()> {
         fs::remove_file(self.manifest_dir().join(format!("{name}.yaml")))
-            .with_context(|| format!("can't remove {name}"))
+            .with_context(|| format!("cannot remove {name}"))
     }
 
     /// Takes all manifests but the Nodes' out of the watched directory.

@@ -25,7 +25,7 @@ impl Place {
         let ifindex = self.ifindex(ifname)? as u32;
         // An interface is looked for in the thread's network namespace.
         let link = self.netns().run(|| attach(&load()?, ifindex))?;
-        link.with_context(|| format!("{}: can't attach XDP to {ifname}", self.name()))
+        link.with_context(|| format!("{}: cannot attach XDP to {ifname}", self.name()))
     }
 }
 

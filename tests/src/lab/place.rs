@@ -39,7 +39,7 @@ impl NetNs {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open("/proc/thread-self/ns/net")
         };
-        let file = thread::spawn(make).join().expect("making a namespace doesn't panic")?;
+        let file = thread::spawn(make).join().expect("making a namespace does not panic")?;
         Ok(file.into())
     }
 
@@ -190,14 +190,14 @@ impl Place {
     pub fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = sysctl_path(name);
         let write = || fs::write(&path, value);
-        self.netns.run(write)?.with_context(|| format!("{}: can't set {name} to {value}", self.name))
+        self.netns.run(write)?.with_context(|| format!("{}: cannot set {name} to {value}", self.name))
     }
 
     /// Reads a setting of the namespace.
     pub fn sysctl(&self, name: &str) -> Result<String> {
         let path = sysctl_path(name);
         let text = self.netns.run(|| fs::read_to_string(&path))?;
-        Ok(text.with_context(|| format!("{}: can't read {name}", self.name))?.trim().to_owned())
+        Ok(text.with_context(|| format!("{}: cannot read {name}", self.name))?.trim().to_owned())
     }
 
     /// Connects an interface here with one elsewhere, both new, up and without addresses.
@@ -215,7 +215,7 @@ impl Place {
         let mut value = [feature as u32, u32::from(on)];
         // SAFETY: the structure is plain integers and pointers, for which zero is a value.
         let mut request: libc::ifreq = unsafe { mem::zeroed() };
-        ensure!(ifname.len() < request.ifr_name.len(), "{ifname} can't be the name of an interface");
+        ensure!(ifname.len() < request.ifr_name.len(), "{ifname} cannot be the name of an interface");
         for (to, from) in request.ifr_name.iter_mut().zip(ifname.bytes()) {
             *to = from as libc::c_char;
         }
@@ -225,7 +225,7 @@ impl Place {
         let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as libc::Ioctl, &raw mut request) };
         if result != 0 {
             let error = io::Error::last_os_error();
-            bail!("{}: can't switch {feature:?} of {ifname}: {error}", self.name);
+            bail!("{}: cannot switch {feature:?} of {ifname}: {error}", self.name);
         }
         Ok(())
     }

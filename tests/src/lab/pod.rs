@@ -38,7 +38,7 @@ impl Pod {
         let source = fd_path(&*netns);
         let none: Option<&str> = None;
         let bind = || mount(Some(source.as_str()), path.as_str(), none, MsFlags::MS_BIND, none);
-        node.place.agent().in_mounts(bind)?.with_context(|| format!("can't bind {path}"))?;
+        node.place.agent().in_mounts(bind)?.with_context(|| format!("cannot bind {path}"))?;
         let place = Place::new(name, netns, node.place.agent().of_pods()?);
         let (ips, servers, result) = (Vec::new(), Vec::new(), Value::Null);
         let mut pod = Self { place, ips, result, container_id, node: node.clone(), config, servers };
@@ -157,5 +157,5 @@ fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
         let text = ip["address"].as_str().context("no address")?;
         Ok(text.split('/').next().unwrap_or_default().parse()?)
     };
-    ips.iter().map(parse).collect::<Result<_>>().with_context(|| format!("an address can't be read: {result}"))
+    ips.iter().map(parse).collect::<Result<_>>().with_context(|| format!("an address cannot be read: {result}"))
 }

@@ -132,9 +132,9 @@ pub fn output(mut command: Command, input: &[u8], timeout: Duration) -> io::Resu
         });
         let mut text = Vec::new();
         stdout.read_to_end(&mut text)?;
-        let errors = errors.join().expect("reading doesn't panic")?;
+        let errors = errors.join().expect("reading does not panic")?;
         drop(done);
-        let late = watchdog.join().expect("waiting doesn't panic");
+        let late = watchdog.join().expect("waiting does not panic");
         let status = child.wait()?;
         if late {
             let message = format!("{what} has not ended after {timeout:?}: {}", String::from_utf8_lossy(&errors));

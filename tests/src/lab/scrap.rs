@@ -41,7 +41,7 @@ impl Scrap {
         live().push((scrap.dir.clone(), scrap.cgroup.clone()));
         for path in [&scrap.dir, &scrap.cgroup] {
             fs::create_dir(path).with_context(|| {
-                format!("can't create {}: the lab needs root and a writable cgroup v2 hierarchy", path.display())
+                format!("cannot create {}: the lab needs root and a writable cgroup v2 hierarchy", path.display())
             })?;
         }
         Ok(scrap)
@@ -67,11 +67,11 @@ fn remove_all() {
 
 fn remove(dir: &Path, cgroup: &Path) {
     if let Err(error) = remove_cgroup(cgroup) {
-        eprintln!("podnet-lab: can't remove {}: {error}", cgroup.display());
+        eprintln!("podnet-lab: cannot remove {}: {error}", cgroup.display());
     }
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            eprintln!("podnet-lab: can't remove {}: {error}", dir.display());
+            eprintln!("podnet-lab: cannot remove {}: {error}", dir.display());
         }
         _ => {}
     }
@@ -119,7 +119,7 @@ fn owner(path: &Path) -> Option<u32> {
 
 /// Where the unified hierarchy is mounted.
 fn cgroup2_mount() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/mounts").context("can't read /proc/mounts")?;
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     find_cgroup2(&mounts)
         .ok_or_else(|| anyhow!("no cgroup v2 hierarchy is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup"))
 }

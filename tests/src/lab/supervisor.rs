@@ -50,7 +50,7 @@ impl Supervised {
 
     /// Ends the program by a signal, and nothing that it has started.
     pub(super) fn end_program(&mut self, signal: Signal) -> Result<()> {
-        kill(self.program.take().context("the program doesn't run")?, signal)?;
+        kill(self.program.take().context("the program does not run")?, signal)?;
         self.answer().map(drop)
     }
 
@@ -84,7 +84,7 @@ pub fn supervise(program: &[OsString]) -> Result<()> {
     let [program, args @ ..] = program else { bail!("no program is named") };
     let own = env::current_exe().context("where is this program?")?;
     // Mounts too: /proc has to be that of the new namespace.
-    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).context("can't make a process namespace")?;
+    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).context("cannot make a process namespace")?;
     let mut init = Command::new(own);
     let mut init = init.arg("init").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let ready = init.stdout.take().expect("is piped").read(&mut [0])?;
@@ -92,7 +92,7 @@ pub fn supervise(program: &[OsString]) -> Result<()> {
     for line in io::stdin().lines() {
         line?;
         let child = Command::new(program).args(args).stdin(Stdio::null()).stdout(io::stderr()).spawn();
-        let mut child = child.with_context(|| format!("can't start {}", program.display()))?;
+        let mut child = child.with_context(|| format!("cannot start {}", program.display()))?;
         println!("{}", child.id());
         println!("{}", child.wait()?);
     }
@@ -104,7 +104,7 @@ pub fn supervise(program: &[OsString]) -> Result<()> {
 /// The main function of a process namespace's first process: it does nothing until its standard input ends.
 pub fn init() -> Result<()> {
     let none: Option<&str> = None;
-    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("can't mount /proc")?;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("cannot mount /proc")?;
     // SAFETY: no handler is installed. The kernel buries children that nobody else waits for.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
     println!();

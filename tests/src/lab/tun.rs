@@ -25,7 +25,7 @@ impl Tun {
         let ends = [(place, ifname), (other, other_ifname)];
         let [near, far] = ends.map(|(place, name)| {
             let file = place.netns().run(|| open(name))?;
-            file.with_context(|| format!("{}: can't make the TUN device {name}", place.name()))
+            file.with_context(|| format!("{}: cannot make the TUN device {name}", place.name()))
         });
         let (near, far) = (near?, far?);
         let (ended, stop) = io::pipe()?;
@@ -56,7 +56,7 @@ fn open(name: &str) -> Result<File> {
     let file = File::options().read(true).write(true).open("/dev/net/tun").context("/dev/net/tun")?;
     // SAFETY: the structure is plain integers and pointers, for which zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    ensure!(name.len() < request.ifr_name.len(), "{name} can't be the name of an interface");
+    ensure!(name.len() < request.ifr_name.len(), "{name} cannot be the name of an interface");
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }

@@ -50,7 +50,7 @@ impl CrowdServer {
         share_runtimes()?;
         let mut server = Self { stop: Arc::default(), threads: Vec::new() };
         for _ in 0..SERVER_THREADS {
-            server.add_thread(place, addr).with_context(|| format!("can't listen on {addr} of {}", place.name()))?;
+            server.add_thread(place, addr).with_context(|| format!("cannot listen on {addr} of {}", place.name()))?;
         }
         Ok(server)
     }

@@ -22,7 +22,7 @@ impl Frames {
     /// Opens it.
     pub fn on(place: &Place, ifname: &str) -> Result<Self> {
         let all = (libc::ETH_P_ALL as u16).to_be();
-        let what = || format!("can't open a packet socket on {} of {}", ifname, place.name());
+        let what = || format!("cannot open a packet socket on {} of {}", ifname, place.name());
         let socket =
             place.socket(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(all)))).with_context(what)?;
         socket.bind(&link_address(place.ifindex(ifname)?, all)).with_context(what)?;
@@ -140,7 +140,7 @@ fn link_address(ifindex: i32, protocol: u16) -> SockAddr {
             *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
             Ok(())
         })
-        .expect("the closure doesn't fail")
+        .expect("the closure does not fail")
         .1
     }
 }

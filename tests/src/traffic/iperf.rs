@@ -34,7 +34,7 @@ impl IperfServer {
         // Each line at once: it is killed in the end.
         command.arg("--forceflush");
         command.stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?);
-        let process = Process::start(command).context("can't start iperf3: apt-get install iperf3")?;
+        let process = Process::start(command).context("cannot start iperf3: apt-get install iperf3")?;
         // Connecting would make a session of it, so look at the table of listening sockets.
         let port = format!(":{:04X}", addr.port());
         // Those that wait for the last of earlier connections (TIME-WAIT) have the port too.
@@ -109,7 +109,7 @@ pub fn iperf(
         });
         let result = output(command, b"", limit);
         drop(done);
-        (result, watcher.join().expect("looking around doesn't panic"))
+        (result, watcher.join().expect("looking around does not panic"))
     });
     let output = match (result, state) {
         (Ok(output), _) => output,

@@ -41,7 +41,7 @@ impl Server {
     }
 
     fn start_with(name: &str, addr: SocketAddr, make: impl Fn(Transport) -> io::Result<Socket>) -> Result<Self> {
-        let what = || format!("{name} can't listen on {addr}");
+        let what = || format!("{name} cannot listen on {addr}");
         let bind = |transport: Transport| -> io::Result<Socket> {
             let socket = make(transport)?;
             socket.set_reuse_address(transport == Transport::Tcp)?;

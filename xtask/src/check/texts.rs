@@ -34,7 +34,7 @@ fn debugging(code: &str) -> impl Iterator<Item = (usize, &'static str)> {
         line.contains(":?}") || line.contains(":#?}") || field || line.contains("= ?")
     };
     let wrong = lines.filter(move |(_, line)| is_wrong(line));
-    wrong.map(|(number, _)| (number + 1, "`{:?}` is for developers: show people a text"))
+    wrong.map(|(number, _)| (number + 1, "`{:?}` in user-visible text: implement Display"))
 }
 
 /// Errors with a cause that their text doesn't have.
@@ -51,7 +51,7 @@ fn causeless(code: &str) -> Vec<(usize, &'static str)> {
         let tells = ["source", "{0", "(.0", "transparent", ".0)"].iter().any(|word| text.contains(word));
         if has_cause && !tells {
             let line = code[..at].matches('\n').count() + 1;
-            found.push((line, "the text doesn't tell the cause: add `{source}`"));
+            found.push((line, "the error text lacks its cause: add `{source}`"));
         }
     }
     found

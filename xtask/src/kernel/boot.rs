@@ -106,7 +106,7 @@ impl Guest<'_> {
                     line(&text)?;
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let problem = Some(format!("the guest has not ended after {} s", self.limit.as_secs()));
+                    let problem = Some(format!("the guest is still running after {} s", self.limit.as_secs()));
                     return Ok(End { problem, processor: machine.processor().unwrap_or(processor) });
                 }
                 Err(RecvTimeoutError::Disconnected) => break,

@@ -35,10 +35,10 @@ pub(crate) const TEST_PROGRAMS: [&str; 3] = ["packet", "cni", "tour"];
 const LEFT_OUT: &[(&str, &str)] = &[
     (
         "crash::",
-        "(the plugin killed at each of its system calls, thousands of times, would take an hour, and what it tests is \
-         what the plugin leaves in its own files)",
+        "(killing the plugin at each of thousands of system calls would take an hour, and tests only what the plugin \
+         leaves in its own files)",
     ),
-    ("wiring::a_namespace_of_another_user_namespace", "(guests have no program that makes user namespaces)"),
+    ("wiring::a_namespace_of_another_user_namespace", "(guests lack a program to create user namespaces)"),
 ];
 
 /// How long a guest may take, by this machine's clock.
@@ -64,12 +64,12 @@ pub(crate) fn run(
     names: &[String],
     filter: Option<&str>,
 ) -> Result<Tally> {
-    ensure!(cfg!(target_arch = "x86_64"), "the kernels are for x86-64 machines");
+    ensure!(cfg!(target_arch = "x86_64"), "--kernel needs an x86-64 machine");
     let kernels = packages::named(names)?;
     let directory = packages::directory(workspace);
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     for (test, why) in LEFT_OUT {
-        println!("LEFT OUT in guests: {test} {why}");
+        println!("SKIPPED in guests: {test} {why}");
     }
     let base = base(&directory, built, tests, filter)?;
     let mut runs = Vec::new();
@@ -79,7 +79,7 @@ pub(crate) fn run(
             Ok(files) => on(kernel, &files, &base, &directory.join(kernel.name))
                 .unwrap_or_else(|error| Run::failed(kernel.name, &files.release, &format!("{error:#}"))),
             Err(error) => {
-                println!("LEFT OUT: kernel {}: {error:#}", kernel.name);
+                println!("SKIPPED: kernel {}: {error:#}", kernel.name);
                 Run::left_out(kernel.name, &format!("{error:#}"))
             }
         };
@@ -125,7 +125,7 @@ fn quoted(word: &str) -> String {
 
 /// Boots a kernel and follows it.
 fn on(kernel: &Kernel, files: &packages::Files, base: &[u8], directory: &Path) -> Result<Run> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let start = Instant::now();
     let initramfs = directory.join("initramfs.cpio");
     let modules = initramfs::of_kernel(&modules::load_order(&files.modules)?);

@@ -137,7 +137,7 @@ pub(crate) fn fetch(workspace: &Workspace, kernel: &Kernel) -> Result<Files> {
         }
         download(workspace, kernel, &new)?;
         // Moved when it is complete, so that an interrupted run leaves nothing that looks so.
-        fs::rename(&new, &tree).with_context(|| format!("cannot make {}", tree.display()))?;
+        fs::rename(&new, &tree).with_context(|| format!("cannot create {}", tree.display()))?;
     }
     files(&tree)
 }
@@ -160,7 +160,11 @@ fn download(workspace: &Workspace, kernel: &Kernel, tree: &Path) -> Result<()> {
     apt.unpack(kernel.packages, tree).with_context(|| {
         let others = apt.names(&similar(kernel)).unwrap_or_default();
         let others = if others.is_empty() { "none".to_owned() } else { others.join(", ") };
-        format!("{} cannot be had from {}; builds like it there: {others}", kernel.packages.join(" and "), kernel.suite)
+        format!(
+            "{} is not available from {}; similar builds there: {others}",
+            kernel.packages.join(" and "),
+            kernel.suite
+        )
     })
 }
 
@@ -200,7 +204,7 @@ fn files(tree: &Path) -> Result<Files> {
     let modules = ["usr/lib/modules", "lib/modules"].map(|directory| tree.join(directory));
     let modules = modules.into_iter().find(|directory| directory.is_dir()).context("there are no modules")?;
     let release = fs::read_dir(&modules)?.next().context("there are no modules")??.file_name();
-    let release = release.into_string().ok().context("the kernel's release is no text")?;
+    let release = release.into_string().ok().context("the kernel's release is not UTF-8")?;
     let modules = modules.join(&release);
     let images = [tree.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")];
     let image = images.into_iter().find(|image| image.exists());

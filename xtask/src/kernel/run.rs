@@ -81,9 +81,9 @@ impl Run {
     pub(super) fn line(&mut self, line: &str) {
         match line.strip_prefix("@@ ").map(|event| event.split(' ').collect::<Vec<_>>()).as_deref() {
             Some(["kernel", release]) => {
-                println!("{}: {release} has booted, {:.0} s", self.kernel, self.since.elapsed().as_secs_f64());
+                println!("{}: {release} booted in {:.0} s", self.kernel, self.since.elapsed().as_secs_f64());
                 if *release != self.release {
-                    self.problems.push(format!("it is {release} and not {}", self.release));
+                    self.problems.push(format!("it is {release}, not {}", self.release));
                 }
             }
             Some(["begin", name]) => self.begin(name),
@@ -185,7 +185,7 @@ impl Run {
 
     /// The summaries of the test programs, as these have printed them.
     pub(super) fn summaries(&self) -> impl Iterator<Item = String> {
-        let left_out = self.left_out.iter().map(|_| format!("kernel {}: LEFT OUT", self.kernel));
+        let left_out = self.left_out.iter().map(|_| format!("kernel {}: SKIPPED", self.kernel));
         let of_phase = |phase: &Phase| {
             let summary = phase.summary.as_ref()?;
             Some(format!("kernel {}, {}\n{summary}", self.kernel, phase.name))

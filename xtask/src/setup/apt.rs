@@ -67,7 +67,7 @@ pub(crate) fn mirror(archive: DebianArchive) -> Result<String> {
 }
 
 fn ensure_there() -> Result<()> {
-    ensure!(find("apt-get").is_some() && find("dpkg").is_some(), "this is no Debian system, nor one like it");
+    ensure!(find("apt-get").is_some() && find("dpkg").is_some(), "not a Debian-based system");
     Ok(())
 }
 
@@ -92,7 +92,7 @@ impl Apt {
         ensure_there()?;
         for part in ["lists/partial", "cache/archives/partial"] {
             let part = directory.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("cannot make {}", part.display()))?;
+            fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
         }
         let list = directory.join("sources.list");
         let lines: String = sources.iter().map(Source::line).collect();
@@ -108,7 +108,7 @@ impl Apt {
     /// Downloads packages to a directory and unpacks them there. A package is `name`, `name=version` or `name/suite`.
     pub(crate) fn unpack(&self, packages: &[&str], directory: &Path) -> Result<()> {
         let downloads = directory.join("packages");
-        fs::create_dir_all(&downloads).with_context(|| format!("cannot make {}", downloads.display()))?;
+        fs::create_dir_all(&downloads).with_context(|| format!("cannot create {}", downloads.display()))?;
         run(self.command("apt-get").current_dir(&downloads).args(["download", "-qq"]).args(packages))?;
         for entry in fs::read_dir(&downloads)? {
             run(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(directory))?;

@@ -36,10 +36,10 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
     let Err(by_rustup) = run(Command::new("rustup").args(["component", "add", "rust-src"])) else {
         return Ok(());
     };
-    announce(&format!("rustup could not add it; Debian's package {PACKAGE} instead"));
+    announce(&format!("rustup could not add it; using Debian's package {PACKAGE} instead"));
     unpack_package(workspace).map_err(|by_package| {
         anyhow!(
-            "the compiler's library source is missing, and neither way to it worked.\n  \
+            "the compiler's library source is missing, and both ways to install it failed.\n  \
              rustup: {by_rustup:#}\n  Debian: {by_package:#}\n\
              Run `rustup component add rust-src` where the network allows it, then this command again."
         )
@@ -62,7 +62,7 @@ fn unpacked_at(workspace: &Workspace) -> PathBuf {
 /// Downloads and unpacks the package with an apt configuration of its own.
 fn unpack_package(workspace: &Workspace) -> Result<()> {
     let directory = workspace.tools().join("apt");
-    let mirror = apt::system_mirror(DebianArchive::Main)?.context("the package sources name no mirror of Debian")?;
+    let mirror = apt::system_mirror(DebianArchive::Main)?.context("the package sources contain no Debian mirror")?;
     let apt = Apt::new(directory.clone(), &[Source::debian(mirror, SUITE)])?;
     apt.update()?;
     apt.unpack(&[PACKAGE], &directory)?;
@@ -71,7 +71,7 @@ fn unpack_package(workspace: &Workspace) -> Result<()> {
     let library = unpacked_at(workspace);
     fs::create_dir_all(library.parent().context("the library is in a directory")?)
         .and_then(|()| fs::rename(directory.join(LIBRARY), &library))
-        .with_context(|| format!("cannot make {}", library.display()))?;
+        .with_context(|| format!("cannot create {}", library.display()))?;
     fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))
 }
 

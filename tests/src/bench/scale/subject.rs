@@ -205,6 +205,6 @@ impl Subject {
     }
 
     fn pid(&self) -> Result<u32> {
-        self.node().daemon_id().context("the daemon doesn't run")
+        self.node().daemon_id().context("the daemon does not run")
     }
 }

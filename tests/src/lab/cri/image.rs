@@ -57,16 +57,16 @@ pub(super) fn write(path: &Path, image: &Image<'_>) -> Result<()> {
     let mut files =
         vec![("oci-layout", 0o644, &br#"{"imageLayoutVersion": "1.0.0"}"#[..]), ("index.json", 0o644, &index)];
     files.extend(blobs.iter().map(|(path, bytes)| (&path[..], 0o644, &bytes[..])));
-    archive(File::create(path)?, &files).with_context(|| format!("can't write {}", path.display()))
+    archive(File::create(path)?, &files).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Reads a program, which must need no others.
 fn read(program: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(program).with_context(|| format!("can't read {}", program.display()))?;
+    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     // It names its interpreter among the first bytes, if it has one.
     let dynamic = bytes[..bytes.len().min(4096)].windows(3).any(|bytes| bytes == b"/ld");
     let shown = program.display();
-    ensure!(!dynamic, "{shown} isn't static: let {BIN_DIR} name the directory that `cargo xtask build` tells");
+    ensure!(!dynamic, "{shown} is not static: let {BIN_DIR} name the directory that `cargo xtask build` tells");
     Ok(bytes)
 }
 

@@ -77,7 +77,7 @@ impl Runtime {
         fs::write(home.join("config.toml"), configuration())?;
         let none: Option<&str> = None;
         let mount_store = || mount(Some("tmpfs"), STORE, Some("tmpfs"), MsFlags::empty(), none);
-        node.place.agent().in_mounts(mount_store)?.with_context(|| format!("can't mount a tmpfs on {STORE}"))?;
+        node.place.agent().in_mounts(mount_store)?.with_context(|| format!("cannot mount a tmpfs on {STORE}"))?;
         let mut supervisor = node.place.command(&node.binaries.lab)?;
         supervisor.args(["supervise", "containerd", "--config"]).arg(format!("{HOME}/config.toml"));
         supervisor.stderr(File::create(home.join("containerd.log"))?);

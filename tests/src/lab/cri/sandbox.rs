@@ -105,8 +105,10 @@ impl Runtime {
     pub fn run(&self, spec: &PodSpec) -> Result<Sandbox<'_>> {
         let config = spec.config(self.next_number());
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
-        let SandboxId { id } =
-            self.client.call("RunPodSandbox", request).with_context(|| format!("can't start the pod {}", spec.name))?;
+        let SandboxId { id } = self
+            .client
+            .call("RunPodSandbox", request)
+            .with_context(|| format!("cannot start the pod {}", spec.name))?;
         let (status, info) = self.status(&id)?;
         let network = status.network.unwrap_or_default();
         let ips = [network.ip].into_iter().chain(network.additional_ips.into_iter().map(|more| more.ip));
@@ -119,7 +121,7 @@ impl Runtime {
             node.place.shared_netns()
         } else {
             let file = node.place.agent().in_mounts(|| File::open(&netns_path))?;
-            Arc::new(NetNs::from(file.with_context(|| format!("can't open the namespace {netns_path:?}"))?))
+            Arc::new(NetNs::from(file.with_context(|| format!("cannot open the namespace {netns_path:?}"))?))
         };
         let place = Place::new(&spec.name, netns, node.place.agent().of_pods()?);
         Ok(Sandbox { place, ips, id, netns_path, runtime: self, spec: spec.clone(), config })
@@ -187,7 +189,7 @@ impl<'a> Sandbox<'a> {
             umount2(path.as_str(), MntFlags::MNT_DETACH)?;
             fs::remove_file(path)
         };
-        self.runtime.node.place.agent().in_mounts(lose)?.with_context(|| format!("can't remove {path}"))
+        self.runtime.node.place.agent().in_mounts(lose)?.with_context(|| format!("cannot remove {path}"))
     }
 
     /// Ends its containers and takes its network away.
