@@ -11,13 +11,13 @@ use super::sysctl::SettingError;
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The netlink socket could not be opened.
-    #[error("can't open a netlink socket: {0}")]
+    #[error("cannot open a netlink socket: {0}")]
     Socket(#[source] io::Error),
     /// The system's source of random numbers failed.
-    #[error("can't read /dev/urandom for a MAC: {0}")]
+    #[error("cannot read /dev/urandom for a MAC: {0}")]
     Random(#[source] io::Error),
     /// A dump failed.
-    #[error("can't read the host's {what}: {source}")]
+    #[error("cannot read the host's {what}: {}", refusal(.source))]
     Read {
         /// What was read: links, addresses, routes or neighbours.
         what: &'static str,
@@ -25,7 +25,7 @@ pub enum HostError {
         source: rtnetlink::Error,
     },
     /// A change was refused.
-    #[error("can't {action}: {source}")]
+    #[error("cannot {action}: {}", refusal(.source))]
     Change {
         /// What was attempted.
         action: String,
@@ -34,27 +34,28 @@ pub enum HostError {
     },
     /// The kernel has no room for another neighbour.
     #[error(
-        "the kernel's table of neighbours is full, so that not all nodes on this link can be reached: raise \
-         net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3 (and gc_thresh1 and 2) beyond their number"
+        "the kernel's neighbour table is full, and some nodes on this link are unreachable: raise \
+         net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3 (and gc_thresh1, gc_thresh2) above \
+         the number of nodes"
     )]
     NeighboursFull,
     /// A route to the same destination exists that podnet hasn't made.
     #[error(
-        "a route to {dst} exists that podnet has not made, and what is sent there goes that way: see `ip route show {dst}` who has \
-         made it, or choose another CIDR"
+        "another program's route to {dst} exists and takes precedence: find its origin with `ip route show {dst}`, or \
+         choose another CIDR"
     )]
     ForeignRoute {
         /// Its destination.
         dst: IpNetwork,
     },
     /// An interface with the name of one of podnet's is something else.
-    #[error("interface {name} exists and is not podnet's: rename or delete it (`ip link delete {name}`)")]
+    #[error("an interface {name} exists that does not belong to podnet: rename or delete it (`ip link delete {name}`)")]
     ForeignLink {
         /// Its name.
         name: String,
     },
     /// Two nodes would be one in the tunnel.
-    #[error("the name of the node {node} gives it the MAC of another one in the tunnel: give it another name")]
+    #[error("the tunnel MAC derived from the name of node {node} collides with another node's: rename the node")]
     SameMac {
         /// Its name.
         node: String,
@@ -69,13 +70,13 @@ pub enum HostError {
         addr: IpAddr,
     },
     /// A node address is still being examined.
-    #[error("this node's address {addr} is not usable yet (duplicate address detection); it is tried again")]
+    #[error("this node's address {addr} is not usable yet (duplicate address detection); retrying")]
     Tentative {
         /// The address.
         addr: IpAddr,
     },
     /// A link vanished while it was set up.
-    #[error("interface {name} has disappeared while it was set up; it is tried again")]
+    #[error("interface {name} disappeared during its set-up; retrying")]
     Vanished {
         /// Its name.
         name: &'static str,
@@ -90,5 +91,40 @@ pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(e) => e.code.map(|c| -c.get()),
         _ => None,
+    }
+}
+
+/// The kernel's error in words and by number, followed by what to do.
+fn refusal(error: &rtnetlink::Error) -> String {
+    match errno(error) {
+        Some(errno) => format!("{}; {}", io::Error::from_raw_os_error(errno), advice(errno)),
+        None => error.to_string(),
+    }
+}
+
+fn advice(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM | libc::EACCES => "run podnet as root with CAP_NET_ADMIN in the host's network namespace",
+        libc::ENOMEM | libc::ENOBUFS | libc::ENOSPC => "the kernel is out of memory or at a limit: free memory",
+        libc::EOPNOTSUPP => "the kernel lacks this feature: load its module, or use a kernel that has it",
+        _ => "check the kernel log (dmesg) if this persists",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroI32;
+
+    use super::*;
+
+    #[test]
+    fn the_number_and_an_advice_follow_the_kernels_words() {
+        for (errno, part) in [(libc::EPERM, "CAP_NET_ADMIN"), (libc::EOPNOTSUPP, "module"), (libc::EBUSY, "dmesg")] {
+            let mut message = rtnetlink::packet_core::ErrorMessage::default();
+            message.code = NonZeroI32::new(-errno);
+            let text = refusal(&rtnetlink::Error::NetlinkError(message));
+            assert!(text.contains(&format!("(os error {errno}); ")) && text.contains(part), "{text}");
+        }
+        assert_eq!(refusal(&rtnetlink::Error::RequestFailed), rtnetlink::Error::RequestFailed.to_string());
     }
 }

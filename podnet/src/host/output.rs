@@ -47,7 +47,7 @@ impl Host {
             }
             // A blackhole, and a source that the host doesn't have.
             Err(error) if errno(&error) == Some(libc::EINVAL) => Ok(None),
-            Err(source) => Err(HostError::Read { what: "a route", source }),
+            Err(source) => Err(HostError::Read { what: "route", source }),
         }
     }
 }
