@@ -207,7 +207,7 @@ fn invalid(msg: impl Into<String>) -> CniError {
 pub fn read(input: impl Read) -> Result<Vec<u8>, CniError> {
     let mut bytes = Vec::new();
     let read = input.take(MAX_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|e| CniError::new(Code::Io, format!("can't read the network configuration: {e}")))?;
+    read.map_err(|e| CniError::new(Code::Io, format!("cannot read the network configuration: {e}")))?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(invalid(format!("the network configuration is larger than {MAX_BYTES} bytes")));
     }

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     match written {
         Ok(()) => code,
         Err(e) => {
-            tracing::error!("can't write the result: {e}");
+            tracing::error!("cannot write the result: {e}");
             ExitCode::FAILURE
         }
     }

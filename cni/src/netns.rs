@@ -25,7 +25,7 @@ pub enum NetnsError {
         path: PathBuf,
     },
     /// It could not be opened.
-    #[error("can't open network namespace {}: {source}", path.display())]
+    #[error("cannot open network namespace {}: {source}", path.display())]
     Io {
         /// The path.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum NetnsError {
         source: io::Error,
     },
     /// It could not be entered.
-    #[error("can't enter network namespace {}: {source}", path.display())]
+    #[error("cannot enter network namespace {}: {source}", path.display())]
     Enter {
         /// The path.
         path: PathBuf,

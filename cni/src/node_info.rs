@@ -45,7 +45,7 @@ pub enum NodeInfoError {
         path: PathBuf,
     },
     /// It could not be read or written.
-    #[error("can't {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}", path.display())]
     Io {
         /// The operation.
         what: &'static str,

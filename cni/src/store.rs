@@ -34,7 +34,7 @@ const RECORD_SIZE: usize = 4096;
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// A file could not be read, written or locked.
-    #[error("can't {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}", path.display())]
     Io {
         /// The operation.
         what: &'static str,
@@ -120,7 +120,7 @@ struct Flock(File);
 impl Drop for Flock {
     fn drop(&mut self) {
         if let Err(error) = self.0.unlock() {
-            tracing::warn!("can't unlock: {error}");
+            tracing::warn!("cannot unlock: {error}");
         }
     }
 }
@@ -476,7 +476,7 @@ fn encode(record: &Record) -> io::Result<Vec<u8>> {
 }
 
 fn make_dir(path: &Path) -> Result<(), StoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make directory", path))
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create directory", path))
 }
 
 fn remove_file(path: &Path) -> Result<(), StoreError> {

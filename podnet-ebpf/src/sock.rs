@@ -173,7 +173,7 @@ fn act(ctx: &SockAddrContext, call: Call) -> i32 {
     match call {
         Call::Allow => ALLOW,
         Call::Refuse { service } => {
-            debug!(ctx, "service {} has no endpoint for a process", service);
+            debug!(ctx, "service {} has no endpoints", service);
             // SAFETY: no pointers.
             unsafe { helpers::bpf_set_retval(-ECONNREFUSED) };
             DENY

@@ -361,7 +361,7 @@ impl Config {
                 return refuse("manifests", "is missing: set it to a directory, or set `kubernetes` instead".into());
             }
             (Some(_), Some(_)) => {
-                return refuse("kubernetes", "can't be combined with `manifests`: remove one of them".into());
+                return refuse("kubernetes", "cannot be combined with `manifests`: remove one of them".into());
             }
             (Some(_), None) => &Kubernetes::default(),
             (None, Some(api)) => api,
@@ -423,7 +423,7 @@ impl Config {
         let size = self.maglev_table_size;
         if !MAGLEV_BOUNDS.contains(&size) || !maglev::is_prime(size) {
             let (low, high) = (MAGLEV_BOUNDS.start(), MAGLEV_BOUNDS.end());
-            let reason = format!("{size} is not a prime between {low} and {high}: take 4093, 16381 or 65521");
+            let reason = format!("{size} is not a prime between {low} and {high}: use 4093, 16381 or 65521");
             return refuse("maglevTableSize", reason);
         }
         if !CONNTRACK_BOUNDS.contains(&self.conntrack_max) {

@@ -27,7 +27,7 @@ const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
 /// What could not be installed.
 #[derive(Debug, Error)]
-#[error("can't install the plugin: {what} {path}: {source}", path = path.display())]
+#[error("cannot install the plugin: {what} {path}: {source}", path = path.display())]
 pub struct InstallError {
     what: &'static str,
     path: PathBuf,
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o755);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing else is left");
         let error = place(Path::new("/proc/nothing/x"), b"", 0o644).unwrap_err().to_string();
-        assert!(error.starts_with("can't install the plugin: writing /proc/nothing/x: "), "{error}");
+        assert!(error.starts_with("cannot install the plugin: writing /proc/nothing/x: "), "{error}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::room::Room;
 #[derive(Debug, Error)]
 pub enum StatusError {
     /// A file operation failed.
-    #[error("can't {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}", path.display())]
     Io {
         /// The operation.
         what: &'static str,
@@ -42,7 +42,9 @@ pub enum StatusError {
         source: serde_json::Error,
     },
     /// Another daemon runs with this run directory.
-    #[error("another podnet daemon is already running{}; stop it first, or set another runDir for this one", pid(*process))]
+    #[error(
+        "another podnet daemon is already running{}; stop it first, or set another runDir for this one", pid(*process)
+    )]
     Running {
         /// Its process id, as far as this process id namespace knows it.
         process: Option<i32>,

@@ -37,7 +37,7 @@ pub enum CleanupError {
     #[error(transparent)]
     Detach(#[from] podnet_cni::datapath::DatapathError),
     /// A link's pin stays.
-    #[error("can't detach {what}: {source}")]
+    #[error("cannot detach {what}: {source}")]
     Links {
         /// Whose links.
         what: &'static str,
@@ -45,7 +45,7 @@ pub enum CleanupError {
         source: io::Error,
     },
     /// A file or directory stays.
-    #[error("can't remove {}: {source}", path.display())]
+    #[error("cannot remove {}: {source}", path.display())]
     Remove {
         /// The file.
         path: PathBuf,

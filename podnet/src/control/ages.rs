@@ -19,7 +19,7 @@ const SCHEMA: u32 = 1;
 
 /// Why the file can't be read or written.
 #[derive(Debug, Error)]
-#[error("{what} the ages of nodes' claims, {path}: {source}", path = path.display())]
+#[error("cannot {what} the ages of nodes' claims, {path}: {source}", path = path.display())]
 pub(super) struct AgesError {
     what: &'static str,
     path: PathBuf,
@@ -69,7 +69,7 @@ impl Ages {
         match files::read(&path, files::OWN_MAX).and_then(parse) {
             Ok(ages) => Ok(Some(ages)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(AgesError { what: "reading", path, source }),
+            Err(source) => Err(AgesError { what: "read", path, source }),
         }
     }
 
@@ -88,7 +88,7 @@ impl Ages {
             temporary.persist(&path)?;
             Ok(())
         })();
-        written.map_err(|source| AgesError { what: "writing", path, source })
+        written.map_err(|source| AgesError { what: "write", path, source })
     }
 }
 

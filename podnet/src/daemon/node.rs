@@ -278,7 +278,7 @@ pub(super) fn sync_ports(
                     tracing::info!(reserved = list, "reserved ports for source NAT");
                     (free, Ok(()))
                 }
-                Supply::Reserve { .. } => (meanwhile, Err(anyhow!("the kernel hasn't reserved {list}"))),
+                Supply::Reserve { .. } => (meanwhile, Err(anyhow!("the kernel has not reserved {list}"))),
             },
             Err(error) => (meanwhile, Err(error.into())),
         },

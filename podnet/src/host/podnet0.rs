@@ -185,7 +185,7 @@ impl fmt::Display for Step {
         match self {
             Self::Mtu { dev, mtu } => write!(f, "set the MTU of interface {} to {mtu}", dev.0),
             Self::Up { dev } => write!(f, "set interface {} up", dev.0),
-            Self::Address { dev } => write!(f, "give interface {} the address {ADDRESS}", dev.0),
+            Self::Address { dev } => write!(f, "add the address {ADDRESS} to interface {}", dev.0),
             Self::Neighbour { addr, mac, .. } => {
                 write!(f, "add the permanent neighbour {addr} lladdr {mac} on {NEAR}")
             }
@@ -351,7 +351,7 @@ mod tests {
                 "set the MTU of interface 8 to 1400",
                 "set interface 8 up",
                 "set interface 7 up",
-                "give interface 7 the address 169.254.1.3",
+                "add the address 169.254.1.3 to interface 7",
                 "add the permanent neighbour 169.254.1.2 lladdr 02:00:00:00:00:09 on podnet0",
                 "add the permanent neighbour fe80::2 lladdr 02:00:00:00:00:09 on podnet0",
                 "add the route to 10.96.0.0/16 via 169.254.1.2",

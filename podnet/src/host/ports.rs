@@ -56,7 +56,7 @@ pub enum Supply {
 #[derive(Debug, thiserror::Error)]
 pub enum PortsError {
     /// A file could not be read.
-    #[error("can't read {path}: {source}")]
+    #[error("cannot read {path}: {source}")]
     Read {
         /// The file.
         path: PathBuf,

@@ -93,11 +93,11 @@ pub fn podnet0(families: Families) -> Vec<Setting> {
     for dev in [NEAR, FAR] {
         if families.v4 && dev == NEAR {
             // A process that uses a NodePort of its own node has that node's address, and its packets arrive here.
-            let why = "host processes can't reach the NodePorts of their own node";
+            let why = "host processes cannot reach the NodePorts of their own node";
             table.interface(4, dev, "accept_local", ON, why).or_larger("net/ipv4/conf/all/accept_local");
         }
         let redirected = "ICMP redirects divert host processes' packets to services";
-        table.own(families, dev, redirected, "services can't be reached over IPv6 by host processes");
+        table.own(families, dev, redirected, "services cannot be reached over IPv6 by host processes");
     }
     table.0
 }
@@ -110,14 +110,14 @@ pub fn tunnel(families: Families) -> Vec<Setting> {
         table.interface(4, dev, "forwarding", ON, WHY_FORWARD);
     }
     let redirected = "the host sends ICMP redirects for pods' packets";
-    table.own(families, dev, redirected, "other nodes' pods can't be reached over IPv6");
+    table.own(families, dev, redirected, "other nodes' pods cannot be reached over IPv6");
     table.0
 }
 
 /// What a pod could have the host do through its interface's host end, by family and name.
 const HOST_END: [(u8, &str, &str); 5] = [
-    (6, "accept_ra", "a pod could give the host routes by router advertisements"),
-    (6, "autoconf", "a pod could give the host addresses by router advertisements"),
+    (6, "accept_ra", "a pod could inject routes into the host by router advertisements"),
+    (6, "autoconf", "a pod could inject addresses into the host by router advertisements"),
     (6, "accept_redirects", "a pod could change the host's routes by ICMP redirects"),
     (4, "accept_redirects", "a pod could change the host's routes by ICMP redirects"),
     (4, "accept_source_route", "a pod could bypass destination checks by source routing"),

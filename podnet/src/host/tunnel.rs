@@ -171,7 +171,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mtu(mtu) => write!(f, "set the MTU of {NAME} to {mtu}"),
-            Self::Address => write!(f, "give {NAME} the address {ADDRESS}"),
+            Self::Address => write!(f, "add the address {ADDRESS} to {NAME}"),
             Self::Up => write!(f, "set {NAME} up"),
             Self::Forward { mac, remote } => write!(f, "add the forwarding entry {mac} dst {remote} on {NAME}"),
             Self::Neighbour { addr, mac } => {

@@ -48,7 +48,7 @@ impl Source {
     }
 
     fn directory(directory: &Path) -> Result<Self> {
-        let source = watch(ManifestSource::open(directory)?).context("can't wait for manifests")?;
+        let source = watch(ManifestSource::open(directory)?).context("cannot wait for manifests")?;
         Ok(Self::Manifests(Box::new(source)))
     }
 

@@ -126,7 +126,7 @@ struct Routes {
 impl Routes {
     fn open() -> Result<Self> {
         let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start the runtime")?;
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
         let host = runtime.block_on(async { Host::open() })?;
         Ok(Self { runtime, host })
     }

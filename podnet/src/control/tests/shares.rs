@@ -40,9 +40,8 @@ fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
     assert_eq!(bench.tables.frontends.len(), share + 2);
     let named = reasons(&bench, "greedy");
     assert!(
-        named.iter().any(|reason| reason.contains(
-            "exceeds its share of the table `frontends` (256 entries, the limit for every Service)"
-        )),
+        named.iter().any(|reason| reason
+            .contains("exceeds its share of the table `frontends` (256 entries, the limit for every Service)")),
         "{named:?}"
     );
     assert_eq!(bench.control.status().scarcities, [""; 0], "there is room for everybody else");
@@ -93,9 +92,7 @@ fn a_greedy_namespace_is_refused_and_no_other() {
     assert_eq!((outcome.pending, bench.control.status().pending), (0, vec![]));
     assert!((1..=90).all(|i| at(&bench, &format!("10.96.0.{i}")) == 1));
     assert!(bench.tables.frontends.len() <= 1000);
-    assert!(
-        reasons(&bench, "g07").iter().any(|reason| reason.contains("the limit for each Service of its namespace"))
-    );
+    assert!(reasons(&bench, "g07").iter().any(|reason| reason.contains("the limit for each Service of its namespace")));
     let status = bench.control.status();
     assert_eq!(
         (status.scarcities.len(), status.shares.keys().map(String::as_str).collect::<Vec<_>>()),

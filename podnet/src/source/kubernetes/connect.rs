@@ -48,7 +48,7 @@ pub enum ConnectError {
     #[error("cannot create a client for the Kubernetes API: {}", in_words(&**.0))]
     Client(Box<kube::Error>),
     /// No thread for it.
-    #[error("can't start the thread that watches the Kubernetes API: {0}")]
+    #[error("cannot start the thread that watches the Kubernetes API: {0}")]
     Thread(io::Error),
 }
 
