@@ -1,4 +1,4 @@
-//! Attacks by files: something else in the place of one, or something broken in it.
+//! Attacks by files: an unexpected file type or broken content in place of a file.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -16,20 +16,20 @@ use super::Site;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Attack {
-    /// The file, below the node's directories: `run/…`, `state/…`, `manifests/…`, or `config.yaml`.
+    /// The file, relative to the node's directories: `run/…`, `state/…`, `manifests/…`, or `config.yaml`.
     at: String,
-    /// What is put there.
+    /// The replacement.
     put: Put,
-    /// Whether the daemon runs meanwhile; else it is started afterwards.
+    /// Whether the daemon keeps running; otherwise it is stopped and then started.
     #[serde(default)]
     live: bool,
-    /// What the log says.
+    /// Expected texts in the log.
     #[serde(default)]
     logs: Vec<String>,
-    /// What is told, each by some warning.
+    /// Expected texts of warnings.
     #[serde(default)]
     warns: Vec<String>,
-    /// Whether the daemon starts.
+    /// Whether the daemon is expected to start.
     #[serde(default = "yes")]
     starts: bool,
 }
@@ -41,22 +41,22 @@ fn yes() -> bool {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Put {
-    /// A named pipe.
+    /// Named pipe.
     Pipe,
     Directory,
     Socket,
-    /// A link to a device without end.
+    /// Symbolic link to an endless device.
     Device,
-    /// A link to itself.
+    /// Symbolic link to itself.
     Loop,
-    /// A link to nothing.
+    /// Dangling symbolic link.
     Dangling,
-    /// A file of a terabyte, without a block on the disk.
+    /// Sparse file of 1 TiB.
     Huge,
     Text(String),
-    /// What was there, but for its last half.
+    /// First half of the previous content.
     Half,
-    /// Nothing.
+    /// No file.
     Nothing,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn attack(site: &Site, attack: &Attack) -> Result<()> {
     if !attack.live {
         node.stop_daemon()?;
     }
-    // What an earlier attack has left may have no end.
+    // Only regular files are read: a file left by an earlier attack may be endless.
     let is_file = fs::symlink_metadata(&path).is_ok_and(|data| data.is_file());
     let before = is_file.then(|| fs::read(&path)).transpose()?;
     put(&path, &attack.put, before.as_deref())?;
@@ -84,7 +84,7 @@ pub(super) fn attack(site: &Site, attack: &Attack) -> Result<()> {
             }
             site.logs(logged, &attack.logs)?;
             site.warns(&attack.warns)?;
-            // What nobody reads any more may be there still.
+            // Before anything replaces the file.
             site.holds()?;
             return site.makes_pods();
         }
@@ -131,7 +131,7 @@ fn put(path: &Path, what: &Put, before: Option<&[u8]>) -> Result<()> {
     Ok(())
 }
 
-/// Removes whatever is there.
+/// Removes any file or directory at this path.
 fn remove(path: &Path) -> Result<()> {
     let Ok(data) = fs::symlink_metadata(path) else { return Ok(()) };
     if data.is_dir() {

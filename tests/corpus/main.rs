@@ -1,7 +1,7 @@
-//! A corpus of attacks, as data: each is put into a running cluster, and the same holds after each. Frames are attacked with
-//! in `packet/hostile.rs`.
+//! A corpus of attacks on a running cluster, as data; after each of them the same conditions must hold. Attacks by
+//! packets are in `packet/hostile.rs`.
 //!
-//! To add one, write it into `objects.yaml` or `files.yaml`.
+//! To add one, write it to `objects.yaml` or `files.yaml`.
 
 mod files;
 mod objects;
@@ -14,12 +14,12 @@ use serde::de::DeserializeOwned;
 
 use site::Site;
 
-/// The attacks of a file.
+/// Attacks in a file.
 fn corpus<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
     Ok(serde_saphyr::from_str(text)?)
 }
 
-/// Runs all attacks one after another, also after one has succeeded.
+/// Runs all attacks in sequence, even after one has succeeded.
 fn repel<T>(
     site: &Site,
     attacks: &[T],
@@ -46,13 +46,13 @@ fn repel<T>(
 }
 
 #[test]
-fn objects_harm_nobody() -> Result<()> {
+fn hostile_objects_do_no_harm() -> Result<()> {
     let site = Site::new()?;
     repel(&site, &corpus(include_str!("objects.yaml"))?, objects::Attack::name, objects::attack)
 }
 
 #[test]
-fn files_harm_nobody() -> Result<()> {
+fn hostile_files_do_no_harm() -> Result<()> {
     let site = Site::new()?;
     repel(&site, &corpus(include_str!("files.yaml"))?, files::Attack::name, files::attack)
 }

@@ -13,15 +13,15 @@ use super::Site;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Attack {
-    /// In words.
+    /// Description.
     attack: String,
-    /// A manifest, in which `$SERVER4`, `$SERVER6`, `$NODE4` and `$NODE6` stand for addresses of the server's pod and its node,
-    /// and `$LONG` for 100,000 characters.
+    /// Manifest; `$SERVER4`, `$SERVER6`, `$NODE4` and `$NODE6` stand for addresses of the server's pod and its node,
+    /// `$LONG` for 100,000 characters.
     objects: String,
-    /// What is told, each by some warning.
+    /// Expected texts of warnings.
     #[serde(default)]
     warns: Vec<String>,
-    /// Where nobody gets an answer over TCP.
+    /// Addresses at which no TCP connection may be answered.
     #[serde(default)]
     closed: Vec<SocketAddr>,
 }

@@ -1,4 +1,4 @@
-//! The cluster that is attacked, and what has to hold whatever is done to it.
+//! The attacked cluster, and the conditions that must hold after every attack.
 
 use std::net::SocketAddr;
 
@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use podnet_tests::lab::{Lab, Node, Pod, Service, eventually};
 use podnet_tests::traffic::{Family, Transport, http_get};
 
-/// Where the server listens.
+/// Port of the server.
 const TARGET: u16 = 8080;
-/// Where the node tells how it is.
+/// Port of the node's health endpoint.
 const HEALTH: u16 = 10_256;
 
 pub(super) struct Site {
@@ -34,10 +34,10 @@ impl Site {
         self.lab.node(0)
     }
 
-    /// Sets everything right again.
+    /// Restores the initial state.
     pub(super) fn clear(&self) -> Result<()> {
         if !self.node().daemon_runs()? {
-            // If it was started it has ended.
+            // If it was started, it has exited.
             let _ = self.node().kill_daemon();
             self.node().start_daemon()?;
         }
@@ -46,7 +46,7 @@ impl Site {
         self.service.set_endpoints(&self.lab, &[&self.server])
     }
 
-    /// A text with addresses in the place of their names.
+    /// Replaces the placeholders in a text.
     pub(super) fn fill_in(&self, text: &str) -> String {
         let mut text = text.replace("$LONG", &"x".repeat(100_000));
         for (family, digit) in [(Family::V4, '4'), (Family::V6, '6')] {
@@ -57,7 +57,7 @@ impl Site {
         text
     }
 
-    /// What must be true after each attack.
+    /// Conditions that must hold after each attack.
     pub(super) fn holds(&self) -> Result<()> {
         for (family, transport) in Transport::over_all() {
             let reached = || self.client.place.reaches(transport, self.service.addr(family), &["server"]);
@@ -76,7 +76,7 @@ impl Site {
         is_plain("the log", self.node().log().as_bytes())
     }
 
-    /// Waits until there is a warning with each of these texts.
+    /// Waits until each of these texts occurs in a warning.
     pub(super) fn warns(&self, texts: &[String]) -> Result<()> {
         texts.iter().try_for_each(|text| {
             eventually(&format!("a warning of `{text}`"), || {
@@ -89,7 +89,7 @@ impl Site {
         })
     }
 
-    /// Waits until the log has each of these texts beyond its first `from` bytes.
+    /// Waits until each of these texts occurs in the log after byte `from`.
     pub(super) fn logs(&self, from: usize, texts: &[String]) -> Result<()> {
         texts.iter().try_for_each(|text| {
             eventually(&format!("`{text}` in the log"), || {
@@ -101,7 +101,7 @@ impl Site {
         })
     }
 
-    /// A pod can be made and ends.
+    /// Creates and deletes a pod.
     pub(super) fn makes_pods(&self) -> Result<()> {
         self.lab.node(0).add_pod("another")?.delete()
     }
@@ -111,7 +111,7 @@ impl Site {
     }
 }
 
-/// Nothing that a terminal would obey, and no line that isn't podnet's own.
+/// Requires that output has no terminal control characters and no forged lines.
 fn is_plain(what: &str, bytes: &[u8]) -> Result<()> {
     let text = std::str::from_utf8(bytes).with_context(|| format!("{what} is not UTF-8"))?;
     let is_bad = |c: &char| {

@@ -1,4 +1,4 @@
-//! The manifests in `deploy/` are what Kubernetes and podnet read: no key is misspelt or misplaced.
+//! The manifests in `deploy/` match the schemas of Kubernetes and podnet: no key is misspelt or misplaced.
 
 use std::fs;
 use std::path::Path;
@@ -12,14 +12,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A file's documents.
+/// YAML documents of a file.
 fn documents(file: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The object as its type, which has no place for what the API doesn't know.
+/// The object as its type, which drops fields unknown to the API.
 fn typed<T: Serialize + DeserializeOwned>(object: &Value) -> T {
     let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error} in {object:#}"));
     assert_eq!(serde_json::to_value(&typed).unwrap(), *object, "a key is unknown or in the wrong place");
@@ -39,16 +39,16 @@ fn check(object: &Value) {
         ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
             drop(typed::<ValidatingAdmissionPolicyBinding>(object));
         }
-        // The Prometheus Operator's; the metrics' own tests read its rules.
+        // A type of the Prometheus Operator; the tests of the metrics check its rules.
         ("monitoring.coreos.com/v1", "PrometheusRule") => {}
-        // kind's own configuration, which isn't in the API.
+        // kind's configuration format, which is not part of the API.
         ("kind.x-k8s.io/v1alpha4", "Cluster") => {}
         (version, kind) => panic!("{version} {kind} isn't checked by this test: add it"),
     }
 }
 
 #[test]
-fn documents_name_the_oldest_kernel_of_the_programs() {
+fn documents_name_the_oldest_supported_kernel() {
     let floor = format!("Linux {} or later", podnet_common::OLDEST_KERNEL);
     for file in ["README.md", "docs/configuration.md", "docs/kubernetes.md"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
@@ -58,7 +58,7 @@ fn documents_name_the_oldest_kernel_of_the_programs() {
 }
 
 #[test]
-fn every_object_is_one_of_the_api() {
+fn every_object_matches_the_api() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let files: Vec<_> = names.filter(|name| name.ends_with(".yaml")).collect();
@@ -70,10 +70,10 @@ fn every_object_is_one_of_the_api() {
     }
 }
 
-/// Runtimes from before Linux 5.8 refuse a container that asks for a capability which they don't know, and a node that is
-/// itself a container of theirs has none of these.
+/// Runtimes older than Linux 5.8 reject containers that request capabilities unknown to them, and a node that runs as a
+/// container of such a runtime does not have these capabilities.
 #[test]
-fn the_daemon_set_asks_for_capabilities_that_all_runtimes_know() {
+fn daemon_set_requests_only_capabilities_known_to_all_runtimes() {
     let objects = documents("podnet.yaml");
     let set = objects.iter().find(|object| object["kind"] == "DaemonSet").unwrap();
     let pod = &set["spec"]["template"]["spec"];
@@ -91,14 +91,14 @@ fn the_daemon_set_asks_for_capabilities_that_all_runtimes_know() {
 
 #[test]
 #[should_panic(expected = "unknown or in the wrong place")]
-fn what_the_api_does_not_know_is_found() {
+fn unknown_fields_are_detected() {
     let mut objects = documents("podnet.yaml");
     let set = objects.iter_mut().find(|object| object["kind"] == "DaemonSet").unwrap();
     set["spec"]["template"]["spec"]["hostNetwrok"] = true.into();
     check(set);
 }
 
-/// The one object of a kind in `podnet.yaml`.
+/// The only object of a kind in `podnet.yaml`.
 fn object<T: Serialize + DeserializeOwned>(kind: &str) -> T {
     let objects = documents("podnet.yaml");
     let mut of_kind = objects.iter().filter(|object| object["kind"] == kind);
@@ -108,7 +108,7 @@ fn object<T: Serialize + DeserializeOwned>(kind: &str) -> T {
 }
 
 #[test]
-fn the_daemon_has_no_right_that_it_does_not_need() {
+fn daemon_has_only_the_rights_it_needs() {
     let rules = object::<ClusterRole>("ClusterRole").rules.unwrap();
     let shown = rules.iter().map(|rule| {
         let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default().join(",");
@@ -128,9 +128,9 @@ fn the_daemon_has_no_right_that_it_does_not_need() {
     );
 }
 
-/// The policy is in force for the account that the pods have, and for all that its role lets them write of nodes.
+/// The policy applies to the pods' account, and to all writes to Nodes that its role permits.
 #[test]
-fn what_the_daemon_writes_of_nodes_is_bound_to_its_own() {
+fn daemon_may_write_its_own_node_only() {
     let account = object::<ServiceAccount>("ServiceAccount").metadata;
     let pods = object::<DaemonSet>("DaemonSet").spec.unwrap().template.spec.unwrap();
     assert_eq!(pods.service_account_name, account.name);
@@ -157,7 +157,7 @@ fn what_the_daemon_writes_of_nodes_is_bound_to_its_own() {
     assert_eq!(binding.validation_actions, Some(vec!["Deny".to_owned()]));
 }
 
-/// The configuration with every key that is there for the taking, `# key: value`.
+/// The configuration with every optional key enabled, given as `# key: value`.
 fn with_all_keys(text: &str) -> String {
     let lines = text.lines().map(|line| {
         let key = line.trim_start().strip_prefix("# ").and_then(|rest| rest.split_once(": "));
@@ -168,7 +168,7 @@ fn with_all_keys(text: &str) -> String {
 }
 
 #[test]
-fn the_configuration_is_one_and_offers_the_defaults() {
+fn configuration_is_valid_and_shows_the_defaults() {
     let objects = documents("podnet.yaml");
     let map = objects.iter().find(|object| object["kind"] == "ConfigMap").unwrap();
     let text = map["data"]["podnet.yaml"].as_str().unwrap();

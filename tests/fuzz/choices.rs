@@ -1,8 +1,8 @@
-//! What is arbitrary about a scenario, read from bytes: a fuzzer's, a generator's or a file's.
+//! The choices of a scenario, read from bytes: from a fuzzer, a generator or a file.
 
 use arbitrary::Unstructured;
 
-/// Choices in the order in which they are asked for. When the bytes are used up, each is the first of its kind.
+/// Choices in the order of the calls. Once the bytes are used up, each call returns its first option.
 pub struct Choices<'a>(Unstructured<'a>);
 
 impl<'a> Choices<'a> {
@@ -10,7 +10,7 @@ impl<'a> Choices<'a> {
         Self(Unstructured::new(bytes))
     }
 
-    /// Whether nothing is left to choose by.
+    /// Whether all bytes are used up.
     pub fn spent(&self) -> bool {
         self.0.is_empty()
     }
@@ -20,7 +20,7 @@ impl<'a> Choices<'a> {
         self.0.int_in_range(0..=n - 1).unwrap_or(0)
     }
 
-    /// Yes once in `n` times.
+    /// True once in `n` calls on average.
     pub fn once_in(&mut self, n: usize) -> bool {
         self.below(n) == n - 1
     }

@@ -1,8 +1,9 @@
-//! Frames from parts. Their checksums are right, so that a frame whose checksums are wrong afterwards was spoilt.
+//! Frames built from parts, with correct checksums, so that an incorrect checksum in the output is the pipeline's
+//! fault.
 
 use std::net::IpAddr;
 
-/// What is above IP.
+/// Content of the IP packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
     Tcp {
@@ -24,7 +25,7 @@ pub enum Transport {
         request: bool,
         identifier: u16,
     },
-    /// An error, or any other control message, with what it quotes.
+    /// ICMP error or other control message, with its quotation.
     Control {
         kind: u8,
         code: u8,
@@ -35,10 +36,10 @@ pub enum Transport {
     Other(u8),
 }
 
-/// A fragment's place in its packet.
+/// Fragment of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// In units of 8 bytes. Only the first has the transport header.
+    /// In units of 8 bytes. Only the first fragment (offset 0) has the transport header.
     pub offset: u16,
     pub more: bool,
     pub id: u32,
@@ -50,14 +51,14 @@ pub struct Frame {
     pub src: IpAddr,
     pub dst: IpAddr,
     pub ttl: u8,
-    /// IPv4 option words, or IPv6 headers of destination options of 8 bytes each.
+    /// Number of IPv4 option words (4 bytes), or of IPv6 destination option headers (8 bytes).
     pub extra: usize,
     pub fragment: Option<Fragment>,
-    /// IPv4's "don't fragment".
+    /// Don't-fragment bit of IPv4.
     pub whole_only: bool,
     pub transport: Transport,
     pub payload: usize,
-    /// Bytes behind the packet, with which Ethernet fills up short frames.
+    /// Number of padding bytes behind the packet, as Ethernet adds to short frames.
     pub trailer: usize,
 }
 
@@ -104,7 +105,7 @@ impl Frame {
         packet.extend(((header + segment.len()) as u16).to_be_bytes());
         packet.extend([id.to_be_bytes(), fragment.to_be_bytes(), [self.ttl, protocol], [0; 2]].concat());
         packet.extend([src, dst].concat());
-        // No operation, the option of one byte.
+        // No-operation option, one byte each.
         packet.extend(vec![1; 4 * self.extra]);
         let sum = !sum(&packet);
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -120,7 +121,7 @@ impl Frame {
             next = 44;
         }
         for _ in 0..self.extra {
-            // Padding of six bytes.
+            // Six bytes of padding.
             chain = [vec![next, 0, 1, 4, 0, 0, 0, 0], chain].concat();
             next = 60;
         }
@@ -128,7 +129,7 @@ impl Frame {
         [&[0x60, 0, 0, 0][..], &len, &[next, self.ttl], &src, &dst, &chain, &segment].concat()
     }
 
-    /// The protocol, and the bytes above IP.
+    /// Protocol number, and the bytes behind the IP header.
     fn segment(&self, addresses: &[u8]) -> (u8, Vec<u8>) {
         let v4 = self.src.is_ipv4();
         let payload = vec![b'x'; self.payload];
@@ -176,7 +177,7 @@ impl Frame {
     }
 }
 
-/// The one's complement sum of 16-bit words (RFC 1071), with zero in one form only.
+/// One's complement sum of 16-bit words (RFC 1071), with a single representation of zero.
 pub fn sum(data: &[u8]) -> u16 {
     let words = data.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u64::from(*low)));
     (words.sum::<u64>() % 0xffff) as u16

@@ -1,10 +1,10 @@
-//! Scenarios of arbitrary packets over arbitrary tables, through the pipeline on the host: the same ones in every run,
-//! and those that a coverage-guided fuzzer has kept.
+//! Scenarios of arbitrary packets over arbitrary tables, through the pipeline on the host: a fixed sequence of
+//! generated ones, and the corpus kept by a coverage-guided fuzzer.
 //!
-//! The fuzzer is a package of its own, which the workspace doesn't know. It wants a compiler with unstable flags:
-//! `RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none pipeline`. It works in
-//! `tests/fuzz/corpus/pipeline`, and what fails lies in `tests/fuzz/artifacts`; a copy in `tests/fuzz/corpus` makes it a
-//! case for ever.
+//! The fuzzer is a package outside the workspace, since it requires unstable compiler flags: `RUSTC_BOOTSTRAP=1 cargo
+//! fuzz run --fuzz-dir tests/fuzz --sanitizer none pipeline`. Its working corpus is `tests/fuzz/corpus/pipeline`, and
+//! failing inputs are written to `tests/fuzz/artifacts`; copy one to `tests/fuzz/corpus` to make it a permanent test
+//! case.
 
 mod choices;
 mod frame;
@@ -18,15 +18,15 @@ use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
 
 use podnet_common::{layout::Hook, simulator::End, verdict::Reason};
 
-/// How many scenarios are made up: as many as take half a minute without optimisation.
+/// Number of generated scenarios; they take half a minute without optimisation.
 const SCENARIOS: u64 = 12_000;
 
-/// What scenarios have met: hooks, and what became of a packet there.
+/// Hooks and outcomes that scenarios have covered.
 #[derive(Default)]
 struct Met(BTreeSet<(Hook, String)>);
 
 impl Met {
-    /// Plays a scenario. If it fails, its name is told.
+    /// Plays a scenario, and prints its name if it fails.
     fn play(&mut self, name: &str, bytes: &[u8]) {
         let played = std::panic::catch_unwind(|| {
             let mut ends = Vec::new();
@@ -42,14 +42,14 @@ impl Met {
         }
     }
 
-    /// Demands that it was met at one of the hooks.
+    /// Requires that an outcome occurred at one of the hooks.
     fn demand(&self, hooks: &[Hook], end: &str) {
         let met = |hook: &Hook| self.0.iter().any(|(at, met)| at == hook && met.contains(end));
         assert!(hooks.iter().any(met), "no packet met {end} at {hooks:?}, but {:#?}", self.0);
     }
 }
 
-/// An end without its interface.
+/// An outcome without its interface.
 fn kind(end: End) -> String {
     match end {
         End::Pass => "Pass".to_owned(),
@@ -60,7 +60,7 @@ fn kind(end: End) -> String {
     }
 }
 
-/// A scenario's bytes (xorshift64*, Vigna 2016).
+/// Bytes of a generated scenario (xorshift64*, Vigna 2016).
 fn bytes(seed: u64) -> Vec<u8> {
     let mut x = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
@@ -74,12 +74,12 @@ fn bytes(seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn arbitrary_packets_over_arbitrary_tables_keep_the_promises() {
+fn arbitrary_packets_over_arbitrary_tables_satisfy_the_oracle() {
     let mut met = Met::default();
     for seed in 0..SCENARIOS {
         met.play(&seed.to_string(), &bytes(seed));
     }
-    // It would mean little if nothing had come of them.
+    // Without coverage of the outcomes the test would prove little.
     let ingress = [Hook::FromPod, Hook::FromUplink, Hook::FromHost];
     for end in [
         "Forward(Pod)",
@@ -105,7 +105,7 @@ fn arbitrary_packets_over_arbitrary_tables_keep_the_promises() {
 }
 
 #[test]
-fn the_corpus_keeps_the_promises() {
+fn corpus_satisfies_the_oracle() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
     let mut paths: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.is_file());
@@ -120,7 +120,7 @@ fn the_corpus_keeps_the_promises() {
 }
 
 #[test]
-fn arbitrary_sockets_over_arbitrary_tables_keep_the_promises() {
+fn arbitrary_sockets_over_arbitrary_tables_satisfy_the_oracle() {
     let mut met = BTreeSet::new();
     for seed in 0..SCENARIOS {
         let bytes = bytes(seed);

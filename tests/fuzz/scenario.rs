@@ -1,5 +1,5 @@
-//! Packets, one after the other, through the hooks of a node: new ones, answers to what has left, errors about it, the
-//! same again; and between them time passes, entries are lost, the daemon changes tables.
+//! A sequence of packets through the hooks of a node: new packets, replies to earlier output, errors about it, and
+//! repetitions. Between packets, time passes, entries are lost, and the daemon changes tables.
 
 use std::net::IpAddr;
 
@@ -21,13 +21,13 @@ use crate::{
     },
 };
 
-/// Plays the scenario that the bytes stand for and checks what comes of every packet. Panics where something is wrong.
+/// Plays the scenario encoded in the bytes and checks the outcome of every packet. Panics on a violation.
 pub fn play(bytes: &[u8], mut tell: impl FnMut(&Outcome<'_>)) {
     let mut c = Choices::new(bytes);
     let mut world = World::new(&mut c);
     let mut state = oracle::State::default();
     let mut sent: Vec<Sent> = Vec::new();
-    // Scenarios are short: what a longer one finds a few short ones find faster.
+    // Short scenarios: several of them find more than one long scenario.
     for _ in 0..60 {
         if c.spent() {
             break;
@@ -54,22 +54,22 @@ pub fn play(bytes: &[u8], mut tell: impl FnMut(&Outcome<'_>)) {
     }
 }
 
-/// Where a packet comes in.
+/// Hook and interface at which a packet arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub hook: Hook,
     pub ifindex: IfIndex,
 }
 
-/// A packet that was.
+/// An earlier packet.
 struct Sent {
     entry: Entry,
     frame: Frame,
-    /// What became of it.
+    /// Its output.
     output: Vec<u8>,
 }
 
-/// Runs a packet and checks what it does.
+/// Runs a packet and checks the outcome.
 pub fn run<'a>(world: &World, entry: Entry, input: &'a [u8], state: &mut oracle::State) -> Outcome<'a> {
     let before = world.tables.clone();
     let mut packet = HostPacket { data: input.to_vec(), ifindex: entry.ifindex };
@@ -79,9 +79,9 @@ pub fn run<'a>(world: &World, entry: Entry, input: &'a [u8], state: &mut oracle:
     outcome
 }
 
-/// A packet of its own.
+/// A packet unrelated to earlier ones.
 fn new(world: &World, c: &mut Choices<'_>) -> (Entry, Frame) {
-    // To a frontend, or to anything.
+    // To a frontend, or to any address.
     let frontends: Vec<_> = world.tables.frontends.keys().filter(|key| key.port != Port::new(0)).collect();
     let to_service = !frontends.is_empty() && !c.once_in(3);
     let frontend = if to_service { Some(c.of(&frontends)) } else { None };
@@ -134,7 +134,7 @@ fn new(world: &World, c: &mut Choices<'_>) -> (Entry, Frame) {
     (entry, frame)
 }
 
-/// What is above IP in a packet to a frontend.
+/// Transport header of a packet to a frontend.
 fn to_port(c: &mut Choices<'_>, key: &FrontendKey) -> Transport {
     let (sport, dport) = (c.of(&CLIENT_PORTS), key.port.get());
     match key.proto {
@@ -144,7 +144,7 @@ fn to_port(c: &mut Choices<'_>, key: &FrontendKey) -> Transport {
     }
 }
 
-/// What is above IP in any packet of its own.
+/// Transport header of a packet to any address.
 fn transport(c: &mut Choices<'_>) -> Transport {
     let sport = c.of(&CLIENT_PORTS);
     let dport = if c.once_in(4) { c.of(&TARGET_PORTS) } else { c.of(&SERVICE_PORTS) };
@@ -158,7 +158,7 @@ fn transport(c: &mut Choices<'_>) -> Transport {
     }
 }
 
-/// Whatever a packet may have that doesn't matter to its flow.
+/// Varies properties that do not affect the packet's flow.
 fn vary(c: &mut Choices<'_>, frame: &mut Frame) {
     if !c.once_in(3) {
         return;
@@ -177,13 +177,13 @@ fn vary(c: &mut Choices<'_>, frame: &mut Frame) {
     }
 }
 
-/// A packet that has to do with an earlier one.
+/// A packet related to an earlier one.
 fn follow(world: &World, c: &mut Choices<'_>, earlier: &Sent) -> (Entry, Frame) {
     let mut frame = earlier.frame.clone();
     let entry = match c.below(8) {
-        // The same again, or the next one of its flow.
+        // Repetition, or the next packet of the flow.
         0 | 1 => earlier.entry,
-        // From elsewhere.
+        // Arrives elsewhere.
         2 => Entry { ifindex: c.of(&UPLINKS), hook: c.of(&[Hook::FromUplink, Hook::UplinkXdp]) },
         3 => error(world, c, earlier, &mut frame).unwrap_or(earlier.entry),
         _ => answer(world, earlier, &mut frame).unwrap_or(earlier.entry),
@@ -195,7 +195,7 @@ fn follow(world: &World, c: &mut Choices<'_>, earlier: &Sent) -> (Entry, Frame) 
     (entry, frame)
 }
 
-/// Makes the frame an answer to what an earlier packet has become. `None`: there can be none.
+/// Turns the frame into a reply to an earlier output; `None` if there is none.
 fn answer(world: &World, earlier: &Sent, frame: &mut Frame) -> Option<Entry> {
     let output = View::of(&earlier.output)?;
     (frame.src, frame.dst, frame.ttl) = (output.dst, output.src, 64);
@@ -219,11 +219,11 @@ fn answer(world: &World, earlier: &Sent, frame: &mut Frame) -> Option<Entry> {
     Some(entry)
 }
 
-/// Makes the frame an error about what an earlier packet has become.
+/// Turns the frame into an ICMP error about an earlier output.
 fn error(world: &World, c: &mut Choices<'_>, earlier: &Sent, frame: &mut Frame) -> Option<Entry> {
     let output = View::of(&earlier.output)?;
     let a = Addresses::of(output.v6());
-    // The one who was written to, a router, this node.
+    // From the destination, a router, or this node.
     let from = c.of(&[output.dst, output.dst, a.outside[2], a.node[0], a.peers[0]]);
     let quoted = &earlier.output[14..output.end];
     let kind = if output.v6() { c.of(&[1, 2, 3, 4]) } else { c.of(&[3, 11, 12]) };
@@ -238,7 +238,7 @@ fn error(world: &World, c: &mut Choices<'_>, earlier: &Sent, frame: &mut Frame) 
     Some(entry)
 }
 
-/// Where a packet with these addresses comes in. `None`: nowhere.
+/// Where a packet with these addresses arrives, if anywhere.
 pub fn origin(world: &World, src: IpAddr, dst: IpAddr) -> Option<Entry> {
     let tables = &world.tables;
     let at = |hook, ifindex| Some(Entry { hook, ifindex });
@@ -273,7 +273,7 @@ fn uplink(world: &World, addr: &Addr) -> Option<IfIndex> {
     UPLINKS.contains(&route.ifindex).then_some(route.ifindex)
 }
 
-/// Destination and source MAC of a packet that comes in there.
+/// Destination and source MAC of a packet that arrives there.
 pub fn macs(world: &World, entry: Entry, src: IpAddr) -> [[u8; 6]; 2] {
     let a = Addresses::of(src.is_ipv6());
     match entry.hook {
@@ -289,7 +289,7 @@ pub fn macs(world: &World, entry: Entry, src: IpAddr) -> [[u8; 6]; 2] {
     }
 }
 
-/// Cuts a few frames short, changes bytes of others.
+/// Truncates a few frames, and changes bytes of others.
 fn damage(c: &mut Choices<'_>, mut bytes: Vec<u8>) -> Vec<u8> {
     if c.once_in(12) {
         match c.below(4) {

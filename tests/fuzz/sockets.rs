@@ -1,5 +1,5 @@
-//! Sockets of arbitrary processes over arbitrary tables: connected, sent from, received on and asked for their peer, while
-//! the daemon changes tables.
+//! Sockets of arbitrary processes over arbitrary tables: connect, send, receive and getpeername, while the daemon
+//! changes tables.
 
 use std::net::IpAddr;
 
@@ -18,12 +18,12 @@ use crate::{
 
 /// Cookie of the host's network namespace.
 const HOST: u64 = 1;
-/// Cookie of the first pod's; the next ones follow.
+/// Cookie of the first pod's network namespace; the others follow.
 const POD: u64 = 0x10;
-/// Cookie of a network namespace that is neither.
+/// Cookie of any other network namespace.
 const STRANGER: u64 = 0x99;
 
-/// Plays the scenario that the bytes stand for and checks what comes of every call. Panics where something is wrong.
+/// Plays the scenario encoded in the bytes and checks the outcome of every call. Panics on a violation.
 pub fn play(bytes: &[u8], mut tell: impl FnMut(&Outcome)) {
     let mut c = Choices::new(bytes);
     let mut world = World::new(&mut c);
@@ -51,7 +51,7 @@ pub fn play(bytes: &[u8], mut tell: impl FnMut(&Outcome)) {
         let operation = match c.below(6) {
             0 | 1 => Operation::Connect,
             2 | 3 if socket.proto == Proto::UDP => Operation::SendMsg,
-            // What it has last got: the peer is what the kernel knows.
+            // The peer that the kernel knows: the result of the last call.
             _ => Operation::Peer,
         };
         if operation != Operation::Peer {
@@ -66,14 +66,14 @@ pub fn play(bytes: &[u8], mut tell: impl FnMut(&Outcome)) {
         if operation == Operation::Connect && outcome.call == Call::Allow {
             socket.connected = socket.proto != Proto::TCP || socket.connected;
         }
-        // It stays connected to what it got, whatever it is shown.
+        // The socket stays connected to the translated address, whatever it is shown.
         if operation != Operation::Peer {
             sockets.push(socket);
         }
     }
 }
 
-/// Makes a call and checks what it does.
+/// Makes a call and checks the outcome.
 fn run(world: &World, operation: Operation, before: HostSocket, state: &mut sockets::State) -> Outcome {
     let tables = world.tables.clone();
     let mut after = before;
@@ -101,7 +101,7 @@ fn new(c: &mut Choices<'_>) -> HostSocket {
         proto: c.of(&[Proto::TCP, Proto::UDP, Proto::UDP, Proto::SCTP]),
         bound: c.once_in(5),
         connected: c.once_in(6),
-        // Few, so that one is used again.
+        // Few cookies, so that they are reused.
         cookie: c.of(&[100, 101, 102, 103, 1 << 40]),
         netns_cookie,
         chooses_errno: !c.once_in(5),
@@ -109,7 +109,7 @@ fn new(c: &mut Choices<'_>) -> HostSocket {
     }
 }
 
-/// Where a process would send: to a frontend, or to anything.
+/// Destination of a process: a frontend, or any address.
 fn destination(world: &World, c: &mut Choices<'_>, proto: Proto) -> (Addr, Port) {
     let frontends: Vec<_> =
         world.tables.frontends.keys().filter(|key| key.port != Port::new(0) && key.proto == proto).collect();

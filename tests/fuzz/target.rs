@@ -1,4 +1,4 @@
-//! The fuzzer's target: a scenario for every input.
+//! Fuzz target: each input is a scenario.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Reading frames, byte by byte and on its own, so that the checks owe nothing to the pipeline.
+//! An independent frame parser, so that the checks do not depend on the pipeline.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,35 +9,35 @@ use podnet_common::{
 
 use crate::frame::{crc32c, sum};
 
-/// A packet's headers.
+/// Headers of a packet.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     pub frame: &'a [u8],
     pub src: IpAddr,
     pub dst: IpAddr,
     pub ttl: u8,
-    /// Offset of the transport header, or of what a later fragment carries.
+    /// Offset of the transport header, or of the payload of a later fragment.
     pub l4: usize,
-    /// Where the packet ends in its frame.
+    /// Offset of the packet's end in its frame.
     pub end: usize,
     pub protocol: u8,
     pub fragment: Option<Piece>,
 }
 
-/// What a fragment says of itself.
+/// Fragment fields of the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Not the first one.
+    /// Not the first fragment.
     pub later: bool,
     /// As on the wire.
     pub id: u32,
 }
 
-/// How many IPv6 extension headers the pipeline promises to follow.
+/// Number of IPv6 extension headers that the pipeline follows.
 const EXTENSION_HEADERS: usize = 6;
 
 impl<'a> View<'a> {
-    /// Of a frame; `None`: it is no IP packet, or its headers are cut short.
+    /// Parses a frame; `None` if it is not an IP packet, or its headers are truncated.
     pub fn of(frame: &'a [u8]) -> Option<Self> {
         let view = match frame.get(12..14)? {
             [8, 0] => Self::ipv4(frame, 14, frame.len())?,
@@ -55,7 +55,7 @@ impl<'a> View<'a> {
         (view.l4 + least <= view.end).then_some(view)
     }
 
-    /// An IPv4 packet that begins at `at`. `limit`: where it ends at the latest.
+    /// IPv4 packet that begins at `at`. `limit`: upper bound of its end.
     fn ipv4(frame: &'a [u8], at: usize, limit: usize) -> Option<Self> {
         let h: [u8; 20] = frame.get(at..at + 20)?.try_into().ok()?;
         let header = usize::from(h[0] & 0xf) * 4;
@@ -102,7 +102,7 @@ impl<'a> View<'a> {
                     (protocol, l4) = (f[0], l4 + 8);
                     let later = f[2] != 0 || f[3] & 0xf8 != 0;
                     let piece = Piece { later, id: u32::from_ne_bytes([f[4], f[5], f[6], f[7]]) };
-                    // One that is its whole packet is none (RFC 6946).
+                    // Atomic fragments are treated as whole packets (RFC 6946).
                     fragment = (later || f[3] & 1 != 0).then_some(piece);
                     if later {
                         break;
@@ -130,14 +130,14 @@ impl<'a> View<'a> {
         self.protocol == if self.v6() { 58 } else { 1 }
     }
 
-    /// Whether this is an error about another packet.
+    /// Whether this is an ICMP error.
     pub fn error(&self) -> bool {
         let kind = self.frame[self.l4..].first().copied().unwrap_or(0);
         let errors: &[u8] = if self.v6() { &[1, 2, 3, 4] } else { &[3, 11, 12] };
         self.icmp() && !self.later() && errors.contains(&kind)
     }
 
-    /// Whether this is an echo request or a reply, and which.
+    /// Whether this is an echo request (`true`) or reply (`false`).
     pub fn echo(&self) -> Option<bool> {
         if !self.icmp() || self.later() {
             return None;
@@ -157,7 +157,7 @@ impl<'a> View<'a> {
         u16::from_be_bytes([self.frame[at], self.frame[at + 1]])
     }
 
-    /// The ports of the tuple, which later fragments and fragments of SCTP don't have.
+    /// Ports of the tuple; later fragments and fragments of SCTP have none.
     pub fn ports(&self) -> Option<(u16, u16)> {
         match (self.protocol, self.fragment) {
             (_, Some(Piece { later: true, .. })) | (132, Some(_)) => None,
@@ -174,7 +174,7 @@ impl<'a> View<'a> {
         tuple(self.src, self.dst, ports, self.protocol)
     }
 
-    /// Where the checksum of the transport header is, if it has one of the Internet's kind.
+    /// Offset of the transport checksum, if it is an Internet checksum.
     pub fn checksum_at(&self) -> Option<usize> {
         if self.later() {
             return None;
@@ -187,8 +187,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What a translation must not change: zero if all checksums are right, and the same number as before if not.
-    /// `None`: the sender has computed none.
+    /// Invariant under translation: zero if all checksums are correct, and unchanged if not. `None`: the sender has
+    /// computed no checksum.
     pub fn residue(&self) -> Option<u32> {
         let segment = &self.frame[self.l4..self.end];
         if self.protocol == 132 {
@@ -200,7 +200,7 @@ impl<'a> View<'a> {
         if self.protocol == 17 && self.word(at) == 0 {
             return None;
         }
-        // A fragment doesn't say how long its packet is.
+        // A fragment does not contain the length of its datagram.
         let len = if self.fragment.is_some() { 0 } else { segment.len() as u16 };
         let pseudo = match (self.src, self.dst) {
             (IpAddr::V4(_), _) if self.icmp() => Vec::new(),
@@ -212,12 +212,12 @@ impl<'a> View<'a> {
         Some(u32::from(sum(&[&pseudo, &rest, segment].concat())))
     }
 
-    /// The same for the IPv4 header.
+    /// Same, for the IPv4 header.
     pub fn header_residue(&self) -> u16 {
         if self.v6() { 0 } else { sum(&self.frame[14..self.l4]) }
     }
 
-    /// What an error quotes, as far as services' packets may be in it.
+    /// The quotation of an ICMP error, as far as it may be a packet of a service.
     pub fn quoted(&self) -> Option<Quoted> {
         let at = self.l4 + 8;
         let (src, dst, protocol, l4) = if self.v6() {
@@ -259,7 +259,7 @@ impl<'a> View<'a> {
 #[derive(Clone, Debug)]
 pub struct Quoted {
     pub tuple: Tuple,
-    /// Offset of its transport header in the frame that quotes it.
+    /// Offset of its transport header in the quoting frame.
     pub l4: usize,
 }
 

@@ -1,7 +1,8 @@
-//! A node's tables, with whatever a daemon might have written, and what it shouldn't have.
+//! Tables of a node, with arbitrary contents that a daemon might have written, and some that it should not have.
 //!
-//! The addresses are those of one small cluster, so that packets meet tables: this node with four pods, a second one
-//! that shares its link, a third that doesn't and may have a tunnel, clients outside, services of every kind.
+//! The addresses are those of one small cluster, so that packets match table entries: this node with four pods, a
+//! second node on the same link, a third one elsewhere that may be behind a tunnel, clients outside, and services of
+//! every kind.
 
 use std::{net::IpAddr, sync::LazyLock};
 
@@ -19,31 +20,32 @@ use crate::choices::Choices;
 
 /// Addresses of one family.
 pub struct Addresses {
-    /// This node's pods.
+    /// Pods of this node.
     pub pods: [IpAddr; 4],
-    /// Of this node's range, and nobody's.
+    /// Unused address in this node's pod CIDR.
     pub no_pod: IpAddr,
     /// Pods of the second node, and one of the third.
     pub remote: [IpAddr; 3],
-    /// This node's own.
+    /// Addresses of this node.
     pub node: [IpAddr; 2],
-    /// The second and the third node's.
+    /// Addresses of the second and third node.
     pub peers: [IpAddr; 2],
     pub outside: [IpAddr; 3],
     pub hairpin: IpAddr,
     pub cluster_ips: [IpAddr; 4],
-    /// Of the service range, and nobody's.
+    /// Unused address in the service range.
     pub no_service: IpAddr,
-    /// Services' addresses outside of the service range.
+    /// Service addresses outside the service range.
     pub external: [IpAddr; 2],
-    /// Outside of the cluster, and reached without masquerade.
+    /// Outside the cluster, reached without masquerade.
     pub plain: IpAddr,
-    /// Such that no packet should travel with: unspecified, loopback, multicast, all, of the link; in IPv6 mapped ones.
+    /// Addresses that no packet should have: unspecified, loopback, multicast, broadcast, link-local; for IPv6 also
+    /// IPv4-mapped ones.
     pub odd: Vec<IpAddr>,
 }
 
 impl Addresses {
-    /// Those of a packet's family.
+    /// Addresses of a family.
     pub fn of(v6: bool) -> &'static Self {
         static BOTH: LazyLock<[Addresses; 2]> = LazyLock::new(|| [Addresses::new(false), Addresses::new(true)]);
         &BOTH[usize::from(v6)]
@@ -82,7 +84,7 @@ impl Addresses {
         }
     }
 
-    /// Any of them.
+    /// Any address.
     pub fn any(&self, c: &mut Choices<'_>) -> IpAddr {
         match c.below(12) {
             0 | 1 => c.of(&self.cluster_ips),
@@ -99,15 +101,15 @@ impl Addresses {
     }
 }
 
-/// Ports at which there may be something.
+/// Ports that services may have.
 pub const SERVICE_PORTS: [u16; 4] = [80, 443, 53, 30_080];
 pub const TARGET_PORTS: [u16; 3] = [8080, TUNNEL_PORT, 80];
 pub const CLIENT_PORTS: [u16; 4] = [40_000, 40_001, 40_002, 10_003];
-/// The first port for source NAT.
+/// First port for source NAT.
 pub const SNAT_BASE: u16 = 10_000;
 
 pub const UPLINKS: [IfIndex; 2] = [IfIndex(5), IfIndex(6)];
-/// An interface of others that leads out of the node.
+/// Foreign interface that leads out of the node.
 pub const BRIDGE: IfIndex = IfIndex(40);
 pub const PODNET0: IfIndex = IfIndex(90);
 pub const PODNET1: IfIndex = IfIndex(91);
@@ -132,11 +134,11 @@ pub fn host_end_mac(n: usize) -> [u8; 6] {
     [2, 0, 0, 0, 0x11, n as u8]
 }
 
-/// The node and what is known of it beside its tables.
+/// The node, and facts about it that are not in its tables.
 #[derive(Clone)]
 pub struct World {
     pub tables: HostTables,
-    /// The tables contradict each other, as no daemon would leave them: it is only asked that the pipeline stays sane.
+    /// The tables are inconsistent, as no daemon would leave them; only the pipeline's own consistency is checked.
     pub broken: bool,
 }
 
@@ -183,12 +185,12 @@ impl World {
             uplinks,
             ..Config::default()
         };
-        // Not drawn by itself: so what the corpus stands for stays what it is.
+        // Derived from an existing choice, so that inputs of the corpus keep their meaning.
         if ports == 16 || ports == 400 {
             (t.config.tunnel, t.config.tunnel_mac) = (TUNNEL, Mac([2, 0, 0, 0, 9, 2]));
             t.config.tunnel_mtu = if ports == 16 { 1450 } else { 1280 };
         }
-        // Others' interfaces are uplinks too, unless the configuration names others.
+        // Foreign interfaces are uplinks as well, unless the configuration names uplinks.
         if ports == 16 {
             let [v4, v6] = [four, six].map(|a| a.node[1].into());
             t.interfaces.insert(BRIDGE, Interface { v4, v6, mtu: 1500, flags: 0 });
@@ -254,14 +256,14 @@ impl World {
         route(c, a.outside[1], link, ROUTER_MAC, UPLINKS[1], a.node[1]);
         route(c, a.plain, plain, ROUTER_MAC, BRIDGE, a.node[1]);
         if !c.once_in(8) {
-            // All of IPv6 would be all of IPv4 too, which is mapped into it.
+            // All IPv6 addresses would include the IPv4-mapped ones.
             let (all, len) = if v6 { ("2000::", 3) } else { ("0.0.0.0", 0) };
             let way = c.of(&[UPLINKS[0], UPLINKS[0], UPLINKS[0], BRIDGE]);
             route(c, all.parse().expect("an address"), len, ROUTER_MAC, way, a.node[0]);
         }
     }
 
-    /// A service's port, with the frontends that its kind and its policies make of it.
+    /// A service port, with the frontends that follow from its kind and policies.
     fn add_service(&mut self, c: &mut Choices<'_>, service: u32) {
         let a = Addresses::of(c.once_in(2));
         let v6 = a.hairpin.is_ipv6();
@@ -323,7 +325,7 @@ impl World {
         }
     }
 
-    /// Takes out what others refer to, or writes nonsense.
+    /// Removes referenced entries, or writes invalid values.
     fn damage(&mut self, c: &mut Choices<'_>) {
         let t = &mut self.tables;
         for _ in 0..=c.below(4) {
@@ -342,13 +344,13 @@ impl World {
         }
     }
 
-    /// What the daemon or the plugin may do between two packets.
+    /// Changes by daemon or plugin between two packets.
     pub fn change(&mut self, c: &mut Choices<'_>) {
         let t = &mut self.tables;
         let a = Addresses::of(c.once_in(2));
         match c.below(6) {
             0 => {
-                // Other backends for everybody.
+                // Other backends for all frontends.
                 for backend in t.backends.values_mut() {
                     let v6 = !backend.addr.is_v4();
                     (backend.addr, backend.port) =
@@ -367,18 +369,18 @@ impl World {
             }),
             _ => t.config.flags ^= c.of(&[Config::MASQUERADE, Config::EXTERNAL_CLUSTER_IP]),
         }
-        // The entries of flows hold for a tick.
+        // Cached forwarding decisions are valid for a tick.
         t.now.set(t.now.get().wrapping_add(1));
     }
 
-    /// Whether an address is a pod's that the tunnel leads to.
+    /// Whether an address is that of a pod behind the tunnel.
     pub fn through_tunnel(&self, addr: &Addr) -> bool {
         use podnet_common::pipeline::Tables as _;
         let network = self.tables.network(addr);
         network.is_some_and(|n| n.flags & Network::TUNNEL != 0 && n.kind == NetworkKind::RemotePods as u32)
     }
 
-    /// What an address is to the tables.
+    /// Kind of network to which the tables assign an address.
     pub fn kind(&self, addr: &Addr) -> Option<NetworkKind> {
         use podnet_common::pipeline::Tables as _;
         let kind = self.tables.network(addr)?.kind;
@@ -395,7 +397,7 @@ impl World {
     }
 }
 
-/// Where an endpoint may be: here, on other nodes, of this host, outside.
+/// Where an endpoint may be: on this node, on other nodes, in this host's network, outside.
 fn backend(c: &mut Choices<'_>, a: &Addresses) -> IpAddr {
     match c.below(8) {
         0..=2 => c.of(&a.pods),
@@ -406,7 +408,7 @@ fn backend(c: &mut Choices<'_>, a: &Addresses) -> IpAddr {
     }
 }
 
-/// The network of an address with a prefix of that length.
+/// Network with a prefix of this length that contains an address.
 fn base(addr: IpAddr, len: u8) -> podnet_common::layout::Prefix {
     let whole = prefix(addr, len);
     let bits = u128::from_be_bytes(bytemuck::cast(whole.addr.0));

@@ -1,4 +1,4 @@
-//! Other programs' packet filters are found in the kernel as it is.
+//! Detection of other programs' packet filters in a real kernel.
 
 use podnet::host::firewall;
 use podnet::host::sysctl::Sysctl;
@@ -6,7 +6,7 @@ use podnet::host::sysctl::Sysctl;
 use crate::{in_namespace, run};
 
 #[test]
-fn a_dropping_forward_policy_and_kube_proxys_chains_are_found() {
+fn forward_drop_policy_and_kube_proxy_chains_are_detected() {
     in_namespace(|| async {
         let detect = || firewall::detect(&Sysctl::default(), &[]);
         assert_eq!(detect().findings, [], "an empty namespace has no filter");

@@ -1,4 +1,4 @@
-//! Privileged tests of `podnet::host`: each in network namespaces of its own, without a datapath or a lab.
+//! Privileged tests of `podnet::host`, each in its own network namespaces, without datapath or lab.
 
 mod firewall;
 mod next_hops;
@@ -19,22 +19,22 @@ use podnet::host::{Host, HostError, Podnet0};
 use podnet_tests::lab::NetNs;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-/// Runs a test on a thread in a new network namespace, in a tokio runtime of that thread.
+/// Runs a test on a thread in a new network namespace, with a tokio runtime.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     in_netns(&new_netns(), test);
 }
 
-/// A new network namespace, loudly.
+/// Creates a network namespace; panics on failure.
 fn new_netns() -> NetNs {
     NetNs::new().expect("these tests make network namespaces: run them as root (sudo)")
 }
 
-/// A namespace's path, as `ip` takes it.
+/// Path of a namespace, as `ip` expects it.
 fn path_of(netns: &NetNs) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())
 }
 
-/// Runs a closure's future on a thread in the namespace.
+/// Runs an async closure on a thread in the namespace.
 fn in_netns<F: Future<Output = ()>>(netns: &NetNs, work: impl FnOnce() -> F + Send) {
     netns
         .run(|| {
@@ -49,7 +49,7 @@ fn ip(arguments: &str) -> String {
     run("ip", arguments)
 }
 
-/// Runs a program in the thread's namespace and returns what it prints.
+/// Runs a program in the thread's namespace and returns its standard output.
 fn run(program: &str, arguments: &str) -> String {
     let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
@@ -57,7 +57,7 @@ fn run(program: &str, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Makes eth0 with the lab's addresses of a node; its other end is eth0-far, in the same namespace.
+/// Creates eth0 with the addresses of one of the lab's nodes; its peer, eth0-far, is in the same namespace.
 fn uplink(node: u8) {
     ip("link set lo up");
     ip("link add eth0 type veth peer name eth0-far");
@@ -67,7 +67,7 @@ fn uplink(node: u8) {
     ip(&format!("address add fd00:30::{node}/64 dev eth0 nodad"));
 }
 
-/// What podnet0 should be on node 1.
+/// Desired state of podnet0 on node 1.
 fn wanted() -> Wanted {
     Wanted {
         mtu: 1400,
@@ -83,7 +83,7 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-/// Makes podnet0, or brings it into line.
+/// Creates or corrects podnet0.
 async fn ensure_podnet0(host: &Host, wanted: &Wanted) -> Result<Podnet0, HostError> {
     host.ensure_podnet0(&mut host.snapshot().await?, wanted).await
 }
@@ -105,7 +105,8 @@ fn packet_socket(ifname: &str) -> Socket {
         sll_halen: 0,
         sll_addr: [0; 8],
     };
-    // SAFETY: the storage is larger than the address, which is written whole, and the length is the address's.
+    // SAFETY: the storage is larger than the address, which is written completely, and the length is that of the
+    // address.
     let (_, addr) = unsafe {
         SockAddr::try_init(|storage, length| {
             storage.cast::<libc::sockaddr_ll>().write(addr);

@@ -1,4 +1,4 @@
-//! Routes whose next hops are objects of their own.
+//! Routes that refer to next hop objects.
 
 use std::fs;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use tokio::time::timeout;
 
 use crate::{addresses, in_namespace, ip, open, uplink};
 
-/// A node with two uplinks and routers on both, whose routes say as much of their next hops as `mode` has it.
+/// A node with two uplinks and a router on each. `mode` is the value of the sysctl that controls how much routes repeat
+/// of their next hop objects.
 fn two_uplinks(mode: &str) {
     uplink(1);
     ip("link add eth1 type veth peer name eth1-far");
@@ -25,7 +26,7 @@ fn two_uplinks(mode: &str) {
     }
 }
 
-/// Next hops: number, interface, router.
+/// Next hop objects: id, interface, router.
 const OBJECTS: [(u32, &str, &str); 4] =
     [(1, "eth0", "172.30.0.254"), (2, "eth1", "172.31.0.254"), (3, "eth0", "fd00:30::fe"), (4, "eth1", "fd00:31::fe")];
 
@@ -38,14 +39,14 @@ async fn main_uplinks(host: &Host) -> Vec<String> {
     found(host).await.main().map(|uplink| uplink.name.clone()).collect()
 }
 
-/// Waits until routes are said to have changed.
+/// Waits for a notification of a route change.
 async fn routes_change(watcher: &mut Watcher) {
     let change = async { while !watcher.changed().await.routes {} };
     timeout(Duration::from_secs(5), change).await.expect("routes may have changed");
 }
 
 #[test]
-fn default_routes_make_main_uplinks_of_what_their_objects_lead_to() {
+fn interfaces_of_default_next_hop_objects_are_main_uplinks() {
     for mode in ["0", "1"] {
         for (family, [here, there]) in [("-4", [1, 2]), ("-6", [3, 4])] {
             in_namespace(|| async move {
@@ -60,7 +61,7 @@ fn default_routes_make_main_uplinks_of_what_their_objects_lead_to() {
                 let router = OBJECTS[here as usize - 1].2;
                 assert_eq!(routers, addresses(&[router]).into_iter().collect());
 
-                // The object changes under the route, and a group takes its place.
+                // The object changes under the route, and a group replaces it.
                 let (_, dev, router) = OBJECTS[there as usize - 1];
                 ip(&format!("nexthop replace id {here} via {router} dev {dev}"));
                 routes_change(&mut watcher).await;
@@ -76,7 +77,7 @@ fn default_routes_make_main_uplinks_of_what_their_objects_lead_to() {
                 routes_change(&mut watcher).await;
                 assert_eq!(main_uplinks(&host).await, ["eth1"], "mode {mode}, {family}");
 
-                // With its object goes the route.
+                // Deleting the object deletes the route.
                 ip("nexthop delete id 10");
                 routes_change(&mut watcher).await;
                 assert!(main_uplinks(&host).await.is_empty(), "mode {mode}, {family}");
@@ -89,7 +90,7 @@ fn default_routes_make_main_uplinks_of_what_their_objects_lead_to() {
 }
 
 #[test]
-fn nodes_are_on_the_link_that_an_object_leads_to() {
+fn next_hop_object_determines_the_link_of_a_node() {
     in_namespace(|| async {
         two_uplinks("0");
         ip("nexthop add id 5 dev eth1");

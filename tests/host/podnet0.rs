@@ -1,4 +1,4 @@
-//! podnet0 is made, adopted, repaired and removed; and packets that arrive on it from a service are accepted.
+//! podnet0 is created, adopted, repaired and removed, and accepts packets from service addresses.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -13,7 +13,7 @@ use crate::{addresses, ensure_podnet0, in_namespace, ip, open, packet_socket, ru
 const SERVICES: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
 #[test]
-fn host_processes_are_routed_there_with_the_nodes_address() {
+fn host_processes_are_routed_to_podnet0_with_the_node_address() {
     in_namespace(|| async {
         uplink(1);
         let host = open();
@@ -32,7 +32,7 @@ fn host_processes_are_routed_there_with_the_nodes_address() {
             assert!(ip(&format!("link show {dev}")).contains("mtu 1400"));
             assert_eq!(ip(&format!("-6 address show dev {dev}")), "", "no link-local address");
         }
-        // What a process sends comes out of podnet1, addressed to it, without a question being asked.
+        // Packets of processes leave podnet1, with its MAC and without neighbour resolution.
         let frames = packet_socket("podnet1");
         let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
         socket.send_to(b"to a service", (SERVICES[0], 53)).unwrap();
@@ -45,7 +45,7 @@ fn host_processes_are_routed_there_with_the_nodes_address() {
 }
 
 #[test]
-fn a_pair_that_is_right_is_left_untouched_and_one_that_is_not_is_repaired() {
+fn correct_pair_is_left_alone_and_altered_pair_is_repaired() {
     in_namespace(|| async {
         uplink(1);
         let host = open();
@@ -72,7 +72,7 @@ fn a_pair_that_is_right_is_left_untouched_and_one_that_is_not_is_repaired() {
 }
 
 #[test]
-fn a_new_node_address_becomes_the_source() {
+fn new_node_address_becomes_the_source() {
     in_namespace(|| async {
         uplink(1);
         let host = open();
@@ -88,7 +88,7 @@ fn a_new_node_address_becomes_the_source() {
 }
 
 #[test]
-fn an_address_that_is_not_there_is_a_problem_of_its_family_only() {
+fn missing_address_is_a_problem_of_its_family_only() {
     in_namespace(|| async {
         uplink(1);
         ip("address delete fd00:30::1/64 dev eth0");
@@ -96,7 +96,7 @@ fn an_address_that_is_not_there_is_a_problem_of_its_family_only() {
         let pair = ensure_podnet0(&host, &wanted()).await.unwrap();
         assert!(matches!(&pair.problems[..], [HostError::NoSuchAddress { addr }] if addr.is_ipv6()), "{pair:?}");
         assert!(ip("route get 10.96.0.1").contains("dev podnet0"));
-        // With duplicate address detection: first tentative, then fine.
+        // Duplicate address detection: first tentative, then usable.
         ip("address add fd00:30::1/64 dev eth0");
         let pair = ensure_podnet0(&host, &wanted()).await.unwrap();
         assert!(matches!(&pair.problems[..], [HostError::Tentative { .. }]), "{pair:?}");
@@ -112,7 +112,7 @@ fn an_address_that_is_not_there_is_a_problem_of_its_family_only() {
 }
 
 #[test]
-fn a_host_without_ipv6_is_fine() {
+fn host_without_ipv6_is_supported() {
     in_namespace(|| async {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
@@ -145,11 +145,11 @@ fn foreign_interfaces_and_routes_are_left_alone() {
 }
 
 #[test]
-fn removal_takes_the_routes_along_and_a_torn_pair_is_made_again() {
+fn removal_deletes_the_routes_and_a_broken_pair_is_recreated() {
     in_namespace(|| async {
         uplink(1);
         let host = open();
-        // podnet1 is missing: someone has renamed it.
+        // podnet1 is missing because it has been renamed.
         ip("link add podnet0 type veth peer name other");
         assert!(ensure_podnet0(&host, &wanted()).await.unwrap().created);
         assert!(host.remove_podnet0().await.unwrap());
@@ -159,7 +159,7 @@ fn removal_takes_the_routes_along_and_a_torn_pair_is_made_again() {
     });
 }
 
-/// Load balancers' addresses and external IPs each have a route of their own.
+/// Load balancer addresses and external IPs each have a route.
 #[test]
 fn thousands_of_addresses_are_routed_at_once() {
     in_namespace(|| async {
@@ -186,10 +186,10 @@ fn thousands_of_addresses_are_routed_at_once() {
     });
 }
 
-/// What a host process sends to its own node's NodePort comes back through podnet0, from the node's address to the
-/// node's.
+/// A packet of a host process to its own node's NodePort returns through podnet0, with the node's address as source and
+/// destination.
 #[test]
-fn packets_from_the_nodes_own_address_are_accepted() {
+fn packets_from_the_node_address_are_accepted() {
     in_namespace(|| async {
         uplink(1);
         let pair = ensure_podnet0(&open(), &wanted()).await.unwrap();
@@ -206,9 +206,9 @@ fn packets_from_the_nodes_own_address_are_accepted() {
     });
 }
 
-/// The datapath makes replies arrive on podnet0, from the service's address to the node's: as sent by podnet1 here.
+/// The datapath delivers replies on podnet0, from the service's address to the node's; here podnet1 sends them.
 #[test]
-fn replies_from_a_service_are_accepted_also_under_strict_reverse_path_filtering() {
+fn service_replies_pass_strict_reverse_path_filtering() {
     in_namespace(|| async {
         uplink(1);
         let pair = ensure_podnet0(&open(), &wanted()).await.unwrap();
@@ -224,7 +224,7 @@ fn replies_from_a_service_are_accepted_also_under_strict_reverse_path_filtering(
                 let mut buffer = [0; 64];
                 let (length, from) = socket.recv_from(&mut buffer).expect("the reply arrives");
                 assert_eq!((&buffer[..length], from.ip()), (&b"reply"[..], service.parse::<IpAddr>().unwrap()));
-                // The same from an address whose route leads elsewhere shows that the filter is at work.
+                // A packet from an address whose route points elsewhere shows that the filter is active.
                 if filter == "1" && node.is_ipv4() {
                     inject(&pair, "172.30.0.99".parse().unwrap(), *node, port);
                     let lost = socket.recv_from(&mut buffer).expect_err("strict filtering drops it");
@@ -235,7 +235,7 @@ fn replies_from_a_service_are_accepted_also_under_strict_reverse_path_filtering(
     });
 }
 
-/// Sends a datagram out of podnet1, so that it arrives on podnet0.
+/// Sends a datagram through podnet1, so that it arrives on podnet0.
 fn inject(pair: &podnet::host::Podnet0, from: IpAddr, to: IpAddr, port: u16) {
     let ethernet = PacketBuilder::ethernet2(pair.far_mac.0, pair.near_mac.0);
     let ip = match (from, to) {
@@ -254,7 +254,7 @@ fn next_frame(mut socket: &Socket) -> Option<Vec<u8>> {
     Some(buffer[..length].to_vec())
 }
 
-/// Everything that `ensure_podnet0` is about, as iproute2 shows it.
+/// Everything that `ensure_podnet0` sets up, as iproute2 shows it.
 fn state() -> String {
     [
         run("ip", "link show podnet0"),

@@ -12,7 +12,7 @@ use podnet_tests::lab::NetNs;
 
 use crate::{addresses, in_netns, ip, new_netns, open, path_of};
 
-/// Two nodes on one link, which is the veth pair between them: node 1's end is eth0 there, node 2's eth0 here.
+/// Two nodes on one link, a veth pair between two namespaces: eth0 in each.
 fn two_nodes() -> (NetNs, NetNs) {
     let (near, far) = (new_netns(), new_netns());
     let far_path = path_of(&far);
@@ -41,7 +41,7 @@ fn node2() -> RemoteNode {
     }
 }
 
-/// Brings the routes into line with other nodes on the link.
+/// Synchronises the routes with other nodes on the link.
 async fn sync(host: &Host, nodes: &[RemoteNode], addresses: &[IpAddr]) -> NodeRoutes {
     let routing = Routing::Direct;
     let network = NodeNetwork { name: "node1", addresses, mtu: 1500, routing, pod_cidrs: &[], nodes };
@@ -66,7 +66,7 @@ fn routes_and_macs_follow_the_nodes() {
         assert!(v4.contains("via 172.30.0.2 dev eth0 src 172.30.0.1"), "{v4}");
         assert!(v6.contains("via fd00:30::2 dev eth0") && v6.contains("src fd00:30::1"), "{v6}");
 
-        // The MACs come by themselves, and the watcher tells when.
+        // The kernel resolves the MACs, and the watcher notifies of the change.
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         loop {
             let change = tokio::time::timeout_at(deadline, watcher.changed()).await.expect("the neighbours answer");
@@ -79,7 +79,7 @@ fn routes_and_macs_follow_the_nodes() {
             }
         }
 
-        // Another card on the other side: its MAC changes, announced by ARP and neighbour advertisements.
+        // The other node replaces its network card: its MAC changes, announced by ARP and neighbour advertisements.
         in_netns(&far, || async {
             ip("link set eth0 address 02:00:00:00:00:22");
             ip("neighbour flush dev eth0");
@@ -87,7 +87,7 @@ fn routes_and_macs_follow_the_nodes() {
                 let socket = std::net::UdpSocket::bind((any, 0)).unwrap();
                 socket.send_to(b"who has this address?", (near, 9)).unwrap();
             }
-            // Until they are resolved, packets are what keeps this namespace from being gone.
+            // Keeps this namespace alive until the addresses are resolved; only queued packets hold it otherwise.
             tokio::time::sleep(Duration::from_millis(500)).await;
         });
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
@@ -98,7 +98,7 @@ fn routes_and_macs_follow_the_nodes() {
             }
         }
 
-        // The node leaves.
+        // The node is removed.
         let routes = sync(&host, &[], &sources).await;
         assert_eq!((routes.changed, ip("route show proto 112").as_str()), (2, ""));
         assert_eq!(ip("-6 route show proto 112"), "");
@@ -106,13 +106,13 @@ fn routes_and_macs_follow_the_nodes() {
 }
 
 #[test]
-fn only_podnets_own_routes_are_touched() {
+fn foreign_routes_are_left_alone() {
     let (near, _far) = two_nodes();
     in_netns(&near, || async {
         let host = open();
         ip("route add 10.244.2.0/24 via 172.30.0.9 dev eth0");
         ip("-6 route add fd00:244:9::/64 via fd00:30::9 dev eth0");
-        // A pod's route, as the plugin makes them, perhaps with podnet's protocol number.
+        // A pod's route as the plugin creates it, possibly with podnet's protocol number.
         ip("route add 10.244.1.5/32 dev eth0 proto 112");
         let routes = sync(&host, &[node2()], &[]).await;
         assert!(matches!(&routes.errors[..], [HostError::ForeignRoute { .. }]), "{routes:?}");
@@ -125,7 +125,7 @@ fn only_podnets_own_routes_are_touched() {
 }
 
 #[test]
-fn what_no_pod_has_of_this_nodes_cidrs_is_unreachable() {
+fn unused_addresses_of_local_pod_cidrs_are_unreachable() {
     let (near, _far) = two_nodes();
     in_netns(&near, || async {
         let host = open();
@@ -145,7 +145,7 @@ fn what_no_pod_has_of_this_nodes_cidrs_is_unreachable() {
         let v4 = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         assert_eq!(v4.connect("10.244.1.9:9").unwrap_err().kind(), std::io::ErrorKind::HostUnreachable);
         v4.connect("10.244.1.5:9").expect("a pod's own route");
-        // Whatever else somebody has there.
+        // Routes of other programs stay effective.
         ip("route add 10.244.1.0/24 via 172.30.0.254 metric 100");
         v4.connect("10.244.1.9:9").expect("another's route");
         assert_eq!(host.remove_node_routes().await.unwrap(), 2);
@@ -155,7 +155,7 @@ fn what_no_pod_has_of_this_nodes_cidrs_is_unreachable() {
 }
 
 #[test]
-fn a_node_behind_a_router_is_told_and_gets_no_route() {
+fn node_behind_a_router_is_reported_and_gets_no_route() {
     let (near, _far) = two_nodes();
     in_netns(&near, || async {
         ip("route add default via 172.30.0.254");

@@ -1,4 +1,4 @@
-//! The table of host settings against a real kernel: every path exists, and what is set stays set.
+//! The table of host settings against a real kernel: every path exists, and settings stay effective.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn node() -> Sysctl {
 }
 
 #[test]
-fn a_fresh_host_is_brought_into_line_and_an_undone_setting_is_noticed() {
+fn settings_are_applied_and_reverted_ones_are_detected() {
     in_namespace(|| async {
         let sysctl = node().await;
         let table = table().await;
@@ -61,9 +61,9 @@ fn a_fresh_host_is_brought_into_line_and_an_undone_setting_is_noticed() {
     });
 }
 
-/// Switching forwarding on makes the kernel forget what it learnt by router advertisements unless accept_ra is 2.
+/// Enabling forwarding makes the kernel discard what it learnt from router advertisements unless accept_ra is 2.
 #[test]
-fn a_default_route_from_a_router_advertisement_survives() {
+fn default_route_from_a_router_advertisement_survives() {
     in_namespace(|| async {
         let sysctl = node().await;
         let learnt = async || {
@@ -82,7 +82,7 @@ fn a_default_route_from_a_router_advertisement_survives() {
         assert_eq!(sysctl.read("net/ipv6/conf/eth0/accept_ra").unwrap().as_deref(), Some("2"));
         assert!(ip("-6 route show default").contains("fe80::99"));
 
-        // Without that one setting it would have gone.
+        // Without this setting the route would be lost.
         let without: Vec<_> = table.into_iter().filter(|s| !s.path.ends_with("eth0/accept_ra")).collect();
         sysctl.write("net/ipv6/conf/all/forwarding", "0").unwrap();
         sysctl.write("net/ipv6/conf/eth0/accept_ra", "1").unwrap();
@@ -93,7 +93,7 @@ fn a_default_route_from_a_router_advertisement_survives() {
     });
 }
 
-/// A router on eth0's link, fe80::99, advertises itself for half an hour.
+/// Sends a router advertisement from a router on eth0's link, fe80::99, with a lifetime of half an hour.
 fn advertise_router() {
     let from = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x99];
     let all_nodes = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
@@ -108,7 +108,7 @@ fn advertise_router() {
 }
 
 #[test]
-fn the_snat_ports_avoid_this_hosts_listeners() {
+fn snat_ports_exclude_listening_ports_of_the_host() {
     in_namespace(|| async {
         ip("link set lo up");
         let listener = std::net::TcpListener::bind(("127.0.0.1", 20_000)).unwrap();

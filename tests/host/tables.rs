@@ -1,5 +1,5 @@
-//! The tables of services in the kernel: reconciliation has the same effect on them as on the tables in memory, whose
-//! content the golden tests show.
+//! Service tables in the kernel: reconciliation has the same effect on them as on the tables in memory that the golden
+//! tests show.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -26,12 +26,12 @@ use podnet_common::layout::{
 };
 use podnet_tests::bench::rig::secluded;
 
-/// A case of the golden tests.
+/// Directory of a golden test case.
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../podnet/tests/golden").join(name)
 }
 
-/// A control plane over the kernel's tables, with the manifest that it watches.
+/// A control plane on the kernel's tables, with its manifest directory.
 struct Site<'a> {
     datapath: &'a mut Datapath,
     directory: tempfile::TempDir,
@@ -47,19 +47,20 @@ impl<'a> Site<'a> {
         Ok(Self { datapath, directory, control, source, now: Instant::now() })
     }
 
-    /// The next daemon.
+    /// Starts the next daemon.
     fn restart(&mut self) -> Result<()> {
         (self.control, self.source) = adopt(self.directory.path(), self.datapath)?;
         Ok(())
     }
 
-    /// Takes in what the manifest says from now on, and tells how many frontends that has changed.
+    /// Applies a manifest, and returns the number of changed frontends.
     fn apply(&mut self, manifest: &str) -> Result<usize> {
-        // A file that is written is closed for good only when no process has it that another test is just starting.
+        // Written under another name and renamed: a process that another test is just starting may still hold the
+        // written file open.
         let finished = self.directory.path().join(".finished");
         fs::write(&finished, manifest)?;
         fs::rename(finished, self.directory.path().join("manifest.yaml"))?;
-        // Long enough for nothing to rest any more.
+        // Longer than any quarantine.
         self.now += Duration::from_secs(10);
         self.control.apply(self.source.poll(self.now));
         let outcome = self.control.reconcile(self.datapath.tables(), self.now);
@@ -82,7 +83,7 @@ fn adopt(directory: &Path, datapath: &mut Datapath) -> Result<(Control, Manifest
 
 const SIZES: Sizes = Sizes { conntrack: 1024, frontends: 65_536 };
 
-/// Has a test make do with tables of its own.
+/// Runs a test with its own tables.
 fn with_tables(test: impl FnOnce(&mut Datapath, &PinDir) -> Result<()> + Send) {
     let outcome = secluded(|bpffs| {
         let pins = PinDir::new(bpffs);
@@ -92,7 +93,7 @@ fn with_tables(test: impl FnOnce(&mut Datapath, &PinDir) -> Result<()> + Send) {
 }
 
 #[test]
-fn they_hold_what_the_tables_in_memory_do() {
+fn kernel_tables_match_tables_in_memory() {
     with_tables(|datapath, _| {
         let mut cases: Vec<_> = fs::read_dir(case(""))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
         cases.sort();
@@ -117,7 +118,7 @@ fn they_hold_what_the_tables_in_memory_do() {
     });
 }
 
-/// The ids of the programs of a generation.
+/// Ids of a generation's programs.
 fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for table in [tables::PROGRAMS_TC, tables::PROGRAMS_XDP] {
@@ -129,7 +130,7 @@ fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>> {
 }
 
 #[test]
-fn programs_stay_unless_the_object_or_a_table_is_another() {
+fn programs_are_reloaded_only_for_another_object_or_table() {
     with_tables(|datapath, pins| {
         let start = || Datapath::start(pins.clone(), SIZES);
         let first = programs(pins, 0)?;
@@ -137,7 +138,7 @@ fn programs_stay_unless_the_object_or_a_table_is_another() {
         let again = start()?;
         ensure!(again.generation() == 0 && again.adopted() && programs(pins, 0)? == first, "they are loaded again");
 
-        // As if another version had loaded them, or had died doing so.
+        // As if another version had loaded the programs, or had died while doing so.
         let mut origins: Array<MapData, u64> =
             Map::Array(MapData::from_pin(pins.table(tables::ORIGINS))?).try_into()?;
         origins.set(0, origins.get(&0, 0)? ^ 1, 0)?;
@@ -151,7 +152,7 @@ fn programs_stay_unless_the_object_or_a_table_is_another() {
         let third = programs(pins, 0)?;
         ensure!(third.len() == first.len() && third.iter().all(|id| !first.contains(id)), "{third:?}");
 
-        // As if a version that doesn't know the table had put its own into some slot.
+        // As if a version that does not know the table had replaced a program.
         let mut slots: ProgramArray<MapData> =
             Map::ProgramArray(MapData::from_pin(pins.table(tables::PROGRAMS_TC))?).try_into()?;
         slots.clear_index(&0)?;
@@ -161,7 +162,7 @@ fn programs_stay_unless_the_object_or_a_table_is_another() {
 }
 
 #[test]
-fn tables_get_another_size_with_what_they_hold() {
+fn resized_tables_keep_their_entries() {
     with_tables(|datapath, pins| {
         let manifest = fs::read_to_string(case("kinds").join("1.yaml"))?;
         let mut site = Site::new(datapath)?;
@@ -177,7 +178,7 @@ fn tables_get_another_size_with_what_they_hold() {
             ensure!(site.apply(&manifest)? == 0, "{frontends}: what was there isn't found");
             assert_eq!(site.dump()?, before, "{frontends}");
         }
-        // Nothing is lost for a smaller table.
+        // A table is not shrunk if entries would be lost.
         let kept = Datapath::start(pins.clone(), Sizes { frontends: 1, ..SIZES })?.room();
         ensure!(kept.frontends == 65_536 && kept.slots == 32 * 65_536, "{kept:?}");
         Ok(())
@@ -185,7 +186,7 @@ fn tables_get_another_size_with_what_they_hold() {
 }
 
 #[test]
-fn a_flow_that_begins_anew_under_a_sweep_stays() {
+fn flow_reopened_during_a_sweep_is_kept() {
     with_tables(|_, pins| {
         let open = || -> Result<HashMap<MapData, Plain<Tuple>, Plain<CtEntry>>> {
             Ok(Map::HashMap(MapData::from_pin(pins.table(tables::CONNTRACK))?).try_into()?)
@@ -196,7 +197,7 @@ fn a_flow_that_begins_anew_under_a_sweep_stays() {
         for (port, ago) in [(1, 100_000), (2, 100_000), (3, 0)] {
             table.insert(key(port), Plain(seen(ago)), 0)?;
         }
-        // A live flow into a pod that isn't known: the pods are read again before anything is removed.
+        // A live flow to an unknown pod: the pods are read again before anything is removed.
         let homeless = CtEntry { out: Out::Pod as u8, out_ifindex: IfIndex(99), ..seen(0) };
         table.insert(key(4), Plain(homeless), 0)?;
         let (again, asked) = (Mutex::new(open()?), AtomicU32::new(0));
@@ -224,7 +225,7 @@ fn a_flow_that_begins_anew_under_a_sweep_stays() {
         left.sort_unstable();
         ensure!((&left[..], swept.removed, swept.entries) == (&[2, 3], 2, 2), "{left:?}, {swept:?}");
         ensure!(table.get(&key(2), 0)?.0.last_seen == anew.last_seen, "it is the old one");
-        // The one that it has kept; the one that has begun meanwhile is counted where it begins.
+        // The sweep counts only the flow that it kept; the other one was counted when it began.
         let counted: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.table(tables::HOLDERS))?).try_into()?;
         let [all, room] = [holders::ALL, holders::ROOM].map(|place| counted.get(&place, 0));
         ensure!((all?, room?) == (1, 1024), "what is held was counted wrongly");
@@ -233,7 +234,7 @@ fn a_flow_that_begins_anew_under_a_sweep_stays() {
 }
 
 #[test]
-fn affinities_end_with_their_backends() {
+fn affinity_entries_are_removed_with_their_backends() {
     with_tables(|datapath, pins| {
         let table = Map::LruHashMap(MapData::from_pin(pins.table(tables::AFFINITY))?);
         let mut table: HashMap<MapData, Plain<AffinityKey>, Plain<Affinity>> = table.try_into()?;
@@ -246,11 +247,11 @@ fn affinities_end_with_their_backends() {
             let value = Affinity { addr: to.into(), port: Port::new(8080), ..Affinity::default() };
             table.insert(Plain(key), Plain(value), 0)
         };
-        // Many enough to be read in several batches.
+        // Enough entries for several batches.
         for client in 0..20_000 {
             stick(client, 1, there)?;
         }
-        // One to nothing, one of another service's.
+        // One entry has no backend, one belongs to another service.
         stick(1 << 24, 1, Ipv4Addr::new(10, 244, 1, 6))?;
         stick(1 << 25, 7, there)?;
         let clients = |table: &HashMap<MapData, Plain<AffinityKey>, Plain<Affinity>>| table.keys().count();
@@ -264,7 +265,7 @@ fn affinities_end_with_their_backends() {
 }
 
 #[test]
-fn the_kernel_knows_the_layout_of_every_table() {
+fn kernel_btf_matches_the_declared_layouts() {
     with_tables(|_, pins| {
         for table in ALL {
             let Some(migration) = table.migration() else { continue };
@@ -286,9 +287,9 @@ fn flows(pin: &Path) -> Result<Flows> {
     Ok(Map::HashMap(MapData::from_pin(pin)?).try_into()?)
 }
 
-/// The tables of a version of which this one knows nothing but what the kernel does: these here, under other names.
+/// The tables of a version known only through the kernel's BTF: the tables of this version, renamed.
 #[test]
-fn another_versions_tables_hand_over_what_they_hold() {
+fn entries_are_migrated_from_tables_of_another_version() {
     with_tables(|datapath, pins| {
         let manifest = fs::read_to_string(case("kinds").join("1.yaml"))?;
         let mut site = Site::new(datapath)?;
@@ -318,7 +319,7 @@ fn another_versions_tables_hand_over_what_they_hold() {
         assert_eq!((site.apply(&manifest)?, site.dump()?), (0, before.clone()), "services");
         drop(site);
 
-        // Packets that old programs see last, and one that new ones see too.
+        // Flows last seen by the old programs, and one also seen by the new ones.
         let mut own = flows(&kept)?;
         table.insert(key(1), seen(2), 0)?;
         table.insert(key(2), seen(2), 0)?;
@@ -330,7 +331,7 @@ fn another_versions_tables_hand_over_what_they_hold() {
         }
         ensure!(movable().all(|table| versions(table) == [1]), "others are still there");
 
-        // A daemon that dies before that leaves both, and the next one goes on.
+        // If a daemon dies before this step, both sets of tables stay, and the next daemon continues.
         rename(7)?;
         drop(start()?);
         let mut table = flows(&later.join("conntrack_v7"))?;
@@ -342,7 +343,7 @@ fn another_versions_tables_hand_over_what_they_hold() {
         ensure!(own.keys().count() == 5 && own.get(&key(5), 0)?.0.last_seen == 5);
         ensure!(movable().all(|table| versions(table) == [1]), "others are still there");
 
-        // What this version has left once isn't true any more where programs of another have run since.
+        // Tables left by this version are out of date once programs of another version have run.
         own.insert(key(6), seen(6), 0)?;
         rename(7)?;
         drop(start()?);

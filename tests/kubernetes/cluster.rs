@@ -1,4 +1,4 @@
-//! Daemons whose objects come from the API: services work, and go on while the server is away.
+//! Daemons with objects from the API: services work, and continue to work while the API server is unreachable.
 
 use anyhow::{Context as _, Result, ensure};
 use podnet_tests::api::{Abilities, Mood};
@@ -17,7 +17,7 @@ fn ask(client: &Pod, service: &Service) -> Result<()> {
 }
 
 #[test]
-fn services_follow_the_api_and_outlive_it() -> Result<()> {
+fn services_follow_the_api_and_survive_its_outage() -> Result<()> {
     let lab = Lab::builder().api(Abilities::default()).build()?;
     let client = lab.node(0).add_pod("client")?;
     let servers = [lab.node(0).add_server("web-0", 8080)?, lab.node(1).add_server("web-1", 8080)?];
@@ -26,7 +26,7 @@ fn services_follow_the_api_and_outlive_it() -> Result<()> {
     service.set_endpoints(&lab, &[&servers[1]])?;
     ask(&client, &service)?;
 
-    // The server goes away, and so does the daemon, and comes back without it: everything is as it was.
+    // The daemon restarts while the server is unreachable; services still work.
     lab.api().set_mood(Mood::HangingUp);
     let node = lab.node(0);
     let status = |wanted: bool| {
@@ -47,7 +47,7 @@ fn services_follow_the_api_and_outlive_it() -> Result<()> {
     let late = node.add_pod("late")?;
     ask(&late, &service)?;
 
-    // What has changed meanwhile is put into effect when it is back.
+    // Changes made meanwhile take effect when the server is back.
     service.set_endpoints(&lab, &[&servers[0]])?;
     let gone = Service::new("gone", 11, 80, 8080);
     gone.apply(&lab, None)?;
@@ -56,7 +56,7 @@ fn services_follow_the_api_and_outlive_it() -> Result<()> {
     let ask_once = Ask::new(Transport::Tcp, service.addr(Family::V4));
     wait_until("the other backend", || Ok(ask_once.from(&client.place).is_ok_and(|answer| answer.server == "web-0")))?;
 
-    // Also when the server has forgotten what happened.
+    // The same if the server has lost its watch history.
     lab.api().forget();
     lab.api().disconnect();
     service.set_endpoints(&lab, &[&servers[1]])?;

@@ -1,5 +1,5 @@
-//! Pods made by containerd and runc, asked through the Container Runtime Interface, with the plugin that the daemon has
-//! installed: they start, talk, restart and end.
+//! Pods run by containerd and runc, controlled through the Container Runtime Interface, with the plugin installed by
+//! the daemon: they start, communicate, restart and are removed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,19 +17,19 @@ use podnet_tests::lab::{Lab, Pod, Service, wait_until};
 use podnet_tests::traffic::{Family, Outcome, Server, Stream, Transport};
 use serde_json::Value;
 
-/// Where containers serve.
+/// Port on which containers listen.
 const PORT: u16 = 8080;
 
 struct Site {
-    // Dropped in this order.
+    // Order of fields = order of dropping.
     runtime: Runtime,
-    /// Pods that the lab has made: beside the runtime's on the first node, and on the second.
+    /// Pods created by the lab: on the first node beside those of the runtime, and on the second node.
     clients: [Pod; 2],
     lab: Lab,
 }
 
 impl Site {
-    /// A runtime on the first node, before there is a daemon and after.
+    /// A runtime on the first node, started before the daemon.
     fn new() -> Result<Self> {
         let lab = Lab::builder().daemons(false).config(|_, config| config.install = Some(cri::install())).build()?;
         let runtime = Runtime::start(lab.node(0))?;
@@ -45,8 +45,8 @@ impl Site {
         Ok(Self { runtime, clients, lab })
     }
 
-    /// What there is of pods on the first node: the plugin's records, host ends, addresses in the datapath's table, and
-    /// network namespaces with a path.
+    /// State kept for pods on the first node: the plugin's records, host ends, addresses in the datapath's table, and
+    /// bound network namespaces.
     fn traces(&self) -> Result<[BTreeSet<String>; 4]> {
         let node = self.lab.node(0);
         let names = |dir: &Path| -> Result<BTreeSet<String>> {
@@ -65,21 +65,21 @@ impl Site {
         ])
     }
 
-    /// Demands that there is no more of pods than there was.
+    /// Requires that no state has been added since `before`.
     fn nothing_more_than(&self, before: &[BTreeSet<String>; 4]) -> Result<()> {
         let now = self.traces()?;
         ensure!(now == *before, "{now:?} instead of {before:?}");
         Ok(())
     }
 
-    /// A pod with a container that serves.
+    /// A pod with a server container.
     fn server(&self, spec: &PodSpec) -> Result<Sandbox<'_>> {
         let pod = self.runtime.run(spec)?;
         pod.serve(PORT)?;
         Ok(pod)
     }
 
-    /// Demands that the pod's server answers the lab's pods, each of which it sees as it is.
+    /// Requires that the pod's server answers the lab's pods and sees their addresses.
     fn serves(&self, name: &str, pod: &Sandbox<'_>) -> Result<()> {
         for (family, transport) in Transport::over_all() {
             for client in &self.clients {
@@ -100,20 +100,20 @@ fn end(pod: Sandbox<'_>) -> Result<()> {
 fn pods_of_containerd() -> Result<()> {
     podnet_tests::cases!(
         Site::new()?,
-        pods_have_addresses_and_serve_directly_and_through_a_service,
+        pods_serve_directly_and_through_a_service,
         containers_of_a_pod_share_its_network,
         host_ports_lead_to_their_pod,
-        a_pod_with_the_nodes_network_is_none_of_ours,
-        an_address_stays_with_its_pod_and_ends_with_it,
+        host_network_pod_gets_no_attachment,
+        address_is_kept_until_the_pod_ends_and_not_reused_at_once,
         pods_start_and_end_without_the_daemon,
-        pods_go_on_while_containerd_is_restarted,
-        a_pod_whose_namespace_is_gone_is_taken_down,
-        a_pod_that_cannot_start_leaves_nothing,
-        fifty_pods_start_and_end_at_once,
+        pods_keep_working_while_containerd_restarts,
+        pod_with_lost_namespace_can_be_removed,
+        failed_pod_start_leaves_nothing_behind,
+        fifty_pods_start_and_end_in_parallel,
     )
 }
 
-fn pods_have_addresses_and_serve_directly_and_through_a_service(site: &Site) -> Result<()> {
+fn pods_serve_directly_and_through_a_service(site: &Site) -> Result<()> {
     let before = site.traces()?;
     let web = site.server(&PodSpec::new("web"))?;
     let cidrs = site.lab.node(0).pod_cidrs();
@@ -145,7 +145,7 @@ fn pods_have_addresses_and_serve_directly_and_through_a_service(site: &Site) -> 
 fn containers_of_a_pod_share_its_network(site: &Site) -> Result<()> {
     let web = site.server(&PodSpec::new("web"))?;
     let pod = site.runtime.run(&PodSpec::new("several"))?;
-    // One after the other, before the pod's own: one that is done, and one that can't be.
+    // Init containers, one after the other: the first is successful, the second is not.
     let ask = |port| pod.start("init", &["ask", "TCP", &web.addr(Family::V4, port).to_string()])?.wait();
     ensure!(ask(PORT)? == 0 && ask(PORT + 1)? == 1, "an init container's status");
 
@@ -159,7 +159,7 @@ fn containers_of_a_pod_share_its_network(site: &Site) -> Result<()> {
             client.place.expect(transport, pod.addr(family, PORT), &Outcome::answer("first", seen))?;
             client.place.expect(transport, pod.addr(family, 9090), &Outcome::answer("second", seen))?;
         }
-        // From outside of all containers, but in the pod's network: what port-forward does.
+        // A connection from outside the containers, in the pod's network, as port-forward makes it.
         pod.place.expect(transport, (local, PORT).into(), &Outcome::answer("first", local))?;
     }
     for (container, to, expected) in
@@ -197,7 +197,7 @@ fn host_ports_lead_to_their_pod(site: &Site) -> Result<()> {
     site.nothing_more_than(&before)
 }
 
-fn a_pod_with_the_nodes_network_is_none_of_ours(site: &Site) -> Result<()> {
+fn host_network_pod_gets_no_attachment(site: &Site) -> Result<()> {
     let before = site.traces()?;
     let web = site.server(&PodSpec::new("web"))?;
     let service = Service::new("web", 11, 80, PORT);
@@ -227,7 +227,7 @@ fn a_pod_with_the_nodes_network_is_none_of_ours(site: &Site) -> Result<()> {
     site.nothing_more_than(&before)
 }
 
-fn an_address_stays_with_its_pod_and_ends_with_it(site: &Site) -> Result<()> {
+fn address_is_kept_until_the_pod_ends_and_not_reused_at_once(site: &Site) -> Result<()> {
     let before = site.traces()?;
     let web = site.runtime.run(&PodSpec::new("web"))?;
     for _ in 0..2 {
@@ -273,7 +273,7 @@ fn pods_start_and_end_without_the_daemon(site: &Site) -> Result<()> {
     site.lab.node(0).start_daemon()
 }
 
-fn pods_go_on_while_containerd_is_restarted(site: &Site) -> Result<()> {
+fn pods_keep_working_while_containerd_restarts(site: &Site) -> Result<()> {
     let before = site.traces()?;
     let web = site.server(&PodSpec::new("web"))?;
     site.serves("web", &web)?;
@@ -293,7 +293,7 @@ fn pods_go_on_while_containerd_is_restarted(site: &Site) -> Result<()> {
     site.nothing_more_than(&before)
 }
 
-fn a_pod_whose_namespace_is_gone_is_taken_down(site: &Site) -> Result<()> {
+fn pod_with_lost_namespace_can_be_removed(site: &Site) -> Result<()> {
     let before = site.traces()?;
     let pod = site.runtime.run(&PodSpec::new("lost"))?;
     pod.lose_netns()?;
@@ -303,8 +303,8 @@ fn a_pod_whose_namespace_is_gone_is_taken_down(site: &Site) -> Result<()> {
     pod.remove()
 }
 
-/// runc refuses it when it has its network already.
-fn a_pod_that_cannot_start_leaves_nothing(site: &Site) -> Result<()> {
+/// runc rejects the container, after the pod's network has been set up.
+fn failed_pod_start_leaves_nothing_behind(site: &Site) -> Result<()> {
     let before = site.traces()?;
     let spec = PodSpec::new("unlucky").sysctl("net.ipv4.no_such_setting", "1");
     let error = site.runtime.run(&spec).expect_err("there is no such setting");
@@ -312,7 +312,7 @@ fn a_pod_that_cannot_start_leaves_nothing(site: &Site) -> Result<()> {
     site.nothing_more_than(&before)
 }
 
-fn fifty_pods_start_and_end_at_once(site: &Site) -> Result<()> {
+fn fifty_pods_start_and_end_in_parallel(site: &Site) -> Result<()> {
     let before = site.traces()?;
     let specs: Vec<_> = (0..50).map(|number| PodSpec::new(&format!("pod-{number}"))).collect();
     let pods = at_once(&specs, |spec| site.runtime.run(spec))?;
@@ -330,7 +330,7 @@ fn fifty_pods_start_and_end_at_once(site: &Site) -> Result<()> {
     pods.into_iter().try_for_each(Sandbox::remove)
 }
 
-/// Does the work for all, at once.
+/// Runs a closure for all items in parallel.
 fn at_once<'a, I: Sync, T: Send>(items: &'a [I], work: impl Fn(&'a I) -> Result<T> + Sync) -> Result<Vec<T>> {
     thread::scope(|scope| {
         let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
@@ -339,9 +339,9 @@ fn at_once<'a, I: Sync, T: Send>(items: &'a [I], work: impl Fn(&'a I) -> Result<
 }
 
 #[test]
-fn all_that_a_runtime_has_started_ends_with_it() -> Result<()> {
+fn processes_of_a_runtime_end_with_it() -> Result<()> {
     let lab = Lab::builder().daemons(false).build()?;
-    // By their command lines, of which the agents' are the lab's own.
+    // Found by command line; the agents belong to the lab.
     let processes = |cgroup: &Path| -> Result<Vec<(i32, String)>> {
         let groups = fs::read_dir(cgroup)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
         let groups = groups.iter().filter(|path| path.is_dir()).map(|path| &**path).chain([cgroup]);

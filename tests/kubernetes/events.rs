@@ -1,4 +1,4 @@
-//! Kubernetes Events: what becomes of them at a server that is well, refuses or is away, and what a daemon tells.
+//! Kubernetes Events: their delivery to a server that works, refuses or is unreachable, and the Events of a daemon.
 
 use std::net::TcpListener;
 
@@ -27,7 +27,7 @@ impl Site {
         Ok(Self { api, source, runtime, _directory: directory })
     }
 
-    /// Takes in what the source says until a condition holds.
+    /// Applies batches of the source until a condition holds.
     fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) -> Result<()> {
         while !condition(self) {
             let next = async { timeout(PATIENCE, self.source.next()).await };
@@ -36,7 +36,7 @@ impl Site {
         Ok(())
     }
 
-    /// Takes in everything that is there, up to a service of this name that is made for it.
+    /// Applies everything pending, up to a marker service created with this name.
     fn all(&mut self, name: &str) -> Result<()> {
         self.api.apply(service(name, 80));
         let mut seen = false;
@@ -58,7 +58,7 @@ impl Site {
     }
 }
 
-/// The Events that clients have written since the last call. They write nothing else but the node's condition.
+/// Events written by clients since the last call; the node's condition is the only other object that they write.
 fn written(api: &Api) -> Result<Vec<Value>> {
     let mut events = Vec::new();
     for (method, path, body) in api.writes() {
@@ -73,7 +73,7 @@ fn written(api: &Api) -> Result<Vec<Value>> {
     Ok(events)
 }
 
-/// Runs a test in a network namespace that has nothing but loopback.
+/// Runs a test in a network namespace with loopback only.
 fn alone<T: Send>(test: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     NetNs::new()?.run(|| {
         let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
@@ -92,7 +92,7 @@ fn of_node(text: &str) -> Note {
 }
 
 #[test]
-fn notes_become_events_of_what_they_are_about() -> Result<()> {
+fn notes_become_events_regarding_their_object() -> Result<()> {
     alone(|| {
         let site = Site::new(Abilities::default(), &[])?;
         site.source.tell(of_node("one"));
@@ -121,7 +121,7 @@ fn notes_become_events_of_what_they_are_about() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_written_keeps_nobody_waiting() -> Result<()> {
+fn unwritable_events_delay_nothing() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities { events: false, ..Abilities::default() }, &[])?;
         site.until("all lists", |site| site.source.status().synced)?;
@@ -131,7 +131,7 @@ fn what_cannot_be_written_keeps_nobody_waiting() -> Result<()> {
         }
         site.api.set_mood(Mood::Well);
         site.api.set_abilities(Abilities::default());
-        // Some of the flood may still be on their way.
+        // Part of the flood may still be in transit.
         let mut flood = 0;
         wait_until("the next one", || {
             site.source.tell(of_node("next"));
@@ -145,7 +145,7 @@ fn what_cannot_be_written_keeps_nobody_waiting() -> Result<()> {
 }
 
 #[test]
-fn an_object_that_cannot_be_used_is_complained_of_once() -> Result<()> {
+fn invalid_object_is_reported_once() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &[service("a", 800_000), service("b", 80)])?;
         site.until("all lists", |site| site.source.status().synced)?;
@@ -153,12 +153,12 @@ fn an_object_that_cannot_be_used_is_complained_of_once() -> Result<()> {
         ensure!(complaint.key.to_string() == "Service x/a" && complaint.uid == "uid-a", "{complaint:?}");
         ensure!(complaint.reason.contains("800000"), "{complaint:?}");
         ensure!(site.source.complaint().is_none(), "nothing else is wrong");
-        // A new list says nothing new.
+        // A relist does not repeat the complaint.
         site.api.forget();
         site.api.disconnect();
         site.all("c")?;
         ensure!(site.source.complaint().is_none(), "it was said before");
-        // Another reason is news; what is right again when it is asked for isn't.
+        // Another reason is reported; an object that is valid again by then is not.
         site.api.apply(service("a", 900_000));
         site.api.apply(service("b", 900_000));
         site.api.apply(service("b", 80));
@@ -166,7 +166,7 @@ fn an_object_that_cannot_be_used_is_complained_of_once() -> Result<()> {
         let complaint = site.source.complaint().context("no complaint")?;
         ensure!(complaint.reason.contains("900000"), "{complaint:?}");
         ensure!(site.source.complaint().is_none(), "b can be used");
-        // Many are more than anybody wants to hear.
+        // The number of complaints is limited.
         (0..1000).for_each(|i| site.api.apply(service(&format!("bad-{i}"), 800_000)));
         site.all("e")?;
         let count = std::iter::from_fn(|| site.source.complaint()).count();
@@ -176,7 +176,7 @@ fn an_object_that_cannot_be_used_is_complained_of_once() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_tells_of_unusable_objects_and_of_problems_that_persist() -> Result<()> {
+fn daemon_writes_events_for_invalid_objects_and_persistent_problems() -> Result<()> {
     let lab = Lab::builder().nodes(1).api(Abilities::default()).build()?;
     let node = lab.node(0);
     let mut events = Vec::new();
@@ -204,7 +204,7 @@ fn a_daemon_tells_of_unusable_objects_and_of_problems_that_persist() -> Result<(
     told("its end", &about("Normal"))?;
     let count = |kind| events.iter().filter(|event| about(kind)(event)).count();
     ensure!((count("Warning"), count("Normal")) == (1, 1), "{events:?}");
-    // The daemon works on.
+    // The daemon keeps working.
     let service = Service::new("web", 10, 80, 8080);
     service.apply(&lab, None)?;
     wait_until("the service", || Ok(node.podnet(&["service", "list"])?.contains("web")))

@@ -1,7 +1,7 @@
-//! A cluster of two nodes with kubelets, containerd and runc, a whole control plane, and `deploy/podnet.yaml` as it is: it
-//! is installed, pods and Services work, the daemons are replaced, and it is removed.
+//! A cluster of two nodes with kubelets, containerd and runc, a complete control plane, and the unmodified
+//! `deploy/podnet.yaml`: podnet is installed, pods and Services work, the daemons are replaced, and podnet is removed.
 //!
-//! Pods' network namespaces are places of the lab, so that traffic comes from and goes to real pods.
+//! The lab treats the pods' network namespaces as places, so that traffic comes from and goes to real pods.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -18,14 +18,14 @@ const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/podnet.ya
 const NODE_PORT: u16 = 30080;
 
 struct Site {
-    // Dropped in this order.
+    // Order of fields = order of dropping.
     kubelets: Vec<Kubelet>,
     control: ControlPlane,
     _outside: Server,
     lab: Lab,
 }
 
-/// A pod as the API shows it.
+/// A pod, from the API.
 #[derive(Debug)]
 struct Pod {
     name: String,
@@ -50,13 +50,13 @@ impl Site {
         Ok(serde_json::from_str(&self.kubectl(&[&["get", "--output=json"], args].concat())?)?)
     }
 
-    /// Waits until all pods of a workload are the newest and ready.
+    /// Waits until all pods of a workload are up to date and ready.
     fn rolled_out(&self, args: &[&str]) -> Result<()> {
         let status = [&["rollout", "status", "--timeout=80s"], args].concat();
         self.kubectl(&status).map(drop).with_context(|| self.complaints())
     }
 
-    /// What the cluster itself says is wrong, and the daemons.
+    /// Problems reported by the cluster and by the daemons, for failure messages.
     fn complaints(&self) -> String {
         let events =
             ["get", "events", "--all-namespaces", "--field-selector=type=Warning", "--output=custom-columns=:.message"];
@@ -66,7 +66,7 @@ impl Site {
         [&pods[..], &events, &logs].map(|args| self.kubectl(args).unwrap_or_default()).join("\n")
     }
 
-    /// The pods that have this label and aren't about to end.
+    /// Pods with this label that are not terminating.
     fn pods(&self, app: &str) -> Result<Vec<Pod>> {
         let found = self.get(&["pods", "--all-namespaces", "--selector", app])?;
         let there = found["items"].as_array().context("no pods")?.iter();
@@ -83,7 +83,7 @@ impl Site {
         pods.collect()
     }
 
-    /// The one pod with a label.
+    /// The only pod with a label.
     fn pod(&self, app: &str) -> Result<Pod> {
         let mut pods = self.pods(app)?;
         ensure!(pods.len() == 1, "{pods:?}");
@@ -94,7 +94,7 @@ impl Site {
         self.kubelets[pod.node].pod_place(&pod.name, *pod.ips.first().context("no address")?)
     }
 
-    /// A pod on each node from which to ask.
+    /// A client pod on each node.
     fn clients(&self) -> Result<Vec<Place>> {
         self.pods("app=client")?.iter().map(|pod| self.place(pod)).collect()
     }
@@ -103,14 +103,14 @@ impl Site {
         self.lab.node(index)
     }
 
-    /// Addresses of the Service, IPv4 and IPv6.
+    /// IPv4 and IPv6 addresses of the Service.
     fn cluster_ips(&self, name: &str) -> Result<Vec<IpAddr>> {
         let ips: Vec<IpAddr> = serde_json::from_value(self.get(&["service", name])?["spec"]["clusterIPs"].clone())?;
         ensure!(ips.len() == 2, "{name} has {ips:?}");
         Ok(ips)
     }
 
-    /// All by which the Service can be reached, each with those who are to reach it there.
+    /// All addresses of the Service, each with the places from which it must be reachable.
     fn frontends(&self) -> Result<Vec<(SocketAddr, Vec<Place>)>> {
         let hosts = self.lab.nodes().iter().map(|node| node.place.clone());
         let inside: Vec<_> = self.clients()?.into_iter().chain(hosts).collect();
@@ -123,7 +123,7 @@ impl Site {
         Ok(frontends)
     }
 
-    /// Waits until the Service is answered by its pods, and by all of them, wherever it is asked.
+    /// Waits until all pods of the Service answer at every frontend.
     fn web_answers(&self) -> Result<()> {
         let pods = self.pods("app=web")?;
         let names: Vec<_> = pods.iter().map(|pod| &pod.name[..]).collect();
@@ -143,7 +143,7 @@ impl Site {
     }
 }
 
-/// The cluster, with podnet installed, two pods that serve and one on each node that asks.
+/// The cluster with podnet installed, two server pods and a client pod on each node.
 fn site() -> Result<Site> {
     let lab = Lab::builder().daemons(false).client(true).build()?;
     let mut control = ControlPlane::start(&lab)?;
@@ -159,7 +159,7 @@ fn site() -> Result<Site> {
     })?;
     site.kubectl(&["apply", "--filename", MANIFEST])?;
     site.rolled_out(&["--namespace=kube-system", "daemonset/podnet"])?;
-    // Not before, or both servers come to the node that is ready first.
+    // Wait for both nodes, or both servers would be scheduled to the first one that is ready.
     site.kubectl(&["wait", "--for=condition=Ready", "--timeout=80s", "node", "--all"])
         .with_context(|| site.complaints())?;
     for object in [client(), web(), service()] {
@@ -170,10 +170,10 @@ fn site() -> Result<Site> {
     Ok(site)
 }
 
-/// A server that is no pod.
+/// A server that is not a pod.
 const OUTSIDE: &str = "172.30.0.254:7000";
 
-/// Labels, selector and template of a workload. Its pods end at once, since nothing in them listens to signals.
+/// Labels, selector and template of a workload. Its pods terminate at once, since their processes ignore signals.
 fn workload(kind: &str, app: &str, pod: Value) -> Value {
     let labels = json!({"app": app});
     let mut template = json!({"metadata": {"labels": labels}, "spec": pod});
@@ -197,7 +197,7 @@ fn web() -> Value {
         json!({
             "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"app": "web"}}}],
-            // Before all others, and with the pod's network.
+            // Runs before all others, in the pod's network.
             "initContainers": [{"name": "first", "image": IMAGE, "args": ["ask", "TCP", OUTSIDE]}],
             "containers": [
                 {"name": "web", "image": IMAGE, "args": ["serve", "$(POD)", "8080"], "env": [name],
@@ -219,7 +219,7 @@ fn service() -> Value {
     })
 }
 
-fn nodes_are_ready_and_nothing_needs_attention(site: &Site) -> Result<()> {
+fn nodes_are_ready_without_warnings(site: &Site) -> Result<()> {
     eventually("nodes that are Ready", || {
         let nodes = site.get(&["nodes"])?;
         for node in nodes["items"].as_array().context("no nodes")? {
@@ -260,7 +260,7 @@ fn pods_reach_each_other(site: &Site) -> Result<()> {
             place.expect(transport, pod.addr(family, 8080), &Outcome::answer(&pod.name, own))?;
         }
     }
-    // A pod's containers have one network.
+    // Containers of a pod share one network.
     for pod in &pods {
         let beside = ["exec", &pod.name, "--container=web", "--", "/podnet-lab", "pod", "ask", "TCP", "127.0.0.1:9090"];
         let answer = site.kubectl(&beside)?;
@@ -273,7 +273,7 @@ fn services_answer(site: &Site) -> Result<()> {
     site.web_answers()
 }
 
-fn host_ports_and_pods_in_the_hosts_network_are_reached(site: &Site) -> Result<()> {
+fn host_ports_and_host_network_pods_are_reachable(site: &Site) -> Result<()> {
     let pod = |name: &str, spec: &Value| {
         let mut spec = spec.clone();
         spec["terminationGracePeriodSeconds"] = 1.into();
@@ -300,7 +300,7 @@ fn host_ports_and_pods_in_the_hosts_network_are_reached(site: &Site) -> Result<(
         place.reaches(transport, (site.node(1).ip(family), 18080).into(), &["mapped"])?;
         place.reaches(transport, (site.node(0).ip(family), 18090).into(), &["host"])?;
     }
-    // And from there to a Service.
+    // From there to a Service.
     let addr = format!("{}:80", site.cluster_ips("web")?[0]);
     let answer = site.kubectl(&["exec", "host", "--", "/podnet-lab", "pod", "ask", "TCP", &addr])?;
     ensure!(answer.starts_with("web-"), "{answer}");
@@ -309,7 +309,7 @@ fn host_ports_and_pods_in_the_hosts_network_are_reached(site: &Site) -> Result<(
     site.lab.client().expect(Transport::Tcp, (site.node(1).ip(Family::V4), 18080).into(), &gone)
 }
 
-fn ports_can_be_forwarded(site: &Site) -> Result<()> {
+fn port_forward_works(site: &Site) -> Result<()> {
     let pod = site.pods("app=web")?.remove(0);
     let told = site.lab.dir().join("port-forward");
     let mut command = site.control.kubectl_command(&["port-forward", &format!("pod/{}", pod.name), ":8080"])?;
@@ -325,13 +325,13 @@ fn ports_can_be_forwarded(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// How often the container has been started again.
+/// Number of restarts of the container.
 fn restarts(pod: &Pod) -> Option<u64> {
     let statuses = pod.object["status"]["containerStatuses"].as_array()?;
     statuses.iter().find(|status| status["name"] == "web" && status["ready"] == true)?["restartCount"].as_u64()
 }
 
-fn pods_come_back_after_a_crash_and_on_another_node(site: &Site) -> Result<()> {
+fn pods_recover_after_a_crash_and_on_another_node(site: &Site) -> Result<()> {
     let pod = site.pods("app=web")?.into_iter().find(|pod| pod.node == 0).context("none on the first node")?;
     let statuses = pod.object["status"]["containerStatuses"].as_array().context("no containers")?;
     let id = statuses.iter().find(|status| status["name"] == "web").and_then(|status| status["containerID"].as_str());
@@ -353,19 +353,19 @@ fn pods_come_back_after_a_crash_and_on_another_node(site: &Site) -> Result<()> {
     ensure!(pods.len() == 2 && pods.iter().all(|pod| pod.node == 1), "{pods:?}");
     site.web_answers()?;
     site.kubectl(&["uncordon", node])?;
-    // Once more, so that each node has one again.
+    // Delete it once more, so that each node has one again.
     site.kubectl(&["delete", "pod", &pods[0].name])?;
     site.rolled_out(&["deployment/web"])?;
     site.web_answers()
 }
 
-fn a_rollout_loses_nothing(site: &Site) -> Result<()> {
+fn daemon_rollout_loses_no_packet(site: &Site) -> Result<()> {
     let pause = Duration::from_millis(3);
     let before: BTreeSet<_> = site.pods("app.kubernetes.io/name=podnet")?.into_iter().map(|pod| pod.name).collect();
     let frontends = site.frontends()?;
     let (mut loads, mut streams) = (Vec::new(), Vec::new());
     for (number, (addr, places)) in frontends.iter().enumerate() {
-        // Each frontend from a place, and each place at some frontend: from all to all would be a benchmark.
+        // Each frontend from one place, and each place to one frontend; all combinations would take too long.
         let place = &places[number % places.len()];
         for transport in Transport::ALL {
             loads.push((place.name(), addr, transport, Load::start(place, transport, *addr, pause)));
@@ -376,7 +376,7 @@ fn a_rollout_loses_nothing(site: &Site) -> Result<()> {
     site.rolled_out(&["--namespace=kube-system", "daemonset/podnet"])?;
     let after: BTreeSet<_> = site.pods("app.kubernetes.io/name=podnet")?.into_iter().map(|pod| pod.name).collect();
     ensure!(before.is_disjoint(&after) && after.len() == 2, "{before:?} and then {after:?}");
-    // Some more with the new daemons.
+    // More requests, with the new daemons.
     let answered =
         |streams: &[(_, _, _, Stream)]| streams.iter().map(|(.., stream)| stream.answered()).collect::<Vec<_>>();
     let so_far = answered(&streams);
@@ -391,10 +391,10 @@ fn a_rollout_loses_nothing(site: &Site) -> Result<()> {
         let report = stream.stop();
         ensure!(report.is_clean(), "a stream by {transport} from {from} to {addr}: {report:?}");
     }
-    nodes_are_ready_and_nothing_needs_attention(site)
+    nodes_are_ready_without_warnings(site)
 }
 
-/// As docs/kubernetes.md says.
+/// As described in docs/kubernetes.md.
 fn removal_leaves_clean_nodes(site: &Site) -> Result<()> {
     site.kubectl(&["delete", "service/web", "deployment/web", "daemonset/client"])?;
     wait_until("no pods", || {
@@ -438,16 +438,16 @@ fn removal_leaves_clean_nodes(site: &Site) -> Result<()> {
 
 #[test]
 #[ignore = "needs kubelet, kube-controller-manager, kube-scheduler and kubectl too in KUBEBUILDER_ASSETS"]
-fn two_nodes_from_the_first_pod_to_the_last() -> Result<()> {
+fn two_node_cluster_from_installation_to_removal() -> Result<()> {
     podnet_tests::cases!(
         site()?,
-        nodes_are_ready_and_nothing_needs_attention,
+        nodes_are_ready_without_warnings,
         pods_reach_each_other,
         services_answer,
-        host_ports_and_pods_in_the_hosts_network_are_reached,
-        ports_can_be_forwarded,
-        pods_come_back_after_a_crash_and_on_another_node,
-        a_rollout_loses_nothing,
+        host_ports_and_host_network_pods_are_reachable,
+        port_forward_works,
+        pods_recover_after_a_crash_and_on_another_node,
+        daemon_rollout_loses_no_packet,
         removal_leaves_clean_nodes,
     )
 }

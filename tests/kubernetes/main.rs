@@ -1,5 +1,5 @@
-//! The Kubernetes API as the daemon's source: against a server that a test scripts, and, where binaries are given, real
-//! ones. And pods as a container runtime makes them.
+//! The Kubernetes API as the daemon's source, against a scripted server and, where binaries are available, real ones;
+//! and pods run by a container runtime.
 
 mod cluster;
 mod cri;
@@ -18,7 +18,7 @@ use podnet_tests::api::{Abilities, Api};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A server with these objects, the source of a node n1 that asks it, and what it needs to be kept.
+/// A server with these objects, the source of a node n1 that uses it, and the directory that both need.
 fn asked(abilities: Abilities, objects: &[Value]) -> Result<(Api, KubernetesSource, TempDir)> {
     let api = Api::serve(TcpListener::bind("127.0.0.1:0")?, abilities)?;
     objects.iter().for_each(|object| api.apply(object.clone()));

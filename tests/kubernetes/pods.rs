@@ -1,4 +1,4 @@
-//! Attachments that no runtime will ever delete are given back, and no others.
+//! Attachments that no runtime will ever delete are released, and no others.
 
 use std::fs::{self, File};
 use std::time::{Duration, SystemTime};
@@ -19,13 +19,13 @@ fn object(pod: &Pod, metadata: Value) -> Value {
 }
 
 #[test]
-fn what_a_runtime_has_forgotten_is_removed_when_api_and_kubelet_agree() -> Result<()> {
+fn orphaned_attachment_is_removed_when_api_and_kubelet_agree() -> Result<()> {
     let lab = Lab::builder().nodes(1).api(Abilities::default()).build()?;
     let node = lab.node(0);
     let add = |name: &str| node.add_pod(name);
     let [known, mirrored, static_pod, forgotten, young] =
         [add("known")?, add("mirrored")?, add("static")?, add("forgotten")?, add("young")?];
-    // As the kubelet does it with systemd, and without.
+    // The kubelet's cgroups, with the systemd driver and without.
     let kubepods = lab.cgroup().join(node.name()).join("kubepods.slice/kubepods-burstable.slice");
     for (pod, separator) in [(&known, "_"), (&mirrored, "-"), (&static_pod, "_")] {
         fs::create_dir_all(
@@ -50,9 +50,9 @@ fn what_a_runtime_has_forgotten_is_removed_when_api_and_kubelet_agree() -> Resul
         ensure!(endpoints()?.contains(&pod.ip(Family::V4).to_string()), "{} is gone too", pod.name());
     }
     let host_end = forgotten.host_ifname()?;
-    // It goes after the entries.
+    // The link is removed after the entries.
     wait_until(&format!("no link {host_end}"), || Ok(node.place.ifindex(&host_end).is_err()))?;
     ensure!(lab.api().requests().iter().any(|r| r.contains("/pods") && r.contains("fieldSelector=spec.nodeName")));
-    // Should the runtime remember after all, that is fine.
+    // A late DEL of the runtime is successful.
     forgotten.delete()
 }

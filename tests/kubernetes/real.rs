@@ -1,5 +1,4 @@
-//! A real API server: daemons that watch it follow what it allocates, and it may go and come back; what is deployed in a
-//! cluster is as it wants it.
+//! A real API server: daemons follow its allocations through restarts, and it accepts the deployment's manifests.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -29,7 +28,7 @@ fn services_follow_a_real_api_server() -> Result<()> {
         })?;
         node.start_daemon()?;
     }
-    // A port that another process has is a problem of the node, which is told when it has persisted.
+    // A port taken by another process is a problem of the node; it is reported once it has persisted.
     lab.node(1).stop_daemon()?;
     let taken = lab.node(1).place.netns().run(|| TcpListener::bind("127.0.0.1:10249"))??;
     lab.node(1).start_daemon()?;
@@ -92,7 +91,7 @@ fn services_follow_a_real_api_server() -> Result<()> {
 
 #[test]
 #[ignore = "needs KUBEBUILDER_ASSETS, a directory with kube-apiserver and etcd"]
-fn a_real_api_server_takes_the_manifests() -> Result<()> {
+fn real_api_server_accepts_the_manifests() -> Result<()> {
     let lab = Lab::builder().nodes(1).daemons(false).build()?;
     let server = ControlPlane::start(&lab)?;
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/podnet.yaml");

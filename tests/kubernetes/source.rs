@@ -1,4 +1,4 @@
-//! The source against a scripted server: whatever happens on the way, it comes to what a fresh list has.
+//! The source against a scripted server: after any sequence of faults it converges to the contents of a new list.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::asked;
 
-/// A server in a namespace of its own, and a source that asks it.
+/// A server in its own network namespace, and a source that watches it.
 struct Site {
     api: Api,
     source: KubernetesSource,
@@ -33,7 +33,7 @@ impl Site {
         Ok(Self { api, source, runtime, seen: BTreeMap::new(), synced: false, _directory: directory })
     }
 
-    /// Takes in what the source says until a condition holds.
+    /// Applies batches of the source until a condition holds.
     fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) -> Result<()> {
         while !condition(self) {
             let next = async { timeout(PATIENCE, self.source.next()).await };
@@ -60,7 +60,7 @@ impl Site {
         Ok(())
     }
 
-    /// What a fresh list has.
+    /// Contents of a new list.
     fn expected(&self) -> BTreeMap<ObjectKey, Object> {
         let object = |value: Value| {
             let raw: raw::Manifest = serde_json::from_value(value).unwrap();
@@ -77,7 +77,7 @@ impl Site {
     }
 }
 
-/// Runs a test in a network namespace that has nothing but loopback.
+/// Runs a test in a network namespace with loopback only.
 fn alone<T: Send>(test: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let netns = NetNs::new()?;
     netns.run(|| {
@@ -113,14 +113,14 @@ fn one_of_each() -> Vec<Value> {
     vec![node("n1", 1), service("a", 1), slice("a-1", 2), range("kubernetes", 96)]
 }
 
-/// What happens to a cluster and its server.
+/// Events in a cluster and its API server.
 #[derive(Clone, Debug)]
 enum Step {
     Apply(Kind, u8, u8),
     Delete(Kind, u8),
     Bookmark,
     Disconnect,
-    /// History is forgotten, and the watch begins anew.
+    /// The watch history is lost, and watches restart.
     Forget,
     /// Requests are refused for a moment.
     Refuse(u16),
@@ -164,7 +164,7 @@ fn play(site: &mut Site, steps: &[Step]) -> Result<()> {
             Step::Refuse(code) => {
                 site.api.requests();
                 site.api.set_mood(Mood::Refusing(code));
-                // All that asked are refused once, at least.
+                // At least one request is refused.
                 wait_until("a request", || Ok(!site.api.requests().is_empty()))?;
                 site.api.set_mood(Mood::Well);
             }
@@ -180,7 +180,7 @@ fn play(site: &mut Site, steps: &[Step]) -> Result<()> {
 }
 
 #[test]
-fn whatever_happens_it_comes_to_what_a_fresh_list_has() -> Result<()> {
+fn any_sequence_of_faults_converges_to_a_new_list() -> Result<()> {
     let abilities = (
         prop::sample::select(vec![Streaming::Served, Streaming::Refused, Streaming::Broken]),
         any::<bool>(),
@@ -196,7 +196,7 @@ fn whatever_happens_it_comes_to_what_a_fresh_list_has() -> Result<()> {
     alone(|| {
         let mut runner = TestRunner::new(Config { cases: 12, max_shrink_iters: 20, ..Config::default() });
         let result = runner.run(&cases, |(abilities, before, after)| {
-            // A server without a kind has no objects of it.
+            // A server that does not have a kind has no objects of it.
             let served = |steps: Vec<Step>| -> Vec<Step> {
                 let of_ranges = |step: &Step| {
                     matches!(step, Step::Apply(Kind::ServiceCidr, ..) | Step::Delete(Kind::ServiceCidr, _))
@@ -215,13 +215,13 @@ fn whatever_happens_it_comes_to_what_a_fresh_list_has() -> Result<()> {
 }
 
 #[test]
-fn nothing_is_given_before_all_kinds_are_listed() -> Result<()> {
+fn no_objects_before_all_kinds_are_listed() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.until("synced", |site| site.synced)?;
         ensure!(site.seen.len() == 4, "{:?}", site.seen);
         let mut requests = site.api.requests();
-        // The node's own pods are asked for besides, by another way.
+        // The node's own pods are watched separately.
         requests.retain(|request| !request.contains("/pods?"));
         ensure!(requests.len() == 4 && requests.iter().all(|r| r.contains("sendInitialEvents=true")), "{requests:?}");
         Ok(())
@@ -229,7 +229,7 @@ fn nothing_is_given_before_all_kinds_are_listed() -> Result<()> {
 }
 
 #[test]
-fn a_server_without_streaming_lists_is_asked_page_by_page() -> Result<()> {
+fn pagination_replaces_missing_streaming_lists() -> Result<()> {
     alone(|| {
         for streaming_lists in [Streaming::Refused, Streaming::Broken] {
             let nodes: Vec<_> = (1..20).map(|number| node(&format!("n{number}"), number)).collect();
@@ -245,7 +245,7 @@ fn a_server_without_streaming_lists_is_asked_page_by_page() -> Result<()> {
 }
 
 #[test]
-fn a_server_that_refuses_or_hangs_up_is_told_of_and_what_was_read_stays() -> Result<()> {
+fn failing_server_is_reported_and_objects_are_kept() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.converges()?;
@@ -272,7 +272,7 @@ fn a_server_that_refuses_or_hangs_up_is_told_of_and_what_was_read_stays() -> Res
 }
 
 #[test]
-fn a_server_that_is_not_there_at_first_is_found_later() -> Result<()> {
+fn server_may_become_reachable_later() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.api.set_mood(Mood::HangingUp);
@@ -284,7 +284,7 @@ fn a_server_that_is_not_there_at_first_is_found_later() -> Result<()> {
 }
 
 #[test]
-fn a_strange_object_is_named_and_leaves_the_others_alone() -> Result<()> {
+fn invalid_object_is_reported_and_affects_no_others() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.converges()?;
@@ -311,7 +311,7 @@ fn a_strange_object_is_named_and_leaves_the_others_alone() -> Result<()> {
 }
 
 #[test]
-fn the_node_object_is_told_whenever_pods_can_start_anew() -> Result<()> {
+fn node_condition_is_written_on_each_announcement() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.converges()?;
@@ -333,7 +333,7 @@ fn the_node_object_is_told_whenever_pods_can_start_anew() -> Result<()> {
 }
 
 #[test]
-fn an_event_that_nobody_understands_costs_a_new_list_and_no_change() -> Result<()> {
+fn undecodable_event_triggers_a_relist() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.converges()?;
@@ -345,7 +345,7 @@ fn an_event_that_nobody_understands_costs_a_new_list_and_no_change() -> Result<(
 }
 
 #[test]
-fn a_server_that_loses_its_streaming_lists_is_asked_for_pages() -> Result<()> {
+fn pagination_replaces_lost_streaming_lists() -> Result<()> {
     alone(|| {
         let mut site = Site::new(Abilities::default(), &one_of_each())?;
         site.converges()?;
@@ -359,7 +359,7 @@ fn a_server_that_loses_its_streaming_lists_is_asked_for_pages() -> Result<()> {
 }
 
 #[test]
-fn a_server_without_service_cidrs_has_no_error_after_an_outage_either() -> Result<()> {
+fn server_without_service_cidrs_causes_no_error_after_an_outage() -> Result<()> {
     alone(|| {
         let objects = &one_of_each()[..3];
         let mut site = Site::new(Abilities { service_cidrs: false, ..Abilities::default() }, objects)?;

@@ -1,4 +1,4 @@
-//! Session affinity: a client stays with its backend until it has been away for the timeout, or the backend is gone.
+//! Session affinity: a client keeps its backend until it has been idle for the timeout, or the backend is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,14 +10,14 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, vips};
 use podnet_tests::traffic::{Ask, Family, Transport};
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
-/// Outside clients: so many that they don't all choose the same backends twice by chance.
+/// External clients: enough that they don't all choose the same backends twice by chance.
 const CLIENTS: u8 = 12;
 /// Names of the backends.
 const WEB: [&str; 4] = ["web-0", "web-1", "web-2", "web-3"];
 
-/// Two nodes with two backends each, a client pod, and many clients outside.
+/// Two nodes with two backends each, a client pod, and many external clients.
 struct Site {
     web: Vec<Pod>,
     inside: Pod,
@@ -45,7 +45,7 @@ impl Site {
     }
 }
 
-/// An address of the machine outside.
+/// An address of the external machine.
 fn client(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => [172, 30, 0, 200 + number].into(),
@@ -53,7 +53,7 @@ fn client(family: Family, number: u8) -> IpAddr {
     }
 }
 
-/// Which backend each client outside has now.
+/// Backend of each external client.
 fn backends(place: &Place, transport: Transport, to: SocketAddr) -> Result<BTreeMap<u8, String>> {
     let ask = |number| {
         let ask = Ask::new(transport, to).from_ip(client(Family::of(to.ip()), number));
@@ -62,7 +62,7 @@ fn backends(place: &Place, transport: Transport, to: SocketAddr) -> Result<BTree
     (1..=CLIENTS).map(ask).collect()
 }
 
-/// Which backends this place meets in so many questions.
+/// Backends that answer a place in a fixed number of requests.
 fn met(place: &Place, transport: Transport, to: SocketAddr) -> Result<BTreeSet<String>> {
     (0..16).map(|_| Ok(place.ask(transport, to)?.server)).collect()
 }
@@ -71,14 +71,14 @@ fn met(place: &Place, transport: Transport, to: SocketAddr) -> Result<BTreeSet<S
 fn affinity() -> Result<()> {
     cases!(
         Site::new()?,
-        a_client_stays_with_its_backend,
-        who_was_away_for_the_timeout_chooses_anew,
+        affinity_keeps_the_backend,
+        affinity_expires_after_the_timeout,
         affinity_can_be_switched_on_a_live_service,
         affinity_to_a_removed_backend_ends_at_once
     )
 }
 
-fn a_client_stays_with_its_backend(site: &Site) -> Result<()> {
+fn affinity_keeps_the_backend(site: &Site) -> Result<()> {
     let web: Vec<_> = site.web.iter().collect();
     for (number, mode) in (1..).zip(["auto", "preserve", "snat"]) {
         let service = Service::new(mode, 20 + number, 80, TARGET)
@@ -110,7 +110,7 @@ fn a_client_stays_with_its_backend(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn who_was_away_for_the_timeout_chooses_anew(site: &Site) -> Result<()> {
+fn affinity_expires_after_the_timeout(site: &Site) -> Result<()> {
     let timeout = Duration::from_secs(2);
     let service = Service::new("timeout", 41, 80, TARGET).node_port(30_041).affinity(2);
     site.up(&service, "auto", &site.web.iter().collect::<Vec<_>>())?;
@@ -118,18 +118,18 @@ fn who_was_away_for_the_timeout_chooses_anew(site: &Site) -> Result<()> {
     for (family, transport) in Transport::over_all() {
         site.lab.client().reaches(transport, to(family), &WEB)?;
     }
-    // All at once, since the waiting takes time.
+    // All at once, to share the waiting time.
     let round = || -> Result<Vec<BTreeMap<u8, String>>> {
         Transport::over_all().map(|(family, transport)| backends(site.lab.client(), transport, to(family))).collect()
     };
     let first = round()?;
-    // Every use begins the time anew: longer than the timeout in all.
+    // Every use restarts the timeout: keep going for longer than the timeout.
     let start = Instant::now();
     while start.elapsed() < timeout + Duration::from_secs(2) {
         ensure!(round()? == first, "changed {} ms after the first use", start.elapsed().as_millis());
         thread::sleep(Duration::from_millis(500));
     }
-    // The clock ticks about once a second, and a time is told to the tick: it may take two more.
+    // The clock ticks about once a second and the timeout is counted in ticks, so it may take two seconds more.
     thread::sleep(timeout + Duration::from_millis(2300));
     let later = round()?;
     for (index, (first, later)) in first.iter().zip(&later).enumerate() {
@@ -182,7 +182,7 @@ fn affinity_to_a_removed_backend_ends_at_once(site: &Site) -> Result<()> {
             place.reaches(transport, to, &names).with_context(what)?;
             let new = met(place, transport, to).with_context(what)?;
             ensure!(new.len() == 1 && !new.contains(&had), "{}: {had} is gone, met {new:?}", what());
-            // Its return changes nothing for who has another by now.
+            // A client that has another backend by now keeps it when the old one returns.
             service.set_endpoints(&site.lab, &all)?;
             eventually("the node knows it again", || {
                 let detail = site.lab.node(0).podnet_json(&["service", "show", "default/removed"])?;

@@ -1,4 +1,4 @@
-//! The capability `bandwidth`: what a pod receives and sends keeps to its limits, wherever the other side is.
+//! The capability `bandwidth`: a pod's limits apply in both directions, whatever the peer.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,16 +9,16 @@ use podnet_tests::lab::{Lab, Place, Pod, Service, eventually};
 use podnet_tests::traffic::{Family, IperfLoad, IperfServer, iperf};
 use serde_json::json;
 
-/// What the pod may receive and send, in bits a second.
+/// Limits of the pod in bits per second, received and sent.
 const RECEIVES: u64 = 50_000_000;
 const SENDS: u64 = 20_000_000;
 /// iperf3's port, at pods and at the services in front of them.
 const PORT: u16 = 5201;
-/// How long is measured, in seconds.
+/// Duration of a measurement in seconds.
 const TIME: u32 = 1;
-/// How far a rate may be from the limit.
+/// Permitted relative deviation of a rate from the limit.
 const WITHIN: f64 = 0.1;
-/// How often it is measured again, since other work of the machine slows a sender down too.
+/// Attempts at a measurement, since other load on the machine slows a sender down as well.
 const ATTEMPTS: usize = 4;
 
 struct Site {
@@ -32,7 +32,7 @@ struct Site {
 #[test]
 fn bandwidth() -> Result<()> {
     let lab = Lab::builder().build()?;
-    // As a runtime writes it that knows the annotations of Kubernetes alone.
+    // As written by a runtime that supports only the annotations of Kubernetes.
     let unsaid = u32::MAX;
     let limits = json!({"bandwidth": {
         "ingressRate": RECEIVES, "ingressBurst": unsaid, "egressRate": SENDS, "egressBurst": unsaid,
@@ -49,14 +49,14 @@ fn bandwidth() -> Result<()> {
     );
     let [a, b, c] = services;
     let site = Site { lab, limited, others, services: [a?, b?, c?] };
-    what_the_pod_receives_is_limited(&site)?;
-    what_the_pod_sends_is_limited(&site)?;
-    others_are_not_limited(&site)?;
-    limits_that_somebody_takes_away_are_put_back(&site)?;
-    the_chained_plugin_is_warned_of_and_refused(&site)
+    ingress_is_limited(&site)?;
+    egress_is_limited(&site)?;
+    other_pods_are_not_limited(&site)?;
+    removed_limits_are_restored(&site)?;
+    chained_bandwidth_plugin_is_reported_and_fails(&site)
 }
 
-/// Sends to an address, over TCP and twice the limit over UDP, and demands that the rate is the limit's.
+/// Sends to an address, over TCP and at twice the limit over UDP, and requires that the rate matches the limit.
 fn measured(from: &Place, server: &IperfServer, to: SocketAddr, limit: u64) -> Result<()> {
     for (load, name) in [(IperfLoad::Tcp, "TCP"), (IperfLoad::Udp { rate: 2 * limit, size: 1400 }, "UDP")] {
         let mut rates = Vec::new();
@@ -70,7 +70,7 @@ fn measured(from: &Place, server: &IperfServer, to: SocketAddr, limit: u64) -> R
     Ok(())
 }
 
-fn what_the_pod_receives_is_limited(site: &Site) -> Result<()> {
+fn ingress_is_limited(site: &Site) -> Result<()> {
     for family in Family::ALL {
         let addr = site.limited.addr(family, PORT);
         let server = IperfServer::start(&site.limited.place, addr)?;
@@ -78,14 +78,14 @@ fn what_the_pod_receives_is_limited(site: &Site) -> Result<()> {
             measured(&other.place, &server, addr, RECEIVES)?;
         }
         measured(&site.lab.node(0).place, &server, addr, RECEIVES)?;
-        // Through a service, whose packets the programs redirect, and to another node's.
+        // Through a service, whose packets are redirected by the programs, and to a pod of another node.
         measured(&site.others[0].place, &server, site.services[0].addr(family), RECEIVES)?;
         measured(&site.others[1].place, &server, site.services[0].addr(family), RECEIVES)?;
     }
     Ok(())
 }
 
-fn what_the_pod_sends_is_limited(site: &Site) -> Result<()> {
+fn egress_is_limited(site: &Site) -> Result<()> {
     for family in Family::ALL {
         for (other, service) in site.others.iter().zip(&site.services[1..]) {
             let addr = other.addr(family, PORT);
@@ -97,7 +97,7 @@ fn what_the_pod_sends_is_limited(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn others_are_not_limited(site: &Site) -> Result<()> {
+fn other_pods_are_not_limited(site: &Site) -> Result<()> {
     let addr = site.others[0].addr(Family::V4, PORT);
     let server = IperfServer::start(&site.others[0].place, addr)?;
     let rate = iperf(&site.others[1].place, &server, addr, IperfLoad::Tcp, 1, String::new)? * 1e9;
@@ -105,7 +105,7 @@ fn others_are_not_limited(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn limits_that_somebody_takes_away_are_put_back(site: &Site) -> Result<()> {
+fn removed_limits_are_restored(site: &Site) -> Result<()> {
     let (pod, node) = (&site.limited, site.lab.node(0));
     pod.invoke("CHECK")?;
     let end = pod.host_ifname()?;
@@ -122,8 +122,8 @@ fn limits_that_somebody_takes_away_are_put_back(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// The plugin of the same name, chained behind podnet's.
-fn the_chained_plugin_is_warned_of_and_refused(site: &Site) -> Result<()> {
+/// The standard plugin `bandwidth`, chained behind podnet's.
+fn chained_bandwidth_plugin_is_reported_and_fails(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let lists = node.run_dir().join("lists");
     fs::create_dir_all(&lists)?;
@@ -150,10 +150,10 @@ fn the_chained_plugin_is_warned_of_and_refused(site: &Site) -> Result<()> {
         Ok(())
     })?;
 
-    // What it limits of sending can't be made where podnet's programs are.
+    // It cannot create its egress limit, because podnet's programs are attached there.
     let pod = &site.others[0];
     let mut result = pod.result.clone();
-    // The newest that it knows.
+    // The newest version that it supports.
     result["cniVersion"] = "1.0.0".into();
     let config = json!({
         "cniVersion": "1.0.0", "name": "other", "type": "bandwidth", "prevResult": result,

@@ -1,4 +1,4 @@
-//! The command line against a running node: what it says, while the daemon is up, while it is down, and after cleanup.
+//! The command line on a running node: its output while the daemon is up, while it is down, and after cleanup.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +8,7 @@ use podnet_tests::lab::{Endpoint, Lab, Node, Pod, Service, client_ip, eventually
 use podnet_tests::traffic::{Ask, Family, Flow, Server, Transport};
 use serde_json::{Value, json};
 
-/// A node with a service of two pods and a client, at work.
+/// A running node with a service of two pods, and a client.
 fn site() -> Result<(Lab, Pod, Service)> {
     let lab = Lab::builder().nodes(2).build()?;
     let client = lab.node(0).add_pod("client")?;
@@ -21,7 +21,7 @@ fn rows(value: Value) -> Result<Vec<Value>> {
     value.as_array().cloned().with_context(|| format!("no list: {value}"))
 }
 
-/// All backends of a frontend, whichever clients they are for.
+/// All backends of a frontend, for any clients.
 fn targets(frontend: &Value) -> Vec<Value> {
     let choices = frontend["choices"].as_array().into_iter().flatten();
     choices.flat_map(|choice| choice["targets"].as_array().cloned().unwrap_or_default()).collect()
@@ -33,7 +33,7 @@ fn warnings(node: &Node) -> Result<Vec<String>> {
     Ok(warnings.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
-/// What a terminal would obey or wouldn't show, and what looks like a line of podnet's own.
+/// Terminal control sequences, invisible characters, and text that imitates a line of podnet's output.
 const HOSTILE: &str = "x\nwarning    forged\r\u{1b}[2J\u{1b}]0;t\u{7}\u{9b}1A\u{202e}\u{2066}\u{200b}\u{85}\u{2028}";
 
 fn is_harmless(what: &str, bytes: &[u8]) -> Result<()> {
@@ -48,10 +48,10 @@ fn is_harmless(what: &str, bytes: &[u8]) -> Result<()> {
 }
 
 #[test]
-fn what_tenants_write_stays_in_its_place_on_terminals_and_in_logs() -> Result<()> {
+fn text_of_tenants_is_escaped_on_terminals_and_in_logs() -> Result<()> {
     let (lab, ..) = site()?;
     let node = lab.node(0);
-    // YAML takes such characters by their numbers only.
+    // YAML accepts such characters only as escapes.
     let hostile: String = HOSTILE.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
     let hostile = format!("\"{hostile}\"");
     let long = "y".repeat(1 << 20);
@@ -102,7 +102,7 @@ fn what_tenants_write_stays_in_its_place_on_terminals_and_in_logs() -> Result<()
 }
 
 #[test]
-fn services_endpoints_and_flows_are_told_also_while_the_daemon_is_down() -> Result<()> {
+fn services_endpoints_and_flows_are_shown_while_the_daemon_is_down() -> Result<()> {
     let (lab, client, service) = site()?;
     let node = lab.node(0);
     let mut web = [node.add_pod("web-0")?, lab.node(1).add_pod("web-1")?];
@@ -162,7 +162,7 @@ fn services_endpoints_and_flows_are_told_also_while_the_daemon_is_down() -> Resu
         assert_eq!((&flow["state"], &flow["client"]), (&json!("established"), &flow["source"]), "{daemon}: {flow}");
         ensure!(flow["idleSeconds"].as_u64().is_some_and(|idle| idle < 60), "{daemon}: {flow}");
         ensure!(of(&["--proto", "sctp"])?.is_empty() && of(&["--service", "default/none"])?.is_empty());
-        // The tables for people, too, are answers.
+        // Tables count as answers as well.
         for command in [
             &["status"][..],
             &["service", "list"],
@@ -179,7 +179,7 @@ fn services_endpoints_and_flows_are_told_also_while_the_daemon_is_down() -> Resu
 }
 
 #[test]
-fn a_setting_that_another_program_undoes_is_told_and_set_again_by_the_next_daemon() -> Result<()> {
+fn reverted_setting_is_reported_and_restored_by_the_next_daemon() -> Result<()> {
     let (lab, client, _service) = site()?;
     let node = lab.node(0);
     node.kill_daemon()?;
@@ -200,7 +200,7 @@ fn a_setting_that_another_program_undoes_is_told_and_set_again_by_the_next_daemo
 }
 
 #[test]
-fn cleanup_removes_what_the_daemon_made_and_a_new_daemon_brings_pods_back() -> Result<()> {
+fn cleanup_removes_all_state_and_a_new_daemon_restores_pods() -> Result<()> {
     let (lab, client, service) = site()?;
     let node = lab.node(0);
     let mut web = node.add_pod("web-0")?;
@@ -238,17 +238,17 @@ fn cleanup_removes_what_the_daemon_made_and_a_new_daemon_brings_pods_back() -> R
     eventually("the service of pods that were there before", works)
 }
 
-/// A node with a service in each mode, whose endpoints are on both nodes, used from outside and from inside.
+/// Two nodes with a service in each mode, with endpoints on both nodes, used from outside and from inside.
 struct Site {
     near: Pod,
     far: [Pod; 2],
     _outside: Vec<Server>,
-    /// Open connections from outside.
+    /// Open connections of external clients.
     flows: Vec<Flow>,
     lab: Lab,
 }
 
-/// The services: what is peculiar to each, and its port on the nodes.
+/// The services: distinguishing property, and NodePort.
 const LOCAL: (&str, u16) = ("local", 30_080);
 const DIRECT: (&str, u16) = ("direct", 30_081);
 const THROUGH: (&str, u16) = ("through", 30_082);
@@ -297,7 +297,7 @@ impl Site {
     }
 }
 
-/// The one row that has these values.
+/// The only row with these values.
 fn only<'a>(rows: &'a [Value], facts: &[(&str, Value)]) -> Result<&'a Value> {
     let mut found = rows.iter().filter(|row| facts.iter().all(|(key, value)| row[*key] == *value));
     match (found.next(), found.next()) {
@@ -308,7 +308,7 @@ fn only<'a>(rows: &'a [Value], facts: &[(&str, Value)]) -> Result<&'a Value> {
 }
 
 #[test]
-fn every_frontend_is_shown_with_its_clients_and_why_others_were_left_out() -> Result<()> {
+fn frontends_are_shown_with_their_clients_and_excluded_elements() -> Result<()> {
     let site = Site::new()?;
     let node = site.lab.node(0);
     let list = rows(node.podnet_json(&["service", "list"])?)?;
@@ -371,7 +371,7 @@ fn every_frontend_is_shown_with_its_clients_and_why_others_were_left_out() -> Re
 }
 
 #[test]
-fn flows_are_told_by_their_kind_and_ports_counted() -> Result<()> {
+fn flows_are_shown_by_kind_and_ports_are_counted() -> Result<()> {
     let site = Site::new()?;
     let (node, other) = (site.lab.node(0), site.lab.node(1));
     let tcp = |node: &Node, command: &[&str]| node.podnet_json(&[command, &["--proto", "tcp"]].concat());
@@ -420,7 +420,7 @@ fn flows_are_told_by_their_kind_and_ports_counted() -> Result<()> {
 }
 
 #[test]
-fn status_asks_the_kernel_what_is_attached() -> Result<()> {
+fn status_shows_attachments_from_the_kernel() -> Result<()> {
     let lab = Lab::builder().nodes(1).config(|_, config| config.xdp = Xdp::Generic).build()?;
     let node = lab.node(0);
     let datapath = |node: &Node| Ok::<_, anyhow::Error>(node.podnet_json(&["status"])?["datapath"].clone());

@@ -1,4 +1,4 @@
-//! ClusterIPs: which backends answer, from where, and what happens when they change.
+//! ClusterIPs: which backends answer which clients, and what happens when they change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -9,14 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 use podnet_tests::lab::{Lab, Offload, Place, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
-/// A pod with a server on 8080.
+/// A pod with a server on port 8080.
 fn server(lab: &Lab, node: usize, name: &str) -> Result<Pod> {
     let mut pod = lab.node(node).add_pod(name)?;
     pod.serve(8080)?;
     Ok(pod)
 }
 
-/// Waits until the service answers from all places, over everything.
+/// Waits until the service answers from all places, over all families and protocols.
 fn up(service: &Service, places: &[&Place]) -> Result<()> {
     for place in places {
         for family in Family::ALL {
@@ -48,7 +48,7 @@ fn requests_are_spread_over_all_replicas() -> Result<()> {
                     assert_eq!(answer.peer, service.addr(family));
                     *counts.entry(answer.server).or_default() += 1;
                 }
-                // Binomial: mean 30, deviation 4.5.
+                // Binomial distribution: mean 30, standard deviation 4.5.
                 let fair = counts.len() == 3 && counts.values().all(|count| *count >= 8);
                 ensure!(fair, "{transport}/{family} from {}: {counts:?}", place.name());
             }
@@ -57,10 +57,10 @@ fn requests_are_spread_over_all_replicas() -> Result<()> {
     Ok(())
 }
 
-/// A sender computes checksums itself or leaves them to the device, which needs the sum of the pseudo header only. The
-/// receiver checks whatever a device, or the kernel in its place, has computed.
+/// A sender either computes checksums or leaves them to the device, with only the sum of the pseudo header in the field
+/// (CHECKSUM_PARTIAL). The receiver verifies the checksum that the device, or the kernel in its place, has computed.
 #[test]
-fn checksums_are_right_whether_the_sender_or_the_uplink_computes_them() -> Result<()> {
+fn checksums_are_correct_with_and_without_offload() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pods = [lab.node(0).add_pod("client-1")?, server(&lab, 0, "web-0")?, server(&lab, 1, "web-1")?];
     let [client, web @ ..] = &pods;
@@ -91,7 +91,7 @@ fn checksums_are_right_whether_the_sender_or_the_uplink_computes_them() -> Resul
 }
 
 #[test]
-fn a_pod_reaches_itself_through_its_service() -> Result<()> {
+fn pod_reaches_itself_through_its_service() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let pod = server(&lab, 0, "web-0")?;
     let service = Service::new("web", 10, 80, 8080);
@@ -104,7 +104,7 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
             assert_eq!(answer.server, "web-0");
             assert_ne!(answer.seen.ip(), pod.ip(family), "the source is the pod's own address");
         }
-        // A whole conversation, not just one exchange.
+        // A stream rather than one request.
         let stream = Stream::start(&pod.place, Transport::Tcp, service.addr(family), Duration::from_millis(1))?;
         wait_until("100 messages", || Ok(stream.answered() >= 100))?;
         let report = stream.stop();
@@ -113,7 +113,7 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
     Ok(())
 }
 
-/// One port of a client, two services, one backend: both flows are open at once and must not be mixed up.
+/// One port of a client, two services, one backend: both flows are open at the same time and must not be confused.
 fn one_port_two_services(from_hosts: bool) -> Result<()> {
     let lab = Lab::builder().build()?;
     let web = server(&lab, 1, "web-0")?;
@@ -148,17 +148,17 @@ fn one_port_two_services(from_hosts: bool) -> Result<()> {
 }
 
 #[test]
-fn one_port_of_a_pod_reaches_two_services_that_share_a_backend() -> Result<()> {
+fn one_port_of_a_pod_reaches_two_services_sharing_a_backend() -> Result<()> {
     one_port_two_services(false)
 }
 
 #[test]
-fn one_port_of_a_host_reaches_two_services_that_share_a_backend() -> Result<()> {
+fn one_port_of_a_host_reaches_two_services_sharing_a_backend() -> Result<()> {
     one_port_two_services(true)
 }
 
 #[test]
-fn backends_in_the_host_network_work() -> Result<()> {
+fn host_network_backends_work() -> Result<()> {
     let lab = Lab::builder().build()?;
     let clients = [lab.node(0).add_pod("client-1")?, lab.node(1).add_pod("client-2")?];
     let _servers = lab.node(0).serve(6443)?;
@@ -185,7 +185,7 @@ fn backends_in_the_host_network_work() -> Result<()> {
 }
 
 #[test]
-fn connected_udp_moves_to_a_live_backend_and_tcp_stays() -> Result<()> {
+fn connected_udp_moves_to_a_live_backend_and_tcp_does_not() -> Result<()> {
     let lab = Lab::builder().build()?;
     let web = [server(&lab, 0, "web-0")?, server(&lab, 1, "web-1")?];
     let client = lab.node(0).add_pod("client-1")?;
@@ -203,7 +203,7 @@ fn connected_udp_moves_to_a_live_backend_and_tcp_stays() -> Result<()> {
             service.set_endpoints(&lab, &web[1].ips)?;
             served_by(place, &service, "web-1")?;
             let (udp_before, tcp_before) = (udp.answered(), tcp.answered());
-            // New flows go to the other backend a moment before this one has been moved there.
+            // New flows may reach the other backend slightly before this flow is moved there.
             wait_until(
                 "both still flow",
                 || Ok(udp.answered() > udp_before + 100 && tcp.answered() > tcp_before + 50),
@@ -233,7 +233,7 @@ fn served_by(place: &Place, service: &Service, server: &str) -> Result<()> {
 }
 
 #[test]
-fn without_an_answerer_requests_are_refused_or_dropped() -> Result<()> {
+fn requests_without_a_backend_are_refused_or_dropped() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let web = server(&lab, 0, "web-0")?;
     let client = lab.node(0).add_pod("client-1")?;
@@ -269,7 +269,7 @@ fn without_an_answerer_requests_are_refused_or_dropped() -> Result<()> {
 }
 
 #[test]
-fn a_service_can_lose_and_regain_endpoints_and_be_deleted() -> Result<()> {
+fn service_can_lose_and_regain_endpoints_and_be_deleted() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let web = server(&lab, 0, "web-0")?;
     let client = lab.node(0).add_pod("client-1")?;

@@ -1,11 +1,11 @@
-//! Mistakes in manifests and in the configuration: named, and never fatal to what works.
+//! Errors in manifests and in the configuration are reported, and never affect what works.
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::lab::{Lab, Service, eventually};
 use podnet_tests::traffic::{Family, Transport};
 use serde_json::Value;
 
-/// Errors that `podnet status` reports about sources: file name, line, reason.
+/// Source errors in `podnet status`: file name, line, reason.
 fn errors(status: &Value) -> Vec<(String, Option<u64>, String)> {
     let sources = find(status, "sources").and_then(Value::as_array).cloned().unwrap_or_default();
     let errors = sources.iter().filter_map(|source| source["errors"].as_array()).flatten();
@@ -18,14 +18,14 @@ fn errors(status: &Value) -> Vec<(String, Option<u64>, String)> {
         .collect()
 }
 
-/// The value of a key, at whatever depth.
+/// Value of a key at any depth.
 fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     let object = value.as_object()?;
     object.get(key).or_else(|| object.values().find_map(|inner| find(inner, key)))
 }
 
 #[test]
-fn a_broken_manifest_keeps_the_last_good_state_and_is_reported() -> Result<()> {
+fn broken_manifest_is_reported_and_keeps_its_last_valid_state() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let node = lab.node(0);
     let mut web = node.add_pod("web-0")?;
@@ -59,7 +59,7 @@ fn a_broken_manifest_keeps_the_last_good_state_and_is_reported() -> Result<()> {
             Ok(())
         })?;
         works().with_context(|| format!("{what}: the last good state is gone"))?;
-        // Others go on to be read.
+        // Other manifests are still read.
         let other = Service::new("other", 11, 80, 8080);
         other.apply(&lab, None)?;
         other.set_endpoints(&lab, &web.ips)?;
@@ -77,7 +77,7 @@ fn a_broken_manifest_keeps_the_last_good_state_and_is_reported() -> Result<()> {
 }
 
 #[test]
-fn the_line_of_a_mistake_is_named() -> Result<()> {
+fn errors_are_reported_with_their_line() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let text = Service::new("web", 10, 80, 8080).manifest(None) + "---\n" + "kind: [\n";
     let line = text.lines().count() as u64;
@@ -86,14 +86,14 @@ fn the_line_of_a_mistake_is_named() -> Result<()> {
         let errors = errors(&lab.node(0).podnet_json(&["status"])?);
         let (_, reported, _) = errors.first().context("no error is reported")?;
         let reported = reported.context("no line is reported")?;
-        // A parser notices an unclosed bracket at the end.
+        // The parser detects an unclosed bracket at the end.
         ensure!((line..=line + 1).contains(&reported), "line {reported} instead of {line}");
         Ok(())
     })
 }
 
 #[test]
-fn mistakes_in_the_configuration_are_named() -> Result<()> {
+fn configuration_errors_are_reported() -> Result<()> {
     let lab = Lab::builder().nodes(1).daemons(false).build()?;
     let node = lab.node(0);
     let good = std::fs::read_to_string(node.config_file())?;

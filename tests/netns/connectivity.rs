@@ -1,4 +1,4 @@
-//! Pods, nodes and the outside reach each other without translation.
+//! Connectivity without translation between pods, nodes and external machines.
 
 use std::io::ErrorKind;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use podnet_tests::lab::{Families, Lab, Pod, client_ip, eventually};
 use podnet_tests::traffic::{Ask, Family, Transport};
 
-/// Waits for the routes between the nodes, which come with the Node objects.
+/// Waits for the routes between the nodes, which follow from the Node objects.
 fn routes_are_there(from: &Pod, to: &Pod, family: Family) -> Result<()> {
     eventually("a route to the other node's pods", || Ok(from.place.ping(to.ip(family))?))
 }
@@ -54,7 +54,7 @@ fn pods_and_hosts_reach_each_other_ipv6() -> Result<()> {
 }
 
 #[test]
-fn a_machine_with_a_route_reaches_pods_and_is_reached() -> Result<()> {
+fn external_machine_with_a_route_and_pods_reach_each_other() -> Result<()> {
     let lab = Lab::builder().nodes(1).client(true).build()?;
     let mut pod = lab.node(0).add_pod("a")?;
     pod.serve(8080)?;
@@ -70,14 +70,14 @@ fn a_machine_with_a_route_reaches_pods_and_is_reached() -> Result<()> {
 }
 
 #[test]
-fn who_asks_for_a_pod_that_is_not_there_is_told_at_once() -> Result<()> {
+fn unused_pod_address_is_unreachable_at_once() -> Result<()> {
     let lab = Lab::builder().client(true).build()?;
     let [near, far] = [lab.node(0).add_pod("near")?, lab.node(1).add_pod("far")?];
     let gone = lab.node(0).add_pod("gone")?;
     let client = lab.client();
     for family in Family::ALL {
         routes_are_there(&far, &gone, family)?;
-        // A gateway that knows where the pods are: what the node sends it comes back.
+        // A gateway with routes to the pods: it returns what the node sends to it.
         client.set_sysctl(&format!("net.{}.conf.all.forwarding", family.name().to_lowercase()), "1")?;
         client.ip(&format!(
             "route add {} via {}\n",
@@ -91,7 +91,7 @@ fn who_asks_for_a_pod_that_is_not_there_is_told_at_once() -> Result<()> {
     for to in addresses {
         for place in [&near.place, &far.place, &lab.node(0).place, &lab.node(1).place, client] {
             let asked = Ask::new(Transport::Tcp, to).from(place);
-            // IPv6 forwards with "no route", and says "address unreachable" to the host itself only.
+            // When forwarding, IPv6 sends "no route"; "address unreachable" is for local senders only.
             let told = asked
                 .as_ref()
                 .is_err_and(|error| matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable));
@@ -102,7 +102,7 @@ fn who_asks_for_a_pod_that_is_not_there_is_told_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_deleted_pod_is_gone_and_the_next_gets_other_addresses() -> Result<()> {
+fn addresses_of_a_deleted_pod_are_not_reused_at_once() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let observer = lab.node(0).add_pod("observer")?;
     let mut seen = observer.ips.clone();

@@ -1,4 +1,4 @@
-//! Flows through nodes: which move with their service, which stay, and which must not be taken for one another.
+//! Tracked flows: which follow a change of their service, which keep their backend, and which must not be confused.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
-/// Between messages of a stream.
+/// Interval between messages of a stream.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
-/// Modes of the source address.
+/// Source address modes.
 const MODES: [&str; 3] = ["auto", "snat", "preserve"];
 
-/// A client outside, a backend on each node, and pods as clients.
+/// An external client, a backend on each node, and client pods.
 struct Site {
     near: Pod,
     far: Pod,
@@ -37,7 +37,7 @@ impl Site {
         service.set_endpoints(&self.lab, &[backend])
     }
 
-    /// A client of every kind, and where it finds the service.
+    /// One client of every kind, with the address at which it reaches the service.
     fn clients(&self, service: &Service, family: Family) -> [(&Place, SocketAddr); 5] {
         let node = service.at(self.lab.node(0), family);
         [
@@ -54,7 +54,7 @@ fn numbered(number: u8) -> Service {
     Service::new(&format!("s{number}"), number, 80, TARGET).node_port(30_000 + u16::from(number))
 }
 
-/// A running stream, and what it is called in messages.
+/// Description, transport and a running stream.
 type Named = (String, Transport, Stream);
 
 fn start(place: &Place, to: SocketAddr, transport: Transport) -> Result<Named> {
@@ -63,7 +63,7 @@ fn start(place: &Place, to: SocketAddr, transport: Transport) -> Result<Named> {
     Ok((what, transport, stream))
 }
 
-/// Waits until all streams have had so many more answers.
+/// Waits until all streams have received this many further answers.
 fn flow(streams: &[Named], messages: u32) -> Result<()> {
     let before: Vec<_> = streams.iter().map(|(_, _, stream)| stream.answered()).collect();
     for ((what, _, stream), before) in streams.iter().zip(before) {
@@ -76,15 +76,15 @@ fn flow(streams: &[Named], messages: u32) -> Result<()> {
 fn flows() -> Result<()> {
     cases!(
         Site::new()?,
-        datagrams_follow_the_service_and_connections_stay,
-        a_connected_socket_finds_endpoints_that_come_later,
+        udp_flows_follow_the_service_and_connections_do_not,
+        connected_socket_reaches_endpoints_added_later,
         one_port_uses_two_services_with_the_same_backend,
-        one_port_goes_directly_and_through_the_service_in_turns,
-        flows_of_every_kind_outlive_the_daemons
+        one_port_alternates_between_pod_and_service,
+        flows_survive_restarts_and_upgrades_of_the_daemons
     )
 }
 
-fn datagrams_follow_the_service_and_connections_stay(site: &Site) -> Result<()> {
+fn udp_flows_follow_the_service_and_connections_do_not(site: &Site) -> Result<()> {
     for (number, mode) in (20..).zip(MODES) {
         let service = numbered(number);
         for (from, to) in [(&site.near, &site.far), (&site.far, &site.near)] {
@@ -106,7 +106,7 @@ fn datagrams_follow_the_service_and_connections_stay(site: &Site) -> Result<()> 
             flow(&streams, 40)?;
             for (what, transport, stream) in streams {
                 let report = stream.stop();
-                // What a node sends on to the backend's node is lost if that one learns of the change first.
+                // A packet forwarded to the backend's node is lost if that node applies the change first.
                 let sent_on = mode == "preserve" && from.name() == "far" && what.contains("from client to");
                 let what = || format!("mode {mode}, from {} to {}: {what}: {report:?}", from.name(), to.name());
                 match transport {
@@ -122,7 +122,7 @@ fn datagrams_follow_the_service_and_connections_stay(site: &Site) -> Result<()> 
     Ok(())
 }
 
-fn a_connected_socket_finds_endpoints_that_come_later(site: &Site) -> Result<()> {
+fn connected_socket_reaches_endpoints_added_later(site: &Site) -> Result<()> {
     let service = numbered(30);
     service.apply(&site.lab, None)?;
     for family in Family::ALL {
@@ -130,7 +130,7 @@ fn a_connected_socket_finds_endpoints_that_come_later(site: &Site) -> Result<()>
             service.set_endpoints(&site.lab, &[] as &[&Pod])?;
             let ask = Ask::new(Transport::Udp, to).connected().timeout(Duration::from_millis(200));
             let flow = eventually("refused without endpoints", || match ask.open(place) {
-                // The socket hook refuses already when it connects.
+                // The socket hook already refuses in connect.
                 Err(_) => Ok(None),
                 Ok(flow) => {
                     ensure!(flow.ask().is_err(), "{} is answered without endpoints", place.name());
@@ -179,8 +179,8 @@ fn one_port_uses_two_services_with_the_same_backend(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn one_port_goes_directly_and_through_the_service_in_turns(site: &Site) -> Result<()> {
-    // So that the outside can reach pods directly.
+fn one_port_alternates_between_pod_and_service(site: &Site) -> Result<()> {
+    // Lets the external client reach pods directly.
     for (node, pod) in site.lab.nodes().iter().zip([&site.near, &site.far]) {
         for family in Family::ALL {
             site.lab.client().ip(&format!("route add {} via {}\n", pod.ip(family), node.ip(family)))?;
@@ -193,13 +193,13 @@ fn one_port_goes_directly_and_through_the_service_in_turns(site: &Site) -> Resul
             number += 1;
             site.apply(&service, mode, backend)?;
             for family in Family::ALL {
-                // Datagrams don't tell where a flow begins.
+                // A datagram does not show whether it begins a flow.
                 let transport = Transport::Tcp;
                 let direct = backend.addr(family, TARGET);
                 for (place, through) in site.clients(&service, family) {
                     let what = || format!("mode {mode}, {} backend: {transport} from {}", backend.name(), place.name());
                     place.reaches(transport, through, &[backend.name()]).with_context(what)?;
-                    // Each flow is closed before the next begins, from the same port.
+                    // Each flow is closed before the next one begins from the same port.
                     for pair in [[direct, through], [through, direct]] {
                         port += 1;
                         for to in pair {
@@ -215,7 +215,7 @@ fn one_port_goes_directly_and_through_the_service_in_turns(site: &Site) -> Resul
     Ok(())
 }
 
-fn flows_of_every_kind_outlive_the_daemons(site: &Site) -> Result<()> {
+fn flows_survive_restarts_and_upgrades_of_the_daemons(site: &Site) -> Result<()> {
     let mut streams = Vec::new();
     for (number, mode) in (90..).zip(MODES) {
         let service = numbered(number);

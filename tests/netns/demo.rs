@@ -1,4 +1,4 @@
-//! The demonstration and the shell as programs: what they leave behind, whatever ends them. And what `programs` tells.
+//! The programs demo and shell: what they leave behind when they end in any way. And the output of `programs`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
@@ -18,7 +18,7 @@ fn program(args: &[&str]) -> Command {
     command
 }
 
-/// What the labs of a process have left on the machine.
+/// Files and cgroups left on the machine by the labs of a process.
 fn left_by(pid: u32) -> Result<Vec<PathBuf>> {
     let prefix = format!("podnet-lab-{pid}-");
     let mounts = fs::read_to_string("/proc/mounts")?;
@@ -36,17 +36,17 @@ fn left_by(pid: u32) -> Result<Vec<PathBuf>> {
     Ok(left)
 }
 
-/// Processes of the labs' agents whose host is this process.
+/// Processes of the labs' agents whose parent is this process.
 fn children_of(pid: u32) -> Result<Vec<i32>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
     let lists = tasks.filter_map(Result::ok).filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     Ok(lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>()).collect())
 }
 
-/// A demonstration on its way, with the reader of its output, which must outlive it, and its children.
+/// A running demonstration, the reader of its output (which must outlive it), and its children.
 type Demo = (Process, Lines<BufReader<ChildStdout>>, Vec<i32>);
 
-/// Starts the demonstration and waits until its pods are made.
+/// Starts the demonstration and waits until its pods have been created.
 fn running_demo() -> Result<Demo> {
     let mut command = program(&["demo"]);
     command.stdout(Stdio::piped());
@@ -70,7 +70,7 @@ fn all_gone(children: &[i32]) -> Result<()> {
 }
 
 #[test]
-fn an_interrupted_demonstration_leaves_nothing() -> Result<()> {
+fn interrupted_demo_leaves_nothing_behind() -> Result<()> {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let (mut demo, _output, children) = running_demo()?;
         demo.signal(signal)?;
@@ -83,20 +83,20 @@ fn an_interrupted_demonstration_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_killed_demonstration_leaves_no_process_and_is_swept_by_the_next_lab() -> Result<()> {
+fn killed_demo_leaves_no_process_and_the_next_lab_cleans_up() -> Result<()> {
     let (mut demo, _output, children) = running_demo()?;
     demo.signal(Signal::SIGKILL)?;
     demo.wait(Duration::from_secs(10))?.context("it goes on after SIGKILL")?;
     all_gone(&children)?;
     let pid = demo.id();
-    // Waited for, so that its id means nobody.
+    // Reaped, so that its process id is free.
     drop(demo);
     drop(podnet_tests::lab::Lab::builder().nodes(1).daemons(false).build()?);
     ensure!(left_by(pid)?.is_empty(), "{:?}", left_by(pid)?);
     Ok(())
 }
 
-/// The commands that a shell proposes to try when it begins.
+/// Commands that a shell suggests at its start.
 fn suggestions(shell: &str) -> Result<Vec<String>> {
     let greeting = fs::read_to_string(Path::new(shell).with_file_name("rc"))?;
     let lines = greeting.lines().skip_while(|line| !line.ends_with("Try:")).skip(1);
@@ -109,7 +109,7 @@ fn suggestions(shell: &str) -> Result<Vec<String>> {
 }
 
 #[test]
-fn the_demonstration_passes_and_a_kept_cluster_can_be_entered_and_ended() -> Result<()> {
+fn demo_passes_and_a_kept_cluster_can_be_entered_and_stopped() -> Result<()> {
     let json = std::env::temp_dir().join(format!("podnet-demo-test-{}.json", std::process::id()));
     let run =
         output(program(&["demo", "--keep", "--json", &json.display().to_string()]), b"", Duration::from_secs(120))?;
@@ -137,7 +137,7 @@ fn the_demonstration_passes_and_a_kept_cluster_can_be_entered_and_ended() -> Res
             let tried = output(command, b"", Duration::from_secs(20)).with_context(|| suggestion.clone())?;
             ensure!(tried.status.success(), "{suggestion}: {}", String::from_utf8_lossy(&tried.stderr));
         }
-        // The scripts need no shell around them.
+        // The scripts also run outside the shell.
         let mut alone = Command::new(Path::new(&shell).with_file_name("node"));
         alone.args(["node2", "podnet", "endpoint", "list"]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let alone = output(alone, b"", Duration::from_secs(20))?;
@@ -153,15 +153,16 @@ fn the_demonstration_passes_and_a_kept_cluster_can_be_entered_and_ended() -> Res
     let rows = |key: &str| report[key].as_array().cloned().unwrap_or_default();
     ensure!(rows("checks").iter().all(|check| check["pass"] == true) && rows("checks").len() >= 20, "{report}");
     ensure!(rows("pods").len() == 6 && rows("throughput").len() == 4, "{report}");
-    // Two modes, two families, two protocols, five kinds of client; and the tutorial: two clients in the cluster, two
-    // nodes in two modes and with the policy, a balancer that sends to both and with the policy to one; in two families.
+    // Two modes, two families, two protocols, five kinds of client; and the tutorial in two families: two clients in
+    // the cluster, two nodes in two modes and with the policy, a load balancer that sends to both nodes, or with the
+    // policy to one.
     ensure!(rows("source_ip").len() == 40 + 2 * (2 + 4 + 2 + 2 + 1), "{report}");
     ensure!(rows("source_ip").iter().all(|row| row["pass"] == true), "{report}");
     Ok(())
 }
 
 #[test]
-fn the_shell_runs_commands_from_its_input() -> Result<()> {
+fn shell_runs_commands_from_its_input() -> Result<()> {
     let mut command = program(&["shell"]);
     command.stdin(Stdio::piped());
     let script = b"hostname\npodnet service list | grep -c web\npod web-0 ls /sys/class/net\nexit 7\n";
@@ -173,7 +174,7 @@ fn the_shell_runs_commands_from_its_input() -> Result<()> {
 }
 
 #[test]
-fn every_program_has_its_figures() -> Result<()> {
+fn every_program_is_listed_with_verifier_figures() -> Result<()> {
     let run = output(program(&["programs", "--json"]), b"", Duration::from_secs(120))?;
     let text = String::from_utf8_lossy(&run.stdout).into_owned();
     ensure!(run.status.success(), "{}: {text}{}", run.status, String::from_utf8_lossy(&run.stderr));

@@ -1,4 +1,5 @@
-//! Direct server return: a backend on another node than the client came to answers by itself, in the frontend's name.
+//! Direct server return: a backend on another node than the one addressed replies to the client directly, from the
+//! frontend's address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -9,12 +10,12 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Place, Pod, Service, vips, wait_until};
 use podnet_tests::traffic::{Family, Frames, Outcome, Stream, Transport};
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
-/// The MTU of the link that turns out to be narrow.
+/// MTU of a narrow link on the path.
 const SMALL: u32 = 1400;
 
-/// Clients outside come to node1, the backends are on node2.
+/// External clients use node1; the backends are on node2.
 struct Site {
     web: Vec<Pod>,
     lab: Lab,
@@ -38,13 +39,13 @@ impl Site {
         self.seen()
     }
 
-    /// The frontends that clients outside use.
+    /// Frontends used by external clients.
     fn frontends(&self, family: Family) -> [SocketAddr; 2] {
         let node = self.lab.node(0).ip(family);
         [(node, self.service.at_nodes()).into(), (vips(1)[family as usize], self.service.port()).into()]
     }
 
-    /// The clients outside, and their addresses.
+    /// External clients and their addresses.
     fn clients(&self, family: Family) -> [(&Place, IpAddr); 2] {
         let ips: [IpAddr; 2] = match family {
             Family::V4 => [[172, 30, 0, 100].into(), [172, 31, 2, 2].into()],
@@ -65,7 +66,7 @@ impl Site {
         Ok(())
     }
 
-    /// Backends see the clients, clients see the frontends.
+    /// Backends see the client's address, clients see the frontend's.
     fn seen(&self) -> Result<()> {
         self.each(|place, ip, to| {
             let expected = Outcome::answer("web-0", ip);
@@ -78,17 +79,17 @@ impl Site {
 fn direct_return() -> Result<()> {
     cases!(
         Site::new()?,
-        clients_are_seen_and_answered,
-        answers_do_not_pass_the_first_node,
-        a_narrow_link_to_the_client_is_found_out,
-        errors_come_in_the_frontends_name,
-        processes_of_the_other_host_can_be_backends,
-        flows_outlive_daemons_and_leave_removed_backends,
-        it_is_the_same_with_generic_xdp,
+        client_addresses_are_preserved,
+        replies_bypass_the_first_node,
+        path_mtu_towards_the_client_is_discovered,
+        icmp_errors_come_from_the_frontend,
+        host_processes_can_be_backends,
+        flows_survive_daemon_restarts_and_leave_removed_backends,
+        direct_return_works_with_generic_xdp,
     )
 }
 
-fn clients_are_seen_and_answered(site: &Site) -> Result<()> {
+fn client_addresses_are_preserved(site: &Site) -> Result<()> {
     site.up()?;
     site.each(|place, _, to| place.exchanges_much(to))?;
     site.each(|place, _, to| {
@@ -100,7 +101,7 @@ fn clients_are_seen_and_answered(site: &Site) -> Result<()> {
     })
 }
 
-fn flows_outlive_daemons_and_leave_removed_backends(site: &Site) -> Result<()> {
+fn flows_survive_daemon_restarts_and_leave_removed_backends(site: &Site) -> Result<()> {
     site.up()?;
     let mut streams = Vec::new();
     site.each(|place, _, to| {
@@ -138,16 +139,16 @@ fn flows_outlive_daemons_and_leave_removed_backends(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn it_is_the_same_with_generic_xdp(site: &Site) -> Result<()> {
+fn direct_return_works_with_generic_xdp(site: &Site) -> Result<()> {
     for node in site.lab.nodes() {
         node.stop_daemon()?;
         node.configure(|config| config.xdp = Xdp::Generic)?;
         node.start_daemon()?;
     }
-    clients_are_seen_and_answered(site)
+    client_addresses_are_preserved(site)
 }
 
-fn answers_do_not_pass_the_first_node(site: &Site) -> Result<()> {
+fn replies_bypass_the_first_node(site: &Site) -> Result<()> {
     site.up()?;
     site.each(|place, ip, to| {
         for transport in Transport::ALL {
@@ -160,7 +161,7 @@ fn answers_do_not_pass_the_first_node(site: &Site) -> Result<()> {
     })
 }
 
-/// The IP destination of a frame.
+/// IP destination of a frame.
 fn destination(frame: &[u8]) -> Option<IpAddr> {
     match frame.get(12..14)? {
         [8, 0] => Some(<[u8; 4]>::try_from(frame.get(30..34)?).ok()?.into()),
@@ -169,9 +170,9 @@ fn destination(frame: &[u8]) -> Option<IpAddr> {
     }
 }
 
-fn a_narrow_link_to_the_client_is_found_out(site: &Site) -> Result<()> {
+fn path_mtu_towards_the_client_is_discovered(site: &Site) -> Result<()> {
     site.up()?;
-    // Behind the fabric, which then tells the frontend's address, that is node1, of what doesn't fit.
+    // Behind the fabric, which then sends its ICMP errors to the frontend's address, that is to node1.
     site.lab.fabric().ip(&format!("link set router mtu {SMALL}\n"))?;
     site.lab.router().ip(&format!("link set eth0 mtu {SMALL}\n"))?;
     let found = site.each(|place, _, to| place.exchanges_much(to));
@@ -180,9 +181,9 @@ fn a_narrow_link_to_the_client_is_found_out(site: &Site) -> Result<()> {
     found
 }
 
-fn errors_come_in_the_frontends_name(site: &Site) -> Result<()> {
+fn icmp_errors_come_from_the_frontend(site: &Site) -> Result<()> {
     site.up()?;
-    // Nobody listens there: the pod's own kernel answers.
+    // Closed port: the pod's kernel answers.
     let closed = Service::new("closed", 21, 80, TARGET + 1).node_port(30_081);
     closed.apply(&site.lab, Some("preserve"))?;
     closed.set_endpoints(&site.lab, &[&site.web[0]])?;
@@ -194,7 +195,7 @@ fn errors_come_in_the_frontends_name(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn processes_of_the_other_host_can_be_backends(site: &Site) -> Result<()> {
+fn host_processes_can_be_backends(site: &Site) -> Result<()> {
     site.up()?;
     let _servers = site.lab.node(1).serve(TARGET)?;
     site.service.set_endpoints(&site.lab, &Family::ALL.map(|family| site.lab.node(1).ip(family)))?;

@@ -1,4 +1,4 @@
-//! Pods reach what is outside of the cluster with the address of their node, and nothing else changes.
+//! Masquerade: pods reach destinations outside the cluster with their node's address; all other traffic is unchanged.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Endpoint, Lab, Pod, Service, wait_until};
 use podnet_tests::traffic::{Ask, Family, Outcome, Ping, PingAnswer, Server, Stream, Transport};
 
-/// Where the servers outside listen.
+/// Port of the external servers.
 const PORT: u16 = 8080;
 
 /// A pod on each node, and a server on the far machine.
@@ -30,14 +30,14 @@ impl Site {
         Ok(Self { pods, _servers: servers, lab })
     }
 
-    /// Waits until the far server answers the pod, whom it must see like this.
+    /// Waits until the far server answers the pod and sees this address.
     fn seen_as(&self, pod: &Pod, ip: impl Fn(Family) -> IpAddr) -> Result<()> {
         Transport::over_all().try_for_each(|(family, transport)| {
             pod.place.expect(transport, far(family), &Outcome::answer("far", ip(family)))
         })
     }
 
-    /// Has the routers send what is for the pods to their nodes.
+    /// Adds routes to the pods on the routers.
     fn route_back(&self) -> Result<()> {
         for node in self.lab.nodes() {
             for (family, cidr) in Family::ALL.into_iter().zip(node.pod_cidrs()) {
@@ -48,7 +48,7 @@ impl Site {
     }
 }
 
-/// The far server.
+/// Address of the far server.
 fn far(family: Family) -> SocketAddr {
     (far_ip(family), PORT).into()
 }
@@ -64,17 +64,17 @@ fn far_ip(family: Family) -> IpAddr {
 fn egress() -> Result<()> {
     cases!(
         Site::new()?,
-        pods_are_seen_as_their_node,
-        one_port_of_many_pods_to_one_server,
-        errors_about_a_pods_packets_come_back_to_it,
-        the_cluster_itself_sees_pods_as_they_are,
-        listed_networks_and_a_switch_leave_pods_their_address,
-        a_service_may_lead_outside,
-        the_address_is_the_one_of_the_route
+        pods_are_masqueraded,
+        many_pods_use_one_port_to_one_server,
+        icmp_errors_return_to_the_pod,
+        traffic_in_the_cluster_is_not_masqueraded,
+        masquerade_can_be_disabled_per_network_and_entirely,
+        service_with_external_backend_is_masqueraded,
+        masquerade_uses_the_source_of_the_route
     )
 }
 
-fn pods_are_seen_as_their_node(site: &Site) -> Result<()> {
+fn pods_are_masqueraded(site: &Site) -> Result<()> {
     for (pod, node) in site.pods.iter().zip(site.lab.nodes()) {
         site.seen_as(pod, |family| node.ip(family))?;
         for family in Family::ALL {
@@ -94,7 +94,7 @@ fn pods_are_seen_as_their_node(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn a_service_may_lead_outside(site: &Site) -> Result<()> {
+fn service_with_external_backend_is_masqueraded(site: &Site) -> Result<()> {
     let service = Service::new("abroad", 20, 80, PORT);
     service.set_endpoints(&site.lab, &[Endpoint::at(&Family::ALL.map(far_ip))])?;
     for mode in ["auto", "snat", "preserve"] {
@@ -110,7 +110,7 @@ fn a_service_may_lead_outside(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn one_port_of_many_pods_to_one_server(site: &Site) -> Result<()> {
+fn many_pods_use_one_port_to_one_server(site: &Site) -> Result<()> {
     let more: Vec<Pod> =
         (0..4).map(|number| site.lab.node(0).add_pod(&format!("more-{number}"))).collect::<Result<_>>()?;
     site.seen_as(&more[0], |family| site.lab.node(0).ip(family))?;
@@ -147,11 +147,11 @@ fn one_port_of_many_pods_to_one_server(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn errors_about_a_pods_packets_come_back_to_it(site: &Site) -> Result<()> {
+fn icmp_errors_return_to_the_pod(site: &Site) -> Result<()> {
     site.seen_as(&site.pods[0], |family| site.lab.node(0).ip(family))?;
     for family in Family::ALL {
         let place = &site.pods[0].place;
-        // traceroute: the node, the fabric, the router, the machine.
+        // traceroute: node, fabric, router, machine.
         let exceeded = if family == Family::V4 { 11 } else { 3 };
         let v4 = family == Family::V4;
         let hops: [(u32, IpAddr); 3] = [
@@ -180,7 +180,7 @@ fn errors_about_a_pods_packets_come_back_to_it(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn the_cluster_itself_sees_pods_as_they_are(site: &Site) -> Result<()> {
+fn traffic_in_the_cluster_is_not_masqueraded(site: &Site) -> Result<()> {
     let _host = site.lab.node(1).serve(PORT)?;
     let [pod, other] = &site.pods;
     for (family, transport) in Transport::over_all() {
@@ -191,7 +191,7 @@ fn the_cluster_itself_sees_pods_as_they_are(site: &Site) -> Result<()> {
         pod.place.ping(site.lab.node(1).ip(family))?;
         pod.place.ping(site.lab.node(0).ip(family))?;
     }
-    // The client on the nodes' link is as far outside as any.
+    // The client on the nodes' link is outside the cluster like any other machine.
     let serve = |family| Server::start(site.lab.client(), "client", client(family));
     let _servers = Family::ALL.map(serve).into_iter().collect::<Result<Vec<_>>>()?;
     for (family, transport) in Transport::over_all() {
@@ -209,7 +209,7 @@ fn client(family: Family) -> SocketAddr {
     (ip, PORT).into()
 }
 
-fn listed_networks_and_a_switch_leave_pods_their_address(site: &Site) -> Result<()> {
+fn masquerade_can_be_disabled_per_network_and_entirely(site: &Site) -> Result<()> {
     site.route_back()?;
     let configure = |change: &dyn Fn(&mut Config)| {
         for node in site.lab.nodes() {
@@ -231,15 +231,15 @@ fn listed_networks_and_a_switch_leave_pods_their_address(site: &Site) -> Result<
     site.seen_as(&site.pods[0], |family| site.lab.node(0).ip(family)).context("masquerade, and no nonMasqueradeCIDRs")
 }
 
-fn the_address_is_the_one_of_the_route(site: &Site) -> Result<()> {
+fn masquerade_uses_the_source_of_the_route(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
-    // A second uplink, which leads to another network, by an address that isn't the node's in Kubernetes.
+    // A second uplink to another network, with an address that is not in the Node object.
     let other = site.lab.add_machine("other")?;
     node.place.wire("eth1", &other, "eth0", 1500)?;
     node.place.ip("addr add 192.168.77.1/24 dev eth1\naddr add fd00:77::1/64 dev eth1\n")?;
     other.ip("addr add 192.168.77.2/24 dev eth0\naddr add fd00:77::2/64 dev eth0\n")?;
     other.ip("addr add 192.168.78.2/32 dev lo\naddr add fd00:78::2/128 dev lo\n")?;
-    // And a preferred source among several addresses.
+    // A preferred source among several addresses.
     node.place.ip("addr add 172.30.0.77/24 dev eth0\naddr add fd00:30::77/64 dev eth0\n")?;
     node.place.ip(
         "route add 192.168.78.0/24 via 192.168.77.2\nroute add fd00:78::/64 via fd00:77::2\n\
@@ -253,7 +253,7 @@ fn the_address_is_the_one_of_the_route(site: &Site) -> Result<()> {
             servers.push(Server::start(&other, "other", (at, PORT).into())?);
         }
     }
-    // The uplinks are named, since nothing else tells that eth1 is one.
+    // The uplinks are configured explicitly; nothing else identifies eth1 as one.
     node.stop_daemon()?;
     node.configure(|config| config.uplinks = vec!["eth0".into(), "eth1".into()])?;
     node.start_daemon()?;

@@ -1,4 +1,4 @@
-//! Load balancers' addresses and externalIPs: who may use them, who is seen, and what isn't served there.
+//! Load balancer addresses and external IPs: permitted clients, source addresses, and ports that no service defines.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,10 +7,10 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Place, Pod, Service, client_ip, eventually, vips};
 use podnet_tests::traffic::{Ask, Family, Outcome, Ping, PingAnswer, Server, Transport};
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
 
-/// Two nodes with a backend each, a client outside that routes virtual addresses to node1, and pods as clients.
+/// Two nodes with a backend each, an external client that routes virtual addresses to node1, and client pods.
 struct Site {
     near: Pod,
     far: Pod,
@@ -39,7 +39,7 @@ impl Site {
         service.set_endpoints(&self.lab, &[backend])
     }
 
-    /// What the outside client's requests through node1 must look like at a backend.
+    /// Outcome of the external client's requests through node1.
     fn expected(&self, mode: &str, backend: &Pod, family: Family) -> Outcome {
         let client = client_ip(family);
         let seen = match (mode, backend.name()) {
@@ -58,18 +58,18 @@ fn addr(ips: [IpAddr; 2], family: Family, port: u16) -> SocketAddr {
 fn external_addresses() -> Result<()> {
     cases!(
         Site::new()?,
-        load_balancer_addresses_and_external_ips_lead_to_the_backends,
-        a_proxy_in_front_is_not_bypassed,
-        an_external_ip_can_be_a_nodes_own,
-        a_process_may_ask_a_balancers_address_of_its_own_host,
-        source_ranges_are_for_the_clients_own_address_at_the_balancers,
-        ports_that_no_service_has_are_refused_and_never_loop,
-        an_external_ip_takes_a_port_and_not_the_machine,
+        load_balancer_addresses_and_external_ips_reach_the_backends,
+        ip_mode_proxy_is_not_short_circuited,
+        external_ip_can_be_a_node_address,
+        host_process_reaches_load_balancer_address_assigned_to_its_host,
+        source_ranges_apply_to_load_balancer_addresses_only,
+        undefined_ports_are_refused_and_never_loop,
+        external_ip_takes_only_the_service_ports_of_a_machine,
         addresses_with_a_backend_answer_echo_requests
     )
 }
 
-fn load_balancer_addresses_and_external_ips_lead_to_the_backends(site: &Site) -> Result<()> {
+fn load_balancer_addresses_and_external_ips_reach_the_backends(site: &Site) -> Result<()> {
     let mut number = 0;
     for mode in ["auto", "preserve", "snat"] {
         for backend in [&site.near, &site.far] {
@@ -84,7 +84,7 @@ fn load_balancer_addresses_and_external_ips_lead_to_the_backends(site: &Site) ->
                     let (to, expected) = (addr(ips, family, 80), site.expected(mode, backend, family));
                     let what = || format!("mode {mode}, {} backend", backend.name());
                     site.lab.client().expect(transport, to, &expected).with_context(what)?;
-                    // Clients inside don't go out to the balancer, which isn't there.
+                    // Internal clients do not use the load balancer, which does not exist here.
                     for place in site.inside() {
                         place.reaches(transport, to, &[backend.name()]).with_context(what)?;
                     }
@@ -95,11 +95,11 @@ fn load_balancer_addresses_and_external_ips_lead_to_the_backends(site: &Site) ->
     Ok(())
 }
 
-fn a_proxy_in_front_is_not_bypassed(site: &Site) -> Result<()> {
+fn ip_mode_proxy_is_not_short_circuited(site: &Site) -> Result<()> {
     let ips = vips(10);
     let service = Service::new("proxied", 40, 80, TARGET).load_balancer(&ips, 30_040).ip_mode("Proxy");
     site.apply(&service, "auto", &site.near)?;
-    // The balancer is a machine that has the addresses; what is sent there by a node leaves the node.
+    // The load balancer is a machine with these addresses; packets of nodes to it leave the node.
     let balancer = site.lab.fabric();
     let mut servers = Vec::new();
     for ip in ips {
@@ -114,7 +114,7 @@ fn a_proxy_in_front_is_not_bypassed(site: &Site) -> Result<()> {
             place.reaches(transport, addr(ips, family, 80), &["balancer"])?;
         }
     }
-    // As a VIP it is short-circuited, and as a proxy no longer.
+    // With ipMode VIP the address is short-circuited, with Proxy it is not.
     for (mode, server) in [("VIP", "near"), ("Proxy", "balancer")] {
         service.clone().ip_mode(mode).apply(&site.lab, None)?;
         for place in site.inside() {
@@ -126,7 +126,7 @@ fn a_proxy_in_front_is_not_bypassed(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn an_external_ip_can_be_a_nodes_own(site: &Site) -> Result<()> {
+fn external_ip_can_be_a_node_address(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let ips = Family::ALL.map(|family| node.ip(family));
     let service = Service::new("own", 41, 80, TARGET).external_ips(&ips);
@@ -150,9 +150,9 @@ fn an_external_ip_can_be_a_nodes_own(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn a_process_may_ask_a_balancers_address_of_its_own_host(site: &Site) -> Result<()> {
+fn host_process_reaches_load_balancer_address_assigned_to_its_host(site: &Site) -> Result<()> {
     let (node, ips) = (site.lab.node(0), vips(12));
-    // As a balancer among the nodes has it, and nobody else knows a way to.
+    // A load balancer that runs on the nodes has the addresses on lo, and no other machine has a route to them.
     let lines = |verb: &str| format!("addr {verb} {}/32 dev lo\naddr {verb} {}/128 dev lo\n", ips[0], ips[1]);
     let service = Service::new("held", 43, 80, TARGET).load_balancer(&ips, 30_043);
     for backend in [&site.near, &site.far] {
@@ -170,7 +170,7 @@ fn a_process_may_ask_a_balancers_address_of_its_own_host(site: &Site) -> Result<
     Ok(())
 }
 
-fn source_ranges_are_for_the_clients_own_address_at_the_balancers(site: &Site) -> Result<()> {
+fn source_ranges_apply_to_load_balancer_addresses_only(site: &Site) -> Result<()> {
     let client = site.lab.client();
     client.ip("addr add 172.30.0.150/24 dev eth0\naddr add fd00:30::150/64 dev eth0\n")?;
     let ips = vips(11);
@@ -197,13 +197,13 @@ fn source_ranges_are_for_the_clients_own_address_at_the_balancers(site: &Site) -
             let count =
                 |drops: &std::collections::BTreeMap<String, u64>| drops.get("source_range").copied().unwrap_or(0);
             ensure!(count(&site.lab.node(0).drops()?) > count(&before), "{}: not counted", what());
-            // They say nothing about the Service's other addresses.
+            // Source ranges do not apply to the Service's other addresses.
             let node = (site.lab.node(0).ip(family), 30_042).into();
             client.reaches(transport, node, &[backend.name()]).with_context(what).context("NodePort")?;
             site.clients[0].place.reaches(transport, service.addr(family), &[backend.name()]).context("ClusterIP")?;
         }
     }
-    // Ranges of one family leave nobody of the other.
+    // Ranges of one family exclude all clients of the other.
     service.clone().source_ranges(&["172.30.0.0/24"]).apply(&site.lab, None)?;
     for transport in Transport::ALL {
         client.reaches(transport, addr(ips, Family::V4, 80), &["far"])?;
@@ -216,7 +216,7 @@ fn source_ranges_are_for_the_clients_own_address_at_the_balancers(site: &Site) -
     Ok(())
 }
 
-fn ports_that_no_service_has_are_refused_and_never_loop(site: &Site) -> Result<()> {
+fn undefined_ports_are_refused_and_never_loop(site: &Site) -> Result<()> {
     let (used, empty) = (vips(12), vips(13));
     let service = Service::new("used", 43, 80, TARGET).load_balancer(&used, 0).external_ips(&vips(14));
     site.apply(&service, "auto", &site.far)?;
@@ -227,7 +227,7 @@ fn ports_that_no_service_has_are_refused_and_never_loop(site: &Site) -> Result<(
             place.reaches(transport, addr(used, family, 80), &["far"])?;
             place.expect(transport, addr(empty, family, 80), &Outcome::Refused).context("no endpoint")?;
         }
-        // A router would send it to the node again. For clients inside it is as if no service had the address.
+        // The router would send the packet back to the node. For internal clients no service has the address.
         for (ips, what) in [
             (used, "an undefined port of a balancer"),
             (vips(14), "an undefined port of an external IP"),
@@ -239,9 +239,9 @@ fn ports_that_no_service_has_are_refused_and_never_loop(site: &Site) -> Result<(
     Ok(())
 }
 
-/// An external IP that is a machine's (an API server's, say): the machine keeps what the service doesn't define, also its
-/// live connections, and gets answers from hosts and pods.
-fn an_external_ip_takes_a_port_and_not_the_machine(site: &Site) -> Result<()> {
+/// An external IP that belongs to a machine, such as an API server: the machine keeps the ports that the service does
+/// not define, including live connections, and receives replies from hosts and pods.
+fn external_ip_takes_only_the_service_ports_of_a_machine(site: &Site) -> Result<()> {
     const OTHER: u16 = 6443;
     let ips = vips(18);
     let machine = site.lab.client();
@@ -272,7 +272,7 @@ fn an_external_ip_takes_a_port_and_not_the_machine(site: &Site) -> Result<()> {
             place.reaches(transport, addr(ips, family, 80), &["far"]).with_context(what)?;
             place.reaches(transport, addr(ips, family, OTHER), &["machine"]).with_context(what)?;
         }
-        // The machine as a client: answers come from a host process, a pod and the service's NodePort.
+        // The machine as client of a host process, a pod, and a NodePort of the service.
         let to =
             [(node.ip(family), OTHER, "node1"), (near.ip(family), TARGET, "near"), (node.ip(family), 30_047, "far")];
         for (ip, port, server) in to {

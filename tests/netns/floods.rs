@@ -1,4 +1,4 @@
-//! What one pod, or one client outside, may take of what is everybody's: floods, and those who suffer from none.
+//! Floods from one pod or one external client: its share of common tables is limited, and other traffic is unaffected.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Flood, Frames, Server, Stream, Transport, syn_frame, udp_frame};
 
-/// Where servers listen.
+/// Port of the servers.
 const TARGET: u16 = 8080;
-/// Entries of the connection table: few, so that a flood fills it in a moment.
+/// Capacity of the connection table: small, so that a flood fills it at once.
 const ROOM: u32 = 16_384;
-/// How many attempts others make while a flood goes on, of each kind.
+/// Attempts of other clients during a flood, of each kind.
 const ATTEMPTS: u16 = 20;
 
-/// A pod that floods, one that goes about its business, a backend on each node, and a server outside.
+/// A flooding pod, a victim pod, a backend on each node, and an external server.
 struct Site {
     attacker: Pod,
     victim: Pod,
@@ -37,7 +37,7 @@ impl Site {
         Ok(Self { attacker, victim, services, backends, _outside: outside, lab })
     }
 
-    /// Applies the services, which each case finds removed.
+    /// Applies the services; cases start without them.
     fn up(&self) -> Result<()> {
         self.services.iter().zip(&self.backends).try_for_each(|(service, backend)| {
             service.apply(&self.lab, None)?;
@@ -45,14 +45,14 @@ impl Site {
         })
     }
 
-    /// What the pods reach: services near and far, and the machine outside.
+    /// Targets of the victim: local and remote services, and the external machine.
     fn targets(&self, family: Family) -> [(SocketAddr, &'static str); 3] {
         let [near, far] = &self.services;
         [(near.addr(family), "near"), (far.addr(family), "far"), ((client_ip(family), TARGET).into(), "outside")]
     }
 
-    /// Floods from the attacker with what `frame` makes of the MACs of its link and a number, until its share is
-    /// refused more, and sees how others fare meanwhile and afterwards.
+    /// Floods with frames built by `frame` from the MACs of the attacker's link and a number, until the attacker
+    /// exceeds its share, and checks the victim's traffic during and after the flood.
     fn endure(&self, frame: impl Fn(([u8; 6], [u8; 6]), u32) -> Vec<u8> + Send + 'static) -> Result<()> {
         let node = self.lab.node(0);
         let macs = (self.attacker.place.mac("eth0")?, node.place.mac(&self.attacker.host_ifname()?)?);
@@ -70,7 +70,7 @@ impl Site {
         for (family, transport) in Transport::over_all() {
             for (to, server) in self.targets(family) {
                 for _ in 0..ATTEMPTS {
-                    // A datagram may be lost where all share a processor with the flood.
+                    // A datagram may be lost where others share a processor with the flood.
                     let ask = Ask::new(transport, to).timeout(Duration::from_secs(2));
                     let answer = eventually("an answer beside a flood", || Ok(ask.from(&self.victim.place)?));
                     let answer = answer.with_context(|| format!("{transport} to {to}"))?;
@@ -87,7 +87,7 @@ impl Site {
         self.nothing_is_left(&self.attacker.ips)
     }
 
-    /// Waits until no flow of these addresses is left, on any node.
+    /// Waits until no node has a flow of these addresses.
     fn nothing_is_left(&self, ips: &[IpAddr]) -> Result<()> {
         for node in self.lab.nodes() {
             for ip in ips {
@@ -105,11 +105,11 @@ impl Site {
 
 #[test]
 fn floods() -> Result<()> {
-    cases!(Site::new()?, datagrams_to_everywhere, connections_that_nobody_means_to_use, who_is_gone_leaves_nothing)
+    cases!(Site::new()?, udp_flood_to_many_ports, syn_flood, flows_of_a_deleted_pod_are_removed)
 }
 
-/// Each to another port of the machine outside, and from another port.
-fn datagrams_to_everywhere(site: &Site) -> Result<()> {
+/// Each datagram goes to another port of the external machine, from another port.
+fn udp_flood_to_many_ports(site: &Site) -> Result<()> {
     site.up()?;
     for family in Family::ALL {
         let (from, to) = (site.attacker.ip(family), client_ip(family));
@@ -122,8 +122,8 @@ fn datagrams_to_everywhere(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Their answers are thrown away: the attacker's stack, which would reset them, knows no way back.
-fn connections_that_nobody_means_to_use(site: &Site) -> Result<()> {
+/// Replies are discarded: the attacker's stack, which would reset the connections, has no route for them.
+fn syn_flood(site: &Site) -> Result<()> {
     site.up()?;
     for (family, service) in Family::ALL.into_iter().flat_map(|family| site.services.iter().map(move |s| (family, s))) {
         let (from, to) = (site.attacker.ip(family), service.addr(family));
@@ -134,8 +134,8 @@ fn connections_that_nobody_means_to_use(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Both halves of what a pod had, established or never answered.
-fn who_is_gone_leaves_nothing(site: &Site) -> Result<()> {
+/// Both halves of a pod's flows, established or unanswered, are removed with the pod.
+fn flows_of_a_deleted_pod_are_removed(site: &Site) -> Result<()> {
     site.up()?;
     let node = site.lab.node(0);
     let pod = node.add_pod("short-lived")?;
@@ -148,7 +148,7 @@ fn who_is_gone_leaves_nothing(site: &Site) -> Result<()> {
             pod.place.reaches(Transport::Tcp, to, &[server])?;
             flows.push(Ask::new(Transport::Tcp, to).open(&pod.place)?);
         }
-        // Nobody has this address.
+        // Unused address.
         let nobody = match client_ip(family) {
             IpAddr::V4(ip) => IpAddr::from([ip.octets()[0], ip.octets()[1], ip.octets()[2], 250]),
             IpAddr::V6(_) => "fd00:30::250".parse()?,
@@ -158,7 +158,7 @@ fn who_is_gone_leaves_nothing(site: &Site) -> Result<()> {
         }
         ensure!(site.flows(node, pod.ip(family))? >= 50, "the flows are there");
     }
-    // Its processes end without a word: what they would send has no way out.
+    // Its connections end without FIN or RST, since the pod has no route any more.
     for flag in ["-4", "-6"] {
         pod.place.run("ip", &[flag, "route", "flush", "table", "main"])?;
     }

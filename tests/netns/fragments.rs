@@ -1,4 +1,4 @@
-//! Fragments follow their packet's first one, whatever way that takes.
+//! Fragments follow the first fragment of their datagram on every path.
 
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
@@ -10,10 +10,10 @@ use podnet_tests::lab::{Lab, Place, Pod, Service, client_ip, eventually, vips};
 use podnet_tests::traffic::{Ask, Family, Frames, Transport, fragments, udp_frame};
 use socket2::{Protocol, Type};
 
-/// Where servers listen.
+/// Port of the servers.
 const TARGET: u16 = 8080;
 
-/// A backend on each node, with a NodePort and a ClusterIP of its own in each mode.
+/// A backend on each node, each with a NodePort and a ClusterIP in every mode.
 struct Site {
     clients: [Pod; 2],
     backends: [Pod; 2],
@@ -21,7 +21,7 @@ struct Site {
     lab: Lab,
 }
 
-/// A Service, in what mode, with which of the backends.
+/// A Service: mode and backend.
 struct Case {
     mode: &'static str,
     backend: usize,
@@ -77,12 +77,12 @@ fn fragments_of_datagrams() -> Result<()> {
         Site::new()?,
         large_datagrams_pass_every_kind_of_frontend,
         large_datagrams_reach_hosts_and_pods_directly,
-        only_the_first_fragment_has_to_come_first,
-        fragments_without_their_first_are_dropped_and_counted
+        later_fragments_may_arrive_in_any_order,
+        orphan_fragments_are_dropped_and_counted
     )
 }
 
-/// A datagram of four fragments comes back as it was sent.
+/// A datagram of four fragments is echoed unchanged.
 fn whole(place: &Place, to: SocketAddr, connected: bool) -> Result<()> {
     let payload = "f".repeat(5000);
     let ask = Ask::new(Transport::Udp, to).payload(&payload).timeout(Duration::from_millis(500));
@@ -108,7 +108,8 @@ fn large_datagrams_pass_every_kind_of_frontend(site: &Site) -> Result<()> {
                     .iter()
                     .flat_map(|place| [(*place, service.addr(family)), (*place, site.at(service, family))]);
                 for (place, to) in outside.into_iter().chain(inside) {
-                    // To the host itself nothing is cut: the loopback interface takes a datagram whole, podnet0 doesn't.
+                    // Nothing is fragmented towards the host itself: the loopback interface carries a datagram whole,
+                    // while podnet0 does not.
                     if connected && place.name() == site.lab.node(0).name() && to == site.at(service, family) {
                         continue;
                     }
@@ -121,7 +122,7 @@ fn large_datagrams_pass_every_kind_of_frontend(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// The hosts' own traffic in fragments is none of podnet's business.
+/// podnet leaves fragments of the hosts' own traffic alone.
 fn large_datagrams_reach_hosts_and_pods_directly(site: &Site) -> Result<()> {
     site.up()?;
     let _servers = site.lab.nodes().iter().map(|node| node.serve(8081)).collect::<Result<Vec<_>>>()?;
@@ -135,7 +136,7 @@ fn large_datagrams_reach_hosts_and_pods_directly(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Sends fragments by hand, and receives the answers by a socket.
+/// Sends hand-made fragments, and receives the replies on a socket.
 struct ByHand<'a> {
     site: &'a Site,
     frames: Frames,
@@ -149,7 +150,7 @@ impl<'a> ByHand<'a> {
         Ok(Self { site, frames: Frames::on(lab.client(), "eth0")?, macs })
     }
 
-    /// A socket on a port of the client's address, waiting as long as an answer could take.
+    /// A socket on a port of the client's address, with a timeout longer than any reply takes.
     fn socket(&self, to: SocketAddr, port: u16) -> Result<UdpSocket> {
         let socket = self.site.lab.client().socket_for(to, Type::DGRAM, Protocol::UDP)?;
         socket.bind(&SocketAddr::new(client_ip(Family::of(to.ip())), port).into())?;
@@ -157,7 +158,7 @@ impl<'a> ByHand<'a> {
         Ok(socket.into())
     }
 
-    /// The three fragments of a datagram of 1100 bytes.
+    /// Three fragments of a datagram of 1100 bytes.
     fn pieces(&self, to: SocketAddr, port: u16, id: u16, letter: u8) -> Vec<Vec<u8>> {
         let from = SocketAddr::new(client_ip(Family::of(to.ip())), port);
         let pieces = fragments(&udp_frame(self.macs, from, to, &[letter; 1100]), 400, id);
@@ -170,7 +171,7 @@ impl<'a> ByHand<'a> {
     }
 }
 
-/// Whether a datagram of 1100 times the letter is answered.
+/// Whether a datagram of 1100 copies of the letter is answered.
 fn answered(socket: &UdpSocket, letter: u8) -> Result<bool> {
     let mut buffer = [0; 4096];
     match socket.recv(&mut buffer) {
@@ -184,7 +185,7 @@ fn answered(socket: &UdpSocket, letter: u8) -> Result<bool> {
     }
 }
 
-fn only_the_first_fragment_has_to_come_first(site: &Site) -> Result<()> {
+fn later_fragments_may_arrive_in_any_order(site: &Site) -> Result<()> {
     site.up()?;
     let by_hand = ByHand::new(site)?;
     let mut id = 100;
@@ -200,7 +201,7 @@ fn only_the_first_fragment_has_to_come_first(site: &Site) -> Result<()> {
                 by_hand.send(order.iter().map(|index| &pieces[*index]))?;
                 ensure!(answered(&socket, b'a')?, "{}", what(&format!("{order:?} is not answered")));
             }
-            // Two packets at once.
+            // Two datagrams, interleaved.
             let (a, b) = (by_hand.pieces(to, local, id + 1, b'b'), by_hand.pieces(to, local, id + 2, b'b'));
             id += 2;
             by_hand.send(a.iter().zip(&b).flat_map(|(a, b)| [a, b]))?;
@@ -210,7 +211,7 @@ fn only_the_first_fragment_has_to_come_first(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn fragments_without_their_first_are_dropped_and_counted(site: &Site) -> Result<()> {
+fn orphan_fragments_are_dropped_and_counted(site: &Site) -> Result<()> {
     site.up()?;
     let by_hand = ByHand::new(site)?;
     let count = || -> Result<u64> { Ok(site.lab.node(0).drops()?.get("orphan_fragment").copied().unwrap_or(0)) };

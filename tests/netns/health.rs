@@ -1,4 +1,4 @@
-//! The health servers: which nodes a load balancer should send to, and how the daemon and the node are.
+//! Health servers: healthCheckNodePorts for load balancers, and the health of daemon and node.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,12 +16,12 @@ use podnet_tests::traffic::{Family, Transport, http_get};
 use serde_json::{Value, json};
 use socket2::{Protocol, Socket, Type};
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
-/// The health check's port.
+/// Port of the health check.
 const PORT: u16 = 31_000;
 
-/// Two nodes and a client outside.
+/// Two nodes and an external client.
 struct Site {
     lab: Lab,
 }
@@ -31,15 +31,15 @@ fn health() -> Result<()> {
     let site = Site { lab: Lab::builder().client(true).build()? };
     cases!(
         site,
-        a_balancer_finds_the_nodes_with_local_endpoints,
-        a_node_that_is_being_deleted_is_unhealthy_and_alive,
-        probes_are_answered_while_others_keep_connections,
-        probes_are_answered_by_a_daemon_that_has_no_descriptors_left,
-        the_servers_go_and_come_with_the_daemon_and_can_be_switched_off
+        health_check_node_port_reports_local_endpoints,
+        node_being_deleted_is_unhealthy_and_live,
+        probes_are_answered_while_attackers_hold_connections,
+        probes_are_answered_without_free_descriptors,
+        health_servers_follow_the_daemon_and_can_be_disabled
     )
 }
 
-/// Waits until the node's health check has this status and this many local endpoints, over both families.
+/// Waits until the node's health check returns this status and number of local endpoints, over both families.
 fn says(place: &Place, node: &Node, status: u16, endpoints: u64) -> Result<()> {
     for family in Family::ALL {
         let server = SocketAddr::new(node.ip(family), PORT);
@@ -57,7 +57,7 @@ fn says(place: &Place, node: &Node, status: u16, endpoints: u64) -> Result<()> {
     Ok(())
 }
 
-fn a_balancer_finds_the_nodes_with_local_endpoints(site: &Site) -> Result<()> {
+fn health_check_node_port_reports_local_endpoints(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let pods = [lab.node(0).add_pod("web-0")?, lab.node(0).add_pod("web-1")?, lab.node(1).add_pod("web-2")?];
     let service = Service::new("web", 20, 80, TARGET).load_balancer(&vips(1), 30_080);
@@ -68,7 +68,7 @@ fn a_balancer_finds_the_nodes_with_local_endpoints(site: &Site) -> Result<()> {
     local.set_endpoints(lab, &[a.clone(), b.clone()])?;
     says(client, &nodes[0], 200, 2)?;
     says(client, &nodes[1], 503, 0)?;
-    // A node asks itself, as some balancers do.
+    // A node queries itself, as some load balancers do.
     says(&nodes[0].place, &nodes[0], 200, 2)?;
     local.set_endpoints(lab, &[a.clone().terminating(), c.clone()])?;
     says(client, &nodes[0], 503, 0).context("a terminating endpoint doesn't count")?;
@@ -98,7 +98,7 @@ fn a_balancer_finds_the_nodes_with_local_endpoints(site: &Site) -> Result<()> {
     closed("the service is deleted")
 }
 
-/// Waits until a path of the daemon's own server has this status on both families.
+/// Waits until a path of the daemon's server returns this status over both families.
 fn status_of(place: &Place, node: &Node, path: &str, status: u16) -> Result<Value> {
     let mut body = Value::Null;
     for family in Family::ALL {
@@ -113,7 +113,7 @@ fn status_of(place: &Place, node: &Node, path: &str, status: u16) -> Result<Valu
     Ok(body)
 }
 
-fn a_node_that_is_being_deleted_is_unhealthy_and_alive(site: &Site) -> Result<()> {
+fn node_being_deleted_is_unhealthy_and_live(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let (client, nodes) = (lab.client(), lab.nodes());
     for node in nodes {
@@ -136,21 +136,21 @@ fn a_node_that_is_being_deleted_is_unhealthy_and_alive(site: &Site) -> Result<()
     Ok(())
 }
 
-/// What those do with a connection who want to keep others out.
+/// What an attacker does with a connection to keep others out.
 #[derive(Clone, Copy, Debug)]
 enum Manner {
     Silent,
-    /// A byte in 100 ms.
+    /// One byte every 100 ms.
     Slow,
     HugeHead,
-    /// Asks, and doesn't read.
+    /// Sends a request, and does not read the response.
     NeverReading,
 }
 
 impl Manner {
     const ALL: [Self; 4] = [Self::Silent, Self::Slow, Self::HugeHead, Self::NeverReading];
 
-    /// What is sent in round `round` of a connection.
+    /// Data sent in round `round` of a connection.
     fn text(self, round: usize) -> Vec<u8> {
         const HEAD: &[u8] = b"GET /livez HTTP/1.1\r\nHost: ";
         match (self, round) {
@@ -164,14 +164,14 @@ impl Manner {
     }
 }
 
-/// Connections that are kept for as long as the server lets them, and then made anew. Dropping it ends them.
+/// Connections that are held until the server closes them, then reopened. Ends when dropped.
 struct Siege {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Siege {
-    /// So many connections of each place.
+    /// Holds `count` connections from each place.
     fn lay(places: &[Place], server: SocketAddr, manner: Manner, count: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (places, ended) = (places.to_vec(), stop.clone());
@@ -202,21 +202,21 @@ impl Siege {
 impl Drop for Siege {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // A panic there has been reported.
+        // A panic in the thread has already been reported.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// A connection that is perhaps not there yet.
+/// A connection, possibly still being established.
 fn connect(place: &Place, server: SocketAddr) -> Option<Socket> {
     let socket = place.socket_for(server, Type::STREAM, Protocol::TCP).ok()?;
     socket.set_nonblocking(true).ok()?;
-    // Its end is told by what follows.
+    // The result shows in later calls.
     let _ = socket.connect(&server.into());
     Some(socket)
 }
 
-/// Asks again and again for some time, and each time has an answer within a second.
+/// Sends requests for some time, and requires a response within a second each time.
 fn probe(places: &[&Place], server: SocketAddr, seconds: f32) -> Result<()> {
     let end = Instant::now() + Duration::from_secs_f32(seconds);
     while Instant::now() < end {
@@ -231,7 +231,7 @@ fn probe(places: &[&Place], server: SocketAddr, seconds: f32) -> Result<()> {
     Ok(())
 }
 
-fn probes_are_answered_while_others_keep_connections(site: &Site) -> Result<()> {
+fn probes_are_answered_while_attackers_hold_connections(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let node = lab.node(0);
     let pods = (0..4).map(|i| node.add_pod(&format!("crowd-{i}"))).collect::<Result<Vec<_>>>()?;
@@ -245,7 +245,7 @@ fn probes_are_answered_while_others_keep_connections(site: &Site) -> Result<()> 
                 .with_context(|| format!("{manner:?}, {family:?}, {} sources", places.len()))?;
         }
     }
-    // The node's own, at its loopback addresses as well.
+    // From the node itself, also at its loopback addresses.
     let server = SocketAddr::new(node.ip(Family::V4), 10_256);
     let _siege = Siege::lay(&many, server, Manner::Silent, 240);
     for host in ["127.0.0.1:10256", "[::1]:10256"] {
@@ -254,7 +254,7 @@ fn probes_are_answered_while_others_keep_connections(site: &Site) -> Result<()> 
     Ok(())
 }
 
-fn probes_are_answered_by_a_daemon_that_has_no_descriptors_left(site: &Site) -> Result<()> {
+fn probes_are_answered_without_free_descriptors(site: &Site) -> Result<()> {
     let (lab, node) = (&site.lab, site.lab.node(0));
     let daemon = node.daemon_id().context("no daemon")?.to_string();
     let open = fs::read_dir(format!("/proc/{daemon}/fd"))?.count();
@@ -262,7 +262,7 @@ fn probes_are_answered_by_a_daemon_that_has_no_descriptors_left(site: &Site) -> 
     let before = fs::read_to_string(format!("/proc/{daemon}/limits"))?;
     let before = before.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
     let [soft, hard] = before.split_whitespace().take(2).collect::<Vec<_>>()[..] else { anyhow::bail!("{before}") };
-    // Room for ten connections, of which others take as many as they get.
+    // Descriptors for ten connections, which the siege competes for.
     limit(&format!("{}:", open + 10))?;
     let server = SocketAddr::new(node.ip(Family::V4), 10_256);
     let siege = Siege::lay(&[lab.node(1).place.clone()], server, Manner::Silent, 300);
@@ -272,7 +272,7 @@ fn probes_are_answered_by_a_daemon_that_has_no_descriptors_left(site: &Site) -> 
     answered
 }
 
-fn the_servers_go_and_come_with_the_daemon_and_can_be_switched_off(site: &Site) -> Result<()> {
+fn health_servers_follow_the_daemon_and_can_be_disabled(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let node = lab.node(0);
     status_of(lab.client(), node, "/livez", 200)?;
@@ -288,10 +288,11 @@ fn the_servers_go_and_come_with_the_daemon_and_can_be_switched_off(site: &Site) 
     Ok(())
 }
 
-/// Another daemon would know no more, and load balancers would have no node left: what was read holds.
+/// The node stays healthy with the objects read before; otherwise load balancers would lose all nodes, and another
+/// daemon could not do better.
 #[test]
-fn a_directory_of_manifests_that_has_gone_costs_no_node() -> Result<()> {
-    /// How long a datapath may be behind until the node counts as unhealthy, and a little.
+fn missing_manifest_directory_keeps_the_node_healthy() -> Result<()> {
+    /// Slightly longer than the datapath may be out of date before the node counts as unhealthy.
     const PATIENCE: Duration = Duration::from_secs(63);
     let lab = Lab::builder().nodes(1).client(true).build()?;
     let node = lab.node(0);

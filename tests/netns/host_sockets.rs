@@ -1,4 +1,4 @@
-//! Host processes use services: at the socket, and packet by packet through podnet0.
+//! Host processes use services through the socket hooks, and per packet through podnet0.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use podnet::config::SocketLb;
 use podnet_tests::lab::{Lab, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Stream, Transport};
 
-/// How long an answer may take: as long as TCP needs to try several times.
+/// Timeout of an answer: long enough for TCP to retransmit several times.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn site(mode: SocketLb) -> Result<(Lab, Vec<Pod>, Service)> {
@@ -27,7 +27,7 @@ fn site(mode: SocketLb) -> Result<(Lab, Vec<Pod>, Service)> {
     Ok((lab, web, service))
 }
 
-/// Whatever translates, a host process sees the service as its peer and is seen with its node's address.
+/// With either kind of translation, a host process sees the service as its peer and is seen with its node's address.
 fn host_processes_work(mode: SocketLb) -> Result<()> {
     let (lab, _web, service) = site(mode)?;
     let place = &lab.node(0).place;
@@ -46,7 +46,7 @@ fn host_processes_work(mode: SocketLb) -> Result<()> {
             }
             ensure!(servers.len() == 2, "{ask:?}: only {servers:?} answered");
         }
-        // Several questions over one unconnected socket.
+        // Several requests over one unconnected socket.
         let flow = Ask::new(Transport::Udp, service.addr(family)).open(place)?;
         for _ in 0..10 {
             let answer = flow.ask()?;
@@ -57,12 +57,12 @@ fn host_processes_work(mode: SocketLb) -> Result<()> {
 }
 
 #[test]
-fn host_processes_reach_services_at_the_socket() -> Result<()> {
+fn host_processes_reach_services_through_socket_hooks() -> Result<()> {
     host_processes_work(SocketLb::Host)
 }
 
 #[test]
-fn host_processes_reach_services_packet_by_packet() -> Result<()> {
+fn host_processes_reach_services_through_podnet0() -> Result<()> {
     host_processes_work(SocketLb::Off)
 }
 
@@ -85,33 +85,34 @@ fn refusals(mode: SocketLb) -> Result<()> {
 }
 
 #[test]
-fn what_nobody_serves_is_refused_at_the_socket() -> Result<()> {
+fn service_without_endpoints_is_refused_by_socket_hooks() -> Result<()> {
     refusals(SocketLb::Host)
 }
 
 #[test]
-fn what_nobody_serves_is_refused_packet_by_packet() -> Result<()> {
+fn service_without_endpoints_is_refused_per_packet() -> Result<()> {
     refusals(SocketLb::Off)
 }
 
 #[test]
-fn tcp_is_translated_at_the_socket_and_connected_udp_is_not() -> Result<()> {
+fn socket_hooks_translate_tcp_and_not_connected_udp() -> Result<()> {
     let (lab, _web, service) = site(SocketLb::Host)?;
     let place = &lab.node(0).place;
-    // What leaves a connected UDP socket is addressed to the service; TCP goes to the pod from the start.
+    // Packets of a connected UDP socket are addressed to the service; TCP connects to the pod.
     let udp = Stream::start(place, Transport::Udp, service.addr(Family::V4), Duration::from_millis(2))?;
     let tcp = Stream::start(place, Transport::Tcp, service.addr(Family::V4), Duration::from_millis(2))?;
     wait_until("both flow", || Ok(udp.answered() > 5 && tcp.answered() > 5))?;
     let sockets = |table: &str| -> Result<Vec<String>> {
         let text = place.netns().run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{table}")))??;
-        // Established ones only: a request that came before the service leaves a socket which is still being closed.
+        // Established connections only: a request made before the service existed leaves a socket that is still being
+        // closed.
         let remote = |line: &str| match line.split_whitespace().collect::<Vec<_>>()[..] {
             [_, _, remote, "01", ..] => Some(remote.to_owned()),
             _ => None,
         };
         Ok(text.lines().skip(1).filter_map(remote).collect())
     };
-    // The kernel's table prints addresses in host byte order: 10.96.0.10 port 80.
+    // /proc/net prints addresses in host byte order: 10.96.0.10 port 80.
     let frontend = "0A00600A:0050".to_owned();
     ensure!(sockets("udp")?.contains(&frontend), "connected UDP: {:?}", sockets("udp")?);
     ensure!(!sockets("tcp")?.contains(&frontend), "TCP: {:?}", sockets("tcp")?);
@@ -120,7 +121,7 @@ fn tcp_is_translated_at_the_socket_and_connected_udp_is_not() -> Result<()> {
 }
 
 #[test]
-fn sockets_of_pods_are_left_alone() -> Result<()> {
+fn pod_sockets_are_left_alone() -> Result<()> {
     let (lab, _web, service) = site(SocketLb::Host)?;
     let client = lab.node(0).add_pod("client")?;
     let tcp = Stream::start(&client.place, Transport::Tcp, service.addr(Family::V4), Duration::from_millis(2))?;

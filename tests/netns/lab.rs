@@ -1,4 +1,4 @@
-//! The lab itself: what the other tests take for granted.
+//! The lab itself: properties that the other tests rely on.
 
 use std::fs;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use podnet_tests::lab::Lab;
 use podnet_tests::traffic::{Ask, Family, Ping, PingAnswer, Transport};
 
 #[test]
-fn hosts_talk_over_the_fabric_and_nothing_is_left() -> Result<()> {
+fn hosts_communicate_and_nothing_is_left_behind() -> Result<()> {
     let lab = Lab::builder().daemons(false).client(true).build()?;
     let (dir, cgroup) = (lab.dir().to_owned(), lab.cgroup().to_owned());
     let servers = lab.node(1).serve(8080)?;
@@ -34,19 +34,19 @@ fn hosts_talk_over_the_fabric_and_nothing_is_left() -> Result<()> {
 #[test]
 fn processes_and_sockets_of_a_node_are_in_its_cgroup() -> Result<()> {
     let lab = Lab::builder().nodes(1).daemons(false).build()?;
-    // The node sees its own cgroup as the root, and the machine sees the node's below the lab's.
+    // The node sees its own cgroup as the root; the machine sees it below the lab's.
     assert_eq!(lab.node(0).place.run("grep", &["^0::", "/proc/self/cgroup"])?, "0::/\n");
     let procs = fs::read_to_string(lab.cgroup().join("node1/cgroup.procs"))?;
     assert_eq!(procs.lines().count(), 1, "the agent, which makes the sockets: {procs}");
     assert!(lab.node(0).place.run("ls", &["/sys/fs/cgroup/"])?.contains("cgroup.procs"));
     assert_eq!(lab.node(0).place.run("ls", &["/sys/class/net"])?, "eth0\nlo\n");
-    // The kernel's own two files, and nothing of anybody else.
+    // Only the kernel's two files.
     assert_eq!(lab.node(0).place.run("ls", &["/sys/fs/bpf"])?, "maps.debug\nprogs.debug\n");
     Ok(())
 }
 
 #[test]
-fn failures_are_told_from_silence() -> Result<()> {
+fn failures_differ_from_silence() -> Result<()> {
     let lab = Lab::builder().daemons(false).build()?;
     let place = &lab.node(0).place;
     let closed = (lab.node(1).ip(Family::V4), 9).into();
@@ -55,16 +55,16 @@ fn failures_are_told_from_silence() -> Result<()> {
     assert_eq!(udp.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     let nobody = Ask::new(Transport::Udp, "172.30.0.77:9".parse()?).timeout(Duration::from_millis(50)).from(place);
     assert_eq!(nobody.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
-    // node2 does not forward, so the hop limit matters at the fabric's own gateway only; a TTL of 1 reaches it.
+    // node2 does not forward, so the hop limit is checked by the fabric's gateway only, which a TTL of 1 reaches.
     let answer = Ping::new("172.30.0.254".parse()?).ttl(1).from(place)?;
     assert_eq!(answer, PingAnswer::Reply("172.30.0.254".parse()?));
     Ok(())
 }
 
 #[test]
-fn what_a_dead_lab_left_is_swept() -> Result<()> {
+fn leftovers_of_a_dead_lab_are_removed() -> Result<()> {
     let lab = Lab::builder().nodes(1).daemons(false).build()?;
-    // No process can have this id: it is above the kernel's limit.
+    // No process can have this id, which exceeds the kernel's limit.
     let name = "podnet-lab-99999999-0";
     let (dir, cgroup) = (lab.dir().with_file_name(name), lab.cgroup().with_file_name(name));
     fs::create_dir_all(dir.join("node1/run"))?;

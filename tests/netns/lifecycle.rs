@@ -1,4 +1,4 @@
-//! The daemon dies, the datapath doesn't.
+//! The datapath keeps working while the daemon is down.
 
 use std::fs;
 use std::path::Path;
@@ -72,7 +72,7 @@ fn killing_and_restarting_the_daemon_loses_no_packet() -> Result<()> {
 }
 
 #[test]
-fn pods_are_served_again_when_all_pins_were_lost() -> Result<()> {
+fn pods_recover_after_loss_of_all_pins() -> Result<()> {
     let site = Site::new()?;
     drop(site.traffic()?);
     let node = site.lab.node(0);
@@ -104,7 +104,7 @@ fn pods_and_new_flows_start_while_the_daemon_is_down() -> Result<()> {
 }
 
 #[test]
-fn changes_made_while_the_daemon_was_down_take_effect_at_its_start() -> Result<()> {
+fn changes_during_downtime_take_effect_at_start() -> Result<()> {
     let site = Site::new()?;
     drop(site.traffic()?);
     let place = &site.client.place;
@@ -129,7 +129,7 @@ fn changes_made_while_the_daemon_was_down_take_effect_at_its_start() -> Result<(
 }
 
 #[test]
-fn programs_are_attached_once_however_often_the_daemon_starts() -> Result<()> {
+fn daemon_restarts_do_not_attach_programs_twice() -> Result<()> {
     let site = Site::new()?;
     let node = site.lab.node(0);
     let pod_end = site.client.host_ifname()?;
@@ -141,7 +141,7 @@ fn programs_are_attached_once_however_often_the_daemon_starts() -> Result<()> {
             for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
                 let query = node.place.netns().run(|| SchedClassifier::query_tcx(&name, hook))?;
                 let (_, programs) = query.context("this test needs TCX, Linux 6.6 or later")?;
-                // Pods' host ends have clsact filters.
+                // Host ends of pods have clsact filters.
                 let direction = format!("{hook:?}").to_lowercase();
                 let filters = node.place.run("tc", &["filter", "show", "dev", &name, &direction])?;
                 let filters = filters.matches("direct-action").count();
@@ -171,7 +171,7 @@ fn programs_are_attached_once_however_often_the_daemon_starts() -> Result<()> {
 }
 
 #[test]
-fn accidents_with_manifests_take_no_service_away() -> Result<()> {
+fn manifest_accidents_keep_services_working() -> Result<()> {
     let site = Site::new()?;
     let node = site.lab.node(0);
     let traffic = site.traffic()?;
@@ -223,7 +223,7 @@ fn accidents_with_manifests_take_no_service_away() -> Result<()> {
     new_flows()?;
     restore()?;
     healthy()?;
-    // As it would be unmounted, or mounted over.
+    // As if the file system were unmounted, or another mounted over it.
     let path = manifests.display().to_string();
     node.place.run("mount", &["-t", "tmpfs", "none", &path])?;
     told("without manifests")?;
@@ -235,7 +235,7 @@ fn accidents_with_manifests_take_no_service_away() -> Result<()> {
 }
 
 #[test]
-fn a_second_daemon_is_refused_also_when_the_run_directory_was_cleaned() -> Result<()> {
+fn second_daemon_is_refused_after_cleaning_the_run_directory() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let node = lab.node(0);
     let config = node.config_file().display().to_string();
@@ -267,7 +267,7 @@ fn a_second_daemon_is_refused_also_when_the_run_directory_was_cleaned() -> Resul
 }
 
 #[test]
-fn a_second_daemon_on_a_node_is_refused() -> Result<()> {
+fn second_daemon_on_a_node_is_refused() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let node = lab.node(0);
     let config = node.config_file();

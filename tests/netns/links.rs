@@ -1,4 +1,5 @@
-//! What others do to pods' links and records on a node: it is put right at once, told by pod's name, and takes no pod down.
+//! Changes by other programs to pods' links and records: they are reverted at once, reported with the pod's name, and
+//! take no pod down.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use podnet_tests::lab::{Lab, Node, Pod, eventually};
 use podnet_tests::traffic::{Family, Transport};
 use serde_json::{Value, json};
 
-/// Far less than the half minute after which the daemon looks at everything.
+/// Much less than the 30 s between the daemon's full checks.
 const SOON: Duration = Duration::from_secs(10);
 
 struct Site {
@@ -23,17 +24,17 @@ fn links() -> Result<()> {
     let other = lab.node(0).add_server("other", 8080)?;
     cases!(
         Site { lab, other },
-        what_others_take_away_is_put_back_and_named,
-        settings_that_others_change_are_set_again_at_once,
-        a_renamed_link_is_its_pods_and_goes_with_it,
-        records_that_are_removed_are_written_again,
+        removed_parts_of_links_are_restored_and_reported,
+        changed_settings_are_restored_at_once,
+        renamed_link_is_recognised_and_deleted_with_its_pod,
+        removed_records_are_rewritten,
         damaged_records_take_no_pod_down,
-        a_directory_of_records_that_is_another_is_watched_like_the_first,
-        pods_outside_their_nodes_pod_cidrs_are_named,
+        replaced_record_directory_is_watched,
+        pods_outside_the_node_pod_cidrs_are_reported,
     )
 }
 
-/// Tries until it succeeds, for [`SOON`].
+/// Retries until success, for up to [`SOON`].
 fn soon<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
@@ -45,7 +46,7 @@ fn soon<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// The node, its agents that is, and another pod reach a pod in every way, and it them.
+/// The node's agents and another pod reach a pod in every way, and vice versa.
 fn works(site: &Site, pod: &Pod) -> Result<()> {
     let node = site.lab.node(0);
     for family in Family::ALL {
@@ -56,7 +57,7 @@ fn works(site: &Site, pod: &Pod) -> Result<()> {
     pod.invoke("CHECK").map(drop)
 }
 
-/// How often something was put back to a pod's link, and what, the last time.
+/// Number of repairs of a pod's link, and the parts repaired the last time.
 fn repairs(node: &Node, pod: &Pod) -> Result<(u64, String)> {
     let status = node.podnet_json(&["status"])?;
     let rows = status["daemon"]["report"]["repairs"].as_array().context("no repairs in the report")?.clone();
@@ -66,7 +67,7 @@ fn repairs(node: &Node, pod: &Pod) -> Result<(u64, String)> {
     Ok((field("times").as_u64().unwrap_or_default(), field("parts").as_str().unwrap_or_default().to_owned()))
 }
 
-fn what_others_take_away_is_put_back_and_named(site: &Site) -> Result<()> {
+fn removed_parts_of_links_are_restored_and_reported(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let pod = node.add_server("web", 8080)?;
     let end = pod.host_ifname()?;
@@ -106,8 +107,8 @@ fn what_others_take_away_is_put_back_and_named(site: &Site) -> Result<()> {
     pod.delete()
 }
 
-/// As `sysctl --system` does, when a package brings settings of its own.
-fn settings_that_others_change_are_set_again_at_once(site: &Site) -> Result<()> {
+/// Same as `sysctl --system`, when a package installs settings of its own.
+fn changed_settings_are_restored_at_once(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let pod = node.add_server("web", 8080)?;
     let end = pod.host_ifname()?;
@@ -129,7 +130,7 @@ fn settings_that_others_change_are_set_again_at_once(site: &Site) -> Result<()> 
     pod.delete()
 }
 
-fn pods_outside_their_nodes_pod_cidrs_are_named(site: &Site) -> Result<()> {
+fn pods_outside_the_node_pod_cidrs_are_reported(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let outside =
         |ip: &str| format!("pod default/other has the address {ip}, which is in none of this node's pod CIDRs");
@@ -152,7 +153,7 @@ fn pods_outside_their_nodes_pod_cidrs_are_named(site: &Site) -> Result<()> {
     })
 }
 
-fn a_renamed_link_is_its_pods_and_goes_with_it(site: &Site) -> Result<()> {
+fn renamed_link_is_recognised_and_deleted_with_its_pod(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let pod = node.add_server("renamed", 8080)?;
     let end = pod.host_ifname()?;
@@ -169,7 +170,7 @@ fn a_renamed_link_is_its_pods_and_goes_with_it(site: &Site) -> Result<()> {
     node.start_daemon()
 }
 
-/// The record of a pod.
+/// Path of a pod's record.
 fn record(node: &Node, pod: &Pod) -> Result<std::path::PathBuf> {
     let prefix = format!("{}:", pod.container_id);
     for entry in fs::read_dir(node.state_dir().join("attachments"))? {
@@ -181,7 +182,7 @@ fn record(node: &Node, pod: &Pod) -> Result<std::path::PathBuf> {
     anyhow::bail!("{} has no record", pod.name())
 }
 
-fn records_that_are_removed_are_written_again(site: &Site) -> Result<()> {
+fn removed_records_are_rewritten(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let pod = node.add_server("recorded", 8080)?;
     let path = record(node, &pod)?;
@@ -204,7 +205,7 @@ fn damaged_records_take_no_pod_down(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let pods = [node.add_server("cut", 8080)?, node.add_server("lost", 8080)?, node.add_server("odd", 8080)?];
     let paths = pods.iter().map(|pod| record(node, pod)).collect::<Result<Vec<_>>>()?;
-    // No daemon is there that would know them.
+    // No running daemon remembers their contents.
     node.kill_daemon()?;
     fs::write(&paths[0], "{")?;
     fs::remove_file(&paths[1])?;
@@ -221,14 +222,14 @@ fn damaged_records_take_no_pod_down(site: &Site) -> Result<()> {
     node.place.run("ip", &["route", "flush", "dev", &end])?;
     soon("what they derive is put back", || pods.iter().try_for_each(|pod| works(site, pod)))?;
     ensure!(node.log().contains("from the kernel's state"), "nobody was told");
-    // Their addresses are theirs still.
+    // Their addresses are still allocated.
     let next = node.add_pod("next")?;
     ensure!(pods.iter().all(|pod| pod.ips.iter().all(|ip| !next.ips.contains(ip))), "{:?}", next.ips);
     next.delete()?;
     pods.into_iter().try_for_each(Pod::delete)
 }
 
-fn a_directory_of_records_that_is_another_is_watched_like_the_first(site: &Site) -> Result<()> {
+fn replaced_record_directory_is_watched(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let directory = node.state_dir().join("attachments");
     let files = || -> Result<usize> { Ok(fs::read_dir(&directory)?.count()) };

@@ -1,4 +1,4 @@
-//! `/metrics` of a running daemon: what happens shows up once, where it belongs, also over a restart.
+//! `/metrics` of a running daemon: every event is counted once, under the right labels, even across a restart.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,14 +12,14 @@ use podnet_tests::lab::{Lab, Node, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Transport, http_get};
 use serde_json::{Value, json};
 
-/// `metricsBindAddress` by default.
+/// Default of `metricsBindAddress`.
 const ADDRESS: &str = "127.0.0.1:10249";
 
 const PROGRAMMING: &str = "podnet_network_programming_duration_seconds_count";
 const QUEUE: &str = "podnet_api_queue_length";
 const APPLICATION: &str = "podnet_change_application_duration_seconds_count";
 
-/// A node whose objects come from an API server, and a pod.
+/// A node with objects from an API server, and a pod.
 struct Site {
     lab: Lab,
     pod: Pod,
@@ -31,18 +31,18 @@ fn metrics() -> Result<()> {
     let pod = lab.node(0).add_pod("client")?;
     cases!(
         Site { lab, pod },
-        a_drop_is_counted_under_its_reason,
-        a_change_of_endpoints_counts_once,
-        calls_of_the_plugin_are_counted_with_their_codes,
+        drops_are_counted_by_reason,
+        endpoint_changes_are_counted_once,
+        plugin_calls_are_counted_by_code,
         tables_and_objects_are_counted,
-        the_api_is_watched,
-        after_a_restart_nothing_is_counted_twice,
-        a_port_that_is_taken_is_a_problem_and_no_end,
-        log_lines_are_json_if_that_is_wanted
+        api_connection_is_measured,
+        restart_counts_nothing_twice,
+        occupied_port_is_reported_and_not_fatal,
+        log_lines_are_json_if_configured
     )
 }
 
-/// Samples by name and labels. What isn't there is 0.
+/// Samples by name and labels; missing ones are 0.
 struct Scraped(BTreeMap<String, f64>);
 
 const NOTHING: Scraped = Scraped(BTreeMap::new());
@@ -64,7 +64,7 @@ fn scrape(node: &Node) -> Result<Scraped> {
     Ok(Scraped(samples.map(|line| sample(line).with_context(|| line.to_owned())).collect::<Result<_>>()?))
 }
 
-/// Waits until a series has grown by this much, and makes sure that it grows no further than that.
+/// Waits until a series has grown by this much, and checks that it grows no further.
 fn grows(node: &Node, series: &str, before: &Scraped, by: f64) -> Result<()> {
     let wanted = before.get(series) + by;
     eventually(&format!("{series} is {wanted}"), || {
@@ -74,7 +74,7 @@ fn grows(node: &Node, series: &str, before: &Scraped, by: f64) -> Result<()> {
     })
 }
 
-fn a_drop_is_counted_under_its_reason(site: &Site) -> Result<()> {
+fn drops_are_counted_by_reason(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let series = "podnet_dropped_packets_total{reason=\"unallocated_service\"}";
     let before = scrape(node)?;
@@ -87,7 +87,7 @@ fn a_drop_is_counted_under_its_reason(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// A slice of the service `web`, changed by something that happened at this time.
+/// An EndpointSlice of the service `web`, changed by an event at this time.
 fn slice(addr: &str, trigger: Option<&str>) -> Value {
     let mut object = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
@@ -100,7 +100,7 @@ fn slice(addr: &str, trigger: Option<&str>) -> Value {
     object
 }
 
-fn a_change_of_endpoints_counts_once(site: &Site) -> Result<()> {
+fn endpoint_changes_are_counted_once(site: &Site) -> Result<()> {
     let (lab, node) = (&site.lab, site.lab.node(0));
     let service = Service::new("web", 10, 80, 8080);
     let before = scrape(node)?;
@@ -116,7 +116,7 @@ fn a_change_of_endpoints_counts_once(site: &Site) -> Result<()> {
     let took = scrape(node)?.get(sum) - before.get(sum);
     ensure!((0.0..60.0).contains(&took), "it took {took} s");
 
-    // One that says nothing new; one by a clock that is ahead; one without a time; one that goes.
+    // One without changes; one with a clock ahead of ours; one without a time; one deletion.
     let events = "podnet_api_events_total{kind=\"EndpointSlice\",change=\"applied\"}";
     let heard = scrape(node)?;
     lab.api().apply(slice("10.244.1.9", Some("2020-01-01T00:00:00Z")));
@@ -138,7 +138,7 @@ fn calls(command: &str, code: u32) -> String {
     format!("podnet_cni_calls_total{{command=\"{command}\",code=\"{code}\"}}")
 }
 
-fn calls_of_the_plugin_are_counted_with_their_codes(site: &Site) -> Result<()> {
+fn plugin_calls_are_counted_by_code(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     grows(node, &calls("ADD", 0), &NOTHING, 1.0).context("the site's own pod")?;
     let before = scrape(node)?;
@@ -172,7 +172,7 @@ fn tables_and_objects_are_counted(site: &Site) -> Result<()> {
     service.set_endpoints(&site.lab, &[&site.pod])?;
     grows(node, "podnet_services", &NOTHING, 1.0)?;
     grows(node, "podnet_endpoint_slices", &NOTHING, 2.0)?;
-    // Those of earlier cases rest for a while.
+    // Entries of earlier cases are in quarantine for a while.
     let of = |table| format!("podnet_table_entries{{table=\"{table}\"}}");
     wait_until("backends", || Ok(scrape(node)?.get(&of("backends")) >= 4.0))?;
     let status = node.podnet_json(&["status"])?;
@@ -181,7 +181,7 @@ fn tables_and_objects_are_counted(site: &Site) -> Result<()> {
         let name = table["table"].as_str().context("a table without a name")?;
         let of = |family: &str| now.get(&format!("podnet_table_{family}{{table=\"{name}\"}}"));
         ensure!(of("capacity_entries") == table["capacity"].as_f64().context("no size")?, "{table}");
-        // Others rest for a moment, or are counted from time to time.
+        // Others are quarantined for a moment, or counted from time to time.
         if ["endpoints", "nodes", "frontends"].contains(&name) {
             ensure!(of("entries") == table["entries"].as_f64().context("no entries")?, "{table}: {}", of("entries"));
         }
@@ -191,7 +191,7 @@ fn tables_and_objects_are_counted(site: &Site) -> Result<()> {
     service.delete(&site.lab)
 }
 
-fn the_api_is_watched(site: &Site) -> Result<()> {
+fn api_connection_is_measured(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let before = scrape(node)?;
     for kind in ["Service", "EndpointSlice", "Node", "ServiceCIDR"] {
@@ -199,11 +199,11 @@ fn the_api_is_watched(site: &Site) -> Result<()> {
         let lists = format!("podnet_api_lists_total{{kind=\"{kind}\",cause=\"start\"}}");
         ensure!(before.get(&lists) == 1.0, "{kind} was listed {} times", before.get(&lists));
     }
-    // A bookmark, which says nothing of objects, is a sign of life.
+    // A bookmark, which refers to no object, is a sign of life.
     let contact = "podnet_api_last_contact_timestamp_seconds{kind=\"Node\"}";
     site.lab.api().bookmark();
     wait_until("contact", || Ok(scrape(node)?.get(contact) > before.get(contact)))?;
-    // The server goes away, and has forgotten what happened meanwhile when it is back.
+    // The server becomes unreachable, and has lost its watch history when it is back.
     let connected = "podnet_api_connected{kind=\"Service\"}";
     let unreachable = "podnet_api_errors_total{kind=\"Service\",error=\"unreachable\"}";
     site.lab.api().set_mood(Mood::HangingUp);
@@ -220,7 +220,7 @@ fn the_api_is_watched(site: &Site) -> Result<()> {
     service.delete(&site.lab)
 }
 
-fn after_a_restart_nothing_is_counted_twice(site: &Site) -> Result<()> {
+fn restart_counts_nothing_twice(site: &Site) -> Result<()> {
     let (lab, node) = (&site.lab, site.lab.node(0));
     let service = Service::new("web", 10, 80, 8080);
     service.apply(lab, None)?;
@@ -249,7 +249,7 @@ fn after_a_restart_nothing_is_counted_twice(site: &Site) -> Result<()> {
     service.delete(lab)
 }
 
-fn a_port_that_is_taken_is_a_problem_and_no_end(site: &Site) -> Result<()> {
+fn occupied_port_is_reported_and_not_fatal(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     node.stop_daemon()?;
     let taken = node.place.netns().run(|| std::net::TcpListener::bind(ADDRESS))??;
@@ -270,7 +270,7 @@ fn a_port_that_is_taken_is_a_problem_and_no_end(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn log_lines_are_json_if_that_is_wanted(site: &Site) -> Result<()> {
+fn log_lines_are_json_if_configured(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     node.stop_daemon()?;
     node.configure(|config| config.log_format = LogFormat::Json)?;

@@ -1,4 +1,4 @@
-//! NodePorts and hostPorts: a Service at the addresses of the nodes, and a pod at those of its own.
+//! NodePorts and hostPorts: Services at the nodes' addresses, and pods at those of their node.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -9,16 +9,17 @@ use podnet_tests::lab::{Endpoint, Lab, Node, Place, Pod, Service, client_ip};
 use podnet_tests::traffic::{Ask, Family, Outcome, Transport};
 use serde_json::json;
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
 /// The servers.
 const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
-/// Modes of the source address.
+/// Source address modes.
 const MODES: [&str; 3] = ["auto", "preserve", "snat"];
 
-/// Three nodes, a server on each, clients on two of them, and one outside. node2 serves NodePorts at its first addresses.
+/// Three nodes with a server each, clients on two of them, and an external client. node2 serves NodePorts at its first
+/// addresses only.
 struct Site {
-    /// On node1, node2, node3.
+    /// On node1, node2 and node3.
     web: Vec<Pod>,
     clients: [Pod; 2],
     lab: Lab,
@@ -44,18 +45,18 @@ impl Site {
 fn node_ports() -> Result<()> {
     cases!(
         Site::new()?,
-        backends_see_the_client_where_the_mode_says_so,
+        source_address_follows_the_mode,
         pods_and_hosts_use_node_ports_of_any_node,
         requests_are_spread_over_local_and_remote_backends,
-        every_address_of_the_node_serves_unless_the_setting_says_which,
-        a_service_can_change_its_type_its_port_and_its_endpoints,
-        node_ports_leave_the_hosts_own_ports_alone,
-        backends_may_be_processes_of_hosts,
-        host_ports_lead_to_the_pod_on_this_node,
+        node_ports_are_served_at_all_or_at_configured_addresses,
+        service_type_port_and_endpoints_can_change,
+        node_ports_leave_host_ports_alone,
+        host_processes_can_be_node_port_backends,
+        host_ports_reach_the_pod_on_their_node,
     )
 }
 
-/// A Service for each mode and each of these backends, with numbers and NodePorts from `first` on.
+/// A Service per mode and backend, with numbers and NodePorts counted from `first`.
 fn services<'a>(site: &'a Site, backends: &[&'a str], first: u8) -> Result<Vec<(&'static str, &'a Pod, Service)>> {
     let mut services = Vec::new();
     for mode in MODES {
@@ -71,12 +72,12 @@ fn services<'a>(site: &'a Site, backends: &[&'a str], first: u8) -> Result<Vec<(
     Ok(services)
 }
 
-fn backends_see_the_client_where_the_mode_says_so(site: &Site) -> Result<()> {
+fn source_address_follows_the_mode(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     for (mode, backend, service) in services(site, &["web-1", "web-2"], 20)? {
         let local = backend.name() == "web-1";
         for (family, transport) in Transport::over_all() {
-            // The table that defines the modes, for clients outside and externalTrafficPolicy Cluster.
+            // The table that defines the modes, for external clients and externalTrafficPolicy Cluster.
             let seen = match (mode, local) {
                 ("preserve", _) | ("auto", true) => client_ip(family),
                 _ => node.ip(family),
@@ -122,7 +123,7 @@ fn requests_are_spread_over_local_and_remote_backends(site: &Site) -> Result<()>
                 let answer = answer.with_context(|| format!("{mode}, {transport}/{family}, after {counts:?}"))?;
                 *counts.entry(answer.server).or_default() += 1;
             }
-            // Binomial: mean 30, deviation 4.5.
+            // Binomial distribution: mean 30, standard deviation 4.5.
             let fair = counts.len() == 3 && counts.values().all(|count| *count >= 8);
             ensure!(fair, "{mode}, {transport}/{family}: {counts:?}");
         }
@@ -130,12 +131,12 @@ fn requests_are_spread_over_local_and_remote_backends(site: &Site) -> Result<()>
     Ok(())
 }
 
-fn every_address_of_the_node_serves_unless_the_setting_says_which(site: &Site) -> Result<()> {
+fn node_ports_are_served_at_all_or_at_configured_addresses(site: &Site) -> Result<()> {
     let service = Service::new("every", 50, 80, TARGET).node_port(30_050);
     service.apply(&site.lab, None)?;
     service.set_endpoints(&site.lab, &[&site.web[0]])?;
     for node in &site.lab.nodes()[..2] {
-        // Added while the daemon runs, which notices.
+        // Added while the daemon runs, which detects it.
         Family::ALL
             .into_iter()
             .try_for_each(|family| node.place.ip(&format!("addr add {} dev eth0\n", second(node, family))))?;
@@ -157,7 +158,7 @@ fn every_address_of_the_node_serves_unless_the_setting_says_which(site: &Site) -
     Ok(())
 }
 
-/// An address that a node gets later.
+/// An address added to a node later.
 fn second(node: &Node, family: Family) -> IpAddr {
     let text = match family {
         Family::V4 => node.ip(family).to_string() + "0",
@@ -166,7 +167,7 @@ fn second(node: &Node, family: Family) -> IpAddr {
     text.parse().expect("is an address")
 }
 
-fn a_service_can_change_its_type_its_port_and_its_endpoints(site: &Site) -> Result<()> {
+fn service_type_port_and_endpoints_can_change(site: &Site) -> Result<()> {
     let (lab, web, inside) = (&site.lab, &site.web[1], &site.clients[0]);
     let plain = Service::new("changing", 51, 80, TARGET);
     let everywhere = |port: u16, expected: &dyn Fn(Transport, SocketAddr, &Place) -> Result<()>| -> Result<()> {
@@ -197,7 +198,7 @@ fn a_service_can_change_its_type_its_port_and_its_endpoints(site: &Site) -> Resu
     everywhere(30_152, &refuses).context("deleted")
 }
 
-fn node_ports_leave_the_hosts_own_ports_alone(site: &Site) -> Result<()> {
+fn node_ports_leave_host_ports_alone(site: &Site) -> Result<()> {
     let (lab, web) = (&site.lab, &site.web[0]);
     let service = Service::new("beside", 53, 80, TARGET).node_port(30_053);
     service.apply(lab, None)?;
@@ -209,7 +210,7 @@ fn node_ports_leave_the_hosts_own_ports_alone(site: &Site) -> Result<()> {
         for place in [lab.client(), &web.place, &lab.node(0).place] {
             place.reaches(transport, (node, 8081).into(), &["node1"])?;
         }
-        // A process of the host may itself send from a port with that number.
+        // A host process may itself send from a port with this number.
         if transport == Transport::Tcp {
             for to in [web.addr(family, TARGET), site.web[1].addr(family, TARGET), (node, 8081).into()] {
                 let ask = Ask::new(transport, to).from_port(30_053);
@@ -220,8 +221,8 @@ fn node_ports_leave_the_hosts_own_ports_alone(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// As pods in the hosts' network are.
-fn backends_may_be_processes_of_hosts(site: &Site) -> Result<()> {
+/// Same as pods in the host network.
+fn host_processes_can_be_node_port_backends(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let (near, far) = (lab.node(0), lab.node(2));
     let _servers = [near.serve(8081)?, far.serve(8081)?];
@@ -232,7 +233,7 @@ fn backends_may_be_processes_of_hosts(site: &Site) -> Result<()> {
         for (family, transport) in Transport::over_all() {
             for place in [lab.client(), &site.clients[0].place, &site.clients[1].place, &near.place, &far.place] {
                 for to in [service.addr(family), service.at(near, family), service.at(far, family)] {
-                    // ClusterIPs are for the cluster.
+                    // ClusterIPs are not reachable from outside the cluster.
                     if to != service.addr(family) || place.name() != lab.client().name() {
                         place.reaches(transport, to, &[backend.name()])?;
                     }
@@ -243,13 +244,13 @@ fn backends_may_be_processes_of_hosts(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// What a runtime gives the plugin for a container's port.
+/// A port mapping, as a runtime passes it to the plugin.
 fn mapping(host_port: u16, host_ip: &str, protocol: &str) -> serde_json::Value {
     json!({"hostPort": host_port, "containerPort": TARGET, "protocol": protocol, "hostIP": host_ip})
 }
 
-/// On node2, where NodePorts aren't everywhere: that setting is not for hostPorts.
-fn host_ports_lead_to_the_pod_on_this_node(site: &Site) -> Result<()> {
+/// On node2, where NodePorts are limited to some addresses; this setting does not apply to hostPorts.
+fn host_ports_reach_the_pod_on_their_node(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let node = lab.node(1);
     let everywhere = json!({"portMappings": [mapping(9000, "", "tcp"), mapping(9000, "", "udp")]});
@@ -278,7 +279,7 @@ fn host_ports_lead_to_the_pod_on_this_node(site: &Site) -> Result<()> {
             }
         }
         lab.client().expect(transport, (ip, 9000).into(), &Outcome::answer("open", client_ip(family)))?;
-        // To a pod this is itself.
+        // For a pod, this is the pod itself.
         let loopback = family.loopback();
         node.place.reaches(transport, (loopback, 9000).into(), &["open"]).context("at the host's loopback address")?;
         let connected = Ask::new(transport, (loopback, 9000).into()).connected().from(&node.place);

@@ -1,4 +1,4 @@
-//! Objects that ask for what isn't theirs: nodes, pods and other services go on as before.
+//! Objects that claim addresses or ports that are not theirs: nodes, pods and other services are unaffected.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Place, Pod, Service, eventually, manifest};
 use podnet_tests::traffic::{Family, Outcome, Server, Transport};
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
 
 /// A server on each node, and a client on the first.
@@ -28,12 +28,12 @@ impl Site {
         Ok(Self { thief, right, client, lab })
     }
 
-    /// The first node's processes and a pod of it.
+    /// The first node's host and a pod on it.
     fn clients(&self) -> [&Place; 2] {
         [&self.client.place, &self.lab.node(0).place]
     }
 
-    /// Waits until the first node warns of something, and gives the place among its warnings.
+    /// Waits until the first node warns about something, and returns the index of the warning.
     fn warned(&self, parts: &[&str]) -> Result<usize> {
         eventually(&format!("a warning of {parts:?}"), || {
             let status = self.lab.node(0).podnet_json(&["status"])?;
@@ -50,19 +50,19 @@ impl Site {
 }
 
 #[test]
-fn objects_that_take_from_others() -> Result<()> {
+fn conflicting_objects() -> Result<()> {
     cases!(
         Site::new()?,
-        an_external_ip_that_is_another_nodes_takes_nothing,
-        a_node_keeps_the_ports_that_it_needs,
-        an_endpoint_forges_no_tunnel,
-        a_greedy_service_leaves_room_for_others,
-        a_node_takes_nobodys_pods,
+        external_ip_of_another_node_takes_nothing,
+        node_keeps_the_ports_it_needs,
+        endpoints_cannot_forge_tunnel_packets,
+        greedy_service_leaves_room_for_others,
+        node_cannot_claim_pods_of_another,
     )
 }
 
-/// At the other node's address the other node decides, as anybody would who came from outside.
-fn an_external_ip_that_is_another_nodes_takes_nothing(site: &Site) -> Result<()> {
+/// The external IP is another node's address: that node decides, as for any external client.
+fn external_ip_of_another_node_takes_nothing(site: &Site) -> Result<()> {
     let (lab, other) = (&site.lab, site.lab.node(1));
     let gateway = lab.fabric();
     let ways = [IpAddr::from([172, 30, 0, 254]), "fd00:30::fe".parse()?];
@@ -93,7 +93,7 @@ fn an_external_ip_that_is_another_nodes_takes_nothing(site: &Site) -> Result<()>
     service.delete(lab)
 }
 
-fn a_node_keeps_the_ports_that_it_needs(site: &Site) -> Result<()> {
+fn node_keeps_the_ports_it_needs(site: &Site) -> Result<()> {
     let (lab, node) = (&site.lab, site.lab.node(0));
     let ips = Family::ALL.map(|family| node.ip(family));
     let _servers = node.serve(10_250)?;
@@ -109,7 +109,7 @@ fn a_node_keeps_the_ports_that_it_needs(site: &Site) -> Result<()> {
     service.delete(lab)
 }
 
-fn an_endpoint_forges_no_tunnel(site: &Site) -> Result<()> {
+fn endpoints_cannot_forge_tunnel_packets(site: &Site) -> Result<()> {
     let (lab, other) = (&site.lab, site.lab.node(1));
     let service = Service::new("forge", 52, 80, 8472);
     service.apply(lab, None)?;
@@ -122,7 +122,7 @@ fn an_endpoint_forges_no_tunnel(site: &Site) -> Result<()> {
     service.delete(lab)
 }
 
-fn a_greedy_service_leaves_room_for_others(site: &Site) -> Result<()> {
+fn greedy_service_leaves_room_for_others(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let ips: Vec<_> = (0..260).map(|i| IpAddr::from([198, 18, (i / 250) as u8, (i % 250) as u8]).to_string()).collect();
     let mut greedy = format!(
@@ -152,9 +152,9 @@ fn a_greedy_service_leaves_room_for_others(site: &Site) -> Result<()> {
     lab.withdraw("a-greedy")
 }
 
-fn a_node_takes_nobodys_pods(site: &Site) -> Result<()> {
+fn node_cannot_claim_pods_of_another(site: &Site) -> Result<()> {
     let (lab, other) = (&site.lab, site.lab.node(1));
-    // A pod of the other node, and all of its pods.
+    // One pod of the other node, and all of its pods.
     let ips = Family::ALL.map(|family| site.right.ip(family));
     let evil = manifest::node("zz-evil", other.pod_cidrs(), &ips);
     lab.apply("zz-evil", &manifest::yaml([&evil]))?;

@@ -1,4 +1,4 @@
-//! What is the node's own: its processes' answers, its ports, and addresses that it has by a route only.
+//! Resources of the node itself: replies to its processes, its ports, and addresses that it has by a route only.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,17 +8,17 @@ use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually};
 use podnet_tests::traffic::{Ask, Family, Outcome, Server, Transport, http_get};
 use serde_json::json;
 
-/// Where servers listen.
+/// Port of the servers.
 const PORT: u16 = 8080;
-/// What a service has at the node's addresses, and a process of the node sends from.
+/// Port of a service at the node's addresses, from which a host process also sends.
 const SHARED: u16 = 40_000;
-/// What it sends from before a service has it: three in a row.
+/// First of three source ports used before a service has them.
 const LIVE: u16 = 40_010;
-/// As [`SHARED`], a NodePort, and as a host port.
+/// Like [`SHARED`], as a NodePort and as a hostPort.
 const NODE_PORT: u16 = 30_040;
 const HOST_PORT: u16 = 9040;
 
-/// Two nodes with a server each, one that answers outside.
+/// Two nodes with a server each, and an external server.
 struct Site {
     pods: [Pod; 2],
     _outside: Vec<Server>,
@@ -47,16 +47,16 @@ fn outside(family: Family) -> SocketAddr {
 fn own_addresses() -> Result<()> {
     cases!(
         Site::new()?,
-        an_address_by_a_route_only_is_the_nodes,
-        answers_to_the_hosts_own_sockets_are_the_hosts,
-        live_connections_of_the_host_outlive_a_service_with_their_port,
-        a_host_port_is_one_of_this_node,
-        the_node_that_has_the_address_is_judged_as_the_node
+        address_with_only_a_local_route_belongs_to_the_node,
+        replies_to_host_sockets_are_not_translated,
+        host_connections_survive_a_service_on_their_port,
+        host_port_applies_to_its_node_only,
+        source_ranges_apply_to_the_node_itself
     )
 }
 
-/// A service whose external IPs are the first node's, one with the NodePort, and a pod with a host port. All have both pods
-/// or the first as backend, which a process of the host mustn't meet.
+/// A service with the first node's addresses as external IPs, a service with a NodePort, and a pod with a hostPort.
+/// Replies to host processes that use these ports must not reach the backends.
 fn shared(site: &Site) -> Result<[Pod; 1]> {
     let ips = Family::ALL.map(|family| site.node().ip(family));
     let external = Service::new("external", 40, SHARED, PORT).external_ips(&ips);
@@ -78,19 +78,19 @@ fn shared(site: &Site) -> Result<[Pod; 1]> {
     Ok([bound])
 }
 
-/// Where the first node's processes ask: outside, a pod here, a pod there.
+/// Destinations of the first node's processes: outside, a local pod, a remote pod.
 fn elsewhere(site: &Site, family: Family) -> [(&'static str, SocketAddr); 3] {
     let [here, there] = site.pods.each_ref().map(|pod| pod.addr(family, PORT));
     [("outside", outside(family)), ("pod-1", here), ("pod-2", there)]
 }
 
-fn answers_to_the_hosts_own_sockets_are_the_hosts(site: &Site) -> Result<()> {
+fn replies_to_host_sockets_are_not_translated(site: &Site) -> Result<()> {
     let _pods = shared(site)?;
     let place = &site.node().place;
     for (family, transport) in Transport::over_all() {
         for (server, to) in elsewhere(site, family) {
             for port in [SHARED, NODE_PORT, HOST_PORT] {
-                // A TCP socket always is.
+                // TCP sockets are always connected.
                 let kinds = if transport == Transport::Tcp { &[true][..] } else { &[true, false] };
                 for &connected in kinds {
                     let ask = Ask::new(transport, to).from_ip(site.node().ip(family)).from_port(port);
@@ -105,7 +105,7 @@ fn answers_to_the_hosts_own_sockets_are_the_hosts(site: &Site) -> Result<()> {
                 }
             }
         }
-        // Clients of the service are served all the same.
+        // Clients of the service are still served.
         let at = |port| SocketAddr::new(site.node().ip(family), port);
         for (port, server) in [(SHARED, "pod-2"), (NODE_PORT, "pod-2"), (HOST_PORT, "bound")] {
             site.lab.client().reaches(transport, at(port), &[server])?;
@@ -114,7 +114,7 @@ fn answers_to_the_hosts_own_sockets_are_the_hosts(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn live_connections_of_the_host_outlive_a_service_with_their_port(site: &Site) -> Result<()> {
+fn host_connections_survive_a_service_on_their_port(site: &Site) -> Result<()> {
     let place = &site.node().place;
     let mut flows = Vec::new();
     for (family, transport) in Transport::over_all() {
@@ -143,13 +143,13 @@ fn live_connections_of_the_host_outlive_a_service_with_their_port(site: &Site) -
     Ok(())
 }
 
-fn a_host_port_is_one_of_this_node(site: &Site) -> Result<()> {
+fn host_port_applies_to_its_node_only(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let strange = Family::ALL.map(|family| match family {
         Family::V4 => IpAddr::from([192, 0, 2, 53]),
         Family::V6 => [0x2001, 0xdb8, 0x53, 0, 0, 0, 0, 0x53].into(),
     });
-    // The client outside has these addresses first, and the node has a route to them, later the node.
+    // First the external client has these addresses, and the node a route to them; later the node has them.
     for (family, ip) in Family::ALL.into_iter().zip(strange) {
         let nodad = if family == Family::V4 { "" } else { " nodad" };
         site.lab.client().ip(&format!("addr add {ip} dev lo{nodad}\n"))?;
@@ -196,7 +196,7 @@ fn a_host_port_is_one_of_this_node(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Addresses of a load balancer that lead to the first node.
+/// Load balancer addresses that are routed to the first node.
 fn vips(site: &Site) -> Result<[IpAddr; 2]> {
     let vips = [[203, 0, 113, 10].into(), [0xfd00, 0x203, 0, 0, 0, 0, 0, 0x10].into()];
     for (family, vip) in Family::ALL.into_iter().zip(vips) {
@@ -207,12 +207,12 @@ fn vips(site: &Site) -> Result<[IpAddr; 2]> {
     Ok(vips)
 }
 
-/// Gives the first node addresses by local routes, as clouds' guest agents do, or takes them.
+/// Assigns addresses to the first node by local routes, as guest agents of clouds do, or removes them.
 fn local_routes(place: &Place, verb: &str, vips: &[IpAddr]) -> Result<()> {
     vips.iter().try_for_each(|vip| place.ip(&format!("route {verb} local {vip} dev eth0 proto 66\n")))
 }
 
-fn an_address_by_a_route_only_is_the_nodes(site: &Site) -> Result<()> {
+fn address_with_only_a_local_route_belongs_to_the_node(site: &Site) -> Result<()> {
     let (vips, node) = (vips(site)?, site.node());
     let balanced = Service::new("balanced", 60, 80, PORT).load_balancer(&vips, 0).external_local().health_check(32_060);
     balanced.apply(&site.lab, None)?;
@@ -236,7 +236,7 @@ fn an_address_by_a_route_only_is_the_nodes(site: &Site) -> Result<()> {
     local_routes(&node.place, "del", &vips)
 }
 
-fn the_node_that_has_the_address_is_judged_as_the_node(site: &Site) -> Result<()> {
+fn source_ranges_apply_to_the_node_itself(site: &Site) -> Result<()> {
     let (vips, node) = (vips(site)?, site.node());
     local_routes(&node.place, "add", &vips)?;
     let ranges = |name: &str, number, ranges: &[&str]| {
@@ -245,7 +245,7 @@ fn the_node_that_has_the_address_is_judged_as_the_node(site: &Site) -> Result<()
         service.set_endpoints(&site.lab, &[&site.pods[0]])?;
         Ok::<_, anyhow::Error>(())
     };
-    // The nodes' addresses, and others only.
+    // The node's addresses only, and the client's only.
     ranges("nodes-only", 61, &["172.30.0.1/32", "fd00:30::1/128"])?;
     ranges("others-only", 62, &["172.30.0.100/32", "fd00:30::100/128"])?;
     for (transport, vip) in Transport::ALL.into_iter().flat_map(|transport| vips.map(|vip| (transport, vip))) {
@@ -258,7 +258,7 @@ fn the_node_that_has_the_address_is_judged_as_the_node(site: &Site) -> Result<()
 }
 
 #[test]
-fn masquerade_works_whatever_the_ephemeral_range_is() -> Result<()> {
+fn masquerade_works_with_any_ephemeral_port_range() -> Result<()> {
     let lab = Lab::builder().client(true).build()?;
     let node = lab.node(0);
     let serve = |family| Server::start(lab.client(), "outside", outside(family));
@@ -266,7 +266,7 @@ fn masquerade_works_whatever_the_ephemeral_range_is() -> Result<()> {
     node.stop_daemon()?;
     node.place.set_sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
     node.place.set_sysctl("net.ipv4.ip_local_reserved_ports", "50000")?;
-    // Connections that have ports from the range that will be reserved, and go on.
+    // Long-lived connections from ports in the range that will be reserved.
     let held: Vec<u16> = (49_200..49_300).step_by(10).collect();
     let mut flows = Vec::new();
     for (family, transport) in Transport::over_all() {
@@ -275,7 +275,7 @@ fn masquerade_works_whatever_the_ephemeral_range_is() -> Result<()> {
             flows.push((*port, ask.open(&node.place)?));
         }
     }
-    // As after a boot: nothing is left of an earlier daemon.
+    // As after a boot: no state of an earlier daemon exists.
     node.podnet(&["cleanup"])?;
     node.start_daemon()?;
     let reserved = node.place.sysctl("net.ipv4.ip_local_reserved_ports")?;

@@ -1,4 +1,4 @@
-//! `datapath: none`: the plugin alone, without daemon and eBPF, gives routed pods.
+//! `datapath: none`: the plugin alone, without daemon and eBPF, sets up routed pods.
 
 use anyhow::{Context, Result, ensure};
 use podnet_tests::lab::{Families, Lab};
@@ -26,7 +26,7 @@ fn plain(families: Families) -> Result<Lab> {
 
 fn pods_work(families: Families) -> Result<()> {
     let lab = plain(families)?;
-    // What the daemon would do: routes to the other node's pods.
+    // In place of the daemon: routes to the other node's pods.
     for (node, other) in [(0, 1), (1, 0)] {
         for &family in families.list() {
             let cidr = &lab.node(other).pod_cidrs()[family as usize % families.list().len()];
@@ -61,16 +61,16 @@ fn pods_work(families: Families) -> Result<()> {
 }
 
 #[test]
-fn plain_routed_pods_dual_stack() -> Result<()> {
+fn routed_pods_without_datapath_dual_stack() -> Result<()> {
     pods_work(Families::Dual)
 }
 
 #[test]
-fn plain_routed_pods_ipv4() -> Result<()> {
+fn routed_pods_without_datapath_ipv4() -> Result<()> {
     pods_work(Families::V4)
 }
 
 #[test]
-fn plain_routed_pods_ipv6() -> Result<()> {
+fn routed_pods_without_datapath_ipv6() -> Result<()> {
     pods_work(Families::V6)
 }

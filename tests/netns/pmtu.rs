@@ -1,4 +1,4 @@
-//! Path-MTU discovery through every kind of frontend: no link is a black hole for what doesn't fit it.
+//! Path MTU discovery through every kind of frontend: no link is a black hole for large packets.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +10,12 @@ use podnet_tests::lab::{Lab, Place, Pod, Service, eventually};
 use podnet_tests::traffic::{Ask, Family, Server, Transport, checksum};
 use socket2::{Domain, Protocol, Type};
 
-/// Where servers listen.
+/// Port of the servers.
 const TARGET: u16 = 8080;
-/// The MTU of the link that turns out to be narrow.
+/// MTU of a narrow link on the path.
 const SMALL: u32 = 1400;
 
-/// A backend on each node with a NodePort of its own, and the far machine.
+/// A backend on each node with its own NodePort, and the far machine.
 struct Site {
     near: Pod,
     far: Pod,
@@ -30,7 +30,7 @@ impl Site {
         Ok(Self { near, far, lab })
     }
 
-    /// A Service in this mode with this backend, and its NodePort on node1.
+    /// A Service with this mode and backend, reached at its NodePort on node1.
     fn service(&self, number: u8, mode: &str, backend: &Pod) -> Result<Service> {
         let service = Service::new(&format!("s{number}"), number, 80, TARGET).node_port(30_000 + u16::from(number));
         service.apply(&self.lab, Some(mode))?;
@@ -42,13 +42,13 @@ impl Site {
         service.at(self.lab.node(0), family)
     }
 
-    /// Gives the link between the two routers, on the way to the far machine, this MTU.
+    /// Sets the MTU of the link between the two routers, on the path to the far machine.
     fn outside(&self, mtu: u32) -> Result<()> {
         self.lab.fabric().ip(&format!("link set router mtu {mtu}\n"))?;
         self.lab.router().ip(&format!("link set eth0 mtu {mtu}\n"))
     }
 
-    /// Makes node1's way to node2's pods narrow.
+    /// Makes node1's path to node2's pods narrow.
     fn narrow_inside(&self) -> Result<()> {
         let node = self.lab.node(0);
         for family in Family::ALL {
@@ -59,7 +59,7 @@ impl Site {
     }
 }
 
-/// TCP with much more than fits a packet, in both directions.
+/// Exchanges much more than one packet over TCP, in both directions.
 fn exchange(place: &Place, to: SocketAddr) -> Result<()> {
     for ask in
         [Ask::new(Transport::Tcp, to).payload("y".repeat(100_000)), Ask::new(Transport::Tcp, to).reply_of(100_000)]
@@ -74,7 +74,7 @@ fn exchange(place: &Place, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A UDP socket that may not fragment is told of the narrow link, and what size goes through it.
+/// A UDP socket with don't-fragment learns the MTU of the narrow link, and packets of that size pass.
 fn learns(place: &Place, to: SocketAddr) -> Result<()> {
     let headers = if to.is_ipv4() { 28 } else { 48 };
     let ask = |bytes: usize| {
@@ -82,7 +82,7 @@ fn learns(place: &Place, to: SocketAddr) -> Result<()> {
         ask.timeout(Duration::from_millis(500))
     };
     eventually("the path MTU is learnt", || {
-        // Replies are larger than questions by the server's name and the client's, so this is about the question.
+        // Replies are larger than requests by the names of server and client, so the limit applies to the request.
         let flow = ask(SMALL as usize - headers + 1).open(place)?;
         let error = flow.ask().err().context("a datagram that is too large was answered")?;
         ensure!(error.raw_os_error() == Some(libc::EMSGSIZE), "{error}");
@@ -99,14 +99,14 @@ fn learns(place: &Place, to: SocketAddr) -> Result<()> {
 fn path_mtu() -> Result<()> {
     cases!(
         Site::new()?,
-        node_ports_towards_a_narrow_network,
-        pods_to_a_narrow_network_outside,
-        what_the_host_believes_of_a_way_is_not_for_pods,
+        node_ports_behind_a_narrow_link,
+        pods_to_destinations_behind_a_narrow_link,
+        path_mtus_cached_by_the_host_do_not_apply_to_pods,
         services_across_a_narrow_link_between_nodes
     )
 }
 
-fn node_ports_towards_a_narrow_network(site: &Site) -> Result<()> {
+fn node_ports_behind_a_narrow_link(site: &Site) -> Result<()> {
     let mut services = Vec::new();
     for (number, (mode, backend)) in
         (20..).zip([("auto", &site.near), ("auto", &site.far), ("snat", &site.near), ("preserve", &site.far)])
@@ -141,7 +141,7 @@ fn services_across_a_narrow_link_between_nodes(site: &Site) -> Result<()> {
     site.narrow_inside()?;
     for family in Family::ALL {
         for service in [&auto, &snat] {
-            // Fresh ones have learnt nothing yet; the kernel keeps what it learns by destination address.
+            // New pods, because the kernel caches path MTUs by destination address.
             let fresh = site.lab.node(0).add_pod("fresh")?;
             learns(&fresh.place, service.addr(family)).context("a ClusterIP, from a pod")?;
             let fresh = site.lab.node(0).add_pod("fresh")?;
@@ -154,7 +154,7 @@ fn services_across_a_narrow_link_between_nodes(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn pods_to_a_narrow_network_outside(site: &Site) -> Result<()> {
+fn pods_to_destinations_behind_a_narrow_link(site: &Site) -> Result<()> {
     let ips: [IpAddr; 2] = [[172, 31, 2, 2].into(), [0xfd00, 0x31, 2, 0, 0, 0, 0, 2].into()];
     let serve = |ip: IpAddr| Server::start(site.lab.far(), "outside", (ip, TARGET).into());
     let _servers = ips.map(serve).into_iter().collect::<Result<Vec<_>>>()?;
@@ -172,9 +172,9 @@ fn pods_to_a_narrow_network_outside(site: &Site) -> Result<()> {
     site.outside(1500)
 }
 
-/// Anybody can tell a host that a way is narrow, and it believes that for ten minutes. Linux doesn't heed it for what it
-/// forwards (`net.ipv4.ip_forward_use_pmtu`), and no more do pods' flows.
-fn what_the_host_believes_of_a_way_is_not_for_pods(site: &Site) -> Result<()> {
+/// Anyone can send a host a forged "packet too big", which the host obeys for ten minutes. Linux ignores such MTUs for
+/// forwarded packets (`net.ipv4.ip_forward_use_pmtu`), and so must pods' flows.
+fn path_mtus_cached_by_the_host_do_not_apply_to_pods(site: &Site) -> Result<()> {
     const FORGED: u16 = 1280;
     let node = site.lab.node(0);
     let far: [IpAddr; 2] = [[172, 31, 2, 2].into(), [0xfd00, 0x31, 2, 0, 0, 0, 0, 2].into()];
@@ -196,8 +196,8 @@ fn what_the_host_believes_of_a_way_is_not_for_pods(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Sends a host an error that says what its answer to an echo request of `to` was too large for: no socket is needed for
-/// that to be believed.
+/// Sends a host a forged ICMP error which claims that its reply to an echo request from `to` was too big. The host
+/// accepts it without a matching socket.
 fn forge_too_big(place: &Place, host: IpAddr, to: IpAddr, mtu: u16) -> Result<()> {
     let echo = match to {
         IpAddr::V4(_) => [0, 0, 0, 0, 0, 1, 0, 1],
@@ -216,7 +216,7 @@ fn forge_too_big(place: &Place, host: IpAddr, to: IpAddr, mtu: u16) -> Result<()
     };
     let mut message = [&head[..], &mtu.to_be_bytes(), &quoted, &echo].concat();
     if host.is_ipv4() {
-        // The kernel computes the other one's itself.
+        // The kernel computes the checksum of ICMPv6.
         let sum = checksum(&message).to_be_bytes();
         message[2..4].copy_from_slice(&sum);
     }

@@ -1,4 +1,4 @@
-//! Traffic policies: which endpoints a node's clients get, and what becomes of them when there is none for them.
+//! Traffic policies: which endpoints a client gets, and what happens if there is none for it.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,12 +10,12 @@ use podnet_tests::lab::{Endpoint, Lab, Place, Pod, Service, client_ip, eventuall
 use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
 use serde_json::json;
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
-/// Questions after which every endpoint has been met, but for one case in a million: of two endpoints, 20.
+/// Number of requests after which each endpoint has answered, except in one case in a million: 20 for two endpoints.
 const ENOUGH: usize = 20;
 
-/// Two nodes in two zones, two pods with servers on each, a client pod on each, and a client outside.
+/// Two nodes in two zones, two server pods and a client pod on each, and an external client.
 struct Site {
     web: Vec<Pod>,
     clients: [Pod; 2],
@@ -46,7 +46,7 @@ impl Site {
     }
 }
 
-/// Waits until exactly these servers answer, over all protocols of all families.
+/// Waits until exactly these servers answer, over all families and protocols.
 fn served(place: &Place, to: impl Fn(Family) -> SocketAddr, servers: &[&str]) -> Result<()> {
     let wanted: BTreeSet<String> = servers.iter().map(|&name| name.to_owned()).collect();
     for (family, transport) in Transport::over_all() {
@@ -63,7 +63,7 @@ fn served(place: &Place, to: impl Fn(Family) -> SocketAddr, servers: &[&str]) ->
     Ok(())
 }
 
-/// Waits until all questions meet this.
+/// Waits until all requests have this outcome.
 fn meets(place: &Place, to: impl Fn(Family) -> SocketAddr, expected: &Outcome) -> Result<()> {
     Transport::over_all().try_for_each(|(family, transport)| place.expect(transport, to(family), expected))
 }
@@ -72,15 +72,15 @@ fn meets(place: &Place, to: impl Fn(Family) -> SocketAddr, expected: &Outcome) -
 fn policies() -> Result<()> {
     cases!(
         Site::new()?,
-        external_local_keeps_clients_on_the_node_that_they_come_to,
-        internal_local_is_about_cluster_ips_only,
-        terminating_endpoints_serve_while_there_is_no_other,
-        slices_ports_and_labels_are_taken_together,
-        hints_keep_clients_near_while_all_endpoints_have_them
+        external_local_uses_endpoints_of_the_addressed_node,
+        internal_local_applies_to_cluster_ips_only,
+        terminating_endpoints_serve_if_there_are_no_others,
+        slices_are_merged_by_port_and_label,
+        topology_hints_apply_while_all_endpoints_have_them
     )
 }
 
-fn external_local_keeps_clients_on_the_node_that_they_come_to(site: &Site) -> Result<()> {
+fn external_local_uses_endpoints_of_the_addressed_node(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let ips = vips(1);
     let service = Service::new("web", 20, 80, TARGET).load_balancer(&ips, 30_080).external_local().health_check(31_000);
@@ -103,7 +103,7 @@ fn external_local_keeps_clients_on_the_node_that_they_come_to(site: &Site) -> Re
     let after = lab.node(1).drops()?.get("no_local_endpoint").copied().unwrap_or(0);
     ensure!(after > before, "what was dropped is not counted");
 
-    // Local clients are short-circuited to any endpoint, with their own address where it is a pod's.
+    // Local clients are short-circuited to any endpoint, with the pod's own address if the client is a pod.
     for (client, node) in site.clients.iter().zip([0, 1]) {
         for (family, transport) in Transport::over_all() {
             let expected = Outcome::answer("a-0", client.ip(family));
@@ -113,7 +113,7 @@ fn external_local_keeps_clients_on_the_node_that_they_come_to(site: &Site) -> Re
         served(&lab.node(node).place, at_node(node), &["a-0"])?;
         served(&lab.node(node).place, at_vip, &["a-0"])?;
     }
-    // To another node they are clients from outside.
+    // For another node they are external clients.
     meets(&site.clients[0].place, at_node(1), &Outcome::Silence)?;
     meets(&lab.node(0).place, at_node(1), &Outcome::Silence)?;
     served(&site.clients[1].place, at_node(0), &["a-0"])?;
@@ -131,7 +131,7 @@ fn external_local_keeps_clients_on_the_node_that_they_come_to(site: &Site) -> Re
     Ok(())
 }
 
-fn internal_local_is_about_cluster_ips_only(site: &Site) -> Result<()> {
+fn internal_local_applies_to_cluster_ips_only(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let service = Service::new("internal", 41, 80, TARGET).node_port(30_041).internal_local();
     let cluster_ip = |family| service.addr(family);
@@ -158,7 +158,7 @@ fn internal_local_is_about_cluster_ips_only(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()> {
+fn terminating_endpoints_serve_if_there_are_no_others(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let service = Service::new("terminating", 42, 80, TARGET).node_port(30_042).external_local();
     let client = &site.clients[0].place;
@@ -169,7 +169,7 @@ fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()
 
     set(&site.endpoints(&["a-0", "b-0"]))?;
     served(client, cluster_ip, &["a-0", "b-0"])?;
-    // What is established stays, also at an endpoint that gets no new connections.
+    // Established connections stay, even at an endpoint that gets no new connections.
     let to = service.addr(Family::V4);
     let start = |transport| -> Result<Vec<Stream>> {
         (0..8).map(|_| Ok(Stream::start(client, transport, to, Duration::from_millis(10))?)).collect()
@@ -177,7 +177,7 @@ fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()
     let streams = [start(Transport::Tcp)?, start(Transport::Udp)?];
     set(&[site.endpoint("a-0").terminating(), site.endpoint("b-0")])?;
     served(client, cluster_ip, &["b-0"]).context("a terminating endpoint beside a ready one")?;
-    // The sets of all and of local endpoints fall back separately.
+    // The fallback to terminating endpoints applies to all endpoints and to local endpoints separately.
     served(lab.client(), at_node(0), &["a-0"]).context("a local endpoint that is terminating")?;
     served(lab.client(), at_node(1), &["b-0"])?;
     set(&[site.endpoint("a-0").terminating(), site.endpoint("a-1").not_ready(), site.endpoint("b-0").terminating()])?;
@@ -193,7 +193,7 @@ fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()
     }
     let datagrams = start(Transport::Udp)?;
     wait_until("all streams are answered", || Ok(datagrams.iter().all(|stream| stream.answered() > 10)))?;
-    // New flows go elsewhere at first, and then it serves no more.
+    // New flows first go elsewhere, then the endpoint stops serving.
     set(&[site.endpoint("a-0").terminating(), site.endpoint("b-0")])?;
     served(client, cluster_ip, &["b-0"]).context("a terminating endpoint beside a ready one, again")?;
     set(&[site.endpoint("a-0").ending(), site.endpoint("b-0").terminating()])?;
@@ -214,7 +214,7 @@ fn terminating_endpoints_serve_while_there_is_no_other(site: &Site) -> Result<()
     meets(lab.client(), at_node(0), &Outcome::Refused).context("none serves")
 }
 
-fn slices_ports_and_labels_are_taken_together(site: &Site) -> Result<()> {
+fn slices_are_merged_by_port_and_label(site: &Site) -> Result<()> {
     let all = ["a-0", "a-1", "b-0", "b-1"];
     let service = Service::new("sliced", 60, 80, TARGET).slices_of(1);
     service.apply(&site.lab, None)?;
@@ -223,14 +223,14 @@ fn slices_ports_and_labels_are_taken_together(site: &Site) -> Result<()> {
     for client in &site.clients {
         served(&client.place, at, &all)?;
     }
-    // Another proxy's, and then again this one's.
+    // First the label of another proxy, then podnet's again.
     let others = Service::new("sliced", 60, 80, TARGET).label("service.kubernetes.io/service-proxy-name", "other");
     others.apply(&site.lab, None)?;
     meets(&site.clients[0].place, at, &Outcome::Silence)?;
     service.apply(&site.lab, None)?;
     served(&site.clients[0].place, at, &all)?;
 
-    // Each port has the slices that name it.
+    // Each port has the slices that contain its name.
     let named = |name: &str| [("TCP", name.to_owned()), ("UDP", format!("{name}-udp"))];
     let [v4, v6] = [Family::V4, Family::V6].map(|family| Service::new("ported", 61, 81, TARGET).ip(family));
     let port = |number: u16| move |(protocol, name)| json!({"name": name, "protocol": protocol, "port": number});
@@ -262,7 +262,7 @@ fn slices_ports_and_labels_are_taken_together(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn hints_keep_clients_near_while_all_endpoints_have_them(site: &Site) -> Result<()> {
+fn topology_hints_apply_while_all_endpoints_have_them(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let zone = |name: &str| {
         let zone = &name[..1];
@@ -294,7 +294,7 @@ fn hints_keep_clients_near_while_all_endpoints_have_them(site: &Site) -> Result<
     served(from[1], to, &["b-0"])?;
     set(&service, &[node("a-0"), node("a-1")])?;
     served(from[1], to, &["a-0", "a-1"]).context("none for this node")?;
-    // Traffic policies go before hints.
+    // Traffic policies take precedence over hints.
     let local = service.clone().internal_local();
     local.apply(lab, None)?;
     set(&local, &cluster.map(|name| zone(name).for_nodes(&["node1"])))?;

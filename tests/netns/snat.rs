@@ -1,4 +1,4 @@
-//! Source NAT under load: tens of thousands of flows, too few ports, a full connection table.
+//! Source NAT under load: tens of thousands of flows, port exhaustion, a full connection table.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Pod, Service, wait_until};
 use podnet_tests::traffic::{Crowd, CrowdServer, Family, Stream, Transport};
 
-/// Where servers listen.
+/// Port of the servers.
 const TARGET: u16 = 8080;
-/// Where servers of crowds listen.
+/// Port of the servers for crowds.
 const CROWD: u16 = 8090;
-/// How many flows go to each destination at once.
+/// Number of simultaneous flows to each destination.
 const FLOWS: usize = 30_000;
 
-/// Services whose one backend is this pod, on a NodePort of their own.
+/// Service with a single backend, with its own NodePort.
 fn service(lab: &Lab, number: u8, target: u16, backend: &Pod) -> Result<Service> {
     let service = Service::new(&format!("s{number}"), number, 80, target).node_port(30_000 + u16::from(number));
     service.apply(lab, None)?;
@@ -26,15 +26,15 @@ fn crowd_servers(pod: &Pod) -> Result<Vec<CrowdServer>> {
     Family::ALL.into_iter().map(|family| CrowdServer::start(&pod.place, pod.addr(family, CROWD))).collect()
 }
 
-/// Lets a client open as many flows as it has ports.
+/// Widens a client's ephemeral port range to all ports.
 fn all_ports(lab: &Lab) -> Result<()> {
     lab.client().set_sysctl("net.ipv4.ip_local_port_range", "1024 65535")
 }
 
-/// Room for the flows that a case leaves behind and those of the next.
+/// Capacity for the flows left by one case plus those of the next.
 const ROOM: u32 = 1 << 20;
 
-/// Two backends on node2, whose clients outside come to node1.
+/// Two backends on node2; external clients use node1.
 struct Site {
     servers: Vec<CrowdServer>,
     backends: [Pod; 2],
@@ -50,7 +50,7 @@ impl Site {
         Ok(Self { servers, backends, lab })
     }
 
-    /// A service for each backend, both there.
+    /// A service for each of the two backends.
     fn services(&self, first: u8) -> Result<Vec<Service>> {
         let up = |(number, backend)| {
             let service = service(&self.lab, number, CROWD, backend)?;
@@ -84,18 +84,14 @@ impl Site {
 fn crowds() -> Result<()> {
     let site = Site::new()?;
     ensure!(site.servers.len() == 4, "two families, two backends");
-    cases!(
-        site,
-        thirty_thousand_connections_to_each_of_two_backends,
-        thirty_thousand_datagram_flows_to_each_of_two_backends,
-    )
+    cases!(site, thirty_thousand_tcp_flows_to_each_of_two_backends, thirty_thousand_udp_flows_to_each_of_two_backends,)
 }
 
-fn thirty_thousand_connections_to_each_of_two_backends(site: &Site) -> Result<()> {
+fn thirty_thousand_tcp_flows_to_each_of_two_backends(site: &Site) -> Result<()> {
     thirty_thousand(site, 20, Transport::Tcp, Family::V4)
 }
 
-fn thirty_thousand_datagram_flows_to_each_of_two_backends(site: &Site) -> Result<()> {
+fn thirty_thousand_udp_flows_to_each_of_two_backends(site: &Site) -> Result<()> {
     thirty_thousand(site, 22, Transport::Udp, Family::V6)
 }
 
@@ -113,8 +109,8 @@ fn thirty_thousand(site: &Site, first: u8, transport: Transport, family: Family)
 }
 
 #[test]
-fn ports_that_run_out_are_counted_and_come_back() -> Result<()> {
-    /// What the host's own connections leave, ports 1024 to 1223, and what podnet reserves then.
+fn port_exhaustion_is_counted_and_ports_are_reused() -> Result<()> {
+    /// Ports 1024 to 1223, outside the host's ephemeral range, and the ports that podnet reserves.
     const PORTS: usize = 200 + 16_384;
     const PATIENCE: Duration = Duration::from_secs(1);
     let lab = Lab::builder().client(true).daemons(false).build()?;
@@ -135,22 +131,22 @@ fn ports_that_run_out_are_counted_and_come_back() -> Result<()> {
             wait_until("the service is there", || Ok(open(service, transport, family, 1)?.opened() == 1))?;
         }
         let before = exhausted()?;
-        // A port that is free among few is found by chance, if hardly ever missed.
+        // The search for one of the last free ports is random, and may rarely miss one.
         let mut crowd = open(&services[0], transport, family, PORTS - PORTS / 16 + 300)?;
         let most = PORTS - PORTS / 16;
         ensure!((most - 200..PORTS).contains(&crowd.opened()), "{}: {} flows", what(), crowd.opened());
         ensure!(exhausted()? > before, "{}: it is not counted: {:?}", what(), node.drops()?);
-        // Datagrams that go on after the first answer are kept for longer than all this takes.
+        // UDP flows that continue after the first reply live longer than this test.
         crowd.check().with_context(what)?;
-        // The rest is for others.
+        // The remaining ports are reserved for other clients.
         let from_node2 = Crowd::open(&lab.node(1).place, transport, services[0].at(node, family), 3, PATIENCE)?;
         ensure!(from_node2.opened() == 3, "{}: another client gets {} of 3 flows", what(), from_node2.opened());
-        // Another destination has all of them too.
+        // For another destination, all ports are available again.
         let mut other = open(&services[1], transport, family, PORTS / 2)?;
         ensure!(other.opened() == PORTS / 2, "{}: {} flows to the other backend", what(), other.opened());
         crowd.check().and_then(|()| other.check()).with_context(what)?;
     }
-    // Those of connections that have ended are used again at once.
+    // Ports of closed connections are reused at once.
     for _ in 0..3 {
         let crowd = open(&services[1], Transport::Tcp, Family::V4, PORTS / 2)?;
         ensure!(crowd.opened() == PORTS / 2, "{} connections", crowd.opened());
@@ -159,7 +155,7 @@ fn ports_that_run_out_are_counted_and_come_back() -> Result<()> {
 }
 
 #[test]
-fn a_client_that_fills_the_connection_table_keeps_what_it_has_and_leaves_room_for_others() -> Result<()> {
+fn client_with_too_many_flows_keeps_them_and_leaves_capacity_to_others() -> Result<()> {
     let lab = Lab::builder().client(true).config(|_, config| config.conntrack_max = 4096).build()?;
     all_ports(&lab)?;
     let node = lab.node(0);
@@ -192,7 +188,7 @@ fn a_client_that_fills_the_connection_table_keeps_what_it_has_and_leaves_room_fo
     wait_until("the service is there", || {
         Ok(Crowd::open(lab.client(), Transport::Tcp, to, 1, Duration::from_millis(300))?.opened() == 1)
     })?;
-    // More than there is room for: two entries a flow.
+    // Exceeds the capacity: a flow has two entries.
     let mut crowd = Crowd::open(lab.client(), Transport::Tcp, to, 2600, Duration::from_millis(500))?;
     ensure!(crowd.failed() > 0 && crowd.opened() > 1000, "{} opened, {} failed", crowd.opened(), crowd.failed());
     ensure!(refused()? > 0, "it is not counted: {:?}", node.drops()?);
@@ -206,7 +202,7 @@ fn a_client_that_fills_the_connection_table_keeps_what_it_has_and_leaves_room_fo
         let report = stream.stop();
         ensure!(report.is_clean(), "{what}: {report:?}");
     }
-    // What has ended makes room.
+    // Closed flows free their entries.
     drop(crowd);
     for (family, transport) in Transport::over_all() {
         wait_until("there is room again", || Ok(lab.client().ask(transport, near.at(node, family)).is_ok()))?;

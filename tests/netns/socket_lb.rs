@@ -1,5 +1,5 @@
-//! `socketLB: all`: pods' sockets are translated, what the socket can't decide is translated packet by packet, and nobody
-//! can tell the difference but by the counters.
+//! `socketLB: all`: pods' connections are translated in the socket hooks, or per packet where a hook cannot decide;
+//! only the counters show the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -16,14 +16,14 @@ use podnet_tests::traffic::{Ask, Family, Outcome, Server, Stream, Transport};
 use serde_json::json;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-/// How long an answer may take: as long as TCP needs to try several times.
+/// Timeout of an answer: long enough for TCP to retransmit several times.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
-/// How often a question is asked.
+/// Number of requests.
 const TIMES: u64 = 20;
 
-/// How much was translated on a node, and how.
+/// Translations on a node, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     connects: u64,
@@ -46,14 +46,15 @@ impl Counts {
         })
     }
 
-    /// Whether it is what was expected. By chance a socket gets the port of an earlier one: then its datagrams belong to
-    /// that one's flow, or, where answers would be taken for those of such a flow, get another port and a flow.
+    /// Whether the counts are as expected. A socket may by chance reuse the port of an earlier one; its datagrams then
+    /// belong to the earlier flow or, where their replies would be taken for replies of that flow, get another port and
+    /// a flow of their own.
     fn is(&self, expected: Self) -> bool {
         (self.connects, self.datagrams) == (expected.connects, expected.datagrams)
             && self.flows.abs_diff(expected.flows) <= 2
     }
 
-    /// What something adds on a node.
+    /// Translations added on a node by a closure.
     fn added<T>(node: &Node, work: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
         let before = Self::of(node)?;
         let done = work()?;
@@ -97,7 +98,7 @@ impl Site {
     }
 }
 
-/// The kinds of sockets, and how a frontend is translated for each where the socket decides.
+/// Kinds of sockets, and the counters that a translation in the socket hooks increments for each.
 fn kinds(to: SocketAddr) -> [(&'static str, Ask, Counts); 3] {
     [
         ("TCP", Ask::new(Transport::Tcp, to), Counts::CONNECTS),
@@ -107,8 +108,8 @@ fn kinds(to: SocketAddr) -> [(&'static str, Ask, Counts); 3] {
     .map(|(kind, ask, counts)| (kind, ask.timeout(PATIENCE), counts))
 }
 
-/// Asks several times, each over a socket of its own. The peer must be the frontend; returns whom the servers saw, and how
-/// often each answered.
+/// Sends several requests, each over its own socket. The peer must be the frontend. Returns the source addresses seen
+/// by the servers, and the number of answers of each server.
 fn ask_often(place: &Place, ask: &Ask, to: SocketAddr) -> Result<(BTreeSet<IpAddr>, BTreeMap<String, u32>)> {
     let (mut seen, mut servers) = (BTreeSet::new(), BTreeMap::new());
     for _ in 0..TIMES {
@@ -121,7 +122,7 @@ fn ask_often(place: &Place, ask: &Ask, to: SocketAddr) -> Result<(BTreeSet<IpAdd
 }
 
 #[test]
-fn pods_reach_services_at_the_socket() -> Result<()> {
+fn pods_reach_services_through_socket_hooks() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     let host = &site.node().place;
     for family in Family::ALL {
@@ -141,7 +142,7 @@ fn pods_reach_services_at_the_socket() -> Result<()> {
 }
 
 #[test]
-fn one_socket_asks_again_and_again() -> Result<()> {
+fn one_socket_sends_repeatedly() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     for (family, transport) in Transport::over_all() {
         let to = site.service.addr(family);
@@ -160,9 +161,10 @@ fn one_socket_asks_again_and_again() -> Result<()> {
     Ok(())
 }
 
-/// What only packets show or can be given: another source, the client's last backend or its range, a port that it chose.
+/// Services that need what only packets have or allow: source NAT, session affinity, source ranges, a source port
+/// chosen by the client.
 #[test]
-fn some_services_are_left_to_the_packets() -> Result<()> {
+fn services_that_need_packets_are_translated_per_packet() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     let snat = Service::new("snat", 11, 80, TARGET);
     site.serve(&snat, Some("snat"), &site.web)?;
@@ -186,7 +188,7 @@ fn some_services_are_left_to_the_packets() -> Result<()> {
                 ensure!(servers.len() == answering, "{}: {servers:?} answered", what());
             }
         }
-        // Addresses of load balancers are like others, unless they are for some clients only.
+        // Load balancer addresses are treated alike, unless source ranges apply.
         for (service, vip, at_socket) in [(&open, open_vip, true), (&guarded, guarded_vip, false)] {
             let to = SocketAddr::from((vip[family as usize], service.port()));
             site.client.place.reaches(Transport::Tcp, to, &["web-0", "web-1"])?;
@@ -209,7 +211,7 @@ fn some_services_are_left_to_the_packets() -> Result<()> {
 }
 
 #[test]
-fn a_pod_reaches_itself() -> Result<()> {
+fn pod_reaches_itself() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     let own = Service::new("own", 11, 80, TARGET);
     site.serve(&own, None, &site.web[..1])?;
@@ -222,7 +224,7 @@ fn a_pod_reaches_itself() -> Result<()> {
             ensure!(added.is(Counts::FLOWS), "{}: {added:?}", what());
             ensure!(!seen.contains(&pod.ip(family)), "{}: the pod sees its own address", what());
         }
-        // One of two backends: whichever is met, it answers.
+        // Either of the two backends may be selected; each must answer.
         let to = site.service.addr(family);
         for (kind, ask, _) in kinds(to) {
             let (_, servers) = ask_often(&pod.place, &ask, to).with_context(|| format!("{kind}/{family}"))?;
@@ -233,7 +235,7 @@ fn a_pod_reaches_itself() -> Result<()> {
 }
 
 #[test]
-fn what_nobody_serves_is_refused_and_what_nobody_serves_here_is_not_answered() -> Result<()> {
+fn service_without_endpoints_is_refused_and_without_local_ones_is_silent() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     let empty = Service::new("empty", 11, 80, TARGET);
     empty.apply(&site.lab, None)?;
@@ -244,7 +246,7 @@ fn what_nobody_serves_is_refused_and_what_nobody_serves_here_is_not_answered() -
         let place = &site.client.place;
         place.expect(transport, empty.addr(family), &Outcome::Refused)?;
         place.expect(transport, elsewhere.addr(family), &Outcome::Silence)?;
-        // Said at once: by connect, or by sendto.
+        // The error is immediate: from connect or sendto.
         let socket = place.socket_for(empty.addr(family), kind(transport), protocol(transport))?;
         let to = SockAddr::from(empty.addr(family));
         let refused = match transport {
@@ -268,13 +270,13 @@ fn protocol(transport: Transport) -> Protocol {
 }
 
 #[test]
-fn datagrams_find_a_live_backend() -> Result<()> {
+fn datagrams_reach_a_live_backend() -> Result<()> {
     let mut site = Site::new(SocketLb::All)?;
     for family in Family::ALL {
         let to = site.service.addr(family);
         let ask = Ask::new(Transport::Udp, to).timeout(Duration::from_millis(200));
         let flows = [ask.clone().open(&site.client.place)?, ask.connected().open(&site.client.place)?];
-        // Either of them may have the backend that stays: both must have the other in turn.
+        // Each backend in turn is the only one, so each flow has to move at least once.
         for index in [0, 1] {
             site.service.set_endpoints(&site.lab, &[&site.web[index]])?;
             for flow in &flows {
@@ -287,7 +289,7 @@ fn datagrams_find_a_live_backend() -> Result<()> {
             }
         }
     }
-    // A backend that dies without a word.
+    // A backend that disappears without closing its connections.
     site.service.set_endpoints(&site.lab, &[&site.web[0], &site.web[1]])?;
     let gone = site.web.remove(0);
     gone.delete()?;
@@ -298,9 +300,9 @@ fn datagrams_find_a_live_backend() -> Result<()> {
     Ok(())
 }
 
-/// Two services with one backend, from one port of the client: the answers are told apart.
+/// Two services with one backend, from one client port: replies are not confused.
 #[test]
-fn services_share_a_backend() -> Result<()> {
+fn services_can_share_a_backend() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     let services = [Service::new("a", 11, 80, TARGET), Service::new("b", 12, 80, TARGET)];
     services.iter().try_for_each(|service| site.serve(service, None, &site.web[..1]))?;
@@ -331,7 +333,7 @@ fn services_share_a_backend() -> Result<()> {
     Ok(())
 }
 
-/// A socket of IPv6 that speaks IPv4.
+/// An IPv6 socket with an IPv4-mapped destination.
 #[test]
 fn mapped_addresses_are_translated() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
@@ -361,7 +363,7 @@ fn mapped_addresses_are_translated() -> Result<()> {
 }
 
 #[test]
-fn the_nodes_own_ports_are_translated_at_the_socket() -> Result<()> {
+fn node_ports_are_translated_by_socket_hooks() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     let service = Service::new("nodes", 11, 80, TARGET).node_port(30_080);
     site.serve(&service, None, &site.web)?;
@@ -376,10 +378,10 @@ fn the_nodes_own_ports_are_translated_at_the_socket() -> Result<()> {
                 let (_, added) = Counts::added(site.node(), || ask_often(place, &ask, to)).with_context(what)?;
                 ensure!(added.is(expected), "{}: {added:?}", what());
             }
-            // That is how a process speaks with itself.
+            // A process uses this address to reach itself.
             place.expect(Transport::Tcp, unspecified, &Outcome::Refused)?;
         }
-        // Another node's are that node's.
+        // NodePorts of another node are translated there.
         let to = service.at(site.lab.node(1), family);
         let (_, added) =
             Counts::added(site.node(), || site.client.place.reaches(Transport::Tcp, to, &["web-0", "web-1"]))?;
@@ -389,7 +391,7 @@ fn the_nodes_own_ports_are_translated_at_the_socket() -> Result<()> {
 }
 
 #[test]
-fn loopback_addresses_are_the_pods_own() -> Result<()> {
+fn loopback_addresses_belong_to_the_pod() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     let local = |family: Family| SocketAddr::from((family.loopback(), 9000));
     let mappings: Vec<_> = Transport::over_all()
@@ -413,7 +415,7 @@ fn loopback_addresses_are_the_pods_own() -> Result<()> {
 }
 
 #[test]
-fn packet_by_packet_all_is_the_same() -> Result<()> {
+fn per_packet_translation_gives_equal_results() -> Result<()> {
     let site = Site::new(SocketLb::Off)?;
     for (place, source) in [
         (&site.client.place, Family::ALL.map(|f| site.client.ip(f))),
@@ -435,7 +437,7 @@ fn packet_by_packet_all_is_the_same() -> Result<()> {
 }
 
 #[test]
-fn the_mode_can_be_changed_under_traffic() -> Result<()> {
+fn mode_can_be_changed_under_traffic() -> Result<()> {
     let site = Site::new(SocketLb::Off)?;
     let to = site.service.addr(Family::V4);
     let places = [&site.client.place, &site.node().place];
@@ -454,7 +456,7 @@ fn the_mode_can_be_changed_under_traffic() -> Result<()> {
         for (place, at_socket) in places.into_iter().zip(translated) {
             for (kind, ask, expected) in kinds(to) {
                 let what = || format!("{mode:?}: {kind} from {}", place.name());
-                // The streams that flow begin no flows, and send no datagrams that are translated at the socket.
+                // Running streams begin no flows, and send no datagrams that the socket hooks translate.
                 let (_, added) = Counts::added(node, || ask_often(place, &ask, to)).with_context(what)?;
                 ensure!(added.is(if at_socket { expected } else { Counts::FLOWS }), "{}: {added:?}", what());
             }
@@ -473,19 +475,19 @@ fn the_mode_can_be_changed_under_traffic() -> Result<()> {
 }
 
 #[test]
-fn a_namespace_that_no_pod_has_is_left_alone() -> Result<()> {
+fn unknown_network_namespace_is_left_alone() -> Result<()> {
     let site = Site::new(SocketLb::All)?;
     let to = site.service.addr(Family::V4);
     let ask = Ask::new(Transport::Tcp, to);
     let cookie = site.client.place.netns().run(netns_cookie)??;
-    // The table as the plugin finds it.
+    // The table, opened as the plugin opens it.
     let mut sandboxes = Sandboxes::open(&PinDir::new(&site.node().bpffs()))?;
     let sandbox = sandboxes.get(cookie)?.context("the pod's namespace is not known")?;
     ensure!([sandbox.v4, sandbox.v6].map(IpAddr::from)[..] == site.client.ips[..], "its addresses are {sandbox:?}");
     sandboxes.remove(cookie, &sandbox)?;
     let (_, added) = Counts::added(site.node(), || ask_often(&site.client.place, &ask, to))?;
     ensure!(added.is(Counts::FLOWS), "{added:?}");
-    // The daemon looks at its start, and from time to time.
+    // The daemon checks at its start, and periodically.
     site.node().stop_daemon()?;
     site.node().start_daemon()?;
     eventually("the entry is restored", || sandboxes.get(cookie)?.context("it is missing"))?;
@@ -496,10 +498,10 @@ fn a_namespace_that_no_pod_has_is_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// A connected socket takes answers from its peer only, whether or not the peer is named with each datagram. Nor does it
-/// stick to an endpoint that goes.
+/// A connected socket accepts datagrams from its peer only, even if it names the peer with each datagram it sends. It
+/// is also not tied to a removed endpoint.
 #[test]
-fn connected_sockets_that_send_with_an_address_are_answered() -> Result<()> {
+fn connected_sockets_that_send_with_an_address_receive_replies() -> Result<()> {
     for mode in [SocketLb::Host, SocketLb::All] {
         let site = Site::new(mode)?;
         for place in [&site.node().place, &site.client.place] {
@@ -524,7 +526,7 @@ fn connected_sockets_that_send_with_an_address_are_answered() -> Result<()> {
                 for named in [true, false, true] {
                     ask(named).with_context(|| format!("named: {named}"))?;
                 }
-                // The one that has answered goes.
+                // The endpoint that has answered is removed.
                 let gone = ask(true)?;
                 let rest: Vec<&Pod> = site.web.iter().filter(|pod| pod.name() != gone).collect();
                 site.service.set_endpoints(&site.lab, &rest)?;

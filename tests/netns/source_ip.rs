@@ -1,4 +1,4 @@
-//! Which source address a backend sees: the rows for ClusterIP of the table that defines it.
+//! Source addresses that backends see: the rows for ClusterIP of the table that defines them.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use podnet::model::SourceIp;
 use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually};
 use podnet_tests::traffic::{Family, Transport};
 
-/// The pods of the table: a backend with a neighbour on one node, another pod on the other.
+/// Pods of the table: a backend and another pod on one node, a third pod on the other.
 struct Pods {
     backend: Pod,
     near: Pod,
@@ -21,7 +21,7 @@ impl Pods {
         Ok(Self { backend, near: lab.node(0).add_pod("near")?, far: lab.node(1).add_pod("far")? })
     }
 
-    /// Every kind of client, and the source that the backend must see.
+    /// Every kind of client, with the source address that the backend must see.
     fn cases<'a>(&'a self, lab: &'a Lab, snat: bool, family: Family) -> Vec<(&'a Place, IpAddr)> {
         let source = |pod: &Pod| if snat { pod.node().ip(family) } else { pod.ip(family) };
         vec![
@@ -40,7 +40,7 @@ fn hairpin_address(node: &Node, family: Family) -> IpAddr {
     range.iter().nth(1).expect("has a first address")
 }
 
-/// Asks from everywhere, several times: the first packet of a flow takes another way than the others.
+/// Sends requests from all places, several times: the first packet of a flow takes another path than the others.
 fn check(lab: &Lab, pods: &Pods, service: &Service, snat: bool, what: &str) -> Result<()> {
     for family in Family::ALL {
         for transport in Transport::ALL {
@@ -60,7 +60,7 @@ fn check(lab: &Lab, pods: &Pods, service: &Service, snat: bool, what: &str) -> R
 }
 
 #[test]
-fn annotations_decide_service_by_service() -> Result<()> {
+fn annotation_sets_the_mode_of_a_service() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pods = Pods::on(&lab)?;
     for (number, mode) in (20..).zip(["auto", "preserve", "snat"]) {
@@ -73,7 +73,7 @@ fn annotations_decide_service_by_service() -> Result<()> {
 }
 
 #[test]
-fn the_configuration_decides_where_the_service_does_not() -> Result<()> {
+fn configuration_sets_the_default_mode() -> Result<()> {
     let lab = Lab::builder().config(|_, config| config.source_ip = SourceIp::Snat).build()?;
     let pods = Pods::on(&lab)?;
     for (number, annotation) in (20..).zip([None, Some("preserve")]) {
@@ -87,7 +87,7 @@ fn the_configuration_decides_where_the_service_does_not() -> Result<()> {
 }
 
 #[test]
-fn a_mode_can_be_changed_on_a_live_service() -> Result<()> {
+fn mode_can_be_changed_on_a_live_service() -> Result<()> {
     let lab = Lab::builder().build()?;
     let pods = Pods::on(&lab)?;
     let service = Service::new("web", 20, 80, 8080);

@@ -1,4 +1,4 @@
-//! A pod may send from its own addresses and MAC only: anything else is dropped and counted.
+//! Pods may send only from their own addresses and MAC; other packets are dropped and counted.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use podnet_tests::lab::{Lab, Pod};
 use podnet_tests::traffic::{Family, Frames, udp_frame};
 
-/// How long a frame that may arrive gets.
+/// Timeout for a frame that may arrive.
 const ARRIVES: Duration = Duration::from_secs(2);
-/// How long one that mustn't arrive is waited for, after one behind it has arrived.
+/// Additional time for a frame that must not arrive, after a later one has.
 const STRAYS: Duration = Duration::from_millis(50);
 
 struct Attack<'a> {
@@ -38,7 +38,7 @@ impl<'a> Attack<'a> {
         Ok(self.into.expect(within, wanted)?.is_some())
     }
 
-    /// Sends a forged frame and then an honest one: the honest one arrives, the forged one has not and is counted.
+    /// Sends a forged frame, then a valid one. The valid one must arrive; the forged one must be dropped and counted.
     fn is_stopped(&self, what: &str, macs: ([u8; 6], [u8; 6]), source: IpAddr, reason: &str) -> Result<()> {
         let node = self.attacker.node();
         let before = node.drops()?;
@@ -94,7 +94,7 @@ fn forged_sources_are_dropped_and_counted() -> Result<()> {
 }
 
 #[test]
-fn another_pods_address_with_its_mac_is_dropped_too() -> Result<()> {
+fn address_and_mac_of_another_pod_are_dropped() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let (attacker, victim) = (lab.node(0).add_pod("attacker")?, lab.node(0).add_pod("victim")?);
     let bystander = lab.node(0).add_pod("bystander")?;
@@ -107,12 +107,12 @@ fn another_pods_address_with_its_mac_is_dropped_too() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_ip_is_dropped() -> Result<()> {
+fn non_ip_frames_are_dropped() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let (attacker, victim) = (lab.node(0).add_pod("attacker")?, lab.node(0).add_pod("victim")?);
     let attack = Attack::new(&attacker, &victim)?;
     let before = lab.node(0).drops()?;
-    // An experimental EtherType (IEEE 802 assigns it for such uses).
+    // Experimental EtherType, assigned by IEEE 802 for such uses.
     let frame = [&attack.macs.1[..], &attack.macs.0[..], &[0x88, 0xb5], &[0; 46][..]].concat();
     attack.out.send(&frame)?;
     attack.send(attack.macs, attacker.ip(Family::V4), "honest")?;
@@ -123,17 +123,17 @@ fn what_is_no_ip_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn link_local_addresses_are_a_pods_own() -> Result<()> {
+fn pods_have_link_local_addresses() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let pod = lab.node(0).add_pod("pod")?;
-    // The gateway really has its addresses, so workloads that ask for it get an answer.
+    // The gateway owns its addresses, so that workloads can resolve it.
     pod.place.run("ip", &["neigh", "flush", "all"])?;
     for gateway in ["169.254.1.1", "fe80::1"] {
         let scoped = if gateway.contains(':') { "%eth0" } else { "" };
         let output = pod.place.run("ip", &["-json", "route", "get", gateway, "oif", "eth0"]);
         output.with_context(|| format!("no route to {gateway}{scoped}"))?;
     }
-    // What else the pod's kernel says on its link, about groups and routers, nobody needs.
+    // Other link-local messages of the pod's kernel, about groups and routers, are not needed.
     let drops = || -> Result<_> {
         let mut drops = lab.node(0).drops()?;
         drops.remove("link_scope");
@@ -141,7 +141,7 @@ fn link_local_addresses_are_a_pods_own() -> Result<()> {
     };
     let before = drops()?;
     ensure!(pod.place.ping("169.254.1.1".parse()?).is_ok(), "the IPv4 gateway does not answer");
-    // The neighbour that was flushed is found again, with the pod's own address as source.
+    // The flushed neighbour is resolved again, with the pod's own address as source.
     pod.place.ping(lab.node(0).ip(Family::V6)).context("the node by way of the IPv6 gateway")?;
     let after = drops()?;
     ensure!(before == after, "{before:?} → {after:?}");

@@ -1,6 +1,6 @@
-//! One cluster, and once around everything that depends on the kernel: the test for a kernel that is new to podnet.
+//! A tour of everything that depends on the kernel, on one cluster: the test for a kernel new to podnet.
 //!
-//! Other tests go into each of these much deeper. This one shows in seconds whether a kernel does what podnet asks of it;
+//! Other tests examine each part in more depth. This one shows within seconds whether a kernel has what podnet needs;
 //! `cargo xtask test --kernel` runs it in virtual machines. Its first lines say how podnet uses this kernel.
 
 use std::collections::BTreeSet;
@@ -16,12 +16,12 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Node, Place, Pod, Service, client_ip, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Outcome, Server, Stream, Transport};
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
-/// The servers, on node1 and node2.
+/// Servers, on node1 and node2.
 const WEB: [&str; 2] = ["web-1", "web-2"];
 
-/// Two nodes with a server and a client on each, and a machine outside with a server.
+/// Two nodes with a server and a client each, and an external machine with a server.
 struct Site {
     web: [Pod; 2],
     clients: [Pod; 2],
@@ -41,7 +41,7 @@ impl Site {
         Ok(Self { web, clients, _outside: outside, lab })
     }
 
-    /// A Service with these servers behind it, at its ClusterIP and at a NodePort.
+    /// A Service with these servers as backends, at its ClusterIP and a NodePort.
     fn service(&self, number: u8, source_ip: Option<&str>, web: &[&Pod]) -> Result<Service> {
         let service = Service::new(&format!("web-{number}"), number, 80, TARGET).node_port(30_000 + u16::from(number));
         service.apply(&self.lab, source_ip)?;
@@ -56,15 +56,15 @@ fn tour() -> Result<()> {
         Site::new()?,
         pods_and_hosts_reach_pods,
         pods_use_cluster_ips,
-        clients_outside_use_node_ports,
-        clients_outside_are_seen_with_direct_return,
-        pods_are_seen_as_their_node_outside,
+        external_clients_use_node_ports,
+        direct_return_preserves_external_client_addresses,
+        pods_are_masqueraded_outside,
         host_processes_use_cluster_ips,
-        flows_outlive_a_killed_daemon,
+        flows_survive_a_killed_daemon,
     )
 }
 
-/// What attaches the programs at the uplink: TCX, or a clsact filter before Linux 6.6.
+/// How programs are attached to the uplink: TCX, or a clsact filter before Linux 6.6.
 fn attached_by(node: &Node) -> Result<&'static str> {
     let query = node.place.netns().run(|| SchedClassifier::query_tcx("eth0", TcAttachType::Ingress))?;
     if query.is_ok_and(|(_, programs)| !programs.is_empty()) {
@@ -75,7 +75,7 @@ fn attached_by(node: &Node) -> Result<&'static str> {
     Ok("clsact")
 }
 
-/// How many socket hooks have a link.
+/// Number of socket hooks attached through links.
 fn socket_hooks(node: &Node) -> Result<usize> {
     let links = PinDir::new(&node.bpffs()).links();
     let entries = fs::read_dir(&links).with_context(|| format!("can't read {}", links.display()))?;
@@ -99,12 +99,13 @@ fn pods_and_hosts_reach_pods(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Asks until each server has answered, and demands the Service's address as the peer, and this one as the client's.
+/// Sends requests until each server has answered; the peer must be the Service's address, and the servers must see this
+/// client address.
 fn spread(place: &Place, transport: Transport, to: SocketAddr, seen: impl Fn(&str) -> IpAddr) -> Result<()> {
     let what = || format!("{transport} from {} to {to}", place.name());
     place.reaches(transport, to, &WEB)?;
     let mut servers = BTreeSet::new();
-    // That one of two isn't met in 60 attempts has a chance of 2^-59.
+    // The probability that one of two backends is missed in 60 attempts is 2^-59.
     for _ in 0..60 {
         let answer = Ask::new(transport, to).from(place).with_context(what)?;
         ensure!(answer.peer == to, "{}: the answer came from {}", what(), answer.peer);
@@ -136,8 +137,8 @@ fn pods_use_cluster_ips(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// A backend on the node that was asked sees the client; one behind another node sees the node that was asked.
-fn clients_outside_use_node_ports(site: &Site) -> Result<()> {
+/// A backend on the addressed node sees the client; a backend on another node sees the addressed node.
+fn external_clients_use_node_ports(site: &Site) -> Result<()> {
     let service = site.service(20, None, &[&site.web[0], &site.web[1]])?;
     let node = site.lab.node(0);
     for (family, transport) in Transport::over_all() {
@@ -150,7 +151,7 @@ fn clients_outside_use_node_ports(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn clients_outside_are_seen_with_direct_return(site: &Site) -> Result<()> {
+fn direct_return_preserves_external_client_addresses(site: &Site) -> Result<()> {
     let service = site.service(21, Some("preserve"), &[&site.web[0], &site.web[1]])?;
     let node = site.lab.node(0);
     for (family, transport) in Transport::over_all() {
@@ -159,7 +160,7 @@ fn clients_outside_are_seen_with_direct_return(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn pods_are_seen_as_their_node_outside(site: &Site) -> Result<()> {
+fn pods_are_masqueraded_outside(site: &Site) -> Result<()> {
     for (family, transport) in Transport::over_all() {
         for (client, node) in site.clients.iter().zip(site.lab.nodes()) {
             let expected = Outcome::answer("outside", node.ip(family));
@@ -169,7 +170,7 @@ fn pods_are_seen_as_their_node_outside(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// At the socket where the kernel can, and then packet by packet through podnet0.
+/// First in the socket hooks, if the kernel supports them, then per packet through podnet0.
 fn host_processes_use_cluster_ips(site: &Site) -> Result<()> {
     let service = site.service(10, None, &[&site.web[0], &site.web[1]])?;
     let node = site.lab.node(0);
@@ -191,7 +192,7 @@ fn host_processes_use_cluster_ips(site: &Site) -> Result<()> {
     used().context("with socket hooks again")
 }
 
-fn flows_outlive_a_killed_daemon(site: &Site) -> Result<()> {
+fn flows_survive_a_killed_daemon(site: &Site) -> Result<()> {
     let inside = site.service(10, None, &[&site.web[0], &site.web[1]])?;
     let direct = site.service(21, Some("preserve"), &[&site.web[1]])?;
     let hidden = site.service(22, Some("snat"), &[&site.web[1]])?;
@@ -230,7 +231,7 @@ fn flows_outlive_a_killed_daemon(site: &Site) -> Result<()> {
         site.clients[1].place.reaches(transport, orphan.addr(family, TARGET), &["orphan"])?;
         orphan.place.reaches(transport, inside.addr(family), &WEB)?;
     }
-    // The programs of one node are replaced, those of the other stay.
+    // The programs of one node are replaced, those of the other node are kept.
     node.disown_programs()?;
     site.lab.nodes().iter().try_for_each(|node| node.start_daemon())?;
     flow("with new daemons")?;

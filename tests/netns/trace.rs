@@ -1,4 +1,4 @@
-//! `podnet trace` and the packets themselves: what is traced is sent, and takes the same way with the same bytes.
+//! `podnet trace` against real packets: the traced packet is sent, and must take the same path with the same bytes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,14 +12,14 @@ use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually};
 use podnet_tests::traffic::{Family, Frames, Transport};
 use serde_json::{Value, json};
 
-/// Where servers listen.
+/// Port of the servers.
 const TARGET: u16 = 8080;
-/// The time for which processors remember routes, and a little more.
+/// Slightly longer than the lifetime of cached routes.
 const TICK: Duration = Duration::from_millis(1100);
-/// How long a frame that must arrive gets.
+/// Timeout for a frame that must arrive.
 const ARRIVES: Duration = Duration::from_secs(5);
 
-/// Two nodes with a server on each, a client pod on the first, and a machine outside.
+/// Two nodes with a server each, a client pod on the first, and an external machine.
 struct Site {
     client: Pod,
     near: Pod,
@@ -39,7 +39,7 @@ impl Site {
         self.lab.node(0)
     }
 
-    /// Services of every kind, ready: `near`, `far`, `itself`, `none` and others are at ports 80; the first two have
+    /// Services of every kind, ready: `near`, `far`, `itself`, `none` and others, on port 80; the first two have
     /// NodePorts.
     fn services(&self) -> Result<()> {
         let service = |name: &str, number: u8| Service::new(name, number, 80, TARGET);
@@ -69,7 +69,7 @@ impl Site {
         let sctp = Service::from_object(sctp)?;
         sctp.apply(&self.lab, None)?;
         sctp.set_endpoints(&self.lab, &[&self.near])?;
-        // Neighbours are known from now on, and tables are written.
+        // From here on, neighbours are resolved and tables are written.
         for family in Family::ALL {
             let node = self.node();
             let address = |port: u16| (node.ip(family), port).into();
@@ -91,7 +91,7 @@ impl Site {
         }
     }
 
-    /// Where frames come in that are sent there.
+    /// Where frames from this sender enter the datapath.
     fn entrance(&self, from: &Sender) -> Result<Frames> {
         match from {
             Sender::Client => Frames::on(&self.client.place, "eth0"),
@@ -100,7 +100,7 @@ impl Site {
         }
     }
 
-    /// Where a frame with that outcome is seen.
+    /// Where a frame with this outcome leaves it.
     fn exit(&self, from: &Sender, outcome: &Value) -> Result<Frames> {
         let node = &self.node().place;
         match outcome["kind"].as_str() {
@@ -117,7 +117,7 @@ impl Site {
         }
     }
 
-    /// Traces a packet, sends the very frame, and demands that the same becomes of it.
+    /// Traces a packet, sends the same frame, and requires the traced result.
     fn same(&self, from: &Sender, args: &[String]) -> Result<Value> {
         let trace = self.trace(args)?;
         let hooks: Vec<_> =
@@ -139,7 +139,7 @@ impl Site {
             return Ok(trace);
         }
         let wanted = digits(&trace["frame"])?;
-        // A frame that is handed to the neighbour table gets its MACs there.
+        // The neighbour table supplies the MACs of such a frame.
         let from_byte = if hooks.last().is_some_and(|hook| hook["route"]["mac"].is_null()) { 12 } else { 0 };
         let exit = self.exit(from, outcome)?;
         entrance.send(&frame)?;
@@ -157,12 +157,12 @@ impl Site {
     }
 }
 
-/// Where a packet is sent from.
+/// Sender of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sender {
     /// The client pod.
     Client,
-    /// The machine outside.
+    /// The external machine.
     Outside,
     /// The host, into podnet0.
     Host,
@@ -183,7 +183,7 @@ fn digits(value: &Value) -> Result<Vec<u8>> {
     (0..text.len()).step_by(2).map(|at| Ok(u8::from_str_radix(&text[at..at + 2], 16)?)).collect()
 }
 
-/// The arguments of a case, with a source port of its own where it has none.
+/// Arguments of a case, with a unique source port unless given.
 fn arguments(sender: Sender, family: Family, words: &str, port: &mut u16) -> Vec<String> {
     let mut args = vec!["--from".to_owned(), sender.argument(family)];
     args.extend(words.split_whitespace().map(str::to_owned));
@@ -201,22 +201,22 @@ fn arguments(sender: Sender, family: Family, words: &str, port: &mut u16) -> Vec
 fn traced_and_sent() -> Result<()> {
     cases!(
         Site::new()?,
-        packets_that_are_traced_go_where_the_trace_says,
-        packets_outside_of_services_go_where_the_trace_says,
-        what_is_refused_says_why,
-        fragments_and_long_packets_go_where_the_trace_says,
-        the_trace_names_backend_shares_and_the_next_node,
-        sockets_are_traced_like_their_packets,
-        nothing_is_changed_and_no_daemon_is_needed,
-        a_thousand_packets_take_less_than_a_second,
+        service_packets_follow_their_trace,
+        other_packets_follow_their_trace,
+        dropped_packets_are_traced_with_their_reason,
+        fragments_and_large_packets_follow_their_trace,
+        trace_shows_backend_probabilities_and_the_next_node,
+        socket_calls_are_traced_like_their_packets,
+        trace_changes_nothing_and_needs_no_daemon,
+        thousand_packets_are_traced_within_a_second,
     )
 }
 
-/// Traces and sends all of these: sender, arguments, kind of the outcome.
+/// Traces and sends all of these: sender, arguments, kind of outcome.
 fn all(site: &Site, port: &mut u16, cases: &[(Sender, String, &str)], family: Family) -> Result<()> {
     for (sender, words, outcome) in cases {
         let args = arguments(*sender, family, words, port);
-        // A flow's first packet, and the next one, which finds what the first has left.
+        // The first packet of a flow, and the next one, which finds the flow in the tables.
         for packet in ["first", "second"] {
             let trace = site.same(sender, &args).with_context(|| format!("{packet}: {}", args.join(" ")))?;
             ensure!(
@@ -230,7 +230,7 @@ fn all(site: &Site, port: &mut u16, cases: &[(Sender, String, &str)], family: Fa
     Ok(())
 }
 
-fn packets_that_are_traced_go_where_the_trace_says(site: &Site) -> Result<()> {
+fn service_packets_follow_their_trace(site: &Site) -> Result<()> {
     use Sender::{Client, Host, Outside};
     site.services()?;
     let mut port = 41_000;
@@ -251,7 +251,7 @@ fn packets_that_are_traced_go_where_the_trace_says(site: &Site) -> Result<()> {
                     (Outside, to(&at(30_010)), "pod"),
                     (Outside, to(&at(30_011)), "leaves"),
                     (Outside, to(&at(30_012)), "leaves"),
-                    // What the socket hooks leave alone: a port that the process has chosen, or a connected socket.
+                    // Not translated by the socket hooks: a bound or a connected socket.
                     (Host, to(&"default/near:80") + " --connected", "pod"),
                     (Host, to(&"default/far:80") + " --connected", "leaves"),
                 ],
@@ -263,7 +263,7 @@ fn packets_that_are_traced_go_where_the_trace_says(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn packets_outside_of_services_go_where_the_trace_says(site: &Site) -> Result<()> {
+fn other_packets_follow_their_trace(site: &Site) -> Result<()> {
     use Sender::{Client, Outside};
     site.services()?;
     let mut port = 43_000;
@@ -285,7 +285,7 @@ fn packets_outside_of_services_go_where_the_trace_says(site: &Site) -> Result<()
                 (Client, format!("--to {far_at}"), "leaves"),
                 (Client, icmp(&near, 8), "pod"),
                 (Outside, format!("--to {near_at}"), "pod"),
-                // A service answers pings.
+                // A service answers echo requests.
                 (Client, icmp(&"default/near", 9), "answered"),
             ],
             family,
@@ -294,7 +294,7 @@ fn packets_outside_of_services_go_where_the_trace_says(site: &Site) -> Result<()
     Ok(())
 }
 
-fn what_is_refused_says_why(site: &Site) -> Result<()> {
+fn dropped_packets_are_traced_with_their_reason(site: &Site) -> Result<()> {
     use Sender::{Client, Outside};
     site.services()?;
     let mut port = 44_000;
@@ -324,7 +324,7 @@ fn what_is_refused_says_why(site: &Site) -> Result<()> {
             let admission = steps.last().context("a step")?["admission"].as_str().unwrap_or_default();
             ensure!(admission.contains(says), "{}: {admission}", args.join(" "));
         }
-        // A pod that sends with another's address.
+        // A pod sends from another pod's address.
         let forged = pick("10.244.1.200", "fd00:244:1::200");
         let mut args = vec!["--from".to_owned(), format!("{forged}%{interface}")];
         args.extend(["--to".to_owned(), near.to_string()]);
@@ -334,7 +334,7 @@ fn what_is_refused_says_why(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn fragments_and_long_packets_go_where_the_trace_says(site: &Site) -> Result<()> {
+fn fragments_and_large_packets_follow_their_trace(site: &Site) -> Result<()> {
     use Sender::{Client, Outside};
     site.services()?;
     let mut port = 45_000;
@@ -359,7 +359,7 @@ fn fragments_and_long_packets_go_where_the_trace_says(site: &Site) -> Result<()>
             ],
             family,
         )?;
-        // A way that takes less than the interface, which the daemon notices.
+        // A route with a smaller MTU than its interface, which the daemon detects.
         let node = &site.node().place;
         node.ip(&format!("route add {} dev eth0 mtu lock 1300", outside.ip()))?;
         let words = format!("--size 1400 --dont-fragment --to {outside}");
@@ -369,7 +369,7 @@ fn fragments_and_long_packets_go_where_the_trace_says(site: &Site) -> Result<()>
             ensure!(trace["outcome"]["reason"] == "too_big", "{}", trace["outcome"]);
             Ok(())
         })?;
-        // For a tick a processor may go by the route that it had.
+        // A processor may use a cached route for up to a tick.
         std::thread::sleep(TICK);
         all(site, &mut port, &[(Client, words, "answered")], family)?;
         node.ip(&format!("route del {} dev eth0 mtu lock 1300", outside.ip()))?;
@@ -377,7 +377,7 @@ fn fragments_and_long_packets_go_where_the_trace_says(site: &Site) -> Result<()>
     Ok(())
 }
 
-fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
+fn trace_shows_backend_probabilities_and_the_next_node(site: &Site) -> Result<()> {
     site.services()?;
     let node = site.node();
     let trace = site
@@ -392,7 +392,7 @@ fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
     for table in ["conntrack", "frontends", "slots", "backends", "endpoints"] {
         ensure!(look_ups.iter().any(|look_up| look_up["table"] == table), "{table} is not among {look_ups:?}");
     }
-    // Another node's, which is asked with what the trace proposes.
+    // The other node's part of the path, traced with the arguments that this trace suggests.
     let far =
         site.trace(&["--from", "pod/default/client", "--to", "default/far:80", "--sport", "46001"].map(str::to_owned))?;
     ensure!(far["next"]["node"] == "node2", "{}", far["next"]);
@@ -400,7 +400,7 @@ fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
     let words: Vec<_> = command.split(' ').skip(1).collect();
     let there = site.lab.node(1).podnet_json(&[&words[..], &["--bytes"]].concat())?;
     ensure!(there[0]["outcome"]["kind"] == "pod" && there[0]["outcome"]["pod"] == "default/far", "{there}");
-    // Direct server return too, which the other node knows by this one's MAC.
+    // Same for direct server return, where the other node recognises this one's MAC.
     let to = std::net::SocketAddr::new(node.ip(Family::V4), 30_012);
     let outside = client_ip(Family::V4);
     let direct =
@@ -409,7 +409,7 @@ fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
     let words: Vec<_> = command.split(' ').skip(1).collect();
     let there = site.lab.node(1).podnet_json(&words)?;
     ensure!(there[0]["outcome"]["pod"] == "default/far", "{command}: {there}");
-    // Affinity, once there is some.
+    // Session affinity, once there is an entry.
     let sticky = ["--from", "pod/default/client", "--to", "default/sticky:80", "--sport", "46003"].map(str::to_owned);
     let first = site.same(&Sender::Client, &sticky)?;
     let again = ["--from", "pod/default/client", "--to", "default/sticky:80", "--sport", "46004"].map(str::to_owned);
@@ -417,7 +417,7 @@ fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
     let backend = |trace: &Value| trace["steps"][0]["backend"].clone();
     ensure!(backend(&first)["backend"] == backend(&second)["backend"], "{first}\n{second}");
     ensure!(backend(&second)["by"].as_str().is_some_and(|by| by.contains("session affinity")), "{second}");
-    // For people.
+    // Output for people.
     let text = node.podnet(&["trace", "--from", "pod/default/client", "--to", "default/far:80"])?;
     for words in ["packet", "default/far:tcp", "goes to node2, ask there: podnet trace", "leaves on"] {
         ensure!(text.contains(words), "{words} is not in\n{text}");
@@ -425,7 +425,7 @@ fn the_trace_names_backend_shares_and_the_next_node(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn sockets_are_traced_like_their_packets(site: &Site) -> Result<()> {
+fn socket_calls_are_traced_like_their_packets(site: &Site) -> Result<()> {
     site.services()?;
     let node = site.node();
     for family in Family::ALL {
@@ -447,7 +447,7 @@ fn sockets_are_traced_like_their_packets(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn nothing_is_changed_and_no_daemon_is_needed(site: &Site) -> Result<()> {
+fn trace_changes_nothing_and_needs_no_daemon(site: &Site) -> Result<()> {
     site.services()?;
     let node = site.node();
     node.stop_daemon()?;
@@ -476,7 +476,7 @@ fn nothing_is_changed_and_no_daemon_is_needed(site: &Site) -> Result<()> {
     node.start_daemon()
 }
 
-/// A capture as tcpdump would write it.
+/// A capture file as written by tcpdump.
 fn capture(frames: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1].map(u32::to_le_bytes).concat();
     for frame in frames {
@@ -487,7 +487,7 @@ fn capture(frames: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-fn a_thousand_packets_take_less_than_a_second(site: &Site) -> Result<()> {
+fn thousand_packets_are_traced_within_a_second(site: &Site) -> Result<()> {
     site.services()?;
     let mut frames = Vec::new();
     for (n, to) in ["default/near:80", "default/far:80", "default/both:80", "203.0.113.9:443"].into_iter().enumerate() {
@@ -495,7 +495,7 @@ fn a_thousand_packets_take_less_than_a_second(site: &Site) -> Result<()> {
         let frame = digits(&trace["steps"][0]["before"])?;
         for sport in 0..250u16 {
             let mut frame = frame.clone();
-            // The pipeline doesn't look at what the checksum was.
+            // The pipeline updates checksums without verifying them.
             frame[34..36].copy_from_slice(&(48_000 + sport + 250 * n as u16).to_be_bytes());
             frames.push(frame);
         }
@@ -512,7 +512,7 @@ fn a_thousand_packets_take_less_than_a_second(site: &Site) -> Result<()> {
             counts
         });
     ensure!(outcomes.len() == 2, "{outcomes:?}");
-    // The processor's time: other tests have the processors too.
+    // CPU time, since other tests use the processors as well.
     let before = children_time()?;
     site.node().podnet(&args)?;
     let took = children_time()? - before;
@@ -521,7 +521,7 @@ fn a_thousand_packets_take_less_than_a_second(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// How long this process's children that have ended had a processor.
+/// CPU time of this process's terminated children.
 fn children_time() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let time = |time: TimeVal| Duration::from_micros(time.num_microseconds().unsigned_abs());

@@ -1,4 +1,4 @@
-//! Redirects skip the host's stack, which would count hops and check sizes: the datapath does both.
+//! Redirected packets skip the host's stack, which would decrement TTLs and check sizes; the datapath does both.
 
 use std::net::SocketAddr;
 
@@ -11,12 +11,12 @@ fn time_exceeded(family: Family) -> u8 {
     if family == Family::V4 { 11 } else { 3 }
 }
 
-/// ICMP type and code of "does not fit".
+/// ICMP type and code of "packet too big".
 fn too_big(family: Family) -> (u8, u8) {
     if family == Family::V4 { (3, 4) } else { (2, 0) }
 }
 
-/// Bytes of IP and ICMP headers.
+/// Length of IP and ICMP headers.
 fn headers(family: Family) -> usize {
     if family == Family::V4 { 28 } else { 48 }
 }
@@ -52,7 +52,7 @@ fn every_node_on_the_way_counts_as_a_hop() -> Result<()> {
 }
 
 #[test]
-fn pods_get_the_uplinks_mtu() -> Result<()> {
+fn pods_get_the_mtu_of_the_uplink() -> Result<()> {
     let lab = Lab::builder().nodes(1).mtu(1450).build()?;
     let pod = lab.node(0).add_pod("a")?;
     let link: serde_json::Value = serde_json::from_str(&pod.place.run("ip", &["-json", "link", "show", "eth0"])?)?;
@@ -60,11 +60,10 @@ fn pods_get_the_uplinks_mtu() -> Result<()> {
     Ok(())
 }
 
-/// The MTU that the link between the nodes turns out to have.
+/// MTU of the narrow link between the nodes.
 const SMALL: usize = 1400;
 
-/// A pod with a server on the other node, behind a service, and a link between the nodes that becomes smaller than pods
-/// were told.
+/// A server pod on the other node, behind a service, and a link between the nodes with a smaller MTU than the pods'.
 fn narrow() -> Result<(Lab, Pod, Service)> {
     let lab = Lab::builder().build()?;
     let mut far = lab.node(1).add_pod("far")?;
@@ -82,7 +81,7 @@ fn narrow() -> Result<(Lab, Pod, Service)> {
     Ok((lab, far, service))
 }
 
-/// A question and an answer of many segments.
+/// A request and a reply of many segments.
 fn exchange(from: &Pod, to: SocketAddr) -> Result<()> {
     let large = "x".repeat(60_000);
     let ask = Ask::new(Transport::Tcp, to).payload(&large);
@@ -94,7 +93,7 @@ fn exchange(from: &Pod, to: SocketAddr) -> Result<()> {
 }
 
 #[test]
-fn what_does_not_fit_is_reported_to_its_sender() -> Result<()> {
+fn oversized_packets_are_reported_to_their_sender() -> Result<()> {
     let (lab, far, _) = narrow()?;
     let pod = lab.node(0).add_pod("pod")?;
     for family in Family::ALL {
@@ -107,7 +106,7 @@ fn what_does_not_fit_is_reported_to_its_sender() -> Result<()> {
             other => bail!("{family}: {other:?}"),
         }
         ensure!(fits.from(&pod.place)? == PingAnswer::Reply(far.ip(family)), "{family}: what fits does not arrive");
-        // A pod that has learnt nothing yet.
+        // A new pod has no cached path MTU.
         let fresh = lab.node(0).add_pod("fresh")?;
         exchange(&fresh, far.addr(family, 8080)).with_context(|| family.name())?;
     }
@@ -115,10 +114,10 @@ fn what_does_not_fit_is_reported_to_its_sender() -> Result<()> {
 }
 
 #[test]
-fn services_are_no_black_holes_for_what_does_not_fit() -> Result<()> {
+fn path_mtu_discovery_works_through_services() -> Result<()> {
     let (lab, _far, service) = narrow()?;
     for family in Family::ALL {
-        // The error is about a packet to the backend; the pod must see it as one about its packet to the service.
+        // The error quotes a packet to the backend; the pod must see it as an error about its packet to the service.
         let fresh = lab.node(0).add_pod("fresh")?;
         exchange(&fresh, service.addr(family)).with_context(|| family.name())?;
     }
@@ -126,7 +125,7 @@ fn services_are_no_black_holes_for_what_does_not_fit() -> Result<()> {
 }
 
 #[test]
-fn datagrams_larger_than_the_mtu_arrive_whole() -> Result<()> {
+fn datagrams_larger_than_the_mtu_arrive_complete() -> Result<()> {
     let lab = Lab::builder().build()?;
     let client = lab.node(0).add_pod("client")?;
     let mut servers = [lab.node(0).add_pod("near")?, lab.node(1).add_pod("far")?];

@@ -12,18 +12,18 @@ use podnet_tests::lab::{Families, Lab, Node, Pod, Service, eventually, vips, wai
 use podnet_tests::traffic::{Ask, Family, Frames, Outcome, Server, Stream, Transport, udp_frame};
 use serde_json::Value;
 
-/// Where servers listen.
+/// Port of the servers.
 const TARGET: u16 = 8080;
-/// Where processes of the nodes listen.
+/// Port of the nodes' host processes.
 const HOST_TARGET: u16 = 9090;
-/// The device.
+/// The tunnel device.
 const TUNNEL: &str = "podnet-vxlan";
-/// What it takes over IPv4, of the nodes' 1500.
+/// Its MTU over IPv4, with nodes at 1500.
 const MTU: u32 = 1450;
 /// The UDP port of the tunnel.
 const PORT: u16 = 8472;
 
-/// A server in a pod of every node and in every node itself.
+/// A server in a pod on every node, and in every node's host network.
 struct Site {
     pods: Vec<Pod>,
     _hosts: Vec<Vec<Server>>,
@@ -54,7 +54,7 @@ impl Site {
         families.into_iter().flat_map(|family| self.pods.iter().map(move |pod| (family, pod)))
     }
 
-    /// Pods and processes of all nodes reach those of all others, which see who they are.
+    /// Pods and processes of all nodes reach those of all other nodes, with their own addresses.
     fn all_pairs(&self) -> Result<()> {
         for (family, from) in self.over_pods() {
             for to in &self.pods {
@@ -69,7 +69,7 @@ impl Site {
     }
 }
 
-/// What a node's tunnel has entries for: the MACs of its forwarding table, the neighbours and the routes.
+/// Entries of a node's tunnel: MACs in its forwarding table, neighbours, and routes.
 fn entries(node: &Node) -> Result<[BTreeSet<String>; 3]> {
     let rows = |program: &str, args: &[&str], key: &str| -> Result<BTreeSet<String>> {
         let rows: Vec<Value> = serde_json::from_str(&node.place.run(program, args)?)?;
@@ -88,22 +88,22 @@ fn entries(node: &Node) -> Result<[BTreeSet<String>; 3]> {
 fn nodes_behind_a_router() -> Result<()> {
     cases!(
         Site::routed()?,
-        everybody_reaches_everybody,
-        services_are_as_on_one_link,
-        clients_outside_keep_their_address,
-        what_is_large_goes_through,
-        nobody_else_gets_into_the_tunnel,
-        flows_outlive_daemons,
+        all_pods_and_hosts_reach_each_other,
+        services_work_as_on_one_link,
+        external_client_addresses_are_preserved,
+        large_packets_are_delivered_or_reported,
+        forged_tunnel_packets_are_dropped,
+        flows_survive_daemon_upgrades,
         status_shows_the_tunnel,
-        what_others_take_away_is_put_back_at_once,
-        // They change the cluster.
-        a_link_that_two_nodes_share_is_used_while_it_is_there,
-        nodes_come_move_and_go,
+        removed_parts_are_restored_at_once,
+        // These change the cluster.
+        shared_link_is_used_while_it_exists,
+        nodes_are_added_moved_and_removed,
         cleanup_leaves_nothing
     )
 }
 
-fn everybody_reaches_everybody(site: &Site) -> Result<()> {
+fn all_pods_and_hosts_reach_each_other(site: &Site) -> Result<()> {
     site.all_pairs()?;
     for node in site.lab.nodes() {
         let [macs, neighbours, routes] = entries(node)?;
@@ -112,8 +112,9 @@ fn everybody_reaches_everybody(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// ClusterIPs from pods and hosts, NodePorts from pods, hosts and outside, in all modes, with backends in pods and hosts.
-fn services_are_as_on_one_link(site: &Site) -> Result<()> {
+/// ClusterIPs from pods and hosts, NodePorts from pods, hosts and outside, in all modes, with backends in pods and
+/// hosts.
+fn services_work_as_on_one_link(site: &Site) -> Result<()> {
     let (lab, client) = (&site.lab, site.lab.client());
     let outside: [IpAddr; 2] = [[172, 30, 0, 100].into(), [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into()];
     let pod = Service::new("pod", 20, 80, TARGET).node_port(30_020);
@@ -134,10 +135,10 @@ fn services_are_as_on_one_link(site: &Site) -> Result<()> {
                 place.expect(transport, service.addr(family), &seen_as(from_pod)).with_context(what)?;
                 place.expect(transport, at_node(0), &seen_as(from_pod)).with_context(what)?;
                 lab.node(0).place.expect(transport, service.addr(family), &seen_as(node(0))).with_context(what)?;
-                // By way of a third node, which is to the backend's who asks.
+                // Through a third node, which is the client that the backend sees.
                 client.expect(transport, at_node(2), &seen_as(node(2))).with_context(what)?;
                 place.expect(transport, at_node(2), &seen_as(node(2))).with_context(what)?;
-                // The backend's own.
+                // At the backend's own node.
                 let direct = if mode == "snat" { node(1) } else { outside[family as usize] };
                 if backend == "on-node2" {
                     client.expect(transport, at_node(1), &seen_as(direct)).with_context(what)?;
@@ -149,7 +150,7 @@ fn services_are_as_on_one_link(site: &Site) -> Result<()> {
     host.delete(lab)
 }
 
-fn clients_outside_keep_their_address(site: &Site) -> Result<()> {
+fn external_client_addresses_are_preserved(site: &Site) -> Result<()> {
     let lab = &site.lab;
     lab.route_vips(lab.client(), lab.node(0))?;
     let service = Service::new("direct", 22, 80, TARGET).load_balancer(&vips(1), 30_022);
@@ -171,12 +172,12 @@ fn clients_outside_keep_their_address(site: &Site) -> Result<()> {
     service.delete(lab)
 }
 
-/// Pods have the tunnel's MTU, and whoever sends what is longer is told.
-fn what_is_large_goes_through(site: &Site) -> Result<()> {
+/// Pods have the tunnel's MTU, and senders of larger packets get an ICMP error.
+fn large_packets_are_delivered_or_reported(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let link = site.pods[0].place.run("ip", &["link", "show", "eth0"])?;
     ensure!(link.contains(&format!("mtu {MTU} ")), "{link}");
-    // One from before there was a tunnel.
+    // A pod created before there was a tunnel.
     let old = lab.node(0).add_pod("old")?;
     old.place.ip("link set eth0 mtu 1500\n")?;
     lab.node(0).place.ip(&format!("link set {} mtu 1500\n", old.host_ifname()?))?;
@@ -210,12 +211,12 @@ fn what_is_large_goes_through(site: &Site) -> Result<()> {
     host.delete(lab)
 }
 
-/// A VXLAN packet (RFC 7348, section 5) with this frame in it.
+/// VXLAN packet (RFC 7348, section 5) that contains this frame.
 fn vxlan(frame: &[u8]) -> Vec<u8> {
     [&[8, 0, 0, 0, 0, 0, 112, 0], frame].concat()
 }
 
-fn nobody_else_gets_into_the_tunnel(site: &Site) -> Result<()> {
+fn forged_tunnel_packets_are_dropped(site: &Site) -> Result<()> {
     let (lab, node) = (&site.lab, site.lab.node(0));
     let (client, into) = (Frames::on(lab.client(), "eth0")?, Frames::on(&site.pods[0].place, "eth0")?);
     let macs = (lab.client().mac("eth0")?, node.place.mac("eth0")?);
@@ -232,7 +233,7 @@ fn nobody_else_gets_into_the_tunnel(site: &Site) -> Result<()> {
         };
         let before = node.drops()?.get("tunnel_from_outside").copied().unwrap_or(0);
         client.send(&outer([172, 30, 0, 100].into(), b"forged"))?;
-        // As the node itself sends it: the same frame is taken from it.
+        // The same frame with the node's source address is accepted.
         client.send(&outer(lab.node(1).ip(Family::V4), b"honest"))?;
         let mut forged = false;
         let honest = into.expect(Duration::from_secs(5), |frame| {
@@ -242,14 +243,14 @@ fn nobody_else_gets_into_the_tunnel(site: &Site) -> Result<()> {
         ensure!(honest.is_some() && !forged, "honest {}, forged {forged}", honest.is_some());
         let after = node.drops()?.get("tunnel_from_outside").copied().unwrap_or(0);
         ensure!(after == before + 1, "{before} → {after}");
-        // A pod of the node itself.
+        // From a pod on the node itself.
         let (out, own) = (Frames::on(&attacker.place, "eth0")?, attacker.place.mac("eth0")?);
         let gateway = node.place.mac(&attacker.host_ifname()?)?;
         let to = SocketAddr::new(node.ip(Family::V4), PORT);
         out.send(&udp_frame((own, gateway), attacker.addr(Family::V4, 9), to, &vxlan(&from(b"forged"))))?;
         wait_until("it is counted", || Ok(node.drops()?.get("tunnel_from_outside") == Some(&(before + 2))))?;
         ensure!(into.expect(Duration::from_millis(50), |frame| frame.ends_with(b"forged"))?.is_none());
-        // A pod's address without the tunnel.
+        // A packet from a pod's address outside the tunnel.
         let before = node.drops()?.get("pod_from_wrong_node").copied().unwrap_or(0);
         let (src, dst) = (site.pods[1].addr(family, 9), site.pods[0].addr(family, 9));
         client.send(&udp_frame(macs, src, dst, b"forged"))?;
@@ -260,7 +261,7 @@ fn nobody_else_gets_into_the_tunnel(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn flows_outlive_daemons(site: &Site) -> Result<()> {
+fn flows_survive_daemon_upgrades(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let service = Service::new("steady", 25, 80, TARGET).node_port(30_025);
     service.apply(lab, None)?;
@@ -301,7 +302,7 @@ fn status_shows_the_tunnel(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn what_others_take_away_is_put_back_at_once(site: &Site) -> Result<()> {
+fn removed_parts_are_restored_at_once(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let before = entries(node)?;
     let disturb = |what: &str, commands: &str| -> Result<()> {
@@ -311,7 +312,7 @@ fn what_others_take_away_is_put_back_at_once(site: &Site) -> Result<()> {
             ensure!(entries(node)? == before, "{:?}", entries(node)?);
             Ok(())
         })?;
-        // Far less than the half minute after which the daemon looks at everything.
+        // Much less than the 30 s between the daemon's full checks.
         ensure!(start.elapsed() < Duration::from_secs(10), "{what}: after {:?}", start.elapsed());
         site.all_pairs()
     };
@@ -326,7 +327,7 @@ fn what_others_take_away_is_put_back_at_once(site: &Site) -> Result<()> {
     disturb("being up", &format!("ip link set {TUNNEL} down"))
 }
 
-fn a_link_that_two_nodes_share_is_used_while_it_is_there(site: &Site) -> Result<()> {
+fn shared_link_is_used_while_it_exists(site: &Site) -> Result<()> {
     let link = |verb: &str| -> Result<()> {
         for (node, other) in [(0, 1), (1, 0)] {
             for family in Family::ALL {
@@ -345,17 +346,17 @@ fn a_link_that_two_nodes_share_is_used_while_it_is_there(site: &Site) -> Result<
     eventually("everybody is reached", || site.all_pairs())
 }
 
-fn nodes_come_move_and_go(site: &Site) -> Result<()> {
+fn nodes_are_added_moved_and_removed(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let last = lab.node(2);
-    // It leaves for the others.
+    // Its Node object is deleted on the other nodes.
     for node in &lab.nodes()[..2] {
         let text = std::fs::read_to_string(node.manifest_dir().join("nodes.yaml"))?;
         let (rest, _) = text.rsplit_once("---").context("one node only")?;
         node.apply("nodes", rest)?;
         wait_until("its entries go", || Ok(entries(node)?.map(|rows| rows.len()) == [1, 2, 2]))?;
     }
-    // It comes back with other addresses.
+    // It returns with other addresses.
     let moved: [IpAddr; 2] = [[172, 30, 0, 33].into(), [0xfd00, 0x30, 0, 0, 0, 0, 0, 0x33].into()];
     for (addr, length) in moved.iter().zip([32, 128]) {
         last.place.ip(&format!("addr add {addr}/{length} dev eth0\n"))?;
@@ -391,14 +392,14 @@ fn cleanup_leaves_nothing(site: &Site) -> Result<()> {
 }
 
 #[test]
-fn all_goes_through_the_tunnel_if_that_is_asked_for() -> Result<()> {
+fn vxlan_routing_uses_the_tunnel_on_a_shared_link() -> Result<()> {
     let lab = Lab::builder().config(|_, config| config.routing = Routing::Vxlan).build()?;
     let site = Site::new(lab)?;
     site.all_pairs()?;
     for node in site.lab.nodes() {
         ensure!(entries(node)?.map(|rows| rows.len()) == [1, 2, 2]);
     }
-    // And no more if it isn't, once all nodes know.
+    // Back to automatic routing: the tunnel is removed once all nodes know.
     for node in site.lab.nodes() {
         node.configure(|config| config.routing = Routing::Auto)?;
         node.stop_daemon()?;
@@ -411,7 +412,7 @@ fn all_goes_through_the_tunnel_if_that_is_asked_for() -> Result<()> {
 }
 
 #[test]
-fn nodes_with_ipv6_only_have_a_tunnel_too() -> Result<()> {
+fn ipv6_only_nodes_have_a_tunnel() -> Result<()> {
     let lab = Lab::builder().families(Families::V6).routed(true).build()?;
     let site = Site::new(lab)?;
     site.all_pairs()?;
@@ -422,7 +423,7 @@ fn nodes_with_ipv6_only_have_a_tunnel_too() -> Result<()> {
 }
 
 #[test]
-fn without_a_tunnel_it_is_said_why_nodes_cannot_be_reached() -> Result<()> {
+fn unreachable_nodes_are_reported_with_the_cause() -> Result<()> {
     let lab = Lab::builder().routed(true).daemons(false).build()?;
     let [direct, taken] = [lab.node(0), lab.node(1)];
     direct.configure(|config| config.routing = Routing::Direct)?;
@@ -439,13 +440,13 @@ fn without_a_tunnel_it_is_said_why_nodes_cannot_be_reached() -> Result<()> {
     taken.start_daemon()?;
     status(taken, "interface podnet-vxlan exists and is not podnet's")?;
     status(taken, "there is no podnet-vxlan to lead there")?;
-    // The name is free again.
+    // The name becomes free.
     taken.place.ip(&format!("link del {TUNNEL}\n"))?;
     status(taken, "2 through the tunnel")
 }
 
 #[test]
-fn a_refused_connection_is_refused_through_the_tunnel_too() -> Result<()> {
+fn connections_are_refused_through_the_tunnel() -> Result<()> {
     let site = Site::new(Lab::builder().routed(true).build()?)?;
     let service = Service::new("closed", 26, 80, 81);
     service.apply(&site.lab, None)?;

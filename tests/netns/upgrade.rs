@@ -1,7 +1,7 @@
-//! Upgrades to a version whose tables have other layouts, and rollbacks from it, under traffic.
+//! Upgrades to a version with other table layouts, and rollbacks from it, under traffic.
 //!
-//! The later version is this one with the feature `later-layouts`: all its tables have a version of their own, and most of
-//! their layouts differ. This version has never heard of these, as after a real rollback.
+//! The later version is this one with the feature `later-layouts`: every table has another version, and most layouts
+//! differ. As in a real rollback, this version knows nothing of them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,14 +13,14 @@ use podnet_common::layout::tables::{ALL, Class};
 use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, vips};
 use podnet_tests::traffic::{Ask, Family, Flow, Load, Streams, Transport};
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
-/// By how much each daemon's layouts are later than this version's.
+/// Layout version of each daemon, relative to this version.
 const STEPS: [u32; 5] = [1, 0, 1, 1, 0];
-/// Between two new flows to a frontend.
+/// Interval between new flows to a frontend.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Two nodes, a client pod on the first, servers on both, and a client outside.
+/// Two nodes, a client pod on the first, servers on both, and an external client.
 struct Site {
     web: [Pod; 2],
     inside: Pod,
@@ -63,7 +63,7 @@ impl Site {
         Ok(Self { web, inside, services, lab })
     }
 
-    /// From pods, hosts and outside; by every way of a flow.
+    /// From pods, hosts and outside, with every kind of egress.
     fn frontends(&self) -> Vec<(&Place, SocketAddr)> {
         let (Services { web, snat, node_port, direct, sticky }, node) = (&self.services, self.lab.node(0));
         let (inside, outside, host) = (&self.inside.place, self.lab.client(), &node.place);
@@ -82,7 +82,7 @@ impl Site {
         Family::ALL.into_iter().flat_map(of_family).collect()
     }
 
-    /// The backends that the client pod meets.
+    /// Backends that answer the client pod.
     fn met(&self, family: Family) -> Result<Vec<String>> {
         let to = self.services.sticky.addr(family);
         let ask = |transport| {
@@ -93,7 +93,7 @@ impl Site {
     }
 }
 
-/// The versions of all tables that a node has pinned, but for those that never change.
+/// Versions of all tables pinned on a node, except for frozen ones.
 fn versions(node: &Node) -> Vec<(&'static str, u32)> {
     let pins = PinDir::new(&node.bpffs());
     let tables = ALL.iter().filter(|table| !matches!(table.class(), Class::Frozen | Class::Generation));
@@ -102,7 +102,7 @@ fn versions(node: &Node) -> Vec<(&'static str, u32)> {
 }
 
 #[test]
-fn other_layouts_lose_no_packet_in_either_direction() -> Result<()> {
+fn upgrade_and_rollback_of_table_layouts_lose_no_packet() -> Result<()> {
     let site = Site::new()?;
     let later = site.lab.binaries().later.clone().context(
         "the daemon with later layouts isn't built: `cargo xtask test` builds it, as `later/podnet` beside podnet",
@@ -119,7 +119,7 @@ fn other_layouts_lose_no_packet_in_either_direction() -> Result<()> {
         })
         .collect::<Result<_>>()?;
     let met: Vec<_> = Family::ALL.into_iter().map(|family| site.met(family)).collect::<Result<_>>()?;
-    // Seldom enough for each sender's share of the connection table.
+    // Slow enough to stay within each sender's share of the connection table.
     let load = |(place, to)| Transport::ALL.map(|transport| (to, Load::start(place, transport, to, PAUSE)));
     let loads: Vec<_> = site.frontends().into_iter().flat_map(load).collect();
     streams.flows(50)?;
@@ -157,7 +157,7 @@ fn other_layouts_lose_no_packet_in_either_direction() -> Result<()> {
         ensure!(report.answered() > 100, "new flows to {to}: {report:?}");
         lost.extend(report.errors.into_iter().map(|error| format!("to {to}: {error}")));
     }
-    // One that has begun in the milliseconds around the flip may get its first answer before its entry is copied.
+    // A flow that begins in the milliseconds around the flip may get its first reply before its entry is copied.
     let flips = STEPS.len() * site.lab.nodes().len();
     ensure!(lost.len() <= flips, "new flows: {lost:?}");
     streams.clean()

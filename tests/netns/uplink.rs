@@ -1,4 +1,4 @@
-//! What may come in from outside: the checks at an uplink, in TC and already in XDP.
+//! Checks at the uplink of packets from outside, in TC and in XDP.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -29,7 +29,8 @@ impl<'a> Outside<'a> {
         Ok(self.out.send(&udp_frame(self.macs, SocketAddr::new(source, 9), to, payload.as_bytes()))?)
     }
 
-    /// Sends a bad frame and then a good one: the good one arrives, the bad one has not and is counted for this reason.
+    /// Sends a bad frame, then a good one. The good one must arrive; the bad one must be dropped and counted for this
+    /// reason.
     fn is_stopped(&self, what: &str, source: IpAddr, to: SocketAddr, reason: &str) -> Result<()> {
         let node = self.lab.node(0);
         let before = node.drops()?;
@@ -41,7 +42,7 @@ impl<'a> Outside<'a> {
         Ok(())
     }
 
-    /// Sends a good frame, which arrives, while a bad one before it doesn't.
+    /// Sends a good frame, which must arrive, while the bad one sent before must not.
     fn stays_out(&self, what: &str, family: Family) -> Result<()> {
         self.send(client_ip(family), self.pod.addr(family, 9), "good")?;
         let mut bad = false;
@@ -85,7 +86,7 @@ fn checks(xdp: Xdp) -> Result<()> {
         }
         let loopback = if family == Family::V4 { "127.0.0.1:9" } else { "[::1]:9" };
         outside.is_stopped("loopback as destination", client, loopback.parse()?, "martian")?;
-        // The bridge sends to all what is for a machine that it doesn't know.
+        // The bridge floods frames for an unknown MAC.
         let macs = (outside.macs.0, [2, 0, 0, 0, 0, 0x77]);
         outside.out.send(&udp_frame(macs, SocketAddr::new(client, 9), to, b"bad"))?;
         outside.stays_out("a frame for another machine", family)?;
@@ -95,7 +96,7 @@ fn checks(xdp: Xdp) -> Result<()> {
     let mapped = "[::ffff:10.244.1.2]:9".parse()?;
     outside.is_stopped("a mapped destination", client_ip(Family::V6), mapped, "mapped_address")?;
 
-    // Sockets see the same, and what is allowed goes on to work.
+    // Sockets show the same, and permitted traffic still works.
     for family in Family::ALL {
         let node = lab.node(0).ip(family);
         lab.client().ip(&format!("route add {} via {node}\n", service.ip(family)))?;
@@ -112,22 +113,22 @@ fn checks(xdp: Xdp) -> Result<()> {
 }
 
 #[test]
-fn what_may_not_come_in_is_dropped_in_tc() -> Result<()> {
+fn forbidden_packets_from_outside_are_dropped_in_tc() -> Result<()> {
     checks(Xdp::Off)
 }
 
 #[test]
-fn what_may_not_come_in_is_dropped_in_generic_xdp() -> Result<()> {
+fn forbidden_packets_from_outside_are_dropped_in_generic_xdp() -> Result<()> {
     checks(Xdp::Generic)
 }
 
 #[test]
-fn what_may_not_come_in_is_dropped_in_native_xdp() -> Result<()> {
+fn forbidden_packets_from_outside_are_dropped_in_native_xdp() -> Result<()> {
     checks(Xdp::Native)
 }
 
 #[test]
-fn the_setting_opens_cluster_ips_to_the_outside() -> Result<()> {
+fn external_access_to_cluster_ips_can_be_enabled() -> Result<()> {
     let lab = Lab::builder().client(true).config(|_, config| config.external_cluster_ip = true).build()?;
     let mut web = [lab.node(0).add_pod("web-0")?, lab.node(0).add_pod("web-1")?];
     web.iter_mut().try_for_each(|pod| pod.serve(8080))?;

@@ -1,4 +1,4 @@
-//! XDP on the uplinks: what it finishes by itself never reaches the stack, and everything else is as without it.
+//! XDP on the uplinks: packets that it forwards never reach the stack; all others are handled as without XDP.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use podnet_tests::cases;
 use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Family, Frames, Outcome, Stream, Transport};
 
-/// Where the pods listen.
+/// Port of the pods.
 const TARGET: u16 = 8080;
 
-/// A client outside, and a backend on each node.
+/// An external client, and a backend on each node.
 struct Site {
     backends: [Pod; 2],
     lab: Lab,
@@ -32,7 +32,7 @@ impl Site {
     }
 }
 
-/// Names of XDP modes as iproute2 shows them: `xdp` in the driver, `xdpgeneric` before the stack.
+/// XDP mode as shown by iproute2: `xdp` in the driver, `xdpgeneric` in the stack.
 fn attached(node: &Node) -> Result<Option<String>> {
     let text = node.place.run("ip", &["link", "show", "dev", "eth0"])?;
     let name = text.split_whitespace().find(|word| word.starts_with("xdp"));
@@ -40,7 +40,7 @@ fn attached(node: &Node) -> Result<Option<String>> {
 }
 
 #[test]
-fn the_setting_decides_and_a_veth_is_left_alone_by_default() -> Result<()> {
+fn mode_follows_the_configuration_and_veth_is_off_by_default() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let node = lab.node(0);
     for (xdp, wanted) in [
@@ -77,15 +77,23 @@ fn ports(frame: &[u8]) -> Option<[u16; 2]> {
 
 #[test]
 fn generic_xdp() -> Result<()> {
-    cases!(Site::new(Xdp::Generic)?, it_finishes_established_flows_to_remote_backends, everything_else_is_as_without_it)
+    cases!(
+        Site::new(Xdp::Generic)?,
+        xdp_forwards_established_flows_to_remote_backends,
+        other_traffic_works_as_without_xdp
+    )
 }
 
 #[test]
 fn native_xdp() -> Result<()> {
-    cases!(Site::new(Xdp::Native)?, it_finishes_established_flows_to_remote_backends, everything_else_is_as_without_it)
+    cases!(
+        Site::new(Xdp::Native)?,
+        xdp_forwards_established_flows_to_remote_backends,
+        other_traffic_works_as_without_xdp
+    )
 }
 
-fn it_finishes_established_flows_to_remote_backends(site: &Site) -> Result<()> {
+fn xdp_forwards_established_flows_to_remote_backends(site: &Site) -> Result<()> {
     let (node, client) = (site.lab.node(0), site.lab.client());
     for (number, mode) in (20..).zip(["auto", "snat", "preserve"]) {
         let service = site.service(number, mode, 1)?;
@@ -96,7 +104,7 @@ fn it_finishes_established_flows_to_remote_backends(site: &Site) -> Result<()> {
             client.expect(transport, to, &Outcome::answer("far", seen)).with_context(what)?;
             let flow = Ask::new(transport, to).connected().open(client)?;
             (0..3).try_for_each(|_| flow.ask().map(drop)).with_context(what)?;
-            // A packet socket is before TC and behind XDP, which doesn't show it what it sends either.
+            // A packet socket is in front of TC and behind XDP, and does not see packets sent by XDP.
             let tap = Frames::on(&node.place, "eth0")?;
             const QUESTIONS: usize = 100;
             (0..QUESTIONS).try_for_each(|_| flow.ask().map(drop)).with_context(what)?;
@@ -106,14 +114,14 @@ fn it_finishes_established_flows_to_remote_backends(site: &Site) -> Result<()> {
                 met += usize::from(of_flow);
                 false
             })?;
-            // Once in a tick of the clock TC looks after a flow.
+            // Once per tick, a flow's packet is left to TC, which updates its state.
             ensure!(met <= QUESTIONS / 5, "{}: the stack met {met} packets of {QUESTIONS} exchanges", what());
         }
     }
     Ok(())
 }
 
-fn everything_else_is_as_without_it(site: &Site) -> Result<()> {
+fn other_traffic_works_as_without_xdp(site: &Site) -> Result<()> {
     let (node, client) = (site.lab.node(0), site.lab.client());
     let pod = site.lab.node(0).add_pod("client-pod")?;
     let _servers = node.serve(8081)?;
@@ -145,7 +153,7 @@ fn everything_else_is_as_without_it(site: &Site) -> Result<()> {
         }
         let stream = Stream::start(client, Transport::Tcp, service.at(node, Family::V4), Duration::from_millis(1))?;
         wait_until("200 messages", || Ok(stream.answered() >= 200))?;
-        // An established flow outlives its daemon, also in XDP.
+        // An established flow survives its daemon in XDP as well.
         let goes_on = |what: &str| {
             let before = stream.answered();
             let found = wait_until("50 more messages", || Ok(stream.answered() >= before + 50));

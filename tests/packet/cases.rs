@@ -1,4 +1,4 @@
-//! Named packets: what goes in, what must come out, byte by byte.
+//! Named packets, with the expected verdict and output compared byte by byte.
 
 use std::net::IpAddr;
 
@@ -27,7 +27,8 @@ pub fn both_families_with(
     change: fn(&mut podnet_common::simulator::HostTables),
     test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>,
 ) {
-    /// How often a test is tried in which a tick of the clock ends: flows take the way of one packet in each tick then.
+    /// Attempts at a test in which the clock's tick changes: within each tick, one packet of a flow leaves the fast
+    /// path.
     const TRIES: usize = 4;
     in_namespace(move |uplink| {
         let mut tried = 0;
@@ -43,12 +44,12 @@ pub fn both_families_with(
     });
 }
 
-/// Frames of both protocols from the client pod; TCP's opens a connection.
+/// TCP and UDP frames from the client pod; the TCP frame is a SYN.
 pub fn from_client(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [Frame; 2] {
     [Frame::tcp(src, dst, SYN), Frame::udp(src, dst)].map(|f| f.macs(CLIENT_MAC, HOST_MAC))
 }
 
-/// Demands a verdict and a frame.
+/// Requires a verdict and an output frame.
 #[track_caller]
 pub fn expect(both: &Both, hook: Hook, input: &Frame, verdict: End, output: &Frame) -> Result<()> {
     let (got, bytes) = both.run(hook, &input.bytes())?;
@@ -65,23 +66,23 @@ pub fn expect_drop(both: &Both, hook: Hook, input: &Frame, reason: Reason) -> Re
 }
 
 #[test]
-fn a_service_leads_to_a_pod_of_this_node_and_its_replies_back() {
+fn service_with_local_backend_translates_both_directions() {
     both_families(|both, a, _| {
         for input in from_client((a.client, 40_000), (a.local, 80)) {
             let there =
                 input.translated((a.client, 40_000), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             let to_backend = End::Forward(Out::Pod, IfIndex(71));
-            // First and established.
+            // First packet, and packet of an established flow.
             expect(both, Hook::FromPod, &input, to_backend, &there)?;
             expect(both, Hook::FromPod, &input, to_backend, &there)?;
-            // The backend's answer, as if its veth were this one.
+            // The backend's reply, as if its veth were this interface.
             let key = a.backend.into();
             both.host.endpoints.entry(key).and_modify(|e| e.ifindex = HERE);
             let answer =
                 there.translated((a.backend, 8080), (a.client, 40_000)).ttl(64).macs(BACKEND_MAC, BACKEND_HOST_MAC);
             let back = answer.translated((a.local, 80), (a.client, 40_000)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
             let (verdict, bytes) = {
-                // The kernel's table still has the true interface, so only the host's is asked.
+                // The kernel's table still has the real interface, so this runs on the host only.
                 let mut packet = podnet_common::simulator::HostPacket { data: answer.bytes(), ifindex: HERE };
                 let verdict = podnet_common::simulator::run(Hook::FromPod, &mut packet, &both.host);
                 (verdict, packet.data)
@@ -94,7 +95,7 @@ fn a_service_leads_to_a_pod_of_this_node_and_its_replies_back() {
 }
 
 #[test]
-fn a_service_leads_to_a_pod_of_another_node_and_its_replies_back() {
+fn service_with_remote_backend_translates_both_directions() {
     both_families(|both, a, uplink| {
         for input in from_client((a.client, 40_001), (a.far, 80)) {
             let there = input.translated((a.client, 40_001), (a.remote, 8080)).ttl(63);
@@ -110,7 +111,7 @@ fn a_service_leads_to_a_pod_of_another_node_and_its_replies_back() {
 }
 
 #[test]
-fn snat_shows_the_node_with_a_port_of_its_range_and_undoes_it() {
+fn snat_uses_node_address_and_port_range_and_is_reversed() {
     both_families(|both, a, uplink| {
         for input in from_client((a.client, 40_002), (a.snat, 80)) {
             let (verdict, bytes) = both.run(Hook::FromPod, &input.bytes())?;
@@ -119,7 +120,7 @@ fn snat_shows_the_node_with_a_port_of_its_range_and_undoes_it() {
             ensure!((10_000..30_000).contains(&port), "port {port} is not of the range");
             let there = input.translated((a.node, port), (a.remote, 8080)).ttl(63);
             ensure!(bytes == there.bytes());
-            // The same port for the whole flow.
+            // The flow keeps its port.
             expect(both, Hook::FromPod, &input, verdict, &there)?;
             let answer = there.translated((a.remote, 8080), (a.node, port)).ttl(64).macs(NODE2_MAC, UPLINK_MAC);
             let back = answer.translated((a.snat, 80), (a.client, 40_002)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
@@ -131,7 +132,7 @@ fn snat_shows_the_node_with_a_port_of_its_range_and_undoes_it() {
 }
 
 #[test]
-fn a_pod_that_reaches_itself_sees_the_hairpin_address() {
+fn hairpin_connection_has_hairpin_source() {
     both_families(|both, a, _| {
         for input in from_client((a.client, 40_003), (a.itself, 80)) {
             let there = input.translated((a.hairpin, 40_003), (a.client, 8080)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
@@ -145,10 +146,10 @@ fn a_pod_that_reaches_itself_sees_the_hairpin_address() {
 }
 
 #[test]
-fn a_backend_in_the_host_network_is_reached_through_the_stack_and_answers_through_to_pod() {
+fn host_network_backend_is_reached_through_the_stack_and_replies_through_to_pod() {
     both_families(|both, a, _| {
         for input in from_client((a.client, 40_004), (a.host, 80)) {
-            // The stack takes one off the TTL itself.
+            // The stack decrements the TTL.
             let there = input.translated((a.client, 40_004), (a.node, 8080));
             expect(both, Hook::FromPod, &input, End::Pass, &there)?;
             let answer = there.translated((a.node, 8080), (a.client, 40_004)).macs(HOST_MAC, CLIENT_MAC);
@@ -167,7 +168,8 @@ fn host_processes_reach_services_through_podnet0() {
             let there = input.translated((a.node, 40_005), (a.remote, 8080)).ttl(63);
             expect(both, Hook::FromHost, &input, End::Forward(Out::Uplink, uplink), &there)?;
             let answer = there.translated((a.remote, 8080), (a.node, 40_005)).ttl(64).macs(NODE2_MAC, UPLINK_MAC);
-            // Delivered by podnet0, where the route to the service leads, so that reverse path filtering is content.
+            // Delivered through podnet0, where the route to the service points, so that reverse path filtering accepts
+            // it.
             let back = answer.translated((a.far, 80), (a.node, 40_005)).macs([2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 0]);
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Host, PODNET0), &back)?;
         }
@@ -176,7 +178,7 @@ fn host_processes_reach_services_through_podnet0() {
 }
 
 #[test]
-fn a_host_process_whose_backend_is_its_own_host_is_seen_with_the_hairpin_address() {
+fn host_process_reaching_its_own_host_has_hairpin_source() {
     both_families(|both, a, _| {
         for input in from_client((a.node, 40_006), (a.host, 80)) {
             let (verdict, bytes) = both.run(Hook::FromHost, &input.bytes())?;
@@ -194,7 +196,7 @@ fn a_host_process_whose_backend_is_its_own_host_is_seen_with_the_hairpin_address
 }
 
 #[test]
-fn two_services_that_share_a_backend_do_not_collide_for_one_client_port() {
+fn services_sharing_a_backend_do_not_collide_on_a_client_port() {
     both_families(|both, a, _| {
         for (first, second) in from_client((a.client, 40_007), (a.local, 80))
             .into_iter()
@@ -204,7 +206,7 @@ fn two_services_that_share_a_backend_do_not_collide_for_one_client_port() {
             let (_, bytes) = both.run(Hook::FromPod, &second.bytes())?;
             let port = u16::from_be_bytes(bytes[if a.client.is_ipv4() { 34..36 } else { 54..56 }].try_into()?);
             ensure!(port != 40_007, "the second flow has the first one's port");
-            // It keeps its address and has another port.
+            // The address stays the same, the port changes.
             let there =
                 second.translated((a.client, port), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             ensure!(bytes == there.bytes());
@@ -215,11 +217,11 @@ fn two_services_that_share_a_backend_do_not_collide_for_one_client_port() {
 }
 
 #[test]
-fn services_without_endpoints_and_undefined_ports_are_refused() {
+fn services_without_endpoints_and_undefined_ports_are_rejected() {
     both_families(|both, a, _| {
         for (dst, reason) in [((a.empty, 80), Reason::NoEndpoint), ((a.local, 81), Reason::UndefinedPort)] {
             let [tcp, udp] = from_client((a.client, 40_008), dst);
-            // RST|ACK that acknowledges the SYN and the payload (RFC 9293, section 3.10.7.1).
+            // RST|ACK that acknowledges SYN and payload (RFC 9293, section 3.10.7.1).
             let mut reset = Frame::tcp(dst, (a.client, 40_008), RST | ACK).macs(HOST_MAC, CLIENT_MAC);
             reset.transport = Transport::Tcp {
                 sport: dst.1,
@@ -248,7 +250,7 @@ fn services_without_endpoints_and_undefined_ports_are_refused() {
     });
 }
 
-/// Parts that an answer is free to choose, and the checksums over them, cleared; checksums are checked first.
+/// Clears the fields that an answer may choose, and the checksums over them. Checksums are verified first.
 fn without_window_and_id(frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     let v4 = frame[12] == 8;
@@ -263,7 +265,7 @@ fn without_window_and_id(frame: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Sum over segment and pseudo header: 0 if the checksum in it is right.
+/// Sum over segment and pseudo header; 0 if the checksum is correct.
 fn transport_checksum(frame: &[u8], l4: usize, proto: u8) -> u16 {
     let addresses = if frame[12] == 8 { &frame[26..34] } else { &frame[22..54] };
     let segment = &frame[l4..];
@@ -271,7 +273,7 @@ fn transport_checksum(frame: &[u8], l4: usize, proto: u8) -> u16 {
     crate::frame::checksum(&[&pseudo, segment].concat())
 }
 
-/// Checks an ICMP port unreachable about a packet, by its definition.
+/// Checks an ICMP port unreachable about a packet against its specification.
 fn check_unreachable(packet: &[u8], answer: &[u8], a: &Addresses) -> Result<()> {
     let (l4, proto, kind) = if a.client.is_ipv4() { (34, 1, [3, 3]) } else { (54, 58, [1, 4]) };
     ensure!(answer[l4..l4 + 2] == kind, "type and code: {:?}", &answer[l4..l4 + 2]);
@@ -283,13 +285,13 @@ fn check_unreachable(packet: &[u8], answer: &[u8], a: &Addresses) -> Result<()> 
         transport_checksum(answer, l4, proto)
     };
     ensure!(sum == 0, "the ICMP checksum is wrong");
-    // What it quotes is the packet's header and the ports.
+    // It quotes the packet's IP header and ports.
     ensure!(answer[l4 + 8..] == packet[14..l4 + 8], "the quotation differs");
     Ok(())
 }
 
 #[test]
-fn pods_reach_pods_without_translation() {
+fn pod_to_pod_traffic_is_not_translated() {
     both_families(|both, a, uplink| {
         for input in from_client((a.client, 40_010), (a.backend, 8080)) {
             let there = input.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
@@ -302,7 +304,7 @@ fn pods_reach_pods_without_translation() {
             let there = input.clone().ttl(63);
             expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
         }
-        // The hosts themselves are the stack's.
+        // Packets to the hosts themselves belong to the stack.
         for dst in [a.node, a.node2] {
             let [tcp, _] = from_client((a.client, 40_010), (dst, 80));
             expect(both, Hook::FromPod, &tcp, End::Pass, &tcp)?;
@@ -312,9 +314,9 @@ fn pods_reach_pods_without_translation() {
 }
 
 #[test]
-fn what_has_lived_too_long_or_is_too_long_for_its_way_is_answered() {
+fn expired_and_oversized_packets_get_icmp_errors() {
     both_families(|both, a, _| {
-        // Between pods by the stack.
+        // Between pods, the stack answers.
         for dst in [(a.backend, 8080), (a.remote, 8080)] {
             for input in from_client((a.client, 40_011), dst) {
                 let dying = input.clone().ttl(1);
@@ -327,7 +329,7 @@ fn what_has_lived_too_long_or_is_too_long_for_its_way_is_answered() {
             expect(both, Hook::FromPod, &long, End::Pass, &long)?;
         }
         ensure!(both.kernel.count(Counter::ToStack)? >= 6);
-        // On the way to a service, in its name, with the packet as its sender knows it.
+        // On the way to a service, the error comes from the service's address and quotes the packet as sent.
         let (exceeded, too_big) = if a.client.is_ipv4() { ([11, 0], [3, 4]) } else { ([3, 0], [2, 0]) };
         for dst in [a.local, a.far, a.snat] {
             for input in from_client((a.client, 40_012), (dst, 80)) {
@@ -338,7 +340,7 @@ fn what_has_lived_too_long_or_is_too_long_for_its_way_is_answered() {
                 check_error(both, a, &long, Reason::TooBig, too_big, 1500)?;
             }
         }
-        // What may be cut is left to the stack, translated.
+        // Packets that may be fragmented are translated and left to the stack.
         if a.client.is_ipv4() {
             let [_, mut long] = from_client((a.client, 40_013), (a.local, 80));
             (long.payload, long.fragment) = (vec![7; 1600], Some(0));
@@ -350,8 +352,7 @@ fn what_has_lived_too_long_or_is_too_long_for_its_way_is_answered() {
     });
 }
 
-/// What may not come in, at TC and at XDP alike.
-/// Demands an ICMP error that quotes the packet as it was sent.
+/// Requires an ICMP error that quotes the packet as it was sent.
 fn check_error(both: &Both, a: &Addresses, input: &Frame, reason: Reason, kind: [u8; 2], mtu: u32) -> Result<()> {
     let sent = input.bytes();
     let (end, answer) = both.run(Hook::FromPod, &sent)?;
@@ -372,7 +373,7 @@ fn check_error(both: &Both, a: &Addresses, input: &Frame, reason: Reason, kind: 
 }
 
 #[test]
-fn a_full_table_refuses_new_flows_and_keeps_the_old() {
+fn full_conntrack_refuses_new_flows_and_keeps_existing_ones() {
     in_namespace(|uplink| {
         let mut both = Both::new(uplink, |_| {})?;
         let a = addresses(false);
@@ -390,7 +391,7 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
             }
         }
         let full_at = full_at.ok_or_else(|| anyhow::anyhow!("20,000 flows went into a table of 16,384 entries"))?;
-        // Every flow that was accepted has both entries, and none of them has been given up for another.
+        // Every accepted flow has both entries; none was evicted for another.
         let table = both.kernel.conntrack()?;
         ensure!(table.len() as u32 == 2 * full_at, "{} entries for {full_at} flows", table.len());
         for (tuple, entry) in &table {
@@ -400,7 +401,7 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
             let result = both.kernel.run(Hook::FromPod, &flow(n))?;
             ensure!(result.is_some_and(|(end, _)| end == crate::kernel::Seen::Redirect), "flow {n} was cut");
         }
-        // The host refuses the same way.
+        // The host refuses in the same way.
         both.host.conntrack_max = Some(1);
         let mut packet = podnet_common::simulator::HostPacket { data: flow(1), ifindex: HERE };
         let verdict = podnet_common::simulator::run(Hook::FromPod, &mut packet, &both.host);
@@ -411,7 +412,7 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
 }
 
 #[test]
-fn a_lost_half_is_made_again_from_the_other() {
+fn lost_half_is_rebuilt_from_the_other() {
     both_families(|both, a, uplink| {
         let to = (a.snat, 80);
         for first in from_client((a.client, 40_017), to) {
@@ -433,13 +434,13 @@ fn a_lost_half_is_made_again_from_the_other() {
             for lost in halves {
                 both.kernel.remove_flow(lost)?;
                 both.host.conntrack.borrow_mut().remove(lost);
-                // A tick later, so that the packet is looked at in full.
+                // A tick later, so that the packet leaves the fast path.
                 both.age_flows(1)?;
                 let clients = lost.src == a.client.into();
                 if clients {
                     let (end, _) = both.run(Hook::FromUplink, &answer.bytes())?;
                     ensure!(end == End::Forward(Out::Pod, HERE), "{end:?}");
-                    // A datagram's backend may be gone, and the next is to go to another.
+                    // The backend of a datagram may be gone; the next datagram has to reach another one.
                     ensure!(both.kernel.conntrack()?.contains_key(lost) != udp, "udp: {udp}");
                 }
                 if udp || !clients {
@@ -457,7 +458,7 @@ fn a_lost_half_is_made_again_from_the_other() {
 }
 
 #[test]
-fn a_closed_connection_makes_room_for_a_new_one_on_the_same_ports() {
+fn closed_connection_can_be_reopened_on_the_same_ports() {
     both_families(|both, a, uplink| {
         let packet = |flags| Frame::tcp((a.client, 40_018), (a.far, 80), flags).macs(CLIENT_MAC, HOST_MAC);
         let answer = |flags| Frame::tcp((a.remote, 8080), (a.client, 40_018), flags).macs(NODE2_MAC, UPLINK_MAC);
@@ -479,7 +480,7 @@ fn a_closed_connection_makes_room_for_a_new_one_on_the_same_ports() {
             _pad: [0; 3],
         };
         ensure!(both.kernel.conntrack()?[&key].closed(), "both have said FIN");
-        // The last acknowledgement still passes.
+        // The final ACK still passes.
         let last = packet(ACK);
         let there = last.translated((a.client, 40_018), (a.remote, 8080)).ttl(63);
         expect(both, Hook::FromPod, &last, End::Forward(Out::Uplink, uplink), &there)?;
@@ -490,8 +491,8 @@ fn a_closed_connection_makes_room_for_a_new_one_on_the_same_ports() {
 }
 
 #[test]
-fn networks_have_the_kinds_that_the_programs_know() {
-    // The numbers are in the kernel's tables, and outlive the daemon that wrote them.
+fn network_kinds_have_stable_numbers() {
+    // The kernel's tables contain these numbers, and outlive the daemon that wrote them.
     assert_eq!(
         [NetworkKind::LocalPods, NetworkKind::RemotePods, NetworkKind::Services, NetworkKind::LocalNode]
             .map(|k| k as u32),
@@ -500,7 +501,7 @@ fn networks_have_the_kinds_that_the_programs_know() {
 }
 
 #[test]
-fn a_pod_that_is_limited_gets_its_packets_through_its_queue() {
+fn packets_to_a_bandwidth_limited_pod_pass_its_qdisc() {
     let change = |tables: &mut podnet_common::simulator::HostTables| {
         tables.endpoints.values_mut().for_each(|endpoint| endpoint.flags = podnet_common::layout::Endpoint::NO_PEER);
     };
@@ -509,7 +510,7 @@ fn a_pod_that_is_limited_gets_its_packets_through_its_queue() {
             let there = input.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             expect(both, Hook::FromPod, &input, End::Forward(Out::Queue, IfIndex(71)), &there)?;
         }
-        // Through a service, the first packet and those that follow, there and back.
+        // Through a service: first and later packets, in both directions.
         for input in from_client((a.client, 40_022), (a.itself, 80)) {
             let there = input.translated((a.hairpin, 40_022), (a.client, 8080)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
             let answer = there.translated((a.client, 8080), (a.hairpin, 40_022)).ttl(64).macs(CLIENT_MAC, HOST_MAC);

@@ -1,4 +1,4 @@
-//! Tables of a small cluster, the same in memory and in the kernel, and a packet's way through both.
+//! Tables of a small cluster, identical in memory and in the kernel, and a harness that runs each packet through both.
 
 use std::{fs, process::Command, sync::LazyLock, time::Duration};
 
@@ -22,7 +22,7 @@ use podnet_common::{
 
 use crate::kernel::{Kernel, Seen};
 
-/// The interface that test runs happen on: lo.
+/// Interface on which test runs happen: lo.
 pub const HERE: IfIndex = IfIndex(1);
 pub const PODNET0: IfIndex = IfIndex(90);
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc];
@@ -30,15 +30,15 @@ pub const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
 pub const BACKEND_HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 0xb];
 pub const NODE2_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
-/// The third node's, which this node's neighbour table has.
+/// MAC of the third node, which is in this node's neighbour table.
 pub const NODE3_MAC: [u8; 6] = [2, 0, 0, 0, 3, 3];
 pub const CLIENT_OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xee];
 pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
-/// A NodePort with a backend on this node.
+/// NodePort with a backend on this node.
 pub const NODE_PORT: u16 = 30_080;
-/// One whose backend is on the third node.
+/// NodePort whose backend is on the third node.
 pub const NODE_PORT_FAR: u16 = 30_081;
-/// The same, with direct server return.
+/// Same, with direct server return.
 pub const NODE_PORT_DIRECT: u16 = 30_082;
 
 /// Addresses of one family.
@@ -51,7 +51,7 @@ pub struct Addresses {
     pub node2: std::net::IpAddr,
     pub outside: std::net::IpAddr,
     pub hairpin: std::net::IpAddr,
-    /// Service with the one backend on this node.
+    /// Service with one backend, on this node.
     pub local: std::net::IpAddr,
     /// Service whose backend is on the other node.
     pub far: std::net::IpAddr,
@@ -63,17 +63,17 @@ pub struct Addresses {
     pub host: std::net::IpAddr,
     /// Service without endpoints.
     pub empty: std::net::IpAddr,
-    /// A second service with the first one's backend.
+    /// Second service with the backend of the first.
     pub twin: std::net::IpAddr,
-    /// In the service range, and nobody's.
+    /// Unused address in the service range.
     pub nobody: std::net::IpAddr,
-    /// The third node, and a pod there.
+    /// The third node, and a pod on it.
     pub node3: std::net::IpAddr,
     pub remote3: std::net::IpAddr,
-    /// A load balancer's address: port 80 has a backend on this node, 81 only for `outside`, 82 is for clients of this
-    /// node alone, 83 keeps clients with their backend.
+    /// Address of a load balancer. Port 80 has a backend on this node; 81 only has one for clients in `outside`; 82 is
+    /// for clients on this node only; 83 has session affinity.
     pub balancer: std::net::IpAddr,
-    /// Far away, by way of `outside`.
+    /// A host on the internet, reached through `outside`.
     pub internet: std::net::IpAddr,
 }
 
@@ -102,7 +102,7 @@ pub fn addresses(v6: bool) -> Addresses {
     }
 }
 
-/// The tables in memory. `uplink`: the interface that leads to the other node.
+/// Tables in memory. `uplink`: interface towards the other node.
 pub fn host_tables(uplink: IfIndex) -> HostTables {
     let mut t = HostTables::default();
     let mut id = 0;
@@ -180,7 +180,7 @@ pub fn host_tables(uplink: IfIndex) -> HostTables {
             (a.outside, host, known(CLIENT_OUTSIDE_MAC)),
             (if v6 { "::" } else { "0.0.0.0" }.parse().unwrap(), 0, known(CLIENT_OUTSIDE_MAC)),
         ];
-        // What the kernel's look-up doesn't tell, the host mustn't know either.
+        // The host must not know what the kernel's FIB lookup does not return.
         let src = if look_ups_tell_the_source() { a.node.into() } else { Addr::NONE };
         for (destination, len, macs) in routes {
             t.routes
@@ -208,8 +208,8 @@ pub fn host_tables(uplink: IfIndex) -> HostTables {
     t
 }
 
-/// Whether this kernel's look-up of a route takes the flag that asks for the source address, as the daemon finds out: by
-/// the flag's name in the kernel's own types.
+/// Whether this kernel's FIB lookup supports the flag that requests the source address. The daemon checks this in the
+/// same way: by the flag's name in the kernel's BTF.
 fn look_ups_tell_the_source() -> bool {
     const NAME: &[u8] = b"\0BPF_FIB_LOOKUP_SRC\0";
     static KNOWN: LazyLock<bool> = LazyLock::new(|| {
@@ -219,7 +219,7 @@ fn look_ups_tell_the_source() -> bool {
     *KNOWN
 }
 
-/// Frontends that clients from outside may use. `id` is the next free one, of slots, backends and services.
+/// Frontends for clients outside the cluster. `id`: next free slot, backend and service id.
 fn add_external(t: &mut HostTables, a: &Addresses, id: &mut u32) {
     let v6 = a.node.is_ipv6();
     let any_node = if v6 { FrontendKey::NODE_V6 } else { FrontendKey::NODE_V4 };
@@ -266,7 +266,7 @@ fn add_external(t: &mut HostTables, a: &Addresses, id: &mut u32) {
     t.source_ranges.insert(SourceRange { len: 32 + range.len, data });
 }
 
-/// Runs a test on a thread with a network namespace of its own, with a route to the other node's pods.
+/// Runs a test on a thread in its own network namespace, with a route to the other node's pods.
 pub fn in_namespace(test: impl FnOnce(IfIndex) -> Result<()> + Send + 'static) {
     let thread = std::thread::spawn(move || {
         ensure!(
@@ -274,12 +274,12 @@ pub fn in_namespace(test: impl FnOnce(IfIndex) -> Result<()> + Send + 'static) {
             "packet tests load eBPF programs and so need root: run `cargo xtask test`"
         );
         unshare(CloneFlags::CLONE_NEWNET)?;
-        // Programs remember routes on the processor that they run on.
+        // Programs cache routes per processor.
         let mut one = CpuSet::new();
         one.set(sched_getcpu()?)?;
         sched_setaffinity(Pid::from_raw(0), &one)?;
         for path in ["net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding"] {
-            // These files are those of the opening thread's network namespace.
+            // These files belong to the network namespace of the opening thread.
             fs::write(format!("/proc/sys/{path}"), "1")?;
         }
         let script = "ip link set lo up; ip link add up0 type veth peer name up1; ip link set up1 up; ip link set up0 up; \
@@ -301,10 +301,10 @@ pub fn in_namespace(test: impl FnOnce(IfIndex) -> Result<()> + Send + 'static) {
     }
 }
 
-/// The time in ticks, which doesn't go on for a moment: a flow that is a tick older may go another way. It is read from
-/// the clock that programs read, which follows the true one in steps of some milliseconds.
+/// Time in ticks, far enough from the next tick: a flow that is a tick older may take another path. The time comes from
+/// the clock of the programs, which follows real time in steps of some milliseconds.
 fn one_tick_for_both() -> Result<u32> {
-    /// A tick in nanoseconds, and what of its end is let pass.
+    /// Length of a tick in nanoseconds, and the part at its end that is skipped.
     const TICK: u64 = 1 << 30;
     const END: u64 = 20_000_000;
     loop {
@@ -318,11 +318,11 @@ fn one_tick_for_both() -> Result<u32> {
     }
 }
 
-/// Host and kernel side by side.
+/// Host and kernel, side by side.
 pub struct Both {
     pub host: HostTables,
     pub kernel: Kernel,
-    /// Whether a packet may be sent by a route that an earlier one has asked for, so that both ways are met.
+    /// Whether a packet may use a route cached by an earlier one; both paths are tested.
     pub remembers_routes: bool,
 }
 
@@ -334,30 +334,29 @@ impl Both {
         Ok(Self { host, kernel, remembers_routes: false })
     }
 
-    /// The time in ticks.
+    /// Time in ticks.
     pub fn tick(&self) -> Result<u32> {
         one_tick_for_both()
     }
 
-    /// Makes every flow look as if its last packet were so many ticks older.
+    /// Makes the last packet of every flow look `ticks` ticks older.
     pub fn age_flows(&mut self, ticks: u32) -> Result<()> {
         self.kernel.age_flows(ticks)?;
         self.host.conntrack.borrow_mut().values_mut().for_each(|e| e.last_seen = e.last_seen.wrapping_sub(ticks));
         Ok(())
     }
 
-    /// Traces a packet through the kernel's tables, runs it there, and demands that it ends as it was traced, with the same
-    /// bytes.
+    /// Traces a packet over the kernel's tables, then runs it in the kernel, and requires the traced verdict and bytes.
     pub fn trace(&self, hook: Hook, data: &[u8]) -> Result<End> {
         self.kernel.set_clock(one_tick_for_both()?)?;
-        // All hooks are at one interface here, so a path that one has found would count at the others.
+        // All hooks share one interface here, so a path cached by one would apply to the others.
         self.kernel.forget_routes()?;
         let live = self.kernel.look()?;
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
         let end = simulator::run(hook, &mut packet, &live);
         live.check()?;
-        // The processor may know the way of such a packet from one before it, and gives it the MACs that it would get from the
-        // neighbour table.
+        // If the path is already cached on this processor, the program writes the MACs that the neighbour table would
+        // supply.
         let from = if matches!(end, End::Forward(Out::Uplink | Out::Via, _)) { 12 } else { 0 };
         if let Some((seen, bytes)) = self.kernel.run(hook, data)? {
             ensure!(
@@ -369,7 +368,7 @@ impl Both {
         Ok(end)
     }
 
-    /// Runs a packet through both, demands the same end, the same bytes and the same counts, and returns them.
+    /// Runs a packet on host and in kernel, requires equal verdicts, bytes and counters, and returns verdict and bytes.
     pub fn run(&self, hook: Hook, data: &[u8]) -> Result<(End, Vec<u8>)> {
         let now = one_tick_for_both()?;
         if self.host.now.replace(now) != now {
@@ -398,7 +397,7 @@ impl Both {
         Ok((end, packet.data))
     }
 
-    /// Demands that both have counted the same, the host since it was last asked and the kernel since it had these counts.
+    /// Requires equal counters: the host's since the last call, the kernel's since `before`.
     pub fn same_counts(&self, before: &[u64]) -> Result<()> {
         let mut host = [0; COUNTERS];
         for (counter, count) in self.host.counters.take() {

@@ -1,4 +1,4 @@
-//! Many packets, well-formed and not, through host and kernel: same end, same bytes, same counters, same flows.
+//! Many packets, well-formed and malformed, through host and kernel: equal verdicts, bytes, counters and flows.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::{
     frame::{ACK, FIN, Frame, RST, SYN, Transport},
 };
 
-/// A small generator of numbers: the same ones in every run, so that a failure can be repeated.
+/// Small random number generator with a fixed sequence, so that failures are reproducible.
 struct Numbers(u64);
 
 impl Numbers {
@@ -73,7 +73,7 @@ fn random_frame(n: &mut Numbers, a: &Addresses) -> (Hook, Frame) {
     (hook, frame)
 }
 
-/// An ICMP error about a packet that may have been sent the other way.
+/// ICMP error about a packet that may have been sent in the other direction.
 fn random_error(n: &mut Numbers, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Frame {
     let about = if n.below(2) == 0 { Frame::tcp(dst, src, ACK) } else { Frame::udp(dst, src) };
     let (protocol, kind) = if src.0.is_ipv4() { (1, n.of(&[3, 11, 12, 5])) } else { (58, n.of(&[1, 2, 3, 4])) };
@@ -81,7 +81,7 @@ fn random_error(n: &mut Numbers, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Fram
     Frame::new(src.0, dst.0, Transport::Raw(protocol, [vec![kind, 1, 7, 7, 0, 0, 5, 0], quoted].concat()))
 }
 
-/// Damages some of the packets: cut short, bytes changed, or wholly invented behind the Ethernet header.
+/// Damages some of the packets: truncates them, changes bytes, or replaces everything behind the Ethernet header.
 fn damage(n: &mut Numbers, mut bytes: Vec<u8>) -> Vec<u8> {
     match n.below(6) {
         0 => {
@@ -101,7 +101,7 @@ fn damage(n: &mut Numbers, mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 #[test]
-fn random_packets_end_alike_on_host_and_in_kernel() {
+fn random_packets_get_equal_results_on_host_and_in_kernel() {
     in_namespace(|uplink| {
         let both = Both { remembers_routes: true, ..Both::new(uplink, |_| {})? };
         let mut n = Numbers(0x706f_646e_6574);
@@ -114,15 +114,15 @@ fn random_packets_end_alike_on_host_and_in_kernel() {
                 both.run(hook, &bytes).map_err(|error| error.context(format!("round {round}, {frame:?}")))?;
             *ends.entry(format!("{end:?}")).or_default() += 1;
         }
-        // It would mean little if they had all been dropped.
+        // Without a variety of verdicts the test would prove little.
         ensure!(ends.len() >= 16, "only these ends were met: {ends:#?}");
         same_flows(&both)
     });
 }
 
-/// What `podnet trace` runs on: the tables that are in the kernel, with its routes and neighbours.
+/// `podnet trace` runs on the tables in the kernel, with its routes and neighbours.
 #[test]
-fn random_packets_end_in_the_kernel_as_they_are_traced() {
+fn trace_predicts_results_of_random_packets() {
     in_namespace(|uplink| {
         let both = Both::new(uplink, |_| {})?;
         let mut n = Numbers(0x0074_7261_6365);
@@ -139,9 +139,9 @@ fn random_packets_end_in_the_kernel_as_they_are_traced() {
     });
 }
 
-/// Every length of a known flow's packets, of its replies and of new flows.
+/// Packets of an established flow, of its replies and of new flows, truncated to every length.
 #[test]
-fn packets_cut_at_every_length_end_alike() {
+fn packets_truncated_to_any_length_get_equal_results() {
     in_namespace(|uplink| {
         let both = Both::new(uplink, |_| {})?;
         for v6 in [false, true] {

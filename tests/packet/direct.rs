@@ -1,4 +1,4 @@
-//! Named packets between addresses that exchange them without a flow, of which the first finds the path.
+//! Named packets without a flow, whose forwarding path is cached from the first one.
 
 use anyhow::ensure;
 use podnet_common::{
@@ -17,14 +17,14 @@ use crate::{
     frame::{ACK, Frame, SYN},
 };
 
-/// The tunnel's device, and this node's MAC there.
+/// Tunnel device, and this node's MAC there.
 const TUNNEL: IfIndex = IfIndex(60);
 const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
-/// A port that a service has at the third node's address, and its number.
+/// Port of a service at the third node's address, and its number.
 const PORT: u16 = 7777;
 const SERVICE: u32 = 9000;
 
-/// A service at the third node's address, which the tunnel leads to, with a backend on this node.
+/// Service at the address of the third node, which is behind the tunnel, with a backend on this node.
 fn service_at_a_far_node(t: &mut HostTables) {
     (t.config.tunnel, t.config.tunnel_mac, t.config.tunnel_mtu) = (TUNNEL, Mac(OWN_MAC), 1450);
     for (id, v6) in [(SERVICE, false), (SERVICE + 1, true)] {
@@ -45,7 +45,7 @@ fn service_at_a_far_node(t: &mut HostTables) {
 }
 
 #[test]
-fn pods_packets_to_another_node_follow_the_first_by_its_macs() {
+fn pod_packets_to_another_node_use_the_cached_macs() {
     both_families_with(
         |_| {},
         |both, a, uplink| {
@@ -58,19 +58,19 @@ fn pods_packets_to_another_node_follow_the_first_by_its_macs() {
             for frame in [&udp, &tcp] {
                 expect(both, Hook::FromPod, frame, End::Forward(Out::Link, uplink), &by_macs(frame))?;
             }
-            // What the path doesn't carry is the stack's.
+            // The stack handles packets that the cached path cannot.
             expect(both, Hook::FromPod, &udp.clone().ttl(1), End::Pass, &udp.clone().ttl(1))?;
             let mut long = udp.clone();
             long.payload = vec![7; 1500];
             expect(both, Hook::FromPod, &long, End::Pass, &long)?;
-            // The path is that of the pod that has found it.
+            // A cached path applies to the pod that created it only.
             expect_drop(both, Hook::FromPod, &udp.clone().macs(BACKEND_MAC, HOST_MAC), Reason::SpoofedSource)
         },
     );
 }
 
 #[test]
-fn packets_from_another_nodes_pod_follow_the_first_if_that_node_sends_them() {
+fn packets_from_a_remote_pod_use_the_cached_path_only_from_its_node() {
     both_families_with(
         |_| {},
         |both, a, _| {
@@ -88,13 +88,13 @@ fn packets_from_another_nodes_pod_follow_the_first_if_that_node_sends_them() {
 }
 
 #[test]
-fn a_connection_is_looked_at_though_the_path_is_known() {
+fn new_connection_is_examined_despite_cached_path() {
     both_families_with(
         |_| {},
         |both, a, _| {
             both.remembers_routes = true;
             let client = (a.client, 40_502);
-            // The service gives it the very backend to which it then connects, from the same port.
+            // The service selects the backend to which the client then connects directly, from the same port.
             let service = Frame::tcp(client, (a.node, NODE_PORT_FAR), SYN).macs(CLIENT_MAC, HOST_MAC);
             let (end, _) = both.run(Hook::FromPod, &service.bytes())?;
             ensure!(matches!(end, End::Forward(..)), "{end:?}");
@@ -112,7 +112,7 @@ fn a_connection_is_looked_at_though_the_path_is_known() {
 }
 
 #[test]
-fn what_is_for_a_node_has_no_path_since_ports_matter() {
+fn packets_to_a_node_are_not_cached_because_ports_matter() {
     both_families_with(service_at_a_far_node, |both, a, _| {
         both.remembers_routes = true;
         for _ in 0..2 {
@@ -128,7 +128,7 @@ fn what_is_for_a_node_has_no_path_since_ports_matter() {
 }
 
 #[test]
-fn the_tunnels_packets_have_a_path_to_the_stack_and_no_others() {
+fn only_tunnel_packets_have_a_cached_path_to_the_stack() {
     both_families_with(service_at_a_far_node, |both, a, _| {
         both.remembers_routes = true;
         for sport in [50_000, 50_001, 50_002] {

@@ -1,4 +1,4 @@
-//! ICMP errors about translated packets, both ways, with what they quote.
+//! ICMP errors about translated packets, in both directions, with their quotations.
 
 use std::net::IpAddr;
 
@@ -18,8 +18,8 @@ use crate::{
     frame::{Frame, SYN, Transport, checksum},
 };
 
-/// An error that quotes a packet: its IP header and `quote` bytes behind it. Type and code are "unreachable: too big" and
-/// the like; the MTU in it must stay.
+/// ICMP error that quotes a packet: its IP header and `quote` bytes behind it. Type and code mean "packet too big" and
+/// similar; the MTU must be preserved.
 fn error(src: IpAddr, dst: IpAddr, about: &Frame, quote: usize) -> Frame {
     let ip = if src.is_ipv4() { 20 } else { 40 };
     let quoted = about.bytes()[14..14 + ip + quote].to_vec();
@@ -36,7 +36,7 @@ fn error(src: IpAddr, dst: IpAddr, about: &Frame, quote: usize) -> Frame {
     Frame::new(src, dst, Transport::Raw(protocol, body))
 }
 
-/// Compares frames, and ICMP checksums as numbers: zero has two forms in one's complement.
+/// Compares frames, and ICMP checksums by value: zero has two representations in one's complement.
 fn expect(both: &Both, hook: Hook, input: &Frame, end: End, output: &Frame) -> Result<()> {
     let (got, mut bytes) = both.run(hook, &input.bytes())?;
     ensure!(got == end, "{hook:?} {input:?}: {got:?}, expected {end:?}");
@@ -51,15 +51,15 @@ fn expect(both: &Both, hook: Hook, input: &Frame, end: End, output: &Frame) -> R
     Ok(())
 }
 
-/// First packets of both protocols, and how much of them an error quotes: the least that RFC 792 allows, and enough
-/// for TCP's checksum to be in it.
+/// First packets of both protocols, and how many bytes an error quotes: the minimum of RFC 792, and enough to include
+/// TCP's checksum.
 fn packets(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [(Frame, usize); 3] {
     let tcp = Frame::tcp(src, dst, SYN).macs(CLIENT_MAC, HOST_MAC);
     [(tcp.clone(), 8), (tcp, 20), (Frame::udp(src, dst).macs(CLIENT_MAC, HOST_MAC), 8)]
 }
 
 #[test]
-fn a_routers_error_reaches_the_client_and_quotes_what_it_sent() {
+fn error_from_a_router_reaches_the_client_with_its_original_packet() {
     both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_000), (a.far, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
@@ -73,7 +73,7 @@ fn a_routers_error_reaches_the_client_and_quotes_what_it_sent() {
 }
 
 #[test]
-fn an_error_about_a_packet_with_source_nat_finds_its_client() {
+fn error_about_a_source_translated_packet_reaches_its_client() {
     both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_001), (a.snat, 80)) {
             let (_, bytes) = both.run(Hook::FromPod, &packet.bytes())?;
@@ -89,7 +89,7 @@ fn an_error_about_a_packet_with_source_nat_finds_its_client() {
 }
 
 #[test]
-fn an_error_of_the_stack_here_is_translated_on_its_way_to_the_pod() {
+fn error_from_the_local_stack_is_translated_for_the_pod() {
     both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_002), (a.local, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
@@ -103,7 +103,7 @@ fn an_error_of_the_stack_here_is_translated_on_its_way_to_the_pod() {
 }
 
 #[test]
-fn an_error_of_the_backend_itself_comes_from_the_service() {
+fn error_from_the_backend_comes_from_the_service() {
     both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_003), (a.far, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
@@ -117,7 +117,7 @@ fn an_error_of_the_backend_itself_comes_from_the_service() {
 }
 
 #[test]
-fn a_clients_error_about_an_answer_reaches_the_backend() {
+fn error_from_a_client_about_a_reply_reaches_the_backend() {
     in_namespace(|uplink| {
         let both = Both::new(uplink, |_| {})?;
         for a in [addresses(false), addresses(true)] {
@@ -135,7 +135,7 @@ fn a_clients_error_about_an_answer_reaches_the_backend() {
 }
 
 #[test]
-fn an_error_about_nothing_that_was_translated_quotes_what_it_quoted() {
+fn error_about_an_untranslated_packet_keeps_its_quotation() {
     both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_005), (a.outside, 80)) {
             let untouched = error(a.node2, a.client, &packet, quote).macs(NODE2_MAC, UPLINK_MAC);
@@ -147,13 +147,14 @@ fn an_error_about_nothing_that_was_translated_quotes_what_it_quoted() {
     });
 }
 
-/// Errors about flows that their sender has no part in: what would end them, or make them slow, goes nowhere.
+/// Errors from senders that cannot have seen a packet of the flow are dropped: they could reset or slow down
+/// connections of others.
 #[test]
-fn an_error_from_who_cannot_know_goes_nowhere() {
+fn errors_from_senders_outside_the_flow_are_dropped() {
     both_families(|both, a, _| {
         let internet = (a.internet, 443);
         let flows = [
-            // Another pod's flow to a service, to another pod and to what is outside; and one of the client's own.
+            // Another pod's flows to a service, to another pod and to the outside, and one of the client's own.
             ((a.backend, 41_006), (a.far, 80)),
             ((a.backend, 41_006), (a.remote, 8080)),
             ((a.backend, 41_006), internet),
@@ -164,19 +165,19 @@ fn an_error_from_who_cannot_know_goes_nowhere() {
             let forged = error(a.client, to, &about, quote).macs(CLIENT_MAC, HOST_MAC);
             expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
-        // About what was sent to it, but told to another.
+        // Quotes a packet that was sent to it, but is addressed to another pod.
         for (about, quote) in packets((a.remote, 8080), (a.client, 41_006)) {
             let forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
             expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
-        // Outside, nobody knows of what stays on this node.
+        // Hosts outside cannot have seen flows that stay on this node.
         for (packet, quote) in packets((a.client, 41_007), (a.local, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
             let sent = packet.translated((a.client, 41_007), (a.backend, 8080));
             let forged = error(a.outside, a.client, &sent, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
-        // Nor tells them a pod of what another has sent.
+        // Nor may they send one pod errors about packets of another.
         for (packet, quote) in packets((a.backend, 41_008), internet) {
             let forged = error(a.outside, a.client, &packet, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
@@ -185,9 +186,9 @@ fn an_error_from_who_cannot_know_goes_nowhere() {
     });
 }
 
-/// Else the rest of it would be seen by its receiver only.
+/// Only its receiver would see the remaining fragments.
 #[test]
-fn an_error_in_pieces_goes_nowhere() {
+fn fragmented_errors_are_dropped() {
     both_families(|both, a, _| {
         let (about, quote) = packets((a.backend, 41_009), (a.far, 80)).into_iter().next().unwrap();
         let mut forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
@@ -196,14 +197,14 @@ fn an_error_in_pieces_goes_nowhere() {
     });
 }
 
-/// A router may send an error to another node than the one that has the flow, which it finds by the quotation all the same.
+/// A router may send an error to a node that does not have the flow; the quotation identifies the flow's node.
 #[test]
-fn an_error_about_a_direct_answer_is_sent_on_without_a_flow() {
+fn error_about_a_direct_reply_is_forwarded_without_a_flow() {
     in_namespace(|uplink| {
         let both = Both::new(uplink, |_| {})?;
         for a in [addresses(false), addresses(true)] {
             for (answer, quote) in packets((a.node, NODE_PORT_DIRECT), (a.outside, 41_011)) {
-                // From a node that has chosen this one it isn't sent to another.
+                // An error forwarded by another node is not forwarded again.
                 let from_node = error(a.outside, a.node, &answer, quote).macs(NODE2_MAC, UPLINK_MAC);
                 let (end, _) = both.run(Hook::FromUplink, &from_node.bytes())?;
                 ensure!(!matches!(end, End::Forward(..)), "{end:?}");

@@ -1,5 +1,5 @@
-//! Named packets of everything that goes between the cluster and the outside: node ports, load balancers' addresses, direct
-//! server return, masquerade.
+//! Named packets between the cluster and the outside: NodePorts, load balancer addresses, direct server return,
+//! masquerade.
 
 use std::net::IpAddr;
 
@@ -22,13 +22,13 @@ use crate::{
 
 const INTO_BACKEND: End = End::Forward(Out::Pod, IfIndex(71));
 
-/// Frames of all protocols from a client outside.
+/// Frames of all protocols from an external client.
 fn from_outside(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [Frame; 3] {
     let sctp = Frame::new(src.0, dst.0, Transport::Sctp { sport: src.1, dport: dst.1 });
     [Frame::tcp(src, dst, SYN), Frame::udp(src, dst), sctp].map(|f| f.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC))
 }
 
-/// The same flow's next packet.
+/// Next packet of the same flow.
 fn next(frame: &Frame) -> Frame {
     let mut frame = frame.clone();
     if let Transport::Tcp { flags, .. } = &mut frame.transport {
@@ -37,23 +37,23 @@ fn next(frame: &Frame) -> Frame {
     frame
 }
 
-/// The source port of a frame as bytes.
+/// Source port of a frame, read from its bytes.
 fn source_port(frame: &[u8], v6: bool) -> Result<u16> {
     let at = if v6 { 54 } else { 34 };
     Ok(u16::from_be_bytes(frame.get(at..at + 2).context("no ports")?.try_into()?))
 }
 
 #[test]
-fn a_node_port_with_a_backend_here_keeps_the_client() {
+fn node_port_with_local_backend_preserves_the_client_address() {
     both_families(|both, a, _| {
         for input in from_outside((a.outside, 41_000), (a.node, NODE_PORT)) {
             let there =
                 input.translated((a.outside, 41_000), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             expect(both, Hook::FromUplink, &input, INTO_BACKEND, &there)?;
-            // A later packet says the same, now from the entry.
+            // A later packet gets the same result, now from the entry.
             let (input, there) = (next(&input), next(&there));
             expect(both, Hook::FromUplink, &input, INTO_BACKEND, &there)?;
-            // An answer that comes by the stack, as from a backend with traffic shaping.
+            // A reply that comes through the stack, as from a backend with traffic shaping.
             let answer = next(&there).translated((a.backend, 8080), (a.outside, 41_000));
             let back = answer.translated((a.node, NODE_PORT), (a.outside, 41_000));
             expect(both, Hook::ToUplink, &answer, End::Pass, &back)?;
@@ -63,12 +63,12 @@ fn a_node_port_with_a_backend_here_keeps_the_client() {
 }
 
 #[test]
-fn a_node_port_with_a_backend_on_another_node_shows_it_this_node() {
+fn node_port_with_remote_backend_uses_the_node_address() {
     both_families(|both, a, uplink| {
         let v6 = a.node.is_ipv6();
         for input in from_outside((a.outside, 41_001), (a.node, NODE_PORT_FAR)) {
             let (end, bytes) = both.run(Hook::FromUplink, &input.bytes())?;
-            // The first packet goes by the neighbour table, so that the neighbour stays known.
+            // The first packet uses the neighbour table, which keeps the neighbour entry alive.
             ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
             let port = source_port(&bytes, v6)?;
             ensure!((10_000..30_000).contains(&port), "port {port} is not of the range");
@@ -78,16 +78,16 @@ fn a_node_port_with_a_backend_on_another_node_shows_it_this_node() {
             let answer = there.translated((a.remote3, 8080), (a.node, port)).ttl(64).macs(NODE3_MAC, UPLINK_MAC);
             let back = answer.translated((a.node, NODE_PORT_FAR), (a.outside, 41_001)).ttl(63);
             if matches!(input.transport, Transport::Sctp { .. }) {
-                // It always takes the way of first packets.
+                // SCTP packets always take the path of first packets.
                 let there = there.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
                 expect(both, Hook::FromUplink, &input, End::Forward(Out::Uplink, uplink), &there)?;
                 expect(both, Hook::FromUplink, &answer, End::Forward(Out::Uplink, uplink), &back)?;
                 continue;
             }
-            // Before TC has seen an answer, XDP leaves it alone; then it sends it on by itself.
+            // XDP leaves replies to TC until TC has seen one; afterwards it forwards them.
             expect(both, Hook::UplinkXdp, &answer, End::Pass, &answer)?;
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Uplink, uplink), &back)?;
-            // What confirms a connection is examined once more.
+            // The packet that confirms a connection leaves the fast path once more.
             both.run(Hook::FromUplink, &input.bytes())?;
             expect(both, Hook::FromUplink, &input, End::Forward(Out::Link, uplink), &there)?;
             expect(both, Hook::UplinkXdp, &input, End::Forward(Out::Link, uplink), &there)?;
@@ -100,7 +100,7 @@ fn a_node_port_with_a_backend_on_another_node_shows_it_this_node() {
 }
 
 #[test]
-fn a_clients_ports_become_ports_in_a_row_and_the_same_ones_again() {
+fn consecutive_client_ports_get_consecutive_and_repeatable_snat_ports() {
     both_families(|both, a, _| {
         let at = (a.node, NODE_PORT_FAR);
         let ports = |flags| -> Result<Vec<u16>> {
@@ -122,7 +122,7 @@ fn a_clients_ports_become_ports_in_a_row_and_the_same_ones_again() {
 }
 
 #[test]
-fn node_ports_are_for_pods_and_processes_of_the_node_too() {
+fn node_ports_serve_pods_and_host_processes() {
     both_families(|both, a, _| {
         for input in from_client((a.client, 41_002), (a.node, NODE_PORT)) {
             let there =
@@ -134,7 +134,7 @@ fn node_ports_are_for_pods_and_processes_of_the_node_too() {
         expect(both, Hook::FromLoopback, &input, End::Forward(Out::Link, PODNET0), &on)?;
         let [other, _] = from_client((a.node, 41_004), (a.node, 80));
         expect(both, Hook::FromLoopback, &other, End::Pass, &other)?;
-        // From podnet1 on, and back to the process by podnet0.
+        // Leaves through podnet1, and returns to the process through podnet0.
         let input = Frame::tcp((a.node, 41_003), (a.node, NODE_PORT_FAR), SYN);
         let (end, _) = both.run(Hook::FromHost, &input.bytes())?;
         ensure!(matches!(end, End::Forward(Out::Uplink, _)), "{end:?}");
@@ -146,7 +146,7 @@ fn node_ports_are_for_pods_and_processes_of_the_node_too() {
 }
 
 #[test]
-fn with_direct_server_return_the_packet_goes_on_unchanged() {
+fn direct_server_return_forwards_the_packet_unchanged() {
     both_families(|both, a, uplink| {
         for input in from_outside((a.outside, 41_005), (a.node, NODE_PORT_DIRECT)) {
             let on = input.clone().ttl(63);
@@ -164,19 +164,19 @@ fn with_direct_server_return_the_packet_goes_on_unchanged() {
     });
 }
 
-/// Has everything of IPv6, and nothing of IPv4, reached with pods' own addresses.
+/// All IPv6 destinations, and no IPv4 ones, are reached with pod addresses.
 fn ipv6_is_reached_without_nat(t: &mut HostTables) {
     let network = |kind: NetworkKind| Network { kind: kind as u32, ..Network::default() };
     t.networks.insert(Prefix::default(), network(NetworkKind::NonMasquerade));
     let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0, 0]);
     t.networks.insert(prefix(mapped, 96), network(NetworkKind::Nothing));
-    // And the same of a service's clients.
+    // The same for source ranges of a service.
     let clients = ServiceClient::new(1081, IpAddr::from([0u16; 8]).into());
     t.source_ranges.insert(SourceRange { len: 32, data: clients });
 }
 
 #[test]
-fn a_range_of_all_ipv6_addresses_holds_no_ipv4() {
+fn range_of_all_ipv6_addresses_contains_no_ipv4() {
     both_families_with(ipv6_is_reached_without_nat, |both, a, uplink| {
         for input in from_outside((a.internet, 41_012), (a.balancer, 81)) {
             if a.node.is_ipv6() {
@@ -191,14 +191,14 @@ fn a_range_of_all_ipv6_addresses_holds_no_ipv4() {
             let expected = if a.node.is_ipv6() { End::Pass } else { End::Forward(Out::Uplink, uplink) };
             ensure!(end == expected, "{end:?}");
         }
-        // Who is reached without NAT may still be sent on for direct server return.
+        // Clients reached without NAT may still be forwarded with direct server return.
         let [input, ..] = from_outside((a.outside, 41_012), (a.node, NODE_PORT_DIRECT));
         expect(both, Hook::FromUplink, &input, End::Forward(Out::Via, uplink), &input.clone().ttl(63))
     });
 }
 
 #[test]
-fn answers_to_a_process_on_a_node_ports_number_are_its_own() {
+fn replies_to_a_process_on_a_node_port_are_not_translated() {
     both_families(|both, a, _| {
         for flags in [SYN | ACK, ACK] {
             for port in [NODE_PORT, NODE_PORT_FAR, NODE_PORT_DIRECT] {
@@ -215,7 +215,7 @@ fn answers_to_a_process_on_a_node_ports_number_are_its_own() {
 }
 
 #[test]
-fn a_backend_outside_of_the_cluster_sees_the_node() {
+fn backend_outside_the_cluster_sees_the_node_address() {
     both_families_with(backends_outside, |both, a, uplink| {
         for input in from_client((a.client, 41_014), (a.local, 80)) {
             let (end, bytes) = both.run(Hook::FromPod, &input.bytes())?;
@@ -232,7 +232,7 @@ fn a_backend_outside_of_the_cluster_sees_the_node() {
     });
 }
 
-/// Has all services lead to a host outside.
+/// Makes a host outside the cluster the backend of all services.
 fn backends_outside(t: &mut HostTables) {
     for backend in t.backends.values_mut() {
         let internet = addresses(!backend.addr.is_v4()).internet;
@@ -241,12 +241,12 @@ fn backends_outside(t: &mut HostTables) {
 }
 
 #[test]
-fn what_another_node_sends_back_is_not_sent_on_again() {
+fn packet_returned_by_a_node_is_translated_instead_of_forwarded_again() {
     both_families(|both, a, uplink| {
         let [input, ..] = from_outside((a.outside, 41_013), (a.node, NODE_PORT_DIRECT));
         let (end, _) = both.run(Hook::FromUplink, &input.bytes())?;
         ensure!(end == End::Forward(Out::Via, uplink), "{end:?}");
-        // The third node doesn't know this one's MAC yet, and routes the packet by its destination.
+        // The third node does not have this node's MAC yet, and routes the packet by destination.
         let back = input.ttl(62).macs(NODE3_MAC, UPLINK_MAC);
         let (end, bytes) = both.run(Hook::FromUplink, &back.bytes())?;
         ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
@@ -258,10 +258,10 @@ fn what_another_node_sends_back_is_not_sent_on_again() {
 }
 
 #[test]
-fn what_another_node_sends_on_goes_to_a_backend_here_and_answers_leave_in_its_name() {
+fn forwarded_packet_reaches_a_local_backend_that_replies_from_the_service() {
     both_families(|both, a, _| {
         for input in from_outside((a.outside, 41_006), (a.node2, NODE_PORT_DIRECT)) {
-            // From anyone else it is a packet to another host.
+            // From any other sender it is a packet for another host.
             expect(both, Hook::FromUplink, &input, End::Pass, &input)?;
             let input = input.macs(NODE2_MAC, UPLINK_MAC);
             let there =
@@ -271,7 +271,7 @@ fn what_another_node_sends_on_goes_to_a_backend_here_and_answers_leave_in_its_na
             let back = answer.translated((a.node2, NODE_PORT_DIRECT), (a.outside, 41_006));
             expect(both, Hook::ToUplink, &answer, End::Pass, &back)?;
         }
-        // Of frontends without direct server return nothing is sent on.
+        // Without direct server return, nothing is forwarded.
         let [stray, ..] = from_outside((a.outside, 41_007), (a.node2, NODE_PORT_FAR));
         let stray = stray.macs(NODE2_MAC, UPLINK_MAC);
         expect(both, Hook::FromUplink, &stray, End::Pass, &stray)
@@ -279,7 +279,7 @@ fn what_another_node_sends_on_goes_to_a_backend_here_and_answers_leave_in_its_na
 }
 
 #[test]
-fn a_load_balancers_address_has_ranges_policies_and_an_echo() {
+fn load_balancer_address_has_source_ranges_policies_and_echo_replies() {
     both_families(|both, a, _| {
         for input in from_outside((a.internet, 41_008), (a.balancer, 81)) {
             expect_drop(both, Hook::FromUplink, &input, Reason::SourceRange)?;
@@ -289,15 +289,15 @@ fn a_load_balancers_address_has_ranges_policies_and_an_echo() {
                 input.translated((a.outside, 41_008), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             expect(both, Hook::FromUplink, &input, INTO_BACKEND, &there)?;
         }
-        // externalTrafficPolicy: Local without an endpoint here.
+        // externalTrafficPolicy: Local without a local endpoint.
         for input in from_outside((a.outside, 41_009), (a.balancer, 82)) {
             expect_drop(both, Hook::FromUplink, &input, Reason::NoLocalEndpoint)?;
         }
-        // This node's pods get any.
+        // Pods of this node reach any backend.
         let [input, _] = from_client((a.client, 41_009), (a.balancer, 82));
         let (end, _) = both.run(Hook::FromPod, &input.bytes())?;
         ensure!(matches!(end, End::Forward(Out::Uplink, _)), "{end:?}");
-        // An undefined port is rejected, an echo answered.
+        // An undefined port is rejected, an echo request answered.
         let [input, ..] = from_outside((a.outside, 41_010), (a.balancer, 999));
         let (end, _) = both.run(Hook::FromUplink, &input.bytes())?;
         ensure!(end == End::Reject(Reason::UndefinedPort, HERE), "{end:?}");
@@ -305,23 +305,23 @@ fn a_load_balancers_address_has_ranges_policies_and_an_echo() {
         let input = Frame::new(a.outside, a.balancer, ping(false)).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC).ttl(9);
         let answer = Frame::new(a.balancer, a.outside, ping(true)).macs(UPLINK_MAC, CLIENT_OUTSIDE_MAC);
         expect(both, Hook::FromUplink, &input, End::Answer(HERE), &answer)?;
-        // An address without a backend doesn't answer.
+        // An address without backends does not answer echo requests.
         let input = Frame::new(a.client, a.empty, ping(false)).macs(CLIENT_MAC, HOST_MAC);
         expect_drop(both, Hook::FromPod, &input, Reason::NotTranslatable)?;
         Ok(())
     });
 }
 
-/// The balancer's address may be a real machine's: a service has its ports there and nothing else.
+/// The load balancer address may belong to a real machine; podnet handles the ports of services only.
 #[test]
-fn what_a_service_does_not_define_at_an_external_address_is_not_its_own() {
+fn undefined_ports_of_an_external_address_belong_to_its_machine() {
     both_families(|both, a, uplink| {
         let out = End::Forward(Out::Uplink, uplink);
         let ping = Frame::new(a.node, a.balancer, Transport::Echo { id: 78, reply: false });
         let [tcp, udp, sctp] = from_outside((a.node, 41_030), (a.balancer, 999));
         let answer = Frame::tcp((a.node, 22), (a.balancer, 41_031), SYN | ACK);
         for input in [tcp, udp, sctp, ping, answer] {
-            // A host process's packet leaves as it is, whatever its protocol.
+            // A packet of a host process leaves unchanged, whatever its protocol.
             expect(both, Hook::FromHost, &input, out, &input)?;
         }
         for input in from_client((a.client, 41_032), (a.balancer, 999)) {
@@ -331,14 +331,14 @@ fn what_a_service_does_not_define_at_an_external_address_is_not_its_own() {
             let there = input.translated((a.node, port), (a.balancer, 999)).ttl(63);
             ensure!(bytes[14..] == there.bytes()[14..], "a pod's packet leaves in its node's name");
         }
-        // What the machine itself sends.
+        // Sent by the machine itself.
         let input = Frame::tcp((a.balancer, 41_033), (a.node, 22), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
         expect(both, Hook::FromUplink, &input, End::Pass, &input)
     });
 }
 
 #[test]
-fn a_client_stays_with_its_backend() {
+fn session_affinity_keeps_the_backend() {
     both_families(|both, a, _| {
         let mut seen = std::collections::BTreeSet::new();
         for port in 42_000..42_040 {
@@ -353,7 +353,7 @@ fn a_client_stays_with_its_backend() {
 }
 
 #[test]
-fn pods_reach_the_outside_with_the_nodes_address() {
+fn pods_are_masqueraded_towards_the_outside() {
     both_families(|both, a, uplink| {
         let v6 = a.node.is_ipv6();
         let [tcp, udp] = from_client((a.client, 41_011), (a.internet, 443));
@@ -375,14 +375,14 @@ fn pods_reach_the_outside_with_the_nodes_address() {
             let back = answer.translated((a.internet, fixed), (a.client, 41_011)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
             expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
         }
-        // The cluster's own are reached as one is.
+        // Destinations in the cluster see the pod's address.
         let [input, _] = from_client((a.client, 41_012), (a.node2, 443));
         expect(both, Hook::FromPod, &input, End::Pass, &input)
     });
 }
 
 #[test]
-fn without_masquerade_the_stack_has_it() {
+fn without_masquerade_the_stack_handles_packets_to_the_outside() {
     both_families_with(
         |tables| tables.config.flags = 0,
         |both: &mut Both, a: &Addresses, _| {
@@ -393,7 +393,7 @@ fn without_masquerade_the_stack_has_it() {
 }
 
 #[test]
-fn fragments_follow_the_first() {
+fn fragments_are_translated_like_the_first() {
     both_families(|both, a, uplink| {
         let (first_flag, later_flag) = if a.node.is_ipv4() { (0x2000, 0x0003) } else { (0x0001, 0x0018) };
         let mut first = Frame::udp((a.client, 41_014), (a.local, 80)).macs(CLIENT_MAC, HOST_MAC);
@@ -409,7 +409,7 @@ fn fragments_follow_the_first() {
             let there = later.translated((a.client, 0), (a.backend, 0)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             expect(both, Hook::FromPod, &later, INTO_BACKEND, &there)?;
         }
-        // Between pods nothing changes.
+        // Pod-to-pod fragments are not changed.
         let mut direct = Frame::udp((a.client, 41_014), (a.remote, 53)).macs(CLIENT_MAC, HOST_MAC);
         direct.fragment = Some(first_flag);
         expect(both, Hook::FromPod, &direct, End::Forward(Out::Uplink, uplink), &direct.clone().ttl(63))?;
@@ -420,7 +420,7 @@ fn fragments_follow_the_first() {
 }
 
 #[test]
-fn a_direct_connection_from_a_port_that_a_service_has_gets_another() {
+fn direct_connection_gets_another_port_when_a_service_flow_has_its_own() {
     both_families(|both, a, uplink| {
         let v6 = a.node.is_ipv6();
         let [service, _] = from_client((a.client, 41_015), (a.far, 80));

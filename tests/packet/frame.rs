@@ -1,23 +1,24 @@
-//! Frames, made from scratch with checksums of their own, so that an expected packet owes nothing to the pipeline.
+//! Frames built from scratch with independently computed checksums, so that expected packets do not depend on the
+//! pipeline.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What is above IP.
+/// Content of the IP packet.
 #[derive(Clone, Debug)]
 pub enum Transport {
     /// Flags as on the wire.
     Tcp { sport: u16, dport: u16, flags: u8, seq: u32, ack: u32 },
     /// `checksum`: whether the sender computed one.
     Udp { sport: u16, dport: u16, checksum: bool },
-    /// An INIT chunk's worth of SCTP.
+    /// SCTP packet with an INIT chunk.
     Sctp { sport: u16, dport: u16 },
-    /// An echo request, or the reply.
+    /// Echo request or reply.
     Echo { id: u16, reply: bool },
-    /// Anything else: protocol and bytes.
+    /// Any other protocol: number and payload.
     Raw(u8, Vec<u8>),
 }
 
-/// A frame in parts.
+/// Parts of a frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub smac: [u8; 6],
@@ -25,9 +26,9 @@ pub struct Frame {
     pub src: IpAddr,
     pub dst: IpAddr,
     pub ttl: u8,
-    /// IPv4 option words, or IPv6 destination option headers of 8 bytes.
+    /// Number of IPv4 option words (4 bytes), or of IPv6 destination option headers (8 bytes).
     pub extra: usize,
-    /// The IPv4 fragment field, or the IPv6 fragment header's offset and flags; `None`: no fragment.
+    /// IPv4 fragment field, or offset and flags of the IPv6 fragment header; `None` if not a fragment.
     pub fragment: Option<u16>,
     pub transport: Transport,
     pub payload: Vec<u8>,
@@ -66,7 +67,7 @@ impl Frame {
         self
     }
 
-    /// The same packet as it should be after translation.
+    /// The expected packet after translation.
     pub fn translated(&self, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Self {
         let mut frame = self.clone();
         (frame.src, frame.dst) = (src.0, dst.0);
@@ -108,7 +109,7 @@ impl Frame {
         frame.extend([self.ttl, self.protocol(), 0, 0]);
         frame.extend(src.octets());
         frame.extend(dst.octets());
-        // No operation, the option of one byte.
+        // No-operation option, one byte each.
         frame.extend(vec![1; 4 * self.extra]);
         let sum = checksum(&frame[start..]);
         frame[start + 10..start + 12].copy_from_slice(&sum.to_be_bytes());
@@ -124,7 +125,7 @@ impl Frame {
             next = 44;
         }
         for _ in 0..self.extra {
-            // Destination options: padding of six bytes.
+            // Destination options with six bytes of padding.
             chain = [vec![next, 0, 1, 4, 0, 0, 0, 0], chain].concat();
             next = 60;
         }
@@ -203,7 +204,7 @@ impl Frame {
     }
 }
 
-/// The Internet checksum as RFC 1071 defines it.
+/// Internet checksum (RFC 1071).
 pub fn checksum(data: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in data.chunks(2) {
@@ -215,7 +216,7 @@ pub fn checksum(data: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// CRC-32C as RFC 9260, appendix A defines it.
+/// CRC-32C (RFC 9260, appendix A).
 pub fn crc32c(data: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in data {

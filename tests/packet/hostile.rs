@@ -1,4 +1,4 @@
-//! Packets that a pod or a neighbour might try: each is dropped for the right reason, in both families where there are two.
+//! Packets of a hostile pod or neighbour: each is dropped for the right reason, in both families where applicable.
 
 use std::net::IpAddr;
 
@@ -15,10 +15,10 @@ use crate::{
     frame::{Frame, Transport},
 };
 
-/// More extension headers than are followed hide the protocol: the tunnel's port would not be recognised, and the kernel,
-/// which follows them all, would take the packet out of the tunnel.
+/// Extension headers beyond the limit hide the protocol: the pipeline would miss the tunnel's port, while the kernel,
+/// which has no limit, would decapsulate the packet.
 #[test]
-fn what_is_behind_too_many_extension_headers_goes_nowhere() {
+fn packets_with_too_many_extension_headers_are_dropped() {
     both_families_with(
         |tables| tables.config = Config { tunnel: podnet_common::addr::IfIndex(95), ..tables.config },
         |both, a, _| {
@@ -36,7 +36,7 @@ fn what_is_behind_too_many_extension_headers_goes_nowhere() {
                     expect_drop(both, hook, &outside, Reason::Malformed)?;
                 }
             }
-            // As many as are followed are no disguise.
+            // Within the limit, the protocol is recognised.
             let mut of_pod = Frame::udp((a.client, 40_000), (a.node, TUNNEL_PORT)).macs(CLIENT_MAC, HOST_MAC);
             of_pod.extra = 6;
             expect_drop(both, Hook::FromPod, &of_pod, Reason::TunnelFromOutside)
@@ -44,7 +44,7 @@ fn what_is_behind_too_many_extension_headers_goes_nowhere() {
     );
 }
 
-/// ICMPv6 of the link: kind, then what follows the checksum.
+/// ICMPv6 of the link: type, then the bytes behind the checksum.
 fn of_link(src: &str, dst: &str, kind: u8) -> Result<Frame> {
     let message = [vec![kind, 0, 0, 0], vec![0; 28]].concat();
     let (src, dst): (IpAddr, IpAddr) = (src.parse()?, dst.parse()?);
@@ -52,10 +52,10 @@ fn of_link(src: &str, dst: &str, kind: u8) -> Result<Frame> {
 }
 
 #[test]
-fn a_pod_speaks_to_its_link_for_duplicate_address_detection_only() {
+fn pods_may_send_link_messages_for_duplicate_address_detection_only() {
     both_families(|both, _, _| {
         let (all_nodes, router, own) = ("ff02::1", "fe80::1", "fe80::5eff:fe10:1");
-        // Router and neighbour solicitations and advertisements, redirects, listener reports and queries.
+        // Router and neighbour solicitations and advertisements, redirects, listener queries and reports.
         for kind in [133, 134, 135, 136, 137, 130, 131, 132, 143, 128] {
             for dst in [all_nodes, router] {
                 expect_drop(both, Hook::FromPod, &of_link(own, dst, kind)?, Reason::LinkScope)?;
@@ -66,16 +66,16 @@ fn a_pod_speaks_to_its_link_for_duplicate_address_detection_only() {
         expect_drop(both, Hook::FromPod, &dhcp, Reason::LinkScope)?;
         let detection = of_link("::", "ff02::1:ff10:1", 135)?;
         expect(both, Hook::FromPod, &detection, End::Pass, &detection)?;
-        // What others say on a link of the node's is the host's.
+        // Link messages of others on the node's links belong to the host.
         let solicitation = of_link(own, "ff02::1:ff00:1", 135)?;
         expect(both, Hook::FromUplink, &solicitation, End::Pass, &solicitation)
     });
 }
 
 #[test]
-fn what_cannot_be_masqueraded_stays_in_the_cluster() {
+fn packets_that_cannot_be_masqueraded_do_not_leave_the_cluster() {
     both_families(|both, a, _| {
-        // GRE, ESP, IP in IP; an echo reply that nobody asked for; a kind of message that is none of these.
+        // GRE, ESP, IP in IP; an unsolicited echo reply; an unknown ICMP type.
         let reply = Transport::Echo { id: 9, reply: true };
         let other = Transport::Raw(if a.node.is_ipv4() { 1 } else { 58 }, vec![200, 0, 0, 0, 0, 0, 0, 0]);
         let raw = |protocol| Transport::Raw(protocol, vec![8; 24]);

@@ -1,8 +1,8 @@
 //! The shipping programs in the kernel, and their tables.
 //!
-//! The object is loaded by the first test of a process, since the kernel takes seconds to examine the programs. Programs
-//! and tables belong to no namespace, and a test run happens in the calling thread's, so tests take turns with them:
-//! each finds the tables that it wants, with no flow and no count of an earlier one.
+//! The first test of a process loads the object, since verification takes seconds. Programs and tables belong to no
+//! network namespace, and test runs use that of the calling thread, so tests take turns: each starts with the tables it
+//! wants, without flows or counters of earlier tests.
 
 use std::{
     collections::BTreeMap,
@@ -39,10 +39,10 @@ use podnet_common::{
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
 
-/// How many entries the connection table has.
+/// Size of the connection table.
 const SIZES: Sizes = Sizes { conntrack: 16_384, frontends: 65_536 };
 
-/// A packet's end, as a test run can tell it: where a packet is redirected to stays in the kernel.
+/// Verdict of a packet as far as a test run shows it; the kernel does not report the target of a redirect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     Pass,
@@ -65,25 +65,25 @@ struct Object {
     ebpf: Ebpf,
     /// The same tables, for tracing.
     source: Source,
-    /// What `SNAT_PORTS` begins with: so many entries that they are written only when they are others.
+    /// Beginning of `SNAT_PORTS`. The table is so large that it is written only when it changes.
     ports: Vec<u16>,
-    /// How many processors the kernel counts for, each by itself.
+    /// Number of possible processors, each with its own counters.
     processors: usize,
 }
 
-/// The object of this process, or why it can't be loaded.
+/// The object of this process, or the error of loading it.
 fn object() -> Result<MutexGuard<'static, Object>> {
     static OBJECT: OnceLock<Result<Mutex<Object>, String>> = OnceLock::new();
     let object = OBJECT.get_or_init(|| load().map(Mutex::new).map_err(|error| format!("{error:#}")));
     match object {
-        // A test that failed leaves nothing that the next one doesn't set right.
+        // A failed test leaves nothing that the next one does not reset.
         Ok(object) => Ok(object.lock().unwrap_or_else(PoisonError::into_inner)),
         Err(error) => bail!("{error}"),
     }
 }
 
-/// Loads the object, on a thread whose mount namespace has the BPF file system for its pins. Programs and tables stay
-/// when that ends, since this process has their descriptors.
+/// Loads the object on a thread whose mount namespace has a BPF file system for its pins. Programs and tables survive
+/// the thread, since this process holds their file descriptors.
 fn load() -> Result<Object> {
     let thread = std::thread::spawn(|| {
         let path = env::var("PODNET_EBPF_OBJECT")
@@ -108,7 +108,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Fills the tables, and empties those that programs fill.
+    /// Fills the tables, and clears those written by programs.
     pub fn with(tables: &HostTables) -> Result<Self> {
         let mut kernel = Self { object: object()? };
         kernel.hash("FRONTENDS", tables.frontends.iter().map(|(key, value)| (Plain(*key), Plain(*value))))?;
@@ -125,7 +125,7 @@ impl Kernel {
         kernel.array("BACKENDS", tables.backends.iter().map(|(id, backend)| (*id, Plain(*backend))))?;
         kernel.ports(&tables.snat_ports)?;
         kernel.array("CONFIG", [(0, Plain(tables.config))])?;
-        // What programs write.
+        // Tables written by programs.
         kernel.hash::<Plain<AffinityKey>, Plain<Affinity>>("AFFINITY", [])?;
         kernel.hash::<Plain<FragmentKey>, Plain<FragmentPorts>>("FRAGMENTS", [])?;
         kernel.hash::<Plain<SockKey>, Plain<SockPeer>>("SOCK_REVERSE", [])?;
@@ -139,13 +139,13 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Has the programs forget the routes that they have asked for, and the paths that they have found.
+    /// Clears the programs' caches of routes and direct paths.
     pub fn forget_routes(&self) -> Result<()> {
         self.clear::<CachedRoute>("NEXT_HOPS", CachedRoute::SLOTS)?;
         self.clear::<DirectPath>("DIRECT_PATHS", DirectPath::SLOTS)
     }
 
-    /// Empties the first slots of a table of all processors.
+    /// Clears the first slots of a per-CPU table.
     fn clear<V: bytemuck::Pod>(&self, name: &str, slots: u32) -> Result<()> {
         let Some(Map::PerCpuArray(map)) = self.object.ebpf.map(name) else { bail!("no table {name}") };
         let map = Map::PerCpuArray(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?);
@@ -154,14 +154,14 @@ impl Kernel {
         (0..slots).try_for_each(|slot| Ok(map.set(slot, none()?, 0)?))
     }
 
-    /// Sets the programs' clock, in ticks, as the daemon does every second. They also set it themselves, but not at
-    /// every packet.
+    /// Sets the programs' clock, in ticks, as the daemon does every second. Programs also set it, but not for every
+    /// packet.
     pub fn set_clock(&self, now: u32) -> Result<()> {
         let Some(Map::Array(map)) = self.object.ebpf.map("CLOCK") else { bail!("no table for the clock") };
         Ok(batch::update(map.fd().as_fd(), &[0u32], &[now])?)
     }
 
-    /// Empties the connection table, and says of which size it is to pass for; 0: of none that is known.
+    /// Clears the connection table and sets its nominal capacity; 0 means unknown.
     pub fn forget_flows(&mut self, room: u32) -> Result<()> {
         self.hash::<Plain<Tuple>, Plain<CtEntry>>("CONNTRACK", [])?;
         let places: Vec<u32> = (0..holders::LEN as u32).collect();
@@ -174,13 +174,13 @@ impl Kernel {
         Ok(map.fd().as_fd())
     }
 
-    /// What `holders` counts, without places that count nothing.
+    /// Non-zero counts in `holders`.
     pub fn held(&self) -> Result<BTreeMap<u32, u32>> {
         let counts: Vec<u32> = batch::range(self.holders()?, 0, holders::LEN as u32)?;
         Ok((0..).zip(counts).filter(|(_, count)| *count != 0).collect())
     }
 
-    /// Makes these the entries of a hash map.
+    /// Replaces the entries of a hash map.
     fn hash<K: Pod, V: Pod>(&mut self, name: &str, entries: impl IntoIterator<Item = (K, V)>) -> Result<()> {
         let mut map: HashMap<_, K, V> = self.object.ebpf.map_mut(name).context("map")?.try_into()?;
         let old: Vec<_> = map.keys().collect::<Result<_, _>>()?;
@@ -188,7 +188,7 @@ impl Kernel {
         Ok(entries.into_iter().try_for_each(|(key, value)| map.insert(key, value, 0))?)
     }
 
-    /// Makes these the entries of a trie.
+    /// Replaces the entries of a trie.
     fn trie<K: Pod, V: Pod>(&mut self, name: &str, entries: impl IntoIterator<Item = (Key<K>, V)>) -> Result<()> {
         let mut map: LpmTrie<_, K, V> = self.object.ebpf.map_mut(name).context("map")?.try_into()?;
         let old: Vec<_> = map.keys().collect::<Result<_, _>>()?;
@@ -196,13 +196,13 @@ impl Kernel {
         Ok(entries.into_iter().try_for_each(|(key, value)| map.insert(&key, value, 0))?)
     }
 
-    /// Writes these entries of an array. Others stay as they are: no other table leads to them.
+    /// Writes entries of an array. The others are unreachable from other tables and stay.
     fn array<V: Pod>(&mut self, name: &str, entries: impl IntoIterator<Item = (u32, V)>) -> Result<()> {
         let mut map: Array<_, V> = self.object.ebpf.map_mut(name).context("map")?.try_into()?;
         Ok(entries.into_iter().try_for_each(|(index, value)| map.set(index, value, 0))?)
     }
 
-    /// Makes these the ports for source NAT.
+    /// Sets the ports for source NAT.
     fn ports(&mut self, ports: &[u16]) -> Result<()> {
         if self.object.ports != ports {
             self.array("SNAT_PORTS", (0..).zip(ports.iter().map(|port| u32::from(*port))))?;
@@ -211,7 +211,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Runs a packet through a hook's first program; `None` if the kernel refuses to make a packet of it.
+    /// Runs a packet through the first program of a hook; `None` if the kernel does not accept it as a packet.
     pub fn run(&self, hook: Hook, data: &[u8]) -> Result<Option<(Seen, Vec<u8>)>> {
         let name = format!("{}_enter", hook.name());
         let mut out = vec![0; data.len() + 256];
@@ -232,19 +232,19 @@ impl Kernel {
         Ok(Some((end, out)))
     }
 
-    /// The connection table, without times.
+    /// The connection table, without timestamps.
     pub fn conntrack(&self) -> Result<BTreeMap<Tuple, CtEntry>> {
         let map: HashMap<_, Plain<Tuple>, Plain<CtEntry>> =
             self.object.ebpf.map("CONNTRACK").context("map")?.try_into()?;
         map.iter().map(|entry| entry.map(|(k, v)| (k.0, CtEntry { last_seen: 0, ..v.0 })).map_err(Into::into)).collect()
     }
 
-    /// The tables as they are now, for tracing.
+    /// The current tables, for tracing.
     pub fn look(&self) -> Result<Live<'_>> {
         Ok(self.object.source.look()?)
     }
 
-    /// Attaches the socket hooks to a cgroup, until what is returned is dropped.
+    /// Attaches the socket hooks to a cgroup until the returned value is dropped.
     pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<SocketHooks> {
         let cgroup = fs::File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
         let mut links = Vec::new();
@@ -263,7 +263,7 @@ impl Kernel {
         Ok(SocketHooks { _links: links })
     }
 
-    /// What `sock_reverse` has.
+    /// Contents of `sock_reverse`.
     pub fn sock_reverse(&self) -> Result<BTreeMap<SockKey, SockPeer>> {
         let map: HashMap<_, Plain<SockKey>, Plain<SockPeer>> =
             self.object.ebpf.map("SOCK_REVERSE").context("map")?.try_into()?;
@@ -286,12 +286,12 @@ impl Kernel {
         Ok(map.insert(Plain(*key), Plain(*frontend), 0)?)
     }
 
-    /// Takes one entry out of the connection table.
+    /// Removes an entry from the connection table.
     pub fn remove_flow(&mut self, key: &Tuple) -> Result<()> {
         Ok(self.flows()?.remove(&Plain(*key))?)
     }
 
-    /// Makes every entry look as if its last packet were so many ticks older.
+    /// Makes the last packet of every entry look `ticks` ticks older.
     pub fn age_flows(&mut self, ticks: u32) -> Result<()> {
         let mut flows = self.flows()?;
         let entries: Vec<_> = flows.iter().collect::<Result<_, _>>()?;
@@ -302,7 +302,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// All counters, added up over the processors, in one call: thousands of packets are compared.
+    /// All counters, summed over processors. One call reads them, because thousands of packets are compared.
     pub fn counters(&self) -> Result<Vec<u64>> {
         let Some(Map::PerCpuArray(map)) = self.object.ebpf.map("COUNTERS") else { bail!("no table of counters") };
         let mut keys = [0u32; COUNTERS];
@@ -318,10 +318,10 @@ impl Kernel {
             elem_flags: 0,
             flags: 0,
         };
-        // SAFETY: the attributes are of that command's shape, and there is room for a value of every processor's for each
-        // of the counters asked for.
+        // SAFETY: the attributes have the layout of this command, and the buffer has room for one value per processor
+        // and requested counter.
         let answer = unsafe { bpf(LOOK_UP_BATCH, &mut attributes) };
-        // The kernel says so when it comes to the end of the table.
+        // The kernel's sign for the end of the table.
         if let Err(error) = answer
             && error.raw_os_error() != Some(libc::ENOENT)
         {
@@ -330,26 +330,26 @@ impl Kernel {
         Ok(values.chunks(self.object.processors).map(|values| values.iter().sum()).collect())
     }
 
-    /// Drops for a reason.
+    /// Number of drops with a reason.
     pub fn drops(&self, reason: Reason) -> Result<u64> {
         Ok(self.counters()?[COUNTERS_BASE as usize + reason as usize])
     }
 
-    /// A counter.
+    /// Value of a counter.
     pub fn count(&self, counter: Counter) -> Result<u64> {
         Ok(self.counters()?[counter as usize])
     }
 }
 
-/// Socket hooks that are attached to a cgroup.
+/// Socket hooks attached to a cgroup.
 pub struct SocketHooks {
     _links: Vec<CgroupSockAddrLink>,
 }
 
-/// `BPF_MAP_LOOKUP_BATCH`, for arrays with a value for every processor since Linux 5.13.
+/// `BPF_MAP_LOOKUP_BATCH`; supports per-CPU arrays since Linux 5.13.
 const LOOK_UP_BATCH: libc::c_int = 24;
 
-/// What that command takes of `union bpf_attr`.
+/// Members of `union bpf_attr` for this command.
 #[repr(C)]
 struct LookUpBatch {
     in_batch: u64,

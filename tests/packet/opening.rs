@@ -1,4 +1,4 @@
-//! When a connection counts as established, when as over, and when its ports begin another one.
+//! When a connection counts as established or closed, and when its ports begin a new one.
 
 use anyhow::{Context as _, Result, ensure};
 use podnet_common::{
@@ -13,20 +13,20 @@ use crate::{
     frame::{ACK, Frame, RST, SYN, Transport},
 };
 
-/// Old enough for everything that waits for an answer.
+/// Longer than any wait for a reply, in ticks.
 const LONG: u32 = 3;
 
 fn run(both: &Both, hook: Hook, frame: &Frame) -> Result<End> {
     Ok(both.run(hook, &frame.bytes())?.0)
 }
 
-/// The client's half of a flow to a service.
+/// Key of the client's half of a flow to a service.
 fn key(src: (std::net::IpAddr, u16), dst: (std::net::IpAddr, u16), proto: Proto) -> Tuple {
     let (sport, dport) = (Port::new(src.1), Port::new(dst.1));
     Tuple { src: src.0.into(), dst: dst.0.into(), sport, dport, proto, _pad: [0; 3] }
 }
 
-/// The flags that both halves of a flow agree in.
+/// Flags on which both halves of a flow agree.
 fn state(both: &Both, key: &Tuple) -> Result<u8> {
     const STATE: u8 = CtEntry::REPLIED | CtEntry::OPENING | CtEntry::CLOSED;
     let flows = both.kernel.conntrack()?;
@@ -36,12 +36,12 @@ fn state(both: &Both, key: &Tuple) -> Result<u8> {
     Ok(entry.flags & STATE)
 }
 
-/// When a packet of it was last noted, in ticks.
+/// Tick of the last recorded packet.
 fn last_seen(both: &Both, key: &Tuple) -> u32 {
     both.host.conntrack.borrow()[key].last_seen
 }
 
-/// A connection from the client pod to a service on the other node.
+/// Connection from the client pod to a service whose backend is on the other node.
 struct Connection {
     key: Tuple,
     client: (std::net::IpAddr, u16),
@@ -73,7 +73,7 @@ impl Connection {
 }
 
 #[test]
-fn a_handshake_counts_with_its_third_step_and_lives_no_longer_for_the_first_two() {
+fn handshake_is_complete_with_its_ack_and_retransmissions_do_not_extend_it() {
     both_families(|both, a, _| {
         let c = Connection::new(a, 41_000);
         run(both, Hook::FromPod, &c.there(SYN))?;
@@ -94,12 +94,12 @@ fn a_handshake_counts_with_its_third_step_and_lives_no_longer_for_the_first_two(
 }
 
 #[test]
-fn the_third_step_counts_in_the_very_moment_of_the_first_too() {
+fn handshake_can_complete_within_a_tick() {
     both_families(|both, a, _| Connection::new(a, 41_001).establish(both));
 }
 
 #[test]
-fn what_a_backend_says_beyond_its_greeting_shows_that_it_was_acknowledged() {
+fn data_from_the_backend_implies_a_completed_handshake() {
     both_families(|both, a, _| {
         let c = Connection::new(a, 41_002);
         run(both, Hook::FromPod, &c.there(SYN))?;
@@ -111,7 +111,7 @@ fn what_a_backend_says_beyond_its_greeting_shows_that_it_was_acknowledged() {
 }
 
 #[test]
-fn datagrams_count_when_the_client_goes_on_after_an_answer() {
+fn udp_flow_is_established_when_the_client_continues_after_a_reply() {
     both_families(|both, a, _| {
         let there = Frame::udp((a.client, 41_003), (a.far, 80)).macs(CLIENT_MAC, HOST_MAC);
         let back = Frame::udp((a.remote, 8080), (a.client, 41_003)).macs(NODE2_MAC, UPLINK_MAC);
@@ -130,7 +130,7 @@ fn datagrams_count_when_the_client_goes_on_after_an_answer() {
 }
 
 #[test]
-fn a_reset_from_outside_does_not_end_what_goes_on() {
+fn external_reset_does_not_end_an_active_connection() {
     both_families(|both, a, _| {
         let c = Connection::new(a, 41_004);
         c.establish(both)?;
@@ -139,10 +139,10 @@ fn a_reset_from_outside_does_not_end_what_goes_on() {
         run(both, Hook::FromPod, &c.there(ACK))?;
         ensure!(state(both, &c.key)? == CtEntry::REPLIED, "they go on");
         run(both, Hook::FromUplink, &c.back(RST | ACK))?;
-        // The client itself knows.
+        // The client itself closes it.
         run(both, Hook::FromPod, &c.there(RST))?;
         ensure!(state(both, &c.key)? == CtEntry::CLOSED | CtEntry::REPLIED);
-        // Nothing is lost if there is no connection yet.
+        // Before the connection is established, an RST ends it.
         let refused = Connection::new(a, 41_005);
         run(both, Hook::FromPod, &refused.there(SYN))?;
         run(both, Hook::FromUplink, &refused.back(RST | ACK))?;
@@ -151,7 +151,7 @@ fn a_reset_from_outside_does_not_end_what_goes_on() {
     });
 }
 
-/// Has a service lead to another backend, in both tables.
+/// Makes a service use another service's backend, in both sets of tables.
 fn lead_elsewhere(both: &mut Both, from: (std::net::IpAddr, u16), like: (std::net::IpAddr, u16)) -> Result<()> {
     let of = |(addr, port): (std::net::IpAddr, u16)| FrontendKey {
         addr: addr.into(),
@@ -167,7 +167,7 @@ fn lead_elsewhere(both: &mut Both, from: (std::net::IpAddr, u16), like: (std::ne
 }
 
 #[test]
-fn a_client_of_this_node_that_opens_a_connection_again_gets_another_backend_if_its_own_has_gone() {
+fn local_client_that_reconnects_gets_another_backend_if_its_own_is_gone() {
     both_families(|both, a, uplink| {
         let c = Connection::new(a, 41_006);
         c.establish(both)?;
@@ -186,14 +186,14 @@ fn a_client_of_this_node_that_opens_a_connection_again_gets_another_backend_if_i
 }
 
 #[test]
-fn an_outside_clients_connection_is_given_up_only_if_its_backend_is_silent() {
+fn external_connection_is_replaced_only_if_its_backend_is_silent() {
     both_families(|both, a, _| {
         let (client, port) = ((a.outside, 41_007), (a.node, NODE_PORT));
         let there = |flags| Frame::tcp(client, port, flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
         let key = key(client, port, Proto::TCP);
         run(both, Hook::FromUplink, &there(SYN))?;
         let entry = both.kernel.conntrack()?[&key];
-        // The answers' half, as if another pod than the client were here.
+        // The entries of an answered flow, as if the pod here were not the client.
         let answered = |both: &mut Both| -> Result<()> {
             let reply = entry.reply_key(Proto::TCP);
             for flows in [&both.host.conntrack] {
@@ -207,7 +207,7 @@ fn an_outside_clients_connection_is_given_up_only_if_its_backend_is_silent() {
             flows.iter().try_for_each(|(key, entry)| both.kernel.set_flow(key, entry))
         };
         answered(both)?;
-        // A guess of somebody's: the backend's answer shows that it has the connection.
+        // A guessed SYN: the backend's answer shows that it still has the connection.
         both.age_flows(LONG)?;
         run(both, Hook::FromUplink, &there(SYN))?;
         ensure!(both.kernel.conntrack()?[&key].flags & CtEntry::OPENING != 0, "it is to be seen");
@@ -217,7 +217,7 @@ fn an_outside_clients_connection_is_given_up_only_if_its_backend_is_silent() {
         both.age_flows(1)?;
         run(both, Hook::FromUplink, &there(SYN))?;
         ensure!(state(both, &key)? == CtEntry::REPLIED, "it was just answered");
-        // Nobody answers any more.
+        // The backend no longer answers.
         both.age_flows(LONG)?;
         run(both, Hook::FromUplink, &there(SYN))?;
         both.age_flows(LONG)?;
@@ -228,7 +228,7 @@ fn an_outside_clients_connection_is_given_up_only_if_its_backend_is_silent() {
 }
 
 #[test]
-fn associations_begin_and_end_like_connections() {
+fn sctp_associations_open_and_close_like_connections() {
     both_families(|both, a, _| {
         let run = |both: &Both, chunk: u8| -> Result<()> {
             let packet = Frame::new(a.outside, a.balancer, Transport::Sctp { sport: 41_008, dport: 80 });

@@ -1,4 +1,4 @@
-//! What one sender may take of what is everybody's.
+//! Limits on one sender's share of the connection table and of the source ports.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -15,14 +15,14 @@ use crate::{
     frame::{Frame, SYN},
 };
 
-/// A connection table for a few flows. Two families take turns with it.
+/// Capacity of a small connection table. Two families use it in turn.
 const ROOM: u32 = 400;
 
 fn with_room(tables: &mut HostTables) {
     tables.holders.borrow_mut().insert(holders::ROOM, ROOM);
 }
 
-/// How many of some flows are admitted, each to a port of its own, until one is refused for its sender's share.
+/// Number of flows, each from its own port, that are admitted until one exceeds its sender's share.
 fn fill(both: &Both, hook: Hook, flow: impl Fn(u16) -> Frame) -> Result<u32> {
     for i in 0..1000 {
         match both.run(hook, &flow(20_000 + i).bytes())?.0 {
@@ -35,7 +35,7 @@ fn fill(both: &Both, hook: Hook, flow: impl Fn(u16) -> Frame) -> Result<u32> {
 }
 
 #[test]
-fn one_pod_leaves_others_a_fifth_of_the_table() {
+fn one_pod_leaves_a_fifth_of_the_table_to_others() {
     both_families_with(with_room, |both, a, _| {
         let before = both.kernel.held()?.get(&holders::ALL).copied().unwrap_or_default();
         let (client, to) = (a.client, a.internet);
@@ -45,20 +45,20 @@ fn one_pod_leaves_others_a_fifth_of_the_table() {
         ensure!(taken > free / 2, "{taken} of {free} entries");
         // The last flow takes two entries.
         ensure!(free - taken >= free / 5 - 2, "only {} of {free} entries are left", free - taken);
-        // What it has goes on, and so does who opens a connection again.
+        // Existing flows continue, and may be opened again.
         let known = both.run(Hook::FromPod, &flow(20_000).bytes())?.0;
         ensure!(matches!(known, End::Forward(..)), "{known:?}");
-        // Others have what is left.
+        // Other senders may use the rest.
         let outside = Frame::tcp((a.outside, 42_001), (a.node, NODE_PORT), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
         let (end, _) = both.run(Hook::FromUplink, &outside.bytes())?;
         ensure!(matches!(end, End::Forward(..)), "{end:?}");
-        // The next family begins anew.
+        // The next family starts with an empty table.
         forget(both)
     });
 }
 
 #[test]
-fn clients_outside_with_many_addresses_leave_pods_a_fifth() {
+fn external_clients_with_many_addresses_leave_a_fifth_to_pods() {
     both_families_with(with_room, |both, a, _| {
         let to = (a.node, NODE_PORT);
         let from = |i: u16| -> IpAddr {
@@ -75,9 +75,9 @@ fn clients_outside_with_many_addresses_leave_pods_a_fifth() {
     });
 }
 
-/// As long as the daemon hasn't said how large the table is.
+/// Until the daemon has written the table's capacity.
 #[test]
-fn nothing_is_shared_that_has_no_known_size() {
+fn no_share_is_enforced_while_the_capacity_is_unknown() {
     both_families(|both, a, _| {
         for port in 0..300 {
             let frame = Frame::udp((a.client, 20_000 + port), (a.internet, 53)).macs(CLIENT_MAC, HOST_MAC);
@@ -89,7 +89,7 @@ fn nothing_is_shared_that_has_no_known_size() {
 }
 
 #[test]
-fn a_pod_leaves_others_some_of_the_ports_towards_a_server() {
+fn one_pod_leaves_source_ports_towards_a_server_to_others() {
     fn few_ports(tables: &mut HostTables) {
         tables.snat_ports.truncate(64);
         tables.config.snat_count = 64;
@@ -109,13 +109,13 @@ fn a_pod_leaves_others_some_of_the_ports_towards_a_server() {
                 other => anyhow::bail!("{other:?}"),
             }
         }
-        // The last four are others', but for those that it drew when it had few.
+        // The last four ports are reserved for others, except for ports drawn while few were in use.
         ensure!((40..64).contains(&ports.len()) && refused > 0, "{} of 64 ports", ports.len());
         forget(both)
     });
 }
 
-/// Empties what flows have filled.
+/// Clears flows and their counts.
 fn forget(both: &mut Both) -> Result<()> {
     both.host.conntrack.borrow_mut().clear();
     let room = both.host.holders.borrow().get(&holders::ROOM).copied().unwrap_or_default();

@@ -1,5 +1,6 @@
-//! Sockets through the host's hooks and the shipping ones, with equal results: real sockets of this process, in a cgroup
-//! of its own that has the programs, and calls in memory that are told what the kernel knows of them.
+//! Socket calls through the host's hooks and the shipping programs, with equal results: real sockets of this process,
+//! in a cgroup of its own with the programs attached, and calls in memory with the context that the kernel would
+//! supply.
 
 use std::{
     collections::BTreeMap,
@@ -27,16 +28,16 @@ use crate::{
     kernel::SocketHooks,
 };
 
-/// A hostPort, which is at loopback addresses too.
+/// A hostPort, also reachable at loopback addresses.
 const HOST_PORT: u16 = 31_000;
-/// What every backend listens at.
+/// Port on which every backend listens.
 const TARGET: u16 = 8080;
-/// A service port with three backends.
+/// Service port with three backends.
 const MANY: u16 = 84;
-/// How long a datagram or a connection takes at most.
+/// Timeout of a datagram or connection.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A cgroup in which this process is until it is dropped. One test at a time has it.
+/// Cgroup that contains this process until dropped. Only one test at a time holds it.
 struct Cgroup {
     _turn: MutexGuard<'static, ()>,
     directory: PathBuf,
@@ -76,7 +77,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Removes a cgroup once it is empty: what other tests' threads have started in it meanwhile ends by itself.
+/// Removes a cgroup once it is empty; processes that threads of other tests have started in it exit on their own.
 fn remove(cgroup: &Path) -> io::Result<()> {
     let begun = Instant::now();
     while !fs::read_to_string(cgroup.join("cgroup.procs"))?.is_empty() && begun.elapsed() < TIMEOUT {
@@ -89,13 +90,13 @@ fn move_to(cgroup: &Path) -> io::Result<()> {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())
 }
 
-/// Whose sockets this process's are to the tables.
+/// Owner of this process's sockets as the tables see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
     Host,
-    /// The pod that has the address `client`, and `socketLB: all`.
+    /// The pod with the address `client`, with `socketLB: all`.
     Pod,
-    /// The same with `socketLB: host`.
+    /// Same, with `socketLB: host`.
     PodUnserved,
     Stranger,
 }
@@ -115,12 +116,12 @@ impl Owner {
     }
 }
 
-/// How a socket names its peer.
+/// Form of a socket's peer address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Four,
     Six,
-    /// An IPv4 address at a socket of IPv6.
+    /// IPv4 address on an IPv6 socket.
     Mapped,
 }
 
@@ -148,7 +149,7 @@ impl Form {
     }
 }
 
-/// The two sides, and what listens at the backends' addresses.
+/// Both sides, and the listeners at the backends' addresses.
 struct Sides {
     both: Both,
     _hooks: SocketHooks,
@@ -183,7 +184,7 @@ impl Sides {
         Ok(Self { both, _hooks: hooks, listeners })
     }
 
-    /// What the host's hooks are told of a call.
+    /// Context of a call for the host's hooks.
     fn context(&self, socket: &Socket, peer: SocketAddr, proto: Proto, bound: bool) -> Result<HostSocket> {
         let connected = proto != Proto::TCP && unhooked_peer(socket)?;
         Ok(HostSocket {
@@ -199,7 +200,7 @@ impl Sides {
         })
     }
 
-    /// Makes a call on both sides; returns what it has become on the host.
+    /// Makes a call on both sides; returns the host's result.
     fn call(&self, call: Kind, socket: &Socket, peer: SocketAddr, proto: Proto, bound: bool) -> Result<HostSocket> {
         let mut context = self.context(socket, peer, proto, bound)?;
         let before = self.both.kernel.counters()?;
@@ -208,7 +209,7 @@ impl Sides {
             Kind::Send => socket.send_to(b"?", &peer.into()).map(drop),
         };
         let answer = result.as_ref().err().and_then(io::Error::raw_os_error);
-        // The number that the kernel has drawn is only known by what it has led to.
+        // The kernel's random number is known only by the backend it selected.
         context.random = self.drawn(&context, proto)?;
         let decided = match call {
             Kind::Connect => pipeline::connect(&mut context, &self.both.host),
@@ -223,7 +224,7 @@ impl Sides {
         Ok(context)
     }
 
-    /// A random number that picks the backend which the kernel has noted for the call.
+    /// A random number that selects the backend recorded by the kernel.
     fn drawn(&self, socket: &HostSocket, proto: Proto) -> Result<u32> {
         let meant = SockPeer { addr: socket.addr, port: socket.port, _pad: [0; 6] };
         let key = FrontendKey { addr: meant.addr, port: meant.port, proto, scope: FrontendKey::ANY };
@@ -239,7 +240,7 @@ impl Sides {
         Ok((index << 32).div_ceil(u64::from(frontend.slot_count.max(1))) as u32)
     }
 
-    /// Demands that both sides have noted and counted the same.
+    /// Requires equal records and counters on both sides.
     fn same(&self, before: Vec<u64>) -> Result<()> {
         let host: BTreeMap<_, _> = self.both.host.sock_reverse.borrow().clone();
         let kernel = self.both.kernel.sock_reverse()?;
@@ -247,7 +248,7 @@ impl Sides {
         self.both.same_counts(&before)
     }
 
-    /// Demands that the socket is shown the same peer on both sides, and that it is this one.
+    /// Requires that both sides show the socket this peer address.
     fn shown(&self, socket: &Socket, context: &HostSocket, real: SocketAddr, seen: SocketAddr) -> Result<()> {
         let mut context = HostSocket { addr: mapped(real.ip()), port: Port::new(real.port()), ..*context };
         pipeline::peer(&mut context, &self.both.host);
@@ -278,7 +279,7 @@ enum Kind {
     Send,
 }
 
-/// Whether a socket for datagrams is connected.
+/// Whether a datagram socket is connected.
 fn unhooked_peer(socket: &Socket) -> Result<bool> {
     match socket.peer_addr() {
         Ok(_) => Ok(true),
@@ -287,7 +288,7 @@ fn unhooked_peer(socket: &Socket) -> Result<bool> {
     }
 }
 
-/// An address as tables have it, whichever form a socket has.
+/// An address as stored in tables, whatever its form on the socket.
 fn mapped(addr: IpAddr) -> Addr {
     addr.to_canonical().into()
 }
@@ -328,7 +329,7 @@ fn extend(tables: &mut HostTables) {
     }
 }
 
-/// Whereto sockets go: services of every kind, ports of the node, loopback addresses, nothing.
+/// Destinations of sockets: services of every kind, ports of the node, loopback addresses, unused addresses.
 fn destinations(form: Form) -> Vec<(IpAddr, u16)> {
     let a = form.addresses();
     let loopback: IpAddr = if form == Form::Six { "::1" } else { "127.0.0.1" }.parse().expect("an address");
@@ -341,7 +342,7 @@ fn destinations(form: Form) -> Vec<(IpAddr, u16)> {
     all
 }
 
-/// Whether nothing answers at an address but for a service: a connection would be refused by this host itself.
+/// Whether only a service answers at an address; this host would refuse the connection otherwise.
 fn closed(addr: IpAddr, port: u16) -> bool {
     let here = addr.is_loopback()
         || [false, true].into_iter().any(|v6| {
@@ -373,7 +374,7 @@ fn tests(test: fn(&Sides, Owner, Form) -> Result<()>) {
 }
 
 #[test]
-fn connections_begin_alike_on_host_and_in_kernel() {
+fn connect_gets_equal_results_on_host_and_in_kernel() {
     tests(|sides, owner, form| {
         let mut translated = 0;
         for (addr, port) in destinations(form) {
@@ -383,7 +384,7 @@ fn connections_begin_alike_on_host_and_in_kernel() {
                     socket.bind(&form.any().into())?;
                 }
                 let decided = {
-                    // What isn't translated is sent to where nothing answers.
+                    // Untranslated packets go to a closed port.
                     let mut foreseen = sides.context(&socket, form.peer(addr, port), Proto::TCP, bound)?;
                     let copy = sides.both.host.clone();
                     pipeline::connect(&mut foreseen, &copy);
@@ -407,8 +408,8 @@ fn connections_begin_alike_on_host_and_in_kernel() {
                 sides.shown(&socket, &result, real, seen)?;
             }
         }
-        // A pod's sockets are not where source NAT is needed, at its own service and at loopback addresses. Bound ones are
-        // at loopback addresses only.
+        // Pod sockets are not translated where source NAT is needed: for a service backed by the pod itself, and at
+        // loopback addresses. Bound sockets are not translated at loopback addresses.
         let expected = match owner {
             Owner::Host => 14,
             Owner::Pod => 10,
@@ -420,7 +421,7 @@ fn connections_begin_alike_on_host_and_in_kernel() {
 }
 
 #[test]
-fn datagrams_go_and_come_alike_on_host_and_in_kernel() {
+fn sendmsg_and_recvmsg_get_equal_results_on_host_and_in_kernel() {
     tests(|sides, owner, form| {
         let mut translated = 0;
         for (addr, port) in destinations(form) {
@@ -438,7 +439,7 @@ fn datagrams_go_and_come_alike_on_host_and_in_kernel() {
                 continue;
             }
             translated += 1;
-            // The backend gets it and answers, and the answer is the frontend's.
+            // The backend receives it and replies; the reply shows the frontend's address.
             let listener = sides.listener(Type::DGRAM, real.ip())?;
             let (_, from) =
                 listener.recv_from(&mut buffer).with_context(|| format!("{real} has got nothing for {peer}"))?;
@@ -447,7 +448,7 @@ fn datagrams_go_and_come_alike_on_host_and_in_kernel() {
             let seen = seen.as_socket().context("an address")?;
             ensure!(seen == peer, "{peer}: the answer comes from {seen}");
             sides.shown(&socket, &result, real, seen)?;
-            // The same socket to a second service with that backend: both are left to packets from now on.
+            // The same socket to a second service with this backend: from now on both are translated per packet.
             if addr == form.addresses().local && port == 80 {
                 let twin = form.peer(form.addresses().twin, 80);
                 for peer in [twin, peer] {
@@ -467,7 +468,7 @@ fn datagrams_go_and_come_alike_on_host_and_in_kernel() {
 }
 
 #[test]
-fn connected_sockets_for_datagrams_are_alike_on_host_and_in_kernel() {
+fn connected_udp_sockets_get_equal_results_on_host_and_in_kernel() {
     tests(|sides, owner, form| {
         for (addr, port) in destinations(form) {
             let peer = form.peer(addr, port);
@@ -479,7 +480,7 @@ fn connected_sockets_for_datagrams_are_alike_on_host_and_in_kernel() {
             let seen = socket.peer_addr()?.as_socket().context("an address")?;
             ensure!(seen == peer, "{peer}: it sees {seen} as its peer");
             sides.shown(&socket, &result, real, seen)?;
-            // A datagram that names the address all the same.
+            // A datagram that names its destination nevertheless.
             sides.call(Kind::Send, &socket, peer, Proto::UDP, false)?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Named packets of the tunnel: what leads to a node that is on no shared link.
+//! Named packets through the tunnel, to a node that shares no link with this one.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ use crate::{
     frame::{ACK, Frame, SYN},
 };
 
-/// The device, and this node's MAC there.
+/// Tunnel device, and this node's MAC there.
 const TUNNEL: IfIndex = IfIndex(60);
 const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
 const INTO_TUNNEL: End = End::Forward(Out::Tunnel, TUNNEL);
@@ -38,7 +38,7 @@ fn both_families(test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>) {
 }
 
 #[test]
-fn pods_reach_far_pods_and_their_nodes_by_the_tunnel() {
+fn pods_reach_tunnelled_pods_and_their_nodes() {
     both_families(|both, a, uplink| {
         for to in [a.remote3, a.node3] {
             for input in from_client((a.client, 40_100), (to, 8080)) {
@@ -46,7 +46,7 @@ fn pods_reach_far_pods_and_their_nodes_by_the_tunnel() {
                 expect(both, Hook::FromPod, &input, INTO_TUNNEL, &there)?;
             }
         }
-        // The second node shares the link.
+        // The second node shares a link with this one.
         for input in from_client((a.client, 40_100), (a.remote, 8080)) {
             let there = input.clone().ttl(63);
             expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
@@ -59,14 +59,14 @@ fn pods_reach_far_pods_and_their_nodes_by_the_tunnel() {
 }
 
 #[test]
-fn what_is_too_long_for_the_tunnel_is_answered() {
+fn packets_too_big_for_the_tunnel_get_icmp_errors() {
     both_families(|both, a, _| {
         let long = |to| {
             let [_, mut frame] = from_client((a.client, 40_101), (to, 8080));
             frame.payload = vec![0x5a; 1460];
             frame
         };
-        // The stack, whose route leads into the tunnel, says so itself; to the node it has another way.
+        // The stack, whose route points into the tunnel, sends the error; packets to the node itself take another path.
         expect(both, Hook::FromPod, &long(a.remote3), End::Pass, &long(a.remote3))?;
         let (end, _) = both.run(Hook::FromPod, &long(a.node3).bytes())?;
         ensure!(matches!(end, End::Reject(Reason::TooBig, _)), "{end:?}");
@@ -78,7 +78,7 @@ fn what_is_too_long_for_the_tunnel_is_answered() {
 }
 
 #[test]
-fn a_node_port_with_a_far_backend_leads_into_the_tunnel_and_back() {
+fn node_port_with_tunnelled_backend_translates_both_directions() {
     both_families(|both, a, uplink| {
         let frame = |flags| {
             Frame::tcp((a.outside, 41_100), (a.node, NODE_PORT_FAR), flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC)
@@ -87,7 +87,7 @@ fn a_node_port_with_a_far_backend_leads_into_the_tunnel_and_back() {
         for input in [frame(SYN), frame(ACK), frame(ACK)] {
             let (end, _) = both.run(Hook::FromUplink, &input.bytes())?;
             ensure!(end == INTO_TUNNEL, "{end:?}");
-            // XDP leaves it to the hooks that know the tunnel.
+            // XDP leaves it to the hooks that handle the tunnel.
             expect(both, Hook::UplinkXdp, &input, End::Pass, &input)?;
         }
         let flows = both.kernel.conntrack()?;
@@ -106,7 +106,7 @@ fn a_node_port_with_a_far_backend_leads_into_the_tunnel_and_back() {
 }
 
 #[test]
-fn direct_server_return_goes_through_the_tunnel_unchanged() {
+fn direct_server_return_passes_the_tunnel_unchanged() {
     both_families(|both, a, _| {
         for input in [
             Frame::tcp((a.outside, 41_101), (a.node, NODE_PORT_DIRECT), SYN),
@@ -117,7 +117,7 @@ fn direct_server_return_goes_through_the_tunnel_unchanged() {
             let on = input.clone().ttl(63).macs(OWN_MAC, NODE3_MAC);
             expect(both, Hook::FromUplink, &input, INTO_TUNNEL, &on)?;
         }
-        // And what comes out of it is known by the other node's MAC there.
+        // Packets from the tunnel are recognised by the other node's MAC there.
         let came = Frame::tcp((a.outside, 41_102), (a.node3, NODE_PORT_DIRECT), SYN).macs(NODE3_MAC, OWN_MAC);
         let there = came.translated((a.outside, 41_102), (a.backend, 8080)).ttl(63);
         expect(both, Hook::FromUplink, &came, INTO_BACKEND, &there.macs(BACKEND_HOST_MAC, BACKEND_MAC))
@@ -125,7 +125,7 @@ fn direct_server_return_goes_through_the_tunnel_unchanged() {
 }
 
 #[test]
-fn only_nodes_packets_are_for_the_tunnel() {
+fn tunnel_accepts_packets_from_nodes_only() {
     both_families(|both, a, _| {
         let to = |src, dst| Frame::udp((src, 50_000), (dst, TUNNEL_PORT)).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
         for hook in [Hook::FromUplink, Hook::UplinkXdp] {
@@ -133,29 +133,29 @@ fn only_nodes_packets_are_for_the_tunnel() {
                 expect_drop(both, hook, &to(stranger, a.node), Reason::TunnelFromOutside)?;
             }
             expect(both, hook, &to(a.node3, a.node), End::Pass, &to(a.node3, a.node))?;
-            // The port means nothing in TCP, and nothing elsewhere.
+            // The port has no meaning in TCP, nor at other addresses.
             let tcp = Frame::tcp((a.outside, 50_000), (a.node, TUNNEL_PORT), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             expect(both, hook, &tcp, End::Pass, &tcp)?;
             expect(both, hook, &to(a.outside, a.node2), End::Pass, &to(a.outside, a.node2))?;
-            // What the host may get at an address that isn't one of its own.
+            // Packets for the host at an address that is not its own.
             let nobodys: IpAddr = if a.node.is_ipv6() { "ff02::1" } else { "172.30.0.255" }.parse()?;
             expect_drop(both, hook, &to(a.outside, nobodys), Reason::TunnelFromOutside)?;
         }
         let [tcp, udp] = from_client((a.client, 50_000), (a.node, TUNNEL_PORT));
         expect_drop(both, Hook::FromPod, &udp, Reason::TunnelFromOutside)?;
         expect(both, Hook::FromPod, &tcp, End::Pass, &tcp)?;
-        // A pod may have tunnels of its own.
+        // Pods may run tunnels of their own.
         let [_, udp] = from_client((a.client, 50_000), (a.remote3, TUNNEL_PORT));
         expect(both, Hook::FromPod, &udp, INTO_TUNNEL, &udp.clone().ttl(63).macs(OWN_MAC, NODE3_MAC))
     });
 }
 
 #[test]
-fn a_nodes_own_service_traffic_stays_outside_of_the_tunnel() {
+fn service_traffic_of_the_node_itself_bypasses_the_tunnel() {
     both_families_with(
         |t| {
             third_node_is_far(t);
-            // A backend that is a process of the third node.
+            // The backend is a process on the third node.
             for v6 in [false, true] {
                 let a = addresses(v6);
                 let backends = t.backends.values_mut().filter(|backend| backend.addr == a.remote3.into());
@@ -163,12 +163,12 @@ fn a_nodes_own_service_traffic_stays_outside_of_the_tunnel() {
             }
         },
         |both, a, uplink| {
-            // With the node's address it goes as between nodes, with a pod's own it takes the tunnel.
+            // With the node's source address it is sent directly between nodes, with a pod's through the tunnel.
             let outside =
                 Frame::tcp((a.outside, 41_103), (a.node, NODE_PORT_FAR), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             let (end, _) = both.run(Hook::FromUplink, &outside.bytes())?;
             ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
-            // Also if the port is another, since the answers of two services would look alike.
+            // Even with another source port, which keeps the replies of two services apart.
             for port in [NODE_PORT_FAR, NODE_PORT_DIRECT, NODE_PORT_DIRECT] {
                 let [tcp, _] = from_client((a.client, 41_105), (a.node, port));
                 let (end, _) = both.run(Hook::FromPod, &tcp.bytes())?;

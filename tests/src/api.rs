@@ -1,10 +1,8 @@
-//! A Kubernetes API server for tests: the lists and watches that the daemon asks for, over HTTP, on demand wrong in every
-//! way in which a real one can be.
+//! A Kubernetes API server for tests: the lists and watches that the daemon uses, over HTTP, with faults on request.
 //!
-//! It keeps objects as JSON text with versions, and a log of changes as etcd does, so that serving a large cluster costs
-//! little. A test changes objects through [`Api`] and
-//! decides how the server behaves: forgets history (410), breaks connections off, refuses, hangs up, garbles, sends things
-//! twice.
+//! It keeps objects as JSON text with versions, and a log of changes like etcd, so that serving a large cluster is
+//! cheap. A test changes objects through [`Api`] and controls the server's behaviour: it loses history (410),
+//! disconnects, refuses, hangs up, sends undecodable events, and sends events twice.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,44 +19,44 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// How many lines may wait for a slow client.
+/// Number of lines buffered for a slow client.
 const LINES: usize = 64;
 
-/// How the server answers.
+/// Behaviour of the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mood {
-    /// As it should.
+    /// Normal.
     #[default]
     Well,
-    /// Every request with this HTTP status.
+    /// Answers every request with this HTTP status.
     Refusing(u16),
-    /// It closes connections without a word.
+    /// Closes connections without a response.
     HangingUp,
 }
 
-/// Whether a list may be had as a stream.
+/// Support of streaming lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Streaming {
-    /// Yes.
+    /// Supported.
     Served,
-    /// Who asks is told no.
+    /// Requests are rejected.
     Refused,
-    /// Who asks is told yes, and then that it doesn't work: with an etcd that is too old.
+    /// Requests are accepted, and then fail, as with an etcd that is too old.
     Broken,
 }
 
-/// What the server is able to do.
+/// Features of the server.
 #[derive(Clone, Copy, Debug)]
 pub struct Abilities {
     /// Streaming lists (Kubernetes 1.32 and later).
     pub streaming_lists: Streaming,
     /// ServiceCIDRs (1.33 and later).
     pub service_cidrs: bool,
-    /// Every event is sent twice, as after a hasty restart of a proxy.
+    /// Every event is sent twice, as after a restart of a proxy.
     pub stutter: bool,
     /// Clients may write Events.
     pub events: bool,
-    /// Objects on a page of a list, whatever the client asks for.
+    /// Objects per page of a list, whatever the client requests.
     pub page: usize,
 }
 
@@ -69,7 +67,7 @@ impl Default for Abilities {
     }
 }
 
-/// The server. It ends when this is dropped.
+/// The server. It stops when this is dropped.
 #[derive(Debug)]
 pub struct Api {
     state: Arc<Mutex<State>>,
@@ -83,21 +81,21 @@ struct State {
     abilities: Abilities,
     mood: Mood,
     version: u64,
-    /// Changes up to this version are forgotten.
+    /// Changes up to this version have been compacted.
     forgotten: u64,
     /// By resource, namespace and name.
     objects: BTreeMap<(String, String, String), Arc<Stored>>,
     /// Changes by resource, in the order of their versions.
     log: BTreeMap<String, Vec<Entry>>,
-    /// Connections of an earlier number are broken off.
+    /// Connections with a lower number are closed.
     connection: u64,
-    /// Paths with queries, in the order in which they were asked.
+    /// Paths with queries, in the order of arrival.
     requests: Vec<String>,
-    /// What clients have written: method, path, body.
+    /// Writes of clients: method, path, body.
     writes: Vec<(String, String, Value)>,
-    /// How many of the next events are sent without what they are about.
+    /// Number of next events that are sent without their object.
     garbled: usize,
-    /// Which objects came together, as from one file.
+    /// Objects applied together, by file name.
     files: BTreeMap<String, Vec<Value>>,
 }
 
@@ -111,9 +109,9 @@ struct Entry {
 /// An object as it is sent.
 #[derive(Debug)]
 struct Stored {
-    /// Its kind and version as members of an object, which elements of lists lack.
+    /// apiVersion and kind as members of an object; elements of lists lack them.
     head: String,
-    /// The object without them.
+    /// The rest of the object.
     body: String,
 }
 
@@ -131,14 +129,14 @@ impl Stored {
         serde_json::from_str(&format!("{{{}{}", self.head, &self.body[1..])).expect("it was JSON")
     }
 
-    /// A watch's line for an event. The type comes first, as from a real server.
+    /// The line of a watch event. The type comes first, as in a real server.
     fn line(&self, event: &str) -> String {
         format!("{{\"type\":\"{event}\",\"object\":{{{}{}}}\n", self.head, &self.body[1..])
     }
 }
 
 impl Api {
-    /// Starts it behind a listening socket.
+    /// Starts the server on a listening socket.
     pub fn serve(listener: TcpListener, abilities: Abilities) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
@@ -170,7 +168,7 @@ impl Api {
         Ok(Self { state, changed, addr, _end: end })
     }
 
-    /// Where it listens.
+    /// Address on which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -186,7 +184,7 @@ impl Api {
         .to_string()
     }
 
-    /// Creates an object or puts it in the place of an earlier one.
+    /// Creates or replaces an object.
     pub fn apply(&self, mut object: Value) {
         let mut state = self.lock();
         let key = key(&object);
@@ -198,7 +196,7 @@ impl Api {
         self.tell(&state);
     }
 
-    /// Deletes an object, if it is there.
+    /// Deletes an object, if it exists.
     pub fn delete(&self, object: &Value) {
         let mut state = self.lock();
         let key = key(object);
@@ -211,7 +209,7 @@ impl Api {
         self.tell(&state);
     }
 
-    /// Makes these objects, in YAML, what a file has: others that it had before are deleted.
+    /// Sets the objects of a file, in YAML; others that it had before are deleted.
     pub fn apply_file(&self, name: &str, yaml: &str) -> Result<()> {
         let documents = yaml.split("---\n").filter(|document| !document.trim().is_empty());
         let objects = documents.map(serde_saphyr::from_str).collect::<Result<Vec<Value>, _>>()?;
@@ -222,18 +220,18 @@ impl Api {
         Ok(())
     }
 
-    /// Deletes what a file had.
+    /// Deletes the objects of a file.
     pub fn withdraw_file(&self, name: &str) {
         let objects = self.lock().files.remove(name).unwrap_or_default();
         objects.iter().for_each(|object| self.delete(object));
     }
 
-    /// The names of all files.
+    /// Names of all files.
     pub fn files(&self) -> Vec<String> {
         self.lock().files.keys().cloned().collect()
     }
 
-    /// Tells watchers how far they are (a bookmark).
+    /// Sends a bookmark to all watches.
     pub fn bookmark(&self) {
         let mut state = self.lock();
         state.version += 1;
@@ -245,26 +243,26 @@ impl Api {
         self.tell(&state);
     }
 
-    /// Forgets all changes so far: who asks for them gets 410.
+    /// Compacts all changes so far; requests for them get 410.
     pub fn forget(&self) {
         let mut state = self.lock();
         state.forgotten = state.version;
         state.log.clear();
     }
 
-    /// Sends the next event so that nobody can tell what it is about.
+    /// Sends the next event without its object.
     pub fn garble(&self) {
         self.lock().garbled += 1;
     }
 
-    /// Breaks all watches off.
+    /// Closes all watches.
     pub fn disconnect(&self) {
         let mut state = self.lock();
         state.connection += 1;
         self.tell(&state);
     }
 
-    /// From now on it answers like this. Watches that are there are broken off.
+    /// Sets the behaviour, and closes existing watches.
     pub fn set_mood(&self, mood: Mood) {
         let mut state = self.lock();
         state.mood = mood;
@@ -272,22 +270,22 @@ impl Api {
         self.tell(&state);
     }
 
-    /// From now on it can do this.
+    /// Sets the features.
     pub fn set_abilities(&self, abilities: Abilities) {
         self.lock().abilities = abilities;
     }
 
-    /// The requests since the last call, as method, path and query.
+    /// Requests since the last call: method, path and query.
     pub fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().requests)
     }
 
-    /// What clients have written since the last call: method, path, body.
+    /// Writes of clients since the last call: method, path, body.
     pub fn writes(&self) -> Vec<(String, String, Value)> {
         std::mem::take(&mut self.lock().writes)
     }
 
-    /// All objects as they are now.
+    /// All current objects.
     pub fn objects(&self) -> Vec<Value> {
         self.lock().objects.values().map(|object| object.value()).collect()
     }
@@ -311,7 +309,7 @@ impl State {
         self.objects.iter().filter(|((of, ..), _)| of == resource).map(|(_, object)| object.clone()).collect()
     }
 
-    /// What has changed since a version.
+    /// Changes since a version.
     fn since(&self, resource: &str, version: u64) -> Vec<Entry> {
         let log = self.log.get(resource).map(Vec::as_slice).unwrap_or_default();
         log[log.partition_point(|entry| entry.version <= version)..].to_vec()
@@ -327,7 +325,7 @@ fn key(object: &Value) -> (String, String, String) {
 
 type Body = BoxBody<Bytes, Broken>;
 
-/// A connection that is broken off.
+/// The connection was closed by the server.
 #[derive(Debug, thiserror::Error)]
 #[error("broken off")]
 struct Broken;
@@ -348,7 +346,7 @@ impl Server {
                     return;
                 }
                 let service = service_fn(|request| server.answer(request));
-                // A client that goes is none of the server's business.
+                // A client that disconnects is no error of the server.
                 let _ =
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             });
@@ -413,13 +411,13 @@ impl Server {
         if more {
             metadata["continue"] = (from + page).to_string().into();
         }
-        // As a real server does, the elements don't repeat the type.
+        // As in a real server, the elements do not repeat the type.
         let items: Vec<_> = items.iter().skip(from).take(page).map(|item| item.body.as_str()).collect();
         let items = items.join(",");
         whole(200, format!(r#"{{"kind":"List","apiVersion":"v1","metadata":{metadata},"items":[{items}]}}"#))
     }
 
-    /// Changes since a version, or, if there is none, everything and then the changes.
+    /// Changes since a version or, without one, all objects followed by changes.
     fn watch(&self, resource: String, since: Option<u64>) -> Response<Body> {
         let (lines, mut receiver) = mpsc::channel::<String>(LINES);
         let server = self.clone();
@@ -489,7 +487,7 @@ impl Server {
         }
     }
 
-    /// Whether this event is to be garbled.
+    /// Whether this event is to be sent without its object.
     fn garbles(&self) -> bool {
         let mut state = self.lock();
         let garbles = state.garbled > 0;
@@ -497,7 +495,7 @@ impl Server {
         garbles
     }
 
-    /// Waits until connections of now are to end.
+    /// Waits until current connections are to be closed.
     async fn broken_off(&self) {
         let mut changed = self.changed.subscribe();
         let now = self.lock().connection;

@@ -1,8 +1,8 @@
-//! What the kernel's verifier says of each program of the object: the figures that decide whether a kernel takes it.
+//! The kernel verifier's statistics for each program of the object, which decide whether a kernel accepts it.
 //!
-//! The programs are loaded by the daemon's own library, one after another, in a process of its own that is traced: where
-//! it asks the kernel to load a program, the tracer has the kernel write its statistics (`BPF_LOG_STATS`), which the
-//! library doesn't ask for. So what is examined is exactly what the daemon loads.
+//! The daemon's own library loads the programs, one after another, in a separate process that is traced: when it calls
+//! the kernel to load a program, the tracer enables the verifier's statistics (`BPF_LOG_STATS`), which the library does
+//! not request. The verified programs are therefore exactly those that the daemon loads.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
@@ -24,29 +24,30 @@ use podnet::datapath::{Sizes, loader};
 use podnet_cni::datapath::PinDir;
 use serde::{Deserialize, Serialize};
 
-/// What the verifier says of a program.
+/// Statistics of a program.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// The program's name in the object.
+    /// Name of the program in the object.
     pub name: String,
-    /// Instructions that it went through, on all paths.
+    /// Number of instructions processed, on all paths.
     pub processed: u64,
-    /// States that it has kept.
+    /// Total number of states.
     pub states: u64,
-    /// Bytes of stack of the program and of each of its functions, as the verifier counts them.
+    /// Bytes of stack of the program and of each of its functions, as counted by the verifier.
     pub stack: String,
-    /// How long loading took, in seconds.
+    /// Load time in seconds.
     pub seconds: f64,
-    /// Why the kernel refuses the program.
+    /// Reason for which the kernel rejects the program.
     pub refused: Option<String>,
 }
 
-/// Room for what the verifier writes about one program.
+/// Size of the buffer for the log of a program.
 const LOG: usize = 65_536;
-/// How many entries the connection table has: it is there for a moment only.
+/// Small tables, which exist for a moment only.
 const SIZES: Sizes = Sizes { conntrack: 1024, frontends: 1024 };
 
-/// Loads every program in the traced process. Its first line says where the log may be, the others which program comes.
+/// Loads every program, in the traced process. Its first line of output is the address of the log buffer, each of the
+/// others the name of the next program.
 pub fn load() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("this needs root")?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
@@ -58,7 +59,7 @@ pub fn load() -> Result<()> {
     programs.sort_by_key(|(name, _)| *name);
     for (name, program) in programs {
         println!("{name}");
-        // The tracer sees what comes of it.
+        // The tracer sees the result.
         let _ = match program {
             Program::SchedClassifier(program) => program.load(),
             Program::Xdp(program) => program.load(),
@@ -67,21 +68,20 @@ pub fn load() -> Result<()> {
         };
     }
     io::stdout().flush()?;
-    // Until here the kernel may write to it.
+    // The kernel may write to it until here.
     drop(log);
     Ok(())
 }
 
-/// Has every program of the object loaded and calls `each` with what the verifier says of it. `loader` is the command
-/// that calls [`load`].
+/// Loads every program of the object and calls `each` with its statistics. `loader` is the command that calls [`load`].
 pub fn examine(mut loader: Command, mut each: impl FnMut(&Figures)) -> Result<()> {
     let (reader, writer) = io::pipe()?;
     loader.stdin(Stdio::null()).stdout(writer);
-    // SAFETY: PTRACE_TRACEME is a plain system call, safe between fork and exec.
+    // SAFETY: PTRACE_TRACEME is a plain system call and safe between fork and exec.
     unsafe { loader.pre_exec(|| ptrace::traceme().map_err(Into::into)) };
-    // Should anything fail below, it ends with this process (PTRACE_O_EXITKILL).
+    // If an error occurs below, it ends with this process (PTRACE_O_EXITKILL).
     let child = loader.spawn().context("cannot start the process that loads the programs")?;
-    // The command still has the pipe's other end.
+    // The command still holds the pipe's other end.
     drop(loader);
     let pid = Pid::from_raw(child.id() as i32);
     let started = waitpid(pid, None)?;
@@ -107,7 +107,7 @@ pub fn examine(mut loader: Command, mut each: impl FnMut(&Figures)) -> Result<()
     }
 }
 
-/// A load that is under way.
+/// A load in progress.
 struct Call {
     name: String,
     start: Instant,
@@ -115,9 +115,9 @@ struct Call {
 
 struct Tracer {
     memory: File,
-    /// What the process says; read while it is stopped, so what it has said is there.
+    /// Output of the process; read while it is stopped, so it is complete.
     reader: PipeReader,
-    /// Where in the process the log may be; none before it has said so.
+    /// Address of the log buffer in the process; `None` until it has been announced.
     log: Option<u64>,
     call: Option<Call>,
 }
@@ -130,11 +130,11 @@ const LOG_FIELDS: u64 = 24;
 const STATISTICS: u32 = 4;
 
 impl Tracer {
-    /// The process is about to make a system call, or has made it.
+    /// The process has stopped before or after a system call.
     fn stopped(&mut self, info: &libc::ptrace_syscall_info) -> Result<Option<Figures>> {
         match info.op {
             libc::PTRACE_SYSCALL_INFO_ENTRY => {
-                // SAFETY: `op` says that this is the part of the union that is set.
+                // SAFETY: `op` shows that this member of the union is set.
                 let entry = unsafe { info.u.entry };
                 if entry.nr == libc::SYS_bpf as u64 && entry.args[0] == PROG_LOAD {
                     self.enter(entry.args[1])?;
@@ -142,7 +142,7 @@ impl Tracer {
                 Ok(None)
             }
             libc::PTRACE_SYSCALL_INFO_EXIT => {
-                // SAFETY: as above.
+                // SAFETY: see above.
                 let exit = unsafe { info.u.exit };
                 self.call.take().map(|call| self.leave(call, exit.sval)).transpose()
             }
@@ -150,9 +150,9 @@ impl Tracer {
         }
     }
 
-    /// Has the kernel write its statistics for the load of these attributes.
+    /// Enables the verifier's statistics for the load with these attributes.
     fn enter(&mut self, attributes: u64) -> Result<()> {
-        // The library tries again what was refused, and before it all it tries what the kernel can do.
+        // The library repeats rejected loads, and at first probes the kernel's features.
         let Some(name) = self.announced()? else { return Ok(()) };
         let log = self.log.context("the process has not said where its log may be")?;
         let mut fields = [0; 16];
@@ -165,7 +165,7 @@ impl Tracer {
         Ok(())
     }
 
-    /// The program that the process has announced since it was last asked.
+    /// The program announced by the process since the last call.
     fn announced(&mut self) -> Result<Option<String>> {
         let mut said = String::new();
         match self.reader.read_to_string(&mut said) {
@@ -190,7 +190,7 @@ impl Tracer {
     }
 }
 
-/// Reads a log of `BPF_LOG_STATS`. `result` is the system call's.
+/// Parses a log of `BPF_LOG_STATS`. `result` is that of the system call.
 fn figures(name: String, log: &str, took: Duration, result: i64) -> Figures {
     let after = |line: &str, word: &str| {
         let mut words = line.split(' ').skip_while(|other| *other != word).skip(1);
@@ -199,7 +199,7 @@ fn figures(name: String, log: &str, took: Duration, result: i64) -> Figures {
     let total = log.lines().find(|line| line.starts_with("processed ")).unwrap_or_default();
     let stack = log.lines().find_map(|line| line.strip_prefix("stack depth "));
     let refused = (result < 0).then(|| {
-        // The verifier says why before its statistics; without a log the reason is another.
+        // The verifier's reason precedes its statistics; without a log there is another reason.
         let reason = log.lines().take_while(|line| !line.starts_with("verification time")).last();
         reason.map_or_else(|| io::Error::from_raw_os_error(-result as i32).to_string(), str::to_owned)
     });
@@ -221,7 +221,7 @@ mod tests {
                          mark_read 13\n";
 
     #[test]
-    fn a_log_has_the_figures() {
+    fn statistics_are_parsed() {
         let log = format!("verification time 52311 usec\nstack depth 328+0+136\n{TOTAL}");
         let found = figures("to_pod_enter".into(), &log, Duration::from_millis(1500), 7);
         let (processed, states, seconds, refused) = (43_908, 1299, 1.5, None);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_its_reason() {
+    fn rejection_has_its_reason() {
         let log = format!("combined stack size of 3 calls is 544. Too large\nverification time 9 usec\n{TOTAL}");
         let found = figures("x".into(), &log, Duration::ZERO, -13);
         assert_eq!(found.refused.as_deref(), Some("combined stack size of 3 calls is 544. Too large"));

@@ -9,14 +9,14 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Runs a command that talks to the terminal, and waits for its success.
+/// Runs a command on the terminal; any exit status but 0 is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", shown(command)))?;
     ensure!(status.success(), "{} failed ({status})", shown(command));
     Ok(())
 }
 
-/// Runs a command and returns what it prints; its errors go to the terminal.
+/// Runs a command and returns its standard output; its standard error goes to the terminal.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output =
         command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {}", shown(command)))?;
@@ -24,13 +24,14 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{} printed output that is not UTF-8", shown(command)))
 }
 
-/// Becomes the command, which so gets the terminal, its signals and the exit status; returns only when that fails.
+/// Replaces this process with the command, which inherits the terminal, signals and exit status; returns only on
+/// failure.
 pub(crate) fn exec(command: &mut Command) -> Result<()> {
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", shown(command)))
 }
 
-/// A command that runs as root, directly or through sudo, with these variables set whatever sudo's policy is.
+/// A command run as root, directly or through sudo, with these variables set whatever sudo's policy is.
 pub(crate) fn as_root<'a>(
     program: impl AsRef<OsStr>,
     variables: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
@@ -54,12 +55,12 @@ pub(crate) fn as_root<'a>(
     Ok(command)
 }
 
-/// Whether this process is root: the kernel gives /proc/self to the effective user.
+/// Whether this process is root: /proc/self belongs to the effective user.
 pub(crate) fn is_root() -> Result<bool> {
     Ok(fs::metadata("/proc/self").context("/proc is not mounted")?.uid() == 0)
 }
 
-/// Where a program is, looking also where Debian puts those that users don't have on their path.
+/// Path of a program, also in Debian's directories that are not on users' search path.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -72,7 +73,7 @@ fn is_executable(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & 0o111 != 0)
 }
 
-/// The command as one would type it, for messages.
+/// The command as typed in a shell, for messages.
 fn shown(command: &Command) -> String {
     let words = [command.get_program()].into_iter().chain(command.get_args());
     format!("`{}`", words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" "))

@@ -1,9 +1,9 @@
-//! Whether the eBPF object's programs fit into the stack of every kernel that podnet supports.
+//! Checks that the eBPF object's programs fit the stack of every supported kernel.
 //!
-//! The verifier allows a program and the functions that it calls 512 bytes of stack: it adds up the frames along every
-//! chain of calls, each rounded up (`check_max_stack_depth` of kernel/bpf/verifier.c). Before Linux 6.9 it rounds to 32
-//! bytes and counts an empty frame as 32; later kernels round to 16, so that an object that loads here may be refused
-//! elsewhere. The same sum over the object needs no kernel and takes milliseconds.
+//! The verifier allows 512 bytes of stack for a program and the functions that it calls: it adds up the frames along
+//! every call chain, each rounded up (`check_max_stack_depth` in kernel/bpf/verifier.c). Before Linux 6.9 it rounds to
+//! 32 bytes and counts an empty frame as 32; later kernels round to 16, so an object that loads here may be rejected
+//! elsewhere. Computing the same sum from the object requires no kernel and takes milliseconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,12 +16,12 @@ use object::{
     SymbolKind, SymbolSection,
 };
 
-/// Bytes that a chain of calls may take. The kernel allows 512; the rest is a reserve, so that a small change of the
-/// compiler's or ours breaks the build of the one who makes it and no user's node.
+/// Maximum stack of a call chain in bytes. The kernel allows 512; the rest is a reserve, so that a small change of the
+/// compiler or the source breaks the developer's build rather than a user's node.
 const ALLOWED: u32 = 480;
-/// What the verifier rounds each frame up to, and the least that it counts, in bytes.
+/// Rounding of each frame by the verifier, and its minimum, in bytes.
 const ROUNDING: u32 = 32;
-/// A function that makes a tail call may not be called with more than this on the stack, in bytes.
+/// Maximum stack in bytes of the callers of a function that makes a tail call.
 const BEFORE_TAIL_CALL: u32 = 256;
 
 /// Size of an instruction, in bytes.
@@ -29,12 +29,12 @@ const INSTRUCTION: u64 = 8;
 /// The frame pointer.
 const R10: u8 = 10;
 
-/// A function: a program, or what programs call.
+/// A program, or a function called by programs.
 struct Function {
     name: String,
-    /// The bytes below the frame pointer that it uses.
+    /// Bytes below the frame pointer that it uses.
     frame: u32,
-    /// The functions that it calls.
+    /// Functions that it calls.
     calls: BTreeSet<usize>,
     /// Whether it makes tail calls.
     tail_calls: bool,
@@ -42,12 +42,12 @@ struct Function {
     program: bool,
 }
 
-/// A chain of calls, from a program down.
+/// A call chain, starting with a program.
 #[derive(Debug, PartialEq, Eq)]
 struct Chain {
-    /// Names and frames in bytes, before rounding.
+    /// Names, and frames in bytes before rounding.
     links: Vec<(String, u32)>,
-    /// What they take together as the verifier counts.
+    /// Total stack as counted by the verifier.
     depth: u32,
 }
 
@@ -61,10 +61,10 @@ impl fmt::Display for Chain {
     }
 }
 
-/// Checks an object and returns the deepest chain of calls in it, for people.
+/// Checks an object and returns a description of its deepest call chain.
 ///
 /// # Errors
-/// The object can't be read, or a chain is deeper than [`ALLOWED`]; each such program is named with its frames.
+/// The object cannot be read, or a chain is deeper than [`ALLOWED`]; the error lists each such program with its frames.
 pub(crate) fn check(object: &Path) -> Result<String> {
     let bytes = fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
     let functions = functions(&bytes).with_context(|| format!("cannot parse {}", object.display()))?;
@@ -102,7 +102,7 @@ fn functions(bytes: &[u8]) -> Result<Vec<Function>> {
         starts.get(&(section, address)).copied().context("a call does not target a function")
     };
 
-    // Where calls and addresses of functions lead that the linker has left open.
+    // Targets of calls and function addresses that the linker has left as relocations.
     let mut targets = BTreeMap::new();
     for (index, section) in &code {
         for (offset, relocation) in section.relocations() {
@@ -133,7 +133,7 @@ fn functions(bytes: &[u8]) -> Result<Vec<Function>> {
             frame.follow(&instruction);
             function.tail_calls |= instruction.is_tail_call();
             match targets.get(&(*section, offset)) {
-                // The immediate value holds the offset into the section, in instructions, less one.
+                // The immediate value is the offset in the section, in instructions, minus one.
                 Some((target, _, SymbolKind::Section)) if instruction.is_call() => {
                     let address = i64::from(instruction.immediate + 1) * INSTRUCTION as i64;
                     function.calls.insert(at(*target, address as u64)?);
@@ -162,7 +162,7 @@ struct Instruction {
 }
 
 impl Instruction {
-    /// `bytes` are [`INSTRUCTION`] many.
+    /// `bytes` has the length [`INSTRUCTION`].
     fn read(bytes: &[u8]) -> Self {
         Self {
             code: bytes[0],
@@ -183,7 +183,7 @@ impl Instruction {
         self.code == 0x85 && self.source == 0 && self.immediate == 12
     }
 
-    /// Whether it reads or writes memory, and by which register.
+    /// The base register of a memory access, if it is one.
     fn base(&self) -> Option<u8> {
         match self.code & 7 {
             // BPF_LDX; BPF_ST and BPF_STX.
@@ -194,13 +194,13 @@ impl Instruction {
     }
 }
 
-/// The frame of a function whose instructions are followed in the order in which they lie. The compiler takes the address
-/// of a variable by a copy of r10 and an addition right behind it, so this order will do.
+/// Computes the frame of a function by following its instructions in their order in memory. The compiler takes the
+/// address of a variable by copying r10 and adding to the copy in the next instruction, so this order is sufficient.
 #[derive(Default)]
 struct Frame {
     /// Bytes below r10.
     size: u32,
-    /// Registers that hold r10 plus this.
+    /// Registers that contain r10 plus this offset.
     pointers: BTreeMap<u8, i32>,
 }
 
@@ -225,7 +225,7 @@ impl Frame {
                     self.reach(Some(reached));
                 }
             }
-            // A call leaves nothing in r0 to r5.
+            // A call invalidates r0 to r5.
             0x85 => self.pointers.retain(|register, _| *register > 5),
             code if matches!(code & 7, 0 | 1 | 4 | 7) => drop(self.pointers.remove(&instruction.destination)),
             _ => {}
@@ -237,12 +237,12 @@ impl Frame {
     }
 }
 
-/// A frame as the verifier counts it.
+/// A frame as counted by the verifier.
 fn rounded(frame: u32) -> u32 {
     frame.max(1).next_multiple_of(ROUNDING)
 }
 
-/// The deepest chain of calls below each program.
+/// The deepest call chain of each program.
 fn deepest(functions: &[Function]) -> Result<Vec<Chain>> {
     let programs = functions.iter().enumerate().filter(|(_, function)| function.program);
     programs.map(|(number, _)| below(functions, number, &mut Vec::new())).collect()
@@ -265,7 +265,7 @@ fn below(functions: &[Function], number: usize, above: &mut Vec<usize>) -> Resul
     Ok(deepest)
 }
 
-/// Called functions that make tail calls while too much of the stack is in use.
+/// Functions that make tail calls and are called with too much of the stack in use.
 fn late_tail_calls(functions: &[Function]) -> Vec<String> {
     fn walk(functions: &[Function], number: usize, used: u32, late: &mut BTreeSet<String>) {
         for callee in &functions[number].calls {
@@ -283,7 +283,8 @@ fn late_tail_calls(functions: &[Function]) -> Vec<String> {
     late.into_iter().collect()
 }
 
-/// A mangled name's last part: `_RINvNtNt…8pipeline6direct7answersNt…` is `direct::answers`, near enough to find it.
+/// Last part of a mangled name: `_RINvNtNt…8pipeline6direct7answersNt…` becomes `direct::answers`, which is enough to
+/// find it.
 fn shortened(name: &str) -> String {
     if !name.starts_with("_R") {
         return name.to_owned();
@@ -312,12 +313,12 @@ mod tests {
     }
 
     #[test]
-    fn recursion_is_refused() {
+    fn recursion_is_rejected() {
         assert!(deepest(&[function("a", 8, &[1], true), function("b", 8, &[0], false)]).is_err());
     }
 
     #[test]
-    fn a_tail_call_deep_in_the_stack_is_found() {
+    fn tail_call_deep_in_the_stack_is_found() {
         let mut functions = vec![function("enter", 260, &[1], true), function("stage", 8, &[], false)];
         assert!(late_tail_calls(&functions).is_empty());
         functions[1].tail_calls = true;
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_reaches_as_far_as_what_is_accessed_or_passed_on() {
+    fn frame_extends_to_the_lowest_address_accessed_or_passed_on() {
         // *(u64 *)(r10 - 24) = r1
         assert_eq!(frame_of(&[[0x7b, 0x1a, 0xe8, 0xff, 0, 0, 0, 0]]), 24);
         // r2 = r10; r2 += -116; r3 = r2; *(u8 *)(r3 - 4) = r1
@@ -345,14 +346,14 @@ mod tests {
         ];
         assert_eq!(frame_of(&taken[..2]), 116);
         assert_eq!(frame_of(&taken), 120);
-        // r2 = r10; r2 = 5 (no pointer any more); r2 += -300
+        // r2 = r10; r2 = 5 (no longer a pointer); r2 += -300
         let forgotten = [
             [0xbf, 0xa2, 0, 0, 0, 0, 0, 0],
             [0xb7, 0x02, 0, 0, 5, 0, 0, 0],
             [0x07, 0x02, 0, 0, 0xd4, 0xfe, 0xff, 0xff],
         ];
         assert_eq!(frame_of(&forgotten), 0);
-        // A packet's byte by r1 concerns no frame.
+        // Access to a packet through r1 does not affect the frame.
         assert_eq!(frame_of(&[[0x71, 0x12, 0x9c, 0xff, 0, 0, 0, 0]]), 0);
     }
 }

@@ -1,9 +1,8 @@
-//! `cargo xtask image`: the static programs as a container image, in one file that needs no registry.
+//! `cargo xtask image`: the static programs as a container image, in a file that can be imported without a registry.
 //!
-//! The file is a tar with an OCI image layout (image-spec 1.0) and, over the same blobs, the `manifest.json` of `docker
-//! save`, since `docker load` doesn't read the layout everywhere. The same programs always give the same bytes: entries
-//! are sorted and have no time or owner, and the layer isn't compressed, because compressors differ from version to
-//! version.
+//! The file is a tar with an OCI image layout (image-spec 1.0) and, for the same blobs, the `manifest.json` of `docker
+//! save`, since not every `docker load` reads the layout. The image is reproducible: entries are sorted and have
+//! neither time nor owner, and the layer is not compressed, because the output of compressors differs between versions.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -20,14 +19,14 @@ use crate::build;
 use crate::setup::{self, Purpose};
 use crate::workspace::Workspace;
 
-/// What the manifests in `deploy/` call it. No registry has this name, so it is never pulled.
+/// Name of the image in the manifests in `deploy/`. No registry has it, so it is never pulled.
 const NAME: &str = concat!("localhost/podnet:", env!("CARGO_PKG_VERSION"));
 
-/// What runs when a container names no program.
+/// Default program of a container.
 const ENTRYPOINT: &str = "podnet";
 const PROGRAMS: [&str; 2] = [ENTRYPOINT, "podnet-cni"];
 
-/// The time of everything.
+/// Timestamp of everything.
 const EPOCH: &str = "1970-01-01T00:00:00Z";
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -58,7 +57,7 @@ pub(crate) fn run(workspace: &Workspace, out: Option<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// The name that images have for an architecture that Rust calls `rust`.
+/// Name of an architecture in images, from its name in Rust.
 fn architecture(rust: &str) -> Result<&'static str> {
     match rust {
         "x86_64" => Ok("amd64"),
@@ -67,7 +66,7 @@ fn architecture(rust: &str) -> Result<&'static str> {
     }
 }
 
-/// Writes a file under another name first, so that an interrupted run leaves none that looks complete.
+/// Writes a file under another name first, so that an interrupted run does not leave an incomplete one.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".unfinished");
@@ -83,7 +82,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 struct Image {
     /// The file for `ctr`, `kind` and `docker`.
     archive: Vec<u8>,
-    /// Of the manifest: what runtimes show as the image's digest.
+    /// Digest of the manifest, which runtimes show as the image's digest.
     digest: Digest,
 }
 
@@ -118,7 +117,7 @@ impl Image {
     }
 }
 
-/// What a container starts with. The layer isn't compressed, so it has one digest, whoever asks.
+/// Configuration of containers. The layer is not compressed, so its digest and diff ID are equal.
 fn config(architecture: &str, layer: &Digest) -> Value {
     json!({
         "created": EPOCH,
@@ -149,7 +148,7 @@ fn index(architecture: &str, manifest: &Blob) -> Value {
     json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor]})
 }
 
-/// What an image calls a piece of content by.
+/// Digest of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Digest {
     /// Lower case.
@@ -188,25 +187,25 @@ impl Blob {
         Ok(Self::new(media_type, serde_json::to_vec(value)?))
     }
 
-    /// Where it is in the layout.
+    /// Its path in the layout.
     fn path(&self) -> String {
         format!("blobs/sha256/{}", self.digest.hex)
     }
 
-    /// How others refer to it.
+    /// Its descriptor.
     fn descriptor(&self) -> Value {
         json!({"mediaType": self.media_type, "digest": self.digest.to_string(), "size": self.bytes.len()})
     }
 }
 
-/// What is at a path of a tar.
+/// Entry at a path of a tar.
 enum Entry<'a> {
     Directory,
     Program(&'a [u8]),
     File(&'a [u8]),
 }
 
-/// A tar of the entries, in the order of their paths, which puts a directory before what is in it.
+/// A tar of the entries in the order of their paths, which puts directories before their contents.
 fn archive(entries: &BTreeMap<String, Entry<'_>>) -> Result<Vec<u8>> {
     let mut builder = Builder::new(Vec::new());
     for (path, entry) in entries {
@@ -237,14 +236,14 @@ mod tests {
 
     use super::*;
 
-    /// A file or directory as it is in a tar.
+    /// A file or directory in a tar.
     struct Found {
         header: Header,
         bytes: Vec<u8>,
     }
 
     fn image() -> Image {
-        // More than a block of a tar, and less.
+        // Larger and smaller than a block of a tar.
         let programs = BTreeMap::from([("podnet-cni", vec![2; 9]), ("podnet", vec![1; 1000])]);
         Image::new("amd64", &programs).unwrap()
     }
@@ -262,7 +261,7 @@ mod tests {
         entries.collect()
     }
 
-    /// The content of the layout's files.
+    /// Contents of the layout's files.
     fn layout() -> BTreeMap<String, Vec<u8>> {
         unpack(&image().archive).into_iter().map(|(path, found)| (path, found.bytes)).collect()
     }
@@ -271,7 +270,7 @@ mod tests {
         serde_json::from_slice(&layout[path]).unwrap()
     }
 
-    /// The path of the blob that a descriptor means, whose size and digest are those of the content.
+    /// Path of the blob of a descriptor, after checking size and digest.
     fn path_of(layout: &BTreeMap<String, Vec<u8>>, descriptor: &Value) -> String {
         let digest = descriptor["digest"].as_str().unwrap();
         let path = digest.replace("sha256:", "blobs/sha256/");
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_programs_give_the_same_bytes() {
+    fn image_is_reproducible() {
         assert!(image().archive == image().archive);
         let others = BTreeMap::from([("podnet-cni", vec![2; 9]), ("podnet", vec![1; 1001])]);
         let others = Image::new("amd64", &others).unwrap();
@@ -291,13 +290,13 @@ mod tests {
 
     #[test]
     fn digests_are_sha256() {
-        // FIPS 180-4's first example.
+        // First example of FIPS 180-4.
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(Digest::of(b"abc").to_string(), abc);
     }
 
     #[test]
-    fn every_reference_leads_to_its_blob() {
+    fn every_descriptor_matches_its_blob() {
         let layout = layout();
         assert_eq!(json_at(&layout, "oci-layout"), json!({"imageLayoutVersion": "1.0.0"}));
         let index = json_at(&layout, "index.json");
@@ -325,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn runtimes_find_the_name_that_the_manifests_use() {
+    fn image_name_matches_the_manifests() {
         let index = json_at(&layout(), "index.json");
         let annotations = &index["manifests"][0]["annotations"];
         let expected = format!("localhost/podnet:{}", env!("CARGO_PKG_VERSION"));
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_sorted_and_belong_to_nobody_and_no_time() {
+    fn entries_are_sorted_without_owner_and_time() {
         let layout = layout();
         let manifest = json_at(&layout, &path_of(&layout, &json_at(&layout, "index.json")["manifests"][0]));
         let layer = unpack(&layout[&path_of(&layout, &manifest["layers"][0])]);
@@ -371,14 +370,14 @@ mod tests {
     }
 
     #[test]
-    fn only_architectures_that_podnet_knows_get_an_image() {
+    fn image_requires_a_supported_architecture() {
         assert_eq!(architecture("x86_64").unwrap(), "amd64");
         assert_eq!(architecture("aarch64").unwrap(), "arm64");
         assert!(architecture("riscv64").unwrap_err().to_string().contains("riscv64"));
     }
 
     #[test]
-    fn an_image_is_written_where_it_is_wanted() {
+    fn image_is_written_to_the_given_path() {
         let directory = std::env::temp_dir().join(format!("podnet-image-{}", std::process::id()));
         let path = directory.join("new/podnet.tar");
         write(&path, b"first").unwrap();

@@ -1,9 +1,9 @@
-//! How many tests ended how, added up over everything that runs tests.
+//! Test results, added up over all test programs.
 
 use std::fmt;
 use std::ops::AddAssign;
 
-/// How many tests ended how.
+/// Number of tests by result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: u32,
@@ -26,7 +26,7 @@ impl fmt::Display for Tally {
 }
 
 impl Tally {
-    /// Reads a summary of Rust's test runner, `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    /// Parses a summary line of Rust's test runner, `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
     pub(crate) fn from_summary(line: &str) -> Option<Self> {
         let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
         let count = |what: &str| -> Option<u32> {

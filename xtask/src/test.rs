@@ -19,20 +19,21 @@ use crate::setup::{self, Purpose};
 use crate::tally::Tally;
 use crate::workspace::Workspace;
 
-/// Names a directory with kube-apiserver and etcd, as for other projects' tests against a real API server.
+/// Environment variable with the directory of kube-apiserver and etcd, as in other projects' tests against a real API
+/// server.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
-/// What has to be there too for the tests with whole nodes, and what these tests have in their names.
+/// Further binaries needed by tests with whole nodes, and the common part of these tests' names.
 const FOR_KUBELETS: [&str; 4] = ["kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"];
 const WITH_KUBELETS: &str = "kubelets::";
 
-/// After this, a test program is told to end, and it then has a little time for cleaning up.
+/// Time after which a test program is terminated, and the time that it then has for cleaning up.
 const SECONDS_PER_PROGRAM: u32 = 600;
 const SECONDS_FOR_CLEANING_UP: u32 = 30;
 
-/// Privileged tests wait a lot, so more of them than this would fit on two cores, but they also measure time-outs.
+/// Privileged tests mostly wait, so two processors could run more of them, but they also measure timeouts.
 const PRIVILEGED_TESTS_AT_ONCE: u32 = 2;
 
-/// Runs everything on this machine, or, if kernels are named, only what guests run, on these.
+/// Runs all tests on this machine or, if kernels are given, the guests' tests on these.
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String]) -> Result<()> {
     let here = kernels.is_empty();
     setup::ensure(workspace, if here { Purpose::Test } else { Purpose::Kernel })?;
@@ -45,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String
     let mut total = Tally::default();
     if here {
         total += on_this_machine(workspace, &built, filter)?;
-        // Who asks for one test doesn't want to wait for guests.
+        // With a filter, do not spend the time for guests.
         if filter.is_none() && !kernel::IN_EVERY_RUN.is_empty() {
             let kernels: Vec<_> = kernel::IN_EVERY_RUN.iter().map(|&name| name.to_owned()).collect();
             total += on_kernels(workspace, &built, None, &kernels)?;
@@ -99,7 +100,7 @@ fn heading(part: &str) {
     println!("\n==> {part}");
 }
 
-/// Has tests that are left out otherwise run, as far as the binaries for them are there.
+/// Arguments that enable the ignored tests whose binaries are available.
 fn with_assets(directory: Option<&Path>) -> Vec<&'static str> {
     let Some(directory) = directory else { return Vec::new() };
     let missing: Vec<_> = FOR_KUBELETS.into_iter().filter(|name| !directory.join(name).is_file()).collect();
@@ -171,7 +172,8 @@ fn tally(tests: &mut Command, name: &str, terminal: &mut impl Write) -> Result<T
     Ok(total)
 }
 
-/// A program that failed without a failed test: a crash, a time-out or a compile error, which counts as one failure.
+/// Problem of a program that failed without a failed test: a crash, a timeout or a compile error, which counts as one
+/// failure.
 fn unexplained(status: ExitStatus, total: &Tally, name: &str) -> Option<String> {
     const TIMED_OUT: i32 = 124;
     if status.success() || total.failed > 0 {
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_with_kubelets_want_all_of_a_clusters_programs() {
+    fn kubelet_tests_require_all_binaries_of_a_cluster() {
         assert!(with_assets(None).is_empty());
         let directory = std::env::temp_dir().join(format!("podnet-assets-{}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();

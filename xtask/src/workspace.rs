@@ -1,4 +1,4 @@
-//! The workspace as cargo sees it: where it is, where it builds, which packages it has.
+//! The workspace in cargo's view: its root, its target directory and its packages.
 
 use std::env;
 use std::ffi::OsString;
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::command::output;
 
-/// What `cargo metadata` tells of the workspace.
+/// Parts of the output of `cargo metadata`.
 pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
-    /// The target directory that cargo's configuration chooses.
+    /// The target directory from cargo's configuration.
     pub(crate) target: PathBuf,
     pub(crate) packages: Vec<Package>,
 }
@@ -21,14 +21,14 @@ pub(crate) struct Workspace {
 /// A member of the workspace.
 pub(crate) struct Package {
     pub(crate) name: String,
-    /// The packages that its manifest names, of every kind of dependency.
+    /// Names of its dependencies, of every kind.
     pub(crate) dependencies: Vec<String>,
-    /// Where its manifest is, relative to the workspace's root.
+    /// Directory of its manifest, relative to the workspace's root.
     pub(crate) directory: PathBuf,
 }
 
 impl Workspace {
-    /// The workspace that this program was built in.
+    /// The workspace in which this program was built.
     pub(crate) fn find() -> Result<Self> {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let metadata = output(cargo(here).args(["metadata", "--no-deps", "--format-version=1"]))?;
@@ -56,18 +56,18 @@ impl Workspace {
         Ok(Self { target: text(&metadata["target_directory"])?.into(), root, packages })
     }
 
-    /// A cargo call in the workspace's root.
+    /// A cargo command in the workspace's root.
     pub(crate) fn cargo(&self) -> Command {
         cargo(&self.root)
     }
 
-    /// Where tools go that are installed for this project only.
+    /// Directory of tools installed for this project only.
     pub(crate) fn tools(&self) -> PathBuf {
         self.target.join("tools")
     }
 }
 
-/// A cargo call without the variables that cargo set for this program: build scripts that look at them would run again.
+/// A cargo command without the variables that cargo set for this program; they would make build scripts run again.
 fn cargo(directory: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.current_dir(directory);

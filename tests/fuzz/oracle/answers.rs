@@ -1,4 +1,4 @@
-//! What packets become that are refused or answered.
+//! Rejected and answered packets.
 
 use podnet_common::{layout::Hook, simulator::End, verdict::Reason};
 
@@ -20,7 +20,8 @@ pub fn check(world: &World, o: &Outcome<'_>) {
     let macs = [&o.input[6..12], &o.input[..6], &o.input[12..14]].concat();
     assert!(o.output[..14] == macs, "{o}it goes to another station");
     assert!(answer.dst == packet.src, "{o}it is for somebody else");
-    // A router speaks for itself, and to this node, which it is, for the destination.
+    // ICMP errors about TTL or size may come from the node itself, as a router; all other answers come from the
+    // packet's destination.
     let node = if packet.v6() { world.tables.config.node_v6 } else { world.tables.config.node_v4 };
     let of_router = matches!(o.end, End::Reject(Reason::TtlExceeded | Reason::TooBig, _)) && node == answer.src.into();
     assert!(answer.src == packet.dst || of_router, "{o}it is from somebody else");
@@ -35,7 +36,7 @@ pub fn check(world: &World, o: &Outcome<'_>) {
     }
 }
 
-/// The packet but for its type, its lifetime and what the answer's checks have found right.
+/// Same as the packet except for ICMP type, TTL and checksums; the checksums are verified separately.
 fn echo(o: &Outcome<'_>, packet: &View<'_>, answer: &View<'_>) {
     assert!(packet.echo() == Some(true) && answer.echo() == Some(false), "{o}that is no echo");
     assert!(o.output.len() == o.input.len(), "{o}its length has changed");
@@ -69,7 +70,7 @@ fn reset(o: &Outcome<'_>, reason: Reason, packet: &View<'_>, answer: &View<'_>) 
     assert!(answer.end == at + 20, "{o}a reset is no longer than its header");
 }
 
-/// An ICMP error in the name of the packet's destination.
+/// ICMP error with the packet's destination as source.
 fn error(o: &Outcome<'_>, packet: &View<'_>, answer: &View<'_>) {
     let End::Reject(reason, _) = o.end else { return };
     let v6 = packet.v6();
@@ -85,7 +86,7 @@ fn error(o: &Outcome<'_>, packet: &View<'_>, answer: &View<'_>) {
         _ => panic!("{o}nobody is told of that"),
     };
     assert!(o.output[answer.l4..answer.l4 + 2] == kind, "{o}it says something else");
-    // Addresses and the beginning of what follows, by which a sender finds its socket.
+    // Addresses and first bytes of the payload, by which the sender finds its socket.
     let quoted = answer.l4 + 8;
     let (addresses, header) = if v6 { (8..40, 40) } else { (12..20, 20) };
     let of = |frame: &[u8], at: usize| frame[at + addresses.start..at + addresses.end].to_vec();
@@ -97,7 +98,7 @@ fn error(o: &Outcome<'_>, packet: &View<'_>, answer: &View<'_>) {
     );
 }
 
-/// A packet that fills its frame, with right checksums.
+/// A packet that fills its frame and has correct checksums.
 fn whole_and_right(o: &Outcome<'_>, answer: &View<'_>) {
     assert!(answer.end == o.output.len() && answer.fragment.is_none(), "{o}the answer is not whole");
     assert!(answer.header_residue() == 0 && answer.residue() == Some(0), "{o}the answer's checksums are wrong");

@@ -1,4 +1,4 @@
-//! Errors about translated packets: whoever gets one finds in it what it has sent.
+//! ICMP errors about translated packets: the receiver finds its own packet in the quotation.
 
 use podnet_common::{
     layout::{CtEntry, Hook, NetworkKind},
@@ -8,7 +8,7 @@ use podnet_common::{
 use super::{Outcome, translation};
 use crate::{frame::sum, view::View, world::World};
 
-/// Nobody is told of what the sender of an error can't know of.
+/// Errors must not be delivered if their sender cannot have seen the quoted packet.
 pub fn known(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     let Some(quoted) = packet.quoted().filter(|_| packet.error()) else { return };
     let (src, dst) = (packet.src.into(), packet.dst.into());
@@ -28,16 +28,16 @@ pub fn known(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     }
 }
 
-/// Checks an error about a packet of a known flow; `false`: it is about another.
+/// Checks an error about a packet of a known flow; `false` if it is about another packet.
 pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) -> bool {
     let Some(quoted) = packet.quoted() else { return false };
     let answer = quoted.tuple.reversed();
-    // An echo without an identifier looks the same in both directions.
+    // An echo without identifier has the same tuple in both directions.
     let echo = answer.proto.0 == 1 || answer.proto.0 == 58;
     if echo && answer.sport == answer.dport {
         return true;
     }
-    // Whoever sent what it quotes is told of it, and nobody else.
+    // Only the sender of the quoted packet may receive the error.
     if answer.dst != packet.dst.into() {
         return false;
     }
@@ -51,7 +51,7 @@ pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) -> bool {
     let v6 = packet.v6();
     let of_target = src && answer.src == packet.src.into();
     translation::put_addresses(&mut expected, v6, 14, of_target.then_some(entry.src), dst.then_some(entry.dst));
-    // What was just found right in the quotation, and its checksums.
+    // Fields of the quotation verified above, and its checksums.
     let at = packet.l4 + 8;
     let (addresses, ports) = (if v6 { at + 8..at + 40 } else { at + 12..at + 20 }, if echo { 4..6 } else { 0..4 });
     let ports = quoted.l4 + ports.start..quoted.l4 + ports.end;

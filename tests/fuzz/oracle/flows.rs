@@ -1,4 +1,4 @@
-//! The connection table: what belongs together stays together, and what is decided stays decided.
+//! The connection table: both halves of a flow stay consistent, and later packets get the same result as the first.
 
 use std::net::IpAddr;
 
@@ -25,7 +25,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
         assert!(conntrack.len() <= max, "{o}{} entries, of at most {max}", conntrack.len());
     }
     shares(world, o, conntrack.len());
-    // Whether it can go where it is to go shows when that is decided.
+    // These reasons may be found after the flow has been inserted.
     let late = [Reason::TtlExceeded, Reason::TooBig, Reason::NoRoute];
     if matches!(o.end, End::Drop(reason) if !late.contains(&reason)) {
         let new: Vec<_> = conntrack.keys().filter(|key| !before.contains_key(key)).collect();
@@ -43,7 +43,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
         }
         let other = entry.reply_key(key.proto);
         match conntrack.get(&other) {
-            // What lost its other half may meet another flow in its place.
+            // If an entry has lost its other half, another flow may have taken the latter's key.
             Some(half) if half.reply_key(key.proto) != *key && state.widowed.contains(key) => {}
             Some(half) => halves(o, (key, entry), (&other, half)),
             None => assert!(state.widowed.contains(key), "{o}half a flow: {key:?} {entry:?}"),
@@ -51,7 +51,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     }
 }
 
-/// Nobody is refused who holds little of what is left, and nothing is forgotten that was added.
+/// Only senders that hold a large share are refused, and every added entry is counted.
 fn shares(world: &World, o: &Outcome<'_>, entries: usize) {
     let all = world.tables.held(holders::ALL) as usize;
     assert!(all >= entries, "{o}{entries} entries, of which {all} were counted");
@@ -65,7 +65,7 @@ fn shares(world: &World, o: &Outcome<'_>, entries: usize) {
     }
 }
 
-/// Both halves of a flow say the same.
+/// Both halves of a flow are consistent.
 fn halves(o: &Outcome<'_>, (key, entry): (&Tuple, &CtEntry), (other, half): (&Tuple, &CtEntry)) {
     let context = format!("{o}{key:?} {entry:?}\n{other:?} {half:?}\n");
     assert!(half.reply_key(key.proto) == *key, "{context}two that don't belong together");
@@ -80,20 +80,20 @@ fn halves(o: &Outcome<'_>, (key, entry): (&Tuple, &CtEntry), (other, half): (&Tu
     assert!(half.service == entry.service, "{context}of two services");
 }
 
-/// The same packet at once again meets the same fate: on the short way what the long one has decided.
+/// The same packet, sent again at once, gets the same result: fast path and slow path agree.
 pub fn repeat(world: &World, o: &Outcome<'_>) {
     if matches!(o.end, End::Drop(_)) {
         return;
     }
     let (end, output) = replay(world, o.entry, o.input);
-    // What has a MAC to go to need not ask for it again.
+    // With a known MAC, the neighbour table is not needed any more.
     let alike = |end| match end {
         End::Forward(Out::Link | Out::Uplink | Out::Via, to) => End::Forward(Out::Uplink, to),
         end => end,
     };
     let same = alike(end) == alike(o.end) && output.get(12..) == o.output.get(12..);
     assert!(same && (end != o.end || output == o.output), "{o}again: {end:?}\n      {output:02x?}");
-    // What the driver's hook sends on the other would have sent the same way.
+    // A packet that XDP forwards would get the same result at TC.
     if let (Hook::UplinkXdp, End::Forward(..)) = (o.entry.hook, o.end) {
         let (end, output) = replay(world, Entry { hook: Hook::FromUplink, ..o.entry }, o.input);
         let same = alike(end) == alike(o.end) && output.get(12..) == o.output.get(12..);
@@ -101,7 +101,7 @@ pub fn repeat(world: &World, o: &Outcome<'_>) {
     }
 }
 
-/// Runs a packet without leaving a trace.
+/// Runs a packet on a copy of the tables.
 fn replay(world: &World, entry: Entry, input: &[u8]) -> (End, Vec<u8>) {
     let tables = world.tables.clone();
     let mut packet = HostPacket { data: input.to_vec(), ifindex: entry.ifindex };
@@ -109,7 +109,7 @@ fn replay(world: &World, entry: Entry, input: &[u8]) -> (End, Vec<u8>) {
     (end, packet.data)
 }
 
-/// An answer to what a packet has become comes back as an answer to what it was.
+/// A reply to the translated packet is delivered as a reply to the original.
 pub fn answer(world: &World, o: &Outcome<'_>) {
     let (Some(packet), Some(output)) = (View::of(o.input), View::of(&o.output)) else { return };
     if !matches!(o.end, End::Pass | End::Forward(..)) || matches!(o.entry.hook, Hook::UplinkXdp | Hook::FromLoopback) {
@@ -122,7 +122,7 @@ pub fn answer(world: &World, o: &Outcome<'_>) {
     }
     let (Some((sport, dport)), Some(sent)) = (packet.ports(), output.ports()) else { return };
     let begins = packet.tcp_flags().is_some_and(|flags| flags & SYN != 0);
-    // What looks like an answer to an echo may have begun a flow, but none answers it.
+    // An unsolicited echo reply may begin a flow, but gets no reply.
     if packet.echo() == Some(false) && entry.flags & CtEntry::REPLY == 0 {
         return;
     }
@@ -151,13 +151,13 @@ pub fn answer(world: &World, o: &Outcome<'_>) {
     assert!(got == Some(expected), "{}it is no answer to what was sent", context());
 }
 
-/// Whether what a packet has become can be answered through this node's hooks.
+/// Whether the packet in its new form can be answered through this node's hooks.
 fn answerable(world: &World, output: &View<'_>) -> bool {
     let odd = &Addresses::of(output.v6()).odd;
     let no_host = |addr: &IpAddr| matches!(addr, IpAddr::V4(addr) if matches!(addr.octets()[0], 0 | 127 | 224..));
     if [output.src, output.dst].iter().any(|addr| odd.contains(addr) || no_host(addr)) {
         return false;
     }
-    // The stack has it, and where that sends it is not for the tables to know.
+    // It is left to the stack, whose route is not in the tables.
     world.kind(&output.dst.into()) != Some(NetworkKind::NonMasquerade)
 }

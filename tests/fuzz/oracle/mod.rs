@@ -1,4 +1,4 @@
-//! What must hold of every packet, whatever the tables say.
+//! Properties of every packet, whatever the contents of the tables.
 
 mod answers;
 mod errors;
@@ -18,13 +18,13 @@ use podnet_common::{
 
 use crate::{choices::Choices, scenario::Entry, view::View, world::World};
 
-/// A packet's way through a hook.
+/// A packet and the outcome of a hook.
 pub struct Outcome<'a> {
     pub entry: Entry,
     pub input: &'a [u8],
     pub end: End,
     pub output: Vec<u8>,
-    /// The tables as the packet found them.
+    /// Tables before the packet.
     pub before: HostTables,
 }
 
@@ -35,15 +35,15 @@ impl fmt::Display for Outcome<'_> {
     }
 }
 
-/// What is remembered from packet to packet.
+/// State kept from packet to packet.
 #[derive(Default)]
 pub struct State {
-    /// Entries whose other half was taken away.
+    /// Entries whose other half has been removed.
     pub widowed: BTreeSet<Tuple>,
 }
 
 impl State {
-    /// Takes away an entry of `conntrack`, as the collector does.
+    /// Removes an entry of `conntrack`, as the collector does.
     pub fn lose(&mut self, world: &World, c: &mut Choices<'_>) {
         let mut conntrack = world.tables.conntrack.borrow_mut();
         let n = c.below(conntrack.len().max(1));
@@ -73,7 +73,8 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
             }
             None => {
                 assert!(o.output == o.input && o.end == End::Pass, "{o}no IP packet, yet it was handled");
-                // What can't be read to its end can't be judged either, so it may not pass where sources are checked.
+                // A packet that cannot be parsed completely cannot be checked either, so it must not pass where sources
+                // are checked.
                 let ip = matches!(o.input.get(12..14), Some([8, 0] | [0x86, 0xdd]));
                 let judged = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::UplinkXdp);
                 assert!(!(ip && judged), "{o}an IP packet has passed unread");
@@ -88,7 +89,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
     }
 }
 
-/// The ports of a packet's tuple, those that its first fragment has told among them.
+/// Ports of a packet's tuple, taken from the first fragment where necessary.
 fn ports(tables: &HostTables, packet: &View<'_>) -> Option<(u16, u16)> {
     let Some(piece) = packet.fragment.filter(|piece| piece.later) else { return packet.ports() };
     let (src, dst) = (packet.src.into(), packet.dst.into());
@@ -103,7 +104,7 @@ fn flow(tables: &HostTables, packet: &View<'_>) -> Option<(Tuple, CtEntry)> {
     tables.flow(&key, |entry| (key, *entry))
 }
 
-/// Whether the stack has routed a packet before it comes to a hook.
+/// Whether a hook is at egress, behind the stack's routing.
 fn egress(hook: Hook) -> bool {
     matches!(hook, Hook::ToPod | Hook::ToUplink)
 }

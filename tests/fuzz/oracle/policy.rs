@@ -1,5 +1,5 @@
-//! Who may reach what, with which source: what `docs/datapath.md` and the tables' documentation promise, told once
-//! more and in another way.
+//! Which clients may reach which destinations, and with which source address: an independent implementation of what
+//! `docs/datapath.md` and the documentation of the tables specify.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ use crate::{
     world::{Addresses, World},
 };
 
-/// Nobody gets through with a source that isn't its own.
+/// No packet passes with a source address that is not its sender's.
 pub fn check_source(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     if o.entry.hook != Hook::ToPod && o.entry.hook != Hook::ToUplink && o.entry.hook != Hook::FromLoopback {
         assert!(!packet.mapped(), "{o}an IPv6 packet with an IPv4 address");
@@ -48,21 +48,21 @@ fn martian(addr: IpAddr) -> bool {
     }
 }
 
-/// Whether an interface is one that leads out of the node.
+/// Whether an interface is an uplink.
 fn leads_out(t: &HostTables, ifindex: IfIndex) -> bool {
     ifindex != IfIndex(0) && (t.config.uplinks.contains(&ifindex) || t.interfaces.contains_key(&ifindex))
 }
 
-/// What a packet to a service may expect.
+/// The service entries that apply to a packet.
 struct Service {
     key: FrontendKey,
-    /// The entry that all clients share.
+    /// The entry common to all clients.
     any: Frontend,
-    /// Another node has sent the packet on.
+    /// The packet was forwarded by another node.
     sent_on: bool,
 }
 
-/// The service that a packet is for.
+/// The service to which a packet is addressed.
 fn service(t: &HostTables, o: &Outcome<'_>, packet: &View<'_>, key: &Tuple) -> Option<Service> {
     if packet.echo().is_some() || packet.dst.is_unspecified() {
         return None;
@@ -92,19 +92,19 @@ fn service(t: &HostTables, o: &Outcome<'_>, packet: &View<'_>, key: &Tuple) -> O
     (served || sent_on).then_some(Service { key: of_node, any, sent_on })
 }
 
-/// Checks the flow that a packet has begun, and that none was kept from a service.
+/// Checks the flow that a packet has begun, and that no packet to a service was refused without reason.
 pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     let Some(packet) = View::of(o.input) else { return };
     let ingress = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::FromHost);
     let hairpin = Addresses::of(packet.v6()).hairpin;
     if ingress && o.end == End::Pass {
         let dst = packet.dst.into();
-        // A packet whose lifetime is over comes back to nobody.
+        // A packet whose TTL expires cannot come back.
         let external = packet.ttl > 1 && world.tables.is_service_address(&dst);
         let back = match o.entry.hook {
             _ if world.kind(&dst) == Some(NetworkKind::Services) => true,
             Hook::FromHost => packet.dst == hairpin || external,
-            // Where the way to it leads out again, the router would send it here once more.
+            // If the route to it leads out of the node again, the router would send the packet back.
             Hook::FromUplink if external => {
                 let route = world.tables.route_to(&dst);
                 route.is_some_and(|route| leads_out(&world.tables, route.ifindex))
@@ -123,20 +123,20 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
         return;
     }
     if let Some((_, was)) = flow(&o.before, &packet) {
-        // A flow stays with what was decided for it, until another begins.
+        // A flow keeps its decision until its ports begin a new connection.
         let begins = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
         let one_way = was.flags & CtEntry::ONE_WAY != 0;
         let own = matches!(o.entry.hook, Hook::FromPod | Hook::FromHost) && !was.opening();
         let over = (was.closed() && !was.doubtful()) || one_way || own || unanswered(&was, o.before.now());
         let same = (was.src, was.dst, was.sport, was.dport) == (entry.src, entry.dst, entry.sport, entry.dport);
-        // What another node has sent on was chosen for this one.
+        // The other node has chosen this one for the flow.
         let chosen = one_way && world.tables.is_peer(&Mac(o.input[6..12].try_into().expect("6 bytes")));
         assert!(same || chosen || (begins && over), "{o}a flow has changed: {was:?}, {entry:?}");
         if same || chosen {
             return;
         }
     }
-    // What was made again from its other half.
+    // The entry was rebuilt from its other half.
     if o.before.conntrack.borrow().contains_key(&entry.reply_key(key.proto)) && !state.widowed.is_empty() {
         return;
     }
@@ -150,12 +150,13 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     }
 }
 
-/// Whether the backend has had a tick to answer who opens the connection, and hasn't.
+/// Whether the backend has had at least a tick to answer the opening packet, and has not.
 pub fn unanswered(entry: &CtEntry, now: u32) -> bool {
     entry.opening() && now.wrapping_sub(entry.last_seen) >= 3
 }
 
-/// A flow that a process of the host has begun: from a port that a service has, in a protocol that doesn't show it.
+/// Flow begun by a host process: from a port that also belongs to a service, over a protocol without flags that
+/// identify replies.
 fn of_host(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     let node = if key.src.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
     let at = |addr| FrontendKey { addr, port: key.sport, proto: key.proto, scope: FrontendKey::ANY };
@@ -169,7 +170,7 @@ fn of_host(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     port(o, key, entry);
 }
 
-/// A flow to a service: that it may be, its backend and its source.
+/// Flow to a service: whether it is allowed, its backend and its source.
 fn to_service(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, service: &Service) {
     let t = &o.before;
     let from_uplink = o.entry.hook == Hook::FromUplink;
@@ -180,7 +181,7 @@ fn to_service(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, serv
         assert!(has(any, Frontend::EXTERNAL) || open, "{o}a ClusterIP from outside");
     }
     if has(any, Frontend::SOURCE_RANGES) {
-        // A process of the host that asks an address of its own node is judged as the node.
+        // A host process that connects to an address of its own node is checked with the node's address.
         let itself = o.entry.hook == Hook::FromHost && key.src == key.dst;
         let node = if key.src.is_v4() { t.config.node_v4 } else { t.config.node_v6 };
         let client = ServiceClient::new(any.service, if itself { node } else { key.src });
@@ -217,7 +218,7 @@ fn to_service(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, serv
     source(o, key, entry, &frontend);
 }
 
-/// The source that a service's backend sees.
+/// The source address and port that a backend sees.
 fn source(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, frontend: &Frontend) {
     let t = &o.before;
     let a = Addresses::of(!key.src.is_v4());
@@ -251,17 +252,17 @@ fn source(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry, frontend: &Frontend) {
     port(o, key, entry);
 }
 
-/// A source port is the client's own, or one of those for source NAT.
+/// The source port is either the client's or one for source NAT.
 fn port(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     let own = entry.sport == key.sport;
     assert!(own || o.before.snat_ports.contains(&entry.sport.get()), "{o}a port of others: {entry:?}");
 }
 
-/// A flow that is not to a service: masqueraded, or kept apart from one that is.
+/// A flow that is not to a service: masqueraded, or tracked to keep it apart from one to a service.
 fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEntry) {
     let t = &o.before;
     assert!(entry.dst == key.dst && entry.dport == key.dport, "{o}there is no such service: {entry:?}");
-    // What comes to pods from outside, so that their answers keep their address.
+    // Flows from outside to pods, tracked so that the replies are not masqueraded.
     if o.entry.hook == Hook::FromUplink {
         let masquerade = t.config.flags & Config::MASQUERADE != 0 && t.network(&key.src).is_none();
         assert!(masquerade && t.endpoint(&key.dst).is_some(), "{o}that needs no flow: {entry:?}");
@@ -277,7 +278,7 @@ fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEn
     assert!(t.config.flags & Config::MASQUERADE != 0, "{o}masquerade is off");
     assert!(t.network(&key.dst).is_none() && t.endpoint(&key.dst).is_none(), "{o}that is the cluster's");
     assert!(!packet.dst.is_multicast() && !packet.dst.is_unspecified(), "{o}nobody in particular is there");
-    // An answer without an identifier looks like a request without one.
+    // Without identifier, an echo reply has the same tuple as a request.
     assert!(packet.echo() != Some(false) || key.dport == Port::new(0), "{o}an answer begins nothing");
     let route = t.route_to(&key.dst).copied().unwrap_or_default();
     let node = if packet.v6() { t.config.node_v6 } else { t.config.node_v4 };

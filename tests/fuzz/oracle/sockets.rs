@@ -1,4 +1,4 @@
-//! What must hold of every call on a socket, told in another way than the pipeline does.
+//! Properties of every socket call, in an implementation independent of the pipeline's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ pub enum Operation {
     Peer,
 }
 
-/// A call, and what became of it.
+/// A call and its result.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     pub operation: Operation,
@@ -34,7 +34,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What happened, in a word.
+    /// The result in one word.
     pub fn kind(&self) -> &'static str {
         match (self.operation, self.call) {
             (_, Call::Refuse { .. }) => "refused",
@@ -49,13 +49,14 @@ impl Outcome {
     }
 }
 
-/// What sockets have meant by backends' addresses: of TCP and at loopback addresses the last frontend, of datagrams all.
+/// Frontends that sockets have used per backend address: for UDP to non-loopback addresses all of them, otherwise the
+/// last one.
 #[derive(Default)]
 pub struct State {
     meant: BTreeMap<SockKey, BTreeSet<(Addr, Port)>>,
 }
 
-/// Checks everything. `before`: the tables as the call found them.
+/// Checks everything. `before`: tables before the call.
 pub fn check(world: &World, before: &HostTables, o: &Outcome, state: &mut State) {
     assert_eq!(
         HostSocket { addr: o.after.addr, port: o.after.port, ..o.before },
@@ -72,9 +73,9 @@ fn check_peer(world: &World, before: &HostTables, o: &Outcome, state: &State) {
     let key = key(&o.before, o.before.proto, (o.before.addr, o.before.port));
     let shown = (o.after.addr, o.after.port);
     match state.meant.get(&key) {
-        // It means one frontend by this address.
+        // The socket uses one frontend with this backend address.
         Some(meant) if meant.len() == 1 => assert!(meant.contains(&shown), "{o:?}: it means {meant:?}"),
-        // It means several, or none.
+        // It uses several, or none.
         _ => assert!(!o.changed(), "{o:?}: nothing tells what it means"),
     }
     assert_eq!(counts(before), counts(&world.tables), "{o:?}: it is no translation");
@@ -83,7 +84,7 @@ fn check_peer(world: &World, before: &HostTables, o: &Outcome, state: &State) {
 fn check_call(world: &World, before: &HostTables, o: &Outcome, state: &mut State) {
     let (counters, drops) = counts(&world.tables);
     let (mut expected_counters, mut expected_drops) = counts(before);
-    // Datagrams are sent over UDP only.
+    // `sendmsg` applies to UDP only.
     let proto = if o.operation == Operation::SendMsg { Proto::UDP } else { o.before.proto };
     let service = eligible(before, o).then(|| frontend(before, o, proto)).flatten();
     match service.filter(|service| at_socket(before, o, service)) {
@@ -114,7 +115,7 @@ fn check_call(world: &World, before: &HostTables, o: &Outcome, state: &mut State
     assert_eq!((counters, drops), (expected_counters, expected_drops), "{o:?}: counted otherwise");
 }
 
-/// Checks a call that is to be translated; false: it has its reasons not to be.
+/// Checks a call that should be translated; `false` if it was rightly left untranslated.
 fn translated(
     before: &HostTables,
     after: &HostTables,
@@ -125,12 +126,12 @@ fn translated(
 ) -> bool {
     let asked = (o.before.addr, o.before.port);
     let got = (o.after.addr, o.after.port);
-    // The note tells of a translation, also where a backend has the frontend's very address and port.
+    // The record proves a translation even if backend and frontend have the same address and port.
     let noted: Vec<_> = changes(before, after).collect();
     if let [(key, peer)] = noted.as_slice()
         && peer.addr.is_none()
     {
-        // The socket means a second frontend by this backend.
+        // The socket uses a second frontend with the same backend.
         assert!(!o.changed() && proto == Proto::UDP, "{o:?}: it can't be told what it means");
         let meant = state.meant.get_mut(key).expect("an earlier one");
         assert!(meant.insert(asked), "{o:?}: it means the same as before");
@@ -147,7 +148,7 @@ fn translated(
             backends.iter().any(|b| own(b) || ambiguous(b) || same(b)),
             "{o:?}: it has not been translated to any of {backends:?}"
         );
-        // Nothing is counted but a translation to the very same address that was noted before.
+        // Only a translation to an identical address that was recorded before is counted.
         return counts(before) != counts(after);
     }
     assert!(backends.contains(&got), "{o:?}: it is none of {backends:?}");
@@ -164,7 +165,7 @@ fn translated(
     true
 }
 
-/// The entries of `sock_reverse` that a call has changed.
+/// Entries of `sock_reverse` changed by a call.
 fn changes<'a>(before: &'a HostTables, after: &'a HostTables) -> impl Iterator<Item = (SockKey, SockPeer)> {
     let before = before.sock_reverse.borrow().clone();
     let after = after.sock_reverse.borrow().clone();
@@ -179,7 +180,7 @@ fn key(socket: &HostSocket, proto: Proto, (addr, port): (Addr, Port)) -> SockKey
     SockKey { cookie: socket.cookie, addr, port, proto, _pad: [0; 5] }
 }
 
-/// Whether the address is the socket's own pod's.
+/// Whether the address is that of the socket's own pod.
 fn owns(t: &HostTables, o: &Outcome, addr: &Addr) -> bool {
     of_pod(t, o) && t.sandboxes.get(&o.before.netns_cookie).is_some_and(|pod| [pod.v4, pod.v6].contains(addr))
 }
@@ -188,7 +189,7 @@ fn of_pod(t: &HostTables, o: &Outcome) -> bool {
     o.before.netns_cookie != t.config.netns_cookie
 }
 
-/// Whether the socket is one whose address may be replaced.
+/// Whether the socket's destination may be replaced.
 fn eligible(t: &HostTables, o: &Outcome) -> bool {
     let loopback = IpAddr::from(o.before.addr).is_loopback();
     let free = match o.operation {
@@ -200,7 +201,7 @@ fn eligible(t: &HostTables, o: &Outcome) -> bool {
     (free || loopback) && served
 }
 
-/// The frontend with the socket's destination.
+/// The frontend at the socket's destination.
 fn frontend(t: &HostTables, o: &Outcome, proto: Proto) -> Option<Frontend> {
     let (addr, port) = (o.before.addr, o.before.port);
     let ip = IpAddr::from(addr);
@@ -220,7 +221,7 @@ fn frontend(t: &HostTables, o: &Outcome, proto: Proto) -> Option<Frontend> {
     })
 }
 
-/// Whether the service can be decided at the socket.
+/// Whether the service can be resolved in the socket hooks.
 fn at_socket(t: &HostTables, o: &Outcome, service: &Frontend) -> bool {
     let has = |flag: u16| service.flags & flag != 0;
     let judged = has(Frontend::SOURCE_RANGES) || service.affinity != 0;

@@ -1,4 +1,4 @@
-//! What is rewritten, and nothing else: what the flow's entry says, the lifetime, MACs, checksums.
+//! Rewriting: a packet changes only as the flow's entry says, plus TTL, MACs and checksums.
 
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
@@ -14,7 +14,7 @@ use crate::{
     world::{PODNET0, World},
 };
 
-/// Checks a packet that goes on.
+/// Checks a packet that is passed or forwarded.
 pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     assert!(o.output.len() == o.input.len(), "{o}its length has changed");
     let unchanged = o.output == o.input;
@@ -32,7 +32,8 @@ pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
         return;
     }
     let known = flow(&world.tables, packet);
-    // Egress hooks leave it to the stack to begin connections, and after a change it may be the stack's elsewhere.
+    // At egress, new connections are left to the stack; elsewhere the stack may handle them after a change of the
+    // tables.
     let begins = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
     let over = |e: &CtEntry| e.closed() || e.flags & CtEntry::ONE_WAY != 0 || policy::unanswered(e, world.tables.now());
     let begins = |entry: &CtEntry| begins && over(entry);
@@ -55,7 +56,7 @@ pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     same(o, packet, &expected);
 }
 
-/// Compares with what is expected, but for checksums, of which it demands that they are as right as before.
+/// Compares the output with the expected frame, except for checksums, which must be exactly as correct as before.
 pub fn same(o: &Outcome<'_>, packet: &View<'_>, expected: &[u8]) {
     let mut expected = expected.to_vec();
     let Some(output) = View::of(&o.output) else { panic!("{o}it is no packet any more") };
@@ -78,7 +79,8 @@ pub fn same(o: &Outcome<'_>, packet: &View<'_>, expected: &[u8]) {
     );
 }
 
-/// Puts into a frame what its way changes, and checks that it is the right one. `next`: where the packet goes at once.
+/// Writes the changes made by forwarding into a frame, after checking the egress. `next`: destination of the next hop
+/// lookup.
 pub fn put_way(world: &World, o: &Outcome<'_>, packet: &View<'_>, next: &Addr, expected: &mut [u8]) {
     let tables = &world.tables;
     let config = &tables.config;
@@ -108,7 +110,7 @@ pub fn put_way(world: &World, o: &Outcome<'_>, packet: &View<'_>, next: &Addr, e
     assert!(ifindex == way.0 && ifindex != IfIndex(0), "{o}it leaves by the wrong interface, not by {:?}", way.0);
     assert!(len <= way.1, "{o}{len} bytes don't fit into {}", way.1);
     expected[..12].copy_from_slice(bytemuck::bytes_of(&way.2));
-    // What the host sends to an external address, and is no service's, leaves as the host has sent it.
+    // A host packet to a port of an external address that belongs to no service leaves unchanged.
     let own = o.entry.hook == Hook::FromHost && tables.is_service_address(next) && o.output == o.input;
     if out != Out::Host && !own {
         assert!(packet.ttl > 1, "{o}its lifetime is over");
@@ -116,7 +118,7 @@ pub fn put_way(world: &World, o: &Outcome<'_>, packet: &View<'_>, next: &Addr, e
     }
 }
 
-/// Puts addresses into the IP header at `at`.
+/// Writes addresses into the IP header at `at`.
 pub fn put_addresses(frame: &mut [u8], v6: bool, at: usize, src: Option<Addr>, dst: Option<Addr>) {
     for (addr, n) in [(src, 0), (dst, 1)] {
         let Some(addr) = addr else { continue };
@@ -129,7 +131,7 @@ pub fn put_addresses(frame: &mut [u8], v6: bool, at: usize, src: Option<Addr>, d
     }
 }
 
-/// Puts the ports, or an echo's identifier, into a packet that has them.
+/// Writes the ports, or an echo's identifier, into a packet that has them.
 fn put_ports(frame: &mut [u8], packet: &View<'_>, (sport, dport): (u16, u16)) {
     if packet.later() {
         return;

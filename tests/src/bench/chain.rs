@@ -1,9 +1,9 @@
 //! Packets and table entries for repeated test runs.
 //!
-//! `BPF_PROG_TEST_RUN` with `repeat` gives the program the packet that its last run has left. So the entries form a
-//! chain: what the entry of step `i` rewrites a packet to is the key of step `i + 1`, and after the last comes the
-//! first. The packet that comes out of so many repetitions tells whether every one of them did its work. TTL, which
-//! the pipeline takes one off, is the limit of a call.
+//! `BPF_PROG_TEST_RUN` with `repeat` passes the packet as modified by one repetition to the next. The entries therefore
+//! form a chain: the entry of step `i` rewrites a packet to the key of step `i + 1`, and the last step leads to the
+//! first. The final packet shows whether every repetition was processed. Each repetition decrements the TTL, which
+//! limits the number of repetitions per call.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,27 +18,27 @@ use crate::traffic::Family;
 
 /// Repetitions of one call.
 pub const REPEAT: u32 = 250;
-/// The TTL that packets begin with.
+/// Initial TTL of packets.
 const TTL: u8 = 255;
-/// Bytes of payload: a small packet, as most are.
+/// Payload of a small packet, the most common size.
 const PAYLOAD: [u8; 16] = [0; 16];
 
-/// The MAC of everything in a test run, so that a packet which was sent on passes for one that comes in.
+/// MAC of all interfaces in a test run, so that a forwarded packet looks like a received one.
 pub const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
-/// Ports of a chain's steps. Their number is odd, so that a port comes back with the other address.
+/// Ports of a chain's steps. Their number is odd, so that a port recurs with the other address.
 const FIRST_PORT: u16 = 1024;
 const PORTS: u32 = 60_001;
-/// How far the second port of an end that alternates is from the first.
+/// Distance of the second port from the first, at an alternating end.
 const SECOND_PORT: u16 = 5000;
 
-/// Which end of the packet the steps change.
+/// The end of the packet that steps rewrite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rewrite {
     /// Destination: a client's packets to services.
     Destination,
     /// Source: a backend's replies.
     Source,
-    /// Both: an outside client's packets that leave by the uplink again, with the node as their source.
+    /// Both: an external client's packets that leave through the uplink again, with the node as their source.
     Both,
 }
 
@@ -49,19 +49,19 @@ pub struct Chain {
     pub family: Family,
     /// What is rewritten.
     pub rewrite: Rewrite,
-    /// How many steps there are: an even number, at most two for each port.
+    /// Number of steps: even, at most two per port.
     pub steps: u32,
-    /// Where packets come in.
+    /// Ingress interface.
     pub in_ifindex: IfIndex,
-    /// Where they would go out.
+    /// Egress interface.
     pub out_ifindex: IfIndex,
-    /// Port of the pod at the end that stays as it is: chains with different ones have no key in common. Where that end
-    /// changes too, this is the port of its first step.
+    /// Port of the pod at the constant end: chains with different ports have no keys in common. If that end alternates
+    /// as well, the port of its first step.
     pub pod_port: u16,
 }
 
 impl Chain {
-    /// The pod at the end that stays as it is.
+    /// The pod at the constant end.
     pub fn pod(&self) -> IpAddr {
         match self.family {
             Family::V4 => Ipv4Addr::new(10, 244, 1, 9).into(),
@@ -69,7 +69,7 @@ impl Chain {
         }
     }
 
-    /// The end that stays as it is, or alternates too.
+    /// The constant end, or its address and port at a step if it alternates.
     fn near(&self, step: u32) -> (IpAddr, u16) {
         if self.rewrite != Rewrite::Both || step.is_multiple_of(2) {
             return (self.pod(), self.pod_port);
@@ -89,7 +89,7 @@ impl Chain {
         })
     }
 
-    /// Address and port of a step. Neighbouring steps differ in both.
+    /// Address and port at a step. Adjacent steps differ in both.
     fn step(&self, step: u32) -> (IpAddr, u16) {
         let step = step % self.steps;
         (self.others()[(step % 2) as usize], FIRST_PORT + (step % PORTS) as u16)
@@ -112,7 +112,7 @@ impl Chain {
         }
     }
 
-    /// The established flow of a step: entries of the direction that is measured and of the other.
+    /// Established flow of a step: entries of the measured direction and of the other one.
     pub fn entries(&self, step: u32, now: u32) -> [(Tuple, CtEntry); 2] {
         let (key, next) = (self.tuple(step), self.tuple(step + 1));
         let (flags, out) = match self.rewrite {
@@ -139,13 +139,13 @@ impl Chain {
         [(key, entry), (entry.reply_key(Proto::TCP), back)]
     }
 
-    /// The keys of the flow that a step's first packet begins.
+    /// Keys of the flow begun by a step's first packet.
     pub fn keys(&self, step: u32) -> [Tuple; 2] {
         [self.tuple(step), self.tuple(step + 1).reversed()]
     }
 
-    /// The service of a step, whose one backend is the next step, so that every repetition begins another flow. `base`
-    /// is the first of the chain's slots, each of which has the backend of the same number.
+    /// Service of a step. Its only backend is the next step, so that every repetition begins another flow. `base` is
+    /// the first of the chain's slots; each slot has the backend of the same number.
     pub fn service(&self, step: u32, base: u32) -> (FrontendKey, Frontend, Backend) {
         let (addr, port) = self.step(step);
         let (next, next_port) = self.step(step + 1);
@@ -155,7 +155,7 @@ impl Chain {
         (key, frontend, Backend { addr: Addr::from(next), port: Port::new(next_port), proto: Proto::TCP, _pad: 0 })
     }
 
-    /// A packet at a step: an acknowledgement with some data, or a connection's first.
+    /// Packet of a step: an ACK with some data, or a SYN.
     pub fn packet(&self, step: u32, opens: bool) -> Result<Vec<u8>> {
         let tuple = self.tuple(step);
         let (sport, dport) = (tuple.sport.get(), tuple.dport.get());
@@ -173,7 +173,7 @@ impl Chain {
         Ok(packet)
     }
 
-    /// Checks that a packet is the one of a step, as only as many rewrites as there were steps can have made it.
+    /// Checks that a packet is that of a step, which only the right number of rewrites can produce.
     pub fn check(&self, packet: &[u8], step: u32) -> Result<()> {
         let parsed = SlicedPacket::from_ethernet(packet)?;
         let (src, dst): (IpAddr, IpAddr) = match parsed.net.context("no IP header is left")? {
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_is_known_by_its_step() {
+    fn packets_are_identified_by_their_step() {
         for family in Family::ALL {
             let chain = chain(family, Rewrite::Source, 4);
             let packet = chain.packet(3, true).unwrap();

@@ -1,7 +1,7 @@
-//! The plugin beside Debian's ptp with host-local, invoked in the same way on the same node.
+//! podnet-cni and Debian's ptp with host-local, invoked in the same way on the same node.
 //!
-//! A sample is what a runtime waits for: from forking to the plugin's end. Every ADD is for a new network namespace,
-//! and its DEL follows at once. ptp waits for duplicate address detection when it has IPv6.
+//! A sample is the time that a runtime waits, from fork to the plugin's exit. Every ADD is for a new network namespace,
+//! and its DEL follows at once. With IPv6, ptp waits for duplicate address detection.
 
 use std::{
     collections::BTreeSet,
@@ -25,14 +25,14 @@ use crate::lab::{Invocation, Lab, NetNs, Node};
 const PTP: &str = "/usr/lib/cni/ptp";
 const ROUNDS: usize = 40;
 const QUICK_ROUNDS: usize = 6;
-/// Pods that kubelet starts at most on a node.
+/// The kubelet's maximum number of pods per node.
 const AT_ONCE: usize = 110;
-/// Rounds of that.
+/// Number of rounds with so many pods.
 const CROWDS: usize = 6;
-/// By then the kernel has taken down the namespaces of a crowd.
+/// Time in which the kernel destroys the namespaces of a crowd.
 const TAKEN_DOWN: Duration = Duration::from_secs(3);
 
-/// Measures all rows that are asked for.
+/// Measures all requested rows.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     let pairs = ["cni_add", "cni_add_dual", "cni_del", "cni_del_dual"];
     let single = pairs.iter().any(|row| options.wants(row) || options.wants(&format!("{row}@ptp")));
@@ -59,8 +59,8 @@ fn measure_pairs(options: &Options, node: &Node, dual: bool, results: &mut Resul
     let rounds = if options.quick { QUICK_ROUNDS } else { ROUNDS };
     let suffix = if dual { "_dual" } else { "" };
     let (mut add, mut del) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    // Namespaces are kept to the end: the kernel takes them down in the background, and holds up all others that
-    // configure interfaces.
+    // Namespaces are kept to the end: the kernel destroys them in the background, which delays all other configuration
+    // of interfaces.
     let mut pods = Vec::new();
     let bar = rounds::progress(&format!("cni{suffix}"), 2 * (rounds as u64 + 1));
     for round in 0..=rounds {
@@ -87,8 +87,8 @@ fn measure_pairs(options: &Options, node: &Node, dual: bool, results: &mut Resul
     Ok(())
 }
 
-/// As many ADDs at once as a node has pods: the time until the last has ended, and how many failed or got another's
-/// address.
+/// As many parallel ADDs as a node has pods: the time until the last one has ended, and the number that failed or got
+/// the address of another pod.
 fn measure_crowds(options: &Options, node: &Node, results: &mut Results) -> Result<()> {
     let plugins = [("cni_add_110", Plugin::podnet(node, false)), ("cni_add_110@ptp", Plugin::ptp(node, false))];
     let rounds = if options.quick { 1 } else { CROWDS };
@@ -119,10 +119,10 @@ struct Plugin {
     config: Value,
 }
 
-/// What came of a crowd.
+/// Results of a crowd.
 struct Crowd {
     ms: f64,
-    /// Failed, or with an address that another pod has.
+    /// Number that failed, or got the address of another pod.
     wrong: usize,
 }
 
@@ -139,7 +139,7 @@ impl Plugin {
         if dual {
             ranges.push(json!([{"subnet": "fd00:200::/64"}]));
         }
-        // Each has its own database, so that a range of the one isn't searched by the other.
+        // Separate databases, so that a search in one range does not pass over the other.
         let state = node.state_dir().join(if dual { "host-local-dual" } else { "host-local" });
         let config = json!({
             "cniVersion": "1.0.0", "name": "ptp", "type": "ptp",
@@ -148,7 +148,7 @@ impl Plugin {
         Self { path: PTP.into(), config }
     }
 
-    /// ADD and DEL of a new pod: milliseconds each.
+    /// ADD and DEL of a new pod, in milliseconds each.
     fn cycle(&self, node: &Node, pod: &Sandbox) -> Result<(f64, f64)> {
         let (added, result) = timed(|| self.invoke(node, "ADD", pod));
         let result = result?;
@@ -210,7 +210,7 @@ impl Sandbox {
     }
 }
 
-/// Milliseconds that a call takes, and its result.
+/// Duration of a call in milliseconds, and its result.
 fn timed<T>(call: impl FnOnce() -> T) -> (f64, T) {
     let start = Instant::now();
     let result = call();

@@ -1,11 +1,11 @@
-//! Collection of a large connection table, in processor time: one sweep as the daemon makes it, on a thread of its own.
+//! Garbage collection of a large connection table, in CPU time: one sweep of the daemon, on its own thread.
 //!
 //! | row | of 1,000,000 entries |
 //! |---|---|
-//! | `conntrack/sweep_1000000_s/none_over` | all stay |
-//! | `conntrack/sweep_1000000_s/all_over` | all go |
+//! | `conntrack/sweep_1000000_s/none_over` | all are kept |
+//! | `conntrack/sweep_1000000_s/all_over` | all are removed |
 //!
-//! Half of the flows are UDP's, to 10,000 services with 10 endpoints each: what a sweep notes of these is part of it.
+//! Half of the flows are UDP, to 10,000 services with 10 endpoints each; the sweep's bookkeeping for these is included.
 
 use std::net::IpAddr;
 
@@ -32,10 +32,10 @@ const ENTRIES: u32 = 1_000_000;
 const SERVICES: u32 = 10_000;
 const ENDPOINTS: u32 = 10;
 const CLIENTS: u32 = 200;
-/// Longer than any flow here is kept.
+/// Longer than the lifetime of any flow here, in seconds.
 const LONG: u64 = 200;
 
-/// Measures both rows, if one is asked for: they come from the same runs.
+/// Measures both rows, if one is requested, since they come from the same runs.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     if ![NONE_OVER, ALL_OVER].into_iter().any(|row| options.wants(row)) {
         return Ok(());
@@ -64,7 +64,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Seconds of processor time that a sweep takes, after which so many entries must be there and so many gone.
+/// CPU time of a sweep in seconds; it must keep and remove these numbers of entries.
 fn sweep(rig: &Rig, entries: u32, removed: u32) -> Result<f64> {
     let sweep = rig.sweep((0..CLIENTS).map(|client| (pod(client), host_end(client))).collect())?;
     let start = cpu_time()?;
@@ -87,7 +87,7 @@ fn host_end(client: u32) -> IfIndex {
     IfIndex(100 + client)
 }
 
-/// Both halves of many flows that were last seen at one time, in no order.
+/// Both halves of many flows last seen at the same time, in random order.
 fn entries(last_seen: u32) -> Vec<(Tuple, CtEntry)> {
     let mut entries: Vec<_> = (0..ENTRIES / 2).flat_map(|number| flow(number, last_seen)).collect();
     shuffle(&mut entries);
@@ -98,7 +98,8 @@ fn v4(octets: [u8; 4]) -> Addr {
     Addr::from(IpAddr::from(octets))
 }
 
-/// A flow from a pod to a service: TCP connections that are over but for their last ten seconds, and UDP with answers.
+/// A flow from a pod to a service: closed TCP connections, which are kept for another ten seconds, and UDP flows with
+/// replies.
 fn flow(number: u32, last_seen: u32) -> [(Tuple, CtEntry); 2] {
     let client = number % CLIENTS;
     let [high, low] = ((number % SERVICES) as u16).to_be_bytes();

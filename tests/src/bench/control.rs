@@ -1,9 +1,9 @@
-//! The daemon: from files to tables.
+//! The daemon, from files to tables.
 //!
-//! Each load is that of a new node: a lab of its own with 10,000 Services and as many EndpointSlices of 10 endpoints,
-//! one file each; the clock runs from the start of the daemon's process to the last frontend in the kernel's table,
-//! programs and all. A change is timed from outside too: from before the file is renamed into place until the kernel's
-//! tables lead to the new endpoints.
+//! Each load is that of a new node: a new lab with 10,000 Services and as many EndpointSlices of 10 endpoints, one file
+//! each. The time runs from the start of the daemon's process to the last frontend in the kernel's table, including the
+//! loading of programs. A change is also timed from outside: from just before the file is renamed into place until the
+//! kernel's tables contain the new endpoints.
 
 use std::{
     collections::BTreeSet,
@@ -23,15 +23,15 @@ use super::{
 };
 use crate::lab::{Families, Lab, Node, manifest};
 
-/// How many services there are.
+/// Number of services.
 pub const SERVICES: usize = 10_000;
-/// And endpoints of each.
+/// Number of endpoints of each service.
 pub const ENDPOINTS: u8 = 10;
 const PORT: u16 = 80;
 const TARGET: u16 = 8080;
-/// How long a change or a load may take before it counts as lost.
+/// Timeout of a change or load.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The daemon is left alone for so long before its memory is read.
+/// Idle time of the daemon before its memory is read.
 const REST: Duration = Duration::from_secs(1);
 
 const CHANGE: &str = "control/endpoint_change_ms";
@@ -40,7 +40,7 @@ const RSS: &str = "control/rss_mib";
 const PEAK: &str = "control/rss_peak_mib";
 const MAPS: &str = "control/map_memory_mib";
 
-/// Measures all rows, if any is asked for: they come from the same runs.
+/// Measures all rows, if any is requested, since they come from the same runs.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     if ![CHANGE, LOAD, RSS, PEAK, MAPS].into_iter().any(|row| options.wants(row)) {
         return Ok(());
@@ -60,7 +60,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
         bar.inc(1);
         if i + 1 == loads {
             let tables = Tables::open(node)?;
-            // Spread over the services; the first is a rehearsal.
+            // Spread over the services; the first is a warm-up.
             for n in 0..=changes {
                 let took = timed_change(node, &tables, n * 997 % SERVICES)?;
                 if n > 0 {
@@ -80,7 +80,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// A node whose daemon has not been started yet, and all its manifests.
+/// A node with all its manifests, before the first start of its daemon.
 fn prepare() -> Result<Lab> {
     let lab = Lab::builder().nodes(1).families(Families::V4).daemons(false).build()?;
     for service in 0..SERVICES {
@@ -90,7 +90,7 @@ fn prepare() -> Result<Lab> {
     Ok(lab)
 }
 
-/// The files are named so that services and their slices don't come in pairs.
+/// Files are named so that services are not next to their slices.
 fn name(service: usize) -> String {
     format!("service-{service:05}")
 }
@@ -112,7 +112,7 @@ pub fn slice_manifest(service: usize, endpoints: impl Iterator<Item = IpAddr>) -
     manifest::endpoint_slices(&name(service), &ports, &endpoints.collect::<Vec<_>>())
 }
 
-/// The endpoints of a service; another version is other addresses.
+/// Endpoints of a service; each version has other addresses.
 pub fn endpoints(service: usize, version: u8) -> impl Iterator<Item = IpAddr> {
     let [high, low] = (service as u16).to_be_bytes();
     (0..ENDPOINTS).map(move |i| Ipv4Addr::new(20 + i, 100 + version, high, low).into())
@@ -139,7 +139,7 @@ fn timed_load(node: &Node) -> Result<Duration> {
                     node.log()
                 );
             }
-            // Looking takes time from the daemon on a small machine, so not all the time.
+            // Polling takes time from the daemon on a small machine, so pause.
             thread::sleep(Duration::from_millis(20));
         };
         daemon.join().expect("starting a daemon does not panic")?;

@@ -1,8 +1,8 @@
-//! UDP packets of many flows in turn: what a packet costs on the whole path when the connection tables are large.
+//! UDP packets of many flows in turn: the cost of a packet on the whole path with large connection tables.
 //!
-//! A raw socket sends them, so that one process can use every source port. Sending on a veth pair runs the path in the
-//! sender's own time up to the receiving socket, which nobody reads: the sender's clock is the measurement, and the
-//! receiver's counters tell whether the packets arrived.
+//! A raw socket sends them, so that one process can use every source port. Sending on a veth pair executes the whole
+//! path, up to the receiving socket, in the sender's context. The receiving socket is never read. The sender's clock is
+//! the measurement, and the receiver's counters show whether the packets arrived.
 
 use std::{
     fs,
@@ -17,27 +17,27 @@ use nix::sys::socket::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What to send.
+/// Parameters of a measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// The sender's address.
     pub source: std::net::Ipv4Addr,
-    /// Where to; the flows are spread over these.
+    /// Destinations, over which the flows are distributed.
     pub targets: Vec<SocketAddrV4>,
-    /// How many flows.
+    /// Number of flows.
     pub flows: u32,
-    /// How many packets in all, flow after flow, round and round.
+    /// Total number of packets, round-robin over the flows.
     pub packets: u32,
 }
 
-/// The first source port. Below it are servers.
+/// First source port; servers use lower ones.
 const FIRST_PORT: u16 = 1024;
-/// Flows that one target allows.
+/// Maximum number of flows per target.
 pub const FLOWS_PER_TARGET: u32 = 65_536 - FIRST_PORT as u32;
 const BATCH: usize = 64;
 const LENGTH: usize = 46;
 
-/// Sends the packets; nanoseconds that each took.
+/// Sends the packets and returns the nanoseconds per packet.
 pub fn send(plan: &Plan) -> io::Result<f64> {
     let fd = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
     let any_port = SocketAddrV4::new(*plan.targets[0].ip(), 0);
@@ -66,7 +66,7 @@ pub fn send(plan: &Plan) -> io::Result<f64> {
     Ok(start.elapsed().as_nanos() as f64 / f64::from(plan.packets))
 }
 
-/// An IPv4 UDP packet. The kernel fills in length, identification and header checksum; UDP goes without one (RFC 768).
+/// IPv4 UDP packet. The kernel fills in length, identification and header checksum; UDP has no checksum here (RFC 768).
 fn write_packet(buffer: &mut [u8; LENGTH], from: SocketAddrV4, to: SocketAddrV4) {
     buffer[0] = 0x45;
     buffer[8] = 64;
@@ -78,7 +78,7 @@ fn write_packet(buffer: &mut [u8; LENGTH], from: SocketAddrV4, to: SocketAddrV4)
     buffer[24..26].copy_from_slice(&((LENGTH - 20) as u16).to_be_bytes());
 }
 
-/// Datagrams that reached this namespace's sockets since it was made, whether or not there was room for them.
+/// Datagrams delivered to this namespace's sockets since its creation, including those dropped by full buffers.
 pub fn arrived() -> io::Result<f64> {
     let text = fs::read_to_string("/proc/net/snmp")?;
     let mut udp = text.lines().filter(|l| l.starts_with("Udp:"));
@@ -97,10 +97,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_are_what_a_parser_expects() {
+    fn packets_are_parsed_correctly() {
         let mut buffer = [0; LENGTH];
         write_packet(&mut buffer, "10.244.1.3:1024".parse().unwrap(), "10.96.0.10:80".parse().unwrap());
-        // The total length is the kernel's to fill in.
+        // The kernel fills in the total length.
         buffer[2..4].copy_from_slice(&(LENGTH as u16).to_be_bytes());
         let packet = etherparse::SlicedPacket::from_ip(&buffer).unwrap();
         let Some(etherparse::TransportSlice::Udp(udp)) = packet.transport else { panic!("not UDP") };

@@ -1,18 +1,18 @@
-//! The figures that podnet sets itself, and whether a run reached them.
+//! podnet's performance goals, and whether a run reached them.
 
 use super::{
     report::Results,
     stats::{self, Bound, ENOUGH_PAIRS, ENOUGH_VALUES, Estimate, Outcome},
 };
 
-/// A goal that this run measured, and how it came out.
+/// A goal whose rows were measured, and the outcome.
 #[derive(Clone, Debug)]
 pub struct Verdict {
     /// The goal in words.
     pub goal: String,
-    /// The row that it is about.
+    /// Name of the row.
     pub name: String,
-    /// What was measured.
+    /// The measured value.
     pub estimate: Estimate,
     /// The bound.
     pub bound: Bound,
@@ -22,13 +22,13 @@ pub struct Verdict {
     pub outcome: Outcome,
 }
 
-/// A figure to reach.
+/// A performance goal.
 struct Goal {
     name: String,
-    /// None: the goal is about the value itself.
+    /// The row for the ratio; `None` for goals about the value itself.
     baseline: Option<String>,
     bound: Bound,
-    /// A better figure to aim for.
+    /// A more ambitious value.
     aim: Option<f64>,
 }
 
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_measured_is_judged() {
+    fn only_measured_goals_are_judged() {
         let mut results = Results::default();
         results.push(series("ns_per_packet/flows/100_of_100000", vec![20.0; 24]));
         assert!(judge(&results).is_empty(), "there is no baseline yet");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_judged_by_themselves() {
+    fn values_without_baseline_are_judged() {
         let mut results = Results::default();
         results.push(series("control/endpoint_change_ms", vec![7.0; 8]));
         let verdicts = judge(&results);

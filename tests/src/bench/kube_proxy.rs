@@ -1,13 +1,12 @@
-//! The rules that kube-proxy would load for a set of ClusterIP and NodePort services, in its iptables and its nftables
-//! mode.
+//! The rules that kube-proxy loads for a set of ClusterIP and NodePort services, in its iptables and its nftables mode.
 //!
-//! Written after what kube-proxy's own tests expect: the same chains at the same hooks with the same matches, in the
-//! same order, for cluster CIDR detection of local traffic. Left out is what the services here never meet: load
-//! balancers' addresses and affinity. Endpoint choice, hairpin marks and masquerade are complete. As kube-proxy does, the
-//! iptables rules leave out comments from 1,000 endpoints on.
+//! Modelled on the expectations in kube-proxy's own tests: the same chains at the same hooks with the same matches, in
+//! the same order, with local traffic detected by cluster CIDR. Rules that the services here never use are omitted:
+//! load balancer addresses and affinity. Endpoint selection, hairpin marks and masquerade are complete. Like
+//! kube-proxy, the iptables rules have no comments from 1,000 endpoints on.
 //!
-//! One rule isn't kube-proxy's: pods reach what is outside of the cluster with the node's address, which pod networks see
-//! to. It is that rule in its shortest form.
+//! One rule is not kube-proxy's: masquerade of pods' traffic to destinations outside the cluster, which is a task of
+//! pod networks, in its shortest form.
 
 use std::{fmt::Write as _, net::SocketAddrV4};
 
@@ -22,9 +21,9 @@ pub struct ServicePort {
     pub protocol: &'static str,
     /// ClusterIP and port.
     pub frontend: SocketAddrV4,
-    /// Where it goes.
+    /// Endpoints of the port.
     pub endpoints: Vec<SocketAddrV4>,
-    /// Where clients outside find it, if they do.
+    /// NodePort, if any.
     pub node_port: Option<NodePort>,
 }
 
@@ -33,11 +32,11 @@ pub struct ServicePort {
 pub struct NodePort {
     /// Its number.
     pub number: u16,
-    /// With externalTrafficPolicy Local.
+    /// With externalTrafficPolicy: Local.
     pub local: bool,
 }
 
-/// What of the cluster the rules depend on.
+/// Cluster properties on which the rules depend.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     /// The pods' network: traffic from elsewhere is masqueraded.
@@ -51,18 +50,19 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The endpoints that are on this node, by their indices.
+    /// Indices of the endpoints on this node.
     fn endpoints_here(&self, port: &ServicePort) -> Vec<usize> {
         (0..port.endpoints.len()).filter(|j| self.local_pods.contains(*port.endpoints[*j].ip())).collect()
     }
 
-    /// A NodePort with externalTrafficPolicy Local that has no endpoint on this node: its packets are dropped.
+    /// The NodePort if it has externalTrafficPolicy Local and no endpoint on this node, so that its packets are
+    /// dropped.
     fn drops(&self, port: &ServicePort) -> Option<NodePort> {
         port.node_port.filter(|node_port| node_port.local && self.endpoints_here(port).is_empty())
     }
 }
 
-/// From so many endpoints on kube-proxy leaves out comments in iptables rules.
+/// Number of endpoints from which kube-proxy omits comments in iptables rules.
 const LARGE_CLUSTER: usize = 1000;
 
 /// Input for `iptables-restore`.
@@ -170,7 +170,7 @@ pub fn iptables(cluster: &Cluster, ports: &[ServicePort]) -> String {
     out
 }
 
-/// A chain that goes to one of some endpoints, each as often as the others.
+/// A chain that selects one of several endpoints with equal probability.
 fn iptables_choice(
     out: &mut String,
     service: usize,
@@ -189,7 +189,7 @@ fn iptables_choice(
     }
 }
 
-/// The way in from outside.
+/// Chains for external traffic.
 fn iptables_node_port(
     out: &mut String,
     cluster: &Cluster,
@@ -357,7 +357,7 @@ pub fn nftables(cluster: &Cluster, ports: &[ServicePort]) -> String {
     }
     let mut ips: Vec<_> = ports.iter().map(|p| p.frontend.ip().to_string()).collect();
     ips.dedup();
-    // Many at once: nft takes far longer over commands of one element each.
+    // Many elements per command: nft takes much longer for commands with one element each.
     for (set, elements) in [
         ("service-ips", frontends),
         ("cluster-ips", ips),
@@ -394,7 +394,7 @@ mod tests {
         }
     }
 
-    /// The rules of both modes for a NodePort whose endpoints are on these addresses.
+    /// Rules of both modes for a NodePort with endpoints at these addresses.
     fn node_port_rules(local: bool, endpoints: &[&str]) -> [String; 2] {
         let mut ports = service(endpoints);
         ports[0].node_port = Some(NodePort { number: 30_080, local });
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn local_node_ports_go_to_endpoints_of_the_node_only() {
+    fn local_node_ports_use_endpoints_of_the_node_only() {
         let [iptables, nftables] = node_port_rules(true, &["10.244.2.2:8080", "10.244.1.2:8080"]);
         assert!(iptables.contains("-A KUBE-EXT-0000000000000000 -j KUBE-SVL-0000000000000000\n"));
         assert_eq!(iptables.matches("-A KUBE-SVL-").count(), 1);
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn iptables_choose_evenly_among_what_is_left() {
+    fn iptables_select_endpoints_with_equal_probability() {
         let rules = iptables(&cluster(), &service(&["10.244.1.2:8080", "10.244.1.3:8080", "10.244.2.2:8080"]));
         let choice: Vec<&str> = rules
             .lines()
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn nftables_choose_by_a_verdict_map() {
+    fn nftables_select_endpoints_by_a_verdict_map() {
         let rules = nftables(&cluster(), &service(&["10.244.1.2:8080", "10.244.1.3:8080"]));
         assert!(rules.contains(
             "add rule ip kube-proxy service-00000000-default/web/http/tcp numgen random mod 2 vmap { \

@@ -1,23 +1,23 @@
-//! The benchmarks: podnet's figures, each relative to something measured in the same run.
+//! The benchmarks: podnet's figures, each relative to a baseline measured in the same run.
 //!
-//! The machines are noisy, so nothing is reported as an absolute figure alone. A suite is a list of variants that are
+//! Because machines are noisy, no figure is reported as an absolute value only. A suite is a list of variants that are
 //! measured in turn, in short slices, round after round; the order is reversed every other round, so that drift and
-//! after-effects hit both sides of a pair alike. See [`stats`] for what is made of the samples, [`goals`] for the
-//! figures to reach.
+//! after-effects affect both sides of a pair equally. See [`stats`] for the evaluation of samples, and [`goals`] for
+//! the figures to reach.
 //!
 //! | suite | rows |
 //! |---|---|
 //! | [`nanoseconds`] | `ns_per_packet`: the programs alone |
 //! | [`paths`] | `tcp_stream`, `tcp_rr`, `tcp_crr`, `udp_flows` through every topology |
-//! | [`outside`] | the same with a client outside of the cluster |
-//! | [`cni`] | `cni_add`, `cni_del` and their relatives |
-//! | [`collection`] | `conntrack`: looking through a large connection table |
-//! | [`objects`] | `control`: parsed objects to tables |
-//! | [`control`] | `control`: files to tables, by the daemon |
-//! | [`scale`] | `scale`: the daemon in a large cluster, from the Kubernetes API |
+//! | [`outside`] | the same with an external client |
+//! | [`cni`] | `cni_add`, `cni_del` and similar rows |
+//! | [`collection`] | `conntrack`: sweeps of a large connection table |
+//! | [`objects`] | `control`: from parsed objects to tables |
+//! | [`control`] | `control`: from files to tables, in the daemon |
+//! | [`scale`] | `scale`: the daemon in a large cluster, with the Kubernetes API |
 //!
-//! Deliberately absent: absolute records, tuning of the machine (frequency, isolation of processors), and tools that
-//! users don't have.
+//! Deliberately absent: absolute records, tuning of the machine (frequency, isolated processors), and tools that users
+//! do not have.
 
 pub mod chain;
 pub mod cni;
@@ -49,23 +49,23 @@ use anyhow::{Result, bail};
 use report::Results;
 use topology::Topologies;
 
-/// What to measure and where to leave it.
+/// Options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Fewer rounds: a look at the figures, without verdicts.
+    /// Fewer rounds: a quick look at the figures, without verdicts.
     pub quick: bool,
-    /// Also write the JSON here.
+    /// Additional file for the JSON results.
     pub json: Option<PathBuf>,
-    /// Only rows whose name contains this, and what they are compared with.
+    /// Only rows whose name contains this text, and their baselines.
     pub filter: Option<String>,
-    /// Directory for the report, the JSON and the plots.
+    /// Directory for the report, the JSON results and the plots.
     pub out: PathBuf,
-    /// Another build's object, whose programs are measured in turn with this one's.
+    /// Object of another build, whose programs are measured in alternation with this build's.
     pub before: Option<PathBuf>,
 }
 
-/// Runs the suites, writes the report and prints it. What an interrupted run has built is removed by the lab's
-/// handlers and with its processes.
+/// Runs the suites, writes the report and prints it. If the run is interrupted, the lab's signal handlers and the end
+/// of its processes remove what it has built.
 pub fn run(options: &Options) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("benchmarks create network namespaces and need root: use `cargo xtask bench`, which runs sudo");
@@ -74,7 +74,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.quick {
         results.note("Quick run: too few rounds for a verdict.");
     }
-    // What has been measured is worth something also if the rest fails.
+    // Partial results are useful even if the rest fails.
     let measured = measure(options, &mut results);
     if let Err(error) = &measured {
         results.note(format!("The run was aborted: {error:#}."));
@@ -106,7 +106,7 @@ fn measure(options: &Options, results: &mut Results) -> Result<()> {
 }
 
 impl Options {
-    /// Whether a row is asked for.
+    /// Whether a row is requested.
     pub fn wants(&self, name: &str) -> bool {
         self.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
     }

@@ -1,20 +1,20 @@
-//! What a packet costs in podnet's programs, by test runs of the very programs that ship, loaded by the daemon's own
-//! loader, beside a [yardstick](../../../../podnet-ebpf/src/yardstick.rs) written by hand.
+//! The cost of a packet in podnet's programs, from test runs of the shipping programs, loaded by the daemon's loader,
+//! in comparison with a hand-written [yardstick](../../../../podnet-ebpf/src/yardstick.rs).
 //!
 //! | row | packet |
 //! |---|---|
 //! | `yardstick` | of an established IPv4 flow, in the hand-written XDP function |
-//! | `from_pod/established/…` | from a pod to a service, of an established flow; goes to a pod of the node |
-//! | `from_pod/first/…` | the first of its flow: finds the service, chooses, makes two entries |
-//! | `from_uplink/established/…` | a reply from another node to a pod |
-//! | `from_uplink/first/…` | the first of a flow from outside to a ClusterIP, which the configuration allows here |
-//! | `uplink_xdp/established/…` | from outside to a NodePort whose backend is on another node, in the node's name |
+//! | `from_pod/established/…` | from a pod to a service with a local backend, established flow |
+//! | `from_pod/first/…` | first packet of a flow: service lookup, backend selection, two new entries |
+//! | `from_uplink/established/…` | reply from another node to a pod |
+//! | `from_uplink/first/…` | first packet from outside to a ClusterIP, which the configuration allows here |
+//! | `uplink_xdp/established/…` | from outside to a NodePort with a backend on another node, source NAT |
 //! | `from_uplink/nodeport/established/…` | the same without XDP |
-//! | `flows/A_of_B` | as `from_pod/established/v4`, for A active flows in turn and B in the table |
-//! | `flows/A_of_B@collecting` | the same while another processor looks through the table for flows that are over |
+//! | `flows/A_of_B` | like `from_pod/established/v4`, with A active flows in turn and B flows in the table |
+//! | `flows/A_of_B@collecting` | the same while another processor sweeps the table |
 //!
-//! All go through the hook's dispatcher, as attached. With `--before OBJECT` the rows of packets are there once more, as
-//! `before/…`, for the programs of another build.
+//! All packets pass the hook's dispatcher, as in production. With `--before OBJECT`, all rows of packets exist a second
+//! time, as `before/…`, for the programs of another build.
 
 use std::{
     cell::Cell,
@@ -47,25 +47,25 @@ use super::{
 };
 use crate::traffic::Family;
 
-/// The yardstick's object; without it, it is sought beside podnet's, which [`OBJECT`] names.
+/// Path of the yardstick's object; by default it is beside podnet's, which [`OBJECT`] names.
 const YARDSTICK: &str = "PODNET_YARDSTICK_OBJECT";
 const OBJECT: &str = "PODNET_EBPF_OBJECT";
 
 const ROUNDS: usize = 60;
 const QUICK_ROUNDS: usize = 8;
-/// Packets of a sample of established flows: enough for some ten milliseconds.
+/// Packets per sample of established flows: enough for some ten milliseconds.
 const PACKETS: u32 = 400 * REPEAT;
-/// Client ports: of established flows, one for each chain, and of flows that samples begin.
+/// Client ports: first of established flows, one per chain, and of flows begun by samples.
 const ESTABLISHED_PORT: u16 = 40_000;
 const FIRST_PORT: u16 = 50_000;
-/// The flows of a small, a large and a very large table.
+/// Numbers of flows in a small, a large and a very large table.
 const FEW: u32 = 100;
 const MANY: u32 = 100_000;
 const MOST: u32 = 500_000;
-/// Entries that the very large one has room for.
+/// Capacity of the very large table.
 pub const MOST_ENTRIES: u32 = 1_250_000;
 
-/// What a hook does with a packet.
+/// A kind of packet at a hook.
 struct Work {
     name: &'static str,
     hook: Hook,
@@ -73,7 +73,7 @@ struct Work {
     first: bool,
 }
 
-/// All that is measured, what is compared next to each other.
+/// Everything that is measured; rows that are compared are adjacent.
 const WORK: [Work; 6] = [
     Work { name: "from_pod/established", hook: Hook::FromPod, rewrite: Rewrite::Destination, first: false },
     Work { name: "from_uplink/established", hook: Hook::FromUplink, rewrite: Rewrite::Source, first: false },
@@ -90,12 +90,12 @@ impl Work {
         row(&format!("{}/{family}", self.name))
     }
 
-    /// The same for another build's programs.
+    /// Same, for the programs of another build.
     fn row_before(&self, family: &str) -> String {
         row(&format!("before/{}/{family}", self.name))
     }
 
-    /// What it is compared with.
+    /// Baselines of the row.
     fn baselines(&self, family: &str) -> Vec<String> {
         let mut baselines = vec![row("yardstick")];
         if self.first {
@@ -123,7 +123,7 @@ fn row(name: &str) -> String {
     format!("ns_per_packet/{name}")
 }
 
-/// Measures all rows that are asked for.
+/// Measures all requested rows.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     let count = if options.quick { QUICK_ROUNDS } else { ROUNDS };
     let of_work = WORK.iter().flat_map(|work| FAMILIES.map(|(_, family)| work.row(family)));
@@ -144,7 +144,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     }
     if FLOWS.iter().any(|name| options.wants(&row(name))) {
         secluded(|bpffs| {
-            // Begun first, so that it isn't kept on this thread's processor.
+            // Started before `settle`, so that it is not bound to this thread's processor.
             let sweeper = Sweeper::start();
             worker::settle()?;
             let tables = FlowTables::new(bpffs)?;
@@ -164,7 +164,7 @@ fn rig_before(object: &Path, bpffs: &Path) -> Result<Rig> {
     Ok(rig)
 }
 
-/// Adds another build's rows, each behind the row that is compared with it.
+/// Adds the rows of another build, each after the row that is compared with it.
 fn add_before<'a>(variants: &mut Vec<Variant<'a>>, before: &'a Rig) -> Result<()> {
     let names = WORK.iter().flat_map(|work| FAMILIES.map(|(_, family)| (work.row(family), work.row_before(family))));
     let names: Vec<_> = names.collect();
@@ -178,7 +178,7 @@ fn add_before<'a>(variants: &mut Vec<Variant<'a>>, before: &'a Rig) -> Result<()
     Ok(())
 }
 
-/// The yardstick, and every hook, stage and family, next to what it is compared with.
+/// The yardstick, and every hook, stage and family, adjacent to their baselines.
 fn packet_variants<'a>(yardstick: &'a Yardstick, rig: &'a Rig) -> Result<Vec<Variant<'a>>> {
     let mut variants = vec![Variant::new(row(YARDSTICK_ROW), &[], || yardstick.sample())];
     variants.extend(work_variants(rig)?);
@@ -268,7 +268,7 @@ impl FlowTables {
     }
 }
 
-/// A thread that sweeps a table again and again while something else is done.
+/// A thread that sweeps a table repeatedly during a measurement.
 struct Sweeper {
     sweeps: mpsc::Sender<Sweep>,
     ended: mpsc::Receiver<io::Result<()>>,

@@ -1,8 +1,8 @@
-//! The control plane in this process: from parsed objects to the kernel's tables, with nothing else of the daemon.
+//! The control plane in this process: from parsed objects to the kernel's tables, without the rest of the daemon.
 //!
-//! Objects are read and validated before the clock runs. A load then goes from all of them to the last entry in the tables
-//! of a new datapath; a change from one EndpointSlice of which one endpoint differs to the tables. The load is timed by the
-//! clock on the wall, the change in processor time.
+//! Objects are read and validated before the time starts. A load goes from all objects to the last entry in the tables
+//! of a new datapath; a change goes from an EndpointSlice with one changed endpoint to the tables. A load is measured
+//! in wall-clock time, a change in CPU time.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ use super::{
 const LOAD: &str = "control/tables_10000_services_s";
 const CHANGE: &str = "control/endpoint_change_cpu_ms";
 
-/// Measures both rows, if one is asked for: they come from the same runs.
+/// Measures both rows, if one is requested, since they come from the same runs.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     if ![LOAD, CHANGE].into_iter().any(|row| options.wants(row)) {
         return Ok(());
@@ -45,7 +45,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
             load.push(site.load()?);
             bar.inc(1);
             if i + 1 == loads {
-                // Spread over the services; the first is a rehearsal.
+                // Spread over the services; the first is a warm-up.
                 let took = (0..=changes).map(|n| site.change(n * 997 % SERVICES)).collect::<Result<Vec<_>>>()?;
                 change.extend(took.into_iter().skip(1));
             }
@@ -59,7 +59,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// A node without a network: all its objects, and empty tables.
+/// A node without a network: all objects, and empty tables.
 struct Site {
     directory: tempfile::TempDir,
     source: ManifestSource,
@@ -85,7 +85,7 @@ impl Site {
         Ok(Self { source: ManifestSource::open(directory.path())?, control, datapath, directory })
     }
 
-    /// Seconds for all objects.
+    /// Duration of applying all objects, in seconds.
     fn load(&mut self) -> Result<f64> {
         let objects = self.source.poll(Instant::now());
         ensure!(objects.changes.len() == 2 * SERVICES, "{} objects were read", objects.changes.len());
@@ -97,7 +97,7 @@ impl Site {
         Ok(took.as_secs_f64())
     }
 
-    /// Milliseconds for one endpoint of a service, in processor time.
+    /// CPU time for one changed endpoint of a service, in milliseconds.
     fn change(&mut self, service: usize) -> Result<f64> {
         let [high, low] = (service as u16).to_be_bytes();
         let other: IpAddr = Ipv4Addr::new(30, 0, high, low).into();

@@ -1,17 +1,17 @@
-//! TCP between the cluster and a client outside, on the nodes' link.
+//! TCP between the cluster and an external client on the nodes' link.
 //!
-//! | row | from, to | compared with |
+//! | row | from, to | baseline |
 //! |---|---|---|
 //! | `nodeport_snat` | outside → NodePort of the first node → backend on the second, which sees the first node | `far@routed` |
-//! | `nodeport_dsr` | the same, but the backend sees the client and answers it by itself | `nodeport_snat`, `far_one_way@routed` |
+//! | `nodeport_dsr` | the same, but the backend sees the client and replies directly | `nodeport_snat`, `far_one_way@routed` |
 //! | `nodeport_local` | outside → NodePort of the first node → backend there (externalTrafficPolicy Local) | `near@routed` |
 //! | `egress_masquerade` | pod on the first node → outside, which sees the node | `egress@routed` |
-//! | `far@routed` | outside → the pod that is the backend on the second node, both ways routed by the first | |
-//! | `far_one_way@routed` | the same, answered on the direct way | `far@routed` |
-//! | `near@routed`, `egress@routed` | outside → pod on the first node, and pod there → outside | |
-//! | `…@{iptables,nftables}-{1,10000}` | with kube-proxy's rules; and one for masquerade | the routed one |
+//! | `far@routed` | outside → the backend's pod on the second node, both directions routed by the first node | |
+//! | `far_one_way@routed` | the same, with direct replies | `far@routed` |
+//! | `near@routed`, `egress@routed` | outside → pod on the first node, and vice versa | |
+//! | `…@{iptables,nftables}-{1,10000}` | with kube-proxy's rules, and one rule for masquerade | the routed row |
 //!
-//! Where podnet translates, it does so at TC: on veth pairs XDP costs more than it saves.
+//! podnet translates at TC here: on veth pairs, XDP costs more than it saves.
 
 use anyhow::Result;
 
@@ -25,7 +25,7 @@ use super::{
     traffic::Metric,
 };
 
-/// Measures all rows that are asked for.
+/// Measures all requested rows.
 pub fn run(options: &Options, topologies: &Topologies, results: &mut Results) -> Result<()> {
     for metric in Metric::ALL {
         let mut variants = variants(metric, topologies);
@@ -37,7 +37,7 @@ pub fn run(options: &Options, topologies: &Topologies, results: &mut Results) ->
     Ok(())
 }
 
-/// The rows of one metric, those that are compared next to each other in time.
+/// Rows of a metric; rows that are compared are adjacent in time.
 fn variants<'a>(metric: Metric, topologies: &'a Topologies) -> Vec<Variant<'a>> {
     let row = |what: &str| format!("{}/outside/{what}", metric.name());
     let mut variants = Vec::new();

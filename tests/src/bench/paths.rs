@@ -3,12 +3,12 @@
 //! | row | topology |
 //! |---|---|
 //! | `…/direct`, `…/clusterip`, `…/direct_host`, `…/clusterip_host` | podnet with one service |
-//! | `…/clusterip@podnet-1`, `…@podnet-10000` | podnet with so many services; the first is `…/clusterip` by its other name |
+//! | `…/clusterip@podnet-1`, `…@podnet-10000` | podnet with so many services; the first is another name of `…/clusterip` |
 //! | `…/direct@routed` | plain routed veth pairs, no connection tracking |
 //! | `…/{direct,clusterip}@{iptables,nftables}-{1,10000}` | the same pairs with kube-proxy's rules |
-//! | `…/{direct,clusterip}@socket` | podnet with one service, whose pods' connections are translated at the socket |
+//! | `…/{direct,clusterip}@socket` | podnet with one service and socket load balancing for pods |
 //! | `…/cross_node/{direct,clusterip}@vxlan` | podnet with one service and its tunnel between the nodes |
-//! | `…/cross_node/direct@routed-vxlan` | plain routing with a VXLAN device of the kernel's |
+//! | `…/cross_node/direct@routed-vxlan` | plain routing through a VXLAN device of the kernel |
 //! | `udp_flows/{100,100000}@…` | so many flows in turn, from pod to pod on one node through the service |
 
 use std::time::Duration;
@@ -24,23 +24,23 @@ use super::{
     traffic::Metric,
 };
 
-/// Rounds of a full run: twice what a verdict takes, since ratios of 0.97 are to be told from 1 through noise.
+/// Rounds of a full run: twice as many as a verdict requires, to distinguish ratios of 0.97 from 1 in spite of noise.
 const ROUNDS: usize = 48;
 const QUICK_ROUNDS: usize = 6;
-/// One sample.
+/// Duration of a sample.
 pub const SLICE: Duration = Duration::from_millis(150);
 
-/// podnet, unless a row says otherwise.
+/// Default topology of a row.
 pub const PODNET: Kind = Kind::Podnet(1);
-/// kube-proxy.
+/// Modes of kube-proxy.
 pub const MODES: [Mode; 2] = [Mode::Nftables, Mode::Iptables];
 
-/// Rounds of a run.
+/// Number of rounds of a run.
 pub const fn round_count(options: &Options) -> usize {
     if options.quick { QUICK_ROUNDS } else { ROUNDS }
 }
 
-/// Measures all rows that are asked for.
+/// Measures all requested rows.
 pub fn run(options: &Options, topologies: &Topologies, results: &mut Results) -> Result<()> {
     let count = round_count(options);
     for metric in Metric::ALL {
@@ -60,7 +60,7 @@ pub fn run(options: &Options, topologies: &Topologies, results: &mut Results) ->
     Ok(())
 }
 
-/// The rows of one metric and distance, those that are compared next to each other in time.
+/// Rows of a metric and distance; rows that are compared are adjacent in time.
 fn tcp_variants<'a>(metric: Metric, distance: Distance, topologies: &'a Topologies) -> Vec<Variant<'a>> {
     let row = |what: &str| format!("{}/{}/{what}", metric.name(), distance.name());
     let variant = |what: String, baselines: &[&str], kind: Kind, way: fn(Distance) -> Way| {
@@ -95,8 +95,8 @@ fn tcp_variants<'a>(metric: Metric, distance: Distance, topologies: &'a Topologi
     variants
 }
 
-/// Adds `…/clusterip@podnet-1`, which is what `…/clusterip` has measured, beside its peers, and compares
-/// `@podnet-10000` with its own.
+/// Adds `…/clusterip@podnet-1`, the same measurement as `…/clusterip`, beside its peers, as the baseline of
+/// `@podnet-10000`.
 fn name_podnet_1(results: &mut Results, prefix: &str) {
     let row = |what: &str| format!("{prefix}/clusterip@{what}");
     let peers = |services: usize| MODES.map(|mode| row(&Kind::KubeProxy(mode, services).to_string())).to_vec();
@@ -108,9 +108,9 @@ fn name_podnet_1(results: &mut Results, prefix: &str) {
     }
 }
 
-/// Flows of a small and of a large table.
+/// Numbers of flows in a small and a large table.
 const FLOWS: [u32; 2] = [100, 100_000];
-/// Packets of one sample: every flow of the large table once.
+/// Packets per sample: one per flow of the large table.
 const PACKETS: u32 = 100_000;
 
 fn flow_variants<'a>(topologies: &'a Topologies) -> Vec<Variant<'a>> {

@@ -1,4 +1,4 @@
-//! SVG plots of a run: absolute values as bars, ratios as points with their intervals and the goal's line.
+//! SVG plots of a run: absolute values as bars, ratios as points with their intervals and the goal as a line.
 
 use std::path::{Path, PathBuf};
 
@@ -29,17 +29,17 @@ struct Line {
     low: f64,
     high: f64,
     color: RGBColor,
-    /// What is written beside it.
+    /// Text beside it.
     text: String,
 }
 
-/// Draws one chart for each group of rows that was measured, and one for the goals that are ratios.
+/// Draws a chart for each measured group of rows, and one for the goals about ratios.
 pub fn draw_all(results: &Results, verdicts: &[Verdict], directory: &Path) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
     let rows = results.rows();
     for (file, prefix, title) in GROUPS {
         let mut lines: Vec<Line> = Vec::new();
-        // `@podnet-1` is the same measurement by another name.
+        // `@podnet-1` is another name of the same measurement.
         for row in rows.iter().filter(|r| r.name.starts_with(prefix) && !r.name.ends_with("@podnet-1")) {
             let label = row.name[prefix.len()..].trim_start_matches('/').to_owned();
             let label = if label.is_empty() { row.name.clone() } else { label };
@@ -94,10 +94,10 @@ fn bar(row: &Row, label: String) -> Line {
     Line { label, value: row.value, low: row.min, high: row.max, color, text: number(row.value) }
 }
 
-/// How far from its goal a ratio is drawn at most.
+/// Maximum distance from its goal at which a ratio is drawn.
 const FAR: f64 = 2.0;
 
-/// A goal's ratio, relative to the goal.
+/// Ratio of a goal, relative to the goal.
 fn point(v: &Verdict) -> Line {
     let color = match v.outcome {
         Outcome::Reached => GOOD,
@@ -111,7 +111,7 @@ fn point(v: &Verdict) -> Line {
     let e = &v.estimate;
     let (a, b) = (relative(e.low), relative(e.high));
     let (label, _) = v.goal.split_once(": ").unwrap_or((&v.goal, ""));
-    // "a/b/x over a/b/y" repeats the place: name the baseline by what differs.
+    // "a/b/x over a/b/y" repeats the prefix; name the baseline by the rest.
     let label = match label.split_once(" over ") {
         Some((name, base)) => format!("{name} / {}", base.rsplit('/').next().unwrap_or(base)),
         None => label.to_owned(),

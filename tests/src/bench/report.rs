@@ -1,7 +1,7 @@
-//! What a run found: rows, JSON, and the Markdown report.
+//! Results of a run: rows, JSON, and the Markdown report.
 //!
-//! Measurements are kept as aligned series (sample `i` of every series of one suite was taken in round `i`), so that
-//! ratios are taken within rounds; rows are made from them at the end.
+//! Measurements are kept as aligned series (sample `i` of every series of a suite is from round `i`), so that ratios
+//! are computed within rounds; rows are derived from them at the end.
 
 use std::{
     fmt::Write as _,
@@ -18,33 +18,33 @@ use super::{
     stats::{self, ENOUGH_PAIRS, Outcome},
 };
 
-/// One measured thing.
+/// A measured series.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// Its row's name.
     pub name: String,
     /// The unit of its values.
     pub unit: &'static str,
-    /// One value a round.
+    /// One value per round.
     pub values: Vec<f64>,
-    /// Names of the series that it is compared with; the first is the natural one.
+    /// Names of the baseline series; the first is the principal one.
     pub baselines: Vec<String>,
 }
 
-/// A row of the JSON result. A series with several baselines has one row for each.
+/// A row of the JSON results. A series with several baselines has a row for each.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// What was measured.
+    /// Name of the series.
     pub name: String,
     /// The unit of `value`, `min` and `max`.
     pub unit: &'static str,
     /// The median.
     pub value: f64,
-    /// The least sample.
+    /// Smallest sample.
     pub min: f64,
-    /// The greatest sample.
+    /// Largest sample.
     pub max: f64,
-    /// The row that the ratio is against.
+    /// Baseline of the ratio.
     pub baseline: Option<String>,
     /// Median of the pairs' quotients.
     pub ratio: Option<f64>,
@@ -54,7 +54,7 @@ pub struct Row {
     pub ratio_high: Option<f64>,
 }
 
-/// Everything that a run measured, in the order of measurement.
+/// All results of a run, in the order of measurement.
 #[derive(Debug, Default)]
 pub struct Results {
     series: Vec<Series>,
@@ -62,24 +62,24 @@ pub struct Results {
 }
 
 impl Results {
-    /// Adds a series. A series without samples is left out.
+    /// Adds a series, unless it has no samples.
     pub fn push(&mut self, series: Series) {
         if !series.values.is_empty() {
             self.series.push(series);
         }
     }
 
-    /// Adds a sentence to the report, for what a reader has to know about the run.
+    /// Adds a sentence about the run to the report.
     pub fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
 
-    /// The series of that name.
+    /// The series with this name.
     pub fn get(&self, name: &str) -> Option<&Series> {
         self.series.iter().find(|s| s.name == name)
     }
 
-    /// The same, to be changed.
+    /// Same, mutable.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut Series> {
         self.series.iter_mut().find(|s| s.name == name)
     }
@@ -175,8 +175,8 @@ impl Results {
         out
     }
 
-    /// Writes `results.json`, `report.md` and the plots into `directory`, and the JSON also to `json`. Everything new
-    /// is handed to the owner of the directory's parent: a run under sudo leaves no files of root's in a user's tree.
+    /// Writes `results.json`, `report.md` and the plots to `directory`, and the JSON also to `json`. New files are
+    /// given to the owner of the directory's parent, so that a run under sudo leaves no files of root in a user's tree.
     pub fn write(&self, directory: &Path, json: Option<&Path>, verdicts: &[Verdict], machine: &str) -> Result<()> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let text = serde_json::to_string_pretty(&self.rows())? + "\n";
@@ -191,7 +191,7 @@ impl Results {
         written.extend(plots);
         written.push(directory.to_owned());
         for path in &written {
-            // Best effort: a file system without owners isn't a reason to lose the results.
+            // Best effort: a file system without owners is no reason to lose the results.
             let _ = give_to_owner_of_parent(path);
         }
         Ok(())
@@ -206,7 +206,7 @@ fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, chown};
     let absolute = path.canonicalize()?;
     let mut owner = fs::metadata(absolute.parent().unwrap_or(Path::new("/")))?;
-    // Files in a directory that this run has made: its own parent knows the user.
+    // The directory was created by this run; its own parent belongs to the user.
     if owner.uid() == 0
         && let Some(grandparent) = absolute.parent().and_then(Path::parent)
     {
@@ -215,7 +215,7 @@ fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {
     chown(&absolute, Some(owner.uid()), Some(owner.gid()))
 }
 
-/// The word for an outcome.
+/// Name of an outcome.
 pub fn outcome_word(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Reached => "reached",
@@ -224,7 +224,7 @@ pub fn outcome_word(outcome: Outcome) -> &'static str {
     }
 }
 
-/// About three significant digits.
+/// Formats with about three significant digits.
 pub fn number(v: f64) -> String {
     match v.abs() {
         0.0 => "0".to_owned(),
@@ -235,7 +235,7 @@ pub fn number(v: f64) -> String {
     }
 }
 
-/// The machine as a sentence: processor, cores, memory, kernel.
+/// Describes the machine: processor, cores, memory, kernel.
 pub fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, key: &str| -> String {

@@ -1,5 +1,5 @@
-//! podnet's programs and tables without a cluster: loaded as the daemon loads them, and run by the kernel's test runs,
-//! in namespaces and a BPF file system of one thread.
+//! podnet's programs and tables without a cluster: loaded as in the daemon, and executed by test runs, in namespaces
+//! and a BPF file system of one thread.
 
 use std::{
     cell::Cell,
@@ -40,24 +40,24 @@ use podnet_common::{
 use super::chain::{Chain, MAC, REPEAT, Rewrite};
 use crate::traffic::Family;
 
-/// Packets of a sample of first packets: so few that their flows leave the table mostly empty.
+/// Packets per sample of first packets: so few that the table stays mostly empty.
 const FIRST_PACKETS: u32 = 80 * REPEAT;
-/// How often a sample is tried.
+/// Attempts at a sample.
 const TRIES: u32 = 10;
 /// `TC_ACT_REDIRECT` of linux/pkt_cls.h.
 const TC_ACT_REDIRECT: u32 = 7;
 /// `XDP_TX` of linux/bpf.h.
 pub const XDP_TX: u32 = 3;
-/// Where `struct __sk_buff` has `ifindex`, and its size (linux/bpf.h).
+/// Offset of `ifindex` in `struct __sk_buff`, and its size (linux/bpf.h).
 const SK_BUFF_IFINDEX: usize = 40;
 const SK_BUFF: usize = 192;
-/// Entries written to a table at once.
+/// Number of entries per batch write.
 const CHUNK: usize = 8192;
 
-/// Does something on a thread with a network namespace of its own, and a BPF file system that nobody else sees: the
-/// directory that it is given.
+/// Runs a closure on a thread with its own network namespace and a private BPF file system, whose directory it
+/// receives.
 pub fn secluded<T: Send>(work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
-    // Removed by this thread, for which nothing is mounted there.
+    // This thread, where nothing is mounted on it, removes the directory.
     let directory = tempfile::tempdir()?;
     let bpffs = directory.path();
     thread::scope(|scope| {
@@ -74,7 +74,8 @@ fn seclude(bpffs: &Path) -> Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make / private")?;
     mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), none).context("cannot mount a BPF file system")?;
-    // Three interfaces for packets to come from and to go to. What comes in by the uplink must be for it.
+    // Three interfaces as source and destination of packets. Packets received on the uplink must be addressed to its
+    // MAC.
     let mac = MAC.0.map(|byte| format!("{byte:02x}")).join(":");
     let links =
         format!("link add pod type veth peer name other\nlink add uplink address {mac} type veth peer name fabric\n");
@@ -89,23 +90,23 @@ pub struct Rig {
     ebpf: Ebpf,
     pins: PinDir,
     conntrack: MapData,
-    /// The host end of a pod.
+    /// Host end of a pod.
     pub pod: IfIndex,
-    /// That of another.
+    /// Host end of another pod.
     pub other: IfIndex,
-    /// What leads out of the node.
+    /// Interface that leads out of the node.
     pub uplink: IfIndex,
-    /// Where packets of test runs at XDP come in.
+    /// Ingress interface of test runs at XDP.
     pub loopback: IfIndex,
 }
 
 impl Rig {
-    /// Loads them; the connection table has so many entries. `bpffs` is a new directory in a BPF file system.
+    /// Loads them, with a connection table of this capacity. `bpffs` is a new directory in a BPF file system.
     pub fn new(bpffs: &Path, conntrack_max: u32) -> Result<Self> {
         Self::with(loader::built_in()?, bpffs, conntrack_max)
     }
 
-    /// The same with another object than the one that is built in.
+    /// Same, with another object than the built-in one.
     pub fn with(object: &[u8], bpffs: &Path, conntrack_max: u32) -> Result<Self> {
         fs::create_dir(bpffs)?;
         let pins = PinDir::new(bpffs);
@@ -119,12 +120,12 @@ impl Rig {
         Ok(Self { ebpf, pins, conntrack, pod: pod?, other: other?, uplink: uplink?, loopback: loopback? })
     }
 
-    /// Makes test runs of XDP comparable; see [`keep_warm`]. One rig for each interface.
+    /// Makes test runs of XDP comparable; see [`keep_warm`]. One rig per interface.
     pub fn keep_xdp_warm(&mut self, ifname: &str) -> Result<()> {
         keep_warm(&mut self.ebpf, Hook::UplinkXdp.name(), ifname)
     }
 
-    /// Makes the ends of a chain pods of this node, if they are.
+    /// Adds the local pods among a chain's ends.
     fn add_endpoints(&self, chain: &Chain) -> Result<()> {
         if chain.rewrite == Rewrite::Both {
             return Ok(());
@@ -137,8 +138,8 @@ impl Rig {
         Ok(())
     }
 
-    /// Fills the connection table with the flows of chains, mixed, so that neighbours in a chain aren't neighbours in
-    /// memory.
+    /// Fills the connection table with the flows of chains in random order, so that adjacent steps of a chain are not
+    /// adjacent in memory.
     pub fn establish(&self, chains: &[Chain]) -> Result<()> {
         chains.iter().try_for_each(|chain| self.add_endpoints(chain))?;
         let now = datapath::now();
@@ -148,7 +149,7 @@ impl Rig {
         self.insert_flows(&entries)
     }
 
-    /// Writes entries of the connection table.
+    /// Writes entries to the connection table.
     pub fn insert_flows(&self, entries: &[(Tuple, CtEntry)]) -> Result<()> {
         for chunk in entries.chunks(CHUNK) {
             let (keys, values): (Vec<Tuple>, Vec<CtEntry>) = chunk.iter().copied().unzip();
@@ -161,7 +162,7 @@ impl Rig {
         self.conntrack.fd().as_fd()
     }
 
-    /// A sweep of the connection table, as the daemon makes it. `pods`: those that are there.
+    /// A sweep of the connection table, as in the daemon. `pods`: the existing pods.
     pub fn sweep(&self, pods: Pods) -> Result<Sweep> {
         let holders = MapData::from_pin(self.pins.table(tables::HOLDERS))?;
         Ok(Sweep {
@@ -176,7 +177,7 @@ impl Rig {
         })
     }
 
-    /// Writes the services of a chain. Those of one family follow those of the other.
+    /// Writes the services of a chain; those of IPv6 follow those of IPv4.
     pub fn serve(&self, chain: &Chain) -> Result<()> {
         self.add_endpoints(chain)?;
         let pinned = |table: Table| MapData::from_pin(self.pins.table(table));
@@ -194,8 +195,8 @@ impl Rig {
         Ok(())
     }
 
-    /// Nanoseconds a packet of established flows. All flows have just been seen, as in steady traffic, where one
-    /// packet of a flow in each tick goes another way; should the tick end meanwhile, the sample is taken again.
+    /// Nanoseconds per packet of established flows. All flows have just been seen, as in steady traffic, where one
+    /// packet per tick and flow takes the slow path; if the tick changes, the sample is repeated.
     pub fn sample_established(&self, hook: Hook, chain: &Chain, position: &Cell<u32>, packets: u32) -> Result<f64> {
         for _ in 0..TRIES {
             let tick = datapath::now();
@@ -212,7 +213,7 @@ impl Rig {
         bail!("a pass over {} flows takes longer than a tick of the datapath's clock", chain.steps)
     }
 
-    /// Has a chain's flows seen now. Packets can't do it where other nodes and routes to them would be needed.
+    /// Marks a chain's flows as just seen. Sending packets for this would require other nodes and routes to them.
     fn stamp(&self, chain: &Chain, now: u32) -> Result<()> {
         let mut clock: Array<MapData, u32> =
             Map::Array(MapData::from_pin(self.pins.table(tables::CLOCK))?).try_into()?;
@@ -221,7 +222,7 @@ impl Rig {
         self.insert_flows(&entries)
     }
 
-    /// Goes so many steps along a chain of established flows, or a few more.
+    /// Advances at least this many steps along a chain of established flows.
     fn go_along(&self, hook: Hook, chain: &Chain, position: &Cell<u32>, steps: u32) -> Result<f64> {
         let calls = steps.div_ceil(REPEAT);
         let mut total = 0.0;
@@ -232,7 +233,7 @@ impl Rig {
         Ok(total / f64::from(calls))
     }
 
-    /// Nanoseconds a packet that begins a flow. The flows are removed again.
+    /// Nanoseconds per packet that begins a flow. The flows are removed afterwards.
     pub fn sample_first(&self, hook: Hook, chain: Chain) -> Result<f64> {
         let chains: Vec<Chain> =
             (0..FIRST_PACKETS / REPEAT).map(|i| Chain { pod_port: chain.pod_port + i as u16, ..chain }).collect();
@@ -244,7 +245,7 @@ impl Rig {
         Ok(times.iter().sum::<f64>() / times.len() as f64)
     }
 
-    /// One test run along a chain: nanoseconds a packet.
+    /// A test run along a chain; nanoseconds per packet.
     fn call(&self, hook: Hook, chain: &Chain, step: u32, opens: bool) -> Result<f64> {
         let program = self.ebpf.program(hook.name()).with_context(|| format!("no program {}", hook.name()))?;
         let time = if hook == Hook::UplinkXdp {
@@ -267,15 +268,15 @@ impl Rig {
     }
 }
 
-/// Attaches an XDP program to an interface without traffic. Test runs of one that isn't attached anywhere wait for the
-/// kernel to patch its calls, some ten milliseconds each, after which all caches are cold.
+/// Attaches an XDP program to an interface without traffic. Otherwise a test run waits for the kernel to patch the
+/// program's calls, for some ten milliseconds, after which all caches are cold.
 pub fn keep_warm(ebpf: &mut Ebpf, program: &str, ifname: &str) -> Result<()> {
     let attached: &mut Xdp = ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
     attached.attach(ifname, XdpMode::Skb).with_context(|| format!("cannot attach {program} to {ifname}"))?;
     Ok(())
 }
 
-/// Runs a program [`REPEAT`] times along a chain, and checks that it went all the way.
+/// Runs a program [`REPEAT`] times along a chain, and checks that it reached the end.
 pub fn test_run(
     chain: &Chain,
     step: u32,
@@ -291,12 +292,12 @@ pub fn test_run(
     Ok(result.duration.as_nanos() as f64)
 }
 
-/// Processor time that this thread has taken.
+/// CPU time used by this thread.
 pub fn cpu_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
-/// Puts entries in an order that is the same in every run (Fisher and Yates).
+/// Shuffles entries, in the same way in every run (Fisher and Yates).
 pub fn shuffle<T>(items: &mut [T]) {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     for i in (1..items.len()).rev() {

@@ -10,11 +10,11 @@ use super::{
     report::{Results, Series},
 };
 
-/// A thing to measure once a round.
+/// Something that is measured once per round.
 pub struct Variant<'a> {
-    /// The row's name.
+    /// Name of the row.
     pub name: String,
-    /// Names of the rows that it is compared with.
+    /// Names of the baseline rows.
     pub baselines: Vec<String>,
     /// Takes one sample.
     pub sample: Box<dyn FnMut() -> Result<f64> + 'a>,
@@ -27,7 +27,7 @@ impl<'a> Variant<'a> {
     }
 }
 
-/// Leaves the variants that are asked for and those that they are compared with. Whether any are left.
+/// Keeps the requested variants and their baselines. Returns whether any are left.
 pub fn select(options: &Options, variants: &mut Vec<Variant<'_>>) -> bool {
     let mut wanted: Vec<String> =
         variants.iter().filter(|v| options.wants(&v.name)).flat_map(|v| v.baselines.clone()).collect();
@@ -36,11 +36,11 @@ pub fn select(options: &Options, variants: &mut Vec<Variant<'_>>) -> bool {
     !variants.is_empty()
 }
 
-/// How many rounds may fail.
+/// Maximum number of failed rounds.
 const FAILURES: usize = 3;
 
-/// Measures every variant in every round, forwards and backwards in turn, after one round that isn't counted. A round in
-/// which something fails isn't counted either, and noted.
+/// Measures every variant in every round, in alternating order, after a warm-up round. A round with a failure is
+/// discarded and noted.
 ///
 /// # Errors
 /// The failure, if there are more than three.
@@ -86,7 +86,7 @@ pub fn interleave(
     Ok(())
 }
 
-/// A progress bar on standard error, or a line where that is no terminal.
+/// A progress bar on standard error, or a line if that is not a terminal.
 pub fn progress(title: &str, length: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         eprintln!("measuring {title}: {length} samples");
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_alternate_their_order_and_the_first_is_left_out() {
+    fn rounds_alternate_their_order_after_a_warm_up() {
         let log = RefCell::new(String::new());
         let clock = RefCell::new(0.0);
         let tick = |name: char| {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_that_fails_is_left_out_and_noted() {
+    fn failed_rounds_are_discarded_and_noted() {
         let count = RefCell::new(0);
         let fails = |times: &'static [i32]| {
             move || {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_keeps_what_is_compared_with() {
+    fn filter_keeps_baselines() {
         let variant = |name: &str, base: &[&str]| {
             Variant::new(name, &base.iter().map(|b| b.to_string()).collect::<Vec<_>>(), || Ok(1.0))
         };

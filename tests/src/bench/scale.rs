@@ -1,8 +1,8 @@
 //! The daemon in a large cluster: 10,000 Services with 100,000 endpoints and 5,000 Nodes, from the Kubernetes API.
 //!
-//! A node of the lab runs the daemon, and the scripted API server, in this process, serves objects as large as real
-//! ones. What a change costs is timed from outside: from the moment when the server has it until the kernel's tables
-//! have it. Processor time is that of the daemon's process, which includes what the kernel does for it.
+//! A node of the lab runs the daemon, while the scripted API server, in this process, serves objects as large as real
+//! ones. Changes are timed from outside: from the moment when the server has them until the kernel's tables contain
+//! them. CPU time is that of the daemon's process, including its time in the kernel.
 
 mod cluster;
 mod subject;
@@ -71,28 +71,28 @@ const ALL: [&str; 20] = [
     RSS_AFTER,
 ];
 
-/// The daemon is left alone for so long before its memory is read.
+/// Idle time of the daemon before its memory is read.
 const REST: Duration = Duration::from_secs(2);
-/// How often a change is looked for.
+/// Polling interval for a single change.
 const LOOK: Duration = Duration::from_micros(50);
-/// How often a thousand are, which takes longer.
+/// Polling interval for a thousand changes, which take longer.
 const LOOK_AT_ALL: Duration = Duration::from_millis(2);
-/// Time between two single changes.
+/// Interval between single changes.
 const GENTLY: Duration = Duration::from_millis(50);
-/// How many services are updated at once.
+/// Number of services updated at once.
 const ROLLED: usize = 1_000;
-/// How often a kubelet writes its Node's status if nothing changes.
+/// Interval at which a kubelet writes an unchanged Node's status.
 const HEARTBEAT: Duration = Duration::from_secs(300);
 
-/// How much is measured.
+/// Extent of the measurements.
 struct Extent {
     starts: usize,
     restarts: usize,
-    /// Rounds of single changes, and changes of a round.
+    /// Rounds of single changes, and changes per round.
     changes: (usize, usize),
     rollings: usize,
     nodes: usize,
-    /// How often, and for how long, heartbeats and silence are measured.
+    /// Number and length of periods with heartbeats only, and of idle periods.
     periods: (usize, Duration),
 }
 
@@ -107,7 +107,7 @@ const WHOLE: Extent = Extent {
 const QUICK: Extent =
     Extent { starts: 1, restarts: 2, changes: (2, 100), rollings: 1, nodes: 3, periods: (1, Duration::from_secs(20)) };
 
-/// Measures what is asked for.
+/// Measures all requested rows.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     if !ALL.into_iter().any(|row| options.wants(row)) {
         return Ok(());
@@ -161,7 +161,7 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The daemon's starts and what it takes for them.
+/// Starts of the daemon, and the resources they take.
 fn starts(subject: &mut Subject, extent: &Extent, several: bool, again: bool, results: &mut Results) -> Result<()> {
     let (mut start, mut restart, mut paged, mut cpu, mut upgrade) = (vec![], vec![], vec![], vec![], vec![]);
     let (mut rss, mut peak, mut peak_paged) = (vec![], vec![], vec![]);
@@ -207,7 +207,7 @@ fn starts(subject: &mut Subject, extent: &Extent, several: bool, again: bool, re
     Ok(())
 }
 
-/// One pod of some service is replaced, again and again.
+/// Single pods of services are replaced repeatedly.
 fn changes(subject: &mut Subject, extent: &Extent, results: &mut Results) -> Result<()> {
     let tables = subject.tables()?;
     let (mut all, mut p99, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
@@ -235,12 +235,12 @@ fn changes(subject: &mut Subject, extent: &Extent, results: &mut Results) -> Res
     Ok(())
 }
 
-/// What the table has for a service. An update always gives it other slots, since the old ones rest.
+/// A service's entry in the table. An update always changes its slots, since the old ones are in quarantine.
 fn entry(tables: &Tables, service: usize) -> Result<Frontend> {
     tables.frontend(cluster::frontend(service))?.context("a service has gone")
 }
 
-/// A thousand services are updated at once, by a quarter of their pods at a time.
+/// A rolling update of a thousand services at once, by a quarter of their pods at a time.
 fn rolling(subject: &mut Subject, extent: &Extent, results: &mut Results) -> Result<()> {
     let tables = subject.tables()?;
     let services: Vec<usize> = (0..ROLLED).map(|i| i * 997 % SERVICES).collect();
@@ -262,7 +262,7 @@ fn rolling(subject: &mut Subject, extent: &Extent, results: &mut Results) -> Res
                 for (service, slices) in rolled {
                     let time = Instant::now();
                     slices.into_iter().for_each(|slice| api.apply(slice));
-                    // Nobody listens any more if something has failed.
+                    // After a failure nothing receives any more.
                     let _ = sent.send((service, time));
                 }
             });
@@ -325,7 +325,7 @@ fn nodes(subject: &mut Subject, extent: &Extent, results: &mut Results) -> Resul
     Ok(())
 }
 
-/// All kubelets write their Nodes' status in turn, as often as they do. Percent of a processor.
+/// All kubelets write their Nodes' status in turn, at the usual rate. Percent of a processor.
 fn heartbeats(subject: &Subject, period: usize, length: Duration) -> Result<f64> {
     let between = HEARTBEAT / NODES as u32;
     percent(subject, || {
@@ -344,9 +344,9 @@ fn heartbeats(subject: &Subject, period: usize, length: Duration) -> Result<f64>
     })
 }
 
-/// The daemon's share of a processor while something goes on, in percent.
+/// CPU usage of the daemon during `work`, in percent of a processor.
 fn percent(subject: &Subject, work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    // As real servers do every minute, or the daemon takes the connections for dead.
+    // As real servers do every minute; otherwise the daemon considers the connections dead.
     subject.api().bookmark();
     let (start, before) = (Instant::now(), subject.cpu()?);
     work()?;

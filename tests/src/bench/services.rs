@@ -1,4 +1,4 @@
-//! The services of a topology: those under test, amid others that only take up room.
+//! Services of a topology: those under test, among others that only fill the tables.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
@@ -17,14 +17,14 @@ use crate::{
     traffic::Family,
 };
 
-/// Target port of the services. Not the one that is used directly, so that a connection through a service never meets
-/// the remains of a direct one from the same client port on the server.
+/// Target port of the services. It differs from the port for direct connections, so that a connection through a service
+/// never meets leftovers of a direct one from the same client port on the server.
 pub const TARGET_PORT: u16 = 8081;
-/// Target port of the second UDP port: two services with one target would need another source port for every flow of
-/// the second.
+/// Target port of the second UDP port: with a common target, every flow of the second port would need another source
+/// port.
 pub const SECOND_TARGET_PORT: u16 = 8082;
-/// The ClusterIP service under test: TCP and UDP on port 80, and UDP on 81, so that there can be more flows than a client
-/// has ports.
+/// The ClusterIP service under test: TCP and UDP on port 80, and UDP on 81, to allow more flows than a client has
+/// ports.
 pub const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 128, 10);
 /// Its ports.
 pub const PORTS: [manifest::Port<'static>; 3] = [
@@ -32,20 +32,20 @@ pub const PORTS: [manifest::Port<'static>; 3] = [
     manifest::Port { name: "udp", protocol: "UDP", number: 80 },
     manifest::Port { name: "udp-2", protocol: "UDP", number: 81 },
 ];
-/// How many services there are in a topology with many.
+/// Number of services in a topology with many.
 pub const MANY: usize = 10_000;
 
-/// How long anything may take over many services.
+/// Timeout of operations on many services.
 pub const SYNC: Duration = Duration::from_secs(120);
 
-/// A service under test for clients outside.
+/// A service under test for external clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodePort {
-    /// With a backend on another node, which sees the node that the client came to.
+    /// Backend on another node, which sees the addressed node.
     Snat,
-    /// With a backend on another node, which sees the client and answers it by itself.
+    /// Backend on another node, which sees the client and replies directly.
     Dsr,
-    /// With a backend on the node that the client comes to, and externalTrafficPolicy Local.
+    /// Backend on the addressed node, with externalTrafficPolicy Local.
     Local,
 }
 
@@ -53,7 +53,7 @@ impl NodePort {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Snat, Self::Dsr, Self::Local];
 
-    /// Its port on every node.
+    /// Its NodePort.
     pub const fn number(self) -> u16 {
         30_080 + self as u16
     }
@@ -66,7 +66,7 @@ impl NodePort {
         }
     }
 
-    /// The service as it is for podnet, with its annotation.
+    /// The service for podnet, with its annotation.
     fn service(self) -> (Service, Option<&'static str>) {
         let service =
             Service::new(self.name(), self.last_byte(), PORTS[0].number, TARGET_PORT).node_port(self.number());
@@ -77,7 +77,7 @@ impl NodePort {
         }
     }
 
-    /// The service as it is for kube-proxy, which knows no direct server return.
+    /// The service for kube-proxy, which has no direct server return.
     fn service_port(self, servers: &Servers) -> Option<ServicePort> {
         let local = match self {
             Self::Snat => false,
@@ -93,7 +93,7 @@ impl NodePort {
         })
     }
 
-    /// Of its ClusterIP.
+    /// Last byte of its ClusterIP.
     const fn last_byte(self) -> u8 {
         20 + self as u8
     }
@@ -106,16 +106,16 @@ impl NodePort {
     }
 }
 
-/// The pods behind the services.
+/// Pods behind the services.
 #[derive(Clone, Copy, Debug)]
 pub struct Servers {
     /// On the first node.
     pub near: Ipv4Addr,
-    /// On the second.
+    /// On the second node.
     pub far: Ipv4Addr,
 }
 
-/// Gives kube-proxy's rules for so many services to the nodes.
+/// Loads kube-proxy's rules for this number of services on the nodes.
 pub fn load_rules(lab: &Lab, mode: Mode, servers: &Servers, services: usize) -> Result<()> {
     let ports = services_amid(servers, services);
     for node in lab.nodes() {
@@ -139,7 +139,7 @@ pub fn load_rules(lab: &Lab, mode: Mode, servers: &Servers, services: usize) -> 
     Ok(())
 }
 
-/// Gives so many services to podnet, and waits until they are in the tables.
+/// Applies this number of services to podnet, and waits until they are in the tables.
 pub fn load_podnet(lab: &Lab, servers: &Servers, services: usize) -> Result<()> {
     for i in 0..services.saturating_sub(1) {
         let Other { name, ip, endpoints } = other(i);
@@ -157,7 +157,7 @@ pub fn load_podnet(lab: &Lab, servers: &Servers, services: usize) -> Result<()> 
         service.apply(lab, source_ip)?;
         service.set_endpoints(lab, &[IpAddr::from(node_port.backend(servers))])?;
     }
-    // A NodePort service has a ClusterIP too, for TCP and UDP.
+    // A NodePort service also has a ClusterIP, for TCP and UDP.
     let frontends = services - 1 + PORTS.len() + 2 * NodePort::ALL.len();
     for node in lab.nodes() {
         wait_until(&format!("{} has {services} services", node.name()), || {
@@ -168,7 +168,7 @@ pub fn load_podnet(lab: &Lab, servers: &Servers, services: usize) -> Result<()> 
     Ok(())
 }
 
-/// The ports as EndpointSlices have them: of the pods.
+/// The pods' ports, as in EndpointSlices.
 fn targets(ports: &[manifest::Port<'static>]) -> Vec<manifest::Port<'static>> {
     ports.iter().map(|port| manifest::Port { number: target(port), ..*port }).collect()
 }
@@ -177,8 +177,8 @@ fn target(port: &manifest::Port<'_>) -> u16 {
     if *port == PORTS[2] { SECOND_TARGET_PORT } else { TARGET_PORT }
 }
 
-/// The ports of the services under test amid those of `services - 1` others that nobody uses. They are in the middle, so
-/// that a linear search costs what it costs on average.
+/// Ports of the services under test among those of `services - 1` unused ones. They are in the middle, so that a linear
+/// search has its average cost.
 fn services_amid(servers: &Servers, services: usize) -> Vec<ServicePort> {
     let cluster_ip = PORTS.map(|port| ServicePort {
         name: format!("default/bench:{}", port.name),
@@ -205,7 +205,7 @@ fn services_amid(servers: &Servers, services: usize) -> Vec<ServicePort> {
     ports
 }
 
-/// A service that only takes up room: its endpoints are addresses without a pod.
+/// A service that only fills the tables: its endpoints are addresses without pods.
 struct Other {
     name: String,
     ip: Ipv4Addr,
@@ -215,7 +215,7 @@ struct Other {
 fn other(i: usize) -> Other {
     let [high, low] = (i as u16).to_be_bytes();
     let endpoint = |net: u8| Ipv4Addr::new(10, 244, net + high, low);
-    // The first net is for NodePort services.
+    // The first subnet is for NodePort services.
     let ip = [10, 96, 1 + high, low].into();
     Other { name: format!("other-{i}"), ip, endpoints: [endpoint(100), endpoint(150)] }
 }
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frontends_are_unique_and_the_tested_ones_are_in_the_middle() {
+    fn frontends_are_unique_with_those_under_test_in_the_middle() {
         let servers = Servers { near: [10, 244, 1, 2].into(), far: [10, 244, 2, 2].into() };
         let ports = services_amid(&servers, MANY);
         let unique: std::collections::BTreeSet<_> = ports.iter().map(|p| (p.protocol, p.frontend)).collect();

@@ -1,16 +1,16 @@
-//! Medians and their intervals, without assumptions about the distribution of the noise.
+//! Medians and their confidence intervals, without assumptions about the distribution of the noise.
 //!
-//! A ratio is never a quotient of two medians: each round of a run yields one pair of neighbouring measurements, each
-//! pair yields one quotient, and what is reported is the median of the quotients. Slow drifts of the machine hit both
-//! sides of a pair. The interval is that of order statistics: a binomial count of how many samples lie below the true
-//! median (David and Nagaraja, Order Statistics, section 7.1), so it is exact for any noise that is independent from
-//! round to round.
+//! A ratio is never the quotient of two medians: each round of a run yields a pair of adjacent measurements, each pair
+//! yields a quotient, and the reported ratio is the median of the quotients. Slow drifts of the machine affect both
+//! sides of a pair. The interval is based on order statistics: the number of samples below the true median is
+//! binomially distributed (David and Nagaraja, Order Statistics, section 7.1), so the interval is exact for any noise
+//! that is independent between rounds.
 
 use serde::Serialize;
 
-/// Pairs that a ratio needs before it is judged against a goal.
+/// Minimum number of pairs for judging a ratio.
 pub const ENOUGH_PAIRS: usize = 20;
-/// Samples that a value by itself needs: from six on, an interval of 95 % exists.
+/// Minimum number of samples for judging a value: from six on, a 95 % interval exists.
 pub const ENOUGH_VALUES: usize = 6;
 
 /// A median with its 95 % interval.
@@ -22,11 +22,11 @@ pub struct Estimate {
     pub low: f64,
     /// Upper end of the interval.
     pub high: f64,
-    /// How many samples.
+    /// Number of samples.
     pub samples: usize,
 }
 
-/// What a measurement says about a goal.
+/// Result of comparing a measurement with a goal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -34,21 +34,21 @@ pub enum Outcome {
     Reached,
     /// The whole interval is on the bad side.
     Missed,
-    /// The interval spans the goal, or there are too few samples to say.
+    /// The interval contains the goal, or there are too few samples.
     Inconclusive,
 }
 
-/// A bound that a measurement should keep.
+/// A bound for a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    /// This much or more.
+    /// At least this value.
     AtLeast(f64),
-    /// This much or less.
+    /// At most this value.
     AtMost(f64),
 }
 
 impl Bound {
-    /// Judges an estimate. Fewer than `enough` samples never decide.
+    /// Judges an estimate. Fewer than `enough` samples are always inconclusive.
     pub fn judge(self, estimate: &Estimate, enough: usize) -> Outcome {
         if estimate.samples < enough {
             return Outcome::Inconclusive;
@@ -65,8 +65,8 @@ impl Bound {
     }
 }
 
-/// The median and its interval, or nothing for no samples. With fewer than six samples the interval is the range,
-/// which holds the true median less often than 95 % of the time: [`Bound::judge`] doesn't decide on so few.
+/// The median and its interval; `None` without samples. With fewer than six samples the interval is the range, which
+/// contains the true median with a probability below 95 %; [`Bound::judge`] does not decide on so few.
 pub fn estimate(samples: &[f64]) -> Option<Estimate> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -80,14 +80,14 @@ pub fn ratio(values: &[f64], baseline: &[f64]) -> Option<Estimate> {
     estimate(&values.iter().zip(baseline).map(|(v, b)| v / b).collect::<Vec<_>>())
 }
 
-/// The median, or nothing for no samples.
+/// The median; `None` without samples.
 pub fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     median_of_sorted(&sorted)
 }
 
-/// The sample that so many percent of all are not above (nearest rank), or nothing for no samples.
+/// The percentile (nearest rank); `None` without samples.
 pub fn percentile(samples: &[f64], percent: f64) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -104,8 +104,8 @@ fn median_of_sorted(sorted: &[f64]) -> Option<f64> {
     }
 }
 
-/// How many samples to leave out at either end, so that what remains spans the true median with at least 95 %: the
-/// largest k with P(Binomial(n, 1/2) <= k) at most 2.5 %.
+/// Number of samples to omit at either end so that the rest spans the true median with a probability of at least 95 %:
+/// the largest k with P(Binomial(n, 1/2) <= k) of at most 2.5 %.
 fn interval_rank(n: usize) -> usize {
     let mut term = 0.5f64.powi(n as i32);
     let mut below = 0.0;
@@ -124,16 +124,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_are_those_of_the_published_tables() {
-        // Conover, Practical Nonparametric Statistics, table A3: ranks of the 95 % interval for the median, here as
-        // the number of samples left out at each end.
+    fn ranks_match_the_published_tables() {
+        // Conover, Practical Nonparametric Statistics, table A3: ranks of the 95 % interval for the median, given here
+        // as the number of samples omitted at each end.
         for (n, left_out) in [(5, 0), (6, 0), (8, 0), (9, 1), (15, 3), (20, 5), (25, 7), (40, 13), (100, 39)] {
             assert_eq!(interval_rank(n), left_out, "n = {n}");
         }
     }
 
     #[test]
-    fn interval_holds_the_true_median_about_as_often_as_it_says() {
+    fn interval_contains_the_true_median_with_the_stated_probability() {
         // A skewed distribution: squares of uniform numbers, median 0.25.
         let mut state = 1u64;
         let mut uniform = || {
@@ -153,8 +153,8 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_taken_within_pairs() {
-        // The machine halves its speed in the middle of the run; the quotient within each pair is 2 throughout.
+    fn ratios_are_computed_within_pairs() {
+        // The machine's speed halves in the middle of the run, while the quotient within each pair is 2 throughout.
         let baseline: Vec<f64> = (0..20).map(|i| if i < 10 { 100.0 } else { 50.0 }).collect();
         let values: Vec<f64> = baseline.iter().map(|b| 2.0 * b).collect();
         assert_eq!(ratio(&values, &baseline), Some(Estimate { median: 2.0, low: 2.0, high: 2.0, samples: 20 }));

@@ -1,4 +1,4 @@
-//! A node's tables, seen through its own BPF file system.
+//! A node's tables, read through its own BPF file system.
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +25,7 @@ use crate::lab::Node;
 
 /// The tables of services.
 pub struct Tables {
-    // A second handle: aya's typed one doesn't give its descriptor.
+    // A second handle, because aya's typed one does not expose its descriptor.
     all_frontends: MapData,
     frontends: HashMap<MapData, Plain<FrontendKey>, Plain<Frontend>>,
     slots: Array<MapData, u32>,
@@ -34,7 +34,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Opens them. An error if the node's daemon has not made them yet.
+    /// Opens them; fails if the node's daemon has not created them yet.
     pub fn open(node: &Node) -> Result<Self> {
         let pins = pins(node);
         let data = |table: Table| {
@@ -50,7 +50,7 @@ impl Tables {
         })
     }
 
-    /// How many service ports have at least so many backends for clients in the cluster.
+    /// Number of service ports with at least this many backends for clients in the cluster.
     pub fn served(&self, backends: u32) -> Result<usize> {
         let mut count = 0;
         batch::for_each(self.all_frontends.fd().as_fd(), |key: &FrontendKey, frontend: &Frontend| {
@@ -60,7 +60,7 @@ impl Tables {
         Ok(count)
     }
 
-    /// A TCP frontend's entry, if there is one.
+    /// Entry of a TCP frontend, if any.
     pub fn frontend(&self, frontend: SocketAddr) -> Result<Option<Frontend>> {
         let key = FrontendKey {
             addr: Addr::from(frontend.ip()),
@@ -75,7 +75,7 @@ impl Tables {
         }
     }
 
-    /// The backends of a TCP frontend; nothing if there is no such frontend.
+    /// Backends of a TCP frontend; empty if there is no such frontend.
     pub fn backends(&self, frontend: SocketAddr) -> Result<BTreeSet<IpAddr>> {
         let Frontend { slot_base, slot_count, .. } = self.frontend(frontend)?.unwrap_or_default();
         (slot_base..slot_base + slot_count)
@@ -83,7 +83,7 @@ impl Tables {
             .collect()
     }
 
-    /// Whether an address is that of a pod of another node.
+    /// Whether an address is in the pod CIDR of another node.
     pub fn is_remote_pod(&self, addr: IpAddr) -> Result<bool> {
         match self.networks.get(&Key::new(128, Plain(Addr::from(addr))), 0) {
             Ok(Plain(network)) => Ok(network.kind == NetworkKind::RemotePods as u32),
@@ -93,19 +93,19 @@ impl Tables {
     }
 }
 
-/// How many connections the node has translated at the socket.
+/// Number of connections that the socket hooks of the node have translated.
 pub fn socket_connects(node: &Node) -> Result<u64> {
     let counters = view::open(&node.bpffs())?.counters()?;
     Ok(counters[Counter::SocketConnects as usize])
 }
 
-/// Kernel memory of all the tables that a node has pinned, in bytes.
+/// Kernel memory of all tables pinned on a node, in bytes.
 pub fn memory(node: &Node) -> Result<u64> {
     let pins = pins(node);
     let mut total = 0;
     for directory in [pins.frozen()].into_iter().chain(pins.tables()) {
         for path in files(&directory)? {
-            // Programs are pinned there too.
+            // Programs are pinned there as well.
             if let Ok(map) = MapData::from_pin(&path) {
                 total += locked(&map)?;
             }

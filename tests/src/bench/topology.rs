@@ -1,9 +1,8 @@
-//! The topologies that are compared: two nodes of the lab with a server pod on each, clients as pods and as host
-//! processes on both, and a client outside. They differ only in who handles the packets.
+//! The compared topologies: two nodes of the lab with a server pod on each, client pods and client host processes on
+//! both, and an external client. They differ only in the packet path.
 //!
-//! Peers are the same lab with the same plugin, which wires plain routed veth pairs when it is told `datapath: none`;
-//! no daemon runs, the routes between the nodes are set here, and kube-proxy's rules are loaded with the system's own
-//! tools.
+//! The peers use the same lab and the same plugin, which sets up plain routed veth pairs with `datapath: none`; no
+//! daemon runs, the routes between the nodes are added here, and kube-proxy's rules are loaded with the system's tools.
 
 use std::{
     cell::RefCell,
@@ -29,50 +28,50 @@ use crate::{
     traffic::Family,
 };
 
-/// Port on which a server is reached directly.
+/// Port for direct connections to a server.
 const DIRECT_PORT: u16 = 8080;
 
-/// The client outside: its address, and a second one, for which nodes know another way.
+/// Address of the external client, and a second one, to which the nodes have another route.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 100);
 const SECOND_CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 101);
 
-/// What fits into a packet within VXLAN over IPv4, in bytes (RFC 7348).
+/// MTU inside VXLAN over IPv4, in bytes (RFC 7348).
 const VXLAN_MTU: u32 = 1450;
 
-/// Settings of every namespace that has clients, in all topologies alike: room for short connections. The range of ports
-/// is the kernel's default, as on most nodes.
+/// Settings of every namespace with clients, equal in all topologies: capacity for short connections. The port range is
+/// the kernel's default, as on most nodes.
 const CLIENT_SETTINGS: [(&str, &str); 2] =
     [("net.ipv4.ip_local_port_range", "32768 60999"), ("net.ipv4.tcp_tw_reuse", "1")];
 
-/// Settings of nodes that route. What comes in by the link of the nodes and leaves by it again is meant to: nobody is told
-/// of a shorter way.
+/// Settings of routing nodes. Packets may intentionally leave through the link on which they arrived, so no redirects
+/// are sent.
 const ROUTER_SETTINGS: [(&str, &str); 3] = [
     ("net.ipv4.ip_forward", "1"),
     ("net.ipv4.conf.all.send_redirects", "0"),
     ("net.ipv4.conf.eth0.send_redirects", "0"),
 ];
 
-/// Who handles the packets.
+/// Implementation of the packet path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// podnet, with so many services.
+    /// podnet, with this number of services.
     Podnet(usize),
-    /// podnet with one service, which translates pods' connections at the socket.
+    /// podnet with one service and socket load balancing for pods.
     Socket,
-    /// podnet with one service, whose nodes reach each other's pods through the tunnel.
+    /// podnet with one service and its tunnel between the nodes.
     Vxlan,
     /// Routing only: no services, no connection tracking.
     Routed,
-    /// The same through a VXLAN device of the kernel's, as other systems set it up.
+    /// Same, through a VXLAN device of the kernel, set up as in other systems.
     RoutedVxlan,
-    /// kube-proxy's rules for so many services.
+    /// kube-proxy's rules for this number of services.
     KubeProxy(Mode, usize),
 }
 
 /// A mode of kube-proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// iptables-restore, whichever variant the system has.
+    /// iptables-restore, in the variant installed on the system.
     Iptables,
     /// nft.
     Nftables,
@@ -93,10 +92,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Where a client in the cluster is, seen from the server.
+/// Location of a client in the cluster, relative to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Distance {
-    /// On its node.
+    /// On the server's node.
     SameNode,
     /// On the other node.
     CrossNode,
@@ -115,31 +114,31 @@ impl Distance {
     }
 }
 
-/// How packets go.
+/// Path of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// From a pod, to the near server's address.
+    /// From a pod to the near server's address.
     Direct(Distance),
-    /// From a pod, to the ClusterIP.
+    /// From a pod to the ClusterIP.
     ClusterIp(Distance),
-    /// From a host process, to the near server's address.
+    /// From a host process to the near server's address.
     DirectHost(Distance),
-    /// From a host process, to the ClusterIP.
+    /// From a host process to the ClusterIP.
     ClusterIpHost(Distance),
-    /// From the client outside to the near server's address.
+    /// From the external client to the near server's address.
     ToNear,
-    /// From the client outside through the first node to the far server's address, and back through it.
+    /// From the external client through the first node to the far server's address, and back through it.
     ToFar,
-    /// From the client outside through the first node to a pod's address on the second, which answers directly.
+    /// From the external client through the first node to a pod's address on the second, which replies directly.
     ToFarOneWay,
-    /// From the client outside to a port of the first node.
+    /// From the external client to a NodePort of the first node.
     ToNodePort(NodePort),
-    /// From a pod on the first node to the client outside.
+    /// From a pod on the first node to the external client.
     ToOutside,
 }
 
 impl Way {
-    /// Those that there are in a topology.
+    /// All paths of a topology.
     fn all(kind: Kind) -> Vec<Self> {
         let inside = |ways: &[fn(Distance) -> Self]| -> Vec<Self> {
             Distance::ALL.into_iter().flat_map(|distance| ways.iter().map(move |way| way(distance))).collect()
@@ -161,10 +160,10 @@ impl Way {
     }
 }
 
-/// A topology that is up. Dropping it ends it.
+/// A running topology. Dropping it ends it.
 #[derive(Debug)]
 pub struct Topology {
-    // Dropped in this order.
+    // Order of fields = order of dropping.
     near: Worker,
     far: Worker,
     pods: [Worker; 2],
@@ -279,17 +278,17 @@ impl Topology {
         client.measure(metric, target.into(), length)
     }
 
-    /// Packets of many UDP flows from a pod through the service to a pod of the same node: nanoseconds a packet.
+    /// Packets of many UDP flows from a pod through the service to a pod on the same node; nanoseconds per packet.
     ///
     /// # Errors
-    /// More than one in a hundred did not arrive: what was measured then is how fast they were dropped.
+    /// More than one in a hundred did not arrive, so the measurement is mostly that of drops.
     pub fn flows(&mut self, flows: u32, packets: u32) -> Result<f64> {
         let targets = PORTS[1..].iter().map(|port| SocketAddrV4::new(CLUSTER_IP, port.number)).collect();
         let before = self.near.arrived()?;
         let plan = super::flows::Plan { source: self.pod_ips[0], targets, flows, packets };
         let ns = self.pods[0].flows(&plan)?;
         let arrived = self.near.arrived()? - before;
-        // The first that fill the unread socket's buffer are counted by nobody.
+        // Packets that still fit into the unread socket's buffer are not counted.
         ensure!(
             arrived > 0.99 * f64::from(packets) - 2000.0,
             "only {arrived} of {packets} packets of {flows} flows arrived"
@@ -298,7 +297,7 @@ impl Topology {
     }
 }
 
-/// Makes routers of the nodes, with routes to each other's pods.
+/// Makes the nodes routers, with routes to each other's pods.
 fn route_nodes(lab: &Lab) -> Result<()> {
     for (node, other) in [(0, 1), (1, 0)] {
         let (node, other) = (lab.node(node), lab.node(other));
@@ -308,7 +307,7 @@ fn route_nodes(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Makes routers of the nodes, which send what is for each other's pods through VXLAN devices that know their peers.
+/// Makes the nodes routers that reach each other's pods through VXLAN devices with static peers.
 fn tunnel_nodes(lab: &Lab) -> Result<()> {
     for (node, other) in [(1, 2), (2, 1)] {
         let [here, there] = [node, other].map(|number| lab.node(number - 1));
@@ -329,8 +328,8 @@ fn tunnel_nodes(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Has the client outside send everything for pods to the first node. What comes back from the second passes the first
-/// too, but not from the pod with the address `one_way`.
+/// Routes the external client's traffic to pods through the first node. Replies from the second node pass the first one
+/// as well, except those from the address `one_way`.
 fn route_outside(lab: &Lab, one_way: Ipv4Addr) -> Result<()> {
     let first = lab.node(0).ip(Family::V4);
     lab.client().ip(&format!(
@@ -348,14 +347,14 @@ fn ipv4(ip: IpAddr) -> Result<Ipv4Addr> {
     }
 }
 
-/// Topologies, each built when it is first used and kept for the run.
+/// Topologies, each built on first use and kept for the run.
 #[derive(Default)]
 pub struct Topologies {
     built: RefCell<BTreeMap<Kind, Topology>>,
 }
 
 impl Topologies {
-    /// Does something with one of them. One that fails is built anew the next time.
+    /// Calls a closure with one of them. After a failure, the topology is rebuilt on the next call.
     pub fn with<T>(&self, kind: Kind, f: impl FnOnce(&mut Topology) -> Result<T>) -> Result<T> {
         let mut built = self.built.borrow_mut();
         let topology = match built.entry(kind) {
@@ -369,7 +368,7 @@ impl Topologies {
         };
         let result = f(topology);
         if result.is_err() {
-            // Its workers may still be at it.
+            // Its workers may still be busy.
             built.remove(&kind);
         }
         result

@@ -1,17 +1,17 @@
 //! The load: one server and three clients over plain TCP sockets.
 //!
-//! The first byte of a connection says what it is for, so that a service needs one port only:
+//! The first byte of a connection selects its purpose, so that a service needs only one port:
 //!
 //! | byte | server | measured |
 //! |---|---|---|
 //! | `r` | answers each byte with one byte until the client closes | requests on one connection |
 //! | `c` | answers one byte and closes | connect, request, response, close |
-//! | `s` | reads until the client shuts down, then answers the number of bytes | a stream, counted where it arrives |
+//! | `s` | reads until the client shuts down, then answers with the byte count | a stream, counted where it arrives |
 //!
-//! The server closes first in `c`, so that the waiting sockets are on its side and the client's ports are free at
-//! once; a new connection on a port that waits there is accepted by its later timestamp (RFC 6191). The path behind
-//! sees a normal close. iperf3 isn't used here: its shortest run is a second and begins with a control connection,
-//! while the noise of virtual machines asks for hundreds of short slices in turn.
+//! With `c`, the server closes first, so that the sockets in TIME-WAIT are on its side and the client's ports are free
+//! at once; a new connection on a port in TIME-WAIT is accepted because of its later timestamp (RFC 6191). The network
+//! path sees a normal close. iperf3 is not used here: its shortest run takes a second and begins with a control
+//! connection, while the noise of virtual machines requires hundreds of short slices in turn.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -25,11 +25,11 @@ use serde::{Deserialize, Serialize};
 /// What a client measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Metric {
-    /// One connection at full speed, in Gbit/s of payload that arrived.
+    /// One connection at full speed, in Gbit/s of received payload.
     TcpStream,
-    /// One byte there and back on one connection, transactions a second.
+    /// One byte in each direction on one connection, in transactions per second.
     TcpRr,
-    /// Connect, one byte there and back, close; connections a second.
+    /// Connect, one byte in each direction, close; in connections per second.
     TcpCrr,
 }
 
@@ -59,7 +59,7 @@ impl Metric {
 /// Size of a write in a stream, iperf3's default.
 const CHUNK: usize = 128 * 1024;
 
-/// Listens on the ports, and serves them on background threads for as long as the process lives.
+/// Listens on the ports, and serves them on background threads for the lifetime of the process.
 pub fn serve(ports: &[u16]) -> io::Result<()> {
     for &port in ports {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
@@ -71,13 +71,14 @@ pub fn serve(ports: &[u16]) -> io::Result<()> {
                 }
             }
         });
-        // Nobody reads it: what is measured with datagrams ends at the socket, which stays open with the process.
+        // Never read: measurements with datagrams end at the socket, which stays open for the lifetime of the process.
         std::mem::forget(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?);
     }
     Ok(())
 }
 
-/// Short connections are served here, on the accepting thread: a thread for each would be measured too.
+/// Serves short connections on the accepting thread, since the cost of a thread for each would be included in the
+/// measurement.
 fn first_byte(mut connection: TcpStream) {
     let mut byte = [0];
     if connection.read_exact(&mut byte).is_err() {
@@ -111,7 +112,7 @@ fn drain(mut connection: TcpStream) -> io::Result<()> {
     }
 }
 
-/// One slice of load: the rate in the metric's unit.
+/// A slice of load; returns the rate in the metric's unit.
 pub fn measure(metric: Metric, target: SocketAddr, length: Duration) -> io::Result<f64> {
     match metric {
         Metric::TcpStream => stream(target, length),
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_port_is_an_error() {
+    fn closed_port_is_an_error() {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let error = measure(Metric::TcpCrr, target, Duration::from_millis(50)).unwrap_err();

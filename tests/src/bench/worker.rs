@@ -1,8 +1,8 @@
-//! A process inside a namespace (and, for host processes, inside a node's cgroup) that serves and makes load on
-//! command.
+//! A process inside a namespace (and, for host processes, inside a node's cgroup) that runs servers and generates load
+//! on request.
 //!
-//! It is this very program started again with the hidden argument [`ARGUMENT`]; requests and answers are JSON lines on
-//! its standard input and output. It ends with the benchmark, however that ends.
+//! It is this program, started with the hidden argument [`ARGUMENT`]; requests and answers are JSON lines on standard
+//! input and output. It ends with the benchmark, in whatever way that ends.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -29,25 +29,25 @@ use crate::lab::Process;
 /// The argument that makes this program a worker.
 pub const ARGUMENT: &str = "worker";
 
-/// How much longer than the slice itself an answer may take: connecting, draining, a slow machine.
+/// Timeout of an answer beyond the length of the slice: connecting, draining, a slow machine.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Normal work on the processor of real-time workers gets a twentieth of each second by force (the kernel's fair
-/// server). In these breaks it gets more, so that no slice is cut.
+/// The kernel's fair server guarantees normal tasks a twentieth of each second on the processor of real-time workers.
+/// In these breaks they get more, so that no slice is interrupted.
 const BREAK: Duration = Duration::from_millis(15);
 
-/// What a worker is asked to do.
+/// Requests to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Stay on the last processor from now on, ahead of everything else there.
+    /// Stay on the last processor from now on, with priority over all other tasks there.
     Settle,
     /// Serve these ports in the background.
     Serve(Vec<u16>),
-    /// Make load for so many milliseconds and tell the rate.
+    /// Generate load for this number of milliseconds and return the rate.
     Measure(Metric, SocketAddr, u64),
-    /// Send UDP packets of many flows and tell the nanoseconds that each took.
+    /// Send UDP packets of many flows and return the nanoseconds per packet.
     Flows(flows::Plan),
-    /// Tell how many datagrams have reached the sockets of this namespace.
+    /// Return the number of datagrams delivered to the sockets of this namespace.
     Arrived,
 }
 
@@ -78,10 +78,10 @@ impl Worker {
         Ok(Self { name: name.to_owned(), requests, answers, _process: process })
     }
 
-    /// Keeps the worker on the last processor, ahead of everything else there. Client and server then share one
-    /// processor: the rate is that of the whole path's cost in processor time, without the scheduler's choice between
-    /// two processors (which made rates jump by a factor of ten) and without the wake-ups across them (which cost more
-    /// than the path in a virtual machine).
+    /// Keeps the worker on the last processor, with priority over all other tasks there. Client and server then share
+    /// one processor: the rate reflects the CPU time of the whole path, without the scheduler's choice between two
+    /// processors (which made rates vary by a factor of ten) and without wake-ups across them (which cost more than the
+    /// path in a virtual machine).
     pub fn settle(&mut self) -> Result<()> {
         self.ask(&Request::Settle, Duration::ZERO).map(drop)
     }
@@ -91,18 +91,18 @@ impl Worker {
         self.ask(&Request::Serve(ports.to_vec()), Duration::ZERO).map(drop)
     }
 
-    /// Makes load for a slice of time, after a break; the rate in the metric's unit.
+    /// Generates load for a slice of time, after a break; returns the rate in the metric's unit.
     pub fn measure(&mut self, metric: Metric, target: SocketAddr, length: Duration) -> Result<f64> {
         std::thread::sleep(BREAK);
         self.ask(&Request::Measure(metric, target, length.as_millis() as u64), length)
     }
 
-    /// Sends packets of many flows; nanoseconds a packet.
+    /// Sends packets of many flows; returns the nanoseconds per packet.
     pub fn flows(&mut self, plan: &flows::Plan) -> Result<f64> {
         self.ask(&Request::Flows(plan.clone()), Duration::ZERO)
     }
 
-    /// Datagrams that have reached the sockets of the worker's namespace so far.
+    /// Number of datagrams delivered to the sockets of the worker's namespace so far.
     pub fn arrived(&mut self) -> Result<f64> {
         self.ask(&Request::Arrived, Duration::ZERO)
     }
@@ -135,7 +135,7 @@ impl Worker {
     }
 }
 
-/// The worker's side: answers requests until its input ends.
+/// Main function of a worker: answers requests until its input ends.
 pub fn main() -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let answer = match act(serde_json::from_str(&line?)?) {
@@ -159,17 +159,17 @@ fn act(request: Request) -> Result<f64> {
     }
 }
 
-/// Of the real-time priorities the lowest: above all normal work.
+/// The lowest real-time priority, above all normal tasks.
 const PRIORITY: libc::c_int = 1;
 
-/// Keeps this thread on the last processor, ahead of all normal work.
+/// Keeps this thread on the last processor, with priority over all normal tasks.
 pub fn settle() -> Result<()> {
     let count = std::thread::available_parallelism()?.get();
     let mut set = CpuSet::new();
     set.set(count - 1)?;
     sched_setaffinity(Pid::from_raw(0), &set)?;
     let parameter = libc::sched_param { sched_priority: PRIORITY };
-    // SAFETY: the parameter outlives the call, and 0 means this thread; those that it starts inherit it.
+    // SAFETY: the parameter outlives the call, and 0 means this thread; threads that it starts inherit it.
     nix::errno::Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) })?;
     Ok(())
 }

@@ -28,7 +28,7 @@ struct Arguments {
 }
 
 fn main() -> Result<()> {
-    // The load inside namespaces is made by this program, started again.
+    // Workers, which generate load inside namespaces, are this program.
     if std::env::args().nth(1).as_deref() == Some(worker::ARGUMENT) {
         return worker::main();
     }

@@ -1,4 +1,5 @@
-//! `podnet-lab`: the demonstration and the interactive lab; also the program of the lab's agents, supervisors and containers.
+//! `podnet-lab`: the demonstration and the interactive lab; also the program of the lab's agents, supervisors and
+//! containers.
 
 use std::env;
 use std::ffi::OsString;
@@ -88,7 +89,7 @@ fn main() -> Result<ExitCode> {
     }
 }
 
-/// Shows the verifier's figures of each program as they come.
+/// Shows the verifier's statistics of each program as they arrive.
 fn programs(json: bool) -> Result<ExitCode> {
     let mut loader = process::Command::new(env::current_exe()?);
     loader.args(["programs", "--load"]);

@@ -1,4 +1,5 @@
-//! The checks of the demonstration, one function each. What they return is for the reader; what is off is an error.
+//! The checks of the demonstration, one function each. They return a text for the reader, or an error if the check
+//! fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use super::cluster::{Cluster, REPLICAS, SERVER_PORT};
 use crate::lab::{Place, Pod, Service, eventually};
 use crate::traffic::{Ask, Family, Load, LoadReport, Transport};
 
-/// Every pod has addresses of its own, from its node's range.
+/// Every pod has unique addresses in its node's pod CIDRs.
 pub(super) fn unique_ips(cluster: &Cluster) -> Result<String> {
     let all: Vec<IpAddr> = cluster.pods.values().flat_map(|pod| pod.ips.clone()).collect();
     let unique: BTreeSet<_> = all.iter().collect();
@@ -26,7 +27,7 @@ pub(super) fn unique_ips(cluster: &Cluster) -> Result<String> {
     Ok(format!("{} addresses on {} pods, all different", all.len(), cluster.pods.len()))
 }
 
-/// One pod reaches another over TCP, UDP and ICMP of both families, and is seen with its own address.
+/// A pod reaches another over TCP, UDP and ICMP of both families, and is seen with its own address.
 pub(super) fn pod_to_pod(from: &Pod, to: &Pod) -> Result<String> {
     for family in Family::ALL {
         from.place.ping(to.ip(family)).with_context(|| format!("ping {}", to.ip(family)))?;
@@ -58,7 +59,7 @@ pub(super) fn service_up(cluster: &Cluster) -> Result<String> {
     ))
 }
 
-/// Requests from a place are spread over all replicas, none failing.
+/// Requests from a place are distributed over all replicas, without failures.
 pub(super) fn spread(place: &Place, service: &Service, transport: Transport) -> Result<String> {
     const REQUESTS: usize = 90;
     let mut details = Vec::new();
@@ -70,7 +71,8 @@ pub(super) fn spread(place: &Place, service: &Service, transport: Transport) -> 
             ensure!(peer == service.addr(family), "the client's socket shows {peer} instead of the Service");
             *counts.entry(answer.server).or_default() += 1;
         }
-        // One replica's share is binomial with mean 30 and deviation 4.5: 10 is four and a half deviations off.
+        // A replica's share is binomially distributed with mean 30 and standard deviation 4.5; 10 is four and a half
+        // deviations below.
         ensure!(counts.len() == REPLICAS.len(), "{family}: a server that is not a replica answered: {counts:?}");
         ensure!(counts.values().all(|count| *count >= 10), "{family}: not spread evenly: {counts:?}");
         let shares: Vec<_> = counts.values().map(ToString::to_string).collect();
@@ -84,12 +86,12 @@ pub(super) fn examples(cluster: &Cluster) -> [(&Service, Transport); 2] {
     [(&cluster.services.web, Transport::Tcp), (&cluster.services.dns, Transport::Udp)]
 }
 
-/// Where requests come from: a pod on either node, and a process on a host.
+/// Sources of requests: a pod on each node, and a host process.
 pub(super) fn vantage_points(cluster: &Cluster) -> Result<[&Place; 3]> {
     Ok([&cluster.pod("client-1")?.place, &cluster.pod("client-2")?.place, &cluster.lab.node(0).place])
 }
 
-/// From one replica to three and back while requests go on: none is lost, and all replicas get their share.
+/// Scaling from one replica to three and back under load: no request is lost, and all replicas get a share.
 pub(super) fn scaling(cluster: &Cluster) -> Result<String> {
     cluster.scale(1)?;
     settle(cluster, &REPLICAS[..1])?;
@@ -126,7 +128,7 @@ pub(super) fn scaling(cluster: &Cluster) -> Result<String> {
     Ok(format!("{answered} requests from two pods and a host, none lost, the slowest took {} ms", slowest.as_millis()))
 }
 
-/// Waits until exactly these replicas answer, wherever one asks.
+/// Waits until exactly these replicas answer, from all places.
 fn settle(cluster: &Cluster, replicas: &[&str]) -> Result<()> {
     let wanted: BTreeSet<&str> = replicas.iter().copied().collect();
     for place in vantage_points(cluster)? {
@@ -147,7 +149,7 @@ fn settle(cluster: &Cluster, replicas: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A replica is deleted and made again: other addresses, and the service finds it there.
+/// A replica is deleted and recreated with other addresses, and the service follows.
 pub(super) fn recreate(cluster: &mut Cluster) -> Result<String> {
     let name = REPLICAS[2];
     cluster.scale(2)?;
@@ -169,7 +171,7 @@ pub(super) fn recreate(cluster: &mut Cluster) -> Result<String> {
     Ok(format!("{name} was {}, is {}", before[0], after[0]))
 }
 
-/// A machine outside of the cluster gets no answer from a ClusterIP, even when it routes there.
+/// An external machine gets no answer from a ClusterIP, even with a route to it.
 pub(super) fn outside(cluster: &Cluster) -> Result<String> {
     let (client, web) = (cluster.lab.client(), &cluster.services.web);
     for family in Family::ALL {

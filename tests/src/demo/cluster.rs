@@ -1,5 +1,5 @@
-//! The cluster that the demonstration and the shell share: two nodes, a client outside, three replicas of a server,
-//! a client pod on each node, the pod of the tutorial, the Services of `examples/`, and three more for what is measured.
+//! The cluster of demonstration and shell: two nodes, an external client, three replicas of a server, a client pod on
+//! each node, the tutorial's pod, the Services of `examples/`, and three more for measurements.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,30 +9,30 @@ use anyhow::{Context, Result};
 use super::report::PodRow;
 use crate::lab::{Lab, Pod, Service};
 
-/// Manifests of `examples/` that the demonstration applies. The EndpointSlices in them name addresses that no pod has
-/// here, so only their Services are used.
+/// Manifests of `examples/` that the demonstration applies. Their EndpointSlices contain addresses of no pods here, so
+/// only their Services are used.
 const EXAMPLES: [(&str, &str); 2] =
     [("web", include_str!("../../../examples/web.yaml")), ("dns", include_str!("../../../examples/dns.yaml"))];
 
-/// The tutorial's, one of each type.
+/// The tutorial's Services, one of each type.
 const SOURCE_IP: &str = include_str!("../../../examples/source-ip.yaml");
 
-/// The pods: name, index of the node.
+/// Pods: name, index of the node.
 const PODS: [(&str, usize); 6] =
     [("client-1", 0), ("client-2", 1), ("web-0", 0), ("web-1", 1), ("web-2", 0), (SOURCE_IP_APP, 0)];
 
-/// The pod of the tutorial.
+/// Name of the tutorial's pod.
 pub(super) const SOURCE_IP_APP: &str = "source-ip-app";
 
-/// The replicas of the services.
+/// Replicas of the services.
 pub(super) const REPLICAS: [&str; 3] = ["web-0", "web-1", "web-2"];
 
-/// Port of the servers in the pods for what the demonstration itself defines.
+/// Port of the servers in the pods, for Services defined by the demonstration.
 pub(super) const SERVER_PORT: u16 = 7000;
 /// iperf3's port, in pods and Services.
 pub(super) const IPERF_PORT: u16 = 5201;
 
-/// The Services that requests go to.
+/// Services that receive requests.
 #[derive(Debug)]
 pub(super) struct Services {
     /// TCP, from the examples.
@@ -66,7 +66,7 @@ impl Services {
 /// The running cluster.
 #[derive(Debug)]
 pub(super) struct Cluster {
-    // Before the lab: servers stop before their namespaces go.
+    // Before the lab: servers stop before their namespaces are destroyed.
     pub(super) pods: BTreeMap<String, Pod>,
     pub(super) services: Services,
     pub(super) lab: Lab,
@@ -80,12 +80,12 @@ impl Cluster {
         Ok(Self { pods: BTreeMap::new(), services, lab })
     }
 
-    /// Makes the pods through the plugin and starts their servers.
+    /// Creates the pods through the plugin and starts their servers.
     pub(super) fn add_pods(&mut self) -> Result<()> {
         PODS.iter().try_for_each(|(name, node)| self.add_pod(name, *node))
     }
 
-    /// Makes one pod.
+    /// Creates one pod.
     pub(super) fn add_pod(&mut self, name: &str, node: usize) -> Result<()> {
         let mut pod = self.lab.node(node).add_pod(name)?;
         for port in [SERVER_PORT, self.services.web.target(), self.services.dns.target()] {
@@ -95,12 +95,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// A pod that exists.
+    /// An existing pod.
     pub(super) fn pod(&self, name: &str) -> Result<&Pod> {
         self.pods.get(name).with_context(|| format!("there is no pod {name}"))
     }
 
-    /// Applies the example's Services and those of the demonstration, with three replicas.
+    /// Applies the Services of the example and of the demonstration, with three replicas.
     pub(super) fn apply_services(&self) -> Result<()> {
         let Services { web, dns, tutorial, .. } = &self.services;
         for service in [web, dns].into_iter().chain(tutorial) {
@@ -158,7 +158,7 @@ mod tests {
     use crate::traffic::Family;
 
     #[test]
-    fn the_examples_are_dual_stack_and_differ() {
+    fn examples_are_dual_stack_and_distinct() {
         let services = Services::new().unwrap();
         for family in Family::ALL {
             let addrs = [services.web.addr(family), services.dns.addr(family)];

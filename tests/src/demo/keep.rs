@@ -1,8 +1,8 @@
 //! `--keep`: the cluster outlives the command.
 //!
-//! A cluster ends with its process, so the command starts itself again in the background, in a process group that the
-//! terminal does not interrupt, and waits for the result, which comes as one byte through a pipe. Until then the child
-//! ends with its parent; afterwards it stays until it is told to end.
+//! A cluster ends with its process, so the command restarts itself in the background, in a process group that the
+//! terminal does not interrupt, and waits for the result, one byte through a pipe. Until then the child ends with its
+//! parent; afterwards it runs until it gets a signal.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -23,10 +23,10 @@ use super::Options;
 use super::cluster::Cluster;
 use super::scripts;
 
-/// Environment variable with the number of the descriptor to which the result goes.
+/// Environment variable with the number of the descriptor for the result.
 const RESULT_FD: &str = "PODNET_LAB_RESULT_FD";
 
-/// Runs the demonstration in a child that goes on; returns what [`super::run`] returns there.
+/// Runs the demonstration in a child that keeps running; returns the result of [`super::run`] there.
 pub fn run_detached(options: &Options) -> Result<bool> {
     if std::env::var_os(RESULT_FD).is_some() {
         return super::run(options);
@@ -35,11 +35,11 @@ pub fn run_detached(options: &Options) -> Result<bool> {
     let fd = sender.as_raw_fd();
     let mut command = Command::new(std::env::current_exe()?);
     command.args(std::env::args_os().skip(1)).env(RESULT_FD, fd.to_string()).process_group(0);
-    // SAFETY: the closure runs between fork and exec and makes only system calls: it neither allocates nor locks.
+    // SAFETY: the closure runs between fork and exec and only makes system calls; it neither allocates nor locks.
     unsafe {
         command.pre_exec(move || {
             fcntl(std::os::fd::BorrowedFd::borrow_raw(fd), FcntlArg::F_SETFD(FdFlag::empty()))?;
-            // This thread, the command's main one, lives as long as the command.
+            // This is the command's main thread, which lives as long as the command.
             Ok(prctl::set_pdeathsig(Signal::SIGTERM)?)
         });
     }
@@ -49,19 +49,19 @@ pub fn run_detached(options: &Options) -> Result<bool> {
     let pid = Pid::from_raw(child.id() as i32);
     thread::spawn(move || {
         for _ in signals.forever() {
-            // It cleans up; if it is gone, the pipe below is closed.
+            // It cleans up; if it has already exited, the pipe below is closed.
             let _ = kill(pid, Signal::SIGTERM);
         }
     });
     let mut byte = [0];
     match result.read_exact(&mut byte) {
         Ok(()) => Ok(byte[0] == 1),
-        // It ended without having kept anything, and has said why.
+        // It exited without keeping the cluster, and has printed the reason.
         Err(_) => Ok(child.wait()?.success()),
     }
 }
 
-/// In the child: tells how to get in and how to end it, reports the result, and waits for a signal.
+/// In the child: prints how to enter and how to stop the cluster, reports the result, and waits for a signal.
 pub(super) fn until_told(cluster: &Cluster, pass: bool) -> Result<()> {
     let shell = scripts::write(cluster)?;
     println!(
@@ -71,16 +71,16 @@ pub(super) fn until_told(cluster: &Cluster, pass: bool) -> Result<()> {
     );
     io::stdout().flush()?;
     let Ok(fd) = std::env::var(RESULT_FD).unwrap_or_default().parse::<RawFd>() else { return Ok(()) };
-    // Whoever reads the command's output must see its end.
+    // A reader of the command's output has to see its end.
     let null = File::options().write(true).open("/dev/null")?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
     prctl::set_pdeathsig(None)?;
-    // SAFETY: the parent opened this descriptor for us, and nothing else in this process uses it.
+    // SAFETY: the parent opened this descriptor for this process, and nothing else uses it.
     let mut sender = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     sender.write_all(&[u8::from(pass)])?;
     drop(sender);
-    // The lab's handler removes the cluster at a signal and ends the process.
+    // On a signal, the lab's handler removes the cluster and ends the process.
     loop {
         thread::park();
     }

@@ -1,4 +1,4 @@
-//! The demonstration: what podnet does, shown on a cluster of two nodes in less than a minute, every statement checked.
+//! The demonstration: podnet's features on a cluster of two nodes, in less than a minute, with every statement checked.
 
 mod checks;
 mod cluster;
@@ -21,19 +21,19 @@ use tutorial::Tutorial;
 pub use keep::run_detached;
 pub use shell::shell;
 
-/// What the user asked for.
+/// Options of the command.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Where to write what was seen.
+    /// File for the results.
     pub json: Option<PathBuf>,
-    /// Whether the cluster stays up afterwards.
+    /// Whether the cluster is kept afterwards.
     pub keep: bool,
 }
 
-/// Runs the demonstration; true if all was as it should be.
+/// Runs the demonstration; true if all checks passed.
 ///
 /// # Errors
-/// The JSON file can't be written, or the kept cluster's scripts can't. All else that goes wrong is part of the report.
+/// The JSON file or the scripts of the kept cluster cannot be written. All other failures are part of the report.
 pub fn run(options: &Options) -> Result<bool> {
     println!("podnet: pod networking and Services on two nodes in network namespaces");
     let mut report = Report::new();
@@ -56,7 +56,7 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(pass)
 }
 
-/// Goes through all checks; returns the cluster when it has its pods, so that it can be kept.
+/// Runs all checks; returns the cluster once it has its pods, so that it can be kept.
 fn show(mut cluster: Cluster, report: &mut Report) -> Option<Cluster> {
     let nodes: Vec<_> = cluster.lab.nodes().iter().map(|node| format!("{} ready", node.name())).collect();
     report.check("two nodes with a daemon each", Ok(nodes.join(", ")));
@@ -141,7 +141,7 @@ fn show_traffic(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Goes through the tutorial's parts; returns what the pod saw.
+/// Runs the parts of the tutorial; returns the source addresses that the pod saw.
 fn play_tutorial(cluster: &Cluster, report: &mut Report) -> Vec<SourceRow> {
     let mut tutorial = Tutorial::new(cluster);
     report.check("ClusterIP", tutorial.cluster_ip());

@@ -1,4 +1,4 @@
-//! What the demonstration has seen: printed as it goes, written as JSON in the end.
+//! Results of the demonstration: printed as they arrive, written as JSON at the end.
 
 use std::fs;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use serde::Serialize;
 
-/// Everything that was seen; the JSON file is this structure.
+/// All results, in the structure of the JSON file.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) checks: Vec<Check>,
@@ -21,7 +21,7 @@ pub(super) struct Report {
     start: Instant,
 }
 
-/// One statement about the cluster, and whether it holds.
+/// A statement about the cluster, and whether it holds.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
     pub(super) name: String,
@@ -37,7 +37,7 @@ pub(super) struct PodRow {
     pub(super) ips: Vec<IpAddr>,
 }
 
-/// Which source address a backend saw.
+/// Source address that a backend saw.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct SourceRow {
     pub(super) client: String,
@@ -51,7 +51,7 @@ pub(super) struct SourceRow {
     pub(super) pass: bool,
 }
 
-/// One measurement of throughput.
+/// A measurement of throughput.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ThroughputRow {
     pub(super) path: String,
@@ -65,12 +65,12 @@ impl Report {
         Self { checks, pods, source_ip, throughput, start: Instant::now() }
     }
 
-    /// Announces the next part.
+    /// Prints the heading of the next part.
     pub(super) fn heading(&self, title: &str) {
         println!("\n── {title} ({:.0} s) ──", self.start.elapsed().as_secs_f64());
     }
 
-    /// Records and prints what a check found; `Ok` holds what was seen, an error is what is off.
+    /// Records and prints a check; `Ok` contains the observation, an error the failure.
     pub(super) fn check(&mut self, name: impl Into<String>, found: Result<String>) {
         let (name, pass) = (name.into(), found.is_ok());
         let detail = found.unwrap_or_else(|error| format!("{error:#}"));
@@ -78,7 +78,7 @@ impl Report {
         self.checks.push(Check { name, pass, detail });
     }
 
-    /// The checks that did not pass.
+    /// The failed checks.
     pub(super) fn failures(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| !check.pass)
     }
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_json_has_the_documented_form() {
+    fn json_has_the_documented_form() {
         let mut report = Report::new();
         report.check("a", Ok("fine".into()));
         report.check("b", Err(anyhow::anyhow!("inner").context("outer")));

@@ -1,5 +1,5 @@
-//! Small programs in the lab's directory, with which a person moves about in the cluster: `node NAME CMD…`,
-//! `pod NAME CMD…`, `lab-shell`, beside links to `podnet` and `podnet-cni`.
+//! Scripts in the lab's directory for moving about in the cluster: `node NAME CMD…`, `pod NAME CMD…` and `lab-shell`,
+//! beside links to `podnet` and `podnet-cni`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use super::cluster::Cluster;
 use crate::traffic::Family;
 
-/// Writes them; returns the path of `lab-shell`.
+/// Writes the scripts; returns the path of `lab-shell`.
 pub(super) fn write(cluster: &Cluster) -> Result<PathBuf> {
     let dir = cluster.lab.dir().join("bin");
     fs::create_dir_all(&dir).context("cannot make the directory of scripts")?;
@@ -89,7 +89,7 @@ fn rc(cluster: &Cluster) -> String {
     }
     let services = &cluster.services;
     let (web, web6) = (services.web.addr(Family::V4), services.web.addr(Family::V6));
-    // Of the node with the pod: the demonstration leaves the Service with the traffic policy Local.
+    // On the pod's node: the demonstration leaves the Service with externalTrafficPolicy Local.
     let node_port = SocketAddr::new(cluster.lab.node(0).ip(Family::V4), services.tutorial[1].at_nodes());
     write!(
         text,

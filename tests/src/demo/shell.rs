@@ -9,7 +9,7 @@ use super::cluster::Cluster;
 use super::scripts;
 use crate::lab::spawn;
 
-/// Brings the cluster up, runs the shell on the terminal, and ends the cluster with it.
+/// Starts the cluster, runs the shell on the terminal, and ends the cluster with it.
 pub fn shell() -> Result<ExitStatus> {
     println!("starting two nodes and six pods …");
     let mut cluster = Cluster::start()?;

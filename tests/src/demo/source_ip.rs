@@ -1,4 +1,4 @@
-//! Which source address a backend sees, for each mode, family, protocol and kind of client.
+//! Source addresses that a backend sees, for each mode, family, protocol and kind of client.
 
 use std::net::IpAddr;
 
@@ -9,14 +9,14 @@ use super::report::{SourceRow, mark, table};
 use crate::lab::{Place, Service, eventually};
 use crate::traffic::{Family, Transport};
 
-/// A client, and what its packets' source should become.
+/// A client, and the expected source address of its packets.
 struct Case<'a> {
     client: String,
     place: &'a Place,
     expected: IpAddr,
 }
 
-/// Asks in every combination.
+/// Sends requests in every combination.
 pub(super) fn observe(cluster: &Cluster) -> Result<Vec<SourceRow>> {
     let mut rows = Vec::new();
     for (mode, service) in &cluster.services.modes {
@@ -31,7 +31,7 @@ pub(super) fn observe(cluster: &Cluster) -> Result<Vec<SourceRow>> {
     Ok(rows)
 }
 
-/// The clients of the one backend, web-0 on node1.
+/// Clients of the single backend, web-0 on node1.
 fn cases<'a>(cluster: &'a Cluster, mode: &str, family: Family) -> Result<Vec<Case<'a>>> {
     let mut cases = Vec::new();
     for (name, what) in [("client-1", "pod, same node"), ("client-2", "pod, other node")] {
@@ -41,7 +41,7 @@ fn cases<'a>(cluster: &'a Cluster, mode: &str, family: Family) -> Result<Vec<Cas
     }
     let backend = cluster.pod("web-0")?;
     let range: ipnetwork::IpNetwork = backend.node().pod_cidrs()[family as usize].parse()?;
-    // The address after the network's own is reserved for this.
+    // The address after the network address is reserved for hairpin connections.
     let hairpin = range.iter().nth(1).expect("a pod CIDR has more than one address");
     cases.push(Case { client: "web-0 (the backend itself)".into(), place: &backend.place, expected: hairpin });
     for (node, what) in cluster.lab.nodes().iter().zip(["same node", "other node"]) {
@@ -53,7 +53,7 @@ fn cases<'a>(cluster: &'a Cluster, mode: &str, family: Family) -> Result<Vec<Cas
 
 fn ask(case: &Case<'_>, service: &Service, mode: &str, family: Family, transport: Transport) -> SourceRow {
     let frontend = service.addr(family);
-    // The first request may come before the daemon has read the manifest.
+    // The daemon may not have read the manifest yet.
     let answer = eventually("an answer", || Ok(case.place.ask(transport, frontend)?));
     let (seen, backend, pass) = match answer {
         Ok(answer) => (answer.seen.ip().to_string(), answer.server, answer.seen.ip() == case.expected),
@@ -72,7 +72,7 @@ fn ask(case: &Case<'_>, service: &Service, mode: &str, family: Family, transport
     }
 }
 
-/// Prints the table: one line for the two protocols where they agree.
+/// Prints the table; the two protocols share a line where they agree.
 pub(super) fn print(rows: &[SourceRow]) {
     let mut lines: Vec<(Vec<String>, Vec<&str>)> = Vec::new();
     for row in rows {

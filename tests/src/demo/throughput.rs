@@ -1,4 +1,4 @@
-//! iperf3 between pods: to the pod's own address, and to it through the ClusterIP. Medians of short runs in turns; the
+//! iperf3 between pods: to the pod's own address, and to the ClusterIP. Medians of short alternating runs; the
 //! benchmarks measure it properly.
 
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use super::report::ThroughputRow;
 use crate::lab::Node;
 use crate::traffic::{Family, IperfLoad, IperfServer, iperf};
 
-/// Seconds of each run.
+/// Duration of each run in seconds.
 const SECONDS: u32 = 1;
-/// Runs of each path. Direct and through the ClusterIP take turns, since machines are not equally fast all the time.
+/// Runs of each path, alternating between direct and ClusterIP, because the machine's speed varies over time.
 const ROUNDS: usize = 5;
 
 /// Measures both paths on one node and across nodes.
@@ -42,7 +42,7 @@ pub(super) fn measure(cluster: &Cluster) -> Result<Vec<ThroughputRow>> {
     Ok(rows)
 }
 
-/// What the nodes' datapaths know of the flows, for a run that hangs.
+/// State of the flows in the nodes' datapaths, for a run that hangs.
 fn datapath(cluster: &Cluster) -> String {
     let told = |node: &Arc<Node>| {
         let ask = |command: &[&str]| {
@@ -57,7 +57,7 @@ fn datapath(cluster: &Cluster) -> String {
     cluster.lab.nodes().iter().map(told).collect::<Vec<_>>().join("\n")
 }
 
-/// The middle value of an odd number of them.
+/// Median of an odd number of values.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,8 +1,8 @@
 //! The Kubernetes tutorial "Using Source IP" from end to end, with the Services of `examples/source-ip.yaml`.
 //!
-//! One pod on node1 tells whom it sees. A pod asks at the ClusterIP; the client outside asks at a port of each node, and at
-//! the load balancer's address. The balancer is the client's own route, which leads to one of the nodes: with
-//! `externalTrafficPolicy: Local` to the one whose health check says that the pod is there.
+//! A pod on node1 reports the source address of requests. A pod sends requests to the ClusterIP, and the external
+//! client to a NodePort of each node and to the load balancer's address. The load balancer is the client's own route to
+//! one of the nodes; with `externalTrafficPolicy: Local`, to the node whose health check reports the pod.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,12 +13,12 @@ use super::report::SourceRow;
 use crate::lab::{Node, Place, client_ip, eventually};
 use crate::traffic::{Family, Outcome, Transport, http_get};
 
-/// What the table says where nobody may answer.
+/// Value in the table for packets that must be dropped.
 const DROPPED: &str = "dropped";
-/// The port that Kubernetes would allocate for the load balancer's questions.
+/// The healthCheckNodePort that Kubernetes would allocate.
 const HEALTH_CHECK: u16 = 32_122;
 
-/// The tutorial on its way.
+/// The tutorial in progress.
 pub(super) struct Tutorial<'a> {
     cluster: &'a Cluster,
     rows: Vec<SourceRow>,
@@ -29,7 +29,7 @@ impl<'a> Tutorial<'a> {
         Self { cluster, rows: Vec::new() }
     }
 
-    /// What was seen so far.
+    /// Rows so far.
     pub(super) fn rows(self) -> Vec<SourceRow> {
         self.rows
     }
@@ -38,7 +38,8 @@ impl<'a> Tutorial<'a> {
         self.cluster.lab.node(index)
     }
 
-    /// Asks, and writes a row; `expected` is the source that the pod must see, or nothing where packets are dropped.
+    /// Sends requests and adds a row; `expected` is the source address that the pod must see, or `None` if packets must
+    /// be dropped.
     fn ask(&mut self, client: &str, place: &Place, frontend: SocketAddr, mode: &str, expected: Option<IpAddr>) {
         let wanted = expected.map_or(Outcome::Silence, |ip| Outcome::answer(SOURCE_IP_APP, ip));
         let mut last = Outcome::Silence;
@@ -65,7 +66,7 @@ impl<'a> Tutorial<'a> {
         });
     }
 
-    /// All rows since `start` are as they should be.
+    /// Requires that all rows since `start` are as expected.
     fn passed(&self, start: usize, what: String) -> Result<String> {
         let wrong = self.rows[start..].iter().filter(|row| !row.pass).count();
         ensure!(wrong == 0, "{wrong} of {} rows of the table differ", self.rows.len() - start);
@@ -113,7 +114,7 @@ impl<'a> Tutorial<'a> {
         )
     }
 
-    /// The same with `externalTrafficPolicy: Local`, on the nodes with and without the pod.
+    /// Same, with `externalTrafficPolicy: Local`, on the nodes with and without the pod.
     pub(super) fn node_port_local(&mut self) -> Result<String> {
         let start = self.rows.len();
         let service = self.cluster.services.tutorial[1].clone().external_local();
@@ -147,7 +148,7 @@ impl<'a> Tutorial<'a> {
         self.passed(start, "as at a NodePort of the node that the load balancer chooses".to_owned())
     }
 
-    /// The same with `externalTrafficPolicy: Local`: the balancer asks the nodes' health checks first.
+    /// Same, with `externalTrafficPolicy: Local`: the load balancer first queries the nodes' health checks.
     pub(super) fn load_balancer_local(&mut self) -> Result<String> {
         let start = self.rows.len();
         let service = self.cluster.services.tutorial[2].clone().external_local().health_check(HEALTH_CHECK);
@@ -175,7 +176,7 @@ impl<'a> Tutorial<'a> {
         self.passed(start, format!("health check on port {HEALTH_CHECK}: {}; the pod sees the client", said.join(", ")))
     }
 
-    /// The client asks at the balancer's address, which leads to this node.
+    /// A request of the client to the load balancer's address, which leads to this node.
     fn balanced(&mut self, node: &Node, family: Family, mode: &str, expected: Option<IpAddr>) -> Result<()> {
         let service = &self.cluster.services.tutorial[2];
         let ip = service.ingress(family).context("the load balancer has no address")?;

@@ -1,9 +1,10 @@
-//! The agent: one small process a node, which holds the node's namespaces and makes sockets inside them. A node with pods
-//! has a second one for them, in a cgroup below the node's, as a container runtime has its pods' processes.
+//! The agent: one small process per node, which holds the node's namespaces and creates sockets inside them. A node
+//! with pods has a second one for the pods' sockets, in a cgroup below the node's, where a container runtime would have
+//! their processes.
 //!
-//! `podnet-lab agent` is started inside the node's cgroup, makes the mount, host name and cgroup namespaces, and then serves
-//! one kind of request on its standard input (a `SOCK_SEQPACKET` socket): "a socket of this domain, type and protocol
-//! in the network namespace whose descriptor comes along". It ends when the harness closes the other end.
+//! `podnet-lab agent` is started inside the node's cgroup, creates the mount, UTS and cgroup namespaces, and then
+//! serves one kind of request on its standard input (a `SOCK_SEQPACKET` socket): create a socket of this domain, type
+//! and protocol in the network namespace whose descriptor is attached. It exits when the harness closes the other end.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -25,10 +26,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::process::Process;
 
-/// The harness's side of an agent.
+/// The harness's end of an agent.
 #[derive(Debug)]
 pub(super) struct Agent {
-    // Declared before the process: closing it lets the agent end by itself.
+    // Declared before the process: the agent exits when this is closed.
     channel: Mutex<OwnedFd>,
     process: Process,
     namespaces: Vec<OwnedFd>,
@@ -36,29 +37,29 @@ pub(super) struct Agent {
     of_pods: Mutex<Option<Arc<Agent>>>,
 }
 
-/// What an agent was started with.
+/// Arguments with which an agent was started.
 #[derive(Debug)]
 struct Site {
     program: PathBuf,
     name: String,
-    /// What it writes to standard error.
+    /// File for its standard error.
     log: PathBuf,
     netns: OwnedFd,
     cgroup: Option<PathBuf>,
 }
 
-/// What an agent prepares before it serves.
+/// What an agent sets up before it serves requests.
 #[derive(Debug)]
 pub(super) struct Setup<'a> {
-    /// The program that holds [`serve`]: `podnet-lab`.
+    /// The program that contains [`serve`]: `podnet-lab`.
     pub(super) program: &'a Path,
-    /// Host name inside.
+    /// Host name in its UTS namespace.
     pub(super) name: &'a str,
-    /// The network namespace that it starts in.
+    /// Its initial network namespace.
     pub(super) netns: BorrowedFd<'a>,
-    /// The cgroup that it joins and that becomes the root of its cgroup namespace.
+    /// The cgroup that it joins, which becomes the root of its cgroup namespace.
     pub(super) cgroup: Option<&'a Path>,
-    /// Directory that becomes `/run`.
+    /// Directory mounted at `/run`.
     pub(super) run: &'a Path,
 }
 
@@ -85,7 +86,7 @@ impl Agent {
         Self::launch(site, Some(setup.run), enter)
     }
 
-    /// The agent of the node's pods.
+    /// The agent for the node's pods.
     pub(super) fn of_pods(&self) -> Result<Arc<Self>> {
         let mut of_pods = self.of_pods.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(agent) = &*of_pods {
@@ -105,7 +106,7 @@ impl Agent {
         Ok(of_pods.insert(Arc::new(Self::launch(site, None, enter)?)).clone())
     }
 
-    /// Starts the process, which calls `enter` before it becomes the program.
+    /// Starts the process, which calls `enter` before exec.
     fn launch(
         site: Site,
         run: Option<&Path>,
@@ -115,13 +116,13 @@ impl Agent {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).context("socketpair")?;
         let mut command = Command::new(&site.program);
         command.arg("agent").arg(&site.name).args(run).stdin(Stdio::from(theirs));
-        // Not the harness's own: whoever reads that must see its end.
+        // Not the harness's output: a reader of that has to see its end.
         command.stdout(Stdio::null()).stderr(File::create(&site.log)?);
-        // SAFETY: `enter` runs between fork and exec and makes only system calls: it neither allocates nor locks.
+        // SAFETY: `enter` runs between fork and exec and only makes system calls; it neither allocates nor locks.
         unsafe { command.pre_exec(enter) };
         let process = Process::start(command)
             .with_context(|| format!("cannot start {}: `cargo xtask build` makes it", site.program.display()))?;
-        // The command owned the other end; now only the agent has it.
+        // The command held the other end; now only the agent has it.
         if !matches!(receive(&ours), Ok(([0, ..], _))) {
             let log = fs::read_to_string(&site.log).unwrap_or_default();
             bail!("cannot set up the namespaces of {}: {log}", site.name);
@@ -133,12 +134,12 @@ impl Agent {
         Ok(Self { channel: Mutex::new(ours), process, namespaces, site, of_pods: Mutex::default() })
     }
 
-    /// Process id: its namespaces are the node's.
+    /// Process id; its namespaces are the node's.
     pub(super) fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Has the agent make a socket.
+    /// Requests a socket from the agent.
     pub(super) fn socket(
         &self,
         netns: BorrowedFd<'_>,
@@ -156,7 +157,8 @@ impl Agent {
         }
     }
 
-    /// What a child calls between fork and exec to be in the given network namespace and in all else on this node.
+    /// Returns a function that a child calls between fork and exec to enter the given network namespace and the node's
+    /// other namespaces and cgroup.
     pub(super) fn entrance(
         &self,
         netns: BorrowedFd<'_>,
@@ -164,7 +166,7 @@ impl Agent {
         self.entrance_by(self.site.cgroup.as_deref().map(open_procs).transpose()?, netns)
     }
 
-    /// The same with a cgroup's file that takes processes, or in the cgroup where the harness is.
+    /// Same, with an open `cgroup.procs` to join, or in the harness's cgroup.
     pub(super) fn entrance_by(
         &self,
         procs: Option<File>,
@@ -187,7 +189,7 @@ impl Agent {
         let mounts = self.namespaces.last().expect("the mount namespace is the last");
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                // A thread shares its root and working directory with the others until it says otherwise.
+                // A thread shares its root and working directory with the others until it unshares them.
                 unshare(CloneFlags::CLONE_FS)?;
                 setns(mounts, CloneFlags::CLONE_NEWNS)?;
                 Ok(work())
@@ -197,8 +199,8 @@ impl Agent {
     }
 }
 
-/// The agent's main function: `run` becomes `/run`, then requests are served until the harness is gone. Without `run` the
-/// namespaces are another agent's, and ready.
+/// Main function of the agent: mounts `run` at `/run`, then serves requests until the harness closes the channel.
+/// Without `run`, the namespaces are those of another agent and already set up.
 pub fn serve(name: &str, run: Option<&Path>) -> Result<()> {
     let channel = io::stdin().as_fd().try_clone_to_owned()?;
     if let Some(Err(error)) = run.map(|run| set_up(name, run)) {
@@ -225,39 +227,40 @@ pub fn serve(name: &str, run: Option<&Path>) -> Result<()> {
     }
 }
 
-/// Mounts what makes this process's mount namespace a node's.
+/// Sets up this process's mount namespace as that of a node.
 fn set_up(name: &str, run: &Path) -> Result<()> {
     let none: Option<&str> = None;
     sethostname(name).context("cannot set the host name")?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make / private")?;
-    // What lies under mounts of ours is still in the list of all mounts, where container runtimes would find it first.
+    // The list of mounts also contains those hidden by ours, and container runtimes would find them first.
     ["/sys", "/run"].into_iter().try_for_each(unmount_below)?;
     // A new sysfs shows the interfaces of the mounting process's network namespace.
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("cannot mount /sys")?;
-    // In a cgroup namespace of one's own this shows the node's cgroup as root.
+    // In its own cgroup namespace, this shows the node's cgroup as root.
     mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), none)
         .context("cannot mount /sys/fs/cgroup")?;
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("cannot mount /sys/fs/bpf")?;
     mount(Some(run), "/run", none, MsFlags::MS_BIND, none).context("cannot bind /run")?;
-    // What a container runtime mounts there in a namespace of its own, such as pods' network namespaces, all see.
+    // Mounts made here by a container runtime in its own namespace, such as pods' network namespaces, are visible
+    // everywhere.
     mount(none, "/run", none, MsFlags::MS_SHARED, none).context("cannot share /run")?;
     fs::create_dir_all("/run/netns").context("cannot create /run/netns")?;
     Ok(())
 }
 
-/// Takes away what the machine has mounted at this directory and below, in this namespace.
+/// Unmounts everything at this directory and below, in this namespace.
 fn unmount_below(directory: &str) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
     let below: Vec<_> = points.filter(|point| Path::new(point).starts_with(directory)).collect();
     for point in below.into_iter().rev() {
-        // One with a blank in its name is written in another way there. It is left where it is.
+        // Mount points with a blank are escaped in that list; they are left in place.
         let _ = umount2(point, MntFlags::MNT_DETACH);
     }
     Ok(())
 }
 
-/// Opens the file of a cgroup that takes processes.
+/// Opens the `cgroup.procs` of a cgroup.
 fn open_procs(cgroup: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"))
 }
@@ -280,7 +283,7 @@ fn receive(channel: &OwnedFd) -> io::Result<([i32; 3], Option<OwnedFd>)> {
     let mut fd = None;
     for part in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = part {
-            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+            // SAFETY: the kernel has just created these descriptors for this process, and nothing else uses them.
             fd = fds.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) });
         }
     }

@@ -1,33 +1,34 @@
-//! Where the programs under test are.
+//! Paths of the programs under test.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-/// Environment variable with the directory of `podnet` and `podnet-cni`; `cargo xtask` sets it.
+/// Environment variable with the directory of `podnet` and `podnet-cni`, set by `cargo xtask`.
 pub const BIN_DIR: &str = "PODNET_BIN_DIR";
 
-/// Where, beside them, the daemon is that [`Binaries::later`] names; `cargo xtask test` builds it.
+/// Path of [`Binaries::later`] relative to that directory; `cargo xtask test` builds it.
 pub const LATER: &str = "later/podnet";
 
-/// The programs that a lab runs.
+/// Programs that a lab runs.
 #[derive(Clone, Debug)]
 pub struct Binaries {
-    /// The daemon and command line tool.
+    /// Daemon and command line tool.
     pub podnet: PathBuf,
     /// The CNI plugin.
     pub plugin: PathBuf,
-    /// The daemon as a later version could be, whose tables have other layouts, if it was built.
+    /// A possible later version of the daemon, with other table layouts, if it was built.
     pub later: Option<PathBuf>,
-    /// The lab's own program, which holds the agent.
+    /// The lab's own program, with the agent.
     pub lab: PathBuf,
-    /// The same as it is built for release: static, so that it runs in a container that has nothing else.
+    /// Static release build of the same program, which can run in an otherwise empty container.
     pub contained: PathBuf,
 }
 
 impl Binaries {
-    /// Finds them: in [`BIN_DIR`], else beside the running program or, for a test in `target/*/deps`, one level up.
+    /// Finds the programs: in [`BIN_DIR`], or else beside the running program or, for a test in `target/*/deps`, one
+    /// level up.
     pub fn find() -> Result<Self> {
         let exe = env::current_exe().context("where is this program?")?;
         let near: Vec<&Path> = exe.ancestors().skip(1).take(2).collect();
@@ -39,7 +40,7 @@ impl Binaries {
                 anyhow!("there is no {name} in {dirs:?}: run `cargo xtask build`, or set {BIN_DIR} to where it is")
             })
         };
-        // The agent speaks with this very build of the library, so the one nearby comes first.
+        // The agent's protocol has no versions, so prefer the program of the same build.
         let lab = first_in(&near, "podnet-lab").map_or_else(|| tested("podnet-lab"), Ok)?;
         let contained = tested("podnet-lab")?;
         let later = tested(LATER).ok();

@@ -32,7 +32,7 @@ pub enum Families {
 }
 
 impl Families {
-    /// The families, in order.
+    /// The families, IPv4 first.
     pub fn list(self) -> &'static [Family] {
         match self {
             Self::V4 => &[Family::V4],
@@ -42,7 +42,7 @@ impl Families {
     }
 }
 
-/// What makes a router of a machine, one that tells of every packet which it can't forward.
+/// Settings of a machine that routes and sends an ICMP error for every packet that it cannot forward.
 const ROUTER: [(&str, &str); 6] = [
     ("net.ipv4.ip_forward", "1"),
     ("net.ipv6.conf.all.forwarding", "1"),
@@ -73,7 +73,7 @@ fn serve_api(fabric: &Place, abilities: Abilities) -> Result<Api> {
     Api::serve(socket.into(), abilities)
 }
 
-/// What the lab is to be; see [`Lab::builder`].
+/// Specification of a lab; see [`Lab::builder`].
 pub struct Builder {
     nodes: usize,
     families: Families,
@@ -129,26 +129,27 @@ impl Builder {
         self
     }
 
-    /// Whether there is a machine outside of the cluster.
+    /// Adds an external machine on the nodes' link.
     pub fn client(mut self, wanted: bool) -> Self {
         self.client = wanted;
         self
     }
 
-    /// Whether there is a machine outside that is two routers away.
+    /// Adds an external machine behind two routers.
     pub fn far(mut self, wanted: bool) -> Self {
         self.far = wanted;
         self
     }
 
-    /// Whether the nodes' link is like one of real wires: checksums are complete, no packet is larger than the MTU, and
-    /// native XDP programs can send.
+    /// Makes the nodes' link behave like physical wires: checksums are complete, no packet exceeds the MTU, and native
+    /// XDP programs can transmit.
     pub fn plain_links(mut self, wanted: bool) -> Self {
         self.plain_links = wanted;
         self
     }
 
-    /// Whether the nodes share no link, as they see it: they reach each other through the fabric, a router.
+    /// Places each node on a link of its own, as far as it can tell: the nodes reach each other through the fabric, a
+    /// router.
     pub fn routed(mut self, wanted: bool) -> Self {
         self.routed = wanted;
         self
@@ -166,19 +167,19 @@ impl Builder {
         self
     }
 
-    /// Whether the daemons are started; with `false`, [`Node::start_daemon`] does it later.
+    /// Starts the daemons; with `false`, call [`Node::start_daemon`] later.
     pub fn daemons(mut self, wanted: bool) -> Self {
         self.daemons = wanted;
         self
     }
 
-    /// Has the daemons' objects come from a Kubernetes API server that can do this, instead of manifests.
+    /// Supplies the daemons' objects from a Kubernetes API server with these abilities instead of manifests.
     pub fn api(mut self, abilities: Abilities) -> Self {
         self.api = Some(abilities);
         self
     }
 
-    /// Changes a node's daemon configuration before the first start.
+    /// Changes a node's daemon configuration before its first start.
     pub fn config(mut self, change: impl Fn(usize, &mut Config) + 'static) -> Self {
         self.config.push(Box::new(change));
         self
@@ -211,7 +212,7 @@ impl Builder {
         let lab = Lab { nodes, client, far, fabric, api, _xdp: self.xdp.take(), scrap };
         lab.apply_nodes(|_, _| {})?;
         if self.daemons {
-            // Together: each takes a moment to load its programs.
+            // In parallel: each takes a moment to load its programs.
             std::thread::scope(|scope| {
                 let starts: Vec<_> = lab.nodes.iter().map(|node| scope.spawn(|| node.start_daemon())).collect();
                 starts.into_iter().try_for_each(|start| start.join().expect("starting a daemon does not panic"))
@@ -263,7 +264,7 @@ impl Builder {
     }
 
     fn connect_fabric(&self, fabric: &Place) -> Result<()> {
-        // The bridge switches frames; the machine's setting to show them to iptables is not for it.
+        // The bridge only switches frames; the machine's setting that passes them to iptables must not apply.
         for table in ["arptables", "ip6tables", "iptables"] {
             let name = format!("net.bridge.bridge-nf-call-{table}");
             if fabric.sysctl(&name).is_ok() {
@@ -276,7 +277,7 @@ impl Builder {
         }
         if self.routed {
             make_router(fabric)?;
-            // It would tell them that they share a link.
+            // Redirects would reveal that the nodes share a link.
             for name in ["all", "br0"] {
                 fabric.set_sysctl(&format!("net.ipv4.conf.{name}.send_redirects"), "0")?;
             }
@@ -284,7 +285,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Makes the fabric a router and puts another one between it and the far machine.
+    /// Makes the fabric a router and places another one between it and the far machine.
     fn connect_far(&self, fabric: &Place, machine: Place, router: Place) -> Result<Far> {
         make_router(fabric)?;
         make_router(&router)?;
@@ -309,8 +310,8 @@ impl Builder {
         Ok(Far { machine, router })
     }
 
-    /// Links a machine to the bridge and gives it the addresses and default routes for its number. `alone`: as far as it
-    /// knows there is only the router on the link.
+    /// Links a machine to the bridge and assigns the addresses and default routes for its number. `alone`: the machine
+    /// sees only the router on its link.
     fn connect(&self, fabric: &Place, machine: &Place, number: usize, alone: bool) -> Result<()> {
         let (mtu, name) = (self.mtu, machine.name());
         let netns = fd_path(machine.netns());
@@ -341,17 +342,17 @@ impl Builder {
     }
 }
 
-/// A machine outside of the cluster, with nothing but its loopback interface.
+/// An external machine with only a loopback interface.
 pub(super) fn machine(scrap: &Scrap, program: &Path, name: &str) -> Result<Place> {
     let run = scrap.dir.join(name);
     fs::create_dir(&run)?;
     place(program, name, None, &run)
 }
 
-/// The number of the client outside in its addresses, which are those of no node.
+/// Number of the external client in its addresses; no node has it.
 const CLIENT: usize = 100;
 
-/// The address of the client outside.
+/// Address of the external client.
 pub fn client_ip(family: Family) -> IpAddr {
     address(family, CLIENT)
 }
@@ -360,7 +361,7 @@ pub fn client_ip(family: Family) -> IpAddr {
 fn address(family: Family, number: usize) -> IpAddr {
     let text = match family {
         Family::V4 => format!("172.30.0.{number}"),
-        // The digits of the number, read as hexadecimal, so that both families look alike.
+        // The decimal digits, written as hexadecimal, so that both families look alike.
         Family::V6 => format!("fd00:30::{number}"),
     };
     text.parse().expect("is an address")

@@ -1,4 +1,4 @@
-//! Several cases on one lab: starting a lab takes seconds, since the kernel examines the programs of every node.
+//! Several test cases on one lab: starting a lab takes seconds, because the kernel verifies the programs of every node.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Instant;
@@ -7,14 +7,14 @@ use anyhow::{Result, ensure};
 
 use super::Lab;
 
-/// A case: its name, and what it does on a site.
+/// A case: name and function.
 pub type Case<S> = (&'static str, fn(&S) -> Result<()>);
 
-/// Runs cases one after another, also after one has failed. Each finds no manifests but the Nodes'; what else a case
-/// changes it sets right itself.
+/// Runs cases in sequence, continuing after failures. Each case starts with the Nodes' manifests only, and must itself
+/// revert all other changes.
 ///
 /// # Errors
-/// Some cases failed: their names and errors.
+/// The names and errors of failed cases.
 pub fn run_cases<S>(site: &S, lab: &Lab, cases: &[Case<S>]) -> Result<()> {
     let mut failures = Vec::new();
     for (name, case) in cases {
@@ -24,7 +24,7 @@ pub fn run_cases<S>(site: &S, lab: &Lab, cases: &[Case<S>]) -> Result<()> {
         match result {
             Ok(Ok(())) => println!("case {name} ... ok, {seconds:.1} s"),
             Ok(Err(error)) => failures.push(format!("case {name} after {seconds:.1} s: {error:?}")),
-            // The panic's message has been printed where it happened.
+            // The panic message has already been printed.
             Err(_) => failures.push(format!("case {name} after {seconds:.1} s: panicked")),
         }
         lab.clear()?;
@@ -33,7 +33,8 @@ pub fn run_cases<S>(site: &S, lab: &Lab, cases: &[Case<S>]) -> Result<()> {
     Ok(())
 }
 
-/// Runs functions of a site, whose lab is its field `lab`, as [`run_cases`](crate::lab::run_cases) does, under their own names.
+/// Runs functions as cases, under their own names, on a site whose field `lab` is its lab; see
+/// [`run_cases`](crate::lab::run_cases).
 #[macro_export]
 macro_rules! cases {
     ($site:expr, $($case:ident),+ $(,)?) => {{

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::place::Place;
 use super::process;
 
-/// How long a plugin may take; a runtime would give it minutes.
+/// Timeout of a plugin call; a runtime would wait for minutes.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One invocation of a plugin.
@@ -38,18 +38,18 @@ pub struct Invocation<'a> {
 pub struct CniError {
     /// Error code.
     pub code: u32,
-    /// What went wrong, in short.
+    /// Short description.
     pub msg: String,
-    /// What went wrong, at length.
+    /// Detailed description.
     #[serde(default)]
     pub details: String,
 }
 
 impl Invocation<'_> {
-    /// Runs the plugin on the node, in the host's network namespace, and returns its result (`Null` when it prints none).
+    /// Runs the plugin on the node, in the host's network namespace, and returns its result (`Null` without output).
     ///
     /// # Errors
-    /// A [`CniError`] that the plugin reported, or whatever kept it from running or from speaking the protocol.
+    /// A [`CniError`] reported by the plugin, or a failure to run it or to parse its output.
     pub fn run(&self, node: &Place) -> Result<Value> {
         let mut command = node.helper(self.plugin)?;
         command

@@ -1,8 +1,8 @@
 //! A real control plane for the lab's nodes, in the fabric's namespace and at its address: etcd and kube-apiserver, and
-//! for nodes with [kubelets](super::kubelet) kube-controller-manager and kube-scheduler too.
+//! for nodes with [kubelets](super::kubelet) also kube-controller-manager and kube-scheduler.
 //!
-//! The programs are nobody's but the user's, in the directory that `KUBEBUILDER_ASSETS` names. Whoever has the token may
-//! do everything: rights are tested with the service accounts of pods.
+//! The programs are supplied by the user in the directory `KUBEBUILDER_ASSETS`. The token grants all rights; rights are
+//! tested with the service accounts of pods.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::{Lab, PATIENCE, Place, Process, eventually, output};
 const TOKEN: &str = "lab";
 const SERVICE_CIDRS: &str = "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112";
 
-/// Dropping it ends its processes.
+/// A control plane; its processes end when it is dropped.
 #[derive(Debug)]
 pub struct ControlPlane {
     place: Place,
@@ -45,7 +45,8 @@ impl ControlPlane {
         Ok(control)
     }
 
-    /// Starts what gives nodes their pod CIDRs, keeps EndpointSlices, accounts and workloads, and finds pods a node.
+    /// Starts the programs that allocate pod CIDRs, manage EndpointSlices, service accounts and workloads, and schedule
+    /// pods.
     pub fn add_controllers(&mut self) -> Result<()> {
         let kubeconfig = format!("--kubeconfig={}", self.file("kubeconfig")?);
         let common = [&kubeconfig, "--leader-elect=false", "--secure-port=0"];
@@ -54,10 +55,10 @@ impl ControlPlane {
             "--allocate-node-cidrs",
             "--cluster-cidr=10.244.0.0/16,fd00:244::/48",
             SERVICE_CIDRS,
-            // Else what has the wrong rights would pass unnoticed: each controller is an account of its own.
+            // A separate account per controller; otherwise missing rights would go unnoticed.
             "--use-service-account-credentials",
             &format!("--service-account-private-key-file={}", self.file("account.key")?),
-            // For pods: the API server's certificate is signed by one of its own, which is in the same file.
+            // For pods: the API server's certificate is signed by a CA that is in the same file.
             &format!("--root-ca-file={}/apiserver.crt", self.file("certificates")?),
         ];
         let manager = self.run("kube-controller-manager", &[&common[..], &own].concat())?;
@@ -78,7 +79,7 @@ impl ControlPlane {
             "--service-account-issuer=https://kubernetes.default.svc",
             SERVICE_CIDRS,
             "--authorization-mode=RBAC",
-            // As kubeadm and kind have it: some pods of the cluster's own are.
+            // As in kubeadm and kind; some system pods are privileged.
             "--allow-privileged=true",
             "--kubelet-preferred-address-types=InternalIP",
         ];
@@ -89,12 +90,12 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Ends the API server.
+    /// Stops the API server.
     pub fn pause(&mut self) {
         self.api = None;
     }
 
-    /// Starts a program from the directory, which logs to a file of its name.
+    /// Starts a program from the directory; its log file has its name.
     fn run(&self, program: &str, args: &[&str]) -> Result<Process> {
         let log = File::create(self.directory.join(program).with_extension("log"))?;
         let mut command = self.place.command(self.program(program)?)?;
@@ -113,7 +114,7 @@ impl ControlPlane {
         path(&self.directory.join(name)).map(str::to_owned)
     }
 
-    /// Server and credentials, for daemons and kubelets.
+    /// Kubeconfig with server and credentials, for daemons and kubelets.
     pub fn kubeconfig(&self) -> String {
         json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "lab",
@@ -125,7 +126,7 @@ impl ControlPlane {
         .to_string()
     }
 
-    /// Creates or changes an object and returns what it has become.
+    /// Creates or changes an object and returns the result.
     pub fn apply(&self, object: &Value) -> Result<Value> {
         self.with_api(object, async |api, name| {
             let new: DynamicObject = serde_json::from_value(object.clone())?;
@@ -138,13 +139,13 @@ impl ControlPlane {
         })
     }
 
-    /// Has the server say what an object would become, and whether it knows all of its keys.
+    /// Returns what the server would store for an object; unknown keys are errors.
     pub fn dry_run(&self, object: &Value) -> Result<Value> {
         let params = PatchParams::apply("lab").dry_run().validation_strict();
         self.with_api(object, async |api, name| Ok(api.patch(name, &params, &Patch::Apply(object)).await?))
     }
 
-    /// The objects of a kind that have such fields, of all namespaces.
+    /// Objects of a kind in all namespaces, by field selector.
     pub fn list(&self, api_version: &str, kind: &str, fields: &str) -> Result<Vec<Value>> {
         let of_kind = json!({"apiVersion": api_version, "kind": kind});
         let params = ListParams::default().fields(fields);
@@ -152,7 +153,7 @@ impl ControlPlane {
         Ok(serde_json::from_value(objects)?)
     }
 
-    /// Calls the API for objects of this one's kind and namespace.
+    /// Calls the API for objects of this object's kind and namespace.
     fn with_api<T: Serialize>(
         &self,
         object: &Value,
@@ -187,17 +188,17 @@ impl ControlPlane {
     /// A command of kubectl.
     pub fn kubectl_command(&self, args: &[&str]) -> Result<std::process::Command> {
         let mut command = self.place.command(self.program("kubectl")?)?;
-        // It keeps what it has learnt of the server in the user's directory otherwise.
+        // Otherwise kubectl caches discovery results in the user's home directory.
         command
             .args(["--kubeconfig", &self.file("kubeconfig")?, "--cache-dir", &self.file("kubectl-cache")?])
             .args(args);
         Ok(command)
     }
 
-    /// Runs kubectl and returns what it prints.
+    /// Runs kubectl and returns its standard output.
     ///
     /// # Errors
-    /// What it says, unless its status is 0; or it hasn't ended after [`PATIENCE`].
+    /// Its standard error unless its exit status is 0, or a timeout after [`PATIENCE`].
     pub fn kubectl(&self, args: &[&str], input: &str) -> Result<String> {
         let output = output(self.kubectl_command(args)?, input.as_bytes(), PATIENCE)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

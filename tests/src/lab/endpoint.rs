@@ -1,4 +1,4 @@
-//! An endpoint of a Service: what an EndpointSlice says about one pod.
+//! An endpoint of a Service: the contents of an EndpointSlice about one pod.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Lab, Node, Pod};
 use crate::traffic::Family;
 
-/// One pod, or process in a host network, behind a Service. It is ready unless said otherwise.
+/// A pod, or a process in a host network, behind a Service. Ready by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     ips: Vec<IpAddr>,
@@ -22,7 +22,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Some addresses, on no node in particular.
+    /// Addresses without a node.
     pub fn at(ips: &[IpAddr]) -> Self {
         let (node, zone, target) = (None, None, None);
         let (zone_hints, node_hints) = (Vec::new(), Vec::new());
@@ -35,42 +35,42 @@ impl Endpoint {
         Self { node: Some(pod.node().name().to_owned()), ..Self::at(&pod.ips) }
     }
 
-    /// A pod in the network of this node's host.
+    /// A pod in the host network of this node.
     pub fn host(node: &Node) -> Self {
         Self { node: Some(node.name().to_owned()), ..Self::at(&node.addrs) }
     }
 
-    /// It takes no connections (yet).
+    /// Accepts no connections (yet).
     pub fn not_ready(self) -> Self {
         Self { ready: false, serving: false, ..self }
     }
 
-    /// It is about to end, and serves until then.
+    /// Terminating, but still serving.
     pub fn terminating(self) -> Self {
         Self { ready: false, serving: true, terminating: true, ..self }
     }
 
-    /// It is about to end and serves no longer.
+    /// Terminating, and no longer serving.
     pub fn ending(self) -> Self {
         Self { ready: false, serving: false, terminating: true, ..self }
     }
 
-    /// The zone that it is in.
+    /// Sets its zone.
     pub fn zone(self, zone: &str) -> Self {
         Self { zone: Some(zone.to_owned()), ..self }
     }
 
-    /// Clients of these zones should use it.
+    /// Sets hints for clients in these zones.
     pub fn for_zones(self, zones: &[&str]) -> Self {
         Self { zone_hints: zones.iter().map(|&name| name.to_owned()).collect(), ..self }
     }
 
-    /// Clients on these nodes should use it.
+    /// Sets hints for clients on these nodes.
     pub fn for_nodes(self, nodes: &[&str]) -> Self {
         Self { node_hints: nodes.iter().map(|&name| name.to_owned()).collect(), ..self }
     }
 
-    /// The port that it listens on, where that isn't the Service's `targetPort`.
+    /// Sets its port if it differs from the Service's `targetPort`.
     pub fn target(self, port: u16) -> Self {
         Self { target: Some(port), ..self }
     }
@@ -79,7 +79,7 @@ impl Endpoint {
         self.target
     }
 
-    /// Elements of `endpoints` in a slice of this family: one for each address.
+    /// Elements of `endpoints` in a slice of this family: one per address.
     pub(super) fn objects(&self, family: Family) -> impl Iterator<Item = Value> {
         let names = |list: &[String]| list.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>();
         self.ips.iter().filter(move |ip| Family::of(**ip) == family).map(move |ip| {
@@ -103,7 +103,7 @@ impl Endpoint {
     }
 }
 
-/// What can stand in a list of endpoints.
+/// Types accepted in a list of endpoints.
 pub trait AsEndpoint {
     /// The endpoint.
     fn endpoint(&self, lab: &Lab) -> Endpoint;
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_said_is_not_written() {
+    fn unset_fields_are_omitted() {
         let endpoint = Endpoint::at(&["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
         let objects: Vec<_> = endpoint.objects(Family::V4).collect();
         let conditions = json!({"ready": true, "serving": true, "terminating": false});
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn hints_and_places_have_their_names() {
+    fn hints_zones_and_nodes_are_written() {
         let endpoint = Endpoint::at(&["10.0.0.1".parse().unwrap()]);
         let endpoint = endpoint.zone("a").for_zones(&["a", "b"]).for_nodes(&["node1"]).terminating();
         let object = endpoint.objects(Family::V4).next().unwrap();

@@ -1,9 +1,9 @@
-//! A real kubelet on a node of the lab, with a real [runtime](super::cri): what it starts is what somebody has put into the
-//! API of the [control plane](ControlPlane).
+//! A real kubelet on a node of the lab, with a real [runtime](super::cri); it runs the pods in the API of the [control
+//! plane](ControlPlane).
 //!
-//! It finds the directories of a machine of its own. `/etc`, `/opt` and `/var` are overlays in memory, so that what is
-//! written there is the node's alone, and there is no BPF file system, as on a machine that has just been started. Pods
-//! have no limits and no cgroups of the kubelet's (`cgroupsPerQOS`), as the runtime has none.
+//! It sees the directories of a separate machine. `/etc`, `/opt` and `/var` are overlays in memory, so that files
+//! written there are local to the node, and there is no BPF file system, as on a freshly booted machine. Pods have
+//! neither limits nor cgroups of the kubelet (`cgroupsPerQOS`), since the runtime has none.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,10 +20,10 @@ use serde_json::json;
 use super::cri::{Runtime, install};
 use super::{ControlPlane, NetNs, Node, Place, Process};
 
-/// Where plugins and their lists are on a node unless its administrator says otherwise.
+/// Default directories of plugins and network lists on a node.
 const PLUGINS: [&str; 2] = ["/opt/cni/bin", "/etc/cni/net.d"];
 
-/// What the kubelet wants of the machine, which isn't the node's alone: it is shown that this is so already.
+/// Settings of the whole machine that the kubelet checks: it is shown values that satisfy it.
 const TUNABLES: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -33,10 +33,10 @@ const TUNABLES: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// A node that takes part in the cluster. Dropping it ends kubelet, runtime and containers.
+/// A node of the cluster. Dropping it ends kubelet, runtime and containers.
 #[derive(Debug)]
 pub struct Kubelet {
-    // Dropped in this order, so that nothing is started again.
+    // Order of fields = order of dropping, so that nothing is restarted.
     _process: Process,
     runtime: Runtime,
 }
@@ -84,7 +84,7 @@ impl Kubelet {
         Ok(Place::new(name, Arc::new(NetNs::from(netns)), node.place.agent().of_pods()?))
     }
 
-    /// What is in a directory of the node, by name; nothing if there is no such directory.
+    /// Names in a directory of the node; empty if the directory is missing.
     pub fn list(&self, directory: &str) -> Result<Vec<String>> {
         let read = || match fs::read_dir(directory) {
             Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
@@ -96,7 +96,7 @@ impl Kubelet {
     }
 }
 
-/// Makes a fresh machine's directories, in the node's mount namespace.
+/// Creates the directories of a fresh machine, in the node's mount namespace.
 fn furnish(plugins: [&Path; 2], kubeconfig: &str) -> Result<()> {
     let none: Option<&str> = None;
     let memory = Path::new("/run/kubelet/memory");
@@ -123,14 +123,14 @@ fn furnish(plugins: [&Path; 2], kubeconfig: &str) -> Result<()> {
         mount(Some(&own), &there, none, MsFlags::MS_BIND, none).with_context(|| format!("cannot hide {name}"))?;
     }
     umount2("/sys/fs/bpf", MntFlags::MNT_DETACH).context("cannot unmount /sys/fs/bpf")?;
-    // What kubelet and containers mount there, the runtime and other containers see.
+    // Mounts made there by kubelet and containers are visible to the runtime and to other containers.
     for shared in ["/sys", "/var"] {
         mount(none, shared, none, MsFlags::MS_SHARED, none).with_context(|| format!("cannot share {shared}"))?;
     }
     Ok(())
 }
 
-/// The kubelet's configuration. It lets everybody do everything: only the API server reaches it.
+/// The kubelet's configuration. All requests are authorised; only the API server can reach it.
 fn configuration() -> String {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -143,10 +143,10 @@ fn configuration() -> String {
         "enforceNodeAllocatable": [],
         "failSwapOn": false,
         "protectKernelDefaults": true,
-        // Pods get no resolver: there is no DNS.
+        // Pods get no resolver, since there is no DNS.
         "resolvConf": "",
         "volumePluginDir": "/var/lib/kubelet/volumeplugins",
-        // However full the machine is.
+        // Never evict, however full the machine is.
         "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
         "imageGCHighThresholdPercent": 100,
     })

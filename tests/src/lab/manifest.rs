@@ -1,4 +1,4 @@
-//! Kubernetes objects as `kubectl get -o yaml` would show them, as far as podnet reads them.
+//! Kubernetes objects in the form of `kubectl get -o yaml`, with the fields that podnet reads.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Endpoint;
 use crate::traffic::Family;
 
-/// Objects as one text of YAML documents.
+/// Objects as a text of YAML documents.
 pub fn yaml<'a>(objects: impl IntoIterator<Item = &'a Value>) -> String {
     let text = |object| serde_saphyr::to_string(object).expect("JSON values can be written as YAML");
     objects.into_iter().map(text).collect::<Vec<_>>().join("---\n")
@@ -29,28 +29,28 @@ pub fn node(name: &str, pod_cidrs: &[String], addrs: &[IpAddr]) -> Value {
 /// One port of a Service or EndpointSlice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Port<'a> {
-    /// The name that ties a slice's port to the service's.
+    /// The name that associates a slice's port with the service's.
     pub name: &'a str,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: &'a str,
-    /// The number: of the service in a Service, of the pods in an EndpointSlice.
+    /// Port number: of the service in a Service, of the pods in an EndpointSlice.
     pub number: u16,
 }
 
-/// A ClusterIP Service without selector as text; `source_ip` is the annotation.
+/// A ClusterIP Service without selector, as text; `source_ip` is the annotation.
 pub fn service(name: &str, cluster_ips: &[IpAddr], ports: &[Port<'_>], target: u16, source_ip: Option<&str>) -> String {
     let mut object = service_object(name, cluster_ips, ports, target);
     annotate(&mut object, source_ip);
     yaml([&object])
 }
 
-/// EndpointSlices of a service as text, all endpoints ready: one for each family that has an endpoint.
+/// EndpointSlices of a service as text, with ready endpoints: one per family with endpoints.
 pub fn endpoint_slices(service: &str, ports: &[Port<'_>], endpoints: &[IpAddr]) -> String {
     let endpoints: Vec<_> = endpoints.iter().map(|ip| Endpoint::at(&[*ip])).collect();
     yaml(&slice_objects(service, ports, &endpoints, usize::MAX))
 }
 
-/// Says which source address the service's backends see, where it isn't what the object says anyway.
+/// Adds the annotation for the source address, unless it is the default.
 pub(super) fn annotate(service: &mut Value, source_ip: Option<&str>) {
     if let Some(mode) = source_ip {
         service["metadata"]["annotations"][SOURCE_IP_ANNOTATION] = json!(mode);
@@ -79,7 +79,7 @@ pub(super) fn service_object(name: &str, cluster_ips: &[IpAddr], ports: &[Port<'
     })
 }
 
-/// EndpointSlices of a service: separate ones for each family and target port, with at most `most` endpoints each.
+/// EndpointSlices of a service: one per family and target port, with at most `most` endpoints each.
 pub(super) fn slice_objects(service: &str, ports: &[Port<'_>], endpoints: &[Endpoint], most: usize) -> Vec<Value> {
     let mut slices = Vec::new();
     let mut targets: Vec<_> = endpoints.iter().map(Endpoint::own_target).collect();
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_are_separate_by_family_target_and_size() {
+    fn slices_are_split_by_family_target_and_size() {
         let port = [Port { name: "http", protocol: "TCP", number: 8080 }];
         let endpoints =
             [endpoint("10.244.1.2"), endpoint("10.244.1.3"), endpoint("fd00::2"), endpoint("10.244.1.4").target(9090)];
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_names_its_families_in_order() {
+    fn service_lists_its_families_in_order() {
         let ips = ["fd00:96::1".parse().unwrap(), "10.96.0.1".parse().unwrap()];
         let object = service_object("web", &ips, &[Port { name: "http", protocol: "TCP", number: 80 }], 8080);
         assert_eq!(object["spec"]["clusterIP"], "fd00:96::1");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_is_read_back_as_it_was() {
+    fn yaml_round_trips() {
         let objects = [node("n", &["10.0.0.0/24".into()], &["fd00::1".parse().unwrap()]), json!({"a": ["1", true]})];
         let read: Vec<Value> =
             yaml(&objects).split("---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect();

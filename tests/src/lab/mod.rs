@@ -6,14 +6,14 @@
 //!    eth0          eth0          eth0
 //!  node1 .1      node2 .2      client .100        each a network namespace; nodes also have mounts (their own /sys,
 //!   │ │ │         │ │           (outside)         bpffs, /run), a host name, a cgroup, a daemon and a directory
-//!  pods made by podnet-cni
+//!  pods created by podnet-cni
 //! ```
 //!
-//! Client, router and far are there if wanted; then the fabric forwards as the nodes' default gateway.
+//! Client, router and far are optional; with them, the fabric forwards packets as the nodes' default gateway.
 //!
-//! A namespace lives as long as the harness holds its descriptor or a process is in it, every process dies with the
-//! harness, and what else there is on the machine is scrap that is removed in the end. Nothing is in the
-//! machine's /run/netns, bpffs, routes or firewall. Needs root, iproute2 and a mounted cgroup v2 hierarchy.
+//! A namespace exists as long as the harness holds its descriptor or it contains a process, all processes die with the
+//! harness, and everything else on the machine is removed at the end (see `scrap`). The machine's /run/netns, bpffs,
+//! routes and firewall are not used. Requires root, iproute2 and a mounted cgroup v2 hierarchy.
 
 mod agent;
 mod binaries;
@@ -64,22 +64,22 @@ pub use tun::Tun;
 use crate::api::Api;
 use scrap::Scrap;
 
-/// A running cluster; dropping it ends it and removes all of it.
+/// A running cluster; dropping it removes everything.
 #[derive(Debug)]
 pub struct Lab {
-    // Dropped in this order: what runs, then what it ran in.
+    // Order of fields = order of dropping: processes before the namespaces they run in.
     nodes: Vec<Arc<Node>>,
     client: Option<Place>,
     far: Option<Far>,
     fabric: Place,
-    /// Where the daemons' objects come from, if not from manifests.
+    /// Source of the daemons' objects, unless manifests are used.
     api: Option<Api>,
-    /// What the links' other ends need for native XDP.
+    /// Native XDP needs programs on the links' other ends.
     _xdp: Vec<OwnedFd>,
     scrap: Scrap,
 }
 
-/// The machine that is some hops away.
+/// The external machine several hops away.
 #[derive(Debug)]
 struct Far {
     machine: Place,
@@ -87,7 +87,7 @@ struct Far {
 }
 
 impl Lab {
-    /// A cluster of two dual-stack nodes unless the builder is told otherwise.
+    /// A builder; by default for two dual-stack nodes.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -102,36 +102,37 @@ impl Lab {
         &self.nodes
     }
 
-    /// The machine outside of the cluster, on the nodes' link.
+    /// The external machine on the nodes' link.
     ///
     /// # Panics
-    /// The lab was built without.
+    /// The lab was built without it.
     pub fn client(&self) -> &Place {
         self.client.as_ref().expect("the lab was built with a client")
     }
 
-    /// The machine outside of the cluster that is behind two routers: the fabric and [`Lab::router`].
+    /// The external machine behind two routers: the fabric and [`Lab::router`].
     ///
     /// # Panics
-    /// The lab was built without.
+    /// The lab was built without it.
     pub fn far(&self) -> &Place {
         &self.far.as_ref().expect("the lab was built with a far machine").machine
     }
 
-    /// The router before the far machine: `eth0` leads to the fabric (whose end is called `router`), `eth1` to the machine.
+    /// The router in front of the far machine: `eth0` is connected to the fabric (whose end is called `router`), `eth1`
+    /// to the machine.
     ///
     /// # Panics
-    /// The lab was built without.
+    /// The lab was built without it.
     pub fn router(&self) -> &Place {
         &self.far.as_ref().expect("the lab was built with a far machine").router
     }
 
-    /// One more machine outside, with no interface but `lo`: see [`Place::wire`].
+    /// Adds another external machine, with only `lo`; see [`Place::wire`].
     pub fn add_machine(&self, name: &str) -> Result<Place> {
         build::machine(&self.scrap, &self.binaries().lab, name)
     }
 
-    /// The namespace of the bridge that connects the nodes; its ports are called like the nodes.
+    /// The namespace of the bridge between the nodes; its ports have the nodes' names.
     pub fn fabric(&self) -> &Place {
         &self.fabric
     }
@@ -139,7 +140,7 @@ impl Lab {
     /// The Kubernetes API server, at the fabric's address.
     ///
     /// # Panics
-    /// The lab was built without.
+    /// The lab was built without it.
     pub fn api(&self) -> &Api {
         self.api.as_ref().expect("the lab was built with an API server")
     }
@@ -149,7 +150,7 @@ impl Lab {
         &self.scrap.dir
     }
 
-    /// The directory of the lab's cgroups; each node's has its name.
+    /// Parent directory of the lab's cgroups; each node's cgroup has its name.
     pub fn cgroup(&self) -> &Path {
         &self.scrap.cgroup
     }
@@ -159,14 +160,14 @@ impl Lab {
         &self.nodes[0].binaries
     }
 
-    /// Has a machine send what is for [`vips`] to a node.
+    /// Adds routes on a machine that send packets for [`vips`] to a node.
     pub fn route_vips(&self, machine: &Place, node: &Node) -> Result<()> {
         let routes =
             VIP_RANGES.iter().zip(&node.addrs).map(|(range, addr)| format!("route replace {range} via {addr}\n"));
         machine.ip(&routes.collect::<String>())
     }
 
-    /// Writes the Node objects again, changed, for all nodes.
+    /// Rewrites the Node objects of all nodes with a change.
     pub fn apply_nodes(&self, change: impl Fn(&Node, &mut Value)) -> Result<()> {
         let objects: Vec<_> = self
             .nodes
@@ -180,7 +181,8 @@ impl Lab {
         self.apply("nodes", &manifest::yaml(&objects))
     }
 
-    /// Puts a manifest (`name` without extension) into the watched directory of every node, or its objects into the API.
+    /// Writes a manifest (`name` without extension) to the manifest directory of every node, or applies its objects to
+    /// the API.
     pub fn apply(&self, name: &str, yaml: &str) -> Result<()> {
         if let Some(api) = &self.api {
             return api.apply_file(name, yaml);
@@ -188,7 +190,7 @@ impl Lab {
         self.nodes.iter().try_for_each(|node| node.apply(name, yaml))
     }
 
-    /// Takes a manifest out of all watched directories.
+    /// Removes a manifest from all manifest directories.
     pub fn withdraw(&self, name: &str) -> Result<()> {
         if let Some(api) = &self.api {
             api.withdraw_file(name);
@@ -197,7 +199,7 @@ impl Lab {
         self.nodes.iter().try_for_each(|node| node.withdraw(name))
     }
 
-    /// Takes all manifests but the Nodes' out of all watched directories.
+    /// Removes all manifests but the Nodes' from all manifest directories.
     pub fn clear(&self) -> Result<()> {
         if let Some(api) = &self.api {
             api.files().iter().filter(|name| *name != "nodes").for_each(|name| api.withdraw_file(name));
@@ -207,21 +209,21 @@ impl Lab {
     }
 }
 
-/// Where [`vips`] are from.
+/// Ranges of [`vips`].
 const VIP_RANGES: [&str; 2] = ["198.51.100.0/24", "2001:db8:51::/64"];
 
-/// Addresses for load balancers and the like, IPv4 and IPv6, which are nobody's own.
+/// Unused addresses for load balancers and external IPs, IPv4 and IPv6.
 pub fn vips(number: u8) -> [IpAddr; 2] {
     [[198, 51, 100, number].into(), [0x2001, 0xdb8, 0x51, 0, 0, 0, 0, u16::from(number)].into()]
 }
 
-/// How long anything that must happen may take: far longer than it does, even on a busy machine.
+/// Timeout of anything that must happen: much longer than it takes, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Calls `condition` every few milliseconds until it holds.
 ///
 /// # Errors
-/// It fails, or does not hold after [`PATIENCE`].
+/// Its error, or a timeout after [`PATIENCE`].
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -238,7 +240,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Re
 /// Calls `attempt` every few milliseconds until it succeeds.
 ///
 /// # Errors
-/// The last attempt's, after [`PATIENCE`].
+/// The error of the last attempt, after [`PATIENCE`].
 pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {

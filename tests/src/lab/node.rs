@@ -1,4 +1,4 @@
-//! A node: its namespaces, its directories, its daemon, and the pods that the plugin makes on it.
+//! A node: its namespaces, directories and daemon, and the pods that the plugin creates on it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -33,7 +33,7 @@ use crate::traffic::{Family, Server};
 /// One machine of the cluster.
 #[derive(Debug)]
 pub struct Node {
-    /// The host's side: traffic and commands of the node itself.
+    /// The host: traffic and commands of the node itself.
     pub place: Place,
     pub(super) addrs: Vec<IpAddr>,
     pub(super) pod_cidrs: Vec<String>,
@@ -74,7 +74,7 @@ impl Node {
         *addr.unwrap_or_else(|| panic!("{} has no {} address", self.name(), family.name()))
     }
 
-    /// Whether this is one of the node's addresses, those of its ends of the pods' links included.
+    /// Whether this is one of the node's addresses, including those on host ends of pods.
     pub fn owns(&self, ip: IpAddr) -> Result<bool> {
         let text = self.place.run("ip", &["-json", "addr", "show"])?;
         let links: Vec<Value> = serde_json::from_str(&text)?;
@@ -82,7 +82,7 @@ impl Node {
         Ok(addrs.any(|addr| addr["local"].as_str().and_then(|text| text.parse().ok()) == Some(ip)))
     }
 
-    /// Whether this is an address of the node or from its pods' ranges.
+    /// Whether this is an address of the node or in its pod CIDRs.
     pub(super) fn holds(&self, ip: IpAddr) -> bool {
         let range = |cidr: &String| cidr.parse().is_ok_and(|range: IpNetwork| range.contains(ip));
         self.addrs.contains(&ip) || self.pod_cidrs.iter().any(range)
@@ -102,17 +102,17 @@ impl Node {
         &self.pod_cidrs
     }
 
-    /// The directory that is `/run/podnet` on the node.
+    /// The directory mounted at `/run/podnet` on the node.
     pub fn run_dir(&self) -> PathBuf {
         self.dir.join("run/podnet")
     }
 
-    /// The plugin's and the daemon's state directory.
+    /// State directory of plugin and daemon.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.join("state")
     }
 
-    /// The directory that the daemon watches.
+    /// The daemon's manifest directory.
     pub fn manifest_dir(&self) -> PathBuf {
         self.dir.join("manifests")
     }
@@ -122,7 +122,7 @@ impl Node {
         self.dir.join("config.yaml")
     }
 
-    /// What the daemon has logged since the lab was built.
+    /// The daemon's log since the lab was built.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -131,7 +131,7 @@ impl Node {
         self.dir.join("daemon.log")
     }
 
-    /// Changes the daemon's configuration; it takes effect at the next start.
+    /// Changes the daemon's configuration, with effect from the next start.
     pub fn configure(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
         let mut config = serde_json::from_str(&fs::read_to_string(self.config_file())?)?;
         change(&mut config);
@@ -144,12 +144,12 @@ impl Node {
         Ok(())
     }
 
-    /// Starts the daemon and waits until it says that the datapath is ready and pods can start.
+    /// Starts the daemon and waits until it reports that the datapath is ready and pods can start.
     pub fn start_daemon(&self) -> Result<()> {
         self.start_daemon_from(&self.binaries.podnet)
     }
 
-    /// The same with the daemon of another version.
+    /// Same, with the daemon of another version.
     pub fn start_daemon_from(&self, program: &Path) -> Result<()> {
         let logged = self.log().len();
         self.spawn(program)?;
@@ -165,7 +165,7 @@ impl Node {
             let log = self.log();
             let since_start = log.get(logged..).unwrap_or_default();
             let lines: Vec<_> = since_start.lines().collect();
-            // The first message is often the cause of the others, the last one the end.
+            // The first message is often the cause of the others, the last one the reason for the exit.
             let (head, tail) = lines.split_at(lines.len().min(8));
             let shown = [head, &tail[tail.len().saturating_sub(4)..]].concat();
             let what = ended.map_or("did not become ready".to_owned(), |status| format!("ended with {status}"));
@@ -174,7 +174,7 @@ impl Node {
         Ok(())
     }
 
-    /// Starts the daemon without waiting for anything.
+    /// Starts the daemon without waiting.
     pub fn spawn_daemon(&self) -> Result<()> {
         self.spawn(&self.binaries.podnet)
     }
@@ -182,31 +182,31 @@ impl Node {
     fn spawn(&self, program: &Path) -> Result<()> {
         let mut daemon = self.daemon();
         ensure!(daemon.is_none(), "the daemon of {} runs already", self.name());
-        // What an earlier daemon said of itself.
+        // Status of an earlier daemon.
         if let Err(error) = fs::remove_file(self.status_file()) {
             ensure!(error.kind() == ErrorKind::NotFound, "cannot remove {}: {error}", self.status_file().display());
         }
         let log = File::options().create(true).append(true).open(self.log_file())?;
         let mut command = self.place.command(program)?;
         command.args(["daemon", "--config"]).arg(self.config_file());
-        // Its messages are shown when it doesn't start: no backtraces of errors, no colours.
+        // Its messages are shown if it fails to start: no backtraces of errors, no colours.
         command.env("RUST_LIB_BACKTRACE", "0").env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         *daemon = Some(Process::start(command)?);
         Ok(())
     }
 
-    /// Ends the daemon by SIGKILL: it can do nothing about it.
+    /// Kills the daemon with SIGKILL, which it cannot handle.
     pub fn kill_daemon(&self) -> Result<()> {
         self.end_daemon(Signal::SIGKILL)
     }
 
-    /// Ends the daemon by SIGTERM and waits for it.
+    /// Ends the daemon with SIGTERM and waits until it has exited.
     pub fn stop_daemon(&self) -> Result<()> {
         self.end_daemon(Signal::SIGTERM)
     }
 
-    /// Has the next daemon take the programs that run for another version's, which it replaces by its own.
+    /// Makes the running programs look like those of another version, so that the next daemon replaces them.
     pub fn disown_programs(&self) -> Result<()> {
         let pin = PinDir::new(&self.bpffs()).table(tables::ORIGINS);
         let table = MapData::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
@@ -217,7 +217,7 @@ impl Node {
         Ok(())
     }
 
-    /// The node's BPF file system, as a path here: it is in a mount namespace of its own.
+    /// Path of the node's BPF file system outside its mount namespace.
     pub fn bpffs(&self) -> PathBuf {
         format!("/proc/{}/root/sys/fs/bpf", self.place.agent_id()).into()
     }
@@ -254,12 +254,12 @@ impl Node {
             && self.run_dir().join("node.json").exists()
     }
 
-    /// Runs the command line tool on the node, whatever its status.
+    /// Runs the command line tool on the node, whatever its exit status.
     pub fn podnet_output(&self, args: &[&str]) -> Result<Output> {
         self.place.output(&self.binaries.podnet, args, "")
     }
 
-    /// Runs the command line tool on the node and returns what it prints.
+    /// Runs the command line tool on the node and returns its standard output.
     pub fn podnet(&self, args: &[&str]) -> Result<String> {
         self.place.run(&self.binaries.podnet, args)
     }
@@ -270,7 +270,7 @@ impl Node {
         serde_json::from_str(&text).with_context(|| format!("podnet {} -o json: not JSON: {text}", args.join(" ")))
     }
 
-    /// How many packets the node has dropped, by reason, as `podnet drops` tells it.
+    /// Packets dropped by the node, by reason, from `podnet drops`.
     pub fn drops(&self) -> Result<BTreeMap<String, u64>> {
         let rows = self.podnet_json(&["drops"])?;
         let row = |row: &Value| Some((row["reason"].as_str()?.to_owned(), row["packets"].as_u64()?));
@@ -278,8 +278,8 @@ impl Node {
         counts.with_context(|| format!("podnet drops -o json has another form: {rows}"))
     }
 
-    /// Puts a manifest into the watched directory, in one step. One without objects says so, since an empty file is taken
-    /// for an accident.
+    /// Writes a manifest to the manifest directory, atomically. A manifest without objects contains a comment, since an
+    /// empty file is taken for an accident.
     pub fn apply(&self, name: &str, yaml: &str) -> Result<()> {
         let yaml = if yaml.is_empty() { "# no objects\n" } else { yaml };
         let dir = self.manifest_dir();
@@ -289,13 +289,13 @@ impl Node {
         fs::rename(&temporary, dir.join(format!("{name}.yaml"))).with_context(|| format!("cannot apply {name}"))
     }
 
-    /// Takes a manifest out of the watched directory.
+    /// Removes a manifest from the manifest directory.
     pub fn withdraw(&self, name: &str) -> Result<()> {
         fs::remove_file(self.manifest_dir().join(format!("{name}.yaml")))
             .with_context(|| format!("cannot remove {name}"))
     }
 
-    /// Takes all manifests but the Nodes' out of the watched directory.
+    /// Removes all manifests but the Nodes' from the manifest directory.
     pub(super) fn clear(&self) -> Result<()> {
         for entry in fs::read_dir(self.manifest_dir())? {
             let path = entry?.path();
@@ -307,12 +307,12 @@ impl Node {
         Ok(())
     }
 
-    /// Makes a pod through the plugin, as a container runtime does.
+    /// Creates a pod through the plugin, as a container runtime does.
     pub fn add_pod(self: &Arc<Self>, name: &str) -> Result<Pod> {
         self.add_pod_with(name, Value::Null)
     }
 
-    /// The same with the runtime's wishes for this pod: `runtimeConfig`, such as `portMappings`.
+    /// Same, with a `runtimeConfig` for this pod, such as `portMappings`.
     pub fn add_pod_with(self: &Arc<Self>, name: &str, runtime_config: Value) -> Result<Pod> {
         let number = self.containers.fetch_add(1, Ordering::Relaxed);
         let mut config = self.plugin_config.clone();
@@ -322,14 +322,14 @@ impl Node {
         Pod::add(self, name, format!("{name}-{number:08x}"), config)
     }
 
-    /// Makes a pod that serves on this port of its addresses.
+    /// Creates a pod with a server on this port of its addresses.
     pub fn add_server(self: &Arc<Self>, name: &str, port: u16) -> Result<Pod> {
         let mut pod = self.add_pod(name)?;
         pod.serve(port)?;
         Ok(pod)
     }
 
-    /// Starts a server with the node's name on one of the node's own addresses: a pod in the host network.
+    /// Starts servers with the node's name on the node's own addresses: a pod in the host network.
     pub fn serve(&self, port: u16) -> Result<Vec<Server>> {
         self.addrs.iter().map(|addr| Server::start(&self.place, self.name(), (*addr, port).into())).collect()
     }
@@ -346,7 +346,7 @@ impl Node {
         }
     }
 
-    /// The network configuration that the plugin gets.
+    /// The plugin's network configuration.
     pub fn plugin_config(&self) -> &Value {
         &self.plugin_config
     }

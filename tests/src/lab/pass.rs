@@ -1,5 +1,6 @@
-//! An XDP program that passes everything. A veth's native XDP can send only to a peer that has one as well: the kernel
-//! wakes no other (`veth_xdp_flush`), and what was sent waits for the next packet that comes another way.
+//! An XDP program that passes all packets. A veth in native XDP can transmit only to a peer that has a program as well:
+//! the kernel does not wake other peers (`veth_xdp_flush`), and transmitted packets would wait for the next packet on
+//! another path.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -20,10 +21,10 @@ const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const PASS: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 
 impl Place {
-    /// Attaches the program to an interface, for as long as what is returned lives.
+    /// Attaches the program to an interface until the returned value is dropped.
     pub(super) fn pass_in_xdp(&self, ifname: &str) -> Result<OwnedFd> {
         let ifindex = self.ifindex(ifname)? as u32;
-        // An interface is looked for in the thread's network namespace.
+        // Interfaces are looked up in the thread's network namespace.
         let link = self.netns().run(|| attach(&load()?, ifindex))?;
         link.with_context(|| format!("{}: cannot attach XDP to {ifname}", self.name()))
     }
@@ -39,17 +40,17 @@ fn load() -> io::Result<OwnedFd> {
     }
     let (insns, license) = (PASS.as_ptr() as u64, c"GPL".as_ptr() as u64);
     let mut attr = Attr { prog_type: BPF_PROG_TYPE_XDP, insn_cnt: PASS.len() as u32, insns, license };
-    // SAFETY: the attribute is of the command's shape, and what it points to lives for ever.
+    // SAFETY: the attribute has the layout of the command, and its pointers refer to static data.
     unsafe { bpf(BPF_PROG_LOAD, &mut attr) }.map(own)
 }
 
 fn attach(program: &OwnedFd, ifindex: u32) -> io::Result<OwnedFd> {
     let mut attr = [program.as_raw_fd() as u32, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE];
-    // SAFETY: the attribute is of the command's shape, without pointers.
+    // SAFETY: the attribute has the layout of the command, without pointers.
     unsafe { bpf(BPF_LINK_CREATE, &mut attr) }.map(own)
 }
 
 fn own(fd: libc::c_int) -> OwnedFd {
-    // SAFETY: the call has just returned this descriptor, and nobody else has it.
+    // SAFETY: the call has just returned this descriptor, and nothing else uses it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -1,8 +1,8 @@
-//! A place in the lab from where traffic comes: a network namespace, and the cgroup its sockets belong to.
+//! A place in the lab that sends and receives traffic: a network namespace, and the cgroup of its sockets.
 //!
-//! Sockets are made by the [agent](super::agent) of the node, because the kernel remembers with a socket the namespace
-//! *and the cgroup* of the process that made it, and podnet's socket hooks look at both. After that the harness's own
-//! threads use them, so no test needs a program inside the namespace.
+//! The [agent](super::agent) of the node creates the sockets, because a socket stays associated with the namespace *and
+//! the cgroup* of the process that created it, and podnet's socket hooks check both. The harness's threads then use the
+//! sockets, so no test needs a program inside the namespace.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -23,17 +23,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::agent::Agent;
 use super::process;
 
-/// How long a configuration command may take.
+/// Timeout of a configuration command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A network namespace without a name: it lives as long as this descriptor, a process or a socket is in it.
+/// An unnamed network namespace; it exists as long as this descriptor, or a process or socket in it.
 #[derive(Debug)]
 pub struct NetNs {
     fd: OwnedFd,
 }
 
 impl NetNs {
-    /// Makes an empty namespace.
+    /// Creates an empty namespace.
     pub fn new() -> io::Result<Self> {
         let make = || {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -56,7 +56,7 @@ impl NetNs {
 }
 
 impl From<File> for NetNs {
-    /// The namespace that the file is.
+    /// The namespace of an open file.
     fn from(file: File) -> Self {
         Self { fd: file.into() }
     }
@@ -68,15 +68,15 @@ impl AsFd for NetNs {
     }
 }
 
-/// A feature of an interface; the numbers are ethtool's commands that switch them.
+/// An offload feature of an interface, by the number of ethtool's command that sets it.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
-    /// Packets leave with half of their checksums made, and TCP's larger than the MTU, for the device to finish.
+    /// Packets leave with partial checksums, and TCP's larger than the MTU, for the device to complete.
     TxChecksum = 0x17,
 }
 
-/// A network namespace together with the node (or the outside) that it belongs to.
+/// A network namespace together with its node, or an external machine.
 #[derive(Clone, Debug)]
 pub struct Place {
     name: String,
@@ -89,7 +89,7 @@ impl Place {
         Self { name: name.into(), netns, agent }
     }
 
-    /// What it is called in messages, and in the answers of servers that run there.
+    /// Name in messages, and of servers that run there.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -99,12 +99,12 @@ impl Place {
         &self.netns
     }
 
-    /// The same, to be held as long as it is needed.
+    /// Same, shared.
     pub(super) fn shared_netns(&self) -> Arc<NetNs> {
         self.netns.clone()
     }
 
-    /// Id of a process that has the node's mount, host name and network namespaces.
+    /// Id of a process with the node's mount, UTS and network namespaces.
     pub fn agent_id(&self) -> u32 {
         self.agent.id()
     }
@@ -114,42 +114,42 @@ impl Place {
         &self.agent
     }
 
-    /// Makes a socket in this network namespace and in the cgroup of the node, or of its pods.
+    /// Creates a socket in this network namespace, and in the cgroup of the node or of its pods.
     pub fn socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
         self.agent.socket(self.netns.as_fd(), domain, kind, protocol)
     }
 
-    /// A socket for the family of the given address. IPv6 ones carry IPv6 only.
+    /// A socket for the address's family; IPv6 sockets are IPv6-only.
     pub fn socket_for(&self, addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
         let socket = self.socket(Domain::for_address(addr), kind, Some(protocol))?;
-        // Raw sockets have a "port", the protocol, from the start, and then this can't be set.
+        // A raw socket is bound to its protocol from the start, after which this cannot be set.
         if addr.is_ipv6() && kind != Type::RAW {
             socket.set_only_v6(true)?;
         }
         Ok(socket)
     }
 
-    /// A command that will run in this network namespace and in the node's mount, host name and cgroup namespaces.
+    /// A command in this network namespace, and in the node's mount, UTS and cgroup namespaces.
     pub fn command(&self, program: impl AsRef<OsStr>) -> io::Result<Command> {
         Ok(Self::entering(program, self.agent.entrance(self.netns.as_fd())?))
     }
 
-    /// The same but for the cgroup: a container runtime's helpers stay in the runtime's own. To move a process to another
-    /// takes the kernel some ten milliseconds.
+    /// Same, except for the cgroup: it stays in the harness's, as helpers of a container runtime stay in the runtime's.
+    /// Moving a process to another cgroup takes the kernel some ten milliseconds.
     pub(super) fn helper(&self, program: impl AsRef<OsStr>) -> io::Result<Command> {
         Ok(Self::entering(program, self.agent.entrance_by(None, self.netns.as_fd())?))
     }
 
     fn entering(program: impl AsRef<OsStr>, enter: impl FnMut() -> io::Result<()> + Send + Sync + 'static) -> Command {
         let mut command = Command::new(program);
-        // SAFETY: `enter` runs between fork and exec and makes only system calls: it neither allocates nor locks.
+        // SAFETY: `enter` runs between fork and exec and only makes system calls; it neither allocates nor locks.
         unsafe { command.pre_exec(enter) };
-        // setns into a mount namespace puts the process at its root anyway.
+        // setns to a mount namespace changes the working directory to its root anyway.
         command.current_dir("/");
         command
     }
 
-    /// Runs a program here with the given input, whatever its status.
+    /// Runs a program here with this standard input, whatever its exit status.
     pub fn output(&self, program: impl AsRef<OsStr>, args: &[&str], input: &str) -> Result<Output> {
         let mut command = self.command(&program)?;
         command.args(args);
@@ -157,10 +157,10 @@ impl Place {
             .with_context(|| format!("{}: {} {}", self.name, program.as_ref().display(), args.join(" ")))
     }
 
-    /// Runs a program here and returns what it writes to standard output.
+    /// Runs a program here and returns its standard output.
     ///
     /// # Errors
-    /// It can't be started, takes too long, or ends with a status other than 0.
+    /// It cannot be started, takes too long, or has an exit status other than 0.
     pub fn run(&self, program: impl AsRef<OsStr>, args: &[&str]) -> Result<String> {
         self.run_with(program, args, "")
     }
@@ -181,26 +181,26 @@ impl Place {
         String::from_utf8(output.stdout).context("the output is no UTF-8")
     }
 
-    /// Runs several commands of iproute2 at once: one a line, without the leading `ip`.
+    /// Runs several commands of iproute2 in one process: one per line, without the leading `ip`.
     pub fn ip(&self, lines: &str) -> Result<()> {
         self.run_with("ip", &["-batch", "-"], lines).with_context(|| format!("in the batch\n{lines}")).map(drop)
     }
 
-    /// Sets a setting of the namespace, for example `net.ipv4.ip_forward`.
+    /// Sets a sysctl of the namespace, for example `net.ipv4.ip_forward`.
     pub fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = sysctl_path(name);
         let write = || fs::write(&path, value);
         self.netns.run(write)?.with_context(|| format!("{}: cannot set {name} to {value}", self.name))
     }
 
-    /// Reads a setting of the namespace.
+    /// Reads a sysctl of the namespace.
     pub fn sysctl(&self, name: &str) -> Result<String> {
         let path = sysctl_path(name);
         let text = self.netns.run(|| fs::read_to_string(&path))?;
         Ok(text.with_context(|| format!("{}: cannot read {name}", self.name))?.trim().to_owned())
     }
 
-    /// Connects an interface here with one elsewhere, both new, up and without addresses.
+    /// Connects a new interface here with a new one elsewhere, both up and without addresses.
     pub fn wire(&self, ifname: &str, other: &Self, other_ifname: &str, mtu: u32) -> Result<()> {
         let netns = fd_path(other.netns());
         self.ip(&format!(
@@ -209,11 +209,11 @@ impl Place {
         other.ip(&format!("link set {other_ifname} up\n"))
     }
 
-    /// Switches a feature of an interface, as `ethtool --offload` does.
+    /// Sets an offload feature of an interface, as `ethtool --offload` does.
     pub fn set_offload(&self, ifname: &str, feature: Offload, on: bool) -> Result<()> {
-        // The kernel's struct ethtool_value.
+        // `struct ethtool_value`.
         let mut value = [feature as u32, u32::from(on)];
-        // SAFETY: the structure is plain integers and pointers, for which zero is a value.
+        // SAFETY: the structure consists of integers and pointers, for which zero is valid.
         let mut request: libc::ifreq = unsafe { mem::zeroed() };
         ensure!(ifname.len() < request.ifr_name.len(), "{ifname} cannot be the name of an interface");
         for (to, from) in request.ifr_name.iter_mut().zip(ifname.bytes()) {
@@ -221,7 +221,7 @@ impl Place {
         }
         request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
         let socket = self.socket(Domain::IPV4, Type::DGRAM, None)?;
-        // SAFETY: the request and the value that it points to outlive the call, which writes to nothing else.
+        // SAFETY: the request and its value outlive the call, which writes to nothing else.
         let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as libc::Ioctl, &raw mut request) };
         if result != 0 {
             let error = io::Error::last_os_error();
@@ -254,7 +254,7 @@ fn sysctl_path(name: &str) -> String {
     format!("/proc/sys/{}", name.replace('.', "/"))
 }
 
-/// Path of a descriptor of this process, for programs that take a namespace by path.
+/// Path of a descriptor of this process, for programs that expect a namespace's path.
 pub(super) fn fd_path(fd: impl AsFd) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), fd.as_fd().as_raw_fd())
 }

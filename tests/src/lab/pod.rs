@@ -1,4 +1,4 @@
-//! A pod: a network namespace that the plugin has connected, and the servers in it.
+//! A pod: a network namespace connected by the plugin, and the servers in it.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
@@ -12,15 +12,15 @@ use super::node::Node;
 use super::place::{NetNs, Place, fd_path};
 use crate::traffic::{Family, Server};
 
-/// A pod made by the plugin. Dropping it stops its servers and leaves the rest to the lab; [`Pod::delete`] is what a
-/// runtime does.
+/// A pod created through the plugin. Dropping it stops its servers and leaves the rest to the lab; [`Pod::delete`] does
+/// what a runtime does.
 #[derive(Debug)]
 pub struct Pod {
     /// The pod's network namespace.
     pub place: Place,
-    /// Its addresses, as the plugin reported them.
+    /// Its addresses as reported by the plugin.
     pub ips: Vec<IpAddr>,
-    /// The plugin's whole result.
+    /// The plugin's complete result.
     pub result: Value,
     /// `CNI_CONTAINERID`.
     pub container_id: String,
@@ -34,7 +34,7 @@ impl Pod {
         let netns = Arc::new(NetNs::new()?);
         let path = Node::netns_path(&container_id);
         File::create(node.dir.join("run/netns").join(&container_id))?;
-        // As runtimes do: the namespace has a path. It is visible on this node only, and ends with it.
+        // As in runtimes, the namespace has a path; it is visible on this node only, and disappears with it.
         let source = fd_path(&*netns);
         let none: Option<&str> = None;
         let bind = || mount(Some(source.as_str()), path.as_str(), none, MsFlags::MS_BIND, none);
@@ -101,7 +101,7 @@ impl Pod {
     /// Its address of a family.
     ///
     /// # Panics
-    /// The plugin gave it none.
+    /// The plugin assigned none.
     pub fn ip(&self, family: Family) -> IpAddr {
         let addr = self.ips.iter().find(|addr| Family::of(**addr) == family);
         *addr.unwrap_or_else(|| panic!("{} has no {} address", self.name(), family.name()))
@@ -120,12 +120,12 @@ impl Pod {
         Ok(())
     }
 
-    /// Ends its servers and their connections.
+    /// Stops its servers and closes their connections.
     pub fn stop_servers(&mut self) {
         self.servers.clear();
     }
 
-    /// Name of the host's end of its link, as the plugin reported it.
+    /// Name of its host end, as reported by the plugin.
     pub fn host_ifname(&self) -> Result<String> {
         let interfaces = self.result["interfaces"].as_array().context("the result has no interfaces")?;
         let outside = interfaces.iter().find(|interface| interface["sandbox"].as_str().unwrap_or_default().is_empty());
@@ -133,7 +133,7 @@ impl Pod {
         name.map(str::to_owned).ok_or_else(|| anyhow!("the result has no host interface: {}", self.result))
     }
 
-    /// Ends the servers, calls DEL, and removes the namespace.
+    /// Stops the servers, calls DEL, and removes the namespace.
     pub fn delete(mut self) -> Result<()> {
         self.stop_servers();
         self.invoke("DEL")?;
@@ -150,7 +150,7 @@ impl Pod {
     }
 }
 
-/// The addresses of a result of CNI 0.3 or later.
+/// Addresses in a result of CNI 0.3 or later.
 fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
     let ips = result["ips"].as_array().with_context(|| format!("the result has no ips: {result}"))?;
     let parse = |ip: &Value| {

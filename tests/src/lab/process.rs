@@ -1,8 +1,9 @@
 //! Child processes that never outlive the harness.
 //!
-//! A child gets `PR_SET_PDEATHSIG`, so that the kernel ends it when the harness is gone, be it by SIGKILL. The kernel
-//! ties that signal to the *thread* that forked, so every child is forked by one thread that lives as long as the
-//! process ([`spawn`]). A [`Process`] is ended when it is dropped; [`output`] runs a command to its end or to a deadline.
+//! A child has `PR_SET_PDEATHSIG`, so the kernel ends it when the harness dies, even by SIGKILL. The kernel associates
+//! that signal with the *thread* that forked, so all children are forked by a single thread that lives as long as the
+//! process ([`spawn`]). A [`Process`] is killed when dropped; [`output`] runs a command until it exits or a timeout
+//! expires.
 
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -30,7 +31,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
         sender
     });
     let parent = Pid::this();
-    // SAFETY: the closure runs between fork and exec and makes only system calls: it neither allocates nor locks.
+    // SAFETY: the closure runs between fork and exec and only makes system calls; it neither allocates nor locks.
     unsafe {
         command.pre_exec(move || {
             prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -43,7 +44,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     result.recv().expect("the spawner answers")
 }
 
-/// A running child; dropping it kills it and waits for it.
+/// A running child; dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -65,7 +66,7 @@ impl Process {
         &mut self.child
     }
 
-    /// Sends a signal; a process that has already ended is no error.
+    /// Sends a signal; if the process has already exited, this is no error.
     pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
         if self.child.try_wait()?.is_none() {
             kill(Pid::from_raw(self.child.id() as i32), signal)?;
@@ -73,12 +74,12 @@ impl Process {
         Ok(())
     }
 
-    /// How it ended, or `None` while it runs.
+    /// Its exit status, or `None` while it runs.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
 
-    /// Waits for its end; `None` when the time is up before.
+    /// Waits for its exit; `None` after the timeout.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -95,17 +96,17 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that it has ended already.
+        // An error means that it has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Runs the command with `input` on its standard input and collects what it writes.
+/// Runs the command with `input` as standard input and collects its output.
 ///
 /// # Errors
-/// The command can't be started, or it has not ended after `timeout` (`ErrorKind::TimedOut`; it is killed then).
-/// A status other than 0 is no error here.
+/// The command cannot be started, or has not exited after `timeout` (`ErrorKind::TimedOut`; it is killed). An exit
+/// status other than 0 is not an error.
 pub fn output(mut command: Command, input: &[u8], timeout: Duration) -> io::Result<Output> {
     let what = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -115,7 +116,7 @@ pub fn output(mut command: Command, input: &[u8], timeout: Duration) -> io::Resu
     let mut stdout = child.stdout.take().expect("is piped");
     let mut stderr = child.stderr.take().expect("is piped");
     thread::scope(|scope| {
-        // A command that doesn't read its input closes the pipe: that is its right.
+        // A command that does not read its input may close the pipe.
         scope.spawn(move || drop(stdin.write_all(input)));
         let errors = scope.spawn(move || {
             let mut text = Vec::new();
@@ -124,7 +125,7 @@ pub fn output(mut command: Command, input: &[u8], timeout: Duration) -> io::Resu
         let (done, watch) = mpsc::channel::<()>();
         let watchdog = scope.spawn(move || {
             let late = watch.recv_timeout(timeout) == Err(mpsc::RecvTimeoutError::Timeout);
-            // The child has not been waited for, so that its id can't belong to another process.
+            // The child has not been reaped, so its id cannot belong to another process.
             if late {
                 let _ = kill(pid, Signal::SIGKILL);
             }
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn output_ends_what_takes_too_long() {
+    fn output_kills_commands_after_the_timeout() {
         let mut command = Command::new("sleep");
         command.arg("60");
         let start = Instant::now();
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn dropping_a_process_ends_it() {
+    fn dropping_a_process_kills_it() {
         let mut command = Command::new("sleep");
         command.arg("60");
         let process = Process::start(command).unwrap();

@@ -1,9 +1,9 @@
-//! What a lab leaves on the machine while it runs, and its removal.
+//! Files and cgroups of a running lab, and their removal.
 //!
-//! Namespaces, links, routes, bpffs mounts and processes end with the harness, whatever ends it. Two things don't: the
-//! working directory under the temporary directory, and the cgroups. They are removed when a [`Scrap`] is dropped, by a
-//! handler on SIGINT, SIGTERM and SIGHUP, by a panic hook where panics abort, and, when all of that failed (SIGKILL), by
-//! the next lab: their names carry the process id of their owner.
+//! Namespaces, links, routes, bpffs mounts and processes end with the harness, in whatever way it ends. Two things do
+//! not: the working directory under the temporary directory, and the cgroups. They are removed when a [`Scrap`] is
+//! dropped, by a handler of SIGINT, SIGTERM and SIGHUP, by a panic hook where panics abort, and, after a SIGKILL, by
+//! the next lab: their names contain the process id of their owner.
 
 use std::fs;
 use std::io;
@@ -30,7 +30,7 @@ pub(super) struct Scrap {
 }
 
 impl Scrap {
-    /// Makes both, after having removed those of labs whose process is gone.
+    /// Creates both, after removing those of labs whose process is gone.
     pub(super) fn new() -> Result<Self> {
         let root = cgroup2_mount()?;
         install_handlers();
@@ -77,12 +77,12 @@ fn remove(dir: &Path, cgroup: &Path) {
     }
 }
 
-/// Ends all processes in the cgroup, then removes it with its children.
+/// Kills all processes in the cgroup, then removes it and its children.
 fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
     if !cgroup.exists() {
         return Ok(());
     }
-    // Since Linux 5.14; before, the processes have already been ended one by one by those who started them.
+    // Since Linux 5.14; on older kernels their parents have already killed the processes.
     let _ = fs::write(cgroup.join("cgroup.kill"), "1");
     let children: Vec<_> = fs::read_dir(cgroup)?.filter_map(Result::ok).map(|entry| entry.path()).collect();
     for child in children.iter().filter(|path| path.is_dir()) {
@@ -91,7 +91,7 @@ fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(3);
     loop {
         match fs::remove_dir(cgroup) {
-            // Processes that were killed just now are still being taken down.
+            // Killed processes may still be exiting.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(5));
             }
@@ -101,12 +101,12 @@ fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what labs of processes that are gone have left in `parent`.
+/// Removes leftovers of dead labs in `parent`.
 fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
         if owner(&path).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-            // What can't be removed is left to the next lab: it is in nobody's way.
+            // Whatever cannot be removed is left to the next lab, and does no harm.
             let _ = if parent == std::env::temp_dir() { fs::remove_dir_all(&path) } else { remove_cgroup(&path) };
         }
     }
@@ -117,7 +117,7 @@ fn owner(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
 }
 
-/// Where the unified hierarchy is mounted.
+/// Mount point of the unified cgroup hierarchy.
 fn cgroup2_mount() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     find_cgroup2(&mounts)
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_owner_is_in_the_name() {
+    fn owner_is_parsed_from_the_name() {
         assert_eq!(owner(Path::new("/sys/fs/cgroup/podnet-lab-4711-0")), Some(4711));
         assert_eq!(owner(Path::new("/tmp/podnet-lab-x-0")), None);
         assert_eq!(owner(Path::new("/tmp/podnet-4711-0")), None);

@@ -1,4 +1,4 @@
-//! A dual-stack Service of any type, as tests and the demonstration use it.
+//! A dual-stack Service of any type, for tests and the demonstration.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,10 +9,10 @@ use super::manifest::{self, Port};
 use super::{AsEndpoint, Endpoint, Lab, Node};
 use crate::traffic::Family;
 
-/// How many endpoints Kubernetes puts into a slice at most.
+/// Kubernetes's maximum number of endpoints per slice.
 const SLICE: usize = 100;
 
-/// The Service, as its manifest says it.
+/// A Service, as in its manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     object: Value,
@@ -29,7 +29,7 @@ impl Service {
         Self { object: manifest::service_object(name, &ips, &ports, target), ips, slice: SLICE }
     }
 
-    /// The Service that a manifest has; it must be dual-stack and its ports must have one number.
+    /// A Service from a manifest; it must be dual-stack, and its ports must have the same number.
     pub fn from_object(object: Value) -> Result<Self> {
         let spec = &object["spec"];
         let mut ips: Vec<IpAddr> = serde_json::from_value(spec["clusterIPs"].clone()).context("clusterIPs")?;
@@ -52,12 +52,12 @@ impl Service {
         Ok(Self { object, ips, slice: SLICE })
     }
 
-    /// Type NodePort, with this port of the nodes.
+    /// Type NodePort, with this port.
     pub fn node_port(self, port: u16) -> Self {
         self.spec("type", json!("NodePort")).each_port("nodePort", json!(port))
     }
 
-    /// Type LoadBalancer, with these addresses, and this port of the nodes; 0 allocates none.
+    /// Type LoadBalancer, with these addresses, and this NodePort; 0 allocates none.
     pub fn load_balancer(self, ips: &[IpAddr], node_port: u16) -> Self {
         let ingress: Vec<_> = ips.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
         let mut service = self.spec("type", json!("LoadBalancer"));
@@ -69,7 +69,7 @@ impl Service {
         }
     }
 
-    /// `ipMode` of all addresses of the load balancer: `VIP` or `Proxy`.
+    /// `ipMode` of all load balancer addresses: `VIP` or `Proxy`.
     pub fn ip_mode(mut self, mode: &str) -> Self {
         if let Some(ingress) = self.object["status"]["loadBalancer"]["ingress"].as_array_mut() {
             ingress.iter_mut().for_each(|address| address["ipMode"] = json!(mode));
@@ -77,33 +77,33 @@ impl Service {
         self
     }
 
-    /// More addresses that somebody routes to the nodes.
+    /// External IPs, which are routed to the nodes.
     pub fn external_ips(self, ips: &[IpAddr]) -> Self {
         self.spec("externalIPs", json!(ips))
     }
 
-    /// Clients from outside use the endpoints of the node that they come to.
+    /// externalTrafficPolicy: Local.
     pub fn external_local(self) -> Self {
         self.spec("externalTrafficPolicy", json!("Local"))
     }
 
-    /// Clients in the cluster use the endpoints of their own node.
+    /// internalTrafficPolicy: Local.
     pub fn internal_local(self) -> Self {
         self.spec("internalTrafficPolicy", json!("Local"))
     }
 
-    /// A client stays with its endpoint for this many seconds.
+    /// Session affinity with this timeout in seconds.
     pub fn affinity(self, seconds: u32) -> Self {
         self.spec("sessionAffinity", json!("ClientIP"))
             .spec("sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": seconds}}))
     }
 
-    /// Where a load balancer asks which nodes have local endpoints.
+    /// healthCheckNodePort.
     pub fn health_check(self, port: u16) -> Self {
         self.spec("healthCheckNodePort", json!(port))
     }
 
-    /// Clients that may use the load balancer's addresses.
+    /// loadBalancerSourceRanges.
     pub fn source_ranges(self, cidrs: &[&str]) -> Self {
         self.spec("loadBalancerSourceRanges", json!(cidrs))
     }
@@ -113,13 +113,13 @@ impl Service {
         self.spec("trafficDistribution", json!(preference))
     }
 
-    /// A label.
+    /// Adds a label.
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.object["metadata"]["labels"][key] = json!(value);
         self
     }
 
-    /// How many endpoints a slice holds at most.
+    /// Maximum number of endpoints per slice.
     pub fn slices_of(self, most: usize) -> Self {
         Self { slice: most, ..self }
     }
@@ -146,7 +146,7 @@ impl Service {
         self.ips[family as usize]
     }
 
-    /// Where clients in the cluster find it.
+    /// ClusterIP and port.
     pub fn addr(&self, family: Family) -> SocketAddr {
         (self.ip(family), self.port()).into()
     }
@@ -156,22 +156,22 @@ impl Service {
         self.number("port")
     }
 
-    /// The port that its endpoints listen on.
+    /// The port on which its endpoints listen.
     pub fn target(&self) -> u16 {
         self.number("targetPort")
     }
 
-    /// Its port on the nodes; 0 if it has none.
+    /// Its NodePort; 0 if it has none.
     pub fn at_nodes(&self) -> u16 {
         self.number("nodePort")
     }
 
-    /// Where it is on a node.
+    /// Its NodePort at a node's address.
     pub fn at(&self, node: &Node, family: Family) -> SocketAddr {
         (node.ip(family), self.at_nodes()).into()
     }
 
-    /// The load balancer's address of a family, if it has one.
+    /// Its load balancer address of a family, if any.
     pub fn ingress(&self, family: Family) -> Option<IpAddr> {
         let ingress = self.object["status"]["loadBalancer"]["ingress"].as_array()?;
         let ips = ingress.iter().filter_map(|address| address["ip"].as_str()?.parse().ok());
@@ -182,7 +182,7 @@ impl Service {
         self.object["spec"]["ports"][0][key].as_u64().and_then(|number| u16::try_from(number).ok()).unwrap_or(0)
     }
 
-    /// The Service as a manifest; `source_ip` is the annotation, where it isn't what the object has anyway.
+    /// The Service as a manifest; `source_ip` is the annotation, unless it is the default.
     pub fn manifest(&self, source_ip: Option<&str>) -> String {
         let mut object = self.object.clone();
         manifest::annotate(&mut object, source_ip);
@@ -194,7 +194,7 @@ impl Service {
         lab.apply(self.name(), &self.manifest(source_ip))
     }
 
-    /// Makes these its endpoints, on all nodes: addresses, pods, or [endpoints](Endpoint) in any state.
+    /// Sets its endpoints on all nodes: addresses, pods, or [endpoints](Endpoint) in any state.
     pub fn set_endpoints<E: AsEndpoint>(&self, lab: &Lab, endpoints: &[E]) -> Result<()> {
         let endpoints: Vec<Endpoint> = endpoints.iter().map(|endpoint| endpoint.endpoint(lab)).collect();
         let ports = self.object["spec"]["ports"].as_array().map_or(&[][..], Vec::as_slice);
@@ -206,7 +206,7 @@ impl Service {
         lab.apply(&format!("{}-endpoints", self.name()), &manifest::yaml(&slices))
     }
 
-    /// Takes it and its endpoints away, on all nodes.
+    /// Deletes it and its endpoints on all nodes.
     pub fn delete(&self, lab: &Lab) -> Result<()> {
         lab.withdraw(self.name())?;
         lab.withdraw(&format!("{}-endpoints", self.name()))
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_object_is_what_kubernetes_would_show() {
+    fn object_matches_the_form_in_kubernetes() {
         let vips = ["198.51.100.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         let service = Service::new("web", 10, 80, 8080)
             .load_balancer(&vips, 30_080)

@@ -1,11 +1,11 @@
-//! A process namespace for programs that start others which outlive them, as container runtimes do: all of them end with
-//! the harness, whatever ends that.
+//! A PID namespace for programs that start others which outlive them, such as container runtimes: all of them end with
+//! the harness, in whatever way it ends.
 //!
-//! Three programs are at work. The *supervisor* (`podnet-lab supervise PROGRAM …`) is a child of the harness, in the
-//! node's namespaces. Its first child (`podnet-lab init`) is the first process of a new process namespace, the kernel kills
-//! all others when it ends, and it ends when the supervisor does, since the pipe between them is closed then. The third is
-//! the program itself: it is started, in the same namespaces, for each line that the supervisor reads, which answers with
-//! the process id, and with another line once the program has ended.
+//! Three programs are involved. The *supervisor* (`podnet-lab supervise PROGRAM …`) is a child of the harness, in the
+//! node's namespaces. Its first child (`podnet-lab init`) is the first process of a new PID namespace: when it exits,
+//! the kernel kills all others, and it exits when the supervisor does, because this closes the pipe between them. The
+//! third is the program itself: the supervisor starts it, in the same namespaces, for each line that it reads, and
+//! answers with the process id, and with another line once the program has exited.
 
 use std::env;
 use std::ffi::OsString;
@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 
 use super::{PATIENCE, Process};
 
-/// The harness's side: a program that runs, or can be started again, in a process namespace of its own.
+/// The harness's side: a program that runs, or can be restarted, in its own PID namespace.
 #[derive(Debug)]
 pub(super) struct Supervised {
     process: Process,
@@ -48,7 +48,7 @@ impl Supervised {
         Ok(())
     }
 
-    /// Ends the program by a signal, and nothing that it has started.
+    /// Sends the program a signal, but none of the processes that it has started, and waits for its exit.
     pub(super) fn end_program(&mut self, signal: Signal) -> Result<()> {
         kill(self.program.take().context("the program does not run")?, signal)?;
         self.answer().map(drop)
@@ -70,7 +70,7 @@ impl Supervised {
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        // The supervisor ends in good order: with all processes of the namespace.
+        // The supervisor exits in an orderly way, together with all processes of the namespace.
         drop(self.process.child().stdin.take());
         if let Some(program) = self.program.take() {
             let _ = kill(program, Signal::SIGKILL);
@@ -83,7 +83,7 @@ impl Drop for Supervised {
 pub fn supervise(program: &[OsString]) -> Result<()> {
     let [program, args @ ..] = program else { bail!("no program is named") };
     let own = env::current_exe().context("where is this program?")?;
-    // Mounts too: /proc has to be that of the new namespace.
+    // Mounts as well: /proc has to belong to the new namespace.
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).context("cannot make a process namespace")?;
     let mut init = Command::new(own);
     let mut init = init.arg("init").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -101,11 +101,11 @@ pub fn supervise(program: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// The main function of a process namespace's first process: it does nothing until its standard input ends.
+/// Main function of the first process of a PID namespace: it waits for the end of its standard input.
 pub fn init() -> Result<()> {
     let none: Option<&str> = None;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("cannot mount /proc")?;
-    // SAFETY: no handler is installed. The kernel buries children that nobody else waits for.
+    // SAFETY: no handler is installed. The kernel reaps orphaned children.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
     println!();
     io::copy(&mut io::stdin(), &mut io::sink())?;

@@ -1,5 +1,5 @@
-//! Two TUN devices and a thread for each direction that carries their packets: an interface without Ethernet, as WireGuard's
-//! and other tunnels' are, between two places.
+//! Two TUN devices, and a thread per direction that forwards their packets: an interface without Ethernet between two
+//! places, like those of WireGuard and other tunnels.
 
 use std::fs::File;
 use std::io::{self, PipeWriter, Read as _, Write as _};
@@ -11,16 +11,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Place;
 
-/// The devices, which are there as long as this is held.
+/// The devices; they exist until this is dropped.
 #[derive(Debug)]
 pub struct Tun {
-    /// Its end is what the threads wait for.
+    /// The threads stop when this is closed.
     stop: Option<PipeWriter>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Tun {
-    /// Makes the devices, without addresses, and sets them up.
+    /// Creates the devices, without addresses, and brings them up.
     pub fn between(place: &Place, ifname: &str, other: &Place, other_ifname: &str) -> Result<Self> {
         let ends = [(place, ifname), (other, other_ifname)];
         let [near, far] = ends.map(|(place, name)| {
@@ -43,18 +43,18 @@ impl Drop for Tun {
     fn drop(&mut self) {
         self.stop = None;
         for thread in self.threads.drain(..) {
-            // It doesn't panic.
+            // The thread does not panic.
             let _ = thread.join();
         }
     }
 }
 
-/// Makes a TUN device in the calling thread's network namespace.
+/// Creates a TUN device in the calling thread's network namespace.
 fn open(name: &str) -> Result<File> {
     /// linux/if_tun.h.
     const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
     let file = File::options().read(true).write(true).open("/dev/net/tun").context("/dev/net/tun")?;
-    // SAFETY: the structure is plain integers and pointers, for which zero is a value.
+    // SAFETY: the structure consists of integers and pointers, for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     ensure!(name.len() < request.ifr_name.len(), "{name} cannot be the name of an interface");
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -67,7 +67,7 @@ fn open(name: &str) -> Result<File> {
     Ok(file)
 }
 
-/// Carries packets until the pipe has ended.
+/// Forwards packets until the pipe is closed.
 fn carry(mut from: File, mut to: File, ended: &io::PipeReader) {
     let mut packet = vec![0; 65_536];
     loop {
@@ -77,7 +77,7 @@ fn carry(mut from: File, mut to: File, ended: &io::PipeReader) {
             return;
         }
         let Ok(length) = from.read(&mut packet) else { return };
-        // A device that is down takes nothing, as a cable would lose it.
+        // A device that is down accepts no packets; they are lost, as on a cable.
         let _ = to.write(&packet[..length]);
     }
 }

@@ -1,4 +1,4 @@
-//! One question to a [server](super::Server), and its answer.
+//! A request to a [server](super::Server), and its answer.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -10,22 +10,23 @@ use super::server::answer_to;
 use super::{Family, Transport, option, socket_here, unspecified};
 use crate::lab::Place;
 
-/// What the server said, and what the client's own socket says.
+/// The server's answer, and the addresses of the client's socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Name of the server.
     pub server: String,
-    /// The client as the server sees it.
+    /// The client's address as seen by the server.
     pub seen: SocketAddr,
     /// The client's own address.
     pub local: SocketAddr,
-    /// The server as the client's socket names it: by getpeername for connected sockets, else by the source of the answer.
+    /// The server's address as seen by the client: from getpeername for connected sockets, otherwise the source of the
+    /// answer.
     pub peer: SocketAddr,
-    /// What came back of what was sent.
+    /// The part of the request returned by the server.
     pub payload: String,
 }
 
-/// A question, to be sent from some place.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Ask {
     transport: Transport,
@@ -40,49 +41,50 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// A short question with a timeout of ten seconds, in which TCP sends again three times. UDP sockets are not connected.
+    /// A short request with a timeout of ten seconds, in which TCP retransmits three times. UDP sockets are not
+    /// connected.
     pub fn new(transport: Transport, to: SocketAddr) -> Self {
         let (payload, timeout) = ("?".to_owned(), Duration::from_secs(10));
         let (from_ip, from_port, connected) = (None, 0, transport == Transport::Tcp);
         Self { transport, to, from_ip, from_port, payload, timeout, connected, whole: false, ttl: None }
     }
 
-    /// Sends from this port.
+    /// Binds to this port.
     pub fn from_port(mut self, port: u16) -> Self {
         self.from_port = port;
         self
     }
 
-    /// Sends from this address.
+    /// Binds to this address.
     pub fn from_ip(mut self, ip: IpAddr) -> Self {
         self.from_ip = Some(ip);
         self
     }
 
-    /// Has the server answer with this many bytes, whatever is small about the question.
+    /// Requests an answer of this many bytes; the request itself stays short.
     pub fn reply_of(self, bytes: usize) -> Self {
         self.payload(super::server::send(bytes))
     }
 
-    /// UDP: sends datagrams that may not be fragmented, and has the socket report every ICMP error.
+    /// UDP: sets don't-fragment, and reports all ICMP errors on the socket.
     pub fn whole(mut self) -> Self {
         self.whole = true;
         self
     }
 
-    /// UDP: sends with this TTL or hop limit, and has the socket report every ICMP error.
+    /// UDP: sets the TTL or hop limit, and reports all ICMP errors on the socket.
     pub fn ttl(mut self, ttl: u32) -> Self {
         self.ttl = Some(ttl);
         self
     }
 
-    /// Sends this, which has no line break.
+    /// Sends this payload, which must not contain a line break.
     pub fn payload(mut self, payload: impl Into<String>) -> Self {
         self.payload = payload.into();
         self
     }
 
-    /// How long the answer may take.
+    /// Sets the timeout of the answer.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -94,27 +96,27 @@ impl Ask {
         self
     }
 
-    /// Asks from a place.
+    /// Sends the request from a place.
     ///
     /// # Errors
-    /// Those of the socket (`ConnectionRefused` when the other side rejects), `TimedOut` without an answer in time,
-    /// `InvalidData` when the answer is none of a [server](super::Server).
+    /// Those of the socket (`ConnectionRefused` if the other side rejects), `TimedOut` without a timely answer,
+    /// `InvalidData` if the answer is not that of a [server](super::Server).
     pub fn from(&self, place: &Place) -> io::Result<Answer> {
         self.open(place)?.ask()
     }
 
-    /// Asks from where this process is, and not from some place of a lab.
+    /// Sends the request from this process's network namespace.
     ///
     /// # Errors
-    /// As [`Ask::from`].
+    /// See [`Ask::from`].
     pub fn from_here(&self) -> io::Result<Answer> {
         self.open_on(socket_here(self.transport, self.to)?)?.ask()
     }
 
-    /// Opens the socket, connecting it if it is to be, to ask over it once or more.
+    /// Opens the socket, and connects it if requested, for one or more requests.
     ///
     /// # Errors
-    /// As [`Ask::from`].
+    /// See [`Ask::from`].
     pub fn open(&self, place: &Place) -> io::Result<Flow> {
         self.open_on(place.socket_for(self.to, self.transport.kind(), self.transport.protocol())?)
     }
@@ -131,7 +133,7 @@ impl Ask {
         } else if self.connected {
             socket.connect(&self.to.into())?;
         }
-        // 0 would mean for ever.
+        // 0 would mean no timeout.
         let timeout = Some(self.timeout.max(Duration::from_millis(1)));
         socket.set_read_timeout(timeout)?;
         socket.set_write_timeout(timeout)?;
@@ -151,7 +153,7 @@ impl Ask {
             Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, libc::IPV6_MTU_DISCOVER, libc::IPV6_UNICAST_HOPS),
         };
         if self.whole {
-            // Both families have the same number for "always set DF".
+            // "Always set DF" has the same value for both families.
             option::set(socket, level, discover, libc::IP_PMTUDISC_DO)?;
         }
         if let Some(ttl) = self.ttl {
@@ -164,7 +166,7 @@ impl Ask {
     }
 }
 
-/// An open socket for questions.
+/// An open socket for requests.
 #[derive(Debug)]
 pub struct Flow {
     ask: Ask,
@@ -178,7 +180,7 @@ enum Wire {
 }
 
 impl Flow {
-    /// The path MTU in bytes that the kernel has learnt for this connection.
+    /// The path MTU in bytes cached by the kernel for this connection.
     pub fn path_mtu(&self) -> io::Result<u32> {
         let (level, name) = match Family::of(self.ask.to.ip()) {
             Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU),
@@ -199,16 +201,16 @@ impl Flow {
         }
     }
 
-    /// Asks once.
+    /// Sends the request once.
     ///
     /// # Errors
-    /// As [`Ask::from`].
+    /// See [`Ask::from`].
     pub fn ask(&self) -> io::Result<Answer> {
         let result = match &self.socket {
             Wire::Tcp(stream) => self.over_tcp(stream),
             Wire::Udp(socket) => self.over_udp(socket),
         };
-        // A socket timeout is reported as "would block".
+        // A timeout of a socket is reported as "would block".
         result.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer"),
             _ => error,
@@ -218,7 +220,7 @@ impl Flow {
     fn over_tcp(&self, mut stream: &TcpStream) -> io::Result<Answer> {
         stream.write_all(format!("{}\n", self.ask.payload).as_bytes())?;
         let mut line = String::new();
-        // The server sends one line for each of ours, so nothing of a next one is lost in this buffer.
+        // The server sends one line per request, so this buffer contains nothing of a later answer.
         BufReader::new(stream).read_line(&mut line)?;
         parse(line.trim_end(), stream.local_addr()?, stream.peer_addr()?)
     }
@@ -237,7 +239,7 @@ impl Flow {
             let (length, from) = socket.recv_from(&mut buffer)?;
             let peer = if *connected { socket.peer_addr()? } else { from };
             let answer = parse(&String::from_utf8_lossy(&buffer[..length]), socket.local_addr()?, peer)?;
-            // The answer to an earlier question from the same port may still come in.
+            // An answer to an earlier request from the same port may still arrive.
             if answer.payload == expected {
                 return Ok(answer);
             }
@@ -248,7 +250,7 @@ impl Flow {
     }
 }
 
-/// Reads what a server wrote.
+/// Parses a server's answer.
 fn parse(text: &str, local: SocketAddr, peer: SocketAddr) -> io::Result<Answer> {
     let answer = || {
         let mut parts = text.splitn(3, ' ');
@@ -261,7 +263,7 @@ fn parse(text: &str, local: SocketAddr, peer: SocketAddr) -> io::Result<Answer> 
 }
 
 impl Place {
-    /// Asks a server with the defaults of [`Ask::new`].
+    /// Sends a request with the defaults of [`Ask::new`].
     pub fn ask(&self, transport: Transport, to: SocketAddr) -> io::Result<Answer> {
         Ask::new(transport, to).from(self)
     }

@@ -1,7 +1,7 @@
-//! Tens of thousands of flows that are open at once, each of which is asked by itself whether it still is what it was.
+//! Tens of thousands of simultaneous flows, each of which can be checked individually.
 //!
-//! A message is four bytes, the flow's own number; the server sends it back. So flows whose packets are mixed up are
-//! noticed as well as those that are lost.
+//! A message is the flow's number in four bytes, which the server returns. This detects mixed-up flows as well as lost
+//! ones.
 
 use std::fs;
 use std::io;
@@ -23,23 +23,24 @@ use tokio::task::JoinSet;
 use super::Transport;
 use crate::lab::Place;
 
-/// How many flows are being opened or asked at a time.
+/// Number of flows that are opened or checked at the same time.
 const AT_A_TIME: usize = 128;
-/// Connections that may wait to be accepted.
+/// Maximum number of connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
-/// Sockets of a crowd that one thread has. Each thread has a table of descriptors of its own, since many systems allow one
-/// table no more than some ten thousand.
+/// Sockets per thread of a crowd. Each thread has its own descriptor table, since many systems limit a table to some
+/// ten thousand.
 const PER_THREAD: usize = 10_000;
-/// Threads of a server, whose connections the kernel spreads over them.
+/// Threads of a server, over which the kernel distributes the connections.
 const SERVER_THREADS: usize = 4;
 
-/// How often a server looks whether it is to end.
+/// Interval at which a server checks whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A TCP and UDP server for crowds. Dropping it ends its connections.
 #[derive(Debug)]
 pub struct CrowdServer {
-    // A flag that is looked at: what wakes a runtime is a descriptor, whose number means another file in other tables.
+    // Polled rather than waited for: waking a runtime uses a descriptor, whose number refers to another file in other
+    // tables.
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -59,7 +60,7 @@ impl CrowdServer {
         let (place, stop) = (place.clone(), self.stop.clone());
         let (ready, begun) = mpsc::channel();
         self.threads.push(thread::spawn(move || {
-            // The sockets are made here, so that no other table has them too and keeps them open.
+            // The sockets are created here, so that no other descriptor table keeps them open.
             let begin = || -> Result<_> {
                 let _inherited = own_descriptors()?;
                 Ok((runtime()?, listen(&place, addr)?))
@@ -90,13 +91,13 @@ impl Drop for CrowdServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A panic there has been reported, and the clients that missed their answers fail.
+            // A panic in the thread has already been reported, and clients without answers fail.
             let _ = thread.join();
         }
     }
 }
 
-/// The sockets of one of a server's threads.
+/// Sockets of one of a server's threads.
 fn listen(place: &Place, addr: SocketAddr) -> Result<(std::net::TcpListener, std::net::UdpSocket)> {
     let bind = |transport: Transport| -> io::Result<socket2::Socket> {
         let socket = place.socket_for(addr, transport.kind(), transport.protocol())?;
@@ -108,7 +109,7 @@ fn listen(place: &Place, addr: SocketAddr) -> Result<(std::net::TcpListener, std
     let tcp = bind(Transport::Tcp)?;
     tcp.listen(BACKLOG)?;
     let udp = bind(Transport::Udp)?;
-    // A burst of datagrams waits for its turn.
+    // Buffers a burst of datagrams.
     udp.set_recv_buffer_size(4 << 20)?;
     Ok((tcp.into(), udp.into()))
 }
@@ -125,7 +126,7 @@ async fn accept(listener: TcpListener) {
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             let mut message = [0; 4];
-            // The client notices when its connection breaks.
+            // The client detects a broken connection.
             while stream.read_exact(&mut message).await.is_ok() && stream.write_all(&message).await.is_ok() {}
         });
     }
@@ -135,7 +136,7 @@ async fn echo_datagrams(socket: UdpSocket) {
     let mut message = [0; 4];
     loop {
         if let Ok((length, from)) = socket.recv_from(&mut message).await {
-            // The client notices when its answer is missing.
+            // The client detects a missing answer.
             let _ = socket.send_to(&message[..length], from).await;
         }
     }
@@ -152,7 +153,7 @@ pub struct Crowd {
 struct Part {
     opened: usize,
     failed: usize,
-    /// Has all flows asked, and the answer sent back. Dropping it ends them.
+    /// Requests a check of all flows, whose result is sent back. The flows are closed when this is dropped.
     check: Option<mpsc::Sender<mpsc::Sender<Vec<io::Error>>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -164,10 +165,10 @@ enum Flow {
 }
 
 impl Crowd {
-    /// Opens flows, each with a first exchange of messages, for which it has as long as `patience`.
+    /// Opens flows, each with a first exchange of messages within `patience`.
     ///
     /// # Errors
-    /// The process can't have so many sockets. Flows that can't be opened are no error: see [`Crowd::failed`].
+    /// The process cannot have that many sockets. Flows that fail to open are not errors; see [`Crowd::failed`].
     pub fn open(place: &Place, transport: Transport, to: SocketAddr, count: usize, patience: Duration) -> Result<Self> {
         share_runtimes()?;
         let sizes = (0..count).step_by(PER_THREAD).map(|first| PER_THREAD.min(count - first));
@@ -175,20 +176,20 @@ impl Crowd {
         Ok(Self { parts: parts.collect::<Result<_>>()? })
     }
 
-    /// How many flows are open.
+    /// Number of open flows.
     pub fn opened(&self) -> usize {
         self.parts.iter().map(|part| part.opened).sum()
     }
 
-    /// How many could not be opened.
+    /// Number of flows that failed to open.
     pub fn failed(&self) -> usize {
         self.parts.iter().map(|part| part.failed).sum()
     }
 
-    /// Asks every flow once more.
+    /// Exchanges another message over every flow.
     ///
     /// # Errors
-    /// Some do not answer, or with another's message.
+    /// Some flows get no answer, or that of another flow.
     pub fn check(&mut self) -> Result<()> {
         let mut errors = Vec::new();
         for part in &self.parts {
@@ -224,7 +225,7 @@ impl Part {
                 flows = kept;
                 let _ = answer.send(errors);
             }
-            // They are registered with the runtime, which must be there when they end.
+            // They are registered with the runtime, which has to exist when they are dropped.
             runtime.block_on(async { drop(flows) });
         });
         let (opened, failed) = opened.recv().context("the crowd's thread ended")??;
@@ -243,7 +244,7 @@ impl Drop for Part {
     fn drop(&mut self) {
         self.check = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported.
+            // A panic in the thread has already been reported.
             let _ = thread.join();
         }
     }
@@ -311,7 +312,7 @@ impl Flow {
             Transport::Tcp => {
                 let stream = TcpStream::connect(to).await?;
                 stream.set_nodelay(true)?;
-                // Thousands of them end at once: without the waiting states.
+                // Thousands of connections end at once; this avoids TIME-WAIT.
                 stream.set_zero_linger()?;
                 Self::Tcp(stream)
             }
@@ -344,34 +345,35 @@ fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-/// Has tokio make the descriptors that all its runtimes share, for signals, in the table that threads' own are copies of.
+/// Makes tokio create the descriptors shared by all of its runtimes, for signals, in the table that the threads copy.
 fn share_runtimes() -> io::Result<()> {
     runtime().map(drop)
 }
 
-/// What a thread's own table of descriptors was copied with; dropping it closes these copies.
+/// Descriptors with which a thread's table was copied; dropping this closes the copies.
 ///
-/// A copy that stays keeps open what others think they have closed: connections, and the pipes whose end tells the harness
-/// that a child of its runs. The thread drops this as soon as it has what it needs of them.
+/// A remaining copy would keep files open after other threads have closed them: connections, and the pipes whose end
+/// tells the harness that a child of it runs. The thread drops this as soon as it has the descriptors that it needs.
 #[derive(Debug)]
 struct Inherited(Vec<RawFd>);
 
 impl Drop for Inherited {
     fn drop(&mut self) {
         for fd in self.0.drain(..) {
-            // SAFETY: the table is this thread's alone, and who owns the descriptor uses the number in the common one.
+            // SAFETY: the table belongs to this thread only, and the descriptor's owner uses the number in the common
+            // table.
             unsafe { libc::close(fd) };
         }
     }
 }
 
-/// Gives the calling thread a table of descriptors of its own, with room for its part of a crowd.
+/// Gives the calling thread its own descriptor table, large enough for its part of a crowd.
 fn own_descriptors() -> Result<Inherited> {
     unshare(CloneFlags::CLONE_FILES)?;
     let open = fs::read_dir("/proc/thread-self/fd")?.map(|entry| entry.map(|entry| entry.file_name()));
     let open = open.collect::<io::Result<Vec<_>>>()?;
     let numbers = open.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok());
-    // The directory's own descriptor is listed too, and closed by now.
+    // The list includes the directory's own descriptor, which is closed by now.
     let inherited = Inherited(numbers.filter(|fd| *fd > libc::STDERR_FILENO && is_open(*fd)).collect());
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes to the structure.
@@ -393,7 +395,7 @@ fn own_descriptors() -> Result<Inherited> {
 }
 
 fn is_open(fd: RawFd) -> bool {
-    // SAFETY: asking for the flags of a number changes nothing.
+    // SAFETY: reading a descriptor's flags changes nothing.
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
@@ -404,7 +406,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_its_own_keeps_nothing_open_that_others_close() {
+    fn own_descriptor_table_keeps_no_closed_files_open() {
         share_runtimes().unwrap();
         let (mut reader, writer) = pipe().unwrap();
         let (ready, begun) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! Frames as fast as a thread can send them, for attacks.
+//! Floods: frames at the highest rate of a thread, for attacks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::Frames;
 use crate::lab::Place;
 
-/// A running flood; it ends when it is dropped.
+/// A running flood; it stops when dropped.
 #[derive(Debug)]
 pub struct Flood {
     stop: Arc<AtomicBool>,
@@ -17,9 +17,9 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Starts sending from an interface of a place what `frame` makes of ever larger numbers.
+    /// Starts sending frames from an interface of a place; `frame` builds them from consecutive numbers.
     pub fn start(place: &Place, ifname: &str, frame: impl Fn(u32) -> Vec<u8> + Send + 'static) -> Result<Self> {
-        /// Between looks whether others want the processor, of which tests have two.
+        /// Frames between two yields of the processor; tests have only two processors.
         const BURST: u32 = 64;
         let frames = Frames::on(place, ifname)?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -29,7 +29,7 @@ impl Flood {
             while !stopped.load(Ordering::Relaxed) {
                 for _ in 0..BURST {
                     number = number.wrapping_add(1);
-                    // What the queue has no room for is lost, as in every flood.
+                    // Frames that exceed the queue are lost, as in any flood.
                     let _ = frames.send(&frame(number));
                 }
                 thread::yield_now();
@@ -43,7 +43,7 @@ impl Drop for Flood {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It panics where a frame can't be made, which fails the test by itself.
+            // It panics if a frame cannot be built, which makes the test fail anyway.
             let _ = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Frames made by hand, sent and captured on one interface: for packets that no socket would send.
+//! Hand-made frames, sent and captured on an interface: for packets that no socket would send.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,14 +12,14 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::checksum;
 use crate::lab::Place;
 
-/// A packet socket on one interface: it sends raw frames and sees every frame that passes, in both directions.
+/// A packet socket on an interface: it sends raw frames and sees every frame in both directions.
 #[derive(Debug)]
 pub struct Frames {
     socket: Socket,
 }
 
 impl Frames {
-    /// Opens it.
+    /// Opens the socket.
     pub fn on(place: &Place, ifname: &str) -> Result<Self> {
         let all = (libc::ETH_P_ALL as u16).to_be();
         let what = || format!("cannot open a packet socket on {} of {}", ifname, place.name());
@@ -29,12 +29,12 @@ impl Frames {
         Ok(Self { socket })
     }
 
-    /// Sends a frame as it is.
+    /// Sends a frame unchanged.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         self.socket.send(frame).map(drop)
     }
 
-    /// Waits for a frame that `wanted` accepts; `None` when none comes in time.
+    /// Waits for a frame that `wanted` accepts; `None` after the timeout.
     pub fn expect(&self, timeout: Duration, mut wanted: impl FnMut(&[u8]) -> bool) -> io::Result<Option<Vec<u8>>> {
         let deadline = Instant::now() + timeout;
         let mut buffer = vec![MaybeUninit::uninit(); 65_536];
@@ -57,7 +57,7 @@ impl Frames {
     }
 }
 
-/// A UDP packet in an Ethernet frame, all checksums right, with a TTL of 64.
+/// UDP packet in an Ethernet frame with correct checksums and a TTL of 64.
 ///
 /// # Panics
 /// The addresses are of different families.
@@ -68,7 +68,7 @@ pub fn udp_frame(macs: ([u8; 6], [u8; 6]), from: SocketAddr, to: SocketAddr, pay
     frame
 }
 
-/// A TCP packet that asks for a connection, made like [`udp_frame`].
+/// TCP SYN, otherwise like [`udp_frame`].
 ///
 /// # Panics
 /// The addresses are of different families.
@@ -88,7 +88,7 @@ fn ip(macs: ([u8; 6], [u8; 6]), from: SocketAddr, to: SocketAddr) -> PacketBuild
     }
 }
 
-/// A frame of [`udp_frame`] in pieces of `size` bytes, which is a multiple of eight, after the IP header (RFC 791,
+/// Fragments of a frame of [`udp_frame`], with `size` bytes each behind the IP header, a multiple of eight (RFC 791,
 /// section 3.2; RFC 8200, section 4.5).
 pub fn fragments(frame: &[u8], size: usize, id: u16) -> Vec<Vec<u8>> {
     let (ethernet, packet) = frame.split_at(ETHERNET);
@@ -118,9 +118,9 @@ pub fn fragments(frame: &[u8], size: usize, id: u16) -> Vec<Vec<u8>> {
     payload.chunks(size).enumerate().map(piece).collect()
 }
 
-/// Bytes of an Ethernet header.
+/// Length of an Ethernet header.
 const ETHERNET: usize = 14;
-/// The next header of a fragment.
+/// Next header value of a fragment header.
 const FRAGMENT_HEADER: u8 = 44;
 
 fn link_address(ifindex: i32, protocol: u16) -> SockAddr {
@@ -133,7 +133,8 @@ fn link_address(ifindex: i32, protocol: u16) -> SockAddr {
         sll_halen: 0,
         sll_addr: [0; 8],
     };
-    // SAFETY: the storage is larger than the address, which is written whole, and the length is the address's.
+    // SAFETY: the storage is larger than the address, which is written completely, and the length is that of the
+    // address.
     unsafe {
         SockAddr::try_init(|storage, length| {
             storage.cast::<libc::sockaddr_ll>().write(addr);

@@ -1,4 +1,4 @@
-//! One HTTP request, for the daemon's health servers.
+//! HTTP GET, for the daemon's health servers.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::Transport;
 use crate::lab::Place;
 
-/// How long connecting, and each part of the response, may take.
+/// Timeout of connecting, and of each read.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a server responds.
+/// A server's response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// The status code.
@@ -41,7 +41,7 @@ impl Response {
 /// Gets a path from a server.
 ///
 /// # Errors
-/// Those of the socket; `InvalidData` for what is no HTTP.
+/// Those of the socket; `InvalidData` if the response is not HTTP.
 pub fn http_get(place: &Place, server: SocketAddr, path: &str) -> io::Result<Response> {
     let socket = place.socket_for(server, Transport::Tcp.kind(), Transport::Tcp.protocol())?;
     socket.connect_timeout(&server.into(), TIMEOUT)?;
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn responses_are_read() {
+    fn responses_are_parsed() {
         let response = Response::parse("HTTP/1.1 503 Service Unavailable\r\nX-Weight: 0\r\n\r\n{}").unwrap();
         assert_eq!((response.status, response.header("x-weight"), &response.body[..]), (503, Some("0"), "{}"));
         assert_eq!(Response::parse("HTTP/1.1 200 OK"), None);

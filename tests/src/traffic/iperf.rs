@@ -12,9 +12,9 @@ use tempfile::NamedTempFile;
 
 use crate::lab::{Place, Process, output, wait_until};
 
-/// How long a client may take beyond the time that it sends.
+/// Time that a client may take beyond its sending time.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long before the end of that time a client that is still at work is asked why.
+/// Time before that deadline at which a client still running is examined.
 const NOTICE: Duration = Duration::from_secs(3);
 
 /// A running `iperf3 --server`.
@@ -26,18 +26,18 @@ pub struct IperfServer {
 }
 
 impl IperfServer {
-    /// Starts it on one address and waits until it listens.
+    /// Starts the server on one address and waits until it listens.
     pub fn start(place: &Place, addr: SocketAddr) -> Result<Self> {
         let mut command = place.command("iperf3")?;
         command.args(["--server", "--bind", &addr.ip().to_string(), "--port", &addr.port().to_string()]);
         let log = NamedTempFile::new()?;
-        // Each line at once: it is killed in the end.
+        // Flush each line, since it is killed in the end.
         command.arg("--forceflush");
         command.stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?);
         let process = Process::start(command).context("cannot start iperf3: apt-get install iperf3")?;
-        // Connecting would make a session of it, so look at the table of listening sockets.
+        // A connection would start a session, so read the table of listening sockets.
         let port = format!(":{:04X}", addr.port());
-        // Those that wait for the last of earlier connections (TIME-WAIT) have the port too.
+        // Sockets in TIME-WAIT have the port as well.
         let listens = |line: &str| {
             let fields: Vec<&str> = line.split_whitespace().collect();
             matches!(fields[..], [_, local, _, "0A", ..] if local.ends_with(&port))
@@ -51,7 +51,7 @@ impl IperfServer {
         Ok(Self { place: place.clone(), log, _process: process })
     }
 
-    /// What can be seen from the server's side: what it printed, and its sockets.
+    /// Diagnostics from the server's side: its output, and its sockets.
     fn state(&self) -> String {
         let printed = std::fs::read_to_string(self.log.path()).unwrap_or_default();
         let last: Vec<_> = printed.lines().rev().take(30).collect();
@@ -60,31 +60,31 @@ impl IperfServer {
     }
 }
 
-/// The TCP sockets of a place, with all that the kernel knows of them.
+/// TCP sockets of a place with all kernel details.
 fn sockets(place: &Place) -> String {
     let listed = place.run("ss", &["--tcp", "--info", "--memory", "--numeric", "--options", "--all"]);
     format!("sockets of {}:\n{}", place.name(), listed.unwrap_or_else(|error| format!("{error:#}")))
 }
 
-/// What iperf3 sends.
+/// The load.
 #[derive(Clone, Copy, Debug)]
 pub enum IperfLoad {
-    /// As much as one TCP connection takes.
+    /// One TCP connection at full speed.
     Tcp,
-    /// UDP datagrams of this size, so many bits of them in a second.
+    /// UDP datagrams at a fixed rate.
     Udp {
-        /// In bits a second.
+        /// In bits per second.
         rate: u64,
         /// In bytes, without headers.
         size: u16,
     },
 }
 
-/// Sends for some seconds and returns what arrived, in Gbit/s.
+/// Sends for some seconds and returns the received rate in Gbit/s.
 ///
 /// # Errors
-/// iperf3's own, or it hangs: then the error tells of both ends' sockets, of what the server printed, and what `more`
-/// adds, all taken while it hung.
+/// Those of iperf3. If it hangs, the error includes the sockets of both ends, the server's output, and the text of
+/// `more`, all collected during the hang.
 pub fn iperf(
     place: &Place,
     server: &IperfServer,

@@ -1,4 +1,4 @@
-//! Requests one after another, each over a new connection, until stopped: for changes that no request may notice.
+//! Consecutive requests, each over a new connection, until stopped: for changes that no request may notice.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,14 +17,14 @@ pub struct Load {
     thread: JoinHandle<LoadReport>,
 }
 
-/// What became of the requests.
+/// Results of the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Answers by server.
     pub answers: BTreeMap<String, u32>,
-    /// Requests without an answer: what went wrong.
+    /// Errors of requests without an answer.
     pub errors: Vec<String>,
-    /// The longest that a request took.
+    /// The longest duration of a request.
     pub slowest: Duration,
 }
 
@@ -36,7 +36,7 @@ impl LoadReport {
 }
 
 impl Load {
-    /// Starts asking from a place, with a pause between requests.
+    /// Starts sending requests from a place, with a pause in between.
     pub fn start(place: &Place, transport: Transport, to: SocketAddr, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, place) = (stop.clone(), place.clone());
@@ -56,7 +56,7 @@ impl Load {
         Self { stop, thread }
     }
 
-    /// Stops it and returns what it saw.
+    /// Stops the load and returns the results.
     pub fn stop(self) -> LoadReport {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -1,5 +1,6 @@
-//! Traffic for the lab, from threads of the harness: servers that say who they are and whom they see, clients, long-lived
-//! streams that notice every lost packet, crowds of connections, echo requests, frames made by hand, HTTP, and iperf3.
+//! Traffic for the lab, from threads of the harness: servers that report their name and the client's address, clients,
+//! long-lived streams that detect every lost packet, crowds of connections, echo requests, hand-made frames, HTTP, and
+//! iperf3.
 
 mod client;
 mod crowd;
@@ -56,7 +57,7 @@ impl Family {
         }
     }
 
-    /// The address by which a host, or a pod, means itself.
+    /// The loopback address.
     pub const fn loopback(self) -> IpAddr {
         match self {
             Self::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -64,7 +65,7 @@ impl Family {
         }
     }
 
-    /// As Kubernetes writes it: `IPv4` or `IPv6`.
+    /// As in Kubernetes: `IPv4` or `IPv6`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",
@@ -92,7 +93,7 @@ impl Transport {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
 
-    /// As Kubernetes writes it: `TCP` or `UDP`.
+    /// As in Kubernetes: `TCP` or `UDP`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
@@ -100,7 +101,7 @@ impl Transport {
         }
     }
 
-    /// Each protocol over each family.
+    /// Every combination of family and protocol.
     pub fn over_all() -> impl Iterator<Item = (Family, Self)> {
         Family::ALL.into_iter().flat_map(|family| Self::ALL.map(|transport| (family, transport)))
     }
@@ -123,7 +124,7 @@ impl Transport {
 impl FromStr for Transport {
     type Err = String;
 
-    /// As Kubernetes writes it.
+    /// As in Kubernetes.
     fn from_str(name: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|transport| transport.name() == name).ok_or(format!("{name} is neither TCP nor UDP"))
     }
@@ -135,7 +136,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// A socket in this process's own network namespace. IPv6 ones carry IPv6 only.
+/// A socket in this process's own network namespace; IPv6 sockets are IPv6-only.
 fn socket_here(transport: Transport, addr: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), transport.kind(), Some(transport.protocol()))?;
     if addr.is_ipv6() {
@@ -144,7 +145,7 @@ fn socket_here(transport: Transport, addr: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The address with which one binds to no address in particular.
+/// The unspecified address of this family.
 fn unspecified(to: SocketAddr) -> IpAddr {
     match to {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -152,7 +153,7 @@ fn unspecified(to: SocketAddr) -> IpAddr {
     }
 }
 
-/// The internet checksum (RFC 1071).
+/// Internet checksum (RFC 1071).
 pub fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let sum: u32 = words.sum();

@@ -1,9 +1,9 @@
-//! Socket options that no library names.
+//! Socket options that no library supports.
 
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// Sets an option that is an integer.
+/// Sets an integer option.
 pub(super) fn set(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     let length = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the kernel reads an integer of the size given.
@@ -11,7 +11,7 @@ pub(super) fn set(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> i
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Reads an option that is an integer.
+/// Reads an integer option.
 pub(super) fn get(socket: &impl AsRawFd, level: i32, name: i32) -> io::Result<i32> {
     let mut value = 0;
     let mut length = size_of_val(&value) as libc::socklen_t;

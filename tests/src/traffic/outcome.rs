@@ -1,4 +1,4 @@
-//! What becomes of a question, reduced to what a test expects.
+//! The outcome of a request, as far as a test compares it.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -10,26 +10,26 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Ask, Transport};
 use crate::lab::{Place, eventually};
 
-/// How long an answer may take before it counts as none, where silence is possible.
+/// Timeout of requests that may get no answer.
 const SILENCE: Duration = Duration::from_millis(300);
-/// And where an answer must come.
+/// Timeout of requests that must be answered.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// What became of a question.
+/// Outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was answered from the address that it was sent to.
+    /// Answered from the address to which it was sent.
     Answer {
         /// Name of the server.
         server: String,
-        /// The client as the server sees it.
+        /// The client's address as seen by the server.
         seen: IpAddr,
     },
-    /// A reset or an ICMP error said that nobody serves there.
+    /// Rejected with a reset or an ICMP error.
     Refused,
-    /// Nothing came back.
+    /// No answer.
     Silence,
-    /// Something else.
+    /// Any other error.
     Other(String),
 }
 
@@ -39,7 +39,7 @@ impl Outcome {
         Self::Answer { server: server.to_owned(), seen }
     }
 
-    /// Of a question asked once.
+    /// Outcome of a single request.
     pub fn of(place: &Place, ask: &Ask) -> Self {
         Self::within(SILENCE, place, ask)
     }
@@ -68,15 +68,16 @@ impl fmt::Display for Outcome {
 }
 
 impl Place {
-    /// What becomes of a question asked from here.
+    /// Outcome of a request from here.
     pub fn outcome(&self, transport: Transport, to: SocketAddr) -> Outcome {
         Outcome::of(self, &Ask::new(transport, to))
     }
 
-    /// Waits until one of these servers answers a question from here, and then asks twice more; returns whom the last saw.
+    /// Waits until one of these servers answers a request from here, then sends two more; returns the client address
+    /// seen by the last one.
     ///
     /// # Errors
-    /// What came instead, from where to where.
+    /// The other outcome, with source and destination.
     pub fn reaches(&self, transport: Transport, to: SocketAddr, servers: &[&str]) -> Result<IpAddr> {
         let what = || format!("{transport} from {} to {to}", self.name());
         let ask = |timeout| match Outcome::within(timeout, self, &Ask::new(transport, to)) {
@@ -87,10 +88,10 @@ impl Place {
         ask(ANSWER).and_then(|_| ask(ANSWER)).with_context(what)
     }
 
-    /// Asks a server by ping and both transports, and demands that it sees this address and the asker's own port.
+    /// Contacts a server by ping and both transports, and requires that it sees this address and the client's own port.
     ///
     /// # Errors
-    /// What came instead, from where to where.
+    /// The other outcome, with source and destination.
     pub fn is_seen_as(&self, own: IpAddr, to: SocketAddr, server: &str) -> Result<()> {
         let what = || format!("{} → {server} ({to})", self.name());
         self.ping(to.ip()).with_context(|| format!("ping {}", what()))?;
@@ -103,11 +104,11 @@ impl Place {
         Ok(())
     }
 
-    /// Exchanges much more than fits a packet, in both directions, by both transports. The first datagram may be lost: its
-    /// sender is told of a narrow way, and sends shorter packets then.
+    /// Exchanges much more data than one packet, in both directions, over both transports. The first datagram may be
+    /// lost: its sender learns of a narrow link and sends smaller packets from then on.
     ///
     /// # Errors
-    /// What came instead, from where to where.
+    /// The other outcome, with source and destination.
     pub fn exchanges_much(&self, to: SocketAddr) -> Result<()> {
         for (transport, there, back) in [
             (Transport::Tcp, 200_000, 0),
@@ -127,11 +128,11 @@ impl Place {
         Ok(())
     }
 
-    /// Waits until a question from here meets what is expected, and then asks twice more: flows end and begin, and the
-    /// later ones must fare as the first.
+    /// Waits until a request from here has the expected outcome, then sends two more, which must have it as well, since
+    /// they are later flows.
     ///
     /// # Errors
-    /// What came instead, from where to where.
+    /// The other outcome, with source and destination.
     pub fn expect(&self, transport: Transport, to: SocketAddr, expected: &Outcome) -> Result<()> {
         let what = || format!("{transport} from {} to {to}", self.name());
         let ask = |timeout| {
@@ -140,7 +141,7 @@ impl Place {
             Ok(())
         };
         eventually(&expected.to_string(), || ask(SILENCE)).with_context(what)?;
-        // What must not be answered has been asked for long enough.
+        // Requests that must not be answered have already been repeated often enough.
         if matches!(expected, Outcome::Answer { .. }) {
             (0..2).try_for_each(|_| ask(ANSWER)).with_context(what)?;
         }

@@ -1,4 +1,4 @@
-//! Echo requests through raw sockets: no ping program needed, and ICMP errors are seen as they arrive.
+//! Echo requests through raw sockets: without a ping program, and with ICMP errors as they arrive.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,20 +11,20 @@ use socket2::{Protocol, Socket, Type};
 use super::{Family, checksum, option};
 use crate::lab::Place;
 
-/// What came back.
+/// The answer to an echo request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PingAnswer {
-    /// The echo reply, from this address, with this TTL or hop limit (0 where the kernel doesn't tell).
+    /// Echo reply from this address.
     Reply(IpAddr),
     /// An ICMP error about the request.
     Error {
-        /// Who reports it.
+        /// Sender of the error.
         from: IpAddr,
         /// ICMP type.
         kind: u8,
         /// ICMP code.
         code: u8,
-        /// The message's second word: the MTU for "too big" and "fragmentation needed".
+        /// Second word of the message: the MTU for "packet too big" and "fragmentation needed".
         info: u32,
     },
 }
@@ -41,24 +41,24 @@ pub struct Ping {
 }
 
 impl Ping {
-    /// 32 bytes of payload, the usual TTL, a timeout of two seconds. The packet may not be fragmented.
+    /// 32 bytes of payload, the default TTL, a timeout of two seconds. Don't-fragment is set.
     pub fn new(to: IpAddr) -> Self {
         Self { to, from: None, id: None, payload: 32, ttl: None, timeout: Duration::from_secs(2) }
     }
 
-    /// Sends from this address.
+    /// Binds to this address.
     pub fn from_ip(mut self, ip: IpAddr) -> Self {
         self.from = Some(ip);
         self
     }
 
-    /// The identifier, else one that no other request of this process has.
+    /// Sets the identifier; by default, one unique in this process.
     pub fn id(mut self, id: u16) -> Self {
         self.id = Some(id);
         self
     }
 
-    /// Bytes after the ICMP header.
+    /// Number of bytes behind the ICMP header.
     pub fn payload(mut self, bytes: usize) -> Self {
         self.payload = bytes;
         self
@@ -70,16 +70,16 @@ impl Ping {
         self
     }
 
-    /// How long an answer may take.
+    /// Sets the timeout of the answer.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sends it from a place and waits for what comes back.
+    /// Sends the request from a place and waits for an answer.
     ///
     /// # Errors
-    /// Those of the socket; `TimedOut` when nothing comes.
+    /// Those of the socket; `TimedOut` without an answer.
     pub fn from(&self, place: &Place) -> io::Result<PingAnswer> {
         static ID: AtomicU16 = AtomicU16::new(1);
         let id = self.id.unwrap_or_else(|| ID.fetch_add(1, Ordering::Relaxed));
@@ -114,7 +114,7 @@ impl Ping {
     }
 
     fn prepare(&self, socket: &Socket, family: Family) -> io::Result<()> {
-        // The kernel sends packets whole, whatever path MTU it has learnt.
+        // The kernel does not fragment packets, whatever path MTU it has cached.
         match family {
             Family::V4 => {
                 option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
@@ -134,7 +134,7 @@ impl Ping {
         bytes.extend([0, 1]);
         bytes.resize(8 + self.payload, 0x5a);
         if family == Family::V4 {
-            // The kernel fills it in for IPv6 only.
+            // The kernel computes it for IPv6 only.
             let sum = checksum(&bytes);
             bytes[2..4].copy_from_slice(&sum.to_be_bytes());
         }
@@ -145,7 +145,7 @@ impl Ping {
 const ECHO_V4: u8 = 8;
 const ECHO_V6: u8 = 128;
 
-/// Finds what concerns our request in a received message (IPv4 ones begin with the IP header).
+/// Finds the answer to our request in a received message; for IPv4, messages begin with the IP header.
 fn parse(family: Family, bytes: &[u8], id: u16, from: IpAddr) -> Option<PingAnswer> {
     let icmp = match family {
         Family::V4 => bytes.get(usize::from(bytes.first()? & 15) * 4..)?,
@@ -170,7 +170,7 @@ fn parse(family: Family, bytes: &[u8], id: u16, from: IpAddr) -> Option<PingAnsw
 }
 
 impl Place {
-    /// Pings an address with the defaults of [`Ping::new`]; an ICMP error is an error here.
+    /// Pings an address with the defaults of [`Ping::new`]; ICMP errors are errors.
     pub fn ping(&self, to: IpAddr) -> io::Result<()> {
         match Ping::new(to).from(self)? {
             PingAnswer::Reply(_) => Ok(()),
@@ -184,13 +184,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checksum_of_a_request_makes_its_sum_zero() {
+    fn request_checksum_makes_the_sum_zero() {
         let request = Ping::new("10.0.0.1".parse().unwrap()).payload(33).request(Family::V4, 7);
         assert_eq!(checksum(&request), 0);
     }
 
     #[test]
-    fn answers_are_told_from_others() {
+    fn answers_are_matched_to_requests() {
         let from: IpAddr = "fd00::1".parse().unwrap();
         let reply = [129, 0, 0, 0, 0, 7, 0, 1];
         assert_eq!(parse(Family::V6, &reply, 7, from), Some(PingAnswer::Reply(from)));

@@ -1,6 +1,8 @@
-//! The server: it answers each line (TCP) or datagram (UDP) with its own name, the peer that it sees, and what was sent.
+//! The server: it answers each line (TCP) or datagram (UDP) with its name, the client's address, and the request, such
+//! as `web-0 10.244.1.5:4242 hello`.
 //!
-//! `web-0 10.244.1.5:4242 hello`. For `send 1000` it is a thousand bytes instead of what was sent. A line `GET …` gets the same as an HTTP response, so that curl works in the lab's shell.
+//! The request `send 1000` is answered with a thousand bytes instead. A line `GET …` gets the same answer as an HTTP
+//! response, so that curl works in the lab's shell.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,7 +19,7 @@ use socket2::Socket;
 use super::{Transport, socket_here};
 use crate::lab::Place;
 
-/// Connections that are open, by number, so that stopping the server can end them.
+/// Open connections, by number, so that stopping the server can close them.
 type Connections = Arc<Mutex<BTreeMap<u64, TcpStream>>>;
 
 /// A TCP and UDP server on one address and port. Dropping it closes its sockets and connections.
@@ -30,12 +32,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it; `name` is what it calls itself.
+    /// Starts the server; `name` is the name in its answers.
     pub fn start(place: &Place, name: &str, addr: SocketAddr) -> Result<Self> {
         Self::start_with(name, addr, |transport| place.socket_for(addr, transport.kind(), transport.protocol()))
     }
 
-    /// Starts it where this process is, and not at some place of a lab.
+    /// Starts it in this process's own network namespace.
     pub fn start_here(name: &str, addr: SocketAddr) -> Result<Self> {
         Self::start_with(name, addr, |transport| socket_here(transport, addr))
     }
@@ -66,7 +68,7 @@ impl Server {
         Ok(Self { addr, stop: Some(stop), threads, connections })
     }
 
-    /// Where it listens.
+    /// Address on which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -76,7 +78,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.stop.take());
         for thread in self.threads.drain(..) {
-            // A panic there has been reported, and the client that missed its answer fails.
+            // A panic in the thread has already been reported, and clients without answers fail.
             let _ = thread.join();
         }
         for connection in self.connections.lock().unwrap_or_else(PoisonError::into_inner).values() {
@@ -86,21 +88,21 @@ impl Drop for Server {
     }
 }
 
-/// The question that is answered by this many bytes.
+/// The request for an answer of this many bytes.
 pub(super) fn send(bytes: usize) -> String {
     format!("send {bytes}")
 }
 
-/// What a question is answered by, after the names of server and client.
+/// The answer to a request, behind the names of server and client.
 pub(super) fn answer_to(question: &str) -> Cow<'_, str> {
     let bytes = question.strip_prefix("send ").and_then(|bytes| bytes.parse().ok());
     bytes.map_or(question.into(), |bytes| "x".repeat(bytes).into())
 }
 
-/// Waits until the socket can be read; false when the server is to stop.
+/// Waits until the socket is readable; false if the server is to stop.
 fn readable(socket: impl AsFd, stopped: &PipeReader) -> bool {
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
-    // Errors of the socket show at the read that follows.
+    // Errors of the socket show in the following read.
     let _ = poll(&mut fds, PollTimeout::NONE);
     !fds[1].any().unwrap_or(true)
 }
@@ -117,7 +119,7 @@ fn accept(listener: &TcpListener, name: &str, stopped: &PipeReader, connections:
         lock(connections);
         let (name, connections) = (name.to_owned(), connections.clone());
         thread::spawn(move || {
-            // The client notices when its connection breaks.
+            // The client detects a broken connection.
             let _ = answer_lines(&stream, &name, peer);
             connections.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         });
@@ -144,7 +146,7 @@ fn answer_datagrams(socket: &UdpSocket, name: &str, stopped: &PipeReader) {
     while readable(socket, stopped) {
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
         let answer = format!("{name} {peer} {}", answer_to(&String::from_utf8_lossy(&buffer[..length])));
-        // The client notices when its answer is missing.
+        // The client detects a missing answer.
         let _ = socket.send_to(answer.as_bytes(), peer);
     }
 }

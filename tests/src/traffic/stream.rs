@@ -1,7 +1,7 @@
-//! Long-lived flows that notice every packet that is lost, late or answered by another server.
+//! Long-lived flows that detect every packet that is lost, late, or answered by another server.
 //!
-//! TCP hides loss, so a TCP stream reports the kernel's own count of segments that were sent again, beside errors and the
-//! longest wait. A UDP stream numbers its datagrams and reports those that were never answered.
+//! TCP hides loss, so a TCP stream reports the kernel's count of retransmitted segments, besides errors and the longest
+//! round trip. A UDP stream numbers its datagrams and reports those without an answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Write};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::Transport;
 use crate::lab::Place;
 
-/// How long the last answers of a UDP stream may take.
+/// Time allowed for the last answers of a UDP stream.
 const STRAGGLERS: Duration = Duration::from_secs(1);
 
 /// A running stream.
@@ -27,7 +27,7 @@ pub struct Stream {
     thread: JoinHandle<StreamReport>,
 }
 
-/// What a stream saw from its start to its end.
+/// Results of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StreamReport {
     /// Messages sent.
@@ -36,16 +36,16 @@ pub struct StreamReport {
     pub answers: BTreeMap<String, u32>,
     /// Messages without an answer.
     pub lost: u32,
-    /// Segments that the kernel sent again (TCP).
+    /// Retransmitted segments (TCP).
     pub retransmits: u32,
     /// The longest time from a message to its answer.
     pub slowest: Duration,
-    /// What ended the stream early, or errors that the socket reported.
+    /// Error that ended the stream early, or errors reported by the socket.
     pub errors: Vec<String>,
 }
 
 impl StreamReport {
-    /// Whether all went through at the first try, on one and the same connection.
+    /// Whether all messages were answered at the first attempt, on a single connection.
     pub fn is_clean(&self) -> bool {
         self.sent > 0 && self.lost == 0 && self.retransmits == 0 && self.errors.is_empty()
     }
@@ -83,7 +83,7 @@ impl Stream {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Stops it and returns what it saw.
+    /// Stops the stream and returns the results.
     pub fn stop(self) -> StreamReport {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -148,7 +148,7 @@ fn over_udp(socket: &UdpSocket, pause: Duration, stop: &AtomicBool, answered: &A
             next = now + pause;
         }
         let until = end.unwrap_or(next).saturating_duration_since(Instant::now());
-        // 0 would mean for ever.
+        // 0 would mean no timeout.
         let _ = socket.set_read_timeout(Some(until.max(Duration::from_micros(100))));
         match socket.recv(&mut buffer) {
             Ok(length) => {
@@ -172,7 +172,7 @@ fn over_udp(socket: &UdpSocket, pause: Duration, stop: &AtomicBool, answered: &A
     report
 }
 
-/// How many segments the kernel has sent again on this connection.
+/// Number of segments retransmitted on this connection.
 fn retransmits(stream: &TcpStream) -> io::Result<u32> {
     let mut info = mem::MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -189,6 +189,6 @@ fn retransmits(stream: &TcpStream) -> io::Result<u32> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the structure is plain integers, zeroed before.
+    // SAFETY: the structure consists of integers, initialised to zero.
     Ok(unsafe { info.assume_init() }.tcpi_total_retrans)
 }

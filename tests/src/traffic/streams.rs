@@ -1,4 +1,4 @@
-//! Many flows at once, for changes that no packet may notice.
+//! Many simultaneous flows, for changes that must not affect any packet.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use anyhow::{Result, ensure};
 use super::{Stream, Transport};
 use crate::lab::{Place, eventually, wait_until};
 
-/// Flows of every kind, running.
+/// Running flows of every kind.
 #[derive(Debug)]
 pub struct Streams(Vec<(String, Stream)>);
 
 impl Streams {
-    /// Starts a TCP and a UDP flow for each of these, as soon as its server answers.
+    /// Starts a TCP and a UDP flow for each pair, once its server answers.
     pub fn start(cases: &[(&Place, SocketAddr)]) -> Result<Self> {
         let mut streams = Vec::new();
         for (place, to) in cases {
@@ -29,7 +29,7 @@ impl Streams {
         Ok(Self(streams))
     }
 
-    /// Waits until every flow has had this many more answers.
+    /// Waits until every flow has this many more answers.
     pub fn flows(&self, messages: u32) -> Result<()> {
         let start: Vec<u32> = self.0.iter().map(|(_, stream)| stream.answered()).collect();
         for ((what, stream), start) in self.0.iter().zip(start) {
@@ -38,7 +38,7 @@ impl Streams {
         Ok(())
     }
 
-    /// Not a packet was lost, nothing was reset.
+    /// Requires that no packet was lost and no connection reset.
     pub fn clean(self) -> Result<()> {
         for (what, stream) in self.0 {
             let report = stream.stop();

@@ -1,7 +1,8 @@
-//! Boots a guest in QEMU and follows what it says.
+//! Boots a guest in QEMU and follows its output.
 //!
-//! Without KVM, so that it runs anywhere. The guest's clock counts instructions (`-icount`): one takes a nanosecond and
-//! idling takes no time at all, so time-outs and measurements in the guest don't depend on how busy this machine is.
+//! Without KVM, so that it runs anywhere. The guest's clock counts instructions (`-icount`): an instruction takes a
+//! nanosecond and idling takes no time, so timeouts and measurements in the guest are independent of the load of this
+//! machine.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// The machine. AVX is new in QEMU 7.2, and 5-level page tables slow down emulation; neither is what is tested.
+/// The machine. AVX requires QEMU 7.2, and 5-level page tables slow down emulation; neither is under test.
 const MACHINE: [&str; 18] = [
     "-accel",
     "tcg,thread=single",
@@ -21,7 +22,7 @@ const MACHINE: [&str; 18] = [
     "shift=0,sleep=off",
     "-cpu",
     "max,la57=off,avx=off,avx2=off,fma=off,f16c=off",
-    // Older kernels wait for ever for a second processor, on a clock that stands still meanwhile.
+    // Older kernels would wait for ever for a second processor, on a clock that has stopped.
     "-smp",
     "1",
     "-m",
@@ -36,36 +37,37 @@ const MACHINE: [&str; 18] = [
     "base=utc",
 ];
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=5 panic=1 oops=panic no_timer_check mitigations=off";
-/// What the kernel says when it is about to end.
+/// Messages of a kernel that cannot continue.
 const FATAL: [&str; 3] = ["Kernel panic", "BUG: ", "Oops"];
 
 /// A guest to be booted.
 pub(super) struct Guest<'a> {
     pub(super) image: &'a Path,
     pub(super) initramfs: &'a Path,
-    /// Gets the kernel's messages.
+    /// File for the kernel's messages.
     pub(super) console: PathBuf,
-    /// How long it may take, on this machine's clock.
+    /// Timeout, on this machine's clock.
     pub(super) limit: Duration,
 }
 
-/// What became of a guest.
+/// Result of a guest.
 pub(super) struct End {
-    /// What went wrong, beside what the guest itself says.
+    /// A problem other than those in the guest's output.
     pub(super) problem: Option<String>,
-    /// The processor's time that QEMU took until the guest's last line.
+    /// CPU time of QEMU until the guest's last line.
     pub(super) processor: Duration,
 }
 
-/// QEMU, which ends with this.
+/// QEMU, which is killed when this is dropped.
 struct Machine(Child);
 
 impl Machine {
-    /// The processor's time that it has taken so far: proc_pid_stat(5), in the hundredths of a second that all
-    /// machines of this kind count.
+    /// CPU time used so far: proc_pid_stat(5), in hundredths of a second, the unit on all machines of this
+    /// architecture.
     fn processor(&self) -> Option<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).ok()?;
-        // The name, which may hold anything, is in parentheses; user and system time are the 12th and 13th fields behind it.
+        // The name, which may contain any character, is in parentheses; user and system time are the 12th and 13th
+        // fields behind it.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
         let mut hundredths = || fields.next()?.parse::<u64>().ok();
         Some(Duration::from_millis(10 * (hundredths()? + hundredths()?)))
@@ -74,17 +76,17 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // An error means that it has ended already.
+        // An error means that it has already exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 impl Guest<'_> {
-    /// Boots it and calls `line` with each line that it says, until it switches itself off.
+    /// Boots the guest and calls `line` with each line of its output, until it powers off.
     ///
     /// # Errors
-    /// QEMU can't be started, or `line` fails.
+    /// QEMU cannot be started, or `line` fails.
     pub(super) fn run(&self, mut line: impl FnMut(&str) -> Result<()>) -> Result<End> {
         let mut machine = self.start()?;
         let output = machine.0.stdout.take().context("QEMU has no output")?;
@@ -128,7 +130,7 @@ impl Guest<'_> {
     }
 }
 
-/// The first of the kernel's messages that says that it can't go on.
+/// The first message of a kernel that cannot continue.
 fn fatal_line(console: &str) -> Option<&str> {
     console.lines().find(|line| FATAL.iter().any(|word| line.contains(word))).map(str::trim)
 }
@@ -138,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_seen() {
+    fn kernel_panic_is_detected() {
         let console = "[    0.1] Linux version 6.1\n[    2.0] Kernel panic - not syncing: Attempted to kill init!\r\n";
         assert_eq!(fatal_line(console), Some("[    2.0] Kernel panic - not syncing: Attempted to kill init!"));
         assert_eq!(fatal_line("[    0.1] Linux version 6.1\n"), None);

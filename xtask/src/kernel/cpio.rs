@@ -1,5 +1,5 @@
-//! An archive of files that the kernel unpacks as its first file system: cpio in the "newc" format
-//! (Documentation/driver-api/early-userspace/buffer-format.rst). Everything in it belongs to root.
+//! An archive of files for the initramfs: cpio in the "newc" format
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). All entries belong to root.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ const REGULAR: u32 = 0o100_000;
 const LINK: u32 = 0o120_000;
 const CHARACTERS: u32 = 0o020_000;
 
-/// An archive that is being written.
+/// An archive in progress.
 #[derive(Default)]
 pub(crate) struct Archive {
     bytes: Vec<u8>,
@@ -18,7 +18,7 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// Adds a directory, and those above it.
+    /// Adds a directory and its parents.
     pub(crate) fn directory(&mut self, path: &str) {
         let above: Vec<_> = Path::new(path).ancestors().filter_map(Path::to_str).map(str::to_owned).collect();
         for directory in above.into_iter().rev() {
@@ -29,7 +29,7 @@ impl Archive {
         }
     }
 
-    /// Adds a file that may be executed.
+    /// Adds an executable file.
     pub(crate) fn file(&mut self, path: &str, content: &[u8]) {
         self.below(path, REGULAR | 0o755, (0, 0), content);
     }
@@ -39,12 +39,12 @@ impl Archive {
         self.below(path, LINK | 0o777, (0, 0), target.as_bytes());
     }
 
-    /// Adds a character device of these numbers.
+    /// Adds a character device with these numbers.
     pub(crate) fn device(&mut self, path: &str, numbers: (u32, u32)) {
         self.below(path, CHARACTERS | 0o600, numbers, b"");
     }
 
-    /// The whole archive.
+    /// The complete archive.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), b"");
         self.bytes
@@ -72,7 +72,7 @@ impl Archive {
         self.pad();
     }
 
-    /// Names and contents begin and end at multiples of four.
+    /// Aligns names and contents to multiples of four.
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_as_the_kernel_reads_them() {
+    fn entries_have_the_kernels_format() {
         let mut archive = Archive::default();
         archive.file("/a/b", b"hello");
         let bytes = archive.finish();
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_come_once_and_before_what_is_in_them() {
+    fn directories_occur_once_and_before_their_contents() {
         let mut archive = Archive::default();
         archive.directory("/lib/x");
         archive.link("/lib/y", "x");

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The guest's first process: mounts what a machine has mounted, loads the modules, runs the phases and switches the
-# machine off. The kernel's messages go to the first serial port, everything else to the second.
+# The guest's first process: mounts the usual file systems, loads the modules, runs the phases and powers the machine
+# off. The kernel's messages go to the first serial port, everything else to the second.
 export PATH=/bin
 export PODNET_BIN_DIR=/podnet PODNET_EBPF_OBJECT=/podnet/podnet-ebpf TMPDIR=/tmp
 
@@ -15,7 +15,7 @@ mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 exec </dev/null >/dev/ttyS1 2>&1
-# As it comes, without a carriage return before each line's end.
+# Unchanged output, without carriage returns.
 stty -F /dev/ttyS1 raw
 
 while read -r module; do
@@ -24,12 +24,12 @@ done </modules/order
 hostname guest
 mkdir -p /etc
 hostname >/etc/hostname
-# A hundred pods at once have a pipe or two each.
+# A hundred parallel pods need a pipe or two each.
 ulimit -n 65536
 ip link set lo up
 echo "@@ kernel $(uname -r)"
 
-# phase NAME SECONDS COMMAND…: runs a command, which is ended after so many seconds, and tells its status and its time.
+# phase NAME SECONDS COMMAND…: runs a command with a timeout, and prints its exit status and duration.
 phase() {
     name=$1 limit=$2
     shift 2
@@ -43,7 +43,7 @@ phase() {
 
 . /phases
 echo "@@ over"
-# What was written last has to leave the port first.
+# Flush the serial port first.
 stty -F /dev/ttyS1 raw
 sync
 poweroff -f

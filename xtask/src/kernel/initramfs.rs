@@ -1,4 +1,4 @@
-//! The guest's file system: programs with their libraries, modules, and what init runs.
+//! The guest's file system: programs with their libraries, modules, and the script of init.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,9 +13,9 @@ use crate::command::{find, run};
 
 /// The guest's first process.
 const INIT: &str = include_str!("init.sh");
-/// Programs of the machine's that init and the tests call.
+/// Programs of this machine that init and the tests use.
 const PROGRAMS: [&str; 4] = ["sh", "busybox", "ip", "tc"];
-/// Programs that busybox is in the guest.
+/// busybox applets in the guest.
 const APPLETS: [&str; 16] = [
     "cat", "grep", "hostname", "insmod", "ls", "mkdir", "mount", "poweroff", "rm", "sleep", "stty", "sync", "timeout",
     "true", "umount", "uname",
@@ -23,17 +23,17 @@ const APPLETS: [&str; 16] = [
 
 /// A file for the guest.
 pub(super) struct File<'a> {
-    /// Where it is there.
+    /// Path in the guest.
     pub(super) path: String,
-    /// Where it is here.
+    /// Path on this machine.
     pub(super) file: &'a Path,
 }
 
-/// The part of the file system that is the same for all kernels: programs, the test programs, and what init runs.
-/// Programs are stripped in `scratch`.
+/// The part of the file system that is common to all kernels: programs, test programs, and the calls of init. Programs
+/// are stripped in `scratch`.
 pub(super) fn base(files: &[File<'_>], phases: &str, scratch: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    // Should the kernel open its console before init has mounted /dev.
+    // In case the kernel opens its console before init has mounted /dev.
     archive.device("/dev/console", (5, 1));
     archive.file("/init", INIT.as_bytes());
     archive.file("/phases", phases.as_bytes());
@@ -56,7 +56,7 @@ pub(super) fn base(files: &[File<'_>], phases: &str, scratch: &Path) -> Result<V
     Ok(archive.finish())
 }
 
-/// The kernel's part, to be put behind the other.
+/// The kernel's part, to be appended to the common one.
 pub(super) fn of_kernel(modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
     let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
@@ -71,7 +71,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// A program without its symbols, which are most of it. The eBPF object stays as it is.
+/// A program without its symbols, the largest part of it. The embedded eBPF object is not changed.
 fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
     if program.extension().is_some_and(|extension| extension == "o") || program.ends_with("podnet-ebpf") {
         return read(program);
@@ -83,14 +83,14 @@ fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
     content
 }
 
-/// The libraries that a program is linked with, and its loader. Static programs have none.
+/// Shared libraries of a program, and its loader. Static programs have none.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let known = Command::new("ldd").arg(program).output().context("cannot start ldd")?;
-    // It fails for programs that are static, and for what is no program.
+    // ldd fails for static programs, and for files that are not programs.
     Ok(if known.status.success() { libraries_in(&String::from_utf8_lossy(&known.stdout)) } else { Vec::new() })
 }
 
-/// The paths in the output of `ldd`: lines with `name => path (address)`, or `path (address)` for the loader.
+/// Paths in the output of `ldd`: lines with `name => path (address)`, or `path (address)` for the loader.
 fn libraries_in(text: &str) -> Vec<PathBuf> {
     let path = |line: &str| {
         let path = line.split_once(" => ").map_or(line, |(_, path)| path).trim().split(' ').next()?.to_owned();
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_those_that_ldd_names() {
+    fn libraries_are_parsed_from_ldd() {
         let text = "\tlinux-vdso.so.1 (0x00007ffc)\n\
                     \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
                     \tlibnone.so => not found\n\
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn init_finds_what_it_calls() {
+    fn programs_called_by_init_are_included() {
         for applet in ["insmod", "mount", "timeout", "poweroff", "stty", "sync", "hostname", "uname"] {
             assert!(INIT.contains(applet) && APPLETS.contains(&applet), "{applet}");
         }

@@ -1,8 +1,8 @@
-//! `cargo xtask test --kernel`: the shipping programs on other kernels than this machine's, in virtual machines.
+//! `cargo xtask test --kernel`: the shipping programs on other kernels, in virtual machines.
 //!
-//! For each kernel: its packages are fetched, once; an initramfs is made of the static programs, the eBPF object, some of
-//! the test programs and the kernel's modules; QEMU boots it; the guest runs the [phases](PHASES) one after another and
-//! switches itself off. What it says of each phase ends up in a [`Run`], which is written to `target/kernels/*.json`.
+//! For each kernel, its packages are downloaded once; an initramfs is built from the static programs, the eBPF object,
+//! some of the test programs and the kernel's modules; QEMU boots it; the guest runs the [phases](PHASES) in sequence
+//! and powers off. Its output per phase is parsed into a [`Run`], which is written to `target/kernels/*.json`.
 
 mod boot;
 mod cpio;
@@ -25,13 +25,13 @@ use boot::Guest;
 use packages::Kernel;
 use run::Run;
 
-/// The kernels that `cargo xtask test` boots without being told.
+/// Kernels that `cargo xtask test` boots by default.
 pub(crate) const IN_EVERY_RUN: &[&str] = &["6.1"];
 
-/// The test programs that guests run, by the names that `tests/Cargo.toml` gives them.
+/// Test programs that guests run, by their names in `tests/Cargo.toml`.
 pub(crate) const TEST_PROGRAMS: [&str; 3] = ["packet", "cni", "tour"];
 
-/// Tests that no guest can run, and why.
+/// Tests that cannot run in a guest, and the reasons.
 const LEFT_OUT: &[(&str, &str)] = &[
     (
         "crash::",
@@ -41,22 +41,22 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("wiring::a_namespace_of_another_user_namespace", "(guests lack a program to create user namespaces)"),
 ];
 
-/// How long a guest may take, by this machine's clock.
+/// Timeout of a guest, on this machine's clock.
 const LIMIT: Duration = Duration::from_secs(1800);
-/// How long a phase may take, by the guest's clock.
+/// Timeout of a phase, on the guest's clock.
 const SECONDS_PER_PHASE: u32 = 600;
 
-/// What a guest runs: the name of the phase, the command, and whether that is a test program.
+/// Phases of a guest: name, command, and whether it is a test program.
 const PHASES: [(&str, &str, bool); 4] = [
     ("programs", "/podnet/podnet-lab programs --json", false),
     ("packet", "/tests/packet", true),
     ("cni", "/tests/cni", true),
-    // Its cases tell how far it is, and how podnet uses the kernel.
+    // Its output shows the progress of its cases, and how podnet uses the kernel.
     ("tour", "/tests/tour --nocapture", true),
 ];
 
-/// Runs the tests on the kernels of these names, one after another. Prints a line for each phase and at the end the
-/// summaries of the test programs. `tests` are [`TEST_PROGRAMS`], built.
+/// Runs the tests on these kernels in sequence. Prints a line per phase and the summaries of the test programs at the
+/// end. `tests`: the built [`TEST_PROGRAMS`].
 pub(crate) fn run(
     workspace: &Workspace,
     built: &Built,
@@ -96,7 +96,7 @@ pub(crate) fn run(
     Ok(total)
 }
 
-/// The part of the initramfs that all kernels share.
+/// The part of the initramfs that is common to all kernels.
 fn base(directory: &Path, built: &Built, tests: &[(String, PathBuf)], filter: Option<&str>) -> Result<Vec<u8>> {
     let programs = ["podnet", "podnet-cni", "podnet-lab"].map(|name| (name, built.programs.join(name)));
     let mut files: Vec<_> =
@@ -106,7 +106,7 @@ fn base(directory: &Path, built: &Built, tests: &[(String, PathBuf)], filter: Op
     initramfs::base(&files, &phases(filter), directory)
 }
 
-/// The calls that the guest's init makes.
+/// The calls made by the guest's init.
 fn phases(filter: Option<&str>) -> String {
     let skipped: String = LEFT_OUT.iter().map(|(test, _)| format!(" --skip {}", quoted(test))).collect();
     let filter = filter.map(|name| format!(" {}", quoted(name))).unwrap_or_default();
@@ -118,12 +118,12 @@ fn phases(filter: Option<&str>) -> String {
     PHASES.map(call).concat()
 }
 
-/// A word as the shell takes it for one.
+/// Quotes a word for the shell.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Boots a kernel and follows it.
+/// Boots a kernel and follows its output.
 fn on(kernel: &Kernel, files: &packages::Files, base: &[u8], directory: &Path) -> Result<Run> {
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let start = Instant::now();
@@ -139,7 +139,7 @@ fn on(kernel: &Kernel, files: &packages::Files, base: &[u8], directory: &Path) -
         run.line(line);
         Ok(writeln!(output, "{line}")?)
     })?;
-    // It is large, and made anew each time.
+    // It is large, and rebuilt each time.
     fs::remove_file(&initramfs).with_context(|| format!("cannot remove {}", initramfs.display()))?;
     let expected = PHASES.map(|(name, _, is_test)| (name, is_test));
     run.end(&end, &expected, start.elapsed());
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_phase_is_a_call_of_init() {
+    fn every_phase_is_called_by_init() {
         let calls = phases(Some("it's"));
         let lines: Vec<_> = calls.lines().collect();
         assert_eq!(lines.len(), PHASES.len());

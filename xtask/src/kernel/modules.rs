@@ -1,6 +1,6 @@
-//! Which of a kernel's modules the guest needs, and in which order they are loaded.
+//! The kernel modules that the guest needs, and the order in which they are loaded.
 //!
-//! What a module depends on is in its own file, so neither `depmod` nor, in the guest, `modprobe` is needed.
+//! A module contains its dependencies, so neither `depmod` nor, in the guest, `modprobe` is needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,9 +10,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::packages::module;
 
-/// What podnet and its tests use, unless it is built in.
+/// Modules that podnet and its tests use, unless they are built in.
 const WANTED: [&str; 12] = [
-    // Others ask the kernel for this one by the name of an algorithm, which takes a `modprobe`.
+    // Other modules request this one by the name of an algorithm, which would require `modprobe`.
     "crc32c_generic",
     "veth",
     "bridge",
@@ -27,10 +27,10 @@ const WANTED: [&str; 12] = [
     "sctp",
 ];
 
-/// A module: its name and its content.
+/// A module: name and content.
 pub(super) type Module = (String, Vec<u8>);
 
-/// The wanted modules and what they need, in the order in which they can be loaded.
+/// The wanted modules and their dependencies, in load order.
 pub(super) fn load_order(directory: &Path) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     find(&directory.join("kernel"), &mut files)?;
@@ -53,7 +53,7 @@ impl Order<'_> {
         if !self.seen.insert(name.to_owned()) || self.builtin.contains(name) {
             return Ok(());
         }
-        // Newer kernels have no module for it.
+        // Newer kernels have no such module.
         let Some(path) = self.files.get(name) else {
             ensure!(name == WANTED[0], "this kernel has no {name}");
             return Ok(());
@@ -67,7 +67,7 @@ impl Order<'_> {
     }
 }
 
-/// The modules below a directory, by name.
+/// Modules below a directory, by name.
 fn find(directory: &Path, modules: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     for entry in entries {
@@ -87,7 +87,7 @@ fn name_of(file: &Path) -> Option<String> {
     Some(name.replace('-', "_"))
 }
 
-/// The modules that a module needs, as its section `.modinfo` says: texts that end with a zero byte.
+/// Names of the modules required by a module, from its section `.modinfo`: strings terminated by a zero byte.
 fn dependencies(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(start) = module.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modules_have_one_name_however_it_is_written() {
+    fn module_names_are_normalised() {
         assert_eq!(name_of(Path::new("kernel/net/nf-conntrack.ko.zst")).unwrap(), "nf_conntrack");
         assert_eq!(name_of(Path::new("veth.ko")).unwrap(), "veth");
         assert_eq!(name_of(Path::new("modules.order")), None);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_module_needs_comes_before_it() {
+    fn dependencies_are_loaded_first() {
         let directory = std::env::temp_dir().join(format!("podnet-modules-{}", std::process::id()));
         let kernel = directory.join("kernel/net");
         fs::create_dir_all(&kernel).unwrap();

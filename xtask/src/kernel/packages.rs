@@ -1,4 +1,4 @@
-//! Which kernels the tests run on, the packages that hold them, and their files below `target/kernels`.
+//! Kernels for the tests, the packages that contain them, and their files below `target/kernels`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use crate::setup::apt::{self, Apt, DEBIAN_KEYRING, DebianArchive, Source};
 use crate::workspace::Workspace;
 
-/// A kernel: its name on the command line, and where a build of it comes from.
+/// A kernel: name on the command line, and source of its packages.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     archive: Archive,
     suite: &'static str,
-    /// The image, and the modules if they are apart.
+    /// The image, and the modules if packaged separately.
     packages: &'static [&'static str],
 }
 
@@ -25,7 +25,7 @@ enum Archive {
     Ubuntu,
 }
 
-/// All kernels, oldest first. Archives keep a few builds of each; when one here is gone, take the next.
+/// All kernels, oldest first. Archives keep a few builds of each; when one of these disappears, take the next.
 const KERNELS: [Kernel; 7] = [
     Kernel {
         name: "5.15",
@@ -86,15 +86,15 @@ const KERNELS: [Kernel; 7] = [
     },
 ];
 
-/// Has all kernels tested, as name.
+/// Name that selects all kernels.
 const ALL: &str = "all";
-/// The keys of Ubuntu's archive: on Ubuntu, and in Debian's package, which not every release of Debian has.
+/// Keyring of Ubuntu's archive: on Ubuntu, and in a package of Debian that not every release has.
 const UBUNTU_KEYRING: &str = "usr/share/keyrings/ubuntu-archive-keyring.gpg";
 const UBUNTU_KEYRING_SUITE: &str = "trixie";
 const UBUNTU_KEYRING_PACKAGE: &str = "ubuntu-keyring";
 const UBUNTU_MIRROR: &str = "http://archive.ubuntu.com/ubuntu";
 
-/// The kernels of these names, each once and oldest first.
+/// The kernels with these names, without duplicates, oldest first.
 pub(crate) fn named(names: &[impl AsRef<str>]) -> Result<Vec<&'static Kernel>> {
     for name in names.iter().map(AsRef::as_ref) {
         let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
@@ -113,21 +113,21 @@ pub(crate) fn named(names: &[impl AsRef<str>]) -> Result<Vec<&'static Kernel>> {
 pub(crate) struct Files {
     /// `uname -r`.
     pub(crate) release: String,
-    /// What QEMU boots.
+    /// Image to be booted by QEMU.
     pub(crate) image: PathBuf,
     /// `/lib/modules/<release>`.
     pub(crate) modules: PathBuf,
 }
 
-/// Where everything of the kernels is.
+/// Directory of all files of kernels.
 pub(crate) fn directory(workspace: &Workspace) -> PathBuf {
     workspace.target.join("kernels")
 }
 
-/// The kernel's files, downloaded unless they are there.
+/// The kernel's files, downloaded if necessary.
 ///
 /// # Errors
-/// They can't be had; the message says which builds there are instead, if the archive has others.
+/// They are not available; the message lists other builds in the archive.
 pub(crate) fn fetch(workspace: &Workspace, kernel: &Kernel) -> Result<Files> {
     let tree = directory(workspace).join("trees").join(tree_name(kernel));
     if !tree.exists() {
@@ -136,13 +136,13 @@ pub(crate) fn fetch(workspace: &Workspace, kernel: &Kernel) -> Result<Files> {
             fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))?;
         }
         download(workspace, kernel, &new)?;
-        // Moved when it is complete, so that an interrupted run leaves nothing that looks so.
+        // Renamed when complete, so that an interrupted run does not leave an incomplete directory.
         fs::rename(&new, &tree).with_context(|| format!("cannot create {}", tree.display()))?;
     }
     files(&tree)
 }
 
-/// Where a kernel is unpacked: another build has another directory.
+/// Directory of an unpacked kernel, different for each build.
 fn tree_name(kernel: &Kernel) -> String {
     kernel.packages[0].replace(['=', '~'], "_")
 }
@@ -168,7 +168,7 @@ fn download(workspace: &Workspace, kernel: &Kernel, tree: &Path) -> Result<()> {
     })
 }
 
-/// Matches the images of the same version and flavour.
+/// Pattern for images of the same version and flavour.
 fn similar(kernel: &Kernel) -> String {
     let name = kernel.packages[0].split('=').next().unwrap_or_default();
     let digits = |c: char| c.is_ascii_digit();
@@ -179,7 +179,7 @@ fn similar(kernel: &Kernel) -> String {
     format!("^{}{}\\..*{}$", &name[..start], version.join("\\."), &name[flavour..])
 }
 
-/// The keys of Ubuntu's archive: the system's, or those of Debian's package.
+/// Keyring of Ubuntu's archive: the system's, or that in Debian's package.
 fn ubuntu_keyring(workspace: &Workspace) -> Result<PathBuf> {
     let of_system = Path::new("/").join(UBUNTU_KEYRING);
     let tools = workspace.tools().join("ubuntu-keyring");
@@ -198,8 +198,7 @@ fn ubuntu_keyring(workspace: &Workspace) -> Result<PathBuf> {
     Ok(unpacked)
 }
 
-/// Finds image and modules in an unpacked tree: packages have them below `/` or `/usr`, and the image in `/boot` or
-/// beside the modules.
+/// Finds image and modules in an unpacked tree: below `/` or `/usr`, with the image in `/boot` or beside the modules.
 fn files(tree: &Path) -> Result<Files> {
     let modules = ["usr/lib/modules", "lib/modules"].map(|directory| tree.join(directory));
     let modules = modules.into_iter().find(|directory| directory.is_dir()).context("there are no modules")?;
@@ -212,7 +211,7 @@ fn files(tree: &Path) -> Result<Files> {
     Ok(Files { release, image, modules })
 }
 
-/// The content of a module's file, decompressed.
+/// Content of a module's file, decompressed.
 pub(crate) fn module(path: &Path) -> Result<Vec<u8>> {
     let tool = match path.extension().and_then(|extension| extension.to_str()) {
         Some("xz") => "xz",
@@ -231,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_have_names() {
+    fn kernels_are_selected_by_name() {
         let names = |wanted: &[&str]| -> Vec<_> { named(wanted).unwrap().iter().map(|kernel| kernel.name).collect() };
         assert_eq!(names(&["6.12", "5.15", "6.12"]), ["5.15", "6.12"]);
         assert_eq!(names(&["all"]).len(), KERNELS.len());
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn packages_are_pinned_and_of_the_version_that_the_name_says() {
+    fn packages_are_pinned_and_match_the_kernel_version() {
         for kernel in &KERNELS {
             for package in kernel.packages {
                 let (name, version) = package.split_once('=').unwrap();
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn builds_like_one_that_is_gone_are_looked_for() {
+    fn similar_builds_are_suggested_for_a_missing_one() {
         let patterns: Vec<_> = named(&["5.15", "6.1", "newest"]).unwrap().into_iter().map(similar).collect();
         let wanted = [
             r"^linux-image-unsigned-5\.15\..*-generic$",

@@ -1,4 +1,4 @@
-//! What became of the tests on one kernel, put together from the lines that the guest says.
+//! Results of the tests on one kernel, parsed from the guest's output.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use super::boot::End;
 use crate::tally::Tally;
 
-/// What became of a phase.
+/// Result of a phase.
 struct Phase {
     name: String,
-    /// None if it has not ended.
+    /// Exit status; `None` if it has not ended.
     status: Option<i32>,
     tally: Tally,
     summary: Option<String>,
-    /// By this machine's clock.
+    /// On this machine's clock.
     took: Duration,
-    /// By the guest's clock.
+    /// On the guest's clock.
     guest_seconds: f64,
 }
 
@@ -27,28 +27,28 @@ impl Phase {
     }
 }
 
-/// What became of the tests on a kernel.
+/// Results of the tests on a kernel.
 pub(super) struct Run {
     kernel: String,
     release: String,
-    /// Why there was nothing to run on.
+    /// Reason for skipping the kernel.
     left_out: Option<String>,
-    /// What is wrong beside tests that failed.
+    /// Problems other than failed tests.
     problems: Vec<String>,
     tc: Option<String>,
     socket_hooks: Option<u64>,
     programs: Vec<Value>,
     phases: Vec<Phase>,
-    /// The lines of the phase that runs.
+    /// Lines of the current phase.
     lines: Vec<String>,
     since: Instant,
     took: Duration,
-    /// The processor's time for it.
+    /// CPU time of the run.
     processor: Duration,
 }
 
 impl Run {
-    /// One that begins now.
+    /// A run that starts now.
     pub(super) fn new(kernel: &str, release: &str) -> Self {
         Self {
             kernel: kernel.to_owned(),
@@ -66,18 +66,18 @@ impl Run {
         }
     }
 
-    /// One that never was.
+    /// A skipped run.
     pub(super) fn left_out(kernel: &str, why: &str) -> Self {
         Self { left_out: Some(why.to_owned()), ..Self::new(kernel, "") }
     }
 
-    /// One that could not begin or go on.
+    /// A run that could not start or continue.
     pub(super) fn failed(kernel: &str, release: &str, problem: &str) -> Self {
         println!("{kernel}: FAILED: {problem}");
         Self { problems: vec![problem.to_owned()], ..Self::new(kernel, release) }
     }
 
-    /// Takes in a line of the guest's, and tells the terminal when a phase begins or ends.
+    /// Parses a line of the guest, and prints the start and end of phases.
     pub(super) fn line(&mut self, line: &str) {
         match line.strip_prefix("@@ ").map(|event| event.split(' ').collect::<Vec<_>>()).as_deref() {
             Some(["kernel", release]) => {
@@ -115,7 +115,7 @@ impl Run {
         let found = if phase.summary.is_some() {
             phase.tally.to_string()
         } else {
-            // Programs are no tests; that they load is one.
+            // Programs are not tests; loading them counts as one test.
             let refused = self.programs.iter().filter(|program| !program["refused"].is_null()).count();
             let fine = u32::from(refused == 0 && status == Some(0));
             phase.tally = Tally { passed: fine, failed: 1 - fine, skipped: 0 };
@@ -135,7 +135,7 @@ impl Run {
         if let Some(tally) = Tally::from_summary(line) {
             phase.tally += tally;
             phase.summary = Some(line.to_owned());
-        // These may stand behind the name of the test.
+        // These may follow the name of the test on the same line.
         } else if let Some((_, how)) = line.split_once("TC programs attached by: ") {
             self.tc = Some(how.to_owned());
         } else if let Some((_, count)) = line.split_once("socket hooks attached: ") {
@@ -147,7 +147,7 @@ impl Run {
         }
     }
 
-    /// The guest is over. `phases`: what should have run, and whether that has a summary.
+    /// Ends the run. `phases`: the expected phases, and whether they have a summary.
     pub(super) fn end(&mut self, end: &End, phases: &[(&str, bool)], took: Duration) {
         (self.took, self.processor) = (took, end.processor);
         self.problems.extend(end.problem.clone());
@@ -175,7 +175,7 @@ impl Run {
         println!("{}: {} in {took} s, {processor} s of a processor's time", self.kernel, self.tally());
     }
 
-    /// Everything added up. A problem counts as a failed test, a kernel that was left out as one that was skipped.
+    /// Total. A problem counts as a failed test, a skipped kernel as a skipped test.
     pub(super) fn tally(&self) -> Tally {
         let skipped = u32::from(self.left_out.is_some());
         let mut total = Tally { passed: 0, failed: self.problems.len() as u32, skipped };
@@ -183,7 +183,7 @@ impl Run {
         total
     }
 
-    /// The summaries of the test programs, as these have printed them.
+    /// Summaries printed by the test programs.
     pub(super) fn summaries(&self) -> impl Iterator<Item = String> {
         let left_out = self.left_out.iter().map(|_| format!("kernel {}: SKIPPED", self.kernel));
         let of_phase = |phase: &Phase| {
@@ -193,7 +193,7 @@ impl Run {
         left_out.chain(self.phases.iter().filter_map(of_phase)).collect::<Vec<_>>().into_iter()
     }
 
-    /// The result as a file's content.
+    /// The results as JSON.
     pub(super) fn json(&self) -> Result<String> {
         let phase = |phase: &Phase| {
             json!({
@@ -235,7 +235,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_run_is_what_the_guest_says() {
+    fn results_are_parsed_from_the_guest_output() {
         let rest = [
             "@@ begin packet",
             "test tour ... TC programs attached by: TCX",
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_has_failed() {
+    fn missing_phases_count_as_failed() {
         let hung = run(&[&PROGRAMS[..], &["@@ begin packet"]].concat(), Some("the guest has not ended"));
         assert_eq!(hung.tally().to_string(), "1 passed, 2 failed, 0 skipped");
         let silent = run(&[&PROGRAMS[..], &["@@ begin packet", "@@ end packet 0 1 2"]].concat(), None);
@@ -272,14 +272,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_program_is_a_failure() {
+    fn rejected_program_is_a_failure() {
         let refused = r#"{"name":"from_pod","processed":10,"refused":"Too large"}"#;
         let run = run(&["@@ kernel 6.12.1-cloud", "@@ begin programs", refused, "@@ end programs 1 1 2"], None);
         assert_eq!(run.tally().to_string(), "0 passed, 2 failed, 0 skipped");
     }
 
     #[test]
-    fn a_kernel_that_cannot_be_had_is_skipped_and_one_that_cannot_be_booted_has_failed() {
+    fn unavailable_kernel_is_skipped_and_unbootable_one_has_failed() {
         assert_eq!(Run::failed("5.19", "5.19.0", "it has no bridge").tally().failed, 1);
         let run = Run::left_out("5.19", "it is gone");
         assert_eq!(run.tally(), Tally { passed: 0, failed: 0, skipped: 1 });

@@ -1,5 +1,5 @@
-//! Packages of Debian and Ubuntu as files: downloaded and unpacked below `target`, by an apt configuration of their own.
-//! Nothing is installed, and nothing of the system's own package lists changes.
+//! Packages of Debian and Ubuntu as files: downloaded and unpacked below `target`, with a separate apt configuration.
+//! Nothing is installed, and the system's package lists do not change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,20 +9,20 @@ use anyhow::{Context, Result, ensure};
 
 use crate::command::{find, output, run};
 
-/// Debian's signing keys, of its package debian-archive-keyring.
+/// Debian's signing keys, from the package debian-archive-keyring.
 pub(crate) const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Where packages come from: one line of a sources list.
+/// A package source: one line of a sources list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) mirror: String,
     pub(crate) suite: String,
-    /// The keys that its lists must be signed with; without, the system's.
+    /// Keyring that must verify its lists; by default the system's.
     pub(crate) keyring: Option<PathBuf>,
 }
 
 impl Source {
-    /// A suite of Debian, from this mirror.
+    /// A suite of Debian from this mirror.
     pub(crate) fn debian(mirror: impl Into<String>, suite: &str) -> Self {
         let keyring = Path::new(DEBIAN_KEYRING);
         let keyring = keyring.exists().then(|| keyring.to_owned());
@@ -45,7 +45,7 @@ pub(crate) enum DebianArchive {
 }
 
 impl DebianArchive {
-    /// What apt calls it, the end of its address, and an address that always works.
+    /// Its label in apt, the end of its URL, and a URL that always works.
     fn signs(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::Main => ("Debian", "/debian", "http://deb.debian.org/debian"),
@@ -54,14 +54,14 @@ impl DebianArchive {
     }
 }
 
-/// The mirror of an archive of Debian that the system uses.
+/// The system's mirror of an archive of Debian.
 pub(crate) fn system_mirror(archive: DebianArchive) -> Result<Option<String>> {
     ensure_there()?;
     let targets = output(Command::new("apt-get").args(["indextargets", "--format=$(LABEL) $(REPO_URI)"]))?;
     Ok(mirror_in(&targets, archive).map(str::to_owned))
 }
 
-/// The same, or Debian's own, also where the system is another.
+/// Same, or Debian's own mirror, also on other systems.
 pub(crate) fn mirror(archive: DebianArchive) -> Result<String> {
     Ok(system_mirror(archive)?.unwrap_or_else(|| archive.signs().2.to_owned()))
 }
@@ -71,8 +71,8 @@ fn ensure_there() -> Result<()> {
     Ok(())
 }
 
-/// The first of the system's package sources that is a mirror of the archive. Sources are known by their label, or by
-/// their address as long as no list was ever downloaded.
+/// The first package source of the system that is a mirror of the archive. Sources are identified by label, or by URL
+/// before any list has been downloaded.
 fn mirror_in(targets: &str, archive: DebianArchive) -> Option<&str> {
     let (wanted, end, _) = archive.signs();
     let targets = || targets.lines().filter_map(|line| line.rsplit_once(' '));
@@ -81,13 +81,13 @@ fn mirror_in(targets: &str, archive: DebianArchive) -> Option<&str> {
     Some(uri)
 }
 
-/// An apt that knows only its own sources and lists, and works as any user.
+/// An apt with its own sources and lists only, which works for any user.
 pub(crate) struct Apt {
     directory: PathBuf,
 }
 
 impl Apt {
-    /// With its lists and configuration in this directory.
+    /// Creates one with lists and configuration in this directory.
     pub(crate) fn new(directory: PathBuf, sources: &[Source]) -> Result<Self> {
         ensure_there()?;
         for part in ["lists/partial", "cache/archives/partial"] {
@@ -100,7 +100,7 @@ impl Apt {
         Ok(Self { directory })
     }
 
-    /// Downloads the sources' lists of packages.
+    /// Downloads the sources' package lists.
     pub(crate) fn update(&self) -> Result<()> {
         run(self.command("apt-get").args(["update", "-qq"]))
     }
@@ -116,7 +116,7 @@ impl Apt {
         fs::remove_dir_all(&downloads).with_context(|| format!("cannot remove {}", downloads.display()))
     }
 
-    /// The names of packages that match a regular expression, as the lists have them.
+    /// Names of packages in the lists that match a regular expression.
     pub(crate) fn names(&self, pattern: &str) -> Result<Vec<String>> {
         let found = output(self.command("apt-cache").args(["search", "--names-only", pattern]))?;
         Ok(found.lines().filter_map(|line| Some(line.split_once(' ')?.0.to_owned())).collect())
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mirror_is_that_of_the_archive() {
+    fn mirror_matches_the_archive() {
         let main = |targets| mirror_in(targets, DebianArchive::Main);
         let labelled = "Debian-Security http://a.example/debian-security/\n\
                         Docker CE http://b.example/linux/debian/\n\
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_names_its_keys() {
+    fn source_line_contains_the_keyring() {
         let mut source = Source { mirror: "http://a.example".into(), suite: "jammy".into(), keyring: None };
         assert_eq!(source.line(), "deb http://a.example jammy main\n");
         source.keyring = Some("/keys.gpg".into());

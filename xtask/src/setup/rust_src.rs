@@ -1,7 +1,7 @@
-//! The source of `core`, which has to be compiled for the eBPF target.
+//! Source of `core`, which has to be compiled for the eBPF target.
 //!
-//! It is the toolchain's component rust-src. Where rustup cannot fetch that, Debian's package of the same release is
-//! unpacked under `target/tools`, from the mirror that the system uses; nothing of the system changes.
+//! It is the toolchain's component rust-src. If rustup cannot download that, Debian's package of the same release is
+//! unpacked under `target/tools`, from the system's mirror; the system does not change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use crate::workspace::Workspace;
 /// Debian's package with the source of the pinned compiler's release.
 const PACKAGE: &str = "rust-src=1.95.0+dfsg1-2~bpo13+1";
 const SUITE: &str = "trixie-backports";
-/// What is wanted of it: one part in six.
+/// The part of it that is used, a sixth.
 const LIBRARY: &str = "usr/src/rustc-1.95.0/library";
 
-/// The library source that cargo has to be pointed at, once set-up is done, where the toolchain has none of its own.
+/// Path of the library source for cargo, after set-up, unless the toolchain has its own.
 pub(crate) fn unpacked(workspace: &Workspace) -> Result<Option<PathBuf>> {
     if toolchain_has_it()? {
         return Ok(None);
@@ -59,7 +59,7 @@ fn unpacked_at(workspace: &Workspace) -> PathBuf {
     workspace.tools().join("rust-src").join(LIBRARY)
 }
 
-/// Downloads and unpacks the package with an apt configuration of its own.
+/// Downloads and unpacks the package with a separate apt configuration.
 fn unpack_package(workspace: &Workspace) -> Result<()> {
     let directory = workspace.tools().join("apt");
     let mirror = apt::system_mirror(DebianArchive::Main)?.context("the package sources contain no Debian mirror")?;
@@ -67,7 +67,7 @@ fn unpack_package(workspace: &Workspace) -> Result<()> {
     apt.update()?;
     apt.unpack(&[PACKAGE], &directory)?;
     ensure!(has_core(&directory.join(LIBRARY)), "{PACKAGE} has no {LIBRARY}/core");
-    // Moved when it is complete, so that an interrupted run leaves nothing that looks so.
+    // Renamed when complete, so that an interrupted run does not leave an incomplete directory.
     let library = unpacked_at(workspace);
     fs::create_dir_all(library.parent().context("the library is in a directory")?)
         .and_then(|()| fs::rename(directory.join(LIBRARY), &library))
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_package_is_that_of_the_pinned_compiler() {
+    fn package_matches_the_pinned_compiler() {
         let pinned = include_str!("../../../rust-toolchain.toml");
         let channel = pinned.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap().trim_matches('"');
         assert!(PACKAGE.starts_with(&format!("rust-src={channel}+")), "{PACKAGE} is not for {channel}");

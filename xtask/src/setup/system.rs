@@ -1,4 +1,4 @@
-//! Programs that come as packages of the system.
+//! Programs from packages of the system.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::{Purpose, announce};
 use crate::command::{as_root, find, run};
 
-/// A package of Debian and Ubuntu, and what tells that it is there.
+/// A package of Debian and Ubuntu, and how to detect it.
 struct SystemPackage {
     name: &'static str,
     sign: Sign,
@@ -34,7 +34,7 @@ const PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "libc6-dev", sign: Sign::File("/usr/include/stdlib.h"), needed_for: Purpose::Build },
     SystemPackage { name: "iproute2", sign: Sign::Program("ip"), needed_for: Purpose::Lab },
     SystemPackage { name: "iperf3", sign: Sign::Program("iperf3"), needed_for: Purpose::Lab },
-    // What the lab's shell proposes to try.
+    // Suggested by the lab's shell.
     SystemPackage { name: "curl", sign: Sign::Program("curl"), needed_for: Purpose::Lab },
     SystemPackage { name: "iputils-ping", sign: Sign::Program("ping"), needed_for: Purpose::Lab },
     SystemPackage { name: "qemu-system-x86", sign: Sign::Program("qemu-system-x86_64"), needed_for: Purpose::Kernel },
@@ -51,7 +51,7 @@ const PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "nftables", sign: Sign::Program("nft"), needed_for: Purpose::Test },
     SystemPackage { name: "containerd", sign: Sign::Program("containerd"), needed_for: Purpose::Test },
     SystemPackage { name: "runc", sign: Sign::Program("runc"), needed_for: Purpose::Test },
-    // containerd wants its `loopback`, the benchmarks the others.
+    // containerd needs its `loopback`, the benchmarks need the others.
     SystemPackage {
         name: "containernetworking-plugins",
         sign: Sign::File("/usr/lib/cni/ptp"),
@@ -59,12 +59,12 @@ const PACKAGES: &[SystemPackage] = &[
     },
 ];
 
-/// Services that come with packages, and that only the tests are to start: each lab has its own.
+/// Services in packages which only the tests may start; each lab has its own.
 const SERVICES: &[(&str, &str)] = &[("containerd", "containerd.service")];
-/// It is there where systemd runs, and packages start their services.
+/// Exists where systemd runs, and where packages start their services.
 const SYSTEMD: &str = "/run/systemd/system";
 
-/// Installs the packages that the purpose needs and that are missing.
+/// Installs the missing packages for the purpose.
 pub(super) fn ensure(purpose: Purpose) -> Result<()> {
     let missing = missing(PACKAGES, purpose, Sign::is_there);
     if missing.is_empty() {
@@ -75,7 +75,7 @@ pub(super) fn ensure(purpose: Purpose) -> Result<()> {
         bail!("these packages are missing (Debian's names): {list}; install them and run the command again");
     }
     announce(&format!("apt-get install {list}"));
-    // Package lists may be missing or old: only then are new ones worth their time.
+    // Package lists may be missing or old; update them only then.
     let installed = asleep(&services(&missing, Path::new(SYSTEMD)), || {
         install(&missing).or_else(|_| {
             run(apt_get()?.arg("update"))?;
@@ -85,7 +85,7 @@ pub(super) fn ensure(purpose: Purpose) -> Result<()> {
     installed.with_context(|| format!("these packages are missing: {list}; install them and run the command again"))
 }
 
-/// The names of the packages that the purpose needs and that are not there.
+/// Names of the missing packages for the purpose.
 fn missing(
     packages: &'static [SystemPackage],
     purpose: Purpose,
@@ -95,13 +95,13 @@ fn missing(
     missing.map(|package| package.name).collect()
 }
 
-/// The services that the packages bring, where they would be started.
+/// Services of the packages, if they would be started.
 fn services(packages: &[&str], systemd: &Path) -> Vec<&'static str> {
     let brought = SERVICES.iter().filter(|(package, _)| packages.contains(package) && systemd.exists());
     brought.map(|(_, service)| *service).collect()
 }
 
-/// Installs in a way that services are neither started now, for which they are masked meanwhile, nor at the next boot.
+/// Installs without starting services: they are masked meanwhile, and disabled for the next boot.
 fn asleep(services: &[&str], install: impl FnOnce() -> Result<()>) -> Result<()> {
     let systemctl = |verb: &[&str]| run(as_root("systemctl", [])?.args(verb).args(services));
     if services.is_empty() {
@@ -118,7 +118,7 @@ fn install(packages: &[&str]) -> Result<()> {
     run(apt_get()?.args(["install", "--yes", "--no-install-recommends"]).args(packages))
 }
 
-/// apt-get as root, asking nothing, and waiting for another one to finish.
+/// apt-get as root, non-interactive, waiting for the lock.
 fn apt_get() -> Result<Command> {
     let mut command = as_root("apt-get", [("DEBIAN_FRONTEND", "noninteractive".as_ref())])?;
     command.arg("-oDPkg::Lock::Timeout=120").stdin(Stdio::null());
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_purpose_needs_what_the_purposes_before_it_need_and_no_more() {
+    fn purposes_include_earlier_ones_only() {
         assert_eq!(missing(PACKAGES, Purpose::Build, |_| false), ["gcc", "libc6-dev"]);
         assert_eq!(
             missing(PACKAGES, Purpose::Lab, |_| false),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_services_that_would_be_started_are_kept_asleep() {
+    fn only_services_that_would_start_are_masked() {
         let running = Path::new("/");
         assert_eq!(services(&["gcc", "containerd"], running), ["containerd.service"]);
         assert!(services(&["gcc", "runc"], running).is_empty());
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_not_installed_again() {
+    fn present_packages_are_not_installed_again() {
         let only_ip = |sign: &Sign| !matches!(sign, Sign::Program("iperf3"));
         assert_eq!(missing(PACKAGES, Purpose::Bench, only_ip), ["iperf3"]);
         assert!(missing(PACKAGES, Purpose::Bench, |_| true).is_empty());

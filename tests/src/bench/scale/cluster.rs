@@ -1,17 +1,17 @@
-//! A large cluster's objects, as an API server sends them: with everything that podnet has no use for.
+//! Objects of a large cluster as an API server sends them, including all fields that podnet does not use.
 //!
-//! Of 50 services one has 200 endpoints, in two slices, nine have 20, which are hinted for their own zones, and forty have
+//! Of 50 services, one has 200 endpoints, in two slices, nine have 20 with hints for their own zones, and forty have
 //! three. Pods are spread over all nodes, and nodes over three zones.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 
-/// How many Services there are.
+/// Number of Services.
 pub const SERVICES: usize = 10_000;
-/// How many endpoints they have together.
+/// Total number of endpoints.
 pub const ENDPOINTS: usize = 100_000;
-/// How many Nodes there are, beside the one under test.
+/// Number of Nodes besides the one under test.
 pub const NODES: usize = 5_000;
 /// The zone of the node under test.
 pub const ZONE: &str = ZONES[0];
@@ -19,30 +19,30 @@ pub const ZONE: &str = ZONES[0];
 const ZONES: [&str; 3] = ["eu-central-1a", "eu-central-1b", "eu-central-1c"];
 const PORT: u16 = 80;
 const TARGET: u16 = 8080;
-/// Endpoints of a slice: the most that Kubernetes puts into one.
+/// Endpoints per slice: the maximum in Kubernetes.
 const SLICE: usize = 100;
-/// Services after which the sizes repeat, and the endpoints of so many.
+/// Number of services after which the sizes repeat, and the number of their endpoints.
 const CYCLE: (usize, usize) = (50, 500);
-/// How often a pod can be replaced before it has its first address again.
+/// Number of replacements after which a pod has its first address again.
 const VERSIONS: u8 = 7;
 
 /// A pod of a service, by its number in the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// How often it has been replaced.
+    /// Number of times it has been replaced.
     version: u8,
-    /// The one that it has replaced is still on its way out.
+    /// The pod that it replaced is still terminating.
     replacing: bool,
 }
 
-/// What can change of the cluster: the pods of each service.
+/// The state of the cluster that can change: the pods of each service.
 #[derive(Debug)]
 pub struct Cluster {
     members: Vec<Vec<Member>>,
 }
 
 impl Cluster {
-    /// A cluster in which nothing has been replaced yet.
+    /// A cluster without replaced pods.
     pub fn new() -> Self {
         let fresh = Member { version: 0, replacing: false };
         Self { members: (0..SERVICES).map(|service| vec![fresh; size(service)]).collect() }
@@ -54,7 +54,7 @@ impl Cluster {
         (0..count).map(move |slice| self.slice(service, slice))
     }
 
-    /// Replaces a pod that the node under test uses, at once. Gives the slice that has changed.
+    /// Replaces a pod that the node under test uses in one step, and returns the changed slice.
     pub fn replace_one(&mut self, service: usize, choice: usize) -> Value {
         let used: Vec<usize> = (0..size(service)).filter(|member| is_used(service, *member)).collect();
         let member = used[choice % used.len()];
@@ -63,8 +63,8 @@ impl Cluster {
         self.slice(service, member / SLICE)
     }
 
-    /// A rolling update goes on by the pods of a quarter of the service, from 0 to 3: new ones are ready, the old ones are
-    /// terminating. Gives the slices that have changed; none where the quarter has no pod.
+    /// Continues a rolling update by a quarter (0 to 3) of the service's pods: new ones are ready, the old ones are
+    /// terminating. Returns the changed slices; none if the quarter has no pods.
     pub fn roll(&mut self, service: usize, quarter: usize) -> Vec<Value> {
         let bound = |quarter: usize| (size(service) * quarter).div_ceil(4);
         let members = bound(quarter)..bound(quarter + 1);
@@ -74,7 +74,7 @@ impl Cluster {
         self.slices_of(service, members)
     }
 
-    /// The pods that were terminating have gone. Gives the slices that have changed.
+    /// Removes the terminating pods and returns the changed slices.
     pub fn settle(&mut self, service: usize) -> Vec<Value> {
         let members = &mut self.members[service];
         let first = members.iter().position(|member| member.replacing).unwrap_or(members.len());
@@ -88,7 +88,7 @@ impl Cluster {
         if members.is_empty() { Vec::new() } else { slices.map(|slice| self.slice(service, slice)).collect() }
     }
 
-    /// Where the node under test sends a service's clients.
+    /// Backends to which the node under test sends a service's clients.
     pub fn backends(&self, service: usize) -> impl Iterator<Item = IpAddr> {
         let members = self.members[service].iter().enumerate().filter(move |(member, _)| is_used(service, *member));
         members.map(move |(member, state)| address(pod(service, member), state.version))
@@ -142,7 +142,7 @@ impl Cluster {
     }
 }
 
-/// How many endpoints a service has.
+/// Number of endpoints of a service.
 fn size(service: usize) -> usize {
     match service % CYCLE.0 {
         0 => 200,
@@ -155,12 +155,12 @@ fn is_hinted(service: usize) -> bool {
     size(service) == 20
 }
 
-/// Whether the node under test has a use for a member of a service.
+/// Whether the node under test uses a member of a service.
 fn is_used(service: usize, member: usize) -> bool {
     !is_hinted(service) || zone_of(node_of(pod(service, member))) == ZONE
 }
 
-/// The number of a service's pod among all.
+/// Number of a service's pod among all pods.
 fn pod(service: usize, member: usize) -> usize {
     let before: usize = (0..service % CYCLE.0).map(size).sum();
     service / CYCLE.0 * CYCLE.1 + before + member
@@ -174,23 +174,23 @@ const fn zone_of(node: usize) -> &'static str {
     ZONES[node % ZONES.len()]
 }
 
-/// The address of a pod that has been replaced so often.
+/// Address of a pod, by the number of its replacements.
 fn address(pod: usize, version: u8) -> IpAddr {
     address_on(node_of(pod), 2 + (pod / NODES) as u8 + 32 * version)
 }
 
-/// An address of the pods of a node.
+/// An address in a node's pod CIDR.
 pub fn address_on(node: usize, last: u8) -> IpAddr {
     let [high, low] = (node as u16).to_be_bytes();
     Ipv4Addr::new(10, 128 + high, low, last).into()
 }
 
-/// The address of a node. All are on one link.
+/// Address of a node. All nodes are on one link.
 pub fn node_address(node: usize) -> IpAddr {
     Ipv4Addr::new(10, 100, (node / 250) as u8, 1 + (node % 250) as u8).into()
 }
 
-/// The address and port of a service.
+/// Address and port of a service.
 pub fn frontend(service: usize) -> SocketAddr {
     let [high, low] = (service as u16).to_be_bytes();
     (Ipv4Addr::new(10, 96, high, low), PORT).into()
@@ -271,7 +271,7 @@ pub fn service(service: usize) -> Value {
     })
 }
 
-/// A Node, as its kubelet writes it at its `beat`th status.
+/// A Node as written by its kubelet, at heartbeat number `beat`.
 pub fn node(node: usize, beat: usize) -> Value {
     let (name, address) = (node_name(node), node_address(node));
     let cidr = format!("{}/24", address_on(node, 0));
@@ -282,7 +282,7 @@ pub fn node(node: usize, beat: usize) -> Value {
             "lastTransitionTime": "2026-05-04T08:15:30Z",
         })
     };
-    // The kubelet tells of up to 50.
+    // The kubelet reports up to 50.
     let images: Vec<Value> = (0..50)
         .map(|image| {
             let repository = format!("registry.example.com/platform/team-{}/service-{image}", image % 7);
@@ -363,7 +363,7 @@ pub fn node(node: usize, beat: usize) -> Value {
     })
 }
 
-/// Who has written which fields: what API servers keep with every object.
+/// `managedFields`, which API servers keep for every object.
 fn managed(manager: &str, fields: &[&str]) -> Value {
     let fields: serde_json::Map<String, Value> =
         fields.iter().map(|field| (field.to_string(), json!({".": {}, "f:value": {}}))).collect();
@@ -380,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cluster_is_as_large_as_it_says() {
+    fn cluster_has_the_stated_size() {
         assert_eq!((0..SERVICES).map(size).sum::<usize>(), ENDPOINTS);
         assert_eq!(pod(SERVICES - 1, size(SERVICES - 1) - 1), ENDPOINTS - 1);
         let addresses: BTreeSet<_> = (0..ENDPOINTS).map(|pod| address(pod, VERSIONS - 1)).collect();
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rolling_update_replaces_every_pod_once() {
+    fn rolling_update_replaces_every_pod_once() {
         let mut cluster = Cluster::new();
         for service in [0, 1, 10] {
             let before: BTreeSet<_> = cluster.backends(service).collect();

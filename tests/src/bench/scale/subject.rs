@@ -1,4 +1,4 @@
-//! The daemon under test: its tables, its processor time, its memory, and the API server that it asks.
+//! The daemon under test: its tables, CPU time and memory, and its API server.
 
 use std::{
     collections::BTreeSet,
@@ -21,40 +21,40 @@ use crate::{
     traffic::http_get,
 };
 
-/// How long anything may take before it counts as lost.
+/// Timeout of every operation.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Nodes that may be there besides those of the beginning.
+/// Maximum number of Nodes added to the initial ones.
 const MORE_NODES: usize = 100;
-/// How often the tables of a daemon that starts are looked at, which takes time from it on a small machine.
+/// Polling interval for the tables of a starting daemon; polling takes time from it on a small machine.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Whose programs a daemon finds at its start.
+/// Programs that a daemon finds at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Programs {
-    /// Those of its own version.
+    /// Of its own version.
     Ours,
-    /// Another version's.
+    /// Of another version.
     Others,
 }
 
 /// A node with its daemon, and the cluster.
 pub struct Subject {
     lab: Lab,
-    /// What the API server serves.
+    /// State of the cluster in the API server.
     pub cluster: Cluster,
-    /// The first node that isn't there.
+    /// Number of the next Node to be added.
     next_node: usize,
-    /// How often a service's pods have been replaced.
+    /// Number of pods replaced so far.
     replaced: usize,
 }
 
 impl Subject {
-    /// A node whose daemon has not been started yet, and an API server with all objects.
+    /// A node before the first start of its daemon, and an API server with all objects.
     pub fn prepare() -> Result<Self> {
         let lab = Lab::builder().nodes(1).families(Families::V4).zones(&[cluster::ZONE]).daemons(false);
         let lab = lab.api(Abilities { page: 500, ..Abilities::default() }).build()?;
-        // All nodes are on the link. Their MACs are given, since nobody would answer, and the kernel has room for a thousand
-        // neighbours only that it finds by itself, on all of the machine.
+        // All nodes are on the link. Their MACs are static, since no machine would answer, and the kernel can resolve
+        // only a thousand neighbours by itself on the whole machine.
         let mut lines = "addr add 10.100.255.254/16 dev eth0\n".to_owned();
         for node in 0..NODES + MORE_NODES {
             let [high, low] = (node as u16).to_be_bytes();
@@ -80,13 +80,13 @@ impl Subject {
         self.lab.node(0)
     }
 
-    /// Whether the API server sends lists as streams.
+    /// Whether the API server supports streaming lists.
     pub fn set_streaming(&self, wanted: bool) {
         let streaming_lists = if wanted { Streaming::Served } else { Streaming::Refused };
         self.api().set_abilities(Abilities { streaming_lists, page: 500, ..Abilities::default() });
     }
 
-    /// The daemon's first start on this node, until everything is in place.
+    /// The daemon's first start on this node; returns the time until all tables are complete.
     pub fn start(&self) -> Result<Duration> {
         let start = Instant::now();
         self.node().spawn_daemon()?;
@@ -97,14 +97,14 @@ impl Subject {
         Ok(start.elapsed())
     }
 
-    /// Ends the daemon and removes all that it has set up.
+    /// Ends the daemon and removes all its state.
     pub fn clean(&self) -> Result<()> {
         self.node().stop_daemon()?;
         self.node().podnet(&["cleanup"]).map(drop)
     }
 
-    /// Ends the daemon, changes some of the cluster, and starts it again: until all of that is in the tables. A Service
-    /// that has gone tells that everything has been read, since nothing is removed before.
+    /// Ends the daemon, changes a part of the cluster, and starts the daemon again; returns the time until the changes
+    /// are in the tables. A deleted Service shows when everything has been read, since nothing is removed before.
     pub fn restart(&mut self, found: Programs) -> Result<Duration> {
         const CHANGES: usize = 20;
         self.node().kill_daemon()?;
@@ -133,7 +133,7 @@ impl Subject {
         Ok(took)
     }
 
-    /// Fails if a service's frontend doesn't lead where it should.
+    /// Checks a service's frontend for the right backends.
     pub fn check(&self, tables: &Tables, service: usize) -> Result<()> {
         let wanted: BTreeSet<IpAddr> = self.cluster.backends(service).collect();
         let found = tables.backends(cluster::frontend(service))?;
@@ -148,7 +148,7 @@ impl Subject {
         self.api().apply(slice);
     }
 
-    /// Adds a node to the cluster.
+    /// Adds a Node to the cluster.
     pub fn add_node(&mut self) -> usize {
         let node = self.next_node;
         self.next_node += 1;
@@ -156,14 +156,14 @@ impl Subject {
         node
     }
 
-    /// Takes the last node out of the cluster.
+    /// Removes the last Node from the cluster.
     pub fn remove_node(&mut self) -> usize {
         self.next_node -= 1;
         self.api().delete(&cluster::node(self.next_node, 0));
         self.next_node
     }
 
-    /// Whether the tables know the pods of a node.
+    /// Whether the tables contain the pod CIDR of a Node.
     pub fn knows_node(&self, tables: &Tables, node: usize) -> Result<bool> {
         tables.is_remote_pod(cluster::address_on(node, 2))
     }
@@ -178,7 +178,7 @@ impl Subject {
         http_get(&self.node().place, server, "/healthz").is_ok_and(|response| response.status == 200)
     }
 
-    /// Waits until something holds.
+    /// Polls until a condition holds.
     pub fn wait(&self, what: &str, look: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
         let start = Instant::now();
         while !holds()? {
@@ -190,13 +190,13 @@ impl Subject {
         Ok(())
     }
 
-    /// Processor time that the daemon has taken since its start.
+    /// CPU time used by the daemon since its start.
     pub fn cpu(&self) -> Result<Duration> {
         let pid = Pid::from_raw(self.pid()? as i32);
         Ok(ClockId::pid_cpu_clock_id(pid)?.now()?.into())
     }
 
-    /// A line of the daemon's `/proc/…/status` about its memory, in MiB.
+    /// A line about memory in the daemon's `/proc/…/status`, in MiB.
     pub fn memory_mib(&self, field: &str) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
         let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;

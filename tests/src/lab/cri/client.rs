@@ -14,7 +14,7 @@ use tonic_prost::ProstCodec;
 
 use crate::lab::PATIENCE;
 
-/// A client for any number of threads. It connects when it is first used, and again after the runtime was restarted.
+/// A client that threads may share. It connects on first use, and reconnects after a restart of the runtime.
 #[derive(Debug)]
 pub(super) struct Client {
     runtime: Runtime,
@@ -32,7 +32,7 @@ impl Client {
     /// Calls a method of `runtime.v1.RuntimeService`.
     ///
     /// # Errors
-    /// The runtime's own words, or that it can't be reached, or doesn't answer within [`PATIENCE`].
+    /// The runtime's error message, a connection error, or a timeout after [`PATIENCE`].
     pub(super) fn call<Q, A>(&self, method: &str, request: Q) -> Result<A>
     where
         Q: Message + Default + 'static,

@@ -1,5 +1,5 @@
-//! Images of static programs and nothing else, as archives with an OCI image layout (image-spec 1.0). All containers of the
-//! tests have one and the same, pods' sandboxes included.
+//! Images that consist of static programs, as archives with an OCI image layout (image-spec 1.0). All containers of the
+//! tests, including pod sandboxes, use the same image.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -13,19 +13,19 @@ use tar::{Builder, Header};
 
 use crate::lab::BIN_DIR;
 
-/// What the image is called. No registry has this name, so it is never pulled.
+/// Name of the image. No registry has it, so it is never pulled.
 pub const NAME: &str = "localhost/podnet-lab:1";
-/// Where the program is in it.
+/// Path of the program in the image.
 pub(super) const PROGRAM: &str = "/podnet-lab";
 
 /// An image of static programs.
 #[derive(Debug)]
 pub(super) struct Image<'a> {
     pub(super) name: &'a str,
-    /// Where programs are in it, and where they come from.
+    /// Programs: path in the image, and source file.
     pub(super) programs: &'a [(&'a str, &'a Path)],
     pub(super) entrypoint: &'a [&'a str],
-    /// Words after the entry point, where a container has no others.
+    /// Default arguments of the entry point.
     pub(super) cmd: &'a [&'a str],
 }
 
@@ -60,17 +60,17 @@ pub(super) fn write(path: &Path, image: &Image<'_>) -> Result<()> {
     archive(File::create(path)?, &files).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads a program, which must need no others.
+/// Reads a program, which must be statically linked.
 fn read(program: &Path) -> Result<Vec<u8>> {
     let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    // It names its interpreter among the first bytes, if it has one.
+    // The name of its interpreter, if any, is near the beginning of the file.
     let dynamic = bytes[..bytes.len().min(4096)].windows(3).any(|bytes| bytes == b"/ld");
     let shown = program.display();
     ensure!(!dynamic, "{shown} is not static: let {BIN_DIR} name the directory that `cargo xtask build` tells");
     Ok(bytes)
 }
 
-/// Adds content to those of an image and returns how others refer to it.
+/// Adds a blob to those of an image and returns its descriptor.
 fn blob(blobs: &mut BTreeMap<String, Vec<u8>>, kind: &str, bytes: Vec<u8>) -> Value {
     let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     let descriptor = json!({
@@ -82,7 +82,7 @@ fn blob(blobs: &mut BTreeMap<String, Vec<u8>>, kind: &str, bytes: Vec<u8>) -> Va
     descriptor
 }
 
-/// A tar of files: path, mode, content.
+/// A tar archive of files: path, mode, content.
 fn archive(to: impl std::io::Write, files: &[(&str, u32, &[u8])]) -> Result<()> {
     let mut builder = Builder::new(to);
     for (path, mode, content) in files {

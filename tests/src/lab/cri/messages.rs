@@ -1,5 +1,5 @@
-//! The messages of the Container Runtime Interface, `runtime.v1` of k8s.io/cri-api, as far as the tests need them: of
-//! each message only the fields that are written or read here, under the numbers that the interface gives them.
+//! Messages of the Container Runtime Interface, `runtime.v1` of k8s.io/cri-api: only the messages and fields that the
+//! tests use, with the field numbers of the interface.
 
 use std::collections::HashMap;
 
@@ -87,7 +87,7 @@ pub(super) struct LinuxSandboxSecurityContext {
     pub(super) namespace_options: Option<NamespaceOption>,
 }
 
-/// The same for a sandbox and for its containers.
+/// Used for a sandbox and for its containers.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct NamespaceOption {
     #[prost(enumeration = "NamespaceMode", tag = "1")]
@@ -107,7 +107,7 @@ pub(super) struct RunPodSandboxRequest {
     pub(super) config: Option<PodSandboxConfig>,
 }
 
-/// A message with nothing but the id of a sandbox: the answer to `RunPodSandbox`, the requests `StopPodSandbox` and
+/// A message with only the id of a sandbox: the response of `RunPodSandbox`, and the requests `StopPodSandbox` and
 /// `RemovePodSandbox`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct SandboxId {
@@ -115,7 +115,7 @@ pub(super) struct SandboxId {
     pub(super) id: String,
 }
 
-/// An answer that says nothing.
+/// An empty response.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Nothing {}
 
@@ -131,7 +131,7 @@ pub(super) struct PodSandboxStatusRequest {
 pub(super) struct PodSandboxStatusResponse {
     #[prost(message, optional, tag = "1")]
     pub(super) status: Option<PodSandboxStatus>,
-    /// Whatever the runtime tells besides; containerd has its whole knowledge under `info`, as JSON.
+    /// Verbose information; containerd has its complete state under `info`, as JSON.
     #[prost(map = "string, string", tag = "2")]
     pub(super) info: HashMap<String, String>,
 }
@@ -213,7 +213,7 @@ pub(super) struct LinuxContainerSecurityContext {
     pub(super) namespace_options: Option<NamespaceOption>,
 }
 
-/// A message with nothing but the id of a container.
+/// A message with only the id of a container.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ContainerId {
     #[prost(string, tag = "1")]
@@ -258,7 +258,7 @@ pub(super) struct ExecSyncRequest {
     pub(super) id: String,
     #[prost(string, repeated, tag = "2")]
     pub(super) command: Vec<String>,
-    /// Seconds until it is ended.
+    /// Seconds until it is killed.
     #[prost(int64, tag = "3")]
     pub(super) timeout: i64,
 }

@@ -1,12 +1,14 @@
-//! A real container runtime on a node of the lab: containerd and runc, asked through the Container Runtime Interface, as a
-//! kubelet does.
+//! A real container runtime on a node of the lab: containerd and runc, driven through the Container Runtime Interface
+//! as a kubelet does.
 //!
-//! All that it has is the node's own: in `/run` its socket, state and log, and the directories of CNI programs and lists,
-//! where the [daemon installs the plugin](install); content and snapshots in `/var/lib`, which from its start on is empty
-//! and in memory, so that snapshots can be overlays wherever the lab's directory is. It has a process namespace of its own, in which it may be restarted while its containers go on, and which ends with the harness.
+//! All its files are in the node's own directories: socket, state and log in `/run`, and so are the directories of CNI
+//! plugins and network lists, where the [daemon installs the plugin](install); content and snapshots in `/var/lib`, a
+//! tmpfs that is empty at its start, so that snapshots can be overlays whatever file system the lab's directory is on.
+//! The runtime has its own PID namespace, in which it can be restarted while its containers keep running, and which
+//! ends with the harness.
 //!
-//! Pods have one image, which holds the lab's own [program](Program). Resources aren't limited (`disable_cgroup`):
-//! that needs controllers which the hierarchy that the lab's cgroups are in may not have.
+//! Pods use a single image, which contains the lab's own [program](Program). Resources are not limited
+//! (`disable_cgroup`), because the hierarchy with the lab's cgroups may lack the controllers.
 
 mod client;
 mod image;
@@ -35,19 +37,19 @@ pub use image::NAME as IMAGE;
 pub use program::Program;
 pub use sandbox::{Container, PodSpec, Sandbox};
 
-/// Where containerd has its socket, state and log on the node.
+/// Directory on the node with containerd's socket, state and log.
 const HOME: &str = "/run/containerd";
-/// Where on the node containerd has what it keeps, and the library by which it calls plugins their results.
+/// Directory on the node with containerd's persistent data and libcni's cached results.
 const STORE: &str = "/var/lib";
-/// The plugin that containerd brings `lo` up with, from the package containernetworking-plugins.
+/// The plugin with which containerd brings up `lo`, from the package containernetworking-plugins.
 const LOOPBACK: &str = "/usr/lib/cni/loopback";
 
-/// The directories in which a node's runtime looks for plugins and their lists, for the daemon's configuration.
+/// Directories in which a node's runtime looks for plugins and network lists, for the daemon's configuration.
 pub fn install() -> Install {
     Install { bin_dir: "/run/cni/bin".into(), conf_dir: "/run/cni/net.d".into() }
 }
 
-/// A node's container runtime; dropping it ends it with all of its containers.
+/// A node's container runtime; dropping it ends it and all of its containers.
 #[derive(Debug)]
 pub struct Runtime {
     node: Arc<Node>,
@@ -56,17 +58,17 @@ pub struct Runtime {
     pods: AtomicU32,
 }
 
-/// What the runtime says of its network.
+/// Network status reported by the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkCondition {
-    /// Whether pods can be made: the condition `NetworkReady`.
+    /// Whether pods can be created: the condition `NetworkReady`.
     pub ready: bool,
-    /// Why not.
+    /// The reason if not.
     pub message: String,
 }
 
 impl Runtime {
-    /// Starts containerd on a node and gives it its image.
+    /// Starts containerd on a node and imports the image.
     pub fn start(node: &Arc<Node>) -> Result<Self> {
         let home = node.dir.join("run/containerd");
         fs::create_dir_all(&home)?;
@@ -89,13 +91,13 @@ impl Runtime {
             name: image::NAME,
             programs: &[(image::PROGRAM, &node.binaries.contained)],
             entrypoint: &[image::PROGRAM, "pod"],
-            // Of a sandbox, this runs as it is; containers give other words.
+            // A sandbox runs this command; containers have their own.
             cmd: &["wait"],
         })?;
         Ok(runtime)
     }
 
-    /// Gives it the image of the daemon and the plugin, as `cargo xtask image` makes it.
+    /// Imports the image of daemon and plugin built by `cargo xtask image`.
     pub fn import_podnet(&self) -> Result<()> {
         let Binaries { podnet, plugin, .. } = &*self.node.binaries;
         self.import(&Image {
@@ -112,7 +114,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Runs containerd's own command, for what the Container Runtime Interface doesn't have.
+    /// Runs ctr, for operations missing in the Container Runtime Interface.
     pub fn ctr(&self, args: &[&str]) -> Result<String> {
         let socket = format!("{HOME}/containerd.sock");
         let common = ["--address", &socket, "--namespace", "k8s.io"];
@@ -124,12 +126,12 @@ impl Runtime {
         &self.node
     }
 
-    /// Ends containerd, and not its containers.
+    /// Ends containerd but not its containers.
     pub fn pause(&self, signal: Signal) -> Result<()> {
         self.containerd().end_program(signal)
     }
 
-    /// Starts containerd, again if need be, and waits until it answers.
+    /// Starts containerd, again if necessary, and waits until it responds.
     pub fn resume(&self) -> Result<()> {
         self.containerd().start_program()?;
         eventually("an answer of containerd", || self.network()).with_context(|| self.last_messages())?;
@@ -165,7 +167,7 @@ impl Runtime {
     }
 }
 
-/// containerd's configuration. Whatever its defaults would have it do elsewhere on the machine is moved or switched off.
+/// containerd's configuration. Defaults that would affect the machine outside the node are moved or disabled.
 fn configuration() -> String {
     let Install { bin_dir, conf_dir } = install();
     format!(

@@ -1,4 +1,4 @@
-//! What runs in containers: the lab's own program, with the tests' server and client.
+//! The program in containers: the lab's own, with the tests' server and client.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
@@ -8,29 +8,30 @@ use clap::Subcommand;
 
 use crate::traffic::{Ask, Server, Transport};
 
-/// The words after `podnet-lab pod`.
+/// Commands after `podnet-lab pod`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Program {
-    /// Do nothing for ever: what keeps a pod's namespaces.
+    /// Sleep for ever, to keep a pod's namespaces.
     Wait,
-    /// Answer questions by TCP and UDP, on all addresses of both families.
+    /// Answer requests over TCP and UDP, on all addresses of both families.
     Serve {
-        /// What the server calls itself.
+        /// Name that the server reports.
         name: String,
-        /// Where it listens.
+        /// Port on which it listens.
         port: u16,
     },
-    /// Ask a server and print its name and whom it sees; exit status 1 without an answer.
+    /// Send a request to a server and print its name and the client address that it sees; exit status 1 without an
+    /// answer.
     Ask {
         /// `TCP` or `UDP`.
         transport: Transport,
-        /// The server.
+        /// Address of the server.
         to: SocketAddr,
     },
 }
 
 impl Program {
-    /// Does it.
+    /// Runs the command.
     pub fn run(&self) -> Result<()> {
         match self {
             Self::Wait => wait(),

@@ -1,4 +1,4 @@
-//! Pods as the runtime makes them: a sandbox and the containers in it.
+//! Pods created by the runtime: a sandbox and its containers.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ use super::{Runtime, image};
 use crate::lab::{NetNs, PATIENCE, Place, eventually, wait_until};
 use crate::traffic::{Ask, Family, Transport};
 
-/// A pod to be.
+/// Specification of a pod.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     name: String,
@@ -31,23 +31,23 @@ pub struct PodSpec {
 }
 
 impl PodSpec {
-    /// A pod with a network of its own.
+    /// A pod with its own network.
     pub fn new(name: &str) -> Self {
         Self { name: name.to_owned(), host_network: false, ports: Vec::new(), sysctls: HashMap::new() }
     }
 
-    /// It has the node's network.
+    /// Uses the node's network.
     pub fn host_network(self) -> Self {
         Self { host_network: true, ..self }
     }
 
-    /// It has a setting of its own.
+    /// Sets a sysctl in the pod.
     pub fn sysctl(mut self, name: &str, value: &str) -> Self {
         self.sysctls.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// One of its ports is there on the node's addresses.
+    /// Maps one of its ports to the node's addresses.
     pub fn host_port(mut self, transport: Transport, host: u16, container: u16) -> Self {
         let protocol = match transport {
             Transport::Tcp => Protocol::Tcp,
@@ -84,14 +84,15 @@ impl PodSpec {
     }
 }
 
-/// A running pod. Dropping it leaves it to the runtime; [`Sandbox::stop`] and [`Sandbox::remove`] are what a kubelet does.
+/// A running pod. Dropping it leaves it to the runtime; [`Sandbox::stop`] and [`Sandbox::remove`] do what a kubelet
+/// does.
 #[derive(Debug)]
 pub struct Sandbox<'a> {
     /// The pod's network namespace.
     pub place: Place,
-    /// Its addresses, as the runtime tells them: none with the node's network.
+    /// Its addresses as reported by the runtime; none with the node's network.
     pub ips: Vec<IpAddr>,
-    /// What the runtime calls it, and the plugin's `CNI_CONTAINERID`.
+    /// The runtime's id, and the plugin's `CNI_CONTAINERID`.
     pub id: String,
     /// Path of its network namespace on the node; empty with the node's network.
     pub netns_path: String,
@@ -101,7 +102,7 @@ pub struct Sandbox<'a> {
 }
 
 impl Runtime {
-    /// Starts a pod, with no container but the one that keeps its namespaces.
+    /// Starts a pod with only the sandbox container, which keeps its namespaces.
     pub fn run(&self, spec: &PodSpec) -> Result<Sandbox<'_>> {
         let config = spec.config(self.next_number());
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
@@ -139,7 +140,7 @@ impl<'a> Sandbox<'a> {
     /// Its address of a family.
     ///
     /// # Panics
-    /// It has none.
+    /// It has no such address.
     pub fn ip(&self, family: Family) -> IpAddr {
         let addr = self.ips.iter().find(|addr| Family::of(**addr) == family);
         *addr.unwrap_or_else(|| panic!("{} has no {} address", self.spec.name, family.name()))
@@ -150,12 +151,12 @@ impl<'a> Sandbox<'a> {
         (self.ip(family), port).into()
     }
 
-    /// Whether it runs and has its network.
+    /// Whether it runs and has a network.
     pub fn is_ready(&self) -> Result<bool> {
         Ok(self.runtime.status(&self.id)?.0.state == SandboxState::Ready as i32)
     }
 
-    /// Starts a container; `args` are the words after `podnet-lab pod`.
+    /// Starts a container; `args` are the arguments after `podnet-lab pod`.
     pub fn start(&self, name: &str, args: &[&str]) -> Result<Container<'_>> {
         let linux = LinuxContainerSecurityContext { namespace_options: Some(self.spec.namespaces()) };
         let attempt = self.runtime.next_number();
@@ -173,16 +174,16 @@ impl<'a> Sandbox<'a> {
         Ok(Container { id, runtime: self.runtime })
     }
 
-    /// Starts a container that serves on a port and calls itself like the pod, and waits until it does.
+    /// Starts a container with a server that has the pod's name, and waits until it listens.
     pub fn serve(&self, port: u16) -> Result<Container<'_>> {
         let server = self.start("server", &["serve", &self.spec.name, &port.to_string()])?;
-        // The last of its sockets.
+        // The last socket that it opens.
         let ask = Ask::new(Transport::Udp, (Ipv6Addr::LOCALHOST, port).into()).connected();
         eventually("an answer of the container", || Ok(ask.from(&self.place)?))?;
         Ok(server)
     }
 
-    /// Takes the path away by which the runtime finds its network namespace.
+    /// Removes the path of its network namespace.
     pub fn lose_netns(&self) -> Result<()> {
         let path = &self.netns_path;
         let lose = || -> io::Result<()> {
@@ -192,20 +193,20 @@ impl<'a> Sandbox<'a> {
         self.runtime.node.place.agent().in_mounts(lose)?.with_context(|| format!("cannot remove {path}"))
     }
 
-    /// Ends its containers and takes its network away.
+    /// Stops its containers and tears down its network.
     pub fn stop(&self) -> Result<()> {
         let _: Nothing = self.runtime.client.call("StopPodSandbox", SandboxId { id: self.id.clone() })?;
         Ok(())
     }
 
-    /// Has the runtime forget it, once it has been stopped.
+    /// Removes it from the runtime, after it has been stopped.
     pub fn remove(self) -> Result<()> {
         let _: Nothing = self.runtime.client.call("RemovePodSandbox", SandboxId { id: self.id })?;
         Ok(())
     }
 }
 
-/// A container in a pod, beside the one that keeps the pod's namespaces.
+/// A container of a pod, besides the sandbox container.
 #[derive(Debug)]
 pub struct Container<'a> {
     id: String,
@@ -213,10 +214,10 @@ pub struct Container<'a> {
 }
 
 impl Container<'_> {
-    /// Runs `podnet-lab pod` with these arguments in the container and returns what it prints.
+    /// Runs `podnet-lab pod` with these arguments in the container and returns its standard output.
     ///
     /// # Errors
-    /// What the program writes to standard error, unless its exit status is 0.
+    /// The program's standard error, unless its exit status is 0.
     pub fn exec(&self, args: &[&str]) -> Result<String> {
         let command = [image::PROGRAM, "pod"].iter().chain(args).map(|&word| word.to_owned()).collect();
         let request = ExecSyncRequest { id: self.id.clone(), command, timeout: PATIENCE.as_secs() as i64 };
@@ -226,7 +227,7 @@ impl Container<'_> {
         Ok(text(&answer.stdout))
     }
 
-    /// Waits for its end and returns its exit status.
+    /// Waits until it exits and returns its exit status.
     pub fn wait(&self) -> Result<i32> {
         let mut exit_code = 0;
         wait_until("the container's end", || {
@@ -242,7 +243,7 @@ impl Container<'_> {
         Ok(self.status()?.state == ContainerState::Running as i32)
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub fn stop(&self) -> Result<()> {
         let request = StopContainerRequest { id: self.id.clone(), timeout: 0 };
         let _: Nothing = self.runtime.client.call("StopContainer", request)?;

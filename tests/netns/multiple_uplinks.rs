@@ -1,5 +1,5 @@
-//! A node with more than one way out: whatever isn't a pod's or podnet's own interface is outside, with Ethernet or
-//! without, though it comes late and nobody names it.
+//! A node with several uplinks: every interface that is neither a pod's nor podnet's own leads outside, with or without
+//! Ethernet, even if it appears late and no configuration names it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,9 +10,9 @@ use podnet_tests::lab::{Endpoint, Lab, Node, Place, Pod, Service, Tun, eventuall
 use podnet_tests::traffic::{Ask, Family, Frames, Outcome, Server, Transport, udp_frame};
 use serde_json::{Value, json};
 
-/// Where servers listen.
+/// Port of the servers.
 const PORT: u16 = 8080;
-/// NodePorts: of all pods, of the other node's pod for the clients of its node only, of a process of the host.
+/// NodePorts: of all pods; of the other node's pod, with externalTrafficPolicy Local; of a host process.
 const NODE_PORT: u16 = 30_080;
 const LOCAL_PORT: u16 = 30_081;
 const HOST_PORT: u16 = 30_082;
@@ -27,8 +27,8 @@ struct Way {
 }
 
 impl Way {
-    /// Connects a new machine and gives both ends addresses; behind the machine's there is one more, to which the node has a
-    /// route.
+    /// Connects a new machine and assigns addresses to both ends. The machine has another address on lo, to which the
+    /// node has a route.
     fn new(
         lab: &Lab,
         number: u16,
@@ -59,7 +59,7 @@ impl Way {
         }
     }
 
-    /// The node's address there.
+    /// The node's address on the interface.
     fn node(&self, family: Family) -> IpAddr {
         self.ip(self.number, 1, family)
     }
@@ -69,13 +69,13 @@ impl Way {
         self.ip(self.number, 2, family)
     }
 
-    /// The address behind it.
+    /// The machine's address on lo.
     fn beyond(&self, family: Family) -> IpAddr {
         self.ip(100 + self.number, 2, family)
     }
 }
 
-/// Ways of every kind that this kernel has, made after the daemon was started, and a server on each node.
+/// Interfaces of every kind supported by this kernel, created after the start of the daemon, and a server on each node.
 struct Site {
     ways: Vec<Way>,
     pods: [Pod; 2],
@@ -88,7 +88,7 @@ impl Site {
         let pods = [lab.node(0).add_server("pod-1", PORT)?, lab.node(1).add_server("pod-2", PORT)?];
         let ways = vec![
             Way::new(&lab, 1, "nic", |node, machine| node.wire("nic", machine, "eth0", 1500).map(|()| None))?,
-            // As container runtimes have it: a port of the bridge is no way of its own.
+            // Same as in container runtimes: a port of a bridge is not an uplink.
             Way::new(&lab, 2, "bridge", |node, machine| {
                 node.wire("port", machine, "eth0", 1500)?;
                 node.ip("link add bridge type bridge\nlink set bridge up\nlink set port master bridge\n")?;
@@ -108,7 +108,7 @@ impl Site {
         self.lab.node(0)
     }
 
-    /// Each way, family and transport.
+    /// Every interface, family and transport.
     fn over_all(&self, mut check: impl FnMut(&Way, Family, Transport) -> Result<()>) -> Result<()> {
         for way in &self.ways {
             for (family, transport) in Transport::over_all() {
@@ -120,21 +120,21 @@ impl Site {
 }
 
 #[test]
-fn ways_out() -> Result<()> {
+fn multiple_uplinks() -> Result<()> {
     cases!(
         Site::new()?,
-        status_lists_every_way,
-        pods_leave_with_the_address_of_the_way,
-        rules_and_next_hop_objects_are_followed,
+        status_lists_every_uplink,
+        pods_are_masqueraded_with_the_address_of_the_uplink,
+        routing_rules_and_next_hop_objects_are_followed,
         node_ports_are_served_at_every_address,
-        cluster_ips_are_closed_and_policies_hold,
-        errors_have_the_address_of_the_interface,
-        much_goes_through,
-        named_uplinks_are_the_only_ones
+        cluster_ips_are_closed_and_policies_apply,
+        icmp_errors_have_the_address_of_the_uplink,
+        large_transfers_work,
+        configured_uplinks_are_the_only_ones
     )
 }
 
-/// The hooks that `podnet status` tells of an interface.
+/// Hooks of an interface in `podnet status`.
 fn hooks(node: &Node, ifname: &str) -> Result<Vec<(String, bool)>> {
     let status = node.podnet_json(&["status"])?;
     let rows = status["datapath"]["hooks"].as_array().cloned().unwrap_or_default();
@@ -142,7 +142,7 @@ fn hooks(node: &Node, ifname: &str) -> Result<Vec<(String, bool)>> {
     Ok(rows.iter().filter(|row| row["interface"] == ifname).map(row).collect())
 }
 
-fn status_lists_every_way(site: &Site) -> Result<()> {
+fn status_lists_every_uplink(site: &Site) -> Result<()> {
     for way in &site.ways {
         let expected = if way.ifname == "raw" { ["from_raw", "to_raw"] } else { ["from_uplink", "to_uplink"] };
         let expected: Vec<_> = expected.map(|hook| (hook.to_owned(), true)).into();
@@ -159,7 +159,7 @@ fn status_lists_every_way(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn pods_leave_with_the_address_of_the_way(site: &Site) -> Result<()> {
+fn pods_are_masqueraded_with_the_address_of_the_uplink(site: &Site) -> Result<()> {
     site.over_all(|way, family, transport| {
         let expected = Outcome::answer(way.ifname, way.node(family));
         for at in [way.there(family), way.beyond(family)] {
@@ -170,14 +170,14 @@ fn pods_leave_with_the_address_of_the_way(site: &Site) -> Result<()> {
     })
 }
 
-fn rules_and_next_hop_objects_are_followed(site: &Site) -> Result<()> {
+fn routing_rules_and_next_hop_objects_are_followed(site: &Site) -> Result<()> {
     let node = site.node();
     node.place.set_sysctl("net.ipv4.nexthop_compat_mode", "0")?;
     for (way, table) in site.ways.iter().zip(100..) {
         for family in Family::ALL {
             let cidr = &node.pod_cidrs()[family as usize];
             let (version, gateway) = (if family == Family::V4 { "-4" } else { "-6" }, way.there(family));
-            // One address by a table of the pods' own, one by a next hop that has a name.
+            // One address through a routing table for the pods, one through a next hop object.
             let [ruled, named] = [150, 200].map(|subnet| way.ip(subnet + way.number, 2, family));
             for at in [ruled, named] {
                 way.machine.ip(&format!("addr add {at} dev lo\n"))?;
@@ -230,7 +230,7 @@ fn node_ports_are_served_at_every_address(site: &Site) -> Result<()> {
     })
 }
 
-fn cluster_ips_are_closed_and_policies_hold(site: &Site) -> Result<()> {
+fn cluster_ips_are_closed_and_policies_apply(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let vips = [[203, 0, 113, 40].into(), [0xfd00, 0x203, 0, 0, 0, 0, 0, 0x40].into()];
     let open = Service::new("open", 32, 80, PORT).load_balancer(&vips, 0).source_ranges(&["192.0.2.0/24"]);
@@ -261,7 +261,7 @@ fn cluster_ips_are_closed_and_policies_hold(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn errors_have_the_address_of_the_interface(site: &Site) -> Result<()> {
+fn icmp_errors_have_the_address_of_the_uplink(site: &Site) -> Result<()> {
     let lab = &site.lab;
     let web = Service::new("web", 30, 80, PORT).node_port(NODE_PORT);
     web.apply(lab, None)?;
@@ -273,7 +273,7 @@ fn errors_have_the_address_of_the_interface(site: &Site) -> Result<()> {
             let at = SocketAddr::new(way.node(family), NODE_PORT);
             way.machine.reaches(Transport::Udp, at, &["pod-1"])?;
             let mut frame = udp_frame((machine, node), SocketAddr::new(way.there(family), 4711), at, b"late");
-            // TTL or hop limit; IPv4's header checksum is made for it by the place where the word is.
+            // TTL or hop limit; the position of its word simplifies the update of IPv4's header checksum.
             let v4 = family == Family::V4;
             let ttl = if v4 { 14 + 8 } else { 14 + 7 };
             let taken = frame[ttl] - 1;
@@ -302,7 +302,7 @@ fn errors_have_the_address_of_the_interface(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn much_goes_through(site: &Site) -> Result<()> {
+fn large_transfers_work(site: &Site) -> Result<()> {
     let web = Service::new("web", 30, 80, PORT).node_port(NODE_PORT);
     web.apply(&site.lab, None)?;
     web.set_endpoints(&site.lab, &[&site.pods[0]])?;
@@ -317,7 +317,7 @@ fn much_goes_through(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn named_uplinks_are_the_only_ones(site: &Site) -> Result<()> {
+fn configured_uplinks_are_the_only_ones(site: &Site) -> Result<()> {
     let node = site.node();
     let configure = |names: &[&str]| {
         node.stop_daemon()?;
@@ -335,7 +335,7 @@ fn named_uplinks_are_the_only_ones(site: &Site) -> Result<()> {
     let way = &site.ways[1];
     for (family, transport) in Transport::over_all() {
         let at = SocketAddr::new(way.there(family), PORT);
-        // With a pod's own address no answer comes back: the machine has no route to it.
+        // There is no reply to the pod's own address, because the machine has no route to it.
         site.pods[0].place.expect(transport, at, &Outcome::Silence).context("not named")?;
         let way = &site.ways[0];
         let expected = Outcome::answer(way.ifname, way.node(family));
@@ -346,7 +346,7 @@ fn named_uplinks_are_the_only_ones(site: &Site) -> Result<()> {
         let expected = Outcome::answer(way.ifname, way.node(family));
         site.pods[0].place.expect(transport, (way.there(family), PORT).into(), &expected)
     })?;
-    // A way that goes is forgotten, and one that becomes a port of another hands its packets on.
+    // A deleted uplink is forgotten, and one that becomes a port of another passes its packets on.
     node.place.ip("link add late type bridge\nlink set late up\n")?;
     eventually("hooks", || {
         let found = hooks(node, "late")?;

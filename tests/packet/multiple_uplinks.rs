@@ -1,4 +1,4 @@
-//! A node with more than one way out, and processes of the host that speak from ports that services have.
+//! A node with several interfaces that lead out, and host processes that send from ports that also belong to services.
 
 use std::net::IpAddr;
 
@@ -16,15 +16,15 @@ use crate::{
     frame::{ACK, Frame, SYN, Transport},
 };
 
-/// A port that a service has at the node's address.
+/// Port of a service at the node's address.
 const SHARED: u16 = 40_500;
 
-/// The node's address at the other interface.
+/// The node's address on the other interface.
 fn own(a: &Addresses) -> IpAddr {
     if a.node.is_ipv4() { [192, 168, 77, 1].into() } else { [0xfd00, 0x77, 0, 0, 0, 0, 0, 1].into() }
 }
 
-/// There is no main uplink: all ways lead by another interface, whose address only the daemon knows.
+/// No main uplink: all routes use another interface, whose address only the daemon knows.
 fn by_another_interface(t: &mut HostTables) {
     let [uplink, ..] = t.config.uplinks;
     let [v4, v6] = [false, true].map(|v6| Addr::from(own(&addresses(v6))));
@@ -35,7 +35,7 @@ fn by_another_interface(t: &mut HostTables) {
     t.routes.iter_mut().for_each(|(prefix, route)| route.src = if prefix.addr.is_v4() { v4 } else { v6 });
 }
 
-/// Where a frame has its source, and its source port.
+/// Source address and port of a frame.
 fn source(bytes: &[u8], v4: bool) -> Result<(IpAddr, u16)> {
     let (ip, port) = if v4 { (26..30, 34) } else { (22..38, 54) };
     let ip = bytes.get(ip).context("no address")?;
@@ -47,7 +47,7 @@ fn source(bytes: &[u8], v4: bool) -> Result<(IpAddr, u16)> {
 }
 
 #[test]
-fn pods_are_masqueraded_by_every_interface_that_leads_out() {
+fn pods_are_masqueraded_on_every_uplink() {
     both_families_with(by_another_interface, |both, a, uplink| {
         for input in from_client((a.client, 40_400), (a.internet, 443)) {
             let (end, bytes) = both.run(Hook::FromPod, &input.bytes())?;
@@ -67,7 +67,7 @@ fn pods_are_masqueraded_by_every_interface_that_leads_out() {
 }
 
 #[test]
-fn what_the_configuration_leaves_out_is_left_alone() {
+fn interfaces_excluded_by_configuration_are_ignored() {
     let left_out = |t: &mut HostTables| {
         by_another_interface(t);
         t.interfaces.clear();
@@ -81,7 +81,7 @@ fn what_the_configuration_leaves_out_is_left_alone() {
 }
 
 #[test]
-fn an_error_has_the_address_of_the_interface_by_which_it_leaves() {
+fn icmp_error_has_the_address_of_its_egress_interface() {
     fn check(both: &mut Both, a: &Addresses, expected: IpAddr) -> Result<()> {
         let dying = Frame::udp((a.outside, 41_500), (a.node, NODE_PORT)).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC).ttl(1);
         let (end, bytes) = both.run(Hook::FromUplink, &dying.bytes())?;
@@ -91,11 +91,11 @@ fn an_error_has_the_address_of_the_interface_by_which_it_leaves() {
         Ok(())
     }
     both_families_with(by_another_interface, |both, a, _| check(both, a, own(a)));
-    // Without an address there, it is the node's.
+    // If the interface has no address, the node's is used.
     both_families(|both, a, _| check(both, a, a.node));
 }
 
-/// Services at the node's address, like the load balancer's.
+/// Services at the node's address, with the ports of the load balancer.
 fn at_own_address(t: &mut HostTables) {
     for v6 in [false, true] {
         let a = addresses(v6);
@@ -108,12 +108,12 @@ fn at_own_address(t: &mut HostTables) {
 }
 
 #[test]
-fn answers_to_the_hosts_own_sockets_are_the_hosts() {
+fn replies_to_host_sockets_are_not_translated() {
     both_families_with(at_own_address, |both, a, _| {
         let there = (a.internet, 53);
         for port in [SHARED, NODE_PORT] {
             let here = (a.node, port);
-            // TCP shows what an answer is.
+            // In TCP, the flags identify a reply.
             for flags in [SYN | ACK, ACK] {
                 let answer = Frame::tcp(there, here, flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
                 expect(both, Hook::FromUplink, &answer, End::Pass, &answer)?;
@@ -131,11 +131,11 @@ fn answers_to_the_hosts_own_sockets_are_the_hosts() {
                     expect(both, Hook::FromUplink, &answer, End::Pass, &answer)?;
                 }
             }
-            // Others' datagrams are the service's.
+            // Datagrams of other clients belong to the service.
             let client = Frame::udp((a.outside, 41_501), here).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             let (end, bytes) = both.run(Hook::FromUplink, &client.bytes())?;
             ensure!(end == End::Forward(Out::Pod, IfIndex(71)), "{end:?}");
-            // And so are the answers to them, though they come by a second interface of the host's.
+            // So do its replies, although they arrive through another interface of the host.
             let back = Frame::udp(here, (a.outside, 41_501)).macs(UPLINK_MAC, CLIENT_OUTSIDE_MAC);
             let flows = both.kernel.conntrack()?.len();
             expect(both, Hook::ToUplink, &back, End::Pass, &back)?;

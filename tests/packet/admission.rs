@@ -1,4 +1,4 @@
-//! Who may send what: pods from their own addresses, the outside to what is open to it.
+//! Source checks of pods, and admission of packets from outside.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[test]
-fn pods_cannot_send_from_addresses_that_are_not_theirs() {
+fn pods_can_send_only_from_their_own_addresses() {
     both_families(|both, a, _| {
         for dst in [(a.backend, 8080), (a.local, 80), (a.outside, 80)] {
             for src in [a.backend, a.remote, a.outside, a.node, a.local, a.hairpin] {
@@ -32,7 +32,7 @@ fn pods_cannot_send_from_addresses_that_are_not_theirs() {
 }
 
 #[test]
-fn pods_speak_for_themselves_only_in_arp_and_neighbour_discovery() {
+fn pods_can_claim_only_their_own_addresses_in_arp_and_ndp() {
     in_namespace(|uplink| {
         let both = Both::new(uplink, |_| {})?;
         let arp = |mac: [u8; 6], ip: [u8; 4]| {
@@ -68,7 +68,7 @@ fn pods_speak_for_themselves_only_in_arp_and_neighbour_discovery() {
 }
 
 #[test]
-fn what_may_not_come_in_from_outside_is_dropped_at_tc_and_xdp() {
+fn forbidden_packets_from_outside_are_dropped_at_tc_and_xdp() {
     both_families(|both, a, _| {
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
         let (loopback, multicast) =
@@ -95,7 +95,7 @@ fn what_may_not_come_in_from_outside_is_dropped_at_tc_and_xdp() {
                     expect_drop(both, hook, &frame.macs(mac, UPLINK_MAC), reason)?;
                 }
             }
-            // What may: another node's pod by that node, and anybody to the host.
+            // Allowed: another node's pod through its node, and any sender to the host.
             let pod = Frame::udp((a.remote, 40_014), (a.outside, 80)).macs(NODE2_MAC, UPLINK_MAC);
             expect(both, hook, &pod, End::Pass, &pod)?;
             let other = Frame::udp((a.outside, 40_014), (a.node, 80)).macs(outside_mac, UPLINK_MAC);
@@ -106,7 +106,7 @@ fn what_may_not_come_in_from_outside_is_dropped_at_tc_and_xdp() {
 }
 
 #[test]
-fn mapped_addresses_are_no_ipv6() {
+fn mapped_addresses_in_ipv6_packets_are_dropped() {
     in_namespace(|uplink| {
         let both = Both::new(uplink, |_| {})?;
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
@@ -126,7 +126,7 @@ fn mapped_addresses_are_no_ipv6() {
 }
 
 #[test]
-fn the_setting_opens_cluster_ips_to_the_outside() {
+fn external_access_to_cluster_ips_can_be_enabled() {
     both_families_with(
         |tables| tables.config.flags = Config::EXTERNAL_CLUSTER_IP,
         |both, a, _| {
