@@ -11,8 +11,6 @@ mod node;
 mod service;
 mod service_cidr;
 
-use std::sync::Arc;
-
 pub use field::service_range;
 
 use super::{Invalid, Kind, Object, ObjectKey, ObjectName, raw};
@@ -27,13 +25,11 @@ impl Kind {
     /// # Errors
     /// A reason, for an object that has no kind or an EndpointSlice of a version that is no longer served.
     pub fn of(api_version: &str, kind: &str) -> Result<Option<Self>, String> {
+        let known = Self::ALL.into_iter().find(|known| known.api_version() == api_version && known.name() == kind);
         match (api_version, kind) {
             (_, "") => Err("has no kind: this is not a Kubernetes object".into()),
             ("", _) => Err("has no apiVersion: this is not a Kubernetes object".into()),
-            ("v1", "Service") => Ok(Some(Self::Service)),
-            ("v1", "Node") => Ok(Some(Self::Node)),
-            ("discovery.k8s.io/v1", "EndpointSlice") => Ok(Some(Self::EndpointSlice)),
-            ("networking.k8s.io/v1", "ServiceCIDR") => Ok(Some(Self::ServiceCidr)),
+            _ if known.is_some() => Ok(known),
             (other, "EndpointSlice") if other.starts_with("discovery.k8s.io/") => {
                 Err(format!("is {other}, which podnet does not support: use discovery.k8s.io/v1"))
             }
@@ -45,10 +41,10 @@ impl Kind {
 impl ObjectKey {
     /// Kind and name, with the namespace that an object without one has.
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
-        let namespace = match (kind, namespace) {
-            (Kind::Node | Kind::ServiceCidr, _) => "",
-            (_, "") => "default",
-            (_, given) => given,
+        let namespace = match namespace {
+            _ if !kind.is_namespaced() => "",
+            "" => "default",
+            given => given,
         };
         Self { kind, name: ObjectName { namespace: namespace.into(), name: name.into() } }
     }
@@ -62,10 +58,10 @@ impl Object {
     pub fn new(kind: Kind, raw: raw::Manifest) -> Result<(ObjectKey, Self), Invalid> {
         let key = ObjectKey::new(kind, &raw.metadata.namespace, &raw.metadata.name);
         let object = check_name(&key.name).and_then(|()| match kind {
-            Kind::Service => service::check(raw).map(|s| Self::Service(Arc::new(s))),
-            Kind::EndpointSlice => endpoints::check(raw).map(|s| Self::EndpointSlice(Arc::new(s))),
-            Kind::Node => node::check(raw).map(|n| Self::Node(Arc::new(n))),
-            Kind::ServiceCidr => service_cidr::check(raw).map(|s| Self::ServiceCidr(Arc::new(s))),
+            Kind::Service => service::check(raw).map(Self::from),
+            Kind::EndpointSlice => endpoints::check(raw).map(Self::from),
+            Kind::Node => node::check(raw).map(Self::from),
+            Kind::ServiceCidr => service_cidr::check(raw).map(Self::from),
         });
         match object {
             Ok(object) => Ok((key, object)),

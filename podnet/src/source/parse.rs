@@ -103,8 +103,8 @@ fn collect(
         TextError { line, reason }
     };
     match (manifest.kind.as_str(), Kind::of(&manifest.api_version, &manifest.kind)) {
-        ("List" | "ServiceList" | "EndpointSliceList" | "NodeList" | "ServiceCIDRList", Ok(_)) => {
-            let element = manifest.kind.trim_end_matches("List");
+        (list, Ok(_)) if list == "List" || Kind::ALL.iter().any(|kind| kind.list() == list) => {
+            let element = list.trim_end_matches("List");
             for (i, mut item) in manifest.items.into_iter().enumerate() {
                 // Elements of a typed list don't repeat the type.
                 if item.kind.is_empty() && !element.is_empty() {

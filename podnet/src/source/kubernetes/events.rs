@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::failure::in_words;
-use crate::model::{Kind, ObjectKey};
+use crate::model::ObjectKey;
 
 /// How many may wait.
 pub(super) const QUEUE: usize = 32;
@@ -92,21 +92,13 @@ fn reference(about: &About, node: &str) -> ObjectReference {
             ..ObjectReference::default()
         },
         About::Object(key, uid) => ObjectReference {
-            api_version: Some(api_version(key.kind).into()),
+            api_version: Some(key.kind.api_version().into()),
             kind: Some(key.kind.name().into()),
             namespace: text(&key.name.namespace),
             name: Some(key.name.name.clone()),
             uid: text(uid),
             ..ObjectReference::default()
         },
-    }
-}
-
-const fn api_version(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Service | Kind::Node => "v1",
-        Kind::EndpointSlice => "discovery.k8s.io/v1",
-        Kind::ServiceCidr => "networking.k8s.io/v1",
     }
 }
 

@@ -88,26 +88,15 @@ impl kube::Resource for Sent {
     }
 
     fn group(kind: &Kind) -> Cow<'_, str> {
-        match kind {
-            Kind::Service | Kind::Node => "",
-            Kind::EndpointSlice => "discovery.k8s.io",
-            Kind::ServiceCidr => "networking.k8s.io",
-        }
-        .into()
+        kind.group().into()
     }
 
-    fn version(_: &Kind) -> Cow<'_, str> {
-        "v1".into()
+    fn version(kind: &Kind) -> Cow<'_, str> {
+        kind.api_version().rsplit('/').next().unwrap_or_default().into()
     }
 
     fn plural(kind: &Kind) -> Cow<'_, str> {
-        match kind {
-            Kind::Service => "services",
-            Kind::EndpointSlice => "endpointslices",
-            Kind::Node => "nodes",
-            Kind::ServiceCidr => "servicecidrs",
-        }
-        .into()
+        kind.plural().into()
     }
 
     fn meta(&self) -> &ObjectMeta {

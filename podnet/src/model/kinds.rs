@@ -1,0 +1,88 @@
+//! The kinds of objects that podnet reads, each declared once.
+
+use std::sync::Arc;
+
+use super::endpoint_slice::EndpointSlice;
+use super::left_out::LeftOut;
+use super::node::Node;
+use super::service::Service;
+use super::service_cidr::ServiceCidr;
+
+/// Declares them: name and list as an object says them in `kind`, group, `apiVersion`, the name in the API's paths, and
+/// whether they are in a namespace. The order is that of their objects wherever these are sorted.
+macro_rules! kinds {
+    ($($(#[$doc:meta])*
+    $kind:ident: $name:literal, $list:literal, $group:literal, $api_version:literal, $plural:literal, $namespaced:literal;)*) => {
+        /// The kinds of object that podnet reads.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Kind { $($(#[$doc])* $kind,)* }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$kind),*];
+
+            /// As an object says it in `kind`.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$kind => $name,)* }
+            }
+
+            /// What a list of them says in `kind`.
+            pub const fn list(self) -> &'static str {
+                match self { $(Self::$kind => $list,)* }
+            }
+
+            /// The API group; empty for the core's.
+            pub const fn group(self) -> &'static str {
+                match self { $(Self::$kind => $group,)* }
+            }
+
+            /// Group and version, as an object says them in `apiVersion`.
+            pub const fn api_version(self) -> &'static str {
+                match self { $(Self::$kind => $api_version,)* }
+            }
+
+            /// The name in paths of the API.
+            pub const fn plural(self) -> &'static str {
+                match self { $(Self::$kind => $plural,)* }
+            }
+
+            /// Whether objects are in a namespace.
+            pub const fn is_namespaced(self) -> bool {
+                match self { $(Self::$kind => $namespaced,)* }
+            }
+        }
+
+        /// Any of them.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Object { $($(#[$doc])* $kind(Arc<$kind>),)* }
+
+        impl Object {
+            /// Its kind.
+            pub const fn kind(&self) -> Kind {
+                match self { $(Self::$kind(_) => Kind::$kind,)* }
+            }
+
+            /// What of it can't be used.
+            pub fn left_out(&self) -> &LeftOut {
+                match self { $(Self::$kind(object) => &object.left_out,)* }
+            }
+        }
+
+        $(impl From<$kind> for Object {
+            fn from(object: $kind) -> Self {
+                Self::$kind(Arc::new(object))
+            }
+        })*
+    };
+}
+
+kinds! {
+    /// `v1` Service.
+    Service: "Service", "ServiceList", "", "v1", "services", true;
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice: "EndpointSlice", "EndpointSliceList", "discovery.k8s.io", "discovery.k8s.io/v1", "endpointslices", true;
+    /// `v1` Node.
+    Node: "Node", "NodeList", "", "v1", "nodes", false;
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr: "ServiceCIDR", "ServiceCIDRList", "networking.k8s.io", "networking.k8s.io/v1", "servicecidrs", false;
+}
