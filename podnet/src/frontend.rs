@@ -42,6 +42,25 @@ impl fmt::Display for ServicePortName {
     }
 }
 
+/// What asks for frontends, and has a share of the tables.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// The host ports of this node's pods, all together.
+    HostPorts,
+    /// A Service.
+    Service(ObjectName),
+}
+
+impl Owner {
+    /// The namespace, if it is in one.
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::HostPorts => None,
+            Self::Service(name) => Some(&name.namespace),
+        }
+    }
+}
+
 /// What kind of address a frontend has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum FrontendKind {

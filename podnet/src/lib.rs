@@ -7,6 +7,7 @@
 //! around everything.
 
 mod async_fd;
+mod backoff;
 pub mod cli;
 pub mod compile;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod host;
 mod http;
 pub mod install;
 pub mod metrics;
+pub mod mirror;
 pub mod model;
 mod prefixes;
 pub mod reconcile;

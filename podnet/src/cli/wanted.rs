@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::runtime::block_on;
 use crate::config::Config;
-use crate::control::State;
+use crate::control::{self, Index};
 use crate::frontend::FrontendKind;
 use crate::guard::Guard;
 use crate::model::{Batch, ObjectName};
@@ -39,7 +39,7 @@ pub(super) enum WantedError {
 /// All objects of the source.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    state: State,
+    index: Index,
     settings: Settings,
     guard: Guard,
     /// What services of a namespace get at most, as the daemon has settled it.
@@ -52,18 +52,11 @@ impl Wanted {
     /// Reads the source that a configuration names.
     pub(super) fn read(config: &Config) -> Result<Self, WantedError> {
         let (batch, broken) = block_on(objects(config)).and_then(|read| read).map_err(WantedError::Source)?;
-        let mut state = State::default();
-        for change in batch.changes {
-            state.apply(change, &mut Vec::new());
-        }
-        let settings = Settings {
-            spread: config.maglev_table_size,
-            ..Settings::new(config.source_ip, &config.node, state.nodes().get(&config.node).map(|n| &**n))
-        };
+        let mut index = Index::default();
+        batch.changes.into_iter().for_each(|change| index.apply(change));
         let DaemonStatus { host, shares, .. } = DaemonStatus::read(&config.run_dir).ok().flatten().unwrap_or_default();
-        let nodes = state.judged(config, &host).nodes;
-        let guard = state.guard(config, &nodes, &host);
-        Ok(Self { state, settings, guard, shares, broken })
+        let (settings, guard) = control::as_read(config, &index, &host);
+        Ok(Self { index, settings, guard, shares, broken })
     }
 
     /// Files and objects that can't be used as they are, so that what the daemon has read before holds.
@@ -73,15 +66,15 @@ impl Wanted {
 
     /// What becomes of a service here, in tables of this size; none if there is no such service.
     pub(super) fn explain(&self, name: &ObjectName, tables: Room) -> Option<Explained> {
-        let (service, _) = self.state.service(name)?;
-        let slices = self.state.slices(name);
+        let (service, _) = self.index.service(name)?;
+        let slices = self.index.slices(name);
         let share = Share::new(tables.of_service()).within(self.shares.get(&name.namespace).copied());
         Some(select::explain(name, service, slices, &self.settings, &self.guard, share))
     }
 
     /// What kind of address a service's address is, of those that the tables don't tell apart.
     pub(super) fn kind(&self, name: &ObjectName, ip: IpAddr) -> Option<FrontendKind> {
-        let (service, _) = self.state.service(name)?;
+        let (service, _) = self.index.service(name)?;
         if service.load_balancer_ips.contains(&ip) {
             Some(FrontendKind::LoadBalancer)
         } else {

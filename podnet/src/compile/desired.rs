@@ -10,8 +10,7 @@ use podnet_common::layout::{Backend, FrontendKey};
 
 use super::claim::{Claim, Entry, Sharing};
 use super::key::{of_node, scoped};
-use crate::frontend::{Frontend, FrontendKind, ServicePortName};
-use crate::model::ObjectName;
+use crate::frontend::{Frontend, FrontendKind, Owner, ServicePortName};
 
 /// A key that several claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +32,8 @@ pub struct Conflict<'a> {
 pub struct Desired {
     /// By keys with scope [`FrontendKey::ANY`]. Never an empty list; the one that counts comes first.
     claims: BTreeMap<FrontendKey, Vec<Claim>>,
-    /// The keys that a service claims.
-    keys: BTreeMap<ObjectName, Box<[FrontendKey]>>,
+    /// The keys that an owner claims.
+    keys: BTreeMap<Owner, Box<[FrontendKey]>>,
     /// Keys with several claims.
     contested: BTreeSet<FrontendKey>,
     /// Host ports that another pod has: key, who has it, who doesn't.
@@ -45,15 +44,10 @@ pub struct Desired {
     addresses_changed: bool,
 }
 
-/// Whose all host ports are, in the place of a service. No service is without a namespace.
-pub fn host_ports() -> ObjectName {
-    ObjectName { namespace: String::new(), name: "hostPorts".into() }
-}
-
-fn owns(owner: &ObjectName, claim: &Claim) -> bool {
-    match claim.kind {
-        FrontendKind::HostPort => owner.namespace.is_empty(),
-        _ => claim.service.service == *owner,
+fn owns(owner: &Owner, claim: &Claim) -> bool {
+    match owner {
+        Owner::HostPorts => claim.kind == FrontendKind::HostPort,
+        Owner::Service(name) => claim.kind != FrontendKind::HostPort && claim.service.service == *name,
     }
 }
 
@@ -86,8 +80,8 @@ impl Desired {
         })
     }
 
-    /// Puts a service's frontends in the place of those it had, and gives the keys whose entries may have changed.
-    pub fn set(&mut self, owner: &ObjectName, frontends: Vec<Frontend>) -> BTreeSet<FrontendKey> {
+    /// Puts an owner's frontends in the place of those it had, and gives the keys whose entries may have changed.
+    pub fn set(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> BTreeSet<FrontendKey> {
         let new = self.compile(owner, frontends);
         let old = self.keys.remove(owner).unwrap_or_default();
         let addresses: BTreeSet<Addr> = old.iter().chain(new.keys()).map(|key| key.addr).collect();
@@ -111,10 +105,10 @@ impl Desired {
     }
 
     /// One claim for each key. Where an owner has several, the first kind counts, then the first of them.
-    fn compile(&mut self, owner: &ObjectName, frontends: Vec<Frontend>) -> BTreeMap<FrontendKey, Claim> {
+    fn compile(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> BTreeMap<FrontendKey, Claim> {
         let mut new: BTreeMap<FrontendKey, Claim> = BTreeMap::new();
         let mut sharing = Sharing::default();
-        let of_pods = owner.namespace.is_empty();
+        let of_pods = *owner == Owner::HostPorts;
         if of_pods {
             self.refused.clear();
         }
@@ -132,7 +126,7 @@ impl Desired {
         new
     }
 
-    fn put(&mut self, owner: &ObjectName, key: FrontendKey, claim: Claim, changed: &mut BTreeSet<FrontendKey>) {
+    fn put(&mut self, owner: &Owner, key: FrontendKey, claim: Claim, changed: &mut BTreeSet<FrontendKey>) {
         let claims = self.claims.entry(key).or_default();
         match claims.iter().position(|known| owns(owner, known)) {
             Some(place) if claims[place].kind == claim.kind => {
@@ -170,7 +164,7 @@ impl Desired {
         }
     }
 
-    fn remove(&mut self, owner: &ObjectName, key: FrontendKey, changed: &mut BTreeSet<FrontendKey>) {
+    fn remove(&mut self, owner: &Owner, key: FrontendKey, changed: &mut BTreeSet<FrontendKey>) {
         let Some(claims) = self.claims.get_mut(&key) else { return };
         let Some(place) = claims.iter().position(|claim| owns(owner, claim)) else { return };
         let old = claims.remove(place);
@@ -271,6 +265,10 @@ mod tests {
     use crate::compile::{key, show};
     use crate::frontend::IfNone;
 
+    fn owner(name: &str) -> Owner {
+        Owner::Service(service(name))
+    }
+
     fn at(at: &str) -> FrontendKey {
         key(&frontend("", at, &[]).key)
     }
@@ -282,7 +280,7 @@ mod tests {
     #[test]
     fn only_what_changes_is_reported() {
         let mut desired = Desired::default();
-        let web = service("web");
+        let web = owner("web");
         let one = |list: &[u8]| frontend("web", "10.96.0.1:80", list);
         let two = |list: &[u8]| frontend("web", "10.96.0.1:81", list);
         let mut set = |frontends| shown(desired.set(&web, frontends));
@@ -298,7 +296,7 @@ mod tests {
     #[test]
     fn scopes_come_and_go_with_their_frontend() {
         let mut desired = Desired::default();
-        let web = service("web");
+        let web = owner("web");
         let node_port = || Frontend { kind: FrontendKind::NodePort, ..frontend("web", "0.0.0.0:30080", &[1, 2]) };
         let local = |list: &[u8]| Frontend { outside: Some(backends(list, IfNone::Drop)), ..node_port() };
         let direct = || Frontend { here: Some(vec![]), ..node_port() };
@@ -327,7 +325,7 @@ mod tests {
             node_port("0.0.0.0:30080"),
             node_port("[::]:30081"),
         ];
-        desired.set(&service("a"), frontends);
+        desired.set(&owner("a"), frontends);
         for (addr, ports) in [
             ("10.96.0.1", &[80, 81][..]),
             ("10.96.0.2", &[82]),
@@ -345,13 +343,13 @@ mod tests {
     #[test]
     fn an_address_lives_as_long_as_any_of_its_ports() {
         let mut desired = Desired::default();
-        desired.set(&service("a"), vec![frontend("a", "10.96.0.1:80", &[])]);
-        desired.set(&service("b"), vec![frontend("b", "10.96.0.1:81", &[])]);
-        desired.set(&service("c"), vec![frontend("c", "10.96.0.2:80", &[])]);
+        desired.set(&owner("a"), vec![frontend("a", "10.96.0.1:80", &[])]);
+        desired.set(&owner("b"), vec![frontend("b", "10.96.0.1:81", &[])]);
+        desired.set(&owner("c"), vec![frontend("c", "10.96.0.2:80", &[])]);
         let address = FrontendKey::address(at("10.96.0.1:80").addr);
-        desired.set(&service("a"), vec![]);
+        desired.set(&owner("a"), vec![]);
         assert!(desired.get(&address).is_some_and(|entry| entry == Entry::default()));
-        assert!(desired.set(&service("b"), vec![]).contains(&address));
+        assert!(desired.set(&owner("b"), vec![]).contains(&address));
         assert!(desired.get(&address).is_none());
         assert_eq!(desired.keys().len(), 2);
     }
@@ -366,11 +364,11 @@ mod tests {
         };
         let address = FrontendKey::address(at("192.0.2.1:80").addr);
         let flags = |desired: &Desired| desired.get(&address).map(|entry| entry.flags);
-        desired.set(&service("a"), vec![external("a", "192.0.2.1:80", &[])]);
+        desired.set(&owner("a"), vec![external("a", "192.0.2.1:80", &[])]);
         assert_eq!(flags(&desired), Some(Flags::EXTERNAL));
         // Only this node has none.
         let local = Frontend { outside: Some(backends(&[], IfNone::Drop)), ..external("b", "192.0.2.1:81", &[1]) };
-        assert!(desired.set(&service("b"), vec![local]).contains(&address));
+        assert!(desired.set(&owner("b"), vec![local]).contains(&address));
         assert_eq!(flags(&desired), Some(Flags::EXTERNAL | Flags::ANSWERS_ECHO));
     }
 
@@ -379,15 +377,15 @@ mod tests {
         for order in [["a", "b"], ["b", "a"]] {
             let mut desired = Desired::default();
             let at = at("10.96.0.1:80");
-            for owner in order {
-                desired.set(&service(owner), vec![frontend(owner, "10.96.0.1:80", &[])]);
+            for name in order {
+                desired.set(&owner(name), vec![frontend(name, "10.96.0.1:80", &[])]);
             }
             let holder = |desired: &Desired| desired.get(&at).unwrap().service.unwrap().service.name.clone();
             assert_eq!(holder(&desired), "a");
             let conflicts: Vec<_> = desired.conflicts().map(|c| c.refused.to_string()).collect();
             assert_eq!(conflicts, ["default/b"]);
-            assert_eq!(desired.set(&service("b"), vec![frontend("b", "10.96.0.1:80", &[])]), [].into());
-            assert_eq!(desired.set(&service("a"), vec![]), [at].into());
+            assert_eq!(desired.set(&owner("b"), vec![frontend("b", "10.96.0.1:80", &[])]), [].into());
+            assert_eq!(desired.set(&owner("a"), vec![]), [at].into());
             assert_eq!(holder(&desired), "b");
             assert_eq!(desired.conflicts().count(), 0);
         }
@@ -399,9 +397,9 @@ mod tests {
         let key = at("10.96.0.10:53");
         let thief = Frontend { kind: FrontendKind::ExternalIp, ..frontend("a", "10.96.0.10:53", &[1]) };
         let thief = Frontend { here: Some(vec![]), ..thief };
-        desired.set(&service("a"), vec![thief.clone()]);
+        desired.set(&owner("a"), vec![thief.clone()]);
         assert_eq!(desired.get(&key).unwrap().service.unwrap().service.name, "a");
-        let changed = shown(desired.set(&service("dns"), vec![frontend("dns", "10.96.0.10:53", &[2])]));
+        let changed = shown(desired.set(&owner("dns"), vec![frontend("dns", "10.96.0.10:53", &[2])]));
         assert_eq!(changed, ["10.96.0.10", "10.96.0.10:53/TCP", "10.96.0.10:53/TCP sent on"]);
         assert_eq!(desired.get(&key).unwrap().service.unwrap().service.name, "dns");
         assert!(desired.get(&scoped(key, FrontendKey::PEER)).is_none(), "a key is one service's in all scopes");
@@ -409,7 +407,7 @@ mod tests {
         assert_eq!(conflicts, ["default/a default/dns"]);
         // One service's claims in two ways are no conflict.
         let both = [FrontendKind::ExternalIp, FrontendKind::LoadBalancer];
-        desired.set(&service("a"), both.map(|kind| Frontend { kind, ..thief.clone() }).into());
+        desired.set(&owner("a"), both.map(|kind| Frontend { kind, ..thief.clone() }).into());
         assert_eq!(desired.conflicts().count(), 1);
     }
 
@@ -419,7 +417,7 @@ mod tests {
         let port = |pod: &str, at: &str| Frontend { kind: FrontendKind::HostPort, ..frontend(pod, at, &[1]) };
         let key = at("0.0.0.0:8080");
         let ports = || vec![port("z", "0.0.0.0:8080"), port("a", "0.0.0.0:8080"), port("a", "[::]:8080")];
-        assert_eq!(desired.set(&host_ports(), ports()).len(), 2);
+        assert_eq!(desired.set(&Owner::HostPorts, ports()).len(), 2);
         let holder = |desired: &Desired| desired.get(&key).unwrap().service.unwrap().service.name.clone();
         let conflicts = |desired: &Desired| -> Vec<_> {
             desired.conflicts().map(|c| format!("{} {}", c.refused, c.holder)).collect()
@@ -427,15 +425,15 @@ mod tests {
         assert_eq!((holder(&desired), conflicts(&desired)), ("z".into(), vec!["default/a default/z".to_owned()]));
         // A pod that is called like a service isn't it.
         let node_port = Frontend { kind: FrontendKind::NodePort, ..frontend("z", "0.0.0.0:8080", &[2]) };
-        desired.set(&service("z"), vec![node_port]);
+        desired.set(&owner("z"), vec![node_port]);
         assert_eq!(desired.get(&key).unwrap().backends.len(), 1);
         assert_ne!(desired.get(&key).unwrap().flags & layout::Frontend::NODE_PORT, 0);
         assert_eq!(conflicts(&desired).len(), 2);
-        desired.set(&service("z"), vec![]);
+        desired.set(&owner("z"), vec![]);
         // A node's own address isn't a service's.
         let more = [ports(), vec![port("y", "203.0.113.7:80")]].concat();
-        assert_eq!(shown(desired.set(&host_ports(), more)), ["203.0.113.7:80/TCP"]);
-        desired.set(&host_ports(), ports().split_off(1));
+        assert_eq!(shown(desired.set(&Owner::HostPorts, more)), ["203.0.113.7:80/TCP"]);
+        desired.set(&Owner::HostPorts, ports().split_off(1));
         assert_eq!((holder(&desired), conflicts(&desired)), ("a".into(), vec![]));
     }
 
@@ -452,19 +450,19 @@ mod tests {
             with(FrontendKind::ExternalIp, "[2001:db8::1]:80"),
             with(FrontendKind::HostPort, "192.0.2.9:80"),
         ];
-        desired.set(&service("a"), all.clone());
+        desired.set(&owner("a"), all.clone());
         let mut found = addresses(&desired);
         found.sort();
         assert_eq!(found, ["192.0.2.1", "2001:db8::1"]);
         assert!(desired.take_addresses_changed() && !desired.take_addresses_changed());
-        desired.set(&service("a"), all[..4].to_vec());
+        desired.set(&owner("a"), all[..4].to_vec());
         assert_eq!(addresses(&desired), ["192.0.2.1"]);
         assert!(desired.take_addresses_changed());
-        desired.set(&service("a"), all[..3].to_vec());
+        desired.set(&owner("a"), all[..3].to_vec());
         assert_eq!(addresses(&desired), ["192.0.2.1"]);
         assert!(!desired.take_addresses_changed(), "another port is there still");
         // The same address in another way.
-        desired.set(&service("a"), vec![with(FrontendKind::ClusterIp, "192.0.2.1:80")]);
+        desired.set(&owner("a"), vec![with(FrontendKind::ClusterIp, "192.0.2.1:80")]);
         assert_eq!(addresses(&desired), [""; 0]);
     }
 }

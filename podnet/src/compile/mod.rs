@@ -18,7 +18,7 @@ mod names;
 mod segments;
 
 pub use claim::Entry;
-pub use desired::{Conflict, Desired, host_ports};
+pub use desired::{Conflict, Desired};
 pub use ids::{BackendId, BackendIds};
 pub use key::{key, of_node, scoped, show};
 pub use names::{NamesError, ServiceId, ServiceNames};

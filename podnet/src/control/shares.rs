@@ -8,22 +8,22 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::ObjectName;
+use crate::frontend::Owner;
 use crate::room::{BACKENDS, Room, TABLES};
 
 /// What services ask for and may have.
 #[derive(Debug)]
 pub(super) struct Shares {
     capacity: Room,
-    /// Of each service, what it would take if there were room.
-    asked: BTreeMap<ObjectName, Room>,
+    /// Of each owner, what it would take if there were room.
+    asked: BTreeMap<Owner, Room>,
     totals: [u64; TABLES.len()],
     /// At least as many as there are different backends: services that have some in common use the same entries.
     backends: u64,
     /// The table `backends` didn't hold all of them.
     backends_scarce: bool,
-    /// Services that don't get all.
-    limits: BTreeMap<ObjectName, Room>,
+    /// Owners that don't get all.
+    limits: BTreeMap<Owner, Room>,
     /// By namespace that doesn't get all, what each of its services gets at most.
     each: BTreeMap<String, Room>,
     scarcities: Vec<Scarcity>,
@@ -34,7 +34,8 @@ pub(super) struct Shares {
 struct Scarcity {
     /// The table's place in [`TABLES`].
     table: usize,
-    namespace: String,
+    /// `None`: the host ports.
+    namespace: Option<String>,
     asks: u64,
     gets: u64,
     /// What each of its services gets at most.
@@ -61,11 +62,11 @@ impl Shares {
         self.capacity.of_service()
     }
 
-    /// A service asks for something else than before; nothing, if it is gone.
-    pub(super) fn ask(&mut self, service: &ObjectName, asks: Room) {
+    /// An owner asks for something else than before; nothing, if it is gone.
+    pub(super) fn ask(&mut self, owner: &Owner, asks: Room) {
         let before = match asks {
-            none if none == Room::default() => self.asked.remove(service),
-            asks => self.asked.insert(service.clone(), asks),
+            none if none == Room::default() => self.asked.remove(owner),
+            asks => self.asked.insert(owner.clone(), asks),
         };
         self.backends += u64::from(asks.backends);
         for (total, (new, old)) in
@@ -75,9 +76,9 @@ impl Shares {
         }
     }
 
-    /// What a service may have, by what was last settled.
-    pub(super) fn limit(&self, service: &ObjectName) -> Option<Room> {
-        self.limits.get(service).copied()
+    /// What an owner may have, by what was last settled.
+    pub(super) fn limit(&self, owner: &Owner) -> Option<Room> {
+        self.limits.get(owner).copied()
     }
 
     /// By namespace that doesn't get all, what each of its services gets at most.
@@ -88,7 +89,7 @@ impl Shares {
     /// The same for people.
     pub(super) fn scarcities(&self) -> impl Iterator<Item = String> {
         self.scarcities.iter().map(|Scarcity { table, namespace, asks, gets, each }| {
-            let who = if namespace.is_empty() { "the host ports of this node's pods" } else { namespace };
+            let who = namespace.as_deref().unwrap_or("the host ports of this node's pods");
             let (name, size) = (TABLES[*table], self.capacity.counts()[*table]);
             format!(
                 "{who}: {asks} entries of the table `{name}` requested, {gets} granted: its {size} entries are \
@@ -99,7 +100,7 @@ impl Shares {
 
     /// Settles who gets how much. Gives the services whose limit isn't what it was. `backends` counts the different ones,
     /// which takes a while and is asked for only if it matters.
-    pub(super) fn settle(&mut self, backends: impl FnOnce() -> usize) -> Vec<ObjectName> {
+    pub(super) fn settle(&mut self, backends: impl FnOnce() -> usize) -> Vec<Owner> {
         let capacity = self.capacity.counts().map(u64::from);
         let mut scarce: [bool; TABLES.len()] = std::array::from_fn(|i| self.totals[i] > capacity[i]);
         if scarce[BACKENDS] && !self.backends_scarce && self.backends > capacity[BACKENDS] {
@@ -116,33 +117,34 @@ impl Shares {
         }
         self.each.clear();
         for Scarcity { table, namespace, each, .. } in &self.scarcities {
+            let Some(namespace) = namespace else { continue };
             let room = self.each.entry(namespace.clone()).or_insert(Room::MAX);
             *room = room.with(*table, u32::try_from(*each).unwrap_or(u32::MAX));
         }
         let before = std::mem::replace(&mut self.limits, limits);
-        let differs = |name: &&ObjectName| before.get(*name) != self.limits.get(*name);
+        let differs = |owner: &&Owner| before.get(*owner) != self.limits.get(*owner);
         let mut changed: Vec<_> = before.keys().chain(self.limits.keys()).filter(differs).cloned().collect();
         changed.sort_unstable();
         changed.dedup();
         changed
     }
 
-    fn limit_table(&self, table: usize, capacity: u64, limits: &mut BTreeMap<ObjectName, Room>) -> Vec<Scarcity> {
+    fn limit_table(&self, table: usize, capacity: u64, limits: &mut BTreeMap<Owner, Room>) -> Vec<Scarcity> {
         let asked = |room: &Room| u64::from(room.counts()[table]);
-        let mut namespaces: BTreeMap<&str, Vec<(&ObjectName, u64)>> = BTreeMap::new();
-        for (name, room) in self.asked.iter().filter(|(_, room)| asked(room) != 0) {
-            namespaces.entry(&name.namespace).or_default().push((name, asked(room)));
+        let mut namespaces: BTreeMap<Option<&str>, Vec<(&Owner, u64)>> = BTreeMap::new();
+        for (owner, room) in self.asked.iter().filter(|(_, room)| asked(room) != 0) {
+            namespaces.entry(owner.namespace()).or_default().push((owner, asked(room)));
         }
-        let total = |services: &[(&ObjectName, u64)]| services.iter().map(|(_, asked)| asked).sum::<u64>();
+        let total = |services: &[(&Owner, u64)]| services.iter().map(|(_, asked)| asked).sum::<u64>();
         let gets = level(namespaces.values().map(|services| total(services)).collect(), capacity);
         let mut scarcities = Vec::new();
         for (namespace, services) in namespaces.iter().filter(|(_, services)| total(services) > gets) {
             let each = level(services.iter().map(|(_, asked)| *asked).collect(), gets);
-            for (name, _) in services.iter().filter(|(_, asked)| *asked > each) {
-                let limit = limits.entry((*name).clone()).or_insert(Room::MAX);
+            for (owner, _) in services.iter().filter(|(_, asked)| *asked > each) {
+                let limit = limits.entry((*owner).clone()).or_insert(Room::MAX);
                 *limit = limit.with(table, u32::try_from(each).unwrap_or(u32::MAX));
             }
-            let (namespace, asks) = ((*namespace).to_owned(), total(services));
+            let (namespace, asks) = (namespace.map(ToOwned::to_owned), total(services));
             scarcities.push(Scarcity { table, namespace, asks, gets, each });
         }
         scarcities
@@ -168,9 +170,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::ObjectName;
 
-    fn name(namespace: &str, name: &str) -> ObjectName {
-        ObjectName { namespace: namespace.into(), name: name.into() }
+    fn name(namespace: &str, name: &str) -> Owner {
+        Owner::Service(ObjectName { namespace: namespace.into(), name: name.into() })
     }
 
     fn frontends(frontends: u32) -> Room {
@@ -185,8 +188,15 @@ mod tests {
         shares
     }
 
+    fn shown(owner: &Owner) -> String {
+        match owner {
+            Owner::HostPorts => "host ports".into(),
+            Owner::Service(name) => name.to_string(),
+        }
+    }
+
     fn limits(shares: &Shares) -> Vec<(String, u32)> {
-        shares.limits.iter().map(|(name, room)| (name.to_string(), room.frontends)).collect()
+        shares.limits.iter().map(|(owner, room)| (shown(owner), room.frontends)).collect()
     }
 
     #[test]
@@ -203,7 +213,7 @@ mod tests {
         let many = many.iter().map(|service| ("greedy", service.as_str(), 50));
         let modest = (0..10).map(|_| ("b", "s", 250));
         let shares = shares(&many.chain(modest).collect::<Vec<_>>());
-        assert!(shares.limits.keys().all(|name| name.namespace == "greedy"), "{:?}", shares.limits);
+        assert!(shares.limits.keys().all(|owner| owner.namespace() == Some("greedy")), "{:?}", shares.limits);
         assert_eq!(shares.limits.len(), 40);
     }
 

@@ -2,6 +2,12 @@
 //!
 //! One function looks at everything and does what is missing, at start, when the network or the Node objects change,
 //! and from time to time. What can't be done is a problem for `podnet status`; the rest is done all the same.
+//!
+//! The order has these reasons, and the types of the steps keep it:
+//! - podnet0 comes before the tables and the routes, which name it;
+//! - the tunnel gets its hooks before it comes up ([`HookedTunnel`]): what comes out of it is examined from the first packet;
+//! - the tables come before the hooks ([`TablesWritten`]): a program that finds nothing there misjudges packets;
+//! - the plugin is told last ([`HooksAttached`]): a pod that starts earlier would send past the programs.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +28,10 @@ use podnet_common::{
 
 use crate::{
     config::{Config, SocketLb, Xdp},
-    control::Control,
+    control::{
+        Control,
+        networks::{Cluster, Networks},
+    },
     datapath::{Datapath, UplinkHook, UplinkState, netns_cookie},
     host::{
         Families, Host,
@@ -37,8 +46,6 @@ use crate::{
     },
     model::Node,
 };
-
-use super::networks::{self, Cluster, KnownMacs};
 
 /// Ethernet's MTU, in bytes.
 const DEFAULT_MTU: u32 = 1500;
@@ -86,7 +93,7 @@ pub(super) async fn sync(
     wanted: &Wanted<'_>,
     host: &Host,
     snapshot: Option<Snapshot>,
-    known: &mut KnownMacs,
+    networks: &mut Networks,
     datapath: &mut Datapath,
 ) -> Status {
     let mut status = Status::default();
@@ -102,7 +109,7 @@ pub(super) async fn sync(
         ));
         return status;
     };
-    if let Err(error) = set_up(wanted, own, host, snapshot, known, datapath, &mut status).await {
+    if let Err(error) = set_up(wanted, own, host, snapshot, networks, datapath, &mut status).await {
         status.problems.push(chain(error.as_ref()));
         status.incomplete = true;
     }
@@ -114,7 +121,7 @@ async fn set_up(
     own: &Node,
     host: &Host,
     snapshot: Option<Snapshot>,
-    known: &mut KnownMacs,
+    networks: &mut Networks,
     datapath: &mut Datapath,
     status: &mut Status,
 ) -> Result<()> {
@@ -176,28 +183,17 @@ async fn set_up(
         pod_cidrs: &own.pod_cidrs,
         nodes: &remote,
     };
+    let programs = |tunnel| programs_config(config, own, &pair, &uplinks, (mtu, route_mtu), tunnel);
     let prepared = host.prepare_tunnel(&mut snapshot, &network).await;
-    if let Some(tunnel) = prepared.tunnel {
-        // What examines its packets, and what others need who send into it, is there before it comes up.
-        datapath.set_config(&programs_config(config, own, &pair, &uplinks, (mtu, route_mtu), Some(tunnel))?)?;
-        datapath.attach_tunnel(tunnel.ifindex)?;
-    }
-    status.routes = host.sync_node_routes(&snapshot, &network, prepared).await?;
-    known.complete(&mut status.routes);
+    let tunnel = HookedTunnel::new(prepared, programs, datapath)?;
+    status.routes = host.sync_node_routes(&snapshot, &network, tunnel.0).await?;
+    networks.complete(&mut status.routes);
     let routes = std::mem::take(&mut status.routes);
     note(status, routes.errors.iter());
     status.problems.extend(routes.unreachable.iter().map(|u| format!("no route to node {}: {}", u.node, u.reason)));
 
-    // What the programs read is there before they see a packet.
-    note(
-        status,
-        sync_ports(wanted.control, &uplinks.addresses, &sysctl, datapath)
-            .err()
-            .iter()
-            .map(|error| chain(error.as_ref())),
-    );
-    datapath.set_networks(&cluster.networks(&routes, &services))?;
-    datapath.set_peers(&networks::peers(&routes))?;
+    let ports = sync_ports(wanted.control, &uplinks.addresses, &sysctl, datapath);
+    note(status, ports.err().iter().map(|error| chain(error.as_ref())));
     if uplinks.found.len() > layout::tables::INTERFACES.capacity() {
         status.problems.push(format!(
             "more than {} uplinks found: pod traffic through the others is not masqueraded; list the right ones as \
@@ -205,13 +201,67 @@ async fn set_up(
             layout::tables::INTERFACES.capacity(),
         ));
     }
-    datapath.set_interfaces(uplinks.table())?;
-    datapath.set_config(&programs_config(config, own, &pair, &uplinks, (mtu, route_mtu), routes.tunnel)?)?;
+    networks.sync(&cluster, &routes, &services, uplinks.table(), datapath.node_tables())?;
+    let tables = TablesWritten::new(networks, &programs(routes.tunnel)?, datapath)?;
+    let hooks = attach(&tables, config, &uplinks, &pair, routes.tunnel, datapath, status)?;
+    status.uplinks = uplinks.found;
+    // A configured one stands: longer packets are answered with what the tunnel takes.
+    let pod_mtu = routes.tunnel.filter(|_| config.mtu == 0).map_or(mtu, |tunnel| tunnel.mtu);
+    status.routes = routes;
+
+    publish(&hooks, config, own, pod_mtu)?;
+    status.ready = true;
+    status.takes_pods = !own.pod_cidrs.is_empty();
+    Ok(())
+}
+
+/// The tunnel's device, not up yet, with what examines its packets.
+struct HookedTunnel(tunnel::Prepared);
+
+impl HookedTunnel {
+    /// Attaches the hooks, and tells the programs what others need who send into the tunnel.
+    fn new(
+        prepared: tunnel::Prepared,
+        programs: impl Fn(Option<Tunnel>) -> Result<layout::Config>,
+        datapath: &mut Datapath,
+    ) -> Result<Self> {
+        if let Some(tunnel) = prepared.tunnel {
+            datapath.set_config(&programs(Some(tunnel))?)?;
+            datapath.attach_tunnel(tunnel.ifindex)?;
+        }
+        Ok(Self(prepared))
+    }
+}
+
+/// The tables hold what programs read.
+struct TablesWritten(());
+
+impl TablesWritten {
+    /// Writes the last of them, `config`, once the networks have been written.
+    fn new(_: &Networks, programs: &layout::Config, datapath: &mut Datapath) -> Result<Self> {
+        datapath.set_config(programs)?;
+        Ok(Self(()))
+    }
+}
+
+/// Packets of pods and uplinks meet the programs.
+struct HooksAttached(());
+
+/// Attaches the hooks that are not attached.
+fn attach(
+    _: &TablesWritten,
+    config: &Config,
+    uplinks: &Uplinks,
+    pair: &Podnet0,
+    tunnel: Option<Tunnel>,
+    datapath: &mut Datapath,
+    status: &mut Status,
+) -> Result<HooksAttached> {
     let hook = |name: &str, ifindex, raw, xdp| UplinkHook { name: name.to_owned(), ifindex, raw, xdp };
     let xdp = |uplink: &Uplink| (uplink.main && !uplink.raw).then_some(config.xdp);
     let mut hooks: Vec<_> = uplinks.found.iter().map(|u| hook(&u.name, u.ifindex, u.raw, xdp(u))).collect();
     // What comes out of the tunnel has already been through the kernel's receive path.
-    hooks.extend(routes.tunnel.map(|tunnel| hook(tunnel::NAME, tunnel.ifindex, false, None)));
+    hooks.extend(tunnel.map(|tunnel| hook(tunnel::NAME, tunnel.ifindex, false, None)));
     status.hooks = datapath.attach_uplinks(&hooks, &uplinks.others);
     status.incomplete |= status.hooks.iter().flat_map(|uplink| &uplink.hooks).any(|hook| hook.how.is_err());
     datapath.attach_host(pair.far, uplinks.loopback)?;
@@ -229,15 +279,7 @@ async fn set_up(
             )
         }));
     }
-    status.uplinks = uplinks.found;
-    // A configured one stands: longer packets are answered with what the tunnel takes.
-    let pod_mtu = routes.tunnel.filter(|_| config.mtu == 0).map_or(mtu, |tunnel| tunnel.mtu);
-    status.routes = routes;
-
-    publish(config, own, pod_mtu)?;
-    status.ready = true;
-    status.takes_pods = !own.pod_cidrs.is_empty();
-    Ok(())
+    Ok(HooksAttached(()))
 }
 
 /// What this node's object lacks for its pods.
@@ -370,7 +412,7 @@ fn programs_config(
 }
 
 /// Tells the plugin what it needs, if that has changed.
-fn publish(config: &Config, own: &Node, mtu: u32) -> Result<()> {
+fn publish(_: &HooksAttached, config: &Config, own: &Node, mtu: u32) -> Result<()> {
     let info = NodeInfo {
         schema: SCHEMA,
         bpffs: config.bpffs.clone(),

@@ -21,11 +21,13 @@ mod load_error;
 pub mod loader;
 mod maps;
 mod moves;
+mod node_tables;
 mod object;
 mod origins;
 mod service_tables;
 mod sizes;
 pub mod sockets;
+mod table_error;
 pub mod uplink_xdp;
 pub mod view;
 
@@ -36,11 +38,12 @@ pub use holders::Hurry;
 pub use hooks::{HookState, UplinkHook, UplinkState};
 pub use load_error::LoadError;
 pub use loader::{Loaded, Opened};
+pub use node_tables::NodeTables;
 pub use service_tables::ServiceTables;
 pub use sizes::Sizes;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     time::Instant,
@@ -48,13 +51,13 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, IterableMap as _, LpmTrie, MapData, RingBuf, lpm_trie::Key},
+    maps::{Array, MapData, RingBuf},
 };
 use aya_log::EbpfLogger;
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
-    addr::{Addr, IfIndex, Mac},
-    layout::{Config, Event, Interface, Network, NetworkKind, Peer, Prefix, tables},
+    addr::IfIndex,
+    layout::{Config, Event, Network, NetworkKind, Prefix, tables},
     time,
 };
 
@@ -91,15 +94,7 @@ pub struct Datapath {
     /// What `snat_ports` holds.
     snat_ports_now: Vec<u16>,
     services: ServiceTables,
-    networks: LpmTrie<MapData, Plain<Addr>, Plain<Network>>,
-    /// What `networks` holds, once it has been read.
-    networks_now: Option<BTreeMap<Prefix, Network>>,
-    peers: HashMap<MapData, Plain<Peer>, u32>,
-    /// What `peers` holds, once it has been read.
-    peers_now: Option<BTreeSet<Mac>>,
-    interfaces: HashMap<MapData, Plain<IfIndex>, Plain<Interface>>,
-    /// What `interfaces` holds, once it has been read.
-    interfaces_now: Option<BTreeMap<IfIndex, Interface>>,
+    nodes: NodeTables,
     /// Interfaces that have no other hooks of uplinks than these.
     clear: BTreeMap<IfIndex, &'static [Side]>,
 }
@@ -134,13 +129,8 @@ impl Datapath {
             config,
             config_now,
             services,
-            networks: take(&mut ebpf, tables::NODES)?,
-            networks_now: None,
-            peers: take(&mut ebpf, tables::PEERS)?,
-            peers_now: None,
+            nodes: NodeTables::take(&mut ebpf)?,
             route_source: features::route_source(),
-            interfaces: take(&mut ebpf, tables::INTERFACES)?,
-            interfaces_now: None,
             clear: BTreeMap::new(),
             conntrack,
             holders,
@@ -164,6 +154,11 @@ impl Datapath {
     /// The tables of services.
     pub fn tables(&mut self) -> &mut ServiceTables {
         &mut self.services
+    }
+
+    /// The tables of the node's network.
+    pub fn node_tables(&mut self) -> &mut NodeTables {
+        &mut self.nodes
     }
 
     /// How large the tables of services are.
@@ -228,96 +223,19 @@ impl Datapath {
         self.set_config(&self.config_now.clone())
     }
 
-    /// Makes `nodes` hold exactly these networks: new ones first, so that none is missing meanwhile.
-    pub fn set_networks(&mut self, wanted: &BTreeMap<Prefix, Network>) -> Result<(), Error> {
-        let failed = |operation| move |source| Error::Table { operation, name: "nodes", source };
-        // Put back at the end only: after a failure it is read anew.
-        let actual = match self.networks_now.take() {
-            Some(actual) => actual,
-            None => self.read_networks()?,
-        };
-        for (prefix, network) in wanted {
-            if actual.get(prefix) != Some(network) {
-                let key = Key::new(prefix.len, Plain(prefix.addr));
-                self.networks.insert(&key, Plain(*network), 0).map_err(failed("write"))?;
-            }
-        }
-        for prefix in actual.keys().filter(|prefix| !wanted.contains_key(prefix)) {
-            self.networks.remove(&Key::new(prefix.len, Plain(prefix.addr))).map_err(failed("remove"))?;
-        }
-        self.networks_now = Some(wanted.clone());
-        Ok(())
-    }
-
-    fn read_networks(&self) -> Result<BTreeMap<Prefix, Network>, Error> {
-        let mut networks = BTreeMap::new();
-        let visit = |prefix: &Prefix, network: &Network| {
-            networks.insert(*prefix, *network);
-        };
-        batch::for_each(self.networks.map().fd().as_fd(), visit).map_err(|source| Error::Batch {
-            operation: "list",
-            name: "nodes",
-            source,
-        })?;
-        Ok(networks)
-    }
-
-    /// How many networks there are, as they were set.
-    pub fn networks(&self) -> usize {
-        self.networks_now.as_ref().map_or(0, BTreeMap::len)
-    }
-
-    /// Makes `peers` hold exactly these MACs.
-    pub fn set_peers(&mut self, wanted: &BTreeSet<Mac>) -> Result<(), Error> {
-        let failed = |operation| move |source| Error::Table { operation, name: "peers", source };
-        let actual = match self.peers_now.take() {
-            Some(actual) => actual,
-            None => {
-                let macs = self.peers.keys().map(|key| key.map(|peer| peer.0.mac));
-                macs.collect::<Result<BTreeSet<_>, _>>().map_err(failed("list"))?
-            }
-        };
-        let key = |mac: &Mac| Plain(Peer { mac: *mac, ..Peer::default() });
-        for mac in wanted.difference(&actual) {
-            self.peers.insert(key(mac), 1, 0).map_err(failed("write"))?;
-        }
-        for mac in actual.difference(wanted) {
-            self.peers.remove(&key(mac)).map_err(failed("remove"))?;
-        }
-        self.peers_now = Some(wanted.clone());
-        Ok(())
-    }
-
-    /// Makes `interfaces` hold exactly these, or as many as it has room for.
-    pub fn set_interfaces(&mut self, wanted: BTreeMap<IfIndex, Interface>) -> Result<(), Error> {
-        let failed = |operation| move |source| Error::Table { operation, name: "interfaces", source };
-        let wanted: BTreeMap<_, _> = wanted.into_iter().take(tables::INTERFACES.capacity()).collect();
-        let actual = match self.interfaces_now.take() {
-            Some(actual) => actual,
-            None => {
-                let entries = self.interfaces.iter().map(|entry| entry.map(|(key, value)| (key.0, value.0)));
-                entries.collect::<Result<_, _>>().map_err(failed("list"))?
-            }
-        };
-        for ifindex in actual.keys().filter(|ifindex| !wanted.contains_key(ifindex)) {
-            self.interfaces.remove(&Plain(*ifindex)).map_err(failed("remove"))?;
-        }
-        for (ifindex, interface) in wanted.iter().filter(|(ifindex, interface)| actual.get(ifindex) != Some(interface))
-        {
-            self.interfaces.insert(Plain(*ifindex), Plain(*interface), 0).map_err(failed("write"))?;
-        }
-        self.interfaces_now = Some(wanted);
-        Ok(())
-    }
-
     /// Lets the programs see the time, which they otherwise do when a flow begins: packets of established flows only
     /// look at what was last seen.
     pub fn advance_clock(&mut self) -> Result<(), Error> {
         self.clock.set(0, now(), 0).map_err(|source| Error::Table { operation: "write", name: "clock", source })
     }
 
-    /// A sweep of the connection table, to be made where it keeps nobody waiting.
-    pub fn sweep(&self, stale: conntrack::Stale, hurry: Hurry) -> Result<conntrack::Sweep, Error> {
+    /// A sweep of the connection table, to be made where it keeps nobody waiting. `networks` is what `nodes` holds.
+    pub fn sweep<'a>(
+        &self,
+        stale: conntrack::Stale,
+        hurry: Hurry,
+        networks: impl Iterator<Item = (&'a Prefix, &'a Network)> + Clone,
+    ) -> Result<conntrack::Sweep, Error> {
         let settled = !self.adopted || self.started.elapsed() > conntrack::SETTLING;
         let duplicate = |table: &MapData| table.fd().as_fd().try_clone_to_owned().map_err(Error::Collect);
         let pins = self.pins.clone();
@@ -326,8 +244,7 @@ impl Datapath {
             Ok(entries.into_iter().map(|(addr, endpoint)| (addr.into(), endpoint.ifindex)).collect())
         };
         let networks = |kind: NetworkKind| {
-            let all = self.networks_now.iter().flatten();
-            all.filter(move |(_, network)| network.kind == kind as u32).map(|(prefix, _)| *prefix)
+            networks.clone().filter(move |(_, network)| network.kind == kind as u32).map(|(prefix, _)| *prefix)
         };
         Ok(conntrack::Sweep {
             table: duplicate(&self.conntrack)?,

@@ -7,7 +7,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, IterableMap as _, LpmTrie, MapData, MapError, lpm_trie::Key},
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, MapData, lpm_trie::Key},
 };
 use podnet_cni::datapath::Plain;
 use podnet_common::layout::{
@@ -18,10 +18,12 @@ use super::{
     batch,
     error::Error,
     maps::{size, take, take_data},
+    table_error::{errno, failed, gone_is_fine, refused},
 };
 use crate::{
     compile::{BackendId, Segment},
-    reconcile::{KeepAffinity, TableError, Tables},
+    mirror::TableError,
+    reconcile::{KeepAffinity, Tables},
     room::Room,
 };
 
@@ -139,30 +141,4 @@ impl Tables for ServiceTables {
         .map_err(refused("affinity", "listing"))?;
         batch::delete(table, &over).map_err(refused("affinity", "deleting"))
     }
-}
-
-fn errno(error: &MapError) -> Option<i32> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    }
-}
-
-fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
-        result => result,
-    }
-}
-
-fn failed(table: &'static str, operation: &'static str) -> impl Fn(MapError) -> TableError {
-    move |error| {
-        let source = errno(&error).map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error);
-        TableError::Io { table, operation, source }
-    }
-}
-
-fn refused(table: &'static str, operation: &'static str) -> impl Fn(io::Error) -> TableError {
-    move |source| TableError::Io { table, operation, source }
 }

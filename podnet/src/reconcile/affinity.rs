@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use podnet_common::layout::{Frontend, FrontendKey};
 use tracing::{debug, warn};
 
-use super::retry::Retry;
 use super::tables::{KeepAffinity, Tables};
+use crate::mirror::Retry;
 
 /// How long after a look the next one is taken at the soonest.
 const SPACING: Duration = Duration::from_millis(100);

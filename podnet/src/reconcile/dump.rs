@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use podnet_common::layout::{Frontend, FrontendKey, ServiceClient, SourceRange};
 
-use super::tables::{TableError, Tables};
+use super::tables::Tables;
 use crate::compile::{BackendId, Segment, ServiceId, ServiceNames, show};
+use crate::mirror::TableError;
 
 /// Names of the flags, in the order of their bits.
 const FLAGS: [(u16, &str); 8] = [

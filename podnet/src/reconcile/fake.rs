@@ -5,8 +5,9 @@ use std::io;
 
 use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange, tables};
 
-use super::tables::{KeepAffinity, TableError, Tables};
+use super::tables::{KeepAffinity, Tables};
 use crate::compile::{BackendId, Segment};
+use crate::mirror::TableError;
 use crate::room::Room;
 
 /// The tables.

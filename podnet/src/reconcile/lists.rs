@@ -13,8 +13,9 @@ use std::time::Instant;
 
 use podnet_common::layout::Backend;
 
-use super::tables::{FEWER, TableError, Tables};
+use super::tables::{FEWER, Tables};
 use crate::compile::{BackendId, BackendIds, Entry, Segment, Segments, maglev};
+use crate::mirror::TableError;
 
 /// The share of `slots` that spread segments leave to others: a quarter.
 const RESERVED: u32 = 4;

@@ -17,11 +17,10 @@ pub mod dump;
 pub mod fake;
 mod lists;
 mod ranges;
-mod retry;
 mod tables;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,11 +30,11 @@ use podnet_common::addr::Proto;
 use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use tracing::{debug, warn};
 
-pub use retry::Retry;
-pub use tables::{KeepAffinity, TableError, Tables};
+pub use tables::{KeepAffinity, Tables};
 
 use crate::compile::{BackendId, Desired, Entry, Segment, ServiceId, ServiceNames, of_node, scoped, show};
 use crate::frontend::ServicePortName;
+use crate::mirror::{Mirror, Retry, TableError};
 use affinity::Affinities;
 use lists::{List, Lists};
 use ranges::Ranges;
@@ -90,14 +89,8 @@ pub struct Reconciler {
     ranges: Ranges,
     names: ServiceNames,
     affinities: Affinities,
-    /// What the tables hold.
-    present: HashMap<FrontendKey, Present>,
-    /// Frontends that an earlier daemon left and that nobody has wanted yet.
-    unclaimed: BTreeSet<FrontendKey>,
-    /// Frontends to be looked at.
-    dirty: BTreeSet<FrontendKey>,
-    /// Frontends that have failed.
-    retries: BTreeMap<FrontendKey, Retry>,
+    /// The table `frontends`.
+    mirror: Mirror<FrontendKey, Present>,
 }
 
 /// A frontend in the tables, and what it holds of other tables.
@@ -160,12 +153,10 @@ impl Reconciler {
             ranges,
             names,
             affinities: Affinities::new(grace),
-            present: HashMap::new(),
-            unclaimed: BTreeSet::new(),
-            dirty: BTreeSet::new(),
-            retries: BTreeMap::new(),
+            mirror: Mirror::default(),
         };
         let frontends = tables.frontends()?;
+        let mut present = Vec::with_capacity(frontends.len());
         let segment = |value: &Frontend| Segment { base: value.slot_base, count: value.slot_count };
         let mut lists_found = lists::Found::read(frontends.iter().map(|(_, value)| segment(value)), tables)?;
         for (key, value) in frontends {
@@ -178,9 +169,9 @@ impl Reconciler {
             let ranges = restricted.then(|| reconciler.ranges.adopt_frontend(&key, value.service, &ranges_found));
             reconciler.names.adopt(ServiceId(value.service));
             reconciler.affinities.add(key, &value);
-            reconciler.unclaimed.insert(key);
-            reconciler.present.insert(key, Present { value, list, sound, ranges: ranges.unwrap_or_default() });
+            present.push((key, Present { value, list, sound, ranges: ranges.unwrap_or_default() }));
         }
+        reconciler.mirror = Mirror::adopt(present);
         for service in ranges_found.keys() {
             reconciler.names.avoid(ServiceId(*service));
         }
@@ -190,19 +181,16 @@ impl Reconciler {
 
     /// Has frontends looked at in the next round.
     pub fn mark(&mut self, keys: impl IntoIterator<Item = FrontendKey>) {
-        self.dirty.extend(keys);
+        self.mirror.mark(keys);
     }
 
     /// Does what is to be done and due. While the sources aren't `synced`, frontends of an earlier daemon that nobody
     /// wants, or wants without backends, stay as they are: their manifest may be one that can't be read at the moment.
     pub fn run(&mut self, desired: &Desired, tables: &mut dyn Tables, synced: bool, now: Instant) -> Outcome {
         self.lists.expire(now);
-        if synced {
-            self.dirty.append(&mut self.unclaimed);
-        }
-        self.dirty.extend(self.retries.iter().filter(|(_, retry)| retry.at <= now).map(|(key, _)| *key));
+        let due = self.mirror.take_due(synced, now);
         let mut round = Round { tables, now, outcome: Outcome::default() };
-        for keys in self.in_order(desired) {
+        for keys in in_order(due, desired) {
             for key in keys {
                 self.bring_into_line(key, desired, &mut round);
             }
@@ -217,31 +205,12 @@ impl Reconciler {
         outcome
     }
 
-    /// What is to be done, in three steps: what goes makes room for what comes. What an entry refers to comes before it
-    /// and goes after it.
-    fn in_order(&mut self, desired: &Desired) -> [Vec<FrontendKey>; 3] {
-        let (mut gone, mut wanted, mut left) = (Vec::new(), Vec::new(), Vec::new());
-        for key in std::mem::take(&mut self.dirty) {
-            let is_wanted = |key| desired.get(key).is_some();
-            if is_wanted(&key) {
-                wanted.push(key);
-            } else if is_wanted(&scoped(key, FrontendKey::ANY)) {
-                left.push(key);
-            } else {
-                gone.push(key);
-            }
-        }
-        gone.sort_by_key(|key| key.scope);
-        wanted.sort_by_key(|key| Reverse(key.scope));
-        [gone, wanted, left]
-    }
-
     fn bring_into_line(&mut self, key: FrontendKey, desired: &Desired, round: &mut Round<'_>) {
         let entry = desired.get(&key);
-        if self.unclaimed.contains(&key) && entry.is_none_or(|entry| entry.backends.is_empty()) {
+        if self.mirror.unclaimed().contains(&key) && entry.is_none_or(|entry| entry.backends.is_empty()) {
             return;
         }
-        self.unclaimed.remove(&key);
+        self.mirror.claim(&key);
         let result = match &entry {
             Some(entry) => self.put(key, entry, round),
             None => self.delete(key, round),
@@ -250,16 +219,15 @@ impl Reconciler {
             Ok(changed) => {
                 round.outcome.changed += usize::from(changed);
                 let spread = entry.is_some_and(|entry| self.lists.is_spread(&entry));
-                if spread && self.present.get(&key).is_some_and(|present| !present.list.is_spread()) {
-                    self.postpone(key, &TableError::Full { table: "slots", advice: UNSPREAD }, round.now);
-                    self.retries.entry(key).and_modify(|retry| retry.written = true);
+                if spread && self.mirror.get(&key).is_some_and(|present| !present.list.is_spread()) {
+                    self.postpone(key, &TableError::Full { table: "slots", advice: UNSPREAD }, true, round.now);
                 } else {
-                    self.retries.remove(&key);
+                    self.mirror.done(&key);
                 }
             }
             Err(error) => {
                 round.outcome.failed += 1;
-                self.postpone(key, &error, round.now);
+                self.postpone(key, &error, false, round.now);
             }
         }
     }
@@ -268,13 +236,13 @@ impl Reconciler {
     /// nothing has changed for readers, and what was taken is given back.
     fn put(&mut self, key: FrontendKey, entry: &Entry<'_>, round: &mut Round<'_>) -> Result<bool, TableError> {
         if key.scope == FrontendKey::ANY {
-            let missing = |scope| !self.present.contains_key(&scoped(key, scope));
+            let missing = |scope| self.mirror.get(&scoped(key, scope)).is_none();
             let scopes = SCOPES.into_iter().filter(|(_, flag)| entry.flags & flag != 0);
             if let Some((scope, _)) = scopes.into_iter().find(|(scope, _)| missing(*scope)) {
                 return Err(TableError::Waits(format!("the entry of {}", show(&scoped(key, scope)))));
             }
         }
-        let known = self.present.get(&key).map(|present| ServiceId(present.value.service));
+        let known = self.mirror.get(&key).map(|present| ServiceId(present.value.service));
         let service = entry.service.map_or(ServiceId::default(), |name| self.names.acquire(name, known));
         let changed = self.put_as(service, key, entry, round);
         if !matches!(changed, Ok(true)) {
@@ -304,13 +272,13 @@ impl Reconciler {
         let is_right =
             |present: &Present, list: &List| present.sound && present.value == value(list) && present.ranges == ranges;
         let right = |p: &Present| is_right(p, &p.list) && p.list.is_spread() == spread;
-        if self.present.get(&key).is_some_and(|p| right(p) && self.lists.is_of(&p.list, entry.backends)) {
+        if self.mirror.get(&key).is_some_and(|p| right(p) && self.lists.is_of(&p.list, entry.backends)) {
             return Ok(false);
         }
         let until = round.now + self.grace;
         let list = self.lists.acquire(entry.backends, spread, round.tables, until)?;
         // Where there is no room to spread it, this may be the list that is there.
-        if self.present.get(&key).is_some_and(|present| is_right(present, &list)) {
+        if self.mirror.get(&key).is_some_and(|present| is_right(present, &list)) {
             self.lists.release(&list, until);
             return Ok(false);
         }
@@ -319,7 +287,7 @@ impl Reconciler {
             return Err(error);
         }
         let new = Present { value: value(&list), list, sound: true, ranges };
-        if let Some(old) = self.present.insert(key, new.clone()) {
+        if let Some(old) = self.mirror.put(key, new.clone()) {
             self.retire(key, &old, Some(&new), round);
         }
         self.affinities.add(key, &new.value);
@@ -335,7 +303,7 @@ impl Reconciler {
         tables: &mut dyn Tables,
     ) -> Result<(), TableError> {
         self.ranges.acquire(ranges, tables)?;
-        let same = self.present.get(&key).is_some_and(|present| present.value == *value);
+        let same = self.mirror.get(&key).is_some_and(|present| present.value == *value);
         let written = if same { Ok(()) } else { tables.put_frontend(&key, value) };
         if written.is_err() {
             self.ranges.release(ranges);
@@ -344,16 +312,16 @@ impl Reconciler {
     }
 
     fn delete(&mut self, key: FrontendKey, round: &mut Round<'_>) -> Result<bool, TableError> {
-        if !self.present.contains_key(&key) {
+        if self.mirror.get(&key).is_none() {
             return Ok(false);
         }
         let any = scoped(key, FrontendKey::ANY);
-        let flags = self.present.get(&any).map_or(0, |present| present.value.flags);
+        let flags = self.mirror.get(&any).map_or(0, |present| present.value.flags);
         if SCOPES.iter().any(|(scope, flag)| *scope == key.scope && flags & flag != 0) {
             return Err(TableError::Waits(format!("the entry of {}", show(&any))));
         }
         round.tables.delete_frontend(&key)?;
-        if let Some(old) = self.present.remove(&key) {
+        if let Some(old) = self.mirror.delete(&key) {
             self.retire(key, &old, None, round);
         }
         Ok(true)
@@ -389,7 +357,7 @@ impl Reconciler {
         for service in &due {
             let lists = lists.entry(*service).or_default();
             for key in self.affinities.frontends(*service) {
-                let list = self.present.get(key).map(|present| (key.proto, present.list.ids.clone()));
+                let list = self.mirror.get(key).map(|present| (key.proto, present.list.ids.clone()));
                 if let Some(list) = list.filter(|list| !lists.contains(list)) {
                     lists.push(list);
                 }
@@ -406,30 +374,25 @@ impl Reconciler {
         self.affinities.prune(&keep, round.tables, round.now);
     }
 
-    fn postpone(&mut self, key: FrontendKey, error: &TableError, now: Instant) {
-        let retry = Retry::after(self.retries.get(&key), error, now);
-        if retry.failures == 1 {
+    fn postpone(&mut self, key: FrontendKey, error: &TableError, written: bool, now: Instant) {
+        let failures = self.mirror.failed(key, error, written, now).failures;
+        if failures == 1 {
             warn!(frontend = %show(&key), "cannot write a frontend, retrying: {error}");
         } else {
-            debug!(
-                frontend = %show(&key),
-                failures = retry.failures,
-                "cannot write a frontend, retrying: {error}"
-            );
+            debug!(frontend = %show(&key), failures, "cannot write a frontend, retrying: {error}");
         }
-        self.retries.insert(key, retry);
     }
 
     /// What couldn't be done yet, and why.
     pub fn pending(&self) -> impl Iterator<Item = (Pending<'_>, &Retry)> {
         let ranges = self.ranges.retry().map(|retry| (Pending::Table("source_ranges"), retry));
         let affinity = self.affinities.retry().map(|retry| (Pending::Table("affinity"), retry));
-        self.retries.iter().map(|(key, retry)| (Pending::Frontend(key), retry)).chain(ranges).chain(affinity)
+        self.mirror.retries().map(|(key, retry)| (Pending::Frontend(key), retry)).chain(ranges).chain(affinity)
     }
 
     /// Whether a frontend's last change isn't in the tables, since it couldn't be written.
     pub fn is_unwritten(&self, key: &FrontendKey) -> bool {
-        self.retries.get(key).is_some_and(|retry| !retry.written)
+        self.mirror.retry(key).is_some_and(|retry| !retry.written)
     }
 
     /// Since when something hasn't been as it should be because the kernel refuses, not for want of room.
@@ -470,10 +433,10 @@ impl Reconciler {
         let exact = scoped(*key, FrontendKey::ANY);
         let node = if key.addr.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
         let keys = [exact, FrontendKey { addr: node, ..exact }];
-        let any = keys.into_iter().find_map(|key| Some((key, self.present.get(&key)?)));
+        let any = keys.into_iter().find_map(|key| Some((key, self.mirror.get(&key)?)));
         any.into_iter().flat_map(move |(key, any)| {
             let others = SCOPES.into_iter().filter(move |(_, flag)| any.value.flags & flag != 0);
-            let others = others.filter_map(move |(scope, _)| self.present.get(&scoped(key, scope)));
+            let others = others.filter_map(move |(scope, _)| self.mirror.get(&scoped(key, scope)));
             std::iter::once(any).chain(others)
         })
     }
@@ -481,21 +444,40 @@ impl Reconciler {
     /// Addresses that clients outside may use and that an earlier daemon left: nobody has wanted a port of them yet.
     pub fn unclaimed_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let external = |key: &FrontendKey| {
-            self.present.get(key).is_some_and(|present| present.value.flags & Frontend::EXTERNAL != 0)
+            self.mirror.get(key).is_some_and(|present| present.value.flags & Frontend::EXTERNAL != 0)
         };
-        let keys = self.unclaimed.iter().filter(move |key| !of_node(key) && external(key));
+        let keys = self.mirror.unclaimed().iter().filter(move |key| !of_node(key) && external(key));
         keys.map(|key| IpAddr::from(key.addr))
     }
 
     /// How full the tables are, with what rests.
     pub fn usage(&self) -> Usage {
         Usage {
-            frontends: self.present.len(),
+            frontends: self.mirror.len(),
             slots: self.lists.slots(),
             backends: self.lists.backends(),
             source_ranges: self.ranges.len(),
         }
     }
+}
+
+/// What is to be done, in three steps: what goes makes room for what comes. What an entry refers to comes before it
+/// and goes after it.
+fn in_order(due: BTreeSet<FrontendKey>, desired: &Desired) -> [Vec<FrontendKey>; 3] {
+    let (mut gone, mut wanted, mut left) = (Vec::new(), Vec::new(), Vec::new());
+    for key in due {
+        let is_wanted = |key| desired.get(key).is_some();
+        if is_wanted(&key) {
+            wanted.push(key);
+        } else if is_wanted(&scoped(key, FrontendKey::ANY)) {
+            left.push(key);
+        } else {
+            gone.push(key);
+        }
+    }
+    gone.sort_by_key(|key| key.scope);
+    wanted.sort_by_key(|key| Reverse(key.scope));
+    [gone, wanted, left]
 }
 
 #[cfg(test)]

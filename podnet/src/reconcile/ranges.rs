@@ -3,24 +3,21 @@
 //! A range is written before the first frontend that needs it, and removed when no frontend does any more. So a client
 //! is never refused by a frontend whose ranges are on their way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use podnet_common::layout::{FrontendKey, Prefix, ServiceClient, SourceRange};
 use tracing::warn;
 
-use super::retry::Retry;
-use super::tables::{TableError, Tables};
+use super::tables::Tables;
+use crate::mirror::{Mirror, Retry, TableError};
 
 /// What the table holds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ranges {
-    /// How many frontends use each.
+    mirror: Mirror<SourceRange, ()>,
+    /// How many frontends use each. Those that none uses are marked for removal.
     uses: BTreeMap<SourceRange, u32>,
-    /// Those that nobody uses any more.
-    unused: BTreeSet<SourceRange>,
-    /// The removal of unused ones has failed.
-    retry: Option<Retry>,
 }
 
 /// A service port's ranges as the table has them.
@@ -35,14 +32,11 @@ impl Ranges {
     /// Takes over what the table holds.
     pub(super) fn adopt(tables: &dyn Tables) -> Result<(Self, Found), TableError> {
         let mut found = Found::new();
-        let mut ranges = Self::default();
-        for range in tables.source_ranges()? {
-            ranges.uses.insert(range, 0);
-            found.entry(range.data.service).or_default().push(range);
-        }
-        ranges.unused = ranges.uses.keys().copied().collect();
+        let there = tables.source_ranges()?;
+        there.iter().for_each(|range| found.entry(range.data.service).or_default().push(*range));
+        let mirror = Mirror::adopt(there.into_iter().map(|range| (range, ())));
         found.values_mut().for_each(|ranges| ranges.sort_unstable());
-        Ok((ranges, found))
+        Ok((Self { mirror, uses: BTreeMap::new() }, found))
     }
 
     /// Counts a frontend that was found in the tables as a user of its service port's ranges of its family.
@@ -55,17 +49,19 @@ impl Ranges {
 
     fn add_use(&mut self, range: SourceRange) {
         *self.uses.entry(range).or_default() += 1;
-        self.unused.remove(&range);
+        self.mirror.claim(&range);
+        self.mirror.done(&range);
     }
 
     /// Adds a user, and writes those that aren't there yet. On failure there is no new user.
     pub(super) fn acquire(&mut self, ranges: &[SourceRange], tables: &mut dyn Tables) -> Result<(), TableError> {
         for (i, range) in ranges.iter().enumerate() {
-            if !self.uses.contains_key(range)
-                && let Err(error) = tables.put_source_range(range)
-            {
-                self.release(&ranges[..i]);
-                return Err(error);
+            if self.mirror.get(range).is_none() {
+                if let Err(error) = tables.put_source_range(range) {
+                    self.release(&ranges[..i]);
+                    return Err(error);
+                }
+                self.mirror.put(*range, ());
             }
             self.add_use(*range);
         }
@@ -78,36 +74,39 @@ impl Ranges {
             if let Some(uses) = self.uses.get_mut(range) {
                 *uses = uses.saturating_sub(1);
                 if *uses == 0 {
-                    self.unused.insert(*range);
+                    self.uses.remove(range);
+                    self.mirror.mark([*range]);
                 }
             }
         }
     }
 
-    /// Removes those that nobody uses.
+    /// Removes those that no frontend uses.
     pub(super) fn sweep(&mut self, tables: &mut dyn Tables, now: Instant) {
-        if self.retry.as_ref().is_some_and(|retry| retry.at > now) {
-            return;
-        }
-        while let Some(range) = self.unused.first().copied() {
-            if let Err(error) = tables.delete_source_range(&range) {
-                warn!("{error}; retrying");
-                self.retry = Some(Retry::after(self.retry.as_ref(), &error, now));
-                return;
+        for range in self.mirror.take_due(true, now) {
+            if self.uses.contains_key(&range) || self.mirror.get(&range).is_none() {
+                continue;
             }
-            self.unused.remove(&range);
-            self.uses.remove(&range);
+            match tables.delete_source_range(&range) {
+                Ok(()) => {
+                    self.mirror.delete(&range);
+                    self.mirror.done(&range);
+                }
+                Err(error) => {
+                    warn!("{error}; retrying");
+                    self.mirror.failed(range, &error, false, now);
+                }
+            }
         }
-        self.retry = None;
     }
 
-    /// What couldn't be removed yet, and why.
+    /// What is due next of what couldn't be removed yet, and why.
     pub(super) fn retry(&self) -> Option<&Retry> {
-        self.retry.as_ref()
+        self.mirror.retries().map(|(_, retry)| retry).min_by_key(|retry| retry.at)
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.uses.len()
+        self.mirror.len()
     }
 }

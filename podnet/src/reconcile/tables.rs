@@ -1,39 +1,11 @@
 //! The tables as reconciliation sees them: the pinned maps in the daemon, [`FakeTables`](super::fake::FakeTables) in
 //! tests.
 
-use std::io;
-
 use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
-use thiserror::Error;
 
 use crate::compile::{BackendId, Segment};
+use crate::mirror::TableError;
 use crate::room::Room;
-
-/// An operation on a table that failed, and changed nothing.
-#[derive(Debug, Error)]
-pub enum TableError {
-    /// There is no room.
-    #[error("the table `{table}` is full: {advice}")]
-    Full {
-        /// Its name.
-        table: &'static str,
-        /// What can be done.
-        advice: &'static str,
-    },
-    /// Another entry has to come or go first.
-    #[error("waiting for {0}")]
-    Waits(String),
-    /// The kernel refused.
-    #[error("{operation} in the table `{table}`: {source}")]
-    Io {
-        /// Its name.
-        table: &'static str,
-        /// What was tried.
-        operation: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
 
 /// What can be done about each full table.
 pub(super) const FEWER: &str = "raise frontendsMax in the daemon's configuration, or remove services or endpoints";

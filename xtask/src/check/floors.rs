@@ -23,8 +23,8 @@ pub(super) const FLOORS: &[Floors] = &[
             &["config", "reconcile"],
             &["compile"],
             &["frontend", "metrics"],
-            &["model"],
-            &["async_fd", "http", "prefixes", "room", "yaml"],
+            &["mirror", "model"],
+            &["async_fd", "backoff", "http", "prefixes", "room", "yaml"],
         ],
     },
     Floors {

@@ -2,6 +2,7 @@
 //! against them.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use super::*;
 
@@ -146,7 +147,7 @@ fn endpoints_that_nobody_may_have() {
 
 /// A pod's host port over UDP.
 fn host_port(ip: &str, port: u16) -> Frontend {
-    use crate::frontend::{Backends, FrontendAddr, IfNone, ServicePortName, SourceMode};
+    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
     use crate::model::Protocol;
     Frontend {
         key: FrontendAddr { socket: (ip.parse::<IpAddr>().unwrap(), port).into(), protocol: Protocol::Udp },

@@ -7,12 +7,13 @@ mod segments;
 mod sequences;
 mod source_ranges;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::fake::FakeTables;
 use super::*;
-use crate::compile::{self, host_ports, maglev};
-use crate::frontend::{self, Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
+use crate::compile::{self, maglev};
+use crate::frontend::{self, Backends, FrontendAddr, FrontendKind, IfNone, Owner, ServicePortName, SourceMode};
 use crate::model::{ObjectName, Protocol};
 
 /// Slots of a spread segment.
@@ -90,12 +91,12 @@ impl Bench {
     }
 
     fn set(&mut self, owner: &str, frontends: Vec<frontend::Frontend>) {
-        self.reconciler.mark(self.desired.set(&service(owner), frontends));
+        self.reconciler.mark(self.desired.set(&Owner::Service(service(owner)), frontends));
     }
 
     fn run(&mut self) -> Outcome {
         let before = self.resolved();
-        let old_ranges = self.reconciler.present.iter().map(|(key, present)| (*key, present.ranges.to_vec())).collect();
+        let old_ranges = self.reconciler.mirror.iter().map(|(key, present)| (*key, present.ranges.to_vec())).collect();
         let mut watched = Watched::new(&mut self.tables, &self.desired, old_ranges, &mut self.seen, self.now);
         let outcome = self.reconciler.run(&self.desired, &mut watched, self.synced, self.now);
         // Exactly what frontends of UDP have lost is reported.

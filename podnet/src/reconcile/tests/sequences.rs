@@ -137,7 +137,7 @@ proptest! {
                     bench.set(&name, frontends);
                 }
                 Step::HostPorts(ports) => {
-                    bench.reconciler.mark(bench.desired.set(&host_ports(), pods(&ports)));
+                    bench.reconciler.mark(bench.desired.set(&Owner::HostPorts, pods(&ports)));
                     host = ports;
                 }
                 Step::Fail(every) => bench.tables.fail_every = every,
@@ -148,7 +148,7 @@ proptest! {
                     for (owner, frontends) in &services {
                         bench.set(&format!("s{owner}"), frontends.clone());
                     }
-                    bench.reconciler.mark(bench.desired.set(&host_ports(), pods(&host)));
+                    bench.reconciler.mark(bench.desired.set(&Owner::HostPorts, pods(&host)));
                     bench.run();
                     bench.synced = true;
                 }
@@ -160,7 +160,7 @@ proptest! {
         // One service fits always, also beside what it replaces.
         bench.set("s1", vec![]);
         bench.set("s2", vec![]);
-        bench.reconciler.mark(bench.desired.set(&host_ports(), vec![]));
+        bench.reconciler.mark(bench.desired.set(&Owner::HostPorts, vec![]));
         bench.set("s0", vec![direct("s0", "192.0.2.1:53", &[1, 2, 3, 4]), udp("s0", "10.96.0.2:53", &[3, 4, 5])]);
         bench.settle();
         bench.assert_as_desired();

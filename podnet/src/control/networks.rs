@@ -1,17 +1,19 @@
-//! What each range of addresses is to this node: the content of the tables `nodes` and `peers`. Pure.
+//! The node's network: what each range of addresses is to this node, which MACs other nodes have, and the interfaces that
+//! lead out of it, in the tables `nodes`, `peers` and `interfaces`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use podnet_common::{
-    addr::{Addr, Mac},
-    layout::{Network, NetworkKind, Prefix},
+    addr::{Addr, IfIndex, Mac},
+    layout::{Interface, Network, NetworkKind, Prefix, tables::INTERFACES},
 };
 
 use crate::{
     config::Config,
     host::routes::{NodeAddress, NodeRoutes, RemoteNode},
+    mirror::{Entries, First, Mirror, TableError},
     model::Node,
     prefixes::Prefixes,
 };
@@ -20,7 +22,7 @@ use crate::{
 const MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
 
 /// What the tables follow from.
-pub(super) struct Cluster<'a> {
+pub struct Cluster<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// This node's object.
@@ -36,7 +38,7 @@ pub(super) struct Cluster<'a> {
 impl Cluster<'_> {
     /// Those of services' addresses that are to be taken for nothing else. An external IP that is a node's or pod's
     /// address leads to the service at its ports only, and one from the service ranges is known by these.
-    pub(super) fn service_addresses(&self, all: impl Iterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
+    pub fn service_addresses(&self, all: impl Iterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
         let nodes: BTreeSet<&IpAddr> = self.remote.iter().flat_map(|node| &node.addresses).collect();
         let pods = self.remote.iter().flat_map(|node| &node.pod_cidrs).chain(&self.own.pod_cidrs);
         let ranges: Prefixes<()> = pods.chain(self.service_cidrs).copied().collect();
@@ -46,7 +48,7 @@ impl Cluster<'_> {
     }
 
     /// The table `nodes`. Of two things with the same range the later counts.
-    pub(super) fn networks(&self, routes: &NodeRoutes, services: &BTreeSet<IpAddr>) -> BTreeMap<Prefix, Network> {
+    fn networks(&self, routes: &NodeRoutes, services: &BTreeSet<IpAddr>) -> BTreeMap<Prefix, Network> {
         let mut networks = BTreeMap::new();
         let mapped = IpAddr::from(MAPPED);
         if self.config.non_masquerade_cidrs.iter().any(|cidr| cidr.contains(mapped)) {
@@ -101,19 +103,73 @@ fn tunnel_flag(tunnel: bool) -> u16 {
 }
 
 /// The table `peers`: the MACs of nodes on the same link or in the tunnel.
-pub(super) fn peers(routes: &NodeRoutes) -> BTreeSet<Mac> {
+fn peers(routes: &NodeRoutes) -> BTreeSet<Mac> {
     routes.addresses.iter().filter_map(|address| address.mac).collect()
+}
+
+/// The tables, as far as they have been written.
+#[derive(Debug, Default)]
+pub struct Networks {
+    networks: Mirror<Prefix, Network>,
+    peers: Mirror<Mac, ()>,
+    interfaces: Mirror<IfIndex, Interface>,
+    macs: KnownMacs,
+}
+
+impl Networks {
+    /// Fills in the MACs of other nodes that the kernel has forgotten.
+    pub fn complete(&mut self, routes: &mut NodeRoutes) {
+        self.macs.complete(routes);
+    }
+
+    /// Makes the tables hold what follows from the cluster and the ways to its nodes, and these interfaces, of which as many
+    /// as the table has room for.
+    ///
+    /// # Errors
+    /// The first operation that fails; the next call goes on from there.
+    pub fn sync<T>(
+        &mut self,
+        cluster: &Cluster<'_>,
+        routes: &NodeRoutes,
+        services: &BTreeSet<IpAddr>,
+        interfaces: BTreeMap<IfIndex, Interface>,
+        tables: &mut T,
+    ) -> Result<(), TableError>
+    where
+        T: Entries<Prefix, Network> + Entries<Mac, ()> + Entries<IfIndex, Interface>,
+    {
+        // No range is unknown meanwhile.
+        self.networks.sync(&cluster.networks(routes, services), First::Put, tables)?;
+        self.peers.sync(&peers(routes).into_iter().map(|mac| (mac, ())).collect(), First::Put, tables)?;
+        let interfaces = interfaces.into_iter().take(INTERFACES.capacity()).collect();
+        self.interfaces.sync(&interfaces, First::Delete, tables)
+    }
+
+    /// What `nodes` holds.
+    pub fn held(&self) -> impl Iterator<Item = (&Prefix, &Network)> + Clone {
+        self.networks.iter()
+    }
+
+    /// How many entries `nodes` holds.
+    pub fn len(&self) -> usize {
+        self.networks.len()
+    }
+
+    /// Whether `nodes` is empty.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty()
+    }
 }
 
 /// MACs of other nodes that were known once. The kernel forgets a neighbour that is silent for a while, and knows it
 /// again a moment after it has been asked for: meanwhile the node is the same.
 #[derive(Debug, Default)]
-pub(super) struct KnownMacs(BTreeMap<IpAddr, Mac>);
+struct KnownMacs(BTreeMap<IpAddr, Mac>);
 
 impl KnownMacs {
     /// Learns what is known now and fills in what was known before. Addresses that are no node's, or aren't on a link
     /// any more, are forgotten.
-    pub(super) fn complete(&mut self, routes: &mut NodeRoutes) {
+    fn complete(&mut self, routes: &mut NodeRoutes) {
         let before = std::mem::take(&mut self.0);
         // In the tunnel it is never unknown.
         for address in routes.addresses.iter_mut().filter(|address| address.dev.is_some() && !address.tunnel) {
@@ -130,7 +186,6 @@ impl KnownMacs {
 mod tests {
     use super::*;
     use crate::host::routes::NodeHop;
-    use podnet_common::addr::IfIndex;
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 

@@ -1,0 +1,52 @@
+//! Host ports of this node's pods.
+
+use super::frontends::Frontends;
+use super::problems::{Problem, SHOWN_MAX};
+use crate::frontend::{Frontend, Owner};
+use crate::guard::Guard;
+use crate::model::{Kind, ObjectKey};
+use crate::room::Room;
+
+/// All that pods ask for.
+#[derive(Debug, Default)]
+pub(super) struct HostPorts {
+    /// Those that came first first.
+    asked: Vec<Frontend>,
+    /// What of them is left out.
+    problems: Vec<Problem>,
+}
+
+impl HostPorts {
+    /// Pods ask for others.
+    pub(super) fn set(&mut self, asked: Vec<Frontend>, frontends: &mut Frontends) {
+        self.asked = asked;
+        let all = u32::try_from(self.asked.len()).unwrap_or(u32::MAX);
+        let asks = Room { frontends: all, slots: all, backends: all, source_ranges: 0, spread: 0 };
+        frontends.shares.ask(&Owner::HostPorts, asks.min(frontends.shares.of_service()));
+    }
+
+    /// Puts them into effect. All together have the share of one service: those that came first.
+    pub(super) fn update(&mut self, guard: &Guard, frontends: &mut Frontends) {
+        let shares = &frontends.shares;
+        let room = shares.limit(&Owner::HostPorts).unwrap_or(Room::MAX).min(shares.of_service());
+        let most = room.frontends.min(room.slots).min(room.backends) as usize;
+        let refused = |port: &Frontend| guard.port(port.kind, port.key.socket, port.key.protocol);
+        let problems = self.asked.iter().filter_map(|port| {
+            let object = ObjectKey { kind: Kind::Service, name: port.service.service.clone() };
+            Some(Problem { object, reason: format!("{} is ignored: {}", port.key, refused(port)?) })
+        });
+        self.problems = problems.take(SHOWN_MAX).collect();
+        let admitted = self.asked.iter().filter(|port| refused(port).is_none()).take(most).cloned().collect();
+        frontends.set(&Owner::HostPorts, admitted);
+    }
+
+    /// Whether pods ask for none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.asked.is_empty()
+    }
+
+    /// What of them is left out.
+    pub(super) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}

@@ -1,0 +1,225 @@
+//! Nodes: which of their claims count, and what follows for this node: its settings, the ranges of service addresses, and
+//! what no object may take.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use tracing::{error, warn};
+
+use super::ages::Ages;
+use super::claims::{Claims, Judged, Setting};
+use super::guarded::{judged_differently, virtual_ips};
+use super::index::{Dirty, Index};
+use super::problems::{Notes, Problems};
+use crate::config::Config;
+use crate::guard::{Guard, HostFacts};
+use crate::model::{Kind, Node, ObjectKey, ObjectName};
+use crate::select::Settings;
+
+/// What counts of the nodes.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    claims: Claims,
+    judged: Judged,
+    host: HostFacts,
+    /// Those of the configuration and of the objects.
+    service_cidrs: BTreeSet<IpNetwork>,
+    settings: Settings,
+    /// Whether this node is on its way out.
+    leaving: bool,
+    pub(super) guard: Guard,
+}
+
+/// Services that a change of nodes concerns.
+#[derive(Debug, Default)]
+pub(super) struct Concerned {
+    pub(super) services: Vec<ObjectName>,
+    /// Whether [`Nodes::leaving`] differs.
+    pub(super) leaving: bool,
+}
+
+impl Nodes {
+    /// Of a daemon that has read no objects yet.
+    pub(super) fn new(config: &Config) -> Self {
+        let ages = Ages::read(&config.state_dir).unwrap_or_else(|error| {
+            warn!("{error}; resolving conflicting claims of nodes by creation time");
+            None
+        });
+        let (host, judged) = (HostFacts::default(), Judged::default());
+        let service_cidrs: BTreeSet<_> = config.service_cidrs().into_iter().collect();
+        Self {
+            claims: Claims::remember(ages),
+            guard: bare_guard(config, &judged, &service_cidrs, &host),
+            judged,
+            host,
+            service_cidrs,
+            settings: settings(config, None),
+            leaving: false,
+        }
+    }
+
+    /// Takes in what has changed. `first`: not all objects have been read yet.
+    pub(super) fn update(
+        &mut self,
+        config: &Config,
+        index: &Index,
+        dirty: &Dirty,
+        first: bool,
+        problems: &mut Problems,
+    ) -> Concerned {
+        for name in &dirty.nodes {
+            self.claims.note(name, index.nodes().get(name).map(|node| &**node), first);
+        }
+        let mut concerned = Concerned::default();
+        if !dirty.nodes.is_empty() || dirty.service_cidrs {
+            self.update_own(config, index, &mut concerned);
+            self.update_service_cidrs(config, index, &mut concerned.services);
+            self.judge(config, index, problems);
+            self.update_guard(config, index, &mut concerned.services);
+        }
+        concerned
+    }
+
+    /// Takes in what the host is like. `None`: it is as it was. Else says too whether other nodes count.
+    pub(super) fn set_host(
+        &mut self,
+        config: &Config,
+        index: &Index,
+        host: HostFacts,
+        problems: &mut Problems,
+    ) -> Option<(Concerned, bool)> {
+        if self.host == host {
+            return None;
+        }
+        self.host = host;
+        let mut concerned = Concerned::default();
+        let differs = self.judge(config, index, problems);
+        self.update_guard(config, index, &mut concerned.services);
+        Some((concerned, differs))
+    }
+
+    /// Writes down since when nodes have claimed what they claim, once all of them are known. `settled`: they have just been.
+    pub(super) fn keep_ages(&mut self, config: &Config, settled: bool) {
+        if settled {
+            self.claims.settle();
+        }
+        if let Some(ages) = self.claims.take_changed()
+            && let Err(error) = ages.write(&config.state_dir)
+        {
+            warn!("{error}; after a restart, conflicting claims of nodes may be resolved differently");
+        }
+    }
+
+    /// This node's object may say another zone, which concerns all services, and that the node is on its way out.
+    fn update_own(&mut self, config: &Config, index: &Index, concerned: &mut Concerned) {
+        let node = index.nodes().get(&config.node);
+        let leaving = node.is_some_and(|node| node.leaving);
+        concerned.leaving = std::mem::replace(&mut self.leaving, leaving) != leaving;
+        let settings = settings(config, node.map(|node| &**node));
+        if settings != self.settings {
+            concerned.services.extend(index.services().cloned());
+            self.settings = settings;
+        }
+    }
+
+    /// Whether a service's address is in one of the ranges concerns all services.
+    fn update_service_cidrs(&mut self, config: &Config, index: &Index, concerned: &mut Vec<ObjectName>) {
+        let ranges = all_service_cidrs(config, index);
+        if ranges != self.service_cidrs {
+            concerned.extend(index.services().cloned());
+            self.service_cidrs = ranges;
+        }
+    }
+
+    /// Finds out what counts of the nodes, and says whether that differs.
+    fn judge(&mut self, config: &Config, index: &Index, problems: &mut Problems) -> bool {
+        let setting = Setting {
+            own: &config.node,
+            services: &self.service_cidrs,
+            protected: &config.protected_addresses,
+            host: &self.host,
+        };
+        let judged = self.claims.judge(index.nodes(), setting);
+        for (name, reasons) in &judged.refused {
+            let known = self.judged.refused.get(name).map_or(&[][..], Vec::as_slice);
+            for reason in reasons.iter().filter(|reason| !known.contains(reason)) {
+                error!(node.name = name, "rejecting a conflicting claim of a node: {reason}");
+            }
+        }
+        let noted = self.judged.nodes.keys().chain(index.nodes().keys()).cloned().collect::<BTreeSet<_>>();
+        for name in noted {
+            let left_out = index.nodes().get(&name).map(|node| Notes::new(&node.left_out)).unwrap_or_default();
+            let notes = Notes { alarms: judged.refused.get(&name).cloned().unwrap_or_default(), ..left_out };
+            problems.set(&ObjectKey::new(Kind::Node, "", &name), notes);
+        }
+        let differs = self.judged.nodes != judged.nodes;
+        self.judged = judged;
+        differs
+    }
+
+    /// Something else may be left out of services.
+    fn update_guard(&mut self, config: &Config, index: &Index, concerned: &mut Vec<ObjectName>) {
+        let mut guard = bare_guard(config, &self.judged, &self.service_cidrs, &self.host);
+        concerned.extend(judged_differently(index, &self.guard, &guard).cloned());
+        guard.take(&mut self.guard);
+        self.guard = guard;
+    }
+
+    /// All nodes by name, with what counts of them.
+    pub(super) fn counting(&self) -> &BTreeMap<String, Arc<Node>> {
+        &self.judged.nodes
+    }
+
+    /// The ranges that services' addresses come from.
+    pub(super) fn service_cidrs(&self) -> &BTreeSet<IpNetwork> {
+        &self.service_cidrs
+    }
+
+    /// What the host is like.
+    pub(super) fn host(&self) -> &HostFacts {
+        &self.host
+    }
+
+    /// What holds for all services on this node.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether this node is on its way out.
+    pub(super) fn leaving(&self) -> bool {
+        self.leaving
+    }
+}
+
+/// What holds for all services on the node that a configuration names.
+fn settings(config: &Config, node: Option<&Node>) -> Settings {
+    Settings { spread: config.maglev_table_size, ..Settings::new(config.source_ip, &config.node, node) }
+}
+
+fn all_service_cidrs(config: &Config, index: &Index) -> BTreeSet<IpNetwork> {
+    let mut ranges = index.service_cidrs();
+    ranges.extend(config.service_cidrs());
+    ranges
+}
+
+/// What no object may take, before services are counted.
+fn bare_guard(config: &Config, judged: &Judged, services: &BTreeSet<IpNetwork>, host: &HostFacts) -> Guard {
+    let nodes = judged.nodes.iter().map(|(name, node)| (name.as_str(), &**node));
+    Guard::new(config, nodes, services.iter(), host)
+}
+
+/// How a node that the configuration names sees services, for a program that has read the objects once, and knows of the
+/// nodes' claims what the daemon has written down.
+pub fn as_read(config: &Config, index: &Index, host: &HostFacts) -> (Settings, Guard) {
+    let mut claims = Claims::remember(Ages::read(&config.state_dir).ok().flatten());
+    index.nodes().iter().for_each(|(name, node)| claims.note(name, Some(node), true));
+    let services = all_service_cidrs(config, index);
+    let setting = Setting { own: &config.node, services: &services, protected: &config.protected_addresses, host };
+    let judged = claims.judge(index.nodes(), setting);
+    let mut guard = bare_guard(config, &judged, &services, host);
+    for service in index.all_services() {
+        guard.count(&virtual_ips(service, &guard), true);
+    }
+    (settings(config, index.nodes().get(&config.node).map(|node| &**node)), guard)
+}
