@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use nix::time::{ClockId, clock_gettime};
 use podnet::config::Config;
 use podnet::control::Control;
+use podnet::datapath::memory::MemoryTables;
 use podnet::reconcile::GRACE;
-use podnet::reconcile::fake::FakeTables;
 use podnet::source::manifest::ManifestSource;
 use podnet_common::addr::Addr;
 use podnet_common::layout::{Affinity, AffinityKey, tables};
@@ -109,7 +109,7 @@ impl Cluster {
 
     fn measure(&self) -> anyhow::Result<()> {
         let mut tables =
-            FakeTables::new(tables::FRONTENDS.capacity(), tables::SLOTS.capacity(), tables::BACKENDS.capacity());
+            MemoryTables::new(tables::FRONTENDS.capacity(), tables::SLOTS.capacity(), tables::BACKENDS.capacity());
         let mut source = ManifestSource::open(&self.manifests())?;
         let mut control = Control::adopt(&self.config, &tables)?;
         let start = cpu()?;
@@ -163,7 +163,7 @@ impl Cluster {
         kind: Kind,
         source: &mut ManifestSource,
         control: &mut Control,
-        tables: &mut FakeTables,
+        tables: &mut MemoryTables,
         now: &mut Instant,
     ) -> anyhow::Result<()> {
         let services: Vec<_> = (0..self.services).filter(|service| Kind::of(*service) == kind).take(7).collect();
@@ -238,12 +238,15 @@ impl Cluster {
 }
 
 /// Fills the table of affinities.
-fn stick_clients(tables: &mut FakeTables) {
+fn stick_clients(tables: &mut MemoryTables) {
     let sticky: Vec<_> = tables.frontends.values().filter(|frontend| frontend.affinity != 0).copied().collect();
     for (client, frontend) in (0..tables::AFFINITY.capacity() as u32).zip(sticky.iter().cycle()) {
-        let backend = tables.backends[tables.slots[frontend.slot_base as usize + 1].0 as usize];
+        let backend = tables.backends[&tables.slots[&(frontend.slot_base + 1)]];
         let key = AffinityKey { client: Addr::v4(client.to_be()), service: frontend.service };
-        tables.affinity.insert(key, Affinity { addr: backend.addr, port: backend.port, ..Affinity::default() });
+        tables
+            .affinity
+            .get_mut()
+            .insert(key, Affinity { addr: backend.addr, port: backend.port, ..Affinity::default() });
     }
 }
 

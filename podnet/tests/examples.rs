@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use podnet::config::Config;
 use podnet::control::Control;
+use podnet::datapath::memory::MemoryTables;
 use podnet::reconcile::dump::dump;
-use podnet::reconcile::fake::FakeTables;
 use podnet::source::manifest::ManifestSource;
 
 #[test]
@@ -16,7 +16,7 @@ fn every_example_is_put_into_effect() {
     let (manifests, run) = (examples.display(), directory.path().display());
     let config =
         Config::parse(&format!("{{node: node1, manifests: {manifests}, runDir: {run}, stateDir: {run}}}")).unwrap();
-    let mut tables = FakeTables::new(100, 100, 100);
+    let mut tables = MemoryTables::new(100, 100, 100);
     let mut source = ManifestSource::open(&config.manifests.clone().unwrap()).unwrap();
     let mut control = Control::adopt(&config, &tables).unwrap();
     control.apply(source.poll(Instant::now()));

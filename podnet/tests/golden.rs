@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use podnet::config::Config;
 use podnet::control::Control;
+use podnet::datapath::memory::MemoryTables;
 use podnet::reconcile::dump::dump;
-use podnet::reconcile::fake::FakeTables;
 use podnet::source::manifest::ManifestSource;
 
 #[test]
@@ -41,7 +41,7 @@ fn run(case: &Path) -> String {
     let config =
         format!("{{node: node1, manifests: {path}, runDir: {path}/run, stateDir: {path}/state, maglevTableSize: 251}}");
     let config = Config::parse(&config).unwrap();
-    let mut tables = FakeTables::new(100, 4096, 100);
+    let mut tables = MemoryTables::new(100, 4096, 100);
     let mut source = ManifestSource::open(directory.path()).unwrap();
     let mut control = Control::adopt(&config, &tables).unwrap();
     let mut now = Instant::now();

@@ -133,16 +133,16 @@ mod tests {
     use podnet_common::layout::FrontendKey;
 
     use super::*;
-    use crate::datapath::inspect::fake::{FakeView, names};
+    use crate::datapath::memory::{MemoryTables, samples::names};
 
     #[test]
     fn clients_are_listed_with_the_time_that_is_left() {
-        let mut view = FakeView::default();
-        view.service(1, "10.96.0.10:80", Proto::TCP, 0, &["10.244.1.5:8080"]);
-        view.frontends[0].1.affinity = 10_800;
+        let mut view = MemoryTables::default();
+        let web = view.service(1, "10.96.0.10:80", Proto::TCP, 0, &["10.244.1.5:8080"]);
+        view.frontends.entry(web).and_modify(|frontend| frontend.affinity = 10_800);
         let outside = ServiceId(1).with_affinity(2).0;
-        view.frontend(outside, "0.0.0.0:30080", Proto::TCP, FrontendKey::OUTSIDE, 0, &["10.244.1.5:8080"]);
-        view.frontends[2].1.affinity = 60;
+        let port = view.frontend(outside, "0.0.0.0:30080", Proto::TCP, FrontendKey::OUTSIDE, 0, &["10.244.1.5:8080"]);
+        view.frontends.entry(port).and_modify(|frontend| frontend.affinity = 60);
         view.service(2, "10.96.0.53:53", Proto::UDP, 0, &["10.244.1.5:53"]);
         for (client, service, last_used) in [
             ("10.244.1.9", 1, 20_000 - 56),
@@ -153,7 +153,8 @@ mod tests {
         ] {
             let key = AffinityKey { client: client.parse::<IpAddr>().unwrap().into(), service };
             let addr = "10.244.1.5".parse::<IpAddr>().unwrap().into();
-            view.affinity.push((key, Affinity { addr, port: Port::new(8080), last_used, ..Affinity::default() }));
+            let value = Affinity { addr, port: Port::new(8080), last_used, ..Affinity::default() };
+            view.affinity.get_mut().insert(key, value);
         }
         let list = list(&view, &names(), &Pods::default(), 20_000).unwrap();
         assert_eq!(

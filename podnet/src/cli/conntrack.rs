@@ -129,28 +129,28 @@ mod tests {
     use podnet_common::layout::Out;
 
     use super::*;
-    use crate::datapath::inspect::fake::{FakeView, names};
+    use crate::datapath::memory::{MemoryTables, samples::names};
 
-    fn listed(view: &FakeView) -> FlowList {
+    fn listed(view: &MemoryTables) -> FlowList {
         let nodes = NodeNames::from([("172.30.0.2".parse().unwrap(), "node2".to_owned())]);
         list(view, &names(), &nodes, &Filter::default(), 1000).unwrap()
     }
 
     #[test]
     fn a_flow_is_one_row_whatever_its_kind() {
-        let mut view = FakeView::default();
+        let mut view = MemoryTables::default();
         let sctp = ["10.244.1.9:40000", "10.96.0.10:80", "172.30.0.1:2000", "10.244.2.5:8080"];
-        view.flow(1, Proto::SCTP, sctp, CtEntry::REPLIED, 1000 - 56);
-        view.conntrack[0].1.out = Out::Link as u8;
+        let flow = view.flow(1, Proto::SCTP, sctp, CtEntry::REPLIED, 1000 - 56);
+        view.entry(&flow).out = Out::Link as u8;
         let dns = ["[fd00:244:1::9]:41000", "[fd00:96::53]:53", "[fd00:244:1::9]:41000", "[fd00:244:1::7]:53"];
-        view.flow(7, Proto::UDP, dns, 0, 1000);
-        view.conntrack[2].1.out = Out::Pod as u8;
+        let flow = view.flow(7, Proto::UDP, dns, 0, 1000);
+        view.entry(&flow).out = Out::Pod as u8;
         let out = ["10.244.1.9:40001", "203.0.113.9:443", "172.30.0.1:2001", "203.0.113.9:443"];
-        view.flow(0, Proto::TCP, out, CtEntry::REPLIED, 1000);
-        view.conntrack[4].1.out = Out::Uplink as u8;
+        let flow = view.flow(0, Proto::TCP, out, CtEntry::REPLIED, 1000);
+        view.entry(&flow).out = Out::Uplink as u8;
         let echo = ["10.244.1.9:7", "203.0.113.9:0", "172.30.0.1:2002", "203.0.113.9:0"];
-        view.flow(0, Proto::ICMP, echo, CtEntry::REPLIED, 1000);
-        view.conntrack.remove(6);
+        let flow = view.flow(0, Proto::ICMP, echo, CtEntry::REPLIED, 1000);
+        view.conntrack.get_mut().remove(&flow);
         let direct = ["198.51.100.7:5000", "172.30.0.1:30080", "198.51.100.7:5000", "172.30.0.2:30080"];
         view.one_way(1, Proto::TCP, direct, 1000);
         let elsewhere = ["198.51.100.7:5001", "172.30.0.1:30080", "198.51.100.7:5001", "172.30.0.3:30080"];

@@ -62,16 +62,18 @@ impl Show for Drops {
 
 #[cfg(test)]
 mod tests {
+    use podnet_common::verdict::Counter;
+
     use super::*;
-    use crate::datapath::inspect::fake::FakeView;
+    use crate::datapath::memory::MemoryTables;
 
     #[test]
     fn reasons_that_have_occurred_are_shown_and_json_has_all() {
-        let mut view = FakeView { counters: vec![0; 64], ..FakeView::default() };
+        let mut view = MemoryTables::default();
         assert_eq!(read(&view).unwrap().text(), "no packets have been dropped\n");
-        view.counters[COUNTERS_BASE as usize + Reason::SpoofedSource as usize] = 7;
-        view.counters[COUNTERS_BASE as usize + Reason::NoEndpoint as usize] = 1200;
-        view.counters[0] = 99;
+        view.drops.get_mut().insert(Reason::SpoofedSource, 7);
+        view.drops.get_mut().insert(Reason::NoEndpoint, 1200);
+        view.counters.get_mut().insert(Counter::ALL[0], 99);
         let drops = read(&view).unwrap();
         assert_eq!(
             drops.text(),

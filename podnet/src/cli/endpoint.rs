@@ -126,7 +126,7 @@ impl Show for EndpointList {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::datapath::inspect::fake::FakeView;
+    use crate::datapath::memory::MemoryTables;
 
     /// The plugin's record of a pod, as its file holds it.
     pub(in crate::cli) fn pods() -> Pods {
@@ -142,7 +142,7 @@ pub(super) mod tests {
 
     #[test]
     fn addresses_are_listed_with_their_pods_and_what_is_missing_is_told() {
-        let mut view = FakeView::default();
+        let mut view = MemoryTables::default();
         view.endpoint("fd00:244:1::5", 9);
         view.endpoint("10.244.1.7", 12);
         view.endpoint("10.244.1.5", 9);

@@ -252,25 +252,32 @@ pub(super) fn seconds_between(then: u32, now: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::inspect::fake::{FakeView, names};
+    use crate::datapath::memory::{MemoryTables, samples::names};
 
     const WEB: [&str; 4] = ["10.244.1.9:40000", "10.96.0.10:80", "172.30.0.1:2000", "10.244.2.5:8080"];
     const DNS: [&str; 4] = ["[fd00:244:1::9]:41000", "[fd00:96::53]:53", "[fd00:244:1::9]:41000", "[fd00:244:1::7]:53"];
 
-    fn view() -> FakeView {
-        let mut view = FakeView::default();
+    fn view() -> MemoryTables {
+        let mut view = MemoryTables::default();
         view.flow(1, Proto::TCP, WEB, CtEntry::REPLIED, 1000 - 56);
         view.flow(2, Proto::UDP, DNS, 0, 1000);
         view
     }
 
-    fn all(view: &FakeView) -> Vec<Flow> {
+    /// The keys of the first flow's halves.
+    fn halves() -> [Tuple; 2] {
+        let mut view = MemoryTables::default();
+        let forward = view.flow(1, Proto::TCP, WEB, CtEntry::REPLIED, 1000 - 56);
+        [forward, view.entry(&forward).reply_key(Proto::TCP)]
+    }
+
+    fn all(view: &MemoryTables) -> Vec<Flow> {
         read(view, &names(), &Filter::default()).unwrap()
     }
 
     #[test]
     fn either_half_is_enough_and_the_later_packet_counts() {
-        let told = |view: &FakeView| {
+        let told = |view: &MemoryTables| {
             let flows = all(view);
             let ends = flows.iter().map(|f| [f.client(), f.frontend(), f.source(), f.backend()].map(|e| e.to_string()));
             let rest = flows.iter().map(|f| (f.kind(), f.state(), f.idle(1000)));
@@ -278,23 +285,27 @@ mod tests {
         };
         let whole = told(&view());
         assert_eq!(whole[0].0, WEB.map(str::to_owned));
-        for lost in [0, 1] {
-            let mut half = view();
-            half.conntrack.remove(lost);
+        for lost in [false, true] {
+            let (mut half, [forward, reply]) = (view(), halves());
+            half.conntrack.get_mut().remove(if lost { &reply } else { &forward });
             assert_eq!(told(&half), whole);
-            assert_eq!(all(&half)[0].way().is_some(), lost == 1, "the client's half knows its way");
+            assert_eq!(all(&half)[0].way().is_some(), lost, "the client's half knows its way");
         }
-        let mut turned = view();
-        turned.conntrack.reverse();
-        assert_eq!(told(&turned), whole);
-        assert!(all(&turned).iter().all(|flow| flow.way() == Some("stack")));
+        assert!(all(&view()).iter().all(|flow| flow.way() == Some("stack")));
 
-        for (half, idle) in [(0, 1), (1, 1)] {
+        // Whichever half comes first in the table.
+        let mut turned = MemoryTables::default();
+        let [client, frontend, source, backend] = WEB;
+        let other = [backend, frontend, source, client];
+        turned.flow(1, Proto::TCP, other, CtEntry::REPLIED, 1000 - 56);
+        assert_eq!(told(&turned)[0].0, other.map(str::to_owned));
+
+        for half in halves() {
             let mut answered = view();
-            answered.conntrack[half].1.last_seen = 999;
-            answered.conntrack[half].1.flags |= CtEntry::FIN_BACKEND;
-            let flow = all(&answered)[0];
-            assert_eq!((flow.idle(1000), flow.state()), (idle, State::Closing));
+            answered.entry(&half).last_seen = 999;
+            answered.entry(&half).flags |= CtEntry::FIN_BACKEND;
+            let flow = *all(&answered).iter().find(|flow| flow.client().to_string() == WEB[0]).unwrap();
+            assert_eq!((flow.idle(1000), flow.state()), (1, State::Closing));
         }
     }
 

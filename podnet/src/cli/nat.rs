@@ -189,11 +189,12 @@ impl Show for NatList {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::inspect::fake::{FakeView, names};
+    use crate::datapath::memory::{MemoryTables, samples::names};
 
     /// Two clients through a service, three masqueraded flows, and one that keeps its source.
-    fn view() -> FakeView {
-        let mut view = FakeView { snat_ports: (2000..2040).collect(), ..FakeView::default() };
+    fn view() -> MemoryTables {
+        let mut view = MemoryTables::default();
+        view.snat_ports = (2000..2040).collect();
         let node_port = ["198.51.100.7:5000", "172.30.0.1:30080", "172.30.0.1:2000", "10.244.2.5:8080"];
         view.flow(1, Proto::TCP, node_port, CtEntry::REPLIED, 1000);
         let web = ["10.244.1.9:40000", "203.0.113.9:443", "172.30.0.1:2000", "203.0.113.9:443"];
@@ -243,7 +244,8 @@ TCP       172.30.0.1  10.244.2.5:8080           1  40   2 %
 
     #[test]
     fn many_destinations_are_cut_short_for_people_only() {
-        let mut view = FakeView { snat_ports: vec![2000], ..FakeView::default() };
+        let mut view = MemoryTables::default();
+        view.snat_ports = vec![2000];
         for n in 0..25 {
             let to = format!("203.0.113.{n}:443");
             view.flow(0, Proto::TCP, ["10.244.1.9:40000", &to, "172.30.0.1:2000", &to], 0, 1000);

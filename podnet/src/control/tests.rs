@@ -3,8 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use super::*;
+use crate::datapath::memory::MemoryTables;
 use crate::model::{Change, Kind, Object, raw};
-use crate::reconcile::{dump, fake::FakeTables};
+use crate::reconcile::dump;
 use crate::source::manifest::ManifestSource;
 
 mod guarded;
@@ -15,7 +16,7 @@ struct Bench {
     directory: tempfile::TempDir,
     source: ManifestSource,
     control: Control,
-    tables: FakeTables,
+    tables: MemoryTables,
 }
 
 fn service(name: &str, ip: &str) -> String {
@@ -45,17 +46,17 @@ fn raw_manifest(text: &str) -> raw::Manifest {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(FakeTables::new(100, 100, 100))
+        Self::with(MemoryTables::new(100, 100, 100))
     }
 
-    fn with(tables: FakeTables) -> Self {
+    fn with(tables: MemoryTables) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("m")).unwrap();
         let (source, control) = Self::daemon(&directory, &tables);
         Self { directory, source, control, tables }
     }
 
-    fn daemon(directory: &tempfile::TempDir, tables: &FakeTables) -> (ManifestSource, Control) {
+    fn daemon(directory: &tempfile::TempDir, tables: &MemoryTables) -> (ManifestSource, Control) {
         let path = directory.path().display();
         let config =
             Config::parse(&format!("{{node: n1, manifests: {path}/m, runDir: {path}/run, stateDir: {path}/state}}"))

@@ -20,6 +20,7 @@ pub mod live;
 mod load_error;
 pub mod loader;
 mod maps;
+pub mod memory;
 mod moves;
 mod node_tables;
 mod object;

@@ -14,7 +14,6 @@
 
 mod affinity;
 pub mod dump;
-pub mod fake;
 mod lists;
 mod ranges;
 mod tables;

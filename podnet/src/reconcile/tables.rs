@@ -1,4 +1,4 @@
-//! The tables as reconciliation sees them: the pinned maps in the daemon, [`FakeTables`](super::fake::FakeTables) in
+//! The tables as reconciliation sees them: the pinned maps in the daemon, [`MemoryTables`](crate::datapath::memory::MemoryTables) in
 //! tests.
 
 use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};

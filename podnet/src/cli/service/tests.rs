@@ -9,15 +9,15 @@ use crate::cli::endpoint::Pods;
 use crate::cli::wanted::WantedError;
 use crate::compile::ServiceId;
 use crate::config::Config;
-use crate::datapath::inspect::fake::{FakeView, names};
+use crate::datapath::memory::{MemoryTables, samples::names};
 use crate::model::ObjectName;
 use crate::room::Room;
 use crate::status::DaemonStatus;
 
 const ETH0: IfIndex = IfIndex(2);
 
-fn cluster_ips() -> FakeView {
-    let mut view = FakeView::default();
+fn cluster_ips() -> MemoryTables {
+    let mut view = MemoryTables::default();
     let backends = ["10.244.1.5:8080", "10.244.2.5:8080", "10.244.1.5:8080", "172.30.0.1:8080"];
     view.config.node_v4 = Addr::from(std::net::Ipv4Addr::new(172, 30, 0, 1));
     view.service(1, "10.96.0.10:80", Proto::TCP, Frontend::SNAT, &backends);
@@ -32,17 +32,17 @@ fn cluster_ips() -> FakeView {
 
 /// A service with every kind of frontend, its external traffic policy Local but for one address, which is given back
 /// directly.
-fn everything() -> FakeView {
-    let mut view = FakeView::default();
+fn everything() -> MemoryTables {
+    let mut view = MemoryTables::default();
     view.config.node_v4 = Addr::from(std::net::Ipv4Addr::new(172, 30, 0, 1));
-    view.interfaces = vec![(ETH0, Interface { flags: Interface::MAIN, ..Interface::default() })];
+    view.interfaces.insert(ETH0, Interface { flags: Interface::MAIN, ..Interface::default() });
     view.network("10.244.2.0/24", NetworkKind::RemotePods, "172.30.0.2", 0);
     view.network("10.244.0.0/16", NetworkKind::NonMasquerade, "::", 0);
     view.network("172.30.0.1/32", NetworkKind::LocalNode, "172.30.0.1", Network::NODE_PORTS);
     view.endpoint("10.244.1.5", 9);
     let (here, there) = ("10.244.1.5:8080", "10.244.2.5:8080");
-    view.service(1, "10.96.0.10:80", Proto::TCP, 0, &[here, there]);
-    view.frontends[0].1.affinity = 10_800;
+    let web = view.service(1, "10.96.0.10:80", Proto::TCP, 0, &[here, there]);
+    view.frontends.entry(web).and_modify(|frontend| frontend.affinity = 10_800);
     let local = Frontend::EXTERNAL | Frontend::OUTSIDE_DIFFERS;
     view.service(1, "0.0.0.0:30080", Proto::TCP, local | Frontend::NODE_PORT, &[here, there]);
     let outside = ServiceId(1).with_affinity(2).0;
@@ -59,11 +59,11 @@ fn everything() -> FakeView {
 
     for (service, range, len) in [(1, "198.51.100.0", 32 + 96 + 24), (1, "fd01::", 32 + 16), (2, "10.0.0.0", 136)] {
         let addr = range.parse::<IpAddr>().unwrap().into();
-        view.source_ranges.push(SourceRange { len, data: ServiceClient::new(service, addr) });
+        view.source_ranges.insert(SourceRange { len, data: ServiceClient::new(service, addr) });
     }
     let client = ["198.51.100.7:5000", "172.30.0.1:30080", "198.51.100.7:5000", here];
-    view.flow(outside, Proto::TCP, client, 0, 0);
-    view.conntrack[0].1.in_ifindex = ETH0;
+    let flow = view.flow(outside, Proto::TCP, client, 0, 0);
+    view.entry(&flow).in_ifindex = ETH0;
     view.flow(1, Proto::TCP, ["10.244.1.9:40000", "172.30.0.1:30080", "10.244.1.9:40000", here], 0, 0);
     view.one_way(1, Proto::TCP, ["198.51.100.7:5001", "203.0.113.2:80", "198.51.100.7:5001", "172.30.0.2:80"], 0);
     // Another service's flow to the same address, which nothing has any more.
@@ -79,7 +79,7 @@ fn nodes() -> NodeNames {
     NodeNames::from([("172.30.0.2".parse().unwrap(), "node2".to_owned())])
 }
 
-fn shown(view: &FakeView, name: &ObjectName, wanted: Result<Wanted, WantedError>) -> Option<detail::ServiceDetail> {
+fn shown(view: &MemoryTables, name: &ObjectName, wanted: Result<Wanted, WantedError>) -> Option<detail::ServiceDetail> {
     show(view, &names(), &Pods::default(), &nodes(), name, wanted).unwrap()
 }
 
@@ -253,7 +253,7 @@ EXCLUDED         NODE   ZONE  REASON                                   FRONTEND
     assert_eq!(json["explanation"]["externalTrafficPolicy"], "Local");
 
     // A frontend that isn't there yet.
-    view.frontends.remove(0);
+    view.frontends.retain(|key, _| key.addr != Addr::from(std::net::Ipv4Addr::new(10, 96, 0, 10)));
     let detail = shown(&view, &web(), wanted(&manifests())).unwrap();
     let first = detail.differences.first().map(String::as_str);
     assert_eq!(first, Some("10.96.0.10:80/TCP is not in the tables yet, or belongs to another service"));
@@ -290,8 +290,10 @@ fn what_a_share_cuts_away_is_explained() {
     let run = dir.path().join("run");
     let config = format!("node: node1\nmanifests: {}\nrunDir: {}\n", dir.path().display(), run.display());
     let name = ObjectName { name: "greedy".into(), ..web() };
+    let mut view = cluster_ips();
+    view.frontends_max = 1000;
     let explained = || {
-        let detail = shown(&cluster_ips(), &name, Wanted::read(&Config::parse(&config).unwrap())).unwrap();
+        let detail = shown(&view, &name, Wanted::read(&Config::parse(&config).unwrap())).unwrap();
         let frontends = detail.explanation.as_ref().unwrap().frontends.iter();
         let (beyond, within): (Vec<_>, Vec<_>) = frontends.partition(|frontend| frontend.beyond_share);
         assert_eq!((beyond.len() + within.len(), detail.differences.len()), (800, within.len()), "none is there yet");

@@ -1,10 +1,10 @@
 use podnet_common::addr::Proto;
 use podnet_common::layout::{Interface, NetworkKind};
-use podnet_common::verdict::{COUNTERS_BASE, Reason};
+use podnet_common::verdict::Reason;
 
 use super::*;
 use crate::cli::output::Show as _;
-use crate::datapath::inspect::fake::FakeView;
+use crate::datapath::memory::MemoryTables;
 use crate::host::firewall::Finding;
 use crate::host::settings::SetBy;
 use crate::status::{
@@ -16,8 +16,9 @@ const NOW: UnixTime = UnixTime(10_000);
 /// No interface of the machine that the tests run on.
 const ETH0: IfIndex = IfIndex(4_000_002);
 
-fn view() -> FakeView {
-    let mut view = FakeView { counters: vec![0; 64], conntrack_capacity: 100, ..FakeView::default() };
+fn view() -> MemoryTables {
+    let mut view = MemoryTables::new(1000, 1000, 1000);
+    view.conntrack_max = Some(100);
     view.service(1, "10.96.0.10:80", Proto::TCP, 0, &["10.244.1.5:8080", "10.244.2.5:8080"]);
     view.service(2, "10.96.0.53:53", Proto::UDP, 0, &["10.244.1.5:8080"]);
     view.endpoint("10.244.1.5", 9);
@@ -32,7 +33,7 @@ fn view() -> FakeView {
     view.snat_ports = (2000..2010).collect();
     view.config.snat_count = 10;
     view.config.flags = Config::MASQUERADE;
-    view.interfaces = vec![(ETH0, Interface { flags: Interface::MAIN, ..Interface::default() })];
+    view.interfaces.insert(ETH0, Interface { flags: Interface::MAIN, ..Interface::default() });
     view.config.podnet1 = IfIndex(5);
     view
 }
@@ -113,10 +114,10 @@ frontends           10      1000   1 %
 slots                5      1000   0 %
 backends             3      1000   0 %
 conntrack            2       100   2 %
-endpoints            1      1000   0 %
-nodes                2      1000   0 %
-source_ranges        0      1000   0 %
-affinity             0      1000   0 %
+endpoints            1      4096   0 %
+nodes                2     65536   0 %
+source_ranges        0     65536   0 %
+affinity             0     65536   0 %
 "
     );
 }
@@ -133,7 +134,7 @@ fn drops_are_warned_of_while_they_are_not_old() {
         witnesses.daemon.report = Some(report);
         witnesses.daemon.running = running;
         let mut view = view();
-        view.counters[COUNTERS_BASE as usize + Reason::ConntrackFull as usize] = 5;
+        view.drops.get_mut().insert(Reason::ConntrackFull, 5);
         witnesses.datapath = datapath(&view);
         let warnings = assemble(witnesses).warnings;
         warnings
@@ -166,9 +167,9 @@ fn everything_that_needs_attention_is_a_warning() {
     report.warnings.extend(["no way to node2: a router".into(), "FORWARD drops: accept pods".into()]);
     witnesses.daemon.report = Some(report);
     let mut full = view();
-    full.conntrack_capacity = 2;
-    full.counters[COUNTERS_BASE as usize + Reason::ConntrackFull as usize] = 5;
-    full.counters[COUNTERS_BASE as usize + Reason::SpoofedSource as usize] = 6;
+    full.conntrack_max = Some(2);
+    full.drops.get_mut().insert(Reason::ConntrackFull, 5);
+    full.drops.get_mut().insert(Reason::SpoofedSource, 6);
     witnesses.datapath = datapath(&full);
     witnesses.settings.push(Deviation {
         path: "net/ipv4/ip_forward".into(),

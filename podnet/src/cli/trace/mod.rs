@@ -5,6 +5,8 @@
 //! its routes and neighbours tell; packet filters aren't asked.
 
 mod capture;
+#[cfg(test)]
+mod end_to_end;
 mod facts;
 mod packet;
 mod record;

@@ -14,8 +14,9 @@ use super::*;
 use crate::cli::endpoint::tests::pods;
 use crate::cli::output::Show as _;
 use crate::datapath::inspect::ViewError;
-use crate::datapath::inspect::fake::{FakeView, names as service_names};
 use crate::datapath::live::NoWay;
+use crate::datapath::memory::MemoryTables;
+use crate::datapath::memory::samples::names as service_names;
 
 const POD: IfIndex = IfIndex(9);
 const UPLINK: IfIndex = IfIndex(2);
@@ -118,15 +119,8 @@ fn output(dst: IpAddr, _: Option<IpAddr>) -> Result<Option<OutputRoute>> {
 
 /// What `podnet trace` answers to these words.
 fn traced(tables: &HostTables, words: &str) -> Result<Traces> {
-    let view = FakeView {
-        frontends: tables.frontends.iter().map(|(key, value)| (*key, *value)).collect(),
-        slots: tables.slots.values().copied().collect(),
-        backends: tables.backends.values().copied().collect(),
-        endpoints: tables.endpoints.iter().map(|(key, value)| (*key, *value)).collect(),
-        source_ranges: tables.source_ranges.iter().copied().collect(),
-        missing: vec![(podnet_common::layout::Hook::UplinkXdp, UPLINK)],
-        ..FakeView::default()
-    };
+    let mut view = MemoryTables::from(tables.clone());
+    view.missing = vec![(podnet_common::layout::Hook::UplinkXdp, UPLINK)];
     let names = Names {
         services: service_names(),
         pods: pods(),

@@ -30,7 +30,7 @@ fn at(bench: &Bench, ip: &str) -> usize {
 
 #[test]
 fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
-    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
+    let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     bench.write("a-greedy.yaml", &greedy("greedy", "tenant", 26, 260));
     bench.write("web.yaml", &service("web", "10.96.0.1"));
     bench.round();
@@ -60,7 +60,7 @@ fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
 
 #[test]
 fn what_an_earlier_daemon_gave_the_greedy_yields() {
-    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
+    let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     bench.write("greedy.yaml", &greedy("greedy", "tenant", 1, 60));
     bench.round();
     // Tables that an earlier daemon has filled with what is now too much.
@@ -77,7 +77,7 @@ fn what_an_earlier_daemon_gave_the_greedy_yields() {
 
 #[test]
 fn a_greedy_namespace_is_refused_and_no_other() {
-    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
+    let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     for i in 0..30 {
         let text = greedy(&format!("g{i:02}"), "tenant", 1, 50).replace("198.51.0", &format!("198.51.{i}"));
         bench.write(&format!("g{i:02}.yaml"), &text);
@@ -118,7 +118,7 @@ fn a_greedy_namespace_is_refused_and_no_other() {
 
 #[test]
 fn cluster_ips_come_first() {
-    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
+    let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     let text = greedy("greedy", "tenant", 20, 50).replace("externalIPs", "clusterIP: 10.96.7.7, externalIPs");
     bench.write("a.yaml", &text);
     bench.round();
@@ -127,7 +127,7 @@ fn cluster_ips_come_first() {
 
 #[test]
 fn source_ranges_and_backends_have_shares_too() {
-    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
+    let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     bench.tables.source_ranges_max = 1000;
     bench.restart();
     let ranges: Vec<_> = (0..40).map(|i| format!("10.{i}.0.0/16")).collect();
@@ -155,7 +155,7 @@ fn source_ranges_and_backends_have_shares_too() {
 fn host_ports_have_the_share_of_one_service() {
     use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
     use crate::model::Protocol;
-    let mut bench = Bench::with(FakeTables::new(1000, 1000, 1000));
+    let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     let port = |port: u16| Frontend {
         key: FrontendAddr { socket: ([0, 0, 0, 0], port).into(), protocol: Protocol::Tcp },
         kind: FrontendKind::HostPort,

@@ -40,16 +40,16 @@ fn the_next_daemon_touches_nothing_that_is_right() {
 }
 
 /// Overwrites a frontend's first slot.
-fn set_slot(tables: &mut FakeTables, key: FrontendKey, id: u32) -> BackendId {
+fn set_slot(tables: &mut MemoryTables, key: FrontendKey, id: u32) -> BackendId {
     let place = tables.frontends[&key].slot_base as usize;
-    std::mem::replace(&mut tables.slots[place], BackendId(id))
+    BackendId(tables.slots.insert(place as u32, id).unwrap_or_default())
 }
 
 #[test]
 fn broken_entries_are_written_again() {
     let key = key(&udp("", AT, &[]));
     let spread = self::key(&direct("", "192.0.2.1:53", &[1]));
-    let breakages: [&dyn Fn(&mut FakeTables); 9] = [
+    let breakages: [&dyn Fn(&mut MemoryTables); 9] = [
         &|tables| tables.frontends.get_mut(&key).unwrap().slot_base = 99,
         &|tables| tables.frontends.get_mut(&key).unwrap().slot_count = u32::MAX,
         &|tables| tables.frontends.get_mut(&key).unwrap().slot_base += 1,
@@ -62,7 +62,8 @@ fn broken_entries_are_written_again() {
         // Two ids for one backend.
         &|tables| {
             let first = set_slot(tables, key, 50);
-            tables.backends[50] = tables.backends[first.0 as usize];
+            let backend = tables.backends[&first.0];
+            tables.backends.insert(50, backend);
         },
     ];
     for (i, breakage) in breakages.iter().enumerate() {

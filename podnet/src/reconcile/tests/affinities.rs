@@ -15,7 +15,7 @@ impl Bench {
         let client = podnet_common::addr::Addr::v4(client);
         let to = addresses(&[backend])[0];
         let affinity = Affinity { addr: to.ip().into(), port: Port::new(to.port()), ..Affinity::default() };
-        self.tables.affinity.insert(AffinityKey { client, service }, affinity);
+        self.tables.affinity.get_mut().insert(AffinityKey { client, service }, affinity);
     }
 
     /// A change some time after the last.
@@ -25,7 +25,7 @@ impl Bench {
     }
 
     fn sticking(&self) -> Vec<u32> {
-        self.tables.affinity.keys().map(|key| key.client.0[3]).collect()
+        self.tables.affinity.borrow().keys().map(|key| key.client.0[3]).collect()
     }
 }
 

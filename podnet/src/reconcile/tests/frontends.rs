@@ -91,11 +91,11 @@ fn addresses_of_an_earlier_daemon_are_known_until_somebody_says_what_they_are() 
 
 #[test]
 fn full_tables_are_reported_and_overcome() {
-    let full_of_ranges = FakeTables { source_ranges_max: 1, ..roomy() };
+    let full_of_ranges = roomy().with_source_ranges(1);
     for (tables, name) in [
-        (FakeTables::new(2, 100, 100), "frontends"),
-        (FakeTables::new(100, 3, 100), "slots"),
-        (FakeTables::new(100, 100, 3), "backends"),
+        (MemoryTables::new(2, 100, 100), "frontends"),
+        (MemoryTables::new(100, 3, 100), "slots"),
+        (MemoryTables::new(100, 100, 3), "backends"),
         (full_of_ranges, "source_ranges"),
     ] {
         let mut bench = Bench::new(tables);

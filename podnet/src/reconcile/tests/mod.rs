@@ -10,9 +10,9 @@ mod source_ranges;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::fake::FakeTables;
 use super::*;
 use crate::compile::{self, maglev};
+use crate::datapath::memory::MemoryTables;
 use crate::frontend::{self, Backends, FrontendAddr, FrontendKind, IfNone, Owner, ServicePortName, SourceMode};
 use crate::model::{ObjectName, Protocol};
 
@@ -63,7 +63,7 @@ fn key(frontend: &frontend::Frontend) -> FrontendKey {
 
 /// Tables, desired frontends and the reconciler between them, with a clock.
 struct Bench {
-    tables: FakeTables,
+    tables: MemoryTables,
     desired: Desired,
     reconciler: Reconciler,
     now: Instant,
@@ -75,7 +75,7 @@ struct Bench {
 type Seen = (Instant, Frontend, Vec<Backend>);
 
 impl Bench {
-    fn new(tables: FakeTables) -> Self {
+    fn new(tables: MemoryTables) -> Self {
         let reconciler = Reconciler::adopt(&tables, ServiceNames::default(), SPREAD, GRACE).unwrap();
         Self { tables, desired: Desired::default(), reconciler, now: Instant::now(), synced: true, seen: Vec::new() }
     }
@@ -113,7 +113,7 @@ impl Bench {
         let affinities = &self.reconciler.affinities;
         let soon = self.now + Duration::from_millis(100);
         if affinities.retry().is_none() && affinities.next().is_none_or(|next| next > soon) {
-            for (key, affinity) in &self.tables.affinity {
+            for (key, affinity) in &*self.tables.affinity.borrow() {
                 let meant = |(at, value): (&FrontendKey, &Frontend)| {
                     let backend = Backend { addr: affinity.addr, port: affinity.port, proto: at.proto, _pad: 0 };
                     value.service == key.service && value.affinity != 0 && after[at].contains(&backend)
@@ -161,7 +161,7 @@ impl Bench {
 }
 
 /// The backends that a frontend leads to, each once.
-fn resolve(tables: &FakeTables, frontend: &Frontend) -> Vec<Backend> {
+fn resolve(tables: &MemoryTables, frontend: &Frontend) -> Vec<Backend> {
     let mut slots = tables.resolve(frontend);
     if slots.len() == SPREAD as usize {
         let mut members = slots.clone();
@@ -177,7 +177,7 @@ fn resolve(tables: &FakeTables, frontend: &Frontend) -> Vec<Backend> {
 
 /// Reads all frontends after every write, as packets do, and also as a packet does that had read a frontend before.
 struct Watched<'a> {
-    tables: &'a mut FakeTables,
+    tables: &'a mut MemoryTables,
     desired: &'a Desired,
     /// What each frontend led to when the round began.
     old: BTreeMap<FrontendKey, Vec<Backend>>,
@@ -190,7 +190,7 @@ struct Watched<'a> {
 
 impl<'a> Watched<'a> {
     fn new(
-        tables: &'a mut FakeTables,
+        tables: &'a mut MemoryTables,
         desired: &'a Desired,
         old_ranges: BTreeMap<FrontendKey, Vec<SourceRange>>,
         seen: &'a mut Vec<Seen>,
@@ -282,6 +282,6 @@ impl Tables for Watched<'_> {
 
 const AT: &str = "10.96.0.1:53";
 
-fn roomy() -> FakeTables {
-    FakeTables::new(100, 100, 100)
+fn roomy() -> MemoryTables {
+    MemoryTables::new(100, 100, 100)
 }

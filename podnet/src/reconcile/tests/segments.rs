@@ -68,7 +68,7 @@ fn where_nodes_must_agree_slots_are_a_table() {
 #[test]
 fn without_room_for_a_table_the_backends_are_listed() {
     // A quarter of 28 is for others: two tables fit.
-    let mut bench = Bench::new(FakeTables::new(100, 28, 100));
+    let mut bench = Bench::new(MemoryTables::new(100, 28, 100));
     let at = |n: u8| format!("192.0.2.{n}:80");
     for n in 1..=3u8 {
         let name = format!("s{n}");

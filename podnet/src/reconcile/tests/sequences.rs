@@ -110,7 +110,7 @@ impl Bench {
         }
     }
 
-    fn tables_ref(&self) -> &FakeTables {
+    fn tables_ref(&self) -> &MemoryTables {
         &self.tables
     }
 }
@@ -124,7 +124,7 @@ proptest! {
     #[test]
     fn every_sequence_converges(steps in prop::collection::vec(step(), 1..60)) {
         // So small that each table is full now and then.
-        let tables = FakeTables { source_ranges_max: 3, ..FakeTables::new(14, 40, 19) };
+        let tables = MemoryTables::new(14, 40, 19).with_source_ranges(3);
         let mut bench = Bench::new(tables);
         let mut services: BTreeMap<u8, Vec<frontend::Frontend>> = BTreeMap::new();
         let mut host: Vec<u8> = Vec::new();
@@ -170,6 +170,6 @@ proptest! {
         bench.set("s0", vec![]);
         bench.settle();
         prop_assert_eq!(bench.reconciler.usage(), Usage::default());
-        prop_assert!(bench.tables.affinity.is_empty());
+        prop_assert!(bench.tables.affinity.borrow().is_empty());
     }
 }
