@@ -295,7 +295,7 @@ fn invalid_object_is_reported_and_affects_no_others() -> Result<()> {
         let mistakes = |site: &Site| site.source.status().mistakes;
         site.until("a mistake", |site| !mistakes(site).is_empty())?;
         ensure!(
-            mistakes(&site)[0].place == "Service x/a" && mistakes(&site)[0].reason.contains("800000"),
+            mistakes(&site)[0].place.to_string() == "Service x/a" && mistakes(&site)[0].reason.contains("800000"),
             "{:?}",
             mistakes(&site)
         );

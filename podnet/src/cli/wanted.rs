@@ -101,6 +101,6 @@ async fn objects(config: &Config) -> anyhow::Result<(Batch, Vec<String>)> {
             anyhow::bail!("no answer from the Kubernetes API within {} s: {reason}", PATIENCE.as_secs());
         }
     }
-    let broken = source.status().mistakes.into_iter().map(|mistake| mistake.place).collect();
+    let broken = source.status().mistakes.into_iter().map(|mistake| mistake.place.to_string()).collect();
     Ok((batch, broken))
 }

@@ -1,10 +1,10 @@
 //! Host ports of this node's pods.
 
 use super::frontends::Frontends;
-use super::problems::{Problem, SHOWN_MAX};
+use super::problems::SHOWN_MAX;
 use crate::frontend::{Frontend, Owner};
 use crate::guard::Guard;
-use crate::model::{Kind, ObjectKey};
+use crate::model::{Diagnostic, Kind, ObjectKey, Severity};
 use crate::room::Room;
 
 /// All that pods ask for.
@@ -13,7 +13,7 @@ pub(super) struct HostPorts {
     /// Those that came first first.
     asked: Vec<Frontend>,
     /// What of them is left out.
-    problems: Vec<Problem>,
+    problems: Vec<Diagnostic>,
 }
 
 impl HostPorts {
@@ -33,7 +33,8 @@ impl HostPorts {
         let refused = |port: &Frontend| guard.port(port.kind, port.key.socket, port.key.protocol);
         let problems = self.asked.iter().filter_map(|port| {
             let object = ObjectKey { kind: Kind::Service, name: port.service.service.clone() };
-            Some(Problem { object, reason: format!("{} is ignored: {}", port.key, refused(port)?) })
+            let reason = format!("{} is ignored: {}", port.key, refused(port)?);
+            Some(Diagnostic::of(object, Severity::LeftOut, reason))
         });
         self.problems = problems.take(SHOWN_MAX).collect();
         let admitted = self.asked.iter().filter(|port| refused(port).is_none()).take(most).cloned().collect();
@@ -46,7 +47,7 @@ impl HostPorts {
     }
 
     /// What of them is left out.
-    pub(super) fn problems(&self) -> &[Problem] {
+    pub(super) fn problems(&self) -> &[Diagnostic] {
         &self.problems
     }
 }

@@ -38,7 +38,6 @@ use tracing::{info, warn};
 
 pub use index::{Dirty, Index};
 pub use nodes::as_read;
-pub use problems::Problem;
 pub use status::{ControlStatus, Health, Pending};
 
 use crate::compile::{NamesError, ServiceNames, show};
@@ -46,7 +45,7 @@ use crate::config::Config;
 use crate::frontend::{Frontend, Owner};
 use crate::guard::HostFacts;
 use crate::mirror::TableError;
-use crate::model::{Batch, Complaint, Kind, Node, ObjectKey, ObjectName, Origin};
+use crate::model::{Batch, Complaint, Diagnostic, Kind, Node, ObjectKey, ObjectName, Origin, Severity};
 use crate::reconcile::{Outcome, Tables};
 use frontends::Frontends;
 use host_ports::HostPorts;
@@ -293,13 +292,11 @@ impl Control {
     pub fn status(&self) -> ControlStatus {
         let mut problems: Vec<_> = self.problems.all().take(SHOWN_MAX).collect();
         problems.extend(self.host_ports.problems().iter().cloned());
-        problems.extend(self.frontends.desired.conflicts().take(SHOWN_MAX).map(|conflict| Problem {
-            object: ObjectKey { kind: Kind::Service, name: conflict.refused.service.clone() },
-            reason: format!(
-                "{} is already used by {}: choose another address or port",
-                show(&conflict.key),
-                conflict.holder
-            ),
+        problems.extend(self.frontends.desired.conflicts().take(SHOWN_MAX).map(|conflict| {
+            let object = ObjectKey { kind: Kind::Service, name: conflict.refused.service.clone() };
+            let (key, holder) = (show(&conflict.key), conflict.holder);
+            let reason = format!("{key} is already used by {holder}: choose another address or port");
+            Diagnostic::of(object, Severity::LeftOut, reason)
         }));
         problems.extend(self.shadows().take(SHOWN_MAX));
         problems.extend(self.services.contested_checks(&self.frontends).take(SHOWN_MAX));
@@ -324,7 +321,7 @@ impl Control {
     }
 
     /// Services at addresses that are somebody's besides.
-    fn shadows(&self) -> impl Iterator<Item = Problem> {
+    fn shadows(&self) -> impl Iterator<Item = Diagnostic> {
         let own = self
             .nodes
             .host()

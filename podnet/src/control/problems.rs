@@ -3,21 +3,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::model::{Complaint, LeftOut, ObjectKey};
+use crate::model::{Complaint, Diagnostic, LeftOut, ObjectKey, Severity};
 
 /// How many problems are shown; of more only their number is.
 pub(super) const SHOWN_MAX: usize = 1000;
 /// How many complaints wait to become Events; more are lost.
 const COMPLAINTS_MAX: usize = 256;
-
-/// Something about an object that its user should know.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// The object.
-    pub object: ObjectKey,
-    /// What it is, and what to do.
-    pub reason: String,
-}
 
 /// Problems of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,19 +73,20 @@ impl Problems {
     }
 
     /// What would take others' traffic.
-    pub(super) fn alarms(&self) -> impl Iterator<Item = Problem> {
-        self.notes.iter().flat_map(|(object, notes)| {
-            notes.alarms.iter().map(|reason| Problem { object: object.clone(), reason: reason.clone() })
-        })
+    pub(super) fn alarms(&self) -> impl Iterator<Item = Diagnostic> {
+        self.notes.iter().flat_map(|(object, notes)| of(object, Severity::Alarm, &notes.alarms))
     }
 
     /// All others.
-    pub(super) fn all(&self) -> impl Iterator<Item = Problem> {
+    pub(super) fn all(&self) -> impl Iterator<Item = Diagnostic> {
         self.notes.iter().flat_map(|(object, notes)| {
-            let reasons = notes.left_out.iter().chain(&notes.remarks);
-            reasons.map(|reason| Problem { object: object.clone(), reason: reason.clone() })
+            of(object, Severity::LeftOut, &notes.left_out).chain(of(object, Severity::Remark, &notes.remarks))
         })
     }
+}
+
+fn of(object: &ObjectKey, severity: Severity, reasons: &[String]) -> impl Iterator<Item = Diagnostic> {
+    reasons.iter().map(move |reason| Diagnostic::of(object.clone(), severity, reason.clone()))
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use super::frontends::Frontends;
 use super::guarded::virtual_ips;
 use super::index::Index;
 use super::nodes::Nodes;
-use super::problems::{Notes, Problem, Problems};
+use super::problems::{Notes, Problems};
 use super::waiting::Waiting;
 use crate::frontend::{FrontendKind, Owner, ServicePortName};
 use crate::guard::Guard;
-use crate::model::{Condition, Kind, ObjectKey, ObjectName, Origin, Service};
+use crate::model::{Condition, Diagnostic, Kind, ObjectKey, ObjectName, Origin, Service, Severity};
 use crate::room::Share;
 use crate::select::{self, HealthCheck, Selection};
 
@@ -133,20 +133,21 @@ impl Services {
 
     /// Services whose load balancer asks at a port of the node that another service or a pod has: a packet that comes in is
     /// theirs before it is the health server's.
-    pub(super) fn contested_checks(&self, frontends: &Frontends) -> impl Iterator<Item = Problem> {
+    pub(super) fn contested_checks(&self, frontends: &Frontends) -> impl Iterator<Item = Diagnostic> {
         self.checks.iter().filter_map(|(name, check)| {
             let at =
                 |addr| FrontendKey { addr, port: Port::new(check.port), proto: Proto::TCP, scope: FrontendKey::ANY };
             let of_node = [FrontendKey::NODE_V4, FrontendKey::NODE_V6];
             let holder = of_node.into_iter().find_map(|addr| frontends.desired.holder(&at(addr)))?;
-            Some(Problem {
-                object: key(name),
-                reason: format!(
+            Some(Diagnostic::of(
+                key(name),
+                Severity::Remark,
+                format!(
                     "its healthCheckNodePort {} conflicts with the same node port of {holder}, which receives its \
                      load balancer's health checks; change one of the two ports",
                     check.port
                 ),
-            })
+            ))
         })
     }
 }

@@ -8,15 +8,14 @@ use std::net::IpAddr;
 
 use podnet_common::layout::FrontendKey;
 
-use super::problems::Problem;
 use crate::compile::{Desired, show};
-use crate::model::{Kind, ObjectKey, ObjectName};
+use crate::model::{Diagnostic, Kind, ObjectKey, ObjectName, Severity};
 
 /// How many ports of an address are named.
 const NAMED_MAX: usize = 8;
 
 /// What services have of one address, if any has, that is somebody's: `whose` is to follow "is".
-pub(super) fn at(desired: &Desired, ip: IpAddr, whose: &str) -> Vec<Problem> {
+pub(super) fn at(desired: &Desired, ip: IpAddr, whose: &str) -> Vec<Diagnostic> {
     let mut services: BTreeMap<&ObjectName, Vec<&FrontendKey>> = BTreeMap::new();
     for (key, holder) in desired.at_service_address(ip) {
         services.entry(&holder.service).or_default().push(key);
@@ -26,13 +25,14 @@ pub(super) fn at(desired: &Desired, ip: IpAddr, whose: &str) -> Vec<Problem> {
         let others = ports.len().saturating_sub(NAMED_MAX);
         let others = (others > 0).then(|| format!("{others} more ports"));
         let ports = named.chain(others).collect::<Vec<_>>().join(", ");
-        Problem {
-            object: ObjectKey { kind: Kind::Service, name: service.clone() },
-            reason: format!(
+        Diagnostic::of(
+            ObjectKey { kind: Kind::Service, name: service.clone() },
+            Severity::Remark,
+            format!(
                 "{ip} is {whose}: traffic through this node to {ports} goes to the Service; other ports are not \
                  affected"
             ),
-        }
+        )
     };
     services.into_iter().map(problem).collect()
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::problems::Problem;
+use crate::model::Diagnostic;
 use crate::reconcile::Usage;
 use crate::room::Room;
 use crate::select::HealthCheck;
@@ -34,9 +34,9 @@ pub struct ControlStatus {
     /// How many table entries are taken.
     pub usage: Usage,
     /// Nodes that would take others' traffic if they counted as they are.
-    pub alarms: Vec<Problem>,
+    pub alarms: Vec<Diagnostic>,
     /// Objects that aren't, or not wholly, put into effect.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<Diagnostic>,
     /// By namespace, where all together ask for more than the tables hold, what each of its services gets at most.
     pub shares: BTreeMap<String, Room>,
     /// The same for people.

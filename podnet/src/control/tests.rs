@@ -172,7 +172,7 @@ fn nodes_and_problems() {
     assert_eq!(bench.control.nodes()["n1"].pod_cidrs.len(), 1);
     let status = bench.control.status();
     assert_eq!((status.services, status.endpoint_slices, status.nodes, status.pending), (4, 0, 1, vec![]));
-    let problems: Vec<_> = status.problems.iter().map(|p| format!("{}: {}", p.object.name, p.reason)).collect();
+    let problems: Vec<_> = status.problems.iter().map(|p| p.to_string()).collect();
     let parts = [
         "b: 10.96.0.1:53/UDP is already used by default/a",
         "c: 192.0.2.1 is ignored: it is outside",
@@ -180,7 +180,7 @@ fn nodes_and_problems() {
     ];
     assert_eq!(problems.len(), parts.len(), "{problems:?}");
     for (problem, part) in problems.iter().zip(parts) {
-        assert!(problem.starts_with(&format!("default/{part}")), "{problem}");
+        assert!(problem.starts_with(&format!("Service default/{part}")), "{problem}");
     }
     bench.write("a.yaml", "# nothing\n");
     let (applied, _) = bench.round();
@@ -256,7 +256,7 @@ fn host_ports_are_a_service_of_their_own() {
     assert!(dump.contains("10.96.0.1:53/UDP service 1 default/web slots"), "{dump}");
     let problems = bench.control.status().problems;
     assert_eq!(problems.len(), 1);
-    assert_eq!(problems[0].object.to_string(), "Service default/late");
+    assert_eq!(problems[0].place.to_string(), "Service default/late");
     assert!(problems[0].reason.starts_with("0.0.0.0:8080/UDP is already used by default/web: "), "{problems:?}");
     // They stay when the sources say something, and over a restart if they are told first.
     let writes = bench.tables.writes;

@@ -10,6 +10,7 @@ use crate::{
     datapath::{Datapath, HookState},
     guard::HostFacts,
     host::tunnel,
+    model::{Diagnostic, Severity},
     source,
     status::{
         DaemonStatus, DropStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, RepairStatus, SourceError,
@@ -111,11 +112,11 @@ impl Reporter {
 }
 
 fn describe(source: &source::Status, control: &ControlStatus) -> SourceStatus {
-    let error = |mistake: &source::Mistake| SourceError {
-        place: mistake.place.clone(),
+    let error = |mistake: &Diagnostic| SourceError {
+        place: mistake.place.to_string(),
         line: mistake.line,
         reason: mistake.reason.clone(),
-        kept: mistake.kept,
+        kept: mistake.severity == Severity::Outdated,
     };
     SourceStatus {
         name: source.name.clone(),
@@ -163,8 +164,8 @@ fn nodes(node: &node::Status) -> Vec<NodeStatus> {
 }
 
 fn warnings(source: &source::Status, control: &ControlStatus, node: &node::Status, others: Vec<String>) -> Vec<String> {
-    let alarms = control.alarms.iter().map(|p| format!("{}: {}", p.object, p.reason));
-    let problems = control.problems.iter().map(|p| format!("{}: {}", p.object, p.reason));
+    let alarms = control.alarms.iter().map(ToString::to_string);
+    let problems = control.problems.iter().map(ToString::to_string);
     let node = source.error.iter().chain(&node.problems).cloned();
     let scarcities = control.scarcities.iter().cloned();
     let remarks = source.remarks.iter().cloned();

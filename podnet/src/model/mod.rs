@@ -5,6 +5,7 @@
 //! exists and there are many of them, so they are small: no label but the few that matter.
 
 mod change;
+mod diagnostic;
 mod endpoint_slice;
 mod invalid;
 mod key;
@@ -20,6 +21,7 @@ mod service_cidr;
 mod validate;
 
 pub use change::{Batch, Change, Complaint, Origin};
+pub use diagnostic::{Diagnostic, Place, Severity};
 pub use endpoint_slice::{Condition, Endpoint, EndpointSlice, SlicePort};
 pub use invalid::Invalid;
 pub use key::{ObjectKey, ObjectName};

@@ -23,7 +23,7 @@ use crate::metrics::api::ApiMetrics;
 use crate::model::{Batch, Complaint};
 use kubernetes::{KubernetesSource, Note};
 use manifest::ManifestSource;
-pub use status::{Mistake, Status, what_holds};
+pub use status::{Status, what_holds};
 
 /// A source.
 #[derive(Debug)]

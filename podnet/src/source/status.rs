@@ -1,5 +1,7 @@
 //! How a source stands, for `podnet status`.
 
+use crate::model::Diagnostic;
+
 /// How a source stands, for `podnet status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -10,22 +12,9 @@ pub struct Status {
     /// Whether everything has been read at least once.
     pub synced: bool,
     /// What can't be used as it is.
-    pub mistakes: Vec<Mistake>,
+    pub mistakes: Vec<Diagnostic>,
     /// What else a user should know, as sentences.
     pub remarks: Vec<String>,
-}
-
-/// Something that can't be used as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// A file, or an object.
-    pub place: String,
-    /// The line in the file, from 1.
-    pub line: Option<u64>,
-    /// What is wrong.
-    pub reason: String,
-    /// Whether what it said before holds; else it has never been read without error.
-    pub kept: bool,
 }
 
 /// What holds of something that can't be used as it is, for people.

@@ -211,7 +211,7 @@ fn a_node_that_takes_from_others_is_left_out_and_told_first() {
     let (applied, _) = bench.round();
     let counts = &bench.control.nodes()["a-node"];
     assert!(applied.nodes && counts.internal_ips.is_empty() && counts.pod_cidrs.is_empty());
-    let alarms: Vec<_> = bench.control.status().alarms.into_iter().map(|alarm| alarm.object.to_string()).collect();
+    let alarms: Vec<_> = bench.control.status().alarms.into_iter().map(|alarm| alarm.place.to_string()).collect();
     assert_eq!(alarms, ["Node a-node"; 2]);
     let complaint = bench.control.complaint().unwrap();
     assert!(complaint.reason.contains("its pod CIDR 10.244.2.0/25") && complaint.reason.contains("its InternalIP"));

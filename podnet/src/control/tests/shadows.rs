@@ -6,7 +6,10 @@ use super::*;
 
 fn told(bench: &Bench, service: &str) -> Vec<String> {
     let problems = bench.control.status().problems.into_iter();
-    problems.filter(|problem| problem.object.name.name == service).map(|problem| problem.reason).collect()
+    problems
+        .filter(|problem| problem.place.to_string().ends_with(&format!("/{service}")))
+        .map(|problem| problem.reason)
+        .collect()
 }
 
 #[test]

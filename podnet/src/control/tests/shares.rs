@@ -18,7 +18,7 @@ fn greedy(name: &str, namespace: &str, ips: usize, ports: usize) -> String {
 
 fn reasons(bench: &Bench, service: &str) -> Vec<String> {
     let problems = bench.control.status().problems;
-    problems.into_iter().filter(|p| p.object.name.name == service).map(|p| p.reason).collect()
+    problems.into_iter().filter(|p| p.place.to_string().ends_with(&format!("/{service}"))).map(|p| p.reason).collect()
 }
 
 /// Frontends of an address, of all its ports.

@@ -22,10 +22,10 @@ use tokio::sync::{mpsc, watch as signal};
 pub use connect::ConnectError;
 pub use events::{About, Note};
 
-use super::status::{Mistake, Status};
+use super::status::Status;
 use crate::config::Kubernetes;
 use crate::metrics::api::ApiMetrics;
-use crate::model::{Batch, Change, Complaint, Kind, ObjectKey};
+use crate::model::{Batch, Change, Complaint, Diagnostic, Kind, ObjectKey, Severity};
 use watch::News;
 
 /// How much may be on its way from the tasks to the event loop: changes, and lists.
@@ -204,11 +204,8 @@ impl KubernetesSource {
         let waiting: Vec<_> = self.kinds.iter().filter(|(_, w)| !w.listed).map(|(kind, _)| kind.name()).collect();
         let waiting =
             (!waiting.is_empty()).then(|| format!("{}: waiting for the list of {}", self.server, waiting.join(", ")));
-        let mistake = |(key, (reason, kept)): (&ObjectKey, &(String, bool))| Mistake {
-            place: key.to_string(),
-            line: None,
-            reason: reason.clone(),
-            kept: *kept,
+        let mistake = |(key, (reason, kept)): (&ObjectKey, &(String, bool))| {
+            Diagnostic::of(key.clone(), Severity::invalid(*kept), reason.clone())
         };
         Status {
             name: self.server.clone(),

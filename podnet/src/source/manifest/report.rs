@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::super::status::{Mistake, Status};
+use super::super::status::Status;
+use crate::model::{Diagnostic, Place, Severity};
 
 /// How many files, or objects, with something wrong are reported.
 pub(super) const REPORTED: usize = 100;
@@ -64,9 +65,9 @@ pub struct Duplicate {
 impl From<SourceStatus> for Status {
     fn from(status: SourceStatus) -> Self {
         let mistakes = status.broken.into_iter().flat_map(|file| {
-            let kept = file.kept;
-            let place = status.directory.join(&file.name).display().to_string();
-            let mistake = move |FileError { line, reason }| Mistake { place: place.clone(), line, reason, kept };
+            let severity = Severity::invalid(file.kept);
+            let place = Place::File(status.directory.join(&file.name).display().to_string());
+            let mistake = move |FileError { line, reason }| Diagnostic { place: place.clone(), line, reason, severity };
             file.errors.into_iter().map(mistake)
         });
         let remark = |d: Duplicate| {
