@@ -40,6 +40,21 @@ pub(super) const FLOORS: &[Floors] = &[
             &["alloc", "call_log", "files", "id", "mac", "netlink", "netns", "sysctl", "text", "version"],
         ],
     },
+    Floors {
+        directory: "podnet-ebpf",
+        floors: &[&["sock", "tc", "xdp"], &["tables"], &["events", "jump"], &["context", "maps", "yardstick"]],
+    },
+    Floors {
+        directory: "xtask",
+        floors: &[
+            &["test"],
+            &["bench", "demo", "image", "kernel", "lab"],
+            &["build"],
+            &["check", "setup"],
+            &["workspace"],
+            &["command", "frames", "tally"],
+        ],
+    },
 ];
 
 /// What breaks the rules, by the file and line where it does.

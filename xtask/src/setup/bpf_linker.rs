@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::announce;
+use super::tell::announce;
 use crate::command::{output, run};
 use crate::workspace::Workspace;
 

@@ -5,36 +5,19 @@
 
 pub(crate) mod apt;
 mod bpf_linker;
+mod purpose;
 pub(crate) mod rust_src;
 mod system;
+mod tell;
 
 use anyhow::Result;
 
 use crate::workspace::Workspace;
-
-/// What the tools are for. Each purpose needs what those before it need.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Purpose {
-    /// Compile the eBPF object and the programs.
-    Build,
-    /// Run the lab.
-    Lab,
-    /// Boot other kernels in virtual machines.
-    Kernel,
-    /// Run the tests.
-    Test,
-    /// Measure podnet beside its peers.
-    Bench,
-}
+pub(crate) use purpose::Purpose;
 
 /// Installs what is missing for the purpose.
 pub(crate) fn ensure(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     system::ensure(purpose)?;
     rust_src::ensure(workspace)?;
     bpf_linker::ensure(workspace)
-}
-
-/// Tells what set-up does now; the tools it calls print their own progress below.
-fn announce(step: &str) {
-    eprintln!("==> set-up: {step}");
 }

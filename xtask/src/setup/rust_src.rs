@@ -9,8 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::announce;
 use super::apt::{self, Apt, DebianArchive, Source};
+use super::tell::announce;
 use crate::command::{output, run};
 use crate::workspace::Workspace;
 

@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Purpose, announce};
+use super::purpose::Purpose;
+use super::tell::announce;
 use crate::command::{as_root, find, run};
 
 /// A package of Debian and Ubuntu, and how to detect it.
