@@ -14,6 +14,7 @@ pub mod fib;
 pub mod layout;
 pub mod packet;
 pub mod pipeline;
+pub mod removal;
 #[cfg(feature = "std")]
 pub mod simulator;
 pub mod time;

@@ -14,7 +14,7 @@ use aya::maps::{Array, HashMap, Map, MapData, ProgramArray};
 use podnet::config::Config;
 use podnet::control::Control;
 use podnet::datapath::btf::shapes;
-use podnet::datapath::conntrack::{Node, Pods, Stale, Sweep};
+use podnet::datapath::conntrack::{Pods, Stale, Sweep};
 use podnet::datapath::{Datapath, Hurry, Sizes, now};
 use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
@@ -22,7 +22,7 @@ use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::addr::{IfIndex, Port, Proto};
 use podnet_common::layout::{
     Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple, holders,
-    tables::{self, ALL, Table},
+    tables::{self, ALL},
 };
 use podnet_tests::bench::rig::secluded;
 
@@ -187,7 +187,7 @@ fn resized_tables_keep_their_entries() {
 
 #[test]
 fn flow_reopened_during_a_sweep_is_kept() {
-    with_tables(|_, pins| {
+    with_tables(|datapath, pins| {
         let open = || -> Result<HashMap<MapData, Plain<Tuple>, Plain<CtEntry>>> {
             Ok(Map::HashMap(MapData::from_pin(pins.table(tables::CONNTRACK))?).try_into()?)
         };
@@ -209,17 +209,7 @@ fn flow_reopened_during_a_sweep_is_kept() {
             }
             Ok(Pods::default())
         };
-        let fd = |table: Table| anyhow::Ok(MapData::from_pin(pins.table(table))?.fd().as_fd().try_clone_to_owned()?);
-        let sweep = Sweep {
-            table: fd(tables::CONNTRACK.into())?,
-            capacity: 1024,
-            holders: fd(tables::HOLDERS.into())?,
-            now: Some(now()),
-            stale: Stale::new(),
-            hurry: Hurry::default(),
-            pods: Box::new(pods),
-            node: Node::default(),
-        };
+        let sweep = Sweep { pods: Box::new(pods), ..datapath.sweep(Stale::new(), Hurry::default())? };
         let swept = sweep.run()?;
         let mut left: Vec<_> = table.keys().map(|key| key.map(|key| key.0.sport.get())).collect::<Result<_, _>>()?;
         left.sort_unstable();

@@ -27,6 +27,7 @@ use podnet::datapath::{
     Sizes, batch,
     live::{Live, Source},
     loader,
+    removal::Remover,
 };
 use podnet_cni::datapath::{PinDir, Plain, bpf};
 use podnet_common::{
@@ -35,6 +36,7 @@ use podnet_common::{
         SockPeer, Tuple, holders,
     },
     pipeline::{CachedRoute, DirectPath},
+    removal::Removal,
     simulator::{End, HostTables},
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
@@ -284,6 +286,11 @@ impl Kernel {
         let mut map: HashMap<_, Plain<FrontendKey>, Plain<Frontend>> =
             self.object.ebpf.map_mut("FRONTENDS").context("map")?.try_into()?;
         Ok(map.insert(Plain(*key), Plain(*frontend), 0)?)
+    }
+
+    /// Runs the daemon's program that removes entries of the connection table. Returns the number removed.
+    pub fn remove_flows(&mut self, removals: &[Removal]) -> Result<u32> {
+        Ok(Remover::load(&mut self.object.ebpf)?.remove(removals)?)
     }
 
     /// Removes an entry from the connection table.

@@ -13,6 +13,7 @@ mod hostile;
 mod kernel;
 mod multiple_uplinks;
 mod opening;
+mod removal;
 mod shares;
 mod sockets;
 mod tunnel;

@@ -1,6 +1,5 @@
 //! What aya doesn't offer for large maps. Reading, writing and emptying them by batches (`BPF_MAP_LOOKUP_BATCH` and others,
-//! Linux 5.6): one system call for thousands of entries instead of one or two for each. And taking an entry out together with
-//! what it holds.
+//! Linux 5.6): one system call for thousands of entries instead of one or two for each.
 
 use std::{
     io,
@@ -17,7 +16,6 @@ const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 /// Only if there is no such entry (`BPF_NOEXIST`).
 const NEW: u64 = 1;
 
@@ -198,24 +196,7 @@ pub fn look_up<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Optio
     }
 }
 
-/// Takes an entry out of a hash map (Linux 5.14); `None` if there is none.
-pub fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
-    let mut value = V::zeroed();
-    let taken =
-        entry(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, bytemuck::bytes_of(key), bytemuck::bytes_of_mut(&mut value), 0);
-    match taken {
-        Ok(()) => Ok(Some(value)),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Writes an entry unless there is one.
-pub fn insert<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
-    insert_bytes(map, bytemuck::bytes_of(key), bytemuck::bytes_of(value))
-}
-
-/// The same where the sizes of keys and values are known at run time only.
 pub fn insert_bytes(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     match entry(BPF_MAP_UPDATE_ELEM, map, key, &mut value.to_vec(), NEW) {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),

@@ -18,19 +18,21 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::IpAddr,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
 use podnet_common::{
     addr::{Addr, IfIndex, Port, Proto},
     layout::{Backend, CtEntry, FrontendKey, Out, Prefix, Tuple, holders},
+    removal::{AT_ONCE, Removal},
     time,
 };
 
 use super::{
     batch,
     holders::{Count, Held, Hurry},
+    removal::Remover,
 };
 
 /// How long a silent flow is kept, in seconds. The values are those of Linux (`nf_conntrack_*_timeout*`), with TCP's
@@ -175,6 +177,8 @@ pub type ReadPods = dyn Fn() -> io::Result<Pods> + Send;
 pub struct Sweep {
     /// The table.
     pub table: OwnedFd,
+    /// The program that removes its entries.
+    pub remover: Remover,
     /// Its size.
     pub capacity: u32,
     /// Who holds how many of its entries.
@@ -224,22 +228,25 @@ impl Sweep {
     fn once(&self, hurry: &Hurry) -> io::Result<(Swept, Held)> {
         let table = self.table.as_fd();
         let (mut ways, mut held) = (HashSet::new(), Held::default());
-        let mut bin =
-            Bin { table, pods: (self.pods)()?, reread: &*self.pods, over: vec![], homeless: vec![], removed: 0 };
+        let (remover, pods, reread) = (&self.remover, (self.pods)()?, &*self.pods);
+        let mut bin = Bin { remover, pods, reread, over: vec![], homeless: vec![], removed: 0 };
         let (mut seen, mut result) = (0u32, Ok(()));
         batch::for_each(table, |tuple: &Tuple, entry: &CtEntry| {
             seen += 1;
-            let place = self.place(tuple, entry, &bin.pods);
-            let timely = self.now.is_none_or(|now| !is_over(tuple, entry, now, hurry.concerns(place)));
-            let binned = match judge(tuple, entry, &self.stale, &bin.pods, &self.node) {
-                Fate::Stays(way) if timely => {
-                    ways.extend(way);
-                    held.add(place);
-                    return;
+            let place = || self.place(tuple, entry, &bin.pods);
+            let over = |hurry| self.now.is_some_and(|now| is_over(tuple, entry, now, hurry));
+            let binned = if over(false) || (over(true) && hurry.concerns(place())) {
+                bin.over(Removal::unseen_since(*tuple, entry.last_seen))
+            } else {
+                match judge(tuple, entry, &self.stale, &bin.pods, &self.node) {
+                    Fate::Stays(way) => {
+                        ways.extend(way);
+                        held.add(place());
+                        Ok(())
+                    }
+                    Fate::Stale => bin.over(Removal::always(*tuple)),
+                    Fate::Homeless(pod) => bin.homeless(pod, *tuple),
                 }
-                Fate::Homeless(pod) if timely => bin.homeless(pod, *tuple, entry.reply_key(tuple.proto)),
-                Fate::Stale => bin.over(*tuple, Expected::Anything),
-                _ => bin.over(*tuple, Expected::LastSeen(entry.last_seen)),
             };
             if let Err(error) = binned {
                 result = Err(error);
@@ -289,38 +296,30 @@ fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node
     }
 }
 
-/// Entries that are to be removed, which happens by thousands, so that a million need no memory.
+/// Entries to be removed. They are removed by the frame, so that a million of them take no memory.
 struct Bin<'a> {
-    table: BorrowedFd<'a>,
+    remover: &'a Remover,
     pods: Pods,
     reread: &'a ReadPods,
-    /// Those whose time is up, and others.
-    over: Vec<(Tuple, Expected)>,
-    /// Both halves of those of pods that aren't known. A pod may have come while the sweep was at work: before the first
-    /// of its flows.
-    homeless: Vec<(IfIndex, Tuple, Tuple)>,
+    /// Fewer than fill a frame.
+    over: Vec<Removal>,
+    /// Those of unknown pods. The pods are read again before they are removed, since one may have been added during the
+    /// sweep, before its first flow.
+    homeless: Vec<(IfIndex, Tuple)>,
     removed: u32,
 }
 
-/// What an entry is to be like still when it is removed: its key may be another flow's by then.
-enum Expected {
-    Anything,
-    /// No packet was seen since.
-    LastSeen(u32),
-    /// It is the other half of this one.
-    HalfOf(Tuple),
-}
-
 impl Bin<'_> {
+    /// Entries of unknown pods per reading of the pods.
     const MANY: usize = 4096;
 
-    fn over(&mut self, key: Tuple, expected: Expected) -> io::Result<()> {
-        self.over.push((key, expected));
-        if self.over.len() < Self::MANY { Ok(()) } else { self.remove() }
+    fn over(&mut self, removal: Removal) -> io::Result<()> {
+        self.over.push(removal);
+        if self.over.len() < AT_ONCE { Ok(()) } else { self.remove() }
     }
 
-    fn homeless(&mut self, pod: IfIndex, key: Tuple, other: Tuple) -> io::Result<()> {
-        self.homeless.push((pod, key, other));
+    fn homeless(&mut self, pod: IfIndex, key: Tuple) -> io::Result<()> {
+        self.homeless.push((pod, key));
         if self.homeless.len() < Self::MANY { Ok(()) } else { self.look_again() }
     }
 
@@ -329,29 +328,18 @@ impl Bin<'_> {
             return Ok(());
         }
         self.pods = (self.reread)()?;
-        for (pod, key, other) in std::mem::take(&mut self.homeless) {
+        for (pod, key) in std::mem::take(&mut self.homeless) {
             if !self.pods.host_ends.contains(&pod) {
-                self.over.push((key, Expected::Anything));
-                self.over.push((other, Expected::HalfOf(key)));
+                self.over(Removal::of_interface(key, pod))?;
             }
         }
-        self.remove()
+        Ok(())
     }
 
     fn remove(&mut self) -> io::Result<()> {
-        for (key, expected) in self.over.drain(..) {
-            let Some(entry) = batch::take::<_, CtEntry>(self.table, &key)? else { continue };
-            let as_expected = match expected {
-                Expected::Anything => true,
-                Expected::LastSeen(last_seen) => entry.last_seen == last_seen,
-                Expected::HalfOf(other) => entry.reply_key(key.proto) == other,
-            };
-            if as_expected {
-                self.removed += 1;
-            } else {
-                batch::insert(self.table, &key, &entry)?;
-            }
-        }
+        let removed = self.remover.remove(&self.over);
+        self.over.clear();
+        self.removed += removed?;
         Ok(())
     }
 

@@ -4,10 +4,9 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
-use podnet_cni::datapath::bpf;
 use podnet_common::{
     addr::{Addr, IfIndex},
     fib::FibLookup,
@@ -16,35 +15,13 @@ use podnet_common::{
     pipeline::Route,
 };
 
-use super::instructions;
+use super::{instructions, test_run};
 
-/// `enum bpf_cmd` and `enum bpf_prog_type` of linux/bpf.h.
-const BPF_PROG_TEST_RUN: libc::c_int = 10;
+/// `enum bpf_prog_type` of linux/bpf.h.
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 
 /// The question's place in the frame: after an Ethernet header.
 const FRAME: usize = ETH + size_of::<FibLookup>();
-
-/// What running a program takes of `union bpf_attr`.
-#[repr(C)]
-struct RunAttr {
-    prog_fd: u32,
-    retval: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    ctx_size_in: u32,
-    ctx_size_out: u32,
-    ctx_in: u64,
-    ctx_out: u64,
-    flags: u32,
-    cpu: u32,
-    batch_size: u32,
-    _pad: u32,
-}
 
 /// A program that asks the routing table of the namespace of the calling thread.
 pub(super) struct FibProgram {
@@ -73,36 +50,11 @@ impl FibProgram {
         question.ask(from, src, dst, &self.config);
         let mut frame = [0u8; FRAME];
         frame[ETH..].copy_from_slice(bytemuck::bytes_of(&question));
-        let result = self.run(&mut frame)?;
+        let result = i64::from(test_run::run_mut(self.program.as_fd(), &mut frame)? as i32);
         let answer: FibLookup = bytemuck::pod_read_unaligned(&frame[ETH..]);
         let mut route = Route::default();
         let found = answer.answer(result, dst, &self.config, interface, &mut route);
         Ok((found.then_some(route), result))
-    }
-
-    fn run(&self, frame: &mut [u8; FRAME]) -> io::Result<i64> {
-        let data_in = *frame;
-        let mut attr = RunAttr {
-            prog_fd: self.program.as_raw_fd() as u32,
-            retval: 0,
-            data_size_in: FRAME as u32,
-            data_size_out: FRAME as u32,
-            data_in: data_in.as_ptr() as u64,
-            data_out: frame.as_mut_ptr() as u64,
-            repeat: 1,
-            duration: 0,
-            ctx_size_in: 0,
-            ctx_size_out: 0,
-            ctx_in: 0,
-            ctx_out: 0,
-            flags: 0,
-            cpu: 0,
-            batch_size: 0,
-            _pad: 0,
-        };
-        // SAFETY: the attribute is of the command's shape, and both buffers are live and of the size it names.
-        unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
-        Ok(i64::from(attr.retval as i32))
     }
 }
 

@@ -163,6 +163,9 @@ fn fill(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// The program that is attached to nothing: see [`podnet_common::removal`].
+pub(super) const REMOVE_FLOWS: &str = "remove_flows";
+
 /// How many programs are loaded at once, at most: the kernel takes memory for each.
 const AT_ONCE: usize = 8;
 
@@ -171,7 +174,8 @@ const AT_ONCE: usize = 8;
 fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
     let dispatchers =
         Hook::ALL.into_iter().filter(|hook| !pins.hook(*hook).exists()).map(|hook| hook.name().to_owned());
-    let names: BTreeSet<_> = dispatchers.chain(Hook::ALL.into_iter().flat_map(stages).map(|(_, name)| name)).collect();
+    let of_hooks = Hook::ALL.into_iter().flat_map(stages).map(|(_, name)| name);
+    let names: BTreeSet<_> = dispatchers.chain(of_hooks).chain([REMOVE_FLOWS.to_owned()]).collect();
     let queue: Vec<_> = ebpf.programs_mut().filter(|(name, _)| names.contains(*name)).collect();
     let (count, queue) = (queue.len(), Mutex::new(queue));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -245,7 +249,7 @@ fn pin_dispatcher(ebpf: &mut Ebpf, pins: &PinDir, hook: Hook) -> Result<(), Load
 }
 
 /// Loads one program, unless that is done, and returns its descriptor.
-fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, LoadError> {
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, LoadError> {
     load_one(name, ebpf.program_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?)
 }
 

@@ -25,10 +25,12 @@ mod moves;
 mod node_tables;
 mod object;
 mod origins;
+pub mod removal;
 mod service_tables;
 mod sizes;
 pub mod sockets;
 mod table_error;
+mod test_run;
 pub mod uplink_xdp;
 pub mod view;
 
@@ -70,6 +72,7 @@ use hooks::Side;
 use maps::{size, take, take_data};
 use moves::Moves;
 use origins::Origins;
+use removal::Remover;
 
 /// The running datapath of this node.
 pub struct Datapath {
@@ -86,6 +89,7 @@ pub struct Datapath {
     route_source: bool,
     conntrack_capacity: u32,
     conntrack: MapData,
+    remover: Remover,
     holders: MapData,
     clock: Array<MapData, u32>,
     config: Array<MapData, Plain<Config>>,
@@ -117,6 +121,7 @@ impl Datapath {
     /// The datapath, now that the programs run.
     pub fn run(services: ServiceTables, loaded: Loaded) -> Result<Self, Error> {
         let Loaded { mut ebpf, generation, adopted, kept, origins, moves, pins } = loaded;
+        let remover = Remover::load(&mut ebpf)?;
         let conntrack = take_data(&mut ebpf, tables::CONNTRACK)?;
         let (snat_ports, holders) = (take_data(&mut ebpf, tables::SNAT_PORTS)?, take_data(&mut ebpf, tables::HOLDERS)?);
         let config: Array<_, Plain<Config>> = take(&mut ebpf, tables::CONFIG)?;
@@ -134,6 +139,7 @@ impl Datapath {
             route_source: features::route_source(),
             clear: BTreeMap::new(),
             conntrack,
+            remover,
             holders,
             conntrack_capacity,
             ebpf,
@@ -249,6 +255,7 @@ impl Datapath {
         };
         Ok(conntrack::Sweep {
             table: duplicate(&self.conntrack)?,
+            remover: self.remover.try_clone().map_err(Error::Collect)?,
             capacity: self.conntrack_capacity,
             holders: duplicate(&self.holders)?,
             now: settled.then(now),

@@ -24,9 +24,10 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use podnet::datapath::{
-    self, Sizes, batch,
+    self, LoadError, Sizes, batch,
     conntrack::{Pods, Sweep},
     loader,
+    removal::Remover,
 };
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
@@ -90,6 +91,8 @@ pub struct Rig {
     ebpf: Ebpf,
     pins: PinDir,
     conntrack: MapData,
+    /// `None`: the object is from a version without it.
+    remover: Option<Remover>,
     /// Host end of a pod.
     pub pod: IfIndex,
     /// Host end of another pod.
@@ -110,14 +113,18 @@ impl Rig {
     pub fn with(object: &[u8], bpffs: &Path, conntrack_max: u32) -> Result<Self> {
         fs::create_dir(bpffs)?;
         let pins = PinDir::new(bpffs);
-        let ebpf = loader::load(object, &pins, Sizes { conntrack: conntrack_max, ..Sizes::default() })?.ebpf;
+        let mut ebpf = loader::load(object, &pins, Sizes { conntrack: conntrack_max, ..Sizes::default() })?.ebpf;
         let mut config: Array<MapData, Plain<Config>> =
             Map::Array(MapData::from_pin(pins.table(tables::CONFIG))?).try_into()?;
         config.set(0, Plain(Config { flags: Config::EXTERNAL_CLUSTER_IP, ..Config::default() }), 0)?;
         let conntrack = MapData::from_pin(pins.table(tables::CONNTRACK))?;
+        let remover = match Remover::load(&mut ebpf) {
+            Err(LoadError::Missing(_)) => None,
+            remover => Some(remover?),
+        };
         let index = |name: &str| nix::net::if_::if_nametoindex(name).map(IfIndex).with_context(|| format!("no {name}"));
         let [pod, other, uplink, loopback] = ["pod", "other", "uplink", "lo"].map(index);
-        Ok(Self { ebpf, pins, conntrack, pod: pod?, other: other?, uplink: uplink?, loopback: loopback? })
+        Ok(Self { ebpf, pins, conntrack, remover, pod: pod?, other: other?, uplink: uplink?, loopback: loopback? })
     }
 
     /// Makes test runs of XDP comparable; see [`keep_warm`]. One rig per interface.
@@ -165,7 +172,9 @@ impl Rig {
     /// A sweep of the connection table, as in the daemon. `pods`: the existing pods.
     pub fn sweep(&self, pods: Pods) -> Result<Sweep> {
         let holders = MapData::from_pin(self.pins.table(tables::HOLDERS))?;
+        let remover = self.remover.as_ref().context("this object has no program that removes flows")?;
         Ok(Sweep {
+            remover: remover.try_clone()?,
             table: self.conntrack_fd().try_clone_to_owned()?,
             capacity: self.conntrack.info()?.max_entries(),
             holders: holders.fd().as_fd().try_clone_to_owned()?,

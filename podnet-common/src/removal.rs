@@ -1,0 +1,94 @@
+//! Removal of `conntrack` entries, as requested by the daemon.
+//!
+//! The collector judges entries in user space, from a copy that may be out of date when it acts: a client may have started
+//! a new flow on the same ports. Therefore a program compares each entry with what was judged, immediately before it
+//! deletes it. The program is attached to nothing. The daemon runs it by `BPF_PROG_TEST_RUN` on frames of [`Removal`]s, and
+//! it returns the number of entries that it has removed.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    addr::IfIndex,
+    layout::{CtEntry, Tuple},
+    packet::{ETH, Packet},
+    pipeline::Tables,
+};
+
+/// Offset of the first removal in a frame, in bytes: after an Ethernet header, at a multiple of four.
+pub const START: usize = ETH.next_multiple_of(4);
+/// Removals in a frame, at most. A test run takes a page, less headroom and `struct skb_shared_info`: together less than
+/// [`RESERVED`], even with `CONFIG_MAX_SKB_FRAGS=45` and cache lines of 128 bytes.
+pub const AT_ONCE: usize = 64;
+/// See [`AT_ONCE`]; in bytes.
+const RESERVED: usize = 1000;
+
+/// A request to remove an entry of `conntrack`, with the condition that it must still meet. It is never stored, so its
+/// layout has no version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Removal {
+    key: Tuple,
+    condition: u32,
+    /// Operand of the condition.
+    value: u32,
+}
+
+/// No condition.
+const ALWAYS: u32 = 0;
+/// [`CtEntry::last_seen`] is the value.
+const UNSEEN: u32 = 1;
+/// Packets come in or leave by the interface with this index. The flow's other half is removed too.
+const INTERFACE: u32 = 2;
+
+const _: () = assert!(START + AT_ONCE * size_of::<Removal>() + RESERVED <= 4096);
+
+impl Removal {
+    /// Removes the entry unconditionally.
+    pub const fn always(key: Tuple) -> Self {
+        Self { key, condition: ALWAYS, value: 0 }
+    }
+
+    /// Removes the entry unless a packet has been seen since `last_seen`, in [ticks](crate::time).
+    pub const fn unseen_since(key: Tuple, last_seen: u32) -> Self {
+        Self { key, condition: UNSEEN, value: last_seen }
+    }
+
+    /// Removes both halves of the flow if packets of this one still come in or leave by the interface.
+    pub const fn of_interface(key: Tuple, ifindex: IfIndex) -> Self {
+        Self { key, condition: INTERFACE, value: ifindex.0 }
+    }
+
+    #[inline(always)]
+    const fn applies(&self, entry: &CtEntry) -> bool {
+        match self.condition {
+            ALWAYS => true,
+            UNSEEN => entry.last_seen == self.value,
+            _ => (entry.in_ifindex.0 == self.value) | (entry.out_ifindex.0 == self.value),
+        }
+    }
+}
+
+/// Carries out the removals in a frame. Returns the number of entries removed.
+#[inline(always)]
+pub fn remove<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
+    let mut removed = 0;
+    for place in 0..AT_ONCE {
+        let Some(removal) = frame.load::<Removal>(START + place * size_of::<Removal>()) else { break };
+        let mut other = removal.key;
+        let judged = t.flow(&removal.key, |entry| {
+            entry.write_reply_key(&mut other);
+            removal.applies(entry)
+        });
+        if judged != Some(true) {
+            continue;
+        }
+        t.remove_flow(&removal.key);
+        removed += 1;
+        let is_half = |entry: &mut CtEntry| entry.reply_key(removal.key.proto).same(&removal.key);
+        if removal.condition == INTERFACE && t.flow(&other, is_half) == Some(true) {
+            t.remove_flow(&other);
+            removed += 1;
+        }
+    }
+    removed
+}

@@ -1,0 +1,65 @@
+//! Runs a program once, on a frame that goes nowhere (`BPF_PROG_TEST_RUN`).
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use podnet_cni::datapath::bpf;
+
+/// `enum bpf_cmd` of linux/bpf.h.
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+
+/// What running a program takes of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct RunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    _pad: u32,
+}
+
+/// Runs a program in the network namespace of the calling thread. Returns its return value.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+    call(program, frame, &mut [])
+}
+
+/// The same for a program that changes the frame's bytes, but not its length.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(super) fn run_mut<const LEN: usize>(program: BorrowedFd<'_>, frame: &mut [u8; LEN]) -> io::Result<u32> {
+    call(program, &frame.clone(), frame)
+}
+
+/// `out`: empty, or as long as the frame.
+fn call(program: BorrowedFd<'_>, frame: &[u8], out: &mut [u8]) -> io::Result<u32> {
+    let mut attr = RunAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_size_out: out.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_out: if out.is_empty() { 0 } else { out.as_mut_ptr() as u64 },
+        repeat: 1,
+        ..RunAttr::default()
+    };
+    // SAFETY: the attribute is of the command's shape, and both buffers are live and of the sizes it names.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
+    Ok(attr.retval)
+}
