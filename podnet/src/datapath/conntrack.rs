@@ -227,7 +227,7 @@ impl Sweep {
 
     fn once(&self, hurry: &Hurry) -> io::Result<(Swept, Held)> {
         let table = self.table.as_fd();
-        let (mut ways, mut held) = (HashSet::new(), Held::default());
+        let (mut ways, mut held) = (HashSet::new(), Held::none());
         let (remover, pods, reread) = (&self.remover, (self.pods)()?, &*self.pods);
         let mut bin = Bin { remover, pods, reread, over: vec![], homeless: vec![], removed: 0 };
         let (mut seen, mut result) = (0u32, Ok(()));

@@ -2,31 +2,33 @@
 //! too much of what is left (see [`podnet_common::layout::holders`]); what has ended they don't know, so each sweep
 //! counts anew.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    io,
-    os::fd::BorrowedFd,
-};
+use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
 
 use podnet_common::layout::holders::{self, ALL, LEN, OUTSIDE, ROOM};
 
 use super::batch;
 
 /// Entries that a sweep has kept, by who holds them.
-#[derive(Debug, Default)]
-pub(super) struct Held(HashMap<u32, u32>);
+#[derive(Debug)]
+pub(super) struct Held(Vec<u32>);
 
 impl Held {
+    /// None yet.
+    pub(super) fn none() -> Self {
+        Self(vec![0; LEN])
+    }
+
     /// One more.
     pub(super) fn add(&mut self, place: u32) {
-        let outside = holders::is_outside(place).then_some(OUTSIDE);
-        for place in [Some(place), Some(ALL), outside].into_iter().flatten() {
-            *self.0.entry(place).or_default() += 1;
+        self.0[place as usize] += 1;
+        self.0[ALL as usize] += 1;
+        if holders::is_outside(place) {
+            self.0[OUTSIDE as usize] += 1;
         }
     }
 
     fn of(&self, place: u32) -> u32 {
-        self.0.get(&place).copied().unwrap_or_default()
+        self.0[place as usize]
     }
 }
 
@@ -104,7 +106,7 @@ impl Hurry {
             held.of(place) > most && all > capacity / 2
         };
         let remembered = self.places.iter().filter_map(|(place, left)| Some((*place, left.checked_sub(1)?)));
-        let found = held.0.keys().filter(|place| too_much(**place)).map(|place| (*place, SWEEPS));
+        let found = (0..LEN as u32).filter(|place| too_much(*place)).map(|place| (place, SWEEPS));
         // Later ones take the place of earlier ones.
         let places = remembered.filter(|(_, left)| *left > 0).chain(found).collect();
         Self { all: capacity - all.min(capacity) < capacity / 16, places }
@@ -120,7 +122,7 @@ mod tests {
     const POD: u32 = holders::of_interface(IfIndex(7));
 
     fn held(of: &[(u32, u32)]) -> Held {
-        let mut held = Held::default();
+        let mut held = Held::none();
         for (place, count) in of {
             (0..*count).for_each(|_| held.add(*place));
         }
@@ -162,6 +164,6 @@ mod tests {
             hurry = hurry.after(&held(&[(POD, 1)]), 1600);
             assert!(hurry.concerns(POD));
         }
-        assert_eq!(hurry.after(&held(&[]), 1600), Hurry::default());
+        assert_eq!(hurry.after(&Held::none(), 1600), Hurry::default());
     }
 }
