@@ -210,16 +210,18 @@ impl Sweep {
     /// Removes the entries that aren't wanted and those whose time is up. Takes time in proportion to the table.
     pub fn run(&self) -> io::Result<Swept> {
         let count = Count::begin(self.holders.as_fd())?;
-        let nobody = Hurry::default();
-        let (mut swept, mut held) = self.once(&nobody)?;
-        if self.now.is_some() {
-            swept.hurry = self.hurry.after(&held, self.capacity);
-            if swept.hurry != nobody {
-                let hurry = std::mem::take(&mut swept.hurry);
+        let settled = self.now.is_some();
+        // Usually the hurry of the last sweeps is all there is, and the table is read once.
+        let before = if settled { self.hurry.lasting() } else { Hurry::default() };
+        let (mut swept, mut held) = self.once(&before)?;
+        if settled {
+            let hurry = before.with(&held, self.capacity);
+            if hurry.exceeds(&before) {
                 let (after, held_after) = self.once(&hurry)?;
-                swept = Swept { removed: swept.removed + after.removed, hurry, ..after };
+                swept = Swept { removed: swept.removed + after.removed, ..after };
                 held = held_after;
             }
+            swept.hurry = hurry;
         }
         count.end(held, self.capacity)?;
         Ok(swept)

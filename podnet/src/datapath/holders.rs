@@ -93,9 +93,15 @@ impl Hurry {
         self.all || outside || self.places.contains_key(&place)
     }
 
-    /// What there is hurry with, now that this is held. Nobody minds a quarter of the table, nor anything while half of it
-    /// is free, nor that half of it is held by all clients outside.
-    pub(super) fn after(&self, held: &Held, capacity: u32) -> Self {
+    /// What is left of it at the next sweep, whatever that finds.
+    pub(super) fn lasting(&self) -> Self {
+        let left = self.places.iter().filter(|(_, left)| **left > 1);
+        Self { all: false, places: left.map(|(place, left)| (*place, left - 1)).collect() }
+    }
+
+    /// The same with what there is hurry with now that this is held. Nobody minds a quarter of the table, nor anything while
+    /// half of it is free, nor that half of it is held by all clients outside.
+    pub(super) fn with(&self, held: &Held, capacity: u32) -> Self {
         let all = held.of(ALL);
         let too_much = |place: u32| {
             let most = match place {
@@ -105,11 +111,15 @@ impl Hurry {
             };
             held.of(place) > most && all > capacity / 2
         };
-        let remembered = self.places.iter().filter_map(|(place, left)| Some((*place, left.checked_sub(1)?)));
         let found = (0..LEN as u32).filter(|place| too_much(*place)).map(|place| (place, SWEEPS));
         // Later ones take the place of earlier ones.
-        let places = remembered.filter(|(_, left)| *left > 0).chain(found).collect();
+        let places = self.places.iter().map(|(place, left)| (*place, *left)).chain(found).collect();
         Self { all: capacity - all.min(capacity) < capacity / 16, places }
+    }
+
+    /// Whether it concerns somebody whom another one doesn't.
+    pub(super) fn exceeds(&self, other: &Self) -> bool {
+        self.all && !other.all || self.places.keys().any(|place| !other.concerns(*place))
     }
 }
 
@@ -144,26 +154,27 @@ mod tests {
             (&[(client, 90), (other, 710)], client, false),
         ];
         for (of, place, expected) in cases {
-            assert_eq!(Hurry::default().after(&held(of), 1600).concerns(place), expected, "{of:?} {place}");
+            assert_eq!(Hurry::default().with(&held(of), 1600).concerns(place), expected, "{of:?} {place}");
         }
     }
 
     #[test]
     fn everybody_is_waited_for_less_in_a_table_that_is_nearly_full() {
         let many: Vec<_> = (0..20).map(|i| (i, 75)).collect();
-        assert!(!Hurry::default().after(&held(&many), 1600).concerns(99));
+        assert!(!Hurry::default().with(&held(&many), 1600).concerns(99));
         let more: Vec<_> = (0..20).map(|i| (i, 76)).collect();
-        assert!(Hurry::default().after(&held(&more), 1600).concerns(99));
+        assert!(Hurry::default().with(&held(&more), 1600).concerns(99));
     }
 
     #[test]
     fn it_is_remembered_until_the_last_flow_has_gone() {
         let much = held(&[(POD, 900)]);
-        let mut hurry = Hurry::default().after(&much, 1600);
+        let mut hurry = Hurry::default().with(&much, 1600);
+        assert!(hurry.exceeds(&Hurry::default()) && !hurry.exceeds(&hurry.lasting()), "{hurry:?}");
         for _ in 1..SWEEPS {
-            hurry = hurry.after(&held(&[(POD, 1)]), 1600);
+            hurry = hurry.lasting().with(&held(&[(POD, 1)]), 1600);
             assert!(hurry.concerns(POD));
         }
-        assert_eq!(hurry.after(&Held::none(), 1600), Hurry::default());
+        assert_eq!(hurry.lasting().with(&Held::none(), 1600), Hurry::default());
     }
 }
