@@ -1,7 +1,7 @@
-//! Addresses, ports and protocols as tables and tuples hold them.
+//! Addresses, ports, protocols and interfaces as stored in tables and tuples.
 //!
-//! An address is always 16 bytes, IPv4 mapped into `::ffff:0:0/96` (RFC 4291, section 2.5.5.2), so that there is
-//! one set of tables for both families.
+//! An address always has 16 bytes, with IPv4 mapped into `::ffff:0:0/96` (RFC 4291, section 2.5.5.2), so one set of
+//! tables serves both families.
 
 use core::{
     fmt,
@@ -10,23 +10,23 @@ use core::{
 
 use bytemuck::{Pod, Zeroable};
 
-/// An IPv4 or IPv6 address: 16 bytes in network order, IPv4 mapped. Held as four words because the kernel side
-/// reads packets in words.
+/// An IPv4 or IPv6 address: 16 bytes in network byte order, IPv4 mapped. Stored as four words because programs read
+/// packets in words.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Addr(pub [u32; 4]);
 
-/// The third word of a mapped IPv4 address.
+/// Third word of a mapped IPv4 address.
 const MAPPED: u32 = 0xffffu32.to_be();
 
 impl Addr {
-    /// `::`, which stands for "none".
+    /// `::`, used as "no address".
     pub const NONE: Self = Self([0; 4]);
 
     /// `::1`.
     pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1u32.to_be()]);
 
-    /// The mapped form of an IPv4 address given as its word on the wire.
+    /// Mapped form of an IPv4 address, given as one word in network byte order.
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
         Self([0, 0, MAPPED, word])
@@ -38,19 +38,19 @@ impl Addr {
         self.0[0] | self.0[1] | (self.0[2] ^ MAPPED) == 0
     }
 
-    /// Equality without branches, each of which would be two more paths for the kernel's verifier.
+    /// Branch-free equality: each branch adds paths for the verifier to follow.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
         self.difference(other) == 0
     }
 
-    /// Zero when both are the same.
+    /// Zero if both addresses are equal.
     #[inline(always)]
     pub(crate) const fn difference(&self, other: &Self) -> u32 {
         (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1]) | (self.0[2] ^ other.0[2]) | (self.0[3] ^ other.0[3])
     }
 
-    /// Whether it leads back to the host that uses it: 127.0.0.0/8 (RFC 1122, section 3.2.1.3) or ::1.
+    /// Whether this is a loopback address: 127.0.0.0/8 (RFC 1122, section 3.2.1.3) or ::1.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
         let [four, ..] = self.0[3].to_ne_bytes();
@@ -95,38 +95,38 @@ impl From<Addr> for IpAddr {
     }
 }
 
-/// A TCP, UDP or SCTP port in network byte order, or the identifier of an ICMP echo.
+/// A TCP, UDP or SCTP port, or the identifier of an ICMP echo, in network byte order.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Port(u16);
 
 impl Port {
-    /// From host byte order.
+    /// Converts from host byte order.
     #[inline(always)]
     pub const fn new(port: u16) -> Self {
         Self(port.to_be())
     }
 
-    /// From a word as it is on the wire.
+    /// Converts from network byte order.
     #[inline(always)]
     pub const fn from_wire(word: u16) -> Self {
         Self(word)
     }
 
-    /// The word as it is on the wire.
+    /// Value in network byte order.
     #[inline(always)]
     pub const fn wire(self) -> u16 {
         self.0
     }
 
-    /// In host byte order.
+    /// Value in host byte order.
     #[inline(always)]
     pub const fn get(self) -> u16 {
         u16::from_be(self.0)
     }
 }
 
-/// An IP protocol number (IANA).
+/// IP protocol number (IANA).
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Proto(pub u8);
@@ -144,12 +144,12 @@ impl Proto {
     pub const SCTP: Self = Self(132);
 }
 
-/// A network interface's index in its namespace; 0 is none.
+/// Index of a network interface within its network namespace; 0 means none.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct IfIndex(pub u32);
 
-/// An Ethernet address. Aligned so that the kernel side copies it in halfwords.
+/// An Ethernet address. Aligned to halfwords so that programs copy it in halfwords.
 #[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Mac(pub [u8; 6]);

@@ -1,16 +1,16 @@
-//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624, equation 3).
+//! Internet checksum (RFC 1071) with incremental updates (RFC 1624, equation 3), and incremental CRC-32C for SCTP.
 //!
-//! Sums are over words as they lie in memory: one's complement addition doesn't care about byte order as long as all
+//! Sums are computed over words in memory order: one's complement addition is independent of byte order as long as all
 //! operands share it (RFC 1071, section 2(B)).
 
-/// Folds a sum of 32-bit words to 32 bits, one's complement.
+/// Folds a one's complement sum of 32-bit words to 32 bits.
 #[inline(always)]
 pub const fn fold32(sum: u64) -> u32 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     ((sum & 0xffff_ffff) + (sum >> 32)) as u32
 }
 
-/// Folds a sum to 16 bits, one's complement.
+/// Folds a one's complement sum to 16 bits.
 #[inline(always)]
 pub const fn fold16(sum: u64) -> u16 {
     let sum = fold32(sum) as u64;
@@ -19,27 +19,27 @@ pub const fn fold16(sum: u64) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// The difference that replacing `old` by `new` makes, to be given to [`apply`].
+/// Difference caused by replacing `old` with `new`, as an argument for [`apply`].
 #[inline(always)]
 pub const fn difference(old: u32, new: u32) -> u64 {
     !old as u64 + new as u64
 }
 
-/// The same for addresses.
+/// [`difference`] for addresses.
 #[inline(always)]
 pub const fn difference4(old: [u32; 4], new: [u32; 4]) -> u64 {
     difference(old[0], new[0]) + difference(old[1], new[1]) + difference(old[2], new[2]) + difference(old[3], new[3])
 }
 
-/// The checksum field after a change by `difference`.
+/// New value of the checksum field `field` after a change of the covered data by `difference`.
 #[inline(always)]
 pub const fn apply(field: u16, difference: u64) -> u16 {
     !fold16(!field as u64 + difference)
 }
 
-/// The polynomial of CRC-32C, lowest power in the highest bit (RFC 9260, appendix A).
+/// CRC-32C polynomial, bit-reversed (RFC 9260, appendix A).
 const CRC32C: u32 = 0x82f6_3b78;
-/// `x` to the power of `8 * 2^k` modulo the polynomial, for each bit `k` of a length in bytes.
+/// `x^(8 * 2^k)` modulo the polynomial, for each bit `k` of a length in bytes.
 const POWERS: [u32; 16] = {
     let mut powers = [0x0080_0000; 16];
     let mut k = 1;
@@ -50,11 +50,12 @@ const POWERS: [u32; 16] = {
     powers
 };
 
-/// What a CRC-32C changes by when a word of the data changes by `change` (old XOR new, as it lies in memory) and `after`
-/// bytes, less than 65,536, follow that word. A CRC is linear, so the change can be computed without the data.
+/// XOR difference of a CRC-32C when one word of the data changes by `change` (old XOR new, in memory order) and `after`
+/// bytes (less than 65,536) follow that word. A CRC is linear, so the difference depends on no other data.
 #[inline(always)]
 pub const fn crc32c_difference(change: u32, after: u32) -> u32 {
-    // A word of data is, as a polynomial, what stands in the register once it is in; then it moves on by 32 bits.
+    // As a polynomial, a data word is the content of the CRC register once it has been shifted in; shift it on by 32
+    // bits.
     let mut crc = multiply(u32::from_le(change), POWERS[2]);
     let mut k = 0;
     while k < POWERS.len() {
@@ -66,8 +67,8 @@ pub const fn crc32c_difference(change: u32, after: u32) -> u32 {
     crc
 }
 
-/// The product of two polynomials, modulo that of CRC-32C. Without branches, each of which would be two more paths for
-/// the kernel's verifier.
+/// Product of two polynomials modulo the CRC-32C polynomial. Branch-free: each branch adds paths for the
+/// verifier to follow.
 #[inline(always)]
 const fn multiply(a: u32, mut b: u32) -> u32 {
     let mut product = 0;
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_reference_is_crc32c() {
-        // The check value of the "Catalogue of parametrised CRC algorithms", and RFC 3720, appendix B.4.
+        // Check values from the "Catalogue of parametrised CRC algorithms" and RFC 3720, appendix B.4.
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
     }
@@ -147,7 +148,7 @@ mod tests {
             data[at * 4..at * 4 + 4].copy_from_slice(&new.to_ne_bytes());
             let updated = apply(field, difference(old, new));
             let again = !fold16(words(&data).map(u64::from).sum());
-            // 0x0000 and 0xffff are the same number in one's complement.
+            // 0x0000 and 0xffff represent the same number in one's complement.
             prop_assert!(updated == again || (updated ^ again) == 0xffff);
         }
     }

@@ -1,4 +1,6 @@
-//! What the kernel's routing table is asked, and what its answer means (`bpf_fib_lookup`).
+//! Routing table lookups by `bpf_fib_lookup`: the query and the interpretation of its result.
+//!
+//! The datapath and `podnet trace` share this code. Nothing is cached here; `pipeline::next_hop` does that.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,77 +14,78 @@ use crate::{
 const AF_INET: u8 = 2;
 /// `AF_INET6`.
 const AF_INET6: u8 = 10;
-/// `BPF_FIB_LOOKUP_SRC`: the answer has the source that the host would use (Linux 6.7).
+/// `BPF_FIB_LOOKUP_SRC`: the result includes the source address that the host would use (Linux 6.7).
 const SOURCE: u32 = 1 << 4;
-/// What stands for MACs where frames have none. A redirect takes them off again.
+/// Placeholder MACs for interfaces without link-layer addresses. A redirect to such an interface strips the Ethernet
+/// header.
 const NO_MACS: [u32; 3] = [0x0000_0002u32.to_le(), 0, 0];
 
-/// What the helper returns (`BPF_FIB_LKUP_RET_*` of linux/bpf.h).
+/// Return values of the helper (`BPF_FIB_LKUP_RET_*` in linux/bpf.h).
 pub mod result {
-    /// There is a way.
+    /// Route and neighbour found.
     pub const SUCCESS: i64 = 0;
-    /// A route says that the packet is to be dropped silently.
+    /// Blackhole route: drop silently.
     pub const BLACKHOLE: i64 = 1;
-    /// A route says that there is no way.
+    /// Unreachable route.
     pub const UNREACHABLE: i64 = 2;
-    /// A route or a rule forbids it.
+    /// Prohibited by a route or rule.
     pub const PROHIBIT: i64 = 3;
-    /// The packet is for the host itself or for all, or there is no route.
+    /// Local or broadcast destination, or no route.
     pub const NOT_FORWARDED: i64 = 4;
-    /// The interface where it came in doesn't forward.
+    /// Forwarding is disabled on the ingress interface.
     pub const FORWARDING_OFF: i64 = 5;
-    /// There is a way, but the neighbour isn't known yet.
+    /// Route found, neighbour not resolved yet.
     pub const NO_NEIGHBOUR: i64 = 7;
-    /// There is a way, but the packet is too long for it.
+    /// Route found, but the packet exceeds its MTU.
     pub const TOO_LONG: i64 = 8;
 }
 
-/// `struct bpf_fib_lookup` of linux/bpf.h: a question, in which the kernel writes its answer. Words are as they are on the
-/// wire.
+/// `struct bpf_fib_lookup` of linux/bpf.h: the query, overwritten by the kernel with the result. Addresses and ports
+/// are in network byte order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FibLookup {
-    /// `AF_INET` or `AF_INET6`: of the destination, then of the next hop.
+    /// `AF_INET` or `AF_INET6`: in the query, of the destination; in the result, of the next hop.
     pub family: u8,
-    /// Protocol; unused.
+    /// IP protocol; unused.
     pub protocol: u8,
-    /// Ports; unused.
+    /// Source and destination port; unused.
     pub ports: [u16; 2],
-    /// A length to be checked, in bytes, and in the answer what the way takes; in host byte order.
+    /// In the query, the packet length to check, in bytes; in the result, the MTU. Host byte order.
     pub len_or_mtu: u16,
-    /// Where the packet came in, then by where it leaves.
+    /// In the query, the ingress interface; in the result, the egress interface.
     pub ifindex: IfIndex,
     /// Traffic class or flow label; unused.
     pub flow: u32,
-    /// Source; of IPv4 the first word.
+    /// Source address; IPv4 in the first word.
     pub src: [u32; 4],
-    /// Destination, then the next hop.
+    /// In the query, the destination; in the result, the next hop. IPv4 in the first word.
     pub dst: [u32; 4],
-    /// A VLAN's tag; unused.
+    /// VLAN protocol and tag; unused.
     pub vlan: u32,
-    /// The MAC of the interface by which it leaves.
+    /// MAC of the egress interface.
     pub smac: Mac,
-    /// The next hop's.
+    /// MAC of the next hop.
     pub dmac: Mac,
 }
 
 const _: () = assert!(size_of::<FibLookup>() == 64);
 
 impl FibLookup {
-    /// The flags of the look-up.
+    /// Flags to pass to the helper.
     #[inline(always)]
     pub const fn flags(config: &Config) -> u32 {
         if config.flags & Config::ROUTE_SOURCE != 0 { SOURCE } else { 0 }
     }
 
-    /// Asks for the way of a packet that came in at `from`.
+    /// Fills in the query for a packet from `src` to `dst` that was received on `from`.
     #[inline(always)]
     pub fn ask(&mut self, from: IfIndex, src: &Addr, dst: &Addr, config: &Config) {
         *self = Self::default();
         self.ifindex = from;
-        // Any length but zero has the kernel tell the route's MTU, not only the interface's. With it come those that the
-        // host believes from ICMP errors, which anybody may send, and which don't concern what it forwards
-        // (`ip_dst_mtu_maybe_forward`). So it is asked for only where some route is held to one.
+        // With a non-zero length the kernel reports the MTU of the route and not only that of the interface. That
+        // includes path MTUs learned from ICMP errors, which anyone can send and which don't apply to forwarded packets
+        // (`ip_dst_mtu_maybe_forward`). So ask only if some route has an MTU of its own.
         self.len_or_mtu = (config.route_mtu != 0) as u16;
         if dst.is_v4() {
             self.family = AF_INET;
@@ -95,7 +98,8 @@ impl FibLookup {
         }
     }
 
-    /// Reads the answer to a question about `dst`. False: there is no way by which this node would send it on.
+    /// Interprets the result for `dst`; `answer` is the helper's return value. Writes the route to `route` and returns
+    /// true, or returns false if this node has no route by which it would forward the packet.
     #[inline(always)]
     pub fn answer<'t>(
         &self,
@@ -107,8 +111,8 @@ impl FibLookup {
     ) -> bool {
         route.ifindex = self.ifindex;
         route.macs = [0; 3];
-        // The kernel has found the way also if the packet at hand is too long for it, whose length it looks at if it wasn't
-        // told one.
+        // A route is also found if the packet at hand is too long: without a length in the query, the kernel checks the
+        // length of that packet.
         route.mtu = if answer == result::SUCCESS || answer == result::TOO_LONG {
             route.macs = macs(self.dmac, self.smac);
             if route.macs == [0; 3] {
@@ -116,12 +120,12 @@ impl FibLookup {
             }
             (if self.len_or_mtu < config.route_mtu { config.route_mtu } else { self.len_or_mtu }) as u32
         } else if answer == result::NO_NEIGHBOUR {
-            // The neighbour is sought when the packet is redirected; the kernel gives up before the MTU.
+            // The redirect resolves the neighbour. In this case the kernel returns before it determines the MTU.
             interface(&route.ifindex).map_or(config.mtu, |interface| interface.mtu)
         } else {
             return false;
         };
-        // The gateway, if there is one: it may be one of IPv6 on the way to IPv4 (RFC 5549).
+        // The gateway, if the route has one; an IPv4 route may have an IPv6 gateway (RFC 5549).
         route.hop = if self.family == AF_INET { Addr::v4(self.dst[0]) } else { Addr(self.dst) };
         route.src = if config.flags & Config::ROUTE_SOURCE == 0 {
             interface(&route.ifindex).map_or(Addr::NONE, |interface| *interface.addr(!dst.is_v4()))

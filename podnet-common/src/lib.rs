@@ -1,7 +1,7 @@
-//! What the eBPF object and user space share: the tables' layouts, packet views, checksums, and the packet pipeline.
+//! Everything the eBPF object and user space share: table layouts, packet headers, checksums and the packet pipeline.
 //!
-//! No allocation, no aya, no unsafe code: the same source runs in the kernel, in host unit tests and in the simulator. Only
-//! the [`simulator`] itself, which the feature `std` adds, has the standard library.
+//! The same source runs in the kernel, in unit tests and in the simulator, so it contains no allocation, no aya and no
+//! unsafe code. The only exception is the `simulator` (feature `std`), which uses the standard library.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ pub mod simulator;
 pub mod time;
 pub mod verdict;
 
-/// The oldest Linux on which the programs load, proven by `cargo xtask test --kernel`. Messages and documents name it;
-/// what later kernels add (socket programs' own errno in 6.1, TCX in 6.6, a route's source address in 6.7) is used where
-/// it is there.
+/// Oldest supported Linux version, verified by `cargo xtask test --kernel`; messages and documentation quote it.
+/// Features of later kernels are used where available: an errno chosen by socket programs (6.1), TCX (6.6), the source
+/// address of a route (6.7).
 pub const OLDEST_KERNEL: &str = "5.15";

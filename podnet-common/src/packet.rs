@@ -1,53 +1,53 @@
-//! A packet as the pipeline sees it, and the headers that it reads from one.
+//! Packet access for the pipeline, and the protocol headers it reads and writes.
 //!
-//! Headers are plain data whose fields hold words as they are on the wire; accessors convert.
+//! Headers are plain data with fields in network byte order.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{IfIndex, Mac};
 
-/// A frame that starts with its Ethernet header. Every access is checked; offsets are in bytes from the frame's start.
+/// A frame that starts with an Ethernet header. Every access is bounds-checked: it returns `None` if it reaches beyond
+/// the frame. Offsets are in bytes from the start of the frame.
 pub trait Packet {
     /// Length of the frame in bytes.
     fn frame_len(&self) -> u32;
 
-    /// The interface that the hook is attached to.
+    /// Interface that the hook is attached to.
     fn ifindex(&self) -> IfIndex;
 
-    /// Whether the frame belongs to a VLAN whose tag is not among its bytes.
+    /// Whether the frame carries a VLAN tag in its metadata (not in its bytes).
     fn tagged(&self) -> bool;
 
-    /// Length in bytes, without the Ethernet header, of the longest packet that this frame will be cut into: the kernel
-    /// joins segments (GSO), and the wire sees them apart. `headers` is the length of the IP and TCP or UDP headers.
+    /// Length in bytes, without the Ethernet header, of the longest packet this frame will be segmented into: on the
+    /// wire, a GSO packet is several. `headers` is the length of the IP and transport headers in bytes.
     fn segment_len(&self, headers: u32) -> u32;
 
-    /// Makes the first `n` bytes (or all, if there are fewer) readable.
+    /// Makes the first `n` bytes readable, or the whole frame if it is shorter.
     fn pull(&mut self, n: u32);
 
-    /// Has the bounds looked up again. To be called between reading and writing at an offset that isn't constant: the
-    /// compiler would leave the second check out, since it equals the first, and the kernel's verifier, for which the
-    /// address is computed anew, would miss it.
+    /// Reloads the packet's bounds. Required between a load and a store at the same variable offset: the compiler drops
+    /// the second bounds check as redundant, but the verifier needs it because the address is computed a second time.
     fn renew(&mut self);
 
-    /// Reads a header.
+    /// Reads a header at `offset`.
     fn load<T: Pod>(&self, offset: usize) -> Option<T>;
 
-    /// Writes a header.
+    /// Writes a header at `offset`.
     fn store<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()>;
 
-    /// Updates the TCP or UDP checksum field at `offset`: `pseudo` is the difference (see [`crate::checksum`]) of what
-    /// the pseudo header covers, `data` that of the segment's own bytes.
+    /// Updates the transport checksum field at `offset`. `pseudo` is the difference (see [`crate::checksum`]) in the
+    /// pseudo header, `data` the difference in the segment itself.
     fn update_l4_checksum(&mut self, offset: usize, pseudo: u64, data: u64, udp: bool, v6: bool) -> Option<()>;
 
-    /// Cuts or extends the frame to `len` bytes.
+    /// Truncates or extends the frame to `len` bytes.
     fn resize(&mut self, len: u32) -> Option<()>;
 }
 
-/// EtherType of IPv4, as on the wire.
+/// EtherType of IPv4, in network byte order.
 pub const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
-/// EtherType of IPv6, as on the wire.
+/// EtherType of IPv6, in network byte order.
 pub const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
-/// EtherType of ARP, as on the wire.
+/// EtherType of ARP, in network byte order.
 pub const ETHERTYPE_ARP: u16 = 0x0806u16.to_be();
 
 /// An Ethernet header.
@@ -94,9 +94,9 @@ pub struct Ipv4 {
 pub struct Ipv6 {
     /// Version, traffic class, flow label.
     pub version_flow: u32,
-    /// Length in bytes of what follows this header.
+    /// Payload length in bytes, including extension headers.
     pub payload_len: u16,
-    /// Protocol of what follows.
+    /// Type of the next header.
     pub next_header: u8,
     /// Hop limit.
     pub hop_limit: u8,
@@ -131,15 +131,15 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// No more data from the sender.
+    /// FIN: the sender has no more data.
     pub const FIN: u8 = 1;
-    /// Synchronise.
+    /// SYN: synchronise sequence numbers.
     pub const SYN: u8 = 2;
-    /// Reset.
+    /// RST: reset the connection.
     pub const RST: u8 = 4;
-    /// The acknowledgement number counts.
+    /// ACK: the acknowledgement number is valid.
     pub const ACK: u8 = 16;
-    /// Where the checksum is.
+    /// Offset of the checksum in bytes.
     pub const CHECKSUM: usize = 16;
 }
 
@@ -151,14 +151,14 @@ pub struct Udp {
     pub sport: u16,
     /// Destination port.
     pub dport: u16,
-    /// Length in bytes with this header.
+    /// Length in bytes, including this header.
     pub len: u16,
-    /// Checksum; zero for none.
+    /// Checksum; zero if there is none.
     pub checksum: u16,
 }
 
 impl Udp {
-    /// Where the checksum is.
+    /// Offset of the checksum in bytes.
     pub const CHECKSUM: usize = 6;
 }
 
@@ -177,7 +177,7 @@ pub struct Sctp {
 }
 
 impl Sctp {
-    /// Where the checksum is.
+    /// Offset of the checksum in bytes.
     pub const CHECKSUM: usize = 8;
 }
 
@@ -185,15 +185,15 @@ impl Sctp {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct Arp {
-    /// Hardware and protocol type, lengths, operation.
+    /// Hardware and protocol type, address lengths, operation.
     pub head: [u16; 4],
     /// Sender's hardware address.
     pub sender_mac: Mac,
-    /// Sender's protocol address, two halfwords.
+    /// Sender's protocol address, as two halfwords.
     pub sender_ip: [u16; 2],
 }
 
-/// The head of an ICMP or ICMPv6 error (RFC 792, RFC 4443).
+/// First eight bytes of an ICMP or ICMPv6 message (RFC 792, RFC 4443).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct Icmp {
@@ -203,14 +203,14 @@ pub struct Icmp {
     pub code: u8,
     /// Checksum.
     pub checksum: u16,
-    /// The rest of the header.
+    /// Rest of the header; its meaning depends on the type.
     pub rest: u32,
 }
 
 impl Icmp {
-    /// Where the checksum is.
+    /// Offset of the checksum in bytes.
     pub const CHECKSUM: usize = 2;
-    /// Where an echo's identifier is.
+    /// Offset of the identifier of an echo message in bytes.
     pub const IDENTIFIER: usize = 4;
 }
 

@@ -1,5 +1,7 @@
-//! The packet pipeline on the host: packets in memory, tables in maps of the standard library. The very code that runs
-//! in the kernel, for packet tests, for fuzzing and for asking what would happen to a packet.
+//! The packet pipeline on the host: packets in memory, tables in collections of the standard library.
+//!
+//! Runs the same code as the kernel, for packet tests, fuzzing and `podnet trace`. GSO, VLAN tags and checksum offload
+//! are not simulated.
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,9 +30,9 @@ use crate::{
 /// A packet in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPacket {
-    /// The frame, from its Ethernet header on.
+    /// The frame, including its Ethernet header.
     pub data: Vec<u8>,
-    /// The interface that the hook is attached to.
+    /// Interface that the hook is attached to.
     pub ifindex: IfIndex,
 }
 
@@ -81,7 +83,7 @@ impl Packet for HostPacket {
 /// Tables in memory.
 #[derive(Clone, Debug, Default)]
 pub struct HostTables {
-    /// Time in ticks.
+    /// Current time in ticks.
     pub now: Cell<u32>,
     /// `config`.
     pub config: Config,
@@ -99,7 +101,7 @@ pub struct HostTables {
     pub interfaces: BTreeMap<IfIndex, Interface>,
     /// `conntrack`.
     pub conntrack: RefCell<BTreeMap<Tuple, CtEntry>>,
-    /// How many entries `conntrack` takes; `None`: any number.
+    /// Capacity of `conntrack`; `None` if unlimited.
     pub conntrack_max: Option<usize>,
     /// `holders`.
     pub holders: RefCell<BTreeMap<u32, u32>>,
@@ -117,11 +119,11 @@ pub struct HostTables {
     pub sandboxes: BTreeMap<u64, Sandbox>,
     /// `sock_reverse`.
     pub sock_reverse: RefCell<BTreeMap<SockKey, SockPeer>>,
-    /// What the routing table would answer. A route without a next hop is to a shared link.
+    /// Routing table, by destination. A route without a next hop is to a shared link.
     pub routes: BTreeMap<Prefix, Route>,
-    /// Counters that were raised.
+    /// Counters, by kind.
     pub counters: RefCell<BTreeMap<Counter, u64>>,
-    /// Drops that were counted.
+    /// Drop counters, by reason.
     pub drops: RefCell<BTreeMap<Reason, u64>>,
     handover: RefCell<Handover>,
     /// `next_hops`.
@@ -136,13 +138,13 @@ impl HostTables {
         longest(&self.routes, dst)
     }
 
-    /// Forgets the routes that packets have asked for.
+    /// Clears the route and direct path caches.
     pub fn forget_routes(&self) {
         self.next_hops.borrow_mut().clear();
         self.direct_paths.borrow_mut().clear();
     }
 
-    /// Whether an address is an external one of some service ([`Network::SERVICE_ADDRESS`]).
+    /// Whether an address is an external address of a service ([`Network::SERVICE_ADDRESS`]).
     pub fn is_service_address(&self, addr: &Addr) -> bool {
         self.prefix(addr).is_some_and(|network| network.flags & Network::SERVICE_ADDRESS != 0)
     }
@@ -292,26 +294,26 @@ impl Tables for HostTables {
     }
 }
 
-/// A system call on a socket in memory.
+/// A system call on a socket, in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostSocket {
-    /// The peer's address in the call.
+    /// Peer address in the call.
     pub addr: Addr,
-    /// The peer's port in the call.
+    /// Peer port in the call.
     pub port: Port,
-    /// The socket's protocol.
+    /// Protocol of the socket.
     pub proto: Proto,
-    /// Whether the process has chosen the socket's own port.
+    /// Whether the process has bound the socket to a port.
     pub bound: bool,
     /// Whether the socket is connected.
     pub connected: bool,
-    /// The cookie of the socket.
+    /// Socket cookie.
     pub cookie: u64,
-    /// The cookie of its network namespace.
+    /// Cookie of the socket's network namespace.
     pub netns_cookie: u64,
-    /// The random number that is drawn.
+    /// Random number to return.
     pub random: u32,
-    /// Whether the kernel lets the hooks choose the error of a refused call.
+    /// Whether the program can choose the errno of a refused call.
     pub chooses_errno: bool,
 }
 
@@ -357,34 +359,34 @@ impl SocketCtx for HostSocket {
     }
 }
 
-/// The value of the longest prefix that holds the address.
+/// Value of the longest prefix that contains an address.
 fn longest<'a, T>(prefixes: &'a BTreeMap<Prefix, T>, addr: &Addr) -> Option<&'a T> {
     let matching = prefixes.iter().filter(|(prefix, _)| prefix.contains(addr));
     matching.max_by_key(|(prefix, _)| prefix.len).map(|(_, value)| value)
 }
 
-/// The prefix of a CIDR as `nodes` holds it.
+/// Prefix of a CIDR in the format of `nodes`.
 pub fn prefix(addr: IpAddr, len: u8) -> Prefix {
     Prefix { len: u32::from(len) + if addr.is_ipv4() { 96 } else { 0 }, addr: addr.into() }
 }
 
-/// What becomes of a packet in the end.
+/// Final outcome for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It goes on as if the hook weren't there.
+    /// Continues as if the hook weren't there.
     Pass,
-    /// It ends here.
+    /// Dropped.
     Drop(Reason),
-    /// It leaves by that way through that interface.
+    /// Forwarded: kind of egress and interface.
     Forward(Out, IfIndex),
-    /// It was refused and has become the answer to its sender, which leaves through that interface.
+    /// Rejected: reason and interface by which the answer to the sender leaves.
     Reject(Reason, IfIndex),
-    /// It has become what it asked for, an echo, which leaves through that interface.
+    /// Echo request turned into a reply, which leaves by this interface.
     Answer(IfIndex),
 }
 
 impl End {
-    /// Why the packet itself goes no further, if it doesn't.
+    /// Reason of a drop or reject.
     pub fn reason(self) -> Option<Reason> {
         match self {
             Self::Drop(reason) | Self::Reject(reason, _) => Some(reason),
@@ -393,17 +395,17 @@ impl End {
     }
 }
 
-/// Runs a packet through a hook and the stages behind it.
+/// Runs a packet through a hook and its stages.
 pub fn run<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T) -> End {
     follow(hook, packet, tables, &mut |_| {})
 }
 
-/// The same, naming the stages behind the first to `tell` as it comes to them.
+/// Same as [`run`], but calls `tell` with each stage after the first program.
 pub fn follow<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T, tell: &mut dyn FnMut(Stage)) -> End {
     match hook {
         Hook::FromPod => stages::<FromPod, T>(packet, tables, tell),
         Hook::ToPod => stages::<ToPod, T>(packet, tables, tell),
-        // With a header before them, which a packet here always has.
+        // `from_raw` adds an Ethernet header; packets in memory always have one.
         Hook::FromUplink | Hook::FromRaw => stages::<FromUplink, T>(packet, tables, tell),
         Hook::ToUplink => stages::<ToUplink, T>(packet, tables, tell),
         Hook::ToRaw => stages::<ToRaw, T>(packet, tables, tell),
@@ -414,7 +416,7 @@ pub fn follow<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T, tell: 
 }
 
 fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &mut dyn FnMut(Stage)) -> End {
-    /// The kernel's bound (`MAX_TAIL_CALL_CNT`), less the dispatcher's.
+    /// Kernel limit (`MAX_TAIL_CALL_CNT`), minus the tail call of the dispatcher.
     const TAIL_CALLS: usize = 32;
     let mut verdict = pipeline::enter::<At, _, _>(packet, tables);
     let mut refused = None;
@@ -445,7 +447,7 @@ fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &mut 
     end(verdict, refused)
 }
 
-/// What a verdict comes to, of a packet that was refused for a reason.
+/// Final outcome of a verdict; `refused` is the reason if the packet was rejected.
 fn end(verdict: Verdict, refused: Option<Reason>) -> End {
     let Verdict { action, reason, egress, .. } = verdict;
     match (action, refused) {

@@ -1,15 +1,15 @@
-//! The datapath's clock: ticks of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`, which kernel and user space read alike.
+//! The datapath's clock: ticks of 2^30 ns (1.07 s) of `CLOCK_MONOTONIC`, which programs and user space read alike.
 
-/// Shift from nanoseconds to ticks.
+/// Number of bits to shift nanoseconds right by to get ticks.
 pub const TICK_SHIFT: u32 = 30;
 
-/// Ticks for a time of `CLOCK_MONOTONIC` in nanoseconds. Wraps after 146 years.
+/// Converts a `CLOCK_MONOTONIC` time in nanoseconds to ticks. Wraps after 146 years.
 #[inline(always)]
 pub const fn ticks(ns: u64) -> u32 {
     (ns >> TICK_SHIFT) as u32
 }
 
-/// Ticks that cover a number of seconds.
+/// Number of ticks that cover `s` seconds, rounded up.
 pub const fn ticks_of_seconds(s: u64) -> u32 {
     ((s * 1_000_000_000 + (1 << TICK_SHIFT) - 1) >> TICK_SHIFT) as u32
 }

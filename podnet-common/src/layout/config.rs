@@ -1,55 +1,56 @@
-//! What the daemon tells the programs of the node.
+//! Node configuration, written by the daemon for the programs.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{Addr, IfIndex, Mac};
 
-/// `config` (array of one): what the daemon tells the programs.
+/// Value of `config` (array with one entry).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Config {
-    /// This node's IPv4 address, mapped, or none.
+    /// IPv4 address of this node, mapped, or none.
     #[cfg(not(feature = "later-layouts"))]
     pub node_v4: Addr,
-    /// This node's IPv6 address, or none.
+    /// IPv6 address of this node, or none.
     pub node_v6: Addr,
-    /// Source that a pod sees when it reaches itself through a service: the first address of the pod CIDR.
+    /// Hairpin source for IPv4: the source address that a pod sees when it reaches itself through a service. The first
+    /// address of the pod CIDR.
     pub hairpin_v4: Addr,
-    /// The same for IPv6.
+    /// Hairpin source for IPv6.
     pub hairpin_v6: Addr,
-    /// This node's IPv4 address, mapped, or none.
+    /// IPv4 address of this node, mapped, or none.
     #[cfg(feature = "later-layouts")]
     pub node_v4: Addr,
-    /// podnet0, the host's side of the pair.
+    /// podnet0, the host's end of the pair.
     pub podnet0: IfIndex,
-    /// podnet1, the far side, which carries the from_host program.
+    /// podnet1, the far end, at which the hook `from_host` is attached.
     pub podnet1: IfIndex,
     /// MAC of podnet0.
     pub podnet0_mac: Mac,
     /// MAC of podnet1.
     pub podnet1_mac: Mac,
-    /// How many of `snat_ports` hold a port.
+    /// Number of valid entries in `snat_ports`.
     pub snat_count: u32,
-    /// [`Config::EXTERNAL_CLUSTER_IP`] and others.
+    /// Flag bits: [`Config::EXTERNAL_CLUSTER_IP`] and the other constants.
     pub flags: u32,
-    /// The main uplinks' smallest MTU in bytes, for ways whose own isn't known yet.
+    /// Smallest MTU of the main uplinks in bytes, used while the MTU of a path is unknown.
     pub mtu: u32,
-    /// Cookie of the host's network namespace: tells host processes from pods in the socket hooks.
+    /// Cookie of the host's network namespace, by which socket hooks distinguish processes of the host from pods.
     pub netns_cookie: u64,
-    /// The main uplinks: those with an address that the Node object has, or with a default route. XDP programs send to these
-    /// only. All uplinks are in `interfaces`. Unused places are zero.
+    /// Main uplinks: those with an address listed in the Node object or with a default route. XDP programs redirect to
+    /// these only. `interfaces` contains all uplinks. Unused elements are zero.
     pub uplinks: [IfIndex; UPLINKS],
-    /// The tunnel to other nodes; zero: there is none.
+    /// Tunnel interface; zero if there is none.
     pub tunnel: IfIndex,
-    /// What it takes, in bytes without the inner Ethernet header.
+    /// MTU of the tunnel in bytes, without the inner Ethernet header.
     pub tunnel_mtu: u32,
-    /// This node's MAC there.
+    /// MAC of the tunnel interface.
     pub tunnel_mac: Mac,
-    /// The smallest MTU that some route is held to, in bytes; 0: none is, so that ways take what their interfaces take.
+    /// Smallest MTU set on any route, in bytes. Zero if no route has one; path MTUs are then those of the interfaces.
     pub route_mtu: u16,
 }
 
-/// How many main uplinks a node may have.
+/// Maximum number of main uplinks.
 pub const UPLINKS: usize = 8;
 
 impl Config {
@@ -65,7 +66,7 @@ impl Config {
         uplink && ifindex.0 != 0
     }
 
-    /// The node's address of a family, or none.
+    /// Address of the node for a family, or none.
     #[inline(always)]
     pub const fn node(&self, v6: bool) -> &Addr {
         if v6 { &self.node_v6 } else { &self.node_v4 }
@@ -73,11 +74,11 @@ impl Config {
 
     /// ClusterIPs may be used from outside the cluster.
     pub const EXTERNAL_CLUSTER_IP: u32 = 1;
-    /// Pods reach what is outside of the cluster with the node's address.
+    /// Traffic from pods to destinations outside the cluster gets the node's source address.
     pub const MASQUERADE: u32 = 2;
-    /// The kernel's look-up of a route tells the source address (`BPF_FIB_LOOKUP_SRC`, Linux 6.7).
+    /// Route lookups return the source address (`BPF_FIB_LOOKUP_SRC`, Linux 6.7).
     pub const ROUTE_SOURCE: u32 = 4;
-    /// Sockets of pods are translated too, not only those of the host.
+    /// Sockets of pods are translated as well as sockets of the host.
     pub const SOCKET_PODS: u32 = 8;
 }
 

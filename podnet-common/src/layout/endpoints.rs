@@ -1,22 +1,22 @@
-//! What the plugin writes of local pods. Frozen: an old plugin works with a new daemon.
+//! Local pods, as recorded by the plugin. Frozen: an old plugin must work with a new daemon.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{Addr, IfIndex, Mac};
 
-/// `endpoints` (hash, frozen): a local pod's address → where it is.
+/// Value of `endpoints` (hash, key [`Addr`], frozen): the interface of a local pod, by pod address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
-    /// The host-side end of the pod's veth pair.
+    /// Host end of the pod's veth pair.
     pub ifindex: IfIndex,
-    /// The pod interface's MTU in bytes, without the Ethernet header.
+    /// MTU of the pod's interface in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// The pod interface's MAC.
+    /// MAC of the pod's interface.
     pub mac: Mac,
-    /// The host end's MAC.
+    /// MAC of the host end.
     pub host_mac: Mac,
-    /// [`Endpoint::NO_PEER`] and reserved bits, which are zero.
+    /// Flag bits: [`Endpoint::NO_PEER`]; the others are reserved and zero.
     pub flags: u32,
     /// Zero.
     pub _reserved: u32,
@@ -25,12 +25,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint has traffic shaping, so packets must pass the host end's queue.
+    /// Traffic to the pod is shaped, so packets must pass the queueing discipline of the host end.
     pub const NO_PEER: u32 = 1;
 }
 
-/// `sandboxes` (hash, frozen): cookie of a pod's network namespace → the pod's addresses, by which a socket's program
-/// knows whether it would reach itself.
+/// Value of `sandboxes` (hash, key: cookie of a pod's network namespace, frozen): the pod's addresses. Socket programs
+/// use them to recognise connections of a pod to itself.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sandbox {

@@ -1,10 +1,10 @@
-//! Flows: the connection table, and which packet a fragment belongs to.
+//! Flows: connection tracking, and the ports of fragmented datagrams.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{Addr, IfIndex, Mac, Port, Proto};
 
-/// Key of `conntrack`: a packet's addresses and ports as it arrives.
+/// Key of `conntrack`: addresses and ports of a packet as it arrives.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Tuple {
@@ -27,13 +27,13 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    /// The tuple of a packet in the other direction.
+    /// Tuple of a packet in the opposite direction.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, proto: self.proto, _pad: [0; 3] }
     }
 
-    /// Equality without branches: see [`Addr::same`].
+    /// Branch-free equality: see [`Addr::same`].
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
         let ports = (self.sport.wire() ^ other.sport.wire()) | (self.dport.wire() ^ other.dport.wire());
@@ -42,77 +42,78 @@ impl Tuple {
     }
 }
 
-/// `conntrack` (hash): [`Tuple`] → how to rewrite the packet and where to send it. A flow has two entries, one for
-/// each direction, and each holds all that is needed to make the other again: the other half's key is
+/// Value of `conntrack` (hash, key [`Tuple`]): how to rewrite a packet and where to send it.
+///
+/// A flow has two entries, one per direction. Each contains enough to rebuild the other, whose key is
 /// [`CtEntry::reply_key`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct CtEntry {
-    /// When a packet was last seen, in [ticks](crate::time).
+    /// Time of the last packet, in [ticks](crate::time).
     #[cfg(not(feature = "later-layouts"))]
     pub last_seen: u32,
-    /// Says nothing.
+    /// Unused.
     #[cfg(feature = "later-layouts")]
     pub later: u32,
-    /// The interface on which packets of this half arrive, or the complement of one by which they leave the host's stack;
-    /// others are examined in full.
+    /// Interface on which packets of this half arrive. Bitwise complement of an interface if they leave the host's
+    /// stack by it. Packets from elsewhere don't take the fast path.
     pub in_ifindex: IfIndex,
-    /// Where the packet goes; 0: up the host's stack.
+    /// Egress interface; 0: the packet goes up the host's stack.
     pub out_ifindex: IfIndex,
-    /// What the way out takes, in bytes without the Ethernet header.
+    /// MTU of the path in bytes, without the Ethernet header.
     pub out_mtu: u16,
-    /// [`CtEntry::REPLY`] and the other flag bits.
+    /// Flag bits: [`CtEntry::REPLY`] and the other constants.
     pub flags: u8,
-    /// How it leaves: an [`Out`] as a number.
+    /// Kind of egress: an [`Out`] as a number.
     pub out: u8,
-    /// The source port after translation.
+    /// Source port after translation.
     pub sport: Port,
-    /// The destination port after translation.
+    /// Destination port after translation.
     pub dport: Port,
-    /// Destination and source MAC for all ways but those by the stack and through the neighbour table, as the frame begins with them: in
-    /// words, which are fewer to copy than bytes.
+    /// Destination and source MAC, as they are at the start of the frame. Not used for egress through the stack or the
+    /// neighbour table. Stored as words, which take fewer instructions to copy than bytes.
     pub macs: [u32; 3],
-    /// [`crate::layout::Frontend::service`] that the flow belongs to.
+    /// [`Frontend::service`](super::Frontend::service) of the service port that the flow belongs to.
     pub service: u32,
-    /// The source after translation.
+    /// Source address after translation.
     pub src: Addr,
-    /// The destination after translation.
+    /// Destination address after translation.
     pub dst: Addr,
-    /// When a packet was last seen, in [ticks](crate::time).
+    /// Time of the last packet, in [ticks](crate::time).
     #[cfg(feature = "later-layouts")]
     pub last_seen: u32,
 }
 
-/// Two MACs as [`CtEntry::macs`].
+/// Destination and source MAC in the format of [`CtEntry::macs`].
 pub fn macs(dst: Mac, src: Mac) -> [u32; 3] {
     bytemuck::cast([dst, src])
 }
 
-/// How a packet leaves the pipeline when it is forwarded.
+/// Kind of egress: how a forwarded packet leaves the pipeline.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Out {
-    /// Up the host's stack, which routes it.
+    /// Up the host's stack, which routes the packet.
     Stack = 0,
-    /// Into a pod's namespace.
+    /// Directly into a pod's network namespace.
     Pod = 1,
     /// Out of an uplink, through the neighbour table.
     Uplink = 2,
-    /// To a process of the host, as if it came from podnet0.
+    /// To a process of the host, as if received on podnet0.
     Host = 3,
-    /// Out of an interface, with the MACs that are in the entry.
+    /// Out of an interface, with the MACs of the entry.
     Link = 4,
-    /// Out of an uplink to another node, which is the entry's destination but not the packet's, through the neighbour
-    /// table.
+    /// Out of an uplink to another node, through the neighbour table. The entry's destination is the node; the packet's
+    /// destination is unchanged.
     Via = 5,
-    /// Into the tunnel to another node, which the first of the MACs in the entry stands for.
+    /// Into the tunnel, to the node identified by the destination MAC of the entry.
     Tunnel = 6,
-    /// Into a pod's namespace through its host end's queue, which shapes what the pod gets.
+    /// Into a pod's network namespace through the queueing discipline of its host end, which shapes the traffic.
     Queue = 7,
 }
 
 impl Out {
-    /// The way with a number; up the stack where none has it.
+    /// Converts from a number; unknown numbers are [`Out::Stack`].
     #[inline(always)]
     pub const fn from_number(number: u8) -> Self {
         match number {
@@ -129,49 +130,50 @@ impl Out {
 }
 
 impl CtEntry {
-    /// This half rewrites replies; its counterpart belongs to the client's direction.
+    /// This half is for replies; the other half is for the client's packets.
     pub const REPLY: u8 = 1;
-    /// A packet has been seen in both directions.
+    /// Packets have been seen in both directions.
     pub const REPLIED: u8 = 2;
     /// The client has sent a FIN.
     pub const FIN_CLIENT: u8 = 4;
     /// The backend has sent a FIN.
     pub const FIN_BACKEND: u8 = 8;
-    /// The connection is over: both have, or one has sent an RST.
+    /// The connection is closed: both sides have sent a FIN, or one has sent an RST.
     pub const CLOSED: u8 = Self::FIN_CLIENT | Self::FIN_BACKEND;
-    /// The connection is over if an RST from outside is to be believed.
+    /// The connection is closed if an RST from outside is genuine, which is not certain.
     pub const DOUBTFUL: u8 = Self::CLOSED | Self::OPENING;
-    /// It isn't known yet that the client gets answers: after the backend's first packet none of its own has been seen,
-    /// of TCP the third step of the handshake. Entries that were made before there was this bit are without it.
+    /// Not established yet: there is no evidence that the client receives replies. For TCP that is the third step of
+    /// the handshake, for other protocols a packet of the client after the backend's first. Not set in entries from
+    /// before this bit existed.
     pub const OPENING: u8 = 16;
-    /// The source is rewritten.
+    /// The source address and port are rewritten.
     pub const REWRITE_SRC: u8 = 32;
-    /// The destination is rewritten.
+    /// The destination address and port are rewritten.
     pub const REWRITE_DST: u8 = 64;
-    /// Direct server return: the packets go unchanged to the node that is [`CtEntry::dst`], and answers don't come by
-    /// here, so there is no other half.
+    /// Direct server return: packets are sent unchanged to the node [`CtEntry::dst`]. Replies don't pass this node, so
+    /// there is no other half.
     pub const ONE_WAY: u8 = 128;
 
-    /// Whether the connection is over, so that its tuple may begin a new one.
+    /// Whether the connection is closed, so its tuple may be reused.
     #[inline(always)]
     pub const fn closed(&self) -> bool {
         self.flags & Self::CLOSED == Self::CLOSED
     }
 
-    /// Whether it is so only if an RST from outside is to be believed.
+    /// Whether the connection is closed only if an RST from outside is genuine.
     #[inline(always)]
     pub const fn doubtful(&self) -> bool {
         self.flags & Self::DOUBTFUL == Self::DOUBTFUL
     }
 
-    /// Whether [`CtEntry::OPENING`] or [`CtEntry::DOUBTFUL`].
+    /// Whether the flow is [`CtEntry::OPENING`] or [`CtEntry::DOUBTFUL`].
     #[inline(always)]
     pub const fn opening(&self) -> bool {
         self.flags & Self::OPENING != 0
     }
 
-    /// The flow's other half, made from this one, which belongs to packets with `tuple`. Where packets of the other half
-    /// come in, and how they leave, isn't known from this one.
+    /// Builds the other half of the flow from this one, which belongs to packets with `tuple`. The ingress interface
+    /// and the egress of the other half are unknown and left empty.
     #[inline(always)]
     pub fn reverse(&self, tuple: &Tuple) -> Self {
         let mut flags = self.flags & !(Self::REWRITE_SRC | Self::REWRITE_DST) ^ Self::REPLY;
@@ -193,7 +195,7 @@ impl CtEntry {
         }
     }
 
-    /// Key of the flow's other half: the translated packet, reversed.
+    /// Key of the other half: the translated tuple, reversed.
     #[inline(always)]
     pub const fn reply_key(&self, proto: Proto) -> Tuple {
         let nothing = Port::new(0);
@@ -202,8 +204,8 @@ impl CtEntry {
         key
     }
 
-    /// Writes [`Self::reply_key`] to a tuple of the same protocol, without a copy of its own on the way: the programs'
-    /// stack has no room for two.
+    /// Writes [`Self::reply_key`] into a tuple of the same protocol, without a temporary copy: the BPF stack has no
+    /// room for two.
     #[inline(always)]
     pub const fn write_reply_key(&self, key: &mut Tuple) {
         key.src = self.dst;
@@ -213,7 +215,8 @@ impl CtEntry {
     }
 }
 
-/// Key of `fragments` (LRU hash): the fragments of one packet (RFC 791, section 3.2; RFC 8200, section 4.5).
+/// Key of `fragments` (LRU hash): identifies the fragments of one datagram (RFC 791, section 3.2; RFC 8200, section
+/// 4.5).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct FragmentKey {
@@ -221,7 +224,7 @@ pub struct FragmentKey {
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
-    /// Identification as on the wire; 16 bits of it in IPv4.
+    /// Identification in network byte order; for IPv4 only 16 bits are used.
     pub id: u32,
     /// Protocol.
     pub proto: Proto,
@@ -229,7 +232,7 @@ pub struct FragmentKey {
     pub _pad: [u8; 3],
 }
 
-/// Value of `fragments`: what only the first fragment says.
+/// Value of `fragments`: the ports, which only the first fragment contains.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FragmentPorts {

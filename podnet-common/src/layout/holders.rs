@@ -1,33 +1,35 @@
-//! Places in `holders` (array of `u32`): how many entries of `conntrack` everybody holds by whom flows were begun. A place may be
-//! shared by several. Each sweep of the daemon replaces the counts, which programs only add to, by exact ones.
+//! Slots of `holders` (array of `u32`): the number of `conntrack` entries of each sender.
+//!
+//! An entry is counted for the sender that began its flow. Several senders may share a slot. Programs only increment
+//! the counts; each sweep of the daemon replaces them with exact ones.
 
 use crate::addr::{Addr, IfIndex};
 
-/// How many places pods have, and outside clients.
+/// Number of slots for pods, and also for clients outside the cluster.
 const PLACES: u32 = 32_768;
-/// All entries.
+/// Slot: all entries.
 pub const ALL: u32 = 2 * PLACES;
-/// Those of all outside clients.
+/// Slot: entries of all clients outside the cluster.
 pub const OUTSIDE: u32 = ALL + 1;
-/// No count, but how many entries `conntrack` has room for; 0: that isn't known yet.
+/// Slot: no count, but the capacity of `conntrack`; 0 while it is unknown.
 pub const ROOM: u32 = ALL + 2;
-/// How many places there are.
+/// Number of slots.
 pub const LEN: usize = ROOM as usize + 1;
 
-/// The place of what comes in by an interface of this node: a pod's, or that of the host's processes.
+/// Slot of a sender on this node, by ingress interface: a pod, or the processes of the host.
 #[inline(always)]
 pub const fn of_interface(ifindex: IfIndex) -> u32 {
     ifindex.0 % PLACES
 }
 
-/// The place of an outside client.
+/// Slot of a client outside the cluster.
 #[inline(always)]
 pub const fn of_client(addr: &Addr) -> u32 {
     let [a, b, c, d] = addr.0;
     PLACES + crate::pipeline::mix(a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d) % PLACES
 }
 
-/// Whether a place is an outside client's.
+/// Whether a slot belongs to a client outside the cluster.
 #[inline(always)]
 pub const fn is_outside(place: u32) -> bool {
     place >= PLACES && place < ALL

@@ -1,32 +1,32 @@
-//! Hooks, and where their programs are: generations, slots, the mark of packets that are done.
+//! Hooks and their slots in program arrays, generations, and the packet mark.
 
-/// A hook: where a dispatcher is attached. The numbers are slots of the program arrays, and frozen.
+/// A hook: the place where a dispatcher is attached. The numbers are slots of the program arrays and never change.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
-    /// TC ingress of a pod's host-side veth: packets that the pod sends.
+    /// TC ingress of the host end of a pod's veth pair: packets sent by the pod.
     FromPod = 0,
-    /// TC egress of the same: packets to the pod that come through the host's stack.
+    /// TC egress of the host end: packets to the pod that come from the host's stack.
     ToPod = 1,
     /// TC ingress of an uplink or the tunnel.
     FromUplink = 2,
     /// TC egress of an uplink or the tunnel.
     ToUplink = 3,
-    /// TC ingress of podnet1, the far end of podnet0, where the host's routes to services lead.
+    /// TC ingress of podnet1, the far end of podnet0, to which the host's routes to services point.
     FromHost = 4,
     /// XDP of an uplink.
     UplinkXdp = 5,
-    /// TC egress of the loopback interface: what the host's processes send to the host's own addresses.
+    /// TC egress of the loopback interface: packets from processes of the host to the host's own addresses.
     FromLoopback = 6,
-    /// TC egress of an uplink whose frames begin with the IP header: WireGuard, TUN and other devices without Ethernet.
+    /// TC egress of an uplink whose frames start with the IP header: WireGuard, TUN and other devices without Ethernet.
     ToRaw = 7,
-    /// TC ingress of such an uplink. It has no stages: with a header before them its packets go on at
+    /// TC ingress of such an uplink. It has no stages: its packets get an Ethernet header and continue at
     /// [`Hook::FromUplink`].
     FromRaw = 80,
 }
 
 impl Hook {
-    /// All of them.
+    /// All hooks.
     pub const ALL: [Self; 9] = [
         Self::FromPod,
         Self::ToPod,
@@ -39,7 +39,7 @@ impl Hook {
         Self::FromRaw,
     ];
 
-    /// The program's and the pin's name.
+    /// Name of the program and of its pin.
     pub const fn name(self) -> &'static str {
         match self {
             Self::FromPod => "from_pod",
@@ -55,12 +55,12 @@ impl Hook {
     }
 }
 
-/// Slots that one generation takes in a program array.
+/// Number of slots per generation in a program array.
 pub const GENERATION_SLOTS: u32 = 128;
-/// Generations that a program array has room for: the current one and the next.
+/// Number of generations in a program array: the current one and the next.
 pub const GENERATIONS: u32 = 2;
-/// The key of the socket hooks in `origins`, whose other keys are the generations.
+/// Key of the socket hooks in `origins`; its other keys are generations.
 pub const SOCKET_ORIGIN: u32 = GENERATIONS;
 
-/// Mark that from_pod sets on packets that it sends out of an uplink, so that to_uplink leaves them alone.
+/// Packet mark set on packets that a hook sends out of an uplink, so that egress hooks skip them.
 pub const MARK_DONE: u32 = 0x0070_0000;

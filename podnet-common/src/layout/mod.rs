@@ -1,9 +1,9 @@
-//! The layout of every table, by subject; [`tables`] declares the tables themselves.
+//! Keys and values of all tables, by subject. The tables themselves are declared in [`tables`].
 //!
-//! Keys and values are plain data without implicit padding: an uninitialised byte in a key is a miss that no verifier
-//! reports. Fields named `_pad` are zero. A changed layout is another version of its table, and [`migrate`] makes its
-//! entries from those of others. Tables of [`Class::Frozen`](tables::Class::Frozen) never change: the plugin writes them,
-//! and an old plugin works with a new daemon.
+//! All layouts are plain data without implicit padding: an uninitialised byte in a key causes a lookup miss that no
+//! verifier reports. Fields named `_pad` are zero. A changed layout is a new version of its table, and [`migrate`]
+//! converts entries of other versions. Tables of [`Class::Frozen`](tables::Class::Frozen) never change: the plugin
+//! writes them, and an old plugin must work with a new daemon.
 
 mod config;
 mod endpoints;
@@ -26,13 +26,13 @@ pub use network::*;
 pub use services::*;
 pub use sockets::*;
 
-/// Directory, below the bpffs mount, of everything that podnet pins.
+/// Directory for all of podnet's pins, relative to the mount point of bpffs.
 pub const PIN_ROOT: &str = "podnet";
-/// Directory in [`PIN_ROOT`] of what never changes its layout: dispatchers (`from_pod` … by [`Hook::name`]) and the
-/// frozen tables.
+/// Directory in [`PIN_ROOT`] for pins whose layout never changes: dispatchers (`from_pod` and so on, see
+/// [`Hook::name`]) and frozen tables.
 pub const FROZEN: &str = "hooks";
-/// Directory in [`PIN_ROOT`] of the tables with the first version of their layout. It is older than these versions: so a
-/// daemon that knows of none finds its tables there.
+/// Directory in [`PIN_ROOT`] for tables with version 1 of their layout. The name predates versions per table: daemons
+/// from before these versions look for their tables here.
 pub const FIRST_TABLES: &str = "v2";
-/// Directory in [`PIN_ROOT`] of the tables with later versions: `<table>_v<version>`.
+/// Directory in [`PIN_ROOT`] for tables with later versions: `<table>_v<version>`.
 pub const LATER_TABLES: &str = "tables";

@@ -1,4 +1,4 @@
-//! The network: what each range of addresses is, the uplinks, the other nodes.
+//! The network as the programs know it: address ranges, uplinks, other nodes.
 
 use core::{fmt, net::IpAddr};
 
@@ -7,31 +7,31 @@ use bytemuck::{Pod, Zeroable};
 use super::tables::TrieKey;
 use crate::addr::{Addr, Mac};
 
-/// Key of `nodes` (LPM trie): a prefix of mapped addresses.
+/// Key of `nodes` (LPM trie): a prefix of addresses with IPv4 mapped.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Prefix {
-    /// Length in bits of the mapped form: 96 is added to an IPv4 length.
+    /// Prefix length in bits of the mapped form: 96 more than an IPv4 prefix length.
     pub len: u32,
-    /// The address.
+    /// Network address.
     pub addr: Addr,
 }
 
-/// How much longer a mapped IPv4 prefix is than the prefix itself, in bits.
+/// Number of bits by which a mapped IPv4 prefix is longer than the IPv4 prefix.
 const MAPPED_BITS: u32 = 96;
 
 impl Prefix {
-    /// The prefix of an address with a length in bits of the address's own family.
+    /// Prefix of `addr` with `len` bits, counted within the address's own family.
     pub fn new(addr: IpAddr, len: u8) -> Self {
         Self { len: u32::from(len) + if addr.is_ipv4() { MAPPED_BITS } else { 0 }, addr: addr.into() }
     }
 
-    /// The length in bits of the address's own family.
+    /// Length in bits within the address's own family.
     pub fn own_len(&self) -> u32 {
         if self.addr.is_v4() { self.len.saturating_sub(MAPPED_BITS) } else { self.len }
     }
 
-    /// Whether it holds an address.
+    /// Whether the prefix contains an address.
     pub fn contains(&self, addr: &Addr) -> bool {
         let bits = |a: &Addr| u128::from_be_bytes(bytemuck::cast(a.0));
         self.len == 0 || (bits(&self.addr) ^ bits(addr)) >> (128 - self.len.min(128)) == 0
@@ -48,19 +48,19 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// `nodes` (LPM trie): a CIDR → what it is.
+/// Value of `nodes` (LPM trie, key [`Prefix`]): the kind of an address range and how to reach it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Network {
     /// A [`NetworkKind`] as a number.
     #[cfg(not(feature = "later-layouts"))]
     pub kind: u32,
-    /// For [`NetworkKind::RemotePods`] and [`NetworkKind::RemoteNode`]: the node's MAC as seen here, or zeros when it
-    /// isn't on a shared link and there is no tunnel.
+    /// For [`NetworkKind::RemotePods`] and [`NetworkKind::RemoteNode`]: MAC of the node as seen from here. Zeros if the
+    /// node is not on a shared link and there is no tunnel.
     pub mac: Mac,
-    /// [`Network::NODE_PORTS`], [`Network::TUNNEL`] and [`Network::SERVICE_ADDRESS`].
+    /// Flag bits: [`Network::NODE_PORTS`], [`Network::TUNNEL`] and [`Network::SERVICE_ADDRESS`].
     pub flags: u16,
-    /// For pods and nodes: the node's address of the same family.
+    /// For pods and nodes: address of the node, of the same family.
     pub node: Addr,
     /// A [`NetworkKind`] as a number.
     #[cfg(feature = "later-layouts")]
@@ -70,24 +70,24 @@ pub struct Network {
 impl Network {
     /// This address of a node serves NodePorts.
     pub const NODE_PORTS: u16 = 1;
-    /// What pods exchange with these pods, or with this node, goes through the tunnel, where the node has
-    /// [`Network::mac`].
+    /// Traffic between this node's pods and these pods (or this node) goes through the tunnel, where the MAC of the
+    /// remote node is [`Network::mac`].
     pub const TUNNEL: u16 = 2;
-    /// Some service has this address (a /32 or /128) at some ports. All else there is as if it had not, so the kind is that
-    /// of the range around it.
+    /// A service has this address (a /32 or /128) at some ports. Everything else at the address is treated as if no
+    /// service had it, so the kind is that of the surrounding range.
     pub const SERVICE_ADDRESS: u16 = 4;
 }
 
-/// What a CIDR of the cluster is.
+/// Kind of an address range.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkKind {
-    /// Outside of the cluster: IPv4 as a whole, which is nothing by being in ::/0 as mapped addresses are, and external
+    /// Outside the cluster. Covers all of IPv4, which as mapped addresses would otherwise match ::/0, and external
     /// addresses of services.
     Nothing = 0,
-    /// Pods of this node.
+    /// Pods on this node.
     LocalPods = 1,
-    /// Pods of another node.
+    /// Pods on another node.
     RemotePods = 2,
     /// Service addresses.
     Services = 3,
@@ -95,39 +95,39 @@ pub enum NetworkKind {
     LocalNode = 4,
     /// An address of another node (a /32 or /128).
     RemoteNode = 5,
-    /// What pods reach with their own address, though it isn't the cluster's.
+    /// A range outside the cluster that pods reach with their own address.
     NonMasquerade = 7,
 }
 
-/// `interfaces` (hash): index of an uplink, an interface that leads out of the node → what programs have to know of it.
+/// Value of `interfaces` (hash, key `IfIndex`): an uplink, that is, an interface that leads out of the node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Interface {
-    /// The IPv4 address with which the node speaks there, mapped, or none.
+    /// The node's IPv4 source address on this interface, mapped, or none.
     pub v4: Addr,
-    /// The same for IPv6.
+    /// The node's IPv6 source address on this interface, or none.
     pub v6: Addr,
-    /// Its MTU in bytes, without the Ethernet header.
+    /// MTU in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// [`Interface::RAW`] and [`Interface::MAIN`].
+    /// Flag bits: [`Interface::RAW`] and [`Interface::MAIN`].
     pub flags: u32,
 }
 
 impl Interface {
-    /// Its frames begin with the IP header.
+    /// Frames start with the IP header.
     pub const RAW: u32 = 1;
-    /// It is one of [`Config::uplinks`](super::Config::uplinks), if these are not too many.
+    /// A main uplink: listed in [`Config::uplinks`](super::Config::uplinks), unless that array is too small.
     pub const MAIN: u32 = 2;
 
-    /// The node's address of a family there, or none.
+    /// The node's source address on this interface for a family, or none.
     #[inline(always)]
     pub const fn addr(&self, v6: bool) -> &Addr {
         if v6 { &self.v6 } else { &self.v4 }
     }
 }
 
-/// Key of `peers` (hash, value `u32`, which is 1): the MAC of another node, which may send on packets for direct
-/// server return.
+/// Key of `peers` (hash, value `u32`, always 1): the MAC of another node, which may forward packets to this one for
+/// direct server return.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Peer {
@@ -137,7 +137,7 @@ pub struct Peer {
     pub _pad: [u8; 2],
 }
 
-/// UDP port at which nodes get the tunnel's packets, the one that Linux uses by default.
+/// UDP port of the tunnel: the default VXLAN port of Linux.
 pub const TUNNEL_PORT: u16 = 8472;
 
 const _: () = {

@@ -1,38 +1,38 @@
-//! What the socket hooks remember.
+//! State of the socket hooks.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::addr::{Addr, Port, Proto};
 
-/// Key of `sock_reverse` (LRU hash): what a socket was connected or has sent to.
+/// Key of `sock_reverse` (LRU hash): a socket and the backend to which it was connected or has sent.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct SockKey {
-    /// The kernel's socket cookie.
+    /// Socket cookie (`SO_COOKIE`).
     pub cookie: u64,
-    /// The backend's address.
+    /// Address of the backend.
     pub addr: Addr,
-    /// The backend's port.
+    /// Port of the backend.
     pub port: Port,
-    /// The protocol.
+    /// Protocol.
     pub proto: Proto,
     /// Zero.
     pub _pad: [u8; 5],
 }
 
-/// Value of `sock_reverse`: the frontend that the program meant; zeros if it meant several that lead to this backend, which
-/// are then told apart per packet.
+/// Value of `sock_reverse`: the frontend that the process addressed. All zeros if it addressed several frontends with
+/// this backend; those are then distinguished per packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SockPeer {
-    /// The frontend's address.
+    /// Address of the frontend.
     #[cfg(not(feature = "later-layouts"))]
     pub addr: Addr,
-    /// The frontend's port.
+    /// Port of the frontend.
     pub port: Port,
     /// Zero.
     pub _pad: [u8; 6],
-    /// The frontend's address.
+    /// Address of the frontend.
     #[cfg(feature = "later-layouts")]
     pub addr: Addr,
 }

@@ -1,38 +1,39 @@
-//! Every table, declared once: its name, kind, key, value, capacity, class and the version of its layout.
+//! Declaration of all tables: name, kind, key, value, capacity, class and layout version.
 //!
-//! The object's maps, the loader, the pins, the commands and the documentation all follow [`for_each_table`](crate::for_each_table). A new table
-//! is a line there, and its use.
+//! The maps of the eBPF object, the loader, the pins and the commands are generated from
+//! [`for_each_table`](crate::for_each_table), and the documentation is compared with it. To add a table, add a line
+//! there and use it.
 
 use core::marker::PhantomData;
 
 use super::migrate::{self, Conversion, Field};
 
-/// How the kernel keeps a table.
+/// Map type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Programs, for tail calls.
+    /// Program array, for tail calls.
     ProgramArray,
     /// An array.
     Array,
-    /// An array with a value for each CPU.
+    /// Per-CPU array.
     PerCpuArray,
-    /// A hash table whose memory is taken when it is made.
+    /// Hash table, preallocated.
     Hash,
-    /// A hash table whose entries take memory as they come. Only the daemon may add any: a program that can't sleep may
-    /// get none.
+    /// Hash table that allocates entries on insertion (`BPF_F_NO_PREALLOC`). Only the daemon may insert: allocation can
+    /// fail in a program, which can't sleep.
     HashAsNeeded,
-    /// A hash table that makes room by removing what was used least recently.
+    /// Hash table that evicts the least recently used entries.
     LruHash,
-    /// A trie for the longest prefix that matches.
+    /// Trie for longest-prefix matches.
     LpmTrie,
-    /// A ring buffer. Its capacity is in bytes.
+    /// Ring buffer. The capacity is in bytes.
     Ring,
-    /// aya-log's, which also declares it.
+    /// The ring buffer of aya-log, which declares the map.
     Log,
 }
 
 impl Kind {
-    /// As documents call it.
+    /// Name used in documentation.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ProgramArray => "program array",
@@ -47,25 +48,25 @@ impl Kind {
     }
 }
 
-/// How long a table's content has to live, and where it is pinned.
+/// Lifetime of a table's contents, which also determines where it is pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The layout never changes: the plugin and the dispatchers of other versions use it.
+    /// The layout never changes: the plugin and the dispatchers of other versions use the table.
     Frozen,
-    /// Programs write it, and nothing else knows what it holds.
+    /// Written by programs; the contents can't be derived from anything else.
     Kept,
-    /// The daemon writes it, or can do without what it holds.
+    /// Written by the daemon, or dispensable.
     Derived,
-    /// It belongs to one generation of programs, and has no pin.
+    /// Belongs to one generation of programs; not pinned.
     Generation,
 }
 
-/// How entries of other versions become entries of this one.
+/// Conversion of entries of other versions to this version.
 #[derive(Clone, Copy, Debug)]
 pub struct Migration {
-    /// This version's keys.
+    /// Fields of this version's key.
     pub key: &'static [Field<'static>],
-    /// This version's values.
+    /// Fields of this version's value.
     pub value: &'static [Field<'static>],
     /// Converts an entry.
     pub convert: Conversion,
@@ -77,7 +78,7 @@ impl Migration {
     }
 }
 
-/// A table, whatever it holds.
+/// A table, independent of its key and value types.
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     name: &'static str,
@@ -91,7 +92,7 @@ pub struct Table {
     migration: Option<Migration>,
 }
 
-/// There is one table of a name.
+/// Names are unique.
 impl PartialEq for Table {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -101,54 +102,53 @@ impl PartialEq for Table {
 impl Eq for Table {}
 
 impl Table {
-    /// Its name, in messages and pins.
+    /// Name in messages and pins.
     pub const fn name(self) -> &'static str {
         self.name
     }
 
-    /// Its name in the object.
+    /// Name of the map in the eBPF object.
     pub const fn map(self) -> &'static str {
         self.map
     }
 
-    /// How the kernel keeps it.
+    /// Map type.
     pub const fn kind(self) -> Kind {
         self.kind
     }
 
-    /// The size of a key in bytes.
+    /// Size of a key in bytes.
     pub const fn key_size(self) -> usize {
         self.key_size
     }
 
-    /// The size of a value in bytes.
+    /// Size of a value in bytes.
     pub const fn value_size(self) -> usize {
         self.value_size
     }
 
-    /// How many entries it has room for unless the configuration says otherwise; of a ring buffer, how many bytes. Arrays
-    /// and [`Kind::Hash`] take their memory when they are made.
+    /// Default number of entries; for a ring buffer, number of bytes. The configuration may change it. Arrays and
+    /// [`Kind::Hash`] are allocated in full when they are created.
     pub const fn capacity(self) -> usize {
         self.capacity
     }
 
-    /// How long what it holds has to live.
+    /// Lifetime of the contents.
     pub const fn class(self) -> Class {
         self.class
     }
 
-    /// The version of its layout.
+    /// Version of the layout.
     pub const fn version(self) -> u32 {
         self.version
     }
 
-    /// How entries of other versions become this one's. `None`: they don't, since the layout never changes, or what the
-    /// table holds is never used again.
+    /// Conversion from other versions. `None` if the layout never changes, or if the contents are never reused.
     pub const fn migration(self) -> Option<Migration> {
         self.migration
     }
 
-    /// Whether it is pinned.
+    /// Whether the table is pinned.
     pub const fn is_pinned(self) -> bool {
         !matches!(self.class, Class::Generation)
     }
@@ -161,7 +161,7 @@ pub struct TableOf<K, V> {
     entry: PhantomData<fn() -> (K, V)>,
 }
 
-// Not derived: that would ask for keys and values that can be copied, though there are none in here.
+// Not derived: derives would require `K` and `V` to be `Clone` and `Copy`, but no value of theirs is stored.
 impl<K, V> Clone for TableOf<K, V> {
     fn clone(&self) -> Self {
         *self
@@ -171,7 +171,7 @@ impl<K, V> Clone for TableOf<K, V> {
 impl<K, V> Copy for TableOf<K, V> {}
 
 impl<K, V> TableOf<K, V> {
-    /// The table, whatever it holds.
+    /// The table without its key and value types.
     pub const fn table(self) -> Table {
         self.table
     }
@@ -198,7 +198,7 @@ impl<K, V> From<TableOf<K, V>> for Table {
     }
 }
 
-/// The tables that fill as a cluster grows: commands and metrics show how full they are.
+/// Tables that fill up as a cluster grows. Commands and metrics show their usage.
 pub const SIZED: [Table; 8] = [
     FRONTENDS.table,
     SLOTS.table,
@@ -210,74 +210,74 @@ pub const SIZED: [Table; 8] = [
     AFFINITY.table,
 ];
 
-/// The key of a [`Kind::LpmTrie`]: a length in bits, and what has this length at most.
+/// Key of a [`Kind::LpmTrie`]: a length in bits, followed by at least as many bits of data.
 pub trait TrieKey {
-    /// What follows the length.
+    /// The data after the length.
     type Data;
 }
 
-/// Calls a macro with all tables, each as `NAME: Kind<Key, Value>[capacity] Class version;`. The names of types are those
-/// of [`addr`](crate::addr), [`layout`](crate::layout) and [`verdict`](crate::verdict).
+/// Calls a macro with all tables, each as `NAME: Kind<Key, Value>[capacity] Class version;`. Type names are those of
+/// [`addr`](crate::addr), [`layout`](crate::layout) and [`verdict`](crate::verdict).
 #[macro_export]
 macro_rules! for_each_table {
     ($each:ident) => {
         $each! {
-            /// The programs behind the dispatchers at TC, by generation and slot.
+            /// Programs behind the TC dispatchers, by generation and slot.
             PROGRAMS_TC: ProgramArray<u32, u32>[(GENERATIONS * GENERATION_SLOTS) as usize] Frozen 1;
-            /// The same at XDP.
+            /// Programs behind the XDP dispatchers, by generation and slot.
             PROGRAMS_XDP: ProgramArray<u32, u32>[(GENERATIONS * GENERATION_SLOTS) as usize] Frozen 1;
-            /// Which generation runs.
+            /// The running generation.
             GENERATION: Array<u32, u32>[1] Frozen 1;
-            /// A local pod's address → where it is.
+            /// Address of a local pod → its interface.
             ENDPOINTS: Hash<Addr, Endpoint>[4096] Frozen 1;
-            /// The cookie of a pod's network namespace → the pod's addresses.
+            /// Cookie of a pod's network namespace → addresses of the pod.
             SANDBOXES: Hash<u64, Sandbox>[4096] Frozen 1;
-            /// How often, by the number of a counter, or of a drop reason after these.
+            /// Counters, by number; drop reasons follow from `verdict::COUNTERS_BASE`.
             COUNTERS: PerCpuArray<u32, u64>[$crate::verdict::COUNTERS] Frozen 1;
-            /// Which object the programs of each generation come from, and those at the sockets. No program reads it.
+            /// Id of the object from which the programs of each generation, and those of the socket hooks, were loaded.
+            /// Not read by programs.
             ORIGINS: Array<u32, u64>[SOCKET_ORIGIN as usize + 1] Derived 1;
-            /// Time in ticks, as it was last read.
+            /// Time in ticks, as last read from the clock.
             CLOCK: Array<u32, u32>[1] Derived 1;
-            /// What the daemon tells the programs of the node.
+            /// Node configuration, written by the daemon.
             CONFIG: Array<u32, Config>[1] Derived 1;
-            /// A service's address and port → which slots hold its backends.
+            /// Service address and port → slots of its backends.
             FRONTENDS: HashAsNeeded<FrontendKey, Frontend>[65_536] Derived 1;
-            /// The ids of backends, by frontend.
+            /// Backend ids, in one segment per frontend.
             SLOTS: Array<u32, u32>[2_097_152] Derived 1;
             /// Backends, by id.
             BACKENDS: Array<u32, Backend>[262_144] Derived 1;
-            /// Flows: a packet's addresses and ports → how to rewrite it and where to send it. Two entries a flow.
+            /// Flows: addresses and ports of a packet → how to rewrite it and where to send it. Two entries per flow.
             CONNTRACK: Hash<Tuple, CtEntry>[262_144] Kept 1;
-            /// How many entries of `conntrack` everybody holds.
+            /// Number of `conntrack` entries per sender.
             HOLDERS: Array<u32, u32>[holders::LEN] Derived 1;
-            /// What each range of addresses is.
+            /// Kinds of address ranges.
             NODES: LpmTrie<Prefix, Network>[65_536] Derived 1;
-            /// The uplinks.
+            /// Uplinks.
             INTERFACES: Hash<IfIndex, Interface>[1024] Derived 1;
-            /// The ports for source NAT, in host byte order.
+            /// Ports for source NAT, in host byte order.
             SNAT_PORTS: Array<u32, u32>[65_536] Derived 1;
-            /// Which backend a client had last.
+            /// Last backend of a client.
             AFFINITY: LruHash<AffinityKey, Affinity>[65_536] Kept 1;
-            /// Which clients may use a service port.
+            /// Clients that may use a service port.
             SOURCE_RANGES: LpmTrie<SourceRange, u32>[65_536] Derived 1;
-            /// What only the first fragment of a packet says.
+            /// Ports of fragmented datagrams.
             FRAGMENTS: LruHash<FragmentKey, FragmentPorts>[8192] Kept 1;
-            /// MACs of nodes that may send on packets for direct server return.
+            /// MACs of nodes that may forward packets for direct server return.
             PEERS: Hash<Peer, u32>[16_384] Derived 1;
-            /// What a socket was connected or has sent to → which frontend the program meant.
+            /// Socket and backend → the frontend that the process addressed.
             SOCK_REVERSE: LruHash<SockKey, SockPeer>[65_536] Kept 1;
             /// Reports of dropped packets.
             EVENTS: Ring<(), Event>[262_144] Derived 1;
-            /// What the programs log themselves, where there is no packet that an event could carry. Its layout is that of
-            /// the version of aya-log.
+            /// Log messages of programs, for events without a packet. The layout is that of the aya-log version in use.
             AYA_LOGS: Log<(), ()>[0] Derived 1;
-            /// What programs hand over to each other.
+            /// Records handed over between stages.
             SCRATCH: PerCpuArray<u32, $crate::pipeline::Handover>[1] Generation 1;
-/// A question to the routing table: more than the stack has room for.
+            /// Routing table query, which is too large for the stack.
             FIB: PerCpuArray<u32, $crate::fib::FibLookup>[1] Generation 1;
-            /// How packets between two addresses leave that belong to no flow.
+            /// Cached paths of packets without a flow, by pair of addresses.
             DIRECT_PATHS: PerCpuArray<u32, $crate::pipeline::DirectPath>[$crate::pipeline::DirectPath::SLOTS as usize] Generation 1;
-            /// Answers of the routing and neighbour tables.
+            /// Cached results of routing and neighbour lookups.
             NEXT_HOPS: PerCpuArray<u32, $crate::pipeline::CachedRoute>[$crate::pipeline::CachedRoute::SLOTS as usize] Generation 1;
         }
     };
@@ -292,8 +292,8 @@ const fn lower<const N: usize>(name: &str) -> [u8; N] {
     bytes
 }
 
-/// The version of a layout. With the feature `later-layouts` all have another one that could be the next, which tests
-/// upgrade to and roll back from.
+/// Version of a layout. With the feature `later-layouts`, all tables have a different, possible next version, which
+/// tests upgrade to and roll back from.
 const fn version(class: Class, version: u32) -> u32 {
     if cfg!(feature = "later-layouts") && !matches!(class, Class::Frozen) { version + 1 } else { version }
 }
@@ -379,7 +379,7 @@ mod tests {
         assert_eq!((SOURCE_RANGES.name(), SOURCE_RANGES.map()), ("source_ranges", "SOURCE_RANGES"));
     }
 
-    /// The documentation's table, as far as it follows from the declaration: name, whether frozen, kind, bytes, entries.
+    /// Columns of the documented table that follow from the declaration: name, frozen, kind, bytes, entries.
     fn documented() -> Vec<(String, bool, String, String, String)> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/datapath.md");
         let text = fs::read_to_string(path).unwrap();

@@ -1,8 +1,9 @@
-//! Entries of tables in the layout of another version, older or newer.
+//! Conversion of table entries from other versions of their layout, older or newer.
 //!
-//! A pinned table describes itself: the kernel keeps the names, offsets and sizes of the fields with which it was made
-//! (BTF). So fields are found by name, and a version can read what a later one, of which it knows nothing, has left. For
-//! that a name means the same in all versions: a field of another meaning or size gets another name.
+//! Pinned tables are self-describing: the kernel keeps the BTF of a map, with the names, offsets and sizes of all
+//! fields. Fields are therefore matched by name, and a version can read tables of later versions that it knows nothing
+//! about. This requires that a name keeps its meaning in all versions: a field whose meaning or size changes gets a new
+//! name.
 
 use bytemuck::Pod;
 
@@ -15,48 +16,48 @@ use crate::addr::IfIndex;
 /// A field of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field<'a> {
-    /// Its name.
+    /// Name.
     pub name: &'a str,
-    /// Where it begins, in bytes.
+    /// Offset in bytes.
     pub offset: usize,
-    /// How long it is, in bytes.
+    /// Size in bytes.
     pub size: usize,
 }
 
-/// A key or a value in the layout of some version.
+/// A key or value in the layout of any version.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// The fields of that layout; none if it is a number.
+    /// Fields of the layout; empty for a plain number.
     pub fields: &'a [Field<'a>],
     /// The bytes.
     pub bytes: &'a [u8],
 }
 
 impl Record<'_> {
-    /// A field, if that layout has one of this name and size.
+    /// Value of a field, if the layout has a field of this name and size.
     pub fn get<T: Pod>(&self, name: &str) -> Option<T> {
         let field = self.fields.iter().find(|field| field.name == name && field.size == size_of::<T>())?;
         let bytes = self.bytes.get(field.offset..field.offset.checked_add(field.size)?)?;
         bytemuck::try_pod_read_unaligned(bytes).ok()
     }
 
-    /// All of it, if it has this size.
+    /// The whole record, if it has this size.
     fn whole<T: Pod>(&self) -> Option<T> {
         bytemuck::try_pod_read_unaligned(self.bytes).ok()
     }
 }
 
-/// A key or a value that can be made from another version's.
+/// A key or value that can be converted from other versions.
 pub trait Migrate: Pod {
-    /// This version's layout.
+    /// Fields of this version's layout.
     const FIELDS: &'static [Field<'static>];
 
-    /// What another version's comes to in this one. `None`: it can't be used, so its entry is left out.
+    /// Converts from another version. `None` if that is impossible; the entry is then dropped.
     fn migrate(old: &Record<'_>) -> Option<Self>;
 }
 
-/// Converts an entry: another version's key and value, and where this version's are to be written. Says whether that can
-/// be done.
+/// Converts an entry of another version and writes this version's key and value. Returns false if the entry can't be
+/// converted.
 pub type Conversion = fn(key: &Record<'_>, value: &Record<'_>, new_key: &mut [u8], new_value: &mut [u8]) -> bool;
 
 /// The [`Conversion`] of a table with these keys and values.
@@ -80,8 +81,8 @@ const fn size_of_field<T, F>(_: fn(&T) -> &F) -> usize {
     size_of::<F>()
 }
 
-/// Implements [`Migrate`] field by field. All fields of the structure must be named. An entry that lacks one of them can't
-/// be used, unless it is among the last, which have a value for that.
+/// Implements [`Migrate`] field by field; all fields must be listed. An entry that lacks a field can't be converted,
+/// unless the field is listed with a default after the semicolon.
 macro_rules! migrate {
     ($layout:ident { $($field:ident),* $(; $($new:ident = $default:expr),*)? }) => {
         impl Migrate for $layout {
@@ -148,7 +149,7 @@ migrate!(Config {
 migrate!(SockKey { cookie, addr, port, proto; _pad = [0; 5] });
 migrate!(SockPeer { addr, port; _pad = [0; 6] });
 
-/// Implements [`Migrate`] for the key of a trie. The object names its parts in its own way.
+/// Implements [`Migrate`] for the key of a trie, whose BTF has the field names of the object's generic key type.
 macro_rules! migrate_trie_key {
     ($key:ident { $len:ident, $data:ident }) => {
         impl Migrate for $key {
@@ -167,7 +168,7 @@ macro_rules! migrate_trie_key {
 migrate_trie_key!(Prefix { len, addr });
 migrate_trie_key!(SourceRange { len, data });
 
-/// Implements [`Migrate`] for what has no fields.
+/// Implements [`Migrate`] for plain numbers.
 macro_rules! migrate_number {
     ($($number:ty)*) => {
         $(impl Migrate for $number {

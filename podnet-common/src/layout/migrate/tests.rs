@@ -1,5 +1,5 @@
-//! `golden/layouts.txt` has every version of every table's layout, `golden/entries.txt` entries of tables that are kept as
-//! these versions have left them.
+//! `golden/layouts.txt` lists every version of every table's layout; `golden/entries.txt` contains entries of kept
+//! tables as written by these versions.
 
 extern crate std;
 
@@ -21,7 +21,7 @@ use crate::{
 const LAYOUTS: &str = include_str!("../../../golden/layouts.txt");
 const ENTRIES: &str = include_str!("../../../golden/entries.txt");
 
-/// Fields as `name:offset+size`; of a number its size.
+/// Formats fields as `name:offset+size`; a plain number as its size.
 fn text(fields: &[Field<'_>], size: usize) -> String {
     if fields.is_empty() {
         return format!("{size}");
@@ -31,7 +31,7 @@ fn text(fields: &[Field<'_>], size: usize) -> String {
     fields.iter().map(|field| format!("{}:{}+{}", field.name, field.offset, field.size)).collect::<Vec<_>>().join(" ")
 }
 
-/// The reverse.
+/// Inverse of [`text`].
 fn parsed(text: &str) -> Vec<Field<'_>> {
     let field = |field| {
         let (name, place) = str::split_once(field, ':')?;
@@ -46,7 +46,7 @@ fn bytes(hex: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
-/// The layouts of a table's keys and values in some version.
+/// Key and value layouts of a table in some version.
 fn layouts(name: &str, version: &str) -> (Vec<Field<'static>>, Vec<Field<'static>>) {
     let start = format!("{name} {version}: ");
     let line = LAYOUTS.lines().find_map(|line| line.strip_prefix(&start[..])).unwrap();
@@ -64,7 +64,7 @@ fn another_layout_has_another_version() {
         if !LAYOUTS.lines().any(|known| known == line) {
             writeln!(missing, "{line}").unwrap();
         }
-        // All fields are there, so the last one ends where the layout does.
+        // All fields are listed, so the last one ends where the layout does.
         let end = |fields: &[Field<'_>], size| fields.iter().map(|f| f.offset + f.size).max().unwrap_or(size);
         assert!(parsed(&value).is_empty() || end(&parsed(&value), 0) == table.value_size(), "{}", table.name());
     }
@@ -77,7 +77,7 @@ fn addr(last: u8) -> Addr {
     core::net::Ipv4Addr::new(10, 244, 1, last).into()
 }
 
-/// What `golden/entries.txt` holds, in this version's layout.
+/// The entry of `golden/entries.txt` in this version's layout.
 fn entry_of(table: &Table) -> (Vec<u8>, Vec<u8>) {
     let (port, target, proto) = (Port::new(80), Port::new(8080), Proto::TCP);
     let entry = |key: &[u8], value: &[u8]| (key.to_vec(), value.to_vec());
@@ -140,7 +140,7 @@ fn entries_of_all_versions_become_this_ones() {
     assert!(missing.is_empty(), "add to golden/entries.txt:\n{}", missing.join("\n"));
 }
 
-/// What a later version may have left, of which this one knows nothing.
+/// Later versions may have moved fields or added unknown ones.
 #[test]
 fn fields_are_found_by_name_and_size_wherever_they_are() {
     let layout = |text| parsed(text);
