@@ -1,4 +1,7 @@
-//! Admission: whether a packet may go where it is addressed. All that is refused for what it is, is refused here.
+//! Admission: may a packet go where it is addressed?
+//!
+//! Source checks, source ranges, and ClusterIPs from outside. All checks that can refuse a packet that belongs to no
+//! flow are here.
 
 use crate::{
     addr::{Addr, IfIndex, Proto},
@@ -14,11 +17,11 @@ use super::{
     scope,
 };
 
-/// What the tables say of a packet's source, where that is checked.
+/// What the tables know about a packet's source, at hooks that check it.
 pub(super) struct Sender<'t> {
-    /// The pod that has it, of what pods send.
+    /// For packets sent by pods: the pod with this address.
     pub endpoint: Option<&'t Endpoint>,
-    /// The prefix of the cluster that it is in, of what comes from outside the node.
+    /// For packets from outside the node: the range of the cluster that contains this address.
     pub network: Option<&'t Network>,
 }
 
@@ -34,7 +37,8 @@ impl<'t> Sender<'t> {
     }
 }
 
-/// Whether a packet that belongs to no flow may do what its class does. `Err` is what becomes of it otherwise.
+/// Admits a packet that belongs to no flow, according to its class. `Err` is the verdict on a packet that isn't
+/// admitted.
 #[inline(always)]
 pub(super) fn admit<At: Place, P: Packet, T: Tables>(
     p: &P,
@@ -58,7 +62,7 @@ pub(super) fn admit<At: Place, P: Packet, T: Tables>(
     }
 }
 
-/// Whether a packet's client may use a port of a service, and there is a backend for it.
+/// Whether the client may use a service port, and the port has a backend.
 #[inline(always)]
 fn client<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> Result<(), Verdict> {
     if frontend.flags & Frontend::EXTERNAL == 0 && !may_use_cluster_ip::<At, T>(t) {
@@ -74,18 +78,18 @@ fn client<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> Re
     Ok(())
 }
 
-/// Whether a packet's client is in the source ranges of a service.
-// Out of line, since it is rare and its key takes stack.
+/// Whether the client is in the source ranges of a service.
+// Out of line: rarely called, and its key takes stack.
 #[inline(never)]
 fn in_source_ranges<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> bool {
-    // The source of a process that asks an address of its own node is that very address.
+    // A process of the host that connects to an address of the host has this address as its source.
     let itself = At::FROM_HOST && tuple.src.same(&tuple.dst);
     let Some(config) = t.config() else { return false };
     let client = if itself { config.node(!tuple.src.is_v4()) } else { &tuple.src };
     t.in_source_ranges(&ServiceClient::new(frontend.service, *client))
 }
 
-/// Checks a packet's source against its hook, for stages that know its flow. `Err` is the reason to drop it.
+/// Checks the source of a packet against its hook, for stages that know the flow. `Err` is the reason to drop it.
 #[inline(always)]
 pub(super) fn source<At: Place, P: Packet, T: Tables>(
     p: &P,
@@ -109,13 +113,12 @@ fn checked<At: Place, P: Packet, T: Tables>(
     if v6 && (tuple.src.is_v4() || tuple.dst.is_v4()) {
         return Err(Reason::MappedAddress);
     }
-    // No packet has it as its destination (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.2), and in `frontends` it
-    // stands for others.
+    // Never a valid destination (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.2), and a wildcard in `frontends`.
     if tuple.dst.same(&FrontendKey::NODE_V4) || tuple.dst.same(&FrontendKey::NODE_V6) {
         return Err(Reason::Martian);
     }
     match At::HOOK {
-        // A pod sends from its own addresses and its own MAC.
+        // A pod may use only its own addresses and its own MAC.
         Hook::FromPod => match sender.endpoint {
             Some(e) if e.ifindex == p.ifindex() && e.mac == ethernet.src => Ok(()),
             _ => Err(Reason::SpoofedSource),
@@ -125,7 +128,7 @@ fn checked<At: Place, P: Packet, T: Tables>(
     }
 }
 
-/// What may not come in from outside the node, wherever it is addressed. `network` is its source's.
+/// Rejects packets that may not enter the node whatever their destination. `network` is the range of the source.
 #[inline(always)]
 fn from_outside<T: Tables>(t: &T, ethernet: &Ethernet, tuple: &Tuple, network: Option<&Network>) -> Result<(), Reason> {
     if scope::martian(&tuple.src, &tuple.dst) {
@@ -143,7 +146,7 @@ fn from_outside<T: Tables>(t: &T, ethernet: &Ethernet, tuple: &Tuple, network: O
     }
 }
 
-/// Whether a packet carries another one, to the tunnel of the node that receives it.
+/// Whether a packet is an encapsulated one for the tunnel of its receiver.
 #[inline(always)]
 pub(super) fn tunnelled<T: Tables>(t: &T, tuple: &Tuple) -> bool {
     tuple.dport.wire() == TUNNEL_PORT.to_be()
@@ -151,8 +154,8 @@ pub(super) fn tunnelled<T: Tables>(t: &T, tuple: &Tuple) -> bool {
         && t.config().is_some_and(|config| config.tunnel.0 != 0)
 }
 
-/// Whether an address is known to be a pod's, another node's or a service's. The host has others than its own: broadcasts,
-/// the link's.
+/// Whether an address is known to belong to a pod, another node or a service. The host has more addresses than those in
+/// the tables: broadcast and link-local ones.
 #[inline(always)]
 fn for_others<T: Tables>(t: &T, dst: &Addr) -> bool {
     t.prefix(dst).is_some_and(|n| {
@@ -161,13 +164,14 @@ fn for_others<T: Tables>(t: &T, dst: &Addr) -> bool {
     })
 }
 
-/// Whether a remote pod's packet was not sent by that pod's node. Unknown MACs are not judged.
+/// Whether a packet of a remote pod was sent by another node than that pod's. Always false if the node's MAC is
+/// unknown.
 #[inline(always)]
 fn wrong_node(network: &Network, ethernet: &Ethernet) -> bool {
     network.mac.0 != [0; 6] && network.mac != ethernet.src
 }
 
-/// Whether ClusterIPs may be used by a packet that comes in here: they are the cluster's own, unless
+/// Whether ClusterIPs may be used by packets at this hook: only from inside the cluster, unless
 /// [`Config::EXTERNAL_CLUSTER_IP`].
 #[inline(always)]
 pub(super) fn may_use_cluster_ip<At: Place, T: Tables>(t: &T) -> bool {
@@ -177,25 +181,26 @@ pub(super) fn may_use_cluster_ip<At: Place, T: Tables>(t: &T) -> bool {
     }
 }
 
-/// Whether an interface leads out of the node.
+/// Whether an interface is an uplink.
 #[inline(always)]
 pub(super) fn is_uplink<T: Tables>(t: &T, ifindex: IfIndex) -> bool {
-    // An upgraded node has the first before its daemon has written the second.
+    // After an upgrade, `config` is there before the daemon has written `interfaces`.
     t.config().is_some_and(|config| config.is_uplink(ifindex)) || t.interface(&ifindex).is_some()
 }
 
-/// Whether a packet of the link's scope is part of duplicate address detection, a solicitation without a source
-/// (RFC 4862, section 5.4.2). A pod's link needs no more: neighbours are permanent on both sides. With invented sources a
-/// pod could fill the host's neighbour table, and a router's advertisement could change the host's routes.
+/// Whether a link-local packet is part of duplicate address detection: a neighbour solicitation without a source
+/// address (RFC 4862, section 5.4.2). The link of a pod needs nothing else, since neighbour entries are permanent on
+/// both sides. With spoofed sources a pod could fill the host's neighbour table, and with router advertisements change
+/// the host's routes.
 #[inline(always)]
 fn detects_duplicates<P: Packet>(p: &P, tuple: &Tuple, l4: usize) -> bool {
     const NEIGHBOUR_SOLICITATION: u8 = 135;
-    // Type and code: the verifier doesn't understand the check for a single byte.
+    // Type and code: the verifier can't follow the bounds check of a single byte.
     let kind = || p.load::<[u8; 2]>(l4).map(|[kind, _]| kind);
     tuple.src.is_none() && tuple.proto == Proto::ICMPV6 && kind() == Some(NEIGHBOUR_SOLICITATION)
 }
 
-/// Checks that an ARP packet of a pod speaks for that pod (or, as a probe of RFC 5227, has no sender address).
+/// Checks that an ARP packet sent by a pod has the pod's own sender address, or none, as in a probe (RFC 5227).
 #[inline(always)]
 pub(super) fn arp<P: Packet, T: Tables>(p: &P, t: &T, ethernet: &Ethernet) -> Result<(), Reason> {
     let Some(arp) = p.load::<Arp>(ETH) else { return Err(Reason::Malformed) };

@@ -1,6 +1,7 @@
-//! Answers to packets that go no further, made out of these: in a service's name a TCP reset (RFC 9293, section
-//! 3.10.7.1), an ICMP port unreachable (RFC 792; RFC 4443, section 3.1) or an echo reply, and for the way to it the errors
-//! that a router sends.
+//! Answers to packets that go no further, built from the packets themselves.
+//!
+//! On behalf of a service: a TCP reset (RFC 9293, section 3.10.7.1), an ICMP port unreachable (RFC 792; RFC 4443,
+//! section 3.1) or an echo reply. On the path to it: the ICMP errors that a router sends.
 
 use crate::{
     addr::{Addr, Proto},
@@ -16,8 +17,8 @@ use super::{
     staged,
 };
 
-/// Turns a packet into the answer to it in a service's name. Resets, errors and later fragments are never answered (RFC 1122,
-/// section 3.2.2). Follows the stage that has refused it, at the same hook.
+/// Turns a packet into its answer on behalf of a service. Resets, errors and later fragments are never answered (RFC
+/// 1122, section 3.2.2). Follows the stage that rejected it, at the same hook.
 #[inline(always)]
 pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| {
@@ -30,7 +31,7 @@ pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     })
 }
 
-/// Turns a packet into the error that a router on its way would send: its TTL is exceeded, or it is too big. Otherwise like
+/// Turns a packet into the ICMP error of a router on its path: TTL exceeded, or packet too big. Otherwise the same as
 /// [`reject`].
 #[inline(always)]
 pub fn error<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
@@ -45,7 +46,7 @@ pub fn error<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     })
 }
 
-/// Sends an answer that has been made of a packet, or else does what `otherwise` says.
+/// Verdict on an answer: sends and counts it if it could be `made`, or else returns `otherwise`.
 #[inline(always)]
 fn sent<P: Packet, T: Tables>(p: &P, t: &T, made: Option<()>, counter: Counter, otherwise: Verdict) -> Verdict {
     match made {
@@ -85,9 +86,9 @@ fn complain<At: Place, F: Family, P: Packet, T: Tables>(
     if v.icmp_error || v.piece == Piece::Later {
         return None;
     }
-    // The router is this node; to itself it would be a stranger with its own address.
+    // This node acts as the router. A process of the host would see its own address as that of a router.
     let node = t.config()?.node(F::V6);
-    // It has the address of the interface by which the error leaves (RFC 1812, section 4.3.2.4).
+    // Source address: that of the interface by which the error leaves (RFC 1812, section 4.3.2.4).
     let there = t.interface(&p.ifindex()).map(|interface| interface.addr(F::V6));
     let node = there.filter(|own| !own.is_none()).unwrap_or(node);
     let from = if At::FROM_HOST || node.is_none() { &v.tuple.dst } else { node };
@@ -99,10 +100,10 @@ fn complain<At: Place, F: Family, P: Packet, T: Tables>(
     icmp_error::<F, P>(p, ethernet, &v, from, kind, rest)
 }
 
-/// Sends an echo back. Exchanging the addresses changes no checksum.
+/// Turns an echo request into a reply. Exchanging the addresses changes no checksum.
 #[inline(always)]
 fn echo<F: Family, P: Packet>(p: &mut P, ethernet: &Ethernet, v: Parsed<F>) -> Option<()> {
-    /// What hosts send with (RFC 1700, "IP TTL parameter").
+    /// Default TTL of hosts (RFC 1700, "IP TTL parameter").
     const TTL: u8 = 64;
     let mut header = v.header;
     F::set_ttl(&mut header, TTL);
@@ -125,7 +126,7 @@ fn reset<F: Family, P: Packet>(p: &mut P, ethernet: &Ethernet, v: &Parsed<F>) ->
     if old.flags & Tcp::RST != 0 {
         return None;
     }
-    // The frame may be longer: Ethernet fills up short ones.
+    // Excludes padding of short Ethernet frames.
     let payload = F::end(&v.header, p.frame_len()).saturating_sub(ETH as u32 + v.headers);
     let mut tcp = Tcp { sport: old.dport, dport: old.sport, offset: 5 << 4, flags: Tcp::RST, ..Tcp::default() };
     if old.flags & Tcp::ACK != 0 {
@@ -146,8 +147,8 @@ fn reset<F: Family, P: Packet>(p: &mut P, ethernet: &Ethernet, v: &Parsed<F>) ->
     p.store(l4, &tcp)
 }
 
-/// Turns the packet into an error about it, sent by `from`. It quotes the header, options left out, and the eight bytes that follow, by
-/// which the sender finds its socket (RFC 792).
+/// Turns a packet into an ICMP error about itself, sent by `from`. The error quotes the IP header without options and
+/// the eight bytes that follow, by which the sender finds its socket (RFC 792).
 #[inline(always)]
 fn icmp_error<F: Family, P: Packet>(
     p: &mut P,
@@ -179,8 +180,8 @@ fn icmp_error<F: Family, P: Packet>(
     p.store(at + size_of::<Icmp>() + size_of::<F::Header>(), &beginning)
 }
 
-/// Sum of the pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1). A mapped address sums like its IPv4
-/// address, since `ffff` is zero in one's complement.
+/// Sum of the pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1). A mapped address has the same sum as its
+/// IPv4 address, since `ffff` is zero in one's complement.
 #[inline(always)]
 fn pseudo(Addr(src): &Addr, Addr(dst): &Addr, proto: Proto, len: u16) -> u64 {
     sum(src) + sum(dst) + u16::from(proto.0).to_be() as u64 + len.to_be() as u64

@@ -1,4 +1,4 @@
-//! Balancing: which backend a flow to a service gets.
+//! Load balancing: which backend a flow to a service gets.
 
 use crate::{
     addr::{Addr, IfIndex},
@@ -14,8 +14,9 @@ use super::{
     shares,
 };
 
-/// Chooses a backend: the client's last one, if there is affinity, or by the flow's hash, evenly over many flows. Notes it as
-/// the destination in `entry`, whose time is now. `false`: a table refers to an entry that is gone.
+/// Chooses a backend, by the client's affinity if the frontend has it, or by the flow's hash, evenly over many flows.
+/// Stores it as the destination of `entry`, whose `last_seen` is the current time. False if a table refers to a missing
+/// entry.
 #[inline(always)]
 pub(super) fn choose<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &Frontend, hash: u32) -> bool {
     if frontend.affinity != 0 {
@@ -31,20 +32,20 @@ fn by_hash<T: Tables>(t: &T, entry: &mut CtEntry, frontend: &Frontend, hash: u32
     true
 }
 
-/// The backend that a hash picks, evenly over many. `None`: a table lacks it.
+/// Backend selected by a hash, evenly over many hashes. `None` if a table refers to a missing entry.
 #[inline(always)]
 pub(super) fn pick<'t, T: Tables>(t: &'t T, frontend: &Frontend, hash: u32) -> Option<&'t Backend> {
     let index = ((hash as u64 * frontend.slot_count as u64) >> 32) as u32;
     t.backend(t.slot(frontend.slot_base.wrapping_add(index))?)
 }
 
-// Out of line, since its key and value take stack.
+// Out of line: its key and value take stack.
 #[inline(never)]
 fn last_or_new<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &Frontend, hash: u32) -> bool {
     let now = entry.last_seen;
     let key = AffinityKey { client: *client, service: frontend.service };
     match t.affinity(&key) {
-        // Another processor may have noted a later time already.
+        // Another CPU may have stored a later time already.
         Some(last)
             if now.wrapping_sub(last.last_used) as i32 <= time::ticks_of_seconds(frontend.affinity as u64) as i32 =>
         {
@@ -57,8 +58,8 @@ fn last_or_new<T: Tables>(t: &T, entry: &mut CtEntry, client: &Addr, frontend: &
     true
 }
 
-/// The node of a backend, if it is another one, on the link or in the tunnel: where a client's packets are sent on for
-/// direct server return.
+/// Address of the node of a backend, if that is another node, reachable on the link or through the tunnel. Packets are
+/// forwarded to it for direct server return.
 #[inline(always)]
 pub(super) fn other_node<'t, T: Tables>(t: &'t T, backend: &Addr) -> Option<&'t Addr> {
     let network = t.network(backend)?;
@@ -66,9 +67,9 @@ pub(super) fn other_node<'t, T: Tables>(t: &'t T, backend: &Addr) -> Option<&'t 
     (remote && network.mac.0 != [0; 6] && !network.node.is_none()).then_some(&network.node)
 }
 
-/// Makes the entry of a flow that an ICMP error is about, if this node would send that flow's packets on for direct server
-/// return, and hands it to [`quotation`](super::quotation): Maglev chooses the same backend everywhere, so the error finds it
-/// by whichever node it comes in.
+/// Creates the entry of the flow that an ICMP error is about, if this node would forward that flow's packets for direct
+/// server return, and hands it to [`quotation`](super::quotation). Maglev chooses the same backend on all nodes, so the
+/// error reaches the backend whichever node it arrives at.
 #[inline(never)]
 pub(super) fn sends_on_error<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> bool {
     let Handover { packet: Headers { tuple, .. }, quotation: ToQuotation { answer }, send: s, .. } = h;
@@ -80,7 +81,7 @@ pub(super) fn sends_on_error<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h
     s.entry = CtEntry {
         last_seen: t.advance(),
         service: frontend.service,
-        // Whether the connection goes on isn't known.
+        // Unknown whether the connection is still open.
         flags: CtEntry::ONE_WAY | CtEntry::FIN_BACKEND,
         src: answer.src,
         sport: answer.sport,
@@ -112,20 +113,20 @@ pub(super) fn hash(v: &Tuple) -> u32 {
     mix(mix(folded(&v.src) ^ ports) ^ folded(&v.dst))
 }
 
-/// Hash of a source and a destination address.
+/// Hash of a pair of addresses.
 #[inline(always)]
 pub(super) const fn hash_pair(src: &Addr, dst: &Addr) -> u32 {
     mix(folded(dst) ^ folded(src).rotate_left(16))
 }
 
-/// The words of an address as one.
+/// XOR of the words of an address.
 #[inline(always)]
 pub(super) const fn folded(addr: &Addr) -> u32 {
     let [a, b, c, d] = addr.0;
     a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d
 }
 
-/// Finaliser with full avalanche (Wellons, "hash-prospector", triple32's two-round sibling).
+/// Hash finaliser with full avalanche (Wellons, "hash-prospector", two-round sibling of triple32).
 #[inline(always)]
 pub const fn mix(mut h: u32) -> u32 {
     h ^= h >> 16;

@@ -1,4 +1,4 @@
-//! Beginning flows: balance, source, next hop, and the first try to insert what comes of it.
+//! Beginning flows: backend, source address, next hop, and the first attempt to insert both entries.
 
 use crate::{
     addr::IfIndex,
@@ -19,8 +19,8 @@ use super::{
     track::touched,
 };
 
-/// Makes the flow of an admitted packet. Follows [`enter`](super::enter()) or [`classify`](super::classify()) at the same
-/// hook.
+/// Builds the flow of an admitted packet. Follows [`enter`](super::enter()) or [`classify`](super::classify()) at the
+/// same hook.
 #[inline(always)]
 pub fn begin<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| make::<At, T>(t, h, p.ifindex()))
@@ -36,7 +36,7 @@ fn make<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict
     h.insert.tries = 0;
     h.insert.from_range = 0;
     let made = if At::EGRESS {
-        // Of a process of the host, so that what answers it is known; the stack has found its way.
+        // A packet of a host process, tracked so that its replies are recognised; the stack has routed it.
         h.send.entry.out_mtu = u16::MAX;
         Ok(())
     } else if h.begin.purpose == Purpose::Service as u8 {
@@ -62,20 +62,20 @@ fn make<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict
     insert::first::<At, T>(t, h)
 }
 
-/// Fills the entry of a flow to a service. `Err` is what becomes of the packet if it can't have one.
+/// Fills in the entry of a flow to a service. `Err` is the verdict if there can be no flow.
 #[inline(always)]
 fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<(), Verdict> {
     let Handover { packet: Headers { tuple, .. }, begin, send: s, insert: ToInsert { hash, from_range, .. }, .. } = h;
     let (client, frontend) = (&tuple.src, &begin.frontend);
     s.entry.service = frontend.service;
-    // The node that has sent it on has chosen by the hash itself, so that all that comes has similar ones.
+    // The node that forwarded the packet chose by the same hash, so the hashes of forwarded packets are similar.
     let hash = if begin.sent_on != 0 { balance::mix(!*hash) } else { *hash };
     if !balance::choose(t, &mut s.entry, client, frontend, hash) {
         return Err(Verdict::drop(Reason::StaleTable));
     }
     if At::FROM_UPLINK
         && frontend.flags & Frontend::DIRECT_RETURN != 0
-        // What a node that doesn't know this one yet has sent back would go to and fro.
+        // Don't forward packets from a peer: with a node that doesn't know this one as a peer yet, they would loop.
         && begin.from_peer == 0
         && let Some(node) = balance::other_node(t, &s.entry.dst)
         && t.network(client).is_none_or(|n| n.kind == NetworkKind::NonMasquerade as u32)
@@ -97,11 +97,12 @@ fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, fr
         *from_range = shared as u32;
     }
     if source == Source::Node {
-        // The way depends on whether it is the client's own; which of the node's it is comes with the way.
+        // A node address for now: the next hop depends on whether the source is still the client's. The route then
+        // determines which node address.
         s.entry.src = *config.node(!v4);
     }
     let way = next_hop::find::<T>(t, from, client, s);
-    // A backend outside of the cluster answers the node, as it does without a service.
+    // A backend outside the cluster must reply to the node, as it does without a service.
     let masquerades = At::FROM_POD
         && source == Source::Own
         && !way.in_cluster
@@ -115,13 +116,15 @@ fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, fr
     if s.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
 }
 
-/// Fills the entry of a pod's flow to what is outside of the cluster. `Err` is what becomes of the packet if it gets none.
+/// Fills in the entry of a pod's flow to a destination outside the cluster. `Err` is the verdict if there can be no
+/// flow.
 #[inline(always)]
 fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<(), Verdict> {
     let client = h.packet.tuple.src;
     h.send.entry.flags = CtEntry::REWRITE_SRC;
     let way = next_hop::find::<T>(t, from, &client, &mut h.send);
-    // On another way no answer would be translated back, so the stack has it. It may be a broadcast, which the host gets.
+    // Replies by another interface would not be translated back, so the packet is left to the stack. It may be a
+    // broadcast, which the host receives.
     if !is_uplink(t, h.send.entry.out_ifindex) {
         let tunnelled = tunnelled::<T>(t, &h.packet.tuple);
         return Err(if tunnelled { Verdict::drop(Reason::TunnelFromOutside) } else { Verdict::PASS });

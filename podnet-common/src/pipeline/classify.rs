@@ -1,5 +1,7 @@
-//! Classification: what a packet that belongs to no flow is for. It is decided once, from the packet's headers and the
-//! tables; [`admit`](super::admit) then says whether it may, and the rest follows from the class.
+//! Classification: the purpose of a packet that belongs to no flow.
+//!
+//! Decided once, from the headers and the tables. [`admit`] then checks whether the packet may go there;
+//! the rest follows from the class.
 
 use crate::{
     addr::Addr,
@@ -20,60 +22,60 @@ use super::{
     next_hop, scope, staged,
 };
 
-/// What a packet that belongs to no flow is for.
+/// Purpose of a packet that belongs to no flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// A port of a service, which is noted for [`begin`](super::begin()): it begins a flow.
+    /// To a port of a service, which is stored for [`begin`](super::begin()). Begins a flow.
     Service,
-    /// The outside, from a pod: it begins a flow with the node's address as source.
+    /// From a pod to a destination outside the cluster. Begins a flow with the node's source address.
     Masquerade,
-    /// Anything else whose answers have to be known: it begins a flow that isn't translated, unless that is needed to tell
-    /// its answers from another's.
+    /// Anything else whose replies must be recognised. Begins a flow without translation, except for a new source port
+    /// if replies would otherwise match another flow.
     Track,
-    /// A pod of this node, which is noted as [`ToClassify::endpoint`].
+    /// To a pod on this node, stored in `ToClassify::endpoint`.
     LocalPod,
-    /// Another node, or a pod there, through the tunnel; noted as [`ToClassify::network`].
+    /// To another node or a pod there, through the tunnel. Stored in `ToClassify::network`.
     Tunnel,
-    /// A pod of another node, by the route to it.
+    /// To a pod on another node, by the route to it.
     RemotePod,
-    /// An external address of a service, but no port of it: see [`external`](super::external()).
+    /// To an external address of a service but to no port of the service: see [`external`](super::external()).
     External,
-    /// A service's address, which answers echo requests.
+    /// An echo request to a service address that answers it.
     Echo,
-    /// Its own link: neighbour discovery and the like.
+    /// Link-local traffic: neighbour discovery and the like.
     Link,
-    /// The host's stack.
+    /// For the host's stack.
     Stack,
-    /// Nothing that is there: it is dropped for [`Classified::reason`].
+    /// Dropped, for [`Classified::reason`].
     Drop,
-    /// The same, and the sender gets an answer.
+    /// Rejected, for [`Classified::reason`].
     Reject,
 }
 
-/// A class, with a reason whatever the class is: the verifier refuses to copy what has no value.
+/// Result of the classification. Every class has a reason, since the verifier rejects copies of uninitialised memory.
 #[derive(Clone, Copy)]
 pub(super) struct Classified {
     pub class: Class,
-    /// Why a packet is dropped or rejected.
+    /// Reason of [`Class::Drop`] and [`Class::Reject`].
     pub reason: Reason,
 }
 
 impl Classified {
-    /// A class for which the reason doesn't matter.
+    /// A class that needs no reason.
     #[inline(always)]
     const fn only(class: Class) -> Self {
         Self { class, reason: Reason::Internal }
     }
 
-    /// To nothing that is there.
+    /// [`Class::Drop`].
     #[inline(always)]
     const fn drop(reason: Reason) -> Self {
         Self { class: Class::Drop, reason }
     }
 }
 
-/// Judges a packet that belongs to no flow: says what it is for, whether it may, and does what follows: begins a flow,
-/// forwards, answers, or leaves it to the stack. Follows [`enter`](super::enter()), [`track`](super::track()) or
+/// Classifies and admits a packet that belongs to no flow, and carries out the result: begins a flow, forwards,
+/// answers, or leaves the packet to the stack. Follows [`enter`](super::enter()), [`track`](super::track()) or
 /// [`icmp`](super::icmp()) at the same hook.
 #[inline(always)]
 pub fn classify<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
@@ -90,7 +92,8 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
         return Verdict::tail(Stage::Quotation);
     }
     let sender = Sender::of::<At, T>(t, &h.packet.tuple);
-    // What comes from outside of the cluster is tracked or not by its protocol.
+    // Direct paths don't distinguish protocols, but whether packets from outside the cluster are tracked depends on
+    // theirs.
     h.classify.direct = (!At::FROM_UPLINK || sender.network.is_some()) as u32;
     let classified = classified::<At, T>(t, ethernet, h, &sender);
     if let Err(verdict) = admit::admit::<At, P, T>(p, t, ethernet, h, &sender, classified) {
@@ -132,7 +135,7 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
     }
 }
 
-/// Removes what a flow that is over has left, which would else have the packets that follow one that begins no flow.
+/// Removes the entries of a closed flow. Packets that follow one that begins no flow would otherwise match them.
 #[inline(never)]
 fn remove_left<T: Tables>(t: &T, h: &mut Handover) {
     let (left, key) = (&h.packet.tuple, &mut h.insert.key);
@@ -142,7 +145,7 @@ fn remove_left<T: Tables>(t: &T, h: &mut Handover) {
     }
 }
 
-/// What a packet is for that comes in by a hook and belongs to no flow.
+/// Class of a packet that belongs to no flow.
 #[inline(always)]
 fn classified<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover, sender: &Sender<'_>) -> Classified {
     let Headers { tuple, tcp_flags, .. } = h.packet;
@@ -173,7 +176,7 @@ fn classified<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover
     classified
 }
 
-/// The class of a packet that isn't to a pod of this node.
+/// Class of a packet that is for no pod on this node.
 #[inline(always)]
 fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> Classified {
     let packet = &h.packet;
@@ -187,7 +190,7 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
                 Classified::drop(Reason::ClusterIpFromOutside)
             };
         }
-        // The hairpin address, for which there are answers only: the host's routes would lead here again.
+        // The hairpin address, which only receives replies. The host's routes would lead the packet back here.
         Some(n) if n.kind == NetworkKind::LocalPods as u32 && At::FROM_HOST => {
             return Classified::drop(Reason::NoRoute);
         }
@@ -213,7 +216,8 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
             } else if packet.v6() && scope::link_local(&tuple.dst) {
                 Classified::only(Class::Stack)
             } else {
-                // An answer to its own address wouldn't come here, or to another host that has that address there.
+                // With the pod's own source address there would be no reply, or it would reach another host that has
+                // this address.
                 Classified::drop(Reason::NotMasqueraded)
             };
         }
@@ -222,14 +226,14 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
     if (At::FROM_UPLINK || At::FROM_HOST) && prefix.is_some_and(|n| n.flags & Network::SERVICE_ADDRESS != 0) {
         return Classified::only(Class::External);
     }
-    // The host would take what it carries for another node's.
+    // The host would decapsulate the packet and take its content for that of another node.
     if At::FROM_POD && admit::tunnelled::<T>(t, tuple) {
         return Classified::drop(Reason::TunnelFromOutside);
     }
     Classified::only(Class::Stack)
 }
 
-/// The class of a packet to a port of a service, which is noted, or, for a reason, not to it.
+/// Class of a packet to a port of a service, which is stored; [`Class::Drop`] if the frontend isn't for this packet.
 #[inline(always)]
 fn service(begin: &mut ToBegin, found: Result<Addressed<'_>, Reason>) -> Classified {
     match found {
@@ -242,7 +246,7 @@ fn service(begin: &mut ToBegin, found: Result<Addressed<'_>, Reason>) -> Classif
     }
 }
 
-/// The class of a packet to a service's address without the frontend that it wants.
+/// Class of a packet to a service address without a matching frontend.
 #[inline(always)]
 pub(super) fn no_frontend<T: Tables>(t: &T, packet: &Headers) -> Classified {
     let Some(address) = frontend::of_address(t, &packet.tuple.dst) else {
@@ -260,13 +264,13 @@ pub(super) fn no_frontend<T: Tables>(t: &T, packet: &Headers) -> Classified {
     }
 }
 
-/// Whether a pod's packet to an address that isn't the cluster's shows the node's.
+/// Whether a pod's packet to a destination outside the cluster gets the node's source address.
 #[inline(always)]
 fn masquerades<At: Place, T: Tables>(t: &T, dst: &Addr) -> bool {
     At::FROM_POD && !scope::multicast(dst) && t.config().is_some_and(|config| config.flags & Config::MASQUERADE != 0)
 }
 
-/// Whether a packet to a pod is from where its answers would get the node's address if they were not known as such.
+/// Whether replies to a packet to a pod would be masqueraded if they weren't recognised as replies.
 #[inline(always)]
 fn answers_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender<'_>) -> bool {
     At::FROM_UPLINK
@@ -275,10 +279,11 @@ fn answers_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender
         && t.config().is_some_and(|config| config.flags & Config::MASQUERADE != 0)
 }
 
-/// Whether the answers of a connection that a packet opens look like those of a flow that is translated: its client uses one
-/// source port towards a service and to the very backend that it was given. If that flow is over it is removed; else a
-/// pod's connection gets another port. Keys are put into `memory`, of which no stage has been told anything yet: stack is
-/// scarce.
+/// Whether replies to the connection opened by this packet would match a translated flow. This happens if a client uses
+/// one source port both for a service and, directly, for the backend chosen for it. If that flow is closed, it is
+/// removed; otherwise a pod's new connection gets another source port.
+///
+/// Keys are built in `memory`, which no stage has received yet, because the stack is too small.
 #[inline(always)]
 pub(super) fn answers_collide<At: Place, T: Tables>(
     t: &T,
@@ -299,18 +304,18 @@ pub(super) fn answers_collide<At: Place, T: Tables>(
     }
 }
 
-/// What answers to a packet would be taken for.
+/// The flow that replies to a packet would match.
 #[derive(Clone, Copy)]
 enum Answered {
-    /// Those of a translated flow.
+    /// A translated flow.
     Translated,
-    /// Those of a translated flow that is over.
+    /// A translated flow that is closed.
     Over,
-    /// What they are, or those of a flow that isn't translated.
+    /// None, or one without translation.
     Otherwise,
 }
 
-/// What answers to a packet with this tuple would be taken for.
+/// The flow that replies to a packet with this tuple would match.
 #[inline(never)]
 fn answered_by<T: Tables>(t: &T, tuple: &Tuple) -> Answered {
     let flow = t.flow(&tuple.reversed(), |entry| (entry.flags & CtEntry::REPLY != 0, entry.closed()));
@@ -321,7 +326,7 @@ fn answered_by<T: Tables>(t: &T, tuple: &Tuple) -> Answered {
     }
 }
 
-/// Removes both halves of the flow that has answers to a packet with this tuple.
+/// Removes both halves of the flow that replies to a packet with this tuple would match.
 #[inline(never)]
 fn remove_answered<T: Tables>(t: &T, tuple: &Tuple, memory: &mut ToInsert) {
     let ToInsert { owner: answer, key: flow, .. } = memory;

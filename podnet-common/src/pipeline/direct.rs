@@ -1,5 +1,7 @@
-//! Direct paths: packets between addresses that exchange them without a flow, as pods do that use each other's addresses.
-//! What has been found out about one such packet counts for the others of the same tick on the same processor.
+//! Direct paths: cached forwarding of packets that need no flow, such as those between pods that use each other's
+//! addresses.
+//!
+//! What is known about one packet applies to all others between the same addresses, within one tick on one CPU.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -19,39 +21,40 @@ use super::{
     rewrite::fits,
 };
 
-/// `direct_paths` (per-CPU array of [`DirectPath::SLOTS`]): how packets between two addresses leave. A place may be taken by
-/// any other pair.
+/// Value of `direct_paths` (per-CPU array of [`DirectPath::SLOTS`] entries): how packets between two addresses leave. A
+/// colliding pair replaces the entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct DirectPath {
-    /// When it was found, in [ticks](crate::time).
+    /// Time of the entry, in [ticks](crate::time).
     tick: u32,
-    /// The interface by which the packets come in.
+    /// Ingress interface of the packets.
     from: IfIndex,
-    /// Their source.
+    /// Source address of the packets.
     src: Addr,
-    /// Their destination.
+    /// Destination address of the packets.
     dst: Addr,
-    /// Who sends them here.
+    /// Source MAC of the packets.
     mac: Mac,
     /// Zero.
     _pad: u16,
-    /// How they leave: an [`Out`] as a number; [`Out::Stack`] for the tunnel's packets.
+    /// Kind of egress: an [`Out`] as a number; [`Out::Stack`] for packets of the tunnel.
     out: u32,
-    /// By which interface.
+    /// Egress interface.
     ifindex: IfIndex,
-    /// What it takes, in bytes without the Ethernet header.
+    /// MTU of the path in bytes, without the Ethernet header.
     mtu: u32,
-    /// Their MACs then, as [`CtEntry::macs`](crate::layout::CtEntry::macs).
+    /// New MACs, as in [`CtEntry::macs`](crate::layout::CtEntry::macs).
     macs: [u32; 3],
 }
 
 impl DirectPath {
-    /// How many a processor has.
+    /// Number of entries per CPU.
     pub const SLOTS: u32 = 256;
 }
 
-/// Forwards a packet of no flow by a known path, or leaves it to [`Stage::Classify`], as all that open a connection.
+/// Forwards a packet by its direct path, or leaves it to [`Stage::Classify`]. Packets that open a connection are always
+/// classified.
 #[inline(always)]
 pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
     p: &mut P,
@@ -63,7 +66,7 @@ pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
     if At::EGRESS || v.icmp_error || v.tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN {
         return Verdict::tail(Stage::Classify);
     }
-    // The clock may stand still where no flow begins and no daemon runs.
+    // The stored time may stand still if no flow begins and no daemon runs.
     let now = t.advance();
     let verdict = t.direct_path(hash_pair(&v.tuple.src, &v.tuple.dst) % DirectPath::SLOTS, |path| {
         let here = (path.tick ^ now) | (path.from.0 ^ p.ifindex().0);
@@ -71,7 +74,7 @@ pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
         if here | pair != 0 || path.mac != ethernet.src || !fits::<F, P>(p, v, path.mtu) {
             return Verdict::tail(Stage::Classify);
         }
-        // Of what is for the node only the tunnel's packets have a path: other ports may be services'.
+        // Among packets to the node, only those of the tunnel have a path: other ports may be a service's.
         if path.out == Out::Stack as u32 {
             let tunnelled = admit::tunnelled::<T>(t, &v.tuple);
             return if tunnelled { Verdict::PASS } else { Verdict::tail(Stage::Classify) };
@@ -90,7 +93,7 @@ pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
     }
 }
 
-/// Notes the path of an admitted packet, by which others leave with these MACs.
+/// Stores the path of an admitted packet.
 #[inline(always)]
 pub(super) fn note<T: Tables>(
     t: &T,

@@ -1,4 +1,4 @@
-//! The first program of every hook: the fast path of established flows. Everything else goes to a stage.
+//! First program of every hook: the fast path of established flows. All other packets continue in a stage.
 
 use crate::{
     addr::{Addr, Mac, Proto},
@@ -16,10 +16,10 @@ use super::{
     rewrite::{fits, translate},
 };
 
-/// What is read of a packet at once: Ethernet, the longest IPv4 header or IPv6 with an extension, TCP.
+/// Number of bytes to make readable: Ethernet, the longest IPv4 header or IPv6 with an extension header, TCP.
 pub(super) const HEADERS: u32 = 14 + 60 + 20;
 
-/// Handles a packet at a hook.
+/// Handles a packet at a TC hook.
 #[inline(always)]
 pub fn enter<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     any::<At, P, T>(p, t).counted::<At, T>(t)
@@ -27,7 +27,7 @@ pub fn enter<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 
 #[inline(always)]
 fn any<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    // Another link's, which only shares the interface.
+    // A frame of a VLAN, which only shares the interface.
     if p.tagged() {
         return if At::FROM_POD { Verdict::drop(Reason::NotIp) } else { Verdict::PASS };
     }
@@ -45,9 +45,8 @@ fn any<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     }
 }
 
-/// Does what can be done for a packet from outside before the kernel makes anything of it: sends on those of established
-/// flows that leave by an uplink again, drops what may not come in. What passes is still to be handled by the hooks that
-/// follow.
+/// Handles a packet at XDP, before the kernel allocates an skb: forwards packets of established flows that leave by an
+/// uplink, and drops packets that may not enter the node. Everything else passes to the TC hooks.
 #[inline(always)]
 pub fn express<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed).counted::<At, T>(t) };
@@ -62,15 +61,15 @@ pub fn express<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 #[inline(always)]
 fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     let Some(v) = parse::<F, P>(p) else { return Verdict::drop(Reason::Malformed) };
-    // It would be taken for the flow of an IPv4 packet.
+    // The source would match flows of the IPv4 address.
     if F::mapped(&v.tuple.src) {
         return Verdict::drop(Reason::MappedAddress);
     }
     if v.ports && v.piece == Piece::Whole {
         let now = t.now();
         let sent = t.flow(&v.tuple, |entry| {
-            // Of a packet for another machine, which it has sent to all, there would be two. And not every interface sends
-            // what XDP gives it.
+            // A frame addressed to another machine but flooded to this one must not be forwarded a second time. And not
+            // every interface transmits packets redirected by XDP, so only main uplinks are used.
             let [_, own]: [Mac; 2] = bytemuck::cast(entry.macs);
             let sends = if entry.out_ifindex == p.ifindex() {
                 own == ethernet.dst
@@ -81,7 +80,7 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
                 return Verdict::PASS;
             }
             match established::<At, F, P>(p, now, &v, entry) {
-                // The other hooks' matter.
+                // Left to the TC hooks.
                 verdict if verdict.action == Action::Tail => Verdict::PASS,
                 verdict => verdict,
             }
@@ -107,8 +106,8 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
 #[inline(always)]
 fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     let Some(v) = parse::<F, P>(p) else { return Verdict::drop(Reason::Malformed) };
-    // In the tables it would be taken for the IPv4 address (and on a wire it means nothing: RFC 4038, section 4.2). No
-    // flow has one such address, so the destination's turn comes with the other checks.
+    // The source would match entries of the IPv4 address; such addresses are invalid on the wire (RFC 4038, section
+    // 4.2). No flow has a mapped address in IPv6, so the destination can wait for the other checks.
     if F::mapped(&v.tuple.src) {
         return Verdict::drop(Reason::MappedAddress);
     }
@@ -132,7 +131,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
             verdict => verdict,
         };
     }
-    // The stack has routed it. Its answers mustn't be taken for those of a flow that is over.
+    // The stack has routed the packet. Replies to it must not be taken for those of a closed flow.
     let noted = t.handover(|h| {
         classify::answers_collide::<At, T>(t, &v.tuple, v.tcp_flags, &mut h.insert);
         v.ports && !F::mapped(&v.tuple.dst) && frontend::speaks_for_itself(t, &v.tuple, &mut h.insert.key)
@@ -140,13 +139,13 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     if noted == Some(true) { hand_over(t, &v, Stage::Begin) } else { Verdict::PASS }
 }
 
-/// Has another stage go on.
+/// Hands the packet to another stage.
 #[inline(always)]
 fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdict {
     let written = t.handover(|h| {
         h.packet = Headers::of(v);
         h.classify.left = 0;
-        // At egress hooks flows are only tracked.
+        // Flows that begin at egress hooks are tracked only.
         h.begin.purpose = Purpose::Track as u8;
     });
     match written {
@@ -155,10 +154,11 @@ fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdic
     }
 }
 
-/// A packet of a known flow: forwarded here when nothing about it is new, else left to [`Stage::Track`].
+/// Fast path: forwards a packet of a known flow, unless it changes the flow's state or needs a lookup; those are left
+/// to [`Stage::Track`].
 #[inline(always)]
 fn established<At: Place, F: Family, P: Packet>(p: &mut P, now: u32, v: &Parsed<F>, entry: &CtEntry) -> Verdict {
-    // A way that has to be looked up, and a protocol that isn't done here.
+    // The next hop must be looked up, or the protocol is not handled on the fast path.
     if matches!(entry.out, o if o == Out::Via as u8 || o == Out::Uplink as u8)
         || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP)
     {

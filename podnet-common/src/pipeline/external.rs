@@ -1,4 +1,6 @@
-//! Packets to an external address of a service, but to no port of it. The address may be a machine's, to which they go.
+//! Packets to an external address of a service, but to no port of it.
+//!
+//! Such an address may be that of a machine, to which these packets are forwarded.
 
 use crate::{
     layout::{Out, Tuple},
@@ -16,8 +18,8 @@ use super::{
     next_hop, staged,
 };
 
-/// Handles what came in by an uplink or from a process of the host for an external address of a service, and isn't for the
-/// service. Follows [`enter`](super::enter()) or [`classify`](super::classify()) at the same hook.
+/// Handles a packet that arrived by an uplink or from a process of the host, to an external address of a service but
+/// not for the service. Follows [`enter`](super::enter()) or [`classify`](super::classify()) at the same hook.
 #[inline(always)]
 pub fn external<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(
@@ -33,14 +35,14 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
     let answer = next_hop::ask(t, t.advance(), p.ifindex(), src, dst);
     let route = answer.route(t, |route| (route.ifindex, route.mtu, route.hop));
     if At::FROM_UPLINK {
-        // If it left by an uplink again, a router that sends it here would send it here once more.
-        // Without a route it doesn't leave at all: the address is the host's in some way, or the stack says that there is none.
+        // Out of an uplink, the packet would loop: the router that sent it here would do so again. Without a route, the
+        // packet doesn't leave the node: the address is local to the host, or the stack reports that there is no route.
         let again = route.is_some_and(|(ifindex, ..)| admit::is_uplink(t, ifindex));
         return if again { refuse(t, &h.packet) } else { Verdict::PASS };
     }
     let Some(config) = t.config() else { return Verdict::drop(Reason::Internal) };
-    // The host has sent it to podnet0 for the service's sake. It goes on by the main table's way as if it had gone there at
-    // once, so its lifetime isn't shortened.
+    // The host has routed the packet to podnet0 only because a service has the address. It continues along the route of
+    // the main table as if it had been sent there directly, so its TTL is not decremented.
     match route {
         Some((ifindex, ..)) if ifindex.0 == config.podnet0.0 => Verdict::drop(Reason::NoRoute),
         Some((_, mtu, _)) if p.segment_len(v.headers) > mtu => {
@@ -53,7 +55,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
     }
 }
 
-/// As at a service's address.
+/// Same as at a ClusterIP.
 #[inline(always)]
 fn refuse<T: Tables>(t: &T, packet: &Headers) -> Verdict {
     let classified = no_frontend(t, packet);

@@ -1,4 +1,5 @@
-//! What differs between IPv4 and IPv6: parsing and rewriting their headers. Everything above is written once.
+//! Differences between IPv4 and IPv6: parsing and rewriting headers. Everything else in the pipeline is independent of
+//! the family.
 
 use core::mem::offset_of;
 
@@ -12,49 +13,49 @@ use crate::{
     packet::{ETH, Icmp, Ipv4, Ipv6, Packet, Sctp, Tcp, Udp},
 };
 
-/// How many IPv6 extension headers are followed. RFC 8200, section 4.1 expects at most six in a sensible packet; one with
-/// more is malformed.
+/// Maximum number of IPv6 extension headers. RFC 8200, section 4.1 expects at most six in a sensible packet; packets
+/// with more are treated as malformed.
 const EXTENSION_HEADERS: usize = 6;
 
-/// A packet's network and transport headers, read and not yet changed.
+/// Network and transport headers of a packet, as read.
 pub(super) struct Parsed<F: Family> {
-    /// The IP header.
+    /// IP header.
     pub header: F::Header,
-    /// Addresses, ports (zero where there are none) and protocol.
+    /// Addresses, ports (zero if there are none) and protocol.
     pub tuple: Tuple,
-    /// Offset of the transport header in the frame.
+    /// Offset of the transport header in the frame, in bytes.
     pub l4: usize,
     /// Length of the IP and transport headers in bytes.
     pub headers: u32,
-    /// The transport checksum as it is.
+    /// Transport checksum in the packet.
     pub checksum: u16,
-    /// TCP's flags, else zero.
+    /// TCP flags; zero for other protocols.
     pub tcp_flags: u8,
-    /// Whether the tuple has ports, as those of TCP, UDP and SCTP packets and of ICMP echoes have: see [`parse`].
+    /// Whether the tuple has ports: TCP, UDP, SCTP and ICMP echo, with the exceptions in [`parse`].
     pub ports: bool,
-    /// Whether this is an echo request.
+    /// Whether the packet is an ICMP echo request.
     pub echo_request: bool,
-    /// What part of the packet this is.
+    /// Kind of fragment.
     pub piece: Piece,
-    /// The packet's identification, as on the wire, if it is in pieces.
+    /// Identification of a fragmented datagram, in network byte order.
     pub id: u32,
-    /// Whether this is an ICMP error, which quotes another packet.
+    /// Whether the packet is an ICMP error, which quotes another packet.
     pub icmp_error: bool,
 }
 
-/// What part of a packet a frame carries.
+/// Kind of fragment that a packet is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// All of it.
+    /// Not fragmented.
     Whole = 0,
-    /// Its first fragment, which has the transport header.
+    /// First fragment, which has the transport header.
     First = 1,
-    /// Another fragment.
+    /// Any other fragment.
     Later = 2,
 }
 
 impl Piece {
-    /// Of a fragment's offset field, or of what follows from it.
+    /// From the more-fragments flag and whether the fragment offset is non-zero.
     #[inline(always)]
     fn new(more: bool, later: bool) -> Self {
         match (more, later) {
@@ -65,20 +66,20 @@ impl Piece {
     }
 }
 
-/// Kinds of control messages.
+/// Kinds of ICMP messages.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Control {
-    /// About another packet, which it quotes.
+    /// Error, quoting another packet.
     Error,
-    /// It asks to be answered.
+    /// Echo request.
     EchoRequest,
-    /// The answer.
+    /// Echo reply.
     EchoReply,
-    /// Neither.
+    /// Any other message.
     Other,
 }
 
-/// Where the transport header is.
+/// Location of the transport header, and fragmentation.
 pub(super) struct Layer3 {
     pub l4: usize,
     pub proto: u8,
@@ -88,62 +89,62 @@ pub(super) struct Layer3 {
 
 /// An IP version.
 pub(super) trait Family {
-    /// Its header without options or extensions.
+    /// IP header without options and extension headers.
     type Header: Pod;
-    /// Whether it is IPv6.
+    /// Whether this is IPv6.
     const V6: bool;
-    /// Its control protocol.
+    /// Protocol number of ICMP for this family.
     const ICMP: Proto;
 
-    /// What a type of its control protocol is.
+    /// Kind of an ICMP message, by its type.
     fn control(kind: u8) -> Control;
-    /// Types and codes of its control protocol: echo reply; port unreachable; too big; lifetime exceeded.
+    /// ICMP types, and codes of errors: echo reply, port unreachable, packet too big, TTL or hop limit exceeded.
     const ECHO_REPLY: u8;
     const UNREACHABLE: [u8; 2];
     const TOO_BIG: [u8; 2];
     const EXCEEDED: [u8; 2];
-    /// The second word of the error that says what fits.
+    /// Second word of a packet-too-big error, in network byte order. `mtu` in bytes.
     fn too_big(mtu: u32) -> u32;
-    /// Protocol and offset of the transport header behind a quoted header, if it is one that services carry and the
-    /// quotation holds its beginning.
+    /// Protocol of a quoted packet and offset of its transport header after the start of the IP header. `None` if the
+    /// protocol is not tracked or if the transport header is not in the quoted fragment.
     fn quoted_transport(header: &Self::Header) -> Option<(Proto, usize)>;
 
-    /// Finds the transport header. `None`: the packet contradicts itself or is cut short.
+    /// Finds the transport header. `None` if the packet is truncated or inconsistent.
     fn locate<P: Packet>(p: &P, header: &Self::Header) -> Option<Layer3>;
     fn src(header: &Self::Header) -> Addr;
     fn dst(header: &Self::Header) -> Addr;
     /// TTL or hop limit.
     fn ttl(header: &Self::Header) -> u8;
-    /// Replaces the TTL or hop limit.
+    /// Sets the TTL or hop limit.
     fn set_ttl(header: &mut Self::Header, ttl: u8);
-    /// Takes one off the TTL or hop limit.
+    /// Decrements the TTL or hop limit.
     #[inline(always)]
     fn decrement_ttl(header: &mut Self::Header) {
         Self::set_ttl(header, Self::ttl(header).wrapping_sub(1));
     }
-    /// Whether routers mustn't fragment the packet.
+    /// Whether routers may not fragment the packet.
     fn dont_fragment(header: &Self::Header) -> bool;
-    /// Where the packet ends in its frame.
+    /// Offset of the end of the packet in its frame, which may be padded.
     fn end(header: &Self::Header, frame_len: u32) -> u32;
-    /// Replaces the source and returns the difference for checksums.
+    /// Replaces the source address. Returns the difference for checksums.
     fn set_src(header: &mut Self::Header, addr: &Addr) -> u64;
-    /// Replaces the destination and returns the difference for checksums.
+    /// Replaces the destination address. Returns the difference for checksums.
     fn set_dst(header: &mut Self::Header, addr: &Addr) -> u64;
-    /// Brings the header's own checksum, if it has one, up to date with a difference of its addresses.
+    /// Updates the header checksum, if there is one, for a difference of the addresses.
     fn update_checksum(header: &mut Self::Header, difference: u64);
-    /// Whether an address can't be on any wire: mapped ones in IPv6.
+    /// Whether an address is invalid on the wire: a mapped address in IPv6.
     fn mapped(addr: &Addr) -> bool;
-    /// Writes back what may have changed: the TTL and checksum, the source, the destination.
+    /// Writes the header's mutable fields to the packet: TTL and checksum, source if `src`, destination if `dst`.
     fn write<P: Packet>(p: &mut P, header: &Self::Header, src: bool, dst: bool) -> Option<()>;
-    /// A header for an answer: source and destination exchanged, no options; `len` bytes follow it.
+    /// Header of an answer: source and destination exchanged, no options, `len` bytes of payload.
     fn answer(header: &Self::Header, proto: Proto, len: u16) -> Self::Header;
-    /// The header as an ICMP error quotes it: options and extensions left out.
+    /// Header as quoted in an ICMP error: without options and extension headers.
     fn quote(header: &Self::Header, proto: Proto) -> Self::Header;
-    /// Sum of the header's words.
+    /// Sum of the header's words, for checksums.
     fn sum(header: &Self::Header) -> u64;
-    /// Writes the header as words.
+    /// Stores the header in words.
     fn to_words(header: &Self::Header, words: &mut [u32; 10]);
-    /// The header that words are.
+    /// Restores a header from words.
     fn from_words(words: &[u32; 10]) -> Self::Header;
 }
 
@@ -157,7 +158,8 @@ impl Family for V4 {
     const V6: bool = false;
     const ICMP: Proto = Proto::ICMP;
 
-    // Unreachable, time exceeded, parameter problem (RFC 792). Source quench and redirects are not for translation.
+    // Destination unreachable, time exceeded, parameter problem (RFC 792). Source quench and redirects are not
+    // translated.
     #[inline(always)]
     fn control(kind: u8) -> Control {
         match kind {
@@ -173,7 +175,7 @@ impl Family for V4 {
     const TOO_BIG: [u8; 2] = [3, 4];
     const EXCEEDED: [u8; 2] = [11, 0];
 
-    // The lower half (RFC 1191, section 4).
+    // The MTU is in the lower half (RFC 1191, section 4).
     #[inline(always)]
     fn too_big(mtu: u32) -> u32 {
         mtu.to_be()
@@ -190,12 +192,12 @@ impl Family for V4 {
     fn locate<P: Packet>(p: &P, h: &Ipv4) -> Option<Layer3> {
         let ihl = (h.version_ihl & 0xf) as usize * 4;
         let total = u16::from_be(h.total_len) as usize;
-        // The kernel joins segments to packets longer than the field can say, which then is zero (BIG TCP).
+        // GSO packets may exceed the field's range; it is then zero (BIG TCP).
         let contradiction = total != 0 && (total < ihl || total + ETH > p.frame_len() as usize);
         if h.version_ihl >> 4 != 4 || ihl < 20 || contradiction {
             return None;
         }
-        // More fragments, and the offset (RFC 791, section 3.1).
+        // More-fragments flag and fragment offset (RFC 791, section 3.1).
         let fragment = u16::from_be(h.fragment);
         let piece = Piece::new(fragment & 0x2000 != 0, fragment & 0x1fff != 0);
         Some(Layer3 { l4: ETH + ihl, proto: h.proto, piece, id: h.id as u32 })
@@ -317,8 +319,8 @@ impl Family for V6 {
     const V6: bool = true;
     const ICMP: Proto = Proto::ICMPV6;
 
-    // All types below 128 are errors (RFC 4443, section 2.1); those that are defined: unreachable, too big, time
-    // exceeded, parameter problem.
+    // All types below 128 are errors (RFC 4443, section 2.1). The defined ones are destination unreachable, packet too
+    // big, time exceeded and parameter problem.
     #[inline(always)]
     fn control(kind: u8) -> Control {
         match kind {
@@ -366,9 +368,9 @@ impl Family for V6 {
                     found.proto = next;
                     found.id = id;
                     found.l4 += 8;
-                    // A packet may be its own only fragment (RFC 6946).
+                    // An atomic fragment (RFC 6946) is not fragmented.
                     found.piece = Piece::new(low & 1 != 0, high != 0 || low & 0xf8 != 0);
-                    // Only the first fragment goes on with headers.
+                    // Only the first fragment contains further headers.
                     if found.piece == Piece::Later {
                         break;
                     }
@@ -377,7 +379,7 @@ impl Family for V6 {
             }
             i += 1;
         }
-        // A chain that goes on hides the protocol, on which decisions depend.
+        // A longer chain hides the protocol, on which decisions depend.
         let unfinished = matches!(found.proto, 0 | 43 | 44 | 60) && found.piece != Piece::Later;
         (!unfinished).then_some(found)
     }
@@ -480,21 +482,22 @@ impl Family for V6 {
     }
 }
 
-/// Whether there are flows of a protocol.
+/// Whether flows of a protocol are tracked.
 #[inline(always)]
 fn carried<F: Family>(proto: u8) -> bool {
     proto == Proto::TCP.0 || proto == Proto::UDP.0 || proto == Proto::SCTP.0 || proto == F::ICMP.0
 }
 
-/// The ports that stand for an echo: its identifier is the port of the side that asked, and the other has none.
+/// Ports that represent an ICMP echo in tuples: the identifier is the port of the requesting side; the other side has
+/// none.
 #[inline(always)]
 pub(super) fn echo_ports(identifier: u16, request: bool) -> (Port, Port) {
     let (asking, other) = (Port::from_wire(identifier), Port::new(0));
     if request { (asking, other) } else { (other, asking) }
 }
 
-/// Reads a packet's headers. `None`: they are cut short or contradict themselves. A later fragment has no ports, and
-/// neither has a fragment of SCTP, whose checksum can't be brought up to date without the rest.
+/// Parses the headers of a packet. `None` if they are truncated or inconsistent. Later fragments have no ports; neither
+/// have fragments of SCTP, whose checksum can't be updated without the rest of the packet.
 #[inline(always)]
 pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
     let header: F::Header = p.load(ETH)?;
@@ -513,7 +516,7 @@ pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
         id: l3.id,
         icmp_error: false,
     };
-    // What fills up the frame behind the packet is no header.
+    // Padding after the packet is not part of a header.
     let room = (F::end(&header, p.frame_len()) as usize).checked_sub(l3.l4)?;
     if l3.piece == Piece::Later {
         return Some(parsed);
@@ -553,7 +556,7 @@ pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
     Some(parsed)
 }
 
-/// Reads a header where `room` bytes are left of the packet.
+/// Reads a header if `room`, the number of bytes left in the packet, is sufficient.
 #[inline(always)]
 fn within<P: Packet, T: Pod>(p: &P, offset: usize, room: usize) -> Option<T> {
     if room < size_of::<T>() { None } else { p.load(offset) }

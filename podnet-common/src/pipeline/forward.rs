@@ -1,4 +1,4 @@
-//! Forwarding packets that belong to no flow, as they are.
+//! Forwarding packets that need no flow, unchanged except for TTL and MACs.
 
 use crate::{
     addr::Addr,
@@ -16,23 +16,23 @@ use super::{
     rewrite::fits,
 };
 
-/// What became of a packet. It has no payload, since the verifier refuses to copy what has no value in some variant.
+/// Outcome of forwarding. No payload: the verifier rejects copies of uninitialised memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Forwarded {
-    /// It leaves by the [`Departure`] that is noted.
+    /// The packet leaves by the stored [`Departure`].
     Sent,
-    /// The stack fragments it, or tells its sender what is wrong.
+    /// The stack fragments the packet or reports an error to its sender.
     ToStack,
-    /// It is too big; what would fit is noted.
+    /// The packet exceeds the MTU, which is stored in [`Handover::error`].
     TooBig,
-    /// The kernel refuses to change it.
+    /// The kernel failed to modify the packet.
     Failed,
 }
 
-// The functions are out of line, so that their variables don't add up on the stack: 512 bytes are all that a program and what
-// it calls have, and the compiler gives every variable of what is inlined a place of its own.
+// Out of line, so that their variables don't add up on the stack: a program and everything it calls have 512 bytes, and
+// the compiler reserves separate space for every inlined variable.
 
-/// Straight into a pod of this node, past the stack.
+/// To a pod on this node, past the stack.
 #[inline(never)]
 pub(super) fn into_pod<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Forwarded {
     let Endpoint { ifindex, mtu, mac, host_mac, flags, .. } = h.classify.endpoint;
@@ -47,9 +47,9 @@ pub(super) fn into_tunnel<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handov
     let network = &h.classify.network;
     let macs = macs(network.mac, config.tunnel_mac);
     h.departure = Departure::by(Egress { out: Out::Tunnel, ifindex: config.tunnel, hop: Addr::NONE });
-    // The stack would send past the tunnel what is for the node itself.
+    // The stack would bypass the tunnel for packets to the node itself.
     let stays = network.kind != NetworkKind::RemotePods as u32;
-    // A node's address may be a service's too, by port.
+    // The address of a node may be a service's at some ports, so there is no direct path to it.
     h.classify.direct &= !stays as u32;
     let sent = send(p, t, h, config.tunnel_mtu, &macs, true);
     if sent == Forwarded::ToStack && stays && h.packet.ttl() > 1 {
@@ -59,8 +59,8 @@ pub(super) fn into_tunnel<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handov
     sent
 }
 
-/// Out of an uplink towards another node's pod. One packet in each tick asks the neighbour table, so that the kernel sees
-/// that the neighbour is in use and keeps its MAC right.
+/// Out of an uplink to a pod on another node. One packet per tick passes the neighbour table, so that the kernel knows
+/// the neighbour is in use and keeps its MAC up to date.
 #[inline(never)]
 pub(super) fn to_node<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Forwarded {
     let Tuple { src, dst, .. } = &h.packet.tuple;
@@ -73,8 +73,8 @@ pub(super) fn to_node<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) 
     sent.unwrap_or(Forwarded::ToStack)
 }
 
-/// Takes one off the TTL or hop limit, if the packet fits, and replaces the MACs unless the neighbour table does that. Others
-/// between the same addresses may follow with these.
+/// Decrements the TTL or hop limit if the packet fits, and replaces the MACs unless the neighbour table does so. Stores
+/// a direct path for other packets between the same addresses.
 #[inline(always)]
 fn send<P: Packet, T: Tables>(p: &mut P, t: &T, h: &Handover, mtu: u32, macs: &[u32; 3], replaces: bool) -> Forwarded {
     let changed = if h.packet.v6() {
@@ -88,7 +88,7 @@ fn send<P: Packet, T: Tables>(p: &mut P, t: &T, h: &Handover, mtu: u32, macs: &[
     if changed != Forwarded::Sent {
         return changed;
     }
-    // At an address that a service has, ports matter.
+    // At a service address, the path depends on the port.
     if h.classify.direct != 0
         && *macs != [0; 3]
         && frontend::of_address(t, &h.packet.tuple.dst).is_none()

@@ -9,21 +9,22 @@ use crate::{
 
 use super::{Place, Tables};
 
-/// The service port that a packet is addressed to.
+/// A service port to which a packet is addressed.
 pub(super) struct Addressed<'t> {
-    /// The entry that counts for its client: see [`FrontendKey::scope`].
+    /// Entry that applies to the client: see [`FrontendKey::scope`].
     pub frontend: &'t Frontend,
-    /// Another node has chosen this one for the packet and sent it on.
+    /// Another node has forwarded the packet to a backend on this node.
     pub sent_on: bool,
-    /// Another node has sent the packet here; only asked where the frontend has direct server return.
+    /// The packet comes from another node; only determined if the frontend has direct server return.
     pub from_peer: bool,
 }
 
-/// Finds the frontend of exactly a packet's destination, or among those that are there at all of a node's addresses.
-/// `network` is what the destination is, which is needed for the second.
+/// Finds the frontend for a packet: the entry of exactly its destination, or else a wildcard entry if the destination
+/// is a node address.
 ///
-/// At an address of the node what doesn't open a connection, and belongs to none, answers a process that has sent from a
-/// port with this number. `Err`: there is a frontend, but not for this packet.
+/// `Err` if there is a frontend, but not for this packet. At an address of this node, a TCP packet that belongs to no
+/// flow and doesn't open a connection is a reply to a process that has sent from a port of the same number, not for a
+/// service.
 #[inline(always)]
 pub(super) fn find<'t, At: Place, T: Tables>(
     t: &'t T,
@@ -37,7 +38,7 @@ pub(super) fn find<'t, At: Place, T: Tables>(
     node_port::<At, T>(t, ethernet, tuple, tcp_flags, t.network(&tuple.dst)?)
 }
 
-/// Judges the frontend of exactly a packet's destination: see [`find`].
+/// Evaluates the entry of exactly a packet's destination: see [`find`].
 #[inline(always)]
 pub(super) fn at_exact<'t, At: Place, T: Tables>(
     t: &'t T,
@@ -47,7 +48,7 @@ pub(super) fn at_exact<'t, At: Place, T: Tables>(
     frontend: &'t Frontend,
 ) -> Option<Result<Addressed<'t>, Reason>> {
     let direct_return = At::FROM_UPLINK && frontend.flags & Frontend::DIRECT_RETURN != 0;
-    // The network is looked up only where it matters.
+    // Look up the network only if the result depends on it.
     let own = (direct_return || !opens(tcp_flags))
         && t.network(&tuple.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
     if own && !opens(tcp_flags) {
@@ -57,7 +58,7 @@ pub(super) fn at_exact<'t, At: Place, T: Tables>(
     Some(scoped::<At, T>(t, tuple, &tuple.dst, Addressed { frontend, sent_on: from_peer && !own, from_peer }))
 }
 
-/// Finds the frontend among those that are there at all of a node's addresses: see [`find`].
+/// Finds a wildcard entry for a packet to a node address in `network`: see [`find`].
 #[inline(always)]
 pub(super) fn node_port<'t, At: Place, T: Tables>(
     t: &'t T,
@@ -81,15 +82,15 @@ pub(super) fn node_port<'t, At: Place, T: Tables>(
     Some(scoped::<At, T>(t, tuple, addr, Addressed { frontend, sent_on, from_peer }))
 }
 
-/// Whether a frontend that is there at all of the node's addresses serves at an address in this network.
+/// Whether a wildcard entry applies to addresses in this network.
 #[inline(always)]
 fn serves(frontend: &Frontend, network: &Network) -> bool {
     network.kind == NetworkKind::LocalNode as u32
         && (frontend.flags & Frontend::NODE_PORT == 0 || network.flags & Network::NODE_PORTS != 0)
 }
 
-/// Finds the frontend that a socket addresses: as [`find`] does for the packet that would open the connection. To a pod its
-/// loopback addresses are its own; to the host they are those of the node that hostPorts have and NodePorts don't.
+/// Finds the frontend for the address of a socket call, as [`find`] does for the packet that would open the connection.
+/// A pod's loopback addresses are its own. Those of the host have the hostPorts of the node but not its NodePorts.
 #[inline(always)]
 pub(super) fn of_socket<'t, T: Tables>(
     t: &'t T,
@@ -100,7 +101,7 @@ pub(super) fn of_socket<'t, T: Tables>(
 ) -> Option<&'t Frontend> {
     let node = of_node(addr);
     let loopback = addr.is_loopback();
-    // To a socket the unspecified address is the way to itself.
+    // For a socket, the unspecified address means the host itself.
     if addr.same(node) || (loopback && of_pod) {
         return None;
     }
@@ -108,14 +109,14 @@ pub(super) fn of_socket<'t, T: Tables>(
         return Some(frontend);
     }
     let frontend = at(t, node, port, proto, FrontendKey::ANY)?;
-    // Few ports lead so far.
+    // Checked last: few ports have a wildcard entry.
     if loopback {
         return (frontend.flags & Frontend::NODE_PORT == 0).then_some(frontend);
     }
     serves(frontend, t.network(addr)?).then_some(frontend)
 }
 
-/// Replaces the entry that every frontend has by the one that counts for the packet's client.
+/// Replaces the entry with scope [`FrontendKey::ANY`] with the one that applies to the client.
 #[inline(always)]
 fn scoped<'t, At: Place, T: Tables>(
     t: &'t T,
@@ -139,28 +140,28 @@ fn scoped<'t, At: Place, T: Tables>(
     }
 }
 
-/// The entry with exactly a packet's destination.
+/// Entry of exactly a packet's destination.
 #[inline(always)]
 pub(super) fn exact<'t, T: Tables>(t: &'t T, tuple: &Tuple, scope: u8) -> Option<&'t Frontend> {
     at(t, &tuple.dst, tuple.dport, tuple.proto, scope)
 }
 
-/// What stands for all addresses of the node that are of an address's family.
+/// Wildcard for all node addresses of an address's family.
 #[inline(always)]
 const fn of_node(addr: &Addr) -> &'static Addr {
     if addr.is_v4() { &FrontendKey::NODE_V4 } else { &FrontendKey::NODE_V6 }
 }
 
-/// The entry with a key.
-// Out of line, since each key on the stack would have a place of its own there.
+/// Looks up an entry.
+// Out of line: inlined, each key would occupy stack of its own.
 #[inline(never)]
 fn at<'t, T: Tables>(t: &'t T, addr: &Addr, port: Port, proto: Proto, scope: u8) -> Option<&'t Frontend> {
     t.frontend(&FrontendKey { addr: *addr, port, proto, scope })
 }
 
-/// Whether a packet of a process of the host has a source that is a frontend too, in a protocol whose packets don't show
-/// whether they answer: the answers would be taken for the service's. What answers in the service's name itself, since
-/// another hook has translated it, doesn't count. `key` is memory for one.
+/// Whether a process of the host sends from an address and port of a frontend, in a protocol whose packets don't tell
+/// replies from requests (UDP, SCTP): replies to the process would be taken for packets to the service. Replies of the
+/// service itself, translated by another hook, don't count. `key` is memory for a key.
 #[inline(never)]
 pub(super) fn speaks_for_itself<T: Tables>(t: &T, tuple: &Tuple, key: &mut Tuple) -> bool {
     if tuple.proto != Proto::UDP && tuple.proto != Proto::SCTP {
@@ -173,25 +174,25 @@ pub(super) fn speaks_for_itself<T: Tables>(t: &T, tuple: &Tuple, key: &mut Tuple
         && t.flow(key, |_| ()).is_none()
 }
 
-/// Whether some service has this address: it then has an entry without port and protocol.
+/// Entry without port and protocol of a service address; `None` if no service has the address.
 #[inline(always)]
 pub(super) fn of_address<'t, T: Tables>(t: &'t T, addr: &Addr) -> Option<&'t Frontend> {
     at(t, addr, Port::new(0), Proto(0), FrontendKey::ANY)
 }
 
-/// Whether a packet can be a flow's first by its TCP flags, which are zero in other protocols.
+/// Whether a packet can be the first of a flow, by its TCP flags (zero for other protocols).
 #[inline(always)]
 fn opens(tcp_flags: u8) -> bool {
     tcp_flags == 0 || tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN
 }
 
-/// Whether a packet may begin a flow. The answer to an echo, which has the other port only, may not.
+/// Whether a packet may begin a flow. Echo replies, which have a destination port only, may not.
 #[inline(always)]
 pub(super) fn begins(tuple: &Tuple) -> bool {
     carried(tuple) || tuple.dport.wire() == 0
 }
 
-/// Whether the protocol's packets can be for a frontend. Echoes have ports in tuples only.
+/// Whether services support the protocol. Echoes have ports in tuples, but are not for frontends.
 #[inline(always)]
 pub(super) fn carried(tuple: &Tuple) -> bool {
     tuple.proto == Proto::TCP || tuple.proto == Proto::UDP || tuple.proto == Proto::SCTP

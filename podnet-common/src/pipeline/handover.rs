@@ -1,4 +1,4 @@
-//! What stages hand over to each other: one record for each receiver, in memory of the processor that the packet is on.
+//! Records handed over between stages, one per receiving stage, in per-CPU memory.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,11 +9,13 @@ use crate::{
 
 use super::{Egress, Verdict, headers::Headers};
 
-/// `scratch` (per-CPU array of one). A record counts for the stage that its writer goes on in.
+/// Value of `scratch` (per-CPU array with one entry). A record is valid only for the stage to which its writer
+/// continues.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Handover {
-    /// The packet's headers, for all stages. [`track`](super::track()) completes them: a fragment's ports, SCTP's chunk.
+    /// Headers of the packet, for all stages. [`track`](super::track()) completes them: ports of fragments, flags of
+    /// SCTP.
     pub(super) packet: Headers,
     /// For [`classify`](super::classify()).
     pub(super) classify: ToClassify,
@@ -29,21 +31,21 @@ pub struct Handover {
     pub(super) sctp: ToSctp,
     /// For [`error`](super::error).
     pub(super) error: ToError,
-    /// How a forwarded packet leaves; for [`sctp`](super::sctp()) and for the verdict of [`classify`](super::classify()).
+    /// Egress of a forwarded packet, for [`sctp`](super::sctp()) and the verdict of [`classify`](super::classify()).
     pub(super) departure: Departure,
 }
 
-/// A packet that belongs to no flow, and what is found out about it.
+/// A packet that belongs to no flow, and findings about it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToClassify {
-    /// Whether a flow that is over has left an entry for its tuple: 1, or else 0.
+    /// A closed flow has left an entry for the packet's tuple: 1 or 0.
     pub left: u32,
-    /// The pod of this node that it is for.
+    /// Destination pod on this node.
     pub endpoint: Endpoint,
-    /// The prefix that it is for, if it goes through the tunnel.
+    /// Range of the destination, for the tunnel.
     pub network: Network,
-    /// Whether others between its addresses may take its path without a look: 1, or else 0.
+    /// A direct path may be stored for the packet's addresses: 1 or 0.
     pub direct: u32,
 }
 
@@ -51,108 +53,108 @@ pub(super) struct ToClassify {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToQuotation {
-    /// Tuple of an answer to what it quotes; the addresses only if no flow can have that.
+    /// Tuple of a reply to the quoted packet; addresses only if its protocol is not tracked.
     pub answer: Tuple,
 }
 
-/// What a new flow is for.
+/// Purpose of a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// A port of a service.
+    /// To a port of a service.
     Service = 0,
-    /// From a pod to the outside, with the node's address as source.
+    /// From a pod to a destination outside the cluster, with the node's source address.
     Masquerade = 1,
-    /// To be known, so that answers to it are.
+    /// Without translation, to recognise replies.
     Track = 2,
 }
 
-/// A packet that begins a flow, and may.
+/// A packet that begins a flow and has been admitted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToBegin {
-    /// The entry that counts for its client, for [`Purpose::Service`]. It has a backend.
+    /// For [`Purpose::Service`]: the entry that applies to the client. It has a backend.
     pub frontend: Frontend,
     /// A [`Purpose`] as a number.
     pub purpose: u8,
-    /// Another node has chosen this one for the packet: 1 or 0.
+    /// Another node has forwarded the packet to a backend on this node: 1 or 0.
     pub sent_on: u8,
-    /// Another node has sent the packet here: 1 or 0. Only asked where the frontend has direct server return.
+    /// The packet comes from another node: 1 or 0. Only determined if the frontend has direct server return.
     pub from_peer: u8,
     /// Zero.
     pub _pad: u8,
 }
 
-/// A flow that is to be inserted; the packet's own entry is in [`ToSend`].
+/// A flow to insert. The entry of the packet's own direction is in [`ToSend`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToInsert {
-    /// Entry of the other direction.
+    /// Entry of the reply direction.
     pub reply: CtEntry,
-    /// Key of the other direction.
+    /// Key of the reply direction.
     pub key: Tuple,
-    /// Key of the flow that an entry in the way belongs to.
+    /// Key of the flow that owns a conflicting entry.
     pub owner: Tuple,
     /// Hash of the client's tuple.
     pub hash: u32,
-    /// Whether the source port must be one of those for source NAT: 1, or else 0.
+    /// The source port must be one of the SNAT ports: 1 or 0.
     pub from_range: u32,
-    /// How many source ports have been tried.
+    /// Number of source ports tried so far.
     pub tries: u32,
-    /// Who the flow's entries are counted for: a place in [`holders`](crate::layout::holders).
+    /// Sender for which entries are counted: a slot in [`holders`](crate::layout::holders).
     pub holder: u32,
-    /// How many of `snat_ports` the flow may draw from, the first ones.
+    /// Number of SNAT ports that the flow may use: the first ones in `snat_ports`.
     pub ports: u32,
 }
 
-/// A packet of a flow, to be rewritten and sent on.
+/// A packet of a flow, to be rewritten and forwarded.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToSend {
-    /// Its flow's entry; for [`quotation`](super::quotation) that of answers to what the packet quotes.
+    /// Entry of the packet's flow. For [`quotation`](super::quotation): the entry for replies to the quoted packet.
     pub entry: CtEntry,
-    /// The next hop of that way.
+    /// Next hop, for egress through the neighbour table.
     pub hop: Addr,
-    /// Whether the MACs in the entry were had from the neighbour table within this tick on this processor, so that they may
-    /// be used at once: 1, or else 0.
+    /// The MACs in the entry were obtained from the neighbour table within this tick on this CPU and can be used
+    /// directly: 1 or 0.
     pub resolved: u32,
 }
 
-/// A translated SCTP packet, whose checksum is to be brought up to date.
+/// A translated SCTP packet whose checksum must be updated.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToSctp {
-    /// By what the ports have changed: old XOR new, as they lie in memory.
+    /// Change of the ports: old XOR new, in memory order.
     pub change: u32,
-    /// How many bytes follow the ports.
+    /// Number of bytes after the ports.
     pub after: u32,
 }
 
-/// How a packet leaves that is ready.
+/// Egress of a packet that is ready to leave.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct Departure {
-    /// An [`Out`] as a number, [`Out::Stack`] among them.
+    /// Kind of egress: an [`Out`] as a number, possibly [`Out::Stack`].
     out: u32,
-    /// As [`Egress::ifindex`].
+    /// Egress interface: see [`Egress::ifindex`].
     pub ifindex: IfIndex,
-    /// As [`Egress::hop`].
+    /// Next hop: see [`Egress::hop`].
     hop: Addr,
 }
 
 impl Departure {
-    /// By a way that isn't the stack's.
+    /// Egress other than the stack.
     #[inline(always)]
     pub fn by(egress: Egress) -> Self {
         Self { out: egress.out as u32, ifindex: egress.ifindex, hop: egress.hop }
     }
 
-    /// How other packets leave by the same way whose MACs are known.
+    /// Kind of egress for packets whose MACs are known.
     #[inline(always)]
     pub const fn out_with_macs(&self) -> u32 {
         if self.out == Out::Uplink as u32 { Out::Link as u32 } else { self.out }
     }
 
-    /// The verdict.
+    /// Verdict for the packet.
     #[inline(always)]
     pub fn verdict(&self) -> Verdict {
         match Out::from_number(self.out as u8) {
@@ -168,16 +170,16 @@ impl Departure {
 pub(super) struct ToError {
     /// A [`Complaint`] as a number.
     pub complaint: u32,
-    /// What would fit, in bytes, if it is too big.
+    /// For [`Complaint::TooBig`]: MTU to report, in bytes.
     pub mtu: u32,
 }
 
-/// What is wrong with a packet on its way.
+/// The error to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Complaint {
-    /// Its TTL or hop limit was exceeded.
+    /// TTL or hop limit exceeded.
     TtlExceeded = 0,
-    /// It is too big and may not be fragmented.
+    /// Packet too big and not to be fragmented.
     TooBig = 1,
 }
 
@@ -185,7 +187,7 @@ impl ToError {
     /// TTL or hop limit exceeded.
     pub const TTL_EXCEEDED: Self = Self { complaint: Complaint::TtlExceeded as u32, mtu: 0 };
 
-    /// Too big, where `mtu` bytes would fit.
+    /// Packet too big for an MTU of `mtu` bytes.
     #[inline(always)]
     pub const fn too_big(mtu: u32) -> Self {
         Self { complaint: Complaint::TooBig as u32, mtu }

@@ -1,4 +1,4 @@
-//! A packet's headers as stages hand them over to each other.
+//! Parsed headers in the form in which stages hand them over.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,19 +6,19 @@ use crate::layout::{FragmentPorts, Tuple};
 
 use super::family::{Family, Parsed, Piece, V4, V6};
 
-/// [`Parsed`] as stages hand it over to each other, so that headers are parsed once.
+/// [`Parsed`] as plain data, so that headers are parsed only once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct Headers {
-    /// As [`Parsed::tuple`]; of a later fragment with the ports of the first, once these are known.
+    /// See [`Parsed::tuple`]. For later fragments: with the ports of the first, once known.
     pub tuple: Tuple,
-    /// The IP header; one of IPv4 is shorter.
+    /// IP header; IPv4 uses only the first words.
     ip: [u32; 10],
     l4: u32,
     headers: u32,
     id: u32,
     checksum: u16,
-    /// As [`Parsed::tcp_flags`]; of SCTP those that say the same, once they are known.
+    /// See [`Parsed::tcp_flags`]. For SCTP: the equivalent flags, once known.
     pub tcp_flags: u8,
     piece: u8,
     ports: u8,
@@ -28,7 +28,7 @@ pub(super) struct Headers {
 }
 
 impl Headers {
-    /// Of a packet.
+    /// Converts parsed headers.
     #[inline(always)]
     pub fn of<F: Family>(v: &Parsed<F>) -> Self {
         let mut headers = Self {
@@ -49,31 +49,31 @@ impl Headers {
         headers
     }
 
-    /// Whether the packet is one of IPv6.
+    /// Whether this is an IPv6 packet.
     #[inline(always)]
     pub fn v6(&self) -> bool {
         self.v6 != 0
     }
 
-    /// As [`Parsed::ports`], or whether the first fragment's are known.
+    /// See [`Parsed::ports`]. Also true for later fragments whose ports are known.
     #[inline(always)]
     pub fn ports(&self) -> bool {
         self.ports != 0
     }
 
-    /// As [`Parsed::echo_request`].
+    /// See [`Parsed::echo_request`].
     #[inline(always)]
     pub fn echo_request(&self) -> bool {
         self.echo_request != 0
     }
 
-    /// As [`Parsed::icmp_error`].
+    /// See [`Parsed::icmp_error`].
     #[inline(always)]
     pub fn icmp_error(&self) -> bool {
         self.icmp_error != 0
     }
 
-    /// As [`Parsed::piece`].
+    /// See [`Parsed::piece`].
     #[inline(always)]
     pub fn piece(&self) -> Piece {
         match self.piece {
@@ -83,32 +83,32 @@ impl Headers {
         }
     }
 
-    /// As [`Parsed::id`].
+    /// See [`Parsed::id`].
     #[inline(always)]
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// As [`Parsed::l4`]. The mask tells the verifier that it is an offset in a packet.
+    /// See [`Parsed::l4`]. The mask bounds the offset for the verifier.
     #[inline(always)]
     pub fn l4(&self) -> usize {
         (self.l4 & OFFSET) as usize
     }
 
-    /// The TTL or hop limit.
+    /// TTL or hop limit.
     #[inline(always)]
     pub fn ttl(&self) -> u8 {
         if self.v6() { V6::ttl(&V6::from_words(&self.ip)) } else { V4::ttl(&V4::from_words(&self.ip)) }
     }
 
-    /// Notes the ports of the packet's first fragment.
+    /// Sets the ports of a later fragment.
     #[inline(always)]
     pub fn join(&mut self, ports: FragmentPorts) {
         (self.tuple.sport, self.tuple.dport) = (ports.sport, ports.dport);
         self.ports = 1;
     }
 
-    /// What was handed over, of a packet of the family.
+    /// Converts back; `F` must be the packet's family.
     #[inline(always)]
     pub fn parsed<F: Family>(&self) -> Parsed<F> {
         Parsed {
@@ -127,5 +127,5 @@ impl Headers {
     }
 }
 
-/// Offsets of transport headers are less: Ethernet, IPv6 and six extension headers of 2 KiB each.
+/// Bound of transport header offsets: Ethernet, IPv6 and six extension headers of 2 KiB each.
 const OFFSET: u32 = 0x3fff;

@@ -1,13 +1,16 @@
-//! ICMP errors about translated packets (RFC 792, RFC 4443, RFC 5508): a router, a host or the stack here quotes the
-//! packet as it saw it, and the one who sent it must find in the quotation what it has sent. So path-MTU discovery
-//! works through a service.
+//! ICMP errors about translated packets (RFC 792, RFC 4443, RFC 5508).
 //!
-//! An error about a packet travels the way that an answer to it would. The flow's entry for such an answer tells what
-//! becomes of the quotation, of the error's destination, and of its source if it is the very host that was written to.
+//! A router, a host or the stack of this node quotes a packet as it saw it, but the sender must find in the quotation
+//! what it sent. Translating the quotation makes path MTU discovery work through services.
 //!
-//! An error is believed by what it quotes, so whoever guesses a connection's addresses and ports could end it or make it
-//! slow. A pod, which is nobody's router, can only know of what was sent to itself, and who is outside only of what leaves
-//! this node; and both tell it to the one who has sent that.
+//! An error travels along the path of a reply to the quoted packet. The flow's entry for such a reply determines how to
+//! rewrite the quotation, the destination of the error, and its source if that is the host to which the quoted packet
+//! was sent.
+//!
+//! An error is trusted because of what it quotes, so guessing the addresses and ports of a connection would be enough
+//! to end it or slow it down. Errors are therefore accepted only from senders that can have seen the quoted packet: a
+//! pod, which is never a router, can have seen packets to itself only, and a sender outside only packets that leave
+//! this node. And an error is delivered only to the sender of the quoted packet.
 
 use crate::{
     addr::{Port, Proto},
@@ -27,10 +30,10 @@ use super::{
     track::sent_twice,
 };
 
-/// What is read at once: Ethernet, IP, the ICMP header, the quoted IP and TCP headers.
+/// Number of bytes to make readable: Ethernet, IP, the ICMP header, the quoted IP and TCP headers.
 const HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
 
-/// Recognises the flow that an ICMP error is about. Follows [`enter`](super::enter()) at the same hook.
+/// Identifies the flow that an ICMP error is about. Follows [`enter`](super::enter()) at the same hook.
 #[inline(always)]
 pub fn icmp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
@@ -56,12 +59,12 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
         return Verdict::drop(reason);
     }
     let (tuple, answer) = (&h.packet.tuple, &mut h.quotation.answer);
-    // What doesn't even quote a header is about no flow.
+    // An error that doesn't quote a complete header belongs to no flow.
     if let Some(quoted) = quoted::<F, P>(p, &v, answer) {
         if !can_know::<At, T>(t, tuple, answer) {
             return Verdict::drop(Reason::UnrelatedIcmpError);
         }
-        // It goes to the one who has sent what it quotes, and to no other.
+        // The error must be addressed to the sender of the quoted packet.
         let known =
             quoted.is_some() && answer.dst.same(&tuple.dst) && t.flow(answer, |entry| h.send.entry = *entry).is_some();
         if known {
@@ -76,12 +79,12 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
             return Verdict::tail(Stage::Quotation);
         }
     }
-    // About a packet of no flow. Up the stack one to a service would find its way back here.
+    // About a packet of no flow. The stack would route an error to a service back here.
     if At::EGRESS { Verdict::PASS } else { Verdict::tail(Stage::Classify) }
 }
 
-/// Translates an ICMP error about a flow whose entry for answers is handed over, with the way of the error in it. Follows [`icmp`] or
-/// [`classify`](super::classify()) at the same hook.
+/// Translates an ICMP error about a flow. The handed-over entry is that for replies to the quoted packet, with the next
+/// hop of the error. Follows [`icmp`] or [`classify`](super::classify()) at the same hook.
 #[inline(always)]
 pub fn quotation<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
@@ -96,8 +99,9 @@ fn about_flow<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> V
     translate::<At, F, P>(p, s, answer, &mut v, &mut quoted).unwrap_or(Verdict::drop(Reason::PacketWriteFailed))
 }
 
-/// Whether an error's sender can know of what it quotes. `answer` has the addresses of an answer to that.
-// On its own, like others: the stack is small.
+/// Whether the sender of an error can have seen the packet that it quotes. `answer` has the addresses of a reply to
+/// that packet.
+// Out of line: stack is scarce.
 #[inline(never)]
 fn can_know<At: Place, T: Tables>(t: &T, error: &Tuple, answer: &Tuple) -> bool {
     let to_sender = answer.dst.same(&error.dst);
@@ -112,15 +116,15 @@ fn can_know<At: Place, T: Tables>(t: &T, error: &Tuple, answer: &Tuple) -> bool 
     true
 }
 
-/// The packet that an error quotes.
+/// The packet quoted by an ICMP error.
 struct Quoted<F: Family> {
     header: F::Header,
-    /// Offset of its transport header.
+    /// Offset of the quoted transport header in the frame.
     l4: usize,
 }
 
-/// Reads the quotation, and the tuple of an answer to what it quotes. `None`: it doesn't even quote a header; within: none of
-/// a packet that flows have, so that the tuple has addresses only.
+/// Reads the quotation and the tuple of a reply to the quoted packet. `None` if it doesn't contain a complete IP
+/// header. The inner `None` if it quotes no packet of a tracked protocol; the tuple then has addresses only.
 #[inline(always)]
 fn quoted<F: Family, P: Packet>(p: &P, v: &Parsed<F>, answer: &mut Tuple) -> Option<Option<Quoted<F>>> {
     let at = v.l4 + size_of::<Icmp>();
@@ -130,7 +134,7 @@ fn quoted<F: Family, P: Packet>(p: &P, v: &Parsed<F>, answer: &mut Tuple) -> Opt
     Some(transport::<F, P>(p, v, header, at, answer))
 }
 
-/// The rest of it, from a quotation that begins at `at`.
+/// Transport part of a quotation whose IP header is at offset `at`.
 #[inline(always)]
 fn transport<F: Family, P: Packet>(
     p: &P,
@@ -156,12 +160,12 @@ fn transport<F: Family, P: Packet>(
     } else {
         (Port::from_wire(low_half(first)), Port::from_wire(high_half(first)))
     };
-    // An answer's source is what was written to.
+    // The source of a reply is the destination of the quoted packet.
     (answer.sport, answer.dport, answer.proto) = (dport, sport, proto);
     Some(Quoted { header, l4 })
 }
 
-/// Translates an error as its flow's entry says, whose key is there too.
+/// Translates an error according to its flow's entry; `answer` is the key of that entry.
 #[inline(always)]
 fn translate<At: Place, F: Family, P: Packet>(
     p: &mut P,
@@ -202,8 +206,8 @@ fn translate<At: Place, F: Family, P: Packet>(
     Some(depart(entry.out, entry.out_ifindex, &s.hop))
 }
 
-/// Rewrites the quotation, which goes the other way than the answers that the entry is for, and returns the
-/// difference that it makes to the ICMP checksum.
+/// Rewrites the quotation, whose direction is opposite to that of the entry, and returns the resulting difference of
+/// the ICMP checksum.
 #[inline(always)]
 fn rewrite_quotation<F: Family, P: Packet>(
     p: &mut P,
@@ -226,14 +230,14 @@ fn rewrite_quotation<F: Family, P: Packet>(
     F::update_checksum(&mut quoted.header, addresses);
     let echo = answer.proto == F::ICMP;
     let (old_ports, new_ports) = if echo {
-        // The port that isn't there is zero.
+        // One of the two ports is absent and zero.
         let identifier = |sport: Port, dport: Port| (sport.wire() | dport.wire()) as u32;
         (identifier(answer.dport, answer.sport), identifier(sport, dport))
     } else {
         (old_ports, ports_word(sport.wire(), dport.wire()))
     };
     let ports = checksum::difference(old_ports, new_ports);
-    // An IPv4 header's own checksum makes up for its addresses.
+    // The IPv4 header checksum compensates for the addresses.
     let mut data = ports + if F::V6 { addresses } else { 0 };
     let udp = answer.proto == Proto::UDP;
     let field = quoted.l4
@@ -245,7 +249,8 @@ fn rewrite_quotation<F: Family, P: Packet>(
             Tcp::CHECKSUM
         };
     let covered = if echo && !F::V6 { 0 } else { checksum::fold32(addresses) as u64 };
-    // The quotation may end before it, and SCTP's is of another kind, which nobody can check without the rest.
+    // The quotation may end before the checksum. SCTP's is a CRC, which the receiver can't verify without the rest of
+    // the packet.
     if answer.proto != Proto::SCTP
         && field + size_of::<u16>() <= F::end(&v.header, p.frame_len()) as usize
         && let Some(old) = p.load::<u16>(field)
@@ -267,14 +272,14 @@ fn rewrite_quotation<F: Family, P: Packet>(
     Some(data)
 }
 
-/// The first two bytes of a word as it lies in memory.
+/// First two bytes of a word in memory order.
 #[inline(always)]
 fn low_half(word: u32) -> u16 {
     let [a, b, ..] = word.to_ne_bytes();
     u16::from_ne_bytes([a, b])
 }
 
-/// The last two.
+/// Last two bytes of a word in memory order.
 #[inline(always)]
 fn high_half(word: u32) -> u16 {
     let [.., a, b] = word.to_ne_bytes();

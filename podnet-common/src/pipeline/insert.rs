@@ -1,9 +1,9 @@
-//! Inserting flows, and the source ports of translated ones.
+//! Insertion of flows, including SNAT port allocation.
 //!
-//! The reply's key in `conntrack` is what makes a translation unique: it is inserted first and only if it isn't there,
-//! so two flows that would get the same answer (two services that share a backend, source NAT) never do; the second
-//! gets another source port. The table of connections thus is the table of source ports too, and a port can be used once
-//! for each destination.
+//! The key of the reply's entry in `conntrack` makes a translation unique: it is inserted first, and only if it is
+//! free. So two flows whose replies would be identical (two services with a common backend, source NAT) can't exist;
+//! the second gets another source port. The connection table thus doubles as the table of source ports, and each port
+//! can be used once per destination.
 
 use crate::{
     addr::Port,
@@ -20,24 +20,24 @@ use super::{
     shares, staged,
 };
 
-/// How many source ports are tried in one run of the program. Each is two or three paths for the kernel's verifier.
+/// Number of source ports to try in one run of the program. Each adds two or three paths for the verifier.
 const TRIES_PER_RUN: u32 = 16;
-/// How many are tried before a flow is refused. Drawn at random, one of them is free for all but two flows in a hundred
-/// while 99 of 100 are taken. The kernel bounds the runs: 33 tail calls
-/// (`MAX_TAIL_CALL_CNT`), of which up to four lead here and two go on from here.
+/// Number of source ports to try before the flow is refused. With 99 of 100 ports in use, so many random draws find a
+/// free one for all but two flows in a hundred. The kernel limits the number of runs: of 33 tail calls
+/// (`MAX_TAIL_CALL_CNT`), up to four lead here and two follow.
 const TRIES: u32 = 400;
-/// For so many tries, a drawn port is not one that another client's connection had a moment ago: its server may still
-/// wait on it (TIME-WAIT), and refuses a new one unless its numbers or time stamps happen to be later (RFC 6191).
+/// Number of attempts that avoid ports of recently closed connections of other clients: the server may still hold them
+/// in TIME-WAIT and refuse a new connection unless its sequence numbers or timestamps happen to be higher (RFC 6191).
 const CHOOSY: u32 = 64;
 
-/// Goes on with the source ports of a flow whose first one is taken. Follows [`begin`](super::begin()) or itself at the same
-/// hook.
+/// Tries more source ports for a flow whose first port is taken. Follows [`begin`](super::begin()) or itself at the
+/// same hook.
 #[inline(always)]
 pub fn insert<At: Place, P: Packet, T: Tables>(_: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| tries::<At, T, TRIES_PER_RUN>(t, h))
 }
 
-/// Inserts the flow that is handed over, if its first source port is free. Its packet goes on to [`send`](super::send()).
+/// Inserts the flow handed over if its first source port is free; the packet continues with [`send`](super::send()).
 #[inline(always)]
 pub(super) fn first<At: Place, T: Tables>(t: &T, h: &mut Handover) -> Verdict {
     tries::<At, T, 1>(t, h)
@@ -50,18 +50,18 @@ fn tries<At: Place, T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Verdi
             t.count(Counter::FlowsCreated);
             Verdict::tail(Stage::Send)
         }
-        // What the host's own processes send goes on without a flow too.
+        // Packets from processes of the host pass even without a flow.
         Err(verdict) if At::EGRESS && verdict.action == Action::Drop => Verdict::PASS,
         Err(verdict) => verdict,
     }
 }
 
-/// Inserts both entries, or the one of a flow that is sent on.
+/// Inserts both entries, or the only one of a flow that is forwarded for direct server return.
 #[inline(always)]
 fn put<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<(), Verdict> {
     let one_way = h.send.entry.flags & CtEntry::ONE_WAY != 0;
     let mut new = 0;
-    // The reply is there before the first packet leaves, so that no answer finds it missing.
+    // Inserted before the first packet leaves, so that the reply finds it.
     if !one_way {
         new += reserve::<T, RUN>(t, h)? as u32;
     }
@@ -81,7 +81,7 @@ fn put<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<(), Verdict
     Ok(())
 }
 
-/// Puts the entry in the place of an earlier flow's, and removes that one's other half.
+/// Overwrites the entry of an earlier flow and removes the other half of that flow.
 #[inline(always)]
 fn replace<T: Tables>(t: &T, h: &mut Handover, one_way: bool) -> bool {
     let Handover { packet: Headers { tuple, .. }, send: s, insert: n, .. } = h;
@@ -99,8 +99,8 @@ fn replace<T: Tables>(t: &T, h: &mut Handover, one_way: bool) -> bool {
     true
 }
 
-/// Inserts the reply's entry, with another source port where the first is taken. Returns whether there was none with that
-/// key. `Err` is what becomes of the packet: the same once more, with other ports, if it isn't dropped.
+/// Inserts the reply's entry, with another source port if the first is taken. Returns whether the key was new. `Err` is
+/// the verdict: retry with other ports in another run, or drop.
 #[inline(always)]
 fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, Verdict> {
     let tried = h.insert.tries;
@@ -142,16 +142,18 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
     Err(Verdict::tail(Stage::Insert))
 }
 
-/// SNAT port allocation: where the port is that a client's port is given first. A client's ports follow each other from a
-/// place of its own, so that clients don't meet unless one uses more than there are for source NAT, and a port that a client
-/// uses again is the same again for the server, which may still wait on it (TIME-WAIT) and knows the new connection by the
-/// client's time stamps (RFC 6191).
+/// SNAT port allocation: offset of the first port to try, in `snat_ports`.
+///
+/// Consecutive ports of a client get consecutive SNAT ports, starting at an offset that depends on its address. So the
+/// ports of a client don't collide with each other unless it uses more than the SNAT range has, and a reused client
+/// port gets the same SNAT port again. The server may still hold that in TIME-WAIT, but recognises the new connection
+/// by the client's timestamps (RFC 6191).
 #[inline(always)]
 fn place(client: &Tuple) -> u32 {
     mix(folded(&client.src)).wrapping_add(client.sport.get() as u32)
 }
 
-/// Takes an entry that this flow had before, or that a closed connection left behind if `choosy` is false.
+/// Takes over the entry with the reply's key if it belongs to the same flow, or to a closed one unless `choosy`.
 #[inline(always)]
 fn take_over<T: Tables>(t: &T, h: &mut Handover, choosy: bool) -> bool {
     let Handover { packet: Headers { tuple, .. }, insert: n, .. } = h;

@@ -1,5 +1,5 @@
-//! Packets that the host's processes send to the host's own addresses. What is for a service there goes to podnet0, where
-//! services are translated for the host's processes.
+//! Packets from processes of the host to the host's own addresses. Those for a service are redirected to podnet0, where
+//! packets of host processes to services are translated.
 
 use crate::{
     addr::Addr,
@@ -15,7 +15,7 @@ use super::{
     frontend,
 };
 
-/// Handles a packet that leaves by the loopback interface.
+/// Handles a packet sent out of the loopback interface.
 #[inline(always)]
 pub fn loopback<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
@@ -30,7 +30,7 @@ pub fn loopback<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 
 #[inline(always)]
 fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
-    // What is wrong with the host's packets to itself is the host's matter.
+    // Malformed packets are left to the host's stack.
     let Some(v) = parse::<F, P>(p) else { return Verdict::PASS };
     let Some(network) = t.network(&v.tuple.dst) else { return Verdict::PASS };
     if network.kind != NetworkKind::LocalNode as u32 || !v.ports || !frontend::carried(&v.tuple) {

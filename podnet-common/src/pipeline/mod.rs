@@ -1,13 +1,15 @@
-//! The packet pipeline: what every hook does with a packet, generic over where packets and tables live.
+//! The packet pipeline: what every hook does with a packet, generic over the packet and over the tables.
 //!
-//! A packet that belongs to a flow takes the fast path of [`enter`]: one look-up in `conntrack` says how to rewrite it and
-//! where to send it. Any other is judged once: [`classify`] says what it is for, `admit` whether that is allowed. A packet
-//! that begins a flow goes on through [`begin`] (`balance`, `source`, `next_hop`, [`insert`]) to [`send`]; one that
-//! needs none is forwarded, answered or left to the stack.
+//! A packet of an established flow takes the fast path in [`enter()`]: one lookup in `conntrack` tells how to rewrite
+//! it and where to send it. Any other packet is classified ([`classify()`]) and admitted (`admit`), once each. A packet
+//! that begins a flow continues with [`begin()`] (`balance`, `source`, `next_hop`), [`insert()`] and [`send()`]; one
+//! that needs no flow is forwarded, answered or left to the host's stack.
 //!
-//! Each stage is a program of its own, reached by a tail call ([`Action::Tail`]). What a stage has found out is handed to
-//! the next in a record of [`Handover`], so that nothing is looked up twice. All reads of a packet come before the first
-//! write, so that none leaves half-rewritten.
+//! Each stage is a program of its own, reached by a tail call ([`Action::Tail`]). A stage hands its findings to the
+//! next in a record of [`Handover`], so nothing is looked up twice. All reads of a packet precede the first write, so
+//! no packet leaves half-rewritten.
+//!
+//! Attachment, tail calls and redirects are left to the callers: the eBPF object and the simulator.
 
 mod admit;
 mod answer;
@@ -63,50 +65,52 @@ use crate::{
     verdict::{Counter, Reason},
 };
 
-/// How a packet leaves the node, or this hook of it.
+/// Egress of a forwarded packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Egress {
-    /// The kind of way; never [`Out::Stack`].
+    /// Kind of egress; never [`Out::Stack`].
     pub out: Out,
-    /// The interface.
+    /// Egress interface.
     pub ifindex: IfIndex,
-    /// Where the neighbour table is asked for a MAC ([`Out::Uplink`], [`Out::Via`]): the next hop, which may be of another
-    /// family than the packet (RFC 5549). Else none.
+    /// Next hop to look up in the neighbour table ([`Out::Uplink`], [`Out::Via`]), possibly of another family than the
+    /// packet (RFC 5549). Otherwise none.
     pub hop: Addr,
 }
 
-/// What is to be done with the packet. Drops, refusals and answers have been counted.
+/// Outcome of a stage. Drops, rejects and answers have been counted.
 ///
-/// It is no enum with payloads: where the compiler merges paths of several variants it copies what only some of them have, and
-/// the verifier refuses to copy what has no value on the path at hand.
+/// Not an enum with payloads: where paths of several variants merge, the compiler copies payloads that only some of
+/// them have, and the verifier rejects copies of uninitialised memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// What.
+    /// Action to take.
     pub action: Action,
-    /// Why, if it is dropped or refused.
+    /// Reason of [`Action::Drop`] and [`Action::Reject`].
     pub reason: Reason,
-    /// Which stage goes on.
+    /// Next stage, of [`Action::Tail`].
     pub stage: Stage,
-    /// How it leaves; of an answer, by which interface.
+    /// Egress of [`Action::Forward`]; of [`Action::Answer`] the interface only.
     pub egress: Egress,
 }
 
-/// What is to be done with a packet.
+/// Action to take on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Not ours, or the stack's to finish: it goes on as if the hook weren't there.
+    /// Continue as if the hook weren't there: the packet is none of podnet's, or the host's stack completes its
+    /// processing.
     Pass,
-    /// It ends here, for [`Verdict::reason`].
+    /// Drop the packet, for [`Verdict::reason`].
     Drop,
-    /// It leaves by [`Verdict::egress`].
+    /// Forward the packet to [`Verdict::egress`].
     Forward,
-    /// Another stage goes on with it: [`Verdict::stage`].
+    /// Continue in another stage, [`Verdict::stage`].
     Tail,
-    /// It is refused for [`Verdict::reason`]: the stage [`Stage::answering`] that makes the answer of it.
+    /// Reject the packet, for [`Verdict::reason`]: continue in the stage that turns it into an answer,
+    /// [`Stage::answering`].
     Reject,
-    /// It has become the answer to its sender and leaves by the interface that it came in by.
+    /// Send the packet, which has become the answer to its sender, out of the interface on which it arrived.
     Answer,
-    /// It was refused, and nothing can be answered to it.
+    /// Drop a rejected packet to which no answer is possible.
     Unanswered,
 }
 
@@ -146,13 +150,13 @@ impl Verdict {
         Self { egress, ..Self::only(Action::Forward) }
     }
 
-    /// [`Action::Answer`], by an interface.
+    /// [`Action::Answer`], out of `ifindex`.
     #[inline(always)]
     pub const fn answer(ifindex: IfIndex) -> Self {
         Self { egress: Egress { out: Out::Link, ifindex, hop: Addr::NONE }, ..Self::only(Action::Answer) }
     }
 
-    /// Counts what ends or answers a packet. Each stage's last step.
+    /// Counts drops and rejects. Last step of every stage.
     #[inline(always)]
     fn counted<At: Place, T: Tables>(self, t: &T) -> Self {
         if let Action::Drop | Action::Reject = self.action {
@@ -162,26 +166,26 @@ impl Verdict {
     }
 }
 
-/// Runs a stage on what was handed over to it.
+/// Runs a stage on the records handed over to it.
 #[inline(always)]
 fn staged<At: Place, T: Tables>(t: &T, stage: impl FnOnce(&mut Handover) -> Verdict) -> Verdict {
     t.handover(stage).unwrap_or(Verdict::drop(Reason::Internal)).counted::<At, T>(t)
 }
 
-/// Declares the stages once: number, name at the end of their programs' names, documentation.
+/// Declares the stages once: slot number, suffix of the program names, documentation.
 macro_rules! stages {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
-        /// The programs behind a hook's first one. The numbers are slots of the program arrays, for the first hook: see
-        /// [`Stage::slot`].
+        /// The stages: programs behind the first program of a hook. The number of a stage is its slot for the first
+        /// hook; see [`Stage::slot`].
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Stage { $($(#[$doc])* $name = $number,)* }
 
         impl Stage {
-            /// All of them.
+            /// All stages.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The end of its programs' names, behind the hook's name.
+            /// Suffix of its programs' names, after the name of the hook.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
@@ -216,7 +220,7 @@ stages! {
 }
 
 impl Stage {
-    /// The stage that answers what is refused for a reason.
+    /// Stage that answers packets rejected for `reason`.
     pub const fn answering(reason: Reason) -> Self {
         match reason {
             Reason::TtlExceeded | Reason::TooBig => Self::Error,
@@ -224,44 +228,44 @@ impl Stage {
         }
     }
 
-    /// Slot of this stage of a hook in a generation of the program array.
+    /// Slot of this stage at a hook, relative to the first slot of a generation.
     pub const fn slot(self, hook: Hook) -> u32 {
         self as u32 + hook as u32
     }
 }
 
-/// Why an insertion failed.
+/// Failed insertion into `conntrack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
-    /// The key is taken.
+    /// The key exists.
     Exists,
-    /// There is no room.
+    /// The table is full.
     Full,
 }
 
-/// What the routing table says of a destination.
+/// Result of a routing table lookup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Route {
-    /// The interface towards it.
+    /// Egress interface.
     pub ifindex: IfIndex,
-    /// What that way takes, in bytes.
+    /// MTU of the path in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// The next hop's MAC and the interface's own, as [`CtEntry::macs`]; zeros while the neighbour is unknown, and anything
-    /// else where frames have no MACs.
+    /// MACs of the next hop and of the egress interface, as in [`CtEntry::macs`]. Zeros while the neighbour is
+    /// unresolved; non-zero placeholders on interfaces without MACs.
     pub macs: [u32; 3],
-    /// The source address that the host itself would use, or none if nothing tells it.
+    /// Source address that the host would use, or none if unknown.
     pub src: Addr,
-    /// The next hop: the gateway, or the destination itself on a shared link.
+    /// Next hop: the gateway, or the destination itself if it is on the link.
     pub hop: Addr,
 }
 
-/// The tables as the pipeline uses them.
+/// The tables as the pipeline uses them, implemented over BPF maps in the kernel and in memory on the host.
 pub trait Tables {
-    /// Time in [ticks](crate::time), as it was when it was last advanced: reading the clock itself would cost every
-    /// packet more than its look-up of the time does.
+    /// Current time in [ticks](crate::time), as of the last [`Self::advance`]. Reading the clock for every packet would
+    /// cost more than this lookup.
     fn now(&self) -> u32;
-    /// Reads the clock, and lets every later [`Self::now`] see it.
+    /// Reads the clock and updates the time that [`Self::now`] returns.
     fn advance(&self) -> u32;
     /// `config`.
     fn config(&self) -> Option<&Config>;
@@ -275,74 +279,74 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// `endpoints`.
     fn endpoint(&self, addr: &Addr) -> Option<&Endpoint>;
-    /// `nodes`: the longest prefix that holds the address.
+    /// `nodes`: longest prefix that contains the address.
     fn prefix(&self, addr: &Addr) -> Option<&Network>;
-    /// The same, if that is something of the cluster's.
+    /// Same as [`Self::prefix`], but only for ranges of the cluster.
     #[inline(always)]
     fn network(&self, addr: &Addr) -> Option<&Network> {
         self.prefix(addr).filter(|network| network.kind != NetworkKind::Nothing as u32)
     }
-    /// Calls `f` with the entry of `conntrack`, if there is one.
+    /// Calls `f` with an entry of `conntrack`, if it exists.
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R>;
-    /// Adds an entry to `conntrack`.
+    /// Inserts an entry into `conntrack`; fails if the key exists or the table is full.
     fn insert_flow(&self, key: &Tuple, entry: &CtEntry) -> Result<(), InsertError>;
     /// Removes an entry from `conntrack`.
     fn remove_flow(&self, key: &Tuple);
-    /// `holders`: what a place there counts.
+    /// `holders`: count in a slot.
     fn held(&self, place: u32) -> u32;
-    /// Adds to what a place in `holders` counts.
+    /// Adds to the count in a slot of `holders`.
     fn hold(&self, place: u32, entries: u32);
-    /// Calls `f` with what the stages hand over to each other (`scratch`).
+    /// Calls `f` with the records handed over between stages (`scratch`).
     fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R>;
-    /// Calls `f` with a slot of `next_hops`, below [`CachedRoute::SLOTS`].
+    /// Calls `f` with a slot of `next_hops`; `None` unless it is below [`CachedRoute::SLOTS`].
     fn cached_route<R>(&self, slot: u32, f: impl FnOnce(&mut CachedRoute) -> R) -> Option<R>;
-    /// Calls `f` with a slot of `direct_paths`, below [`DirectPath::SLOTS`].
+    /// Calls `f` with a slot of `direct_paths`; `None` unless it is below [`DirectPath::SLOTS`].
     fn direct_path<R>(&self, slot: u32, f: impl FnOnce(&mut DirectPath) -> R) -> Option<R>;
-    /// Asks the kernel for the route of a packet that came in at `from`. Whether there is one.
+    /// Looks up the kernel's route for a packet received on `from` and writes it to `route`. False if there is none.
     fn route(&self, from: IfIndex, src: &Addr, dst: &Addr, route: &mut Route) -> bool;
-    /// `snat_ports`, by its index.
+    /// `snat_ports`, by index: a port in host byte order.
     fn snat_port(&self, index: u32) -> Option<u32>;
     /// `affinity`.
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
-    /// Adds or replaces an entry of `affinity`.
+    /// Inserts or replaces an entry of `affinity`.
     fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
-    /// Whether `source_ranges` has a range with this client.
+    /// Whether `source_ranges` contains this client.
     fn in_source_ranges(&self, client: &ServiceClient) -> bool;
     /// `fragments`.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
-    /// Adds or replaces an entry of `fragments`.
+    /// Inserts or replaces an entry of `fragments`.
     fn set_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
-    /// Whether `peers` has a node with this MAC.
+    /// Whether `peers` contains this MAC.
     fn is_peer(&self, mac: &Mac) -> bool;
-    /// `sandboxes`: the pod with this network namespace, by its cookie.
+    /// `sandboxes`: the pod with this network namespace cookie.
     fn sandbox(&self, netns_cookie: u64) -> Option<&Sandbox>;
     /// `sock_reverse`.
     fn sock_peer(&self, key: &SockKey) -> Option<SockPeer>;
-    /// Adds or replaces an entry of `sock_reverse`. False: there is no room for it.
+    /// Inserts or replaces an entry of `sock_reverse`. False if there is no room.
     fn set_sock_peer(&self, key: &SockKey, peer: &SockPeer) -> bool;
-    /// Adds one to a counter.
+    /// Increments a counter.
     fn count(&self, counter: Counter);
-    /// Adds one to the drops for a reason.
+    /// Increments the drop counter of a reason.
     fn count_drop(&self, reason: Reason);
-    /// Counts a packet that is dropped or refused at a hook, and puts it into `events` where there is room.
+    /// Counts a packet dropped or rejected at a hook, and reports it in `events` if there is room.
     fn report(&self, hook: Hook, reason: Reason);
 }
 
-/// A hook as a type, so that each program holds only its own hook's code.
+/// A hook as a type, so that each program contains only the code of its own hook.
 pub trait Place {
     /// The hook.
     const HOOK: Hook;
-    /// Packets are on their way out of the host's stack, which has routed them.
+    /// Packets leave the host's stack, which has routed them.
     const EGRESS: bool = matches!(Self::HOOK, Hook::ToPod | Hook::ToUplink | Hook::ToRaw);
-    /// Packets come from a pod of this node.
+    /// Packets come from a pod on this node.
     const FROM_POD: bool = matches!(Self::HOOK, Hook::FromPod);
-    /// Packets come from processes of this host.
+    /// Packets come from processes of the host.
     const FROM_HOST: bool = matches!(Self::HOOK, Hook::FromHost);
-    /// Packets come in from outside the node, past the stack's ingress.
+    /// Packets arrive from outside the node, before the host's stack.
     const FROM_UPLINK: bool = matches!(Self::HOOK, Hook::FromUplink);
 
-    /// An interface as entries know it: what the stack sends out of one is not what comes in by it, whose source is
-    /// checked.
+    /// Value of [`CtEntry::in_ifindex`] for an interface at this hook: packets that the stack sends out of an interface
+    /// must not match those received on it, whose source is checked.
     #[inline(always)]
     fn side(ifindex: IfIndex) -> IfIndex {
         if Self::EGRESS { IfIndex(!ifindex.0) } else { ifindex }

@@ -1,4 +1,4 @@
-//! Next hops: by which way a flow's packets leave, and to which neighbour.
+//! Next hops: by which interface a flow's packets leave, and to which neighbour.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,58 +9,57 @@ use crate::{
 
 use super::{Route, Tables, balance::hash_pair, handover::ToSend};
 
-/// `next_hops` (per-CPU array of [`CachedRoute::SLOTS`]): an answer of the routing and neighbour tables, which counts within the
-/// tick in which it was had: asking them takes longer than all else that a packet needs. A place may be taken by any
-/// other.
+/// Value of `next_hops` (per-CPU array of [`CachedRoute::SLOTS`] entries): a cached result of the routing and neighbour
+/// lookup, valid within one tick. The lookup takes longer than everything else that a packet needs. A colliding query
+/// replaces the entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct CachedRoute {
-    /// When it was had, in [ticks](crate::time), if the neighbour's MAC was known.
+    /// Time of the lookup in [ticks](crate::time), if the neighbour was resolved.
     tick: u32,
-    /// The interface by which the packet came in.
+    /// Ingress interface of the packet.
     from: IfIndex,
-    /// Its source.
+    /// Source address of the packet.
     src: Addr,
-    /// Its destination.
+    /// Destination address of the packet.
     dst: Addr,
-    /// The answer.
+    /// Cached result.
     route: Route,
 }
 
 impl CachedRoute {
-    /// How many a processor has.
+    /// Number of entries per CPU.
     pub const SLOTS: u32 = 256;
 }
 
-/// Where the answer to a question for a route is.
+/// Location of a lookup result.
 #[derive(Clone, Copy)]
 pub(super) struct Answer {
-    /// A slot of `next_hops`; [`CachedRoute::SLOTS`]: there is no route.
+    /// Index in `next_hops`; [`CachedRoute::SLOTS`] if there is no route.
     slot: u32,
-    /// Whether it was had before in this tick on this processor, so that a packet has been sent through the neighbour table
-    /// since.
+    /// The result was cached in this tick on this CPU, so a packet has passed the neighbour table since.
     pub known: bool,
 }
 
 impl Answer {
-    /// Calls `f` with the route. `None`: there is none.
+    /// Calls `f` with the route. `None` if there is none.
     #[inline(always)]
     pub fn route<R, T: Tables>(self, t: &T, f: impl FnOnce(&Route) -> R) -> Option<R> {
         t.cached_route(self.slot, |cached| f(&cached.route))
     }
 }
 
-/// Asks for the route of a packet that came in at `from`.
+/// Looks up the route of a packet received on `from`, in the cache or in the kernel.
 #[inline(always)]
 pub(super) fn ask<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) -> Answer {
     let answer = ask_for(t, now, from, src, dst);
     Answer { slot: answer & !KNOWN, known: answer & KNOWN != 0 }
 }
 
-/// Beside a slot: [`Answer::known`].
+/// Flag in addition to an index: [`Answer::known`].
 const KNOWN: u32 = 1 << 31;
 
-// Out of line, since several call it, and stack is scarce.
+// Out of line: called from several places, and stack is scarce.
 #[inline(never)]
 fn ask_for<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) -> u32 {
     let slot = hash_pair(src, dst) % CachedRoute::SLOTS;
@@ -81,21 +80,21 @@ fn ask_for<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) ->
     .unwrap_or(CachedRoute::SLOTS)
 }
 
-/// What finding a way has shown besides.
+/// Findings of [`find`] besides the egress.
 pub(super) struct Way {
-    /// The source address that the host itself would use, or none.
+    /// Source address that the host would use, or none if unknown.
     pub src: Addr,
-    /// The destination is something of the cluster's.
+    /// The destination is in a range of the cluster.
     pub in_cluster: bool,
 }
 
-/// Finds the way to the destination of the entry that is handed over to [`send`](super::send()), and notes it there. `client`
-/// is the packet's source.
-// Out of line, since several call it, and stack is scarce.
+/// Finds the next hop to the destination of the entry handed over to [`send`](super::send()), and stores it there.
+/// `client` is the source of the packet.
+// Out of line: called from several places, and stack is scarce.
 #[inline(never)]
 pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSend) -> Way {
     let entry = &mut s.entry;
-    // The stack knows no way for what is sent on.
+    // The stack has no route for packets forwarded to another node.
     let sent_on = entry.flags & CtEntry::ONE_WAY != 0;
     entry.out = if sent_on { Out::Via as u8 } else { Out::Stack as u8 };
     entry.out_ifindex = IfIndex(0);
@@ -108,9 +107,9 @@ pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSen
     }
     let network = t.network(&entry.dst);
     if network.is_some_and(|n| n.kind == NetworkKind::LocalNode as u32) {
-        // What comes from a service, or from the hairpin address, comes from where the host's routes to these lead. A
-        // client that only has another port comes from where it came from; but not from podnet1, which lets nothing in:
-        // through it the host's processes reach the ports of their own node.
+        // Packets from a service or hairpin address must be received on podnet0, to which the host's routes to these
+        // addresses point. If only the client's port changes, the packet goes up the stack where it arrived; except at
+        // podnet1, which accepts no packets: processes of the host reach the ports of their own node through it.
         if let Some(c) = t.config()
             && (!entry.src.same(client) || from.0 == c.podnet1.0)
         {
@@ -120,7 +119,7 @@ pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSen
     }
     if let (Some(n), Some(c)) = (network, t.config())
         && n.flags & Network::TUNNEL != 0
-        // The network between the nodes carries what these exchange themselves.
+        // Traffic of the nodes themselves uses the network between them.
         && (n.kind == NetworkKind::RemotePods as u32 || sent_on || pods_own::<T>(t, client, entry))
     {
         note(entry, Out::Tunnel, c.tunnel, c.tunnel_mtu, macs(n.mac, c.tunnel_mac));
@@ -143,19 +142,19 @@ pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSen
     Way { src: src.unwrap_or(Addr::NONE), in_cluster: network.is_some() }
 }
 
-/// The way into a pod whose entry in `endpoints` has these flags.
+/// Kind of egress to a pod whose entry in `endpoints` has these flags.
 #[inline(always)]
 pub(super) fn into_pod(flags: u32) -> Out {
     if flags & Endpoint::NO_PEER == 0 { Out::Pod } else { Out::Queue }
 }
 
-/// Whether an entry's packets leave with the address of a pod of this node, which sends them.
+/// Whether the packets of an entry keep the source address of a pod on this node.
 #[inline(always)]
 fn pods_own<T: Tables>(t: &T, client: &Addr, entry: &CtEntry) -> bool {
     entry.src.same(client) && t.endpoint(client).is_some()
 }
 
-/// Notes a way in an entry.
+/// Stores an egress in an entry.
 #[inline(always)]
 pub(super) fn note(entry: &mut CtEntry, out: Out, ifindex: IfIndex, mtu: u32, macs: [u32; 3]) {
     entry.out = out as u8;

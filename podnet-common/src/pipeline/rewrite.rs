@@ -1,4 +1,4 @@
-//! Rewriting packets as their flow's entry says.
+//! Rewriting packets according to their flow's entry.
 
 use crate::{
     addr::{Addr, IfIndex, Proto},
@@ -13,14 +13,15 @@ use super::{
     family::{Family, Parsed, Piece},
 };
 
-/// Whether a packet may leave by a way without the stack: its lifetime and its length allow it.
+/// Whether a packet can be forwarded without the stack: TTL and length allow it.
 #[inline(always)]
 pub(super) fn fits<F: Family, P: Packet>(p: &P, v: &Parsed<F>, mtu: u32) -> bool {
     F::ttl(&v.header) > 1 && p.segment_len(v.headers) <= mtu
 }
 
-/// Rewrites a packet as the entry says. The verdict is where it goes, by `hop` if the neighbour table is asked. `ANY`: it may
-/// be of any protocol that has flows, and a fragment; else it is a whole packet of TCP or UDP.
+/// Rewrites a packet according to its entry and returns the verdict; `hop` is the next hop for egress through the
+/// neighbour table. With `ANY`, the packet may be of any tracked protocol, or a fragment; otherwise it must be an
+/// unfragmented TCP or UDP packet.
 #[inline(always)]
 pub(super) fn translate<At: Place, F: Family, P: Packet, const ANY: bool>(
     p: &mut P,
@@ -55,7 +56,7 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
     }
     F::update_checksum(&mut header, pseudo);
     let out = if At::EGRESS { Out::Stack as u8 } else { entry.out };
-    // On other ways the stack takes one off, or there is no router in between (RFC 1812, section 5.3.1).
+    // Otherwise the stack decrements the TTL, or there is no router in between (RFC 1812, section 5.3.1).
     if out != Out::Stack as u8 && out != Out::Host as u8 {
         F::decrement_ttl(&mut header);
     }
@@ -75,10 +76,10 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
                 p.update_l4_checksum(field, pseudo, data, udp, F::V6)?;
             }
         } else if v.tuple.proto == Proto::SCTP {
-            // The checksum, which covers no addresses, is a program of its own.
+            // The checksum, which doesn't cover addresses, is updated by a separate program.
             p.store(v.l4, &new)?;
         } else {
-            // The port that isn't there is zero.
+            // One of the two ports is absent and zero.
             let (was, is) = (v.tuple.sport.wire() | v.tuple.dport.wire(), sport.wire() | dport.wire());
             p.store(v.l4 + Icmp::IDENTIFIER, &is)?;
             let data = checksum::difference(was as u32, is as u32);
@@ -89,7 +90,7 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
     Some(depart(out, entry.out_ifindex, hop))
 }
 
-/// Whether packets leave that way with the MACs of their entry. `out` is an [`Out`] as a number.
+/// Whether egress of this kind (an [`Out`] as a number) uses the MACs of the entry.
 #[inline(always)]
 pub(super) fn has_macs(out: u8) -> bool {
     const WAYS: u32 = 1 << Out::Pod as u32
@@ -100,7 +101,7 @@ pub(super) fn has_macs(out: u8) -> bool {
     WAYS >> (out & 31) & 1 != 0
 }
 
-/// The verdict for a packet that is ready to leave. `out` is an [`Out`] as a number.
+/// Verdict on a packet that is ready to leave. `out` is an [`Out`] as a number.
 #[inline(always)]
 pub(super) fn depart(out: u8, ifindex: IfIndex, hop: &Addr) -> Verdict {
     match Out::from_number(out) {
@@ -109,7 +110,7 @@ pub(super) fn depart(out: u8, ifindex: IfIndex, hop: &Addr) -> Verdict {
     }
 }
 
-/// Both ports as one word of the packet.
+/// Both ports as one word of the packet, all in network byte order.
 #[inline(always)]
 pub(super) fn ports_word(sport: u16, dport: u16) -> u32 {
     let [a, b] = sport.to_ne_bytes();

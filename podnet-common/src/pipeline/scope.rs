@@ -1,8 +1,8 @@
-//! What kinds of addresses there are, whatever the tables say.
+//! Kinds of addresses, independent of the tables.
 
 use crate::addr::{Addr, Proto};
 
-/// Whether an address is that of a group, or of all (RFC 1112, section 4; RFC 4291, section 2.7).
+/// Whether an address is multicast or broadcast (RFC 1112, section 4; RFC 4291, section 2.7).
 #[inline(always)]
 pub(super) fn multicast(addr: &Addr) -> bool {
     let [four, ..] = addr.0[3].to_ne_bytes();
@@ -10,8 +10,8 @@ pub(super) fn multicast(addr: &Addr) -> bool {
     (addr.is_v4() && four >= 224) || six == 0xff
 }
 
-/// Addresses that can't be on a link between hosts (RFC 1812, section 5.3.7; RFC 4291, sections 2.5.2 and 2.5.3). A host
-/// without an address speaks to all (DHCP, duplicate address detection).
+/// Whether addresses are invalid on a link between hosts (RFC 1812, section 5.3.7; RFC 4291, sections 2.5.2 and 2.5.3).
+/// A host without an address may send to multicast and broadcast addresses (DHCP, duplicate address detection).
 #[inline(always)]
 pub(super) fn martian(src: &Addr, dst: &Addr) -> bool {
     if src.is_v4() {
@@ -25,8 +25,8 @@ pub(super) fn martian(src: &Addr, dst: &Addr) -> bool {
     loopback || from == 0xff || (src.is_none() && to != 0xff)
 }
 
-/// Whether an IPv6 packet speaks to the link only: neighbour discovery, duplicate address detection, multicast
-/// listeners (RFC 4861, RFC 4862, RFC 3810). Such a packet has a link-local or no source, and no pod is reached by it.
+/// Whether an IPv6 packet is link-local: neighbour discovery, duplicate address detection, multicast listener discovery
+/// (RFC 4861, RFC 4862, RFC 3810). Such a packet has a link-local source or none, and is never for a pod.
 #[inline(always)]
 pub(super) fn link(src: &Addr, dst: &Addr, proto: Proto) -> bool {
     let [first, second, ..] = dst.0[0].to_ne_bytes();
@@ -34,7 +34,7 @@ pub(super) fn link(src: &Addr, dst: &Addr, proto: Proto) -> bool {
     to_link && (link_local(src) || (src.is_none() && proto == Proto::ICMPV6))
 }
 
-/// Whether an IPv6 address counts on its link only (RFC 4291, section 2.5.6).
+/// Whether an IPv6 address is link-local (RFC 4291, section 2.5.6).
 #[inline(always)]
 pub(super) fn link_local(addr: &Addr) -> bool {
     let [first, second, ..] = addr.0[0].to_ne_bytes();

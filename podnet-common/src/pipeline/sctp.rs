@@ -1,5 +1,7 @@
-//! SCTP's checksum, which is a CRC of the whole packet (RFC 9260, section 6.8). Bringing it up to date takes the kernel's
-//! verifier thousands of instructions, so it is done in a program of its own, when the ports have been replaced.
+//! SCTP checksum: a CRC over the whole packet (RFC 9260, section 6.8).
+//!
+//! Updating it takes thousands of instructions to verify, so a separate program does it, and only if ports have
+//! changed.
 
 use crate::{
     checksum,
@@ -16,7 +18,7 @@ use super::{
     staged,
 };
 
-/// Has the checksum of a translated packet brought up to date, if its ports have changed.
+/// Continues in [`Stage::Sctp`] if a translated packet's ports have changed; otherwise returns `verdict`.
 #[inline(always)]
 pub(super) fn summed<F: Family, P: Packet>(p: &P, h: &mut Handover, v: &Parsed<F>, verdict: Verdict) -> Verdict {
     let (s, tuple) = (&h.send, &v.tuple);
@@ -41,11 +43,11 @@ pub(super) fn summed<F: Family, P: Packet>(p: &P, h: &mut Handover, v: &Parsed<F
     Verdict::tail(Stage::Sctp)
 }
 
-/// Brings the checksum up to date and sends the packet on. Follows [`send`](super::send()) at the same hook.
+/// Updates the checksum and forwards the packet. Follows [`send`](super::send()) at the same hook.
 #[inline(always)]
 pub fn sctp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| {
-        // First, before the verifier has several packets to think of.
+        // First, while the verifier tracks only one packet state.
         let difference = checksum::crc32c_difference(h.sctp.change, h.sctp.after & 0xffff);
         let l4 = if h.packet.v6() { h.packet.parsed::<V6>().l4 } else { h.packet.parsed::<V4>().l4 };
         match update(p, l4, difference) {

@@ -1,4 +1,4 @@
-//! Sending: the last step of packets whose flow is known only now, or has changed.
+//! Sending packets of flows that are new or have changed: the last step off the fast path.
 
 use crate::{
     addr::Proto,
@@ -16,8 +16,8 @@ use super::{
     sctp, staged,
 };
 
-/// Rewrites a packet as its flow's entry says, and sends it on. Follows [`track`](super::track()), [`begin`](super::begin())
-/// or [`insert`](super::insert()) at the same hook.
+/// Rewrites a packet according to its flow's entry and forwards it. Follows [`track`](super::track()),
+/// [`begin`](super::begin()) or [`insert`](super::insert()) at the same hook.
 #[inline(always)]
 pub fn send<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(
@@ -26,8 +26,8 @@ pub fn send<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     )
 }
 
-/// Sends the packet on its way: one whose TTL is exceeded, or that is too big and mustn't be fragmented, becomes an error
-/// for its sender; one that may be fragmented goes up the stack, which does that.
+/// Rewrites and forwards a packet. If its TTL is exceeded, or if it exceeds the MTU and may not be fragmented, its
+/// sender gets an ICMP error; if it may be fragmented, the stack does that.
 #[inline(always)]
 fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Verdict {
     let v = h.packet.parsed::<F>();
@@ -37,13 +37,13 @@ fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
         return Verdict::drop(Reason::NoRoute);
     }
     if !At::EGRESS && s.entry.out != Out::Stack as u8 {
-        // A process of the host may have it however long it has lived.
+        // A process of the host may receive the packet whatever its TTL.
         if F::ttl(&v.header) <= 1 && s.entry.out != Out::Host as u8 {
             h.error = ToError::TTL_EXCEEDED;
             return Verdict::reject(Reason::TtlExceeded);
         }
         if p.segment_len(v.headers) > s.entry.out_mtu as u32 {
-            // What is sent on can't be fragmented here either: the stack doesn't know the way.
+            // The stack has no route for packets forwarded to another node, so it can't fragment them.
             if F::dont_fragment(&v.header) || one_way || past_tunnel(t, &s.entry) {
                 h.error = ToError::too_big(s.entry.out_mtu as u32);
                 return Verdict::reject(Reason::TooBig);
@@ -51,8 +51,8 @@ fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
             t.count(Counter::ToStack);
             to_stack(t, &mut s.entry);
         }
-        // The entry has the next hop's MAC. Once in a tick a packet goes through the neighbour table, by which the kernel
-        // learns that the neighbour is in use and sees to it that the MAC stays right.
+        // The entry contains the next hop's MAC. Once per tick, a packet passes the neighbour table, so that the kernel
+        // knows the neighbour is in use and keeps its MAC up to date.
         if s.entry.out == Out::Link as u8 && s.resolved == 0 {
             s.entry.out = if one_way { Out::Via as u8 } else { Out::Uplink as u8 };
         }
@@ -64,14 +64,14 @@ fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
     verdict
 }
 
-/// Whether the stack would send past the tunnel what goes through it: it does that with packets to nodes.
+/// Whether the stack would bypass the tunnel for this entry, as it does for packets to nodes.
 #[inline(always)]
 fn past_tunnel<T: Tables>(t: &T, entry: &CtEntry) -> bool {
     entry.out == Out::Tunnel as u8 && t.network(&entry.dst).is_some_and(|n| n.kind == NetworkKind::RemoteNode as u32)
 }
 
-/// Lets the stack have a translated packet. Where it would take the new source, the host's own, for a forgery, it gets
-/// the packet from podnet0.
+/// Leaves a translated packet to the stack. If its source is now an address of the host, the stack would treat it as
+/// spoofed on the interface where it arrived; it then gets the packet from podnet0.
 #[inline(always)]
 fn to_stack<T: Tables>(t: &T, entry: &mut CtEntry) {
     entry.out = Out::Stack as u8;

@@ -1,10 +1,11 @@
-//! Who may begin one more flow. The connection table is everybody's, and so are the source ports towards a destination; one
-//! pod, or one client outside, could take them all in less than a second.
+//! Fair shares of the connection table: may a sender begin one more flow?
 //!
-//! A sender may hold [`TIMES`] times as many entries as are free (the dynamic thresholds of Choudhury and Hahne, "Dynamic
-//! queue length thresholds for shared-memory packet switches", 1998): alone nearly all, while one who holds few is never
-//! refused. So there is always room, and nothing has to be divided beforehand. All clients outside, whose addresses may be
-//! invented, together count as one sender too.
+//! All senders share the table, and the source ports towards a destination; one pod or one external client could use up
+//! both in less than a second. A sender may therefore hold [`TIMES`] times as many entries as are free (dynamic
+//! thresholds: Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998): almost
+//! the whole table if it is alone, while a sender with few entries is never refused. Some room always remains, and
+//! nothing has to be partitioned in advance. External clients, whose addresses may be spoofed, are also limited
+//! together, as one sender.
 
 use crate::{
     addr::IfIndex,
@@ -13,12 +14,12 @@ use crate::{
 
 use super::{Place, Tables, handover::ToInsert};
 
-/// How many times the free entries one sender may hold: four leave a fifth of the table when one takes all it can, and a
-/// ninth when two do.
+/// Maximum number of entries per sender, as a multiple of the free entries. With 4, one greedy sender leaves a fifth of
+/// the table free, two leave a ninth.
 const TIMES: u32 = 4;
 
-/// Whether the sender of a flow, whose packets have this tuple and come in at `from`, may have it. Notes what
-/// [`insert`](super::insert()) needs to know.
+/// Whether the sender of a flow, whose packets have this tuple and arrive on `from`, may begin it. Stores the holder
+/// and the number of ports for [`insert`](super::insert()).
 #[inline(always)]
 pub(super) fn admit<At: Place, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, flow: &mut ToInsert) -> bool {
     let Some(config) = t.config() else { return false };
@@ -32,20 +33,20 @@ pub(super) fn admit<At: Place, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, f
     let room = t.held(holders::ROOM);
     let most = room.saturating_sub(t.held(holders::ALL)).saturating_mul(TIMES);
     let most_here = if At::FROM_UPLINK { t.held(holders::OUTSIDE) } else { held };
-    // What is there already may begin once more.
+    // An existing flow may begin again.
     room == 0 || (held <= most && most_here <= most) || t.flow(tuple, |_| ()).is_some()
 }
 
-/// How many of the ports for source NAT a sender may draw from who holds so many entries: a sixteenth is left to those
-/// who hold few, so that a draw in sixteen finds one.
+/// Number of SNAT ports available to a sender that holds `held` entries. A sixteenth is reserved for senders with few
+/// entries, so that one draw in sixteen succeeds for them.
 #[inline(always)]
 fn ports(count: u32, held: u32) -> u32 {
-    // Two entries a flow.
+    // Two entries per flow.
     let many = held / 2 > count / 8;
     if many { count - count / 16 } else { count }
 }
 
-/// Counts new entries of a flow.
+/// Counts new entries of a flow for its holder.
 #[inline(always)]
 pub(super) fn count<T: Tables>(t: &T, flow: &ToInsert, entries: u32) {
     t.hold(flow.holder, entries);

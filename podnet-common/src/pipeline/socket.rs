@@ -1,10 +1,13 @@
-//! Sockets: processes that connect or send to a frontend are given a backend at once, and see the frontend when they ask
-//! for their peer, so their packets need no translation. The owner of a socket is known by its network namespace: the
-//! host's, or, where pods are served too, one that the plugin has noted in `sandboxes`; all others are left alone.
+//! Socket hooks: load balancing at `connect` and `sendmsg`.
 //!
-//! What a socket's address can't decide stays addressed to the frontend and is translated packet by packet: connected UDP,
-//! so that it moves to a live backend when its own is removed (except at loopback addresses, whose packets can't be translated);
-//! what needs another source, or a judgement of the client.
+//! A process that connects or sends to a frontend gets a backend immediately, and sees the frontend again when it asks
+//! for its peer, so its packets need no translation. The owner of a socket is identified by its network namespace: the
+//! host's or, if sockets of pods are translated too, one recorded by the plugin in `sandboxes`. Sockets in other
+//! namespaces are left alone.
+//!
+//! Some calls keep the frontend as destination, and their packets are translated instead: connected UDP, so that it
+//! moves to another backend when its own is removed (except at loopback addresses, whose packets can't be translated);
+//! and anything that needs another source address or a check of the client.
 
 use crate::{
     addr::{Addr, Port, Proto},
@@ -18,38 +21,38 @@ use super::{
     frontend,
 };
 
-/// A system call on a socket, as a socket hook sees it.
+/// A system call on a socket, as seen by a socket hook.
 pub trait SocketCtx {
-    /// The peer's address in the call; an IPv6 socket has IPv4 addresses mapped.
+    /// Peer address in the call; IPv6 sockets have IPv4 addresses mapped.
     fn addr(&self) -> Addr;
-    /// The peer's port in the call.
+    /// Peer port in the call.
     fn port(&self) -> Port;
-    /// Replaces the peer in the call.
+    /// Replaces the peer address and port in the call.
     fn set_peer(&mut self, addr: &Addr, port: Port);
-    /// The socket's protocol.
+    /// Protocol of the socket.
     fn proto(&self) -> Proto;
-    /// Whether the process has chosen the socket's own port.
+    /// Whether the process has bound the socket to a port.
     fn bound(&self) -> bool;
-    /// Whether the socket is connected: the kernel delivers datagrams of its peer only.
+    /// Whether the socket is connected; the kernel then delivers only datagrams of its peer.
     fn connected(&self) -> bool;
-    /// The kernel's cookie of the socket (`SO_COOKIE`).
+    /// Socket cookie (`SO_COOKIE`).
     fn cookie(&self) -> u64;
-    /// The kernel's cookie of the socket's network namespace (`SO_NETNS_COOKIE`).
+    /// Cookie of the socket's network namespace (`SO_NETNS_COOKIE`).
     fn netns_cookie(&self) -> u64;
-    /// A random number.
+    /// Returns a random number.
     fn random(&self) -> u32;
-    /// Whether a call that is refused can fail with an error of our own (`bpf_set_retval`).
+    /// Whether the program can choose the errno of a refused call (`bpf_set_retval`).
     fn chooses_errno(&self) -> bool;
 }
 
-/// What happens to a call.
+/// Verdict on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// It goes on, with the peer that its context has now.
+    /// Continue, with the peer now in the context.
     Allow,
-    /// It fails with ECONNREFUSED, and is counted.
+    /// Fail with ECONNREFUSED. Has been counted.
     Refuse {
-        /// [`Frontend::service`] of the service that has no endpoint.
+        /// [`Frontend::service`] of the service port without endpoints.
         service: u32,
     },
 }
@@ -57,8 +60,9 @@ pub enum Call {
 /// Handles `connect`.
 #[inline(always)]
 pub fn connect<S: SocketCtx, T: Tables>(s: &mut S, t: &T) -> Call {
-    // A socket bound to a port may have a connection from it to the same backend by another service: its packets are
-    // translated, where the second gets another port. Packets to a loopback address can't be.
+    // A socket bound to a port may already have a connection from this port to the same backend through another
+    // service. Its packets are translated instead, which gives the second connection another source port. Packets to a
+    // loopback address can't be translated.
     let proto = s.proto();
     if !s.addr().is_loopback() && (proto != Proto::TCP || s.bound()) {
         return Call::Allow;
@@ -68,21 +72,22 @@ pub fn connect<S: SocketCtx, T: Tables>(s: &mut S, t: &T) -> Call {
     to_backend(s, t, &owner, proto, s.cookie(), random, Counter::SocketConnects)
 }
 
-/// Handles `sendmsg` with an address, on a socket for datagrams.
+/// Handles `sendmsg` with an address on a datagram socket.
 #[inline(always)]
 pub fn sendmsg<S: SocketCtx, T: Tables>(s: &mut S, t: &T) -> Call {
-    // A socket that is connected to the frontend takes no answer from a backend. Its owner, or for an IPv4-mapped peer the
-    // kernel, names the address all the same. Packets to a loopback address can't be translated.
+    // A socket connected to the frontend accepts no datagrams from a backend. Its calls have an address nevertheless,
+    // given by the process or, for an IPv4-mapped peer, by the kernel. Packets to a loopback address can't be
+    // translated.
     if s.connected() && !s.addr().is_loopback() {
         return Call::Allow;
     }
     let Some(owner) = owner(s, t) else { return Call::Allow };
     let cookie = s.cookie();
-    // A socket's datagrams stay with one backend while the set of backends is the same.
+    // All datagrams of a socket go to one backend as long as the set of backends doesn't change.
     to_backend(s, t, &owner, Proto::UDP, cookie, mix(cookie as u32), Counter::SocketDatagrams)
 }
 
-/// Handles `recvmsg` and `getpeername`: puts the frontend back where the process would see the backend.
+/// Handles `recvmsg` and `getpeername`: replaces a backend with the frontend that the process addressed.
 #[inline(always)]
 pub fn peer<S: SocketCtx, T: Tables>(s: &mut S, t: &T) {
     let key = key(s.cookie(), &s.addr(), s.port(), s.proto());
@@ -93,11 +98,11 @@ pub fn peer<S: SocketCtx, T: Tables>(s: &mut S, t: &T) {
     }
 }
 
-/// The owner of a socket.
+/// Owner of a socket.
 enum Owner<'t> {
     /// A process of the host.
     Host,
-    /// A pod's process.
+    /// A process in a pod.
     Pod(&'t Sandbox),
 }
 
@@ -107,7 +112,7 @@ impl Owner<'_> {
         matches!(self, Self::Pod(_))
     }
 
-    /// Whether it is a pod with this address.
+    /// Whether the owner is a pod with this address.
     #[inline(always)]
     fn has(&self, addr: &Addr) -> bool {
         match self {
@@ -117,7 +122,7 @@ impl Owner<'_> {
     }
 }
 
-/// The owner, if it is one whose sockets are translated.
+/// Owner of the socket, if its sockets are translated.
 #[inline(always)]
 fn owner<'t, S: SocketCtx, T: Tables>(s: &S, t: &'t T) -> Option<Owner<'t>> {
     let cookie = s.netns_cookie();
@@ -131,10 +136,11 @@ fn owner<'t, S: SocketCtx, T: Tables>(s: &S, t: &'t T) -> Option<Owner<'t>> {
     t.sandbox(cookie).map(Owner::Pod)
 }
 
-/// Whether packets to the frontend must be judged, or get another source.
+/// Whether packets to the frontend must be translated instead: its clients must be checked, or need another source
+/// address.
 #[inline(always)]
 fn needs_packets(frontend: &Frontend, owner: &Owner<'_>) -> bool {
-    // What has no backend is refused in the same way to all, unless it is to be dropped.
+    // Without a backend, all clients are rejected alike, unless their packets are to be dropped.
     let flags = if frontend.slot_count == 0 {
         Frontend::SOURCE_RANGES | Frontend::DROP
     } else if owner.is_pod() {
@@ -145,13 +151,13 @@ fn needs_packets(frontend: &Frontend, owner: &Owner<'_>) -> bool {
     frontend.flags & flags != 0 || frontend.affinity != 0
 }
 
-/// The key of a socket's peer.
+/// Key of a socket and backend.
 #[inline(always)]
 fn key(cookie: u64, addr: &Addr, port: Port, proto: Proto) -> SockKey {
     SockKey { cookie, addr: *addr, port, proto, _pad: [0; 5] }
 }
 
-/// Replaces a frontend by one of its backends, which `hash` picks.
+/// Replaces a frontend with the backend selected by `hash`.
 #[inline(always)]
 fn to_backend<S: SocketCtx, T: Tables>(
     s: &mut S,
@@ -168,7 +174,7 @@ fn to_backend<S: SocketCtx, T: Tables>(
         return Call::Allow;
     }
     if frontend.slot_count == 0 {
-        // Without an errno of our own the process would see EPERM: its packets are refused instead.
+        // The process would get EPERM. Let its packets be rejected instead.
         if !s.chooses_errno() {
             return Call::Allow;
         }
@@ -179,8 +185,8 @@ fn to_backend<S: SocketCtx, T: Tables>(
         t.count_drop(Reason::StaleTable);
         return Call::Allow;
     };
-    // The pod would see its own address as its client's: its packets get the hairpin address. They are for any backend
-    // again, so a pod meets itself less often than it meets others.
+    // The pod would see its own address as the client's; if its packets are translated, they get the hairpin address.
+    // The backend is then chosen once more, so a pod reaches itself less often than other backends.
     if owner.has(&backend.addr) {
         return Call::Allow;
     }
@@ -192,9 +198,9 @@ fn to_backend<S: SocketCtx, T: Tables>(
     Call::Allow
 }
 
-/// Notes the frontend that the process means by a backend's address. False if that can't be noted, or if a socket for
-/// datagrams means several services by it: only their packets' ports tell the answers apart, so from then on all are
-/// translated packet by packet.
+/// Stores the frontend that the process addressed when it gets this backend. False if it can't be stored, or if a
+/// datagram socket uses several frontends with this backend. Replies can then only be told apart by the ports of their
+/// packets, so all datagrams are translated per packet from then on.
 #[inline(always)]
 fn remember<T: Tables>(t: &T, key: &SockKey, peer: &SockPeer) -> bool {
     if let Some(known) = t.sock_peer(key)
@@ -202,7 +208,7 @@ fn remember<T: Tables>(t: &T, key: &SockKey, peer: &SockPeer) -> bool {
     {
         let same = known.addr.same(&peer.addr) & (known.port == peer.port);
         if !same && !known.addr.is_none() {
-            // If it can't be noted, the next datagram tries again.
+            // If there is no room, the next datagram tries again.
             t.set_sock_peer(key, &SockPeer::default());
         }
         return same;

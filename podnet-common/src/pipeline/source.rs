@@ -1,4 +1,4 @@
-//! Source translation: which source address a flow's packets get.
+//! Source translation: which source address the packets of a flow get.
 
 use crate::{
     addr::Addr,
@@ -7,18 +7,18 @@ use crate::{
 
 use super::{Place, Tables};
 
-/// The source that a flow's packets get.
+/// Source address of a flow's packets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The client's own.
+    /// The client's own address.
     Own,
-    /// The hairpin address. `shared`: all processes of the host have it.
+    /// The hairpin address. `shared`: all processes of the host use it.
     Hairpin { shared: bool },
-    /// The node's.
+    /// An address of the node.
     Node,
 }
 
-/// The source that the packets of a flow from a client to a backend of a service get.
+/// Source address for the packets of a flow from a client to a backend of a service.
 #[inline(always)]
 pub(super) fn choose<At: Place, T: Tables>(
     t: &T,
@@ -27,7 +27,7 @@ pub(super) fn choose<At: Place, T: Tables>(
     client: &Addr,
     backend: &Addr,
 ) -> Source {
-    // The backend is the client: its stack would take a packet from its own address for a forgery.
+    // The backend is the client: its stack would treat packets from its own address as spoofed.
     if !At::FROM_UPLINK && backend.same(client) {
         return Source::Hairpin { shared: false };
     }
@@ -36,21 +36,22 @@ pub(super) fn choose<At: Place, T: Tables>(
         return Source::Own;
     }
     let here = t.network(backend).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
-    // From outside to another node's pod, whose answer would otherwise go past this node.
+    // From outside to a pod on another node: replies would otherwise bypass this node.
     let through = At::FROM_UPLINK && !here && t.endpoint(backend).is_none();
     if !At::FROM_HOST && !snat && !through {
         return Source::Own;
     }
     if here {
-        // From the host's address to the host's address the answer would never come by here.
+        // Between two addresses of the host, replies would bypass this hook.
         return Source::Hairpin { shared: true };
     }
-    // A process that asks one of the host's addresses has that one itself, which others needn't know a way to.
+    // A process that connects to an address of the host has this address as its source; other nodes may have no route
+    // to it.
     let known = client.same(&config.node_v4) || client.same(&config.node_v6) || t.endpoint(backend).is_some();
     if At::FROM_HOST && known { Source::Own } else { Source::Node }
 }
 
-/// The node's address towards a destination: the one that the route has for the host, or else the node's first.
+/// Source address of the node towards a destination: that of the route, or else the node's first.
 #[inline(always)]
 pub(super) fn node(config: &Config, of_route: &Addr, v4: bool) -> Addr {
     if of_route.is_none() { *config.node(!v4) } else { *of_route }

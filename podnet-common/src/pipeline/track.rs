@@ -1,8 +1,7 @@
-//! Following flows: what happens to the packets that change a flow's state, to one packet of it in every tick, and to
-//! fragments.
+//! Flow state: packets that change it, one packet per flow and tick, and fragments.
 //!
-//! A flow has two entries in `conntrack`, one for each direction. One that is sent on to another node for direct server
-//! return has only the client's.
+//! A flow has two entries in `conntrack`, one per direction. A flow forwarded to another node for direct server return
+//! has only the client's. Timeouts are left to the daemon's sweeps.
 
 use crate::{
     addr::{IfIndex, Proto},
@@ -15,7 +14,7 @@ use super::{
     Place, Stage, Tables, Verdict, admit, family::Piece, handover::Handover, headers::Headers, next_hop, staged,
 };
 
-/// Handles a packet that is new in some way. Follows [`enter`](super::enter()) at the same hook.
+/// Handles a packet that may change the state of its flow. Follows [`enter`](super::enter()) at the same hook.
 #[inline(always)]
 pub fn track<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     staged::<At, T>(t, |h| {
@@ -49,22 +48,23 @@ fn known_or_not<At: Place, T: Tables>(
     Verdict::tail(Stage::Classify)
 }
 
-/// What a packet says of its connection.
+/// What a packet says about its connection.
 #[derive(Clone, Copy)]
 struct Seen {
-    /// TCP's flags, or those that say the same of an SCTP association, else zero.
+    /// TCP flags, or the equivalent flags of an SCTP packet, else zero.
     tcp_flags: u8,
 }
 
 impl Seen {
-    /// Whether it asks for a connection.
+    /// Whether the packet opens a connection.
     #[inline(always)]
     fn opens(self) -> bool {
         self.tcp_flags & (Tcp::SYN | Tcp::ACK | Tcp::FIN | Tcp::RST) == Tcp::SYN
     }
 }
 
-/// Checks a packet's source, and completes what its headers say: fragments' ports, SCTP's chunks. Whether its tuple has ports.
+/// Checks the source of a packet and completes its headers: ports of fragments, flags of SCTP. Returns whether the
+/// tuple has ports.
 #[inline(always)]
 fn examine<At: Place, P: Packet, T: Tables>(
     p: &P,
@@ -74,7 +74,7 @@ fn examine<At: Place, P: Packet, T: Tables>(
 ) -> Result<bool, Reason> {
     admit::source::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6())?;
     let (piece, ports) = (packet.piece(), packet.ports());
-    // An error is short, and what it quotes must be seen.
+    // An ICMP error is short, and what it quotes must be checked.
     if packet.icmp_error() && piece == Piece::First && !At::EGRESS {
         return Err(Reason::UnrelatedIcmpError);
     }
@@ -84,10 +84,10 @@ fn examine<At: Place, P: Packet, T: Tables>(
     Ok(if piece == Piece::Whole { ports } else { join(t, packet) })
 }
 
-/// What an SCTP packet's first chunk says of the association, as TCP says it (RFC 9260, section 3.2).
+/// First chunk of an SCTP packet as the equivalent TCP flags (RFC 9260, section 3.2).
 #[inline(always)]
 fn chunk_flags<P: Packet>(p: &P, l4: usize) -> u8 {
-    // Type and flags: the verifier doesn't understand the check for a single byte.
+    // Type and flags: the verifier can't follow the bounds check of a single byte.
     let Some([kind, _]) = p.load::<[u8; 2]>(l4 + size_of::<Sctp>()) else { return 0 };
     match kind {
         // INIT, INIT ACK, ABORT, SHUTDOWN COMPLETE.
@@ -98,8 +98,8 @@ fn chunk_flags<P: Packet>(p: &P, l4: usize) -> u8 {
     }
 }
 
-/// Notes the ports of a packet's first fragment for the others, or gives them to one of these. Whether they are known.
-// Out of line, since its key takes stack.
+/// Stores the ports of a first fragment, or looks them up for a later one. Returns whether the ports are known.
+// Out of line: its key takes stack.
 #[inline(never)]
 fn join<T: Tables>(t: &T, packet: &mut Headers) -> bool {
     let Tuple { src, dst, sport, dport, proto, .. } = packet.tuple;
@@ -113,10 +113,11 @@ fn join<T: Tables>(t: &T, packet: &mut Headers) -> bool {
     packet.ports()
 }
 
-/// Whether a packet with a flow's tuple begins another one: a closed connection's tuple may (RFC 6191), and so may that of
-/// any connection whose client says that it has none, for its backend may be gone. An outside client's word may be another's,
-/// so there the backend is asked first: if it still has the connection it answers (RFC 5961, section 4.2), and if there
-/// is no answer the client asks again. Whether a flow that was sent on is over isn't known here.
+/// Whether a packet with the tuple of an existing flow begins a new one. The tuple of a closed connection may be reused
+/// (RFC 6191). So may that of an open one if its client sends a new SYN, because the backend may be gone. A SYN from
+/// outside may be spoofed, so it is passed to the backend first: if the backend still has the connection, it answers
+/// (RFC 5961, section 4.2); if it doesn't answer, the client retransmits. Whether a forwarded flow is closed is unknown
+/// on this node.
 #[inline(always)]
 fn begins_another<At: Place>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
     let known_sender = (At::FROM_POD || At::FROM_HOST) && !entry.opening();
@@ -125,18 +126,19 @@ fn begins_another<At: Place>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
     seen.opens() && (over || known_sender || unanswered) && entry.flags & CtEntry::REPLY == 0
 }
 
-/// How long a backend has to answer an outside client's SYN, in ticks: a whole one, since an entry may be one older than its
-/// last packet. In half a second Linux answers one such packet for each connection (`tcp_invalid_ratelimit`).
+/// Time for a backend to answer a SYN from outside, in ticks. At least one whole tick, since `last_seen` may be one
+/// tick older than the last packet. Linux answers one such packet per connection within half a second
+/// (`tcp_invalid_ratelimit`).
 const ANSWER: u32 = 3;
 
-/// Whether another node has sent on to this one what this one would send on, as both may when they have chosen at
-/// different times. It could go to and fro.
+/// Whether another node has forwarded a packet that this node would forward as well. Nodes may disagree on a backend if
+/// they chose at different times, and the packet could loop.
 #[inline(always)]
 pub(super) fn sent_twice<At: Place, T: Tables>(t: &T, entry: &CtEntry, ethernet: &Ethernet) -> bool {
     At::FROM_UPLINK && entry.flags & CtEntry::ONE_WAY != 0 && t.is_peer(&ethernet.src)
 }
 
-/// A packet of a known flow: brings both entries up to date.
+/// Updates both entries of a known flow for a packet.
 #[inline(always)]
 fn follow<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Seen) {
     let now = t.advance();
@@ -158,14 +160,14 @@ fn follow<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Se
     }
 }
 
-/// When an entry is noted to have been touched, if that is now: of a TCP flow that is opening a tick ago, so that its next
-/// packet is examined too.
+/// Value of [`CtEntry::last_seen`] for a packet seen now: one tick earlier if the flow is an opening TCP connection, so
+/// that its next packet is tracked as well.
 #[inline(always)]
 pub(super) fn touched(proto: Proto, opening: bool, now: u32) -> u32 {
     now.wrapping_sub((opening && proto == Proto::TCP) as u32)
 }
 
-/// The flags of a flow's entry after a packet.
+/// Flags of a flow's entry after a packet.
 #[inline(always)]
 fn state<At: Place>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
     let reply = entry.flags & CtEntry::REPLY != 0;
@@ -174,8 +176,8 @@ fn state<At: Place>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
         flags |= CtEntry::REPLIED;
     }
     if seen.tcp_flags & Tcp::RST != 0 {
-        // From outside it may be anybody's guess, in which the other side doesn't believe (RFC 5961, section 3.2): it will
-        // be seen whether they go on. Nothing is lost while they haven't begun.
+        // From outside, an RST may be spoofed, and its receiver may ignore it (RFC 5961, section 3.2): the connection
+        // is closed unless packets follow. Closing an opening connection loses nothing.
         let outside = At::FROM_UPLINK;
         let doubtful = outside && (entry.closed() || !entry.opening());
         return flags & !CtEntry::OPENING | if doubtful { CtEntry::DOUBTFUL } else { CtEntry::CLOSED };
@@ -187,7 +189,7 @@ fn state<At: Place>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
         flags |= if reply { CtEntry::FIN_BACKEND } else { CtEntry::FIN_CLIENT };
     }
     let acknowledges = if proto == Proto::TCP {
-        // Either side acknowledges only what it has got: the client the backend's SYN, or the backend what followed.
+        // Each side acknowledges only what it has received: the client the backend's SYN, the backend what followed.
         seen.tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::ACK
     } else {
         !reply && seen.tcp_flags & Tcp::SYN == 0
@@ -202,7 +204,7 @@ fn state<At: Place>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
     flags
 }
 
-/// Brings the other half of a flow up to date, or rebuilds it.
+/// Updates the other half of a flow, or rebuilds it.
 #[inline(always)]
 fn touch_other<T: Tables>(t: &T, h: &mut Handover) {
     const STATE: u8 = CtEntry::REPLIED | CtEntry::CLOSED | CtEntry::OPENING;
@@ -211,11 +213,11 @@ fn touch_other<T: Tables>(t: &T, h: &mut Handover) {
     n.key = s.entry.reply_key(tuple.proto);
     let state = s.entry.flags & STATE;
     let touched = t.flow(&n.key, |other| {
-        // What an earlier flow has left behind says nothing of the one that has its tuple now.
+        // Left behind by an earlier flow, so unrelated to the current flow with this tuple.
         if !other.reply_key(tuple.proto).same(tuple) {
             return;
         }
-        // It is as young, but its next packet is still to look for its way, which it alone needs.
+        // Just as recent, but its next packet must still be tracked, to find the next hop for its own direction.
         if other.last_seen != now {
             other.last_seen = now.wrapping_sub(1);
         }
@@ -229,8 +231,8 @@ fn touch_other<T: Tables>(t: &T, h: &mut Handover) {
     }
 }
 
-/// Whether the other half is left to the client's next packet: of a service's UDP flow, which the daemon removes when its
-/// backend goes. An answer that is still on its way must not lead the client there again.
+/// Whether the other half is left to the client's next packet, not rebuilt. True for UDP flows of services, which the
+/// daemon removes together with their backend: a late reply must not direct the client to that backend again.
 #[inline(always)]
 fn begins_by_itself(entry: &CtEntry, proto: Proto) -> bool {
     proto == Proto::UDP && entry.flags & CtEntry::REPLY != 0 && entry.service != 0
