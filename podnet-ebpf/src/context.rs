@@ -1,7 +1,7 @@
-//! Packets as TC and XDP see them.
+//! Packets at TC and XDP hooks.
 //!
-//! The verifier wants every access behind a comparison of the same pointer with the packet's end, so each load and
-//! store makes its own.
+//! The verifier requires a comparison of the same pointer with the packet's end before every access, so each load and
+//! store has its own bounds check.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -16,43 +16,43 @@ use podnet_common::{
     packet::{ETH, Ethernet, Packet},
 };
 
-/// `gso_size` of a packet whose segments have lengths of their own.
+/// `gso_size` of a packet whose segments have individual lengths.
 const GSO_BY_FRAGS: u32 = 0xffff;
 
-/// Reads a value at `offset` behind `data`, if it ends before `end`.
+/// Reads a value at `offset` from `data`, if it ends before `end`.
 #[inline(always)]
 fn load<T: Pod>(data: usize, end: usize, offset: usize) -> Option<T> {
     let at = data + offset;
     if at + size_of::<T>() > end {
         return None;
     }
-    // SAFETY: within the packet, and every bit pattern is a `T`. The address may be unaligned for `T`: the targets'
-    // loads don't mind, and the kernel's verifier refuses them where they do.
+    // SAFETY: within the packet, and every bit pattern is a valid `T`. The address may be unaligned for `T`: supported
+    // targets allow unaligned loads; for others the verifier would reject them.
     Some(unsafe { *(at as *const T) })
 }
 
-/// Writes a value at `offset` behind `data`, if it ends before `end`.
+/// Writes a value at `offset` from `data`, if it ends before `end`.
 #[inline(always)]
 fn store<T: Pod>(data: usize, end: usize, offset: usize, value: &T) -> Option<()> {
     let at = data + offset;
     if at + size_of::<T>() > end {
         return None;
     }
-    // SAFETY: as in `load`; packets of a program are its own while it runs.
+    // SAFETY: as in `load`; while a program runs, the packet belongs to it.
     unsafe { *(at as *mut T) = *value };
     Some(())
 }
 
-/// Hides an offset's origin from the compiler. Otherwise it may split a sum, and compute one pointer for the bounds check
-/// and another for the access, whose equality the verifier can't see.
+/// Hides the origin of an offset from the compiler, which might otherwise split a sum and compute one pointer for the
+/// bounds check and another for the access. The verifier can't see that the two are equal.
 #[inline(always)]
 fn opaque(mut offset: usize) -> usize {
-    // SAFETY: a register is moved to itself. BTF line information needs an instruction here.
+    // SAFETY: moves a register to itself. An instruction is required here, for BTF line information.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) offset, options(pure, nomem, nostack, preserves_flags)) };
     offset
 }
 
-/// A packet at a TC hook. `MISSING` is how many bytes its frame lacks of an Ethernet header: none, or all.
+/// A packet at a TC hook. `MISSING` is the number of bytes of the Ethernet header that its frames lack: none or all.
 pub(crate) struct TcPacket<'a, const MISSING: usize> {
     ctx: &'a TcContext,
     data: usize,
@@ -61,29 +61,29 @@ pub(crate) struct TcPacket<'a, const MISSING: usize> {
     mask: usize,
 }
 
-/// Offsets of headers in a frame are less. What is added to them must stay below what the verifier allows, 0xffff.
+/// Mask for header offsets in a frame. Their sum with other offsets must stay within the verifier's limit of 0xffff.
 static OFFSETS: usize = 0x7fff;
 
 impl<'a, const MISSING: usize> TcPacket<'a, MISSING> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'a TcContext) -> Self {
-        // SAFETY: a static. Volatile, so that the compiler doesn't know the value.
+        // SAFETY: a static. Volatile, so that the compiler can't assume the value.
         let mask = if MISSING == 0 { 0 } else { unsafe { (&raw const OFFSETS).read_volatile() } };
         Self { data: ctx.data(), end: ctx.data_end(), mask, ctx }
     }
 
-    /// Where in the frame something is that has an offset in a frame with an Ethernet header. The mask keeps the compiler
-    /// from adding the offset to an address first and taking off what is missing then: the verifier refuses the access.
+    /// Position in the frame of an offset that includes an Ethernet header. The mask keeps the compiler from first
+    /// adding the offset to a pointer and then subtracting the missing bytes, which the verifier rejects.
     #[inline(always)]
     fn place(&self, offset: usize) -> usize {
         if MISSING == 0 { offset } else { (offset - MISSING) & self.mask }
     }
 
-    /// Helpers that may move the packet make the verifier forget its pointers.
+    /// Reloads the packet's pointers, which the verifier invalidates after helper calls that may move the packet.
     #[inline(always)]
     fn reload(&mut self) {
         let skb = self.ctx.skb.skb;
-        // SAFETY: the context is valid while the program runs. Volatile, so that these are new pointers.
+        // SAFETY: the context is valid while the program runs. Volatile, to get fresh pointers.
         unsafe {
             self.data = (&raw const (*skb).data).read_volatile() as usize;
             self.end = (&raw const (*skb).data_end).read_volatile() as usize;
@@ -115,7 +115,7 @@ impl<const MISSING: usize> Packet for TcPacket<'_, MISSING> {
         let gso_size = unsafe { (*self.ctx.skb.skb).gso_size };
         match gso_size {
             0 => self.frame_len() - ETH as u32,
-            // SCTP's, each of which was made for the way's MTU.
+            // GSO of SCTP: each segment has been made to fit the path MTU.
             GSO_BY_FRAGS => headers,
             size => size + headers,
         }
@@ -125,9 +125,9 @@ impl<const MISSING: usize> Packet for TcPacket<'_, MISSING> {
     fn pull(&mut self, n: u32) {
         let n = n - MISSING as u32;
         let len = self.ctx.len();
-        // A short packet that is linear needs no call of the helper.
+        // A short linear packet needs no helper call.
         if self.data + n as usize > self.end && self.end - self.data < len as usize {
-            // Whether it worked shows in the loads that follow.
+            // A failure shows in the loads that follow.
             let _ = self.ctx.pull_data(if n < len { n } else { len });
             self.reload();
         }
@@ -141,7 +141,7 @@ impl<const MISSING: usize> Packet for TcPacket<'_, MISSING> {
     #[inline(always)]
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
         if offset < MISSING {
-            // SAFETY: as above. The helpers' word has the two bytes of the field as they are on the wire.
+            // SAFETY: as above. The two bytes of the field are in network byte order.
             let ethertype = unsafe { (*self.ctx.skb.skb).protocol } as u16;
             let header = Ethernet { ethertype, ..Ethernet::default() };
             return bytemuck::try_pod_read_unaligned(bytemuck::bytes_of(&header)).ok();
@@ -154,9 +154,10 @@ impl<const MISSING: usize> Packet for TcPacket<'_, MISSING> {
         if offset < MISSING { None } else { store(self.data, self.end, self.place(offset), value) }
     }
 
-    // With CHECKSUM_PARTIAL the field holds the sum of the pseudo header only, uncomplemented; otherwise it is the checksum of
-    // the segment, and with CHECKSUM_COMPLETE the skb has a sum as well. Only the helper knows which. How it has applied
-    // the pseudo header's difference tells whether the field covers the data, which usually spares a second call.
+    // With CHECKSUM_PARTIAL, the field contains only the uncomplemented sum of the pseudo header; otherwise it is the
+    // checksum of the segment, and with CHECKSUM_COMPLETE the skb has a sum as well. Only the helper knows which. The
+    // way it has applied the difference of the pseudo header shows whether the field covers the data, which usually
+    // saves a second call.
     #[inline(always)]
     fn update_l4_checksum(&mut self, offset: usize, pseudo: u64, data: u64, udp: bool, _v6: bool) -> Option<()> {
         let flags = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
@@ -216,7 +217,7 @@ impl Packet for XdpPacket<'_> {
         IfIndex(self.ctx.ingress_ifindex() as u32)
     }
 
-    // Before the kernel has made anything of the frame, tags are among its bytes.
+    // XDP runs before the kernel removes VLAN tags, so they are among the frame's bytes.
     #[inline(always)]
     fn tagged(&self) -> bool {
         false
@@ -230,7 +231,7 @@ impl Packet for XdpPacket<'_> {
     #[inline(always)]
     fn pull(&mut self, _: u32) {}
 
-    // Nothing is kept here.
+    // No pointers are kept.
     #[inline(always)]
     fn renew(&mut self) {}
 

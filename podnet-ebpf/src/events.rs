@@ -1,4 +1,4 @@
-//! Tells user space of dropped packets.
+//! Reports of dropped packets to user space.
 
 use aya_ebpf::{bindings::__sk_buff, cty::c_void, helpers::generated as helpers};
 use podnet_common::{
@@ -10,13 +10,14 @@ use podnet_common::{
 
 use crate::maps::EVENTS;
 
-/// Puts the head of a packet that a TC program drops into `events`. `ctx` is that program's. When that is full the drop is counted all the same.
+/// Writes the head of a packet that a TC program drops to `events`; `ctx` is the context of that program. If the ring
+/// buffer is full, the report is lost; the drop has been counted.
 #[inline(always)]
 pub(crate) fn report(ctx: *mut c_void, hook: Hook, reason: Reason) {
     let skb: *mut __sk_buff = ctx.cast();
     let Some(mut slot) = EVENTS.reserve(0) else { return };
-    // SAFETY: the slot is an event's memory, wholly written here; the context is valid while the program runs; the
-    // helper writes no more than the length that it's given.
+    // SAFETY: the slot is the memory of an event, of which every field is written; the context is valid while the
+    // program runs; the helper writes no more than the length passed to it.
     unsafe {
         let event = slot.as_mut_ptr();
         (*event).time = helpers::bpf_ktime_get_coarse_ns();
@@ -27,7 +28,7 @@ pub(crate) fn report(ctx: *mut c_void, hook: Hook, reason: Reason) {
         (*event).head = [0; EVENT_HEAD];
         let head = (&raw mut (*event).head).cast();
         if hook as u32 == Hook::ToRaw as u32 {
-            // Readers look for the Ethernet header that isn't there.
+            // Readers expect an Ethernet header, which these frames don't have.
             [(*event).head[12], (*event).head[13]] = ((*skb).protocol as u16).to_ne_bytes();
             let head = (&raw mut (*event).head[ETH]).cast();
             if helpers::bpf_skb_load_bytes(ctx, 0, head, (EVENT_HEAD - ETH) as u32) != 0 {
@@ -36,7 +37,7 @@ pub(crate) fn report(ctx: *mut c_void, hook: Hook, reason: Reason) {
             slot.submit(0);
             return;
         }
-        // The helper copies all or nothing: try the longest, then IPv4 with ports, then Ethernet.
+        // The helper copies all or nothing: try the full length, then IPv4 with ports, then Ethernet.
         if helpers::bpf_skb_load_bytes(ctx, 0, head, EVENT_HEAD as u32) != 0
             && helpers::bpf_skb_load_bytes(ctx, 0, head, 42) != 0
         {

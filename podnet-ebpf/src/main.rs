@@ -1,4 +1,4 @@
-//! podnet's eBPF object: the hooks' entry points, packet contexts and maps around podnet-common's pipeline.
+//! podnet's eBPF object: entry points of the hooks, packet contexts and maps. The logic is podnet-common's pipeline.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -20,7 +20,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-// Some helpers are for GPL-compatible programs only; the object may be used under GPL-2.0.
+// Required by helpers that are restricted to GPL-compatible programs; the object may be used under GPL-2.0.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,4 +1,4 @@
-//! The tables as maps, all that [`for_each_table`](podnet_common::for_each_table) declares.
+//! The maps of the object, one for each table in [`for_each_table`](podnet_common::for_each_table), and counters.
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
@@ -11,10 +11,10 @@ use podnet_common::{
     verdict::{Counter, Reason},
 };
 
-/// Flag of hash tables whose entries take memory as they come (`BPF_F_NO_PREALLOC`).
+/// `BPF_F_NO_PREALLOC`: entries of a hash table are allocated on insertion.
 const AS_NEEDED: usize = 1;
 
-/// A map for each table, of the type that its kind has here.
+/// Declares a map for each table, with the map type of its kind.
 macro_rules! maps {
     ($(
         $(#[$doc:meta])*
@@ -54,19 +54,19 @@ macro_rules! maps {
         #[btf_map]
         pub(crate) static $name: RingBuf<$value, { $capacity }> = RingBuf::new();
     };
-    // aya-log declares its own.
+    // Declared by aya-log.
     (@Log $name:ident, $key:ty, $value:ty, $capacity:expr) => {};
 }
 
 podnet_common::for_each_table!(maps);
 
-/// Adds one to a counter.
+/// Increments a counter.
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
     add(counter as u32);
 }
 
-/// Counts a drop.
+/// Increments the drop counter of a reason.
 #[inline(always)]
 pub(crate) fn count_drop(reason: Reason) {
     add(podnet_common::verdict::COUNTERS_BASE + reason as u32);
@@ -75,7 +75,7 @@ pub(crate) fn count_drop(reason: Reason) {
 #[inline(always)]
 fn add(index: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: a per-CPU slot, and programs of one CPU don't interrupt each other here.
+        // SAFETY: a per-CPU element, and programs on one CPU don't interrupt each other here.
         unsafe { *counter += 1 };
     }
 }

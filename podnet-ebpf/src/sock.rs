@@ -1,4 +1,4 @@
-//! Socket hooks: contexts of system calls for the pipeline, which decides (`podnet_common::pipeline`'s `socket`).
+//! Socket hooks: contexts of system calls for `podnet_common::pipeline`, whose module `socket` makes the decisions.
 
 use core::marker::PhantomData;
 
@@ -14,22 +14,22 @@ use podnet_common::{
 
 use crate::tables::Maps;
 
-/// Whether the kernel lets these programs choose the error of a call that they refuse (`bpf_set_retval`). The loader says:
-/// where it is zero the verifier never looks at the call.
+/// Whether socket programs can choose the errno of a refused call (`bpf_set_retval`). Set by the loader; if it is zero,
+/// the verifier prunes the helper call.
 #[unsafe(no_mangle)]
 static SOCKET_ERRNO: u8 = 1;
 
-/// Go on.
+/// The system call continues.
 const ALLOW: i32 = 1;
 /// The system call fails.
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
-/// The address in a hook's context, of one family.
+/// Access to the address in a hook's context, for one family.
 trait Family {
-    /// Reads the address.
+    /// Returns the address in the call.
     unsafe fn addr(ctx: *mut bpf_sock_addr) -> Addr;
-    /// Replaces the address.
+    /// Replaces the address in the call.
     unsafe fn set_addr(ctx: *mut bpf_sock_addr, addr: &Addr);
 }
 
@@ -50,11 +50,11 @@ impl Family for Inet4 {
     }
 }
 
-// IPv6 sockets carry IPv4 addresses mapped, as the tables do.
+// IPv6 sockets have IPv4 addresses mapped, as the tables do.
 impl Family for Inet6 {
     #[inline(always)]
     unsafe fn addr(ctx: *mut bpf_sock_addr) -> Addr {
-        // SAFETY: the caller's context is valid. Volatile, since the verifier allows single words only.
+        // SAFETY: the caller's context is valid. Volatile, because the verifier allows access to single words only.
         unsafe {
             let ip = &raw const (*ctx).user_ip6;
             let word = |i: usize| ip.cast::<u32>().add(i).read_volatile();
@@ -133,7 +133,7 @@ impl<F: Family> SocketCtx for Socket<'_, F> {
 
     #[inline(always)]
     fn connected(&self) -> bool {
-        /// `TCP_ESTABLISHED`, which connected sockets of all protocols are in.
+        /// `TCP_ESTABLISHED`, the state of connected sockets of all protocols.
         const ESTABLISHED: u32 = 1;
         // SAFETY: see above.
         unsafe {
@@ -162,12 +162,12 @@ impl<F: Family> SocketCtx for Socket<'_, F> {
 
     #[inline(always)]
     fn chooses_errno(&self) -> bool {
-        // SAFETY: a byte that is always there. Volatile, since the loader changes what the compiler has seen.
+        // SAFETY: a static. Volatile, because the loader changes the value that the compiler sees.
         unsafe { (&raw const SOCKET_ERRNO).read_volatile() != 0 }
     }
 }
 
-/// Carries out what was decided about a call.
+/// Carries out the verdict on a call.
 #[inline(always)]
 fn act(ctx: &SockAddrContext, call: Call) -> i32 {
     match call {

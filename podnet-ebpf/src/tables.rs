@@ -1,4 +1,4 @@
-//! The pipeline's tables over maps and the kernel's routing table.
+//! The pipeline's tables, over BPF maps and the kernel's routing table.
 
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_fib_lookup},
@@ -20,15 +20,17 @@ use podnet_common::{
 
 use crate::{events, maps};
 
-/// Errno that a full hash map answers with.
+/// Errno of an insertion into a full hash map.
 const E2BIG: i32 = -7;
 const ENOMEM: i32 = -12;
 
-// What rare paths ask for is not inlined: every key on the stack would keep its place there, and 512 bytes are all.
+// Functions on rare paths are not inlined: each inlined key would occupy stack of its own, and there are only 512
+// bytes.
 
 const _: () = assert!(size_of::<bpf_fib_lookup>() == size_of::<FibLookup>());
 
-/// The tables, for the packet of this context. `EVENTS`: it is a TC program's, so that drops are put into `events`.
+/// The tables, for the packet or call of a context. `EVENTS`: the context is that of a TC program, so drops are
+/// reported in `events`.
 pub(crate) struct Maps<const EVENTS: bool> {
     pub(crate) ctx: *mut c_void,
 }
@@ -44,7 +46,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
         // SAFETY: no arguments, no effects.
         let now = time::ticks(unsafe { helpers::bpf_ktime_get_coarse_ns() });
         if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
-            // SAFETY: one word, which every CPU writes with the same value, or one that is a tick older.
+            // SAFETY: one word, to which all CPUs write the same value or one that is a tick older.
             unsafe {
                 if *clock != now {
                     *clock = now;
@@ -59,8 +61,8 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
         maps::CONFIG.get(0)
     }
 
-    // SAFETY, for the references below: an entry's memory stays valid until the program ends (RCU); that a slot is
-    // used again meanwhile is what every reader of a kernel hash table lives with, and the values are plain data.
+    // SAFETY, for the references below: the memory of an entry stays valid until the program ends (RCU). A concurrent
+    // reuse of the entry is inherent in kernel hash tables, and all values are plain data.
 
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
@@ -98,7 +100,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
         let entry = maps::CONNTRACK.get_ptr_mut(key)?;
-        // SAFETY: see above; two CPUs may write an entry at once, each of whose fields is then one's or the other's.
+        // SAFETY: see above. Two CPUs may write an entry concurrently; each field then has the value of one of them.
         Some(f(unsafe { &mut *entry }))
     }
 
@@ -113,7 +115,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
 
     #[inline(always)]
     fn remove_flow(&self, key: &Tuple) {
-        // That it is gone already is fine.
+        // The entry may be gone already.
         let _ = maps::CONNTRACK.remove(key);
     }
 
@@ -125,7 +127,8 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn hold(&self, place: u32, entries: u32) {
         if let Some(count) = maps::HOLDERS.get_ptr_mut(place) {
-            // SAFETY: a word of the map. Of two CPUs that add at once one may be forgotten, until the daemon counts anew.
+            // SAFETY: a word of the map. Concurrent additions may be lost, until the daemon's next sweep corrects the
+            // count.
             unsafe { *count = (*count).wrapping_add(entries) };
         }
     }
@@ -133,7 +136,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R> {
         let handover = maps::SCRATCH.get_ptr_mut(0)?;
-        // SAFETY: this CPU's own, and packet programs of one CPU don't interrupt each other.
+        // SAFETY: per-CPU memory, and packet programs on one CPU don't interrupt each other.
         Some(f(unsafe { &mut *handover }))
     }
 
@@ -154,11 +157,11 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn route(&self, from: IfIndex, src: &Addr, dst: &Addr, route: &mut Route) -> bool {
         let (Some(memory), Some(config)) = (maps::FIB.get_ptr_mut(0), self.config()) else { return false };
-        // SAFETY: this CPU's own, and packet programs of one CPU don't interrupt each other.
+        // SAFETY: per-CPU memory, and packet programs on one CPU don't interrupt each other.
         let fib = unsafe { &mut *memory };
         fib.ask(from, src, dst, config);
         let (question, len) = (core::ptr::from_mut(fib).cast(), size_of::<FibLookup>() as i32);
-        // SAFETY: the context is the running program's, and the size is the structure's.
+        // SAFETY: the context is that of the running program, and the size is that of the structure.
         let answer = unsafe { helpers::bpf_fib_lookup(self.ctx, question, len, FibLookup::flags(config)) };
         fib.answer(answer, dst, config, |ifindex| self.interface(ifindex), route)
     }
@@ -176,7 +179,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
 
     #[inline(always)]
     fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
-        // That the kernel has no memory for it costs affinity only.
+        // If the kernel has no memory for it, only affinity is lost.
         let _ = maps::AFFINITY.insert(key, value, 0);
     }
 
@@ -193,7 +196,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
 
     #[inline(always)]
     fn set_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
-        // Without it the other fragments are dropped and counted.
+        // If it fails, later fragments are dropped and counted.
         let _ = maps::FRAGMENTS.insert(key, ports, 0);
     }
 

@@ -1,4 +1,4 @@
-//! TC programs: for each hook a frozen dispatcher, and the stages of a generation behind it.
+//! TC programs: a frozen dispatcher per hook, and the stages of a generation.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -27,13 +27,14 @@ const AF_INET: u32 = 2;
 /// `AF_INET6`.
 const AF_INET6: u32 = 10;
 
-/// Not decided here: the next program, or else the stack, goes on (`TCX_NEXT`, and the same for clsact).
+/// Continue with the next program or the host's stack (`TCX_NEXT`; clsact treats it alike).
 const NEXT: i32 = -1;
 
-/// What a dispatcher does when its program is missing. Pods are cut off, uplinks stay with the stack.
+/// Runs a dispatcher. `missing` is its return value if there are no programs: pods are cut off, uplinks fall back to
+/// the stack.
 #[inline(always)]
 fn dispatch<const HOOK: u32>(ctx: &TcContext, missing: i32) -> i32 {
-    // Sent to another machine, as an interface sees it that takes all; the stack leaves it alone as well.
+    // For another machine, received in promiscuous mode; the stack ignores such packets as well.
     // SAFETY: the context is valid while the program runs.
     if HOOK == Hook::FromUplink as u32 && unsafe { (*ctx.skb.skb).pkt_type } == PACKET_OTHERHOST {
         return NEXT;
@@ -79,8 +80,8 @@ fn forward(ctx: &TcContext, egress: &Egress) -> i32 {
     }
 }
 
-/// Out of an interface, to a next hop, whose MAC the kernel has or asks for. The helper's own look-up would ask for a packet
-/// of the host's, for which other rules may hold.
+/// Redirects out of an interface to a next hop, whose MAC the kernel knows or resolves. Without an explicit next hop,
+/// the helper would look up the route of a packet sent by the host, to which other rules may apply.
 #[inline(always)]
 fn to_neighbour(egress: &Egress) -> i32 {
     let Addr([a, b, c, d]) = egress.hop;
@@ -89,26 +90,26 @@ fn to_neighbour(egress: &Egress) -> i32 {
     } else {
         NextHop { family: AF_INET6, addr: [a, b, c, d] }
     };
-    // SAFETY: the pointer and the size are the structure's.
+    // SAFETY: pointer and size are those of the structure.
     unsafe {
         let hop = core::ptr::from_mut(&mut hop).cast();
         helpers::bpf_redirect_neigh(egress.ifindex.0, hop, size_of::<NextHop>() as i32, 0) as i32
     }
 }
 
-/// `bpf_redir_neigh`: an address in the neighbour table of an interface.
+/// `struct bpf_redir_neigh`: a next hop to look up in the neighbour table.
 #[repr(C)]
 struct NextHop {
     /// `AF_INET` or `AF_INET6`.
     family: u32,
-    /// The address; of IPv4 the first word.
+    /// Next hop; IPv4 in the first word.
     addr: [u32; 4],
 }
 
 const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 
-/// Tail-calls another stage of the same hook and generation. Stages that flows begin or live with are direct jumps; one for
-/// each of the others would make every program larger.
+/// Tail call to another stage of the same hook and generation. Frequent stages, in which flows begin or are tracked,
+/// have direct jumps; having them for all stages would make every program larger.
 #[inline(always)]
 fn tail<At: Place>(ctx: &TcContext, stage: Stage) -> i32 {
     match stage {
@@ -118,7 +119,7 @@ fn tail<At: Place>(ctx: &TcContext, stage: Stage) -> i32 {
         Stage::Send => jump!(maps::PROGRAMS_TC, ctx, Stage::Send.slot(At::HOOK)),
         _ => {
             if let Some(generation) = maps::GENERATION.get(0) {
-                // SAFETY: on success nothing of this program is left.
+                // SAFETY: a successful tail call doesn't return, and this program needs nothing afterwards.
                 unsafe { maps::PROGRAMS_TC.tail_call(ctx, generation * GENERATION_SLOTS + stage.slot(At::HOOK)) };
             }
         }
@@ -133,7 +134,7 @@ fn tables(ctx: &TcContext) -> Maps<true> {
     Maps { ctx: ctx.as_ptr() }
 }
 
-/// Runs the first program of a hook, unless it is one by which packets leave that another has sent on.
+/// Runs the first program of a hook, except at egress for packets that another hook has already forwarded.
 #[inline(always)]
 fn first<At: Place, const MISSING: usize>(ctx: &TcContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
@@ -143,7 +144,7 @@ fn first<At: Place, const MISSING: usize>(ctx: &TcContext) -> i32 {
     act::<At>(ctx, pipeline::enter::<At, _, _>(&mut TcPacket::<MISSING>::new(ctx), &tables(ctx)))
 }
 
-/// Runs the stage of a hook that has a name.
+/// Runs a stage, by name.
 macro_rules! run {
     (enter, $place:ident, $lacks:expr, $ctx:ident) => {
         first::<$place, { $lacks }>(&$ctx)
@@ -153,9 +154,9 @@ macro_rules! run {
     };
 }
 
-/// The programs of a hook: dispatcher, first program, and the stages that can be reached from it. Their names are the hook's,
-/// and a stage's behind it. `$lacks` is how much of an Ethernet header its frames lack, and `$missing` what the dispatcher
-/// does without programs.
+/// Declares the programs of a hook: dispatcher, first program, and all stages reachable from it. The dispatcher has the
+/// name of the hook; the others append the name of the stage. `$lacks` is the number of bytes of the Ethernet header
+/// that frames lack, `$missing` the return value of the dispatcher if there are no programs.
 macro_rules! hook {
     ($hook:ident, $place:ident, $lacks:expr, $missing:expr, [$($stage:ident)*]) => {
         mod $hook {
@@ -201,13 +202,14 @@ pub(crate) fn from_raw(ctx: TcContext) -> i32 {
     dispatch::<{ Hook::FromRaw as u32 }>(&ctx, NEXT)
 }
 
-/// Gives a frame that begins with its IP header an Ethernet header, which redirects to other interfaces want: the stack
-/// skips it, and what leaves by such an interface loses it. Then it is a packet like any other.
+/// Adds an Ethernet header to a frame that starts with its IP header, and continues as at other uplinks. Redirects to
+/// other interfaces require the header; the stack skips it, and it is stripped when a packet leaves by an interface
+/// without Ethernet.
 #[classifier]
 pub(crate) fn from_raw_enter(ctx: TcContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let (ethertype, extended) = unsafe {
-        // The word has the two bytes of the field as they are on the wire.
+        // The two bytes of the field are in network byte order.
         let ethertype = (*ctx.skb.skb).protocol as u16;
         (ethertype, helpers::bpf_skb_change_head(ctx.skb.skb, ETH as u32, 0) == 0)
     };

@@ -1,5 +1,5 @@
-//! XDP program of an uplink: drops what may not come in, and sends on what only passes through this node, before the
-//! kernel makes a packet of it.
+//! XDP program of an uplink: drops packets that may not enter the node, and forwards those of established flows out of
+//! an uplink, before the kernel allocates an skb.
 
 use aya_ebpf::{
     EbpfContext as _, bindings::xdp_action, helpers::generated as helpers, macros::xdp, programs::XdpContext,

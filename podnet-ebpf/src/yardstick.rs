@@ -1,8 +1,8 @@
-//! The yardstick of the benchmarks: what a packet of an established IPv4 flow costs in one function written by hand.
+//! Yardstick for the benchmarks: the cost of a packet of an established IPv4 flow in a single handwritten function.
 //!
-//! The same work as podnet's hot path in its smallest form: parse, look up one hash table with the pipeline's own key
-//! and value, rewrite destination address and port, bring both checksums up to date, send. No families, no checks of
-//! sources, lifetime or length, no counters, no hooks. It ships with nothing and is measured only.
+//! It does the work of podnet's fast path in its simplest form: parse, look up one hash table with the pipeline's key
+//! and value, rewrite destination address and port, update both checksums, send. It has one address family and no
+//! source, TTL or length checks, no counters and no hooks. It is used for measurements only and not shipped.
 #![no_std]
 #![no_main]
 
@@ -45,7 +45,7 @@ pub(crate) fn yardstick(ctx: XdpContext) -> u32 {
     if data + ETHERNET + size_of::<Ipv4>() > end {
         return XDP_PASS;
     }
-    // SAFETY: all pointers are into the packet, each behind a comparison with its end that the verifier insists on.
+    // SAFETY: all pointers are into the packet, and each is compared with its end before, as the verifier requires.
     unsafe {
         if *((data + 12) as *const u16) != 0x0800u16.to_be() {
             return XDP_PASS;
@@ -82,7 +82,7 @@ pub(crate) fn yardstick(ctx: XdpContext) -> u32 {
             return XDP_PASS;
         }
         let checksum = checksum as *mut u16;
-        // No checksum stays no checksum (RFC 768).
+        // A UDP checksum of zero means none (RFC 768).
         if *checksum != 0 || (*ip).proto == TCP {
             *checksum = update(*checksum, change);
         }
@@ -90,7 +90,7 @@ pub(crate) fn yardstick(ctx: XdpContext) -> u32 {
     }
 }
 
-/// RFC 1624, equation 3, for a sum of changes.
+/// Updates a checksum by a sum of differences (RFC 1624, equation 3).
 #[inline(always)]
 fn update(checksum: u16, change: u64) -> u16 {
     let mut sum = u64::from(!checksum) + change;
