@@ -12,7 +12,7 @@ use crate::{
 
 use super::{
     Place, Tables, Verdict,
-    family::{Family, Parsed, Piece, V4, V6},
+    family::{Family, FragmentKind, Parsed, V4, V6},
     handover::{Complaint, Handover},
     staged,
 };
@@ -60,7 +60,7 @@ fn sent<P: Packet, T: Tables>(p: &P, t: &T, made: Option<()>, counter: Counter, 
 
 #[inline(always)]
 fn refuse<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, v: Parsed<F>) -> Verdict {
-    if v.piece == Piece::Later {
+    if v.fragment == FragmentKind::Later {
         return Verdict::UNANSWERED;
     }
     if v.echo_request {
@@ -83,7 +83,7 @@ fn complain<At: Place, F: Family, P: Packet, T: Tables>(
     h: &Handover,
 ) -> Option<()> {
     let v = h.packet.parsed::<F>();
-    if v.icmp_error || v.piece == Piece::Later {
+    if v.icmp_error || v.fragment == FragmentKind::Later {
         return None;
     }
     // This node acts as the router. A process of the host would see its own address as that of a router.

@@ -14,7 +14,7 @@ use super::{
     Place, Stage, Tables, Verdict,
     admit::{self, Sender},
     balance, direct,
-    family::Piece,
+    family::FragmentKind,
     forward::{self, Forwarded},
     frontend::{self, Addressed},
     handover::{Departure, Handover, Purpose, ToBegin, ToInsert},
@@ -211,7 +211,7 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
         None if masquerades::<At, T>(t, &tuple.dst) => {
             return if packet.ports() && frontend::begins(tuple) {
                 Classified::only(Class::Masquerade)
-            } else if packet.piece() == Piece::Later {
+            } else if packet.fragment() == FragmentKind::Later {
                 Classified::drop(Reason::OrphanFragment)
             } else if packet.v6() && scope::link_local(&tuple.dst) {
                 Classified::only(Class::Stack)
@@ -252,10 +252,13 @@ pub(super) fn no_frontend<T: Tables>(t: &T, packet: &Headers) -> Classified {
     let Some(address) = frontend::of_address(t, &packet.tuple.dst) else {
         return Classified::drop(Reason::UnallocatedService);
     };
-    if packet.echo_request() && packet.piece() == Piece::Whole && address.flags & Frontend::ANSWERS_ECHO != 0 {
+    if packet.echo_request()
+        && packet.fragment() == FragmentKind::Unfragmented
+        && address.flags & Frontend::ANSWERS_ECHO != 0
+    {
         return Classified::only(Class::Echo);
     }
-    if packet.piece() == Piece::Later {
+    if packet.fragment() == FragmentKind::Later {
         Classified::drop(Reason::OrphanFragment)
     } else if packet.ports() && frontend::carried(&packet.tuple) {
         Classified { class: Class::Reject, reason: Reason::UndefinedPort }

@@ -9,7 +9,7 @@ use crate::{
 
 use super::{
     Action, Place, Stage, Tables, Verdict, admit, classify, direct,
-    family::{Family, Parsed, Piece, V4, V6, parse},
+    family::{Family, FragmentKind, Parsed, V4, V6, parse},
     frontend,
     handover::Purpose,
     headers::Headers,
@@ -65,7 +65,7 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
     if F::mapped(&v.tuple.src) {
         return Verdict::drop(Reason::MappedAddress);
     }
-    if v.ports && v.piece == Piece::Whole {
+    if v.ports && v.fragment == FragmentKind::Unfragmented {
         let now = t.now();
         let sent = t.flow(&v.tuple, |entry| {
             // A frame addressed to another machine but flooded to this one must not be forwarded a second time. And not
@@ -111,7 +111,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     if F::mapped(&v.tuple.src) {
         return Verdict::drop(Reason::MappedAddress);
     }
-    if v.piece != Piece::Whole {
+    if v.fragment != FragmentKind::Unfragmented {
         return hand_over(t, &v, Stage::Track);
     }
     if v.ports {

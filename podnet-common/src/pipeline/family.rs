@@ -36,7 +36,7 @@ pub(super) struct Parsed<F: Family> {
     /// Whether the packet is an ICMP echo request.
     pub echo_request: bool,
     /// Kind of fragment.
-    pub piece: Piece,
+    pub fragment: FragmentKind,
     /// Identification of a fragmented datagram, in network byte order.
     pub id: u32,
     /// Whether the packet is an ICMP error, which quotes another packet.
@@ -45,23 +45,23 @@ pub(super) struct Parsed<F: Family> {
 
 /// Kind of fragment that a packet is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(super) enum FragmentKind {
     /// Not fragmented.
-    Whole = 0,
+    Unfragmented = 0,
     /// First fragment, which has the transport header.
     First = 1,
     /// Any other fragment.
     Later = 2,
 }
 
-impl Piece {
+impl FragmentKind {
     /// From the more-fragments flag and whether the fragment offset is non-zero.
     #[inline(always)]
     fn new(more: bool, later: bool) -> Self {
         match (more, later) {
             (_, true) => Self::Later,
             (true, false) => Self::First,
-            (false, false) => Self::Whole,
+            (false, false) => Self::Unfragmented,
         }
     }
 }
@@ -83,7 +83,7 @@ pub(super) enum Control {
 pub(super) struct Layer3 {
     pub l4: usize,
     pub proto: u8,
-    pub piece: Piece,
+    pub fragment: FragmentKind,
     pub id: u32,
 }
 
@@ -198,9 +198,9 @@ impl Family for V4 {
             return None;
         }
         // More-fragments flag and fragment offset (RFC 791, section 3.1).
-        let fragment = u16::from_be(h.fragment);
-        let piece = Piece::new(fragment & 0x2000 != 0, fragment & 0x1fff != 0);
-        Some(Layer3 { l4: ETH + ihl, proto: h.proto, piece, id: h.id as u32 })
+        let field = u16::from_be(h.fragment);
+        let fragment = FragmentKind::new(field & 0x2000 != 0, field & 0x1fff != 0);
+        Some(Layer3 { l4: ETH + ihl, proto: h.proto, fragment, id: h.id as u32 })
     }
 
     #[inline(always)]
@@ -352,7 +352,7 @@ impl Family for V6 {
         if (h.version_flow & 0xf0u32) != 0x60 || total + ETH > p.frame_len() as usize {
             return None;
         }
-        let mut found = Layer3 { l4: ETH + 40, proto: h.next_header, piece: Piece::Whole, id: 0 };
+        let mut found = Layer3 { l4: ETH + 40, proto: h.next_header, fragment: FragmentKind::Unfragmented, id: 0 };
         let mut i = 0;
         while i < EXTENSION_HEADERS {
             match found.proto {
@@ -369,9 +369,9 @@ impl Family for V6 {
                     found.id = id;
                     found.l4 += 8;
                     // An atomic fragment (RFC 6946) is not fragmented.
-                    found.piece = Piece::new(low & 1 != 0, high != 0 || low & 0xf8 != 0);
+                    found.fragment = FragmentKind::new(low & 1 != 0, high != 0 || low & 0xf8 != 0);
                     // Only the first fragment contains further headers.
-                    if found.piece == Piece::Later {
+                    if found.fragment == FragmentKind::Later {
                         break;
                     }
                 }
@@ -380,7 +380,7 @@ impl Family for V6 {
             i += 1;
         }
         // A longer chain hides the protocol, on which decisions depend.
-        let unfinished = matches!(found.proto, 0 | 43 | 44 | 60) && found.piece != Piece::Later;
+        let unfinished = matches!(found.proto, 0 | 43 | 44 | 60) && found.fragment != FragmentKind::Later;
         (!unfinished).then_some(found)
     }
 
@@ -512,13 +512,13 @@ pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
         tcp_flags: 0,
         ports: false,
         echo_request: false,
-        piece: l3.piece,
+        fragment: l3.fragment,
         id: l3.id,
         icmp_error: false,
     };
     // Padding after the packet is not part of a header.
     let room = (F::end(&header, p.frame_len()) as usize).checked_sub(l3.l4)?;
-    if l3.piece == Piece::Later {
+    if l3.fragment == FragmentKind::Later {
         return Some(parsed);
     }
     if proto == Proto::TCP {
@@ -547,7 +547,7 @@ pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
             (parsed.tuple.sport, parsed.tuple.dport) = echo_ports(identifier, parsed.echo_request);
             parsed.ports = true;
         }
-    } else if proto == Proto::SCTP && l3.piece == Piece::Whole {
+    } else if proto == Proto::SCTP && l3.fragment == FragmentKind::Unfragmented {
         let sctp: Sctp = within(p, l3.l4, room)?;
         parsed.tuple.sport = Port::from_wire(sctp.sport);
         parsed.tuple.dport = Port::from_wire(sctp.dport);

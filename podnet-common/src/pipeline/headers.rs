@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::layout::{FragmentPorts, Tuple};
 
-use super::family::{Family, Parsed, Piece, V4, V6};
+use super::family::{Family, FragmentKind, Parsed, V4, V6};
 
 /// [`Parsed`] as plain data, so that headers are parsed only once.
 #[repr(C)]
@@ -20,7 +20,7 @@ pub(super) struct Headers {
     checksum: u16,
     /// See [`Parsed::tcp_flags`]. For SCTP: the equivalent flags, once known.
     pub tcp_flags: u8,
-    piece: u8,
+    fragment: u8,
     ports: u8,
     echo_request: u8,
     icmp_error: u8,
@@ -39,7 +39,7 @@ impl Headers {
             id: v.id,
             checksum: v.checksum,
             tcp_flags: v.tcp_flags,
-            piece: v.piece as u8,
+            fragment: v.fragment as u8,
             ports: v.ports as u8,
             echo_request: v.echo_request as u8,
             icmp_error: v.icmp_error as u8,
@@ -73,13 +73,13 @@ impl Headers {
         self.icmp_error != 0
     }
 
-    /// See [`Parsed::piece`].
+    /// See [`Parsed::fragment`].
     #[inline(always)]
-    pub fn piece(&self) -> Piece {
-        match self.piece {
-            0 => Piece::Whole,
-            1 => Piece::First,
-            _ => Piece::Later,
+    pub fn fragment(&self) -> FragmentKind {
+        match self.fragment {
+            0 => FragmentKind::Unfragmented,
+            1 => FragmentKind::First,
+            _ => FragmentKind::Later,
         }
     }
 
@@ -103,7 +103,7 @@ impl Headers {
 
     /// Sets the ports of a later fragment.
     #[inline(always)]
-    pub fn join(&mut self, ports: FragmentPorts) {
+    pub fn set_ports(&mut self, ports: FragmentPorts) {
         (self.tuple.sport, self.tuple.dport) = (ports.sport, ports.dport);
         self.ports = 1;
     }
@@ -120,7 +120,7 @@ impl Headers {
             tcp_flags: self.tcp_flags,
             ports: self.ports(),
             echo_request: self.echo_request(),
-            piece: self.piece(),
+            fragment: self.fragment(),
             id: self.id,
             icmp_error: self.icmp_error(),
         }

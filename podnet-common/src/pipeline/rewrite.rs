@@ -10,7 +10,7 @@ use crate::{
 
 use super::{
     Egress, Place, Verdict,
-    family::{Family, Parsed, Piece},
+    family::{Family, FragmentKind, Parsed},
 };
 
 /// Whether a packet can be forwarded without the stack: TTL and length allow it.
@@ -64,7 +64,7 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
     if has_macs(out) {
         p.store(0, &entry.macs)?;
     }
-    if (src || dst) && !(ANY && v.piece == Piece::Later) {
+    if (src || dst) && !(ANY && v.fragment == FragmentKind::Later) {
         let old = ports_word(v.tuple.sport.wire(), v.tuple.dport.wire());
         let new = ports_word(sport.wire(), dport.wire());
         if !ANY || v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP {

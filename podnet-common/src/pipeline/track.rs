@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict, admit, family::Piece, handover::Handover, headers::Headers, next_hop, staged,
+    Place, Stage, Tables, Verdict, admit, family::FragmentKind, handover::Handover, headers::Headers, next_hop, staged,
 };
 
 /// Handles a packet that may change the state of its flow. Follows [`enter`](super::enter()) at the same hook.
@@ -73,15 +73,15 @@ fn examine<At: Place, P: Packet, T: Tables>(
     packet: &mut Headers,
 ) -> Result<bool, Reason> {
     admit::source::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6())?;
-    let (piece, ports) = (packet.piece(), packet.ports());
+    let (fragment, ports) = (packet.fragment(), packet.ports());
     // An ICMP error is short, and what it quotes must be checked.
-    if packet.icmp_error() && piece == Piece::First && !At::EGRESS {
+    if packet.icmp_error() && fragment == FragmentKind::First && !At::EGRESS {
         return Err(Reason::UnrelatedIcmpError);
     }
     if ports && packet.tuple.proto == Proto::SCTP {
         packet.tcp_flags = chunk_flags(p, packet.l4());
     }
-    Ok(if piece == Piece::Whole { ports } else { join(t, packet) })
+    Ok(if fragment == FragmentKind::Unfragmented { ports } else { fragment_ports(t, packet) })
 }
 
 /// First chunk of an SCTP packet as the equivalent TCP flags (RFC 9260, section 3.2).
@@ -101,12 +101,12 @@ fn chunk_flags<P: Packet>(p: &P, l4: usize) -> u8 {
 /// Stores the ports of a first fragment, or looks them up for a later one. Returns whether the ports are known.
 // Out of line: its key takes stack.
 #[inline(never)]
-fn join<T: Tables>(t: &T, packet: &mut Headers) -> bool {
+fn fragment_ports<T: Tables>(t: &T, packet: &mut Headers) -> bool {
     let Tuple { src, dst, sport, dport, proto, .. } = packet.tuple;
     let key = FragmentKey { src, dst, id: packet.id(), proto, _pad: [0; 3] };
-    if packet.piece() == Piece::Later {
+    if packet.fragment() == FragmentKind::Later {
         let Some(ports) = t.fragment(&key) else { return false };
-        packet.join(ports);
+        packet.set_ports(ports);
     } else if packet.ports() {
         t.set_fragment(&key, &FragmentPorts { sport, dport });
     }
