@@ -49,13 +49,13 @@ pub(super) fn admit<At: Place, P: Packet, T: Tables>(
     classified: Classified,
 ) -> Result<(), Verdict> {
     let packet = &h.packet;
-    if classified.class == Class::Link {
-        let harmless = !At::FROM_POD || detects_duplicates::<P>(p, &packet.tuple, packet.l4());
+    if classified.class == Class::LinkLocal {
+        let harmless = !At::FROM_POD || is_duplicate_address_detection::<P>(p, &packet.tuple, packet.l4());
         return if harmless { Ok(()) } else { Err(Verdict::drop(Reason::LinkScope)) };
     }
-    checked::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6(), sender).map_err(Verdict::drop)?;
+    check_sender::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6(), sender).map_err(Verdict::drop)?;
     match classified.class {
-        Class::Service => client::<At, T>(t, &packet.tuple, &h.begin.frontend),
+        Class::Service => check_client::<At, T>(t, &packet.tuple, &h.begin.frontend),
         Class::Drop => Err(Verdict::drop(classified.reason)),
         Class::Reject => Err(Verdict::reject(classified.reason)),
         _ => Ok(()),
@@ -64,7 +64,7 @@ pub(super) fn admit<At: Place, P: Packet, T: Tables>(
 
 /// Whether the client may use a service port, and the port has a backend.
 #[inline(always)]
-fn client<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> Result<(), Verdict> {
+fn check_client<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> Result<(), Verdict> {
     if frontend.flags & Frontend::EXTERNAL == 0 && !may_use_cluster_ip::<At, T>(t) {
         return Err(Verdict::drop(Reason::ClusterIpFromOutside));
     }
@@ -91,18 +91,18 @@ fn in_source_ranges<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Front
 
 /// Checks the source of a packet against its hook, for stages that know the flow. `Err` is the reason to drop it.
 #[inline(always)]
-pub(super) fn source<At: Place, P: Packet, T: Tables>(
+pub(super) fn check_source<At: Place, P: Packet, T: Tables>(
     p: &P,
     t: &T,
     ethernet: &Ethernet,
     tuple: &Tuple,
     v6: bool,
 ) -> Result<(), Reason> {
-    checked::<At, P, T>(p, t, ethernet, tuple, v6, &Sender::of::<At, T>(t, tuple))
+    check_sender::<At, P, T>(p, t, ethernet, tuple, v6, &Sender::of::<At, T>(t, tuple))
 }
 
 #[inline(always)]
-fn checked<At: Place, P: Packet, T: Tables>(
+fn check_sender<At: Place, P: Packet, T: Tables>(
     p: &P,
     t: &T,
     ethernet: &Ethernet,
@@ -141,14 +141,16 @@ fn from_outside<T: Tables>(t: &T, ethernet: &Ethernet, tuple: &Tuple, network: O
             Err(Reason::Martian)
         }
         Some(n) if n.kind == NetworkKind::RemoteNode as u32 => Ok(()),
-        _ if tunnelled::<T>(t, tuple) && !for_others::<T>(t, &tuple.dst) => Err(Reason::TunnelFromOutside),
+        _ if is_tunnel_packet::<T>(t, tuple) && !is_known_elsewhere::<T>(t, &tuple.dst) => {
+            Err(Reason::TunnelFromOutside)
+        }
         _ => Ok(()),
     }
 }
 
 /// Whether a packet is an encapsulated one for the tunnel of its receiver.
 #[inline(always)]
-pub(super) fn tunnelled<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+pub(super) fn is_tunnel_packet<T: Tables>(t: &T, tuple: &Tuple) -> bool {
     tuple.dport.wire() == TUNNEL_PORT.to_be()
         && tuple.proto == Proto::UDP
         && t.config().is_some_and(|config| config.tunnel.0 != 0)
@@ -157,7 +159,7 @@ pub(super) fn tunnelled<T: Tables>(t: &T, tuple: &Tuple) -> bool {
 /// Whether an address is known to belong to a pod, another node or a service. The host has more addresses than those in
 /// the tables: broadcast and link-local ones.
 #[inline(always)]
-fn for_others<T: Tables>(t: &T, dst: &Addr) -> bool {
+fn is_known_elsewhere<T: Tables>(t: &T, dst: &Addr) -> bool {
     t.prefix(dst).is_some_and(|n| {
         let others = n.kind != NetworkKind::LocalNode as u32 && n.kind != NetworkKind::NonMasquerade as u32;
         (n.kind != NetworkKind::Nothing as u32 && others) || n.flags & Network::SERVICE_ADDRESS != 0
@@ -193,7 +195,7 @@ pub(super) fn is_uplink<T: Tables>(t: &T, ifindex: IfIndex) -> bool {
 /// both sides. With spoofed sources a pod could fill the host's neighbour table, and with router advertisements change
 /// the host's routes.
 #[inline(always)]
-fn detects_duplicates<P: Packet>(p: &P, tuple: &Tuple, l4: usize) -> bool {
+fn is_duplicate_address_detection<P: Packet>(p: &P, tuple: &Tuple, l4: usize) -> bool {
     const NEIGHBOUR_SOLICITATION: u8 = 135;
     // Type and code: the verifier can't follow the bounds check of a single byte.
     let kind = || p.load::<[u8; 2]>(l4).map(|[kind, _]| kind);

@@ -13,20 +13,20 @@ use crate::{
 use super::{
     Place, Tables, Verdict,
     family::{Family, FragmentKind, Parsed, V4, V6},
-    handover::{Complaint, Handover},
-    staged,
+    handover::{ErrorKind, Handover},
+    run_stage,
 };
 
 /// Turns a packet into its answer on behalf of a service. Resets, errors and later fragments are never answered (RFC
 /// 1122, section 3.2.2). Follows the stage that rejected it, at the same hook.
 #[inline(always)]
 pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(t, |h| {
+    run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::UNANSWERED };
         if h.packet.v6() {
-            refuse::<V6, P, T>(p, t, &ethernet, h.packet.parsed())
+            answer_for_service::<V6, P, T>(p, t, &ethernet, h.packet.parsed())
         } else {
-            refuse::<V4, P, T>(p, t, &ethernet, h.packet.parsed())
+            answer_for_service::<V4, P, T>(p, t, &ethernet, h.packet.parsed())
         }
     })
 }
@@ -35,20 +35,20 @@ pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 /// [`reject`].
 #[inline(always)]
 pub fn error<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(t, |h| {
+    run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::UNANSWERED };
         let made = if h.packet.v6() {
-            complain::<At, V6, P, T>(p, t, &ethernet, h)
+            router_error::<At, V6, P, T>(p, t, &ethernet, h)
         } else {
-            complain::<At, V4, P, T>(p, t, &ethernet, h)
+            router_error::<At, V4, P, T>(p, t, &ethernet, h)
         };
-        sent(p, t, made, Counter::Rejected, Verdict::UNANSWERED)
+        finish(p, t, made, Counter::Rejected, Verdict::UNANSWERED)
     })
 }
 
 /// Verdict on an answer: sends and counts it if it could be `made`, or else returns `otherwise`.
 #[inline(always)]
-fn sent<P: Packet, T: Tables>(p: &P, t: &T, made: Option<()>, counter: Counter, otherwise: Verdict) -> Verdict {
+fn finish<P: Packet, T: Tables>(p: &P, t: &T, made: Option<()>, counter: Counter, otherwise: Verdict) -> Verdict {
     match made {
         Some(()) => {
             t.count(counter);
@@ -59,24 +59,24 @@ fn sent<P: Packet, T: Tables>(p: &P, t: &T, made: Option<()>, counter: Counter, 
 }
 
 #[inline(always)]
-fn refuse<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, v: Parsed<F>) -> Verdict {
+fn answer_for_service<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, v: Parsed<F>) -> Verdict {
     if v.fragment == FragmentKind::Later {
         return Verdict::UNANSWERED;
     }
     if v.echo_request {
         let made = echo::<F, P>(p, ethernet, v);
-        return sent(p, t, made, Counter::EchoReplies, Verdict::drop(Reason::PacketWriteFailed));
+        return finish(p, t, made, Counter::EchoReplies, Verdict::drop(Reason::PacketWriteFailed));
     }
     let made = if v.tuple.proto == Proto::TCP {
         reset::<F, P>(p, ethernet, &v)
     } else {
         icmp_error::<F, P>(p, ethernet, &v, &v.tuple.dst, F::UNREACHABLE, 0)
     };
-    sent(p, t, made, Counter::Rejected, Verdict::UNANSWERED)
+    finish(p, t, made, Counter::Rejected, Verdict::UNANSWERED)
 }
 
 #[inline(always)]
-fn complain<At: Place, F: Family, P: Packet, T: Tables>(
+fn router_error<At: Place, F: Family, P: Packet, T: Tables>(
     p: &mut P,
     t: &T,
     ethernet: &Ethernet,
@@ -92,7 +92,7 @@ fn complain<At: Place, F: Family, P: Packet, T: Tables>(
     let there = t.interface(&p.ifindex()).map(|interface| interface.addr(F::V6));
     let node = there.filter(|own| !own.is_none()).unwrap_or(node);
     let from = if At::FROM_HOST || node.is_none() { &v.tuple.dst } else { node };
-    let (kind, rest) = if h.error.complaint == Complaint::TtlExceeded as u32 {
+    let (kind, rest) = if h.error.kind == ErrorKind::TtlExceeded as u32 {
         (F::EXCEEDED, 0)
     } else {
         (F::TOO_BIG, F::too_big(h.error.mtu))

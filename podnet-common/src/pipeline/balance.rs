@@ -71,7 +71,7 @@ pub(super) fn other_node<'t, T: Tables>(t: &'t T, backend: &Addr) -> Option<&'t 
 /// server return, and hands it to [`quotation`](super::quotation). Maglev chooses the same backend on all nodes, so the
 /// error reaches the backend whichever node it arrives at.
 #[inline(never)]
-pub(super) fn sends_on_error<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> bool {
+pub(super) fn forwards_error<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> bool {
     let Handover { packet: Headers { tuple, .. }, quotation: ToQuotation { answer }, send: s, .. } = h;
     if t.is_peer(&ethernet.src) || !answer.dst.same(&tuple.dst) {
         return false;
@@ -97,12 +97,12 @@ pub(super) fn sends_on_error<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h
     let Some(node) = other_node(t, &s.entry.dst) else { return false };
     s.entry.dst = *node;
     s.entry.dport = answer.dport;
-    if !shares::admit::<At, T>(t, &h.quotation.answer, IfIndex(0), &mut h.insert)
+    if !shares::may_begin::<At, T>(t, &h.quotation.answer, IfIndex(0), &mut h.insert)
         || t.insert_flow(&h.quotation.answer, &h.send.entry).is_err()
     {
         return false;
     }
-    shares::count(t, &h.insert, 1);
+    shares::count_entries(t, &h.insert, 1);
     true
 }
 

@@ -9,21 +9,20 @@ use crate::{
 
 use super::{
     Place, Tables, Verdict,
-    admit::{is_uplink, tunnelled},
+    admit::{is_tunnel_packet, is_uplink},
     balance,
     handover::{Handover, Purpose, ToInsert},
     headers::Headers,
-    insert, next_hop, shares,
+    insert, next_hop, run_stage, shares,
     source::{self, Source},
-    staged,
-    track::touched,
+    track::last_seen_now,
 };
 
 /// Builds the flow of an admitted packet. Follows [`enter`](super::enter()) or [`classify`](super::classify()) at the
 /// same hook.
 #[inline(always)]
 pub fn begin<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(t, |h| make::<At, T>(t, h, p.ifindex()))
+    run_stage::<At, T>(t, |h| make::<At, T>(t, h, p.ifindex()))
 }
 
 #[inline(always)]
@@ -33,8 +32,8 @@ fn make<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict
     let Tuple { src, dst, sport, dport, proto, .. } = h.packet.tuple;
     h.send.entry = CtEntry { last_seen: now, in_ifindex: At::side(from), sport, dport, src, dst, ..CtEntry::default() };
     h.insert.hash = balance::hash(&h.packet.tuple);
-    h.insert.tries = 0;
-    h.insert.from_range = 0;
+    h.insert.attempts = 0;
+    h.insert.needs_snat_port = 0;
     let made = if At::EGRESS {
         // A packet of a host process, tracked so that its replies are recognised; the stack has routed it.
         h.send.entry.out_mtu = u16::MAX;
@@ -50,26 +49,28 @@ fn make<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict
     if let Err(verdict) = made {
         return verdict;
     }
-    if !shares::admit::<At, T>(t, &h.packet.tuple, from, &mut h.insert) {
+    if !shares::may_begin::<At, T>(t, &h.packet.tuple, from, &mut h.insert) {
         return if At::EGRESS { Verdict::PASS } else { Verdict::drop(Reason::ConntrackShare) };
     }
     if h.send.entry.flags & CtEntry::ONE_WAY == 0 {
         h.send.entry.flags |= CtEntry::OPENING;
         if !At::EGRESS {
-            h.send.entry.last_seen = touched(proto, true, now);
+            h.send.entry.last_seen = last_seen_now(proto, true, now);
         }
     }
-    insert::first::<At, T>(t, h)
+    insert::first_attempt::<At, T>(t, h)
 }
 
 /// Fills in the entry of a flow to a service. `Err` is the verdict if there can be no flow.
 #[inline(always)]
 fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<(), Verdict> {
-    let Handover { packet: Headers { tuple, .. }, begin, send: s, insert: ToInsert { hash, from_range, .. }, .. } = h;
+    let Handover {
+        packet: Headers { tuple, .. }, begin, send: s, insert: ToInsert { hash, needs_snat_port, .. }, ..
+    } = h;
     let (client, frontend) = (&tuple.src, &begin.frontend);
     s.entry.service = frontend.service;
     // The node that forwarded the packet chose by the same hash, so the hashes of forwarded packets are similar.
-    let hash = if begin.sent_on != 0 { balance::mix(!*hash) } else { *hash };
+    let hash = if begin.forwarded != 0 { balance::mix(!*hash) } else { *hash };
     if !balance::choose(t, &mut s.entry, client, frontend, hash) {
         return Err(Verdict::drop(Reason::StaleTable));
     }
@@ -94,24 +95,24 @@ fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, fr
     let v4 = client.is_v4();
     if let Source::Hairpin { shared } = source {
         s.entry.src = if v4 { config.hairpin_v4 } else { config.hairpin_v6 };
-        *from_range = shared as u32;
+        *needs_snat_port = shared as u32;
     }
     if source == Source::Node {
         // A node address for now: the next hop depends on whether the source is still the client's. The route then
         // determines which node address.
         s.entry.src = *config.node(!v4);
     }
-    let way = next_hop::find::<T>(t, from, client, s);
+    let hop = next_hop::find::<T>(t, from, client, s);
     // A backend outside the cluster must reply to the node, as it does without a service.
     let masquerades = At::FROM_POD
         && source == Source::Own
-        && !way.in_cluster
+        && !hop.in_cluster
         && config.flags & Config::MASQUERADE != 0
         && is_uplink(t, s.entry.out_ifindex);
     if source == Source::Node || masquerades {
         s.entry.flags |= CtEntry::REWRITE_SRC;
-        s.entry.src = source::node(config, &way.src, v4);
-        *from_range = 1;
+        s.entry.src = source::node(config, &hop.src, v4);
+        *needs_snat_port = 1;
     }
     if s.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
 }
@@ -122,14 +123,14 @@ fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, fr
 fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<(), Verdict> {
     let client = h.packet.tuple.src;
     h.send.entry.flags = CtEntry::REWRITE_SRC;
-    let way = next_hop::find::<T>(t, from, &client, &mut h.send);
+    let hop = next_hop::find::<T>(t, from, &client, &mut h.send);
     // Replies by another interface would not be translated back, so the packet is left to the stack. It may be a
     // broadcast, which the host receives.
     if !is_uplink(t, h.send.entry.out_ifindex) {
-        let tunnelled = tunnelled::<T>(t, &h.packet.tuple);
+        let tunnelled = is_tunnel_packet::<T>(t, &h.packet.tuple);
         return Err(if tunnelled { Verdict::drop(Reason::TunnelFromOutside) } else { Verdict::PASS });
     }
-    h.send.entry.src = source::node(config, &way.src, client.is_v4());
-    h.insert.from_range = 1;
+    h.send.entry.src = source::node(config, &hop.src, client.is_v4());
+    h.insert.needs_snat_port = 1;
     if h.send.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
 }

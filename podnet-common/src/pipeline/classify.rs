@@ -19,7 +19,7 @@ use super::{
     frontend::{self, Addressed},
     handover::{Departure, Handover, Purpose, ToBegin, ToInsert},
     headers::Headers,
-    next_hop, scope, staged,
+    next_hop, run_stage, scope,
 };
 
 /// Purpose of a packet that belongs to no flow.
@@ -43,7 +43,7 @@ pub(super) enum Class {
     /// An echo request to a service address that answers it.
     Echo,
     /// Link-local traffic: neighbour discovery and the like.
-    Link,
+    LinkLocal,
     /// For the host's stack.
     Stack,
     /// Dropped, for [`Classified::reason`].
@@ -79,15 +79,20 @@ impl Classified {
 /// [`icmp`](super::icmp()) at the same hook.
 #[inline(always)]
 pub fn classify<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(t, |h| {
+    run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
-        judge::<At, P, T>(p, t, &ethernet, h)
+        classify_and_admit::<At, P, T>(p, t, &ethernet, h)
     })
 }
 
 #[inline(always)]
-fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet, h: &mut Handover) -> Verdict {
-    if h.packet.icmp_error() && At::FROM_UPLINK && balance::sends_on_error::<At, T>(t, ethernet, h) {
+fn classify_and_admit<At: Place, P: Packet, T: Tables>(
+    p: &mut P,
+    t: &T,
+    ethernet: &Ethernet,
+    h: &mut Handover,
+) -> Verdict {
+    if h.packet.icmp_error() && At::FROM_UPLINK && balance::forwards_error::<At, T>(t, ethernet, h) {
         next_hop::find::<T>(t, p.ifindex(), &h.packet.tuple.src, &mut h.send);
         return Verdict::tail(Stage::Quotation);
     }
@@ -95,7 +100,7 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
     // Direct paths don't distinguish protocols, but whether packets from outside the cluster are tracked depends on
     // theirs.
     h.classify.direct = (!At::FROM_UPLINK || sender.network.is_some()) as u32;
-    let classified = classified::<At, T>(t, ethernet, h, &sender);
+    let classified = class_of::<At, T>(t, ethernet, h, &sender);
     if let Err(verdict) = admit::admit::<At, P, T>(p, t, ethernet, h, &sender, classified) {
         return verdict;
     }
@@ -118,12 +123,12 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
     if At::FROM_UPLINK
         && classified.class == Class::Stack
         && h.classify.direct != 0
-        && admit::tunnelled::<T>(t, &h.packet.tuple)
+        && admit::is_tunnel_packet::<T>(t, &h.packet.tuple)
     {
-        direct::note(t, p.ifindex(), ethernet.src, &h.packet, &Departure::default(), u32::MAX, &[0; 3]);
+        direct::store(t, p.ifindex(), ethernet.src, &h.packet, &Departure::default(), u32::MAX, &[0; 3]);
     }
-    if h.classify.left != 0 {
-        remove_left(t, h);
+    if h.classify.stale_flow != 0 {
+        remove_stale_flow(t, h);
     }
     match (classified.class, forwarded) {
         (Class::External, _) => Verdict::tail(Stage::External),
@@ -137,17 +142,17 @@ fn judge<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet,
 
 /// Removes the entries of a closed flow. Packets that follow one that begins no flow would otherwise match them.
 #[inline(never)]
-fn remove_left<T: Tables>(t: &T, h: &mut Handover) {
-    let (left, key) = (&h.packet.tuple, &mut h.insert.key);
-    if t.flow(left, |entry| *key = entry.reply_key(left.proto)).is_some() {
-        t.remove_flow(left);
+fn remove_stale_flow<T: Tables>(t: &T, h: &mut Handover) {
+    let (stale, key) = (&h.packet.tuple, &mut h.insert.key);
+    if t.flow(stale, |entry| *key = entry.reply_key(stale.proto)).is_some() {
+        t.remove_flow(stale);
         t.remove_flow(key);
     }
 }
 
 /// Class of a packet that belongs to no flow.
 #[inline(always)]
-fn classified<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover, sender: &Sender<'_>) -> Classified {
+fn class_of<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover, sender: &Sender<'_>) -> Classified {
     let Headers { tuple, tcp_flags, .. } = h.packet;
     if h.packet.ports()
         && let Some(frontend) = frontend::exact(t, &h.packet.tuple, FrontendKey::ANY)
@@ -155,11 +160,11 @@ fn classified<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover
     {
         return service(&mut h.begin, found);
     }
-    if h.packet.v6() && scope::link(&tuple.src, &tuple.dst, tuple.proto) && !admit::tunnelled::<T>(t, &tuple) {
-        return Classified::only(Class::Link);
+    if h.packet.v6() && scope::link(&tuple.src, &tuple.dst, tuple.proto) && !admit::is_tunnel_packet::<T>(t, &tuple) {
+        return Classified::only(Class::LinkLocal);
     }
     let mut classified = match t.endpoint(&h.packet.tuple.dst) {
-        Some(_) if h.packet.ports() && answers_need_flow::<At, T>(t, &h.packet.tuple, sender) => {
+        Some(_) if h.packet.ports() && replies_need_flow::<At, T>(t, &h.packet.tuple, sender) => {
             return Classified::only(Class::Track);
         }
         Some(endpoint) => {
@@ -170,7 +175,7 @@ fn classified<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover
     };
     let untranslated =
         matches!(classified.class, Class::LocalPod | Class::Tunnel | Class::RemotePod | Class::External | Class::Stack);
-    if untranslated && answers_collide::<At, T>(t, &h.packet.tuple, tcp_flags, &mut h.insert) {
+    if untranslated && replies_collide::<At, T>(t, &h.packet.tuple, tcp_flags, &mut h.insert) {
         classified.class = Class::Track;
     }
     classified
@@ -195,7 +200,7 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
             return Classified::drop(Reason::NoRoute);
         }
         Some(n) => {
-            if frontend::carried(tuple)
+            if frontend::is_service_protocol(tuple)
                 && let Some(found) = frontend::node_port::<At, T>(t, ethernet, tuple, packet.tcp_flags, n)
             {
                 return service(&mut h.begin, found);
@@ -209,7 +214,7 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
             }
         }
         None if masquerades::<At, T>(t, &tuple.dst) => {
-            return if packet.ports() && frontend::begins(tuple) {
+            return if packet.ports() && frontend::may_begin_flow(tuple) {
                 Classified::only(Class::Masquerade)
             } else if packet.fragment() == FragmentKind::Later {
                 Classified::drop(Reason::OrphanFragment)
@@ -227,7 +232,7 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
         return Classified::only(Class::External);
     }
     // The host would decapsulate the packet and take its content for that of another node.
-    if At::FROM_POD && admit::tunnelled::<T>(t, tuple) {
+    if At::FROM_POD && admit::is_tunnel_packet::<T>(t, tuple) {
         return Classified::drop(Reason::TunnelFromOutside);
     }
     Classified::only(Class::Stack)
@@ -237,9 +242,9 @@ fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover)
 #[inline(always)]
 fn service(begin: &mut ToBegin, found: Result<Addressed<'_>, Reason>) -> Classified {
     match found {
-        Ok(Addressed { frontend, sent_on, from_peer }) => {
+        Ok(Addressed { frontend, forwarded, from_peer }) => {
             begin.frontend = *frontend;
-            (begin.sent_on, begin.from_peer) = (sent_on as u8, from_peer as u8);
+            (begin.forwarded, begin.from_peer) = (forwarded as u8, from_peer as u8);
             Classified::only(Class::Service)
         }
         Err(reason) => Classified::drop(reason),
@@ -260,7 +265,7 @@ pub(super) fn no_frontend<T: Tables>(t: &T, packet: &Headers) -> Classified {
     }
     if packet.fragment() == FragmentKind::Later {
         Classified::drop(Reason::OrphanFragment)
-    } else if packet.ports() && frontend::carried(&packet.tuple) {
+    } else if packet.ports() && frontend::is_service_protocol(&packet.tuple) {
         Classified { class: Class::Reject, reason: Reason::UndefinedPort }
     } else {
         Classified::drop(Reason::NotTranslatable)
@@ -275,10 +280,10 @@ fn masquerades<At: Place, T: Tables>(t: &T, dst: &Addr) -> bool {
 
 /// Whether replies to a packet to a pod would be masqueraded if they weren't recognised as replies.
 #[inline(always)]
-fn answers_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender<'_>) -> bool {
+fn replies_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender<'_>) -> bool {
     At::FROM_UPLINK
         && sender.network.is_none()
-        && frontend::begins(tuple)
+        && frontend::may_begin_flow(tuple)
         && t.config().is_some_and(|config| config.flags & Config::MASQUERADE != 0)
 }
 
@@ -286,53 +291,53 @@ fn answers_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender
 /// one source port both for a service and, directly, for the backend chosen for it. If that flow is closed, it is
 /// removed; otherwise a pod's new connection gets another source port.
 ///
-/// Keys are built in `memory`, which no stage has received yet, because the stack is too small.
+/// Keys are built in `scratch`, which no stage has received yet, because the stack is too small.
 #[inline(always)]
-pub(super) fn answers_collide<At: Place, T: Tables>(
+pub(super) fn replies_collide<At: Place, T: Tables>(
     t: &T,
     tuple: &Tuple,
     tcp_flags: u8,
-    memory: &mut ToInsert,
+    scratch: &mut ToInsert,
 ) -> bool {
     if tcp_flags & (Tcp::SYN | Tcp::ACK) != Tcp::SYN {
         return false;
     }
-    match answered_by::<T>(t, tuple) {
-        Answered::Over => {
-            remove_answered::<T>(t, tuple, memory);
+    match flow_matching_replies::<T>(t, tuple) {
+        ReplyMatch::Closed => {
+            remove_matching_flow::<T>(t, tuple, scratch);
             false
         }
-        Answered::Translated => At::FROM_POD,
-        Answered::Otherwise => false,
+        ReplyMatch::Translated => At::FROM_POD,
+        ReplyMatch::Untranslated => false,
     }
 }
 
 /// The flow that replies to a packet would match.
 #[derive(Clone, Copy)]
-enum Answered {
+enum ReplyMatch {
     /// A translated flow.
     Translated,
     /// A translated flow that is closed.
-    Over,
+    Closed,
     /// None, or one without translation.
-    Otherwise,
+    Untranslated,
 }
 
 /// The flow that replies to a packet with this tuple would match.
 #[inline(never)]
-fn answered_by<T: Tables>(t: &T, tuple: &Tuple) -> Answered {
+fn flow_matching_replies<T: Tables>(t: &T, tuple: &Tuple) -> ReplyMatch {
     let flow = t.flow(&tuple.reversed(), |entry| (entry.flags & CtEntry::REPLY != 0, entry.closed()));
     match flow {
-        Some((true, true)) => Answered::Over,
-        Some((true, false)) => Answered::Translated,
-        Some((false, _)) | None => Answered::Otherwise,
+        Some((true, true)) => ReplyMatch::Closed,
+        Some((true, false)) => ReplyMatch::Translated,
+        Some((false, _)) | None => ReplyMatch::Untranslated,
     }
 }
 
 /// Removes both halves of the flow that replies to a packet with this tuple would match.
 #[inline(never)]
-fn remove_answered<T: Tables>(t: &T, tuple: &Tuple, memory: &mut ToInsert) {
-    let ToInsert { owner: answer, key: flow, .. } = memory;
+fn remove_matching_flow<T: Tables>(t: &T, tuple: &Tuple, scratch: &mut ToInsert) {
+    let ToInsert { owner: answer, key: flow, .. } = scratch;
     (*answer, *flow) = (tuple.reversed(), tuple.reversed());
     if t.flow(answer, |entry| entry.write_reply_key(flow)).is_some() {
         t.remove_flow(flow);

@@ -56,7 +56,7 @@ impl DirectPath {
 /// Forwards a packet by its direct path, or leaves it to [`Stage::Classify`]. Packets that open a connection are always
 /// classified.
 #[inline(always)]
-pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
+pub(super) fn forward<At: Place, F: Family, P: Packet, T: Tables>(
     p: &mut P,
     t: &T,
     ethernet: &Ethernet,
@@ -76,7 +76,7 @@ pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
         }
         // Among packets to the node, only those of the tunnel have a path: other ports may be a service's.
         if path.out == Out::Stack as u32 {
-            let tunnelled = admit::tunnelled::<T>(t, &v.tuple);
+            let tunnelled = admit::is_tunnel_packet::<T>(t, &v.tuple);
             return if tunnelled { Verdict::PASS } else { Verdict::tail(Stage::Classify) };
         }
         let mut header = v.header;
@@ -95,7 +95,7 @@ pub(super) fn known<At: Place, F: Family, P: Packet, T: Tables>(
 
 /// Stores the path of an admitted packet.
 #[inline(always)]
-pub(super) fn note<T: Tables>(
+pub(super) fn store<T: Tables>(
     t: &T,
     from: IfIndex,
     mac: Mac,

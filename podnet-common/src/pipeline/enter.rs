@@ -91,7 +91,7 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
             return verdict;
         }
     }
-    if let Err(reason) = admit::source::<At, P, T>(p, t, ethernet, &v.tuple, F::V6) {
+    if let Err(reason) = admit::check_source::<At, P, T>(p, t, ethernet, &v.tuple, F::V6) {
         return Verdict::drop(reason);
     }
     if !admit::may_use_cluster_ip::<At, T>(t)
@@ -126,17 +126,17 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
         return hand_over(t, &v, Stage::Icmp);
     }
     if !At::EGRESS {
-        return match direct::known::<At, F, P, T>(p, t, ethernet, &v) {
+        return match direct::forward::<At, F, P, T>(p, t, ethernet, &v) {
             verdict if verdict.action == Action::Tail => hand_over(t, &v, verdict.stage),
             verdict => verdict,
         };
     }
     // The stack has routed the packet. Replies to it must not be taken for those of a closed flow.
-    let noted = t.handover(|h| {
-        classify::answers_collide::<At, T>(t, &v.tuple, v.tcp_flags, &mut h.insert);
-        v.ports && !F::mapped(&v.tuple.dst) && frontend::speaks_for_itself(t, &v.tuple, &mut h.insert.key)
+    let begins_flow = t.handover(|h| {
+        classify::replies_collide::<At, T>(t, &v.tuple, v.tcp_flags, &mut h.insert);
+        v.ports && !F::mapped(&v.tuple.dst) && frontend::source_is_frontend(t, &v.tuple, &mut h.insert.key)
     });
-    if noted == Some(true) { hand_over(t, &v, Stage::Begin) } else { Verdict::PASS }
+    if begins_flow == Some(true) { hand_over(t, &v, Stage::Begin) } else { Verdict::PASS }
 }
 
 /// Hands the packet to another stage.
@@ -144,7 +144,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
 fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdict {
     let written = t.handover(|h| {
         h.packet = Headers::of(v);
-        h.classify.left = 0;
+        h.classify.stale_flow = 0;
         // Flows that begin at egress hooks are tracked only.
         h.begin.purpose = Purpose::Track as u8;
     });

@@ -15,14 +15,14 @@ use super::{
     frontend,
     handover::{Handover, ToError},
     headers::Headers,
-    next_hop, staged,
+    next_hop, run_stage,
 };
 
 /// Handles a packet that arrived by an uplink or from a process of the host, to an external address of a service but
 /// not for the service. Follows [`enter`](super::enter()) or [`classify`](super::classify()) at the same hook.
 #[inline(always)]
 pub fn external<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(
+    run_stage::<At, T>(
         t,
         |h| if h.packet.v6() { family::<At, V6, P, T>(p, t, h) } else { family::<At, V4, P, T>(p, t, h) },
     )
@@ -32,8 +32,8 @@ pub fn external<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Verdict {
     let v = h.packet.parsed::<F>();
     let Tuple { src, dst, .. } = &h.packet.tuple;
-    let answer = next_hop::ask(t, t.advance(), p.ifindex(), src, dst);
-    let route = answer.route(t, |route| (route.ifindex, route.mtu, route.hop));
+    let lookup = next_hop::lookup(t, t.advance(), p.ifindex(), src, dst);
+    let route = lookup.route(t, |route| (route.ifindex, route.mtu, route.hop));
     if At::FROM_UPLINK {
         // Out of an uplink, the packet would loop: the router that sent it here would do so again. Without a route, the
         // packet doesn't leave the node: the address is local to the host, or the stack reports that there is no route.
@@ -50,7 +50,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
             Verdict::reject(Reason::TooBig)
         }
         Some((ifindex, _, hop)) => Verdict::forward(Egress { out: Out::Uplink, ifindex, hop }),
-        None if v.ports && frontend::carried(&v.tuple) => Verdict::reject(Reason::NoRoute),
+        None if v.ports && frontend::is_service_protocol(&v.tuple) => Verdict::reject(Reason::NoRoute),
         None => Verdict::drop(Reason::NoRoute),
     }
 }

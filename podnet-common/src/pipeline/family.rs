@@ -185,7 +185,7 @@ impl Family for V4 {
     fn quoted_transport(h: &Ipv4) -> Option<(Proto, usize)> {
         let len = (h.version_ihl & 0xf) as usize * 4;
         let first = u16::from_be(h.fragment) & 0x1fff == 0;
-        (carried::<Self>(h.proto) && len >= 20 && first).then_some((Proto(h.proto), len))
+        (is_tracked::<Self>(h.proto) && len >= 20 && first).then_some((Proto(h.proto), len))
     }
 
     #[inline(always)]
@@ -343,7 +343,7 @@ impl Family for V6 {
 
     #[inline(always)]
     fn quoted_transport(h: &Ipv6) -> Option<(Proto, usize)> {
-        carried::<Self>(h.next_header).then_some((Proto(h.next_header), size_of::<Ipv6>()))
+        is_tracked::<Self>(h.next_header).then_some((Proto(h.next_header), size_of::<Ipv6>()))
     }
 
     #[inline(always)]
@@ -484,7 +484,7 @@ impl Family for V6 {
 
 /// Whether flows of a protocol are tracked.
 #[inline(always)]
-fn carried<F: Family>(proto: u8) -> bool {
+fn is_tracked<F: Family>(proto: u8) -> bool {
     proto == Proto::TCP.0 || proto == Proto::UDP.0 || proto == Proto::SCTP.0 || proto == F::ICMP.0
 }
 
@@ -522,7 +522,7 @@ pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
         return Some(parsed);
     }
     if proto == Proto::TCP {
-        let tcp: Tcp = within(p, l3.l4, room)?;
+        let tcp: Tcp = load_within(p, l3.l4, room)?;
         parsed.tuple.sport = Port::from_wire(tcp.sport);
         parsed.tuple.dport = Port::from_wire(tcp.dport);
         parsed.headers += (tcp.offset >> 4) as u32 * 4;
@@ -530,14 +530,14 @@ pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
         parsed.tcp_flags = tcp.flags;
         parsed.ports = true;
     } else if proto == Proto::UDP {
-        let udp: Udp = within(p, l3.l4, room)?;
+        let udp: Udp = load_within(p, l3.l4, room)?;
         parsed.tuple.sport = Port::from_wire(udp.sport);
         parsed.tuple.dport = Port::from_wire(udp.dport);
         parsed.headers += size_of::<Udp>() as u32;
         parsed.checksum = udp.checksum;
         parsed.ports = true;
     } else if proto == F::ICMP {
-        let icmp: Icmp = within(p, l3.l4, room)?;
+        let icmp: Icmp = load_within(p, l3.l4, room)?;
         let control = F::control(icmp.kind);
         parsed.icmp_error = control == Control::Error;
         parsed.echo_request = control == Control::EchoRequest;
@@ -548,7 +548,7 @@ pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
             parsed.ports = true;
         }
     } else if proto == Proto::SCTP && l3.fragment == FragmentKind::Unfragmented {
-        let sctp: Sctp = within(p, l3.l4, room)?;
+        let sctp: Sctp = load_within(p, l3.l4, room)?;
         parsed.tuple.sport = Port::from_wire(sctp.sport);
         parsed.tuple.dport = Port::from_wire(sctp.dport);
         parsed.ports = true;
@@ -558,6 +558,6 @@ pub(super) fn parse<F: Family, P: Packet>(p: &P) -> Option<Parsed<F>> {
 
 /// Reads a header if `room`, the number of bytes left in the packet, is sufficient.
 #[inline(always)]
-fn within<P: Packet, T: Pod>(p: &P, offset: usize, room: usize) -> Option<T> {
+fn load_within<P: Packet, T: Pod>(p: &P, offset: usize, room: usize) -> Option<T> {
     if room < size_of::<T>() { None } else { p.load(offset) }
 }

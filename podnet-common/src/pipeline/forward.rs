@@ -36,7 +36,7 @@ pub(super) enum Forwarded {
 #[inline(never)]
 pub(super) fn into_pod<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Forwarded {
     let Endpoint { ifindex, mtu, mac, host_mac, flags, .. } = h.classify.endpoint;
-    h.departure = Departure::by(Egress { out: next_hop::into_pod(flags), ifindex, hop: Addr::NONE });
+    h.departure = Departure::by(Egress { out: next_hop::pod_egress(flags), ifindex, hop: Addr::NONE });
     send(p, t, h, mtu, &macs(mac, host_mac), true)
 }
 
@@ -48,11 +48,11 @@ pub(super) fn into_tunnel<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handov
     let macs = macs(network.mac, config.tunnel_mac);
     h.departure = Departure::by(Egress { out: Out::Tunnel, ifindex: config.tunnel, hop: Addr::NONE });
     // The stack would bypass the tunnel for packets to the node itself.
-    let stays = network.kind != NetworkKind::RemotePods as u32;
+    let to_node_itself = network.kind != NetworkKind::RemotePods as u32;
     // The address of a node may be a service's at some ports, so there is no direct path to it.
-    h.classify.direct &= !stays as u32;
+    h.classify.direct &= !to_node_itself as u32;
     let sent = send(p, t, h, config.tunnel_mtu, &macs, true);
-    if sent == Forwarded::ToStack && stays && h.packet.ttl() > 1 {
+    if sent == Forwarded::ToStack && to_node_itself && h.packet.ttl() > 1 {
         h.error = ToError::too_big(config.tunnel_mtu);
         return Forwarded::TooBig;
     }
@@ -64,11 +64,11 @@ pub(super) fn into_tunnel<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handov
 #[inline(never)]
 pub(super) fn to_node<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Forwarded {
     let Tuple { src, dst, .. } = &h.packet.tuple;
-    let answer = next_hop::ask(t, t.advance(), p.ifindex(), src, dst);
-    let sent = answer.route(t, |route| {
-        let out = if answer.known { Out::Link } else { Out::Uplink };
+    let lookup = next_hop::lookup(t, t.advance(), p.ifindex(), src, dst);
+    let sent = lookup.route(t, |route| {
+        let out = if lookup.cached { Out::Link } else { Out::Uplink };
         h.departure = Departure::by(Egress { out, ifindex: route.ifindex, hop: route.hop });
-        send(p, t, h, route.mtu, &route.macs, answer.known)
+        send(p, t, h, route.mtu, &route.macs, lookup.cached)
     });
     sent.unwrap_or(Forwarded::ToStack)
 }
@@ -76,11 +76,18 @@ pub(super) fn to_node<P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) 
 /// Decrements the TTL or hop limit if the packet fits, and replaces the MACs unless the neighbour table does so. Stores
 /// a direct path for other packets between the same addresses.
 #[inline(always)]
-fn send<P: Packet, T: Tables>(p: &mut P, t: &T, h: &Handover, mtu: u32, macs: &[u32; 3], replaces: bool) -> Forwarded {
+fn send<P: Packet, T: Tables>(
+    p: &mut P,
+    t: &T,
+    h: &Handover,
+    mtu: u32,
+    macs: &[u32; 3],
+    replace_macs: bool,
+) -> Forwarded {
     let changed = if h.packet.v6() {
-        next_ttl::<V6, P>(p, &h.packet.parsed(), mtu)
+        decrement_ttl::<V6, P>(p, &h.packet.parsed(), mtu)
     } else {
-        next_ttl::<V4, P>(p, &h.packet.parsed(), mtu)
+        decrement_ttl::<V4, P>(p, &h.packet.parsed(), mtu)
     };
     if changed == Forwarded::ToStack {
         t.count(Counter::ToStack);
@@ -94,13 +101,13 @@ fn send<P: Packet, T: Tables>(p: &mut P, t: &T, h: &Handover, mtu: u32, macs: &[
         && frontend::of_address(t, &h.packet.tuple.dst).is_none()
         && let Some(Ethernet { src, .. }) = p.load(0)
     {
-        direct::note(t, p.ifindex(), src, &h.packet, &h.departure, mtu, macs);
+        direct::store(t, p.ifindex(), src, &h.packet, &h.departure, mtu, macs);
     }
-    if replaces && p.store(0, macs).is_none() { Forwarded::Failed } else { changed }
+    if replace_macs && p.store(0, macs).is_none() { Forwarded::Failed } else { changed }
 }
 
 #[inline(always)]
-fn next_ttl<F: Family, P: Packet>(p: &mut P, v: &Parsed<F>, mtu: u32) -> Forwarded {
+fn decrement_ttl<F: Family, P: Packet>(p: &mut P, v: &Parsed<F>, mtu: u32) -> Forwarded {
     if !fits::<F, P>(p, v, mtu) {
         return Forwarded::ToStack;
     }

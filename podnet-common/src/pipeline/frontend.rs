@@ -14,7 +14,7 @@ pub(super) struct Addressed<'t> {
     /// Entry that applies to the client: see [`FrontendKey::scope`].
     pub frontend: &'t Frontend,
     /// Another node has forwarded the packet to a backend on this node.
-    pub sent_on: bool,
+    pub forwarded: bool,
     /// The packet comes from another node; only determined if the frontend has direct server return.
     pub from_peer: bool,
 }
@@ -55,7 +55,7 @@ pub(super) fn at_exact<'t, At: Place, T: Tables>(
         return None;
     }
     let from_peer = direct_return && t.is_peer(&ethernet.src);
-    Some(scoped::<At, T>(t, tuple, &tuple.dst, Addressed { frontend, sent_on: from_peer && !own, from_peer }))
+    Some(scoped::<At, T>(t, tuple, &tuple.dst, Addressed { frontend, forwarded: from_peer && !own, from_peer }))
 }
 
 /// Finds a wildcard entry for a packet to a node address in `network`: see [`find`].
@@ -75,11 +75,11 @@ pub(super) fn node_port<'t, At: Place, T: Tables>(
     let addr = of_node(&tuple.dst);
     let frontend = at(t, addr, tuple.dport, tuple.proto, FrontendKey::ANY)?;
     let from_peer = At::FROM_UPLINK && frontend.flags & Frontend::DIRECT_RETURN != 0 && t.is_peer(&ethernet.src);
-    let sent_on = other && from_peer;
-    if !(serves(frontend, network) || sent_on) {
+    let forwarded = other && from_peer;
+    if !(serves(frontend, network) || forwarded) {
         return None;
     }
-    Some(scoped::<At, T>(t, tuple, addr, Addressed { frontend, sent_on, from_peer }))
+    Some(scoped::<At, T>(t, tuple, addr, Addressed { frontend, forwarded, from_peer }))
 }
 
 /// Whether a wildcard entry applies to addresses in this network.
@@ -126,7 +126,7 @@ fn scoped<'t, At: Place, T: Tables>(
 ) -> Result<Addressed<'t>, Reason> {
     let scope = if !At::FROM_UPLINK {
         return Ok(addressed);
-    } else if addressed.sent_on {
+    } else if addressed.forwarded {
         FrontendKey::PEER
     } else if addressed.frontend.flags & Frontend::OUTSIDE_DIFFERS != 0 {
         FrontendKey::OUTSIDE
@@ -134,8 +134,8 @@ fn scoped<'t, At: Place, T: Tables>(
         return Ok(addressed);
     };
     match at(t, addr, tuple.dport, tuple.proto, scope) {
-        Some(frontend) if !addressed.sent_on || frontend.slot_count != 0 => Ok(Addressed { frontend, ..addressed }),
-        _ if addressed.sent_on => Err(Reason::NotForThisNode),
+        Some(frontend) if !addressed.forwarded || frontend.slot_count != 0 => Ok(Addressed { frontend, ..addressed }),
+        _ if addressed.forwarded => Err(Reason::NotForThisNode),
         _ => Err(Reason::StaleTable),
     }
 }
@@ -163,7 +163,7 @@ fn at<'t, T: Tables>(t: &'t T, addr: &Addr, port: Port, proto: Proto, scope: u8)
 /// replies from requests (UDP, SCTP): replies to the process would be taken for packets to the service. Replies of the
 /// service itself, translated by another hook, don't count. `key` is memory for a key.
 #[inline(never)]
-pub(super) fn speaks_for_itself<T: Tables>(t: &T, tuple: &Tuple, key: &mut Tuple) -> bool {
+pub(super) fn source_is_frontend<T: Tables>(t: &T, tuple: &Tuple, key: &mut Tuple) -> bool {
     if tuple.proto != Proto::UDP && tuple.proto != Proto::SCTP {
         return false;
     }
@@ -188,12 +188,12 @@ fn opens(tcp_flags: u8) -> bool {
 
 /// Whether a packet may begin a flow. Echo replies, which have a destination port only, may not.
 #[inline(always)]
-pub(super) fn begins(tuple: &Tuple) -> bool {
-    carried(tuple) || tuple.dport.wire() == 0
+pub(super) fn may_begin_flow(tuple: &Tuple) -> bool {
+    is_service_protocol(tuple) || tuple.dport.wire() == 0
 }
 
 /// Whether services support the protocol. Echoes have ports in tuples, but are not for frontends.
 #[inline(always)]
-pub(super) fn carried(tuple: &Tuple) -> bool {
+pub(super) fn is_service_protocol(tuple: &Tuple) -> bool {
     tuple.proto == Proto::TCP || tuple.proto == Proto::UDP || tuple.proto == Proto::SCTP
 }

@@ -40,7 +40,7 @@ pub struct Handover {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToClassify {
     /// A closed flow has left an entry for the packet's tuple: 1 or 0.
-    pub left: u32,
+    pub stale_flow: u32,
     /// Destination pod on this node.
     pub endpoint: Endpoint,
     /// Range of the destination, for the tunnel.
@@ -77,7 +77,7 @@ pub(super) struct ToBegin {
     /// A [`Purpose`] as a number.
     pub purpose: u8,
     /// Another node has forwarded the packet to a backend on this node: 1 or 0.
-    pub sent_on: u8,
+    pub forwarded: u8,
     /// The packet comes from another node: 1 or 0. Only determined if the frontend has direct server return.
     pub from_peer: u8,
     /// Zero.
@@ -97,9 +97,9 @@ pub(super) struct ToInsert {
     /// Hash of the client's tuple.
     pub hash: u32,
     /// The source port must be one of the SNAT ports: 1 or 0.
-    pub from_range: u32,
+    pub needs_snat_port: u32,
     /// Number of source ports tried so far.
-    pub tries: u32,
+    pub attempts: u32,
     /// Sender for which entries are counted: a slot in [`holders`](crate::layout::holders).
     pub holder: u32,
     /// Number of SNAT ports that the flow may use: the first ones in `snat_ports`.
@@ -168,15 +168,15 @@ impl Departure {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToError {
-    /// A [`Complaint`] as a number.
-    pub complaint: u32,
-    /// For [`Complaint::TooBig`]: MTU to report, in bytes.
+    /// An [`ErrorKind`] as a number.
+    pub kind: u32,
+    /// For [`ErrorKind::TooBig`]: MTU to report, in bytes.
     pub mtu: u32,
 }
 
 /// The error to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Complaint {
+pub(super) enum ErrorKind {
     /// TTL or hop limit exceeded.
     TtlExceeded = 0,
     /// Packet too big and not to be fragmented.
@@ -185,11 +185,11 @@ pub(super) enum Complaint {
 
 impl ToError {
     /// TTL or hop limit exceeded.
-    pub const TTL_EXCEEDED: Self = Self { complaint: Complaint::TtlExceeded as u32, mtu: 0 };
+    pub const TTL_EXCEEDED: Self = Self { kind: ErrorKind::TtlExceeded as u32, mtu: 0 };
 
     /// Packet too big for an MTU of `mtu` bytes.
     #[inline(always)]
     pub const fn too_big(mtu: u32) -> Self {
-        Self { complaint: Complaint::TooBig as u32, mtu }
+        Self { kind: ErrorKind::TooBig as u32, mtu }
     }
 }

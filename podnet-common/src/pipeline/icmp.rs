@@ -25,9 +25,9 @@ use super::{
     family::{Control, Family, Parsed, V4, V6, echo_ports},
     handover::{Handover, ToQuotation, ToSend},
     next_hop,
-    rewrite::{depart, fits, has_macs, ports_word},
-    staged,
-    track::sent_twice,
+    rewrite::{fits, ports_word, uses_entry_macs, verdict_for},
+    run_stage,
+    track::forwarded_twice,
 };
 
 /// Number of bytes to make readable: Ethernet, IP, the ICMP header, the quoted IP and TCP headers.
@@ -37,7 +37,7 @@ const HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
 #[inline(always)]
 pub fn icmp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
-    staged::<At, T>(t, |h| {
+    run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
         if h.packet.v6() {
             recognise::<At, V6, P, T>(p, t, &ethernet, h)
@@ -55,13 +55,13 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
     h: &mut Handover,
 ) -> Verdict {
     let v = h.packet.parsed::<F>();
-    if let Err(reason) = admit::source::<At, P, T>(p, t, ethernet, &h.packet.tuple, F::V6) {
+    if let Err(reason) = admit::check_source::<At, P, T>(p, t, ethernet, &h.packet.tuple, F::V6) {
         return Verdict::drop(reason);
     }
     let (tuple, answer) = (&h.packet.tuple, &mut h.quotation.answer);
     // An error that doesn't quote a complete header belongs to no flow.
     if let Some(quoted) = quoted::<F, P>(p, &v, answer) {
-        if !can_know::<At, T>(t, tuple, answer) {
+        if !may_have_seen::<At, T>(t, tuple, answer) {
             return Verdict::drop(Reason::UnrelatedIcmpError);
         }
         // The error must be addressed to the sender of the quoted packet.
@@ -69,7 +69,7 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
             quoted.is_some() && answer.dst.same(&tuple.dst) && t.flow(answer, |entry| h.send.entry = *entry).is_some();
         if known {
             let own = || t.network(&tuple.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
-            let twice = sent_twice::<At, T>(t, &h.send.entry, ethernet) && !own();
+            let twice = forwarded_twice::<At, T>(t, &h.send.entry, ethernet) && !own();
             if twice {
                 return Verdict::drop(Reason::NotForThisNode);
             }
@@ -88,11 +88,13 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
 #[inline(always)]
 pub fn quotation<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
-    staged::<At, T>(t, |h| if h.packet.v6() { about_flow::<At, V6, P>(p, h) } else { about_flow::<At, V4, P>(p, h) })
+    run_stage::<At, T>(t, |h| {
+        if h.packet.v6() { translate_error::<At, V6, P>(p, h) } else { translate_error::<At, V4, P>(p, h) }
+    })
 }
 
 #[inline(always)]
-fn about_flow<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> Verdict {
+fn translate_error<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> Verdict {
     let mut v = h.packet.parsed::<F>();
     let Handover { send: s, quotation: ToQuotation { answer }, .. } = h;
     let Some(Some(mut quoted)) = quoted::<F, P>(p, &v, answer) else { return Verdict::drop(Reason::Malformed) };
@@ -103,7 +105,7 @@ fn about_flow<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> V
 /// that packet.
 // Out of line: stack is scarce.
 #[inline(never)]
-fn can_know<At: Place, T: Tables>(t: &T, error: &Tuple, answer: &Tuple) -> bool {
+fn may_have_seen<At: Place, T: Tables>(t: &T, error: &Tuple, answer: &Tuple) -> bool {
     let to_sender = answer.dst.same(&error.dst);
     if At::FROM_POD {
         return to_sender && answer.src.same(&error.src);
@@ -198,12 +200,12 @@ fn translate<At: Place, F: Family, P: Packet>(
     }
     p.renew();
     F::write(p, outer, true, true)?;
-    if has_macs(entry.out) {
+    if uses_entry_macs(entry.out) {
         p.store(0, &entry.macs)?;
     }
     // ICMP for IPv4 has no pseudo header.
     p.update_l4_checksum(v.l4 + Icmp::CHECKSUM, if F::V6 { pseudo } else { 0 }, data, false, F::V6)?;
-    Some(depart(entry.out, entry.out_ifindex, &s.hop))
+    Some(verdict_for(entry.out, entry.out_ifindex, &s.hop))
 }
 
 /// Rewrites the quotation, whose direction is opposite to that of the entry, and returns the resulting difference of

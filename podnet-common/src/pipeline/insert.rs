@@ -17,35 +17,35 @@ use super::{
     balance::{folded, mix},
     handover::Handover,
     headers::Headers,
-    shares, staged,
+    run_stage, shares,
 };
 
 /// Number of source ports to try in one run of the program. Each adds two or three paths for the verifier.
-const TRIES_PER_RUN: u32 = 16;
+const ATTEMPTS_PER_RUN: u32 = 16;
 /// Number of source ports to try before the flow is refused. With 99 of 100 ports in use, so many random draws find a
 /// free one for all but two flows in a hundred. The kernel limits the number of runs: of 33 tail calls
 /// (`MAX_TAIL_CALL_CNT`), up to four lead here and two follow.
-const TRIES: u32 = 400;
+const ATTEMPTS: u32 = 400;
 /// Number of attempts that avoid ports of recently closed connections of other clients: the server may still hold them
 /// in TIME-WAIT and refuse a new connection unless its sequence numbers or timestamps happen to be higher (RFC 6191).
-const CHOOSY: u32 = 64;
+const ATTEMPTS_AVOIDING_CLOSED: u32 = 64;
 
 /// Tries more source ports for a flow whose first port is taken. Follows [`begin`](super::begin()) or itself at the
 /// same hook.
 #[inline(always)]
 pub fn insert<At: Place, P: Packet, T: Tables>(_: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(t, |h| tries::<At, T, TRIES_PER_RUN>(t, h))
+    run_stage::<At, T>(t, |h| attempt::<At, T, ATTEMPTS_PER_RUN>(t, h))
 }
 
 /// Inserts the flow handed over if its first source port is free; the packet continues with [`send`](super::send()).
 #[inline(always)]
-pub(super) fn first<At: Place, T: Tables>(t: &T, h: &mut Handover) -> Verdict {
-    tries::<At, T, 1>(t, h)
+pub(super) fn first_attempt<At: Place, T: Tables>(t: &T, h: &mut Handover) -> Verdict {
+    attempt::<At, T, 1>(t, h)
 }
 
 #[inline(always)]
-fn tries<At: Place, T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Verdict {
-    match put::<T, RUN>(t, h) {
+fn attempt<At: Place, T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Verdict {
+    match insert_entries::<T, RUN>(t, h) {
         Ok(()) => {
             t.count(Counter::FlowsCreated);
             Verdict::tail(Stage::Send)
@@ -58,7 +58,7 @@ fn tries<At: Place, T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Verdi
 
 /// Inserts both entries, or the only one of a flow that is forwarded for direct server return.
 #[inline(always)]
-fn put<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<(), Verdict> {
+fn insert_entries<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<(), Verdict> {
     let one_way = h.send.entry.flags & CtEntry::ONE_WAY != 0;
     let mut new = 0;
     // Inserted before the first packet leaves, so that the reply finds it.
@@ -76,7 +76,7 @@ fn put<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<(), Verdict
         }
     }
     if new != 0 {
-        shares::count(t, &h.insert, new);
+        shares::count_entries(t, &h.insert, new);
     }
     Ok(())
 }
@@ -92,8 +92,8 @@ fn replace<T: Tables>(t: &T, h: &mut Handover, one_way: bool) -> bool {
     if replaced.is_none() {
         return false;
     }
-    let left = one_way || !n.owner.same(&n.key);
-    if left && t.flow(&n.owner, |half| half.reply_key(tuple.proto).same(tuple)) == Some(true) {
+    let orphaned = one_way || !n.owner.same(&n.key);
+    if orphaned && t.flow(&n.owner, |half| half.reply_key(tuple.proto).same(tuple)) == Some(true) {
         t.remove_flow(&n.owner);
     }
     true
@@ -103,15 +103,15 @@ fn replace<T: Tables>(t: &T, h: &mut Handover, one_way: bool) -> bool {
 /// the verdict: retry with other ports in another run, or drop.
 #[inline(always)]
 fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, Verdict> {
-    let tried = h.insert.tries;
+    let tried = h.insert.attempts;
     let mut i = 0;
     while i < RUN {
         let n = tried.wrapping_add(i);
-        if h.insert.from_range != 0 || n > 0 {
+        if h.insert.needs_snat_port != 0 || n > 0 {
             if h.insert.ports == 0 {
                 return Err(Verdict::drop(Reason::SnatExhausted));
             }
-            let draw = if n == 0 { place(&h.packet.tuple) } else { mix(h.insert.hash ^ n) };
+            let draw = if n == 0 { first_snat_index(&h.packet.tuple) } else { mix(h.insert.hash ^ n) };
             match t.snat_port(draw % h.insert.ports) {
                 Some(port) => h.send.entry.sport = Port::new(port as u16),
                 None => return Err(Verdict::drop(Reason::SnatExhausted)),
@@ -124,21 +124,21 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
             Ok(()) => return Ok(true),
             Err(InsertError::Full) => return Err(Verdict::drop(Reason::ConntrackFull)),
             Err(InsertError::Exists) => {
-                let drawn = h.insert.from_range != 0 || n > 0;
-                if take_over(t, h, drawn && n < CHOOSY) {
+                let drawn = h.insert.needs_snat_port != 0 || n > 0;
+                if take_over(t, h, drawn && n < ATTEMPTS_AVOIDING_CLOSED) {
                     return Ok(false);
                 }
             }
         }
-        if h.insert.from_range == 0 && n == 0 {
+        if h.insert.needs_snat_port == 0 && n == 0 {
             t.count(Counter::SourcePortsChanged);
         }
         i += 1;
     }
-    if tried >= TRIES - TRIES_PER_RUN {
+    if tried >= ATTEMPTS - ATTEMPTS_PER_RUN {
         return Err(Verdict::drop(Reason::SnatExhausted));
     }
-    h.insert.tries = tried.wrapping_add(RUN);
+    h.insert.attempts = tried.wrapping_add(RUN);
     Err(Verdict::tail(Stage::Insert))
 }
 
@@ -149,17 +149,17 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
 /// port gets the same SNAT port again. The server may still hold that in TIME-WAIT, but recognises the new connection
 /// by the client's timestamps (RFC 6191).
 #[inline(always)]
-fn place(client: &Tuple) -> u32 {
+fn first_snat_index(client: &Tuple) -> u32 {
     mix(folded(&client.src)).wrapping_add(client.sport.get() as u32)
 }
 
-/// Takes over the entry with the reply's key if it belongs to the same flow, or to a closed one unless `choosy`.
+/// Takes over the entry with the reply's key if it belongs to the same flow, or to a closed one unless `avoid_closed`.
 #[inline(always)]
-fn take_over<T: Tables>(t: &T, h: &mut Handover, choosy: bool) -> bool {
+fn take_over<T: Tables>(t: &T, h: &mut Handover, avoid_closed: bool) -> bool {
     let Handover { packet: Headers { tuple, .. }, insert: n, .. } = h;
     let free = t.flow(&n.key, |old| {
         n.owner = old.reply_key(tuple.proto);
-        let free = n.owner.same(tuple) | (old.closed() & !choosy);
+        let free = n.owner.same(tuple) | (old.closed() & !avoid_closed);
         if free {
             *old = n.reply;
         }

@@ -33,7 +33,7 @@ fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet
     // Malformed packets are left to the host's stack.
     let Some(v) = parse::<F, P>(p) else { return Verdict::PASS };
     let Some(network) = t.network(&v.tuple.dst) else { return Verdict::PASS };
-    if network.kind != NetworkKind::LocalNode as u32 || !v.ports || !frontend::carried(&v.tuple) {
+    if network.kind != NetworkKind::LocalNode as u32 || !v.ports || !frontend::is_service_protocol(&v.tuple) {
         return Verdict::PASS;
     }
     let to_service =

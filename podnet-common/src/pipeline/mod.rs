@@ -168,7 +168,7 @@ impl Verdict {
 
 /// Runs a stage on the records handed over to it.
 #[inline(always)]
-fn staged<At: Place, T: Tables>(t: &T, stage: impl FnOnce(&mut Handover) -> Verdict) -> Verdict {
+fn run_stage<At: Place, T: Tables>(t: &T, stage: impl FnOnce(&mut Handover) -> Verdict) -> Verdict {
     t.handover(stage).unwrap_or(Verdict::drop(Reason::Internal)).counted::<At, T>(t)
 }
 

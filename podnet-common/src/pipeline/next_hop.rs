@@ -34,14 +34,14 @@ impl CachedRoute {
 
 /// Location of a lookup result.
 #[derive(Clone, Copy)]
-pub(super) struct Answer {
+pub(super) struct RouteLookup {
     /// Index in `next_hops`; [`CachedRoute::SLOTS`] if there is no route.
     slot: u32,
     /// The result was cached in this tick on this CPU, so a packet has passed the neighbour table since.
-    pub known: bool,
+    pub cached: bool,
 }
 
-impl Answer {
+impl RouteLookup {
     /// Calls `f` with the route. `None` if there is none.
     #[inline(always)]
     pub fn route<R, T: Tables>(self, t: &T, f: impl FnOnce(&Route) -> R) -> Option<R> {
@@ -51,21 +51,21 @@ impl Answer {
 
 /// Looks up the route of a packet received on `from`, in the cache or in the kernel.
 #[inline(always)]
-pub(super) fn ask<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) -> Answer {
-    let answer = ask_for(t, now, from, src, dst);
-    Answer { slot: answer & !KNOWN, known: answer & KNOWN != 0 }
+pub(super) fn lookup<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) -> RouteLookup {
+    let found = lookup_slot(t, now, from, src, dst);
+    RouteLookup { slot: found & !CACHED, cached: found & CACHED != 0 }
 }
 
-/// Flag in addition to an index: [`Answer::known`].
-const KNOWN: u32 = 1 << 31;
+/// Flag in addition to an index: [`RouteLookup::cached`].
+const CACHED: u32 = 1 << 31;
 
 // Out of line: called from several places, and stack is scarce.
 #[inline(never)]
-fn ask_for<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) -> u32 {
+fn lookup_slot<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) -> u32 {
     let slot = hash_pair(src, dst) % CachedRoute::SLOTS;
     t.cached_route(slot, |cached| {
         if cached.tick == now && cached.from.0 == from.0 && cached.src.same(src) && cached.dst.same(dst) {
-            return slot | KNOWN;
+            return slot | CACHED;
         }
         cached.tick = now.wrapping_sub(1);
         (cached.from, cached.src, cached.dst) = (from, *src, *dst);
@@ -81,7 +81,7 @@ fn ask_for<T: Tables>(t: &T, now: u32, from: IfIndex, src: &Addr, dst: &Addr) ->
 }
 
 /// Findings of [`find`] besides the egress.
-pub(super) struct Way {
+pub(super) struct NextHop {
     /// Source address that the host would use, or none if unknown.
     pub src: Addr,
     /// The destination is in a range of the cluster.
@@ -92,18 +92,18 @@ pub(super) struct Way {
 /// `client` is the source of the packet.
 // Out of line: called from several places, and stack is scarce.
 #[inline(never)]
-pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSend) -> Way {
+pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSend) -> NextHop {
     let entry = &mut s.entry;
     // The stack has no route for packets forwarded to another node.
-    let sent_on = entry.flags & CtEntry::ONE_WAY != 0;
-    entry.out = if sent_on { Out::Via as u8 } else { Out::Stack as u8 };
+    let forwarded = entry.flags & CtEntry::ONE_WAY != 0;
+    entry.out = if forwarded { Out::Via as u8 } else { Out::Stack as u8 };
     entry.out_ifindex = IfIndex(0);
     entry.out_mtu = u16::MAX;
     s.resolved = 0;
-    let here = Way { src: Addr::NONE, in_cluster: true };
+    let local = NextHop { src: Addr::NONE, in_cluster: true };
     if let Some(Endpoint { ifindex, mtu, mac, host_mac, flags, .. }) = t.endpoint(&entry.dst) {
-        note(entry, into_pod(*flags), *ifindex, *mtu, macs(*mac, *host_mac));
-        return here;
+        set_egress(entry, pod_egress(*flags), *ifindex, *mtu, macs(*mac, *host_mac));
+        return local;
     }
     let network = t.network(&entry.dst);
     if network.is_some_and(|n| n.kind == NetworkKind::LocalNode as u32) {
@@ -113,50 +113,50 @@ pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSen
         if let Some(c) = t.config()
             && (!entry.src.same(client) || from.0 == c.podnet1.0)
         {
-            note(entry, Out::Host, c.podnet0, u16::MAX as u32, macs(c.podnet0_mac, c.podnet1_mac));
+            set_egress(entry, Out::Host, c.podnet0, u16::MAX as u32, macs(c.podnet0_mac, c.podnet1_mac));
         }
-        return here;
+        return local;
     }
     if let (Some(n), Some(c)) = (network, t.config())
         && n.flags & Network::TUNNEL != 0
         // Traffic of the nodes themselves uses the network between them.
-        && (n.kind == NetworkKind::RemotePods as u32 || sent_on || pods_own::<T>(t, client, entry))
+        && (n.kind == NetworkKind::RemotePods as u32 || forwarded || keeps_pod_source::<T>(t, client, entry))
     {
-        note(entry, Out::Tunnel, c.tunnel, c.tunnel_mtu, macs(n.mac, c.tunnel_mac));
-        return here;
+        set_egress(entry, Out::Tunnel, c.tunnel, c.tunnel_mtu, macs(n.mac, c.tunnel_mac));
+        return local;
     }
-    let answer = ask(t, t.now(), from, client, &entry.dst);
-    let src = answer.route(t, |route| {
+    let lookup = lookup(t, t.now(), from, client, &entry.dst);
+    let src = lookup.route(t, |route| {
         let out = if route.macs != macs(Mac::default(), Mac::default()) {
             Out::Link
-        } else if sent_on {
+        } else if forwarded {
             Out::Via
         } else {
             Out::Uplink
         };
-        note(entry, out, route.ifindex, route.mtu, route.macs);
-        s.hop = if sent_on { entry.dst } else { route.hop };
-        s.resolved = answer.known as u32;
+        set_egress(entry, out, route.ifindex, route.mtu, route.macs);
+        s.hop = if forwarded { entry.dst } else { route.hop };
+        s.resolved = lookup.cached as u32;
         route.src
     });
-    Way { src: src.unwrap_or(Addr::NONE), in_cluster: network.is_some() }
+    NextHop { src: src.unwrap_or(Addr::NONE), in_cluster: network.is_some() }
 }
 
 /// Kind of egress to a pod whose entry in `endpoints` has these flags.
 #[inline(always)]
-pub(super) fn into_pod(flags: u32) -> Out {
+pub(super) fn pod_egress(flags: u32) -> Out {
     if flags & Endpoint::NO_PEER == 0 { Out::Pod } else { Out::Queue }
 }
 
 /// Whether the packets of an entry keep the source address of a pod on this node.
 #[inline(always)]
-fn pods_own<T: Tables>(t: &T, client: &Addr, entry: &CtEntry) -> bool {
+fn keeps_pod_source<T: Tables>(t: &T, client: &Addr, entry: &CtEntry) -> bool {
     entry.src.same(client) && t.endpoint(client).is_some()
 }
 
 /// Stores an egress in an entry.
 #[inline(always)]
-pub(super) fn note(entry: &mut CtEntry, out: Out, ifindex: IfIndex, mtu: u32, macs: [u32; 3]) {
+pub(super) fn set_egress(entry: &mut CtEntry, out: Out, ifindex: IfIndex, mtu: u32, macs: [u32; 3]) {
     entry.out = out as u8;
     entry.out_ifindex = ifindex;
     entry.out_mtu = if mtu > u16::MAX as u32 { u16::MAX } else { mtu as u16 };

@@ -61,7 +61,7 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
         F::decrement_ttl(&mut header);
     }
     F::write(p, &header, src, dst)?;
-    if has_macs(out) {
+    if uses_entry_macs(out) {
         p.store(0, &entry.macs)?;
     }
     if (src || dst) && !(ANY && v.fragment == FragmentKind::Later) {
@@ -80,19 +80,19 @@ fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
             p.store(v.l4, &new)?;
         } else {
             // One of the two ports is absent and zero.
-            let (was, is) = (v.tuple.sport.wire() | v.tuple.dport.wire(), sport.wire() | dport.wire());
-            p.store(v.l4 + Icmp::IDENTIFIER, &is)?;
-            let data = checksum::difference(was as u32, is as u32);
+            let (old, new) = (v.tuple.sport.wire() | v.tuple.dport.wire(), sport.wire() | dport.wire());
+            p.store(v.l4 + Icmp::IDENTIFIER, &new)?;
+            let data = checksum::difference(old as u32, new as u32);
             // ICMP for IPv4 has no pseudo header.
             p.update_l4_checksum(v.l4 + Icmp::CHECKSUM, if F::V6 { pseudo } else { 0 }, data, false, F::V6)?;
         }
     }
-    Some(depart(out, entry.out_ifindex, hop))
+    Some(verdict_for(out, entry.out_ifindex, hop))
 }
 
 /// Whether egress of this kind (an [`Out`] as a number) uses the MACs of the entry.
 #[inline(always)]
-pub(super) fn has_macs(out: u8) -> bool {
+pub(super) fn uses_entry_macs(out: u8) -> bool {
     const WAYS: u32 = 1 << Out::Pod as u32
         | 1 << Out::Host as u32
         | 1 << Out::Link as u32
@@ -103,7 +103,7 @@ pub(super) fn has_macs(out: u8) -> bool {
 
 /// Verdict on a packet that is ready to leave. `out` is an [`Out`] as a number.
 #[inline(always)]
-pub(super) fn depart(out: u8, ifindex: IfIndex, hop: &Addr) -> Verdict {
+pub(super) fn verdict_for(out: u8, ifindex: IfIndex, hop: &Addr) -> Verdict {
     match Out::from_number(out) {
         Out::Stack => Verdict::PASS,
         out => Verdict::forward(Egress { out, ifindex, hop: *hop }),

@@ -15,12 +15,17 @@ use super::{
     family::{Family, Parsed, V4, V6},
     handover::{Departure, Handover, ToSctp},
     rewrite::ports_word,
-    staged,
+    run_stage,
 };
 
 /// Continues in [`Stage::Sctp`] if a translated packet's ports have changed; otherwise returns `verdict`.
 #[inline(always)]
-pub(super) fn summed<F: Family, P: Packet>(p: &P, h: &mut Handover, v: &Parsed<F>, verdict: Verdict) -> Verdict {
+pub(super) fn update_checksum<F: Family, P: Packet>(
+    p: &P,
+    h: &mut Handover,
+    v: &Parsed<F>,
+    verdict: Verdict,
+) -> Verdict {
     let (s, tuple) = (&h.send, &v.tuple);
     let (mut sport, mut dport) = (tuple.sport, tuple.dport);
     if s.entry.flags & CtEntry::REWRITE_SRC != 0 {
@@ -46,11 +51,11 @@ pub(super) fn summed<F: Family, P: Packet>(p: &P, h: &mut Handover, v: &Parsed<F
 /// Updates the checksum and forwards the packet. Follows [`send`](super::send()) at the same hook.
 #[inline(always)]
 pub fn sctp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(t, |h| {
+    run_stage::<At, T>(t, |h| {
         // First, while the verifier tracks only one packet state.
         let difference = checksum::crc32c_difference(h.sctp.change, h.sctp.after & 0xffff);
         let l4 = if h.packet.v6() { h.packet.parsed::<V6>().l4 } else { h.packet.parsed::<V4>().l4 };
-        match update(p, l4, difference) {
+        match store_checksum(p, l4, difference) {
             None => Verdict::drop(Reason::PacketWriteFailed),
             Some(()) if At::EGRESS => Verdict::PASS,
             Some(()) => h.departure.verdict(),
@@ -59,7 +64,7 @@ pub fn sctp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 }
 
 #[inline(always)]
-fn update<P: Packet>(p: &mut P, l4: usize, difference: u32) -> Option<()> {
+fn store_checksum<P: Packet>(p: &mut P, l4: usize, difference: u32) -> Option<()> {
     let field: u32 = p.load(l4 + Sctp::CHECKSUM)?;
     let crc = u32::from_le(field) ^ difference;
     p.renew();

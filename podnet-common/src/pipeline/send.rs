@@ -11,16 +11,16 @@ use super::{
     Place, Tables, Verdict,
     family::{Family, V4, V6},
     handover::{Handover, ToError},
-    next_hop::note,
+    next_hop::set_egress,
     rewrite::translate,
-    sctp, staged,
+    run_stage, sctp,
 };
 
 /// Rewrites a packet according to its flow's entry and forwards it. Follows [`track`](super::track()),
 /// [`begin`](super::begin()) or [`insert`](super::insert()) at the same hook.
 #[inline(always)]
 pub fn send<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(
+    run_stage::<At, T>(
         t,
         |h| if h.packet.v6() { finish::<At, V6, P, T>(p, t, h) } else { finish::<At, V4, P, T>(p, t, h) },
     )
@@ -44,12 +44,12 @@ fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
         }
         if p.segment_len(v.headers) > s.entry.out_mtu as u32 {
             // The stack has no route for packets forwarded to another node, so it can't fragment them.
-            if F::dont_fragment(&v.header) || one_way || past_tunnel(t, &s.entry) {
+            if F::dont_fragment(&v.header) || one_way || stack_bypasses_tunnel(t, &s.entry) {
                 h.error = ToError::too_big(s.entry.out_mtu as u32);
                 return Verdict::reject(Reason::TooBig);
             }
             t.count(Counter::ToStack);
-            to_stack(t, &mut s.entry);
+            leave_to_stack(t, &mut s.entry);
         }
         // The entry contains the next hop's MAC. Once per tick, a packet passes the neighbour table, so that the kernel
         // knows the neighbour is in use and keeps its MAC up to date.
@@ -59,23 +59,23 @@ fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut 
     }
     let verdict = translate::<At, F, P, true>(p, &v, &s.entry, &s.hop);
     if v.tuple.proto == Proto::SCTP {
-        return sctp::summed(p, h, &v, verdict);
+        return sctp::update_checksum(p, h, &v, verdict);
     }
     verdict
 }
 
 /// Whether the stack would bypass the tunnel for this entry, as it does for packets to nodes.
 #[inline(always)]
-fn past_tunnel<T: Tables>(t: &T, entry: &CtEntry) -> bool {
+fn stack_bypasses_tunnel<T: Tables>(t: &T, entry: &CtEntry) -> bool {
     entry.out == Out::Tunnel as u8 && t.network(&entry.dst).is_some_and(|n| n.kind == NetworkKind::RemoteNode as u32)
 }
 
 /// Leaves a translated packet to the stack. If its source is now an address of the host, the stack would treat it as
 /// spoofed on the interface where it arrived; it then gets the packet from podnet0.
 #[inline(always)]
-fn to_stack<T: Tables>(t: &T, entry: &mut CtEntry) {
+fn leave_to_stack<T: Tables>(t: &T, entry: &mut CtEntry) {
     entry.out = Out::Stack as u8;
     if let (true, Some(c)) = (entry.flags & CtEntry::REWRITE_SRC != 0, t.config()) {
-        note(entry, Out::Host, c.podnet0, u16::MAX as u32, macs(c.podnet0_mac, c.podnet1_mac));
+        set_egress(entry, Out::Host, c.podnet0, u16::MAX as u32, macs(c.podnet0_mac, c.podnet1_mac));
     }
 }

@@ -21,7 +21,7 @@ const TIMES: u32 = 4;
 /// Whether the sender of a flow, whose packets have this tuple and arrive on `from`, may begin it. Stores the holder
 /// and the number of ports for [`insert`](super::insert()).
 #[inline(always)]
-pub(super) fn admit<At: Place, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, flow: &mut ToInsert) -> bool {
+pub(super) fn may_begin<At: Place, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, flow: &mut ToInsert) -> bool {
     let Some(config) = t.config() else { return false };
     flow.holder = if At::FROM_UPLINK {
         holders::of_client(&tuple.src)
@@ -29,18 +29,18 @@ pub(super) fn admit<At: Place, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, f
         holders::of_interface(if At::EGRESS { config.podnet1 } else { from })
     };
     let held = t.held(flow.holder);
-    flow.ports = ports(config.snat_count, held);
+    flow.ports = available_ports(config.snat_count, held);
     let room = t.held(holders::ROOM);
-    let most = room.saturating_sub(t.held(holders::ALL)).saturating_mul(TIMES);
-    let most_here = if At::FROM_UPLINK { t.held(holders::OUTSIDE) } else { held };
+    let limit = room.saturating_sub(t.held(holders::ALL)).saturating_mul(TIMES);
+    let held_together = if At::FROM_UPLINK { t.held(holders::OUTSIDE) } else { held };
     // An existing flow may begin again.
-    room == 0 || (held <= most && most_here <= most) || t.flow(tuple, |_| ()).is_some()
+    room == 0 || (held <= limit && held_together <= limit) || t.flow(tuple, |_| ()).is_some()
 }
 
 /// Number of SNAT ports available to a sender that holds `held` entries. A sixteenth is reserved for senders with few
 /// entries, so that one draw in sixteen succeeds for them.
 #[inline(always)]
-fn ports(count: u32, held: u32) -> u32 {
+fn available_ports(count: u32, held: u32) -> u32 {
     // Two entries per flow.
     let many = held / 2 > count / 8;
     if many { count - count / 16 } else { count }
@@ -48,7 +48,7 @@ fn ports(count: u32, held: u32) -> u32 {
 
 /// Counts new entries of a flow for its holder.
 #[inline(always)]
-pub(super) fn count<T: Tables>(t: &T, flow: &ToInsert, entries: u32) {
+pub(super) fn count_entries<T: Tables>(t: &T, flow: &ToInsert, entries: u32) {
     t.hold(flow.holder, entries);
     t.hold(holders::ALL, entries);
     if holders::is_outside(flow.holder) {

@@ -114,7 +114,7 @@ impl Owner<'_> {
 
     /// Whether the owner is a pod with this address.
     #[inline(always)]
-    fn has(&self, addr: &Addr) -> bool {
+    fn has_address(&self, addr: &Addr) -> bool {
         match self {
             Self::Host => false,
             Self::Pod(Sandbox { v4, v6 }) => v4.same(addr) | v6.same(addr),
@@ -139,7 +139,7 @@ fn owner<'t, S: SocketCtx, T: Tables>(s: &S, t: &'t T) -> Option<Owner<'t>> {
 /// Whether packets to the frontend must be translated instead: its clients must be checked, or need another source
 /// address.
 #[inline(always)]
-fn needs_packets(frontend: &Frontend, owner: &Owner<'_>) -> bool {
+fn needs_translation(frontend: &Frontend, owner: &Owner<'_>) -> bool {
     // Without a backend, all clients are rejected alike, unless their packets are to be dropped.
     let flags = if frontend.slot_count == 0 {
         Frontend::SOURCE_RANGES | Frontend::DROP
@@ -170,7 +170,7 @@ fn to_backend<S: SocketCtx, T: Tables>(
 ) -> Call {
     let (addr, port) = (s.addr(), s.port());
     let Some(frontend) = frontend::of_socket(t, &addr, port, proto, owner.is_pod()) else { return Call::Allow };
-    if needs_packets(frontend, owner) {
+    if needs_translation(frontend, owner) {
         return Call::Allow;
     }
     if frontend.slot_count == 0 {
@@ -187,7 +187,7 @@ fn to_backend<S: SocketCtx, T: Tables>(
     };
     // The pod would see its own address as the client's; if its packets are translated, they get the hairpin address.
     // The backend is then chosen once more, so a pod reaches itself less often than other backends.
-    if owner.has(&backend.addr) {
+    if owner.has_address(&backend.addr) {
         return Call::Allow;
     }
     if !remember(t, &key(cookie, &backend.addr, backend.port, proto), &SockPeer { addr, port, _pad: [0; 6] }) {

@@ -11,23 +11,24 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict, admit, family::FragmentKind, handover::Handover, headers::Headers, next_hop, staged,
+    Place, Stage, Tables, Verdict, admit, family::FragmentKind, handover::Handover, headers::Headers, next_hop,
+    run_stage,
 };
 
 /// Handles a packet that may change the state of its flow. Follows [`enter`](super::enter()) at the same hook.
 #[inline(always)]
 pub fn track<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
-    staged::<At, T>(t, |h| {
+    run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
         match examine::<At, P, T>(p, t, &ethernet, &mut h.packet) {
-            Ok(ports) => known_or_not::<At, T>(t, h, p.ifindex(), &ethernet, ports),
+            Ok(ports) => follow_or_classify::<At, T>(t, h, p.ifindex(), &ethernet, ports),
             Err(reason) => Verdict::drop(reason),
         }
     })
 }
 
 #[inline(always)]
-fn known_or_not<At: Place, T: Tables>(
+fn follow_or_classify<At: Place, T: Tables>(
     t: &T,
     h: &mut Handover,
     from: IfIndex,
@@ -37,14 +38,14 @@ fn known_or_not<At: Place, T: Tables>(
     let seen = Seen { tcp_flags: h.packet.tcp_flags };
     let known = ports && t.flow(&h.packet.tuple, |entry| h.send.entry = *entry).is_some();
     let entry = &h.send.entry;
-    if known && !begins_another::<At>(entry, seen, t.now()) && !sent_twice::<At, T>(t, entry, ethernet) {
+    if known && !begins_new_flow::<At>(entry, seen, t.now()) && !forwarded_twice::<At, T>(t, entry, ethernet) {
         follow::<At, T>(t, h, from, seen);
         return Verdict::tail(Stage::Send);
     }
     if At::EGRESS {
         return Verdict::PASS;
     }
-    h.classify.left = known as u32;
+    h.classify.stale_flow = known as u32;
     Verdict::tail(Stage::Classify)
 }
 
@@ -72,7 +73,7 @@ fn examine<At: Place, P: Packet, T: Tables>(
     ethernet: &Ethernet,
     packet: &mut Headers,
 ) -> Result<bool, Reason> {
-    admit::source::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6())?;
+    admit::check_source::<At, P, T>(p, t, ethernet, &packet.tuple, packet.v6())?;
     let (fragment, ports) = (packet.fragment(), packet.ports());
     // An ICMP error is short, and what it quotes must be checked.
     if packet.icmp_error() && fragment == FragmentKind::First && !At::EGRESS {
@@ -119,7 +120,7 @@ fn fragment_ports<T: Tables>(t: &T, packet: &mut Headers) -> bool {
 /// (RFC 5961, section 4.2); if it doesn't answer, the client retransmits. Whether a forwarded flow is closed is unknown
 /// on this node.
 #[inline(always)]
-fn begins_another<At: Place>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
+fn begins_new_flow<At: Place>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
     let known_sender = (At::FROM_POD || At::FROM_HOST) && !entry.opening();
     let unanswered = entry.opening() && now.wrapping_sub(entry.last_seen) >= ANSWER;
     let over = (entry.closed() && !entry.doubtful()) || entry.flags & CtEntry::ONE_WAY != 0;
@@ -134,7 +135,7 @@ const ANSWER: u32 = 3;
 /// Whether another node has forwarded a packet that this node would forward as well. Nodes may disagree on a backend if
 /// they chose at different times, and the packet could loop.
 #[inline(always)]
-pub(super) fn sent_twice<At: Place, T: Tables>(t: &T, entry: &CtEntry, ethernet: &Ethernet) -> bool {
+pub(super) fn forwarded_twice<At: Place, T: Tables>(t: &T, entry: &CtEntry, ethernet: &Ethernet) -> bool {
     At::FROM_UPLINK && entry.flags & CtEntry::ONE_WAY != 0 && t.is_peer(&ethernet.src)
 }
 
@@ -148,7 +149,7 @@ fn follow<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Se
     let opening = h.send.entry.opening();
     // Retransmitted SYNs don't refresh an opening flow, so that it times out without a handshake.
     if !(opening && before & CtEntry::OPENING != 0 && seen.tcp_flags & Tcp::SYN != 0) {
-        h.send.entry.last_seen = touched(proto, opening, now);
+        h.send.entry.last_seen = last_seen_now(proto, opening, now);
     }
     h.send.entry.in_ifindex = At::side(from);
     if !At::EGRESS {
@@ -156,14 +157,14 @@ fn follow<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Se
     }
     t.flow(&h.packet.tuple, |own| *own = h.send.entry);
     if h.send.entry.flags & CtEntry::ONE_WAY == 0 {
-        touch_other(t, h);
+        update_other_half(t, h);
     }
 }
 
 /// Value of [`CtEntry::last_seen`] for a packet seen now: one tick earlier if the flow is an opening TCP connection, so
 /// that its next packet is tracked as well.
 #[inline(always)]
-pub(super) fn touched(proto: Proto, opening: bool, now: u32) -> u32 {
+pub(super) fn last_seen_now(proto: Proto, opening: bool, now: u32) -> u32 {
     now.wrapping_sub((opening && proto == Proto::TCP) as u32)
 }
 
@@ -206,7 +207,7 @@ fn state<At: Place>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
 
 /// Updates the other half of a flow, or rebuilds it.
 #[inline(always)]
-fn touch_other<T: Tables>(t: &T, h: &mut Handover) {
+fn update_other_half<T: Tables>(t: &T, h: &mut Handover) {
     const STATE: u8 = CtEntry::REPLIED | CtEntry::CLOSED | CtEntry::OPENING;
     let Handover { packet: Headers { tuple, .. }, send: s, insert: n, .. } = h;
     let now = s.entry.last_seen;
@@ -223,7 +224,7 @@ fn touch_other<T: Tables>(t: &T, h: &mut Handover) {
         }
         other.flags = other.flags & !STATE | state;
     });
-    if touched.is_none() && !begins_by_itself(&s.entry, tuple.proto) {
+    if touched.is_none() && !left_to_client(&s.entry, tuple.proto) {
         n.reply = s.entry.reverse(tuple);
         if t.insert_flow(&n.key, &n.reply).is_ok() {
             t.count(Counter::FlowEntriesRebuilt);
@@ -234,6 +235,6 @@ fn touch_other<T: Tables>(t: &T, h: &mut Handover) {
 /// Whether the other half is left to the client's next packet, not rebuilt. True for UDP flows of services, which the
 /// daemon removes together with their backend: a late reply must not direct the client to that backend again.
 #[inline(always)]
-fn begins_by_itself(entry: &CtEntry, proto: Proto) -> bool {
+fn left_to_client(entry: &CtEntry, proto: Proto) -> bool {
     proto == Proto::UDP && entry.flags & CtEntry::REPLY != 0 && entry.service != 0
 }
