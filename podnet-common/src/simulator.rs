@@ -21,8 +21,8 @@ use crate::{
     },
     packet::{ETH, Packet},
     pipeline::{
-        self, Action, CachedRoute, DirectPath, FromHost, FromLoopback, FromPod, FromUplink, Handover, InsertError,
-        Place, Route, SocketCtx, Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
+        self, Action, CachedRoute, DirectPath, FromHost, FromLoopback, FromPod, FromUplink, Handover, HookPoint,
+        InsertError, Route, SocketCtx, Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
     },
     verdict::{Counter, Reason},
 };
@@ -415,7 +415,7 @@ pub fn follow<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T, tell: 
     }
 }
 
-fn stages<At: Place, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &mut dyn FnMut(Stage)) -> End {
+fn stages<At: HookPoint, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &mut dyn FnMut(Stage)) -> End {
     /// Kernel limit (`MAX_TAIL_CALL_CNT`), minus the tail call of the dispatcher.
     const TAIL_CALLS: usize = 32;
     let mut verdict = pipeline::enter::<At, _, _>(packet, tables);

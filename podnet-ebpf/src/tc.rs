@@ -12,7 +12,7 @@ use podnet_common::{
     layout::{GENERATION_SLOTS, Hook, MARK_DONE, Out},
     packet::{ETH, Ethernet, Packet as _},
     pipeline::{
-        self, Action, Egress, FromHost, FromLoopback, FromPod, FromUplink, Place, Stage, Tables as _, ToPod, ToRaw,
+        self, Action, Egress, FromHost, FromLoopback, FromPod, FromUplink, HookPoint, Stage, Tables as _, ToPod, ToRaw,
         ToUplink, Verdict,
     },
     verdict::Reason,
@@ -46,7 +46,7 @@ fn dispatch<const HOOK: u32>(ctx: &TcContext, missing: i32) -> i32 {
 
 /// Carries out a verdict.
 #[inline(always)]
-fn act<At: Place>(ctx: &TcContext, verdict: Verdict) -> i32 {
+fn act<At: HookPoint>(ctx: &TcContext, verdict: Verdict) -> i32 {
     match verdict.action {
         Action::Pass => NEXT,
         Action::Forward => forward(ctx, &verdict.egress),
@@ -111,7 +111,7 @@ const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 /// Tail call to another stage of the same hook and generation. Frequent stages, in which flows begin or are tracked,
 /// have direct jumps; having them for all stages would make every program larger.
 #[inline(always)]
-fn tail<At: Place>(ctx: &TcContext, stage: Stage) -> i32 {
+fn tail<At: HookPoint>(ctx: &TcContext, stage: Stage) -> i32 {
     match stage {
         Stage::Track => jump!(maps::PROGRAMS_TC, ctx, Stage::Track.slot(At::HOOK)),
         Stage::Begin => jump!(maps::PROGRAMS_TC, ctx, Stage::Begin.slot(At::HOOK)),
@@ -136,7 +136,7 @@ fn tables(ctx: &TcContext) -> Maps<true> {
 
 /// Runs the first program of a hook, except at egress for packets that another hook has already forwarded.
 #[inline(always)]
-fn first<At: Place, const MISSING: usize>(ctx: &TcContext) -> i32 {
+fn first<At: HookPoint, const MISSING: usize>(ctx: &TcContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     if At::EGRESS && unsafe { (*ctx.skb.skb).mark } == MARK_DONE {
         return NEXT;
@@ -146,11 +146,11 @@ fn first<At: Place, const MISSING: usize>(ctx: &TcContext) -> i32 {
 
 /// Runs a stage, by name.
 macro_rules! run {
-    (enter, $place:ident, $lacks:expr, $ctx:ident) => {
-        first::<$place, { $lacks }>(&$ctx)
+    (enter, $point:ident, $lacks:expr, $ctx:ident) => {
+        first::<$point, { $lacks }>(&$ctx)
     };
-    ($stage:ident, $place:ident, $lacks:expr, $ctx:ident) => {
-        act::<$place>(&$ctx, pipeline::$stage::<$place, _, _>(&mut TcPacket::<{ $lacks }>::new(&$ctx), &tables(&$ctx)))
+    ($stage:ident, $point:ident, $lacks:expr, $ctx:ident) => {
+        act::<$point>(&$ctx, pipeline::$stage::<$point, _, _>(&mut TcPacket::<{ $lacks }>::new(&$ctx), &tables(&$ctx)))
     };
 }
 
@@ -158,14 +158,14 @@ macro_rules! run {
 /// name of the hook; the others append the name of the stage. `$lacks` is the number of bytes of the Ethernet header
 /// that frames lack, `$missing` the return value of the dispatcher if there are no programs.
 macro_rules! hook {
-    ($hook:ident, $place:ident, $lacks:expr, $missing:expr, [$($stage:ident)*]) => {
+    ($hook:ident, $point:ident, $lacks:expr, $missing:expr, [$($stage:ident)*]) => {
         mod $hook {
             use super::*;
 
             #[unsafe(export_name = stringify!($hook))]
             #[unsafe(link_section = "classifier")]
             extern "C" fn dispatcher(skb: *mut __sk_buff) -> i32 {
-                dispatch::<{ $place::HOOK as u32 }>(&TcContext::new(skb), $missing)
+                dispatch::<{ $point::HOOK as u32 }>(&TcContext::new(skb), $missing)
             }
 
             $(
@@ -173,7 +173,7 @@ macro_rules! hook {
                 #[unsafe(link_section = "classifier")]
                 extern "C" fn $stage(skb: *mut __sk_buff) -> i32 {
                     let ctx = TcContext::new(skb);
-                    run!($stage, $place, $lacks, ctx)
+                    run!($stage, $point, $lacks, ctx)
                 }
             )*
         }

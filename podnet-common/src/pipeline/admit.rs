@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Place, Tables, Verdict,
+    HookPoint, Tables, Verdict,
     classify::{Class, Classified},
     handover::Handover,
     scope,
@@ -28,7 +28,7 @@ pub(super) struct Sender<'t> {
 impl<'t> Sender<'t> {
     /// Looks up a packet's source.
     #[inline(always)]
-    pub fn of<At: Place, T: Tables>(t: &'t T, tuple: &Tuple) -> Self {
+    pub fn of<At: HookPoint, T: Tables>(t: &'t T, tuple: &Tuple) -> Self {
         match At::HOOK {
             Hook::FromPod => Self { endpoint: t.endpoint(&tuple.src), network: None },
             Hook::FromUplink | Hook::UplinkXdp => Self { endpoint: None, network: t.network(&tuple.src) },
@@ -40,7 +40,7 @@ impl<'t> Sender<'t> {
 /// Admits a packet that belongs to no flow, according to its class. `Err` is the verdict on a packet that isn't
 /// admitted.
 #[inline(always)]
-pub(super) fn admit<At: Place, P: Packet, T: Tables>(
+pub(super) fn admit<At: HookPoint, P: Packet, T: Tables>(
     p: &P,
     t: &T,
     ethernet: &Ethernet,
@@ -64,7 +64,7 @@ pub(super) fn admit<At: Place, P: Packet, T: Tables>(
 
 /// Whether the client may use a service port, and the port has a backend.
 #[inline(always)]
-fn check_client<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> Result<(), Verdict> {
+fn check_client<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> Result<(), Verdict> {
     if frontend.flags & Frontend::EXTERNAL == 0 && !may_use_cluster_ip::<At, T>(t) {
         return Err(Verdict::drop(Reason::ClusterIpFromOutside));
     }
@@ -81,7 +81,7 @@ fn check_client<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend)
 /// Whether the client is in the source ranges of a service.
 // Out of line: rarely called, and its key takes stack.
 #[inline(never)]
-fn in_source_ranges<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> bool {
+fn in_source_ranges<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, frontend: &Frontend) -> bool {
     // A process of the host that connects to an address of the host has this address as its source.
     let itself = At::FROM_HOST && tuple.src.same(&tuple.dst);
     let Some(config) = t.config() else { return false };
@@ -91,7 +91,7 @@ fn in_source_ranges<At: Place, T: Tables>(t: &T, tuple: &Tuple, frontend: &Front
 
 /// Checks the source of a packet against its hook, for stages that know the flow. `Err` is the reason to drop it.
 #[inline(always)]
-pub(super) fn check_source<At: Place, P: Packet, T: Tables>(
+pub(super) fn check_source<At: HookPoint, P: Packet, T: Tables>(
     p: &P,
     t: &T,
     ethernet: &Ethernet,
@@ -102,7 +102,7 @@ pub(super) fn check_source<At: Place, P: Packet, T: Tables>(
 }
 
 #[inline(always)]
-fn check_sender<At: Place, P: Packet, T: Tables>(
+fn check_sender<At: HookPoint, P: Packet, T: Tables>(
     p: &P,
     t: &T,
     ethernet: &Ethernet,
@@ -176,7 +176,7 @@ fn wrong_node(network: &Network, ethernet: &Ethernet) -> bool {
 /// Whether ClusterIPs may be used by packets at this hook: only from inside the cluster, unless
 /// [`Config::EXTERNAL_CLUSTER_IP`].
 #[inline(always)]
-pub(super) fn may_use_cluster_ip<At: Place, T: Tables>(t: &T) -> bool {
+pub(super) fn may_use_cluster_ip<At: HookPoint, T: Tables>(t: &T) -> bool {
     match At::HOOK {
         Hook::FromUplink | Hook::UplinkXdp => t.config().is_some_and(|c| c.flags & Config::EXTERNAL_CLUSTER_IP != 0),
         _ => true,

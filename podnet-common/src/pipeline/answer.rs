@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Place, Tables, Verdict,
+    HookPoint, Tables, Verdict,
     family::{Family, FragmentKind, Parsed, V4, V6},
     handover::{ErrorKind, Handover},
     run_stage,
@@ -20,7 +20,7 @@ use super::{
 /// Turns a packet into its answer on behalf of a service. Resets, errors and later fragments are never answered (RFC
 /// 1122, section 3.2.2). Follows the stage that rejected it, at the same hook.
 #[inline(always)]
-pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn reject<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::UNANSWERED };
         if h.packet.v6() {
@@ -34,7 +34,7 @@ pub fn reject<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 /// Turns a packet into the ICMP error of a router on its path: TTL exceeded, or packet too big. Otherwise the same as
 /// [`reject`].
 #[inline(always)]
-pub fn error<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn error<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::UNANSWERED };
         let made = if h.packet.v6() {
@@ -76,7 +76,7 @@ fn answer_for_service<F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, etherne
 }
 
 #[inline(always)]
-fn router_error<At: Place, F: Family, P: Packet, T: Tables>(
+fn router_error<At: HookPoint, F: Family, P: Packet, T: Tables>(
     p: &mut P,
     t: &T,
     ethernet: &Ethernet,

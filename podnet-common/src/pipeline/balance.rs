@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    Place, Tables, frontend,
+    HookPoint, Tables, frontend,
     handover::{Handover, ToQuotation},
     headers::Headers,
     shares,
@@ -71,7 +71,7 @@ pub(super) fn other_node<'t, T: Tables>(t: &'t T, backend: &Addr) -> Option<&'t 
 /// server return, and hands it to [`quotation`](super::quotation). Maglev chooses the same backend on all nodes, so the
 /// error reaches the backend whichever node it arrives at.
 #[inline(never)]
-pub(super) fn forwards_error<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> bool {
+pub(super) fn forwards_error<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> bool {
     let Handover { packet: Headers { tuple, .. }, quotation: ToQuotation { answer }, send: s, .. } = h;
     if t.is_peer(&ethernet.src) || !answer.dst.same(&tuple.dst) {
         return false;

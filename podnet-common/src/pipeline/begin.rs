@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    Place, Tables, Verdict,
+    HookPoint, Tables, Verdict,
     admit::{is_tunnel_packet, is_uplink},
     balance,
     handover::{Handover, Purpose, ToInsert},
@@ -21,12 +21,12 @@ use super::{
 /// Builds the flow of an admitted packet. Follows [`enter`](super::enter()) or [`classify`](super::classify()) at the
 /// same hook.
 #[inline(always)]
-pub fn begin<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn begin<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(t, |h| make::<At, T>(t, h, p.ifindex()))
 }
 
 #[inline(always)]
-fn make<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict {
+fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict {
     let Some(config) = t.config() else { return Verdict::drop(Reason::Internal) };
     let now = t.advance();
     let Tuple { src, dst, sport, dport, proto, .. } = h.packet.tuple;
@@ -63,7 +63,12 @@ fn make<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Verdict
 
 /// Fills in the entry of a flow to a service. `Err` is the verdict if there can be no flow.
 #[inline(always)]
-fn to_service<At: Place, T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<(), Verdict> {
+fn to_service<At: HookPoint, T: Tables>(
+    t: &T,
+    h: &mut Handover,
+    config: &Config,
+    from: IfIndex,
+) -> Result<(), Verdict> {
     let Handover {
         packet: Headers { tuple, .. }, begin, send: s, insert: ToInsert { hash, needs_snat_port, .. }, ..
     } = h;

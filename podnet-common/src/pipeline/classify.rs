@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict,
+    HookPoint, Stage, Tables, Verdict,
     admit::{self, Sender},
     balance, direct,
     family::FragmentKind,
@@ -78,7 +78,7 @@ impl Classified {
 /// answers, or leaves the packet to the stack. Follows [`enter`](super::enter()), [`track`](super::track()) or
 /// [`icmp`](super::icmp()) at the same hook.
 #[inline(always)]
-pub fn classify<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn classify<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
         classify_and_admit::<At, P, T>(p, t, &ethernet, h)
@@ -86,7 +86,7 @@ pub fn classify<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 }
 
 #[inline(always)]
-fn classify_and_admit<At: Place, P: Packet, T: Tables>(
+fn classify_and_admit<At: HookPoint, P: Packet, T: Tables>(
     p: &mut P,
     t: &T,
     ethernet: &Ethernet,
@@ -152,7 +152,7 @@ fn remove_stale_flow<T: Tables>(t: &T, h: &mut Handover) {
 
 /// Class of a packet that belongs to no flow.
 #[inline(always)]
-fn class_of<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover, sender: &Sender<'_>) -> Classified {
+fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover, sender: &Sender<'_>) -> Classified {
     let Headers { tuple, tcp_flags, .. } = h.packet;
     if h.packet.ports()
         && let Some(frontend) = frontend::exact(t, &h.packet.tuple, FrontendKey::ANY)
@@ -183,7 +183,7 @@ fn class_of<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover, 
 
 /// Class of a packet that is for no pod on this node.
 #[inline(always)]
-fn elsewhere<At: Place, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> Classified {
+fn elsewhere<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover) -> Classified {
     let packet = &h.packet;
     let tuple = &packet.tuple;
     let prefix = t.prefix(&tuple.dst);
@@ -274,13 +274,13 @@ pub(super) fn no_frontend<T: Tables>(t: &T, packet: &Headers) -> Classified {
 
 /// Whether a pod's packet to a destination outside the cluster gets the node's source address.
 #[inline(always)]
-fn masquerades<At: Place, T: Tables>(t: &T, dst: &Addr) -> bool {
+fn masquerades<At: HookPoint, T: Tables>(t: &T, dst: &Addr) -> bool {
     At::FROM_POD && !scope::multicast(dst) && t.config().is_some_and(|config| config.flags & Config::MASQUERADE != 0)
 }
 
 /// Whether replies to a packet to a pod would be masqueraded if they weren't recognised as replies.
 #[inline(always)]
-fn replies_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender<'_>) -> bool {
+fn replies_need_flow<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender<'_>) -> bool {
     At::FROM_UPLINK
         && sender.network.is_none()
         && frontend::may_begin_flow(tuple)
@@ -293,7 +293,7 @@ fn replies_need_flow<At: Place, T: Tables>(t: &T, tuple: &Tuple, sender: &Sender
 ///
 /// Keys are built in `scratch`, which no stage has received yet, because the stack is too small.
 #[inline(always)]
-pub(super) fn replies_collide<At: Place, T: Tables>(
+pub(super) fn replies_collide<At: HookPoint, T: Tables>(
     t: &T,
     tuple: &Tuple,
     tcp_flags: u8,

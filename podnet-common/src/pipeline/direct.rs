@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::{
-    Egress, Place, Stage, Tables, Verdict, admit,
+    Egress, HookPoint, Stage, Tables, Verdict, admit,
     balance::hash_pair,
     family::{Family, Parsed},
     handover::Departure,
@@ -56,7 +56,7 @@ impl DirectPath {
 /// Forwards a packet by its direct path, or leaves it to [`Stage::Classify`]. Packets that open a connection are always
 /// classified.
 #[inline(always)]
-pub(super) fn forward<At: Place, F: Family, P: Packet, T: Tables>(
+pub(super) fn forward<At: HookPoint, F: Family, P: Packet, T: Tables>(
     p: &mut P,
     t: &T,
     ethernet: &Ethernet,

@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    Action, Place, Stage, Tables, Verdict, admit, classify, direct,
+    Action, HookPoint, Stage, Tables, Verdict, admit, classify, direct,
     family::{Family, FragmentKind, Parsed, V4, V6, parse},
     frontend,
     handover::Purpose,
@@ -21,12 +21,12 @@ pub(super) const HEADERS: u32 = 14 + 60 + 20;
 
 /// Handles a packet at a TC hook.
 #[inline(always)]
-pub fn enter<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn enter<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     any::<At, P, T>(p, t).counted::<At, T>(t)
 }
 
 #[inline(always)]
-fn any<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+fn any<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     // A frame of a VLAN, which only shares the interface.
     if p.tagged() {
         return if At::FROM_POD { Verdict::drop(Reason::NotIp) } else { Verdict::PASS };
@@ -48,7 +48,7 @@ fn any<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 /// Handles a packet at XDP, before the kernel allocates an skb: forwards packets of established flows that leave by an
 /// uplink, and drops packets that may not enter the node. Everything else passes to the TC hooks.
 #[inline(always)]
-pub fn express<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn express<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed).counted::<At, T>(t) };
     let verdict = match ethernet.ethertype {
         ETHERTYPE_IPV4 => express_family::<At, V4, P, T>(p, t, &ethernet),
@@ -59,7 +59,7 @@ pub fn express<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 }
 
 #[inline(always)]
-fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
+fn express_family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     let Some(v) = parse::<F, P>(p) else { return Verdict::drop(Reason::Malformed) };
     // The source would match flows of the IPv4 address.
     if F::mapped(&v.tuple.src) {
@@ -104,7 +104,7 @@ fn express_family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, 
 }
 
 #[inline(always)]
-fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
+fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     let Some(v) = parse::<F, P>(p) else { return Verdict::drop(Reason::Malformed) };
     // The source would match entries of the IPv4 address; such addresses are invalid on the wire (RFC 4038, section
     // 4.2). No flow has a mapped address in IPv6, so the destination can wait for the other checks.
@@ -157,7 +157,7 @@ fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdic
 /// Fast path: forwards a packet of a known flow, unless it changes the flow's state or needs a lookup; those are left
 /// to [`Stage::Track`].
 #[inline(always)]
-fn established<At: Place, F: Family, P: Packet>(p: &mut P, now: u32, v: &Parsed<F>, entry: &CtEntry) -> Verdict {
+fn established<At: HookPoint, F: Family, P: Packet>(p: &mut P, now: u32, v: &Parsed<F>, entry: &CtEntry) -> Verdict {
     // The next hop must be looked up, or the protocol is not handled on the fast path.
     if matches!(entry.out, o if o == Out::Via as u8 || o == Out::Uplink as u8)
         || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP)

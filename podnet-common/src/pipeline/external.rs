@@ -9,7 +9,7 @@ use crate::{
 };
 
 use super::{
-    Egress, Place, Stage, Tables, Verdict, admit,
+    Egress, HookPoint, Stage, Tables, Verdict, admit,
     classify::{Class, no_frontend},
     family::{Family, V4, V6},
     frontend,
@@ -21,7 +21,7 @@ use super::{
 /// Handles a packet that arrived by an uplink or from a process of the host, to an external address of a service but
 /// not for the service. Follows [`enter`](super::enter()) or [`classify`](super::classify()) at the same hook.
 #[inline(always)]
-pub fn external<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn external<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(
         t,
         |h| if h.packet.v6() { family::<At, V6, P, T>(p, t, h) } else { family::<At, V4, P, T>(p, t, h) },
@@ -29,7 +29,7 @@ pub fn external<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 }
 
 #[inline(always)]
-fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Verdict {
+fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Verdict {
     let v = h.packet.parsed::<F>();
     let Tuple { src, dst, .. } = &h.packet.tuple;
     let lookup = next_hop::lookup(t, t.advance(), p.ifindex(), src, dst);

@@ -7,7 +7,7 @@ use crate::{
     verdict::Reason,
 };
 
-use super::{Place, Tables};
+use super::{HookPoint, Tables};
 
 /// A service port to which a packet is addressed.
 pub(super) struct Addressed<'t> {
@@ -26,7 +26,7 @@ pub(super) struct Addressed<'t> {
 /// flow and doesn't open a connection is a reply to a process that has sent from a port of the same number, not for a
 /// service.
 #[inline(always)]
-pub(super) fn find<'t, At: Place, T: Tables>(
+pub(super) fn find<'t, At: HookPoint, T: Tables>(
     t: &'t T,
     ethernet: &Ethernet,
     tuple: &Tuple,
@@ -40,7 +40,7 @@ pub(super) fn find<'t, At: Place, T: Tables>(
 
 /// Evaluates the entry of exactly a packet's destination: see [`find`].
 #[inline(always)]
-pub(super) fn at_exact<'t, At: Place, T: Tables>(
+pub(super) fn at_exact<'t, At: HookPoint, T: Tables>(
     t: &'t T,
     ethernet: &Ethernet,
     tuple: &Tuple,
@@ -60,7 +60,7 @@ pub(super) fn at_exact<'t, At: Place, T: Tables>(
 
 /// Finds a wildcard entry for a packet to a node address in `network`: see [`find`].
 #[inline(always)]
-pub(super) fn node_port<'t, At: Place, T: Tables>(
+pub(super) fn node_port<'t, At: HookPoint, T: Tables>(
     t: &'t T,
     ethernet: &Ethernet,
     tuple: &Tuple,
@@ -118,7 +118,7 @@ pub(super) fn of_socket<'t, T: Tables>(
 
 /// Replaces the entry with scope [`FrontendKey::ANY`] with the one that applies to the client.
 #[inline(always)]
-fn scoped<'t, At: Place, T: Tables>(
+fn scoped<'t, At: HookPoint, T: Tables>(
     t: &'t T,
     tuple: &Tuple,
     addr: &Addr,

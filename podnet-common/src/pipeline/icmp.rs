@@ -21,7 +21,7 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict, admit,
+    HookPoint, Stage, Tables, Verdict, admit,
     family::{Control, Family, Parsed, V4, V6, echo_ports},
     handover::{Handover, ToQuotation, ToSend},
     next_hop,
@@ -35,7 +35,7 @@ const HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
 
 /// Identifies the flow that an ICMP error is about. Follows [`enter`](super::enter()) at the same hook.
 #[inline(always)]
-pub fn icmp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn icmp<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
     run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
@@ -48,7 +48,7 @@ pub fn icmp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 }
 
 #[inline(always)]
-fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
+fn recognise<At: HookPoint, F: Family, P: Packet, T: Tables>(
     p: &mut P,
     t: &T,
     ethernet: &Ethernet,
@@ -86,7 +86,7 @@ fn recognise<At: Place, F: Family, P: Packet, T: Tables>(
 /// Translates an ICMP error about a flow. The handed-over entry is that for replies to the quoted packet, with the next
 /// hop of the error. Follows [`icmp`] or [`classify`](super::classify()) at the same hook.
 #[inline(always)]
-pub fn quotation<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn quotation<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
     run_stage::<At, T>(t, |h| {
         if h.packet.v6() { translate_error::<At, V6, P>(p, h) } else { translate_error::<At, V4, P>(p, h) }
@@ -94,7 +94,7 @@ pub fn quotation<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 }
 
 #[inline(always)]
-fn translate_error<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> Verdict {
+fn translate_error<At: HookPoint, F: Family, P: Packet>(p: &mut P, h: &mut Handover) -> Verdict {
     let mut v = h.packet.parsed::<F>();
     let Handover { send: s, quotation: ToQuotation { answer }, .. } = h;
     let Some(Some(mut quoted)) = quoted::<F, P>(p, &v, answer) else { return Verdict::drop(Reason::Malformed) };
@@ -105,7 +105,7 @@ fn translate_error<At: Place, F: Family, P: Packet>(p: &mut P, h: &mut Handover)
 /// that packet.
 // Out of line: stack is scarce.
 #[inline(never)]
-fn may_have_seen<At: Place, T: Tables>(t: &T, error: &Tuple, answer: &Tuple) -> bool {
+fn may_have_seen<At: HookPoint, T: Tables>(t: &T, error: &Tuple, answer: &Tuple) -> bool {
     let to_sender = answer.dst.same(&error.dst);
     if At::FROM_POD {
         return to_sender && answer.src.same(&error.src);
@@ -169,7 +169,7 @@ fn transport<F: Family, P: Packet>(
 
 /// Translates an error according to its flow's entry; `answer` is the key of that entry.
 #[inline(always)]
-fn translate<At: Place, F: Family, P: Packet>(
+fn translate<At: HookPoint, F: Family, P: Packet>(
     p: &mut P,
     s: &mut ToSend,
     answer: &Tuple,

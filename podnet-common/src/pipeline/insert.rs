@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::{
-    Action, InsertError, Place, Stage, Tables, Verdict,
+    Action, HookPoint, InsertError, Stage, Tables, Verdict,
     balance::{folded, mix},
     handover::Handover,
     headers::Headers,
@@ -33,18 +33,18 @@ const ATTEMPTS_AVOIDING_CLOSED: u32 = 64;
 /// Tries more source ports for a flow whose first port is taken. Follows [`begin`](super::begin()) or itself at the
 /// same hook.
 #[inline(always)]
-pub fn insert<At: Place, P: Packet, T: Tables>(_: &mut P, t: &T) -> Verdict {
+pub fn insert<At: HookPoint, P: Packet, T: Tables>(_: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(t, |h| attempt::<At, T, ATTEMPTS_PER_RUN>(t, h))
 }
 
 /// Inserts the flow handed over if its first source port is free; the packet continues with [`send`](super::send()).
 #[inline(always)]
-pub(super) fn first_attempt<At: Place, T: Tables>(t: &T, h: &mut Handover) -> Verdict {
+pub(super) fn first_attempt<At: HookPoint, T: Tables>(t: &T, h: &mut Handover) -> Verdict {
     attempt::<At, T, 1>(t, h)
 }
 
 #[inline(always)]
-fn attempt<At: Place, T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Verdict {
+fn attempt<At: HookPoint, T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Verdict {
     match insert_entries::<T, RUN>(t, h) {
         Ok(()) => {
             t.count(Counter::FlowsCreated);

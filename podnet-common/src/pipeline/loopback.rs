@@ -9,7 +9,7 @@ use crate::{
 };
 
 use super::{
-    Egress, Place, Tables, Verdict,
+    Egress, HookPoint, Tables, Verdict,
     enter::HEADERS,
     family::{Family, V4, V6, parse},
     frontend,
@@ -17,7 +17,7 @@ use super::{
 
 /// Handles a packet sent out of the loopback interface.
 #[inline(always)]
-pub fn loopback<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn loopback<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     p.pull(HEADERS);
     let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::PASS };
     let verdict = match ethernet.ethertype {
@@ -29,7 +29,7 @@ pub fn loopback<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 }
 
 #[inline(always)]
-fn family<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
+fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethernet: &Ethernet) -> Verdict {
     // Malformed packets are left to the host's stack.
     let Some(v) = parse::<F, P>(p) else { return Verdict::PASS };
     let Some(network) = t.network(&v.tuple.dst) else { return Verdict::PASS };

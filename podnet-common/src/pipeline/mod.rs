@@ -158,7 +158,7 @@ impl Verdict {
 
     /// Counts drops and rejects. Last step of every stage.
     #[inline(always)]
-    fn counted<At: Place, T: Tables>(self, t: &T) -> Self {
+    fn counted<At: HookPoint, T: Tables>(self, t: &T) -> Self {
         if let Action::Drop | Action::Reject = self.action {
             t.report(At::HOOK, self.reason);
         }
@@ -168,7 +168,7 @@ impl Verdict {
 
 /// Runs a stage on the records handed over to it.
 #[inline(always)]
-fn run_stage<At: Place, T: Tables>(t: &T, stage: impl FnOnce(&mut Handover) -> Verdict) -> Verdict {
+fn run_stage<At: HookPoint, T: Tables>(t: &T, stage: impl FnOnce(&mut Handover) -> Verdict) -> Verdict {
     t.handover(stage).unwrap_or(Verdict::drop(Reason::Internal)).counted::<At, T>(t)
 }
 
@@ -333,7 +333,7 @@ pub trait Tables {
 }
 
 /// A hook as a type, so that each program contains only the code of its own hook.
-pub trait Place {
+pub trait HookPoint {
     /// The hook.
     const HOOK: Hook;
     /// Packets leave the host's stack, which has routed them.
@@ -353,14 +353,14 @@ pub trait Place {
     }
 }
 
-macro_rules! places {
+macro_rules! hook_points {
     ($($name:ident)*) => { $(
         #[doc = concat!("[`Hook::", stringify!($name), "`] as a type.")]
         pub struct $name;
-        impl Place for $name {
+        impl HookPoint for $name {
             const HOOK: Hook = Hook::$name;
         }
     )* };
 }
 
-places! { FromPod ToPod FromUplink ToUplink FromHost UplinkXdp FromLoopback ToRaw }
+hook_points! { FromPod ToPod FromUplink ToUplink FromHost UplinkXdp FromLoopback ToRaw }

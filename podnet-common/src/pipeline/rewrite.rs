@@ -9,7 +9,7 @@ use crate::{
 };
 
 use super::{
-    Egress, Place, Verdict,
+    Egress, HookPoint, Verdict,
     family::{Family, FragmentKind, Parsed},
 };
 
@@ -23,7 +23,7 @@ pub(super) fn fits<F: Family, P: Packet>(p: &P, v: &Parsed<F>, mtu: u32) -> bool
 /// neighbour table. With `ANY`, the packet may be of any tracked protocol, or a fragment; otherwise it must be an
 /// unfragmented TCP or UDP packet.
 #[inline(always)]
-pub(super) fn translate<At: Place, F: Family, P: Packet, const ANY: bool>(
+pub(super) fn translate<At: HookPoint, F: Family, P: Packet, const ANY: bool>(
     p: &mut P,
     v: &Parsed<F>,
     entry: &CtEntry,
@@ -36,7 +36,7 @@ pub(super) fn translate<At: Place, F: Family, P: Packet, const ANY: bool>(
 }
 
 #[inline(always)]
-fn rewrite<At: Place, F: Family, P: Packet, const ANY: bool>(
+fn rewrite<At: HookPoint, F: Family, P: Packet, const ANY: bool>(
     p: &mut P,
     v: &Parsed<F>,
     entry: &CtEntry,

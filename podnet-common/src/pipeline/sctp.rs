@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Action, Place, Stage, Tables, Verdict,
+    Action, HookPoint, Stage, Tables, Verdict,
     family::{Family, Parsed, V4, V6},
     handover::{Departure, Handover, ToSctp},
     rewrite::ports_word,
@@ -50,7 +50,7 @@ pub(super) fn update_checksum<F: Family, P: Packet>(
 
 /// Updates the checksum and forwards the packet. Follows [`send`](super::send()) at the same hook.
 #[inline(always)]
-pub fn sctp<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn sctp<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(t, |h| {
         // First, while the verifier tracks only one packet state.
         let difference = checksum::crc32c_difference(h.sctp.change, h.sctp.after & 0xffff);

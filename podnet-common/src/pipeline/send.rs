@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    Place, Tables, Verdict,
+    HookPoint, Tables, Verdict,
     family::{Family, V4, V6},
     handover::{Handover, ToError},
     next_hop::set_egress,
@@ -19,7 +19,7 @@ use super::{
 /// Rewrites a packet according to its flow's entry and forwards it. Follows [`track`](super::track()),
 /// [`begin`](super::begin()) or [`insert`](super::insert()) at the same hook.
 #[inline(always)]
-pub fn send<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn send<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(
         t,
         |h| if h.packet.v6() { finish::<At, V6, P, T>(p, t, h) } else { finish::<At, V4, P, T>(p, t, h) },
@@ -29,7 +29,7 @@ pub fn send<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 /// Rewrites and forwards a packet. If its TTL is exceeded, or if it exceeds the MTU and may not be fragmented, its
 /// sender gets an ICMP error; if it may be fragmented, the stack does that.
 #[inline(always)]
-fn finish<At: Place, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Verdict {
+fn finish<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, h: &mut Handover) -> Verdict {
     let v = h.packet.parsed::<F>();
     let s = &mut h.send;
     let one_way = s.entry.flags & CtEntry::ONE_WAY != 0;

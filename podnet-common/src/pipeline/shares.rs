@@ -12,7 +12,7 @@ use crate::{
     layout::{Tuple, holders},
 };
 
-use super::{Place, Tables, handover::ToInsert};
+use super::{HookPoint, Tables, handover::ToInsert};
 
 /// Maximum number of entries per sender, as a multiple of the free entries. With 4, one greedy sender leaves a fifth of
 /// the table free, two leave a ninth.
@@ -21,7 +21,7 @@ const TIMES: u32 = 4;
 /// Whether the sender of a flow, whose packets have this tuple and arrive on `from`, may begin it. Stores the holder
 /// and the number of ports for [`insert`](super::insert()).
 #[inline(always)]
-pub(super) fn may_begin<At: Place, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, flow: &mut ToInsert) -> bool {
+pub(super) fn may_begin<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, flow: &mut ToInsert) -> bool {
     let Some(config) = t.config() else { return false };
     flow.holder = if At::FROM_UPLINK {
         holders::of_client(&tuple.src)

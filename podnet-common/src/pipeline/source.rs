@@ -5,7 +5,7 @@ use crate::{
     layout::{Config, Frontend, NetworkKind},
 };
 
-use super::{Place, Tables};
+use super::{HookPoint, Tables};
 
 /// Source address of a flow's packets.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) enum Source {
 
 /// Source address for the packets of a flow from a client to a backend of a service.
 #[inline(always)]
-pub(super) fn choose<At: Place, T: Tables>(
+pub(super) fn choose<At: HookPoint, T: Tables>(
     t: &T,
     config: &Config,
     frontend: &Frontend,

@@ -11,13 +11,13 @@ use crate::{
 };
 
 use super::{
-    Place, Stage, Tables, Verdict, admit, family::FragmentKind, handover::Handover, headers::Headers, next_hop,
+    HookPoint, Stage, Tables, Verdict, admit, family::FragmentKind, handover::Handover, headers::Headers, next_hop,
     run_stage,
 };
 
 /// Handles a packet that may change the state of its flow. Follows [`enter`](super::enter()) at the same hook.
 #[inline(always)]
-pub fn track<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
+pub fn track<At: HookPoint, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     run_stage::<At, T>(t, |h| {
         let Some(ethernet) = p.load::<Ethernet>(0) else { return Verdict::drop(Reason::Malformed) };
         match examine::<At, P, T>(p, t, &ethernet, &mut h.packet) {
@@ -28,7 +28,7 @@ pub fn track<At: Place, P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
 }
 
 #[inline(always)]
-fn follow_or_classify<At: Place, T: Tables>(
+fn follow_or_classify<At: HookPoint, T: Tables>(
     t: &T,
     h: &mut Handover,
     from: IfIndex,
@@ -67,7 +67,7 @@ impl Seen {
 /// Checks the source of a packet and completes its headers: ports of fragments, flags of SCTP. Returns whether the
 /// tuple has ports.
 #[inline(always)]
-fn examine<At: Place, P: Packet, T: Tables>(
+fn examine<At: HookPoint, P: Packet, T: Tables>(
     p: &P,
     t: &T,
     ethernet: &Ethernet,
@@ -120,7 +120,7 @@ fn fragment_ports<T: Tables>(t: &T, packet: &mut Headers) -> bool {
 /// (RFC 5961, section 4.2); if it doesn't answer, the client retransmits. Whether a forwarded flow is closed is unknown
 /// on this node.
 #[inline(always)]
-fn begins_new_flow<At: Place>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
+fn begins_new_flow<At: HookPoint>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
     let known_sender = (At::FROM_POD || At::FROM_HOST) && !entry.opening();
     let unanswered = entry.opening() && now.wrapping_sub(entry.last_seen) >= ANSWER;
     let over = (entry.closed() && !entry.doubtful()) || entry.flags & CtEntry::ONE_WAY != 0;
@@ -135,13 +135,13 @@ const ANSWER: u32 = 3;
 /// Whether another node has forwarded a packet that this node would forward as well. Nodes may disagree on a backend if
 /// they chose at different times, and the packet could loop.
 #[inline(always)]
-pub(super) fn forwarded_twice<At: Place, T: Tables>(t: &T, entry: &CtEntry, ethernet: &Ethernet) -> bool {
+pub(super) fn forwarded_twice<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, ethernet: &Ethernet) -> bool {
     At::FROM_UPLINK && entry.flags & CtEntry::ONE_WAY != 0 && t.is_peer(&ethernet.src)
 }
 
 /// Updates both entries of a known flow for a packet.
 #[inline(always)]
-fn follow<At: Place, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Seen) {
+fn follow<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Seen) {
     let now = t.advance();
     let proto = h.packet.tuple.proto;
     let before = h.send.entry.flags;
@@ -170,7 +170,7 @@ pub(super) fn last_seen_now(proto: Proto, opening: bool, now: u32) -> u32 {
 
 /// Flags of a flow's entry after a packet.
 #[inline(always)]
-fn state<At: Place>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
+fn state<At: HookPoint>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> u8 {
     let reply = entry.flags & CtEntry::REPLY != 0;
     let mut flags = entry.flags;
     if reply {
