@@ -139,7 +139,7 @@ impl HostTables {
     }
 
     /// Clears the route and direct path caches.
-    pub fn forget_routes(&self) {
+    pub fn clear_route_caches(&self) {
         self.next_hops.borrow_mut().clear();
         self.direct_paths.borrow_mut().clear();
     }
@@ -372,7 +372,7 @@ pub fn prefix(addr: IpAddr, len: u8) -> Prefix {
 
 /// Final outcome for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum FinalVerdict {
     /// Continues as if the hook weren't there.
     Pass,
     /// Dropped.
@@ -385,7 +385,7 @@ pub enum End {
     Answer(IfIndex),
 }
 
-impl End {
+impl FinalVerdict {
     /// Reason of a drop or reject.
     pub fn reason(self) -> Option<Reason> {
         match self {
@@ -396,26 +396,35 @@ impl End {
 }
 
 /// Runs a packet through a hook and its stages.
-pub fn run<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T) -> End {
+pub fn run<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T) -> FinalVerdict {
     follow(hook, packet, tables, &mut |_| {})
 }
 
-/// Same as [`run`], but calls `tell` with each stage after the first program.
-pub fn follow<T: Tables>(hook: Hook, packet: &mut HostPacket, tables: &T, tell: &mut dyn FnMut(Stage)) -> End {
+/// Same as [`run`], but calls `on_stage` with each stage after the first program.
+pub fn follow<T: Tables>(
+    hook: Hook,
+    packet: &mut HostPacket,
+    tables: &T,
+    on_stage: &mut dyn FnMut(Stage),
+) -> FinalVerdict {
     match hook {
-        Hook::FromPod => stages::<FromPod, T>(packet, tables, tell),
-        Hook::ToPod => stages::<ToPod, T>(packet, tables, tell),
+        Hook::FromPod => stages::<FromPod, T>(packet, tables, on_stage),
+        Hook::ToPod => stages::<ToPod, T>(packet, tables, on_stage),
         // `from_raw` adds an Ethernet header; packets in memory always have one.
-        Hook::FromUplink | Hook::FromRaw => stages::<FromUplink, T>(packet, tables, tell),
-        Hook::ToUplink => stages::<ToUplink, T>(packet, tables, tell),
-        Hook::ToRaw => stages::<ToRaw, T>(packet, tables, tell),
-        Hook::FromHost => stages::<FromHost, T>(packet, tables, tell),
-        Hook::FromLoopback => end(pipeline::loopback::<FromLoopback, _, _>(packet, tables), None),
-        Hook::UplinkXdp => end(pipeline::express::<UplinkXdp, _, _>(packet, tables), None),
+        Hook::FromUplink | Hook::FromRaw => stages::<FromUplink, T>(packet, tables, on_stage),
+        Hook::ToUplink => stages::<ToUplink, T>(packet, tables, on_stage),
+        Hook::ToRaw => stages::<ToRaw, T>(packet, tables, on_stage),
+        Hook::FromHost => stages::<FromHost, T>(packet, tables, on_stage),
+        Hook::FromLoopback => final_verdict(pipeline::loopback::<FromLoopback, _, _>(packet, tables), None),
+        Hook::UplinkXdp => final_verdict(pipeline::express::<UplinkXdp, _, _>(packet, tables), None),
     }
 }
 
-fn stages<At: HookPoint, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &mut dyn FnMut(Stage)) -> End {
+fn stages<At: HookPoint, T: Tables>(
+    packet: &mut HostPacket,
+    tables: &T,
+    on_stage: &mut dyn FnMut(Stage),
+) -> FinalVerdict {
     /// Kernel limit (`MAX_TAIL_CALL_CNT`), minus the tail call of the dispatcher.
     const TAIL_CALLS: usize = 32;
     let mut verdict = pipeline::enter::<At, _, _>(packet, tables);
@@ -429,7 +438,7 @@ fn stages<At: HookPoint, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &
             }
             _ => break,
         };
-        tell(stage);
+        on_stage(stage);
         verdict = match stage {
             Stage::Track => pipeline::track::<At, _, _>(packet, tables),
             Stage::Reject => pipeline::reject::<At, _, _>(packet, tables),
@@ -444,20 +453,20 @@ fn stages<At: HookPoint, T: Tables>(packet: &mut HostPacket, tables: &T, tell: &
             Stage::Quotation => pipeline::quotation::<At, _, _>(packet, tables),
         };
     }
-    end(verdict, refused)
+    final_verdict(verdict, refused)
 }
 
 /// Final outcome of a verdict; `refused` is the reason if the packet was rejected.
-fn end(verdict: Verdict, refused: Option<Reason>) -> End {
+fn final_verdict(verdict: Verdict, refused: Option<Reason>) -> FinalVerdict {
     let Verdict { action, reason, egress, .. } = verdict;
     match (action, refused) {
-        (Action::Pass, _) => End::Pass,
-        (Action::Forward, _) => End::Forward(egress.out, egress.ifindex),
-        (Action::Answer, Some(reason)) => End::Reject(reason, egress.ifindex),
-        (Action::Answer, None) => End::Answer(egress.ifindex),
-        (Action::Unanswered, Some(reason)) => End::Drop(reason),
-        (Action::Drop | Action::Reject, _) => End::Drop(reason),
-        (Action::Unanswered, None) => End::Drop(Reason::Internal),
-        (Action::Tail, _) => End::Drop(Reason::MissedTailCall),
+        (Action::Pass, _) => FinalVerdict::Pass,
+        (Action::Forward, _) => FinalVerdict::Forward(egress.out, egress.ifindex),
+        (Action::Answer, Some(reason)) => FinalVerdict::Reject(reason, egress.ifindex),
+        (Action::Answer, None) => FinalVerdict::Answer(egress.ifindex),
+        (Action::Unanswered, Some(reason)) => FinalVerdict::Drop(reason),
+        (Action::Drop | Action::Reject, _) => FinalVerdict::Drop(reason),
+        (Action::Unanswered, None) => FinalVerdict::Drop(Reason::Internal),
+        (Action::Tail, _) => FinalVerdict::Drop(Reason::MissedTailCall),
     }
 }

@@ -16,7 +16,7 @@ mod world;
 
 use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
 
-use podnet_common::{layout::Hook, simulator::End, verdict::Reason};
+use podnet_common::{layout::Hook, simulator::FinalVerdict, verdict::Reason};
 
 /// Number of generated scenarios; they take half a minute without optimisation.
 const SCENARIOS: u64 = 12_000;
@@ -50,13 +50,13 @@ impl Met {
 }
 
 /// An outcome without its interface.
-fn kind(end: End) -> String {
+fn kind(end: FinalVerdict) -> String {
     match end {
-        End::Pass => "Pass".to_owned(),
-        End::Answer(_) => "Answer".to_owned(),
-        End::Drop(reason) => format!("Drop({reason:?})"),
-        End::Reject(reason, _) => format!("Reject({reason:?})"),
-        End::Forward(out, _) => format!("Forward({out:?})"),
+        FinalVerdict::Pass => "Pass".to_owned(),
+        FinalVerdict::Answer(_) => "Answer".to_owned(),
+        FinalVerdict::Drop(reason) => format!("Drop({reason:?})"),
+        FinalVerdict::Reject(reason, _) => format!("Reject({reason:?})"),
+        FinalVerdict::Forward(out, _) => format!("Forward({out:?})"),
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use podnet_common::{
     addr::IfIndex,
     layout::{Config, Hook, Out},
-    simulator::End,
+    simulator::FinalVerdict,
     verdict::Reason,
 };
 
@@ -39,11 +39,11 @@ fn pods_can_claim_only_their_own_addresses_in_arp_and_ndp() {
             let ethernet = [[0xff; 6].as_slice(), &CLIENT_MAC, &[8, 6]].concat();
             [&ethernet[..], &[0, 1, 8, 0, 6, 4, 0, 1], &mac, &ip, &[0; 6], &[169, 254, 1, 1], &[0; 18]].concat()
         };
-        ensure!(both.run(Hook::FromPod, &arp(CLIENT_MAC, [10, 244, 1, 2]))?.0 == End::Pass);
-        ensure!(both.run(Hook::FromPod, &arp(CLIENT_MAC, [0; 4]))?.0 == End::Pass, "a probe");
+        ensure!(both.run(Hook::FromPod, &arp(CLIENT_MAC, [10, 244, 1, 2]))?.0 == FinalVerdict::Pass);
+        ensure!(both.run(Hook::FromPod, &arp(CLIENT_MAC, [0; 4]))?.0 == FinalVerdict::Pass, "a probe");
         for (mac, ip) in [(CLIENT_MAC, [10, 244, 1, 3]), (BACKEND_MAC, [10, 244, 1, 2]), (CLIENT_MAC, [169, 254, 1, 1])]
         {
-            ensure!(both.run(Hook::FromPod, &arp(mac, ip))?.0 == End::Drop(Reason::SpoofedSource));
+            ensure!(both.run(Hook::FromPod, &arp(mac, ip))?.0 == FinalVerdict::Drop(Reason::SpoofedSource));
         }
         let icmp6 = |src: &str, dst: &str| {
             let body = Transport::Raw(58, vec![135, 0, 0, 0, 0, 0, 0, 0]);
@@ -52,7 +52,7 @@ fn pods_can_claim_only_their_own_addresses_in_arp_and_ndp() {
         for (src, dst) in [("::", "ff02::1:ff00:2"), ("fd00:244:1::2", "ff02::1:ff00:1"), ("fd00:244:1::2", "fe80::1")]
         {
             let own = icmp6(src, dst);
-            expect(&both, Hook::FromPod, &own, End::Pass, &own)?;
+            expect(&both, Hook::FromPod, &own, FinalVerdict::Pass, &own)?;
         }
         for (src, dst) in [("fe80::c", "ff02::1:ff00:1"), ("fe80::c", "fe80::1")] {
             expect_drop(&both, Hook::FromPod, &icmp6(src, dst), Reason::LinkScope)?;
@@ -62,7 +62,7 @@ fn pods_can_claim_only_their_own_addresses_in_arp_and_ndp() {
         }
         // Neither IP nor ARP: an LLDP frame.
         let lldp = [&[1, 0x80, 0xc2, 0, 0, 0xe], &CLIENT_MAC[..], &[0x88, 0xcc], &[0; 50]].concat();
-        ensure!(both.run(Hook::FromPod, &lldp)?.0 == End::Drop(Reason::NotIp));
+        ensure!(both.run(Hook::FromPod, &lldp)?.0 == FinalVerdict::Drop(Reason::NotIp));
         Ok(())
     });
 }
@@ -97,9 +97,9 @@ fn forbidden_packets_from_outside_are_dropped_at_tc_and_xdp() {
             }
             // Allowed: another node's pod through its node, and any sender to the host.
             let pod = Frame::udp((a.remote, 40_014), (a.outside, 80)).macs(NODE2_MAC, UPLINK_MAC);
-            expect(both, hook, &pod, End::Pass, &pod)?;
+            expect(both, hook, &pod, FinalVerdict::Pass, &pod)?;
             let other = Frame::udp((a.outside, 40_014), (a.node, 80)).macs(outside_mac, UPLINK_MAC);
-            expect(both, hook, &other, End::Pass, &other)?;
+            expect(both, hook, &other, FinalVerdict::Pass, &other)?;
         }
         Ok(())
     });
@@ -118,7 +118,7 @@ fn mapped_addresses_in_ipv6_packets_are_dropped() {
             for hook in [Hook::FromPod, Hook::FromUplink, Hook::UplinkXdp] {
                 let frame = Frame::udp((ip(src), 40_015), (ip(dst), 80)).macs(CLIENT_MAC, HOST_MAC);
                 let (verdict, _) = both.run(hook, &frame.bytes())?;
-                ensure!(verdict == End::Drop(Reason::MappedAddress), "{hook:?} {src} {dst}: {verdict:?}");
+                ensure!(verdict == FinalVerdict::Drop(Reason::MappedAddress), "{hook:?} {src} {dst}: {verdict:?}");
             }
         }
         Ok(())
@@ -137,8 +137,8 @@ fn external_access_to_cluster_ips_can_be_enabled() {
                     .translated((a.outside, 40_016), (a.backend, 8080))
                     .ttl(63)
                     .macs(BACKEND_HOST_MAC, BACKEND_MAC);
-                expect(both, Hook::FromUplink, &input, End::Forward(Out::Pod, IfIndex(71)), &there)?;
-                expect(both, Hook::UplinkXdp, &input, End::Pass, &input)?;
+                expect(both, Hook::FromUplink, &input, FinalVerdict::Forward(Out::Pod, IfIndex(71)), &there)?;
+                expect(both, Hook::UplinkXdp, &input, FinalVerdict::Pass, &input)?;
             }
             Ok(())
         },

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use podnet_common::{
     addr::{IfIndex, Proto},
     layout::{CtEntry, Hook, NetworkKind, Out, Tuple},
-    simulator::End,
+    simulator::FinalVerdict,
     verdict::{Counter, Reason},
 };
 
@@ -51,7 +51,7 @@ pub fn from_client(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [Frame; 2] {
 
 /// Requires a verdict and an output frame.
 #[track_caller]
-pub fn expect(both: &Both, hook: Hook, input: &Frame, verdict: End, output: &Frame) -> Result<()> {
+pub fn expect(both: &Both, hook: Hook, input: &Frame, verdict: FinalVerdict, output: &Frame) -> Result<()> {
     let (got, bytes) = both.run(hook, &input.bytes())?;
     ensure!(got == verdict, "{hook:?} {input:?}: {got:?}, expected {verdict:?}");
     ensure!(bytes == output.bytes(), "{input:?}\n  got      {bytes:02x?}\n  expected {:02x?}", output.bytes());
@@ -61,7 +61,7 @@ pub fn expect(both: &Both, hook: Hook, input: &Frame, verdict: End, output: &Fra
 #[track_caller]
 pub fn expect_drop(both: &Both, hook: Hook, input: &Frame, reason: Reason) -> Result<()> {
     let (got, _) = both.run(hook, &input.bytes())?;
-    ensure!(got == End::Drop(reason), "{hook:?} {input:?}: {got:?}, expected {reason:?}");
+    ensure!(got == FinalVerdict::Drop(reason), "{hook:?} {input:?}: {got:?}, expected {reason:?}");
     Ok(())
 }
 
@@ -71,7 +71,7 @@ fn service_with_local_backend_translates_both_directions() {
         for input in from_client((a.client, 40_000), (a.local, 80)) {
             let there =
                 input.translated((a.client, 40_000), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
-            let to_backend = End::Forward(Out::Pod, IfIndex(71));
+            let to_backend = FinalVerdict::Forward(Out::Pod, IfIndex(71));
             // First packet, and packet of an established flow.
             expect(both, Hook::FromPod, &input, to_backend, &there)?;
             expect(both, Hook::FromPod, &input, to_backend, &there)?;
@@ -88,7 +88,7 @@ fn service_with_local_backend_translates_both_directions() {
                 (verdict, packet.data)
             };
             both.host.endpoints.entry(key).and_modify(|e| e.ifindex = IfIndex(71));
-            ensure!(verdict == End::Forward(Out::Pod, HERE) && bytes == back.bytes(), "{verdict:?}");
+            ensure!(verdict == FinalVerdict::Forward(Out::Pod, HERE) && bytes == back.bytes(), "{verdict:?}");
         }
         Ok(())
     });
@@ -99,12 +99,12 @@ fn service_with_remote_backend_translates_both_directions() {
     both_families(|both, a, uplink| {
         for input in from_client((a.client, 40_001), (a.far, 80)) {
             let there = input.translated((a.client, 40_001), (a.remote, 8080)).ttl(63);
-            expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
-            expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Forward(Out::Uplink, uplink), &there)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Forward(Out::Uplink, uplink), &there)?;
             let answer = there.translated((a.remote, 8080), (a.client, 40_001)).ttl(64).macs(NODE2_MAC, UPLINK_MAC);
             let back = answer.translated((a.far, 80), (a.client, 40_001)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)?;
         }
         Ok(())
     });
@@ -115,7 +115,7 @@ fn snat_uses_node_address_and_port_range_and_is_reversed() {
     both_families(|both, a, uplink| {
         for input in from_client((a.client, 40_002), (a.snat, 80)) {
             let (verdict, bytes) = both.run(Hook::FromPod, &input.bytes())?;
-            ensure!(verdict == End::Forward(Out::Uplink, uplink), "{verdict:?}");
+            ensure!(verdict == FinalVerdict::Forward(Out::Uplink, uplink), "{verdict:?}");
             let port = u16::from_be_bytes(bytes[if a.client.is_ipv4() { 34..36 } else { 54..56 }].try_into()?);
             ensure!((10_000..30_000).contains(&port), "port {port} is not of the range");
             let there = input.translated((a.node, port), (a.remote, 8080)).ttl(63);
@@ -124,8 +124,8 @@ fn snat_uses_node_address_and_port_range_and_is_reversed() {
             expect(both, Hook::FromPod, &input, verdict, &there)?;
             let answer = there.translated((a.remote, 8080), (a.node, port)).ttl(64).macs(NODE2_MAC, UPLINK_MAC);
             let back = answer.translated((a.snat, 80), (a.client, 40_002)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)?;
         }
         Ok(())
     });
@@ -136,10 +136,10 @@ fn hairpin_connection_has_hairpin_source() {
     both_families(|both, a, _| {
         for input in from_client((a.client, 40_003), (a.itself, 80)) {
             let there = input.translated((a.hairpin, 40_003), (a.client, 8080)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
-            expect(both, Hook::FromPod, &input, End::Forward(Out::Pod, HERE), &there)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Forward(Out::Pod, HERE), &there)?;
             let answer = there.translated((a.client, 8080), (a.hairpin, 40_003)).ttl(64).macs(CLIENT_MAC, HOST_MAC);
             let back = answer.translated((a.itself, 80), (a.client, 40_003)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
-            expect(both, Hook::FromPod, &answer, End::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromPod, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)?;
         }
         Ok(())
     });
@@ -151,11 +151,11 @@ fn host_network_backend_is_reached_through_the_stack_and_replies_through_to_pod(
         for input in from_client((a.client, 40_004), (a.host, 80)) {
             // The stack decrements the TTL.
             let there = input.translated((a.client, 40_004), (a.node, 8080));
-            expect(both, Hook::FromPod, &input, End::Pass, &there)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Pass, &there)?;
             let answer = there.translated((a.node, 8080), (a.client, 40_004)).macs(HOST_MAC, CLIENT_MAC);
             let back = answer.translated((a.host, 80), (a.client, 40_004));
-            expect(both, Hook::ToPod, &answer, End::Pass, &back)?;
-            expect(both, Hook::ToPod, &answer, End::Pass, &back)?;
+            expect(both, Hook::ToPod, &answer, FinalVerdict::Pass, &back)?;
+            expect(both, Hook::ToPod, &answer, FinalVerdict::Pass, &back)?;
         }
         Ok(())
     });
@@ -166,12 +166,12 @@ fn host_processes_reach_services_through_podnet0() {
     both_families(|both, a, uplink| {
         for input in from_client((a.node, 40_005), (a.far, 80)) {
             let there = input.translated((a.node, 40_005), (a.remote, 8080)).ttl(63);
-            expect(both, Hook::FromHost, &input, End::Forward(Out::Uplink, uplink), &there)?;
+            expect(both, Hook::FromHost, &input, FinalVerdict::Forward(Out::Uplink, uplink), &there)?;
             let answer = there.translated((a.remote, 8080), (a.node, 40_005)).ttl(64).macs(NODE2_MAC, UPLINK_MAC);
             // Delivered through podnet0, where the route to the service points, so that reverse path filtering accepts
             // it.
             let back = answer.translated((a.far, 80), (a.node, 40_005)).macs([2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 0]);
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Host, PODNET0), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Host, PODNET0), &back)?;
         }
         Ok(())
     });
@@ -182,14 +182,14 @@ fn host_process_reaching_its_own_host_has_hairpin_source() {
     both_families(|both, a, _| {
         for input in from_client((a.node, 40_006), (a.host, 80)) {
             let (verdict, bytes) = both.run(Hook::FromHost, &input.bytes())?;
-            ensure!(verdict == End::Forward(Out::Host, PODNET0), "{verdict:?}");
+            ensure!(verdict == FinalVerdict::Forward(Out::Host, PODNET0), "{verdict:?}");
             let port = u16::from_be_bytes(bytes[if a.client.is_ipv4() { 34..36 } else { 54..56 }].try_into()?);
             let there =
                 input.translated((a.hairpin, port), (a.node, 8080)).macs([2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 0]);
             ensure!(bytes == there.bytes());
             let answer = there.translated((a.node, 8080), (a.hairpin, port));
             let back = answer.translated((a.host, 80), (a.node, 40_006));
-            expect(both, Hook::FromHost, &answer, End::Forward(Out::Host, PODNET0), &back)?;
+            expect(both, Hook::FromHost, &answer, FinalVerdict::Forward(Out::Host, PODNET0), &back)?;
         }
         Ok(())
     });
@@ -232,7 +232,7 @@ fn services_without_endpoints_and_undefined_ports_are_rejected() {
             };
             reset.payload.clear();
             let (verdict, bytes) = both.run(Hook::FromPod, &tcp.bytes())?;
-            ensure!(verdict == End::Reject(reason, HERE), "{verdict:?}");
+            ensure!(verdict == FinalVerdict::Reject(reason, HERE), "{verdict:?}");
             ensure!(
                 without_window_and_id(&bytes) == without_window_and_id(&reset.bytes()),
                 "{bytes:02x?}\n{:02x?}",
@@ -240,12 +240,12 @@ fn services_without_endpoints_and_undefined_ports_are_rejected() {
             );
 
             let (verdict, bytes) = both.run(Hook::FromPod, &udp.bytes())?;
-            ensure!(verdict == End::Reject(reason, HERE), "{verdict:?}");
+            ensure!(verdict == FinalVerdict::Reject(reason, HERE), "{verdict:?}");
             check_unreachable(&udp.bytes(), &bytes, a)?;
         }
         let reset = Frame::tcp((a.client, 40_009), (a.empty, 80), RST).macs(CLIENT_MAC, HOST_MAC);
         let (verdict, _) = both.run(Hook::FromPod, &reset.bytes())?;
-        ensure!(matches!(verdict, End::Drop(_)), "a reset is never answered by a reset: {verdict:?}");
+        ensure!(matches!(verdict, FinalVerdict::Drop(_)), "a reset is never answered by a reset: {verdict:?}");
         expect_drop(both, Hook::FromPod, &from_client((a.client, 1), (a.nobody, 80))[0], Reason::UnallocatedService)
     });
 }
@@ -295,19 +295,19 @@ fn pod_to_pod_traffic_is_not_translated() {
     both_families(|both, a, uplink| {
         for input in from_client((a.client, 40_010), (a.backend, 8080)) {
             let there = input.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
-            expect(both, Hook::FromPod, &input, End::Forward(Out::Pod, IfIndex(71)), &there)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Forward(Out::Pod, IfIndex(71)), &there)?;
             let from_node2 = input.translated((a.remote, 40_010), (a.backend, 8080)).macs(NODE2_MAC, UPLINK_MAC);
             let there = from_node2.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
-            expect(both, Hook::FromUplink, &from_node2, End::Forward(Out::Pod, IfIndex(71)), &there)?;
+            expect(both, Hook::FromUplink, &from_node2, FinalVerdict::Forward(Out::Pod, IfIndex(71)), &there)?;
         }
         for input in from_client((a.client, 40_010), (a.remote, 8080)) {
             let there = input.clone().ttl(63);
-            expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Forward(Out::Uplink, uplink), &there)?;
         }
         // Packets to the hosts themselves belong to the stack.
         for dst in [a.node, a.node2] {
             let [tcp, _] = from_client((a.client, 40_010), (dst, 80));
-            expect(both, Hook::FromPod, &tcp, End::Pass, &tcp)?;
+            expect(both, Hook::FromPod, &tcp, FinalVerdict::Pass, &tcp)?;
         }
         Ok(())
     });
@@ -320,13 +320,13 @@ fn expired_and_oversized_packets_get_icmp_errors() {
         for dst in [(a.backend, 8080), (a.remote, 8080)] {
             for input in from_client((a.client, 40_011), dst) {
                 let dying = input.clone().ttl(1);
-                expect(both, Hook::FromPod, &dying, End::Pass, &dying)?;
+                expect(both, Hook::FromPod, &dying, FinalVerdict::Pass, &dying)?;
             }
         }
         for dst in [(a.backend, 8080), (a.remote, 8080)] {
             let [mut long, _] = from_client((a.client, 40_011), dst);
             long.payload = vec![7; 1600];
-            expect(both, Hook::FromPod, &long, End::Pass, &long)?;
+            expect(both, Hook::FromPod, &long, FinalVerdict::Pass, &long)?;
         }
         ensure!(both.kernel.count(Counter::ToStack)? >= 6);
         // On the way to a service, the error comes from the service's address and quotes the packet as sent.
@@ -344,9 +344,18 @@ fn expired_and_oversized_packets_get_icmp_errors() {
         if a.client.is_ipv4() {
             let [_, mut long] = from_client((a.client, 40_013), (a.local, 80));
             (long.payload, long.fragment) = (vec![7; 1600], Some(0));
-            expect(both, Hook::FromPod, &long, End::Pass, &long.translated((a.client, 40_013), (a.backend, 8080)))?;
+            expect(
+                both,
+                Hook::FromPod,
+                &long,
+                FinalVerdict::Pass,
+                &long.translated((a.client, 40_013), (a.backend, 8080)),
+            )?;
             let (end, _) = both.run(Hook::FromPod, &long.translated((a.client, 40_014), (a.snat, 80)).bytes())?;
-            ensure!(end == End::Forward(Out::Host, PODNET0), "the stack takes no packet with its own source: {end:?}");
+            ensure!(
+                end == FinalVerdict::Forward(Out::Host, PODNET0),
+                "the stack takes no packet with its own source: {end:?}"
+            );
         }
         Ok(())
     });
@@ -356,7 +365,7 @@ fn expired_and_oversized_packets_get_icmp_errors() {
 fn check_error(both: &Both, a: &Addresses, input: &Frame, reason: Reason, kind: [u8; 2], mtu: u32) -> Result<()> {
     let sent = input.bytes();
     let (end, answer) = both.run(Hook::FromPod, &sent)?;
-    ensure!(end == End::Reject(reason, HERE), "{input:?}: {end:?}");
+    ensure!(end == FinalVerdict::Reject(reason, HERE), "{input:?}: {end:?}");
     let ip = if input.src.is_ipv4() { 20 } else { 40 };
     let icmp = &answer[14 + ip..];
     ensure!(icmp[..2] == kind && icmp[4..8] == mtu.to_be_bytes(), "{icmp:02x?}");
@@ -405,7 +414,7 @@ fn full_conntrack_refuses_new_flows_and_keeps_existing_ones() {
         both.host.conntrack_max = Some(1);
         let mut packet = podnet_common::simulator::HostPacket { data: flow(1), ifindex: HERE };
         let verdict = podnet_common::simulator::run(Hook::FromPod, &mut packet, &both.host);
-        ensure!(verdict == End::Drop(Reason::ConntrackFull), "{verdict:?}");
+        ensure!(verdict == FinalVerdict::Drop(Reason::ConntrackFull), "{verdict:?}");
         ensure!(both.host.conntrack.borrow().is_empty(), "half a flow stays");
         Ok(())
     });
@@ -439,13 +448,13 @@ fn lost_half_is_rebuilt_from_the_other() {
                 let clients = lost.src == a.client.into();
                 if clients {
                     let (end, _) = both.run(Hook::FromUplink, &answer.bytes())?;
-                    ensure!(end == End::Forward(Out::Pod, HERE), "{end:?}");
+                    ensure!(end == FinalVerdict::Forward(Out::Pod, HERE), "{end:?}");
                     // The backend of a datagram may be gone; the next datagram has to reach another one.
                     ensure!(both.kernel.conntrack()?.contains_key(lost) != udp, "udp: {udp}");
                 }
                 if udp || !clients {
                     let (end, _) = both.run(Hook::FromPod, &later.bytes())?;
-                    ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+                    ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
                 }
                 let made: CtEntry = *both.kernel.conntrack()?.get(lost).context("it is still lost")?;
                 let was = whole[lost];
@@ -483,7 +492,7 @@ fn closed_connection_can_be_reopened_on_the_same_ports() {
         // The final ACK still passes.
         let last = packet(ACK);
         let there = last.translated((a.client, 40_018), (a.remote, 8080)).ttl(63);
-        expect(both, Hook::FromPod, &last, End::Forward(Out::Uplink, uplink), &there)?;
+        expect(both, Hook::FromPod, &last, FinalVerdict::Forward(Out::Uplink, uplink), &there)?;
         both.run(Hook::FromPod, &packet(SYN).bytes())?;
         ensure!(!both.kernel.conntrack()?[&key].closed(), "a new connection");
         Ok(())
@@ -508,7 +517,7 @@ fn packets_to_a_bandwidth_limited_pod_pass_its_qdisc() {
     both_families_with(change, |both, a, _| {
         for input in from_client((a.client, 40_021), (a.backend, 8080)) {
             let there = input.clone().ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
-            expect(both, Hook::FromPod, &input, End::Forward(Out::Queue, IfIndex(71)), &there)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Forward(Out::Queue, IfIndex(71)), &there)?;
         }
         // Through a service: first and later packets, in both directions.
         for input in from_client((a.client, 40_022), (a.itself, 80)) {
@@ -516,8 +525,8 @@ fn packets_to_a_bandwidth_limited_pod_pass_its_qdisc() {
             let answer = there.translated((a.client, 8080), (a.hairpin, 40_022)).ttl(64).macs(CLIENT_MAC, HOST_MAC);
             let back = answer.translated((a.itself, 80), (a.client, 40_022)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
             for _ in 0..2 {
-                expect(both, Hook::FromPod, &input, End::Forward(Out::Queue, HERE), &there)?;
-                expect(both, Hook::FromPod, &answer, End::Forward(Out::Queue, HERE), &back)?;
+                expect(both, Hook::FromPod, &input, FinalVerdict::Forward(Out::Queue, HERE), &there)?;
+                expect(both, Hook::FromPod, &answer, FinalVerdict::Forward(Out::Queue, HERE), &back)?;
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use podnet_common::{
         macs,
     },
     pipeline::Route,
-    simulator::{self, End, HostPacket, HostTables, prefix},
+    simulator::{self, FinalVerdict, HostPacket, HostTables, prefix},
     time::ticks,
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
@@ -347,17 +347,17 @@ impl Both {
     }
 
     /// Traces a packet over the kernel's tables, then runs it in the kernel, and requires the traced verdict and bytes.
-    pub fn trace(&self, hook: Hook, data: &[u8]) -> Result<End> {
+    pub fn trace(&self, hook: Hook, data: &[u8]) -> Result<FinalVerdict> {
         self.kernel.set_clock(one_tick_for_both()?)?;
         // All hooks share one interface here, so a path cached by one would apply to the others.
-        self.kernel.forget_routes()?;
+        self.kernel.clear_route_caches()?;
         let live = self.kernel.look()?;
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
         let end = simulator::run(hook, &mut packet, &live);
         live.check()?;
         // If the path is already cached on this processor, the program writes the MACs that the neighbour table would
         // supply.
-        let from = if matches!(end, End::Forward(Out::Uplink | Out::Via, _)) { 12 } else { 0 };
+        let from = if matches!(end, FinalVerdict::Forward(Out::Uplink | Out::Via, _)) { 12 } else { 0 };
         if let Some((seen, bytes)) = self.kernel.run(hook, data)? {
             ensure!(
                 seen == end.into() && (bytes.get(from..) == packet.data.get(from..) || seen == Seen::Drop),
@@ -369,14 +369,14 @@ impl Both {
     }
 
     /// Runs a packet on host and in kernel, requires equal verdicts, bytes and counters, and returns verdict and bytes.
-    pub fn run(&self, hook: Hook, data: &[u8]) -> Result<(End, Vec<u8>)> {
+    pub fn run(&self, hook: Hook, data: &[u8]) -> Result<(FinalVerdict, Vec<u8>)> {
         let now = one_tick_for_both()?;
         if self.host.now.replace(now) != now {
             self.kernel.set_clock(now)?;
         }
         if !self.remembers_routes {
-            self.host.forget_routes();
-            self.kernel.forget_routes()?;
+            self.host.clear_route_caches();
+            self.kernel.clear_route_caches()?;
         }
         let before = self.kernel.counters()?;
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{Backend, Frontend, FrontendKey, Hook, Network, Out, TUNNEL_PORT},
-    simulator::{End, HostTables},
+    simulator::{FinalVerdict, HostTables},
     verdict::Reason,
 };
 
@@ -54,15 +54,15 @@ fn pod_packets_to_another_node_use_the_cached_macs() {
             let udp = Frame::udp((a.client, 40_500), to).macs(CLIENT_MAC, HOST_MAC);
             let tcp = Frame::tcp((a.client, 40_501), to, ACK).macs(CLIENT_MAC, HOST_MAC);
             let by_macs = |frame: &Frame| frame.clone().ttl(63).macs(UPLINK_MAC, NODE3_MAC);
-            expect(both, Hook::FromPod, &udp, End::Forward(Out::Uplink, uplink), &udp.clone().ttl(63))?;
+            expect(both, Hook::FromPod, &udp, FinalVerdict::Forward(Out::Uplink, uplink), &udp.clone().ttl(63))?;
             for frame in [&udp, &tcp] {
-                expect(both, Hook::FromPod, frame, End::Forward(Out::Link, uplink), &by_macs(frame))?;
+                expect(both, Hook::FromPod, frame, FinalVerdict::Forward(Out::Link, uplink), &by_macs(frame))?;
             }
             // The stack handles packets that the cached path cannot.
-            expect(both, Hook::FromPod, &udp.clone().ttl(1), End::Pass, &udp.clone().ttl(1))?;
+            expect(both, Hook::FromPod, &udp.clone().ttl(1), FinalVerdict::Pass, &udp.clone().ttl(1))?;
             let mut long = udp.clone();
             long.payload = vec![7; 1500];
-            expect(both, Hook::FromPod, &long, End::Pass, &long)?;
+            expect(both, Hook::FromPod, &long, FinalVerdict::Pass, &long)?;
             // A cached path applies to the pod that created it only.
             expect_drop(both, Hook::FromPod, &udp.clone().macs(BACKEND_MAC, HOST_MAC), Reason::SpoofedSource)
         },
@@ -78,7 +78,7 @@ fn packets_from_a_remote_pod_use_the_cached_path_only_from_its_node() {
             for dport in [9000, 9001] {
                 let udp = Frame::udp((a.remote3, 40_500), (a.client, dport)).macs(NODE3_MAC, UPLINK_MAC);
                 let there = udp.clone().ttl(63).macs(HOST_MAC, CLIENT_MAC);
-                expect(both, Hook::FromUplink, &udp, End::Forward(Out::Pod, HERE), &there)?;
+                expect(both, Hook::FromUplink, &udp, FinalVerdict::Forward(Out::Pod, HERE), &there)?;
                 let forged = udp.macs(NODE2_MAC, UPLINK_MAC);
                 expect_drop(both, Hook::FromUplink, &forged, Reason::PodFromWrongNode)?;
             }
@@ -97,12 +97,12 @@ fn new_connection_is_examined_despite_cached_path() {
             // The service selects the backend to which the client then connects directly, from the same port.
             let service = Frame::tcp(client, (a.node, NODE_PORT_FAR), SYN).macs(CLIENT_MAC, HOST_MAC);
             let (end, _) = both.run(Hook::FromPod, &service.bytes())?;
-            ensure!(matches!(end, End::Forward(..)), "{end:?}");
+            ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}");
             let probe = Frame::udp((a.client, 40_503), (a.remote3, 9000)).macs(CLIENT_MAC, HOST_MAC);
             both.run(Hook::FromPod, &probe.bytes())?;
             let direct = Frame::tcp(client, (a.remote3, 8080), SYN).macs(CLIENT_MAC, HOST_MAC);
             let (end, bytes) = both.run(Hook::FromPod, &direct.bytes())?;
-            ensure!(matches!(end, End::Forward(..)), "{end:?}");
+            ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}");
             let at = if a.client.is_ipv6() { 14 + 40 } else { 14 + 20 };
             let port = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
             ensure!(port != 40_502, "its answers would be taken for the service's");
@@ -118,11 +118,11 @@ fn packets_to_a_node_are_not_cached_because_ports_matter() {
         for _ in 0..2 {
             let node = Frame::udp((a.client, 40_504), (a.node3, 9000)).macs(CLIENT_MAC, HOST_MAC);
             let there = node.clone().ttl(63).macs(OWN_MAC, NODE3_MAC);
-            expect(both, Hook::FromPod, &node, End::Forward(Out::Tunnel, TUNNEL), &there)?;
+            expect(both, Hook::FromPod, &node, FinalVerdict::Forward(Out::Tunnel, TUNNEL), &there)?;
         }
         let service = Frame::udp((a.client, 40_504), (a.node3, PORT)).macs(CLIENT_MAC, HOST_MAC);
         let (end, _) = both.run(Hook::FromPod, &service.bytes())?;
-        ensure!(end == End::Forward(Out::Pod, IfIndex(71)), "{end:?}: past the service");
+        ensure!(end == FinalVerdict::Forward(Out::Pod, IfIndex(71)), "{end:?}: past the service");
         Ok(())
     });
 }
@@ -133,11 +133,11 @@ fn only_tunnel_packets_have_a_cached_path_to_the_stack() {
         both.remembers_routes = true;
         for sport in [50_000, 50_001, 50_002] {
             let outer = Frame::udp((a.node2, sport), (a.node, TUNNEL_PORT)).macs(NODE2_MAC, UPLINK_MAC);
-            expect(both, Hook::FromUplink, &outer, End::Pass, &outer)?;
+            expect(both, Hook::FromUplink, &outer, FinalVerdict::Pass, &outer)?;
         }
         let service = Frame::udp((a.node2, 50_003), (a.node, NODE_PORT)).macs(NODE2_MAC, UPLINK_MAC);
         let (end, _) = both.run(Hook::FromUplink, &service.bytes())?;
-        ensure!(end == End::Forward(Out::Pod, IfIndex(71)), "{end:?}: past the service");
+        ensure!(end == FinalVerdict::Forward(Out::Pod, IfIndex(71)), "{end:?}: past the service");
         for _ in 0..2 {
             let stranger = Frame::udp((a.outside, 50_004), (a.node, TUNNEL_PORT)).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             expect_drop(both, Hook::FromUplink, &stranger, Reason::TunnelFromOutside)?;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use podnet_common::{
     layout::{Hook, Out},
-    simulator::End,
+    simulator::FinalVerdict,
     verdict::Reason,
 };
 
@@ -37,7 +37,7 @@ fn error(src: IpAddr, dst: IpAddr, about: &Frame, quote: usize) -> Frame {
 }
 
 /// Compares frames, and ICMP checksums by value: zero has two representations in one's complement.
-fn expect(both: &Both, hook: Hook, input: &Frame, end: End, output: &Frame) -> Result<()> {
+fn expect(both: &Both, hook: Hook, input: &Frame, end: FinalVerdict, output: &Frame) -> Result<()> {
     let (got, mut bytes) = both.run(hook, &input.bytes())?;
     ensure!(got == end, "{hook:?} {input:?}: {got:?}, expected {end:?}");
     let mut expected = output.bytes();
@@ -66,7 +66,7 @@ fn error_from_a_router_reaches_the_client_with_its_original_packet() {
             let sent = packet.translated((a.client, 41_000), (a.remote, 8080));
             let from_router = error(a.node2, a.client, &sent, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = error(a.node2, a.client, &packet, quote).macs(HOST_MAC, CLIENT_MAC).ttl(63);
-            expect(both, Hook::FromUplink, &from_router, End::Forward(Out::Pod, HERE), &seen)?;
+            expect(both, Hook::FromUplink, &from_router, FinalVerdict::Forward(Out::Pod, HERE), &seen)?;
         }
         Ok(())
     });
@@ -82,7 +82,7 @@ fn error_about_a_source_translated_packet_reaches_its_client() {
             let sent = packet.translated((a.node, port), (a.remote, 8080));
             let from_router = error(a.node2, a.node, &sent, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = error(a.node2, a.client, &packet, quote).macs(HOST_MAC, CLIENT_MAC).ttl(63);
-            expect(both, Hook::FromUplink, &from_router, End::Forward(Out::Pod, HERE), &seen)?;
+            expect(both, Hook::FromUplink, &from_router, FinalVerdict::Forward(Out::Pod, HERE), &seen)?;
         }
         Ok(())
     });
@@ -96,7 +96,7 @@ fn error_from_the_local_stack_is_translated_for_the_pod() {
             let sent = packet.translated((a.client, 41_002), (a.backend, 8080));
             let from_stack = error(a.node, a.client, &sent, quote).macs(HOST_MAC, CLIENT_MAC);
             let seen = error(a.node, a.client, &packet, quote).macs(HOST_MAC, CLIENT_MAC);
-            expect(both, Hook::ToPod, &from_stack, End::Pass, &seen)?;
+            expect(both, Hook::ToPod, &from_stack, FinalVerdict::Pass, &seen)?;
         }
         Ok(())
     });
@@ -110,7 +110,7 @@ fn error_from_the_backend_comes_from_the_service() {
             let sent = packet.translated((a.client, 41_003), (a.remote, 8080));
             let from_backend = error(a.remote, a.client, &sent, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = error(a.far, a.client, &packet, quote).macs(HOST_MAC, CLIENT_MAC).ttl(63);
-            expect(both, Hook::FromUplink, &from_backend, End::Forward(Out::Pod, HERE), &seen)?;
+            expect(both, Hook::FromUplink, &from_backend, FinalVerdict::Forward(Out::Pod, HERE), &seen)?;
         }
         Ok(())
     });
@@ -127,7 +127,7 @@ fn error_from_a_client_about_a_reply_reaches_the_backend() {
                 let from_client = error(a.client, a.far, &answer, quote).macs(CLIENT_MAC, HOST_MAC);
                 let as_sent = packet.translated((a.remote, 8080), (a.client, 41_004));
                 let seen = error(a.client, a.remote, &as_sent, quote).macs(CLIENT_MAC, HOST_MAC).ttl(63);
-                expect(&both, Hook::FromPod, &from_client, End::Forward(Out::Uplink, uplink), &seen)?;
+                expect(&both, Hook::FromPod, &from_client, FinalVerdict::Forward(Out::Uplink, uplink), &seen)?;
             }
         }
         Ok(())
@@ -140,8 +140,8 @@ fn error_about_an_untranslated_packet_keeps_its_quotation() {
         for (packet, quote) in packets((a.client, 41_005), (a.outside, 80)) {
             let untouched = error(a.node2, a.client, &packet, quote).macs(NODE2_MAC, UPLINK_MAC);
             let seen = untouched.clone().macs(HOST_MAC, CLIENT_MAC).ttl(63);
-            expect(both, Hook::FromUplink, &untouched, End::Forward(Out::Pod, HERE), &seen)?;
-            expect(both, Hook::ToPod, &untouched, End::Pass, &untouched)?;
+            expect(both, Hook::FromUplink, &untouched, FinalVerdict::Forward(Out::Pod, HERE), &seen)?;
+            expect(both, Hook::ToPod, &untouched, FinalVerdict::Pass, &untouched)?;
         }
         Ok(())
     });
@@ -163,24 +163,24 @@ fn errors_from_senders_outside_the_flow_are_dropped() {
         for (about, quote) in flows.into_iter().flat_map(|(src, dst)| packets(src, dst)) {
             let to = about.src;
             let forged = error(a.client, to, &about, quote).macs(CLIENT_MAC, HOST_MAC);
-            expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
+            expect(both, Hook::FromPod, &forged, FinalVerdict::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
         // Quotes a packet that was sent to it, but is addressed to another pod.
         for (about, quote) in packets((a.remote, 8080), (a.client, 41_006)) {
             let forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
-            expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
+            expect(both, Hook::FromPod, &forged, FinalVerdict::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
         // Hosts outside cannot have seen flows that stay on this node.
         for (packet, quote) in packets((a.client, 41_007), (a.local, 80)) {
             both.run(Hook::FromPod, &packet.bytes())?;
             let sent = packet.translated((a.client, 41_007), (a.backend, 8080));
             let forged = error(a.outside, a.client, &sent, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-            expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
+            expect(both, Hook::FromUplink, &forged, FinalVerdict::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
         // Nor may they send one pod errors about packets of another.
         for (packet, quote) in packets((a.backend, 41_008), internet) {
             let forged = error(a.outside, a.client, &packet, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-            expect(both, Hook::FromUplink, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)?;
+            expect(both, Hook::FromUplink, &forged, FinalVerdict::Drop(Reason::UnrelatedIcmpError), &forged)?;
         }
         Ok(())
     });
@@ -193,7 +193,7 @@ fn fragmented_errors_are_dropped() {
         let (about, quote) = packets((a.backend, 41_009), (a.far, 80)).into_iter().next().unwrap();
         let mut forged = error(a.client, a.backend, &about, quote).macs(CLIENT_MAC, HOST_MAC);
         forged.fragment = Some(if a.client.is_ipv4() { 0x2000 } else { 1 });
-        expect(both, Hook::FromPod, &forged, End::Drop(Reason::UnrelatedIcmpError), &forged)
+        expect(both, Hook::FromPod, &forged, FinalVerdict::Drop(Reason::UnrelatedIcmpError), &forged)
     });
 }
 
@@ -207,13 +207,13 @@ fn error_about_a_direct_reply_is_forwarded_without_a_flow() {
                 // An error forwarded by another node is not forwarded again.
                 let from_node = error(a.outside, a.node, &answer, quote).macs(NODE2_MAC, UPLINK_MAC);
                 let (end, _) = both.run(Hook::FromUplink, &from_node.bytes())?;
-                ensure!(!matches!(end, End::Forward(..)), "{end:?}");
+                ensure!(!matches!(end, FinalVerdict::Forward(..)), "{end:?}");
             }
             for (answer, quote) in packets((a.node, NODE_PORT_DIRECT), (a.outside, 41_010)) {
                 let from_router = error(a.outside, a.node, &answer, quote).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
                 let on = from_router.clone().ttl(63);
                 let (end, bytes) = both.run(Hook::FromUplink, &from_router.bytes())?;
-                ensure!(matches!(end, End::Forward(Out::Via | Out::Link, _)), "{end:?}");
+                ensure!(matches!(end, FinalVerdict::Forward(Out::Via | Out::Link, _)), "{end:?}");
                 ensure!(bytes[12..] == on.bytes()[12..], "it was changed");
             }
         }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use podnet_common::{
     addr::IfIndex,
     layout::{Hook, Network, NetworkKind, Out, Prefix, ServiceClient, SourceRange},
-    simulator::{End, HostTables, prefix},
+    simulator::{FinalVerdict, HostTables, prefix},
     verdict::Reason,
 };
 
@@ -20,7 +20,7 @@ use crate::{
     frame::{ACK, FIN, Frame, SYN, Transport},
 };
 
-const INTO_BACKEND: End = End::Forward(Out::Pod, IfIndex(71));
+const INTO_BACKEND: FinalVerdict = FinalVerdict::Forward(Out::Pod, IfIndex(71));
 
 /// Frames of all protocols from an external client.
 fn from_outside(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [Frame; 3] {
@@ -56,7 +56,7 @@ fn node_port_with_local_backend_preserves_the_client_address() {
             // A reply that comes through the stack, as from a backend with traffic shaping.
             let answer = next(&there).translated((a.backend, 8080), (a.outside, 41_000));
             let back = answer.translated((a.node, NODE_PORT), (a.outside, 41_000));
-            expect(both, Hook::ToUplink, &answer, End::Pass, &back)?;
+            expect(both, Hook::ToUplink, &answer, FinalVerdict::Pass, &back)?;
         }
         Ok(())
     });
@@ -69,7 +69,7 @@ fn node_port_with_remote_backend_uses_the_node_address() {
         for input in from_outside((a.outside, 41_001), (a.node, NODE_PORT_FAR)) {
             let (end, bytes) = both.run(Hook::FromUplink, &input.bytes())?;
             // The first packet uses the neighbour table, which keeps the neighbour entry alive.
-            ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+            ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
             let port = source_port(&bytes, v6)?;
             ensure!((10_000..30_000).contains(&port), "port {port} is not of the range");
             let there = input.translated((a.node, port), (a.remote3, 8080)).ttl(63);
@@ -80,20 +80,20 @@ fn node_port_with_remote_backend_uses_the_node_address() {
             if matches!(input.transport, Transport::Sctp { .. }) {
                 // SCTP packets always take the path of first packets.
                 let there = there.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-                expect(both, Hook::FromUplink, &input, End::Forward(Out::Uplink, uplink), &there)?;
-                expect(both, Hook::FromUplink, &answer, End::Forward(Out::Uplink, uplink), &back)?;
+                expect(both, Hook::FromUplink, &input, FinalVerdict::Forward(Out::Uplink, uplink), &there)?;
+                expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Uplink, uplink), &back)?;
                 continue;
             }
             // XDP leaves replies to TC until TC has seen one; afterwards it forwards them.
-            expect(both, Hook::UplinkXdp, &answer, End::Pass, &answer)?;
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Uplink, uplink), &back)?;
+            expect(both, Hook::UplinkXdp, &answer, FinalVerdict::Pass, &answer)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Uplink, uplink), &back)?;
             // The packet that confirms a connection leaves the fast path once more.
             both.run(Hook::FromUplink, &input.bytes())?;
-            expect(both, Hook::FromUplink, &input, End::Forward(Out::Link, uplink), &there)?;
-            expect(both, Hook::UplinkXdp, &input, End::Forward(Out::Link, uplink), &there)?;
+            expect(both, Hook::FromUplink, &input, FinalVerdict::Forward(Out::Link, uplink), &there)?;
+            expect(both, Hook::UplinkXdp, &input, FinalVerdict::Forward(Out::Link, uplink), &there)?;
             let back = back.macs(UPLINK_MAC, CLIENT_OUTSIDE_MAC);
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Link, uplink), &back)?;
-            expect(both, Hook::UplinkXdp, &answer, End::Forward(Out::Link, uplink), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Link, uplink), &back)?;
+            expect(both, Hook::UplinkXdp, &answer, FinalVerdict::Forward(Out::Link, uplink), &back)?;
         }
         Ok(())
     });
@@ -131,17 +131,17 @@ fn node_ports_serve_pods_and_host_processes() {
         }
         let [input, _] = from_client((a.node, 41_003), (a.node, NODE_PORT));
         let on = input.clone().macs([2, 0, 0, 0, 9, 0], [2, 0, 0, 0, 9, 1]);
-        expect(both, Hook::FromLoopback, &input, End::Forward(Out::Link, PODNET0), &on)?;
+        expect(both, Hook::FromLoopback, &input, FinalVerdict::Forward(Out::Link, PODNET0), &on)?;
         let [other, _] = from_client((a.node, 41_004), (a.node, 80));
-        expect(both, Hook::FromLoopback, &other, End::Pass, &other)?;
+        expect(both, Hook::FromLoopback, &other, FinalVerdict::Pass, &other)?;
         // Leaves through podnet1, and returns to the process through podnet0.
         let input = Frame::tcp((a.node, 41_003), (a.node, NODE_PORT_FAR), SYN);
         let (end, _) = both.run(Hook::FromHost, &input.bytes())?;
-        ensure!(matches!(end, End::Forward(Out::Uplink, _)), "{end:?}");
+        ensure!(matches!(end, FinalVerdict::Forward(Out::Uplink, _)), "{end:?}");
         let answer = Frame::tcp((a.remote3, 8080), (a.node, 41_003), SYN | ACK).macs(NODE3_MAC, UPLINK_MAC);
         let back =
             answer.translated((a.node, NODE_PORT_FAR), (a.node, 41_003)).macs([2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 9, 0]);
-        expect(both, Hook::FromUplink, &answer, End::Forward(Out::Host, PODNET0), &back)
+        expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Host, PODNET0), &back)
     });
 }
 
@@ -150,13 +150,13 @@ fn direct_server_return_forwards_the_packet_unchanged() {
     both_families(|both, a, uplink| {
         for input in from_outside((a.outside, 41_005), (a.node, NODE_PORT_DIRECT)) {
             let on = input.clone().ttl(63);
-            expect(both, Hook::FromUplink, &input, End::Forward(Out::Via, uplink), &on)?;
+            expect(both, Hook::FromUplink, &input, FinalVerdict::Forward(Out::Via, uplink), &on)?;
             if matches!(input.transport, Transport::Sctp { .. }) {
                 continue;
             }
             let (input, on) = (next(&input), next(&on).macs(UPLINK_MAC, NODE3_MAC));
-            expect(both, Hook::FromUplink, &input, End::Forward(Out::Link, uplink), &on)?;
-            expect(both, Hook::UplinkXdp, &input, End::Forward(Out::Link, uplink), &on)?;
+            expect(both, Hook::FromUplink, &input, FinalVerdict::Forward(Out::Link, uplink), &on)?;
+            expect(both, Hook::UplinkXdp, &input, FinalVerdict::Forward(Out::Link, uplink), &on)?;
         }
         let flows = both.kernel.conntrack()?;
         ensure!(flows.keys().all(|key| key.src != a.remote3.into()), "a flow that is sent on has one entry: {flows:?}");
@@ -188,12 +188,13 @@ fn range_of_all_ipv6_addresses_contains_no_ipv4() {
         }
         for input in from_client((a.client, 41_012), (a.internet, 80)) {
             let (end, _) = both.run(Hook::FromPod, &input.bytes())?;
-            let expected = if a.node.is_ipv6() { End::Pass } else { End::Forward(Out::Uplink, uplink) };
+            let expected =
+                if a.node.is_ipv6() { FinalVerdict::Pass } else { FinalVerdict::Forward(Out::Uplink, uplink) };
             ensure!(end == expected, "{end:?}");
         }
         // Clients reached without NAT may still be forwarded with direct server return.
         let [input, ..] = from_outside((a.outside, 41_012), (a.node, NODE_PORT_DIRECT));
-        expect(both, Hook::FromUplink, &input, End::Forward(Out::Via, uplink), &input.clone().ttl(63))
+        expect(both, Hook::FromUplink, &input, FinalVerdict::Forward(Out::Via, uplink), &input.clone().ttl(63))
     });
 }
 
@@ -205,8 +206,8 @@ fn replies_to_a_process_on_a_node_port_are_not_translated() {
                 let [from_pod, from_outside] =
                     [(a.client, CLIENT_MAC, HOST_MAC), (a.outside, CLIENT_OUTSIDE_MAC, UPLINK_MAC)]
                         .map(|(from, src, dst)| Frame::tcp((from, 80), (a.node, port), flags).macs(src, dst));
-                expect(both, Hook::FromPod, &from_pod, End::Pass, &from_pod)?;
-                expect(both, Hook::FromUplink, &from_outside, End::Pass, &from_outside)?;
+                expect(both, Hook::FromPod, &from_pod, FinalVerdict::Pass, &from_pod)?;
+                expect(both, Hook::FromUplink, &from_outside, FinalVerdict::Pass, &from_outside)?;
             }
         }
         ensure!(both.kernel.conntrack()?.is_empty());
@@ -219,14 +220,14 @@ fn backend_outside_the_cluster_sees_the_node_address() {
     both_families_with(backends_outside, |both, a, uplink| {
         for input in from_client((a.client, 41_014), (a.local, 80)) {
             let (end, bytes) = both.run(Hook::FromPod, &input.bytes())?;
-            ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+            ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
             let port = source_port(&bytes, a.node.is_ipv6())?;
             let there = input.translated((a.node, port), (a.internet, 8080)).ttl(63);
             ensure!(bytes == there.bytes(), "{bytes:02x?}");
             let answer =
                 there.translated((a.internet, 8080), (a.node, port)).ttl(64).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             let back = answer.translated((a.local, 80), (a.client, 41_014)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)?;
         }
         Ok(())
     });
@@ -245,11 +246,11 @@ fn packet_returned_by_a_node_is_translated_instead_of_forwarded_again() {
     both_families(|both, a, uplink| {
         let [input, ..] = from_outside((a.outside, 41_013), (a.node, NODE_PORT_DIRECT));
         let (end, _) = both.run(Hook::FromUplink, &input.bytes())?;
-        ensure!(end == End::Forward(Out::Via, uplink), "{end:?}");
+        ensure!(end == FinalVerdict::Forward(Out::Via, uplink), "{end:?}");
         // The third node does not have this node's MAC yet, and routes the packet by destination.
         let back = input.ttl(62).macs(NODE3_MAC, UPLINK_MAC);
         let (end, bytes) = both.run(Hook::FromUplink, &back.bytes())?;
-        ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+        ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
         let port = source_port(&bytes, a.node.is_ipv6())?;
         let there = back.translated((a.node, port), (a.remote3, 8080)).ttl(61);
         ensure!(bytes == there.bytes(), "{bytes:02x?}");
@@ -262,19 +263,19 @@ fn forwarded_packet_reaches_a_local_backend_that_replies_from_the_service() {
     both_families(|both, a, _| {
         for input in from_outside((a.outside, 41_006), (a.node2, NODE_PORT_DIRECT)) {
             // From any other sender it is a packet for another host.
-            expect(both, Hook::FromUplink, &input, End::Pass, &input)?;
+            expect(both, Hook::FromUplink, &input, FinalVerdict::Pass, &input)?;
             let input = input.macs(NODE2_MAC, UPLINK_MAC);
             let there =
                 input.translated((a.outside, 41_006), (a.backend, 8080)).ttl(63).macs(BACKEND_HOST_MAC, BACKEND_MAC);
             expect(both, Hook::FromUplink, &input, INTO_BACKEND, &there)?;
             let answer = there.translated((a.backend, 8080), (a.outside, 41_006)).ttl(64);
             let back = answer.translated((a.node2, NODE_PORT_DIRECT), (a.outside, 41_006));
-            expect(both, Hook::ToUplink, &answer, End::Pass, &back)?;
+            expect(both, Hook::ToUplink, &answer, FinalVerdict::Pass, &back)?;
         }
         // Without direct server return, nothing is forwarded.
         let [stray, ..] = from_outside((a.outside, 41_007), (a.node2, NODE_PORT_FAR));
         let stray = stray.macs(NODE2_MAC, UPLINK_MAC);
-        expect(both, Hook::FromUplink, &stray, End::Pass, &stray)
+        expect(both, Hook::FromUplink, &stray, FinalVerdict::Pass, &stray)
     });
 }
 
@@ -296,15 +297,15 @@ fn load_balancer_address_has_source_ranges_policies_and_echo_replies() {
         // Pods of this node reach any backend.
         let [input, _] = from_client((a.client, 41_009), (a.balancer, 82));
         let (end, _) = both.run(Hook::FromPod, &input.bytes())?;
-        ensure!(matches!(end, End::Forward(Out::Uplink, _)), "{end:?}");
+        ensure!(matches!(end, FinalVerdict::Forward(Out::Uplink, _)), "{end:?}");
         // An undefined port is rejected, an echo request answered.
         let [input, ..] = from_outside((a.outside, 41_010), (a.balancer, 999));
         let (end, _) = both.run(Hook::FromUplink, &input.bytes())?;
-        ensure!(end == End::Reject(Reason::UndefinedPort, HERE), "{end:?}");
+        ensure!(end == FinalVerdict::Reject(Reason::UndefinedPort, HERE), "{end:?}");
         let ping = |reply| Transport::Echo { id: 77, reply };
         let input = Frame::new(a.outside, a.balancer, ping(false)).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC).ttl(9);
         let answer = Frame::new(a.balancer, a.outside, ping(true)).macs(UPLINK_MAC, CLIENT_OUTSIDE_MAC);
-        expect(both, Hook::FromUplink, &input, End::Answer(HERE), &answer)?;
+        expect(both, Hook::FromUplink, &input, FinalVerdict::Answer(HERE), &answer)?;
         // An address without backends does not answer echo requests.
         let input = Frame::new(a.client, a.empty, ping(false)).macs(CLIENT_MAC, HOST_MAC);
         expect_drop(both, Hook::FromPod, &input, Reason::NotTranslatable)?;
@@ -316,7 +317,7 @@ fn load_balancer_address_has_source_ranges_policies_and_echo_replies() {
 #[test]
 fn undefined_ports_of_an_external_address_belong_to_its_machine() {
     both_families(|both, a, uplink| {
-        let out = End::Forward(Out::Uplink, uplink);
+        let out = FinalVerdict::Forward(Out::Uplink, uplink);
         let ping = Frame::new(a.node, a.balancer, Transport::Echo { id: 78, reply: false });
         let [tcp, udp, sctp] = from_outside((a.node, 41_030), (a.balancer, 999));
         let answer = Frame::tcp((a.node, 22), (a.balancer, 41_031), SYN | ACK);
@@ -333,7 +334,7 @@ fn undefined_ports_of_an_external_address_belong_to_its_machine() {
         }
         // Sent by the machine itself.
         let input = Frame::tcp((a.balancer, 41_033), (a.node, 22), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-        expect(both, Hook::FromUplink, &input, End::Pass, &input)
+        expect(both, Hook::FromUplink, &input, FinalVerdict::Pass, &input)
     });
 }
 
@@ -361,7 +362,7 @@ fn pods_are_masqueraded_towards_the_outside() {
         for input in [tcp, udp, echo.macs(CLIENT_MAC, HOST_MAC)] {
             let ping = matches!(input.transport, Transport::Echo { .. });
             let (end, bytes) = both.run(Hook::FromPod, &input.bytes())?;
-            ensure!(end == End::Forward(Out::Uplink, uplink), "{input:?}: {end:?}");
+            ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{input:?}: {end:?}");
             let at = if v6 { 54 } else { 34 } + if ping { 4 } else { 0 };
             let port = u16::from_be_bytes(bytes[at..at + 2].try_into()?);
             let (remote, fixed) = if ping { (0, 0) } else { (443, 443) };
@@ -373,11 +374,11 @@ fn pods_are_masqueraded_towards_the_outside() {
             }
             let answer = answer.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             let back = answer.translated((a.internet, fixed), (a.client, 41_011)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)?;
         }
         // Destinations in the cluster see the pod's address.
         let [input, _] = from_client((a.client, 41_012), (a.node2, 443));
-        expect(both, Hook::FromPod, &input, End::Pass, &input)
+        expect(both, Hook::FromPod, &input, FinalVerdict::Pass, &input)
     });
 }
 
@@ -387,7 +388,7 @@ fn without_masquerade_the_stack_handles_packets_to_the_outside() {
         |tables| tables.config.flags = 0,
         |both: &mut Both, a: &Addresses, _| {
             let [input, _] = from_client((a.client, 41_013), (a.internet, 443));
-            expect(both, Hook::FromPod, &input, End::Pass, &input)
+            expect(both, Hook::FromPod, &input, FinalVerdict::Pass, &input)
         },
     );
 }
@@ -412,10 +413,10 @@ fn fragments_are_translated_like_the_first() {
         // Pod-to-pod fragments are not changed.
         let mut direct = Frame::udp((a.client, 41_014), (a.remote, 53)).macs(CLIENT_MAC, HOST_MAC);
         direct.fragment = Some(first_flag);
-        expect(both, Hook::FromPod, &direct, End::Forward(Out::Uplink, uplink), &direct.clone().ttl(63))?;
+        expect(both, Hook::FromPod, &direct, FinalVerdict::Forward(Out::Uplink, uplink), &direct.clone().ttl(63))?;
         let mut direct = Frame::new(a.client, a.remote, Transport::Raw(17, vec![5; 64])).macs(CLIENT_MAC, HOST_MAC);
         direct.fragment = Some(later_flag);
-        expect(both, Hook::FromPod, &direct, End::Forward(Out::Uplink, uplink), &direct.clone().ttl(63))
+        expect(both, Hook::FromPod, &direct, FinalVerdict::Forward(Out::Uplink, uplink), &direct.clone().ttl(63))
     });
 }
 
@@ -427,11 +428,11 @@ fn direct_connection_gets_another_port_when_a_service_flow_has_its_own() {
         both.run(Hook::FromPod, &service.bytes())?;
         let [direct, _] = from_client((a.client, 41_015), (a.remote, 8080));
         let (end, bytes) = both.run(Hook::FromPod, &direct.bytes())?;
-        ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+        ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
         let port = source_port(&bytes, v6)?;
         ensure!(port != 41_015, "both connections have one source port");
         let answer = Frame::tcp((a.remote, 8080), (a.client, port), SYN | ACK).macs(NODE2_MAC, UPLINK_MAC);
         let back = answer.translated((a.remote, 8080), (a.client, 41_015)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
-        expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)
+        expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)
     });
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 use podnet_common::{
     layout::{Config, Hook, TUNNEL_PORT},
-    simulator::End,
+    simulator::FinalVerdict,
     verdict::Reason,
 };
 
@@ -65,10 +65,10 @@ fn pods_may_send_link_messages_for_duplicate_address_detection_only() {
         let dhcp = Frame::udp((own.parse()?, 547), ("ff02::1:2".parse()?, 546)).macs(CLIENT_MAC, HOST_MAC);
         expect_drop(both, Hook::FromPod, &dhcp, Reason::LinkScope)?;
         let detection = of_link("::", "ff02::1:ff10:1", 135)?;
-        expect(both, Hook::FromPod, &detection, End::Pass, &detection)?;
+        expect(both, Hook::FromPod, &detection, FinalVerdict::Pass, &detection)?;
         // Link messages of others on the node's links belong to the host.
         let solicitation = of_link(own, "ff02::1:ff00:1", 135)?;
-        expect(both, Hook::FromUplink, &solicitation, End::Pass, &solicitation)
+        expect(both, Hook::FromUplink, &solicitation, FinalVerdict::Pass, &solicitation)
     });
 }
 
@@ -89,7 +89,7 @@ fn packets_that_cannot_be_masqueraded_do_not_leave_the_cluster() {
         |tables| tables.config.flags &= !Config::MASQUERADE,
         |both, a, _| {
             let input = Frame::new(a.client, a.internet, Transport::Raw(47, vec![8; 24])).macs(CLIENT_MAC, HOST_MAC);
-            expect(both, Hook::FromPod, &input, End::Pass, &input)
+            expect(both, Hook::FromPod, &input, FinalVerdict::Pass, &input)
         },
     );
 }

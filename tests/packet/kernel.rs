@@ -37,7 +37,7 @@ use podnet_common::{
     },
     pipeline::{CachedRoute, DirectPath},
     removal::Removal,
-    simulator::{End, HostTables},
+    simulator::{FinalVerdict, HostTables},
     verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason},
 };
 
@@ -52,12 +52,12 @@ pub enum Seen {
     Redirect,
 }
 
-impl From<End> for Seen {
-    fn from(end: End) -> Self {
+impl From<FinalVerdict> for Seen {
+    fn from(end: FinalVerdict) -> Self {
         match end {
-            End::Pass => Self::Pass,
-            End::Drop(_) => Self::Drop,
-            End::Forward(..) | End::Reject(..) | End::Answer(_) => Self::Redirect,
+            FinalVerdict::Pass => Self::Pass,
+            FinalVerdict::Drop(_) => Self::Drop,
+            FinalVerdict::Forward(..) | FinalVerdict::Reject(..) | FinalVerdict::Answer(_) => Self::Redirect,
         }
     }
 }
@@ -132,7 +132,7 @@ impl Kernel {
         kernel.hash::<Plain<FragmentKey>, Plain<FragmentPorts>>("FRAGMENTS", [])?;
         kernel.hash::<Plain<SockKey>, Plain<SockPeer>>("SOCK_REVERSE", [])?;
         kernel.forget_flows(tables.holders.borrow().get(&holders::ROOM).copied().unwrap_or_default())?;
-        kernel.forget_routes()?;
+        kernel.clear_route_caches()?;
         let zeros = vec![0; kernel.object.processors];
         let mut counters: PerCpuArray<_, u64> = kernel.object.ebpf.map_mut("COUNTERS").context("map")?.try_into()?;
         for counter in 0..COUNTERS as u32 {
@@ -142,7 +142,7 @@ impl Kernel {
     }
 
     /// Clears the programs' caches of routes and direct paths.
-    pub fn forget_routes(&self) -> Result<()> {
+    pub fn clear_route_caches(&self) -> Result<()> {
         self.clear::<CachedRoute>("NEXT_HOPS", CachedRoute::SLOTS)?;
         self.clear::<DirectPath>("DIRECT_PATHS", DirectPath::SLOTS)
     }

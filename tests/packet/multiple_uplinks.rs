@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use podnet_common::{
     addr::{Addr, IfIndex, Port, Proto},
     layout::{Config, FrontendKey, Hook, Interface, Out},
-    simulator::{End, HostTables},
+    simulator::{FinalVerdict, HostTables},
     verdict::Reason,
 };
 
@@ -51,7 +51,7 @@ fn pods_are_masqueraded_on_every_uplink() {
     both_families_with(by_another_interface, |both, a, uplink| {
         for input in from_client((a.client, 40_400), (a.internet, 443)) {
             let (end, bytes) = both.run(Hook::FromPod, &input.bytes())?;
-            ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+            ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
             let (ip, port) = source(&bytes, a.node.is_ipv4())?;
             ensure!(ip == own(a), "{ip} instead of {}", own(a));
             let answer = match input.transport {
@@ -60,7 +60,7 @@ fn pods_are_masqueraded_on_every_uplink() {
             };
             let answer = answer.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             let back = answer.translated((a.internet, 443), (a.client, 40_400)).ttl(63).macs(HOST_MAC, CLIENT_MAC);
-            expect(both, Hook::FromUplink, &answer, End::Forward(Out::Pod, HERE), &back)?;
+            expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Pod, HERE), &back)?;
         }
         Ok(())
     });
@@ -74,7 +74,7 @@ fn interfaces_excluded_by_configuration_are_ignored() {
     };
     both_families_with(left_out, |both, a, _| {
         for input in from_client((a.client, 40_401), (a.internet, 443)) {
-            expect(both, Hook::FromPod, &input, End::Pass, &input)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Pass, &input)?;
         }
         Ok(())
     });
@@ -85,7 +85,7 @@ fn icmp_error_has_the_address_of_its_egress_interface() {
     fn check(both: &mut Both, a: &Addresses, expected: IpAddr) -> Result<()> {
         let dying = Frame::udp((a.outside, 41_500), (a.node, NODE_PORT)).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC).ttl(1);
         let (end, bytes) = both.run(Hook::FromUplink, &dying.bytes())?;
-        ensure!(end == End::Reject(Reason::TtlExceeded, HERE), "{end:?}");
+        ensure!(end == FinalVerdict::Reject(Reason::TtlExceeded, HERE), "{end:?}");
         let (ip, _) = source(&bytes, a.node.is_ipv4())?;
         ensure!(ip == expected, "{ip} instead of {expected}");
         Ok(())
@@ -116,7 +116,7 @@ fn replies_to_host_sockets_are_not_translated() {
             // In TCP, the flags identify a reply.
             for flags in [SYN | ACK, ACK] {
                 let answer = Frame::tcp(there, here, flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-                expect(both, Hook::FromUplink, &answer, End::Pass, &answer)?;
+                expect(both, Hook::FromUplink, &answer, FinalVerdict::Pass, &answer)?;
             }
             let sctp = |src: (IpAddr, u16), dst: (IpAddr, u16)| {
                 Frame::new(src.0, dst.0, Transport::Sctp { sport: src.1, dport: dst.1 })
@@ -127,18 +127,18 @@ fn replies_to_host_sockets_are_not_translated() {
                 let [asked, answer] =
                     [asked.macs(UPLINK_MAC, CLIENT_OUTSIDE_MAC), answer.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC)];
                 for _ in 0..2 {
-                    expect(both, Hook::ToUplink, &asked, End::Pass, &asked)?;
-                    expect(both, Hook::FromUplink, &answer, End::Pass, &answer)?;
+                    expect(both, Hook::ToUplink, &asked, FinalVerdict::Pass, &asked)?;
+                    expect(both, Hook::FromUplink, &answer, FinalVerdict::Pass, &answer)?;
                 }
             }
             // Datagrams of other clients belong to the service.
             let client = Frame::udp((a.outside, 41_501), here).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             let (end, bytes) = both.run(Hook::FromUplink, &client.bytes())?;
-            ensure!(end == End::Forward(Out::Pod, IfIndex(71)), "{end:?}");
+            ensure!(end == FinalVerdict::Forward(Out::Pod, IfIndex(71)), "{end:?}");
             // So do its replies, although they arrive through another interface of the host.
             let back = Frame::udp(here, (a.outside, 41_501)).macs(UPLINK_MAC, CLIENT_OUTSIDE_MAC);
             let flows = both.kernel.conntrack()?.len();
-            expect(both, Hook::ToUplink, &back, End::Pass, &back)?;
+            expect(both, Hook::ToUplink, &back, FinalVerdict::Pass, &back)?;
             ensure!(both.kernel.conntrack()?.len() == flows, "it is none of a process of the host");
             ensure!(bytes != client.bytes());
         }

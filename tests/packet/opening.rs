@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use podnet_common::{
     addr::{Port, Proto},
     layout::{CtEntry, Frontend, FrontendKey, Hook, Out, Tuple},
-    simulator::End,
+    simulator::FinalVerdict,
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 /// Longer than any wait for a reply, in ticks.
 const LONG: u32 = 3;
 
-fn run(both: &Both, hook: Hook, frame: &Frame) -> Result<End> {
+fn run(both: &Both, hook: Hook, frame: &Frame) -> Result<FinalVerdict> {
     Ok(both.run(hook, &frame.bytes())?.0)
 }
 
@@ -173,9 +173,9 @@ fn local_client_that_reconnects_gets_another_backend_if_its_own_is_gone() {
         c.establish(both)?;
         lead_elsewhere(both, c.service, (a.local, 80))?;
         let on = run(both, Hook::FromPod, &c.there(ACK))?;
-        ensure!(on == End::Forward(Out::Uplink, uplink), "{on:?}");
+        ensure!(on == FinalVerdict::Forward(Out::Uplink, uplink), "{on:?}");
         let again = run(both, Hook::FromPod, &c.there(SYN))?;
-        ensure!(matches!(again, End::Forward(Out::Pod, _)), "{again:?}");
+        ensure!(matches!(again, FinalVerdict::Forward(Out::Pod, _)), "{again:?}");
         ensure!(state(both, &c.key)? == CtEntry::OPENING);
         ensure!(
             !both.kernel.conntrack()?.contains_key(&key(c.backend, c.client, Proto::TCP)),

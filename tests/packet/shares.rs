@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use anyhow::{Result, ensure};
 use podnet_common::{
     layout::{Hook, holders},
-    simulator::{End, HostTables},
+    simulator::{FinalVerdict, HostTables},
     verdict::Reason,
 };
 
@@ -26,8 +26,8 @@ fn with_room(tables: &mut HostTables) {
 fn fill(both: &Both, hook: Hook, flow: impl Fn(u16) -> Frame) -> Result<u32> {
     for i in 0..1000 {
         match both.run(hook, &flow(20_000 + i).bytes())?.0 {
-            End::Drop(Reason::ConntrackShare) => return Ok(i.into()),
-            End::Drop(reason) => anyhow::bail!("refused for another reason: {reason:?}"),
+            FinalVerdict::Drop(Reason::ConntrackShare) => return Ok(i.into()),
+            FinalVerdict::Drop(reason) => anyhow::bail!("refused for another reason: {reason:?}"),
             _ => {}
         }
     }
@@ -47,11 +47,11 @@ fn one_pod_leaves_a_fifth_of_the_table_to_others() {
         ensure!(free - taken >= free / 5 - 2, "only {} of {free} entries are left", free - taken);
         // Existing flows continue, and may be opened again.
         let known = both.run(Hook::FromPod, &flow(20_000).bytes())?.0;
-        ensure!(matches!(known, End::Forward(..)), "{known:?}");
+        ensure!(matches!(known, FinalVerdict::Forward(..)), "{known:?}");
         // Other senders may use the rest.
         let outside = Frame::tcp((a.outside, 42_001), (a.node, NODE_PORT), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
         let (end, _) = both.run(Hook::FromUplink, &outside.bytes())?;
-        ensure!(matches!(end, End::Forward(..)), "{end:?}");
+        ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}");
         // The next family starts with an empty table.
         forget(both)
     });
@@ -70,7 +70,7 @@ fn external_clients_with_many_addresses_leave_a_fifth_to_pods() {
         ensure!((ROOM / 2..=ROOM - ROOM / 5 + 2).contains(&taken), "{taken} of {ROOM} entries");
         let pods = Frame::udp((a.client, 42_000), (a.far, 80)).macs(CLIENT_MAC, HOST_MAC);
         let (end, _) = both.run(Hook::FromPod, &pods.bytes())?;
-        ensure!(matches!(end, End::Forward(..)), "{end:?}");
+        ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}");
         forget(both)
     });
 }
@@ -82,7 +82,7 @@ fn no_share_is_enforced_while_the_capacity_is_unknown() {
         for port in 0..300 {
             let frame = Frame::udp((a.client, 20_000 + port), (a.internet, 53)).macs(CLIENT_MAC, HOST_MAC);
             let (end, _) = both.run(Hook::FromPod, &frame.bytes())?;
-            ensure!(matches!(end, End::Forward(..)), "{end:?}");
+            ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}");
         }
         Ok(())
     });
@@ -101,8 +101,8 @@ fn one_pod_leaves_source_ports_towards_a_server_to_others() {
             let frame = Frame::udp((a.client, 20_000 + port), (a.internet, 53)).macs(CLIENT_MAC, HOST_MAC);
             let (end, bytes) = both.run(Hook::FromPod, &frame.bytes())?;
             match end {
-                End::Drop(Reason::SnatExhausted) => refused += 1,
-                End::Forward(..) => {
+                FinalVerdict::Drop(Reason::SnatExhausted) => refused += 1,
+                FinalVerdict::Forward(..) => {
                     let at = if a.client.is_ipv4() { 34 } else { 54 };
                     ports.insert(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
                 }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{Hook, Network, Out, TUNNEL_PORT},
-    simulator::{End, HostTables},
+    simulator::{FinalVerdict, HostTables},
     verdict::Reason,
 };
 
@@ -22,8 +22,8 @@ use crate::{
 /// Tunnel device, and this node's MAC there.
 const TUNNEL: IfIndex = IfIndex(60);
 const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
-const INTO_TUNNEL: End = End::Forward(Out::Tunnel, TUNNEL);
-const INTO_BACKEND: End = End::Forward(Out::Pod, IfIndex(71));
+const INTO_TUNNEL: FinalVerdict = FinalVerdict::Forward(Out::Tunnel, TUNNEL);
+const INTO_BACKEND: FinalVerdict = FinalVerdict::Forward(Out::Pod, IfIndex(71));
 
 /// Puts the third node behind the tunnel.
 fn third_node_is_far(t: &mut HostTables) {
@@ -49,10 +49,10 @@ fn pods_reach_tunnelled_pods_and_their_nodes() {
         // The second node shares a link with this one.
         for input in from_client((a.client, 40_100), (a.remote, 8080)) {
             let there = input.clone().ttl(63);
-            expect(both, Hook::FromPod, &input, End::Forward(Out::Uplink, uplink), &there)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Forward(Out::Uplink, uplink), &there)?;
         }
         for input in from_client((a.client, 40_100), (a.node2, 8080)) {
-            expect(both, Hook::FromPod, &input, End::Pass, &input)?;
+            expect(both, Hook::FromPod, &input, FinalVerdict::Pass, &input)?;
         }
         Ok(())
     });
@@ -67,13 +67,13 @@ fn packets_too_big_for_the_tunnel_get_icmp_errors() {
             frame
         };
         // The stack, whose route points into the tunnel, sends the error; packets to the node itself take another path.
-        expect(both, Hook::FromPod, &long(a.remote3), End::Pass, &long(a.remote3))?;
+        expect(both, Hook::FromPod, &long(a.remote3), FinalVerdict::Pass, &long(a.remote3))?;
         let (end, _) = both.run(Hook::FromPod, &long(a.node3).bytes())?;
-        ensure!(matches!(end, End::Reject(Reason::TooBig, _)), "{end:?}");
+        ensure!(matches!(end, FinalVerdict::Reject(Reason::TooBig, _)), "{end:?}");
         let mut last = long(a.node3).ttl(1);
-        expect(both, Hook::FromPod, &last, End::Pass, &last)?;
+        expect(both, Hook::FromPod, &last, FinalVerdict::Pass, &last)?;
         last.payload.truncate(12);
-        expect(both, Hook::FromPod, &last, End::Pass, &last)
+        expect(both, Hook::FromPod, &last, FinalVerdict::Pass, &last)
     });
 }
 
@@ -88,7 +88,7 @@ fn node_port_with_tunnelled_backend_translates_both_directions() {
             let (end, _) = both.run(Hook::FromUplink, &input.bytes())?;
             ensure!(end == INTO_TUNNEL, "{end:?}");
             // XDP leaves it to the hooks that handle the tunnel.
-            expect(both, Hook::UplinkXdp, &input, End::Pass, &input)?;
+            expect(both, Hook::UplinkXdp, &input, FinalVerdict::Pass, &input)?;
         }
         let flows = both.kernel.conntrack()?;
         let (_, flow) = flows.iter().find(|(key, _)| key.src == a.outside.into()).expect("a flow");
@@ -98,7 +98,7 @@ fn node_port_with_tunnelled_backend_translates_both_directions() {
         expect(both, Hook::FromUplink, &input, INTO_TUNNEL, &there)?;
         let answer = Frame::tcp((a.remote3, 8080), (a.node, sport), ACK).macs(NODE3_MAC, OWN_MAC);
         let (end, bytes) = both.run(Hook::FromUplink, &answer.bytes())?;
-        ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+        ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
         let back = answer.translated((a.node, NODE_PORT_FAR), (a.outside, 41_100)).ttl(63);
         ensure!(bytes == back.bytes(), "{bytes:02x?}");
         Ok(())
@@ -132,18 +132,18 @@ fn tunnel_accepts_packets_from_nodes_only() {
             for stranger in [a.outside, a.internet] {
                 expect_drop(both, hook, &to(stranger, a.node), Reason::TunnelFromOutside)?;
             }
-            expect(both, hook, &to(a.node3, a.node), End::Pass, &to(a.node3, a.node))?;
+            expect(both, hook, &to(a.node3, a.node), FinalVerdict::Pass, &to(a.node3, a.node))?;
             // The port has no meaning in TCP, nor at other addresses.
             let tcp = Frame::tcp((a.outside, 50_000), (a.node, TUNNEL_PORT), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-            expect(both, hook, &tcp, End::Pass, &tcp)?;
-            expect(both, hook, &to(a.outside, a.node2), End::Pass, &to(a.outside, a.node2))?;
+            expect(both, hook, &tcp, FinalVerdict::Pass, &tcp)?;
+            expect(both, hook, &to(a.outside, a.node2), FinalVerdict::Pass, &to(a.outside, a.node2))?;
             // Packets for the host at an address that is not its own.
             let nobodys: IpAddr = if a.node.is_ipv6() { "ff02::1" } else { "172.30.0.255" }.parse()?;
             expect_drop(both, hook, &to(a.outside, nobodys), Reason::TunnelFromOutside)?;
         }
         let [tcp, udp] = from_client((a.client, 50_000), (a.node, TUNNEL_PORT));
         expect_drop(both, Hook::FromPod, &udp, Reason::TunnelFromOutside)?;
-        expect(both, Hook::FromPod, &tcp, End::Pass, &tcp)?;
+        expect(both, Hook::FromPod, &tcp, FinalVerdict::Pass, &tcp)?;
         // Pods may run tunnels of their own.
         let [_, udp] = from_client((a.client, 50_000), (a.remote3, TUNNEL_PORT));
         expect(both, Hook::FromPod, &udp, INTO_TUNNEL, &udp.clone().ttl(63).macs(OWN_MAC, NODE3_MAC))
@@ -167,7 +167,7 @@ fn service_traffic_of_the_node_itself_bypasses_the_tunnel() {
             let outside =
                 Frame::tcp((a.outside, 41_103), (a.node, NODE_PORT_FAR), SYN).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
             let (end, _) = both.run(Hook::FromUplink, &outside.bytes())?;
-            ensure!(end == End::Forward(Out::Uplink, uplink), "{end:?}");
+            ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
             // Even with another source port, which keeps the replies of two services apart.
             for port in [NODE_PORT_FAR, NODE_PORT_DIRECT, NODE_PORT_DIRECT] {
                 let [tcp, _] = from_client((a.client, 41_105), (a.node, port));

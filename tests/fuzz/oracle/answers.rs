@@ -1,6 +1,6 @@
 //! Rejected and answered packets.
 
-use podnet_common::{layout::Hook, simulator::End, verdict::Reason};
+use podnet_common::{layout::Hook, simulator::FinalVerdict, verdict::Reason};
 
 use super::{Outcome, egress};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 
 /// Checks an answer.
 pub fn check(world: &World, o: &Outcome<'_>) {
-    let (End::Reject(_, to) | End::Answer(to)) = o.end else { return };
+    let (FinalVerdict::Reject(_, to) | FinalVerdict::Answer(to)) = o.end else { return };
     assert!(!egress(o.entry.hook) && o.entry.hook != Hook::UplinkXdp, "{o}no answers are made there");
     assert!(to == o.entry.ifindex, "{o}it leaves elsewhere");
     let (Some(packet), Some(answer)) = (View::of(o.input), View::of(&o.output)) else {
@@ -23,15 +23,16 @@ pub fn check(world: &World, o: &Outcome<'_>) {
     // ICMP errors about TTL or size may come from the node itself, as a router; all other answers come from the
     // packet's destination.
     let node = if packet.v6() { world.tables.config.node_v6 } else { world.tables.config.node_v4 };
-    let of_router = matches!(o.end, End::Reject(Reason::TtlExceeded | Reason::TooBig, _)) && node == answer.src.into();
+    let of_router =
+        matches!(o.end, FinalVerdict::Reject(Reason::TtlExceeded | Reason::TooBig, _)) && node == answer.src.into();
     assert!(answer.src == packet.dst || of_router, "{o}it is from somebody else");
     assert!(answer.ttl == 64, "{o}it lives too short or too long");
     // RFC 1122, section 3.2.2.
     assert!(!packet.later(), "{o}only a first fragment is answered");
     assert!(!packet.error(), "{o}no error is answered");
     match o.end {
-        End::Answer(_) => echo(o, &packet, &answer),
-        End::Reject(reason, _) if answer.protocol == 6 => reset(o, reason, &packet, &answer),
+        FinalVerdict::Answer(_) => echo(o, &packet, &answer),
+        FinalVerdict::Reject(reason, _) if answer.protocol == 6 => reset(o, reason, &packet, &answer),
         _ => error(o, &packet, &answer),
     }
 }
@@ -72,7 +73,7 @@ fn reset(o: &Outcome<'_>, reason: Reason, packet: &View<'_>, answer: &View<'_>) 
 
 /// ICMP error with the packet's destination as source.
 fn error(o: &Outcome<'_>, packet: &View<'_>, answer: &View<'_>) {
-    let End::Reject(reason, _) = o.end else { return };
+    let FinalVerdict::Reject(reason, _) = o.end else { return };
     let v6 = packet.v6();
     assert!(answer.error(), "{o}that is no error");
     whole_and_right(o, answer);

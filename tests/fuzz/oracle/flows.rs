@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use podnet_common::{
     layout::{CtEntry, Hook, NetworkKind, Out, Tuple, holders},
     pipeline::Tables as _,
-    simulator::{self, End, HostPacket},
+    simulator::{self, FinalVerdict, HostPacket},
     verdict::Reason,
 };
 
@@ -27,7 +27,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     shares(world, o, conntrack.len());
     // These reasons may be found after the flow has been inserted.
     let late = [Reason::TtlExceeded, Reason::TooBig, Reason::NoRoute];
-    if matches!(o.end, End::Drop(reason) if !late.contains(&reason)) {
+    if matches!(o.end, FinalVerdict::Drop(reason) if !late.contains(&reason)) {
         let new: Vec<_> = conntrack.keys().filter(|key| !before.contains_key(key)).collect();
         assert!(new.is_empty(), "{o}a dropped packet has begun {new:?}");
     }
@@ -55,7 +55,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
 fn shares(world: &World, o: &Outcome<'_>, entries: usize) {
     let all = world.tables.held(holders::ALL) as usize;
     assert!(all >= entries, "{o}{entries} entries, of which {all} were counted");
-    if o.end == End::Drop(Reason::ConntrackShare) {
+    if o.end == FinalVerdict::Drop(Reason::ConntrackShare) {
         let before = o.before.holders.borrow();
         let senders = before.iter().filter(|(place, _)| ![holders::ALL, holders::ROOM].contains(place));
         let most = senders.map(|(_, held)| *held).max().unwrap_or_default();
@@ -82,19 +82,19 @@ fn halves(o: &Outcome<'_>, (key, entry): (&Tuple, &CtEntry), (other, half): (&Tu
 
 /// The same packet, sent again at once, gets the same result: fast path and slow path agree.
 pub fn repeat(world: &World, o: &Outcome<'_>) {
-    if matches!(o.end, End::Drop(_)) {
+    if matches!(o.end, FinalVerdict::Drop(_)) {
         return;
     }
     let (end, output) = replay(world, o.entry, o.input);
     // With a known MAC, the neighbour table is not needed any more.
     let alike = |end| match end {
-        End::Forward(Out::Link | Out::Uplink | Out::Via, to) => End::Forward(Out::Uplink, to),
+        FinalVerdict::Forward(Out::Link | Out::Uplink | Out::Via, to) => FinalVerdict::Forward(Out::Uplink, to),
         end => end,
     };
     let same = alike(end) == alike(o.end) && output.get(12..) == o.output.get(12..);
     assert!(same && (end != o.end || output == o.output), "{o}again: {end:?}\n      {output:02x?}");
     // A packet that XDP forwards would get the same result at TC.
-    if let (Hook::UplinkXdp, End::Forward(..)) = (o.entry.hook, o.end) {
+    if let (Hook::UplinkXdp, FinalVerdict::Forward(..)) = (o.entry.hook, o.end) {
         let (end, output) = replay(world, Entry { hook: Hook::FromUplink, ..o.entry }, o.input);
         let same = alike(end) == alike(o.end) && output.get(12..) == o.output.get(12..);
         assert!(same, "{o}later it would be {end:?}\n      {output:02x?}");
@@ -102,7 +102,7 @@ pub fn repeat(world: &World, o: &Outcome<'_>) {
 }
 
 /// Runs a packet on a copy of the tables.
-fn replay(world: &World, entry: Entry, input: &[u8]) -> (End, Vec<u8>) {
+fn replay(world: &World, entry: Entry, input: &[u8]) -> (FinalVerdict, Vec<u8>) {
     let tables = world.tables.clone();
     let mut packet = HostPacket { data: input.to_vec(), ifindex: entry.ifindex };
     let end = simulator::run(entry.hook, &mut packet, &tables);
@@ -112,7 +112,9 @@ fn replay(world: &World, entry: Entry, input: &[u8]) -> (End, Vec<u8>) {
 /// A reply to the translated packet is delivered as a reply to the original.
 pub fn answer(world: &World, o: &Outcome<'_>) {
     let (Some(packet), Some(output)) = (View::of(o.input), View::of(&o.output)) else { return };
-    if !matches!(o.end, End::Pass | End::Forward(..)) || matches!(o.entry.hook, Hook::UplinkXdp | Hook::FromLoopback) {
+    if !matches!(o.end, FinalVerdict::Pass | FinalVerdict::Forward(..))
+        || matches!(o.entry.hook, Hook::UplinkXdp | Hook::FromLoopback)
+    {
         return;
     }
     let Some((key, entry)) = flow(&world.tables, &packet) else { return };
@@ -144,7 +146,7 @@ pub fn answer(world: &World, o: &Outcome<'_>) {
     let answer = frame.bytes();
     let (end, back) = replay(world, entry, &answer);
     let context = || format!("{o}its answer at {entry:?}: {end:?}\n  in  {answer:02x?}\n  out {back:02x?}\n");
-    assert!(matches!(end, End::Pass | End::Forward(..)), "{}it is lost", context());
+    assert!(matches!(end, FinalVerdict::Pass | FinalVerdict::Forward(..)), "{}it is lost", context());
     let Some(back_view) = View::of(&back) else { panic!("{}it is no packet any more", context()) };
     let got = back_view.ports().map(|ports| back_view.tuple(ports));
     let expected = tuple(packet.dst, packet.src, (dport, sport), packet.protocol);

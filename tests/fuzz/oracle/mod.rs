@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, fmt};
 use podnet_common::{
     layout::{CtEntry, Hook, Tuple},
     pipeline::Tables as _,
-    simulator::{End, HostTables},
+    simulator::{FinalVerdict, HostTables},
     verdict::Reason,
 };
 
@@ -22,7 +22,7 @@ use crate::{choices::Choices, scenario::Entry, view::View, world::World};
 pub struct Outcome<'a> {
     pub entry: Entry,
     pub input: &'a [u8],
-    pub end: End,
+    pub end: FinalVerdict,
     pub output: Vec<u8>,
     /// Tables before the packet.
     pub before: HostTables,
@@ -58,21 +58,21 @@ impl State {
 /// Checks everything.
 pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
     match o.end {
-        End::Drop(reason) => {
+        FinalVerdict::Drop(reason) => {
             let internal = [Reason::MissedTailCall, Reason::NoProgram, Reason::PacketWriteFailed];
             assert!(!internal.contains(&reason), "{o}the pipeline has failed");
             assert!(reason != Reason::StaleTable || world.broken, "{o}the tables are complete");
             assert!(o.output == o.input, "{o}a dropped packet was changed");
         }
-        End::Reject(..) | End::Answer(_) => answers::check(world, o),
-        End::Pass | End::Forward(..) => match View::of(o.input) {
+        FinalVerdict::Reject(..) | FinalVerdict::Answer(_) => answers::check(world, o),
+        FinalVerdict::Pass | FinalVerdict::Forward(..) => match View::of(o.input) {
             Some(packet) => {
                 translation::check(world, o, &packet);
                 policy::check_source(world, o, &packet);
                 errors::known(world, o, &packet);
             }
             None => {
-                assert!(o.output == o.input && o.end == End::Pass, "{o}no IP packet, yet it was handled");
+                assert!(o.output == o.input && o.end == FinalVerdict::Pass, "{o}no IP packet, yet it was handled");
                 // A packet that cannot be parsed completely cannot be checked either, so it must not pass where sources
                 // are checked.
                 let ip = matches!(o.input.get(12..14), Some([8, 0] | [0x86, 0xdd]));

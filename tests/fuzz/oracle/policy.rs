@@ -9,7 +9,7 @@ use podnet_common::{
         AffinityKey, Config, CtEntry, Frontend, FrontendKey, Hook, Network, NetworkKind, Out, ServiceClient, Tuple,
     },
     pipeline::Tables as _,
-    simulator::{End, HostTables},
+    simulator::{FinalVerdict, HostTables},
     time,
 };
 
@@ -97,7 +97,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     let Some(packet) = View::of(o.input) else { return };
     let ingress = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::FromHost);
     let hairpin = Addresses::of(packet.v6()).hairpin;
-    if ingress && o.end == End::Pass {
+    if ingress && o.end == FinalVerdict::Pass {
         let dst = packet.dst.into();
         // A packet whose TTL expires cannot come back.
         let external = packet.ttl > 1 && world.tables.is_service_address(&dst);
@@ -113,7 +113,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
         };
         assert!(!back || o.output != o.input, "{o}the packet would come here again");
     }
-    if let End::Forward(Out::Via, _) = o.end {
+    if let FinalVerdict::Forward(Out::Via, _) = o.end {
         let peer = world.tables.is_peer(&Mac(o.input[6..12].try_into().expect("6 bytes")));
         let own = world.kind(&packet.dst.into()) == Some(NetworkKind::LocalNode);
         assert!(!peer || own, "{o}what another node has sent on is sent on again");

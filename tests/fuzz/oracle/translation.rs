@@ -4,7 +4,7 @@ use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{CtEntry, Hook, Network, Out, macs},
     pipeline::Tables as _,
-    simulator::End,
+    simulator::FinalVerdict,
 };
 
 use super::{Outcome, egress, errors, flow, policy};
@@ -19,8 +19,10 @@ pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     assert!(o.output.len() == o.input.len(), "{o}its length has changed");
     let unchanged = o.output == o.input;
     match (o.entry.hook, o.end) {
-        (Hook::UplinkXdp | Hook::FromLoopback, End::Pass) => return assert!(unchanged, "{o}it was left alone"),
-        (Hook::FromLoopback, End::Forward(out, ifindex)) => {
+        (Hook::UplinkXdp | Hook::FromLoopback, FinalVerdict::Pass) => {
+            return assert!(unchanged, "{o}it was left alone");
+        }
+        (Hook::FromLoopback, FinalVerdict::Forward(out, ifindex)) => {
             let c = &world.tables.config;
             let pair: [u8; 12] = bytemuck::cast(macs(c.podnet1_mac, c.podnet0_mac));
             assert!((out, ifindex) == (Out::Link, PODNET0), "{o}the way from loopback is podnet0");
@@ -84,7 +86,7 @@ pub fn same(o: &Outcome<'_>, packet: &View<'_>, expected: &[u8]) {
 pub fn put_way(world: &World, o: &Outcome<'_>, packet: &View<'_>, next: &Addr, expected: &mut [u8]) {
     let tables = &world.tables;
     let config = &tables.config;
-    let End::Forward(out, ifindex) = o.end else { return };
+    let FinalVerdict::Forward(out, ifindex) = o.end else { return };
     assert!(!egress(o.entry.hook), "{o}at egress the stack has routed");
     let len = o.input.len() - 14;
     let way = match out {

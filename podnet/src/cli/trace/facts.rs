@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use podnet_common::addr::{Addr, IfIndex, Mac, Port, Proto};
 use podnet_common::layout::{CtEntry, Frontend, FrontendKey, Network, NetworkKind, Out, Prefix, Tuple};
 use podnet_common::pipeline::{InsertError, Route, Stage};
-use podnet_common::simulator::End;
+use podnet_common::simulator::FinalVerdict;
 use podnet_common::verdict::Reason;
 
 use super::packet::Summary;
@@ -233,7 +233,7 @@ fn network(network: &Network, names: &Names) -> String {
 pub(super) struct Seen<'a> {
     pub(super) facts: &'a [Fact],
     pub(super) input: Option<&'a Summary>,
-    pub(super) end: End,
+    pub(super) end: FinalVerdict,
 }
 
 impl Seen<'_> {
@@ -308,7 +308,7 @@ impl Seen<'_> {
     /// Whether it may go on, and by what.
     pub(super) fn admission(&self, view: &dyn View, names: &Names) -> Result<String, ViewError> {
         let refused = match self.end {
-            End::Drop(reason) | End::Reject(reason, _) => Some(reason),
+            FinalVerdict::Drop(reason) | FinalVerdict::Reject(reason, _) => Some(reason),
             _ => None,
         };
         let client = self.facts.iter().rev().find_map(|fact| match fact {

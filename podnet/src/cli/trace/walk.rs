@@ -6,7 +6,7 @@ use podnet_common::addr::{Addr, IfIndex, Mac, Port, Proto};
 use podnet_common::layout::{Config, CtEntry, Frontend, FrontendKey, Hook, Interface, Network, NetworkKind, Out};
 use podnet_common::packet::{ETH, ETHERTYPE_IPV4};
 use podnet_common::pipeline::{self, Call, Route, Tables};
-use podnet_common::simulator::{self, End, HostPacket, HostSocket};
+use podnet_common::simulator::{self, FinalVerdict, HostPacket, HostSocket};
 use podnet_common::verdict::Reason;
 
 use super::facts::{self, Names, Seen};
@@ -219,13 +219,13 @@ impl<N: Node> Tracer<'_, N> {
         let seen = Seen { facts: &facts, input: before.as_ref(), end };
         let after = Summary::of(frame);
         let by = match end {
-            End::Forward(_, by) => by,
+            FinalVerdict::Forward(_, by) => by,
             _ => IfIndex(0),
         };
         let route = self.route(ifindex, by, end, &seen, after.as_ref());
         let after_hook = frame.clone();
         // What goes through the neighbour table gets its MACs there.
-        if let (End::Forward(Out::Uplink | Out::Via, _), Some(Route { macs, .. })) = (end, route)
+        if let (FinalVerdict::Forward(Out::Uplink | Out::Via, _), Some(Route { macs, .. })) = (end, route)
             && macs != [0; 3]
         {
             set_macs(frame, bytemuck::cast(macs));
@@ -253,7 +253,9 @@ impl<N: Node> Tracer<'_, N> {
             admission: seen.admission(self.view, self.names)?,
             backend: seen.backend(self.view, self.names)?,
             source: match (&before, &after, end) {
-                (Some(before), Some(after), End::Pass | End::Forward(..)) => facts::source(before, after, self.names),
+                (Some(before), Some(after), FinalVerdict::Pass | FinalVerdict::Forward(..)) => {
+                    facts::source(before, after, self.names)
+                }
                 _ => None,
             },
             route: route.map(|route| facts::way(&route, self.names)),
@@ -265,8 +267,15 @@ impl<N: Node> Tracer<'_, N> {
     }
 
     /// The way of a packet that leaves by an interface through the link or the neighbour table.
-    fn route(&self, from: IfIndex, by: IfIndex, end: End, seen: &Seen<'_>, after: Option<&Summary>) -> Option<Route> {
-        if !matches!(end, End::Forward(Out::Link | Out::Uplink | Out::Via, _)) {
+    fn route(
+        &self,
+        from: IfIndex,
+        by: IfIndex,
+        end: FinalVerdict,
+        seen: &Seen<'_>,
+        after: Option<&Summary>,
+    ) -> Option<Route> {
+        if !matches!(end, FinalVerdict::Forward(Out::Link | Out::Uplink | Out::Via, _)) {
             return None;
         }
         // What a packet before it, or its flow's entry, has told is asked once more.
@@ -286,7 +295,7 @@ impl<N: Node> Tracer<'_, N> {
         &self,
         hook: Hook,
         ifindex: IfIndex,
-        end: End,
+        end: FinalVerdict,
         seen: &Seen<'_>,
         next_hop: Option<IpAddr>,
         after: Option<&Summary>,
@@ -300,21 +309,21 @@ impl<N: Node> Tracer<'_, N> {
         };
         let leaves = |ifindex, next_hop| Outcome::Leaves { interface: self.names.interface(ifindex), next_hop };
         Place::End(match end {
-            End::Drop(reason) => Outcome::Dropped { reason: reason.name(), explanation: reason.explanation() },
-            End::Reject(reason, to) => Outcome::Answered {
+            FinalVerdict::Drop(reason) => Outcome::Dropped { reason: reason.name(), explanation: reason.explanation() },
+            FinalVerdict::Reject(reason, to) => Outcome::Answered {
                 reason: Some(reason.name()),
                 explanation: Some(reason.explanation()),
                 interface: self.names.interface(to),
             },
-            End::Answer(to) => {
+            FinalVerdict::Answer(to) => {
                 Outcome::Answered { reason: None, explanation: None, interface: self.names.interface(to) }
             }
-            End::Forward(Out::Pod | Out::Queue, to) => pod(to),
-            End::Forward(Out::Host, _) => Outcome::Host,
-            End::Forward(_, to) if to == config.podnet0 => return Place::At(Hook::FromHost, config.podnet1),
-            End::Forward(Out::Via, to) => leaves(to, seen.entry().map(|(_, entry)| entry.dst.into())),
-            End::Forward(_, to) => leaves(to, next_hop),
-            End::Pass => match hook {
+            FinalVerdict::Forward(Out::Pod | Out::Queue, to) => pod(to),
+            FinalVerdict::Forward(Out::Host, _) => Outcome::Host,
+            FinalVerdict::Forward(_, to) if to == config.podnet0 => return Place::At(Hook::FromHost, config.podnet1),
+            FinalVerdict::Forward(Out::Via, to) => leaves(to, seen.entry().map(|(_, entry)| entry.dst.into())),
+            FinalVerdict::Forward(_, to) => leaves(to, next_hop),
+            FinalVerdict::Pass => match hook {
                 Hook::UplinkXdp => return Place::At(Hook::FromUplink, ifindex),
                 Hook::ToPod => pod(ifindex),
                 Hook::ToUplink | Hook::ToRaw => leaves(ifindex, None),
@@ -508,13 +517,13 @@ fn stopped(steps: &mut Vec<Step>, does: &str) -> Place {
 }
 
 /// A verdict in words.
-fn verdict(end: End, name: impl Fn(IfIndex) -> String) -> String {
+fn verdict(end: FinalVerdict, name: impl Fn(IfIndex) -> String) -> String {
     match end {
-        End::Pass => "passed on".to_owned(),
-        End::Drop(reason) => format!("dropped ({})", reason.name()),
-        End::Reject(reason, to) => format!("rejected ({}), answer sent on {}", reason.name(), name(to)),
-        End::Answer(to) => format!("answered on {}", name(to)),
-        End::Forward(out, to) => {
+        FinalVerdict::Pass => "passed on".to_owned(),
+        FinalVerdict::Drop(reason) => format!("dropped ({})", reason.name()),
+        FinalVerdict::Reject(reason, to) => format!("rejected ({}), answer sent on {}", reason.name(), name(to)),
+        FinalVerdict::Answer(to) => format!("answered on {}", name(to)),
+        FinalVerdict::Forward(out, to) => {
             let how = match out {
                 Out::Stack => "via the stack",
                 Out::Pod => "redirected into the pod on",
