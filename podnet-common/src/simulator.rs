@@ -207,12 +207,12 @@ impl Tables for HostTables {
         self.conntrack.borrow_mut().remove(key);
     }
 
-    fn held(&self, place: u32) -> u32 {
-        self.holders.borrow().get(&place).copied().unwrap_or_default()
+    fn held(&self, slot: u32) -> u32 {
+        self.holders.borrow().get(&slot).copied().unwrap_or_default()
     }
 
-    fn hold(&self, place: u32, entries: u32) {
-        *self.holders.borrow_mut().entry(place).or_default() += entries;
+    fn add_held(&self, slot: u32, entries: u32) {
+        *self.holders.borrow_mut().entry(slot).or_default() += entries;
     }
 
     fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R> {

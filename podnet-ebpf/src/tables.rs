@@ -120,13 +120,13 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     }
 
     #[inline(always)]
-    fn held(&self, place: u32) -> u32 {
-        maps::HOLDERS.get(place).copied().unwrap_or_default()
+    fn held(&self, slot: u32) -> u32 {
+        maps::HOLDERS.get(slot).copied().unwrap_or_default()
     }
 
     #[inline(always)]
-    fn hold(&self, place: u32, entries: u32) {
-        if let Some(count) = maps::HOLDERS.get_ptr_mut(place) {
+    fn add_held(&self, slot: u32, entries: u32) {
+        if let Some(count) = maps::HOLDERS.get_ptr_mut(slot) {
             // SAFETY: a word of the map. Concurrent additions may be lost, until the daemon's next sweep corrects the
             // count.
             unsafe { *count = (*count).wrapping_add(entries) };

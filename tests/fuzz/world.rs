@@ -196,7 +196,7 @@ impl World {
             t.interfaces.insert(BRIDGE, Interface { v4, v6, mtu: 1500, flags: 0 });
         }
         t.conntrack_max = c.of(&[None, None, None, Some(2), Some(5), Some(9)]);
-        t.holders.borrow_mut().insert(holders::ROOM, t.conntrack_max.unwrap_or_default() as u32);
+        t.holders.borrow_mut().insert(holders::CAPACITY, t.conntrack_max.unwrap_or_default() as u32);
         t.peers = [Mac(NODE2_MAC), Mac(NODE3_MAC)].into();
     }
 

@@ -217,7 +217,7 @@ fn flow_reopened_during_a_sweep_is_kept() {
         ensure!(table.get(&key(2), 0)?.0.last_seen == anew.last_seen, "it is the old one");
         // The sweep counts only the flow that it kept; the other one was counted when it began.
         let counted: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.table(tables::HOLDERS))?).try_into()?;
-        let [all, room] = [holders::ALL, holders::ROOM].map(|place| counted.get(&place, 0));
+        let [all, room] = [holders::ALL, holders::CAPACITY].map(|place| counted.get(&place, 0));
         ensure!((all?, room?) == (1, 1024), "what is held was counted wrongly");
         Ok(())
     });

@@ -131,7 +131,7 @@ impl Kernel {
         kernel.hash::<Plain<AffinityKey>, Plain<Affinity>>("AFFINITY", [])?;
         kernel.hash::<Plain<FragmentKey>, Plain<FragmentPorts>>("FRAGMENTS", [])?;
         kernel.hash::<Plain<SockKey>, Plain<SockPeer>>("SOCK_REVERSE", [])?;
-        kernel.forget_flows(tables.holders.borrow().get(&holders::ROOM).copied().unwrap_or_default())?;
+        kernel.forget_flows(tables.holders.borrow().get(&holders::CAPACITY).copied().unwrap_or_default())?;
         kernel.clear_route_caches()?;
         let zeros = vec![0; kernel.object.processors];
         let mut counters: PerCpuArray<_, u64> = kernel.object.ebpf.map_mut("COUNTERS").context("map")?.try_into()?;
@@ -167,7 +167,7 @@ impl Kernel {
     pub fn forget_flows(&mut self, room: u32) -> Result<()> {
         self.hash::<Plain<Tuple>, Plain<CtEntry>>("CONNTRACK", [])?;
         let places: Vec<u32> = (0..holders::LEN as u32).collect();
-        let counts: Vec<u32> = places.iter().map(|place| if *place == holders::ROOM { room } else { 0 }).collect();
+        let counts: Vec<u32> = places.iter().map(|place| if *place == holders::CAPACITY { room } else { 0 }).collect();
         Ok(batch::update(self.holders()?, &places, &counts)?)
     }
 

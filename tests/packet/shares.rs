@@ -19,7 +19,7 @@ use crate::{
 const ROOM: u32 = 400;
 
 fn with_room(tables: &mut HostTables) {
-    tables.holders.borrow_mut().insert(holders::ROOM, ROOM);
+    tables.holders.borrow_mut().insert(holders::CAPACITY, ROOM);
 }
 
 /// Number of flows, each from its own port, that are admitted until one exceeds its sender's share.
@@ -118,7 +118,7 @@ fn one_pod_leaves_source_ports_towards_a_server_to_others() {
 /// Clears flows and their counts.
 fn forget(both: &mut Both) -> Result<()> {
     both.host.conntrack.borrow_mut().clear();
-    let room = both.host.holders.borrow().get(&holders::ROOM).copied().unwrap_or_default();
-    both.host.holders.borrow_mut().retain(|place, _| *place == holders::ROOM);
+    let room = both.host.holders.borrow().get(&holders::CAPACITY).copied().unwrap_or_default();
+    both.host.holders.borrow_mut().retain(|place, _| *place == holders::CAPACITY);
     both.kernel.forget_flows(room)
 }

@@ -293,9 +293,9 @@ pub trait Tables {
     /// Removes an entry from `conntrack`.
     fn remove_flow(&self, key: &Tuple);
     /// `holders`: count in a slot.
-    fn held(&self, place: u32) -> u32;
+    fn held(&self, slot: u32) -> u32;
     /// Adds to the count in a slot of `holders`.
-    fn hold(&self, place: u32, entries: u32);
+    fn add_held(&self, slot: u32, entries: u32);
     /// Calls `f` with the records handed over between stages (`scratch`).
     fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R>;
     /// Calls `f` with a slot of `next_hops`; `None` unless it is below [`CachedRoute::SLOTS`].

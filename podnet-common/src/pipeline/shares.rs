@@ -30,11 +30,11 @@ pub(super) fn may_begin<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, from: If
     };
     let held = t.held(flow.holder);
     flow.ports = available_ports(config.snat_count, held);
-    let room = t.held(holders::ROOM);
-    let limit = room.saturating_sub(t.held(holders::ALL)).saturating_mul(TIMES);
+    let capacity = t.held(holders::CAPACITY);
+    let limit = capacity.saturating_sub(t.held(holders::ALL)).saturating_mul(TIMES);
     let held_together = if At::FROM_UPLINK { t.held(holders::OUTSIDE) } else { held };
     // An existing flow may begin again.
-    room == 0 || (held <= limit && held_together <= limit) || t.flow(tuple, |_| ()).is_some()
+    capacity == 0 || (held <= limit && held_together <= limit) || t.flow(tuple, |_| ()).is_some()
 }
 
 /// Number of SNAT ports available to a sender that holds `held` entries. A sixteenth is reserved for senders with few
@@ -49,9 +49,9 @@ fn available_ports(count: u32, held: u32) -> u32 {
 /// Counts new entries of a flow for its holder.
 #[inline(always)]
 pub(super) fn count_entries<T: Tables>(t: &T, flow: &ToInsert, entries: u32) {
-    t.hold(flow.holder, entries);
-    t.hold(holders::ALL, entries);
+    t.add_held(flow.holder, entries);
+    t.add_held(holders::ALL, entries);
     if holders::is_outside(flow.holder) {
-        t.hold(holders::OUTSIDE, entries);
+        t.add_held(holders::OUTSIDE, entries);
     }
 }

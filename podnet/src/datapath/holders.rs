@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
 
-use podnet_common::layout::holders::{self, ALL, LEN, OUTSIDE, ROOM};
+use podnet_common::layout::holders::{self, ALL, CAPACITY, LEN, OUTSIDE};
 
 use super::batch;
 
@@ -49,7 +49,7 @@ impl<'a> Count<'a> {
         let after = read(self.table)?;
         let (mut places, mut counts) = (Vec::new(), Vec::new());
         for (place, (before, now)) in (0u32..).zip(self.before.iter().zip(&after)) {
-            let right = if place == ROOM { capacity } else { held.of(place) + now.saturating_sub(*before) };
+            let right = if place == CAPACITY { capacity } else { held.of(place) + now.saturating_sub(*before) };
             if right != *now {
                 places.push(place);
                 counts.push(right);

@@ -291,14 +291,14 @@ impl Tables for Live<'_> {
         self.conntrack.borrow_mut().insert(*key, None);
     }
 
-    fn held(&self, place: u32) -> u32 {
-        let read = || self.read(&self.source.holders, &place).unwrap_or_default();
-        *self.holders.borrow_mut().entry(place).or_insert_with(read)
+    fn held(&self, slot: u32) -> u32 {
+        let read = || self.read(&self.source.holders, &slot).unwrap_or_default();
+        *self.holders.borrow_mut().entry(slot).or_insert_with(read)
     }
 
-    fn hold(&self, place: u32, entries: u32) {
-        let held = self.held(place);
-        self.holders.borrow_mut().insert(place, held.wrapping_add(entries));
+    fn add_held(&self, slot: u32, entries: u32) {
+        let held = self.held(slot);
+        self.holders.borrow_mut().insert(slot, held.wrapping_add(entries));
     }
 
     fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R> {

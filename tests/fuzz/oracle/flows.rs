@@ -57,9 +57,9 @@ fn shares(world: &World, o: &Outcome<'_>, entries: usize) {
     assert!(all >= entries, "{o}{entries} entries, of which {all} were counted");
     if o.end == FinalVerdict::Drop(Reason::ConntrackShare) {
         let before = o.before.holders.borrow();
-        let senders = before.iter().filter(|(place, _)| ![holders::ALL, holders::ROOM].contains(place));
+        let senders = before.iter().filter(|(place, _)| ![holders::ALL, holders::CAPACITY].contains(place));
         let most = senders.map(|(_, held)| *held).max().unwrap_or_default();
-        let room = o.before.held(holders::ROOM);
+        let room = o.before.held(holders::CAPACITY);
         assert!(room != 0, "{o}nobody knows how much there is to share");
         assert!(most > room.saturating_sub(o.before.held(holders::ALL)) * 4, "{o}nobody holds that much: {before:?}");
     }

@@ -167,12 +167,12 @@ impl<T: Tables> Tables for Traced<'_, T> {
         self.note(Fact::FlowRemoved(*key));
     }
 
-    fn held(&self, place: u32) -> u32 {
-        self.tables.held(place)
+    fn held(&self, slot: u32) -> u32 {
+        self.tables.held(slot)
     }
 
-    fn hold(&self, place: u32, entries: u32) {
-        self.tables.hold(place, entries);
+    fn add_held(&self, slot: u32, entries: u32) {
+        self.tables.add_held(slot, entries);
     }
 
     fn handover<R>(&self, f: impl FnOnce(&mut Handover) -> R) -> Option<R> {
