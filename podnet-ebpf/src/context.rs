@@ -57,7 +57,7 @@ pub(crate) struct TcPacket<'a, const MISSING: usize> {
     ctx: &'a TcContext,
     data: usize,
     end: usize,
-    /// See [`TcPacket::place`].
+    /// See [`TcPacket::position`].
     mask: usize,
 }
 
@@ -75,7 +75,7 @@ impl<'a, const MISSING: usize> TcPacket<'a, MISSING> {
     /// Position in the frame of an offset that includes an Ethernet header. The mask keeps the compiler from first
     /// adding the offset to a pointer and then subtracting the missing bytes, which the verifier rejects.
     #[inline(always)]
-    fn place(&self, offset: usize) -> usize {
+    fn position(&self, offset: usize) -> usize {
         if MISSING == 0 { offset } else { (offset - MISSING) & self.mask }
     }
 
@@ -146,12 +146,12 @@ impl<const MISSING: usize> Packet for TcPacket<'_, MISSING> {
             let header = Ethernet { ethertype, ..Ethernet::default() };
             return bytemuck::try_pod_read_unaligned(bytemuck::bytes_of(&header)).ok();
         }
-        load(self.data, self.end, self.place(offset))
+        load(self.data, self.end, self.position(offset))
     }
 
     #[inline(always)]
     fn store<T: Pod>(&mut self, offset: usize, value: &T) -> Option<()> {
-        if offset < MISSING { None } else { store(self.data, self.end, self.place(offset), value) }
+        if offset < MISSING { None } else { store(self.data, self.end, self.position(offset), value) }
     }
 
     // With CHECKSUM_PARTIAL, the field contains only the uncomplemented sum of the pseudo header; otherwise it is the

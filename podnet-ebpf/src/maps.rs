@@ -12,7 +12,7 @@ use podnet_common::{
 };
 
 /// `BPF_F_NO_PREALLOC`: entries of a hash table are allocated on insertion.
-const AS_NEEDED: usize = 1;
+const NO_PREALLOC: usize = 1;
 
 /// Declares a map for each table, with the map type of its kind.
 macro_rules! maps {
@@ -38,9 +38,9 @@ macro_rules! maps {
         #[btf_map]
         pub(crate) static $name: HashMap<$key, $value, { $capacity }> = HashMap::new();
     };
-    (@HashAsNeeded $name:ident, $key:ty, $value:ty, $capacity:expr) => {
+    (@HashNoPrealloc $name:ident, $key:ty, $value:ty, $capacity:expr) => {
         #[btf_map]
-        pub(crate) static $name: HashMap<$key, $value, { $capacity }, AS_NEEDED> = HashMap::new();
+        pub(crate) static $name: HashMap<$key, $value, { $capacity }, NO_PREALLOC> = HashMap::new();
     };
     (@LruHash $name:ident, $key:ty, $value:ty, $capacity:expr) => {
         #[btf_map]

@@ -30,10 +30,10 @@ const AF_INET6: u32 = 10;
 /// Continue with the next program or the host's stack (`TCX_NEXT`; clsact treats it alike).
 const NEXT: i32 = -1;
 
-/// Runs a dispatcher. `missing` is its return value if there are no programs: pods are cut off, uplinks fall back to
+/// Runs a dispatcher. `no_program` is its return value if there are no programs: pods are cut off, uplinks fall back to
 /// the stack.
 #[inline(always)]
-fn dispatch<const HOOK: u32>(ctx: &TcContext, missing: i32) -> i32 {
+fn dispatch<const HOOK: u32>(ctx: &TcContext, no_program: i32) -> i32 {
     // For another machine, received in promiscuous mode; the stack ignores such packets as well.
     // SAFETY: the context is valid while the program runs.
     if HOOK == Hook::FromUplink as u32 && unsafe { (*ctx.skb.skb).pkt_type } == PACKET_OTHERHOST {
@@ -41,7 +41,7 @@ fn dispatch<const HOOK: u32>(ctx: &TcContext, missing: i32) -> i32 {
     }
     jump!(maps::PROGRAMS_TC, ctx, HOOK);
     maps::count_drop(Reason::NoProgram);
-    missing
+    no_program
 }
 
 /// Carries out a verdict.
@@ -50,8 +50,8 @@ fn act<At: HookPoint>(ctx: &TcContext, verdict: Verdict) -> i32 {
     match verdict.action {
         Action::Pass => NEXT,
         Action::Forward => forward(ctx, &verdict.egress),
-        Action::Tail => tail::<At>(ctx, verdict.stage),
-        Action::Reject => tail::<At>(ctx, Stage::answering(verdict.reason)),
+        Action::Tail => tail_call::<At>(ctx, verdict.stage),
+        Action::Reject => tail_call::<At>(ctx, Stage::answering(verdict.reason)),
         // SAFETY: no pointers.
         Action::Answer => unsafe { helpers::bpf_redirect(verdict.egress.ifindex.0, 0) as i32 },
         Action::Drop | Action::Unanswered => TC_ACT_SHOT,
@@ -111,7 +111,7 @@ const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 /// Tail call to another stage of the same hook and generation. Frequent stages, in which flows begin or are tracked,
 /// have direct jumps; having them for all stages would make every program larger.
 #[inline(always)]
-fn tail<At: HookPoint>(ctx: &TcContext, stage: Stage) -> i32 {
+fn tail_call<At: HookPoint>(ctx: &TcContext, stage: Stage) -> i32 {
     match stage {
         Stage::Track => jump!(maps::PROGRAMS_TC, ctx, Stage::Track.slot(At::HOOK)),
         Stage::Begin => jump!(maps::PROGRAMS_TC, ctx, Stage::Begin.slot(At::HOOK)),
@@ -136,7 +136,7 @@ fn tables(ctx: &TcContext) -> Maps<true> {
 
 /// Runs the first program of a hook, except at egress for packets that another hook has already forwarded.
 #[inline(always)]
-fn first<At: HookPoint, const MISSING: usize>(ctx: &TcContext) -> i32 {
+fn run_enter<At: HookPoint, const MISSING: usize>(ctx: &TcContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     if At::EGRESS && unsafe { (*ctx.skb.skb).mark } == MARK_DONE {
         return NEXT;
@@ -146,26 +146,29 @@ fn first<At: HookPoint, const MISSING: usize>(ctx: &TcContext) -> i32 {
 
 /// Runs a stage, by name.
 macro_rules! run {
-    (enter, $point:ident, $lacks:expr, $ctx:ident) => {
-        first::<$point, { $lacks }>(&$ctx)
+    (enter, $point:ident, $missing_header:expr, $ctx:ident) => {
+        run_enter::<$point, { $missing_header }>(&$ctx)
     };
-    ($stage:ident, $point:ident, $lacks:expr, $ctx:ident) => {
-        act::<$point>(&$ctx, pipeline::$stage::<$point, _, _>(&mut TcPacket::<{ $lacks }>::new(&$ctx), &tables(&$ctx)))
+    ($stage:ident, $point:ident, $missing_header:expr, $ctx:ident) => {
+        act::<$point>(
+            &$ctx,
+            pipeline::$stage::<$point, _, _>(&mut TcPacket::<{ $missing_header }>::new(&$ctx), &tables(&$ctx)),
+        )
     };
 }
 
 /// Declares the programs of a hook: dispatcher, first program, and all stages reachable from it. The dispatcher has the
-/// name of the hook; the others append the name of the stage. `$lacks` is the number of bytes of the Ethernet header
-/// that frames lack, `$missing` the return value of the dispatcher if there are no programs.
+/// name of the hook; the others append the name of the stage. `$missing_header` is the number of bytes of the Ethernet
+/// header that frames lack, `$no_program` the return value of the dispatcher if there are no programs.
 macro_rules! hook {
-    ($hook:ident, $point:ident, $lacks:expr, $missing:expr, [$($stage:ident)*]) => {
+    ($hook:ident, $point:ident, $missing_header:expr, $no_program:expr, [$($stage:ident)*]) => {
         mod $hook {
             use super::*;
 
             #[unsafe(export_name = stringify!($hook))]
             #[unsafe(link_section = "classifier")]
             extern "C" fn dispatcher(skb: *mut __sk_buff) -> i32 {
-                dispatch::<{ $point::HOOK as u32 }>(&TcContext::new(skb), $missing)
+                dispatch::<{ $point::HOOK as u32 }>(&TcContext::new(skb), $no_program)
             }
 
             $(
@@ -173,7 +176,7 @@ macro_rules! hook {
                 #[unsafe(link_section = "classifier")]
                 extern "C" fn $stage(skb: *mut __sk_buff) -> i32 {
                     let ctx = TcContext::new(skb);
-                    run!($stage, $point, $lacks, ctx)
+                    run!($stage, $point, $missing_header, ctx)
                 }
             )*
         }

@@ -21,7 +21,7 @@ pub enum Kind {
     Hash,
     /// Hash table that allocates entries on insertion (`BPF_F_NO_PREALLOC`). Only the daemon may insert: allocation can
     /// fail in a program, which can't sleep.
-    HashAsNeeded,
+    HashNoPrealloc,
     /// Hash table that evicts the least recently used entries.
     LruHash,
     /// Trie for longest-prefix matches.
@@ -40,7 +40,7 @@ impl Kind {
             Self::Array => "array",
             Self::PerCpuArray => "per-CPU array",
             Self::Hash => "hash",
-            Self::HashAsNeeded => "hash, memory as needed",
+            Self::HashNoPrealloc => "hash, memory as needed",
             Self::LruHash => "LRU hash",
             Self::LpmTrie => "LPM trie",
             Self::Ring | Self::Log => "ring buffer",
@@ -242,7 +242,7 @@ macro_rules! for_each_table {
             /// Node configuration, written by the daemon.
             CONFIG: Array<u32, Config>[1] Derived 1;
             /// Service address and port → slots of its backends.
-            FRONTENDS: HashAsNeeded<FrontendKey, Frontend>[65_536] Derived 1;
+            FRONTENDS: HashNoPrealloc<FrontendKey, Frontend>[65_536] Derived 1;
             /// Backend ids, in one segment per frontend.
             SLOTS: Array<u32, u32>[2_097_152] Derived 1;
             /// Backends, by id.
