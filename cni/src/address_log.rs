@@ -1,7 +1,7 @@
-//! What happened to addresses, as a log on disk: one line an event, added under the store's lock.
+//! The log of allocated and released addresses: a file with one line per event, appended under the store's lock.
 //!
-//! It is a memory, not a register: which addresses are in use is said by the records. Losing the log costs nothing but
-//! the rest of released addresses.
+//! It is a history, not a register: the records determine which addresses are in use. Losing the log only ends the
+//! quarantine of released addresses.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -18,10 +18,10 @@ pub(crate) struct AddressLog {
 }
 
 impl AddressLog {
-    /// Size in bytes from which it is written anew, shorter: about 1,500 events.
+    /// Size in bytes above which the log is compacted: about 1,500 events.
     pub(crate) const LIMIT: u64 = 1 << 15;
 
-    /// The log in a file, which need not exist.
+    /// The log in a file, which need not exist yet.
     pub(crate) fn new(path: PathBuf) -> Self {
         Self { path }
     }
@@ -31,13 +31,13 @@ impl AddressLog {
         &self.path
     }
 
-    /// The events, oldest first. Lines that are no events are passed over.
+    /// The events, oldest first. Lines that cannot be parsed are skipped.
     pub(crate) fn read(&self) -> Vec<Event> {
         let text = files::read(&self.path, files::OWN_MAX).unwrap_or_default();
         String::from_utf8_lossy(&text).lines().filter_map(Event::parse).collect()
     }
 
-    /// Adds events, or writes the log anew when it has grown long.
+    /// Appends events, or compacts the log if it exceeds [`Self::LIMIT`].
     pub(crate) fn append(&self, events: &[Event]) -> io::Result<()> {
         let lines = |events: &[Event]| events.iter().map(|e| e.to_line()).collect::<String>();
         let mut log = files::open(&self.path, OpenOptions::new().append(true).create(true).mode(0o600))?;
@@ -49,7 +49,7 @@ impl AddressLog {
             .into_iter()
             .flat_map(|family| History::replay(family, &all).events().collect::<Vec<_>>())
             .collect();
-        // The lock is ours: a file of that name is a dead process's.
+        // We hold the store's lock, so an existing file of this name belongs to a process that died.
         let temporary = self.path.with_extension("new");
         let _ = fs::remove_file(&temporary);
         let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;

@@ -1,8 +1,8 @@
-//! Which address comes next: pure functions over pools, what is in use, and what was released.
+//! IPAM: pure functions that choose the next address, given the pools, the addresses in use and those released.
 //!
-//! Addresses are taken by next-fit from a cursor. A released address joins a queue and is passed over while any other
-//! address is free; when none is, the one that has rested longest is taken. So an address is the last to be chosen
-//! again, and a pool is empty only when every address is in use. Nothing here touches files or the clock.
+//! Addresses are allocated next-fit from a cursor. A released address is quarantined: it is skipped while any other
+//! address is free, and when none is, the address released longest ago is reused. So reuse happens as late as possible,
+//! and a pool is exhausted only when every address is in use. No I/O, no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,10 +11,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use thiserror::Error;
 
-/// Why a pool could not be made.
+/// Why a pool is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PoolError {
-    /// Nothing is left after the reserved addresses.
+    /// No address remains besides the reserved ones.
     #[error("pod CIDR {0} is too small for pod addresses: use /30 or shorter for IPv4, /126 or shorter for IPv6")]
     TooSmall(IpNetwork),
     /// A range of `ipRanges` is not inside its subnet.
@@ -30,7 +30,7 @@ pub enum PoolError {
     /// A set of ranges mixes IPv4 and IPv6.
     #[error("ipRanges: a range set must not mix IPv4 and IPv6")]
     MixedFamilies,
-    /// A set has no range.
+    /// A set contains no range.
     #[error("ipRanges: a range set is empty")]
     Empty,
 }
@@ -58,7 +58,7 @@ impl Family {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// Bits of an address.
+    /// Length of an address in bits.
     pub const fn bits(self) -> u8 {
         match self {
             Self::V4 => 32,
@@ -81,7 +81,7 @@ fn number(ip: IpAddr) -> u128 {
     }
 }
 
-/// Addresses from first to last, both included, of one family.
+/// Addresses of one family from first to last, both inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Range {
     first: u128,
@@ -94,15 +94,15 @@ impl Range {
     }
 }
 
-/// Ranges of one family, from which each pod gets one address.
+/// Ranges of one family. A pod gets one address from each pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     family: Family,
     ranges: Vec<Range>,
 }
 
-/// The range of a CIDR that pods may have: not the network address, not the one after it (source of hairpin traffic),
-/// not an IPv4 broadcast address.
+/// The allocatable range of a CIDR: all but the network address, the address after it (source of hairpin traffic) and
+/// the IPv4 broadcast address.
 fn usable(cidr: IpNetwork) -> Result<Range, PoolError> {
     let first = number(cidr.network()).checked_add(2);
     let last = match cidr {
@@ -116,7 +116,7 @@ fn usable(cidr: IpNetwork) -> Result<Range, PoolError> {
 }
 
 impl Pool {
-    /// One pool for each family among the CIDRs, IPv4 first.
+    /// One pool per family among the CIDRs, IPv4 first.
     pub fn from_cidrs(cidrs: &[IpNetwork]) -> Result<Vec<Self>, PoolError> {
         let mut pools = Vec::new();
         for family in [Family::V4, Family::V6] {
@@ -132,7 +132,7 @@ impl Pool {
         Ok(pools)
     }
 
-    /// A pool of parts of subnets: (subnet, first, last), as `ipRanges` gives them.
+    /// A pool of parts of subnets, (subnet, first, last), as in `ipRanges`.
     pub fn from_ranges(parts: &[(IpNetwork, Option<IpAddr>, Option<IpAddr>)]) -> Result<Self, PoolError> {
         let (subnet, ..) = parts.first().ok_or(PoolError::Empty)?;
         let family = Family::of(subnet.network());
@@ -160,12 +160,12 @@ impl Pool {
         self.family
     }
 
-    /// Whether pods may have this address.
+    /// Whether the address is allocatable from this pool.
     pub fn contains(&self, ip: IpAddr) -> bool {
         Family::of(ip) == self.family && self.ranges.iter().any(|r| r.contains(number(ip)))
     }
 
-    /// All addresses, once, from the one after the cursor on, in a circle.
+    /// Every address once, beginning after the cursor and wrapping around.
     fn after(&self, cursor: Option<IpAddr>) -> impl Iterator<Item = IpAddr> + '_ {
         let cursor = cursor.filter(|ip| Family::of(*ip) == self.family).map(number);
         let start = cursor.and_then(|c| self.ranges.iter().position(|r| r.contains(c)).map(|i| (i, c)));
@@ -185,12 +185,12 @@ impl Pool {
     }
 }
 
-/// Something that happened to an address.
+/// An event in the life of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It was given, and the next search starts behind it.
+    /// It was allocated; the next search starts after it.
     Given(IpAddr),
-    /// It was given because it was asked for by name.
+    /// It was allocated because the runtime requested this address; the cursor does not move.
     Requested(IpAddr),
     /// It was released.
     Released(IpAddr),
@@ -203,7 +203,7 @@ impl Event {
         ip
     }
 
-    /// As a line: `+10.0.0.5`, `=10.0.0.5`, `-10.0.0.5`.
+    /// The event as a line of the log: `+10.0.0.5`, `=10.0.0.5`, `-10.0.0.5`.
     pub fn to_line(self) -> String {
         match self {
             Self::Given(ip) => format!("+{ip}\n"),
@@ -212,7 +212,7 @@ impl Event {
         }
     }
 
-    /// From a line without its end; none if it is no event's.
+    /// Parses a line without its newline; `None` if it is malformed.
     pub fn parse(line: &str) -> Option<Self> {
         let ip = line.get(1..)?.parse().ok()?;
         match line.as_bytes().first()? {
@@ -224,23 +224,23 @@ impl Event {
     }
 }
 
-/// What happened to addresses of one family, as far as it matters for the next choice.
+/// What the next allocation needs to know of the past of one family's addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
-    /// The address given last.
+    /// The address allocated last.
     cursor: Option<IpAddr>,
-    /// Released addresses, longest rest first.
+    /// Quarantined addresses, released longest ago first.
     released: Vec<IpAddr>,
 }
 
 impl History {
-    /// Addresses that rest at most: more than a /24 has.
+    /// Maximum number of quarantined addresses: more than a /24 contains.
     pub const RESTING: usize = 512;
 
-    /// From what happened, oldest first; events of the other family are passed over.
+    /// Replays events, oldest first. Events of the other family are skipped.
     pub fn replay(family: Family, events: &[Event]) -> Self {
         let mut cursor = None;
-        // Only what happened to an address last decides whether and since when it rests.
+        // Only the last event of an address decides whether it is quarantined, and since when.
         let mut last = BTreeMap::new();
         for (i, event) in events.iter().enumerate().filter(|(_, e)| Family::of(e.ip()) == family) {
             last.insert(event.ip(), (i, matches!(event, Event::Released(_))));
@@ -255,16 +255,16 @@ impl History {
         Self { cursor, released: released.into_iter().skip(forgotten).map(|(_, ip)| ip).collect() }
     }
 
-    /// The fewest events from which this history follows.
+    /// The shortest list of events with this history.
     pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
         self.cursor.map(Event::Given).into_iter().chain(self.released.iter().copied().map(Event::Released))
     }
 }
 
-/// The next address of a pool, or none when all are in use.
+/// The next address of a pool; `None` if all are in use.
 pub fn choose(pool: &Pool, used: &BTreeSet<IpAddr>, history: &History) -> Option<IpAddr> {
     let resting: BTreeSet<IpAddr> = history.released.iter().copied().collect();
-    // Whatever the pool's size, one more candidate than there are obstacles decides.
+    // Of any (used + quarantined + 1) candidates one is free, so this bounds the search whatever the size of the pool.
     let obstacles = used.len() + resting.len();
     pool.after(history.cursor)
         .take(obstacles + 1)
@@ -285,7 +285,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Gives and releases like the store does.
+    /// Allocates and releases as the store does.
     #[derive(Default)]
     struct Book {
         used: BTreeSet<IpAddr>,
@@ -383,7 +383,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every walk visits each address exactly once, wherever it starts.
+        /// An iteration visits each address exactly once, wherever it starts.
         #[test]
         fn a_round_is_complete(lens in proptest::collection::vec(26u8..=30, 1..4), cursor in 0u32..300) {
             let cidrs: Vec<IpNetwork> =
@@ -400,8 +400,9 @@ mod tests {
             }
         }
 
-        /// Under any sequence of gives and releases: never twice, never refused while one is free, and a released
-        /// address is not given while another one is free that was released earlier or never used.
+        /// Under any sequence of allocations and releases: no address is allocated twice, allocation succeeds while an
+        /// address is free, and a released address is not reused while another one is free that was released earlier or
+        /// never used.
         #[test]
         fn any_history(steps in proptest::collection::vec(any::<Option<u8>>(), 0..200)) {
             let p = pool(&["10.0.0.0/28"]);

@@ -1,7 +1,7 @@
-//! How fast a pod may receive and send: the capability `bandwidth`, in the units of the plugin of that name.
+//! Bandwidth limits of a pod: the capability `bandwidth`, in the units of the reference plugin of that name.
 //!
-//! What the pod receives waits in the queue of the host end, what it sends in that of its own end, so senders are slowed
-//! down rather than cut off, wherever the other side is.
+//! Traffic to the pod is queued at the host end, traffic from the pod at the pod's own end. So both directions are
+//! shaped at egress, by delay instead of policing, for every kind of peer.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,30 +9,31 @@ use thiserror::Error;
 
 use crate::netlink::Bucket;
 
-/// A rate and how much may exceed it.
+/// A rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
-    /// Bits a second.
+    /// Rate in bits per second.
     pub rate: u64,
-    /// Bits that may come at once after a pause.
+    /// Burst in bits.
     pub burst: u64,
 }
 
-/// Limits of a pod.
+/// The limits of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bandwidth {
-    /// Of what it receives.
+    /// Traffic to the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Limit>,
-    /// Of what it sends.
+    /// Traffic from the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Limit>,
 }
 
-/// Runtimes that are told no burst write the largest number they know, 2^31 - 1 bits or more: with the annotations of
-/// Kubernetes, which have none, the first half gigabyte would be free.
+/// A burst of at least this many bits counts as unspecified. Runtimes without a configured burst pass the largest
+/// number of the type, 2^31 - 1 bits or more. Kubernetes' annotations have no burst, so taken literally this would
+/// leave the first half gigabyte unlimited.
 const UNSAID: u64 = i32::MAX as u64;
-/// The largest burst in bits that fits into what the kernel is told.
+/// Largest burst in bits that fits into the kernel's attribute (32 bits, in bytes).
 const BURST_MAX: u64 = 8 * u32::MAX as u64;
 
 /// A limit that makes no sense.
@@ -46,7 +47,7 @@ pub struct LimitError {
 }
 
 impl Limit {
-    /// From what a runtime gives. Zeros are no limit.
+    /// Validates the values of the capability, in bits per second and bits. Zeros mean no limit.
     pub(crate) fn parse(direction: &str, rate: i64, burst: i64) -> Result<Option<Self>, LimitError> {
         let invalid = |what| Err(LimitError { direction: direction.to_owned(), rate, burst, what });
         let (Ok(rate), Ok(burst)) = (u64::try_from(rate), u64::try_from(burst)) else {
@@ -61,19 +62,19 @@ impl Limit {
         }
     }
 
-    /// The bucket for packets of this MTU.
+    /// The token bucket for packets of this MTU, in bytes.
     pub fn bucket(&self, mtu: u32) -> Bucket {
-        /// Ethernet's header and a VLAN's tag.
+        /// Ethernet header and VLAN tag, in bytes.
         const FRAME: u64 = 18;
-        /// What a kernel sends of a connection at once.
+        /// Largest segment that the kernel sends of a connection at once (GSO), in bytes.
         const SEGMENTS: u64 = 64 << 10;
         let rate = self.rate / 8;
-        // Else 50 ms' worth, and so much that small rates are reached.
+        // If unspecified: 50 ms of traffic, but at least as much as low rates need to be reached.
         let burst =
             if self.burst < UNSAID { self.burst.min(BURST_MAX) / 8 } else { (rate / 20).clamp(16 << 10, 4 << 20) };
-        // A packet that doesn't fit would never be sent.
+        // A packet larger than the bucket would never be sent.
         let burst = burst.max(u64::from(mtu) + FRAME);
-        // What waits is 25 ms' worth, as with the plugin `bandwidth`; but whole segments have to find room.
+        // The queue holds 25 ms of traffic, as with the plugin `bandwidth`, but at least two whole segments.
         let limit = burst + (rate / 40).max(2 * SEGMENTS);
         let fit = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
         Bucket { rate, burst: fit(burst), limit: fit(limit) }

@@ -1,9 +1,10 @@
-//! How the plugin's calls ended: a line for each in `<runDir>/calls`, which the daemon takes and counts.
+//! The log of calls: one line per call of the plugin in `<runDir>/calls`, with its outcome. The daemon consumes it for
+//! its metrics.
 //!
-//! A plugin lives for milliseconds and must work without a daemon, so it can't be asked. It adds a line with one write
-//! and never waits: lines don't mix, since the kernel appends one after the other. While nobody takes them the file
-//! grows to [`LIMIT`] and no further. A line that was cut off, or that nobody understands, is passed over. All of this
-//! is worth less than a pod, so nothing that fails here is an error.
+//! A plugin process lives for milliseconds and must work without a daemon, so it cannot be scraped. It appends a line
+//! in one write and never blocks; the kernel serialises appends, so lines do not interleave. Without a daemon to
+//! consume it the file grows up to [`LIMIT`] and no further. Truncated and unknown lines are skipped. A failure here
+//! must not fail a pod, so it is no error.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -11,17 +12,17 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Size of the file in bytes from which on calls aren't noted: about 2,500.
+/// Size of the file in bytes above which calls are no longer logged: about 2,500 calls.
 pub const LIMIT: u64 = 1 << 16;
 
-/// Nothing but a file is opened, and nothing is waited for.
+/// Open nothing through a symbolic link, and do not block on a named pipe.
 const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
-/// What a line begins and ends with, so that a part of one can be told from a whole one.
+/// Beginning and end of a line, which distinguish whole lines from truncated ones.
 const BEGIN: &str = "call ";
 const END: &str = " us";
 
-/// A command as far as it could be read.
+/// A command, valid or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandName {
     /// ADD.
@@ -36,14 +37,14 @@ pub enum CommandName {
     Gc,
     /// VERSION.
     Version,
-    /// None, or one that the specification doesn't have.
+    /// None, or one that is not in the specification.
     Unknown,
 }
 
 impl CommandName {
     const ALL: [Self; 7] = [Self::Add, Self::Del, Self::Check, Self::Status, Self::Gc, Self::Version, Self::Unknown];
 
-    /// As the specification writes it.
+    /// Its name in the specification.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Add => "ADD",
@@ -56,20 +57,20 @@ impl CommandName {
         }
     }
 
-    /// The command that the environment names.
+    /// The command in `CNI_COMMAND`.
     pub fn of(text: &str) -> Self {
         Self::ALL.into_iter().find(|command| command.name() == text).unwrap_or(Self::Unknown)
     }
 }
 
-/// A call that has ended.
+/// A finished call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     /// Its command.
     pub command: CommandName,
-    /// The code of its error; 0: none.
+    /// Its error code; 0 for success.
     pub code: u32,
-    /// How long it took, in whole microseconds.
+    /// Its duration, in whole microseconds.
     pub duration: Duration,
 }
 
@@ -79,7 +80,7 @@ impl Call {
     }
 
     fn parse(line: &str) -> Option<Self> {
-        // Before it may stand what is left of one that was cut off.
+        // The rest of a truncated line may precede it.
         let (_, line) = line.rsplit_once(BEGIN)?;
         let mut fields = line.strip_suffix(END)?.split(' ');
         let command = CommandName::of(fields.next()?);
@@ -96,45 +97,46 @@ pub struct CallLog {
 }
 
 impl CallLog {
-    /// The log of a run directory, which need not exist.
+    /// The log in a run directory, which need not exist.
     pub fn new(run_dir: &Path) -> Self {
         Self { path: run_dir.join("calls") }
     }
 
-    /// Removes it, as far as that goes.
+    /// Removes the log; errors are ignored.
     pub fn remove(&self) {
         for path in [&self.path, &self.path.with_extension("taken")] {
             let _ = fs::remove_file(path);
         }
     }
 
-    /// Notes a call, if that can be done at once and there is room.
+    /// Appends a call, unless that would block or the log is full.
     pub fn append(&self, call: Call) {
-        // Without a run directory there has never been a daemon.
+        // No run directory: there has never been a daemon.
         let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(FLAGS).open(&self.path);
         let Ok(mut file) = file else { return };
         if file.metadata().is_ok_and(|file| file.is_file() && file.len() < LIMIT) {
-            // One write: what it can't write is missing.
+            // A single write; the rest of a short one is lost.
             let _ = file.write(call.to_line().as_bytes());
         }
     }
 
-    /// Takes what has been noted, as the daemon does every second. Calls are given the time after next at the latest: the
-    /// file gets another name first, and is read when whoever had it open has written.
+    /// Removes and returns the logged calls; the daemon does this every second. A call is returned by the second `take`
+    /// after it at the latest: the file is renamed first and read one `take` later, when the processes that had it open
+    /// have written to it.
     ///
-    /// What is returned is gone from the disk, so no call is counted twice; one is lost if the daemon is killed meanwhile.
+    /// The returned calls are no longer on disk, so none is counted twice; they are lost if the daemon is killed now.
     pub fn take(&self) -> Vec<Call> {
         let taken = self.path.with_extension("taken");
         let mut text = Vec::new();
         let file = OpenOptions::new().read(true).custom_flags(FLAGS).open(&taken);
-        // One that is longer is not ours.
+        // A longer file is not ours.
         let read = file.and_then(|file| file.take(2 * LIMIT + 1).read_to_end(&mut text));
         match &read {
             Ok(len) if *len as u64 > 2 * LIMIT => text.clear(),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(_) => {
-                // Something else in its place would be there for ever.
+                // Anything but a file would block this path for ever.
                 if fs::symlink_metadata(&taken).is_ok_and(|data| !data.is_file()) {
                     let _ = fs::remove_file(&taken);
                 }
@@ -167,7 +169,7 @@ mod tests {
         assert!(log.take().is_empty(), "who has the file open may still write");
         log.append(call(CommandName::Status, 50, 9));
         assert_eq!(log.take(), calls);
-        // Another daemon goes on.
+        // Another daemon continues.
         assert_eq!(CallLog::new(dir.path()).take(), [call(CommandName::Status, 50, 9)]);
         assert!(log.take().is_empty() && log.take().is_empty());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -194,7 +196,7 @@ mod tests {
             log.take();
             assert_eq!(log.take(), [call(CommandName::Gc, 0, 12_345)], "{cut}");
         }
-        // A line's last character alone is no loss.
+        // A line that lacks only its newline is complete.
         fs::write(dir.path().join("calls"), whole.trim_end()).unwrap();
         log.take();
         assert_eq!(log.take().len(), 1);
@@ -247,7 +249,7 @@ mod tests {
         log.append(call(CommandName::Add, 0, 1));
         assert!(log.take().is_empty() && log.take().is_empty());
         fs::remove_dir(dir.path().join("calls.taken")).unwrap();
-        // What isn't the log is no reason to count no call any more.
+        // Something else in the log's place must not end the counting of calls.
         std::os::unix::fs::symlink("/dev/zero", dir.path().join("calls.taken")).unwrap();
         assert!(log.take().is_empty() && log.take().is_empty());
         assert_eq!(log.take().len(), 1);

@@ -1,4 +1,4 @@
-//! The network configuration on standard input, validated.
+//! The network configuration: read from standard input, parsed and validated.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -19,20 +19,20 @@ use crate::record::PortMapping;
 use crate::result::Dns;
 use crate::version::Version;
 
-/// Largest configuration that is read, in bytes. GC lists every attachment of the node twice, 200 bytes each time.
+/// Maximum size of a configuration in bytes. GC lists every attachment of the node twice, with 200 bytes each.
 pub const MAX_BYTES: u64 = 8 << 20;
 
-/// Where the daemon's published file is by default.
+/// Default directory of the daemon's published file.
 const RUN_DIR: &str = "/run/podnet";
 
-/// Who forwards the pods' packets.
+/// What forwards the pods' packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Datapath {
     /// The daemon's pinned programs.
     #[default]
     Ebpf,
-    /// The node's own stack alone.
+    /// The node's own network stack alone.
     None,
 }
 
@@ -43,27 +43,27 @@ pub struct Config {
     pub version: Version,
     /// The network's name.
     pub name: String,
-    /// Who forwards.
+    /// What forwards packets.
     pub datapath: Datapath,
-    /// Pod CIDRs; empty means the daemon's.
+    /// Pod CIDRs; if empty, the daemon's apply.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// Where the records are.
+    /// Directory of the records.
     pub state_dir: PathBuf,
-    /// Where the daemon's published file is.
+    /// Directory of the daemon's published file.
     pub run_dir: PathBuf,
-    /// The pods' MTU in bytes, if set here.
+    /// The pods' MTU in bytes, if configured.
     pub mtu: Option<u32>,
-    /// Resolver settings for the result: the capability's, else the configuration's.
+    /// Resolver settings for the result: those of the capability, else those of the configuration.
     pub dns: Dns,
-    /// Result of the plugins before this one.
+    /// The result of the previous plugin in the chain.
     pub prev_result: Option<Value>,
-    /// What the runtime asks for by capabilities.
+    /// The values of capabilities.
     pub runtime: Runtime,
-    /// GC: the attachments to keep; none if the runtime gave no list.
+    /// GC: the attachments to keep; `None` if the runtime passed no list.
     pub valid_attachments: Option<BTreeSet<AttachmentId>>,
 }
 
-/// Values of capabilities, validated.
+/// Validated values of capabilities.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Runtime {
     /// `portMappings`.
@@ -78,7 +78,7 @@ pub struct Runtime {
     pub pools: Vec<Pool>,
 }
 
-/// What every command but VERSION needs.
+/// The keys for every command but VERSION.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawCommon {
@@ -86,7 +86,7 @@ struct RawCommon {
     state_dir: Option<PathBuf>,
 }
 
-/// What commands need that make pods or look at them.
+/// The keys for commands that create or inspect attachments.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Raw {
@@ -102,7 +102,7 @@ struct Raw {
     mtu: Option<u32>,
 }
 
-/// What GC needs.
+/// The keys for GC.
 #[derive(Deserialize)]
 struct RawListed {
     datapath: Option<Value>,
@@ -112,7 +112,7 @@ struct RawListed {
     attachments: Option<Option<Vec<Value>>>,
 }
 
-/// Tells a key that is null from one that isn't there.
+/// Distinguishes a key with the value null from a missing one.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
     T::deserialize(value).map(Some)
 }
@@ -161,7 +161,7 @@ impl RawBandwidth {
     }
 }
 
-// containerd's library spells the keys of capabilities as Go spells fields, which Go's decoder takes for the same.
+// containerd's library writes the keys of capabilities like Go field names; Go's decoder ignores case.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawPortMapping {
@@ -186,11 +186,11 @@ struct RawRange {
     range_end: Option<IpAddr>,
 }
 
-/// The `dns` capability has other names for the same things than results.
+/// The `dns` capability. Its keys differ from those of `dns` in results.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawDns {
-    // Null, if a pod has none: Go writes a missing list so.
+    // Null if the pod has none: Go's encoding of a nil slice.
     #[serde(alias = "Servers")]
     servers: Option<Vec<String>>,
     #[serde(alias = "Searches")]
@@ -203,7 +203,7 @@ fn invalid(msg: impl Into<String>) -> CniError {
     CniError::new(Code::InvalidConfig, msg)
 }
 
-/// Reads the configuration's bytes.
+/// Reads the configuration, at most [`MAX_BYTES`].
 pub fn read(input: impl Read) -> Result<Vec<u8>, CniError> {
     let mut bytes = Vec::new();
     let read = input.take(MAX_BYTES + 1).read_to_end(&mut bytes);
@@ -214,8 +214,8 @@ pub fn read(input: impl Read) -> Result<Vec<u8>, CniError> {
     Ok(bytes)
 }
 
-/// The version that a configuration asks for, before anything else in it is looked at. None given means 0.1.0, as
-/// the specification has it; nothing given (VERSION) means the latest.
+/// The version that a configuration requests, parsed before anything else. Without the key it is 0.1.0, as specified;
+/// without a configuration (VERSION) it is the latest.
 pub fn version(bytes: &[u8]) -> Result<Version, CniError> {
     #[derive(Deserialize)]
     struct Versioned {
@@ -235,12 +235,12 @@ pub fn version(bytes: &[u8]) -> Result<Version, CniError> {
     }
 }
 
-/// The run directory by default.
+/// The default run directory.
 pub fn default_run_dir() -> PathBuf {
     RUN_DIR.into()
 }
 
-/// The run directory that a configuration names, whatever else is wrong with it.
+/// The run directory in a configuration that may be invalid otherwise.
 pub fn run_dir(bytes: &[u8]) -> Option<PathBuf> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -259,14 +259,14 @@ fn parse_error(error: &serde_json::Error) -> CniError {
     }
 }
 
-/// What of a configuration has to be right.
+/// The part of a configuration that has to be valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// All of it but GC's list.
+    /// Everything but GC's list.
     Everything,
-    /// What DEL uses: a key that matters to a new pod only must not keep an old one from being removed.
+    /// The keys for DEL: an invalid key that only matters to new pods must not keep an old one from being removed.
     Removing,
-    /// The same with GC's list.
+    /// The keys for DEL and GC's list.
     Collecting,
 }
 
@@ -299,14 +299,14 @@ impl Config {
             Needs::Collecting => {
                 let raw: RawListed = parse(bytes)?;
                 let datapath = raw.datapath.and_then(|v| serde_json::from_value(v).ok()).unwrap_or_default();
-                // A Go program writes an empty list as null.
+                // Go encodes an empty list as null.
                 let listed = raw.valid_attachments.or(raw.attachments).map(Option::unwrap_or_default);
                 Ok(Self { datapath, valid_attachments: listed.map(attachments), ..config })
             }
         }
     }
 
-    /// Checked here, so that a configuration that can never work is refused by every command that needs it.
+    /// Validates the remaining keys, so that every command that needs them rejects a configuration that cannot work.
     fn complete(self, raw: Raw) -> Result<Self, CniError> {
         unsupported(raw.ip_masq, raw.ipam)?;
         let run_dir = absolute("runDir", raw.run_dir, RUN_DIR)?;
@@ -369,7 +369,7 @@ fn absolute(key: &str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, 
     }
 }
 
-/// The attachments that GC must keep. One that is not valid can't be ours.
+/// The attachments that GC must keep. One with an invalid id cannot be ours.
 fn attachments(raw: Vec<Value>) -> BTreeSet<AttachmentId> {
     let id = |value: Value| {
         let listed: RawAttachment = serde_json::from_value(value).ok()?;
@@ -409,7 +409,7 @@ impl RawRuntime {
 
 fn port_mappings(raw: Vec<RawPortMapping>) -> Result<Vec<PortMapping>, CniError> {
     let mut mappings: Vec<PortMapping> = Vec::new();
-    // Runtimes list container ports without a host port too.
+    // Runtimes also list container ports without a host port.
     for mapping in raw.into_iter().filter(|m| m.host_port != 0) {
         let mapping = mapping.validate()?;
         let key = |m: &PortMapping| (m.host_port, m.host_ip) == (mapping.host_port, mapping.host_ip);
@@ -495,7 +495,7 @@ mod tests {
             assert_eq!(parse(Needs::Removing).unwrap().state_dir, Path::new("/s"), "{conf}");
             assert_eq!(parse(Needs::Collecting).unwrap().valid_attachments.unwrap().len(), 1, "{conf}");
         }
-        // A list that DEL and ADD have no use for.
+        // DEL and ADD ignore the list.
         let listed = json!({"cniVersion": "1.1.0", "name": "podnet", "cni.dev/valid-attachments": 7}).to_string();
         assert!(Config::parse(listed.as_bytes(), Needs::Removing).is_ok());
         assert!(Config::parse(listed.as_bytes(), Needs::Everything).is_ok());

@@ -1,4 +1,4 @@
-//! A pod's entries of the datapath's tables, as its record has them.
+//! A pod's table entries, derived from its record.
 
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::Endpoint;
@@ -6,7 +6,7 @@ use podnet_common::layout::Endpoint;
 use crate::datapath::{DatapathError, Endpoints, PinDir, Sandboxes};
 use crate::record::Record;
 
-/// Writes the pod's entries in the tables.
+/// Writes the pod's table entries.
 pub(crate) fn publish(pins: &PinDir, record: &Record) -> Result<(), DatapathError> {
     let mut endpoints = Endpoints::open(pins)?;
     record.ips.iter().try_for_each(|ip| endpoints.insert(*ip, &endpoint(record)))?;
@@ -16,20 +16,20 @@ pub(crate) fn publish(pins: &PinDir, record: &Record) -> Result<(), DatapathErro
     }
 }
 
-/// The entry of a record's addresses.
+/// The value in `endpoints` for a record's addresses.
 pub(crate) fn endpoint(record: &Record) -> Endpoint {
     Endpoint {
         ifindex: IfIndex(record.host_ifindex),
         mtu: record.mtu,
         mac: record.mac,
         host_mac: record.host_mac,
-        // What the pod receives waits there.
+        // Traffic to the pod is shaped by the queueing discipline of the host end.
         flags: if record.bandwidth.ingress.is_some() { Endpoint::NO_PEER } else { 0 },
         ..Endpoint::default()
     }
 }
 
-/// Removes an attachment's entries. No table, no entries.
+/// Removes an attachment's entries. Tables that are not pinned have none.
 pub fn remove(pins: &PinDir, record: &Record) -> Result<(), DatapathError> {
     if let Some((cookie, sandbox)) = record.sandbox()
         && let Some(mut sandboxes) = if_pinned(Sandboxes::open(pins))?
@@ -42,7 +42,7 @@ pub fn remove(pins: &PinDir, record: &Record) -> Result<(), DatapathError> {
     }
 }
 
-/// A table, or none where it is not pinned.
+/// A table, or `None` if it is not pinned.
 pub(crate) fn if_pinned<T>(opened: Result<T, DatapathError>) -> Result<Option<T>, DatapathError> {
     match opened {
         Err(DatapathError::NotPinned { .. }) => Ok(None),

@@ -1,4 +1,4 @@
-//! The environment of a call: CNI_COMMAND and its companions.
+//! The environment of a call: CNI_COMMAND and the other variables of the protocol.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,18 +8,18 @@ use crate::error::{CniError, Code};
 use crate::id::{AttachmentId, ContainerId, IfName};
 use crate::record::PodRef;
 
-/// What the runtime wants, with what the command needs of the environment.
+/// A command of the runtime, with the parts of the environment that it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Add an interface.
     Add(Attachment),
-    /// Remove it.
+    /// Remove an interface.
     Del(Attachment),
-    /// Compare it with its record.
+    /// Compare an interface with its record.
     Check(Attachment),
-    /// Say whether ADD would be served.
+    /// Report whether ADD would be served.
     Status,
-    /// Remove what the runtime does not know of.
+    /// Remove attachments that the runtime does not list.
     Gc,
     /// List the supported versions.
     Version,
@@ -30,16 +30,16 @@ pub enum Command {
 pub struct Attachment {
     /// Container and interface.
     pub id: AttachmentId,
-    /// Path of the container's network namespace; DEL may come without.
+    /// Path of the container's network namespace; optional for DEL.
     pub netns: Option<PathBuf>,
-    /// Whether the namespace may be our own (CNI_NETNS_OVERRIDE).
+    /// Whether the namespace may be the plugin's own (CNI_NETNS_OVERRIDE).
     pub netns_override: bool,
-    /// The pod, if CNI_ARGS name one.
+    /// The pod, if CNI_ARGS names one.
     pub pod: Option<PodRef>,
 }
 
 impl Attachment {
-    /// The namespace's path, which [`parse`] has made sure of for ADD and CHECK.
+    /// The namespace's path, which is always present for ADD and CHECK (see [`parse`]).
     pub fn netns(&self) -> Result<&std::path::Path, CniError> {
         self.netns.as_deref().ok_or_else(|| missing(&["CNI_NETNS"]))
     }
@@ -55,7 +55,7 @@ fn missing(names: &[&str]) -> CniError {
     )
 }
 
-/// Reads the environment.
+/// Parses the environment.
 pub fn parse(var: impl Fn(&str) -> Option<OsString>) -> Result<Command, CniError> {
     let text = |name: &str| match var(name) {
         Some(value) => value
@@ -80,7 +80,7 @@ pub fn parse(var: impl Fn(&str) -> Option<OsString>) -> Result<Command, CniError
         let netns_override = text("CNI_NETNS_OVERRIDE")?.is_some_and(|v| is_true(&v));
         let args = text("CNI_ARGS").map(Option::unwrap_or_default);
         let pod = args.and_then(|text| Ok(pod(&self::args(&text)?)));
-        // What is wrong with them matters to a new pod only.
+        // Invalid CNI_ARGS must not keep an old pod from being removed.
         let pod = if netns_needed { pod? } else { pod.unwrap_or_default() };
         Ok(Attachment { id, netns, netns_override, pod })
     };
@@ -101,7 +101,7 @@ fn is_true(text: &str) -> bool {
     text == "1" || text.eq_ignore_ascii_case("true")
 }
 
-/// The known keys of CNI_ARGS (`K=V;K=V`). Others are an error unless IgnoreUnknown is set.
+/// The known keys of CNI_ARGS (`K=V;K=V`). Unknown keys are an error unless IgnoreUnknown is set.
 fn args(text: &str) -> Result<BTreeMap<&str, &str>, CniError> {
     const KNOWN: [&str; 5] =
         ["IgnoreUnknown", "K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"];

@@ -1,6 +1,7 @@
-//! Errors as CNI wants them: a JSON object on standard output with a numeric code, a sentence and details.
+//! Errors in the form of the CNI specification: a JSON object on standard output with a numeric code, a message and
+//! details.
 //!
-//! Every module has its own error type; here each gets its code. What the codes mean is in `docs/cni.md`.
+//! Every module has its own error type, which is mapped to a code here. `docs/cni.md` lists the codes.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -20,16 +21,16 @@ use crate::text::{chain, on_one_line};
 use crate::version::Version;
 use crate::wiring::WiringError;
 
-/// How long each text of an error may be, in bytes.
+/// Maximum length of each text of an error, in bytes.
 const TEXT_MAX: usize = 4096;
 
-/// Codes of the CNI specification (below 100) and our own.
+/// Codes of the CNI specification (below 100) and podnet's own.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// The configuration's cniVersion, or the command in that version, is not supported.
+    /// The configuration's cniVersion is not supported, or does not have the command.
     IncompatibleVersion = 1,
-    /// A key of the configuration asks for what the plugin does not do.
+    /// A key of the configuration requests an unsupported feature.
     UnsupportedField = 2,
     /// The container's network namespace does not exist.
     UnknownContainer = 3,
@@ -41,40 +42,40 @@ pub enum Code {
     Decode = 6,
     /// The network configuration is not valid.
     InvalidConfig = 7,
-    /// A condition that passes: the runtime should try again.
+    /// A transient condition: the runtime should retry.
     TryAgainLater = 11,
-    /// STATUS: the plugin can't serve ADD now.
+    /// STATUS: the plugin cannot serve ADD now.
     NotAvailable = 50,
-    /// ADD for an attachment that exists already.
+    /// ADD of an attachment that exists already.
     AttachmentExists = 100,
     /// CHECK found a difference.
     CheckFailed = 101,
     /// No free address is left.
     PoolExhausted = 102,
-    /// A requested address is taken, reserved or outside the pod CIDRs.
+    /// A requested address is in use, reserved or outside the pod CIDRs.
     AddressUnavailable = 103,
-    /// The pod has an interface of that name already.
+    /// The pod already has an interface of that name.
     InterfaceExists = 104,
     /// The kernel refused to change links, addresses or routes.
     Network = 105,
     /// The kernel refused to attach a program or to change a table.
     Datapath = 106,
-    /// DEL or GC did what it could; something remains.
+    /// DEL or GC was incomplete; something remains.
     Incomplete = 107,
-    /// A host port leads to another pod.
+    /// A host port is mapped to another pod.
     HostPortTaken = 108,
-    /// The pod has a default route by another interface.
+    /// The pod already has a default route through another interface.
     DefaultRouteExists = 109,
 }
 
-/// What a failed command prints.
+/// The error of a failed command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniError {
     /// The code.
     pub code: Code,
-    /// One sentence: what failed.
+    /// One sentence that says what failed.
     pub msg: String,
-    /// What to do next, or more about the cause; may be empty.
+    /// What to do next, or details of the cause; may be empty.
     pub details: String,
 }
 
@@ -91,7 +92,7 @@ impl CniError {
         Self::new(code, chain(error)).details(errno.map_or("", kernel_advice))
     }
 
-    /// The same with details.
+    /// Sets the details.
     pub fn details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
         self
@@ -108,14 +109,14 @@ impl CniError {
             #[serde(skip_serializing_if = "str::is_empty")]
             details: &'a str,
         }
-        // Runtimes put both into their logs and into Events, where JSON's escape sequences are gone.
+        // Runtimes copy both to logs and Events, decoded: JSON's own escape sequences do not protect these.
         let [msg, details] = [&self.msg, &self.details].map(|text| on_one_line(text, TEXT_MAX));
         let printed = Printed { cni_version: version.as_str(), code: self.code as u32, msg: &msg, details: &details };
         serde_json::to_string(&printed).unwrap_or_default()
     }
 }
 
-/// What to do about a file of stateDir that can't be read or written.
+/// The remedy for a file of stateDir that cannot be read or written.
 fn io_advice(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {

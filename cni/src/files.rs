@@ -1,7 +1,7 @@
-//! Opening files by paths at which somebody else may have put something else.
+//! Opening files at paths where others may have placed something else.
 //!
-//! Opening a named pipe waits for its other end, opening a device may set it going, and some of what can be read has no
-//! end. So nothing but a regular file is opened, nothing is waited for, and reading has a bound.
+//! Opening a named pipe blocks until its other end is open, opening a device may have side effects, and some files have
+//! no end. So only regular files are opened, without blocking, and reads are bounded.
 
 use std::fmt;
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
@@ -9,10 +9,10 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-/// How much is read of a file of our own, in bytes.
+/// Maximum size of one of podnet's own files, in bytes.
 pub const OWN_MAX: u64 = 64 << 20;
 
-/// Why something was not opened.
+/// The path leads to something other than a regular file.
 #[derive(Debug)]
 struct NoFile(FileType);
 
@@ -31,17 +31,17 @@ impl fmt::Display for NoFile {
 
 impl std::error::Error for NoFile {}
 
-/// Whether an error says that something else than a file is there.
+/// Whether an error means that the path leads to something other than a regular file.
 pub fn is_no_file(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<NoFile>())
 }
 
-/// Opens a regular file, with the flag that closes it on exec.
+/// Opens a regular file, close-on-exec.
 ///
 /// # Errors
-/// Those of the system, and one that [`is_no_file`] knows.
+/// Those of open(2), and one for which [`is_no_file`] is true.
 pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
-    // A device must not even be opened. What comes after that look is caught below.
+    // A device must not even be opened. Replacement of the file after this check is detected below.
     match fs::metadata(path) {
         Ok(data) => check(&data)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -52,10 +52,10 @@ pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a directory, with the flag that closes it on exec. What else is there isn't touched.
+/// Opens a directory, close-on-exec. Anything else at the path is left untouched.
 ///
 /// # Errors
-/// Those of the system: `ENOTDIR` for what is no directory.
+/// Those of open(2): `ENOTDIR` if it is not a directory.
 pub fn open_directory(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)
 }
@@ -67,7 +67,7 @@ fn check(data: &Metadata) -> io::Result<()> {
 /// Reads a regular file of at most `most` bytes.
 ///
 /// # Errors
-/// As [`open`]; and if there is more.
+/// As [`open`], and if the file is larger.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let file = open(path, OpenOptions::new().read(true))?;
     let len = file.metadata()?.len().min(most);
@@ -79,10 +79,10 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same, as text.
+/// As [`read`], for text.
 ///
 /// # Errors
-/// As [`read`]; and if it is not UTF-8.
+/// As [`read`], and if it is not UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read(path, most)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
 }
@@ -99,12 +99,12 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Makes a named pipe.
+    /// Creates a named pipe.
     pub(crate) fn pipe(path: &Path) {
         mkfifo(path, Mode::from_bits_truncate(0o600)).unwrap();
     }
 
-    /// What a function returns, which it has to do soon.
+    /// The return value of a function that must not block.
     pub(crate) fn at_once<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         std::thread::spawn(move || done.send(work()));
@@ -158,10 +158,10 @@ pub(crate) mod tests {
         fs::write(&path, "0123456789").unwrap();
         assert_eq!(read_text(&path, 10).unwrap(), "0123456789");
         assert!(read(&path, 9).unwrap_err().to_string().contains("larger than 9 bytes"));
-        // A file without end: sparse, so that the test needs no disk.
+        // A huge file, sparse so that the test needs no disk space.
         File::create(&path).unwrap().set_len(1 << 40).unwrap();
         assert!(read(&path, 1 << 20).is_err());
-        // Files of proc say that they are empty.
+        // Files in /proc have size 0.
         assert!(!read(Path::new("/proc/self/status"), OWN_MAX).unwrap().is_empty());
         fs::write(&path, [0xff]).unwrap();
         assert_eq!(read_text(&path, 10).unwrap_err().kind(), io::ErrorKind::InvalidData);

@@ -1,4 +1,4 @@
-//! What identifies an attachment: the container and the name of the interface in it.
+//! The identity of an attachment: the container and the name of the interface in it.
 
 use std::fmt;
 use std::hash::Hasher as _;
@@ -6,7 +6,7 @@ use std::hash::Hasher as _;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// A container's id, as the runtime gives it: starts with a letter or digit, then `[A-Za-z0-9_.-]`.
+/// A container's id, assigned by the runtime: a letter or digit, followed by `[A-Za-z0-9_.-]`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ContainerId(String);
@@ -16,7 +16,7 @@ pub struct ContainerId(String);
 #[serde(try_from = "String", into = "String")]
 pub struct IfName(String);
 
-/// Why an id was refused.
+/// Why an id is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum IdError {
     /// The container's id.
@@ -34,14 +34,14 @@ pub enum IdError {
     Interface(String),
 }
 
-/// Whether a text is what CNI allows as container id and as network name.
+/// Whether the CNI specification allows a text as container id and as network name.
 pub fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 impl ContainerId {
-    /// Longest id in bytes, so that a record's file name (NAME_MAX is 255) holds it. Runtimes use 64.
+    /// Maximum length in bytes; a record's file name (NAME_MAX is 255) must contain it. Runtimes use 64.
     pub const MAX: usize = 140;
 
     /// The text.
@@ -88,7 +88,7 @@ impl From<IfName> for String {
     }
 }
 
-/// A container's interface: the key of an attachment.
+/// An interface of a container: the key of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AttachmentId {
     /// The container.
@@ -99,12 +99,12 @@ pub struct AttachmentId {
 }
 
 impl AttachmentId {
-    /// Prefix of the names of all host ends, and how many hexadecimal digits follow.
+    /// Prefix of the names of all host ends, and the number of hexadecimal digits after it.
     const HOST_PREFIX: &str = "pn";
     const HOST_DIGITS: usize = 11;
 
-    /// Name of the host end of the pod's veth pair. It depends on the id alone, so that the link is found again
-    /// even when its record can't be read.
+    /// Name of the host end of the pod's veth pair. It depends on the id alone, so the link can be found even if its
+    /// record is unreadable.
     pub fn host_ifname(&self) -> String {
         let mut hash = Fnv::default();
         hash.write(self.container.0.as_bytes());
@@ -113,7 +113,7 @@ impl AttachmentId {
         format!("{}{:0digits$x}", Self::HOST_PREFIX, hash.finish() >> 20, digits = Self::HOST_DIGITS)
     }
 
-    /// Whether a name can be that of a host end.
+    /// Whether a name has the form of a host end's.
     pub fn is_host_ifname(name: &str) -> bool {
         let digits = name.strip_prefix(Self::HOST_PREFIX);
         digits
@@ -127,7 +127,7 @@ impl fmt::Display for AttachmentId {
     }
 }
 
-/// FNV-1a: the same on every build, unlike the standard library's hashers.
+/// FNV-1a: stable across builds, unlike the standard library's hashers.
 #[derive(Debug)]
 pub struct Fnv(u64);
 

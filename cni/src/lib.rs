@@ -1,12 +1,12 @@
-//! The CNI plugin of podnet, and the library of attachments that it shares with the daemon.
+//! The CNI plugin of podnet, and the library for attachments that it shares with the daemon.
 //!
-//! A call reads its environment ([`mod@env`]) and configuration ([`config`]), does one of the [`commands`], and prints a
-//! [`result`] or an [`error`]. An attachment is a record in the [`store`], a veth pair ([`wiring`], over [`netlink`]
-//! and [`netns`]) and, with the eBPF datapath, two programs on its host end and entries in two tables ([`datapath`]).
-//! ADD makes them in that order, [`teardown`] removes them in the reverse one, and [`repair`] compares the three: so
-//! whatever a crash leaves behind is found from its record and undone.
+//! A call parses its environment ([`mod@env`]) and network configuration ([`config`]), runs one of the [`commands`],
+//! and prints a [`result`] or an [`error`]. An attachment consists of a record in the [`store`], a veth pair
+//! ([`wiring`], over [`netlink`] and [`netns`]) and, with the eBPF datapath, two programs on its host end and entries
+//! in two tables ([`datapath`]). ADD creates them in that order, [`teardown`] removes them in reverse order, and
+//! [`repair`] compares all three, so that whatever a crash leaves behind can be found from its record and undone.
 //!
-//! The plugin needs no daemon at work: what it has to know of the node is in the daemon's published file
+//! The plugin needs no running daemon: all that it must know about the node is in the file that the daemon publishes
 //! ([`node_info`]).
 
 mod address_log;

@@ -1,4 +1,4 @@
-//! Ethernet addresses as text, and new ones.
+//! MAC addresses: parsing, validation and generation.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use podnet_common::addr::Mac;
 use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-/// Six bytes in hexadecimal with ':' or '-' between them.
+/// Parses six bytes in hexadecimal, separated by ':' or '-'.
 pub fn parse(text: &str) -> Option<Mac> {
     let mut bytes = [0; 6];
     let mut parts = text.split([':', '-']);
@@ -17,13 +17,13 @@ pub fn parse(text: &str) -> Option<Mac> {
     parts.next().is_none().then_some(Mac(bytes))
 }
 
-/// Whether an interface can have it: not a group address, not zeros.
+/// Whether an interface can have it: neither a group address nor zero.
 pub fn is_unicast(mac: Mac) -> bool {
     mac.0[0] & 1 == 0 && mac != Mac::default()
 }
 
-/// A random one, locally administered. It is given to the kernel explicitly because udev's MACAddressPolicy replaces
-/// addresses that the kernel chose, at some later time.
+/// A random, locally administered MAC. The kernel would generate one too, but udev's MACAddressPolicy replaces such
+/// addresses at some later time; it leaves those alone that were set explicitly.
 pub fn random() -> io::Result<Mac> {
     let mut bytes = [0; 6];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;

@@ -1,4 +1,4 @@
-//! `podnet-cni`: called by a container runtime, see docs/cni.md.
+//! `podnet-cni`, executed by the container runtime; see docs/cni.md.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -7,13 +7,13 @@ use podnet_cni::text::LogFields;
 use podnet_cni::version::Version;
 
 fn main() -> ExitCode {
-    // As the plugins of the CNI project do: whoever calls it by hand learns what it is, whatever arguments there are.
+    // Called by hand, with or without arguments: print version information, as the plugins of the CNI project do.
     if std::env::var_os("CNI_COMMAND").is_none_or(|command| command.is_empty()) {
         eprintln!("CNI podnet-cni plugin v{}", env!("CARGO_PKG_VERSION"));
         eprintln!("CNI protocol versions supported: {}", Version::ALL.map(Version::as_str).join(", "));
         return ExitCode::SUCCESS;
     }
-    // Standard output belongs to the result.
+    // Standard output is reserved for the result.
     tracing_subscriber::fmt()
         .fmt_fields(LogFields)
         .with_writer(io::stderr)

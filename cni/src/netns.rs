@@ -1,4 +1,4 @@
-//! Network namespaces: opened by path, compared, entered on a thread of their own.
+//! Network namespaces: opened by path, compared, and entered on a dedicated thread.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -9,10 +9,10 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs, statfs};
 use thiserror::Error;
 
-/// What went wrong with a namespace.
+/// Why a namespace cannot be used.
 #[derive(Debug, Error)]
 pub enum NetnsError {
-    /// There is nothing at the path.
+    /// Nothing is at the path.
     #[error("network namespace {} does not exist", path.display())]
     Missing {
         /// The path.
@@ -47,12 +47,12 @@ pub enum NetnsError {
 pub struct NetNs {
     file: File,
     path: PathBuf,
-    /// Device and inode, which tell one namespace from another.
+    /// Device and inode, which identify the namespace.
     id: (u64, u64),
 }
 
 impl NetNs {
-    /// The namespace at a path.
+    /// Opens the namespace at a path.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => NetnsError::Missing { path: path.to_owned() },
@@ -62,8 +62,8 @@ impl NetNs {
             true => Ok(()),
             false => Err(NetnsError::NotANamespace { path: path.to_owned() }),
         };
-        // Looked at before it is opened: opening a pipe waits for its other end, and a device may act. `ip netns` leaves a
-        // plain file behind when the namespace is unmounted.
+        // Checked before opening: opening a pipe blocks, and opening a device may have side effects. `ip netns` leaves
+        // a plain file behind when the namespace is unmounted.
         expect(statfs(path).map_err(|e| failed(e.into()))?.filesystem_type())?;
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
         expect(fstatfs(&file).map_err(|e| failed(e.into()))?.filesystem_type())?;
@@ -71,12 +71,12 @@ impl NetNs {
         Ok(Self { file, path: path.to_owned(), id: (metadata.dev(), metadata.ino()) })
     }
 
-    /// The calling thread's.
+    /// The calling thread's namespace.
     pub fn current() -> Result<Self, NetnsError> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
-    /// The inode, which is the namespace's number in `lsns`.
+    /// The inode number, which `lsns` shows as the namespace.
     pub fn inode(&self) -> u64 {
         self.id.1
     }
@@ -86,22 +86,23 @@ impl NetNs {
         self.id == other.id
     }
 
-    /// The open file, for a netlink request.
+    /// The open file, for use in a netlink request.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Whether another process is in the namespace, of those that the calling one sees (pid_namespaces(7)). The calling one
-    /// doesn't count: a thread that has just looked into the namespace may not have ended yet.
+    /// Whether another process is in the namespace, among those visible in the caller's PID namespace
+    /// (pid_namespaces(7)). The calling process does not count: a thread of it that has just left [`Self::run`] may not
+    /// have ended yet.
     ///
     /// # Errors
-    /// Where some process is can't be seen.
+    /// If the namespace of some process cannot be determined.
     pub fn has_processes(&self) -> io::Result<bool> {
-        // Of each thread's namespace everybody sees this file, which is another one in every namespace. To look at `ns/net`
-        // takes the rights of a debugger.
+        // Every process may stat this file of any thread, and its inode differs between network namespaces. Reading
+        // `ns/net` takes ptrace access.
         let mark = |thread: &Path| fs::metadata(thread.join("net/dev")).map(|file| (file.dev(), file.ino()));
         let own = self.run(|| mark(Path::new("/proc/thread-self"))).map_err(io::Error::other)??;
-        // What ends meanwhile is in no namespace.
+        // A process or thread that has ended meanwhile is in no namespace.
         let ended = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL));
         for process in fs::read_dir("/proc")? {
             let process = process?;
@@ -113,7 +114,7 @@ impl NetNs {
                 Err(error) if ended(&error) => continue,
                 other => other?,
             };
-            // Each may be in another one.
+            // Each thread may be in a different namespace.
             for thread in threads {
                 match thread.and_then(|thread| mark(&thread.path())) {
                     Ok(there) if there == own => return Ok(true),
@@ -125,8 +126,8 @@ impl NetNs {
         Ok(false)
     }
 
-    /// Runs a function in the namespace, on a thread that ends with it, so that no other thread is ever in the wrong
-    /// one.
+    /// Runs a function in the namespace, on a thread that ends with it, so that no other thread can end up in the wrong
+    /// namespace.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         let enter = |source: io::Error| NetnsError::Enter { path: self.path.clone(), source };
         std::thread::scope(|scope| {
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_namespace_has_the_processes_whose_threads_are_in_it() {
-        // Without rights to make one, there is none to look at.
+        // Skipped without the privilege to create a namespace.
         let other = std::thread::spawn(|| {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET).ok()?;
             let netns = NetNs::current().unwrap();
@@ -188,7 +189,7 @@ mod tests {
         assert!(matches!(NetNs::open(&path("none")), Err(NetnsError::Missing { .. })));
         assert!(matches!(NetNs::open(&path("file/none")), Err(NetnsError::Missing { .. })));
         assert!(matches!(NetNs::open(&path("loop")), Err(NetnsError::Io { .. })));
-        // A namespace of another kind can be opened, and not entered.
+        // A namespace of another type can be opened, but not entered.
         let other = NetNs::open(Path::new("/proc/self/ns/uts")).unwrap();
         assert!(matches!(other.run(|| ()), Err(NetnsError::NotANamespace { .. } | NetnsError::Enter { .. })));
         assert!(NetNs::current().unwrap().is(&NetNs::open(Path::new("/proc/self/ns/net")).unwrap()));

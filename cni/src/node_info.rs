@@ -1,4 +1,4 @@
-//! `<runDir>/node.json`: what the daemon publishes for the plugin once the datapath is ready.
+//! `<runDir>/node.json`: the file that the daemon publishes for the plugin once the datapath is ready.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -14,7 +14,7 @@ use crate::files;
 /// Version of the file's format.
 pub const SCHEMA: u32 = 1;
 
-/// The pods' default gateways where nothing else is published: link-local, the same on every host end.
+/// The pods' default gateways unless the file names others: link-local, the same on every host end.
 pub const GATEWAYS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)), IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1))];
 
@@ -24,14 +24,14 @@ pub const GATEWAYS: [IpAddr; 2] =
 pub struct NodeInfo {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Where the bpffs is mounted in which the programs are pinned.
+    /// Mount point of the bpffs in which the programs are pinned.
     pub bpffs: PathBuf,
     /// The node's pod CIDRs.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<IpNetwork>,
     /// The pods' MTU in bytes.
     pub mtu: u32,
-    /// The pods' default gateways, one a family.
+    /// The pods' default gateways, one per family.
     pub gateways: Vec<IpAddr>,
 }
 
@@ -54,7 +54,7 @@ pub enum NodeInfoError {
         /// The cause.
         source: io::Error,
     },
-    /// Its content is not as expected.
+    /// It cannot be parsed.
     #[error("cannot parse {}: {source}", path.display())]
     Malformed {
         /// The file.
@@ -62,7 +62,7 @@ pub enum NodeInfoError {
         /// The cause.
         source: serde_json::Error,
     },
-    /// It is of a newer daemon.
+    /// It was written by a daemon with another format.
     #[error("{} has schema {found}, but this plugin supports {SCHEMA}: install the plugin version that matches the \
              daemon", path.display())]
     Schema {
@@ -74,12 +74,12 @@ pub enum NodeInfoError {
 }
 
 impl NodeInfo {
-    /// Where it is.
+    /// Path of the file in a run directory.
     pub fn path(run_dir: &Path) -> PathBuf {
         run_dir.join("node.json")
     }
 
-    /// Reads it.
+    /// Reads the file.
     pub fn read(run_dir: &Path) -> Result<Self, NodeInfoError> {
         let path = Self::path(run_dir);
         let bytes = match files::read(&path, files::OWN_MAX) {
@@ -87,7 +87,7 @@ impl NodeInfo {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(NodeInfoError::Missing { path }),
             Err(source) => return Err(NodeInfoError::Io { what: "read", path, source }),
         };
-        // The schema first: what follows it may have another form.
+        // The schema is checked first: with another one, the other keys may differ.
         #[derive(Deserialize)]
         struct Schema {
             schema: u32,
@@ -103,7 +103,7 @@ impl NodeInfo {
         }
     }
 
-    /// Writes it so that a reader sees the old one or the new one.
+    /// Writes the file atomically: a reader sees either the old or the new one.
     pub fn write_atomically(&self, run_dir: &Path) -> Result<(), NodeInfoError> {
         let path = Self::path(run_dir);
         let written = (|| {
@@ -116,7 +116,7 @@ impl NodeInfo {
         written.map_err(|source| NodeInfoError::Io { what: "write", path, source })
     }
 
-    /// Removes it, so that the plugin answers "try again later". It need not exist.
+    /// Removes the file, so that the plugin answers "try again later". It need not exist.
     pub fn remove(run_dir: &Path) -> Result<(), NodeInfoError> {
         let path = Self::path(run_dir);
         match fs::remove_file(&path) {

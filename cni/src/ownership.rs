@@ -1,8 +1,9 @@
-//! Whose a link is. It is known by its index and its alias, never by its name alone: names are anybody's to give.
+//! Ownership of links. A link is identified by its index and its alias, never by its name alone: anything can choose a
+//! name.
 //!
-//! A host end's alias (IFLA_IFALIAS, 255 bytes) is `podnet <state directory> <network> <container>:<interface>`, so the
-//! link of a pod whose record is lost tells whose it was. Links of earlier versions, and those whose alias would be too
-//! long, have the first two words only.
+//! A host end's alias (IFLA_IFALIAS, 255 bytes) is `podnet <state directory> <network> <container>:<interface>`, so it
+//! identifies the attachment even if the record is lost. Links of earlier versions, and those whose alias would be too
+//! long, have only the first two words.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +14,21 @@ use crate::netlink::{Link, Netlink, NetlinkError};
 use crate::record::Record;
 use crate::store::Store;
 
-/// Longest alias, in bytes (IFALIASZ of linux/if.h, with its terminator).
+/// Maximum length of an alias in bytes (IFALIASZ of linux/if.h includes the terminator).
 const ALIAS_MAX: usize = 255;
 
-/// What an alias says.
+/// The meaning of an alias.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// The link is not of this store.
+    /// The link does not belong to this store.
     Foreign,
-    /// It is, and the alias says no more.
+    /// It belongs to this store; the attachment is not named.
     Store,
-    /// It is this attachment's.
+    /// It belongs to this attachment of the store.
     Of(Owner),
 }
 
-/// To which attachment a link belongs.
+/// The attachment to which a link belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The network's name.
@@ -37,7 +38,7 @@ pub struct Owner {
 }
 
 impl Store {
-    /// The alias of every link that belongs to this store, as far as it is common to all.
+    /// The common beginning of the aliases of all links of this store.
     fn common_alias(&self) -> String {
         let alias = format!("podnet {}", self.state_dir().display());
         let end = (0..=alias.len().min(ALIAS_MAX)).rev().find(|i| alias.is_char_boundary(*i));
@@ -48,11 +49,11 @@ impl Store {
     pub fn link_alias(&self, network: &str, id: &AttachmentId) -> String {
         let common = self.common_alias();
         let full = format!("{common} {network} {}:{}", id.container.as_str(), id.ifname.as_str());
-        // An unknown network would be an empty word.
+        // The name of the network may be unknown; it would be an empty word.
         if full.len() <= ALIAS_MAX && is_identifier(network) { full } else { common }
     }
 
-    /// What a link's alias says.
+    /// Parses a link's alias.
     pub fn mark(&self, alias: &str) -> Mark {
         let Some(rest) = alias.strip_prefix(self.common_alias().as_str()) else { return Mark::Foreign };
         if rest.is_empty() {
@@ -64,7 +65,7 @@ impl Store {
         }
     }
 
-    /// The host end of an attachment among these links, which are of the network namespace `own`.
+    /// Finds the host end of an attachment among these links, which are those of the network namespace `own`.
     pub fn host_end<'a>(
         &self,
         links: &'a BTreeMap<IfIndex, Link>,
@@ -74,8 +75,8 @@ impl Store {
     ) -> Option<&'a Link> {
         let marks = || links.values().map(|link| (link, self.mark(&link.alias)));
         let named = marks().find(|(_, mark)| matches!(mark, Mark::Of(owner) if owner.id == *id));
-        // Of an index that the record names nobody else's link can be, while its namespace is this one; but the alias, the
-        // name or the MAC has to agree. An ADD that was killed has only the latter two.
+        // In the record's own namespace the index identifies the link, provided that the alias, the name or the MAC
+        // agrees. The record of a killed ADD has no index yet: then both name and MAC must agree.
         let record = record.filter(|record| record.host_netns == own);
         let is = |link: &Link, record: &Record| {
             let agrees = link.name == record.host_ifname || link.mac == record.host_mac;
@@ -95,12 +96,12 @@ impl Store {
     }
 }
 
-/// Whether an alias is that of some store's links.
+/// Whether an alias marks a link of any store.
 pub fn is_marked(alias: &str) -> bool {
     alias.starts_with("podnet /")
 }
 
-/// All links of the calling thread's namespace, by index.
+/// All links of the socket's namespace, by index.
 pub fn links(netlink: &mut Netlink) -> Result<BTreeMap<IfIndex, Link>, NetlinkError> {
     Ok(netlink.links()?.into_iter().map(|link| (link.index, link)).collect())
 }

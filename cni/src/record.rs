@@ -1,9 +1,9 @@
-//! An attachment's record: what is on disk of it, and its file name.
+//! An attachment's record: its content on disk, and its file name.
 //!
-//! The name holds all that must be unique and all that is needed to undo the attachment:
+//! The name contains everything that must be unique and everything needed to undo the attachment:
 //! `<container id>:<interface>:<boot>:<address>[,<address>].<state>`, where boot is the first eight digits of the boot
-//! id and the state is `allocating` or, when ADD has finished, `json`. So allocating reads one directory listing and no
-//! file, and a file whose content is lost can still be undone.
+//! id and the state is `allocating` or, once ADD has finished, `json`. So allocation lists one directory and reads no
+//! file, and an attachment can be undone even if the content of its record is lost.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::bandwidth::Bandwidth;
 use crate::id::AttachmentId;
 
-/// How far an attachment has got.
+/// The state of an attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// ADD has taken the addresses and is at work, or was killed at it.
+    /// ADD has allocated the addresses and is in progress, or was killed.
     Allocating,
     /// ADD has finished.
     Ready,
@@ -29,7 +29,7 @@ pub enum State {
 impl State {
     const ALL: [Self; 2] = [Self::Allocating, Self::Ready];
 
-    /// The end of a file name.
+    /// Suffix of the file name.
     const fn suffix(self) -> &'static str {
         match self {
             Self::Allocating => ".allocating",
@@ -38,20 +38,20 @@ impl State {
     }
 }
 
-/// The Kubernetes pod, as the runtime names it in CNI_ARGS.
+/// The Kubernetes pod, as named in CNI_ARGS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodRef {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its uid; empty when the runtime did not say.
+    /// Its uid; empty if the runtime did not pass it.
     #[serde(default)]
     pub uid: String,
 }
 
-/// A host port that leads to the pod (capability `portMappings`), by those of its addresses that have the family of the
-/// host's address.
+/// A host port that is mapped to the pod (capability `portMappings`): to the pod's address of the same family as the
+/// destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
@@ -61,13 +61,13 @@ pub struct PortMapping {
     pub container_port: u16,
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
-    /// The host's address that it is limited to; none for all, the unspecified address for all of its family.
+    /// The host address to which it is limited: `None` for all, the unspecified address for all of its family.
     #[serde(rename = "hostIP", default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
 }
 
 impl PortMapping {
-    /// Whether some packet to the host would be for both.
+    /// Whether a packet could match both.
     pub fn overlaps(&self, other: &Self) -> bool {
         let addresses = match (self.host_ip, other.host_ip) {
             (Some(a), Some(b)) => a == b || a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()),
@@ -94,13 +94,14 @@ pub struct Record {
     /// Container and interface.
     #[serde(flatten)]
     pub id: AttachmentId,
-    /// How far it has got.
+    /// Its state.
     pub state: State,
-    /// Name of the network in the CNI configuration.
+    /// Name of the network in the network configuration.
     pub network: String,
-    /// CNI_NETNS as given.
+    /// CNI_NETNS, verbatim.
     pub netns: String,
-    /// Cookie of the pod's network namespace, which outlives it; none for `datapath: none`.
+    /// Cookie of the pod's network namespace, which stays unique after the namespace has gone; `None` with `datapath:
+    /// none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns_cookie: Option<u64>,
     /// The pod's addresses, IPv4 first.
@@ -110,30 +111,30 @@ pub struct Record {
     pub mac: Mac,
     /// Name of the host end.
     pub host_ifname: String,
-    /// Interface index of the host end; 0 while it is not known.
+    /// Interface index of the host end; 0 until it exists.
     pub host_ifindex: u32,
     /// MAC of the host end.
     #[serde(with = "crate::mac")]
     pub host_mac: Mac,
-    /// Inode of the network namespace in which the host end is.
+    /// Inode number of the host end's network namespace.
     pub host_netns: u64,
     /// The pod's MTU in bytes.
     pub mtu: u32,
     /// The pod's default gateways.
     pub gateways: Vec<IpAddr>,
-    /// The bpffs whose programs are attached; none for `datapath: none`.
+    /// The bpffs whose programs are attached; `None` with `datapath: none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bpffs: Option<PathBuf>,
-    /// Boot id of the kernel under which it was made.
+    /// Boot id of the kernel under which the attachment was made.
     #[serde(rename = "bootID")]
     pub boot_id: String,
-    /// The pod, if the runtime said.
+    /// The pod, if the runtime named it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
     /// Host ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
-    /// How fast the pod may receive and send.
+    /// Bandwidth limits.
     #[serde(default, skip_serializing_if = "is_unlimited")]
     pub bandwidth: Bandwidth,
 }
@@ -143,18 +144,18 @@ fn is_unlimited(bandwidth: &Bandwidth) -> bool {
 }
 
 impl Record {
-    /// Its name on disk.
+    /// Its file name.
     pub fn name(&self) -> RecordName {
         let boot = short_boot(&self.boot_id).to_owned();
         RecordName { id: self.id.clone(), boot, ips: self.ips.clone(), state: self.state }
     }
 
-    /// The gateway of an address's family.
+    /// The gateway of the address's family.
     pub fn gateway(&self, ip: IpAddr) -> Option<IpAddr> {
         self.gateways.iter().copied().find(|g| g.is_ipv4() == ip.is_ipv4())
     }
 
-    /// Key and value of its entry in the table of sandboxes.
+    /// Key and value of its entry in the table `sandboxes`.
     pub fn sandbox(&self) -> Option<(u64, Sandbox)> {
         let address = |v4: bool| self.ips.iter().find(|ip| ip.is_ipv4() == v4).map_or(Addr::NONE, |ip| (*ip).into());
         self.netns_cookie.map(|cookie| (cookie, Sandbox { v4: address(true), v6: address(false) }))
@@ -166,12 +167,12 @@ impl Record {
     }
 }
 
-/// The part of a boot id that file names carry.
+/// The part of a boot id that appears in file names.
 pub fn short_boot(boot_id: &str) -> &str {
     boot_id.get(..8).unwrap_or(boot_id)
 }
 
-/// A record's file name, taken apart.
+/// A record's file name, parsed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecordName {
     /// Container and interface.
@@ -180,16 +181,16 @@ pub struct RecordName {
     pub boot: String,
     /// The addresses it holds.
     pub ips: Vec<IpAddr>,
-    /// How far ADD has got.
+    /// The state of the attachment.
     pub state: State,
 }
 
 impl RecordName {
-    /// Takes a file name apart; none if it is no record's.
+    /// Parses a file name; `None` if it is not a record's.
     pub fn parse(file: &str) -> Option<Self> {
         let with = |state: State| Some((file.strip_suffix(state.suffix())?, state));
         let (stem, state) = State::ALL.into_iter().find_map(with)?;
-        // An interface's name has no ':', and an IPv6 address comes last.
+        // An interface name contains no ':'; an IPv6 address does, but the addresses come last.
         let mut parts = stem.splitn(4, ':').map(str::to_owned);
         let container = parts.next()?.try_into().ok()?;
         let ifname = parts.next()?.try_into().ok()?;

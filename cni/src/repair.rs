@@ -1,10 +1,10 @@
-//! Compares the records with the links and with the tables, and removes or restores what does not fit.
+//! Repair: compares records, links and tables, and removes or restores whatever does not match.
 //!
-//! GC does it with the runtime's list of attachments, the daemon without, at its start, every 30 s, and for single links
-//! when it is told that they have changed. Attachments that an ADD is at work on are left alone. The record decides: what
-//! has one that is sound gets back what is derived from it. A record that is damaged or lost is no evidence against a pod
-//! whose link is there: it is written again, from what the caller knows or from what the kernel has. Errors are collected;
-//! the rest goes on.
+//! GC runs it with the runtime's list of attachments; the daemon runs it without one, at its start, every 30 s, and for
+//! single links when it receives a notification about them. Attachments with an ADD in progress are left alone. The
+//! record is authoritative: an attachment with a valid record gets everything restored that is derived from it. A
+//! damaged or lost record is no evidence against a pod whose link exists: it is rewritten, from the caller's knowledge
+//! or from the state of the kernel. Errors are collected and do not stop the rest.
 
 mod rebuild;
 
@@ -28,16 +28,16 @@ use crate::store::{Claimed, Content, Locked, Store};
 use crate::teardown;
 use crate::wiring::host_end::{self, Part};
 
-/// Which attachments are to stay.
+/// The attachments to keep.
 #[derive(Clone, Copy, Debug)]
 pub enum Keep<'a> {
-    /// Those that are whole: ready, with their link.
+    /// All that are complete: ready, with their link.
     Whole {
-        /// Of these not: their pods are gone, and no DEL will come.
+        /// Except these: their pods are gone, and no DEL will follow.
         but: &'a BTreeSet<AttachmentId>,
     },
-    /// Of one network those that the runtime lists, whole or not: their DEL is still to come. Of others all but
-    /// leftovers.
+    /// Of one network, those that the runtime lists, complete or not: their DEL is still to come. Of other networks,
+    /// all but leftovers of earlier boots.
     Listed {
         /// The network's name.
         network: &'a str,
@@ -46,17 +46,17 @@ pub enum Keep<'a> {
     },
 }
 
-/// An attachment as people know it.
+/// An attachment as users know it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Subject {
     /// Container and interface.
     pub id: AttachmentId,
-    /// Namespace and name of the pod, if they are known.
+    /// Namespace and name of the pod, if known.
     pub pod: Option<(String, String)>,
 }
 
 impl Subject {
-    /// Of a record.
+    /// The subject of a record.
     pub fn of(record: &Record) -> Self {
         let pod = record.pod.as_ref().map(|PodRef { namespace, name, .. }| (namespace.clone(), name.clone()));
         Self { id: record.id.clone(), pod }
@@ -72,17 +72,17 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Something that an attachment did not have any more.
+/// A part that an attachment lacked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missed {
-    /// What kind of thing, in a word.
+    /// The kind of part, in a word.
     pub kind: &'static str,
-    /// What, for people.
+    /// The part, in words for users.
     pub what: String,
 }
 
 impl Missed {
-    /// Kinds beside those of [`host_end::Part`].
+    /// Kinds besides those of [`host_end::Part`].
     pub const PROGRAMS: &str = "programs";
     /// See above.
     pub const ENTRIES: &str = "entries";
@@ -107,38 +107,38 @@ pub const KINDS: [&str; 13] = [
     Missed::INDEX,
 ];
 
-/// What of an attachment was put back.
+/// An attachment with restored parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mended {
-    /// Whose.
+    /// The attachment.
     pub subject: Subject,
     /// Its link.
     pub link: IfIndex,
-    /// What was not there.
+    /// The parts that were missing.
     pub parts: Vec<Missed>,
-    /// What is not there now either, and why.
+    /// The parts that are still missing, with the reason.
     pub left: Vec<String>,
 }
 
-/// What was done.
+/// The result of a repair.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Attachments that were removed.
     pub removed: Vec<RecordName>,
     /// Links without a record that were removed.
     pub links: Vec<String>,
-    /// Entries of the endpoints table without a record that were removed.
+    /// Entries of the table `endpoints` without a record that were removed.
     pub endpoints: Vec<IpAddr>,
-    /// Entries of the table of sandboxes without a record that were removed, by their cookies.
+    /// Entries of the table `sandboxes` without a record that were removed, by their cookies.
     pub sandboxes: Vec<u64>,
-    /// Attachments to which something was put back.
+    /// Attachments with restored parts.
     pub mended: Vec<Mended>,
-    /// Attachments whose records were written again, and whether the caller knew them; else they are made of what the
-    /// kernel has, which knows neither pods nor host ports.
+    /// Attachments whose records were rewritten, and whether the caller knew the content. Otherwise it was
+    /// reconstructed from the state of the kernel, which contains neither pods nor host ports.
     pub rewritten: Vec<(Subject, bool)>,
-    /// Pods that are left alone though their records are damaged or lost, as sentences.
+    /// Pods left alone although their records are damaged or lost, as sentences.
     pub left_alone: Vec<String>,
-    /// What failed.
+    /// Errors.
     pub errors: Vec<CniError>,
 }
 
@@ -147,7 +147,7 @@ impl Report {
         result.map_err(|e| self.errors.push(e.into())).ok()
     }
 
-    /// Whether everything was in order.
+    /// Whether there was nothing to do and nothing failed.
     pub fn is_clean(&self) -> bool {
         self.removed.is_empty()
             && self.links.is_empty()
@@ -160,7 +160,7 @@ impl Report {
     }
 }
 
-/// Repairs everything. Without pins the tables are left alone. `known` are records as they were read before.
+/// Repairs everything; without pins, everything but the tables. `known`: records as they were read earlier.
 pub fn repair(store: &Store, pins: Option<&PinDir>, keep: &Keep<'_>, known: &[Record]) -> Report {
     let mut report = Report::default();
     let Some(mut repair) = report.note(Repair::begin(store, pins, keep, known)) else { return report };
@@ -176,7 +176,7 @@ pub fn repair(store: &Store, pins: Option<&PinDir>, keep: &Keep<'_>, known: &[Re
     report
 }
 
-/// Puts back what these attachments lack, of those that are ready.
+/// Restores the missing parts of these attachments, if they are ready.
 pub fn mend<'a>(store: &Store, pins: &PinDir, names: impl IntoIterator<Item = &'a RecordName>) -> Report {
     let mut report = Report::default();
     let keep = Keep::Whole { but: &BTreeSet::new() };
@@ -188,7 +188,7 @@ pub fn mend<'a>(store: &Store, pins: &PinDir, names: impl IntoIterator<Item = &'
     report
 }
 
-/// Whether the link of an attachment is there.
+/// Whether the link of an attachment exists.
 pub fn has_link(store: &Store, record: &Record) -> Result<bool, CniError> {
     let links = ownership::links(&mut Netlink::open()?)?;
     Ok(store.host_end(&links, &record.id, Some(record), NetNs::current()?.inode()).is_some())
@@ -224,12 +224,12 @@ impl<'a> Repair<'a> {
         if found.is_some() {
             return Ok(found);
         }
-        // Its ADD may have ended meanwhile.
+        // The ADD may have finished meanwhile, and created the link.
         self.links = ownership::links(&mut self.netlink)?;
         Ok(self.store.host_end(&self.links, id, record, self.own.inode()).cloned())
     }
 
-    /// Judges one attachment.
+    /// Keeps, repairs or removes one attachment.
     fn examine(&mut self, name: &RecordName, report: &mut Report) -> Result<(), CniError> {
         let Claimed::Yes(_claim) = self.store.try_claim(name)? else { return Ok(()) };
         let Some(content) = self.store.read(name)? else { return Ok(()) };
@@ -249,7 +249,7 @@ impl<'a> Repair<'a> {
         self.put_back(name, &record, report)
     }
 
-    /// Puts back what an attachment lacks, if it is ready.
+    /// Restores the missing parts of an attachment, if it is ready.
     fn look_after(&mut self, name: &RecordName, report: &mut Report) -> Result<(), CniError> {
         let Claimed::Yes(_claim) = self.store.try_claim(name)? else { return Ok(()) };
         match self.store.read(name)? {
@@ -268,8 +268,8 @@ impl<'a> Repair<'a> {
                 let mark = link.map(|link| self.store.mark(&link.alias));
                 !matches!(mark, Some(Mark::Of(owner)) if owner.network != network)
             }
-            // The links of another namespace can't be seen from here. A node in a container that was started again is in a
-            // new one, under the same kernel, and its pods are gone.
+            // The links of another namespace are not visible here. A node in a container gets a new namespace when it
+            // is restarted, under the same kernel, and its pods are gone.
             (Content::Valid(record), Keep::Whole { .. }) if record.host_netns != self.own.inode() => {
                 is_gone(Path::new(&record.netns))
             }
@@ -284,7 +284,7 @@ impl<'a> Repair<'a> {
         })
     }
 
-    /// Puts back what is derived from a record.
+    /// Restores everything that is derived from a record.
     fn put_back(&mut self, name: &RecordName, record: &Record, report: &mut Report) -> Result<(), CniError> {
         if name.state != State::Ready || record.host_netns != self.own.inode() {
             return Ok(());
@@ -294,7 +294,7 @@ impl<'a> Repair<'a> {
         let mut mended =
             Mended { subject: Subject::of(&record), link: link.index, parts: Vec::new(), left: Vec::new() };
         let mut missed = |kind, what: String| mended.parts.push(Missed { kind, what });
-        // It has been in another network namespace meanwhile.
+        // The link has been moved to another network namespace and back.
         if link.index.0 != record.host_ifindex {
             record.host_ifindex = link.index.0;
             self.store.lock()?.restore(&record)?;
@@ -302,7 +302,7 @@ impl<'a> Repair<'a> {
         }
         let alias = self.store.link_alias(&record.network, &record.id);
         let done = host_end::mend(&mut self.netlink, link.index, &record, &alias, &self.addresses)?;
-        // Links of earlier versions say less.
+        // The alias of earlier versions names no attachment.
         let renewed = |part: &&Part| matches!(part, Part::Alias(_)) && self.store.mark(&link.alias) == Mark::Store;
         done.parts.iter().filter(|part| !renewed(part)).for_each(|part| missed(part.kind(), part.to_string()));
         if let (Some(pins), true) = (self.pins, record.bpffs.is_some()) {
@@ -325,12 +325,12 @@ impl<'a> Repair<'a> {
     }
 }
 
-/// Whether no network namespace is at a path any more.
+/// Whether a path no longer leads to a network namespace.
 fn is_gone(netns: &Path) -> bool {
     matches!(NetNs::open(netns), Err(NetnsError::Missing { .. } | NetnsError::NotANamespace { .. }))
 }
 
-/// Whether all entries are there. What a namespace's entry says may be another attachment's in the same namespace.
+/// Whether all entries exist. The value in `sandboxes` may belong to another attachment of the same namespace.
 fn published(pins: &PinDir, record: &Record) -> Result<bool, DatapathError> {
     let (endpoints, expected) = (Endpoints::open(pins)?, endpoint(record));
     for ip in &record.ips {
@@ -345,11 +345,11 @@ fn published(pins: &PinDir, record: &Record) -> Result<bool, DatapathError> {
 }
 
 impl Repair<'_> {
-    /// Looks at links and entries that no record stands for. The lock keeps new records from appearing meanwhile, and a
-    /// record comes before its link and goes after it.
+    /// Handles links and entries without a record. The lock keeps new records from appearing meanwhile, and a record is
+    /// created before its link and removed after it.
     fn orphans(&mut self, lock: &Locked<'_>, report: &mut Report) -> Result<(), CniError> {
         self.links = ownership::links(&mut self.netlink)?;
-        // Links of pods that live, and whose records could not be written again.
+        // Links of live pods whose records could not be rewritten.
         let mut kept = BTreeSet::new();
         for link in self.without_record()? {
             if self.is_listed_or_anybodys(&link) {
@@ -371,7 +371,7 @@ impl Repair<'_> {
         let Some(pins) = self.pins else { return Ok(()) };
         let Some(mut endpoints) = if_pinned(Endpoints::open(pins))? else { return Ok(()) };
         let entries = endpoints.entries()?;
-        // A live link with another alias belongs to a store that we don't know.
+        // A link with another alias belongs to an unknown store.
         let alive = |index: &IfIndex| {
             kept.contains(index)
                 || self.links.get(index).is_some_and(|link| self.store.mark(&link.alias) == Mark::Foreign)
@@ -398,7 +398,7 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// The store's links for which there is no record.
+    /// The store's links without a record.
     fn without_record(&self) -> Result<Vec<Link>, CniError> {
         let names = self.store.list()?;
         let mut alone = Vec::new();
@@ -420,7 +420,7 @@ impl Repair<'_> {
         Ok(alone)
     }
 
-    /// Whether a link without a record is to stay: nobody says that its pod is gone.
+    /// Whether a link without a record is kept: there is no evidence that its pod is gone.
     fn is_listed_or_anybodys(&self, link: &Link) -> bool {
         let Keep::Listed { network, listed } = *self.keep else { return true };
         match self.store.mark(&link.alias) {

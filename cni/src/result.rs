@@ -1,8 +1,8 @@
-//! Results of ADD, in the form of every version of the specification.
+//! Results of ADD, in the format of every version of the specification.
 //!
-//! Inside, a result has the newest form. Going out it is converted down: 1.0.0 and older lose the keys that 1.1.0
-//! added, 0.3 and 0.4 say each address's version, 0.1 and 0.2 have one address a family (`ip4`, `ip6`). A result that
-//! comes in (`prevResult`) is understood in any of these forms.
+//! In memory a result has the newest format. On output it is converted: versions up to 1.0.0 lose the keys that 1.1.0
+//! added, 0.3 and 0.4 state the IP version of each address, and 0.1 and 0.2 have one address per family (`ip4`, `ip6`).
+//! An incoming result (`prevResult`) may have any of these formats.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
-/// An interface of a result. Keys that we don't know are passed on.
+/// An interface of a result. Unknown keys are passed on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Interface {
     /// Its name.
@@ -25,7 +25,7 @@ pub struct Interface {
     /// Its MTU in bytes (1.1.0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// The network namespace that it is in; none for the host's.
+    /// Path of its network namespace; empty for the host's.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
     /// `socketPath`, `pciID` and others (1.1.0).
@@ -41,17 +41,17 @@ pub struct Ip {
     /// Its gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
-    /// Index of its interface in the result's list.
+    /// Index of its interface in the result's list of interfaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<usize>,
 }
 
-/// A route of a result. Keys that we don't know are passed on.
+/// A route of a result. Unknown keys are passed on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Route {
-    /// Where to.
+    /// Its destination.
     pub dst: IpNetwork,
-    /// By which gateway.
+    /// Its gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
     /// `mtu`, `advmss`, `priority`, `table`, `scope` (1.1.0).
@@ -63,7 +63,7 @@ pub struct Route {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Dns {
-    /// Addresses of servers.
+    /// Addresses of name servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// The local domain.
@@ -72,7 +72,7 @@ pub struct Dns {
     /// Search domains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
-    /// Options.
+    /// Resolver options.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
@@ -105,7 +105,7 @@ struct OldIp {
 }
 
 impl CniResult {
-    /// Understands a `prevResult` of any version.
+    /// Parses a `prevResult` of any version.
     pub fn parse(value: &Value) -> Result<Self, CniError> {
         let failed = |e: serde_json::Error| CniError::new(Code::InvalidConfig, format!("prevResult is not valid: {e}"));
         let value = &without_nulls(value);
@@ -119,7 +119,7 @@ impl CniResult {
         Ok(result)
     }
 
-    /// Puts another plugin's result before this one's.
+    /// Appends this result to that of an earlier plugin of the chain.
     pub fn chained_to(mut self, previous: Self) -> Self {
         let offset = previous.interfaces.len();
         for ip in &mut self.ips {
@@ -134,7 +134,7 @@ impl CniResult {
         }
     }
 
-    /// The result as JSON of a version.
+    /// The result in JSON, in the format of a version.
     pub fn to_json(&self, version: Version) -> Value {
         let mut result = self.clone();
         if version < Version::V1_1_0 {
@@ -171,7 +171,7 @@ impl CniResult {
     }
 }
 
-/// A value whose keys that are null are left out: plugins in Go write what they don't have so.
+/// Removes keys whose value is null, with which plugins in Go express absence.
 fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Object(keys) => {

@@ -1,12 +1,12 @@
 //! The attachments on disk: `<stateDir>/attachments/`, one record each.
 //!
-//! Changes are made under the lock (`<stateDir>/lock`, flock). ADD creates its record exclusively, under a name that
-//! says `allocating`, and holds a flock on it until it ends, so that everybody can tell an ADD at work from one that was
-//! killed. When it has finished it completes the content and renames the file: whoever reads a ready record reads a
-//! whole one. `<stateDir>/allocator` is a log of addresses given and released, from which the cursor and the resting
-//! addresses follow; losing it costs nothing but the rest.
+//! Changes are made under the lock (`<stateDir>/lock`, flock). ADD creates its record exclusively, in the state
+//! `allocating`, and holds a flock on it until the process ends, which distinguishes an ADD in progress from one that
+//! was killed. When it has finished, ADD completes the content and renames the file, so a ready record is always
+//! complete. `<stateDir>/allocator` is a log of allocated and released addresses, from which the cursor and the
+//! quarantine follow; losing it only ends the quarantine.
 //!
-//! There is no fsync: a reboot ends every pod, so what is unreadable or from an earlier boot is a leftover.
+//! There is no fsync: a reboot ends every pod, so an unreadable record and one of an earlier boot are leftovers.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -24,10 +24,10 @@ use crate::files;
 use crate::id::AttachmentId;
 use crate::record::{PortMapping, Record, RecordName, short_boot};
 
-/// How long DEL waits for an ADD of the same attachment to end.
+/// How long DEL waits for an ADD of the same attachment to finish.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a record takes at most, in bytes, but for one with many host ports.
+/// Maximum size of a record in bytes, unless it has many host ports.
 const RECORD_SIZE: usize = 4096;
 
 /// Why an operation on the store failed.
@@ -51,47 +51,47 @@ pub enum StoreError {
         /// How many are in use.
         used: usize,
     },
-    /// A requested address can't be had.
+    /// A requested address is not available.
     #[error("requested address {ip} {why}")]
     Unavailable {
         /// The address.
         ip: IpAddr,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
-    /// A host port leads to another pod.
+    /// A host port is mapped to another pod.
     #[error("host port {port} is already in use by {}", shown(holder))]
     HostPort {
-        /// The port that was asked for.
+        /// The requested port.
         port: Box<PortMapping>,
-        /// Who has it.
+        /// The record of the other pod.
         holder: Box<Record>,
     },
-    /// The attachment has a record already.
+    /// The attachment already has a record.
     #[error("an attachment for {} already exists", name.id)]
     Exists {
         /// Its record.
         name: Box<RecordName>,
     },
-    /// Another command is at work on the attachment.
+    /// Another command on the attachment is in progress.
     #[error("another podnet-cni process is working on {0}")]
     Busy(Box<AttachmentId>),
 }
 
-/// A record's content, or that it has none.
+/// The content of a record's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// It is readable and of this boot.
+    /// A valid record of this boot.
     Valid(Box<Record>),
-    /// From an earlier boot.
+    /// A record of an earlier boot.
     Leftover,
-    /// Of this boot as its name says, but it can't be read, or is another record's.
+    /// Of this boot by its name, but invalid, or the content of another record.
     Damaged,
-    /// Something else than a file has taken the place of one.
+    /// Not a regular file.
     NoFile,
 }
 
-/// The store; making one touches nothing.
+/// The store. Opening it changes nothing on disk.
 #[derive(Clone, Debug)]
 pub struct Store {
     state_dir: PathBuf,
@@ -107,13 +107,13 @@ pub struct Locked<'a> {
     _lock: Flock,
 }
 
-/// A record that nobody else is at work on, until this is dropped.
+/// The exclusive right to work on a record, until dropped.
 #[derive(Debug)]
 pub struct Claim {
     _lock: Option<Flock>,
 }
 
-/// A locked file. It is unlocked explicitly: a process that the daemon is just forking has the descriptor too.
+/// A locked file. It is unlocked explicitly, since a child that the daemon is just forking shares the descriptor.
 #[derive(Debug)]
 struct Flock(File);
 
@@ -125,23 +125,23 @@ impl Drop for Flock {
     }
 }
 
-/// What an attempt to claim a record came to.
+/// The result of an attempt to claim a record.
 #[derive(Debug)]
 pub enum Claimed {
-    /// It is ours.
+    /// It is claimed.
     Yes(Claim),
-    /// Somebody is at work on it.
+    /// Another process has claimed it.
     Busy,
-    /// It is not there any more, or has another name now.
+    /// It has been removed or renamed.
     Gone,
 }
 
-/// The addresses of a new attachment and its record, in state allocating.
+/// The record of a new attachment, in the state `allocating`, and with it the attachment's addresses.
 #[derive(Debug)]
 pub struct Reservation {
     /// The record as written.
     pub record: Record,
-    // Its flock says that this process is at work.
+    // Its flock marks the ADD as in progress.
     file: File,
 }
 
@@ -151,14 +151,14 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreErr
 }
 
 impl Store {
-    /// The store of a state directory, on the running kernel.
+    /// The store in a state directory, for the running kernel's boot.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         let path = Path::new("/proc/sys/kernel/random/boot_id");
         let boot_id = fs::read_to_string(path).map_err(failed("read", path))?;
         Ok(Self::with_boot_id(state_dir, boot_id.trim()))
     }
 
-    /// The same under a given boot id.
+    /// The store in a state directory, for a given boot id.
     pub fn with_boot_id(state_dir: &Path, boot_id: &str) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
@@ -183,7 +183,7 @@ impl Store {
         &self.state_dir
     }
 
-    /// Waits for the lock and takes it. Makes the directories if they are missing.
+    /// Takes the lock, waiting for it. Creates missing directories.
     pub fn lock(&self) -> Result<Locked<'_>, StoreError> {
         let path = self.state_dir.join("lock");
         let open = || files::open(&path, OpenOptions::new().write(true).create(true).truncate(false).mode(0o600));
@@ -199,7 +199,7 @@ impl Store {
         Ok(Locked { store: self, _lock: Flock(lock) })
     }
 
-    /// The names of all records, those of earlier boots too, in order.
+    /// The names of all records, including those of earlier boots, sorted.
     pub fn list(&self) -> Result<Vec<RecordName>, StoreError> {
         let mut names = Vec::new();
         self.scan(|file| names.extend(RecordName::parse(file)))?;
@@ -219,7 +219,8 @@ impl Store {
         Ok(found)
     }
 
-    /// A record's content; none when it has gone meanwhile. One in state allocating has what it began with.
+    /// A record's content; `None` if it has been removed meanwhile. In the state `allocating` it is the initial
+    /// content.
     pub fn read(&self, name: &RecordName) -> Result<Option<Content>, StoreError> {
         let path = self.path(name);
         let bytes = match files::read(&path, files::OWN_MAX) {
@@ -229,7 +230,7 @@ impl Store {
             Err(e) => return Err(failed("read", &path)(e)),
         };
         let parsed = serde_json::from_slice::<Record>(&bytes).ok();
-        // A file under another's name would release what it does not hold.
+        // A record under another's name would release what it does not hold.
         let parsed = parsed.filter(|r| RecordName { state: name.state, ..r.name() } == *name);
         Ok(Some(match parsed {
             Some(record) if record.boot_id == self.boot_id => Content::Valid(Box::new(record)),
@@ -238,7 +239,7 @@ impl Store {
         }))
     }
 
-    /// When a record was written; none when it has gone meanwhile.
+    /// When a record was written; `None` if it has been removed meanwhile.
     pub fn written(&self, name: &RecordName) -> Result<Option<SystemTime>, StoreError> {
         let path = self.path(name);
         match fs::metadata(&path).and_then(|metadata| metadata.modified()) {
@@ -248,15 +249,15 @@ impl Store {
         }
     }
 
-    /// Takes a record, to remove it or to look at it in peace. The store's lock is held for a moment, so that no record
-    /// is met which its ADD has created and not yet locked.
+    /// Claims a record, to remove it or to inspect it undisturbed. This takes the store's lock for a moment, so that no
+    /// record is claimed between its creation by ADD and ADD's flock on it.
     pub fn try_claim(&self, name: &RecordName) -> Result<Claimed, StoreError> {
         let _lock = self.lock()?;
         let path = self.path(name);
         let file = match files::open(&path, OpenOptions::new().read(true)) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Claimed::Gone),
-            // No ADD has made it, so none is at work on it.
+            // Not created by an ADD, so none is in progress.
             Err(e) if files::is_no_file(&e) => return Ok(Claimed::Yes(Claim { _lock: None })),
             Err(e) => return Err(failed("open", &path)(e)),
         };
@@ -265,7 +266,7 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Ok(Claimed::Busy),
             Err(TryLockError::Error(e)) => return Err(failed("lock", &path)(e)),
         }
-        // Renamed or removed between open and lock?
+        // It may have been renamed or removed between open and lock.
         let lock = Flock(file);
         let ours = lock.0.metadata().map_err(failed("examine", &path))?.ino();
         match fs::metadata(&path) {
@@ -276,7 +277,7 @@ impl Store {
         }
     }
 
-    /// The same, waiting some seconds for others to end; none when the record has gone.
+    /// Claims a record, waiting up to ten seconds for other processes; `None` if it has been removed.
     pub fn claim(&self, name: &RecordName) -> Result<Option<Claim>, StoreError> {
         let deadline = Instant::now() + CLAIM_TIMEOUT;
         loop {
@@ -291,7 +292,7 @@ impl Store {
         }
     }
 
-    /// Whether each pool has a free address.
+    /// Checks that each pool has a free address.
     pub fn has_room(&self, pools: &[Pool]) -> Result<(), StoreError> {
         let used = used_of(&self.list()?, short_boot(&self.boot_id));
         let log = self.log.read();
@@ -302,7 +303,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a record could be written: tries it where one would be, and leaves nothing behind.
+    /// Checks that a record could be written, with a temporary file in the same place.
     pub fn is_writable(&self) -> Result<(), StoreError> {
         let there = self.state_dir.ancestors().find(|path| path.exists()).unwrap_or(&self.state_dir);
         let tried = tempfile::NamedTempFile::new_in(there).and_then(|mut file| file.write_all(&[b' '; RECORD_SIZE]));
@@ -345,9 +346,8 @@ fn exhausted(pool: &Pool, used: &BTreeSet<IpAddr>) -> StoreError {
 }
 
 impl Locked<'_> {
-    /// Takes an address from each pool, or the requested one of its family, and writes the record, which `record`
-    /// makes of the addresses. The host ports are those that the record will have. Records of earlier boots are removed
-    /// on the way.
+    /// Allocates an address from each pool, or the requested one, and writes the record that `record` makes of them.
+    /// `host_ports` are those of that record. Also removes records of earlier boots.
     pub fn reserve(
         &self,
         id: &AttachmentId,
@@ -385,16 +385,16 @@ impl Locked<'_> {
             return Err(StoreError::Unavailable { ip: *ip, why: "is reserved, or outside the pod CIDRs" });
         }
         self.check_host_ports(host_ports, &names)?;
-        // The record last: a crash before it costs a step of the cursor.
+        // The record last: a crash before it only advances the cursor.
         self.store.log.append(&events).map_err(failed("write", self.store.log.path()))?;
         let record = record(events.iter().map(|e| e.ip()).collect());
         let file = self.create(&record)?;
         Ok(Reservation { record, file })
     }
 
-    /// Fails if another attachment has one of the host ports. What is unreadable has none: nobody knows of it.
+    /// Fails if another attachment has one of the host ports. An unreadable record counts as having none.
     fn check_host_ports(&self, wanted: &[PortMapping], names: &[RecordName]) -> Result<(), StoreError> {
-        // Most pods have none, and then no file is read.
+        // Most pods request none; then no file is read.
         for name in names.iter().filter(|_| !wanted.is_empty()) {
             let Some(Content::Valid(record)) = self.store.read(name)? else { continue };
             let taken = |port: &&PortMapping| record.port_mappings.iter().any(|other| port.overlaps(other));
@@ -405,7 +405,7 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Declares an attachment ready: completes its record, and renames it.
+    /// Makes an attachment ready: completes its record and renames it.
     pub fn finish(&self, reservation: &mut Reservation, record: &Record) -> Result<(), StoreError> {
         let from = self.store.path(&reservation.record.name());
         let to = self.store.path(&record.name());
@@ -413,7 +413,7 @@ impl Locked<'_> {
         written.map_err(failed("write", &to))
     }
 
-    /// Writes the record of an attachment that is ready, in place of a damaged or lost one.
+    /// Writes the record of a ready attachment in place of a damaged or lost one.
     pub fn restore(&self, record: &Record) -> Result<(), StoreError> {
         let path = self.store.path(&record.name());
         make_dir(&self.store.attachments)?;
@@ -425,12 +425,12 @@ impl Locked<'_> {
         written.map_err(failed("write", &path))
     }
 
-    /// Removes a record and lets its addresses rest. Nothing happens when it is gone already.
+    /// Removes a record and quarantines its addresses. It need not exist.
     pub fn remove(&self, name: &RecordName) -> Result<(), StoreError> {
         let path = self.store.path(name);
         if path.symlink_metadata().is_ok() && name.boot == short_boot(&self.store.boot_id) {
             let events: Vec<Event> = name.ips.iter().map(|ip| Event::Released(*ip)).collect();
-            // A full disk must not keep a pod from being removed; its address only rests less.
+            // A full disk must not keep a pod from being removed; without the event its address is only reused earlier.
             if let Err(error) = self.store.log.append(&events) {
                 tracing::warn!("cannot record released addresses: {error}");
             }
@@ -438,7 +438,7 @@ impl Locked<'_> {
         remove_file(&path)
     }
 
-    /// Creates an allocating record, with its flock held.
+    /// Creates a record in the state `allocating` and takes its flock.
     fn create(&self, record: &Record) -> Result<File, StoreError> {
         let path = self.store.path(&record.name());
         let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
@@ -452,7 +452,7 @@ impl Locked<'_> {
         let file = file.map_err(failed("create", &path))?;
         let written = file.lock().and_then(|()| file.write_all_at(&encode(record)?, 0));
         if let Err(e) = written {
-            // A full disk must not keep addresses as well.
+            // A full disk must not leak addresses as well.
             let _ = fs::remove_file(&path);
             return Err(failed("write", &path)(e));
         }
@@ -461,8 +461,8 @@ impl Locked<'_> {
 }
 
 impl Reservation {
-    /// Replaces the content in one write, which no signal divides while it is shorter than a page. Spaces cover what
-    /// was longer before.
+    /// Replaces the content in one write, which no signal interrupts as long as it is shorter than a page. Spaces
+    /// overwrite the rest of longer old content.
     fn write(&mut self, record: &Record) -> io::Result<()> {
         let mut bytes = encode(record)?;
         let before = encode(&self.record)?.len();
@@ -581,7 +581,7 @@ pub(crate) mod tests {
             let (claimed, read) =
                 at_once("a record", move || (there.try_claim(&its).unwrap(), there.read(&its).unwrap()));
             assert!(matches!(claimed, Claimed::Yes(_)) && read == Some(Content::NoFile), "{read:?}");
-            // Its address is held until it is removed, and others get theirs.
+            // Its address stays in use until it is removed.
             let other = reserve(&store, "c2", "10.0.0.0/24").unwrap();
             assert_ne!(other.record.ips, name.ips);
             for name in store.list().unwrap() {
@@ -589,7 +589,7 @@ pub(crate) mod tests {
             }
             assert_eq!(store.list().unwrap(), []);
         }
-        // What a killed process has left of a new log may be anything too.
+        // Nor does a leftover of a compaction that was killed matter, whatever it is.
         pipe(&dir.path().join("allocator.new"));
         fs::write(dir.path().join("allocator"), "+10.0.0.2\n".repeat(4000)).unwrap();
         at_once("the log", move || reserve(&store, "c3", "10.0.0.0/24").map(drop)).unwrap();

@@ -1,4 +1,4 @@
-//! Settings under /proc/sys/net, of the calling thread's network namespace.
+//! Sysctls under /proc/sys/net, of the calling thread's network namespace.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -10,7 +10,7 @@ fn path(key: &[&str]) -> PathBuf {
     path
 }
 
-/// The value of a setting; none where the kernel does not have it.
+/// The value of a sysctl; `None` if the kernel does not have it.
 pub(crate) fn get(key: &[&str]) -> io::Result<Option<String>> {
     match fs::read_to_string(path(key)) {
         Ok(text) => Ok(Some(text.trim().to_owned())),
@@ -19,7 +19,7 @@ pub(crate) fn get(key: &[&str]) -> io::Result<Option<String>> {
     }
 }
 
-/// Writes a setting unless it has the value already: containers may have /proc/sys read-only but right.
+/// Writes a sysctl unless it has the value already: in a container /proc/sys may be read-only, but right.
 pub(crate) fn ensure(key: &[&str], value: &str) -> io::Result<()> {
     if get(key)?.as_deref() == Some(value) {
         return Ok(());
@@ -27,13 +27,13 @@ pub(crate) fn ensure(key: &[&str], value: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path(key))?.write_all(value.as_bytes())
 }
 
-/// The same where the kernel has the setting: without a family it has none of it.
+/// As [`ensure`], if the kernel has the sysctl: without a family it has none of the family's.
 pub(crate) fn ensure_if_there(key: &[&str], value: &str) -> io::Result<()> {
     if get(key)?.is_some() { ensure(key, value) } else { Ok(()) }
 }
 
-/// Has an interface let in what has a way back by another one: RFC 3704's loose filter, or none. Of the interface's value
-/// and that of all the larger counts.
+/// Lets an interface accept packets whose return path leads through another one: loose reverse-path filtering (RFC
+/// 3704) or none. The effective value is the larger of the interface's and that of `all`.
 pub(crate) fn loose_rp_filter(ifname: &str) -> io::Result<()> {
     let all = get(&["ipv4", "conf", "all", "rp_filter"])?;
     let own = get(&["ipv4", "conf", ifname, "rp_filter"])?;
@@ -43,8 +43,8 @@ pub(crate) fn loose_rp_filter(ifname: &str) -> io::Result<()> {
     }
 }
 
-/// Lets the node forward packets of a family. The kernel stops to accept router advertisements when IPv6 forwarding is
-/// switched on, so interfaces that depend on them are told to go on.
+/// Enables forwarding for a family. With IPv6 forwarding the kernel stops accepting router advertisements, so
+/// interfaces that depend on them are set to accept them nevertheless (accept_ra=2).
 pub(crate) fn forward(ipv6: bool) -> io::Result<()> {
     if !ipv6 {
         return ensure(&["ipv4", "ip_forward"], "1");

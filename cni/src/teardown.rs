@@ -1,7 +1,7 @@
-//! Removing an attachment: its entries in tables, its link, then its record.
+//! Removal of an attachment: first its table entries, then its link, then its record.
 //!
-//! The record goes last and only when nothing else remains, so that no address is given out while something on the
-//! node still uses it, and whoever comes next finds what is left.
+//! The record goes last, and only when nothing else remains: so no address is allocated while anything on the node
+//! still uses it, and the next command finds whatever is left.
 
 use crate::datapath::PinDir;
 use crate::entries;
@@ -13,13 +13,13 @@ use crate::ownership;
 use crate::record::{Record, RecordName};
 use crate::store::{Content, Store};
 
-/// Removes whatever of an attachment is there. The caller has claimed the record.
+/// Removes whatever exists of an attachment. The caller has claimed the record.
 pub fn remove(store: &Store, netlink: &mut Netlink, name: &RecordName) -> Result<(), CniError> {
     let record = match store.read(name)? {
         Some(Content::Valid(record)) => Some(record),
         _ => None,
     };
-    // What an earlier boot had in its tables is gone with it; what is unreadable is left to `repair`.
+    // The tables of an earlier boot are gone; entries of an unreadable record are left to `repair`.
     if let Some(record) = &record
         && let Some(bpffs) = &record.bpffs
     {
@@ -30,7 +30,7 @@ pub fn remove(store: &Store, netlink: &mut Netlink, name: &RecordName) -> Result
     Ok(())
 }
 
-/// Removes an attachment's link, under whichever name it goes by now; it need not exist.
+/// Removes an attachment's link, whatever its current name; it need not exist.
 pub fn remove_link(
     store: &Store,
     netlink: &mut Netlink,

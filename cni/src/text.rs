@@ -1,7 +1,8 @@
-//! Text of others on its way to people: names, annotations, file names and messages that tenants and servers choose.
+//! Sanitising untrusted text for terminals and logs: names, annotations, file names and messages that tenants and
+//! servers choose.
 //!
-//! What a terminal would obey, what ends a line and what can't be seen is written as an escape sequence, so that nothing
-//! which stands in an object looks like podnet's own words. JSON needs none of this: it has escape sequences of its own.
+//! Control characters, line breaks and invisible characters are escaped, so that no text in an object can pass for
+//! output of podnet. JSON does not need this: it has its own escape sequences.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,17 +11,17 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
-/// How long a line of the log may be, in bytes. The verifier's messages are long.
+/// Maximum length of a log line, in bytes. The verifier's messages are long.
 const LOGGED: usize = 16 << 10;
-/// What stands for what was left out.
+/// The mark for omitted text.
 const GAP: &str = " … ";
 
-/// A text on one line and of at most `most` bytes. Of one that is longer the middle is left out.
+/// A text on one line, of at most `most` bytes. A longer one loses its middle.
 pub fn on_one_line(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most && text.chars().all(is_plain) {
         return Cow::Borrowed(text);
     }
-    // Escape sequences only make it longer, so no more than this is needed of either end.
+    // Escaping never shortens, so no more than this is needed of either end.
     let head = &text[..text.floor_char_boundary(most)];
     let tail = &text[text.ceil_char_boundary(text.len().saturating_sub(most))..];
     let escaped = escape(head);
@@ -34,8 +35,8 @@ pub fn on_one_line(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned([head, GAP, tail].concat())
 }
 
-/// Whether a character is seen as what it is. `escape_debug` knows control and format characters, such as those that
-/// change the direction of writing, separators, marks that are drawn over others, and what isn't assigned.
+/// Whether a character is printable. `escape_debug` escapes control and format characters, such as those that change
+/// the direction of writing, separators, combining marks, and unassigned code points.
 fn is_plain(c: char) -> bool {
     matches!(c, ' '..='~') || c.escape_debug().len() == 1
 }
@@ -52,7 +53,8 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// An error with those of its causes that its own text doesn't tell: whatever a library leaves out, the errno is there.
+/// An error with its causes, as far as its own text omits them: so the errno is always included, whatever a library
+/// omits.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -66,7 +68,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The fields of log lines, escaped: callers need not escape anything themselves.
+/// Formats the fields of log lines, escaped, so that callers need not escape anything.
 #[derive(Debug)]
 pub struct LogFields;
 
@@ -85,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    /// What would end a line, move a cursor, turn the direction or be invisible.
+    /// Characters that end a line, move the cursor, change the direction or are invisible.
     const HOSTILE: [char; 30] = [
         '\0',
         '\u{7}',
@@ -200,7 +202,7 @@ mod tests {
         let lines: Vec<_> = written.lines().collect();
         assert_eq!(lines.len(), 2, "{written:?}");
         assert!(lines.iter().all(|line| line.len() < 4 * LOGGED));
-        // The only escape sequences are the log's own colours.
+        // The only escape sequences are those of the log's own colours.
         let own = written.replace(['\n'], "");
         for c in HOSTILE.into_iter().filter(|c| !['\n', '\u{1b}'].contains(c)) {
             assert!(!own.contains(c), "{c:?} in {written:?}");

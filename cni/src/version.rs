@@ -1,6 +1,6 @@
 //! The versions of the CNI specification that the plugin speaks.
 
-/// A supported version; they are ordered.
+/// A supported version. Versions are ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Version {
@@ -18,10 +18,10 @@ impl Version {
     pub const ALL: [Self; 7] =
         [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
-    /// What is assumed of a caller that has not said yet.
+    /// Assumed until the caller's version is known.
     pub const LATEST: Self = Self::V1_1_0;
 
-    /// As it stands in `cniVersion`.
+    /// Its form in `cniVersion`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::V0_1_0 => "0.1.0",
@@ -34,7 +34,7 @@ impl Version {
         }
     }
 
-    /// The version that a configuration names, if it is supported.
+    /// Parses `cniVersion`; `None` if the version is not supported.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|v| v.as_str() == text)
     }

@@ -1,8 +1,8 @@
-//! The pod's veth pair: made, set up on both sides, compared with its record.
+//! The pod's veth pair: creation, configuration of both ends, comparison with the record.
 //!
-//! The pod end has its addresses as /32 or /128 and a default route by a link-local gateway, the host end has the
-//! gateway's addresses and a route to each pod address; neighbours are permanent on both sides, so nothing is ever
-//! asked by ARP or ND. `datapath: none` needs no more than this and forwarding.
+//! The pod end has the pod's addresses as /32 or /128 and a default route through a link-local gateway. The host end
+//! has the gateway's addresses and a route to each address of the pod. Neighbour entries are permanent on both sides,
+//! so there is no ARP or ND traffic. `datapath: none` needs nothing else but forwarding.
 
 mod error;
 pub mod host_end;
@@ -36,7 +36,7 @@ fn host_route(ip: IpAddr) -> IpNetwork {
     IpNetwork::from(ip)
 }
 
-/// Makes the pair, both ends down, and returns the host end's index.
+/// Creates the pair, with both ends down, and returns the host end's index.
 pub fn create(host: &mut Netlink, record: &Record, pod: &NetNs) -> Result<IfIndex, WiringError> {
     let ends = ((record.host_ifname.as_str(), record.host_mac), (record.id.ifname.as_str(), record.mac));
     let ops = [Op::create_veth(ends.0, ends.1, pod.file().as_fd(), record.mtu), Op::get_link(&record.host_ifname)];
@@ -51,14 +51,14 @@ pub fn create(host: &mut Netlink, record: &Record, pod: &NetNs) -> Result<IfInde
     }
 }
 
-/// Sets up the host end and brings it up.
+/// Configures the host end and brings it up.
 pub fn configure_host(host: &mut Netlink, record: &Record, alias: &str) -> Result<(), WiringError> {
     settings(&record.host_ifname, record)?;
     heed_nothing(&record.host_ifname)?;
     host_end::make(host, record, alias)
 }
 
-/// Sets up the pod's namespace: `lo` and the pod end, with addresses, neighbours and default routes.
+/// Configures the pod's namespace: `lo` and the pod end, with addresses, neighbours and default routes.
 pub fn configure_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
     pod.run(|| {
         let ifname = record.id.ifname.as_str();
@@ -69,7 +69,8 @@ pub fn configure_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         let mut netlink = Netlink::open()?;
         let ops = [Op::up(LOOPBACK), Op::no_generated_addresses(ifname), Op::get_link(ifname)];
         let index = single(netlink.run(&ops)?)?.index;
-        // First, since a pod has one way out: another attachment's must not be taken from it.
+        // Routes before addresses: a pod has one default route per family, and another attachment's must not be
+        // replaced.
         let mut ops = vec![Op::up(index)];
         ops.extend(record.gateways.iter().map(|gateway| Op::add_neighbour(index, *gateway, record.host_mac)));
         let routes: Vec<Op> = record.gateways.iter().map(|gateway| default_route(index, *gateway)).collect();
@@ -91,14 +92,14 @@ pub fn configure_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         for &ip in &record.ips {
             ops.push(Op::add_address(index, host_route(ip), Scope::Global));
         }
-        // Last, so that the link can send when the pod's processes begin.
+        // Last: by then the link has its carrier, so that it can send when the pod's processes start.
         ops.push(Op::get_link_index(index));
         netlink.run(&ops)?;
         Ok(())
     })?
 }
 
-/// The queue of the pod's own end.
+/// The queueing discipline of the pod end.
 fn egress_queue(record: &Record) -> Option<Bucket> {
     record.bandwidth.egress.map(|limit| limit.bucket(record.mtu))
 }
@@ -107,13 +108,14 @@ fn default_route(oif: IfIndex, gateway: IpAddr) -> Op {
     Op::add_new_route(&Route { destination: None, gateway: Some(gateway), oif, source: None })
 }
 
-/// Waits until the kernel lets the host end send.
+/// Waits until the host end has its carrier and can send.
 pub fn settle(host: &mut Netlink, record: &Record) -> Result<(), WiringError> {
     host.run(&[Op::get_link_index(IfIndex(record.host_ifindex))])?;
     Ok(())
 }
 
-/// Lets the node forward the pod's packets, by the host end too; with the eBPF datapath this is the daemon's.
+/// Enables forwarding of the pod's packets, by the node and by the host end. With the eBPF datapath the daemon does
+/// this.
 pub fn forward(record: &Record) -> Result<(), WiringError> {
     let of = |of: &str| {
         let of = of.to_owned();
@@ -122,7 +124,7 @@ pub fn forward(record: &Record) -> Result<(), WiringError> {
     for (ipv6, family) in [(false, "ipv4"), (true, "ipv6")] {
         if record.ips.iter().any(|ip| ip.is_ipv6() == ipv6) {
             sysctl::forward(ipv6).map_err(of(family))?;
-            // New interfaces begin with what `default` says.
+            // A new interface inherits from `default`.
             sysctl::ensure(&[family, "conf", &record.host_ifname, "forwarding"], "1")
                 .map_err(of(&record.host_ifname))?;
         }
@@ -130,7 +132,7 @@ pub fn forward(record: &Record) -> Result<(), WiringError> {
     sysctl::loose_rp_filter(&record.host_ifname).map_err(of(&record.host_ifname))
 }
 
-/// IPv6 settings of an end, before it comes up. Containers often begin with IPv6 switched off.
+/// IPv6 sysctls of an end, to be set before it comes up. Containers often start with IPv6 disabled.
 fn settings(ifname: &str, record: &Record) -> Result<(), WiringError> {
     if record.has_ipv6() {
         enable_ipv6(ifname)?;
@@ -141,8 +143,9 @@ fn settings(ifname: &str, record: &Record) -> Result<(), WiringError> {
     Ok(())
 }
 
-/// What a pod could have the host do through its host end is switched off there: learn routes and addresses, change ways,
-/// follow routes that a packet carries. Whatever addresses the pod has: it may send any family that the host has.
+/// Disables everything by which a pod could influence the host through its host end: router advertisements, address
+/// autoconfiguration, redirects and source routing. For both families, whatever the pod's addresses: a pod may send
+/// packets of any family that the host supports.
 fn heed_nothing(host_ifname: &str) -> Result<(), WiringError> {
     const KEYS: [(&str, &str); 5] = [
         ("ipv6", "accept_ra"),
@@ -176,7 +179,8 @@ pub fn check_host(host: &mut Netlink, record: &Record) -> Result<(), WiringError
     }
 }
 
-/// Compares the pod end with its record. MTU and what else is there are other plugins' to change.
+/// Compares the pod end with its record, except for the MTU and for additional addresses and routes, which later
+/// plugins may change.
 pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
     pod.run(|| {
         let name = record.id.ifname.as_str();
@@ -185,7 +189,7 @@ pub fn check_pod(pod: &NetNs, record: &Record) -> Result<(), WiringError> {
         if !link.up {
             return mismatch(format!("{name} is down in the pod"));
         }
-        // Packets go to the MAC that ADD gave the pod, and none that comes from another is let in.
+        // Packets are sent to the MAC that ADD assigned, and packets from any other are dropped.
         if link.mac != record.mac {
             let (found, given) = (link.mac.to_string(), record.mac.to_string());
             return mismatch(format!(

@@ -1,4 +1,4 @@
-//! ADD: reserve, wire, publish, declare ready; and undo on failure.
+//! ADD: reserve addresses, wire the pod, write table entries, mark the record ready; undo everything on failure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -40,8 +40,8 @@ pub(super) fn add(config: &Config, attachment: &Attachment) -> Result<CniResult,
     match connect(&store, &mut netlink, &mut reservation, &pod, &node, &mut undo) {
         Ok(record) => {
             let result = result(&record, config);
-            // Its flock stays until the process ends: till then the runtime does not know of the attachment, and GC must
-            // leave it alone.
+            // Keeps the flock until the process ends: until then the runtime does not know of the attachment, and GC
+            // must leave it alone.
             std::mem::forget(reservation);
             Ok(match previous {
                 Some(previous) => result.chained_to(previous),
@@ -52,7 +52,7 @@ pub(super) fn add(config: &Config, attachment: &Attachment) -> Result<CniResult,
     }
 }
 
-/// The record but for what is still to be allocated.
+/// The record without addresses, which are not allocated yet.
 fn draft(
     config: &Config,
     attachment: &Attachment,
@@ -90,7 +90,7 @@ fn cookie(pod: &NetNs) -> Result<u64, CniError> {
     Ok(pod.run(datapath::netns_cookie)?.map_err(DatapathError::Cookie)?)
 }
 
-/// Takes the addresses. What a killed ADD of the same attachment left behind is removed first.
+/// Reserves the addresses. Leftovers of a killed ADD of the same attachment are removed first.
 fn reserve(
     store: &Store,
     netlink: &mut Netlink,
@@ -112,7 +112,7 @@ fn reserve(
             if matches!(claimed, Claimed::Busy) {
                 return Err(StoreError::Busy(Box::new(name.id)).into());
             }
-            // Another ADD has just made it ready, or has given up.
+            // Another ADD has just finished or failed.
             if matches!(claimed, Claimed::Gone) {
                 return Ok(attempt()?);
             }
@@ -123,7 +123,7 @@ fn reserve(
             teardown::remove(store, netlink, &name)?;
             Ok(attempt()?)
         }
-        // The port is the pod's, whose only sandbox is to be this one.
+        // The port belongs to an earlier sandbox of the same pod, which this one replaces.
         Err(StoreError::HostPort { holder, .. }) if is_earlier_sandbox(&holder, draft) => {
             match remove_sandbox(store, netlink, &holder.name())? {
                 true => reserve(store, netlink, draft, node, config),
@@ -134,17 +134,18 @@ fn reserve(
     }
 }
 
-/// Whether a record is of the same pod in another container.
+/// Whether a record belongs to the same pod in another container.
 fn is_earlier_sandbox(holder: &Record, draft: &Record) -> bool {
     let known = |pod: &&PodRef| !pod.uid.is_empty();
     let pod = holder.pod.as_ref().filter(known);
     pod.is_some() && pod == draft.pod.as_ref() && holder.id.container != draft.id.container
 }
 
-/// Removes what earlier sandboxes of the pod have left behind: a runtime that has lost its state calls DEL for none of them.
+/// Removes leftovers of earlier sandboxes of the pod: a runtime that has lost its state does not call DEL for them.
 ///
-/// A pod has one sandbox at a time, so each of them is over. But it is removed only if nothing runs in it either: the
-/// plugin sees all processes that the runtime has started. What can't be removed keeps no pod from starting.
+/// A pod has one sandbox at a time, so all others are obsolete. Still, one is removed only if no process runs in it:
+/// the plugin sees all processes that the runtime has started. A failure to remove one does not keep the pod from
+/// starting.
 fn remove_earlier(store: &Store, netlink: &mut Netlink, draft: &Record) {
     let mut remove = || -> Result<(), CniError> {
         if draft.pod.as_ref().is_none_or(|pod| pod.uid.is_empty()) {
@@ -163,14 +164,14 @@ fn remove_earlier(store: &Store, netlink: &mut Netlink, draft: &Record) {
     }
 }
 
-/// Whether the network namespace of an attachment is there without any process in it. One that has no path any more is
-/// there as long as its link is, and then by somebody who is in it.
+/// Whether the network namespace of an attachment exists without a process in it. False if its path is gone: as long as
+/// its link exists, such a namespace is kept by a process in it.
 fn is_deserted(record: &Record) -> Result<bool, CniError> {
     let netns = match NetNs::open(Path::new(&record.netns)) {
         Err(NetnsError::Missing { .. } | NetnsError::NotANamespace { .. }) => return Ok(false),
         other => other?,
     };
-    // Another one may have got its path.
+    // The path may lead to another namespace by now.
     if record.netns_cookie.is_some() && record.netns_cookie != Some(cookie(&netns)?) {
         return Ok(false);
     }
@@ -181,7 +182,7 @@ fn is_deserted(record: &Record) -> Result<bool, CniError> {
     Ok(!processes.map_err(failed)?)
 }
 
-/// Removes an earlier sandbox's attachment, unless another command is at work on it.
+/// Removes an earlier sandbox's attachment. Returns false if another command on it is in progress.
 fn remove_sandbox(store: &Store, netlink: &mut Netlink, name: &RecordName) -> Result<bool, CniError> {
     match store.try_claim(name)? {
         Claimed::Busy => return Ok(false),
@@ -194,7 +195,7 @@ fn remove_sandbox(store: &Store, netlink: &mut Netlink, name: &RecordName) -> Re
     Ok(true)
 }
 
-/// Makes everything that the record announces, and declares it ready.
+/// Creates everything that the record announces, and marks it ready.
 fn connect(
     store: &Store,
     netlink: &mut Netlink,
@@ -207,7 +208,7 @@ fn connect(
     let index = wiring::create(netlink, &record, pod)?;
     undo.steps.push(Step::Link(index));
     record.host_ifindex = index.0;
-    // Before the link is up: no packet passes unexamined.
+    // Before the link is up: no packet bypasses the programs.
     if let Some(pins) = node.pins() {
         datapath::attach_pod(&pins, index)?;
     }
@@ -226,7 +227,7 @@ fn connect(
     Ok(record)
 }
 
-/// Destinations of default routes.
+/// The destinations of default routes.
 const EVERYWHERE_V4: Option<Ipv4Network> = Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0);
 const EVERYWHERE_V6: Option<Ipv6Network> = Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0);
 
@@ -260,7 +261,7 @@ fn result(record: &Record, config: &Config) -> CniResult {
     }
 }
 
-/// What has been done so far.
+/// A completed step.
 enum Step {
     Record(RecordName),
     Link(IfIndex),
@@ -274,8 +275,8 @@ struct Undo<'a> {
 }
 
 impl Undo<'_> {
-    /// Goes on past errors and adds them to the one that caused it. A record stays while what it stands for does, so
-    /// that DEL or GC can finish.
+    /// Continues after errors and appends them to `cause`. A record stays as long as anything of its attachment does,
+    /// so that DEL or GC can finish.
     fn run(self, netlink: &mut Netlink, mut cause: CniError) -> CniError {
         let mut clean = true;
         for step in self.steps.into_iter().rev() {

@@ -1,6 +1,6 @@
 //! CHECK: compares an attachment with its record and with the result that ADD gave.
 //!
-//! What later plugins of a chain may change is not compared: MAC, MTU, further addresses and routes.
+//! Whatever later plugins of a chain may change is not compared: MTU, additional addresses and routes.
 
 use super::node::refuse_own;
 use crate::config::Config;
@@ -33,7 +33,7 @@ pub(super) fn check(config: &Config, attachment: &Attachment) -> Result<(), CniE
     check_tables(&record)
 }
 
-/// Whatever went wrong while looking is a failed check too: a link that is not there is an error of netlink's.
+/// Any error counts as a failed check: a missing link, for example, is a netlink error.
 fn as_failed(error: wiring::WiringError) -> CniError {
     let error = CniError::from(error);
     match error.code {
@@ -57,8 +57,7 @@ fn record(config: &Config, attachment: &Attachment) -> Result<Record, CniError> 
 
 fn check_result(previous: &CniResult, record: &Record) -> Result<(), CniError> {
     let name = record.id.ifname.as_str();
-    // Results of versions without a list of interfaces have none to compare.
-    // Nor does a record that was made again know the path of the namespace.
+    // Results of old versions list no interfaces to compare, and a reconstructed record lacks the namespace's path.
     let is = |sandbox: &str| record.netns.is_empty() || sandbox == record.netns;
     let listed = previous.interfaces.iter().any(|i| i.name == name && !i.sandbox.is_empty() && is(&i.sandbox));
     if !previous.interfaces.is_empty() && !listed {
@@ -87,7 +86,7 @@ fn check_tables(record: &Record) -> Result<(), CniError> {
             None => return Err(failed(format!("the table endpoints has no entry for {ip}"))),
         }
     }
-    // What its entry says may be another attachment's in the same namespace.
+    // The value may belong to another attachment of the same namespace.
     match record.netns_cookie {
         Some(cookie) if Sandboxes::open(&pins)?.get(cookie)?.is_none() => {
             Err(failed("the table sandboxes has no entry for the pod's network namespace"))

@@ -1,7 +1,7 @@
-//! DEL: removes an attachment, however much of it there is.
+//! DEL: removes whatever exists of an attachment.
 //!
-//! It never looks into the pod's namespace, which may be gone, or whose path may lead to something else by now: even to
-//! the host's own, where a process id has been used again.
+//! It never enters the pod's namespace: that may be gone, and its path may lead to another one by now, even to the
+//! host's if a process id has been reused.
 
 use crate::config::Config;
 use crate::env::Attachment;
@@ -14,7 +14,7 @@ pub(super) fn del(config: &Config, attachment: &Attachment) -> Result<(), CniErr
     let store = Store::open(&config.state_dir)?;
     let mut netlink = Netlink::open()?;
     let mut recorded = false;
-    // Again until there is none: a record that is waited for may get another name meanwhile.
+    // Repeated until there is none: while this waits for a record, it may be renamed.
     while let Some(name) = store.find(&attachment.id)?.pop() {
         recorded = true;
         if let Some(_claim) = store.claim(&name)? {

@@ -1,4 +1,4 @@
-//! GC: removes every attachment of the network that the runtime does not list, and what has no record.
+//! GC: removes every attachment of the network that the runtime does not list, and links and entries without a record.
 
 use crate::config::{Config, Datapath};
 use crate::datapath::PinDir;
@@ -13,7 +13,7 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
             .details("without it every attachment would be removed"));
     };
     let store = Store::open(&config.state_dir)?;
-    // Without the daemon's file there is nothing to say where the table is; its entries wait for the daemon.
+    // Without the daemon's file the location of the tables is unknown; their entries are left to the daemon.
     let pins = match config.datapath {
         Datapath::Ebpf => NodeInfo::read(&config.run_dir).ok().map(|info| PinDir::new(&info.bpffs)),
         Datapath::None => None,

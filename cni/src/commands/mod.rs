@@ -1,4 +1,4 @@
-//! The commands of the specification, and what they have in common.
+//! The commands of the specification, and their common parts.
 
 mod add;
 mod check;
@@ -21,14 +21,15 @@ use crate::env::{self, Attachment, Command};
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
-/// What a call has said of itself before it ended.
+/// What is known of a call when it fails.
 struct Told {
     version: Version,
     run_dir: PathBuf,
     span: Span,
 }
 
-/// Does what the environment and standard input say. Returns what to print: a result, or an error.
+/// Runs the command in the environment with the configuration on standard input. Returns the text for standard output:
+/// a result, or an error.
 pub fn run(var: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Result<String, String> {
     let started = Instant::now();
     let mut told = Told { version: Version::LATEST, run_dir: config::default_run_dir(), span: Span::none() };
@@ -73,7 +74,7 @@ fn dispatch(var: impl Fn(&str) -> Option<OsString>, input: impl Read, told: &mut
     Ok(printed.map(|result| result.to_json(config.version).to_string()).unwrap_or_default())
 }
 
-/// What log lines of a call have in common.
+/// The span of a call's log lines.
 fn span(command: &Command) -> Span {
     macro_rules! of_attachment {
         ($name:literal, $attachment:expr) => {{
@@ -96,7 +97,7 @@ fn span(command: &Command) -> Span {
     }
 }
 
-/// VERSION: echoes the caller's version, whichever it is.
+/// VERSION: echoes the caller's version, supported or not.
 fn supported_versions(bytes: &[u8]) -> Result<Value, CniError> {
     let given = match bytes.iter().all(u8::is_ascii_whitespace) {
         true => Value::Null,
@@ -107,7 +108,7 @@ fn supported_versions(bytes: &[u8]) -> Result<Value, CniError> {
     Ok(json!({"cniVersion": echoed, "supportedVersions": Version::ALL.map(Version::as_str)}))
 }
 
-/// CHECK came with 0.4.0, STATUS and GC with 1.1.0.
+/// CHECK was added in 0.4.0, STATUS and GC in 1.1.0.
 fn require_version(command: &Command, version: Version) -> Result<(), CniError> {
     let (name, first) = match command {
         Command::Check(_) => ("CHECK", Version::V0_4_0),

@@ -1,4 +1,4 @@
-//! What commands know of the node.
+//! The node's settings, as commands need them.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,12 +13,12 @@ use crate::error::{CniError, Code};
 use crate::netns::NetNs;
 use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError};
 
-/// What ADD and STATUS know of the node: from the configuration, else from the daemon, else defaults.
+/// The node's settings for ADD and STATUS: from the configuration, else from the daemon, else defaults.
 pub(super) struct Node {
     pub(super) pools: Vec<Pool>,
     pub(super) mtu: u32,
     pub(super) gateways: Vec<IpAddr>,
-    /// The bpffs with the pinned programs; none without eBPF datapath.
+    /// The bpffs with the pinned programs; `None` with `datapath: none`.
     pub(super) bpffs: Option<PathBuf>,
 }
 
@@ -66,14 +66,14 @@ impl Node {
     }
 }
 
-/// One gateway a family: the daemon's where it says one.
+/// One gateway per family: the daemon's, if it publishes one.
 fn gateways(info: Option<&NodeInfo>) -> Vec<IpAddr> {
     let published = info.map(|i| i.gateways.as_slice()).unwrap_or_default();
     let of_family = |default: IpAddr| published.iter().copied().find(|g| g.is_ipv4() == default.is_ipv4());
     GATEWAYS.map(|default| of_family(default).unwrap_or(default)).to_vec()
 }
 
-/// Refuses a network namespace that is our own, unless the caller insists.
+/// Rejects the plugin's own network namespace, unless CNI_NETNS_OVERRIDE is set.
 pub(super) fn refuse_own(attachment: &Attachment, pod: &NetNs, own: &NetNs) -> Result<(), CniError> {
     if pod.is(own) && !attachment.netns_override {
         return Err(CniError::new(Code::InvalidEnvironment, "CNI_NETNS is the plugin's own network namespace")

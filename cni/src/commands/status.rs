@@ -1,4 +1,4 @@
-//! STATUS: whether ADD would be served now.
+//! STATUS: whether ADD would succeed now.
 
 use super::node::Node;
 use crate::config::Config;
@@ -16,7 +16,7 @@ pub(super) fn status(config: &Config) -> Result<(), CniError> {
         store.has_room(&node.pools)?;
         Ok(store.is_writable()?)
     };
-    // One code for "not now", whatever the reason; a wrong configuration keeps its own.
+    // One code for every reason but an invalid configuration, which keeps its own.
     answer().map_err(|e| match e.code {
         Code::InvalidConfig | Code::UnsupportedField => e,
         _ => CniError { code: Code::NotAvailable, ..e },

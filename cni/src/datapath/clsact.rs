@@ -57,7 +57,7 @@ pub fn detach(ifindex: IfIndex, direction: Direction) -> io::Result<()> {
     }
 }
 
-/// Detaches a pinned program. Nothing happens when it is not there, but perhaps another one.
+/// Detaches podnet's filter if it runs this pinned program.
 pub fn detach_program(program: &Path, ifindex: IfIndex, direction: Direction) -> io::Result<()> {
     let id = ProgramInfo::from_pin(program).map_err(io::Error::other)?.id();
     let there = attached(id, ifindex, direction).map_err(io::Error::other)?;

@@ -3,9 +3,9 @@
 /// Where on a link a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// Packets that come in by the link.
+    /// On packets that the link receives.
     Ingress,
-    /// Packets that go out by it.
+    /// On packets that the link sends.
     Egress,
 }
 

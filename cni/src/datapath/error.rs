@@ -1,4 +1,4 @@
-//! Why the datapath could not be used.
+//! Errors of operations on the datapath.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::direction::Direction;
 
-/// Why the datapath could not be used.
+/// Why an operation on the datapath failed.
 #[derive(Debug, Error)]
 pub enum DatapathError {
     /// Nothing is pinned there.
@@ -40,10 +40,10 @@ pub enum DatapathError {
         /// The cause.
         source: io::Error,
     },
-    /// The kernel does not tell a namespace's cookie.
+    /// The kernel does not report the cookie of a namespace.
     #[error("cannot read the cookie of the pod's network namespace (requires Linux 5.14 or later): {0}")]
     Cookie(#[source] io::Error),
-    /// A table refused an operation.
+    /// An operation on a table failed.
     #[error("cannot {what} in the table {table}: {source}")]
     Table {
         /// The operation.

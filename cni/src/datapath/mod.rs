@@ -1,9 +1,9 @@
-//! The pinned datapath as the plugin uses it, and what the daemon shares with it: where things are pinned, how a
-//! dispatcher is attached to a link, and the tables that the plugin writes.
+//! The plugin's access to the pinned datapath, shared with the daemon: the paths of pins, attachment of dispatchers to
+//! links, and the tables that the plugin writes.
 //!
-//! A dispatcher is attached without a link object, to pods' host ends as a clsact filter and to other links at TCX
-//! (BPF_PROG_ATTACH; a clsact filter on kernels before 6.6): so it lives exactly as long as the device, and no process
-//! and no pin has to keep it there.
+//! A dispatcher is attached without a link object: to pods' host ends as a clsact filter, to other links at TCX
+//! (BPF_PROG_ATTACH; a clsact filter on kernels before 6.6). So it stays attached exactly as long as the device exists,
+//! and neither a process nor a pin has to hold it.
 
 pub mod clsact;
 mod direction;
@@ -41,21 +41,21 @@ struct AttachAttr {
     expected_revision: u64,
 }
 
-/// Attaches a pinned program to a link of the caller's namespace, as the last of those there. It stays until the link
-/// goes. Nothing happens when it is there already.
+/// Attaches a pinned program to a link of the caller's namespace, after those that are attached already, until the link
+/// is deleted. No error if it is attached already.
 pub fn attach_tc(program: &Path, ifindex: IfIndex, direction: Direction) -> Result<(), DatapathError> {
     let fd = open_pin(program)?;
     match tcx(BPF_PROG_ATTACH, &fd, ifindex, direction) {
         Ok(()) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        // No such attach type: a kernel before 6.6.
+        // Attach type unknown: a kernel before 6.6.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clsact::attach(program, ifindex, direction).map(drop),
         Err(e) => Err(e),
     }
     .map_err(|source| attach_error("attach", program, ifindex, direction, source))
 }
 
-/// Detaches a program that [`attach_tc`] attached. Nothing happens when it is not there.
+/// Detaches a program that [`attach_tc`] attached. No error if it is not attached.
 pub fn detach_tc(program: &Path, ifindex: IfIndex, direction: Direction) -> Result<(), DatapathError> {
     let fd = open_pin(program)?;
     match tcx(BPF_PROG_DETACH, &fd, ifindex, direction) {
@@ -92,7 +92,7 @@ fn attach_error(
     DatapathError::Attach { what, program: program.to_owned(), ifindex, direction, source }
 }
 
-/// Whether everything that the plugin needs is pinned.
+/// Checks that everything the plugin needs is pinned.
 pub fn ready(pins: &PinDir) -> Result<(), DatapathError> {
     for hook in [Hook::FromPod, Hook::ToPod] {
         open_pin(&pins.hook(hook))?;
@@ -127,8 +127,8 @@ pub fn detach_pod(pins: &PinDir, host_end: IfIndex) -> Result<(), DatapathError>
     })
 }
 
-/// The cookie of the calling thread's network namespace, by which a socket's program knows whose process it serves
-/// (`SO_NETNS_COOKIE`, Linux 5.14). It is never used again while the kernel runs.
+/// The cookie of the calling thread's network namespace, by which the socket hooks identify the pod of a process
+/// (`SO_NETNS_COOKIE`, Linux 5.14). The kernel does not reuse cookies until the next boot.
 pub fn netns_cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;

@@ -1,4 +1,4 @@
-//! What is pinned where, and opening it.
+//! Paths of pinned objects, and opening them.
 
 use std::ffi::CString;
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -13,14 +13,14 @@ use podnet_common::layout::{
 use super::error::{DatapathError, open_error};
 use super::syscall::bpf;
 
-/// What is pinned where: `<bpffs>/podnet`.
+/// The pins below `<bpffs>/podnet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinDir {
     root: PathBuf,
 }
 
 impl PinDir {
-    /// Of a bpffs mount.
+    /// The pins in a mounted bpffs.
     pub fn new(bpffs: &Path) -> Self {
         Self { root: bpffs.join(PIN_ROOT) }
     }
@@ -30,7 +30,7 @@ impl PinDir {
         &self.root
     }
 
-    /// The directory of what never changes its layout.
+    /// The directory of programs and tables whose layout never changes.
     pub fn frozen(&self) -> PathBuf {
         self.root.join(FROZEN)
     }
@@ -40,12 +40,12 @@ impl PinDir {
         self.frozen().join(hook.name())
     }
 
-    /// The directories of all other tables: those of first versions, and those of later ones.
+    /// The directories of all other tables: of first versions, and of later ones.
     pub fn tables(&self) -> [PathBuf; 2] {
         [self.root.join(FIRST_TABLES), self.root.join(LATER_TABLES)]
     }
 
-    /// A table, with this version's layout.
+    /// A table, in the version that this build uses.
     pub fn table(&self, table: impl Into<Table>) -> PathBuf {
         let table = table.into();
         let [first, later] = self.tables();
@@ -56,7 +56,7 @@ impl PinDir {
         }
     }
 
-    /// The versions of a table that are pinned.
+    /// The pinned versions of a table.
     pub fn versions(&self, table: impl Into<Table>) -> Vec<(u32, PathBuf)> {
         let table = table.into();
         if table.class() == Class::Frozen {
@@ -72,7 +72,7 @@ impl PinDir {
         first.into_iter().chain(later.filter_map(|pin| Some((of_table(&pin)?, pin)))).collect()
     }
 
-    /// The directory of links that need a pin.
+    /// The directory of pinned links.
     pub fn links(&self) -> PathBuf {
         self.root.join("links")
     }
@@ -87,12 +87,12 @@ struct ObjectAttr {
     file_flags: u32,
 }
 
-/// A pinned object (BPF_OBJ_GET).
+/// Opens a pinned object (BPF_OBJ_GET).
 pub fn open_pin(path: &Path) -> Result<OwnedFd, DatapathError> {
     let text = CString::new(path.as_os_str().as_bytes()).map_err(|e| open_error(path, e.into()))?;
     let mut attr = ObjectAttr { pathname: text.as_ptr() as u64, ..ObjectAttr::default() };
     // SAFETY: BPF_OBJ_GET is 7; the path outlives the call.
     let fd = unsafe { bpf(7, &mut attr) }.map_err(|e| open_error(path, e))?;
-    // SAFETY: the call has just returned this descriptor, and nobody else has it.
+    // SAFETY: the call has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

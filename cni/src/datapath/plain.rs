@@ -1,6 +1,6 @@
-//! Plain data in maps.
+//! Plain data as keys and values of maps.
 
-/// Plain data as aya wants it, whose trait can't be implemented for types of other crates.
+/// A wrapper that implements aya's trait for plain data, which cannot be implemented for types of other crates.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plain<T>(pub T);

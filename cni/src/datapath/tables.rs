@@ -1,5 +1,5 @@
-//! The pinned tables that the plugin writes: `endpoints`, by which packets find a pod, and `sandboxes`, by which the
-//! programs of its sockets know it. Their layout is frozen.
+//! The pinned tables that the plugin writes: `endpoints`, by which packets are delivered to a pod, and `sandboxes`, by
+//! which the socket hooks identify it. Their layout is frozen.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -33,13 +33,13 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
         Ok(Self { name, map: HashMap::try_from(Map::HashMap(data)).map_err(failed)? })
     }
 
-    /// What goes wrong with an entry, which a message calls `shown`.
+    /// The error of an operation on an entry; `shown` is the entry's key in the message.
     fn failed(&self, what: &str, shown: impl Display) -> impl FnOnce(MapError) -> DatapathError {
         let (what, table) = (format!("{what} {shown}"), self.name);
         move |source| DatapathError::Table { what, table, source }
     }
 
-    /// Writes an entry, in place of one that is there.
+    /// Writes an entry, replacing an existing one.
     fn insert(&mut self, key: K, value: V, shown: impl Display) -> Result<(), DatapathError> {
         self.map.insert(Plain(key), Plain(value), 0).map_err(self.failed("write", shown))
     }
@@ -53,7 +53,7 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
         }
     }
 
-    /// An entry, if it is there.
+    /// An entry, if it exists.
     fn get(&self, key: K, shown: impl Display) -> Result<Option<V>, DatapathError> {
         match self.map.get(&Plain(key), 0) {
             Ok(value) => Ok(Some(value.0)),
@@ -69,7 +69,7 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
     }
 }
 
-/// The table of this node's pods: address → [`Endpoint`].
+/// The table `endpoints` of the node's pods: address → [`Endpoint`].
 #[derive(Debug)]
 pub struct Endpoints(Table<Addr, Endpoint>);
 
@@ -79,7 +79,7 @@ impl Endpoints {
         Table::open(pins, ENDPOINTS).map(Self)
     }
 
-    /// Writes an entry, in place of one that is there.
+    /// Writes an entry, replacing an existing one.
     pub fn insert(&mut self, ip: IpAddr, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.0.insert(ip.into(), *endpoint, ip)
     }
@@ -89,7 +89,7 @@ impl Endpoints {
         self.0.remove(ip.into(), ip)
     }
 
-    /// An entry, if it is there.
+    /// An entry, if it exists.
     pub fn get(&self, ip: IpAddr) -> Result<Option<Endpoint>, DatapathError> {
         self.0.get(ip.into(), ip)
     }
@@ -100,7 +100,7 @@ impl Endpoints {
     }
 }
 
-/// The table of this node's pods' network namespaces: cookie → [`Sandbox`].
+/// The table `sandboxes` of the network namespaces of the node's pods: cookie → [`Sandbox`].
 #[derive(Debug)]
 pub struct Sandboxes(Table<u64, Sandbox>);
 
@@ -110,17 +110,18 @@ impl Sandboxes {
         Table::open(pins, SANDBOXES).map(Self)
     }
 
-    /// Writes an entry, in place of one that is there.
+    /// Writes an entry, replacing an existing one.
     pub fn insert(&mut self, cookie: u64, sandbox: &Sandbox) -> Result<(), DatapathError> {
         self.0.insert(cookie, *sandbox, cookie)
     }
 
-    /// Removes an entry if it is this one; it need not exist. A namespace with several attachments has the latest's.
+    /// Removes an entry if it has this value; it need not exist. With several attachments in a namespace, the entry is
+    /// the latest one's.
     pub fn remove(&mut self, cookie: u64, sandbox: &Sandbox) -> Result<(), DatapathError> {
         if self.get(cookie)?.is_some_and(|there| there == *sandbox) { self.0.remove(cookie, cookie) } else { Ok(()) }
     }
 
-    /// An entry, if it is there.
+    /// An entry, if it exists.
     pub fn get(&self, cookie: u64) -> Result<Option<Sandbox>, DatapathError> {
         self.0.get(cookie, cookie)
     }

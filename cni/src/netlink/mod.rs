@@ -1,8 +1,8 @@
-//! Links, addresses, routes and neighbours through rtnetlink, in few system calls.
+//! Links, addresses, routes, neighbours, queueing disciplines and filters through rtnetlink, in few system calls.
 //!
-//! Requests are collected and sent together; the kernel works through them in order and answers each. An attachment
-//! takes four such batches. The plugin is a short-lived process that does one thing after the other, so the socket
-//! blocks and there is no runtime. A request that fails does not stop those behind it: callers undo the whole.
+//! Requests are sent in batches; the kernel processes a batch in order and acknowledges each request. The plugin is a
+//! short-lived, sequential process, so the socket blocks and there is no async runtime. A failed request does not stop
+//! those after it: callers undo the whole batch.
 
 mod queue;
 mod request;
@@ -33,23 +33,23 @@ pub enum NetlinkError {
     /// The socket failed.
     #[error("netlink socket error: {0}")]
     Socket(#[from] io::Error),
-    /// The kernel refused.
+    /// The kernel rejected the request.
     #[error("cannot {what}: {}{source}", if hint.is_empty() { String::new() } else { format!("{hint}: ") })]
     Refused {
         /// The request.
         what: String,
-        /// The kernel's explanation; may be empty.
+        /// The kernel's extended acknowledgement (NLMSGERR_ATTR_MSG); may be empty.
         hint: String,
         /// The error number as an error.
         source: io::Error,
     },
-    /// An answer could not be understood.
+    /// An answer could not be parsed.
     #[error("unexpected netlink response: {0}")]
     Answer(String),
 }
 
 impl NetlinkError {
-    /// The kernel's error number, if it refused.
+    /// The errno, if the kernel rejected the request.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Refused { source, .. } => source.raw_os_error(),
@@ -58,7 +58,7 @@ impl NetlinkError {
     }
 }
 
-/// The link-local address that RFC 4291, appendix A, makes of a MAC.
+/// The link-local address with the interface identifier derived from a MAC (RFC 4291, appendix A).
 pub fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.0;
     let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
@@ -79,13 +79,13 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Explanations beside error numbers; without them it works too.
+        // Extended acknowledgements are optional.
         let _ = socket.set_ext_ack(true);
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(1 << 16) })
     }
 
-    /// Sends requests together and waits for all answers. Returns the objects that were asked for, in order, or the
-    /// first error.
+    /// Sends requests in one batch and waits for all answers. Returns the requested objects, in order, or the first
+    /// error.
     pub fn run(&mut self, ops: &[Op]) -> Result<Vec<Answer>, NetlinkError> {
         let mut outcomes = self.outcomes(ops)?;
         match outcomes.iter().position(Result::is_err) {
@@ -94,7 +94,7 @@ impl Netlink {
         }
     }
 
-    /// The same with an outcome for each request.
+    /// As [`Self::run`], with a result for each request.
     pub fn outcomes(&mut self, ops: &[Op]) -> Result<Vec<Result<Vec<Answer>, NetlinkError>>, NetlinkError> {
         let first = self.sequence + 1;
         let mut request = Vec::new();
@@ -145,20 +145,21 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(address).collect())
     }
 
-    /// The main table's routes, both families.
+    /// The routes of the main table, both families.
     pub fn routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
         let answers = self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
         Ok(answers.into_iter().filter_map(|a| if let Answer::Route(r) = a { Some(r) } else { None }).collect())
     }
 
-    /// The queues that podnet has made, with their rates in bytes a second and limits in bytes.
+    /// podnet's queueing disciplines: link, rate in bytes per second and limit in bytes.
     pub fn queues(&mut self) -> Result<Vec<(IfIndex, u64, u32)>, NetlinkError> {
         let answers = self.dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
         Ok(answers.into_iter().filter_map(|a| if let Answer::Queue(queue) = a { Some(queue) } else { None }).collect())
     }
 
-    /// The ids of the BPF programs that are filters of a link: at `parent`, one end of its clsact qdisc (`TC_H_MAKE(TC_H_CLSACT,
-    /// TC_H_MIN_INGRESS)` or the same with `EGRESS`, linux/pkt_sched.h). None where there is no such qdisc or link.
+    /// The ids of the BPF programs that are filters of a link: at `parent`, one end of its clsact qdisc
+    /// (`TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)` or the same with `EGRESS`, linux/pkt_sched.h). None where there is
+    /// no such qdisc or link.
     pub fn filters(&mut self, index: IfIndex, parent: u32) -> Result<Vec<u32>, NetlinkError> {
         let mut message = TcMessage::default();
         message.header.index = index.0.cast_signed();
@@ -220,7 +221,7 @@ impl Netlink {
     }
 }
 
-/// An object that the kernel told of.
+/// An object in an answer of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// A link.
@@ -229,9 +230,9 @@ pub enum Answer {
     Address(Address),
     /// A route.
     Route(Route),
-    /// A neighbour that never expires.
+    /// A permanent neighbour.
     Neighbour(IfIndex, IpAddr, Mac),
-    /// A queue that podnet has made: its link, rate and limit.
+    /// One of podnet's queueing disciplines: link, rate in bytes per second, limit in bytes.
     Queue((IfIndex, u64, u32)),
     /// The id of the BPF program that a traffic filter runs.
     Filter(u32),
@@ -248,7 +249,7 @@ impl Answer {
             RouteNetlinkMessage::NewLink(m) => Some(Self::Link(link(m))),
             RouteNetlinkMessage::NewAddress(m) => {
                 let link = IfIndex(m.header.index);
-                // IPv4 has the address as Local (Address is the peer's), IPv6 as Address.
+                // The address is IFA_LOCAL for IPv4 (IFA_ADDRESS is the peer's) and IFA_ADDRESS for IPv6.
                 let local = m
                     .attributes
                     .iter()
@@ -315,7 +316,7 @@ fn filter_program(message: &TcMessage) -> Option<u32> {
 }
 
 fn route(message: RouteMessage) -> Option<Route> {
-    // Lookups answer from any table and say "cloned"; lists hold the local table too.
+    // A lookup's answer may come from any table and is marked RTM_F_CLONED; a dump includes the local table.
     let cloned = message.header.flags.contains(RouteFlags::Cloned);
     if !cloned && (message.header.table != RouteHeader::RT_TABLE_MAIN || message.header.kind != RouteType::Unicast) {
         return None;
@@ -340,7 +341,7 @@ fn route(message: RouteMessage) -> Option<Route> {
     Some(route)
 }
 
-/// The kernel's explanation behind an error (NLMSGERR_ATTR_MSG), after the echoed request.
+/// The message of an extended acknowledgement (NLMSGERR_ATTR_MSG), which follows the echoed request.
 fn explanation(flags: u16, echoed: &[u8]) -> String {
     const NLM_F_ACK_TLVS: u16 = 0x200;
     const NLMSGERR_ATTR_MSG: u16 = 1;

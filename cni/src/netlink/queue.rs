@@ -1,4 +1,4 @@
-//! A token bucket as a link's queue (tc-tbf(8)): the link sends no faster than it fills.
+//! A token bucket filter as a link's queueing discipline (tc-tbf(8)).
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_REPLACE, Nla as _};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -8,7 +8,7 @@ use podnet_common::addr::IfIndex;
 use super::Op;
 
 const KIND: &str = "tbf";
-/// Podnet's queue among those of a link.
+/// Handle of podnet's queueing discipline.
 const HANDLE: TcHandle = TcHandle { major: 0x706e, minor: 0 };
 
 /// Attributes of linux/pkt_sched.h.
@@ -18,19 +18,19 @@ const TCA_TBF_BURST: u16 = 6;
 /// `TC_LINKLAYER_ETHERNET`.
 const ETHERNET: u8 = 1;
 
-/// A bucket.
+/// A token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
-    /// How fast it fills, in bytes a second.
+    /// Rate in bytes per second.
     pub rate: u64,
-    /// How much it holds, in bytes.
+    /// Size of the bucket in bytes.
     pub burst: u32,
-    /// How much waits for it at most, in bytes, the burst included.
+    /// Maximum number of bytes in the queue, including the burst.
     pub limit: u32,
 }
 
 impl Op {
-    /// Makes a bucket the queue of a link, in place of one that is there.
+    /// Sets a link's queueing discipline, replacing an existing one.
     pub fn set_queue(index: IfIndex, bucket: &Bucket) -> Self {
         let mut message = TcMessage::default();
         message.header.index = index.0.cast_signed();
@@ -57,7 +57,7 @@ fn parameters(bucket: &Bucket) -> [u8; 36] {
     bytes
 }
 
-/// The link of podnet's queue that the kernel tells of, with its rate and limit.
+/// Link, rate and limit of a queueing discipline in an answer, if it is podnet's.
 pub(super) fn told(message: &TcMessage) -> Option<(IfIndex, u64, u32)> {
     let header = &message.header;
     let is_tbf = message.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == KIND));
@@ -73,7 +73,7 @@ pub(super) fn told(message: &TcMessage) -> Option<(IfIndex, u64, u32)> {
     })?;
     let parameters = attribute(&options, TCA_TBF_PARMS)?;
     let word = |at: usize| Some(u32::from_ne_bytes(parameters.get(at..at + 4)?.try_into().ok()?));
-    // Only rates that don't fit into the parameters are told by themselves.
+    // The kernel adds this attribute only for rates that do not fit into the parameters.
     let large = attribute(&options, TCA_TBF_RATE64).and_then(|bytes| Some(u64::from_ne_bytes(bytes.try_into().ok()?)));
     Some((IfIndex(header.index.cast_unsigned()), large.map_or_else(|| word(8).map(u64::from), Some)?, word(24)?))
 }
@@ -84,9 +84,9 @@ fn value(nla: &DefaultNla) -> Vec<u8> {
     bytes
 }
 
-/// The value of an attribute in a list of them.
+/// The value of an attribute in a list of attributes.
 fn attribute(mut list: &[u8], wanted: u16) -> Option<&[u8]> {
-    /// Without the flags of a type (`NLA_TYPE_MASK`).
+    /// `NLA_TYPE_MASK`: the type without its flags.
     const TYPE: u16 = 0x3fff;
     loop {
         let length = usize::from(u16::from_ne_bytes(list.get(..2)?.try_into().ok()?));

@@ -1,4 +1,4 @@
-//! The requests that a batch is made of, each with words for what it does.
+//! The requests of a batch, each with a description for error messages.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -19,12 +19,12 @@ use podnet_common::addr::{IfIndex, Mac};
 
 use super::values::Route;
 
-/// Where an IPv4 address is valid. The kernel derives it for IPv6.
+/// The scope of an IPv4 address. For IPv6 the kernel derives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Everywhere: it may be a source address.
+    /// Global: it may be chosen as source address.
     Global,
-    /// On this host alone: answered for, never chosen as source address.
+    /// Host: it is local, but never chosen as source address.
     Host,
 }
 
@@ -34,7 +34,7 @@ pub struct Op {
     pub(super) what: String,
     pub(super) message: RouteNetlinkMessage,
     pub(super) flags: u16,
-    /// Error numbers that count as success.
+    /// Errnos that count as success.
     pub(super) tolerated: &'static [i32],
 }
 
@@ -43,7 +43,7 @@ impl Op {
         Self { what, message, flags, tolerated: &[] }
     }
 
-    /// A veth pair whose peer begins its life in another namespace, with its final name.
+    /// Creates a veth pair whose peer is created in another namespace, under its final name.
     pub fn create_veth(host: (&str, Mac), peer: (&str, Mac), peer_netns: BorrowedFd<'_>, mtu: u32) -> Self {
         let end = |(name, mac): (&str, Mac)| {
             let mut end = LinkMessage::default();
@@ -66,12 +66,12 @@ impl Op {
         )
     }
 
-    /// Asks for a link by name.
+    /// Gets a link by name.
     pub fn get_link(name: &str) -> Self {
         Self::new(format!("find the link {name}"), RouteNetlinkMessage::GetLink(named(name)), 0)
     }
 
-    /// Asks for a link by index. It also waits until the kernel has seen the link's carrier.
+    /// Gets a link by index. Before it answers, the kernel brings the link's carrier state up to date.
     pub fn get_link_index(index: IfIndex) -> Self {
         Self::new(format!("find link {}", index.0), RouteNetlinkMessage::GetLink(indexed(index)), 0)
     }
@@ -91,7 +91,7 @@ impl Op {
         Self::new(format!("set link {} down", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// Gives a link another name. Before Linux 6.2 it has to be down (EBUSY).
+    /// Renames a link. Before Linux 6.2 it has to be down (EBUSY).
     pub fn set_name(index: IfIndex, name: &str) -> Self {
         let mut link = indexed(index);
         link.attributes.push(LinkAttribute::IfName(name.to_owned()));
@@ -112,7 +112,7 @@ impl Op {
         Self::new(format!("set the MTU of link {}", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// Has a link be a port of no other device.
+    /// Removes a link from the bridge, bond or other device of which it is a port.
     pub fn no_controller(index: IfIndex) -> Self {
         let mut link = indexed(index);
         link.attributes.push(LinkAttribute::Controller(0));
@@ -126,7 +126,7 @@ impl Op {
         Self::new(format!("set the alias of link {}", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// Keeps the kernel from giving a link an IPv6 address of its own accord. Nothing to do where IPv6 is off.
+    /// Disables the generation of IPv6 addresses for a link. No error if IPv6 is disabled.
     pub fn no_generated_addresses(name: &str) -> Self {
         let mut link = named(name);
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
@@ -136,7 +136,7 @@ impl Op {
         op
     }
 
-    /// Deletes a link by index, so that a new one of the same name is safe; it need not exist.
+    /// Deletes a link by index, so that a new one of the same name is not affected; it need not exist.
     pub fn delete_link_index(index: IfIndex) -> Self {
         let message = RouteNetlinkMessage::DelLink(indexed(index));
         let mut op = Self::new(format!("delete link {}", index.0), message, 0);
@@ -144,7 +144,7 @@ impl Op {
         op
     }
 
-    /// Adds an address, usable at once: without duplicate address detection.
+    /// Adds an address without duplicate address detection, so that it is usable at once.
     pub fn add_address(index: IfIndex, address: IpNetwork, scope: Scope) -> Self {
         let mut message = AddressMessage::default();
         message.header.family = family(address.ip());
@@ -177,7 +177,7 @@ impl Op {
         Self::new(what, RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Asks for a neighbour of a link.
+    /// Gets a neighbour of a link.
     pub fn get_neighbour(index: IfIndex, ip: IpAddr) -> Self {
         let mut message = NeighbourMessage::default();
         message.header.family = family(ip);
@@ -187,12 +187,12 @@ impl Op {
         Self::new(what, RouteNetlinkMessage::GetNeighbour(message), 0)
     }
 
-    /// Adds a route to the main table, in place of one with the same destination.
+    /// Adds a route to the main table, replacing one with the same destination.
     pub fn add_route(route: &Route) -> Self {
         Self { flags: NLM_F_CREATE | NLM_F_REPLACE, ..Self::add_new_route(route) }
     }
 
-    /// The same where there is none with that destination (else EEXIST).
+    /// Adds a route to the main table; EEXIST if there is one with the same destination.
     pub fn add_new_route(route: &Route) -> Self {
         let mut message = RouteMessage::default();
         let some_ip = route.destination.map(|d| d.ip()).or(route.gateway);
@@ -211,7 +211,7 @@ impl Op {
         }
         if let Some(gateway) = route.gateway {
             message.header.scope = RouteScope::Universe;
-            // The gateway is in no subnet of the pod's.
+            // The gateway is not in any subnet of the pod.
             message.header.flags = RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Gateway(gateway.into()));
         }
@@ -220,7 +220,7 @@ impl Op {
         Self::new(what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Asks which route leads to an address.
+    /// Looks up the route to an address.
     pub fn get_route(ip: IpAddr) -> Self {
         let mut message = RouteMessage::default();
         message.header.address_family = family(ip);

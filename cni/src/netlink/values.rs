@@ -1,4 +1,4 @@
-//! What the kernel has, as plain values.
+//! Links, routes and addresses as plain values.
 
 use std::net::IpAddr;
 
@@ -14,28 +14,29 @@ pub struct Link {
     pub name: String,
     /// Its alias; empty if it has none.
     pub alias: String,
-    /// Its MAC, if it has an Ethernet one.
+    /// Its MAC; zero if it is not Ethernet.
     pub mac: Mac,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
-    /// Whether it has a carrier: for a veth, whether both ends are up.
+    /// Whether it has a carrier. A veth has one while both ends are up.
     pub carrier: bool,
-    /// The bridge, bond or other device that it is a port of.
+    /// The bridge, bond or other device of which it is a port.
     pub controller: Option<IfIndex>,
 }
 
 /// A route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where to; none for a default route.
+    /// Its destination; `None` for a default route.
     pub destination: Option<IpNetwork>,
-    /// By which gateway.
+    /// Its gateway.
     pub gateway: Option<IpAddr>,
-    /// Out of which interface.
+    /// Its outgoing interface.
     pub oif: IfIndex,
-    /// The source address of what the host itself sends there, if the route names one or has chosen one.
+    /// The preferred source address for the host's own packets, if the route specifies one or the kernel has chosen
+    /// one.
     pub source: Option<IpAddr>,
 }
 
@@ -46,6 +47,6 @@ pub struct Address {
     pub link: IfIndex,
     /// The address with its prefix.
     pub network: IpNetwork,
-    /// Whether it is valid everywhere, so that it may be a source address towards others.
+    /// Whether its scope is global, so that it may be a source address towards other hosts.
     pub global: bool,
 }

@@ -1,4 +1,4 @@
-//! Records of pods that live, written again: from what the caller has read before, else from what the kernel has.
+//! Rewriting the records of live pods, from what the caller read earlier or else from the state of the kernel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::record::{Record, RecordName, State};
 use crate::store::Locked;
 
 impl Repair<'_> {
-    /// Writes a damaged record again.
+    /// Rewrites a damaged record.
     pub(super) fn rewrite(&mut self, name: &RecordName, link: &Link, report: &mut Report) -> Result<Record, CniError> {
         let known = self.known.iter().find(|record| record.name() == *name).cloned();
         let whole = known.is_some();
@@ -30,7 +30,8 @@ impl Repair<'_> {
         Ok(record)
     }
 
-    /// Writes the record of a link that has none. Says whether it could: else its pod is left alone, and that is told.
+    /// Writes a record for a link that has none. If that is not possible, returns false, leaves the pod alone and
+    /// reports it.
     pub(super) fn adopt(&mut self, lock: &Locked<'_>, link: &Link, report: &mut Report) -> Result<bool, CniError> {
         let owner = match self.store.mark(&link.alias) {
             Mark::Of(owner) => Some(owner.id),
@@ -76,7 +77,7 @@ impl Repair<'_> {
         Ok(true)
     }
 
-    /// A pod's addresses as the tables and the routes have them.
+    /// A pod's addresses, from the tables and the routes.
     fn ips(&mut self, link: &Link) -> Result<Vec<IpAddr>, CniError> {
         let mut ips = BTreeSet::new();
         if let Some(endpoints) = self.endpoints()? {
@@ -92,7 +93,7 @@ impl Repair<'_> {
         Ok(ips.into_iter().collect())
     }
 
-    /// A record made of what the kernel has of an attachment.
+    /// A record reconstructed from the state of the kernel.
     fn rebuild(&mut self, id: &AttachmentId, ips: &[IpAddr], link: &Link) -> Result<Record, CniError> {
         let network = match self.store.mark(&link.alias) {
             Mark::Of(owner) => owner.network,
@@ -154,7 +155,7 @@ impl Repair<'_> {
         Ok(self.pins.map(|pins| if_pinned(Endpoints::open(pins))).transpose()?.flatten())
     }
 
-    /// The MAC that the host has for one of these addresses.
+    /// The MAC in the host's neighbour entry for one of these addresses.
     fn neighbour(&mut self, index: IfIndex, ips: &[IpAddr]) -> Result<Option<podnet_common::addr::Mac>, CniError> {
         let ops: Vec<Op> = ips.iter().map(|ip| Op::get_neighbour(index, *ip)).collect();
         let found = self.netlink.outcomes(&ops)?.into_iter().flatten().flatten();

@@ -1,4 +1,4 @@
-//! Why a pod could not be wired.
+//! Errors of wiring a pod, and differences that CHECK finds.
 
 use std::io;
 
@@ -7,16 +7,16 @@ use thiserror::Error;
 use crate::netlink::NetlinkError;
 use crate::netns::NetnsError;
 
-/// Why a pod could not be wired, or is wired otherwise than recorded.
+/// Why a pod could not be wired, or differs from its record.
 #[derive(Debug, Error)]
 pub enum WiringError {
-    /// The kernel refused, or the socket failed.
+    /// The kernel rejected a request, or the socket failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The pod's namespace can't be entered.
+    /// The pod's namespace could not be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// One of the two names is taken.
+    /// One of the two names is in use.
     #[error("interface {ifname} already exists in the pod, or {host_ifname} on the host")]
     InterfaceExists {
         /// The name in the pod.
@@ -24,13 +24,13 @@ pub enum WiringError {
         /// The name on the host.
         host_ifname: String,
     },
-    /// The pod has a default route by another interface.
+    /// The pod already has a default route through another interface.
     #[error("the pod already has a default route that does not use {ifname}")]
     DefaultRouteExists {
         /// The new interface.
         ifname: String,
     },
-    /// A setting could not be written.
+    /// A sysctl could not be written.
     #[error("cannot change the network settings of {of}: {source}")]
     Sysctl {
         /// Interface or family.

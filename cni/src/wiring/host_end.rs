@@ -1,8 +1,8 @@
-//! The host's end of a pod's link: what it is like, as its record says.
+//! The host end of a pod's veth pair: its desired state, derived from the record.
 //!
-//! [`parts`] is the one list of that. ADD makes them, CHECK compares them, and repair puts back what others have taken
-//! away: programs that manage networks flush addresses and routes of links that they don't know, and people take links
-//! down.
+//! [`parts`] is the only list of it. ADD creates the parts, CHECK compares them, and repair restores those that others
+//! have removed: network managers flush addresses and routes of links that they do not know, and administrators take
+//! links down.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,36 +14,37 @@ use super::error::WiringError;
 use crate::netlink::{Address, Answer, Bucket, Link, Netlink, NetlinkError, Op, Route, Scope};
 use crate::record::Record;
 
-/// How often what is missing is looked at and put back: some parts go when another changes.
+/// Maximum number of passes of a repair: restoring one part can remove another.
 const ROUNDS: usize = 3;
 
-/// One thing that is so of a host end.
+/// One property of a host end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Its name.
     Name(String),
-    /// Its alias, by which it is known.
+    /// Its alias, which identifies it.
     Alias(String),
-    /// Its MAC, which the pod has as its gateway's.
+    /// Its MAC, which is the gateway's in the pod's neighbour table.
     Mac(Mac),
-    /// Its MTU, in bytes: what is longer could not come in from the pod.
+    /// Its MTU in bytes: longer packets from the pod would be dropped.
     Mtu(u32),
-    /// It is a port of no bridge or bond, which would take what comes in from the pod.
+    /// It is not a port of a bridge or bond, which would consume the pod's packets.
     Free,
-    /// Its queue, which slows down what the pod receives: rate and limit.
+    /// Its queueing discipline, which shapes traffic to the pod.
     Queue(Bucket),
     /// It is up.
     Up,
-    /// An address of the pod's gateway.
+    /// An address of the pod's gateway, with its scope.
     Address(IpNetwork, Scope),
-    /// An address of the pod with its MAC.
+    /// A neighbour entry: an address of the pod with its MAC.
     Neighbour(IpAddr, Mac),
-    /// The node's route to an address of the pod, and the source address of what it sends there itself, unless it has one.
+    /// The node's route to an address of the pod. With a source address for the node's own packets to it if the node
+    /// has no address of that family that the kernel could choose.
     Route(IpAddr, Option<IpAddr>),
 }
 
-/// The parts of a record's host end, in the order in which they are made: what comes up with the link goes with it too.
-/// `lonely` says that the node has no IPv4 address of its own.
+/// The parts of a record's host end, in the order of their creation: those after [`Part::Up`] need a link that is up,
+/// and go when it goes down. `lonely`: the node has no IPv4 address of its own.
 pub fn parts(record: &Record, alias: &str, lonely: bool) -> Vec<Part> {
     let mut parts = vec![
         Part::Name(record.host_ifname.clone()),
@@ -55,7 +56,7 @@ pub fn parts(record: &Record, alias: &str, lonely: bool) -> Vec<Part> {
     parts.extend(record.bandwidth.ingress.map(|limit| Part::Queue(limit.bucket(record.mtu))));
     parts.push(Part::Up);
     parts.extend(record.gateways.iter().map(|gateway| match *gateway {
-        // Scope host: else the node would use it as its source address towards the pod.
+        // Scope host: otherwise the kernel would choose it as source address of the node's packets to the pod.
         IpAddr::V4(_) => Part::Address(IpNetwork::from(*gateway), Scope::Host),
         IpAddr::V6(ip) => {
             let network = Ipv6Network::new(ip, 64).map_or(IpNetwork::from(*gateway), IpNetwork::V6);
@@ -70,12 +71,12 @@ pub fn parts(record: &Record, alias: &str, lonely: bool) -> Vec<Part> {
 }
 
 impl Part {
-    /// Whether the veth pair is made with it.
+    /// Whether a new veth pair is created with it.
     fn made_with_pair(&self) -> bool {
         matches!(self, Self::Name(_) | Self::Mac(_) | Self::Mtu(_) | Self::Free)
     }
 
-    /// What kind of thing it is, in a word.
+    /// The kind of part, in a word.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Name(_) => "name",
@@ -124,7 +125,7 @@ impl Part {
                 seen.addresses.iter().any(|a| a.link == seen.link.index && a.network == *address)
             }
             Self::Neighbour(ip, mac) => seen.neighbours.contains(&(*ip, *mac)),
-            // Else the route has chosen a source.
+            // Otherwise the kernel has chosen the source.
             Self::Route(ip, Some(source)) => seen.routes.contains(&(*ip, Some(*source))),
             Self::Route(ip, None) => seen.routes.iter().any(|(to, source)| to == ip && !seen.is_gateway(source)),
         }
@@ -148,19 +149,19 @@ impl fmt::Display for Part {
     }
 }
 
-/// What the kernel says of a host end, as far as its record asks.
+/// The actual state of a host end, as far as its record defines it.
 struct Seen {
     link: Link,
-    /// Of all links.
+    /// The addresses of all links.
     addresses: Vec<Address>,
     queues: Vec<(IfIndex, u64, u32)>,
     neighbours: Vec<(IpAddr, Mac)>,
-    /// Addresses to which the node's route is by this link, with its source.
+    /// The pod addresses whose route leads through this link, with the route's source address.
     routes: Vec<(IpAddr, Option<IpAddr>)>,
 }
 
 impl Seen {
-    /// `addresses` are all that there are.
+    /// Reads it. `addresses` are those of all links.
     fn look(host: &mut Netlink, index: IfIndex, record: &Record, addresses: Vec<Address>) -> Result<Self, WiringError> {
         let mut ops = vec![Op::get_link_index(index)];
         for &ip in &record.ips {
@@ -169,10 +170,10 @@ impl Seen {
         let mut outcomes = host.outcomes(&ops)?.into_iter();
         let link = outcomes.next().transpose()?.unwrap_or_default().into_iter().find_map(Answer::link);
         let link = link.ok_or_else(|| NetlinkError::Answer("no link was returned".into()))?;
-        // Few pods have one.
+        // Few pods have a limit.
         let queues = if record.bandwidth.ingress.is_some() { host.queues()? } else { Vec::new() };
         let mut seen = Self { link, addresses, queues, neighbours: Vec::new(), routes: Vec::new() };
-        // A neighbour or a route that isn't there is an error of its own.
+        // A missing neighbour or route is an error of its request alone.
         for (answers, asked) in outcomes.zip(record.ips.iter().flat_map(|ip| [ip, ip])) {
             for answer in answers.into_iter().flatten() {
                 match answer {
@@ -189,19 +190,20 @@ impl Seen {
         is_lonely(&self.addresses)
     }
 
-    /// Whether a source is an address of the link itself.
+    /// Whether a source address belongs to the link itself.
     fn is_gateway(&self, source: &Option<IpAddr>) -> bool {
         let own = self.addresses.iter().filter(|a| a.link == self.link.index && a.network.is_ipv4());
         own.map(|a| a.network.ip()).any(|ip| *source == Some(ip))
     }
 }
 
-/// Whether a node has no IPv4 address that it could use as source. Then it speaks to its pods as their gateway.
+/// Whether the node has no IPv4 address that the kernel could choose as source address. Then the gateway's address is
+/// the source of its packets to pods.
 fn is_lonely(addresses: &[Address]) -> bool {
     !addresses.iter().any(|address| address.global && address.network.is_ipv4())
 }
 
-/// Makes what a new pair doesn't have yet, and brings it up.
+/// Creates the parts that a new pair lacks; this brings the link up.
 pub(crate) fn make(host: &mut Netlink, record: &Record, alias: &str) -> Result<(), WiringError> {
     let index = IfIndex(record.host_ifindex);
     let mut ops = vec![Op::no_generated_addresses(&record.host_ifname)];
@@ -211,7 +213,7 @@ pub(crate) fn make(host: &mut Netlink, record: &Record, alias: &str) -> Result<(
     Ok(())
 }
 
-/// Parts that a host end does not have, whose lack a pod would notice: not the alias, nor which source the node uses.
+/// The missing parts that affect the pod's traffic. So neither the alias nor the source address of the route counts.
 pub(crate) fn lacks(host: &mut Netlink, record: &Record) -> Result<Vec<Part>, WiringError> {
     let addresses = host.addresses()?;
     let seen = Seen::look(host, IfIndex(record.host_ifindex), record, addresses)?;
@@ -224,16 +226,16 @@ pub(crate) fn lacks(host: &mut Netlink, record: &Record) -> Result<Vec<Part>, Wi
     Ok(parts)
 }
 
-/// What was put back, and what could not be.
+/// The outcome of a repair.
 #[derive(Debug, Default)]
 pub struct Mended {
-    /// Parts that were not there.
+    /// Parts that were missing.
     pub parts: Vec<Part>,
-    /// Those that are not there now either, with the reason if the kernel said one.
+    /// Parts that are still missing, with the kernel's error if there is one.
     pub left: Vec<(Part, Option<NetlinkError>)>,
 }
 
-/// Puts back what a host end does not have any more. `addresses` are all that there were a moment ago.
+/// Restores the missing parts of a host end. `addresses` are those of all links, read a moment ago.
 pub(crate) fn mend(
     host: &mut Netlink,
     index: IfIndex,
@@ -272,7 +274,7 @@ pub(crate) fn mend(
 fn put_back(host: &mut Netlink, index: IfIndex, part: &Part) -> Result<(), NetlinkError> {
     match host.run(&[part.op(index)]) {
         Err(e) if matches!(part, Part::Name(_)) && e.errno() == Some(libc::EBUSY) => {
-            // Up again in any case.
+            // Comes up again even if the change of name fails.
             host.outcomes(&[Op::down(index), part.op(index), Op::up(index)])?
                 .into_iter()
                 .try_for_each(|done| done.map(drop))
