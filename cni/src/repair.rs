@@ -306,7 +306,7 @@ impl<'a> Repair<'a> {
         let renewed = |part: &&Part| matches!(part, Part::Alias(_)) && self.store.mark(&link.alias) == Mark::Store;
         done.parts.iter().filter(|part| !renewed(part)).for_each(|part| missed(part.kind(), part.to_string()));
         if let (Some(pins), true) = (self.pins, record.bpffs.is_some()) {
-            if datapath::attach_pod(pins, link.index)? {
+            if datapath::attach_pod(&mut self.netlink, pins, link.index)? {
                 missed(Missed::PROGRAMS, "programs".into());
             }
             if !published(pins, &record)? {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use podnet_cni::datapath::{Direction, PinDir, clsact};
+use podnet_cni::netlink::Netlink;
 use podnet_cni::repair::{Keep, Report, repair};
 use podnet_cni::store::Store;
 use serde_json::Value;
@@ -222,8 +223,9 @@ fn a_clsact_filter_stays_with_the_device() {
         let program = pins.bpffs.join("podnet/hooks/from_pod");
         let filters = |direction: &str| filters(&node.netns, "uplink", direction).len();
         for direction in [Direction::Ingress, Direction::Egress] {
-            for _ in 0..2 {
-                node.netns.run(|| clsact::attach(&program, ifindex, direction)).unwrap();
+            for round in 0..2 {
+                let attach = || clsact::attach(&mut Netlink::open().unwrap(), ifindex, &[(&program, direction)]);
+                assert_eq!(node.netns.run(attach).unwrap(), round == 0);
             }
         }
         assert_eq!((filters("ingress"), filters("egress")), (1, 1), "attached once each");

@@ -210,7 +210,7 @@ fn connect(
     record.host_ifindex = index.0;
     // Before the link is up: no packet bypasses the programs.
     if let Some(pins) = node.pins() {
-        datapath::attach_pod(&pins, index)?;
+        datapath::attach_pod(netlink, &pins, index)?;
     }
     wiring::configure_host(netlink, &record, &store.link_alias(&record.network, &record.id))?;
     wiring::configure_pod(pod, &record)?;

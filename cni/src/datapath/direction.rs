@@ -1,13 +1,6 @@
 //! The two directions of a link.
 
-/// Where on a link a program runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// On packets that the link receives.
-    Ingress,
-    /// On packets that the link sends.
-    Egress,
-}
+pub use crate::netlink::Direction;
 
 impl Direction {
     pub(super) fn preposition(self) -> &'static str {

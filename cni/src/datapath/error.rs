@@ -63,3 +63,14 @@ pub(super) fn open_error(path: &Path, source: io::Error) -> DatapathError {
         _ => DatapathError::Open { path, source },
     }
 }
+
+/// A program could not be attached or detached.
+pub(super) fn attach_error(
+    what: &'static str,
+    program: &Path,
+    ifindex: IfIndex,
+    direction: Direction,
+    source: io::Error,
+) -> DatapathError {
+    DatapathError::Attach { what, program: program.to_owned(), ifindex, direction, source }
+}

@@ -28,6 +28,9 @@ pub use plain::Plain;
 pub use syscall::bpf;
 pub use tables::{Endpoints, Sandboxes};
 
+use crate::netlink::Netlink;
+use error::attach_error;
+
 /// `struct` of `union bpf_attr` for BPF_PROG_ATTACH and BPF_PROG_DETACH.
 #[repr(C)]
 #[derive(Default)]
@@ -44,21 +47,22 @@ struct AttachAttr {
 /// Attaches a pinned program to a link of the caller's namespace, after those that are attached already, until the link
 /// is deleted. No error if it is attached already.
 pub fn attach_tc(program: &Path, ifindex: IfIndex, direction: Direction) -> Result<(), DatapathError> {
-    let fd = open_pin(program)?;
-    match tcx(BPF_PROG_ATTACH, &fd, ifindex, direction) {
+    let failed = |source| attach_error("attach", program, ifindex, direction, source);
+    match tcx(BPF_PROG_ATTACH, &open_pin(program)?, ifindex, direction) {
         Ok(()) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         // Attach type unknown: a kernel before 6.6.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clsact::attach(program, ifindex, direction).map(drop),
-        Err(e) => Err(e),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            let mut netlink = Netlink::open().map_err(|e| failed(io::Error::other(e)))?;
+            clsact::attach(&mut netlink, ifindex, &[(program, direction)]).map(drop)
+        }
+        Err(e) => Err(failed(e)),
     }
-    .map_err(|source| attach_error("attach", program, ifindex, direction, source))
 }
 
 /// Detaches a program that [`attach_tc`] attached. No error if it is not attached.
 pub fn detach_tc(program: &Path, ifindex: IfIndex, direction: Direction) -> Result<(), DatapathError> {
-    let fd = open_pin(program)?;
-    match tcx(BPF_PROG_DETACH, &fd, ifindex, direction) {
+    match tcx(BPF_PROG_DETACH, &open_pin(program)?, ifindex, direction) {
         Ok(()) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => clsact::detach_program(program, ifindex, direction),
@@ -82,16 +86,6 @@ fn tcx(command: libc::c_int, program: &OwnedFd, ifindex: IfIndex, direction: Dir
     unsafe { bpf(command, &mut attr) }.map(drop)
 }
 
-fn attach_error(
-    what: &'static str,
-    program: &Path,
-    ifindex: IfIndex,
-    direction: Direction,
-    source: io::Error,
-) -> DatapathError {
-    DatapathError::Attach { what, program: program.to_owned(), ifindex, direction, source }
-}
-
 /// Checks that everything the plugin needs is pinned.
 pub fn ready(pins: &PinDir) -> Result<(), DatapathError> {
     for hook in [Hook::FromPod, Hook::ToPod] {
@@ -104,22 +98,16 @@ pub fn ready(pins: &PinDir) -> Result<(), DatapathError> {
 /// The hooks of a pod's host end.
 const POD_HOOKS: [(Hook, Direction); 2] = [(Hook::FromPod, Direction::Ingress), (Hook::ToPod, Direction::Egress)];
 
-/// Attaches the dispatchers to a pod's host end. Says whether one was not attached already.
+/// Attaches the dispatchers to a pod's host end, in the socket's namespace. Returns whether one was missing.
 ///
-/// As clsact filters on every kernel: each attachment to TCX waits for a grace period of RCU under the lock of all
-/// network configuration, 20 ms on an idle machine, and a pod needs two.
-pub fn attach_pod(pins: &PinDir, host_end: IfIndex) -> Result<bool, DatapathError> {
-    POD_HOOKS.into_iter().try_fold(false, |any, (hook, direction)| {
-        let program = pins.hook(hook);
-        // Told apart from what the attachment itself may lack.
-        open_pin(&program)?;
-        let attached = clsact::attach(&program, host_end, direction)
-            .map_err(|source| attach_error("attach", &program, host_end, direction, source))?;
-        Ok(any || attached)
-    })
+/// They are clsact filters on every kernel: attachment to TCX waits for an RCU grace period under RTNL, about 20 ms on
+/// an idle machine, and a pod needs two.
+pub fn attach_pod(netlink: &mut Netlink, pins: &PinDir, host_end: IfIndex) -> Result<bool, DatapathError> {
+    let [from_pod, to_pod] = POD_HOOKS.map(|(hook, direction)| (pins.hook(hook), direction));
+    clsact::attach(netlink, host_end, &[(&from_pod.0, from_pod.1), (&to_pod.0, to_pod.1)])
 }
 
-/// Detaches them. Nothing happens where they are not attached.
+/// Detaches the dispatchers from a link of the caller's namespace. No error if they are not attached.
 pub fn detach_pod(pins: &PinDir, host_end: IfIndex) -> Result<(), DatapathError> {
     POD_HOOKS.into_iter().try_for_each(|(hook, direction)| {
         clsact::detach(host_end, direction)
@@ -165,7 +153,8 @@ mod tests {
     fn a_missing_pin_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let pins = PinDir::new(dir.path());
-        for error in [ready(&pins).unwrap_err(), attach_pod(&pins, IfIndex(1)).unwrap_err()] {
+        let mut netlink = Netlink::open().unwrap();
+        for error in [ready(&pins).unwrap_err(), attach_pod(&mut netlink, &pins, IfIndex(1)).unwrap_err()] {
             assert!(
                 matches!(&error, DatapathError::NotPinned { path } if path.ends_with("podnet/hooks/from_pod")),
                 "{error:?}"

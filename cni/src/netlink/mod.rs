@@ -4,6 +4,7 @@
 //! short-lived, sequential process, so the socket blocks and there is no async runtime. A failed request does not stop
 //! those after it: callers undo the whole batch.
 
+mod filter;
 mod queue;
 mod request;
 mod values;
@@ -18,11 +19,12 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressSco
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType};
-use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
+use netlink_packet_route::tc::TcMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use podnet_common::addr::{IfIndex, Mac};
 use thiserror::Error;
 
+pub use filter::Direction;
 pub use queue::Bucket;
 pub use request::{Op, Scope};
 pub use values::{Address, Link, Route};
@@ -157,13 +159,11 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(|a| if let Answer::Queue(queue) = a { Some(queue) } else { None }).collect())
     }
 
-    /// The ids of the BPF programs that are filters of a link: at `parent`, one end of its clsact qdisc
-    /// (`TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)` or the same with `EGRESS`, linux/pkt_sched.h). None where there is
-    /// no such qdisc or link.
-    pub fn filters(&mut self, index: IfIndex, parent: u32) -> Result<Vec<u32>, NetlinkError> {
+    /// The ids of the BPF programs that are filters of a link. None where there is no clsact qdisc or no such link.
+    pub fn filters(&mut self, index: IfIndex, direction: Direction) -> Result<Vec<u32>, NetlinkError> {
         let mut message = TcMessage::default();
         message.header.index = index.0.cast_signed();
-        message.header.parent = TcHandle::from(parent);
+        message.header.parent = direction.parent();
         match self.dump(RouteNetlinkMessage::GetTrafficFilter(message)) {
             Ok(answers) => Ok(answers
                 .into_iter()
@@ -265,7 +265,7 @@ impl Answer {
             RouteNetlinkMessage::NewRoute(m) => route(m).map(Self::Route),
             RouteNetlinkMessage::NewNeighbour(m) => permanent_neighbour(m),
             RouteNetlinkMessage::NewQueueDiscipline(m) => queue::told(&m).map(Self::Queue),
-            RouteNetlinkMessage::NewTrafficFilter(m) => filter_program(&m).map(Self::Filter),
+            RouteNetlinkMessage::NewTrafficFilter(m) => filter::program(&m).map(Self::Filter),
             _ => None,
         }
     }
@@ -304,15 +304,6 @@ fn permanent_neighbour(message: NeighbourMessage) -> Option<Answer> {
     }
     let permanent = message.header.state == NeighbourState::Permanent;
     permanent.then_some(Answer::Neighbour(IfIndex(message.header.ifindex), ip?, mac?))
-}
-
-fn filter_program(message: &TcMessage) -> Option<u32> {
-    let options =
-        message.attributes.iter().filter_map(|a| if let TcAttribute::Options(o) = a { Some(o) } else { None });
-    options.flatten().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
-        _ => None,
-    })
 }
 
 fn route(message: RouteMessage) -> Option<Route> {
