@@ -41,6 +41,10 @@ pub fn is_no_file(error: &io::Error) -> bool {
 /// # Errors
 /// Those of open(2), and one for which [`is_no_file`] is true.
 pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    open_with_metadata(path, options).map(|(file, _)| file)
+}
+
+fn open_with_metadata(path: &Path, options: &OpenOptions) -> io::Result<(File, Metadata)> {
     // A device must not even be opened. Replacement of the file after this check is detected below.
     match fs::metadata(path) {
         Ok(data) => check(&data)?,
@@ -48,8 +52,9 @@ pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
         Err(error) => return Err(error),
     }
     let file = options.clone().custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    check(&file.metadata()?)?;
-    Ok(file)
+    let data = file.metadata()?;
+    check(&data)?;
+    Ok((file, data))
 }
 
 /// Opens a directory, close-on-exec. Anything else at the path is left untouched.
@@ -69,9 +74,8 @@ fn check(data: &Metadata) -> io::Result<()> {
 /// # Errors
 /// As [`open`], and if the file is larger.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let file = open(path, OpenOptions::new().read(true))?;
-    let len = file.metadata()?.len().min(most);
-    let mut bytes = Vec::with_capacity(len as usize + 1);
+    let (file, data) = open_with_metadata(path, OpenOptions::new().read(true))?;
+    let mut bytes = Vec::with_capacity(data.len().min(most) as usize + 1);
     file.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(io::Error::other(format!("it is larger than {most} bytes")));

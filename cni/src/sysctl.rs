@@ -1,7 +1,7 @@
 //! Sysctls under /proc/sys/net, of the calling thread's network namespace.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
 
 fn path(key: &[&str]) -> PathBuf {
@@ -12,8 +12,10 @@ fn path(key: &[&str]) -> PathBuf {
 
 /// The value of a sysctl; `None` if the kernel does not have it.
 pub(crate) fn get(key: &[&str]) -> io::Result<Option<String>> {
-    match fs::read_to_string(path(key)) {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
+    // One read of a buffer that is large enough returns the whole value.
+    let mut value = [0; 64];
+    match File::open(path(key)).and_then(|mut file| file.read(&mut value)) {
+        Ok(len) => Ok(Some(String::from_utf8_lossy(&value[..len]).trim().to_owned())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
@@ -21,15 +23,19 @@ pub(crate) fn get(key: &[&str]) -> io::Result<Option<String>> {
 
 /// Writes a sysctl unless it has the value already: in a container /proc/sys may be read-only, but right.
 pub(crate) fn ensure(key: &[&str], value: &str) -> io::Result<()> {
-    if get(key)?.as_deref() == Some(value) {
-        return Ok(());
-    }
-    OpenOptions::new().write(true).open(path(key))?.write_all(value.as_bytes())
+    replace(key, &get(key)?.unwrap_or_default(), value)
 }
 
 /// As [`ensure`], if the kernel has the sysctl: without a family it has none of the family's.
 pub(crate) fn ensure_if_there(key: &[&str], value: &str) -> io::Result<()> {
-    if get(key)?.is_some() { ensure(key, value) } else { Ok(()) }
+    get(key)?.map_or(Ok(()), |there| replace(key, &there, value))
+}
+
+fn replace(key: &[&str], there: &str, value: &str) -> io::Result<()> {
+    if there == value {
+        return Ok(());
+    }
+    OpenOptions::new().write(true).open(path(key))?.write_all(value.as_bytes())
 }
 
 /// Lets an interface accept packets whose return path leads through another one: loose reverse-path filtering (RFC
