@@ -222,9 +222,20 @@ impl Store {
     /// A record's content; `None` if it has been removed meanwhile. In the state `allocating` it is the initial
     /// content.
     pub fn read(&self, name: &RecordName) -> Result<Option<Content>, StoreError> {
+        self.read_if(name, |_| true)
+    }
+
+    /// As [`Self::read`], but `None` also for a record that does not contain this uid: so most records need no parsing.
+    pub fn read_with_uid(&self, name: &RecordName, uid: &str) -> Result<Option<Content>, StoreError> {
+        let encoded = serde_json::to_vec(uid).unwrap_or_default();
+        self.read_if(name, |bytes| bytes.windows(encoded.len()).any(|part| part == encoded))
+    }
+
+    fn read_if(&self, name: &RecordName, wanted: impl FnOnce(&[u8]) -> bool) -> Result<Option<Content>, StoreError> {
         let path = self.path(name);
         let bytes = match files::read(&path, files::OWN_MAX) {
-            Ok(bytes) => bytes,
+            Ok(bytes) if wanted(&bytes) => bytes,
+            Ok(_) => return Ok(None),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) if files::is_no_file(&e) => return Ok(Some(Content::NoFile)),
             Err(e) => return Err(failed("read", &path)(e)),
@@ -490,7 +501,7 @@ fn remove_file(path: &Path) -> Result<(), StoreError> {
 pub(crate) mod tests {
     use super::*;
     use crate::files::tests::{at_once, pipe};
-    use crate::record::State;
+    use crate::record::{PodRef, State};
 
     pub(crate) const BOOT: &str = "0123abcd-0000-0000-0000-000000000000";
 
@@ -541,13 +552,16 @@ pub(crate) mod tests {
         assert!(matches!(store.try_claim(&allocating).unwrap(), Claimed::Busy), "ADD is at work");
         assert!(matches!(reserve(&store, "c1", "10.0.0.0/24"), Err(StoreError::Exists { .. })));
 
-        let ready = Record { state: State::Ready, host_ifindex: 7, ..reservation.record.clone() };
+        let pod = Some(PodRef { uid: "a \"uid\"".into(), ..PodRef::default() });
+        let ready = Record { state: State::Ready, host_ifindex: 7, pod, ..reservation.record.clone() };
         store.lock().unwrap().finish(&mut reservation, &ready).unwrap();
         assert!(matches!(store.try_claim(&allocating).unwrap(), Claimed::Gone));
         assert!(matches!(store.try_claim(&ready.name()).unwrap(), Claimed::Busy), "until the process ends");
         drop(reservation);
         assert!(matches!(store.try_claim(&ready.name()).unwrap(), Claimed::Yes(_)));
         assert_eq!(store.read(&ready.name()).unwrap(), Some(Content::Valid(Box::new(ready.clone()))));
+        assert_eq!(store.read_with_uid(&ready.name(), "a \"uid\"").unwrap(), store.read(&ready.name()).unwrap());
+        assert_eq!(store.read_with_uid(&ready.name(), "other").unwrap(), None);
         assert_eq!(store.find(&id("c1")).unwrap(), [ready.name()]);
         assert_eq!(store.find(&id("c")).unwrap(), []);
 

@@ -148,11 +148,9 @@ fn is_earlier_sandbox(holder: &Record, draft: &Record) -> bool {
 /// starting.
 fn remove_earlier(store: &Store, netlink: &mut Netlink, draft: &Record) {
     let mut remove = || -> Result<(), CniError> {
-        if draft.pod.as_ref().is_none_or(|pod| pod.uid.is_empty()) {
-            return Ok(());
-        }
+        let Some(pod) = draft.pod.as_ref().filter(|pod| !pod.uid.is_empty()) else { return Ok(()) };
         for name in store.list()?.iter().filter(|name| name.id.container != draft.id.container) {
-            let Some(Content::Valid(record)) = store.read(name)? else { continue };
+            let Some(Content::Valid(record)) = store.read_with_uid(name, &pod.uid)? else { continue };
             if is_earlier_sandbox(&record, draft) && is_deserted(&record)? {
                 remove_sandbox(store, netlink, name)?;
             }
