@@ -4,38 +4,45 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Barrier;
 
+use crate::bpf::with_private_mounts;
+use crate::ebpf::node_with;
 use crate::support::{Node, Pod, ips};
 
+/// More pods than kubelet allows on a node (110 by default), with a /24 that they nearly use up.
 #[test]
-fn a_hundred_and_ten_pods_at_once() {
-    let node = Node::new();
-    let pods: Vec<Pod> = (0..110).map(|_| Pod::new()).collect();
-    let barrier = Barrier::new(pods.len());
-    let all_at_once = |command: &str| -> Vec<_> {
-        std::thread::scope(|scope| {
-            let call = |pod| {
-                let (node, barrier) = (&node, &barrier);
-                scope.spawn(move || {
-                    barrier.wait();
-                    node.call(command, pod)
-                })
-            };
-            let calls: Vec<_> = pods.iter().map(call).collect();
-            calls.into_iter().map(|c| c.join().unwrap()).collect()
-        })
-    };
-    let results = all_at_once("ADD");
-    let given: Vec<IpAddr> = results.iter().flat_map(|r| ips(&r.result())).collect();
-    assert_eq!(given.len(), 220);
-    assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), 220, "an address was given twice");
-    node.assert_only(&pods.iter().collect::<Vec<_>>());
-    for (pod, result) in pods.iter().zip(&results).step_by(10) {
-        node.check(pod, &result.result()).silent();
-    }
-    for outcome in all_at_once("DEL") {
-        outcome.silent();
-    }
-    node.assert_only(&[]);
+fn two_hundred_and_fifty_pods_at_once() {
+    with_private_mounts(|| {
+        let (node, pins) = node_with(512);
+        let pods: Vec<Pod> = (0..250).map(|_| Pod::new()).collect();
+        let barrier = Barrier::new(pods.len());
+        let all_at_once = |command: &str| -> Vec<_> {
+            std::thread::scope(|scope| {
+                let call = |pod| {
+                    let (node, barrier) = (&node, &barrier);
+                    scope.spawn(move || {
+                        barrier.wait();
+                        node.call(command, pod)
+                    })
+                };
+                let calls: Vec<_> = pods.iter().map(call).collect();
+                calls.into_iter().map(|c| c.join().unwrap()).collect()
+            })
+        };
+        let results = all_at_once("ADD");
+        let given: Vec<IpAddr> = results.iter().flat_map(|r| ips(&r.result())).collect();
+        assert_eq!(given.len(), 500);
+        assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), 500, "an address was allocated twice");
+        assert_eq!((pins.len(), pins.sandboxes().len()), (500, 250));
+        node.assert_only(&pods.iter().collect::<Vec<_>>());
+        for (pod, result) in pods.iter().zip(&results).step_by(25) {
+            node.check(pod, &result.result()).silent();
+        }
+        for outcome in all_at_once("DEL") {
+            outcome.silent();
+        }
+        node.assert_only(&[]);
+        assert_eq!((pins.len(), pins.sandboxes().len()), (0, 0));
+    });
 }
 
 #[test]
