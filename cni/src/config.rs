@@ -1,23 +1,23 @@
 //! The network configuration: read from standard input, parsed and validated.
 
+mod capabilities;
+
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
-use podnet_common::addr::Mac;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::alloc::Pool;
-use crate::bandwidth::{Bandwidth, Limit};
 use crate::error::{CniError, Code};
 use crate::id::{AttachmentId, is_identifier};
-use crate::mac;
-use crate::record::PortMapping;
 use crate::result::Dns;
 use crate::version::Version;
+
+use capabilities::RawRuntime;
+pub use capabilities::Runtime;
 
 /// Maximum size of a configuration in bytes. GC lists every attachment of the node twice, with 200 bytes each.
 pub const MAX_BYTES: u64 = 8 << 20;
@@ -61,21 +61,6 @@ pub struct Config {
     pub runtime: Runtime,
     /// GC: the attachments to keep; `None` if the runtime passed no list.
     pub valid_attachments: Option<BTreeSet<AttachmentId>>,
-}
-
-/// Validated values of capabilities.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Runtime {
-    /// `portMappings`.
-    pub port_mappings: Vec<PortMapping>,
-    /// `ips`.
-    pub ips: Vec<IpAddr>,
-    /// `mac`.
-    pub mac: Option<Mac>,
-    /// `bandwidth`.
-    pub bandwidth: Bandwidth,
-    /// `ipRanges`: pools instead of the pod CIDRs; empty if not given.
-    pub pools: Vec<Pool>,
 }
 
 /// The keys for every command but VERSION.
@@ -124,92 +109,13 @@ struct RawAttachment {
     ifname: String,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawRuntime {
-    port_mappings: Option<Vec<RawPortMapping>>,
-    ips: Option<Vec<String>>,
-    mac: Option<String>,
-    ip_ranges: Option<Vec<Vec<RawRange>>>,
-    dns: Option<RawDns>,
-    bandwidth: Option<RawBandwidth>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
-struct RawBandwidth {
-    #[serde(alias = "IngressRate")]
-    ingress_rate: Option<i64>,
-    #[serde(alias = "IngressBurst")]
-    ingress_burst: Option<i64>,
-    #[serde(alias = "EgressRate")]
-    egress_rate: Option<i64>,
-    #[serde(alias = "EgressBurst")]
-    egress_burst: Option<i64>,
-}
-
-impl RawBandwidth {
-    fn validate(self) -> Result<Bandwidth, CniError> {
-        let limit = |direction: &str, rate: Option<i64>, burst: Option<i64>| {
-            Limit::parse(direction, rate.unwrap_or_default(), burst.unwrap_or_default())
-        };
-        Ok(Bandwidth {
-            ingress: limit("ingress", self.ingress_rate, self.ingress_burst)?,
-            egress: limit("egress", self.egress_rate, self.egress_burst)?,
-        })
-    }
-}
-
-// containerd's library writes the keys of capabilities like Go field names; Go's decoder ignores case.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawPortMapping {
-    #[serde(alias = "HostPort")]
-    host_port: i64,
-    #[serde(alias = "ContainerPort")]
-    container_port: i64,
-    #[serde(alias = "Protocol")]
-    protocol: Option<String>,
-    #[serde(rename = "hostIP", alias = "HostIP")]
-    host_ip: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawRange {
-    #[serde(alias = "Subnet")]
-    subnet: IpNetwork,
-    #[serde(alias = "RangeStart")]
-    range_start: Option<IpAddr>,
-    #[serde(alias = "RangeEnd")]
-    range_end: Option<IpAddr>,
-}
-
-/// The `dns` capability. Its keys differ from those of `dns` in results.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawDns {
-    // Null if the pod has none: Go's encoding of a nil slice.
-    #[serde(alias = "Servers")]
-    servers: Option<Vec<String>>,
-    #[serde(alias = "Searches")]
-    searches: Option<Vec<String>>,
-    #[serde(alias = "Options")]
-    options: Option<Vec<String>>,
-}
-
-fn invalid(msg: impl Into<String>) -> CniError {
-    CniError::new(Code::InvalidConfig, msg)
-}
-
 /// Reads the configuration, at most [`MAX_BYTES`].
 pub fn read(input: impl Read) -> Result<Vec<u8>, CniError> {
     let mut bytes = Vec::new();
     let read = input.take(MAX_BYTES + 1).read_to_end(&mut bytes);
     read.map_err(|e| CniError::new(Code::Io, format!("cannot read the network configuration: {e}")))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(invalid(format!("the network configuration is larger than {MAX_BYTES} bytes")));
+        return Err(CniError::invalid_config(format!("the network configuration is larger than {MAX_BYTES} bytes")));
     }
     Ok(bytes)
 }
@@ -253,7 +159,7 @@ pub fn run_dir(bytes: &[u8]) -> Option<PathBuf> {
 
 fn parse_error(error: &serde_json::Error) -> CniError {
     if error.is_data() {
-        invalid(format!("the network configuration is not valid: {error}"))
+        CniError::invalid_config(format!("the network configuration is not valid: {error}"))
     } else {
         CniError::new(Code::Decode, format!("standard input is not a network configuration in JSON: {error}"))
     }
@@ -277,7 +183,7 @@ impl Config {
         let raw: RawCommon = parse(bytes)?;
         let name = raw.name.unwrap_or_default();
         if !is_identifier(&name) {
-            return Err(invalid(format!("network name `{name}` is not valid"))
+            return Err(CniError::invalid_config(format!("network name `{name}` is not valid"))
                 .details("it must start with a letter or digit, followed by letters, digits, '_', '.' or '-'"));
         }
         let config = Self {
@@ -314,24 +220,15 @@ impl Config {
         Pool::from_cidrs(&pod_cidrs)?;
         let mtu = raw.mtu.filter(|mtu| *mtu != 0);
         if let Some(mtu) = mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
-            return Err(invalid(format!("mtu {mtu} is not between 68 and 65535")));
+            return Err(CniError::invalid_config(format!("mtu {mtu} is not between 68 and 65535")));
         }
-        let mut dns = raw.dns.unwrap_or_default();
         let runtime = raw.runtime_config.unwrap_or_default();
-        if let Some(wanted) = &runtime.dns {
-            dns = Dns {
-                nameservers: wanted.servers.clone().unwrap_or_default(),
-                domain: None,
-                search: wanted.searches.clone().unwrap_or_default(),
-                options: wanted.options.clone().unwrap_or_default(),
-            };
-        }
         Ok(Self {
             run_dir,
             datapath: raw.datapath.unwrap_or_default(),
             pod_cidrs,
             mtu,
-            dns,
+            dns: runtime.dns().or(raw.dns).unwrap_or_default(),
             prev_result: raw.prev_result.filter(|v| !v.is_null()),
             runtime: runtime.validate()?,
             ..self
@@ -365,7 +262,7 @@ fn absolute(key: &str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, 
     match path {
         None => Ok(Path::new(default).to_owned()),
         Some(path) if path.is_absolute() => Ok(path),
-        Some(path) => Err(invalid(format!("{key} `{}` is not an absolute path", path.display()))),
+        Some(path) => Err(CniError::invalid_config(format!("{key} `{}` is not an absolute path", path.display()))),
     }
 }
 
@@ -376,82 +273,6 @@ fn attachments(raw: Vec<Value>) -> BTreeSet<AttachmentId> {
         Some(AttachmentId { container: listed.container_id.try_into().ok()?, ifname: listed.ifname.try_into().ok()? })
     };
     raw.into_iter().filter_map(id).collect()
-}
-
-impl RawRuntime {
-    fn validate(self) -> Result<Runtime, CniError> {
-        let mac = |text: String| {
-            mac::parse(&text)
-                .filter(|m| mac::is_unicast(*m))
-                .ok_or_else(|| invalid(format!("runtimeConfig.mac `{text}` is not a unicast MAC address")))
-        };
-        let ip = |text: String| {
-            let bare = text.split('/').next().unwrap_or_default();
-            let prefix = !text.contains('/') || text.parse::<IpNetwork>().is_ok();
-            bare.parse::<IpAddr>()
-                .ok()
-                .filter(|_| prefix)
-                .ok_or_else(|| invalid(format!("runtimeConfig.ips: `{text}` is not an address")))
-        };
-        let pool = |set: Vec<RawRange>| {
-            let parts: Vec<_> = set.into_iter().map(|r| (r.subnet, r.range_start, r.range_end)).collect();
-            Pool::from_ranges(&parts).map_err(CniError::from)
-        };
-        Ok(Runtime {
-            port_mappings: port_mappings(self.port_mappings.unwrap_or_default())?,
-            ips: self.ips.unwrap_or_default().into_iter().map(ip).collect::<Result<_, _>>()?,
-            mac: self.mac.filter(|m| !m.is_empty()).map(mac).transpose()?,
-            bandwidth: self.bandwidth.unwrap_or_default().validate()?,
-            pools: self.ip_ranges.unwrap_or_default().into_iter().map(pool).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-fn port_mappings(raw: Vec<RawPortMapping>) -> Result<Vec<PortMapping>, CniError> {
-    let mut mappings: Vec<PortMapping> = Vec::new();
-    // Runtimes also list container ports without a host port.
-    for mapping in raw.into_iter().filter(|m| m.host_port != 0) {
-        let mapping = mapping.validate()?;
-        let key = |m: &PortMapping| (m.host_port, m.host_ip) == (mapping.host_port, mapping.host_ip);
-        match mappings.iter().find(|m| key(m) && m.protocol == mapping.protocol) {
-            None => mappings.push(mapping),
-            Some(same) if *same == mapping => {}
-            Some(other) => {
-                let ports = format!("{} and {}", other.container_port, mapping.container_port);
-                return Err(invalid(format!(
-                    "runtimeConfig.portMappings: hostPort {mapping} is mapped to both {ports}"
-                )));
-            }
-        }
-    }
-    Ok(mappings)
-}
-
-impl RawPortMapping {
-    fn validate(self) -> Result<PortMapping, CniError> {
-        let port = |key: &str, port: i64| {
-            u16::try_from(port)
-                .ok()
-                .filter(|p| *p != 0)
-                .ok_or_else(|| invalid(format!("runtimeConfig.portMappings: {key} {port} is not between 1 and 65535")))
-        };
-        let protocol = self.protocol.filter(|p| !p.is_empty()).unwrap_or_else(|| "tcp".into()).to_ascii_lowercase();
-        if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
-            return Err(invalid(format!("runtimeConfig.portMappings: protocol `{protocol}` is not tcp, udp or sctp")));
-        }
-        let host_ip = |text: String| {
-            let ip = text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()).filter(|ip| !ip.is_multicast());
-            ip.ok_or_else(|| {
-                invalid(format!("runtimeConfig.portMappings: hostIP `{text}` is not a unicast IP address"))
-            })
-        };
-        Ok(PortMapping {
-            host_port: port("hostPort", self.host_port)?,
-            container_port: port("containerPort", self.container_port)?,
-            protocol,
-            host_ip: self.host_ip.filter(|ip| !ip.is_empty()).map(host_ip).transpose()?,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -502,23 +323,6 @@ mod tests {
         assert!(Config::parse(listed.as_bytes(), Needs::Collecting).is_err());
     }
 
-    #[test]
-    fn capabilities_may_be_spelled_as_go_does() {
-        let config = parse(json!({"runtimeConfig": {
-            "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"}],
-            "dns": {"Servers": ["10.96.0.10"], "Searches": ["svc"], "Options": ["ndots:5"]},
-            "bandwidth": {"IngressRate": 10_000_000, "IngressBurst": 4_294_967_295u32, "EgressRate": 0, "EgressBurst": null},
-        }}))
-        .unwrap();
-        let ingress = Some(Limit { rate: 10_000_000, burst: u32::MAX.into() });
-        assert_eq!(config.runtime.bandwidth, Bandwidth { ingress, egress: None });
-        assert_eq!(config.runtime.port_mappings[0].to_string(), "8080/tcp of 192.0.2.1");
-        assert_eq!(
-            (config.dns.nameservers, config.dns.options),
-            (vec!["10.96.0.10".to_owned()], vec!["ndots:5".to_owned()])
-        );
-    }
-
     fn code(changes: Value) -> Code {
         parse(changes).unwrap_err().code
     }
@@ -530,16 +334,6 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/var/lib/podnet"));
         assert_eq!(config.run_dir, Path::new("/run/podnet"));
         assert_eq!((config.mtu, config.pod_cidrs.len(), config.valid_attachments), (None, 0, None));
-    }
-
-    #[test]
-    fn a_pod_without_resolver_settings_has_null_for_them() {
-        let config = parse(json!({"runtimeConfig": {
-            "dns": {"Servers": ["10.96.0.10"], "Searches": null, "Options": null},
-            "portMappings": null, "ips": null, "ipRanges": null,
-        }}));
-        let dns = config.unwrap().dns;
-        assert_eq!((dns.nameservers.len(), dns.search.len(), dns.options.len()), (1, 0, 0));
     }
 
     #[test]
@@ -596,33 +390,6 @@ mod tests {
         assert_eq!(code(json!({"ipMasq": true})), Code::UnsupportedField);
         assert_eq!(code(json!({"ipam": {"type": "host-local"}})), Code::UnsupportedField);
         assert!(parse(json!({"ipMasq": false, "ipam": {}})).is_ok());
-    }
-
-    #[test]
-    fn capabilities() {
-        let config = parse(json!({"dns": {"domain": "x"}, "runtimeConfig": {
-            "portMappings": [
-                {"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": ""},
-                {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
-                {"hostPort": 0, "containerPort": 81},
-                {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
-                {"hostPort": 53, "containerPort": 54, "protocol": "Udp", "hostIP": "::ffff:192.0.2.2"},
-                {"hostPort": 65535, "containerPort": 65535, "protocol": "SCTP", "hostIP": "::"},
-            ],
-            "ips": ["10.0.0.9/24", "fd00::9"],
-            "mac": "02:11:22:33:44:55",
-            "ipRanges": [[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.8", "rangeEnd": "10.0.0.9"}]],
-            "dns": {"servers": ["10.96.0.10"], "searches": ["svc"], "options": ["ndots:5"]},
-        }}))
-        .unwrap();
-        let runtime = config.runtime;
-        let mappings: Vec<_> = runtime.port_mappings.iter().map(ToString::to_string).collect();
-        assert_eq!(mappings, ["8080/tcp", "53/udp of 192.0.2.1", "53/udp of 192.0.2.2", "65535/sctp of ::"]);
-        assert_eq!(runtime.ips, ["10.0.0.9", "fd00::9"].map(|ip| ip.parse::<IpAddr>().unwrap()));
-        assert_eq!(runtime.mac, Some(Mac([2, 0x11, 0x22, 0x33, 0x44, 0x55])));
-        assert!(runtime.pools[0].contains("10.0.0.8".parse().unwrap()));
-        assert!(!runtime.pools[0].contains("10.0.0.10".parse().unwrap()));
-        assert_eq!((config.dns.nameservers, config.dns.domain), (vec!["10.96.0.10".to_owned()], None));
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl CniError {
         Self::new(code, chain(error)).details(errno.map_or("", kernel_advice))
     }
 
+    /// A network configuration that is not valid.
+    pub fn invalid_config(msg: impl Into<String>) -> Self {
+        Self::new(Code::InvalidConfig, msg)
+    }
+
     /// Sets the details.
     pub fn details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
