@@ -209,7 +209,8 @@ fn flow_reopened_during_a_sweep_is_kept() {
             }
             Ok(Pods::default())
         };
-        let sweep = Sweep { pods: Box::new(pods), ..datapath.sweep(Stale::new(), Hurry::default())? };
+        let sweep =
+            Sweep { pods: Box::new(pods), ..datapath.sweep(Stale::new(), Hurry::default(), std::iter::empty())? };
         let swept = sweep.run()?;
         let mut left: Vec<_> = table.keys().map(|key| key.map(|key| key.0.sport.get())).collect::<Result<_, _>>()?;
         left.sort_unstable();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use podnet_common::addr::{IfIndex, Mac, Proto};
 use podnet_common::layout::{Config as Programs, Endpoint, Hook, Out};
 use podnet_common::packet::Tcp;
-use podnet_common::simulator::{End, HostPacket, run};
+use podnet_common::simulator::{FinalVerdict, HostPacket, run};
 
 use super::packet::{Description, IcmpType};
 use crate::cli::conntrack::{self, NodeNames};
@@ -89,7 +89,7 @@ fn a_service_from_yaml_to_the_command_line() {
     };
     let client = pod(5);
     let mut packet = HostPacket { data: syn.frame([client.host_mac, client.mac]), ifindex: client.ifindex };
-    assert_eq!(run(Hook::FromPod, &mut packet, &*tables), End::Forward(Out::Pod, IfIndex(6)));
+    assert_eq!(run(Hook::FromPod, &mut packet, &*tables), FinalVerdict::Forward(Out::Pod, IfIndex(6)));
 
     // What commands show.
     let services = service::list(&tables, control.names(), || panic!("the tables tell it all")).unwrap();
@@ -107,5 +107,9 @@ fn a_service_from_yaml_to_the_command_line() {
     let mut packet =
         HostPacket { data: Description { sport: 40_001, ..syn }.frame([client.host_mac, client.mac]), ..packet };
     let end = run(Hook::FromPod, &mut packet, &*tables);
-    assert!(end != End::Forward(Out::Pod, IfIndex(6)), "{}", end.reason().map_or("no reason", |reason| reason.name()));
+    assert!(
+        end != FinalVerdict::Forward(Out::Pod, IfIndex(6)),
+        "{}",
+        end.reason().map_or("no reason", |reason| reason.name())
+    );
 }
