@@ -113,7 +113,8 @@ fn udp_flows_follow_the_service_and_connections_do_not(site: &Site) -> Result<()
                     Transport::Tcp => ensure!(report.is_clean() && report.answers.len() == 1, "{}", what()),
                     Transport::Udp => {
                         ensure!((sent_on || report.lost == 0) && report.errors.is_empty(), "{}", what());
-                        ensure!(report.answers.get(to.name()).is_some_and(|count| *count >= 40), "{}", what());
+                        // The sweep that removes the stream's flow may come shortly after a new socket's first answer.
+                        ensure!(report.answers.get(to.name()).is_some_and(|count| *count >= 20), "{}", what());
                     }
                 }
             }
