@@ -206,7 +206,7 @@ mod tests {
         });
         for error in result.recv_timeout(std::time::Duration::from_secs(5)).expect("an answer at once") {
             let error = error.unwrap_err().to_string();
-            assert!(error.contains("a named pipe and not a regular file"), "{error}");
+            assert!(error.contains("a named pipe, not a regular file"), "{error}");
         }
     }
 }
