@@ -42,7 +42,12 @@ pub(super) const FLOORS: &[Floors] = &[
     },
     Floors {
         directory: "podnet-ebpf",
-        floors: &[&["sock", "tc", "xdp"], &["tables"], &["events", "jump"], &["context", "maps", "yardstick"]],
+        floors: &[
+            &["removal", "sock", "tc", "xdp"],
+            &["tables"],
+            &["events", "jump"],
+            &["context", "maps", "yardstick"],
+        ],
     },
     Floors {
         directory: "xtask",
