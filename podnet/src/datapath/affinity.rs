@@ -1,5 +1,5 @@
-//! Clients' affinities whose time is up. The programs ask for the time themselves, so these do no harm; but they take
-//! places in a table that gives up what was used least, and are shown to people.
+//! Collection of expired client affinities. Expired entries do no harm, since the programs check the time themselves;
+//! but they occupy an LRU table and show up in commands.
 
 use std::{
     collections::HashMap,
@@ -14,19 +14,19 @@ use podnet_common::{
 
 use super::batch;
 
-/// A look through the table, to be made on any thread.
+/// A scan of the table, to be run on any thread.
 #[derive(Debug)]
 pub struct Expiry {
     /// `affinity`.
     pub affinity: OwnedFd,
-    /// `frontends`, which say how long clients stay.
+    /// `frontends`, which hold the affinity timeouts.
     pub frontends: OwnedFd,
-    /// The time in ticks.
+    /// Current time in ticks.
     pub now: u32,
 }
 
 impl Expiry {
-    /// Removes them. Returns how many they were, and how many are left.
+    /// Removes expired entries. Returns how many were removed, and how many are left.
     pub fn run(&self) -> io::Result<(usize, usize)> {
         let mut all = Vec::new();
         batch::for_each(self.affinity.as_fd(), |key: &AffinityKey, value: &Affinity| all.push((*key, *value)))?;
@@ -46,7 +46,7 @@ impl Expiry {
     }
 }
 
-/// Whether an affinity's time is up. One of a service that isn't known here is left to reconciliation, which knows why.
+/// Whether an affinity has expired. Entries of services unknown here are left to reconciliation, which knows why.
 fn is_over(affinity: &Affinity, seconds: Option<u32>, now: u32) -> bool {
     let Some(seconds) = seconds else { return false };
     let silent = now.wrapping_sub(affinity.last_used) as i32;

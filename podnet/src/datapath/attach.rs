@@ -16,8 +16,8 @@ use super::{
 };
 
 impl Datapath {
-    /// Attaches the hooks of uplinks, and takes them off `others`, the interfaces that are none. What fails at one
-    /// doesn't concern the rest.
+    /// Attaches the hooks of uplinks, and detaches them from `others`, the interfaces that aren't uplinks. A failure
+    /// at one interface doesn't affect the rest.
     pub fn attach_uplinks(&mut self, uplinks: &[UplinkHook], others: &[IfIndex]) -> Vec<UplinkState> {
         let with_xdp = uplinks.iter().filter(|uplink| uplink.xdp.is_some());
         let names: Vec<&str> = with_xdp.map(|uplink| uplink.name.as_str()).collect();
@@ -54,7 +54,7 @@ impl Datapath {
         uplinks.iter().map(state).collect()
     }
 
-    /// Attaches the hooks of the tunnel, which [`Self::attach_uplinks`] sees to from then on.
+    /// Attaches the hooks of the tunnel. From then on [`Self::attach_uplinks`] maintains them.
     pub fn attach_tunnel(&self, tunnel: IfIndex) -> Result<(), Error> {
         for (hook, direction) in UPLINK_HOOKS {
             attach_tc(&self.pins.hook(hook), tunnel, direction)?;
@@ -79,7 +79,7 @@ impl Datapath {
             Some(cgroup) => sockets::attach(&mut self.ebpf, &self.pins, cgroup, &mut self.origins)?,
             None => sockets::detach(&self.pins).map_err(Error::SocketDetach)?,
         }
-        // Now no program uses an earlier daemon's tables any more.
+        // From here on no program uses the tables of an earlier daemon.
         match self.moves.take() {
             Some(moves) => Ok(moves.finish(&self.pins)?),
             None => Ok(()),

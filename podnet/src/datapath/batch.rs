@@ -1,5 +1,5 @@
-//! What aya doesn't offer for large maps. Reading, writing and emptying them by batches (`BPF_MAP_LOOKUP_BATCH` and others,
-//! Linux 5.6): one system call for thousands of entries instead of one or two for each.
+//! Batch operations on large maps, which aya doesn't offer (`BPF_MAP_LOOKUP_BATCH` and others, Linux 5.6): one system
+//! call reads, writes or deletes thousands of entries, instead of one or two calls for each.
 
 use std::{
     io,
@@ -16,10 +16,10 @@ const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-/// Only if there is no such entry (`BPF_NOEXIST`).
+/// Fail if the entry exists (`BPF_NOEXIST`).
 const NEW: u64 = 1;
 
-/// Entries a call.
+/// Entries per call.
 const CHUNK: usize = 8192;
 
 /// `batch` of `union bpf_attr`.
@@ -37,11 +37,12 @@ struct BatchAttr {
 }
 
 fn call(command: libc::c_int, attr: &mut BatchAttr) -> io::Result<()> {
-    // SAFETY: the attribute is of that command's shape, and its pointers are the callers' live buffers, of its count.
+    // SAFETY: the attribute has the layout of the command, and its pointers are live buffers of the callers with room
+    // for `count` entries.
     unsafe { bpf(command, attr) }.map(drop)
 }
 
-/// Calls `visit` with every entry of a hash map, an array or a trie. Entries that come and go meanwhile may be missed
+/// Calls `visit` with every entry of a hash map, an array or a trie. Entries added or removed meanwhile may be missed
 /// or seen.
 pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
     let (mut keys, mut values) = (vec![K::zeroed(); CHUNK], vec![V::zeroed(); CHUNK]);
@@ -52,7 +53,7 @@ pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &
     chunks(map, bytemuck::cast_slice_mut(&mut keys), bytemuck::cast_slice_mut(&mut values), visit)
 }
 
-/// The same where the sizes of keys and values are known at run time only.
+/// The same for keys and values whose sizes are known at run time only.
 pub fn for_each_bytes(
     map: BorrowedFd<'_>,
     (key, value): (usize, usize),
@@ -64,8 +65,8 @@ pub fn for_each_bytes(
     })
 }
 
-/// Calls `visit` with entries by the chunk: their keys, and their values. A bucket's entries come together, so there must
-/// be room for the fullest one.
+/// Calls `visit` with chunks of entries: their keys, and their values. The entries of a hash bucket come in one
+/// chunk, so a chunk must have room for the fullest bucket.
 fn chunks(
     map: BorrowedFd<'_>,
     keys: &mut [u8],
@@ -73,7 +74,7 @@ fn chunks(
     mut visit: impl FnMut(&[u8], &[u8]),
 ) -> io::Result<()> {
     let (key, value) = (keys.len() / CHUNK, values.len() / CHUNK);
-    // Where to go on: a number in a hash map, the last key in others.
+    // Position of the next call: a number for hash maps, the last key for others.
     let (mut position, mut next) = (vec![0u8; key.max(4)], vec![0u8; key.max(4)]);
     let mut first = true;
     loop {
@@ -101,7 +102,7 @@ fn chunks(
     }
 }
 
-/// Values of an array, `count` from `base` on; fewer where the array ends.
+/// Values of an array, `count` from `base` on; fewer at the end of the array.
 pub fn range<V: Pod>(map: BorrowedFd<'_>, base: u32, count: u32) -> io::Result<Vec<V>> {
     let mut keys = vec![0u32; count as usize];
     let mut values = vec![V::zeroed(); count as usize];
@@ -116,7 +117,7 @@ pub fn range<V: Pod>(map: BorrowedFd<'_>, base: u32, count: u32) -> io::Result<V
         ..BatchAttr::zeroed()
     };
     match call(BPF_MAP_LOOKUP_BATCH, &mut attr) {
-        // The array ends before the batch does.
+        // End of the array before the end of the batch.
         Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
         _ => {}
     }
@@ -124,14 +125,14 @@ pub fn range<V: Pod>(map: BorrowedFd<'_>, base: u32, count: u32) -> io::Result<V
     Ok(values)
 }
 
-/// Writes entries, in the place of those that are there. There are as many values as keys.
+/// Writes entries, replacing existing ones. `keys` and `values` are equally long.
 pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
     debug_assert_eq!(keys.len(), values.len());
     let count = keys.len().min(values.len());
     update_bytes(map, count, bytemuck::cast_slice(keys), bytemuck::cast_slice(values))
 }
 
-/// The same where the sizes of keys and values are known at run time only.
+/// The same for keys and values whose sizes are known at run time only.
 pub fn update_bytes(map: BorrowedFd<'_>, count: usize, keys: &[u8], values: &[u8]) -> io::Result<()> {
     if count == 0 {
         return Ok(());
@@ -146,7 +147,7 @@ pub fn update_bytes(map: BorrowedFd<'_>, count: usize, keys: &[u8], values: &[u8
     call(BPF_MAP_UPDATE_BATCH, &mut attr)
 }
 
-/// Deletes entries; that some are gone already is fine. Returns how many were deleted.
+/// Deletes entries; missing ones are skipped. Returns how many were deleted.
 pub fn delete<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<usize> {
     let (mut rest, mut deleted) = (keys, 0);
     while !rest.is_empty() {
@@ -161,7 +162,7 @@ pub fn delete<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<usize> {
         deleted += done;
         match result {
             Ok(()) => return Ok(deleted),
-            // The kernel stops at the first that is gone.
+            // The kernel stops at the first missing entry.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) && done < rest.len() => rest = &rest[done + 1..],
             Err(error) => return Err(error),
         }
@@ -169,7 +170,7 @@ pub fn delete<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<usize> {
     Ok(deleted)
 }
 
-/// What commands for one entry take of `union bpf_attr`.
+/// Part of `union bpf_attr` for commands on one entry.
 #[repr(C)]
 struct EntryAttr {
     map_fd: u32,
@@ -182,11 +183,11 @@ struct EntryAttr {
 fn entry(command: libc::c_int, map: BorrowedFd<'_>, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<()> {
     let (key, value) = (key.as_ptr() as u64, value.as_mut_ptr() as u64);
     let mut attr = EntryAttr { map_fd: map.as_raw_fd() as u32, _pad: 0, key, value, flags };
-    // SAFETY: these commands take these attributes, and their pointers are to live values of the map's sizes.
+    // SAFETY: these commands take these attributes, and the pointers refer to live values of the map's sizes.
     unsafe { bpf(command, &mut attr) }.map(drop)
 }
 
-/// Reads an entry; `None` if there is none. Of a trie it is that of the longest prefix which holds the key.
+/// Reads an entry; `None` if it doesn't exist. For a trie, the entry of the longest matching prefix.
 pub fn look_up<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::zeroed();
     match entry(BPF_MAP_LOOKUP_ELEM, map, bytemuck::bytes_of(key), bytemuck::bytes_of_mut(&mut value), 0) {
@@ -196,7 +197,7 @@ pub fn look_up<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Optio
     }
 }
 
-/// Writes an entry unless there is one.
+/// Writes an entry unless it exists.
 pub fn insert_bytes(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     match entry(BPF_MAP_UPDATE_ELEM, map, key, &mut value.to_vec(), NEW) {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
@@ -204,7 +205,7 @@ pub fn insert_bytes(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result
     }
 }
 
-/// The value of an entry, which has this size; `None` if there is none.
+/// Value of an entry, `size` bytes long; `None` if the entry doesn't exist.
 pub fn look_up_bytes(map: BorrowedFd<'_>, key: &[u8], size: usize) -> io::Result<Option<Vec<u8>>> {
     let mut value = vec![0; size];
     match entry(BPF_MAP_LOOKUP_ELEM, map, key, &mut value, 0) {

@@ -1,4 +1,5 @@
-//! How a table's keys and values are laid out, as the kernel remembers it (BTF) from the object that made the table.
+//! The layout of a table's keys and values, from the BTF that the kernel keeps from the object which created the
+//! table.
 
 use std::{
     io,
@@ -13,18 +14,18 @@ use podnet_common::layout::migrate::Field;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_BTF_GET_FD_BY_ID: libc::c_int = 19;
 
-/// A key's or a value's layout; without fields if it is a number.
+/// Layout of a key or a value; without fields if it is an integer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shape(Vec<(String, usize, usize)>);
 
 impl Shape {
-    /// Its fields.
+    /// The fields.
     pub fn fields(&self) -> Vec<Field<'_>> {
         self.0.iter().map(|(name, offset, size)| Field { name, offset: *offset, size: *size }).collect()
     }
 }
 
-/// The layouts of a table's keys and values; `None` if the table was made without BTF.
+/// Layouts of a table's keys and values; `None` if the table was created without BTF.
 pub fn shapes(map: BorrowedFd<'_>) -> io::Result<Option<(Shape, Shape)>> {
     /// The beginning of `struct bpf_map_info`.
     #[repr(C)]
@@ -54,7 +55,7 @@ pub fn shapes(map: BorrowedFd<'_>) -> io::Result<Option<(Shape, Shape)>> {
     }
     let btf = by_id(of_map.btf)?;
     let btf = std::os::fd::AsFd::as_fd(&btf);
-    // Twice: how much there is, and then all of it.
+    // Two calls: one for the sizes, one for the data.
     let mut of_btf = BtfInfo::zeroed();
     info(btf, &mut of_btf)?;
     let mut data = vec![0u8; of_btf.size as usize];
@@ -75,7 +76,8 @@ fn info<T: Pod>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     }
     let mut attr =
         Attr { fd: object.as_raw_fd() as u32, len: size_of::<T>() as u32, info: std::ptr::from_mut(info) as u64 };
-    // SAFETY: the attribute is of the command's shape, and the structure that it points to is alive, as are its pointers.
+    // SAFETY: the attribute has the layout of the command, and the structure that it points to is live, as are the
+    // buffers that this one points to.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 
@@ -87,9 +89,9 @@ fn by_id(id: u32) -> io::Result<OwnedFd> {
         flags: u32,
     }
     let mut attr = Attr { id, next: 0, flags: 0 };
-    // SAFETY: the attribute is of the command's shape, without pointers.
+    // SAFETY: the attribute has the layout of the command, without pointers.
     let fd = unsafe { bpf(BPF_BTF_GET_FD_BY_ID, &mut attr) }?;
-    // SAFETY: the call has just returned this descriptor, and nobody else has it.
+    // SAFETY: the call has just returned this descriptor, and it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -116,10 +118,10 @@ mod kind {
     pub(super) const ENUM64: u32 = 19;
 }
 
-/// `struct btf_type` with what follows it.
+/// `struct btf_type` with the data that follows it.
 struct Type<'a> {
     info: u32,
-    /// A size, or another type.
+    /// A size, or the id of another type.
     size: u32,
     rest: &'a [u8],
 }
@@ -139,7 +141,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// How deep types may be nested: a limit for data that isn't what it should be.
+/// Limit for the nesting of types, against malformed data.
 const DEPTH: u32 = 32;
 
 impl<'a> Types<'a> {
@@ -177,12 +179,12 @@ impl<'a> Types<'a> {
         Some(Self { types, strings })
     }
 
-    /// A type by its number, which begins with 1.
+    /// A type by its id; ids begin with 1.
     fn get(&self, id: u32) -> Option<&Type<'a>> {
         self.types.get(id.checked_sub(1)? as usize)
     }
 
-    /// What a name stands for.
+    /// Follows typedefs and qualifiers to the type itself.
     fn resolve(&self, mut id: u32) -> Option<&Type<'a>> {
         for _ in 0..DEPTH {
             let named = self.get(id)?;
@@ -213,7 +215,7 @@ impl<'a> Types<'a> {
         Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
 
-    /// The fields of a structure; none of anything else.
+    /// The fields of a structure; none for other types.
     fn shape(&self, id: u32) -> Option<Shape> {
         let resolved = self.resolve(id)?;
         if resolved.kind() != kind::STRUCT {
@@ -226,7 +228,7 @@ impl<'a> Types<'a> {
             Some((self.name(name)?, bits as usize / 8, self.size(id, DEPTH)?))
         };
         let fields: Vec<_> = resolved.rest.chunks_exact(12).map(member).collect::<Option<_>>()?;
-        // A newtype is what it holds.
+        // A newtype has the layout of its only field.
         let newtype = matches!(&fields[..], [(name, 0, _)] if name == "__0");
         Some(Shape(if newtype { Vec::new() } else { fields }))
     }
@@ -236,7 +238,7 @@ impl<'a> Types<'a> {
 mod tests {
     use super::*;
 
-    /// `struct s { u32 a; u16 b[3]; }`, as `struct btf_header` and what follows it.
+    /// `struct s { u32 a; u16 b[3]; }`, as `struct btf_header` with types and strings.
     fn example() -> Vec<u8> {
         let strings = b"\0u32\0u16\0s\0a\0b\0";
         let types: [&[u32]; 4] = [
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_no_layout() {
+    fn truncated_btf_has_no_layout() {
         let data = example();
         for length in 0..data.len() {
             let shape = Types::parse(&data[..length]).and_then(|types| types.shape(4));

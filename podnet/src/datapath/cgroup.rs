@@ -1,5 +1,5 @@
-//! The cgroup that the socket hooks are attached to: it has to be one of version 2, which isn't where everybody expects it
-//! on hosts that still use version 1.
+//! The cgroup for the socket hooks. It must be of version 2, which hosts that still use version 1 don't mount at the
+//! usual place.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,28 +11,28 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use podnet_cni::files;
 use thiserror::Error;
 
-/// What is mounted where, as the daemon sees it (proc(5)).
+/// The mounts of the daemon's mount namespace (proc(5)).
 const MOUNTS: &str = "/proc/self/mounts";
 
-/// Why there is none.
+/// Why no cgroup can be used.
 #[derive(Debug, Error)]
 pub enum CgroupError {
     /// The directory can't be opened.
     #[error("cannot open the cgroup {}: {source}; set `cgroup` to a cgroup v2 directory, or `socketLB: off`", path.display())]
     Open {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It is of version 1, or no cgroup at all.
+    /// The directory is of cgroup v1, or no cgroup at all.
     #[error(
         "{} is not a cgroup v2 directory, which the socket hooks need: {}, or `socketLB: off`", path.display(), advice(elsewhere)
     )]
     Version {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// Where such are mounted.
+        /// Where cgroup v2 is mounted.
         elsewhere: Vec<PathBuf>,
     },
 }
@@ -44,8 +44,7 @@ fn advice(elsewhere: &[PathBuf]) -> String {
     }
 }
 
-/// Opens a directory of cgroup v2: this one, or one that is mounted below it, as `unified` is where systemd uses both
-/// versions.
+/// Opens a cgroup v2 directory: `path`, or a mount below it, such as `unified` where systemd uses both versions.
 pub(super) fn open(path: &Path) -> Result<File, CgroupError> {
     let open =
         |path: &Path| files::open_directory(path).map_err(|source| CgroupError::Open { path: path.to_owned(), source });
@@ -65,7 +64,7 @@ fn is_v2(directory: &File) -> bool {
     fstatfs(directory).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// Where cgroup v2 is mounted.
+/// Mount points of cgroup v2.
 fn mounted(mounts: &[u8]) -> Vec<PathBuf> {
     let mount = |line: &[u8]| {
         let mut words = line.split(|byte| *byte == b' ').skip(1);
@@ -75,7 +74,7 @@ fn mounted(mounts: &[u8]) -> Vec<PathBuf> {
     mounts.split(|byte| *byte == b'\n').filter_map(mount).collect()
 }
 
-/// Without the kernel's octal sequences for white space and backslashes.
+/// Decodes the kernel's octal escapes for white space and backslashes.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let (mut plain, mut rest) = (Vec::with_capacity(text.len()), text);
     while let Some((first, after)) = rest.split_first() {
@@ -99,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_version_2_is_mounted() {
+    fn mounts_of_cgroup_v2_are_found() {
         let hybrid = b"tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw,nsdelegate 0 0\n\
                        cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\nnone /mnt/with\\040space\\134 cgroup2 rw 0 0\n\nx\n";
         assert_eq!(mounted(hybrid), ["/sys/fs/cgroup/unified", "/mnt/with space\\"].map(PathBuf::from));

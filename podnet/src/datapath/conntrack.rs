@@ -1,18 +1,19 @@
-//! Collection of the connection table: flows that have been silent for too long, and flows whose backend is gone.
+//! Garbage collection of the connection table: flows that have been idle for too long, and flows whose backend is
+//! gone.
 //!
-//! Both entries of a flow carry the same time (within a tick), since whichever direction sees a packet marks both; so
-//! each is judged by itself.
+//! Both halves of a flow carry the same time (within a tick), since a packet of either direction updates both; so
+//! each half is judged on its own.
 //!
-//! A sweep runs beside the event loop, on a thread of its own, since a million entries take some tenths of a second.
-//! Which backends there are only the event loop knows. So a sweep is given the ways that lead nowhere, as far as the
-//! sweep before has seen them, and tells all that it has met, among which the event loop may find more that lead
-//! nowhere: then the next one follows at once. [`Collector`] keeps this account.
+//! A sweep runs on a thread of its own beside the event loop, since a million entries take some tenths of a second.
+//! Only the event loop knows which backends exist. So a sweep gets the stale paths among those that the previous
+//! sweep has seen, and returns all paths that it has seen, among which the event loop may find more stale ones: then
+//! the next sweep follows at once. [`Collector`] keeps this account.
 //!
-//! Of a flow whose way is stale the client's half goes first, so that the client's next packet begins anew, and the
-//! backend's a second later, so that an answer that is on its way is still translated.
+//! Of a flow with a stale path the client's half is removed first, so that the client's next packet begins a new
+//! flow, and the backend's half a second later, so that replies in flight are still translated.
 //!
-//! A sweep also counts anew what everybody holds (`holders`), by which the programs refuse flows to
-//! those who hold most when the table is scarce, and by which it waits less for theirs.
+//! A sweep also recounts the entries per holder (`holders`). The counts decide whose new flows the programs refuse
+//! when the table is nearly full, and whose flows get shorter timeouts.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -35,36 +36,38 @@ use super::{
     removal::Remover,
 };
 
-/// How long a silent flow is kept, in seconds. The values are those of Linux (`nf_conntrack_*_timeout*`), with TCP's
-/// established flows as kube-proxy sets them.
+/// Timeouts of idle flows, in seconds. The values are those of Linux (`nf_conntrack_*_timeout*`), except for
+/// established TCP flows, where they follow kube-proxy.
 mod seconds {
     pub(super) const TCP_ESTABLISHED: u64 = 86_400;
-    /// The client sends its SYN again after one, three and seven seconds.
+    /// Clients retransmit a SYN after one, three and seven seconds.
     pub(super) const TCP_OPENING: u64 = 30;
     pub(super) const TCP_CLOSING: u64 = 120;
     pub(super) const CLOSED: u64 = 10;
     pub(super) const UDP_REPLIED: u64 = 120;
     pub(super) const UDP_UNREPLIED: u64 = 30;
-    /// A heartbeat is sent every 30 seconds (RFC 9260, section 16), and five times in vain.
+    /// A heartbeat is sent every 30 seconds (RFC 9260, section 16), and up to five go unanswered.
     pub(super) const SCTP_ESTABLISHED: u64 = 210;
     pub(super) const SCTP_OPENING: u64 = 60;
     pub(super) const ICMP: u64 = 30;
-    /// At most, for what is probably over, when there is hurry.
+    /// Upper limit under pressure, for flows that are probably over.
     pub(super) const HURRY: u64 = 5;
-    /// The same for UDP that has gone to and fro for a while, which may be kept alive every 25 seconds (WireGuard).
+    /// The same for UDP flows with traffic in both directions for a while, which may send keepalives every 25 seconds
+    /// (WireGuard).
     pub(super) const UDP_HURRY: u64 = 30;
 }
 
-/// How long after a daemon's start the first flow may be judged by its time. Without a daemon nobody lets established
-/// flows see the time, so the entries of live ones may look old; within this time each has had its packet, or is over.
+/// How long after the start of a daemon no flow is judged by its time. Without a daemon the clock doesn't advance for
+/// packets of established flows, so entries of live flows may look old; within this time each live flow has had a
+/// packet.
 pub const SETTLING: Duration = Duration::from_secs(seconds::TCP_CLOSING + 10);
 
-/// How long answers of a backend that is gone are still waited for.
+/// How long replies of a backend that is gone are still expected.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// How long a flow may be silent, in ticks. `hurry` shortens the wait for those that are probably over, and for those
-/// of direct server return: their replies go elsewhere, so nobody can tell a client's first attempt from a connection
-/// that is established; and without its entry such a flow gets the same backend again, by Maglev's choice.
+/// Timeout of an idle flow, in ticks. Pressure (`hurry`) shortens it for flows that are probably over, and for those
+/// of direct server return: their replies take another path, so a first SYN can't be told from an established
+/// connection, and without its entry such a flow gets the same backend again by Maglev hashing.
 fn patience(tuple: &Tuple, entry: &CtEntry, hurry: bool) -> u32 {
     let has = |flags| entry.flags & flags != 0;
     let one_way = has(CtEntry::ONE_WAY);
@@ -88,32 +91,32 @@ fn patience(tuple: &Tuple, entry: &CtEntry, hurry: bool) -> u32 {
     time::ticks_of_seconds(if hurry { seconds.min(at_most) } else { seconds })
 }
 
-/// From a frontend to a backend, both of UDP: what flows may outlive.
+/// Path of UDP flows from a frontend to a backend. Flows may outlive it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Way {
     frontend: (Addr, Port),
-    /// Address and port of the backend. For direct server return the backend's node alone is known, and there is no
+    /// Address and port of the backend. With direct server return only the backend's node is known, and there is no
     /// port.
     end: (Addr, Option<Port>),
 }
 
-/// Where a way ends.
+/// End of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// At a backend.
+    /// A backend.
     Backend(Backend),
-    /// At another node, which chooses the backend.
+    /// Another node, which selects the backend.
     Node(IpAddr),
 }
 
 impl Way {
-    /// That of an entry, if it belongs to a service's UDP flow.
+    /// The path of an entry, if it belongs to a UDP flow of a service.
     fn of(tuple: &Tuple, entry: &CtEntry) -> Option<Self> {
-        // Without a service a pod's flow to what is outside of the cluster, which depends on nothing here.
+        // Without a service: a flow of a pod to a destination outside the cluster, which depends on no backend.
         if tuple.proto != Proto::UDP || entry.service == 0 {
             return None;
         }
-        // The client's half has the frontend in its key; the reply's half names it as the source to be shown.
+        // The client's half has the frontend in its key; the reply's half has it as the source after translation.
         let (frontend, backend) = if entry.flags & CtEntry::REPLY == 0 {
             ((tuple.dst, tuple.dport), (entry.dst, entry.dport))
         } else {
@@ -123,13 +126,13 @@ impl Way {
         Some(Self { frontend, end: (backend.0, (!one_way).then_some(backend.1)) })
     }
 
-    /// Where it begins, whoever the client is.
+    /// The frontend, with the scope for any client.
     pub fn frontend(&self) -> FrontendKey {
         let (addr, port) = self.frontend;
         FrontendKey { addr, port, proto: Proto::UDP, scope: FrontendKey::ANY }
     }
 
-    /// Where it leads.
+    /// The end of the path.
     pub fn end(&self) -> End {
         match self.end {
             (addr, Some(port)) => End::Backend(Backend { addr, port, proto: Proto::UDP, _pad: 0 }),
@@ -138,26 +141,26 @@ impl Way {
     }
 }
 
-/// Ways that lead nowhere any more, and whether their last answers have come.
+/// Stale paths, and whether the time for last replies is over.
 pub type Stale = HashMap<Way, bool>;
 
-/// What a sweep found.
+/// Result of a sweep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Entries that are there now.
+    /// Entries in the table now.
     pub entries: u32,
-    /// Entries that were removed.
+    /// Entries removed.
     pub removed: u32,
-    /// The ways of the flows that were kept.
+    /// Paths of the flows that were kept.
     pub ways: HashSet<Way>,
-    /// Whose flows are waited for less, and whether everybody's.
+    /// Holders with shorter timeouts.
     pub hurry: Hurry,
 }
 
-/// The pods that are there.
+/// The pods of this node.
 #[derive(Clone, Debug, Default)]
 pub struct Pods {
-    /// The host end of the pod that has an address.
+    /// Host end of a pod, by the pod's address.
     addresses: HashMap<Addr, IfIndex>,
     /// All host ends.
     host_ends: HashSet<IfIndex>,
@@ -173,45 +176,45 @@ impl FromIterator<(Addr, IfIndex)> for Pods {
 /// Reads [`Pods`].
 pub type ReadPods = dyn Fn() -> io::Result<Pods> + Send;
 
-/// A sweep that is to be made, on any thread.
+/// A sweep, to be run on any thread.
 pub struct Sweep {
     /// The table.
     pub table: OwnedFd,
     /// The program that removes its entries.
     pub remover: Remover,
-    /// Its size.
+    /// Its size in entries.
     pub capacity: u32,
-    /// Who holds how many of its entries.
+    /// Entries per holder.
     pub holders: OwnedFd,
-    /// The time in ticks; none: no time is up, as long as entries may be older than their last packet.
+    /// Current time in ticks. `None`: no flow times out, as long as entries may be older than their last packet.
     pub now: Option<u32>,
-    /// Ways that lead nowhere any more.
+    /// Stale paths.
     pub stale: Stale,
-    /// Who held too much at the last sweeps.
+    /// Holders under pressure at the last sweeps.
     pub hurry: Hurry,
-    /// The pods; a flow from or into another ends.
+    /// The pods; a flow from or to any other pod ends.
     pub pods: Box<ReadPods>,
     /// The node itself.
     pub node: Node,
 }
 
-/// What the node itself has of addresses.
+/// Addresses of the node.
 #[derive(Clone, Debug, Default)]
 pub struct Node {
-    /// Its own.
+    /// The node's own addresses.
     pub addresses: HashSet<Addr>,
-    /// Ranges of its pods.
+    /// Pod CIDRs of the node.
     pub pods: Vec<Prefix>,
-    /// The interface from which flows of its own processes come.
+    /// The interface by which flows of the node's own processes arrive.
     pub podnet1: IfIndex,
 }
 
 impl Sweep {
-    /// Removes the entries that aren't wanted and those whose time is up. Takes time in proportion to the table.
+    /// Removes stale and expired entries. Takes time in proportion to the table.
     pub fn run(&self) -> io::Result<Swept> {
         let count = Count::begin(self.holders.as_fd())?;
         let settled = self.now.is_some();
-        // Usually the hurry of the last sweeps is all there is, and the table is read once.
+        // Usually the pressure of the last sweeps is all there is, and the table is read once.
         let before = if settled { self.hurry.lasting() } else { Hurry::default() };
         let (mut swept, mut held) = self.once(&before)?;
         if settled {
@@ -259,7 +262,7 @@ impl Sweep {
         Ok((Swept { entries: seen.saturating_sub(removed), removed, ways, hurry: Hurry::default() }, held))
     }
 
-    /// Who has begun a flow, as a place in `holders`.
+    /// Holder of a flow: the index in `holders` of the pod or client that began it.
     fn place(&self, tuple: &Tuple, entry: &CtEntry, pods: &Pods) -> u32 {
         let client = if entry.flags & CtEntry::REPLY == 0 { tuple.src } else { entry.dst };
         match pods.addresses.get(&client) {
@@ -270,21 +273,21 @@ impl Sweep {
     }
 }
 
-/// What becomes of an entry whose time isn't up.
+/// Verdict on an entry that has not expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// It stays; and the way of its flow, if it has one.
+    /// It stays, with the path of its flow, if it has one.
     Stays(Option<Way>),
-    /// It is to go.
+    /// It is stale and gets removed.
     Stale,
-    /// It comes from or leads into a pod that isn't known.
+    /// It belongs to an unknown pod.
     Homeless(IfIndex),
 }
 
 fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node) -> Fate {
     let unknown = |ifindex: IfIndex| (!pods.host_ends.contains(&ifindex)).then_some(ifindex);
     let into = ([Out::Pod as u8, Out::Queue as u8].contains(&entry.out)).then_some(entry.out_ifindex).and_then(unknown);
-    // By another interface nothing comes in from these addresses.
+    // These addresses arrive on no other interface.
     let of_pod = entry.flags & CtEntry::REPLY == 0 && node.pods.iter().any(|range| range.contains(&tuple.src));
     let came_in = entry.in_ifindex.0 != 0 && i32::try_from(entry.in_ifindex.0).is_ok();
     let from = || (of_pod && came_in).then_some(entry.in_ifindex).and_then(unknown);
@@ -298,15 +301,16 @@ fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node
     }
 }
 
-/// Entries to be removed. They are removed by the frame, so that a million of them take no memory.
+/// Entries to be removed. They are removed frame by frame, so that removing a million entries takes no memory for
+/// them.
 struct Bin<'a> {
     remover: &'a Remover,
     pods: Pods,
     reread: &'a ReadPods,
-    /// Fewer than fill a frame.
+    /// Less than a frame of removals.
     over: Vec<Removal>,
-    /// Those of unknown pods. The pods are read again before they are removed, since one may have been added during the
-    /// sweep, before its first flow.
+    /// Entries of unknown pods. The pods are read again before these are removed, since one may have been added
+    /// during the sweep, before its first flow.
     homeless: Vec<(IfIndex, Tuple)>,
     removed: u32,
 }
@@ -353,32 +357,32 @@ impl Bin<'_> {
 }
 
 fn is_over(tuple: &Tuple, entry: &CtEntry, now: u32, hurry: bool) -> bool {
-    // A packet may have been seen since `now` was read.
+    // A packet may have updated the entry since `now` was read.
     let silent = now.wrapping_sub(entry.last_seen) as i32;
     silent > 0 && silent as u32 > patience(tuple, entry, hurry)
 }
 
-/// The event loop's account of sweeps: one at a time, and which ways the last one has met.
+/// The event loop's account of sweeps: one at a time, and which paths the last one has seen.
 #[derive(Debug, Default)]
 pub struct Collector {
     running: bool,
-    /// There is a reason for another one.
+    /// Another sweep is needed.
     due: bool,
     ways: HashSet<Way>,
-    /// Those among them that are stale, since when they were known to be.
+    /// Stale paths among them, and since when they have been known to be stale.
     stale: HashMap<Way, Instant>,
-    /// Whose flows are waited for less.
+    /// Holders with shorter timeouts.
     hurry: Hurry,
 }
 
 impl Collector {
-    /// A sweep is wanted, now or as soon as the one that runs has ended.
+    /// Requests a sweep, now or as soon as the running one has ended.
     pub fn demand(&mut self) {
         self.due = true;
     }
 
-    /// Whether one has to begin, and then, which ways it is to take for stale. `leads` says whether a way leads
-    /// somewhere.
+    /// Whether a sweep has to begin, and if so, its stale paths and the pressure. `leads` tells whether a path still
+    /// leads to a backend.
     pub fn begin(&mut self, leads: impl Fn(&Way) -> bool, now: Instant) -> Option<(Stale, Hurry)> {
         if self.running || !self.due {
             return None;
@@ -391,17 +395,17 @@ impl Collector {
         Some((stale, self.hurry.clone()))
     }
 
-    /// Whether sweeps are to follow each other more closely, since somebody holds too much.
+    /// Whether sweeps are to follow more closely, since a holder has too many entries.
     pub fn hurries(&self) -> bool {
         self.hurry != Hurry::default()
     }
 
-    /// Whether hardly anything is left of the table.
+    /// Whether the table is nearly full.
     pub fn is_nearly_full(&self) -> bool {
         self.hurry.concerns_all()
     }
 
-    /// A sweep has ended. `None`: it has failed.
+    /// Ends a sweep. `None`: it has failed.
     pub fn end(&mut self, swept: Option<Swept>, leads: impl Fn(&Way) -> bool) {
         self.running = false;
         let Some(Swept { ways, hurry, .. }) = swept else { return };
@@ -424,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_flows_end_by_their_state() {
+    fn idle_flows_time_out_by_their_state() {
         use CtEntry as E;
         let now = 1_000_000;
         let cases = [
@@ -484,7 +488,7 @@ mod tests {
         assert!(!is_over(&tuple(Proto::UDP), &entry(0, 11), 10, true));
     }
 
-    /// Both halves of a flow to a service, and that of one that is sent on.
+    /// Both halves of a flow to a service, and that of a flow forwarded to another node.
     fn flows() -> [(Tuple, CtEntry); 3] {
         let reply = (
             Tuple { sport: Port::new(8080), dport: Port::new(40_000), proto: Proto::UDP, ..Tuple::default() },
@@ -494,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn both_halves_of_a_udp_flow_tell_its_way() {
+    fn both_halves_of_a_udp_flow_have_the_same_path() {
         let ways: Vec<_> = flows().iter().map(|(tuple, entry)| Way::of(tuple, entry).unwrap()).collect();
         assert_eq!(ways[0], ways[1]);
         let frontend = FrontendKey { port: Port::new(80), proto: Proto::UDP, ..FrontendKey::default() };
@@ -507,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_on_stale_ways_go() {
+    fn flows_with_a_stale_path_are_removed() {
         for (tuple, entry) in flows() {
             let way = Way::of(&tuple, &entry).unwrap();
             let reply = entry.flags & CtEntry::REPLY != 0;
@@ -523,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_of_pods_that_are_gone_are_homeless() {
+    fn flows_of_unknown_pods_are_homeless() {
         let (client, gone) = (Addr::v4(u32::from_ne_bytes([10, 0, 1, 5])), IfIndex(8));
         let pods = vec![Prefix::new([10, 0, 1, 0].into(), 24)];
         let node = Node { pods, ..Node::default() };
@@ -535,10 +539,10 @@ mod tests {
             (client, into(gone), Fate::Homeless(gone)),
             (client, from(IfIndex(7), 0), Fate::Stays(None)),
             (client, from(gone, 0), Fate::Homeless(gone)),
-            // It wasn't seen yet, or has left by the interface.
+            // Without an interface yet, or leaving by it.
             (client, from(IfIndex(0), 0), Fate::Stays(None)),
             (client, from(IfIndex(!8), 0), Fate::Stays(None)),
-            // Answers come from anywhere, and so do others' flows.
+            // Replies, and flows from other sources, arrive on any interface.
             (client, from(gone, CtEntry::REPLY), Fate::Stays(None)),
             (Addr::v4(u32::from_ne_bytes([10, 0, 2, 5])), from(gone, 0), Fate::Stays(None)),
         ] {
@@ -548,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn sweeps_follow_each_other_until_no_way_is_stale() {
+    fn sweeps_follow_each_other_until_no_path_is_stale() {
         let [one, _, other] = flows().map(|(tuple, entry)| Way::of(&tuple, &entry).unwrap());
         let both = HashSet::from([one, other]);
         let only_one = |way: &Way| *way == one;

@@ -1,4 +1,4 @@
-//! What metrics read at a scrape: the counters, and the pods' addresses.
+//! The data that metrics read at a scrape: the counters, and the pods' addresses.
 
 use std::{collections::BTreeSet, fmt, io};
 

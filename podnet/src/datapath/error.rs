@@ -1,4 +1,4 @@
-//! What can go wrong with the datapath.
+//! Errors of the datapath.
 
 use std::io;
 
@@ -8,44 +8,44 @@ use thiserror::Error;
 
 use super::{load_error::LoadError, sockets::SocketError};
 
-/// What can go wrong.
+/// An error of the datapath.
 #[derive(Debug, Error)]
 pub enum Error {
     /// Loading.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The object lacks a map, or it is of another kind.
+    /// The object lacks a map, or the map has another type.
     #[error(
         "the table {name} does not match this version of podnet: {}; build daemon and eBPF object together",
         chain(.source)
     )]
     Shape {
-        /// Which.
+        /// The map.
         name: &'static str,
-        /// Why.
+        /// The cause.
         source: MapError,
     },
     /// The object lacks a map.
     #[error("the eBPF object has no table {0}; build daemon and eBPF object together")]
     Missing(&'static str),
-    /// A table refused an operation.
+    /// An operation on a table failed.
     #[error("cannot {operation} in the table {name}: {}", chain(.source))]
     Table {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// Which table.
+        /// The table.
         name: &'static str,
-        /// Why.
+        /// The cause.
         source: MapError,
     },
-    /// A table refused an operation on many entries.
+    /// An operation on many entries of a table failed.
     #[error("cannot {operation} the table {name}: {source}")]
     Batch {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// Which table.
+        /// The table.
         name: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// Collection.

@@ -1,4 +1,4 @@
-//! What this kernel can do, where programs need to be told.
+//! Detection of kernel features that the programs depend on.
 
 use std::{
     fs::File,
@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::instructions;
 
-/// Where the kernel describes its own types.
+/// The kernel's own BTF.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// `struct btf_header` of linux/btf.h.
@@ -26,7 +26,7 @@ struct Header {
     strings_length: u32,
 }
 
-/// Whether a look-up of a route can tell the source address (Linux 6.7, or an older one that got it later).
+/// Whether a FIB lookup returns the source address (Linux 6.7, or an older kernel with a backport).
 pub(super) fn route_source() -> bool {
     knows(Path::new(KERNEL_TYPES), "BPF_FIB_LOOKUP_SRC").unwrap_or_else(|error| {
         tracing::warn!("cannot read {KERNEL_TYPES}: {error}; masqueraded packets get the node's first address");
@@ -34,8 +34,8 @@ pub(super) fn route_source() -> bool {
     })
 }
 
-/// Whether socket programs may choose the error of a call that they refuse (`bpf_set_retval` at `connect` and `sendmsg`,
-/// Linux 6.1). Linux 5.18 to 6.0 know the helper, but not at these hooks: so a program that calls it is tried.
+/// Whether socket programs may choose the error of a rejected call (`bpf_set_retval` at `connect` and `sendmsg`,
+/// Linux 6.1). Linux 5.18 to 6.0 have the helper, but not at these hooks: so the check loads a program that calls it.
 pub fn socket_errno() -> bool {
     /// `enum bpf_prog_type` and `enum bpf_attach_type` of linux/bpf.h.
     const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
@@ -50,7 +50,7 @@ pub fn socket_errno() -> bool {
     instructions::load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT, "", &PROGRAM).is_ok()
 }
 
-/// Whether a name occurs in a description of types.
+/// Whether a name occurs in BTF data.
 fn knows(path: &Path, name: &str) -> io::Result<bool> {
     let mut file = File::open(path)?;
     let mut header = Header::zeroed();

@@ -1,6 +1,6 @@
-//! The kernel's routing table, asked as the programs ask it: by `bpf_fib_lookup`, which netlink can't imitate (it checks
-//! sources that the helper doesn't). A program of a few instructions does so. It is attached to nothing, runs on a frame
-//! of its own, which goes nowhere, and is gone with its descriptor.
+//! FIB lookups as the programs make them, by `bpf_fib_lookup`. Netlink can't imitate the helper, since it checks
+//! sources that the helper doesn't. A program of a few instructions calls it. It is attached nowhere, runs on a frame
+//! of its own that is never sent, and ends with its descriptor.
 
 use std::{
     io,
@@ -20,25 +20,25 @@ use super::{instructions, test_run};
 /// `enum bpf_prog_type` of linux/bpf.h.
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 
-/// The question's place in the frame: after an Ethernet header.
+/// Length of the frame: the lookup's parameters after an Ethernet header.
 const FRAME: usize = ETH + size_of::<FibLookup>();
 
-/// A program that asks the routing table of the namespace of the calling thread.
+/// A program that looks up routes in the network namespace of the calling thread.
 pub(super) struct FibProgram {
     program: OwnedFd,
     config: Config,
 }
 
 impl FibProgram {
-    /// Loads the program, for a node with this configuration.
+    /// Loads the program for a node with this configuration.
     pub(super) fn load(config: &Config) -> io::Result<Self> {
         let insns = instructions(FibLookup::flags(config));
         let program = instructions::load(BPF_PROG_TYPE_SCHED_CLS, 0, "podnet_trace_fi", &insns)?;
         Ok(Self { program, config: *config })
     }
 
-    /// The way of a packet that came in at `from`, and what the helper has returned. `None`: the node has none by which it
-    /// would send it on.
+    /// Route of a packet that arrived on `from`, and the return value of the helper. `None`: the node has no route by
+    /// which it would forward the packet.
     pub(super) fn route<'t>(
         &self,
         from: IfIndex,
@@ -58,7 +58,8 @@ impl FibProgram {
     }
 }
 
-/// Copies the question out of the frame to the stack, asks, copies it back, and returns what `bpf_fib_lookup` has returned.
+/// Copies the parameters from the frame to the stack, calls `bpf_fib_lookup`, copies them back, and returns its
+/// return value.
 fn instructions(flags: u32) -> Vec<[u8; 8]> {
     const LEN: i32 = size_of::<FibLookup>() as i32;
     const LOAD_BYTES: i32 = 26;

@@ -1,6 +1,6 @@
-//! Who holds how many entries of the connection table. The programs count what they add, and refuse a flow to who holds
-//! too much of what is left (see [`podnet_common::layout::holders`]); what has ended they don't know, so each sweep
-//! counts anew.
+//! Entries of the connection table per holder. The programs count the entries that they add, and refuse a flow to a
+//! holder of too large a share of a nearly full table (see [`podnet_common::layout::holders`]). They don't see flows
+//! end, so each sweep recounts.
 
 use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
 
@@ -8,7 +8,7 @@ use podnet_common::layout::holders::{self, ALL, CAPACITY, LEN, OUTSIDE};
 
 use super::batch;
 
-/// Entries that a sweep has kept, by who holds them.
+/// Entries that a sweep has kept, per holder.
 #[derive(Debug)]
 pub(super) struct Held(Vec<u32>);
 
@@ -18,7 +18,7 @@ impl Held {
         Self(vec![0; LEN])
     }
 
-    /// One more.
+    /// Adds one.
     pub(super) fn add(&mut self, place: u32) {
         self.0[place as usize] += 1;
         self.0[ALL as usize] += 1;
@@ -32,19 +32,20 @@ impl Held {
     }
 }
 
-/// The programs' counts while a sweep is at work.
+/// The programs' counts during a sweep.
 pub(super) struct Count<'a> {
     table: BorrowedFd<'a>,
     before: Vec<u32>,
 }
 
 impl<'a> Count<'a> {
-    /// To be begun before the first entry is read.
+    /// Must be called before the first entry is read.
     pub(super) fn begin(table: BorrowedFd<'a>) -> io::Result<Self> {
         Ok(Self { table, before: read(table)? })
     }
 
-    /// Puts what was counted in the place of what the programs had counted before, and adds what they have since.
+    /// Replaces the counts from before the sweep by those of the sweep, and adds what the programs have counted
+    /// since.
     pub(super) fn end(self, held: Held, capacity: u32) -> io::Result<()> {
         let after = read(self.table)?;
         let (mut places, mut counts) = (Vec::new(), Vec::new());
@@ -63,44 +64,44 @@ fn read(table: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     batch::range(table, 0, LEN as u32)
 }
 
-/// How many entries there are, as the programs count.
+/// Total number of entries, as counted by the programs.
 pub(super) fn all(table: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(batch::range(table, ALL, 1)?.first().copied().unwrap_or_default())
 }
 
-/// How many sweeps a holder is remembered for who held too much: as many as it takes until the last of its flows is given
-/// up, at one a second.
+/// For how many sweeps a holder of too many entries is remembered: as many as it takes, at one a second, until the
+/// last of its flows has timed out.
 const SWEEPS: u8 = 12;
 
-/// Whose flows are waited for less, as far as they are probably over.
+/// The holders whose flows get shorter timeouts if they are probably over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hurry {
-    /// Everybody's.
+    /// All holders.
     all: bool,
-    /// Those of these holders, for so many sweeps.
+    /// These holders, for this many sweeps.
     places: BTreeMap<u32, u8>,
 }
 
 impl Hurry {
-    /// Whether it concerns everybody.
+    /// Whether it applies to all holders.
     pub(super) fn concerns_all(&self) -> bool {
         self.all
     }
 
-    /// Whether it concerns a holder.
+    /// Whether it applies to a holder.
     pub(super) fn concerns(&self, place: u32) -> bool {
         let outside = holders::is_outside(place) && self.places.contains_key(&OUTSIDE);
         self.all || outside || self.places.contains_key(&place)
     }
 
-    /// What is left of it at the next sweep, whatever that finds.
+    /// What remains at the next sweep, whatever that finds.
     pub(super) fn lasting(&self) -> Self {
         let left = self.places.iter().filter(|(_, left)| **left > 1);
         Self { all: false, places: left.map(|(place, left)| (*place, left - 1)).collect() }
     }
 
-    /// The same with what there is hurry with now that this is held. Nobody minds a quarter of the table, nor anything while
-    /// half of it is free, nor that half of it is held by all clients outside.
+    /// The same with the holders that these counts add. A quarter of the table is always allowed, any share while
+    /// half of the table is free, and half of the table for all clients outside the node together.
     pub(super) fn with(&self, held: &Held, capacity: u32) -> Self {
         let all = held.of(ALL);
         let too_much = |place: u32| {
@@ -112,12 +113,12 @@ impl Hurry {
             held.of(place) > most && all > capacity / 2
         };
         let found = (0..LEN as u32).filter(|place| too_much(*place)).map(|place| (place, SWEEPS));
-        // Later ones take the place of earlier ones.
+        // Later entries replace earlier ones.
         let places = self.places.iter().map(|(place, left)| (*place, *left)).chain(found).collect();
         Self { all: capacity - all.min(capacity) < capacity / 16, places }
     }
 
-    /// Whether it concerns somebody whom another one doesn't.
+    /// Whether it applies to a holder to which `other` doesn't.
     pub(super) fn exceeds(&self, other: &Self) -> bool {
         self.all && !other.all || self.places.keys().any(|place| !other.concerns(*place))
     }
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_a_lot_is_waited_for_less_while_there_is_little_left() {
+    fn flows_of_large_holders_time_out_earlier_in_a_scarce_table() {
         let (client, other) = (holders::of_client(&Addr::v4(1)), holders::of_client(&Addr::v4(2)));
         type Holders<'a> = &'a [(u32, u32)];
         let cases: [(Holders<'_>, u32, bool); 8] = [
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_is_waited_for_less_in_a_table_that_is_nearly_full() {
+    fn all_flows_time_out_earlier_in_a_nearly_full_table() {
         let many: Vec<_> = (0..20).map(|i| (i, 75)).collect();
         assert!(!Hurry::default().with(&held(&many), 1600).concerns(99));
         let more: Vec<_> = (0..20).map(|i| (i, 76)).collect();
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_remembered_until_the_last_flow_has_gone() {
+    fn a_large_holder_is_remembered_until_its_last_flow_has_timed_out() {
         let much = held(&[(POD, 900)]);
         let mut hurry = Hurry::default().with(&much, 1600);
         assert!(hurry.exceeds(&Hurry::default()) && !hurry.exceeds(&hurry.lasting()), "{hurry:?}");

@@ -1,30 +1,30 @@
-//! The hooks of an uplink: which there are, and how they stand.
+//! The hooks of an uplink and their state.
 
 use podnet_cni::datapath::Direction;
 use podnet_common::{addr::IfIndex, layout::Hook};
 
 use crate::config::Xdp;
 
-/// An interface that leads out of the node.
+/// An uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkHook {
     /// Its name.
     pub name: String,
     /// Its index.
     pub ifindex: IfIndex,
-    /// Whether its frames begin with the IP header.
+    /// Whether its frames begin with the IP header instead of an Ethernet header.
     pub raw: bool,
-    /// Whether it is to carry an XDP program; `None`: that is out of the question.
+    /// Configured mode of the XDP program; `None` if the interface can't carry one.
     pub xdp: Option<Xdp>,
 }
 
-/// A hook, and where on a link it is.
+/// A hook and its direction on the link.
 pub(super) type Side = (Hook, Direction);
 
 /// The TC hooks of an uplink.
 pub(super) const UPLINK_HOOKS: [Side; 2] =
     [(Hook::FromUplink, Direction::Ingress), (Hook::ToUplink, Direction::Egress)];
-/// Those of one whose frames begin with the IP header.
+/// The TC hooks of an uplink whose frames begin with the IP header.
 pub(super) const RAW_HOOKS: [Side; 2] = [(Hook::FromRaw, Direction::Ingress), (Hook::ToRaw, Direction::Egress)];
 
 impl UplinkHook {
@@ -33,7 +33,7 @@ impl UplinkHook {
     }
 }
 
-/// How the hooks of an uplink stand.
+/// State of an uplink's hooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkState {
     /// The uplink's name.
@@ -42,11 +42,11 @@ pub struct UplinkState {
     pub hooks: Vec<HookState>,
 }
 
-/// How a hook stands.
+/// State of a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookState {
     /// The hook.
     pub hook: Hook,
-    /// How it is attached (or why it need not be), or why it could not be.
+    /// How it is attached (or why it need not be), or why attaching failed.
     pub how: Result<String, String>,
 }

@@ -1,7 +1,7 @@
-//! The datapath's tables as commands read them.
+//! Read access to the datapath's tables, for commands.
 //!
-//! Commands read what is pinned, so they work while the daemon is down, and they only read. The implementation over
-//! the pins is [`super::view`]'s; tests use [`super::memory`].
+//! Commands read the pinned tables, so they work while the daemon is down, and they only read. [`super::view`]
+//! implements the access over the pins, [`super::memory`] in memory for tests.
 
 use std::path::PathBuf;
 
@@ -16,16 +16,16 @@ use thiserror::Error;
 /// Why a table could not be read.
 #[derive(Debug, Error)]
 pub enum ViewError {
-    /// There are no pins.
+    /// The tables are not pinned.
     #[error(
         "podnet's tables are not pinned under {}: start the daemon with `podnet daemon --config FILE`, or pass \
          --bpffs if its BPF file system is mounted elsewhere", directory.display()
     )]
     NotPinned {
-        /// Where they were looked for.
+        /// Where the pins were expected.
         directory: PathBuf,
     },
-    /// Opening or reading failed.
+    /// A table could not be opened or read.
     #[error("cannot read the table {table}: {}; run this as root", chain(.source.as_ref()))]
     Table {
         /// Its name.
@@ -33,10 +33,10 @@ pub enum ViewError {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The routing table could not be asked.
+    /// The kernel's routing table could not be read.
     #[error("cannot look up routes: {0}; run this as root")]
     Routes(#[source] std::io::Error),
-    /// The kernel could not be asked what is attached.
+    /// The attachment of a hook could not be read.
     #[error("cannot find out where {hook} is attached: {}; run this as root", chain(.source.as_ref()))]
     Hook {
         /// The hook's name.
@@ -51,7 +51,7 @@ pub trait View {
     /// All entries of `frontends`, in any order.
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, ViewError>;
 
-    /// `count` slots from `base` on: ids of backends.
+    /// `count` slots from `base` on: backend ids.
     fn slots(&self, base: u32, count: u32) -> Result<Vec<u32>, ViewError>;
 
     /// A backend.
@@ -60,7 +60,7 @@ pub trait View {
     /// All entries of `endpoints`, in any order.
     fn endpoints(&self) -> Result<Vec<(Addr, Endpoint)>, ViewError>;
 
-    /// Calls `visit` with every entry of `conntrack`. Those that come and go meanwhile may be missed or seen.
+    /// Calls `visit` with every entry of `conntrack`. Entries added or removed meanwhile may be missed or seen.
     fn conntrack(&self, visit: &mut dyn FnMut(&Tuple, &CtEntry)) -> Result<(), ViewError>;
 
     /// All entries of `nodes`, in any order.
@@ -81,13 +81,13 @@ pub trait View {
     /// `counters` by number, each summed over the CPUs.
     fn counters(&self) -> Result<Vec<u64>, ViewError>;
 
-    /// What the programs know of the node.
+    /// The programs' configuration of the node.
     fn config(&self) -> Result<Config, ViewError>;
 
-    /// Number of the generation of programs that runs.
+    /// Number of the running generation of programs.
     fn generation(&self) -> Result<u32, ViewError>;
 
-    /// How many entries a table has room for.
+    /// Capacity of a table in entries.
     fn capacity(&self, table: Table) -> Result<u32, ViewError>;
 
     /// Whether a hook's program is attached to an interface of this namespace.

@@ -1,10 +1,10 @@
-//! What is said of a kernel that refuses the datapath: a line with the version that is needed, never the verifier's log.
+//! Messages for a kernel that rejects the datapath: one line with the required version, never the whole verifier log.
 
 use aya::programs::ProgramError;
 use podnet_cni::text::chain;
 use podnet_common::OLDEST_KERNEL;
 
-/// What the datapath needs, and what this kernel is.
+/// The kernel versions required and running.
 pub(super) fn needs() -> String {
     let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
     let this = release.map(|release| format!(" (this is {release})")).unwrap_or_default();
@@ -14,7 +14,7 @@ pub(super) fn needs() -> String {
     )
 }
 
-/// Why the kernel refuses a program: its error, and the end of the verifier's log, which names the cause.
+/// Why the kernel rejects a program: the error, and the line of the verifier log that names the cause.
 pub(super) fn refusal(error: &ProgramError) -> String {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
@@ -25,7 +25,7 @@ pub(super) fn refusal(error: &ProgramError) -> String {
     }
 }
 
-/// The line of a verifier's log that names the cause: the last one but statistics, which differ from run to run.
+/// The line of a verifier log that names the cause: the last one before the statistics, which differ from run to run.
 fn cause(log: &str) -> String {
     const STATISTICS: [&str; 4] = ["processed ", "verification time", "stack depth", "max_states"];
     let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cause_is_the_last_line_but_statistics() {
+    fn the_cause_is_the_last_line_before_the_statistics() {
         let log = "0: (bf) r8 = r1\n1: (85) call unknown#187\ninvalid func unknown#187\nverification time 31 usec\n\
                    stack depth 328+0+136\nprocessed 43908 insns (limit 1000000) max_states_per_insn 13\n\n";
         assert_eq!(cause(log), "invalid func unknown#187");

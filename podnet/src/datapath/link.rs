@@ -1,4 +1,5 @@
-//! Links by bpf(2): what aya doesn't offer for programs and links that are pinned; and the driver of an interface.
+//! BPF links by bpf(2), as far as aya doesn't offer them for pinned programs and links; and the driver of an
+//! interface.
 
 use std::{
     ffi::CString,
@@ -26,12 +27,12 @@ const BPF_XDP: u32 = 37;
 const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
 
-/// Where in the kernel an XDP program runs.
+/// Where an XDP program runs in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// In the driver.
     Native,
-    /// In the receive path.
+    /// In the generic receive path.
     Generic,
 }
 
@@ -57,9 +58,9 @@ pub(super) fn create_xdp(program: &OwnedFd, ifindex: IfIndex, mode: Mode) -> io:
     }
     let flags = if mode == Mode::Native { DRV_MODE } else { SKB_MODE };
     let mut attr = Attr { prog_fd: program.as_raw_fd() as u32, target_ifindex: ifindex.0, attach_type: BPF_XDP, flags };
-    // SAFETY: the attribute is of the command's shape, without pointers.
+    // SAFETY: the attribute has the layout of the command, without pointers.
     let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
-    // SAFETY: the call has just returned this descriptor, and nobody else has it.
+    // SAFETY: the call has just returned this descriptor, and it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -73,11 +74,11 @@ pub(super) fn pin(link: &OwnedFd, path: &Path) -> io::Result<()> {
     }
     let text = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = Attr { pathname: text.as_ptr() as u64, bpf_fd: link.as_raw_fd() as u32, file_flags: 0 };
-    // SAFETY: the attribute is of the command's shape; the path outlives the call.
+    // SAFETY: the attribute has the layout of the command, and the path outlives the call.
     unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
 }
 
-/// Puts another program into a link.
+/// Replaces the program of a link.
 pub(super) fn update(link: &OwnedFd, program: impl AsFd) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
@@ -92,31 +93,31 @@ pub(super) fn update(link: &OwnedFd, program: impl AsFd) -> io::Result<()> {
         flags: 0,
         old_prog_fd: 0,
     };
-    // SAFETY: the attribute is of the command's shape, without pointers.
+    // SAFETY: the attribute has the layout of the command, without pointers.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
 }
 
-/// Ends what a link does, whoever holds it.
+/// Detaches a link, even if other descriptors or pins hold it.
 pub(super) fn detach(link: &OwnedFd) -> io::Result<()> {
     let mut fd = link.as_raw_fd() as u32;
-    // SAFETY: the command's part of the attributes is this number.
+    // SAFETY: the command reads only this number of the attribute.
     unsafe { bpf(BPF_LINK_DETACH, &mut fd) }.map(drop)
 }
 
-/// Id of the cgroup that a link is attached to, and of its program.
+/// Id of the cgroup that a link is attached to, and of the link's program.
 pub(super) fn cgroup(link: &OwnedFd) -> io::Result<(u64, u32)> {
     target(link)
 }
 
 /// The interface that an XDP link is attached to; 0 once it is gone.
 pub(super) fn interface(link: &OwnedFd) -> io::Result<IfIndex> {
-    // The first half of the field, whichever byte order there is.
+    // The first half of the field, in either byte order.
     let [a, b, c, d, ..] = target(link)?.0.to_ne_bytes();
     Ok(IfIndex(u32::from_ne_bytes([a, b, c, d])))
 }
 
-/// What follows the head of `struct bpf_link_info`: for a cgroup its id, for XDP an interface index in the first half. And
-/// the program's id.
+/// The type-specific part of `struct bpf_link_info` (for a cgroup its id, for XDP an interface index in the first
+/// half), and the program's id.
 fn target(link: &OwnedFd) -> io::Result<(u64, u32)> {
     #[repr(C)]
     #[derive(Default)]
@@ -137,12 +138,12 @@ fn target(link: &OwnedFd) -> io::Result<(u64, u32)> {
     let mut info = Info::default();
     let mut attr =
         Attr { fd: link.as_raw_fd() as u32, len: size_of::<Info>() as u32, info: std::ptr::from_mut(&mut info) as u64 };
-    // SAFETY: the attribute is of the command's shape, and the structure that it points to is alive.
+    // SAFETY: the attribute has the layout of the command, and the structure that it points to is live.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok((info.target, info.prog_id))
 }
 
-/// Name of an interface's driver (`ETHTOOL_GDRVINFO`).
+/// Driver name of an interface (`ETHTOOL_GDRVINFO`).
 pub(super) fn driver(interface: &str) -> io::Result<String> {
     /// linux/sockios.h, linux/ethtool.h.
     const SIOCETHTOOL: libc::Ioctl = 0x8946;
@@ -155,7 +156,7 @@ pub(super) fn driver(interface: &str) -> io::Result<String> {
         _rest: [u8; 160],
     }
     let mut info = Info { command: ETHTOOL_GDRVINFO, driver: [0; 32], _rest: [0; 160] };
-    // SAFETY: plain data, for which zeros are a value.
+    // SAFETY: plain data, for which all zeros is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays zero.
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(interface.bytes()) {
@@ -163,7 +164,7 @@ pub(super) fn driver(interface: &str) -> io::Result<String> {
     }
     request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: the request and the structure that it points to are alive, and of the command's shape.
+    // SAFETY: the request and the structure that it points to are live, and have the layout of the command.
     if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,5 +1,6 @@
-//! The pinned tables as the pipeline sees them, for asking what it would do: an entry is read from the kernel when it is
-//! asked for, and stays what it was then. What the pipeline writes stays in memory. Nothing is changed.
+//! The pinned tables as [`Tables`] of the pipeline, for simulating its decisions. An entry is read from the kernel at
+//! its first use and doesn't change afterwards. Writes of the pipeline stay in memory; the kernel's tables are never
+//! changed.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -30,7 +31,7 @@ use super::{
     view::{Pinned, open_pinned},
 };
 
-/// The tables of a node, opened.
+/// The opened tables of a node.
 pub struct Source {
     config: Pinned<u32, Config>,
     clock: Pinned<u32, u32>,
@@ -53,10 +54,10 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens the tables that are pinned in a BPF file system.
+    /// Opens the tables pinned in a BPF file system.
     ///
     /// # Errors
-    /// [`ViewError::NotPinned`] if any of them isn't there.
+    /// [`ViewError::NotPinned`] if any of them doesn't exist.
     pub fn open(bpffs: &Path) -> Result<Self, ViewError> {
         let pins = PinDir::new(bpffs);
         let conntrack = open_pinned(&pins, tables::CONNTRACK)?;
@@ -82,10 +83,10 @@ impl Source {
         })
     }
 
-    /// The tables as they are from now on.
+    /// A view of the tables as they are from now on.
     ///
     /// # Errors
-    /// The node's configuration can't be read, or the kernel doesn't take the program that asks for routes.
+    /// The node's configuration can't be read, or the kernel rejects the program for FIB lookups.
     pub fn look(&self) -> Result<Live<'_>, ViewError> {
         let config = self.config.look_up(&0)?.unwrap_or_default();
         Ok(Live {
@@ -116,20 +117,20 @@ impl Source {
     }
 }
 
-/// Why a node doesn't send a packet on: an answer of `bpf_fib_lookup`.
+/// Why a node doesn't forward a packet: a return value of `bpf_fib_lookup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoWay {
-    /// A route says that it is to be dropped silently.
+    /// Blackhole route: packets are dropped silently.
     Blackhole,
-    /// A route says that there is no way.
+    /// Unreachable route.
     Unreachable,
-    /// A route or a rule forbids it.
+    /// Prohibited by a route or a rule.
     Prohibited,
-    /// It is for the node itself, or for all, or there is no route.
+    /// The destination is the node itself or a broadcast address, or there is no route.
     NotForwarded,
-    /// The interface that it came in by doesn't forward.
+    /// Forwarding is off on the input interface.
     ForwardingOff,
-    /// There is another answer, or none.
+    /// Any other return value, or none.
     Unknown,
 }
 
@@ -146,7 +147,7 @@ impl NoWay {
     }
 }
 
-/// The tables at one moment, or at several when it takes longer.
+/// The tables at one moment, or at several if a simulation takes longer.
 pub struct Live<'s> {
     source: &'s Source,
     config: Config,
@@ -174,7 +175,7 @@ pub struct Live<'s> {
 }
 
 impl Live<'_> {
-    /// What has gone wrong since this was last asked: what was decided then may be wrong.
+    /// Reports the first error since the last call. Decisions made in between may be wrong.
     ///
     /// # Errors
     /// The first error.
@@ -182,10 +183,10 @@ impl Live<'_> {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// The way of a packet that comes in at `from`, as [`Tables::route`] tells it.
+    /// Route of a packet that arrives on `from`, as from [`Tables::route`].
     ///
     /// # Errors
-    /// Why the node doesn't send it on.
+    /// Why the node doesn't forward it.
     pub fn way(&self, from: IfIndex, src: &Addr, dst: &Addr) -> Result<&Route, NoWay> {
         let answer = self.routes.get(&(from, *src, *dst), || {
             let answer = self.fib.route(from, src, dst, |ifindex| self.interface(ifindex));
@@ -198,7 +199,8 @@ impl Live<'_> {
         }
     }
 
-    /// The node's pods that have sockets translated: the cookie of the network namespace of the pod with an address.
+    /// Cookie of the network namespace of the pod with this address; `None` if it is no pod of this node whose
+    /// sockets are translated.
     ///
     /// # Errors
     /// [`ViewError::Table`] if `sandboxes` can't be read.
@@ -207,7 +209,7 @@ impl Live<'_> {
         Ok(sandboxes.into_iter().find(|(_, pod)| pod.v4 == *addr || pod.v6 == *addr).map(|(cookie, _)| cookie))
     }
 
-    /// An entry as the kernel has it.
+    /// An entry as in the kernel.
     fn read<K: Pod, V: Pod>(&self, table: &Pinned<K, V>, key: &K) -> Option<V> {
         table.look_up(key).unwrap_or_else(|error| self.fails(error))
     }
@@ -217,7 +219,7 @@ impl Live<'_> {
         None
     }
 
-    /// An entry as the kernel had it, or as it was written since.
+    /// An entry as in the kernel, or as written since.
     fn read_over<K: Pod + Eq + Hash, V: Pod>(
         &self,
         written: &RefCell<HashMap<K, Option<V>>>,
@@ -234,7 +236,7 @@ impl Tables for Live<'_> {
     }
 
     fn advance(&self) -> u32 {
-        // The programs' clock: `bpf_ktime_get_coarse_ns`. It always exists.
+        // The clock of the programs: `bpf_ktime_get_coarse_ns`. It always exists.
         let nanoseconds = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
             .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
         let now = time::ticks(nanoseconds);
@@ -279,7 +281,7 @@ impl Tables for Live<'_> {
         if self.flow(key, |_| ()).is_some() {
             return Err(InsertError::Exists);
         }
-        // Nothing tells how many entries a hash table has; this is how many the programs have counted.
+        // The kernel doesn't tell the number of entries of a hash table; this is the programs' count.
         if self.held(holders::ALL) >= self.source.conntrack_max {
             return Err(InsertError::Full);
         }
@@ -305,12 +307,12 @@ impl Tables for Live<'_> {
         Some(f(&mut self.handover.borrow_mut()))
     }
 
-    // Each processor has its own, so that it is as if another had had the packets before.
+    // Caches are per CPU: it is as if another CPU had handled the earlier packets.
     fn cached_route<R>(&self, slot: u32, f: impl FnOnce(&mut CachedRoute) -> R) -> Option<R> {
         (slot < CachedRoute::SLOTS).then(|| f(self.next_hops.borrow_mut().entry(slot).or_default()))
     }
 
-    // None is known, so that every packet is judged in full.
+    // Always empty, so that every packet takes the slow path.
     fn direct_path<R>(&self, slot: u32, f: impl FnOnce(&mut DirectPath) -> R) -> Option<R> {
         (slot < DirectPath::SLOTS).then(|| f(&mut DirectPath::default()))
     }
@@ -362,7 +364,7 @@ impl Tables for Live<'_> {
         true
     }
 
-    // The kernel's counters are the kernel's.
+    // The simulation must not change the kernel's counters.
     fn count(&self, _counter: Counter) {}
 
     fn count_drop(&self, _reason: Reason) {}
@@ -370,12 +372,12 @@ impl Tables for Live<'_> {
     fn report(&self, _hook: Hook, _reason: Reason) {}
 }
 
-/// What was read, by its key. References to it stay valid while more is read.
+/// Values read so far, by key. References to them stay valid while more are read.
 struct Memo<K, V> {
     chains: Box<[Chain<K, V>]>,
 }
 
-/// Entries whose keys have the same hash.
+/// Entries with the same hash of the key.
 type Chain<K, V> = OnceCell<Box<Known<K, V>>>;
 
 struct Known<K, V> {
@@ -392,7 +394,7 @@ impl<K, V> Default for Memo<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V> Memo<K, V> {
-    /// The value of a key, which `read` tells the first time.
+    /// The value of a key, read at the first call.
     fn get(&self, key: &K, read: impl FnOnce() -> Option<V>) -> Option<&V> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
         let mut chain = &self.chains[hash as usize % self.chains.len()];
@@ -412,7 +414,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_stays_where_it_is() {
+    fn references_to_values_stay_valid_while_more_are_read() {
         let memo = Memo::default();
         let first = memo.get(&0u32, || Some(0u32)).unwrap();
         for key in 1..10_000 {

@@ -1,4 +1,4 @@
-//! Why the datapath can't be loaded.
+//! Errors of loading the datapath.
 
 use std::path::PathBuf;
 
@@ -8,48 +8,48 @@ use thiserror::Error;
 
 use super::kernel;
 
-/// What can go wrong.
+/// Why the datapath can't be loaded.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// Built without the object.
+    /// This binary was built without the eBPF object.
     #[error("this podnet was built without its eBPF object: build it with `cargo xtask build --release`")]
     NoObject,
-    /// No directory for pins.
+    /// The pin directory can't be created.
     #[error("cannot create {path}: {source}. Is a BPF file system mounted there (mount -t bpf bpf /sys/fs/bpf)?")]
     Directory {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The kernel refuses the object or one of its maps.
+    /// The kernel rejects the object or one of its maps.
     #[error("cannot load the eBPF object: {0}. {needs}", needs = kernel::needs())]
     Object(String),
-    /// The kernel refuses a program.
+    /// The kernel rejects a program.
     #[error("the kernel rejected the program {name}: {reason}. {needs}", needs = kernel::needs())]
     Program {
-        /// Which.
+        /// The program.
         name: String,
-        /// Why, in a line: see `kernel::refusal`.
+        /// The cause in a line: see `kernel::refusal`.
         reason: String,
     },
-    /// A program that the object should hold.
+    /// The object lacks a program.
     #[error("the eBPF object has no {0}: it belongs to another version of podnet; build both together")]
     Missing(String),
-    /// A program's pin.
+    /// Pinning or opening a program failed.
     #[error("cannot pin or open {path}: {}", chain(.source.as_ref()))]
     Pin {
-        /// Which.
+        /// The pin.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A map operation.
+    /// A map operation failed.
     #[error("cannot read or write the table {name}: {}", chain(.source))]
     Map {
-        /// Which.
+        /// The map.
         name: &'static str,
-        /// Why.
+        /// The cause.
         source: MapError,
     },
 }

@@ -1,10 +1,10 @@
-//! Loads the object, and puts a new generation of programs in the place of the old one.
+//! Loads the object, and replaces the running generation of programs by a new one.
 //!
-//! Maps are opened from their pins or created and pinned. Dispatchers are loaded once and stay; the other programs go
-//! into the slots of the generation that isn't running, and one write of `generation` makes every hook of the node
-//! use them. The slots of the old generation are left as they are until the next load needs them, so a packet that has
-//! read the old number still finds its programs. A generation that comes from the very same object stays: the kernel
-//! takes a second or more to examine the programs of another.
+//! Maps are opened from their pins, or created and pinned. Dispatchers are loaded once and stay; the other programs
+//! go into the slots of the generation that isn't running, and one write of `generation` switches every hook of the
+//! node to them. The slots of the old generation stay filled until the next load needs them, so a packet that has
+//! read the old number still finds its programs. A running generation from the identical object is kept, since the
+//! verifier takes a second or more for a new one.
 
 use std::{
     collections::BTreeSet,
@@ -37,9 +37,9 @@ use super::{
     sockets,
 };
 
-/// The object with its maps opened, its programs not loaded yet.
+/// The object with its maps open and its programs not loaded yet.
 pub struct Opened {
-    /// Its maps, some of which may be taken out: see [`Opened::load`].
+    /// Its maps; callers may take some out: see [`Opened::load`].
     pub ebpf: Ebpf,
     pins: PinDir,
     kept: bool,
@@ -47,25 +47,25 @@ pub struct Opened {
     moves: Moves,
 }
 
-/// The object, loaded; its programs are the running generation.
+/// The loaded object; its programs are the running generation.
 pub struct Loaded {
     /// Programs that are attached by links of their own (socket hooks), and handles of all maps.
     pub ebpf: Ebpf,
     /// The number of the running generation.
     pub generation: u32,
-    /// Whether programs of an earlier daemon were found, and its frozen tables taken over.
+    /// Whether programs of an earlier daemon were found, and its frozen tables adopted.
     pub adopted: bool,
-    /// Whether its other tables were too.
+    /// Whether its other tables were adopted too.
     pub kept: bool,
-    /// Where the programs come from that run.
+    /// Origins of the running programs.
     pub origins: Origins,
-    /// Tables whose content moves to those of these programs.
+    /// Tables whose contents move to new ones.
     pub(super) moves: Moves,
     /// Where everything is pinned.
     pub pins: PinDir,
 }
 
-/// The object that this program was built with.
+/// The object built into this binary.
 pub fn built_in() -> Result<&'static [u8], LoadError> {
     super::object::OBJECT.ok_or(LoadError::NoObject)
 }
@@ -76,7 +76,7 @@ pub fn load(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Loaded, LoadEr
 }
 
 impl Opened {
-    /// Loads the programs and makes them the running generation. For that it needs the frozen maps, and no others.
+    /// Loads the programs and makes them the running generation. Needs the frozen maps, and no others.
     pub fn load(self) -> Result<Loaded, LoadError> {
         let Self { mut ebpf, pins, kept, fingerprint, mut moves } = self;
         let adopted = pins.hook(Hook::FromPod).exists();
@@ -104,8 +104,8 @@ impl Opened {
     }
 }
 
-/// The ids of the tables that the running generation's programs use, and those at the sockets; none if there are no tables
-/// of other versions, so that it doesn't matter.
+/// Ids of the tables used by the running generation and by the socket hooks; empty if no other versions of tables are
+/// pinned, since then the ids don't matter.
 fn live(pins: &PinDir) -> Result<BTreeSet<u32>, LoadError> {
     let has_others = |table: &Table| pins.versions(*table).iter().any(|(version, _)| *version != table.version());
     if !pins.hook(Hook::FromPod).exists() || !ALL.iter().any(has_others) {
@@ -119,18 +119,18 @@ fn live(pins: &PinDir) -> Result<BTreeSet<u32>, LoadError> {
     if generation < GENERATIONS {
         running.extend(programs(pins, generation)?);
     }
-    // One that ends just now isn't one of them.
+    // Programs that end meanwhile are skipped.
     let of_running = loaded_programs().filter_map(Result::ok).filter(|program| running.contains(&program.id()));
     Ok(of_running.filter_map(|program| program.map_ids().ok().flatten()).flatten().collect())
 }
 
-/// The ids of the programs of a generation.
+/// Ids of the programs of a generation.
 fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>, LoadError> {
     let mut ids = Vec::new();
     for table in [PROGRAMS_TC, PROGRAMS_XDP] {
         let failed = |source| LoadError::Map { name: table.name(), source };
         let table = MapData::from_pin(pins.table(table)).map_err(failed)?;
-        // To read, it is an array of ids.
+        // A program array reads as an array of ids.
         let table: Array<MapData, u32> = Map::Array(table).try_into().map_err(failed)?;
         for slot in generation * GENERATION_SLOTS..(generation + 1) * GENERATION_SLOTS {
             match table.get(&slot, 0) {
@@ -143,7 +143,7 @@ fn programs(pins: &PinDir, generation: u32) -> Result<Vec<u32>, LoadError> {
     Ok(ids)
 }
 
-/// The hooks that an object has programs for: one of another version may be without some.
+/// Hooks for which an object has programs. Objects of other versions may lack some.
 fn hooks(ebpf: &Ebpf) -> Vec<Hook> {
     Hook::ALL.into_iter().filter(|hook| ebpf.program(hook.name()).is_some()).collect()
 }
@@ -163,14 +163,13 @@ fn fill(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// The program that is attached to nothing: see [`podnet_common::removal`].
+/// The program for removals, attached nowhere: see [`podnet_common::removal`].
 pub(super) const REMOVE_FLOWS: &str = "remove_flows";
 
-/// How many programs are loaded at once, at most: the kernel takes memory for each.
+/// Limit for programs loaded at once, since the kernel needs memory for each.
 const AT_ONCE: usize = 8;
 
-/// Has the kernel examine all programs that will be needed, which takes it tenths of a second for each, on as many
-/// processors as there are.
+/// Loads all required programs in parallel on all CPUs, since the verifier takes tenths of a second for each.
 fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
     let dispatchers =
         Hook::ALL.into_iter().filter(|hook| !pins.hook(*hook).exists()).map(|hook| hook.name().to_owned());
@@ -189,7 +188,7 @@ fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
     })
 }
 
-/// Opens an object with its maps pinned; loads no program.
+/// Opens an object with its maps pinned, without loading programs.
 pub fn open(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Opened, LoadError> {
     let kept = !pins.versions(CONFIG).is_empty();
     for path in [pins.frozen(), pins.links()].into_iter().chain(pins.tables()) {
@@ -212,16 +211,16 @@ pub fn open(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Opened, LoadEr
     loader.override_global("SOCKET_ERRNO", &socket_errno, false);
     let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
     moves.fill(&mut ebpf, pins)?;
-    // An object of another version may be without some of them.
+    // Objects of other versions may lack some tables.
     let there = pinned().filter(|(table, _)| ebpf.map(table.map()).is_some());
     let fingerprint = origins::fingerprint(object, there.map(|(_, path)| path))?;
     Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint, moves })
 }
 
-/// The slots of a hook and the names of the programs that belong there. Only the first is at every hook: which stages
-/// can be reached from it, the object knows.
+/// The slots of a hook and the names of their programs. Only the first program exists for every hook; the object
+/// determines which stages can be reached from it.
 fn stages(hook: Hook) -> impl Iterator<Item = (u32, String)> {
-    // What comes in by that one goes on in another's stages.
+    // Frames that arrive by the raw hook continue in the stages of another hook.
     let rest = Stage::ALL.iter().filter(move |_| hook != Hook::FromRaw);
     let rest = rest.map(move |stage| (stage.slot(hook), format!("{}_{}", hook.name(), stage.name())));
     [(hook as u32, first(hook))].into_iter().chain(rest)
@@ -248,7 +247,7 @@ fn pin_dispatcher(ebpf: &mut Ebpf, pins: &PinDir, hook: Hook) -> Result<(), Load
     pinned.map_err(|source| LoadError::Pin { path, source: Box::new(source) })
 }
 
-/// Loads one program, unless that is done, and returns its descriptor.
+/// Loads a program, unless it is loaded already, and returns its descriptor.
 pub(super) fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd, LoadError> {
     load_one(name, ebpf.program_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?)
 }
@@ -262,7 +261,7 @@ fn load_one(name: &str, program: &mut Program) -> Result<ProgramFd, LoadError> {
     }
 }
 
-/// A kind of program that is loaded without further ado.
+/// A program type that loads without parameters.
 trait Loadable {
     fn load(&mut self) -> Result<(), ProgramError>;
     fn descriptor(&self) -> Result<ProgramFd, ProgramError>;
@@ -302,7 +301,7 @@ fn set_program(ebpf: &mut Ebpf, array: TableOf<u32, u32>, slot: u32, fd: &Progra
     programs.set(slot, fd, 0).map_err(failed)
 }
 
-/// The generation that the hooks run.
+/// Number of the generation that the hooks run.
 fn generation(ebpf: &Ebpf) -> Result<u32, LoadError> {
     let failed = |source| LoadError::Map { name: GENERATION.name(), source };
     let map = ebpf.map(GENERATION.map()).ok_or_else(|| LoadError::Missing(GENERATION.name().into()))?;

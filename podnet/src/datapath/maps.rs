@@ -18,7 +18,7 @@ pub(super) fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, table: im
     shaped(table, take_map(ebpf, table)?)
 }
 
-/// The same for operations on many entries at once, which don't ask of what kind it is.
+/// The same for batch operations, which don't depend on the map type.
 pub(super) fn take_data(ebpf: &mut Ebpf, table: impl Into<Table>) -> Result<MapData, Error> {
     let table = table.into();
     match take_map(ebpf, table)? {
@@ -27,7 +27,7 @@ pub(super) fn take_data(ebpf: &mut Ebpf, table: impl Into<Table>) -> Result<MapD
     }
 }
 
-/// A table of the loaded object, if it holds entries that can be read and written many at once.
+/// A table of the loaded object, if its map type supports batch operations.
 pub(super) fn data_mut(ebpf: &mut Ebpf, table: Table) -> Option<&mut MapData> {
     match ebpf.map_mut(table.map())? {
         Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data) => Some(data),
@@ -39,7 +39,7 @@ pub(super) fn shaped<M: TryFrom<Map, Error = MapError>>(table: impl Into<Table>,
     M::try_from(map).map_err(|source| Error::Shape { name: table.into().name(), source })
 }
 
-/// How many entries a table has room for.
+/// Capacity of a table in entries.
 pub(super) fn size(table: impl Into<Table>, data: &MapData) -> Result<u32, Error> {
     data.info().map(|info| info.max_entries()).map_err(|source| Error::Shape { name: table.into().name(), source })
 }

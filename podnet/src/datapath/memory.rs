@@ -1,5 +1,5 @@
-//! All tables in memory: the same for the pipeline, for reconciliation and for commands, so that one test may write them,
-//! send packets through them and ask for what they hold.
+//! All tables in memory, for the pipeline, reconciliation and commands alike, so that one test can write tables, send
+//! packets through them and read the results.
 
 use std::{
     io,
@@ -25,30 +25,32 @@ use crate::{
     room::Room,
 };
 
-/// The tables, with bounds and failures as the kernel's have them. The pipeline runs over [`HostTables`], which this is too.
+/// The tables, with capacities and failures like the kernel's. The pipeline runs over [`HostTables`], to which this
+/// dereferences.
 #[derive(Clone, Debug)]
 pub struct MemoryTables {
     host: HostTables,
-    /// How many frontends there is room for.
+    /// Capacity of `frontends`.
     pub frontends_max: usize,
-    /// How many slots there are.
+    /// Number of slots.
     pub slots_max: u32,
-    /// How many backends there is room for.
+    /// Capacity of `backends`.
     pub backends_max: u32,
-    /// How many source ranges there is room for.
+    /// Capacity of `source_ranges`.
     pub source_ranges_max: usize,
-    /// Writes that succeed before the next one fails, again and again: 3 lets every fourth fail. None: all succeed.
+    /// Number of writes that succeed before the next one fails, repeatedly: with 3, every fourth write fails. `None`:
+    /// all succeed.
     pub fail_every: Option<u32>,
-    /// How many writes have been tried.
+    /// Number of writes tried.
     pub writes: u32,
-    /// Hooks that are missing at an interface; all others are there.
+    /// Hooks missing at an interface; all others are attached.
     pub missing: Vec<(Hook, IfIndex)>,
     /// The socket hooks are not attached.
     pub sockets_missing: bool,
 }
 
 impl Default for MemoryTables {
-    /// Empty tables with as much room as the kernel's have.
+    /// Empty tables with the kernel's default capacities.
     fn default() -> Self {
         let capacities =
             [tables::FRONTENDS.table(), tables::SLOTS.table(), tables::BACKENDS.table()].map(Table::capacity);
@@ -57,7 +59,7 @@ impl Default for MemoryTables {
 }
 
 impl From<HostTables> for MemoryTables {
-    /// With this content, and as much room as the kernel's have.
+    /// Tables with these contents and the kernel's default capacities.
     fn from(host: HostTables) -> Self {
         Self { host, ..Self::default() }
     }
@@ -78,7 +80,7 @@ impl DerefMut for MemoryTables {
 }
 
 impl MemoryTables {
-    /// Empty tables with this room.
+    /// Empty tables with these capacities.
     pub fn new(frontends_max: usize, slots: usize, backends: usize) -> Self {
         Self {
             host: HostTables::default(),
@@ -93,13 +95,13 @@ impl MemoryTables {
         }
     }
 
-    /// The same, with room for that many source ranges.
+    /// The same with this capacity of `source_ranges`.
     #[must_use]
     pub fn with_source_ranges(self, source_ranges_max: usize) -> Self {
         Self { source_ranges_max, ..self }
     }
 
-    /// What a reader finds who has read this frontend: its backends, an unwritten one included.
+    /// The backends that a reader of this frontend finds, including unwritten ones.
     pub fn resolve(&self, frontend: &Frontend) -> Vec<Backend> {
         let slots = frontend.slot_base..frontend.slot_base + frontend.slot_count;
         slots.map(|slot| self.backend_at(self.slot_at(slot))).collect()
@@ -159,7 +161,7 @@ impl Tables for MemoryTables {
 
     fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError> {
         let failed = self.write("slots", "writing entries");
-        // A failure may come after some of them have been written.
+        // A failed call may have written some of them.
         let written = if failed.is_ok() { ids.len() } else { ids.len() / 2 };
         self.host.slots.extend((base..).zip(ids[..written].iter().map(|id| id.0)));
         failed
@@ -194,7 +196,7 @@ impl Tables for MemoryTables {
         let failed = self.write("affinity", "pruning");
         let affinity = self.host.affinity.get_mut();
         let before = affinity.len();
-        // A failure may come after some of them are gone.
+        // A failed call may have deleted some of them.
         let mut left = if failed.is_ok() { before } else { before / 2 };
         affinity.retain(|key, value| {
             let gone = left > 0 && !keep(key, value);
@@ -382,7 +384,7 @@ pub(crate) mod samples {
             key
         }
 
-        /// Adds an entry of a frontend for one kind of client. A backend that is named twice gets two slots.
+        /// Adds an entry of a frontend for one kind of client. A backend named twice gets two slots.
         pub(crate) fn frontend(
             &mut self,
             id: u32,
@@ -408,7 +410,7 @@ pub(crate) mod samples {
             key
         }
 
-        /// Adds what a CIDR is.
+        /// Adds an entry of `nodes`.
         pub(crate) fn network(&mut self, cidr: &str, kind: NetworkKind, node: &str, flags: u16) {
             let cidr: ipnetwork::IpNetwork = cidr.parse().unwrap();
             let node = node.parse::<IpAddr>().unwrap().into();
@@ -416,7 +418,7 @@ pub(crate) mod samples {
             self.networks.insert(Prefix::new(cidr.ip(), cidr.prefix()), network);
         }
 
-        /// Adds both halves of a flow, and gives the key of the first.
+        /// Adds both halves of a flow, and returns the key of the first.
         pub(crate) fn flow(&mut self, service: u32, proto: Proto, flow: [&str; 4], flags: u8, last_seen: u32) -> Tuple {
             let (forward, there, reply, back) = flow_entries(service, proto, flow, flags, last_seen);
             self.conntrack.get_mut().extend([(forward, there), (reply, back)]);
@@ -428,7 +430,7 @@ pub(crate) mod samples {
             self.conntrack.get_mut().get_mut(key).unwrap()
         }
 
-        /// Adds the one entry of a flow that is sent on to another node: client, frontend, client, node.
+        /// Adds the single entry of a flow forwarded to another node: client, frontend, client, node.
         pub(crate) fn one_way(&mut self, service: u32, proto: Proto, flow: [&str; 4], last_seen: u32) {
             let (tuple, mut entry, ..) = flow_entries(service, proto, flow, CtEntry::ONE_WAY, last_seen);
             entry.out = Out::Via as u8;

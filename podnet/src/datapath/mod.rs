@@ -82,10 +82,10 @@ pub struct Datapath {
     adopted: bool,
     kept: bool,
     origins: Origins,
-    /// Tables whose content moves to those of these programs, until it has.
+    /// Tables whose contents are still being moved to new ones.
     moves: Option<Moves>,
     started: Instant,
-    /// Whether the kernel's look-up of a route tells the source address.
+    /// Whether a FIB lookup returns the source address.
     route_source: bool,
     conntrack_capacity: u32,
     conntrack: MapData,
@@ -93,32 +93,32 @@ pub struct Datapath {
     holders: MapData,
     clock: Array<MapData, u32>,
     config: Array<MapData, Plain<Config>>,
-    /// What `config` holds.
+    /// Current content of `config`.
     config_now: Config,
     snat_ports: MapData,
-    /// What `snat_ports` holds.
+    /// Current content of `snat_ports`.
     snat_ports_now: Vec<u16>,
     services: ServiceTables,
     nodes: NodeTables,
-    /// Interfaces that have no other hooks of uplinks than these.
+    /// Interfaces known to have no uplink hooks but these.
     clear: BTreeMap<IfIndex, &'static [Side]>,
 }
 
 impl Datapath {
-    /// Adopts the tables that are pinned, or makes them, loads the programs, and makes these the running generation.
+    /// Adopts the pinned tables, or creates them, loads the programs, and makes them the running generation.
     pub fn start(pins: PinDir, sizes: Sizes) -> Result<Self, Error> {
         let (services, opened) = Self::open(pins, sizes)?;
         Self::run(services, opened.load()?)
     }
 
-    /// Adopts or makes the tables only. Loading the programs, if others run, takes the kernel about a second on two
-    /// processors, in which one can read what the tables hold.
+    /// Only adopts or creates the tables. If other programs are running, loading the new ones takes the kernel about
+    /// a second on two CPUs, in which the tables can be read.
     pub fn open(pins: PinDir, sizes: Sizes) -> Result<(ServiceTables, Opened), Error> {
         let mut opened = loader::open(loader::built_in()?, &pins, sizes)?;
         Ok((ServiceTables::take(&mut opened.ebpf)?, opened))
     }
 
-    /// The datapath, now that the programs run.
+    /// Takes over the datapath once its programs run.
     pub fn run(services: ServiceTables, loaded: Loaded) -> Result<Self, Error> {
         let Loaded { mut ebpf, generation, adopted, kept, origins, moves, pins } = loaded;
         let remover = Remover::load(&mut ebpf)?;
@@ -158,7 +158,7 @@ impl Datapath {
         &self.pins
     }
 
-    /// The tables of services.
+    /// The service tables.
     pub fn tables(&mut self) -> &mut ServiceTables {
         &mut self.services
     }
@@ -168,7 +168,7 @@ impl Datapath {
         &mut self.nodes
     }
 
-    /// How large the tables of services are.
+    /// Capacities of the service tables.
     pub fn room(&self) -> Room {
         self.services.capacity()
     }
@@ -178,23 +178,23 @@ impl Datapath {
         self.generation
     }
 
-    /// Whether an earlier daemon's state was taken over.
+    /// Whether the state of an earlier daemon was adopted.
     pub fn adopted(&self) -> bool {
         self.adopted
     }
 
-    /// Whether its tables were taken over too, which have another layout in other versions.
+    /// Whether its tables whose layout differs between versions were adopted too.
     pub fn kept_tables(&self) -> bool {
         self.kept
     }
 
-    /// Size of the connection table, which an adopted one keeps whatever the configuration says.
+    /// Capacity of the connection table in entries. An adopted table keeps its own, whatever the configuration says.
     pub fn conntrack_capacity(&self) -> u32 {
         self.conntrack_capacity
     }
 
-    /// Tells the programs what they need to know of the node. `snat_count` is what [`Self::set_snat_ports`] has made
-    /// it, and [`Config::ROUTE_SOURCE`] what the kernel can do.
+    /// Writes the programs' configuration of the node. `snat_count` comes from [`Self::set_snat_ports`], and
+    /// [`Config::ROUTE_SOURCE`] from the kernel's features.
     pub fn set_config(&mut self, config: &Config) -> Result<(), Error> {
         let known = if self.route_source { Config::ROUTE_SOURCE } else { 0 };
         let flags = config.flags & !Config::ROUTE_SOURCE | known;
@@ -207,12 +207,12 @@ impl Datapath {
         Ok(())
     }
 
-    /// The ports for source NAT, in their places.
+    /// The ports for source NAT, by index.
     pub fn snat_ports(&self) -> &[u16] {
         &self.snat_ports_now
     }
 
-    /// Gives the programs the ports for source NAT: the places that differ first, then their number.
+    /// Writes the ports for source NAT: first the indexes that differ, then the number of ports.
     pub fn set_snat_ports(&mut self, ports: &[u16]) -> Result<(), Error> {
         let ports = &ports[..ports.len().min(tables::SNAT_PORTS.capacity())];
         let now = &self.snat_ports_now;
@@ -230,13 +230,13 @@ impl Datapath {
         self.set_config(&self.config_now.clone())
     }
 
-    /// Lets the programs see the time, which they otherwise do when a flow begins: packets of established flows only
-    /// look at what was last seen.
+    /// Advances the programs' clock. Otherwise they read the time only when a flow begins: packets of established
+    /// flows use the last time stored.
     pub fn advance_clock(&mut self) -> Result<(), Error> {
         self.clock.set(0, now(), 0).map_err(|source| Error::Table { operation: "write", name: "clock", source })
     }
 
-    /// A sweep of the connection table, to be made where it keeps nobody waiting. `networks` is what `nodes` holds.
+    /// A sweep of the connection table, to be run off the event loop. `networks` is the content of `nodes`.
     pub fn sweep<'a>(
         &self,
         stale: conntrack::Stale,
@@ -270,35 +270,35 @@ impl Datapath {
         })
     }
 
-    /// Whether the connection table has been filled by a sixteenth of its size since it had so many entries.
+    /// Whether flows filling a sixteenth of the connection table have been added since it had `entries` entries.
     pub fn is_filling(&self, entries: u32) -> Result<bool, Error> {
         let now = holders::all(self.holders.fd().as_fd()).map_err(Error::Collect)?;
         Ok(now.saturating_sub(entries) > self.conntrack_capacity / 16)
     }
 
-    /// A look for affinities whose time is up, to be made where it keeps nobody waiting.
+    /// A scan for expired affinities, to be run off the event loop.
     pub fn expiry(&self) -> Result<affinity::Expiry, Error> {
         let (affinity, frontends) = self.services.affinity_and_frontends().map_err(Error::Collect)?;
         Ok(affinity::Expiry { affinity, frontends, now: now() })
     }
 
-    /// A reader of what is counted, for any thread.
+    /// A reader of the counters, usable on any thread.
     pub fn counts(&self) -> Result<counts::Counts, Error> {
         counts::Counts::open(&self.pins)
     }
 
-    /// The reader of what the programs log. There is one.
+    /// Takes the reader of the programs' log.
     pub fn program_log(&mut self) -> Result<ProgramLog, Error> {
         EbpfLogger::init(&mut self.ebpf).map_err(Error::Log)
     }
 
-    /// The reader of dropped packets. There is one.
+    /// Takes the reader of dropped packets.
     pub fn events(&mut self) -> Result<Events, Error> {
         Ok(Events { ring: take(&mut self.ebpf, tables::EVENTS)? })
     }
 }
 
-/// What the programs log themselves, where there is no packet that an event could carry.
+/// Log messages of the programs, for conditions without a packet that an event could carry.
 pub type ProgramLog = EbpfLogger<&'static dyn log::Log>;
 
 /// Dropped packets, as the programs report them.
@@ -306,7 +306,7 @@ pub struct Events {
     ring: RingBuf<MapData>,
 }
 
-// The descriptor becomes readable when there are some.
+// The descriptor becomes readable when there are events.
 impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
@@ -320,7 +320,7 @@ impl AsRawFd for Events {
 }
 
 impl Events {
-    /// The next one, if there is one.
+    /// Next event, or `None` if there is none yet.
     pub fn next_event(&mut self) -> Option<Event> {
         let item = self.ring.next()?;
         bytemuck::try_pod_read_unaligned(&item).ok()
@@ -335,7 +335,7 @@ pub fn now() -> u32 {
     time::ticks(ns)
 }
 
-/// The ports that an earlier daemon has left, in their places.
+/// The ports left by an earlier daemon, by index.
 fn read_ports(table: &MapData, count: u32) -> Result<Vec<u16>, Error> {
     if count == 0 {
         return Ok(Vec::new());

@@ -1,11 +1,12 @@
-//! Tables that an earlier daemon has left with another size, or with another version's layout: their content moves to new
-//! ones.
+//! Migration of tables that an earlier daemon has left with another size, or with the layout of another version:
+//! their contents move to new tables.
 //!
-//! Neither can be changed in a table that is there. So another one is made, gets what the old one holds, and takes the
-//! pin, all before any program knows it: the programs that run see the old one until they are replaced. What only the
-//! daemon writes is copied once, since nobody writes it meanwhile. What programs write ([`Class::Kept`]) is copied again
-//! just before the flip, so that little is left for the last times: after the flip, when new programs may have changed an
-//! entry that old ones have changed too, in which case theirs counts, and once more when the socket hooks are replaced.
+//! Neither size nor layout of an existing map can be changed. So a new map is created, filled from the old one, and
+//! takes over the pin, all before any program uses it: running programs see the old map until they are replaced.
+//! Tables that only the daemon writes are copied once, since they don't change meanwhile. Tables that programs write
+//! ([`Class::Kept`]) are copied again just before the flip, so that little is left for the last two copies: one after
+//! the flip, where an entry that both old and new programs have changed keeps the new programs' value, and one when
+//! the socket hooks are replaced.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -34,7 +35,7 @@ use super::{
     sizes::Sizes,
 };
 
-/// What a table holds: keys and values, one after the other.
+/// Content of a table: keys and values, each concatenated.
 #[derive(Default)]
 struct Content {
     count: usize,
@@ -53,7 +54,7 @@ impl Content {
         self.keys.chunks_exact(table.key_size()).zip(self.values.chunks_exact(table.value_size()))
     }
 
-    /// The smallest table of a kind that has room for it.
+    /// The smallest capacity for this content in a map of this kind.
     fn least(&self, kind: Kind) -> usize {
         let index = |key: &[u8]| key.try_into().map_or(0, u32::from_ne_bytes) as usize;
         match kind {
@@ -63,19 +64,19 @@ impl Content {
     }
 }
 
-/// A table that is there, and how its entries become those of this version.
+/// An existing table, and the conversion of its entries to this version.
 struct Source {
     table: Table,
     map: MapData,
-    /// Sizes of its keys and values, and how many entries it has room for.
+    /// Sizes of its keys and values in bytes, and its capacity in entries.
     sizes: (usize, usize),
     entries: u32,
-    /// `None`: it has this version's layout.
+    /// `None`: it has this version's layout already.
     conversion: Option<(Migration, Shape, Shape)>,
 }
 
 impl Source {
-    /// Opens a table by the pin of one of its versions. `None` if that version's entries can't be read.
+    /// Opens a table by the pin of one of its versions. `None` if entries of that version can't be read.
     fn open(table: Table, version: u32, pin: &Path) -> Result<Option<Self>, LoadError> {
         let map = MapData::from_pin(pin).map_err(failed(table))?;
         let info = map.info().map_err(failed(table))?;
@@ -98,7 +99,7 @@ impl Source {
         Ok(Some(Self { table, map, sizes, entries, conversion }))
     }
 
-    /// Its entries as this version has them. Unused ones of an array are missing.
+    /// Its entries in this version's layout, without unused ones of an array.
     fn read(&self) -> Result<Content, LoadError> {
         let (mut content, array) = (Content::default(), self.table.kind() == Kind::Array);
         let is_used = |value: &[u8]| !array || value.iter().any(|byte| *byte != 0);
@@ -130,16 +131,16 @@ impl Source {
 /// A table whose content moves to a new one.
 struct Move {
     source: Source,
-    /// How many entries the new one has room for.
+    /// Capacity of the new table in entries.
     entries: u32,
     content: Content,
-    /// The new one, once it is there.
+    /// The new table, once it exists.
     new: Option<OwnedFd>,
-    /// What has been copied: hashes of values as this version has them, by hashes of keys.
+    /// What has been copied: hashes of the values in this version's layout, by hashes of the keys.
     copied: HashMap<u64, u64>,
 }
 
-/// All tables whose content moves.
+/// All tables whose contents move.
 #[derive(Default)]
 pub(super) struct Moves {
     moves: Vec<Move>,
@@ -147,13 +148,14 @@ pub(super) struct Moves {
 }
 
 impl Moves {
-    /// Finds the tables that are pinned but not as they should be. `live` are the ids of the tables that programs use.
+    /// Finds pinned tables that differ from what this version needs. `live` are the ids of the tables in use by
+    /// programs.
     pub(super) fn find(pins: &PinDir, live: &BTreeSet<u32>, sizes: Sizes) -> Result<Self, LoadError> {
         let mut found = Self::default();
         for table in ALL.iter().copied() {
             let Some((version, pin)) = newest(table, pins.versions(table), live)? else { continue };
             let Some(source) = Source::open(table, version, &pin)? else {
-                // One of this version that no program uses holds what was true once.
+                // A table of this version that no program uses is outdated.
                 remove(&pins.table(table))?;
                 continue;
             };
@@ -172,8 +174,8 @@ impl Moves {
         Ok(found)
     }
 
-    /// Tables of services keep their sizes if one of them doesn't fit into what it should be; others have room for what
-    /// they hold at least.
+    /// The service tables all keep their sizes if the content of one doesn't fit its configured size; other tables
+    /// get at least room for their content.
     fn fit(&mut self, sizes: Sizes) {
         let of_services = |table: Table| sizes.of_services().any(|(sized, _)| sized == table);
         let full = |moved: &&Move| moved.content.least(moved.source.table.kind()) > moved.entries as usize;
@@ -199,12 +201,12 @@ impl Moves {
         }
     }
 
-    /// Whether the object is to make a new one of a table, and of what size.
+    /// Capacity for a table that the object has to create as new.
     pub(super) fn entries(&self, table: Table) -> Option<u32> {
         self.moves.iter().find(|moved| moved.source.table == table).map(|moved| moved.entries)
     }
 
-    /// Fills the new tables and gives them their pins.
+    /// Fills the new tables and moves the pins to them.
     pub(super) fn fill(&mut self, ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
         for moved in &mut self.moves {
             let (table, content) = (moved.source.table, std::mem::take(&mut moved.content));
@@ -221,10 +223,10 @@ impl Moves {
         Ok(())
     }
 
-    /// Copies what programs have written to the old tables since the last time. Once the new ones are in use, what is
-    /// there of them is left as it is, unless it is what has been copied.
+    /// Copies what programs have written to the old tables since the last copy. Once the new tables are in use, their
+    /// entries are overwritten only if they are unchanged copies.
     pub(super) fn follow(&mut self, in_use: bool) -> Result<(), LoadError> {
-        // The less time there is around the flip in which an entry of conntrack isn't copied, the better.
+        // Copy conntrack closest to the flip: entries added in between are missing for a moment.
         let (conntrack, mut others): (Vec<_>, Vec<_>) =
             self.moves.iter_mut().partition(|moved| moved.source.table == CONNTRACK.table());
         let at = if in_use { 0 } else { others.len() };
@@ -244,13 +246,13 @@ impl Moves {
         Ok(())
     }
 
-    /// Copies for the last time, and removes the pins of what isn't needed any more.
+    /// Copies a last time, and removes pins that are no longer needed.
     pub(super) fn finish(self, pins: &PinDir) -> Result<(), LoadError> {
         let mut moves = self;
         moves.follow(true)?;
         let moved: Vec<_> = moves.moves.iter().map(|moved| moved.source.table).collect();
         for table in ALL.iter().copied().filter(|table| table.class() == Class::Kept && !moved.contains(table)) {
-            // Others of an earlier daemon that has ended after the flip.
+            // Other versions, of an earlier daemon that ended after the flip.
             for (version, pin) in pins.versions(table).into_iter().filter(|(version, _)| *version != table.version()) {
                 let Some(source) = Source::open(table, version, &pin)? else { continue };
                 let own = MapData::from_pin(pins.table(table)).map_err(failed(table))?;
@@ -264,7 +266,7 @@ impl Moves {
     }
 }
 
-/// Writes an entry to a table. If that is in use already, only an entry that is missing there, or that is a copy still.
+/// Writes an entry. Into a table already in use, writes it only if it is missing there or still an unchanged copy.
 fn write(
     table: BorrowedFd<'_>,
     key: &[u8],
@@ -277,13 +279,13 @@ fn write(
     }
     match batch::look_up_bytes(table, key, value.len())? {
         None => batch::insert_bytes(table, key, value),
-        // A packet that changes it between the two calls is as good as one that came before the flip.
+        // A packet that changes the entry between the two calls counts like one before the flip.
         Some(there) if is_copy(&there) => batch::update_bytes(table, 1, key, value),
         Some(_) => Ok(()),
     }
 }
 
-/// Which version of a table has what is true now: the one that programs use; if none is in use, this version's, or the
+/// The version of a table with current content: the one in use by programs; if none is in use, this version's, or the
 /// latest.
 fn newest(
     table: Table,
@@ -293,7 +295,7 @@ fn newest(
     let mut candidates = Vec::new();
     for (version, pin) in versions {
         let id = MapInfo::from_pin(&pin).map_err(failed(table))?.id();
-        // Socket hooks may use another one still when all other programs use this version's.
+        // Socket hooks may still use another version when all other programs use this one.
         candidates.push(((live.contains(&id), version == table.version(), version), pin));
     }
     Ok(candidates.into_iter().max().map(|((_, _, version), pin)| (version, pin)))
@@ -301,7 +303,7 @@ fn newest(
 
 fn pin(map: &mut MapData, table: Table, pin: &Path) -> Result<(), LoadError> {
     let unpinned = |source: Box<dyn std::error::Error + Send + Sync>| LoadError::Pin { path: pin.to_owned(), source };
-    // The BPF file system has no dots in names.
+    // Names in the BPF file system must not contain dots.
     let temporary = pin.with_file_name(format!("{}_new", table.name()));
     remove(&temporary)?;
     map.pin(&temporary).map_err(|error| unpinned(Box::new(error)))?;
@@ -317,7 +319,7 @@ fn remove(pin: &Path) -> Result<(), LoadError> {
     }
 }
 
-/// Removes the pins of tables that aren't this version's.
+/// Removes pins of tables that don't belong to this version.
 fn remove_others(pins: &PinDir) {
     let own: BTreeSet<_> = ALL.iter().filter(|table| table.is_pinned()).map(|table| pins.table(*table)).collect();
     for directory in pins.tables() {

@@ -1,4 +1,4 @@
-//! The tables that tell the programs of the node's network: `nodes`, `peers` and `interfaces`.
+//! The tables of the node's network: `nodes`, `peers` and `interfaces`.
 
 use std::os::fd::AsFd as _;
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::mirror::{Entries, TableError};
 
-/// The value of a key in `peers`.
+/// Value of a key in `peers`.
 const IS_PEER: u32 = 1;
 
 /// The tables of the node's network.
@@ -40,7 +40,7 @@ impl NodeTables {
     }
 }
 
-/// The error for an entry that finds no room.
+/// The error for an entry that exceeds a table's capacity.
 fn full(table: &'static str, advice: &'static str) -> impl Fn(MapError) -> TableError {
     move |error| match errno(&error) {
         Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => TableError::Full { table, advice },

@@ -1,3 +1,3 @@
-//! The eBPF object that is built into this program.
+//! The eBPF object built into this binary.
 
 include!(concat!(env!("OUT_DIR"), "/object.rs"));

@@ -1,5 +1,5 @@
-//! Where the programs come from that run: a generation, or what is at the sockets, that comes from the same object and uses
-//! the same tables as a new daemon's needn't be loaded again.
+//! Origins of the running programs. A generation, or programs at the socket hooks, that come from the same object and
+//! use the same tables as those of a new daemon needn't be loaded again.
 
 use std::{
     hash::{DefaultHasher, Hasher as _},
@@ -15,10 +15,10 @@ use podnet_common::layout::tables::ORIGINS;
 
 use super::load_error::LoadError;
 
-/// What stands for programs that come from nowhere: there are none, or they are just being replaced.
+/// No known origin: there are no programs, or they are just being replaced.
 const NOWHERE: u64 = 0;
 
-/// The table `origins`, and what stands for this daemon's object and tables.
+/// The table `origins`, and the fingerprint of this daemon's object and tables.
 pub struct Origins {
     table: Array<MapData, u64>,
     fingerprint: u64,
@@ -31,13 +31,13 @@ impl Origins {
         Ok(Self { table: map.try_into().map_err(failed)?, fingerprint })
     }
 
-    /// Whether the programs with these ids, which are there now, are those that a daemon of this object has noted.
+    /// Whether the programs with these ids, currently in place, are those recorded by a daemon with this object.
     pub(super) fn is_ours(&self, which: u32, ids: &[u32]) -> Result<bool, LoadError> {
         Ok(self.table.get(&which, 0).map_err(failed)? == self.mark(ids))
     }
 
-    /// Replaces programs by those of this daemon's object, and notes the new ones' ids. Whoever dies in between leaves
-    /// programs from nowhere.
+    /// Replaces programs by those of this daemon's object, and records the ids of the new ones. If the daemon dies in
+    /// between, the programs have no known origin.
     pub(super) fn note_after<E: From<LoadError>>(
         &mut self,
         which: u32,
@@ -48,7 +48,8 @@ impl Origins {
         Ok(self.table.set(which, mark, 0).map_err(failed)?)
     }
 
-    /// What stands for these programs. Their ids are in it, since others may replace them who don't know this table.
+    /// Fingerprint of the origin together with the programs' ids, since a daemon that doesn't know this table may
+    /// replace programs.
     fn mark(&self, ids: &[u32]) -> u64 {
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(self.fingerprint);
@@ -57,7 +58,7 @@ impl Origins {
     }
 }
 
-/// What stands for an object, the version that loads it, and the tables with these pins.
+/// Fingerprint of an object, the version that loads it, and the tables with these pins.
 pub(super) fn fingerprint(object: &[u8], tables: impl Iterator<Item = PathBuf>) -> Result<u64, LoadError> {
     let mut hasher = DefaultHasher::new();
     hasher.write(env!("CARGO_PKG_VERSION").as_bytes());

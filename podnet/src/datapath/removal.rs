@@ -11,14 +11,14 @@ use super::{
     test_run,
 };
 
-/// The program. It uses the tables of the object that it was loaded with.
+/// The program. It uses the tables of its object.
 pub struct Remover(ProgramFd);
 
 impl Remover {
     /// Loads the program, unless it is loaded already.
     ///
     /// # Errors
-    /// The kernel refuses it, or the object is from a version without it.
+    /// The kernel rejects it, or the object is from a version without it.
     pub fn load(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         load_program(ebpf, REMOVE_FLOWS).map(Self)
     }

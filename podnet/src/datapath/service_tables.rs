@@ -27,10 +27,10 @@ use crate::{
     room::Room,
 };
 
-/// What a range leads to in `source_ranges`.
+/// Value of a range in `source_ranges`.
 const MAY_USE: u32 = 1;
 
-/// The tables of services.
+/// The service tables.
 pub struct ServiceTables {
     frontends: HashMap<MapData, Plain<FrontendKey>, Plain<Frontend>>,
     slots: MapData,
@@ -56,7 +56,7 @@ impl ServiceTables {
         Ok(Self { frontends, slots, backends, source_ranges, affinity, capacity })
     }
 
-    /// Descriptors of the two, for other threads.
+    /// Descriptors of `affinity` and `frontends`, for other threads.
     pub(super) fn affinity_and_frontends(&self) -> io::Result<(OwnedFd, OwnedFd)> {
         let affinity = self.affinity.fd().as_fd().try_clone_to_owned()?;
         Ok((affinity, self.frontends_fd().try_clone_to_owned()?))

@@ -1,13 +1,13 @@
-//! How large the tables are that the configuration sizes.
+//! Capacities of the tables that the configuration sizes.
 
 use podnet_common::layout::tables::{BACKENDS, CONNTRACK, FRONTENDS, SLOTS, SOURCE_RANGES, Table};
 
-/// What the configuration says.
+/// Configured capacities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Entries of `conntrack`. A table that is there keeps its own.
+    /// Entries of `conntrack`. An existing table keeps its own capacity.
     pub conntrack: u32,
-    /// Entries of `frontends`, to which those of the tables behind it are in a fixed proportion.
+    /// Entries of `frontends`. The capacities of the tables behind it are in a fixed proportion to this.
     pub frontends: u32,
 }
 
@@ -17,16 +17,16 @@ impl Default for Sizes {
     }
 }
 
-/// The tables of services.
+/// The service tables.
 const OF_SERVICES: [Table; 4] = [FRONTENDS.table(), SLOTS.table(), BACKENDS.table(), SOURCE_RANGES.table()];
 
 impl Sizes {
-    /// The tables that the configuration sizes, with their numbers of entries.
+    /// The tables sized by the configuration, with their capacities in entries.
     pub(super) fn tables(self) -> impl Iterator<Item = (Table, u32)> {
         [(CONNTRACK.table(), self.conntrack)].into_iter().chain(self.of_services())
     }
 
-    /// The tables of services.
+    /// The service tables, with their capacities in entries.
     pub(super) fn of_services(self) -> impl Iterator<Item = (Table, u32)> {
         let entries = move |table: Table| self.frontends * (table.capacity() / FRONTENDS.capacity()) as u32;
         OF_SERVICES.into_iter().map(move |table| (table, entries(table)))

@@ -1,5 +1,5 @@
-//! Socket hooks: attached to a cgroup by links that are pinned. A new daemon puts its programs into the links that it
-//! finds (`BPF_LINK_UPDATE`), so no connection is made without them in between.
+//! Socket hooks, attached to a cgroup by pinned links. A new daemon puts its programs into the existing links
+//! (`BPF_LINK_UPDATE`), so every connection in between is translated.
 
 use std::{
     fs::{self, File},
@@ -29,14 +29,14 @@ use super::{
     origins::Origins,
 };
 
-/// The programs, by their names in the object.
+/// Names of the programs in the object.
 const PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
-/// What can go wrong.
+/// Errors of the socket hooks.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// There is no cgroup to attach them to.
+    /// There is no cgroup to attach to.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     /// A program can't be loaded or attached.
@@ -45,22 +45,22 @@ pub enum SocketError {
          run without these programs"
     )]
     Program {
-        /// Which.
+        /// The program.
         name: &'static str,
-        /// Why, in a line: see `kernel::refusal`.
+        /// The cause in a line: see `kernel::refusal`.
         reason: String,
     },
-    /// It can't be told where they come from.
+    /// The origin of the programs can't be determined.
     #[error(transparent)]
     Origin(#[from] LoadError),
     /// A link can't be pinned, opened or changed.
     #[error("cannot pin the link of {name} at {path}: {}", chain(.source.as_ref()))]
     Link {
-        /// Which program.
+        /// The program.
         name: &'static str,
-        /// Where.
+        /// The pin.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
@@ -69,10 +69,10 @@ fn pin(pins: &PinDir, name: &str) -> PathBuf {
     pins.links().join(format!("sock_{name}"))
 }
 
-/// Attaches the socket hooks to a cgroup, or puts these programs in the place of an earlier daemon's.
+/// Attaches the socket hooks to a cgroup, or replaces the programs of an earlier daemon.
 pub(super) fn attach(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path, origins: &mut Origins) -> Result<(), SocketError> {
     let directory = cgroup::open(cgroup)?;
-    // A cgroup's id is its directory's inode number.
+    // The id of a cgroup is the inode number of its directory.
     let id = directory.metadata().map_err(|source| CgroupError::Open { path: cgroup.to_owned(), source })?.ino();
     if let Some(ids) = programs(pins, id)
         && origins.is_ours(SOCKET_ORIGIN, &ids)?
@@ -81,12 +81,12 @@ pub(super) fn attach(ebpf: &mut Ebpf, pins: &PinDir, cgroup: &Path, origins: &mu
     }
     origins.note_after(SOCKET_ORIGIN, || {
         PROGRAMS.into_iter().try_for_each(|name| attach_one(ebpf, pins, name, &directory, id))?;
-        // Should one be missing already, the next look finds other ids than these.
+        // If a link is missing by then, the next check finds ids that differ.
         Ok(programs(pins, id).unwrap_or_default())
     })
 }
 
-/// The ids of the programs that are attached to a cgroup, if all are.
+/// Ids of the programs attached to a cgroup, if all are attached.
 fn programs(pins: &PinDir, cgroup: u64) -> Option<Vec<u32>> {
     let id = |name| match link::cgroup(&open_pin(&pin(pins, name)).ok()?) {
         Ok((of, program)) if of == cgroup => Some(program),
@@ -95,7 +95,7 @@ fn programs(pins: &PinDir, cgroup: u64) -> Option<Vec<u32>> {
     PROGRAMS.into_iter().map(id).collect()
 }
 
-/// The ids of the programs in the links that are pinned, whatever cgroup they are at.
+/// Ids of the programs in the pinned links, at any cgroup.
 pub(super) fn program_ids(pins: &PinDir) -> Vec<u32> {
     let id = |name| Some(link::cgroup(&open_pin(&pin(pins, name)).ok()?).ok()?.1);
     PROGRAMS.into_iter().filter_map(id).collect()
@@ -114,7 +114,7 @@ fn attach_one(
         |source: Box<dyn std::error::Error + Send + Sync>| SocketError::Link { name, path: path.clone(), source };
     let program: &mut CgroupSockAddr =
         ebpf.program_mut(name).ok_or(ProgramError::NotLoaded).map_err(failed)?.try_into().map_err(failed)?;
-    // The node is brought into line more than once in a daemon's life; programs are loaded once.
+    // A daemon may attach hooks more than once, but loads each program once.
     if program.fd().is_err() {
         program.load().map_err(failed)?;
     }
@@ -123,7 +123,7 @@ fn attach_one(
         if link::cgroup(&link).is_ok_and(|(id, _)| id == cgroup_id) {
             return link::update(&link, program.fd().map_err(failed)?).map_err(|e| unkept(Box::new(e)));
         }
-        // The configuration names another cgroup: the old link ends with its pin.
+        // The configuration names another cgroup. Removing the pin detaches the old link.
         fs::remove_file(&path).map_err(|e| unkept(Box::new(e)))?;
     }
     let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
@@ -133,7 +133,7 @@ fn attach_one(
     Ok(())
 }
 
-/// Detaches the socket hooks. That there are none is fine.
+/// Detaches the socket hooks, if there are any.
 pub fn detach(pins: &PinDir) -> io::Result<()> {
     for name in PROGRAMS {
         match fs::remove_file(pin(pins, name)) {

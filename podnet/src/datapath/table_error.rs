@@ -1,4 +1,4 @@
-//! From the kernel's refusals to errors of tables.
+//! Conversion of map errors into errors of tables.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use aya::maps::MapError;
 
 use crate::mirror::TableError;
 
-/// The error number of a system call that failed.
+/// Error number of a failed system call.
 pub(super) fn errno(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
@@ -14,7 +14,7 @@ pub(super) fn errno(error: &MapError) -> Option<i32> {
     }
 }
 
-/// An entry that is to be removed and isn't there is as good.
+/// Removing a missing entry counts as success.
 pub(super) fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
@@ -23,7 +23,7 @@ pub(super) fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError>
     }
 }
 
-/// An operation on one entry, by aya.
+/// For operations on one entry by aya.
 pub(super) fn failed(table: &'static str, operation: &'static str) -> impl Fn(MapError) -> TableError {
     move |error| {
         let source = errno(&error).map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error);
@@ -31,7 +31,7 @@ pub(super) fn failed(table: &'static str, operation: &'static str) -> impl Fn(Ma
     }
 }
 
-/// An operation on many entries at once.
+/// For batch operations.
 pub(super) fn refused(table: &'static str, operation: &'static str) -> impl Fn(io::Error) -> TableError {
     move |source| TableError::Io { table, operation, source }
 }

@@ -1,4 +1,4 @@
-//! Runs a program once, on a frame that goes nowhere (`BPF_PROG_TEST_RUN`).
+//! Runs a program once, on a frame that is never sent (`BPF_PROG_TEST_RUN`).
 
 use std::{
     io,
@@ -10,7 +10,7 @@ use podnet_cni::datapath::bpf;
 /// `enum bpf_cmd` of linux/bpf.h.
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 
-/// What running a program takes of `union bpf_attr`.
+/// Part of `union bpf_attr` for running a program.
 #[repr(C)]
 #[derive(Default)]
 struct RunAttr {
@@ -35,7 +35,7 @@ struct RunAttr {
 /// Runs a program in the network namespace of the calling thread. Returns its return value.
 ///
 /// # Errors
-/// The kernel's refusal.
+/// The kernel's error.
 pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
     call(program, frame, &mut [])
 }
@@ -43,12 +43,12 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
 /// The same for a program that changes the frame's bytes, but not its length.
 ///
 /// # Errors
-/// The kernel's refusal.
+/// The kernel's error.
 pub(super) fn run_mut<const LEN: usize>(program: BorrowedFd<'_>, frame: &mut [u8; LEN]) -> io::Result<u32> {
     call(program, &frame.clone(), frame)
 }
 
-/// `out`: empty, or as long as the frame.
+/// `out` must be empty, or as long as the frame.
 fn call(program: BorrowedFd<'_>, frame: &[u8], out: &mut [u8]) -> io::Result<u32> {
     let mut attr = RunAttr {
         prog_fd: program.as_raw_fd() as u32,
@@ -59,7 +59,8 @@ fn call(program: BorrowedFd<'_>, frame: &[u8], out: &mut [u8]) -> io::Result<u32
         repeat: 1,
         ..RunAttr::default()
     };
-    // SAFETY: the attribute is of the command's shape, and both buffers are live and of the sizes it names.
+    // SAFETY: the attribute has the layout of the command, and both buffers are live and have the sizes that it
+    // names.
     unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
     Ok(attr.retval)
 }

@@ -1,4 +1,4 @@
-//! The XDP program of an uplink: a link that is pinned by mode and uplink's name, so that it outlives the daemon.
+//! The XDP program of an uplink: a link pinned by mode and name of the uplink, so that it outlives the daemon.
 
 use std::{
     fmt, fs, io,
@@ -13,11 +13,11 @@ pub use super::link::Mode;
 use super::{hooks::UplinkHook, link};
 use crate::config::Xdp;
 
-/// Drivers whose native XDP costs more than it saves: it switches off the segmentation offload of a veth's peer, and
-/// the reassembly that a virtual machine's host does for it, so that each segment of TCP travels alone.
+/// Drivers for which native XDP costs more than it saves: it switches off the segmentation offload of a veth's peer,
+/// and the receive offload that the host of a virtual machine does for it, so that each TCP segment travels alone.
 const COSTLY: [&str; 2] = ["veth", "virtio_net"];
 
-/// What can go wrong.
+/// Errors of the XDP program.
 #[derive(Debug, Error)]
 #[error(
     "cannot attach the XDP program to {name}: {source}; set `xdp: generic` or `off` if its driver does not support native XDP"
@@ -27,12 +27,12 @@ pub struct XdpError {
     source: io::Error,
 }
 
-/// How an uplink stands.
+/// State of the XDP program at an uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It has the program.
+    /// Attached.
     Attached(Mode),
-    /// It hasn't, as it should be, for this reason.
+    /// Not attached although configured, with the reason.
     Off(String),
 }
 
@@ -49,12 +49,13 @@ fn pin(pins: &PinDir, mode: Mode, name: &str) -> PathBuf {
     pins.links().join(format!("xdp_{}_{}", mode.name(), file_name(name)))
 }
 
-/// The name of an interface as that of a file: the BPF file system takes no dots (`bpf_lookup` in kernel/bpf/inode.c).
+/// File name for an interface: names in the BPF file system must not contain dots (`bpf_lookup` in
+/// kernel/bpf/inode.c).
 fn file_name(interface: &str) -> String {
     interface.replace('.', "%2e")
 }
 
-/// Brings an uplink to what the configuration says. What is right is left alone.
+/// Brings the XDP program of an uplink into line with the configuration. A matching link stays untouched.
 pub fn settle(pins: &PinDir, uplink: &UplinkHook, wanted: Xdp) -> Result<State, XdpError> {
     let failed = |source: io::Error| XdpError { name: uplink.name.clone(), source };
     let mode = match wanted {
@@ -68,7 +69,7 @@ pub fn settle(pins: &PinDir, uplink: &UplinkHook, wanted: Xdp) -> Result<State, 
                 let reason = format!("with the driver {driver}, XDP costs more than it saves");
                 return detach_but(pins, uplink, None).map(|()| State::Off(reason)).map_err(failed);
             }
-            // The attempt tells more.
+            // Attaching gives the actual error.
             _ => Mode::Native,
         },
     };
@@ -94,7 +95,8 @@ fn attach(pins: &PinDir, uplink: &UplinkHook, mode: Mode) -> io::Result<()> {
     link::pin(&link, &path)
 }
 
-/// Detaches the program from an uplink where it has another mode, or where the interface is a new one of the same name.
+/// Detaches the program from an uplink where it has another mode, or where the interface is a new one of the same
+/// name.
 fn detach_but(pins: &PinDir, uplink: &UplinkHook, keep: Option<Mode>) -> io::Result<()> {
     for mode in Mode::ALL {
         let path = pin(pins, mode, &uplink.name);
@@ -106,7 +108,7 @@ fn detach_but(pins: &PinDir, uplink: &UplinkHook, keep: Option<Mode>) -> io::Res
     Ok(())
 }
 
-/// Detaches the program from every interface but those named.
+/// Detaches the program from all interfaces except those named.
 pub fn detach_others(pins: &PinDir, keep: &[&str]) -> io::Result<()> {
     let entries = match fs::read_dir(pins.links()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -124,14 +126,14 @@ pub fn detach_others(pins: &PinDir, keep: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends a link: at once, while the kernel may take its time to notice that a pin has gone, and another mode can't be
-/// attached before.
+/// Ends a link at once. After the removal of a pin alone the kernel may detach later, and until then another mode
+/// can't be attached.
 fn detach(path: &Path) -> io::Result<()> {
     link::detach(&open_pin(path).map_err(io::Error::other)?)?;
     fs::remove_file(path)
 }
 
-/// The interface of a pinned link; 0 once the interface is gone.
+/// Interface of a pinned link; 0 once the interface is gone.
 fn attached_to(path: &Path) -> io::Result<IfIndex> {
     link::interface(&open_pin(path).map_err(io::Error::other)?)
 }

@@ -39,7 +39,7 @@ struct PinnedView {
     generation: Pinned<u32, u32>,
 }
 
-/// A table, opened by its pin.
+/// A table opened by its pin.
 pub(super) struct Pinned<K, V> {
     table: TableOf<K, V>,
     map: MapData,
@@ -50,12 +50,12 @@ impl<K: Pod, V: Pod> Pinned<K, V> {
         batch::for_each(self.map.fd().as_fd(), visit).map_err(failed(self.table))
     }
 
-    /// The entry with a key; of a trie, that of the longest prefix which holds it.
+    /// Entry of a key; for a trie, that of the longest matching prefix.
     pub(super) fn look_up(&self, key: &K) -> Result<Option<V>, ViewError> {
         batch::look_up(self.map.fd().as_fd(), key).map_err(failed(self.table))
     }
 
-    /// How many entries it has room for.
+    /// Capacity in entries.
     pub(super) fn capacity(&self) -> Result<u32, ViewError> {
         self.map.info().map(|info| info.max_entries()).map_err(failed(self.table))
     }
@@ -89,10 +89,10 @@ pub(super) fn open_pinned<K, V>(pins: &PinDir, table: TableOf<K, V>) -> Result<P
     Ok(Pinned { table, map: open_table(pins, table.table())? })
 }
 
-/// Opens the tables that are pinned in a BPF file system.
+/// Opens the tables pinned in a BPF file system.
 ///
 /// # Errors
-/// [`ViewError::NotPinned`] if any of them isn't there.
+/// [`ViewError::NotPinned`] if any of them doesn't exist.
 pub fn open(bpffs: &Path) -> Result<Box<dyn View>, ViewError> {
     let pins = PinDir::new(bpffs);
     let counters = Map::PerCpuArray(open_table(&pins, tables::COUNTERS.table())?);
@@ -183,7 +183,7 @@ impl View for PinnedView {
         let Some(interface) = interface_name(ifindex) else { return Ok(false) };
         let own = ProgramInfo::from_pin(self.pins.hook(hook)).map_err(|e| failed(Box::new(e)))?.id();
         let at_tcx = tcx_programs(&interface, direction).map_err(|e| failed(Box::new(e)))?;
-        // Pods' host ends have clsact filters on every kernel, other links where there is no TCX.
+        // Host ends of pods have clsact filters on every kernel, other links only on kernels without TCX.
         Ok(at_tcx.contains(&own) || clsact::attached(own, ifindex, direction).map_err(|e| failed(Box::new(e)))?)
     }
 
@@ -192,7 +192,7 @@ impl View for PinnedView {
     }
 }
 
-/// The ids of the programs at TCX; none on kernels before 6.6, which have no TCX.
+/// Ids of the programs at TCX; none on kernels before 6.6, which lack TCX.
 fn tcx_programs(interface: &str, direction: Direction) -> Result<Vec<u32>, ProgramError> {
     let direction = match direction {
         Direction::Ingress => TcAttachType::Ingress,
@@ -226,7 +226,7 @@ fn xdp_attached(pins: &PinDir, ifindex: IfIndex) -> io::Result<bool> {
 /// The name of an interface of this namespace.
 pub fn interface_name(ifindex: IfIndex) -> Option<String> {
     let name = nix::net::if_::if_indextoname(ifindex.0).ok()?.into_string().ok()?;
-    // nix takes the null pointer that means "none" for an empty name.
+    // nix treats the null pointer for "no such interface" as an empty name.
     (!name.is_empty()).then_some(name)
 }
 
