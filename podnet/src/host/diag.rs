@@ -1,5 +1,5 @@
-//! The ports that TCP's sockets have, asked of the kernel's socket monitoring (sock_diag(7)): of those that listen it looks at
-//! these alone, while for `/proc/net/tcp` it goes through the table of all connections of the machine.
+//! Ports of TCP sockets, from the kernel's socket monitoring (sock_diag(7)). To find listeners the kernel scans only
+//! these, while a read of `/proc/net/tcp` goes through the table of all connections of the host.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,15 +12,15 @@ use netlink_packet_sock_diag::{
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
-/// Reads the ports on which sockets listen in the calling thread's network namespace.
+/// Reads the ports of listening sockets in the calling thread's network namespace.
 ///
 /// # Errors
-/// The kernel has no `INET_DIAG`, or its answer isn't understood.
+/// The kernel lacks `INET_DIAG`, or its reply can't be parsed.
 pub(super) fn listening() -> io::Result<BTreeSet<u16>> {
     ports(StateFlags::LISTEN, None)
 }
 
-/// Reads the ports from this one on that sockets have in any state.
+/// Reads the ports of sockets in any state, from `first` upwards.
 ///
 /// # Errors
 /// See [`listening`].
@@ -57,9 +57,9 @@ fn ports(states: StateFlags, first: Option<u16>) -> io::Result<BTreeSet<u16>> {
     Ok(ports)
 }
 
-/// The attribute by which the kernel looks only at sockets whose port isn't lower (`INET_DIAG_REQ_BYTECODE`): one
-/// instruction of `struct inet_diag_bc_op`, `INET_DIAG_BC_S_GE`, with the port in the place of the next one, and how many bytes
-/// further it goes on if that is so (to the end) or not (beyond).
+/// Filter by which the kernel reports only sockets whose port isn't lower than `first` (`INET_DIAG_REQ_BYTECODE`): one
+/// instruction of `struct inet_diag_bc_op`, `INET_DIAG_BC_S_GE`, with the port in the place of the next instruction,
+/// and with the number of bytes to skip if the condition holds (to the end) or not (beyond the end).
 fn from_port(first: u16) -> Vec<u8> {
     const BYTECODE: u16 = 1;
     const PORT_NOT_LOWER: [u8; 2] = [2, 8];
@@ -68,7 +68,7 @@ fn from_port(first: u16) -> Vec<u8> {
     [&head[..], &PORT_NOT_LOWER, &OTHERWISE.to_ne_bytes(), &[0, 0], &first.to_ne_bytes()].concat()
 }
 
-/// Reads the messages of one datagram. Whether the last has come.
+/// Parses the messages of one datagram. True if the last message has arrived.
 fn take_in(datagram: &[u8], ports: &mut BTreeSet<u16>) -> io::Result<bool> {
     let mut rest = datagram;
     while !rest.is_empty() {
@@ -77,7 +77,7 @@ fn take_in(datagram: &[u8], ports: &mut BTreeSet<u16>) -> io::Result<bool> {
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
                 ports.insert(found.header.socket_id.source_port);
             }
-            // A dump that fails ends so too: without the kernel's module for TCP, for one.
+            // A failed dump also ends with this message: without the kernel's module for TCP, for example.
             NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) => return Err(error.to_io()),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_are_told_and_connections_are_not() {
+    fn listeners_are_reported_and_connections_are_not() {
         let listeners = ["127.0.0.1:0", "[::1]:0"].map(|addr| TcpListener::bind(addr).unwrap());
         let ports = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
         let connection = TcpStream::connect(("127.0.0.1", ports[0])).unwrap();

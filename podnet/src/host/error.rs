@@ -1,4 +1,4 @@
-//! What can go wrong with the host's network.
+//! Errors of the host's network.
 
 use std::io;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ pub enum HostError {
     /// The netlink socket could not be opened.
     #[error("cannot open a netlink socket: {0}")]
     Socket(#[source] io::Error),
-    /// The system's source of random numbers failed.
+    /// The system's random number generator failed.
     #[error("cannot read /dev/urandom for a MAC: {0}")]
     Random(#[source] io::Error),
     /// A dump failed.
@@ -24,7 +24,7 @@ pub enum HostError {
         /// The kernel's answer.
         source: rtnetlink::Error,
     },
-    /// A change was refused.
+    /// The kernel rejected a change.
     #[error("cannot {action}: {}", refusal(.source))]
     Change {
         /// What was attempted.
@@ -32,14 +32,14 @@ pub enum HostError {
         /// The kernel's answer.
         source: rtnetlink::Error,
     },
-    /// The kernel has no room for another neighbour.
+    /// The neighbour table of the kernel is full.
     #[error(
         "the kernel's neighbour table is full, and some nodes on this link are unreachable: raise \
          net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3 (and gc_thresh1, gc_thresh2) above \
          the number of nodes"
     )]
     NeighboursFull,
-    /// A route to the same destination exists that podnet hasn't made.
+    /// There is a route to the same destination that podnet didn't make.
     #[error(
         "another program's route to {dst} exists and takes precedence: find its origin with `ip route show {dst}`, or \
          choose another CIDR"
@@ -48,19 +48,19 @@ pub enum HostError {
         /// Its destination.
         dst: IpNetwork,
     },
-    /// An interface with the name of one of podnet's is something else.
+    /// An interface has the name of one of podnet's, but another kind.
     #[error("an interface {name} exists that does not belong to podnet: rename or delete it (`ip link delete {name}`)")]
     ForeignLink {
         /// Its name.
         name: String,
     },
-    /// Two nodes would be one in the tunnel.
+    /// Two nodes would have the same MAC in the tunnel.
     #[error("the tunnel MAC derived from the name of node {node} collides with another node's: rename the node")]
     SameMac {
-        /// Its name.
+        /// Name of one of them.
         node: String,
     },
-    /// A node address is on none of the node's interfaces.
+    /// No interface of the node has one of its addresses.
     #[error(
         "this node's address {addr} is on none of its interfaces: correct the InternalIP of the Node object, or add \
          the address"
@@ -69,13 +69,13 @@ pub enum HostError {
         /// The address.
         addr: IpAddr,
     },
-    /// A node address is still being examined.
+    /// Duplicate address detection for a node address hasn't finished.
     #[error("this node's address {addr} is not usable yet (duplicate address detection); retrying")]
     Tentative {
         /// The address.
         addr: IpAddr,
     },
-    /// A link vanished while it was set up.
+    /// A link disappeared during its setup.
     #[error("interface {name} disappeared during its set-up; retrying")]
     Vanished {
         /// Its name.
@@ -94,7 +94,7 @@ pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
-/// The kernel's error in words and by number, followed by what to do.
+/// The kernel's error as text and number, followed by advice.
 fn refusal(error: &rtnetlink::Error) -> String {
     match errno(error) {
         Some(errno) => format!("{}; {}", io::Error::from_raw_os_error(errno), advice(errno)),
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_and_an_advice_follow_the_kernels_words() {
+    fn the_error_number_and_advice_follow_the_kernels_message() {
         for (errno, part) in [(libc::EPERM, "CAP_NET_ADMIN"), (libc::EOPNOTSUPP, "module"), (libc::EBUSY, "dmesg")] {
             let mut message = rtnetlink::packet_core::ErrorMessage::default();
             message.code = NonZeroI32::new(-errno);

@@ -12,7 +12,7 @@ pub struct Families {
 }
 
 impl Families {
-    /// Those of a node with these addresses.
+    /// The families of these addresses.
     pub fn of(addresses: &[IpAddr]) -> Self {
         Self { v4: addresses.iter().any(IpAddr::is_ipv4), v6: addresses.iter().any(IpAddr::is_ipv6) }
     }

@@ -1,9 +1,9 @@
-//! What other programs' packet filters do to pods' traffic: FORWARD policies that drop (Docker, ufw), rules that a
-//! kube-proxy has left, bridged packets that are sent through iptables.
+//! Effects of other programs' packet filters on pod traffic: FORWARD policies that drop (Docker, ufw), rules left by
+//! kube-proxy, and bridged packets that pass iptables.
 //!
-//! Found and reported only: the filters are their owners' to change. nftables is asked by `nft`, which also shows what
-//! iptables-nft has made; the tables of legacy iptables by `iptables-legacy-save`, and only if the kernel has such
-//! tables at all, since asking would create them.
+//! They are only reported, since the filters belong to other programs. nftables is read with `nft`, which also shows
+//! the rules of iptables-nft; the tables of legacy iptables are read with `iptables-legacy-save`, and only if the
+//! kernel has such tables, since reading would create them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,35 +15,35 @@ use serde::{Deserialize, Serialize};
 use super::sysctl::Sysctl;
 use super::uplinks::Uplink;
 
-/// Something in a packet filter that may get in the way.
+/// A packet filter that may interfere.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// What there is.
+    /// The filter.
     pub what: String,
-    /// What it does to podnet's traffic, and what to do about it.
+    /// Its effect on podnet's traffic, and advice.
     pub advice: String,
 }
 
-/// What was found, and what could not be examined.
+/// Findings, and checks that were not possible.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// Findings in a stable order.
     pub findings: Vec<Finding>,
-    /// Examinations that were skipped, with the reason.
+    /// Skipped checks, with the reason.
     pub skipped: Vec<String>,
 }
 
-/// A chain, as far as it matters here.
+/// A chain, reduced to the fields that findings need.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Chain {
-    /// The program to use on it, for the message.
+    /// The command for changing it, for messages.
     tool: &'static str,
     family: String,
     table: String,
     name: String,
-    /// It is attached to the forward hook and drops what no rule accepts.
+    /// It is attached to the forward hook and drops packets that no rule accepts.
     drops_forwarded: bool,
 }
 
@@ -88,7 +88,7 @@ pub fn detect(sysctl: &Sysctl, uplinks: &[Uplink]) -> Report {
     report
 }
 
-/// What to say about the chains.
+/// The findings for these chains.
 fn findings(chains: &BTreeSet<Chain>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = chains
         .iter()
@@ -116,12 +116,12 @@ fn findings(chains: &BTreeSet<Chain>) -> Vec<Finding> {
     findings
 }
 
-/// kube-proxy's chains; the kubelet's own (hint, canary, firewall) don't count.
+/// Whether a chain is kube-proxy's. The kubelet's own chains (hint, canary, firewall) don't count.
 fn left_by_kube_proxy(chain: &Chain) -> bool {
     chain.table == "kube-proxy" || ["KUBE-SERVICES", "KUBE-NODEPORTS"].contains(&chain.name.as_str())
 }
 
-/// Reads `nft --json list chains`.
+/// Parses the output of `nft --json list chains`.
 fn parse_nft(text: &str) -> Result<Vec<Chain>, serde_json::Error> {
     #[derive(Deserialize)]
     struct Output {
@@ -152,7 +152,7 @@ fn parse_nft(text: &str) -> Result<Vec<Chain>, serde_json::Error> {
         .collect())
 }
 
-/// Reads the chains of `iptables-save`: `*table` and `:CHAIN POLICY [counters]` lines.
+/// Parses the chains of `iptables-save`: lines of the form `*table` and `:CHAIN POLICY [counters]`.
 fn parse_save(text: &str, family: &str) -> Vec<Chain> {
     let mut table = "";
     let mut chains = Vec::new();
@@ -172,7 +172,7 @@ fn parse_save(text: &str, family: &str) -> Vec<Chain> {
     chains
 }
 
-/// Runs a program and returns what it prints, or why not.
+/// Runs a program and returns its output, or why it failed.
 fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(arguments).output().map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => format!("{program} is not installed"),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_a_reason_and_no_error() {
+    fn a_missing_program_is_a_reason_for_skipping_and_no_error() {
         assert_eq!(run("podnet-no-such-program", &[]).unwrap_err(), "podnet-no-such-program is not installed");
     }
 }

@@ -1,5 +1,5 @@
-//! A snapshot's routes, neighbours and addresses, arranged to be looked up: a node asks for each of the thousands of others
-//! that there may be.
+//! Indexes of a snapshot's routes, neighbours and addresses: the daemon looks them up for each of possibly thousands of
+//! nodes.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use podnet_common::addr::{IfIndex, Mac};
 use super::snapshot::{Route, Snapshot};
 use crate::prefixes::Prefixes;
 
-/// What a snapshot says of single addresses.
+/// Indexes of a snapshot by address.
 #[derive(Debug)]
 pub(super) struct Lookup<'a> {
     routes: Prefixes<&'a Route>,
@@ -32,8 +32,8 @@ impl<'a> Lookup<'a> {
         Self { routes, macs, addresses: snapshot.addresses.iter().map(|address| address.addr).collect(), by_link }
     }
 
-    /// The source of packets to `addr` by the main table: its route's own, else one of `preferred` that the route's
-    /// interface has, else that interface's first of the family.
+    /// Source address of packets to `addr` by the main table: the preferred source of the route, else one of
+    /// `preferred` that the route's interface has, else the first address of the family on that interface.
     pub(super) fn source_to(&self, addr: IpAddr, preferred: &[IpAddr]) -> Option<IpAddr> {
         let route = self.route_to(addr)?;
         let there = || self.by_link.get(&route.hops.first()?.dev);
@@ -59,7 +59,7 @@ impl<'a> Lookup<'a> {
     }
 }
 
-/// Whether an address counts on one link only (RFC 4291, section 2.5.6).
+/// Whether an address is link-local (RFC 4291, section 2.5.6).
 pub(super) fn is_link_local(addr: &IpAddr) -> bool {
     matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }

@@ -59,7 +59,7 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
     Some(link)
 }
 
-/// The MTU for IPv6 among what an interface has for each family.
+/// The IPv6 MTU among the per-family attributes of an interface.
 fn mtu6(family: &AfSpecUnspec) -> Option<u32> {
     let AfSpecUnspec::Inet6(settings) = family else { return None };
     settings.iter().find_map(|setting| match setting {
@@ -68,7 +68,7 @@ fn mtu6(family: &AfSpecUnspec) -> Option<u32> {
     })
 }
 
-/// As the kernel decides whether a frame has a MAC header (`dev_is_mac_header_xmit` in linux/if_arp.h).
+/// Whether frames have a MAC header, by the kernel's rule (`dev_is_mac_header_xmit` in linux/if_arp.h).
 fn framing(layer: LinkLayerType) -> Framing {
     match layer {
         LinkLayerType::Ether | LinkLayerType::Loopback => Framing::Ethernet,
@@ -108,7 +108,7 @@ pub(super) fn address(message: AddressMessage) -> Option<Address> {
             _ => {}
         }
     }
-    // On point-to-point links `Address` is the far end's; IPv6 has no `Local`.
+    // On point-to-point links `Address` is that of the peer; IPv6 has no `Local`.
     Some(Address {
         ifindex: IfIndex(message.header.index),
         addr: local.or(address)?,
@@ -116,7 +116,7 @@ pub(super) fn address(message: AddressMessage) -> Option<Address> {
     })
 }
 
-/// Whether a rule is the one that leads the host's own sockets to [`Table::Services`].
+/// Whether a rule leads the host's own sockets to [`Table::Services`].
 pub(super) fn is_service_rule(message: &RuleMessage) -> bool {
     let (mut table, mut priority, mut from_host, mut mask) = (u32::from(message.header.table), 0, false, 0);
     for attribute in &message.attributes {
@@ -131,8 +131,8 @@ pub(super) fn is_service_rule(message: &RuleMessage) -> bool {
     table == Table::SERVICES && priority == Table::SERVICES && from_host && mask == MARK_DONE
 }
 
-/// Converts a route message; `None` for other tables and for what is neither plain unicast nor unreachable. `named` tells
-/// where a next hop leads that is an object of its own, and `None` if nowhere.
+/// Converts a route message; `None` for other tables and for types other than unicast and unreachable. `named` gives
+/// the hops of a nexthop object, or `None` if it leads nowhere.
 pub(super) fn route(message: RouteMessage, named: impl Fn(u32) -> Option<Vec<Hop>>) -> Option<(Table, Route)> {
     let header = message.header;
     if !matches!(header.kind, RouteType::Unicast | RouteType::Unreachable) {
@@ -165,11 +165,11 @@ pub(super) fn route(message: RouteMessage, named: impl Fn(u32) -> Option<Vec<Hop
     }
     let table = Table::of(table)?;
     match header.kind {
-        // IPv6 has the loopback interface there.
+        // Unreachable IPv6 routes name the loopback interface.
         RouteType::Unreachable => hops.clear(),
         _ if !hops.is_empty() => {}
         _ => match object {
-            // Unless the message says itself where it leads.
+            // Unless the message itself has a gateway or an interface.
             Some(id) if single == Hop::default() => hops = named(id)?,
             _ => hops.push(single),
         },
@@ -189,7 +189,7 @@ fn locked_mtu(metrics: &[RouteMetric]) -> Option<u32> {
     })
 }
 
-/// Converts the message of a route that makes a range the host's own; `None` for others.
+/// Converts the message of a local route; `None` for others.
 pub(super) fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
     if message.header.kind != RouteType::Local {
         return None;
@@ -205,7 +205,7 @@ pub(super) fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
     Some(LocalRoute { dst: IpNetwork::new(dst?, message.header.destination_prefix_length).ok()?, dev })
 }
 
-/// Converts a neighbour message; `None` for bridges' forwarding tables.
+/// Converts a neighbour message; `None` for forwarding entries of bridges.
 pub(super) fn neighbour(message: NeighbourMessage) -> Option<Neighbour> {
     let usable = matches!(
         message.header.state,
@@ -233,7 +233,7 @@ pub(super) fn neighbour(message: NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
-/// Converts an entry of a forwarding table; `None` for those that say nothing of another host.
+/// Converts an entry of a forwarding table; `None` for entries without a remote address.
 pub(super) fn forwarding(message: NeighbourMessage) -> Option<Forwarding> {
     let (mut remote, mut target) = (None, None);
     for attribute in message.attributes {
@@ -246,7 +246,7 @@ pub(super) fn forwarding(message: NeighbourMessage) -> Option<Forwarding> {
     Some(Forwarding { ifindex: IfIndex(message.header.ifindex), mac: target?, remote: remote? })
 }
 
-/// The kernel tells no family; the library keeps what it can't know as bytes.
+/// The kernel doesn't tell the address family, so the library returns some addresses as bytes.
 fn remote_address(addr: &NeighbourAddress) -> Option<IpAddr> {
     match addr {
         NeighbourAddress::Inet(a) => Some((*a).into()),
@@ -289,7 +289,7 @@ mod tests {
     use crate::host::snapshot::Snapshot;
 
     #[test]
-    fn a_route_of_another_table_is_not_ours_to_see() {
+    fn routes_of_other_tables_are_ignored() {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.kind = RouteType::Unicast;
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_without_gateway_and_interface_leads_where_its_object_does() {
+    fn a_route_without_gateway_and_interface_uses_its_nexthop_object() {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet6;
         message.header.kind = RouteType::Unicast;
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_held_to_a_locked_mtu_only() {
+    fn only_a_locked_mtu_limits_a_route() {
         for (metrics, expected) in [
             (vec![RouteMetric::Mtu(1400)], None),
             (vec![RouteMetric::Lock(1 << 2), RouteMetric::Mtu(1400)], Some(1400)),

@@ -1,12 +1,12 @@
-//! The host's side of podnet: what the daemon reads from and sets up in the node's network besides the datapath.
+//! Host networking: everything that the daemon reads from and sets up in the node's network besides the datapath.
 //!
 //! Data flows in one direction: [`Host::snapshot`] reads links, addresses, routes and neighbours into plain values,
-//! pure functions ([`uplinks::find`], [`podnet0`], [`routes`]) decide from them, and [`Host`] carries the resulting
-//! steps out. Nothing here keeps state between calls: each `ensure` or `sync` compares what is with what should be and
-//! touches only the difference, so that a restarted daemon adopts what its predecessor left while traffic flows.
+//! pure functions ([`uplinks::find`], [`podnet0`], [`routes`]) decide from them, and [`Host`] carries out the resulting
+//! steps. Nothing here keeps state between calls: each `ensure` or `sync` compares the actual state with the desired
+//! one and changes only the difference, so that a restarted daemon adopts its predecessor's setup while traffic flows.
 //!
-//! This is the only module of the crate that speaks netlink. It leaves alone, on purpose: addresses and routes of
-//! pods (the plugin's), firewall rules (read and reported, never written), and sysctls that podnet doesn't need.
+//! This is the only module of the crate that speaks netlink. It deliberately doesn't touch addresses and routes of pods
+//! (the plugin's), firewall rules (read and reported, never written), and sysctls that podnet doesn't need.
 
 mod diag;
 mod error;
@@ -62,14 +62,14 @@ use snapshot::Table;
 use sysctl::Sysctl;
 use tunnel::Tunnel;
 
-/// How many requests for routes are on their way to the kernel at once.
+/// Number of concurrent route requests to the kernel.
 const REQUESTS: usize = 64;
 
 /// Netlink connections into the network namespace of the thread that opened them.
 #[derive(Debug)]
 pub struct Host {
     handle: rtnetlink::Handle,
-    /// For what the first can't ask.
+    /// For messages that the first connection doesn't support.
     raw: ConnectionHandle<Raw>,
     connections: JoinHandle<()>,
     sysctl: Sysctl,
@@ -90,7 +90,7 @@ impl Host {
         Ok(Self { handle, raw, connections, sysctl: Sysctl::default() })
     }
 
-    /// The same with settings elsewhere than at `/proc/sys`.
+    /// The same with sysctls elsewhere than at `/proc/sys`.
     pub fn with_sysctl(mut self, sysctl: Sysctl) -> Self {
         self.sysctl = sysctl;
         self
@@ -101,7 +101,7 @@ impl Host {
         let links = read("links", self.handle.link().get().execute(), messages::link).await?;
         let addresses = read("addresses", self.handle.address().get().execute(), messages::address).await?;
         let (mut routes, mut local_routes) = (Vec::new(), Vec::new());
-        // First: of an object that comes later, the watcher tells.
+        // Read first: the watcher reports objects created later.
         let next_hops = read("next hops", raw::dump(&self.raw, next_hops::request()), Some).await?;
         let next_hops = NextHops::of(&next_hops);
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -127,17 +127,17 @@ impl Host {
         Ok(Snapshot { links, addresses, routes, local_routes, service_routes, service_rules, neighbours })
     }
 
-    /// The rules of a family that lead to podnet's own table: one, or none.
+    /// The rules of a family that lead to podnet's own table: at most one.
     async fn service_rules(&self, v4: bool) -> Result<Vec<RuleMessage>, HostError> {
         let family = if v4 { IpVersion::V4 } else { IpVersion::V6 };
         let own = |rule: RuleMessage| messages::is_service_rule(&rule).then_some(rule);
         read("rules", self.handle.rule().get(family).execute(), own).await
     }
 
-    /// Creates podnet0 and podnet1, or adopts them, and brings what differs from `wanted` into line.
+    /// Creates or adopts podnet0 and podnet1, and brings them into line with `wanted`.
     ///
-    /// A pair that is right is left untouched: traffic flows over it. The snapshot, which must be of this moment, is taken
-    /// anew if the pair has been made.
+    /// A correct pair is left untouched, since traffic flows over it. The snapshot must be current; it is replaced by a
+    /// new one if the pair is created.
     pub async fn ensure_podnet0(&self, snapshot: &mut Snapshot, wanted: &Podnet0Wanted) -> Result<Podnet0, HostError> {
         let created = match podnet0::examine(snapshot)? {
             podnet0::Pair::Right => false,
@@ -154,7 +154,7 @@ impl Host {
         if created {
             *snapshot = self.snapshot().await?;
         }
-        // Before the interface comes up: no link-local address may be made for it.
+        // Before the interface comes up: it must not get a link-local address.
         let settings = settings::podnet0(wanted.families());
         let applied = settings::apply(&self.sysctl, &settings);
         if let Some(failure) = applied.failed.into_iter().next() {
@@ -164,8 +164,9 @@ impl Host {
         let far = snapshot.link(podnet0::FAR).ok_or(HostError::Vanished { name: podnet0::FAR })?;
         let (steps, mut problems) = podnet0::plan(snapshot, near, far, wanted);
         let changed = created || !steps.is_empty();
-        // Routes and rules come last, are independent of each other, and may be many. One that is refused (a rule, where the
-        // kernel has one table only) is a problem of its own: no object may keep the node from being set up.
+        // Routes and rules come last, don't depend on each other, and may be many. A rejected one (a rule, if the
+        // kernel supports a single table only) is reported as a problem of its own, so that no object can prevent the
+        // setup of the node.
         let (ways, first): (Vec<_>, Vec<_>) = steps.iter().partition(|step| step.is_way());
         for step in first {
             self.podnet0_step(step).await?;
@@ -184,7 +185,7 @@ impl Host {
         })
     }
 
-    /// Removes podnet0 and podnet1 and with them the routes over it. Whether there was anything to remove.
+    /// Removes podnet0 and podnet1 with all routes over them. True if there was anything to remove.
     pub async fn remove_podnet0(&self) -> Result<bool, HostError> {
         let snapshot = self.snapshot().await?;
         for v4 in [true, false] {
@@ -200,8 +201,8 @@ impl Host {
         }
     }
 
-    /// Makes the tunnel's device if some nodes need it, but doesn't set it up: what examines its packets comes first. The
-    /// snapshot is taken anew if it is new.
+    /// Creates the tunnel's device if some nodes need it, without setting it up: the programs that check its packets
+    /// must be attached first. The snapshot is replaced by a new one if the device is new.
     pub async fn prepare_tunnel(&self, snapshot: &mut Snapshot, network: &NodeNetwork<'_>) -> tunnel::Prepared {
         let (peers, errors) = routes::tunnel_peers(snapshot, network);
         let mut prepared = tunnel::Prepared { errors, ..tunnel::Prepared::default() };
@@ -217,10 +218,10 @@ impl Host {
         prepared
     }
 
-    /// Brings the routes to other nodes' pods and for this node's, and the prepared tunnel, into line with the nodes that there are,
-    /// and asks for the MACs that are not known yet.
+    /// Brings the routes to other nodes' pods and for this node's, and the prepared tunnel, into line with the current
+    /// nodes, and triggers resolution of unknown MACs.
     ///
-    /// Goes on past errors, which are in the result. In the snapshot podnet0 must be if it is there.
+    /// Continues after errors, which are part of the result. The snapshot must include podnet0 if it exists.
     pub async fn sync_node_routes(
         &self,
         snapshot: &Snapshot,
@@ -243,7 +244,7 @@ impl Host {
             let Some(dev) = address.dev else { continue };
             match self.resolve(dev, address.addr).await {
                 Ok(()) => {}
-                // There is no room for the others either.
+                // A full table has no room for the others either.
                 Err(e @ HostError::NeighboursFull) => {
                     plan.result.errors.push(e);
                     break;
@@ -276,14 +277,14 @@ impl Host {
             self.create_tunnel(wanted).await?;
             *snapshot = self.snapshot().await?;
         }
-        // Before the interface comes up: no link-local address may be made for it.
+        // Before the interface comes up: it must not get a link-local address.
         let applied = settings::apply(&self.sysctl, &settings::tunnel(families));
         errors.extend(applied.failed.into_iter().map(HostError::from));
         let link = snapshot.link(tunnel::NAME).ok_or(HostError::Vanished { name: tunnel::NAME })?;
         Ok(Tunnel { ifindex: link.ifindex, mac: wanted.mac, mtu: wanted.mtu })
     }
 
-    /// Brings what the device has into line, and sets it up. What was refused is in `errors`.
+    /// Brings the device into line, and sets it up. Rejected changes are added to `errors`.
     async fn fill_tunnel(
         &self,
         snapshot: &Snapshot,
@@ -306,7 +307,7 @@ impl Host {
         let device =
             LinkVxlan::new(tunnel::NAME, tunnel::VNI).address(wanted.mac.0.to_vec()).port(TUNNEL_PORT).learning(false);
         let device = match wanted.local {
-            // As RFC 7348 has it: what is carried has checksums of its own.
+            // Zero checksums as in RFC 7348: the inner packets have checksums of their own.
             IpAddr::V4(local) => device.local(local).udp_csum(false),
             IpAddr::V6(local) => device.local6(local),
         };
@@ -348,7 +349,7 @@ impl Host {
         done.map_err(|source| HostError::Change { action: step.to_string(), source })
     }
 
-    /// Removes all of these routes and the tunnel. How many routes there were.
+    /// Removes all of these routes and the tunnel. Returns how many routes there were.
     pub async fn remove_node_routes(&self) -> Result<usize, HostError> {
         let nothing = tunnel::Prepared::default();
         let result = self.sync_node_routes(&self.snapshot().await?, &NodeNetwork::default(), nothing).await?;
@@ -358,7 +359,7 @@ impl Host {
         }
     }
 
-    /// Has the kernel find out a neighbour's MAC, as a packet to it would.
+    /// Triggers the kernel's resolution of a neighbour's MAC, as a packet to it would.
     async fn resolve(&self, dev: IfIndex, addr: IpAddr) -> Result<(), HostError> {
         self.handle
             .neighbours()
@@ -374,7 +375,7 @@ impl Host {
             })
     }
 
-    /// Makes the pair, with MACs of podnet's choice: udev would replace the kernel's at some later time.
+    /// Creates the pair with MACs chosen by podnet, since udev would later replace random ones of the kernel.
     async fn create_pair(&self) -> Result<(), HostError> {
         let mac = || mac::random().map(|mac| mac.0.to_vec()).map_err(HostError::Random);
         let far = LinkMessageBuilder::<LinkUnspec>::new().name(podnet0::FAR).address(mac()?).build();
@@ -423,11 +424,12 @@ impl Host {
         done.map_err(|source| HostError::Change { action: step.to_string(), source })
     }
 
-    /// Has the host's own sockets look into podnet's table first: what a socket sends comes "from lo" (ip-rule(8)).
+    /// Leads look-ups of the host's own sockets to podnet's table first: ip-rule(8) matches locally sent packets by
+    /// "from lo".
     async fn add_service_rule(&self, v4: bool) -> Result<(), rtnetlink::Error> {
         let rule = self.handle.rule().add().input_interface("lo").table_id(Table::SERVICES).priority(Table::SERVICES);
         let mut rule = rule.action(RuleAction::ToTable).fw_mark(0);
-        // The look-up that `bpf_redirect_neigh` makes is taken for a socket's, and would lead to podnet0 once more.
+        // The look-up of `bpf_redirect_neigh` also counts as local, and would lead to podnet0 again.
         rule.message_mut().attributes.push(RuleAttribute::FwMask(MARK_DONE));
         if v4 { rule.v4().execute().await } else { rule.v6().execute().await }
     }
@@ -449,7 +451,7 @@ impl Host {
                 other => other,
             },
             RouteStep::Replace(spec) => routes.add(route_message(spec)).replace().execute().await,
-            // Gone already is as good: the kernel drops routes by itself when a link or a source address goes.
+            // A missing route counts as removed: the kernel removes routes along with their link or source address.
             RouteStep::Remove(spec) => match routes.del(route_message(spec)).execute().await {
                 Err(e) if errno(&e) == Some(libc::ESRCH) => Ok(()),
                 other => other,
@@ -459,7 +461,7 @@ impl Host {
     }
 }
 
-/// Collects a dump, leaving out what `convert` has no use for.
+/// Collects a dump, skipping entries for which `convert` returns `None`.
 async fn read<M, T>(
     what: &'static str,
     messages: impl futures::Stream<Item = Result<M, rtnetlink::Error>>,
@@ -468,7 +470,7 @@ async fn read<M, T>(
     let result: Result<Vec<M>, _> = messages.try_collect().await;
     match result {
         Ok(messages) => Ok(messages.into_iter().filter_map(convert).collect()),
-        // A kernel without the family, IPv6 for one, has nothing to dump.
+        // A kernel without the family (IPv6, for example) has nothing to dump.
         Err(e) if matches!(errno(&e), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => Ok(Vec::new()),
         Err(source) => Err(HostError::Read { what, source }),
     }
@@ -485,7 +487,7 @@ fn route_message(spec: &RouteSpec) -> RouteMessage {
             let builder = builder.gateway(via).expect("the gateway of a RouteSpec is of its destination's family");
             builder.output_interface(dev.0).onlink()
         }
-        // Whoever has a route there is preferred.
+        // Lowest priority, so that routes of other programs to the same destination take precedence.
         None => builder.kind(RouteType::Unreachable).priority(u32::MAX),
     };
     if let Some(source) = spec.source {

@@ -1,4 +1,5 @@
-//! Notices that forwarding or reverse path filtering was set, of all interfaces or of one. Other settings have none.
+//! Notifications about changes of the forwarding and reverse path filtering settings, for all interfaces or a single
+//! one. The kernel has no notifications about other settings.
 
 use podnet_common::addr::IfIndex;
 use rtnetlink::packet_core::parse_i32;
@@ -8,20 +9,21 @@ use super::raw::Raw;
 /// `RTM_NEWNETCONF`, of linux/rtnetlink.h.
 const NEW: u16 = 80;
 
-/// What a setting was set of.
+/// The interfaces that a setting applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// All interfaces, or those that are still to come.
+    /// All interfaces, or the default for new ones.
     Node,
     /// One interface.
     Interface(IfIndex),
 }
 
-/// Reads a message; `None` for those about other settings, and for the first of a new interface, which has all of them.
+/// Reads a message; `None` for messages about other settings, and for the first one of a new interface, which has all
+/// settings.
 pub(super) fn changed(message: &Raw) -> Option<Scope> {
-    /// Length of `struct netconfmsg` of linux/netconf.h, which attributes follow, with what fills it up.
+    /// Length of `struct netconfmsg` of linux/netconf.h with padding; attributes follow.
     const HEADER: usize = 4;
-    /// Attributes, of the same.
+    /// Attributes of linux/netconf.h.
     const IFINDEX: u16 = 1;
     const FORWARDING: u16 = 2;
     const RP_FILTER: u16 = 3;

@@ -1,7 +1,7 @@
-//! Next hops that are objects of their own (ip-nexthop(8)), to which routes refer by number.
+//! Nexthop objects (ip-nexthop(8)), to which routes refer by id.
 //!
-//! With the setting `net.ipv4.nexthop_compat_mode=0` a route's message has this number instead of gateway and interface,
-//! and no route is announced when the object that it refers to is replaced.
+//! With the setting `net.ipv4.nexthop_compat_mode=0` a route message has this id instead of gateway and interface, and
+//! the kernel announces no route when its object is replaced.
 
 use std::collections::BTreeMap;
 
@@ -11,40 +11,40 @@ use rtnetlink::packet_core::{parse_ip, parse_u32};
 use super::raw::Raw;
 use super::snapshot::Hop;
 
-/// Length of `struct nhmsg` of linux/nexthop.h, which attributes follow.
+/// Length of `struct nhmsg` of linux/nexthop.h; attributes follow.
 const HEADER: usize = 8;
 
-/// Asks for all of them.
+/// Request for a dump of all objects.
 pub(super) fn request() -> Raw {
     const RTM_GETNEXTHOP: u16 = 106;
     Raw { kind: RTM_GETNEXTHOP, payload: vec![0; HEADER] }
 }
 
-/// Whether a message is about one of them, what it is or that it is gone.
+/// Whether a message announces a new, changed or deleted object.
 pub(super) fn is_about(message: &Raw) -> bool {
     /// `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`, of linux/rtnetlink.h.
     const KINDS: [u16; 2] = [104, 105];
     KINDS.contains(&message.kind)
 }
 
-/// Where an object leads.
+/// Target of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Target {
-    /// To a gateway or an interface.
+    /// A gateway or an interface.
     Hop(Hop),
-    /// To several objects, none of which is a group.
+    /// A group of objects, none of which is a group itself.
     Group(Vec<u32>),
 }
 
-/// Reads the message of an object; `None` for one that leads nowhere that podnet knows: packets are dropped there, or it is
-/// for a tunnel's forwarding table.
+/// Reads the message of an object; `None` for objects that podnet can't use: blackholes, and those for a tunnel's
+/// forwarding table.
 fn object(message: &Raw) -> Option<(u32, Target)> {
-    /// Attributes, of linux/nexthop.h.
+    /// Attributes of linux/nexthop.h.
     const ID: u16 = 1;
     const GROUP: u16 = 2;
     const OIF: u16 = 5;
     const GATEWAY: u16 = 6;
-    /// Length of `struct nexthop_grp`, which begins with a member's number.
+    /// Length of `struct nexthop_grp`, which begins with a member's id.
     const MEMBER: usize = 8;
 
     let (mut id, mut dev, mut via, mut members) = (None, None, None, None);
@@ -66,12 +66,12 @@ fn object(message: &Raw) -> Option<(u32, Target)> {
 pub(super) struct NextHops(BTreeMap<u32, Target>);
 
 impl NextHops {
-    /// Puts the messages of a dump together.
+    /// Collects the messages of a dump.
     pub(super) fn of(messages: &[Raw]) -> Self {
         Self(messages.iter().filter_map(object).collect())
     }
 
-    /// Where packets of routes with an object go; `None`: nowhere, or there is no such object.
+    /// Hops of routes with an object; `None` if it leads nowhere or doesn't exist.
     pub(super) fn get(&self, id: u32) -> Option<Vec<Hop>> {
         let members = match self.0.get(&id)? {
             Target::Group(members) => members,
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn routes_go_where_their_objects_and_all_members_of_these_lead() {
+    fn routes_use_the_hops_of_objects_and_group_members() {
         let hop = |dev, via: Option<&str>| Hop { via: via.map(|via| via.parse().unwrap()), dev: IfIndex(dev) };
         let (gateway, link) = (hop(2, Some("fe80::1")), hop(3, None));
         let hops = NextHops(BTreeMap::from([

@@ -1,4 +1,4 @@
-//! The way of the host's own packets, as its stack would choose it (`RTM_GETROUTE`, what `ip route get` asks).
+//! Routes of the host's own packets, as its stack would choose them (`RTM_GETROUTE`, as for `ip route get`).
 
 use std::net::IpAddr;
 
@@ -10,24 +10,24 @@ use rtnetlink::RouteMessageBuilder;
 use super::Host;
 use super::error::{HostError, errno};
 
-/// Where a packet of the host's goes.
+/// Route of a packet that the host sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutputRoute {
-    /// By which interface.
+    /// Output interface.
     pub ifindex: IfIndex,
-    /// The next router, if there is one.
+    /// The gateway, if there is one.
     pub gateway: Option<IpAddr>,
-    /// The source that the host chooses.
+    /// The source address that the host chooses.
     pub source: Option<IpAddr>,
-    /// The destination is the host's own.
+    /// Whether the destination is an address of the host.
     pub local: bool,
 }
 
 impl Host {
-    /// The way to a destination, for a process that has chosen that source or none. `None`: there is none.
+    /// Route to a destination, for a process that has bound `src` or nothing. `None`: there is no route.
     ///
     /// # Errors
-    /// [`HostError::Read`] if the kernel can't be asked.
+    /// [`HostError::Read`] if the kernel can't be queried.
     pub async fn output_route(&self, dst: IpAddr, src: Option<IpAddr>) -> Result<Option<OutputRoute>, HostError> {
         let length = if dst.is_ipv4() { 32 } else { 128 };
         let mut message = RouteMessageBuilder::<IpAddr>::new()
@@ -38,14 +38,14 @@ impl Host {
             message.header.source_prefix_length = length;
             message.attributes.push(RouteAttribute::Source(src.into()));
         }
-        // A question has no kind.
+        // A request has no route type.
         message.header.kind = RouteType::Unspec;
         match self.handle.route().get(message).execute().try_next().await {
             Ok(answer) => Ok(answer.and_then(|answer| output_route(&answer))),
             Err(error) if matches!(errno(&error), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)) => {
                 Ok(None)
             }
-            // A blackhole, and a source that the host doesn't have.
+            // A blackhole route, or a source that the host doesn't have.
             Err(error) if errno(&error) == Some(libc::EINVAL) => Ok(None),
             Err(source) => Err(HostError::Read { what: "route", source }),
         }

@@ -1,20 +1,21 @@
 //! podnet0 and podnet1: the veth pair through which the host's own processes reach services.
 //!
 //! The host routes service CIDRs to a next hop on podnet0, with the node's address as source; packets come out of
-//! podnet1, where the `from_host` program translates them. Replies are injected as if they had arrived on podnet0, from
-//! the service's address, which any reverse path filter accepts, since the route to that address leads there. The
-//! hairpin addresses (sources that pods see when they reach themselves, or host processes that reach themselves) are
-//! routed likewise, so that their replies come back to the pipeline.
+//! podnet1, where the `from_host` program translates them. Replies are injected as if received on podnet0, with the
+//! service's address as source, which any reverse path filter accepts, since the route to that address leads there. The
+//! hairpin addresses (the sources that pods see when they reach themselves, or host processes when they reach
+//! themselves) are routed likewise, so that their replies return to the pipeline.
 //!
-//! External addresses of services (load balancers' and externalIPs) may also be those of real machines. They are routed in
-//! a table of podnet's own, which a rule consults for the host's own sockets only; what isn't for a service's port goes on
-//! from `from_host` by the main table's way. So nothing that the node forwards or sends elsewhere changes its way.
+//! External addresses of services (load balancer IPs and externalIPs) may also belong to real machines. They are routed
+//! in a table of podnet's own, which a rule consults for the host's own sockets only; `from_host` sends packets that
+//! aren't for a service port on by the route of the main table. So no packet that the node forwards or sends to other
+//! destinations changes its route.
 //!
-//! The next hop is no one's address: a permanent neighbour gives it podnet1's MAC, so nothing is ever asked by ARP.
+//! The next hop belongs to no host: a permanent neighbour entry gives it podnet1's MAC, so it is never resolved by ARP.
 //!
-//! Packets from the node's own address arrive on podnet0 too (a process that uses a NodePort of its own node). Loose
-//! reverse path filtering accepts these only on an interface that has an address (Linux, `__fib_validate_source`), so
-//! podnet0 has one, [`ADDRESS`], which nothing else uses.
+//! Packets with the node's own address as source arrive on podnet0 too (from a process that uses a NodePort of its own
+//! node). Loose reverse path filtering accepts these only on an interface that has an address (Linux,
+//! `__fib_validate_source`), so podnet0 has one, [`ADDRESS`], which nothing else uses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -30,7 +31,7 @@ pub use super::names::{FAR, NEAR};
 use super::routes::{NextHop, RouteSpec, RouteStep, reconcile};
 use super::snapshot::{Link, LinkKind, Route, Snapshot, Table};
 
-/// podnet0's address, of link scope, so that no packet gets it as source.
+/// Address of podnet0, with link scope, so that no packet gets it as source.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 3);
 
 /// The next hop on podnet0, per family.
@@ -41,7 +42,7 @@ pub fn next_hop(family_of: IpAddr) -> IpAddr {
     }
 }
 
-/// The reserved first address of a pod CIDR, as a network of one: the source of hairpin flows.
+/// The reserved first address of a pod CIDR, as a range of one: the source of hairpin flows.
 pub fn hairpin(pod_cidr: IpNetwork) -> IpNetwork {
     match pod_cidr.network() {
         IpAddr::V4(a) => IpNetwork::from(IpAddr::V4(Ipv4Addr::from(u32::from(a).wrapping_add(1)))),
@@ -49,46 +50,46 @@ pub fn hairpin(pod_cidr: IpNetwork) -> IpNetwork {
     }
 }
 
-/// How the pair should be.
+/// Desired state of the pair.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// MTU of both ends in bytes.
     pub mtu: u32,
-    /// What is routed there: service CIDRs and [`hairpin`] addresses.
+    /// Destinations routed there: service CIDRs and [`hairpin`] addresses.
     pub destinations: Vec<IpNetwork>,
-    /// What only the host's own sockets are routed there for: external addresses of services. They may be a machine's, to
-    /// which services have a claim at their ports only; `from_host` sends on what is for others.
+    /// Destinations routed there for the host's own sockets only: external addresses of services. They may belong to a
+    /// machine of which services use some ports only; `from_host` forwards packets to other ports.
     pub external: Vec<IpAddr>,
-    /// This node's addresses; the first of a family is the source of packets to destinations of that family, and
-    /// destinations of a family without one are left out.
+    /// This node's addresses. The first of a family is the source of packets to destinations of that family;
+    /// destinations of a family without an address are left out.
     pub node_addresses: Vec<IpAddr>,
 }
 
 impl Wanted {
-    /// The address that packets to `destination` get as source.
+    /// The source address of packets to `destination`.
     fn source(&self, destination: IpNetwork) -> Option<IpAddr> {
         self.node_addresses.iter().copied().find(|a| a.is_ipv4() == destination.is_ipv4())
     }
 
-    /// The addresses that packets get as source: the first of each family.
+    /// Source addresses: the first of each family.
     fn sources(&self) -> impl Iterator<Item = IpAddr> {
         let first = |v4| self.node_addresses.iter().copied().find(move |a| a.is_ipv4() == v4);
         [first(true), first(false)].into_iter().flatten()
     }
 
-    /// The families that the node has addresses of.
+    /// The families of the node's addresses.
     pub fn families(&self) -> Families {
         Families::of(&self.node_addresses)
     }
 
-    /// The routes over the pair in the main table.
+    /// Routes over the pair in the main table.
     fn routes(&self, dev: IfIndex) -> Vec<RouteSpec> {
         let route = |dst: &IpNetwork| Some(over(Table::Main, *dst, dev, self.source(*dst)?));
         self.destinations.iter().filter_map(route).collect()
     }
 
-    /// Those for external addresses. Each has the source that the main table would give, so that what isn't for a service
-    /// leaves as it would without the route.
+    /// Routes for external addresses. Each has the source that the main table would choose, so that packets that aren't
+    /// for a service leave as they would without the route.
     fn service_routes(&self, dev: IfIndex, snapshot: &Snapshot) -> Vec<RouteSpec> {
         let lookup = Lookup::new(snapshot);
         let route = |addr: &IpAddr| {
@@ -122,24 +123,24 @@ pub struct Podnet0 {
     pub far_mac: Mac,
     /// Whether the pair is new, so that programs have to be attached to it.
     pub created: bool,
-    /// Whether anything had to be done.
+    /// Whether anything was changed.
     pub changed: bool,
-    /// Routes that can't be made (yet), with the reason; a change of addresses or routes is the moment to try again.
+    /// Routes that can't be made (yet), with the reason. They are to be retried after a change of addresses or routes.
     pub problems: Vec<HostError>,
 }
 
-/// What is there under the pair's names.
+/// Links found under the pair's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pair {
-    /// Neither.
+    /// Neither exists.
     Missing,
     /// A veth pair.
     Right,
-    /// A veth whose peer is not the other: to be deleted and made again.
+    /// A veth whose peer isn't the other: to be deleted and created again.
     Broken(IfIndex),
 }
 
-/// Looks for the pair; interfaces of other kinds under these names are an error.
+/// Looks for the pair. Fails if an interface of another kind has one of these names.
 pub(super) fn examine(snapshot: &Snapshot) -> Result<Pair, HostError> {
     let (near, far) = (snapshot.link(NEAR), snapshot.link(FAR));
     for link in [near, far].into_iter().flatten() {
@@ -154,22 +155,22 @@ pub(super) fn examine(snapshot: &Snapshot) -> Result<Pair, HostError> {
     })
 }
 
-/// One thing to do to the pair.
+/// One change to the pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Set the MTU.
     Mtu { dev: IfIndex, mtu: u32 },
     /// Set the link up.
     Up { dev: IfIndex },
-    /// Give it [`ADDRESS`].
+    /// Add [`ADDRESS`].
     Address { dev: IfIndex },
-    /// Make a permanent neighbour.
+    /// Add a permanent neighbour.
     Neighbour { dev: IfIndex, addr: IpAddr, mac: Mac },
     /// Change a route.
     Route(RouteStep),
-    /// Lead the host's own sockets of a family to [`Table::Services`] before the other tables.
+    /// Add the rule that leads the host's own sockets of a family to [`Table::Services`] before the other tables.
     Rule { v4: bool },
-    /// Lead them there no longer.
+    /// Remove this rule.
     NoRule { v4: bool },
 }
 
@@ -200,7 +201,7 @@ fn family(v4: bool) -> &'static str {
     if v4 { "IPv4" } else { "IPv6" }
 }
 
-/// What has to be done to bring the pair into line, in order; and what can't be done yet.
+/// Steps that bring the pair into line, in order, and problems that prevent some.
 pub(super) fn plan(snapshot: &Snapshot, near: &Link, far: &Link, wanted: &Wanted) -> (Vec<Step>, Vec<HostError>) {
     let mut steps = Vec::new();
     for link in [near, far] {
@@ -208,7 +209,7 @@ pub(super) fn plan(snapshot: &Snapshot, near: &Link, far: &Link, wanted: &Wanted
             steps.push(Step::Mtu { dev: link.ifindex, mtu: wanted.mtu });
         }
     }
-    // The far end first: routes over an interface without carrier are not used.
+    // The far end first: the kernel doesn't use routes over an interface without carrier.
     for link in [far, near] {
         if !link.up {
             steps.push(Step::Up { dev: link.ifindex });
@@ -226,7 +227,7 @@ pub(super) fn plan(snapshot: &Snapshot, near: &Link, far: &Link, wanted: &Wanted
             steps.push(Step::Neighbour { dev: near.ifindex, addr, mac: far_mac });
         }
     }
-    // Rules make every look-up of a route on the host dearer, so they are there only while an address needs them.
+    // Rules make every route look-up of the host more expensive, so they exist only while an address needs them.
     let (wanted_rules, rules) = (wanted.external_families(), snapshot.service_rules);
     for (v4, wanted, there) in [(true, wanted_rules.v4, rules.v4), (false, wanted_rules.v6, rules.v6)] {
         match (wanted, there) {
@@ -251,7 +252,7 @@ pub(super) fn plan(snapshot: &Snapshot, near: &Link, far: &Link, wanted: &Wanted
     (steps, problems)
 }
 
-/// Why an address can't be a route's source.
+/// Why an address can't be the source of a route.
 fn unusable(snapshot: &Snapshot, addr: IpAddr) -> Option<HostError> {
     let there: Vec<_> = snapshot.addresses.iter().filter(|a| a.addr == addr).collect();
     if there.is_empty() {
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_left_untouched() {
+    fn a_correct_pair_is_left_untouched() {
         assert_eq!(steps(&settled(&wanted()), &wanted()), Vec::<String>::new());
     }
 
@@ -429,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_interface_is_refused_and_a_torn_pair_made_again() {
+    fn a_foreign_interface_is_rejected_and_a_broken_pair_recreated() {
         let mut snapshot = pair();
         assert_eq!(examine(&snapshot).unwrap(), Pair::Right);
         snapshot.links[0].peer = Some(IfIndex(99));

@@ -1,9 +1,9 @@
-//! The ports for source NAT, from the host's real settings: 1024–65535 less the ephemeral range, the NodePort range,
-//! reserved ports, the ports on which the host's processes listen, and those of services at the node's addresses. A
-//! port that both a process and NAT use would send the replies of one to the other.
+//! Ports for source NAT, from the host's settings: 1024–65535 except the ephemeral range, the NodePort range, reserved
+//! ports, the ports on which the host's processes listen, and those of services at the node's addresses. If a process
+//! and NAT used the same port, each could get the replies of the other.
 //!
-//! Where the ephemeral range leaves too few, podnet reserves a part of it, `RESERVED`: the kernel gives these ports to no
-//! socket any more, and those that sockets still have are left to them.
+//! If the ephemeral range leaves too few, podnet reserves a part of it, `RESERVED`: the kernel then assigns these ports
+//! to no more sockets. Ports still held by sockets aren't used for NAT.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
@@ -14,27 +14,27 @@ use std::path::{Path, PathBuf};
 
 use super::diag;
 
-/// Ports that Kubernetes gives to NodePort services by default.
+/// Default NodePort range of Kubernetes.
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-/// The first port that no privilege is needed for.
+/// First unprivileged port.
 const FIRST: u16 = 1024;
-/// What is reserved for source NAT where the ephemeral range leaves fewer than [`ENOUGH`]: the dynamic ports (RFC 6335,
-/// section 6). All of them reserved means that podnet has done so.
+/// Range reserved for source NAT if the ephemeral range leaves fewer than [`ENOUGH`] ports: the dynamic ports (RFC
+/// 6335, section 6). If all of it is reserved, podnet has reserved it.
 const RESERVED: RangeInclusive<u16> = 49_152..=u16::MAX;
-/// With so many ports to each destination none has to be reserved.
+/// With this many ports per destination none has to be reserved.
 const ENOUGH: usize = 4096;
-/// The sysctl that reserves them, below `/proc/sys`.
+/// The sysctl for the reservation, below `/proc/sys`.
 pub const RESERVATION: &str = "net/ipv4/ip_local_reserved_ports";
 
-/// What the host's ports are taken by.
+/// Ports in use on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortUse {
-    /// `net.ipv4.ip_local_port_range`: what the kernel gives to clients that don't choose.
+    /// `net.ipv4.ip_local_port_range`: the ports that the kernel assigns to clients without a bind.
     pub ephemeral: RangeInclusive<u16>,
     /// `net.ipv4.ip_local_reserved_ports`.
     pub reserved: Vec<RangeInclusive<u16>>,
-    /// Ports of sockets that listen (TCP, SCTP) or are bound (UDP), and ports of services; where ports are to be reserved,
-    /// those of TCP's connections among these too.
+    /// Ports of listening (TCP, SCTP) or bound (UDP) sockets, and ports of services; if ports are to be reserved, also
+    /// those of TCP connections in that range.
     pub taken: BTreeSet<u16>,
 }
 
@@ -43,16 +43,16 @@ pub struct PortUse {
 pub enum Supply {
     /// All free ports, ascending.
     Free(Vec<u16>),
-    /// These, once [`RESERVATION`] has this value; without it there are too few.
+    /// These ports, once [`RESERVATION`] has this value; without it there are too few.
     Reserve {
-        /// Its value.
+        /// The value.
         list: String,
-        /// Those that are free without.
+        /// The ports that are free without the reservation.
         meanwhile: Vec<u16>,
     },
 }
 
-/// The host's use of ports could not be read.
+/// Errors of reading the use of ports.
 #[derive(Debug, thiserror::Error)]
 pub enum PortsError {
     /// A file could not be read.
@@ -60,18 +60,18 @@ pub enum PortsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A file has an unexpected form.
+    /// A file has an unexpected format.
     #[error("{path} holds `{text}`, which is not a list of ports")]
     Form {
         /// The file.
         path: PathBuf,
-        /// What it holds.
+        /// Its content.
         text: String,
     },
-    /// Nothing remains.
+    /// No port remains.
     #[error(
         "no free ports for source NAT: shrink net.ipv4.ip_local_port_range or net.ipv4.ip_local_reserved_ports on \
          this node"
@@ -79,7 +79,7 @@ pub enum PortsError {
     None,
 }
 
-/// The ports that may be used, and what has to be done for that.
+/// The ports that may be used, and the reservation that this requires.
 pub fn supply(used: &PortUse) -> Result<Supply, PortsError> {
     let ports = used.free();
     if used.are_enough() {
@@ -96,38 +96,39 @@ pub fn supply(used: &PortUse) -> Result<Supply, PortsError> {
 }
 
 impl PortUse {
-    /// The ports that nobody else may get, ascending.
+    /// Ports that no other program can get, ascending.
     fn free(&self) -> Vec<u16> {
         (FIRST..=u16::MAX).filter(|port| self.is_spare(*port) && !self.taken.contains(port)).collect()
     }
 
-    /// Whether neither the kernel gives a port to sockets, nor Kubernetes to services, nor is it reserved.
+    /// Whether a port is outside the ephemeral range and the NodePort range, and isn't reserved.
     fn is_spare(&self, port: u16) -> bool {
         !self.ephemeral.contains(&port)
             && !NODE_PORTS.contains(&port)
             && !self.reserved.iter().any(|range| range.contains(&port))
     }
 
-    /// Whether none has to be reserved. What is taken doesn't count, so that no process that comes or goes changes this.
+    /// Whether no reservation is needed. Ports in use don't count, so that starting or ending a process never changes
+    /// this.
     fn are_enough(&self) -> bool {
         (FIRST..=u16::MAX).filter(|port| self.is_spare(*port)).count() >= ENOUGH
     }
 
-    /// Whether all that podnet would reserve is reserved.
+    /// Whether the whole range for podnet's reservation is reserved.
     fn is_reserved(&self) -> bool {
         RESERVED.into_iter().all(|port| self.reserved.iter().any(|range| range.contains(&port)))
     }
 }
 
-/// The list `current` made to hold exactly the ports of `free`, which ascend, with as few places changed as possible: what is no
-/// longer free gives its place to a new port, or else to the last of the list.
+/// Changes the list `current` to exactly the ports of `free`, which ascend, with as few changed indexes as possible: a
+/// port that is no longer free is replaced by a new port, or else by the last of the list.
 pub fn settle(current: &[u16], free: &[u16]) -> Vec<u16> {
     let mut sorted = current.to_vec();
     sorted.sort_unstable();
     if sorted == free {
         return current.to_vec();
     }
-    // What has no place yet. Of a port that is twice in the list, the first place counts.
+    // Ports without an index yet. If a port is in the list twice, its first index counts.
     let mut open: BTreeSet<u16> = free.iter().copied().collect();
     let mut places: VecDeque<Option<u16>> = current.iter().map(|port| open.take(port)).collect();
     let mut new = open.into_iter();
@@ -145,8 +146,8 @@ pub fn read_port_use() -> Result<PortUse, PortsError> {
     read_port_use_from(Path::new("/proc"), diag::listening().ok(), || diag::held(*RESERVED.start()).ok())
 }
 
-/// The same from another directory than `/proc`, with TCP's listeners, and the ports of [`RESERVED`] that its sockets have,
-/// if the kernel tells them apart.
+/// The same from another directory than `/proc`, with TCP's listeners and the ports of [`RESERVED`] held by sockets if
+/// the kernel can report them.
 fn read_port_use_from(
     proc: &Path,
     listening: Option<BTreeSet<u16>>,
@@ -179,7 +180,7 @@ fn read_port_use_from(
         let path = net.join(table);
         match File::open(&path).and_then(|file| sockets.ports(BufReader::new(file), &mut used.taken)) {
             Ok(()) => {}
-            // A kernel without IPv6 or SCTP.
+            // The kernel lacks IPv6 or SCTP.
             Err(source) if source.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(PortsError::Read { path, source }),
         }
@@ -193,7 +194,7 @@ fn read(path: &Path) -> Result<String, PortsError> {
     read.map(|_| text).map_err(|source| PortsError::Read { path: path.to_owned(), source })
 }
 
-/// Reads a list such as `8080,9148-9150`.
+/// Parses a list such as `8080,9148-9150`.
 fn parse_reserved(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
     let entries = text.trim().split(',').filter(|e| !e.is_empty());
     entries
@@ -204,10 +205,10 @@ fn parse_reserved(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
         .collect()
 }
 
-/// A table of sockets as the kernel prints it.
+/// A table of sockets in the kernel's text format.
 #[derive(Clone, Copy)]
 enum Sockets {
-    /// TCP's, of which those that listen come first: of a host with a million connections only these are read.
+    /// TCP's, with listeners first: on a host with a million connections only these are read.
     Listening,
     /// UDP's, or all of TCP's.
     All,
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_host_gives_thirty_thousand() {
+    fn an_ordinary_host_has_thirty_thousand_ports() {
         let listeners = [2379, 2380, 6443, 10_250, 10_256];
         for (used, count) in [
             (used(32_768..=60_999, &[]), 28_976 + 4536),
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_ephemeral_range_leaves_too_few_some_of_it_are_reserved() {
+    fn a_wide_ephemeral_range_is_reserved_in_part() {
         for (ephemeral, reserved, list, meanwhile) in [
             (1024..=65_535, vec![], "49152-65535", 0),
             (1024..=65_535, vec![8080..=8080, 50_000..=50_010], "8080-8080,50000-50010,49152-65535", 0),
@@ -274,7 +275,7 @@ mod tests {
             };
             let taken = usize::from(used.ephemeral.end() < &65_000);
             assert_eq!((&asked[..], free.len()), (list, meanwhile - taken), "{used:?}");
-            // The kernel joins what overlaps.
+            // The kernel merges overlapping ranges.
             used.reserved.retain(|range| !RESERVED.contains(range.start()));
             used.reserved.push(RESERVED);
             let Supply::Free(ports) = supply(&used).unwrap() else { panic!("{used:?}: they are reserved") };
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn few_places_change() {
+    fn few_indexes_change() {
         for (current, free, settled) in [
             (&[][..], &[1, 2, 3][..], &[1, 2, 3][..]),
             (&[1, 2, 3], &[1, 2, 3], &[1, 2, 3]),
@@ -352,7 +353,7 @@ mod tests {
         assert_eq!(used.taken, BTreeSet::from([8081, 53, 54, 6443, 38_412]), "TCP's listeners, not its connections");
         let used = read_port_use_from(proc.path(), Some([22].into()), unasked).unwrap();
         assert_eq!(used.taken, BTreeSet::from([22, 53, 54, 38_412]), "TCP's listeners are known");
-        // Connections' ports count where ports are reserved.
+        // Ports of connections count if ports are reserved.
         put("sys/net/ipv4/ip_local_port_range", "1024\t65535\n");
         for (listening, held, tcp) in
             [(None, None, &[8081, 50_000, 6443][..]), (Some([22].into()), Some([50_001].into()), &[22, 50_001])]

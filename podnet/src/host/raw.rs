@@ -1,4 +1,4 @@
-//! Messages of rtnetlink(7) that netlink-packet-route doesn't know, as they are, on connections of their own.
+//! rtnetlink(7) messages that netlink-packet-route doesn't support, unparsed, on connections of their own.
 
 use std::io;
 
@@ -16,16 +16,16 @@ use rtnetlink::sys::{AsyncSocket as _, SocketAddr, protocols::NETLINK_ROUTE};
 /// A message without the netlink header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Raw {
-    /// What it is about (`RTM_*`).
+    /// Message type (`RTM_*`).
     pub kind: u16,
-    /// A header of that kind, then attributes.
+    /// The header of that type, then attributes.
     pub payload: Vec<u8>,
 }
 
 impl Raw {
-    /// The attributes behind a header of some bytes, by number, up to one that is cut off.
+    /// The attributes after a header of `header` bytes, by number, up to the first truncated one.
     pub(super) fn attributes(&self, header: usize) -> impl Iterator<Item = (u16, &[u8])> {
-        /// Beside the number (`NLA_TYPE_MASK` of linux/netlink.h).
+        /// Flags beside the number (`NLA_TYPE_MASK` of linux/netlink.h).
         const FLAGS: u16 = 0xc000;
         let attributes = NlasIterator::new(self.payload.get(header..).unwrap_or_default());
         attributes.map_while(Result::ok).map(|attribute| {
@@ -59,15 +59,15 @@ impl NetlinkDeserializable for Raw {
     }
 }
 
-/// What comes unasked on a connection.
+/// Unsolicited messages of a connection.
 pub(super) type Notices = UnboundedReceiver<(NetlinkMessage<Raw>, SocketAddr)>;
 
-/// Opens a connection for questions; somebody has to drive it.
+/// Opens a connection for requests. The caller must poll it.
 pub(super) fn connect() -> io::Result<(Connection<Raw>, ConnectionHandle<Raw>)> {
     proto::new_connection(NETLINK_ROUTE).map(|(connection, handle, _)| (connection, handle))
 }
 
-/// Opens a connection on which the messages of some groups come; somebody has to drive it.
+/// Opens a connection that receives the messages of some groups. The caller must poll it.
 pub(super) fn subscribe(groups: &[MulticastGroup]) -> io::Result<(Connection<Raw>, Notices)> {
     let (mut connection, _, notices) = proto::new_connection(NETLINK_ROUTE)?;
     let socket = connection.socket_mut().socket_mut();
@@ -76,7 +76,7 @@ pub(super) fn subscribe(groups: &[MulticastGroup]) -> io::Result<(Connection<Raw
     Ok((connection, notices))
 }
 
-/// Asks for all objects of a kind.
+/// Dumps all objects of a kind.
 pub(super) fn dump(
     handle: &ConnectionHandle<Raw>,
     request: Raw,
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_are_read_up_to_one_that_is_cut_off() {
+    fn attributes_are_read_up_to_a_truncated_one() {
         let attribute = |kind: u16, value: &[u8]| {
             let length = 4 + value.len() as u16;
             let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();

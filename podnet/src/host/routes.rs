@@ -1,11 +1,11 @@
 //! Routes to the pods of other nodes: each node's pod CIDRs through its address of the same family, where that address
-//! is on a shared link, or through the tunnel. What neither reaches is reported.
+//! is on a shared link, or through the tunnel. Unreachable ones are reported.
 //!
-//! This node's own pod CIDRs lead nowhere, but for its pods' own routes: packets for a pod that is gone would otherwise leave
-//! by the default route, and come back from a router that knows where these addresses are.
+//! This node's own pod CIDRs have unreachable routes, below the pods' own routes: packets for a deleted pod would
+//! otherwise leave by the default route, and come back from a router that has a route to these CIDRs.
 //!
-//! Podnet's routes are known by their protocol number, [`ROUTE_PROTOCOL`], and those of this module by having a gateway
-//! that isn't on podnet0, or none and no interface either; others are never changed or removed.
+//! Podnet's routes are identified by their protocol number, [`ROUTE_PROTOCOL`], and those of this module by having a
+//! gateway that isn't on podnet0, or neither gateway nor interface; other routes are never changed or removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,38 +26,38 @@ use crate::config::Routing;
 pub struct RemoteNode {
     /// The Node object's name.
     pub name: String,
-    /// Its addresses (InternalIP); routes lead to the first of each family, the tunnel to the very first.
+    /// Its addresses (InternalIP). Routes lead to the first of each family, the tunnel to the first of all.
     pub addresses: Vec<IpAddr>,
     /// Its pods' CIDRs.
     pub pod_cidrs: Vec<IpNetwork>,
 }
 
-/// The other nodes, and how to reach them.
+/// The other nodes, and the parameters for reaching them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NodeNetwork<'a> {
     /// This node's name.
     pub name: &'a str,
-    /// This node's addresses: the first of a family is the source of what the host sends, the very first is the one at
-    /// which it gets the tunnel's packets.
+    /// This node's addresses: the first of a family is the source of packets that the host sends, the first of all is
+    /// the one at which it receives the tunnel's packets.
     pub addresses: &'a [IpAddr],
-    /// The uplinks' smallest MTU in bytes.
+    /// Smallest MTU of the uplinks, in bytes.
     pub mtu: u32,
-    /// Which way is taken.
+    /// The routing mode.
     pub routing: Routing,
-    /// This node's pods' CIDRs.
+    /// The pod CIDRs of this node.
     pub pod_cidrs: &'a [IpNetwork],
     /// The other nodes.
     pub nodes: &'a [RemoteNode],
 }
 
-/// A route as podnet makes them. All addresses are of one family.
+/// A route made by podnet. All addresses are of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteSpec {
-    /// The table that it is in.
+    /// Its table.
     pub table: Table,
     /// Destination.
     pub dst: IpNetwork,
-    /// Where it leads; `None`: nowhere, which the sender is told.
+    /// Its next hop; `None`: unreachable, with an ICMP error to the sender.
     pub to: Option<NextHop>,
     /// Preferred source.
     pub source: Option<IpAddr>,
@@ -73,7 +73,7 @@ pub struct NextHop {
 }
 
 impl RouteSpec {
-    /// Reads a route back; `None` for a route to an interface itself, or with several next hops.
+    /// Converts an existing route; `None` for a route to an interface itself, or with several next hops.
     fn of(table: Table, route: &Route) -> Option<Self> {
         let to = match route.hops[..] {
             [] => None,
@@ -83,7 +83,7 @@ impl RouteSpec {
         Some(Self { table, dst: route.dst, to, source: route.source })
     }
 
-    /// What a replacement has in common with what it replaces: routes to nowhere have a metric of their own.
+    /// Key shared by a route and its replacement: unreachable routes have a metric of their own.
     fn key(&self) -> (IpNetwork, bool) {
         (self.dst, self.to.is_none())
     }
@@ -92,7 +92,7 @@ impl RouteSpec {
 /// A change of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteStep {
-    /// Make it; fails if someone else has a route to the same destination.
+    /// Add it; fails if another program has a route to the same destination.
     Add(RouteSpec),
     /// Replace podnet's own route to the same destination.
     Replace(RouteSpec),
@@ -114,8 +114,8 @@ impl fmt::Display for RouteStep {
     }
 }
 
-/// Steps from the routes that podnet has in a table to those that it should have there: additions and replacements by
-/// destination, then removals.
+/// Steps from podnet's actual routes in a table to the desired ones: additions and replacements by destination, then
+/// removals.
 pub(super) fn reconcile<'a>(
     table: Table,
     ours: impl Iterator<Item = &'a Route>,
@@ -133,7 +133,7 @@ pub(super) fn reconcile<'a>(
     made.chain(gone).collect()
 }
 
-/// How packets for one pod CIDR of another node leave.
+/// Route to one pod CIDR of another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeHop {
     /// The node's name.
@@ -144,7 +144,7 @@ pub struct NodeHop {
     pub via: IpAddr,
     /// The uplink, or the tunnel.
     pub dev: IfIndex,
-    /// The node's MAC on that link, once it is known; a change of neighbours tells when to look again.
+    /// The node's MAC on that link, once known; a change of neighbours is the time to look again.
     pub mac: Option<Mac>,
     /// Whether it is the tunnel.
     pub tunnel: bool,
@@ -157,59 +157,60 @@ pub struct NodeAddress {
     pub node: String,
     /// The address.
     pub addr: IpAddr,
-    /// The interface whose link it is on, or the tunnel; `None`: it is behind a router, or there is no way.
+    /// The interface whose link it is on, or the tunnel; `None`: it is behind a router, or unreachable.
     pub dev: Option<IfIndex>,
-    /// The node's MAC on that link, once it is known.
+    /// The node's MAC on that link, once known.
     pub mac: Option<Mac>,
     /// Whether pods reach it through the tunnel.
     pub tunnel: bool,
 }
 
-/// A pod CIDR of another node that there is no way to.
+/// An unreachable pod CIDR of another node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreachable {
     /// The node's name.
     pub node: String,
     /// The pod CIDR.
     pub cidr: IpNetwork,
-    /// Why, and what to do.
+    /// The reason, and advice.
     pub reason: String,
 }
 
-/// What [`super::Host::sync_node_routes`] has done and found.
+/// Result of [`super::Host::sync_node_routes`].
 #[derive(Debug, Default)]
 pub struct NodeRoutes {
     /// Every reachable pod CIDR.
     pub hops: Vec<NodeHop>,
-    /// All addresses of the nodes but those that are this node's own too.
+    /// All addresses of the nodes, except those that are also this node's own.
     pub addresses: Vec<NodeAddress>,
-    /// The others.
+    /// Unreachable pod CIDRs.
     pub unreachable: Vec<Unreachable>,
-    /// The tunnel, if some of them need it.
+    /// The tunnel, if some nodes need it.
     pub tunnel: Option<Tunnel>,
-    /// How many routes were added, replaced or removed.
+    /// Number of routes added, replaced or removed.
     pub changed: usize,
     /// Changes that failed.
     pub errors: Vec<HostError>,
 }
 
-/// What to do, and what will be the result if all of it succeeds.
+/// Planned steps, and the result if all of them succeed.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) steps: Vec<RouteStep>,
     pub(super) result: NodeRoutes,
 }
 
-/// How an address of another node is reached.
+/// Path to an address of another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// It is on the link of this interface.
+    /// On the link of this interface.
     Link(IfIndex),
     /// Through the tunnel.
     Tunnel,
 }
 
-/// The nodes that the tunnel has to lead to. Of two with the same MAC there, one gets the packets of both, which is reported.
+/// The nodes that the tunnel has to reach. If two have the same MAC there, one gets the packets of both, which is
+/// reported.
 pub(super) fn tunnel_peers(snapshot: &Snapshot, network: &NodeNetwork<'_>) -> (BTreeMap<Mac, Peer>, Vec<HostError>) {
     let lookup = Lookup::new(snapshot);
     let (mut peers, mut errors) = (BTreeMap::new(), Vec::new());
@@ -229,12 +230,12 @@ pub(super) fn tunnel_peers(snapshot: &Snapshot, network: &NodeNetwork<'_>) -> (B
     (peers, errors)
 }
 
-/// Plans the routes to other nodes' pods, and for this node's. Without a tunnel, those who need it are unreachable.
+/// Plans the routes to other nodes' pods, and for this node's. Without a tunnel, nodes that need it are unreachable.
 pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Option<Tunnel>) -> Plan {
     let lookup = Lookup::new(snapshot);
     let mut plan = Plan::default();
     let nowhere = |dst: &IpNetwork| RouteSpec { table: Table::Main, dst: *dst, to: None, source: None };
-    // A kernel without a family has no routes of it.
+    // A kernel without a family has no routes of that family.
     let has_family = |cidr: &&IpNetwork| network.addresses.iter().any(|own| own.is_ipv4() == cidr.is_ipv4());
     let mut desired: Vec<_> = network.pod_cidrs.iter().filter(has_family).map(nowhere).collect();
     let mut taken = BTreeSet::new();
@@ -284,7 +285,7 @@ pub(super) fn plan(snapshot: &Snapshot, network: &NodeNetwork<'_>, tunnel: Optio
     plan
 }
 
-/// The node's address of the CIDR's family and how it is reached, or why it isn't.
+/// The node's address of the CIDR's family and the path to it, or why there is none.
 fn next_hop(
     lookup: &Lookup<'_>,
     network: &NodeNetwork<'_>,
@@ -298,7 +299,7 @@ fn next_hop(
     Ok((via, way(lookup, network, node, via)?))
 }
 
-/// How an address of another node is reached, or why it isn't.
+/// Path to an address of another node, or why there is none.
 fn way(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode, addr: IpAddr) -> Result<Way, String> {
     if network.routing != Routing::Vxlan {
         match (on_link(lookup, addr), network.routing) {
@@ -314,7 +315,7 @@ fn way(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode, addr: 
     underlay(lookup, network, node).map(|_| Way::Tunnel)
 }
 
-/// The interface on whose link an address is, or why it is on none.
+/// The interface on whose link an address is, or why there is none.
 fn on_link(lookup: &Lookup<'_>, addr: IpAddr) -> Result<IfIndex, String> {
     let route = route_to(lookup, addr)?;
     match route.hops[..] {
@@ -329,7 +330,8 @@ fn on_link(lookup: &Lookup<'_>, addr: IpAddr) -> Result<IfIndex, String> {
     }
 }
 
-/// The address at which a node gets the tunnel's packets: its first, which must be of the family of this node's first.
+/// The address at which a node receives the tunnel's packets: its first, which must be of the same family as this
+/// node's first.
 fn underlay(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode) -> Result<IpAddr, String> {
     let own = network.addresses.first().ok_or("this node's Node object has no InternalIP, which the tunnel needs")?;
     let remote = node.addresses.first().copied().filter(|a| a.is_ipv4() == own.is_ipv4()).ok_or_else(|| {

@@ -1,9 +1,10 @@
-//! The host settings that podnet depends on: one table of sysctl, accepted values, reason, and who sets it.
+//! Host settings that podnet depends on: a table of sysctls with accepted values, the reason, and which component sets
+//! each.
 //!
-//! [`wanted`] makes the table for the interfaces that there are, [`apply`] writes what deviates, [`check`] only
-//! reports. The daemon does both at start and from time to time, `podnet status` checks by itself, so that a program
-//! that undoes one is noticed also while the daemon is down. Nothing is set back at the end: who else relies on a
-//! setting by then can't be known.
+//! [`wanted`] builds the table for the current interfaces, [`apply`] writes deviating settings, [`check`] only reports
+//! them. The daemon does both at start and periodically, and `podnet status` runs the check on its own, so that it
+//! finds a setting reverted by another program even while the daemon is down. Settings are never restored on removal,
+//! since other programs may rely on them by then.
 //!
 //! Sysctls under `net/` are those of the calling thread's network namespace.
 
@@ -17,13 +18,13 @@ use super::names::{FAR, NEAR, TUNNEL};
 use super::sysctl::{SettingError, Sysctl};
 use super::uplinks::Uplinks;
 
-/// Who brings a setting about first. The daemon repairs all of them.
+/// Which component sets a setting first. The daemon repairs all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SetBy {
     /// The daemon.
     Daemon,
-    /// The plugin, when it makes the interface.
+    /// The plugin, when it creates the interface.
     Plugin,
 }
 
@@ -32,31 +33,31 @@ pub enum SetBy {
 pub struct Setting {
     /// Path below `/proc/sys`.
     pub path: String,
-    /// Values that are good. The first is written when another is found.
+    /// Accepted values. The first is written in place of any other.
     pub accepted: &'static [&'static str],
-    /// A second sysctl: of the two values the larger counts.
+    /// A second sysctl: the larger of the two values is effective.
     pub or_larger: Option<&'static str>,
-    /// Whether a kernel or namespace without this sysctl is fine.
+    /// Whether the sysctl may be missing in a kernel or namespace.
     pub optional: bool,
-    /// What goes wrong otherwise.
+    /// The consequence of another value.
     pub why: &'static str,
-    /// Who sets it.
+    /// Which component sets it.
     pub set_by: SetBy,
 }
 
-/// A setting with a value that isn't good.
+/// A setting without an accepted value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Deviation {
     /// Path below `/proc/sys`.
     pub path: String,
-    /// The value in effect; `None`: the sysctl does not exist.
+    /// Effective value; `None`: the sysctl does not exist.
     pub actual: Option<String>,
     /// The value that podnet sets.
     pub wanted: String,
-    /// What goes wrong.
+    /// The consequence.
     pub why: String,
-    /// Who sets it.
+    /// Which component sets it.
     pub set_by: SetBy,
 }
 
@@ -71,12 +72,12 @@ impl fmt::Display for Deviation {
     }
 }
 
-/// What [`apply`] did.
+/// Result of [`apply`].
 #[derive(Debug, Default)]
 pub struct Applied {
     /// Settings that were changed, with the value found.
     pub changed: Vec<Deviation>,
-    /// Settings that could not be.
+    /// Settings that could not be changed.
     pub failed: Vec<SettingError>,
 }
 
@@ -87,12 +88,13 @@ const WHY_FORWARD: &str = "the host does not forward packets of this interface, 
 const WHY_RP_FILTER: &str = "strict reverse path filtering drops packets that pass the stack after translation, \
                              such as ICMP errors about a flow to a service";
 
-/// The settings of podnet0 and podnet1, which must hold before they come up.
+/// Settings of podnet0 and podnet1, which must be set before they come up.
 pub fn podnet0(families: Families) -> Vec<Setting> {
     let mut table = Table::default();
     for dev in [NEAR, FAR] {
         if families.v4 && dev == NEAR {
-            // A process that uses a NodePort of its own node has that node's address, and its packets arrive here.
+            // A process that uses a NodePort of its own node has the node's address as source, and its packets arrive
+            // here.
             let why = "host processes cannot reach the NodePorts of their own node";
             table.interface(4, dev, "accept_local", ON, why).or_larger("net/ipv4/conf/all/accept_local");
         }
@@ -102,7 +104,7 @@ pub fn podnet0(families: Families) -> Vec<Setting> {
     table.0
 }
 
-/// The settings of the tunnel, which must hold before it comes up.
+/// Settings of the tunnel, which must be set before it comes up.
 pub fn tunnel(families: Families) -> Vec<Setting> {
     let mut table = Table::default();
     let dev = TUNNEL;
@@ -114,7 +116,7 @@ pub fn tunnel(families: Families) -> Vec<Setting> {
     table.0
 }
 
-/// What a pod could have the host do through its interface's host end, by family and name.
+/// Settings against abuse of the host by a pod through its host end, by family and name, with the abuse.
 const HOST_END: [(u8, &str, &str); 5] = [
     (6, "accept_ra", "a pod could inject routes into the host by router advertisements"),
     (6, "autoconf", "a pod could inject addresses into the host by router advertisements"),
@@ -123,7 +125,7 @@ const HOST_END: [(u8, &str, &str); 5] = [
     (4, "accept_source_route", "a pod could bypass destination checks by source routing"),
 ];
 
-/// The settings of pods' host ends, which come and go and so may be gone by now.
+/// Settings of pods' host ends. They are optional, since these interfaces come and go and may be gone by now.
 pub fn host_ends<'a>(families: Families, names: impl IntoIterator<Item = &'a String>) -> Vec<Setting> {
     let mut table = Table::default();
     for dev in names {
@@ -132,7 +134,7 @@ pub fn host_ends<'a>(families: Families, names: impl IntoIterator<Item = &'a Str
             table.interface(6, dev, "disable_ipv6", OFF, why).optional = true;
         }
         table.forwarded(families, dev, true);
-        // Whatever families pods have: IPv6 is there on the host, and a pod may send it.
+        // Whatever families pods have: the host has IPv6, and a pod may send it.
         for (family, name, why) in HOST_END {
             let setting = table.interface(family, dev, name, OFF, why);
             (setting.set_by, setting.optional) = (SetBy::Plugin, true);
@@ -141,15 +143,15 @@ pub fn host_ends<'a>(families: Families, names: impl IntoIterator<Item = &'a Str
     table.0
 }
 
-/// The whole table, in the order in which it has to be applied.
+/// The whole table, in the order in which it must be applied.
 pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
     let Uplinks { found: uplinks, host_ends, .. } = interfaces;
     let mut table = Table::default();
     if families.v6 {
-        // Before forwarding: switching it on makes the kernel forget routes learnt where accept_ra is 1.
+        // Before forwarding: enabling it makes the kernel drop routes learnt where accept_ra is 1.
         for uplink in uplinks.iter().filter(|u| u.router_advertisements) {
             let why = "a host that forwards ignores router advertisements, so its IPv6 default route expires";
-            // 0 is right too: then a program in user space handles the advertisements.
+            // 0 is accepted too: then a program in user space handles the advertisements.
             table.interface(6, &uplink.name, "accept_ra", &["2", "0"], why);
         }
     }
@@ -164,7 +166,7 @@ pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
     if families.v6 {
         table.global("net/ipv6/conf/all/forwarding", ON, "the host does not forward IPv6 packets to or from pods");
     }
-    // Others' devices come and go, so their interfaces may be gone by now.
+    // Interfaces of other programs come and go, so these may be gone by now.
     for uplink in uplinks {
         table.forwarded(families, &uplink.name, !uplink.main);
     }
@@ -179,12 +181,12 @@ pub fn wanted(families: Families, interfaces: &Uplinks) -> Vec<Setting> {
     table.0
 }
 
-/// The settings that are not as they should be.
+/// Settings that deviate.
 pub fn check(sysctl: &Sysctl, settings: &[Setting]) -> Result<Vec<Deviation>, SettingError> {
     settings.iter().filter_map(|s| deviation(sysctl, s).transpose()).collect()
 }
 
-/// Writes the settings that are not as they should be, going on past errors.
+/// Writes the settings that deviate, continuing after errors.
 pub fn apply(sysctl: &Sysctl, settings: &[Setting]) -> Applied {
     let mut applied = Applied::default();
     for setting in settings {
@@ -201,7 +203,7 @@ pub fn apply(sysctl: &Sysctl, settings: &[Setting]) -> Applied {
     applied
 }
 
-/// Whether a setting deviates, and how.
+/// The deviation of a setting, if any.
 fn deviation(sysctl: &Sysctl, setting: &Setting) -> Result<Option<Deviation>, SettingError> {
     let own = sysctl.read(&setting.path)?;
     if own.is_none() && setting.optional {
@@ -241,7 +243,7 @@ impl Table {
         self.0.last_mut().expect("it has just been pushed")
     }
 
-    /// What all of podnet's own interfaces need, with what redirects and an interface without IPv6 would lead to.
+    /// Settings of all of podnet's own interfaces, with the consequences of redirects and of an interface without IPv6.
     fn own(&mut self, families: Families, dev: &str, redirected: &'static str, without_v6: &'static str) {
         if families.v4 {
             self.interface(4, dev, "rp_filter", &["2", "0"], WHY_RP_FILTER).or_larger("net/ipv4/conf/all/rp_filter");
@@ -255,7 +257,7 @@ impl Table {
         }
     }
 
-    /// What an interface needs by which packets of pods come in or leave.
+    /// Settings of an interface on which packets of pods arrive or leave.
     fn forwarded(&mut self, families: Families, dev: &str, optional: bool) {
         if families.v4 {
             self.interface(4, dev, "forwarding", ON, WHY_FORWARD).optional = optional;
@@ -297,7 +299,7 @@ mod tests {
 
     const BOTH: Families = Families { v4: true, v6: true };
 
-    /// Uplinks by name and whether they hear router advertisements, and pods' interfaces.
+    /// Uplinks by name and whether they receive router advertisements, and pods' interfaces.
     fn interfaces(uplinks: &[(&str, bool)], host_ends: &[&str]) -> Uplinks {
         let uplink = |(name, router_advertisements): &(&str, bool)| Uplink {
             name: (*name).into(),
@@ -315,7 +317,7 @@ mod tests {
         }
     }
 
-    /// A directory in which every setting has its wanted value.
+    /// A directory in which every setting has its desired value.
     fn healthy(settings: &[Setting]) -> (TempDir, Sysctl) {
         let dir = TempDir::new().unwrap();
         for setting in settings {
@@ -381,7 +383,7 @@ mod tests {
     fn a_family_that_the_node_lacks_needs_nothing() {
         let only_v4 = Families { v4: true, v6: false };
         let settings = wanted(only_v4, &interfaces(&[("eth0", true)], &["pn0"]));
-        // But pods may send it, and the host may have it all the same.
+        // Pods may still send IPv6, and the host may have it.
         let of_pod = |s: &Setting| s.path.contains("/pn0/");
         assert!(settings.iter().all(|s| !s.path.contains("ipv6") || (of_pod(s) && s.accepted == OFF && s.optional)));
         assert!(settings.iter().any(|s| s.path.contains("ipv6/conf/pn0/accept_ra")));

@@ -1,7 +1,8 @@
-//! What netlink says about the host, as plain values: links, addresses, routes of the main table, neighbours.
+//! The state of the host's network as read by netlink, as plain values: links, addresses, routes of the main table,
+//! neighbours.
 //!
-//! The rest of [`crate::host`] decides from these, so its decisions need no kernel to be tested. Attributes that podnet
-//! doesn't decide by are left out.
+//! The rest of [`crate::host`] decides from these, so its decisions can be tested without a kernel. Attributes that
+//! podnet doesn't need are left out.
 
 use std::net::IpAddr;
 
@@ -14,7 +15,7 @@ use podnet_common::addr::{IfIndex, Mac};
 use super::families::Families;
 use super::names::ROUTE_PROTOCOL;
 
-/// What kind of device a link is, as far as podnet treats them differently.
+/// Kind of a link, as far as podnet distinguishes kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinkKind {
     /// One end of a veth pair.
@@ -23,14 +24,14 @@ pub enum LinkKind {
     Bridge,
     /// The loopback interface.
     Loopback,
-    /// A routing table as a device (VRF): its ports hand nothing on to it.
+    /// A routing table as a device (VRF). Packets of its ports don't pass to it.
     Vrf,
     /// Anything else.
     #[default]
     Other,
 }
 
-/// What a link's frames begin with.
+/// Header at the beginning of a link's frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Framing {
     /// An Ethernet header.
@@ -42,14 +43,14 @@ pub enum Framing {
     Foreign,
 }
 
-/// What a VXLAN device was made with.
+/// Parameters of a VXLAN device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vxlan {
     /// Its network identifier.
     pub vni: u32,
     /// Its UDP port.
     pub port: u16,
-    /// Where it gets packets.
+    /// Local address at which it receives packets.
     pub local: Option<IpAddr>,
 }
 
@@ -66,24 +67,24 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// MTU in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// The same for IPv6, which a router's advertisement may lower; `None`: IPv6 is off.
+    /// IPv6 MTU in bytes, which a router advertisement may lower; `None`: IPv6 is disabled.
     pub mtu6: Option<u32>,
-    /// What it is.
+    /// Its kind.
     pub kind: LinkKind,
-    /// What its frames begin with.
+    /// Framing of its frames.
     pub framing: Framing,
     /// Whether it has been set up (administratively).
     pub up: bool,
     /// The other end, for a veth whose other end is in this namespace.
     pub peer: Option<IfIndex>,
-    /// The bridge or bond that it is a port of.
+    /// The bridge, bond or VRF that it is a port of.
     pub controller: Option<IfIndex>,
     /// For a VXLAN device.
     pub vxlan: Option<Vxlan>,
 }
 
 impl Link {
-    /// Whether it is the host's side of a pod's veth pair.
+    /// Whether it is the host end of a pod's veth pair.
     pub fn is_host_end(&self) -> bool {
         self.kind == LinkKind::Veth && (AttachmentId::is_host_ifname(&self.name) || is_marked(&self.alias))
     }
@@ -96,7 +97,7 @@ pub struct Address {
     pub ifindex: IfIndex,
     /// The address.
     pub addr: IpAddr,
-    /// Whether duplicate address detection is still going on.
+    /// Whether duplicate address detection is still running.
     pub tentative: bool,
 }
 
@@ -114,22 +115,22 @@ pub struct Hop {
 pub struct Route {
     /// Destination; length 0 for a default route.
     pub dst: IpNetwork,
-    /// Who made it (`RTPROT_*`).
+    /// Its origin (`RTPROT_*`).
     pub protocol: u8,
-    /// Lower is preferred.
+    /// Metric; lower is preferred.
     pub metric: u32,
     /// Preferred source address.
     pub source: Option<IpAddr>,
-    /// The MTU that it is held to (`mtu lock`), in bytes.
+    /// Locked MTU (`mtu lock`), in bytes.
     pub mtu: Option<u32>,
-    /// Where it leads; more than one for multipath, none if it says that the destination is unreachable.
+    /// Next hops: several for multipath, none for an unreachable route.
     pub hops: Vec<Hop>,
 }
 
-/// A route that makes a range the host's own, as each address of an interface has one.
+/// A local route, which makes a range the host's own. Each address of an interface has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalRoute {
-    /// The range: an address, mostly.
+    /// The range: usually a single address.
     pub dst: IpNetwork,
     /// The interface.
     pub dev: IfIndex,
@@ -148,7 +149,7 @@ impl Table {
     /// Number of the table, and priority of the rule that leads there.
     pub const SERVICES: u32 = ROUTE_PROTOCOL as u32;
 
-    /// The number that the kernel knows it by.
+    /// The kernel's number of the table.
     pub fn id(self) -> u32 {
         match self {
             Self::Main => RouteHeader::RT_TABLE_MAIN.into(),
@@ -170,9 +171,9 @@ pub struct Neighbour {
     pub addr: IpAddr,
     /// Its Ethernet address while the entry is usable.
     pub mac: Option<Mac>,
-    /// Whether it never expires.
+    /// Whether the entry is permanent.
     pub permanent: bool,
-    /// Whether it has been confirmed lately.
+    /// Whether it has been confirmed recently.
     pub fresh: bool,
 }
 
@@ -183,11 +184,11 @@ pub struct Forwarding {
     pub ifindex: IfIndex,
     /// Destination in the tunnel.
     pub mac: Mac,
-    /// Where it is.
+    /// Address of the remote host.
     pub remote: IpAddr,
 }
 
-/// Everything at one moment, nearly: the parts are read one after the other.
+/// The whole state at nearly one moment: the parts are read one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Interfaces, by index.
@@ -196,11 +197,11 @@ pub struct Snapshot {
     pub addresses: Vec<Address>,
     /// Unicast and unreachable routes of the main table.
     pub routes: Vec<Route>,
-    /// Those of all tables that make an address the host's own.
+    /// Local routes of all tables.
     pub local_routes: Vec<LocalRoute>,
-    /// Those of [`Table::Services`].
+    /// Routes of [`Table::Services`].
     pub service_routes: Vec<Route>,
-    /// For which families the rule is there that leads the host's own sockets to [`Table::Services`].
+    /// Families with the rule that leads the host's own sockets to [`Table::Services`].
     pub service_rules: Families,
     /// Neighbours.
     pub neighbours: Vec<Neighbour>,
@@ -212,7 +213,7 @@ impl Snapshot {
         self.links.iter().find(|l| l.name == name)
     }
 
-    /// The smallest MTU, in bytes, that a route or IPv6 on an interface is held to below what the interface takes.
+    /// The smallest MTU, in bytes, to which a route or IPv6 on an interface is limited below the interface's own MTU.
     pub fn narrowest(&self) -> Option<u32> {
         let routes = self.routes.iter().chain(&self.service_routes).filter_map(|route| route.mtu);
         let links = self.links.iter().filter_map(|link| link.mtu6.filter(|mtu| *mtu < link.mtu));

@@ -18,7 +18,7 @@ pub struct SettingError {
     pub(super) source: io::Error,
 }
 
-/// Where sysctls are read and written: `/proc/sys`, or a directory of a test.
+/// Root directory of the sysctls: `/proc/sys`, or a directory of a test.
 #[derive(Clone, Debug)]
 pub struct Sysctl {
     root: PathBuf,
@@ -36,7 +36,7 @@ impl Sysctl {
         Self { root: root.into() }
     }
 
-    /// Reads one, without the newline; `None` if it does not exist.
+    /// Reads a sysctl, without the newline; `None` if it does not exist.
     pub fn read(&self, path: &str) -> Result<Option<String>, SettingError> {
         match files::read_text(&self.root.join(path), files::OWN_MAX) {
             Ok(value) => Ok(Some(value.trim_end().to_owned())),
@@ -45,7 +45,7 @@ impl Sysctl {
         }
     }
 
-    /// Writes one.
+    /// Writes a sysctl.
     pub fn write(&self, path: &str, value: &str) -> Result<(), SettingError> {
         let write = || {
             let mut file = files::open(&self.root.join(path), OpenOptions::new().write(true).truncate(true))?;

@@ -1,11 +1,11 @@
-//! The tunnel: one VXLAN device (RFC 7348) that leads to all nodes which are on no shared link, or to all.
+//! The tunnel: one VXLAN device (RFC 7348) to all nodes that are on no shared link, or to all nodes.
 //!
-//! A node's MAC there follows from its name, so that nodes have nothing to tell each other: the device's forwarding
-//! table, made from Node objects, says at which address the node with a MAC is. The programs send pods' packets into
-//! the device with that MAC; for the host's own packets there are routes through gateways that are nobody's addresses
-//! but permanent neighbours. Nothing is learnt from packets, and what has no entry is dropped.
+//! A node's MAC in the tunnel is derived from its name, so that nodes need not exchange MACs: the device's forwarding
+//! table, built from Node objects, maps each MAC to the address of its node. The programs send pods' packets into the
+//! device with that MAC; the host's own packets take routes through gateways that belong to no host but have permanent
+//! neighbour entries. Nothing is learnt from packets, and packets without an entry are dropped.
 //!
-//! Packets for other nodes' addresses that the host itself sends don't come here.
+//! Packets that the host itself sends to other nodes' addresses don't use the tunnel.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,26 +20,27 @@ use super::error::HostError;
 pub use super::names::TUNNEL as NAME;
 use super::snapshot::{Forwarding, Link, Snapshot, Vxlan};
 
-/// Its network identifier, which keeps it apart from others at the same port.
+/// Network identifier, which separates it from other VXLAN networks on the same port.
 pub const VNI: u32 = 112;
-/// Its address, of link scope, so that no packet gets it as source: loose reverse path filtering accepts other nodes'
-/// packets only on an interface that has one (Linux, `__fib_validate_source`).
+/// Its address, with link scope, so that no packet gets it as source: loose reverse path filtering accepts other nodes'
+/// packets only on an interface that has an address (Linux, `__fib_validate_source`).
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 4);
 
-/// Smallest MTU with which the kernel lets an interface have IPv6. Outer packets that are too long for it are fragmented.
+/// Smallest MTU at which the kernel enables IPv6 on an interface. Outer packets that are too long for an uplink are
+/// fragmented.
 const MTU_MIN: u32 = 1280;
 
-/// What the device takes if the uplinks take so much.
+/// MTU of the device for this MTU of the uplinks. Both in bytes.
 pub fn mtu(uplinks: u32, outer: IpAddr) -> u32 {
     uplinks.saturating_sub(overhead(outer)).max(MTU_MIN)
 }
 
-/// Bytes that the tunnel adds to a packet between nodes with such addresses: Ethernet, VXLAN, UDP and IP.
+/// Bytes that encapsulation adds to a packet, by the family of the outer addresses: Ethernet, VXLAN, UDP and IP.
 fn overhead(outer: IpAddr) -> u32 {
     14 + 8 + 8 + if outer.is_ipv4() { 20 } else { 40 }
 }
 
-/// The MAC that the node with this name has in the tunnel: locally administered, and the same wherever it is computed.
+/// MAC in the tunnel of the node with this name: locally administered, and the same wherever it is computed.
 pub fn mac_of(node: &str) -> Mac {
     let mut hash = Fnv::default();
     hash.write(node.as_bytes());
@@ -47,11 +48,11 @@ pub fn mac_of(node: &str) -> Mac {
     Mac([a & 0xfc | 0x02, b, c, d, e, f])
 }
 
-/// The next hop of routes to the pods of the node that has this MAC and this address.
+/// Next hop of routes to the pods of the node with this MAC and this address.
 pub fn gateway(node: IpAddr, mac: Mac) -> IpAddr {
     match node {
         IpAddr::V4(_) => node,
-        // The kernel wants no gateway that has a route over another interface, not even on one's word (`onlink`).
+        // The kernel rejects a gateway that has a route over another interface, even with `onlink`.
         IpAddr::V6(_) => {
             let [a, b, c, d, e, f] = mac.0.map(u16::from);
             IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f))
@@ -59,7 +60,7 @@ pub fn gateway(node: IpAddr, mac: Mac) -> IpAddr {
     }
 }
 
-/// What is commonly behind the kernel's refusal to make the device, by its error number.
+/// Usual cause of the kernel's refusal to create the device, by error number.
 pub fn why_not_created(errno: Option<i32>) -> String {
     match errno {
         Some(libc::EOPNOTSUPP) => " (the kernel does not support VXLAN: load the module `vxlan`)".to_owned(),
@@ -72,25 +73,25 @@ pub fn why_not_created(errno: Option<i32>) -> String {
     }
 }
 
-/// How the device should be.
+/// Desired state of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// This node's MAC there.
     pub mac: Mac,
-    /// The address at which this node gets the tunnel's packets.
+    /// The address at which this node receives the tunnel's packets.
     pub local: IpAddr,
     /// MTU in bytes, without the inner Ethernet header.
     pub mtu: u32,
-    /// The nodes that it leads to.
+    /// The nodes that it reaches.
     pub peers: BTreeMap<Mac, Peer>,
 }
 
-/// A node at the other end.
+/// A remote node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Where it gets the tunnel's packets.
+    /// The address at which it receives the tunnel's packets.
     pub remote: IpAddr,
-    /// What routes to its pods name as the next hop.
+    /// Next hops of routes to its pods.
     pub gateways: Vec<IpAddr>,
 }
 
@@ -105,29 +106,29 @@ pub struct Tunnel {
     pub mtu: u32,
 }
 
-/// What is there of the device before it is up: see [`super::Host::prepare_tunnel`].
+/// State of the device before it is up: see [`super::Host::prepare_tunnel`].
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// The device, if it is needed and there.
+    /// The device, if it is needed and exists.
     pub tunnel: Option<Tunnel>,
-    /// How it should be; none: it isn't needed.
+    /// Desired state; `None`: the device isn't needed.
     pub(super) wanted: Option<Wanted>,
-    /// What was refused.
+    /// Changes that the kernel rejected.
     pub(super) errors: Vec<HostError>,
 }
 
-/// What is there under the device's name.
+/// Device found under the tunnel's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Device {
-    /// Nothing.
+    /// None.
     Missing,
-    /// What is wanted.
+    /// The desired one.
     Right,
-    /// podnet's, but made for something else: to be deleted and made again.
+    /// podnet's, but with other parameters: to be deleted and created again.
     Outdated(IfIndex),
 }
 
-/// Looks for the device; something else under its name is an error.
+/// Looks for the device. Fails if another kind of interface has its name.
 pub(super) fn examine(snapshot: &Snapshot, wanted: &Wanted) -> Result<Device, HostError> {
     Ok(match own(snapshot)? {
         None => Device::Missing,
@@ -148,22 +149,22 @@ pub(super) fn own(snapshot: &Snapshot) -> Result<Option<(&Link, Vxlan)>, HostErr
     }
 }
 
-/// One thing to do to the device.
+/// One change to the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Set the MTU.
     Mtu(u32),
-    /// Give it [`ADDRESS`].
+    /// Add [`ADDRESS`].
     Address,
     /// Set it up.
     Up,
-    /// Say at which address a node is.
+    /// Add a forwarding entry: the address of a node.
     Forward { mac: Mac, remote: IpAddr },
-    /// Make a permanent neighbour.
+    /// Add a permanent neighbour.
     Neighbour { addr: IpAddr, mac: Mac },
-    /// Forget a neighbour.
+    /// Remove a neighbour.
     ForgetNeighbour { addr: IpAddr },
-    /// Forget where a node is.
+    /// Remove a forwarding entry.
     ForgetForward(Forwarding),
 }
 
@@ -183,7 +184,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// What has to be done to bring the device into line, in order. `table` is its forwarding table.
+/// Steps that bring the device into line, in order. `table` is its forwarding table.
 pub(super) fn plan(snapshot: &Snapshot, link: &Link, table: &[Forwarding], wanted: &Wanted) -> Vec<Step> {
     let mut steps = Vec::new();
     if link.mtu != wanted.mtu {
@@ -283,7 +284,7 @@ mod tests {
         let mut snapshot = Snapshot { links: vec![device()], addresses, neighbours, ..Snapshot::default() };
         assert_eq!(shown(&plan(&snapshot, &device(), &table, &wanted())), [""; 0]);
 
-        // Another interface's entries, a node that moved, and one that left.
+        // Entries of another interface, of a node that moved, and of one that left.
         table.push(Forwarding { ifindex: IfIndex(6), mac: Mac([2; 6]), remote: ip("10.0.0.1") });
         let mut changed = wanted();
         changed.peers.remove(&mac_of("n3"));
@@ -293,13 +294,13 @@ mod tests {
         assert!(matches!(steps[1..3], [Step::ForgetNeighbour { .. }, Step::ForgetNeighbour { .. }]), "{steps:?}");
         assert!(matches!(steps[3..], [Step::ForgetForward(entry)] if entry.mac == mac_of("n3")), "{steps:?}");
 
-        // What isn't permanent is the kernel's own.
+        // Entries that aren't permanent are the kernel's own.
         snapshot.neighbours.iter_mut().for_each(|n| n.permanent = false);
         assert_eq!(plan(&snapshot, &device(), &table, &wanted()).len(), 4);
     }
 
     #[test]
-    fn a_device_for_something_else_is_made_again_and_a_foreign_one_left_alone() {
+    fn an_outdated_device_is_recreated_and_a_foreign_one_left_alone() {
         let seen = |link: Link| examine(&Snapshot { links: vec![link], ..Snapshot::default() }, &wanted());
         assert_eq!(examine(&Snapshot::default(), &wanted()).unwrap(), Device::Missing);
         assert_eq!(seen(device()).unwrap(), Device::Right);

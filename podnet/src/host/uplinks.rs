@@ -1,9 +1,9 @@
-//! Which interfaces lead out of the node: all that are neither a pod's, nor podnet's own, nor the loopback interface; or
-//! those that the configuration names.
+//! Uplinks, the interfaces that lead out of the node: all except pods' and podnet's own interfaces and the loopback
+//! interface, or those named in the configuration.
 //!
-//! A packet meets the hooks of one of them only, the one whose addresses and routes count: a port of a bridge or a bond
-//! hands its packets on, and has no hooks itself. A VLAN's packets pass the interface below it with their tag, by which
-//! that one's hooks leave them alone.
+//! A packet meets the hooks of only one of them, the one whose addresses and routes count: a port of a bridge or a bond
+//! hands its packets on, and has no hooks itself. Packets of a VLAN pass the interface below it with their tag, and
+//! that interface's hooks ignore tagged packets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use super::lookup::is_link_local;
 use super::names::{FAR, NEAR, ROUTE_PROTOCOL, TUNNEL};
 use super::snapshot::{Address, Framing, Link, LinkKind, LocalRoute, Route, Snapshot};
 
-/// `RTPROT_RA`: routes that the kernel or a daemon made from router advertisements.
+/// `RTPROT_RA`: routes made by the kernel or a daemon from router advertisements.
 const PROTOCOL_RA: u8 = 9;
 
 /// An interface that leads out of the node.
@@ -27,8 +27,8 @@ pub struct Uplink {
     pub ifindex: IfIndex,
     /// MTU in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// Whether the cluster's traffic goes by it: it has one of the addresses of the Node object or a default route, or the
-    /// configuration names it.
+    /// Whether it carries the cluster's traffic: it has one of the addresses of the Node object or a default route, or
+    /// is named in the configuration.
     pub main: bool,
     /// Whether its frames begin with the IP header.
     pub raw: bool,
@@ -38,44 +38,44 @@ pub struct Uplink {
     pub bridged: bool,
     /// Whether routes of this interface come from router advertisements.
     pub router_advertisements: bool,
-    /// The addresses with which the node speaks there, of each family that it has.
+    /// The addresses that the node uses there, one for each family that the interface has.
     pub addresses: Vec<IpAddr>,
 }
 
-/// The uplinks that there are, and the configured ones that are missing.
+/// The uplinks found, and the configured ones that are missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uplinks {
     /// Those found, by index.
     pub found: Vec<Uplink>,
-    /// Names from the configuration that no interface has.
+    /// Configured names without an interface.
     pub missing: Vec<String>,
-    /// Names of interfaces that would be uplinks if podnet could read their frames.
+    /// Names of interfaces that would be uplinks if podnet supported their framing.
     pub foreign: Vec<String>,
-    /// Names of the pods' host-side interfaces, which need settings too.
+    /// Names of pods' host ends, which need settings too.
     pub host_ends: Vec<String>,
-    /// Interfaces that are none of these, nor podnet's own, nor the loopback interface.
+    /// All other interfaces, except podnet's own and the loopback interface.
     pub others: Vec<IfIndex>,
     /// The loopback interface.
     pub loopback: IfIndex,
-    /// Whether there is a tunnel.
+    /// Whether the tunnel exists.
     pub tunnel: bool,
-    /// The node's own addresses: all that its interfaces have or a local route gives it, but loopback and link-local IPv6
-    /// ones and those of pods' interfaces.
+    /// The node's own addresses: all addresses of its interfaces and of local routes, except loopback and link-local
+    /// IPv6 ones and those of podnet's and pods' interfaces.
     pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Uplinks {
-    /// Those by which the cluster's traffic goes.
+    /// The uplinks that carry the cluster's traffic.
     pub fn main(&self) -> impl Iterator<Item = &Uplink> {
         self.found.iter().filter(|uplink| uplink.main)
     }
 
-    /// The smallest MTU of the main uplinks, which a pod's packets must fit.
+    /// The smallest MTU of the main uplinks, in bytes, which pods' packets must fit.
     pub fn mtu(&self) -> Option<u32> {
         self.main().map(|u| u.mtu).min()
     }
 
-    /// The table `interfaces`.
+    /// The content of the table `interfaces`.
     pub fn table(&self) -> BTreeMap<IfIndex, Interface> {
         let entry = |uplink: &Uplink| {
             let of = |v4: bool| uplink.addresses.iter().find(|a| a.is_ipv4() == v4).map_or(Addr::NONE, |a| (*a).into());
@@ -89,8 +89,8 @@ impl Uplinks {
 
 /// Finds the uplinks.
 ///
-/// With `names` these and no others. A node address on the loopback interface (as BGP-routed hosts have it) makes that no
-/// uplink: the default routes tell where packets go.
+/// With `names`, exactly these. A node address on the loopback interface (as on BGP-routed hosts) doesn't make it an
+/// uplink: then the default routes determine the main uplinks.
 pub fn find(snapshot: &Snapshot, node_addresses: &[IpAddr], names: &[String]) -> Uplinks {
     let named: BTreeSet<IfIndex> = names.iter().filter_map(|n| snapshot.link(n)).map(|l| l.ifindex).collect();
     let addressed = snapshot.addresses.iter().filter(|a| node_addresses.contains(&a.addr)).map(|a| a.ifindex);
@@ -121,7 +121,7 @@ pub fn find(snapshot: &Snapshot, node_addresses: &[IpAddr], names: &[String]) ->
         })
         .collect();
     let missing = names.iter().filter(|n| snapshot.link(n).is_none()).cloned().collect();
-    // Devices of buses and radios have none.
+    // Devices of buses and radios have no addresses.
     let has_address = |l: &&&Link| snapshot.addresses.iter().any(|address| address.ifindex == l.ifindex);
     let foreign = foreign.iter().filter(has_address).map(|l| l.name.clone()).collect();
     let host_ends = snapshot.links.iter().filter(|l| l.is_host_end()).map(|l| l.name.clone()).collect();
@@ -137,19 +137,19 @@ fn default_routes(snapshot: &Snapshot) -> impl Iterator<Item = &Route> {
     snapshot.routes.iter().filter(|r| r.dst.prefix() == 0)
 }
 
-/// Whether what an interface receives is another one's: a port of a bridge, a bond and the like. A VRF's ports keep it, and
-/// it has none itself.
+/// Whether packets that an interface receives pass to another one, as those of ports of a bridge or a bond do. Ports of
+/// a VRF keep theirs, and the VRF itself has none.
 fn hands_on(snapshot: &Snapshot, link: &Link) -> bool {
     link.kind == LinkKind::Vrf || controller(snapshot, link).is_some_and(|kind| kind != LinkKind::Vrf)
 }
 
-/// The kind of the device that a link is a port of. One in another namespace isn't known.
+/// The kind of the device that a link is a port of; the default kind if it is in another namespace.
 fn controller(snapshot: &Snapshot, link: &Link) -> Option<LinkKind> {
     link.controller.map(|c| snapshot.link_by_index(c).map(|controller| controller.kind).unwrap_or_default())
 }
 
-/// The address of a family with which the node speaks on a link: one that the Node object has; else the one that a default
-/// route there prefers; else the first that isn't the link's only.
+/// The address of a family that the node uses on a link: one of the Node object; else the preferred source of a default
+/// route there; else the first that isn't link-local.
 fn speaks_with(snapshot: &Snapshot, link: &Link, node_addresses: &[IpAddr], v4: bool) -> Option<IpAddr> {
     let there = || {
         let usable = |a: &&Address| a.ifindex == link.ifindex && a.addr.is_ipv4() == v4 && !a.tentative;
@@ -180,7 +180,7 @@ pub fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     };
     let (podnets, others): (Vec<&Address>, Vec<&Address>) =
         snapshot.addresses.iter().partition(|address| of_podnet(address.ifindex));
-    // The kernel may say that such a route belongs to the loopback interface.
+    // The kernel may report such a route on the loopback interface.
     let podnets: BTreeSet<IpAddr> = podnets.into_iter().map(|address| address.addr).collect();
     let single = |route: &&LocalRoute| route.dst.prefix() == if route.dst.is_ipv4() { 32 } else { 128 };
     let local = snapshot.local_routes.iter().filter(single).filter(|route| !of_podnet(route.dev));
@@ -188,7 +188,7 @@ pub fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     others.into_iter().map(|address| address.addr).chain(local).filter(is_global).collect()
 }
 
-/// The gateways of the host's own routes, or of its default routes only; podnet's lead to nodes, or to podnet0.
+/// Gateways of the host's own routes, or of its default routes only. Podnet's routes, to nodes or podnet0, don't count.
 pub fn gateways(snapshot: &Snapshot, default_only: bool) -> BTreeSet<IpAddr> {
     let routes = snapshot.routes.iter().filter(|route| route.protocol != ROUTE_PROTOCOL);
     let routes = routes.filter(|route| !default_only || route.dst.prefix() == 0);
@@ -279,7 +279,8 @@ mod tests {
         let more =
             [(1, "127.0.0.1"), (1, "::1"), (2, "fd00:30::1"), (2, "fe80::1"), (6, "169.254.1.1"), (8, "10.0.0.1")];
         snapshot.addresses.extend(more.map(|(ifindex, addr)| address(ifindex, addr)));
-        // What a guest agent makes, whole ranges (which sockets may use), and what podnet's interfaces have.
+        // Local routes: one made by a guest agent, a whole range (which sockets may use), and addresses of podnet's
+        // interfaces.
         let routes = [(2, "203.0.113.10/32"), (1, "198.51.100.0/24"), (1, "10.0.0.1/32"), (6, "169.254.1.1/32")];
         snapshot.local_routes =
             routes.map(|(dev, dst)| LocalRoute { dst: dst.parse().unwrap(), dev: IfIndex(dev) }).into();

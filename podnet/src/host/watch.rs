@@ -1,9 +1,9 @@
-//! Notifications that something about links, addresses, routes or neighbours has changed, gathered until it is quiet.
+//! Notifications about changes of links, addresses, routes or neighbours, debounced.
 //!
-//! A notification says only what kind of thing changed: the daemon then reads a new [`super::Snapshot`] and decides
-//! from that, so that a lost or reordered message can do no harm. When the kernel says that messages were lost,
-//! everything counts as changed. What happens on the pods' interfaces is told apart: nothing of the node depends on it,
-//! and a node that starts a hundred pods should not have its daemon look around a hundred times.
+//! A notification names only the kinds that changed: the daemon then reads a new [`super::Snapshot`] and decides from
+//! that, so that lost or reordered messages do no harm. If the kernel reports lost messages, everything counts as
+//! changed. Changes of pods' interfaces are reported separately: nothing about the node depends on them, and starting a
+//! hundred pods must not cause a hundred snapshots.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -39,16 +39,16 @@ const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Tc,
 ];
 
-/// Those whose messages are read in another way.
+/// Groups whose messages are read without netlink-packet-route.
 const RAW_GROUPS: &[MulticastGroup] =
     &[MulticastGroup::Nexthop, MulticastGroup::Ipv4Netconf, MulticastGroup::Ipv6Netconf];
 
-/// How long changes are gathered before they are reported.
+/// How long changes are collected before they are reported.
 #[derive(Clone, Copy, Debug)]
 pub struct Debounce {
-    /// Report once nothing has happened for so long.
+    /// Report after this long without a change.
     pub quiet: Duration,
-    /// Report anyway so long after the first change.
+    /// Report at most this long after the first change.
     pub at_most: Duration,
 }
 
@@ -58,7 +58,7 @@ impl Default for Debounce {
     }
 }
 
-/// What kinds of things have changed.
+/// Kinds of changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// Interfaces.
@@ -67,18 +67,18 @@ pub struct Change {
     pub addresses: bool,
     /// Routes.
     pub routes: bool,
-    /// MACs of neighbours (not every change of an entry's state).
+    /// MACs of neighbours, but not every state change of an entry.
     pub neighbours: bool,
-    /// Something about these pods' interfaces, which is none of the above.
+    /// Pods' interfaces with changes that are none of the above.
     pub pods: BTreeSet<IfIndex>,
-    /// Destinations of routes to single addresses, which may be pods'.
+    /// Destinations of host routes, which may be pods' addresses.
     pub hosts: BTreeSet<IpAddr>,
-    /// Messages were lost: pods' interfaces may have changed that are not named.
+    /// Messages were lost: pods' interfaces that aren't named may have changed too.
     pub lost: bool,
 }
 
 impl Change {
-    /// Everything may have.
+    /// Everything may have changed.
     pub const ALL: Self = Self {
         links: true,
         addresses: true,
@@ -89,7 +89,7 @@ impl Change {
         lost: true,
     };
 
-    /// Whether anything of the node itself has.
+    /// Whether anything about the node itself has changed.
     pub fn of_node(&self) -> bool {
         self.links || self.addresses || self.routes || self.neighbours
     }
@@ -115,15 +115,15 @@ impl Change {
 
 type Message = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
-/// How many pods' interfaces are remembered, the youngest.
+/// How many pods' interfaces are remembered, the most recent ones.
 const PODS_MAX: usize = 4096;
 
-/// What has been heard of so far.
+/// State from earlier messages.
 #[derive(Debug, Default)]
 struct Known {
-    /// The neighbours' MACs, to tell a new MAC from a mere change of state.
+    /// The neighbours' MACs, to distinguish a new MAC from a mere change of state.
     macs: BTreeMap<(IfIndex, IpAddr), Mac>,
-    /// The pods' interfaces. They stay here when they go, since messages about their routes follow.
+    /// The pods' interfaces. They stay here after their removal, since messages about their routes follow.
     pods: BTreeSet<IfIndex>,
 }
 
@@ -138,7 +138,7 @@ pub struct Watcher {
     last: Instant,
 }
 
-/// What is announced, and the task that receives it.
+/// The stream of messages, and the task that receives them.
 #[derive(Debug)]
 struct Subscription {
     messages: UnboundedReceiver<Message>,
@@ -161,12 +161,12 @@ impl Watcher {
         Ok(Self { debounce, subscription, known: Known::default(), pending, first: now, last: now })
     }
 
-    /// Takes in the neighbours that there are, of which nothing was heard if they are older than the subscription.
+    /// Adds existing neighbours, since those older than the subscription have not been announced.
     pub fn learn(&mut self, neighbours: &[Neighbour]) {
         self.known.learn(neighbours);
     }
 
-    /// Waits for changes. Nothing is lost when the future is dropped before it is ready.
+    /// Waits for changes. Cancel-safe: dropping the future loses nothing.
     pub async fn changed(&mut self) -> Change {
         loop {
             let due = (self.last + self.debounce.quiet).min(self.first + self.debounce.at_most);
@@ -202,7 +202,7 @@ impl Watcher {
         self.pending.add(change);
     }
 
-    /// After the connection has ended: a new one, and everything may have changed meanwhile.
+    /// Reopens an ended connection. Everything may have changed meanwhile.
     async fn reopen(&mut self) {
         sleep(Duration::from_secs(1)).await;
         match subscribe() {
@@ -219,12 +219,12 @@ impl Watcher {
 fn subscribe() -> Result<Subscription, HostError> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(GROUPS).map_err(HostError::Socket)?;
     let (of_raw, raw) = raw::subscribe(RAW_GROUPS).map_err(HostError::Socket)?;
-    // When one ends, so does the other: both are renewed.
+    // When one connection ends, so does the other: both are reopened.
     let connections = tokio::spawn(async { drop(futures::future::select(connection, of_raw).await) });
     Ok(Subscription { messages, raw, connections })
 }
 
-/// What a message says has changed.
+/// The changes that a message reports.
 fn classify(payload: NetlinkPayload<RouteNetlinkMessage>, known: &mut Known) -> Change {
     match payload {
         NetlinkPayload::InnerMessage(message) => known.change(message),
@@ -255,14 +255,14 @@ impl Known {
                     false => Change { addresses: true, ..nothing },
                 }
             }
-            // Made by podnet itself, just now: thousands of them when it starts.
+            // New routes of podnet's protocol are echoes of its own changes: thousands of them when it starts.
             RouteNetlinkMessage::DelRule(message) => Change { routes: messages::is_service_rule(&message), ..nothing },
             RouteNetlinkMessage::NewRoute(message) if message.header.protocol == ROUTE_PROTOCOL.into() => nothing,
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
                 if let Some(local) = messages::local_route(&message) {
                     return Change { addresses: !self.pods.contains(&local.dev), ..nothing };
                 }
-                // A route may take a pod's away and say nothing of that.
+                // A new route may replace a pod's without a message about the latter.
                 let hosts: BTreeSet<IpAddr> = single_destination(&message).into_iter().collect();
                 let Some((_, route)) = messages::route(message, |_| Some(Vec::new())) else {
                     return Change { hosts, ..nothing };
@@ -284,7 +284,7 @@ impl Known {
                 };
                 Change { neighbours: before != neighbour.mac, ..nothing }
             }
-            // The tunnel's forwarding table leads to nodes as neighbours do.
+            // The tunnel's forwarding table leads to nodes, as neighbours do.
             RouteNetlinkMessage::DelNeighbour(message) if message.header.family == AddressFamily::Bridge => {
                 Change { neighbours: messages::forwarding(message).is_some(), ..nothing }
             }
@@ -296,7 +296,7 @@ impl Known {
                 let gone = self.macs.remove(&(neighbour.ifindex, neighbour.addr));
                 Change { neighbours: gone.is_some(), ..nothing }
             }
-            // With a clsact qdisc its filters go, of which nothing is said.
+            // Removing a clsact qdisc also removes its filters, without messages about these.
             RouteNetlinkMessage::DelQueueDiscipline(message) | RouteNetlinkMessage::DelTrafficFilter(message) => {
                 let index = IfIndex(message.header.index.cast_unsigned());
                 match self.pods.contains(&index) {
@@ -308,7 +308,7 @@ impl Known {
         }
     }
 
-    /// What a message says has changed that is read in another way.
+    /// The changes that an unparsed message reports.
     fn raw_change(&self, payload: NetlinkPayload<Raw>) -> Change {
         let nothing = Change::default();
         match payload {
@@ -325,7 +325,7 @@ impl Known {
         }
     }
 
-    /// Remembers the pods' interfaces.
+    /// Records pods' interfaces.
     fn link(&mut self, link: Option<Link>) -> Change {
         let Some(link) = link else { return Change::default() };
         if link.is_host_end() {
@@ -334,7 +334,7 @@ impl Known {
                 self.pods.pop_first();
             }
         }
-        // An index isn't used again, so what was a pod's is, whatever somebody has made of its name.
+        // Indexes aren't reused, so a pod's interface remains one even if it is renamed.
         match self.pods.contains(&link.ifindex) {
             true => Change::of_pod(link.ifindex),
             false => Change { links: true, ..Change::default() },
@@ -342,7 +342,7 @@ impl Known {
     }
 }
 
-/// Whether a queueing discipline or filter is, or may be, of the kind that hooks are attached by.
+/// Whether a qdisc or filter is, or may be, of a kind used for attaching hooks.
 fn is_of_hooks(message: &TcMessage) -> bool {
     let kind = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Kind(kind) => Some(kind.as_str()),
@@ -351,7 +351,7 @@ fn is_of_hooks(message: &TcMessage) -> bool {
     kind.is_none_or(|kind| ["clsact", "bpf"].contains(&kind))
 }
 
-/// The destination of a route that is to one address only.
+/// The destination of a host route, `None` for other routes.
 fn single_destination(message: &RouteMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match (attribute, message.header.destination_prefix_length) {
         (RouteAttribute::Destination(RouteAddress::Inet(ip)), 32) => Some(IpAddr::V4(*ip)),
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn podnets_own_routes_are_no_news_until_they_go() {
+    fn additions_of_podnets_own_routes_are_ignored_and_removals_count() {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_about_pods_links_name_them_and_are_not_the_nodes() {
+    fn changes_of_pods_interfaces_name_them_and_are_not_the_nodes() {
         let mut known = Known { pods: [IfIndex(7)].into(), ..Known::default() };
         let mut change = |message| known.change(message);
         let mut address = netlink_packet_route::address::AddressMessage::default();
@@ -436,7 +436,7 @@ mod tests {
             let change = change(message);
             assert!(change.pods == [IfIndex(7)].into() && !change.of_node(), "{change:?}");
         }
-        // Whatever it is called.
+        // A pod's interface under another name.
         let mut link = netlink_packet_route::link::LinkMessage::default();
         link.header.index = 7;
         link.attributes.push(netlink_packet_route::link::LinkAttribute::IfName("lan0".into()));

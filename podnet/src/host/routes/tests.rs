@@ -38,7 +38,7 @@ fn network<'a>(routing: Routing, nodes: &'a [RemoteNode], addresses: &'a [IpAddr
     NodeNetwork { name: "a", addresses, mtu: 1500, routing, pod_cidrs: &[], nodes }
 }
 
-/// What is planned for nodes on one link.
+/// The plan for nodes on one link.
 fn planned(snapshot: &Snapshot, nodes: &[RemoteNode], addresses: &[IpAddr]) -> Plan {
     plan(snapshot, &network(Routing::Direct, nodes, addresses), None)
 }
@@ -61,13 +61,13 @@ fn both_families_go_through_the_address_of_their_own() {
 }
 
 #[test]
-fn what_is_there_stays_and_what_has_left_goes() {
+fn existing_routes_stay_and_outdated_ones_are_removed() {
     let mut snapshot = snapshot();
     snapshot.routes.extend([
         route("10.244.2.0/24", ROUTE_PROTOCOL, Some("172.30.0.2"), 2),
         route("10.244.3.0/24", ROUTE_PROTOCOL, Some("172.30.0.3"), 2),
         route("10.244.4.0/24", ROUTE_PROTOCOL, Some("172.30.0.4"), 2),
-        // Not this module's: a pod's route, podnet0's, an operator's.
+        // Routes of others: a pod's, podnet0's, an operator's.
         route("10.244.1.5/32", ROUTE_PROTOCOL, None, 12),
         route("10.96.0.0/16", ROUTE_PROTOCOL, Some("169.254.1.2"), 9),
         route("10.244.7.0/24", 4, Some("172.30.0.7"), 2),
@@ -80,12 +80,12 @@ fn what_is_there_stays_and_what_has_left_goes() {
 }
 
 #[test]
-fn this_nodes_own_cidrs_lead_nowhere() {
+fn this_nodes_own_cidrs_are_unreachable() {
     let mut snapshot = snapshot();
     let nowhere = |dst: &str| Route { hops: vec![], ..route(dst, ROUTE_PROTOCOL, None, 0) };
     snapshot.routes.extend([
         nowhere("10.244.9.0/24"),
-        // Another node's, until now.
+        // Until now another node's.
         route("10.244.1.0/24", ROUTE_PROTOCOL, Some("172.30.0.2"), 2),
         // An operator's.
         Route { protocol: 4, ..nowhere("10.7.0.0/16") },
@@ -113,7 +113,7 @@ fn this_nodes_own_cidrs_lead_nowhere() {
 }
 
 #[test]
-fn what_cannot_be_reached_is_told_with_its_reason() {
+fn unreachable_cidrs_are_reported_with_a_reason() {
     let nodes = [
         node("far", &["10.7.0.2"], &["10.244.2.0/24"]),
         node("v4only", &["172.30.0.3"], &["fd00:244:3::/64"]),
@@ -142,7 +142,7 @@ fn several_paths_are_no_shared_link() {
 const TUNNEL: Tunnel = Tunnel { ifindex: IfIndex(7), mac: Mac([2; 6]), mtu: 1450 };
 
 #[test]
-fn what_is_on_no_shared_link_goes_through_the_tunnel() {
+fn nodes_on_no_shared_link_are_reached_through_the_tunnel() {
     let own = ["172.30.0.1".parse().unwrap(), "fd00:30::1".parse().unwrap()];
     let nodes = [
         node("near", &["172.30.0.2", "fd00:30::2"], &["10.244.2.0/24"]),
@@ -171,7 +171,7 @@ fn what_is_on_no_shared_link_goes_through_the_tunnel() {
 
     let all = plan(&snapshot(), &network(Routing::Vxlan, &nodes, &own), Some(TUNNEL));
     assert!(all.result.hops.iter().all(|hop| hop.tunnel) && all.result.hops.len() == 3);
-    // The device could not be made.
+    // The device could not be created.
     let none = plan(&snapshot(), &auto, None);
     assert_eq!((none.result.hops.len(), none.result.unreachable.len()), (1, 3));
 }
