@@ -1,22 +1,22 @@
-//! What sources say: objects that come, change and go, and objects that can't be used.
+//! Output of sources: objects that are added, changed and deleted, and invalid objects.
 
 use std::time::{Instant, SystemTime};
 
 use super::{Object, ObjectKey};
 
-/// An object that is new or different, or gone.
+/// A new, changed or deleted object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Which object.
+    /// Key of the object.
     pub key: ObjectKey,
-    /// What it is now, of the key's kind; none if it is gone.
+    /// Its new state, of the key's kind; `None` if it is deleted.
     pub object: Option<Object>,
-    /// When this came.
+    /// When the change arrived.
     pub origin: Origin,
 }
 
 impl Change {
-    /// One that the daemon has just been told of.
+    /// A change that arrives now.
     pub fn new(key: ObjectKey, object: Option<Object>) -> Self {
         Self { key, object, origin: Origin { arrived: Instant::now(), trigger: None } }
     }
@@ -25,37 +25,37 @@ impl Change {
 /// When a change began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// When the daemon was told.
+    /// When the daemon received it.
     pub arrived: Instant,
-    /// When what it follows from happened, such as that a pod became ready, if somebody has noted that.
+    /// When its cause occurred, such as a pod becoming ready, if the object records that.
     pub trigger: Option<SystemTime>,
 }
 
 impl Origin {
-    /// That of two changes which are seen as one: the older.
+    /// The origin of two changes merged into one: the older.
     pub fn older(self, other: Self) -> Self {
         let triggers = [self.trigger, other.trigger].into_iter().flatten();
         Self { arrived: self.arrived.min(other.arrived), trigger: triggers.min() }
     }
 }
 
-/// What a source has to say at one time.
+/// Changes that a source reports at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// To be applied in this order.
+    /// In the order in which they must be applied.
     pub changes: Vec<Change>,
-    /// Whether all objects that there are have been given by now. While they haven't, an object's absence means
-    /// nothing, so nothing is taken away that an earlier daemon has put into the tables.
+    /// Whether all existing objects have been reported by now. Until then the absence of an object means nothing, so
+    /// entries of an earlier daemon are not removed from the tables.
     pub synced: bool,
 }
 
-/// An object that can't be used.
+/// An invalid object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Complaint {
-    /// Which.
+    /// Key of the object.
     pub key: ObjectKey,
     /// Its `metadata.uid`.
     pub uid: String,
-    /// What is wrong with it.
+    /// Why it is invalid.
     pub reason: String,
 }

@@ -1,10 +1,10 @@
-//! What is to be said about an object or a file.
+//! Diagnostics about an object or a file.
 
 use std::fmt;
 
 use super::key::ObjectKey;
 
-/// What a diagnostic is about.
+/// Subject of a diagnostic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// An object.
@@ -22,43 +22,43 @@ impl fmt::Display for Place {
     }
 }
 
-/// How much of an object or a file has effect.
+/// Which part of an object or a file is in effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// All of it; its author should know something all the same.
+    /// All of it; the remark is for its author's information.
     Remark,
-    /// All but a part.
+    /// All except some elements.
     LeftOut,
     /// Its last valid version.
     Outdated,
-    /// Nothing: it has not been valid since the daemon's start.
+    /// Nothing: no version has been valid since the daemon's start.
     Invalid,
-    /// All but what would take the traffic of others.
+    /// All except the elements that would take over others' traffic.
     Alarm,
 }
 
 impl Severity {
-    /// Of something that is not valid. `kept`: there is an earlier version that is.
+    /// Severity for an invalid object or file. `kept`: its last valid version is in effect.
     pub const fn invalid(kept: bool) -> Self {
         if kept { Self::Outdated } else { Self::Invalid }
     }
 }
 
-/// Something that is to be said about an object or a file, shown as `place: reason`.
+/// A diagnostic about an object or a file, shown as `place: reason`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Diagnostic {
-    /// The object or file.
+    /// The subject.
     pub place: Place,
     /// The line in the file, from 1.
     pub line: Option<u64>,
-    /// What it is, and what to do.
+    /// The problem, and advice.
     pub reason: String,
-    /// How bad it is.
+    /// Which part is in effect.
     pub severity: Severity,
 }
 
 impl Diagnostic {
-    /// About an object.
+    /// A diagnostic about an object.
     pub fn of(object: ObjectKey, severity: Severity, reason: String) -> Self {
         Self { place: Place::Object(object), line: None, reason, severity }
     }

@@ -14,22 +14,22 @@ use super::protocol::Protocol;
 pub struct EndpointSlice {
     /// Its `metadata.uid`; empty in a file.
     pub uid: Box<str>,
-    /// The service in the same namespace that it belongs to; none if it belongs to none or to another proxy.
+    /// Name of its service, in the same namespace; `None` if it belongs to none or to another proxy.
     pub service: Option<String>,
-    /// Ports that every endpoint has: target ports by the service port's name.
+    /// Ports of all its endpoints: target ports by the name of the service port.
     pub ports: Vec<SlicePort>,
     /// The endpoints, all of one family.
     pub endpoints: Vec<Endpoint>,
-    /// What of it can't be used.
+    /// Elements that are left out as invalid.
     pub left_out: LeftOut,
 }
 
 /// A port of an EndpointSlice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
-    /// The service port's name.
+    /// Name of the service port.
     pub name: String,
-    /// The target port, which isn't 0.
+    /// The target port, never 0.
     pub port: u16,
     /// The protocol.
     pub protocol: Protocol,
@@ -38,22 +38,22 @@ pub struct SlicePort {
 /// An endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The first of its addresses, the only one whose meaning is defined.
+    /// The first of its addresses, the only one with a defined meaning.
     pub addr: IpAddr,
-    /// Whether it takes connections.
+    /// Whether it accepts connections.
     pub condition: Condition,
-    /// Where it is and who should use it.
+    /// Its location, and the clients that it is meant for.
     pub placement: Arc<Placement>,
 }
 
-/// What an endpoint's conditions amount to (KEP-1672), from worst to best.
+/// Summary of an endpoint's conditions (KEP-1672), from worst to best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Condition {
-    /// Not to be used.
+    /// Not used.
     Unusable,
-    /// On its way out but still serving: to be used if there is nothing better.
+    /// Terminating but still serving: used if there is nothing better.
     ServingTerminating,
-    /// To be used.
+    /// Used.
     Ready,
 }

@@ -1,15 +1,15 @@
-//! Objects that can't be used.
+//! Errors of invalid objects.
 
 use thiserror::Error;
 
-/// Why an object can't be used.
+/// Why an object is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{object}: {field}: {reason}")]
 pub struct Invalid {
-    /// Kind and name, as far as they are known.
+    /// Kind and name, as far as known.
     pub object: String,
     /// Path of the field in the object, such as `spec.ports[1].name`.
     pub field: String,
-    /// What is wrong with it, and what it should be.
+    /// The problem, and the expected value.
     pub reason: String,
 }

@@ -7,7 +7,7 @@ use super::kinds::Kind;
 /// A namespace and a name in it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
-    /// Empty for objects that have none, such as nodes.
+    /// Empty for cluster-scoped objects, such as nodes.
     pub namespace: String,
     /// The name.
     pub name: String,
@@ -19,7 +19,7 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// What identifies an object, shown as `Service default/web`.
+/// Key of an object, shown as `Service default/web`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// Its kind.

@@ -8,8 +8,8 @@ use super::node::Node;
 use super::service::Service;
 use super::service_cidr::ServiceCidr;
 
-/// Declares them: name and list as an object says them in `kind`, group, `apiVersion`, the name in the API's paths, and
-/// whether they are in a namespace. The order is that of their objects wherever these are sorted.
+/// Declares the kinds: name and list as in the field `kind`, group, `apiVersion`, plural name in API paths, and whether
+/// objects are namespaced. The order is also the sort order of objects.
 macro_rules! kinds {
     ($($(#[$doc:meta])*
     $kind:ident: $name:literal, $list:literal, $group:literal, $api_version:literal, $plural:literal, $namespaced:literal;)*) => {
@@ -21,38 +21,38 @@ macro_rules! kinds {
             /// All of them.
             pub const ALL: [Self; [$($name),*].len()] = [$(Self::$kind),*];
 
-            /// As an object says it in `kind`.
+            /// Name of the kind, as in the field `kind`.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$kind => $name,)* }
             }
 
-            /// What a list of them says in `kind`.
+            /// Name of its list, as in the field `kind`.
             pub const fn list(self) -> &'static str {
                 match self { $(Self::$kind => $list,)* }
             }
 
-            /// The API group; empty for the core's.
+            /// The API group; empty for the core group.
             pub const fn group(self) -> &'static str {
                 match self { $(Self::$kind => $group,)* }
             }
 
-            /// Group and version, as an object says them in `apiVersion`.
+            /// Group and version, as in the field `apiVersion`.
             pub const fn api_version(self) -> &'static str {
                 match self { $(Self::$kind => $api_version,)* }
             }
 
-            /// The name in paths of the API.
+            /// Plural name in API paths.
             pub const fn plural(self) -> &'static str {
                 match self { $(Self::$kind => $plural,)* }
             }
 
-            /// Whether objects are in a namespace.
+            /// Whether objects are namespaced.
             pub const fn is_namespaced(self) -> bool {
                 match self { $(Self::$kind => $namespaced,)* }
             }
         }
 
-        /// Any of them.
+        /// An object of any kind.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub enum Object { $($(#[$doc])* $kind(Arc<$kind>),)* }
 
@@ -62,7 +62,7 @@ macro_rules! kinds {
                 match self { $(Self::$kind(_) => Kind::$kind,)* }
             }
 
-            /// What of it can't be used.
+            /// Its elements that are left out as invalid.
             pub fn left_out(&self) -> &LeftOut {
                 match self { $(Self::$kind(object) => &object.left_out,)* }
             }

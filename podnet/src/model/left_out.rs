@@ -1,13 +1,13 @@
-//! Elements of an object that can't be used: the object counts without them, and they are named.
+//! Invalid elements of an object: they are left out and named, and the rest of the object is in effect.
 
 use podnet_cni::text::on_one_line;
 
-/// How long the text of one is, in bytes: an object may hold more than anybody reads.
+/// Maximum length of one text, in bytes, since objects may contain very long ones.
 const TEXT_MAX: usize = 1024;
-/// How many elements are named; of more than these only the number is kept.
+/// Maximum number of named elements; of further ones only the number is kept.
 const NAMED_MAX: usize = 8;
 
-/// The elements that were left out of an object.
+/// The elements left out of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
     named: Vec<String>,
@@ -15,12 +15,12 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    /// Leaves one out: which, and why.
+    /// Adds an element: its name, and the reason.
     pub fn add(&mut self, element: impl FnOnce() -> String) {
         self.add_many(1, element);
     }
 
-    /// Leaves several out that have one line together.
+    /// Adds several elements that share one line.
     pub fn add_many(&mut self, count: usize, elements: impl FnOnce() -> String) {
         if count == 0 {
         } else if self.named.len() < NAMED_MAX {
@@ -30,12 +30,12 @@ impl LeftOut {
         }
     }
 
-    /// Whether the object counts as a whole.
+    /// Whether the whole object is in effect.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
     }
 
-    /// A line for each that is named, and one for the others.
+    /// A line for each named element, and one for the number of others.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         let others = (self.unnamed > 0).then(|| format!("{} more elements are ignored", self.unnamed));
         self.named.iter().cloned().chain(others)

@@ -1,13 +1,13 @@
-//! How much one object may hold. What is beyond is left out and named, so that no object costs more time or room than
-//! many ordinary ones together.
+//! Limits for the size of one object. Elements beyond are left out and named, so that no object takes more time or
+//! memory than many ordinary ones together.
 
 /// Ports of a Service, and of an EndpointSlice.
 pub const PORTS: usize = 4096;
-/// Addresses of a Service: external IPs, and ingress addresses of its load balancer, of each as many.
+/// Addresses of a Service: limit for its external IPs, and separately for the ingress addresses of its load balancer.
 pub const ADDRESSES: usize = 256;
-/// Source ranges of a Service. More of them close it to those that are left out.
+/// Source ranges of a Service. Clients in ranges beyond the limit are refused.
 pub const SOURCE_RANGES: usize = 4096;
-/// Endpoints of an EndpointSlice. The API server takes 1,000.
+/// Endpoints of an EndpointSlice. The API server allows 1,000.
 pub const ENDPOINTS: usize = 16_384;
 /// Addresses of a Node, of each type.
 pub const NODE_ADDRESSES: usize = 16;

@@ -1,8 +1,8 @@
-//! The Kubernetes objects that podnet uses, reduced to what it uses and validated.
+//! The Kubernetes objects that podnet uses, reduced to the fields that it needs and validated.
 //!
-//! [`raw`] has the shape of the objects in YAML and JSON; `Object::try_from` checks one and turns it into what the
-//! rest of the daemon sees. Both tolerate fields that podnet doesn't know. Values are kept for as long as the object
-//! exists and there are many of them, so they are small: no label but the few that matter.
+//! [`raw`] has the structure of the objects in YAML and JSON; `Object::try_from` validates one and converts it for the
+//! rest of the daemon. Both ignore unknown fields. Values live as long as their objects and are numerous, so they are
+//! small: of the labels, only the few relevant ones are kept.
 
 mod change;
 mod diagnostic;

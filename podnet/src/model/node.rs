@@ -15,17 +15,17 @@ pub struct Node {
     pub internal_ips: Vec<IpAddr>,
     /// Its addresses of type ExternalIP.
     pub external_ips: Vec<IpAddr>,
-    /// The ranges that its pods' addresses come from, one for each family at most.
+    /// Its pod CIDRs, one for each family at most.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// When it was made, in RFC 3339 and UTC; empty in a file.
+    /// Creation time, in RFC 3339 and UTC; empty in a file.
     pub created: Box<str>,
-    /// Whether a label says that it is a node of the control plane.
+    /// Whether a label marks it as a control plane node.
     pub control_plane: bool,
-    /// The zone that it is in, if a label says so.
+    /// Its zone, by a label.
     pub zone: Option<String>,
-    /// It is on its way out: its object is being deleted, or the cluster autoscaler has marked the node for removal.
-    /// Load balancers should send it no new connections (KEP-3836).
+    /// Whether the node is being removed: its object is being deleted, or the cluster autoscaler has marked the node
+    /// for removal. Load balancers should send no new connections to it (KEP-3836).
     pub leaving: bool,
-    /// What of it can't be used.
+    /// Elements that are left out as invalid.
     pub left_out: LeftOut,
 }

@@ -1,30 +1,30 @@
-//! Where endpoints are and who should use them.
+//! Locations of endpoints, and the clients that they are meant for.
 //!
-//! A cluster has many endpoints, but few places: endpoints on the same node with the same hints share one value.
+//! A cluster has many endpoints, but few placements: endpoints on the same node with the same hints share one value.
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-/// How many shared values there are before those that nobody uses any more are looked for.
+/// Minimum number of shared values before unused ones are collected.
 const SWEEP_MIN: usize = 1024;
 
-/// Where an endpoint is, and which clients it is meant for.
+/// Location of an endpoint, and the clients that it is meant for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Placement {
-    /// The node that it is on.
+    /// Its node.
     pub node: Option<Box<str>>,
-    /// The zone that it is in.
+    /// Its zone.
     pub zone: Option<Box<str>>,
-    /// Zones whose clients should use it; none: no hint.
+    /// Zones whose clients should use it; empty: no hint.
     pub for_zones: Box<[Box<str>]>,
-    /// Nodes whose clients should use it; none: no hint.
+    /// Nodes whose clients should use it; empty: no hint.
     pub for_nodes: Box<[Box<str>]>,
 }
 
-/// The values in use.
+/// The shared values.
 struct Shared {
     values: HashSet<Arc<Placement>>,
-    /// At how many values to look for those that nobody uses any more.
+    /// Number of values at which unused ones are collected next.
     sweep_at: usize,
 }
 
@@ -32,7 +32,7 @@ static SHARED: LazyLock<Mutex<Shared>> =
     LazyLock::new(|| Mutex::new(Shared { values: HashSet::new(), sweep_at: SWEEP_MIN }));
 
 impl Placement {
-    /// The one value that all endpoints of this placement have in common.
+    /// The shared value of this placement.
     pub fn share(self) -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = shared.values.get(&self) {
@@ -47,7 +47,7 @@ impl Placement {
         new
     }
 
-    /// Whether it is on the node of this name.
+    /// Whether it is on the node with this name.
     pub fn is_on(&self, node: &str) -> bool {
         self.node.as_deref() == Some(node)
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_placements_are_one_and_unused_ones_go() {
+    fn equal_placements_are_shared_and_unused_ones_collected() {
         let at = |i: usize| Placement { node: Some(format!("placement-{i}").into()), ..Placement::default() }.share();
         let first = at(0);
         assert!(Arc::ptr_eq(&first, &at(0)) && first.is_on("placement-0"));

@@ -1,6 +1,7 @@
-//! The objects as they are in YAML and JSON: only fields that podnet uses, nothing checked but their types.
+//! Objects as in YAML and JSON: only the fields that podnet uses, with no validation except of types.
 //!
-//! One structure for all kinds, since the kind may come after what depends on it (`kubectl get -o yaml` sorts keys).
+//! One structure serves all kinds, since the kind may follow the fields that depend on it (`kubectl get -o yaml` sorts
+//! keys).
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
@@ -36,7 +37,7 @@ pub struct Manifest {
     pub items: Vec<Self>,
 }
 
-/// What says which object this is; for reading the rest's errors.
+/// The identity of an object, for errors in the rest of it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Header {
@@ -49,7 +50,7 @@ pub struct Header {
     pub metadata: HeaderMetadata,
 }
 
-/// [`Metadata`] without what could have a wrong type in an object of another kind.
+/// [`Metadata`] without fields that could have another type in an object of another kind.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct HeaderMetadata {
@@ -77,21 +78,21 @@ pub struct Metadata {
     /// Its namespace; empty means `default`.
     #[serde(deserialize_with = "nullable")]
     pub namespace: String,
-    /// What an API server calls this state of it.
+    /// The API server's version of this object.
     #[serde(deserialize_with = "text")]
     pub resource_version: Option<String>,
-    /// What an API server calls it, and no other of its name.
+    /// The API server's id of this object, unique among all objects of its name over time.
     #[serde(deserialize_with = "text")]
     pub uid: Option<String>,
-    /// Node: when it was made.
+    /// Node: creation time.
     #[serde(deserialize_with = "text")]
     pub creation_timestamp: Option<String>,
-    /// Node: since when it has been on its way out.
+    /// Node: since when it is being deleted.
     pub deletion_timestamp: Option<IgnoredAny>,
-    /// The labels that podnet looks at.
+    /// The labels that podnet uses.
     #[serde(deserialize_with = "nullable")]
     pub labels: Labels,
-    /// The annotations that podnet looks at.
+    /// The annotations that podnet uses.
     #[serde(deserialize_with = "nullable")]
     pub annotations: Annotations,
 }
@@ -100,19 +101,19 @@ pub struct Metadata {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Labels {
-    /// Of an EndpointSlice: its Service.
+    /// EndpointSlice: name of its Service.
     #[serde(rename = "kubernetes.io/service-name")]
     pub service_name: Option<String>,
-    /// Leaves a service to another proxy, whatever its value.
+    /// Assigns a service to another proxy, whatever its value.
     #[serde(rename = "service.kubernetes.io/service-proxy-name")]
     pub service_proxy_name: Option<String>,
     /// Marks a headless service, whatever its value.
     #[serde(rename = "service.kubernetes.io/headless")]
     pub headless: Option<String>,
-    /// Of a Node: it is one of the control plane, whatever its value.
+    /// Node: marks a control plane node, whatever its value.
     #[serde(rename = "node-role.kubernetes.io/control-plane")]
     pub control_plane: Option<String>,
-    /// Of a Node: the zone that it is in.
+    /// Node: its zone.
     #[serde(rename = "topology.kubernetes.io/zone")]
     pub zone: Option<String>,
 }
@@ -124,7 +125,7 @@ pub struct Annotations {
     /// [`super::SOURCE_IP_ANNOTATION`].
     #[serde(rename = "podnet.io/source-ip")]
     pub source_ip: Option<String>,
-    /// Of an EndpointSlice: when what made its endpoints change happened, in RFC 3339.
+    /// EndpointSlice: when the cause of the last change of its endpoints occurred, in RFC 3339.
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
     pub last_change_trigger_time: Option<String>,
 }
@@ -139,7 +140,7 @@ pub struct Spec {
     /// Service: its first ClusterIP.
     #[serde(rename = "clusterIP", deserialize_with = "nullable")]
     pub cluster_ip: String,
-    /// Service: all of them.
+    /// Service: all its ClusterIPs.
     #[serde(rename = "clusterIPs", deserialize_with = "nullable")]
     pub cluster_ips: Vec<String>,
     /// Service: its ports.
@@ -151,30 +152,30 @@ pub struct Spec {
     /// Service: `None` or `ClientIP`.
     #[serde(deserialize_with = "nullable")]
     pub session_affinity: String,
-    /// Service: for how long.
+    /// Service: the affinity's duration.
     #[serde(deserialize_with = "nullable")]
     pub session_affinity_config: SessionAffinityConfig,
     /// Service: `Cluster` or `Local`.
     #[serde(deserialize_with = "nullable")]
     pub internal_traffic_policy: String,
-    /// Service: the same for clients that don't use the ClusterIP.
+    /// Service: the same for other frontends than ClusterIPs.
     #[serde(deserialize_with = "nullable")]
     pub external_traffic_policy: String,
-    /// Service: more addresses.
+    /// Service: further addresses.
     #[serde(rename = "externalIPs", deserialize_with = "nullable")]
     pub external_ips: Vec<String>,
-    /// Service: who may use the load balancer's addresses.
+    /// Service: clients that may use the load balancer's addresses.
     #[serde(deserialize_with = "nullable")]
     pub load_balancer_source_ranges: Vec<String>,
-    /// Service: where a load balancer asks whether the node has endpoints.
+    /// Service: port of the health check, by which a load balancer learns whether the node has endpoints.
     pub health_check_node_port: Option<i64>,
-    /// Node: what keeps pods away from it.
+    /// Node: its taints.
     #[serde(deserialize_with = "nullable")]
     pub taints: Vec<Taint>,
     /// Node: its first pod CIDR.
     #[serde(rename = "podCIDR", deserialize_with = "nullable")]
     pub pod_cidr: String,
-    /// Node: all of them.
+    /// Node: all its pod CIDRs.
     #[serde(rename = "podCIDRs", deserialize_with = "nullable")]
     pub pod_cidrs: Vec<String>,
     /// ServiceCIDR: its ranges.
@@ -186,7 +187,7 @@ pub struct Spec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct SessionAffinityConfig {
-    /// For affinity by client address.
+    /// For affinity by client IP.
     #[serde(rename = "clientIP", deserialize_with = "nullable")]
     pub client_ip: ClientIpConfig,
 }
@@ -203,7 +204,7 @@ pub struct ClientIpConfig {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Taint {
-    /// What it is about.
+    /// Its key.
     #[serde(deserialize_with = "nullable")]
     pub key: String,
 }
@@ -215,7 +216,7 @@ pub struct Status {
     /// Node: its addresses.
     #[serde(deserialize_with = "nullable")]
     pub addresses: Vec<NodeAddress>,
-    /// Service: what its load balancer has been given.
+    /// Service: state of its load balancer.
     #[serde(deserialize_with = "nullable")]
     pub load_balancer: LoadBalancer,
 }
@@ -224,7 +225,7 @@ pub struct Status {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct LoadBalancer {
-    /// Its addresses and names.
+    /// Its addresses and host names.
     #[serde(deserialize_with = "nullable")]
     pub ingress: Vec<Ingress>,
 }
@@ -233,7 +234,7 @@ pub struct LoadBalancer {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Ingress {
-    /// An address; empty for an element that is a name.
+    /// An address; empty for an element with a host name.
     #[serde(deserialize_with = "nullable")]
     pub ip: String,
     /// `VIP` or `Proxy`; empty means VIP.
@@ -245,10 +246,10 @@ pub struct Ingress {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeAddress {
-    /// `InternalIP` and others.
+    /// Its type: `InternalIP` or others.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The address or name.
+    /// The address or host name.
     pub address: String,
 }
 
@@ -261,7 +262,7 @@ pub struct Port {
     pub name: String,
     /// Its number.
     pub port: Option<i64>,
-    /// Service: the same port of every node; 0 means none.
+    /// Service: the node port; 0 means none.
     #[serde(rename = "nodePort")]
     pub node_port: Option<i64>,
     /// Its protocol; empty means TCP.
@@ -279,13 +280,13 @@ pub struct Endpoint {
     /// Its state.
     #[serde(deserialize_with = "nullable")]
     pub conditions: Conditions,
-    /// The node that it is on.
+    /// Its node.
     #[serde(deserialize_with = "nullable")]
     pub node_name: String,
-    /// The zone that it is in.
+    /// Its zone.
     #[serde(deserialize_with = "nullable")]
     pub zone: String,
-    /// Who should use it.
+    /// The clients that should use it.
     #[serde(deserialize_with = "nullable")]
     pub hints: Hints,
 }
@@ -323,12 +324,12 @@ pub struct Conditions {
     pub terminating: Option<bool>,
 }
 
-/// Null is the same as absent, as for the Kubernetes API, which writes `endpoints: null` for an empty list.
+/// Reads null as the default, as the Kubernetes API does, which writes `endpoints: null` for an empty list.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// A text, or nothing for anything else: in a file, what has no meaning there may be of any type.
+/// Reads a string, and any other type as `None`: a file may have any type in fields without a meaning for its kind.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

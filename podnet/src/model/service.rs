@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::left_out::LeftOut;
 use super::protocol::Protocol;
 
-/// Annotation of a Service that says which source address its backends see.
+/// Annotation of a Service that selects the source address its backends see.
 pub const SOURCE_IP_ANNOTATION: &str = "podnet.io/source-ip";
 
-/// The `sourceIP` setting, of the cluster and of a service.
+/// The `sourceIP` setting, for the cluster and for a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SourceIp {
-    /// The client's wherever that costs nothing: always, for a ClusterIP.
+    /// The client's, wherever that costs nothing: always for a ClusterIP.
     #[default]
     Auto,
     /// The client's.
@@ -24,13 +24,13 @@ pub enum SourceIp {
     Snat,
 }
 
-/// Which endpoints a client may be given.
+/// Which endpoints clients may get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TrafficPolicy {
-    /// Those of all nodes.
+    /// Endpoints on all nodes.
     #[default]
     Cluster,
-    /// Those on the node that the client has turned to.
+    /// Endpoints on the node that received the connection.
     Local,
 }
 
@@ -39,34 +39,33 @@ pub enum TrafficPolicy {
 pub struct Service {
     /// Its `metadata.uid`; empty in a file.
     pub uid: Box<str>,
-    /// Why it isn't for podnet, if so.
+    /// Why podnet ignores it, if so.
     pub ignored: Option<Ignored>,
-    /// What kind of service it is, by the frontends that it asks for.
+    /// Its type, which determines its frontends.
     pub kind: ServiceType,
     /// Its ClusterIPs, one for each family at most.
     pub cluster_ips: Vec<IpAddr>,
-    /// Which families it has: those of its ClusterIPs; if it has none, those it names; if it names none, both.
+    /// Its families: those of its ClusterIPs; without ClusterIPs, those that it names; if it names none, both.
     pub families: Families,
     /// Its ports.
     pub ports: Vec<ServicePort>,
-    /// The addresses that its load balancer has been given, without those that the load balancer keeps to itself
-    /// (`ipMode: Proxy`).
+    /// The addresses of its load balancer, except those that the load balancer serves itself (`ipMode: Proxy`).
     pub load_balancer_ips: Vec<IpAddr>,
-    /// Other addresses that are routed to the nodes.
+    /// Further addresses that are routed to the nodes.
     pub external_ips: Vec<IpAddr>,
-    /// Which clients may use the load balancer's addresses; `None`: all, an empty list: nobody.
+    /// Clients that may use the load balancer's addresses; `None`: all, an empty list: none.
     pub source_ranges: Option<Vec<IpNetwork>>,
-    /// Whose endpoints clients of a ClusterIP get.
+    /// Traffic policy for clients of ClusterIPs.
     pub internal_policy: TrafficPolicy,
-    /// Whose endpoints clients of all other frontends get.
+    /// Traffic policy for clients of all other frontends.
     pub external_policy: TrafficPolicy,
-    /// For how many seconds a client stays with its endpoint; 0 for no affinity.
+    /// Duration of client affinity in seconds; 0: no affinity.
     pub affinity: u32,
-    /// The port at which a load balancer asks whether the node has endpoints.
+    /// TCP port of the health check, by which a load balancer learns whether the node has endpoints.
     pub health_check_port: Option<u16>,
-    /// The annotation's value, if it has one.
+    /// Value of the annotation, if present.
     pub source_ip: Option<SourceIp>,
-    /// What of it can't be used.
+    /// Elements that are left out as invalid.
     pub left_out: LeftOut,
 }
 
@@ -74,11 +73,11 @@ pub struct Service {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Ignored {
-    /// It is a name in DNS: type ExternalName.
+    /// A DNS name: type ExternalName.
     ExternalName,
-    /// It has no ClusterIP (`None`), or a label that says so: clients use its endpoints directly.
+    /// No ClusterIP (`None`), or the label of headless services: clients use its endpoints directly.
     Headless,
-    /// It is another proxy's, by a label.
+    /// A label assigns it to another proxy.
     OtherProxy,
 }
 
@@ -89,15 +88,15 @@ pub enum ServiceType {
     #[default]
     #[serde(rename = "ClusterIP")]
     ClusterIp,
-    /// A port of every node too.
+    /// Additionally a port of every node.
     NodePort,
-    /// Addresses of a load balancer too.
+    /// Additionally addresses of a load balancer.
     LoadBalancer,
-    /// A name in DNS and nothing else.
+    /// Only a DNS name.
     ExternalName,
 }
 
-/// The families of addresses that a service has.
+/// Address families of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Families {
     /// IPv4.
@@ -107,20 +106,20 @@ pub struct Families {
 }
 
 impl Families {
-    /// Whether an address's family is among them.
+    /// Whether they include the family of an address.
     pub const fn has(self, ip: &IpAddr) -> bool {
         if ip.is_ipv4() { self.v4 } else { self.v6 }
     }
 }
 
-/// A port of a Service. The target port is the EndpointSlices' matter, which have it by the port's name.
+/// A port of a Service. The target port is in the EndpointSlices, under the port's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    /// Its name, unique in the service; empty only if it is the only one.
+    /// Its name, unique in the service; empty only for a single port.
     pub name: String,
-    /// The number, which isn't 0.
+    /// The number, never 0.
     pub port: u16,
-    /// The port of every node that leads to it.
+    /// The node port that leads to it.
     pub node_port: Option<u16>,
     /// The protocol.
     pub protocol: Protocol,

@@ -7,8 +7,8 @@ use super::left_out::LeftOut;
 /// A ServiceCIDR (KEP-1880).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceCidr {
-    /// Ranges that services' addresses come from.
+    /// Ranges of services' addresses.
     pub cidrs: Vec<IpNetwork>,
-    /// What of it can't be used.
+    /// Elements that are left out as invalid.
     pub left_out: LeftOut,
 }

@@ -1,9 +1,10 @@
-//! From the shape of an object to its meaning. The rules are those of the Kubernetes API server
-//! (pkg/apis/core/validation, pkg/apis/discovery/validation), since files don't pass through one.
+//! Validation of objects. The rules are those of the Kubernetes API server (pkg/apis/core/validation,
+//! pkg/apis/discovery/validation), since files don't pass through one.
 //!
-//! An element of a list that can't be used is left out and named, and the rest of the object counts: API servers have let
-//! in what later ones refuse, and such objects live on. What an object says once, such as its type, has to be right, and so
-//! have a Service's ClusterIPs and one of its ports, or nobody can tell what the object should be.
+//! An invalid element of a list is left out and named, and the rest of the object is in effect: API servers have
+//! admitted objects that later ones refuse, and such objects live on. Single fields, such as the type, must be valid,
+//! and so must a Service's ClusterIPs and at least one of its ports, since otherwise the meaning of the object is
+//! unknown.
 
 mod endpoints;
 mod field;
@@ -16,14 +17,14 @@ pub use field::service_range;
 use super::{Invalid, Kind, Object, ObjectKey, ObjectName, raw};
 use field::{Checked, Wrong, refuse};
 
-/// Longest name of an object (RFC 1123 subdomain).
+/// Maximum length of an object's name (RFC 1123 subdomain).
 const NAME_MAX: usize = 253;
 
 impl Kind {
-    /// The kind that group, version and kind mean; none if podnet doesn't read it.
+    /// The kind for a group, version and kind; `None` if podnet doesn't read it.
     ///
     /// # Errors
-    /// A reason, for an object that has no kind or an EndpointSlice of a version that is no longer served.
+    /// The reason, for an object without a kind or an EndpointSlice of a version that is no longer served.
     pub fn of(api_version: &str, kind: &str) -> Result<Option<Self>, String> {
         let known = Self::ALL.into_iter().find(|known| known.api_version() == api_version && known.name() == kind);
         match (api_version, kind) {
@@ -39,7 +40,7 @@ impl Kind {
 }
 
 impl ObjectKey {
-    /// Kind and name, with the namespace that an object without one has.
+    /// Kind and name. A namespaced object without a namespace is in `default`.
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
         let namespace = match namespace {
             _ if !kind.is_namespaced() => "",
@@ -51,10 +52,10 @@ impl ObjectKey {
 }
 
 impl Object {
-    /// Checks an object of a known kind.
+    /// Validates an object of a known kind.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first problem found.
     pub fn new(kind: Kind, raw: raw::Manifest) -> Result<(ObjectKey, Self), Invalid> {
         let key = ObjectKey::new(kind, &raw.metadata.namespace, &raw.metadata.name);
         let object = check_name(&key.name).and_then(|()| match kind {
@@ -84,7 +85,7 @@ fn check_name(name: &ObjectName) -> Checked<()> {
 mod tests {
     use super::*;
 
-    /// Any object in YAML.
+    /// An object of any kind, from YAML.
     pub(super) fn parse(yaml: &str) -> Result<(ObjectKey, Object), Invalid> {
         let raw: raw::Manifest = serde_saphyr::from_str(yaml).unwrap();
         let kind = Kind::of(&raw.api_version, &raw.kind).unwrap().unwrap();

@@ -5,17 +5,17 @@ use std::collections::HashSet;
 use super::field::{Checked, address, at_most, port_number, protocol, refuse, usable};
 use crate::model::{Condition, Endpoint, EndpointSlice, LeftOut, Placement, SlicePort, limits, raw};
 
-/// An EndpointSlice. Ports and endpoints that can't be used are left out.
+/// Validates an EndpointSlice. Invalid ports and endpoints are left out.
 pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
     let v4 = match raw.address_type.as_str() {
         "IPv4" => true,
         "IPv6" => false,
-        // Names instead of addresses: no proxy uses them.
+        // Host names instead of addresses: proxies don't use them.
         "FQDN" => return Ok(EndpointSlice::default()),
         other => return refuse("addressType", format!("`{other}` is not one of IPv4, IPv6, FQDN")),
     };
     let (labels, uid) = (raw.metadata.labels, raw.metadata.uid);
-    // Slices carry the labels of their service that leave it to another proxy.
+    // The labels that assign a service to another proxy are copied to its slices.
     let foreign = labels.service_proxy_name.is_some() || labels.headless.is_some();
     let mut left_out = LeftOut::default();
     let (mut ports, mut names) = (Vec::new(), HashSet::new());
@@ -32,7 +32,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
     Ok(EndpointSlice { uid, service, ports, endpoints, left_out })
 }
 
-/// A port. Without a number it stands for all ports, which is of no use to a proxy.
+/// Validates a port. A port without a number stands for all ports, which a proxy can't use.
 fn port(field: &str, raw: raw::Port, names: &mut HashSet<String>) -> Checked<Option<SlicePort>> {
     let protocol = protocol(field, &raw.protocol)?;
     if !names.insert(raw.name.clone()) {
@@ -58,7 +58,7 @@ const fn type_name(v4: bool) -> &'static str {
     if v4 { "IPv4" } else { "IPv6" }
 }
 
-/// KEP-1672; absent conditions are to be read as ready, serving and not terminating.
+/// KEP-1672: missing conditions mean ready, serving and not terminating.
 fn condition(raw: &raw::Conditions) -> Condition {
     if raw.ready.unwrap_or(true) {
         Condition::Ready
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn conditions_of_endpoints() {
-        // KEP-1672: what absent conditions mean, and that publishNotReadyAddresses arrives as ready.
+        // KEP-1672: the meaning of missing conditions, and publishNotReadyAddresses, which is published as ready.
         for (conditions, expected) in [
             ("{}", Condition::Ready),
             ("{ready: null}", Condition::Ready),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn where_endpoints_are_and_whom_they_are_for() {
+    fn placements_of_endpoints() {
         let rest = "addressType: IPv4, endpoints: [{addresses: [10.0.0.1], nodeName: n1, zone: a, hints: {forZones: \
                     [{name: a}, {name: b}], forNodes: [{name: n1}]}}, {addresses: [10.0.0.2]}, {addresses: [10.0.0.3], \
                     nodeName: null, hints: {forZones: null}}]";
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_left_out_and_the_rest_counts() {
+    fn invalid_elements_are_left_out_and_the_rest_is_in_effect() {
         let both =
             "endpoints: [{addresses: [127.0.0.1]}, {addresses: [10.0.0.1]}], ports: [{port: 80}, {name: b, port: 81}]";
         let slice1 = slice(&format!("addressType: IPv4, {both}")).unwrap();
@@ -165,7 +165,7 @@ mod tests {
             assert_eq!((slice.service.as_deref(), slice.endpoints.len()), (Some("web"), 1), "{rest}");
             assert!(slice.ports.iter().all(|port| port.port == 80), "{rest}");
         }
-        // KEP-4858: read as kube-proxy reads it.
+        // KEP-4858: parsed as by kube-proxy.
         let zeros = slice("addressType: IPv4, endpoints: [{addresses: [010.000.0.001]}]").unwrap();
         assert_eq!(zeros.endpoints[0].addr.to_string(), "10.0.0.1");
         for address in ["127.0.0.1", "169.254.1.2", "224.0.0.1", "0.0.0.0", "255.255.255.255", "'::ffff:10.0.0.1'"] {

@@ -1,4 +1,4 @@
-//! Checks of single fields.
+//! Validation of single fields.
 
 use std::net::IpAddr;
 
@@ -6,10 +6,10 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{LeftOut, Protocol};
 
-/// What a field's check gives.
+/// Result of a field's validation.
 pub(super) type Checked<T> = Result<T, Wrong>;
 
-/// What is wrong with an element of an object.
+/// A problem with an element of an object.
 #[derive(Debug)]
 pub(super) struct Wrong {
     /// Path of the field.
@@ -21,7 +21,7 @@ pub(super) fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> 
     Err(Wrong { field: field.into(), reason: reason.into() })
 }
 
-/// An element that can be used; one that can't is left out.
+/// A valid element; an invalid one is left out.
 pub(super) fn usable<T>(element: Checked<T>, left_out: &mut LeftOut) -> Option<T> {
     match element {
         Ok(element) => Some(element),
@@ -32,7 +32,7 @@ pub(super) fn usable<T>(element: Checked<T>, left_out: &mut LeftOut) -> Option<T
     }
 }
 
-/// As many elements of a list as an object may have.
+/// The elements of a list up to an object's limit.
 pub(super) fn at_most<T>(most: usize, field: &str, mut list: Vec<T>, left_out: &mut LeftOut) -> Vec<T> {
     let beyond = list.len().saturating_sub(most);
     left_out.add_many(beyond, || format!("{field}: the last {beyond} are ignored: at most {most} are allowed"));
@@ -40,8 +40,8 @@ pub(super) fn at_most<T>(most: usize, field: &str, mut list: Vec<T>, left_out: &
     list
 }
 
-/// An address as kube-proxy reads it: IPv4's numbers are decimal with leading zeros too, which API servers took for long
-/// (KEP-4858).
+/// Parses an address as kube-proxy does: the numbers of an IPv4 address are decimal even with leading zeros, which API
+/// servers admitted for a long time (KEP-4858).
 pub(super) fn ip(text: &str) -> Option<IpAddr> {
     if let Ok(ip) = text.parse() {
         return Some(ip);
@@ -50,12 +50,12 @@ pub(super) fn ip(text: &str) -> Option<IpAddr> {
     Some(<[u8; 4]>::try_from(bytes).ok()?.into())
 }
 
-/// A number in digits alone.
+/// A number of digits only.
 fn decimal(text: &str) -> Option<u8> {
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// An address that can be a service's, an endpoint's or a node's.
+/// Validates an address of a service, an endpoint or a node.
 pub(super) fn address(field: impl FnOnce() -> String, text: &str) -> Checked<IpAddr> {
     let Some(ip) = ip(text) else {
         return refuse(field(), format!("`{text}` is not an IP address"));
@@ -73,8 +73,8 @@ pub(super) fn address(field: impl FnOnce() -> String, text: &str) -> Checked<IpA
     Ok(ip)
 }
 
-/// A range of addresses, as kube-proxy reads it: bits after the prefix are no part of it, though they may be set, as
-/// API servers took for long (KEP-4858).
+/// Parses a range of addresses as kube-proxy does: bits after the prefix are ignored, though they may be set, since API
+/// servers admitted them for a long time (KEP-4858).
 pub(super) fn cidr(field: impl FnOnce() -> String, text: &str) -> Checked<IpNetwork> {
     let range = text.split_once('/').and_then(|(address, prefix)| {
         let given = IpNetwork::new(ip(address)?, decimal(prefix)?).ok()?;
@@ -89,10 +89,10 @@ pub(super) fn cidr(field: impl FnOnce() -> String, text: &str) -> Checked<IpNetw
     }
 }
 
-/// A range that services' addresses can come from.
+/// Validates a range of services' addresses.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why the range is invalid.
 pub fn service_range(cidr: IpNetwork) -> Result<IpNetwork, String> {
     if cidr.ip() != cidr.network() {
         let network = IpNetwork::new(cidr.network(), cidr.prefix()).map_or_else(|e| e.to_string(), |n| n.to_string());

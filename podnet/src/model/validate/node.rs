@@ -9,21 +9,21 @@ use super::field::{Checked, address, at_most, cidr, refuse, usable};
 use crate::model::{LeftOut, Node, limits, raw};
 use crate::prefixes::overlap;
 
-/// What the cluster autoscaler taints a node with before it removes it.
+/// Taint that the cluster autoscaler sets on a node before it removes it.
 const REMOVAL_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// The widest pod CIDR of a node. A whole cluster's ranges are narrower.
+/// Widest valid pod CIDR of a node. Even the ranges of whole clusters are narrower.
 const WIDEST_V4: u8 = 8;
 const WIDEST_V6: u8 = 32;
 
-/// What no pod can have: this network, loopback, link-local, multicast and reserved addresses (RFC 6890), and IPv4 ones
-/// in IPv6 form.
+/// Addresses that no pod can have: this network, loopback, link-local, multicast and reserved addresses (RFC 6890), and
+/// IPv4-mapped IPv6 addresses.
 static RESERVED: LazyLock<Vec<IpNetwork>> = LazyLock::new(|| {
     let ranges = ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/64", "fe80::/10", "ff00::/8"];
     ranges.iter().filter_map(|range| range.parse().ok()).collect()
 });
 
-/// A Node. Addresses and ranges that can't be used are left out.
+/// Validates a Node. Invalid addresses and ranges are left out.
 pub(super) fn check(raw: raw::Manifest) -> Checked<Node> {
     let mut left_out = LeftOut::default();
     let leaving =
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!((read.internal_ips.len(), read.pod_cidrs.len()), (2, 2));
         let Object::Node(single) = node("spec: {podCIDR: 10.244.1.0/24}").unwrap().1 else { panic!() };
         assert_eq!((single.pod_cidrs.len(), single.zone.as_deref()), (1, None));
-        // KEP-4858: read as others read it.
+        // KEP-4858: parsed as by other components.
         let Object::Node(read) = node("spec: {podCIDRs: [010.244.1.1/24]}").unwrap().1 else { panic!() };
         assert_eq!(read.pod_cidrs, ["10.244.1.0/24".parse().unwrap()]);
         let Object::Node(read) = node("spec: {podCIDRs: [10.244.1.0/24, 10.244.2.0/24]}").unwrap().1 else { panic!() };

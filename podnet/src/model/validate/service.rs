@@ -12,13 +12,13 @@ use crate::model::{
     TrafficPolicy, limits, raw,
 };
 
-/// For how many seconds a client stays with its endpoint, if the service doesn't say (pkg/apis/core/types.go).
+/// Default duration of client affinity in seconds (pkg/apis/core/types.go).
 const AFFINITY_DEFAULT: u32 = 10_800;
-/// The longest such time.
+/// Maximum duration of client affinity in seconds.
 const AFFINITY_MAX: u32 = 86_400;
 
-/// A Service. What its type has no use for is left out, as the API server clears it when a service changes its type.
-/// So are, by name, elements that can't be used.
+/// Validates a Service. Fields that don't apply to its type are dropped, as the API server clears them when a service
+/// changes its type. Invalid elements are left out and named.
 pub(super) fn check(raw: raw::Manifest) -> Checked<Service> {
     let raw::Manifest { metadata, mut spec, status, .. } = raw;
     let mut left_out = LeftOut::default();
@@ -104,7 +104,7 @@ fn affinity(spec: &raw::Spec) -> Checked<u32> {
     }
 }
 
-/// Those of its ClusterIPs, also if one of these can't be used: so its other addresses don't lead to a family that it
+/// Families of its ClusterIPs, including invalid ones, so that its other addresses don't add a family that the service
 /// doesn't have.
 fn families(spec: &raw::Spec, left_out: &mut LeftOut) -> Families {
     let mut families = Families::default();
@@ -126,8 +126,8 @@ fn families(spec: &raw::Spec, left_out: &mut LeftOut) -> Families {
     families
 }
 
-/// The addresses that the nodes are to serve: an element may be a name instead, and a load balancer that works as a
-/// proxy wants to see its clients' packets itself (KEP-1860).
+/// The addresses that the nodes have to serve. An element may be a host name instead, and a load balancer that works as
+/// a proxy must see its clients' packets itself (KEP-1860).
 fn load_balancer_ips(raw: &raw::LoadBalancer, left_out: &mut LeftOut) -> Vec<IpAddr> {
     let mut ips = Vec::new();
     for (i, ingress) in raw.ingress.iter().enumerate().filter(|(_, ingress)| !ingress.ip.is_empty()) {
@@ -149,7 +149,8 @@ fn external_ips(raw: &[String], left_out: &mut LeftOut) -> Vec<IpAddr> {
     at_most(limits::ADDRESSES, "spec.externalIPs", distinct(ips), left_out)
 }
 
-/// The API server lets white space pass. A range that can't be used lets nobody in, and if none can, nobody is let in.
+/// Source ranges, where the API server admits white space. An invalid range admits no clients, and if all are invalid,
+/// no client is admitted.
 fn source_ranges(raw: &[String], left_out: &mut LeftOut) -> Option<Vec<IpNetwork>> {
     let mut ranges = Vec::new();
     for (i, text) in raw.iter().enumerate() {
@@ -159,7 +160,7 @@ fn source_ranges(raw: &[String], left_out: &mut LeftOut) -> Option<Vec<IpNetwork
     (!raw.is_empty()).then_some(ranges)
 }
 
-/// Each once, in their order.
+/// Removes duplicates, keeping the order.
 fn distinct<T: Copy + Eq + Hash>(mut list: Vec<T>) -> Vec<T> {
     let mut seen = HashSet::with_capacity(list.len());
     list.retain(|element| seen.insert(*element));
@@ -192,7 +193,7 @@ fn cluster_ips(spec: &raw::Spec, left_out: &mut LeftOut) -> Checked<Vec<IpAddr>>
     let mut ips: Vec<IpAddr> = Vec::new();
     for (i, text) in listed.chain(single.map(|text| (None, text))) {
         let field = || i.map_or_else(|| "spec.clusterIP".into(), |i| format!("spec.clusterIPs[{i}]"));
-        // No API server has ever let that in, and nobody can tell which address the service should have.
+        // Never admitted by any API server, and the service's address would be unknown.
         if self::ip(text).is_none() {
             return refuse(field(), format!("`{text}` is not an IP address"));
         }
@@ -206,7 +207,7 @@ fn cluster_ips(spec: &raw::Spec, left_out: &mut LeftOut) -> Checked<Vec<IpAddr>>
     Ok(ips)
 }
 
-/// Names and numbers that ports have already.
+/// Names and numbers of earlier ports.
 #[derive(Default)]
 struct Taken {
     names: HashSet<String>,
@@ -241,7 +242,7 @@ fn service_ports(raw: Vec<raw::Port>, has_node_ports: bool, left_out: &mut LeftO
     }
 }
 
-/// A port without its NodePort.
+/// Validates a port, except its NodePort.
 fn service_port(field: &str, raw: raw::Port, several: bool, taken: &mut Taken) -> Checked<ServicePort> {
     let Some(number) = raw.port else { return refuse(format!("{field}.port"), "is missing") };
     let port = port_number(|| format!("{field}.port"), number)?;

@@ -3,7 +3,7 @@
 use super::field::{Checked, cidr, refuse, service_range, usable};
 use crate::model::{LeftOut, ServiceCidr, raw};
 
-/// A ServiceCIDR. Ranges that can't be used are left out.
+/// Validates a ServiceCIDR. Invalid ranges are left out.
 pub(super) fn check(raw: raw::Manifest) -> Checked<ServiceCidr> {
     let range = |(i, text): (usize, &String)| {
         let field = format!("spec.cidrs[{i}]");

@@ -39,7 +39,7 @@ fn a_dual_stack_service() {
 }
 
 #[test]
-fn everything_that_a_load_balancer_may_say() {
+fn every_field_of_a_load_balancer() {
     let yaml = "
 apiVersion: v1
 kind: Service
@@ -83,10 +83,10 @@ status:
     assert_eq!(service.source_ip, Some(SourceIp::Preserve));
 }
 
-/// pkg/registry/core/service dropTypeDependentFields: a service that changes its type loses what the new one has no
-/// use for.
+/// pkg/registry/core/service dropTypeDependentFields: a service that changes its type loses the fields that don't apply
+/// to the new one.
 #[test]
-fn what_a_type_has_no_use_for_is_left_out() {
+fn fields_that_do_not_apply_to_the_type_are_dropped() {
     for (kind, node_port, ranges, check) in
         [("ClusterIP", false, false, false), ("NodePort", true, false, false), ("LoadBalancer", true, true, true)]
     {
@@ -126,7 +126,7 @@ fn defaults() {
 }
 
 #[test]
-fn what_no_proxy_serves() {
+fn services_that_no_proxy_serves() {
     for (spec, reason) in [
         ("{clusterIP: None}", Ignored::Headless),
         ("{clusterIPs: [None]}", Ignored::Headless),
@@ -181,9 +181,9 @@ fn mistakes_name_object_and_field() {
     }
 }
 
-/// Each of these has something besides that can be used, and has it still.
+/// Each of these also has valid elements, which stay in effect.
 #[test]
-fn an_element_that_cannot_be_used_is_left_out_and_named() {
+fn invalid_elements_are_left_out_and_named() {
     for (rest, named) in [
         ("clusterIP: 127.0.0.1", "spec.clusterIP: 127.0.0.1 is reserved"),
         ("clusterIPs: [10.96.0.9, 10.96.0.2]", "spec.clusterIPs[1]: 10.96.0.2 is the second of its family"),
@@ -228,13 +228,13 @@ fn an_element_that_cannot_be_used_is_left_out_and_named() {
 }
 
 #[test]
-fn source_ranges_that_cannot_be_used_let_nobody_in() {
+fn invalid_source_ranges_admit_no_clients() {
     for (ranges, let_in) in [
         ("[10.0.0.0/8, x, 10.0.0.1]", &["10.0.0.0/8"][..]),
         ("[x]", &[]),
         ("['']", &[]),
         ("['::ffff:10.0.0.0/104']", &[]),
-        // KEP-4858: as kube-proxy reads them.
+        // KEP-4858: parsed as by kube-proxy.
         ("[010.001.2.3/08, '2001:db8::1/32']", &["10.0.0.0/8", "2001:db8::/32"]),
     ] {
         let spec = format!("{{type: LoadBalancer, ports: [{{port: 1}}], loadBalancerSourceRanges: {ranges}}}");
@@ -264,7 +264,7 @@ fn mistakes_in_the_status() {
     }
 }
 
-/// KEP-4858 and KEP-5311: what API servers have let in, or will, is read as kube-proxy reads it.
+/// KEP-4858 and KEP-5311: values that API servers have admitted, or will, are parsed as by kube-proxy.
 #[test]
 fn leading_zeros_and_names_that_begin_with_a_digit() {
     let yaml = "{apiVersion: v1, kind: Service, metadata: {name: 1web, namespace: '2'}, spec: {clusterIPs: [010.096.00.0010, \
@@ -313,7 +313,7 @@ fn port(i: usize) -> raw::Port {
     }
 }
 
-/// Every port of both protocols: what is beyond the bound isn't looked at, and the rest is compared by hashes.
+/// Every port of both protocols: those beyond the limit aren't examined, and the rest is compared by hashes.
 #[test]
 fn a_service_with_all_ports_is_cut_to_the_bound() {
     let mut left_out = LeftOut::default();
