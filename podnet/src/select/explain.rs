@@ -1,4 +1,4 @@
-//! Why a service's frontends have the endpoints that they have, for people.
+//! Explanations of which endpoints a service's frontends have, for users.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use crate::model::{
 };
 use crate::room::Share;
 
-/// A service as this node sees it.
+/// A service as seen by this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explained {
@@ -34,58 +34,58 @@ pub struct Explained {
     pub kind: ServiceType,
     /// Why it has no frontends at all.
     pub ignored: Option<Ignored>,
-    /// Which source address its backends see.
+    /// Source address that its backends see.
     #[serde(rename = "sourceIP")]
     pub source: SourceMode,
-    /// Whose endpoints clients of ClusterIPs get.
+    /// Traffic policy for clients of ClusterIPs.
     pub internal_traffic_policy: TrafficPolicy,
-    /// Whose endpoints clients of all other frontends get, if they come from outside.
+    /// Traffic policy for clients of all other frontends, if they come from outside the node.
     pub external_traffic_policy: TrafficPolicy,
-    /// For how many seconds a client stays with its endpoint; 0 for no affinity.
+    /// Duration of client affinity in seconds; 0: no affinity.
     pub affinity_seconds: u32,
-    /// The port at which a load balancer asks whether this node has endpoints.
+    /// TCP port of the health check, by which a load balancer learns whether this node has endpoints.
     pub health_check_node_port: Option<u16>,
-    /// How many endpoints it is told of.
+    /// Number of endpoints that the health check reports.
     pub health_check_endpoints: Option<usize>,
-    /// What of it is left out and why, and what else its author should know.
+    /// Elements that are left out, with the reason, and other remarks for its author.
     pub remarks: Vec<String>,
     /// Its frontends, in the order of its ports.
     pub frontends: Vec<ExplainedFrontend>,
 }
 
-/// A frontend, and what becomes of each endpoint.
+/// A frontend, and the fate of each endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedFrontend {
-    /// What kind of address it has.
+    /// Kind of its address.
     pub kind: FrontendKind,
-    /// The address; the unspecified one stands for all of the node's of its family.
+    /// The address; the unspecified one stands for all addresses of the node of its family.
     pub address: IpAddr,
     /// The port.
     pub port: u16,
     /// The protocol.
     pub protocol: Protocol,
-    /// The service port's name.
+    /// Name of the service port.
     pub port_name: String,
-    /// Whether it is left out since the service would take more than its share of the tables.
+    /// Whether it is left out since the service would exceed its share of the tables.
     pub beyond_share: bool,
-    /// Which clients may use it; none: all.
+    /// Clients that may use it; `None`: all.
     pub source_ranges: Option<Vec<IpNetwork>>,
-    /// One for all clients, or two.
+    /// One choice for all clients, or two.
     pub choices: Vec<Choice>,
 }
 
-/// The endpoints that some clients of a frontend get.
+/// The endpoints for some clients of a frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Choice {
-    /// Which clients.
+    /// The clients.
     pub clients: Clients,
-    /// The policy that decides.
+    /// The effective traffic policy.
     pub traffic_policy: TrafficPolicy,
-    /// What becomes of connections, if no endpoint is chosen.
+    /// Verdict on connections if no endpoint is chosen.
     pub if_none: Option<IfNone>,
-    /// Every endpoint of the service: first those that have the frontend's port and family, sorted.
+    /// All endpoints of the service: first those with the frontend's port and family, sorted.
     pub endpoints: Vec<ExplainedEndpoint>,
 }
 
@@ -97,29 +97,30 @@ pub enum Clients {
     All,
     /// This node's pods and processes.
     ThisNode,
-    /// Those that come in by an uplink.
+    /// Clients that arrive by an uplink.
     Outside,
 }
 
-/// What becomes of an endpoint at a frontend.
+/// Fate of an endpoint at a frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedEndpoint {
     /// Its address.
     pub address: IpAddr,
-    /// The target port; none if its slice doesn't have the service's port.
+    /// The target port; `None` if its slice doesn't have the service's port.
     pub port: Option<u16>,
-    /// The node that it is on.
+    /// Its node.
     pub node: Option<String>,
-    /// The zone that it is in.
+    /// Its zone.
     pub zone: Option<String>,
-    /// Whether it takes connections.
+    /// Whether it accepts connections.
     pub condition: Condition,
-    /// Chosen, or why not.
+    /// Chosen, or the reason why not.
     pub fate: Fate,
 }
 
-/// What [`super::select`] makes of a service with this share, and why; `slices` are the service's own, with their names.
+/// Explains the result of [`super::select`] for a service with this share. `slices` are the service's own, with their
+/// names.
 pub fn explain<'a>(
     name: &ObjectName,
     service: &Service,
@@ -203,7 +204,7 @@ fn choices(
     }
 }
 
-/// The endpoints that can't be chosen whatever the policy, sorted, each once.
+/// Endpoints that no policy can choose, sorted, without duplicates.
 fn others(port: &ServicePort, v4: bool, targets: &Targets<'_>) -> Vec<ExplainedEndpoint> {
     let mut others = Vec::new();
     for (slice, target) in targets.of(port) {

@@ -1,7 +1,7 @@
-//! Keeps a service within its share of the tables.
+//! Limits a service to its share of the tables.
 //!
-//! Frontends come in an order of their own, and the first for which there is no room is the first that is refused, with all
-//! that follow: so it doesn't depend on anything but the service and its share which those are.
+//! Frontends are admitted in a fixed order, and the first one without room is refused, with all that follow: so which
+//! ones are refused depends on the service and its share only.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -12,34 +12,34 @@ use crate::frontend::{Frontend, FrontendAddr, FrontendKind};
 use crate::model::{Protocol, TrafficPolicy};
 use crate::room::{Bound, Room, Share};
 
-/// How many endpoints of a service are looked at, those of each port counted for themselves: as many as `backends` holds.
-/// What follows would cost time for nothing.
+/// Maximum number of endpoints of a service that are examined, counting those of each port separately: the capacity of
+/// `backends`. Examining more would only cost time.
 const EXAMINED_MAX: usize = podnet_common::layout::tables::BACKENDS.capacity();
 
-/// Which lists of one port and family have been counted already: frontends with the same list share it.
+/// Which lists of a port and family have been counted: frontends with the same list share it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counted {
     cluster: bool,
     local: bool,
     here: bool,
     ranges: bool,
-    /// Whether there was room for a table by which nodes agree, once that was asked.
+    /// Whether the Maglev table had room, once it has been asked for.
     spread: Option<bool>,
 }
 
-/// What a service takes so far.
+/// Entries that a service takes so far.
 pub(super) struct Meter {
     share: Share,
     takes: Room,
     addresses: HashSet<IpAddr>,
     backends: HashSet<(SocketAddr, Protocol)>,
     examined: usize,
-    /// The table that has no room for the next one.
+    /// The bound that the next frontend exceeds.
     full: Option<Bound>,
     beyond: Option<Beyond>,
-    /// Slots of a table by which nodes agree.
+    /// Slots of a Maglev table.
     spread: u32,
-    /// Lists that should have had one.
+    /// Lists that lack a Maglev table for want of room.
     unspread: usize,
 }
 
@@ -58,7 +58,7 @@ impl Meter {
         }
     }
 
-    /// Endpoints were looked at.
+    /// Counts examined endpoints.
     pub(super) fn examine(&mut self, endpoints: usize) {
         self.examined += endpoints;
         if self.examined > EXAMINED_MAX {
@@ -66,19 +66,19 @@ impl Meter {
         }
     }
 
-    /// Whether nothing more is admitted.
+    /// Whether all further frontends are refused.
     pub(super) fn is_full(&self) -> bool {
         self.full.is_some()
     }
 
-    /// Counts a frontend that isn't admitted.
+    /// Counts a refused frontend.
     pub(super) fn refuse(&mut self, key: FrontendAddr) {
         if let Some(bound) = self.full {
             self.beyond.get_or_insert(Beyond { bound, first: key, count: 0 }).count += 1;
         }
     }
 
-    /// Whether there is room for a frontend, which then counts.
+    /// Admits and counts a frontend, if there is room for it.
     pub(super) fn admit(&mut self, counted: &mut Counted, policies: Policies, frontend: &mut Frontend) -> bool {
         if self.is_full() {
             self.refuse(frontend.key);
@@ -105,7 +105,7 @@ impl Meter {
                 backends.insert(at);
             }
         }
-        // An affinity's ranges are those of its clients: `ServiceId::with_affinity`.
+        // Frontends with affinity have source ranges per group of clients: `ServiceId::with_affinity`.
         let groups = if frontend.affinity == 0 { 1 } else { 1 + others };
         let ranges = frontend.source_ranges.as_ref().filter(|_| !std::mem::replace(&mut then.ranges, true));
         let takes = self.takes.plus(Room {
@@ -136,17 +136,17 @@ impl Meter {
         true
     }
 
-    /// What all that were admitted take.
+    /// Entries that all admitted frontends take.
     pub(super) fn takes(&self) -> Room {
         self.takes
     }
 
-    /// How many lists have no table by which nodes agree, for want of room.
+    /// Number of lists that lack a Maglev table for want of room.
     pub(super) fn unspread(&self) -> usize {
         self.unspread
     }
 
-    /// What wasn't admitted.
+    /// The refused frontends.
     pub(super) fn beyond(&self) -> Option<Beyond> {
         self.beyond
     }

@@ -5,8 +5,8 @@
 //! Service ── its frontends ──┐
 //! slices ─── candidates ─────┴─ rule (Cluster or Local) ──→ fate of each candidate ──→ select(), explain()
 //! ```
-//! A service has a share of the tables, which `meter` keeps it to. What [`select`] chooses and what [`explain`] tells are the same judgement, so the explanation is never another
-//! one than the tables'.
+//! A service has a share of the tables, enforced by `meter`. [`select`] and [`explain`] use the same judgement, so
+//! explanations always agree with the tables.
 
 mod explain;
 mod health;
@@ -37,8 +37,8 @@ use places::{addresses, places, policies, source, source_ranges};
 use rule::Targets;
 use view::View;
 
-/// The frontends of a service on this node that its share has room for: first those of its ClusterIPs, then all others, port
-/// by port. `slices` are the service's own.
+/// The frontends of a service on this node for which its share has room: first those of ClusterIPs, then all others,
+/// port by port. `slices` are the service's own.
 pub fn select<'a>(
     name: &ObjectName,
     service: &Service,
@@ -51,7 +51,7 @@ pub fn select<'a>(
     let targets = Targets::new(slices, guard);
     let addresses = addresses(service, guard);
     let ports = if service.ignored.is_none() { &service.ports[..] } else { &[] };
-    // Made when they are needed: few services have both families.
+    // Created on demand: few services have both families.
     let mut views: Vec<[Option<View<'_>>; 2]> = Vec::new();
     views.resize_with(ports.len(), Default::default);
     let (mut meter, mut selected) = (Meter::new(share, settings.spread), Vec::new());

@@ -1,4 +1,4 @@
-//! Where a service's frontends are, and by which policies, whatever endpoints there are.
+//! Addresses and ports of a service's frontends, and their traffic policies, independent of endpoints.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,16 +8,16 @@ use crate::frontend::{FrontendKind, SourceMode};
 use crate::guard::Guard;
 use crate::model::{Service, ServicePort, SourceIp, TrafficPolicy};
 
-/// Whose endpoints the clients of a frontend get.
+/// Traffic policies for the clients of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Policies {
-    /// This node's pods and processes, and those from outside unless `outside` is there.
+    /// For this node's pods and processes, and for clients from outside unless `outside` is set.
     pub(super) inside: TrafficPolicy,
-    /// Those who come in by an uplink.
+    /// For clients that arrive by an uplink.
     pub(super) outside: Option<TrafficPolicy>,
 }
 
-/// Which source address a service's backends see.
+/// Source address that a service's backends see.
 pub(super) fn source(service: &Service, settings: &Settings) -> SourceMode {
     match service.source_ip.unwrap_or(settings.source_ip) {
         SourceIp::Auto => SourceMode::Auto,
@@ -26,9 +26,9 @@ pub(super) fn source(service: &Service, settings: &Settings) -> SourceMode {
     }
 }
 
-/// Kind and address of a service's frontends but NodePorts, each address once. Those of families that the service doesn't
-/// have are left out: it can have no endpoints for them, and a load balancer that has them reaches the service in another
-/// way. So are those that no service may have.
+/// Kinds and addresses of a service's frontends except NodePorts, without duplicates. Left out are families that the
+/// service doesn't have, since it can have no endpoints for them, and a load balancer with such addresses reaches the
+/// service in another way; and addresses that no service may have.
 pub(super) fn addresses(service: &Service, guard: &Guard) -> Vec<(FrontendKind, IpAddr)> {
     let mut seen = HashSet::new();
     all_addresses(service)
@@ -42,7 +42,7 @@ pub(crate) fn all_addresses(service: &Service) -> impl Iterator<Item = (Frontend
         .chain(service.external_ips.iter().map(|ip| (FrontendKind::ExternalIp, *ip)))
 }
 
-/// Kind and place of a port's frontends, but for ports that a node needs for itself.
+/// Kinds and addresses of a port's frontends, except ports that the node needs for itself.
 pub(super) fn places<'a>(
     addresses: &'a [(FrontendKind, IpAddr)],
     service: &'a Service,
@@ -66,9 +66,9 @@ pub(crate) fn all_places<'a>(
     addresses.map(|(kind, ip)| (kind, SocketAddr::new(ip, port.port))).chain(node_ports)
 }
 
-/// internalTrafficPolicy is about ClusterIPs and externalTrafficPolicy about all others, where it binds only clients
-/// from outside: those on the node itself are already where they wanted to be and get any endpoint (KEP-2086, KEP-1669;
-/// pkg/proxy UsesClusterEndpoints).
+/// internalTrafficPolicy applies to ClusterIPs and externalTrafficPolicy to all other frontends, where it binds only
+/// clients from outside: those on the node itself have already reached their destination node and get any endpoint
+/// (KEP-2086, KEP-1669; pkg/proxy UsesClusterEndpoints).
 pub(super) fn policies(service: &Service, kind: FrontendKind) -> Policies {
     match (kind, service.external_policy) {
         (FrontendKind::ClusterIp, _) => Policies { inside: service.internal_policy, outside: None },
@@ -77,7 +77,8 @@ pub(super) fn policies(service: &Service, kind: FrontendKind) -> Policies {
     }
 }
 
-/// A service with source ranges lets nobody else in: if none of them is of the frontend's family, then no one.
+/// A service with source ranges admits only clients in these: if none is of the frontend's family, it admits no
+/// clients.
 pub(super) fn source_ranges(service: &Service, kind: FrontendKind, ip: &IpAddr) -> Option<Vec<ipnetwork::IpNetwork>> {
     let ranges = service.source_ranges.as_ref().filter(|_| kind == FrontendKind::LoadBalancer)?;
     Some(ranges.iter().filter(|range| range.is_ipv4() == ip.is_ipv4()).copied().collect())

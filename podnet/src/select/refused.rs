@@ -1,4 +1,4 @@
-//! What of a service no service may have.
+//! Elements of a service that no service may have.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use super::places::{addresses, all_addresses, all_places};
 use crate::guard::Guard;
 use crate::model::{EndpointSlice, LeftOut, Service};
 
-/// What of a service and its slices no service may have, and why.
+/// Elements of a service and its slices that no service may have, with the reason.
 pub fn refused<'a>(
     service: &Service,
     slices: impl Iterator<Item = (&'a str, &'a EndpointSlice)>,
@@ -34,7 +34,7 @@ pub fn refused<'a>(
         left_out.add(|| format!("healthCheckNodePort {port} is ignored: {why}"));
     }
     for (name, slice) in slices {
-        // Whatever the ports, an endpoint is looked at once: a slice may have thousands of both.
+        // Each endpoint is examined once, independent of the ports: a slice may have thousands of both.
         let tunnel = slice.ports.iter().find(|port| Guard::is_tunnel(port.port, port.protocol));
         let Some(port) = tunnel.or(slice.ports.first()) else { continue };
         for endpoint in &slice.endpoints {

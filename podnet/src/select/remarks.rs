@@ -1,10 +1,10 @@
-//! What the author of a Service should know about it.
+//! Remarks for the author of a Service.
 
 use std::net::IpAddr;
 
 use crate::model::{Service, ServiceType};
 
-/// What a service asks for and doesn't get, and what to do.
+/// Features that a service requests but doesn't get, with advice.
 pub fn remarks(service: &Service) -> Vec<String> {
     let mut remarks = Vec::new();
     if service.ignored.is_some() {

@@ -1,6 +1,6 @@
-//! How one endpoint is judged: by its conditions, by where it is, by whom it is meant for.
+//! Judgement of one endpoint: by its conditions, its location and its hints.
 //!
-//! The outcome is that of `CategorizeEndpoints` in pkg/proxy/topology.go of Kubernetes: KEP-1669 (terminating
+//! The results equal those of `CategorizeEndpoints` in pkg/proxy/topology.go of Kubernetes: KEP-1669 (terminating
 //! endpoints), KEP-2086 (internalTrafficPolicy), KEP-4444 and KEP-3015 (traffic distribution).
 
 use std::collections::HashMap;
@@ -12,31 +12,31 @@ use super::settings::Settings;
 use crate::guard::Guard;
 use crate::model::{Condition, EndpointSlice, Placement, Protocol, ServicePort, SlicePort};
 
-/// What becomes of an endpoint at a frontend.
+/// Fate of an endpoint at a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Fate {
-    /// Connections go to it.
+    /// It receives connections.
     Chosen,
     /// It isn't ready.
     NotReady,
-    /// It is terminating while others aren't.
+    /// It is terminating, and there are ready endpoints.
     Terminating,
-    /// It isn't on this node, as the traffic policy Local wants it.
+    /// It isn't on this node, as the traffic policy Local requires.
     NotOnThisNode,
-    /// Hints mean it for other nodes, and there are some meant for this one.
+    /// Its hints name other nodes, and there are endpoints with hints for this one.
     HintedForOtherNodes,
-    /// Hints mean it for other zones, and there are some meant for this one.
+    /// Its hints name other zones, and there are endpoints with hints for this one.
     HintedForOtherZones,
     /// Its address isn't of the frontend's family.
     OtherFamily,
     /// Its slice doesn't have the service's port.
     NoSuchPort,
-    /// It is one that no service may have.
+    /// It has an address that no service may have as an endpoint.
     Refused,
 }
 
-/// An endpoint that has the port and family in question.
+/// An endpoint with the given port and family.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate<'a> {
     /// Address and target port.
@@ -52,16 +52,16 @@ impl Candidate<'_> {
     }
 }
 
-/// Ports of a slice beyond which they are looked up by a hash: nearly all slices have one.
+/// Number of ports of a slice above which they are looked up by a hash: nearly all slices have one.
 const FEW_PORTS: usize = 4;
 
-/// The slices of a service, with the numbers that its ports have there.
+/// The slices of a service, with the target ports of its ports.
 pub(super) struct Targets<'a> {
     slices: Vec<(&'a EndpointSlice, Numbers<'a>)>,
     guard: &'a Guard,
 }
 
-/// Target ports by the service port's name and protocol; empty for a slice with few.
+/// Target ports by name and protocol of the service port; empty for a slice with few ports.
 type Numbers<'a> = HashMap<(&'a str, Protocol), u16>;
 
 impl<'a> Targets<'a> {
@@ -73,7 +73,7 @@ impl<'a> Targets<'a> {
         Self { slices: slices.map(|slice| (slice, ports(slice))).collect(), guard }
     }
 
-    /// The slices, and the number that a port has in each.
+    /// The slices, and the target port of a port in each.
     pub(super) fn of(&self, port: &ServicePort) -> impl Iterator<Item = (&'a EndpointSlice, Option<u16>)> {
         self.slices.iter().map(|(slice, ports)| {
             let same = |target: &&SlicePort| target.name == port.name && target.protocol == port.protocol;
@@ -85,13 +85,13 @@ impl<'a> Targets<'a> {
         })
     }
 
-    /// Whether an endpoint is one that no service may have.
+    /// Whether no service may have this endpoint.
     pub(super) fn is_refused(&self, at: SocketAddr, protocol: Protocol) -> bool {
         self.guard.endpoint(at, protocol).is_some()
     }
 
-    /// The endpoints of one port and family, sorted, each once. An address that several slices list, which happens while
-    /// an endpoint moves between them or if its address is used again, counts as what the best of them says.
+    /// The endpoints of one port and family, sorted, without duplicates. An address may be in several slices, while an
+    /// endpoint moves between them or when its address is reused; then the slice with the best condition counts.
     pub(super) fn candidates(&self, port: &ServicePort, v4: bool) -> Vec<Candidate<'a>> {
         let mut candidates = Vec::new();
         for (slice, target) in self.of(port) {
@@ -109,19 +109,19 @@ impl<'a> Targets<'a> {
     }
 }
 
-/// Which endpoints count.
+/// The endpoints that a traffic policy chooses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rule<'a> {
-    /// Those in this condition.
+    /// With this condition, or a better one.
     condition: Condition,
-    /// Those on this node only.
+    /// On this node only.
     local: bool,
-    /// Those meant for it.
+    /// With these hints for this node or its zone.
     hints: Hints,
     settings: &'a Settings,
 }
 
-/// Which hints count.
+/// The kind of hints that applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hints {
     None,
@@ -137,19 +137,19 @@ impl<'a> Rule<'a> {
         Self { condition, local: false, hints, settings }
     }
 
-    /// The rule of the traffic policy Local, which ignores hints and decides by itself whether terminating endpoints
-    /// have to do.
+    /// The rule of the traffic policy Local. It ignores hints, and falls back to terminating endpoints independently of
+    /// those on other nodes.
     pub fn local(candidates: &[Candidate<'_>], settings: &'a Settings) -> Self {
         let condition = best(candidates.iter().filter(|candidate| candidate.placement.is_on(&settings.node)));
         Self { condition, local: true, hints: Hints::None, settings }
     }
 
-    /// The part of a rule's choice that is on this node, whomever it is meant for.
+    /// The part of a rule's choice on this node, whatever its hints.
     pub fn on_this_node(self) -> Self {
         Self { local: true, hints: Hints::None, ..self }
     }
 
-    /// What it means for an endpoint.
+    /// Fate of an endpoint under this rule.
     pub fn fate(&self, candidate: &Candidate<'_>) -> Fate {
         if !candidate.is_usable() {
             Fate::NotReady
@@ -171,8 +171,8 @@ fn best<'c, 'a: 'c>(candidates: impl Iterator<Item = &'c Candidate<'a>>) -> Cond
 }
 
 impl Hints {
-    /// Hints are followed only if every ready endpoint has one, since otherwise they are being changed, and if one is
-    /// for here: first those of nodes, then those of zones.
+    /// Hints apply only if every ready endpoint has one, since otherwise they are being changed, and if one matches
+    /// here: first hints for nodes, then for zones.
     fn of(candidates: &[Candidate<'_>], settings: &Settings) -> Self {
         let ready = || candidates.iter().filter(|c| c.condition == Condition::Ready).map(|c| c.placement);
         for hints in [Self::Node, Self::Zone] {

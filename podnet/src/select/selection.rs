@@ -1,32 +1,32 @@
-//! What a service comes to on this node.
+//! Result of the selection for a service on this node.
 
 use std::fmt;
 
 use crate::frontend::{Frontend, FrontendAddr};
 use crate::room::{Bound, Room};
 
-/// What a service comes to on this node.
+/// Result of the selection for a service on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Its frontends. No two have the same address, port and protocol: an address that the service has in several ways
-    /// counts as the first of ClusterIP, load balancer's address, external IP.
+    /// Its frontends, unique by address, port and protocol: an address that the service has in several roles counts as
+    /// the first of ClusterIP, load balancer IP, external IP.
     pub frontends: Vec<Frontend>,
-    /// What they take of the tables.
+    /// Table entries that they take.
     pub takes: Room,
-    /// What there is no room for.
+    /// Frontends without room.
     pub beyond: Option<Beyond>,
-    /// How many lists of backends have no table by which nodes choose alike, for want of room.
+    /// Number of backend lists that lack a Maglev table for want of room.
     pub unspread: usize,
 }
 
-/// Frontends of a service that would take more than its share.
+/// The frontends that exceed a service's share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beyond {
-    /// What the first of them goes beyond.
+    /// The bound that the first of them exceeds.
     pub bound: Bound,
     /// The first of them.
     pub first: FrontendAddr,
-    /// How many there are.
+    /// Their number.
     pub count: usize,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for Beyond {
 }
 
 impl Selection {
-    /// What there is no room for, for people: what is left out, and what isn't as it should be.
+    /// Shortages as text for users: frontends that are left out, and lists without a Maglev table.
     pub fn shortages(&self) -> (Option<String>, Option<String>) {
         let unspread = (self.unspread > 0).then(|| {
             format!(

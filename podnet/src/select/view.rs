@@ -1,4 +1,4 @@
-//! The endpoints of one port and family, under both policies.
+//! The endpoints of one port and family under both traffic policies.
 
 use std::net::SocketAddr;
 
@@ -8,12 +8,12 @@ use super::settings::Settings;
 use crate::frontend::{Backends, IfNone};
 use crate::model::TrafficPolicy;
 
-/// The endpoints of one port and family as this node sees them.
+/// The endpoints of one port and family as seen by this node.
 pub(super) struct View<'a> {
     pub(super) candidates: Vec<Candidate<'a>>,
     cluster: Rule<'a>,
     local: Rule<'a>,
-    /// What of it a [`Meter`] has counted.
+    /// The lists already counted by a [`Meter`].
     pub(super) counted: Counted,
 }
 
@@ -33,12 +33,12 @@ impl<'a> View<'a> {
 
     pub(super) fn backends(&self, policy: TrafficPolicy) -> Backends {
         let list = self.chosen(self.rule(policy));
-        // A client that is refused gives up; one that isn't answered may be sent to another node.
+        // Clients give up after a rejection; without an answer they may be sent to another node.
         let elsewhere = list.is_empty() && self.candidates.iter().any(Candidate::is_usable);
         Backends { list, if_none: if elsewhere { IfNone::Drop } else { IfNone::Reject } }
     }
 
-    /// What another node may send on to this one. Hints don't count: they are the other node's.
+    /// Endpoints to which other nodes may forward connections on this one. Hints don't apply: the other node's do.
     pub(super) fn here(&self) -> Vec<SocketAddr> {
         self.chosen(&self.cluster.on_this_node())
     }

@@ -1,4 +1,4 @@
-//! Which endpoints the traffic policies Cluster and Local leave: `TestCategorizeEndpoints` of kube-proxy's
+//! Endpoints chosen by the traffic policies Cluster and Local: `TestCategorizeEndpoints` of kube-proxy's
 //! topology_test.go, and the KEPs.
 
 use proptest::prelude::*;
@@ -9,8 +9,8 @@ use crate::model::{Condition, Placement};
 
 const SPEC: &str = "{clusterIP: 10.96.0.1, ports: [{port: 80}]}";
 
-/// A row: where it comes from; this node's zone; the endpoints, of which those on `n1` are this node's; what the
-/// policies Cluster and Local choose, as [`show`] gives it.
+/// A row: the source of the case; this node's zone; the endpoints, of which those on `n1` are this node's; the choices
+/// of the policies Cluster and Local, as formatted by [`show`].
 type Row = (&'static str, Option<&'static str>, &'static [&'static str], &'static str, &'static str);
 
 const ROWS: &[Row] = &[
@@ -131,7 +131,7 @@ const ROWS: &[Row] = &[
         "3 4",
         "-",
     ),
-    // Where endpoints are (KEP-2086).
+    // Locations of endpoints (KEP-2086).
     ("internalTrafficPolicy: Local, with empty endpoints", None, &[], "", ""),
     ("internalTrafficPolicy: Local, but all endpoints are remote", None, &["10.0.0.0 @n2", "10.0.0.1"], "0 1", "-"),
     ("internalTrafficPolicy: Local, all endpoints are local", None, &["10.0.0.0 @n1", "10.0.0.1 @n1"], "0 1", "0 1"),
@@ -164,8 +164,7 @@ const ROWS: &[Row] = &[
     ("nothing serves anywhere", None, &["10.0.0.0 gone", "10.0.0.1 @n1 down"], "", ""),
 ];
 
-/// The last parts of the addresses; for an empty list nothing where connections are rejected, `-` where they are
-/// dropped.
+/// Last parts of the addresses; for an empty list nothing if connections are rejected, `-` if they are dropped.
 fn show(backends: &Backends) -> String {
     if backends.if_none == IfNone::Drop {
         assert!(backends.list.is_empty());
@@ -190,7 +189,7 @@ fn traffic_policies_and_hints() {
     }
 }
 
-/// A candidate by number: condition, place, hints.
+/// Numbered candidates: condition, location, hints.
 fn any_candidates() -> impl Strategy<Value = Vec<(Condition, Placement)>> {
     let names = |names: &'static [&'static str]| {
         prop::sample::subsequence(names, 0..=2).prop_map(|names| names.into_iter().map(Box::from).collect::<Box<[_]>>())
@@ -204,7 +203,7 @@ fn any_candidates() -> impl Strategy<Value = Vec<(Condition, Placement)>> {
 }
 
 proptest! {
-    /// The sentences of the KEPs, one by one.
+    /// The rules of the KEPs, one by one.
     #[test]
     fn the_keps_hold(endpoints in any_candidates(), zone in prop::option::of(prop::sample::select(vec!["a", "b"]))) {
         let settings = Settings { node: "n1".into(), zone: zone.map(Into::into), ..Settings::default() };
@@ -218,7 +217,7 @@ proptest! {
         let (ready, draining) = (of(Condition::Ready), of(Condition::ServingTerminating));
         let view = View::new(list.clone(), &settings);
 
-        // KEP-1669: ready endpoints, else those that are terminating and serving; for Local among the node's own.
+        // KEP-1669: ready endpoints, else terminating ones that still serve; for Local, among the node's own.
         let local = view.backends(TrafficPolicy::Local);
         let local_ready: Vec<_> = ready.iter().filter(is_here).copied().collect();
         let local_draining = draining.iter().filter(is_here).copied().collect();
@@ -230,7 +229,7 @@ proptest! {
         let cluster = view.backends(TrafficPolicy::Cluster);
         prop_assert_eq!(cluster.if_none, IfNone::Reject);
         prop_assert_eq!(cluster.list.is_empty(), nowhere, "an endpoint anywhere is enough");
-        // KEP-3015 and KEP-4444: hints count if each ready endpoint has one and one of them is ours.
+        // KEP-3015 and KEP-4444: hints apply if each ready endpoint has one and one of them is for here.
         let hinted = |names: fn(&Placement) -> &[Box<str>], own: Option<&str>| {
             let ours = |c: &&&Candidate<'_>| names(c.placement).iter().any(|name| Some(&**name) == own);
             let chosen: Vec<_> = ready.iter().filter(ours).copied().collect();
@@ -241,7 +240,7 @@ proptest! {
             .unwrap_or_else(|| if ready.is_empty() { draining.clone() } else { ready.clone() });
         prop_assert_eq!(cluster.list, sockets(expected));
 
-        // Direct server return: another node may send on what it can choose here, whatever its own hints.
+        // Direct server return: another node may forward to any endpoint that this node can choose, whatever its hints.
         let any = if ready.is_empty() { &draining } else { &ready };
         prop_assert_eq!(view.here(), sockets(any.iter().filter(is_here).copied().collect()));
     }

@@ -1,9 +1,9 @@
-//! The explanation says what the tables get.
+//! Explanations agree with the selection.
 
 use super::*;
 use crate::model::Ignored;
 
-/// An explanation chooses exactly the endpoints that the frontends have.
+/// Checks that an explanation chooses exactly the endpoints of the frontends.
 pub(super) fn agrees(manifests: &Manifests, settings: &Settings) {
     let explained = explain(
         &manifests.name,
@@ -48,7 +48,7 @@ fn explained(stream: &str) -> Explained {
     )
 }
 
-/// Fates of the endpoints of the first frontend's choices.
+/// Fates of the endpoints in the choices of the first frontend.
 fn fates(stream: &str) -> Vec<Vec<(String, Fate)>> {
     let explained = explained(stream);
     let of = |choice: &Choice| choice.endpoints.iter().map(|e| (e.address.to_string(), e.fate)).collect();

@@ -1,7 +1,7 @@
-//! From YAML to frontends: for each `golden/NAME.yaml`, `NAME.txt` holds the frontends, the health check and the remarks
-//! on node `n1`.
+//! From YAML to frontends: for each `golden/NAME.yaml`, `NAME.txt` contains the frontends, the health check and the
+//! remarks on node `n1`.
 //!
-//! `UPDATE_GOLDEN=1 cargo test -p podnet --lib select` writes the latter anew; look at the difference.
+//! `UPDATE_GOLDEN=1 cargo test -p podnet --lib select` rewrites the latter; review the difference.
 
 use std::fs;
 use std::path::Path;

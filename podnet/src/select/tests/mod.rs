@@ -1,5 +1,5 @@
-//! Selection from manifests to frontends. Each row says which KEP, which unit test of kube-proxy or which end-to-end
-//! test of Kubernetes it comes from; kube-proxy's are in pkg/proxy, end-to-end tests in test/e2e/network.
+//! Selection from manifests to frontends. Each row names its source: a KEP, a unit test of kube-proxy (in pkg/proxy) or
+//! an end-to-end test of Kubernetes (in test/e2e/network).
 
 mod categorize;
 mod explained;
@@ -17,7 +17,7 @@ use crate::model::{Kind, Node, Object, SourceIp, TrafficPolicy, raw};
 use crate::room::Room;
 use crate::yaml;
 
-/// The one Service of a YAML stream, the slices that are its own, and the Node named `n1` if there is one.
+/// The Service of a YAML stream, the slices that belong to it, and the Node named `n1` if there is one.
 struct Manifests {
     name: ObjectName,
     service: Arc<Service>,
@@ -43,7 +43,7 @@ impl Manifests {
         Self { name, service, slices, node }
     }
 
-    /// On node `n1`, in the zone that its object says.
+    /// Settings for node `n1`, in the zone of its object.
     fn settings(&self, source_ip: SourceIp) -> Settings {
         Settings::new(source_ip, "n1", self.node.as_deref())
     }
@@ -68,7 +68,7 @@ fn select(stream: &str, source_ip: SourceIp) -> Vec<String> {
     manifests.frontends(&manifests.settings(source_ip)).iter().map(line).collect()
 }
 
-/// A frontend as text: kind, address, what isn't the default, then the backends, `reject` or `drop` if there are none.
+/// A frontend as text: kind, address, non-default properties, then the backends, `reject` or `drop` if there are none.
 fn line(frontend: &Frontend) -> String {
     let mut line = format!("{:?} {}", frontend.kind, frontend.key);
     if frontend.source != SourceMode::Auto {
@@ -107,7 +107,7 @@ fn service_with(metadata: &str, spec: &str) -> String {
     format!("---\n{{apiVersion: v1, kind: Service, metadata: {metadata}, spec: {spec}}}\n")
 }
 
-/// A Service of type LoadBalancer named `web`, with an address for it.
+/// A Service of type LoadBalancer named `web`, with an ingress address.
 fn load_balancer(spec: &str, ingress: &str) -> String {
     format!(
         "---\n{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{type: LoadBalancer, {spec}}}, \

@@ -5,13 +5,13 @@ use super::*;
 const PORT: &str = "[{port: 8080}]";
 const HERE_AND_THERE: &[&str] = &["10.0.0.1 @n1", "10.0.0.2 @n2"];
 
-/// A service with a frontend of each kind, and more in its spec.
+/// A service with a frontend of each kind, and further fields of its spec.
 fn all_kinds(spec: &str, endpoints: &[&str]) -> String {
     let spec = format!("{spec}clusterIP: 10.96.0.1, externalIPs: [192.0.2.9], ports: [{{port: 80, nodePort: 30080}}]");
     load_balancer(&spec, "{ip: 192.0.2.1}") + &slice("a", "IPv4", PORT, endpoints)
 }
 
-/// What the frontend of a ClusterIP and those of all other kinds have: the same, and once.
+/// The frontend of the ClusterIP, and those of all other kinds, which must be the same.
 #[track_caller]
 fn inside_and_external(manifests: &str, source_ip: SourceIp) -> (String, String) {
     let lines = select(manifests, source_ip);
@@ -27,8 +27,8 @@ fn inside_and_external(manifests: &str, source_ip: SourceIp) -> (String, String)
 }
 
 #[test]
-fn which_policy_decides_for_whom() {
-    /// Where it comes from, iTP, eTP, the endpoints, what a ClusterIP has, what the others have.
+fn policies_by_frontend_and_client() {
+    /// The source of the case, iTP, eTP, the endpoints, the result for the ClusterIP, the result for the others.
     type Row = (&'static str, &'static str, &'static str, &'static [&'static str], String, String);
     let (here, there, both) = ("10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.1:8080 10.0.0.2:8080");
     let rows: Vec<Row> = vec![
@@ -121,7 +121,7 @@ fn which_policy_decides_for_whom() {
 }
 
 #[test]
-fn a_policy_for_frontends_that_are_not_there() {
+fn policies_without_matching_frontends() {
     let spec = "{clusterIP: 10.96.0.1, externalTrafficPolicy: Local, ports: [{port: 80}]}";
     assert_eq!(
         select(&(service(spec) + &slice("a", "IPv4", PORT, HERE_AND_THERE)), SourceIp::Auto),
@@ -130,8 +130,8 @@ fn a_policy_for_frontends_that_are_not_there() {
     );
 }
 
-/// Source addresses: what a backend sees by mode, kind of frontend and policy. `here` is there exactly where other
-/// nodes may send connections on.
+/// Source address that a backend sees by mode, kind of frontend and policy. `here` is set exactly if other nodes may
+/// forward connections.
 #[test]
 fn source_modes() {
     use SourceIp::{Auto, Preserve, Snat};
@@ -168,9 +168,10 @@ fn the_service_decides_the_source_before_the_cluster() {
     }
 }
 
-/// Where nodes send connections on, the sender's hints decide, and the receiver takes what it has.
+/// For forwarded connections the hints of the sending node apply, and the receiving node uses all endpoints that it
+/// has.
 #[test]
-fn hints_are_the_sending_nodes() {
+fn hints_of_the_sending_node_apply() {
     let endpoints = ["10.0.0.1 @n1 node:n2", "10.0.0.2 @n2 node:n1", "10.0.0.3 @n1 node:n3 draining"];
     let (_, others) = inside_and_external(&all_kinds("", &endpoints), SourceIp::Preserve);
     assert_eq!(others, " Preserve: 10.0.0.2:8080; here: 10.0.0.1:8080");
@@ -189,7 +190,7 @@ fn affinity_is_for_all_frontends() {
     }
 }
 
-/// A row: where it comes from, type and policy, the endpoints by family, the count.
+/// A row: the source of the case, type and policy, the endpoints by family, the count.
 #[test]
 fn health_checks_count_ready_endpoints_of_this_node() {
     type Row = (&'static str, &'static str, &'static [&'static str], &'static [&'static str], Option<usize>);

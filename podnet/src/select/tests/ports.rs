@@ -4,7 +4,7 @@ use super::*;
 
 const PORT: &str = "[{port: 8080}]";
 
-/// A row: where it comes from, the manifests, the frontends.
+/// A row: the source of the case, the manifests, the frontends.
 type Row = (&'static str, String, Vec<&'static str>);
 
 #[track_caller]
@@ -202,7 +202,7 @@ fn source_ranges_are_about_load_balancers_addresses() {
     assert_eq!(ranges("")[0], "LoadBalancer 192.0.2.1:80/TCP: reject");
 }
 
-/// As many ports as a service may have and as many endpoints as a slice may: each port alone is ordinary.
+/// The maximum number of ports of a service and of endpoints of a slice; each port alone would be ordinary.
 #[test]
 fn many_ports_and_endpoints_are_not_multiplied() {
     let ports: Vec<_> = (1..=4096).map(|port| format!("{{name: p{port}, port: {port}}}")).collect();
@@ -222,14 +222,15 @@ fn many_ports_and_endpoints_are_not_multiplied() {
     assert_eq!((selection.frontends.len(), selection.takes.backends), (262, 0));
     let beyond = selection.beyond.unwrap();
     assert_eq!((beyond.bound.table, beyond.count), ("backends", 4096 - 262));
-    // With endpoints that count, the share of one service.
+    // With ready endpoints, the share of one service.
     let ready = Manifests::parse(&stream.replace("ready: false", "ready: true"));
     let selection = select_within(&ready, &ready.settings(SourceIp::Auto), all.of_service());
     assert_eq!((selection.frontends.len(), selection.takes.backends), (16, 16_000));
     assert_eq!(selection.beyond.unwrap().first.to_string(), "10.96.0.1:17/TCP");
 }
 
-/// A Maglev table takes as much room as thousands of endpoints: a service has some, and plain lists beyond.
+/// A Maglev table takes as much room as thousands of endpoints: a service has room for some, and for plain lists
+/// beyond.
 #[test]
 fn a_service_has_room_for_some_maglev_tables() {
     let ports: Vec<_> =
