@@ -1,18 +1,19 @@
-//! A directory of manifests: Kubernetes YAML or JSON, several documents a file, watched with inotify, or looked through
-//! every second where the host has none left.
+//! A directory of manifests: Kubernetes YAML or JSON, several documents per file, watched with inotify, or polled every
+//! second if the host's inotify limits are exhausted.
 //!
-//! A file is read when it is complete, that is when its writer closes it or it is renamed into place. What a file says
-//! holds until a later version of it can be read without error; a file that goes takes its objects with it, a moment
-//! later, since editors replace files by removing and writing them. If two files define the same object, the one
-//! whose name comes first counts.
+//! A file is read when it is complete, that is when its writer closes it or it is renamed into place. The content of a
+//! file stays in effect until a later version of it is valid. A removed file takes its objects with it after a short
+//! delay, since editors replace files by removing and writing them. If two files define the same object, the file whose
+//! name sorts first counts.
 //!
-//! Accidents take nothing away: a directory that goes as a whole, is unmounted or can't be read; a file that becomes empty,
-//! as on a full disk, or something else than a file. After a directory has gone, another in its place counts for what is
-//! in it at once, and for what isn't in it when it has been filled (`RETURN_DELAY`). Whether it is another is looked at
-//! every second, since not all that can happen to a path is an event of the directory.
+//! Accidents remove no objects: the directory disappears as a whole, is unmounted or can't be read; a file becomes
+//! empty, as on a full disk, or is replaced by something other than a regular file. If a directory has disappeared and
+//! another one takes its place, the files in the new one count at once, and the absence of others counts when it has
+//! been filled (`RETURN_DELAY`). Whether the directory is another one is checked every second, since some changes of
+//! its path cause no event of the directory.
 //!
-//! Files below `..data`, as kubelet mounts them from a ConfigMap, are followed. Other symbolic links are read, but a
-//! change behind them isn't noticed. Subdirectories and hidden files are ignored.
+//! Files below `..data`, as the kubelet mounts them from a ConfigMap, are followed. Other symbolic links are read, but
+//! changes of their targets aren't noticed. Subdirectories and hidden files are ignored.
 
 mod files;
 mod load;
@@ -37,18 +38,19 @@ use notices::Notices;
 use report::REPORTED;
 pub use report::{BrokenFile, Duplicate, FileError, SourceStatus};
 
-/// How long a file has to be gone before its objects are. While others go as well, the directory may be about to.
+/// Delay between the removal of a file and that of its objects. While more files are removed, the whole directory may
+/// be about to disappear.
 const REMOVAL_DELAY: Duration = Duration::from_millis(200);
-/// How long it is waited for others to go.
+/// Maximum delay while other files are removed.
 const REMOVAL_MOST: Duration = Duration::from_secs(5);
-/// How often a directory that is gone is looked for.
+/// Interval for checking whether a missing directory is back.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// How often it is looked at whether it is still the same.
+/// Interval for checking whether the directory is still the same one.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long nothing has to come into a directory that is in the place of another, until what it lacks is gone.
+/// Time without changes in a new directory after which the files that it lacks count as removed.
 const RETURN_DELAY: Duration = Duration::from_secs(10);
 
-/// Why there is no source.
+/// Errors of opening the source.
 #[derive(Debug, Error)]
 pub enum ManifestError {
     /// The directory can't be watched.
@@ -59,77 +61,77 @@ pub enum ManifestError {
     Watch {
         /// The directory.
         directory: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// The source. [`Self::poll`] it at once, whenever its descriptor is readable, and at [`Self::next_poll`].
+/// The source. Call [`Self::poll`] at once, whenever its descriptor is readable, and at [`Self::next_poll`].
 #[derive(Debug)]
 pub struct ManifestSource {
     directory: PathBuf,
     notices: Notices,
-    /// None while the directory is gone.
+    /// `None` while the directory is missing.
     watch: Option<Watch>,
-    /// When to look at it again, or for it.
+    /// Time of the next check of the directory.
     next_look: Option<Instant>,
-    /// Why it can't be watched or listed.
+    /// Why the directory can't be watched or listed.
     error: Option<String>,
-    /// Whether there has ever been a file in it.
+    /// Whether it has ever contained a manifest.
     found: bool,
-    /// Whether all has been read once.
+    /// Whether everything has been read once.
     was_synced: bool,
-    /// Files of the directory before this one that this one doesn't have.
+    /// Files of a previous directory that the current one lacks.
     absent: BTreeSet<Arc<str>>,
-    /// When these are gone, if nothing else comes.
+    /// When these count as removed, unless there are further changes.
     settled: Instant,
-    /// When the last file has gone.
+    /// When the last file was removed.
     last_gone: Instant,
     misnamed: BTreeSet<String>,
     files: BTreeMap<Arc<str>, File>,
-    /// Those of them that have errors.
+    /// Files with errors.
     broken: BTreeSet<Arc<str>>,
-    /// Which files define an object, in the order of their names; the first counts.
+    /// Files that define an object, sorted by name; the first counts.
     holders: BTreeMap<ObjectKey, Vec<Arc<str>>>,
-    /// Objects that several files define.
+    /// Objects defined by several files.
     duplicates: BTreeSet<ObjectKey>,
-    /// Files that are gone, and since when.
+    /// Removed files, and since when.
     leaving: BTreeMap<Arc<str>, Instant>,
-    /// Everything is to be read again.
+    /// Whether the whole directory has to be reread.
     rescan: bool,
 }
 
 #[derive(Debug, Default)]
 struct File {
-    /// By their keys.
+    /// Sorted by key.
     objects: Vec<(ObjectKey, Object)>,
     errors: Vec<FileError>,
-    /// Whether it has ever been read without error.
+    /// Whether any version has been valid.
     loaded: bool,
 }
 
-/// A directory that is watched.
+/// A watched directory.
 #[derive(Debug)]
 struct Watch {
-    /// None where it is looked at only.
+    /// `None` with polling.
     descriptor: Option<WatchDescriptor>,
     /// Device and inode.
     id: (u64, u64),
 }
 
-/// What the events since the last poll amount to.
+/// Summary of the events since the last poll.
 #[derive(Debug, Default)]
 struct News {
-    /// Files that are complete.
+    /// Complete files.
     read: BTreeSet<Arc<str>>,
-    /// Files that are gone.
+    /// Removed files.
     gone: BTreeSet<Arc<str>>,
-    /// Files that have another name now, under which they are read.
+    /// Renamed files, old name to new name. They are read under the new name.
     renamed: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl ManifestSource {
-    /// Watches a directory; nothing is read yet.
+    /// Watches a directory, without reading it yet.
     ///
     /// # Errors
     /// [`ManifestError::Watch`] if it doesn't exist or can't be watched.
@@ -162,10 +164,10 @@ impl ManifestSource {
         })
     }
 
-    /// Reads what has changed since the last call; the first call reads everything.
+    /// Reads all changes since the last call; the first call reads everything.
     pub fn poll(&mut self, now: Instant) -> Batch {
         let mut news = self.drain();
-        // Nothing goes before it is certain that the directory hasn't.
+        // Before a file counts as removed, check that the directory still exists.
         let look = self.next_look.is_none_or(|at| at <= now) || !self.leaving.is_empty() || !news.gone.is_empty();
         if look && !self.look(now) {
             news = News::default();
@@ -193,24 +195,24 @@ impl ManifestSource {
         Batch { changes, synced }
     }
 
-    /// When to poll even if nothing is readable.
+    /// Time of the next poll, even if the descriptor isn't readable.
     pub fn next_poll(&self) -> Option<Instant> {
         let leaving = self.leaving.values().map(|since| self.due(*since));
         let settled = self.has_returned().then_some(self.settled);
         leaving.chain(settled).chain(self.next_look).min()
     }
 
-    /// When a file is gone for good that isn't there since some time.
+    /// When a file missing since `since` counts as removed.
     fn due(&self, since: Instant) -> Instant {
         self.last_gone.min(since + REMOVAL_MOST) + REMOVAL_DELAY
     }
 
-    /// Whether another directory with manifests is in the place of one that has had more.
+    /// Whether the directory was replaced by one with manifests that lacks some of the files.
     fn has_returned(&self) -> bool {
         !self.absent.is_empty() && self.absent.len() < self.files.len()
     }
 
-    /// Lets go of the objects of files that are gone for long enough.
+    /// Removes the objects of files that have been missing for long enough.
     fn release(&mut self, gone: &BTreeSet<Arc<str>>, now: Instant, changes: &mut Vec<Change>) {
         for file in gone.iter().filter(|file| self.files.contains_key(*file)) {
             self.leaving.entry(file.clone()).or_insert(now);
@@ -222,7 +224,7 @@ impl ManifestSource {
             self.leaving.remove(&file);
             match std::fs::symlink_metadata(self.directory.join(&*file)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => self.remove(&file, changes),
-                // It is being written: closing it will be news. Nobody closes what is no file.
+                // It is being written, and closing it causes an event. Anything but a regular file causes none.
                 Ok(data) if data.is_file() => {}
                 _ => self.read(&[file].into(), changes),
             }
@@ -234,7 +236,7 @@ impl ManifestSource {
         }
     }
 
-    /// What is wrong with the directory as a whole.
+    /// The problem with the directory as a whole, if any.
     pub fn error(&self) -> Option<String> {
         if let Some(error) = &self.error {
             return Some(error.clone());
@@ -256,7 +258,7 @@ impl ManifestSource {
         self.notices.problem().map(str::to_owned)
     }
 
-    /// What has been read.
+    /// Status of the source.
     pub fn status(&self) -> SourceStatus {
         let name = |file: &Arc<str>| file.as_ref().to_owned();
         SourceStatus {
@@ -296,7 +298,7 @@ impl ManifestSource {
         self.found && !self.rescan && self.broken.iter().all(|file| self.files.get(file).is_none_or(|f| f.loaded))
     }
 
-    /// Takes the events that are there, all of them, so that a file that changed several times is read once.
+    /// Reads all pending events, so that a file that changed several times is read once.
     fn drain(&mut self) -> News {
         let mut news = News::default();
         let mut moved_from = BTreeMap::new();
@@ -324,7 +326,7 @@ impl ManifestSource {
             return;
         }
         if event.mask.intersects(Flags::IN_DELETE_SELF | Flags::IN_MOVE_SELF | Flags::IN_UNMOUNT | Flags::IN_IGNORED) {
-            // After a deletion the kernel has removed the watch already.
+            // After a deletion the kernel has already removed the watch.
             self.unwatch();
             return;
         }
@@ -369,12 +371,12 @@ impl ManifestSource {
         }
     }
 
-    /// Whether a name has been given to a file that was complete before: nobody will close it.
+    /// Whether a name is a link to a complete file, for which no close event follows.
     fn is_link(&self, name: &str) -> bool {
         std::fs::symlink_metadata(self.directory.join(name)).is_ok_and(|data| data.is_symlink() || data.nlink() > 1)
     }
 
-    /// Ends watching, of what may be gone already.
+    /// Removes the watch, which may be gone already.
     fn unwatch(&mut self) {
         if let Some(watch) = self.watch.take() {
             self.notices.unwatch(watch.descriptor);
@@ -382,13 +384,13 @@ impl ManifestSource {
         self.next_look = None;
     }
 
-    /// Looks whether the directory is there, and says whether it is still the same: what was news of another is none.
+    /// Checks the directory, and returns whether it is still the same one: events of another one don't count.
     fn look(&mut self, now: Instant) -> bool {
         let there = identity(&self.directory);
         let same = matches!((&there, &self.watch), (Ok(id), Some(watch)) if *id == watch.id);
         if !same {
             self.unwatch();
-            // What has gone lately has gone with it.
+            // Files that were removed just before disappeared with the directory.
             self.leaving.clear();
             match there.and_then(|_| self.begin_watch()) {
                 Ok(watch) => self.begin_anew(watch, now),
@@ -408,11 +410,12 @@ impl ManifestSource {
 
     fn begin_watch(&self) -> io::Result<Watch> {
         let descriptor = self.notices.watch(&self.directory)?;
-        // If it has been replaced in between, the next look finds that out.
+        // If the directory is replaced in between, the next check notices.
         Ok(Watch { descriptor, id: identity(&self.directory)? })
     }
 
-    /// Another directory is in the place of the one before, or the same again. It may still be being filled.
+    /// Starts with a new directory in place of the previous one, or with the same one again. It may still be
+    /// incomplete.
     fn begin_anew(&mut self, watch: Watch, now: Instant) {
         info!(directory = %self.directory.display(), "the manifest directory is back");
         (self.watch, self.error, self.rescan) = (Some(watch), None, true);
@@ -420,7 +423,7 @@ impl ManifestSource {
         self.settled = now + RETURN_DELAY;
     }
 
-    /// Adds all files in the directory to those to be read, and those that aren't there to those that are gone.
+    /// Adds all files in the directory to those to be read, and missing ones to those removed.
     fn list(&mut self, news: &mut News, now: Instant) {
         let names = std::fs::read_dir(&self.directory).and_then(|entries| {
             entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>()
@@ -460,13 +463,13 @@ impl AsRawFd for ManifestSource {
     }
 }
 
-/// Tells one directory from another.
+/// Identity of a directory: device and inode.
 fn identity(directory: &Path) -> io::Result<(u64, u64)> {
     let data = std::fs::metadata(directory)?;
     Ok((data.dev(), data.ino()))
 }
 
-/// Whether a file of this name is read: editors' own files are hidden or have other endings.
+/// Whether a file with this name is read: editors' temporary files are hidden or have other extensions.
 fn is_manifest(name: &str) -> bool {
     !name.starts_with('.') && [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending))
 }

@@ -1,7 +1,7 @@
-//! Where objects come from: a directory of manifests, or the Kubernetes API.
+//! Sources of objects: a directory of manifests, or the Kubernetes API.
 //!
-//! A source gives [`Batch`]es of validated objects. The first that is synced holds everything that there is; those that
-//! follow hold what has changed.
+//! A source returns [`Batch`]es of validated objects. The first synced batch completes the set of existing objects; the
+//! following ones contain changes.
 
 pub mod kubernetes;
 pub mod manifest;
@@ -25,20 +25,20 @@ use kubernetes::{KubernetesSource, Note};
 use manifest::ManifestSource;
 pub use status::{Status, what_holds};
 
-/// A source.
+/// A source of objects.
 #[derive(Debug)]
 pub enum Source {
-    /// A directory, boxed since it holds all that it has read.
+    /// A directory, boxed since it contains all objects read.
     Manifests(Box<AsyncFd<ManifestSource>>),
     /// The Kubernetes API, boxed as well.
     Kubernetes(Box<KubernetesSource>),
 }
 
 impl Source {
-    /// The source that a configuration names. To be called in a tokio runtime.
+    /// Opens the configured source. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// If there is no such directory, or nothing to say how to reach the API.
+    /// If the directory doesn't exist, or the API's address or credentials are missing.
     pub fn open(config: &Config) -> Result<Self> {
         match (&config.kubernetes, &config.manifests) {
             (Some(kubernetes), _) => Ok(Self::Kubernetes(Box::new(KubernetesSource::start(kubernetes, &config.node)?))),
@@ -52,7 +52,7 @@ impl Source {
         Ok(Self::Manifests(Box::new(source)))
     }
 
-    /// What there is to say at once: of a directory, all that is in it.
+    /// The batch available at once: the whole content of a directory.
     pub fn first(&mut self) -> Batch {
         match self {
             Self::Manifests(source) => source.get_mut().poll(Instant::now()),
@@ -60,10 +60,10 @@ impl Source {
         }
     }
 
-    /// Waits until there is something to say, if only that [`Self::status`] differs. May be dropped while it waits.
+    /// Waits for a batch, which may be empty if only [`Self::status`] has changed. Cancel-safe.
     ///
     /// # Errors
-    /// If nothing will ever come.
+    /// If the source has ended.
     pub async fn next(&mut self) -> io::Result<Batch> {
         match self {
             Self::Manifests(source) => {
@@ -78,7 +78,7 @@ impl Source {
         }
     }
 
-    /// The uids of this node's pods, if that is known.
+    /// Uids of this node's pods, if known.
     pub fn pods(&self) -> Option<BTreeSet<String>> {
         match self {
             Self::Manifests(_) => None,
@@ -94,7 +94,7 @@ impl Source {
         }
     }
 
-    /// How the Kubernetes API answers, if that is the source.
+    /// Metrics of the Kubernetes API, if that is the source.
     pub fn api_metrics(&self) -> Option<&ApiMetrics> {
         match self {
             Self::Manifests(_) => None,
@@ -102,26 +102,26 @@ impl Source {
         }
     }
 
-    /// Pods can start: who has a use for that is told.
+    /// Announces to the cluster, if there is one, that pods can start.
     pub fn announce(&self) {
         if let Self::Kubernetes(source) = self {
             source.announce();
         }
     }
 
-    /// Whether there is somebody who reads Events.
+    /// Whether the source can write Events.
     pub fn can_tell(&self) -> bool {
         matches!(self, Self::Kubernetes(_))
     }
 
-    /// Tells the cluster something, if there is one. Waits for nothing, and may be lost.
+    /// Queues an Event, if the source can write Events. Doesn't block; the Event may be lost.
     pub fn tell(&self, note: Note) {
         if let Self::Kubernetes(source) = self {
             source.tell(note);
         }
     }
 
-    /// The next object that can't be used and that nobody has asked for yet.
+    /// The next complaint that hasn't been taken yet.
     pub fn complaint(&mut self) -> Option<Complaint> {
         match self {
             Self::Manifests(_) => None,
@@ -129,14 +129,14 @@ impl Source {
         }
     }
 
-    /// Gives one back, to be the next again.
+    /// Returns a complaint to the front of the queue.
     pub fn keep(&mut self, complaint: Complaint) {
         if let Self::Kubernetes(source) = self {
             source.keep(complaint);
         }
     }
 
-    /// What is wrong with it as a whole.
+    /// The problem with the source as a whole, if any.
     pub fn error(&self) -> Option<String> {
         match self {
             Self::Manifests(source) => source.get_ref().error(),
@@ -144,7 +144,7 @@ impl Source {
         }
     }
 
-    /// How it stands.
+    /// Status of the source.
     pub fn status(&self) -> Status {
         match self {
             Self::Manifests(source) => source.get_ref().status().into(),
@@ -153,7 +153,7 @@ impl Source {
     }
 }
 
-/// Waits until a time, or for ever.
+/// Waits until a time, or forever.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,

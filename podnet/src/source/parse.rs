@@ -1,4 +1,4 @@
-//! From a file's text to objects: all of them or none, since half of a file may mean something else than the whole.
+//! From a file's text to objects: all of them or none, since part of a file may have another meaning than the whole.
 
 use std::collections::BTreeSet;
 
@@ -7,15 +7,15 @@ use tracing::debug;
 use crate::model::{Kind, Object, ObjectKey, raw};
 use crate::yaml::{self, Document, TextError};
 
-/// How many errors of one file are kept.
+/// Maximum number of errors kept per file.
 const ERRORS_MAX: usize = 10;
-/// Documents that are worth a thread of their own.
+/// Minimum number of documents per thread.
 const DOCUMENTS_A_THREAD: usize = 64;
 
-/// The objects in a file, by their keys; those of kinds that podnet doesn't read are left out.
+/// The objects in a file, by key. Objects of kinds that podnet doesn't read are left out.
 ///
 /// # Errors
-/// What is wrong, at most [`ERRORS_MAX`].
+/// The problems found, at most [`ERRORS_MAX`].
 pub(super) fn parse(text: &str, json: bool) -> Result<Vec<(ObjectKey, Object)>, Vec<TextError>> {
     let documents = if json { vec![Document { line: 1, text }] } else { yaml::documents(text) };
     let parsed = parallel_map(&documents, DOCUMENTS_A_THREAD, |&document| {
@@ -70,7 +70,7 @@ fn json_objects(document: Document<'_>) -> Result<Vec<(ObjectKey, Object)>, Text
     Ok(found)
 }
 
-/// An error in an object of a kind that podnet doesn't read is none.
+/// An error in an object of a kind that podnet doesn't read is ignored.
 fn unless_foreign(header: Option<raw::Header>, mut error: TextError) -> Result<Vec<(ObjectKey, Object)>, TextError> {
     let Some(header) = header else { return Err(error) };
     match Kind::of(&header.api_version, &header.kind) {
@@ -106,7 +106,7 @@ fn collect(
         (list, Ok(_)) if list == "List" || Kind::ALL.iter().any(|kind| kind.list() == list) => {
             let element = list.trim_end_matches("List");
             for (i, mut item) in manifest.items.into_iter().enumerate() {
-                // Elements of a typed list don't repeat the type.
+                // Elements of a typed list omit their type.
                 if item.kind.is_empty() && !element.is_empty() {
                     element.clone_into(&mut item.kind);
                     item.api_version.clone_from(&manifest.api_version);
@@ -130,7 +130,7 @@ fn collect(
     }
 }
 
-/// The results of `f` for all items, in their order, by as many threads as have at least `least` items each.
+/// Results of `f` for all items, in order, computed by as many threads as have at least `least` items each.
 pub(super) fn parallel_map<T: Sync, R: Send>(items: &[T], least: usize, f: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let mut threads = items.len() / least.max(1);
     if threads > 1 {

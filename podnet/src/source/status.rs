@@ -1,23 +1,23 @@
-//! How a source stands, for `podnet status`.
+//! Status of a source, for `podnet status`.
 
 use crate::model::Diagnostic;
 
-/// How a source stands, for `podnet status`.
+/// Status of a source, for `podnet status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// The directory, or the API server's address.
     pub name: String,
-    /// What is wrong with it as a whole.
+    /// The problem with the source as a whole, if any.
     pub error: Option<String>,
     /// Whether everything has been read at least once.
     pub synced: bool,
-    /// What can't be used as it is.
+    /// Invalid objects and files.
     pub mistakes: Vec<Diagnostic>,
-    /// What else a user should know, as sentences.
+    /// Other remarks for users, as sentences.
     pub remarks: Vec<String>,
 }
 
-/// What holds of something that can't be used as it is, for people.
+/// What is in effect in place of an invalid object or file, for users.
 pub const fn what_holds(kept: bool) -> &'static str {
     match kept {
         true => "its last valid version stays in effect",

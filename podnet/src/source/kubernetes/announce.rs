@@ -1,5 +1,5 @@
-//! What the cluster is told: that the node has a network. Some cloud providers mark new nodes as having none, which keeps
-//! pods away until the network plugin says otherwise.
+//! Announces to the cluster that the node has a network. Some cloud providers mark new nodes as having none, which
+//! keeps pods away until the network plugin clears the mark.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use tracing::{info, warn};
 
 use super::failure::in_words;
 
-/// How soon it is tried again.
+/// Interval between attempts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Says in the condition `NetworkUnavailable` of the Node of this name that pods can start, whenever `ready` changes.
+/// Sets the condition `NetworkUnavailable` of the Node with this name to false, whenever `ready` changes.
 pub(super) async fn network(client: Client, node: String, mut ready: Receiver<u64>) {
     let nodes: Api<Node> = Api::all(client);
     while ready.changed().await.is_ok() {

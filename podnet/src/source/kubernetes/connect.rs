@@ -1,8 +1,8 @@
-//! Where the API server is, and who is asking.
+//! Address of the API server, and the credentials.
 //!
 //! In a pod, the environment names the server by the address of the Service `kubernetes`, which leads nowhere until
-//! podnet itself has been told of it. So the address is taken from the configuration, or from the kubelet of this node,
-//! which must reach the server without services as well.
+//! podnet itself knows that Service. So the address comes from the configuration, or from the kubelet of this node,
+//! which must also reach the server without services.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -18,47 +18,47 @@ use tracing::{info, warn};
 use super::failure::in_words;
 use crate::config::Kubernetes;
 
-/// How long a connection may take to be made.
+/// Timeout for connection set-up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server may be silent: on most watches it tells every minute how far it is (bookmarks). After that the watch
-/// is begun again where it was.
+/// Maximum silence of a server: on most watches it sends a bookmark every minute. After that the watch is resumed where
+/// it was.
 const READ_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// Why the API can't be asked.
+/// Why the API can't be used.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// This is no pod with a service account.
+    /// The process isn't in a pod with a service account.
     #[error(
         "no service account for the Kubernetes API ({}): set `kubernetes.kubeconfig`, or use deploy/podnet.yaml",
         in_words(.0)
     )]
     NoAccount(kube::config::InClusterError),
-    /// The file can't be used.
+    /// The kubeconfig is unusable.
     #[error("cannot use the kubeconfig {}: {}", path.display(), in_words(&**.source))]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<KubeconfigError>,
     },
-    /// The address can't be used.
+    /// The server's address is unusable.
     #[error("invalid API server address `{0}`: {1}")]
     Address(String, String),
-    /// The client can't be made.
+    /// The client can't be created.
     #[error("cannot create a client for the Kubernetes API: {}", in_words(&**.0))]
     Client(Box<kube::Error>),
-    /// No thread for it.
+    /// The thread for the client can't be created.
     #[error("cannot start the thread that watches the Kubernetes API: {0}")]
     Thread(io::Error),
 }
 
-/// A client, and the server that it asks.
+/// A client, and its server.
 pub(super) struct Connected {
     pub client: Client,
     pub server: String,
 }
 
-/// Makes a client. Nothing is asked yet.
+/// Creates a client, without sending a request yet.
 pub(super) fn client(settings: &Kubernetes) -> Result<Connected, ConnectError> {
     let mut config = match &settings.kubeconfig {
         Some(path) => from_file(path)?,
@@ -78,7 +78,7 @@ pub(super) fn client(settings: &Kubernetes) -> Result<Connected, ConnectError> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
-    // The client's own retries, of minutes, would hide that the server is away.
+    // The client's own retries take minutes and would hide that the server is unreachable.
     config.default_retry = false;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     info!(server, "using the Kubernetes API");
@@ -88,17 +88,18 @@ pub(super) fn client(settings: &Kubernetes) -> Result<Connected, ConnectError> {
 
 fn from_file(path: &Path) -> Result<kube::Config, ConnectError> {
     let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
-    // It is read again by its name, since what it names is beside it. What is no file isn't touched.
+    // This only checks that it is a regular file. kube reads it by its name, since it refers to files by relative
+    // paths.
     files::open(path, OpenOptions::new().read(true))
         .map_err(|e| failed(KubeconfigError::ReadConfig(e, path.to_owned())))?;
     let file = Kubeconfig::read_from(path).map_err(failed)?;
-    // Nothing in it waits.
+    // The future never waits.
     let options = KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(file, &options);
     futures::executor::block_on(config).map_err(failed)
 }
 
-/// The server that a kubelet asks, as its kubeconfig says.
+/// The API server of the kubelet, from its kubeconfig.
 fn server_of_kubelet(path: &Path) -> Option<String> {
     let text = match files::read_text(path, files::OWN_MAX) {
         Ok(text) => text,

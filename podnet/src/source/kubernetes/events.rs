@@ -1,7 +1,7 @@
-//! Kubernetes Events: what an operator sees with `kubectl describe` and `kubectl get events`.
+//! Kubernetes Events, which operators see with `kubectl describe` and `kubectl get events`.
 //!
-//! They are told here when somebody has decided that they matter, and written by a task of their own. That nobody has to
-//! wait for it, they wait in a short queue, and what finds no room is lost; so is what can't be written.
+//! Callers decide which notes matter; a task of its own writes them. So that callers never wait, notes go through a
+//! short queue; those for which it has no room are lost, and so are those that can't be written.
 
 use std::time::Duration;
 
@@ -16,28 +16,28 @@ use tracing::{info, warn};
 use super::failure::in_words;
 use crate::model::ObjectKey;
 
-/// How many may wait.
+/// Length of the queue.
 pub(super) const QUEUE: usize = 32;
-/// How long writing one may take.
+/// Timeout for writing an Event.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What the API takes of a message and of a reporter's name, in bytes.
+/// Limit of the API for a message and for a reporter's name, in bytes.
 const TEXT_MAX: usize = 1024;
 const NAME_MAX: usize = 128;
 
-/// What is to be told.
+/// The content of an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// Of what.
+    /// Its subject.
     pub about: About,
     /// Whether it is a Warning; else Normal.
     pub warning: bool,
-    /// In one word, in PascalCase.
+    /// A word in PascalCase.
     pub reason: &'static str,
-    /// In a sentence.
+    /// A sentence.
     pub text: String,
 }
 
-/// What a note is about.
+/// Subject of a note.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum About {
     /// This node.
@@ -46,7 +46,7 @@ pub enum About {
     Object(ObjectKey, String),
 }
 
-/// Writes notes until nobody sends any more.
+/// Writes notes until the queue is closed.
 pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note>) {
     let reporter = Reporter { controller: "podnet".into(), instance: Some(cut(&node, NAME_MAX).into()) };
     let mut failing = false;
@@ -59,7 +59,7 @@ pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note
             action: "Report".into(),
             secondary: None,
         };
-        // A new one each time: a recorder takes all problems of a node for repetitions of the first.
+        // A new recorder each time: a single one would merge all problems of a node with the first.
         let recorder = Recorder::new(client.clone(), reporter.clone());
         let failure = match timeout(PATIENCE, recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => None,
@@ -83,7 +83,7 @@ pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note
 fn reference(about: &About, node: &str) -> ObjectReference {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     match about {
-        // The kubelet's own Events name a node by its name as uid, and `kubectl describe node` looks for these too.
+        // The kubelet's own Events have the node's name as uid, and `kubectl describe node` looks for these too.
         About::Node => ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("Node".into()),
@@ -102,7 +102,7 @@ fn reference(about: &About, node: &str) -> ObjectReference {
     }
 }
 
-/// As much of a text as fits.
+/// The longest part of a text that fits.
 fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }

@@ -1,4 +1,4 @@
-//! Failures of the API: what follows from them, and how they are told.
+//! API failures: their consequences and their text.
 
 use std::io;
 
@@ -7,7 +7,8 @@ use podnet_cni::text::chain;
 
 use crate::metrics::api::ApiError;
 
-/// An error with its causes. What a server says is in kube's text a second time, as Rust prints structures.
+/// An error with its causes. Of a server's error, kube's text repeats the message as a debug-formatted structure, which
+/// is left out.
 pub(super) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = chain(error);
     let mut cause = Some(error);
@@ -20,21 +21,21 @@ pub(super) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// The server's answer to a request that it refused.
+/// Whether an error is the server's rejection with this status code.
 pub(super) fn has_code(error: &Error, code: u16) -> bool {
     use Error::{InitialListFailed, WatchStartFailed};
     matches!(error, WatchStartFailed(kube::Error::Api(status)) | InitialListFailed(kube::Error::Api(status))
         if status.code == code)
 }
 
-/// Whether a watch has ended because nothing came for as long as a connection is trusted. A server has nothing to say, not
-/// even how far it is, of a kind of which nothing has changed since it was started.
+/// Whether a watch has ended because nothing came within the read timeout. A server sends nothing, not even bookmarks,
+/// for a kind without changes since the server's start.
 pub(super) fn silent(error: &Error) -> bool {
     let Error::WatchFailed(error) = error else { return false };
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
         let io = error.downcast_ref::<io::Error>();
-        // Clients wrap each other's errors, which hides the kind.
+        // Nested client errors hide the error's kind.
         if io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
             return true;
         }
@@ -43,15 +44,15 @@ pub(super) fn silent(error: &Error) -> bool {
     false
 }
 
-/// Whether the server doesn't know how to send a list as a stream.
+/// Whether the server doesn't support streaming lists.
 pub(super) fn lacks_streaming(error: &Error, listed: bool) -> bool {
     let refused = matches!(error, Error::WatchStartFailed(_)) && (has_code(error, 422) || has_code(error, 400));
-    // With an etcd before 3.4.25 or 3.5.8 it notices only when it has begun.
+    // With an etcd before 3.4.25 or 3.5.8 the server notices only after the start.
     refused || (!listed && matches!(error, Error::WatchError(status) if status.code != 410))
 }
 
-/// Whether what has changed can be found by a new list only: something came that nobody understands, or the server doesn't
-/// know any more where the watch was and kube goes on asking. A 410 within a watch it sees to by itself.
+/// Whether the error requires a relist: an event can't be decoded, or the server has forgotten the watch's resource
+/// version and kube would keep asking for it. kube itself handles a 410 within a watch.
 pub(super) fn forgets(error: &Error) -> bool {
     match error {
         Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_)) => true,
@@ -61,7 +62,7 @@ pub(super) fn forgets(error: &Error) -> bool {
     }
 }
 
-/// What kind of error it is, for metrics.
+/// Class of the error, for metrics.
 pub(super) fn classify(error: &Error) -> ApiError {
     use Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
     match error {
@@ -76,7 +77,7 @@ pub(super) fn classify(error: &Error) -> ApiError {
     }
 }
 
-/// An error with its causes, and what to do about the commonest.
+/// An error with its causes, and advice for the most common ones.
 pub(super) fn explain(error: &Error) -> String {
     let text = in_words(error);
     let code = [401, 403].into_iter().find(|code| has_code(error, *code));
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_says_is_told_in_its_words_alone() {
+    fn a_servers_message_is_shown_once() {
         let status = r#"{"status": "Failure", "message": "nodes is forbidden", "reason": "Forbidden", "code": 403}"#;
         let error = kube::Error::Api(Box::new(serde_json::from_str(status).unwrap()));
         assert!(error.to_string().contains("Some(Failure)"), "kube has changed: {error}");

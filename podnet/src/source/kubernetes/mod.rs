@@ -1,9 +1,9 @@
-//! The Kubernetes API: Services, EndpointSlices, Nodes and ServiceCIDRs, listed once and watched from then on.
+//! The Kubernetes API: Services, EndpointSlices, Nodes and ServiceCIDRs, listed once and then watched.
 //!
-//! A thread of its own talks to the server, one task a kind, so that reading a large cluster doesn't keep the daemon's
-//! event loop. What it reads comes through a channel as validated objects. Nothing is given before all kinds have been
-//! listed: half of a cluster may mean something else than the whole. From then on each change is given as it comes, and
-//! when a server is away, all stays as it was.
+//! A thread of its own talks to the server, with one task per kind, so that reading a large cluster doesn't block the
+//! daemon's event loop. It sends validated objects through a channel. No changes are returned before all kinds have
+//! been listed, since part of a cluster may have another meaning than the whole. From then on changes are returned as
+//! they arrive, and while the server is unreachable the last state stays.
 
 mod announce;
 mod connect;
@@ -28,11 +28,11 @@ use crate::metrics::api::ApiMetrics;
 use crate::model::{Batch, Change, Complaint, Diagnostic, Kind, ObjectKey, Severity};
 use watch::News;
 
-/// How much may be on its way from the tasks to the event loop: changes, and lists.
+/// Capacity of the channel from the tasks to the event loop: changes and lists.
 const CHANNEL: usize = 4096;
-/// How much is taken at once: so many changes become one round of work on the tables.
+/// Maximum number of messages taken at once: they become one round of table updates.
 const BATCH: usize = 1024;
-/// How many complaints are kept until somebody asks for them; more are lost.
+/// Maximum number of pending complaints; further ones are lost.
 const COMPLAINTS: usize = 256;
 
 /// The source.
@@ -41,10 +41,10 @@ pub struct KubernetesSource {
     server: String,
     news: mpsc::Receiver<Vec<News>>,
     taken: Vec<Vec<News>>,
-    /// What has changed and wasn't given yet, the last of each object: before all kinds are listed nothing is.
+    /// Changes not returned yet, the last of each object: none are returned before all kinds are listed.
     held: BTreeMap<ObjectKey, Change>,
     kinds: BTreeMap<Kind, Watched>,
-    /// With whether what they were before holds.
+    /// Invalid objects: the reason, and whether an earlier version is in effect.
     mistakes: BTreeMap<ObjectKey, (String, bool)>,
     complaints: VecDeque<Complaint>,
     ready: signal::Sender<u64>,
@@ -53,7 +53,7 @@ pub struct KubernetesSource {
     metrics: ApiMetrics,
 }
 
-/// How one kind stands.
+/// State of one kind.
 #[derive(Debug, Default)]
 struct Watched {
     /// Whether all objects have been read at least once.
@@ -62,14 +62,14 @@ struct Watched {
 }
 
 impl KubernetesSource {
-    /// Begins to read, on the node of this name. The server need not be there yet.
+    /// Starts reading, on the node with this name. The server need not be reachable yet.
     ///
     /// # Errors
-    /// If there is nothing that says where the server is or who is asking.
+    /// If no server address or no credentials are configured.
     pub fn start(settings: &Kubernetes, node: &str) -> Result<Self, ConnectError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ConnectError::Thread)?;
-        // The client starts tasks of its own.
+        // The client spawns tasks of its own.
         let client = {
             let _entered = runtime.enter();
             connect::client(settings)?
@@ -106,29 +106,29 @@ impl KubernetesSource {
         })
     }
 
-    /// The uids of this node's pods, once they have been listed.
+    /// Uids of this node's pods, once they have been listed.
     pub fn pods(&self) -> Option<BTreeSet<String>> {
         self.pods.borrow().clone()
     }
 
-    /// Pods can start, now and not before: the cluster is to be told.
+    /// Announces to the cluster that pods can start. To be called only once they can.
     pub fn announce(&self) {
         self.ready.send_modify(|times| *times += 1);
     }
 
-    /// Has an Event written, if there is room for it.
+    /// Queues an Event, if there is room for it.
     pub fn tell(&self, note: Note) {
         let _ = self.notes.try_send(note);
     }
 
-    /// The next object that can't be used, by what it is now, and that wasn't asked for yet.
+    /// The next complaint that is still valid and hasn't been taken yet.
     pub fn complaint(&mut self) -> Option<Complaint> {
         let mistakes = &self.mistakes;
         std::iter::from_fn(|| self.complaints.pop_front())
             .find(|complaint| mistakes.get(&complaint.key).is_some_and(|(reason, _)| *reason == complaint.reason))
     }
 
-    /// Gives one back, to be the next again.
+    /// Returns a complaint to the front of the queue.
     pub fn keep(&mut self, complaint: Complaint) {
         self.complaints.push_front(complaint);
     }
@@ -140,12 +140,12 @@ impl KubernetesSource {
         Some((address.host()?.to_owned(), port))
     }
 
-    /// How the API answers.
+    /// Metrics of the API.
     pub fn metrics(&self) -> &ApiMetrics {
         &self.metrics
     }
 
-    /// Waits for news. Loses nothing when it is dropped.
+    /// Waits for news. Cancel-safe: dropping the future loses nothing.
     ///
     /// # Errors
     /// If the thread that watches has ended.
@@ -175,7 +175,7 @@ impl KubernetesSource {
 
     fn complain(&mut self, complaint: Complaint, kept: bool) {
         let known = self.mistakes.insert(complaint.key.clone(), (complaint.reason.clone(), kept));
-        // A new list says it again.
+        // A relist repeats it.
         let queued =
             self.complaints.iter().any(|queued| queued.key == complaint.key && queued.reason == complaint.reason);
         if known.is_none_or(|(reason, _)| reason != complaint.reason) && !queued && self.complaints.len() < COMPLAINTS {
@@ -187,11 +187,11 @@ impl KubernetesSource {
         self.kinds.values().all(|kind| kind.listed)
     }
 
-    /// What is wrong with the server.
+    /// The error of the server, if any.
     pub fn error(&self) -> Option<String> {
         let failing: Vec<_> =
             self.kinds.iter().filter_map(|(kind, w)| Some((kind.name(), w.error.as_ref()?))).collect();
-        // A server that is away is so for all kinds alike.
+        // If the server is unreachable, all kinds have the same error.
         failing.first().map(|(_, error)| {
             let names: Vec<_> = failing.iter().filter(|(_, other)| other == error).map(|(name, _)| *name).collect();
             let stays = if self.synced() { "; keeping the objects read before" } else { "" };
@@ -199,7 +199,7 @@ impl KubernetesSource {
         })
     }
 
-    /// How it stands.
+    /// Status of the source.
     pub fn status(&self) -> Status {
         let waiting: Vec<_> = self.kinds.iter().filter(|(_, w)| !w.listed).map(|(kind, _)| kind.name()).collect();
         let waiting =

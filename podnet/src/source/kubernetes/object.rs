@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::model::{Kind, Object, ObjectKey, raw};
 
-/// An object of any kind that podnet reads, or why it can't be read: one strange object must not end a whole list. Of what
-/// the server sends most is skipped, without being taken apart.
+/// An object of any kind that podnet reads, or why it can't be decoded: one undecodable object must not invalidate a
+/// whole list. Fields that podnet doesn't use are skipped without decoding.
 #[derive(Clone, Debug)]
 pub(super) struct Sent {
     /// Name, namespace, version and uid only.
@@ -21,7 +21,7 @@ pub(super) struct Sent {
 }
 
 impl Sent {
-    /// When what the object follows from happened, where its writer has noted that.
+    /// When the cause of the object's state occurred, if the object records that.
     pub(super) fn trigger(&self) -> Option<SystemTime> {
         let noted = self.body.as_ref().ok()?.metadata.annotations.last_change_trigger_time.as_ref()?;
         Some(noted.parse::<Timestamp>().ok()?.into())
@@ -32,7 +32,7 @@ impl Sent {
         self.metadata.uid.clone().unwrap_or_default()
     }
 
-    /// Which object it is, and the object, or what is wrong with it.
+    /// Validates the object. Returns its key, and the object or the reason why it is invalid.
     pub(super) fn check(self, kind: Kind) -> (ObjectKey, Result<Object, String>) {
         let key = self.key(kind);
         let object = self.body.and_then(|body| match Object::new(kind, *body) {
@@ -42,7 +42,7 @@ impl Sent {
         (key, object)
     }
 
-    /// Which object it is.
+    /// Key of the object.
     pub(super) fn key(&self, kind: Kind) -> ObjectKey {
         let text = |part: &Option<String>| part.clone().unwrap_or_default();
         ObjectKey::new(kind, &text(&self.metadata.namespace), &text(&self.metadata.name))
@@ -59,7 +59,7 @@ impl<'de> Deserialize<'de> for Sent {
                 let (name, namespace) = (metadata.name.clone(), metadata.namespace.clone());
                 (name, namespace, metadata.resource_version.clone(), metadata.uid.clone())
             }
-            // Only the rest of it may be strange.
+            // The rest of it may still be decodable.
             Err(_) => {
                 let raw::Header { metadata, .. } = serde_json::from_str(text).map_err(D::Error::custom)?;
                 (metadata.name, metadata.namespace, metadata.resource_version, metadata.uid)
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_a_mistake_of_that_object_only() {
+    fn an_undecodable_object_invalidates_only_itself() {
         let list = r#"{"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "7"}, "items": [
             {"metadata": {"name": "n1", "resourceVersion": "3", "labels": {"x": "y"}}, "spec": {"podCIDRs": ["10.0.0.0/24"]}},
             {"metadata": {"name": "n2", "resourceVersion": "4"}, "spec": {"podCIDRs": 5}},
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_trigger_time_is_told_if_it_can_be_read() {
+    fn the_trigger_time_is_reported_if_it_can_be_parsed() {
         let trigger = |annotation: &str| {
             let text = format!(r#"{{"metadata":{{"name":"a","annotations":{{{annotation}}}}}}}"#);
             serde_json::from_str::<Sent>(&text).unwrap().trigger()

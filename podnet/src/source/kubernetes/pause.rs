@@ -8,13 +8,13 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(400), Duration::from_secs(30));
-/// Without a failure for so long, the next one is the first again.
+/// Time without a failure after which the count of failures restarts.
 const FORGOTTEN: Duration = Duration::from_secs(120);
 
-/// How long to wait after a failure: longer after each, and not all nodes alike.
+/// Pause after a failure: a back-off with jitter, so that nodes don't retry in step.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
-    /// Failures that followed each other closely.
+    /// Number of consecutive failures.
     failures: u32,
     /// When the last pause ended.
     ended: Option<Instant>,
@@ -27,7 +27,7 @@ impl Pause {
         self.failures = if recent { self.failures.saturating_add(1) } else { 1 };
         let length = BACKOFF.after(self.failures);
         self.ended = Some(now + length);
-        // From a half to all of it; the state is seeded at random.
+        // Between half and all of it; the hasher's state has a random seed.
         let random = RandomState::new().hash_one(0) % 1000;
         length.mul_f64(0.5 + random as f64 / 2000.0)
     }

@@ -1,6 +1,7 @@
-//! The pods of this node, by their uids: whose attachments are still needed.
+//! Uids of this node's pods, to know which attachments are still needed.
 //!
-//! Only metadata is asked for. While the server is away the last answer stands; who acts on it has another witness too.
+//! Only metadata is requested. While the server is unreachable the last answer remains, so callers need a second source
+//! before they act on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -17,10 +18,11 @@ use tracing::warn;
 use super::failure::{explain, silent};
 use super::pause::Pause;
 
-/// The uid that the kubelet gave a static pod; the API's object, which only mirrors it, has another one.
+/// Uid that the kubelet assigned to a static pod; the mirror object in the API has another one.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
 
-/// Watches the pods of the node of this name, until nobody listens. Nothing is told before all have been listed.
+/// Watches the pods of the node with this name, until the receiver is dropped. Sends nothing before all have been
+/// listed.
 pub(super) async fn watch(client: Client, node: String, uids: Sender<Option<BTreeSet<String>>>) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut events = pin!(watcher(Api::<PartialObjectMeta<Pod>>::all(client), config));
@@ -39,7 +41,7 @@ pub(super) async fn watch(client: Client, node: String, uids: Sender<Option<BTre
             Ok(Event::InitDone) => pods = listed.take().unwrap_or_default(),
             Ok(Event::Apply(pod)) => pods.extend([entry(&pod)]),
             Ok(Event::Delete(pod)) => drop(pods.remove(&entry(&pod).0)),
-            // The watch goes on from where it was.
+            // The watch is resumed where it was.
             Err(error) if listed.is_none() && silent(&error) => continue,
             Err(error) => {
                 let reason = Some(explain(&error));
@@ -56,7 +58,7 @@ pub(super) async fn watch(client: Client, node: String, uids: Sender<Option<BTre
     }
 }
 
-/// A pod's namespace and name, and the uids that runtimes may know it by.
+/// Namespace and name of a pod, and the uids by which runtimes may know it.
 fn entry(pod: &PartialObjectMeta<Pod>) -> ((String, String), Vec<String>) {
     let static_uid = pod.annotations().get(STATIC_UID).cloned();
     let uids = pod.uid().into_iter().chain(static_uid).collect();

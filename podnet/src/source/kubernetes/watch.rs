@@ -1,4 +1,4 @@
-//! One task for each kind: list, watch, and begin again when the server has forgotten where we were.
+//! One task per kind: list, watch, and relist when the server has forgotten the watch's resource version.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -25,30 +25,31 @@ use crate::metrics::api::{ApiError, ApiMetrics, ListCause};
 use crate::model::{Change, Complaint, Kind, ObjectKey, ObjectName};
 use crate::source::what_holds;
 
-/// After so long without another failure a server answers again; and the least time between two watches of a kind.
+/// Time without another failure after which the server counts as reachable again; also the minimum time between two
+/// watches of a kind.
 const CALM: Duration = Duration::from_secs(1);
-/// How often a server is asked for a kind that it doesn't have.
+/// Interval between requests for a kind that the server doesn't serve.
 const RARELY: Duration = Duration::from_secs(600);
 
-/// What a task has to tell.
+/// A message of a task.
 #[derive(Debug)]
 pub(super) enum News {
-    /// An object is new or different, or gone.
+    /// A new, changed or deleted object.
     Change(Change),
-    /// An object is such that it can't be used.
+    /// An invalid object.
     Mistake {
-        /// What there is to say of it.
+        /// The complaint about it.
         complaint: Complaint,
-        /// Whether what it was before holds; else it has never been such that it could be used.
+        /// Whether an earlier version is in effect; if not, no version has ever been valid.
         kept: bool,
     },
     /// All objects of the kind have been read.
     Listed(Kind),
-    /// The server can't be asked for the kind, or can again.
+    /// The error of the kind, or `None` once the server answers again.
     State(Kind, Option<String>),
 }
 
-/// Watches all kinds, until nobody listens.
+/// Watches all kinds, until the receiver is dropped.
 pub(super) async fn all(client: Client, news: Sender<Vec<News>>, metrics: ApiMetrics) {
     let mut tasks = JoinSet::new();
     for kind in Kind::ALL {
@@ -57,14 +58,14 @@ pub(super) async fn all(client: Client, news: Sender<Vec<News>>, metrics: ApiMet
     tasks.join_all().await;
 }
 
-/// Watches a kind, until nobody listens.
+/// Watches a kind, until the receiver is dropped.
 async fn watch(client: Client, kind: Kind, news: Sender<Vec<News>>, metrics: ApiMetrics) {
     let mut told = Told { kind, news, error: None, metrics: metrics.clone() };
     let mut tracker = Tracker::new(kind);
     let mut pause = Pause::default();
     let granted = Arc::new(Notify::new());
     let api: Api<Sent> = Api::all_with(telling(client, granted.clone(), kind, metrics.clone()), &kind);
-    // Streaming lists (KEP-3157) spare the server and us a copy of everything; a server without them says so.
+    // Streaming lists (KEP-3157) save a copy of everything in the server and here; servers without support reject them.
     let mut streaming = true;
     let mut listed = false;
     let mut cause = ListCause::Start;
@@ -73,9 +74,9 @@ async fn watch(client: Client, kind: Kind, news: Sender<Vec<News>>, metrics: Api
         let config = watcher::Config::default();
         let config = if streaming { config.streaming_lists() } else { config };
         let mut events = pin!(watcher(api.clone(), config));
-        // When an error is over, if nothing else comes: of objects that don't change there is nothing to say.
+        // When an error counts as over without an event: there are none for unchanged objects.
         let mut recovered: Option<Instant> = None;
-        // Whether this one has got to the end of its list.
+        // Whether this watcher has completed its list.
         let mut watching = false;
         let begin_anew = loop {
             let event = tokio::select! {
@@ -99,11 +100,11 @@ async fn watch(client: Client, kind: Kind, news: Sender<Vec<News>>, metrics: Api
                     match &event {
                         Event::Apply(_) => metrics.event(kind, false),
                         Event::Delete(_) => metrics.event(kind, true),
-                        // Unless something else is said meanwhile, the next one follows from an error.
+                        // Unless another cause is set meanwhile, the next list follows an error.
                         Event::InitDone => metrics.list(kind, std::mem::replace(&mut cause, ListCause::Error)),
                         Event::Init | Event::InitApply(_) => {}
                     }
-                    // An attempt alone says nothing of the server.
+                    // Starting a request is no sign of a reachable server.
                     let heard = !matches!(event, Event::Init);
                     told.all(tracker.take(event)).await && (!heard || told.state(None).await)
                 }
@@ -119,7 +120,7 @@ async fn watch(client: Client, kind: Kind, news: Sender<Vec<News>>, metrics: Api
                     }
                     break RARELY;
                 }
-                // The watch goes on from where it was.
+                // The watch is resumed where it was.
                 Some(Err(failure)) if watching && silent(&failure) => continue,
                 Some(Err(failure)) => {
                     metrics.error(kind, classify(&failure));
@@ -127,7 +128,7 @@ async fn watch(client: Client, kind: Kind, news: Sender<Vec<News>>, metrics: Api
                         let expired = classify(&failure) == ApiError::Expired;
                         cause = if expired { ListCause::Expired } else { ListCause::Error };
                     }
-                    // What was granted before.
+                    // Discard an earlier notification.
                     let _ = granted.notified().now_or_never();
                     recovered = None;
                     let listening = told.state(Some(explain(&failure))).await;
@@ -147,7 +148,7 @@ async fn watch(client: Client, kind: Kind, news: Sender<Vec<News>>, metrics: Api
     }
 }
 
-/// What has been told of a kind.
+/// Reported state of a kind.
 struct Told {
     kind: Kind,
     news: Sender<Vec<News>>,
@@ -156,7 +157,7 @@ struct Told {
 }
 
 impl Told {
-    /// Tells how the server answers, if that differs. Says whether anybody listens.
+    /// Reports the server's state, if it has changed. Returns false if the receiver is gone.
     async fn state(&mut self, error: Option<String>) -> bool {
         self.metrics.set_connected(self.kind, error.is_none());
         if self.error == error {
@@ -171,7 +172,7 @@ impl Told {
         self.news.send(vec![News::State(self.kind, error)]).await.is_ok()
     }
 
-    /// Tells of objects. Says whether anybody listens.
+    /// Reports objects. Returns false if the receiver is gone.
     async fn all(&self, news: Vec<News>) -> bool {
         for one in &news {
             if let News::Mistake { complaint: Complaint { key: ObjectKey { kind, name }, reason, .. }, kept } = one {
@@ -189,8 +190,8 @@ impl Told {
     }
 }
 
-/// A client that tells when a request has been granted and when something comes, and begins no two watches within a
-/// moment: a server that ends each at once would be asked without end.
+/// A client that notifies when a request is accepted and when data arrives, and limits the rate of watches: a server
+/// that ends each at once would otherwise be asked continuously.
 fn telling(client: Client, granted: Arc<Notify>, kind: Kind, metrics: ApiMetrics) -> Client {
     let begun = Arc::new(Mutex::new(None::<Instant>));
     let service = service_fn(move |request: Request<Body>| {
@@ -208,7 +209,7 @@ fn telling(client: Client, granted: Arc<Notify>, kind: Kind, metrics: ApiMetrics
             if response.status().is_success() {
                 granted.notify_one();
             }
-            // Bookmarks, which kube keeps to itself, are signs of life too.
+            // kube doesn't pass bookmarks on, but they are signs of life too.
             Ok::<_, kube::Error>(response.map(|body| {
                 body.map_frame(move |frame| {
                     metrics.heard(kind);
@@ -220,18 +221,18 @@ fn telling(client: Client, granted: Arc<Notify>, kind: Kind, metrics: ApiMetrics
     Client::new(service, "default")
 }
 
-/// What is known of a kind's objects: what is needed to say which are gone when a list begins anew. A list is given as
-/// one, so that it is read also while the event loop has no time for it yet.
+/// The known objects of a kind, needed to find those deleted before a relist. A list is reported as a whole, so that
+/// reading it doesn't wait for the event loop.
 #[derive(Debug)]
 struct Tracker {
     kind: Kind,
-    /// Objects that have been given.
+    /// Objects that have been reported.
     known: BTreeSet<ObjectName>,
-    /// Those of them that could never be used.
+    /// Those of them that have never been valid.
     never: BTreeSet<ObjectName>,
-    /// Objects of the list that is being read.
+    /// Objects of the list being read.
     seen: BTreeSet<ObjectName>,
-    /// What there is to say of them.
+    /// Pending reports for the list being read.
     held: Vec<News>,
 }
 
@@ -243,7 +244,8 @@ impl Tracker {
     fn take(&mut self, event: Event<Sent>) -> Vec<News> {
         match event {
             Event::Init => {
-                // What an earlier one had, the new one has too, or doesn't, which is then told: all of it is known.
+                // An interrupted list is discarded: the new one repeats its objects or lacks them, and all that were
+                // reported are known.
                 self.held.clear();
                 self.seen.clear();
                 Vec::new()
@@ -270,7 +272,7 @@ impl Tracker {
         }
     }
 
-    /// The server serves no such kind, so there are no such objects.
+    /// The server doesn't serve this kind, so there are no objects.
     fn none(&mut self) -> Vec<News> {
         self.seen.clear();
         self.take(Event::InitDone)
@@ -279,7 +281,7 @@ impl Tracker {
     fn apply(&mut self, sent: Sent) -> News {
         let (trigger, uid) = (sent.trigger(), sent.uid());
         let (key, object) = sent.check(self.kind);
-        // Also one that can't be used is gone some day, which is then to be told.
+        // Invalid objects are recorded too, so that their deletion is reported.
         let new = self.known.insert(key.name.clone());
         match object {
             Ok(object) => {
@@ -331,7 +333,7 @@ mod tests {
         news.into_iter().map(tell).collect()
     }
 
-    /// How a watch ends of a server that says nothing for a while, and then, if it is told to, breaks off.
+    /// The error of a watch whose server is silent for a while, and then breaks it off.
     async fn end_of_watch(silence: Duration) -> Error {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut config = kube::Config::new(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
@@ -343,7 +345,7 @@ mod tests {
             assert_ne!(stream.read(&mut [0; 4096]).await.unwrap(), 0, "no request");
             stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
             sleep(silence).await;
-            // No chunk is that long.
+            // Not a valid chunk size.
             stream.write_all(b"x\r\n").await.unwrap();
         };
         let api: Api<Sent> = Api::all_with(client, &Kind::Node);
@@ -353,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_may_have_nothing_to_say() {
+    async fn a_silent_server_is_told_from_a_failing_one() {
         let error = end_of_watch(Duration::from_millis(300)).await;
         assert!(silent(&error), "{}", explain(&error));
         let error = end_of_watch(Duration::ZERO).await;
@@ -361,12 +363,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_new_list_does_not_have_is_gone() {
+    fn a_relist_deletes_missing_objects() {
         let mut tracker = Tracker::new(Kind::Node);
         let good = r#""10.0.0.0/24""#;
         assert!(tracker.take(Event::Init).is_empty());
         assert!(tracker.take(Event::InitApply(node("a", good))).is_empty(), "the list is given as one");
-        // The list was broken off, and begins anew.
+        // The list is interrupted, and begins again.
         tracker.take(Event::Init);
         tracker.take(Event::InitApply(node("b", good)));
         tracker.take(Event::InitApply(node("c", "5")));

@@ -12,9 +12,9 @@ use super::report::FileError;
 use super::{File, ManifestSource};
 use crate::model::{Change, Object, ObjectKey};
 
-/// How many mistakes are logged at a time.
+/// Maximum number of errors logged per read.
 const LOGGED: usize = 20;
-/// Files that are worth a thread of their own.
+/// Minimum number of files per thread.
 const FILES_A_THREAD: usize = 8;
 
 impl ManifestSource {
@@ -29,7 +29,7 @@ impl ManifestSource {
             let known = self.files.get(&file);
             let has_objects = known.is_some_and(|known| !known.objects.is_empty());
             let result = match result {
-                // Before all has been read once, nobody knows what the file said to an earlier daemon.
+                // Before everything has been read once, the file's content under an earlier daemon is unknown.
                 Load::Empty if has_objects || known.is_none_or(|known| !known.loaded) && !self.was_synced => {
                     Load::error("it is empty; remove it if that is intended")
                 }
@@ -59,7 +59,7 @@ impl ManifestSource {
                     self.broken.insert(file.clone());
                     self.files.entry(file).or_default().errors = errors;
                 }
-                // Its going is news by itself, and what never was a file is ignored.
+                // A removal causes an event of its own, and anything that was never a file is ignored.
                 Load::Gone | Load::NoFile(_) | Load::Empty => {}
             }
         }
@@ -68,7 +68,7 @@ impl ManifestSource {
         }
     }
 
-    /// A file that has another name now has what it had, whether it can be read again or not.
+    /// A renamed file keeps its objects, whether it can be read again or not.
     pub(super) fn inherit(&mut self, from: &Arc<str>, to: &Arc<str>, changes: &mut Vec<Change>) {
         let Some(before) = self.files.get(from).filter(|_| !self.files.contains_key(to)) else { return };
         let (objects, loaded) = (before.objects.clone(), before.loaded);
@@ -86,7 +86,7 @@ impl ManifestSource {
         }
     }
 
-    /// Puts a file's objects in the place of those it had.
+    /// Replaces the objects of a file.
     fn replace(&mut self, file: &Arc<str>, objects: Vec<(ObjectKey, Object)>, changes: &mut Vec<Change>) {
         let Some(known) = self.files.get_mut(file) else { return };
         let old = std::mem::take(&mut known.objects);
@@ -130,7 +130,7 @@ impl ManifestSource {
         }
     }
 
-    /// What an object is by the file that counts.
+    /// The definition of an object that counts.
     fn current(&self, key: &ObjectKey) -> Option<Object> {
         self.object(self.holders.get(key)?.first()?, key)
     }

@@ -1,4 +1,4 @@
-//! From a file to objects, or to why there are none.
+//! From a file to objects, or to errors.
 
 use std::io;
 use std::path::Path;
@@ -9,15 +9,15 @@ use super::super::parse::parse;
 use super::report::FileError;
 use crate::model::{Object, ObjectKey};
 
-/// The largest file that is read, in bytes.
+/// Maximum size of a file, in bytes.
 const FILE_MAX: u64 = 256 << 20;
 
-/// What a file says.
+/// Result of reading a file.
 pub(super) enum Load {
     Objects(Vec<(ObjectKey, Object)>),
-    /// There is nothing in it, not even a comment.
+    /// It is completely empty, without even a comment.
     Empty,
-    /// It is something else than a file.
+    /// It isn't a regular file.
     NoFile(io::Error),
     Errors(Vec<FileError>),
     Gone,
@@ -29,7 +29,7 @@ impl Load {
     }
 }
 
-/// Reads a file, without waiting for anything.
+/// Reads a file without blocking.
 pub(super) fn load(path: &Path, json: bool) -> Load {
     let text = match files::read_text(path, FILE_MAX) {
         Ok(text) => text,

@@ -1,4 +1,4 @@
-//! What tells of changes in the directory: inotify, or, where the host has none left, a look through it every second.
+//! Change notifications for the directory: inotify, or polling every second if the host's inotify limits are exhausted.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,20 +10,20 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
-/// Tells of changes in directories.
+/// Notifies of changes in directories.
 #[derive(Debug)]
 pub(super) enum Notices {
-    /// By the kernel.
+    /// By inotify.
     Inotify(Inotify),
-    /// By looking.
+    /// By polling.
     Looks(Looks),
 }
 
 impl Notices {
-    /// Begins with a directory. Returns its watch too.
+    /// Starts with a directory. Also returns its watch.
     ///
     /// # Errors
-    /// The directory isn't there, or can't be watched for another reason than that the host allows no more of that.
+    /// The directory doesn't exist, or can't be watched for another reason than exhausted inotify limits.
     pub(super) fn open(directory: &Path) -> io::Result<(Self, Option<WatchDescriptor>)> {
         let opened = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(io::Error::from);
         let notices = match opened {
@@ -40,7 +40,7 @@ impl Notices {
         }
     }
 
-    /// Looks instead, if inotify is refused since it is used up.
+    /// Falls back to polling, if the error is that of exhausted inotify limits.
     pub(super) fn looking(error: io::Error) -> io::Result<Self> {
         let setting = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EMFILE) => "fs.inotify.max_user_instances",
@@ -74,15 +74,15 @@ impl Notices {
         Ok(Some(descriptor))
     }
 
-    /// Ends watching, of what may be gone already.
+    /// Removes a watch, which may be gone already.
     pub(super) fn unwatch(&self, descriptor: Option<WatchDescriptor>) {
         if let (Self::Inotify(inotify), Some(descriptor)) = (self, descriptor) {
-            // After a deletion the kernel has removed the watch itself.
+            // After a deletion the kernel has already removed the watch.
             let _ = inotify.rm_watch(descriptor);
         }
     }
 
-    /// Events that are there.
+    /// Pending events.
     pub(super) fn events(&self) -> Result<Vec<InotifyEvent>, Errno> {
         match self {
             Self::Inotify(inotify) => inotify.read_events(),
@@ -90,7 +90,7 @@ impl Notices {
         }
     }
 
-    /// Whether a look shows that the directory is to be read again.
+    /// Whether polling shows that the directory has to be reread.
     pub(super) fn look(&mut self, directory: &Path) -> bool {
         match self {
             Self::Inotify(_) => false,
@@ -98,7 +98,7 @@ impl Notices {
         }
     }
 
-    /// Why changes are noticed late.
+    /// Why changes are noticed late, if so.
     pub(super) fn problem(&self) -> Option<&str> {
         match self {
             Self::Inotify(_) => None,
@@ -116,25 +116,25 @@ impl AsFd for Notices {
     }
 }
 
-/// Device, inode, size and time of the last change of each file.
+/// Device, inode, size and modification time of each file.
 type Listing = BTreeMap<OsString, (u64, u64, u64, i64, i64)>;
 
-/// Looks through a directory.
+/// Polls a directory.
 #[derive(Debug)]
 pub(super) struct Looks {
-    /// A pipe whose other end never writes, in the place of a descriptor that has news.
+    /// A pipe that is never written to, as a descriptor that is never readable.
     never: (PipeReader, PipeWriter),
     problem: String,
-    /// What the last look has found.
+    /// Result of the last poll.
     seen: Option<Listing>,
-    /// What was found when the directory was read last.
+    /// Result of the poll at the last read.
     read: Option<Listing>,
 }
 
 impl Looks {
-    /// Whether the directory has changed, and hasn't since the last look: no file is being written.
+    /// Whether the directory has changed since it was read, but not since the last poll: then no file is being written.
     fn look(&mut self, directory: &Path) -> bool {
-        // That it can't be read shows elsewhere.
+        // Other code reports that it can't be read.
         let now = list(directory).ok();
         let settled = now == self.seen && now != self.read;
         if settled {
@@ -149,7 +149,7 @@ fn list(directory: &Path) -> io::Result<Listing> {
     let mut listing = Listing::new();
     for entry in directory.read_dir()? {
         let entry = entry?;
-        // Behind links too. What has gone meanwhile is as if it had not been there.
+        // Follows links. Files that disappeared meanwhile count as missing.
         if let Ok(data) = entry.path().metadata() {
             listing.insert(entry.file_name(), (data.dev(), data.ino(), data.size(), data.mtime(), data.mtime_nsec()));
         }

@@ -1,57 +1,57 @@
-//! How the source stands, for `podnet status`.
+//! Status of the source, for `podnet status`.
 
 use std::path::PathBuf;
 
 use super::super::status::Status;
 use crate::model::{Diagnostic, Place, Severity};
 
-/// How many files, or objects, with something wrong are reported.
+/// Maximum number of files, or objects, reported with a problem.
 pub(super) const REPORTED: usize = 100;
 
-/// What the source has read, for `podnet status`.
+/// Status of the source, for `podnet status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceStatus {
     /// The directory.
     pub directory: PathBuf,
-    /// What is wrong with the directory itself.
+    /// The problem with the directory itself, if any.
     pub error: Option<String>,
-    /// Whether every file has been read without error at least once.
+    /// Whether some version of every file has been valid.
     pub synced: bool,
-    /// How many files there are.
+    /// Number of files.
     pub files: usize,
-    /// Those that can't be used as they are now, at most `REPORTED`.
+    /// Files whose current version is invalid, at most `REPORTED`.
     pub broken: Vec<BrokenFile>,
-    /// Objects that several files define, at most `REPORTED`.
+    /// Objects defined by several files, at most `REPORTED`.
     pub duplicates: Vec<Duplicate>,
-    /// How many there are besides these.
+    /// Number of further ones.
     pub more: usize,
-    /// Files whose names are no text, as far as they can be shown.
+    /// Files whose names aren't UTF-8, in lossy form.
     pub misnamed: Vec<String>,
 }
 
-/// A file whose present content can't be used.
+/// A file whose current version is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokenFile {
     /// Its name in the directory.
     pub name: String,
-    /// Whether it has ever been read without error, so that its earlier content holds.
+    /// Whether an earlier version has been valid, and is in effect.
     pub kept: bool,
-    /// How many objects that has.
+    /// Number of objects in that version.
     pub objects: usize,
-    /// What is wrong with it.
+    /// Its errors.
     pub errors: Vec<FileError>,
 }
 
-/// Something wrong in a file.
+/// An error in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileError {
-    /// Counted from 1; none if the file can't be read at all.
+    /// The line, from 1; `None` if the file can't be read at all.
     pub line: Option<u64>,
-    /// What is wrong.
+    /// The problem.
     pub reason: String,
 }
 
-/// An object that several files define.
+/// An object defined by several files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Duplicate {
     /// Kind and name.

@@ -1,5 +1,5 @@
-//! The source against a real directory. Events are there as soon as the system call that caused them has returned,
-//! so nothing here waits; time is what `poll` is told.
+//! The source with a real directory. Events are pending as soon as the system call that causes them has returned, so
+//! tests never wait; `poll` gets its time from them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -10,7 +10,7 @@ struct Bench {
     directory: tempfile::TempDir,
     source: ManifestSource,
     now: Instant,
-    /// What the batches so far amount to: the nodes' first internal address by their name.
+    /// The state after all batches so far: the nodes' first internal address by name.
     nodes: BTreeMap<String, String>,
 }
 
@@ -44,7 +44,7 @@ impl Bench {
         fs::rename(self.path(from), self.path(to)).unwrap();
     }
 
-    /// Polls, and gives what changed as `name=last byte of the address` or `name gone`.
+    /// Polls, and returns changes as `name=last byte of the address` or `name gone`.
     fn poll(&mut self) -> Vec<String> {
         let batch = self.source.poll(self.now);
         assert_eq!(batch.synced, self.source.status().synced);
@@ -67,12 +67,12 @@ impl Bench {
         changes
     }
 
-    /// Lets the time pass that a file has to be gone for.
+    /// Advances the time past the delay for removed files.
     fn wait(&mut self) {
         self.now += REMOVAL_DELAY;
     }
 
-    /// Lets the time pass until the directory is looked at again.
+    /// Advances the time to the next check of the directory.
     fn look_again(&mut self) {
         self.now = self.now.max(self.source.next_look.unwrap());
     }
@@ -98,7 +98,7 @@ fn a_missing_directory_is_an_error_that_says_what_to_do() {
 }
 
 #[test]
-fn everything_comes_first_and_then_what_changes() {
+fn the_first_poll_returns_everything_and_later_ones_changes() {
     let mut bench = Bench::new(&[("a.yaml", &(node("n1", 1) + &node("n2", 2))), ("b.yml", &node("n3", 3))]);
     bench.write("c.json", "{\"apiVersion\":\"v1\",\"kind\":\"Node\",\"metadata\":{\"name\":\"n4\"},\"status\":{\"addresses\":[{\"type\":\"InternalIP\",\"address\":\"192.0.2.4\"}]}}");
     for ignored in ["a.txt", ".a.yaml", ".a.yaml.swp", "a.yaml~", "#a.yaml#", "4913"] {
@@ -116,7 +116,7 @@ fn everything_comes_first_and_then_what_changes() {
 }
 
 #[test]
-fn a_broken_file_is_reported_and_its_last_good_state_stays() {
+fn a_broken_file_is_reported_and_keeps_its_last_valid_version() {
     let mut bench = Bench::new(&[("a.yaml", &node("n1", 1)), ("b.yaml", &node("n2", 2))]);
     bench.poll();
     bench.write("a.yaml", &(node("n1", 7) + &node("N3", 3)));
@@ -140,7 +140,7 @@ fn a_broken_file_is_reported_and_its_last_good_state_stays() {
 }
 
 #[test]
-fn a_file_that_was_never_good_keeps_the_source_from_being_synced() {
+fn a_file_that_was_never_valid_keeps_the_source_from_being_synced() {
     let mut bench = Bench::new(&[("a.yaml", "kind: [\n"), ("b.yaml", &node("n2", 2))]);
     assert_eq!(bench.poll(), ["n2=2"]);
     assert!(!bench.source.status().synced);
@@ -163,14 +163,14 @@ fn a_file_is_read_when_its_writer_is_done() {
     file.write_all(node("n1", 1).as_bytes()).unwrap();
     drop(file);
     assert_eq!(bench.poll(), ["n2=2"]);
-    // Renamed into place, as most tools do.
+    // Renamed into place, as by most tools.
     bench.write(".a.yaml.tmp", &node("n1", 11));
     bench.rename(".a.yaml.tmp", "a.yaml");
     assert_eq!(bench.poll(), ["n1=11", "n2 gone"]);
 }
 
 #[test]
-fn what_editors_do_takes_nothing_away() {
+fn saving_with_an_editor_removes_no_objects() {
     let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
     bench.poll();
     // vim: the old file becomes the backup, a new one is written.
@@ -180,7 +180,7 @@ fn what_editors_do_takes_nothing_away() {
     bench.write("a.yaml", &node("n1", 2));
     assert_eq!(bench.poll(), ["n1=2"]);
     assert!(bench.source.next_poll() > Some(bench.now + REMOVAL_DELAY), "nothing is due but a look at the directory");
-    // git: removed and written again; slowly.
+    // git: removed and rewritten, slowly.
     fs::remove_file(bench.path("a.yaml")).unwrap();
     assert_eq!(bench.poll(), NONE);
     let file = fs::File::create(bench.path("a.yaml")).unwrap();
@@ -237,7 +237,7 @@ fn of_an_object_in_several_files_the_first_by_name_counts() {
 }
 
 #[test]
-fn a_directory_that_goes_keeps_its_objects_and_is_followed_when_it_is_back() {
+fn a_missing_directory_keeps_its_objects_and_is_followed_when_it_is_back() {
     let mut bench = Bench::new(&[("a.yaml", &node("n1", 1)), ("b.yaml", &node("n2", 2))]);
     bench.poll();
     let (m, away) = (bench.directory.path().join("m"), bench.directory.path().join("away"));
@@ -246,7 +246,7 @@ fn a_directory_that_goes_keeps_its_objects_and_is_followed_when_it_is_back() {
     let status = bench.source.status();
     assert!(status.error.is_some_and(|error| error.contains("until it is back")));
     assert_eq!(status.files, 2);
-    // What happens in the old place is none of our business.
+    // Changes at the old path don't count.
     fs::write(away.join("a.yaml"), node("n1", 9)).unwrap();
     bench.look_again();
     assert_eq!(bench.poll(), NONE);
@@ -263,7 +263,7 @@ fn a_directory_that_goes_keeps_its_objects_and_is_followed_when_it_is_back() {
     bench.now += RETURN_DELAY / 2;
     assert_eq!(bench.poll(), ["n2 gone"]);
     assert_eq!(bench.source.status().error, None);
-    // Removed with its files, one by one, and made again at once.
+    // Removed with its files, one by one, and recreated at once.
     fs::remove_dir_all(&m).unwrap();
     fs::create_dir(&m).unwrap();
     bench.write("a.yaml", &node("n1", 12));
@@ -275,12 +275,12 @@ fn a_directory_that_goes_keeps_its_objects_and_is_followed_when_it_is_back() {
 }
 
 #[test]
-fn a_directory_that_is_removed_takes_nothing_with_it() {
+fn removing_the_directory_removes_no_objects() {
     for held in [false, true] {
         let mut bench = Bench::new(&[("a.yaml", &node("n1", 1)), ("b.yaml", &node("n2", 2))]);
         bench.poll();
         let m = bench.directory.path().join("m");
-        // A process that has it open keeps the kernel from saying that it is gone.
+        // An open descriptor delays the kernel's event for the removal.
         let _open = held.then(|| fs::File::open(&m).unwrap());
         fs::remove_file(m.join("a.yaml")).unwrap();
         assert_eq!(bench.poll(), NONE);
@@ -296,7 +296,7 @@ fn a_directory_that_is_removed_takes_nothing_with_it() {
             "{:?}",
             bench.source.error()
         );
-        // Made again, and not filled yet.
+        // Recreated, and still empty.
         fs::create_dir(&m).unwrap();
         for _ in 0..100 {
             bench.look_again();
@@ -313,7 +313,7 @@ fn a_directory_that_is_removed_takes_nothing_with_it() {
 }
 
 #[test]
-fn removing_many_files_slowly_is_removing_the_directory_until_it_ends() {
+fn slow_removal_of_many_files_counts_once_it_ends() {
     let names: Vec<_> = (0..50).map(|i| format!("{i:02}.yaml")).collect();
     let texts: Vec<_> = (0..50).map(|i| node(&format!("n{i}"), i)).collect();
     let files: Vec<_> = names.iter().map(|n| &**n).zip(texts.iter().map(|t| &**t)).collect();
@@ -327,7 +327,7 @@ fn removing_many_files_slowly_is_removing_the_directory_until_it_ends() {
     fs::remove_dir(bench.directory.path().join("m")).unwrap();
     bench.now += RETURN_DELAY;
     assert_eq!(bench.poll(), NONE);
-    // A file that goes is not waited for for ever, though others go all the time.
+    // The delay for a removed file is limited, even while other files are removed all the time.
     let mut bench = Bench::new(&files);
     bench.poll();
     let mut gone = 0;
@@ -343,7 +343,7 @@ fn removing_many_files_slowly_is_removing_the_directory_until_it_ends() {
 }
 
 #[test]
-fn another_directory_in_its_place_is_followed_whatever_the_kernel_says_of_it() {
+fn another_directory_in_its_place_is_followed_with_or_without_an_event() {
     type Replace = fn(&Path);
     let aside: Replace = |m| {
         fs::rename(m, m.with_file_name("old")).unwrap();
@@ -400,7 +400,7 @@ fn a_path_that_leads_elsewhere_is_followed() {
 }
 
 #[test]
-fn an_empty_file_keeps_what_it_had() {
+fn an_emptied_file_keeps_its_objects() {
     for empty in ["", "\n", " \n\t\r\n"] {
         let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
         bench.poll();
@@ -410,7 +410,7 @@ fn an_empty_file_keeps_what_it_had() {
         assert_eq!(bench.poll(), NONE);
         assert_eq!(bench.errors(), ["a.yaml:0: it is empty; remove it if that is intended"]);
         assert!(bench.source.status().synced);
-        // Under another name it is the same file.
+        // Renamed, it is the same file.
         bench.rename("a.yaml", "c.yaml");
         assert_eq!(bench.poll(), NONE);
         assert_eq!(bench.errors(), ["c.yaml:0: it is empty; remove it if that is intended"]);
@@ -424,7 +424,7 @@ fn an_empty_file_keeps_what_it_had() {
         bench.wait();
         assert_eq!(bench.poll(), ["n1 gone"], "removing it is meant");
     }
-    // What says that there is nothing is meant as well.
+    // Content that explicitly defines no objects counts.
     for text in
         ["# nothing\n", "---\n", "{apiVersion: v1, kind: List, items: []}\n", "{apiVersion: v1, kind: Secret}\n"]
     {
@@ -439,14 +439,14 @@ fn an_empty_file_keeps_what_it_had() {
 }
 
 #[test]
-fn what_was_emptied_before_the_start_is_not_taken_for_all_there_is() {
+fn a_file_emptied_before_the_start_keeps_the_source_from_being_synced() {
     let mut bench = Bench::new(&[("a.yaml", ""), ("b.yaml", &node("n2", 2))]);
     assert_eq!(bench.poll(), ["n2=2"]);
     assert!(!bench.source.status().synced, "an earlier daemon's tables stay");
     bench.write("a.yaml", &node("n1", 1));
     assert_eq!(bench.poll(), ["n1=1"]);
     assert!(bench.source.status().synced);
-    // A file that is made later has said nothing before.
+    // A new file has no earlier content.
     bench.write("c.yaml", "");
     bench.poll();
     assert!(bench.source.status().synced && bench.errors().is_empty());
@@ -461,7 +461,7 @@ fn what_was_emptied_before_the_start_is_not_taken_for_all_there_is() {
 }
 
 #[test]
-fn what_takes_the_place_of_a_file_is_reported_and_never_waited_for() {
+fn a_replacement_that_is_no_file_is_reported_and_never_blocks() {
     type Make = fn(&Path);
     let directory: Make = |path| fs::create_dir(path).unwrap();
     let pipe: Make = |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
@@ -483,7 +483,7 @@ fn what_takes_the_place_of_a_file_is_reported_and_never_waited_for() {
             if renamed {
                 fs::remove_file(bench.path("a.yaml")).unwrap();
                 make(&bench.path("odd"));
-                // A link to itself leads to nothing then.
+                // Now a link to itself, which can't be resolved.
                 bench.rename("odd", "a.yaml");
             } else {
                 fs::remove_file(bench.path("a.yaml")).unwrap();
@@ -505,10 +505,10 @@ fn what_takes_the_place_of_a_file_is_reported_and_never_waited_for() {
 }
 
 #[test]
-fn a_file_without_end_is_not_read_to_it() {
+fn an_endless_file_is_rejected() {
     let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
     bench.poll();
-    // Sparse, so that it needs no disk.
+    // Sparse, so that it takes no disk space.
     fs::File::options().write(true).open(bench.path("a.yaml")).unwrap().set_len(1 << 40).unwrap();
     assert_eq!(bench.poll(), NONE);
     assert!(bench.errors()[0].contains("is larger than"), "{:?}", bench.errors());
@@ -517,7 +517,7 @@ fn a_file_without_end_is_not_read_to_it() {
 }
 
 #[test]
-fn names_that_are_no_text_are_told() {
+fn names_that_are_not_utf8_are_reported() {
     use std::os::unix::ffi::OsStrExt;
     let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
     let odd = bench.directory.path().join("m").join(std::ffi::OsStr::from_bytes(b"\xff.yaml"));
@@ -547,7 +547,7 @@ fn thousands_of_broken_files_are_reported_in_part() {
 
 #[test]
 fn a_config_map_volume_is_followed() {
-    // kubelet writes a new directory and replaces the link `..data` to it.
+    // The kubelet writes a new directory and replaces the link `..data`.
     let mut bench = Bench::new(&[]);
     let publish = |bench: &Bench, version: &str, text: &str| {
         fs::create_dir(bench.path(version)).unwrap();
@@ -575,7 +575,7 @@ fn links_are_complete_when_they_appear() {
 }
 
 #[test]
-fn what_is_no_file_is_no_obstacle() {
+fn directories_and_pipes_are_ignored() {
     let mut bench = Bench::new(&[]);
     fs::create_dir(bench.path("d.yaml")).unwrap();
     nix::unistd::mkfifo(&bench.path("pipe.yaml"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
@@ -586,8 +586,8 @@ fn what_is_no_file_is_no_obstacle() {
 
 #[test]
 fn a_broken_file_is_read_again_when_its_attributes_change() {
-    // A mode that forbids reading doesn't stop root, so a change that the directory can't see stands for one that
-    // only shows after a chmod.
+    // Mode bits don't keep root from reading, so a change without an event stands for one that becomes visible with a
+    // chmod.
     let mut bench = Bench::new(&[]);
     bench.poll();
     let elsewhere = bench.directory.path().join("elsewhere.yaml");
@@ -602,9 +602,9 @@ fn a_broken_file_is_read_again_when_its_attributes_change() {
     assert_eq!(bench.errors(), NONE);
 }
 
-/// As many as the host allows are in use.
+/// All watches that the host allows are in use.
 #[test]
-fn without_inotify_the_directory_is_looked_through() {
+fn without_inotify_the_directory_is_polled() {
     let mut bench = Bench::new(&[("a.yaml", &node("n1", 1))]);
     bench.source.unwatch();
     bench.source.notices = Notices::looking(Errno::EMFILE.into()).unwrap();
