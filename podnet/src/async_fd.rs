@@ -1,12 +1,12 @@
-//! Descriptors that the runtime watches.
+//! Descriptors watched by the runtime.
 
 use std::io;
 use std::os::fd::AsRawFd;
 
 use tokio::io::unix::AsyncFd;
 
-/// Has the runtime tell when a descriptor is readable.
+/// Has the runtime report when a descriptor becomes readable.
 pub fn watch<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: what the daemon watches keeps one descriptor open for as long as it lives, and always names that one.
+    // SAFETY: the watched values keep one descriptor open for their whole life, and always return that one.
     unsafe { AsyncFd::register(inner) }.map_err(Into::into)
 }

@@ -1,7 +1,8 @@
 //! The daemon's configuration file.
 //!
-//! A YAML mapping; everything but `node` and one of `manifests` and `kubernetes` has a default. An unknown key, a wrong type or a value that
-//! can't work is an error that names file, line and key: nothing is guessed and nothing is ignored.
+//! A YAML mapping; all keys except `node` and one of `manifests` and `kubernetes` have defaults. An unknown key, a
+//! wrong type or an invalid value is an error that names file, line and key: there are no guesses, and nothing is
+//! ignored.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,13 +27,13 @@ const INTERFACE_NAME_MAX: usize = 15;
 /// Bounds of `conntrackMax`: a flow takes two entries of 108 bytes.
 const CONNTRACK_BOUNDS: std::ops::RangeInclusive<u32> = 1024..=33_554_432;
 
-/// Bounds of `frontendsMax`: each takes 350 bytes in the tables behind it.
+/// Bounds of `frontendsMax`: a frontend takes 350 bytes in the tables behind it.
 const FRONTENDS_BOUNDS: std::ops::RangeInclusive<u32> = 1024..=1_048_576;
 
-/// Bounds of `maglevTableSize`: every frontend for which nodes must agree takes so many slots.
+/// Bounds of `maglevTableSize`: every frontend with a Maglev table takes this many slots.
 const MAGLEV_BOUNDS: std::ops::RangeInclusive<u32> = 251..=131_071;
 
-/// Whose connections to services are translated at the socket.
+/// Which connections to services are translated at the socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SocketLb {
@@ -41,31 +42,31 @@ pub enum SocketLb {
     Host,
     /// Those of pods too.
     All,
-    /// Nobody's: packet by packet only.
+    /// None: translation per packet only.
     Off,
 }
 
-/// How packets get to the pods of other nodes.
+/// How packets reach the pods of other nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Routing {
-    /// As they are where the nodes share a link, and through the tunnel elsewhere.
+    /// Unencapsulated between nodes on a shared link, and through the tunnel elsewhere.
     #[default]
     Auto,
-    /// As they are: all nodes share a link.
+    /// Unencapsulated: all nodes share a link.
     Direct,
     /// Through the tunnel.
     Vxlan,
 }
 
-/// Whether the uplinks carry an XDP program.
+/// Mode of the uplinks' XDP program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Xdp {
-    /// In the driver where that is a gain, else not.
+    /// In the driver if that is a gain, else none.
     #[default]
     Auto,
-    /// No.
+    /// None.
     Off,
     /// In the driver.
     Native,
@@ -84,66 +85,66 @@ pub enum LogFormat {
     Json,
 }
 
-/// What `podnet daemon --config FILE` reads.
+/// The content of the file in `podnet daemon --config FILE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// Name of this node's Node object.
     #[serde(default)]
     pub node: String,
-    /// Directory that is watched for manifests: where objects come from without Kubernetes.
+    /// Directory watched for manifests: the source of objects without Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifests: Option<PathBuf>,
-    /// The Kubernetes API, where objects come from otherwise.
+    /// The Kubernetes API: the source of objects otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
-    /// Ranges that services' addresses come from, one for each family at most, besides those of ServiceCIDR objects. None:
+    /// Ranges of services' addresses, one for each family at most, in addition to those of ServiceCIDR objects. None:
     /// [`Self::service_cidrs`].
     #[serde(rename = "serviceCIDRs", default, skip_serializing_if = "Option::is_none")]
     pub service_cidrs: Option<Vec<IpNetwork>>,
-    /// Which source address a backend sees, where the service doesn't say.
+    /// Source address that backends see, unless the service specifies it.
     #[serde(rename = "sourceIP", default)]
     pub source_ip: SourceIp,
-    /// Whose connections are translated at the socket.
+    /// Which connections are translated at the socket.
     #[serde(rename = "socketLB", default)]
     pub socket_lb: SocketLb,
-    /// Which of the node's addresses serve NodePorts: those in these ranges; empty: all.
+    /// Ranges of the node's addresses that serve NodePorts; empty: all addresses.
     #[serde(default)]
     pub node_port_addresses: Vec<IpNetwork>,
-    /// Whether pods reach what is outside of the cluster with the node's address.
+    /// Whether pods reach destinations outside the cluster with the node's address as source.
     #[serde(default = "yes")]
     pub masquerade: bool,
-    /// What pods reach with their own address all the same, besides the cluster's pods and nodes.
+    /// Destinations that pods also reach with their own address, in addition to the cluster's pods and nodes.
     #[serde(rename = "nonMasqueradeCIDRs", default = "default_non_masquerade_cidrs")]
     pub non_masquerade_cidrs: Vec<IpNetwork>,
     /// Whether Services may have external IPs: kube-proxy's gate `AllowServiceExternalIPs`.
     #[serde(rename = "externalIPs", default = "yes")]
     pub external_ips: bool,
-    /// Ranges of addresses that no Service may have as external IP or load balancer's address, and no pod at all.
+    /// Ranges of addresses that no Service may have as external IP or load balancer IP, and no pod at all.
     #[serde(default)]
     pub protected_addresses: Vec<IpNetwork>,
-    /// Slots of a frontend for which nodes must agree on the backend: a prime.
+    /// Slots of the Maglev table of a frontend for which nodes must agree on the backend: a prime.
     #[serde(default = "default_maglev_table_size")]
     pub maglev_table_size: u32,
-    /// Where `/healthz` and `/livez` are served.
+    /// Address for `/healthz` and `/livez`.
     #[serde(default)]
     pub healthz_bind_address: BindAddress,
-    /// Where `/metrics` is served.
+    /// Address for `/metrics`.
     #[serde(default = "default_metrics_bind_address")]
     pub metrics_bind_address: BindAddress,
     /// The form of log lines, unless the command line says it.
     #[serde(default)]
     pub log_format: LogFormat,
-    /// Whether uplinks carry an XDP program.
+    /// Mode of the uplinks' XDP program.
     #[serde(default)]
     pub xdp: Xdp,
-    /// Names of the uplinks; empty: those that routes and addresses show.
+    /// Names of the uplinks; empty: found by routes and addresses.
     #[serde(default)]
     pub uplinks: Vec<String>,
-    /// How packets get to the pods of other nodes.
+    /// How packets reach the pods of other nodes.
     #[serde(default)]
     pub routing: Routing,
-    /// MTU of pods in bytes; 0: the uplinks' smallest, less what the tunnel adds if there is one.
+    /// MTU of pods in bytes; 0: the smallest of the uplinks, less the tunnel's overhead if there is a tunnel.
     #[serde(default)]
     pub mtu: u32,
     /// Whether ClusterIPs may be used from outside the cluster.
@@ -152,62 +153,62 @@ pub struct Config {
     /// Entries of the connection table; a flow takes two.
     #[serde(default = "default_conntrack_max")]
     pub conntrack_max: u32,
-    /// Entries of the table of services' addresses and ports; those behind it are in proportion.
+    /// Entries of the table of services' addresses and ports; the tables behind it are sized in proportion.
     #[serde(default = "default_frontends_max")]
     pub frontends_max: u32,
-    /// Where the BPF file system is mounted.
+    /// Mount point of the BPF file system.
     #[serde(default = "default_bpffs")]
     pub bpffs: PathBuf,
     /// The cgroup v2 directory whose processes are the host's.
     #[serde(default = "default_cgroup")]
     pub cgroup: PathBuf,
-    /// What outlives a reboot.
+    /// Directory for state that must survive a reboot.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// What doesn't.
+    /// Directory for state that must not.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
-    /// Where the host's settings are: `/proc/sys`, or where a container has it so that it may write.
+    /// Directory of the host's sysctls: `/proc/sys`, or a writable mount of it in a container.
     #[serde(default = "default_sysctls")]
     pub sysctls: PathBuf,
-    /// Where the plugin is to be installed, as soon as pods can start; none: nowhere.
+    /// Where to install the plugin, as soon as pods can start; none: nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub install: Option<Install>,
 }
 
-/// How to reach the Kubernetes API. Without a kubeconfig, credentials are those of the pod's service account.
+/// Access to the Kubernetes API. Without a kubeconfig, the credentials are those of the pod's service account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Kubernetes {
-    /// Address of the API server, such as `https://192.0.2.1:6443`. It must not be a service's: services are what podnet
-    /// makes.
+    /// Address of the API server, such as `https://192.0.2.1:6443`. It must not be a Service's address, since Services
+    /// are implemented by podnet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
     /// The kubelet's own kubeconfig, of which only the server's address is read, if `server` isn't set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubelet_config: Option<PathBuf>,
-    /// A kubeconfig with server and credentials, for a daemon that is no pod.
+    /// A kubeconfig with server and credentials, for a daemon outside a pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// Where container runtimes look for plugins.
+/// Directories in which container runtimes look for plugins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Install {
-    /// For programs, commonly `/opt/cni/bin`.
+    /// For plugin binaries, commonly `/opt/cni/bin`.
     pub bin_dir: PathBuf,
-    /// For lists of plugins, commonly `/etc/cni/net.d`.
+    /// For network configuration lists, commonly `/etc/cni/net.d`.
     pub conf_dir: PathBuf,
 }
 
-/// An address and port to listen at, or the empty text for none. The unspecified address, of either family, means all
+/// An address and port to listen on, or the empty text for none. The unspecified address, of either family, means all
 /// addresses of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindAddress(pub Option<SocketAddr>);
 
 impl Default for BindAddress {
-    /// kube-proxy's for health.
+    /// kube-proxy's default for health checks.
     fn default() -> Self {
         Self(Some(SocketAddr::from(([0, 0, 0, 0], 10_256))))
     }
@@ -249,7 +250,7 @@ fn default_non_masquerade_cidrs() -> Vec<IpNetwork> {
 fn default_maglev_table_size() -> u32 {
     maglev::SIZE
 }
-/// kube-proxy's: the node's own processes only.
+/// kube-proxy's default: reachable from the node itself only.
 fn default_metrics_bind_address() -> BindAddress {
     BindAddress(Some(SocketAddr::from(([127, 0, 0, 1], 10_249))))
 }
@@ -275,7 +276,7 @@ fn default_sysctls() -> PathBuf {
     "/proc/sys".into()
 }
 
-/// Why there is no configuration.
+/// Errors of reading the configuration.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file can't be read.
@@ -283,42 +284,42 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// The file's content can't be used.
+    /// The content of the file is invalid.
     #[error("{path}:{line}: {reason}", path = path.display(), line = error.line, reason = error.reason)]
     Content {
         /// The file.
         path: PathBuf,
-        /// Where, and what is wrong.
+        /// The line, and the problem.
         error: TextError,
     },
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and validates a file.
     ///
     /// # Errors
-    /// [`ConfigError`], with the line where there is one.
+    /// [`ConfigError`], with the line if there is one.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         Self::read_for(path, None)
     }
 
-    /// The same for a node of this name, whatever the file says: one file may serve all nodes.
+    /// The same for a node with this name, whatever the file says: one file may serve all nodes.
     ///
     /// # Errors
-    /// [`ConfigError`], with the line where there is one.
+    /// [`ConfigError`], with the line if there is one.
     pub fn read_for(path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
         let text = files::read_text(path, files::OWN_MAX)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse_for(&text, node).map_err(|error| ConfigError::Content { path: path.to_owned(), error })
     }
 
-    /// Reads and checks a text.
+    /// Parses and validates a text.
     ///
     /// # Errors
-    /// Line and reason of the first thing that is wrong.
+    /// Line and reason of the first problem.
     pub fn parse(text: &str) -> Result<Self, TextError> {
         Self::parse_for(text, None)
     }
@@ -344,8 +345,8 @@ impl Config {
         Ok(config)
     }
 
-    /// The ranges that services' addresses come from, as far as they are configured. Without any and without ServiceCIDR
-    /// objects to ask for, those that clusters commonly have.
+    /// The configured ranges of services' addresses. Without any, and without ServiceCIDR objects to read, the common
+    /// defaults of clusters.
     pub fn service_cidrs(&self) -> Vec<IpNetwork> {
         let common = if self.kubernetes.is_some() { &[][..] } else { &["10.96.0.0/16", "fd00:96::/112"] };
         self.service_cidrs.clone().unwrap_or_else(|| cidrs(common))

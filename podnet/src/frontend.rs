@@ -1,7 +1,7 @@
-//! The seam between Kubernetes and the datapath.
+//! The interface between Kubernetes objects and the datapath.
 //!
-//! Above it are names, labels and policies; below it addresses, ports and ids. [`select`](crate::select) makes these
-//! values, [`compile`](crate::compile) takes them.
+//! Names, labels and policies are above it; addresses, ports and ids below. [`select`](crate::select) produces these
+//! values, [`compile`](crate::compile) consumes them.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{ObjectName, Protocol};
 
-/// Where clients of a frontend connect to.
+/// Address of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendAddr {
-    /// The virtual address and the service's port. The unspecified address stands for all of the node's of its family.
+    /// The virtual address and the service port. The unspecified address stands for all addresses of the node of its
+    /// family.
     pub socket: SocketAddr,
     /// The protocol.
     pub protocol: Protocol,
@@ -26,12 +27,12 @@ impl fmt::Display for FrontendAddr {
     }
 }
 
-/// A service's port by name, shown as `namespace/name:port` or, for a port without a name, `namespace/name`.
+/// A service port by name, shown as `namespace/name:port` or, for a port without a name, `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServicePortName {
     /// The service.
     pub service: ObjectName,
-    /// The port's name, which may be empty if it is the only one.
+    /// Name of the port, which may be empty if it is the only one.
     pub port: String,
 }
 
@@ -42,7 +43,7 @@ impl fmt::Display for ServicePortName {
     }
 }
 
-/// What asks for frontends, and has a share of the tables.
+/// An owner of frontends, which has a share of the tables.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// The host ports of this node's pods, all together.
@@ -52,7 +53,7 @@ pub enum Owner {
 }
 
 impl Owner {
-    /// The namespace, if it is in one.
+    /// The namespace; `None` for host ports.
     pub fn namespace(&self) -> Option<&str> {
         match self {
             Self::HostPorts => None,
@@ -61,79 +62,80 @@ impl Owner {
     }
 }
 
-/// What kind of address a frontend has.
+/// Kind of a frontend's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum FrontendKind {
-    /// The service's own, for the cluster.
+    /// A ClusterIP.
     #[serde(rename = "ClusterIP")]
     ClusterIp,
     /// A port of every node.
     NodePort,
     /// An ingress address of a load balancer.
     LoadBalancer,
-    /// Another address that is routed to the nodes.
+    /// An external IP, routed to the nodes.
     #[serde(rename = "ExternalIP")]
     ExternalIp,
-    /// A port of this node that leads to one pod.
+    /// A host port: a port of this node that leads to one pod.
     HostPort,
 }
 
-/// Which source address a backend sees (the `sourceIP` setting).
+/// Source address that backends see (the `sourceIP` setting).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SourceMode {
-    /// The client's, unless it comes from outside and the backend is on another node: then the node's.
+    /// The client's, except if the client is outside and the backend on another node: then the node's.
     Auto,
-    /// The client's, always: by direct server return if need be.
+    /// Always the client's, by direct server return if necessary.
     Preserve,
-    /// The node's, always.
+    /// Always the node's.
     Snat,
 }
 
-/// What becomes of connections that have no backend.
+/// Verdict on connections without a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum IfNone {
-    /// They are rejected: there is no endpoint anywhere.
+    /// Rejected: there are no endpoints on any node.
     Reject,
-    /// They are dropped: a traffic policy leaves none of the endpoints on this node.
+    /// Dropped: there are endpoints, but the traffic policy allows none of those on this node.
     Drop,
 }
 
-/// Where a frontend's connections go.
+/// Backends of a frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backends {
     /// Addresses and target ports: sorted, without duplicates, of the frontend's family.
     pub list: Vec<SocketAddr>,
-    /// What becomes of connections if the list is empty; else it says nothing and is [`IfNone::Reject`].
+    /// Verdict on connections if the list is empty; else meaningless and [`IfNone::Reject`].
     pub if_none: IfNone,
 }
 
-/// One address and port of a service, and where its connections go.
+/// One address and port of a service, and its backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
-    /// Where clients connect to.
+    /// Address, port and protocol.
     pub key: FrontendAddr,
-    /// What kind of address that is.
+    /// Kind of the address.
     pub kind: FrontendKind,
-    /// Whose it is.
+    /// The service port.
     pub service: ServicePortName,
-    /// Which source address the [`backends`](Self::backends) see. Those of [`outside`](Self::outside) see the client's
+    /// Source address that the [`backends`](Self::backends) see. Those of [`outside`](Self::outside) see the client's
     /// in every mode.
     pub source: SourceMode,
-    /// For how many seconds a client stays with its backend; 0 for no affinity.
+    /// Duration of client affinity in seconds; 0: no affinity.
     pub affinity: u32,
-    /// Which clients may use it, of the frontend's family; an empty list: nobody; `None`: all.
+    /// Clients that may use it, in ranges of the frontend's family; an empty list: none; `None`: all.
     pub source_ranges: Option<Vec<IpNetwork>>,
-    /// For this node's pods and processes, and for clients from outside unless `outside` is there.
+    /// For this node's pods and processes, and for clients from outside unless `outside` is set.
     pub backends: Backends,
-    /// For clients that come in by an uplink, where they have others: with externalTrafficPolicy Local those on this
-    /// node, which always see the client's address.
+    /// For clients that arrive by an uplink, if these have other backends: with externalTrafficPolicy Local those on
+    /// this node, which always see the client's address.
     pub outside: Option<Backends>,
-    /// This node's, for connections that other nodes send on by direct server return; not a part of `backends` if
-    /// hints mean it for other nodes' clients. `None`: none are sent on, here or by this node.
+    /// Endpoints on this node for connections that other nodes forward by direct server return; not a part of
+    /// `backends` if hints assign them to clients of other nodes. `None`: connections are never forwarded, to this node
+    /// or by it.
     pub here: Option<Vec<SocketAddr>>,
-    /// If other nodes may send on: whether the service has room for a table by which all nodes choose the same backend
-    /// also while backends come and go.
+    /// If other nodes may forward: whether the service has room for a Maglev table, by which all nodes choose the same
+    /// backend even while backends are added and removed.
     pub spread: bool,
 }

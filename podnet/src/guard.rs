@@ -1,9 +1,9 @@
-//! Addresses and ports that no object may take: this node's way to its API server, gateways, DNS servers and other nodes,
-//! pods' and services' ranges, and the ports by which a node is run.
+//! Addresses and ports that no object may take: this node's path to its API server, gateways, DNS servers and other
+//! nodes, ranges of pods and services, and the ports needed to operate a node.
 //!
-//! Pure: what it follows from are Node objects, the service ranges, the configuration and [`HostFacts`]. An element of an
-//! object that it refuses is left out and named, the rest of the object counts; it is back as soon as nothing stands
-//! against it.
+//! Pure: the rules follow from Node objects, the service ranges, the configuration and [`HostFacts`]. A refused element
+//! of an object is left out and named, and the rest of the object is in effect; the element is admitted as soon as no
+//! rule refuses it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -18,8 +18,8 @@ use crate::frontend::FrontendKind;
 use crate::model::{Node, Protocol};
 use crate::prefixes::Prefixes;
 
-/// Ports of a node's own addresses by which it is run, and what they are: those of Kubernetes' documentation (Ports and
-/// Protocols), SSH, and the tunnel.
+/// Ports of a node's own addresses that are needed to operate it, with their use: those in Kubernetes' documentation
+/// (Ports and Protocols), SSH, and the tunnel.
 const NEEDED: [(u16, Protocol, &str); 8] = [
     (22, Protocol::Tcp, "SSH"),
     (2379, Protocol::Tcp, "etcd"),
@@ -31,7 +31,7 @@ const NEEDED: [(u16, Protocol, &str); 8] = [
     (TUNNEL_PORT, Protocol::Udp, "the tunnel"),
 ];
 
-/// What only the host knows.
+/// Facts that only the host knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HostFacts {
@@ -39,42 +39,42 @@ pub struct HostFacts {
     pub addresses: BTreeSet<IpAddr>,
     /// Gateways of its routes.
     pub gateways: BTreeSet<IpAddr>,
-    /// Those of default routes among them.
+    /// Gateways of its default routes.
     pub default_gateways: BTreeSet<IpAddr>,
     /// Its DNS servers.
     pub resolvers: BTreeSet<IpAddr>,
-    /// The API server that the daemon asks.
+    /// The daemon's API server.
     pub api_servers: BTreeSet<SocketAddr>,
 }
 
-/// Why an element of an object has no effect.
+/// Why an element of an object is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// It is an address of the node of this name.
+    /// An address of the node with this name.
     Node(String),
-    /// It is a gateway of this node.
+    /// A gateway of this node.
     Gateway,
-    /// It is a DNS server of this node.
+    /// A DNS server of this node.
     Resolver,
-    /// It is the API server's address.
+    /// The API server's address.
     ApiServer,
-    /// It is a pod's address.
+    /// A pod's address.
     Pods(IpNetwork),
-    /// It is an address for services.
+    /// An address reserved for services.
     Services(IpNetwork),
-    /// It is one of `protectedAddresses`.
+    /// One of `protectedAddresses`.
     Configured(IpNetwork),
-    /// It isn't in a service range, though some are known.
+    /// Outside the service ranges, though some are known.
     OutsideServices,
-    /// It is a ClusterIP, or a load balancer's address.
+    /// A ClusterIP, or a load balancer's address.
     Virtual,
-    /// It is a port of the node that this needs.
+    /// A port that the node needs, for this use.
     Needed(&'static str),
-    /// It is where the tunnel's packets are taken, and not a pod.
+    /// The port at which nodes receive the tunnel's packets, at an address that isn't a pod's.
     Tunnel,
-    /// The configuration says that there are no external IPs.
+    /// External IPs are disabled in the configuration.
     NoExternalIps,
-    /// It is no address of this node, whose ports host ports are.
+    /// Not an address of this node, for a host port.
     NotHere,
 }
 
@@ -98,33 +98,33 @@ impl fmt::Display for Why {
     }
 }
 
-/// What is guarded.
+/// The guarded addresses and ports.
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
     /// This node's name.
     node: String,
-    /// Addresses that nobody may take.
+    /// Addresses that are guarded at all ports.
     whole: HashMap<IpAddr, Why>,
-    /// Addresses of this node, of which services may have ports.
+    /// Addresses of this node, at which services may have ports.
     own: BTreeSet<IpAddr>,
-    /// Addresses that this host has.
+    /// Addresses of this host.
     here: BTreeSet<IpAddr>,
-    /// Addresses at which nodes are known outside; of these too.
+    /// External addresses of nodes, at which services may have ports too.
     external: BTreeSet<IpAddr>,
     pods: Prefixes<IpNetwork>,
     services: Prefixes<IpNetwork>,
-    /// Whether there are service ranges of IPv4, and of IPv6.
+    /// Whether there are IPv4 and IPv6 service ranges.
     known: [bool; 2],
     configured: Prefixes<IpNetwork>,
     needed: HashMap<(u16, Protocol), &'static str>,
-    /// No service may have an external IP.
+    /// Whether external IPs are disabled.
     no_external_ips: bool,
-    /// ClusterIPs that no service range holds, and load balancers' addresses, with how many services have each.
+    /// ClusterIPs outside all service ranges, and load balancers' addresses, with the number of services of each.
     virtual_ips: HashMap<IpAddr, u32>,
 }
 
 impl Guard {
-    /// On the node that the configuration names. Of services' own addresses it knows nothing yet: [`Self::take`].
+    /// The guard on the configured node. Services' own addresses must be added by [`Self::take`].
     pub fn new<'a>(
         config: &Config,
         nodes: impl Iterator<Item = (&'a str, &'a Node)> + Clone,
@@ -154,7 +154,7 @@ impl Guard {
                 guard.whole.extend(node.internal_ips.iter().map(|ip| (*ip, Why::Node(name.to_owned()))));
             }
         }
-        // A name server at an interface of its own that serves a ClusterIP has that for its address.
+        // A DNS server on an interface of its own that serves a ClusterIP has that ClusterIP as its address.
         guard.own.retain(|ip| guard.services.get(*ip).is_none());
         let api = host.api_servers.iter();
         guard.whole.extend(host.resolvers.iter().map(|ip| (*ip, Why::Resolver)));
@@ -174,12 +174,13 @@ impl Guard {
         guard
     }
 
-    /// Takes over which addresses services have.
+    /// Takes over the services' addresses of an earlier guard.
     pub fn take(&mut self, before: &mut Self) {
         self.virtual_ips = std::mem::take(&mut before.virtual_ips);
     }
 
-    /// One service more or less has these addresses, which are [`Self::virtual_ips`] of it. Gives those that came or went.
+    /// Counts these addresses, which are [`Self::virtual_ips`] of a service, once more or once less. Returns those
+    /// added or removed.
     pub fn count(&mut self, ips: &[IpAddr], more: bool) -> Vec<IpAddr> {
         let mut changed = Vec::new();
         for ip in ips {
@@ -195,7 +196,7 @@ impl Guard {
         changed
     }
 
-    /// Why a service can't have an address of a kind, whatever the port.
+    /// Why a service can't have an address of a kind, at any port.
     pub fn address(&self, kind: FrontendKind, ip: IpAddr) -> Option<Why> {
         match kind {
             FrontendKind::ClusterIp => match self.services.get(ip) {
@@ -219,16 +220,17 @@ impl Guard {
         whole.or_else(pods).or_else(|| self.configured.get(ip).map(|range| Why::Configured(*range)))
     }
 
-    /// Why a service, or a pod, can't have a port of an address that is a node's own; the unspecified address stands for
-    /// all of these.
+    /// Why a service, or a pod, can't have a port of a node's own address; the unspecified address stands for all of
+    /// these.
     pub fn port(&self, kind: FrontendKind, at: SocketAddr, protocol: Protocol) -> Option<Why> {
         let needed = self.needed.get(&(at.port(), protocol)).map(|what| Why::Needed(what));
         match kind {
             FrontendKind::ClusterIp => None,
             FrontendKind::NodePort => needed,
-            // Who may start pods with host ports may bind these as well. Other nodes suffer from this one only.
+            // Users who may start pods with host ports may bind these as well. Other nodes are affected by the tunnel's
+            // port only.
             FrontendKind::HostPort if self.is_here(at.ip()) => needed.filter(|_| Self::is_tunnel(at.port(), protocol)),
-            // It would take the traffic of whoever has that address from all pods and processes of this node.
+            // Such a host port would take over the traffic of all pods and processes of this node to that address.
             FrontendKind::HostPort => Some(Why::NotHere),
             FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
                 needed.filter(|_| self.own.contains(&at.ip()) || self.external.contains(&at.ip()))
@@ -241,7 +243,7 @@ impl Guard {
         ip.is_unspecified() || ip.is_loopback() || self.here.contains(&ip)
     }
 
-    /// Whether ports of other addresses, or other ports, are the node's than for another guard.
+    /// Whether the node's own addresses or ports differ from those of another guard.
     pub fn differs_in_ports(&self, other: &Self) -> bool {
         (&self.own, &self.external, &self.needed) != (&other.own, &other.external, &other.needed)
     }
@@ -254,13 +256,13 @@ impl Guard {
         (Self::is_tunnel(at.port(), protocol) && self.pods.get(at.ip()).is_none()).then_some(Why::Tunnel)
     }
 
-    /// Whether nodes take the tunnel's packets at this port.
+    /// Whether nodes receive the tunnel's packets at this port.
     pub fn is_tunnel(port: u16, protocol: Protocol) -> bool {
         (port, protocol) == (TUNNEL_PORT, Protocol::Udp)
     }
 
-    /// Those of a service's addresses that can be nobody's endpoint and that no range tells: an address of a node is still
-    /// a node's. External IPs are not among them: else whoever may write one could take others' endpoints out.
+    /// A service's addresses that can't be an endpoint and are in no service range. Addresses of a node remain the
+    /// node's. External IPs are excluded: otherwise anyone who may write one could disable others' endpoints.
     pub fn virtual_ips(&self, cluster_ips: &[IpAddr], load_balancer_ips: &[IpAddr]) -> Box<[IpAddr]> {
         let cluster = cluster_ips.iter().map(|ip| (FrontendKind::ClusterIp, ip));
         let all = cluster.chain(load_balancer_ips.iter().map(|ip| (FrontendKind::LoadBalancer, ip)));
@@ -272,8 +274,7 @@ impl Guard {
     }
 }
 
-/// The DNS servers that a `resolv.conf` names (resolv.conf(5)). Loopback addresses, which no object can take, are left
-/// out.
+/// DNS servers of a `resolv.conf` (resolv.conf(5)), except loopback addresses, which no object can take.
 pub fn resolvers(text: &str) -> BTreeSet<IpAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_by_which_nodes_are_run() {
+    fn ports_needed_to_operate_nodes() {
         let guard = guard_of("metricsBindAddress: 0.0.0.0:10249\n", &["10.96.0.0/16"], &facts());
         let refused = |kind, at: &str, protocol| guard.port(kind, at.parse().unwrap(), protocol).is_some();
         for kind in [ExternalIp, LoadBalancer] {
@@ -435,7 +436,7 @@ mod tests {
         assert_eq!(refused(&guard, "10.244.2.9:8472", Protocol::Udp), None, "a pod may listen there");
         assert_eq!(refused(&guard, "10.96.0.1:80", Protocol::Tcp), Some(Why::Virtual));
         assert_eq!(refused(&guard, "[fd00:96::1]:80", Protocol::Tcp), Some(Why::Virtual));
-        // A node's own address and a range's are known without being counted.
+        // The node's own addresses and those in a range are known without counting.
         let ips = guard.virtual_ips(&[ip("10.96.0.1")], &["192.0.2.1", "172.30.0.1", "172.30.0.2"].map(ip));
         assert_eq!(*ips, [ip("192.0.2.1")]);
         assert_eq!(refused(&guard, "192.0.2.1:80", Protocol::Tcp), None);

@@ -1,5 +1,5 @@
-//! Values by range of addresses: which is the narrowest range that an address is in. One look-up for each length of
-//! prefix that there is, so thousands of ranges cost as little as a few.
+//! Values by range of addresses, with longest prefix match. It takes one look-up per existing prefix length, so
+//! thousands of ranges cost as little as a few.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -7,12 +7,12 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-/// A value for each of some ranges.
+/// Values by range.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefixes<T> {
-    /// The lengths that there are, the longest first; whether of IPv4.
+    /// The existing lengths, the longest first, and whether for IPv4.
     lengths: BTreeSet<(Reverse<u8>, bool)>,
-    /// By range, without the bits after its prefix.
+    /// By range, with the bits after the prefix cleared.
     values: HashMap<IpNetwork, T>,
 }
 
@@ -23,7 +23,7 @@ impl<T> Default for Prefixes<T> {
 }
 
 impl<T> Prefixes<T> {
-    /// Puts a value in, unless there is one of the same range that it isn't `better` than.
+    /// Inserts a value, unless there is one of the same range that it isn't `better` than.
     pub(crate) fn insert(&mut self, range: IpNetwork, value: T, better: impl FnOnce(&T, &T) -> bool) {
         let Some(range) = shortened(range.network(), range.prefix()) else { return };
         self.lengths.insert((Reverse(range.prefix()), range.is_ipv4()));
@@ -34,7 +34,7 @@ impl<T> Prefixes<T> {
         }
     }
 
-    /// The value of the narrowest range with this address.
+    /// Value of the narrowest range that contains an address.
     pub(crate) fn get(&self, addr: IpAddr) -> Option<&T> {
         let lengths = self.lengths.iter().filter(|(_, v4)| *v4 == addr.is_ipv4());
         lengths.filter_map(|(Reverse(length), _)| self.values.get(&shortened(addr, *length)?)).next()
@@ -49,12 +49,12 @@ impl FromIterator<IpNetwork> for Prefixes<()> {
     }
 }
 
-/// Whether two ranges have an address in common.
+/// Whether two ranges overlap.
 pub(crate) fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     a.contains(b.network()) || b.contains(a.network())
 }
 
-/// The range of this length that an address is in.
+/// The range of this prefix length that contains an address.
 fn shortened(addr: IpAddr, length: u8) -> Option<IpNetwork> {
     let range = IpNetwork::new(addr, length).ok()?;
     IpNetwork::new(range.network(), length).ok()

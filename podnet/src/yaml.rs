@@ -1,7 +1,7 @@
-//! Reading YAML text: documents of a file, and the line at which something stands.
+//! Parsing YAML: the documents of a file, and the line of a value.
 //!
-//! A file is split into its documents before any is parsed, so that an error in one names its line in the file and the
-//! others can be read by several threads. Options are the same for configuration and manifests.
+//! A file is split into its documents before any is parsed, so that errors have the line in the file, and several
+//! threads can parse the documents. Configuration and manifests use the same options.
 
 use std::fmt;
 
@@ -9,12 +9,12 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Error, Options, Spanned};
 
-/// Something wrong in a text, and where.
+/// An error in a text, with its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextError {
     /// Counted from 1 at the beginning of the file.
     pub line: u64,
-    /// What is wrong.
+    /// The problem.
     pub reason: String,
 }
 
@@ -33,8 +33,8 @@ pub struct Document<'a> {
     pub text: &'a str,
 }
 
-/// The documents of a YAML stream, divided at `---` and `...`, which at the beginning of a line can't be anything
-/// else (YAML 1.2.2, section 9.1.2). Comments and directives go with the document that follows them.
+/// The documents of a YAML stream, split at `---` and `...`, which can't mean anything else at the beginning of a line
+/// (YAML 1.2.2, section 9.1.2). Comments and directives belong to the document that follows.
 pub fn documents(stream: &str) -> Vec<Document<'_>> {
     let stream = stream.strip_prefix('\u{feff}').unwrap_or(stream);
     let mut documents = Vec::new();
@@ -70,7 +70,7 @@ pub fn documents(stream: &str) -> Vec<Document<'_>> {
 /// Parses one document.
 ///
 /// # Errors
-/// Gives the line in the file and the parser's message.
+/// The line in the file and the parser's message.
 pub fn parse<'a, T: Deserialize<'a>>(document: Document<'a>) -> Result<T, TextError> {
     serde_saphyr::from_str_with_options(document.text, options()).map_err(|error| text_error(document.line, &error))
 }
@@ -78,7 +78,7 @@ pub fn parse<'a, T: Deserialize<'a>>(document: Document<'a>) -> Result<T, TextEr
 fn options() -> Options {
     let mut options = Options::default();
     options.with_snippet = false;
-    // Limits against hostile input don't fit: a list of ten thousand objects is an ordinary file.
+    // Limits against hostile input don't fit: an ordinary file may contain a list of ten thousand objects.
     options.budget = None;
     options
 }
@@ -94,8 +94,8 @@ fn text_error(first_line: u64, error: &Error) -> TextError {
     TextError { line, reason }
 }
 
-/// The line of the file at which the value with this path stands, such as `spec.ports[1].name`; of its nearest parent
-/// if it doesn't exist.
+/// Line in the file of the value with this path, such as `spec.ports[1].name`; of its nearest existing parent
+/// otherwise.
 pub fn line_of(document: Document<'_>, path: &str) -> u64 {
     let Ok(tree) = parse::<Spanned<Tree>>(document) else { return document.line };
     let (mut node, mut line) = (&tree.value, tree.referenced.line());
@@ -111,7 +111,7 @@ pub fn line_of(document: Document<'_>, path: &str) -> u64 {
     document.line + line.max(1) - 1
 }
 
-/// A document's structure with its places, for finding the line of a path.
+/// Structure of a document with positions, for finding the line of a path.
 enum Tree {
     Leaf,
     Map(Vec<(String, Spanned<Tree>)>),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_leads_to_its_line() {
+    fn the_line_of_a_path() {
         let stream =
             "x: 1\n---\nspec:\n  ports:\n  - name: a\n  - port: 2\n    name: b\n  list: [1, 2]\n  text: null\n";
         let document = documents(stream)[1];
