@@ -1,7 +1,7 @@
-//! The age of Nodes' claims on disk, so that neither a restart nor a reboot makes an old claim young again.
+//! The age of Nodes' claims, kept on disk, so that an old claim stays old across restarts and reboots.
 //!
-//! The file is replaced as a whole and has its content on disk before it has its name. One that can't be read all the same
-//! costs what it told: then the daemon begins as the first one did.
+//! The file is replaced atomically, after its content has been synced to disk. If it can't be read nevertheless, only
+//! the ages are lost: the daemon then starts as if it were the first on this node.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,13 +26,13 @@ pub(super) struct AgesError {
     source: io::Error,
 }
 
-/// What the file says.
+/// Contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Ages {
     schema: u32,
-    /// When the last claim was made, in numbers that only grow.
+    /// Number of the latest claim; it only ever grows.
     pub(super) clock: u64,
-    /// By node, since when it claims an address (`10.0.0.1`) or a pod CIDR (`10.0.0.0/24`).
+    /// By node: each claimed address (`10.0.0.1`) or pod CIDR (`10.0.0.0/24`), with the number of its claim.
     nodes: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
@@ -54,10 +54,10 @@ impl Ages {
         state_dir.join("claims.json")
     }
 
-    /// Reads the file; none if it doesn't exist.
+    /// Reads the file; `None` if it doesn't exist.
     ///
     /// # Errors
-    /// If it can't be read, or isn't such a file.
+    /// If it can't be read, or has another format.
     pub(super) fn read(state_dir: &Path) -> Result<Option<Self>, AgesError> {
         let path = Self::path(state_dir);
         let parse = |bytes: Vec<u8>| {
@@ -76,7 +76,7 @@ impl Ages {
     /// Replaces the file.
     ///
     /// # Errors
-    /// If that fails; then it is as it was.
+    /// If that fails; the old file is then left unchanged.
     pub(super) fn write(&self, state_dir: &Path) -> Result<(), AgesError> {
         let path = Self::path(state_dir);
         let written = (|| {
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_a_file_is_none_and_is_replaced() {
+    fn truncated_file_is_ignored_and_replaced() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Ages::read(dir.path()).unwrap(), None);
         let since = vec![("10.0.0.1".parse().unwrap(), 3), ("fd00:244:1::/64".parse().unwrap(), 7)];

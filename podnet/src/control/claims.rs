@@ -1,10 +1,10 @@
-//! Which addresses and pod CIDRs of Nodes count: what contradicts the rest is left out.
+//! Which addresses and pod CIDRs of Nodes are admitted: those that conflict with older claims are left out.
 //!
-//! A Node's credentials may write that Node, and whatever it says there leads traffic to it. So a claim counts only if it
-//! takes nothing from anybody: of two that contradict each other the older one. That is the one that came first, which
-//! outlives the daemon (`ages`). Of claims that come at once, as all do when a node sees them for the first time, it is that
-//! of the Node whose `creationTimestamp`, then whose name comes first; so all nodes decide alike. This node's own claims are
-//! the oldest: it never gives its pods' addresses away.
+//! A Node's credentials can write that Node, and any address in it attracts traffic. So a claim is admitted only if it
+//! takes nothing from others: of two conflicting claims the older one wins. Age is the order of arrival, which survives
+//! the daemon (`ages`). Among claims that arrive at once, as all do when a node first sees them, the Node with the
+//! earlier `creationTimestamp`, then the lesser name, wins, so all nodes decide alike. This node's own claims are the
+//! oldest: it never gives away the addresses of its pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,62 +23,62 @@ fn claims(node: &Node) -> impl Iterator<Item = Claim> {
     addresses.chain(node.pod_cidrs.iter().copied().map(Claim::Pods))
 }
 
-/// Since when each claim has been made.
+/// The age of each claim.
 #[derive(Clone, Debug, Default)]
 pub struct Claims {
-    /// By node, in numbers of which later claims have larger ones.
+    /// By node. Later claims have larger numbers.
     since: BTreeMap<String, Vec<(Claim, u64)>>,
-    /// The number of claims that are new while everything is first read.
+    /// The number of all claims that are new during the initial list.
     start: u64,
     clock: u64,
-    /// What earlier daemons have seen, until everything has been read.
+    /// Claims seen by earlier daemons, until the sources are synced.
     remembered: BTreeMap<String, Vec<(Claim, u64)>>,
-    /// Whether the file is to be written.
+    /// Whether the file must be written.
     changed: bool,
 }
 
-/// What claims are judged by, besides each other.
+/// What claims are judged by, besides other claims.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
     /// This node's name.
     pub own: &'a str,
-    /// The ranges that services' addresses come from.
+    /// The ranges of service addresses.
     pub services: &'a BTreeSet<IpNetwork>,
     /// `protectedAddresses`.
     pub protected: &'a [IpNetwork],
-    /// What this host is like.
+    /// Facts about this host.
     pub host: &'a HostFacts,
 }
 
-/// The Nodes with what counts of them, and what doesn't, with the reason.
+/// The outcome: Nodes with their admitted claims, and the reasons for those that are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Judged {
     /// By name.
     pub nodes: BTreeMap<String, Arc<Node>>,
-    /// By name too, of those of which something is left out.
+    /// By name: why claims are left out. Contains only Nodes with such claims.
     pub refused: BTreeMap<String, Vec<String>>,
 }
 
 impl Claims {
-    /// With what earlier daemons have seen.
+    /// Starts with the claims seen by earlier daemons.
     pub(super) fn remember(ages: Option<Ages>) -> Self {
         let Some(ages) = ages else { return Self { changed: true, ..Self::default() } };
         let start = ages.clock + 1;
         Self { start, clock: start, remembered: ages.claims(), ..Self::default() }
     }
 
-    /// Everything has been read: what was remembered of Nodes that are gone is forgotten.
+    /// The sources are synced: forgets remembered claims of Nodes that are gone.
     pub(super) fn settle(&mut self) {
         self.changed |= !self.remembered.is_empty();
         self.remembered.clear();
     }
 
-    /// What is to be written, if it differs from what was.
+    /// The ages to be written, if they have changed.
     pub(super) fn take_changed(&mut self) -> Option<Ages> {
         std::mem::take(&mut self.changed).then(|| Ages::new(self.clock, self.since.iter()))
     }
 
-    /// A Node says something new, or is gone. `first`: it is among those that are read at the start.
+    /// Records a changed or (`None`) deleted Node. `first`: it belongs to the initial list.
     pub fn note(&mut self, name: &str, node: Option<&Node>, first: bool) {
         let before = self.since.remove(name);
         let Some(node) = node else {
@@ -94,12 +94,12 @@ impl Claims {
         self.since.insert(name.to_owned(), now);
     }
 
-    /// What counts of all Nodes.
+    /// The admitted claims of all Nodes.
     pub fn judge(&self, nodes: &BTreeMap<String, Arc<Node>>, setting: Setting<'_>) -> Judged {
         let mut order = Vec::new();
         for (name, node) in nodes {
             let since = self.since.get(name).map_or(&[][..], Vec::as_slice);
-            // Who doesn't say since when comes after those who do.
+            // Nodes without a timestamp come last.
             let created = (node.created.is_empty(), &*node.created);
             order.extend(
                 since.iter().map(|(claim, since)| (name != setting.own, *since, created, name.as_str(), *claim)),
@@ -127,11 +127,11 @@ impl Claims {
     }
 }
 
-/// What has been admitted so far.
+/// Claims admitted so far.
 struct Court<'a> {
     setting: Setting<'a>,
     addresses: BTreeMap<IpAddr, &'a str>,
-    /// By first address; no two have one in common.
+    /// By first address. The ranges are disjoint.
     pods: BTreeMap<IpAddr, (IpNetwork, &'a str)>,
 }
 
@@ -167,7 +167,7 @@ impl<'a> Court<'a> {
         if host.addresses.contains(&ip) {
             return Err(format!("it is an address of node {own}"));
         }
-        // What only an administrator can say of a node (admission plugin NodeRestriction).
+        // Only an administrator can set this label (admission plugin NodeRestriction).
         if node.control_plane {
             return Ok(());
         }
@@ -208,8 +208,8 @@ impl<'a> Court<'a> {
         }
     }
 
-    /// The last pod CIDR that begins at an address or before it. As they are disjoint, it is the only one that can hold the
-    /// address, and if a range that ends there overlaps any, it overlaps this one.
+    /// The last admitted pod CIDR that begins at or before an address. As CIDRs are disjoint, no other one can contain
+    /// the address, and if a range that ends at this address overlaps any CIDR, it overlaps this one.
     fn pods_from(&self, ip: IpAddr) -> Option<(IpNetwork, &'a str)> {
         self.pods.range(..=ip).next_back().map(|(_, found)| *found)
     }
@@ -268,7 +268,7 @@ mod tests {
             self.claims.judge(&self.nodes, setting)
         }
 
-        /// What is refused of whom, when this is added.
+        /// The claims refused after a node has been added.
         fn refused(&mut self, name: &str, node: Node, first: bool) -> Vec<String> {
             let before = self.claims.clone();
             self.put(name, node, first);
@@ -280,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_agree_count_as_they_are() {
+    fn nodes_without_conflicts_are_admitted_unchanged() {
         let bench = Bench::new();
         assert_eq!(bench.judge(), Judged { nodes: bench.nodes.clone(), refused: BTreeMap::new() });
     }
 
     #[test]
-    fn a_pod_cidr_takes_nobodys_traffic() {
+    fn pod_cidr_that_overlaps_others_is_refused() {
         let mut bench = Bench::new();
         for (cidr, part) in [
             ("10.244.1.0/24", "of node n1"),
@@ -308,7 +308,7 @@ mod tests {
             ("10.0.0.0/8", "ClusterIP range"),
             ("fd00:96::/64", "ClusterIP range"),
         ] {
-            // Whoever comes first by name: those who are there are older.
+            // Of any name: existing nodes are older.
             for name in ["a", "z"] {
                 let refused = bench.refused(name, node(&["198.51.100.9"], &[cidr]), false);
                 assert_eq!(refused.len(), 1, "{cidr}: {refused:?}");
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn an_internal_ip_takes_nobodys_traffic() {
+    fn internal_ip_that_belongs_to_others_is_refused() {
         let mut bench = Bench::new();
         for (ip, part) in [
             ("172.30.0.1", "an address of node n1, which claimed it first"),
@@ -346,7 +346,7 @@ mod tests {
                 );
             }
         }
-        // The way to a network behind a node.
+        // Next hop of a route to a network behind a node.
         assert_eq!(bench.refused("z", node(&["192.168.7.254"], &[]), false), [""; 0]);
         let control_plane = Node { control_plane: true, ..node(&["192.0.2.99"], &[]) };
         assert_eq!(bench.refused("z", control_plane, false), [""; 0]);
@@ -355,12 +355,12 @@ mod tests {
     }
 
     #[test]
-    fn the_older_claim_stays_and_is_followed_by_the_next() {
+    fn older_claim_wins_and_the_next_oldest_succeeds_it() {
         let mut bench = Bench::new();
         bench.put("a", node(&["198.51.100.1"], &["10.244.9.0/24"]), false);
         bench.put("0", node(&["198.51.100.2"], &["10.244.9.0/24"]), false);
         assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["0"]);
-        // Saying it again doesn't make it younger, and something else said later doesn't make it older.
+        // Repeating a claim doesn't make it younger, and adding another one doesn't make it older.
         bench.put("a", node(&["198.51.100.1", "172.30.0.1"], &["10.244.9.0/24"]), false);
         let judged = bench.judge();
         assert_eq!(judged.refused.keys().collect::<Vec<_>>(), ["0", "a"]);
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_start_the_node_that_was_made_first_counts() {
+    fn in_the_initial_list_the_earlier_created_node_wins() {
         let made = |created: &str| Node { created: created.into(), ..node(&["198.51.100.1"], &["10.244.9.0/24"]) };
         for (a, b, loser) in [
             ("2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", "a"),
@@ -386,15 +386,15 @@ mod tests {
                 assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), [loser], "{a} {b}");
             }
         }
-        // Whenever others were made, this node keeps its own.
+        // This node keeps its own, whenever the others were created.
         let mut bench = Bench::new();
         let thief = Node { created: "1999-01-01T00:00:00Z".into(), ..node(&["172.30.0.2"], &["10.244.2.0/24"]) };
         assert!(bench.refused("a", thief, true).iter().all(|refused| refused.starts_with("a: ")));
     }
 
-    /// A node that keeps quiet until the daemon restarts wins nothing, whenever it was made.
+    /// A node gains nothing by waiting for a restart of the daemon, whatever its creation time.
     #[test]
-    fn an_old_claim_stays_the_older_one_over_restarts() {
+    fn age_of_claims_survives_restarts() {
         let mut bench = Bench::new();
         bench.put("holder", node(&["198.51.100.1"], &["10.244.9.0/24"]), true);
         let restarted = |bench: &mut Bench| {
@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["a-thief"]);
         restarted(&mut bench);
         assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["a-thief"]);
-        // One that comes while no daemon runs is younger too.
+        // A claim made while no daemon runs is younger too.
         bench.nodes.insert("another".into(), thief.into());
         bench.nodes.remove("a-thief");
         restarted(&mut bench);
@@ -418,7 +418,7 @@ mod tests {
         bench.nodes.remove("holder");
         restarted(&mut bench);
         assert_eq!(bench.judge().refused, BTreeMap::new());
-        // Who comes back has no rights from before.
+        // A node that returns has lost its age.
         bench.put("holder", node(&["198.51.100.1"], &["10.244.9.0/24"]), false);
         assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["holder"]);
     }

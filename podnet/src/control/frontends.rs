@@ -1,4 +1,4 @@
-//! The tables of frontends, which services and host ports share: what they should hold, and how much each owner gets.
+//! The frontends of services and host ports: the desired tables, and each owner's share of them.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ pub(super) struct Frontends {
 }
 
 impl Frontends {
-    /// Takes over what the tables hold.
+    /// Adopts the contents of the tables.
     pub(super) fn adopt(config: &Config, names: ServiceNames, tables: &dyn Tables) -> Result<Self, TableError> {
         Ok(Self {
             desired: Desired::default(),
@@ -28,14 +28,14 @@ impl Frontends {
         })
     }
 
-    /// Puts an owner's frontends in the place of those it had, and gives the keys whose entries may have changed.
+    /// Replaces the frontends of an owner. Returns the keys whose entries may have changed.
     pub(super) fn set(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> BTreeSet<FrontendKey> {
         let changed = self.desired.set(owner, frontends);
         self.reconciler.mark(changed.iter().copied());
         changed
     }
 
-    /// The owners that get more or less of the tables than before.
+    /// Recomputes the shares. Returns the owners whose limits have changed.
     pub(super) fn settle_shares(&mut self) -> Vec<Owner> {
         self.shares.settle(|| self.desired.backends())
     }

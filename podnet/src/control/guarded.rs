@@ -1,4 +1,4 @@
-//! What a guard means for services.
+//! How a guard affects services.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use crate::guard::Guard;
 use crate::model::{ObjectName, Service, ServicePort, SlicePort};
 use crate::select;
 
-/// See [`Guard::virtual_ips`]. A service that isn't for podnet leads nowhere.
+/// See [`Guard::virtual_ips`]. Empty for a service that podnet doesn't implement.
 pub(super) fn virtual_ips(service: &Service, guard: &Guard) -> Box<[IpAddr]> {
     if service.ignored.is_some() {
         return Box::default();
@@ -15,7 +15,7 @@ pub(super) fn virtual_ips(service: &Service, guard: &Guard) -> Box<[IpAddr]> {
     guard.virtual_ips(&service.cluster_ips, &service.load_balancer_ips)
 }
 
-/// The services of which another guard may refuse something else.
+/// The services from which two guards may refuse different things.
 pub(super) fn judged_differently<'i>(index: &'i Index, a: &Guard, b: &Guard) -> impl Iterator<Item = &'i ObjectName> {
     let ports_differ = a.differs_in_ports(b);
     let differs = move |name: &&ObjectName| {

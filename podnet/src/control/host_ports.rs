@@ -7,17 +7,17 @@ use crate::guard::Guard;
 use crate::model::{Diagnostic, Kind, ObjectKey, Severity};
 use crate::room::Room;
 
-/// All that pods ask for.
+/// Host ports that pods ask for, and what becomes of them.
 #[derive(Debug, Default)]
 pub(super) struct HostPorts {
-    /// Those that came first first.
+    /// Oldest pod first.
     asked: Vec<Frontend>,
-    /// What of them is left out.
+    /// Host ports that are left out, and why.
     problems: Vec<Diagnostic>,
 }
 
 impl HostPorts {
-    /// Pods ask for others.
+    /// Replaces the requested host ports.
     pub(super) fn set(&mut self, asked: Vec<Frontend>, frontends: &mut Frontends) {
         self.asked = asked;
         let all = u32::try_from(self.asked.len()).unwrap_or(u32::MAX);
@@ -25,7 +25,7 @@ impl HostPorts {
         frontends.shares.ask(&Owner::HostPorts, asks.min(frontends.shares.of_service()));
     }
 
-    /// Puts them into effect. All together have the share of one service: those that came first.
+    /// Computes their frontends. All host ports together have the share of one service; the oldest come first.
     pub(super) fn update(&mut self, guard: &Guard, frontends: &mut Frontends) {
         let shares = &frontends.shares;
         let room = shares.limit(&Owner::HostPorts).unwrap_or(Room::MAX).min(shares.of_service());
@@ -41,12 +41,12 @@ impl HostPorts {
         frontends.set(&Owner::HostPorts, admitted);
     }
 
-    /// Whether pods ask for none.
+    /// Whether pods ask for no host ports.
     pub(super) fn is_empty(&self) -> bool {
         self.asked.is_empty()
     }
 
-    /// What of them is left out.
+    /// Host ports that are left out, and why.
     pub(super) fn problems(&self) -> &[Diagnostic] {
         &self.problems
     }

@@ -1,4 +1,4 @@
-//! The index of all objects: what belongs to which service, and which keys of each domain a change makes dirty.
+//! The index of all objects: which objects belong to which service, and which keys of each domain a change makes dirty.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,25 +10,25 @@ use crate::model::{
     Change, Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Origin, Protocol, Service, ServiceCidr,
 };
 
-/// The keys of each domain that changes concern.
+/// Dirty keys of each domain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Services whose objects or slices differ, with the change's origin, once for each change.
+    /// Services whose object or slices have changed, with the origin of the change; one entry per change.
     pub services: Vec<(ObjectName, Origin)>,
-    /// Nodes that differ, in the order of their changes.
+    /// Changed nodes, in order of the changes.
     pub nodes: Vec<String>,
-    /// Whether a ServiceCIDR differs.
+    /// Whether a ServiceCIDR has changed.
     pub service_cidrs: bool,
-    /// Whether an endpoint that UDP flows may lead to has gone or doesn't serve any more.
+    /// Whether an endpoint that may have UDP flows is gone or no longer serving.
     pub lost: bool,
 }
 
-/// All objects that the sources have given.
+/// All objects of the sources.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    /// Services, and names for which there are only slices so far.
+    /// Services, and names that have only slices so far.
     services: BTreeMap<ObjectName, Indexed>,
-    /// Which service a slice belongs to.
+    /// The service of each slice.
     owners: BTreeMap<ObjectName, String>,
     nodes: BTreeMap<String, Arc<Node>>,
     service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
@@ -39,13 +39,13 @@ pub struct Index {
 #[derive(Clone, Debug, Default)]
 struct Indexed {
     service: Option<Arc<Service>>,
-    /// By their names; few.
+    /// With their names; few.
     slices: Vec<(String, Arc<EndpointSlice>)>,
 }
 
 impl Index {
-    /// Takes in a change. An object that says what it said before makes nothing dirty: a Node is written every few minutes,
-    /// whatever happens.
+    /// Applies a change. An object without a relevant difference makes nothing dirty: the status of a Node is written
+    /// every few minutes.
     pub fn apply(&mut self, change: Change) {
         let Change { key: ObjectKey { kind, name }, object, origin } = change;
         debug_assert!(object.as_ref().is_none_or(|object| object.kind() == kind));
@@ -78,7 +78,7 @@ impl Index {
         }
     }
 
-    /// The keys that changes have made dirty since the last call.
+    /// Takes the keys that have become dirty since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
         std::mem::take(&mut self.dirty)
     }
@@ -160,22 +160,22 @@ impl Index {
         }
     }
 
-    /// All services, and names for which there are only slices so far.
+    /// All services, and names that have only slices so far.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.services.keys()
     }
 
-    /// How many services there are.
+    /// Number of services.
     pub fn service_count(&self) -> usize {
         self.service_count
     }
 
-    /// How many slices belong to a service.
+    /// Number of slices of a service.
     pub fn slice_count(&self) -> usize {
         self.owners.len()
     }
 
-    /// The ranges that ServiceCIDRs give, ascending, each once.
+    /// The ranges of all ServiceCIDRs, ascending, without duplicates.
     pub fn service_cidrs(&self) -> BTreeSet<IpNetwork> {
         self.service_cidrs.values().flat_map(|ranges| &ranges.cidrs).copied().collect()
     }
@@ -185,7 +185,7 @@ impl Index {
         self.services.values().filter_map(|indexed| indexed.service.as_deref())
     }
 
-    /// The services with an endpoint of one of these addresses.
+    /// The services that have an endpoint with one of these addresses.
     pub fn with_endpoints(&self, addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = &ObjectName> {
         let concerned = move |indexed: &Indexed| {
             let mut endpoints = indexed.slices.iter().flat_map(|(_, slice)| &slice.endpoints);
@@ -200,7 +200,7 @@ impl Index {
     }
 }
 
-/// Puts a value in its place, or none. Says whether that differs from what was there.
+/// Sets or (`None`) removes a value. Returns whether that is a change.
 fn put<T: PartialEq>(map: &mut BTreeMap<String, Arc<T>>, name: &str, value: Option<Arc<T>>) -> bool {
     let differs = map.get(name) != value.as_ref();
     match value {
@@ -210,7 +210,7 @@ fn put<T: PartialEq>(map: &mut BTreeMap<String, Arc<T>>, name: &str, value: Opti
     differs
 }
 
-/// Whether a slice with a UDP port has an endpoint that serves, and what comes in its place hasn't.
+/// Whether a slice with a UDP port loses a serving endpoint when `new` replaces it.
 fn loses(old: &EndpointSlice, new: Option<&EndpointSlice>) -> bool {
     let serving = |slice: &EndpointSlice, addr| {
         slice.endpoints.iter().any(|other| other.addr == addr && other.condition != Condition::Unusable)
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_concerns_its_service_only() {
+    fn slice_makes_only_its_service_dirty() {
         let mut index = Index::default();
         assert_eq!(slice(&mut index, "a-1", Some("a")), ["x/a"]);
         assert_eq!(slices(&index, "a"), None, "there is no service yet");
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_leaves_nothing_behind() {
+    fn deleted_objects_leave_nothing_behind() {
         let mut index = Index::default();
         service(&mut index, "a");
         slice(&mut index, "a-1", Some("a"));

@@ -1,4 +1,4 @@
-//! The control plane of one node: what the daemon's event loop drives.
+//! The control plane of one node, driven by the daemon's event loop.
 //!
 //! ```text
 //!                                ┌→ nodes ──┐ guard, settings, ranges
@@ -6,9 +6,9 @@
 //!                                └→ services ──┐
 //!   records ──→ host ports ────────────────────┴→ frontends (desired, shares) ── reconcile ──→ tables
 //! ```
-//! Each domain has a room of its own, a module that keeps what the domain comes to: [`nodes`], [`services`],
-//! [`host_ports`]. The [`index`] tells each which of its keys are dirty. Everything happens in the caller's thread and
-//! time; a changed EndpointSlice costs the work for its service only.
+//! Each domain has a room, a module that keeps the derived state of that domain: [`nodes`], [`services`],
+//! [`host_ports`]. The [`index`] tells each of them which of its keys are dirty. All work is done synchronously on the
+//! caller's thread; a changed EndpointSlice costs the work for its service only.
 
 mod ages;
 mod claim;
@@ -63,30 +63,30 @@ pub struct Control {
     host_ports: HostPorts,
     frontends: Frontends,
     problems: Problems,
-    /// Machines that answer at addresses of services.
+    /// Machines that answer at service addresses.
     in_use: BTreeMap<IpAddr, Mac>,
     synced: bool,
 }
 
-/// What a batch has changed.
+/// Effects of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Services whose frontends were computed again.
+    /// Number of services whose frontends were recomputed.
     pub services: usize,
-    /// Whether [`Control::nodes`] or [`Control::service_cidrs`] differ.
+    /// Whether [`Control::nodes`] or [`Control::service_cidrs`] have changed.
     pub nodes: bool,
-    /// Whether [`Control::service_addresses`] differ, or will once the tables are reconciled.
+    /// Whether [`Control::service_addresses`] have changed, or will once the tables are reconciled.
     pub addresses: bool,
-    /// Whether [`Health::checks`] or [`Health::leaving`] differ.
+    /// Whether [`Health::checks`] or [`Health::leaving`] have changed.
     pub health: bool,
-    /// Whether other host ports may be in effect.
+    /// Whether the host ports in effect may have changed.
     pub host_ports: bool,
-    /// Whether an endpoint that UDP flows may lead to serves no more, also one to which no new flows went.
+    /// Whether an endpoint that may have UDP flows is no longer serving, even if it got no new flows.
     pub lost: bool,
 }
 
 impl Control {
-    /// Begins with what the tables hold from an earlier daemon.
+    /// Starts from the tables as an earlier daemon left them.
     ///
     /// # Errors
     /// If the tables can't be read.
@@ -110,16 +110,16 @@ impl Control {
         })
     }
 
-    /// The rooms of owners of frontends, and what is around them.
+    /// The rooms that own frontends, and their surroundings.
     fn rooms(&mut self) -> (&mut Services, &mut HostPorts, Surroundings<'_>) {
         let Self { index, nodes, services, host_ports, frontends, problems, .. } = self;
         (services, host_ports, Surroundings { index, nodes, frontends, problems })
     }
 
-    /// Takes in what a source has said. [`Self::reconcile`] puts it into effect.
+    /// Applies a batch of a source. [`Self::reconcile`] puts it into effect.
     pub fn apply(&mut self, batch: Batch) -> Applied {
         for change in batch.changes {
-            // Services' and Nodes' depend on other objects too, and are noted with what follows from them.
+            // Problems of Services and Nodes depend on other objects too; they are recorded when these are evaluated.
             if matches!(change.key.kind, Kind::EndpointSlice | Kind::ServiceCidr) {
                 let notes = change.object.as_ref().map(|object| Notes::new(object.left_out()));
                 self.problems.set(&change.key, notes.unwrap_or_default());
@@ -127,7 +127,7 @@ impl Control {
             self.index.apply(change);
         }
         let dirty = self.index.take_dirty();
-        // What is there at the start is no change.
+        // The initial list doesn't count as changes.
         if self.synced {
             dirty.services.iter().for_each(|(service, origin)| self.services.note(service, *origin));
         }
@@ -148,7 +148,7 @@ impl Control {
         applied
     }
 
-    /// Takes in what the host is like. [`Self::reconcile`] puts it into effect.
+    /// Sets the facts about the host. [`Self::reconcile`] puts them into effect.
     pub fn set_host(&mut self, host: HostFacts) -> Applied {
         let mut applied = Applied::default();
         let changed = self.nodes.set_host(&self.config, &self.index, host, &mut self.problems);
@@ -163,14 +163,15 @@ impl Control {
         applied
     }
 
-    /// Takes in which machines answer at addresses of services. It makes no difference to these, but people should know.
+    /// Sets the machines that answer at service addresses. Services are unaffected; the status shows them.
     pub fn set_in_use(&mut self, machines: BTreeMap<IpAddr, Mac>) {
         self.in_use = machines;
     }
 
-    /// Takes in the host ports of this node's pods: all of them, those that came first first. Of several pods that want
-    /// the same the first has it; a service's NodePort comes before any. [`Self::reconcile`] puts them into effect. At
-    /// start they have to be known before that, or those that an earlier daemon left are removed.
+    /// Sets the host ports of this node's pods: the complete list, oldest pod first. If several pods want the same
+    /// port, the oldest has it; a NodePort takes precedence over any. [`Self::reconcile`] puts them into effect. At
+    /// start, call this before the first reconciliation: otherwise the host ports left by an earlier daemon are
+    /// removed.
     pub fn set_host_ports(&mut self, asked: Vec<Frontend>) {
         let (_, host_ports, around) = self.rooms();
         host_ports.set(asked, around.frontends);
@@ -178,7 +179,7 @@ impl Control {
         self.settle_shares();
     }
 
-    /// Computes what services come to, and those for which it makes a difference.
+    /// Recomputes services, and those that depend on them.
     fn update_services(&mut self, dirty: Vec<ObjectName>, applied: &mut Applied) {
         let (services, _, mut around) = self.rooms();
         let updated = services.update(dirty, &mut around);
@@ -188,7 +189,7 @@ impl Control {
         applied.addresses |= self.frontends.desired.take_addresses_changed();
     }
 
-    /// Computes again what gets more or less of the tables than before.
+    /// Recomputes owners whose share has changed.
     fn settle_shares(&mut self) {
         let (services, host_ports, mut around) = self.rooms();
         for owner in around.frontends.settle_shares() {
@@ -199,24 +200,24 @@ impl Control {
         }
     }
 
-    /// What the host is like.
+    /// Facts about the host.
     pub fn host(&self) -> &HostFacts {
         self.nodes.host()
     }
 
-    /// The next object of which a part is left out and that wasn't asked for yet.
+    /// The next object of which a part is left out. Each is returned once.
     pub fn complaint(&mut self) -> Option<Complaint> {
         let uid = |key: &ObjectKey| self.index.uid(key).unwrap_or_default().to_owned();
         self.problems.complaint(uid)
     }
 
-    /// Gives one back, to be the next again.
+    /// Returns a complaint, which is then the next one again.
     pub fn keep(&mut self, complaint: Complaint) {
         self.problems.keep(complaint.key);
     }
 
-    /// Brings the tables nearer to what is desired, and writes the service names if they have changed. To be called
-    /// after [`Self::apply`] and at [`Outcome::next_retry`].
+    /// Brings the tables closer to the desired state, and writes the service names if they have changed. Call it after
+    /// [`Self::apply`] and at [`Outcome::next_retry`].
     pub fn reconcile(&mut self, tables: &mut dyn Tables, now: Instant) -> Outcome {
         let outcome = self.frontends.reconciler.run(&self.frontends.desired, tables, self.synced, now);
         self.services.settle(|key| self.frontends.reconciler.is_unwritten(key));
@@ -226,8 +227,8 @@ impl Control {
         outcome
     }
 
-    /// When the changes of services began that the tables hold since the last call, those of a service together as the
-    /// oldest. Changes that were there when the sources first gave everything are not among them.
+    /// Origins of the service changes that have taken effect in the tables since the last call: one per service, the
+    /// oldest. Changes from before the sources were synced are excluded.
     pub fn take_effective(&mut self) -> Vec<Origin> {
         self.services.take_effective()
     }
@@ -236,47 +237,48 @@ impl Control {
         self.frontends.reconciler.names_mut().write(&self.config.run_dir)
     }
 
-    /// All nodes by name, with what counts of them.
+    /// All nodes by name, with their admitted claims.
     pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
         self.nodes.counting()
     }
 
-    /// The ranges that services' addresses come from.
+    /// The ranges of service addresses.
     pub fn service_cidrs(&self) -> &BTreeSet<IpNetwork> {
         self.nodes.service_cidrs()
     }
 
-    /// Whether the sources have given everything.
+    /// Whether the sources are synced.
     pub fn synced(&self) -> bool {
         self.synced
     }
 
-    /// What the health servers tell.
+    /// State of the health servers.
     pub fn health(&self) -> Health {
         let checks = self.services.checks().cloned().collect();
         Health { checks, leaving: self.nodes.leaving(), stale_since: self.frontends.reconciler.stale_since() }
     }
 
-    /// Addresses of load balancers and external IPs, which may be a node's own. Those that an earlier daemon left are
-    /// among them until the sources are synced.
+    /// Addresses of load balancers and external IPs, which may be a node's own. Includes those left by an earlier
+    /// daemon until the sources are synced.
     pub fn service_addresses(&self) -> BTreeSet<IpAddr> {
         self.frontends.desired.service_addresses().chain(self.frontends.reconciler.unclaimed_addresses()).collect()
     }
 
-    /// The ports of an address; the unspecified one stands for all of the node's.
+    /// Frontend ports at an address; the unspecified address stands for all addresses of the node.
     pub fn ports_at(&self, addr: IpAddr) -> impl Iterator<Item = u16> {
         self.frontends.desired.ports_at(addr)
     }
 
-    /// The backends that the tables lead to from a packet's destination: see [`Self::leads_to`].
+    /// The backends to which the tables lead from a destination: see [`Self::leads_to`].
     pub fn backends(&self, key: &FrontendKey) -> impl Iterator<Item = Backend> {
         self.frontends.reconciler.backends(key)
     }
 
-    /// Whether the tables lead from a packet's destination to a backend, whoever the client is, or the backend at least
-    /// still serves: new flows may go to better ones (others that aren't terminating, or nearer ones), but those that are
-    /// there go on. The destination may be an address of the node. A UDP flow for which neither is true is stale: at start
-    /// these have to be looked for, since the daemon may have been killed between a change and [`Outcome::removed`].
+    /// Whether the tables lead from a destination to a backend for any client, or the backend is at least still
+    /// serving: new flows may prefer other backends (those that aren't terminating, or closer ones), but existing flows
+    /// continue. The destination may be an address of the node. A UDP flow to which neither applies is stale. Such
+    /// flows must be searched for at start, since the daemon may have been killed between a change and
+    /// [`Outcome::removed`].
     pub fn leads_to(&self, key: &FrontendKey, backend: &Backend) -> bool {
         let reconciler = &self.frontends.reconciler;
         let serves = |port| services::serves(port, key, backend, &self.index, &self.nodes.guard);
@@ -288,7 +290,7 @@ impl Control {
         self.frontends.reconciler.names()
     }
 
-    /// How it stands.
+    /// Current status.
     pub fn status(&self) -> ControlStatus {
         let mut problems: Vec<_> = self.problems.all().take(SHOWN_MAX).collect();
         problems.extend(self.host_ports.problems().iter().cloned());
@@ -320,7 +322,7 @@ impl Control {
         }
     }
 
-    /// Services at addresses that are somebody's besides.
+    /// Services at addresses that also belong to something else.
     fn shadows(&self) -> impl Iterator<Item = Diagnostic> {
         let own = self
             .nodes

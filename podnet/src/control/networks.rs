@@ -1,5 +1,5 @@
-//! The node's network: what each range of addresses is to this node, which MACs other nodes have, and the interfaces that
-//! lead out of it, in the tables `nodes`, `peers` and `interfaces`.
+//! The node's view of the network, in the tables `nodes`, `peers` and `interfaces`: the kind of each address range, the
+//! MACs of other nodes, and the uplinks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,26 +18,27 @@ use crate::{
     prefixes::Prefixes,
 };
 
-/// The first IPv4 address as an IPv6 one.
+/// The first IPv4-mapped IPv6 address.
 const MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
 
-/// What the tables follow from.
+/// Input for the tables.
 pub struct Cluster<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// This node's object.
+    /// This node's Node object.
     pub own: &'a Node,
-    /// The addresses that this node's interfaces have.
+    /// Addresses of this node's interfaces.
     pub addresses: &'a BTreeSet<IpAddr>,
     /// The other nodes.
     pub remote: &'a [RemoteNode],
-    /// The ranges that services' addresses come from.
+    /// The ranges of service addresses.
     pub service_cidrs: &'a BTreeSet<IpNetwork>,
 }
 
 impl Cluster<'_> {
-    /// Those of services' addresses that are to be taken for nothing else. An external IP that is a node's or pod's
-    /// address leads to the service at its ports only, and one from the service ranges is known by these.
+    /// The service addresses that get an entry in `nodes`. Left out are external IPs that are also the address of a
+    /// node or pod, which lead to the service at its ports only, and addresses in the service ranges, whose entries
+    /// cover them.
     pub fn service_addresses(&self, all: impl Iterator<Item = IpAddr>) -> BTreeSet<IpAddr> {
         let nodes: BTreeSet<&IpAddr> = self.remote.iter().flat_map(|node| &node.addresses).collect();
         let pods = self.remote.iter().flat_map(|node| &node.pod_cidrs).chain(&self.own.pod_cidrs);
@@ -47,7 +48,7 @@ impl Cluster<'_> {
             .collect()
     }
 
-    /// The table `nodes`. Of two things with the same range the later counts.
+    /// The table `nodes`. If two entries have the same range, the later one wins.
     fn networks(&self, routes: &NodeRoutes, services: &BTreeSet<IpAddr>) -> BTreeMap<Prefix, Network> {
         let mut networks = BTreeMap::new();
         let mapped = IpAddr::from(MAPPED);
@@ -107,7 +108,7 @@ fn peers(routes: &NodeRoutes) -> BTreeSet<Mac> {
     routes.addresses.iter().filter_map(|address| address.mac).collect()
 }
 
-/// The tables, as far as they have been written.
+/// The tables as written so far.
 #[derive(Debug, Default)]
 pub struct Networks {
     networks: Mirror<Prefix, Network>,
@@ -117,16 +118,16 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Fills in the MACs of other nodes that the kernel has forgotten.
+    /// Fills in MACs of other nodes that have expired from the kernel's neighbour table.
     pub fn complete(&mut self, routes: &mut NodeRoutes) {
         self.macs.complete(routes);
     }
 
-    /// Makes the tables hold what follows from the cluster and the ways to its nodes, and these interfaces, of which as many
-    /// as the table has room for.
+    /// Makes the tables match the cluster, the routes to its nodes, and these interfaces, of which as many as the table
+    /// has room for.
     ///
     /// # Errors
-    /// The first operation that fails; the next call goes on from there.
+    /// The first operation that fails; the next call continues from there.
     pub fn sync<T>(
         &mut self,
         cluster: &Cluster<'_>,
@@ -138,19 +139,19 @@ impl Networks {
     where
         T: Entries<Prefix, Network> + Entries<Mac, ()> + Entries<IfIndex, Interface>,
     {
-        // No range is unknown meanwhile.
+        // Puts first: no range is unknown in between.
         self.networks.sync(&cluster.networks(routes, services), First::Put, tables)?;
         self.peers.sync(&peers(routes).into_iter().map(|mac| (mac, ())).collect(), First::Put, tables)?;
         let interfaces = interfaces.into_iter().take(INTERFACES.capacity()).collect();
         self.interfaces.sync(&interfaces, First::Delete, tables)
     }
 
-    /// What `nodes` holds.
+    /// Entries of `nodes`.
     pub fn held(&self) -> impl Iterator<Item = (&Prefix, &Network)> + Clone {
         self.networks.iter()
     }
 
-    /// How many entries `nodes` holds.
+    /// Number of entries of `nodes`.
     pub fn len(&self) -> usize {
         self.networks.len()
     }
@@ -161,17 +162,17 @@ impl Networks {
     }
 }
 
-/// MACs of other nodes that were known once. The kernel forgets a neighbour that is silent for a while, and knows it
-/// again a moment after it has been asked for: meanwhile the node is the same.
+/// Last known MACs of other nodes. The kernel drops the neighbour entry of a silent node after a while, and restores it
+/// as soon as it is used; in between the node's MAC is assumed to be unchanged.
 #[derive(Debug, Default)]
 struct KnownMacs(BTreeMap<IpAddr, Mac>);
 
 impl KnownMacs {
-    /// Learns what is known now and fills in what was known before. Addresses that are no node's, or aren't on a link
-    /// any more, are forgotten.
+    /// Remembers the MACs that are known now, and fills in those known before. Forgets addresses that belong to no
+    /// node, or are no longer on a link.
     fn complete(&mut self, routes: &mut NodeRoutes) {
         let before = std::mem::take(&mut self.0);
-        // In the tunnel it is never unknown.
+        // In the tunnel the MAC is always known.
         for address in routes.addresses.iter_mut().filter(|address| address.dev.is_some() && !address.tunnel) {
             address.mac = address.mac.or_else(|| before.get(&address.addr).copied());
             self.0.extend(address.mac.map(|mac| (address.addr, mac)));
@@ -243,7 +244,7 @@ mod tests {
         NodeRoutes { hops: vec![hop], addresses, ..NodeRoutes::default() }
     }
 
-    /// The table for people.
+    /// The table in readable form.
     fn shown(networks: &BTreeMap<Prefix, Network>) -> Vec<String> {
         let kind = |kind: u32| {
             ["Nothing", "LocalPods", "RemotePods", "Services", "LocalNode", "RemoteNode", "", "NonMasquerade"]
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_range_is_in_the_table() {
+    fn table_contains_every_kind_of_range() {
         let (config, own, remote) = (config("nodePortAddresses: [172.30.0.0/24]"), own(), remote());
         let addresses = BTreeSet::from([ip("172.30.0.1"), ip("fd00:30::1"), ip("192.168.7.1")]);
         let cluster = Cluster {
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn without_ranges_every_own_address_serves_node_ports() {
+    fn without_node_port_ranges_every_own_address_serves_node_ports() {
         let (config, own, addresses) = (config(""), own(), BTreeSet::from([ip("172.30.0.1"), ip("2001:db8::1")]));
         let cluster = Cluster {
             config: &config,
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_all_ipv6_addresses_holds_no_ipv4() {
+    fn range_of_all_ipv6_addresses_excludes_ipv4() {
         let (own, addresses) = (own(), BTreeSet::new());
         let mapped = Prefix::new(IpAddr::from(MAPPED), 96);
         let kind = |ranges: &str| {
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn an_external_ip_that_is_something_else_too_stays_that() {
+    fn external_ip_that_is_also_a_node_or_pod_keeps_its_kind() {
         let (config, own, remote) = (config(""), own(), remote());
         let addresses = BTreeSet::from([ip("172.30.0.1"), ip("192.168.7.1")]);
         let cluster = Cluster {
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_neighbour_that_the_kernel_forgets_is_still_the_same_node() {
+    fn mac_is_kept_when_the_neighbour_entry_expires() {
         let mut known = KnownMacs::default();
         let mut first = routes(Some(MAC));
         known.complete(&mut first);

@@ -1,5 +1,5 @@
-//! Nodes: which of their claims count, and what follows for this node: its settings, the ranges of service addresses, and
-//! what no object may take.
+//! Nodes: their admitted claims, and what follows for this node: its settings, the ranges of service addresses, and the
+//! guard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,30 +17,30 @@ use crate::guard::{Guard, HostFacts};
 use crate::model::{Kind, Node, ObjectKey, ObjectName};
 use crate::select::Settings;
 
-/// What counts of the nodes.
+/// State derived from Nodes.
 #[derive(Debug)]
 pub(super) struct Nodes {
     claims: Claims,
     judged: Judged,
     host: HostFacts,
-    /// Those of the configuration and of the objects.
+    /// From the configuration and from ServiceCIDRs.
     service_cidrs: BTreeSet<IpNetwork>,
     settings: Settings,
-    /// Whether this node is on its way out.
+    /// Whether this node is leaving the cluster: see [`Node::leaving`].
     leaving: bool,
     pub(super) guard: Guard,
 }
 
-/// Services that a change of nodes concerns.
+/// What a change of nodes affects.
 #[derive(Debug, Default)]
 pub(super) struct Concerned {
     pub(super) services: Vec<ObjectName>,
-    /// Whether [`Nodes::leaving`] differs.
+    /// Whether [`Nodes::leaving`] has changed.
     pub(super) leaving: bool,
 }
 
 impl Nodes {
-    /// Of a daemon that has read no objects yet.
+    /// State before any object has been read.
     pub(super) fn new(config: &Config) -> Self {
         let ages = Ages::read(&config.state_dir).unwrap_or_else(|error| {
             warn!("{error}; resolving conflicting claims of nodes by creation time");
@@ -59,7 +59,7 @@ impl Nodes {
         }
     }
 
-    /// Takes in what has changed. `first`: not all objects have been read yet.
+    /// Applies changes. `first`: the sources are not synced yet.
     pub(super) fn update(
         &mut self,
         config: &Config,
@@ -81,7 +81,8 @@ impl Nodes {
         concerned
     }
 
-    /// Takes in what the host is like. `None`: it is as it was. Else says too whether other nodes count.
+    /// Sets the facts about the host; returns `None` if they are unchanged. Otherwise also returns whether the admitted
+    /// nodes have changed.
     pub(super) fn set_host(
         &mut self,
         config: &Config,
@@ -99,7 +100,7 @@ impl Nodes {
         Some((concerned, differs))
     }
 
-    /// Writes down since when nodes have claimed what they claim, once all of them are known. `settled`: they have just been.
+    /// Writes the age of the claims to disk once all Nodes are known. `settled`: they have just become known.
     pub(super) fn keep_ages(&mut self, config: &Config, settled: bool) {
         if settled {
             self.claims.settle();
@@ -111,7 +112,7 @@ impl Nodes {
         }
     }
 
-    /// This node's object may say another zone, which concerns all services, and that the node is on its way out.
+    /// This node's object determines the zone, which affects all services, and whether the node is leaving.
     fn update_own(&mut self, config: &Config, index: &Index, concerned: &mut Concerned) {
         let node = index.nodes().get(&config.node);
         let leaving = node.is_some_and(|node| node.leaving);
@@ -123,7 +124,7 @@ impl Nodes {
         }
     }
 
-    /// Whether a service's address is in one of the ranges concerns all services.
+    /// Whether an address is in a service range affects all services.
     fn update_service_cidrs(&mut self, config: &Config, index: &Index, concerned: &mut Vec<ObjectName>) {
         let ranges = all_service_cidrs(config, index);
         if ranges != self.service_cidrs {
@@ -132,7 +133,7 @@ impl Nodes {
         }
     }
 
-    /// Finds out what counts of the nodes, and says whether that differs.
+    /// Judges the claims of all nodes. Returns whether the outcome has changed.
     fn judge(&mut self, config: &Config, index: &Index, problems: &mut Problems) -> bool {
         let setting = Setting {
             own: &config.node,
@@ -158,7 +159,7 @@ impl Nodes {
         differs
     }
 
-    /// Something else may be left out of services.
+    /// Recomputes the guard; other parts of services may then be left out.
     fn update_guard(&mut self, config: &Config, index: &Index, concerned: &mut Vec<ObjectName>) {
         let mut guard = bare_guard(config, &self.judged, &self.service_cidrs, &self.host);
         concerned.extend(judged_differently(index, &self.guard, &guard).cloned());
@@ -166,33 +167,33 @@ impl Nodes {
         self.guard = guard;
     }
 
-    /// All nodes by name, with what counts of them.
+    /// All nodes by name, with their admitted claims.
     pub(super) fn counting(&self) -> &BTreeMap<String, Arc<Node>> {
         &self.judged.nodes
     }
 
-    /// The ranges that services' addresses come from.
+    /// The ranges of service addresses.
     pub(super) fn service_cidrs(&self) -> &BTreeSet<IpNetwork> {
         &self.service_cidrs
     }
 
-    /// What the host is like.
+    /// Facts about the host.
     pub(super) fn host(&self) -> &HostFacts {
         &self.host
     }
 
-    /// What holds for all services on this node.
+    /// Settings of this node that apply to all services.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Whether this node is on its way out.
+    /// Whether this node is leaving.
     pub(super) fn leaving(&self) -> bool {
         self.leaving
     }
 }
 
-/// What holds for all services on the node that a configuration names.
+/// Settings that apply to all services on the node named by the configuration.
 fn settings(config: &Config, node: Option<&Node>) -> Settings {
     Settings { spread: config.maglev_table_size, ..Settings::new(config.source_ip, &config.node, node) }
 }
@@ -203,14 +204,14 @@ fn all_service_cidrs(config: &Config, index: &Index) -> BTreeSet<IpNetwork> {
     ranges
 }
 
-/// What no object may take, before services are counted.
+/// The guard without the addresses of services.
 fn bare_guard(config: &Config, judged: &Judged, services: &BTreeSet<IpNetwork>, host: &HostFacts) -> Guard {
     let nodes = judged.nodes.iter().map(|(name, node)| (name.as_str(), &**node));
     Guard::new(config, nodes, services.iter(), host)
 }
 
-/// How a node that the configuration names sees services, for a program that has read the objects once, and knows of the
-/// nodes' claims what the daemon has written down.
+/// Settings and guard of the node named by the configuration, for a program that has read the objects once. The age of
+/// Nodes' claims is taken from the daemon's file.
 pub fn as_read(config: &Config, index: &Index, host: &HostFacts) -> (Settings, Guard) {
     let mut claims = Claims::remember(Ages::read(&config.state_dir).ok().flatten());
     index.nodes().iter().for_each(|(name, node)| claims.note(name, Some(node), true));

@@ -1,23 +1,22 @@
-//! What users of objects should know about them, for `podnet status`, and what of it becomes an Event: that a part of an
-//! object is left out.
+//! Problems of objects, for their users: shown by `podnet status`; parts that are left out also become Events.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::{Complaint, Diagnostic, LeftOut, ObjectKey, Severity};
 
-/// How many problems are shown; of more only their number is.
+/// Number of problems that are shown; of the rest only the count is.
 pub(super) const SHOWN_MAX: usize = 1000;
-/// How many complaints wait to become Events; more are lost.
+/// Number of complaints that can wait to become Events; further ones are lost.
 const COMPLAINTS_MAX: usize = 256;
 
 /// Problems of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Notes {
-    /// What its author should know.
+    /// Remarks for its author.
     pub(super) remarks: Vec<String>,
-    /// What of it has no effect, and why.
+    /// Parts that have no effect, and why.
     pub(super) left_out: Vec<String>,
-    /// What of it would take others' traffic.
+    /// Parts that would take traffic of others.
     pub(super) alarms: Vec<String>,
 }
 
@@ -43,7 +42,7 @@ pub(super) struct Problems {
 }
 
 impl Problems {
-    /// Puts an object's problems in the place of those it had.
+    /// Replaces the problems of an object.
     pub(super) fn set(&mut self, object: &ObjectKey, notes: Notes) {
         let before = match notes.is_empty() {
             true => self.notes.remove(object),
@@ -56,7 +55,7 @@ impl Problems {
         }
     }
 
-    /// The next object of which a part is left out and that wasn't asked for yet.
+    /// The next object of which a part is left out. Each is returned once.
     pub(super) fn complaint(&mut self, uid: impl Fn(&ObjectKey) -> String) -> Option<Complaint> {
         while let Some(key) = self.complaints.pop_front() {
             let parts: Vec<_> = self.notes.get(&key).into_iter().flat_map(Notes::without_effect).cloned().collect();
@@ -67,17 +66,17 @@ impl Problems {
         None
     }
 
-    /// Gives one back, to be the next again.
+    /// Returns a complaint, which is then the next one again.
     pub(super) fn keep(&mut self, object: ObjectKey) {
         self.complaints.push_front(object);
     }
 
-    /// What would take others' traffic.
+    /// Parts that would take traffic of others.
     pub(super) fn alarms(&self) -> impl Iterator<Item = Diagnostic> {
         self.notes.iter().flat_map(|(object, notes)| of(object, Severity::Alarm, &notes.alarms))
     }
 
-    /// All others.
+    /// All other problems.
     pub(super) fn all(&self) -> impl Iterator<Item = Diagnostic> {
         self.notes.iter().flat_map(|(object, notes)| {
             of(object, Severity::LeftOut, &notes.left_out).chain(of(object, Severity::Remark, &notes.remarks))
@@ -95,7 +94,7 @@ mod tests {
     use crate::model::Kind;
 
     #[test]
-    fn what_is_left_out_is_told_once_until_it_differs() {
+    fn left_out_part_is_reported_once_until_it_changes() {
         let mut problems = Problems::default();
         let key = ObjectKey::new(Kind::Service, "x", "a");
         let notes = |left_out: &[&str]| Notes {

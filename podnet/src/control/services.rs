@@ -1,4 +1,4 @@
-//! Services: what they come to on this node, and which of their changes the tables don't hold yet.
+//! Services: their frontends on this node, and their changes that haven't taken effect yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -18,18 +18,19 @@ use crate::model::{Condition, Diagnostic, Kind, ObjectKey, ObjectName, Origin, S
 use crate::room::Share;
 use crate::select::{self, HealthCheck, Selection};
 
-/// What services come to.
+/// State derived from services.
 #[derive(Debug, Default)]
 pub(super) struct Services {
-    /// Addresses of services that no range tells, where there are any: see [`Guard::virtual_ips`].
+    /// Service addresses outside the service ranges. Contains only services with such addresses: see
+    /// [`Guard::virtual_ips`].
     virtual_ips: BTreeMap<ObjectName, Box<[IpAddr]>>,
-    /// Of services whose load balancer asks for their health.
+    /// Services with a health check node port.
     checks: BTreeMap<ObjectName, HealthCheck>,
-    /// Changes of services that aren't true of the tables yet.
+    /// Changes that haven't taken effect in the tables yet.
     waiting: Waiting,
 }
 
-/// What the other rooms give for services.
+/// Input from the other rooms.
 pub(super) struct Surroundings<'a> {
     pub(super) index: &'a Index,
     pub(super) nodes: &'a mut Nodes,
@@ -37,22 +38,22 @@ pub(super) struct Surroundings<'a> {
     pub(super) problems: &'a mut Problems,
 }
 
-/// What an update has changed.
+/// Effects of an update.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Updated {
-    /// Services whose frontends were computed again.
+    /// Number of services whose frontends were recomputed.
     pub(super) services: usize,
-    /// Whether health checks differ.
+    /// Whether health checks have changed.
     pub(super) health: bool,
 }
 
 impl Services {
-    /// A service has changed.
+    /// Records a change of a service.
     pub(super) fn note(&mut self, service: &ObjectName, origin: Origin) {
         self.waiting.note(service, origin);
     }
 
-    /// Computes what these services come to, and those for which their addresses make a difference.
+    /// Recomputes these services, and those affected by their addresses.
     pub(super) fn update(&mut self, mut dirty: Vec<ObjectName>, around: &mut Surroundings<'_>) -> Updated {
         dirty.sort_unstable();
         dirty.dedup();
@@ -69,7 +70,7 @@ impl Services {
         updated
     }
 
-    /// Counts which addresses services have, and gives those that came or went.
+    /// Updates the addresses of these services. Returns those that were added or removed.
     fn count_addresses(&mut self, services: &[ObjectName], around: &mut Surroundings<'_>) -> BTreeSet<IpAddr> {
         let mut changed = BTreeSet::new();
         let guard = &mut around.nodes.guard;
@@ -88,7 +89,7 @@ impl Services {
         changed
     }
 
-    /// Computes what a service comes to. Says whether its health check differs.
+    /// Recomputes a service. Returns whether its health check has changed.
     pub(super) fn update_one(&mut self, name: ObjectName, around: &mut Surroundings<'_>) -> bool {
         let Surroundings { index, nodes, frontends, problems } = around;
         let (settings, guard) = (nodes.settings(), &nodes.guard);
@@ -116,7 +117,7 @@ impl Services {
         replace(&mut self.checks, name, check)
     }
 
-    /// The tables were written, except for what `is_unwritten`.
+    /// The tables have been written, except for the keys for which `is_unwritten` is true.
     pub(super) fn settle(&mut self, is_unwritten: impl Fn(&FrontendKey) -> bool) {
         self.waiting.settle(is_unwritten);
     }
@@ -126,13 +127,13 @@ impl Services {
         self.waiting.take_effective()
     }
 
-    /// Services whose load balancer asks for their endpoints on this node, by name.
+    /// Health checks of services, by name of the service.
     pub(super) fn checks(&self) -> impl Iterator<Item = &HealthCheck> {
         self.checks.values()
     }
 
-    /// Services whose load balancer asks at a port of the node that another service or a pod has: a packet that comes in is
-    /// theirs before it is the health server's.
+    /// Health check node ports that collide with a frontend of another service or with a host port. Incoming packets
+    /// then go to that frontend instead of the health server.
     pub(super) fn contested_checks(&self, frontends: &Frontends) -> impl Iterator<Item = Diagnostic> {
         self.checks.iter().filter_map(|(name, check)| {
             let at =
@@ -152,7 +153,7 @@ impl Services {
     }
 }
 
-/// Whether a service port, which a destination is, has this backend, and it is not to be avoided altogether.
+/// Whether the service port at this destination has this backend, and the backend isn't excluded altogether.
 pub(super) fn serves(
     port: &ServicePortName,
     key: &FrontendKey,
@@ -178,7 +179,7 @@ fn key(name: &ObjectName) -> ObjectKey {
     ObjectKey { kind: Kind::Service, name: name.clone() }
 }
 
-/// What there is to say of a service. Those of its slices are noted as they come.
+/// Remarks about a service. Problems of its slices are recorded when they arrive.
 fn notes(name: &ObjectName, selection: &Selection, index: &Index, nodes: &Nodes) -> Notes {
     let mut notes = Notes::default();
     if let Some((service, _)) = index.service(name) {
@@ -204,7 +205,7 @@ fn remarks(service: &Service, nodes: &Nodes) -> Vec<String> {
     remarks
 }
 
-/// Puts a value in its place, or none. Says whether that differs from what was there.
+/// Sets or (`None`) removes a value. Returns whether that is a change.
 fn replace<T: PartialEq>(map: &mut BTreeMap<ObjectName, T>, name: &ObjectName, value: Option<T>) -> bool {
     let differs = map.get(name) != value.as_ref();
     match value {

@@ -1,7 +1,7 @@
-//! Services at addresses that somebody else has too: what they take there and from whom, for the operator to know.
+//! Services at addresses that also belong to something else: which ports they take, and from whom, for the operator.
 //!
-//! It is allowed, and often meant: a load balancer's address may be on an interface of the node that holds it. But who
-//! wonders why a machine doesn't answer at one port finds the reason here.
+//! This is allowed and often intended: the address of a load balancer may be on an interface of the node that holds it.
+//! But it also explains why a machine doesn't answer at one of its ports.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,10 +11,10 @@ use podnet_common::layout::FrontendKey;
 use crate::compile::{Desired, show};
 use crate::model::{Diagnostic, Kind, ObjectKey, ObjectName, Severity};
 
-/// How many ports of an address are named.
+/// Number of ports of an address that are named.
 const NAMED_MAX: usize = 8;
 
-/// What services have of one address, if any has, that is somebody's: `whose` is to follow "is".
+/// What services take of an address that belongs to something else; empty if nothing. `whose` is worded to follow "is".
 pub(super) fn at(desired: &Desired, ip: IpAddr, whose: &str) -> Vec<Diagnostic> {
     let mut services: BTreeMap<&ObjectName, Vec<&FrontendKey>> = BTreeMap::new();
     for (key, holder) in desired.at_service_address(ip) {

@@ -1,49 +1,49 @@
-//! What each service may take of tables that don't hold everything.
+//! Each service's share of tables that are too small for all demands.
 //!
-//! As long as all find room, nobody is limited beyond a Service's [share](Room::of_service). When more is asked for than a
-//! table holds, namespaces get the same, those that ask for less what they ask for; the rest is shared among the others
-//! (max-min fairness). In a namespace that doesn't get all, the same holds among its services. So it is always who asks for
-//! the most that is refused, and what a service gets depends on nothing but what all ask for: every node and every restart
-//! decides alike.
+//! While all demands fit, the only limit is the [share](Room::of_service) of a Service. When demands exceed the size of
+//! a table, it is divided among namespaces by max-min fairness: small demands are met in full, and the rest is divided
+//! equally among the others. A namespace that is limited divides its part among its services in the same way. So it is
+//! always the largest demands that are refused, and the outcome depends on nothing but the demands: every node decides
+//! alike, before and after a restart.
 
 use std::collections::BTreeMap;
 
 use crate::frontend::Owner;
 use crate::room::{BACKENDS, Room, TABLES};
 
-/// What services ask for and may have.
+/// Demands and limits of services.
 #[derive(Debug)]
 pub(super) struct Shares {
     capacity: Room,
-    /// Of each owner, what it would take if there were room.
+    /// Demand of each owner.
     asked: BTreeMap<Owner, Room>,
     totals: [u64; TABLES.len()],
-    /// At least as many as there are different backends: services that have some in common use the same entries.
+    /// Lower bound of the number of different backends: services with common backends share the entries.
     backends: u64,
-    /// The table `backends` didn't hold all of them.
+    /// The backends didn't fit into the table `backends`.
     backends_scarce: bool,
-    /// Owners that don't get all.
+    /// Owners whose demands aren't met in full.
     limits: BTreeMap<Owner, Room>,
-    /// By namespace that doesn't get all, what each of its services gets at most.
+    /// Limit of each service, for namespaces whose demands aren't met in full.
     each: BTreeMap<String, Room>,
     scarcities: Vec<Scarcity>,
 }
 
-/// A namespace that doesn't get all that it asks for.
+/// A namespace whose demand isn't met in full.
 #[derive(Debug)]
 struct Scarcity {
-    /// The table's place in [`TABLES`].
+    /// Index of the table in [`TABLES`].
     table: usize,
     /// `None`: the host ports.
     namespace: Option<String>,
     asks: u64,
     gets: u64,
-    /// What each of its services gets at most.
+    /// Limit of each of its services.
     each: u64,
 }
 
 impl Shares {
-    /// Of tables of this size.
+    /// For tables of this size.
     pub(super) fn new(capacity: Room) -> Self {
         Self {
             capacity,
@@ -57,12 +57,12 @@ impl Shares {
         }
     }
 
-    /// What one service may ever take.
+    /// The most that a single service may ever have.
     pub(super) fn of_service(&self) -> Room {
         self.capacity.of_service()
     }
 
-    /// An owner asks for something else than before; nothing, if it is gone.
+    /// Sets the demand of an owner; zero if it is gone.
     pub(super) fn ask(&mut self, owner: &Owner, asks: Room) {
         let before = match asks {
             none if none == Room::default() => self.asked.remove(owner),
@@ -76,17 +76,17 @@ impl Shares {
         }
     }
 
-    /// What an owner may have, by what was last settled.
+    /// Limit of an owner, as last settled.
     pub(super) fn limit(&self, owner: &Owner) -> Option<Room> {
         self.limits.get(owner).copied()
     }
 
-    /// By namespace that doesn't get all, what each of its services gets at most.
+    /// Limit of each service, for namespaces whose demands aren't met in full.
     pub(super) fn each(&self) -> &BTreeMap<String, Room> {
         &self.each
     }
 
-    /// The same for people.
+    /// The same, in readable form.
     pub(super) fn scarcities(&self) -> impl Iterator<Item = String> {
         self.scarcities.iter().map(|Scarcity { table, namespace, asks, gets, each }| {
             let who = namespace.as_deref().unwrap_or("the host ports of this node's pods");
@@ -98,15 +98,15 @@ impl Shares {
         })
     }
 
-    /// Settles who gets how much. Gives the services whose limit isn't what it was. `backends` counts the different ones,
-    /// which takes a while and is asked for only if it matters.
+    /// Recomputes the limits. Returns the owners whose limit has changed. `backends` counts the different backends; it
+    /// is slow and called only if the number matters.
     pub(super) fn settle(&mut self, backends: impl FnOnce() -> usize) -> Vec<Owner> {
         let capacity = self.capacity.counts().map(u64::from);
         let mut scarce: [bool; TABLES.len()] = std::array::from_fn(|i| self.totals[i] > capacity[i]);
         if scarce[BACKENDS] && !self.backends_scarce && self.backends > capacity[BACKENDS] {
             self.backends = backends() as u64;
         }
-        // Until all would find room even if none were shared: how many are, nobody knows of those that were refused.
+        // Scarce until all would fit even without sharing: how many of the refused ones would share entries is unknown.
         self.backends_scarce = scarce[BACKENDS] && (self.backends_scarce || self.backends > capacity[BACKENDS]);
         scarce[BACKENDS] = self.backends_scarce;
         let mut limits = BTreeMap::new();
@@ -151,7 +151,7 @@ impl Shares {
     }
 }
 
-/// The most that each of those who ask for these may have, so that all together have no more than there is.
+/// The largest equal limit at which all demands together fit.
 fn level(mut asked: Vec<u64>, mut left: u64) -> u64 {
     asked.sort_unstable();
     let mut others = asked.len() as u64;
@@ -180,7 +180,7 @@ mod tests {
         Room { frontends, ..Room::default() }
     }
 
-    /// Tables of 1,000 entries, and who asks for how many frontends.
+    /// Tables of 1,000 entries, and the number of frontends that each service asks for.
     fn shares(asked: &[(&str, &str, u32)]) -> Shares {
         let mut shares = Shares::new(Room::of_counts([1000; 5]));
         asked.iter().for_each(|(namespace, service, asks)| shares.ask(&name(namespace, service), frontends(*asks)));
@@ -200,15 +200,15 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_limited_while_all_find_room() {
+    fn no_limits_while_all_demands_fit() {
         assert_eq!(limits(&shares(&[("a", "s", 62), ("a", "t", 900), ("b", "s", 38)])), []);
     }
 
     #[test]
-    fn who_asks_for_the_most_is_refused() {
+    fn largest_demand_is_refused() {
         let greedy = [("a", "s", 900), ("a", "t", 10), ("b", "s", 200), ("c", "s", 100)];
         assert_eq!(limits(&shares(&greedy)), [("a/s".into(), 690)]);
-        // Many services are one tenant.
+        // Many services of one tenant.
         let many: Vec<_> = (0..40).map(|i| format!("s{i:02}")).collect();
         let many = many.iter().map(|service| ("greedy", service.as_str(), 50));
         let modest = (0..10).map(|_| ("b", "s", 250));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_end_with_the_scarcity_and_changes_are_told() {
+    fn limits_end_with_scarcity_and_changes_are_returned() {
         let mut shares = shares(&[("a", "s", 900), ("b", "s", 200)]);
         assert_eq!(limits(&shares), [("a/s".into(), 800)]);
         shares.ask(&name("b", "t"), frontends(100));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn backends_that_services_share_count_once() {
+    fn shared_backends_count_once() {
         let mut shares = Shares::new(Room::of_counts([1000; 5]));
         let ask = |shares: &mut Shares, i: usize, backends| {
             shares.ask(&name("a", &i.to_string()), Room { backends, ..Room::default() });
@@ -247,8 +247,8 @@ mod tests {
     }
 
     proptest! {
-        /// All together never get more than there is, who asks for less than another gets no less, and the order of
-        /// arrival doesn't matter.
+        /// The total never exceeds the table, in a namespace a larger demand never gets less than a smaller one, and
+        /// the order of arrival is irrelevant.
         #[test]
         fn fair_and_full(asked in prop::collection::vec((0u8..4, 0u8..6, 0u32..600), 1..40)) {
             let text: Vec<_> = asked.iter().map(|(n, s, asks)| (n.to_string(), s.to_string(), *asks)).collect();
@@ -263,7 +263,7 @@ mod tests {
             let total: u32 = forward.iter().map(gets).sum();
             let wanted: u32 = forward.iter().map(|(_, _, asks)| asks).sum();
             prop_assert!(total <= 1000 && (wanted > 1000 || total == wanted));
-            // No more is lost than rounding takes.
+            // Only rounding is lost.
             prop_assert!(wanted <= 1000 || total + 30 > 1000, "{total}");
             for a in &forward {
                 for b in forward.iter().filter(|b| b.0 == a.0 && b.2 >= a.2) {

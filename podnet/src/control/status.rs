@@ -1,4 +1,4 @@
-//! What the control plane tells of itself.
+//! Status of the control plane.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -8,38 +8,38 @@ use crate::reconcile::Usage;
 use crate::room::Room;
 use crate::select::HealthCheck;
 
-/// What the health servers tell.
+/// State of the health servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Services whose load balancer asks for their endpoints on this node, by name.
+    /// Health checks of services, by name of the service.
     pub checks: Vec<HealthCheck>,
-    /// This node is on its way out: see [`Node::leaving`].
+    /// This node is leaving the cluster: see [`Node::leaving`].
     pub leaving: bool,
-    /// Since when the tables haven't been what they should be. That they are full doesn't count: they are so on every
-    /// node, and none would be left.
+    /// Since when the tables have differed from the desired state. A full table doesn't count: it is full on every
+    /// node, and load balancers would have no node left.
     pub stale_since: Option<Instant>,
 }
 
-/// What `podnet status` shows of it.
+/// The control plane's part of `podnet status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlStatus {
-    /// Whether the sources have given everything.
+    /// Whether the sources are synced.
     pub synced: bool,
-    /// Services, those without frontends included.
+    /// Number of services, including those without frontends.
     pub services: usize,
-    /// EndpointSlices.
+    /// Number of EndpointSlices.
     pub endpoint_slices: usize,
-    /// Nodes.
+    /// Number of Nodes.
     pub nodes: usize,
-    /// How many table entries are taken.
+    /// Table entries in use.
     pub usage: Usage,
-    /// Nodes that would take others' traffic if they counted as they are.
+    /// Nodes with claims that would take traffic of others.
     pub alarms: Vec<Diagnostic>,
-    /// Objects that aren't, or not wholly, put into effect.
+    /// Objects that are not, or only partly, in effect.
     pub problems: Vec<Diagnostic>,
-    /// By namespace, where all together ask for more than the tables hold, what each of its services gets at most.
+    /// Limit of each service, for namespaces limited because demands exceed the size of the tables.
     pub shares: BTreeMap<String, Room>,
-    /// The same for people.
+    /// The same, in readable form.
     pub scarcities: Vec<String>,
     /// Frontends that couldn't be written yet.
     pub pending: Vec<Pending>,
@@ -48,10 +48,10 @@ pub struct ControlStatus {
 /// A frontend that couldn't be written yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// Its address, port and protocol number.
+    /// Address, port and protocol number.
     pub frontend: String,
-    /// How often it has been tried.
+    /// Number of failed attempts.
     pub failures: u32,
-    /// Why it failed, the last time.
+    /// Reason of the last failure.
     pub reason: String,
 }

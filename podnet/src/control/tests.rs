@@ -30,7 +30,7 @@ fn slice(service: &str, endpoints: &[&str]) -> String {
     placed(service, &endpoints.iter().map(|ip| format!("addresses: [{ip}]")).collect::<Vec<_>>())
 }
 
-/// A slice whose endpoints say more than their addresses.
+/// A slice whose endpoints have more than addresses.
 fn placed(service: &str, endpoints: &[String]) -> String {
     let endpoints: Vec<_> = endpoints.iter().map(|endpoint| format!("{{{endpoint}}}")).collect();
     format!(
@@ -85,7 +85,7 @@ impl Bench {
 }
 
 #[test]
-fn a_changed_slice_costs_only_its_service() {
+fn changed_slice_costs_the_work_for_its_service_only() {
     let mut bench = Bench::new();
     for i in 1..=9 {
         let name = format!("s{i}");
@@ -104,7 +104,7 @@ fn a_changed_slice_costs_only_its_service() {
 }
 
 #[test]
-fn changes_wait_until_the_tables_hold_them() {
+fn changes_take_effect_when_the_tables_are_written() {
     let mut bench = Bench::new();
     bench.write("web.yaml", &(service("web", "10.96.0.1") + &slice("web", &["10.244.1.2"])));
     bench.write("web2.yaml", &service("other", "10.96.0.2"));
@@ -125,7 +125,7 @@ fn changes_wait_until_the_tables_hold_them() {
     assert_eq!(change(&mut bench, &["10.244.1.2"], origin(1, 1)), (0, vec![]), "it says nothing new");
     assert_eq!(change(&mut bench, &["10.244.1.3"], origin(2, 2)), (0, vec![origin(2, 2)]));
 
-    // Nothing can be written for a while, and clocks differ.
+    // Writes fail for a while, and clocks differ.
     bench.tables.fail_every = Some(0);
     assert_eq!(change(&mut bench, &["10.244.1.4"], origin(3, 9)), (1, vec![]));
     assert_eq!(change(&mut bench, &["10.244.1.5"], origin(4, 8)), (1, vec![]));
@@ -137,7 +137,7 @@ fn changes_wait_until_the_tables_hold_them() {
 }
 
 #[test]
-fn a_restart_keeps_ids_and_survives_a_broken_file() {
+fn restart_with_a_broken_file_keeps_ids_and_frontends() {
     let mut bench = Bench::new();
     bench.write("web.yaml", &(service("web", "10.96.0.1") + &slice("web", &["10.244.1.2"])));
     bench.write("old.yaml", &(service("old", "10.96.0.2") + &slice("old", &["10.244.1.3"])));
@@ -146,7 +146,7 @@ fn a_restart_keeps_ids_and_survives_a_broken_file() {
     assert!(before.contains("10.96.0.1:53/UDP service 1 default/web slots"), "{before}");
     let writes = bench.tables.writes;
 
-    // While the daemon is down one file is broken; after the start nothing knows what was in it but the tables.
+    // A file breaks while the daemon is down; after the start only the tables have its former content.
     bench.write("old.yaml", "kind: [\n");
     bench.restart();
     let (_, outcome) = bench.round();
@@ -188,7 +188,7 @@ fn nodes_and_problems() {
 }
 
 #[test]
-fn what_the_tables_refuse_is_in_the_status() {
+fn status_shows_failed_writes() {
     let mut bench = Bench::new();
     bench.tables.frontends_max = 1;
     bench.write("a.yaml", &service("a", "10.96.0.1"));
@@ -200,7 +200,7 @@ fn what_the_tables_refuse_is_in_the_status() {
 }
 
 #[test]
-fn another_zone_of_this_node_concerns_all_services() {
+fn zone_of_this_node_affects_all_services() {
     let mut bench = Bench::new();
     let node = |zone: &str| {
         format!(
@@ -220,13 +220,13 @@ fn another_zone_of_this_node_concerns_all_services() {
     let (applied, outcome) = bench.round();
     assert_eq!((applied.services, applied.nodes, outcome.changed), (3, true, 3));
     assert!(!bench.dump().contains("10.244.1.2") && bench.dump().contains("10.244.1.3"), "{}", bench.dump());
-    // Another node's is nobody's concern.
+    // The zone of another node affects none.
     bench.write("other.yaml", &node("a").replace("n1", "n2"));
     assert_eq!(bench.round().0, Applied { nodes: true, ..Applied::default() });
 }
 
 #[test]
-fn host_ports_are_a_service_of_their_own() {
+fn host_ports_persist_beside_services() {
     use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
     use crate::model::Protocol;
     let port = |pod: &str, ip: &str| Frontend {
@@ -258,7 +258,7 @@ fn host_ports_are_a_service_of_their_own() {
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].place.to_string(), "Service default/late");
     assert!(problems[0].reason.starts_with("0.0.0.0:8080/UDP is already used by default/web: "), "{problems:?}");
-    // They stay when the sources say something, and over a restart if they are told first.
+    // They survive batches of the sources, and a restart if they are set first.
     let writes = bench.tables.writes;
     bench.restart();
     bench.control.set_host_ports(vec![port("web", "10.244.1.5")]);
@@ -299,7 +299,7 @@ fn health_of_services_and_of_the_node() {
         assert_eq!(bench.control.health().leaving, text == leaving);
     }
 
-    // That something fails makes the node unhealthy; that it is full doesn't.
+    // Failing writes make the node unhealthy; full tables don't.
     for (full, fails) in [(true, false), (false, true)] {
         bench.tables.frontends_max = if full { 0 } else { 100 };
         bench.tables.fail_every = fails.then_some(0);
@@ -312,7 +312,7 @@ fn health_of_services_and_of_the_node() {
 }
 
 #[test]
-fn addresses_outside_of_the_service_ranges() {
+fn service_addresses_outside_the_service_ranges() {
     let mut bench = Bench::new();
     let with =
         |ips: &str| service("web", "10.96.0.1").replace("clusterIP:", &format!("externalIPs: [{ips}], clusterIP:"));
@@ -326,7 +326,7 @@ fn addresses_outside_of_the_service_ranges() {
     assert!(!bench.round().0.addresses);
     bench.write("web.yaml", &with("192.0.2.2"));
     assert!(bench.round().0.addresses);
-    // Nobody can say whose it is.
+    // The owner is unknown.
     bench.write("web.yaml", "kind: [");
     bench.restart();
     assert_eq!(addresses(&bench), ["192.0.2.2"]);

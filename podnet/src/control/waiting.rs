@@ -1,7 +1,7 @@
-//! Changes of services that aren't true of the tables yet, for measuring how long that takes.
+//! Service changes that haven't taken effect in the tables yet, for measuring the latency.
 //!
-//! As kube-proxy's tracker has it: what counts is the oldest change that a write makes true, and after a write that
-//! failed the change still waits. A service has one entry, however often it changes meanwhile.
+//! As in kube-proxy's tracker, the oldest change that a write puts into effect counts, and a change whose write failed
+//! continues to wait. A service has a single entry, however often it changes in the meantime.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use podnet_common::layout::FrontendKey;
 
 use crate::model::{ObjectName, Origin};
 
-/// What waits.
+/// A waiting change.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     services: BTreeMap<ObjectName, Wait>,
@@ -19,12 +19,12 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 struct Wait {
     since: Origin,
-    /// Frontends that have to be written for it; none: what has changed makes no difference to the tables.
+    /// Frontends that must be written for it; empty if the change makes no difference to the tables.
     frontends: BTreeSet<FrontendKey>,
 }
 
 impl Waiting {
-    /// A service has changed.
+    /// Records a change of a service.
     pub(super) fn note(&mut self, service: &ObjectName, origin: Origin) {
         match self.services.get_mut(service) {
             Some(wait) => wait.since = wait.since.older(origin),
@@ -35,20 +35,20 @@ impl Waiting {
         }
     }
 
-    /// What follows for its frontends.
+    /// Adds the frontends that the change affects.
     pub(super) fn add(&mut self, service: &ObjectName, frontends: &BTreeSet<FrontendKey>) {
         if let Some(wait) = self.services.get_mut(service) {
             wait.frontends.extend(frontends);
         }
     }
 
-    /// The tables were written, except for what `is_unwritten`.
+    /// The tables have been written, except for the keys for which `is_unwritten` is true.
     pub(super) fn settle(&mut self, is_unwritten: impl Fn(&FrontendKey) -> bool) {
         let done = self.services.extract_if(.., |_, wait| !wait.frontends.iter().any(&is_unwritten));
         self.effective.extend(done.map(|(_, wait)| wait.since));
     }
 
-    /// What has become true since the last call.
+    /// Takes the origins of changes that have taken effect since the last call.
     pub(super) fn take_effective(&mut self) -> Vec<Origin> {
         std::mem::take(&mut self.effective)
     }

@@ -1,5 +1,5 @@
-//! Services that ask for what isn't theirs: named and left out, the rest of them counts, and back when nothing stands
-//! against them.
+//! Services that ask for addresses or ports of others: the refused parts are named and left out, the rest takes effect,
+//! and the parts return when the conflict ends.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -51,7 +51,7 @@ fn left_out(bench: &Bench) -> Vec<String> {
 }
 
 #[test]
-fn an_external_ip_is_none_of_the_nodes_own_ways() {
+fn external_ip_of_a_node_or_route_is_refused() {
     let mut bench = cluster();
     let ips = "172.30.0.2, 172.30.0.254, 192.0.2.53, 192.0.2.99, 10.244.2.9, 10.96.0.1, 198.51.100.1";
     bench.write("web.yaml", &external("web", ips, 53));
@@ -67,7 +67,7 @@ fn an_external_ip_is_none_of_the_nodes_own_ways() {
         "{complaint:?}"
     );
 
-    // What goes away stands against nothing any more, and the other way round.
+    // A refused part returns when its conflict ends, and the reverse.
     bench.write("nodes.yaml", &node("n1", "172.30.0.1", "10.244.1.0/24"));
     let (applied, _) = bench.round();
     assert_eq!(applied.services, 1);
@@ -78,13 +78,13 @@ fn an_external_ip_is_none_of_the_nodes_own_ways() {
     bench.write("new.yaml", &node("n3", "198.51.100.1", "10.244.3.0/24"));
     bench.round();
     assert!(!frontends(&bench).contains("198.51.100.1:53"));
-    // Nothing else concerns a service.
+    // Other changes affect no service.
     bench.write("new.yaml", &node("n3", "198.51.100.1", "10.244.4.0/24"));
     assert_eq!(bench.round().0.services, 0);
 }
 
 #[test]
-fn a_nodes_own_address_has_services_but_not_at_the_ports_it_needs() {
+fn own_address_serves_except_at_ports_that_the_node_needs() {
     let mut bench = cluster();
     for (port, taken) in [(53, true), (8472, false)] {
         bench.write("web.yaml", &external("web", "172.30.0.1", port));
@@ -100,7 +100,7 @@ fn a_nodes_own_address_has_services_but_not_at_the_ports_it_needs() {
 }
 
 #[test]
-fn cluster_ips_and_node_ports_in_odd_places() {
+fn misplaced_cluster_ips_and_node_ports() {
     let mut bench = cluster();
     let text = "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {type: NodePort, clusterIP: IP, ports: [{name: \
                 a, port: 80, nodePort: 30080}, {name: b, port: 81, nodePort: 10250}]}}";
@@ -113,7 +113,7 @@ fn cluster_ips_and_node_ports_in_odd_places() {
 }
 
 #[test]
-fn endpoints_that_nobody_may_have() {
+fn forbidden_endpoints() {
     let mut bench = cluster();
     let tunnel = |ip: &str| slice("web", &[ip, "10.244.2.7"]).replace("port: 5353", "port: 8472");
     for ip in ["172.30.0.2", "172.30.0.1", "192.0.2.200"] {
@@ -123,7 +123,7 @@ fn endpoints_that_nobody_may_have() {
         assert!(!dump.contains(ip) && dump.contains("10.244.2.7:8472"), "{dump}");
         assert!(left_out(&bench)[0].contains(ip), "{:?}", left_out(&bench));
     }
-    // A pod of a node that goes isn't one any more.
+    // The pods of a deleted node are no longer pods.
     bench.write("nodes.yaml", &node("n1", "172.30.0.1", "10.244.1.0/24"));
     bench.round();
     assert!(!bench.dump().contains("8472"), "{}", bench.dump());
@@ -139,13 +139,13 @@ fn endpoints_that_nobody_may_have() {
     bench.write("lb.yaml", "# none\n");
     bench.round();
     assert!(bench.dump().contains("192.0.2.8:5353"));
-    // Whoever may write an external IP takes nobody's endpoint by it.
+    // An external IP doesn't take endpoints away from other services.
     bench.write("lb.yaml", &external("thief", "10.244.1.3, 192.0.2.8", 53));
     bench.round();
     assert!(bench.dump().contains("192.0.2.8:5353") && bench.dump().contains("10.244.1.3:5353"));
 }
 
-/// A pod's host port over UDP.
+/// A host port of a pod, over UDP.
 fn host_port(ip: &str, port: u16) -> Frontend {
     use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
     use crate::model::Protocol;
@@ -167,7 +167,7 @@ fn host_port(ip: &str, port: u16) -> Frontend {
 }
 
 #[test]
-fn a_host_port_is_one_of_this_node_while_it_has_the_address() {
+fn host_port_lasts_as_long_as_the_node_has_the_address() {
     let mut bench = cluster();
     let ips = ["127.0.0.1", "8.8.8.8", "10.96.0.77", "10.244.1.9", "192.0.2.1"];
     bench.control.set_host_ports(ips.map(|ip| host_port(ip, 53)).into());
@@ -194,7 +194,7 @@ fn a_host_port_is_one_of_this_node_while_it_has_the_address() {
 }
 
 #[test]
-fn a_pod_has_no_host_port_of_the_tunnel() {
+fn tunnel_port_is_refused_as_a_host_port() {
     let mut bench = cluster();
     let port = |port: u16| host_port("0.0.0.0", port);
     bench.control.set_host_ports(vec![port(8472), port(8473)]);
@@ -204,7 +204,7 @@ fn a_pod_has_no_host_port_of_the_tunnel() {
 }
 
 #[test]
-fn a_node_that_takes_from_others_is_left_out_and_told_first() {
+fn conflicting_node_is_left_out_and_listed_first() {
     let mut bench = cluster();
     bench.round();
     bench.write("evil.yaml", &node("a-node", "10.244.2.9", "10.244.2.0/25"));
@@ -215,11 +215,11 @@ fn a_node_that_takes_from_others_is_left_out_and_told_first() {
     assert_eq!(alarms, ["Node a-node"; 2]);
     let complaint = bench.control.complaint().unwrap();
     assert!(complaint.reason.contains("its pod CIDR 10.244.2.0/25") && complaint.reason.contains("its InternalIP"));
-    // It says what is its own.
+    // It now claims only what is its own.
     bench.write("evil.yaml", &node("a-node", "172.30.0.3", "10.244.3.0/24"));
     bench.round();
     assert_eq!((bench.control.nodes()["a-node"].pod_cidrs.len(), bench.control.status().alarms.len()), (1, 0));
-    // The host's own addresses are known later than the objects.
+    // The host's own addresses become known after the objects.
     let applied = bench.control.set_host(HostFacts { addresses: ["10.244.3.1".parse().unwrap()].into(), ..facts() });
     assert!(applied.nodes && bench.control.nodes()["a-node"].pod_cidrs.is_empty());
 }

@@ -1,4 +1,4 @@
-//! What is allowed, and told: services at addresses and ports that somebody else has too.
+//! Allowed but reported: services at addresses and ports that also belong to something else.
 
 use podnet_common::addr::Mac;
 
@@ -13,7 +13,7 @@ fn told(bench: &Bench, service: &str) -> Vec<String> {
 }
 
 #[test]
-fn services_at_addresses_of_others_are_named() {
+fn services_at_foreign_addresses_are_reported() {
     let mut bench = Bench::new();
     bench.write(
         "a.yaml",
@@ -42,7 +42,7 @@ fn services_at_addresses_of_others_are_named() {
 }
 
 #[test]
-fn a_health_check_port_that_another_service_has_is_told() {
+fn health_check_port_of_another_service_is_reported() {
     let mut bench = Bench::new();
     bench.write(
         "a.yaml",

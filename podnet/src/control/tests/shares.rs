@@ -4,7 +4,7 @@ use podnet_common::layout::FrontendKey;
 
 use super::*;
 
-/// So many external IPs and ports, and the name of a namespace.
+/// A service with this number of external IPs and ports.
 fn greedy(name: &str, namespace: &str, ips: usize, ports: usize) -> String {
     let ips: Vec<_> = (0..ips).map(|i| format!("198.51.{}.{}", i / 250, i % 250 + 1)).collect();
     let ports: Vec<_> = (1..=ports).map(|port| format!("{{name: p{port}, port: {port}}}")).collect();
@@ -21,7 +21,7 @@ fn reasons(bench: &Bench, service: &str) -> Vec<String> {
     problems.into_iter().filter(|p| p.place.to_string().ends_with(&format!("/{service}"))).map(|p| p.reason).collect()
 }
 
-/// Frontends of an address, of all its ports.
+/// Number of frontends at an address, over all ports.
 fn at(bench: &Bench, ip: &str) -> usize {
     let ip: IpAddr = ip.parse().unwrap();
     let address = FrontendKey::address(ip.into());
@@ -29,7 +29,7 @@ fn at(bench: &Bench, ip: &str) -> usize {
 }
 
 #[test]
-fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
+fn greedy_service_leaves_room_for_others_even_after_a_restart() {
     let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     bench.write("a-greedy.yaml", &greedy("greedy", "tenant", 26, 260));
     bench.write("web.yaml", &service("web", "10.96.0.1"));
@@ -59,11 +59,11 @@ fn a_greedy_service_leaves_room_for_others_also_after_a_restart() {
 }
 
 #[test]
-fn what_an_earlier_daemon_gave_the_greedy_yields() {
+fn adopted_frontends_over_the_limit_are_removed() {
     let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     bench.write("greedy.yaml", &greedy("greedy", "tenant", 1, 60));
     bench.round();
-    // Tables that an earlier daemon has filled with what is now too much.
+    // Tables filled by an earlier daemon beyond the present limits.
     let (key, value) = bench.tables.frontends.iter().next_back().map(|(key, value)| (*key, *value)).unwrap();
     for i in 0..bench.tables.frontends_max - bench.tables.frontends.len() {
         let addr = IpAddr::from([203, 0, (i >> 8) as u8, i as u8]).into();
@@ -76,7 +76,7 @@ fn what_an_earlier_daemon_gave_the_greedy_yields() {
 }
 
 #[test]
-fn a_greedy_namespace_is_refused_and_no_other() {
+fn only_a_greedy_namespace_is_limited() {
     let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     for i in 0..30 {
         let text = greedy(&format!("g{i:02}"), "tenant", 1, 50).replace("198.51.0", &format!("198.51.{i}"));
@@ -117,7 +117,7 @@ fn a_greedy_namespace_is_refused_and_no_other() {
 }
 
 #[test]
-fn cluster_ips_come_first() {
+fn cluster_ips_take_precedence() {
     let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
     let text = greedy("greedy", "tenant", 20, 50).replace("externalIPs", "clusterIP: 10.96.7.7, externalIPs");
     bench.write("a.yaml", &text);
