@@ -1,9 +1,9 @@
-//! Attachments that the runtime has forgotten: their pods are gone, and no DEL will come.
+//! Abandoned attachments: the runtime has forgotten them, their pods are gone, and no DEL will come.
 //!
-//! A runtime that has lost its state leaves network namespaces behind, and with them addresses that nobody gives back.
-//! An attachment counts as abandoned only if two witnesses say so who know nothing of each other: the API has no such
-//! pod on this node, and the kubelet keeps no cgroup for it. The kubelet names a pod's cgroup by its uid, and static
-//! pods, which the API may not know, have one too.
+//! A runtime that loses its state leaves network namespaces behind, and with them addresses that are never released. An
+//! attachment counts as abandoned only if two independent witnesses agree: the API has no such pod on this node, and
+//! the kubelet has no cgroup for it. The kubelet names a pod's cgroup by its uid, including those of static pods, which
+//! may be missing from the API.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,13 +14,13 @@ use podnet_cni::id::AttachmentId;
 use podnet_cni::record::State;
 use podnet_cni::store::{Content, Store, StoreError};
 
-/// A pod that has just been made may not be known to either witness yet.
+/// Minimum age: neither witness may know a newly created pod yet.
 const YOUNG: Duration = Duration::from_secs(600);
-/// How deep in the hierarchy pods' cgroups may be: `kubelet.slice/kubelet-kubepods.slice/…-burstable.slice/…-pod<uid>.slice`,
-/// below a root of the kubelet's own.
+/// Maximum depth of pod cgroups in the hierarchy:
+/// `kubelet.slice/kubelet-kubepods.slice/…-burstable.slice/…-pod<uid>.slice`, below a configured root of the kubelet.
 const DEPTH: usize = 8;
 
-/// Finds abandoned attachments. `pods` are the uids of this node's pods.
+/// Finds abandoned attachments. `pods`: uids of this node's pods.
 pub(super) fn find(
     store: &Store,
     pods: &BTreeSet<String>,
@@ -46,21 +46,21 @@ pub(super) fn find(
     Ok(judge(suspects, pods, &names))
 }
 
-/// Those of the suspects that have no cgroup. `cgroups` are the names of all that there are.
+/// The suspects without a cgroup. `cgroups`: names of all cgroups.
 fn judge(suspects: Vec<(String, AttachmentId)>, pods: &BTreeSet<String>, cgroups: &[String]) -> BTreeSet<AttachmentId> {
     // The kubelet may write a uid with underscores.
     let has = |uid: &str| {
         let [plain, escaped] = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
         cgroups.iter().any(|name| name.contains(&plain) || name.contains(&escaped))
     };
-    // Pods' cgroups are elsewhere, or can't be seen from here: then there is no second witness.
+    // If no pod has a cgroup here, they are elsewhere or invisible, and there is no second witness.
     if !pods.iter().any(|uid| has(uid)) {
         return BTreeSet::new();
     }
     suspects.into_iter().filter(|(uid, _)| !has(uid)).map(|(_, id)| id).collect()
 }
 
-/// The names of directories below one.
+/// Names of all directories below `directory`, down to `depth` levels.
 fn list(directory: &Path, depth: usize, names: &mut Vec<String>) {
     if depth == 0 {
         return;
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_with_two_witnesses() {
+    fn attachment_is_abandoned_only_if_both_witnesses_agree() {
         let suspect = |uid: &str| {
             let json = format!(r#"{{"containerID": "c{uid}", "ifname": "eth0"}}"#);
             (uid.to_owned(), serde_json::from_str(&json).unwrap())

@@ -1,9 +1,10 @@
-//! Which problems the cluster is told of as Events: those of the node that persist, and their end; objects that can't be
-//! used. Who writes them is [`crate::source`], without anybody waiting for it.
+//! Which problems become Events: persistent problems of the node, and their end; and invalid objects. [`crate::source`]
+//! writes the Events asynchronously.
 //!
-//! An Event costs the API server a write on each node that has it, so there are few. A problem that comes and goes is one
-//! problem until it has been away for as long as it has to be there. A budget bounds what is left, and what it doesn't
-//! allow waits, or is forgotten when it is over. Of objects, which are the same for all nodes, two nodes speak.
+//! An Event costs the API server a write for each node that has the problem, so there are few of them. An intermittent
+//! problem is a single problem until it has been absent for as long as it must persist to be announced. A budget limits
+//! the rest: what exceeds it waits, or is dropped when the problem ends first. Objects are the same on all nodes, so
+//! only two nodes report each.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,28 +14,28 @@ use std::{
 
 use crate::model::ObjectKey;
 
-/// How long a problem has to be there before it is told, and away before its end is.
+/// How long a problem must persist before it is announced, and be absent before its end is.
 const PERSISTENCE: Duration = Duration::from_secs(20);
-/// How many problems are followed.
+/// Number of problems that are tracked.
 const PROBLEMS: usize = 100;
-/// How many nodes speak of an object.
+/// Number of nodes that report an object.
 const SPEAKERS: usize = 2;
 
-/// Something to be told of the node.
+/// An announcement about the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Word {
-    /// There is a problem.
+    /// A problem exists.
     Problem(String),
-    /// There isn't any more.
+    /// A problem has ended.
     Over(String),
 }
 
-/// Follows the node's problems.
+/// Tracks the problems of the node.
 #[derive(Debug)]
 pub(super) struct Announcer {
     problems: BTreeMap<String, Problem>,
     budget: Budget,
-    /// For objects.
+    /// Budget for Events about objects.
     pub(super) objects: Budget,
 }
 
@@ -46,7 +47,7 @@ struct Problem {
 }
 
 impl Announcer {
-    /// Knows of none.
+    /// Without any problems.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             problems: BTreeMap::new(),
@@ -55,7 +56,7 @@ impl Announcer {
         }
     }
 
-    /// What is to be told, now that these are the problems. To be called every second or so.
+    /// What to announce, given the present problems. Call it about every second.
     pub(super) fn turn(&mut self, current: &BTreeSet<String>, now: Instant) -> Vec<Word> {
         for text in current {
             if let Some(problem) = self.problems.get_mut(text) {
@@ -86,23 +87,23 @@ impl Announcer {
     }
 }
 
-/// How often something may be done: some times at once, and then once in an interval.
+/// A token bucket: a burst, then one per interval.
 #[derive(Debug)]
 pub(super) struct Budget {
     most: u32,
     left: u32,
     interval: Duration,
-    /// When the next one is earned.
+    /// Time from which the next token is earned.
     since: Instant,
 }
 
 impl Budget {
-    /// All of it.
+    /// A full bucket.
     pub(super) fn new(most: u32, interval: Duration, now: Instant) -> Self {
         Self { most, left: most, interval, since: now }
     }
 
-    /// Whether it may be done now, which then counts.
+    /// Takes a token; `false` if there is none.
     pub(super) fn take(&mut self, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.since).as_nanos() / self.interval.as_nanos();
         let earned = u32::try_from(earned).unwrap_or(u32::MAX);
@@ -118,13 +119,13 @@ impl Budget {
     }
 }
 
-/// Whether this node is one of those that speak of an object, which all nodes see alike.
+/// Whether this node is among those that report an object. All nodes agree on them.
 pub(super) fn speaks<'a>(node: &str, nodes: impl ExactSizeIterator<Item = &'a str>, object: &ObjectKey) -> bool {
     let count = nodes.len();
     let mut hasher = DefaultHasher::new();
     object.hash(&mut hasher);
     let first = (hasher.finish() % count.max(1) as u64) as usize;
-    // Without a place of its own it would never speak, and neither would others for it.
+    // A node missing from the list would otherwise never report, nor would others in its place.
     let Some(place) = { nodes }.position(|other| other == node) else { return true };
     (place + count - first) % count < SPEAKERS
 }
@@ -160,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn what_persists_is_told_once_and_so_is_its_end() {
+    fn persistent_problem_and_its_end_are_announced_once_each() {
         let mut bench = Bench::new();
         for second in 0..20 {
             assert_eq!(bench.at(second, &["a"]), [], "{second}");
         }
         assert_eq!(bench.at(20, &["a"]), [problem("a")]);
         assert_eq!(bench.at(21, &["a", "b"]), []);
-        // Another text is another problem.
+        // A different text is a different problem.
         assert_eq!(bench.at(40, &["b"]), []);
         assert_eq!(bench.at(41, &["b"]), [over("a"), problem("b")]);
         assert_eq!(bench.at(60, &[]), []);
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_is_not_told() {
+    fn transient_problem_is_not_announced() {
         let mut bench = Bench::new();
         for second in 0..15 {
             assert_eq!(bench.at(second, &["a"]), []);
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_of_coming_and_going_is_a_handful_of_events() {
+    fn hour_of_intermittent_problems_is_a_handful_of_events() {
         for period in [2, 10, 30, 60, 100] {
             let mut bench = Bench::new();
             let mut told = 0;
@@ -200,7 +201,7 @@ mod tests {
             }
             assert!((1..=22).contains(&told), "{told} with a period of {period}");
         }
-        // Texts that never come again.
+        // Texts that never recur.
         let mut bench = Bench::new();
         let told: usize = (0..36_000)
             .map(|tenth| {
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_is_earned_again() {
+    fn budget_refills() {
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);
         let mut budget = Budget::new(3, Duration::from_secs(10), start);
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_speak_of_an_object_and_all_nodes_of_some() {
+    fn two_nodes_report_each_object_and_every_node_reports_some() {
         let names: Vec<_> = (0..10).map(|i| format!("n{i}")).collect();
         let nodes = || names.iter().map(String::as_str).collect::<Vec<_>>().into_iter();
         let key = |i| ObjectKey::new(Kind::Service, "x", &format!("s{i}"));

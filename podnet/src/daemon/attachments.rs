@@ -1,7 +1,7 @@
-//! The plugin's records, watched: that a pod came or went is all that the daemon has to be told.
+//! Watches the plugin's records: the daemon needs to know only that a pod was added or removed.
 //!
-//! The directory may be replaced, removed or mounted over, of which it says nothing itself, so it is looked at every
-//! second; and where inotify is used up, that has to do.
+//! If the directory is replaced, removed or mounted over, its watch doesn't report that, so the directory is also
+//! polled every second. Where the limits of inotify are exhausted, polling alone must do.
 
 use std::fs;
 use std::future::pending;
@@ -23,11 +23,11 @@ use crate::async_fd::watch;
 pub(super) struct Attachments {
     directory: PathBuf,
     watch: Option<Watch>,
-    /// Device and inode of the directory, and when an entry of it last came or went.
+    /// Device and inode of the directory, and its modification time: when an entry was last added or removed.
     seen: Option<((u64, u64), SystemTime)>,
     /// Why there is no watch.
     problem: Option<String>,
-    /// Makes one.
+    /// Opens a watch.
     open: fn(&Path) -> io::Result<Watch>,
 }
 
@@ -60,7 +60,7 @@ impl Watch {
 }
 
 impl Attachments {
-    /// Watches the directory, which is made if it isn't there.
+    /// Watches the directory; creates it if it is missing.
     pub(super) fn watch(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| {
             format!("cannot create {}: set `stateDir` to a writable directory", directory.display())
@@ -71,14 +71,14 @@ impl Attachments {
         Ok(attachments)
     }
 
-    /// Waits until a record has come or gone, as far as the kernel tells. Nothing is lost when the future is dropped.
+    /// Waits until the kernel reports that a record was added or removed. Cancel safe.
     pub(super) async fn changed(&mut self) {
         let Some(Watch { inotify, descriptor }) = &self.watch else { return pending().await };
         let over = match inotify.readable().await {
             Ok(mut ready) => {
                 let mut over = false;
                 while let Ok(events) = inotify.get_ref().0.read_events() {
-                    // The directory is gone; another may have its inode already.
+                    // The directory is gone; another one may already have its inode.
                     over |= events.iter().any(|e| e.wd == *descriptor && e.mask.contains(AddWatchFlags::IN_IGNORED));
                 }
                 ready.clear_ready();
@@ -94,7 +94,8 @@ impl Attachments {
         }
     }
 
-    /// Looks at the directory itself. Whether records may have come or gone unseen. To be called every second.
+    /// Polls the directory. Returns whether records may have been added or removed without a report. Call it every
+    /// second.
     pub(super) fn look(&mut self) -> bool {
         let there = |directory: &Path| {
             let metadata = fs::metadata(directory)?;
@@ -119,7 +120,7 @@ impl Attachments {
             return false;
         }
         if let Some(Watch { inotify, descriptor }) = self.watch.take() {
-            // It may be gone with its directory.
+            // It may be gone together with its directory.
             let _ = inotify.get_ref().0.rm_watch(descriptor);
         }
         match (self.open)(&self.directory) {
@@ -143,13 +144,13 @@ impl Attachments {
         }
     }
 
-    /// Why changes aren't noticed at once.
+    /// Why changes are not noticed immediately.
     pub(super) fn problem(&self) -> Option<String> {
         self.problem.clone()
     }
 }
 
-/// What to do where inotify refuses (inotify_init(2), inotify_add_watch(2)).
+/// What to do if inotify refuses (inotify_init(2), inotify_add_watch(2)).
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE) => "raise the host's sysctl fs.inotify.max_user_instances",
@@ -187,7 +188,7 @@ mod tests {
         assert!(noticed(&mut attachments).await);
         fs::remove_dir_all(&directory).unwrap();
         fs::create_dir(&directory).unwrap();
-        // Perhaps with the same inode.
+        // Possibly with the same inode.
         assert!(noticed(&mut attachments).await && attachments.look());
         touch("c");
         assert!(noticed(&mut attachments).await);
@@ -198,7 +199,7 @@ mod tests {
     async fn without_inotify_it_is_looked_at() {
         let directory = tempfile::tempdir().unwrap();
         let mut attachments = Attachments::watch(directory.path()).unwrap();
-        // As many as there may be are in use.
+        // All instances that the limit allows are in use.
         attachments.open = |_| Err(Errno::EMFILE.into());
         attachments.watch = None;
         assert!(!attachments.look(), "nothing has changed");

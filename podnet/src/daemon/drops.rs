@@ -1,5 +1,5 @@
-//! When packets were last dropped for reasons that an operator should know of. The kernel's counters only ever grow: without
-//! a time, a warning would stay for ever after its cause has gone.
+//! When packets were last dropped for reasons that concern the operator. The kernel's counters only ever grow: without
+//! a time, a warning would never end, even after its cause is gone.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,22 @@ use podnet_common::verdict::COUNTERS_BASE;
 
 use crate::status::{ALARMING, DropStatus, UnixTime};
 
-/// By reason, how many there were at the last look, and when some were last among them.
+/// By reason: the count at the last observation, and the time of the last increase.
 #[derive(Debug)]
 pub(super) struct Drops(BTreeMap<String, DropStatus>);
 
 impl Drops {
-    /// With what an earlier daemon has seen.
+    /// Starts with the observations of an earlier daemon.
     pub(super) fn adopt(seen: BTreeMap<String, DropStatus>) -> Self {
         Self(seen)
     }
 
-    /// Takes in the kernel's counters. What is there at the first look of all may be old.
+    /// Records the kernel's counters. Drops present at the very first observation may be old.
     pub(super) fn observe(&mut self, counters: &[u64], now: UnixTime) {
         for reason in ALARMING {
             let packets = counters.get((COUNTERS_BASE + reason as u32) as usize).copied().unwrap_or_default();
             let last = match self.0.get(reason.name()) {
-                // They begin anew with the pins.
+                // Counters restart from zero when the pins are recreated.
                 Some(seen) if packets > seen.packets => Some(now),
                 Some(seen) => seen.last.filter(|_| packets == seen.packets),
                 None => None,
@@ -31,7 +31,7 @@ impl Drops {
         }
     }
 
-    /// For the status, without reasons that have never occurred.
+    /// For the status; excludes reasons that have never occurred.
     pub(super) fn seen(&self) -> BTreeMap<String, DropStatus> {
         self.0.iter().filter(|(_, drop)| drop.packets > 0).map(|(reason, drop)| (reason.clone(), *drop)).collect()
     }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_is_that_of_the_last_look_with_more_than_before() {
+    fn time_is_that_of_the_last_observed_increase() {
         let mut counters = [0; COUNTERS];
         let full = (COUNTERS_BASE + Reason::ConntrackFull as u32) as usize;
         counters[full] = 5;

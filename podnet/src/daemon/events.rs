@@ -1,5 +1,5 @@
-//! Dropped packets and the programs' own words in the log, a few of each reason in a second, so that a flood of packets
-//! is no flood of lines.
+//! Logs dropped packets and messages of the programs, rate-limited per reason, so that a flood of packets doesn't
+//! become a flood of lines.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use tracing::info;
 
 use crate::datapath::{Events, ProgramLog};
 
-/// Lines of one reason in [`WINDOW`].
+/// Maximum number of lines per reason within [`WINDOW`].
 const LINES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -43,7 +43,7 @@ pub(super) async fn log(mut events: AsyncFd<Events>) {
     }
 }
 
-/// Passes on what the programs log, until the task is aborted.
+/// Logs messages of the programs until the task is aborted.
 pub(super) async fn relay(mut log: AsyncFd<ProgramLog>) {
     while let Ok(mut ready) = log.readable_mut().await {
         ready.get_inner_mut().flush();
@@ -64,7 +64,7 @@ fn tell(event: &Event) {
     );
 }
 
-/// Addresses and protocol of a packet, as far as the frame's head has them.
+/// Addresses and protocol of a packet, as far as the captured head of the frame contains them.
 fn tuple(head: &[u8]) -> String {
     match head {
         [_, _, _, _, _, _, _, _, _, _, _, _, 8, 0, ip @ ..] => {

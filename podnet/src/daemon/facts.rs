@@ -1,4 +1,5 @@
-//! What no object may take because of this host: its own addresses, gateways, DNS servers and the API server that it asks.
+//! Facts about the host that restrict objects: its own addresses, gateways, DNS servers, and the API server that it
+//! uses.
 
 use std::{
     collections::BTreeSet,
@@ -16,15 +17,16 @@ use crate::{
     host::{snapshot::Snapshot, uplinks},
 };
 
-/// Where the DNS servers are named: what programs use, and what systemd-resolved asks, if that is there. In a pod with
-/// `dnsPolicy: Default` the first is the kubelet's copy of the host's, from when the pod was started.
+/// Where DNS servers are configured: those that programs use, and the upstream servers of systemd-resolved, if it runs.
+/// In a pod with `dnsPolicy: Default` the first file is the kubelet's copy of the host's, made when the pod was
+/// started.
 const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-/// How often the API server's name is looked up.
+/// Interval of lookups of the API server's name.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the daemon waits for that before it writes the tables. Later it waits for nothing.
+/// How long the daemon waits for the first lookup before it writes the tables. Later lookups delay nothing.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What is gathered.
+/// Gathers the facts.
 pub(super) fn gather(snapshot: &Snapshot, api_servers: BTreeSet<SocketAddr>) -> HostFacts {
     let texts = RESOLV_CONF.iter().filter_map(|path| files::read_text(Path::new(path), files::OWN_MAX).ok());
     HostFacts {
@@ -36,12 +38,12 @@ pub(super) fn gather(snapshot: &Snapshot, api_servers: BTreeSet<SocketAddr>) -> 
     }
 }
 
-/// The addresses of the API server.
+/// Addresses of the API server.
 #[derive(Debug)]
 pub(super) struct ApiServers(watch::Receiver<BTreeSet<SocketAddr>>);
 
 impl ApiServers {
-    /// Of the server with this host and port, if there is one. To be called in a tokio runtime.
+    /// Starts to look up the host of a server, if there is one. Must be called within a tokio runtime.
     pub(super) async fn watch(server: Option<(String, u16)>) -> Self {
         let literal = server.as_ref().and_then(|(host, port)| {
             let ip: IpAddr = host.trim_start_matches('[').trim_end_matches(']').parse().ok()?;
@@ -57,12 +59,12 @@ impl ApiServers {
         Self(receiver)
     }
 
-    /// Those that are known.
+    /// The known addresses.
     pub(super) fn known(&mut self) -> BTreeSet<SocketAddr> {
         self.0.borrow_and_update().clone()
     }
 
-    /// Waits until they are others.
+    /// Waits until the addresses change.
     pub(super) async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending().await
@@ -70,7 +72,7 @@ impl ApiServers {
     }
 }
 
-/// Looks a name up again and again. One that can't be looked up has the addresses that it had.
+/// Looks a name up periodically. A failed lookup keeps the previous addresses.
 async fn look_up((host, port): (String, u16), found: watch::Sender<BTreeSet<SocketAddr>>) {
     while !found.is_closed() {
         if let Ok(addresses) = lookup_host((host.as_str(), port)).await {

@@ -1,4 +1,4 @@
-//! What the daemon does about flows: sweeps of the connection table, clients' affinities, drops.
+//! Flow maintenance: sweeps of the connection table, client affinities, drop counters.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl Daemon {
-    /// Notes whether packets have been dropped that should not have been.
+    /// Records drops that concern the operator.
     pub(super) fn observe_drops(&mut self) {
         match self.counts.counters() {
             Ok(counters) => self.drops.observe(&counters, UnixTime::now()),
@@ -25,13 +25,13 @@ impl Daemon {
         }
     }
 
-    /// Has flows that are over removed, as soon as no other sweep is on its way.
+    /// Requests a sweep for expired flows, which begins as soon as no other sweep is running.
     pub(super) fn collect(&mut self) {
         self.collector.demand();
         self.sweep();
     }
 
-    /// Has flows that are over removed if the connection table is filling.
+    /// Requests such a sweep if the connection table is filling up.
     pub(super) fn collect_if_filling(&mut self) {
         match self.datapath.is_filling(self.connections) {
             Ok(filling) if filling || self.collector.hurries() => self.collect(),
@@ -40,7 +40,7 @@ impl Daemon {
         }
     }
 
-    /// Has clients' affinities removed whose time is up.
+    /// Starts the removal of expired client affinities.
     pub(super) fn expire(&self) {
         let fills = self.metrics.fills.clone();
         match self.datapath.expiry() {
@@ -55,7 +55,7 @@ impl Daemon {
         }
     }
 
-    /// Begins a sweep if one is due.
+    /// Starts a sweep if one is due.
     pub(super) fn sweep(&mut self) {
         let leads = |way: &Way| leads(&self.control, &self.node, way);
         let Some((stale, hurry)) = self.collector.begin(leads, Instant::now()) else { return };
@@ -68,7 +68,7 @@ impl Daemon {
         }
     }
 
-    /// A sweep has ended.
+    /// Handles the end of a sweep.
     pub(super) fn swept(&mut self, result: Result<Swept>) {
         self.sweeping = None;
         let swept = match result {
@@ -88,8 +88,8 @@ impl Daemon {
     }
 }
 
-/// Whether a flow's way leads somewhere still. One that is sent on for direct server return leads to a node, which is
-/// to have a backend.
+/// Whether the path of a flow still leads anywhere. A flow that is forwarded for direct server return leads to a node,
+/// which must have a backend.
 fn leads(control: &Control, node: &node::Status, way: &Way) -> bool {
     match way.end() {
         End::Backend(backend) => control.leads_to(&way.frontend(), &backend),

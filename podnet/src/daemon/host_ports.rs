@@ -1,4 +1,4 @@
-//! Host ports: what the plugin's records say of them (capability `portMappings`), as frontends.
+//! Host ports in the plugin's records (capability `portMappings`), as frontends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -11,12 +11,12 @@ use crate::{
 
 use super::records::Records;
 
-/// The host ports of all pods, those that came first first.
+/// The host ports of all pods, oldest pod first.
 #[derive(Debug, Default)]
 pub(super) struct HostPorts(Vec<Frontend>);
 
 impl HostPorts {
-    /// Looks at the records again. Whether host ports have come or gone.
+    /// Re-evaluates the records. Returns whether host ports were added or removed.
     pub(super) fn refresh(&mut self, records: &Records) -> bool {
         let now: Vec<Frontend> = records.iter().flat_map(frontends).collect();
         let changed = now != self.0;
@@ -24,13 +24,13 @@ impl HostPorts {
         changed
     }
 
-    /// All of them.
+    /// All host ports.
     pub(super) fn frontends(&self) -> &[Frontend] {
         &self.0
     }
 }
 
-/// A pod's host ports, one for each family that it has. Pods without a datapath have none.
+/// A pod's host ports, one frontend for each of its address families; none for pods without a datapath.
 fn frontends(record: &Record) -> Vec<Frontend> {
     let service = ServicePortName { service: name(record), port: String::new() };
     let mappings = record.port_mappings.iter().filter(|_| record.bpffs.is_some());
@@ -56,7 +56,7 @@ fn frontends(record: &Record) -> Vec<Frontend> {
     mappings.flat_map(|mapping| record.ips.iter().filter_map(move |pod| frontend(mapping, *pod))).collect()
 }
 
-/// The pod, in the place of a service.
+/// The pod's name, in place of a service's.
 fn name(record: &Record) -> ObjectName {
     let (namespace, name) = match &record.pod {
         Some(pod) => (pod.namespace.clone(), pod.name.as_str()),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_port_is_a_frontend_for_each_family_of_the_pod() {
+    fn host_port_has_a_frontend_for_each_family_of_the_pod() {
         let store = Store::with_boot_id(std::path::Path::new("/none"), "0123abcd-0");
         let both = ["10.244.1.5", "fd00:244:1::5"];
         for (ips, mapping, expected) in [
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn host_ports_come_with_their_pod_and_go_with_it() {
+    fn host_ports_are_added_and_removed_with_their_pod() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::with_boot_id(directory.path(), "0123abcd-0000-0000-0000-000000000000");
         let (mut ports, mut records) = (HostPorts::default(), Records::default());

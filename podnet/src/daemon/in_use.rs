@@ -1,4 +1,4 @@
-//! Addresses of services at which a machine answers on one of the node's links.
+//! Service addresses at which a machine answers on one of the node's links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,16 +8,17 @@ use podnet_common::addr::Mac;
 
 use crate::host::snapshot::{Neighbour, Snapshot};
 
-/// For how long a machine counts as there that isn't asked any more: the kernel takes its word for half a minute.
+/// How long a machine is remembered after it was last heard: the kernel's neighbour entries are valid for only half a
+/// minute.
 const MEMORY: Duration = Duration::from_secs(600);
 
-/// Which there are, with the machine's MAC and when it was last heard.
+/// By service address: the machine's MAC, and when it was last heard.
 #[derive(Debug, Default)]
 pub(super) struct InUse(BTreeMap<IpAddr, (Mac, Instant)>);
 
 impl InUse {
-    /// Takes in what was [`heard`]. Nodes, at `nodes`, are no others' machines: one of them may answer for a load balancer's
-    /// address.
+    /// Adds machines that were [`heard`]. Excludes nodes, at addresses `nodes`: one of them may answer for the address
+    /// of a load balancer.
     pub(super) fn note(
         &mut self,
         heard: Vec<(IpAddr, Mac)>,
@@ -29,13 +30,13 @@ impl InUse {
         self.0.retain(|ip, (_, heard)| services.contains(ip) && now.duration_since(*heard) < MEMORY);
     }
 
-    /// What they are, as [`crate::control::Control::set_in_use`] wants them.
+    /// In the form that [`crate::control::Control::set_in_use`] takes.
     pub(super) fn machines(&self) -> BTreeMap<IpAddr, Mac> {
         self.0.iter().map(|(ip, (mac, _))| (*ip, *mac)).collect()
     }
 }
 
-/// Which machines the kernel has heard at addresses of services just now.
+/// Machines that the kernel has just heard at service addresses.
 pub(super) fn heard(snapshot: &Snapshot, services: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Mac)> {
     let own = |mac: &Mac| snapshot.links.iter().any(|link| link.mac == Some(*mac));
     let of_others = |neighbour: &&Neighbour| {
@@ -54,7 +55,7 @@ mod tests {
     use crate::host::snapshot::Link;
 
     #[test]
-    fn a_machine_is_known_while_it_is_heard_and_for_a_while() {
+    fn machine_is_remembered_for_a_while_after_it_was_heard() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let mac = |last| Mac([2, 0, 0, 0, 0, last]);
         let neighbour = |addr: &str, last, fresh| Neighbour {

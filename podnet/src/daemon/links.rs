@@ -1,8 +1,7 @@
-//! Pods' links, looked after when the kernel says that something about them has changed, and from time to time.
+//! Maintenance of pods' links, when the kernel reports a change, and periodically.
 //!
-//! Programs that manage networks, and people, flush routes and addresses, take links down, rename them. What a record
-//! derives is put back at once. Somebody may do it again and again; then the daemon does too, but more rarely, and says
-//! so.
+//! Network managers, and people, flush routes and addresses, set links down, and rename them. The daemon immediately
+//! restores what a record derives. If something keeps undoing that, the daemon repairs less often, and reports it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -14,26 +13,26 @@ use tracing::{info, warn};
 use crate::metrics::Metrics;
 use crate::status::{RepairStatus, UnixTime};
 
-/// So many times in a row a link is repaired at once.
+/// Number of consecutive immediate repairs of a link.
 const ROW: u32 = 10;
-/// How long each of these counts, and so how often a link is repaired that somebody changes all the time.
+/// How long each of them counts; hence the repair interval of a link that is changed continually.
 const EVERY: Duration = Duration::from_secs(5);
-/// For how long after the last repair it is told that somebody does that.
+/// How long after the last repair such a conflict is reported.
 const CALM: Duration = Duration::from_secs(60);
-/// How many pods' repairs are remembered for `podnet status`.
+/// Number of pods whose repairs are kept for `podnet status`.
 const REMEMBERED: usize = 64;
 
-/// What there is to do, and what was done.
+/// Pending and finished repairs.
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    /// Links about which something has changed, and when they are to be looked at.
+    /// Links with a reported change, and when to check them.
     due: BTreeMap<IfIndex, Instant>,
     repaired: BTreeMap<Subject, Repaired>,
-    /// Of links, whose they are: of those that were repaired.
+    /// Owners of links that were repaired.
     subjects: BTreeMap<IfIndex, Subject>,
-    /// Pods that are left alone since their records are lost.
+    /// Pods that are not repaired because their records are lost.
     alone: Vec<String>,
-    /// Everything has been looked at once.
+    /// Everything has been checked once.
     begun: bool,
 }
 
@@ -44,14 +43,14 @@ struct Repaired {
     left: Vec<String>,
     last: Instant,
     when: UnixTime,
-    /// When no repair counts any more.
+    /// When the last repair stops counting.
     quiet: Instant,
-    /// It had to wait, the last time.
+    /// The last repair was delayed.
     waited: bool,
 }
 
 impl Repaired {
-    /// When the next repair may be.
+    /// Earliest time of the next repair.
     fn next(&self) -> Instant {
         self.quiet.checked_sub(EVERY * (ROW - 1)).map_or(self.last, |at| at.max(self.last))
     }
@@ -62,7 +61,7 @@ impl Repaired {
 }
 
 impl Links {
-    /// Something about these links has changed.
+    /// The kernel has reported changes of these links.
     pub(super) fn touched(&mut self, links: BTreeSet<IfIndex>, now: Instant) {
         for link in links {
             let repaired = self.subjects.get(&link).and_then(|subject| self.repaired.get(subject));
@@ -71,12 +70,12 @@ impl Links {
         }
     }
 
-    /// When the next one is to be looked at.
+    /// When the next link is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.due.values().min().copied()
     }
 
-    /// Takes those that are to be looked at now.
+    /// Takes the links that are due.
     pub(super) fn take(&mut self, now: Instant) -> BTreeSet<IfIndex> {
         let (due, later) = std::mem::take(&mut self.due).into_iter().partition(|(_, at)| *at <= now);
         self.due = later;
@@ -84,11 +83,11 @@ impl Links {
         due.into_keys().collect()
     }
 
-    /// Takes in what a repair has done. `whole` says that it looked at everything.
+    /// Records the outcome of a repair. `whole`: everything was checked.
     pub(super) fn note(&mut self, report: &Report, whole: bool, metrics: &Metrics, now: Instant) {
         for mended in &report.mended {
             mended.parts.iter().for_each(|part| metrics.links.repaired(part.kind));
-            // With new pins, at the start, every pod is without.
+            // With new pins, at start, every pod lacks these.
             let of_pins = mended.parts.iter().all(|part| [Missed::PROGRAMS, Missed::ENTRIES].contains(&part.kind));
             if self.begun || !of_pins {
                 self.mended(mended, now);
@@ -131,7 +130,7 @@ impl Links {
         let Mended { subject, link, parts, left } = mended;
         let parts = parts.iter().map(|part| part.what.as_str()).collect::<Vec<_>>().join(", ");
         let before = self.repaired.get(subject);
-        // Whoever had to wait is early still.
+        // A delayed repair still counts as early.
         let waited = before.is_some_and(|before| before.next() > before.last && now < before.next() + EVERY);
         if !waited {
             warn!(attachment = %subject.id, parts, "restored the link of {subject}, which another program had changed");
@@ -156,7 +155,7 @@ impl Links {
         }
     }
 
-    /// What a user should know.
+    /// Problems for the user.
     pub(super) fn problems(&self, now: Instant) -> Vec<String> {
         let fights = self.repaired.iter().filter(|(_, repaired)| repaired.fights(now)).map(|(subject, repaired)| {
             format!(
@@ -174,7 +173,7 @@ impl Links {
         fights.chain(left).chain(self.alone.iter().cloned()).collect()
     }
 
-    /// What was repaired, for `podnet status`.
+    /// Repairs, for `podnet status`.
     pub(super) fn status(&self) -> Vec<RepairStatus> {
         let status = |(subject, repaired): (&Subject, &Repaired)| RepairStatus {
             of: subject.to_string(),
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn who_undoes_it_again_and_again_is_answered_more_rarely_and_named() {
+    fn continual_changes_are_repaired_less_often_and_reported() {
         let (mut links, metrics) = (Links::default(), Metrics::new());
         let mut now = Instant::now();
         let mut pauses = Vec::new();
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_are_left_alone_are_named_until_that_is_over() {
+    fn pods_without_records_are_reported_until_resolved() {
         let (mut links, metrics, now) = (Links::default(), Metrics::new(), Instant::now());
         let report = Report { left_alone: vec!["the record is lost".into()], ..Report::default() };
         links.note(&report, true, &metrics, now);

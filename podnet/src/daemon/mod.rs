@@ -1,4 +1,4 @@
-//! The daemon: one event loop that puts everything together.
+//! The daemon: an event loop that connects all parts.
 //!
 //! ```text
 //! source ─────→ control ──→ tables          (Services, EndpointSlices)
@@ -6,8 +6,8 @@
 //! netlink ─────┴→ node ──→ links, routes, settings, hooks, node.json
 //! attachments ──→ repair, collection        (the plugin's records)
 //! ```
-//! Nothing here is needed for packets to flow: the daemon may be killed at any point, and the next one takes over what
-//! it finds. What fails is told in `status.json` and tried again.
+//! Packets flow without it: the daemon may be killed at any point, and the next one adopts what it finds. Failures are
+//! reported in `status.json` and retried.
 
 mod abandoned;
 mod announce;
@@ -71,10 +71,10 @@ use in_use::InUse;
 use links::Links;
 use records::Records;
 
-/// How often settings and attachments are looked at without being told.
+/// How often settings and attachments are checked in the absence of events.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Runs until SIGTERM or SIGINT, and leaves the datapath as it is.
+/// Runs until SIGTERM or SIGINT, and leaves the datapath in place.
 pub async fn run(config: Config) -> Result<()> {
     let lock = DaemonLock::acquire(&config.run_dir, &PinDir::new(&config.bpffs), true)?;
     raise_file_limit();
@@ -88,8 +88,8 @@ pub async fn run(config: Config) -> Result<()> {
     }
 }
 
-/// Lets the process have as many files open as it may have: the soft limit is low by custom, for programs that use
-/// select(2), and each health check of a service is two sockets.
+/// Raises the soft limit of open files to the hard limit: by convention the soft limit is low, for programs that use
+/// select(2), while each health check of a service takes two sockets.
 fn raise_file_limit() {
     let raised =
         getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
@@ -126,18 +126,18 @@ struct Daemon {
     outcome: Outcome,
     collector: Collector,
     sweeping: Option<JoinHandle<io::Result<Swept>>>,
-    /// How many entries the last sweep has left in the connection table.
+    /// Entries left in the connection table by the last sweep.
     connections: u32,
-    /// When the node is to be brought into line again.
+    /// When to sync the node next.
     node_due: Option<Instant>,
-    /// How often in a row the same steps on the node have failed.
+    /// Number of consecutive node syncs in which the same steps failed.
     node_failures: u32,
-    /// Whether an earlier daemon has set up the node since it was started.
+    /// Whether an earlier daemon has set up the node since boot.
     was_set_up: bool,
     /// Why the container runtime doesn't use the plugin.
     not_installed: Option<String>,
     lock: DaemonLock,
-    /// Why it can't be looked after.
+    /// Why the lock can't be maintained.
     lock_problem: Option<String>,
 }
 
@@ -152,7 +152,8 @@ impl Daemon {
         let sizes = Sizes { conntrack: config.conntrack_max, frontends: config.frontends_max };
         let (tables, opened) = Datapath::open(PinDir::new(&config.bpffs), sizes)?;
         let mut loading = spawn_blocking(move || opened.load());
-        // Meanwhile much can be read and worked out. Nothing is written yet: the programs may be refused.
+        // Reading and computing proceed while the programs load. Nothing is written yet, since the programs may be
+        // rejected.
         let mut control = Control::adopt(&config, &tables)?;
         control.apply(source.first());
         let loaded = loop {
@@ -216,7 +217,7 @@ impl Daemon {
     }
 }
 
-/// What is measured, with the sizes of the tables.
+/// The metrics, with the sizes of the tables.
 fn metrics(datapath: &Datapath) -> Metrics {
     let (metrics, room) = (Metrics::new(), datapath.room());
     for (table, size) in [

@@ -1,13 +1,13 @@
-//! The node's part of the datapath: links, routes, settings, hooks, and what the plugin is told.
+//! The node's part of the datapath: links, routes, settings, hooks, and the information for the plugin.
 //!
-//! One function looks at everything and does what is missing, at start, when the network or the Node objects change,
-//! and from time to time. What can't be done is a problem for `podnet status`; the rest is done all the same.
+//! One function checks everything and does what is missing: at start, when the network or the Node objects change, and
+//! periodically. A step that fails is a problem for `podnet status`; the other steps are carried out.
 //!
-//! The order has these reasons, and the types of the steps keep it:
-//! - podnet0 comes before the tables and the routes, which name it;
-//! - the tunnel gets its hooks before it comes up ([`HookedTunnel`]): what comes out of it is examined from the first packet;
-//! - the tables come before the hooks ([`TablesWritten`]): a program that finds nothing there misjudges packets;
-//! - the plugin is told last ([`HooksAttached`]): a pod that starts earlier would send past the programs.
+//! The order of the steps is enforced by their types, for these reasons:
+//! - podnet0 comes before the tables and the routes, which refer to it;
+//! - the tunnel gets its hooks before it comes up ([`HookedTunnel`]), so its very first packet is examined;
+//! - the tables come before the hooks ([`TablesWritten`]): programs misjudge packets if their tables are empty;
+//! - the plugin is informed last ([`HooksAttached`]): a pod that starts earlier would send past the programs.
 
 use std::{
     collections::BTreeSet,
@@ -50,45 +50,45 @@ use crate::{
 /// Ethernet's MTU, in bytes.
 const DEFAULT_MTU: u32 = 1500;
 
-/// How the node stands.
+/// Outcome of a sync.
 #[derive(Debug, Default)]
 pub(super) struct Status {
-    /// Whether the plugin has been told to go ahead.
+    /// Whether the plugin may start pods.
     pub ready: bool,
-    /// Whether pods can start: the node also has addresses for them.
+    /// Whether pods can start: the node is ready and has addresses for them.
     pub takes_pods: bool,
-    /// Whether something failed that another attempt may do.
+    /// Whether a step failed that a retry may complete.
     pub incomplete: bool,
     /// Whether the socket hooks could not be loaded or attached.
     pub socket_hooks_refused: bool,
-    /// What a user should know.
+    /// Problems for the user.
     pub problems: Vec<String>,
     /// The uplinks.
     pub uplinks: Vec<Uplink>,
-    /// Their hooks.
+    /// Hooks of the uplinks.
     pub hooks: Vec<UplinkState>,
-    /// The ways to other nodes.
+    /// Routes to other nodes.
     pub routes: NodeRoutes,
     /// The node's own addresses.
     pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Status {
-    /// Whether a backend is on a node with this address.
+    /// Whether a backend is on the node with this address.
     pub(super) fn is_on(&self, backend: IpAddr, node: IpAddr) -> bool {
         backend == node || self.routes.hops.iter().any(|hop| hop.via == node && hop.cidr.contains(backend))
     }
 }
 
-/// What the node is brought into line with.
+/// Desired state of the node.
 pub(super) struct Wanted<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// Services and host ports.
+    /// For services and host ports.
     pub control: &'a Control,
 }
 
-/// Brings everything on the node into line with its Node object and its network.
+/// Syncs the node: makes it match its Node object and its network.
 pub(super) async fn sync(
     wanted: &Wanted<'_>,
     host: &Host,
@@ -205,7 +205,7 @@ async fn set_up(
     let tables = TablesWritten::new(networks, &programs(routes.tunnel)?, datapath)?;
     let hooks = attach(&tables, config, &uplinks, &pair, routes.tunnel, datapath, status)?;
     status.uplinks = uplinks.found;
-    // A configured one stands: longer packets are answered with what the tunnel takes.
+    // A configured MTU applies: longer packets are answered with the tunnel's MTU.
     let pod_mtu = routes.tunnel.filter(|_| config.mtu == 0).map_or(mtu, |tunnel| tunnel.mtu);
     status.routes = routes;
 
@@ -215,11 +215,11 @@ async fn set_up(
     Ok(())
 }
 
-/// The tunnel's device, not up yet, with what examines its packets.
+/// The tunnel's device with its hooks, not up yet.
 struct HookedTunnel(tunnel::Prepared);
 
 impl HookedTunnel {
-    /// Attaches the hooks, and tells the programs what others need who send into the tunnel.
+    /// Attaches the hooks, and gives the programs what senders into the tunnel need.
     fn new(
         prepared: tunnel::Prepared,
         programs: impl Fn(Option<Tunnel>) -> Result<layout::Config>,
@@ -233,21 +233,21 @@ impl HookedTunnel {
     }
 }
 
-/// The tables hold what programs read.
+/// The tables that the programs read are written.
 struct TablesWritten(());
 
 impl TablesWritten {
-    /// Writes the last of them, `config`, once the networks have been written.
+    /// Writes the last of them, `config`, after the networks.
     fn new(_: &Networks, programs: &layout::Config, datapath: &mut Datapath) -> Result<Self> {
         datapath.set_config(programs)?;
         Ok(Self(()))
     }
 }
 
-/// Packets of pods and uplinks meet the programs.
+/// Packets of pods and uplinks pass the programs.
 struct HooksAttached(());
 
-/// Attaches the hooks that are not attached.
+/// Attaches missing hooks.
 fn attach(
     _: &TablesWritten,
     config: &Config,
@@ -260,12 +260,12 @@ fn attach(
     let hook = |name: &str, ifindex, raw, xdp| UplinkHook { name: name.to_owned(), ifindex, raw, xdp };
     let xdp = |uplink: &Uplink| (uplink.main && !uplink.raw).then_some(config.xdp);
     let mut hooks: Vec<_> = uplinks.found.iter().map(|u| hook(&u.name, u.ifindex, u.raw, xdp(u))).collect();
-    // What comes out of the tunnel has already been through the kernel's receive path.
+    // Packets out of the tunnel have already passed the kernel's receive path.
     hooks.extend(tunnel.map(|tunnel| hook(tunnel::NAME, tunnel.ifindex, false, None)));
     status.hooks = datapath.attach_uplinks(&hooks, &uplinks.others);
     status.incomplete |= status.hooks.iter().flat_map(|uplink| &uplink.hooks).any(|hook| hook.how.is_err());
     datapath.attach_host(pair.far, uplinks.loopback)?;
-    // Without these, services are still translated packet by packet.
+    // Without socket hooks, services are still translated per packet.
     let hooked = datapath.set_socket_hooks((config.socket_lb != SocketLb::Off).then_some(config.cgroup.as_path()));
     status.socket_hooks_refused = hooked.is_err();
     note(status, hooked.err().iter());
@@ -282,7 +282,7 @@ fn attach(
     Ok(HooksAttached(()))
 }
 
-/// What this node's object lacks for its pods.
+/// What this node's object lacks for pods.
 fn missing(own: &Node, name: &str) -> Vec<String> {
     if own.pod_cidrs.is_empty() {
         return vec![format!("the Node object {name} has no spec.podCIDRs: pods cannot start")];
@@ -297,8 +297,8 @@ fn missing(own: &Node, name: &str) -> Vec<String> {
     own.pod_cidrs.iter().filter(lacks).map(tell).collect()
 }
 
-/// Gives the programs the ports for source NAT that neither the host's processes nor services use at the node's
-/// addresses, and has the kernel reserve some of the host's if these are too few.
+/// Gives the programs ports for source NAT that neither the host's processes nor services use at the node's addresses.
+/// If these are too few, has the kernel reserve some of the host's.
 pub(super) fn sync_ports(
     control: &Control,
     addresses: &BTreeSet<IpAddr>,
@@ -314,7 +314,7 @@ pub(super) fn sync_ports(
     let (free, reserved) = match supply()? {
         Supply::Free(free) => (free, Ok(())),
         Supply::Reserve { list, meanwhile } => match sysctl.write(ports::RESERVATION, &list) {
-            // Sockets that have got one of these meanwhile keep it.
+            // Sockets that have got such a port in the meantime keep it.
             Ok(()) => match supply()? {
                 Supply::Free(free) => {
                     tracing::info!(reserved = list, "reserved ports for source NAT");
@@ -334,7 +334,7 @@ pub(super) fn sync_ports(
     )
 }
 
-/// Problems that another attempt may solve.
+/// Records problems that a retry may solve.
 fn note(status: &mut Status, errors: impl Iterator<Item = impl std::fmt::Display>) {
     for error in errors {
         status.problems.push(error.to_string());
@@ -344,13 +344,14 @@ fn note(status: &mut Status, errors: impl Iterator<Item = impl std::fmt::Display
 
 fn apply_settings(sysctl: &Sysctl, addresses: &[IpAddr], uplinks: &Uplinks, status: &mut Status) {
     let wanted = settings::wanted(Families::of(addresses), uplinks);
-    // podnet0's and the tunnel's are applied while these are made, since some must precede its coming up.
+    // The settings of podnet0 and the tunnel are applied while these are created, since some must precede their coming
+    // up.
     let wanted: Vec<_> =
         wanted.into_iter().filter(|s| sysctl.read(&s.path).is_ok_and(|value| value.is_some())).collect();
     note(status, set(sysctl, &wanted).iter());
 }
 
-/// Sets pods' host ends to what they should be, by name.
+/// Applies the settings of pods' host ends, given by name.
 pub(super) fn set_host_ends<'a>(sysctl: &Sysctl, addresses: &[IpAddr], names: impl IntoIterator<Item = &'a String>) {
     let wanted = settings::host_ends(Families::of(addresses), names);
     for error in set(sysctl, &wanted) {
@@ -358,7 +359,7 @@ pub(super) fn set_host_ends<'a>(sysctl: &Sysctl, addresses: &[IpAddr], names: im
     }
 }
 
-/// Writes what isn't as it should be, and says so. What could not be written.
+/// Writes settings that differ, and logs them. Returns those that could not be written.
 fn set(sysctl: &Sysctl, wanted: &[Setting]) -> Vec<SettingError> {
     let applied = settings::apply(sysctl, wanted);
     for change in &applied.changed {
@@ -367,7 +368,7 @@ fn set(sysctl: &Sysctl, wanted: &[Setting]) -> Vec<SettingError> {
     applied.failed
 }
 
-/// What the programs have to know of the node.
+/// Configuration of the programs for this node.
 fn programs_config(
     config: &Config,
     own: &Node,
@@ -398,7 +399,7 @@ fn programs_config(
         podnet1: pair.far,
         podnet0_mac: pair.near_mac,
         podnet1_mac: pair.far_mac,
-        // Comes with the ports.
+        // Set together with the ports.
         snat_count: 0,
         uplinks: indices,
         flags: flags.iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).sum(),
@@ -411,7 +412,7 @@ fn programs_config(
     })
 }
 
-/// Tells the plugin what it needs, if that has changed.
+/// Writes `node.json` for the plugin, if it has changed.
 fn publish(_: &HooksAttached, config: &Config, own: &Node, mtu: u32) -> Result<()> {
     let info = NodeInfo {
         schema: SCHEMA,

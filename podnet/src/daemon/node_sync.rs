@@ -1,4 +1,4 @@
-//! When the node is brought into line with its Node object and its network, and what follows from that.
+//! When the node is synced with its Node object and its network, and what follows from that.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,12 @@ use crate::{
     metrics::NodeState,
 };
 
-/// What failed on the node is tried again, later each time while it fails in the same way.
+/// Failed steps are retried, with back-off while the same ones fail.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), CHECK_INTERVAL);
 
 impl Daemon {
-    /// Detaches programs whose pins are gone: they would drop everything, since their tables are gone as well, and look as
-    /// if they were those that are wanted there. [`Self::repair`] attaches the new ones.
+    /// Detaches programs whose pins are gone. Their tables are gone as well, so they would drop everything, while they
+    /// look like the wanted programs. [`Self::repair`] attaches the new ones.
     pub(super) async fn shed(&self) {
         match self.host.snapshot().await {
             Ok(snapshot) => {
@@ -36,9 +36,9 @@ impl Daemon {
         }
     }
 
-    /// Brings links, routes, settings and hooks into line.
+    /// Syncs links, routes, settings and hooks.
     pub(super) async fn sync_node(&mut self) {
-        // One look for all: of thousands of nodes there are as many routes and neighbours.
+        // One snapshot for all steps: thousands of nodes mean as many routes and neighbours.
         let snapshot = match self.host.snapshot().await {
             Ok(snapshot) => Some(snapshot),
             Err(error) => {
@@ -72,10 +72,10 @@ impl Daemon {
         self.metrics.node(NodeState {
             took,
             problems: self.node.problems.len(),
-            // Before the objects are there an earlier daemon's word holds.
+            // Until the objects are read, the earlier daemon's state applies.
             takes_pods: self.node.takes_pods || (self.was_set_up && !self.control.synced()),
         });
-        // What is tried again every second needn't be said as often.
+        // A problem that is retried every second is logged once.
         for problem in self.node.problems.iter().filter(|problem| !before.contains(problem)) {
             warn!("{problem}");
         }
@@ -86,7 +86,7 @@ impl Daemon {
         });
     }
 
-    /// Puts the plugin where the container runtime looks for it, if that is wanted and pods can start.
+    /// Installs the plugin for the container runtime, if configured and if pods can start.
     pub(super) fn install(&mut self) {
         let Some(wanted) = self.config.install.as_ref().filter(|_| self.node.takes_pods) else { return };
         self.not_installed = match install::install(&self.config, wanted) {
@@ -105,7 +105,7 @@ impl Daemon {
         };
     }
 
-    /// Leaves ports to the processes that have bound them.
+    /// Excludes the ports that processes have bound from those of source NAT.
     pub(super) fn sync_ports(&mut self) {
         let sysctl = Sysctl::at(&self.config.sysctls);
         if let Err(error) = node::sync_ports(&self.control, &self.node.addresses, &sysctl, &mut self.datapath) {
@@ -113,7 +113,7 @@ impl Daemon {
         }
     }
 
-    /// Something about the host's network has changed.
+    /// Handles a change of the host's network.
     pub(super) fn network_changed(&mut self, change: Change) {
         if change.of_node() {
             self.node_due = Some(Instant::now());

@@ -1,4 +1,4 @@
-//! What the daemon does about pods: their records, links and host ports.
+//! Maintenance of pods: their records, links and host ports.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use super::{Daemon, abandoned, node};
 use crate::host::sysctl::Sysctl;
 
 impl Daemon {
-    /// Takes in which pods there are, and their host ports.
+    /// Reads the records and the host ports in them.
     pub(super) fn read_records(&mut self) {
         if let Err(error) = self.records.refresh(&self.store) {
             warn!("{error}; keeping the known pods and host ports");
@@ -43,14 +43,14 @@ impl Daemon {
         self.collect();
     }
 
-    /// Puts back what pods' links lack about which something has changed.
+    /// Restores missing parts of pods' links that have changed.
     pub(super) fn mend(&mut self) {
         let now = Instant::now();
         let names = self.records.of_links(&self.links.take(now));
         if names.is_empty() {
             return;
         }
-        // First: where IPv6 is off, addresses are refused.
+        // First, because addresses are rejected while IPv6 is off.
         let own = self.control.nodes().get(&self.config.node);
         let addresses = own.map(|node| node.internal_ips.as_slice()).unwrap_or_default();
         let ends: Vec<String> = names.iter().map(|name| name.id.host_ifname()).collect();
@@ -59,7 +59,7 @@ impl Daemon {
         self.links.note(&report, false, &self.metrics, now);
     }
 
-    /// Removes what crashed plugins and deleted namespaces have left, and restores what is missing.
+    /// Removes leftovers of crashed plugins and deleted namespaces, and restores what is missing.
     pub(super) fn repair(&mut self) {
         let abandoned = self.source.pods().map(|pods| {
             abandoned::find(&self.store, &pods, &self.config.cgroup, SystemTime::now()).unwrap_or_else(|error| {
@@ -76,7 +76,7 @@ impl Daemon {
         self.links.note(&report, true, &self.metrics, Instant::now());
     }
 
-    /// What is wrong with pods' links, records and addresses.
+    /// Problems of pods' links, records and addresses.
     pub(super) fn pod_problems(&self) -> Vec<String> {
         let own = self.control.nodes().get(&self.config.node);
         let cidrs: &[IpNetwork] = own.map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
@@ -93,7 +93,7 @@ impl Daemon {
         self.links.problems(Instant::now()).into_iter().chain(self.attachments.problem()).chain(outsiders).collect()
     }
 
-    /// Looks for records of pods where the kernel doesn't tell of them.
+    /// Polls the records, for changes that the kernel doesn't report.
     pub(super) fn look_for_records(&mut self) {
         if self.attachments.look() {
             self.attachments_changed();

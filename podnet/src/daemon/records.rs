@@ -1,5 +1,5 @@
-//! The plugin's records as they were read: each once, since a record never changes when its pod is ready. So the daemon
-//! still knows them when somebody damages or removes their files.
+//! The plugin's records in memory. Each is read once, since a record never changes once its pod is ready. So the daemon
+//! still has them if their files are damaged or removed.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,16 +8,16 @@ use podnet_cni::record::{Record, RecordName, State};
 use podnet_cni::store::{Content, Store, StoreError};
 use podnet_common::addr::IfIndex;
 
-/// The records of pods that are ready, those that came first first.
+/// The records of ready pods, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     ready: Vec<(RecordName, Record)>,
-    /// Those whose files have gone. Their pods have too, unless their links say otherwise.
+    /// Records whose files are gone. Their pods are gone too, unless their links still exist.
     gone: Vec<Record>,
 }
 
 impl Records {
-    /// Looks at the directory again.
+    /// Reads the directory.
     pub(super) fn refresh(&mut self, store: &Store) -> Result<(), StoreError> {
         let mut names = store.list()?;
         names.retain(|name| name.state == State::Ready);
@@ -29,7 +29,7 @@ impl Records {
         let new: Vec<&RecordName> = names.iter().filter(|name| !known.contains(name)).collect();
         let mut found = Vec::new();
         for name in new {
-            // One that is unreadable is repair's to write again, and one may have gone meanwhile.
+            // Repair rewrites an unreadable record, and a file may be gone by now.
             if let Ok(Some(Content::Valid(record))) = store.read(name) {
                 found.push((name.clone(), *record));
             }
@@ -39,33 +39,33 @@ impl Records {
         Ok(())
     }
 
-    /// All of them.
+    /// All records.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Record> {
         self.ready.iter().map(|(_, record)| record)
     }
 
-    /// Those whose files have gone since the last time.
+    /// Records whose files have gone since the last call of [`Self::forget_gone`].
     pub(super) fn gone(&self) -> &[Record] {
         &self.gone
     }
 
-    /// All that were read, also those whose files have gone, for repair to write again.
+    /// All records ever read, including those whose files are gone, so that repair can rewrite them.
     pub(super) fn known(&self) -> Vec<Record> {
         self.iter().chain(&self.gone).cloned().collect()
     }
 
-    /// Forgets those whose files have gone: it has been looked after their links.
+    /// Forgets records whose files are gone, after their links have been checked.
     pub(super) fn forget_gone(&mut self) {
         self.gone.clear();
     }
 
-    /// The links of those with these addresses.
+    /// Links of the pods with these addresses.
     pub(super) fn links_to(&self, addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = IfIndex> {
         let has = |record: &&Record| record.ips.iter().any(|ip| addresses.contains(ip));
         self.iter().filter(has).map(|record| IfIndex(record.host_ifindex))
     }
 
-    /// The names of those with these links.
+    /// Names of the records with these links.
     pub(super) fn of_links(&self, links: &BTreeSet<IfIndex>) -> Vec<RecordName> {
         let with = |(_, record): &&(RecordName, Record)| links.contains(&IfIndex(record.host_ifindex));
         self.ready.iter().filter(with).map(|(name, _)| name.clone()).collect()

@@ -1,4 +1,4 @@
-//! What the daemon tells `podnet status`.
+//! The status file for `podnet status`.
 
 use std::collections::BTreeMap;
 
@@ -23,11 +23,11 @@ use super::node;
 /// Writes the status file when it changes.
 pub(super) struct Reporter {
     last: DaemonStatus,
-    /// The ways to other nodes are others than in the file.
+    /// The routes to other nodes differ from those in the file.
     nodes_differ: bool,
 }
 
-/// What there is to say.
+/// Current state of the daemon's parts.
 pub(super) struct Now<'a> {
     pub(super) source: &'a source::Status,
     pub(super) control: &'a ControlStatus,
@@ -35,10 +35,10 @@ pub(super) struct Now<'a> {
     pub(super) health: HealthStatus,
     pub(super) host: &'a HostFacts,
     pub(super) drops: BTreeMap<String, DropStatus>,
-    /// What isn't served, for people.
+    /// Servers that could not be started, in readable form.
     pub(super) servers: Vec<String>,
     pub(super) repairs: Vec<RepairStatus>,
-    /// What is wrong with pods' links and records.
+    /// Problems of pods' links and records.
     pub(super) links: Vec<String>,
 }
 
@@ -58,20 +58,20 @@ impl Reporter {
         }
     }
 
-    /// The file may be gone: it is to be written again.
+    /// The file may be gone: forces a write.
     pub(super) fn forget(&mut self) {
         self.nodes_differ = true;
     }
 
-    /// Takes in the ways to other nodes, of which there may be thousands: whenever they have been looked at, and not for
-    /// each of the changes between.
+    /// Sets the routes to other nodes. There may be thousands, so they are updated after each look at them, not for
+    /// every change in between.
     pub(super) fn set_nodes(&mut self, node: &node::Status) {
         let nodes = nodes(node);
         self.nodes_differ |= nodes != self.last.nodes;
         self.last.nodes = nodes;
     }
 
-    /// Writes what there is to say, unless it has been said. Returns how many warnings are among it.
+    /// Writes the status if it has changed. Returns the number of warnings in it.
     pub(super) fn write(&mut self, config: &Config, now: Now<'_>) -> (usize, Result<(), StatusError>) {
         let Now { source, control, node, health, host, drops, servers, repairs, links } = now;
         let nodes = std::mem::take(&mut self.last.nodes);
@@ -90,7 +90,7 @@ impl Reporter {
             warnings: warnings(source, control, node, [links, servers].concat()),
             ..self.last.clone()
         };
-        // Times alone are no news.
+        // A difference in times alone doesn't count.
         now.sources.iter_mut().zip(&self.last.sources).for_each(|(new, old)| new.last_sync = old.last_sync);
         now.tables.last_reconciled = self.last.tables.last_reconciled;
         let (changed, warnings) = (now != self.last || self.nodes_differ, now.warnings.len());

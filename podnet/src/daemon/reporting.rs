@@ -1,4 +1,4 @@
-//! The status file and the state's metrics, written in each turn of the event loop.
+//! Writes the status file and the state metrics in each turn of the event loop.
 
 use podnet_common::layout::tables;
 use tracing::warn;
@@ -7,7 +7,7 @@ use super::{Daemon, report};
 use crate::{metrics::ControlState, reconcile::Usage};
 
 impl Daemon {
-    /// Writes what there is to say, if that differs.
+    /// Writes the report if it has changed.
     pub(super) fn write_report(&mut self) {
         let (source, control) = (self.source.status(), self.control.status());
         let servers = self.servers.problems().into_iter().chain(self.listener.problem()).collect();

@@ -1,4 +1,4 @@
-//! What the daemon does about services: from what a source says to the tables, and to the health servers.
+//! Services: from batches of the source to the tables, and to the health servers.
 
 use std::time::{Instant, SystemTime};
 
@@ -8,7 +8,7 @@ use super::{Daemon, facts};
 use crate::{control, health::Condition, host::snapshot::Snapshot, metrics::Writes, model::Batch};
 
 impl Daemon {
-    /// Takes in what the source says.
+    /// Applies a batch of the source.
     pub(super) fn take_in(&mut self, batch: Batch) {
         let applied = self.control.apply(batch);
         if applied.nodes || applied.addresses {
@@ -23,26 +23,26 @@ impl Daemon {
         }
     }
 
-    /// Takes in what the host is like. Says whether that makes a difference to services.
+    /// Updates the facts about the host. Returns whether that affects services.
     pub(super) fn learn_host(&mut self, snapshot: &Snapshot) -> bool {
         self.watcher.learn(&snapshot.neighbours);
         let applied = self.control.set_host(facts::gather(snapshot, self.api_servers.known()));
         applied.services > 0 || applied.host_ports
     }
 
-    /// Has the health servers say how the node stands.
+    /// Reports the node's condition to the health servers.
     pub(super) fn tell_health(&mut self) {
         let control::Health { checks, leaving, stale_since } = self.control.health();
-        // Where objects come from doesn't count, whether it is an API server or a directory: while it is away what is there
-        // holds, another daemon would know no more, and load balancers would have no node left.
+        // Sources, whether API server or directory, don't count: while one is unavailable, existing objects stay in
+        // effect, another daemon would know no more, and load balancers would have no node left.
         let current = stale_since.is_none();
-        // At the start it changes nothing of what an earlier daemon has set up.
+        // At start, the set-up of an earlier daemon is still in effect.
         let ready = self.node.ready || (self.was_set_up && !self.control.synced());
         self.health.report(Condition { ready, current, leaving }, Instant::now());
         self.servers.settle(checks);
     }
 
-    /// Brings the service tables nearer to what is wanted.
+    /// Brings the service tables closer to the desired state.
     pub(super) fn reconcile(&mut self) {
         let _span = info_span!("reconcile").entered();
         self.outcome = self.control.reconcile(self.datapath.tables(), Instant::now());
@@ -56,7 +56,7 @@ impl Daemon {
         if self.outcome.changed > 0 {
             debug!(changed = self.outcome.changed, pending = self.outcome.pending, "reconciled the tables");
         }
-        // Datagrams to an endpoint that is gone would be lost for as long as their flow lives.
+        // Datagrams to an endpoint that is gone would be lost as long as their flow lives.
         if !self.outcome.removed.is_empty() {
             self.collect();
         }

@@ -1,4 +1,4 @@
-//! Tells the cluster, as Events, what the [`announcer`](super::announce) lets through.
+//! Creates Events for what the [`announcer`](super::announce) lets through.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -10,11 +10,11 @@ use super::{
 };
 use crate::source::kubernetes::{About, Note};
 
-/// How many objects are looked at in a turn.
+/// Number of objects handled per turn.
 const OBJECTS: usize = 16;
 
 impl Daemon {
-    /// Tells the cluster what it should know. To be called every second.
+    /// Creates Events that are due. Call it every second.
     pub(super) fn announce(&mut self) {
         if !self.source.can_tell() {
             return;
@@ -62,8 +62,8 @@ impl Daemon {
         }
     }
 
-    /// What is wrong on this node, as `podnet status` says it. Services' own problems are the same on all nodes, and a server
-    /// that is away could not be told.
+    /// Problems of this node, worded as in `podnet status`. Excludes problems of services, which are the same on all
+    /// nodes, and an unavailable API server, which couldn't receive the Event.
     fn problems(&self) -> BTreeSet<String> {
         let mut problems: BTreeSet<String> = self.node.problems.iter().cloned().collect();
         problems.extend(self.servers.problems());

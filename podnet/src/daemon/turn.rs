@@ -1,4 +1,4 @@
-//! The event loop: what the daemon waits for, and what each event leads to.
+//! The event loop: the events that the daemon waits for, and their effects.
 
 use std::{
     io,
@@ -15,24 +15,24 @@ use tracing::warn;
 use super::{CHECK_INTERVAL, Daemon, events};
 use crate::{async_fd::watch, datapath::conntrack::Swept, host::watch::Change, model::Batch, status::StatusError};
 
-/// How often the programs are told the time: about a tick.
+/// How often the programs' clock is updated: about once per tick.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the connection table is collected.
+/// Interval of sweeps of the connection table.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the loop waits for.
+/// Events of the loop.
 enum Event {
-    /// The source has something to say.
+    /// The source has sent a batch.
     Objects(Batch),
-    /// What the tables refused is to be tried again.
+    /// A retry of failed table writes is due.
     TablesDue,
-    /// The node is to be brought into line.
+    /// A sync of the node is due.
     NodeDue,
-    /// The API server has other addresses.
+    /// The addresses of the API server have changed.
     ApiServers,
     /// The host's network has changed.
     Network(Change),
-    /// Links about which something has changed are to be looked at.
+    /// Links with reported changes are due for a check.
     LinksDue,
     /// The plugin has added or removed a pod.
     Records,
@@ -46,7 +46,7 @@ enum Event {
     Check,
 }
 
-/// What ticks.
+/// Periodic timers.
 struct Clocks {
     clock: Interval,
     collection: Interval,
@@ -69,7 +69,7 @@ impl Clocks {
 }
 
 impl Daemon {
-    /// Works until it is dropped, or can't go on.
+    /// Runs until it is dropped, or until an error stops the daemon.
     pub(super) async fn serve(&mut self) -> Result<()> {
         let events = watch(self.datapath.events()?).context("cannot watch the event ring")?;
         let drops = tokio::spawn(events::log(events));
@@ -94,13 +94,13 @@ impl Daemon {
         }
     }
 
-    /// Puts the first look into effect.
+    /// Applies the initial state.
     async fn begin(&mut self) {
         if !self.datapath.adopted() {
             self.shed().await;
         }
         self.read_records();
-        // Before anything is written: what no object may take is not to be taken for a moment either.
+        // Before anything is written: no object may take a restricted address even for a moment.
         match self.host.snapshot().await {
             Ok(snapshot) => _ = self.learn_host(&snapshot),
             Err(error) => warn!("{error}"),
@@ -132,15 +132,15 @@ impl Daemon {
         })
     }
 
-    /// What each event leads to.
+    /// Handles an event.
     ///
     /// # Errors
-    /// If another daemon has this one's place.
+    /// If another daemon has taken over.
     fn react(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Objects(batch) => self.take_in(batch),
             Event::TablesDue => self.reconcile(),
-            // The next turn begins with it.
+            // Handled at the start of the next turn.
             Event::NodeDue => {}
             Event::ApiServers => self.node_due = Some(Instant::now()),
             Event::Network(change) => self.network_changed(change),
@@ -172,7 +172,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Lets the programs see the time.
+    /// Updates the programs' clock.
     fn advance_clock(&mut self) {
         if let Err(error) = self.datapath.advance_clock() {
             warn!("{error}");
@@ -184,10 +184,10 @@ impl Daemon {
         self.calls.take().iter().for_each(|call| self.metrics.calls.observe(call));
     }
 
-    /// Looks after the lock, and what else is in the run directory, which somebody may have emptied.
+    /// Maintains the lock and the other contents of the run directory, which may have been emptied.
     ///
     /// # Errors
-    /// If another daemon has the lock by now.
+    /// If another daemon holds the lock now.
     fn keep_lock(&mut self) -> Result<()> {
         let problem = match self.lock.keep() {
             Ok(false) => None,
@@ -210,7 +210,7 @@ impl Daemon {
     }
 }
 
-/// Waits for a sweep to end, or for ever.
+/// Waits for a sweep to end; pending for ever if there is none.
 async fn ended(sweeping: &mut Option<JoinHandle<io::Result<Swept>>>) -> Result<Swept> {
     match sweeping {
         Some(sweep) => Ok(sweep.await??),
@@ -218,7 +218,7 @@ async fn ended(sweeping: &mut Option<JoinHandle<io::Result<Swept>>>) -> Result<S
     }
 }
 
-/// Waits until a time, or for ever.
+/// Waits until a time; pending for ever if there is none.
 async fn wake(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
