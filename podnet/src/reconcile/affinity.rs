@@ -1,9 +1,9 @@
-//! Which frontends have affinity, and when clients' affinities are looked through for such as have no meaning any more.
+//! Which frontends have affinity, and when to prune stale client affinities.
 //!
-//! The programs take an affinity for granted, so one to a backend that is gone would hold its client to it. After every
-//! change that may have left some, the table is looked through at once, and once more after the grace period, for
-//! programs that were on their way and have refreshed one meanwhile. That takes some ten milliseconds if many clients
-//! have affinities, so changes that follow each other closely share one look.
+//! The programs don't check affinities, so one to a backend that is gone would keep its client there. After each change
+//! that may have left stale ones, the table is pruned immediately, and again after the grace period, since programs in
+//! flight may have refreshed an affinity in between. With many clients a pass takes some ten milliseconds, so changes
+//! in quick succession share one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -14,39 +14,39 @@ use tracing::{debug, warn};
 use super::tables::{KeepAffinity, Tables};
 use crate::mirror::Retry;
 
-/// How long after a look the next one is taken at the soonest.
+/// Minimum time between two passes.
 const SPACING: Duration = Duration::from_millis(100);
 
-/// Affinities by [`Frontend::service`].
+/// Affinities, by [`Frontend::service`].
 #[derive(Clone, Debug)]
 pub(super) struct Affinities {
     grace: Duration,
     /// Frontends with affinity.
     frontends: HashMap<u32, BTreeSet<FrontendKey>>,
-    /// Whose are to be looked through, and when.
+    /// Whose affinities are to be pruned, and when.
     due: Vec<(Instant, u32)>,
-    /// All are: after a daemon's start nobody knows what was missed.
+    /// Prune all: at start it is unknown what was missed.
     all: bool,
-    /// Before which time none is.
+    /// Earliest time of the next pass.
     not_before: Option<Instant>,
-    /// It has failed.
+    /// The last pass has failed.
     retry: Option<Retry>,
 }
 
 impl Affinities {
-    /// Of a daemon that has just begun.
+    /// State at the start of a daemon.
     pub(super) fn new(grace: Duration) -> Self {
         Self { grace, frontends: HashMap::new(), due: Vec::new(), all: true, not_before: None, retry: None }
     }
 
-    /// A frontend is in the tables.
+    /// A frontend was written.
     pub(super) fn add(&mut self, key: FrontendKey, value: &Frontend) {
         if value.affinity != 0 {
             self.frontends.entry(value.service).or_default().insert(key);
         }
     }
 
-    /// A frontend isn't, or not with that value.
+    /// A frontend was removed, or its value replaced.
     pub(super) fn remove(&mut self, key: &FrontendKey, value: &Frontend) {
         if let Some(keys) = self.frontends.get_mut(&value.service) {
             keys.remove(key);
@@ -56,7 +56,7 @@ impl Affinities {
         }
     }
 
-    /// Frontends with affinity whose clients are these.
+    /// Frontends that share the affinities of this value of [`Frontend::service`].
     pub(super) fn frontends(&self, service: u32) -> impl Iterator<Item = &FrontendKey> {
         self.frontends.get(&service).into_iter().flatten()
     }
@@ -66,14 +66,14 @@ impl Affinities {
         self.due.extend([(now, service), (now + self.grace, service)]);
     }
 
-    /// Whose are to be looked through now.
+    /// Whose affinities are to be pruned now.
     pub(super) fn due(&self, now: Instant) -> BTreeSet<u32> {
         let due = self.due.iter().filter(|(at, _)| *at <= now && self.may_look(now)).map(|(_, service)| *service);
         let all = self.frontends.keys().filter(|_| self.all_due(now));
         due.chain(all.copied()).collect()
     }
 
-    /// Whether all are to be looked through now, also those of services that aren't known.
+    /// Whether all affinities are to be pruned now, including those of unknown services.
     pub(super) fn all_due(&self, now: Instant) -> bool {
         self.all && self.may_look(now)
     }
@@ -83,7 +83,7 @@ impl Affinities {
         [self.not_before, retry].into_iter().flatten().all(|at| at <= now)
     }
 
-    /// Looks them through.
+    /// Prunes the affinities.
     pub(super) fn prune(&mut self, keep: &KeepAffinity<'_>, tables: &mut dyn Tables, now: Instant) {
         match tables.prune_affinity(keep) {
             Ok(removed) => {
@@ -100,12 +100,12 @@ impl Affinities {
         }
     }
 
-    /// What has failed, and why.
+    /// The last failure, if it is still to be retried.
     pub(super) fn retry(&self) -> Option<&Retry> {
         self.retry.as_ref()
     }
 
-    /// When there is something to do next.
+    /// When the next pass is due.
     pub(super) fn next(&self) -> Option<Instant> {
         let due = self.due.iter().map(|(at, _)| *at).min();
         let due = due.max(due.and(self.not_before));

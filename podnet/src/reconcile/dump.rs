@@ -1,4 +1,4 @@
-//! The tables' content as text: the same bytes for the same content.
+//! Deterministic dump of the tables as text.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,8 +23,8 @@ const FLAGS: [(u16, &str); 8] = [
     (Frontend::NODE_PORT, "node-port"),
 ];
 
-/// One line for each frontend, with its source ranges and backends below, in the order of addresses, ports, protocols
-/// and scopes. A backend that has more than one slot, as with Maglev, has one line.
+/// One line per frontend, followed by its source ranges and backends, ordered by address, port, protocol and scope. A
+/// backend with several slots, as with Maglev, has one line.
 ///
 /// # Errors
 /// The first read that fails.

@@ -1,11 +1,11 @@
-//! Backends in the tables: ids, segments of slots, and which frontends share them.
+//! Backends in the tables: ids, segments of slots, and their sharing among frontends.
 //!
-//! Frontends with the same backends have the same segment: the ports of a service at its ClusterIP, at the nodes and at
-//! its load balancer often differ in nothing else. A segment is written once and never changed.
+//! Frontends with the same backends have the same segment: the frontends of a service port at its ClusterIP, at the
+//! nodes and at its load balancer often differ in nothing else. A segment is written once and never modified.
 //!
-//! Where nodes must agree on a flow's backend the segment is spread: a table of [`maglev`], which isn't kept here but
-//! made when it is written. It is large, so where there is little room left, the backends are listed as others are.
-//! Then nodes still agree while they know the same backends, but when these change, most flows move.
+//! Where nodes must agree on a flow's backend, the segment is spread: a [`maglev`] table, which isn't stored here but
+//! computed when it is written. It is large, so if little room is left, the backends are listed as usual. Nodes then
+//! still agree while they know the same backends, but when these change, most flows move.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use super::tables::{FEWER, Tables};
 use crate::compile::{BackendId, BackendIds, Entry, Segment, Segments, maglev};
 use crate::mirror::TableError;
 
-/// The share of `slots` that spread segments leave to others: a quarter.
+/// Share of `slots` that spread segments leave free for others: a quarter.
 const RESERVED: u32 = 4;
 
-/// A frontend's backends, and the segment that leads to them.
+/// The backends of a frontend, with their segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct List {
     /// In the order of the frontend's backends.
@@ -29,12 +29,12 @@ pub(super) struct List {
 }
 
 impl List {
-    /// Whether the segment is a table of [`maglev`]. One with as many slots as backends would be of no use.
+    /// Whether the segment is a [`maglev`] table. A table with as many slots as backends would have no benefit.
     pub(super) fn is_spread(&self) -> bool {
         self.segment.count as usize != self.ids.len()
     }
 
-    /// What isn't in another list.
+    /// Ids that aren't in the other list.
     pub(super) fn without(&self, other: &Self) -> Vec<BackendId> {
         let mut others = other.ids.to_vec();
         others.sort_unstable();
@@ -47,26 +47,26 @@ impl List {
 pub(super) struct Lists {
     ids: BackendIds,
     segments: Segments,
-    /// Slots of a spread segment.
+    /// Number of slots of a spread segment.
     spread: u32,
-    /// Segments to be shared: by the ids, and whether they are spread.
+    /// Segments that can be shared, by ids and whether they are spread.
     known: HashMap<(Arc<[BackendId]>, bool), Segment>,
-    /// How many frontends use a segment, by its first slot.
+    /// Number of frontends that use a segment, by its first slot.
     uses: HashMap<u32, u32>,
 }
 
-/// What adoption has found.
+/// Contents of the tables, read for adoption.
 pub(super) struct Found {
-    /// Slots from the first one on, as far as frontends lead to them.
+    /// From the first slot on, as far as frontends refer to them.
     slots: Vec<BackendId>,
-    /// Backends from the first one on, as far as these slots do.
+    /// From the first backend on, as far as these slots refer to them.
     backends: Vec<Backend>,
-    /// Lists, and whether they are sound, by their first slot.
+    /// Lists by their first slot, and whether they are correct.
     lists: HashMap<u32, (List, bool)>,
 }
 
 impl Found {
-    /// Reads all that these segments lead to at once: one by one it would take a system call for each backend.
+    /// Reads everything that these segments refer to in bulk; otherwise each backend would take a system call.
     pub(super) fn read(segments: impl Iterator<Item = Segment>, tables: &dyn Tables) -> Result<Self, TableError> {
         let capacity = tables.capacity();
         let ends = segments.map(|segment| segment.base.saturating_add(segment.count));
@@ -74,7 +74,7 @@ impl Found {
             0 => Vec::new(),
             count => tables.slots(Segment { base: 0, count })?,
         };
-        // There may be anything in slots that nobody uses.
+        // Unused slots may contain anything.
         let ids = slots.iter().map(|id| id.0).filter(|id| *id < capacity.backends);
         let backends = match ids.max() {
             None => Vec::new(),
@@ -85,8 +85,8 @@ impl Found {
 }
 
 impl Lists {
-    /// For a daemon that knows of nothing in the tables yet. `spread` is how many slots a spread segment has, a prime;
-    /// if it is none, nothing is spread.
+    /// Without knowledge of the tables' contents yet. `spread`: number of slots of a spread segment, a prime; for any
+    /// other number nothing is spread.
     pub(super) fn new(tables: &dyn Tables, spread: u32) -> Self {
         let capacity = tables.capacity();
         Self {
@@ -98,8 +98,8 @@ impl Lists {
         }
     }
 
-    /// Takes over what can be right of a frontend's segment and ids, and tells whether all of it is. `spread`: the
-    /// segment may be a table of [`maglev`].
+    /// Adopts what is valid of a frontend's segment and ids. Returns also whether all of it is. `spread`: the segment
+    /// may be a [`maglev`] table.
     pub(super) fn adopt(&mut self, segment: Segment, spread: bool, found: &mut Found) -> (List, bool) {
         if segment.count == 0 {
             return (List::default(), true);
@@ -151,14 +151,14 @@ impl Lists {
         maglev::table(&backends, self.spread).into_iter().map(|i| ids[i as usize]).collect()
     }
 
-    /// Whether the segment of an entry's backends should be a table of [`maglev`].
+    /// Whether the segment of an entry's backends should be a [`maglev`] table.
     pub(super) fn is_spread(&self, entry: &Entry<'_>) -> bool {
         entry.spread() && !entry.backends.is_empty() && entry.backends.len() < self.spread as usize
     }
 
-    /// The list of these backends for one more frontend: written now, if no other frontend has the same. It isn't
+    /// The list of these backends, for one more frontend; written now unless another frontend has the same. It isn't
     /// spread if there is no room for that, see [`List::is_spread`]. A failure changes nothing for readers, and what
-    /// was taken is given back, to rest until the given time.
+    /// was allocated is released, in quarantine until `until`.
     pub(super) fn acquire(
         &mut self,
         backends: &[Backend],
@@ -196,7 +196,7 @@ impl Lists {
         if enough { self.segments.allocate(self.spread) } else { None }
     }
 
-    /// Writes backends that aren't there yet, and a segment.
+    /// Writes missing backends, and a segment.
     fn write(
         &mut self,
         backends: &[Backend],
@@ -243,8 +243,8 @@ impl Lists {
         }
     }
 
-    /// Ends a frontend's use. After the last one, segment and ids rest until the given time, which must not be before
-    /// earlier ones.
+    /// Releases a frontend's list. With the last release, segment and ids are quarantined until `until`, which must not
+    /// be before earlier ones.
     pub(super) fn release(&mut self, list: &List, until: Instant) {
         let Some(uses) = self.uses.get_mut(&list.segment.base).filter(|_| list.segment.count != 0) else { return };
         *uses -= 1;
@@ -260,34 +260,34 @@ impl Lists {
         self.segments.release(list.segment, until);
     }
 
-    /// Frees what has rested for long enough.
+    /// Frees segments and ids whose quarantine has ended.
     pub(super) fn expire(&mut self, now: Instant) {
         self.ids.expire(now);
         self.segments.expire(now);
     }
 
-    /// Whether a list is of these backends, in this order.
+    /// Whether a list has exactly these backends, in this order.
     pub(super) fn is_of(&self, list: &List, backends: &[Backend]) -> bool {
         list.ids.len() == backends.len()
             && list.ids.iter().zip(backends).all(|(&id, backend)| self.ids.backend(id) == *backend)
     }
 
-    /// A backend's id, if a list has it or had it a moment ago.
+    /// The id of a backend that is in use or in quarantine.
     pub(super) fn find(&self, backend: &Backend) -> Option<BackendId> {
         self.ids.find(backend)
     }
 
-    /// What an id stands for.
+    /// The backend of an id.
     pub(super) fn backend(&self, id: BackendId) -> Backend {
         self.ids.backend(id)
     }
 
-    /// How many slots are in use or resting.
+    /// Number of slots in use or in quarantine.
     pub(super) fn slots(&self) -> u32 {
         self.segments.taken()
     }
 
-    /// How many ids are in use or resting.
+    /// Number of ids in use or in quarantine.
     pub(super) fn backends(&self) -> usize {
         self.ids.taken()
     }

@@ -1,16 +1,16 @@
-//! Makes the tables hold what is desired, and keeps on trying.
+//! Reconciles the tables with the desired state, and retries what fails.
 //!
-//! A frontend's update writes its new backends and a new segment of slots, then flips the one frontend value: a reader
-//! sees the old backends or the new, never a mix. The old segment and ids rest for a grace period. Whatever fails
-//! leaves the frontend as it was and is tried again, later each time.
+//! To update a frontend, its new backends and a new segment of slots are written, and then its one value is replaced: a
+//! reader sees the old backends or the new ones, never a mix. The old segment and ids are quarantined for a grace
+//! period. A failure leaves the frontend unchanged and is retried with back-off.
 //!
-//! What a frontend's entry refers to is there before the entry and stays for longer: its segment, its source ranges,
-//! and its entries for other clients. Affinities end with the backend that they are to.
+//! Everything to which a frontend's entry refers is written before the entry and removed after it: its segment, its
+//! source ranges, and its entries for other scopes. Affinities end together with their backend.
 //!
-//! At start, [`Reconciler::adopt`] reads what an earlier daemon has left. A frontend that is as it should be isn't
-//! touched, so its segment and ids stay; one that nobody wants is removed only when the sources are synced.
+//! At start, [`Reconciler::adopt`] reads what an earlier daemon has left. A frontend that is correct isn't touched, so
+//! it keeps its segment and ids; one that isn't desired is removed only once the sources are synced.
 //!
-//! Time is a parameter; only [`Tables`] has effects.
+//! Time is a parameter; only [`Tables`] has side effects.
 
 mod affinity;
 pub mod dump;
@@ -38,36 +38,36 @@ use affinity::Affinities;
 use lists::{List, Lists};
 use ranges::Ranges;
 
-/// How long a segment or id rests. A program runs for microseconds; this leaves room for one that was preempted.
+/// Quarantine of segments and ids. A program runs for microseconds; this leaves room for one that was preempted.
 pub const GRACE: Duration = Duration::from_secs(2);
 
-/// What one round has done.
+/// Outcome of a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Frontends that were written or deleted.
     pub changed: usize,
-    /// Frontends that should have been and couldn't.
+    /// Frontends whose write or deletion failed.
     pub failed: usize,
-    /// What isn't yet as it should be, because something failed: frontends, mostly.
+    /// What still differs from the desired state because something failed; mostly frontends.
     pub pending: usize,
-    /// How many of these aren't in the tables at all, or not as they should be: of others only the spreading is missing.
+    /// How many of these are missing or wrong in the tables; the others lack only their spreading.
     pub unwritten: usize,
-    /// When there is something to do next.
+    /// When the next action is due.
     pub next_retry: Option<Instant>,
-    /// Backends that frontends of UDP have lost: flows to those that don't serve any more end at once.
+    /// Backends that UDP frontends have lost. Flows to those that are no longer serving must end immediately.
     pub removed: Vec<Removed>,
 }
 
 /// Backends that a frontend has lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
-    /// The frontend, which may still be there.
+    /// The frontend, which may still exist.
     pub key: FrontendKey,
-    /// What it no longer leads to.
+    /// The backends that it has lost.
     pub backends: Vec<Backend>,
 }
 
-/// How many entries of the tables are taken.
+/// Table entries in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Of `frontends`.
@@ -80,7 +80,7 @@ pub struct Usage {
     pub source_ranges: usize,
 }
 
-/// The state of reconciliation: what the tables hold and what is still to be done.
+/// State of reconciliation: contents of the tables, and pending work.
 #[derive(Clone, Debug)]
 pub struct Reconciler {
     grace: Duration,
@@ -92,22 +92,22 @@ pub struct Reconciler {
     mirror: Mirror<FrontendKey, Present>,
 }
 
-/// A frontend in the tables, and what it holds of other tables.
+/// A frontend in the tables, and what it uses in other tables.
 #[derive(Clone, Debug)]
 struct Present {
     value: Frontend,
     list: List,
-    /// Whether its segment is as it has to be; one that was found otherwise is written again.
+    /// Whether its segment is correct; a wrong one that was adopted is rewritten.
     sound: bool,
     ranges: Box<[SourceRange]>,
 }
 
-/// What couldn't be done yet.
+/// Work that has failed and will be retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pending<'a> {
     /// Writing or deleting a frontend.
     Frontend(&'a FrontendKey),
-    /// Removing from a table what isn't needed any more.
+    /// Removing unused entries from a table.
     Table(&'static str),
 }
 
@@ -120,27 +120,28 @@ impl fmt::Display for Pending<'_> {
     }
 }
 
-/// What a frontend leads to: the protocol, and the backends.
+/// The backends of a frontend, with the protocol.
 type Members = (Proto, Arc<[BackendId]>);
 
-/// What [`Reconciler::run`] works with.
+/// Context of [`Reconciler::run`].
 struct Round<'a> {
     tables: &'a mut dyn Tables,
     now: Instant,
     outcome: Outcome,
 }
 
-/// Why a frontend isn't spread though it should be, and what can be done.
+/// Why a frontend isn't spread though it should be, and the remedy.
 const UNSPREAD: &str = "nodes choose the same backend only until its endpoints change: set a smaller maglevTableSize, \
                         or preserve the source of fewer services";
 
-/// The scopes of a frontend's entries beside [`FrontendKey::ANY`], and the flag by which that one refers to each.
+/// The scopes of a frontend's entries other than [`FrontendKey::ANY`], and the flag in the `ANY` entry that refers to
+/// each.
 const SCOPES: [(u8, u16); 2] =
     [(FrontendKey::OUTSIDE, Frontend::OUTSIDE_DIFFERS), (FrontendKey::PEER, Frontend::DIRECT_RETURN)];
 
 impl Reconciler {
-    /// Takes over what the tables hold. `names` is what the earlier daemon wrote, `spread` how many slots a frontend
-    /// gets for which nodes must agree.
+    /// Adopts the contents of the tables. `names`: read from the earlier daemon's file. `spread`: number of slots of a
+    /// frontend for which nodes must agree.
     ///
     /// # Errors
     /// The first read that fails.
@@ -178,13 +179,13 @@ impl Reconciler {
         Ok(reconciler)
     }
 
-    /// Has frontends looked at in the next round.
+    /// Schedules frontends for the next round.
     pub fn mark(&mut self, keys: impl IntoIterator<Item = FrontendKey>) {
         self.mirror.mark(keys);
     }
 
-    /// Does what is to be done and due. While the sources aren't `synced`, frontends of an earlier daemon that nobody
-    /// wants, or wants without backends, stay as they are: their manifest may be one that can't be read at the moment.
+    /// Does the work that is due. Unless `synced`, an adopted frontend stays unchanged if it isn't desired, or is
+    /// desired without backends: its manifest may be unreadable at the moment.
     pub fn run(&mut self, desired: &Desired, tables: &mut dyn Tables, synced: bool, now: Instant) -> Outcome {
         self.lists.expire(now);
         let due = self.mirror.take_due(synced, now);
@@ -231,8 +232,8 @@ impl Reconciler {
         }
     }
 
-    /// Writes a frontend with what it refers to, unless all is as it should be; says whether it wasn't. On failure
-    /// nothing has changed for readers, and what was taken is given back.
+    /// Writes a frontend and everything to which it refers, unless it is correct already; returns whether it was
+    /// written. On failure nothing changes for readers, and what was allocated is released.
     fn put(&mut self, key: FrontendKey, entry: &Entry<'_>, round: &mut Round<'_>) -> Result<bool, TableError> {
         if key.scope == FrontendKey::ANY {
             let missing = |scope| self.mirror.get(&scoped(key, scope)).is_none();
@@ -276,7 +277,7 @@ impl Reconciler {
         }
         let until = round.now + self.grace;
         let list = self.lists.acquire(entry.backends, spread, round.tables, until)?;
-        // Where there is no room to spread it, this may be the list that is there.
+        // Without room for spreading, this may be the present list.
         if self.mirror.get(&key).is_some_and(|present| is_right(present, &list)) {
             self.lists.release(&list, until);
             return Ok(false);
@@ -293,7 +294,7 @@ impl Reconciler {
         Ok(true)
     }
 
-    /// Lets readers see the new value. The ranges have a user more if it succeeds.
+    /// Makes the new value visible to readers. On success the ranges have one more user.
     fn flip(
         &mut self,
         key: FrontendKey,
@@ -326,7 +327,7 @@ impl Reconciler {
         Ok(true)
     }
 
-    /// Gives back what a frontend used before it was flipped or deleted.
+    /// Releases what a frontend used before it was replaced or deleted.
     fn retire(&mut self, key: FrontendKey, old: &Present, new: Option<&Present>, round: &mut Round<'_>) {
         let follows_backends = key.proto == Proto::UDP;
         if follows_backends || old.value.affinity != 0 {
@@ -346,7 +347,7 @@ impl Reconciler {
         self.names.release(ServiceId(old.value.service));
     }
 
-    /// Ends the affinities to what no frontend with the same service and clients leads to.
+    /// Removes affinities to backends that no frontend with the same service and scope has.
     fn prune_affinities(&mut self, round: &mut Round<'_>) {
         let (due, all) = (self.affinities.due(round.now), self.affinities.all_due(round.now));
         if due.is_empty() && !all {
@@ -382,19 +383,20 @@ impl Reconciler {
         }
     }
 
-    /// What couldn't be done yet, and why.
+    /// Failed work, with the reason.
     pub fn pending(&self) -> impl Iterator<Item = (Pending<'_>, &Retry)> {
         let ranges = self.ranges.retry().map(|retry| (Pending::Table("source_ranges"), retry));
         let affinity = self.affinities.retry().map(|retry| (Pending::Table("affinity"), retry));
         self.mirror.retries().map(|(key, retry)| (Pending::Frontend(key), retry)).chain(ranges).chain(affinity)
     }
 
-    /// Whether a frontend's last change isn't in the tables, since it couldn't be written.
+    /// Whether the last change of a frontend couldn't be written yet.
     pub fn is_unwritten(&self, key: &FrontendKey) -> bool {
         self.mirror.retry(key).is_some_and(|retry| !retry.written)
     }
 
-    /// Since when something hasn't been as it should be because the kernel refuses, not for want of room.
+    /// Since when the tables have differed from the desired state because the kernel refuses writes; a full table
+    /// doesn't count.
     pub fn stale_since(&self) -> Option<Instant> {
         self.pending().filter(|(_, retry)| retry.refused).map(|(_, retry)| retry.since).min()
     }
@@ -404,30 +406,31 @@ impl Reconciler {
         &self.names
     }
 
-    /// The same, for writing their file.
+    /// The same, for writing the file.
     pub fn names_mut(&mut self) -> &mut ServiceNames {
         &mut self.names
     }
 
-    /// Whether the tables lead from a destination to this backend, whoever the client is: flows for which they don't
-    /// are stale. The destination may be an address of the node; the key's scope doesn't matter.
+    /// Whether the tables lead from a destination to this backend, for any client; flows for which they don't are
+    /// stale. The destination may be an address of the node; the scope of the key is ignored.
     pub fn leads_to(&self, key: &FrontendKey, backend: &Backend) -> bool {
         let Some(id) = self.lists.find(backend) else { return false };
         self.entries(key).any(|present| present.list.ids.contains(&id))
     }
 
-    /// The service port whose a destination is.
+    /// The service port at a destination.
     pub fn service_of(&self, key: &FrontendKey) -> Option<&ServicePortName> {
         let present = self.entries(key).next()?;
         self.names.name(ServiceId(present.value.service))
     }
 
-    /// The backends that the tables lead to from a destination, as [`Self::leads_to`] has it; some may come twice.
+    /// The backends to which the tables lead from a destination, in the sense of [`Self::leads_to`]; may contain
+    /// duplicates.
     pub fn backends(&self, key: &FrontendKey) -> impl Iterator<Item = Backend> {
         self.entries(key).flat_map(|present| present.list.ids.iter().map(|id| self.lists.backend(*id)))
     }
 
-    /// The entries of a destination, of all scopes.
+    /// The entries of a destination, for all scopes.
     fn entries(&self, key: &FrontendKey) -> impl Iterator<Item = &Present> {
         let exact = scoped(*key, FrontendKey::ANY);
         let node = if key.addr.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
@@ -440,7 +443,7 @@ impl Reconciler {
         })
     }
 
-    /// Addresses that clients outside may use and that an earlier daemon left: nobody has wanted a port of them yet.
+    /// External addresses left by an earlier daemon, none of whose ports has been desired so far.
     pub fn unclaimed_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let external = |key: &FrontendKey| {
             self.mirror.get(key).is_some_and(|present| present.value.flags & Frontend::EXTERNAL != 0)
@@ -449,7 +452,7 @@ impl Reconciler {
         keys.map(|key| IpAddr::from(key.addr))
     }
 
-    /// How full the tables are, with what rests.
+    /// Table entries in use, including those in quarantine.
     pub fn usage(&self) -> Usage {
         Usage {
             frontends: self.mirror.len(),
@@ -460,8 +463,8 @@ impl Reconciler {
     }
 }
 
-/// What is to be done, in three steps: what goes makes room for what comes. What an entry refers to comes before it
-/// and goes after it.
+/// The work in three steps: removals make room for additions. What an entry refers to is written before it and removed
+/// after it.
 fn in_order(due: BTreeSet<FrontendKey>, desired: &Desired) -> [Vec<FrontendKey>; 3] {
     let (mut gone, mut wanted, mut left) = (Vec::new(), Vec::new(), Vec::new());
     for key in due {

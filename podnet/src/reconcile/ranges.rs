@@ -1,7 +1,7 @@
-//! The table of source ranges, whose entries belong to service ports and thus to one or more frontends.
+//! The table of source ranges. Its entries belong to service ports, and thus to one or more frontends.
 //!
-//! A range is written before the first frontend that needs it, and removed when no frontend does any more. So a client
-//! is never refused by a frontend whose ranges are on their way.
+//! A range is written before the first frontend that needs it, and removed when no frontend needs it any more. So no
+//! frontend refuses a client whose range hasn't been written yet.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
@@ -12,24 +12,24 @@ use tracing::warn;
 use super::tables::Tables;
 use crate::mirror::{Mirror, Retry, TableError};
 
-/// What the table holds.
+/// Contents of the table.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ranges {
     mirror: Mirror<SourceRange, ()>,
-    /// How many frontends use each. Those that none uses are marked for removal.
+    /// Number of frontends that use each range. Unused ranges are marked for removal.
     uses: BTreeMap<SourceRange, u32>,
 }
 
-/// A service port's ranges as the table has them.
+/// Table entries of a service port's ranges.
 pub(super) fn of_service(service: u32, ranges: &[Prefix]) -> Box<[SourceRange]> {
     ranges.iter().map(|range| SourceRange::new(service, *range)).collect()
 }
 
-/// What adoption has found, by [`ServiceClient::service`].
+/// Adopted ranges, by [`ServiceClient::service`].
 pub(super) type Found = HashMap<u32, Vec<SourceRange>>;
 
 impl Ranges {
-    /// Takes over what the table holds.
+    /// Adopts the contents of the table.
     pub(super) fn adopt(tables: &dyn Tables) -> Result<(Self, Found), TableError> {
         let mut found = Found::new();
         let there = tables.source_ranges()?;
@@ -39,7 +39,7 @@ impl Ranges {
         Ok((Self { mirror, uses: BTreeMap::new() }, found))
     }
 
-    /// Counts a frontend that was found in the tables as a user of its service port's ranges of its family.
+    /// Counts an adopted frontend as a user of its service port's ranges, of the frontend's family.
     pub(super) fn adopt_frontend(&mut self, key: &FrontendKey, service: u32, found: &Found) -> Box<[SourceRange]> {
         let own = found.get(&ServiceClient::new(service, key.addr).service);
         let own: Box<[_]> = own.map_or(&[][..], Vec::as_slice).into();
@@ -53,7 +53,7 @@ impl Ranges {
         self.mirror.done(&range);
     }
 
-    /// Adds a user, and writes those that aren't there yet. On failure there is no new user.
+    /// Adds a user; writes missing ranges. On failure no user is added.
     pub(super) fn acquire(&mut self, ranges: &[SourceRange], tables: &mut dyn Tables) -> Result<(), TableError> {
         for (i, range) in ranges.iter().enumerate() {
             if self.mirror.get(range).is_none() {
@@ -68,7 +68,7 @@ impl Ranges {
         Ok(())
     }
 
-    /// Ends a use. [`Self::sweep`] removes what has none any more.
+    /// Removes a user. [`Self::sweep`] removes unused ranges.
     pub(super) fn release(&mut self, ranges: &[SourceRange]) {
         for range in ranges {
             if let Some(uses) = self.uses.get_mut(range) {
@@ -81,7 +81,7 @@ impl Ranges {
         }
     }
 
-    /// Removes those that no frontend uses.
+    /// Removes unused ranges.
     pub(super) fn sweep(&mut self, tables: &mut dyn Tables, now: Instant) {
         for range in self.mirror.take_due(true, now) {
             if self.uses.contains_key(&range) || self.mirror.get(&range).is_none() {
@@ -100,12 +100,12 @@ impl Ranges {
         }
     }
 
-    /// What is due next of what couldn't be removed yet, and why.
+    /// The next retry of a failed removal.
     pub(super) fn retry(&self) -> Option<&Retry> {
         self.mirror.retries().map(|(_, retry)| retry).min_by_key(|retry| retry.at)
     }
 
-    /// How many there are.
+    /// Number of ranges.
     pub(super) fn len(&self) -> usize {
         self.mirror.len()
     }

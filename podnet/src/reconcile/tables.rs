@@ -1,5 +1,5 @@
-//! The tables as reconciliation sees them: the pinned maps in the daemon, [`MemoryTables`](crate::datapath::memory::MemoryTables) in
-//! tests.
+//! The trait through which reconciliation accesses the tables: the pinned maps in the daemon,
+//! [`MemoryTables`](crate::datapath::memory::MemoryTables) in tests.
 
 use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 
@@ -7,11 +7,11 @@ use crate::compile::{BackendId, Segment};
 use crate::mirror::TableError;
 use crate::room::Room;
 
-/// What can be done about each full table.
+/// Remedies for each full table.
 pub(super) const FEWER: &str = "raise frontendsMax in the daemon's configuration, or remove services or endpoints";
 
 impl TableError {
-    /// The error for a frontend that finds no room, which an implementation can tell from others.
+    /// Error for a frontend that doesn't fit, by which implementations can distinguish it from other errors.
     pub const FRONTENDS_FULL: Self = Self::Full { table: "frontends", advice: FEWER };
 
     /// The same for a source range.
@@ -21,12 +21,12 @@ impl TableError {
     };
 }
 
-/// Whether a client's affinity still means something.
+/// Whether a client's affinity is still valid.
 pub type KeepAffinity<'a> = dyn Fn(&AffinityKey, &Affinity) -> bool + 'a;
 
-/// The tables. An operation that fails has changed nothing; each is visible to readers when it returns.
+/// The tables. A failed operation has no effect unless stated otherwise; each is visible to readers when it returns.
 pub trait Tables {
-    /// How many entries there are.
+    /// Sizes of the tables, in entries.
     fn capacity(&self) -> Room;
 
     /// All frontends.
@@ -35,16 +35,16 @@ pub trait Tables {
     /// The ids in a segment, which is within the table.
     fn slots(&self, segment: Segment) -> Result<Vec<BackendId>, TableError>;
 
-    /// So many backends from an id on, all within the table.
+    /// `count` backends from an id on, all within the table.
     fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError>;
 
     /// Writes a frontend.
     fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError>;
 
-    /// Removes a frontend; that it isn't there is no error.
+    /// Removes a frontend; a missing one is no error.
     fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError>;
 
-    /// Writes slots from `base` on. If it fails, any of them may have been written: no frontend refers to them yet.
+    /// Writes slots from `base` on. After a failure, any of them may have been written; no frontend refers to them yet.
     fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError>;
 
     /// Writes a backend.
@@ -56,9 +56,9 @@ pub trait Tables {
     /// Writes a source range.
     fn put_source_range(&mut self, range: &SourceRange) -> Result<(), TableError>;
 
-    /// Removes a source range; that it isn't there is no error.
+    /// Removes a source range; a missing one is no error.
     fn delete_source_range(&mut self, range: &SourceRange) -> Result<(), TableError>;
 
-    /// Removes the affinities that aren't to be kept, and tells how many. If it fails, some may be gone.
+    /// Removes the affinities for which `keep` is false, and returns their number. After a failure, some may be gone.
     fn prune_affinity(&mut self, keep: &KeepAffinity<'_>) -> Result<usize, TableError>;
 }

@@ -1,4 +1,4 @@
-//! What a daemon makes of the tables that it finds.
+//! Adoption of tables left by an earlier daemon.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn all_kinds() -> Vec<frontend::Frontend> {
 }
 
 #[test]
-fn the_next_daemon_touches_nothing_that_is_right() {
+fn adoption_leaves_correct_entries_untouched() {
     for names in [true, false] {
         let mut bench = Bench::new(roomy());
         bench.set("dns", all_kinds());
@@ -46,7 +46,7 @@ fn set_slot(tables: &mut MemoryTables, key: FrontendKey, id: u32) -> BackendId {
 }
 
 #[test]
-fn broken_entries_are_written_again() {
+fn adopted_wrong_entries_are_rewritten() {
     let key = key(&udp("", AT, &[]));
     let spread = self::key(&direct("", "192.0.2.1:53", &[1]));
     let breakages: [&dyn Fn(&mut MemoryTables); 9] = [
@@ -55,11 +55,11 @@ fn broken_entries_are_written_again() {
         &|tables| tables.frontends.get_mut(&key).unwrap().slot_base += 1,
         &|tables| _ = set_slot(tables, key, 1000),
         &|tables| _ = set_slot(tables, key, 0),
-        // A table that isn't what Maglev makes, or not as large as it is to be.
+        // Not the Maglev table, or not of the configured size.
         &|tables| _ = set_slot(tables, spread, 1),
         &|tables| _ = set_slot(tables, spread, 2),
         &|tables| tables.frontends.get_mut(&spread).unwrap().slot_count = 5,
-        // Two ids for one backend.
+        // Two ids of one backend.
         &|tables| {
             let first = set_slot(tables, key, 50);
             let backend = tables.backends[&first.0];
@@ -78,7 +78,7 @@ fn broken_entries_are_written_again() {
         bench.restart(false);
         set(&mut bench);
         bench.synced = true;
-        // Not watched: what is broken leads astray until it is written.
+        // Not watched: wrong entries mislead until they are rewritten.
         let outcome = bench.reconciler.run(&bench.desired, &mut bench.tables, true, bench.now);
         assert_eq!(outcome.pending, 0, "breakage {i}");
         bench.assert_as_desired();
@@ -90,7 +90,7 @@ fn broken_entries_are_written_again() {
 }
 
 #[test]
-fn another_table_size_takes_effect() {
+fn changed_maglev_size_takes_effect() {
     let mut bench = Bench::new(roomy());
     let set = |bench: &mut Bench| bench.set("a", vec![direct("a", "192.0.2.1:53", &[1, 2, 3])]);
     set(&mut bench);
@@ -107,9 +107,9 @@ fn another_table_size_takes_effect() {
 }
 
 #[test]
-fn ids_of_leftovers_arent_given_out() {
+fn ids_of_leftovers_are_not_reused() {
     let mut bench = Bench::new(roomy());
-    // Killed after the ranges, before the frontend.
+    // Killed after the ranges were written, before the frontend.
     bench.set(
         "a",
         vec![frontend::Frontend { source_ranges: Some(vec!["10.0.0.0/8".parse().unwrap()]), ..udp("a", AT, &[1]) }],

@@ -1,4 +1,4 @@
-//! Affinities end with what they lead to.
+//! Affinities end together with their backends.
 
 use podnet_common::addr::Port;
 
@@ -9,7 +9,7 @@ fn sticky(at: &str, seconds: u32, backends: &[u8]) -> frontend::Frontend {
 }
 
 impl Bench {
-    /// A client has had a backend of a frontend.
+    /// Adds an affinity of a client to a backend of a frontend.
     pub(super) fn stick(&mut self, client: u32, key: &FrontendKey, backend: u8) {
         let service = self.tables.frontends[key].service;
         let client = podnet_common::addr::Addr::v4(client);
@@ -18,7 +18,7 @@ impl Bench {
         self.tables.affinity.get_mut().insert(AffinityKey { client, service }, affinity);
     }
 
-    /// A change some time after the last.
+    /// Runs a round some time after the last one.
     fn later(&mut self) -> Outcome {
         self.now += Duration::from_secs(1);
         self.run()
@@ -30,7 +30,7 @@ impl Bench {
 }
 
 #[test]
-fn an_affinity_ends_with_its_backend_and_no_other_does() {
+fn only_affinities_to_removed_backends_end() {
     let mut bench = Bench::new(roomy());
     bench.set("a", vec![sticky("10.96.0.1:80", 60, &[1, 2, 3])]);
     bench.set("b", vec![frontend::Frontend { affinity: 60, ..udp("b", "10.96.0.2:80", &[1]) }]);
@@ -42,18 +42,18 @@ fn an_affinity_ends_with_its_backend_and_no_other_does() {
     bench.set("a", vec![sticky("10.96.0.1:80", 60, &[2, 3])]);
     let outcome = bench.later();
     assert_eq!(bench.sticking(), [2, 3]);
-    // A program that was on its way.
+    // By a program in flight.
     bench.stick(4, &a, 1);
     assert_eq!(outcome.next_retry, Some(bench.now + GRACE));
     bench.now += GRACE;
     assert_eq!(bench.run(), Outcome::default());
     assert_eq!(bench.sticking(), [2, 3]);
-    // Another backend, another time: nothing to look for.
+    // A backend was added, or the time changed: nothing to prune.
     let writes = bench.tables.writes;
     bench.set("a", vec![sticky("10.96.0.1:80", 90, &[2, 3, 4])]);
     bench.later();
     assert_eq!(bench.tables.writes, writes + 3, "a backend, a segment, a frontend");
-    // Switched off, then gone.
+    // Affinity is switched off, then the service deleted.
     bench.set("a", vec![sticky("10.96.0.1:80", 0, &[2, 3, 4])]);
     bench.later();
     assert_eq!(bench.sticking(), [3]);
@@ -63,7 +63,7 @@ fn an_affinity_ends_with_its_backend_and_no_other_does() {
 }
 
 #[test]
-fn changes_that_follow_each_other_closely_share_a_look() {
+fn changes_in_quick_succession_share_a_pass() {
     let mut bench = Bench::new(roomy());
     let at = "10.96.0.1:80";
     bench.set("a", vec![sticky(at, 60, &[1, 2, 3, 4])]);
@@ -85,7 +85,7 @@ fn changes_that_follow_each_other_closely_share_a_look() {
 }
 
 #[test]
-fn clients_with_other_backends_are_told_apart() {
+fn affinities_are_pruned_per_scope() {
     let mut bench = Bench::new(roomy());
     let all = |outside: &[u8]| {
         let local = frontend::Frontend {
@@ -110,12 +110,12 @@ fn clients_with_other_backends_are_told_apart() {
 }
 
 #[test]
-fn a_start_looks_for_what_was_missed_and_failures_are_tried_again() {
+fn start_prunes_all_and_failures_are_retried() {
     let mut bench = Bench::new(roomy());
     bench.set("a", vec![sticky(AT, 60, &[1, 2])]);
     bench.run();
     let key = key(&sticky(AT, 0, &[]));
-    // The daemon was killed before it could look.
+    // The daemon was killed before it could prune.
     bench.stick(1, &key, 1);
     bench.stick(2, &key, 3);
     bench.restart(true);

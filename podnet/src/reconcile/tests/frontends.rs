@@ -1,9 +1,9 @@
-//! Writing, failing, and what comes before what.
+//! Writes, failures and their order.
 
 use super::*;
 
 #[test]
-fn a_change_writes_what_is_new_and_keeps_what_is_used() {
+fn change_writes_only_what_is_new() {
     let mut bench = Bench::new(roomy());
     bench.run();
     bench.tables.writes = 0;
@@ -30,7 +30,7 @@ fn a_change_writes_what_is_new_and_keeps_what_is_used() {
 }
 
 #[test]
-fn flags_change_without_a_new_segment() {
+fn flags_change_without_rewriting_the_segment() {
     let mut bench = Bench::new(roomy());
     bench.set("dns", vec![udp("dns", AT, &[1])]);
     bench.run();
@@ -45,7 +45,7 @@ fn flags_change_without_a_new_segment() {
 }
 
 #[test]
-fn nothing_is_taken_away_until_the_sources_are_synced() {
+fn nothing_is_pruned_until_the_sources_are_synced() {
     let mut bench = Bench::new(roomy());
     let other = "10.96.0.2:53";
     bench.set("dns", vec![udp("dns", AT, &[1])]);
@@ -53,14 +53,14 @@ fn nothing_is_taken_away_until_the_sources_are_synced() {
     bench.run();
     let before = bench.resolved();
     bench.restart(true);
-    // Of one service the slices aren't known yet, of the other nothing.
+    // For one service the slices aren't known yet, for the other nothing is.
     bench.set("dns", vec![udp("dns", AT, &[])]);
     assert_eq!(bench.run(), Outcome::default());
     assert_eq!(bench.resolved(), before);
-    // What is known is put into effect at once.
+    // What is known takes effect immediately.
     bench.set("dns", vec![udp("dns", AT, &[3])]);
     assert_eq!(bench.run().changed, 1);
-    // From then on it is this daemon's.
+    // From now on the frontend belongs to this daemon.
     bench.set("dns", vec![udp("dns", AT, &[])]);
     assert_eq!(bench.run().changed, 1);
     bench.synced = true;
@@ -69,7 +69,7 @@ fn nothing_is_taken_away_until_the_sources_are_synced() {
 }
 
 #[test]
-fn addresses_of_an_earlier_daemon_are_known_until_somebody_says_what_they_are() {
+fn adopted_addresses_are_known_until_they_are_claimed() {
     let mut bench = Bench::new(roomy());
     let at = |kind, at| frontend::Frontend { kind, ..udp("dns", at, &[1]) };
     let all = [
@@ -90,7 +90,7 @@ fn addresses_of_an_earlier_daemon_are_known_until_somebody_says_what_they_are() 
 }
 
 #[test]
-fn full_tables_are_reported_and_overcome() {
+fn full_tables_are_reported_and_recover() {
     let full_of_ranges = roomy().with_source_ranges(1);
     for (tables, name) in [
         (MemoryTables::new(2, 100, 100), "frontends"),
@@ -109,7 +109,7 @@ fn full_tables_are_reported_and_overcome() {
         assert!(reason.contains(&format!("`{name}` is full")), "{reason}");
         bench.set("a", vec![]);
         bench.run();
-        // Slots and ids rest first.
+        // Slots and ids are quarantined first.
         bench.now += GRACE;
         let outcome = bench.run();
         assert_eq!((outcome.pending, outcome.next_retry), (0, None), "{name}");
@@ -118,7 +118,7 @@ fn full_tables_are_reported_and_overcome() {
 }
 
 #[test]
-fn failures_are_tried_again_later_each_time() {
+fn failures_are_retried_with_backoff() {
     let mut bench = Bench::new(roomy());
     bench.run();
     bench.tables.fail_every = Some(0);
@@ -140,14 +140,14 @@ fn failures_are_tried_again_later_each_time() {
 }
 
 #[test]
-fn an_entry_waits_for_those_that_it_refers_to() {
+fn entry_is_written_after_those_it_refers_to() {
     let mut bench = Bench::new(roomy());
     let at = "192.0.2.1:53";
     let local =
         frontend::Frontend { kind: FrontendKind::LoadBalancer, outside: Some(list(&[1])), ..udp("dns", at, &[1, 2]) };
     let (any, outside) = (key(&local), scoped(key(&local), FrontendKey::OUTSIDE));
     bench.run();
-    // Two backends and the entry for all clients; then that for clients outside finds no room.
+    // Two backends and the entry for all clients are written; the entry for clients outside doesn't fit.
     bench.tables.frontends_max = 0;
     bench.set("dns", vec![local.clone()]);
     bench.run();
@@ -157,7 +157,7 @@ fn an_entry_waits_for_those_that_it_refers_to() {
     bench.settle();
     bench.assert_as_desired();
 
-    // And goes before them; if it can't, they stay.
+    // It is removed before the others; if that fails, they stay.
     bench.set("dns", vec![frontend::Frontend { outside: None, ..local }]);
     bench.tables.fail_every = Some(0);
     assert_eq!(bench.run().pending, 2);
@@ -169,7 +169,7 @@ fn an_entry_waits_for_those_that_it_refers_to() {
 }
 
 #[test]
-fn a_flow_leads_somewhere_for_some_client() {
+fn destination_leads_to_the_backends_of_all_scopes() {
     let mut bench = Bench::new(roomy());
     let node_port = frontend::Frontend { kind: FrontendKind::NodePort, ..udp("dns", "0.0.0.0:30053", &[1]) };
     let local = frontend::Frontend { outside: Some(list(&[2])), ..node_port };

@@ -1,4 +1,4 @@
-//! Reconciliation against tables that fail, fill up and are read between any two writes.
+//! Reconciliation with tables that fail, fill up, and are read between any two writes.
 
 mod adopted;
 mod affinities;
@@ -16,7 +16,7 @@ use crate::datapath::memory::MemoryTables;
 use crate::frontend::{self, Backends, FrontendAddr, FrontendKind, IfNone, Owner, ServicePortName, SourceMode};
 use crate::model::{ObjectName, Protocol};
 
-/// Slots of a spread segment.
+/// Number of slots of a spread segment.
 const SPREAD: u32 = 7;
 
 fn service(name: &str) -> ObjectName {
@@ -50,25 +50,25 @@ fn udp(owner: &str, at: &str, backends: &[u8]) -> frontend::Frontend {
     frontend(owner, at, Protocol::Udp, backends)
 }
 
-/// A load balancer's address with direct server return.
+/// A load balancer address with direct server return.
 fn direct(owner: &str, at: &str, backends: &[u8]) -> frontend::Frontend {
     let kind = FrontendKind::LoadBalancer;
     frontend::Frontend { kind, here: Some(addresses(&backends[..1])), ..frontend(owner, at, Protocol::Tcp, backends) }
 }
 
-/// A frontend's key, whatever the client.
+/// Key of a frontend, with scope `ANY`.
 fn key(frontend: &frontend::Frontend) -> FrontendKey {
     compile::key(&frontend.key)
 }
 
-/// Tables, desired frontends and the reconciler between them, with a clock.
+/// Tables, desired frontends, the reconciler between them, and a clock.
 struct Bench {
     tables: MemoryTables,
     desired: Desired,
     reconciler: Reconciler,
     now: Instant,
     synced: bool,
-    /// Frontends that could be read, when they last could, and what they led to.
+    /// Frontends that were readable: when they last were, and their backends.
     seen: Vec<Seen>,
 }
 
@@ -80,7 +80,7 @@ impl Bench {
         Self { tables, desired: Desired::default(), reconciler, now: Instant::now(), synced: true, seen: Vec::new() }
     }
 
-    /// The next daemon on the same tables, with the names that the last one wrote if `names`.
+    /// Starts another daemon on the same tables; with `names`, it reads the file of the last one.
     fn restart(&mut self, names: bool) {
         let names = if names { self.reconciler.names().clone() } else { ServiceNames::default() };
         self.reconciler = Reconciler::adopt(&self.tables, names, SPREAD, GRACE).unwrap();
@@ -99,7 +99,7 @@ impl Bench {
         let old_ranges = self.reconciler.mirror.iter().map(|(key, present)| (*key, present.ranges.to_vec())).collect();
         let mut watched = Watched::new(&mut self.tables, &self.desired, old_ranges, &mut self.seen, self.now);
         let outcome = self.reconciler.run(&self.desired, &mut watched, self.synced, self.now);
-        // Exactly what frontends of UDP have lost is reported.
+        // Exactly the losses of UDP frontends are reported.
         let after = self.resolved();
         let mut lost = BTreeMap::new();
         for (key, old) in before.iter().filter(|(key, _)| key.proto == Proto::UDP) {
@@ -127,7 +127,7 @@ impl Bench {
         outcome
     }
 
-    /// Runs until nothing rests and nothing is pending.
+    /// Runs until nothing is in quarantine and nothing is pending.
     fn settle(&mut self) {
         for _ in 0..4 {
             self.run();
@@ -145,7 +145,7 @@ impl Bench {
         keys.map(|key| (key, self.desired.get(&key).unwrap().backends.to_vec())).collect()
     }
 
-    /// Values as they should be, but for ids and places.
+    /// Values are as desired, except for ids and positions.
     fn assert_as_desired(&self) {
         assert_eq!(self.resolved(), self.wanted());
         let mut ranges = BTreeSet::new();
@@ -160,7 +160,7 @@ impl Bench {
     }
 }
 
-/// The backends that a frontend leads to, each once.
+/// The backends of a frontend, without duplicates.
 fn resolve(tables: &MemoryTables, frontend: &Frontend) -> Vec<Backend> {
     let mut slots = tables.resolve(frontend);
     if slots.len() == SPREAD as usize {
@@ -175,15 +175,15 @@ fn resolve(tables: &MemoryTables, frontend: &Frontend) -> Vec<Backend> {
     slots
 }
 
-/// Reads all frontends after every write, as packets do, and also as a packet does that had read a frontend before.
+/// Reads all frontends after every write, as packets do, including packets in flight that have read a frontend earlier.
 struct Watched<'a> {
     tables: &'a mut MemoryTables,
     desired: &'a Desired,
-    /// What each frontend led to when the round began.
+    /// Backends of each frontend at the beginning of the round.
     old: BTreeMap<FrontendKey, Vec<Backend>>,
-    /// Which clients each was for.
+    /// Source ranges of each.
     old_ranges: BTreeMap<FrontendKey, Vec<SourceRange>>,
-    /// Frontends as slow readers know them.
+    /// Frontends as known to slow readers.
     seen: &'a mut Vec<Seen>,
     now: Instant,
 }
@@ -221,7 +221,7 @@ impl<'a> Watched<'a> {
         result
     }
 
-    /// Clients that could use a frontend and are to go on are never refused.
+    /// Clients that may use a frontend before and after a change are never refused in between.
     fn check_ranges(&self, key: &FrontendKey, value: &Frontend, entry: Option<Entry<'_>>) {
         if value.flags & Frontend::SOURCE_RANGES != 0 {
             let new = ranges::of_service(value.service, entry.map_or(&[], |entry| entry.source_ranges));

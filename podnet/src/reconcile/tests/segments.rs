@@ -1,4 +1,4 @@
-//! Segments that frontends share, and those that are spread.
+//! Shared and spread segments.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn frontends_with_the_same_backends_share_a_segment() {
     bench.run();
     assert_eq!(bench.tables.writes, 1 + 1 + 3, "a backend, one segment, three frontends");
     assert_eq!(bench.reconciler.usage().slots, 4, "the old one rests");
-    // One of them alone.
+    // One frontend is removed, and another service gets one with the same backends.
     let mut two = all(&[2, 3]);
     two.pop();
     bench.set("a", two);
@@ -38,7 +38,7 @@ fn frontends_with_the_same_backends_share_a_segment() {
 }
 
 #[test]
-fn where_nodes_must_agree_slots_are_a_table() {
+fn slots_are_a_maglev_table_where_nodes_must_agree() {
     let mut bench = Bench::new(roomy());
     let at = "192.0.2.1:80";
     bench.set("a", vec![direct("a", at, &[1, 2, 3]), frontend("a", AT, Protocol::Tcp, &[1, 2, 3])]);
@@ -52,7 +52,7 @@ fn where_nodes_must_agree_slots_are_a_table() {
     assert_eq!(bench.tables.resolve(&value), table);
     assert_eq!(bench.tables.frontends[&scoped(key, FrontendKey::PEER)].slot_count, 1);
     assert_eq!(bench.reconciler.usage().slots, SPREAD + 1 + 3);
-    // As many backends as slots, or more: a table would be of no use.
+    // With as many backends as slots, or more, a table would have no benefit.
     for count in [SPREAD as u8 - 1, SPREAD as u8, SPREAD as u8 + 1] {
         let many: Vec<_> = (1..=count).collect();
         bench.set("a", vec![direct("a", at, &many)]);
@@ -66,8 +66,8 @@ fn where_nodes_must_agree_slots_are_a_table() {
 }
 
 #[test]
-fn without_room_for_a_table_the_backends_are_listed() {
-    // A quarter of 28 is for others: two tables fit.
+fn backends_are_listed_if_a_table_does_not_fit() {
+    // A quarter of 28 stays free for others: two tables fit.
     let mut bench = Bench::new(MemoryTables::new(100, 28, 100));
     let at = |n: u8| format!("192.0.2.{n}:80");
     for n in 1..=3u8 {
@@ -82,12 +82,12 @@ fn without_room_for_a_table_the_backends_are_listed() {
     bench.assert_as_desired();
     let key = |n: u8| key(&direct("", &at(n), &[1]));
     assert_eq!(bench.tables.frontends[&key(3)].slot_count, 3);
-    // Tried again and again, which changes nothing.
+    // Retried repeatedly, without effect.
     let writes = bench.tables.writes;
     bench.now += Duration::from_secs(5);
     let outcome = bench.run();
     assert_eq!((outcome.pending, outcome.changed, bench.tables.writes), (1, 0, writes));
-    // Changes of it go on.
+    // Changes of the list still take effect.
     bench.set("s3", vec![direct("s3", &at(3), &[3, 13])]);
     bench.run();
     bench.assert_as_desired();

@@ -1,4 +1,4 @@
-//! Any sequence of changes, failures and restarts.
+//! Arbitrary sequences of changes, failures and restarts.
 
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ struct Wish {
     outside: Option<Vec<u8>>,
     here: Option<Vec<u8>>,
     affinity: u32,
-    /// Only clients in the service's source ranges may use it.
+    /// Restricted to the service's source ranges.
     limited: bool,
 }
 
@@ -62,15 +62,15 @@ fn wish() -> impl Strategy<Value = Wish> {
 /// One step of a sequence.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A service has these frontends and source ranges from now on.
+    /// Replaces the frontends and source ranges of a service.
     Set(u8, Vec<Wish>, Vec<u8>),
-    /// This node's pods have these host ports.
+    /// Replaces the host ports of this node's pods.
     HostPorts(Vec<u8>),
-    /// Every so many writes one fails.
+    /// One in this number of writes fails.
     Fail(Option<u32>),
     /// Time passes, in milliseconds.
     Wait(u64),
-    /// A client turns to a frontend, and gets one of its backends.
+    /// A client connects to a frontend, and gets one of its backends.
     Client(u8, prop::sample::Index, prop::sample::Index),
     /// The daemon is killed and started.
     Restart(bool),
@@ -119,11 +119,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     /// Whatever fails and whenever the daemon is killed: at every moment each frontend leads to all its old or all its
-    /// new backends, and what it refers to is there (asserted in [`Watched`]); no affinity outlives its backend; and in
-    /// the end the tables hold exactly what is desired.
+    /// new backends, and everything to which it refers exists (asserted in [`Watched`]); no affinity outlives its
+    /// backend; and the tables converge to exactly the desired state.
     #[test]
     fn every_sequence_converges(steps in prop::collection::vec(step(), 1..60)) {
-        // So small that each table is full now and then.
+        // Small enough that each table is sometimes full.
         let tables = MemoryTables::new(14, 40, 19).with_source_ranges(3);
         let mut bench = Bench::new(tables);
         let mut services: BTreeMap<u8, Vec<frontend::Frontend>> = BTreeMap::new();
@@ -157,7 +157,7 @@ proptest! {
         }
         bench.tables.fail_every = None;
         bench.synced = true;
-        // One service fits always, also beside what it replaces.
+        // A single service always fits, even beside what it replaces.
         bench.set("s1", vec![]);
         bench.set("s2", vec![]);
         bench.reconciler.mark(bench.desired.set(&Owner::HostPorts, vec![]));

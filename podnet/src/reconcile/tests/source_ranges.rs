@@ -1,4 +1,4 @@
-//! Source ranges come before the frontends that need them and go after.
+//! Source ranges are written before the frontends that need them, and removed after them.
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn ranges_belong_to_the_service_port() {
     bench.set("a", vec![limited("192.0.2.2:80", &["10.0.0.0/8"])]);
     assert_eq!(bench.run().changed, 4);
     assert_eq!(table(&bench), ["1 10.0.0.0/8"], "one frontend still needs it");
-    // Other ranges leave the frontend's value alone.
+    // A change of ranges leaves the frontend's value unchanged.
     bench.tables.writes = 0;
     bench.set("a", vec![limited("192.0.2.2:80", &["10.1.0.0/16", "10.0.0.0/8"])]);
     assert_eq!((bench.run().changed, bench.tables.writes), (1, 1));
@@ -44,7 +44,7 @@ fn ranges_belong_to_the_service_port() {
 }
 
 #[test]
-fn a_removal_that_fails_is_tried_again() {
+fn failed_removal_is_retried() {
     let mut bench = Bench::new(roomy());
     bench.set("a", vec![limited("192.0.2.1:80", &["10.0.0.0/8"])]);
     bench.settle();
@@ -63,12 +63,12 @@ fn a_removal_that_fails_is_tried_again() {
 }
 
 #[test]
-fn the_next_daemon_takes_them_over() {
+fn source_ranges_are_adopted() {
     let mut bench = Bench::new(roomy());
     let all = || vec![limited("192.0.2.1:80", &["10.0.0.0/8"]), limited("[2001:db8::1]:80", &["2001:db8::/32"])];
     bench.set("a", all());
     bench.settle();
-    // One that no frontend needs.
+    // Not needed by any frontend.
     bench.tables.source_ranges.insert(ranges::of_service(9, &[Default::default()])[0]);
     bench.restart(true);
     assert_eq!(bench.reconciler.usage().source_ranges, 3);
