@@ -1,4 +1,4 @@
-//! One frontend in the tables' terms: an entry for each scope.
+//! A frontend as table entries, one for each scope.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use podnet_common::layout::{self, Backend, FrontendKey, Prefix};
 use super::key;
 use crate::frontend::{Frontend, FrontendKind, IfNone, ServicePortName, SourceMode};
 
-/// What a key should lead to.
+/// Desired entry of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry<'a> {
-    /// Whose it is; none for an [address's entry](FrontendKey::address).
+    /// The owner; `None` for an [address's entry](FrontendKey::address).
     pub service: Option<&'a ServicePortName>,
     /// Flags of [`layout::Frontend`].
     pub flags: u16,
-    /// For how many seconds a client stays with its backend; 0 for no affinity.
+    /// How long a client keeps its backend, in seconds; 0 for no affinity.
     pub affinity: u32,
-    /// Which of a service port's affinities it is: see [`ServiceId::with_affinity`](super::ServiceId::with_affinity).
+    /// Which of the service port's affinities apply: see [`ServiceId::with_affinity`](super::ServiceId::with_affinity).
     pub affinity_group: u8,
-    /// Which clients may use it, if the flags restrict it; sorted, without duplicates.
+    /// Which clients may use it, if the flags restrict that; sorted, without duplicates.
     pub source_ranges: &'a [Prefix],
-    /// Where connections go, in an order of their own.
+    /// The backends of new connections. The order has no meaning of its own.
     pub backends: &'a [Backend],
-    /// Whether the service has room for a table by which nodes agree.
+    /// Whether the service has room for a Maglev table.
     pub spread: bool,
 }
 
@@ -36,7 +36,7 @@ impl Entry<'_> {
     }
 }
 
-/// What a service wants of the keys of one frontend, which differ in their scope only. Lists and names are shared with
+/// A service's demand for the keys of one frontend, which differ in their scope only. Lists and names are shared with
 /// the service's other frontends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
@@ -58,7 +58,7 @@ struct List {
     drop: bool,
 }
 
-/// What the frontends of one service have in common.
+/// Lists and names that the frontends of a service share.
 #[derive(Default)]
 pub(super) struct Sharing {
     names: Vec<Arc<ServicePortName>>,
@@ -87,13 +87,13 @@ impl Sharing {
     }
 }
 
-/// The latest ones are the likeliest.
+/// The latest ones are the most likely.
 fn shared<T: ?Sized>(known: &mut [Arc<T>], same: impl Fn(&Arc<T>) -> bool) -> Option<Arc<T>> {
     known.iter().rev().take(8).find(|known| same(known)).cloned()
 }
 
 impl Claim {
-    /// What a frontend comes to, and its key with scope [`FrontendKey::ANY`].
+    /// The claim of a frontend, and its key with scope [`FrontendKey::ANY`].
     pub(super) fn new(frontend: Frontend, sharing: &mut Sharing) -> (FrontendKey, Self) {
         let key = key::key(&frontend.key);
         let mut list = |backends: &crate::frontend::Backends| List {
@@ -115,13 +115,13 @@ impl Claim {
         (key, claim)
     }
 
-    /// The lists of backends of all its entries.
+    /// Lists of backends of all entries.
     pub(super) fn lists(&self) -> impl Iterator<Item = &Arc<[Backend]>> {
         let lists = [Some(&self.inside.backends), self.outside.as_ref().map(|list| &list.backends), self.here.as_ref()];
         lists.into_iter().flatten()
     }
 
-    /// The scopes that it has entries for.
+    /// Scopes that have an entry.
     pub(super) fn scopes(&self) -> impl Iterator<Item = u8> {
         let scopes = [
             Some(FrontendKey::ANY),
@@ -131,7 +131,7 @@ impl Claim {
         scopes.into_iter().flatten()
     }
 
-    /// Its entry for a scope.
+    /// The entry for a scope.
     pub(super) fn entry(&self, scope: u8) -> Option<Entry<'_>> {
         use layout::Frontend as Flags;
         let external = self.kind != FrontendKind::ClusterIp;
@@ -147,13 +147,13 @@ impl Claim {
                     | flag(Flags::DROP, self.inside.drop);
                 (&self.inside.backends, own | direct, u8::from(external))
             }
-            // They are on this node, so they see the client in every mode.
+            // Its backends are on this node, so they see the client's address in every mode.
             FrontendKey::OUTSIDE => {
                 let outside = self.outside.as_ref()?;
                 (&outside.backends, flag(Flags::DROP, outside.drop) | direct, 2)
             }
-            // The node that has sent the packet on doesn't know yet that there is none here: the next try finds
-            // another.
+            // The node that has forwarded the packet doesn't know yet that there is no backend here: the next attempt
+            // finds another.
             FrontendKey::PEER => {
                 let here = self.here.as_ref()?;
                 (here, flag(Flags::DROP, here.is_empty()), 3)
@@ -171,7 +171,7 @@ impl Claim {
         })
     }
 
-    /// What it adds to its address's entry.
+    /// Flags that it adds to the entry of its address.
     pub(super) fn address_flags(&self) -> u16 {
         let external = self.kind != FrontendKind::ClusterIp;
         let lists = [Some(&self.inside.backends), self.outside.as_ref().map(|list| &list.backends)];
@@ -194,7 +194,7 @@ mod tests {
     use crate::compile::tests::{backends, frontend};
     use crate::frontend::FrontendKind::{ClusterIp, ExternalIp, HostPort, LoadBalancer, NodePort};
 
-    /// Scope, names of the flags, affinity group, how many ranges and backends.
+    /// Scope, names of the flags, affinity group, number of ranges and of backends.
     fn entries(frontend: Frontend) -> Vec<String> {
         let (_, claim) = Claim::new(frontend, &mut Sharing::default());
         let describe = |scope| {
@@ -224,7 +224,7 @@ mod tests {
             (web(HostPort, "[::]:8080"), vec!["0 external 0:2"]),
             (web(ExternalIp, "192.0.2.1:80"), vec!["0 external 0:2"]),
             (Frontend { backends: backends(&[], IfNone::Drop), ..web(ClusterIp, "10.96.0.1:80") }, vec!["0 drop 0:0"]),
-            // externalTrafficPolicy Local, and a source mode that doesn't matter there.
+            // externalTrafficPolicy Local, and a source mode that has no effect there.
             (
                 Frontend {
                     outside: Some(backends(&[], IfNone::Drop)),
@@ -233,7 +233,7 @@ mod tests {
                 },
                 vec!["0 snat external differs nodeport 0:2", "1 external drop nodeport 0:0"],
             ),
-            // Direct server return, and load balancer's source ranges of which two are the same.
+            // Direct server return, and a load balancer's source ranges, two of them equal.
             (
                 Frontend {
                     here: Some(vec![]),
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_with_other_backends_have_an_affinity_of_their_own() {
+    fn scopes_with_different_backends_have_separate_affinities() {
         let groups = |kind, affinity| {
             let lists = Some(backends(&[1], IfNone::Drop));
             let here = Some(lists.clone().unwrap().list);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_lists_and_names_are_one() {
+    fn equal_lists_and_names_are_shared() {
         let mut sharing = Sharing::default();
         let (_, a) = Claim::new(frontend("web", "10.96.0.1:80", &[1, 2]), &mut sharing);
         let (_, b) = Claim::new(frontend("web", "192.0.2.1:80", &[1, 2]), &mut sharing);

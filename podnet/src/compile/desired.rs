@@ -1,4 +1,4 @@
-//! What all services together want the tables to hold.
+//! The desired contents of the tables, for all services together.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -12,35 +12,34 @@ use super::claim::{Claim, Entry, Sharing};
 use super::key::{of_node, scoped};
 use crate::frontend::{Frontend, FrontendKind, Owner, ServicePortName};
 
-/// A key that several claim.
+/// A key with several claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conflict<'a> {
     /// The key, with scope [`FrontendKey::ANY`].
     pub key: FrontendKey,
-    /// Who has it.
+    /// The owner that has the key.
     pub holder: &'a ServicePortName,
-    /// Who doesn't.
+    /// An owner that doesn't get it.
     pub refused: &'a ServicePortName,
 }
 
-/// Who claims which key, and what for.
+/// All claims to keys, and which of them wins.
 ///
-/// Of several claims the first by kind, then by the service's name counts, so the outcome doesn't depend on the order
-/// in which services appear, and no external IP takes a ClusterIP's traffic. Of several host ports the first in the
-/// list counts.
+/// The first claim by kind, then by the service's name wins, so the outcome doesn't depend on the order in which
+/// services arrive, and no external IP takes the traffic of a ClusterIP. Among host ports the first in the list wins.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
-    /// By keys with scope [`FrontendKey::ANY`]. Never an empty list; the one that counts comes first.
+    /// By key with scope [`FrontendKey::ANY`]. Lists are never empty; the winner comes first.
     claims: BTreeMap<FrontendKey, Vec<Claim>>,
-    /// The keys that an owner claims.
+    /// Keys claimed by each owner.
     keys: BTreeMap<Owner, Box<[FrontendKey]>>,
     /// Keys with several claims.
     contested: BTreeSet<FrontendKey>,
-    /// Host ports that another pod has: key, who has it, who doesn't.
+    /// Host ports that another pod has: key, the pod that has it, the pod that doesn't.
     refused: Vec<(FrontendKey, Arc<ServicePortName>, Arc<ServicePortName>)>,
-    /// Addresses of load balancers and external IPs, and how many claims there are to ports of each.
+    /// Addresses of load balancers and external IPs, with the number of claims to ports of each.
     service_addresses: BTreeMap<Addr, u32>,
-    /// Whether these are others than when they were last asked for.
+    /// Whether these have changed since the last query.
     addresses_changed: bool,
 }
 
@@ -56,19 +55,19 @@ fn order(a: &Claim, b: &Claim) -> Ordering {
 }
 
 impl Desired {
-    /// The ports of an address; the unspecified one stands for all of the node's.
+    /// Ports at an address; the unspecified address stands for all addresses of the node.
     pub fn ports_at(&self, addr: IpAddr) -> impl Iterator<Item = u16> {
         let addr = Addr::from(addr);
         let keys = self.claims.range(FrontendKey::address(addr)..).map(|(key, _)| key);
         keys.take_while(move |key| key.addr == addr).map(|key| key.port.get())
     }
 
-    /// Who has a port; the unspecified address stands for all of the node's.
+    /// The owner of a key; the unspecified address stands for all addresses of the node.
     pub fn holder(&self, key: &FrontendKey) -> Option<&ServicePortName> {
         Some(&self.claims.get(key)?.first()?.service)
     }
 
-    /// The ports that services have of a load balancer's address or an external IP, and who has each.
+    /// Ports at the address of a load balancer or at an external IP, with their owners.
     pub fn at_service_address(&self, addr: IpAddr) -> impl Iterator<Item = (&FrontendKey, &ServicePortName)> {
         let addr = Addr::from(addr);
         let known = self.service_addresses.contains_key(&addr);
@@ -80,7 +79,7 @@ impl Desired {
         })
     }
 
-    /// Puts an owner's frontends in the place of those it had, and gives the keys whose entries may have changed.
+    /// Replaces the frontends of an owner. Returns the keys whose entries may have changed.
     pub fn set(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> BTreeSet<FrontendKey> {
         let new = self.compile(owner, frontends);
         let old = self.keys.remove(owner).unwrap_or_default();
@@ -104,7 +103,7 @@ impl Desired {
         changed
     }
 
-    /// One claim for each key. Where an owner has several, the first kind counts, then the first of them.
+    /// One claim per key. If an owner has several, the first kind wins, then the first in the list.
     fn compile(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> BTreeMap<FrontendKey, Claim> {
         let mut new: BTreeMap<FrontendKey, Claim> = BTreeMap::new();
         let mut sharing = Sharing::default();
@@ -189,14 +188,14 @@ impl Desired {
         }
     }
 
-    /// Flags of an address's entry; none if there is none.
+    /// Flags of an address's entry; `None` if it has none.
     fn address_flags(&self, addr: Addr) -> Option<u16> {
         let ports = self.claims.range(FrontendKey::address(addr)..).take_while(|(key, _)| key.addr == addr);
         let claims = ports.filter_map(|(key, claims)| claims.first().filter(|claim| is_of_services(key, claim)));
         claims.map(Claim::address_flags).reduce(|a, b| a | b)
     }
 
-    /// What a key should lead to; none if it shouldn't be there.
+    /// Desired entry of a key; `None` if there should be none.
     pub fn get(&self, key: &FrontendKey) -> Option<Entry<'_>> {
         if *key == FrontendKey::address(key.addr) {
             let flags = self.address_flags(key.addr)?;
@@ -205,7 +204,7 @@ impl Desired {
         self.claims.get(&scoped(*key, FrontendKey::ANY))?.first()?.entry(key.scope)
     }
 
-    /// All keys that should be there.
+    /// All keys that should have an entry.
     pub fn keys(&self) -> BTreeSet<FrontendKey> {
         let claims = || self.claims.iter().filter_map(|(key, claims)| Some((key, claims.first()?)));
         let ports = claims().flat_map(|(key, claim)| claim.scopes().map(|scope| scoped(*key, scope)));
@@ -213,7 +212,7 @@ impl Desired {
         ports.chain(addresses.map(|(key, _)| FrontendKey::address(key.addr))).collect()
     }
 
-    /// How many different backends there are.
+    /// Number of different backends.
     pub fn backends(&self) -> usize {
         let claims = self.claims.values().flatten();
         // Claims of a service share their lists.
@@ -228,12 +227,12 @@ impl Desired {
         self.service_addresses.keys().map(|addr| IpAddr::from(*addr))
     }
 
-    /// Whether [`Self::service_addresses`] may be others than when this was last asked.
+    /// Whether [`Self::service_addresses`] may have changed since the last call.
     pub fn take_addresses_changed(&mut self) -> bool {
         std::mem::take(&mut self.addresses_changed)
     }
 
-    /// Claims that don't count.
+    /// Claims that lost.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict<'_>> {
         let contested = self.contested.iter().filter_map(|key| self.claims.get_key_value(key));
         let of_services = contested.flat_map(|(key, claims)| {
@@ -246,12 +245,12 @@ impl Desired {
     }
 }
 
-/// Whether a key's address belongs to services, unlike a node's own, of which some ports are theirs or pods'.
+/// Whether the address of a key belongs to services, unlike a node's own, of which services and pods have single ports.
 fn is_of_services(key: &FrontendKey, claim: &Claim) -> bool {
     claim.kind != FrontendKind::HostPort && !of_node(key)
 }
 
-/// Whether the address is one that isn't a node's own and nobody else tells the programs of.
+/// Whether addresses of this kind are neither a node's own nor known to the programs otherwise.
 fn is_service_address(kind: FrontendKind) -> bool {
     matches!(kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp)
 }
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changes_is_reported() {
+    fn only_changed_keys_are_reported() {
         let mut desired = Desired::default();
         let web = owner("web");
         let one = |list: &[u8]| frontend("web", "10.96.0.1:80", list);
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_come_and_go_with_their_frontend() {
+    fn scopes_are_added_and_removed_with_their_frontend() {
         let mut desired = Desired::default();
         let web = owner("web");
         let node_port = || Frontend { kind: FrontendKind::NodePort, ..frontend("web", "0.0.0.0:30080", &[1, 2]) };
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ports_of_an_address_are_found() {
+    fn finds_the_ports_at_an_address() {
         let mut desired = Desired::default();
         let node_port = |at| Frontend { kind: FrontendKind::NodePort, ..frontend("a", at, &[]) };
         let frontends = vec![
@@ -341,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_lives_as_long_as_any_of_its_ports() {
+    fn address_entry_lasts_as_long_as_any_of_its_ports() {
         let mut desired = Desired::default();
         desired.set(&owner("a"), vec![frontend("a", "10.96.0.1:80", &[])]);
         desired.set(&owner("b"), vec![frontend("b", "10.96.0.1:81", &[])]);
@@ -355,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_answers_and_is_external_as_its_ports_are() {
+    fn address_entry_has_the_flags_of_its_ports() {
         use layout::Frontend as Flags;
         let mut desired = Desired::default();
         let external = |owner: &str, at: &str, list: &[u8]| Frontend {
@@ -366,14 +365,14 @@ mod tests {
         let flags = |desired: &Desired| desired.get(&address).map(|entry| entry.flags);
         desired.set(&owner("a"), vec![external("a", "192.0.2.1:80", &[])]);
         assert_eq!(flags(&desired), Some(Flags::EXTERNAL));
-        // Only this node has none.
+        // Only this node has no backend.
         let local = Frontend { outside: Some(backends(&[], IfNone::Drop)), ..external("b", "192.0.2.1:81", &[1]) };
         assert!(desired.set(&owner("b"), vec![local]).contains(&address));
         assert_eq!(flags(&desired), Some(Flags::EXTERNAL | Flags::ANSWERS_ECHO));
     }
 
     #[test]
-    fn of_two_claims_the_first_by_name_counts_whatever_came_first() {
+    fn first_claim_by_name_wins_in_any_order_of_arrival() {
         for order in [["a", "b"], ["b", "a"]] {
             let mut desired = Desired::default();
             let at = at("10.96.0.1:80");
@@ -392,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn no_external_ip_takes_a_cluster_ip() {
+    fn cluster_ip_wins_over_external_ip() {
         let mut desired = Desired::default();
         let key = at("10.96.0.10:53");
         let thief = Frontend { kind: FrontendKind::ExternalIp, ..frontend("a", "10.96.0.10:53", &[1]) };
@@ -405,14 +404,14 @@ mod tests {
         assert!(desired.get(&scoped(key, FrontendKey::PEER)).is_none(), "a key is one service's in all scopes");
         let conflicts: Vec<_> = desired.conflicts().map(|c| format!("{} {}", c.refused, c.holder)).collect();
         assert_eq!(conflicts, ["default/a default/dns"]);
-        // One service's claims in two ways are no conflict.
+        // Two claims of one service are no conflict.
         let both = [FrontendKind::ExternalIp, FrontendKind::LoadBalancer];
         desired.set(&owner("a"), both.map(|kind| Frontend { kind, ..thief.clone() }).into());
         assert_eq!(desired.conflicts().count(), 1);
     }
 
     #[test]
-    fn the_first_pod_has_a_host_port_and_services_come_before_pods() {
+    fn first_pod_has_a_host_port_unless_a_service_has_it() {
         let mut desired = Desired::default();
         let port = |pod: &str, at: &str| Frontend { kind: FrontendKind::HostPort, ..frontend(pod, at, &[1]) };
         let key = at("0.0.0.0:8080");
@@ -423,14 +422,14 @@ mod tests {
             desired.conflicts().map(|c| format!("{} {}", c.refused, c.holder)).collect()
         };
         assert_eq!((holder(&desired), conflicts(&desired)), ("z".into(), vec!["default/a default/z".to_owned()]));
-        // A pod that is called like a service isn't it.
+        // A pod with the name of a service isn't that service.
         let node_port = Frontend { kind: FrontendKind::NodePort, ..frontend("z", "0.0.0.0:8080", &[2]) };
         desired.set(&owner("z"), vec![node_port]);
         assert_eq!(desired.get(&key).unwrap().backends.len(), 1);
         assert_ne!(desired.get(&key).unwrap().flags & layout::Frontend::NODE_PORT, 0);
         assert_eq!(conflicts(&desired).len(), 2);
         desired.set(&owner("z"), vec![]);
-        // A node's own address isn't a service's.
+        // A node's own address doesn't belong to a service.
         let more = [ports(), vec![port("y", "203.0.113.7:80")]].concat();
         assert_eq!(shown(desired.set(&Owner::HostPorts, more)), ["203.0.113.7:80/TCP"]);
         desired.set(&Owner::HostPorts, ports().split_off(1));
@@ -461,7 +460,7 @@ mod tests {
         desired.set(&owner("a"), all[..3].to_vec());
         assert_eq!(addresses(&desired), ["192.0.2.1"]);
         assert!(!desired.take_addresses_changed(), "another port is there still");
-        // The same address in another way.
+        // The same address, as another kind.
         desired.set(&owner("a"), vec![with(FrontendKind::ClusterIp, "192.0.2.1:80")]);
         assert_eq!(addresses(&desired), [""; 0]);
     }

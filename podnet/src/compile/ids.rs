@@ -1,40 +1,40 @@
-//! Ids of backends: one for each address, port and protocol, for as long as a frontend uses it.
+//! Ids of backends: one for each address, port and protocol, while any frontend uses it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
 use podnet_common::layout::Backend;
 
-/// An index in the `backends` table. 0 is never given out: it is what a slot holds that was never written.
+/// An index into the table `backends`. 0 is never allocated: it is the value of slots that were never written.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(pub u32);
 
-/// Which ids are in use, resting or free.
+/// Which ids are in use, in quarantine, or free.
 #[derive(Clone, Debug)]
 pub struct BackendIds {
     capacity: u32,
-    /// By id; those after the end are free.
+    /// By id; ids beyond the end are free.
     states: Vec<State>,
-    /// Ids whose entry in the table is this backend, in use or resting.
+    /// Ids whose table entry contains this backend, in use or in quarantine.
     known: HashMap<Backend, BackendId>,
     /// Free ids before the end of `states`.
     free: BTreeSet<u32>,
-    /// In the order in which their rest ends.
+    /// In the order in which their quarantine ends.
     resting: VecDeque<(Instant, BackendId)>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     backend: Backend,
-    /// How many frontends use it.
+    /// Number of frontends that use it.
     uses: u32,
-    /// Until when it rests, if nobody uses it.
+    /// End of the quarantine, if unused.
     until: Option<Instant>,
 }
 
 impl BackendIds {
-    /// For a table with this many entries.
+    /// For a table with `capacity` entries.
     pub fn new(capacity: u32) -> Self {
         Self {
             capacity,
@@ -45,8 +45,8 @@ impl BackendIds {
         }
     }
 
-    /// Counts a use that was found in the tables. Refuses an id that can't be, or that is known as another backend, and
-    /// a backend that is known by another id.
+    /// Adopts a use found in the tables. Refuses an id that is out of range or known for another backend, and a backend
+    /// that is known by another id.
     pub fn adopt(&mut self, id: BackendId, backend: Backend) -> bool {
         let index = id.0 as usize;
         if id.0 == 0 || id.0 >= self.capacity || backend == Backend::default() {
@@ -71,7 +71,8 @@ impl BackendIds {
         true
     }
 
-    /// The backend's id for one more use, and whether its entry has yet to be written; none if all are taken.
+    /// The id of a backend, with one more use, and whether its entry must still be written; `None` if all ids are
+    /// taken.
     pub fn acquire(&mut self, backend: Backend) -> Option<(BackendId, bool)> {
         if let Some(&id) = self.known.get(&backend) {
             let state = &mut self.states[id.0 as usize];
@@ -92,12 +93,12 @@ impl BackendIds {
         Some((BackendId(id), true))
     }
 
-    /// The backend's id, if it is in use or resting.
+    /// The id of a backend, if it is in use or in quarantine.
     pub fn find(&self, backend: &Backend) -> Option<BackendId> {
         self.known.get(backend).copied()
     }
 
-    /// Ends one use. After the last the id rests until the given time, which must not be before earlier ones.
+    /// Ends a use. After the last one the id is quarantined until `until`, which must not be before earlier ones.
     pub fn release(&mut self, id: BackendId, until: Instant) {
         let Some(state) = self.states.get_mut(id.0 as usize) else { return };
         state.uses = state.uses.saturating_sub(1);
@@ -107,16 +108,16 @@ impl BackendIds {
         }
     }
 
-    /// Ends the first use of an id whose entry couldn't be written: nobody has seen it.
+    /// Ends the first use of an id whose entry couldn't be written: no reader has seen it.
     pub fn forget(&mut self, id: BackendId) {
         self.free_now(id);
     }
 
-    /// Frees the ids whose rest is over.
+    /// Frees the ids whose quarantine has ended.
     pub fn expire(&mut self, now: Instant) {
         while let Some(&(until, id)) = self.resting.front().filter(|(until, _)| *until <= now) {
             self.resting.pop_front();
-            // One that was used again meanwhile rests for longer or not at all.
+            // An id used again in the meantime has a later quarantine or none.
             if self.states[id.0 as usize].until == Some(until) {
                 self.free_now(id);
             }
@@ -129,12 +130,12 @@ impl BackendIds {
         self.free.insert(id.0);
     }
 
-    /// What an id in use or resting stands for.
+    /// The backend of an id in use or in quarantine.
     pub fn backend(&self, id: BackendId) -> Backend {
         self.states.get(id.0 as usize).map_or_else(Backend::default, |state| state.backend)
     }
 
-    /// How many are in use or resting.
+    /// Number of ids in use or in quarantine.
     pub fn taken(&self) -> usize {
         self.states.len() - 1 - self.free.len()
     }
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_rests_before_it_is_another_backend() {
+    fn id_is_quarantined_before_reuse() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut ids = BackendIds::new(3);
         let (one, fresh) = ids.acquire(backend(1)).unwrap();
@@ -166,7 +167,7 @@ mod tests {
         ids.expire(start);
         assert_eq!(ids.acquire(backend(3)), None);
         assert_eq!(ids.backend(one), backend(1));
-        // Used again while it rests, so the end of that rest means nothing.
+        // Used again during its quarantine, which ends that.
         assert_eq!(ids.acquire(backend(1)), Some((one, false)));
         ids.expire(start + second);
         assert_eq!(ids.acquire(backend(3)), None);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_rest_isnt_cut_short_by_the_first() {
+    fn second_quarantine_is_not_cut_short_by_the_first() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut ids = BackendIds::new(2);
         let id = ids.acquire(backend(1)).unwrap().0;
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_is_free_at_once() {
+    fn unwritten_id_is_free_immediately() {
         let mut ids = BackendIds::new(2);
         let id = ids.acquire(backend(1)).unwrap().0;
         ids.forget(id);

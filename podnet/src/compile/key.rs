@@ -1,4 +1,4 @@
-//! Keys of frontends: from addresses, and for people.
+//! Keys of frontends: built from addresses, and formatted.
 
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ impl From<Protocol> for Proto {
     }
 }
 
-/// A frontend's key in the table, for clients that have none of their own. The unspecified address is what stands
-/// there for all of the node's.
+/// A frontend's key in the table, with scope [`FrontendKey::ANY`]. The unspecified address becomes the key's wildcard
+/// for all addresses of the node.
 pub fn key(addr: &FrontendAddr) -> FrontendKey {
     FrontendKey {
         addr: addr.socket.ip().into(),
@@ -30,17 +30,17 @@ pub fn key(addr: &FrontendAddr) -> FrontendKey {
     }
 }
 
-/// A frontend's key for other clients.
+/// The same key with another scope.
 pub fn scoped(key: FrontendKey, scope: u8) -> FrontendKey {
     FrontendKey { scope, ..key }
 }
 
-/// Whether a key is for all addresses of the node.
+/// Whether a key stands for all addresses of the node.
 pub fn of_node(key: &FrontendKey) -> bool {
     key.addr == FrontendKey::NODE_V4 || key.addr == FrontendKey::NODE_V6
 }
 
-/// A key for people, such as `10.96.0.1:53/UDP` or `0.0.0.0:30080/TCP from outside`.
+/// A key in readable form, such as `10.96.0.1:53/UDP` or `0.0.0.0:30080/TCP from outside`.
 pub fn show(key: &FrontendKey) -> impl Display {
     let FrontendKey { addr, port, proto, scope } = *key;
     fmt::from_fn(move |f| {

@@ -1,27 +1,27 @@
-//! Which backend each slot leads to, where nodes must agree: Maglev's table (D. Eisenbud et al., "Maglev: A Fast and
-//! Reliable Software Network Load Balancer", NSDI 2016, section 3.4).
+//! Maglev tables: the backend of each slot, where nodes must agree (D. Eisenbud et al., "Maglev: A Fast and Reliable
+//! Software Network Load Balancer", NSDI 2016, section 3.4).
 //!
-//! Every backend has its own order of all slots, made from its address and port alone. The backends take turns, and
-//! each takes the first slot in its order that is still free. So all nodes make the same table of the same backends,
-//! shares differ by one slot at most, and a backend that comes or goes moves few of the others' slots. Weights are
-//! equal.
+//! Every backend has a permutation of all slots, derived from its address and port alone. The backends take turns, each
+//! taking the first free slot in its permutation. So all nodes compute the same table for the same backends, shares
+//! differ by at most one slot, and adding or removing a backend moves few slots of the others. Weights are equal.
 
 use podnet_common::layout::Backend;
 
-/// How many slots are enough for most. When one of 100 backends leaves, 1.4 % of the others' slots change hands, and
-/// 2.1 % in the worst of 2,000 cases; with 4,093 slots it would be 3.0 % and 4.6 %. Of 10 backends 0.6 %, of 200 1.7 %.
+/// Default number of slots, sufficient in most cases. When one of 100 backends leaves, 1.4 % of the others' slots move,
+/// and 2.1 % in the worst of 2,000 cases; with 4,093 slots it would be 3.0 % and 4.6 %. Of 10 backends 0.6 %, of 200
+/// 1.7 %.
 pub const SIZE: u32 = 16_381;
 
-/// No backend has the slot yet.
+/// The slot has no backend yet.
 const FREE: u32 = u32::MAX;
 
-/// Whether this can be a table's size: else some orders wouldn't visit every slot.
+/// Whether this can be the size of a table; otherwise some permutations wouldn't visit every slot.
 pub fn is_prime(n: u32) -> bool {
     n >= 2 && (2..).take_while(|i| u64::from(*i) * u64::from(*i) <= u64::from(n)).all(|i| !n.is_multiple_of(i))
 }
 
-/// For each slot an index into `backends`, whose order doesn't matter otherwise. `size` is a prime, and there are no
-/// more backends than that.
+/// For each slot an index into `backends`, whose order is otherwise irrelevant. `size` must be a prime, and not less
+/// than the number of backends.
 pub fn table(backends: &[Backend], size: u32) -> Vec<u32> {
     let mut turns: Vec<(_, u32)> = backends.iter().map(identity).zip(0..).collect();
     turns.sort_unstable();
@@ -31,20 +31,20 @@ pub fn table(backends: &[Backend], size: u32) -> Vec<u32> {
     table
 }
 
-/// What a backend is on every node: address and port, in host byte order. The order is that of socket addresses.
+/// A backend's identity, the same on every node: address and port, in host byte order. Sorts like socket addresses.
 pub(crate) fn identity(backend: &Backend) -> (u128, u16) {
     let octets: [u8; 16] = bytemuck::cast(backend.addr.0);
     (u128::from_be_bytes(octets), backend.port.get())
 }
 
-/// Where a backend's order of slots begins, and its step from one to the next.
+/// First slot of a backend's permutation, and the step to the next.
 fn order(addr: u128, port: u16, size: u32) -> (u32, u32) {
     let key = mix(mix(mix(u64::from(port)) ^ (addr >> 64) as u64) ^ addr as u64);
     let size = u64::from(size);
     ((key % size) as u32, (mix(key) % (size - 1)) as u32 + 1)
 }
 
-/// Spreads every bit of a number over all (the finalizer of SplitMix64: Steele et al., OOPSLA 2014).
+/// Mixes every bit of a number into all others (the finalizer of SplitMix64: Steele et al., OOPSLA 2014).
 fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -52,7 +52,7 @@ fn mix(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The paper's pseudocode 1: whose turn each slot falls to. An order begins at the next slot that its backend will try.
+/// Pseudocode 1 of the paper: the backend of each slot. An order starts with the next slot that its backend will try.
 fn populate(mut orders: Vec<(u32, u32)>, size: u32) -> Vec<u32> {
     let mut table = vec![FREE; size as usize];
     let mut filled = 0;
@@ -94,19 +94,19 @@ mod tests {
         (0..count).map(|n| Backend { addr: addr(n), port: Port::new(8080), proto: Proto::TCP, _pad: 0 }).collect()
     }
 
-    /// The table as the backends themselves.
+    /// The table with the backends themselves.
     fn spread(backends: &[Backend], size: u32) -> Vec<Backend> {
         table(backends, size).into_iter().map(|i| backends[i as usize]).collect()
     }
 
     #[test]
-    fn the_example_of_the_paper() {
+    fn example_of_the_paper() {
         assert_eq!(populate(vec![(3, 4), (0, 2), (3, 1)], 7), [1, 0, 1, 0, 2, 2, 0], "table 1, before");
         assert_eq!(populate(vec![(3, 4), (3, 1)], 7), [0, 0, 0, 0, 1, 1, 1], "and after B1 is removed");
     }
 
     #[test]
-    fn all_nodes_agree_whatever_order_they_learn_in() {
+    fn table_does_not_depend_on_the_order_of_backends() {
         for v4 in [true, false] {
             let sorted = backends(1, 37, v4);
             let table = spread(&sorted, 4093);
@@ -115,14 +115,14 @@ mod tests {
             other.swap(3, 30);
             assert_eq!(spread(&other, 4093), table);
         }
-        // What a node of another version or architecture has to make of the same backends.
+        // The result for these backends on nodes of any version or architecture.
         assert_eq!(table(&backends(1, 5, true), 13), [0, 0, 3, 4, 2, 4, 3, 0, 2, 1, 2, 1, 1]);
         assert_eq!(table(&backends(1, 13, true), 13).len(), 13, "as many backends as slots");
         assert!(table(&[], 13).is_empty());
     }
 
     #[test]
-    fn shares_differ_by_one_slot() {
+    fn shares_differ_by_at_most_one_slot() {
         for count in [1, 2, 3, 10, 100, 1000] {
             let mut shares = vec![0; count as usize];
             table(&backends(2, count, true), SIZE).iter().for_each(|&i| shares[i as usize] += 1);
@@ -131,7 +131,7 @@ mod tests {
         }
     }
 
-    /// Of the other backends' slots, how many change hands when one leaves; the mean and the worst over many clusters.
+    /// Fraction of the other backends' slots that move when one leaves: the mean and the worst of many clusters.
     fn disruption(count: u32, size: u32) -> (f64, f64) {
         let mut shares = Vec::new();
         for cluster in 0..4 {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn few_flows_move_when_a_backend_leaves() {
+    fn few_slots_move_when_a_backend_leaves() {
         let (mean, worst) = disruption(100, SIZE);
         println!("100 backends: {:.2} %, at worst {:.2} %", mean * 100.0, worst * 100.0);
         assert!(worst <= 0.02, "{mean} {worst}");

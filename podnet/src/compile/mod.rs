@@ -1,13 +1,13 @@
-//! From frontends to what the tables hold: keys, flags and backends, then ids and places.
+//! From frontends to table contents: keys, flags and backends, then ids and positions.
 //!
 //! ```text
-//! Frontend ── Claim ──→ Desired (who has which key) ── Entry ──→ reconcile
-//!                       BackendIds, Segments, ServiceNames: what reconcile gives out ids and places from
-//!                       maglev: which backend each slot of a segment leads to, where nodes must agree
+//! Frontend ── Claim ──→ Desired (owner of each key) ── Entry ──→ reconcile
+//!                       BackendIds, Segments, ServiceNames: reconcile allocates ids and slots from these
+//!                       maglev: the backend of each slot of a segment, where nodes must agree
 //! ```
-//! Ids are stable: a backend keeps its id for as long as any frontend uses it, a service port its own for ever.
-//! What is given back rests before it is given out again, so that a reader that is still on its way never meets
-//! something else in its place. Nothing here touches a table.
+//! Ids are stable: a backend keeps its id as long as any frontend uses it, a service port keeps its id for ever. Freed
+//! ids and slots are quarantined before reuse, so that a reader in flight never finds something else in their place.
+//! This module doesn't access the tables.
 
 mod claim;
 mod desired;
@@ -62,7 +62,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn keys_for_people() {
+    fn keys_in_readable_form() {
         let key = key(&frontend("", "[fd00::1]:53", &[]).key);
         assert_eq!(show(&key).to_string(), "[fd00::1]:53/TCP");
         let outside = FrontendKey { scope: FrontendKey::OUTSIDE, proto: Proto(9), ..key };

@@ -1,7 +1,7 @@
-//! Ids of service ports, and the file that tells their names when the daemon is down.
+//! Ids of service ports, and the file that maps ids to names while the daemon is down.
 //!
-//! The file lives in the run directory: like the pinned tables whose ids it explains, it ends with a reboot. An id is
-//! never given out twice, because flows that outlive their service still carry it.
+//! The file is in the run directory: like the pinned tables whose ids it explains, it lasts until the next reboot. An
+//! id is never reused, since flows that outlive their service still carry it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -20,28 +20,29 @@ const SCHEMA: u32 = 1;
 
 /// Identifies a service port on this node: [`podnet_common::layout::Frontend::service`]. 0 is none.
 ///
-/// The upper bits tell the affinities of one service port from each other; see [`Self::with_affinity`].
+/// The upper bits distinguish the affinities of a service port; see [`Self::with_affinity`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServiceId(pub u32);
 
 impl ServiceId {
-    /// How many bits make up the id itself. Two are for the group; with the highest `ServiceClient` tells families apart.
+    /// Number of bits of the id itself. Two more are the group; in `ServiceClient` the highest bit distinguishes
+    /// families.
     const BITS: u32 = 29;
 
-    /// The id as the table has it for one of four groups of clients. The affinity of a client counts within its group,
-    /// since another group may have other backends: of a service with a local policy, those of this node only.
+    /// The id as in the table, for one of four groups of clients. A client's affinity applies within its group, since
+    /// another group may have different backends: with a local traffic policy, those of this node only.
     pub fn with_affinity(self, group: u8) -> Self {
         Self(self.port().0 | u32::from(group) << Self::BITS)
     }
 
-    /// Which group of clients that is.
+    /// The group of clients.
     pub fn affinity_group(self) -> u8 {
         (self.0 >> Self::BITS) as u8
     }
 
-    /// The id itself, which has the service port's name.
+    /// The id itself, which has the name of the service port.
     pub fn port(self) -> Self {
         Self(self.0 & ((1 << Self::BITS) - 1))
     }
@@ -55,15 +56,15 @@ pub enum NamesError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The content isn't what it should be.
+    /// The content is invalid.
     #[error("invalid service names in {path}: {reason}", path = path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with it.
         reason: String,
     },
     /// Writing failed.
@@ -71,26 +72,26 @@ pub enum NamesError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
 }
 
-/// Which id is which service port.
+/// Names of service ids.
 #[derive(Clone, Debug)]
 pub struct ServiceNames {
     next: u32,
     by_id: BTreeMap<ServiceId, State>,
     by_name: HashMap<ServicePortName, ServiceId>,
-    /// Whether the file differs.
+    /// Whether the file is out of date.
     changed: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 struct State {
-    /// None for an id that was found in the tables but not in the file.
+    /// `None` for an id found in the tables but not in the file.
     name: Option<ServicePortName>,
-    /// How many frontends have it.
+    /// Number of frontends with the id.
     uses: u32,
 }
 
@@ -115,15 +116,15 @@ impl Default for ServiceNames {
 }
 
 impl ServiceNames {
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(run_dir: &Path) -> PathBuf {
         run_dir.join("services.json")
     }
 
-    /// Reads the file; there are no names if it doesn't exist.
+    /// Reads the file; without names if it doesn't exist.
     ///
     /// # Errors
-    /// [`NamesError`] if it can't be read or isn't such a file.
+    /// [`NamesError`] if it can't be read or is invalid.
     pub fn read(run_dir: &Path) -> Result<Self, NamesError> {
         let path = Self::path(run_dir);
         let bytes = match files::read(&path, files::OWN_MAX) {
@@ -145,10 +146,10 @@ impl ServiceNames {
         Ok(names)
     }
 
-    /// Replaces the file if anything has changed since it was read or written; says whether it had.
+    /// Replaces the file if anything has changed since it was read or written; returns whether it had.
     ///
     /// # Errors
-    /// [`NamesError::Write`]; the next call tries again.
+    /// [`NamesError::Write`]; the next call retries.
     pub fn write(&mut self, run_dir: &Path) -> Result<bool, NamesError> {
         if !self.changed {
             return Ok(false);
@@ -177,7 +178,7 @@ impl ServiceNames {
         self.by_id.get(&id.port())?.name.as_ref()
     }
 
-    /// Counts a use that was found in the tables.
+    /// Adopts a use found in the tables.
     pub(crate) fn adopt(&mut self, id: ServiceId) {
         let id = id.port();
         if id != ServiceId::default() {
@@ -186,19 +187,19 @@ impl ServiceNames {
         }
     }
 
-    /// Sees to it that no other service port gets this id, of which something was found in the tables.
+    /// Prevents the allocation of this id, which was found in the tables, to another service port.
     pub(crate) fn avoid(&mut self, id: ServiceId) {
         self.next = self.next.max(id.port().0.saturating_add(1));
     }
 
-    /// Forgets the names that nothing was found to use.
+    /// Forgets names without an adopted use.
     pub(crate) fn forget_unused(&mut self) {
         let unused: Vec<_> = self.by_id.iter().filter(|(_, state)| state.uses == 0).map(|(&id, _)| id).collect();
         unused.into_iter().for_each(|id| self.remove(id));
     }
 
-    /// The name's id for one more use. A new name gets `present`, the id that its frontend has in the table, if
-    /// that one has no name: the daemon was killed before it could write the file.
+    /// The id of a name, with one more use. A new name gets `present`, the id of its frontend in the table, if that id
+    /// has no name because the daemon was killed before it could write the file.
     pub(crate) fn acquire(&mut self, name: &ServicePortName, present: Option<ServiceId>) -> ServiceId {
         let present = present.map(ServiceId::port);
         let nameless = |id: &ServiceId| self.by_id.get(id).is_some_and(|state| state.name.is_none());
@@ -214,7 +215,7 @@ impl ServiceNames {
         id
     }
 
-    /// Ends one use.
+    /// Ends a use.
     pub(crate) fn release(&mut self, id: ServiceId) {
         let id = id.port();
         if let Some(state) = self.by_id.get_mut(&id) {
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_never_given_out_twice_also_over_restarts() {
+    fn ids_are_never_reused_even_after_restarts() {
         let directory = tempfile::tempdir().unwrap();
         let mut names = ServiceNames::read(directory.path()).unwrap();
         let (a, b) = (names.acquire(&name("a"), None), names.acquire(&name("b"), None));
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_file_costs_no_id() {
+    fn ids_survive_the_loss_of_the_file() {
         let mut names = ServiceNames::default();
         names.adopt(ServiceId(7));
         assert_eq!(names.acquire(&name("a"), Some(ServiceId(7))), ServiceId(7));
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn affinities_share_a_name() {
+    fn affinity_groups_share_a_name() {
         let mut names = ServiceNames::default();
         let id = names.acquire(&name("a"), None);
         let outside = id.with_affinity(2);
@@ -301,14 +302,14 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_an_error_that_names_it() {
+    fn error_names_the_broken_file() {
         let directory = tempfile::tempdir().unwrap();
         for content in ["{", "{\"schema\":9,\"next\":1,\"services\":{}}"] {
             fs::write(ServiceNames::path(directory.path()), content).unwrap();
             let error = ServiceNames::read(directory.path()).unwrap_err().to_string();
             assert!(error.contains("services.json"), "{error}");
         }
-        // Reading it would wait for its other end.
+        // Reading a pipe would wait for a writer.
         fs::remove_file(ServiceNames::path(directory.path())).unwrap();
         nix::unistd::mkfifo(&ServiceNames::path(directory.path()), nix::sys::stat::Mode::S_IRUSR).unwrap();
         let error = ServiceNames::read(directory.path()).unwrap_err().to_string();

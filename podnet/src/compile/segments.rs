@@ -1,14 +1,14 @@
-//! Places in the `slots` table: contiguous segments, the smallest free range that fits.
+//! Allocation in the table `slots`: contiguous segments, best fit.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-/// A range of slots; the empty one is at 0.
+/// A range of slots; an empty one has base 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Segment {
     /// The first slot.
     pub base: u32,
-    /// How many.
+    /// Number of slots.
     pub count: u32,
 }
 
@@ -16,18 +16,18 @@ pub struct Segment {
 #[derive(Clone, Debug)]
 pub struct Segments {
     capacity: u32,
-    /// How many slots are free.
+    /// Number of free slots.
     free: u32,
     /// Free ranges, never adjacent to each other: base → count.
     by_base: BTreeMap<u32, u32>,
     /// The same: (count, base).
     by_count: BTreeSet<(u32, u32)>,
-    /// In the order in which their rest ends.
+    /// In the order in which their quarantine ends.
     resting: VecDeque<(Instant, Segment)>,
 }
 
 impl Segments {
-    /// For a table with this many entries.
+    /// For a table with `capacity` entries.
     pub fn new(capacity: u32) -> Self {
         let mut segments =
             Self { capacity, free: 0, by_base: BTreeMap::new(), by_count: BTreeSet::new(), resting: VecDeque::new() };
@@ -35,7 +35,7 @@ impl Segments {
         segments
     }
 
-    /// Takes a segment that was found in the tables. Refuses one that isn't wholly free.
+    /// Adopts a segment found in the tables. Refuses one that isn't entirely free.
     pub fn adopt(&mut self, segment: Segment) -> bool {
         let Segment { base, count } = segment;
         if count == 0 {
@@ -52,7 +52,7 @@ impl Segments {
         true
     }
 
-    /// A segment for so many slots; none if there is no such range.
+    /// Allocates a segment of `count` slots; `None` if there is no such range.
     pub fn allocate(&mut self, count: u32) -> Option<Segment> {
         if count == 0 {
             return Some(Segment::default());
@@ -63,14 +63,14 @@ impl Segments {
         Some(Segment { base, count })
     }
 
-    /// Gives a segment back, to rest until the given time, which must not be before earlier ones.
+    /// Releases a segment into quarantine until `until`, which must not be before earlier ones.
     pub fn release(&mut self, segment: Segment, until: Instant) {
         if segment.count != 0 {
             self.resting.push_back((until, segment));
         }
     }
 
-    /// Frees the segments whose rest is over.
+    /// Frees the segments whose quarantine has ended.
     pub fn expire(&mut self, now: Instant) {
         while let Some(&(_, Segment { mut base, mut count })) = self.resting.front().filter(|(until, _)| *until <= now)
         {
@@ -103,12 +103,12 @@ impl Segments {
         self.by_count.remove(&(count, base));
     }
 
-    /// How many slots there are.
+    /// Number of slots.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// How many slots are in use or resting.
+    /// Number of slots in use or in quarantine.
     pub fn taken(&self) -> u32 {
         self.capacity - self.free
     }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_range_that_fits() {
+    fn smallest_sufficient_range_is_allocated() {
         let now = Instant::now();
         let mut segments = Segments::new(100);
         assert!(segments.adopt(Segment { base: 10, count: 10 }) && segments.adopt(Segment { base: 25, count: 5 }));
@@ -141,9 +141,9 @@ mod tests {
     }
 
     proptest! {
-        /// Segments never overlap, rest for their time, and all slots come back as one range.
+        /// Segments never overlap, stay in quarantine for their time, and in the end all slots are one free range.
         #[test]
-        fn nothing_overlaps_and_nothing_is_lost(steps in prop::collection::vec((0u32..40, any::<prop::sample::Index>()), 1..200)) {
+        fn segments_never_overlap_and_no_slot_is_lost(steps in prop::collection::vec((0u32..40, any::<prop::sample::Index>()), 1..200)) {
             let start = Instant::now();
             let mut segments = Segments::new(256);
             let mut used: Vec<Segment> = Vec::new();
