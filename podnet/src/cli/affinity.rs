@@ -1,4 +1,4 @@
-//! `podnet affinity list`: which clients stay with which backend, and for how long.
+//! `podnet affinity list`: clients with their backends, and the time until each entry expires.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,41 +13,41 @@ use super::output::{Column, Show, Text, duration, or_nothing, socket};
 use crate::compile::{ServiceId, ServiceNames};
 use crate::datapath::inspect::{View, ViewError};
 
-/// A client with its backend.
+/// A client and its backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AffinityRow {
     client: IpAddr,
-    /// `namespace/name:port`; none if the service has gone.
+    /// `namespace/name:port`; `None` if the service is gone.
     service: Option<String>,
     service_id: u32,
     clients: Clients,
     backend: SocketAddr,
-    /// `namespace/name` of the backend's pod, if it is one of this node.
+    /// `namespace/name` of the backend's pod, if it is on this node.
     pod: Option<String>,
-    /// Seconds since the client last began a flow, to about a second.
+    /// Seconds since the client last began a flow, accurate to about a second.
     age_seconds: u64,
-    /// For how much longer the client gets this backend, in seconds. None if it doesn't any more: its time is over, or
-    /// the service has no affinity now.
+    /// Seconds until the entry expires. `None` if the client no longer gets this backend: the entry has expired, or the
+    /// service has no affinity now.
     left_seconds: Option<u64>,
 }
 
-/// Which clients an entry is for: each kind may have other backends, and so stays with another.
+/// The clients that an entry applies to: each kind may have different backends, and thus separate affinity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 enum Clients {
-    /// Those of ClusterIPs.
+    /// Clients of ClusterIPs.
     ClusterIp,
-    /// Those of other addresses.
+    /// Clients of other addresses.
     Other,
-    /// Those of other addresses that come in by an uplink, where these have backends of their own.
+    /// Clients of other addresses that arrive on an uplink, where these have separate backends.
     Outside,
-    /// Those that another node has sent on, for direct server return.
+    /// Clients whose packets another node has forwarded, for direct server return.
     SentOn,
 }
 
 impl Clients {
-    /// By the group that is in an id.
+    /// From the group in the id.
     fn of(service: ServiceId) -> Self {
         let groups = [(1, Self::Other), (2, Self::Outside), (3, Self::SentOn)];
         let own = groups.into_iter().find(|(group, _)| service.port().with_affinity(*group) == service);
@@ -80,7 +80,7 @@ pub(super) fn list(view: &dyn View, names: &ServiceNames, pods: &Pods, now: u32)
         let backend = socket(value.addr, value.port);
         let timeout = timeouts.get(&key.service).copied().unwrap_or_default();
         let age_seconds = seconds_between(value.last_used, now);
-        // As the programs judge it.
+        // As the programs do.
         let over = now.wrapping_sub(value.last_used) as i32 > ticks_of_seconds(timeout.into()) as i32;
         AffinityRow {
             client: key.client.into(),
@@ -136,7 +136,7 @@ mod tests {
     use crate::datapath::memory::{MemoryTables, samples::names};
 
     #[test]
-    fn clients_are_listed_with_the_time_that_is_left() {
+    fn clients_are_listed_with_the_time_until_expiry() {
         let mut view = MemoryTables::default();
         let web = view.service(1, "10.96.0.10:80", Proto::TCP, 0, &["10.244.1.5:8080"]);
         view.frontends.entry(web).and_modify(|frontend| frontend.affinity = 10_800);

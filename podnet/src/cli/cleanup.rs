@@ -1,8 +1,9 @@
-//! `podnet cleanup`: removes from the node what the daemon has set up: programs, pins, podnet0, routes, run files.
+//! `podnet cleanup`: removes everything that the daemon has set up on the node: programs, pins, podnet0, routes, run
+//! files.
 //!
-//! It goes on past errors and tells all of them; a second run finds nothing to do. Left alone are pods with their
-//! interfaces, routes and records (the runtime removes them through the plugin), and host settings, since other
-//! programs may rely on them by now.
+//! It continues after errors and returns all of them; a second run finds nothing left to do. Pods with their
+//! interfaces, routes and records stay (the runtime removes them through the plugin), and so do host settings, since
+//! other programs may rely on them by now.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,30 +22,30 @@ use crate::host::{Host, HostError};
 use crate::install::{self, InstallError};
 use crate::status::{DaemonLock, DaemonStatus, StatusError};
 
-/// What could not be removed.
+/// Something that could not be removed.
 #[derive(Debug, Error)]
 pub enum CleanupError {
-    /// The daemon would set everything up again.
+    /// A running daemon would set everything up again.
     #[error(transparent)]
     Daemon(#[from] StatusError),
     /// The host's network.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The plugin stays installed.
+    /// The plugin remains installed.
     #[error(transparent)]
     Install(#[from] InstallError),
-    /// A program stays attached.
+    /// A program remains attached.
     #[error(transparent)]
     Detach(#[from] podnet_cni::datapath::DatapathError),
-    /// A link's pin stays.
+    /// Pins of links remain.
     #[error("cannot detach {what}: {source}")]
     Links {
-        /// Whose links.
+        /// Which links.
         what: &'static str,
         /// The cause.
         source: io::Error,
     },
-    /// A file or directory stays.
+    /// A file or directory remains.
     #[error("cannot remove {}: {source}", path.display())]
     Remove {
         /// The file.
@@ -72,10 +73,10 @@ impl Outcome {
     }
 }
 
-/// Removes everything. Nothing is done while a daemon runs.
+/// Removes everything. Does nothing while a daemon is running.
 pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
     let mut outcome = Outcome::default();
-    // Held until the end, so that no daemon starts meanwhile; the file itself goes with the others.
+    // Held until the end, so that no daemon starts in the meantime; its file is removed with the others.
     let _lock = match DaemonLock::acquire(run_dir, &PinDir::new(bpffs), false) {
         Ok(lock) => lock,
         Err(e) => {
@@ -83,7 +84,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
             return outcome;
         }
     };
-    // First of all, so that no pod is started on what is being taken down.
+    // First, so that no pod starts while its node is being taken down.
     remove_file(&NodeInfo::path(run_dir), &mut outcome);
     match installed(run_dir) {
         Ok(Some(installed)) => match install::remove(&installed) {
@@ -109,7 +110,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
         }
         Err(e) => outcome.errors.push(e.into()),
     }
-    // What is still attached is found by the pins, and these by what the daemon has reported: another try needs both.
+    // Attached programs are found by their pins, and the installed plugin by the daemon's report: a retry needs both.
     if !outcome.errors.is_empty() {
         return outcome;
     }
@@ -118,7 +119,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
         remove_file(&path, &mut outcome);
     }
     CallLog::new(run_dir).remove();
-    // The lock is this command's own, and perhaps the directory; others' files in it stay.
+    // The lock belongs to this command, and perhaps the directory; foreign files in it stay.
     let path = DaemonLock::path(run_dir);
     if let Err(source) = std::fs::remove_file(&path) {
         outcome.errors.push(CleanupError::Remove { path, source });
@@ -132,7 +133,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
     outcome
 }
 
-/// Where the daemon has installed the plugin, as it has reported.
+/// Where the daemon has installed the plugin, according to its report.
 fn installed(run_dir: &Path) -> Result<Option<Install>, StatusError> {
     let config = DaemonStatus::read(run_dir)?.and_then(|status| status.config);
     Ok(config.and_then(|config| serde_json::from_value(config.get("install")?.clone()).ok()))
@@ -155,7 +156,7 @@ async fn detach(host: &Host, pins: &PinDir, outcome: &mut Outcome) {
             outcome.note(detach_tc(&from_loopback, link.ifindex, Direction::Egress).map(|()| None));
         }
     }
-    // Every link may be a pod's.
+    // Any link may be a pod's.
     if pins.hook(Hook::FromPod).exists() {
         for link in &others {
             outcome.note(detach_pod(pins, link.ifindex).map(|()| None));
@@ -178,7 +179,7 @@ async fn detach(host: &Host, pins: &PinDir, outcome: &mut Outcome) {
     }
 }
 
-/// Removes the pins, which ends programs and tables that nothing else holds.
+/// Removes the pins, which frees programs and tables without other references.
 fn remove_pins(pins: &PinDir, outcome: &mut Outcome) {
     let path = pins.root().to_owned();
     match std::fs::remove_dir_all(&path) {

@@ -1,4 +1,4 @@
-//! `podnet conntrack list`: the flows that the datapath is tracking, one row for both directions.
+//! `podnet conntrack list`: the tracked flows, one row for both directions.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,34 +11,34 @@ use super::output::{Column, NOTHING, Show, Text, duration, or_nothing, protocol}
 use crate::compile::{ServiceId, ServiceNames};
 use crate::datapath::inspect::{View, ViewError};
 
-/// Other nodes' names by their addresses.
+/// Names of other nodes, by address.
 pub(super) type NodeNames = BTreeMap<IpAddr, String>;
 
-/// One flow.
+/// A flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct FlowRow {
     kind: Kind,
     protocol: String,
     client: End,
-    /// Whom the client means.
+    /// Destination that the client has addressed.
     frontend: End,
-    /// None if another node chooses it.
+    /// `None` if another node chooses it.
     backend: Option<End>,
-    /// Address of the node that the packets are sent on to, which answers the client itself.
+    /// Address of the node to which the packets are forwarded for direct server return.
     sent_on_to: Option<IpAddr>,
-    /// Its name, if it is known.
+    /// Name of that node, if known.
     sent_on_to_node: Option<String>,
-    /// The client as the backend sees it.
+    /// The client, as seen by the backend.
     source: End,
     state: State,
-    /// Seconds since its last packet, to about a second.
+    /// Seconds since the last packet, accurate to about a second.
     idle_seconds: u64,
-    /// How the client's packets leave: `stack`, `pod`, `uplink`, `host`, `link` or `via`; none if that is not known.
+    /// Egress of the client's packets: `stack`, `pod`, `uplink`, `host`, `link` or `via`; `None` if unknown.
     way: Option<&'static str>,
-    /// `namespace/name:port`; none if the service has gone or there is none.
+    /// `namespace/name:port`; `None` if the service is gone, or for a flow without a service.
     service: Option<String>,
-    /// None if there is none.
+    /// `None` for a flow without a service.
     service_id: Option<u32>,
 }
 
@@ -77,7 +77,7 @@ pub(super) fn list(
     Ok(FlowList(flow::read(view, names, filter)?.iter().map(row).collect()))
 }
 
-/// What stands for a flow's service.
+/// What the service column shows.
 pub(super) fn service_or_kind(service: &Option<String>, kind: Kind) -> String {
     match (service, kind) {
         (Some(name), _) => name.clone(),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_one_row_whatever_its_kind() {
+    fn every_kind_of_flow_is_one_row() {
         let mut view = MemoryTables::default();
         let sctp = ["10.244.1.9:40000", "10.96.0.10:80", "172.30.0.1:2000", "10.244.2.5:8080"];
         let flow = view.flow(1, Proto::SCTP, sctp, CtEntry::REPLIED, 1000 - 56);

@@ -1,4 +1,4 @@
-//! `podnet drops`: how many packets were dropped, and why.
+//! `podnet drops`: dropped packets by reason.
 
 use podnet_common::verdict::{COUNTERS_BASE, Reason};
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::output::{Column, Show, Text};
 use crate::datapath::inspect::{View, ViewError};
 
-/// A reason with its count since the datapath was set up.
+/// A reason, with its count since the datapath was set up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DropRow {
@@ -20,7 +20,7 @@ pub(super) struct DropRow {
 #[serde(transparent)]
 pub(super) struct Drops(pub(super) Vec<DropRow>);
 
-/// Reads the counters of all reasons, in the reasons' order.
+/// Reads the counters of all reasons, in the order of the reasons.
 pub(super) fn read(view: &dyn View) -> Result<Drops, ViewError> {
     let counters = view.counters()?;
     let count = |reason: Reason| counters.get((COUNTERS_BASE + reason as u32) as usize).copied().unwrap_or_default();
@@ -33,12 +33,12 @@ pub(super) fn read(view: &dyn View) -> Result<Drops, ViewError> {
 }
 
 impl Drops {
-    /// All dropped packets.
+    /// Total number of dropped packets.
     pub(super) fn total(&self) -> u64 {
         self.0.iter().map(|row| row.packets).sum()
     }
 
-    /// The reasons that have occurred, the most frequent first.
+    /// Reasons that have occurred, most frequent first.
     pub(super) fn occurred(&self) -> Vec<&DropRow> {
         let mut rows: Vec<_> = self.0.iter().filter(|row| row.packets > 0).collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.packets));
@@ -68,7 +68,7 @@ mod tests {
     use crate::datapath::memory::MemoryTables;
 
     #[test]
-    fn reasons_that_have_occurred_are_shown_and_json_has_all() {
+    fn text_has_reasons_that_occurred_and_json_has_all() {
         let mut view = MemoryTables::default();
         assert_eq!(read(&view).unwrap().text(), "no packets have been dropped\n");
         view.drops.get_mut().insert(Reason::SpoofedSource, 7);

@@ -1,4 +1,4 @@
-//! `podnet endpoint list`: this node's pods as the datapath knows them, with the plugin's records of who they are.
+//! `podnet endpoint list`: this node's pods in the datapath, with their names from the plugin's records.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,14 +12,14 @@ use serde::Serialize;
 use super::output::{Column, Show, Text, or_nothing};
 use crate::datapath::inspect::{View, ViewError};
 
-/// What the plugin has recorded about the owners of addresses.
+/// Owners of addresses, according to the plugin's records.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     by_address: BTreeMap<IpAddr, Record>,
 }
 
 impl Pods {
-    /// Reads the records; there are none where the plugin has not been.
+    /// Reads the records; empty if the plugin was never used here.
     pub(super) fn read(state_dir: &Path) -> Result<Self, StoreError> {
         let store = Store::open(state_dir)?;
         let mut by_address = BTreeMap::new();
@@ -50,12 +50,12 @@ impl Pods {
 #[serde(rename_all = "camelCase")]
 pub(super) struct EndpointRow {
     address: IpAddr,
-    /// None if the plugin's record is missing or the runtime did not name the pod.
+    /// `None` if the plugin's record is missing or the runtime did not name the pod.
     namespace: Option<String>,
     pod: Option<String>,
     #[serde(rename = "containerID")]
     container_id: Option<String>,
-    /// Name of the host-side end; none if there is no such interface any more.
+    /// Name of the host end; `None` if the interface no longer exists.
     interface: Option<String>,
     ifindex: u32,
     mtu: u32,
@@ -70,7 +70,7 @@ pub(super) struct EndpointRow {
 #[serde(transparent)]
 pub(super) struct EndpointList(Vec<EndpointRow>);
 
-/// Reads all endpoints. `interface` tells the name of an interface.
+/// Reads all endpoints. `interface` returns the name of an interface.
 pub(super) fn list(
     view: &dyn View,
     pods: &Pods,
@@ -128,7 +128,7 @@ pub(super) mod tests {
     use super::*;
     use crate::datapath::memory::MemoryTables;
 
-    /// The plugin's record of a pod, as its file holds it.
+    /// The plugin's record of a pod, as in its file.
     pub(in crate::cli) fn pods() -> Pods {
         let record: Record = serde_json::from_value(serde_json::json!({
             "containerID": "c1", "ifname": "eth0", "state": "ready", "network": "podnet", "netns": "/var/run/netns/x",
@@ -141,7 +141,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn addresses_are_listed_with_their_pods_and_what_is_missing_is_told() {
+    fn addresses_are_listed_with_pods_and_missing_parts() {
         let mut view = MemoryTables::default();
         view.endpoint("fd00:244:1::5", 9);
         view.endpoint("10.244.1.7", 12);

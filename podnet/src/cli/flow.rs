@@ -1,4 +1,4 @@
-//! Flows, as their halves in the connection table tell them: what the commands that list flows work from.
+//! Flows, reconstructed from their halves in the connection table, for the commands that list flows.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,7 @@ pub struct Filter {
     pub(super) proto: Option<Proto>,
 }
 
-/// Reads a protocol's name or number.
+/// Parses the name or number of a protocol.
 pub(super) fn parse_protocol(text: &str) -> Result<Proto, String> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(Proto::TCP),
@@ -40,7 +40,7 @@ pub(super) fn parse_protocol(text: &str) -> Result<Proto, String> {
 }
 
 impl Filter {
-    /// Whether a flow is wanted.
+    /// Whether a flow passes the filter.
     fn admits(&self, flow: &Flow, names: &ServiceNames) -> bool {
         let Tuple { src, dst, .. } = flow.tuple;
         let sides = [src, dst, flow.entry.src, flow.entry.dst].map(IpAddr::from);
@@ -51,31 +51,31 @@ impl Filter {
     }
 }
 
-/// What a flow is translated for.
+/// Why a flow is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Kind {
-    /// A frontend was addressed, and a backend gets the packets.
+    /// Addressed to a frontend, and translated to a backend.
     Service,
-    /// A frontend was addressed, and the packets are sent on to another node, which answers the client itself.
+    /// Addressed to a frontend, and forwarded to another node for direct server return.
     DirectReturn,
-    /// A pod has addressed something outside of the cluster.
+    /// From a pod to a destination outside the cluster.
     Masquerade,
 }
 
-/// How far a flow has got.
+/// State of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum State {
-    /// Nothing has come back yet, or the client hasn't answered that.
+    /// No reply yet, or the client hasn't answered the reply yet.
     New,
-    /// Packets go both ways.
+    /// Packets in both directions.
     Established,
-    /// Answers don't come by here.
+    /// Replies don't pass this node.
     OneWay,
     /// One side has ended it.
     Closing,
-    /// Both have, or one has reset it.
+    /// Both sides have ended it, or one has reset it.
     Closed,
 }
 
@@ -94,7 +94,7 @@ impl State {
         }
     }
 
-    /// For people.
+    /// In readable form.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -106,12 +106,12 @@ impl State {
     }
 }
 
-/// One end of a flow: an address with a port, or, of an ICMP echo, with an identifier.
+/// An end of a flow: an address with a port, or with the identifier of an ICMP echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct End {
     /// The address.
     pub(super) ip: IpAddr,
-    /// Port or identifier; 0: none, as who answers an echo has none.
+    /// Port or identifier; 0 if there is none, as for the receiver of an echo.
     port: u16,
     echo: bool,
 }
@@ -141,11 +141,11 @@ impl Serialize for End {
 /// A flow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flow {
-    /// The client's packets as they arrive.
+    /// The client's packets, as they arrive.
     pub(super) tuple: Tuple,
-    /// What becomes of them, with the news of either half.
+    /// Their translation, with the latest times and flags of both halves.
     pub(super) entry: CtEntry,
-    /// Whether the client's half is there: only it knows its way.
+    /// Whether the client's half exists: only this half contains the egress.
     pub(super) own_half: bool,
 }
 
@@ -164,7 +164,7 @@ impl Flow {
         State::of(&self.entry)
     }
 
-    /// Seconds since its last packet, to about a second. `now` is in ticks.
+    /// Seconds since the last packet, accurate to about a second. `now` is in ticks.
     pub(super) fn idle(&self, now: u32) -> u64 {
         seconds_between(self.entry.last_seen, now)
     }
@@ -173,24 +173,24 @@ impl Flow {
         End::new(self.tuple.src, self.tuple.sport, self.tuple.proto)
     }
 
-    /// Whom the client means.
+    /// Destination that the client has addressed.
     pub(super) fn frontend(&self) -> End {
         End::new(self.tuple.dst, self.tuple.dport, self.tuple.proto)
     }
 
-    /// Who gets the packets. With [`Kind::DirectReturn`] it is the node that they are sent on to.
+    /// Receiver of the packets; for [`Kind::DirectReturn`] the node to which they are forwarded.
     pub(super) fn backend(&self) -> End {
         End::new(self.entry.dst, self.entry.dport, self.tuple.proto)
     }
 
-    /// The client as who gets the packets sees it.
+    /// The client, as seen by the receiver.
     pub(super) fn source(&self) -> End {
         End::new(self.entry.src, self.entry.sport, self.tuple.proto)
     }
 
-    /// How the client's packets leave; none while only the other half is there.
+    /// Egress of the client's packets; `None` while only the other half exists.
     pub(super) fn way(&self) -> Option<&'static str> {
-        /// By their numbers.
+        /// Names of egress kinds.
         const WAYS: [(Out, &str); 8] = [
             (Out::Stack, "stack"),
             (Out::Pod, "pod"),
@@ -206,7 +206,7 @@ impl Flow {
     }
 }
 
-/// Reads the flows that a filter admits, each once, ordered by whom the client means and then by client.
+/// Reads the flows that pass a filter, without duplicates, ordered by destination and then by client.
 pub(super) fn read(view: &dyn View, names: &ServiceNames, filter: &Filter) -> Result<Vec<Flow>, ViewError> {
     let mut flows: BTreeMap<Tuple, Flow> = BTreeMap::new();
     view.conntrack(&mut |tuple, entry| {
@@ -229,7 +229,7 @@ pub(super) fn read(view: &dyn View, names: &ServiceNames, filter: &Filter) -> Re
     Ok(flows)
 }
 
-/// The client's direction of a flow, from either half: each holds all that is needed to make the other.
+/// The client's direction of a flow, from either half: each contains all that is needed to derive the other.
 fn client_half(tuple: &Tuple, entry: &CtEntry) -> Flow {
     if entry.flags & CtEntry::REPLY == 0 {
         return Flow { tuple: *tuple, entry: *entry, own_half: true };
@@ -243,7 +243,7 @@ fn later(a: u32, b: u32) -> u32 {
     if (a.wrapping_sub(b) as i32) > 0 { a } else { b }
 }
 
-/// Seconds from one tick to another; 0 if the first is later, since packets may be seen after the clock was read.
+/// Seconds from one tick to another; 0 if the first is later, since packets may arrive after the clock was read.
 pub(super) fn seconds_between(then: u32, now: u32) -> u64 {
     let ticks = (now.wrapping_sub(then) as i32).max(0) as u64;
     (ticks << TICK_SHIFT) / 1_000_000_000
@@ -264,7 +264,7 @@ mod tests {
         view
     }
 
-    /// The keys of the first flow's halves.
+    /// Keys of the first flow's halves.
     fn halves() -> [Tuple; 2] {
         let mut view = MemoryTables::default();
         let forward = view.flow(1, Proto::TCP, WEB, CtEntry::REPLIED, 1000 - 56);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn either_half_is_enough_and_the_later_packet_counts() {
+    fn either_half_suffices_and_the_later_packet_counts() {
         let told = |view: &MemoryTables| {
             let flows = all(view);
             let ends = flows.iter().map(|f| [f.client(), f.frontend(), f.source(), f.backend()].map(|e| e.to_string()));
@@ -293,7 +293,7 @@ mod tests {
         }
         assert!(all(&view()).iter().all(|flow| flow.way() == Some("stack")));
 
-        // Whichever half comes first in the table.
+        // In either order of the halves in the table.
         let mut turned = MemoryTables::default();
         let [client, frontend, source, backend] = WEB;
         let other = [backend, frontend, source, client];
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_shown_as_its_protocol_has_it() {
+    fn ends_are_formatted_by_protocol() {
         let end = |addr: &str, port, proto| {
             End::new(addr.parse::<IpAddr>().unwrap().into(), Port::new(port), proto).to_string()
         };
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_after_the_clock_was_read_is_no_long_silence() {
+    fn packet_after_the_clock_was_read_is_not_idle() {
         assert_eq!(seconds_between(11, 10), 0);
         assert_eq!(seconds_between(u32::MAX, 5), 6, "the clock has wrapped");
     }

@@ -1,4 +1,4 @@
-//! Log output: on standard error, so that standard output belongs to results.
+//! Log output goes to standard error, since standard output is for results.
 
 use std::io::{self, IsTerminal as _};
 
@@ -8,7 +8,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::LogFormat;
 
-/// Starts logging. `RUST_LOG` chooses what is logged; without it, `default` and above.
+/// Starts logging. `RUST_LOG` sets the filter; without it, messages of level `default` and above are logged.
 pub(super) fn start(format: LogFormat, default: LevelFilter) {
     let filter = EnvFilter::builder().with_default_directive(default.into()).from_env_lossy();
     let builder = tracing_subscriber::fmt()

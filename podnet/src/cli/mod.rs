@@ -162,9 +162,9 @@ enum AffinityVerb {
     List,
 }
 
-/// Does what the command line asks for.
+/// Runs the command.
 pub fn run(cli: Cli) -> ExitCode {
-    // The daemon's configuration may say how it logs.
+    // The daemon's configuration may set the log format.
     if !matches!(cli.command, Command::Daemon { .. }) {
         logging::start(cli.options.log_format.unwrap_or_default(), LevelFilter::WARN);
     }
@@ -268,12 +268,12 @@ fn clean_up(bpffs: &Path, run_dir: &Path) -> Result<ExitCode> {
 impl Options {
     fn bpffs(&self) -> PathBuf {
         let published = || NodeInfo::read(&self.run_dir).ok().map(|info| info.bpffs);
-        // A daemon that couldn't make its node ready has published nothing but what it runs with.
+        // A daemon that couldn't make its node ready has published only its configuration.
         let reported = || Some(self.report()?.config?["bpffs"].as_str()?.into());
         self.bpffs.clone().or_else(published).or_else(reported).unwrap_or_else(|| "/sys/fs/bpf".into())
     }
 
-    /// What the daemon has reported last.
+    /// The daemon's last report.
     fn report(&self) -> Option<DaemonStatus> {
         DaemonStatus::read(&self.run_dir).ok().flatten()
     }
@@ -287,7 +287,7 @@ impl Options {
         crate::datapath::view::open(&self.bpffs())
     }
 
-    /// The services' names; without them, ids are shown.
+    /// Names of services; without them, ids are shown.
     fn names(&self) -> ServiceNames {
         ServiceNames::read(&self.run_dir).unwrap_or_else(|error| {
             tracing::warn!("{error}; showing ids instead of service names");
@@ -295,13 +295,13 @@ impl Options {
         })
     }
 
-    /// The names of other nodes that have one; others are shown by their addresses.
+    /// Names of other nodes; nodes without a known name are shown by address.
     fn nodes(&self) -> NodeNames {
         let nodes = self.report().unwrap_or_default().nodes;
         nodes.into_iter().filter_map(|node| Some((node.via?.parse().ok()?, node.name))).collect()
     }
 
-    /// What the manifests ask for, by a configuration file or the one that the daemon runs with.
+    /// The objects of the source, from the given configuration file or the daemon's published configuration.
     fn wanted(&self, config: Option<&Path>) -> Result<Wanted, WantedError> {
         let config = match (config, self.report().and_then(|report| report.config)) {
             (Some(file), _) => Config::read(file).map_err(|e| WantedError::Configuration(e.to_string()))?,
@@ -313,7 +313,7 @@ impl Options {
         Wanted::read(&config)
     }
 
-    /// The pods' names; without them, addresses are shown.
+    /// Names of pods; without them, addresses are shown.
     fn pods(&self) -> endpoint::Pods {
         endpoint::Pods::read(&self.state_dir()).unwrap_or_else(|error| {
             tracing::warn!("{error}; showing addresses instead of pod names");
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_come_from_the_command_line_then_from_the_daemon_then_from_the_defaults() {
+    fn directories_prefer_command_line_then_daemon_then_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let options = |more: &[&str]| {
             let run_dir = ["podnet", "drops", "--run-dir", dir.path().to_str().unwrap()];

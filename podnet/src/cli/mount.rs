@@ -1,4 +1,4 @@
-//! `podnet mount-bpffs`: gives the node a BPF file system where it has none, as nodes that are containers may not.
+//! `podnet mount-bpffs`: mounts a BPF file system where there is none, as on nodes that are containers.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-/// Mounts it at a directory, unless there is one. Says whether there was none.
+/// Mounts it at a directory unless one is mounted there. Returns whether it was mounted now.
 pub(super) fn run(directory: &Path) -> Result<bool> {
     let shown = directory.display();
     fs::create_dir_all(directory).with_context(|| format!("cannot create {shown}"))?;

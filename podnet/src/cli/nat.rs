@@ -1,6 +1,6 @@
-//! `podnet nat list`: the flows whose source was changed, and how far the source ports towards each destination are used.
+//! `podnet nat list`: flows whose source was translated, and the usage of source ports for each destination.
 //!
-//! A port is taken for one protocol, source address and destination at a time, so these are what can run out.
+//! A port is taken for a single protocol, source address and destination, so exhaustion is per destination.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,42 +16,42 @@ use super::output::{Column, Show, Text, duration, percent, protocol};
 use crate::compile::{ServiceId, ServiceNames};
 use crate::datapath::inspect::{View, ViewError};
 
-/// How many destinations are shown to people: the fullest are what matters.
+/// Number of destinations shown in the text output, fullest first.
 const SHOWN: usize = 20;
 
-/// A flow with another source than its client.
+/// A flow with a translated source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct NatRow {
     kind: Kind,
     protocol: String,
     client: End,
-    /// Whom the client means.
+    /// Destination that the client has addressed.
     destination: End,
-    /// Who gets the packets.
+    /// Receiver of the packets.
     backend: End,
-    /// The client as the backend sees it.
+    /// The client, as seen by the backend.
     source: End,
     state: State,
-    /// Seconds since its last packet, to about a second.
+    /// Seconds since the last packet, accurate to about a second.
     idle_seconds: u64,
-    /// `namespace/name:port`; none if the service has gone or there is none.
+    /// `namespace/name:port`; `None` if the service is gone, or for a flow without a service.
     service: Option<String>,
-    /// None if there is none.
+    /// `None` for a flow without a service.
     service_id: Option<u32>,
 }
 
-/// Source ports towards one destination.
+/// Usage of source ports towards a destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PortUse {
     pub(super) protocol: String,
-    /// The source address that the ports are of.
+    /// Source address of the ports.
     pub(super) address: IpAddr,
     pub(super) destination: End,
-    /// How many of the ports for source NAT are taken.
+    /// Number of source NAT ports in use.
     pub(super) used: usize,
-    /// How many there are.
+    /// Number of source NAT ports.
     pub(super) ports: usize,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct PortUse {
 #[serde(rename_all = "camelCase")]
 pub(super) struct NatList {
     flows: Vec<NatRow>,
-    /// The fullest first.
+    /// Fullest first.
     port_use: Vec<PortUse>,
 }
 
@@ -83,13 +83,13 @@ pub(super) fn list(view: &dyn View, names: &ServiceNames, filter: &Filter, now: 
     let mut taken = TakenPorts::new(&view.snat_ports()?);
     view.conntrack(&mut |tuple, entry| taken.visit(tuple, entry))?;
     let mut port_use = taken.by_use();
-    // Others use the same ports towards the same destinations, so flows that aren't wanted count too.
+    // Flows outside the filter count too, since they use the same ports towards the same destinations.
     let wanted: BTreeSet<_> = flows.iter().map(|flow| (protocol(flow.tuple.proto), flow.backend())).collect();
     port_use.retain(|towards| wanted.contains(&(towards.protocol.clone(), towards.destination)));
     Ok(NatList { flows: flows.iter().map(row).collect(), port_use })
 }
 
-/// Source ports that are taken.
+/// Source ports in use.
 #[derive(Debug)]
 pub(super) struct TakenPorts {
     /// The ports for source NAT.
@@ -99,12 +99,12 @@ pub(super) struct TakenPorts {
 }
 
 impl TakenPorts {
-    /// None are, of these.
+    /// With these ports, none of them in use.
     pub(super) fn new(usable: &[u16]) -> Self {
         Self { usable: usable.iter().copied().collect(), taken: BTreeMap::new() }
     }
 
-    /// Counts an entry of the connection table. The reply's is what keeps others from the port.
+    /// Counts an entry of the connection table. It is the reply's entry that reserves the port.
     pub(super) fn visit(&mut self, tuple: &Tuple, entry: &CtEntry) {
         let changed = (tuple.dst, tuple.dport) != (entry.dst, entry.dport);
         if entry.flags & CtEntry::REPLY != 0 && changed && self.usable.contains(&tuple.dport.get()) {
@@ -113,7 +113,7 @@ impl TakenPorts {
         }
     }
 
-    /// The fullest first.
+    /// Usage by destination, fullest first.
     pub(super) fn by_use(self) -> Vec<PortUse> {
         let ports = self.usable.len();
         let towards = |((proto, address, destination), used)| PortUse {
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use crate::datapath::memory::{MemoryTables, samples::names};
 
-    /// Two clients through a service, three masqueraded flows, and one that keeps its source.
+    /// Two clients of a service, three masqueraded flows, and one that keeps its source.
     fn view() -> MemoryTables {
         let mut view = MemoryTables::default();
         view.snat_ports = (2000..2040).collect();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_sources_are_listed_and_ports_counted_for_each_destination() {
+    fn translated_sources_are_listed_and_ports_counted_per_destination() {
         let list = list(&view(), &names(), &Filter::default(), 1000).unwrap();
         assert_eq!(
             list.text(),
@@ -243,7 +243,7 @@ TCP       172.30.0.1  10.244.2.5:8080           1  40   2 %
     }
 
     #[test]
-    fn many_destinations_are_cut_short_for_people_only() {
+    fn only_text_output_truncates_the_list_of_destinations() {
         let mut view = MemoryTables::default();
         view.snat_ports = vec![2000];
         for n in 0..25 {

@@ -1,4 +1,4 @@
-//! How commands print: a table without borders for people, or JSON of the same typed value.
+//! Output of commands: a table without borders, or JSON of the same typed value.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -20,9 +20,9 @@ pub enum Format {
     Json,
 }
 
-/// Something that can be shown to people; programs get it as JSON.
+/// A value with a text form; its JSON form is its serialisation.
 pub(super) trait Show: Serialize {
-    /// As lines.
+    /// The text form.
     fn text(&self) -> Text;
 }
 
@@ -33,7 +33,7 @@ pub(super) fn print(value: &impl Show, format: Format) -> io::Result<()> {
         Format::Json => serde_json::to_string_pretty(value)? + "\n",
     };
     match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough (`podnet … | head`).
+        // The reader has closed the pipe (`podnet … | head`).
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
@@ -49,8 +49,7 @@ pub(super) fn complain(message: &str) {
     eprintln!("podnet: {}", on_one_line(message, MESSAGE_MAX));
 }
 
-/// How long what people read may be, in bytes: a cell of a table, a sentence, and an error, which may have the verifier's
-/// words.
+/// Maximum lengths in bytes: of a table cell, a sentence, and an error, which may contain the verifier's log.
 const CELL_MAX: usize = 1024;
 const SENTENCE_MAX: usize = 4096;
 const MESSAGE_MAX: usize = 16 << 10;
@@ -58,8 +57,8 @@ const MESSAGE_MAX: usize = 16 << 10;
 /// Width of the labels of [`Text::line`].
 const LABEL: usize = 11;
 
-/// Lines for people. They are made here only, since names and messages in them are other people's: each stays in its cell
-/// or on its line, and a terminal obeys none of them.
+/// Text output. All of it is built here, since names and messages in it are foreign: each stays in its cell or on its
+/// line, and control characters don't reach the terminal.
 #[derive(Debug, Default)]
 pub(super) struct Text(String);
 
@@ -83,7 +82,7 @@ impl Text {
         }
     }
 
-    /// Adds rows in columns. Without rows there is the header alone.
+    /// Adds rows in columns; without rows, the header alone.
     pub(super) fn table(&mut self, columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) {
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING);
@@ -127,13 +126,13 @@ impl PartialEq<&str> for Text {
     }
 }
 
-/// A column: its title, and whether it holds numbers, which are aligned to the right.
+/// A column with its title; columns of numbers are aligned to the right.
 pub(super) enum Column {
     Text(&'static str),
     Number(&'static str),
 }
 
-/// What stands in a cell that has nothing to say.
+/// Content of an empty cell.
 pub(super) const NOTHING: &str = "-";
 
 /// A value, or [`NOTHING`].
@@ -152,7 +151,7 @@ pub(super) fn duration(seconds: u64) -> String {
     }
 }
 
-/// A share of a whole, in per cent, rounded down.
+/// A percentage, rounded down.
 pub(super) fn percent(part: u64, whole: u64) -> String {
     format!("{} %", (part * 100).checked_div(whole).unwrap_or_default())
 }
@@ -169,7 +168,7 @@ pub(super) fn protocol(proto: Proto) -> String {
     }
 }
 
-/// An address with its port as tables hold them.
+/// An address and port, from the tables' types.
 pub(super) fn socket(addr: Addr, port: Port) -> SocketAddr {
     SocketAddr::new(addr.into(), port.get())
 }
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_written_stays_on_its_line() {
+    fn foreign_text_stays_on_its_line() {
         let hostile = "web\nwarning    forged\u{1b}[2J\r\u{9b}1A\u{202e}\u{200b}";
         let mut text = Text::default();
         text.line("source", hostile);

@@ -1,5 +1,5 @@
-//! What manifests or the Kubernetes API ask for, read anew by the command: why a service's tables are as they are, and whether they are as
-//! they should be.
+//! The demands of manifests or the Kubernetes API, read afresh by the command: why a service's tables are as they are,
+//! and whether they are as they should be.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,10 +22,10 @@ use crate::status::DaemonStatus;
 /// How long the Kubernetes API may take to list everything.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Why it isn't known.
+/// Why the demands are unknown.
 #[derive(Debug, Error)]
 pub(super) enum WantedError {
-    /// Nobody says where they are.
+    /// No source is configured.
     #[error("no daemon has published the source of its objects: pass its configuration with --config")]
     NoConfiguration,
     /// The configuration can't be used.
@@ -42,14 +42,14 @@ pub(super) struct Wanted {
     index: Index,
     settings: Settings,
     guard: Guard,
-    /// What services of a namespace get at most, as the daemon has settled it.
+    /// Limit of each service, by namespace, according to the daemon.
     shares: BTreeMap<String, Room>,
-    /// Files and objects that can't be used as they are.
+    /// Invalid files and objects.
     broken: Vec<String>,
 }
 
 impl Wanted {
-    /// Reads the source that a configuration names.
+    /// Reads the source in a configuration.
     pub(super) fn read(config: &Config) -> Result<Self, WantedError> {
         let (batch, broken) = block_on(objects(config)).and_then(|read| read).map_err(WantedError::Source)?;
         let mut index = Index::default();
@@ -59,12 +59,12 @@ impl Wanted {
         Ok(Self { index, settings, guard, shares, broken })
     }
 
-    /// Files and objects that can't be used as they are, so that what the daemon has read before holds.
+    /// Invalid files and objects, for which the daemon keeps the last valid version in effect.
     pub(super) fn broken(&self) -> &[String] {
         &self.broken
     }
 
-    /// What becomes of a service here, in tables of this size; none if there is no such service.
+    /// The outcome for a service on this node, with tables of this size; `None` if the service doesn't exist.
     pub(super) fn explain(&self, name: &ObjectName, tables: Room) -> Option<Explained> {
         let (service, _) = self.index.service(name)?;
         let slices = self.index.slices(name);
@@ -72,7 +72,7 @@ impl Wanted {
         Some(select::explain(name, service, slices, &self.settings, &self.guard, share))
     }
 
-    /// What kind of address a service's address is, of those that the tables don't tell apart.
+    /// Kind of a service's address, for the kinds that the tables don't distinguish.
     pub(super) fn kind(&self, name: &ObjectName, ip: IpAddr) -> Option<FrontendKind> {
         let (service, _) = self.index.service(name)?;
         if service.load_balancer_ips.contains(&ip) {
@@ -83,7 +83,7 @@ impl Wanted {
     }
 }
 
-/// All that a source has, and what of it can't be used.
+/// All objects of a source, and the invalid ones.
 async fn objects(config: &Config) -> anyhow::Result<(Batch, Vec<String>)> {
     let mut source = Source::open(config)?;
     let mut batch = source.first();

@@ -1,4 +1,4 @@
-//! One service in detail.
+//! A service in detail.
 
 use std::net::IpAddr;
 
@@ -15,13 +15,13 @@ use crate::select::Explained;
 pub(crate) struct ServiceDetail {
     pub(super) namespace: String,
     pub(super) name: String,
-    /// As the tables have them.
+    /// According to the tables.
     pub(super) frontends: Vec<FrontendDetail>,
-    /// What its objects ask for, and why; none if they can't be read or there is no such service.
+    /// What its objects ask for, and why; `None` if they can't be read or the service doesn't exist.
     pub(super) explanation: Option<Explained>,
     /// Why there is no explanation.
     pub(super) not_explained: Option<String>,
-    /// How the tables differ from that.
+    /// Differences between these and the tables.
     pub(super) differences: Vec<String>,
 }
 
@@ -31,36 +31,36 @@ pub(crate) struct ServiceDetail {
 pub(super) struct FrontendDetail {
     #[serde(flatten)]
     pub(super) frontend: FrontendRow,
-    /// Which clients may use it; none: all.
+    /// Which clients may use it; `None` if all may.
     pub(super) source_ranges: Option<Vec<IpNetwork>>,
-    /// Where it leads, by kind of client.
+    /// Backends by kind of client.
     pub(super) choices: Vec<Choice>,
-    /// Flows that were sent on to other nodes, for direct server return.
+    /// Flows forwarded to other nodes for direct server return.
     pub(super) sent_on: Vec<SentOn>,
 }
 
-/// Which clients.
+/// A kind of client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Clients {
-    /// All of them, those that other nodes send on excepted.
+    /// All, except for packets forwarded by other nodes.
     All,
     /// This node's pods and processes.
     ThisNode,
-    /// Those that come in by an uplink.
+    /// Clients that arrive on an uplink.
     Outside,
-    /// Those that another node has sent on, for direct server return.
+    /// Clients whose packets another node has forwarded, for direct server return.
     SentOn,
 }
 
-/// The backends that some clients get.
+/// The backends for a kind of client.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Choice {
     pub(super) clients: Clients,
-    /// What becomes of connections, if there is no backend.
+    /// What happens to connections, if there is no backend.
     pub(super) if_none: Option<IfNone>,
-    /// How many slots the backends share; more than backends where nodes must agree (Maglev).
+    /// Number of slots that the backends share; more than the number of backends where nodes must agree (Maglev).
     pub(super) slots: u32,
     pub(super) targets: Vec<Target>,
 }
@@ -71,26 +71,26 @@ pub(super) struct Choice {
 pub(super) struct Target {
     pub(super) address: IpAddr,
     pub(super) port: u16,
-    /// `namespace/name` of the pod, if it is one of this node.
+    /// `namespace/name` of the pod, if it is on this node.
     pub(super) pod: Option<String>,
-    /// Whether it is a pod or a host process of this node.
+    /// Whether it is a pod or host process of this node.
     pub(super) local: bool,
-    /// The name of the node that it is on, if it is another one and known.
+    /// Name of the node where it is, if it is another node and known.
     pub(super) node: Option<String>,
-    /// How many of the frontend's slots lead there.
+    /// Number of the frontend's slots that contain it.
     pub(super) slots: usize,
-    /// Flows of these clients that go there now. None for those that other nodes have sent on: they are counted as
+    /// Number of present flows of these clients to it. `None` for flows forwarded by other nodes, which are counted as
     /// coming from outside.
     pub(super) flows: Option<usize>,
 }
 
-/// Flows that were sent on to another node.
+/// Flows forwarded to another node.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SentOn {
-    /// The node's address.
+    /// Address of the node.
     pub(super) address: IpAddr,
-    /// Its name, if it is known.
+    /// Its name, if known.
     pub(super) node: Option<String>,
     pub(super) flows: usize,
 }

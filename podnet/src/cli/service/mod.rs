@@ -1,8 +1,8 @@
 //! `podnet service list` and `podnet service show`: the frontends in the kernel's tables, with the names that the
-//! daemon has written down for their ids.
+//! daemon has written for their ids.
 //!
-//! What a frontend is for the pipeline, one entry for each kind of client, is one row here. Tables don't tell a load
-//! balancer's address from an external IP; manifests do, if they can be read.
+//! A frontend has an entry in the table for each kind of client, and a single row here. The tables don't distinguish a
+//! load balancer's address from an external IP; the manifests do, if they can be read.
 
 mod detail;
 mod row;
@@ -27,7 +27,7 @@ use row::{FrontendRow, complete, entries, kind_name, order, row, source_name};
 #[serde(transparent)]
 pub(super) struct ServiceList(Vec<FrontendRow>);
 
-/// Reads all frontends. `wanted` gives the manifests, if they are needed and can be read.
+/// Reads all frontends. `wanted` returns the manifests, if they are needed and can be read.
 pub(super) fn list(
     view: &dyn View,
     names: &ServiceNames,
@@ -46,7 +46,7 @@ pub(super) fn list(
     Ok(ServiceList(rows))
 }
 
-/// Restrictions of a frontend, for people.
+/// Restrictions of a frontend, in readable form.
 fn policy(row: &FrontendRow) -> String {
     let has = |flag| row.flags.contains(&flag);
     let mut words = Vec::new();

@@ -1,4 +1,4 @@
-//! A frontend as the tables have it.
+//! A frontend according to the tables.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,21 +12,21 @@ use crate::compile::{ServiceId, ServiceNames, of_node};
 use crate::datapath::inspect::{View, ViewError};
 use crate::frontend::{FrontendKind, ServicePortName, SourceMode};
 
-/// What the tables hold of a frontend.
+/// Table entries of a frontend.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
-    /// For all clients that have no entry of their own.
+    /// For all clients without an entry of their own.
     pub(super) any: Frontend,
-    /// For those that come in by an uplink.
+    /// For clients that arrive on an uplink.
     pub(super) outside: Option<Frontend>,
-    /// For what other nodes send on.
+    /// For packets forwarded by other nodes.
     pub(super) peer: Option<Frontend>,
 }
 
-/// Frontends by the key that each has, whatever the scope; without those entries that only mark an address.
+/// Frontends by key with scope `ANY`; excludes entries that only mark an address.
 pub(super) type Entries = BTreeMap<FrontendKey, Entry>;
 
-/// Reads the frontends that `wanted` names by their service's id.
+/// Reads the frontends for whose service id `wanted` is true.
 pub(super) fn entries(view: &dyn View, wanted: impl Fn(u32) -> bool) -> Result<Entries, ViewError> {
     let all = view
         .frontends()?
@@ -45,16 +45,16 @@ pub(super) fn entries(view: &dyn View, wanted: impl Fn(u32) -> bool) -> Result<E
     Ok(entries)
 }
 
-/// Where a frontend is: an address, or all of the node's of a family.
+/// Address of a frontend, or all addresses of the node of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(super) struct Place {
-    /// None: all of the node's.
+    /// `None`: all addresses of the node.
     pub(super) address: Option<IpAddr>,
     pub(super) family: Family,
     pub(super) port: u16,
 }
 
-/// A family of addresses.
+/// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(super) enum Family {
     #[serde(rename = "IPv4")]
@@ -72,7 +72,7 @@ impl Place {
         }
     }
 
-    /// The address for people.
+    /// The address in readable form.
     pub(super) fn shown_address(&self) -> String {
         match (self.address, self.family) {
             (Some(address), _) => address.to_string(),
@@ -91,15 +91,15 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// One address and port of a service.
+/// An address and port of a service.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct FrontendRow {
-    /// None if the daemon's list of names is missing.
+    /// `None` if the daemon's file of names is missing.
     pub(super) namespace: Option<String>,
     pub(super) name: Option<String>,
     pub(super) port_name: Option<String>,
-    /// None if it is a load balancer's address or an external IP and the manifests can't be read.
+    /// `None` if it is the address of a load balancer or an external IP, and the manifests can't be read.
     pub(super) kind: Option<FrontendKind>,
     #[serde(flatten)]
     pub(super) place: Place,
@@ -107,16 +107,16 @@ pub(super) struct FrontendRow {
     /// Which source address backends see.
     pub(super) source: SourceMode,
     pub(super) affinity_seconds: Option<u32>,
-    /// Distinct backends; with `outsideBackends`, those of this node's pods and processes.
+    /// Number of distinct backends; with `outsideBackends`, those for pods and processes of this node.
     pub(super) backends: usize,
-    /// Distinct backends of clients from outside, where they have others.
+    /// Number of distinct backends for clients outside, if these have others.
     pub(super) outside_backends: Option<usize>,
-    /// The flags of the table's entry, in words.
+    /// Flags of the table's entry, in words.
     pub(super) flags: Vec<&'static str>,
     pub(super) service_id: u32,
 }
 
-/// What frontends are ordered by.
+/// Sort key of frontends.
 pub(super) fn order(row: &FrontendRow) -> impl Ord {
     (&row.namespace, &row.name, &row.port_name, row.kind, &row.place, &row.protocol)
 }
@@ -144,7 +144,7 @@ pub(super) fn row(
     })
 }
 
-/// Adds what only the manifests tell.
+/// Adds what only the manifests contain.
 pub(super) fn complete(row: &mut FrontendRow, names: &ServiceNames, wanted: &Wanted) {
     let name = names.name(ServiceId(row.service_id));
     if let (None, Some(ServicePortName { service, .. }), Some(ip)) = (row.kind, name, row.place.address) {
@@ -152,24 +152,24 @@ pub(super) fn complete(row: &mut FrontendRow, names: &ServiceNames, wanted: &Wan
     }
 }
 
-/// What kind of address a frontend has, as far as the tables tell.
+/// Kind of a frontend's address, as far as the tables tell.
 fn kind(key: &FrontendKey, flags: u16) -> Option<FrontendKind> {
     match flags {
         flags if flags & Frontend::NODE_PORT != 0 => Some(FrontendKind::NodePort),
         _ if of_node(key) => Some(FrontendKind::HostPort),
         flags if flags & Frontend::EXTERNAL == 0 => Some(FrontendKind::ClusterIp),
-        // Nothing else has them.
+        // Only load balancers have source ranges.
         flags if flags & Frontend::SOURCE_RANGES != 0 => Some(FrontendKind::LoadBalancer),
         _ => None,
     }
 }
 
-/// Whether a frontend is named after a pod, as host ports are: no service's name has a space.
+/// Whether a frontend is named after a pod, as host ports are: names of services have no spaces.
 fn is_pods(name: &ServicePortName) -> bool {
     name.service.name.contains(' ')
 }
 
-/// For people.
+/// In readable form.
 pub(super) const fn kind_name(kind: Option<FrontendKind>) -> &'static str {
     match kind {
         Some(FrontendKind::ClusterIp) => "ClusterIP",
@@ -181,7 +181,7 @@ pub(super) const fn kind_name(kind: Option<FrontendKind>) -> &'static str {
     }
 }
 
-/// Which source address backends see. A ClusterIP's see the client's whether it is preserved at a cost or not.
+/// Which source address backends see. Those of a ClusterIP see the client's, whether or not preserving it has a cost.
 const fn source(flags: u16) -> SourceMode {
     if flags & Frontend::SNAT != 0 {
         SourceMode::Snat
@@ -192,7 +192,7 @@ const fn source(flags: u16) -> SourceMode {
     }
 }
 
-/// As the setting is written.
+/// As in the configuration.
 pub(super) const fn source_name(source: SourceMode) -> &'static str {
     match source {
         SourceMode::Auto => "auto",
@@ -215,7 +215,7 @@ fn flags(flags: u16) -> Vec<&'static str> {
     WORDS.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, word)| *word).collect()
 }
 
-/// The ids in a frontend's slots, and how many slots each has: more than one where nodes must agree (Maglev).
+/// The ids in a frontend's slots, with the number of slots of each: more than one where nodes must agree (Maglev).
 pub(super) fn shares(view: &dyn View, value: &Frontend) -> Result<BTreeMap<u32, usize>, ViewError> {
     let mut shares = BTreeMap::new();
     if value.slot_count > 0 {

@@ -1,4 +1,4 @@
-//! One service: what the tables hold of it, with the flows that use it.
+//! A service according to the tables, with its flows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +22,7 @@ use crate::frontend::{FrontendKind, IfNone};
 use crate::model::ObjectName;
 use crate::room::Room;
 
-/// Reads one service. `None`: neither tables nor manifests have it.
+/// Reads a service. `None`: neither the tables nor the manifests contain it.
 pub(in crate::cli) fn show(
     view: &dyn View,
     names: &ServiceNames,
@@ -70,7 +70,7 @@ pub(in crate::cli) fn show(
     Ok(Some(ServiceDetail { namespace, name, frontends, explanation, not_explained, differences }))
 }
 
-/// How large the tables of services are.
+/// Sizes of the service tables.
 fn tables(view: &dyn View) -> Result<Room, ViewError> {
     Ok(Room::of_tables(
         view.capacity(tables::FRONTENDS.into())?,
@@ -116,7 +116,7 @@ fn choices(
     Ok(choices)
 }
 
-/// The ranges of a service's clients that are of the frontend's family, if it restricts them.
+/// Source ranges of a service, of the frontend's family, if the frontend is restricted.
 fn source_ranges(view: &dyn View, key: &FrontendKey, value: &Frontend) -> Result<Option<Vec<IpNetwork>>, ViewError> {
     if value.flags & Frontend::SOURCE_RANGES == 0 {
         return Ok(None);
@@ -132,7 +132,7 @@ fn source_ranges(view: &dyn View, key: &FrontendKey, value: &Frontend) -> Result
     Ok(Some(ranges))
 }
 
-/// Where backends are.
+/// Location of backends.
 struct Places<'a> {
     local: BTreeSet<Addr>,
     networks: Vec<(Prefix, Network)>,
@@ -146,7 +146,7 @@ impl<'a> Places<'a> {
         Ok(Self { local: pods.chain([config.node_v4, config.node_v6]).collect(), networks: view.networks()?, nodes })
     }
 
-    /// What an address belongs to.
+    /// The network that contains an address.
     fn network(&self, addr: Addr) -> Option<&Network> {
         let bits = |addr: Addr| match IpAddr::from(addr) {
             IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
@@ -167,7 +167,7 @@ impl<'a> Places<'a> {
         self.local.contains(&backend.addr) || self.network(backend.addr).is_some_and(local)
     }
 
-    /// The name of the other node that a backend is on.
+    /// Name of the node where a backend is, if it is another node.
     fn node(&self, backend: &Backend) -> Option<String> {
         let network = self.network(backend.addr)?;
         let remote = network.kind == NetworkKind::RemotePods as u32 || network.kind == NetworkKind::RemoteNode as u32;
@@ -175,10 +175,10 @@ impl<'a> Places<'a> {
     }
 }
 
-/// How many flows use these frontends.
+/// Number of flows of these frontends.
 #[derive(Debug, Default)]
 struct Flows {
-    /// By frontend, whether they came in by an uplink, and backend.
+    /// By frontend, whether they arrived on an uplink, and backend.
     translated: BTreeMap<(FrontendKey, bool, SocketAddr), usize>,
     /// By frontend and node.
     sent_on: BTreeMap<(FrontendKey, IpAddr), usize>,
@@ -198,7 +198,7 @@ impl Flows {
             let exact = FrontendKey { addr: tuple.dst, port: tuple.dport, proto: tuple.proto, scope: FrontendKey::ANY };
             let addr = if tuple.dst.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
             let of_node = FrontendKey { addr, ..exact };
-            // The upper bits of ids tell groups of clients.
+            // The upper bits of ids are the group of clients.
             let port = ServiceId(entry.service).port();
             let is_used =
                 |key: &&FrontendKey| entries.get(key).is_some_and(|e| ServiceId(e.any.service).port() == port);

@@ -30,8 +30,8 @@ fn cluster_ips() -> MemoryTables {
     view
 }
 
-/// A service with every kind of frontend, its external traffic policy Local but for one address, which is given back
-/// directly.
+/// A service with every kind of frontend. Its external traffic policy is Local, except for one address with direct
+/// server return.
 fn everything() -> MemoryTables {
     let mut view = MemoryTables::default();
     view.config.node_v4 = Addr::from(std::net::Ipv4Addr::new(172, 30, 0, 1));
@@ -51,7 +51,7 @@ fn everything() -> MemoryTables {
     view.frontend(1, "[::]:30080", Proto::TCP, FrontendKey::OUTSIDE, local | Frontend::DROP, &[]);
     view.service(1, "203.0.113.1:80", Proto::TCP, Frontend::EXTERNAL | Frontend::SOURCE_RANGES, &[here]);
     let direct = Frontend::EXTERNAL | Frontend::DIRECT_RETURN;
-    // As Maglev shares slots.
+    // Distributed over slots as by Maglev.
     view.service(1, "203.0.113.2:80", Proto::TCP, direct, &[here, there, there, here, there, here, there]);
     view.frontend(1, "203.0.113.2:80", Proto::TCP, FrontendKey::PEER, direct, &[here]);
     view.service(4, "0.0.0.0:53", Proto::UDP, Frontend::EXTERNAL, &[here]);
@@ -66,7 +66,7 @@ fn everything() -> MemoryTables {
     view.entry(&flow).in_ifindex = ETH0;
     view.flow(1, Proto::TCP, ["10.244.1.9:40000", "172.30.0.1:30080", "10.244.1.9:40000", here], 0, 0);
     view.one_way(1, Proto::TCP, ["198.51.100.7:5001", "203.0.113.2:80", "198.51.100.7:5001", "172.30.0.2:80"], 0);
-    // Another service's flow to the same address, which nothing has any more.
+    // A flow of another service, to the same address, which no longer has a frontend.
     view.flow(9, Proto::TCP, ["10.244.1.9:40001", "10.96.0.10:80", "10.244.1.9:40001", here], 0, 0);
     view
 }
@@ -83,8 +83,7 @@ fn shown(view: &MemoryTables, name: &ObjectName, wanted: Result<Wanted, WantedEr
     show(view, &names(), &Pods::default(), &nodes(), name, wanted).unwrap()
 }
 
-/// Manifests of the service whose frontends are [`everything`]'s, with one of its endpoints at a time left out for each
-/// reason there is.
+/// Manifests of the service whose frontends are in [`everything`], with one endpoint left out for each possible reason.
 fn manifests() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let service = "
@@ -123,7 +122,7 @@ fn unknown() -> Result<Wanted, WantedError> {
 }
 
 #[test]
-fn all_frontends_are_listed_in_order_and_one_without_a_name_by_its_id() {
+fn frontends_are_listed_in_order_and_unnamed_ones_by_id() {
     assert_eq!(
         list(&cluster_ips(), &names(), || panic!("the tables tell it all")).unwrap().text(),
         "\
@@ -137,7 +136,7 @@ default    web     http       ClusterIP  fd00:96::10    80  TCP       preserve  
 }
 
 #[test]
-fn every_kind_of_frontend_is_told_from_the_others() {
+fn every_kind_of_frontend_is_distinguished() {
     let all = list(&everything(), &names(), || None).unwrap();
     assert_eq!(
         all.text(),
@@ -159,7 +158,7 @@ default    web           http       LoadBalancer  203.0.113.1     80  TCP       
 }
 
 #[test]
-fn json_has_the_facts_one_by_one() {
+fn json_has_one_fact_per_field() {
     let json = serde_json::to_value(list(&cluster_ips(), &names(), || None).unwrap()).unwrap();
     assert_eq!(
         json[2],
@@ -202,9 +201,9 @@ FRONTEND          PROTOCOL  CLIENTS  BACKEND               NODE   POD    SHARE  
 }
 
 #[test]
-fn each_kind_of_client_is_shown_with_its_choice_and_what_was_left_out() {
+fn each_kind_of_client_is_shown_with_backends_and_excluded_endpoints() {
     let mut view = everything();
-    // The external IP is Local too, which the tables don't know yet.
+    // The external IP is Local too, which isn't in the tables yet.
     let detail = shown(&view, &web(), wanted(&manifests())).unwrap();
     assert_eq!(
         detail.text(),
@@ -252,7 +251,7 @@ EXCLUDED         NODE   ZONE  REASON                                   FRONTEND
     assert_eq!(json["frontends"][4]["choices"][0]["targets"][1]["slots"], 4);
     assert_eq!(json["explanation"]["externalTrafficPolicy"], "Local");
 
-    // A frontend that isn't there yet.
+    // A frontend that doesn't exist yet.
     view.frontends.retain(|key, _| key.addr != Addr::from(std::net::Ipv4Addr::new(10, 96, 0, 10)));
     let detail = shown(&view, &web(), wanted(&manifests())).unwrap();
     let first = detail.differences.first().map(String::as_str);
@@ -276,9 +275,9 @@ policies   internal Cluster, external Cluster
     );
 }
 
-/// What a share cuts away is told once and not as differences, by the rule and its number.
+/// Backends beyond the service's share are explained once, with the rule and its number, and not as differences.
 #[test]
-fn what_a_share_cuts_away_is_explained() {
+fn backends_beyond_the_share_are_explained() {
     let dir = manifests();
     let ips: Vec<_> = (1..=40).map(|i| format!("198.51.100.{i}")).collect();
     let ports: Vec<_> = (1..=20).map(|port| format!("{{name: p{port}, port: {port}}}")).collect();
@@ -312,7 +311,7 @@ fn what_a_share_cuts_away_is_explained() {
 }
 
 #[test]
-fn a_broken_manifest_is_named_where_it_may_be_the_reason() {
+fn broken_manifest_is_named_where_it_may_be_the_reason() {
     let dir = manifests();
     std::fs::write(dir.path().join("broken.yaml"), "apiVersion: [\n").unwrap();
     let detail = shown(&everything(), &web(), wanted(&dir)).unwrap();
@@ -322,7 +321,7 @@ fn a_broken_manifest_is_named_where_it_may_be_the_reason() {
 }
 
 #[test]
-fn manifests_that_cant_be_read_leave_the_tables() {
+fn tables_are_shown_if_manifests_cannot_be_read() {
     let config = Config::parse("node: node1\nmanifests: /nowhere/at/all\n").unwrap();
     let detail = shown(&cluster_ips(), &web(), Wanted::read(&config)).unwrap();
     assert!(

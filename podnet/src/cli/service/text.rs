@@ -1,4 +1,4 @@
-//! One service, for people.
+//! A service as text.
 
 use super::super::output::{Column, NOTHING, Show, Text, duration, or_nothing};
 use super::detail::{Choice, Clients, FrontendDetail, ServiceDetail, Target};

@@ -1,4 +1,4 @@
-//! Tables beside objects: where they differ, and why endpoints were left out.
+//! Comparison of the tables with the objects: differences, and reasons for which endpoints are excluded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,7 @@ use super::row::{Family, Place};
 use crate::frontend::FrontendKind;
 use crate::select::{self, Explained, ExplainedEndpoint, ExplainedFrontend, Fate};
 
-/// How the tables differ from what the objects ask for, as sentences.
+/// Differences between the tables and the demands of the objects, as sentences.
 pub(super) fn differences(tables: &[FrontendDetail], wanted: &Explained) -> Vec<String> {
     let mut differences = Vec::new();
     let admitted = || wanted.frontends.iter().filter(|frontend| !frontend.beyond_share);
@@ -35,14 +35,14 @@ pub(super) fn differences(tables: &[FrontendDetail], wanted: &Explained) -> Vec<
         }
     }
     let places: BTreeSet<String> = admitted().map(at).collect();
-    // A host port is its pod's.
+    // A host port belongs to a pod.
     let of_services = tables.iter().filter(|table| table.frontend.kind != Some(FrontendKind::HostPort));
     let gone = of_services.map(name).filter(|table| !places.contains(table));
     differences.extend(gone.map(|table| format!("{table} is still in the tables")));
     differences
 }
 
-/// The part of a frontend that some clients get: theirs, or what all do.
+/// The choices of a frontend that apply to these clients: their own, or those for all.
 fn of_clients(table: &FrontendDetail, clients: select::Clients) -> impl Iterator<Item = &Choice> {
     let own = match clients {
         select::Clients::All => Clients::All,
@@ -63,7 +63,7 @@ fn clients_of(clients: select::Clients) -> &'static str {
     }
 }
 
-/// An endpoint that isn't used, and where.
+/// An endpoint that isn't used, and by which frontends.
 #[derive(Debug)]
 pub(super) struct LeftOut {
     pub(super) endpoint: String,
@@ -74,11 +74,11 @@ pub(super) struct LeftOut {
     pub(super) at: Vec<String>,
 }
 
-/// Endpoints by place and fate, with the frontends where that is so.
+/// Endpoints by address, port and fate, with the frontends to which that applies.
 type Fates<'a> = BTreeMap<(IpAddr, Option<u16>, Fate), (&'a ExplainedEndpoint, Vec<String>)>;
 
-/// The endpoints that aren't used, with the frontends for which that is so. That one is of the
-/// other family is said only where none is used.
+/// Endpoints that aren't used, with the frontends to which that applies. Endpoints of the other family are mentioned
+/// only where no endpoint is used.
 pub(super) fn left_out(explained: &Explained) -> Vec<LeftOut> {
     let mut all = Fates::new();
     for frontend in explained.frontends.iter().filter(|frontend| !frontend.beyond_share) {
@@ -129,7 +129,7 @@ fn name(table: &FrontendDetail) -> String {
     format!("{}/{}", table.frontend.place, table.frontend.protocol)
 }
 
-/// A frontend of the objects, as the same text.
+/// A frontend of the objects, in the same format.
 fn at(frontend: &ExplainedFrontend) -> String {
     let place = Place {
         address: (!frontend.address.is_unspecified()).then_some(frontend.address),

@@ -1,7 +1,8 @@
-//! `podnet status`: the node in a screenful, what needs attention first.
+//! `podnet status`: the node on one screen, the most urgent first.
 //!
-//! Three witnesses are heard: the daemon's own report (a file, and a lock that says whether it lives), the kernel's
-//! tables, and the host's settings, which are read anew here. So the answer is right also while the daemon is down.
+//! It has three sources: the daemon's report (a file, and a lock that tells whether the daemon is running), the
+//! kernel's tables, and the host's settings, which are read afresh. So the answer is correct even while the daemon is
+//! down.
 
 mod text;
 
@@ -31,29 +32,29 @@ use crate::host::{Families, Host};
 use crate::source::what_holds;
 use crate::status::{ALARMING, DaemonLock, DaemonState, DaemonStatus, DropStatus, RepairStatus, UnixTime};
 
-/// From this share of its capacity on, a table is called nearly full: nine tenths.
+/// Usage of its capacity from which a table is called nearly full: nine tenths.
 const NEARLY_FULL: (u64, u64) = (9, 10);
 
-/// For how long drops are warned of, in seconds.
+/// How long warnings about drops last, in seconds.
 const LATELY: u64 = 600;
-/// For how many seconds the repair of a pod's link is news.
+/// How long the repair of a pod's link is reported, in seconds.
 const REPAIR_IS_NEWS: u64 = 600;
 
-/// The loopback interface: the kernel gives it this index in every namespace (`LOOPBACK_IFINDEX`).
+/// The loopback interface, which has this index in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
 const LOOPBACK: IfIndex = IfIndex(1);
 
 /// `podnet status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Status {
-    /// What to look at, as sentences, the gravest first.
+    /// Warnings, as sentences, the most severe first.
     pub(super) warnings: Vec<String>,
     pub(super) daemon: Daemon,
-    /// None if nothing is pinned or it can't be read.
+    /// `None` if nothing is pinned or it can't be read.
     pub(super) datapath: Option<Datapath>,
-    /// Host settings that are not as podnet needs them.
+    /// Host settings that differ from what podnet needs.
     pub(super) settings: Vec<Deviation>,
-    /// Other programs' packet filters.
+    /// Packet filters of other programs.
     pub(super) firewall: Report,
     pub(super) now: UnixTime,
 }
@@ -64,49 +65,49 @@ pub(super) struct Status {
 pub(super) struct Daemon {
     running: bool,
     pid: Option<i32>,
-    /// What it wrote last; while it is down, its last words.
+    /// Its last report, even if it is down.
     report: Option<DaemonStatus>,
 }
 
-/// What the kernel holds.
+/// State in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Datapath {
-    /// Number of the generation of programs that runs.
+    /// Number of the running generation of programs.
     generation: u32,
     /// Addresses of local pods.
     endpoints: u64,
     /// Addresses and ports of services.
     frontends: u64,
-    /// Ports of all of this node's addresses that lead to one pod.
+    /// Host ports at all addresses of this node.
     host_ports: u64,
-    /// The node's addresses that serve NodePorts.
+    /// Addresses of the node that serve NodePorts.
     node_port_addresses: Vec<IpAddr>,
     /// Where the programs are attached.
     hooks: Vec<HookRow>,
     /// Whether the socket hooks are attached, and whether they translate for pods too.
     sockets: Sockets,
-    /// Whether pods reach what is outside of the cluster with the node's address.
+    /// Whether pods reach destinations outside the cluster with the node's address.
     masquerade: bool,
-    /// How many source ports there are for each destination.
+    /// Number of source ports for each destination.
     snat_ports: u64,
-    /// The destination towards which the most are taken.
+    /// The destination with the most source ports in use.
     snat_most: Option<PortUse>,
     tables: Vec<Fill>,
     /// Packets dropped since the datapath was set up.
     dropped: u64,
     drops: Vec<DropRow>,
-    /// Events that are no drops.
+    /// Counters of events other than drops.
     counters: BTreeMap<&'static str, u64>,
 }
 
-/// A hook at an interface that should have it.
+/// A hook and an interface that should have it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct HookRow {
     hook: &'static str,
     ifindex: u32,
-    /// None if there is no such interface.
+    /// `None` if the interface doesn't exist.
     interface: Option<String>,
     attached: bool,
 }
@@ -115,29 +116,29 @@ struct HookRow {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 enum Sockets {
-    /// Nobody's.
+    /// No sockets.
     #[default]
     Off,
-    /// Those of host processes.
+    /// Sockets of host processes.
     Host,
-    /// Those of pods too.
+    /// Sockets of pods too.
     All,
 }
 
 impl Status {
-    /// Why nothing is known of the datapath: the first warning then.
+    /// Why the state of the datapath is unknown; it is then the first warning.
     pub(super) fn no_datapath(&self) -> Option<&str> {
         if self.datapath.is_some() { None } else { self.warnings.first().map(String::as_str) }
     }
 }
 
-/// How full a table is.
+/// Usage of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Fill {
     #[serde(serialize_with = "table_name")]
     table: Table,
-    /// Of its layout.
+    /// Version of its layout.
     version: u32,
     entries: u64,
     capacity: u64,
@@ -147,7 +148,7 @@ fn table_name<S: Serializer>(table: &Table, serializer: S) -> Result<S::Ok, S::E
     serializer.serialize_str(table.name())
 }
 
-/// What helps where a table is nearly full.
+/// Remedy for each table that is nearly full.
 const ADVICE: [(Table, &str); SIZED.len()] = [
     (tables::CONNTRACK.table(), "raise conntrackMax in the daemon's configuration"),
     (tables::ENDPOINTS.table(), "move pods to other nodes"),
@@ -165,7 +166,7 @@ const FEWER_SERVICES: &str = "raise frontendsMax in the daemon's configuration, 
 
 impl Fill {
     fn nearly_full(&self) -> bool {
-        // The kernel makes room in an LRU hash.
+        // The kernel evicts entries of an LRU hash.
         self.table.kind() != Kind::LruHash && nearly_full(self.entries, self.capacity)
     }
 
@@ -179,18 +180,18 @@ fn nearly_full(entries: u64, capacity: u64) -> bool {
     entries * whole >= capacity * part
 }
 
-/// What [`assemble`] works from.
+/// Input of [`assemble`].
 pub(super) struct Witnesses {
     pub(super) daemon: Daemon,
     pub(super) datapath: Result<Datapath, ViewError>,
     pub(super) settings: Vec<Deviation>,
     pub(super) firewall: Report,
-    /// Witnesses that could not be heard.
+    /// Sources that could not be read.
     pub(super) problems: Vec<String>,
     pub(super) now: UnixTime,
 }
 
-/// Asks everybody. Nothing that fails keeps the rest from being told.
+/// Reads all sources. A failure of one doesn't hide the others.
 pub(super) async fn gather(view: Result<Box<dyn View>, ViewError>, run_dir: &Path) -> Status {
     let mut problems = Vec::new();
     let daemon = daemon(run_dir, &mut problems);
@@ -200,7 +201,7 @@ pub(super) async fn gather(view: Result<Box<dyn View>, ViewError>, run_dir: &Pat
     let addresses = view.as_ref().map(|view| node_addresses(view.as_ref()).unwrap_or_default()).unwrap_or_default();
     let sysctl = Sysctl::default();
     let (mut deviations, mut uplinks) = (Vec::new(), Uplinks::default());
-    // Without a datapath nothing is demanded of the host.
+    // Without a datapath the host needs no settings.
     if view.is_ok() {
         match Host::open() {
             Ok(host) => match host.snapshot().await {
@@ -236,13 +237,13 @@ fn daemon(run_dir: &Path, problems: &mut Vec<String>) -> Daemon {
     Daemon { running, pid, report }
 }
 
-/// The node's addresses, as the programs know them.
+/// The node's addresses, according to the programs' configuration.
 fn node_addresses(view: &dyn View) -> Result<Vec<IpAddr>, ViewError> {
     let config = view.config()?;
     Ok([config.node_v4, config.node_v6].into_iter().filter(|addr| !addr.is_none()).map(IpAddr::from).collect())
 }
 
-/// Reads the tables, and asks where the programs are.
+/// Reads the tables, and the attachments of the programs.
 fn datapath(view: &dyn View) -> Result<Datapath, ViewError> {
     let config = view.config()?;
     let frontends = view.frontends()?;
@@ -303,7 +304,7 @@ fn datapath(view: &dyn View) -> Result<Datapath, ViewError> {
     })
 }
 
-/// Whether an entry is a frontend's first: not one for another kind of client, and not one that marks an address.
+/// Whether an entry is the main one of a frontend: neither for another scope nor one that marks an address.
 fn is_frontend(key: &FrontendKey) -> bool {
     key.scope == FrontendKey::ANY && *key != FrontendKey::address(key.addr)
 }
@@ -316,7 +317,7 @@ fn host_ports(frontends: &[(FrontendKey, Frontend)]) -> u64 {
     ports.len() as u64
 }
 
-/// Asks the kernel about every hook that the programs' configuration calls for.
+/// Asks the kernel about every hook that the programs' configuration requires.
 fn hooks(view: &dyn View, config: &Config) -> Result<Vec<HookRow>, ViewError> {
     let mut interfaces = view.interfaces()?;
     interfaces.sort_unstable_by_key(|(ifindex, _)| *ifindex);
@@ -344,7 +345,7 @@ fn hooks(view: &dyn View, config: &Config) -> Result<Vec<HookRow>, ViewError> {
     places.into_iter().map(row).collect()
 }
 
-/// Puts the testimonies together.
+/// Combines the sources.
 pub(super) fn assemble(witnesses: Witnesses) -> Status {
     let Witnesses { daemon, datapath, settings, firewall, problems, now } = witnesses;
     let mut warnings = Vec::new();
@@ -359,7 +360,7 @@ pub(super) fn assemble(witnesses: Witnesses) -> Status {
     warnings.extend(settings.iter().map(|deviation| setting_warning(deviation, daemon.running)));
     warnings.extend(firewall.findings.iter().map(|finding| format!("{}: {}", finding.what, finding.advice)));
     warnings.extend(problems);
-    // The daemon may have said the same.
+    // The daemon may have reported the same.
     let mut told = BTreeSet::new();
     warnings.retain(|warning| told.insert(warning.clone()));
     Status { warnings, daemon, datapath, settings, firewall, now }
@@ -416,7 +417,7 @@ fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Vec<String>) 
     warnings.extend(report.warnings.iter().cloned());
 }
 
-/// Pods' links that were repaired of late; if there are many, some of them by name.
+/// Recently repaired links of pods; if there are many, only some are named.
 fn repair_warnings<'a>(repairs: impl Iterator<Item = &'a RepairStatus>, now: UnixTime, warnings: &mut Vec<String>) {
     const NAMED: usize = 5;
     let mut recent: Vec<_> = repairs.filter(|repair| repair.last.seconds_until(now) < REPAIR_IS_NEWS).collect();
@@ -436,14 +437,14 @@ fn repair_warnings<'a>(repairs: impl Iterator<Item = &'a RepairStatus>, now: Uni
     }
 }
 
-/// Programs that are not where they should be. What the daemon has said of its own failures is not said again.
+/// Missing hooks. Failures that the daemon has reported are not repeated.
 fn hook_warnings(datapath: &Datapath, daemon: &Daemon, warnings: &mut Vec<String>) {
     let report = daemon.report.as_ref();
     let said = |row: &HookRow| report.and_then(|report| report.hook(row.ifindex, row.hook));
     for row in datapath.hooks.iter().filter(|row| !row.attached) {
         let said = said(row);
         let xdp = row.hook == Hook::UplinkXdp.name();
-        // XDP is where the daemon says that it has put it, in whatever mode.
+        // XDP is expected where the daemon reports that it is attached, in any mode.
         let wanted = said.and_then(|hook| hook.attached.as_deref()).map(|how| !how.starts_with("xdp off"));
         if said.is_some_and(|hook| hook.attached.is_none()) || (xdp && wanted != Some(true)) {
             continue;
@@ -452,7 +453,7 @@ fn hook_warnings(datapath: &Datapath, daemon: &Daemon, warnings: &mut Vec<String
         warnings.push(format!("{} is not attached to {interface}: {}", row.hook, again(daemon.running)));
     }
     let wanted = report.and_then(|report| report.config.as_ref()?.get("socketLB")?.as_str());
-    // The daemon's own problems say why it could not attach them.
+    // The daemon's own problems explain why it could not attach them.
     let refused = report.is_some_and(|report| report.socket_hooks_refused);
     if datapath.sockets == Sockets::Off && wanted.is_some_and(|wanted| wanted != "off") && !refused {
         warnings.push(format!("the socket hooks are not attached: {}", again(daemon.running)));
@@ -487,13 +488,13 @@ fn table_warnings(datapath: &Datapath, warnings: &mut Vec<String>) {
     }
 }
 
-/// What has been dropped lately and shouldn't have been.
+/// Recent drops that concern the operator.
 fn drop_warnings(datapath: &Datapath, daemon: &Daemon, now: UnixTime, warnings: &mut Vec<String>) {
     for reason in ALARMING {
         let Some(row) = datapath.drops.iter().find(|row| row.reason == reason.name()) else { continue };
         let seen = daemon.report.as_ref().map(|report| report.drops.get(reason.name()).copied().unwrap_or_default());
         let when = match seen {
-            // The daemon looks every half a minute.
+            // The daemon observes the counters every half minute.
             Some(seen) if row.packets > seen.packets && daemon.running => ", the last just now".to_owned(),
             Some(DropStatus { packets, last }) if row.packets <= packets => {
                 match last.filter(|last| last.seconds_until(now) < LATELY) {
@@ -517,12 +518,12 @@ fn setting_warning(deviation: &Deviation, running: bool) -> String {
     format!("{deviation}; {advice}")
 }
 
-/// sysctl(8) takes slashes as separators where a name contains dots.
+/// sysctl(8) takes slashes as separators if a name contains dots.
 fn path_for_sysctl(path: &str) -> String {
     if path.contains('.') { path.to_owned() } else { path.replace('/', ".") }
 }
 
-/// For how long something has been so, in words.
+/// How long something has lasted, in words.
 fn since(then: UnixTime, now: UnixTime) -> String {
     duration(then.seconds_until(now))
 }

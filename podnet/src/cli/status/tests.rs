@@ -13,7 +13,7 @@ use crate::status::{
 };
 
 const NOW: UnixTime = UnixTime(10_000);
-/// No interface of the machine that the tests run on.
+/// Not an interface of the machine that runs the tests.
 const ETH0: IfIndex = IfIndex(4_000_002);
 
 fn view() -> MemoryTables {
@@ -123,7 +123,7 @@ affinity             0     65536   0 %
 }
 
 #[test]
-fn drops_are_warned_of_while_they_are_not_old() {
+fn recent_drops_are_warned_of() {
     let warned = |seen: Option<(u64, Option<u64>)>, running| {
         let mut witnesses = healthy();
         let mut report = report();
@@ -203,7 +203,7 @@ fn everything_that_needs_attention_is_a_warning() {
 }
 
 #[test]
-fn hooks_that_the_kernel_lacks_are_told_once() {
+fn missing_hooks_are_reported_once() {
     let hook = |hook: &str, attached: Option<&str>| HookStatus {
         hook: hook.into(),
         attached: attached.map(Into::into),
@@ -221,7 +221,7 @@ fn hooks_that_the_kernel_lacks_are_told_once() {
         witnesses.datapath = datapath(&detached);
         assemble(witnesses)
     };
-    // One that the daemon knows of, one that it doesn't, and XDP as it was attached or left out.
+    // One that the daemon has reported, one that it hasn't, and XDP attached or left out.
     let failed = || vec![hook("from_uplink", None), hook("to_uplink", Some("tc"))];
     let again = "the daemon reattaches it within half a minute; find the program that detaches it";
     let first = "from_uplink is not attached to eth0: no permission".to_owned();
@@ -243,7 +243,7 @@ fn hooks_that_the_kernel_lacks_are_told_once() {
 }
 
 #[test]
-fn what_is_wanted_and_not_there_is_told() {
+fn missing_parts_are_reported() {
     let mut witnesses = healthy();
     let mut report = report();
     report.health.error = Some("Address already in use".into());
@@ -263,7 +263,7 @@ fn what_is_wanted_and_not_there_is_told() {
 }
 
 #[test]
-fn socket_hooks_that_the_kernel_refuses_are_not_blamed_on_another_program() {
+fn refused_socket_hooks_are_not_blamed_on_another_program() {
     let reason = "cannot load or attach connect4: unknown func bpf_set_retval#187";
     let mut witnesses = healthy();
     let mut report = report();
@@ -277,7 +277,7 @@ fn socket_hooks_that_the_kernel_refuses_are_not_blamed_on_another_program() {
 }
 
 #[test]
-fn a_pods_link_that_was_repaired_is_news_for_a_while() {
+fn repaired_link_is_reported_for_a_while() {
     let repair = |of: &str, times: u64, last: u64| RepairStatus {
         of: of.into(),
         parts: "route to 10.244.1.5".into(),
@@ -304,7 +304,7 @@ fn a_pods_link_that_was_repaired_is_news_for_a_while() {
 }
 
 #[test]
-fn without_the_daemon_the_tables_speak() {
+fn tables_are_shown_without_the_daemon() {
     let mut witnesses = healthy();
     witnesses.daemon = Daemon { running: false, pid: None, report: Some(report()) };
     let status = assemble(witnesses);
@@ -330,7 +330,7 @@ fn without_pins_the_first_warning_says_what_to_do() {
 }
 
 #[test]
-fn a_setting_of_an_interface_with_a_dot_gets_a_command_that_works() {
+fn sysctl_command_works_for_an_interface_with_a_dot() {
     let deviation = Deviation {
         path: "net/ipv4/conf/eth0.100/forwarding".into(),
         actual: None,

@@ -1,4 +1,4 @@
-//! The screenful.
+//! The text form of the status.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use podnet_common::layout::Hook;
 impl Show for Status {
     fn text(&self) -> Text {
         let mut text = Text::default();
-        // What keeps the datapath from being seen is the command's error message too.
+        // The reason for an unknown datapath is also the command's error message.
         let on_stderr = usize::from(self.no_datapath().is_some());
         for warning in self.warnings.iter().skip(on_stderr) {
             text.line("warning", warning);
@@ -105,7 +105,7 @@ impl Status {
         text.line("health", &format!("{address}{checks}"));
     }
 
-    /// How an uplink's hooks are attached, as the daemon says, unless the kernel knows that one isn't.
+    /// How the hooks of an uplink are attached, according to the daemon, unless the kernel knows that one is missing.
     fn uplink_hooks(&self, uplink: &UplinkStatus) -> String {
         let rows = self.datapath.iter().flat_map(|datapath| &datapath.hooks);
         let of_uplink: Vec<_> = rows.filter(|row| row.ifindex == uplink.ifindex).collect();
@@ -113,7 +113,7 @@ impl Status {
         let shown = |hook: &HookStatus| match hook.attached.as_deref() {
             Some(how) if how.starts_with("xdp off") => how.to_owned(),
             Some(_) | None if missing(&hook.hook) => format!("{} not attached", hook.hook),
-            // It speaks for itself.
+            // Needs no explanation.
             Some(how) if how.starts_with("xdp") => how.to_owned(),
             Some(how) => format!("{} {how}", hook.hook),
             None => format!("{} not attached", hook.hook),
@@ -165,7 +165,7 @@ impl Status {
     }
 }
 
-/// A number of things, in words.
+/// A count with its noun.
 fn count(number: impl TryInto<u64>, what: &str) -> String {
     match number.try_into().unwrap_or(u64::MAX) {
         1 => format!("1 {what}"),

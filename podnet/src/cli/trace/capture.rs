@@ -1,4 +1,4 @@
-//! Packets from a capture (pcap, as tcpdump writes it) or from hexadecimal digits.
+//! Packets from a capture (pcap, as written by tcpdump) or from hexadecimal digits.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use podnet_cni::files;
 use podnet_common::packet::{ETH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet};
 use thiserror::Error;
 
-/// What a capture may be long, in bytes.
+/// Maximum size of a capture, in bytes.
 const MAX: u64 = 64 << 20;
 /// Link types (`LINKTYPE_*` of the pcap project): Ethernet, and packets that begin with their IP header.
 const ETHERNET: u32 = 1;
@@ -20,10 +20,10 @@ pub(super) enum CaptureError {
     Read {
         /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// It isn't in the format that is read here.
+    /// The file isn't in a supported format.
     #[error(
         "{path} is not a supported capture: {reason}. Create one with `tcpdump -w FILE`, or convert it: `tcpdump -r \
          {path} -w FILE`"
@@ -34,7 +34,7 @@ pub(super) enum CaptureError {
         /// What is wrong.
         reason: &'static str,
     },
-    /// There are other characters than digits.
+    /// The text contains other characters than hexadecimal digits.
     #[error("expected a frame in hexadecimal digits, two per byte, optionally separated by spaces or colons")]
     Digits,
 }
@@ -72,7 +72,7 @@ fn frames(bytes: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
     Ok(frames)
 }
 
-/// Reads a frame from digits. One that begins with an IP header gets an Ethernet header.
+/// Parses a frame from digits. A packet that begins with its IP header gets an Ethernet header.
 pub(super) fn digits(text: &str) -> Result<Vec<u8>, CaptureError> {
     let digits: Vec<_> = text.chars().filter(|c| !c.is_whitespace() && *c != ':').collect();
     let values: Option<Vec<_>> = digits.iter().map(|digit| digit.to_digit(16)).collect();
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn captures_of_either_byte_order_are_read() {
+    fn reads_captures_of_either_byte_order() {
         let frame = [7u8; 60];
         for word in [u32::to_le_bytes, u32::to_be_bytes] {
             assert_eq!(frames(&capture(ETHERNET, word, &[&frame, &frame[..20]])).unwrap(), [&frame[..], &frame[..20]]);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn digits_are_a_frame_or_a_packet() {
+    fn digits_may_be_a_frame_or_a_packet() {
         let ethernet = "02 00 00 00 00 01 02 00 00 00 00 02 08 00 45 00";
         assert_eq!(digits(ethernet).unwrap().len(), 16);
         assert_eq!(digits("45:00:00:14").unwrap()[12..], [8, 0, 0x45, 0, 0, 0x14]);

@@ -1,5 +1,5 @@
-//! From YAML to the command line over one set of tables: the control plane writes them, a packet goes through them, and
-//! commands show what they hold.
+//! From YAML to the command line, on one set of tables: the control plane writes them, a packet passes through them,
+//! and commands show them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -61,7 +61,7 @@ fn a_service_from_yaml_to_the_command_line() {
     let (routes, none) = (NodeRoutes::default(), BTreeSet::new());
     Networks::default().sync(&cluster, &routes, &none, Default::default(), &mut tables).unwrap();
 
-    // What the plugin and the node's set-up write.
+    // Entries written by the plugin and by the node's set-up.
     let pod = |last| Endpoint {
         ifindex: IfIndex(u32::from(last)),
         mtu: 1500,
@@ -73,7 +73,7 @@ fn a_service_from_yaml_to_the_command_line() {
     tables.config = Programs { node_v4: ip("172.30.0.1").into(), mtu: 1500, ..Programs::default() };
     tables.now.set(1000);
 
-    // A packet, from one pod to the service, whose endpoint is the other.
+    // A packet from a pod to the service, whose endpoint is the other pod.
     let syn = Description {
         src: ip("10.244.1.5"),
         dst: ip("10.96.0.10"),
@@ -91,7 +91,7 @@ fn a_service_from_yaml_to_the_command_line() {
     let mut packet = HostPacket { data: syn.frame([client.host_mac, client.mac]), ifindex: client.ifindex };
     assert_eq!(run(Hook::FromPod, &mut packet, &*tables), FinalVerdict::Forward(Out::Pod, IfIndex(6)));
 
-    // What commands show.
+    // Output of commands.
     let services = service::list(&tables, control.names(), || panic!("the tables tell it all")).unwrap();
     let line = services.text().lines().find(|line| line.contains("10.96.0.10")).map(ToOwned::to_owned).unwrap();
     assert!(line.contains("default") && line.contains("web") && line.contains("ClusterIP"), "{line}");
@@ -100,7 +100,7 @@ fn a_service_from_yaml_to_the_command_line() {
     let line = flows.lines().find(|line| line.contains("10.244.1.5:40000")).unwrap();
     assert!(["10.96.0.10:80", "10.244.1.6:8080", "default/web"].iter().all(|part| line.contains(part)), "{line}");
 
-    // The endpoint goes, and with it what leads there.
+    // The endpoint is removed, and with it everything that leads to it.
     std::fs::write(directory.path().join("m/all.yaml"), MANIFESTS.replace("10.244.1.6", "10.244.1.7")).unwrap();
     control.apply(source.poll(Instant::now()));
     assert_eq!(control.reconcile(&mut tables, Instant::now()).changed, 1);

@@ -1,4 +1,4 @@
-//! What was noted, for people: look-ups with names, and what follows from them for one hook.
+//! Recorded facts in readable form: lookups with names, and conclusions about a hook.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,15 +19,15 @@ use crate::cli::output::{duration, protocol, socket};
 use crate::compile::{ServiceId, ServiceNames, of_node};
 use crate::datapath::inspect::{View, ViewError};
 
-/// How many backends are named.
+/// Number of backends that are named.
 const SHOWN: usize = 32;
 
-/// Names of what tables have addresses and numbers for.
+/// Names of addresses and ids in the tables.
 pub(in crate::cli) struct Names {
     pub(in crate::cli) services: ServiceNames,
     pub(in crate::cli) pods: Pods,
     pub(in crate::cli) nodes: NodeNames,
-    /// An interface's.
+    /// The name of an interface.
     pub(in crate::cli) interface: fn(IfIndex) -> Option<String>,
 }
 
@@ -43,7 +43,7 @@ impl Names {
             .map_or_else(|| format!("service {}", ServiceId(id).port().0), ToString::to_string)
     }
 
-    /// An address, with the name of its pod or node if there is one.
+    /// An address, with the name of its pod or node, if any.
     pub(super) fn address(&self, addr: IpAddr) -> String {
         match self.pods.name(addr).or_else(|| self.nodes.get(&addr).cloned()) {
             Some(name) => format!("{addr} ({name})"),
@@ -65,7 +65,7 @@ impl Names {
     }
 }
 
-/// A row for what was looked up or would be written; what is only counted has none.
+/// A row for a lookup or a simulated write; counters have none.
 pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
     let row = |does, table, key: String, entry| Some(LookUp { does, table, key, entry });
     let finds = |table, key: String, entry| row(Does::Finds, table, key, entry);
@@ -229,7 +229,7 @@ fn network(network: &Network, names: &Names) -> String {
     }
 }
 
-/// What was noted at a hook.
+/// The facts recorded at a hook.
 pub(super) struct Seen<'a> {
     pub(super) facts: &'a [Fact],
     pub(super) input: Option<&'a Summary>,
@@ -237,7 +237,7 @@ pub(super) struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// The entry by which the packet goes: the last that was found, changed or added for its own direction.
+    /// The entry that applies to the packet: the last one found, changed or added for its direction.
     pub(super) fn entry(&self) -> Option<(Tuple, CtEntry)> {
         let input = self.input?;
         let own = |key: &Tuple| key.src == input.src.into() && key.dst == input.dst.into() && key.proto == input.proto;
@@ -255,7 +255,7 @@ impl Seen<'_> {
         self.facts.iter().any(|fact| matches!(fact, Fact::FlowInserted(_, _, Ok(()))))
     }
 
-    /// The frontend that the packet addresses.
+    /// The frontend to which the packet is addressed.
     fn frontend(&self) -> Option<(FrontendKey, Frontend)> {
         self.facts.iter().rev().find_map(|fact| match fact {
             Fact::Frontend(key, Some(found)) if *key != FrontendKey::address(key.addr) => Some((*key, *found)),
@@ -263,7 +263,7 @@ impl Seen<'_> {
         })
     }
 
-    /// What the packet is to the pipeline.
+    /// The class that the pipeline has given to the packet.
     pub(super) fn class(&self, names: &Names) -> Option<String> {
         let input = self.input?;
         let errors = self.facts.contains(&Fact::Stage(Stage::Icmp));
@@ -305,7 +305,7 @@ impl Seen<'_> {
         }
     }
 
-    /// Whether it may go on, and by what.
+    /// Whether it was admitted, and on what grounds.
     pub(super) fn admission(&self, view: &dyn View, names: &Names) -> Result<String, ViewError> {
         let refused = match self.end {
             FinalVerdict::Drop(reason) | FinalVerdict::Reject(reason, _) => Some(reason),
@@ -350,7 +350,7 @@ impl Seen<'_> {
         })
     }
 
-    /// The backend, and why this one.
+    /// The backend, and the reason for the choice.
     pub(super) fn backend(&self, view: &dyn View, names: &Names) -> Result<Option<Choice>, ViewError> {
         let slot = self.facts.iter().rev().find_map(|fact| match fact {
             Fact::Slot(index, Some(_)) => Some(*index),
@@ -398,7 +398,7 @@ impl Seen<'_> {
         Ok(Some(Choice { backend, by, of, more }))
     }
 
-    /// The way that the routing table has told for an interface, if it was asked.
+    /// The route that was looked up for an egress interface, if any.
     pub(super) fn route(&self, by: IfIndex) -> Option<Route> {
         self.facts.iter().rev().find_map(|fact| match fact {
             Fact::Route(.., Some(route)) if route.ifindex == by => Some(*route),
@@ -407,7 +407,7 @@ impl Seen<'_> {
     }
 }
 
-/// A way for people.
+/// A route in readable form.
 pub(super) fn way(route: &Route, names: &Names) -> Way {
     let [mac, _]: [Mac; 2] = bytemuck::cast(route.macs);
     Way {
@@ -418,7 +418,7 @@ pub(super) fn way(route: &Route, names: &Names) -> Way {
     }
 }
 
-/// The source ranges of a service port, for clients of the family that `service` has in its highest bit.
+/// The source ranges of a service port, for the family in the highest bit of `service`.
 fn ranges(view: &dyn View, service: u32) -> Result<Vec<Prefix>, ViewError> {
     let ranges = view.source_ranges()?.into_iter().filter(|range| range.data.service == service);
     let mut ranges: Vec<_> =
@@ -427,7 +427,7 @@ fn ranges(view: &dyn View, service: u32) -> Result<Vec<Prefix>, ViewError> {
     Ok(ranges)
 }
 
-/// A frontend's backends with their shares, the largest first, and how many are left out.
+/// A frontend's backends with their shares, largest first, and the number of backends omitted.
 pub(super) fn shares(view: &dyn View, frontend: &Frontend, names: &Names) -> Result<(Vec<Share>, usize), ViewError> {
     let mut by_id = BTreeMap::<u32, u32>::new();
     for id in view.slots(frontend.slot_base, frontend.slot_count)? {
@@ -444,7 +444,7 @@ pub(super) fn shares(view: &dyn View, frontend: &Frontend, names: &Names) -> Res
     Ok((all.into_iter().take(SHOWN).map(share).collect::<Result<_, ViewError>>()?, more))
 }
 
-/// What has become of a packet's source.
+/// How the source of a packet was changed.
 pub(super) fn source(before: &Summary, after: &Summary, names: &Names) -> Option<String> {
     let end =
         |s: &Summary| s.ports.map_or_else(|| s.src.to_string(), |(port, _)| SocketAddr::new(s.src, port).to_string());

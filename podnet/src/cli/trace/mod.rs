@@ -1,8 +1,8 @@
-//! `podnet trace`: what this node would do with a packet, by the tables that are in the kernel now.
+//! `podnet trace`: what this node would do with a packet, according to the tables now in the kernel.
 //!
-//! The pipeline itself runs, over a packet in memory; what it looks up is read from the kernel, and what it would write
-//! stays in memory. So nothing is changed and nothing is sent. Between the hooks the host's stack is followed as far as
-//! its routes and neighbours tell; packet filters aren't asked.
+//! The pipeline itself runs, on a packet in memory: lookups read the kernel's tables, and writes stay in memory. So
+//! nothing is changed and nothing is sent. Between the hooks the host's stack is followed as far as its routes and
+//! neighbours determine it; packet filters are not evaluated.
 
 mod capture;
 #[cfg(test)]
@@ -37,9 +37,9 @@ use crate::host::{Host, OutputRoute};
 use packet::{Description, Fragment, IcmpType};
 use walk::{Node, Process, Sender, Tracer};
 
-/// The sender's port where none is given.
+/// Default source port.
 const SPORT: u16 = 40_000;
-/// The MAC of a sender outside of which none is known.
+/// MAC of an outside sender whose MAC is unknown.
 const SOME_MAC: Mac = Mac([2, 0, 0, 0, 0, 0xfe]);
 
 /// Which packet to trace.
@@ -107,7 +107,7 @@ fn parse_mac(text: &str) -> Result<Mac, String> {
     podnet_cni::mac::parse(text).ok_or_else(|| format!("{text} is not a MAC address: use the form 02:00:00:00:00:01"))
 }
 
-/// Traces what is asked for through the node whose tables are pinned there.
+/// Traces packets through the node whose tables are pinned at `bpffs`.
 pub(super) fn run(bpffs: &Path, view: &dyn View, names: &Names, args: &TraceArgs) -> Result<Traces> {
     let source = Source::open(bpffs)?;
     let live = source.look()?;
@@ -147,7 +147,7 @@ fn own_mac(ifindex: IfIndex) -> Mac {
     mac.map(Mac).unwrap_or_default()
 }
 
-/// Traces what is asked for.
+/// Traces the packets that the arguments ask for.
 fn trace<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<Traces> {
     let frames = match (&args.pcap, &args.hex) {
         (Some(path), _) => capture::read(path)?,
@@ -161,7 +161,7 @@ fn trace<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<Traces> {
         let origin = origin(tracer, args, v6)?;
         let make = |_| {
             let mut frame = frame.clone();
-            // A capture without Ethernet headers has none.
+            // A frame from a capture without Ethernet headers has no MACs.
             if let Some(macs) = frame.get_mut(..12).filter(|macs| macs.iter().all(|byte| *byte == 0)) {
                 macs.copy_from_slice(bytemuck::bytes_of(&origin.macs));
             }
@@ -172,7 +172,7 @@ fn trace<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<Traces> {
     Ok(Traces(traces))
 }
 
-/// Traces the packet that is described.
+/// Traces the packet that the arguments describe.
 fn described<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<report::Trace> {
     let target = target(tracer, args)?;
     let v6 = target.addr.is_ipv6();
@@ -219,21 +219,21 @@ fn described<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<report
     tracer.trace(origin.sender, Some(process), &make)
 }
 
-/// The address that a process of the host sends with.
+/// The source address of a process of the host.
 fn host_source<N>(tracer: &Tracer<'_, N>, dst: IpAddr) -> Result<IpAddr> {
     let route = (tracer.output)(dst, None)?.with_context(|| format!("no route to {dst} on this host"))?;
     route.source.with_context(|| format!("no source address for {dst} on this host"))
 }
 
-/// Where a packet is going.
+/// The destination of a packet.
 struct Target {
     addr: IpAddr,
     port: Option<u16>,
-    /// The service's.
+    /// Protocol of the service.
     proto: Option<Proto>,
 }
 
-/// Reads the destination.
+/// Parses the destination.
 fn target<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<Target> {
     let text = args.to.as_deref().unwrap_or_default();
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -262,12 +262,12 @@ fn no_such_pod(namespace: &str, name: &str) -> String {
     format!("no pod {namespace}/{name} on this node; see `podnet endpoint list`")
 }
 
-/// The address of the family that is preferred, or else another.
+/// An address of the preferred family, or else of the other.
 fn of_family(addresses: &[IpAddr], v6: bool) -> Option<IpAddr> {
     addresses.iter().copied().find(|addr| addr.is_ipv6() == v6).or_else(|| addresses.first().copied())
 }
 
-/// A service's port: its ClusterIP's, if there is one.
+/// A port of a service: at its ClusterIP, if it has one.
 fn service<N: Node>(
     tracer: &Tracer<'_, N>,
     args: &TraceArgs,
@@ -297,7 +297,7 @@ fn service<N: Node>(
     if chosen.len() != 1 && args.icmp_type.is_none() {
         bail!("{namespace}/{name} has these ports: {listed}. Choose one with {namespace}/{name}:PORT");
     }
-    // A ClusterIP before others, the family that is preferred, TCP before others.
+    // ClusterIPs first, then the preferred family, then TCP.
     found.sort_by_key(|(key, frontend, _)| {
         (frontend.flags & Frontend::EXTERNAL != 0, key.addr.is_v4() == args.ipv6, key.proto, key.addr)
     });
@@ -306,16 +306,16 @@ fn service<N: Node>(
     Ok(Target { addr: key.addr.into(), port: Some(key.port.get()), proto })
 }
 
-/// Where a packet comes from.
+/// The sender of a packet.
 struct Origin {
     sender: Sender,
-    /// None: the host's, which depends on the way.
+    /// `None`: the host's address, which depends on the route.
     address: Option<IpAddr>,
     /// Destination and source.
     macs: [Mac; 2],
 }
 
-/// Reads the sender of packets of a family.
+/// Parses the sender, for packets of a family.
 fn origin<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs, v6: bool) -> Result<Origin> {
     if args.from == "host" {
         let config = tracer.node.config().copied().unwrap_or_default();
@@ -360,7 +360,7 @@ fn origin<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs, v6: bool) -> Result
         Some(name) => IfIndex(nix::net::if_::if_nametoindex(name).with_context(|| format!("no interface {name}"))?),
         None => towards(tracer, address, network)?,
     };
-    // A pod that sends with another's address.
+    // A pod that uses the address of another.
     if let Some((_, endpoint)) = tracer.view.endpoints()?.iter().find(|(_, endpoint)| endpoint.ifindex == ifindex) {
         let macs = [endpoint.host_mac, args.mac.unwrap_or(endpoint.mac)];
         return Ok(Origin { sender: Sender::Pod(ifindex), address: Some(address), macs });
@@ -378,7 +378,7 @@ fn of_pod(address: IpAddr, endpoint: &Endpoint) -> Origin {
     Origin { sender: Sender::Pod(endpoint.ifindex), address: Some(address), macs }
 }
 
-/// The interface from which a machine's packets come: the one towards it.
+/// The interface on which packets of a machine arrive: that of the route to it.
 fn towards<N: Node>(tracer: &Tracer<'_, N>, address: IpAddr, network: Option<&Network>) -> Result<IfIndex> {
     let config = tracer.node.config().copied().unwrap_or_default();
     let by_tunnel = network.is_some_and(|n| n.flags & Network::TUNNEL != 0 && n.kind == NetworkKind::RemotePods as u32);

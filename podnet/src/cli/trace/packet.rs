@@ -1,4 +1,4 @@
-//! Packets to be traced: made from a description, and described for people.
+//! Packets to be traced: built from a description, and described in words.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,36 +9,36 @@ use podnet_common::packet::{
     ETH, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Ipv4, Ipv6, Sctp, Tcp, Udp,
 };
 
-/// IPv6's fragment header (RFC 8200, section 4.5).
+/// IPv6 fragment header (RFC 8200, section 4.5).
 const FRAGMENT_HEADER: u8 = 44;
-/// Flags of IPv4: don't fragment, more fragments.
+/// IPv4 flags: don't fragment, more fragments.
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
-/// A TCP header has its length in words here.
+/// A TCP header's length field, for a header without options.
 const TCP_WORDS: u8 = 5 << 4;
-/// PSH and URG, which the pipeline has no use for.
+/// PSH and URG, which the pipeline ignores.
 const PSH: u8 = 8;
 const URG: u8 = 32;
 
-/// A piece of a datagram.
+/// A fragment of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fragment {
-    /// Where it begins, in bytes, a multiple of 8.
+    /// Offset in bytes, a multiple of 8.
     pub(super) offset: u16,
-    /// Others follow.
+    /// More fragments follow.
     pub(super) more: bool,
 }
 
-/// What an ICMP message is.
+/// Type of an ICMP message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IcmpType {
     pub(super) kind: u8,
     pub(super) code: u8,
-    /// Identifier of an echo, else the high half of the rest of the header.
+    /// Identifier of an echo, otherwise the upper half of the rest of the header.
     pub(super) identifier: u16,
 }
 
-/// A packet as it is described.
+/// Description of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Description {
     pub(super) src: IpAddr,
@@ -49,7 +49,7 @@ pub(super) struct Description {
     pub(super) tcp_flags: u8,
     pub(super) icmp: IcmpType,
     pub(super) ttl: u8,
-    /// Of the IP packet in bytes; `None`: headers alone.
+    /// Length of the IP packet in bytes; `None`: headers only.
     pub(super) size: Option<u16>,
     /// IPv4 only.
     pub(super) dont_fragment: bool,
@@ -78,7 +78,7 @@ impl Description {
         frame
     }
 
-    /// The header above IP, without its checksum and length.
+    /// The transport header, without checksum and length.
     fn transport(&self) -> Vec<u8> {
         let (sport, dport) = (self.sport.to_be(), self.dport.to_be());
         match self.proto {
@@ -96,7 +96,7 @@ impl Description {
             }
             Proto::UDP => bytes_of(&Udp { sport, dport, ..Udp::default() }).to_vec(),
             Proto::SCTP => {
-                // With a chunk that opens an association: INIT (RFC 9260, section 3.3.2).
+                // With the chunk that opens an association: INIT (RFC 9260, section 3.3.2).
                 let chunk = [1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
                 [bytes_of(&Sctp { sport, dport, ..Sctp::default() }), chunk.as_slice()].concat()
             }
@@ -109,7 +109,7 @@ impl Description {
         }
     }
 
-    /// Fills in checksum and length.
+    /// Sets checksum and length.
     fn finish(&self, content: &mut [u8]) {
         let len = content.len();
         let at = match self.proto {
@@ -126,7 +126,7 @@ impl Description {
             Proto::ICMP | Proto::ICMPV6 => Icmp::CHECKSUM,
             _ => return,
         };
-        // ICMP of IPv4 covers no addresses.
+        // ICMP's checksum covers no addresses in IPv4.
         let pseudo = if self.proto == Proto::ICMP {
             Vec::new()
         } else {
@@ -139,9 +139,9 @@ impl Description {
         content[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     }
 
-    /// The IP header of a packet with so many bytes behind it.
+    /// The IP header for `content` bytes.
     fn network(&self, content: usize) -> Vec<u8> {
-        /// Of all fragments of a packet; any.
+        /// Identification of all fragments of a packet; an arbitrary value.
         const ID: u16 = 0x1d1d;
         let fragment = self.fragment.unwrap_or(Fragment { offset: 0, more: false });
         match (self.src, self.dst) {
@@ -194,7 +194,7 @@ fn octets(addr: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The Internet's checksum (RFC 1071) of two parts, the first of an even length, in host byte order.
+/// Internet checksum (RFC 1071) of two parts, the first of an even length, in host byte order.
 fn checksum(first: &[u8], second: &[u8]) -> u16 {
     let words = |part: &[u8]| -> u32 {
         let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or_default()]));
@@ -207,33 +207,33 @@ fn checksum(first: &[u8], second: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-/// CRC-32C (RFC 9260, appendix A), bit by bit: it is needed once a packet.
+/// CRC-32C (RFC 9260, appendix A), bit by bit: it is needed once per packet.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 != 0 { 0x82f6_3b78 } else { 0 })
     })
 }
 
-/// What is read of a frame.
+/// Parsed headers of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Summary {
     pub(super) src: IpAddr,
     pub(super) dst: IpAddr,
     pub(super) proto: Proto,
-    /// Source and destination, if the protocol has ports and the frame shows them.
+    /// Source and destination, if the protocol has ports and the frame contains them.
     pub(super) ports: Option<(u16, u16)>,
     pub(super) tcp_flags: Option<u8>,
     pub(super) icmp: Option<(u8, u8, u16)>,
     pub(super) ttl: u8,
-    /// Of the IP packet in bytes.
+    /// Length of the IP packet in bytes.
     pub(super) len: usize,
-    /// May not be cut: IPv6, and IPv4 that says so.
+    /// Must not be fragmented: IPv6, or IPv4 with don't-fragment bit.
     pub(super) whole_only: bool,
     pub(super) fragment: Option<Fragment>,
 }
 
 impl Summary {
-    /// Reads a frame; `None` if it is no packet of IP that can be read.
+    /// Parses a frame; `None` if it isn't a valid IP packet.
     pub(super) fn of(frame: &[u8]) -> Option<Self> {
         let ethernet: Ethernet = read(frame, 0)?;
         let mut summary = match ethernet.ethertype {
@@ -258,7 +258,7 @@ impl Summary {
             ETHERTYPE_IPV6 => {
                 let ip: Ipv6 = read(frame, ETH)?;
                 let (mut next, mut at, mut fragment) = (ip.next_header, ETH + size_of::<Ipv6>(), None);
-                // Hop by hop, routing, destination options, and fragments.
+                // Hop-by-hop options, routing, destination options and fragment headers.
                 while let (0 | 43 | 60 | FRAGMENT_HEADER, Some([after, len])) = (next, read::<[u8; 2]>(frame, at)) {
                     if next == FRAGMENT_HEADER {
                         let word = u16::from_be_bytes(read(frame, at + 2)?);
@@ -287,7 +287,7 @@ impl Summary {
         Some(summary)
     }
 
-    /// Reads what is above IP.
+    /// Parses the transport header.
     fn at(mut self, frame: &[u8], at: usize) -> Self {
         if self.fragment.is_some_and(|fragment| fragment.offset != 0) {
             return self;
@@ -309,12 +309,12 @@ impl Summary {
         self
     }
 
-    /// The source with its port.
+    /// Source address and port.
     pub(super) fn sender(&self) -> String {
         self.end(self.src, self.ports.map(|(sport, _)| sport))
     }
 
-    /// The destination with its port.
+    /// Destination address and port.
     pub(super) fn receiver(&self) -> String {
         self.end(self.dst, self.ports.map(|(_, dport)| dport))
     }
@@ -323,7 +323,7 @@ impl Summary {
         port.map_or_else(|| addr.to_string(), |port| SocketAddr::new(addr, port).to_string())
     }
 
-    /// The tables' form of the destination's port.
+    /// The destination port, as in the tables.
     pub(super) fn dport(&self) -> Port {
         Port::new(self.ports.map_or(0, |(_, dport)| dport))
     }
@@ -350,7 +350,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// A frame for people.
+/// Describes a frame in words.
 pub(super) fn describe(frame: &[u8]) -> String {
     match (Summary::of(frame), read::<Ethernet>(frame, 0)) {
         (Some(summary), _) => summary.to_string(),
@@ -362,7 +362,7 @@ pub(super) fn describe(frame: &[u8]) -> String {
     }
 }
 
-/// Names of TCP's flags.
+/// Names of TCP flags.
 const FLAGS: [(u8, &str); 6] =
     [(Tcp::SYN, "SYN"), (Tcp::ACK, "ACK"), (Tcp::FIN, "FIN"), (Tcp::RST, "RST"), (PSH, "PSH"), (URG, "URG")];
 
@@ -371,7 +371,7 @@ fn flag_names(flags: u8) -> String {
     if names.is_empty() { "without flags".to_owned() } else { names.join(",") }
 }
 
-/// Reads TCP's flags by their names, with commas between.
+/// Parses comma-separated names of TCP flags.
 pub(super) fn parse_flags(text: &str) -> Result<u8, String> {
     let mut flags = 0;
     for word in text.split(',').filter(|word| !word.eq_ignore_ascii_case("none")) {
@@ -381,7 +381,7 @@ pub(super) fn parse_flags(text: &str) -> Result<u8, String> {
     Ok(flags)
 }
 
-/// Names of ICMP's types, of IPv4 and IPv6.
+/// Names of ICMP types, for IPv4 and IPv6.
 const ICMP_NAMES: [(&str, u8, u8); 6] = [
     ("echo-request", 8, 128),
     ("echo-reply", 0, 129),
@@ -396,12 +396,12 @@ fn icmp_name(proto: Proto, kind: u8) -> Option<&'static str> {
     name.map(|(name, ..)| *name)
 }
 
-/// Reads an ICMP type: a name, or a number with a code or without.
+/// Parses an ICMP type: a name or number, optionally with a code.
 pub(super) fn parse_icmp(text: &str, v6: bool) -> Result<IcmpType, String> {
     let (kind, code) = text.split_once(':').unwrap_or((text, "0"));
     let code = code.parse().map_err(|_| format!("{code} is not an ICMP code"))?;
     if let Some((_, four, six)) = ICMP_NAMES.iter().find(|(name, ..)| *name == kind) {
-        // IPv4's "too big" is an unreachable destination's code (RFC 1191).
+        // In IPv4, "too big" is a code of destination unreachable (RFC 1191).
         let code = if kind == "too-big" && !v6 { 4 } else { code };
         return Ok(IcmpType { kind: if v6 { *six } else { *four }, code, identifier: 0 });
     }
@@ -410,7 +410,7 @@ pub(super) fn parse_icmp(text: &str, v6: bool) -> Result<IcmpType, String> {
     Ok(IcmpType { kind, code, identifier: 0 })
 }
 
-/// Reads a fragment's place: `first`, or an offset in bytes, with `+` if others follow.
+/// Parses the position of a fragment: `first`, or an offset in bytes, with `+` if more fragments follow.
 pub(super) fn parse_fragment(text: &str) -> Result<Fragment, String> {
     if text == "first" {
         return Ok(Fragment { offset: 0, more: true });
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_described_is_what_is_made() {
+    fn frames_match_their_descriptions() {
         let (tcp, udp, sctp) = (Proto::TCP, Proto::UDP, Proto::SCTP);
         assert_eq!(summary(&description(false, tcp)), "TCP SYN 10.244.1.9:40000 → 10.96.0.10:80, ttl 64, 40 bytes");
         let udp = Description { size: Some(1500), ..description(true, udp) };
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn checksums_are_right() {
+    fn checksums_are_correct() {
         for v6 in [false, true] {
             let icmp = if v6 { Proto::ICMPV6 } else { Proto::ICMP };
             for proto in [Proto::TCP, Proto::UDP, icmp] {
@@ -489,12 +489,12 @@ mod tests {
                 }
             }
         }
-        // The check value of that polynomial.
+        // The check value of this polynomial.
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     #[test]
-    fn words_are_understood_or_explained() {
+    fn arguments_are_parsed_or_errors_explain() {
         assert_eq!(parse_flags("syn,ACK"), Ok(Tcp::SYN | Tcp::ACK));
         assert_eq!(parse_flags("none"), Ok(0));
         assert!(parse_flags("synack").unwrap_err().contains("synack"));

@@ -1,4 +1,4 @@
-//! Tables that note what they are asked.
+//! Tables that record all accesses.
 
 use std::cell::RefCell;
 
@@ -10,10 +10,10 @@ use podnet_common::layout::{
 use podnet_common::pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Stage, Tables};
 use podnet_common::verdict::{Counter, Reason};
 
-/// Something that happened to a packet on its way.
+/// An event on a packet's path.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Fact {
-    /// Another stage has gone on with it.
+    /// The packet went to another stage.
     Stage(Stage),
     /// `conntrack` was looked up.
     Flow(Tuple, Option<CtEntry>),
@@ -35,7 +35,7 @@ pub(super) enum Fact {
     Network(Addr, Option<Network>),
     /// `interfaces` was looked up.
     Interface(IfIndex, Option<Interface>),
-    /// The routing table was asked for the way from an interface and a source to a destination.
+    /// The route from an interface and a source to a destination was looked up in the routing table.
     Route(IfIndex, Addr, Addr, Option<Route>),
     /// `snat_ports` was looked up.
     SnatPort(u32, Option<u32>),
@@ -57,13 +57,13 @@ pub(super) enum Fact {
     SockPeer(SockKey, Option<SockPeer>),
     /// An entry of `sock_reverse` was written.
     SockPeerSet(SockKey, SockPeer),
-    /// Something was counted.
+    /// A counter was incremented.
     Count(Counter),
     /// A drop was counted.
     Drop(Reason),
 }
 
-/// Tables whose use is noted.
+/// Tables whose accesses are recorded.
 pub(super) struct Traced<'t, T> {
     tables: &'t T,
     facts: RefCell<Vec<Fact>>,
@@ -74,17 +74,17 @@ impl<'t, T> Traced<'t, T> {
         Self { tables, facts: RefCell::default() }
     }
 
-    /// Notes something.
+    /// Records an event.
     pub(super) fn note(&self, fact: Fact) {
         let mut facts = self.facts.borrow_mut();
-        // What is asked again, since another program needs it, says nothing new.
+        // A repeated lookup, as other programs need it again, adds nothing new.
         let look_up = !matches!(fact, Fact::Stage(_) | Fact::Count(_) | Fact::Drop(_));
         if !(look_up && facts.contains(&fact)) {
             facts.push(fact);
         }
     }
 
-    /// What was noted, in order.
+    /// All events, in order.
     pub(super) fn into_facts(self) -> Vec<Fact> {
         self.facts.into_inner()
     }

@@ -1,4 +1,4 @@
-//! What a trace tells: typed, so that programs get it as JSON and people as lines.
+//! The report of a trace: typed, printed as JSON or as text.
 
 use std::net::IpAddr;
 
@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use crate::cli::output::{Column, NOTHING, Show, Text};
 
-/// Packets and what becomes of them.
+/// Packets and their outcomes.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub(in crate::cli) struct Traces(pub(super) Vec<Trace>);
 
-/// A packet's way through this node.
+/// The path of a packet through this node.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Trace {
@@ -19,39 +19,39 @@ pub(super) struct Trace {
     pub(super) packet: String,
     /// Its sender in words.
     pub(super) from: String,
-    /// What happens to it, in order.
+    /// Its steps, in order.
     pub(super) steps: Vec<Step>,
-    /// What becomes of it here.
+    /// Its outcome on this node.
     pub(super) outcome: Outcome,
     /// The packet in words as it leaves, or the answer to it.
     pub(super) becomes: Option<String>,
-    /// The frame as it leaves in hexadecimal digits, if that was asked for.
+    /// The frame as it leaves, in hexadecimal digits, if requested.
     pub(super) frame: Option<String>,
-    /// What another node is to be asked, and which.
+    /// The next node, and the command to run there.
     pub(super) next: Option<Next>,
 }
 
-/// Another node, which has the packet next.
+/// Another node that receives the packet next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Next {
-    /// Its name, or its address.
+    /// Its name, or else its address.
     pub(super) node: String,
-    /// What to ask it.
+    /// Command to run there.
     pub(super) command: String,
 }
 
-/// Something that happens to a packet.
+/// A step of a packet's path.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase", tag = "at")]
 pub(super) enum Step {
-    /// The process's system call.
+    /// The system call of a process.
     Socket(SocketStep),
-    /// A hook of podnet's.
+    /// A hook of podnet.
     Hook(Box<HookStep>),
     /// The host's network stack.
     Stack {
-        /// What it does.
+        /// Its action.
         does: String,
     },
 }
@@ -64,7 +64,7 @@ pub(super) struct SocketStep {
     pub(super) call: &'static str,
     pub(super) look_ups: Vec<LookUp>,
     pub(super) backend: Option<Choice>,
-    /// In words.
+    /// Verdict in words.
     pub(super) verdict: String,
 }
 
@@ -72,50 +72,50 @@ pub(super) struct SocketStep {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct HookStep {
-    /// Its name.
+    /// Name of the hook.
     pub(super) hook: &'static str,
     pub(super) interface: String,
-    /// The stages behind the first.
+    /// Stages after the first one.
     pub(super) stages: Vec<&'static str>,
     pub(super) look_ups: Vec<LookUp>,
-    /// What the packet is to the pipeline.
+    /// The packet's class.
     pub(super) class: Option<String>,
-    /// Why it may go on, or may not.
+    /// Why the packet was admitted, or not.
     pub(super) admission: String,
     pub(super) backend: Option<Choice>,
-    /// What becomes of its source; none if it stays.
+    /// How its source is changed; `None` if it isn't.
     pub(super) source: Option<String>,
-    /// Its way out.
+    /// Its route.
     pub(super) route: Option<Way>,
-    /// In words.
+    /// Verdict in words.
     pub(super) verdict: String,
-    /// The frame before and after, in hexadecimal digits, if that was asked for.
+    /// The frame before and after, in hexadecimal digits, if requested.
     pub(super) before: Option<String>,
     pub(super) after: Option<String>,
 }
 
-/// A look-up in a table, or a write, which stays in memory.
+/// A lookup in a table, or a write, which stays in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct LookUp {
     pub(super) does: Does,
     pub(super) table: &'static str,
     pub(super) key: String,
-    /// None: there is no such entry.
+    /// `None`: there is no such entry.
     pub(super) entry: Option<String>,
 }
 
-/// What is done to a table.
+/// Kind of access to a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Does {
-    /// A look-up.
+    /// Lookup.
     Finds,
     /// A new entry.
     Adds,
-    /// Another value.
+    /// New value of an entry.
     Changes,
-    /// A removal.
+    /// Removal of an entry.
     Removes,
 }
 
@@ -130,19 +130,19 @@ impl Does {
     }
 }
 
-/// A backend, and why this one.
+/// A backend, and the reason for the choice.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Choice {
     pub(super) backend: String,
     pub(super) by: String,
-    /// All of the frontend's, with their shares of the clients.
+    /// All backends of the frontend, with their shares of clients.
     pub(super) of: Vec<Share>,
-    /// How many more there are than are named here.
+    /// Number of further backends that aren't named.
     pub(super) more: usize,
 }
 
-/// A backend's part.
+/// Share of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Share {
@@ -151,53 +151,53 @@ pub(super) struct Share {
     pub(super) percent: f64,
 }
 
-/// A way out of the node.
+/// A route out of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Way {
     pub(super) interface: String,
     /// The next hop.
     pub(super) via: IpAddr,
-    /// Its MAC; none while the neighbour is unknown.
+    /// Its MAC; `None` while the neighbour is unknown.
     pub(super) mac: Option<String>,
     /// In bytes.
     pub(super) mtu: u32,
 }
 
-/// What becomes of a packet on this node.
+/// Outcome of a packet on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "kind", rename_all_fields = "camelCase")]
 pub(super) enum Outcome {
-    /// It leaves by an interface.
+    /// It leaves on an interface.
     Leaves {
         interface: String,
-        /// The router or machine that gets it, if that is known.
+        /// The router or machine that receives it, if known.
         next_hop: Option<IpAddr>,
     },
-    /// A pod gets it.
+    /// A pod receives it.
     Pod {
         interface: String,
         /// `namespace/name`, or its address.
         pod: String,
     },
-    /// The host gets it: a process, or the stack, which answers.
+    /// The host receives it: a process, or the stack, which answers.
     Host,
     /// It is dropped.
     Dropped {
-        /// The reason's name, as `podnet drops` has it.
+        /// Name of the reason, as in `podnet drops`.
         reason: &'static str,
         explanation: &'static str,
     },
-    /// It is answered, and goes no further.
+    /// It is answered and goes no further.
     Answered {
-        /// The reason's name; none for an echo.
+        /// Name of the reason; `None` for an echo.
         reason: Option<&'static str>,
         explanation: Option<&'static str>,
         interface: String,
     },
-    /// The process's call fails.
+    /// The system call of the process fails.
     Refused { reason: &'static str, explanation: &'static str },
-    /// The stack doesn't send it on.
+    /// The stack doesn't forward it.
     Stopped { explanation: String },
 }
 
@@ -334,7 +334,7 @@ fn look_ups(text: &mut Text, look_ups: &[LookUp]) {
     );
 }
 
-/// A frame as lines of sixteen bytes.
+/// A hex dump, sixteen bytes per line.
 fn dump(text: &mut Text, label: &str, hex: &str) {
     for (line, bytes) in hex.as_bytes().chunks(32).enumerate() {
         let pairs: Vec<_> = bytes.chunks(2).map(String::from_utf8_lossy).collect();

@@ -1,4 +1,4 @@
-//! Traces over tables in memory.
+//! Traces on tables in memory.
 
 use std::net::IpAddr;
 
@@ -35,8 +35,8 @@ impl Node for HostTables {
     }
 }
 
-/// A node with the pod default/web-1, the service default/web with two backends on node2, one of them twice as often, and
-/// default/dns, which has none; `10.96.0.12:80` is for some clients only.
+/// A node with the pod default/web-1, the service default/web with two backends on node2, one with twice the weight of
+/// the other, and the service default/dns without backends; `10.96.0.12:80` is restricted to some clients.
 fn tables() -> HostTables {
     let mut t = HostTables::default();
     t.now.set(1000);
@@ -110,14 +110,14 @@ fn interface(ifindex: IfIndex) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// The host has routes to all by eth0, to services by podnet0.
+/// The host's routes: everything by eth0, services by podnet0.
 fn output(dst: IpAddr, _: Option<IpAddr>) -> Result<Option<OutputRoute>> {
     let service = matches!(dst, IpAddr::V4(dst) if dst.octets()[..2] == [10, 96]);
     let ifindex = if service { PODNET0 } else { UPLINK };
     Ok(Some(OutputRoute { ifindex, gateway: None, source: Some("172.30.0.1".parse()?), local: false }))
 }
 
-/// What `podnet trace` answers to these words.
+/// The result of `podnet trace` with these arguments.
 fn traced(tables: &HostTables, words: &str) -> Result<Traces> {
     let mut view = MemoryTables::from(tables.clone());
     view.missing = vec![(podnet_common::layout::Hook::UplinkXdp, UPLINK)];
@@ -148,7 +148,7 @@ fn error(words: &str) -> String {
 }
 
 #[test]
-fn a_first_packet_to_a_service_is_told_step_by_step() {
+fn first_packet_to_a_service_is_traced_step_by_step() {
     let text = traced(&tables(), "--from pod/default/web-1 --to default/web:http --sport 40000").unwrap().text();
     let beginning = "\
 packet     TCP SYN 10.244.1.5:40000 → 10.96.0.10:80, ttl 64, 40 bytes
@@ -170,7 +170,7 @@ from       pod 10.244.1.5 (default/web-1) on podweb1
 }
 
 #[test]
-fn a_known_flow_has_its_own_backend() {
+fn established_flow_keeps_its_backend() {
     let tables = tables();
     let words = "--from pod/default/web-1 --to default/web:80 --sport 40000";
     let first = one(&tables, words);
@@ -183,7 +183,7 @@ fn a_known_flow_has_its_own_backend() {
 }
 
 #[test]
-fn refusals_name_what_refuses() {
+fn refusals_name_their_cause() {
     let tables = tables();
     let refused = one(&tables, "--from pod/default/web-1 --to default/dns --proto udp --sport 1");
     assert_eq!(refused["outcome"]["kind"], "answered");
@@ -204,7 +204,7 @@ fn refusals_name_what_refuses() {
 }
 
 #[test]
-fn sockets_come_first_where_they_decide() {
+fn socket_hooks_come_first() {
     let mut tables = tables();
     let host = one(&tables, "--from host --to default/web");
     assert_eq!(host["steps"][0]["at"], "socket", "{host}");
@@ -224,19 +224,19 @@ fn sockets_come_first_where_they_decide() {
 }
 
 #[test]
-fn the_outside_is_reached_with_the_nodes_address() {
+fn destinations_outside_are_masqueraded() {
     let trace = one(&tables(), "--from pod/default/web-1 --to 203.0.113.9:443 --sport 40000");
     let source = trace["steps"][0]["source"].as_str().unwrap();
     assert!(source.starts_with("10.244.1.5:40000 (default/web-1) translated to 172.30.0.1:20"), "{source}");
     assert!(trace["next"].is_null());
-    // The stack sends it on, and its sender is told.
+    // The stack would forward it, and its sender gets an error.
     let late = one(&tables(), "--from 203.0.113.9 --to 198.51.100.1:9 --ttl 1");
     assert_eq!(late["outcome"]["kind"], "stopped", "{late}");
     assert!(late["becomes"].is_null());
 }
 
 #[test]
-fn what_cannot_be_traced_is_explained() {
+fn errors_explain_what_cannot_be_traced() {
     for (words, says) in [
         ("--from pod/default/nobody --to 10.96.0.10:80", "no pod default/nobody"),
         ("--from somewhere --to 10.96.0.10:80", "is not a sender"),
@@ -271,7 +271,7 @@ fn captures_are_listed() {
     }
     .frame([Mac::default(); 2]);
     let digits: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-    // MACs of zeros are the sender's own.
+    // MACs of zeros are replaced by the sender's own.
     let trace = one(&tables(), &format!("--from pod/default/web-1 --hex {digits}"));
     assert_eq!(trace["outcome"]["kind"], "leaves", "{trace}");
     let many = Traces(vec![

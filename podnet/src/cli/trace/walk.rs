@@ -1,4 +1,4 @@
-//! A packet's way through this node: socket hook, hooks, and what the stack does between them.
+//! A packet's path through this node: socket hook, hooks, and the stack between them.
 
 use std::net::IpAddr;
 
@@ -18,9 +18,9 @@ use crate::datapath::inspect::{View, ViewError};
 use crate::datapath::live::{Live, NoWay};
 use crate::host::OutputRoute;
 
-/// A node that packets are traced through: its tables, and what the kernel says of ways besides.
+/// The node through which packets are traced: its tables, and the kernel's routes.
 pub(super) trait Node: Tables {
-    /// The way of a packet that comes in at `from`.
+    /// The route of a packet that arrives at `from`.
     fn forward(&self, from: IfIndex, src: &Addr, dst: &Addr) -> Result<Route, NoWay>;
     /// The cookie of the network namespace of the pod with this address, if its sockets are known.
     fn netns_cookie(&self, addr: &Addr) -> Result<Option<u64>, ViewError>;
@@ -43,52 +43,52 @@ pub(super) enum Sender {
     Pod(IfIndex),
     /// A process of the host.
     Host,
-    /// Another machine, by the interface from which its packets come.
+    /// Another machine, by the interface on which its packets arrive.
     Outside(IfIndex),
 }
 
 /// How a process sends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Process {
-    /// Whether it has chosen the socket's own port.
+    /// Whether its socket is bound to a port.
     pub(super) bound: bool,
-    /// Whether its socket for datagrams is connected.
+    /// Whether its datagram socket is connected.
     pub(super) connected: bool,
 }
 
-/// What is needed to trace.
+/// Context of traces.
 pub(super) struct Tracer<'a, N> {
     pub(super) node: &'a N,
     pub(super) view: &'a dyn View,
     pub(super) names: &'a Names,
-    /// The way of the host's own packets, to a destination from a source.
+    /// The route of the host's own packets, to a destination from a source.
     pub(super) output: &'a dyn Fn(IpAddr, Option<IpAddr>) -> anyhow::Result<Option<OutputRoute>>,
     /// The MAC of an interface; zeros if it has none.
     pub(super) own_mac: &'a dyn Fn(IfIndex) -> Mac,
-    /// Whether frames are told byte by byte.
+    /// Whether the report includes the bytes of frames.
     pub(super) bytes: bool,
 }
 
-/// Where a packet is.
+/// Position of a packet.
 enum Place {
     At(Hook, IfIndex),
-    /// In the host's stack, having come in there.
+    /// In the host's stack, having arrived on this interface.
     Stack(IfIndex),
-    /// On its way from the stack out of an interface.
+    /// Leaving the stack on this interface.
     Out(IfIndex),
     End(Outcome),
 }
 
 impl<N: Node> Tracer<'_, N> {
-    /// Follows a packet. `process`: it is the first one of a process, whose socket may be told another destination; so the
-    /// frame is made when that is known.
+    /// Traces a packet. `process`: it is the first packet of a process, whose socket may get another destination, so
+    /// the frame is built only once that is known.
     pub(super) fn trace(
         &self,
         sender: Sender,
         process: Option<Process>,
         make: &dyn Fn(Option<(IpAddr, u16)>) -> anyhow::Result<Vec<u8>>,
     ) -> anyhow::Result<Trace> {
-        /// More than any packet meets.
+        /// More hooks than any packet passes.
         const STEPS: usize = 12;
         let mut frame = make(None)?;
         let packet = describe(&frame);
@@ -154,7 +154,7 @@ impl<N: Node> Tracer<'_, N> {
         self.node.config().copied().unwrap_or_default()
     }
 
-    /// The hook that a packet meets first which comes in by an interface.
+    /// The first hook of a packet that arrives on an interface.
     fn arrival(&self, ifindex: IfIndex) -> Result<Place, ViewError> {
         let config = self.config();
         if ifindex == config.podnet1 {
@@ -163,7 +163,7 @@ impl<N: Node> Tracer<'_, N> {
         if !self.has_hooks(ifindex) {
             return Ok(Place::Stack(ifindex));
         }
-        // Interfaces without Ethernet have another first hook, and go on at the same.
+        // Interfaces without Ethernet have another first hook; both continue in the same way.
         let xdp = self.view.attached(Hook::UplinkXdp, ifindex)?;
         Ok(Place::At(if xdp { Hook::UplinkXdp } else { Hook::FromUplink }, ifindex))
     }
@@ -191,7 +191,7 @@ impl<N: Node> Tracer<'_, N> {
                 if route.local {
                     return Ok(Place::At(Hook::FromLoopback, route.ifindex));
                 }
-                // Of neighbours only the routes of what comes in tell.
+                // Only a lookup for an incoming packet returns the neighbour.
                 let way = self.node.forward(route.ifindex, &summary.src.into(), &summary.dst.into());
                 let macs = way.ok().filter(|way| way.ifindex == route.ifindex).map(|way| way.macs).unwrap_or_default();
                 set_macs(frame, bytemuck::cast(macs));
@@ -200,7 +200,7 @@ impl<N: Node> Tracer<'_, N> {
         })
     }
 
-    /// Runs a hook's programs.
+    /// Runs the programs of a hook.
     fn hook(
         &self,
         hook: Hook,
@@ -224,7 +224,7 @@ impl<N: Node> Tracer<'_, N> {
         };
         let route = self.route(ifindex, by, end, &seen, after.as_ref());
         let after_hook = frame.clone();
-        // What goes through the neighbour table gets its MACs there.
+        // Packets sent through the neighbour table get their MACs there.
         if let (FinalVerdict::Forward(Out::Uplink | Out::Via, _), Some(Route { macs, .. })) = (end, route)
             && macs != [0; 3]
         {
@@ -266,7 +266,7 @@ impl<N: Node> Tracer<'_, N> {
         Ok(outcome)
     }
 
-    /// The way of a packet that leaves by an interface through the link or the neighbour table.
+    /// The route of a packet that leaves on an interface through the link or the neighbour table.
     fn route(
         &self,
         from: IfIndex,
@@ -278,7 +278,7 @@ impl<N: Node> Tracer<'_, N> {
         if !matches!(end, FinalVerdict::Forward(Out::Link | Out::Uplink | Out::Via, _)) {
             return None;
         }
-        // What a packet before it, or its flow's entry, has told is asked once more.
+        // A route already found for an earlier packet or stored in the flow's entry is looked up again.
         let again = || {
             let to = match seen.entry() {
                 Some((_, entry)) if entry.flags & CtEntry::ONE_WAY != 0 => entry.dst,
@@ -290,7 +290,7 @@ impl<N: Node> Tracer<'_, N> {
         seen.route(by).or_else(again)
     }
 
-    /// Where a packet is after a hook.
+    /// Position of a packet after a hook.
     fn outcome(
         &self,
         hook: Hook,
@@ -333,7 +333,7 @@ impl<N: Node> Tracer<'_, N> {
         })
     }
 
-    /// What the stack does with a packet that came in by an interface. Packet filters aren't asked.
+    /// What the stack does with a packet that arrived on an interface. Packet filters are not evaluated.
     fn stack(&self, from: IfIndex, frame: &mut [u8], steps: &mut Vec<Step>) -> Place {
         let Some(summary) = Summary::of(frame) else {
             steps.push(Step::Stack { does: "handles it: not IP".to_owned() });
@@ -379,7 +379,7 @@ impl<N: Node> Tracer<'_, N> {
         Place::Out(way.ifindex)
     }
 
-    /// The hook that a packet meets on its way out of the stack.
+    /// The hook of a packet that leaves the stack.
     fn out(&self, ifindex: IfIndex, frame: &mut [u8]) -> Place {
         let config = self.config();
         if ifindex == config.podnet0 {
@@ -399,7 +399,7 @@ impl<N: Node> Tracer<'_, N> {
         }
     }
 
-    /// What a socket hook would do with a process's call.
+    /// What a socket hook would do with the system call of a process.
     fn socket(&self, sender: Sender, process: Process, packet: &Summary) -> Result<Socket, ViewError> {
         let opens = packet.tcp_flags.is_some_and(|flags| flags == podnet_common::packet::Tcp::SYN);
         let call = match packet.proto {
@@ -425,7 +425,7 @@ impl<N: Node> Tracer<'_, N> {
             proto: packet.proto,
             bound: process.bound,
             connected: process.connected,
-            // A new socket, which no table knows; and any number for the one that would be drawn.
+            // A new socket, unknown to all tables; and an arbitrary value for the random number.
             cookie: u64::MAX,
             netns_cookie,
             random: 0,
@@ -470,7 +470,7 @@ impl<N: Node> Tracer<'_, N> {
         Ok(Some(Choice { backend, by, of, more }))
     }
 
-    /// The node that has the packet next, and what to ask there.
+    /// The node that receives the packet next, and the command to run there.
     fn next(&self, outcome: &Outcome, exit: &Exit, frame: &[u8]) -> Option<Next> {
         let Outcome::Leaves { .. } = outcome else { return None };
         let summary = Summary::of(frame)?;
@@ -488,7 +488,7 @@ impl<N: Node> Tracer<'_, N> {
             command += &format!(" --sport {sport}");
         }
         if exit.sent_on.is_some() {
-            // The other node knows such a packet by the MAC of this one.
+            // The other node recognises such a packet by this node's MAC.
             let mac = if flags & Network::TUNNEL != 0 { config.tunnel_mac } else { (self.own_mac)(exit.ifindex) };
             command += &format!(" --mac {mac}");
         }
@@ -500,11 +500,11 @@ impl<N: Node> Tracer<'_, N> {
 #[derive(Default)]
 struct Exit {
     ifindex: IfIndex,
-    /// The node that it is sent on to, unchanged.
+    /// The node to which it is forwarded unmodified.
     sent_on: Option<IpAddr>,
 }
 
-/// What a socket hook has done.
+/// Outcome of a socket hook.
 enum Socket {
     Untouched,
     Translated(SocketStep, (IpAddr, u16)),
@@ -549,13 +549,13 @@ fn set_macs(frame: &mut [u8], macs: [Mac; 2]) {
     }
 }
 
-/// Takes one off the lifetime, as a router does.
+/// Decrements the TTL, as a router does.
 fn decrement_ttl(frame: &mut [u8]) {
     let Some([a, b]) = frame.get(12..14).map(|ethertype| [ethertype[0], ethertype[1]]) else { return };
     if u16::from_ne_bytes([a, b]) == ETHERTYPE_IPV4 {
         let Some(header) = frame.get_mut(ETH..ETH + 20) else { return };
         header[8] = header[8].saturating_sub(1);
-        // RFC 1624: the sum of a header with one less in that word's high byte.
+        // RFC 1624: the sum of a header whose word is one less in the high byte.
         let sum = u32::from(u16::from_be_bytes([header[10], header[11]])) + 0x100;
         let sum = (sum & 0xffff) + (sum >> 16);
         header[10..12].copy_from_slice(&(sum as u16).to_be_bytes());
