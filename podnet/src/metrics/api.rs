@@ -1,4 +1,4 @@
-//! How the Kubernetes API answers.
+//! Metrics of the Kubernetes API.
 
 use std::{
     fmt,
@@ -46,14 +46,14 @@ struct Failed {
     error: &'static str,
 }
 
-/// Why all objects of a kind were read.
+/// Why all objects of a kind were listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListCause {
-    /// The daemon was started.
+    /// Start of the daemon.
     Start,
-    /// The server has forgotten what happened since (410).
+    /// The server no longer has the changes since the last known version (410).
     Expired,
-    /// An error after which nobody knows what has changed.
+    /// After an error it is unknown what has changed.
     Error,
 }
 
@@ -69,22 +69,22 @@ impl ListCause {
     }
 }
 
-/// What kind of error there was.
+/// Kinds of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApiError {
     /// The server could not be reached, or the connection broke.
     Unreachable,
     /// 401 or 403.
     Denied,
-    /// 410: the server has forgotten what happened since.
+    /// 410: the server no longer has the changes since the last known version.
     Expired,
     /// 429.
     Throttled,
-    /// Another code from 400 on.
+    /// Other status codes from 400 to 499.
     Rejected,
-    /// A code from 500 on.
+    /// Status codes from 500 on.
     Server,
-    /// What came can't be understood.
+    /// Undecodable data.
     Malformed,
 }
 
@@ -99,7 +99,7 @@ impl ApiError {
         Self::Malformed,
     ];
 
-    /// By the server's status code.
+    /// From the server's status code.
     pub const fn of_code(code: u16) -> Self {
         match code {
             401 | 403 => Self::Denied,
@@ -123,7 +123,7 @@ impl ApiError {
     }
 }
 
-/// How the API answers, by kinds of objects. Clones share their values.
+/// Metrics of the API by kind of object. Clones share their values.
 #[derive(Clone, Debug, Default)]
 pub struct ApiMetrics {
     connected: Family<OfKind, Gauge>,
@@ -134,14 +134,14 @@ pub struct ApiMetrics {
     queue: Queue,
 }
 
-/// How many changes wait for the event loop: the difference of two counts, which each side keeps for itself.
+/// Number of changes that wait for the event loop: the difference of two counters, each incremented by one side only.
 #[derive(Clone, Debug, Default)]
 struct Queue(Arc<[AtomicU64; 2]>);
 
 impl Collector for Queue {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let [given, taken] = &*self.0;
-        // What is taken was given before.
+        // Everything taken was given before.
         let taken = taken.load(Ordering::Acquire);
         let waiting = ConstGauge::new(given.load(Ordering::Acquire).saturating_sub(taken));
         let help = "Changes received from the API and not yet processed by the event loop.";
@@ -181,7 +181,7 @@ impl ApiMetrics {
         registry.register_collector(Box::new(self.queue.clone()));
     }
 
-    /// The server answers for the kind, or doesn't.
+    /// Whether the server answers for the kind.
     pub fn set_connected(&self, kind: Kind, connected: bool) {
         self.connected.get_or_create(&OfKind { kind: kind.name() }).set(connected.into());
     }
@@ -192,28 +192,28 @@ impl ApiMetrics {
         self.contact.get_or_create(&OfKind { kind: kind.name() }).set(now.as_secs_f64());
     }
 
-    /// A watch has told of an object.
+    /// A watch event about an object.
     pub fn event(&self, kind: Kind, deleted: bool) {
         let change = if deleted { "deleted" } else { "applied" };
         self.events.get_or_create(&Changed { kind: kind.name(), change }).inc();
     }
 
-    /// All objects of a kind have been read.
+    /// All objects of a kind were listed.
     pub fn list(&self, kind: Kind, cause: ListCause) {
         self.lists.get_or_create(&Listed { kind: kind.name(), cause: cause.name() }).inc();
     }
 
-    /// The API couldn't be asked.
+    /// A request failed.
     pub fn error(&self, kind: Kind, error: ApiError) {
         self.errors.get_or_create(&Failed { kind: kind.name(), error: error.name() }).inc();
     }
 
-    /// So many changes are on their way to the event loop.
+    /// Changes were sent to the event loop.
     pub fn given(&self, changes: usize) {
         self.queue.0[0].fetch_add(changes as u64, Ordering::AcqRel);
     }
 
-    /// The event loop has taken so many.
+    /// The event loop has received changes.
     pub fn taken(&self, changes: usize) {
         self.queue.0[1].fetch_add(changes as u64, Ordering::AcqRel);
     }

@@ -1,4 +1,4 @@
-//! The plugin's calls, as it has noted them.
+//! The plugin's calls, from its log.
 
 use podnet_cni::call_log::Call;
 use prometheus_client::{
@@ -7,13 +7,13 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// Upper bounds in seconds: an ADD commonly takes some milliseconds, one that waits for another much more.
+/// Upper bounds in seconds: an ADD usually takes some milliseconds, one that waits for another much longer.
 const BOUNDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 20.0];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
     command: &'static str,
-    /// The code of the specification or podnet's own; 0: it succeeded.
+    /// Code of the specification or podnet's own; 0 for success.
     code: u32,
 }
 
@@ -43,7 +43,7 @@ impl CallMetrics {
         registry.register_with_unit("cni_call_duration", help, Unit::Seconds, self.duration.clone());
     }
 
-    /// A call has ended.
+    /// Counts a call.
     pub fn observe(&self, call: &Call) {
         let command = call.command.name();
         self.calls.get_or_create(&Ended { command, code: call.code }).inc();

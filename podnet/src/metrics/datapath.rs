@@ -1,5 +1,6 @@
-//! How full the tables are, and what the kernel counts. The latter is read at each scrape: nothing of it is kept in the
-//! daemon, so it goes on over restarts. Large tables aren't read for a scrape: who writes or sweeps them counts.
+//! Usage of the tables, and the kernel's counters. The counters are read at each scrape and not kept in the daemon, so
+//! they continue across restarts. Large tables aren't read for a scrape: their entries are counted when they are
+//! written or swept.
 
 use std::{
     fmt, io,
@@ -20,31 +21,31 @@ use prometheus_client::{
 };
 use tracing::warn;
 
-/// Reads the kernel's tables, on the thread that answers a scrape.
+/// Reads the kernel's tables, on the thread that serves the scrape.
 pub trait KernelReader: fmt::Debug + Send + Sync {
-    /// `counters` by number, each summed over the CPUs.
+    /// The table `counters`, by number, each summed over the CPUs.
     fn counters(&self) -> io::Result<Vec<u64>>;
 
-    /// What `endpoints` holds: a few hundred entries, which the plugin writes without the daemon.
+    /// Contents of `endpoints`: a few hundred entries, written by the plugin independently of the daemon.
     fn pods(&self) -> io::Result<PodCounts>;
 }
 
-/// What `endpoints` holds.
+/// Contents of `endpoints`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PodCounts {
     /// Pods of this node.
     pub pods: usize,
-    /// Their addresses.
+    /// Addresses of these pods.
     pub addresses: usize,
 }
 
-/// How full the tables are, as far as somebody has counted. Clones share their values.
+/// Usage of the tables, as far as counted. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct Fills(Arc<[Fill; SIZED.len()]>);
 
 #[derive(Debug)]
 struct Fill {
-    /// Negative: nobody has counted.
+    /// Negative: not counted yet.
     entries: AtomicI64,
     capacity: AtomicI64,
 }
@@ -56,12 +57,12 @@ impl Default for Fills {
 }
 
 impl Fills {
-    /// A table has so many entries.
+    /// Sets the number of entries of a table.
     pub fn set_entries(&self, table: impl Into<Table>, entries: usize) {
         self.set(table.into(), entries, |fill| &fill.entries);
     }
 
-    /// A table has room for so many.
+    /// Sets the size of a table, in entries.
     pub fn set_capacity(&self, table: impl Into<Table>, entries: usize) {
         self.set(table.into(), entries, |fill| &fill.capacity);
     }
@@ -93,7 +94,7 @@ impl Fills {
     }
 }
 
-/// What is encoded of them at a scrape.
+/// Encodes usage and counters at a scrape.
 #[derive(Debug)]
 pub(super) struct Kernel {
     pub(super) reader: Box<dyn KernelReader>,

@@ -1,5 +1,5 @@
-//! How long it takes until a change is true of the tables: what `kubeproxy_network_programming_duration_seconds` measures,
-//! and the daemon's own part of it.
+//! Latency until a change takes effect in the tables: `kubeproxy_network_programming_duration_seconds`, and the
+//! daemon's own part of it.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,11 +11,11 @@ use prometheus_client::{
 use super::timing::Timing;
 use crate::model::Origin;
 
-/// Upper bounds in seconds. Trigger times are often those of whole seconds.
+/// Upper bounds in seconds. Trigger times often have a resolution of one second.
 const PROGRAMMING: [f64; 16] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
 
-/// How long changes of services take.
+/// Latency of service changes.
 #[derive(Clone, Debug)]
 pub struct Latency {
     programming: Histogram,
@@ -38,7 +38,7 @@ impl Latency {
         registry.register_with_unit("change_application_duration", help, Unit::Seconds, self.application.0.clone());
     }
 
-    /// The tables hold since `now`, the same moment by two clocks, what began there.
+    /// The change with this origin has taken effect at `now`, one moment on two clocks.
     pub fn observe(&self, origin: &Origin, now: (Instant, SystemTime)) {
         let (application, programming) = durations(origin, now);
         self.application.0.observe(application.as_secs_f64());
@@ -48,7 +48,7 @@ impl Latency {
     }
 }
 
-/// Since the arrival, and since the trigger. Clocks differ: what seems to come from the future took no time.
+/// Durations since arrival and since the trigger. Clocks differ: a trigger in the future counts as zero.
 fn durations(origin: &Origin, (now, wall): (Instant, SystemTime)) -> (Duration, Option<Duration>) {
     let since = |trigger| wall.duration_since(trigger).unwrap_or(Duration::ZERO);
     (now.saturating_duration_since(origin.arrived), origin.trigger.map(since))
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_time_is_negative() {
+    fn durations_are_never_negative() {
         let (now, wall, second) = (Instant::now(), SystemTime::now(), Duration::from_secs(1));
         let arrived = now.checked_sub(second).unwrap();
         for (arrived, trigger, expected) in [

@@ -1,4 +1,4 @@
-//! Pods' links and records that were put right.
+//! Repairs of pods' links and records.
 
 use podnet_cni::repair::KINDS;
 use prometheus_client::{
@@ -28,12 +28,12 @@ impl LinkMetrics {
         registry.register("records_rewritten", help, self.records.clone());
     }
 
-    /// A part of a pod's link was put back.
+    /// A part of a pod's link was restored.
     pub fn repaired(&self, part: &'static str) {
         self.repairs.get_or_create(&OfPart { part }).inc();
     }
 
-    /// A pod's record was written again.
+    /// A pod's record was rewritten.
     pub fn rewritten(&self) {
         self.records.inc();
     }

@@ -1,12 +1,12 @@
-//! What the daemon tells Prometheus: typed families, and the listener that serves them as `/metrics`.
+//! Metrics for Prometheus: typed families, and the listener that serves them as `/metrics`.
 //!
 //! ```text
 //! event loop, API tasks ── counters, gauges, histograms ──→ Registry ──→ text, at each scrape
 //!                kernel's counters and endpoints, /proc ──────↑ (read at each scrape)
 //! ```
-//! Who measures has its group of families, whose clones share their values; [`Metrics`] has those of the event loop.
-//! Counting is an atomic addition, so nothing here is sampled or queued. Labels are few and fixed: never a pod, an
-//! address or a service. docs/metrics.md explains every family, and a test demands it.
+//! Each measured part has its group of families, whose clones share their values; [`Metrics`] has those of the event
+//! loop. Counting is an atomic addition, so nothing is sampled or queued. Labels are few and fixed: never a pod, an
+//! address or a service. docs/metrics.md explains every family, which a test enforces.
 
 pub mod api;
 mod calls;
@@ -38,7 +38,7 @@ use datapath::Kernel;
 use process::Process;
 use timing::Timing;
 
-/// How an operation ended.
+/// Outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WithResult {
     result: &'static str,
@@ -47,23 +47,23 @@ struct WithResult {
 const DONE: WithResult = WithResult { result: "done" };
 const FAILED: WithResult = WithResult { result: "failed" };
 
-/// What runs.
+/// The running version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
     generation: u32,
 }
 
-/// The families that the event loop keeps.
+/// Families of the event loop.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// How long changes take.
+    /// Latency of changes.
     pub latency: Latency,
     /// The plugin's calls.
     pub calls: CallMetrics,
-    /// Pods' links and records.
+    /// Repairs of pods' links and records.
     pub links: LinkMetrics,
-    /// The tables.
+    /// Usage of the tables.
     pub fills: Fills,
     operations: Family<WithResult, Counter>,
     pending: Gauge,
@@ -79,47 +79,47 @@ pub struct Metrics {
     node_ready: Gauge,
 }
 
-/// Writes to the tables, as [`Metrics::reconciled`] counts them.
+/// Writes to the tables, for [`Metrics::reconciled`].
 #[derive(Clone, Copy, Debug)]
 pub struct Writes {
     /// Frontends that were written or deleted.
     pub done: usize,
     /// Attempts that failed.
     pub failed: usize,
-    /// What is not as it should be since a write failed.
+    /// What differs from the desired state because a write failed.
     pub pending: usize,
 }
 
-/// The state of the control plane, as [`Metrics::state`] shows it.
+/// State of the control plane, for [`Metrics::state`].
 #[derive(Clone, Copy, Debug)]
 pub struct ControlState {
-    /// The source has given all objects.
+    /// Whether the sources are synced.
     pub synced: bool,
-    /// Services.
+    /// Number of Services.
     pub services: usize,
-    /// EndpointSlices.
+    /// Number of EndpointSlices.
     pub endpoint_slices: usize,
-    /// Nodes.
+    /// Number of Nodes.
     pub nodes: usize,
-    /// Objects and files that can't be used as they are.
+    /// Number of invalid objects and files.
     pub mistakes: usize,
-    /// Lines of the report.
+    /// Number of warnings in the report.
     pub warnings: usize,
 }
 
-/// How the node stands, as [`Metrics::node`] tells it.
+/// State of the node, for [`Metrics::node`].
 #[derive(Clone, Copy, Debug)]
 pub struct NodeState {
-    /// How long it took to bring it into line.
+    /// Duration of the sync.
     pub took: Duration,
-    /// How many problems there are.
+    /// Number of problems.
     pub problems: usize,
-    /// Pods can start.
+    /// Whether pods can start.
     pub takes_pods: bool,
 }
 
 impl Metrics {
-    /// No measurements yet.
+    /// Without measurements.
     pub fn new() -> Self {
         let metrics = Self::default();
         for result in [DONE, FAILED] {
@@ -129,8 +129,7 @@ impl Metrics {
         metrics
     }
 
-    /// Everything that is served: these families, those of the API if that is the source, those that are read from the
-    /// kernel.
+    /// Everything that is served: these families, those of the API if it is the source, and those read from the kernel.
     pub fn registry(&self, generation: u32, api: Option<&ApiMetrics>, kernel: Box<dyn KernelReader>) -> Registry {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
@@ -175,7 +174,7 @@ impl Metrics {
         registry.register("node_ready", "1 if pods can be started on this node", self.node_ready.clone());
     }
 
-    /// The tables were brought nearer to what is wanted.
+    /// Counts a round of reconciliation.
     pub fn reconciled(&self, writes: Writes) {
         if writes.done > 0 {
             self.operations.get_or_create(&DONE).inc_by(writes.done as u64);
@@ -186,7 +185,7 @@ impl Metrics {
         self.pending.set(writes.pending as i64);
     }
 
-    /// The control plane has changed.
+    /// Sets the state of the control plane.
     pub fn state(&self, state: ControlState) {
         self.synced.set(state.synced.into());
         self.services.set(state.services as i64);
@@ -196,7 +195,7 @@ impl Metrics {
         self.warnings.set(state.warnings as i64);
     }
 
-    /// The node was brought into line, as far as that went.
+    /// Counts a sync of the node, and sets its state.
     pub fn node(&self, state: NodeState) {
         let result = if state.problems == 0 { DONE } else { FAILED };
         self.node_syncs.get_or_create(&result).inc();

@@ -1,4 +1,4 @@
-//! The process itself, by the names that Prometheus' client libraries use.
+//! Metrics of the process, with the names used by Prometheus client libraries.
 
 use std::fmt;
 use std::fs;
@@ -14,11 +14,11 @@ use prometheus_client::{
 #[derive(Debug, Default)]
 pub(super) struct Process;
 
-/// What `/proc` tells of a process.
+/// Usage of resources, from `/proc`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Usage {
     cpu_seconds: f64,
-    /// Since 1970, as far as the clock was right when the machine was started.
+    /// Since 1970, as far as the clock was right at boot.
     start_seconds: f64,
     virtual_bytes: u64,
     resident_bytes: u64,
@@ -39,7 +39,7 @@ impl Collector for Process {
             let size = ConstGauge::new(usage.virtual_bytes);
             one("process_virtual_memory_bytes", "Virtual memory size in bytes.", &size)?;
         }
-        // The descriptor that reads the directory isn't one that stays.
+        // Excludes the descriptor that reads the directory.
         if let Ok(open) = fs::read_dir("/proc/self/fd") {
             let open = ConstGauge::new(open.count().saturating_sub(1) as u64);
             one("process_open_fds", "Number of open file descriptors.", &open)?;
@@ -58,9 +58,9 @@ fn usage() -> Option<Usage> {
     parse(&stat, &kernel, variable(SysconfVar::CLK_TCK)?, variable(SysconfVar::PAGE_SIZE)?)
 }
 
-/// By `proc_pid_stat(5)` and the line `btime` of `proc_stat(5)`.
+/// Parses `proc_pid_stat(5)` and the line `btime` of `proc_stat(5)`.
 fn parse(stat: &str, kernel: &str, ticks_a_second: u64, page_size: u64) -> Option<Usage> {
-    // The second field, the program's name, may have spaces and parentheses; fields are counted from 1.
+    // The second field, the program's name, may contain spaces and parentheses; fields are counted from 1.
     let fields: Vec<u64> =
         stat.rsplit_once(')')?.1.split_whitespace().map(|field| field.parse().unwrap_or_default()).collect();
     let field = |number: usize| fields.get(number - 3).copied();
@@ -74,7 +74,7 @@ fn parse(stat: &str, kernel: &str, ticks_a_second: u64, page_size: u64) -> Optio
     })
 }
 
-/// The limit that is in force, of `/proc/self/limits`.
+/// The soft limit, from `/proc/self/limits`.
 fn descriptors(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_is_read_whatever_the_programs_name() {
+    fn parses_proc_for_any_program_name() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 150 50 0 0 20 0 3 0 12345 4096000 250 184467 1 1";
         let parsed = parse(stat, "cpu 1 2\nbtime 1700000000\nprocesses 5\n", 100, 4096).unwrap();
         assert_eq!((parsed.cpu_seconds, parsed.start_seconds), (2.0, 1_700_000_123.45));

@@ -7,17 +7,17 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::http::{Answer, Answering, Places, Server};
 
-/// What scrapers know the text by.
+/// Content type by which scrapers recognise the format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How many connections there are at once: from the node itself, and from elsewhere.
+/// Maximum number of connections: from the node itself, and from elsewhere.
 const OWN_CONNECTIONS: usize = 16;
 const OTHER_CONNECTIONS: usize = 32;
 
-/// Serves `/metrics`, on a thread of its own.
+/// Serves `/metrics` on a thread of its own.
 #[derive(Debug)]
 pub struct Listener {
-    /// Taken when it ends.
+    /// Taken on drop.
     runtime: Option<Runtime>,
     registry: Arc<Registry>,
     places: Places,
@@ -27,17 +27,17 @@ pub struct Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Without waiting, which an asynchronous caller mustn't.
+            // Without waiting, which isn't allowed in asynchronous code.
             runtime.shutdown_background();
         }
     }
 }
 
 impl Listener {
-    /// Begins to serve, if there is an address. That it can't be had is a problem, no error.
+    /// Starts serving, if there is an address. An unavailable address is a problem, not an error.
     ///
     /// # Errors
-    /// If there can be no thread.
+    /// If the thread can't be started.
     pub fn start(registry: Registry, address: Option<SocketAddr>) -> io::Result<Self> {
         let places = Places::new(OWN_CONNECTIONS, OTHER_CONNECTIONS);
         let mut listener = Self { runtime: None, registry: Arc::new(registry), places, server: None };
@@ -56,7 +56,7 @@ impl Listener {
         Server::start(runtime.handle(), address, &self.places, answering)
     }
 
-    /// Tries again what failed before.
+    /// Retries after a failure.
     pub fn retry(&mut self) {
         if let (Some(runtime), Some((address, Err(_)))) = (&self.runtime, &self.server) {
             let address = *address;
@@ -64,7 +64,7 @@ impl Listener {
         }
     }
 
-    /// Why nothing is served, for people.
+    /// Why nothing is served, in readable form.
     pub fn problem(&self) -> Option<String> {
         let (address, server) = self.server.as_ref()?;
         let error = server.as_ref().err()?;

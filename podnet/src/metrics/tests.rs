@@ -1,4 +1,4 @@
-//! The text that is served: parsed back, and compared with what the documents, the dashboard and the alerts speak of.
+//! The exposed text, parsed and compared with the metrics in the documentation, the dashboard and the alerts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _, Write as _};
@@ -27,7 +27,7 @@ impl KernelReader for FakeKernel {
     }
 }
 
-/// Families that are told, with a measurement in each.
+/// The exposed text, with a measurement in each family.
 fn text() -> String {
     let (metrics, api) = (Metrics::new(), ApiMetrics::new());
     metrics.fills.set_entries(tables::CONNTRACK, 7);
@@ -53,7 +53,7 @@ fn text() -> String {
     text
 }
 
-/// A family as its lines tell it.
+/// A family, parsed from its lines.
 #[derive(Debug, Default)]
 struct Parsed {
     help: String,
@@ -62,8 +62,8 @@ struct Parsed {
     samples: BTreeMap<String, f64>,
 }
 
-/// Reads OpenMetrics, strictly where Prometheus is strict: each family in one piece, with HELP and TYPE first, no sample
-/// twice, names by the family's type, and an end.
+/// Parses OpenMetrics, as strictly as Prometheus does: each family in one piece, with HELP and TYPE first, no duplicate
+/// samples, names that match the family's type, and an end.
 fn parse(text: &str) -> BTreeMap<String, Parsed> {
     let mut families: BTreeMap<String, Parsed> = BTreeMap::new();
     let mut current = String::new();
@@ -103,7 +103,7 @@ fn parse(text: &str) -> BTreeMap<String, Parsed> {
 }
 
 #[test]
-fn the_text_can_be_parsed_and_every_family_explains_itself() {
+fn text_is_valid_and_every_family_has_help() {
     let text = text();
     for (name, family) in parse(&text) {
         assert!(family.help.len() > 10 && family.help.ends_with('.'), "{name}: {:?}", family.help);
@@ -118,7 +118,7 @@ fn the_text_can_be_parsed_and_every_family_explains_itself() {
 }
 
 #[test]
-fn what_was_measured_is_there() {
+fn text_has_all_measurements() {
     let families = parse(&text());
     let sample = |series: &str| families.values().find_map(|family| family.samples.get(series)).copied();
     for (series, value) in [
@@ -152,7 +152,7 @@ fn what_was_measured_is_there() {
 }
 
 #[test]
-fn counters_that_cannot_be_read_cost_only_themselves() {
+fn unreadable_counters_hide_no_other_families() {
     let mut text = String::new();
     encode(&mut text, &Metrics::new().registry(0, None, Box::new(FakeKernel(None)))).unwrap();
     let families = parse(&text);
@@ -176,7 +176,7 @@ fn labels_are_few_and_fixed() {
     }
 }
 
-/// All names by which queries may ask for what is served.
+/// All names of series that queries may use.
 fn names() -> BTreeSet<String> {
     let families = parse(&text());
     families
@@ -187,7 +187,7 @@ fn names() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_document_has_every_family_and_no_other() {
+fn documentation_has_exactly_the_families() {
     let document = include_str!("../../../docs/metrics.md");
     let told: BTreeSet<String> = document
         .lines()
@@ -206,13 +206,13 @@ fn the_document_has_every_family_and_no_other() {
     assert_eq!(told, served);
 }
 
-/// The names of families in a text that speaks PromQL, in their order.
+/// Names of families in a text with PromQL, in order of appearance.
 fn spoken_of(text: &str) -> Vec<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     words.filter(|word| ["podnet_", "process_"].iter().any(|prefix| word.starts_with(prefix))).collect()
 }
 
-/// All texts in a document.
+/// All strings in a document.
 fn texts(value: &serde_json::Value) -> Vec<&str> {
     match value {
         serde_json::Value::String(text) => vec![text],
@@ -223,7 +223,7 @@ fn texts(value: &serde_json::Value) -> Vec<&str> {
 }
 
 #[test]
-fn dashboard_and_alerts_ask_for_what_is_served() {
+fn dashboard_and_alerts_use_existing_series() {
     let names = names();
     let dashboard: serde_json::Value =
         serde_json::from_str(include_str!("../../../deploy/grafana-dashboard.json")).unwrap();
@@ -232,7 +232,7 @@ fn dashboard_and_alerts_ask_for_what_is_served() {
         let asked: Vec<_> = texts(document).into_iter().flat_map(spoken_of).collect();
         assert!(asked.len() > 8, "{asked:?}");
         for name in asked {
-            // Sentences name histograms as they are, queries their parts.
+            // Prose names a histogram itself, queries its series.
             let parts = [name.to_owned(), format!("{name}_count")];
             assert!(parts.iter().any(|part| names.contains(part)), "{name} is not served");
         }
@@ -250,7 +250,7 @@ fn dashboard_and_alerts_ask_for_what_is_served() {
         for part in ["summary", "runbook"] {
             assert!(rule["annotations"][part].as_str().is_some_and(|text| text.len() > 20), "{rule} lacks its {part}");
         }
-        // Reasons by which drops are chosen exist.
+        // Reasons by which drops are selected exist.
         let reasons = query.split_once("reason=~\"").map(|(_, rest)| rest.split('"').next().unwrap());
         for reason in reasons.into_iter().flat_map(|reasons| reasons.split('|')) {
             assert!(Reason::ALL.iter().any(|known| known.name() == reason), "{reason}");
@@ -268,7 +268,7 @@ fn get(address: SocketAddr, path: &str) -> String {
 }
 
 #[test]
-fn the_listener_serves_the_text_and_a_busy_port_is_a_problem_until_it_is_free() {
+fn listener_serves_the_text_and_retries_a_busy_port() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let registry = || Metrics::new().registry(0, None, Box::new(FakeKernel(Some(vec![0; COUNTERS]))));

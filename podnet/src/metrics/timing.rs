@@ -1,8 +1,8 @@
-//! Durations of milliseconds.
+//! Histograms of durations in milliseconds.
 
 use prometheus_client::metrics::histogram::Histogram;
 
-/// How long something took that commonly takes milliseconds.
+/// Duration of an operation that usually takes milliseconds.
 #[derive(Clone, Debug)]
 pub(super) struct Timing(pub(super) Histogram);
 
