@@ -1,8 +1,8 @@
-//! A small HTTP server, for health and metrics: one answer a connection, and little time for each.
+//! A small HTTP server for health and metrics: one response per connection, within a short time.
 //!
-//! Whoever connects gets a place, if need be that of a connection which has waited longer, so that clients which are slow,
-//! silent or many keep nobody out ([`Crowd`]). What comes from the node itself, such as the kubelet's probes, comes by
-//! its loopback interface, and has a socket with a queue of its own and places of its own.
+//! Each new connection gets a place, if necessary that of an older one, so slow, silent or numerous clients don't lock
+//! others out ([`Crowd`]). Connections from the node itself, such as the kubelet's probes, arrive on the loopback
+//! interface, and have a socket with a separate queue and separate places.
 
 mod crowd;
 #[cfg(test)]
@@ -45,32 +45,32 @@ use tokio::{
 
 use crowd::{Crowd, Place};
 
-/// How long the head of a request may take to come.
+/// Time limit for the head of a request.
 const HEAD_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a connection may take as a whole, which bounds how slowly an answer may be read.
+/// Time limit for a connection as a whole, which bounds how slowly a response may be read.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the head of a request may be, in bytes: the least that hyper takes.
+/// Maximum length of the head of a request, in bytes: the smallest limit that hyper allows.
 const REQUEST_MAX: usize = 8192;
-/// How soon accepting is tried again where the process has no descriptors for it.
+/// Pause before accepting again when the process has run out of file descriptors.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     /// The HTTP status.
     pub(crate) status: u16,
-    /// What the body is.
+    /// Content type of the body.
     pub(crate) content_type: &'static str,
     /// The body.
     pub(crate) body: String,
-    /// Another header.
+    /// An additional header.
     pub(crate) header: Option<(&'static str, usize)>,
 }
 
-/// Answers a path.
+/// Returns the response for a path.
 pub(crate) type Answering = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
 
-/// How many connections servers have at once, together.
+/// Maximum number of connections of all servers together.
 #[derive(Clone, Debug)]
 pub(crate) struct Places {
     /// From the node itself.
@@ -80,8 +80,8 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Room for so many from the node itself, and so many from elsewhere; less if that were more than an eighth of the
-    /// files that the process may open.
+    /// Places for `own` connections from the node itself, and `others` from elsewhere; fewer if that would exceed an
+    /// eighth of the files that the process may open.
     pub(crate) fn new(own: usize, others: usize) -> Self {
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
         let fit = |wanted: usize| Crowd::new(wanted.min(usize::try_from(files / 8).unwrap_or(usize::MAX)));
@@ -102,7 +102,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Listens at an address, and answers on a runtime.
+    /// Listens on an address, and responds on a runtime.
     pub(crate) fn start(
         runtime: &Handle,
         address: SocketAddr,
@@ -124,13 +124,14 @@ impl Server {
     }
 }
 
-/// Two sockets that listen: for whoever comes, and for what comes by the loopback interface, which the kernel gives to
-/// the socket that is bound to it. The unspecified address stands for all addresses of both families, where the kernel
+/// Two listening sockets: one for all connections, and one bound to the loopback interface, to which the kernel gives
+/// the connections that arrive there. The unspecified address stands for all addresses of both families, if the kernel
 /// has both.
 fn listeners(address: SocketAddr) -> io::Result<[std::net::TcpListener; 2]> {
     let both = |address| {
         let both = [open(address, None)?, open(address, Some("lo"))?];
-        // Among sockets that share a port the kernel takes the first that it finds, among others the one that fits best.
+        // Among sockets with SO_REUSEPORT the kernel takes the first that it finds, otherwise the one that matches
+        // best.
         both.iter().try_for_each(|listener| setsockopt(listener, sockopt::ReusePort, &false))?;
         Ok(both)
     };
@@ -149,7 +150,7 @@ fn open(address: SocketAddr, interface: Option<&str>) -> io::Result<std::net::Tc
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    // Without it two sockets can't have one port, not even if one of them is bound to an interface.
+    // Without it two sockets can't share a port, even if one of them is bound to an interface.
     setsockopt(&socket, sockopt::ReusePort, &true)?;
     if let Some(interface) = interface {
         setsockopt(&socket, sockopt::BindToDevice, &OsString::from(interface))?;
@@ -162,7 +163,7 @@ fn open(address: SocketAddr, interface: Option<&str>) -> io::Result<std::net::Tc
     Ok(socket.into())
 }
 
-/// Serves until the task is aborted, which ends the connections too.
+/// Serves until the task is aborted, which also closes the connections.
 async fn serve(listener: TcpListener, crowd: Crowd, answering: Answering) {
     let mut connections = JoinSet::new();
     loop {
@@ -173,34 +174,34 @@ async fn serve(listener: TcpListener, crowd: Crowd, answering: Answering) {
                 let crowded = place.is_anothers();
                 connections.spawn(converse(stream, place, answering.clone()));
                 if crowded {
-                    // What those who are here have sent is looked at before more of them have to go.
+                    // Requests of present connections are read before more of these have to give way.
                     yield_now().await;
                 }
             }
             Err(error) if is_shortage(&error) => {
-                // One more has to end first, which takes a moment.
+                // Another connection must be closed first, which takes a moment.
                 let pause = if crowd.end_one() { Duration::from_millis(1) } else { RETRY_INTERVAL };
                 sleep(pause).await;
             }
-            // A client that went away while it waited.
+            // A client that left while it was waiting.
             Err(_) => {}
         }
     }
 }
 
-/// Whether there is no room for another socket in the process or in the kernel.
+/// Whether the process or the kernel has no room for another socket.
 fn is_shortage(error: &io::Error) -> bool {
     [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM]
         .map(|e| e as i32)
         .contains(&error.raw_os_error().unwrap_or(0))
 }
 
-/// Gives a client its answer, unless it takes too long or its place is needed.
+/// Sends a client its response, unless it takes too long or its place is needed.
 async fn converse(stream: TcpStream, mut place: Place, answering: Answering) {
     let respond = service_fn(move |request: Request<_>| {
         std::future::ready(Ok::<_, Infallible>(response(answering(request.uri().path()))))
     });
-    // Until something comes, a connection costs little more than its socket.
+    // Until data arrives, a connection costs little more than its socket.
     let silent = tokio::select! {
         biased;
         readable = stream.readable() => readable.is_err(),
@@ -218,12 +219,12 @@ async fn converse(stream: TcpStream, mut place: Place, answering: Answering) {
         .serve_connection(TokioIo::new(stream), respond);
     tokio::select! {
         biased;
-        // A client that goes away is no error of ours.
+        // A client that leaves is no error of the server.
         _ = &mut connection => return,
         () = place.over() => {}
         () = sleep(PATIENCE) => {}
     }
-    // Or else the kernel would keep what the client doesn't read.
+    // Otherwise the kernel would keep data that the client doesn't read.
     let _ = connection.into_parts().io.into_inner().set_zero_linger();
 }
 

@@ -1,4 +1,4 @@
-//! What the servers answer, as kube-proxy does (pkg/proxy/healthcheck in Kubernetes). Pure.
+//! Responses of the servers, the same as kube-proxy's (pkg/proxy/healthcheck in Kubernetes). Pure.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,19 +6,19 @@ use serde_json::json;
 
 use crate::{http::Answer, select::HealthCheck};
 
-/// How many endpoints stand behind an answer.
+/// Header with the number of local endpoints.
 const WEIGHT: &str = "x-load-balancing-endpoint-weight";
 
-/// The node's health at one moment.
+/// State of the node at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// The present.
+    /// The current time.
     pub now: SystemTime,
-    /// Whether the datapath is as it should be, or not for long otherwise.
+    /// Whether the datapath is up to date, or has been behind only briefly.
     pub healthy: bool,
-    /// When it was last as it should be.
+    /// When it was last up to date.
     pub updated: SystemTime,
-    /// Whether the node is here to stay, so that connections may be sent to it.
+    /// Whether the node isn't leaving, so new connections may be sent to it.
     pub eligible: bool,
 }
 
@@ -28,7 +28,7 @@ fn status(ok: bool) -> u16 {
     if ok { 200 } else { 503 }
 }
 
-/// The answer for a path of the node's own server.
+/// The response of the node's own server for a path.
 pub(super) fn node(path: &str, moment: &Moment) -> Answer {
     let Moment { now, healthy, updated, eligible } = *moment;
     let updated = rfc3339(if healthy { now } else { updated });
@@ -44,7 +44,7 @@ pub(super) fn node(path: &str, moment: &Moment) -> Answer {
     Answer { status, content_type: JSON, body: body.to_string(), header: None }
 }
 
-/// The answer of a service's server, for any path.
+/// The response of a service's server, for any path.
 pub(super) fn service(check: &HealthCheck, healthy: bool) -> Answer {
     let body = json!({
         "service": {"namespace": check.service.namespace, "name": check.service.name},
@@ -56,11 +56,11 @@ pub(super) fn service(check: &HealthCheck, healthy: bool) -> Answer {
     Answer { status: status(ok), content_type: JSON, body: body.to_string(), header }
 }
 
-/// A time of UTC with seconds (RFC 3339).
+/// A UTC time with a resolution of seconds (RFC 3339).
 fn rfc3339(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // The Gregorian calendar repeats every 146,097 days. Years that begin in March have the leap day at their end.
+    // The Gregorian calendar repeats every 146,097 days. In years that begin in March the leap day is the last day.
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_written_as_people_read_them() {
+    fn times_are_formatted_as_rfc_3339() {
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_399, "2000-02-28T23:59:59Z"),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_node_is_asked_whether_it_takes_connections_or_whether_it_lives() {
+    fn healthz_reports_eligibility_and_livez_liveness() {
         let moment = |healthy, eligible| Moment { now: at(120), healthy, updated: at(60), eligible };
         for (path, healthy, eligible, status) in [
             ("/healthz", true, true, 200),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_healthy_where_it_has_endpoints_and_a_proxy() {
+    fn service_is_healthy_with_local_endpoints_and_a_healthy_proxy() {
         for (local_endpoints, healthy, status) in [(2, true, 200), (0, true, 503), (2, false, 503)] {
             let service_name = ObjectName { namespace: "shop".into(), name: "web".into() };
             let answer = service(&HealthCheck { port: 1, service: service_name, local_endpoints }, healthy);

@@ -1,9 +1,8 @@
-//! The servers that tell others how this node is: `/healthz` and `/livez` for who sends connections here or restarts
-//! the daemon, and a port for each service with a `healthCheckNodePort`, for its load balancer.
+//! The health servers: `/healthz` and `/livez`, for load balancers and for probes that restart the daemon, and a port
+//! for each service with a `healthCheckNodePort`, for its load balancer.
 //!
-//! They have a thread of their own, so that they answer also while the daemon is busy, and say so when it is for too
-//! long. The daemon tells them how it stands by [`Health::report`] and which services ask for a port by
-//! [`Servers::settle`].
+//! They run on a thread of their own, so that they respond even while the daemon is busy, and report it if that lasts
+//! too long. The daemon sets its condition by [`Health::report`], and the services with a port by [`Servers::settle`].
 
 mod answer;
 #[cfg(test)]
@@ -27,49 +26,49 @@ use crate::{
     status::HealthStatus,
 };
 
-/// How long the datapath may be other than it should be until that counts: kube-proxy's measure.
+/// How long the datapath may be out of date before the node is unhealthy; the same as in kube-proxy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many connections the servers have at once: from the node itself, and from elsewhere.
+/// Maximum number of connections of all servers: from the node itself, and from elsewhere.
 const OWN_CONNECTIONS: usize = 256;
 const OTHER_CONNECTIONS: usize = 1024;
 
-/// How the daemon stands.
+/// Condition of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
     /// The node's part of the datapath is set up.
     pub ready: bool,
-    /// The tables are as they should be, as far as is known.
+    /// The tables are up to date, as far as is known.
     pub current: bool,
-    /// The node is on its way out.
+    /// The node is leaving the cluster.
     pub leaving: bool,
 }
 
-/// The node's health, as it was last reported.
+/// The node's health, as last reported.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// Whether the datapath has ever worked: before, this node takes no connections.
+    /// Whether the datapath has ever worked: before that, this node takes no connections.
     worked: bool,
-    /// Since when it hasn't been as it should be.
+    /// Since when it has been out of date.
     behind: Option<Instant>,
-    /// When it was last as it should be.
+    /// When it was last up to date.
     updated: SystemTime,
-    /// When the last report came.
+    /// When the last report arrived.
     heard: Instant,
     leaving: bool,
 }
 
 impl Health {
-    /// At the daemon's start. `adopted`: an earlier daemon's datapath works.
+    /// State at the daemon's start. `adopted`: the datapath of an earlier daemon works.
     pub fn new(adopted: bool, now: Instant) -> Self {
         let (behind, updated) = (Some(now), SystemTime::now());
         Self(Arc::new(Mutex::new(State { worked: adopted, behind, updated, heard: now, leaving: false })))
     }
 
-    /// Takes note of how the daemon stands, which it is to say every few seconds.
+    /// Reports the condition of the daemon; expected every few seconds.
     pub fn report(&self, condition: Condition, now: Instant) {
         let mut state = self.state();
         let good = condition.ready && condition.current;
@@ -82,7 +81,7 @@ impl Health {
         state.leaving = condition.leaving;
     }
 
-    /// How it is now.
+    /// State at `now`.
     pub fn moment(&self, now: Instant) -> Moment {
         let state = self.state();
         let recent = |since: Instant| now.saturating_duration_since(since) < PATIENCE;
@@ -98,13 +97,13 @@ impl Health {
 /// All servers.
 #[derive(Debug)]
 pub struct Servers {
-    /// Taken when they end.
+    /// Taken on drop.
     runtime: Option<Runtime>,
     places: Places,
     health: Health,
     node: Option<(SocketAddr, io::Result<Server>)>,
     services: BTreeMap<u16, ServiceServer>,
-    /// Services that want a port that another one has.
+    /// Services whose port another service has.
     refused: Vec<String>,
 }
 
@@ -117,18 +116,18 @@ struct ServiceServer {
 impl Drop for Servers {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Without waiting, which an asynchronous caller mustn't.
+            // Without waiting, which isn't allowed in asynchronous code.
             runtime.shutdown_background();
         }
     }
 }
 
 impl Servers {
-    /// Starts the thread, and the node's own server if it has an address. That it can't be had is no error but a
-    /// problem.
+    /// Starts the thread, and the node's own server if it has an address. An unavailable address is a problem, not an
+    /// error.
     ///
     /// # Errors
-    /// If there can be no thread.
+    /// If the thread can't be started.
     pub fn start(health: Health, address: Option<SocketAddr>) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("health").enable_all().build()?;
         let places = Places::new(OWN_CONNECTIONS, OTHER_CONNECTIONS);
@@ -136,7 +135,7 @@ impl Servers {
         Ok(Self { runtime: Some(runtime), places, health, node, services: BTreeMap::new(), refused: Vec::new() })
     }
 
-    /// Has exactly these services served; and tries again what failed before.
+    /// Serves exactly these services, and retries what failed before.
     pub fn settle(&mut self, checks: impl IntoIterator<Item = HealthCheck>) {
         let Some(runtime) = self.runtime.as_ref().map(Runtime::handle) else { return };
         if let Some((address, server)) = self.node.as_mut().filter(|(_, server)| server.is_err()) {
@@ -155,7 +154,7 @@ impl Servers {
             }
         }
         let kept: Vec<_> = wanted.into_iter().map(|(port, check)| (check, before.remove(&port))).collect();
-        // Sockets are closed before others are opened.
+        // Closes sockets before others are opened.
         drop(before);
         for (check, before) in kept {
             let port = check.port;
@@ -170,7 +169,7 @@ impl Servers {
         }
     }
 
-    /// What couldn't be served, for people.
+    /// Servers that couldn't be started, in readable form.
     pub fn problems(&self) -> Vec<String> {
         let failed = |server: &ServiceServer| {
             let error = server.server.as_ref().err()?;
@@ -183,7 +182,7 @@ impl Servers {
         self.services.values().filter_map(failed).chain(self.refused.iter().cloned()).collect()
     }
 
-    /// How they stand, for `podnet status`.
+    /// Status of the servers, for `podnet status`.
     pub fn status(&self) -> HealthStatus {
         HealthStatus {
             address: self.node.as_ref().map(|(address, _)| address.to_string()),

@@ -1,4 +1,4 @@
-//! The servers with real sockets.
+//! The servers, with real sockets.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use crate::model::ObjectName;
 
 const GOOD: Condition = Condition { ready: true, current: true, leaving: false };
 
-/// A port that nobody has at this moment.
+/// A port that is free at the moment.
 fn free_port() -> u16 {
     TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
 }
@@ -39,7 +39,7 @@ fn status(host: &str, port: u16, path: &str) -> Option<u16> {
 }
 
 #[test]
-fn the_datapath_is_unhealthy_when_it_is_behind_for_too_long_or_nothing_is_heard() {
+fn datapath_is_unhealthy_if_out_of_date_or_unreported_for_too_long() {
     let start = Instant::now();
     let at = |seconds| start + Duration::from_secs(seconds);
     let moment = |health: &Health, seconds| health.moment(at(seconds)).healthy;
@@ -73,7 +73,7 @@ fn the_datapath_is_unhealthy_when_it_is_behind_for_too_long_or_nothing_is_heard(
 }
 
 #[test]
-fn the_nodes_server_answers_on_both_families() {
+fn node_server_responds_in_both_families() {
     let (health, port) = (healthy(), free_port());
     let servers = Servers::start(health.clone(), Some(SocketAddr::from(([0, 0, 0, 0], port)))).unwrap();
     for host in ["127.0.0.1", "::1"] {
@@ -90,7 +90,7 @@ fn the_nodes_server_answers_on_both_families() {
 }
 
 #[test]
-fn services_ports_come_change_and_go() {
+fn ports_of_services_are_opened_changed_and_closed() {
     let (health, port, other) = (healthy(), free_port(), free_port());
     let mut servers = Servers::start(health.clone(), None).unwrap();
     servers.settle([check("web", port, 2)]);
@@ -117,7 +117,7 @@ fn services_ports_come_change_and_go() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
+fn busy_port_is_a_problem_until_it_is_free() {
     let taken = TcpListener::bind("[::]:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let mut servers = Servers::start(healthy(), Some(SocketAddr::from(([127, 0, 0, 1], port)))).unwrap();
@@ -135,7 +135,7 @@ fn a_port_that_is_taken_is_a_problem_until_it_is_free() {
 }
 
 #[test]
-fn silent_clients_keep_nobody_out_and_are_let_go() {
+fn silent_clients_lock_no_others_out_and_are_disconnected() {
     let (health, port) = (healthy(), free_port());
     let _servers = Servers::start(health, Some(SocketAddr::from(([127, 0, 0, 1], port)))).unwrap();
     let silent: Vec<_> = (0..300).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();

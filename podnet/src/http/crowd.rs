@@ -1,8 +1,9 @@
-//! The connections that a group of servers has open, and which of them gives way to another.
+//! The open connections of a group of servers, and which of them gives way to a new one.
 //!
-//! A connection is always taken in. When there are as many as may be, the oldest of the source that has most is ended for
-//! it. So a source that opens many takes places from itself, and where many sources have one each, the one that has waited
-//! longest without being served goes. Pure but for the channel by which a connection learns that it is over.
+//! A new connection is always accepted. If the maximum is reached, the oldest connection of the source with the most
+//! connections is closed for it. So a source with many connections takes places from itself, and among many sources
+//! with one connection each, the one that has waited longest without a response is closed. Pure, except for the channel
+//! that tells a connection to close.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +13,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// Whom connections are counted for: an IPv4 address, or 64 bits of an IPv6 one, since whoever has one of these
-/// addresses has all of them.
+/// The source for which connections are counted: an IPv4 address, or the upper 64 bits of an IPv6 address, since the
+/// holder of one address of such a network has all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Origin(IpAddr);
 
@@ -26,21 +27,21 @@ impl From<IpAddr> for Origin {
     }
 }
 
-/// Connections that share a bound.
+/// Connections with a common maximum.
 #[derive(Clone, Debug)]
 pub(super) struct Crowd(Arc<Mutex<Members>>);
 
 #[derive(Debug)]
 struct Members {
     most: usize,
-    /// The next connection's number.
+    /// Number of the next connection.
     next: u64,
-    /// By their numbers, hence the oldest first.
+    /// By number, hence oldest first.
     places: BTreeMap<u64, (Origin, oneshot::Sender<()>)>,
     origins: BTreeMap<Origin, BTreeSet<u64>>,
 }
 
-/// A connection's place, which it leaves when this is dropped.
+/// The place of a connection, released on drop.
 #[derive(Debug)]
 pub(super) struct Place {
     number: u64,
@@ -50,12 +51,12 @@ pub(super) struct Place {
 }
 
 impl Crowd {
-    /// With room for so many.
+    /// With room for `most` connections.
     pub(super) fn new(most: usize) -> Self {
         Self(Arc::new(Mutex::new(Members { most, next: 0, places: BTreeMap::new(), origins: BTreeMap::new() })))
     }
 
-    /// Takes in a connection of an address.
+    /// Adds a connection from an address.
     pub(super) fn enter(&self, ip: IpAddr) -> Place {
         let mut members = self.members();
         let anothers = members.places.len() >= members.most && members.end_one();
@@ -67,7 +68,7 @@ impl Crowd {
         Place { number, crowd: self.clone(), anothers, over }
     }
 
-    /// Ends a connection, so that what it holds can be used for another. Says whether there was one.
+    /// Closes a connection to release its resources. Returns whether there was one.
     pub(super) fn end_one(&self) -> bool {
         self.members().end_one()
     }
@@ -81,7 +82,7 @@ impl Members {
     fn end_one(&mut self) -> bool {
         let largest = self.origins.values().max_by_key(|numbers| (numbers.len(), std::cmp::Reverse(numbers.first())));
         let oldest = largest.and_then(|numbers| numbers.first().copied());
-        // The channel's end is the message.
+        // Closing the channel is the message.
         oldest.is_some_and(|number| self.remove(number))
     }
 
@@ -98,14 +99,14 @@ impl Members {
 }
 
 impl Place {
-    /// Whether another connection has given way to this one.
+    /// Whether this connection has replaced another.
     pub(super) fn is_anothers(&self) -> bool {
         self.anothers
     }
 
     /// Waits until the connection has to give way.
     pub(super) async fn over(&mut self) {
-        // Nothing is ever sent.
+        // Nothing is ever sent on this channel.
         let _ = (&mut self.over).await;
     }
 }
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_with_many_connections_gives_way_to_others_and_to_itself() {
+    fn source_with_the_most_connections_gives_way() {
         let crowd = Crowd::new(4);
         let mut quiet = crowd.enter(ip("192.0.2.1"));
         let mut loud: Vec<_> = (0..3).map(|_| crowd.enter(ip("::ffff:192.0.2.2"))).collect();
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn among_many_sources_the_oldest_connection_gives_way() {
+    fn oldest_connection_gives_way_among_many_sources() {
         let crowd = Crowd::new(3);
         let mut places: Vec<_> = (1..=4).map(|i| crowd.enter(ip(&format!("192.0.2.{i}")))).collect();
         assert_eq!(places.iter_mut().map(ended).collect::<Vec<_>>(), [true, false, false, false]);
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_leaves_nothing_behind() {
+    fn closed_connections_leave_nothing_behind() {
         let crowd = Crowd::new(2);
         assert!(!crowd.end_one());
         for i in 0..100u8 {

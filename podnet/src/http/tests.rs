@@ -1,5 +1,5 @@
-//! The server among clients that want to keep others out. All of them come by the loopback interface; sources elsewhere
-//! are in tests/netns/health.rs.
+//! The server under attack by clients that try to lock others out. All of them use the loopback interface; other
+//! sources are in tests/netns/health.rs.
 
 use std::{
     io::{Read as _, Write as _},
@@ -15,22 +15,22 @@ use tokio::{
 
 use super::*;
 
-/// How long a probe may wait for its answer.
+/// Time limit for the response to a probe.
 const PROBE: Duration = Duration::from_secs(1);
-/// How many connections those who want to keep others out try to have at once.
+/// Number of connections that attackers try to keep open.
 const ATTACKERS: usize = 400;
-/// What the server may have.
+/// Limits of the server.
 const OWN: usize = 100;
 
-/// What a client does with its connection.
+/// How a client uses its connection.
 #[derive(Clone, Copy, Debug)]
 enum Manner {
     Silent,
-    /// A byte at a time.
+    /// Sends a byte at a time.
     Slow,
     HugeHead,
     HugeBody,
-    /// Asks, and doesn't read the answer.
+    /// Sends a request, and doesn't read the response.
     NeverReading,
 }
 
@@ -41,7 +41,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// A server whose answer is `body` bytes long.
+    /// A server with a response body of `body` bytes.
     fn new(body: usize) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let body = "x".repeat(body);
@@ -55,7 +55,7 @@ impl Bench {
         Self { runtime, server, port }
     }
 
-    /// Asks once, which has to be answered in time.
+    /// Sends one request, which must be answered in time.
     fn probe(&self, host: IpAddr, why: &str) {
         let start = Instant::now();
         let ask = || -> io::Result<usize> {
@@ -72,7 +72,7 @@ impl Bench {
     }
 }
 
-/// Starts something at a port that is free at an address. Until it has it, a client of another test may take it.
+/// Starts a server on a free port of an address. Until the port is bound, a client of another test may take it.
 fn at_a_free_port<R>(host: IpAddr, mut start: impl FnMut(u16) -> io::Result<R>) -> (u16, R) {
     const TRIES: usize = 100;
     for _ in 0..TRIES {
@@ -85,12 +85,12 @@ fn at_a_free_port<R>(host: IpAddr, mut start: impl FnMut(u16) -> io::Result<R>) 
     panic!("no port stays free at {host}");
 }
 
-/// Connects again and again from an address, and each time does what keeps a connection longest.
+/// Connects repeatedly from an address, and holds each connection as long as possible.
 async fn attack(source: IpAddr, port: u16, manner: Manner) {
     loop {
-        // An error is the server's end of the connection.
+        // An error means that the server has closed the connection.
         let _ = once(source, port, manner).await;
-        // Not at once, or else it is the CPU that is short and not the server's patience.
+        // Paced, since otherwise the CPU would be the bottleneck instead of the server's limits.
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -122,7 +122,7 @@ async fn once(source: IpAddr, port: u16, manner: Manner) -> io::Result<()> {
         }
         Manner::NeverReading => {
             stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await?;
-            // Nothing is read, so the connection's end isn't noticed either.
+            // Nothing is read, so the end of the connection isn't noticed either.
             sleep(Duration::from_secs(1)).await;
         }
     }
@@ -130,7 +130,7 @@ async fn once(source: IpAddr, port: u16, manner: Manner) -> io::Result<()> {
 }
 
 #[test]
-fn a_probe_is_answered_in_time_whatever_others_do() {
+fn probe_is_answered_in_time_under_attack() {
     let one: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];
     let one_v6: Vec<IpAddr> = vec![Ipv6Addr::LOCALHOST.into()];
     let many: Vec<IpAddr> = (0..=250).map(|i| Ipv4Addr::new(127, 1, 2, i).into()).collect();
@@ -156,8 +156,8 @@ fn a_probe_is_answered_in_time_whatever_others_do() {
 }
 
 #[test]
-fn an_answer_that_is_not_read_is_given_up() {
-    // More than the kernel keeps for a connection.
+fn unread_response_is_abandoned() {
+    // More than the kernel buffers for a connection.
     let bench = Bench::new(8 << 20);
     let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, bench.port)).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -173,7 +173,7 @@ fn an_answer_that_is_not_read_is_given_up() {
 }
 
 #[test]
-fn what_the_node_itself_asks_is_accepted_from_a_queue_of_its_own() {
+fn local_connections_have_a_separate_queue() {
     for host in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         for at in [Ipv4Addr::UNSPECIFIED.into(), host] {
             let (port, [others, own]) = at_a_free_port(host, |port| listeners((at, port).into()));
