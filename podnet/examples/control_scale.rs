@@ -1,10 +1,10 @@
-//! What the control plane costs with many services: reading them from files, loading the tables, and one change after
-//! that. The tables are in memory, so this is the daemon's own part. Times are of this process's CPU.
+//! Cost of the control plane with many services: reading them from files, loading the tables, and then a single change.
+//! The tables are in memory, so this is the daemon's own part. Times are CPU time of this process.
 //!
 //!     cargo run --release -p podnet --example control_scale -- [services] [endpoints of each]
 //!
-//! Every fourth service has a NodePort and a load balancer's address, as long as there are NodePorts; of these some
-//! have source ranges, a local policy, affinity, or keep the client's address by direct server return.
+//! Every fourth service has a NodePort and a load balancer's address, while there are free NodePorts; some of these
+//! have source ranges, a local policy, affinity, or preserve the client's address by direct server return.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -18,11 +18,11 @@ use podnet::source::manifest::ManifestSource;
 use podnet_common::addr::Addr;
 use podnet_common::layout::{Affinity, AffinityKey, tables};
 
-/// How often each change is measured.
+/// Number of measurements of each change.
 const ROUNDS: u32 = 50;
-/// How many NodePorts there are.
+/// Number of NodePorts.
 const NODE_PORTS: u32 = 2768;
-/// The aims.
+/// Target values.
 const LOAD_MAX: Duration = Duration::from_secs(2);
 const CHANGE_MAX: Duration = Duration::from_millis(2);
 const RESIDENT_MAX: u64 = 150 << 20;
@@ -35,7 +35,7 @@ fn main() -> anyhow::Result<()> {
     Cluster::new(services, endpoints)?.measure()
 }
 
-/// What a service has.
+/// Features of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     ClusterIp,
@@ -157,7 +157,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// One endpoint of a service changes, again and again.
+    /// Changes one endpoint of a service repeatedly.
     fn measure_changes(
         &self,
         kind: Kind,
@@ -170,7 +170,7 @@ impl Cluster {
         let Some(&first) = services.first() else { return Ok(()) };
         let (mut total, mut longest) = (Duration::ZERO, Duration::ZERO);
         for round in 0..ROUNDS {
-            // What was replaced before rests no more.
+            // Ends the quarantine of what was replaced before.
             *now += 2 * GRACE;
             let service = services.get(round as usize % 7).copied().unwrap_or(first);
             self.write(service, round + 1)?;
@@ -186,7 +186,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A Service and its EndpointSlice, as `kubectl get -o yaml` would show them; `version` changes one endpoint.
+    /// A Service and its EndpointSlice, as printed by `kubectl get -o yaml`; `version` changes one endpoint.
     fn write(&self, service: u32, version: u32) -> anyhow::Result<()> {
         let [_, _, high, low] = service.to_be_bytes();
         let kind = Kind::of(service);
@@ -260,7 +260,7 @@ fn cpu() -> anyhow::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
 }
 
-/// Memory.
+/// An amount of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Mib(u64);
 

@@ -1,8 +1,8 @@
-//! Delays between attempts.
+//! Back-off.
 
 use std::time::Duration;
 
-/// A delay that doubles with each failure in a row.
+/// A delay that doubles with each consecutive failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -10,12 +10,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Begins with `first`, and never exceeds `longest`.
+    /// Starts with `first`, and never exceeds `longest`.
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest }
     }
 
-    /// The delay after this many failures in a row.
+    /// The delay after this number of consecutive failures.
     pub fn after(self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         self.first.saturating_mul(1 << doublings).min(self.longest)

@@ -1,7 +1,7 @@
-//! Puts the plugin where the container runtime looks for it, once pods can start, and takes it away again.
+//! Installs the plugin for the container runtime, once pods can start, and removes it.
 //!
-//! Runtimes take the first list of plugins by name, and containerd's watcher ignores files that appear or change their
-//! mode: so a file is written under another extension, renamed, and then written to once more.
+//! Runtimes take the first plugin list by name, and containerd's watcher ignores new files and changes of mode: so a
+//! file is written under another extension, renamed, and then written once more.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -16,16 +16,16 @@ use tracing::info;
 
 use crate::config::{Config, Install};
 
-/// The plugin's program; it is beside the daemon's.
+/// The plugin's program, in the directory of the daemon's.
 const PROGRAM: &str = "podnet-cni";
-/// How large it may be, in bytes.
+/// Maximum size of the program, in bytes.
 const PROGRAM_MAX: u64 = 1 << 30;
-/// The list of plugins. Runtimes sort by name, so this comes before most.
+/// The plugin list. Runtimes sort by name, so this comes before most.
 pub const LIST: &str = "05-podnet.conflist";
-/// Endings of files that runtimes read.
+/// Extensions of files that runtimes read.
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
-/// What could not be installed.
+/// A failed step of the installation.
 #[derive(Debug, Error)]
 #[error("cannot install the plugin: {what} {path}: {source}", path = path.display())]
 pub struct InstallError {
@@ -34,8 +34,8 @@ pub struct InstallError {
     source: io::Error,
 }
 
-/// Installs program and list where they differ from what they should be. Says which other list a runtime would take
-/// instead, if there is one.
+/// Installs program and list where they differ. Returns another list that a runtime would take instead, if there is
+/// one.
 ///
 /// # Errors
 /// [`InstallError`]; the list isn't installed without the program.
@@ -53,14 +53,14 @@ pub fn install(config: &Config, install: &Install) -> Result<Option<PathBuf>, In
     Ok(first.filter(|first| *first != list))
 }
 
-/// Whether a list has the runtime call another plugin of this type beside podnet's.
+/// Whether a list chains another plugin of this type with podnet's.
 pub fn chains(list: &Path, plugin: &str) -> bool {
     let parsed = files::read(list, files::OWN_MAX).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     let plugins = parsed.as_ref().and_then(|list| list["plugins"].as_array()).map(Vec::as_slice).unwrap_or_default();
     [PROGRAM, plugin].iter().all(|wanted| plugins.iter().any(|plugin| plugin["type"] == **wanted))
 }
 
-/// Removes both. Says what was removed.
+/// Removes both. Returns what was removed.
 ///
 /// # Errors
 /// [`InstallError`] for the first that can't be removed.
@@ -76,7 +76,7 @@ pub fn remove(install: &Install) -> Result<Vec<PathBuf>, InstallError> {
     Ok(removed)
 }
 
-/// The list: what differs from the plugin's defaults is said.
+/// Content of the list; settings with the plugin's default are omitted.
 fn list_text(config: &Config) -> String {
     let mut plugin = Map::new();
     plugin.insert("type".into(), PROGRAM.into());
@@ -90,13 +90,13 @@ fn list_text(config: &Config) -> String {
             plugin.insert(key.into(), value.display().to_string().into());
         }
     }
-    // Runtimes that know `cniVersions` take the newest of them that they know; older ones refuse a newer `cniVersion`.
+    // Runtimes that support `cniVersions` take the newest that they support; older ones reject an unknown `cniVersion`.
     let versions = ["1.0.0", "1.1.0"];
     let list = json!({ "cniVersion": versions[0], "cniVersions": versions, "name": "podnet", "plugins": [plugin] });
     format!("{list:#}\n")
 }
 
-/// Gives a file this content, by renaming a finished one. Says whether it had another.
+/// Replaces the content of a file by renaming a complete one. Returns whether it had a different content.
 fn place(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError> {
     if files::read(path, PROGRAM_MAX).is_ok_and(|there| there == content) {
         return Ok(false);
@@ -116,7 +116,7 @@ fn place(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError> {
     Ok(true)
 }
 
-/// The files in a directory that runtimes read.
+/// The plugin lists in a directory.
 fn lists(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let paths = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     let read = |path: &PathBuf| path.extension().and_then(OsStr::to_str).is_some_and(|end| ENDINGS.contains(&end));
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_says_only_what_is_not_the_default() {
+    fn list_omits_defaults() {
         let list = |rest: &str| {
             let config = Config::parse(&format!("node: n\nmanifests: /m\n{rest}")).unwrap();
             serde_json::from_str::<Value>(&list_text(&config)).unwrap()
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_replaced_only_if_they_differ_and_never_half() {
+    fn files_are_replaced_only_if_they_differ_and_atomically() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/05-podnet.conflist");
         assert!(place(&path, b"one", 0o644).unwrap() && !place(&path, b"one", 0o644).unwrap());
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_comes_first_is_told_and_removal_leaves_it() {
+    fn earlier_list_is_reported_and_survives_removal() {
         let directory = tempfile::tempdir().unwrap();
         let install_at = Install { bin_dir: directory.path().join("bin"), conf_dir: directory.path().join("conf") };
         fs::create_dir(&install_at.conf_dir).unwrap();

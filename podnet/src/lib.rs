@@ -1,10 +1,9 @@
-//! The podnet daemon and its command line: Kubernetes objects in, tables of the datapath out.
+//! The podnet daemon and its command line: from Kubernetes objects to the tables of the datapath.
 //!
-//! From top to bottom: a [`source`] gives objects of the [`model`]; [`select`] makes [`frontend`]s of them, the seam
-//! between Kubernetes and the datapath; [`compile`] and [`reconcile`] bring the tables of the [`datapath`] into line.
-//! [`control`] holds these together, [`host`] is the node's own network, [`health`] answers those who ask how the node is,
-//! [`metrics`] those who want figures, [`install`] puts the plugin where runtimes look for it, and [`daemon`] is the loop
-//! around everything.
+//! From top to bottom: a [`source`] provides objects of the [`model`]; [`select`] turns them into [`frontend`]s, the
+//! seam between Kubernetes and the datapath; [`compile`] and [`reconcile`] make the tables of the [`datapath`] match.
+//! [`control`] connects these, [`host`] sets up the node's own network, [`health`] serves health checks and [`metrics`]
+//! metrics, [`install`] installs the plugin for the container runtime, and [`daemon`] is the event loop.
 
 mod async_fd;
 mod backoff;

@@ -1,9 +1,10 @@
-//! A table beside what it should hold.
+//! A table beside its desired contents.
 //!
-//! The daemon alone writes such a table, so it needs to read it only once: a [`Mirror`] knows what the table holds, and
-//! writes what differs. Two ways lead there. A table whose entries follow one by one from changes is worked off by key: keys
-//! are [marked](Mirror::mark), taken when they are [due](Mirror::take_due), and those that fail come back after a pause.
-//! A table that follows as a whole from one look at the node is [brought into line](Mirror::sync) at once.
+//! Only the daemon writes such a table, so it needs to read it only once: a [`Mirror`] knows the contents of the table
+//! and writes the differences. There are two ways to use it. If entries follow one by one from changes, they are
+//! processed by key: keys are [marked](Mirror::mark), taken when they are [due](Mirror::take_due), and retried after a
+//! delay if they fail. If a table follows as a whole from one snapshot of the node, it is [synced](Mirror::sync) at
+//! once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -14,84 +15,84 @@ use thiserror::Error;
 
 use crate::backoff::Backoff;
 
-/// After a key has failed.
+/// For keys that have failed.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
-/// An operation on a table that failed, and changed nothing.
+/// A failed operation on a table, without effect.
 #[derive(Debug, Error)]
 pub enum TableError {
-    /// There is no room.
+    /// The table is full.
     #[error("the table `{table}` is full: {advice}")]
     Full {
-        /// Its name.
+        /// Name of the table.
         table: &'static str,
-        /// What can be done.
+        /// Remedy.
         advice: &'static str,
     },
-    /// Another entry has to come or go first.
+    /// Another entry must be added or removed first.
     #[error("waiting for {0}")]
     Waits(String),
-    /// The kernel refused.
+    /// The kernel refused the operation.
     #[error("{operation} in the table `{table}`: {source}")]
     Io {
-        /// Its name.
+        /// Name of the table.
         table: &'static str,
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
 }
 
 /// The entries of a table.
 pub trait Entries<K, V> {
-    /// All of them, in any order.
+    /// All entries, in any order.
     ///
     /// # Errors
     /// If the kernel refuses.
     fn list(&self) -> Result<Vec<(K, V)>, TableError>;
 
-    /// Adds or replaces one.
+    /// Adds or replaces an entry.
     ///
     /// # Errors
-    /// If there is no room, or the kernel refuses.
+    /// If the table is full, or the kernel refuses.
     fn put(&mut self, key: &K, value: &V) -> Result<(), TableError>;
 
-    /// Removes one; that it isn't there is no error.
+    /// Removes an entry; a missing one is no error.
     ///
     /// # Errors
     /// If the kernel refuses.
     fn delete(&mut self, key: &K) -> Result<(), TableError>;
 }
 
-/// What [`Mirror::sync`] does first.
+/// Order of operations in [`Mirror::sync`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum First {
-    /// Additions and replacements: no entry is missing meanwhile.
+    /// Additions and replacements first: no entry is missing in between.
     Put,
-    /// Removals: they make room.
+    /// Removals first: they make room.
     Delete,
 }
 
-/// Something that has failed.
+/// A failed operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retry {
-    /// When it is tried again.
+    /// When it is retried.
     pub at: Instant,
-    /// When it failed first.
+    /// Time of the first failure.
     pub since: Instant,
-    /// How often it has failed.
+    /// Number of consecutive failures.
     pub failures: u32,
-    /// The last time, because the kernel refused; else for want of room.
+    /// The last failure was a refusal by the kernel, not a full table.
     pub refused: bool,
-    /// It is in the table, in a form that isn't the best.
+    /// The entry is in the table, but not in its best form.
     pub written: bool,
-    /// Why, the last time.
+    /// Reason of the last failure.
     pub reason: String,
 }
 
 impl Retry {
-    /// After a further failure.
+    /// Adds a failure to an earlier one, if any.
     pub fn after(earlier: Option<&Self>, error: &TableError, now: Instant) -> Self {
         let failures = earlier.map_or(0, |retry| retry.failures) + 1;
         let refused = matches!(error, TableError::Io { .. });
@@ -100,22 +101,22 @@ impl Retry {
     }
 }
 
-/// What a table holds, and what is still to be done about it.
+/// Contents of a table, and pending work.
 #[derive(Clone, Debug)]
 pub struct Mirror<K, V> {
     held: HashMap<K, V>,
-    /// Whether `held` is what the table holds.
+    /// Whether `held` matches the table.
     known: bool,
-    /// Keys that an earlier daemon left and that nothing has asked for yet.
+    /// Keys left by an earlier daemon that haven't been claimed yet.
     unclaimed: BTreeSet<K>,
-    /// Keys to be looked at.
+    /// Keys to be processed.
     dirty: BTreeSet<K>,
     /// Keys that have failed.
     retries: BTreeMap<K, Retry>,
 }
 
 impl<K, V> Default for Mirror<K, V> {
-    /// Of a table that hasn't been read yet.
+    /// A table that hasn't been read yet.
     fn default() -> Self {
         Self {
             held: HashMap::new(),
@@ -128,7 +129,7 @@ impl<K, V> Default for Mirror<K, V> {
 }
 
 impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
-    /// Takes over what an earlier daemon left.
+    /// Adopts the entries left by an earlier daemon.
     pub fn adopt(entries: impl IntoIterator<Item = (K, V)>) -> Self {
         let held: HashMap<K, V> = entries.into_iter().collect();
         Self { unclaimed: held.keys().copied().collect(), held, known: true, ..Self::default() }
@@ -139,7 +140,7 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         self.held.get(key)
     }
 
-    /// How many entries the table holds.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.held.len()
     }
@@ -154,33 +155,33 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         self.held.iter()
     }
 
-    /// An entry was written; what was there before.
+    /// Records a write. Returns the previous value.
     pub fn put(&mut self, key: K, value: V) -> Option<V> {
         self.held.insert(key, value)
     }
 
-    /// An entry was removed; what was there.
+    /// Records a removal. Returns the previous value.
     pub fn delete(&mut self, key: &K) -> Option<V> {
         self.held.remove(key)
     }
 
-    /// Has keys looked at.
+    /// Schedules keys for processing.
     pub fn mark(&mut self, keys: impl IntoIterator<Item = K>) {
         self.dirty.extend(keys);
     }
 
-    /// Keys that an earlier daemon left and that nothing has asked for yet.
+    /// Keys left by an earlier daemon that haven't been claimed yet.
     pub fn unclaimed(&self) -> &BTreeSet<K> {
         &self.unclaimed
     }
 
-    /// Something asks for a key.
+    /// Claims a key.
     pub fn claim(&mut self, key: &K) {
         self.unclaimed.remove(key);
     }
 
-    /// Takes the keys that are marked, and those whose pause is over. While the sources aren't `synced`, what an earlier
-    /// daemon left stays as it is, since what asks for it may not have been read yet.
+    /// Takes the marked keys, and those whose retry is due. Unless `synced`, entries of an earlier daemon stay
+    /// unchanged, since the objects that claim them may not have been read yet.
     pub fn take_due(&mut self, synced: bool, now: Instant) -> BTreeSet<K> {
         if synced {
             self.dirty.append(&mut self.unclaimed);
@@ -189,31 +190,32 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         std::mem::take(&mut self.dirty)
     }
 
-    /// A key is as it should be.
+    /// A key was processed successfully.
     pub fn done(&mut self, key: &K) {
         self.retries.remove(key);
     }
 
-    /// A key isn't as it should be: it is due again after a pause. `written`: the table has it, in a form that isn't the best.
+    /// A key has failed and will be retried after a delay. `written`: the entry is in the table, but not in its best
+    /// form.
     pub fn failed(&mut self, key: K, error: &TableError, written: bool, now: Instant) -> &Retry {
         let retry = Retry { written, ..Retry::after(self.retries.get(&key), error, now) };
         self.retries.entry(key).insert_entry(retry).into_mut()
     }
 
-    /// A key's last failure.
+    /// Last failure of a key.
     pub fn retry(&self, key: &K) -> Option<&Retry> {
         self.retries.get(key)
     }
 
-    /// Keys that have failed, and why.
+    /// Keys that have failed, with their failures.
     pub fn retries(&self) -> impl Iterator<Item = (&K, &Retry)> {
         self.retries.iter()
     }
 
-    /// Makes the table hold exactly what is wanted. After a failure it is read again the next time.
+    /// Makes the table match the desired contents exactly. After a failure it is read again by the next call.
     ///
     /// # Errors
-    /// The first failure; the rest is left as it was.
+    /// The first failure; the remaining entries are unchanged.
     pub fn sync(
         &mut self,
         wanted: &BTreeMap<K, V>,
@@ -267,7 +269,7 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
 mod tests {
     use super::*;
 
-    /// A table with room for two, which notes every write and can refuse them.
+    /// A table with room for two entries, which records every write and can refuse them.
     #[derive(Default)]
     struct Small {
         entries: BTreeMap<u8, char>,
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_written_in_the_order_that_the_table_needs() {
+    fn sync_writes_differences_in_the_given_order() {
         let mut table = Small { entries: [(1, 'a'), (2, 'b')].into(), ..Small::default() };
         let mut mirror = Mirror::default();
         assert_eq!(sync(&mut mirror, &[(1, 'a'), (2, 'c')], First::Put, &mut table), ["+2c"]);
@@ -326,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failure_the_table_is_read_again() {
+    fn table_is_read_again_after_a_failure() {
         let (mut table, mut mirror) = (Small::default(), Mirror::default());
         sync(&mut mirror, &[(1, 'a')], First::Put, &mut table);
         table.refuses = true;
@@ -338,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_fails_comes_back_later_each_time() {
+    fn failed_keys_are_retried_with_backoff() {
         let (mut mirror, start) = (Mirror::<u8, char>::default(), Instant::now());
         mirror.mark([1, 2]);
         assert_eq!(mirror.take_due(true, start), [1, 2].into());
@@ -357,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_adopted_stays_until_the_sources_are_synced() {
+    fn adopted_entries_stay_until_the_sources_are_synced() {
         let mut mirror = Mirror::adopt([(1, 'a'), (2, 'b')]);
         mirror.claim(&1);
         assert_eq!(mirror.take_due(false, Instant::now()), [].into());

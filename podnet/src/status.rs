@@ -1,7 +1,8 @@
-//! What the running daemon tells `podnet status`: `<runDir>/status.json`, and a lock that says whether it runs.
+//! The running daemon's report for `podnet status`: `<runDir>/status.json`, and a lock that tells whether it is
+//! running.
 //!
-//! The daemon replaces the file atomically whenever something in it changes. What the kernel can tell (tables, counters,
-//! sysctls) is not in it: the command reads that itself, so it is right also while the daemon is down.
+//! The daemon replaces the file atomically whenever its content changes. State of the kernel (tables, counters,
+//! sysctls) is not in it: the command reads that directly, so it is correct even while the daemon is down.
 
 mod lock;
 
@@ -20,7 +21,7 @@ pub use lock::{DaemonLock, DaemonState};
 use crate::guard::HostFacts;
 use crate::room::Room;
 
-/// Why the file or the lock could not be used.
+/// Why the file or the lock can't be used.
 #[derive(Debug, Error)]
 pub enum StatusError {
     /// A file operation failed.
@@ -33,7 +34,7 @@ pub enum StatusError {
         /// The cause.
         source: io::Error,
     },
-    /// The file is of another version.
+    /// The file has the format of another version.
     #[error("cannot parse {} ({source}): does this podnet have the daemon's version?", path.display())]
     Malformed {
         /// The file.
@@ -41,18 +42,18 @@ pub enum StatusError {
         /// The cause.
         source: serde_json::Error,
     },
-    /// Another daemon runs with this run directory.
+    /// Another daemon is running with this run directory.
     #[error(
         "another podnet daemon is already running{}; stop it first, or set another runDir for this one", pid(*process)
     )]
     Running {
-        /// Its process id, as far as this process id namespace knows it.
+        /// Its process id, if it is visible in this PID namespace.
         process: Option<i32>,
     },
-    /// Another daemon's programs are there.
+    /// Another daemon's programs are in use.
     #[error("another podnet daemon is already running, with its programs under {}; stop it first", path.display())]
     InUse {
-        /// The directory of its pins.
+        /// The directory of their pins.
         path: PathBuf,
     },
 }
@@ -67,7 +68,7 @@ fn pid(process: Option<i32>) -> String {
 pub struct UnixTime(pub u64);
 
 impl UnixTime {
-    /// The present.
+    /// The current time.
     pub fn now() -> Self {
         Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
     }
@@ -78,7 +79,7 @@ impl UnixTime {
     }
 }
 
-/// The file's content.
+/// Content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DaemonStatus {
@@ -88,19 +89,19 @@ pub struct DaemonStatus {
     pub node: String,
     /// When it was started.
     pub started: UnixTime,
-    /// When the datapath became ready; none while it isn't.
+    /// When the datapath became ready; `None` while it isn't.
     pub ready: Option<UnixTime>,
-    /// Whether it took over pinned state of a daemon before it.
+    /// Whether it adopted the pinned state of an earlier daemon.
     pub adopted: bool,
-    /// Where the plugin's records are, so that commands find them without being told.
+    /// Directory of the plugin's records, by which commands find them.
     pub state_dir: Option<PathBuf>,
-    /// The configuration that it runs with, as its file could say it, so that commands need not be told either.
+    /// The configuration in use, in the format of its file, for commands.
     pub config: Option<serde_json::Value>,
-    /// Where objects come from.
+    /// Sources of objects.
     pub sources: Vec<SourceStatus>,
-    /// The tables' reconciliation.
+    /// State of reconciliation.
     pub tables: TablesStatus,
-    /// Interfaces that lead out of the node.
+    /// The node's uplinks.
     pub uplinks: Vec<UplinkStatus>,
     /// The tunnel to other nodes, if there is one.
     pub tunnel: Option<UplinkStatus>,
@@ -108,75 +109,75 @@ pub struct DaemonStatus {
     pub socket_hooks_refused: bool,
     /// Other nodes.
     pub nodes: Vec<NodeStatus>,
-    /// The servers that others ask for this node's health.
+    /// The health servers.
     pub health: HealthStatus,
-    /// Pods to whose links something was put back.
+    /// Pods whose links were repaired.
     pub repairs: Vec<RepairStatus>,
-    /// What of this host no object may take.
+    /// Facts about this host that restrict objects.
     pub host: HostFacts,
-    /// By namespace, where all together ask for more than the tables hold, what each of its Services gets at most.
+    /// Limit of each Service, by namespace, where demands exceed the size of the tables.
     pub shares: BTreeMap<String, Room>,
-    /// By reason among [`ALARMING`], the packets dropped so far.
+    /// Number of dropped packets, by reason; the reasons are those in [`ALARMING`].
     pub drops: BTreeMap<String, DropStatus>,
-    /// What a user should look at, as sentences.
+    /// Warnings for the user, as sentences.
     pub warnings: Vec<String>,
 }
 
-/// Reasons for drops that say that something is too small or broken; others are the clients' doing.
+/// Reasons for drops that indicate something too small or broken; others are caused by clients.
 pub const ALARMING: [Reason; 5] =
     [Reason::ConntrackFull, Reason::SnatExhausted, Reason::NoProgram, Reason::MissedTailCall, Reason::StaleTable];
 
-/// Packets that were dropped for one reason.
+/// Drops for one reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DropStatus {
-    /// How many there were when the daemon last looked.
+    /// Number of packets at the last observation.
     pub packets: u64,
-    /// When it last found more than before; none if it never has.
+    /// When the number last increased; `None` if it never has.
     pub last: Option<UnixTime>,
 }
 
-/// One source of objects.
+/// A source of objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SourceStatus {
-    /// What it is: the watched directory, or the API server's address.
+    /// The watched directory, or the API server's address.
     pub name: String,
-    /// Whether everything it has was read at least once.
+    /// Whether everything was read at least once.
     pub synced: bool,
     /// When it was last read.
     pub last_sync: Option<UnixTime>,
-    /// How many Services it has.
+    /// Number of Services.
     pub services: usize,
-    /// How many EndpointSlices.
+    /// Number of EndpointSlices.
     pub endpoint_slices: usize,
-    /// How many Nodes.
+    /// Number of Nodes.
     pub nodes: usize,
-    /// What could not be used.
+    /// Invalid files and objects.
     pub errors: Vec<SourceError>,
 }
 
-/// A mistake in a source.
+/// An error in a source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SourceError {
     /// The file or object.
     pub place: String,
-    /// The line, if it is a file's and known.
+    /// The line, if it is a file and the line is known.
     pub line: Option<u64>,
     /// What is wrong.
     pub reason: String,
-    /// Whether what it said before is in effect; else it has never been read without error.
+    /// Whether the last valid version is in effect; otherwise there has been none.
     pub kept: bool,
 }
 
-/// How far the kernel's tables are what they should be.
+/// How far the kernel's tables match the desired state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TablesStatus {
-    /// When they were last brought into line.
+    /// When they were last reconciled.
     pub last_reconciled: Option<UnixTime>,
-    /// Frontends that could not be written and are tried again.
+    /// Frontends that could not be written and are retried.
     pub pending: Vec<PendingStatus>,
 }
 
@@ -184,11 +185,11 @@ pub struct TablesStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PendingStatus {
-    /// Its address, port and protocol.
+    /// Address, port and protocol.
     pub frontend: String,
-    /// How often it has been tried.
+    /// Number of failed attempts.
     pub failures: u32,
-    /// Why it failed, the last time.
+    /// Reason of the last failure.
     pub reason: String,
 }
 
@@ -202,7 +203,7 @@ pub struct UplinkStatus {
     pub ifindex: u32,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// The hooks on it.
+    /// Its hooks.
     pub hooks: Vec<HookStatus>,
 }
 
@@ -210,12 +211,12 @@ pub struct UplinkStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HookStatus {
-    /// Its name, for example `from_uplink`.
+    /// Name of the hook, for example `from_uplink`.
     pub hook: String,
-    /// How it is attached: `tc`, `xdp native`, `xdp generic`, or `xdp off` with the reason why it need not be; none if it
-    /// should be and isn't.
+    /// How it is attached: `tc`, `xdp native`, `xdp generic`, or `xdp off` with the reason why it isn't needed; `None`
+    /// if it is missing.
     pub attached: Option<String>,
-    /// Why it is not.
+    /// Why it is missing.
     pub error: Option<String>,
 }
 
@@ -225,46 +226,46 @@ pub struct HookStatus {
 pub struct NodeStatus {
     /// Its name.
     pub name: String,
-    /// One of its pods' CIDRs.
+    /// One of its pod CIDRs.
     pub cidr: String,
-    /// The next hop; none if there is no way.
+    /// The next hop; `None` if there is no route.
     pub via: Option<String>,
-    /// Its MAC, when it is known.
+    /// MAC of the next hop, if known.
     pub mac: Option<String>,
-    /// Whether packets go there through the tunnel.
+    /// Whether the route is through the tunnel.
     pub tunnel: bool,
-    /// Why there is no way.
+    /// Why there is no route.
     pub problem: Option<String>,
 }
 
-/// A pod to whose link something was put back that somebody had taken away.
+/// A pod whose link was repaired after a change by another program or a person.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RepairStatus {
-    /// The pod, or the container if its name isn't known.
+    /// The pod, or the container if the pod's name is unknown.
     pub of: String,
-    /// What was missing, the last time.
+    /// Parts that the last repair restored.
     pub parts: String,
-    /// How often.
+    /// Number of repairs.
     pub times: u64,
-    /// When, the last time.
+    /// Time of the last repair.
     pub last: UnixTime,
 }
 
-/// The servers that load balancers and other agents ask.
+/// Servers for load balancers and other health checks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HealthStatus {
-    /// Where `/healthz` and `/livez` are served; none if that is switched off.
+    /// Address of `/healthz` and `/livez`; `None` if switched off.
     pub address: Option<String>,
-    /// Why it is not served there.
+    /// Why they are not served there.
     pub error: Option<String>,
-    /// How many `healthCheckNodePort`s are served.
+    /// Number of `healthCheckNodePort`s that are served.
     pub node_ports: usize,
 }
 
 impl DaemonStatus {
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(run_dir: &Path) -> PathBuf {
         run_dir.join("status.json")
     }
@@ -274,13 +275,13 @@ impl DaemonStatus {
         self.uplinks.iter().chain(&self.tunnel)
     }
 
-    /// What it says of a hook at one of these.
+    /// The status of a hook on one of these interfaces.
     pub fn hook(&self, ifindex: u32, hook: &str) -> Option<&HookStatus> {
         let uplink = self.interfaces().find(|uplink| uplink.ifindex == ifindex)?;
         uplink.hooks.iter().find(|status| status.hook == hook)
     }
 
-    /// Reads it; `None` if no daemon has written it.
+    /// Reads the file; `None` if no daemon has written it.
     pub fn read(run_dir: &Path) -> Result<Option<Self>, StatusError> {
         let path = Self::path(run_dir);
         let bytes = match files::read(&path, files::OWN_MAX) {
@@ -291,7 +292,7 @@ impl DaemonStatus {
         serde_json::from_slice(&bytes).map(Some).map_err(|source| StatusError::Malformed { path, source })
     }
 
-    /// Replaces it, so that a reader sees the old one or the new one.
+    /// Replaces the file atomically.
     pub fn write(&self, run_dir: &Path) -> Result<(), StatusError> {
         let path = Self::path(run_dir);
         let written = (|| {
@@ -311,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn written_and_read_and_of_an_older_version() {
+    fn round_trip_and_file_of_an_older_version() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(DaemonStatus::read(dir.path()).unwrap(), None);
         let status = DaemonStatus {

@@ -1,4 +1,4 @@
-//! The manifests in `examples/` are good: a new user starts from them.
+//! The manifests in `examples/`, from which new users start, are valid.
 
 use std::path::Path;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 
 #[test]
-fn every_example_is_put_into_effect() {
+fn every_example_takes_effect() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let directory = tempfile::tempdir().unwrap();
     let (manifests, run) = (examples.display(), directory.path().display());

@@ -1,7 +1,8 @@
-//! From manifests to tables: each directory in `golden/` holds steps, `1.yaml`, `2.yaml` and so on, which one file of the
-//! manifest directory takes in turn, and `tables.txt`, what the tables hold after each.
+//! From manifests to tables. Each directory in `golden/` contains steps, `1.yaml`, `2.yaml` and so on, which are the
+//! successive contents of one file of the manifest directory, and `tables.txt`, the contents of the tables after each
+//! step.
 //!
-//! `UPDATE_GOLDEN=1 cargo test -p podnet --test golden` writes the latter anew; look at the difference.
+//! `UPDATE_GOLDEN=1 cargo test -p podnet --test golden` rewrites `tables.txt`; review the difference.
 
 use std::fmt::Write;
 use std::fs;
@@ -54,7 +55,7 @@ fn run(case: &Path) -> String {
         let outcome = control.reconcile(&mut tables, now);
         assert_eq!(outcome.pending, 0);
         write!(text, "# after {step}.yaml\n{}", dump(&tables, control.names()).unwrap()).unwrap();
-        // Long enough for nothing to rest any more.
+        // Long enough for every quarantine to end.
         now += Duration::from_secs(10);
     }
     text

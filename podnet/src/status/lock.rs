@@ -1,4 +1,4 @@
-//! That one daemon runs.
+//! Ensures that a single daemon is running.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
@@ -13,12 +13,13 @@ use podnet_cni::files;
 
 use super::StatusError;
 
-/// The locks that a daemon holds for as long as it lives.
+/// The locks that a daemon holds during its lifetime.
 ///
-/// `<runDir>/daemon.lock` says that it runs. It is an open-file-description lock: unlike flock, it can be asked for without
-/// being taken, so that looking never keeps a daemon from starting. But programs that clean up temporary directories may
-/// remove it, and the next daemon would make another; so the one that has it looks after it ([`Self::keep`]), and has a
-/// second lock meanwhile, on the directory of the pins, which nothing removes while they are in use.
+/// `<runDir>/daemon.lock` tells that it is running. It is an open-file-description lock: unlike flock, it can be
+/// queried without being taken, so a query never keeps a daemon from starting. But programs that clean up temporary
+/// directories may remove the file, and the next daemon would create another one. So the holder maintains it
+/// ([`Self::keep`]), and in the meantime has a second lock, on the directory of the pins, which isn't removed while
+/// they are in use.
 #[derive(Debug)]
 pub struct DaemonLock {
     run_dir: PathBuf,
@@ -27,13 +28,13 @@ pub struct DaemonLock {
 }
 
 impl DaemonLock {
-    /// Where it is.
+    /// Path of the lock file.
     pub fn path(run_dir: &Path) -> PathBuf {
         run_dir.join("daemon.lock")
     }
 
-    /// Takes the locks, that of the run directory last: whoever is refused for the pins has touched nothing. `make` says
-    /// whether to make the directory of the pins if it isn't there.
+    /// Takes the locks, that of the run directory last: a daemon that is refused for the pins has changed nothing.
+    /// `make`: create the directory of the pins if it is missing.
     ///
     /// # Errors
     /// [`StatusError::Running`] or [`StatusError::InUse`] while another daemon has them.
@@ -42,7 +43,7 @@ impl DaemonLock {
         Ok(Self { run_dir: run_dir.to_owned(), file: Self::acquire_file(run_dir)?, _pins: pins })
     }
 
-    /// Takes the lock, making the run directory if it is missing, and writes this process's id into the file.
+    /// Takes the lock, creating the run directory if it is missing, and writes this process's id to the file.
     fn acquire_file(run_dir: &Path) -> Result<File, StatusError> {
         let path = Self::path(run_dir);
         let failed = |what| {
@@ -63,10 +64,11 @@ impl DaemonLock {
         Ok(file)
     }
 
-    /// Makes the lock in the run directory anew if it is gone. Says whether it was, and so perhaps what else was there.
+    /// Recreates the lock in the run directory if it is gone. Returns whether it was; other files may then be gone as
+    /// well.
     ///
     /// # Errors
-    /// [`StatusError::Running`] if another daemon has it now; or if it can't be made.
+    /// [`StatusError::Running`] if another daemon has it now; or if it can't be created.
     pub fn keep(&mut self) -> Result<bool, StatusError> {
         let path = Self::path(&self.run_dir);
         let ours =
@@ -78,7 +80,7 @@ impl DaemonLock {
         Ok(true)
     }
 
-    /// Whether a daemon holds the lock. Takes nothing.
+    /// Whether a daemon holds the lock; doesn't take it.
     pub fn state(run_dir: &Path) -> Result<DaemonState, StatusError> {
         let path = Self::path(run_dir);
         let file = match files::open(&path, OpenOptions::new().read(true)) {
@@ -86,7 +88,7 @@ impl DaemonLock {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(DaemonState::Down),
             Err(source) => return Err(StatusError::Io { what: "open", path, source }),
         };
-        // A read lock would be enough to collide with the daemon's, and needs no right to write.
+        // A read lock suffices to conflict with the daemon's, and needs no write permission.
         let mut lock = whole_file(libc::F_RDLCK);
         match fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)) {
             Ok(_) if i32::from(lock.l_type) == libc::F_UNLCK => Ok(DaemonState::Down),
@@ -96,27 +98,27 @@ impl DaemonLock {
     }
 }
 
-/// Whether the daemon runs.
+/// Whether the daemon is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DaemonState {
-    /// It does.
+    /// It is running.
     Running {
-        /// Its process id, as it saw it itself.
+        /// Its process id, in its own PID namespace.
         pid: Option<i32>,
     },
-    /// It doesn't.
+    /// It isn't.
     Down,
 }
 
 /// Locks the directory of the pins, if there is one.
 fn lock_pins(path: &Path, make: bool) -> Result<Option<File>, StatusError> {
     let failed = |what| move |source| StatusError::Io { what, path: path.to_owned(), source };
-    // Without a BPF file system there are no pins, and loading the programs says so.
+    // Without a BPF file system there are no pins, and loading the programs returns the error.
     let mounted = |mount| statfs(mount).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
     if !path.parent().is_some_and(mounted) || !make && !path.exists() {
         return Ok(None);
     }
-    // Others have no use for it, and can't lock what they can't open.
+    // Other users don't need it, and can't lock what they can't open.
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("protect"))?;
@@ -151,7 +153,7 @@ mod tests {
     use crate::status::DaemonStatus;
 
     #[test]
-    fn the_lock_is_held_once_and_seen_without_being_taken() {
+    fn lock_is_exclusive_and_can_be_queried_without_taking_it() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         assert_eq!(DaemonLock::state(&run).unwrap(), DaemonState::Down);
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_removed_is_made_anew_unless_another_daemon_has_it() {
+    fn removed_lock_is_recreated_unless_another_daemon_has_it() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         let acquire = |run: &Path| DaemonLock::acquire(run, &PinDir::new(dir.path()), true);
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_the_place_of_a_file_is_not_waited_for() {
+    fn pipe_in_place_of_a_file_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
         for file in [DaemonLock::path(&path), DaemonStatus::path(&path)] {
