@@ -438,8 +438,8 @@ fn unreachable_nodes_are_reported_with_the_cause() -> Result<()> {
     ensure!(direct.place.ifindex(TUNNEL).is_err());
     taken.place.ip(&format!("link add {TUNNEL} type bridge\n"))?;
     taken.start_daemon()?;
-    status(taken, "interface podnet-vxlan exists and is not podnet's")?;
-    status(taken, "there is no podnet-vxlan to lead there")?;
+    status(taken, "an interface podnet-vxlan exists that does not belong to podnet")?;
+    status(taken, "the tunnel podnet-vxlan is missing")?;
     // The name becomes free.
     taken.place.ip(&format!("link del {TUNNEL}\n"))?;
     status(taken, "2 through the tunnel")
