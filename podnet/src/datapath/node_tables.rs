@@ -60,7 +60,7 @@ impl Entries<Prefix, Network> for NodeTables {
         let key = Key::new(prefix.len, Plain(prefix.addr));
         self.networks
             .insert(&key, Plain(*network), 0)
-            .map_err(full("nodes", "there are more nodes and external addresses than it has room for"))
+            .map_err(full("nodes", "its size is fixed: use fewer nodes or fewer load balancer addresses"))
     }
 
     fn delete(&mut self, prefix: &Prefix) -> Result<(), TableError> {
@@ -80,7 +80,7 @@ impl Entries<Mac, ()> for NodeTables {
     }
 
     fn put(&mut self, mac: &Mac, (): &()) -> Result<(), TableError> {
-        self.peers.insert(peer(mac), IS_PEER, 0).map_err(full("peers", "there are more nodes than it has room for"))
+        self.peers.insert(peer(mac), IS_PEER, 0).map_err(full("peers", "its size is fixed: use fewer nodes"))
     }
 
     fn delete(&mut self, mac: &Mac) -> Result<(), TableError> {
@@ -95,10 +95,9 @@ impl Entries<IfIndex, Interface> for NodeTables {
     }
 
     fn put(&mut self, ifindex: &IfIndex, interface: &Interface) -> Result<(), TableError> {
-        self.interfaces.insert(Plain(*ifindex), Plain(*interface), 0).map_err(full(
-            "interfaces",
-            "name the interfaces that lead out of the node as `uplinks` in the configuration",
-        ))
+        self.interfaces
+            .insert(Plain(*ifindex), Plain(*interface), 0)
+            .map_err(full("interfaces", "list the right interfaces as `uplinks` in the configuration"))
     }
 
     fn delete(&mut self, ifindex: &IfIndex) -> Result<(), TableError> {
