@@ -11,12 +11,14 @@ extern crate std;
 pub mod addr;
 pub mod checksum;
 pub mod fib;
+mod hash;
 pub mod layout;
 pub mod packet;
 pub mod pipeline;
 pub mod removal;
 #[cfg(feature = "std")]
 pub mod simulator;
+pub mod tables;
 pub mod time;
 pub mod verdict;
 

@@ -7,7 +7,7 @@ use aya_ebpf::{
 #[expect(clippy::wildcard_imports, reason = "the declaration names types of these modules")]
 use podnet_common::{
     addr::*,
-    layout::{tables::TrieKey, *},
+    layout::*,
     verdict::{Counter, Reason},
 };
 

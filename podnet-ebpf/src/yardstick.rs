@@ -14,7 +14,8 @@ use aya_ebpf::{
 };
 use podnet_common::{
     addr::{Addr, Port, Proto},
-    layout::{CtEntry, Tuple, tables},
+    layout::{CtEntry, Tuple},
+    tables,
 };
 
 #[btf_map]

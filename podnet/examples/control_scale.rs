@@ -16,7 +16,10 @@ use podnet::datapath::memory::MemoryTables;
 use podnet::reconcile::GRACE;
 use podnet::source::manifest::ManifestSource;
 use podnet_common::addr::Addr;
-use podnet_common::layout::{Affinity, AffinityKey, tables};
+use podnet_common::{
+    layout::{Affinity, AffinityKey},
+    tables,
+};
 
 /// Number of measurements of each change.
 const ROUNDS: u32 = 50;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use ipnetwork::IpNetwork;
 use podnet_cni::files;
-use podnet_common::layout::tables;
+use podnet_common::tables;
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};

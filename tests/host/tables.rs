@@ -20,8 +20,8 @@ use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::addr::{IfIndex, Port, Proto};
-use podnet_common::layout::{
-    Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple, holders,
+use podnet_common::{
+    layout::{Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple, holders},
     tables::{self, ALL},
 };
 use podnet_tests::bench::rig::secluded;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use podnet_cni::datapath::PinDir;
-use podnet_common::layout::tables::{ALL, Class};
+use podnet_common::tables::{ALL, Class};
 use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, vips};
 use podnet_tests::traffic::{Ask, Family, Flow, Load, Streams, Transport};
 

@@ -136,7 +136,7 @@ pub fn netns_cookie() -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use podnet_common::layout::tables;
+    use podnet_common::tables;
 
     use super::*;
 

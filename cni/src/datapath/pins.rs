@@ -5,8 +5,8 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use podnet_common::layout::{
-    FIRST_TABLES, FROZEN, Hook, LATER_TABLES, PIN_ROOT,
+use podnet_common::{
+    layout::{FIRST_TABLES, FROZEN, Hook, LATER_TABLES, PIN_ROOT},
     tables::{Class, Table},
 };
 

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use podnet_common::addr::Addr;
-use podnet_common::layout::{
-    Endpoint, Sandbox,
+use podnet_common::{
+    layout::{Endpoint, Sandbox},
     tables::{ENDPOINTS, SANDBOXES, TableOf},
 };
 

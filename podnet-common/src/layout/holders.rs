@@ -3,7 +3,10 @@
 //! An entry is counted for the sender that began its flow. Several senders may share a slot. Programs only increment
 //! the counts; each sweep of the daemon replaces them with exact ones.
 
-use crate::addr::{Addr, IfIndex};
+use crate::{
+    addr::{Addr, IfIndex},
+    hash::mix,
+};
 
 /// Number of slots for pods, and also for clients outside the cluster.
 const SENDER_SLOTS: u32 = 32_768;
@@ -26,7 +29,7 @@ pub const fn of_interface(ifindex: IfIndex) -> u32 {
 #[inline(always)]
 pub const fn of_client(addr: &Addr) -> u32 {
     let [a, b, c, d] = addr.0;
-    SENDER_SLOTS + crate::pipeline::mix(a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d) % SENDER_SLOTS
+    SENDER_SLOTS + mix(a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d) % SENDER_SLOTS
 }
 
 /// Whether a slot belongs to a client outside the cluster.

@@ -1,9 +1,9 @@
-//! Keys and values of all tables, by subject. The tables themselves are declared in [`tables`].
+//! Keys and values of all tables, by subject. The tables themselves are declared in [`tables`](crate::tables).
 //!
 //! All layouts are plain data without implicit padding: an uninitialised byte in a key causes a lookup miss that no
 //! verifier reports. Fields named `_pad` are zero. A changed layout is a new version of its table, and [`migrate`]
-//! converts entries of other versions. Tables of [`Class::Frozen`](tables::Class::Frozen) never change: the plugin
-//! writes them, and an old plugin must work with a new daemon.
+//! converts entries of other versions. Tables of [`Class::Frozen`](crate::tables::Class::Frozen) never change: the
+//! plugin writes them, and an old plugin must work with a new daemon.
 
 mod config;
 mod endpoints;
@@ -15,7 +15,7 @@ pub mod migrate;
 mod network;
 mod services;
 mod sockets;
-pub mod tables;
+mod trie;
 
 pub use config::*;
 pub use endpoints::*;
@@ -25,6 +25,7 @@ pub use hooks::*;
 pub use network::*;
 pub use services::*;
 pub use sockets::*;
+pub use trie::*;
 
 /// Directory for all of podnet's pins, relative to the mount point of bpffs.
 pub const PIN_ROOT: &str = "podnet";

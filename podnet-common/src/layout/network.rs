@@ -4,7 +4,7 @@ use core::{fmt, net::IpAddr};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::tables::TrieKey;
+use super::TrieKey;
 use crate::addr::{Addr, Mac};
 
 /// Key of `nodes` (LPM trie): a prefix of addresses with IPv4 mapped.

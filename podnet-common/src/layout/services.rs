@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Prefix;
-use super::tables::TrieKey;
+use super::TrieKey;
 use crate::addr::{Addr, Port, Proto};
 
 /// Key of `frontends`.

@@ -12,7 +12,7 @@ use crate::{
 
 use super::{
     HookPoint, Tables, Verdict,
-    classify::{Class, Classified},
+    class::{Class, Classified},
     handover::Handover,
     scope,
 };

@@ -14,7 +14,7 @@ use super::{
     HookPoint, Tables, Verdict,
     family::{Family, FragmentKind, Parsed, V4, V6},
     handover::{ErrorKind, Handover},
-    run_stage,
+    run::run_stage,
 };
 
 /// Turns a packet into its answer on behalf of a service. Resets, errors and later fragments are never answered (RFC

@@ -2,6 +2,7 @@
 
 use crate::{
     addr::IfIndex,
+    hash::mix,
     layout::{Config, CtEntry, Frontend, NetworkKind, Tuple},
     packet::Packet,
     verdict::Reason,
@@ -13,7 +14,9 @@ use super::{
     balance,
     handover::{Handover, Purpose, ToInsert},
     headers::Headers,
-    insert, next_hop, run_stage, shares,
+    insert, next_hop,
+    run::run_stage,
+    shares,
     source::{self, Source},
     track::last_seen_now,
 };
@@ -75,7 +78,7 @@ fn to_service<At: HookPoint, T: Tables>(
     let (client, frontend) = (&tuple.src, &begin.frontend);
     s.entry.service = frontend.service;
     // The node that forwarded the packet chose by the same hash, so the hashes of forwarded packets are similar.
-    let hash = if begin.forwarded != 0 { balance::mix(!*hash) } else { *hash };
+    let hash = if begin.forwarded != 0 { mix(!*hash) } else { *hash };
     if !balance::choose(t, &mut s.entry, client, frontend, hash) {
         return Err(Verdict::drop(Reason::StaleTable));
     }

@@ -3,55 +3,21 @@
 //!
 //! What is known about one packet applies to all others between the same addresses, within one tick on one CPU.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::{
     addr::{Addr, IfIndex, Mac},
+    hash::hash_pair,
     layout::Out,
     packet::{Ethernet, Packet, Tcp},
     verdict::Reason,
 };
 
 use super::{
-    Egress, HookPoint, Stage, Tables, Verdict, admit,
-    balance::hash_pair,
+    DirectPath, Egress, HookPoint, Stage, Tables, Verdict, admit,
     family::{Family, Parsed},
     handover::Departure,
     headers::Headers,
     rewrite::fits,
 };
-
-/// Value of `direct_paths` (per-CPU array of [`DirectPath::SLOTS`] entries): how packets between two addresses leave. A
-/// colliding pair replaces the entry.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct DirectPath {
-    /// Time of the entry, in [ticks](crate::time).
-    tick: u32,
-    /// Ingress interface of the packets.
-    from: IfIndex,
-    /// Source address of the packets.
-    src: Addr,
-    /// Destination address of the packets.
-    dst: Addr,
-    /// Source MAC of the packets.
-    mac: Mac,
-    /// Zero.
-    _pad: u16,
-    /// Kind of egress: an [`Out`] as a number; [`Out::Stack`] for packets of the tunnel.
-    out: u32,
-    /// Egress interface.
-    ifindex: IfIndex,
-    /// MTU of the path in bytes, without the Ethernet header.
-    mtu: u32,
-    /// New MACs, as in [`CtEntry::macs`](crate::layout::CtEntry::macs).
-    macs: [u32; 3],
-}
-
-impl DirectPath {
-    /// Number of entries per CPU.
-    pub const SLOTS: u32 = 256;
-}
 
 /// Forwards a packet by its direct path, or leaves it to [`Stage::Classify`]. Packets that open a connection are always
 /// classified.

@@ -10,12 +10,14 @@ use crate::{
 
 use super::{
     Egress, HookPoint, Stage, Tables, Verdict, admit,
-    classify::{Class, no_frontend},
+    class::Class,
+    classify::no_frontend,
     family::{Family, V4, V6},
     frontend,
     handover::{Handover, ToError},
     headers::Headers,
-    next_hop, run_stage,
+    next_hop,
+    run::run_stage,
 };
 
 /// Handles a packet that arrived by an uplink or from a process of the host, to an external address of a service but

@@ -26,7 +26,7 @@ use super::{
     handover::{Handover, ToQuotation, ToSend},
     next_hop,
     rewrite::{fits, ports_word, uses_entry_macs, verdict_for},
-    run_stage,
+    run::run_stage,
     track::forwarded_twice,
 };
 

@@ -7,17 +7,15 @@
 
 use crate::{
     addr::Port,
+    hash::{folded, mix},
     layout::{CtEntry, Tuple},
     packet::Packet,
     verdict::{Counter, Reason},
 };
 
 use super::{
-    Action, HookPoint, InsertError, Stage, Tables, Verdict,
-    balance::{folded, mix},
-    handover::Handover,
-    headers::Headers,
-    run_stage, shares,
+    Action, HookPoint, InsertError, Stage, Tables, Verdict, handover::Handover, headers::Headers, run::run_stage,
+    shares,
 };
 
 /// Number of source ports to try in one run of the program. Each adds two or three paths for the verifier.

@@ -1,36 +1,12 @@
 //! Next hops: by which interface a flow's packets leave, and to which neighbour.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::{
     addr::{Addr, IfIndex, Mac},
+    hash::hash_pair,
     layout::{CtEntry, Endpoint, Network, NetworkKind, Out, macs},
 };
 
-use super::{Route, Tables, balance::hash_pair, handover::ToSend};
-
-/// Value of `next_hops` (per-CPU array of [`CachedRoute::SLOTS`] entries): a cached result of the routing and neighbour
-/// lookup, valid within one tick. The lookup takes longer than everything else that a packet needs. A colliding query
-/// replaces the entry.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct CachedRoute {
-    /// Time of the lookup in [ticks](crate::time), if the neighbour was resolved.
-    tick: u32,
-    /// Ingress interface of the packet.
-    from: IfIndex,
-    /// Source address of the packet.
-    src: Addr,
-    /// Destination address of the packet.
-    dst: Addr,
-    /// Cached result.
-    route: Route,
-}
-
-impl CachedRoute {
-    /// Number of entries per CPU.
-    pub const SLOTS: u32 = 256;
-}
+use super::{CachedRoute, Route, Tables, handover::ToSend};
 
 /// Location of a lookup result.
 #[derive(Clone, Copy)]

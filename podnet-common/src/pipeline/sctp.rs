@@ -15,7 +15,7 @@ use super::{
     family::{Family, Parsed, V4, V6},
     handover::{Departure, Handover, ToSctp},
     rewrite::ports_word,
-    run_stage,
+    run::run_stage,
 };
 
 /// Continues in [`Stage::Sctp`] if a translated packet's ports have changed; otherwise returns `verdict`.

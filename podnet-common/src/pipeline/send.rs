@@ -13,7 +13,8 @@ use super::{
     handover::{Handover, ToError},
     next_hop::set_egress,
     rewrite::translate,
-    run_stage, sctp,
+    run::run_stage,
+    sctp,
 };
 
 /// Rewrites a packet according to its flow's entry and forwards it. Follows [`track`](super::track()),

@@ -11,15 +11,12 @@
 
 use crate::{
     addr::{Addr, Port, Proto},
+    hash::mix,
     layout::{Config, Frontend, Sandbox, SockKey, SockPeer},
     verdict::{Counter, Reason},
 };
 
-use super::{
-    Tables,
-    balance::{mix, pick},
-    frontend,
-};
+use super::{Tables, balance::pick, frontend};
 
 /// A system call on a socket, as seen by a socket hook.
 pub trait SocketCtx {

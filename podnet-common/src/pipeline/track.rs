@@ -12,7 +12,7 @@ use crate::{
 
 use super::{
     HookPoint, Stage, Tables, Verdict, admit, family::FragmentKind, handover::Handover, headers::Headers, next_hop,
-    run_stage,
+    run::run_stage,
 };
 
 /// Handles a packet that may change the state of its flow. Follows [`enter`](super::enter()) at the same hook.

@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
-    layout::{Interface, Network, NetworkKind, Prefix, tables::INTERFACES},
+    layout::{Interface, Network, NetworkKind, Prefix},
+    tables::INTERFACES,
 };
 
 use crate::{

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use podnet_cni::text::chain;
-use podnet_common::layout::tables;
+use podnet_common::tables;
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 

@@ -37,7 +37,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podnet_cni::{call_log::CallLog, datapath::PinDir, node_info::NodeInfo, store::Store};
-use podnet_common::layout::tables;
+use podnet_common::tables;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::{JoinHandle, spawn_blocking},

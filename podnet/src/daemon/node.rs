@@ -23,7 +23,7 @@ use podnet_cni::{
 };
 use podnet_common::{
     addr::{Addr, IfIndex},
-    layout,
+    layout, tables,
 };
 
 use crate::{
@@ -194,11 +194,11 @@ async fn set_up(
 
     let ports = sync_ports(wanted.control, &uplinks.addresses, &sysctl, datapath);
     note(status, ports.err().iter().map(|error| chain(error.as_ref())));
-    if uplinks.found.len() > layout::tables::INTERFACES.capacity() {
+    if uplinks.found.len() > tables::INTERFACES.capacity() {
         status.problems.push(format!(
             "more than {} uplinks found: pod traffic through the others is not masqueraded; list the right ones as \
              `uplinks` in the configuration",
-            layout::tables::INTERFACES.capacity(),
+            tables::INTERFACES.capacity(),
         ));
     }
     networks.sync(&cluster, &routes, &services, uplinks.table(), datapath.node_tables())?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use podnet_cni::text::chain;
-use podnet_common::layout::tables;
+use podnet_common::tables;
 use tracing::{Instrument as _, info_span, warn};
 
 use super::{CHECK_INTERVAL, Daemon, in_use, node};

@@ -1,6 +1,6 @@
 //! Writes the status file and the state metrics in each turn of the event loop.
 
-use podnet_common::layout::tables;
+use podnet_common::tables;
 use tracing::warn;
 
 use super::{Daemon, report};

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt, io};
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use podnet_cni::datapath::{Endpoints, PinDir};
-use podnet_common::{layout::tables, verdict};
+use podnet_common::{tables, verdict};
 
 use super::{error::Error, maps::shaped};
 use crate::metrics::{KernelReader, PodCounts};

@@ -7,9 +7,12 @@ use std::path::PathBuf;
 
 use podnet_cni::text::chain;
 use podnet_common::addr::{Addr, IfIndex};
-use podnet_common::layout::{
-    Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Interface, Network, Prefix,
-    SourceRange, Tuple, tables::Table,
+use podnet_common::{
+    layout::{
+        Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Interface, Network,
+        Prefix, SourceRange, Tuple,
+    },
+    tables::Table,
 };
 use thiserror::Error;
 

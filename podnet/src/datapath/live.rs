@@ -18,10 +18,9 @@ use podnet_common::{
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
         Hook, Interface, Network, Peer, Prefix, Sandbox, ServiceClient, SockKey, SockPeer, SourceRange, Tuple, holders,
-        tables,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
-    time,
+    tables, time,
     verdict::{Counter, Reason},
 };
 

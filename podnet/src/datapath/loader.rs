@@ -21,11 +21,9 @@ use aya::{
 };
 use podnet_cni::{datapath::PinDir, text::chain};
 use podnet_common::{
-    layout::{
-        GENERATION_SLOTS, GENERATIONS, Hook,
-        tables::{ALL, CONFIG, GENERATION, PROGRAMS_TC, PROGRAMS_XDP, Table, TableOf},
-    },
+    layout::{GENERATION_SLOTS, GENERATIONS, Hook},
     pipeline::Stage,
+    tables::{ALL, CONFIG, GENERATION, PROGRAMS_TC, PROGRAMS_XDP, Table, TableOf},
 };
 
 use super::{

@@ -4,7 +4,7 @@ use aya::{
     Ebpf,
     maps::{Map, MapData, MapError},
 };
-use podnet_common::layout::tables::Table;
+use podnet_common::tables::Table;
 
 use super::error::Error;
 

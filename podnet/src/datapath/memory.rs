@@ -11,9 +11,9 @@ use podnet_common::{
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Interface, Network,
         Prefix, SourceRange, Tuple,
-        tables::{self, Table},
     },
     simulator::HostTables,
+    tables::{self, Table},
     verdict::{COUNTERS, COUNTERS_BASE},
 };
 

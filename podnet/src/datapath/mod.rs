@@ -60,8 +60,8 @@ use aya_log::EbpfLogger;
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
     addr::IfIndex,
-    layout::{Config, Event, Network, NetworkKind, Prefix, tables},
-    time,
+    layout::{Config, Event, Network, NetworkKind, Prefix},
+    tables, time,
 };
 
 pub use podnet_cni::datapath::netns_cookie;

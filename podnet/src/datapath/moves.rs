@@ -22,8 +22,8 @@ use aya::{
     maps::{MapData, MapError, MapInfo},
 };
 use podnet_cni::datapath::PinDir;
-use podnet_common::layout::{
-    migrate::Record,
+use podnet_common::{
+    layout::migrate::Record,
     tables::{ALL, CONNTRACK, Class, Kind, Migration, Table},
 };
 

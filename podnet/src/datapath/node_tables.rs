@@ -9,10 +9,8 @@ use aya::{
 use podnet_cni::datapath::Plain;
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
-    layout::{
-        Interface, Network, Peer, Prefix,
-        tables::{INTERFACES, NODES, PEERS},
-    },
+    layout::{Interface, Network, Peer, Prefix},
+    tables::{INTERFACES, NODES, PEERS},
 };
 
 use super::{

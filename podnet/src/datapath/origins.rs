@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, MapData, MapError, MapInfo},
 };
 
-use podnet_common::layout::tables::ORIGINS;
+use podnet_common::tables::ORIGINS;
 
 use super::load_error::LoadError;
 

@@ -10,8 +10,9 @@ use aya::{
     maps::{Array, HashMap, IterableMap as _, LpmTrie, MapData, lpm_trie::Key},
 };
 use podnet_cni::datapath::Plain;
-use podnet_common::layout::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange, tables,
+use podnet_common::{
+    layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceClient, SourceRange},
+    tables,
 };
 
 use super::{

@@ -1,6 +1,6 @@
 //! Capacities of the tables that the configuration sizes.
 
-use podnet_common::layout::tables::{BACKENDS, CONNTRACK, FRONTENDS, SLOTS, SOURCE_RANGES, Table};
+use podnet_common::tables::{BACKENDS, CONNTRACK, FRONTENDS, SLOTS, SOURCE_RANGES, Table};
 
 /// Configured capacities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use podnet_common::{
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Interface, Network,
         Prefix, SourceRange, Tuple,
-        tables::{self, Table, TableOf},
     },
+    tables::{self, Table, TableOf},
     verdict,
 };
 

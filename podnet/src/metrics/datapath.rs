@@ -11,7 +11,7 @@ use std::{
 };
 
 use podnet_common::{
-    layout::tables::{ENDPOINTS, SIZED, Table},
+    tables::{ENDPOINTS, SIZED, Table},
     verdict::{COUNTERS_BASE, Counter, Reason},
 };
 use prometheus_client::{

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Instant, SystemTime};
 
 use podnet_cni::call_log::{Call, CommandName};
-use podnet_common::layout::tables;
+use podnet_common::tables;
 use podnet_common::verdict::{COUNTERS, COUNTERS_BASE, Counter, Reason};
 use prometheus_client::encoding::text::encode;
 

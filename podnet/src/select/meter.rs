@@ -14,7 +14,7 @@ use crate::room::{Bound, Room, Share};
 
 /// Maximum number of endpoints of a service that are examined, counting those of each port separately: the capacity of
 /// `backends`. Examining more would only cost time.
-const EXAMINED_MAX: usize = podnet_common::layout::tables::BACKENDS.capacity();
+const EXAMINED_MAX: usize = podnet_common::tables::BACKENDS.capacity();
 
 /// Which lists of a port and family have been counted: frontends with the same list share it.
 #[derive(Clone, Copy, Debug, Default)]

@@ -34,7 +34,8 @@ use podnet::datapath::conntrack::Sweep;
 use podnet_cni::datapath::Plain;
 use podnet_common::{
     addr::IfIndex,
-    layout::{CtEntry, Hook, Tuple, tables},
+    layout::{CtEntry, Hook, Tuple},
+    tables,
 };
 
 use super::{

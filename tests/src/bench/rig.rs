@@ -32,10 +32,8 @@ use podnet::datapath::{
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
     addr::IfIndex,
-    layout::{
-        Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Tuple,
-        tables::{self, Table},
-    },
+    layout::{Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Tuple},
+    tables::{self, Table},
 };
 
 use super::chain::{Chain, MAC, REPEAT, Rewrite};

@@ -14,10 +14,8 @@ use podnet::datapath::{batch, view};
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::{
     addr::{Addr, Port, Proto},
-    layout::{
-        Backend, Frontend, FrontendKey, Network, NetworkKind,
-        tables::{self, Table},
-    },
+    layout::{Backend, Frontend, FrontendKey, Network, NetworkKind},
+    tables::{self, Table},
     verdict::Counter,
 };
 

@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use podnet::config::Config;
 use podnet::status::DaemonStatus;
 use podnet_cni::datapath::PinDir;
-use podnet_common::layout::tables;
+use podnet_common::tables;
 use serde_json::Value;
 
 use super::binaries::Binaries;

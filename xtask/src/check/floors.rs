@@ -41,6 +41,18 @@ pub(super) const FLOORS: &[Floors] = &[
         ],
     },
     Floors {
+        directory: "podnet-common",
+        floors: &[
+            &["simulator"],
+            &["tables"],
+            &["fib", "removal"],
+            &["pipeline"],
+            &["layout", "packet"],
+            &["hash", "verdict"],
+            &["addr", "checksum", "time"],
+        ],
+    },
+    Floors {
         directory: "podnet-ebpf",
         floors: &[
             &["removal", "sock", "tc", "xdp"],

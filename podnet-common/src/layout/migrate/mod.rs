@@ -61,7 +61,7 @@ pub trait Migrate: Pod {
 pub type Conversion = fn(key: &Record<'_>, value: &Record<'_>, new_key: &mut [u8], new_value: &mut [u8]) -> bool;
 
 /// The [`Conversion`] of a table with these keys and values.
-pub(super) fn entry<K: Migrate, V: Migrate>(
+pub(crate) fn entry<K: Migrate, V: Migrate>(
     key: &Record<'_>,
     value: &Record<'_>,
     new_key: &mut [u8],

@@ -9,13 +9,10 @@ use std::{format, string::String, vec, vec::Vec};
 use bytemuck::bytes_of;
 
 use super::*;
-use crate::layout::tables::Migration;
 use crate::{
     addr::{Addr, Port, Proto},
-    layout::{
-        macs,
-        tables::{ALL, Class, Table},
-    },
+    layout::macs,
+    tables::{ALL, Class, Migration, Table},
 };
 
 const LAYOUTS: &str = include_str!("../../../golden/layouts.txt");

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use podnet_common::addr::{Addr, IfIndex};
-use podnet_common::layout::{
-    Backend, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Prefix, ServiceClient, tables,
+use podnet_common::{
+    layout::{Backend, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Prefix, ServiceClient},
+    tables,
 };
 
 use super::super::conntrack::NodeNames;

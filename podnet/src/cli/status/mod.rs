@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
-use podnet_common::addr::IfIndex;
-use podnet_common::layout::{
-    Config, Frontend, FrontendKey, Hook, Interface, Network,
+use podnet_common::{
+    addr::IfIndex,
+    layout::{Config, Frontend, FrontendKey, Hook, Interface, Network},
     tables::{self, Kind, SIZED, Table},
+    verdict::Counter,
 };
-use podnet_common::verdict::Counter;
 use serde::{Serialize, Serializer};
 
 use super::drops::{self, DropRow};

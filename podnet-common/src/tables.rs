@@ -6,7 +6,7 @@
 
 use core::marker::PhantomData;
 
-use super::migrate::{self, Conversion, Field};
+use crate::layout::migrate::{self, Conversion, Field};
 
 /// Map type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,12 +209,6 @@ pub const SIZED: [Table; 8] = [
     SOURCE_RANGES.table,
     AFFINITY.table,
 ];
-
-/// Key of a [`Kind::LpmTrie`]: a length in bits, followed by at least as many bits of data.
-pub trait TrieKey {
-    /// The data after the length.
-    type Data;
-}
 
 /// Calls a macro with all tables, each as `NAME: Kind<Key, Value>[capacity] Class version;`. Type names are those of
 /// [`addr`](crate::addr), [`layout`](crate::layout) and [`verdict`](crate::verdict).
