@@ -26,6 +26,7 @@ mod prefixes;
 pub mod reconcile;
 pub mod room;
 pub mod select;
+pub mod socket;
 pub mod source;
 pub mod status;
 mod yaml;

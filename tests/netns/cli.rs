@@ -362,7 +362,8 @@ fn frontends_are_shown_with_their_clients_and_excluded_elements() -> Result<()> 
     node.kill_daemon()?;
     let late = Service::new(LOCAL.0, 20, 80, 8080).node_port(LOCAL.1).external_local().affinity(600);
     late.set_endpoints(&site.lab, &[&site.near])?;
-    let told = show(LOCAL.0)?["differences"].to_string();
+    let offline = node.podnet_json(&["service", "show", "default/local", "--offline"])?;
+    let told = offline["differences"].to_string();
     ensure!(told.contains("still includes the backend"), "nobody has put that into effect: {told}");
     let elsewhere = node.podnet_json(&["service", "show", "default/local", "--config", "/nowhere.yaml"])?;
     ensure!(elsewhere["notExplained"].to_string().contains("/nowhere.yaml"), "{elsewhere:#}");

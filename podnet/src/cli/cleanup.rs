@@ -20,6 +20,7 @@ use crate::datapath::{sockets, uplink_xdp};
 use crate::host::snapshot::LinkKind;
 use crate::host::{Host, HostError};
 use crate::install::{self, InstallError};
+use crate::socket;
 use crate::status::{DaemonLock, DaemonStatus, StatusError};
 
 /// Something that could not be removed.
@@ -115,7 +116,7 @@ pub(super) async fn run(bpffs: &Path, run_dir: &Path) -> Outcome {
         return outcome;
     }
     remove_pins(&PinDir::new(bpffs), &mut outcome);
-    for path in [ServiceNames::path(run_dir), DaemonStatus::path(run_dir)] {
+    for path in [ServiceNames::path(run_dir), DaemonStatus::path(run_dir), socket::path(run_dir)] {
         remove_file(&path, &mut outcome);
     }
     CallLog::new(run_dir).remove();

@@ -1,15 +1,18 @@
 //! The command line: `podnet NOUN VERB`.
 //!
-//! Commands other than `daemon` and `cleanup` only read, from the pinned tables, so they work while the daemon is down.
+//! Commands other than `daemon` and `cleanup` only read: from the pinned tables, and what these don't contain from the daemon.
+//! So they work while the daemon is down.
 //! Results go to standard output, everything else to standard error; the exit status is 0 when the question could be
 //! answered, and 1 with a message when it could not.
 
 mod affinity;
 pub mod cleanup;
 mod conntrack;
+mod daemon;
 mod drops;
 mod endpoint;
 mod flow;
+mod follow;
 mod logging;
 mod mount;
 mod nat;
@@ -36,6 +39,8 @@ use crate::compile::ServiceNames;
 use crate::config::{Config, LogFormat};
 use crate::datapath::inspect::{View, ViewError};
 use crate::model::ObjectName;
+use crate::room::Room;
+use crate::socket::{Client, Explanation};
 use crate::status::DaemonStatus;
 use conntrack::NodeNames;
 use runtime::block_on;
@@ -86,9 +91,8 @@ enum Command {
     Status,
     /// Inspect Services in the datapath.
     Service {
-        /// Configuration of the daemon, to find its manifests or API server [default: as published by the daemon]
-        #[arg(long, global = true, value_name = "FILE")]
-        config: Option<PathBuf>,
+        #[command(flatten)]
+        objects: Objects,
         #[command(subcommand)]
         verb: ServiceVerb,
     },
@@ -113,7 +117,11 @@ enum Command {
         verb: AffinityVerb,
     },
     /// Show dropped packets by reason.
-    Drops,
+    Drops {
+        /// Show each dropped packet from now on, instead of the counts.
+        #[arg(short, long)]
+        follow: bool,
+    },
     /// Trace a packet through the datapath step by step, without sending or changing anything.
     Trace(Box<trace::TraceArgs>),
     /// Mount a BPF file system for the daemon, unless one is already mounted.
@@ -124,6 +132,17 @@ enum Command {
     },
     /// Remove everything that the daemon has set up on this node. Pods lose their connectivity.
     Cleanup,
+}
+
+/// The source of objects.
+#[derive(Debug, Args)]
+struct Objects {
+    /// Read the manifests, or list the cluster from the Kubernetes API, instead of asking the daemon.
+    #[arg(long, global = true)]
+    offline: bool,
+    /// Configuration of the daemon, to find its manifests or API server; implies --offline [default: as published by the daemon]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -187,27 +206,33 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         }
         Command::Status => {
             let view = options.view();
-            let status = block_on(status::gather(view, &options.run_dir))?;
+            let answer = daemon::ask(&options.run_dir, Client::status)?.ok();
+            let status = block_on(status::gather(view, &options.run_dir, answer))?;
             output::print(&status, options.output)?;
             if let Some(reason) = status.no_datapath() {
                 bail!("{reason}");
             }
         }
-        Command::Service { config, verb: ServiceVerb::List } => {
-            let wanted = || options.wanted(config.as_deref()).ok();
-            let list = service::list(options.view()?.as_ref(), &options.names(), wanted)?;
+        Command::Service { objects, verb: ServiceVerb::List } => {
+            let mut list = service::list(options.view()?.as_ref(), &options.names())?;
+            if list.lacks_kinds()
+                && let Some(kinds) = options.kinds(&objects)?
+            {
+                list.complete(&kinds);
+            }
             output::print(&list, options.output)?;
         }
-        Command::Service { config, verb: ServiceVerb::Show { name } } => {
+        Command::Service { objects, verb: ServiceVerb::Show { name } } => {
             let Some((namespace, service)) = name.split_once('/') else {
                 bail!("{name} is not a service name: use NAMESPACE/NAME, for example default/{name}");
             };
             let service = ObjectName { namespace: namespace.to_owned(), name: service.to_owned() };
-            let wanted = options.wanted(config.as_deref());
+            let view = options.view()?;
+            let explanation = options.explanation(&objects, &service, service::tables(view.as_ref())?)?;
             let (names, pods, nodes) = (options.names(), options.pods(), options.nodes());
-            match service::show(options.view()?.as_ref(), &names, &pods, &nodes, &service, wanted)? {
+            match service::show(view.as_ref(), &names, &pods, &nodes, &service, explanation)? {
                 Some(detail) => output::print(&detail, options.output)?,
-                None => bail!("no service {name} in the tables or in the manifests; see `podnet service list`"),
+                None => bail!("no service {name} in the tables or among the objects; see `podnet service list`"),
             }
         }
         Command::Endpoint { verb: EndpointVerb::List } => {
@@ -240,7 +265,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             let traces = trace::run(&options.bpffs(), options.view()?.as_ref(), &names, &args)?;
             output::print(&traces, options.output)?;
         }
-        Command::Drops => output::print(&drops::read(options.view()?.as_ref())?, options.output)?,
+        Command::Drops { follow: false } => output::print(&drops::read(options.view()?.as_ref())?, options.output)?,
+        Command::Drops { follow: true } => daemon::follow_drops(&options.run_dir, options.output)?,
         Command::MountBpffs { at } => {
             let done =
                 if mount::run(&at)? { "mounted a BPF file system" } else { "a BPF file system is already mounted" };
@@ -301,9 +327,26 @@ impl Options {
         nodes.into_iter().filter_map(|node| Some((node.via?.parse().ok()?, node.name))).collect()
     }
 
-    /// The objects of the source, from the given configuration file or the daemon's published configuration.
-    fn wanted(&self, config: Option<&Path>) -> Result<Wanted, WantedError> {
-        let config = match (config, self.report().and_then(|report| report.config)) {
+    /// What a service's objects ask for, or why that isn't known.
+    fn explanation(&self, objects: &Objects, name: &ObjectName, tables: Room) -> Result<Result<Explanation, String>> {
+        if objects.are_read() {
+            return Ok(self.wanted(objects).map(|wanted| wanted.explain(name, tables)).map_err(|e| e.to_string()));
+        }
+        let asked = daemon::ask(&self.run_dir, |client| client.explain(name))?;
+        Ok(asked.map_err(|error| format!("{error}; `--offline` reads the objects instead")))
+    }
+
+    /// What kind of external address services' addresses are, if that is known.
+    fn kinds(&self, objects: &Objects) -> Result<Option<service::Kinds>> {
+        if objects.are_read() {
+            return Ok(self.wanted(objects).ok().map(|wanted| wanted.addresses().collect()));
+        }
+        Ok(daemon::ask(&self.run_dir, Client::addresses)?.ok().map(|addresses| addresses.into_iter().collect()))
+    }
+
+    /// What the objects ask for, by a configuration file or the one that the daemon runs with.
+    fn wanted(&self, objects: &Objects) -> Result<Wanted, WantedError> {
+        let config = match (&objects.config, self.report().and_then(|report| report.config)) {
             (Some(file), _) => Config::read(file).map_err(|e| WantedError::Configuration(e.to_string()))?,
             (None, Some(told)) => {
                 Config::parse(&told.to_string()).map_err(|e| WantedError::Configuration(e.to_string()))?
@@ -319,6 +362,13 @@ impl Options {
             tracing::warn!("{error}; showing addresses instead of pod names");
             endpoint::Pods::default()
         })
+    }
+}
+
+impl Objects {
+    /// Whether the command reads them itself.
+    fn are_read(&self) -> bool {
+        self.offline || self.config.is_some()
     }
 }
 

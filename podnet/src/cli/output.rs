@@ -32,10 +32,16 @@ pub(super) fn print(value: &impl Show, format: Format) -> io::Result<()> {
         Format::Table => value.text().to_string(),
         Format::Json => serde_json::to_string_pretty(value)? + "\n",
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader has closed the pipe (`podnet … | head`).
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+    write(&text).map(drop)
+}
+
+/// Writes to standard output at once. Says whether it is still read.
+pub(super) fn write(text: &str) -> io::Result<bool> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        // The reader has seen enough (`podnet … | head`).
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true),
     }
 }
 

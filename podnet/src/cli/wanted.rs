@@ -1,8 +1,7 @@
-//! The demands of manifests or the Kubernetes API, read afresh by the command: why a service's tables are as they are,
-//! and whether they are as they should be.
+//! The demands of manifests or the Kubernetes API, read by the command itself (`--offline`): why a service's tables are as
+//! they are, and whether they are as they should be, even while the daemon is down.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use podnet_cni::text::chain;
@@ -11,11 +10,11 @@ use thiserror::Error;
 use super::runtime::block_on;
 use crate::config::Config;
 use crate::control::{self, Index};
-use crate::frontend::FrontendKind;
 use crate::guard::Guard;
 use crate::model::{Batch, ObjectName};
 use crate::room::{Room, Share};
-use crate::select::{self, Explained, Settings};
+use crate::select::{self, Settings};
+use crate::socket::{Explanation, ExternalAddresses};
 use crate::source::Source;
 use crate::status::DaemonStatus;
 
@@ -59,27 +58,19 @@ impl Wanted {
         Ok(Self { index, settings, guard, shares, broken })
     }
 
-    /// Invalid files and objects, for which the daemon keeps the last valid version in effect.
-    pub(super) fn broken(&self) -> &[String] {
-        &self.broken
+    /// The outcome for a service on this node, with tables of this size.
+    pub(super) fn explain(&self, name: &ObjectName, tables: Room) -> Explanation {
+        let explained = self.index.service(name).map(|(service, _)| {
+            let slices = self.index.slices(name);
+            let share = Share::new(tables.of_service()).within(self.shares.get(&name.namespace).copied());
+            select::explain(name, service, slices, &self.settings, &self.guard, share)
+        });
+        Explanation { service: explained, invalid: self.broken.clone() }
     }
 
-    /// The outcome for a service on this node, with tables of this size; `None` if the service doesn't exist.
-    pub(super) fn explain(&self, name: &ObjectName, tables: Room) -> Option<Explained> {
-        let (service, _) = self.index.service(name)?;
-        let slices = self.index.slices(name);
-        let share = Share::new(tables.of_service()).within(self.shares.get(&name.namespace).copied());
-        Some(select::explain(name, service, slices, &self.settings, &self.guard, share))
-    }
-
-    /// Kind of a service's address, for the kinds that the tables don't distinguish.
-    pub(super) fn kind(&self, name: &ObjectName, ip: IpAddr) -> Option<FrontendKind> {
-        let (service, _) = self.index.service(name)?;
-        if service.load_balancer_ips.contains(&ip) {
-            Some(FrontendKind::LoadBalancer)
-        } else {
-            service.external_ips.contains(&ip).then_some(FrontendKind::ExternalIp)
-        }
+    /// External addresses of all services.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = ExternalAddresses> {
+        self.index.services_after(None).filter_map(|(name, service)| ExternalAddresses::of(name, service?))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -144,6 +145,18 @@ impl Index {
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&str, &EndpointSlice)> + Clone {
         let slices = self.services.get(service).into_iter().flat_map(|indexed| &indexed.slices);
         slices.map(|(name, slice)| (name.as_str(), &**slice))
+    }
+
+    /// A service with its slices and their names, shared, to be kept while the index changes.
+    pub fn shared(&self, service: &ObjectName) -> Option<(Arc<Service>, Vec<(String, Arc<EndpointSlice>)>)> {
+        let indexed = self.services.get(service)?;
+        Some((indexed.service.clone()?, indexed.slices.clone()))
+    }
+
+    /// The services after one, or all, ascending; `None` for names that have only slices so far.
+    pub fn services_after(&self, name: Option<&ObjectName>) -> impl Iterator<Item = (&ObjectName, Option<&Service>)> {
+        let start = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.services.range((start, Bound::Unbounded)).map(|(name, indexed)| (name, indexed.service.as_deref()))
     }
 
     /// The `metadata.uid` of a Service, a Node, or a slice of a service.

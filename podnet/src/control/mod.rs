@@ -11,6 +11,7 @@
 //! caller's thread; a changed EndpointSlice costs the work for its service only.
 
 mod ages;
+mod asked;
 mod claim;
 mod claims;
 mod frontends;
@@ -303,11 +304,6 @@ impl Control {
         problems.extend(self.shadows().take(SHOWN_MAX));
         problems.extend(self.services.contested_checks(&self.frontends).take(SHOWN_MAX));
         problems.sort();
-        let pending = self.frontends.reconciler.pending().map(|(what, retry)| Pending {
-            frontend: what.to_string(),
-            failures: retry.failures,
-            reason: retry.reason.clone(),
-        });
         ControlStatus {
             synced: self.synced,
             services: self.index.service_count(),
@@ -318,7 +314,7 @@ impl Control {
             problems,
             shares: self.frontends.shares.each().clone(),
             scarcities: self.frontends.shares.scarcities().take(SHOWN_MAX).collect(),
-            pending: pending.collect(),
+            pending: self.pending(),
         }
     }
 

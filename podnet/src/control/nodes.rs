@@ -28,7 +28,7 @@ pub(super) struct Nodes {
     settings: Settings,
     /// Whether this node is leaving the cluster: see [`Node::leaving`].
     leaving: bool,
-    pub(super) guard: Guard,
+    pub(super) guard: Arc<Guard>,
 }
 
 /// What a change of nodes affects.
@@ -50,7 +50,7 @@ impl Nodes {
         let service_cidrs: BTreeSet<_> = config.service_cidrs().into_iter().collect();
         Self {
             claims: Claims::remember(ages),
-            guard: bare_guard(config, &judged, &service_cidrs, &host),
+            guard: Arc::new(bare_guard(config, &judged, &service_cidrs, &host)),
             judged,
             host,
             service_cidrs,
@@ -163,8 +163,8 @@ impl Nodes {
     fn update_guard(&mut self, config: &Config, index: &Index, concerned: &mut Vec<ObjectName>) {
         let mut guard = bare_guard(config, &self.judged, &self.service_cidrs, &self.host);
         concerned.extend(judged_differently(index, &self.guard, &guard).cloned());
-        guard.take(&mut self.guard);
-        self.guard = guard;
+        guard.take(Arc::make_mut(&mut self.guard));
+        self.guard = Arc::new(guard);
     }
 
     /// All nodes by name, with their admitted claims.

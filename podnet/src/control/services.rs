@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use podnet_common::addr::{Port, Proto};
 use podnet_common::layout::{Backend, FrontendKey};
@@ -73,7 +74,7 @@ impl Services {
     /// Updates the addresses of these services. Returns those that were added or removed.
     fn count_addresses(&mut self, services: &[ObjectName], around: &mut Surroundings<'_>) -> BTreeSet<IpAddr> {
         let mut changed = BTreeSet::new();
-        let guard = &mut around.nodes.guard;
+        let guard = Arc::make_mut(&mut around.nodes.guard);
         for name in services {
             let service = around.index.service(name).map(|(service, _)| service);
             let now = service.map(|service| virtual_ips(service, guard)).unwrap_or_default();

@@ -1,26 +1,27 @@
-//! Logs dropped packets and messages of the programs, rate-limited per reason, so that a flood of packets doesn't
-//! become a flood of lines.
+//! The only reader of the ring buffer of dropped packets: passes each event on to all clients that follow them, and logs
+//! some, as well as messages of the programs, rate-limited per reason, so that a flood of packets doesn't become a flood
+//! of lines.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use podnet_common::{
-    layout::{Event, Hook},
-    verdict::Reason,
-};
-use tokio::io::unix::AsyncFd;
+use podnet_common::layout::Event;
+use tokio::{io::unix::AsyncFd, sync::broadcast};
 use tracing::info;
 
-use crate::datapath::{Events, ProgramLog};
+use crate::{
+    datapath::{Events, ProgramLog},
+    socket::Dropped,
+};
 
 /// Maximum number of lines per reason within [`WINDOW`].
 const LINES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Logs drops until the task is aborted.
-pub(super) async fn log(mut events: AsyncFd<Events>) {
+/// Logs drops, and passes them on, until the task is aborted.
+pub(super) async fn log(mut events: AsyncFd<Events>, followers: broadcast::Sender<Event>) {
     let mut seen: BTreeMap<u16, (Instant, u32)> = BTreeMap::new();
     loop {
         match events.readable().await {
@@ -31,6 +32,8 @@ pub(super) async fn log(mut events: AsyncFd<Events>) {
             }
         }
         while let Some(event) = events.get_mut().next_event() {
+            // There may be no followers.
+            let _ = followers.send(event);
             let (since, lines) = seen.entry(event.reason).or_insert((Instant::now(), 0));
             if since.elapsed() > WINDOW {
                 (*since, *lines) = (Instant::now(), 0);
@@ -52,35 +55,13 @@ pub(super) async fn relay(mut log: AsyncFd<ProgramLog>) {
 }
 
 fn tell(event: &Event) {
-    let reason = Reason::ALL.iter().find(|reason| **reason as u16 == event.reason);
-    let hook = Hook::ALL.into_iter().find(|hook| *hook as u16 == event.hook);
+    let dropped = Dropped::of(event);
     info!(
-        reason = reason.map_or("unknown", |reason| reason.name()),
-        hook = hook.map_or("unknown", Hook::name),
-        interface.index = event.ifindex.0,
-        packet.len = event.len,
-        packet.tuple = tuple(&event.head),
+        reason = dropped.reason,
+        hook = dropped.hook,
+        interface.index = dropped.ifindex,
+        packet.len = dropped.length,
+        packet.tuple = %dropped,
         "packet dropped"
     );
-}
-
-/// Addresses and protocol of a packet, as far as the captured head of the frame contains them.
-fn tuple(head: &[u8]) -> String {
-    match head {
-        [_, _, _, _, _, _, _, _, _, _, _, _, 8, 0, ip @ ..] => {
-            let octets = |at: usize| <[u8; 4]>::try_from(&ip[at..at + 4]).map(std::net::Ipv4Addr::from);
-            match (octets(12), octets(16)) {
-                (Ok(src), Ok(dst)) => format!("{src} > {dst} protocol {}", ip[9]),
-                _ => String::new(),
-            }
-        }
-        [_, _, _, _, _, _, _, _, _, _, _, _, 0x86, 0xdd, ip @ ..] => {
-            let octets = |at: usize| <[u8; 16]>::try_from(&ip[at..at + 16]).map(std::net::Ipv6Addr::from);
-            match (octets(8), octets(24)) {
-                (Ok(src), Ok(dst)) => format!("{src} > {dst} protocol {}", ip[6]),
-                _ => String::new(),
-            }
-        }
-        _ => "not IP".into(),
-    }
 }

@@ -22,6 +22,7 @@ mod links;
 mod node;
 mod node_sync;
 mod pods;
+mod questions;
 mod records;
 mod report;
 mod reporting;
@@ -59,6 +60,7 @@ use crate::{
     },
     metrics::{Listener, Metrics},
     reconcile::Outcome,
+    socket,
     source::Source,
     status::{DaemonLock, DaemonStatus},
 };
@@ -118,6 +120,7 @@ struct Daemon {
     servers: Servers,
     metrics: Metrics,
     listener: Listener,
+    socket: socket::Server,
     calls: CallLog,
     counts: Counts,
     drops: Drops,
@@ -178,6 +181,7 @@ impl Daemon {
         let registry = metrics.registry(datapath.generation(), source.api_metrics(), counts);
         let listener = Listener::start(registry, config.metrics_bind_address.0)
             .context("cannot start the thread that serves metrics")?;
+        let socket = socket::Server::start(&config.run_dir).context("cannot start the thread of the socket")?;
         Ok(Self {
             source,
             api_servers,
@@ -197,6 +201,7 @@ impl Daemon {
             servers,
             metrics,
             listener,
+            socket,
             calls: CallLog::new(&config.run_dir),
             counts: datapath_counts,
             drops: Drops::adopt(seen.drops),

@@ -23,8 +23,8 @@ use super::node;
 /// Writes the status file when it changes.
 pub(super) struct Reporter {
     last: DaemonStatus,
-    /// The routes to other nodes differ from those in the file.
-    nodes_differ: bool,
+    /// Whether the file is missing or outdated.
+    file_differs: bool,
 }
 
 /// Current state of the daemon's parts.
@@ -54,20 +54,25 @@ impl Reporter {
                 config: serde_json::to_value(config).ok(),
                 ..DaemonStatus::default()
             },
-            nodes_differ: false,
+            file_differs: false,
         }
     }
 
     /// The file may be gone: forces a write.
     pub(super) fn forget(&mut self) {
-        self.nodes_differ = true;
+        self.file_differs = true;
+    }
+
+    /// The report as of the last call of [`Self::write`].
+    pub(super) fn last(&self) -> &DaemonStatus {
+        &self.last
     }
 
     /// Sets the routes to other nodes. There may be thousands, so they are updated after each look at them, not for
     /// every change in between.
     pub(super) fn set_nodes(&mut self, node: &node::Status) {
         let nodes = nodes(node);
-        self.nodes_differ |= nodes != self.last.nodes;
+        self.file_differs |= nodes != self.last.nodes;
         self.last.nodes = nodes;
     }
 
@@ -93,7 +98,7 @@ impl Reporter {
         // A difference in times alone doesn't count.
         now.sources.iter_mut().zip(&self.last.sources).for_each(|(new, old)| new.last_sync = old.last_sync);
         now.tables.last_reconciled = self.last.tables.last_reconciled;
-        let (changed, warnings) = (now != self.last || self.nodes_differ, now.warnings.len());
+        let (changed, warnings) = (now != self.last || self.file_differs, now.warnings.len());
         if !changed {
             self.last.nodes = nodes;
             return (warnings, Ok(()));
@@ -103,10 +108,7 @@ impl Reporter {
         now.tables.last_reconciled = time;
         now.nodes = nodes;
         let written = now.write(&config.run_dir);
-        match written {
-            Ok(()) => (self.last, self.nodes_differ) = (now, false),
-            Err(_) => self.last.nodes = now.nodes,
-        }
+        (self.last, self.file_differs) = (now, written.is_err());
         (warnings, written)
     }
 }
@@ -129,7 +131,7 @@ fn describe(source: &source::Status, control: &ControlStatus) -> SourceStatus {
     }
 }
 
-fn pending(pending: &crate::control::Pending) -> PendingStatus {
+pub(super) fn pending(pending: &crate::control::Pending) -> PendingStatus {
     PendingStatus { frontend: pending.frontend.clone(), failures: pending.failures, reason: pending.reason.clone() }
 }
 

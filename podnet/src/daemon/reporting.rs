@@ -10,7 +10,8 @@ impl Daemon {
     /// Writes the report if it has changed.
     pub(super) fn write_report(&mut self) {
         let (source, control) = (self.source.status(), self.control.status());
-        let servers = self.servers.problems().into_iter().chain(self.listener.problem()).collect();
+        let servers = self.servers.problems().into_iter();
+        let servers = servers.chain(self.listener.problem()).chain(self.socket.problem()).collect();
         let now = report::Now {
             source: &source,
             control: &control,

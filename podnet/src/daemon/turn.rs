@@ -12,8 +12,11 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{CHECK_INTERVAL, Daemon, events};
-use crate::{async_fd::watch, datapath::conntrack::Swept, host::watch::Change, model::Batch, status::StatusError};
+use super::{CHECK_INTERVAL, Daemon, events, questions};
+use crate::{
+    async_fd::watch, datapath::conntrack::Swept, host::watch::Change, model::Batch, socket::Question,
+    status::StatusError,
+};
 
 /// How often the programs' clock is updated: about once per tick.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
@@ -36,6 +39,8 @@ enum Event {
     LinksDue,
     /// The plugin has added or removed a pod.
     Records,
+    /// A command asks through the socket.
+    Asked(Question),
     /// A sweep of the connection table has ended.
     Swept(Result<Swept>),
     /// Every [`CLOCK_INTERVAL`].
@@ -72,7 +77,7 @@ impl Daemon {
     /// Runs until it is dropped, or until an error stops the daemon.
     pub(super) async fn serve(&mut self) -> Result<()> {
         let events = watch(self.datapath.events()?).context("cannot watch the event ring")?;
-        let drops = tokio::spawn(events::log(events));
+        let drops = tokio::spawn(events::log(events, self.socket.drops()));
         let log = watch(self.datapath.program_log()?).context("cannot watch the programs' log")?;
         let log = tokio::spawn(events::relay(log));
         let result = self.turns().await;
@@ -125,6 +130,7 @@ impl Daemon {
             change = self.watcher.changed() => Event::Network(change),
             () = links => Event::LinksDue,
             () = self.attachments.changed() => Event::Records,
+            question = self.socket.question() => Event::Asked(question),
             swept = ended(&mut self.sweeping) => Event::Swept(swept),
             _ = clocks.clock.tick() => Event::Clock,
             _ = clocks.collection.tick() => Event::Collection,
@@ -146,6 +152,7 @@ impl Daemon {
             Event::Network(change) => self.network_changed(change),
             Event::LinksDue => self.mend(),
             Event::Records => self.attachments_changed(),
+            Event::Asked(question) => questions::answer(question, &self.report, &self.control, &self.source),
             Event::Swept(swept) => self.swept(swept),
             Event::Clock => {
                 self.advance_clock();
@@ -153,6 +160,7 @@ impl Daemon {
                 self.look_for_records();
                 self.tell_health();
                 self.listener.retry();
+                self.socket.keep();
                 self.observe_calls();
                 self.announce();
                 self.collect_if_filling();

@@ -10,6 +10,7 @@
 
 mod explain;
 mod health;
+mod inputs;
 mod meter;
 mod places;
 mod refused;
@@ -21,6 +22,7 @@ mod view;
 
 pub use explain::{Choice, Clients, Explained, ExplainedEndpoint, ExplainedFrontend, explain};
 pub use health::{HealthCheck, health};
+pub use inputs::Inputs;
 pub(crate) use places::{all_addresses, all_places};
 pub use refused::refused;
 pub use remarks::remarks;

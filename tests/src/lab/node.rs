@@ -254,6 +254,11 @@ impl Node {
             && self.run_dir().join("node.json").exists()
     }
 
+    /// Path of the command line tool.
+    pub fn program(&self) -> &Path {
+        &self.binaries.podnet
+    }
+
     /// Runs the command line tool on the node, whatever its exit status.
     pub fn podnet_output(&self, args: &[&str]) -> Result<Output> {
         self.place.output(&self.binaries.podnet, args, "")

@@ -18,6 +18,7 @@ pub(super) const FLOORS: &[Floors] = &[
             &["cli"],
             &["daemon"],
             &["control", "health"],
+            &["socket"],
             &["select", "status"],
             &["datapath", "guard", "host", "install", "source"],
             &["config", "reconcile"],

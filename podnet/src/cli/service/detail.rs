@@ -17,7 +17,7 @@ pub(crate) struct ServiceDetail {
     pub(super) name: String,
     /// According to the tables.
     pub(super) frontends: Vec<FrontendDetail>,
-    /// What its objects ask for, and why; `None` if they can't be read or the service doesn't exist.
+    /// What its objects ask for, and why; `None` if that is unknown or the service doesn't exist.
     pub(super) explanation: Option<Explained>,
     /// Why there is no explanation.
     pub(super) not_explained: Option<String>,

@@ -2,9 +2,10 @@
 //! daemon has written for their ids.
 //!
 //! A frontend has an entry in the table for each kind of client, and a single row here. The tables don't distinguish a
-//! load balancer's address from an external IP; the manifests do, if they can be read.
+//! load balancer's address from an external IP; the objects do, which the daemon knows.
 
 mod detail;
+mod kinds;
 mod row;
 mod show;
 #[cfg(test)]
@@ -14,10 +15,10 @@ mod why;
 
 use serde::Serialize;
 
-pub(super) use show::show;
+pub(super) use kinds::Kinds;
+pub(super) use show::{show, tables};
 
 use super::output::{Column, NOTHING, Show, Text, duration, or_nothing};
-use super::wanted::Wanted;
 use crate::compile::ServiceNames;
 use crate::datapath::inspect::{View, ViewError};
 use row::{FrontendRow, complete, entries, kind_name, order, row, source_name};
@@ -27,23 +28,27 @@ use row::{FrontendRow, complete, entries, kind_name, order, row, source_name};
 #[serde(transparent)]
 pub(super) struct ServiceList(Vec<FrontendRow>);
 
-/// Reads all frontends. `wanted` returns the manifests, if they are needed and can be read.
-pub(super) fn list(
-    view: &dyn View,
-    names: &ServiceNames,
-    wanted: impl FnOnce() -> Option<Wanted>,
-) -> Result<ServiceList, ViewError> {
+/// Reads all frontends.
+pub(super) fn list(view: &dyn View, names: &ServiceNames) -> Result<ServiceList, ViewError> {
     let mut rows = Vec::new();
     for (key, entry) in entries(view, |_| true)? {
         rows.push(row(view, names, &key, &entry)?);
     }
-    if rows.iter().any(|row| row.kind.is_none())
-        && let Some(wanted) = wanted()
-    {
-        rows.iter_mut().for_each(|row| complete(row, names, &wanted));
-    }
     rows.sort_by(|a, b| order(a).cmp(&order(b)));
     Ok(ServiceList(rows))
+}
+
+impl ServiceList {
+    /// Whether the kind of some frontends is unknown, because only the objects contain it.
+    pub(super) fn lacks_kinds(&self) -> bool {
+        self.0.iter().any(|row| row.kind.is_none())
+    }
+
+    /// Adds the missing kinds.
+    pub(super) fn complete(&mut self, kinds: &Kinds) {
+        self.0.iter_mut().for_each(|row| complete(row, |service, ip| kinds.of(service, ip)));
+        self.0.sort_by(|a, b| order(a).cmp(&order(b)));
+    }
 }
 
 /// Restrictions of a frontend, in readable form.

@@ -7,10 +7,10 @@ use podnet_common::layout::{Frontend, FrontendKey};
 use serde::Serialize;
 
 use super::super::output::protocol;
-use super::super::wanted::Wanted;
 use crate::compile::{ServiceId, ServiceNames, of_node};
 use crate::datapath::inspect::{View, ViewError};
 use crate::frontend::{FrontendKind, ServicePortName, SourceMode};
+use crate::model::ObjectName;
 
 /// Table entries of a frontend.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +99,7 @@ pub(super) struct FrontendRow {
     pub(super) namespace: Option<String>,
     pub(super) name: Option<String>,
     pub(super) port_name: Option<String>,
-    /// `None` if it is the address of a load balancer or an external IP, and the manifests can't be read.
+    /// `None` if it is the address of a load balancer or an external IP, and the objects are unknown.
     pub(super) kind: Option<FrontendKind>,
     #[serde(flatten)]
     pub(super) place: Place,
@@ -144,11 +144,10 @@ pub(super) fn row(
     })
 }
 
-/// Adds what only the manifests contain.
-pub(super) fn complete(row: &mut FrontendRow, names: &ServiceNames, wanted: &Wanted) {
-    let name = names.name(ServiceId(row.service_id));
-    if let (None, Some(ServicePortName { service, .. }), Some(ip)) = (row.kind, name, row.place.address) {
-        row.kind = wanted.kind(service, ip);
+/// Adds what only the objects contain.
+pub(super) fn complete(row: &mut FrontendRow, kind: impl FnOnce(&ObjectName, IpAddr) -> Option<FrontendKind>) {
+    if let (None, Some(ip), Some(namespace), Some(name)) = (row.kind, row.place.address, &row.namespace, &row.name) {
+        row.kind = kind(&ObjectName { namespace: namespace.clone(), name: name.clone() }, ip);
     }
 }
 

@@ -13,7 +13,6 @@ use podnet_common::{
 use super::super::conntrack::NodeNames;
 use super::super::endpoint::Pods;
 use super::super::output::socket;
-use super::super::wanted::{Wanted, WantedError};
 use super::detail::{Choice, Clients, FrontendDetail, SentOn, ServiceDetail, Target};
 use super::row::{Entries, Entry, complete, entries, order, row, shares};
 use super::why;
@@ -22,15 +21,18 @@ use crate::datapath::inspect::{View, ViewError};
 use crate::frontend::{FrontendKind, IfNone};
 use crate::model::ObjectName;
 use crate::room::Room;
+use crate::select::Explained;
+use crate::socket::Explanation;
 
-/// Reads a service. `None`: neither the tables nor the manifests contain it.
+/// Reads a service. `explanation` is what its objects ask for, or why that is unknown. `None`: neither the tables nor the
+/// objects contain the service.
 pub(in crate::cli) fn show(
     view: &dyn View,
     names: &ServiceNames,
     pods: &Pods,
     nodes: &NodeNames,
     name: &ObjectName,
-    wanted: Result<Wanted, WantedError>,
+    explanation: Result<Explanation, String>,
 ) -> Result<Option<ServiceDetail>, ViewError> {
     let entries = entries(view, |id| names.name(ServiceId(id)).is_some_and(|port| port.service == *name))?;
     let places = Places::read(view, nodes)?;
@@ -38,8 +40,8 @@ pub(in crate::cli) fn show(
     let mut frontends = Vec::new();
     for (key, entry) in &entries {
         let mut row = row(view, names, key, entry)?;
-        if let Ok(wanted) = &wanted {
-            complete(&mut row, names, wanted);
+        if let Ok(Explanation { service: Some(explained), .. }) = &explanation {
+            complete(&mut row, |_, ip| kind(explained, ip));
         }
         frontends.push(FrontendDetail {
             frontend: row,
@@ -49,30 +51,34 @@ pub(in crate::cli) fn show(
         });
     }
     frontends.sort_by(|a, b| order(&a.frontend).cmp(&order(&b.frontend)));
-    let (explanation, not_explained) = match &wanted {
-        Ok(wanted) => match wanted.explain(name, tables(view)?) {
-            Some(explained) => (Some(explained), None),
-            None if frontends.iter().any(|f| f.frontend.kind == Some(FrontendKind::HostPort)) => {
-                (None, Some("a host port maps to the one pod that requested it".to_owned()))
-            }
-            None => (None, Some(format!("Service {name} not found"))),
-        },
-        Err(error) => (None, Some(error.to_string())),
+    let is_host_port = || frontends.iter().any(|f| f.frontend.kind == Some(FrontendKind::HostPort));
+    let (explanation, invalid, not_explained) = match explanation {
+        Ok(Explanation { service: Some(explained), invalid }) => (Some(explained), invalid, None),
+        Ok(_) if is_host_port() => {
+            (None, Vec::new(), Some("a host port maps to the one pod that requested it".to_owned()))
+        }
+        Ok(_) => (None, Vec::new(), Some(format!("Service {name} not found"))),
+        Err(reason) => (None, Vec::new(), Some(reason)),
     };
     if frontends.is_empty() && explanation.is_none() {
         return Ok(None);
     }
     let mut differences = explanation.as_ref().map(|e| why::differences(&frontends, e)).unwrap_or_default();
-    if let (false, Ok(wanted)) = (differences.is_empty(), &wanted) {
-        let broken = wanted.broken().iter();
-        differences.extend(broken.map(|file| format!("{file} is invalid: its last valid version stays in effect")));
+    if !differences.is_empty() {
+        let invalid = invalid.iter();
+        differences.extend(invalid.map(|file| format!("{file} is invalid: its last valid version stays in effect")));
     }
     let ObjectName { namespace, name } = name.clone();
     Ok(Some(ServiceDetail { namespace, name, frontends, explanation, not_explained, differences }))
 }
 
+/// Kind of an external address of a service.
+fn kind(service: &Explained, ip: IpAddr) -> Option<FrontendKind> {
+    service.frontends.iter().find(|frontend| frontend.address == ip).map(|frontend| frontend.kind)
+}
+
 /// Sizes of the service tables.
-fn tables(view: &dyn View) -> Result<Room, ViewError> {
+pub(in crate::cli) fn tables(view: &dyn View) -> Result<Room, ViewError> {
     Ok(Room::of_tables(
         view.capacity(tables::FRONTENDS.into())?,
         view.capacity(tables::SLOTS.into())?,

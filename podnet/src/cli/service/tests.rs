@@ -6,7 +6,7 @@ use podnet_common::layout::{Frontend, FrontendKey, Interface, Network, NetworkKi
 use super::*;
 use crate::cli::conntrack::NodeNames;
 use crate::cli::endpoint::Pods;
-use crate::cli::wanted::WantedError;
+use crate::cli::wanted::{Wanted, WantedError};
 use crate::compile::ServiceId;
 use crate::config::Config;
 use crate::datapath::memory::{MemoryTables, samples::names};
@@ -80,7 +80,8 @@ fn nodes() -> NodeNames {
 }
 
 fn shown(view: &MemoryTables, name: &ObjectName, wanted: Result<Wanted, WantedError>) -> Option<detail::ServiceDetail> {
-    show(view, &names(), &Pods::default(), &nodes(), name, wanted).unwrap()
+    let explanation = wanted.map(|wanted| wanted.explain(name, tables(view).unwrap())).map_err(|e| e.to_string());
+    show(view, &names(), &Pods::default(), &nodes(), name, explanation).unwrap()
 }
 
 /// Manifests of the service whose frontends are in [`everything`], with one endpoint left out for each possible reason.
@@ -123,8 +124,10 @@ fn unknown() -> Result<Wanted, WantedError> {
 
 #[test]
 fn frontends_are_listed_in_order_and_unnamed_ones_by_id() {
+    let all = list(&cluster_ips(), &names()).unwrap();
+    assert!(!all.lacks_kinds(), "the tables contain every kind");
     assert_eq!(
-        list(&cluster_ips(), &names(), || panic!("the tables tell it all")).unwrap().text(),
+        all.text(),
         "\
 NAMESPACE  NAME    PORT NAME  KIND       ADDRESS      PORT  PROTOCOL  SOURCE    BACKENDS  EXTERNAL  POLICY
 -          (id 3)  -          ClusterIP  10.96.0.99      1  SCTP      preserve         0         -  -
@@ -137,7 +140,8 @@ default    web     http       ClusterIP  fd00:96::10    80  TCP       preserve  
 
 #[test]
 fn every_kind_of_frontend_is_distinguished() {
-    let all = list(&everything(), &names(), || None).unwrap();
+    let mut all = list(&everything(), &names()).unwrap();
+    assert!(all.lacks_kinds());
     assert_eq!(
         all.text(),
         "\
@@ -151,15 +155,15 @@ default    web           http       NodePort      [*]          30080  TCP       
 default    web           http       LoadBalancer  203.0.113.1     80  TCP       auto             1         -  source ranges
 "
     );
-    let dir = manifests();
-    let with_manifests = list(&everything(), &names(), || wanted(&dir).ok()).unwrap();
-    let kinds: Vec<_> = with_manifests.0.iter().map(|row| kind_name(row.kind)).collect();
+    all.complete(&wanted(&manifests()).unwrap().addresses().collect());
+    assert!(!all.lacks_kinds());
+    let kinds: Vec<_> = all.0.iter().map(|row| kind_name(row.kind)).collect();
     assert_eq!(kinds, ["HostPort", "HostPort", "ClusterIP", "NodePort", "NodePort", "LoadBalancer", "ExternalIP"]);
 }
 
 #[test]
 fn json_has_one_fact_per_field() {
-    let json = serde_json::to_value(list(&cluster_ips(), &names(), || None).unwrap()).unwrap();
+    let json = serde_json::to_value(list(&cluster_ips(), &names()).unwrap()).unwrap();
     assert_eq!(
         json[2],
         serde_json::json!({
@@ -169,7 +173,7 @@ fn json_has_one_fact_per_field() {
         })
     );
     assert_eq!(json[0]["name"], serde_json::Value::Null);
-    let json = serde_json::to_value(list(&everything(), &names(), || None).unwrap()).unwrap();
+    let json = serde_json::to_value(list(&everything(), &names()).unwrap()).unwrap();
     let node_port = &json[5];
     assert_eq!((&node_port["address"], &node_port["family"]), (&serde_json::Value::Null, &"IPv6".into()));
     assert_eq!(node_port["flags"], serde_json::json!(["external", "outsideDiffers", "nodePort"]));

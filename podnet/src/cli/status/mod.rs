@@ -1,8 +1,8 @@
 //! `podnet status`: the node on one screen, the most urgent first.
 //!
-//! It has three sources: the daemon's report (a file, and a lock that tells whether the daemon is running), the
-//! kernel's tables, and the host's settings, which are read afresh. So the answer is correct even while the daemon is
-//! down.
+//! It has three sources: the daemon's report (from its socket, or from a file while the daemon doesn't answer, and a lock
+//! that tells whether it is running), the kernel's tables, and the host's settings, which are read afresh. So the answer
+//! is correct even while the daemon is down.
 
 mod text;
 
@@ -191,10 +191,15 @@ pub(super) struct Witnesses {
     pub(super) now: UnixTime,
 }
 
-/// Reads all sources. A failure of one doesn't hide the others.
-pub(super) async fn gather(view: Result<Box<dyn View>, ViewError>, run_dir: &Path) -> Status {
+/// Reads all sources. `answer` is the daemon's report, if the daemon has answered. A failure of one source doesn't hide
+/// the others.
+pub(super) async fn gather(
+    view: Result<Box<dyn View>, ViewError>,
+    run_dir: &Path,
+    answer: Option<DaemonStatus>,
+) -> Status {
     let mut problems = Vec::new();
-    let daemon = daemon(run_dir, &mut problems);
+    let daemon = daemon(run_dir, answer, &mut problems);
     let config = daemon.report.as_ref().and_then(|report| report.config.as_ref());
     let named = config.and_then(|config| serde_json::from_value(config.get("uplinks")?.clone()).ok());
     let named: Vec<String> = named.unwrap_or_default();
@@ -221,8 +226,8 @@ pub(super) async fn gather(view: Result<Box<dyn View>, ViewError>, run_dir: &Pat
     assemble(Witnesses { daemon, datapath, settings: deviations, firewall, problems, now: UnixTime::now() })
 }
 
-fn daemon(run_dir: &Path, problems: &mut Vec<String>) -> Daemon {
-    let (running, pid) = match DaemonLock::state(run_dir) {
+fn daemon(run_dir: &Path, answer: Option<DaemonStatus>, problems: &mut Vec<String>) -> Daemon {
+    let (locked, pid) = match DaemonLock::state(run_dir) {
         Ok(DaemonState::Running { pid }) => (true, pid),
         Ok(DaemonState::Down) => (false, None),
         Err(e) => {
@@ -230,9 +235,12 @@ fn daemon(run_dir: &Path, problems: &mut Vec<String>) -> Daemon {
             (false, None)
         }
     };
-    let report = DaemonStatus::read(run_dir).unwrap_or_else(|e| {
-        problems.push(e.to_string());
-        None
+    let running = locked || answer.is_some();
+    let report = answer.or_else(|| {
+        DaemonStatus::read(run_dir).unwrap_or_else(|e| {
+            problems.push(e.to_string());
+            None
+        })
     });
     Daemon { running, pid, report }
 }

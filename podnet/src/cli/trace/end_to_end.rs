@@ -92,7 +92,7 @@ fn a_service_from_yaml_to_the_command_line() {
     assert_eq!(run(Hook::FromPod, &mut packet, &*tables), FinalVerdict::Forward(Out::Pod, IfIndex(6)));
 
     // Output of commands.
-    let services = service::list(&tables, control.names(), || panic!("the tables tell it all")).unwrap();
+    let services = service::list(&tables, control.names()).unwrap();
     let line = services.text().lines().find(|line| line.contains("10.96.0.10")).map(ToOwned::to_owned).unwrap();
     assert!(line.contains("default") && line.contains("web") && line.contains("ClusterIP"), "{line}");
     let flows = conntrack::list(&tables, control.names(), &NodeNames::new(), &Filter::default(), 1000).unwrap();

@@ -1,0 +1,46 @@
+//! Asking the daemon. If it doesn't answer, commands show what the kernel holds and what the daemon has reported last, and
+//! say so on standard error.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use super::follow;
+use super::output::{Format, complain, write};
+use crate::datapath::view::interface_name;
+use crate::socket::{AskError, Client};
+
+/// Asks the daemon. If there is no answer, the reason is printed and returned.
+///
+/// # Errors
+/// If this process lacks the permission: it could not read the tables either.
+pub(super) fn ask<T>(
+    run_dir: &Path,
+    question: impl FnOnce(&mut Client) -> Result<T, AskError>,
+) -> Result<Result<T, AskError>> {
+    match Client::connect(run_dir).and_then(|mut client| question(&mut client)) {
+        Err(error @ AskError::NotRoot { .. }) => Err(error.into()),
+        Err(error) => {
+            complain(&format!("{error}: showing the kernel's tables and the daemon's last report"));
+            Ok(Err(error))
+        }
+        Ok(answer) => Ok(Ok(answer)),
+    }
+}
+
+/// Prints dropped packets as they are reported, until standard output is closed.
+///
+/// # Errors
+/// If no daemon answers, since only the daemon reads the ring buffer; or if it ends.
+pub(super) fn follow_drops(run_dir: &Path, format: Format) -> Result<()> {
+    let reports = Client::connect(run_dir)?.follow_drops()?;
+    if format == Format::Table && !write(follow::HEADER)? {
+        return Ok(());
+    }
+    for report in reports {
+        if !write(&follow::line(&report?, format, interface_name)?)? {
+            return Ok(());
+        }
+    }
+    bail!("the daemon has ended")
+}

@@ -1,0 +1,102 @@
+//! Answers to questions from the socket: snapshots, so that the event loop never waits for a command.
+
+use crate::{
+    control::Control,
+    model::ObjectName,
+    socket::{AddressPage, Explainable, ExternalAddresses, Pending, Question},
+    source::Source,
+};
+
+use super::report::{self, Reporter};
+
+/// How many services are looked through for one answer.
+const PAGE: usize = 4096;
+
+/// Answers a question. The client may have disconnected meanwhile.
+pub(super) fn answer(question: Question, report: &Reporter, control: &Control, source: &Source) {
+    match question {
+        Question::Status(reply) => drop(reply.send(report.last().clone())),
+        Question::Pending(reply) => drop(reply.send(Pending {
+            synced: control.synced(),
+            frontends: control.pending().iter().map(report::pending).collect(),
+        })),
+        Question::Explain(name, reply) => {
+            let invalid = source.status().mistakes.into_iter().map(|mistake| mistake.place.to_string()).collect();
+            drop(reply.send(Explainable { service: control.inputs(&name), invalid }));
+        }
+        Question::Addresses(after, reply) => drop(reply.send(addresses(control, after.as_ref()))),
+    }
+}
+
+fn addresses(control: &Control, after: Option<&ObjectName>) -> AddressPage {
+    let (mut page, mut last) = (AddressPage::default(), None);
+    let mut services = control.services_after(after);
+    for (name, service) in services.by_ref().take(PAGE) {
+        last = Some(name);
+        page.services.extend(service.and_then(|service| ExternalAddresses::of(name, service)));
+    }
+    page.last = last.filter(|_| services.next().is_some()).cloned();
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        datapath::memory::MemoryTables,
+        model::{Batch, Change, Kind, Object, ObjectKey, Service},
+    };
+
+    /// Services `s0000` and so on, every second with an external IP.
+    fn control(services: usize) -> Control {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().display();
+        let config =
+            Config::parse(&format!("{{node: n1, manifests: {path}/m, runDir: {path}/run, stateDir: {path}/state}}"));
+        let mut control = Control::adopt(&config.unwrap(), &MemoryTables::new(100, 100, 100)).unwrap();
+        let change = |number: usize| {
+            let external_ips = if number % 2 == 0 { vec!["203.0.113.1".parse().unwrap()] } else { Vec::new() };
+            let service = Object::Service(Arc::new(Service { external_ips, ..Service::default() }));
+            Change::new(ObjectKey::new(Kind::Service, "x", &format!("s{number:04}")), Some(service))
+        };
+        control.apply(Batch { changes: (0..services).map(change).collect(), synced: true });
+        control
+    }
+
+    fn pages(control: &Control) -> Vec<Vec<ExternalAddresses>> {
+        let (mut pages, mut after) = (Vec::new(), None);
+        loop {
+            let AddressPage { services, last } = addresses(control, after.as_ref());
+            pages.push(services);
+            match last {
+                Some(last) => after = Some(last),
+                None => return pages,
+            }
+        }
+    }
+
+    #[test]
+    fn external_addresses_come_in_pages() {
+        for (services, expected) in [(0, &[0][..]), (3, &[2]), (PAGE, &[PAGE / 2]), (PAGE + 1, &[PAGE / 2, 1])] {
+            let pages = pages(&control(services));
+            assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), expected, "{services}");
+            let names = pages.iter().flatten().map(|service| service.name.clone());
+            assert!(names.eq((0..services).step_by(2).map(|number| format!("s{number:04}"))), "each once, in order");
+        }
+    }
+
+    #[test]
+    fn a_service_is_explained_from_a_snapshot() {
+        let mut control = control(2);
+        let name = |name: &str| ObjectName { namespace: "x".into(), name: name.into() };
+        let inputs = control.inputs(&name("s0000")).unwrap();
+        assert!(control.inputs(&name("none")).is_none());
+        let gone = Change::new(ObjectKey::new(Kind::Service, "x", "s0000"), None);
+        control.apply(Batch { changes: vec![gone], synced: true });
+        assert!(control.inputs(&name("s0000")).is_none());
+        assert_eq!(inputs.explain().name, "s0000");
+    }
+}

@@ -1,0 +1,222 @@
+//! How commands ask the daemon.
+
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt},
+        time::{TimeVal, TimeValLike as _},
+    },
+};
+use serde_json::Error as JsonError;
+use thiserror::Error;
+
+use super::{
+    bind,
+    dropped::Dropped,
+    protocol::{Answer, Explanation, ExternalAddresses, Request, Stream, Subject},
+};
+use crate::{model::ObjectName, status::DaemonStatus};
+
+/// How long the daemon may take to accept a connection, and to answer a request.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an answer may be, in bytes.
+const ANSWER_MAX: u64 = 256 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// There is no socket, or nothing listens at it.
+    #[error("no daemon answers at {}", path.display())]
+    Down {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket is another user's.
+    #[error("may not ask the daemon at {} (permission denied): run podnet as root", path.display())]
+    NotRoot {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The daemon is busy for longer than usual.
+    #[error("the daemon has not answered at {} within {} s", path.display(), PATIENCE.as_secs())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection failed.
+    #[error("can't ask the daemon at {}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The answer is of another version.
+    #[error("can't understand the daemon's answer ({source}): is this podnet of the daemon's version?")]
+    Malformed {
+        /// The cause.
+        source: JsonError,
+    },
+    /// The answer is to another question.
+    #[error("the daemon has answered something else: is this podnet of the daemon's version?")]
+    Unexpected,
+    /// The daemon refuses.
+    #[error("the daemon at {} refuses: {reason}", path.display())]
+    Refused {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A connection to the daemon.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the daemon of a run directory.
+    ///
+    /// # Errors
+    /// [`AskError::Down`] if no daemon listens there, [`AskError::NotRoot`] if this process may not ask it.
+    pub fn connect(run_dir: &Path) -> Result<Self, AskError> {
+        let path = bind::path(run_dir);
+        let connected = (|| {
+            let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
+            // It bounds connecting too.
+            setsockopt(&socket, sockopt::SendTimeout, &patience)?;
+            setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+            connect(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
+            Ok(socket.into())
+        })();
+        match connected {
+            Ok(stream) => Ok(Self { path, stream: BufReader::new(stream) }),
+            Err(errno) => Err(match errno {
+                // The last is what a file that is no socket gets.
+                Errno::ENOENT | Errno::ENOTDIR | Errno::ECONNREFUSED => AskError::Down { path },
+                Errno::EACCES | Errno::EPERM => AskError::NotRoot { path },
+                errno => failed(path, errno.into()),
+            }),
+        }
+    }
+
+    /// How the daemon stands.
+    ///
+    /// # Errors
+    /// If there is no such answer.
+    pub fn status(&mut self) -> Result<DaemonStatus, AskError> {
+        match self.ask(&Request::Get(Subject::Status))? {
+            Answer::Status(status) => Ok(*status),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// What a Service comes to, and why.
+    ///
+    /// # Errors
+    /// If there is no such answer.
+    pub fn explain(&mut self, name: &ObjectName) -> Result<Explanation, AskError> {
+        let ObjectName { namespace, name } = name.clone();
+        match self.ask(&Request::Explain { namespace, name })? {
+            Answer::Explanation(explanation) => Ok(explanation),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// External addresses of all Services.
+    ///
+    /// # Errors
+    /// If there is no such answer.
+    pub fn addresses(&mut self) -> Result<Vec<ExternalAddresses>, AskError> {
+        match self.ask(&Request::Get(Subject::Addresses))? {
+            Answer::Addresses(addresses) => Ok(addresses),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// Follows dropped packets from here on.
+    ///
+    /// # Errors
+    /// If the daemon doesn't agree.
+    pub fn follow_drops(mut self) -> Result<Followed, AskError> {
+        match self.ask(&Request::Follow(Stream::Drops))? {
+            Answer::Following(Stream::Drops) => {}
+            _ => return Err(AskError::Unexpected),
+        }
+        // Between drops there may be any time.
+        self.stream.get_ref().set_read_timeout(None).map_err(|source| failed(self.path.clone(), source))?;
+        Ok(Followed(self))
+    }
+
+    /// Sends a request and waits for its answer.
+    fn ask(&mut self, request: &Request) -> Result<Answer, AskError> {
+        let mut line = serde_json::to_vec(request).map_err(|source| AskError::Malformed { source })?;
+        line.push(b'\n');
+        let sent = self.stream.get_mut().write_all(&line);
+        match (self.answer(), sent) {
+            (Ok(Some(answer)), _) => Ok(answer),
+            // It may have said why it takes no requests before it closed the connection.
+            (Err(error @ AskError::Refused { .. }), _) => Err(error),
+            (_, Err(source)) => Err(failed(self.path.clone(), source)),
+            (Ok(None), Ok(())) => Err(AskError::Down { path: self.path.clone() }),
+            (Err(error), Ok(())) => Err(error),
+        }
+    }
+
+    /// The next answer; none if the daemon has ended.
+    fn answer(&mut self) -> Result<Option<Answer>, AskError> {
+        let mut line = Vec::new();
+        let read = (&mut self.stream).take(ANSWER_MAX).read_until(b'\n', &mut line);
+        read.map_err(|source| failed(self.path.clone(), source))?;
+        if line.last() != Some(&b'\n') {
+            return Ok(None);
+        }
+        match serde_json::from_slice(&line).map_err(|source| AskError::Malformed { source })? {
+            Answer::Error(reason) => Err(AskError::Refused { path: self.path.clone(), reason }),
+            answer => Ok(Some(answer)),
+        }
+    }
+}
+
+/// Dropped packets as they are reported, until the daemon ends.
+#[derive(Debug)]
+pub struct Followed(Client);
+
+/// What a reader of dropped packets gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A dropped packet.
+    Drop(Dropped),
+    /// How many are missing here, because they were not read in time.
+    Lost(u64),
+}
+
+impl Iterator for Followed {
+    type Item = Result<Report, AskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.0.answer().transpose()?.and_then(|answer| match answer {
+            Answer::Drop(dropped) => Ok(Report::Drop(dropped)),
+            Answer::Lost(lost) => Ok(Report::Lost(lost)),
+            _ => Err(AskError::Unexpected),
+        }))
+    }
+}
+
+fn failed(path: PathBuf, source: io::Error) -> AskError {
+    match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => AskError::Silent { path },
+        _ => AskError::Io { path, source },
+    }
+}

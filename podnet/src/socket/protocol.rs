@@ -1,0 +1,188 @@
+//! What is asked and answered: one JSON value a line.
+//!
+//! A client may send several requests one after the other. Each has one answer, but for [`Request::Follow`], whose answers
+//! go on until the client closes the connection.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::dropped::Dropped;
+use crate::{
+    frontend::FrontendKind,
+    model::{ObjectName, Service},
+    select::Explained,
+    status::{DaemonStatus, PendingStatus},
+};
+
+/// Length of a request in bytes, without the end of its line.
+pub const REQUEST_MAX: usize = 4096;
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Request {
+    /// One of the daemon's facts: [`Answer::Status`] or [`Answer::Addresses`].
+    Get(Subject),
+    /// Why a Service has the frontends and backends that it has: [`Answer::Explanation`].
+    Explain {
+        /// The Service's namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// What is not in effect yet: [`Answer::Pending`].
+    Pending {},
+    /// Events as they happen: [`Answer::Following`] at once, then [`Answer::Drop`] and [`Answer::Lost`].
+    Follow(Stream),
+}
+
+/// What [`Request::Get`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Subject {
+    /// The daemon's status, as in `status.json`.
+    Status,
+    /// Addresses of load balancers and external IPs by Service: the tables don't tell one from the other.
+    Addresses,
+}
+
+/// What [`Request::Follow`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stream {
+    /// Dropped packets.
+    Drops,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    /// The daemon's status.
+    Status(Box<DaemonStatus>),
+    /// External addresses, ascending by Service. Services without any are left out.
+    Addresses(Vec<ExternalAddresses>),
+    /// What a Service comes to.
+    Explanation(Explanation),
+    /// What is not in effect yet.
+    Pending(Pending),
+    /// From here on every dropped packet that the kernel reports is an [`Answer::Drop`].
+    Following(Stream),
+    /// A dropped packet.
+    Drop(Dropped),
+    /// How many dropped packets are missing here, because the client reads too slowly.
+    Lost(u64),
+    /// Why there is no other answer.
+    Error(String),
+}
+
+/// Addresses of a Service that only its object tells apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalAddresses {
+    /// The Service's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Those of its load balancer.
+    #[serde(rename = "loadBalancerIPs")]
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Its external IPs.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<IpAddr>,
+}
+
+impl ExternalAddresses {
+    /// Those of a Service, if it has some.
+    pub fn of(name: &ObjectName, service: &Service) -> Option<Self> {
+        let Service { load_balancer_ips, external_ips, .. } = service;
+        let ObjectName { namespace, name } = name.clone();
+        let has_some = !load_balancer_ips.is_empty() || !external_ips.is_empty();
+        let (load_balancer_ips, external_ips) = (load_balancer_ips.clone(), external_ips.clone());
+        has_some.then_some(Self { namespace, name, load_balancer_ips, external_ips })
+    }
+
+    /// What an address is to the Service: one that is both counts as its load balancer's.
+    pub fn kind(&self, ip: IpAddr) -> Option<FrontendKind> {
+        if self.load_balancer_ips.contains(&ip) {
+            Some(FrontendKind::LoadBalancer)
+        } else {
+            self.external_ips.contains(&ip).then_some(FrontendKind::ExternalIp)
+        }
+    }
+}
+
+/// What a Service comes to on this node, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// None if there is no such Service.
+    pub service: Option<Explained>,
+    /// Files and objects that are invalid, so that their last valid version is in effect.
+    pub invalid: Vec<String>,
+}
+
+/// What is not in effect yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pending {
+    /// Whether all objects have been read; until then the tables are an earlier daemon's.
+    pub synced: bool,
+    /// Frontends that could not be written and are retried.
+    pub frontends: Vec<PendingStatus>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(line: &str) -> Result<Request, serde_json::Error> {
+        serde_json::from_str(line)
+    }
+
+    #[test]
+    fn requests_are_lines_as_documented() {
+        let web = Request::Explain { namespace: "default".into(), name: "web".into() };
+        for (line, expected) in [
+            (r#"{"get":"status"}"#, Request::Get(Subject::Status)),
+            (r#"{"get":"addresses"}"#, Request::Get(Subject::Addresses)),
+            (r#"{"explain":{"namespace":"default","name":"web"}}"#, web),
+            (r#"{"pending":{}}"#, Request::Pending {}),
+            (r#"{"follow":"drops"}"#, Request::Follow(Stream::Drops)),
+        ] {
+            assert_eq!(request(line).unwrap(), expected, "{line}");
+            assert_eq!(serde_json::to_string(&expected).unwrap(), line);
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        for line in [
+            "",
+            "status",
+            "{}",
+            "[]",
+            r#"{"get":"secrets"}"#,
+            r#"{"set":"status"}"#,
+            r#"{"explain":{"name":"web"}}"#,
+            r#"{"explain":{"namespace":"default","name":"web","node":"n2"}}"#,
+            r#"{"pending":{"all":true}}"#,
+            r#"{"get":"status"} {"get":"status"}"#,
+            r#"{"get":"status","follow":"drops"}"#,
+        ] {
+            assert!(request(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn answers_stay_on_their_line() {
+        let answer = Answer::Error("two\nlines".into());
+        let line = serde_json::to_string(&answer).unwrap();
+        assert_eq!(line, r#"{"error":"two\nlines"}"#);
+        let pending = Answer::Pending(Pending { synced: true, frontends: vec![PendingStatus::default()] });
+        let line = serde_json::to_string(&pending).unwrap();
+        assert_eq!(line, r#"{"pending":{"synced":true,"frontends":[{"frontend":"","failures":0,"reason":""}]}}"#);
+        assert_eq!(serde_json::from_str::<Answer>(&line).unwrap(), pending);
+    }
+}

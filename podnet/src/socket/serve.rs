@@ -1,0 +1,198 @@
+//! Clients of the socket: at most [`CLIENTS`] at once, each with little time between requests, for short requests only.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use podnet_common::layout::Event;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{
+        Semaphore,
+        broadcast::{self, error::RecvError},
+    },
+    time::{sleep, timeout},
+};
+
+use super::{
+    dropped::Dropped,
+    protocol::{Answer, Explanation, ExternalAddresses, REQUEST_MAX, Request, Stream, Subject},
+    question::{Asker, Gone, Question},
+};
+use crate::model::ObjectName;
+
+/// How many clients there are at once; further ones get an error.
+const CLIENTS: usize = 32;
+/// How long a client may take to send a request.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take to read an answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client that follows something may read nothing: its output may be in a pager.
+const FOLLOWER_PATIENCE: Duration = Duration::from_secs(600);
+/// How soon accepting is tried again where the process has no descriptors for it.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What clients are answered from.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    asker: Asker,
+    pub(super) drops: broadcast::Sender<Event>,
+    places: Arc<Semaphore>,
+}
+
+impl Source {
+    pub(super) fn new(asker: Asker, drops: broadcast::Sender<Event>) -> Self {
+        Self { asker, drops, places: Arc::new(Semaphore::new(CLIENTS)) }
+    }
+}
+
+/// The conversation is over.
+struct Over;
+
+impl From<io::Error> for Over {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+impl From<Gone> for Over {
+    fn from(_: Gone) -> Self {
+        Self
+    }
+}
+
+/// Serves until the task is aborted. Conversations that have begun go on.
+pub(super) async fn serve(listener: UnixListener, source: Source) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(RETRY_INTERVAL).await;
+            continue;
+        };
+        match source.places.clone().try_acquire_owned() {
+            Ok(place) => {
+                let source = source.clone();
+                tokio::spawn(async move {
+                    // However it ends.
+                    let _: Result<(), Over> = converse(stream, &source).await;
+                    drop(place);
+                });
+            }
+            Err(_) => {
+                let full = Answer::Error(format!("there are {CLIENTS} clients already: end some, and try again"));
+                // A new socket has room for a line.
+                let _ = stream.try_write(&line(&full));
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, source: &Source) -> Result<(), Over> {
+    let (requests, mut answers) = stream.into_split();
+    let mut requests = BufReader::new(requests);
+    loop {
+        let request = within(REQUEST_PATIENCE, next_request(&mut requests)).await?;
+        match request {
+            Ok(Request::Follow(Stream::Drops)) => return follow_drops(requests, &mut answers, source).await,
+            Ok(request) => send(&mut answers, &answer(request, &source.asker).await?, ANSWER_PATIENCE).await?,
+            Err(Refused { why, over }) => {
+                send(&mut answers, &Answer::Error(why), ANSWER_PATIENCE).await?;
+                if over {
+                    return Err(Over);
+                }
+            }
+        }
+    }
+}
+
+/// A line that is no request.
+struct Refused {
+    why: String,
+    /// Where the next line begins is unknown.
+    over: bool,
+}
+
+/// The client's next request. Over when it has closed its end.
+async fn next_request(requests: &mut BufReader<OwnedReadHalf>) -> Result<Result<Request, Refused>, Over> {
+    let mut line = Vec::new();
+    requests.take(REQUEST_MAX as u64 + 1).read_until(b'\n', &mut line).await?;
+    if line.is_empty() {
+        return Err(Over);
+    }
+    if line.last() != Some(&b'\n') && line.len() > REQUEST_MAX {
+        let why = format!("the request has more than {REQUEST_MAX} bytes");
+        return Ok(Err(Refused { why, over: true }));
+    }
+    Ok(serde_json::from_slice(&line).map_err(|error| Refused { why: format!("not a request: {error}"), over: false }))
+}
+
+async fn answer(request: Request, asker: &Asker) -> Result<Answer, Over> {
+    Ok(match request {
+        Request::Get(Subject::Status) => Answer::Status(Box::new(asker.ask(Question::Status).await?)),
+        Request::Get(Subject::Addresses) => Answer::Addresses(addresses(asker).await?),
+        Request::Pending {} => Answer::Pending(asker.ask(Question::Pending).await?),
+        Request::Explain { namespace, name } => {
+            let name = ObjectName { namespace, name };
+            let found = asker.ask(|reply| Question::Explain(name, reply)).await?;
+            let service = found.service.map(|inputs| inputs.explain());
+            Answer::Explanation(Explanation { service, invalid: found.invalid })
+        }
+        Request::Follow(stream) => Answer::Following(stream),
+    })
+}
+
+/// External addresses of all Services, page by page.
+async fn addresses(asker: &Asker) -> Result<Vec<ExternalAddresses>, Over> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = asker.ask(|reply| Question::Addresses(after, reply)).await?;
+        all.extend(page.services);
+        match page.last {
+            Some(last) => after = Some(last),
+            None => return Ok(all),
+        }
+    }
+}
+
+/// Passes on dropped packets until the client closes the connection or sends something.
+async fn follow_drops(
+    mut requests: BufReader<OwnedReadHalf>,
+    answers: &mut OwnedWriteHalf,
+    source: &Source,
+) -> Result<(), Over> {
+    let mut drops = source.drops.subscribe();
+    send(answers, &Answer::Following(Stream::Drops), ANSWER_PATIENCE).await?;
+    loop {
+        let next = tokio::select! {
+            next = drops.recv() => next,
+            _ = requests.fill_buf() => return Err(Over),
+        };
+        let answer = match next {
+            Ok(event) => Answer::Drop(Dropped::of(&event)),
+            Err(RecvError::Lagged(lost)) => Answer::Lost(lost),
+            Err(RecvError::Closed) => return Err(Over),
+        };
+        send(answers, &answer, FOLLOWER_PATIENCE).await?;
+    }
+}
+
+async fn send(answers: &mut OwnedWriteHalf, answer: &Answer, patience: Duration) -> Result<(), Over> {
+    let line = line(answer);
+    within(patience, async { Ok(answers.write_all(&line).await?) }).await
+}
+
+fn line(answer: &Answer) -> Vec<u8> {
+    let mut line = serde_json::to_vec(answer).unwrap_or_else(|error| {
+        // Maps with keys that are no texts, which answers don't have.
+        tracing::error!("an answer can't be written: {error}");
+        br#"{"error":"the answer can't be written"}"#.to_vec()
+    });
+    line.push(b'\n');
+    line
+}
+
+/// A step of a conversation, which may take so long.
+async fn within<T>(patience: Duration, step: impl Future<Output = Result<T, Over>>) -> Result<T, Over> {
+    timeout(patience, step).await.unwrap_or(Err(Over))
+}
