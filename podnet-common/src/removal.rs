@@ -17,7 +17,7 @@ use crate::{
 /// Offset of the first removal in a frame, in bytes: after an Ethernet header, at a multiple of four.
 pub const START: usize = ETH.next_multiple_of(4);
 /// Removals in a frame, at most. A test run takes a page, less headroom and `struct skb_shared_info`: together less than
-/// [`RESERVED`], even with `CONFIG_MAX_SKB_FRAGS=45` and cache lines of 128 bytes.
+/// `RESERVED`, even with `CONFIG_MAX_SKB_FRAGS=45` and cache lines of 128 bytes.
 pub const AT_ONCE: usize = 64;
 /// See [`AT_ONCE`]; in bytes.
 const RESERVED: usize = 1000;

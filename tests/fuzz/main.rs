@@ -1,5 +1,5 @@
 //! Scenarios of arbitrary packets over arbitrary tables, through the pipeline on the host: a fixed sequence of
-//! generated ones, and the corpus kept by a coverage-guided fuzzer.
+//! generated ones, new ones for a few seconds in each run, and the corpus kept by a coverage-guided fuzzer.
 //!
 //! The fuzzer is a package outside the workspace, since it requires unstable compiler flags: `RUSTC_BOOTSTRAP=1 cargo
 //! fuzz run --fuzz-dir tests/fuzz --sanitizer none pipeline`. Its working corpus is `tests/fuzz/corpus/pipeline`, and
@@ -14,32 +14,35 @@ mod sockets;
 mod view;
 mod world;
 
-use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::panic::{UnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use podnet_common::{layout::Hook, simulator::FinalVerdict, verdict::Reason};
 
 /// Number of generated scenarios; they take half a minute without optimisation.
 const SCENARIOS: u64 = 12_000;
 
+/// Time for new scenarios in each run.
+const NEW_SCENARIOS: Duration = Duration::from_secs(10);
+
 /// Hooks and outcomes that scenarios have covered.
 #[derive(Default)]
 struct Met(BTreeSet<(Hook, String)>);
 
 impl Met {
-    /// Plays a scenario, and prints its name if it fails.
-    fn play(&mut self, name: &str, bytes: &[u8]) {
-        let played = std::panic::catch_unwind(|| {
+    /// Plays a scenario of packets.
+    fn play(&mut self, name: impl Display, bytes: &[u8]) {
+        self.0.extend(naming(name, || {
             let mut ends = Vec::new();
             scenario::play(bytes, |o| ends.push((o.entry.hook, kind(o.end))));
             ends
-        });
-        match played {
-            Ok(ends) => self.0.extend(ends),
-            Err(panic) => {
-                eprintln!("in the scenario {name}");
-                std::panic::resume_unwind(panic);
-            }
-        }
+        }));
     }
 
     /// Requires that an outcome occurred at one of the hooks.
@@ -47,6 +50,14 @@ impl Met {
         let met = |hook: &Hook| self.0.iter().any(|(at, met)| at == hook && met.contains(end));
         assert!(hooks.iter().any(met), "no packet met {end} at {hooks:?}, but {:#?}", self.0);
     }
+}
+
+/// Prints the scenario's name if it fails.
+fn naming<T>(name: impl Display, play: impl FnOnce() -> T + UnwindSafe) -> T {
+    catch_unwind(play).unwrap_or_else(|panic| {
+        eprintln!("in the scenario {name}");
+        resume_unwind(panic)
+    })
 }
 
 /// An outcome without its interface.
@@ -58,6 +69,10 @@ fn kind(end: FinalVerdict) -> String {
         FinalVerdict::Reject(reason, _) => format!("Reject({reason:?})"),
         FinalVerdict::Forward(out, _) => format!("Forward({out:?})"),
     }
+}
+
+fn fuzz_directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz")
 }
 
 /// Bytes of a generated scenario (xorshift64*, Vigna 2016).
@@ -77,7 +92,7 @@ fn bytes(seed: u64) -> Vec<u8> {
 fn arbitrary_packets_over_arbitrary_tables_satisfy_the_oracle() {
     let mut met = Met::default();
     for seed in 0..SCENARIOS {
-        met.play(&seed.to_string(), &bytes(seed));
+        met.play(seed, &bytes(seed));
     }
     // Without coverage of the outcomes the test would prove little.
     let ingress = [Hook::FromPod, Hook::FromUplink, Hook::FromHost];
@@ -105,15 +120,39 @@ fn arbitrary_packets_over_arbitrary_tables_satisfy_the_oracle() {
 }
 
 #[test]
+fn new_scenarios_satisfy_the_oracle() {
+    let first = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    // Not by a print macro: the test runner captures their output and shows it for failed tests only.
+    writeln!(io::stderr(), "new scenarios from seed {first}").unwrap();
+    let start = Instant::now();
+    for seed in (first..).take_while(|_| start.elapsed() < NEW_SCENARIOS) {
+        let bytes = bytes(seed);
+        let played = catch_unwind(|| {
+            scenario::play(&bytes, |_| {});
+            sockets::play(&bytes, |_| {});
+        });
+        if let Err(panic) = played {
+            let artifacts = fuzz_directory().join("artifacts");
+            let file = artifacts.join(format!("seed-{seed}"));
+            fs::create_dir_all(&artifacts).and_then(|()| fs::write(&file, &bytes)).unwrap();
+            eprintln!("in the scenario {seed}, saved as {}", file.display());
+            resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
 fn corpus_satisfies_the_oracle() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
+    let directory = fuzz_directory().join("corpus");
     let mut paths: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.is_file());
     paths.sort();
     assert!(paths.len() > 100, "the corpus is gone: {}", directory.display());
     let mut met = Met::default();
     for path in paths {
-        met.play(&path.display().to_string(), &fs::read(&path).unwrap());
+        let bytes = fs::read(&path).unwrap();
+        met.play(path.display(), &bytes);
+        naming(path.display(), || sockets::play(&bytes, |_| {}));
     }
     met.demand(&[Hook::FromUplink], "Forward(Via)");
     met.demand(&[Hook::UplinkXdp], "Forward(Link)");
@@ -124,20 +163,13 @@ fn arbitrary_sockets_over_arbitrary_tables_satisfy_the_oracle() {
     let mut met = BTreeSet::new();
     for seed in 0..SCENARIOS {
         let bytes = bytes(seed);
-        let played = std::panic::catch_unwind(|| {
+        met.extend(naming(seed, || {
             let mut met = Vec::new();
             sockets::play(&bytes, |o| {
                 met.push((format!("{:?}", o.operation), IpAddr::from(o.before.addr).is_ipv4(), o.kind()))
             });
             met
-        });
-        match played {
-            Ok(outcomes) => met.extend(outcomes),
-            Err(panic) => {
-                eprintln!("in the scenario {seed}");
-                std::panic::resume_unwind(panic);
-            }
-        }
+        }));
     }
     for v4 in [false, true] {
         for (operation, kinds) in [

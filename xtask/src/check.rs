@@ -1,20 +1,24 @@
-//! `cargo xtask check`: the workspace's rules that neither the compiler nor clippy knows.
+//! `cargo xtask check`: every check other than the tests.
 //!
-//! Dependencies between our crates point down only. A crate that ties us to Kubernetes, the kernel's BPF or netlink is
-//! imported in its own corner only, and unsafe code stays where the kernel is touched. Within a crate, modules stand on
-//! floors and use lower ones only. Sources are read as tokens without comments and texts, so any use of such a name counts,
-//! whatever the path it comes by. What the programs tell people is fit for people.
+//! Other [tools] check format, lints and documentation. The workspace's own rules, which are a unit test as well, are those
+//! that no tool knows. Dependencies between our crates point down only. A crate that ties us to Kubernetes, the kernel's
+//! BPF or netlink is imported in its own corner only, and unsafe code stays where the kernel is touched. Within a crate,
+//! modules stand on floors and use lower ones only. Sources are read as tokens without comments and texts, so any use of
+//! such a name counts, whatever its path. The texts that the programs print are fit for people, and [prose] has a single
+//! spelling.
 
 mod floors;
 mod modules;
+mod prose;
 mod source;
 mod texts;
+mod tools;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use proc_macro2::TokenTree;
 
 use crate::workspace::{Package, Workspace};
@@ -94,30 +98,51 @@ impl fmt::Display for Violation {
     }
 }
 
+/// Runs every check; a failed one does not keep the later ones from running.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    type Check = fn(&Workspace) -> Result<()>;
+    let checks: [(&str, Check); 4] =
+        [("rules", rules), ("format", tools::format), ("lints", tools::lints), ("documentation", tools::documentation)];
+    let mut failed = Vec::new();
+    for (name, check) in checks {
+        println!("\n==> {name}");
+        if let Err(error) = check(workspace) {
+            println!("{error:#}");
+            failed.push(name);
+        }
+    }
+    ensure!(failed.is_empty(), "failed checks: {}", failed.join(", "));
+    println!("\nAll checks passed.");
+    Ok(())
+}
+
+fn rules(workspace: &Workspace) -> Result<()> {
     let violations = violations(workspace)?;
     for violation in &violations {
-        eprintln!("{violation}");
+        println!("{violation}");
     }
-    if !violations.is_empty() {
-        bail!("{} violations of the workspace's rules", violations.len());
-    }
-    println!("No violations of the workspace's rules.");
+    ensure!(violations.is_empty(), "{} violations of the workspace's rules", violations.len());
     Ok(())
 }
 
 fn violations(workspace: &Workspace) -> Result<Vec<Violation>> {
     let mut found: Vec<_> = workspace.packages.iter().flat_map(wrong_dependencies).collect();
+    for file in documents(&workspace.root)? {
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let file = file.strip_prefix(&workspace.root)?;
+        found.extend(prose::in_document(&text).into_iter().map(|(line, what)| Violation::at(file, line, &what)));
+    }
     for package in &workspace.packages {
         let sources = package.directory.join("src");
         let mut modules = Vec::new();
-        for file in rust_files(&workspace.root.join(&package.directory))? {
+        for file in files(&workspace.root.join(&package.directory), "rs")? {
             let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
             let file = file.strip_prefix(&workspace.root)?;
             let tokens = source::tokens(&text).with_context(|| format!("cannot read {}", file.display()))?;
             found.extend(out_of_corner(file, &tokens));
             let texts = texts::wrong(file, &text).into_iter();
             found.extend(texts.map(|(line, what)| Violation::at(file, line, what)));
+            found.extend(prose::in_comments(&text).into_iter().map(|(line, what)| Violation::at(file, line, &what)));
             if let Some(name) = file.strip_prefix(&sources).ok().and_then(module_name) {
                 modules.push((name, file.to_owned(), Module::read(&tokens)));
             }
@@ -171,21 +196,33 @@ fn out_of_corner(file: &Path, tokens: &[TokenTree]) -> Vec<Violation> {
     found
 }
 
-/// All Rust files below a directory, in order.
-fn rust_files(directory: &Path) -> Result<Vec<PathBuf>> {
+/// All files below a directory with this extension, in order.
+fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in entries(directory)? {
+        if path.is_dir() {
+            found.extend(files(&path, extension)?);
+        } else if path.extension().is_some_and(|its| its == extension) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// The documents in the workspace's root and below `docs`.
+fn documents(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = entries(root)?;
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    found.extend(files(&root.join("docs"), "md")?);
+    Ok(found)
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut entries = fs::read_dir(directory)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>())
         .with_context(|| format!("cannot read {}", directory.display()))?;
     entries.sort();
-    let mut files = Vec::new();
-    for path in entries {
-        if path.is_dir() {
-            files.extend(rust_files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    Ok(files)
+    Ok(entries)
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ enum Command {
         #[arg(long = "kernel", value_name = "VERSION")]
         kernels: Vec<String>,
     },
-    /// Check dependencies and imports of the crates, and where unsafe code is used.
+    /// Run every check other than the tests: the workspace's rules, spelling, rustfmt, clippy and rustdoc.
     Check,
     /// Demonstrate podnet in a cluster of network namespaces.
     #[command(disable_help_flag = true)]

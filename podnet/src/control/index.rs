@@ -11,6 +11,9 @@ use crate::model::{
     Change, Condition, EndpointSlice, Kind, Node, Object, ObjectKey, ObjectName, Origin, Protocol, Service, ServiceCidr,
 };
 
+/// EndpointSlices with their names.
+pub type NamedSlices = Vec<(String, Arc<EndpointSlice>)>;
+
 /// Dirty keys of each domain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
@@ -148,7 +151,7 @@ impl Index {
     }
 
     /// A service with its slices and their names, shared, to be kept while the index changes.
-    pub fn shared(&self, service: &ObjectName) -> Option<(Arc<Service>, Vec<(String, Arc<EndpointSlice>)>)> {
+    pub fn shared(&self, service: &ObjectName) -> Option<(Arc<Service>, NamedSlices)> {
         let indexed = self.services.get(service)?;
         Some((indexed.service.clone()?, indexed.slices.clone()))
     }

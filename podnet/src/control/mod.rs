@@ -6,8 +6,8 @@
 //!                                └→ services ──┐
 //!   records ──→ host ports ────────────────────┴→ frontends (desired, shares) ── reconcile ──→ tables
 //! ```
-//! Each domain has a room, a module that keeps the derived state of that domain: [`nodes`], [`services`],
-//! [`host_ports`]. The [`index`] tells each of them which of its keys are dirty. All work is done synchronously on the
+//! Each domain has a room, a module that keeps the derived state of that domain: `nodes`, `services`,
+//! `host_ports`. The `index` tells each of them which of its keys are dirty. All work is done synchronously on the
 //! caller's thread; a changed EndpointSlice costs the work for its service only.
 
 mod ages;

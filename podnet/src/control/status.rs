@@ -13,7 +13,7 @@ use crate::select::HealthCheck;
 pub struct Health {
     /// Health checks of services, by name of the service.
     pub checks: Vec<HealthCheck>,
-    /// This node is leaving the cluster: see [`Node::leaving`].
+    /// This node is leaving the cluster: see [`Node::leaving`](crate::model::Node::leaving).
     pub leaving: bool,
     /// Since when the tables have differed from the desired state. A full table doesn't count: it is full on every
     /// node, and load balancers would have no node left.

@@ -58,7 +58,7 @@ mod tests {
             Config::parse(&format!("{{node: n1, manifests: {path}/m, runDir: {path}/run, stateDir: {path}/state}}"));
         let mut control = Control::adopt(&config.unwrap(), &MemoryTables::new(100, 100, 100)).unwrap();
         let change = |number: usize| {
-            let external_ips = if number % 2 == 0 { vec!["203.0.113.1".parse().unwrap()] } else { Vec::new() };
+            let external_ips = if number.is_multiple_of(2) { vec!["203.0.113.1".parse().unwrap()] } else { Vec::new() };
             let service = Object::Service(Arc::new(Service { external_ips, ..Service::default() }));
             Change::new(ObjectKey::new(Kind::Service, "x", &format!("s{number:04}")), Some(service))
         };

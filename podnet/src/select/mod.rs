@@ -5,7 +5,7 @@
 //! Service ── its frontends ──┐
 //! slices ─── candidates ─────┴─ rule (Cluster or Local) ──→ fate of each candidate ──→ select(), explain()
 //! ```
-//! A service has a share of the tables, enforced by `meter`. [`select`] and [`explain`] use the same judgement, so
+//! A service has a share of the tables, enforced by `meter`. [`select()`] and [`explain()`] use the same judgement, so
 //! explanations always agree with the tables.
 
 mod explain;

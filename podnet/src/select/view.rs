@@ -13,7 +13,7 @@ pub(super) struct View<'a> {
     pub(super) candidates: Vec<Candidate<'a>>,
     cluster: Rule<'a>,
     local: Rule<'a>,
-    /// The lists already counted by a [`Meter`].
+    /// The lists already counted by a `Meter`.
     pub(super) counted: Counted,
 }
 
