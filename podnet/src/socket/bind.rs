@@ -19,12 +19,12 @@ use nix::{
 use podnet_cni::files;
 use thiserror::Error;
 
-/// How many clients wait to be accepted.
+/// Maximum number of clients waiting to be accepted.
 const BACKLOG: i32 = 32;
 /// Write permission of group and others.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Why there is no socket.
+/// A failure to create the socket.
 #[derive(Debug, Error)]
 pub(super) enum BindError {
     /// A system call failed.
@@ -46,14 +46,14 @@ pub(super) enum BindError {
     Unsafe {
         /// The run directory.
         path: PathBuf,
-        /// Its owner's user id.
+        /// User id of its owner.
         owner: u32,
-        /// Its permissions.
+        /// Its permission bits.
         mode: u32,
     },
 }
 
-/// Which file the socket is.
+/// Identity of the socket's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     dev: u64,
@@ -61,19 +61,19 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// Of what is at a path, if anything is.
+    /// Identity of the file at a path; `None` if there is none.
     pub(super) fn at(path: &Path) -> Option<Self> {
         fs::symlink_metadata(path).ok().map(|data| Self { dev: data.dev(), ino: data.ino() })
     }
 }
 
-/// Where the socket is.
+/// Path of the socket.
 pub fn path(run_dir: &Path) -> PathBuf {
     run_dir.join("podnet.sock")
 }
 
-/// Makes the socket, in the place of an earlier daemon's. To be called under the daemon's lock, so that no other daemon
-/// listens there.
+/// Creates the socket, replacing that of an earlier daemon. Must be called under the daemon's lock, so that no other
+/// daemon listens there.
 pub(super) fn listen_in(run_dir: &Path) -> Result<(UnixListener, Identity), BindError> {
     let path = path(run_dir);
     let failed = |what, path: &Path| {
@@ -89,7 +89,7 @@ pub(super) fn listen_in(run_dir: &Path) -> Result<(UnixListener, Identity), Bind
     let bound = (|| {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        // The file gets its mode from the socket: it is never there with another one.
+        // The file inherits the mode of the socket, so it never exists with another mode.
         fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
         bind(socket.as_raw_fd(), &UnixAddr::new(&new)?)?;
         listen(&socket, Backlog::new(BACKLOG)?)?;
@@ -103,7 +103,8 @@ pub(super) fn listen_in(run_dir: &Path) -> Result<(UnixListener, Identity), Bind
     }
 }
 
-/// Users with write permission could replace the socket by their own, and answer root's commands.
+/// Checks that no other user has write permission: such users could replace the socket by their own, and answer root's
+/// commands.
 fn check(run_dir: &Path) -> Result<(), BindError> {
     let data = files::open_directory(run_dir).and_then(|directory| directory.metadata());
     let data = data.map_err(|source| BindError::Io { what: "open", path: run_dir.to_owned(), source })?;
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_its_owners_alone_and_takes_the_place_of_whatever_is_there() {
+    fn the_socket_is_private_to_its_owner_and_replaces_any_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = path(dir.path());
         let (first, identity) = listen_in(dir.path()).unwrap();
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_is_named() {
+    fn errors_name_a_path_that_cannot_be_replaced() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(path(dir.path())).unwrap();
         let error = listen_in(dir.path()).unwrap_err().to_string();

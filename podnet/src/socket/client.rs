@@ -1,4 +1,4 @@
-//! How commands ask the daemon.
+//! The client of the socket, used by commands.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -24,27 +24,27 @@ use super::{
 };
 use crate::{model::ObjectName, status::DaemonStatus};
 
-/// How long the daemon may take to accept a connection, and to answer a request.
+/// Time limit for the daemon to accept a connection, and to answer a request.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long an answer may be, in bytes.
+/// Maximum length of an answer, in bytes.
 const ANSWER_MAX: u64 = 256 << 20;
 
-/// Why there is no answer.
+/// A failed request to the daemon.
 #[derive(Debug, Error)]
 pub enum AskError {
-    /// There is no socket, or nothing listens at it.
+    /// There is no socket, no daemon listens on it, or the daemon has closed the connection.
     #[error("no daemon answers at {}", path.display())]
     Down {
         /// The socket.
         path: PathBuf,
     },
-    /// The socket is another user's.
+    /// The socket belongs to another user, so this process may not connect.
     #[error("may not ask the daemon at {} (permission denied): run podnet as root", path.display())]
     NotRoot {
         /// The socket.
         path: PathBuf,
     },
-    /// The daemon is busy for longer than usual.
+    /// The daemon hasn't answered in time: it is busier than usual.
     #[error("the daemon has not answered at {} within {} s", path.display(), PATIENCE.as_secs())]
     Silent {
         /// The socket.
@@ -58,21 +58,21 @@ pub enum AskError {
         /// The cause.
         source: io::Error,
     },
-    /// The answer is of another version.
+    /// The answer can't be decoded: the daemon is probably of another version.
     #[error("can't understand the daemon's answer ({source}): is this podnet of the daemon's version?")]
     Malformed {
         /// The cause.
         source: JsonError,
     },
-    /// The answer is to another question.
+    /// The answer is not of the requested kind.
     #[error("the daemon has answered something else: is this podnet of the daemon's version?")]
     Unexpected,
-    /// The daemon refuses.
+    /// The daemon has answered with an error.
     #[error("the daemon at {} refuses: {reason}", path.display())]
     Refused {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The daemon's reason.
         reason: String,
     },
 }
@@ -94,7 +94,7 @@ impl Client {
         let connected = (|| {
             let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
-            // It bounds connecting too.
+            // Also limits the time for connecting.
             setsockopt(&socket, sockopt::SendTimeout, &patience)?;
             setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
             connect(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
@@ -103,7 +103,7 @@ impl Client {
         match connected {
             Ok(stream) => Ok(Self { path, stream: BufReader::new(stream) }),
             Err(errno) => Err(match errno {
-                // The last is what a file that is no socket gets.
+                // `ECONNREFUSED` is also the error for a file that is not a socket.
                 Errno::ENOENT | Errno::ENOTDIR | Errno::ECONNREFUSED => AskError::Down { path },
                 Errno::EACCES | Errno::EPERM => AskError::NotRoot { path },
                 errno => failed(path, errno.into()),
@@ -111,10 +111,10 @@ impl Client {
         }
     }
 
-    /// How the daemon stands.
+    /// Returns the daemon's status.
     ///
     /// # Errors
-    /// If there is no such answer.
+    /// The request fails, is refused, or has an unexpected answer.
     pub fn status(&mut self) -> Result<DaemonStatus, AskError> {
         match self.ask(&Request::Get(Subject::Status))? {
             Answer::Status(status) => Ok(*status),
@@ -122,10 +122,10 @@ impl Client {
         }
     }
 
-    /// What a Service comes to, and why.
+    /// Explains a Service: its frontends and backends, with the reasons.
     ///
     /// # Errors
-    /// If there is no such answer.
+    /// The request fails, is refused, or has an unexpected answer.
     pub fn explain(&mut self, name: &ObjectName) -> Result<Explanation, AskError> {
         let ObjectName { namespace, name } = name.clone();
         match self.ask(&Request::Explain { namespace, name })? {
@@ -134,10 +134,10 @@ impl Client {
         }
     }
 
-    /// External addresses of all Services.
+    /// Returns the external addresses of all Services.
     ///
     /// # Errors
-    /// If there is no such answer.
+    /// The request fails, is refused, or has an unexpected answer.
     pub fn addresses(&mut self) -> Result<Vec<ExternalAddresses>, AskError> {
         match self.ask(&Request::Get(Subject::Addresses))? {
             Answer::Addresses(addresses) => Ok(addresses),
@@ -145,16 +145,16 @@ impl Client {
         }
     }
 
-    /// Follows dropped packets from here on.
+    /// Follows dropped packets from now on.
     ///
     /// # Errors
-    /// If the daemon doesn't agree.
+    /// The request fails, is refused, or has an unexpected answer.
     pub fn follow_drops(mut self) -> Result<Followed, AskError> {
         match self.ask(&Request::Follow(Stream::Drops))? {
             Answer::Following(Stream::Drops) => {}
             _ => return Err(AskError::Unexpected),
         }
-        // Between drops there may be any time.
+        // Any time may pass between drops.
         self.stream.get_ref().set_read_timeout(None).map_err(|source| failed(self.path.clone(), source))?;
         Ok(Followed(self))
     }
@@ -166,7 +166,7 @@ impl Client {
         let sent = self.stream.get_mut().write_all(&line);
         match (self.answer(), sent) {
             (Ok(Some(answer)), _) => Ok(answer),
-            // It may have said why it takes no requests before it closed the connection.
+            // The daemon may have sent the reason for a refusal before it closed the connection.
             (Err(error @ AskError::Refused { .. }), _) => Err(error),
             (_, Err(source)) => Err(failed(self.path.clone(), source)),
             (Ok(None), Ok(())) => Err(AskError::Down { path: self.path.clone() }),
@@ -174,7 +174,7 @@ impl Client {
         }
     }
 
-    /// The next answer; none if the daemon has ended.
+    /// Reads the next answer; `None` if the daemon has ended.
     fn answer(&mut self) -> Result<Option<Answer>, AskError> {
         let mut line = Vec::new();
         let read = (&mut self.stream).take(ANSWER_MAX).read_until(b'\n', &mut line);
@@ -189,16 +189,16 @@ impl Client {
     }
 }
 
-/// Dropped packets as they are reported, until the daemon ends.
+/// Dropped packets as the daemon reports them, until it ends.
 #[derive(Debug)]
 pub struct Followed(Client);
 
-/// What a reader of dropped packets gets.
+/// An item of [`Followed`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// A dropped packet.
     Drop(Dropped),
-    /// How many are missing here, because they were not read in time.
+    /// Number of dropped packets missing at this point, because they were not read in time.
     Lost(u64),
 }
 

@@ -1,4 +1,4 @@
-//! A dropped packet, as logs and readers of the socket get it.
+//! Dropped packets in the form used by logs and by clients of the socket.
 
 use std::{
     fmt,
@@ -16,24 +16,24 @@ use podnet_common::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Where a fragment is in its datagram, in IPv4's word of flags and offset.
+/// Mask of the fragment offset in IPv4's field of flags and offset, in host byte order.
 const OFFSET: u16 = 0x1fff;
 
 /// A dropped packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Dropped {
-    /// When, in milliseconds since 1970, as exact as the kernel's coarse clock.
+    /// Time in milliseconds since 1970, with the resolution of the kernel's coarse clock.
     pub time_ms: u64,
-    /// The drop reason, as `podnet drops` and metrics name it; `unknown` for one of a newer datapath.
+    /// Drop reason, named as in `podnet drops` and the metrics; `unknown` for reasons that only a newer datapath has.
     pub reason: String,
-    /// The hook that dropped it.
+    /// Hook that dropped the packet, or `unknown` likewise.
     pub hook: String,
     /// Index of the interface that the hook is attached to.
     pub ifindex: u32,
     /// Length of the frame in bytes.
     pub length: u32,
-    /// IP protocol number; none, as all below, if the packet is not IP.
+    /// IP protocol number; `None`, like all fields below, if the packet is not IP.
     pub protocol: Option<u8>,
     /// Source address.
     pub source: Option<IpAddr>,
@@ -46,7 +46,7 @@ pub struct Dropped {
 }
 
 impl Dropped {
-    /// An event of the ring buffer.
+    /// Converts an event of the ring buffer.
     pub fn of(event: &Event) -> Self {
         let reason = Reason::ALL.iter().find(|reason| **reason as u16 == event.reason);
         let hook = Hook::ALL.into_iter().find(|hook| *hook as u16 == event.hook);
@@ -61,7 +61,7 @@ impl Dropped {
         dropped.with_packet(&event.head)
     }
 
-    /// Reads the packet's addresses and ports.
+    /// Adds the packet's addresses and ports, as far as `frame` contains them.
     fn with_packet(self, frame: &[u8]) -> Self {
         let Some(ethernet) = read::<Ethernet>(frame, 0) else { return self };
         match ethernet.ethertype {
@@ -113,7 +113,7 @@ impl fmt::Display for Dropped {
     }
 }
 
-/// When a moment of `CLOCK_MONOTONIC`, in nanoseconds, was, in milliseconds since 1970.
+/// Converts a time of `CLOCK_MONOTONIC`, in nanoseconds, to milliseconds since 1970.
 fn unix_ms(monotonic: u64) -> u64 {
     let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Into::into).unwrap_or_default();
     let ago = now.saturating_sub(Duration::from_nanos(monotonic));
@@ -169,7 +169,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_the_programs_report_has_names_and_a_time() {
+    fn events_have_names_and_a_wall_clock_time() {
         let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
         let dropped = Dropped::of(&event(&v4(6, [0x40, 0])));
         assert!(dropped.time_ms.abs_diff(before) < 10_000, "{} is not {before}", dropped.time_ms);

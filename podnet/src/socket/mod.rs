@@ -5,9 +5,10 @@
 //!         ←─ answers ───        ←─ snapshot ───
 //!                               ←─ dropped packets (broadcast) ── task that reads the ring buffer
 //! ```
-//! Requests and answers are lines of JSON ([`Request`], [`Answer`]). The socket is root's and read-only: no request changes
-//! anything. The server has a thread of its own, so that a client can delay other clients at most; the event loop only
-//! takes snapshots. Commands that find no daemon read the pinned tables and `status.json` instead.
+//! Requests and answers are lines of JSON ([`Request`], [`Answer`]). Only root can access the socket, and it is
+//! read-only: no request changes anything. The server has a thread of its own, so a client can only delay other
+//! clients; the event loop merely takes snapshots. Commands that find no daemon read the pinned tables and
+//! `status.json` instead.
 
 mod bind;
 mod client;

@@ -1,7 +1,7 @@
-//! What is asked and answered: one JSON value a line.
+//! Requests and answers on the socket: one JSON value per line.
 //!
-//! A client may send several requests one after the other. Each has one answer, but for [`Request::Follow`], whose answers
-//! go on until the client closes the connection.
+//! A client may send several requests, one after the other. Each has one answer, except for [`Request::Follow`], which
+//! is answered until the client closes the connection.
 
 use std::net::IpAddr;
 
@@ -15,14 +15,14 @@ use crate::{
     status::{DaemonStatus, PendingStatus},
 };
 
-/// Length of a request in bytes, without the end of its line.
+/// Maximum length of a request in bytes, without the newline.
 pub const REQUEST_MAX: usize = 4096;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Request {
-    /// One of the daemon's facts: [`Answer::Status`] or [`Answer::Addresses`].
+    /// The daemon's state: [`Answer::Status`] or [`Answer::Addresses`].
     Get(Subject),
     /// Why a Service has the frontends and backends that it has: [`Answer::Explanation`].
     Explain {
@@ -31,23 +31,23 @@ pub enum Request {
         /// Its name.
         name: String,
     },
-    /// What is not in effect yet: [`Answer::Pending`].
+    /// Frontends that are not in effect yet: [`Answer::Pending`].
     Pending {},
     /// Events as they happen: [`Answer::Following`] at once, then [`Answer::Drop`] and [`Answer::Lost`].
     Follow(Stream),
 }
 
-/// What [`Request::Get`] asks for.
+/// Subject of [`Request::Get`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Subject {
     /// The daemon's status, as in `status.json`.
     Status,
-    /// Addresses of load balancers and external IPs by Service: the tables don't tell one from the other.
+    /// Load balancer addresses and external IPs by Service: the tables don't distinguish them.
     Addresses,
 }
 
-/// What [`Request::Follow`] asks for.
+/// Subject of [`Request::Follow`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Stream {
@@ -61,23 +61,23 @@ pub enum Stream {
 pub enum Answer {
     /// The daemon's status.
     Status(Box<DaemonStatus>),
-    /// External addresses, ascending by Service. Services without any are left out.
+    /// External addresses, in ascending order of the Services. Services without any are left out.
     Addresses(Vec<ExternalAddresses>),
-    /// What a Service comes to.
+    /// Explanation of a Service.
     Explanation(Explanation),
-    /// What is not in effect yet.
+    /// Frontends that are not in effect yet.
     Pending(Pending),
-    /// From here on every dropped packet that the kernel reports is an [`Answer::Drop`].
+    /// From now on, every dropped packet that the kernel reports is sent as an [`Answer::Drop`].
     Following(Stream),
     /// A dropped packet.
     Drop(Dropped),
-    /// How many dropped packets are missing here, because the client reads too slowly.
+    /// Number of dropped packets missing at this point, because the client reads too slowly.
     Lost(u64),
-    /// Why there is no other answer.
+    /// The request failed, for this reason.
     Error(String),
 }
 
-/// Addresses of a Service that only its object tells apart.
+/// External addresses of a Service by kind, which is known from its object only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalAddresses {
@@ -85,7 +85,7 @@ pub struct ExternalAddresses {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Those of its load balancer.
+    /// Addresses of its load balancer.
     #[serde(rename = "loadBalancerIPs")]
     pub load_balancer_ips: Vec<IpAddr>,
     /// Its external IPs.
@@ -94,7 +94,7 @@ pub struct ExternalAddresses {
 }
 
 impl ExternalAddresses {
-    /// Those of a Service, if it has some.
+    /// The addresses of a Service, if it has any.
     pub fn of(name: &ObjectName, service: &Service) -> Option<Self> {
         let Service { load_balancer_ips, external_ips, .. } = service;
         let ObjectName { namespace, name } = name.clone();
@@ -103,7 +103,7 @@ impl ExternalAddresses {
         has_some.then_some(Self { namespace, name, load_balancer_ips, external_ips })
     }
 
-    /// What an address is to the Service: one that is both counts as its load balancer's.
+    /// Kind of an address of the Service. An address of both kinds counts as the load balancer's.
     pub fn kind(&self, ip: IpAddr) -> Option<FrontendKind> {
         if self.load_balancer_ips.contains(&ip) {
             Some(FrontendKind::LoadBalancer)
@@ -113,23 +113,23 @@ impl ExternalAddresses {
     }
 }
 
-/// What a Service comes to on this node, and why.
+/// Frontends and backends of a Service on this node, with the reasons.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// None if there is no such Service.
+    /// `None` if there is no such Service.
     pub service: Option<Explained>,
-    /// Files and objects that are invalid, so that their last valid version is in effect.
+    /// Files and objects that are invalid; their last valid version remains in effect.
     pub invalid: Vec<String>,
 }
 
-/// What is not in effect yet.
+/// Frontends that are not in effect yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pending {
-    /// Whether all objects have been read; until then the tables are an earlier daemon's.
+    /// Whether all objects have been read; until then, the tables are those of an earlier daemon.
     pub synced: bool,
-    /// Frontends that could not be written and are retried.
+    /// Frontends that could not be written; they are retried.
     pub frontends: Vec<PendingStatus>,
 }
 
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused() {
+    fn invalid_requests_are_rejected() {
         for line in [
             "",
             "status",
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_stay_on_their_line() {
+    fn each_answer_is_one_line() {
         let answer = Answer::Error("two\nlines".into());
         let line = serde_json::to_string(&answer).unwrap();
         assert_eq!(line, r#"{"error":"two\nlines"}"#);

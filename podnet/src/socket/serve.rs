@@ -1,4 +1,5 @@
-//! Clients of the socket: at most [`CLIENTS`] at once, each with little time between requests, for short requests only.
+//! Clients of the socket. There are limits for their number ([`CLIENTS`]), for the length of a request, and for the
+//! time between requests.
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
@@ -23,18 +24,18 @@ use super::{
 };
 use crate::model::ObjectName;
 
-/// How many clients there are at once; further ones get an error.
+/// Maximum number of clients; further ones get an error.
 const CLIENTS: usize = 32;
-/// How long a client may take to send a request.
+/// Time limit for a client to send a request.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client may take to read an answer.
+/// Time limit for a client to read an answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client that follows something may read nothing: its output may be in a pager.
+/// Time limit for a follower to read an answer: its output may be in a pager.
 const FOLLOWER_PATIENCE: Duration = Duration::from_secs(600);
-/// How soon accepting is tried again where the process has no descriptors for it.
+/// Interval for retrying `accept`, which fails when the process is out of file descriptors.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What clients are answered from.
+/// What clients share: access to the event loop, the stream of dropped packets, and the limit for their number.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     asker: Asker,
@@ -48,7 +49,7 @@ impl Source {
     }
 }
 
-/// The conversation is over.
+/// The connection is to be closed.
 struct Over;
 
 impl From<io::Error> for Over {
@@ -63,7 +64,7 @@ impl From<Gone> for Over {
     }
 }
 
-/// Serves until the task is aborted. Conversations that have begun go on.
+/// Accepts clients until the task is aborted. Existing connections are not affected.
 pub(super) async fn serve(listener: UnixListener, source: Source) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -74,14 +75,14 @@ pub(super) async fn serve(listener: UnixListener, source: Source) {
             Ok(place) => {
                 let source = source.clone();
                 tokio::spawn(async move {
-                    // However it ends.
+                    // Whatever the outcome, only this connection ends.
                     let _: Result<(), Over> = converse(stream, &source).await;
                     drop(place);
                 });
             }
             Err(_) => {
                 let full = Answer::Error(format!("there are {CLIENTS} clients already: end some, and try again"));
-                // A new socket has room for a line.
+                // The buffer of a new socket has room for a line.
                 let _ = stream.try_write(&line(&full));
             }
         }
@@ -106,14 +107,14 @@ async fn converse(stream: UnixStream, source: &Source) -> Result<(), Over> {
     }
 }
 
-/// A line that is no request.
+/// A line that is not a valid request.
 struct Refused {
     why: String,
-    /// Where the next line begins is unknown.
+    /// Whether the connection must be closed, because the start of the next line is unknown.
     over: bool,
 }
 
-/// The client's next request. Over when it has closed its end.
+/// Reads the client's next request. [`Over`] if the client has closed its side.
 async fn next_request(requests: &mut BufReader<OwnedReadHalf>) -> Result<Result<Request, Refused>, Over> {
     let mut line = Vec::new();
     requests.take(REQUEST_MAX as u64 + 1).read_until(b'\n', &mut line).await?;
@@ -184,7 +185,7 @@ async fn send(answers: &mut OwnedWriteHalf, answer: &Answer, patience: Duration)
 
 fn line(answer: &Answer) -> Vec<u8> {
     let mut line = serde_json::to_vec(answer).unwrap_or_else(|error| {
-        // Maps with keys that are no texts, which answers don't have.
+        // Possible only for maps with keys that are not strings; answers have none.
         tracing::error!("an answer can't be written: {error}");
         br#"{"error":"the answer can't be written"}"#.to_vec()
     });
@@ -192,7 +193,7 @@ fn line(answer: &Answer) -> Vec<u8> {
     line
 }
 
-/// A step of a conversation, which may take so long.
+/// Runs a step of a connection with a time limit.
 async fn within<T>(patience: Duration, step: impl Future<Output = Result<T, Over>>) -> Result<T, Over> {
     timeout(patience, step).await.unwrap_or(Err(Over))
 }

@@ -1,4 +1,4 @@
-//! The daemon's end of the socket.
+//! The daemon's side of the socket.
 
 use std::{
     io,
@@ -20,19 +20,19 @@ use super::{
     serve::{self, Source},
 };
 
-/// How many dropped packets are queued for clients that follow them. Slower clients get the number of those that they have
-/// missed.
+/// Number of dropped packets queued for followers. A follower that falls further behind gets the number of those that
+/// it has missed.
 const DROPS: usize = 1024;
 
-/// Answers commands, on a thread of its own.
+/// Answers the requests of commands, on a thread of its own.
 #[derive(Debug)]
 pub struct Server {
-    /// Taken when it ends.
+    /// Taken on drop.
     runtime: Option<Runtime>,
     run_dir: PathBuf,
     source: Source,
     questions: mpsc::Receiver<Question>,
-    /// None before the first try.
+    /// `None` before the first attempt.
     listening: Option<Result<Listening, String>>,
 }
 
@@ -45,17 +45,18 @@ struct Listening {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Without waiting, which an asynchronous caller mustn't.
+            // Doesn't wait for tasks, since an asynchronous caller must not block.
             runtime.shutdown_background();
         }
     }
 }
 
 impl Server {
-    /// Begins to serve. That there can be no socket is a problem, not an error.
+    /// Starts the server. If the socket can't be created, this is no error: [`Self::problem`] reports it, and
+    /// [`Self::keep`] tries again.
     ///
     /// # Errors
-    /// If there can be no thread.
+    /// The thread can't be started.
     pub fn start(run_dir: &Path) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("socket").enable_all().build()?;
         let (asker, questions) = question::channel();
@@ -66,7 +67,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Makes the socket again if it is gone, or if it could not be made before.
+    /// Creates the socket again if it is missing or has been replaced, or if creating it has failed before.
     pub fn keep(&mut self) {
         let path = bind::path(&self.run_dir);
         if let Some(Ok(listening)) = &self.listening {
@@ -93,22 +94,22 @@ impl Server {
         Ok(Listening { socket, task })
     }
 
-    /// Why commands are not answered, for people.
+    /// Why commands are not answered, as a text for users.
     pub fn problem(&self) -> Option<String> {
         let error = self.listening.as_ref()?.as_ref().err()?;
         Some(format!("commands can't ask the daemon, and read the tables and its last report instead: {error}"))
     }
 
-    /// Waits for a question.
+    /// Waits for the next question.
     pub async fn question(&mut self) -> Question {
         match self.questions.recv().await {
             Some(question) => question,
-            // The server itself keeps an end.
+            // Unreachable: `source` keeps a sender.
             None => std::future::pending().await,
         }
     }
 
-    /// Where dropped packets go, to all clients that follow them.
+    /// The channel by which dropped packets reach all followers.
     pub fn drops(&self) -> broadcast::Sender<Event> {
         self.source.drops.clone()
     }

@@ -22,7 +22,7 @@ use crate::{
     status::{DaemonStatus, PendingStatus},
 };
 
-/// An event loop with nothing but a socket.
+/// An event loop that only answers questions from the socket.
 struct Daemon {
     dir: tempfile::TempDir,
     drops: broadcast::Sender<Event>,
@@ -67,7 +67,7 @@ impl Daemon {
         stream
     }
 
-    /// Waits until so many clients follow.
+    /// Waits until this many clients follow.
     fn wait_for_followers(&self, count: usize) {
         let start = Instant::now();
         while self.drops.receiver_count() != count {
@@ -109,7 +109,7 @@ fn answer(question: Question) {
     }
 }
 
-/// The next line.
+/// Reads the next line.
 fn line(stream: &mut BufReader<UnixStream>) -> String {
     let mut line = String::new();
     stream.read_line(&mut line).unwrap();
@@ -129,7 +129,7 @@ fn a_client_gets_an_answer_to_each_of_its_requests() {
     raw.get_mut().write_all(b"{\"pending\":{}}\n{\"get\":\"status\"}\n").unwrap();
     assert!(line(&mut raw).starts_with(r#"{"pending":{"synced":true,"frontends":[{"frontend":"10.96.0.10:80""#));
     assert!(line(&mut raw).starts_with(r#"{"status":{"#));
-    // Without the end of its line, from a client that has nothing else to say.
+    // A request without a newline, from a client that then closes its sending side.
     raw.get_mut().write_all(br#"{"get":"status"}"#).unwrap();
     raw.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
     assert!(line(&mut raw).starts_with(r#"{"status":{"#));
@@ -137,7 +137,7 @@ fn a_client_gets_an_answer_to_each_of_its_requests() {
 }
 
 #[test]
-fn what_is_no_request_is_answered_by_an_error() {
+fn invalid_requests_get_an_error() {
     let daemon = Daemon::start();
     let mut raw = BufReader::new(daemon.raw());
     for request in ["nonsense\n", "\n", "{\"set\":\"status\"}\n", "\u{1b}[2J\n"] {
@@ -152,10 +152,10 @@ fn what_is_no_request_is_answered_by_an_error() {
 }
 
 #[test]
-fn a_request_without_end_is_cut_off() {
+fn an_overlong_request_is_rejected() {
     let daemon = Daemon::start();
     let mut raw = daemon.raw();
-    // Part of it may be refused by the kernel once the connection is closed.
+    // Writing may fail, since the daemon closes the connection meanwhile.
     let _ = raw.write_all(&vec![b'x'; 1 << 20]);
     let mut answer = String::new();
     let _ = raw.read_to_string(&mut answer);
@@ -164,7 +164,7 @@ fn a_request_without_end_is_cut_off() {
 }
 
 #[test]
-fn there_are_only_so_many_clients() {
+fn the_number_of_clients_is_limited() {
     let daemon = Daemon::start();
     let mut clients: Vec<_> = (0..32).map(|_| daemon.client()).collect();
     clients.iter_mut().for_each(|client| drop(client.status().unwrap()));
@@ -179,7 +179,7 @@ fn there_are_only_so_many_clients() {
 }
 
 #[test]
-fn all_followers_get_the_same_and_slow_ones_learn_what_they_have_missed() {
+fn all_followers_get_the_same_drops_and_slow_ones_the_number_missed() {
     let daemon = Daemon::start();
     let mut followers: Vec<_> = (0..2).map(|_| daemon.client().follow_drops().unwrap()).collect();
     // One that never reads.
@@ -192,7 +192,7 @@ fn all_followers_get_the_same_and_slow_ones_learn_what_they_have_missed() {
         let Report::Drop(dropped) = follower.next().unwrap().unwrap() else { panic!("nothing was lost") };
         assert_eq!((dropped.reason.as_str(), dropped.length), ("conntrack_full", 74));
     }
-    // More than the sockets and the queue hold.
+    // More than fits in the sockets and the queue.
     let many = 20_000u64;
     let reader = std::thread::spawn(move || {
         followers
@@ -216,7 +216,7 @@ fn all_followers_get_the_same_and_slow_ones_learn_what_they_have_missed() {
         assert_eq!(got + lost, many, "each is read or counted as lost");
     }
     assert_eq!(daemon.client().status().unwrap().node, "node1", "others are answered");
-    // What the silent one finds when it reads at last: some drops, and how many it has missed.
+    // The silent client finally reads: it gets some drops, and the number of those that it has missed.
     let mut lines = BufReader::new(silent).lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), r#"{"following":"drops"}"#);
     let (mut got, mut lost) = (0, 0);
@@ -231,7 +231,7 @@ fn all_followers_get_the_same_and_slow_ones_learn_what_they_have_missed() {
 }
 
 #[test]
-fn a_follower_that_goes_away_is_forgotten() {
+fn disconnected_followers_are_removed() {
     let daemon = Daemon::start();
     let (gone, stays) = (daemon.client().follow_drops().unwrap(), daemon.client().follow_drops().unwrap());
     daemon.wait_for_followers(2);
@@ -242,7 +242,7 @@ fn a_follower_that_goes_away_is_forgotten() {
 }
 
 #[test]
-fn a_daemon_that_ends_is_down_for_its_clients() {
+fn clients_of_a_stopped_daemon_get_an_error() {
     let mut daemon = Daemon::start();
     let (mut client, mut follower) = (daemon.client(), daemon.client().follow_drops().unwrap());
     client.status().unwrap();
@@ -257,7 +257,7 @@ fn a_daemon_that_ends_is_down_for_its_clients() {
 }
 
 #[test]
-fn a_daemon_that_does_not_answer_is_not_waited_for() {
+fn requests_to_a_hanging_daemon_time_out() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path()).unwrap();
     let (done, result) = mpsc::channel();
@@ -269,7 +269,7 @@ fn a_daemon_that_does_not_answer_is_not_waited_for() {
 }
 
 #[test]
-fn a_socket_that_is_gone_is_made_again() {
+fn a_missing_socket_is_recreated() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(dir.path()).unwrap();
     let path = bind::path(dir.path());
