@@ -1,4 +1,4 @@
-//! Asking the daemon. If it doesn't answer, commands show what the kernel holds and what the daemon has reported last, and
+//! Requests to the daemon. If it doesn't answer, commands show the kernel's tables and the daemon's last report, and
 //! say so on standard error.
 
 use std::path::Path;
@@ -10,10 +10,10 @@ use super::output::{Format, complain, write};
 use crate::datapath::view::interface_name;
 use crate::socket::{AskError, Client};
 
-/// Asks the daemon. If there is no answer, the reason is printed and returned.
+/// Asks the daemon. If there is no answer, prints the reason and returns it.
 ///
 /// # Errors
-/// If this process lacks the permission: it could not read the tables either.
+/// This process has no permission to ask; it couldn't read the tables either.
 pub(super) fn ask<T>(
     run_dir: &Path,
     question: impl FnOnce(&mut Client) -> Result<T, AskError>,
@@ -31,7 +31,7 @@ pub(super) fn ask<T>(
 /// Prints dropped packets as they are reported, until standard output is closed.
 ///
 /// # Errors
-/// If no daemon answers, since only the daemon reads the ring buffer; or if it ends.
+/// No daemon answers (only the daemon reads the ring buffer), or it ends.
 pub(super) fn follow_drops(run_dir: &Path, format: Format) -> Result<()> {
     let reports = Client::connect(run_dir)?.follow_drops()?;
     if format == Format::Table && !write(follow::HEADER)? {

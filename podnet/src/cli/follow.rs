@@ -1,4 +1,4 @@
-//! `podnet drops --follow`: dropped packets, one a line.
+//! `podnet drops --follow`: dropped packets, one per line.
 
 use podnet_common::addr::IfIndex;
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::output::{Format, NOTHING, Text};
 use crate::socket::{Dropped, Report};
 
-/// What the columns are.
+/// The column headings.
 pub(super) const HEADER: &str = "TIME (UTC)    REASON                HOOK           INTERFACE        LENGTH  PACKET\n";
 
 /// A line of JSON.
@@ -16,16 +16,16 @@ enum Line<'a> {
     Drop {
         #[serde(flatten)]
         dropped: &'a Dropped,
-        /// None if it is gone by now.
+        /// `None` if it no longer exists.
         interface: Option<String>,
     },
     Lost(u64),
 }
 
-/// A report with the end of its line. `name` gives interfaces' names.
+/// Formats a report as a line, with its newline. `name` looks up the names of interfaces.
 ///
 /// # Errors
-/// If it can't be written as JSON.
+/// The report can't be encoded as JSON.
 pub(super) fn line(
     report: &Report,
     format: Format,
@@ -50,7 +50,7 @@ pub(super) fn line(
     Ok(text.to_string())
 }
 
-/// The time of day of a moment in milliseconds since 1970.
+/// The time of day (UTC) of a time in milliseconds since 1970.
 fn time_of_day(ms: u64) -> String {
     let (seconds, ms) = (ms / 1000 % 86_400, ms % 1000);
     format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn drops_stand_in_columns() {
+    fn drops_are_shown_in_columns() {
         let shown = |report, name: Option<&str>| line(&report, Format::Table, |_| name.map(str::to_owned)).unwrap();
         assert_eq!(
             [HEADER.to_owned(), shown(Report::Drop(dropped()), Some("podweb0"))].concat(),
@@ -93,7 +93,7 @@ TIME (UTC)    REASON                HOOK           INTERFACE        LENGTH  PACK
     }
 
     #[test]
-    fn json_has_a_value_on_each_line() {
+    fn json_has_one_value_per_line() {
         let shown = |report| line(&report, Format::Json, |_| Some("podweb0".to_owned())).unwrap();
         assert_eq!(shown(Report::Lost(7)), "{\"lost\":7}\n");
         let line = shown(Report::Drop(dropped()));

@@ -1,4 +1,4 @@
-//! Queries of commands to the control plane. Their cost doesn't depend on the number of services or endpoints.
+//! Queries from commands to the control plane. Their cost doesn't depend on the number of services or endpoints.
 
 use super::{Control, Pending};
 use crate::frontend::Owner;
@@ -16,7 +16,7 @@ impl Control {
         Some(Inputs { name: name.clone(), service, slices, settings, guard, share })
     }
 
-    /// The services after one, or all, ascending; `None` for names that have only EndpointSlices so far.
+    /// The services after this one, or all, in ascending order; `None` for names that have only EndpointSlices so far.
     pub fn services_after(&self, name: Option<&ObjectName>) -> impl Iterator<Item = (&ObjectName, Option<&Service>)> {
         self.index.services_after(name)
     }

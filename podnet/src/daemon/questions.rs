@@ -9,7 +9,7 @@ use crate::{
 
 use super::report::{self, Reporter};
 
-/// How many services are looked through for one answer.
+/// Number of services examined for one page of external addresses.
 const PAGE: usize = 4096;
 
 /// Answers a question. The client may have disconnected meanwhile.
@@ -50,7 +50,7 @@ mod tests {
         model::{Batch, Change, Kind, Object, ObjectKey, Service},
     };
 
-    /// Services `s0000` and so on, every second with an external IP.
+    /// Services `s0000` and so on; every second one has an external IP.
     fn control(services: usize) -> Control {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().display();

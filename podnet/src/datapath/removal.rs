@@ -31,7 +31,7 @@ impl Remover {
         self.0.try_clone().map(Self)
     }
 
-    /// Removes the entries that still meet their conditions. Returns their number.
+    /// Removes the entries that still meet their conditions. Returns the number of entries removed.
     ///
     /// # Errors
     /// The kernel refuses to run the program. Some entries may have been removed.
@@ -40,7 +40,7 @@ impl Remover {
     }
 }
 
-/// The frames for these removals.
+/// Encodes removals as frames for the program.
 pub fn frames(removals: &[Removal]) -> impl Iterator<Item = Vec<u8>> {
     removals.chunks(AT_ONCE).map(|removals| [&[0; START], bytemuck::cast_slice(removals)].concat())
 }

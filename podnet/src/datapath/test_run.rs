@@ -40,7 +40,7 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
     call(program, frame, &mut [])
 }
 
-/// The same for a program that changes the frame's bytes, but not its length.
+/// Same, for a program that changes the bytes of the frame, but not its length.
 ///
 /// # Errors
 /// The kernel's error.
@@ -59,8 +59,7 @@ fn call(program: BorrowedFd<'_>, frame: &[u8], out: &mut [u8]) -> io::Result<u32
         repeat: 1,
         ..RunAttr::default()
     };
-    // SAFETY: the attribute has the layout of the command, and both buffers are live and have the sizes that it
-    // names.
+    // SAFETY: the attribute has the layout of the command, and both buffers are live and have the given sizes.
     unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
     Ok(attr.retval)
 }

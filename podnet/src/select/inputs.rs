@@ -1,4 +1,4 @@
-//! A service with all that decides what becomes of it on this node.
+//! A service with everything that determines its frontends and endpoints on this node.
 
 use std::sync::Arc;
 
@@ -12,25 +12,25 @@ use crate::{
     room::Share,
 };
 
-/// What [`select`](super::select()) works from, shared, so that it can be explained while the control plane goes on.
+/// The inputs of [`select`](super::select()), shared, so that they can be explained while the control plane goes on.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// The service's name.
     pub name: ObjectName,
     /// The service.
     pub service: Arc<Service>,
-    /// Its slices with their names.
+    /// Its EndpointSlices with their names.
     pub slices: Vec<(String, Arc<EndpointSlice>)>,
-    /// What holds for all services of this node.
+    /// The settings for all services of this node.
     pub settings: Settings,
-    /// Which addresses and ports no service may take.
+    /// Addresses and ports that no service may take.
     pub guard: Arc<Guard>,
-    /// How much of the tables it may take.
+    /// Its share of the tables.
     pub share: Share,
 }
 
 impl Inputs {
-    /// What becomes of the service, and why.
+    /// Explains which frontends and endpoints the service has, and why.
     pub fn explain(&self) -> Explained {
         let slices = self.slices.iter().map(|(name, slice)| (name.as_str(), &**slice));
         explain(&self.name, &self.service, slices, &self.settings, &self.guard, self.share)

@@ -1,4 +1,4 @@
-//! What kind of address services' external addresses are: what objects tell and tables don't.
+//! Kinds of services' external addresses: the objects distinguish them, the tables don't.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,12 +7,12 @@ use crate::frontend::FrontendKind;
 use crate::model::ObjectName;
 use crate::socket::ExternalAddresses;
 
-/// By service.
+/// External addresses by service.
 #[derive(Debug, Default)]
 pub(in crate::cli) struct Kinds(BTreeMap<ObjectName, ExternalAddresses>);
 
 impl Kinds {
-    /// The kind of a service's address, if it has that address.
+    /// The kind of an address; `None` if the service doesn't have it.
     pub(super) fn of(&self, service: &ObjectName, ip: IpAddr) -> Option<FrontendKind> {
         self.0.get(service)?.kind(ip)
     }
