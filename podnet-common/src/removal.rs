@@ -1,9 +1,9 @@
 //! Removal of `conntrack` entries, as requested by the daemon.
 //!
-//! The collector judges entries in user space, from a copy that may be out of date when it acts: a client may have started
-//! a new flow on the same ports. Therefore a program compares each entry with what was judged, immediately before it
-//! deletes it. The program is attached to nothing. The daemon runs it by `BPF_PROG_TEST_RUN` on frames of [`Removal`]s, and
-//! it returns the number of entries that it has removed.
+//! The collector examines a copy of the entries in user space. The copy may be out of date when the collector acts: a
+//! client may have started a new flow on the same ports. Therefore a program checks the collector's condition for each
+//! entry immediately before it deletes the entry. The program is attached to no hook: the daemon runs it with
+//! `BPF_PROG_TEST_RUN` on frames of [`Removal`]s, and it returns the number of entries removed.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -16,10 +16,10 @@ use crate::{
 
 /// Offset of the first removal in a frame, in bytes: after an Ethernet header, at a multiple of four.
 pub const START: usize = ETH.next_multiple_of(4);
-/// Removals in a frame, at most. A test run takes a page, less headroom and `struct skb_shared_info`: together less than
-/// `RESERVED`, even with `CONFIG_MAX_SKB_FRAGS=45` and cache lines of 128 bytes.
+/// Maximum number of removals in a frame. A test run accepts a page, less headroom and `struct skb_shared_info`. These
+/// take less than `RESERVED` together, even with `CONFIG_MAX_SKB_FRAGS=45` and cache lines of 128 bytes.
 pub const AT_ONCE: usize = 64;
-/// See [`AT_ONCE`]; in bytes.
+/// Space in the page that is not available to the frame, in bytes: see [`AT_ONCE`].
 const RESERVED: usize = 1000;
 
 /// A request to remove an entry of `conntrack`, with the condition that it must still meet. It is never stored, so its
@@ -35,9 +35,9 @@ pub struct Removal {
 
 /// No condition.
 const ALWAYS: u32 = 0;
-/// [`CtEntry::last_seen`] is the value.
+/// [`CtEntry::last_seen`] equals the value.
 const UNSEEN: u32 = 1;
-/// Packets come in or leave by the interface with this index. The flow's other half is removed too.
+/// Packets enter or leave by the interface with this index. The flow's other half is removed too.
 const INTERFACE: u32 = 2;
 
 const _: () = assert!(START + AT_ONCE * size_of::<Removal>() + RESERVED <= 4096);
@@ -53,7 +53,7 @@ impl Removal {
         Self { key, condition: UNSEEN, value: last_seen }
     }
 
-    /// Removes both halves of the flow if packets of this one still come in or leave by the interface.
+    /// Removes both halves of the flow if packets of this half still enter or leave by the interface.
     pub const fn of_interface(key: Tuple, ifindex: IfIndex) -> Self {
         Self { key, condition: INTERFACE, value: ifindex.0 }
     }

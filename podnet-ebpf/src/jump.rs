@@ -2,8 +2,8 @@
 
 /// Tail-calls a slot of the running generation of a program array; execution continues if the slot is empty.
 ///
-/// The slot is a constant in each call, so the kernel makes a direct jump of it (`BPF_TAIL_CALL` with a known index,
-/// which `prog_array_map_poke_run` patches). An index in a register would cost an indirect branch, and with it a
+/// The slot is a constant in each call, so the kernel turns the call into a direct jump (`BPF_TAIL_CALL` with a known
+/// index, which `prog_array_map_poke_run` patches). An index in a register would cost an indirect branch, and with it a
 /// retpoline.
 macro_rules! jump {
     ($programs:expr, $ctx:expr, $slot:expr) => {

@@ -5,7 +5,7 @@ use podnet_common::removal;
 
 use crate::{context::TcPacket, tables::Maps};
 
-/// Attached to nothing; returns the number of entries removed.
+/// Attached to no hook. Returns the number of entries removed.
 #[classifier]
 pub(crate) fn remove_flows(ctx: TcContext) -> i32 {
     removal::remove(&TcPacket::<0>::new(&ctx), &Maps::<false> { ctx: ctx.as_ptr() }) as i32
