@@ -1,4 +1,4 @@
-//! The daemon's socket on a running node: commands ask it, several readers follow it, and bad clients harm nothing.
+//! The daemon's socket on a running node: commands, several followers, and misbehaving clients.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,11 +17,11 @@ use podnet_tests::lab::{Endpoint, Lab, Node, Pod, Service, eventually};
 use podnet_tests::traffic::{Family, Transport};
 use serde_json::{Value, json};
 
-/// How long a command may take on a node of a large cluster.
+/// Time limit for a command on a node of a large cluster.
 const SHOW_MAX: Duration = Duration::from_millis(100);
 const SERVICES: u32 = 10_000;
 
-/// Two nodes, with a pod that serves and one that asks.
+/// Two nodes, and two pods on the first: a client and a server.
 struct Site {
     client: Pod,
     server: Pod,
@@ -36,7 +36,8 @@ impl Site {
         Ok(Self { client, server, empty: Service::new("empty", 11, 80, 8080), lab })
     }
 
-    /// A service of each kind of address with an endpoint that is used and one that isn't; and one without endpoints.
+    /// Creates a service with every kind of address, a ready endpoint and one that isn't; and a service without
+    /// endpoints.
     fn apply(&self) -> Result<()> {
         let web = Service::new("web", 10, 80, 8080).load_balancer(&["203.0.113.1".parse()?], 30_080);
         let web = web.external_ips(&["203.0.113.2".parse()?]).external_local();
@@ -57,10 +58,10 @@ impl Site {
         self.lab.node(0)
     }
 
-    /// Has the node drop packets for want of endpoints.
+    /// Makes the node drop packets, by connecting to the service without endpoints.
     fn drop_some(&self) {
         for family in Family::ALL {
-            // It is refused.
+            // The connection is refused.
             let _ = self.client.place.ask(Transport::Tcp, self.empty.addr(family));
         }
     }
@@ -80,24 +81,24 @@ fn text(bytes: &[u8]) -> String {
 fn commands_ask_the_daemon() -> Result<()> {
     cases!(
         Site::new()?,
-        the_socket_is_roots_alone,
-        another_user_is_refused,
-        what_the_daemon_tells_is_what_the_objects_say,
+        only_root_can_access_the_socket,
+        other_users_are_refused,
+        answers_agree_with_the_objects,
         all_followers_see_the_same_drops,
-        bad_clients_harm_nothing,
-        a_socket_that_is_removed_is_made_again,
-        without_a_daemon_commands_say_what_they_show,
+        misbehaving_clients_do_no_harm,
+        a_removed_socket_is_recreated,
+        without_a_daemon_commands_name_their_source,
     )
 }
 
-fn the_socket_is_roots_alone(site: &Site) -> Result<()> {
+fn only_root_can_access_the_socket(site: &Site) -> Result<()> {
     let file = fs::symlink_metadata(socket::path(&site.node().run_dir()))?;
     ensure!(file.file_type().is_socket(), "{file:?}");
     assert_eq!((file.mode() & 0o7777, file.uid()), (0o600, 0));
     Ok(())
 }
 
-/// Runs the command line tool as the user `nobody`, who can reach the program and the run directory.
+/// Runs the command line tool as the user `nobody`, with access to the program and the run directory.
 fn podnet_as_nobody(node: &Node, args: &[&str]) -> Result<Output> {
     let place = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir()?;
     let program = place.path().join("podnet");
@@ -106,7 +107,7 @@ fn podnet_as_nobody(node: &Node, args: &[&str]) -> Result<Output> {
     node.place.output("setpriv", &[&["--reuid=65534", "--regid=65534", "--clear-groups", program], args].concat(), "")
 }
 
-fn another_user_is_refused(site: &Site) -> Result<()> {
+fn other_users_are_refused(site: &Site) -> Result<()> {
     let node = site.node();
     for args in [&["status"][..], &["drops", "--follow"]] {
         let output = podnet_as_nobody(node, args)?;
@@ -117,7 +118,7 @@ fn another_user_is_refused(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn what_the_daemon_tells_is_what_the_objects_say(site: &Site) -> Result<()> {
+fn answers_agree_with_the_objects(site: &Site) -> Result<()> {
     let node = site.node();
     site.apply()?;
     let commands =
@@ -134,7 +135,7 @@ fn what_the_daemon_tells_is_what_the_objects_say(site: &Site) -> Result<()> {
         let kinds: Vec<_> = rows.filter(|row| row["address"] == address).map(|row| &row["kind"]).collect();
         assert_eq!(kinds, [kind, kind], "TCP and UDP of {address}");
     }
-    // What the daemon tells is what it writes.
+    // The daemon's answer agrees with `status.json`.
     let status = Client::connect(&node.run_dir())?.status()?;
     let written = podnet::status::DaemonStatus::read(&node.run_dir())?.context("no status.json")?;
     assert_eq!((&status.node, &status.uplinks, &status.nodes), (&written.node, &written.uplinks, &written.nodes));
@@ -188,18 +189,18 @@ fn all_followers_see_the_same_drops(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn bad_clients_harm_nothing(site: &Site) -> Result<()> {
+fn misbehaving_clients_do_no_harm(site: &Site) -> Result<()> {
     let node = site.node();
     site.apply()?;
     let mut bad = Vec::new();
     for _ in 0..10 {
-        // One that says nothing, one that never reads, one that has no end.
+        // A client that sends nothing, a follower that never reads, and a request without end.
         bad.push(connect(node)?);
         let mut deaf = connect(node)?;
         deaf.write_all(b"{\"follow\":\"drops\"}\n")?;
         bad.push(deaf);
         let mut endless = connect(node)?;
-        // The daemon closes it meanwhile.
+        // Writing may fail, since the daemon closes the connection meanwhile.
         let _ = endless.write_all(&vec![b'x'; 1 << 20]);
         let mut answer = String::new();
         let _ = endless.read_to_string(&mut answer);
@@ -209,7 +210,7 @@ fn bad_clients_harm_nothing(site: &Site) -> Result<()> {
     let began = Instant::now();
     let shown = node.podnet_output(&["service", "show", "default/web"])?;
     ensure!(shown.stderr.is_empty() && began.elapsed() < Duration::from_secs(2), "{:?}: {shown:?}", began.elapsed());
-    // As many as there are places.
+    // More connections than the daemon accepts.
     let many: Vec<_> = (0..40).map(|_| connect(node)).collect::<Result<_>>()?;
     let status = node.podnet_output(&["status"])?;
     ensure!(status.status.success() && text(&status.stderr).contains("32 clients already"), "{status:?}");
@@ -221,7 +222,7 @@ fn bad_clients_harm_nothing(site: &Site) -> Result<()> {
     };
     eventually("places", again)?;
     ensure!(node.daemon_runs()?, "the daemon has ended");
-    // Changes are put into effect as before.
+    // Changes still take effect.
     site.empty.set_endpoints(&site.lab, &[&site.server])?;
     for family in Family::ALL {
         eventually("the service", || Ok(site.client.place.ask(Transport::Tcp, site.empty.addr(family)).map(drop)?))?;
@@ -229,12 +230,12 @@ fn bad_clients_harm_nothing(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn a_socket_that_is_removed_is_made_again(site: &Site) -> Result<()> {
+fn a_removed_socket_is_recreated(site: &Site) -> Result<()> {
     fs::remove_file(socket::path(&site.node().run_dir()))?;
     eventually("the socket", || Ok(Client::connect(&site.node().run_dir())?.status().map(drop)?))
 }
 
-fn without_a_daemon_commands_say_what_they_show(site: &Site) -> Result<()> {
+fn without_a_daemon_commands_name_their_source(site: &Site) -> Result<()> {
     let node = site.node();
     site.apply()?;
     let show = ["service", "show", "default/web"];
@@ -263,7 +264,7 @@ fn without_a_daemon_commands_say_what_they_show(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Writes as many services as a large cluster has, with ten endpoints each.
+/// Writes the manifests of as many services as a large cluster has, with ten endpoints each.
 fn write_services(directory: &Path) -> Result<()> {
     for part in 0..100 {
         let mut text = String::new();
@@ -290,7 +291,7 @@ fn write_services(directory: &Path) -> Result<()> {
 }
 
 #[test]
-fn one_of_ten_thousand_services_is_shown_at_once() -> Result<()> {
+fn one_of_ten_thousand_services_is_shown_quickly() -> Result<()> {
     let lab = Lab::builder().nodes(1).build()?;
     let node = lab.node(0);
     write_services(&node.manifest_dir())?;
@@ -302,7 +303,7 @@ fn one_of_ten_thousand_services_is_shown_at_once() -> Result<()> {
         ensure!(status.sources.iter().map(|source| source.services).sum::<usize>() >= SERVICES as usize, "{status:?}");
         Ok(())
     })?;
-    // What else runs on this machine may take some of it.
+    // Other processes on this machine may slow down some of the calls; the fastest counts.
     let took = (0..10).map(|_| {
         let began = Instant::now();
         let output = node.podnet_output(&show)?;

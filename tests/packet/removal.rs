@@ -20,7 +20,7 @@ const POD: IfIndex = IfIndex(20);
 const ANOTHER: IfIndex = IfIndex(21);
 const UPLINK: IfIndex = IfIndex(2);
 
-/// Both halves of a flow from a port of a client outside into a pod, last seen at a tick.
+/// Both halves of a flow from a client outside, with this source port, to a pod; last seen at this tick.
 fn flow(a: &Addresses, port: u16, last_seen: u32) -> [(Tuple, CtEntry); 2] {
     let key = Tuple {
         src: a.outside.into(),
@@ -44,7 +44,7 @@ fn flow(a: &Addresses, port: u16, last_seen: u32) -> [(Tuple, CtEntry); 2] {
     [(key, entry), (entry.reply_key(key.proto), reply)]
 }
 
-/// Puts entries into both tables.
+/// Puts entries into both connection tables.
 fn set(both: &mut Both, entries: &[(Tuple, CtEntry)]) -> Result<()> {
     for (key, entry) in entries {
         both.host.conntrack.borrow_mut().insert(*key, *entry);
@@ -87,12 +87,12 @@ fn entries_with_newer_packets_are_kept() {
 #[test]
 fn both_halves_are_removed_with_their_pod() {
     both_families(|both, a, _| {
-        // Whichever half is named.
+        // The request may name either half.
         for named in [0, 1] {
             let halves = flow(a, 40_000, 7);
             let keys = halves.map(|(key, _)| key);
             set(both, &halves)?;
-            // A flow that belongs to another pod by now, and one that is gone.
+            // Requests that don't apply: the flow now belongs to another pod, or no longer exists.
             let [(gone, _), _] = flow(a, 40_002, 7);
             let others = [Removal::of_interface(keys[named], ANOTHER), Removal::of_interface(gone, POD)];
             expect(both, &others, 0, &keys)?;

@@ -1,11 +1,11 @@
-//! Garbage collection of a large connection table, in CPU time: one sweep of the daemon, on its own thread.
+//! CPU time of garbage collection in a large connection table: one sweep of the daemon, on its own thread.
 //!
 //! | row | of 1,000,000 entries |
 //! |---|---|
 //! | `conntrack/sweep_1000000_s/none_over` | all are kept |
 //! | `conntrack/sweep_1000000_s/all_over` | all are removed |
 //!
-//! Half of the flows are UDP, to 10,000 services with 10 endpoints each; the sweep's bookkeeping for these is included.
+//! Half of the flows are UDP, to 10,000 services with 10 endpoints each; the sweep's bookkeeping for them is included.
 
 use std::net::IpAddr;
 
@@ -35,7 +35,7 @@ const CLIENTS: u32 = 200;
 /// Longer than the lifetime of any flow here, in seconds.
 const LONG: u64 = 200;
 
-/// Measures both rows, if one is requested, since they come from the same runs.
+/// Measures both rows if either is requested, since they come from the same runs.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     if ![NONE_OVER, ALL_OVER].into_iter().any(|row| options.wants(row)) {
         return Ok(());
@@ -98,8 +98,8 @@ fn v4(octets: [u8; 4]) -> Addr {
     Addr::from(IpAddr::from(octets))
 }
 
-/// A flow from a pod to a service: closed TCP connections, which are kept for another ten seconds, and UDP flows with
-/// replies.
+/// Both halves of a flow from a pod to a service: a closed TCP connection, which is kept for another ten seconds, or a
+/// UDP flow with replies.
 fn flow(number: u32, last_seen: u32) -> [(Tuple, CtEntry); 2] {
     let client = number % CLIENTS;
     let [high, low] = ((number % SERVICES) as u16).to_be_bytes();
