@@ -1,8 +1,9 @@
-//! `cargo xtask test`: the release build, the unit tests (the workspace's rules are among them), and the privileged tests;
-//! or, with `--kernel`, what [guests](kernel) run.
+//! `cargo xtask test`: the release build, the unit tests (which include the workspace's rules), and the privileged
+//! tests; or, with `--kernel`, the tests of [guests](kernel).
 //!
-//! The tests are compiled with the eBPF object too, since some of them fill its tables. Everything is compiled without privileges; only the test programs of `tests/` run as root. A failing part does not
-//! keep the later ones from running. The last line is the total: `N passed, N failed, N skipped`.
+//! The tests, too, are compiled with the eBPF object, since some of them fill its tables. Everything is compiled
+//! without privileges; only the test programs of `tests/` run as root. A failing part does not keep the later ones from
+//! running. The last line is the total: `N passed, N failed, N skipped`.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
@@ -46,7 +47,7 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String
     let mut total = Tally::default();
     if here {
         total += on_this_machine(workspace, &built, filter)?;
-        // With a filter, do not spend the time for guests.
+        // With a filter, skip the guests to save time.
         if filter.is_none() && !kernel::IN_EVERY_RUN.is_empty() {
             let kernels: Vec<_> = kernel::IN_EVERY_RUN.iter().map(|&name| name.to_owned()).collect();
             total += on_kernels(workspace, &built, None, &kernels)?;
@@ -111,7 +112,7 @@ fn with_assets(directory: Option<&Path>) -> Vec<&'static str> {
     vec!["--include-ignored", "--skip", WITH_KUBELETS]
 }
 
-/// What the test programs need to know, and how much a panic tells.
+/// Environment of the test programs: where to find the programs and the API server, and the detail of panic messages.
 fn environment(built: &build::Built) -> Result<Vec<(&'static str, OsString)>> {
     let mut variables: Vec<_> = built.environment().into_iter().map(|(name, value)| (name, value.to_owned())).collect();
     for name in ["RUST_BACKTRACE", ASSETS] {
@@ -151,7 +152,7 @@ fn test_programs(messages: &str) -> Result<Vec<(String, PathBuf)>> {
     Ok(programs)
 }
 
-/// Runs tests, passes on what they print, and adds up the summaries.
+/// Runs tests, passes on their output, and adds up their summaries.
 fn tally(tests: &mut Command, name: &str, terminal: &mut impl Write) -> Result<Tally> {
     let mut child =
         tests.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
@@ -172,7 +173,7 @@ fn tally(tests: &mut Command, name: &str, terminal: &mut impl Write) -> Result<T
     Ok(total)
 }
 
-/// Problem of a program that failed without a failed test: a crash, a timeout or a compile error, which counts as one
+/// Describes a program that failed without a failed test: a crash, a timeout or a compile error, which counts as one
 /// failure.
 fn unexplained(status: ExitStatus, total: &Tally, name: &str) -> Option<String> {
     const TIMED_OUT: i32 = 124;

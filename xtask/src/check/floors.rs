@@ -1,10 +1,11 @@
-//! The floors that a crate's modules stand on: a module uses lower floors only. And no files use each other in a circle.
+//! The floors of a crate's modules: a module uses modules of lower floors only, and files don't use each other in a
+//! circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::modules::{Modules, Name, Use};
 
-/// A crate's modules, from the top floor down. Those of one floor do not use each other.
+/// A crate's modules, from the top floor down. Modules of the same floor don't use each other.
 pub(super) struct Floors {
     /// The crate's directory.
     pub(super) directory: &'static str,
@@ -75,7 +76,7 @@ pub(super) const FLOORS: &[Floors] = &[
     },
 ];
 
-/// What breaks the rules, by the file and line where it does.
+/// Violations of the rules, each with its file and line.
 pub(super) fn violations(modules: &Modules, floors: &Floors) -> Vec<(Name, usize, String)> {
     let uses = modules.uses();
     let mut found = unlisted(modules, floors);
@@ -84,7 +85,7 @@ pub(super) fn violations(modules: &Modules, floors: &Floors) -> Vec<(Name, usize
     found
 }
 
-/// Modules without a floor, and floors without their module.
+/// Modules without a floor, and listed modules that don't exist.
 fn unlisted(modules: &Modules, floors: &Floors) -> Vec<(Name, usize, String)> {
     let listed: BTreeSet<&str> = floors.floors.iter().copied().flatten().copied().collect();
     let there = modules.top();
@@ -97,7 +98,7 @@ fn unlisted(modules: &Modules, floors: &Floors) -> Vec<(Name, usize, String)> {
     new.chain(gone).collect()
 }
 
-/// What is wrong with a use that doesn't lead down.
+/// The message about a use of a module that is not on a lower floor; `None` for any other use.
 fn upward(one: &Use, floors: &Floors) -> Option<String> {
     let (from, to) = (one.from.first()?, one.to.first()?);
     let floor = |name: &str| floors.floors.iter().position(|floor| floor.contains(&name));
@@ -128,7 +129,7 @@ fn circles(uses: &BTreeSet<Use>) -> Vec<(Name, usize, String)> {
     found
 }
 
-/// The shortest way from a file back to it, without its end.
+/// The shortest path from a file back to itself, without the repetition of the file at the end.
 fn circle<'a>(start: &'a Name, next: &BTreeMap<&'a Name, BTreeMap<&'a Name, &Use>>) -> Option<Vec<&'a Name>> {
     let mut ways = vec![vec![start]];
     let mut seen = BTreeSet::new();

@@ -1,6 +1,8 @@
-//! Which files of a crate use which: paths and imports, followed through re-exports to the file that defines what they name.
+//! Which files of a crate use which. Paths and imports are followed through re-exports to the file that defines the
+//! item.
 //!
-//! Methods are not followed, since tokens do not tell their type. Tests are left out: they may use anything.
+//! Methods are not followed, since tokens don't contain the type of their receiver. Tests are left out: they may use
+//! anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +13,7 @@ use super::source::{group, inside, is_punct, is_word};
 /// A module's path in its crate; empty for the root.
 pub(super) type Name = Vec<String>;
 
-/// What one file says.
+/// Imports, paths and definitions of one file.
 #[derive(Debug, Default)]
 pub(super) struct Module {
     imports: Vec<Import>,
@@ -29,7 +31,7 @@ pub(super) struct Module {
 struct Import {
     line: usize,
     path: Name,
-    /// What it is called here; `*` for a glob.
+    /// Its name in this file; `*` for a glob.
     name: String,
     exported: bool,
 }
@@ -39,9 +41,9 @@ struct Import {
 pub(super) struct Use {
     pub(super) from: Name,
     pub(super) to: Name,
-    /// From 1.
+    /// The line of the use, from 1.
     pub(super) line: usize,
-    /// What it uses, in the other file.
+    /// The used item, as a path in the other file.
     pub(super) item: String,
 }
 
@@ -52,7 +54,7 @@ impl Module {
         module
     }
 
-    /// `depth`: how many inline modules the tokens are in.
+    /// Reads tokens inside `depth` nested inline modules.
     fn stream(&mut self, tokens: &[TokenTree], depth: usize) {
         let mut at = 0;
         while at < tokens.len() {
@@ -77,7 +79,7 @@ impl Module {
         }
     }
 
-    /// Takes in what begins here, and says how many tokens it has.
+    /// Reads the path, group or other token at the start. Returns its length in tokens.
     fn token(&mut self, tokens: &[TokenTree], depth: usize) -> usize {
         match &tokens[0] {
             TokenTree::Group(group) => {
@@ -114,7 +116,7 @@ impl Module {
     }
 }
 
-/// The imports of a `use` tree: paths, and the names that they get.
+/// The imports of a `use` tree: paths and the names that they get.
 fn use_tree(tokens: &[TokenTree]) -> Vec<(Name, String)> {
     let tokens = if is_punct(tokens.first(), ':') { &tokens[2..] } else { tokens };
     let (prefix, length) = path(tokens);
@@ -142,7 +144,7 @@ fn last(path: &[String]) -> String {
     path.last().cloned().unwrap_or_default()
 }
 
-/// The path that begins with an identifier, and how many tokens it has.
+/// The path at the start of the tokens, and its length in tokens.
 fn path(tokens: &[TokenTree]) -> (Name, usize) {
     let (mut path, mut at) = (Name::new(), 0);
     while let Some(TokenTree::Ident(ident)) = tokens.get(at) {
@@ -159,7 +161,7 @@ fn path(tokens: &[TokenTree]) -> (Name, usize) {
     (path, at)
 }
 
-/// A path as the file's own module would write it; `None` if it stays in the inline module that it stands in.
+/// A path, rewritten for the file's own module; `None` if it stays within an inline module.
 fn outward(path: Name, depth: usize) -> Option<Name> {
     let supers = path.iter().take_while(|segment| *segment == "super").count();
     if depth == 0 || supers == 0 {
@@ -172,7 +174,7 @@ fn outward(path: Name, depth: usize) -> Option<Name> {
     }
 }
 
-/// Whether these tokens begin with `#[cfg(test)]`, or with another condition that only tests fulfil.
+/// Whether these tokens begin with `#[cfg(test)]`, or with another condition that is met in tests only.
 fn is_test_attribute(tokens: &[TokenTree]) -> bool {
     let Some(attribute) = group(tokens.get(1), Delimiter::Bracket).filter(|_| is_punct(tokens.first(), '#')) else {
         return false;
@@ -184,7 +186,7 @@ fn is_test_attribute(tokens: &[TokenTree]) -> bool {
     is_word(condition.first(), "test") || all.is_some_and(|all| is_word(inside(all).first(), "test"))
 }
 
-/// How many tokens an item has, with its attributes.
+/// Length of an item in tokens, including its attributes.
 fn item_length(tokens: &[TokenTree]) -> usize {
     let mut at = 0;
     while is_punct(tokens.get(at), '#') {
@@ -198,7 +200,7 @@ fn item_length(tokens: &[TokenTree]) -> usize {
     tokens[at..].iter().position(ends).map_or(tokens.len(), |length| at + length + 1)
 }
 
-/// Whether the tokens before a `use` make it public in any way.
+/// Whether the tokens before a `use` end with `pub` or `pub(…)`.
 fn is_exported(before: &[TokenTree]) -> bool {
     let is_pub = |token: Option<&TokenTree>| is_word(token, "pub");
     let [.., a, b] = before else { return is_pub(before.last()) };
@@ -220,16 +222,16 @@ impl Modules {
         Self(files)
     }
 
-    /// The modules below the root.
+    /// Names of the top-level modules.
     pub(super) fn top(&self) -> BTreeSet<&str> {
         self.0.keys().filter_map(|name| name.first()).map(String::as_str).collect()
     }
 
-    /// Every use of another file, ascending.
+    /// All uses of other files, in ascending order.
     pub(super) fn uses(&self) -> BTreeSet<Use> {
         let mut uses = BTreeSet::new();
         for (name, module) in &self.0 {
-            // A re-export alone uses nothing.
+            // A re-export counts only if the file itself uses the name.
             let used = |import: &&Import| !import.exported || module.words.contains(&import.name);
             let imports = module.imports.iter().filter(used).map(|import| (import.line, &import.path));
             let paths = module.paths.iter().map(|(line, path)| (*line, path));
@@ -245,7 +247,7 @@ impl Modules {
         uses
     }
 
-    /// A path from the crate's root; `None` if it leads out of the crate, or names something of the file itself.
+    /// A path relative to the crate's root; `None` if it leads out of the crate, or to an item of the file itself.
     fn absolute(&self, module: &Name, path: &[String], depth: usize) -> Option<Name> {
         let (first, rest) = path.split_first()?;
         let supers = path.iter().take_while(|segment| *segment == "super").count();
@@ -267,7 +269,7 @@ impl Modules {
         }
     }
 
-    /// The file that defines what a path names, and the rest of the path.
+    /// The file that defines the item at a path, and the item's path in that file.
     fn defined(&self, path: &Name, depth: usize) -> Option<(Name, Name)> {
         let length = (0..=path.len()).rev().find(|length| self.0.contains_key(&path[..*length]))?;
         let (name, rest) = (path[..length].to_vec(), path[length..].to_vec());
@@ -291,7 +293,7 @@ impl Modules {
     }
 }
 
-/// Of re-exports that lead to each other.
+/// Maximum length of a chain of imports or re-exports, which could be circular.
 const LONGEST: usize = 8;
 
 #[cfg(test)]
@@ -321,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_re_export_leads_on_and_uses_nothing() {
+    fn re_exports_are_followed_and_are_no_uses() {
         let files = [
             ("a", "mod inner; mod all;\npub use inner::X;\npub use all::*;\npub use inner::Y;\nfn f(_: Y) {}"),
             ("a::inner", "pub struct X; pub struct Y;"),

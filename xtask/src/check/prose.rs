@@ -1,9 +1,9 @@
-//! What people read in comments and documents: British spelling, and the field's own words.
+//! Spelling in comments and documents: British spelling, and the field's own terms.
 //!
-//! Code is no prose: text between backquotes, fenced blocks, targets of links and words like `a::b`, `a/b`, `a_b` and `a.b`
-//! are left out.
+//! Code is exempt: text between backquotes, fenced blocks, targets of links and words like `a::b`, `a/b`, `a_b` and
+//! `a.b`.
 
-/// Words and phrases not to use and what to write instead. The first letter may be a capital.
+/// Words and phrases to avoid, with replacements. The first letter may be a capital.
 const WORDS: &[(&str, &str)] = &[
     ("choosy", "selective"),
     ("in its stead", "instead"),
@@ -40,7 +40,7 @@ const WORDS: &[(&str, &str)] = &[
     ("synchronized", "synchronised"),
 ];
 
-/// Names of the field and how they are written. These are looked for as they stand here.
+/// Names of the field in wrong spelling, with the right one. These are case-sensitive.
 const NAMES: &[(&str, &str)] = &[
     ("Bpf", "BPF"),
     ("Clusterip", "ClusterIP"),
@@ -68,16 +68,16 @@ const NAMES: &[(&str, &str)] = &[
     ("linux", "Linux"),
 ];
 
-/// What is wrong in a Markdown document, by line (from 1).
+/// Violations in a Markdown document, with their lines (from 1).
 pub(super) fn in_document(text: &str) -> Vec<(usize, String)> {
     misspelt(prose(text))
 }
 
-/// What is wrong in the comments of a Rust source file, by line (from 1).
+/// Violations in the comments of a Rust source file, with their lines (from 1).
 pub(super) fn in_comments(source: &str) -> Vec<(usize, String)> {
     let comment = |line: &str| match line.trim_start() {
         line if line.starts_with("//") => line.trim_start_matches(['/', '!']).to_owned(),
-        // It counts as an empty one, so that the comments of two places are two texts.
+        // An empty line, so that comments at two places are separate paragraphs.
         _ => String::new(),
     };
     in_document(&source.lines().map(comment).collect::<Vec<_>>().join("\n"))
@@ -108,7 +108,7 @@ fn prose(text: &str) -> Vec<(usize, String)> {
     words
 }
 
-/// A word without the punctuation around it; `None` for what looks like code, a path or an address.
+/// A word without the punctuation around it; `None` if it looks like code, a path or an address.
 fn word(chunk: &str) -> Option<String> {
     // The target of a link follows its text.
     let chunk = chunk.split("](").next().unwrap_or(chunk);
@@ -117,7 +117,7 @@ fn word(chunk: &str) -> Option<String> {
     (!word.is_empty() && !is_code).then(|| word.to_owned())
 }
 
-/// Words and phrases of the lists, with what to write instead.
+/// Words and phrases on the lists, with their replacements.
 fn misspelt(words: Vec<(usize, String)>) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (at, (line, first)) in words.iter().enumerate() {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_the_lists_are_found_in_prose_only() {
+    fn listed_words_are_found_in_prose_only() {
         assert_eq!(lines(in_document("Its behaviour.\n\nBehavior, and\n(behavior)")), [3, 4]);
         assert!(in_document("`behavior` and `a\nbehavior b` [x](behavior.md) behavior.rs a::behavior").is_empty());
         assert!(in_document("```text\nbehavior\n```\n").is_empty());
@@ -161,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_taken_as_they_stand() {
+    fn names_are_case_sensitive() {
         assert_eq!(in_document("of Ipv4, IPv4"), [(1, "`Ipv4`: write IPv4".to_owned())]);
         assert!(in_document("Kubernetes on Linux, docs/kubernetes.md").is_empty());
         assert_eq!(lines(in_document("kubernetes\non linux")), [1, 2]);
     }
 
     #[test]
-    fn phrases_go_on_in_the_next_line_but_not_in_the_next_paragraph() {
+    fn phrases_may_span_lines_but_not_paragraphs() {
         assert_eq!(lines(in_document("Now\nin its\nstead.")), [2]);
         assert_eq!(lines(in_comments("/// Now in\n/// its stead.\n")), [1]);
         assert!(in_document("in its\n\nstead").is_empty());

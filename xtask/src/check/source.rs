@@ -1,4 +1,4 @@
-//! Rust source as tokens: comments and texts are left out.
+//! Rust source as tokens. Comments and literals are ignored.
 
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
@@ -9,7 +9,7 @@ pub(super) fn tokens(text: &str) -> Result<Vec<TokenTree>> {
     Ok(stream.into_iter().collect())
 }
 
-/// Identifiers and keywords, with the line (from 1) that each is in.
+/// Identifiers and keywords, each with its line (from 1).
 pub(super) fn words(tokens: &[TokenTree]) -> Vec<(usize, String)> {
     let mut words = Vec::new();
     for token in tokens {
@@ -37,7 +37,7 @@ pub(super) fn is_punct(token: Option<&TokenTree>, character: char) -> bool {
     matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == character)
 }
 
-/// The group that a token is, if it has this delimiter.
+/// The token as a group, if it is one with this delimiter.
 pub(super) fn group(token: Option<&TokenTree>, delimiter: Delimiter) -> Option<&Group> {
     match token {
         Some(TokenTree::Group(group)) if group.delimiter() == delimiter => Some(group),
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_texts_are_left_out() {
+    fn comments_and_literals_are_ignored() {
         let text =
             "a // b\nc /* d /* e */ f */ g(\"h \\\" i\", r#\"j \" k\"#, b\"l\", '\\'', 'm');\n/// n\nfn o<'p>() {}\n";
         let words = words(&tokens(text).unwrap());
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_counted_through_texts_and_comments() {
+    fn lines_are_counted_through_literals_and_comments() {
         let words = words(&tokens("f(\"\n\");\n/* \n */ a\nb").unwrap());
         assert_eq!(words[1..], [(4, "a".to_owned()), (5, "b".to_owned())]);
     }

@@ -1,13 +1,13 @@
-//! What people read of the programs: nothing as Rust prints structures for its own developers, and no error without its cause.
+//! User-visible text of the programs: no values in Rust's debug format, and no error without its cause.
 
 use std::path::Path;
 
-/// Where the programs that ship are.
+/// Source directories of the programs that ship.
 const SHIPPED: [&str; 2] = ["podnet/src", "cni/src"];
-/// It takes out of a library's text what Rust has printed.
+/// Exempt: it removes debug output from the messages of a library.
 const KNOWS_DEBUG: &str = "podnet/src/source/kubernetes/failure.rs";
 
-/// Lines (from 1) of a source file with what is wrong there.
+/// Violations in a source file, with their lines (from 1).
 pub(super) fn wrong(file: &Path, text: &str) -> Vec<(usize, &'static str)> {
     let is_test = file.components().any(|part| part.as_os_str() == "tests") || file.ends_with("tests.rs");
     if is_test || !SHIPPED.iter().any(|place| file.starts_with(place)) {
@@ -23,7 +23,7 @@ pub(super) fn wrong(file: &Path, text: &str) -> Vec<(usize, &'static str)> {
     found
 }
 
-/// Values that are formatted as Rust prints them, also those of log fields.
+/// Values in debug format, including those of log fields.
 fn debugging(code: &str) -> impl Iterator<Item = (usize, &'static str)> {
     let lines = code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
     let is_wrong = |line: &str| {
@@ -37,7 +37,7 @@ fn debugging(code: &str) -> impl Iterator<Item = (usize, &'static str)> {
     wrong.map(|(number, _)| (number + 1, "`{:?}` in user-visible text: implement Display"))
 }
 
-/// Errors with a cause that their text doesn't have.
+/// Errors whose text lacks their cause.
 fn causeless(code: &str) -> Vec<(usize, &'static str)> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("#[error(") {
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn structures_are_not_shown_to_people() {
+    fn debug_format_is_found() {
         assert_eq!(
             lines("warn!(\"{change:?}\");\nwarn!(?key, \"a\");\nwarn!(key = ?key, \"b\");\nf(\"{:#?}\", x)\n"),
             [1, 2, 3, 4]
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_tell_their_cause() {
+    fn errors_without_their_cause_are_found() {
         let of = |text: &str, body: &str| format!("enum E {{\n    #[error({text})]\n    A {{\n{body}\n    }},\n}}\n");
         let source = "        source: io::Error,";
         assert_eq!(lines(&of("\"can't read {path}\"", source)), [2]);

@@ -1,6 +1,7 @@
-//! The checks that other programs do: rustfmt, clippy and rustdoc, with warnings denied.
+//! Checks by other programs: rustfmt, clippy and rustdoc, with warnings denied.
 //!
-//! They look at the crates for the host. The eBPF crate is for another target; its build has its own checks.
+//! Clippy and rustdoc cover the crates for the host. The eBPF crate is for another target; its build has its own
+//! checks.
 
 use anyhow::Result;
 

@@ -61,7 +61,7 @@ pub(crate) fn system_mirror(archive: DebianArchive) -> Result<Option<String>> {
     Ok(mirror_in(&targets, archive).map(str::to_owned))
 }
 
-/// Same, or Debian's own mirror, also on other systems.
+/// Same, or Debian's own mirror if there is none, as on other systems.
 pub(crate) fn mirror(archive: DebianArchive) -> Result<String> {
     Ok(system_mirror(archive)?.unwrap_or_else(|| archive.signs().2.to_owned()))
 }
@@ -81,7 +81,7 @@ fn mirror_in(targets: &str, archive: DebianArchive) -> Option<&str> {
     Some(uri)
 }
 
-/// An apt with its own sources and lists only, which works for any user.
+/// An apt with separate sources and lists, which needs no privileges.
 pub(crate) struct Apt {
     directory: PathBuf,
 }

@@ -9,7 +9,7 @@ use super::tell::announce;
 use crate::command::{output, run};
 use crate::workspace::Workspace;
 
-/// 0.11 and later want an LLVM of the system's.
+/// Versions from 0.11 on need an LLVM installed on the system.
 const VERSION: &str = "0.10.3";
 
 pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
@@ -26,7 +26,7 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
         .arg("--target-dir")
         .arg(&build);
     run(&mut cargo).context("bpf-linker cannot be built; it needs gcc and access to the crate registry")?;
-    // Kept until here, so that an interrupted build goes on where it was.
+    // Kept until here, so that an interrupted build can be resumed.
     fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))
 }
 

@@ -1,6 +1,6 @@
-//! What commands need the tools for.
+//! Purposes of the tools.
 
-/// What the tools are for. Each purpose needs what those before it need.
+/// What the tools are needed for. Each purpose includes those before it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Compile the eBPF object and the programs.
@@ -11,6 +11,6 @@ pub(crate) enum Purpose {
     Kernel,
     /// Run the tests.
     Test,
-    /// Measure podnet beside its peers.
+    /// Benchmark podnet beside its peers.
     Bench,
 }

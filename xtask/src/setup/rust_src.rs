@@ -1,4 +1,4 @@
-//! Source of `core`, which has to be compiled for the eBPF target.
+//! Source of `core`, which must be compiled for the eBPF target.
 //!
 //! It is the toolchain's component rust-src. If rustup cannot download that, Debian's package of the same release is
 //! unpacked under `target/tools`, from the system's mirror; the system does not change.
@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 /// Debian's package with the source of the pinned compiler's release.
 const PACKAGE: &str = "rust-src=1.95.0+dfsg1-2~bpo13+1";
 const SUITE: &str = "trixie-backports";
-/// The part of it that is used, a sixth.
+/// The part of the package that is used: a sixth of it.
 const LIBRARY: &str = "usr/src/rustc-1.95.0/library";
 
 /// Path of the library source for cargo, after set-up, unless the toolchain has its own.

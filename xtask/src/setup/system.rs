@@ -1,4 +1,4 @@
-//! Programs from packages of the system.
+//! Programs from system packages.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -52,7 +52,7 @@ const PACKAGES: &[SystemPackage] = &[
     SystemPackage { name: "nftables", sign: Sign::Program("nft"), needed_for: Purpose::Test },
     SystemPackage { name: "containerd", sign: Sign::Program("containerd"), needed_for: Purpose::Test },
     SystemPackage { name: "runc", sign: Sign::Program("runc"), needed_for: Purpose::Test },
-    // containerd needs its `loopback`, the benchmarks need the others.
+    // containerd needs the plugin `loopback`, the benchmarks need the others.
     SystemPackage {
         name: "containernetworking-plugins",
         sign: Sign::File("/usr/lib/cni/ptp"),
@@ -60,9 +60,9 @@ const PACKAGES: &[SystemPackage] = &[
     },
 ];
 
-/// Services in packages which only the tests may start; each lab has its own.
+/// Services of packages that only the tests may start; each lab has its own.
 const SERVICES: &[(&str, &str)] = &[("containerd", "containerd.service")];
-/// Exists where systemd runs, and where packages start their services.
+/// Exists where systemd runs; packages start their services there.
 const SYSTEMD: &str = "/run/systemd/system";
 
 /// Installs the missing packages for the purpose.
@@ -102,7 +102,7 @@ fn services(packages: &[&str], systemd: &Path) -> Vec<&'static str> {
     brought.map(|(_, service)| *service).collect()
 }
 
-/// Installs without starting services: they are masked meanwhile, and disabled for the next boot.
+/// Installs without starting services: they are masked during the installation, and disabled for the next boot.
 fn asleep(services: &[&str], install: impl FnOnce() -> Result<()>) -> Result<()> {
     let systemctl = |verb: &[&str]| run(as_root("systemctl", [])?.args(verb).args(services));
     if services.is_empty() {

@@ -1,6 +1,6 @@
-//! What set-up says while it works.
+//! Progress messages of set-up.
 
-/// Tells what set-up does now; the tools it calls print their own progress below.
+/// Prints the current step; the tools that it calls print their own progress below.
 pub(super) fn announce(step: &str) {
     eprintln!("==> set-up: {step}");
 }
