@@ -45,7 +45,7 @@ pub(super) fn line(
             let Dropped { time_ms, reason, hook, length, .. } = dropped;
             format!("{:<12}  {reason:<20}  {hook:<13}  {interface:<15}  {length:>6}  {dropped}", time_of_day(*time_ms))
         }
-        Line::Lost(count) => format!("{count} dropped packets are missing here: they came faster than they were read"),
+        Line::Lost(count) => format!("{count} dropped packets lost: this reader is too slow"),
     });
     Ok(text.to_string())
 }
@@ -89,7 +89,7 @@ TIME (UTC)    REASON                HOOK           INTERFACE        LENGTH  PACK
         assert!(hostile.lines().count() == 1 && !hostile.contains('\u{1b}'), "{hostile}");
         assert!(shown(Report::Drop(dropped()), None).contains("  -  "));
         let lost = shown(Report::Lost(7), None);
-        assert_eq!(lost, "7 dropped packets are missing here: they came faster than they were read\n");
+        assert_eq!(lost, "7 dropped packets lost: this reader is too slow\n");
     }
 
     #[test]

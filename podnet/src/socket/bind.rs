@@ -28,7 +28,7 @@ const OTHERS_WRITE: u32 = 0o022;
 #[derive(Debug, Error)]
 pub(super) enum BindError {
     /// A system call failed.
-    #[error("can't {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}", path.display())]
     Io {
         /// The operation.
         what: &'static str,
@@ -154,7 +154,7 @@ mod tests {
         assert!(error.contains("has mode 775"), "{error}");
         assert!(Identity::at(&path(dir.path())).is_none());
         let error = listen_in(&dir.path().join("none")).unwrap_err().to_string();
-        assert!(error.starts_with("can't open") && error.contains("No such file"), "{error}");
+        assert!(error.starts_with("cannot open") && error.contains("No such file"), "{error}");
     }
 
     #[test]
@@ -162,6 +162,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(path(dir.path())).unwrap();
         let error = listen_in(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("can't replace") && error.contains("podnet.sock: "), "{error}");
+        assert!(error.contains("cannot replace") && error.contains("podnet.sock: "), "{error}");
     }
 }

@@ -39,7 +39,7 @@ pub enum AskError {
         path: PathBuf,
     },
     /// The socket belongs to another user, so this process may not connect.
-    #[error("may not ask the daemon at {} (permission denied): run podnet as root", path.display())]
+    #[error("permission denied by the daemon's socket {}: run podnet as root", path.display())]
     NotRoot {
         /// The socket.
         path: PathBuf,
@@ -51,7 +51,7 @@ pub enum AskError {
         path: PathBuf,
     },
     /// The connection failed.
-    #[error("can't ask the daemon at {}: {source}", path.display())]
+    #[error("cannot ask the daemon at {}: {source}", path.display())]
     Io {
         /// The socket.
         path: PathBuf,
@@ -59,13 +59,13 @@ pub enum AskError {
         source: io::Error,
     },
     /// The answer can't be decoded: the daemon is probably of another version.
-    #[error("can't understand the daemon's answer ({source}): is this podnet of the daemon's version?")]
+    #[error("cannot parse the daemon's answer ({source}): run the podnet of the daemon's version")]
     Malformed {
         /// The cause.
         source: JsonError,
     },
     /// The answer is not of the requested kind.
-    #[error("the daemon has answered something else: is this podnet of the daemon's version?")]
+    #[error("unexpected answer from the daemon: run the podnet of the daemon's version")]
     Unexpected,
     /// The daemon has answered with an error.
     #[error("the daemon at {} refuses: {reason}", path.display())]

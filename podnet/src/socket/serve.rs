@@ -81,7 +81,7 @@ pub(super) async fn serve(listener: UnixListener, source: Source) {
                 });
             }
             Err(_) => {
-                let full = Answer::Error(format!("there are {CLIENTS} clients already: end some, and try again"));
+                let full = Answer::Error(format!("too many connections ({CLIENTS} at most): close some and try again"));
                 // The buffer of a new socket has room for a line.
                 let _ = stream.try_write(&line(&full));
             }
@@ -186,8 +186,8 @@ async fn send(answers: &mut OwnedWriteHalf, answer: &Answer, patience: Duration)
 fn line(answer: &Answer) -> Vec<u8> {
     let mut line = serde_json::to_vec(answer).unwrap_or_else(|error| {
         // Possible only for maps with keys that are not strings; answers have none.
-        tracing::error!("an answer can't be written: {error}");
-        br#"{"error":"the answer can't be written"}"#.to_vec()
+        tracing::error!("cannot encode an answer: {error}");
+        br#"{"error":"the answer cannot be encoded"}"#.to_vec()
     });
     line.push(b'\n');
     line

@@ -97,7 +97,7 @@ impl Server {
     /// Why commands are not answered, as a text for users.
     pub fn problem(&self) -> Option<String> {
         let error = self.listening.as_ref()?.as_ref().err()?;
-        Some(format!("commands can't ask the daemon, and read the tables and its last report instead: {error}"))
+        Some(format!("commands cannot ask the daemon, and show the tables and its last report instead: {error}"))
     }
 
     /// Waits for the next question.

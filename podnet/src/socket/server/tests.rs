@@ -170,7 +170,7 @@ fn the_number_of_clients_is_limited() {
     clients.iter_mut().for_each(|client| drop(client.status().unwrap()));
     let refused = daemon.client().status().unwrap_err();
     assert!(matches!(&refused, AskError::Refused { .. }), "{refused}");
-    assert!(refused.to_string().ends_with("there are 32 clients already: end some, and try again"), "{refused}");
+    assert!(refused.to_string().ends_with("too many connections (32 at most): close some and try again"), "{refused}");
     clients.pop();
     let start = Instant::now();
     while daemon.client().status().is_err() {
@@ -283,7 +283,7 @@ fn a_missing_socket_is_recreated() {
     fs::create_dir(&path).unwrap();
     server.keep();
     let problem = server.problem().unwrap();
-    assert!(problem.contains("can't replace") && problem.contains("podnet.sock"), "{problem}");
+    assert!(problem.contains("cannot replace") && problem.contains("podnet.sock"), "{problem}");
     fs::remove_dir(&path).unwrap();
     server.keep();
     assert_eq!(server.problem(), None);
