@@ -258,7 +258,9 @@ fn second_daemon_is_refused_after_cleaning_the_run_directory() -> Result<()> {
             ensure!(node.daemon_runs()?, "the first daemon ended");
             eventually("the daemon is seen again", || {
                 ensure!(node.podnet_json(&["status"])?["daemon"]["running"] == true, "it isn't");
-                ensure!(node.run_dir().join("node.json").exists(), "pods can't start");
+                for file in ["daemon.lock", "node.json", "podnet.sock"] {
+                    ensure!(node.run_dir().join(file).exists(), "{file} is missing");
+                }
                 Ok(())
             })?;
         }
