@@ -1,5 +1,5 @@
 //! Scenarios of arbitrary packets over arbitrary tables, through the pipeline on the host: a fixed sequence of
-//! generated ones, new ones for a few seconds in each run, and the corpus kept by a coverage-guided fuzzer.
+//! generated ones, and the corpus kept by a coverage-guided fuzzer.
 //!
 //! The fuzzer is a package outside the workspace, since it requires unstable compiler flags: `RUSTC_BOOTSTRAP=1 cargo
 //! fuzz run --fuzz-dir tests/fuzz --sanitizer none pipeline`. Its working corpus is `tests/fuzz/corpus/pipeline`, and
@@ -17,19 +17,14 @@ mod world;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
-use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::panic::{UnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
 
 use podnet_common::{layout::Hook, simulator::FinalVerdict, verdict::Reason};
 
 /// Number of generated scenarios; they take half a minute without optimisation.
 const SCENARIOS: u64 = 12_000;
-
-/// Time for new scenarios in each run.
-const NEW_SCENARIOS: Duration = Duration::from_secs(10);
 
 /// Hooks and outcomes that scenarios have covered.
 #[derive(Default)]
@@ -116,28 +111,6 @@ fn arbitrary_packets_over_arbitrary_tables_satisfy_the_oracle() {
     }
     for reason in ["NoEndpoint", "UndefinedPort", "TtlExceeded", "TooBig"] {
         met.demand(&ingress, &format!("Reject({reason})"));
-    }
-}
-
-#[test]
-fn new_scenarios_satisfy_the_oracle() {
-    let first = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-    // Not by a print macro: the test runner captures their output and shows it for failed tests only.
-    writeln!(io::stderr(), "new scenarios from seed {first}").unwrap();
-    let start = Instant::now();
-    for seed in (first..).take_while(|_| start.elapsed() < NEW_SCENARIOS) {
-        let bytes = bytes(seed);
-        let played = catch_unwind(|| {
-            scenario::play(&bytes, |_| {});
-            sockets::play(&bytes, |_| {});
-        });
-        if let Err(panic) = played {
-            let artifacts = fuzz_directory().join("artifacts");
-            let file = artifacts.join(format!("seed-{seed}"));
-            fs::create_dir_all(&artifacts).and_then(|()| fs::write(&file, &bytes)).unwrap();
-            eprintln!("in the scenario {seed}, saved as {}", file.display());
-            resume_unwind(panic);
-        }
     }
 }
 
