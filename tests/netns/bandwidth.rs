@@ -146,7 +146,7 @@ fn chained_bandwidth_plugin_is_reported_and_fails(site: &Site) -> Result<()> {
     fs::write(lists.join("00-other.conflist"), list(&["podnet-cni", "portmap"]))?;
     eventually("another list is only named", || {
         let warnings = warnings()?;
-        ensure!(!warnings.contains("`bandwidth`") && warnings.contains("takes"), "{warnings}");
+        ensure!(!warnings.contains("`bandwidth`") && warnings.contains("uses"), "{warnings}");
         Ok(())
     })?;
 
