@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use podnet::config::Config;
 use podnet_tests::cases;
-use podnet_tests::lab::{Endpoint, Lab, Pod, Service, wait_until};
+use podnet_tests::lab::{Endpoint, Lab, Pod, Service, wait_for_cached_routes_to_expire, wait_until};
 use podnet_tests::traffic::{Ask, Family, Outcome, Ping, PingAnswer, Server, Stream, Transport};
 
 /// Port of the external servers.
@@ -258,6 +258,8 @@ fn masquerade_uses_the_source_of_the_route(site: &Site) -> Result<()> {
     node.configure(|config| config.uplinks = vec!["eth0".into(), "eth1".into()])?;
     node.start_daemon()?;
     let late = node.add_pod("late")?;
+    // `far` has been contacted by its former route.
+    wait_for_cached_routes_to_expire();
     for pod in [&site.pods[0], &late] {
         for (family, transport) in Transport::over_all() {
             let own = ip("192.168.77.1", "fd00:77::1", family)?;

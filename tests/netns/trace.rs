@@ -8,14 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually};
+use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually, wait_for_cached_routes_to_expire};
 use podnet_tests::traffic::{Family, Frames, Transport};
 use serde_json::{Value, json};
 
 /// Port of the servers.
 const TARGET: u16 = 8080;
-/// Slightly longer than the lifetime of cached routes.
-const TICK: Duration = Duration::from_millis(1100);
 /// Timeout for a frame that must arrive.
 const ARRIVES: Duration = Duration::from_secs(5);
 
@@ -369,8 +367,7 @@ fn fragments_and_large_packets_follow_their_trace(site: &Site) -> Result<()> {
             ensure!(trace["outcome"]["reason"] == "too_big", "{}", trace["outcome"]);
             Ok(())
         })?;
-        // A processor may use a cached route for up to a tick.
-        std::thread::sleep(TICK);
+        wait_for_cached_routes_to_expire();
         all(site, &mut port, &[(Client, words, "answered")], family)?;
         node.ip(&format!("route del {} dev eth0 mtu lock 1300", outside.ip()))?;
     }

@@ -43,6 +43,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use podnet_common::time;
 use serde_json::Value;
 
 pub use agent::serve as serve_agent;
@@ -235,6 +236,12 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Re
         }
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits for longer than processors use cached routes: a tick (see "Cached lookups" in docs/datapath.md).
+pub fn wait_for_cached_routes_to_expire() {
+    const TICK: Duration = Duration::from_nanos(1 << time::TICK_SHIFT);
+    thread::sleep(TICK + TICK / 10);
 }
 
 /// Calls `attempt` every few milliseconds until it succeeds.

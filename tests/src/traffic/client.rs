@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
@@ -52,6 +54,18 @@ impl Ask {
     /// Binds to this port.
     pub fn from_port(mut self, port: u16) -> Self {
         self.from_port = port;
+        self
+    }
+
+    /// UDP: binds to a port that no such request of this process has had, unless a port was set. The kernel chooses
+    /// ports at random, so a new socket may get that of a former one, and with it the former one's flow.
+    pub(super) fn own_port(mut self) -> Self {
+        /// Not ephemeral, so no other socket has them.
+        const PORTS: Range<u16> = 20_000..30_000;
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        if self.transport == Transport::Udp && self.from_port == 0 {
+            self.from_port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len() as u16;
+        }
         self
     }
 

@@ -45,7 +45,7 @@ impl Outcome {
     }
 
     fn within(timeout: Duration, place: &Place, ask: &Ask) -> Self {
-        match ask.clone().connected().timeout(timeout).from(place) {
+        match ask.clone().own_port().connected().timeout(timeout).from(place) {
             Ok(answer) => Self::Answer { server: answer.server, seen: answer.seen.ip() },
             Err(error) => match error.kind() {
                 ErrorKind::ConnectionRefused => Self::Refused,
