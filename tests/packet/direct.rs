@@ -111,6 +111,40 @@ fn new_connection_is_examined_despite_cached_path() {
     );
 }
 
+/// A kernel may use a source port for several connections at once, as long as their destinations differ.
+#[test]
+fn connections_to_a_pod_and_to_its_service_from_one_port_are_kept_apart() {
+    both_families_with(
+        |t| t.endpoints.values_mut().for_each(|endpoint| endpoint.ifindex = HERE),
+        |both, a, _| {
+            for (number, (service, backend)) in [(a.local, a.backend), (a.far, a.remote)].into_iter().enumerate() {
+                let client = (a.client, 40_510 + number as u16);
+                let direct = Frame::tcp(client, (backend, 8080), SYN).macs(CLIENT_MAC, HOST_MAC);
+                let (end, bytes) = both.run(Hook::FromPod, &direct.bytes())?;
+                ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}");
+                let at = if a.client.is_ipv6() { 14 + 40 } else { 14 + 20 };
+                ensure!(bytes[at..at + 2] == client.1.to_be_bytes(), "its port has changed");
+                let to_service = Frame::tcp(client, (service, 80), SYN).macs(CLIENT_MAC, HOST_MAC);
+                let (end, bytes) = both.run(Hook::FromPod, &to_service.bytes())?;
+                ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}");
+                let port = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+                ensure!(port != client.1, "both would have the same replies");
+                for (to, from) in [(client, (backend, 8080)), ((a.client, port), (service, 80))] {
+                    let (hook, [smac, dmac]) = if backend == a.backend {
+                        (Hook::FromPod, [BACKEND_MAC, HOST_MAC])
+                    } else {
+                        (Hook::FromUplink, [NODE2_MAC, UPLINK_MAC])
+                    };
+                    let reply = Frame::tcp((backend, 8080), to, SYN | ACK).macs(smac, dmac);
+                    let there = reply.translated(from, client).ttl(63).macs(HOST_MAC, CLIENT_MAC);
+                    expect(both, hook, &reply, FinalVerdict::Forward(Out::Pod, HERE), &there)?;
+                }
+            }
+            Ok(())
+        },
+    );
+}
+
 #[test]
 fn packets_to_a_node_are_not_cached_because_ports_matter() {
     both_families_with(service_at_a_far_node, |both, a, _| {

@@ -4,7 +4,7 @@
 //! the rest follows from the class.
 
 use crate::{
-    addr::Addr,
+    addr::{Addr, Proto},
     layout::{Config, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Tuple},
     packet::{Ethernet, Packet, Tcp},
     verdict::Reason,
@@ -23,7 +23,7 @@ use super::{
     headers::Headers,
     next_hop,
     run::run_stage,
-    scope,
+    scope, shares,
 };
 
 /// Classifies and admits a packet that belongs to no flow, and carries out the result: begins a flow, forwards,
@@ -127,10 +127,28 @@ fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handov
     };
     let untranslated =
         matches!(classified.class, Class::LocalPod | Class::Tunnel | Class::RemotePod | Class::External | Class::Stack);
-    if untranslated && replies_collide::<At, T>(t, &h.packet.tuple, tcp_flags, &mut h.insert) {
+    if untranslated
+        && (replies_collide::<At, T>(t, &h.packet.tuple, tcp_flags, &mut h.insert)
+            || reserves_replies::<At, T>(t, &h.packet.tuple, tcp_flags, classified.class))
+    {
         classified.class = Class::Track;
     }
     classified
+}
+
+/// Whether a pod opens a TCP connection to a pod or to its node, which is tracked without translation. While it lasts, the
+/// client's kernel may use the same source port for a connection to a service, which may choose the same server: without
+/// an entry for the replies of the first connection, they would be taken for those of the second. If the table fills up,
+/// services come first.
+#[inline(always)]
+fn reserves_replies<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u8, class: Class) -> bool {
+    if !At::FROM_POD || tuple.proto != Proto::TCP || tcp_flags & (Tcp::SYN | Tcp::ACK) != Tcp::SYN {
+        return false;
+    }
+    let node = |n: &Network| n.kind == NetworkKind::LocalNode as u32;
+    let to_server = matches!(class, Class::LocalPod | Class::RemotePod | Class::Tunnel)
+        || (class == Class::Stack && t.network(&tuple.dst).is_some_and(node));
+    to_server && shares::has_room(t)
 }
 
 /// Class of a packet that is for no pod on this node.

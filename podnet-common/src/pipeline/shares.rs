@@ -37,6 +37,13 @@ pub(super) fn may_begin<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, from: If
     capacity == 0 || (held <= limit && held_together <= limit) || t.flow(tuple, |_| ()).is_some()
 }
 
+/// Whether so much of the table is free, a quarter, that flows which can do without an entry get one.
+#[inline(always)]
+pub(super) fn has_room<T: Tables>(t: &T) -> bool {
+    let (capacity, all) = (t.held(holders::CAPACITY), t.held(holders::ALL));
+    capacity == 0 || all < capacity - capacity / 4
+}
+
 /// Number of SNAT ports available to a sender that holds `held` entries. A sixteenth is reserved for senders with few
 /// entries, so that one draw in sixteen succeeds for them.
 #[inline(always)]

@@ -272,8 +272,10 @@ fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEn
     assert!(o.entry.hook == Hook::FromPod, "{o}only pods' packets are masqueraded: {entry:?}");
     port(o, key, entry);
     if entry.src == key.src {
+        // Connections are kept apart from later ones too.
         let twin = t.conntrack.borrow().get(&key.reversed()).is_some_and(|e| e.flags & CtEntry::REPLY != 0);
-        return assert!(twin, "{o}there is nothing to be kept apart from: {entry:?}");
+        let opens = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
+        return assert!(twin || opens, "{o}there is nothing to be kept apart from: {entry:?}");
     }
     assert!(t.config.flags & Config::MASQUERADE != 0, "{o}masquerade is off");
     assert!(t.network(&key.dst).is_none() && t.endpoint(&key.dst).is_none(), "{o}that is the cluster's");
