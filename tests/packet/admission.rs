@@ -11,8 +11,8 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::{both_families, both_families_with, expect, expect_drop, from_client},
     cluster::{BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, HOST_MAC, NODE2_MAC, UPLINK_MAC, in_namespace},
+    expect::{both_families, both_families_with, expect, expect_drop, from_client},
     frame::{Frame, SYN, Transport},
 };
 

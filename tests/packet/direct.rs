@@ -9,11 +9,11 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::{both_families_with, expect, expect_drop},
     cluster::{
         BACKEND_MAC, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT, NODE_PORT_FAR, NODE2_MAC, NODE3_MAC,
         UPLINK_MAC, addresses,
     },
+    expect::{both_families_with, expect, expect_drop},
     frame::{ACK, Frame, SYN},
 };
 

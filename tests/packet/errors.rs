@@ -10,11 +10,11 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::both_families,
     cluster::{
         Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT_DIRECT, NODE2_MAC, UPLINK_MAC, addresses,
         in_namespace,
     },
+    expect::both_families,
     frame::{Frame, SYN, Transport, checksum},
 };
 

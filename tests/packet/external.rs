@@ -12,11 +12,11 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::{both_families, both_families_with, expect, expect_drop, from_client},
     cluster::{
         Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT,
         NODE_PORT_DIRECT, NODE_PORT_FAR, NODE2_MAC, NODE3_MAC, PODNET0, UPLINK_MAC, addresses,
     },
+    expect::{both_families, both_families_with, expect, expect_drop, from_client},
     frame::{ACK, FIN, Frame, SYN, Transport},
 };
 

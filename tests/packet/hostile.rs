@@ -10,8 +10,8 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::{both_families, both_families_with, expect, expect_drop},
     cluster::{CLIENT_MAC, CLIENT_OUTSIDE_MAC, HOST_MAC, UPLINK_MAC},
+    expect::{both_families, both_families_with, expect, expect_drop},
     frame::{Frame, Transport},
 };
 

@@ -7,6 +7,7 @@ mod cluster;
 mod differential;
 mod direct;
 mod errors;
+mod expect;
 mod external;
 mod frame;
 mod hostile;

@@ -11,8 +11,8 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::{both_families, both_families_with, expect, from_client},
     cluster::{Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT, UPLINK_MAC, addresses},
+    expect::{both_families, both_families_with, expect, from_client},
     frame::{ACK, Frame, SYN, Transport},
 };
 

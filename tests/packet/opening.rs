@@ -8,8 +8,8 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::both_families,
     cluster::{Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HOST_MAC, NODE_PORT, NODE2_MAC, UPLINK_MAC},
+    expect::both_families,
     frame::{ACK, Frame, RST, SYN, Transport},
 };
 

@@ -12,8 +12,8 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::both_families,
     cluster::{Addresses, Both},
+    expect::both_families,
 };
 
 const POD: IfIndex = IfIndex(20);

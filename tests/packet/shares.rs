@@ -10,8 +10,8 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::{both_families, both_families_with},
     cluster::{Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HOST_MAC, NODE_PORT, UPLINK_MAC},
+    expect::{both_families, both_families_with},
     frame::{Frame, SYN},
 };
 

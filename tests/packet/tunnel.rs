@@ -11,11 +11,11 @@ use podnet_common::{
 };
 
 use crate::{
-    cases::{both_families_with, expect, expect_drop, from_client},
     cluster::{
         Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_OUTSIDE_MAC, NODE_PORT_DIRECT, NODE_PORT_FAR, NODE3_MAC,
         UPLINK_MAC, addresses,
     },
+    expect::{both_families_with, expect, expect_drop, from_client},
     frame::{ACK, Frame, SYN},
 };
 

@@ -4,8 +4,8 @@
 //! that no tool knows. Dependencies between our crates point down only. A crate that ties us to Kubernetes, the kernel's
 //! BPF or netlink is imported in its own corner only, and unsafe code stays where the kernel is touched. Within a crate,
 //! modules stand on floors and use lower ones only. Sources are read as tokens without comments and texts, so any use of
-//! such a name counts, whatever its path. The texts that the programs print are fit for people, and [prose] has a single
-//! spelling.
+//! such a name counts, whatever its path. No source file is too long. The texts that the programs print are fit for
+//! people, and [prose] has a single spelling.
 
 mod floors;
 mod modules;
@@ -71,6 +71,9 @@ const CORNERS: &[Corner] = &[
         why: "unsafe code stays where the kernel is touched",
     },
 ];
+
+/// The most lines that a source file has, tests and tables included. None is exempt: a longer one has a seam.
+const MOST_LINES: usize = 500;
 
 impl Corner {
     fn contains(&self, file: &Path) -> bool {
@@ -140,6 +143,7 @@ fn violations(workspace: &Workspace) -> Result<Vec<Violation>> {
             let file = file.strip_prefix(&workspace.root)?;
             let tokens = source::tokens(&text).with_context(|| format!("cannot read {}", file.display()))?;
             found.extend(out_of_corner(file, &tokens));
+            found.extend(too_long(file, &text));
             let texts = texts::wrong(file, &text).into_iter();
             found.extend(texts.map(|(line, what)| Violation::at(file, line, what)));
             found.extend(prose::in_comments(&text).into_iter().map(|(line, what)| Violation::at(file, line, &what)));
@@ -196,6 +200,12 @@ fn out_of_corner(file: &Path, tokens: &[TokenTree]) -> Vec<Violation> {
     found
 }
 
+fn too_long(file: &Path, text: &str) -> Option<Violation> {
+    let lines = text.lines().count();
+    let what = format!("{lines} lines, where {MOST_LINES} are allowed: split the file along its subjects");
+    (lines > MOST_LINES).then(|| Violation::at(file, MOST_LINES + 1, &what))
+}
+
 /// All files below a directory with this extension, in order.
 fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -248,6 +258,16 @@ mod tests {
         assert_eq!(upwards[0].to_string(), "podnet-cni/Cargo.toml: podnet-cni must not depend on podnet");
         assert_eq!(wrong_dependencies(&package("xtask", &["podnet-common"])).len(), 1);
         assert_eq!(wrong_dependencies(&package("podnet-new", &[])).len(), 1, "a new crate needs a decision");
+    }
+
+    #[test]
+    fn long_files_are_found() {
+        let lines = |count: usize| too_long(Path::new("a.rs"), &"\n".repeat(count)).map(|found| found.to_string());
+        assert_eq!(lines(500), None);
+        assert_eq!(
+            lines(501).as_deref(),
+            Some("a.rs:501: 501 lines, where 500 are allowed: split the file along its subjects")
+        );
     }
 
     #[test]

@@ -1,15 +1,18 @@
+use std::collections::BTreeMap;
+
 use podnet_common::addr::Proto;
 use podnet_common::layout::{Interface, NetworkKind};
 use podnet_common::verdict::Reason;
 
+use super::warnings::REPAIR_IS_NEWS;
 use super::*;
 use crate::cli::output::Show as _;
 use crate::datapath::memory::MemoryTables;
 use crate::host::firewall::Finding;
 use crate::host::settings::SetBy;
 use crate::status::{
-    DropStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, SourceError, SourceStatus, TablesStatus,
-    UplinkStatus,
+    DropStatus, HealthStatus, HookStatus, NodeStatus, PendingStatus, RepairStatus, SourceError, SourceStatus,
+    TablesStatus, UplinkStatus,
 };
 
 const NOW: UnixTime = UnixTime(10_000);

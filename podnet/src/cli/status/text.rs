@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::super::output::{Column, Show, Text, percent};
-use super::{Daemon, Datapath, Sockets, Status, since};
+use super::report::{Daemon, Datapath, Sockets, Status, since};
 use crate::status::{DaemonStatus, HookStatus, UplinkStatus};
 use podnet_common::layout::Hook;
 

@@ -10,7 +10,8 @@ use podnet_common::layout::{Config as Programs, Endpoint, Hook, Out};
 use podnet_common::packet::Tcp;
 use podnet_common::simulator::{FinalVerdict, HostPacket, run};
 
-use super::packet::{Description, IcmpType};
+use super::fields::IcmpType;
+use super::packet::Description;
 use crate::cli::conntrack::{self, NodeNames};
 use crate::cli::flow::Filter;
 use crate::cli::output::Show as _;

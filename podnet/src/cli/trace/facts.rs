@@ -9,9 +9,9 @@ use podnet_common::pipeline::{InsertError, Route, Stage};
 use podnet_common::simulator::FinalVerdict;
 use podnet_common::verdict::Reason;
 
-use super::packet::Summary;
 use super::record::Fact;
 use super::report::{Choice, Does, LookUp, Share, Way};
+use super::summary::Summary;
 use crate::cli::conntrack::NodeNames;
 use crate::cli::endpoint::Pods;
 use crate::cli::flow::End as FlowEnd;

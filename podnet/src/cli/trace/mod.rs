@@ -8,11 +8,16 @@ mod capture;
 #[cfg(test)]
 mod end_to_end;
 mod facts;
+mod fields;
 mod packet;
 mod record;
 mod report;
+mod socket_call;
+mod stack;
+mod summary;
 #[cfg(test)]
 mod tests;
+mod tracer;
 mod walk;
 
 use std::collections::BTreeSet;
@@ -34,8 +39,10 @@ use crate::compile::{ServiceId, of_node};
 use crate::datapath::inspect::View;
 use crate::datapath::live::Source;
 use crate::host::{Host, OutputRoute};
-use packet::{Description, Fragment, IcmpType};
-use walk::{Node, Process, Sender, Tracer};
+use fields::{Fragment, IcmpType};
+use packet::Description;
+use summary::Summary;
+use tracer::{Node, Process, Sender, Tracer};
 
 /// Default source port.
 const SPORT: u16 = 40_000;
@@ -63,7 +70,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "PORT")]
     sport: Option<u16>,
     /// Comma-separated TCP flags: syn, ack, fin, rst, psh, urg; or none.
-    #[arg(long, value_name = "FLAGS", value_parser = packet::parse_flags, default_value = "syn")]
+    #[arg(long, value_name = "FLAGS", value_parser = fields::parse_flags, default_value = "syn")]
     tcp_flags: u8,
     /// ICMP type: `echo-request`, `echo-reply`, another name or a number, with `:CODE` if not 0 [default: echo-request]
     #[arg(long, value_name = "TYPE")]
@@ -81,7 +88,7 @@ pub struct TraceArgs {
     #[arg(long)]
     dont_fragment: bool,
     /// Trace a fragment: `first`, or its offset in bytes, followed by `+` if it is not the last one.
-    #[arg(long, value_name = "PLACE", value_parser = packet::parse_fragment)]
+    #[arg(long, value_name = "PLACE", value_parser = fields::parse_fragment)]
     fragment: Option<Fragment>,
     /// The UDP socket is connected: its packets are translated one by one, not by the socket hooks.
     #[arg(long)]
@@ -156,7 +163,7 @@ fn trace<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<Traces> {
     };
     let mut traces = Vec::new();
     for frame in frames {
-        let summary = packet::Summary::of(&frame);
+        let summary = Summary::of(&frame);
         let v6 = summary.as_ref().map_or(args.ipv6, |summary| summary.src.is_ipv6());
         let origin = origin(tracer, args, v6)?;
         let make = |_| {
@@ -193,7 +200,7 @@ fn described<N: Node>(tracer: &Tracer<'_, N>, args: &TraceArgs) -> Result<report
         bail!("{} needs a port: use {}:PORT", protocol(proto), args.to.as_deref().unwrap_or_default());
     }
     let icmp =
-        packet::parse_icmp(args.icmp_type.as_deref().unwrap_or("echo-request"), v6).map_err(anyhow::Error::msg)?;
+        fields::parse_icmp(args.icmp_type.as_deref().unwrap_or("echo-request"), v6).map_err(anyhow::Error::msg)?;
     let make = |instead: Option<(IpAddr, u16)>| {
         let (dst, dport) = instead.unwrap_or((target.addr, target.port.unwrap_or_default()));
         let src = match origin.address {

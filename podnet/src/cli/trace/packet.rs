@@ -1,42 +1,15 @@
-//! Packets to be traced: built from a description, and described in words.
+//! Packets to be traced, built from a description.
 
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 
-use bytemuck::{Pod, bytes_of, pod_read_unaligned};
-use podnet_common::addr::{Addr, Mac, Port, Proto};
-use podnet_common::packet::{
-    ETH, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Ipv4, Ipv6, Sctp, Tcp, Udp,
-};
+use bytemuck::bytes_of;
+use podnet_common::addr::{Addr, Mac, Proto};
+use podnet_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Icmp, Ipv4, Ipv6, Sctp, Tcp, Udp};
 
-/// IPv6 fragment header (RFC 8200, section 4.5).
-const FRAGMENT_HEADER: u8 = 44;
-/// IPv4 flags: don't fragment, more fragments.
-const DONT_FRAGMENT: u16 = 0x4000;
-const MORE_FRAGMENTS: u16 = 0x2000;
+use super::fields::{DONT_FRAGMENT, FRAGMENT_HEADER, Fragment, IcmpType, MORE_FRAGMENTS};
+
 /// A TCP header's length field, for a header without options.
 const TCP_WORDS: u8 = 5 << 4;
-/// PSH and URG, which the pipeline ignores.
-const PSH: u8 = 8;
-const URG: u8 = 32;
-
-/// A fragment of a datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fragment {
-    /// Offset in bytes, a multiple of 8.
-    pub(super) offset: u16,
-    /// More fragments follow.
-    pub(super) more: bool,
-}
-
-/// Type of an ICMP message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct IcmpType {
-    pub(super) kind: u8,
-    pub(super) code: u8,
-    /// Identifier of an echo, otherwise the upper half of the rest of the header.
-    pub(super) identifier: u16,
-}
 
 /// Description of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,221 +187,10 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Parsed headers of a frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Summary {
-    pub(super) src: IpAddr,
-    pub(super) dst: IpAddr,
-    pub(super) proto: Proto,
-    /// Source and destination, if the protocol has ports and the frame contains them.
-    pub(super) ports: Option<(u16, u16)>,
-    pub(super) tcp_flags: Option<u8>,
-    pub(super) icmp: Option<(u8, u8, u16)>,
-    pub(super) ttl: u8,
-    /// Length of the IP packet in bytes.
-    pub(super) len: usize,
-    /// Must not be fragmented: IPv6, or IPv4 with don't-fragment bit.
-    pub(super) whole_only: bool,
-    pub(super) fragment: Option<Fragment>,
-}
-
-impl Summary {
-    /// Parses a frame; `None` if it isn't a valid IP packet.
-    pub(super) fn of(frame: &[u8]) -> Option<Self> {
-        let ethernet: Ethernet = read(frame, 0)?;
-        let mut summary = match ethernet.ethertype {
-            ETHERTYPE_IPV4 => {
-                let ip: Ipv4 = read(frame, ETH)?;
-                let word = u16::from_be(ip.fragment);
-                let fragment = Fragment { offset: (word & 0x1fff) * 8, more: word & MORE_FRAGMENTS != 0 };
-                Self {
-                    src: Ipv4Addr::from(ip.src.to_ne_bytes()).into(),
-                    dst: Ipv4Addr::from(ip.dst.to_ne_bytes()).into(),
-                    proto: Proto(ip.proto),
-                    ports: None,
-                    tcp_flags: None,
-                    icmp: None,
-                    ttl: ip.ttl,
-                    len: usize::from(u16::from_be(ip.total_len)),
-                    whole_only: word & DONT_FRAGMENT != 0,
-                    fragment: (fragment.more || fragment.offset != 0).then_some(fragment),
-                }
-                .at(frame, ETH + usize::from(ip.version_ihl & 0xf) * 4)
-            }
-            ETHERTYPE_IPV6 => {
-                let ip: Ipv6 = read(frame, ETH)?;
-                let (mut next, mut at, mut fragment) = (ip.next_header, ETH + size_of::<Ipv6>(), None);
-                // Hop-by-hop options, routing, destination options and fragment headers.
-                while let (0 | 43 | 60 | FRAGMENT_HEADER, Some([after, len])) = (next, read::<[u8; 2]>(frame, at)) {
-                    if next == FRAGMENT_HEADER {
-                        let word = u16::from_be_bytes(read(frame, at + 2)?);
-                        fragment = Some(Fragment { offset: word & !7, more: word & 1 != 0 });
-                    }
-                    at += if next == FRAGMENT_HEADER { 8 } else { (usize::from(len) + 1) * 8 };
-                    next = after;
-                }
-                Self {
-                    src: Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(ip.src)).into(),
-                    dst: Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(ip.dst)).into(),
-                    proto: Proto(next),
-                    ports: None,
-                    tcp_flags: None,
-                    icmp: None,
-                    ttl: ip.hop_limit,
-                    len: size_of::<Ipv6>() + usize::from(u16::from_be(ip.payload_len)),
-                    whole_only: true,
-                    fragment,
-                }
-                .at(frame, at)
-            }
-            _ => return None,
-        };
-        summary.len = summary.len.min(frame.len() - ETH);
-        Some(summary)
-    }
-
-    /// Parses the transport header.
-    fn at(mut self, frame: &[u8], at: usize) -> Self {
-        if self.fragment.is_some_and(|fragment| fragment.offset != 0) {
-            return self;
-        }
-        match self.proto {
-            Proto::TCP | Proto::UDP | Proto::SCTP => {
-                let ports: Option<[u16; 2]> = read(frame, at);
-                self.ports = ports.map(|[sport, dport]| (u16::from_be(sport), u16::from_be(dport)));
-                self.tcp_flags = read::<Tcp>(frame, at).filter(|_| self.proto == Proto::TCP).map(|tcp| tcp.flags);
-            }
-            Proto::ICMP | Proto::ICMPV6 => {
-                self.icmp = read::<Icmp>(frame, at).map(|icmp| {
-                    let [a, b, ..] = icmp.rest.to_ne_bytes();
-                    (icmp.kind, icmp.code, u16::from_be_bytes([a, b]))
-                });
-            }
-            _ => {}
-        }
-        self
-    }
-
-    /// Source address and port.
-    pub(super) fn sender(&self) -> String {
-        self.end(self.src, self.ports.map(|(sport, _)| sport))
-    }
-
-    /// Destination address and port.
-    pub(super) fn receiver(&self) -> String {
-        self.end(self.dst, self.ports.map(|(_, dport)| dport))
-    }
-
-    fn end(&self, addr: IpAddr, port: Option<u16>) -> String {
-        port.map_or_else(|| addr.to_string(), |port| SocketAddr::new(addr, port).to_string())
-    }
-
-    /// The destination port, as in the tables.
-    pub(super) fn dport(&self) -> Port {
-        Port::new(self.ports.map_or(0, |(_, dport)| dport))
-    }
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", crate::cli::output::protocol(self.proto))?;
-        if let Some(flags) = self.tcp_flags {
-            write!(f, " {}", flag_names(flags))?;
-        }
-        if let Some((kind, code, identifier)) = self.icmp {
-            match icmp_name(self.proto, kind) {
-                Some(name) if name.starts_with("echo") => write!(f, " {name} id {identifier}")?,
-                Some(name) => write!(f, " {name} ({kind}/{code})")?,
-                None => write!(f, " type {kind}/{code}")?,
-            }
-        }
-        write!(f, " {} → {}, ttl {}, {} bytes", self.sender(), self.receiver(), self.ttl, self.len)?;
-        if let Some(Fragment { offset, more }) = self.fragment {
-            write!(f, ", fragment at {offset}{}", if more { " and more follow" } else { "" })?;
-        }
-        Ok(())
-    }
-}
-
-/// Describes a frame in words.
-pub(super) fn describe(frame: &[u8]) -> String {
-    match (Summary::of(frame), read::<Ethernet>(frame, 0)) {
-        (Some(summary), _) => summary.to_string(),
-        (None, Some(ethernet)) if ethernet.ethertype == ETHERTYPE_ARP => format!("ARP, {} bytes", frame.len()),
-        (None, Some(ethernet)) => {
-            format!("a frame of type {:#06x}, {} bytes", u16::from_be(ethernet.ethertype), frame.len())
-        }
-        (None, None) => format!("no frame, {} bytes", frame.len()),
-    }
-}
-
-/// Names of TCP flags.
-const FLAGS: [(u8, &str); 6] =
-    [(Tcp::SYN, "SYN"), (Tcp::ACK, "ACK"), (Tcp::FIN, "FIN"), (Tcp::RST, "RST"), (PSH, "PSH"), (URG, "URG")];
-
-fn flag_names(flags: u8) -> String {
-    let names: Vec<_> = FLAGS.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| *name).collect();
-    if names.is_empty() { "without flags".to_owned() } else { names.join(",") }
-}
-
-/// Parses comma-separated names of TCP flags.
-pub(super) fn parse_flags(text: &str) -> Result<u8, String> {
-    let mut flags = 0;
-    for word in text.split(',').filter(|word| !word.eq_ignore_ascii_case("none")) {
-        let flag = FLAGS.iter().find(|(_, name)| name.eq_ignore_ascii_case(word));
-        flags |= flag.ok_or_else(|| format!("{word} is not a TCP flag: use syn, ack, fin, rst, psh, urg or none"))?.0;
-    }
-    Ok(flags)
-}
-
-/// Names of ICMP types, for IPv4 and IPv6.
-const ICMP_NAMES: [(&str, u8, u8); 6] = [
-    ("echo-request", 8, 128),
-    ("echo-reply", 0, 129),
-    ("unreachable", 3, 1),
-    ("time-exceeded", 11, 3),
-    ("parameter-problem", 12, 4),
-    ("too-big", 3, 2),
-];
-
-fn icmp_name(proto: Proto, kind: u8) -> Option<&'static str> {
-    let name = ICMP_NAMES.iter().find(|(_, v4, v6)| kind == if proto == Proto::ICMP { *v4 } else { *v6 });
-    name.map(|(name, ..)| *name)
-}
-
-/// Parses an ICMP type: a name or number, optionally with a code.
-pub(super) fn parse_icmp(text: &str, v6: bool) -> Result<IcmpType, String> {
-    let (kind, code) = text.split_once(':').unwrap_or((text, "0"));
-    let code = code.parse().map_err(|_| format!("{code} is not an ICMP code"))?;
-    if let Some((_, four, six)) = ICMP_NAMES.iter().find(|(name, ..)| *name == kind) {
-        // In IPv4, "too big" is a code of destination unreachable (RFC 1191).
-        let code = if kind == "too-big" && !v6 { 4 } else { code };
-        return Ok(IcmpType { kind: if v6 { *six } else { *four }, code, identifier: 0 });
-    }
-    let names: Vec<_> = ICMP_NAMES.iter().map(|(name, ..)| *name).collect();
-    let kind = kind.parse().map_err(|_| format!("{kind} is not an ICMP type: use a number, {}", names.join(", ")))?;
-    Ok(IcmpType { kind, code, identifier: 0 })
-}
-
-/// Parses the position of a fragment: `first`, or an offset in bytes, with `+` if more fragments follow.
-pub(super) fn parse_fragment(text: &str) -> Result<Fragment, String> {
-    if text == "first" {
-        return Ok(Fragment { offset: 0, more: true });
-    }
-    let (number, more) = text.strip_suffix('+').map_or((text, false), |number| (number, true));
-    match number.parse() {
-        Ok(offset) if offset % 8 == 0 && offset <= 0xfff8 => Ok(Fragment { offset, more }),
-        _ => Err(format!("{text} is not a fragment offset: use first, or a multiple of 8 in bytes")),
-    }
-}
-
-fn read<T: Pod>(frame: &[u8], at: usize) -> Option<T> {
-    Some(pod_read_unaligned(frame.get(at..at + size_of::<T>())?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::trace::{fields::parse_fragment, summary::describe};
 
     pub(crate) fn description(v6: bool, proto: Proto) -> Description {
         let a = |four: &str, six: &str| if v6 { six } else { four }.parse().unwrap();
@@ -491,18 +253,5 @@ mod tests {
         }
         // The check value of this polynomial.
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-    }
-
-    #[test]
-    fn arguments_are_parsed_or_errors_explain() {
-        assert_eq!(parse_flags("syn,ACK"), Ok(Tcp::SYN | Tcp::ACK));
-        assert_eq!(parse_flags("none"), Ok(0));
-        assert!(parse_flags("synack").unwrap_err().contains("synack"));
-        assert_eq!(parse_icmp("too-big", false), Ok(IcmpType { kind: 3, code: 4, identifier: 0 }));
-        assert_eq!(parse_icmp("too-big", true), Ok(IcmpType { kind: 2, code: 0, identifier: 0 }));
-        assert_eq!(parse_icmp("3:1", false), Ok(IcmpType { kind: 3, code: 1, identifier: 0 }));
-        assert!(parse_icmp("ping", false).unwrap_err().contains("echo-request"));
-        assert_eq!(parse_fragment("8+"), Ok(Fragment { offset: 8, more: true }));
-        assert!(parse_fragment("7").is_err() && parse_fragment("last").is_err());
     }
 }

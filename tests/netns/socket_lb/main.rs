@@ -1,125 +1,22 @@
 //! `socketLB: all`: pods' connections are translated in the socket hooks, or per packet where a hook cannot decide;
 //! only the counters show the difference.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod site;
+mod sockets;
+
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use podnet::config::SocketLb;
-use podnet::datapath::view;
 use podnet_cni::datapath::{PinDir, Sandboxes, netns_cookie};
-use podnet_common::verdict::Counter;
-use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually, vips, wait_until};
+use podnet_tests::lab::{Service, eventually, vips, wait_until};
 use podnet_tests::traffic::{Ask, Family, Outcome, Server, Stream, Transport};
 use serde_json::json;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::SockAddr;
 
-/// Timeout of an answer: long enough for TCP to retransmit several times.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Port of the pods.
-const TARGET: u16 = 8080;
-/// Number of requests.
-const TIMES: u64 = 20;
-
-/// Translations on a node, by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    connects: u64,
-    datagrams: u64,
-    flows: u64,
-}
-
-impl Counts {
-    const CONNECTS: Self = Self { connects: TIMES, datagrams: 0, flows: 0 };
-    const DATAGRAMS: Self = Self { connects: 0, datagrams: TIMES, flows: 0 };
-    const FLOWS: Self = Self { connects: 0, datagrams: 0, flows: TIMES };
-
-    fn of(node: &Node) -> Result<Self> {
-        let counters = view::open(&node.bpffs())?.counters()?;
-        let count = |counter: Counter| counters[counter as usize];
-        Ok(Self {
-            connects: count(Counter::SocketConnects),
-            datagrams: count(Counter::SocketDatagrams),
-            flows: count(Counter::FlowsCreated),
-        })
-    }
-
-    /// Whether the counts are as expected. A socket may by chance reuse the port of an earlier one; its datagrams then
-    /// belong to the earlier flow or, where their replies would be taken for replies of that flow, get another port and
-    /// a flow of their own.
-    fn is(&self, expected: Self) -> bool {
-        (self.connects, self.datagrams) == (expected.connects, expected.datagrams)
-            && self.flows.abs_diff(expected.flows) <= 2
-    }
-
-    /// Translations added on a node by a closure.
-    fn added<T>(node: &Node, work: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
-        let before = Self::of(node)?;
-        let done = work()?;
-        let after = Self::of(node)?;
-        let (connects, datagrams) = (after.connects - before.connects, after.datagrams - before.datagrams);
-        Ok((done, Self { connects, datagrams, flows: after.flows - before.flows }))
-    }
-}
-
-/// Two nodes with a server each, a client on the first, and a Service with both servers.
-struct Site {
-    service: Service,
-    client: Pod,
-    web: Vec<Pod>,
-    lab: Lab,
-}
-
-impl Site {
-    fn new(mode: SocketLb) -> Result<Self> {
-        let lab = Lab::builder().config(move |_, config| config.socket_lb = mode).build()?;
-        let web = vec![lab.node(0).add_server("web-0", TARGET)?, lab.node(1).add_server("web-1", TARGET)?];
-        let client = lab.node(0).add_pod("client")?;
-        let site = Self { service: Service::new("web", 10, 80, TARGET), client, web, lab };
-        site.serve(&site.service, None, &site.web)?;
-        Ok(site)
-    }
-
-    fn node(&self) -> &Node {
-        self.lab.node(0)
-    }
-
-    /// Applies a Service and waits until it answers the client.
-    fn serve(&self, service: &Service, source: Option<&str>, backends: &[Pod]) -> Result<()> {
-        service.apply(&self.lab, source)?;
-        service.set_endpoints(&self.lab, &backends.iter().collect::<Vec<_>>())?;
-        for (family, transport) in Transport::over_all() {
-            let what = format!("{transport}/{family} to {}", service.name());
-            eventually(&what, || Ok(self.client.place.ask(transport, service.addr(family))?))?;
-        }
-        Ok(())
-    }
-}
-
-/// Kinds of sockets, and the counters that a translation in the socket hooks increments for each.
-fn kinds(to: SocketAddr) -> [(&'static str, Ask, Counts); 3] {
-    [
-        ("TCP", Ask::new(Transport::Tcp, to), Counts::CONNECTS),
-        ("UDP", Ask::new(Transport::Udp, to), Counts::DATAGRAMS),
-        ("connected UDP", Ask::new(Transport::Udp, to).connected(), Counts::FLOWS),
-    ]
-    .map(|(kind, ask, counts)| (kind, ask.timeout(PATIENCE), counts))
-}
-
-/// Sends several requests, each over its own socket. The peer must be the frontend. Returns the source addresses seen
-/// by the servers, and the number of answers of each server.
-fn ask_often(place: &Place, ask: &Ask, to: SocketAddr) -> Result<(BTreeSet<IpAddr>, BTreeMap<String, u32>)> {
-    let (mut seen, mut servers) = (BTreeSet::new(), BTreeMap::new());
-    for _ in 0..TIMES {
-        let answer = ask.from(place)?;
-        ensure!(answer.peer == to, "the peer is {} instead of {to}", answer.peer);
-        seen.insert(answer.seen.ip());
-        *servers.entry(answer.server).or_default() += 1;
-    }
-    Ok((seen, servers))
-}
+use site::{Counts, Site, TARGET, ask_often, kind, kinds, protocol};
 
 #[test]
 fn pods_reach_services_through_socket_hooks() -> Result<()> {
@@ -137,26 +34,6 @@ fn pods_reach_services_through_socket_hooks() -> Result<()> {
                 ensure!(servers.len() == 2, "{}: only {servers:?} answered", what());
             }
         }
-    }
-    Ok(())
-}
-
-#[test]
-fn one_socket_sends_repeatedly() -> Result<()> {
-    let site = Site::new(SocketLb::All)?;
-    for (family, transport) in Transport::over_all() {
-        let to = site.service.addr(family);
-        let flow = Ask::new(transport, to).open(&site.client.place)?;
-        let first = flow.ask()?;
-        let (_, added) = Counts::added(site.node(), || {
-            for _ in 0..TIMES {
-                let answer = flow.ask()?;
-                ensure!((answer.peer, &answer.server) == (to, &first.server), "{answer:?} after {first:?}");
-            }
-            Ok(())
-        })?;
-        let expected = if transport == Transport::Tcp { Counts::default() } else { Counts::DATAGRAMS };
-        ensure!(added.is(expected), "{transport}/{family}: {added:?}");
     }
     Ok(())
 }
@@ -266,14 +143,6 @@ fn service_without_endpoints_is_refused_and_without_local_ones_is_silent() -> Re
     Ok(())
 }
 
-fn kind(transport: Transport) -> Type {
-    if transport == Transport::Tcp { Type::STREAM } else { Type::DGRAM }
-}
-
-fn protocol(transport: Transport) -> Protocol {
-    if transport == Transport::Tcp { Protocol::TCP } else { Protocol::UDP }
-}
-
 #[test]
 fn datagrams_reach_a_live_backend() -> Result<()> {
     let mut site = Site::new(SocketLb::All)?;
@@ -301,68 +170,6 @@ fn datagrams_reach_a_live_backend() -> Result<()> {
     site.service.set_endpoints(&site.lab, &[&site.web[0]])?;
     for (family, transport) in Transport::over_all() {
         site.client.place.reaches(transport, site.service.addr(family), &["web-1"])?;
-    }
-    Ok(())
-}
-
-/// Two services with one backend, from one client port: replies are not confused.
-#[test]
-fn services_can_share_a_backend() -> Result<()> {
-    let site = Site::new(SocketLb::All)?;
-    let services = [Service::new("a", 11, 80, TARGET), Service::new("b", 12, 80, TARGET)];
-    services.iter().try_for_each(|service| site.serve(service, None, &site.web[..1]))?;
-    for place in [&site.client.place, &site.node().place] {
-        for family in Family::ALL {
-            let [a, b] = services.each_ref().map(|service| service.addr(family));
-            let flows = [a, b].map(|to| Ask::new(Transport::Tcp, to).from_port(5001).open(place));
-            for (flow, to) in flows.into_iter().zip([a, b]) {
-                let answer = flow?.ask().with_context(|| format!("TCP from {} to {to}", place.name()))?;
-                ensure!(answer.peer == to, "the peer is {} instead of {to}", answer.peer);
-            }
-            let socket = place.socket_for(a, Type::DGRAM, Protocol::UDP)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
-            let socket: UdpSocket = socket.into();
-            for to in [a, b, a, a, b, b, a] {
-                let what = || format!("UDP from {} to {to}", place.name());
-                socket.send_to(b"?", to).with_context(what)?;
-                let (_, from) = socket.recv_from(&mut [0; 100]).with_context(what)?;
-                ensure!(from == to, "{}: the answer came from {from}", what());
-            }
-            // At the same time.
-            [a, b].iter().try_for_each(|to| socket.send_to(b"?", to).map(drop))?;
-            let from = [(); 2].map(|()| socket.recv_from(&mut [0; 100]).map(|(_, from)| from));
-            let from = from.into_iter().collect::<std::io::Result<BTreeSet<_>>>()?;
-            ensure!(from == [a, b].into(), "UDP from {}: the answers came from {from:?}", place.name());
-        }
-    }
-    Ok(())
-}
-
-/// An IPv6 socket with an IPv4-mapped destination.
-#[test]
-fn mapped_addresses_are_translated() -> Result<()> {
-    let site = Site::new(SocketLb::All)?;
-    let IpAddr::V4(ip) = site.service.ip(Family::V4) else { bail!("not IPv4") };
-    let to = SocketAddr::from(SocketAddrV6::new(ip.to_ipv6_mapped(), site.service.port(), 0, 0));
-    for place in [&site.client.place, &site.node().place] {
-        let socket = |transport: Transport| -> Result<Socket> {
-            let socket = place.socket(Domain::IPV6, kind(transport), Some(protocol(transport)))?;
-            socket.set_only_v6(false)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
-            Ok(socket)
-        };
-        let (_, added) = Counts::added(site.node(), || {
-            let tcp = socket(Transport::Tcp)?;
-            tcp.connect(&to.into())?;
-            ensure!(tcp.peer_addr()?.as_socket() == Some(to), "TCP: the peer is {:?}", tcp.peer_addr()?);
-            let udp: UdpSocket = socket(Transport::Udp)?.into();
-            udp.send_to(b"?", to)?;
-            let (_, from) = udp.recv_from(&mut [0; 100])?;
-            ensure!(from == to, "UDP: the answer came from {from}");
-            Ok(())
-        })
-        .with_context(|| format!("from {}", place.name()))?;
-        ensure!(added.is(Counts { connects: 1, datagrams: 1, flows: 0 }), "from {}: {added:?}", place.name());
     }
     Ok(())
 }
@@ -500,49 +307,5 @@ fn unknown_network_namespace_is_left_alone() -> Result<()> {
     ensure!(added.is(Counts::CONNECTS), "{added:?}");
     site.client.delete()?;
     ensure!(sandboxes.get(cookie)?.is_none(), "the entry is still there");
-    Ok(())
-}
-
-/// A connected socket accepts datagrams from its peer only, even if it names the peer with each datagram it sends. It
-/// is also not tied to a removed endpoint.
-#[test]
-fn connected_sockets_that_send_with_an_address_receive_replies() -> Result<()> {
-    for mode in [SocketLb::Host, SocketLb::All] {
-        let site = Site::new(mode)?;
-        for place in [&site.node().place, &site.client.place] {
-            for (family, mapped) in [(Family::V4, false), (Family::V6, false), (Family::V4, true)] {
-                let to = match (site.service.addr(family), mapped) {
-                    (SocketAddr::V4(v4), true) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
-                    (to, _) => to,
-                };
-                let what = || format!("{} to {to}, {mode:?}", place.name());
-                let socket = place.socket(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
-                socket.set_read_timeout(Some(PATIENCE))?;
-                socket.connect(&to.into()).with_context(what)?;
-                let socket = UdpSocket::from(socket);
-                let ask = |named: bool| -> Result<String> {
-                    let sent = if named { socket.send_to(b"?", to) } else { socket.send(b"?") };
-                    sent.with_context(what)?;
-                    let mut buffer = [0; 256];
-                    let (length, from) = socket.recv_from(&mut buffer).with_context(what)?;
-                    ensure!(from == to, "{}: {from} has answered", what());
-                    Ok(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap_or_default().to_owned())
-                };
-                for named in [true, false, true] {
-                    ask(named).with_context(|| format!("named: {named}"))?;
-                }
-                // The endpoint that has answered is removed.
-                let gone = ask(true)?;
-                let rest: Vec<&Pod> = site.web.iter().filter(|pod| pod.name() != gone).collect();
-                site.service.set_endpoints(&site.lab, &rest)?;
-                eventually("another answers", || {
-                    let server = ask(true)?;
-                    ensure!(server != gone, "{server} still answers");
-                    Ok(())
-                })?;
-                site.service.set_endpoints(&site.lab, &site.web.iter().collect::<Vec<_>>())?;
-            }
-        }
-    }
     Ok(())
 }
