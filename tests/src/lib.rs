@@ -5,5 +5,7 @@ pub mod api;
 pub mod bench;
 pub mod demo;
 pub mod lab;
+mod place;
 pub mod traffic;
 pub mod verifier;
+mod wait;

@@ -163,7 +163,8 @@ fn module_name(file: &Path) -> Option<Name> {
     if name.last().is_some_and(|last| last == "mod") || name == ["lib"] {
         name.pop();
     }
-    (name != ["main"] && !name.iter().any(|part| part == "tests")).then_some(name)
+    let is_program = name == ["main"] || name.first().is_some_and(|first| first == "bin");
+    (!is_program && !name.iter().any(|part| part == "tests")).then_some(name)
 }
 
 /// What a crate's modules use that they must not.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     Options,
-    report::{Results, Series},
+    results::{Results, Series},
     rounds,
 };
 use crate::lab::{Invocation, Lab, NetNs, Node};

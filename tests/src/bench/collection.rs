@@ -20,7 +20,7 @@ use podnet_common::{
 use super::{
     Options,
     nanoseconds::MOST_ENTRIES,
-    report::{Results, Series},
+    results::{Results, Series},
     rig::{Rig, cpu_time, secluded, shuffle},
     rounds, worker,
 };

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     Options,
-    report::{Results, Series},
+    results::{Results, Series},
     rounds,
     tables::{self, Tables},
 };

@@ -1,7 +1,7 @@
 //! podnet's performance goals, and whether a run reached them.
 
 use super::{
-    report::Results,
+    results::Results,
     stats::{self, Bound, ENOUGH_PAIRS, ENOUGH_VALUES, Estimate, Outcome},
 };
 
@@ -150,7 +150,7 @@ fn goals() -> Vec<Goal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::Series;
+    use crate::bench::results::Series;
 
     fn series(name: &str, values: Vec<f64>) -> Series {
         Series { name: name.into(), unit: "ms", values, baselines: Vec::new() }

@@ -12,6 +12,15 @@ use std::{fmt::Write as _, net::SocketAddrV4};
 
 use ipnetwork::Ipv4Network;
 
+/// A mode of kube-proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// iptables-restore, in the variant installed on the system.
+    Iptables,
+    /// nft.
+    Nftables,
+}
+
 /// A service port with its endpoints.
 #[derive(Clone, Debug)]
 pub struct ServicePort {

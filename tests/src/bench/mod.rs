@@ -28,10 +28,12 @@ pub mod goals;
 pub mod kube_proxy;
 pub mod nanoseconds;
 pub mod objects;
+mod options;
 pub mod outside;
 pub mod paths;
 pub mod plot;
 pub mod report;
+pub mod results;
 pub mod rig;
 pub mod rounds;
 pub mod scale;
@@ -42,27 +44,11 @@ pub mod topology;
 pub mod traffic;
 pub mod worker;
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 
-use report::Results;
+pub use options::Options;
+use results::Results;
 use topology::Topologies;
-
-/// Options of a run.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Fewer rounds: a quick look at the figures, without verdicts.
-    pub quick: bool,
-    /// Additional file for the JSON results.
-    pub json: Option<PathBuf>,
-    /// Only rows whose name contains this text, and their baselines.
-    pub filter: Option<String>,
-    /// Directory for the report, the JSON results and the plots.
-    pub out: PathBuf,
-    /// Object of another build, whose programs are measured in alternation with this build's.
-    pub before: Option<PathBuf>,
-}
 
 /// Runs the suites, writes the report and prints it. If the run is interrupted, the lab's signal handlers and the end
 /// of its processes remove what it has built.
@@ -103,11 +89,4 @@ fn measure(options: &Options, results: &mut Results) -> Result<()> {
     objects::run(options, results)?;
     control::run(options, results)?;
     scale::run(options, results)
-}
-
-impl Options {
-    /// Whether a row is requested.
-    pub fn wants(&self, name: &str) -> bool {
-        self.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
-    }
 }

@@ -41,7 +41,7 @@ use podnet_common::{
 use super::{
     Options,
     chain::{Chain, REPEAT, Rewrite},
-    report::Results,
+    results::Results,
     rig::{Rig, XDP_TX, keep_warm, secluded, test_run},
     rounds::{self, Variant},
     worker,

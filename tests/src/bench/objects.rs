@@ -23,7 +23,7 @@ use podnet_cni::datapath::PinDir;
 use super::{
     Options,
     control::{ENDPOINTS, SERVICES, endpoints, service_manifest, slice_manifest},
-    report::{Results, Series},
+    results::{Results, Series},
     rig::{cpu_time, secluded},
     rounds,
 };

@@ -18,7 +18,7 @@ use anyhow::Result;
 use super::{
     Options,
     paths::{MODES, PODNET, SLICE, round_count},
-    report::Results,
+    results::Results,
     rounds::{self, Variant},
     services::{MANY, NodePort},
     topology::{Kind, Topologies, Way},

@@ -17,10 +17,11 @@ use anyhow::Result;
 
 use super::{
     Options,
-    report::{Results, Series},
+    kube_proxy::Mode,
+    results::{Results, Series},
     rounds::{self, Variant},
     services::MANY,
-    topology::{Distance, Kind, Mode, Topologies, Way},
+    topology::{Distance, Kind, Topologies, Way},
     traffic::Metric,
 };
 

@@ -7,7 +7,7 @@ use plotters::{coord::Shift, prelude::*};
 
 use super::{
     goals::Verdict,
-    report::{Results, Row, number},
+    results::{Results, Row, number},
     stats::{Bound, Outcome},
 };
 

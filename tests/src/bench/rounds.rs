@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     Options,
-    report::{Results, Series},
+    results::{Results, Series},
 };
 
 /// Something that is measured once per round.

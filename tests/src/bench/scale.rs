@@ -19,7 +19,7 @@ use podnet_common::layout::Frontend;
 
 use super::{
     Options,
-    report::{Results, Series},
+    results::{Results, Series},
     rounds,
     stats::percentile,
     tables::Tables,

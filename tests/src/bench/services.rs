@@ -8,9 +8,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    kube_proxy::{self, Cluster, ServicePort},
+    kube_proxy::{self, Cluster, Mode, ServicePort},
     tables::Tables,
-    topology::Mode,
 };
 use crate::{
     lab::{self, Lab, Service, manifest, wait_until},

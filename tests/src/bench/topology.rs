@@ -17,6 +17,7 @@ use podnet::config::{Routing, SocketLb};
 use serde_json::json;
 
 use super::{
+    kube_proxy::Mode,
     rounds,
     services::{self, CLUSTER_IP, NodePort, PORTS, SECOND_TARGET_PORT, Servers, TARGET_PORT},
     tables,
@@ -66,15 +67,6 @@ pub enum Kind {
     RoutedVxlan,
     /// kube-proxy's rules for this number of services.
     KubeProxy(Mode, usize),
-}
-
-/// A mode of kube-proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mode {
-    /// iptables-restore, in the variant installed on the system.
-    Iptables,
-    /// nft.
-    Nftables,
 }
 
 impl fmt::Display for Kind {

@@ -19,17 +19,16 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::Options;
 use super::cluster::Cluster;
 use super::scripts;
 
 /// Environment variable with the number of the descriptor for the result.
 const RESULT_FD: &str = "PODNET_LAB_RESULT_FD";
 
-/// Runs the demonstration in a child that keeps running; returns the result of [`super::run`] there.
-pub fn run_detached(options: &Options) -> Result<bool> {
+/// Restarts the command in the background and returns the result of `run` there.
+pub(super) fn in_background(run: impl FnOnce() -> Result<bool>) -> Result<bool> {
     if std::env::var_os(RESULT_FD).is_some() {
-        return super::run(options);
+        return run();
     }
     let (mut result, sender) = io::pipe()?;
     let fd = sender.as_raw_fd();

@@ -18,7 +18,6 @@ use cluster::Cluster;
 use report::{Report, SourceRow, table};
 use tutorial::Tutorial;
 
-pub use keep::run_detached;
 pub use shell::shell;
 
 /// Options of the command.
@@ -54,6 +53,11 @@ pub fn run(options: &Options) -> Result<bool> {
         keep::until_told(&cluster, pass)?;
     }
     Ok(pass)
+}
+
+/// Runs the demonstration in a child that keeps running; returns the result of [`run`] there.
+pub fn run_detached(options: &Options) -> Result<bool> {
+    keep::in_background(|| run(options))
 }
 
 /// Runs all checks; returns the cluster once it has its pods, so that it can be kept.

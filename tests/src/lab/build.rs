@@ -14,10 +14,10 @@ use podnet::config::{Config, Kubernetes};
 use serde_json::{Map, Value, json};
 use socket2::{Protocol, Type};
 
-use super::agent::{Agent, Setup};
-use super::place::fd_path;
 use super::{Binaries, Far, Lab, NetNs, Node, Offload, Place, Scrap};
 use crate::api::{Abilities, Api};
+use crate::place::agent::{Agent, Setup};
+use crate::place::fd_path;
 use crate::traffic::Family;
 
 /// Address families of the cluster.
@@ -60,6 +60,18 @@ fn make_router(place: &Place) -> Result<()> {
         }
     }
     Ok(())
+}
+
+impl Lab {
+    /// A builder; by default for two dual-stack nodes.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Adds another external machine, with only `lo`; see [`Place::wire`].
+    pub fn add_machine(&self, name: &str) -> Result<Place> {
+        machine(&self.scrap, &self.binaries().lab, name)
+    }
 }
 
 type Change<T> = Box<dyn Fn(usize, &mut T)>;
@@ -343,7 +355,7 @@ impl Builder {
 }
 
 /// An external machine with only a loopback interface.
-pub(super) fn machine(scrap: &Scrap, program: &Path, name: &str) -> Result<Place> {
+fn machine(scrap: &Scrap, program: &Path, name: &str) -> Result<Place> {
     let run = scrap.dir.join(name);
     fs::create_dir(&run)?;
     place(program, name, None, &run)

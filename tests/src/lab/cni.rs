@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::place::Place;
-use super::process;
+use super::Place;
+use crate::place::process;
 
 /// Timeout of a plugin call; a runtime would wait for minutes.
 const TIMEOUT: Duration = Duration::from_secs(30);

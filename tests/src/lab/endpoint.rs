@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::{Lab, Node, Pod};
 use crate::traffic::Family;
 
 /// A pod, or a process in a host network, behind a Service. Ready by default.
@@ -30,14 +29,9 @@ impl Endpoint {
         Self { ips: ips.to_vec(), node, zone, ready, serving, terminating, zone_hints, node_hints, target }
     }
 
-    /// A pod on its node.
-    pub fn of(pod: &Pod) -> Self {
-        Self { node: Some(pod.node().name().to_owned()), ..Self::at(&pod.ips) }
-    }
-
-    /// A pod in the host network of this node.
-    pub fn host(node: &Node) -> Self {
-        Self { node: Some(node.name().to_owned()), ..Self::at(&node.addrs) }
+    /// Addresses on a node.
+    pub(super) fn on(node: &str, ips: &[IpAddr]) -> Self {
+        Self { node: Some(node.to_owned()), ..Self::at(ips) }
     }
 
     /// Accepts no connections (yet).
@@ -100,31 +94,6 @@ impl Endpoint {
             }
             object
         })
-    }
-}
-
-/// Types accepted in a list of endpoints.
-pub trait AsEndpoint {
-    /// The endpoint.
-    fn endpoint(&self, lab: &Lab) -> Endpoint;
-}
-
-impl AsEndpoint for Endpoint {
-    fn endpoint(&self, _lab: &Lab) -> Endpoint {
-        self.clone()
-    }
-}
-
-impl AsEndpoint for &Pod {
-    fn endpoint(&self, _lab: &Lab) -> Endpoint {
-        Endpoint::of(self)
-    }
-}
-
-impl AsEndpoint for IpAddr {
-    fn endpoint(&self, lab: &Lab) -> Endpoint {
-        let node = lab.nodes().iter().find(|node| node.holds(*self)).map(|node| node.name().to_owned());
-        Endpoint { node, ..Endpoint::at(&[*self]) }
     }
 }
 

@@ -15,7 +15,7 @@
 //! harness, and everything else on the machine is removed at the end (see `scrap`). The machine's /run/netns, bpffs,
 //! routes and firewall are not used. Requires root, iproute2 and a mounted cgroup v2 hierarchy.
 
-mod agent;
+mod as_endpoint;
 mod binaries;
 mod build;
 mod cases;
@@ -27,9 +27,7 @@ mod kubelet;
 pub mod manifest;
 mod node;
 mod pass;
-mod place;
 mod pod;
-mod process;
 mod scrap;
 mod service;
 mod supervisor;
@@ -39,30 +37,29 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use podnet_common::time;
+use anyhow::Result;
 use serde_json::Value;
 
-pub use agent::serve as serve_agent;
+pub use as_endpoint::AsEndpoint;
 pub use binaries::{BIN_DIR, Binaries};
 pub use build::{Builder, Families, client_ip};
 pub use cases::{Case, run_cases};
 pub use cni::{CniError, Invocation};
 pub use control_plane::ControlPlane;
-pub use endpoint::{AsEndpoint, Endpoint};
+pub use endpoint::Endpoint;
 pub use kubelet::Kubelet;
 pub use node::Node;
-pub use place::{NetNs, Offload, Place};
 pub use pod::Pod;
-pub use process::{Process, output, spawn};
 pub use service::Service;
 pub use supervisor::{init as serve_init, supervise};
 pub use tun::Tun;
 
 use crate::api::Api;
+pub use crate::place::agent::serve as serve_agent;
+pub use crate::place::process::{Process, output, spawn};
+pub use crate::place::{NetNs, Offload, Place};
+pub use crate::wait::{PATIENCE, eventually, wait_for_cached_routes_to_expire, wait_until};
 use scrap::Scrap;
 
 /// A running cluster; dropping it removes everything.
@@ -88,11 +85,6 @@ struct Far {
 }
 
 impl Lab {
-    /// A builder; by default for two dual-stack nodes.
-    pub fn builder() -> Builder {
-        Builder::default()
-    }
-
     /// A node, counted from 0.
     pub fn node(&self, index: usize) -> &Arc<Node> {
         &self.nodes[index]
@@ -126,11 +118,6 @@ impl Lab {
     /// The lab was built without it.
     pub fn router(&self) -> &Place {
         &self.far.as_ref().expect("the lab was built with a far machine").router
-    }
-
-    /// Adds another external machine, with only `lo`; see [`Place::wire`].
-    pub fn add_machine(&self, name: &str) -> Result<Place> {
-        build::machine(&self.scrap, &self.binaries().lab, name)
     }
 
     /// The namespace of the bridge between the nodes; its ports have the nodes' names.
@@ -216,47 +203,4 @@ const VIP_RANGES: [&str; 2] = ["198.51.100.0/24", "2001:db8:51::/64"];
 /// Unused addresses for load balancers and external IPs, IPv4 and IPv6.
 pub fn vips(number: u8) -> [IpAddr; 2] {
     [[198, 51, 100, number].into(), [0x2001, 0xdb8, 0x51, 0, 0, 0, 0, u16::from(number)].into()]
-}
-
-/// Timeout of anything that must happen: much longer than it takes, even on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Calls `condition` every few milliseconds until it holds.
-///
-/// # Errors
-/// Its error, or a timeout after [`PATIENCE`].
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if condition().with_context(|| format!("while waiting for: {what}"))? {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            bail!("not after {PATIENCE:?}: {what}");
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Waits for longer than processors use cached routes: a tick (see "Cached lookups" in docs/datapath.md).
-pub fn wait_for_cached_routes_to_expire() {
-    const TICK: Duration = Duration::from_nanos(1 << time::TICK_SHIFT);
-    thread::sleep(TICK + TICK / 10);
-}
-
-/// Calls `attempt` every few milliseconds until it succeeds.
-///
-/// # Errors
-/// The error of the last attempt, after [`PATIENCE`].
-pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match attempt() {
-            Err(error) if Instant::now() >= deadline => {
-                return Err(error.context(format!("not after {PATIENCE:?}: {what}")));
-            }
-            Err(_) => thread::sleep(Duration::from_millis(5)),
-            success => return success,
-        }
-    }
 }

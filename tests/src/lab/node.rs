@@ -1,4 +1,4 @@
-//! A node: its namespaces, directories and daemon, and the pods that the plugin creates on it.
+//! A node: its namespaces, directories and daemon.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,10 +24,7 @@ use serde_json::Value;
 use super::binaries::Binaries;
 use super::cni::Invocation;
 use super::manifest;
-use super::place::Place;
-use super::pod::Pod;
-use super::process::Process;
-use super::wait_until;
+use super::{Place, Process, wait_until};
 use crate::traffic::{Family, Server};
 
 /// One machine of the cluster.
@@ -43,7 +40,7 @@ pub struct Node {
     pub(super) binaries: Arc<Binaries>,
     pub(super) plugin_config: Value,
     daemon: Mutex<Option<Process>>,
-    containers: AtomicU32,
+    pub(super) containers: AtomicU32,
 }
 
 impl Node {
@@ -310,28 +307,6 @@ impl Node {
             }
         }
         Ok(())
-    }
-
-    /// Creates a pod through the plugin, as a container runtime does.
-    pub fn add_pod(self: &Arc<Self>, name: &str) -> Result<Pod> {
-        self.add_pod_with(name, Value::Null)
-    }
-
-    /// Same, with a `runtimeConfig` for this pod, such as `portMappings`.
-    pub fn add_pod_with(self: &Arc<Self>, name: &str, runtime_config: Value) -> Result<Pod> {
-        let number = self.containers.fetch_add(1, Ordering::Relaxed);
-        let mut config = self.plugin_config.clone();
-        if !runtime_config.is_null() {
-            config["runtimeConfig"] = runtime_config;
-        }
-        Pod::add(self, name, format!("{name}-{number:08x}"), config)
-    }
-
-    /// Creates a pod with a server on this port of its addresses.
-    pub fn add_server(self: &Arc<Self>, name: &str, port: u16) -> Result<Pod> {
-        let mut pod = self.add_pod(name)?;
-        pod.serve(port)?;
-        Ok(pod)
     }
 
     /// Starts servers with the node's name on the node's own addresses: a pod in the host network.

@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, anyhow};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
-use super::node::Node;
-use super::place::{NetNs, Place, fd_path};
+use super::{NetNs, Node, Place};
+use crate::place::fd_path;
 use crate::traffic::{Family, Server};
 
 /// A pod created through the plugin. Dropping it stops its servers and leaves the rest to the lab; [`Pod::delete`] does
@@ -29,8 +30,32 @@ pub struct Pod {
     servers: Vec<Server>,
 }
 
+impl Node {
+    /// Creates a pod through the plugin, as a container runtime does.
+    pub fn add_pod(self: &Arc<Self>, name: &str) -> Result<Pod> {
+        self.add_pod_with(name, Value::Null)
+    }
+
+    /// Same, with a `runtimeConfig` for this pod, such as `portMappings`.
+    pub fn add_pod_with(self: &Arc<Self>, name: &str, runtime_config: Value) -> Result<Pod> {
+        let number = self.containers.fetch_add(1, Ordering::Relaxed);
+        let mut config = self.plugin_config.clone();
+        if !runtime_config.is_null() {
+            config["runtimeConfig"] = runtime_config;
+        }
+        Pod::add(self, name, format!("{name}-{number:08x}"), config)
+    }
+
+    /// Creates a pod with a server on this port of its addresses.
+    pub fn add_server(self: &Arc<Self>, name: &str, port: u16) -> Result<Pod> {
+        let mut pod = self.add_pod(name)?;
+        pod.serve(port)?;
+        Ok(pod)
+    }
+}
+
 impl Pod {
-    pub(super) fn add(node: &Arc<Node>, name: &str, container_id: String, config: Value) -> Result<Self> {
+    fn add(node: &Arc<Node>, name: &str, container_id: String, config: Value) -> Result<Self> {
         let netns = Arc::new(NetNs::new()?);
         let path = Node::netns_path(&container_id);
         File::create(node.dir.join("run/netns").join(&container_id))?;

@@ -10,7 +10,7 @@ use socket2::Socket;
 
 use super::server::answer_to;
 use super::{Family, Transport, option, socket_here, unspecified};
-use crate::lab::Place;
+use crate::place::Place;
 
 /// The server's answer, and the addresses of the client's socket.
 #[derive(Clone, Debug, PartialEq, Eq)]

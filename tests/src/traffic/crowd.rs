@@ -21,7 +21,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
 use super::Transport;
-use crate::lab::Place;
+use crate::place::Place;
 
 /// Number of flows that are opened or checked at the same time.
 const AT_A_TIME: usize = 128;

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::Result;
 
 use super::Frames;
-use crate::lab::Place;
+use crate::place::Place;
 
 /// A running flood; it stops when dropped.
 #[derive(Debug)]

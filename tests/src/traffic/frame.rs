@@ -10,7 +10,7 @@ use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::checksum;
-use crate::lab::Place;
+use crate::place::Place;
 
 /// A packet socket on an interface: it sends raw frames and sees every frame in both directions.
 #[derive(Debug)]

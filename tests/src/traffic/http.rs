@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::Transport;
-use crate::lab::Place;
+use crate::place::Place;
 
 /// Timeout of connecting, and of each read.
 const TIMEOUT: Duration = Duration::from_secs(2);

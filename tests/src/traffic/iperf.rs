@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
-use crate::lab::{Place, Process, output, wait_until};
+use crate::place::Place;
+use crate::place::process::{Process, output};
+use crate::wait::wait_until;
 
 /// Time that a client may take beyond its sending time.
 const GRACE: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::Transport;
-use crate::lab::Place;
+use crate::place::Place;
 
 /// A running load.
 #[derive(Debug)]

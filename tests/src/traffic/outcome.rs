@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Ask, Transport};
-use crate::lab::{Place, eventually};
+use crate::place::Place;
+use crate::wait::eventually;
 
 /// Timeout of requests that may get no answer.
 const SILENCE: Duration = Duration::from_millis(300);

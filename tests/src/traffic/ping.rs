@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Protocol, Socket, Type};
 
 use super::{Family, checksum, option};
-use crate::lab::Place;
+use crate::place::Place;
 
 /// The answer to an echo request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
 use super::{Transport, socket_here};
-use crate::lab::Place;
+use crate::place::Place;
 
 /// Open connections, by number, so that stopping the server can close them.
 type Connections = Arc<Mutex<BTreeMap<u64, TcpStream>>>;

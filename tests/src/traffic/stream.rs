@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::Transport;
-use crate::lab::Place;
+use crate::place::Place;
 
 /// Time allowed for the last answers of a UDP stream.
 const STRAGGLERS: Duration = Duration::from_secs(1);

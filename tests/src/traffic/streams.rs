@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::{Stream, Transport};
-use crate::lab::{Place, eventually, wait_until};
+use crate::place::Place;
+use crate::wait::{eventually, wait_until};
 
 /// Running flows of every kind.
 #[derive(Debug)]

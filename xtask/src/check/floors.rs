@@ -74,6 +74,10 @@ pub(super) const FLOORS: &[Floors] = &[
             &["command", "frames", "tally"],
         ],
     },
+    Floors {
+        directory: "tests",
+        floors: &[&["bench", "demo"], &["lab"], &["traffic"], &["place"], &["api", "verifier", "wait"]],
+    },
 ];
 
 /// Violations of the rules, each with its file and line.

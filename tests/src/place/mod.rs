@@ -1,8 +1,11 @@
 //! A place in the lab that sends and receives traffic: a network namespace, and the cgroup of its sockets.
 //!
-//! The [agent](super::agent) of the node creates the sockets, because a socket stays associated with the namespace *and
+//! The [agent] of the node creates the sockets, because a socket stays associated with the namespace *and
 //! the cgroup* of the process that created it, and podnet's socket hooks check both. The harness's threads then use the
 //! sockets, so no test needs a program inside the namespace.
+
+pub(crate) mod agent;
+pub(crate) mod process;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -20,8 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::agent::Agent;
-use super::process;
+use agent::Agent;
 
 /// Timeout of a configuration command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
@@ -85,7 +87,7 @@ pub struct Place {
 }
 
 impl Place {
-    pub(super) fn new(name: impl Into<String>, netns: Arc<NetNs>, agent: Arc<Agent>) -> Self {
+    pub(crate) fn new(name: impl Into<String>, netns: Arc<NetNs>, agent: Arc<Agent>) -> Self {
         Self { name: name.into(), netns, agent }
     }
 
@@ -100,7 +102,7 @@ impl Place {
     }
 
     /// Same, shared.
-    pub(super) fn shared_netns(&self) -> Arc<NetNs> {
+    pub(crate) fn shared_netns(&self) -> Arc<NetNs> {
         self.netns.clone()
     }
 
@@ -110,7 +112,7 @@ impl Place {
     }
 
     /// The node's agent.
-    pub(super) fn agent(&self) -> &Arc<Agent> {
+    pub(crate) fn agent(&self) -> &Arc<Agent> {
         &self.agent
     }
 
@@ -136,7 +138,7 @@ impl Place {
 
     /// Same, except for the cgroup: it stays in the harness's, as helpers of a container runtime stay in the runtime's.
     /// Moving a process to another cgroup takes the kernel some ten milliseconds.
-    pub(super) fn helper(&self, program: impl AsRef<OsStr>) -> io::Result<Command> {
+    pub(crate) fn helper(&self, program: impl AsRef<OsStr>) -> io::Result<Command> {
         Ok(Self::entering(program, self.agent.entrance_by(None, self.netns.as_fd())?))
     }
 
@@ -255,6 +257,6 @@ fn sysctl_path(name: &str) -> String {
 }
 
 /// Path of a descriptor of this process, for programs that expect a namespace's path.
-pub(super) fn fd_path(fd: impl AsFd) -> String {
+pub(crate) fn fd_path(fd: impl AsFd) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), fd.as_fd().as_raw_fd())
 }

@@ -28,7 +28,7 @@ use super::process::Process;
 
 /// The harness's end of an agent.
 #[derive(Debug)]
-pub(super) struct Agent {
+pub(crate) struct Agent {
     // Declared before the process: the agent exits when this is closed.
     channel: Mutex<OwnedFd>,
     process: Process,
@@ -50,22 +50,22 @@ struct Site {
 
 /// What an agent sets up before it serves requests.
 #[derive(Debug)]
-pub(super) struct Setup<'a> {
+pub(crate) struct Setup<'a> {
     /// The program that contains [`serve`]: `podnet-lab`.
-    pub(super) program: &'a Path,
+    pub(crate) program: &'a Path,
     /// Host name in its UTS namespace.
-    pub(super) name: &'a str,
+    pub(crate) name: &'a str,
     /// Its initial network namespace.
-    pub(super) netns: BorrowedFd<'a>,
+    pub(crate) netns: BorrowedFd<'a>,
     /// The cgroup that it joins, which becomes the root of its cgroup namespace.
-    pub(super) cgroup: Option<&'a Path>,
+    pub(crate) cgroup: Option<&'a Path>,
     /// Directory mounted at `/run`.
-    pub(super) run: &'a Path,
+    pub(crate) run: &'a Path,
 }
 
 impl Agent {
     /// Starts an agent and waits until its namespaces are ready.
-    pub(super) fn start(setup: &Setup<'_>) -> Result<Self> {
+    pub(crate) fn start(setup: &Setup<'_>) -> Result<Self> {
         let site = Site {
             program: setup.program.to_owned(),
             name: setup.name.to_owned(),
@@ -87,7 +87,7 @@ impl Agent {
     }
 
     /// The agent for the node's pods.
-    pub(super) fn of_pods(&self) -> Result<Arc<Self>> {
+    pub(crate) fn of_pods(&self) -> Result<Arc<Self>> {
         let mut of_pods = self.of_pods.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(agent) = &*of_pods {
             return Ok(agent.clone());
@@ -135,12 +135,12 @@ impl Agent {
     }
 
     /// Process id; its namespaces are the node's.
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
 
     /// Requests a socket from the agent.
-    pub(super) fn socket(
+    pub(crate) fn socket(
         &self,
         netns: BorrowedFd<'_>,
         domain: Domain,
@@ -159,7 +159,7 @@ impl Agent {
 
     /// Returns a function that a child calls between fork and exec to enter the given network namespace and the node's
     /// other namespaces and cgroup.
-    pub(super) fn entrance(
+    pub(crate) fn entrance(
         &self,
         netns: BorrowedFd<'_>,
     ) -> io::Result<impl Fn() -> io::Result<()> + Send + Sync + use<>> {
@@ -167,7 +167,7 @@ impl Agent {
     }
 
     /// Same, with an open `cgroup.procs` to join, or in the harness's cgroup.
-    pub(super) fn entrance_by(
+    pub(crate) fn entrance_by(
         &self,
         procs: Option<File>,
         netns: BorrowedFd<'_>,
@@ -185,7 +185,7 @@ impl Agent {
     }
 
     /// Runs the closure on a thread inside the node's mount namespace.
-    pub(super) fn in_mounts<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    pub(crate) fn in_mounts<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         let mounts = self.namespaces.last().expect("the mount namespace is the last");
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
