@@ -121,9 +121,7 @@ impl Show for AffinityList {
                 row.left_seconds.map_or_else(|| "expired".to_owned(), duration),
             ]
         });
-        let mut text = Text::default();
-        text.table(&columns, rows);
-        text
+        Text::of_table(&columns, rows)
     }
 }
 

@@ -117,9 +117,7 @@ impl Show for FlowList {
                 service_or_kind(&row.service, row.kind),
             ]
         });
-        let mut text = Text::default();
-        text.table(&columns, rows);
-        text
+        Text::of_table(&columns, rows)
     }
 }
 

@@ -117,9 +117,7 @@ impl Show for EndpointList {
                 row.mtu.to_string(),
             ]
         });
-        let mut text = Text::default();
-        text.table(&columns, rows);
-        text
+        Text::of_table(&columns, rows)
     }
 }
 

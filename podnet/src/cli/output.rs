@@ -69,6 +69,13 @@ const LABEL: usize = 11;
 pub(super) struct Text(String);
 
 impl Text {
+    /// A table alone.
+    pub(super) fn of_table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> Self {
+        let mut text = Self::default();
+        text.table(columns, rows);
+        text
+    }
+
     /// Adds a line with a label.
     pub(super) fn line(&mut self, label: &str, content: &str) {
         // Writing to a String can't fail.

@@ -203,8 +203,27 @@ mod tests {
         Config::parse(&format!("node: n1\nmanifests: /m\n{rest}")).unwrap()
     }
 
-    fn configured(config: &Config) -> BTreeSet<IpNetwork> {
-        config.service_cidrs().into_iter().collect()
+    /// What a [`Cluster`] refers to.
+    struct Site {
+        config: Config,
+        own: Node,
+        addresses: BTreeSet<IpAddr>,
+        remote: Vec<RemoteNode>,
+        service_cidrs: BTreeSet<IpNetwork>,
+    }
+
+    impl Site {
+        /// A site with these additional lines of configuration, and these addresses of this node's interfaces.
+        fn new(rest: &str, addresses: &[&str], remote: Vec<RemoteNode>) -> Self {
+            let config = config(rest);
+            let service_cidrs = config.service_cidrs().into_iter().collect();
+            Self { config, own: own(), addresses: addresses.iter().map(|a| ip(a)).collect(), remote, service_cidrs }
+        }
+
+        fn cluster(&self) -> Cluster<'_> {
+            let Self { config, own, addresses, remote, service_cidrs } = self;
+            Cluster { config, own, addresses, remote, service_cidrs }
+        }
     }
 
     fn own() -> Node {
@@ -263,15 +282,9 @@ mod tests {
 
     #[test]
     fn table_contains_every_kind_of_range() {
-        let (config, own, remote) = (config("nodePortAddresses: [172.30.0.0/24]"), own(), remote());
-        let addresses = BTreeSet::from([ip("172.30.0.1"), ip("fd00:30::1"), ip("192.168.7.1")]);
-        let cluster = Cluster {
-            config: &config,
-            own: &own,
-            addresses: &addresses,
-            remote: &remote,
-            service_cidrs: &configured(&config),
-        };
+        let addresses = ["172.30.0.1", "fd00:30::1", "192.168.7.1"];
+        let site = Site::new("nodePortAddresses: [172.30.0.0/24]", &addresses, remote());
+        let cluster = site.cluster();
         let services = BTreeSet::from([ip("198.51.100.7"), ip("2001:db8::7"), ip("169.254.7.7")]);
         let mut table = shown(&cluster.networks(&routes(Some(MAC)), &services));
         table.sort();
@@ -311,34 +324,19 @@ mod tests {
 
     #[test]
     fn without_node_port_ranges_every_own_address_serves_node_ports() {
-        let (config, own, addresses) = (config(""), own(), BTreeSet::from([ip("172.30.0.1"), ip("2001:db8::1")]));
-        let cluster = Cluster {
-            config: &config,
-            own: &own,
-            addresses: &addresses,
-            remote: &[],
-            service_cidrs: &configured(&config),
-        };
-        let networks = cluster.networks(&NodeRoutes::default(), &BTreeSet::new());
-        for address in &addresses {
+        let site = Site::new("", &["172.30.0.1", "2001:db8::1"], Vec::new());
+        let networks = site.cluster().networks(&NodeRoutes::default(), &BTreeSet::new());
+        for address in &site.addresses {
             assert_eq!(networks[&Prefix::new(*address, IpNetwork::from(*address).prefix())].flags, Network::NODE_PORTS);
         }
     }
 
     #[test]
     fn range_of_all_ipv6_addresses_excludes_ipv4() {
-        let (own, addresses) = (own(), BTreeSet::new());
         let mapped = Prefix::new(IpAddr::from(MAPPED), 96);
         let kind = |ranges: &str| {
-            let config = config(&format!("nonMasqueradeCIDRs: [{ranges}]"));
-            let cluster = Cluster {
-                config: &config,
-                own: &own,
-                addresses: &addresses,
-                remote: &[],
-                service_cidrs: &configured(&config),
-            };
-            let networks = cluster.networks(&NodeRoutes::default(), &BTreeSet::new());
+            let site = Site::new(&format!("nonMasqueradeCIDRs: [{ranges}]"), &[], Vec::new());
+            let networks = site.cluster().networks(&NodeRoutes::default(), &BTreeSet::new());
             networks.get(&mapped).map(|network| network.kind)
         };
         assert_eq!(kind("10.0.0.0/8, \"fd00::/8\""), None);
@@ -348,18 +346,10 @@ mod tests {
 
     #[test]
     fn external_ip_that_is_also_a_node_or_pod_keeps_its_kind() {
-        let (config, own, remote) = (config(""), own(), remote());
-        let addresses = BTreeSet::from([ip("172.30.0.1"), ip("192.168.7.1")]);
-        let cluster = Cluster {
-            config: &config,
-            own: &own,
-            addresses: &addresses,
-            remote: &remote,
-            service_cidrs: &configured(&config),
-        };
+        let site = Site::new("", &["172.30.0.1", "192.168.7.1"], remote());
         let all = ["198.51.100.7", "192.168.7.1", "172.30.0.2", "10.244.1.9", "10.244.2.9", "10.96.0.1", "2001:db8::7"];
         let taken: Vec<_> =
-            cluster.service_addresses(all.into_iter().map(ip)).iter().map(ToString::to_string).collect();
+            site.cluster().service_addresses(all.into_iter().map(ip)).iter().map(ToString::to_string).collect();
         assert_eq!(taken, ["198.51.100.7", "2001:db8::7"]);
     }
 

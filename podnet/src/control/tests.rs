@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::datapath::memory::MemoryTables;
-use crate::model::{Change, Kind, Object, raw};
+use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
+use crate::model::{Change, Kind, Object, Protocol, raw};
 use crate::reconcile::dump;
 use crate::source::manifest::ManifestSource;
 
@@ -38,6 +39,25 @@ fn placed(service: &str, endpoints: &[String]) -> String {
          labels: {{kubernetes.io/service-name: {service}}}}}, ports: [{{port: 5353, protocol: UDP}}], endpoints: [{}]}}\n",
         endpoints.join(", ")
     )
+}
+
+/// A host port of a pod.
+fn host_port(ip: &str, port: u16, protocol: Protocol) -> Frontend {
+    Frontend {
+        key: FrontendAddr { socket: (ip.parse::<IpAddr>().unwrap(), port).into(), protocol },
+        kind: FrontendKind::HostPort,
+        service: ServicePortName {
+            service: ObjectName { namespace: "x".into(), name: "pod hostPort".into() },
+            port: String::new(),
+        },
+        source: SourceMode::Auto,
+        affinity: 0,
+        source_ranges: None,
+        backends: Backends { list: vec![([10, 244, 1, 2], port).into()], if_none: IfNone::Reject },
+        outside: None,
+        here: None,
+        spread: true,
+    }
 }
 
 fn raw_manifest(text: &str) -> raw::Manifest {

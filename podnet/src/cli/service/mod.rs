@@ -97,8 +97,6 @@ impl Show for ServiceList {
                 policy(row),
             ]
         });
-        let mut text = Text::default();
-        text.table(&columns, rows);
-        text
+        Text::of_table(&columns, rows)
     }
 }

@@ -233,9 +233,7 @@ impl Show for Traces {
                     let becomes = trace.becomes.clone().unwrap_or_else(|| NOTHING.to_owned());
                     vec![(number + 1).to_string(), trace.packet.clone(), trace.outcome.text(), becomes]
                 });
-                let mut text = Text::default();
-                text.table(&columns, rows);
-                text
+                Text::of_table(&columns, rows)
             }
         }
     }

@@ -145,32 +145,11 @@ fn forbidden_endpoints() {
     assert!(bench.dump().contains("192.0.2.8:5353") && bench.dump().contains("10.244.1.3:5353"));
 }
 
-/// A host port of a pod, over UDP.
-fn host_port(ip: &str, port: u16) -> Frontend {
-    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
-    use crate::model::Protocol;
-    Frontend {
-        key: FrontendAddr { socket: (ip.parse::<IpAddr>().unwrap(), port).into(), protocol: Protocol::Udp },
-        kind: FrontendKind::HostPort,
-        service: ServicePortName {
-            service: ObjectName { namespace: "x".into(), name: "pod hostPort".into() },
-            port: String::new(),
-        },
-        source: SourceMode::Auto,
-        affinity: 0,
-        source_ranges: None,
-        backends: Backends { list: vec![([10, 244, 1, 2], port).into()], if_none: IfNone::Reject },
-        outside: None,
-        here: None,
-        spread: true,
-    }
-}
-
 #[test]
 fn host_port_lasts_as_long_as_the_node_has_the_address() {
     let mut bench = cluster();
     let ips = ["127.0.0.1", "8.8.8.8", "10.96.0.77", "10.244.1.9", "192.0.2.1"];
-    bench.control.set_host_ports(ips.map(|ip| host_port(ip, 53)).into());
+    bench.control.set_host_ports(ips.map(|ip| host_port(ip, 53, Protocol::Udp)).into());
     bench.round();
     let ports = |bench: &Bench| -> Vec<_> { frontends(bench).into_iter().filter(|at| at.ends_with(":53")).collect() };
     assert_eq!(ports(&bench), ["127.0.0.1:53"]);
@@ -196,7 +175,7 @@ fn host_port_lasts_as_long_as_the_node_has_the_address() {
 #[test]
 fn tunnel_port_is_refused_as_a_host_port() {
     let mut bench = cluster();
-    let port = |port: u16| host_port("0.0.0.0", port);
+    let port = |port: u16| host_port("0.0.0.0", port, Protocol::Udp);
     bench.control.set_host_ports(vec![port(8472), port(8473)]);
     bench.round();
     assert_eq!(frontends(&bench), ["0.0.0.0:8473".to_owned()].into());

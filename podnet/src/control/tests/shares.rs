@@ -153,25 +153,8 @@ fn source_ranges_and_backends_have_shares_too() {
 
 #[test]
 fn host_ports_have_the_share_of_one_service() {
-    use crate::frontend::{Backends, FrontendAddr, FrontendKind, IfNone, ServicePortName, SourceMode};
-    use crate::model::Protocol;
     let mut bench = Bench::with(MemoryTables::new(1000, 1000, 1000));
-    let port = |port: u16| Frontend {
-        key: FrontendAddr { socket: ([0, 0, 0, 0], port).into(), protocol: Protocol::Tcp },
-        kind: FrontendKind::HostPort,
-        service: ServicePortName {
-            service: ObjectName { namespace: "x".into(), name: "pod hostPort".into() },
-            port: String::new(),
-        },
-        source: SourceMode::Auto,
-        affinity: 0,
-        source_ranges: None,
-        backends: Backends { list: vec![([10, 244, 1, 2], port).into()], if_none: IfNone::Reject },
-        outside: None,
-        here: None,
-        spread: true,
-    };
-    bench.control.set_host_ports((1..=500).map(port).collect());
+    bench.control.set_host_ports((1..=500).map(|port| host_port("0.0.0.0", port, Protocol::Tcp)).collect());
     bench.round();
     assert_eq!(bench.tables.frontends.len(), 256);
 }
