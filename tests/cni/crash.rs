@@ -260,8 +260,8 @@ fn gc_killed_anywhere_then_gc() {
     });
 }
 
-/// GC, and what the daemon does, must tell an ADD at work from one that was killed, and never wait for it while it waits
-/// for them.
+/// GC, and what the daemon does, must tell an ADD at work from one that was killed, and never wait for it while it
+/// waits for them.
 #[test]
 fn gc_leaves_an_add_at_work_alone() {
     let node = small_node();

@@ -138,7 +138,8 @@ fn records_of_another_namespace_are_not_judged() {
     node.check(&pod, &result).silent();
 }
 
-/// A node in a container that was started again: the boot is the same, its network namespace is another, its pods are gone.
+/// A node in a container that was started again: the boot is the same, its network namespace is another, its pods are
+/// gone.
 #[test]
 fn records_of_a_namespace_that_is_gone_go_with_its_pods() {
     let node = Node::new();

@@ -49,9 +49,9 @@ pub(crate) fn release(workspace: &Workspace) -> Result<Built> {
     build(workspace, true)
 }
 
-/// The daemon as a later version could be, whose tables have other layouts: tests upgrade to it and roll back from it. It
-/// is put beside the programs of the release build, which has to be made after it, since both leave their daemon in the
-/// same place.
+/// The daemon as a later version could be, whose tables have other layouts: tests upgrade to it and roll back from it.
+/// It is put beside the programs of the release build, which has to be made after it, since both leave their daemon in
+/// the same place.
 pub(crate) fn later(workspace: &Workspace) -> Result<()> {
     let object = build_object(workspace, &["--features=later-layouts"])?;
     let packages = ["podnet", "podnet-cni", "podnet-tests"];

@@ -1,12 +1,15 @@
 //! `cargo xtask check`: every check other than the tests.
 //!
-//! Other [tools] check format, lints and documentation. The workspace's own rules, which are a unit test as well, are those
-//! that no tool knows. Dependencies between our crates point down only. A crate that ties us to Kubernetes, the kernel's
-//! BPF or netlink is imported in its own corner only, and unsafe code stays where the kernel is touched. Within a crate,
-//! modules stand on floors and use lower ones only. Sources are read as tokens without comments and texts, so any use of
-//! such a name counts, whatever its path. No source file is too long. The texts that the programs print are fit for
-//! people, and [prose] has a single spelling.
+//! Other [tools] check format, lints and documentation, and cargo-deny checks the [dependencies]. The workspace's own
+//! rules, which are a unit test as well, are those that no tool knows. Dependencies between our crates point down only.
+//! A crate that ties us to Kubernetes, the kernel's BPF or netlink is imported in its own corner only, and unsafe code
+//! stays where the kernel is touched. Within a crate, modules stand on floors and use lower ones only. Sources are read
+//! as tokens without comments and texts, so any use of such a name counts, whatever its path. No source file is too
+//! long. The texts that the programs print are fit for people, [prose] has a single spelling, and comments have no more
+//! [columns] than code.
 
+mod columns;
+mod dependencies;
 mod floors;
 mod modules;
 mod prose;
@@ -104,8 +107,13 @@ impl fmt::Display for Violation {
 /// Runs every check; a failed one does not keep the later ones from running.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     type Check = fn(&Workspace) -> Result<()>;
-    let checks: [(&str, Check); 4] =
-        [("rules", rules), ("format", tools::format), ("lints", tools::lints), ("documentation", tools::documentation)];
+    let checks: [(&str, Check); 5] = [
+        ("rules", rules),
+        ("format", tools::format),
+        ("lints", tools::lints),
+        ("documentation", tools::documentation),
+        ("dependencies", dependencies::dependencies),
+    ];
     let mut failed = Vec::new();
     for (name, check) in checks {
         println!("\n==> {name}");
@@ -146,7 +154,8 @@ fn violations(workspace: &Workspace) -> Result<Vec<Violation>> {
             found.extend(too_long(file, &text));
             let texts = texts::wrong(file, &text).into_iter();
             found.extend(texts.map(|(line, what)| Violation::at(file, line, what)));
-            found.extend(prose::in_comments(&text).into_iter().map(|(line, what)| Violation::at(file, line, &what)));
+            let comments = prose::in_comments(&text).into_iter().chain(columns::exceeded(&text));
+            found.extend(comments.map(|(line, what)| Violation::at(file, line, &what)));
             if let Some(name) = file.strip_prefix(&sources).ok().and_then(module_name) {
                 modules.push((name, file.to_owned(), Module::read(&tokens)));
             }

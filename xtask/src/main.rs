@@ -23,7 +23,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::setup::Purpose;
 use crate::workspace::Workspace;
 
 /// Set up, build, test and try podnet.
@@ -54,12 +53,12 @@ enum Command {
     Test {
         /// Run only tests whose names contain this string.
         filter: Option<String>,
-        /// Run the kernel-dependent tests in a virtual machine with this kernel instead: 5.15, 5.19, 6.1, 6.8, 6.11, 6.12,
-        /// newest, or all; can be repeated.
+        /// Run the kernel-dependent tests in a virtual machine with this kernel instead: 5.15, 5.19, 6.1, 6.8, 6.11,
+        /// 6.12, newest, or all; can be repeated.
         #[arg(long = "kernel", value_name = "VERSION")]
         kernels: Vec<String>,
     },
-    /// Run every check other than the tests: the workspace's rules, spelling, rustfmt, clippy and rustdoc.
+    /// Run every check other than the tests: the workspace's rules, rustfmt, clippy, rustdoc and cargo-deny.
     Check,
     /// Demonstrate podnet in a cluster of network namespaces.
     #[command(disable_help_flag = true)]
@@ -82,9 +81,7 @@ struct PassedOn {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = Workspace::find().and_then(|workspace| match cli.command {
-        Command::Setup => {
-            setup::ensure(&workspace, Purpose::Bench).map(|()| println!("All prerequisites are installed."))
-        }
+        Command::Setup => setup::everything(&workspace).map(|()| println!("All prerequisites are installed.")),
         Command::Build { release } => build::run(&workspace, release),
         Command::Image { out } => image::run(&workspace, out),
         Command::Test { filter, kernels } => test::run(&workspace, filter.as_deref(), &kernels),

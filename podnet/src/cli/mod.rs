@@ -1,9 +1,8 @@
 //! The command line: `podnet NOUN VERB`.
 //!
-//! Commands other than `daemon` and `cleanup` only read: from the pinned tables, and what these don't contain from the daemon.
-//! So they work while the daemon is down.
-//! Results go to standard output, everything else to standard error; the exit status is 0 when the question could be
-//! answered, and 1 with a message when it could not.
+//! Commands other than `daemon` and `cleanup` only read: from the pinned tables, and what these don't contain from the
+//! daemon. So they work while the daemon is down. Results go to standard output, everything else to standard error; the
+//! exit status is 0 when the question could be answered, and 1 with a message when it could not.
 
 mod affinity;
 pub mod cleanup;
@@ -140,7 +139,8 @@ struct Objects {
     /// Read the manifests, or list the cluster from the Kubernetes API, instead of asking the daemon.
     #[arg(long, global = true)]
     offline: bool,
-    /// Configuration of the daemon, to find its manifests or API server; implies --offline [default: as published by the daemon]
+    /// Configuration of the daemon, to find its manifests or API server; implies --offline [default: as published by
+    /// the daemon]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 }

@@ -1,5 +1,5 @@
-//! The demands of manifests or the Kubernetes API, read by the command itself (`--offline`): why a service's tables are as
-//! they are, and whether they are as they should be, even while the daemon is down.
+//! The demands of manifests or the Kubernetes API, read by the command itself (`--offline`): why a service's tables are
+//! as they are, and whether they are as they should be, even while the daemon is down.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! The only reader of the ring buffer of dropped packets: passes each event on to all clients that follow them, and logs
-//! some, as well as messages of the programs, rate-limited per reason, so that a flood of packets doesn't become a flood
-//! of lines.
+//! The only reader of the ring buffer of dropped packets: passes each event on to all clients that follow them, and
+//! logs some, as well as messages of the programs, rate-limited per reason, so that a flood of packets doesn't become a
+//! flood of lines.
 
 use std::{
     collections::BTreeMap,

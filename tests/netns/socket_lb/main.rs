@@ -53,8 +53,8 @@ fn services_that_need_packets_are_translated_per_packet() -> Result<()> {
     let ranges = ["10.244.1.0/24", "fd00:244:1::/64"];
     let guarded = Service::new("guarded", 14, 80, TARGET).load_balancer(&guarded_vip, 0).source_ranges(&ranges);
     site.serve(&guarded, None, &site.web)?;
-    // Apart, since a datagram that is translated at the socket may otherwise use the port of an earlier per-packet flow to
-    // the same backend, whose replies are translated (see Known limits).
+    // Apart, since a datagram that is translated at the socket may otherwise use the port of an earlier per-packet flow
+    // to the same backend, whose replies are translated (see Known limits).
     let ports = |range: &str| site.client.place.set_sysctl("net.ipv4.ip_local_port_range", range);
     for family in Family::ALL {
         ports("20000 39999")?;

@@ -2,9 +2,9 @@
 //!
 //! | row | from, to | baseline |
 //! |---|---|---|
-//! | `nodeport_snat` | outside → NodePort of the first node → backend on the second, which sees the first node | `far@routed` |
-//! | `nodeport_dsr` | the same, but the backend sees the client and replies directly | `nodeport_snat`, `far_one_way@routed` |
-//! | `nodeport_local` | outside → NodePort of the first node → backend there (externalTrafficPolicy Local) | `near@routed` |
+//! | `nodeport_snat` | outside → first node's NodePort → backend on the second, which sees the first | `far@routed` |
+//! | `nodeport_dsr` | the same, but the backend sees and answers the client | `nodeport_snat`, `far_one_way@routed` |
+//! | `nodeport_local` | outside → NodePort of the first node → backend there (traffic policy Local) | `near@routed` |
 //! | `egress_masquerade` | pod on the first node → outside, which sees the node | `egress@routed` |
 //! | `far@routed` | outside → the backend's pod on the second node, both directions routed by the first node | |
 //! | `far_one_way@routed` | the same, with direct replies | `far@routed` |

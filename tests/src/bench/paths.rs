@@ -3,7 +3,7 @@
 //! | row | topology |
 //! |---|---|
 //! | `…/direct`, `…/clusterip`, `…/direct_host`, `…/clusterip_host` | podnet with one service |
-//! | `…/clusterip@podnet-1`, `…@podnet-10000` | podnet with so many services; the first is another name of `…/clusterip` |
+//! | `…/clusterip@podnet-1`, `…@podnet-10000` | podnet with so many services; the first is `…/clusterip` itself |
 //! | `…/direct@routed` | plain routed veth pairs, no connection tracking |
 //! | `…/{direct,clusterip}@{iptables,nftables}-{1,10000}` | the same pairs with kube-proxy's rules |
 //! | `…/{direct,clusterip}@socket` | podnet with one service and socket load balancing for pods |

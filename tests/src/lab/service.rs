@@ -22,7 +22,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// A ClusterIP Service on `10.96.0.<number>` and `fd00:96::<number>`, TCP and UDP; the endpoints listen on `target`.
+    /// A ClusterIP Service on `10.96.0.<number>` and `fd00:96::<number>`, TCP and UDP; the endpoints listen on
+    /// `target`.
     pub fn new(name: &str, number: u8, port: u16, target: u16) -> Self {
         let ips = [[10, 96, 0, number].into(), [0xfd00, 0x96, 0, 0, 0, 0, 0, u16::from(number)].into()];
         let ports = [("tcp", "TCP"), ("udp", "UDP")].map(|(name, protocol)| Port { name, protocol, number: port });

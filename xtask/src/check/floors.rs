@@ -68,8 +68,8 @@ pub(super) const FLOORS: &[Floors] = &[
         floors: &[
             &["test"],
             &["bench", "demo", "image", "kernel", "lab"],
-            &["build"],
-            &["check", "setup"],
+            &["build", "check"],
+            &["setup"],
             &["workspace"],
             &["command", "frames", "tally"],
         ],

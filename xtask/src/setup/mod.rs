@@ -5,19 +5,36 @@
 
 pub(crate) mod apt;
 mod bpf_linker;
+mod cargo_deny;
+mod crate_program;
 mod purpose;
 pub(crate) mod rust_src;
 mod system;
 mod tell;
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
 use crate::workspace::Workspace;
+use bpf_linker::BPF_LINKER;
+use cargo_deny::CARGO_DENY;
 pub(crate) use purpose::Purpose;
 
 /// Installs the missing tools for the purpose.
 pub(crate) fn ensure(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     system::ensure(purpose)?;
     rust_src::ensure(workspace)?;
-    bpf_linker::ensure(workspace)
+    BPF_LINKER.ensure(workspace).map(drop)
+}
+
+/// Installs the missing tools of every command.
+pub(crate) fn everything(workspace: &Workspace) -> Result<()> {
+    ensure(workspace, Purpose::Bench)?;
+    cargo_deny(workspace).map(drop)
+}
+
+/// Path of cargo-deny, which is installed if it is missing.
+pub(crate) fn cargo_deny(workspace: &Workspace) -> Result<PathBuf> {
+    CARGO_DENY.ensure(workspace)
 }

@@ -24,8 +24,8 @@ use crate::room::Room;
 use crate::select::Explained;
 use crate::socket::Explanation;
 
-/// Reads a service. `explanation` is what its objects ask for, or why that is unknown. `None`: neither the tables nor the
-/// objects contain the service.
+/// Reads a service. `explanation` is what its objects ask for, or why that is unknown. `None`: neither the tables nor
+/// the objects contain the service.
 pub(in crate::cli) fn show(
     view: &dyn View,
     names: &ServiceNames,

@@ -1,8 +1,8 @@
 //! `podnet status`: the node on one screen, the most urgent first.
 //!
-//! It has three sources: the daemon's report (from its socket, or from a file while the daemon doesn't answer, and a lock
-//! that tells whether it is running), the kernel's tables, and the host's settings, which are read afresh. So the answer
-//! is correct even while the daemon is down.
+//! It has three sources: the daemon's report (from its socket, or from a file while the daemon doesn't answer, and a
+//! lock that tells whether it is running), the kernel's tables, and the host's settings, which are read afresh. So the
+//! answer is correct even while the daemon is down.
 
 mod report;
 mod text;

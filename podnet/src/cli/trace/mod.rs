@@ -52,8 +52,8 @@ const SOME_MAC: Mac = Mac([2, 0, 0, 0, 0, 0xfe]);
 /// Which packet to trace.
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
-    /// Sender: `pod/NAMESPACE/NAME` or a pod's address, `host`, or the address of another machine, with the interface where
-    /// its packets arrive [default: the interface of the route to it]
+    /// Sender: `pod/NAMESPACE/NAME` or a pod's address, `host`, or the address of another machine, with the interface
+    /// where its packets arrive [default: the interface of the route to it]
     #[arg(long, value_name = "pod/NAMESPACE/NAME | host | ADDRESS[%INTERFACE]")]
     from: String,
     /// Destination; for a Service, `PORT` is a number or a port name.
