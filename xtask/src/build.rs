@@ -3,6 +3,8 @@
 //! The two have target directories of their own: RUSTC_BOOTSTRAP, which the object needs for build-std, makes build
 //! scripts run again, so sharing one would rebuild nearly everything each time. The programs are built for a named
 //! target for the same reason: a plain `cargo test`, which has no object, leaves them alone.
+//!
+//! What is optimised is the same in every checkout, byte for byte: [`remapped`] replaces the paths in it.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,10 @@ use crate::setup::{self, Purpose, rust_src};
 use crate::workspace::Workspace;
 
 const OBJECT_TARGET: &str = "bpfel-unknown-none";
+
+/// The programs that ship. Cargo gives dependencies the features that the packages of one call want together, so these
+/// are never built in one call with others: the harness must not change them.
+const SHIPPED: [&str; 2] = ["--package=podnet", "--package=podnet-cni"];
 
 /// What was built.
 pub(crate) struct Built {
@@ -54,60 +60,75 @@ pub(crate) fn release(workspace: &Workspace) -> Result<Built> {
 /// the same place.
 pub(crate) fn later(workspace: &Workspace) -> Result<()> {
     let object = build_object(workspace, &["--features=later-layouts"])?;
-    let packages = ["podnet", "podnet-cni", "podnet-tests"];
-    let arguments = ["--bin=podnet", "--features=podnet/later-layouts"];
-    let programs = build_programs(workspace, &object, &packages, &arguments, &workspace.target, true)?;
+    let arguments = [&SHIPPED[..], &["--bin=podnet", "--features=podnet/later-layouts"]].concat();
+    let programs = build_programs(workspace, &object, &arguments, true)?;
     let later = programs.join("later");
     fs::create_dir_all(&later)?;
     fs::copy(programs.join("podnet"), later.join("podnet")).context("cannot copy the daemon with later layouts")?;
     Ok(())
 }
 
-/// The directory of the optimised programs for the image. They have a target directory of their own: with the tests
-/// beside them, cargo builds what all depend on with more features, and each build would undo the other's.
-pub(crate) fn image_programs(workspace: &Workspace) -> Result<PathBuf> {
-    let object = build_object(workspace, &[])?;
-    let directory = workspace.target.join("image/build");
-    build_programs(workspace, &object, &["podnet", "podnet-cni"], &["--bins"], &directory, true)
+/// The programs that ship, from the release build, for the image.
+pub(crate) fn shipped(workspace: &Workspace) -> Result<Built> {
+    build_shipped(workspace, true)
 }
 
 fn build(workspace: &Workspace, release: bool) -> Result<Built> {
+    let built = build_shipped(workspace, release)?;
+    build_programs(workspace, &built.object, &["--package=podnet-tests", "--bins"], release)?;
+    Ok(built)
+}
+
+fn build_shipped(workspace: &Workspace, release: bool) -> Result<Built> {
     let object = build_object(workspace, &[])?;
-    let packages = ["podnet", "podnet-cni", "podnet-tests"];
-    let programs = build_programs(workspace, &object, &packages, &["--bins"], &workspace.target, release)?;
+    let programs = build_programs(workspace, &object, &[&SHIPPED[..], &["--bins"]].concat(), release)?;
     Ok(Built { object, programs })
 }
 
-/// Builds the packages' programs below a target directory and returns where they are.
-fn build_programs(
-    workspace: &Workspace,
-    object: &Path,
-    packages: &[&str],
-    arguments: &[&str],
-    directory: &Path,
-    release: bool,
-) -> Result<PathBuf> {
+/// Builds programs with the object and returns where they are.
+fn build_programs(workspace: &Workspace, object: &Path, arguments: &[&str], release: bool) -> Result<PathBuf> {
     let target = host_target()?;
+    let users = env::var("RUSTFLAGS").ok();
+    // Not for a debugger, which looks for the sources at the paths in the program.
+    let remapped = if release { remapped(workspace)? } else { Vec::new() };
     let mut cargo = workspace.cargo();
     cargo
         .args(["build", "--target", &target])
         .args(arguments)
-        .args(packages.iter().map(|package| format!("--package={package}")))
         .args(release.then_some("--release"))
-        .arg("--target-dir")
-        .arg(directory)
-        .env("CARGO_ENCODED_RUSTFLAGS", static_flags(env::var("RUSTFLAGS").ok().as_deref()))
+        .env("CARGO_ENCODED_RUSTFLAGS", static_flags(users.as_deref(), &remapped))
         .env("PODNET_EBPF_OBJECT", object);
     command::run(&mut cargo)?;
-    Ok(directory.join(target).join(if release { "release" } else { "debug" }))
+    Ok(workspace.target.join(target).join(if release { "release" } else { "debug" }))
 }
 
-/// The user's flags and those for programs that run anywhere, without a libc of the machine's.
+/// The user's flags, those for programs that run anywhere, without a libc of the machine's, and further ones.
 /// Set as CARGO_ENCODED_RUSTFLAGS, which no other setting overrides.
-fn static_flags(users: Option<&str>) -> String {
-    let mut flags: Vec<_> = users.unwrap_or_default().split_whitespace().collect();
-    flags.push("-Ctarget-feature=+crt-static");
-    flags.join("\x1f")
+fn static_flags(users: Option<&str>, further: &[String]) -> String {
+    let users = users.unwrap_or_default().split_whitespace();
+    let further = further.iter().map(String::as_str);
+    users.chain(["-Ctarget-feature=+crt-static"]).chain(further).collect::<Vec<_>>().join("\x1f")
+}
+
+/// Flags that replace the directories of the sources in panic messages and debug information, which would make a
+/// program depend on where it was built. The C and assembler code of crates isn't covered: its debug information names
+/// cargo's registry, so it is the same only for the same home directory.
+fn remapped(workspace: &Workspace) -> Result<Vec<String>> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
+    let registry = home.context("neither CARGO_HOME nor HOME is set")?.join("registry/src");
+    let [in_toolchain, unpacked] = rust_src::libraries(workspace)?;
+    // The compiler takes the last one that fits: the target directory and what is in it may be in the workspace's.
+    let directories = [
+        (&workspace.root, "podnet"),
+        (&workspace.target, "target"),
+        (&registry, "registry"),
+        (&in_toolchain, "library"),
+        (&unpacked, "library"),
+    ];
+    let flag = |(from, to): (&PathBuf, _)| {
+        Ok(format!("--remap-path-prefix={}={to}", from.to_str().context("a path is not UTF-8")?))
+    };
+    directories.into_iter().map(flag).collect()
 }
 
 fn build_object(workspace: &Workspace, arguments: &[&str]) -> Result<PathBuf> {
@@ -119,7 +140,7 @@ fn build_object(workspace: &Workspace, arguments: &[&str]) -> Result<PathBuf> {
         .arg("--target-dir")
         .arg(&directory)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", object_flags(env::consts::ARCH))
+        .env("CARGO_ENCODED_RUSTFLAGS", object_flags(env::consts::ARCH, &remapped(workspace)?))
         .env("PATH", tools_first(workspace)?);
     if let Some(source) = rust_src::unpacked(workspace)? {
         cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", source);
@@ -135,9 +156,10 @@ fn build_object(workspace: &Workspace, arguments: &[&str]) -> Result<PathBuf> {
 ///
 /// Without the last flag LLVM makes a call of every `memset` and `memmove`, be it of three bytes, and a call costs 32
 /// bytes of stack (see [`frames`]).
-fn object_flags(arch: &str) -> String {
+fn object_flags(arch: &str, further: &[String]) -> String {
     let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
-    [&arch, "-Cdebuginfo=2", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"].join("\x1f")
+    let flags = [&arch, "-Cdebuginfo=2", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"];
+    flags.into_iter().chain(further.iter().map(String::as_str)).collect::<Vec<_>>().join("\x1f")
 }
 
 /// The search path, the project's own bpf-linker first.
@@ -160,7 +182,31 @@ mod tests {
 
     #[test]
     fn the_users_flags_stay_beside_the_static_ones() {
-        assert_eq!(static_flags(None), "-Ctarget-feature=+crt-static");
-        assert_eq!(static_flags(Some(" -Dwarnings  -g")), "-Dwarnings\x1f-g\x1f-Ctarget-feature=+crt-static");
+        assert_eq!(static_flags(None, &[]), "-Ctarget-feature=+crt-static");
+        assert_eq!(
+            static_flags(Some(" -Dwarnings  -g"), &["-Copt-level=1".to_owned()]),
+            "-Dwarnings\x1f-g\x1f-Ctarget-feature=+crt-static\x1f-Copt-level=1"
+        );
+    }
+
+    #[test]
+    fn every_directory_of_sources_is_replaced() {
+        let workspace = Workspace::find().unwrap();
+        let flags = remapped(&workspace).unwrap();
+        let shown = |path: &str| {
+            let found = flags.iter().rev().find_map(|flag| {
+                let (from, to) = flag.strip_prefix("--remap-path-prefix=")?.rsplit_once('=')?;
+                Some(format!("{to}{}", path.strip_prefix(from)?))
+            });
+            found.unwrap_or_else(|| path.to_owned())
+        };
+        let main = workspace.root.join("podnet/src/main.rs");
+        assert_eq!(shown(main.to_str().unwrap()), "podnet/podnet/src/main.rs");
+        let generated = workspace.target.join("release/build/out/object.rs");
+        assert_eq!(shown(generated.to_str().unwrap()), "target/release/build/out/object.rs");
+        for library in rust_src::libraries(&workspace).unwrap() {
+            assert_eq!(shown(library.join("core/src/lib.rs").to_str().unwrap()), "library/core/src/lib.rs");
+        }
+        assert!(flags.iter().any(|flag| flag.ends_with("/registry/src=registry")), "{flags:?}");
     }
 }

@@ -37,7 +37,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub(crate) fn run(workspace: &Workspace, out: Option<PathBuf>) -> Result<()> {
     let architecture = architecture(ARCH)?;
     setup::ensure(workspace, Purpose::Build)?;
-    let directory = build::image_programs(workspace)?;
+    let directory = build::shipped(workspace)?.programs;
     let programs = PROGRAMS
         .iter()
         .map(|&name| {

@@ -28,6 +28,11 @@ pub(crate) fn unpacked(workspace: &Workspace) -> Result<Option<PathBuf>> {
     Ok(Some(unpacked_at(workspace)))
 }
 
+/// Where the library source may be: the toolchain's, and the package's.
+pub(crate) fn libraries(workspace: &Workspace) -> Result<[PathBuf; 2]> {
+    Ok([in_toolchain()?, unpacked_at(workspace)])
+}
+
 pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
     if toolchain_has_it()? || has_core(&unpacked_at(workspace)) {
         return Ok(());
@@ -47,8 +52,12 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
 }
 
 fn toolchain_has_it() -> Result<bool> {
+    Ok(has_core(&in_toolchain()?))
+}
+
+fn in_toolchain() -> Result<PathBuf> {
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
-    Ok(has_core(&Path::new(sysroot.trim_end()).join("lib/rustlib/src/rust/library")))
+    Ok(Path::new(sysroot.trim_end()).join("lib/rustlib/src/rust/library"))
 }
 
 fn has_core(library: &Path) -> bool {
