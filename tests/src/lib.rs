@@ -2,6 +2,7 @@
 //! interactive shell, benchmarks.
 
 pub mod api;
+#[cfg(feature = "bench")]
 pub mod bench;
 pub mod demo;
 pub mod lab;

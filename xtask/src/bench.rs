@@ -12,7 +12,7 @@ use crate::workspace::Workspace;
 
 pub(crate) fn run(workspace: &Workspace, args: &[OsString]) -> Result<()> {
     setup::ensure(workspace, Purpose::Bench)?;
-    let built = build::release(workspace)?;
+    let built = build::with_benchmarks(workspace)?;
     // Created here, so that it belongs to the user and not to root.
     let results = workspace.target.join("bench");
     fs::create_dir_all(&results).with_context(|| format!("cannot create {}", results.display()))?;

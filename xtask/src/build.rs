@@ -24,6 +24,10 @@ const OBJECT_TARGET: &str = "bpfel-unknown-none";
 /// are never built in one call with others: the harness must not change them.
 const SHIPPED: [&str; 2] = ["--package=podnet", "--package=podnet-cni"];
 
+/// The lab's program, and the benchmarks beside it, without what their package needs for other purposes.
+const LAB: [&str; 3] = ["--package=podnet-tests", "--no-default-features", "--bin=podnet-lab"];
+const BENCH: [&str; 4] = ["--package=podnet-tests", "--no-default-features", "--features=bench", "--bins"];
+
 /// What was built.
 pub(crate) struct Built {
     pub(crate) object: PathBuf,
@@ -45,14 +49,19 @@ impl Built {
 
 pub(crate) fn run(workspace: &Workspace, release: bool) -> Result<()> {
     setup::ensure(workspace, Purpose::Build)?;
-    let built = build(workspace, release)?;
+    let built = build(workspace, &LAB, release)?;
     println!("eBPF object: {}\nprograms:    {}", built.object.display(), built.programs.display());
     Ok(())
 }
 
-/// The release build, for the commands that start one of its programs.
+/// The release build, for the commands that use the lab.
 pub(crate) fn release(workspace: &Workspace) -> Result<Built> {
-    build(workspace, true)
+    build(workspace, &LAB, true)
+}
+
+/// The release build with the benchmarks.
+pub(crate) fn with_benchmarks(workspace: &Workspace) -> Result<Built> {
+    build(workspace, &BENCH, true)
 }
 
 /// The daemon as a later version could be, whose tables have other layouts: tests upgrade to it and roll back from it.
@@ -73,9 +82,9 @@ pub(crate) fn shipped(workspace: &Workspace) -> Result<Built> {
     build_shipped(workspace, true)
 }
 
-fn build(workspace: &Workspace, release: bool) -> Result<Built> {
+fn build(workspace: &Workspace, harness: &[&str], release: bool) -> Result<Built> {
     let built = build_shipped(workspace, release)?;
-    build_programs(workspace, &built.object, &["--package=podnet-tests", "--bins"], release)?;
+    build_programs(workspace, &built.object, harness, release)?;
     Ok(built)
 }
 

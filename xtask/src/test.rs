@@ -1,16 +1,17 @@
 //! `cargo xtask test`: the release build, the unit tests (which include the workspace's rules), and the privileged
 //! tests; or, with `--kernel`, the tests of [guests](kernel).
 //!
-//! The tests, too, are compiled with the eBPF object, since some of them fill its tables. Everything is compiled
-//! without privileges; only the test programs of `tests/` run as root. A failing part does not keep the later ones from
-//! running. The last line is the total: `N passed, N failed, N skipped`.
+//! The tests, too, are compiled with the eBPF object, since some of them fill its tables. One call of cargo compiles
+//! them all: with each further choice of packages, dependencies would have other features and be compiled again.
+//! Everything is compiled without privileges; only the test programs of `tests/` run as root. A failing part does not
+//! keep the later ones from running. The last line is the total: `N passed, N failed, N skipped`.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::build;
@@ -44,16 +45,18 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String
     }
     heading("release build");
     let built = build::release(workspace)?;
+    heading("the test programs");
+    let programs = test_programs(workspace, &built)?;
     let mut total = Tally::default();
     if here {
-        total += on_this_machine(workspace, &built, filter)?;
+        total += on_this_machine(&built, &programs, filter)?;
         // With a filter, skip the guests to save time.
         if filter.is_none() && !kernel::IN_EVERY_RUN.is_empty() {
             let kernels: Vec<_> = kernel::IN_EVERY_RUN.iter().map(|&name| name.to_owned()).collect();
-            total += on_kernels(workspace, &built, None, &kernels)?;
+            total += on_kernels(workspace, &built, &programs, None, &kernels)?;
         }
     } else {
-        total += on_kernels(workspace, &built, filter, kernels)?;
+        total += on_kernels(workspace, &built, &programs, filter, kernels)?;
     }
     println!("\n{total}");
     ensure!(total.failed == 0, "tests failed");
@@ -65,34 +68,46 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String
     Ok(())
 }
 
-fn on_kernels(workspace: &Workspace, built: &build::Built, filter: Option<&str>, kernels: &[String]) -> Result<Tally> {
-    heading("the test programs for guests");
-    let tests = privileged_programs(workspace, built, &kernel::TEST_PROGRAMS)?;
-    kernel::run(workspace, built, &tests, kernels, filter)
+fn on_kernels(
+    workspace: &Workspace,
+    built: &build::Built,
+    programs: &[TestProgram],
+    filter: Option<&str>,
+    kernels: &[String],
+) -> Result<Tally> {
+    let in_guests = programs
+        .iter()
+        .filter(|program| program.is_privileged() && kernel::TEST_PROGRAMS.contains(&program.name.as_str()))
+        .map(|program| (program.name.clone(), program.path.clone()))
+        .collect::<Vec<_>>();
+    kernel::run(workspace, built, &in_guests, kernels, filter)
 }
 
-fn on_this_machine(workspace: &Workspace, built: &build::Built, filter: Option<&str>) -> Result<Tally> {
+fn on_this_machine(built: &build::Built, programs: &[TestProgram], filter: Option<&str>) -> Result<Tally> {
     let mut total = Tally::default();
     heading("unit tests");
-    let mut unit_tests = workspace.cargo();
-    unit_tests.args(["test", "--no-fail-fast"]).args(filter).envs(built.environment());
-    total += tally(&mut unit_tests, "the unit tests", &mut io::stdout())?;
+    for program in programs.iter().filter(|program| !program.is_privileged()) {
+        println!("\n{}", program.path.display());
+        let mut test = Command::new(&program.path);
+        test.args(filter).envs(built.environment()).current_dir(&program.package);
+        total += tally(&mut test, &program.path.display().to_string(), &mut io::stdout())?;
+    }
 
     heading("privileged tests");
     let with_assets = with_assets(std::env::var_os(ASSETS).map(PathBuf::from).as_deref());
-    for (_, program) in privileged_programs(workspace, built, &[])? {
-        println!("\n{}", program.display());
+    for program in programs.iter().filter(|program| program.is_privileged()) {
+        println!("\n{}", program.path.display());
         let mut test = as_root("timeout", environment(built)?.iter().map(|(name, value)| (*name, value.as_os_str())))?;
         // In the foreground, so that an interrupt from the terminal reaches the tests, which clean up.
         test.arg("--foreground")
             .arg(format!("--kill-after={SECONDS_FOR_CLEANING_UP}"))
             .arg(SECONDS_PER_PROGRAM.to_string())
-            .arg(&program)
+            .arg(&program.path)
             .arg(format!("--test-threads={PRIVILEGED_TESTS_AT_ONCE}"))
             .args(&with_assets)
             .args(filter)
-            .current_dir(workspace.root.join("tests"));
-        total += tally(&mut test, &program.display().to_string(), &mut io::stdout())?;
+            .current_dir(&program.package);
+        total += tally(&mut test, &program.path.display().to_string(), &mut io::stdout())?;
     }
     Ok(total)
 }
@@ -121,34 +136,49 @@ fn environment(built: &build::Built) -> Result<Vec<(&'static str, OsString)>> {
     Ok(variables)
 }
 
-/// Builds the test programs of the package podnet-tests, all or those of these names, and returns each with its name.
-fn privileged_programs(workspace: &Workspace, built: &build::Built, only: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+/// A compiled test program.
+#[derive(Debug, PartialEq, Eq)]
+struct TestProgram {
+    name: String,
+    path: PathBuf,
+    /// The directory of its package, in which it runs.
+    package: PathBuf,
+}
+
+impl TestProgram {
+    /// Whether it is one of the package podnet-tests.
+    fn is_privileged(&self) -> bool {
+        self.package.ends_with("tests")
+    }
+}
+
+/// Builds the test programs of all packages.
+fn test_programs(workspace: &Workspace, built: &build::Built) -> Result<Vec<TestProgram>> {
     let mut cargo = workspace.cargo();
     cargo
         .envs(built.environment())
-        .args(["test", "--package=podnet-tests", "--no-run", "--message-format=json-render-diagnostics"])
-        .args(only.iter().map(|name| format!("--test={name}")))
+        .args(["test", "--workspace", "--exclude=podnet-ebpf", "--no-run", "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit());
     let built = cargo.output().context("cannot start cargo")?;
-    ensure!(built.status.success(), "the privileged tests cannot be compiled");
-    test_programs(&String::from_utf8_lossy(&built.stdout))
+    ensure!(built.status.success(), "the tests cannot be compiled");
+    reported(&String::from_utf8_lossy(&built.stdout))
 }
 
 /// The test programs among the artifacts that cargo reports, one JSON object a line.
-fn test_programs(messages: &str) -> Result<Vec<(String, PathBuf)>> {
+fn reported(messages: &str) -> Result<Vec<TestProgram>> {
     let mut programs = Vec::new();
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line).context("cargo printed output that is not JSON")?;
         if message["profile"]["test"] == true
-            && let Some(program) = message["executable"].as_str()
+            && let Some(path) = message["executable"].as_str()
         {
             let name = message["target"]["name"].as_str().context("cargo reported a program without a name")?;
-            programs.push((name.to_owned(), program.into()));
+            let manifest = message["manifest_path"].as_str().map(Path::new).and_then(Path::parent);
+            let package = manifest.context("cargo reported a program without a package")?;
+            programs.push(TestProgram { name: name.to_owned(), path: path.into(), package: package.to_owned() });
         }
     }
-    if programs.is_empty() {
-        bail!("the package podnet-tests has no tests");
-    }
+    ensure!(programs.iter().any(TestProgram::is_privileged), "the package podnet-tests has no tests");
     Ok(programs)
 }
 
@@ -235,11 +265,21 @@ mod tests {
 
     #[test]
     fn only_test_programs_are_run() {
-        let messages = r#"{"reason":"compiler-artifact","profile":{"test":true},"target":{"name":"netns"},"executable":"/t/netns-1"}
-{"reason":"compiler-artifact","profile":{"test":false},"executable":"/t/podnet-lab"}
-{"reason":"compiler-artifact","profile":{"test":false},"executable":null}
-{"reason":"build-finished","success":true}"#;
-        assert_eq!(test_programs(messages).unwrap(), [("netns".to_owned(), PathBuf::from("/t/netns-1"))]);
-        assert!(test_programs(r#"{"reason":"build-finished","success":true}"#).is_err());
+        let program = |name: &str, package: &str, is_test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"/w/{package}/Cargo.toml","profile":{{"test":{is_test}}},"#
+            ) + &format!(r#""target":{{"name":"{name}"}},"executable":"/t/{name}-1"}}"#)
+        };
+        let library = r#"{"reason":"compiler-artifact","profile":{"test":false},"executable":null}"#;
+        let end = r#"{"reason":"build-finished","success":true}"#;
+        let (netns, golden) = (program("netns", "tests", true), program("golden", "podnet", true));
+        let messages = [&golden, &netns, &program("podnet-lab", "tests", false), library, end].join("\n");
+        let found = reported(&messages).unwrap();
+        assert_eq!(
+            found[1],
+            TestProgram { name: "netns".into(), path: "/t/netns-1".into(), package: "/w/tests".into() }
+        );
+        assert_eq!(found.iter().map(TestProgram::is_privileged).collect::<Vec<_>>(), [false, true]);
+        assert!(reported(&[&golden, end].join("\n")).is_err());
     }
 }

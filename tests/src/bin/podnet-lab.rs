@@ -8,7 +8,6 @@ use std::process::{self, ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use podnet_tests::lab::cri;
 use podnet_tests::{demo, lab, verifier};
 
 #[derive(Debug, Parser)]
@@ -62,7 +61,7 @@ enum Command {
     #[command(hide = true)]
     Pod {
         #[command(subcommand)]
-        command: cri::Program,
+        command: lab::Program,
     },
 }
 

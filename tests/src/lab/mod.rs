@@ -21,13 +21,16 @@ mod build;
 mod cases;
 mod cni;
 mod control_plane;
+#[cfg(feature = "cri")]
 pub mod cri;
 mod endpoint;
+#[cfg(feature = "cri")]
 mod kubelet;
 pub mod manifest;
 mod node;
 mod pass;
 mod pod;
+mod program;
 mod scrap;
 mod service;
 mod supervisor;
@@ -48,9 +51,11 @@ pub use cases::{Case, run_cases};
 pub use cni::{CniError, Invocation};
 pub use control_plane::ControlPlane;
 pub use endpoint::Endpoint;
+#[cfg(feature = "cri")]
 pub use kubelet::Kubelet;
 pub use node::Node;
 pub use pod::Pod;
+pub use program::Program;
 pub use service::Service;
 pub use supervisor::{init as serve_init, supervise};
 pub use tun::Tun;

@@ -102,6 +102,7 @@ impl Place {
     }
 
     /// Same, shared.
+    #[cfg(feature = "cri")]
     pub(crate) fn shared_netns(&self) -> Arc<NetNs> {
         self.netns.clone()
     }

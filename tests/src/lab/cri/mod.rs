@@ -7,14 +7,14 @@
 //! The runtime has its own PID namespace, in which it can be restarted while its containers keep running, and which
 //! ends with the harness.
 //!
-//! Pods use a single image, which contains the lab's own [program](Program). Resources are not limited
+//! Pods use a single image, which contains the lab's own [program](super::Program). Resources are not limited
 //! (`disable_cgroup`), because the hierarchy with the lab's cgroups may lack the controllers.
 
 mod client;
 mod image;
 mod messages;
-mod program;
 mod sandbox;
+mod supervised;
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -27,14 +27,13 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use podnet::config::Install;
 
-use super::supervisor::Supervised;
 use super::{Binaries, Node, eventually};
 use client::Client;
 use image::Image;
 use messages::{StatusRequest, StatusResponse};
+use supervised::Supervised;
 
 pub use image::NAME as IMAGE;
-pub use program::Program;
 pub use sandbox::{Container, PodSpec, Sandbox};
 
 /// Directory on the node with containerd's socket, state and log.
