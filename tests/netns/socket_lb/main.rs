@@ -296,11 +296,11 @@ fn unknown_network_namespace_is_left_alone() -> Result<()> {
     let mut sandboxes = Sandboxes::open(&PinDir::new(&site.node().bpffs()))?;
     let sandbox = sandboxes.get(cookie)?.context("the pod's namespace is not known")?;
     ensure!([sandbox.v4, sandbox.v6].map(IpAddr::from)[..] == site.client.ips[..], "its addresses are {sandbox:?}");
+    // A daemon checks at its start, periodically, and whenever the pod's link is reported.
+    site.node().stop_daemon()?;
     sandboxes.remove(cookie, &sandbox)?;
     let (_, added) = Counts::added(site.node(), || ask_often(&site.client.place, &ask, to))?;
     ensure!(added.is(Counts::FLOWS), "{added:?}");
-    // The daemon checks at its start, and periodically.
-    site.node().stop_daemon()?;
     site.node().start_daemon()?;
     eventually("the entry is restored", || sandboxes.get(cookie)?.context("it is missing"))?;
     let (_, added) = Counts::added(site.node(), || ask_often(&site.client.place, &ask, to))?;
