@@ -99,13 +99,13 @@ fn build_programs(workspace: &Workspace, object: &Path, arguments: &[&str], rele
     let target = host_target()?;
     let users = env::var("RUSTFLAGS").ok();
     // Not for a debugger, which looks for the sources at the paths in the program.
-    let remapped = if release { remapped(workspace)? } else { Vec::new() };
+    let reproducible = if release { reproducible(workspace)? } else { Vec::new() };
     let mut cargo = workspace.cargo();
     cargo
         .args(["build", "--target", &target])
         .args(arguments)
         .args(release.then_some("--release"))
-        .env("CARGO_ENCODED_RUSTFLAGS", static_flags(users.as_deref(), &remapped))
+        .env("CARGO_ENCODED_RUSTFLAGS", static_flags(users.as_deref(), &reproducible))
         .env("PODNET_EBPF_OBJECT", object);
     command::run(&mut cargo)?;
     Ok(workspace.target.join(target).join(if release { "release" } else { "debug" }))
@@ -119,9 +119,13 @@ fn static_flags(users: Option<&str>, further: &[String]) -> String {
     users.chain(["-Ctarget-feature=+crt-static"]).chain(further).collect::<Vec<_>>().join("\x1f")
 }
 
-/// Flags that replace the directories of the sources in panic messages and debug information, which would make a
-/// program depend on where it was built. The C and assembler code of crates isn't covered: its debug information names
-/// cargo's registry, so it is the same only for the same home directory.
+/// Flags by which a program doesn't depend on where it was built. The debug information of assembler code in crates names
+/// cargo's registry, and no flag replaces that, so it is left out.
+fn reproducible(workspace: &Workspace) -> Result<Vec<String>> {
+    Ok([remapped(workspace)?, vec!["-Cstrip=debuginfo".to_owned()]].concat())
+}
+
+/// Flags that replace the directories of the sources in panic messages and debug information.
 fn remapped(workspace: &Workspace) -> Result<Vec<String>> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
     let registry = home.context("neither CARGO_HOME nor HOME is set")?.join("registry/src");
