@@ -2,8 +2,9 @@
 //!
 //! From top to bottom: a [`source`] provides objects of the [`model`]; [`select`] turns them into [`frontend`]s, the
 //! seam between Kubernetes and the datapath; [`compile`] and [`reconcile`] make the tables of the [`datapath`] match.
-//! [`control`] connects these, [`host`] sets up the node's own network, [`health`] serves health checks and [`metrics`]
-//! metrics, [`install`] installs the plugin for the container runtime, and [`daemon`] is the event loop.
+//! [`policy`] turns network policies into tables. [`control`] connects these, [`host`] sets up the node's own network,
+//! [`health`] serves health checks and [`metrics`] metrics, [`install`] installs the plugin for the container runtime,
+//! and [`daemon`] is the event loop.
 
 mod async_fd;
 mod backoff;
@@ -22,6 +23,7 @@ pub mod install;
 pub mod metrics;
 pub mod mirror;
 pub mod model;
+pub mod policy;
 mod prefixes;
 pub mod reconcile;
 pub mod room;

@@ -10,10 +10,14 @@ mod endpoint_slice;
 mod invalid;
 mod key;
 mod kinds;
+mod labels;
 mod left_out;
 pub mod limits;
+mod namespace;
 mod node;
 mod placement;
+mod pod;
+mod policy;
 mod protocol;
 pub mod raw;
 mod service;
@@ -26,9 +30,13 @@ pub use endpoint_slice::{Condition, Endpoint, EndpointSlice, SlicePort};
 pub use invalid::Invalid;
 pub use key::{ObjectKey, ObjectName};
 pub use kinds::{Kind, Object};
+pub use labels::Labels;
 pub use left_out::LeftOut;
+pub use namespace::{NAMESPACE_NAME_LABEL, Namespace};
 pub use node::Node;
 pub use placement::Placement;
+pub use pod::{NamedPort, Pod};
+pub use policy::{LabelCondition, NetworkPolicy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Requirement, Selector};
 pub use protocol::Protocol;
 pub use service::{
     Families, Ignored, SOURCE_IP_ANNOTATION, Service, ServicePort, ServiceType, SourceIp, TrafficPolicy,

@@ -23,7 +23,7 @@ pub(super) const FLOORS: &[Floors] = &[
             &["select", "status"],
             &["datapath", "guard", "host", "install", "source"],
             &["config", "reconcile"],
-            &["compile"],
+            &["compile", "policy"],
             &["frontend", "metrics"],
             &["mirror", "model"],
             &["async_fd", "backoff", "http", "prefixes", "room", "yaml"],

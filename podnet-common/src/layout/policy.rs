@@ -1,0 +1,144 @@
+//! Network policy: which pods of this node are isolated, the classes of addresses and ports, and what is allowed.
+//!
+//! Addresses are divided into classes: those that exactly the same selectors and blocks of the policies in force on
+//! this node contain are one class. Ports are divided in the same way. A pod's rule set names the pairs of classes that
+//! it allows; everything else is denied. Class 0 of either has no entry: no selector, block or range contains it.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::TrieKey;
+use crate::addr::{Port, Proto};
+
+/// Value of `subjects` (hash, key [`Addr`](crate::addr::Addr)): the rule sets of a pod of this node that is isolated in
+/// at least one direction.
+///
+/// Each field is [`Subject::OPEN`], [`Subject::CLOSED`], or the id of a set in the low 24 bits with flags above it,
+/// which say what kinds of keys the set has in `policy_rules`: [`Subject::CLASS_PORTS`] and the other constants.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Subject {
+    /// For connections to the pod.
+    pub ingress: u32,
+    /// For connections from the pod.
+    pub egress: u32,
+}
+
+impl Subject {
+    /// The pod is not isolated in this direction.
+    pub const OPEN: u32 = 0;
+    /// The pod is isolated in this direction, and nothing is allowed.
+    pub const CLOSED: u32 = u32::MAX;
+    /// The bits of the id, which is [`PolicyRule::set`].
+    pub const ID: u32 = (1 << 24) - 1;
+    /// The set has keys with a class and a port class.
+    pub const CLASS_PORTS: u32 = 1 << 24;
+    /// The set has keys with a class and a protocol.
+    pub const CLASS_PROTOCOL: u32 = 1 << 25;
+    /// The set has keys with a class and [`PolicyRule::ALL`].
+    pub const CLASS_ALL: u32 = 1 << 26;
+    /// The set has keys with [`PolicyRule::ANY`] and a port class.
+    pub const ANY_PORTS: u32 = 1 << 27;
+    /// The set has keys with [`PolicyRule::ANY`] and a protocol.
+    pub const ANY_PROTOCOL: u32 = 1 << 28;
+    /// The set has the key with [`PolicyRule::ANY`] and [`PolicyRule::ALL`].
+    pub const ANY_ALL: u32 = 1 << 29;
+}
+
+/// Key of `policy_rules` (hash): something that a rule set allows. The value is the id of a policy that allows it, for
+/// display.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct PolicyRule {
+    /// Id of the set: a field of [`Subject`] without its flags.
+    pub set: u32,
+    /// Class of the peer's address, from `policy_peers` or else `policy_blocks`, or [`PolicyRule::ANY`].
+    pub class: u32,
+    /// Class of the destination's port, from `policy_ports`; [`PolicyRule::protocol`]; or [`PolicyRule::ALL`].
+    pub ports: u32,
+}
+
+impl PolicyRule {
+    /// Class: all addresses.
+    pub const ANY: u32 = u32::MAX;
+    /// Ports: all protocols and all their ports.
+    pub const ALL: u32 = u32::MAX;
+    /// Ports: all ports of the protocol whose IP protocol number is in the low 8 bits.
+    pub const PROTOCOL: u32 = 1 << 31;
+
+    /// Ports: all ports of a protocol.
+    #[inline(always)]
+    pub const fn protocol(proto: Proto) -> u32 {
+        Self::PROTOCOL | proto.0 as u32
+    }
+}
+
+/// Key of `policy_ports` (LPM trie, value `u32`, a port class): a range of ports of one protocol, as a prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct PolicyPort {
+    /// Prefix length in bits: 16 for the protocol and the padding, plus the number of leading bits of the port.
+    pub len: u32,
+    /// Protocol and first port.
+    pub data: ProtoPort,
+}
+
+/// Number of bits in front of the port.
+const PROTO_BITS: u32 = 16;
+
+impl PolicyPort {
+    /// The ports of a protocol whose first `bits` bits (16 at most) are those of `port`, in host byte order.
+    pub const fn new(proto: Proto, port: u16, bits: u32) -> Self {
+        Self { len: PROTO_BITS + bits, data: ProtoPort { proto, _pad: 0, port: Port::new(port) } }
+    }
+
+    /// Whether the prefix contains a port.
+    pub fn contains(&self, other: &ProtoPort) -> bool {
+        let shift = PROTO_BITS.saturating_sub(self.len.saturating_sub(PROTO_BITS));
+        let differs = u32::from(self.data.port.get() ^ other.port.get());
+        self.data.proto == other.proto && differs >> shift == 0
+    }
+}
+
+impl TrieKey for PolicyPort {
+    type Data = ProtoPort;
+}
+
+/// A port of a protocol, in the order in which an LPM trie compares bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct ProtoPort {
+    /// TCP, UDP or SCTP.
+    pub proto: Proto,
+    /// Zero.
+    pub _pad: u8,
+    /// The port.
+    pub port: Port,
+}
+
+const _: () = {
+    assert!(size_of::<Subject>() == 8);
+    assert!(size_of::<PolicyRule>() == 12);
+    assert!(size_of::<PolicyPort>() == 8);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_contains_the_ports_that_begin_with_its_bits() {
+        let port = |proto, port| ProtoPort { proto, _pad: 0, port: Port::new(port) };
+        let eight = PolicyPort::new(Proto::TCP, 80, 13);
+        for (proto, number, inside) in [
+            (Proto::TCP, 79, false),
+            (Proto::TCP, 80, true),
+            (Proto::TCP, 87, true),
+            (Proto::TCP, 88, false),
+            (Proto::UDP, 80, false),
+        ] {
+            assert_eq!(eight.contains(&port(proto, number)), inside, "{number}");
+        }
+        assert!(PolicyPort::new(Proto::TCP, 0, 0).contains(&port(Proto::TCP, u16::MAX)));
+        assert!(!PolicyPort::new(Proto::TCP, 80, 16).contains(&port(Proto::TCP, 81)));
+    }
+}

@@ -1,0 +1,177 @@
+//! The parts that rules consist of, by content: what they say about addresses and ports, with the policy's namespace and
+//! the pod's named ports already put in.
+
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::intern::{AtomId, Interner, PolicyId};
+use super::selector::{selects, selects_namespace};
+use crate::model::{Labels, NamedPort, PolicyPeer, PolicyRule, PortMatch, Protocol, Selector};
+
+/// Something that is true or false of an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Atom {
+    /// It belongs to one of these pods of a namespace.
+    Own { namespace: Arc<str>, pods: Selector },
+    /// It belongs to one of these pods of these namespaces.
+    Pods { namespaces: Selector, pods: Selector },
+    /// It belongs to a block.
+    Block { cidr: IpNetwork, except: Vec<IpNetwork> },
+    /// It belongs to a pod with a port of this name, which has a number too.
+    Named { protocol: Protocol, name: Box<str> },
+}
+
+/// What policies can tell pods apart by. Pods with the same profile are in the same atoms, except for blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Profile {
+    pub(super) namespace: Arc<str>,
+    pub(super) labels: Labels,
+    pub(super) ports: Vec<NamedPort>,
+}
+
+impl Profile {
+    /// The number of a named port.
+    pub(super) fn port(&self, protocol: Protocol, name: &str) -> Option<u16> {
+        self.ports.iter().find(|port| port.protocol == protocol && *port.name == *name).map(|port| port.port)
+    }
+
+    /// Whether pods with this profile are in an atom of selectors. `namespace`: labels of their namespace, if known.
+    pub(super) fn is_in(&self, atom: &Atom, namespace: Option<&Labels>) -> bool {
+        match atom {
+            Atom::Own { namespace, pods } => *self.namespace == **namespace && selects(pods, &self.labels),
+            Atom::Pods { namespaces, pods } => {
+                selects(pods, &self.labels) && selects_namespace(namespaces, &self.namespace, namespace)
+            }
+            Atom::Block { .. } | Atom::Named { .. } => false,
+        }
+    }
+}
+
+/// Addresses that are in the same atoms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Class {
+    /// The atoms, ascending, without [`Atom::Named`].
+    pub(super) atoms: Vec<AtomId>,
+    /// The atoms of named ports, ascending, with their numbers.
+    pub(super) named: Vec<(AtomId, u16)>,
+}
+
+impl Class {
+    /// Whether it is that of all addresses without an entry.
+    pub(super) fn is_none(&self) -> bool {
+        self.atoms.is_empty() && self.named.is_empty()
+    }
+
+    /// Whether it is in one of these atoms.
+    pub(super) fn is_in_any(&self, atoms: &[AtomId]) -> bool {
+        atoms.iter().any(|atom| self.atoms.binary_search(atom).is_ok())
+    }
+
+    /// Number of a named port.
+    pub(super) fn port(&self, named: AtomId) -> Option<u16> {
+        let place = self.named.binary_search_by_key(&named, |(atom, _)| *atom).ok()?;
+        Some(self.named[place].1)
+    }
+}
+
+/// A range of ports, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct PortRange {
+    pub(super) protocol: Protocol,
+    pub(super) first: u16,
+    pub(super) last: u16,
+}
+
+/// An element of a rule's ports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Ports {
+    /// All of a protocol.
+    Protocol(Protocol),
+    /// A range.
+    Range(PortRange),
+    /// The number that the destination has for this [`Atom::Named`].
+    Named(Protocol, AtomId),
+}
+
+/// A rule of a set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Rule {
+    /// A policy that has it.
+    pub(super) policy: PolicyId,
+    /// The other end is in one of these; `None`: any address.
+    pub(super) peers: Option<Vec<AtomId>>,
+    /// `None`: all protocols and ports.
+    pub(super) ports: Option<Vec<Ports>>,
+}
+
+impl Rule {
+    /// The rules of one direction of a policy.
+    pub(super) fn all(
+        policy: PolicyId,
+        namespace: &Arc<str>,
+        rules: &[PolicyRule],
+        atoms: &mut Interner<Atom, AtomId>,
+    ) -> Vec<Self> {
+        rules.iter().map(|rule| Self::new(policy, namespace, rule, atoms)).collect()
+    }
+
+    fn new(policy: PolicyId, namespace: &Arc<str>, rule: &PolicyRule, atoms: &mut Interner<Atom, AtomId>) -> Self {
+        let mut peer = |peer: &PolicyPeer| {
+            atoms.intern(match peer.clone() {
+                PolicyPeer::Pods { namespaces: None, pods } => Atom::Own { namespace: namespace.clone(), pods },
+                PolicyPeer::Pods { namespaces: Some(namespaces), pods } => Atom::Pods { namespaces, pods },
+                PolicyPeer::Block { cidr, except } => Atom::Block { cidr, except },
+            })
+        };
+        let peers = rule.peers.as_ref().map(|peers| peers.iter().map(&mut peer).collect());
+        let ports = rule.ports.as_ref().map(|ports| {
+            let port = |port: &crate::model::PolicyPort| match &port.ports {
+                PortMatch::All => Ports::Protocol(port.protocol),
+                PortMatch::Range(first, last) => {
+                    Ports::Range(PortRange { protocol: port.protocol, first: *first, last: *last })
+                }
+                PortMatch::Name(name) => {
+                    let atom = Atom::Named { protocol: port.protocol, name: name.clone() };
+                    Ports::Named(port.protocol, atoms.intern(atom))
+                }
+            };
+            ports.iter().map(port).collect()
+        });
+        Self { policy, peers, ports }
+    }
+
+    /// The rule for connections to a pod with this profile, where named ports have numbers; `None` if it allows nothing
+    /// because the pod has none of its named ports.
+    pub(super) fn to(&self, profile: &Profile, atoms: &Interner<Atom, AtomId>) -> Option<Self> {
+        let Some(ports) = &self.ports else { return Some(self.clone()) };
+        let number = |ports: &Ports| match ports {
+            Ports::Named(protocol, atom) => {
+                let Atom::Named { name, .. } = atoms.content(*atom)? else { return None };
+                let port = profile.port(*protocol, name)?;
+                Some(Ports::Range(PortRange { protocol: *protocol, first: port, last: port }))
+            }
+            other => Some(other.clone()),
+        };
+        let ports: Vec<_> = ports.iter().filter_map(number).collect();
+        (!ports.is_empty()).then(|| Self { ports: Some(ports), ..self.clone() })
+    }
+
+    /// Its named ports.
+    pub(super) fn named(&self) -> impl Iterator<Item = (Protocol, AtomId)> {
+        let named =
+            |ports: &Ports| if let Ports::Named(protocol, atom) = ports { Some((*protocol, *atom)) } else { None };
+        self.ports.iter().flatten().filter_map(named)
+    }
+
+    /// Its ranges of ports.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = PortRange> {
+        let range = |ports: &Ports| if let Ports::Range(range) = ports { Some(*range) } else { None };
+        self.ports.iter().flatten().filter_map(range)
+    }
+
+    /// Ids of all atoms in it.
+    pub(super) fn atoms(&self) -> impl Iterator<Item = AtomId> {
+        self.peers.iter().flatten().copied().chain(self.named().map(|(_, atom)| atom))
+    }
+}

@@ -1,0 +1,97 @@
+//! From rule sets and classes to entries of `policy_rules`.
+
+use std::collections::BTreeMap;
+
+use podnet_common::addr::{Addr, Proto};
+use podnet_common::layout::{PolicyPort, PolicyRule, Prefix, Subject};
+
+use super::atoms::{Class, PortRange, Ports, Rule};
+use super::intern::{ClassId, SetId};
+use super::ports::PortClasses;
+
+/// What the tables of network policy should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// `subjects`: the pods of this node that are isolated.
+    pub subjects: BTreeMap<Addr, Subject>,
+    /// `policy_peers`: classes of pods.
+    pub peers: BTreeMap<Addr, u32>,
+    /// `policy_blocks`: classes of all other addresses.
+    pub blocks: BTreeMap<Prefix, u32>,
+    /// `policy_ports`: classes of ports.
+    pub ports: BTreeMap<PolicyPort, u32>,
+    /// `policy_rules`: what is allowed, with the id of a policy that allows it.
+    pub rules: BTreeMap<PolicyRule, u32>,
+}
+
+/// The flags in a field of [`Subject`]: the kinds of keys that rules may have. They depend on the rules only, not on the
+/// classes that exist now, so a set keeps them.
+pub(super) fn flags(rules: &[Rule]) -> u32 {
+    rules.iter().fold(0, |all, rule| all | kinds(rule))
+}
+
+fn kinds(rule: &Rule) -> u32 {
+    let of = |everything: u32, protocol: u32, ports: u32| match &rule.ports {
+        None => everything,
+        Some(list) => list.iter().fold(0, |flags, one| {
+            flags
+                | match one {
+                    Ports::Protocol(_) => protocol,
+                    Ports::Range(_) => ports,
+                    Ports::Named(..) => Subject::CLASS_PORTS,
+                }
+        }),
+    };
+    match rule.peers {
+        Some(_) => of(Subject::CLASS_ALL, Subject::CLASS_PROTOCOL, Subject::CLASS_PORTS),
+        None => of(Subject::ANY_ALL, Subject::ANY_PROTOCOL, Subject::ANY_PORTS),
+    }
+}
+
+/// Calls `put` with each entry that a rule of a set has for all addresses.
+pub(super) fn entries_for_any(set: SetId, rule: &Rule, ports: &PortClasses, mut put: impl FnMut(PolicyRule)) {
+    if rule.peers.is_none() {
+        keys(rule, None, ports, |ports| put(PolicyRule { set: set.0, class: PolicyRule::ANY, ports }));
+    }
+}
+
+/// Calls `put` with each entry that a rule of a set has for a class of addresses.
+pub(super) fn entries_for_class(
+    set: SetId,
+    rule: &Rule,
+    (id, class): (ClassId, &Class),
+    ports: &PortClasses,
+    mut put: impl FnMut(PolicyRule),
+) {
+    let put = |ports| put(PolicyRule { set: set.0, class: id.0, ports });
+    match &rule.peers {
+        Some(peers) if class.is_in_any(peers) => keys(rule, Some(class), ports, put),
+        Some(_) => {}
+        // All but named ports have entries for all addresses.
+        None => named(rule, class, ports, put),
+    }
+}
+
+/// Calls `put` with the ports that a rule allows, named ones for the class only.
+fn keys(rule: &Rule, class: Option<&Class>, classes: &PortClasses, mut put: impl FnMut(u32)) {
+    let Some(list) = &rule.ports else { return put(PolicyRule::ALL) };
+    for one in list {
+        match one {
+            Ports::Protocol(protocol) => put(PolicyRule::protocol(Proto::from(*protocol))),
+            Ports::Range(range) => classes.of(range).iter().for_each(|id| put(id.0)),
+            Ports::Named(..) => {}
+        }
+    }
+    if let Some(class) = class {
+        named(rule, class, classes, put);
+    }
+}
+
+/// Calls `put` with the named ports that a rule allows for a class.
+fn named(rule: &Rule, class: &Class, classes: &PortClasses, mut put: impl FnMut(u32)) {
+    for (protocol, atom) in rule.named() {
+        if let Some(port) = class.port(atom) {
+            classes.of(&PortRange { protocol, first: port, last: port }).iter().for_each(|id| put(id.0));
+        }
+    }
+}

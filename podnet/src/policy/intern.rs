@@ -1,0 +1,141 @@
+//! Ids for contents: equal contents have the same id for as long as it is in use.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+
+/// Declares ids, each a type of its own.
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident, $most:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub(super) struct $name(pub(super) u32);
+
+        impl Id for $name {
+            const MOST: u32 = $most;
+
+            fn new(number: u32) -> Self {
+                Self(number)
+            }
+        }
+    )*};
+}
+
+/// An id, from 1.
+pub(super) trait Id: Copy + Ord {
+    /// The greatest.
+    const MOST: u32;
+    /// The id with a number.
+    fn new(number: u32) -> Self;
+}
+
+ids! {
+    /// A policy, as a value of `policy_rules`.
+    PolicyId, u32::MAX;
+    /// An [`Atom`](super::atoms::Atom).
+    AtomId, u32::MAX;
+    /// A [`Profile`](super::atoms::Profile).
+    ProfileId, u32::MAX;
+    /// A [`Class`](super::atoms::Class) of addresses: `u32::MAX` means all of them.
+    ClassId, u32::MAX - 1;
+    /// A class of ports: numbers with the highest bit set mean whole protocols.
+    PortClassId, (1 << 31) - 1;
+    /// A rule set: 24 bits, of which all ones are part of [`Subject::CLOSED`](podnet_common::layout::Subject::CLOSED).
+    SetId, (1 << 24) - 2;
+}
+
+/// Contents and their ids. An id that is no longer in use is given to other contents as late as possible, since packets
+/// may still meet its entries in the tables.
+#[derive(Clone, Debug)]
+pub(super) struct Interner<K, I> {
+    ids: HashMap<Arc<K>, I>,
+    contents: BTreeMap<I, Arc<K>>,
+    last: u32,
+}
+
+impl<K, I> Default for Interner<K, I> {
+    fn default() -> Self {
+        Self { ids: HashMap::new(), contents: BTreeMap::new(), last: 0 }
+    }
+}
+
+impl<K: Eq + Hash, I: Id> Interner<K, I> {
+    /// The id of a content. A node has far fewer of them than ids.
+    pub(super) fn intern(&mut self, content: K) -> I {
+        if let Some(id) = self.ids.get(&content) {
+            return *id;
+        }
+        let id = loop {
+            self.last = if self.last >= I::MOST { 1 } else { self.last + 1 };
+            let id = I::new(self.last);
+            if !self.contents.contains_key(&id) {
+                break id;
+            }
+        };
+        let content = Arc::new(content);
+        self.ids.insert(content.clone(), id);
+        self.contents.insert(id, content);
+        id
+    }
+
+    /// The id of a content, if it has one.
+    pub(super) fn id(&self, content: &K) -> Option<I> {
+        self.ids.get(content).copied()
+    }
+
+    /// The content of an id.
+    pub(super) fn content(&self, id: I) -> Option<&K> {
+        self.contents.get(&id).map(|content| &**content)
+    }
+
+    /// All ids in use with their contents, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (I, &K)> {
+        self.contents.iter().map(|(id, content)| (*id, &**content))
+    }
+
+    /// Number of ids in use.
+    pub(super) fn len(&self) -> usize {
+        self.contents.len()
+    }
+
+    /// Forgets an id.
+    pub(super) fn remove(&mut self, id: I) {
+        if let Some(content) = self.contents.remove(&id) {
+            self.ids.remove(&content);
+        }
+    }
+
+    /// Forgets all ids but these.
+    pub(super) fn retain(&mut self, keep: impl Fn(I) -> bool) {
+        self.contents.retain(|id, _| keep(*id));
+        self.ids.retain(|_, id| keep(*id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    struct Few(u32);
+
+    impl Id for Few {
+        const MOST: u32 = 3;
+
+        fn new(number: u32) -> Self {
+            Self(number)
+        }
+    }
+
+    #[test]
+    fn ids_stay_and_are_reused_late() {
+        let mut interner = Interner::<_, Few>::default();
+        assert_eq!(["a", "b", "a"].map(|content| interner.intern(content).0), [1, 2, 1]);
+        interner.remove(Few(1));
+        assert_eq!(interner.intern("c"), Few(3));
+        assert_eq!((interner.intern("d"), interner.content(Few(1))), (Few(1), Some(&"d")));
+        interner.retain(|id| id == Few(2));
+        assert_eq!(interner.iter().collect::<Vec<_>>(), [(Few(2), &"b")]);
+        assert_eq!(interner.intern("a"), Few(3));
+    }
+}

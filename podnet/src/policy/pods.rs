@@ -1,0 +1,236 @@
+//! Pods and namespaces: who has which address, and what policies can tell about them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use super::atoms::{Atom, Class, Profile};
+use super::intern::{AtomId, Interner, ProfileId};
+use crate::model::{Labels, Namespace, ObjectName, Pod};
+
+/// The pods and namespaces of the cluster.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pods {
+    /// Name of this node.
+    node: Box<str>,
+    /// Labels of the namespaces.
+    namespaces: BTreeMap<String, Labels>,
+    /// Pods with a network of their own that haven't ended.
+    pods: BTreeMap<ObjectName, Known>,
+    /// Those of them that are on this node.
+    local: BTreeSet<ObjectName>,
+    /// Pods by address. Several may name one for a moment.
+    holders: HashMap<IpAddr, Vec<ObjectName>>,
+    profiles: Interner<Profile, ProfileId>,
+    members: BTreeMap<ProfileId, Members>,
+    dirty: Dirty,
+}
+
+/// What is kept of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) profile: ProfileId,
+    pub(super) ips: Vec<IpAddr>,
+    local: bool,
+    created: Box<str>,
+}
+
+/// The pods of a profile.
+#[derive(Clone, Debug, Default)]
+struct Members {
+    /// Their number.
+    pods: usize,
+    /// What they are in, without blocks; `None` until it is computed.
+    class: Option<Class>,
+}
+
+/// What has changed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Dirty {
+    /// Addresses of changed pods.
+    pub(super) addresses: BTreeSet<IpAddr>,
+    /// Whether pods may be in other atoms because of their namespace.
+    pub(super) namespaces: bool,
+    /// Whether pods of this node have changed.
+    pub(super) local: bool,
+    /// Profiles that have lost all of their pods.
+    vacant: BTreeSet<ProfileId>,
+}
+
+impl Pods {
+    pub(super) fn new(node: &str) -> Self {
+        Self { node: node.into(), ..Self::default() }
+    }
+
+    /// Sets a namespace, or (`None`) removes it.
+    pub(super) fn set_namespace(&mut self, name: &str, namespace: Option<&Namespace>) {
+        let labels = namespace.map(|namespace| namespace.labels.clone());
+        if self.namespaces.get(name) == labels.as_ref() {
+            return;
+        }
+        match labels {
+            Some(labels) => self.namespaces.insert(name.into(), labels),
+            None => self.namespaces.remove(name),
+        };
+        for (id, members) in &mut self.members {
+            if self.profiles.content(*id).is_some_and(|profile| *profile.namespace == *name) {
+                members.class = None;
+                self.dirty.namespaces = true;
+            }
+        }
+    }
+
+    /// Sets a pod, or (`None`) removes it.
+    pub(super) fn set(&mut self, name: &ObjectName, pod: Option<&Pod>) {
+        // Pods that have ended are no peers, and those with host network are part of their node.
+        let known = pod.filter(|pod| !pod.ended && !pod.host_network).map(|pod| self.know(name, pod));
+        if self.pods.get(name) == known.as_ref() {
+            return;
+        }
+        if let Some(old) = self.pods.remove(name) {
+            self.forget(name, old);
+        }
+        let Some(known) = known else { return };
+        for ip in &known.ips {
+            self.holders.entry(*ip).or_default().push(name.clone());
+        }
+        self.dirty.addresses.extend(&known.ips);
+        if known.local {
+            self.local.insert(name.clone());
+            self.dirty.local = true;
+        }
+        self.members.entry(known.profile).or_default().pods += 1;
+        self.pods.insert(name.clone(), known);
+    }
+
+    fn know(&mut self, name: &ObjectName, pod: &Pod) -> Known {
+        let profile = self.profiles.intern(Profile {
+            namespace: name.namespace.as_str().into(),
+            labels: pod.labels.clone(),
+            ports: pod.ports.clone(),
+        });
+        Known { profile, ips: pod.ips.clone(), local: pod.node == self.node, created: pod.created.clone() }
+    }
+
+    fn forget(&mut self, name: &ObjectName, old: Known) {
+        self.dirty.local |= self.local.remove(name);
+        for ip in &old.ips {
+            if let Some(holders) = self.holders.get_mut(ip) {
+                holders.retain(|holder| holder != name);
+                if holders.is_empty() {
+                    self.holders.remove(ip);
+                }
+            }
+        }
+        self.dirty.addresses.extend(old.ips);
+        if let Some(members) = self.members.get_mut(&old.profile) {
+            members.pods -= 1;
+            if members.pods == 0 {
+                self.dirty.vacant.insert(old.profile);
+            }
+        }
+    }
+
+    /// Takes what has changed since the last call, and forgets what no pod needs any more.
+    pub(super) fn take_dirty(&mut self) -> Dirty {
+        let dirty = std::mem::take(&mut self.dirty);
+        for id in &dirty.vacant {
+            if self.members.get(id).is_none_or(|members| members.pods == 0) {
+                self.members.remove(id);
+                self.profiles.remove(*id);
+            }
+        }
+        dirty
+    }
+
+    /// Finds the pods in the atoms that have come into force, given all of them with their ids, and takes them out of
+    /// those that have left it. Pods with a new profile, or in a namespace with new labels, are found in all.
+    pub(super) fn settle(
+        &mut self,
+        atoms: &Interner<Atom, AtomId>,
+        all: &BTreeSet<AtomId>,
+        entered: &BTreeSet<AtomId>,
+        left: &BTreeSet<AtomId>,
+    ) {
+        for (id, members) in &mut self.members {
+            let Some(profile) = self.profiles.content(*id) else { continue };
+            let labels = self.namespaces.get(&*profile.namespace);
+            match &mut members.class {
+                Some(class) => {
+                    if !left.is_empty() {
+                        class.atoms.retain(|atom| !left.contains(atom));
+                        class.named.retain(|(atom, _)| !left.contains(atom));
+                    }
+                    enter(class, profile, labels, atoms, entered);
+                }
+                none => enter(none.insert(Class::default()), profile, labels, atoms, all),
+            }
+        }
+    }
+
+    /// What the pod with an address is in, without blocks.
+    pub(super) fn class(&self, ip: &IpAddr) -> Option<&Class> {
+        let pod = self.pods.get(self.holder(ip)?)?;
+        self.members.get(&pod.profile)?.class.as_ref()
+    }
+
+    /// The pod that has an address: of several that name it the one on this node, or else the one created last, since
+    /// the object of an earlier one can stay for a moment.
+    pub(super) fn holder(&self, ip: &IpAddr) -> Option<&ObjectName> {
+        let holders = self.holders.get(ip)?;
+        if let [single] = holders.as_slice() {
+            return Some(single);
+        }
+        let rank = |name: &&ObjectName| self.pods.get(*name).map(|pod| (pod.local, pod.created.clone()));
+        holders.iter().max_by(|a, b| (rank(a), a).cmp(&(rank(b), b)))
+    }
+
+    /// All addresses of pods.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.holders.keys()
+    }
+
+    /// The pods of this node.
+    pub(super) fn local(&self) -> impl Iterator<Item = (&ObjectName, &Known)> {
+        self.local.iter().filter_map(|name| Some((name, self.pods.get(name)?)))
+    }
+
+    /// A profile.
+    pub(super) fn profile(&self, id: ProfileId) -> Option<&Profile> {
+        self.profiles.content(id)
+    }
+
+    /// Number of pods in at least one of these atoms.
+    pub(super) fn count(&self, atoms: &[&Atom]) -> usize {
+        let within = |(id, _): &(&ProfileId, &Members)| {
+            self.profiles.content(**id).is_some_and(|profile| {
+                let labels = self.namespaces.get(&*profile.namespace);
+                atoms.iter().any(|atom| profile.is_in(atom, labels))
+            })
+        };
+        self.members.iter().filter(within).map(|(_, members)| members.pods).sum()
+    }
+}
+
+/// Adds to a class those of these atoms that a profile is in.
+fn enter(
+    class: &mut Class,
+    profile: &Profile,
+    namespace: Option<&Labels>,
+    atoms: &Interner<Atom, AtomId>,
+    new: &BTreeSet<AtomId>,
+) {
+    if new.is_empty() {
+        return;
+    }
+    for id in new {
+        match atoms.content(*id) {
+            Some(Atom::Named { protocol, name }) => {
+                class.named.extend(profile.port(*protocol, name).map(|port| (*id, port)));
+            }
+            Some(atom) if profile.is_in(atom, namespace) => class.atoms.push(*id),
+            _ => {}
+        }
+    }
+    class.atoms.sort_unstable();
+    class.named.sort_unstable();
+}

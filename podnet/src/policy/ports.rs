@@ -1,0 +1,152 @@
+//! Port classes: the ports that exactly the same ranges of rules contain are one class.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use podnet_common::addr::Proto;
+use podnet_common::layout::PolicyPort;
+
+use super::atoms::PortRange;
+use super::intern::{Interner, PortClassId};
+
+/// Number of bits of a port.
+const PORT_BITS: u32 = 16;
+
+/// The classes of the current ranges, and those of earlier ones that packets may still meet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PortClasses {
+    ids: Interner<Vec<PortRange>, PortClassId>,
+    /// The classes of the current ranges.
+    current: BTreeSet<PortClassId>,
+    /// The classes of all ranges, earlier ones included.
+    by_range: BTreeMap<PortRange, Vec<PortClassId>>,
+}
+
+impl PortClasses {
+    /// Divides the ports by these ranges. Returns the table `policy_ports`.
+    pub(super) fn divide(&mut self, ranges: &BTreeSet<PortRange>) -> BTreeMap<PolicyPort, u32> {
+        let mut table = BTreeMap::new();
+        self.current.clear();
+        for (first, last, within) in parts(ranges) {
+            let proto = Proto::from(within[0].protocol);
+            let id = self.ids.intern(within);
+            self.current.insert(id);
+            table.extend(prefixes(first, last).map(|(port, bits)| (PolicyPort::new(proto, port, bits), id.0)));
+        }
+        self.group();
+        table
+    }
+
+    /// Forgets classes of earlier ranges. Returns whether there were any.
+    pub(super) fn forget(&mut self) -> bool {
+        let before = self.ids.len();
+        self.ids.retain(|id| self.current.contains(&id));
+        self.group();
+        self.ids.len() != before
+    }
+
+    fn group(&mut self) {
+        self.by_range.clear();
+        for (id, ranges) in self.ids.iter() {
+            ranges.iter().for_each(|range| self.by_range.entry(*range).or_default().push(id));
+        }
+    }
+
+    /// The classes that make up a range, if the ports are or were divided by it.
+    pub(super) fn of(&self, range: &PortRange) -> &[PortClassId] {
+        self.by_range.get(range).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the ports are divided by a range.
+    pub(super) fn has(&self, range: &PortRange) -> bool {
+        self.of(range).iter().any(|id| self.current.contains(id))
+    }
+}
+
+/// The parts that ranges divide the ports into, with first and last port and the ranges that contain them, ascending;
+/// without ports that no range contains.
+fn parts(ranges: &BTreeSet<PortRange>) -> Vec<(u16, u16, Vec<PortRange>)> {
+    let mut parts = Vec::new();
+    let protocols: BTreeSet<_> = ranges.iter().map(|range| range.protocol).collect();
+    for protocol in protocols {
+        // Ranges that begin and end at each boundary. The one after 65535 needs more than 16 bits.
+        let mut bounds: BTreeMap<u32, (Vec<PortRange>, Vec<PortRange>)> = BTreeMap::new();
+        for range in ranges.iter().filter(|range| range.protocol == protocol && range.first <= range.last) {
+            bounds.entry(range.first.into()).or_default().0.push(*range);
+            bounds.entry(u32::from(range.last) + 1).or_default().1.push(*range);
+        }
+        let mut within = BTreeSet::new();
+        let mut start = 0;
+        for (bound, (begin, end)) in bounds {
+            if let (Ok(first), Ok(last), false) =
+                (u16::try_from(start), u16::try_from(bound.max(1) - 1), within.is_empty())
+            {
+                parts.push((first, last, within.iter().copied().collect()));
+            }
+            within.extend(begin);
+            end.iter().for_each(|range| _ = within.remove(range));
+            start = bound;
+        }
+    }
+    parts
+}
+
+/// The fewest prefixes, each with its first port and its length, that make up a range: 30 at most.
+fn prefixes(first: u16, last: u16) -> impl Iterator<Item = (u16, u32)> {
+    let (mut next, end) = (u32::from(first), u32::from(last) + 1);
+    std::iter::from_fn(move || {
+        let left = end.checked_sub(next).filter(|left| *left > 0)?;
+        let free = next.trailing_zeros().min(PORT_BITS).min(left.ilog2());
+        let prefix = (u16::try_from(next).ok()?, PORT_BITS - free);
+        next += 1 << free;
+        Some(prefix)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use podnet_common::addr::Port;
+    use podnet_common::layout::ProtoPort;
+
+    use super::*;
+    use crate::model::Protocol;
+
+    fn range(protocol: Protocol, first: u16, last: u16) -> PortRange {
+        PortRange { protocol, first, last }
+    }
+
+    #[test]
+    fn a_range_is_a_few_prefixes() {
+        let list = |first, last| prefixes(first, last).collect::<Vec<_>>();
+        assert_eq!(list(80, 80), [(80, 16)]);
+        assert_eq!(list(0, u16::MAX), [(0, 0)]);
+        assert_eq!(list(u16::MAX, u16::MAX), [(u16::MAX, 16)]);
+        assert_eq!(list(5, 10), [(5, 16), (6, 15), (8, 15), (10, 16)]);
+        assert_eq!(list(1, u16::MAX - 1).len(), 30);
+    }
+
+    #[test]
+    fn classes_follow_the_ranges() {
+        let lookup = |table: &BTreeMap<PolicyPort, u32>, proto, port| {
+            let port = ProtoPort { proto, _pad: 0, port: Port::new(port) };
+            table.iter().filter(|(key, _)| key.contains(&port)).max_by_key(|(key, _)| key.len).map(|(_, id)| *id)
+        };
+        let mut classes = PortClasses::default();
+        let (wide, narrow) = (range(Protocol::Tcp, 1, u16::MAX), range(Protocol::Tcp, 80, 90));
+        let table = classes.divide(&[wide].into());
+        let outer = lookup(&table, Proto::TCP, 85);
+        assert_eq!((outer, lookup(&table, Proto::UDP, 85), lookup(&table, Proto::TCP, 0)), (Some(1), None, None));
+        let table = classes.divide(&[wide, narrow, range(Protocol::Udp, 80, 90)].into());
+        assert_eq!((classes.of(&wide).len(), classes.of(&narrow).len()), (2, 1));
+        let inner = classes.of(&narrow)[0].0;
+        assert_eq!(
+            [79, 80, 90, 91].map(|port| lookup(&table, Proto::TCP, port)),
+            [outer, Some(inner), Some(inner), outer]
+        );
+        assert!(lookup(&table, Proto::UDP, 80).is_some_and(|id| id != inner));
+        assert!(!classes.has(&range(Protocol::Tcp, 80, 80)));
+        let table = classes.divide(&[narrow].into());
+        assert_eq!(lookup(&table, Proto::TCP, 79), None);
+        assert!(!classes.has(&wide) && classes.of(&wide).len() == 2, "packets may still meet its classes");
+        assert!(classes.forget() && classes.of(&wide).is_empty() && !classes.forget());
+    }
+}

@@ -1,0 +1,179 @@
+//! The desired tables, and the classes that they are made of.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use podnet_common::addr::Addr;
+use podnet_common::layout::PolicyRule;
+
+use super::atoms::{Atom, Class, PortRange, Rule};
+use super::classes::Blocks;
+use super::compile::{Desired, entries_for_any, entries_for_class};
+use super::intern::{AtomId, ClassId, Interner, SetId};
+use super::pods::Pods;
+use super::ports::PortClasses;
+
+/// The desired tables.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tables {
+    blocks: Blocks,
+    ports: PortClasses,
+    classes: Interner<Class, ClassId>,
+    /// Number of entries of each class in `policy_peers` and `policy_blocks`. Other classes are earlier ones that packets
+    /// may still meet.
+    uses: HashMap<ClassId, usize>,
+    /// Classes that have lost their last entry.
+    idle: BTreeSet<ClassId>,
+    pub(super) desired: Desired,
+}
+
+/// What the tables are made from.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'a> {
+    pub(super) pods: &'a Pods,
+    pub(super) atoms: &'a Interner<Atom, AtomId>,
+    /// The atoms of the sets.
+    pub(super) in_force: &'a BTreeSet<AtomId>,
+    pub(super) sets: &'a Interner<Vec<Rule>, SetId>,
+}
+
+impl Tables {
+    /// Computes everything but the subjects anew, with the same ids for the same contents.
+    pub(super) fn place_all(&mut self, parts: Parts<'_>) {
+        self.idle.extend(self.uses.drain().map(|(id, _)| id));
+        let in_force = parts.in_force.iter().filter_map(|id| Some((*id, parts.atoms.content(*id)?)));
+        self.blocks = Blocks::new(in_force);
+        let mut peers = BTreeMap::new();
+        for ip in parts.pods.addresses() {
+            if let Some(class) = self.class(ip, parts.pods) {
+                peers.insert(Addr::from(*ip), self.take(class).0.0);
+            }
+        }
+        self.desired.peers = peers;
+        let blocks: Vec<_> = self.blocks.entries().map(|(prefix, atoms)| (prefix, atoms.to_vec())).collect();
+        let blocks = blocks.into_iter().map(|(prefix, atoms)| {
+            let class = Class { atoms, named: Vec::new() };
+            (prefix, if class.is_none() { 0 } else { self.take(class).0.0 })
+        });
+        self.desired.blocks = blocks.collect();
+        let in_sets = parts.sets.iter().flat_map(|(_, rules)| rules).flat_map(Rule::ranges);
+        let used = self.uses.keys().filter_map(|id| self.classes.content(*id));
+        let named = used.flat_map(|class| numbers(class, parts.atoms));
+        self.desired.ports = self.ports.divide(&in_sets.chain(named).collect());
+        self.desired.rules = self.rules(parts.sets);
+    }
+
+    /// Updates the entries of these addresses. Returns false if everything must be computed anew, because a class has a
+    /// named port with a number that the ports aren't divided by.
+    pub(super) fn place(&mut self, addresses: &BTreeSet<IpAddr>, parts: Parts<'_>) -> bool {
+        for ip in addresses {
+            let addr = Addr::from(*ip);
+            let class = self.class(ip, parts.pods);
+            if class.as_ref().is_some_and(|class| numbers(class, parts.atoms).any(|range| !self.ports.has(&range))) {
+                return false;
+            }
+            let new = class.map(|class| self.take(class));
+            let old = match new {
+                Some((id, _)) => self.desired.peers.insert(addr, id.0),
+                None => self.desired.peers.remove(&addr),
+            };
+            if let Some((id, true)) = new {
+                self.add_rules(id, parts.sets);
+            }
+            if let Some(old) = old {
+                self.release(ClassId(old));
+            }
+        }
+        true
+    }
+
+    /// The class of a pod's address; `None` without an entry in `policy_peers`.
+    fn class(&self, ip: &IpAddr, pods: &Pods) -> Option<Class> {
+        let mut class = pods.class(ip).filter(|class| !class.is_none())?.clone();
+        class.atoms.extend(self.blocks.of(*ip));
+        class.atoms.sort_unstable();
+        Some(class)
+    }
+
+    /// The id of a class that has one more entry, and whether this is the first.
+    fn take(&mut self, class: Class) -> (ClassId, bool) {
+        let id = self.classes.intern(class);
+        let uses = self.uses.entry(id).or_default();
+        *uses += 1;
+        (id, *uses == 1)
+    }
+
+    /// A class has one entry less.
+    fn release(&mut self, id: ClassId) {
+        if let Some(uses) = self.uses.get_mut(&id).filter(|uses| **uses > 1) {
+            *uses -= 1;
+        } else {
+            self.uses.remove(&id);
+            self.idle.insert(id);
+        }
+    }
+
+    /// Forgets classes without entries, once no table leads to them. Returns whether that has changed the rules.
+    pub(super) fn forget(&mut self, sets: &Interner<Vec<Rule>, SetId>) -> bool {
+        let idle: Vec<_> =
+            std::mem::take(&mut self.idle).into_iter().filter(|id| !self.uses.contains_key(id)).collect();
+        idle.iter().for_each(|id| self.classes.remove(*id));
+        if self.ports.forget() {
+            self.desired.rules = self.rules(sets);
+            return true;
+        }
+        for (id, (set, _)) in idle.iter().flat_map(|id| sets.iter().map(move |set| (id, set))) {
+            let key = |ports| PolicyRule { set: set.0, class: id.0, ports };
+            let gone: Vec<_> = self.desired.rules.range(key(0)..=key(u32::MAX)).map(|(key, _)| *key).collect();
+            gone.iter().for_each(|key| _ = self.desired.rules.remove(key));
+        }
+        !idle.is_empty()
+    }
+
+    /// Adds the entries of a new class.
+    fn add_rules(&mut self, id: ClassId, sets: &Interner<Vec<Rule>, SetId>) {
+        let Some(class) = self.classes.content(id) else { return };
+        for (set, rules) in sets.iter() {
+            for rule in rules {
+                entries_for_class(set, rule, (id, class), &self.ports, |key| {
+                    self.desired.rules.entry(key).or_insert(rule.policy.0);
+                });
+            }
+        }
+    }
+
+    /// All entries of `policy_rules`.
+    fn rules(&self, sets: &Interner<Vec<Rule>, SetId>) -> BTreeMap<PolicyRule, u32> {
+        let mut within: HashMap<AtomId, Vec<(ClassId, &Class)>> = HashMap::new();
+        for (id, class) in self.classes.iter() {
+            let named = class.named.iter().map(|(atom, _)| atom);
+            class.atoms.iter().chain(named).for_each(|atom| within.entry(*atom).or_default().push((id, class)));
+        }
+        let mut entries = Vec::new();
+        for (set, rules) in sets.iter() {
+            for rule in rules {
+                let mut put = |key| entries.push((key, rule.policy.0));
+                entries_for_any(set, rule, &self.ports, &mut put);
+                let atoms: Vec<AtomId> = match &rule.peers {
+                    Some(peers) => peers.clone(),
+                    None => rule.named().map(|(_, atom)| atom).collect(),
+                };
+                for class in atoms.iter().filter_map(|atom| within.get(atom)).flatten() {
+                    entries_for_class(set, rule, *class, &self.ports, &mut put);
+                }
+            }
+        }
+        // Of several policies that allow the same, the first is named.
+        entries.sort_by_key(|(key, _)| *key);
+        entries.dedup_by_key(|(key, _)| *key);
+        entries.into_iter().collect()
+    }
+}
+
+/// The numbers of a class's named ports.
+fn numbers<'a>(class: &'a Class, atoms: &'a Interner<Atom, AtomId>) -> impl Iterator<Item = PortRange> {
+    class.named.iter().filter_map(|(atom, port)| match atoms.content(*atom)? {
+        Atom::Named { protocol, .. } => Some(PortRange { protocol: *protocol, first: *port, last: *port }),
+        _ => None,
+    })
+}

@@ -1,0 +1,137 @@
+//! Random sequences of changes.
+
+use podnet_common::layout::Subject;
+use proptest::prelude::*;
+
+use super::random::{cluster, namespace_of, pod, policy, questions};
+use super::*;
+use crate::policy::Desired;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Policy(ObjectName, Option<NetworkPolicy>),
+    Namespace(String, Option<Namespace>),
+    Pod(ObjectName, Option<Pod>),
+}
+
+impl Step {
+    fn apply(self, cluster: &mut Cluster, policies: &mut Policies) {
+        match self {
+            Self::Policy(name, policy) => {
+                policies.set_policy(&name, policy.clone().map(Into::into));
+                put(&mut cluster.policies, name, policy);
+            }
+            Self::Namespace(name, namespace) => {
+                policies.set_namespace(&name, namespace.as_ref());
+                put(&mut cluster.namespaces, name, namespace);
+            }
+            Self::Pod(name, pod) => {
+                policies.set_pod(&name, pod.as_ref());
+                put(&mut cluster.pods, name, pod);
+            }
+        }
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => policy().prop_map(|(name, policy)| Step::Policy(name, policy)),
+        1 => namespace_of().prop_map(|(name, namespace)| Step::Namespace(name, namespace)),
+        3 => pod().prop_map(|(name, pod)| Step::Pod(name, pod)),
+    ]
+}
+
+/// The tables between two states, in the order in which they are written.
+fn between(old: &Desired, new: &Desired) -> Vec<Desired> {
+    let mut states = vec![old.clone()];
+    let mut next = |change: &dyn Fn(&mut Desired)| {
+        let mut state = states.last().unwrap().clone();
+        change(&mut state);
+        states.push(state);
+    };
+    next(&|state| state.rules.extend(&new.rules));
+    next(&|state| state.ports.extend(&new.ports));
+    next(&|state| state.ports.clone_from(&new.ports));
+    next(&|state| state.peers.clone_from(&new.peers));
+    next(&|state| state.blocks.extend(&new.blocks));
+    next(&|state| state.blocks.clone_from(&new.blocks));
+    next(&|state| state.subjects.clone_from(&new.subjects));
+    states
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn changes_lead_to_the_same_verdicts(cluster in cluster(), steps in prop::collection::vec((step(), 0..3_u8), 1..10)) {
+        let (mut cluster, mut policies) = (cluster.clone(), cluster.compile());
+        let questions = questions();
+        for (step, then) in steps {
+            step.apply(&mut cluster, &mut policies);
+            // Some changes come together, and some tables are written at leisure.
+            if then == 0 {
+                continue;
+            }
+            policies.update();
+            for question in &questions {
+                prop_assert_eq!(allows(policies.desired(), question), cluster.allows(question), "{:?}", question);
+            }
+            if then == 2 {
+                policies.written();
+            }
+        }
+        policies.update();
+        (0..4).for_each(|_| _ = policies.written());
+        prop_assert!(!policies.written(), "nothing is left to be taken out");
+        let fresh = cluster.compile();
+        for question in &questions {
+            let verdict = cluster.allows(question);
+            prop_assert_eq!(allows(policies.desired(), question), verdict, "{:?}", question);
+            prop_assert_eq!(allows(fresh.desired(), question), verdict, "{:?}", question);
+        }
+        let size = |of: &Policies| {
+            let Desired { subjects, peers, blocks, .. } = of.desired();
+            let sets = subjects.values().flat_map(|of| [of.ingress, of.egress]).filter(|set| *set != Subject::CLOSED);
+            (subjects.len(), peers.len(), blocks.len(), sets.collect::<std::collections::BTreeSet<_>>().len())
+        };
+        prop_assert_eq!(size(&policies), size(&fresh));
+    }
+
+    /// While tables are written, every packet gets the verdict of before or that of after.
+    #[test]
+    fn no_state_in_between_is_worse(cluster in cluster(), steps in prop::collection::vec(step(), 1..4)) {
+        let (mut cluster, mut policies) = (cluster.clone(), cluster.compile());
+        let old = policies.desired().clone();
+        let before = cluster.clone();
+        for step in steps {
+            step.apply(&mut cluster, &mut policies);
+        }
+        policies.update();
+        let mut new = policies.desired().clone();
+        let questions: Vec<_> = questions().into_iter().step_by(3).collect();
+        // A pod or namespace that changes concerns its address in one table and all subjects in another.
+        let unchanged = before.pods == cluster.pods && before.namespaces == cluster.namespaces;
+        for state in between(&old, &new) {
+            for question in questions.iter().filter(|_| unchanged) {
+                let verdict = allows(&state, question);
+                let right = [before.allows(question), cluster.allows(question)];
+                prop_assert!(right.contains(&verdict), "{:?}", question);
+            }
+        }
+        while policies.written() {
+            for state in between(&new, policies.desired()) {
+                for question in &questions {
+                    prop_assert_eq!(allows(&state, question), cluster.allows(question), "{:?}", question);
+                }
+            }
+            new = policies.desired().clone();
+        }
+    }
+}
