@@ -128,7 +128,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let kind = prop::sample::select(Kind::ALL.to_vec());
+    let kind = prop::sample::select(Kind::FROM_API.to_vec());
     prop_oneof![
         8 => (kind.clone(), 0..5_u8, 1..200_u8).prop_map(|(kind, name, number)| Step::Apply(kind, name, number)),
         4 => (kind, 0..5_u8).prop_map(|(kind, name)| Step::Delete(kind, name)),
@@ -147,6 +147,7 @@ fn object(kind: Kind, name: u8, number: u8) -> Value {
         Kind::EndpointSlice => slice(&name, number),
         Kind::Node => node(&name, number),
         Kind::ServiceCidr => range(&name, number),
+        Kind::NetworkPolicy | Kind::Namespace | Kind::Pod => unreachable!("not read yet"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The index of all objects: which objects belong to which service, and which keys of each domain a change makes dirty.
+//! The index of the objects: which objects belong to which service, and which keys of each domain a change makes dirty.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,6 +25,9 @@ pub struct Dirty {
     pub service_cidrs: bool,
     /// Whether an endpoint that may have UDP flows is gone or no longer serving.
     pub lost: bool,
+    /// Changed NetworkPolicies, Namespaces and Pods, in order of the changes, with their new state. Their room keeps
+    /// them in a form of its own, so they are not kept here.
+    pub policies: Vec<(ObjectKey, Option<Object>)>,
 }
 
 /// All objects of the sources.
@@ -78,6 +81,9 @@ impl Index {
                     _ => None,
                 };
                 self.apply_slice(name, slice, origin);
+            }
+            (Kind::NetworkPolicy | Kind::Namespace | Kind::Pod, object) => {
+                self.dirty.policies.push((ObjectKey { kind, name }, object));
             }
         }
     }
@@ -172,7 +178,7 @@ impl Index {
                 let owner = ObjectName { namespace: name.namespace.clone(), name: self.owners.get(name)?.clone() };
                 self.slices(&owner).find(|(slice, _)| *slice == name.name).map(|(_, slice)| &*slice.uid)
             }
-            Kind::ServiceCidr => None,
+            Kind::ServiceCidr | Kind::NetworkPolicy | Kind::Namespace | Kind::Pod => None,
         }
     }
 

@@ -1,13 +1,14 @@
 //! The control plane of one node, driven by the daemon's event loop.
 //!
 //! ```text
-//!                                ┌→ nodes ──┐ guard, settings, ranges
+//!                                ┌→ policies ──→ their tables
+//!                                ├→ nodes ──┐ guard, settings, ranges
 //! source ── Batch ──→ index ── Dirty        ↓
 //!                                └→ services ──┐
 //!   records ──→ host ports ────────────────────┴→ frontends (desired, shares) ── reconcile ──→ tables
 //! ```
-//! Each domain has a room, a module that keeps the derived state of that domain: `nodes`, `services`,
-//! `host_ports`. The `index` tells each of them which of its keys are dirty. All work is done synchronously on the
+//! Each domain has a room, a module that keeps the derived state of that domain: `nodes`, `services`, `host_ports`,
+//! `policies`. The `index` tells each of them which of its keys are dirty. All work is done synchronously on the
 //! caller's thread; a changed EndpointSlice costs the work for its service only.
 
 mod ages;
@@ -20,6 +21,7 @@ mod host_ports;
 mod index;
 pub mod networks;
 mod nodes;
+pub mod policies;
 mod problems;
 mod services;
 mod shadows;
@@ -51,6 +53,7 @@ use crate::reconcile::{Outcome, Tables};
 use frontends::Frontends;
 use host_ports::HostPorts;
 use nodes::Nodes;
+use policies::NetworkPolicies;
 use problems::{Notes, Problems, SHOWN_MAX};
 use services::{Services, Surroundings};
 
@@ -61,6 +64,7 @@ pub struct Control {
     index: Index,
     nodes: Nodes,
     services: Services,
+    policies: NetworkPolicies,
     host_ports: HostPorts,
     frontends: Frontends,
     problems: Problems,
@@ -84,6 +88,8 @@ pub struct Applied {
     pub host_ports: bool,
     /// Whether an endpoint that may have UDP flows is no longer serving, even if it got no new flows.
     pub lost: bool,
+    /// Whether the desired tables of [`Control::policies`] may have changed.
+    pub policies: bool,
 }
 
 impl Control {
@@ -103,6 +109,7 @@ impl Control {
             config: config.clone(),
             index: Index::default(),
             services: Services::default(),
+            policies: NetworkPolicies::new(&config.node),
             host_ports: HostPorts::default(),
             frontends,
             problems: Problems::default(),
@@ -121,7 +128,7 @@ impl Control {
     pub fn apply(&mut self, batch: Batch) -> Applied {
         for change in batch.changes {
             // Problems of Services and Nodes depend on other objects too; they are recorded when these are evaluated.
-            if matches!(change.key.kind, Kind::EndpointSlice | Kind::ServiceCidr) {
+            if !matches!(change.key.kind, Kind::Service | Kind::Node) {
                 let notes = change.object.as_ref().map(|object| Notes::new(object.left_out()));
                 self.problems.set(&change.key, notes.unwrap_or_default());
             }
@@ -137,6 +144,7 @@ impl Control {
             nodes: !dirty.nodes.is_empty() || dirty.service_cidrs,
             health: concerned.leaving,
             lost: dirty.lost,
+            policies: self.policies.update(dirty.policies),
             ..Applied::default()
         };
         let was_synced = std::mem::replace(&mut self.synced, batch.synced);
@@ -208,7 +216,8 @@ impl Control {
 
     /// The next object of which a part is left out. Each is returned once.
     pub fn complaint(&mut self) -> Option<Complaint> {
-        let uid = |key: &ObjectKey| self.index.uid(key).unwrap_or_default().to_owned();
+        let uid =
+            |key: &ObjectKey| self.index.uid(key).or_else(|| self.policies.uid(key)).unwrap_or_default().to_owned();
         self.problems.complaint(uid)
     }
 
@@ -284,6 +293,16 @@ impl Control {
         let reconciler = &self.frontends.reconciler;
         let serves = |port| services::serves(port, key, backend, &self.index, &self.nodes.guard);
         reconciler.leads_to(key, backend) || reconciler.service_of(key).is_some_and(serves)
+    }
+
+    /// Network policies.
+    pub fn policies(&self) -> &NetworkPolicies {
+        &self.policies
+    }
+
+    /// Network policies, to write their tables. To be called only once the sources are synced.
+    pub fn policies_mut(&mut self) -> &mut NetworkPolicies {
+        &mut self.policies
     }
 
     /// Names of the service ids in the tables.

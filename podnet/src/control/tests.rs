@@ -10,6 +10,7 @@ use crate::reconcile::dump;
 use crate::source::manifest::ManifestSource;
 
 mod guarded;
+mod policies;
 mod shadows;
 mod shares;
 

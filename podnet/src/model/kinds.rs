@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::endpoint_slice::EndpointSlice;
 use super::left_out::LeftOut;
+use super::namespace::Namespace;
 use super::node::Node;
+use super::pod::Pod;
+use super::policy::NetworkPolicy;
 use super::service::Service;
 use super::service_cidr::ServiceCidr;
 
@@ -85,4 +88,15 @@ kinds! {
     Node: "Node", "NodeList", "", "v1", "nodes", false;
     /// `networking.k8s.io/v1` ServiceCIDR.
     ServiceCidr: "ServiceCIDR", "ServiceCIDRList", "networking.k8s.io", "networking.k8s.io/v1", "servicecidrs", false;
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy: "NetworkPolicy", "NetworkPolicyList", "networking.k8s.io", "networking.k8s.io/v1", "networkpolicies", true;
+    /// `v1` Namespace.
+    Namespace: "Namespace", "NamespaceList", "", "v1", "namespaces", false;
+    /// `v1` Pod.
+    Pod: "Pod", "PodList", "", "v1", "pods", true;
+}
+
+impl Kind {
+    /// The kinds that are read from the Kubernetes API.
+    pub const FROM_API: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
 }

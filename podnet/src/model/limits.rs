@@ -11,3 +11,11 @@ pub const SOURCE_RANGES: usize = 4096;
 pub const ENDPOINTS: usize = 16_384;
 /// Addresses of a Node, of each type.
 pub const NODE_ADDRESSES: usize = 16;
+/// Addresses of a Pod. The API server allows one for each family.
+pub const POD_ADDRESSES: usize = 16;
+/// Named ports of a Pod.
+pub const POD_PORTS: usize = 1024;
+/// Rules of a NetworkPolicy, in each direction.
+pub const POLICY_RULES: usize = 1024;
+/// Peers of a rule, and separately its ports. A rule with more allows nothing.
+pub const POLICY_ELEMENTS: usize = 4096;

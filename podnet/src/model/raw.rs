@@ -3,8 +3,18 @@
 //! One structure serves all kinds, since the kind may follow the fields that depend on it (`kubectl get -o yaml` sorts
 //! keys).
 
+mod lenient;
+mod spec;
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Deserializer};
+
+use super::labels::Labels as Complete;
+use lenient::{nullable, text};
+use spec::spec;
+pub use spec::{ClientIpConfig, Container, ContainerPort, Port, SessionAffinityConfig, Spec, Taint};
 
 /// Any object, or a list of them.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -17,10 +27,10 @@ pub struct Manifest {
     /// Name, namespace, labels, annotations.
     #[serde(deserialize_with = "nullable")]
     pub metadata: Metadata,
-    /// Service, Node and ServiceCIDR.
-    #[serde(deserialize_with = "nullable")]
+    /// All but EndpointSlice and Namespace.
+    #[serde(deserialize_with = "spec")]
     pub spec: Spec,
-    /// Node.
+    /// Service, Node and Pod.
     #[serde(deserialize_with = "nullable")]
     pub status: Status,
     /// EndpointSlice: the addresses' family.
@@ -84,12 +94,12 @@ pub struct Metadata {
     /// The API server's id of this object, unique among all objects of its name over time.
     #[serde(deserialize_with = "text")]
     pub uid: Option<String>,
-    /// Node: creation time.
+    /// Node and Pod: creation time.
     #[serde(deserialize_with = "text")]
     pub creation_timestamp: Option<String>,
     /// Node: since when it is being deleted.
     pub deletion_timestamp: Option<IgnoredAny>,
-    /// The labels that podnet uses.
+    /// Its labels.
     #[serde(deserialize_with = "nullable")]
     pub labels: Labels,
     /// The annotations that podnet uses.
@@ -99,23 +109,35 @@ pub struct Metadata {
 
 /// `metadata.labels`.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Labels {
+#[serde(transparent)]
+pub struct Labels(BTreeMap<String, Option<String>>);
+
+impl Labels {
     /// EndpointSlice: name of its Service.
-    #[serde(rename = "kubernetes.io/service-name")]
-    pub service_name: Option<String>,
+    pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
     /// Assigns a service to another proxy, whatever its value.
-    #[serde(rename = "service.kubernetes.io/service-proxy-name")]
-    pub service_proxy_name: Option<String>,
+    pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
     /// Marks a headless service, whatever its value.
-    #[serde(rename = "service.kubernetes.io/headless")]
-    pub headless: Option<String>,
+    pub const HEADLESS: &str = "service.kubernetes.io/headless";
     /// Node: marks a control plane node, whatever its value.
-    #[serde(rename = "node-role.kubernetes.io/control-plane")]
-    pub control_plane: Option<String>,
+    pub const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
     /// Node: its zone.
-    #[serde(rename = "topology.kubernetes.io/zone")]
-    pub zone: Option<String>,
+    pub const ZONE: &str = "topology.kubernetes.io/zone";
+
+    /// Value of a label.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.as_deref()
+    }
+
+    /// Whether there is a label, whatever its value.
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// All of them. A label without a value has an empty one, as in the API.
+    pub fn complete(self) -> Complete {
+        self.0.into_iter().map(|(key, value)| (key, value.unwrap_or_default())).collect()
+    }
 }
 
 /// `metadata.annotations`.
@@ -130,86 +152,7 @@ pub struct Annotations {
     pub last_change_trigger_time: Option<String>,
 }
 
-/// `spec` of Service, Node and ServiceCIDR.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Spec {
-    /// Service: its type; empty means ClusterIP.
-    #[serde(rename = "type", deserialize_with = "nullable")]
-    pub kind: String,
-    /// Service: its first ClusterIP.
-    #[serde(rename = "clusterIP", deserialize_with = "nullable")]
-    pub cluster_ip: String,
-    /// Service: all its ClusterIPs.
-    #[serde(rename = "clusterIPs", deserialize_with = "nullable")]
-    pub cluster_ips: Vec<String>,
-    /// Service: its ports.
-    #[serde(deserialize_with = "nullable")]
-    pub ports: Vec<Port>,
-    /// Service: `IPv4`, `IPv6`.
-    #[serde(deserialize_with = "nullable")]
-    pub ip_families: Vec<String>,
-    /// Service: `None` or `ClientIP`.
-    #[serde(deserialize_with = "nullable")]
-    pub session_affinity: String,
-    /// Service: the affinity's duration.
-    #[serde(deserialize_with = "nullable")]
-    pub session_affinity_config: SessionAffinityConfig,
-    /// Service: `Cluster` or `Local`.
-    #[serde(deserialize_with = "nullable")]
-    pub internal_traffic_policy: String,
-    /// Service: the same for other frontends than ClusterIPs.
-    #[serde(deserialize_with = "nullable")]
-    pub external_traffic_policy: String,
-    /// Service: further addresses.
-    #[serde(rename = "externalIPs", deserialize_with = "nullable")]
-    pub external_ips: Vec<String>,
-    /// Service: clients that may use the load balancer's addresses.
-    #[serde(deserialize_with = "nullable")]
-    pub load_balancer_source_ranges: Vec<String>,
-    /// Service: port of the health check, by which a load balancer learns whether the node has endpoints.
-    pub health_check_node_port: Option<i64>,
-    /// Node: its taints.
-    #[serde(deserialize_with = "nullable")]
-    pub taints: Vec<Taint>,
-    /// Node: its first pod CIDR.
-    #[serde(rename = "podCIDR", deserialize_with = "nullable")]
-    pub pod_cidr: String,
-    /// Node: all its pod CIDRs.
-    #[serde(rename = "podCIDRs", deserialize_with = "nullable")]
-    pub pod_cidrs: Vec<String>,
-    /// ServiceCIDR: its ranges.
-    #[serde(deserialize_with = "nullable")]
-    pub cidrs: Vec<String>,
-}
-
-/// `sessionAffinityConfig`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct SessionAffinityConfig {
-    /// For affinity by client IP.
-    #[serde(rename = "clientIP", deserialize_with = "nullable")]
-    pub client_ip: ClientIpConfig,
-}
-
-/// `sessionAffinityConfig.clientIP`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ClientIpConfig {
-    /// In seconds.
-    pub timeout_seconds: Option<i64>,
-}
-
-/// An element of a Node's `spec.taints`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Taint {
-    /// Its key.
-    #[serde(deserialize_with = "nullable")]
-    pub key: String,
-}
-
-/// `status` of Service and Node.
+/// `status` of Service, Node and Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Status {
@@ -219,6 +162,24 @@ pub struct Status {
     /// Service: state of its load balancer.
     #[serde(deserialize_with = "nullable")]
     pub load_balancer: LoadBalancer,
+    /// Pod: its phase.
+    #[serde(deserialize_with = "nullable")]
+    pub phase: String,
+    /// Pod: its first address.
+    #[serde(rename = "podIP", deserialize_with = "nullable")]
+    pub pod_ip: String,
+    /// Pod: all its addresses.
+    #[serde(rename = "podIPs", deserialize_with = "nullable")]
+    pub pod_ips: Vec<PodIp>,
+}
+
+/// An element of a Pod's `status.podIPs`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    /// The address.
+    #[serde(deserialize_with = "nullable")]
+    pub ip: String,
 }
 
 /// A Service's `status.loadBalancer`.
@@ -251,23 +212,6 @@ pub struct NodeAddress {
     pub kind: String,
     /// The address or host name.
     pub address: String,
-}
-
-/// A port of a Service or an EndpointSlice.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Port {
-    /// Its name.
-    #[serde(deserialize_with = "nullable")]
-    pub name: String,
-    /// Its number.
-    pub port: Option<i64>,
-    /// Service: the node port; 0 means none.
-    #[serde(rename = "nodePort")]
-    pub node_port: Option<i64>,
-    /// Its protocol; empty means TCP.
-    #[serde(deserialize_with = "nullable")]
-    pub protocol: String,
 }
 
 /// An element of an EndpointSlice's `endpoints`.
@@ -322,23 +266,4 @@ pub struct Conditions {
     pub serving: Option<bool>,
     /// None means false.
     pub terminating: Option<bool>,
-}
-
-/// Reads null as the default, as the Kubernetes API does, which writes `endpoints: null` for an empty list.
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
-    Option::deserialize(deserializer).map(Option::unwrap_or_default)
-}
-
-/// Reads a string, and any other type as `None`: a file may have any type in fields without a meaning for its kind.
-fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Any {
-        Text(String),
-        Other(IgnoredAny),
-    }
-    Ok(match Any::deserialize(deserializer)? {
-        Any::Text(text) => Some(text),
-        Any::Other(IgnoredAny) => None,
-    })
 }

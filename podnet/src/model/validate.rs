@@ -8,7 +8,10 @@
 
 mod endpoints;
 mod field;
+mod namespace;
 mod node;
+mod pod;
+mod policy;
 mod service;
 mod service_cidr;
 
@@ -63,6 +66,9 @@ impl Object {
             Kind::EndpointSlice => endpoints::check(raw).map(Self::from),
             Kind::Node => node::check(raw).map(Self::from),
             Kind::ServiceCidr => service_cidr::check(raw).map(Self::from),
+            Kind::NetworkPolicy => policy::check(raw).map(Self::from),
+            Kind::Namespace => namespace::check(raw).map(Self::from),
+            Kind::Pod => pod::check(raw).map(Self::from),
         });
         match object {
             Ok(object) => Ok((key, object)),

@@ -58,6 +58,16 @@ impl Policies {
         Self { pods: Pods::new(node), ..Self::default() }
     }
 
+    /// Gives other ids than these tables have, which an earlier daemon has written: the same id could mean something
+    /// else. To be called before there are objects.
+    pub fn start_after(&mut self, held: &Desired) {
+        let sets = held.subjects.values().flat_map(|subject| [subject.ingress, subject.egress]);
+        let sets = sets.filter(|set| *set != Subject::CLOSED).map(|set| set & Subject::ID);
+        self.sets.start_after(sets.chain(held.rules.keys().map(|rule| rule.set)).max().unwrap_or(0));
+        self.ids.start_after(held.rules.values().copied().max().unwrap_or(0));
+        self.tables.start_after(held);
+    }
+
     /// Sets a policy, or (`None`) removes it. [`Self::update`] puts it into effect, as with other changes.
     pub fn set_policy(&mut self, name: &ObjectName, policy: Option<Arc<NetworkPolicy>>) {
         let Some(object) = policy else {
@@ -187,6 +197,11 @@ impl Policies {
     /// Whether a namespace has policies.
     pub fn has_policies(&self, namespace: &str) -> bool {
         of(&self.policies, namespace).next().is_some()
+    }
+
+    /// A policy.
+    pub fn get(&self, name: &ObjectName) -> Option<&NetworkPolicy> {
+        self.policies.get(name).map(|policy| &*policy.object)
     }
 
     /// All policies by name.

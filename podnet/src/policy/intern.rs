@@ -78,6 +78,11 @@ impl<K: Eq + Hash, I: Id> Interner<K, I> {
         id
     }
 
+    /// Gives no ids up to this number until all others have been given.
+    pub(super) fn start_after(&mut self, number: u32) {
+        self.last = self.last.max(number);
+    }
+
     /// The id of a content, if it has one.
     pub(super) fn id(&self, content: &K) -> Option<I> {
         self.ids.get(content).copied()
@@ -137,5 +142,8 @@ mod tests {
         interner.retain(|id| id == Few(2));
         assert_eq!(interner.iter().collect::<Vec<_>>(), [(Few(2), &"b")]);
         assert_eq!(interner.intern("a"), Few(3));
+        let mut interner = Interner::<_, Few>::default();
+        interner.start_after(2);
+        assert_eq!(["a", "b"].map(|content| interner.intern(content).0), [3, 1]);
     }
 }

@@ -22,6 +22,11 @@ pub(super) struct PortClasses {
 }
 
 impl PortClasses {
+    /// Gives other ids than those up to this one.
+    pub(super) fn start_after(&mut self, id: u32) {
+        self.ids.start_after(id);
+    }
+
     /// Divides the ports by these ranges. Returns the table `policy_ports`.
     pub(super) fn divide(&mut self, ranges: &BTreeSet<PortRange>) -> BTreeMap<PolicyPort, u32> {
         let mut table = BTreeMap::new();

@@ -38,6 +38,15 @@ pub(super) struct Parts<'a> {
 }
 
 impl Tables {
+    /// Gives other ids than these tables have.
+    pub(super) fn start_after(&mut self, held: &Desired) {
+        let keys = held.rules.keys().map(|rule| rule.class).filter(|class| *class != PolicyRule::ANY);
+        let classes = held.peers.values().chain(held.blocks.values()).copied().chain(keys);
+        self.classes.start_after(classes.max().unwrap_or(0));
+        let keys = held.rules.keys().map(|rule| rule.ports).filter(|ports| ports & PolicyRule::PROTOCOL == 0);
+        self.ports.start_after(held.ports.values().copied().chain(keys).max().unwrap_or(0));
+    }
+
     /// Computes everything but the subjects anew, with the same ids for the same contents.
     pub(super) fn place_all(&mut self, parts: Parts<'_>) {
         self.idle.extend(self.uses.drain().map(|(id, _)| id));

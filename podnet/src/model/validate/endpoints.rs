@@ -16,7 +16,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
     };
     let (labels, uid) = (raw.metadata.labels, raw.metadata.uid);
     // The labels that assign a service to another proxy are copied to its slices.
-    let foreign = labels.service_proxy_name.is_some() || labels.headless.is_some();
+    let foreign = labels.has(raw::Labels::SERVICE_PROXY_NAME) || labels.has(raw::Labels::HEADLESS);
     let mut left_out = LeftOut::default();
     let (mut ports, mut names) = (Vec::new(), HashSet::new());
     for (i, raw) in at_most(limits::PORTS, "ports", raw.ports, &mut left_out).into_iter().enumerate() {
@@ -27,7 +27,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<EndpointSlice> {
     for (i, raw) in raw.into_iter().enumerate() {
         endpoints.extend(usable(endpoint(i, raw, v4), &mut left_out));
     }
-    let service = labels.service_name.filter(|name| !name.is_empty() && !foreign);
+    let service = labels.get(raw::Labels::SERVICE_NAME).filter(|name| !name.is_empty() && !foreign).map(String::from);
     let uid = uid.unwrap_or_default().into_boxed_str();
     Ok(EndpointSlice { uid, service, ports, endpoints, left_out })
 }

@@ -1,5 +1,6 @@
 //! Validation of single fields.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -17,6 +18,12 @@ pub(super) struct Wrong {
     pub(super) reason: String,
 }
 
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}
+
 pub(super) fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Checked<T> {
     Err(Wrong { field: field.into(), reason: reason.into() })
 }
@@ -25,8 +32,8 @@ pub(super) fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> 
 pub(super) fn usable<T>(element: Checked<T>, left_out: &mut LeftOut) -> Option<T> {
     match element {
         Ok(element) => Some(element),
-        Err(Wrong { field, reason }) => {
-            left_out.add(|| format!("{field}: {reason}"));
+        Err(wrong) => {
+            left_out.add(|| wrong.to_string());
             None
         }
     }

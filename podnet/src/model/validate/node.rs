@@ -34,8 +34,8 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Node> {
         external_ips: addresses(&raw.status, "ExternalIP", &mut left_out),
         pod_cidrs: pod_cidrs(&raw.spec, &mut left_out),
         created: raw.metadata.creation_timestamp.unwrap_or_default().into_boxed_str(),
-        control_plane: raw.metadata.labels.control_plane.is_some(),
-        zone: raw.metadata.labels.zone.filter(|zone| !zone.is_empty()),
+        control_plane: raw.metadata.labels.has(raw::Labels::CONTROL_PLANE),
+        zone: raw.metadata.labels.get(raw::Labels::ZONE).filter(|zone| !zone.is_empty()).map(Into::into),
         leaving,
         left_out,
     })

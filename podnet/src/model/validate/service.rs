@@ -29,10 +29,10 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Service> {
     let headless = spec.cluster_ip == "None" || spec.cluster_ips.first().is_some_and(|ip| ip == "None");
     let ignored = if kind == ServiceType::ExternalName {
         Some(Ignored::ExternalName)
-    } else if headless || metadata.labels.headless.is_some() {
+    } else if headless || metadata.labels.has(raw::Labels::HEADLESS) {
         Some(Ignored::Headless)
     } else {
-        metadata.labels.service_proxy_name.as_ref().map(|_| Ignored::OtherProxy)
+        metadata.labels.has(raw::Labels::SERVICE_PROXY_NAME).then_some(Ignored::OtherProxy)
     };
     if kind == ServiceType::ExternalName || headless {
         return Ok(Service { uid, kind, ignored, source_ip, left_out, ..Service::default() });

@@ -314,3 +314,26 @@ fn another_pod_of_a_class_is_one_entry() {
     assert_eq!(policies.desired(), &before);
     assert!(!policies.written());
 }
+
+#[test]
+fn ids_of_an_earlier_daemon_are_not_reused() {
+    let mut cluster = cluster();
+    let rule = |number| PolicyRule {
+        peers: Some(vec![namespace_with("env", "b"), block("192.0.2.0/24", &[])]),
+        ports: Some(vec![port(Protocol::Tcp, PortMatch::Range(number, number)), port(Protocol::Udp, PortMatch::All)]),
+    };
+    cluster.add("a", ingress(vec![rule(80)]));
+    let old = cluster.compile();
+    let mut new = Policies::new(NODE);
+    new.start_after(old.desired());
+    cluster.fill(&mut new);
+    let (old, new) = (old.desired(), new.desired());
+    let sets =
+        |of: &crate::policy::Desired| of.subjects.values().map(|one| one.ingress & 0xff_ffff).collect::<Vec<_>>();
+    assert!(sets(new).iter().all(|set| *set != 0 && !sets(old).contains(set)));
+    let classes =
+        |of: &crate::policy::Desired| of.peers.values().chain(of.blocks.values()).copied().collect::<Vec<_>>();
+    assert!(classes(new).len() == 5 && classes(new).iter().all(|class| !classes(old).contains(class)));
+    assert!(new.ports.values().all(|ports| !old.ports.values().any(|other| other == ports)));
+    assert!(new.rules.values().all(|policy| !old.rules.values().any(|other| other == policy)));
+}

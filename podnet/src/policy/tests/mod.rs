@@ -32,11 +32,15 @@ struct Cluster {
 impl Cluster {
     fn compile(&self) -> Policies {
         let mut policies = Policies::new(NODE);
+        self.fill(&mut policies);
+        policies
+    }
+
+    fn fill(&self, policies: &mut Policies) {
         self.pods.iter().for_each(|(name, pod)| policies.set_pod(name, Some(pod)));
         self.policies.iter().for_each(|(name, policy)| policies.set_policy(name, Some(policy.clone().into())));
         self.namespaces.iter().for_each(|(name, namespace)| policies.set_namespace(name, Some(namespace)));
         policies.update();
-        policies
     }
 }
 

@@ -35,7 +35,7 @@ impl Manifests {
                 (key, Object::Service(object)) => assert!(service.replace((key.name, object)).is_none()),
                 (_, Object::EndpointSlice(slice)) => slices.push(slice),
                 (key, Object::Node(object)) if key.name.name == "n1" => node = Some(object),
-                (_, Object::Node(_) | Object::ServiceCidr(_)) => {}
+                _ => {}
             }
         }
         let (name, service) = service.unwrap();

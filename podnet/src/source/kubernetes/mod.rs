@@ -90,7 +90,7 @@ impl KubernetesSource {
                 runtime.block_on(watch::all(client.client, sender, of_tasks));
             })
             .map_err(ConnectError::Thread)?;
-        let kinds = Kind::ALL.map(|kind| (kind, Watched::default())).into();
+        let kinds = Kind::FROM_API.map(|kind| (kind, Watched::default())).into();
         Ok(Self {
             server,
             news,

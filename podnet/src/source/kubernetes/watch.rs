@@ -52,7 +52,7 @@ pub(super) enum News {
 /// Watches all kinds, until the receiver is dropped.
 pub(super) async fn all(client: Client, news: Sender<Vec<News>>, metrics: ApiMetrics) {
     let mut tasks = JoinSet::new();
-    for kind in Kind::ALL {
+    for kind in Kind::FROM_API {
         tasks.spawn(watch(client.clone(), kind, news.clone(), metrics.clone()));
     }
     tasks.join_all().await;
