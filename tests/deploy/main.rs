@@ -118,10 +118,11 @@ fn daemon_has_only_the_rights_it_needs() {
     assert_eq!(
         shown.collect::<Vec<_>>(),
         [
-            "/services,nodes: list,watch",
+            "/services,nodes,namespaces: list,watch",
             "/pods: list,watch",
             "discovery.k8s.io/endpointslices: list,watch",
             "networking.k8s.io/servicecidrs: list,watch",
+            "networking.k8s.io/networkpolicies: list,watch",
             "/nodes/status: patch",
             "events.k8s.io/events: create",
         ]

@@ -67,7 +67,12 @@ impl Site {
             let kind = Kind::of(&raw.api_version, &raw.kind).unwrap().unwrap();
             Object::new(kind, raw).unwrap()
         };
-        self.api.objects().into_iter().map(object).collect()
+        let mut all: BTreeMap<_, _> = self.api.objects().into_iter().map(object).collect();
+        // Pods are of no use without policies.
+        if !all.keys().any(|key| key.kind == Kind::NetworkPolicy) {
+            all.retain(|key, _| key.kind != Kind::Pod);
+        }
+        all
     }
 
     fn converges(&mut self) -> Result<()> {
@@ -109,6 +114,20 @@ fn range(name: &str, number: u8) -> Value {
         "spec": {"cidrs": [format!("10.{number}.0.0/16")]}})
 }
 
+fn policy(name: &str, number: u8) -> Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": "x"},
+        "spec": {"podSelector": {}, "ingress": [{"ports": [{"port": number}]}]}})
+}
+
+fn namespace(name: &str, number: u8) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"number": number.to_string()}}})
+}
+
+fn pod(name: &str, number: u8) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "x", "uid": name},
+        "spec": {"nodeName": "n2"}, "status": {"podIP": format!("10.244.2.{number}")}})
+}
+
 fn one_of_each() -> Vec<Value> {
     vec![node("n1", 1), service("a", 1), slice("a-1", 2), range("kubernetes", 96)]
 }
@@ -128,7 +147,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let kind = prop::sample::select(Kind::FROM_API.to_vec());
+    let kind = prop::sample::select(Kind::ALL.to_vec());
     prop_oneof![
         8 => (kind.clone(), 0..5_u8, 1..200_u8).prop_map(|(kind, name, number)| Step::Apply(kind, name, number)),
         4 => (kind, 0..5_u8).prop_map(|(kind, name)| Step::Delete(kind, name)),
@@ -147,7 +166,9 @@ fn object(kind: Kind, name: u8, number: u8) -> Value {
         Kind::EndpointSlice => slice(&name, number),
         Kind::Node => node(&name, number),
         Kind::ServiceCidr => range(&name, number),
-        Kind::NetworkPolicy | Kind::Namespace | Kind::Pod => unreachable!("not read yet"),
+        Kind::NetworkPolicy => policy(&name, number),
+        Kind::Namespace => namespace(&name, number),
+        Kind::Pod => pod(&name, number),
     }
 }
 
@@ -224,7 +245,34 @@ fn no_objects_before_all_kinds_are_listed() -> Result<()> {
         let mut requests = site.api.requests();
         // The node's own pods are watched separately.
         requests.retain(|request| !request.contains("/pods?"));
-        ensure!(requests.len() == 4 && requests.iter().all(|r| r.contains("sendInitialEvents=true")), "{requests:?}");
+        ensure!(requests.len() == 6 && requests.iter().all(|r| r.contains("sendInitialEvents=true")), "{requests:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn pods_are_watched_while_there_are_policies() -> Result<()> {
+    alone(|| {
+        let objects = [one_of_each(), vec![namespace("x", 1), pod("p", 1)]].concat();
+        let mut site = Site::new(Abilities::default(), &objects)?;
+        site.converges()?;
+        let has_pod = |site: &Site| site.seen.keys().any(|key| key.kind == Kind::Pod);
+        let all_pods = |request: &String| request.contains("/pods?") && !request.contains("fieldSelector");
+        ensure!(!has_pod(&site) && !site.api.requests().iter().any(all_pods), "pods were listed without a policy");
+        for round in 1..3 {
+            site.api.apply(policy("np", round));
+            site.until("pods", has_pod)?;
+            site.api.apply(pod("q", round));
+            site.converges()?;
+            site.api.delete(&policy("np", round));
+            site.until("no pods", |site| !has_pod(site))?;
+            site.converges()?;
+            ensure!(site.source.status().error.is_none(), "{:?}", site.source.status());
+        }
+        // From the first batch on, policies come with pods.
+        let mut site = Site::new(Abilities::default(), &[objects, vec![policy("np", 1)]].concat())?;
+        site.until("synced", |site| site.synced)?;
+        ensure!(has_pod(&site), "{:?}", site.seen);
         Ok(())
     })
 }

@@ -153,7 +153,7 @@ impl ApiMetrics {
     /// All series at 0.
     pub fn new() -> Self {
         let metrics = Self::default();
-        for kind in Kind::FROM_API.map(Kind::name) {
+        for kind in Kind::ALL.map(Kind::name) {
             metrics.connected.get_or_create(&OfKind { kind }).set(0);
             metrics.contact.get_or_create(&OfKind { kind }).set(0.0);
             for change in ["applied", "deleted"] {

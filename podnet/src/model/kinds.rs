@@ -95,8 +95,3 @@ kinds! {
     /// `v1` Pod.
     Pod: "Pod", "PodList", "", "v1", "pods", true;
 }
-
-impl Kind {
-    /// The kinds that are read from the Kubernetes API.
-    pub const FROM_API: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
-}

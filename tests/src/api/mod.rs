@@ -128,7 +128,8 @@ impl Api {
     pub fn bookmark(&self) {
         let mut state = self.lock();
         state.version += 1;
-        for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
+        for resource in ["services", "endpointslices", "nodes", "servicecidrs", "networkpolicies", "namespaces", "pods"]
+        {
             let version = state.version.to_string();
             let object = json!({"apiVersion": "v1", "kind": "x", "metadata": {"resourceVersion": version}});
             state.note(resource.into(), "BOOKMARK", Arc::new(Stored::new(object)));

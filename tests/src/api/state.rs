@@ -130,5 +130,6 @@ impl State {
 pub(super) fn key(object: &Value) -> (String, String, String) {
     let kind = object["kind"].as_str().unwrap_or_default().to_lowercase();
     let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
-    (format!("{kind}s"), text("namespace"), text("name"))
+    let plural = kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |stem| format!("{stem}ies"));
+    (plural, text("namespace"), text("name"))
 }

@@ -1,4 +1,5 @@
-//! The Kubernetes API: Services, EndpointSlices, Nodes and ServiceCIDRs, listed once and then watched.
+//! The Kubernetes API: Services, EndpointSlices, Nodes, ServiceCIDRs, NetworkPolicies and Namespaces, listed once and
+//! then watched. Pods of all nodes are watched only while there is a NetworkPolicy.
 //!
 //! A thread of its own talks to the server, with one task per kind, so that reading a large cluster doesn't block the
 //! daemon's event loop. It sends validated objects through a channel. No changes are returned before all kinds have
@@ -44,6 +45,12 @@ pub struct KubernetesSource {
     /// Changes not returned yet, the last of each object: none are returned before all kinds are listed.
     held: BTreeMap<ObjectKey, Change>,
     kinds: BTreeMap<Kind, Watched>,
+    /// NetworkPolicies that are in effect, or will be once all kinds are listed.
+    policies: BTreeSet<ObjectKey>,
+    /// Whether Pods are wanted.
+    want_pods: signal::Sender<bool>,
+    /// Whether all kinds have been listed at some time.
+    synced: bool,
     /// Invalid objects: the reason, and whether an earlier version is in effect.
     mistakes: BTreeMap<ObjectKey, (String, bool)>,
     complaints: VecDeque<Complaint>,
@@ -76,6 +83,7 @@ impl KubernetesSource {
         };
         let (sender, news) = mpsc::channel(CHANNEL);
         let (ready, is_ready) = signal::channel(0);
+        let (want_pods, pods_wanted) = signal::channel(false);
         let (uids, pods) = signal::channel(None);
         let (server, node) = (client.server.clone(), node.to_owned());
         let (notes, to_write) = mpsc::channel(events::QUEUE);
@@ -87,16 +95,19 @@ impl KubernetesSource {
                 runtime.spawn(announce::network(client.client.clone(), node.clone(), is_ready));
                 runtime.spawn(pods::watch(client.client.clone(), node.clone(), uids));
                 runtime.spawn(events::write(client.client.clone(), node, to_write));
-                runtime.block_on(watch::all(client.client, sender, of_tasks));
+                runtime.block_on(watch::all(client.client, sender, pods_wanted, of_tasks));
             })
             .map_err(ConnectError::Thread)?;
-        let kinds = Kind::FROM_API.map(|kind| (kind, Watched::default())).into();
+        let kinds = Kind::ALL.map(|kind| (kind, Watched::default())).into();
         Ok(Self {
             server,
             news,
             taken: Vec::new(),
             held: BTreeMap::new(),
             kinds,
+            policies: BTreeSet::new(),
+            want_pods,
+            synced: false,
             mistakes: BTreeMap::new(),
             complaints: VecDeque::new(),
             ready,
@@ -158,6 +169,7 @@ impl KubernetesSource {
             match news {
                 News::Change(mut change) => {
                     self.mistakes.remove(&change.key);
+                    self.count(&change);
                     if let Some(earlier) = self.held.get(&change.key) {
                         change.origin = change.origin.older(earlier.origin);
                     }
@@ -168,7 +180,9 @@ impl KubernetesSource {
                 News::State(kind, error) => self.kinds.entry(kind).or_default().error = error,
             }
         }
-        let synced = self.synced();
+        let complete = self.waiting().next().is_none();
+        self.synced |= complete;
+        let synced = self.synced;
         let changes = if synced { std::mem::take(&mut self.held) } else { BTreeMap::new() };
         Ok(Batch { changes: changes.into_values().collect(), synced })
     }
@@ -183,8 +197,22 @@ impl KubernetesSource {
         }
     }
 
-    fn synced(&self) -> bool {
-        self.kinds.values().all(|kind| kind.listed)
+    /// Keeps count of the policies, which need pods.
+    fn count(&mut self, change: &Change) {
+        if change.key.kind == Kind::NetworkPolicy {
+            match change.object {
+                Some(_) => self.policies.insert(change.key.clone()),
+                None => self.policies.remove(&change.key),
+            };
+            let wanted = !self.policies.is_empty();
+            self.want_pods.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
+        }
+    }
+
+    /// Kinds that are wanted and haven't been listed yet.
+    fn waiting(&self) -> impl Iterator<Item = Kind> {
+        let wanted = |kind: Kind| kind != Kind::Pod || !self.policies.is_empty();
+        self.kinds.iter().filter(move |(kind, watched)| wanted(**kind) && !watched.listed).map(|(kind, _)| *kind)
     }
 
     /// The error of the server, if any.
@@ -194,14 +222,14 @@ impl KubernetesSource {
         // If the server is unreachable, all kinds have the same error.
         failing.first().map(|(_, error)| {
             let names: Vec<_> = failing.iter().filter(|(_, other)| other == error).map(|(name, _)| *name).collect();
-            let stays = if self.synced() { "; keeping the objects read before" } else { "" };
+            let stays = if self.synced { "; keeping the objects read before" } else { "" };
             format!("{}: cannot watch {}: {error}{stays}", self.server, names.join(", "))
         })
     }
 
     /// Status of the source.
     pub fn status(&self) -> Status {
-        let waiting: Vec<_> = self.kinds.iter().filter(|(_, w)| !w.listed).map(|(kind, _)| kind.name()).collect();
+        let waiting: Vec<_> = self.waiting().map(Kind::name).collect();
         let waiting =
             (!waiting.is_empty()).then(|| format!("{}: waiting for the list of {}", self.server, waiting.join(", ")));
         let mistake = |(key, (reason, kept)): (&ObjectKey, &(String, bool))| {
@@ -210,7 +238,7 @@ impl KubernetesSource {
         Status {
             name: self.server.clone(),
             error: self.error(),
-            synced: self.synced(),
+            synced: self.synced,
             mistakes: self.mistakes.iter().map(mistake).collect(),
             remarks: waiting.into_iter().collect(),
         }

@@ -1,4 +1,5 @@
-//! One task per kind: list, watch, and relist when the server has forgotten the watch's resource version.
+//! One task per kind: list, watch, and relist when the server has forgotten the watch's resource version. Pods are many
+//! and change often, so they are watched only while they are needed.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -12,6 +13,7 @@ use kube::client::Body;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::watch::Receiver;
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -49,19 +51,45 @@ pub(super) enum News {
     State(Kind, Option<String>),
 }
 
-/// Watches all kinds, until the receiver is dropped.
-pub(super) async fn all(client: Client, news: Sender<Vec<News>>, metrics: ApiMetrics) {
+/// Watches all kinds, Pods only while they are wanted, until the receiver is dropped.
+pub(super) async fn all(client: Client, news: Sender<Vec<News>>, pods: Receiver<bool>, metrics: ApiMetrics) {
     let mut tasks = JoinSet::new();
-    for kind in Kind::FROM_API {
-        tasks.spawn(watch(client.clone(), kind, news.clone(), metrics.clone()));
+    for kind in Kind::ALL {
+        let told = Told { kind, news: news.clone(), error: None, metrics: metrics.clone() };
+        match kind {
+            Kind::Pod => tasks.spawn(watch_while_wanted(client.clone(), told, pods.clone())),
+            _ => tasks.spawn(watch_always(client.clone(), told)),
+        };
     }
     tasks.join_all().await;
 }
 
 /// Watches a kind, until the receiver is dropped.
-async fn watch(client: Client, kind: Kind, news: Sender<Vec<News>>, metrics: ApiMetrics) {
-    let mut told = Told { kind, news, error: None, metrics: metrics.clone() };
-    let mut tracker = Tracker::new(kind);
+async fn watch_always(client: Client, mut told: Told) {
+    let mut tracker = Tracker::new(told.kind);
+    watch(client, &mut told, &mut tracker).await;
+}
+
+/// Watches a kind while it is wanted, until the receiver is dropped. Otherwise it has no objects.
+async fn watch_while_wanted(client: Client, mut told: Told, mut wanted: Receiver<bool>) {
+    let mut tracker = Tracker::new(told.kind);
+    loop {
+        if !told.state(None).await || wanted.wait_for(|wanted| *wanted).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = watch(client.clone(), &mut told, &mut tracker) => return,
+            _ = wanted.wait_for(|wanted| !*wanted) => {}
+        }
+        if !told.all(tracker.none()).await {
+            return;
+        }
+    }
+}
+
+/// Watches a kind, and reports its objects, until the receiver is dropped.
+async fn watch(client: Client, told: &mut Told, tracker: &mut Tracker) {
+    let (kind, metrics) = (told.kind, told.metrics.clone());
     let mut pause = Pause::default();
     let granted = Arc::new(Notify::new());
     let api: Api<Sent> = Api::all_with(telling(client, granted.clone(), kind, metrics.clone()), &kind);
@@ -272,9 +300,10 @@ impl Tracker {
         }
     }
 
-    /// The server doesn't serve this kind, so there are no objects.
+    /// The server doesn't serve this kind, or it isn't wanted, so there are no objects.
     fn none(&mut self) -> Vec<News> {
         self.seen.clear();
+        self.held.clear();
         self.take(Event::InitDone)
     }
 
