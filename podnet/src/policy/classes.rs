@@ -43,9 +43,14 @@ impl Blocks {
         all
     }
 
-    /// The blocks that contain an address, ascending.
-    pub(super) fn of(&self, addr: IpAddr) -> &[AtomId] {
-        self.places.get(addr).map_or(&[], |place| &self.ranges[*place].1)
+    /// The narrowest range that contains an address.
+    pub(super) fn range(&self, addr: IpAddr) -> Option<usize> {
+        self.places.get(addr).copied()
+    }
+
+    /// The blocks, ascending, that contain the addresses of which this is the narrowest range.
+    pub(super) fn of(&self, range: Option<usize>) -> &[AtomId] {
+        range.and_then(|place| self.ranges.get(place)).map_or(&[], |(_, blocks)| blocks)
     }
 
     /// All ranges with their blocks.
@@ -80,7 +85,7 @@ mod tests {
             atoms.intern(atom);
         }
         let blocks = Blocks::new(atoms.iter());
-        let of = |addr: &str| blocks.of(addr.parse().unwrap()).iter().map(|id| id.0).collect::<Vec<_>>();
+        let of = |addr: &str| blocks.of(blocks.range(addr.parse().unwrap())).iter().map(|id| id.0).collect::<Vec<_>>();
         assert_eq!(["10.2.0.1", "10.1.0.1", "10.1.2.200", "10.1.2.1"].map(of), [vec![1], vec![], vec![2], vec![]]);
         assert_eq!(["2001:db8::1", "fd00::1", "192.0.2.1"].map(of), [vec![3], vec![], vec![]]);
         let hidden = blocks.entries().find(|(prefix, _)| prefix.len == 96);

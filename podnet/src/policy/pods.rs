@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::atoms::{Atom, Class, Profile};
 use super::intern::{AtomId, Interner, ProfileId};
@@ -15,11 +16,11 @@ pub(super) struct Pods {
     /// Labels of the namespaces.
     namespaces: BTreeMap<String, Labels>,
     /// Pods with a network of their own that haven't ended.
-    pods: BTreeMap<ObjectName, Known>,
+    pods: BTreeMap<ObjectName, Arc<Known>>,
     /// Those of them that are on this node.
     local: BTreeSet<ObjectName>,
     /// Pods by address. Several may name one for a moment.
-    holders: HashMap<IpAddr, Vec<ObjectName>>,
+    holders: HashMap<IpAddr, Vec<(ObjectName, Arc<Known>)>>,
     profiles: Interner<Profile, ProfileId>,
     members: BTreeMap<ProfileId, Members>,
     dirty: Dirty,
@@ -82,16 +83,16 @@ impl Pods {
     /// Sets a pod, or (`None`) removes it.
     pub(super) fn set(&mut self, name: &ObjectName, pod: Option<&Pod>) {
         // Pods that have ended are no peers, and those with host network are part of their node.
-        let known = pod.filter(|pod| !pod.ended && !pod.host_network).map(|pod| self.know(name, pod));
+        let known = pod.filter(|pod| !pod.ended && !pod.host_network).map(|pod| Arc::new(self.know(name, pod)));
         if self.pods.get(name) == known.as_ref() {
             return;
         }
         if let Some(old) = self.pods.remove(name) {
-            self.forget(name, old);
+            self.forget(name, &old);
         }
         let Some(known) = known else { return };
         for ip in &known.ips {
-            self.holders.entry(*ip).or_default().push(name.clone());
+            self.holders.entry(*ip).or_default().push((name.clone(), known.clone()));
         }
         self.dirty.addresses.extend(&known.ips);
         if known.local {
@@ -111,17 +112,17 @@ impl Pods {
         Known { profile, ips: pod.ips.clone(), local: pod.node == self.node, created: pod.created.clone() }
     }
 
-    fn forget(&mut self, name: &ObjectName, old: Known) {
+    fn forget(&mut self, name: &ObjectName, old: &Known) {
         self.dirty.local |= self.local.remove(name);
         for ip in &old.ips {
             if let Some(holders) = self.holders.get_mut(ip) {
-                holders.retain(|holder| holder != name);
+                holders.retain(|(holder, _)| holder != name);
                 if holders.is_empty() {
                     self.holders.remove(ip);
                 }
             }
         }
-        self.dirty.addresses.extend(old.ips);
+        self.dirty.addresses.extend(&old.ips);
         if let Some(members) = self.members.get_mut(&old.profile) {
             members.pods -= 1;
             if members.pods == 0 {
@@ -167,31 +168,29 @@ impl Pods {
         }
     }
 
-    /// What the pod with an address is in, without blocks.
-    pub(super) fn class(&self, ip: &IpAddr) -> Option<&Class> {
-        let pod = self.pods.get(self.holder(ip)?)?;
-        self.members.get(&pod.profile)?.class.as_ref()
+    /// What pods with a profile are in, without blocks.
+    pub(super) fn class(&self, profile: ProfileId) -> Option<&Class> {
+        self.members.get(&profile)?.class.as_ref()
     }
 
-    /// The pod that has an address: of several that name it the one on this node, or else the one created last, since
-    /// the object of an earlier one can stay for a moment.
+    /// The pod that has an address.
     pub(super) fn holder(&self, ip: &IpAddr) -> Option<&ObjectName> {
-        let holders = self.holders.get(ip)?;
-        if let [single] = holders.as_slice() {
-            return Some(single);
-        }
-        let rank = |name: &&ObjectName| self.pods.get(*name).map(|pod| (pod.local, pod.created.clone()));
-        holders.iter().max_by(|a, b| (rank(a), a).cmp(&(rank(b), b)))
+        chosen(self.holders.get(ip)?).map(|(name, _)| name)
     }
 
-    /// All addresses of pods.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
-        self.holders.keys()
+    /// The profile of the pod that has an address.
+    pub(super) fn profile_at(&self, ip: &IpAddr) -> Option<ProfileId> {
+        chosen(self.holders.get(ip)?).map(|(_, pod)| pod.profile)
+    }
+
+    /// All addresses of pods, each with the profile of the pod that has it.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (IpAddr, ProfileId)> {
+        self.holders.iter().filter_map(|(ip, holders)| Some((*ip, chosen(holders)?.1.profile)))
     }
 
     /// The pods of this node.
     pub(super) fn local(&self) -> impl Iterator<Item = (&ObjectName, &Known)> {
-        self.local.iter().filter_map(|name| Some((name, self.pods.get(name)?)))
+        self.local.iter().filter_map(|name| Some((name, &**self.pods.get(name)?)))
     }
 
     /// A profile.
@@ -209,6 +208,12 @@ impl Pods {
         };
         self.members.iter().filter(within).map(|(_, members)| members.pods).sum()
     }
+}
+
+/// Of several pods that name an address the one that has it: the one on this node, or else the one created last, since
+/// the object of an earlier one can stay for a moment.
+fn chosen(holders: &[(ObjectName, Arc<Known>)]) -> Option<&(ObjectName, Arc<Known>)> {
+    holders.iter().max_by_key(|(name, pod)| (pod.local, &pod.created, name))
 }
 
 /// Adds to a class those of these atoms that a profile is in.

@@ -9,7 +9,7 @@ use podnet_common::layout::PolicyRule;
 use super::atoms::{Atom, Class, PortRange, Rule};
 use super::classes::Blocks;
 use super::compile::{Desired, entries_for_any, entries_for_class};
-use super::intern::{AtomId, ClassId, Interner, SetId};
+use super::intern::{AtomId, ClassId, Interner, ProfileId, SetId};
 use super::pods::Pods;
 use super::ports::PortClasses;
 
@@ -52,13 +52,21 @@ impl Tables {
         self.idle.extend(self.uses.drain().map(|(id, _)| id));
         let in_force = parts.in_force.iter().filter_map(|id| Some((*id, parts.atoms.content(*id)?)));
         self.blocks = Blocks::new(in_force);
-        let mut peers = BTreeMap::new();
-        for ip in parts.pods.addresses() {
-            if let Some(class) = self.class(ip, parts.pods) {
-                peers.insert(Addr::from(*ip), self.take(class).0.0);
+        // Pods of one profile in one range are in one class.
+        let mut known = HashMap::new();
+        let mut peers = Vec::new();
+        for (ip, profile) in parts.pods.addresses() {
+            let range = self.blocks.range(ip);
+            let id = *known.entry((profile, range)).or_insert_with(|| {
+                let class = self.class(profile, range, parts.pods)?;
+                Some(self.classes.intern(class))
+            });
+            if let Some(id) = id {
+                *self.uses.entry(id).or_default() += 1;
+                peers.push((Addr::from(ip), id.0));
             }
         }
-        self.desired.peers = peers;
+        self.desired.peers = peers.into_iter().collect();
         let blocks: Vec<_> = self.blocks.entries().map(|(prefix, atoms)| (prefix, atoms.to_vec())).collect();
         let blocks = blocks.into_iter().map(|(prefix, atoms)| {
             let class = Class { atoms, named: Vec::new() };
@@ -77,7 +85,8 @@ impl Tables {
     pub(super) fn place(&mut self, addresses: &BTreeSet<IpAddr>, parts: Parts<'_>) -> bool {
         for ip in addresses {
             let addr = Addr::from(*ip);
-            let class = self.class(ip, parts.pods);
+            let profile = parts.pods.profile_at(ip);
+            let class = profile.and_then(|profile| self.class(profile, self.blocks.range(*ip), parts.pods));
             if class.as_ref().is_some_and(|class| numbers(class, parts.atoms).any(|range| !self.ports.has(&range))) {
                 return false;
             }
@@ -96,10 +105,10 @@ impl Tables {
         true
     }
 
-    /// The class of a pod's address; `None` without an entry in `policy_peers`.
-    fn class(&self, ip: &IpAddr, pods: &Pods) -> Option<Class> {
-        let mut class = pods.class(ip).filter(|class| !class.is_none())?.clone();
-        class.atoms.extend(self.blocks.of(*ip));
+    /// The class of pods' addresses of which this is the narrowest range; `None` without entries in `policy_peers`.
+    fn class(&self, profile: ProfileId, range: Option<usize>, pods: &Pods) -> Option<Class> {
+        let mut class = pods.class(profile).filter(|class| !class.is_none())?.clone();
+        class.atoms.extend(self.blocks.of(range));
         class.atoms.sort_unstable();
         Some(class)
     }
