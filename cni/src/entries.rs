@@ -1,9 +1,12 @@
 //! A pod's table entries, derived from its record.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use podnet_common::addr::IfIndex;
 use podnet_common::layout::Endpoint;
 
-use crate::datapath::{DatapathError, Endpoints, PinDir, Sandboxes};
+use crate::datapath::{DatapathError, Endpoints, PinDir, Sandboxes, Subjects};
 use crate::record::Record;
 
 /// Writes the pod's table entries.
@@ -15,6 +18,30 @@ pub(crate) fn publish(pins: &PinDir, record: &Record) -> Result<(), DatapathErro
         None => Ok(()),
     }
 }
+
+/// Closes the pod until the daemon has put its network policies into effect.
+pub(crate) fn close(pins: &PinDir, record: &Record) -> Result<(), DatapathError> {
+    let mut subjects = Subjects::open(pins)?;
+    record.ips.iter().try_for_each(|ip| subjects.close(*ip))
+}
+
+/// Waits until the pod's network policies are in effect, but no longer than [`POLICY_WAIT`]. Returns whether they are.
+pub(crate) fn await_policies(pins: &PinDir, record: &Record) -> Result<bool, DatapathError> {
+    let (subjects, begun) = (Subjects::open(pins)?, Instant::now());
+    loop {
+        let mut pending = false;
+        for ip in &record.ips {
+            pending |= subjects.is_pending(*ip)?;
+        }
+        if !pending || begun.elapsed() >= POLICY_WAIT {
+            return Ok(!pending);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// How long ADD waits for the pod's network policies. The pod then starts closed: the daemon may be down.
+const POLICY_WAIT: Duration = Duration::from_secs(2);
 
 /// The value in `endpoints` for a record's addresses.
 pub(crate) fn endpoint(record: &Record) -> Endpoint {
@@ -36,8 +63,11 @@ pub fn remove(pins: &PinDir, record: &Record) -> Result<(), DatapathError> {
     {
         sandboxes.remove(cookie, &sandbox)?;
     }
-    match if_pinned(Endpoints::open(pins))? {
-        Some(mut endpoints) => record.ips.iter().try_for_each(|ip| endpoints.remove(*ip)),
+    if let Some(mut endpoints) = if_pinned(Endpoints::open(pins))? {
+        record.ips.iter().try_for_each(|ip| endpoints.remove(*ip))?;
+    }
+    match if_pinned(Subjects::open(pins))? {
+        Some(mut subjects) => record.ips.iter().try_for_each(|ip| subjects.remove(*ip)),
         None => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! `<runDir>/node.json`: the file that the daemon publishes for the plugin once the datapath is ready.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,6 +34,9 @@ pub struct NodeInfo {
     pub mtu: u32,
     /// The pods' default gateways, one per family.
     pub gateways: Vec<IpAddr>,
+    /// Namespaces with network policies. Their pods start closed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub policed: BTreeSet<String>,
 }
 
 /// Why the file could not be read or written.
@@ -143,6 +147,7 @@ mod tests {
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:244:1::/64".parse().unwrap()],
             mtu: 1500,
             gateways: GATEWAYS.to_vec(),
+            policed: BTreeSet::new(),
         };
         info.write_atomically(&run).unwrap();
         assert_eq!(NodeInfo::read(&run).unwrap(), info);

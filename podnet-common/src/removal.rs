@@ -11,7 +11,7 @@ use crate::{
     addr::IfIndex,
     layout::{CtEntry, Tuple},
     packet::{ETH, Packet},
-    pipeline::Tables,
+    pipeline::{Tables, denies_flow},
 };
 
 /// Offset of the first removal in a frame, in bytes: after an Ethernet header, at a multiple of four.
@@ -39,6 +39,8 @@ const ALWAYS: u32 = 0;
 const UNSEEN: u32 = 1;
 /// Packets enter or leave by the interface with this index. The flow's other half is removed too.
 const INTERFACE: u32 = 2;
+/// Network policy denies the flow. The flow's other half is removed too.
+const DENIED: u32 = 3;
 
 const _: () = assert!(START + AT_ONCE * size_of::<Removal>() + RESERVED <= 4096);
 
@@ -58,11 +60,17 @@ impl Removal {
         Self { key, condition: INTERFACE, value: ifindex.0 }
     }
 
+    /// Removes both halves of the flow if network policy denies it by now. `key` is that of the client's half.
+    pub const fn denied(key: Tuple) -> Self {
+        Self { key, condition: DENIED, value: 0 }
+    }
+
     #[inline(always)]
-    const fn applies(&self, entry: &CtEntry) -> bool {
+    fn applies<T: Tables>(&self, t: &T, entry: &CtEntry) -> bool {
         match self.condition {
             ALWAYS => true,
             UNSEEN => entry.last_seen == self.value,
+            DENIED => denies_flow(t, &self.key, entry),
             _ => (entry.in_ifindex.0 == self.value) | (entry.out_ifindex.0 == self.value),
         }
     }
@@ -77,7 +85,7 @@ pub fn remove<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
         let mut other = removal.key;
         let judged = t.flow(&removal.key, |entry| {
             entry.write_reply_key(&mut other);
-            removal.applies(entry)
+            removal.applies(t, entry)
         });
         if judged != Some(true) {
             continue;
@@ -85,7 +93,8 @@ pub fn remove<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
         t.remove_flow(&removal.key);
         removed += 1;
         let is_half = |entry: &mut CtEntry| entry.reply_key(removal.key.proto).same(&removal.key);
-        if removal.condition == INTERFACE && t.flow(&other, is_half) == Some(true) {
+        let whole = removal.condition == INTERFACE || removal.condition == DENIED;
+        if whole && t.flow(&other, is_half) == Some(true) {
             t.remove_flow(&other);
             removed += 1;
         }

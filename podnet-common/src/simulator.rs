@@ -17,7 +17,8 @@ use crate::{
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Out, Prefix, Sandbox, ServiceClient, SockKey, SockPeer, SourceRange, Tuple,
+        Hook, Interface, Network, Out, PolicyPort, PolicyRule, Prefix, ProtoPort, Sandbox, ServiceClient, SockKey,
+        SockPeer, SourceRange, Subject, Tuple,
     },
     packet::{ETH, Packet},
     pipeline::{
@@ -111,6 +112,16 @@ pub struct HostTables {
     pub affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
     /// `source_ranges`.
     pub source_ranges: BTreeSet<SourceRange>,
+    /// `subjects`.
+    pub subjects: BTreeMap<Addr, Subject>,
+    /// `policy_peers`.
+    pub policy_peers: BTreeMap<Addr, u32>,
+    /// `policy_blocks`.
+    pub policy_blocks: BTreeMap<Prefix, u32>,
+    /// `policy_ports`.
+    pub policy_ports: BTreeMap<PolicyPort, u32>,
+    /// `policy_rules`.
+    pub policy_rules: BTreeMap<PolicyRule, u32>,
     /// `fragments`.
     pub fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
     /// `peers`.
@@ -254,6 +265,27 @@ impl Tables for HostTables {
             range.data.service == client.service && prefix.contains(&client.addr)
         };
         self.source_ranges.iter().any(|range| holds(&range))
+    }
+
+    fn subject(&self, addr: &Addr) -> Option<Subject> {
+        self.subjects.get(addr).copied()
+    }
+
+    fn policy_peer(&self, addr: &Addr) -> Option<u32> {
+        self.policy_peers.get(addr).copied()
+    }
+
+    fn policy_block(&self, addr: &Addr) -> Option<u32> {
+        longest(&self.policy_blocks, addr).copied()
+    }
+
+    fn policy_port(&self, port: &ProtoPort) -> Option<u32> {
+        let matching = self.policy_ports.iter().filter(|(prefix, _)| prefix.contains(port));
+        matching.max_by_key(|(prefix, _)| prefix.len).map(|(_, class)| *class)
+    }
+
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32> {
+        self.policy_rules.get(rule).copied()
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {

@@ -224,6 +224,8 @@ macro_rules! for_each_table {
             GENERATION: Array<u32, u32>[1] Frozen 1;
             /// Address of a local pod → its interface.
             ENDPOINTS: Hash<Addr, Endpoint>[4096] Frozen 1;
+            /// Address of a local pod that is isolated by network policy → its rule sets.
+            SUBJECTS: HashNoPrealloc<Addr, Subject>[8192] Frozen 1;
             /// Cookie of a pod's network namespace → addresses of the pod.
             SANDBOXES: Hash<u64, Sandbox>[4096] Frozen 1;
             /// Counters, by number; drop reasons follow from `verdict::COUNTERS_BASE`.
@@ -255,6 +257,14 @@ macro_rules! for_each_table {
             AFFINITY: LruHash<AffinityKey, Affinity>[65_536] Kept 1;
             /// Clients that may use a service port.
             SOURCE_RANGES: LpmTrie<SourceRange, u32>[65_536] Derived 1;
+            /// Address of a pod → its class in network policies.
+            POLICY_PEERS: HashNoPrealloc<Addr, u32>[131_072] Derived 1;
+            /// Range of other addresses → its class in network policies.
+            POLICY_BLOCKS: LpmTrie<Prefix, u32>[65_536] Derived 1;
+            /// Range of destination ports → its class in network policies.
+            POLICY_PORTS: LpmTrie<PolicyPort, u32>[65_536] Derived 1;
+            /// Rule set, class of the peer, class of the port → a policy that allows it.
+            POLICY_RULES: HashNoPrealloc<PolicyRule, u32>[131_072] Derived 1;
             /// Ports of fragmented datagrams.
             FRAGMENTS: LruHash<FragmentKey, FragmentPorts>[8192] Kept 1;
             /// MACs of nodes that may forward packets for direct server return.
@@ -321,8 +331,8 @@ macro_rules! declare {
                 addr::{Addr, IfIndex},
                 layout::{
                     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts,
-                    Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, Prefix,
-                    SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Tuple, holders,
+                    Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyPort,
+                    PolicyRule, Prefix, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
                 },
             };
 

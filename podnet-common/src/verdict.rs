@@ -57,6 +57,8 @@ reasons! {
     ConntrackShare = 28, "conntrack_share", "sender exceeds its share of the nearly full connection table";
     UnrelatedIcmpError = 29, "unrelated_icmp_error", "ICMP error quotes a packet that its sender cannot have seen";
     Internal = 30, "internal", "internal table lacks a mandatory entry; please report this bug";
+    PolicyIngress = 31, "policy_ingress", "network policy of the receiving pod does not allow it";
+    PolicyEgress = 32, "policy_egress", "network policy of the sending pod does not allow it";
 }
 
 /// Counters (per CPU array of `u64`): first the outcomes that are not drops, then one for each [`Reason`].

@@ -11,7 +11,8 @@ use podnet_common::{
     fib::FibLookup,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, Sandbox, ServiceClient, SockKey, SockPeer, Tuple,
+        Hook, Interface, Network, Peer, PolicyRule, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer, Subject,
+        Tuple,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     time,
@@ -186,6 +187,34 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn in_source_ranges(&self, client: &ServiceClient) -> bool {
         maps::SOURCE_RANGES.get(&Key::new(160, *client)).is_some()
+    }
+
+    #[inline(always)]
+    fn subject(&self, addr: &Addr) -> Option<Subject> {
+        // SAFETY: see above.
+        unsafe { maps::SUBJECTS.get(addr) }.copied()
+    }
+
+    #[inline(always)]
+    fn policy_peer(&self, addr: &Addr) -> Option<u32> {
+        // SAFETY: see above.
+        unsafe { maps::POLICY_PEERS.get(addr) }.copied()
+    }
+
+    #[inline(always)]
+    fn policy_block(&self, addr: &Addr) -> Option<u32> {
+        maps::POLICY_BLOCKS.get(&Key::new(128, *addr)).copied()
+    }
+
+    #[inline(always)]
+    fn policy_port(&self, port: &ProtoPort) -> Option<u32> {
+        maps::POLICY_PORTS.get(&Key::new(ProtoPort::BITS, *port)).copied()
+    }
+
+    #[inline(always)]
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32> {
+        // SAFETY: see above.
+        unsafe { maps::POLICY_RULES.get(rule) }.copied()
     }
 
     #[inline(always)]

@@ -113,6 +113,8 @@ pub struct Mirror<K, V> {
     dirty: BTreeSet<K>,
     /// Keys that have failed.
     retries: BTreeMap<K, Retry>,
+    /// Number of entries written or removed by [`Self::sync`] and [`Self::add`].
+    writes: u64,
 }
 
 impl<K, V> Default for Mirror<K, V> {
@@ -124,6 +126,7 @@ impl<K, V> Default for Mirror<K, V> {
             unclaimed: BTreeSet::new(),
             dirty: BTreeSet::new(),
             retries: BTreeMap::new(),
+            writes: 0,
         }
     }
 }
@@ -138,6 +141,11 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
     /// An entry of the table.
     pub fn get(&self, key: &K) -> Option<&V> {
         self.held.get(key)
+    }
+
+    /// Number of entries written or removed so far by [`Self::sync`] and [`Self::add`].
+    pub fn writes(&self) -> u64 {
+        self.writes
     }
 
     /// Number of entries.
@@ -238,6 +246,22 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         Ok(())
     }
 
+    /// Adds and replaces entries, and removes none. After a failure the table is read again by the next call.
+    ///
+    /// # Errors
+    /// See [`Self::sync`].
+    pub fn add(&mut self, wanted: &BTreeMap<K, V>, table: &mut (impl Entries<K, V> + ?Sized)) -> Result<(), TableError>
+    where
+        V: Copy + PartialEq,
+    {
+        if !std::mem::take(&mut self.known) {
+            self.held = table.list()?.into_iter().collect();
+        }
+        self.put_all(wanted, table)?;
+        self.known = true;
+        Ok(())
+    }
+
     fn put_all(&mut self, wanted: &BTreeMap<K, V>, table: &mut (impl Entries<K, V> + ?Sized)) -> Result<(), TableError>
     where
         V: Copy + PartialEq,
@@ -246,6 +270,7 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
             if self.held.get(key) != Some(value) {
                 table.put(key, value)?;
                 self.held.insert(*key, *value);
+                self.writes += 1;
             }
         }
         Ok(())
@@ -260,6 +285,7 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         for key in gone {
             table.delete(&key)?;
             self.held.remove(&key);
+            self.writes += 1;
         }
         Ok(())
     }

@@ -20,14 +20,17 @@ pub fn both_families(test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>) {
     both_families_with(|_| {}, test);
 }
 
-pub fn both_families_with(change: fn(&mut HostTables), test: fn(&mut Both, &Addresses, IfIndex) -> Result<()>) {
+pub fn both_families_with(
+    change: impl Fn(&mut HostTables) + Send + 'static,
+    test: impl Fn(&mut Both, &Addresses, IfIndex) -> Result<()> + Send + 'static,
+) {
     /// Attempts at a test in which the clock's tick changes: within each tick, one packet of a flow leaves the fast
     /// path.
     const TRIES: usize = 4;
     in_namespace(move |uplink| {
         let mut tried = 0;
         loop {
-            let mut both = Both::new(uplink, change)?;
+            let mut both = Both::new(uplink, &change)?;
             let begun = both.tick()?;
             let result = [false, true].into_iter().try_for_each(|v6| test(&mut both, &addresses(v6), uplink));
             tried += 1;

@@ -123,6 +123,13 @@ impl Kernel {
         kernel.trie("NODES", networks)?;
         let ranges = tables.source_ranges.iter().map(|range| (Key::new(range.len, Plain(range.data)), 1u32));
         kernel.trie("SOURCE_RANGES", ranges)?;
+        kernel.hash("SUBJECTS", tables.subjects.iter().map(|(key, value)| (Plain(*key), Plain(*value))))?;
+        kernel.hash("POLICY_PEERS", tables.policy_peers.iter().map(|(key, class)| (Plain(*key), *class)))?;
+        let blocks = tables.policy_blocks.iter().map(|(key, class)| (Key::new(key.len, Plain(key.addr)), *class));
+        kernel.trie("POLICY_BLOCKS", blocks)?;
+        let ports = tables.policy_ports.iter().map(|(key, class)| (Key::new(key.len, Plain(key.data)), *class));
+        kernel.trie("POLICY_PORTS", ports)?;
+        kernel.hash("POLICY_RULES", tables.policy_rules.iter().map(|(key, policy)| (Plain(*key), *policy)))?;
         kernel.array("SLOTS", tables.slots.iter().map(|(slot, id)| (*slot, *id)))?;
         kernel.array("BACKENDS", tables.backends.iter().map(|(id, backend)| (*id, Plain(*backend))))?;
         kernel.ports(&tables.snat_ports)?;

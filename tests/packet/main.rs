@@ -14,6 +14,7 @@ mod hostile;
 mod kernel;
 mod multiple_uplinks;
 mod opening;
+mod policy;
 mod removal;
 mod shares;
 mod sockets;

@@ -206,22 +206,28 @@ fn connect(
     let index = wiring::create(netlink, &record, pod)?;
     undo.steps.push(Step::Link(index));
     record.host_ifindex = index.0;
-    // Before the link is up: no packet bypasses the programs.
+    // Before the link is up: no packet bypasses the programs, or policies.
     if let Some(pins) = node.pins() {
         datapath::attach_pod(netlink, &pins, index)?;
+        undo.steps.push(Step::Entries(pins.clone(), Box::new(record.clone())));
+        if node.polices(record.pod.as_ref()) {
+            entries::close(&pins, &record)?;
+        }
     }
     wiring::configure_host(netlink, &record, &store.link_alias(&record.network, &record.id))?;
     wiring::configure_pod(pod, &record)?;
     wiring::settle(netlink, &record)?;
     match node.pins() {
-        Some(pins) => {
-            undo.steps.push(Step::Entries(pins.clone(), Box::new(record.clone())));
-            entries::publish(&pins, &record)?;
-        }
+        Some(pins) => entries::publish(&pins, &record)?,
         None => wiring::forward(&record)?,
     }
     record.state = State::Ready;
     store.lock()?.finish(reservation, &record)?;
+    if let Some(pins) = node.pins().filter(|_| node.polices(record.pod.as_ref()))
+        && !entries::await_policies(&pins, &record)?
+    {
+        tracing::warn!(attachment = %record.id, "the pod starts closed: the daemon has not applied its network policies");
+    }
     Ok(record)
 }
 

@@ -1,5 +1,6 @@
 //! The node's settings, as commands need them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use crate::env::Attachment;
 use crate::error::{CniError, Code};
 use crate::netns::NetNs;
 use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError};
+use crate::record::PodRef;
 
 /// The node's settings for ADD and STATUS: from the configuration, else from the daemon, else defaults.
 pub(super) struct Node {
@@ -20,6 +22,8 @@ pub(super) struct Node {
     pub(super) gateways: Vec<IpAddr>,
     /// The bpffs with the pinned programs; `None` with `datapath: none`.
     pub(super) bpffs: Option<PathBuf>,
+    /// See [`NodeInfo::policed`].
+    policed: BTreeSet<String>,
 }
 
 impl Node {
@@ -58,7 +62,14 @@ impl Node {
                 format!("mtu {mtu} is too small: IPv6 requires at least 1280 bytes"),
             ));
         }
-        Ok(Self { mtu, gateways: gateways(info.as_ref()), bpffs: info.filter(|_| ebpf).map(|i| i.bpffs), pools })
+        let policed = info.as_ref().map(|info| info.policed.clone()).unwrap_or_default();
+        let gateways = gateways(info.as_ref());
+        Ok(Self { mtu, gateways, bpffs: info.filter(|_| ebpf).map(|info| info.bpffs), policed, pools })
+    }
+
+    /// Whether network policies may apply to a pod.
+    pub(super) fn polices(&self, pod: Option<&PodRef>) -> bool {
+        pod.is_some_and(|pod| self.policed.contains(&pod.namespace))
     }
 
     pub(super) fn pins(&self) -> Option<PinDir> {

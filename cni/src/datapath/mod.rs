@@ -26,7 +26,7 @@ pub use error::DatapathError;
 pub use pins::{PinDir, open_pin};
 pub use plain::Plain;
 pub use syscall::bpf;
-pub use tables::{Endpoints, Sandboxes};
+pub use tables::{Endpoints, Sandboxes, Subjects};
 
 use crate::netlink::Netlink;
 use error::attach_error;

@@ -1,5 +1,5 @@
-//! The pinned tables that the plugin writes: `endpoints`, by which packets are delivered to a pod, and `sandboxes`, by
-//! which the socket hooks identify it. Their layout is frozen.
+//! The pinned tables that the plugin writes: `endpoints`, by which packets are delivered to a pod, `sandboxes`, by which
+//! the socket hooks identify it, and `subjects`, by which network policy applies to it. Their layout is frozen.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use podnet_common::addr::Addr;
 use podnet_common::{
-    layout::{Endpoint, Sandbox},
-    tables::{ENDPOINTS, SANDBOXES, TableOf},
+    layout::{Endpoint, Sandbox, Subject},
+    tables::{ENDPOINTS, SANDBOXES, SUBJECTS, TableOf},
 };
 
 use super::error::{DatapathError, open_error};
@@ -42,6 +42,16 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
     /// Writes an entry, replacing an existing one.
     fn insert(&mut self, key: K, value: V, shown: impl Display) -> Result<(), DatapathError> {
         self.map.insert(Plain(key), Plain(value), 0).map_err(self.failed("write", shown))
+    }
+
+    /// Writes an entry unless there is one.
+    fn add(&mut self, key: K, value: V, shown: impl Display) -> Result<(), DatapathError> {
+        /// `BPF_NOEXIST` of linux/bpf.h.
+        const NOEXIST: u64 = 1;
+        match self.map.insert(Plain(key), Plain(value), NOEXIST) {
+            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            result => result.map_err(self.failed("write", shown)),
+        }
     }
 
     /// Removes an entry; it need not exist.
@@ -129,5 +139,31 @@ impl Sandboxes {
     /// All entries.
     pub fn entries(&self) -> Result<Vec<(u64, Sandbox)>, DatapathError> {
         self.0.entries()
+    }
+}
+
+/// The table `subjects` of the node's pods that network policy isolates: address → [`Subject`].
+#[derive(Debug)]
+pub struct Subjects(Table<Addr, Subject>);
+
+impl Subjects {
+    /// Opens the pinned table.
+    pub fn open(pins: &PinDir) -> Result<Self, DatapathError> {
+        Table::open(pins, SUBJECTS).map(Self)
+    }
+
+    /// Closes a pod until the daemon has put its policies into effect, unless it already has.
+    pub fn close(&mut self, ip: IpAddr) -> Result<(), DatapathError> {
+        self.0.add(ip.into(), Subject::PENDING, ip)
+    }
+
+    /// Whether the pod's policies are still unknown.
+    pub fn is_pending(&self, ip: IpAddr) -> Result<bool, DatapathError> {
+        Ok(self.0.get(ip.into(), ip)? == Some(Subject::PENDING))
+    }
+
+    /// Removes an entry; it need not exist.
+    pub fn remove(&mut self, ip: IpAddr) -> Result<(), DatapathError> {
+        self.0.remove(ip.into(), ip)
     }
 }

@@ -80,6 +80,11 @@ impl Config {
     pub const ROUTE_SOURCE: u32 = 4;
     /// Sockets of pods are translated as well as sockets of the host.
     pub const SOCKET_PODS: u32 = 8;
+    /// Pods of this node may be subjects of network policies: `subjects` has to be looked up.
+    pub const POLICY: u32 = 16;
+    /// Bits of a number that changes with each change of the policies, so that cached direct paths are not used after
+    /// it.
+    pub const POLICY_CHANGES: u32 = 0xff00_0000;
 }
 
 const _: () = assert!(size_of::<Config>() == 152);

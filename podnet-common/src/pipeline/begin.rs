@@ -14,7 +14,7 @@ use super::{
     balance,
     handover::{Handover, Purpose, ToInsert},
     headers::Headers,
-    insert, next_hop,
+    insert, next_hop, policy,
     run::run_stage,
     shares,
     source::{self, Source},
@@ -49,6 +49,15 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         next_hop::find::<T>(t, from, &h.packet.tuple.src, &mut h.send);
         Ok(())
     };
+    if policy::applies::<At, T>(t) && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
+        let (denied, answer) = policy::flow(t, h);
+        if !denied.is_nothing() {
+            return Verdict::drop(denied.reason());
+        }
+        if answer {
+            h.send.entry.flags |= CtEntry::REPLY;
+        }
+    }
     if let Err(verdict) = made {
         return verdict;
     }

@@ -67,6 +67,8 @@ pub struct DirectPath {
     pub(super) ifindex: IfIndex,
     /// MTU of the path in bytes, without the Ethernet header.
     pub(super) mtu: u32,
+    /// Settings under which the packet was admitted: [`Config::flags`](crate::layout::Config::flags).
+    pub(super) settings: u32,
     /// New MACs, as in [`CtEntry::macs`](crate::layout::CtEntry::macs).
     pub(super) macs: [u32; 3],
 }

@@ -21,7 +21,7 @@ use super::{
     frontend::{self, Addressed},
     handover::{Departure, Handover, Purpose, ToBegin, ToInsert},
     headers::Headers,
-    next_hop,
+    next_hop, policy,
     run::run_stage,
     scope, shares,
 };
@@ -133,6 +133,9 @@ fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handov
     {
         classified.class = Class::Track;
     }
+    if untranslated && policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple.src, &h.packet.tuple.dst) {
+        return isolated(t, h, classified);
+    }
     classified
 }
 
@@ -149,6 +152,19 @@ fn reserves_replies<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u
     let to_server = matches!(class, Class::LocalPod | Class::RemotePod | Class::Tunnel)
         || (class == Class::Stack && t.network(&tuple.dst).is_some_and(node));
     to_server && shares::has_room(t)
+}
+
+/// Class of an untranslated packet from or to a pod that network policy isolates. Its flow is tracked: policies are
+/// about who begins, and must not hinder the answers.
+#[inline(always)]
+fn isolated<T: Tables>(t: &T, h: &mut Handover, classified: Classified) -> Classified {
+    let tuple = &h.packet.tuple;
+    if h.packet.ports() && frontend::may_begin_flow(tuple) && !scope::multicast(&tuple.dst) {
+        return Classified::only(Class::Track);
+    }
+    h.classify.direct = 0;
+    let denied = policy::packet(t, &h.packet);
+    if denied.is_nothing() { classified } else { Classified::drop(denied.reason()) }
 }
 
 /// Class of a packet that is for no pod on this node.

@@ -34,8 +34,9 @@ pub(super) fn forward<At: HookPoint, F: Family, P: Packet, T: Tables>(
     }
     // The stored time may stand still if no flow begins and no daemon runs.
     let now = t.advance();
+    let settings = settings(t);
     let verdict = t.direct_path(hash_pair(&v.tuple.src, &v.tuple.dst) % DirectPath::SLOTS, |path| {
-        let here = (path.tick ^ now) | (path.from.0 ^ p.ifindex().0);
+        let here = (path.tick ^ now) | (path.from.0 ^ p.ifindex().0) | (path.settings ^ settings);
         let pair = path.src.difference(&v.tuple.src) | path.dst.difference(&v.tuple.dst);
         if here | pair != 0 || path.mac != ethernet.src || !fits::<F, P>(p, v, path.mtu) {
             return Verdict::tail(Stage::Classify);
@@ -82,7 +83,14 @@ pub(super) fn store<T: Tables>(
             out: departure.out_with_macs(),
             ifindex: departure.ifindex,
             mtu,
+            settings: settings(t),
             macs: *macs,
         };
     });
+}
+
+/// The settings that decide whether packets are admitted.
+#[inline(always)]
+fn settings<T: Tables>(t: &T) -> u32 {
+    t.config().map_or(0, |config| config.flags)
 }

@@ -31,6 +31,7 @@ mod icmp;
 mod insert;
 mod loopback;
 mod next_hop;
+mod policy;
 mod rewrite;
 mod run;
 mod scope;
@@ -55,6 +56,7 @@ pub use hook_point::{FromHost, FromLoopback, FromPod, FromUplink, HookPoint, ToP
 pub use icmp::{icmp, quotation};
 pub use insert::insert;
 pub use loopback::loopback;
+pub(crate) use policy::denies_flow;
 pub use sctp::sctp;
 pub use send::send;
 pub use socket::{Call, SocketCtx, connect, peer, sendmsg};

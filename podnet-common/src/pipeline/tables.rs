@@ -4,7 +4,8 @@ use crate::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, NetworkKind, Sandbox, ServiceClient, SockKey, SockPeer, Tuple,
+        Hook, Interface, Network, NetworkKind, PolicyRule, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer,
+        Subject, Tuple,
     },
     verdict::{Counter, Reason},
 };
@@ -72,6 +73,16 @@ pub trait Tables {
     fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
     /// Whether `source_ranges` contains this client.
     fn in_source_ranges(&self, client: &ServiceClient) -> bool;
+    /// `subjects`.
+    fn subject(&self, addr: &Addr) -> Option<Subject>;
+    /// `policy_peers`.
+    fn policy_peer(&self, addr: &Addr) -> Option<u32>;
+    /// `policy_blocks`.
+    fn policy_block(&self, addr: &Addr) -> Option<u32>;
+    /// `policy_ports`.
+    fn policy_port(&self, port: &ProtoPort) -> Option<u32>;
+    /// `policy_rules`.
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32>;
     /// `fragments`.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Inserts or replaces an entry of `fragments`.

@@ -114,8 +114,8 @@ fn fragment_ports<T: Tables>(t: &T, packet: &mut Headers) -> bool {
     packet.ports()
 }
 
-/// Whether a packet with the tuple of an existing flow begins a new one. The tuple of a closed connection may be reused
-/// (RFC 6191). So may that of an open one if its client sends a new SYN, because the backend may be gone. A SYN from
+/// Whether a packet with the tuple of an existing flow begins a new one, in the same or in the opposite direction. The
+/// tuple of a closed connection may be reused (RFC 6191). So may that of an open one if its client sends a new SYN, because the backend may be gone. A SYN from
 /// outside may be spoofed, so it is passed to the backend first: if the backend still has the connection, it answers
 /// (RFC 5961, section 4.2); if it doesn't answer, the client retransmits. Whether a forwarded flow is closed is unknown
 /// on this node.
@@ -124,7 +124,10 @@ fn begins_new_flow<At: HookPoint>(entry: &CtEntry, seen: Seen, now: u32) -> bool
     let known_sender = (At::FROM_POD || At::FROM_HOST) && !entry.opening();
     let unanswered = entry.opening() && now.wrapping_sub(entry.last_seen) >= ANSWER;
     let over = (entry.closed() && !entry.doubtful()) || entry.flags & CtEntry::ONE_WAY != 0;
-    seen.opens() && (over || known_sender || unanswered) && entry.flags & CtEntry::REPLY == 0
+    // Without translation, the server's address and port are its own, and may be those of a client as well.
+    let opposite = entry.flags & (CtEntry::REPLY | CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST) == CtEntry::REPLY;
+    let again = (over || known_sender || unanswered) && entry.flags & CtEntry::REPLY == 0;
+    seen.opens() && (again || opposite)
 }
 
 /// Time for a backend to answer a SYN from outside, in ticks. At least one whole tick, since `last_seen` may be one

@@ -395,7 +395,14 @@ mod tests {
         let status = DaemonStatus { state_dir: Some("/state".into()), ..DaemonStatus::default() };
         status.write(dir.path()).unwrap();
         let schema = podnet_cni::node_info::SCHEMA;
-        let info = NodeInfo { schema, bpffs: "/bpf".into(), pod_cidrs: vec![], mtu: 1500, gateways: vec![] };
+        let info = NodeInfo {
+            schema,
+            bpffs: "/bpf".into(),
+            pod_cidrs: vec![],
+            mtu: 1500,
+            gateways: vec![],
+            policed: Default::default(),
+        };
         info.write_atomically(dir.path()).unwrap();
         assert_eq!(directories(options(&[])), ["/bpf", "/state"]);
         assert_eq!(directories(options(&["--bpffs", "/b", "--state-dir", "/s"])), ["/b", "/s"]);

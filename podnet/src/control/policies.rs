@@ -1,16 +1,27 @@
 //! Network policies: the room of NetworkPolicies, Namespaces and Pods, and the tables that they are written to.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use podnet_common::addr::Addr;
 use podnet_common::layout::{PolicyPort, PolicyRule, Prefix, Subject};
 
 use crate::mirror::{Entries, First, Mirror, TableError};
-use crate::model::{Kind, Object, ObjectKey};
+use crate::model::{Kind, Object, ObjectKey, ObjectName, Pod};
 use crate::policy::{Desired, Policies};
 
 /// All policies, and the tables as written so far.
 #[derive(Debug)]
 pub struct NetworkPolicies {
     policies: Policies,
+    /// Name of this node.
+    node: Box<str>,
+    /// The Pod objects of this node.
+    pods: BTreeMap<ObjectName, Arc<Pod>>,
+    /// The pods that the plugin has connected, with their addresses. A Pod object gets them only after the pod has
+    /// started.
+    attached: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
     subjects: Mirror<Addr, Subject>,
     peers: Mirror<Addr, u32>,
     blocks: Mirror<Prefix, u32>,
@@ -38,6 +49,9 @@ impl NetworkPolicies {
     pub(super) fn new(node: &str) -> Self {
         Self {
             policies: Policies::new(node),
+            node: node.into(),
+            pods: BTreeMap::new(),
+            attached: BTreeMap::new(),
             subjects: Mirror::default(),
             peers: Mirror::default(),
             blocks: Mirror::default(),
@@ -72,34 +86,123 @@ impl NetworkPolicies {
             match (kind, object) {
                 (_, Some(Object::NetworkPolicy(policy))) => self.policies.set_policy(&name, Some(policy)),
                 (_, Some(Object::Namespace(namespace))) => self.policies.set_namespace(&name.name, Some(&namespace)),
-                (_, Some(Object::Pod(pod))) => self.policies.set_pod(&name, Some(&pod)),
+                (_, Some(Object::Pod(pod))) if pod.node == self.node => {
+                    self.pods.insert(name.clone(), pod);
+                    self.set_pod(&name);
+                }
+                (_, Some(Object::Pod(pod))) => {
+                    self.pods.remove(&name);
+                    self.policies.set_pod(&name, Some(&pod));
+                }
                 (Kind::NetworkPolicy, None) => self.policies.set_policy(&name, None),
                 (Kind::Namespace, None) => self.policies.set_namespace(&name.name, None),
-                (Kind::Pod, None) => self.policies.set_pod(&name, None),
+                (Kind::Pod, None) => {
+                    self.pods.remove(&name);
+                    self.policies.set_pod(&name, None);
+                }
                 _ => {}
             }
         }
         self.policies.update()
     }
 
+    /// Sets the pods that the plugin has connected. Returns whether the tables must be written.
+    pub fn set_attached(&mut self, attached: BTreeMap<ObjectName, BTreeSet<IpAddr>>) -> bool {
+        let before = std::mem::replace(&mut self.attached, attached);
+        let names: BTreeSet<ObjectName> = before.keys().chain(self.attached.keys()).cloned().collect();
+        let mut changed = false;
+        for name in names {
+            let (old, new) = (before.get(&name), self.attached.get(&name));
+            if old == new {
+                continue;
+            }
+            changed = true;
+            // The plugin may have closed the pod, or removed the entry of an earlier pod with this address.
+            for ip in new.into_iter().flatten().filter(|ip| old.is_none_or(|old| !old.contains(ip))) {
+                self.subjects.put((*ip).into(), WRITTEN_BY_THE_PLUGIN);
+            }
+            self.set_pod(&name);
+        }
+        self.policies.update() || changed
+    }
+
+    /// Sets a pod of this node, with the addresses that it has.
+    fn set_pod(&mut self, name: &ObjectName) {
+        let Some(pod) = self.pods.get(name) else { return };
+        let mut pod = (**pod).clone();
+        let attached = self.attached.get(name).into_iter().flatten().copied();
+        pod.ips.extend(attached.filter(|ip| !pod.ips.contains(ip)).collect::<Vec<_>>());
+        self.policies.set_pod(name, Some(&pod));
+    }
+
+    /// Namespaces in which pods start closed.
+    pub fn policed(&self) -> BTreeSet<String> {
+        self.policies.all().map(|(name, _)| name.namespace.clone()).collect()
+    }
+
+    /// The pods of this node to which policies apply, by address.
+    pub fn subjects(&self) -> impl Iterator<Item = Addr> {
+        self.policies.desired().subjects.keys().copied()
+    }
+
+    /// The desired contents of `subjects`. The entry of a pod whose object is unknown stays as it is: the plugin has closed
+    /// a pod that has just started, and one that has run before there were policies is open.
+    fn wanted_subjects(&self) -> BTreeMap<Addr, Subject> {
+        let unknown = |name: &ObjectName| !self.pods.contains_key(name) && self.policies.has_policies(&name.namespace);
+        let unknown = self.attached.iter().filter(|(name, _)| unknown(name)).flat_map(|(_, ips)| ips);
+        let held = unknown.filter_map(|ip| self.subjects.get(&(*ip).into()).map(|held| (Addr::from(*ip), *held)));
+        let mut subjects: BTreeMap<Addr, Subject> = held.collect();
+        subjects.extend(self.policies.desired().subjects.iter().map(|(addr, subject)| (*addr, *subject)));
+        subjects
+    }
+
     /// Makes the tables match, in an order in which every packet gets the verdict of before or that of after, and then
-    /// takes out what no packet needs any more. Before the sources are synced, the absence of a policy means nothing, so
-    /// the tables must stay as they are.
+    /// takes out what no packet needs any more. Returns whether anything has changed. Before the sources are synced, the
+    /// absence of a policy means nothing, so the tables must stay as they are.
     ///
     /// # Errors
-    /// The first operation that fails; the next call continues from there.
-    pub fn sync(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+    /// The first operation that fails; the next call continues from there. Until then pods keep the policies that they
+    /// had, and those that had none are closed.
+    pub fn sync(&mut self, tables: &mut impl PolicyTables) -> Result<bool, TableError> {
+        let before = self.writes();
+        let result = self.write(tables);
+        if result.is_err() {
+            self.close_new_subjects(tables)?;
+        }
+        result.map(|()| self.writes() != before)
+    }
+
+    fn write(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        // Reads the table, if that hasn't been done: entries of the plugin may stay.
+        self.subjects.add(&BTreeMap::new(), tables)?;
         loop {
             let desired = self.policies.desired();
-            self.rules.sync(&desired.rules, First::Put, tables)?;
+            self.rules.add(&desired.rules, tables)?;
             self.ports.sync(&desired.ports, First::Put, tables)?;
             self.peers.sync(&desired.peers, First::Put, tables)?;
             self.blocks.sync(&desired.blocks, First::Put, tables)?;
-            self.subjects.sync(&desired.subjects, First::Put, tables)?;
+            self.subjects.sync(&self.wanted_subjects(), First::Put, tables)?;
+            self.rules.sync(&desired.rules, First::Put, tables)?;
             if !self.policies.written() {
                 return Ok(());
             }
         }
+    }
+
+    /// Closes the pods that should be isolated and aren't yet.
+    fn close_new_subjects(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        let close = |set| if set == Subject::OPEN { Subject::OPEN } else { Subject::CLOSED };
+        let new = self.policies.desired().subjects.iter().filter(|(addr, _)| self.subjects.get(addr).is_none());
+        let closed = new.map(|(addr, Subject { ingress, egress })| {
+            (*addr, Subject { ingress: close(*ingress), egress: close(*egress) })
+        });
+        let closed = closed.collect();
+        self.subjects.add(&closed, tables)
+    }
+
+    fn writes(&self) -> u64 {
+        let addresses = self.subjects.writes() + self.peers.writes() + self.blocks.writes();
+        addresses + self.ports.writes() + self.rules.writes()
     }
 
     /// The policies: the desired tables, names, and what each of them concerns.
@@ -113,6 +216,9 @@ impl NetworkPolicies {
         Some(&policy.uid)
     }
 }
+
+/// Stands for a value of `subjects` that may be in the table or not, so that the next sync writes or removes it.
+const WRITTEN_BY_THE_PLUGIN: Subject = Subject { ingress: Subject::CLOSED, egress: Subject::ID };
 
 #[cfg(test)]
 mod tests {

@@ -60,7 +60,10 @@ impl Daemon {
         let leads = |way: &Way| leads(&self.control, &self.node, way);
         let Some((stale, hurry)) = self.collector.begin(leads, Instant::now()) else { return };
         match self.datapath.sweep(stale, hurry, self.networks.held()) {
-            Ok(sweep) => self.sweeping = Some(spawn_blocking(move || sweep.run())),
+            Ok(mut sweep) => {
+                sweep.judged = self.policies.take_judged(&self.control);
+                self.sweeping = Some(spawn_blocking(move || sweep.run()));
+            }
             Err(error) => {
                 warn!("{error}");
                 self.collector.end(None, |_| true);

@@ -22,6 +22,7 @@ mod links;
 mod node;
 mod node_sync;
 mod pods;
+mod policies;
 mod questions;
 mod records;
 mod report;
@@ -116,6 +117,7 @@ struct Daemon {
     records: Records,
     host_ports: HostPorts,
     links: Links,
+    policies: policies::State,
     health: Health,
     servers: Servers,
     metrics: Metrics,
@@ -157,7 +159,8 @@ impl Daemon {
         let mut loading = spawn_blocking(move || opened.load());
         // Reading and computing proceed while the programs load. Nothing is written yet, since the programs may be
         // rejected.
-        let mut control = Control::adopt(&config, &tables)?;
+        let mut control = Control::adopt(&config, &tables.services)?;
+        control.policies_mut().adopt(&tables.policies)?;
         control.apply(source.first());
         let loaded = loop {
             tokio::select! {
@@ -197,6 +200,7 @@ impl Daemon {
             records: Records::default(),
             host_ports: HostPorts::default(),
             links: Links::default(),
+            policies: policies::State::default(),
             health,
             servers,
             metrics,

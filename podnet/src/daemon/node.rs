@@ -209,7 +209,7 @@ async fn set_up(
     let pod_mtu = routes.tunnel.filter(|_| config.mtu == 0).map_or(mtu, |tunnel| tunnel.mtu);
     status.routes = routes;
 
-    publish(&hooks, config, own, pod_mtu)?;
+    publish(&hooks, config, own, pod_mtu, wanted.control.policies().policed())?;
     status.ready = true;
     status.takes_pods = !own.pod_cidrs.is_empty();
     Ok(())
@@ -413,13 +413,14 @@ fn programs_config(
 }
 
 /// Writes `node.json` for the plugin, if it has changed.
-fn publish(_: &HooksAttached, config: &Config, own: &Node, mtu: u32) -> Result<()> {
+fn publish(_: &HooksAttached, config: &Config, own: &Node, mtu: u32, policed: BTreeSet<String>) -> Result<()> {
     let info = NodeInfo {
         schema: SCHEMA,
         bpffs: config.bpffs.clone(),
         pod_cidrs: own.pod_cidrs.clone(),
         mtu,
         gateways: GATEWAYS.to_vec(),
+        policed,
     };
     let path: &Path = &config.run_dir;
     if NodeInfo::read(path).is_ok_and(|published| published == info) {

@@ -25,6 +25,7 @@ impl Daemon {
         if self.host_ports.refresh(&self.records) {
             self.control.set_host_ports(self.host_ports.frontends().to_vec());
         }
+        self.learn_attached();
     }
 
     /// The plugin has added or removed a pod.
@@ -90,7 +91,8 @@ impl Daemon {
             ))
         };
         let outsiders = self.records.iter().filter_map(outside);
-        self.links.problems(Instant::now()).into_iter().chain(self.attachments.problem()).chain(outsiders).collect()
+        let others = self.attachments.problem().into_iter().chain(self.policies.problem());
+        self.links.problems(Instant::now()).into_iter().chain(others).chain(outsiders).collect()
     }
 
     /// Polls the records, for changes that the kernel doesn't report.

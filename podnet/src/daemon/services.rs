@@ -15,6 +15,9 @@ impl Daemon {
             self.node_due = Some(Instant::now());
         }
         self.reconcile();
+        if applied.policies || !self.policies.synced() {
+            self.sync_policies();
+        }
         if applied.lost {
             self.collect();
         }

@@ -164,6 +164,7 @@ impl Daemon {
                 self.observe_calls();
                 self.announce();
                 self.collect_if_filling();
+                self.retry_policies();
             }
             Event::Collection => {
                 self.collect();

@@ -93,6 +93,8 @@ pub struct Sweep {
     pub pods: Box<ReadPods>,
     /// The node itself.
     pub node: Node,
+    /// Pods whose flows are judged again by network policy.
+    pub judged: HashSet<Addr>,
 }
 
 /// Addresses of the node.
@@ -132,6 +134,9 @@ impl Sweep {
         let (mut ways, mut held) = (HashSet::new(), Held::none());
         let (remover, pods, reread) = (&self.remover, (self.pods)()?, &*self.pods);
         let mut bin = Bin { remover, pods, reread, over: vec![], homeless: vec![], removed: 0 };
+        let concerned = |tuple: &Tuple, entry: &CtEntry| {
+            entry.flags & CtEntry::REPLY == 0 && (self.judged.contains(&tuple.src) || self.judged.contains(&entry.dst))
+        };
         let (mut seen, mut result) = (0u32, Ok(()));
         batch::for_each(table, |tuple: &Tuple, entry: &CtEntry| {
             seen += 1;
@@ -144,7 +149,7 @@ impl Sweep {
                     Fate::Stays(way) => {
                         ways.extend(way);
                         held.add(place());
-                        Ok(())
+                        if concerned(tuple, entry) { bin.over(Removal::denied(*tuple)) } else { Ok(()) }
                     }
                     Fate::Stale => bin.over(Removal::always(*tuple)),
                     Fate::Homeless(pod) => bin.homeless(pod, *tuple),

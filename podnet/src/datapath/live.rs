@@ -17,7 +17,8 @@ use podnet_common::{
     fib::result,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, Prefix, Sandbox, ServiceClient, SockKey, SockPeer, SourceRange, Tuple, holders,
+        Hook, Interface, Network, Peer, PolicyPort, PolicyRule, Prefix, ProtoPort, Sandbox, ServiceClient, SockKey,
+        SockPeer, SourceRange, Subject, Tuple, holders,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     tables, time,
@@ -46,6 +47,11 @@ pub struct Source {
     snat_ports: Pinned<u32, u32>,
     affinity: Pinned<AffinityKey, Affinity>,
     source_ranges: Pinned<SourceRange, u32>,
+    subjects: Pinned<Addr, Subject>,
+    policy_peers: Pinned<Addr, u32>,
+    policy_blocks: Pinned<Prefix, u32>,
+    policy_ports: Pinned<PolicyPort, u32>,
+    policy_rules: Pinned<PolicyRule, u32>,
     fragments: Pinned<FragmentKey, FragmentPorts>,
     peers: Pinned<Peer, u32>,
     sandboxes: Pinned<u64, Sandbox>,
@@ -75,6 +81,11 @@ impl Source {
             snat_ports: open_pinned(&pins, tables::SNAT_PORTS)?,
             affinity: open_pinned(&pins, tables::AFFINITY)?,
             source_ranges: open_pinned(&pins, tables::SOURCE_RANGES)?,
+            subjects: open_pinned(&pins, tables::SUBJECTS)?,
+            policy_peers: open_pinned(&pins, tables::POLICY_PEERS)?,
+            policy_blocks: open_pinned(&pins, tables::POLICY_BLOCKS)?,
+            policy_ports: open_pinned(&pins, tables::POLICY_PORTS)?,
+            policy_rules: open_pinned(&pins, tables::POLICY_RULES)?,
             fragments: open_pinned(&pins, tables::FRAGMENTS)?,
             peers: open_pinned(&pins, tables::PEERS)?,
             sandboxes: open_pinned(&pins, tables::SANDBOXES)?,
@@ -101,6 +112,11 @@ impl Source {
             interfaces: Memo::default(),
             snat_ports: Memo::default(),
             source_ranges: Memo::default(),
+            subjects: Memo::default(),
+            policy_peers: Memo::default(),
+            policy_blocks: Memo::default(),
+            policy_ports: Memo::default(),
+            policy_rules: Memo::default(),
             peers: Memo::default(),
             sandboxes: Memo::default(),
             routes: Memo::default(),
@@ -160,6 +176,11 @@ pub struct Live<'s> {
     interfaces: Memo<IfIndex, Interface>,
     snat_ports: Memo<u32, u32>,
     source_ranges: Memo<ServiceClient, u32>,
+    subjects: Memo<Addr, Subject>,
+    policy_peers: Memo<Addr, u32>,
+    policy_blocks: Memo<Addr, u32>,
+    policy_ports: Memo<ProtoPort, u32>,
+    policy_rules: Memo<PolicyRule, u32>,
     peers: Memo<Mac, u32>,
     sandboxes: Memo<u64, Sandbox>,
     routes: Memo<(IfIndex, Addr, Addr), (Option<Route>, i64)>,
@@ -335,6 +356,28 @@ impl Tables for Live<'_> {
     fn in_source_ranges(&self, client: &ServiceClient) -> bool {
         let key = SourceRange { len: 160, data: *client };
         self.source_ranges.get(client, || self.read(&self.source.source_ranges, &key)).is_some()
+    }
+
+    fn subject(&self, addr: &Addr) -> Option<Subject> {
+        self.subjects.get(addr, || self.read(&self.source.subjects, addr)).copied()
+    }
+
+    fn policy_peer(&self, addr: &Addr) -> Option<u32> {
+        self.policy_peers.get(addr, || self.read(&self.source.policy_peers, addr)).copied()
+    }
+
+    fn policy_block(&self, addr: &Addr) -> Option<u32> {
+        let key = Prefix { len: 128, addr: *addr };
+        self.policy_blocks.get(addr, || self.read(&self.source.policy_blocks, &key)).copied()
+    }
+
+    fn policy_port(&self, port: &ProtoPort) -> Option<u32> {
+        let key = PolicyPort { len: ProtoPort::BITS, data: *port };
+        self.policy_ports.get(port, || self.read(&self.source.policy_ports, &key)).copied()
+    }
+
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32> {
+        self.policy_rules.get(rule, || self.read(&self.source.policy_rules, rule)).copied()
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {

@@ -25,6 +25,7 @@ mod moves;
 mod node_tables;
 mod object;
 mod origins;
+mod policy_tables;
 pub mod removal;
 mod service_tables;
 mod sizes;
@@ -42,11 +43,12 @@ pub use hooks::{HookState, UplinkHook, UplinkState};
 pub use load_error::LoadError;
 pub use loader::{Loaded, Opened};
 pub use node_tables::NodeTables;
+pub use policy_tables::PolicyTables;
 pub use service_tables::ServiceTables;
 pub use sizes::Sizes;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     time::Instant,
@@ -74,6 +76,17 @@ use moves::Moves;
 use origins::Origins;
 use removal::Remover;
 
+/// The tables that follow from objects.
+pub struct Tables {
+    /// The service tables.
+    pub services: ServiceTables,
+    /// The tables of network policy.
+    pub policies: PolicyTables,
+}
+
+/// The flags of [`Config`] about network policy.
+const POLICY_FLAGS: u32 = Config::POLICY | Config::POLICY_CHANGES;
+
 /// The running datapath of this node.
 pub struct Datapath {
     ebpf: Ebpf,
@@ -100,6 +113,7 @@ pub struct Datapath {
     snat_ports_now: Vec<u16>,
     services: ServiceTables,
     nodes: NodeTables,
+    policies: PolicyTables,
     /// Interfaces known to have no uplink hooks but these.
     clear: BTreeMap<IfIndex, &'static [Side]>,
 }
@@ -107,19 +121,20 @@ pub struct Datapath {
 impl Datapath {
     /// Adopts the pinned tables, or creates them, loads the programs, and makes them the running generation.
     pub fn start(pins: PinDir, sizes: Sizes) -> Result<Self, Error> {
-        let (services, opened) = Self::open(pins, sizes)?;
-        Self::run(services, opened.load()?)
+        let (tables, opened) = Self::open(pins, sizes)?;
+        Self::run(tables, opened.load()?)
     }
 
     /// Only adopts or creates the tables. If other programs are running, loading the new ones takes the kernel about
     /// a second on two CPUs, in which the tables can be read.
-    pub fn open(pins: PinDir, sizes: Sizes) -> Result<(ServiceTables, Opened), Error> {
+    pub fn open(pins: PinDir, sizes: Sizes) -> Result<(Tables, Opened), Error> {
         let mut opened = loader::open(loader::built_in()?, &pins, sizes)?;
-        Ok((ServiceTables::take(&mut opened.ebpf)?, opened))
+        let (services, policies) = (ServiceTables::take(&mut opened.ebpf)?, PolicyTables::take(&mut opened.ebpf)?);
+        Ok((Tables { services, policies }, opened))
     }
 
     /// Takes over the datapath once its programs run.
-    pub fn run(services: ServiceTables, loaded: Loaded) -> Result<Self, Error> {
+    pub fn run(Tables { services, policies }: Tables, loaded: Loaded) -> Result<Self, Error> {
         let Loaded { mut ebpf, generation, adopted, kept, origins, moves, pins } = loaded;
         let remover = Remover::load(&mut ebpf)?;
         let conntrack = take_data(&mut ebpf, tables::CONNTRACK)?;
@@ -136,6 +151,7 @@ impl Datapath {
             config_now,
             services,
             nodes: NodeTables::take(&mut ebpf)?,
+            policies,
             route_source: features::route_source(),
             clear: BTreeMap::new(),
             conntrack,
@@ -168,6 +184,20 @@ impl Datapath {
         &mut self.nodes
     }
 
+    /// The tables of network policy.
+    pub fn policy_tables(&mut self) -> &mut PolicyTables {
+        &mut self.policies
+    }
+
+    /// Puts changed tables of network policy into effect. `active`: pods of this node may be isolated.
+    pub fn policies_changed(&mut self, active: bool) -> Result<(), Error> {
+        /// The lowest bit of the number of changes.
+        const CHANGE: u32 = 1 << Config::POLICY_CHANGES.trailing_zeros();
+        let changes = self.config_now.flags.wrapping_add(CHANGE) & Config::POLICY_CHANGES;
+        let flags = self.config_now.flags & !POLICY_FLAGS | changes | if active { Config::POLICY } else { 0 };
+        self.write_config(&Config { flags, ..self.config_now })
+    }
+
     /// Capacities of the service tables.
     pub fn room(&self) -> Room {
         self.services.capacity()
@@ -193,12 +223,17 @@ impl Datapath {
         self.conntrack_capacity
     }
 
-    /// Writes the programs' configuration of the node. `snat_count` comes from [`Self::set_snat_ports`], and
-    /// [`Config::ROUTE_SOURCE`] from the kernel's features.
+    /// Writes the programs' configuration of the node. `snat_count` comes from [`Self::set_snat_ports`],
+    /// [`Config::ROUTE_SOURCE`] from the kernel's features, and [`Config::POLICY`] from [`Self::policies_changed`].
     pub fn set_config(&mut self, config: &Config) -> Result<(), Error> {
         let known = if self.route_source { Config::ROUTE_SOURCE } else { 0 };
-        let flags = config.flags & !Config::ROUTE_SOURCE | known;
-        let config = Config { snat_count: self.snat_ports_now.len() as u32, flags, ..*config };
+        let flags =
+            config.flags & !(Config::ROUTE_SOURCE | POLICY_FLAGS) | known | self.config_now.flags & POLICY_FLAGS;
+        self.write_config(&Config { snat_count: self.snat_ports_now.len() as u32, flags, ..*config })
+    }
+
+    fn write_config(&mut self, config: &Config) -> Result<(), Error> {
+        let config = *config;
         if config != self.config_now {
             let failed = |source| Error::Table { operation: "write", name: "config", source };
             self.config.set(0, Plain(config), 0).map_err(failed)?;
@@ -267,6 +302,7 @@ impl Datapath {
                 pods: networks(NetworkKind::LocalPods).collect(),
                 podnet1: self.config_now.podnet1,
             },
+            judged: HashSet::new(),
         })
     }
 

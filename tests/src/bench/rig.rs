@@ -181,6 +181,7 @@ impl Rig {
             hurry: Default::default(),
             pods: Box::new(move || Ok(pods.clone())),
             node: Default::default(),
+            judged: Default::default(),
         })
     }
 

@@ -9,9 +9,9 @@ use bytemuck::Pod;
 
 use super::{
     Affinity, AffinityKey, Backend, Config, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Interface,
-    Network, Peer, Prefix, ServiceClient, SockKey, SockPeer, SourceRange, Tuple,
+    Network, Peer, PolicyPort, PolicyRule, Prefix, ServiceClient, SockKey, SockPeer, SourceRange, Tuple,
 };
-use crate::addr::IfIndex;
+use crate::addr::{Addr, IfIndex};
 
 /// A field of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +166,9 @@ macro_rules! migrate_trie_key {
 }
 
 migrate_trie_key!(Prefix { len, addr });
+migrate!(PolicyRule { set, class, ports });
 migrate_trie_key!(SourceRange { len, data });
+migrate_trie_key!(PolicyPort { len, data });
 
 /// Implements [`Migrate`] for plain numbers.
 macro_rules! migrate_number {
@@ -181,7 +183,7 @@ macro_rules! migrate_number {
     };
 }
 
-migrate_number!(u32 u64 IfIndex);
+migrate_number!(u32 u64 IfIndex Addr);
 
 #[cfg(all(test, not(feature = "later-layouts")))]
 mod tests;

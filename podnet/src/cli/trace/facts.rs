@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use podnet_common::addr::{Addr, IfIndex, Mac, Port, Proto};
-use podnet_common::layout::{CtEntry, Frontend, FrontendKey, Network, NetworkKind, Out, Prefix, Tuple};
+use podnet_common::layout::{
+    CtEntry, Frontend, FrontendKey, Network, NetworkKind, Out, PolicyRule, Prefix, Subject, Tuple,
+};
 use podnet_common::pipeline::{InsertError, Route, Stage};
 use podnet_common::simulator::FinalVerdict;
 use podnet_common::verdict::Reason;
@@ -63,6 +65,33 @@ impl Names {
             None => at.to_string(),
         }
     }
+}
+
+/// A rule set in words.
+fn rule_set(set: u32) -> String {
+    match set {
+        Subject::OPEN => "open".to_owned(),
+        Subject::CLOSED => "closed".to_owned(),
+        set => format!("rule set {}", set & Subject::ID),
+    }
+}
+
+/// A class in words.
+fn class(class: u32) -> String {
+    format!("class {class}")
+}
+
+/// A key of `policy_rules` in words.
+fn policy_rule(rule: &PolicyRule) -> String {
+    let peer = if rule.class == PolicyRule::ANY { "any peer".to_owned() } else { class(rule.class) };
+    let ports = match rule.ports {
+        PolicyRule::ALL => "everything".to_owned(),
+        ports if ports & PolicyRule::protocol(Proto(0)) != 0 => {
+            format!("all ports of {}", protocol(Proto(ports as u8)))
+        }
+        ports => format!("port {}", class(ports)),
+    };
+    format!("rule set {}, {peer}, {ports}", rule.set)
 }
 
 /// A row for a lookup or a simulated write; counters have none.
@@ -131,6 +160,19 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
             format!("{} to {}", IpAddr::from(client.addr), names.service(client.service & !(1 << 31))),
             inside.then(|| "in range".to_owned()),
         ),
+        Fact::Subject(addr, found) => finds(
+            "subjects",
+            names.address(addr.into()),
+            found.map(|subject| format!("ingress {}, egress {}", rule_set(subject.ingress), rule_set(subject.egress))),
+        ),
+        Fact::PolicyPeer(addr, found) => finds("policy_peers", names.address(addr.into()), found.map(class)),
+        Fact::PolicyBlock(addr, found) => finds("policy_blocks", names.address(addr.into()), found.map(class)),
+        Fact::PolicyPort(port, found) => {
+            finds("policy_ports", format!("{} port {}", protocol(port.proto), port.port.get()), found.map(class))
+        }
+        Fact::PolicyRule(rule, found) => {
+            finds("policy_rules", policy_rule(&rule), found.map(|policy| format!("allowed by policy {policy}")))
+        }
         Fact::Fragment(key, found) => finds(
             "fragments",
             format!("{} → {} id {}", IpAddr::from(key.src), IpAddr::from(key.dst), key.id),

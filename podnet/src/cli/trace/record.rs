@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use podnet_common::addr::{Addr, IfIndex, Mac};
 use podnet_common::layout::{
     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook,
-    Interface, Network, Sandbox, ServiceClient, SockKey, SockPeer, Tuple,
+    Interface, Network, PolicyRule, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer, Subject, Tuple,
 };
 use podnet_common::pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Stage, Tables};
 use podnet_common::verdict::{Counter, Reason};
@@ -45,6 +45,16 @@ pub(super) enum Fact {
     AffinitySet(AffinityKey, Affinity),
     /// `source_ranges` was looked up.
     SourceRange(ServiceClient, bool),
+    /// `subjects` was looked up.
+    Subject(Addr, Option<Subject>),
+    /// `policy_peers` was looked up.
+    PolicyPeer(Addr, Option<u32>),
+    /// `policy_blocks` was looked up.
+    PolicyBlock(Addr, Option<u32>),
+    /// `policy_ports` was looked up.
+    PolicyPort(ProtoPort, Option<u32>),
+    /// `policy_rules` was looked up.
+    PolicyRule(PolicyRule, Option<u32>),
     /// `fragments` was looked up.
     Fragment(FragmentKey, Option<FragmentPorts>),
     /// An entry of `fragments` was written.
@@ -213,6 +223,36 @@ impl<T: Tables> Tables for Traced<'_, T> {
     fn in_source_ranges(&self, client: &ServiceClient) -> bool {
         let found = self.tables.in_source_ranges(client);
         self.note(Fact::SourceRange(*client, found));
+        found
+    }
+
+    fn subject(&self, addr: &Addr) -> Option<Subject> {
+        let found = self.tables.subject(addr);
+        self.note(Fact::Subject(*addr, found));
+        found
+    }
+
+    fn policy_peer(&self, addr: &Addr) -> Option<u32> {
+        let found = self.tables.policy_peer(addr);
+        self.note(Fact::PolicyPeer(*addr, found));
+        found
+    }
+
+    fn policy_block(&self, addr: &Addr) -> Option<u32> {
+        let found = self.tables.policy_block(addr);
+        self.note(Fact::PolicyBlock(*addr, found));
+        found
+    }
+
+    fn policy_port(&self, port: &ProtoPort) -> Option<u32> {
+        let found = self.tables.policy_port(port);
+        self.note(Fact::PolicyPort(*port, found));
+        found
+    }
+
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32> {
+        let found = self.tables.policy_rule(rule);
+        self.note(Fact::PolicyRule(*rule, found));
         found
     }
 

@@ -1,0 +1,163 @@
+//! Network policy: may these two addresses begin to exchange packets?
+//!
+//! Judged once, by the first packet of a flow, after the service's backend is known and before the source is
+//! translated: rules are about real clients and real backends. Both ends are judged at the node of the pod concerned;
+//! a flow between two pods of one node is judged for both at once. Packets of flows that were admitted, their replies
+//! and ICMP errors about them pass without another look. User space divides the world into classes (see
+//! [`layout`](crate::layout)), so all rules of a pod are a handful of lookups, whatever their number.
+
+use crate::{
+    addr::{Addr, Proto},
+    layout::{Config, CtEntry, NetworkKind, PolicyRule, ProtoPort, Subject, Tuple},
+    packet::Tcp,
+    verdict::Reason,
+};
+
+use super::{
+    HookPoint, Tables, frontend,
+    handover::{Handover, Purpose},
+    headers::Headers,
+};
+
+/// What may not be, as bits; zero if everything may.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Denied(u32);
+
+impl Denied {
+    const NOTHING: Self = Self(0);
+    const EGRESS: u32 = 1;
+    const INGRESS: u32 = 2;
+
+    /// Whether the packets may pass.
+    #[inline(always)]
+    pub const fn is_nothing(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The reason to drop the packet. The sender's own policy comes first.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        if self.0 & Self::EGRESS != 0 { Reason::PolicyEgress } else { Reason::PolicyIngress }
+    }
+}
+
+/// Whether the packets of a hook are subject to policies. A node always reaches its pods.
+#[inline(always)]
+pub(super) fn applies<At: HookPoint, T: Tables>(t: &T) -> bool {
+    (At::FROM_POD || At::FROM_UPLINK) && t.config().is_some_and(|config| config.flags & Config::POLICY != 0)
+}
+
+/// Whether either end of a packet is a pod on this node that is isolated, and the other end isn't the node itself.
+// Out of line: rarely called, and its keys take stack.
+#[inline(never)]
+pub(super) fn concerns<T: Tables>(t: &T, src: &Addr, dst: &Addr) -> bool {
+    (t.subject(src).is_some() || t.subject(dst).is_some()) && !is_node(t, src) && !is_node(t, dst)
+}
+
+/// Judges a packet of no flow that begins none: multicast, a protocol without ports, a fragment of an unknown datagram.
+#[inline(always)]
+pub(super) fn packet<T: Tables>(t: &T, packet: &Headers) -> Denied {
+    let Tuple { src, dst, dport, proto, .. } = &packet.tuple;
+    let port = if packet.ports() { ProtoPort::new(*proto, *dport) } else { ProtoPort::default() };
+    denied(t, src, dst, port)
+}
+
+/// Judges the flow that a packet begins, with the backend in the handed-over entry. Returns what is denied, and whether
+/// the packet is an answer: an untranslated TCP packet that opens no connection belongs to one from before the pod was
+/// isolated, which either end may have opened. The one with the higher port is taken for the client. The other end can't
+/// open a connection by such an entry: its SYN begins a flow of its own.
+#[inline(always)]
+pub(super) fn flow<T: Tables>(t: &T, h: &Handover) -> (Denied, bool) {
+    let Tuple { src, sport, dport, proto, .. } = &h.packet.tuple;
+    let (server, entry) = (&h.send.entry.dst, &h.send.entry);
+    let opens = h.packet.tcp_flags & (Tcp::SYN | Tcp::ACK);
+    let untranslated = h.begin.purpose == Purpose::Track as u8 && *proto == Proto::TCP;
+    let answer = untranslated && opens != Tcp::SYN && (opens & Tcp::SYN != 0 || sport.get() < dport.get());
+    if answer {
+        (denied(t, server, src, ProtoPort::new(*proto, *sport)), true)
+    } else {
+        (denied(t, src, server, ProtoPort::new(*proto, entry.dport)), false)
+    }
+}
+
+/// Whether the policies deny an existing flow; `tuple` and `entry` are the client's half.
+#[inline(always)]
+pub(crate) fn denies_flow<T: Tables>(t: &T, tuple: &Tuple, entry: &CtEntry) -> bool {
+    entry.flags & CtEntry::ONE_WAY == 0
+        && !denied(t, &tuple.src, &entry.dst, ProtoPort::new(tuple.proto, entry.dport)).is_nothing()
+}
+
+/// What the policies of both ends deny to a client of a server's port.
+// Out of line: called from several places, and its keys take stack.
+#[inline(never)]
+fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
+    let egress = t.subject(client).map_or(Subject::OPEN, |subject| subject.egress);
+    let ingress = t.subject(server).map_or(Subject::OPEN, |subject| subject.ingress);
+    // A pod always reaches itself, its node, and is reached by it.
+    if (egress | ingress) == Subject::OPEN || client.same(server) || is_node(t, client) || is_node(t, server) {
+        return Denied::NOTHING;
+    }
+    let tuple = Tuple { proto: port.proto, ..Tuple::default() };
+    let ports = if frontend::is_service_protocol(&tuple) { t.policy_port(&port).unwrap_or_default() } else { 0 };
+    let mut denied = 0;
+    if egress != Subject::OPEN && !allows(t, egress, class(t, server), ports, port.proto) {
+        denied |= Denied::EGRESS;
+    }
+    if ingress != Subject::OPEN && !allows(t, ingress, class(t, client), ports, port.proto) {
+        denied |= Denied::INGRESS;
+    }
+    Denied(denied)
+}
+
+#[inline(always)]
+fn is_node<T: Tables>(t: &T, addr: &Addr) -> bool {
+    t.network(addr).is_some_and(|network| network.kind == NetworkKind::LocalNode as u32)
+}
+
+/// Class of an address; 0 if no selector and no block contains it.
+#[inline(always)]
+fn class<T: Tables>(t: &T, addr: &Addr) -> u32 {
+    match t.policy_peer(addr) {
+        Some(class) => class,
+        None => t.policy_block(addr).unwrap_or_default(),
+    }
+}
+
+/// Whether a rule set allows packets from or to an address of `class`, to a port of the class `ports` (0: no rule names
+/// the port).
+// Out of line: called twice.
+#[inline(never)]
+fn allows<T: Tables>(t: &T, set: u32, class: u32, ports: u32, proto: Proto) -> bool {
+    if set == Subject::CLOSED {
+        return false;
+    }
+    let protocol = PolicyRule::protocol(proto);
+    // Number of the set's flag, class, ports. Most frequent first.
+    let mut rule = PolicyRule { set: set & Subject::ID, class, ports };
+    let mut found = false;
+    if set & Subject::CLASS_PORTS != 0 && ports != 0 {
+        found = t.policy_rule(&rule).is_some();
+    }
+    if !found && set & Subject::CLASS_ALL != 0 {
+        rule.ports = PolicyRule::ALL;
+        found = t.policy_rule(&rule).is_some();
+    }
+    if !found && set & Subject::CLASS_PROTOCOL != 0 {
+        rule.ports = protocol;
+        found = t.policy_rule(&rule).is_some();
+    }
+    rule.class = PolicyRule::ANY;
+    if !found && set & Subject::ANY_PORTS != 0 && ports != 0 {
+        rule.ports = ports;
+        found = t.policy_rule(&rule).is_some();
+    }
+    if !found && set & Subject::ANY_PROTOCOL != 0 {
+        rule.ports = protocol;
+        found = t.policy_rule(&rule).is_some();
+    }
+    if !found && set & Subject::ANY_ALL != 0 {
+        rule.ports = PolicyRule::ALL;
+        found = t.policy_rule(&rule).is_some();
+    }
+    found
+}

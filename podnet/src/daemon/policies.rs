@@ -1,0 +1,105 @@
+//! Network policies: from the control plane to the tables, to the plugin, and to the flows that exist.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use podnet_common::addr::Addr;
+use tracing::warn;
+
+use super::Daemon;
+use crate::control::Control;
+use crate::model::ObjectName;
+
+/// Progress of network policies.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// The tables have been written since the sources were synced.
+    synced: bool,
+    /// Why the tables could not be written.
+    problem: Option<String>,
+    /// The namespaces whose pods start closed, as published for the plugin.
+    published: BTreeSet<String>,
+    /// How many more sweeps judge the flows of subjects again.
+    sweeps: u8,
+}
+
+/// Number of sweeps after a change that judge existing flows. A flow may begin under the old policies while the first
+/// one runs.
+const SWEEPS: u8 = 2;
+
+impl State {
+    /// Whether the tables have been written since the sources were synced.
+    pub(super) fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Why the tables are out of date.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.problem.clone()
+    }
+
+    /// The pods whose flows the next sweep judges again.
+    pub(super) fn take_judged(&mut self, control: &Control) -> HashSet<Addr> {
+        if self.sweeps == 0 {
+            return HashSet::new();
+        }
+        self.sweeps -= 1;
+        control.policies().subjects().collect()
+    }
+}
+
+impl Daemon {
+    /// Learns the addresses of pods from their records.
+    pub(super) fn learn_attached(&mut self) {
+        let mut attached: BTreeMap<ObjectName, BTreeSet<IpAddr>> = BTreeMap::new();
+        for record in self.records.iter() {
+            let Some(pod) = &record.pod else { continue };
+            let name = ObjectName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+            attached.entry(name).or_default().extend(&record.ips);
+        }
+        if self.control.policies_mut().set_attached(attached) {
+            self.sync_policies();
+        }
+    }
+
+    /// Brings the tables of network policy up to date, and whatever follows from them.
+    pub(super) fn sync_policies(&mut self) {
+        // The absence of a policy means nothing before.
+        if !self.control.synced() {
+            return;
+        }
+        let policies = self.control.policies_mut();
+        let (changed, problem) = match policies.sync(self.datapath.policy_tables()) {
+            Ok(changed) => (changed, None),
+            Err(error) => (true, Some(error.to_string())),
+        };
+        if let Some(problem) = problem.as_ref().filter(|problem| self.policies.problem.as_ref() != Some(problem)) {
+            warn!("{problem}; pods keep their former network policies, and those that had none are closed");
+        }
+        self.policies.problem = problem;
+        let first = !std::mem::replace(&mut self.policies.synced, true);
+        let published = policies.policed();
+        if !changed && !first && self.policies.published == published {
+            return;
+        }
+        self.policies.published = published;
+        let (active, isolated) = (!policies.policies().is_empty(), policies.subjects().next().is_some());
+        if let Err(error) = self.datapath.policies_changed(active) {
+            warn!("{error}");
+        }
+        // Publishes the namespaces whose pods start closed.
+        self.node_due = Some(Instant::now());
+        if isolated {
+            self.policies.sweeps = SWEEPS;
+            self.collect();
+        }
+    }
+
+    /// Tries again to write tables that the kernel has refused.
+    pub(super) fn retry_policies(&mut self) {
+        if self.policies.problem.is_some() {
+            self.sync_policies();
+        }
+    }
+}

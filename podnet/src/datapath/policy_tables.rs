@@ -1,0 +1,139 @@
+//! The tables of network policy: `subjects`, `policy_peers`, `policy_blocks`, `policy_ports` and `policy_rules`.
+
+use std::os::fd::AsFd as _;
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, IterableMap as _, LpmTrie, MapData, MapError, lpm_trie::Key},
+};
+use bytemuck::Pod;
+use podnet_cni::datapath::Plain;
+use podnet_common::{
+    addr::Addr,
+    layout::{PolicyPort, PolicyRule, Prefix, ProtoPort, Subject},
+    tables::{POLICY_BLOCKS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
+};
+
+use super::{
+    batch,
+    error::Error,
+    maps::take,
+    table_error::{errno, failed, gone_is_fine, refused},
+};
+use crate::mirror::{Entries, TableError};
+
+/// The tables of network policy.
+pub struct PolicyTables {
+    subjects: HashMap<MapData, Plain<Addr>, Plain<Subject>>,
+    peers: HashMap<MapData, Plain<Addr>, u32>,
+    blocks: LpmTrie<MapData, Plain<Addr>, u32>,
+    ports: LpmTrie<MapData, Plain<ProtoPort>, u32>,
+    rules: HashMap<MapData, Plain<PolicyRule>, u32>,
+}
+
+impl PolicyTables {
+    /// Takes them out of the loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
+        Ok(Self {
+            subjects: take(ebpf, SUBJECTS)?,
+            peers: take(ebpf, POLICY_PEERS)?,
+            blocks: take(ebpf, POLICY_BLOCKS)?,
+            ports: take(ebpf, POLICY_PORTS)?,
+            rules: take(ebpf, POLICY_RULES)?,
+        })
+    }
+}
+
+/// The error of a write. All sizes are fixed.
+fn written(table: Table) -> impl Fn(MapError) -> TableError {
+    move |error| match errno(&error) {
+        Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => TableError::Full {
+            table: table.name(),
+            advice: "its size is fixed: use fewer or simpler network policies, or fewer pods as their peers",
+        },
+        _ => failed(table.name(), "writing an entry")(error),
+    }
+}
+
+fn deleted(table: Table, result: Result<(), MapError>) -> Result<(), TableError> {
+    gone_is_fine(result).map_err(failed(table.name(), "deleting an entry"))
+}
+
+fn listed<K: Pod, V: Pod>(table: Table, map: &MapData) -> Result<Vec<(K, V)>, TableError> {
+    let mut entries = Vec::new();
+    let visit = |key: &K, value: &V| entries.push((*key, *value));
+    batch::for_each(map.fd().as_fd(), visit).map_err(refused(table.name(), "listing the entries"))?;
+    Ok(entries)
+}
+
+impl Entries<Addr, Subject> for PolicyTables {
+    fn list(&self) -> Result<Vec<(Addr, Subject)>, TableError> {
+        listed(SUBJECTS.table(), self.subjects.map())
+    }
+
+    fn put(&mut self, pod: &Addr, subject: &Subject) -> Result<(), TableError> {
+        self.subjects.insert(Plain(*pod), Plain(*subject), 0).map_err(written(SUBJECTS.table()))
+    }
+
+    fn delete(&mut self, pod: &Addr) -> Result<(), TableError> {
+        deleted(SUBJECTS.table(), self.subjects.remove(&Plain(*pod)))
+    }
+}
+
+impl Entries<Addr, u32> for PolicyTables {
+    fn list(&self) -> Result<Vec<(Addr, u32)>, TableError> {
+        listed(POLICY_PEERS.table(), self.peers.map())
+    }
+
+    fn put(&mut self, pod: &Addr, class: &u32) -> Result<(), TableError> {
+        self.peers.insert(Plain(*pod), class, 0).map_err(written(POLICY_PEERS.table()))
+    }
+
+    fn delete(&mut self, pod: &Addr) -> Result<(), TableError> {
+        deleted(POLICY_PEERS.table(), self.peers.remove(&Plain(*pod)))
+    }
+}
+
+impl Entries<Prefix, u32> for PolicyTables {
+    fn list(&self) -> Result<Vec<(Prefix, u32)>, TableError> {
+        listed(POLICY_BLOCKS.table(), self.blocks.map())
+    }
+
+    fn put(&mut self, prefix: &Prefix, class: &u32) -> Result<(), TableError> {
+        let key = Key::new(prefix.len, Plain(prefix.addr));
+        self.blocks.insert(&key, class, 0).map_err(written(POLICY_BLOCKS.table()))
+    }
+
+    fn delete(&mut self, prefix: &Prefix) -> Result<(), TableError> {
+        deleted(POLICY_BLOCKS.table(), self.blocks.remove(&Key::new(prefix.len, Plain(prefix.addr))))
+    }
+}
+
+impl Entries<PolicyPort, u32> for PolicyTables {
+    fn list(&self) -> Result<Vec<(PolicyPort, u32)>, TableError> {
+        listed(POLICY_PORTS.table(), self.ports.map())
+    }
+
+    fn put(&mut self, ports: &PolicyPort, class: &u32) -> Result<(), TableError> {
+        let key = Key::new(ports.len, Plain(ports.data));
+        self.ports.insert(&key, class, 0).map_err(written(POLICY_PORTS.table()))
+    }
+
+    fn delete(&mut self, ports: &PolicyPort) -> Result<(), TableError> {
+        deleted(POLICY_PORTS.table(), self.ports.remove(&Key::new(ports.len, Plain(ports.data))))
+    }
+}
+
+impl Entries<PolicyRule, u32> for PolicyTables {
+    fn list(&self) -> Result<Vec<(PolicyRule, u32)>, TableError> {
+        listed(POLICY_RULES.table(), self.rules.map())
+    }
+
+    fn put(&mut self, rule: &PolicyRule, policy: &u32) -> Result<(), TableError> {
+        self.rules.insert(Plain(*rule), policy, 0).map_err(written(POLICY_RULES.table()))
+    }
+
+    fn delete(&mut self, rule: &PolicyRule) -> Result<(), TableError> {
+        deleted(POLICY_RULES.table(), self.rules.remove(&Plain(*rule)))
+    }
+}

@@ -1,0 +1,345 @@
+//! Network policies: who may reach whom, by every way to a pod, from its first packet on.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use podnet_tests::cases;
+use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually, manifest, wait_until};
+use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
+use serde_json::{Value, json};
+
+/// Port of the servers.
+const PORT: u16 = 8080;
+
+/// Pods on both nodes: a server on each, and for each a peer that policies name and one that they don't.
+struct Site {
+    web: Pod,
+    far_web: Pod,
+    friend: Pod,
+    far_friend: Pod,
+    stranger: Pod,
+    far_stranger: Pod,
+    lab: Lab,
+}
+
+#[test]
+fn network_policy() -> Result<()> {
+    cases!(
+        Site::new()?,
+        isolated_pods_receive_from_allowed_peers_only,
+        isolated_pods_send_to_allowed_peers_only,
+        policies_see_backends_and_real_clients,
+        blocks_with_exceptions_are_addresses_of_any_kind,
+        changes_of_policies_and_labels_apply_at_once,
+        denied_connections_are_cut_and_others_go_on,
+        pods_start_closed_until_their_policies_are_known,
+        rules_that_cannot_be_understood_allow_nothing_and_are_reported,
+    )
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().client(true).build()?;
+        let [near, far] = [lab.node(0), lab.node(1)];
+        let site = Self {
+            web: near.add_server("web", PORT)?,
+            far_web: far.add_server("far-web", PORT)?,
+            friend: near.add_server("friend", PORT)?,
+            far_friend: far.add_server("far-friend", PORT)?,
+            stranger: near.add_server("stranger", PORT)?,
+            far_stranger: far.add_server("far-stranger", PORT)?,
+            lab,
+        };
+        Ok(site)
+    }
+
+    /// The Pod objects, with the label `app`, and the Namespace.
+    fn objects(&self) -> Vec<Value> {
+        let [near, far] = [self.lab.node(0), self.lab.node(1)];
+        let mut objects = vec![json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"team": "blue"}},
+        })];
+        for (node, pods) in [
+            (near, [(&self.web, "web"), (&self.friend, "friend"), (&self.stranger, "stranger")]),
+            (far, [(&self.far_web, "web"), (&self.far_friend, "friend"), (&self.far_stranger, "stranger")]),
+        ] {
+            objects.extend(pods.map(|(pod, app)| object(pod, node, app)));
+        }
+        objects
+    }
+
+    fn apply(&self, policies: &[Value]) -> Result<()> {
+        self.lab.apply("pods", &manifest::yaml(&self.objects()))?;
+        self.lab.apply("network-policies", &manifest::yaml(policies))
+    }
+}
+
+/// The Pod object of a pod.
+fn object(pod: &Pod, node: &Node, app: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": pod.name(), "namespace": "default", "labels": {"app": app}},
+        "spec": {
+            "nodeName": node.name(),
+            "containers": [{"name": "main", "ports": [
+                {"name": "http", "containerPort": PORT, "protocol": "TCP"},
+                {"name": "dns", "containerPort": PORT, "protocol": "UDP"},
+            ]}],
+        },
+        "status": {"phase": "Running", "podIPs": pod.ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>()},
+    })
+}
+
+/// A policy for the pods with this label `app`.
+fn policy(name: &str, app: &str, spec: Value) -> Value {
+    let mut policy = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    });
+    policy["spec"]["podSelector"] = json!({"matchLabels": {"app": app}});
+    policy
+}
+
+fn app(app: &str) -> Value {
+    json!({"podSelector": {"matchLabels": {"app": app}}})
+}
+
+/// A pod reaches a destination, over TCP and UDP, and IPv4 and IPv6.
+fn reaches(from: &Pod, to: &Pod) -> Result<()> {
+    for (family, transport) in Transport::over_all() {
+        from.place.reaches(transport, to.addr(family, PORT), &[to.name()])?;
+    }
+    Ok(())
+}
+
+/// A pod gets no answer from another one.
+fn is_denied(from: &Pod, to: &Pod) -> Result<()> {
+    for (family, transport) in Transport::over_all() {
+        from.place.expect(transport, to.addr(family, PORT), &Outcome::Silence)?;
+    }
+    Ok(())
+}
+
+fn isolated_pods_receive_from_allowed_peers_only(site: &Site) -> Result<()> {
+    let ports = json!([{"protocol": "TCP", "port": "http"}, {"protocol": "UDP", "port": PORT}]);
+    site.apply(&[policy("web", "web", json!({"ingress": [{"from": [app("friend")], "ports": ports}]}))])?;
+    for web in [&site.web, &site.far_web] {
+        for stranger in [&site.stranger, &site.far_stranger] {
+            is_denied(stranger, web)?;
+        }
+        for friend in [&site.friend, &site.far_friend] {
+            reaches(friend, web)?;
+        }
+        for other in [&site.friend, &site.stranger, &site.far_stranger] {
+            // It sends what it wants, and gets the answers.
+            reaches(web, other)?;
+        }
+    }
+    // Their own node's agents always reach them, and nothing concerns other pods.
+    for (node, web) in [(0, &site.web), (1, &site.far_web)] {
+        for (family, transport) in Transport::over_all() {
+            site.lab.node(node).place.reaches(transport, web.addr(family, PORT), &[web.name()])?;
+        }
+    }
+    reaches(&site.stranger, &site.far_friend)?;
+    let drops = site.lab.node(0).podnet_json(&["drops"])?;
+    let counted = |reason: &str| {
+        let rows = drops.as_array().into_iter().flatten();
+        rows.filter(|row| row["reason"] == reason).filter_map(|row| row["packets"].as_u64()).sum::<u64>()
+    };
+    ensure!(counted("policy_ingress") > 0 && counted("policy_egress") == 0, "{drops}");
+    Ok(())
+}
+
+fn isolated_pods_send_to_allowed_peers_only(site: &Site) -> Result<()> {
+    let to = json!([{"to": [app("web")], "ports": [{"protocol": "TCP", "port": "http"}, {"protocol": "UDP", "port": "dns"}]}]);
+    site.apply(&[policy("friend", "friend", json!({"policyTypes": ["Egress"], "egress": to}))])?;
+    for friend in [&site.friend, &site.far_friend] {
+        for other in [&site.stranger, &site.far_stranger] {
+            is_denied(friend, other)?;
+            // Answers pass.
+            reaches(other, friend)?;
+        }
+        for web in [&site.web, &site.far_web] {
+            reaches(friend, web)?;
+        }
+    }
+    for (family, transport) in Transport::over_all() {
+        let service = Service::new("outside", 40, 80, PORT);
+        service.apply(&site.lab, None)?;
+        service.set_endpoints(&site.lab, &[&site.stranger])?;
+        site.friend.place.expect(transport, service.addr(family), &Outcome::Silence)?;
+        service.set_endpoints(&site.lab, &[&site.web])?;
+        site.friend.place.reaches(transport, service.addr(family), &["web"])?;
+    }
+    Ok(())
+}
+
+/// Every way to a backend that leads through a service.
+fn policies_see_backends_and_real_clients(site: &Site) -> Result<()> {
+    for (number, mode) in (50..).zip(["auto", "snat", "preserve"]) {
+        let service = Service::new(&format!("web-{mode}"), number, 80, PORT).node_port(30_000 + u16::from(number));
+        service.apply(&site.lab, Some(mode))?;
+        service.set_endpoints(&site.lab, &[&site.web])?;
+    }
+    let outside = |family| format!("{}/{}", client_ip(family), if family == Family::V4 { 32 } else { 128 });
+    let blocks = Family::ALL.map(|family| json!({"ipBlock": {"cidr": outside(family)}}));
+    for allowed in [false, true] {
+        let mut from = vec![app("friend")];
+        if allowed {
+            from.extend(blocks.clone());
+        }
+        site.apply(&[policy("web", "web", json!({"ingress": [{"from": from}]}))])?;
+        for (number, mode) in (50..).zip(["auto", "snat", "preserve"]) {
+            let service = Service::new(&format!("web-{mode}"), number, 80, PORT).node_port(30_000 + u16::from(number));
+            for (family, transport) in Transport::over_all() {
+                let check = |from: &podnet_tests::lab::Place, to: SocketAddr, allowed: bool| {
+                    let result = if allowed {
+                        from.reaches(transport, to, &["web"]).map(drop)
+                    } else {
+                        from.expect(transport, to, &Outcome::Silence)
+                    };
+                    result.with_context(|| format!("{mode}, {}", from.name()))
+                };
+                let node_port = service.at(site.lab.node(0), family);
+                check(site.lab.client(), node_port, allowed)?;
+                check(&site.friend.place, service.addr(family), true)?;
+                check(&site.friend.place, node_port, true)?;
+                check(&site.stranger.place, service.addr(family), false)?;
+                check(&site.stranger.place, node_port, false)?;
+                if mode != "snat" {
+                    check(&site.far_friend.place, service.addr(family), true)?;
+                }
+                check(&site.far_stranger.place, service.addr(family), false)?;
+                // A pod can't be cut off from itself.
+                check(&site.web.place, service.addr(family), true)?;
+                check(&site.lab.node(0).place, service.addr(family), true)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn blocks_with_exceptions_are_addresses_of_any_kind(site: &Site) -> Result<()> {
+    let block = |cidr: &str, except: &[String]| json!({"ipBlock": {"cidr": cidr, "except": except}});
+    let except = |pod: &Pod| Family::ALL.map(|family| format!("{}/{}", pod.ip(family), [32, 128][family as usize]));
+    let [four, six] = except(&site.stranger);
+    let from = json!([block("10.0.0.0/8", &[four]), block("fd00::/16", &[six])]);
+    site.apply(&[policy("web", "web", json!({"ingress": [{"from": from}]}))])?;
+    is_denied(&site.stranger, &site.web)?;
+    reaches(&site.friend, &site.web)?;
+    reaches(&site.far_stranger, &site.web)
+}
+
+fn changes_of_policies_and_labels_apply_at_once(site: &Site) -> Result<()> {
+    let allow = |from: Value| policy("web", "web", json!({"ingress": [{"from": [from]}]}));
+    reaches(&site.stranger, &site.web)?;
+    site.apply(&[policy("web", "web", json!({"policyTypes": ["Ingress"]}))])?;
+    is_denied(&site.friend, &site.web)?;
+    site.apply(&[allow(app("friend"))])?;
+    reaches(&site.friend, &site.web)?;
+    is_denied(&site.far_stranger, &site.web)?;
+    // The stranger's label, and the namespace's.
+    let mut objects = site.objects();
+    for object in objects.iter_mut().filter(|object| object["metadata"]["name"] == "far-stranger") {
+        object["metadata"]["labels"]["app"] = json!("friend");
+    }
+    site.lab.apply("pods", &manifest::yaml(&objects))?;
+    reaches(&site.far_stranger, &site.web)?;
+    site.apply(&[allow(json!({"namespaceSelector": {"matchLabels": {"team": "red"}}}))])?;
+    is_denied(&site.friend, &site.web)?;
+    let mut objects = site.objects();
+    objects[0]["metadata"]["labels"]["team"] = json!("red");
+    site.lab.apply("pods", &manifest::yaml(&objects))?;
+    reaches(&site.friend, &site.web)?;
+    site.apply(&[])?;
+    reaches(&site.stranger, &site.web)
+}
+
+fn denied_connections_are_cut_and_others_go_on(site: &Site) -> Result<()> {
+    let streams = |from: &Pod| -> Result<Vec<(Transport, Stream)>> {
+        let start = |(family, transport)| {
+            let pause = std::time::Duration::from_millis(10);
+            Ok((transport, Stream::start(&from.place, transport, site.web.addr(family, PORT), pause)?))
+        };
+        Transport::over_all().into_iter().map(start).collect()
+    };
+    let allowed = [streams(&site.friend)?, streams(&site.far_friend)?];
+    let denied = [streams(&site.stranger)?, streams(&site.far_stranger)?];
+    let all = || allowed.iter().chain(&denied).flatten();
+    wait_until("all streams go", || Ok(all().all(|(_, stream)| stream.answered() > 20)))?;
+    site.apply(&[policy("web", "web", json!({"ingress": [{"from": [app("friend")]}]}))])?;
+    is_denied(&site.stranger, &site.web)?;
+    for (transport, stream) in denied.iter().flatten() {
+        eventually(&format!("{transport} stands"), || {
+            let before = stream.answered();
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            ensure!(stream.answered() == before, "{} answers in 300 ms", stream.answered() - before);
+            Ok(())
+        })?;
+    }
+    let before: Vec<_> = allowed.iter().flatten().map(|(_, stream)| stream.answered()).collect();
+    wait_until("the allowed ones go on", || {
+        Ok(allowed.iter().flatten().zip(&before).all(|((_, stream), before)| stream.answered() > before + 50))
+    })?;
+    for (transport, stream) in allowed.into_iter().flatten() {
+        let report = stream.stop();
+        ensure!(report.is_clean(), "{transport}: {report:?}");
+    }
+    Ok(())
+}
+
+fn pods_start_closed_until_their_policies_are_known(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let deny = policy("late", "late", json!({"ingress": [{"from": [app("friend")]}]}));
+    site.apply(std::slice::from_ref(&deny))?;
+    let late = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "labels": {"app": "late"}},
+            "spec": {"nodeName": node.name()},
+        })
+    };
+    let mut objects = site.objects();
+    objects.extend(["late-1", "late-2"].map(late));
+    site.lab.apply("pods", &manifest::yaml(&objects))?;
+    eventually("the node knows of the policy", || {
+        let published = std::fs::read_to_string(node.run_dir().join("node.json"))?;
+        ensure!(published.contains("policed"), "{published}");
+        Ok(())
+    })?;
+    // The daemon knows the pod's labels before it starts.
+    let pod = node.add_server("late-1", PORT)?;
+    is_denied(&site.stranger, &pod)?;
+    reaches(&site.friend, &pod)?;
+    // Without a daemon it starts closed, but its node reaches it.
+    node.kill_daemon()?;
+    let pod = node.add_server("late-2", PORT)?;
+    is_denied(&site.friend, &pod)?;
+    for (family, transport) in Transport::over_all() {
+        node.place.reaches(transport, pod.addr(family, PORT), &["late-2"])?;
+    }
+    node.start_daemon()?;
+    reaches(&site.friend, &pod)?;
+    is_denied(&site.stranger, &pod)?;
+    // A pod that no policy selects is open as soon as that is known.
+    let free = node.add_server("free", PORT)?;
+    is_denied(&site.stranger, &free)?;
+    objects.push(object(&free, node, "free"));
+    site.lab.apply("pods", &manifest::yaml(&objects))?;
+    reaches(&site.stranger, &free)
+}
+
+fn rules_that_cannot_be_understood_allow_nothing_and_are_reported(site: &Site) -> Result<()> {
+    let from = json!([{"podSelector": {"matchLabels": {"app": "stranger"}}, "fridays": true}]);
+    let spec = json!({"ingress": [{"from": from}, {"from": [app("friend")]}]});
+    site.apply(&[policy("web", "web", spec)])?;
+    is_denied(&site.stranger, &site.web)?;
+    reaches(&site.friend, &site.web)?;
+    let warnings = site.lab.node(0).podnet_json(&["status"])?["warnings"].to_string();
+    ensure!(warnings.contains("default/web") && warnings.contains("fridays"), "{warnings}");
+    Ok(())
+}

@@ -1,0 +1,347 @@
+//! Network policy: the first packet of a flow is judged for both ends, replies and errors are not.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use podnet_common::{
+    addr::{Port, Proto},
+    layout::{Config, CtEntry, Hook, PolicyPort, PolicyRule, Subject, Tuple},
+    simulator::{FinalVerdict, HostTables, prefix},
+    verdict::Reason,
+};
+
+use crate::{
+    cluster::{
+        Addresses, BACKEND_HOST_MAC, BACKEND_MAC, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HERE, HOST_MAC, NODE_PORT,
+        NODE2_MAC, UPLINK_MAC, addresses,
+    },
+    expect::both_families_with,
+    frame::{ACK, Frame, SYN, Transport},
+};
+
+/// Rule set of the subject.
+const SET: u32 = 7;
+/// Class of the port 8080.
+const WEB: u32 = 5;
+/// Class of the peers that are allowed.
+const FRIENDS: u32 = 3;
+
+/// Isolates a pod in one direction, with these keys: class and ports.
+fn isolate(t: &mut HostTables, pod: IpAddr, flags: u32, egress: bool, rules: &[(u32, u32)]) {
+    t.config.flags |= Config::POLICY;
+    let subject = t.subjects.entry(pod.into()).or_default();
+    let set = SET + u32::from(egress);
+    *(if egress { &mut subject.egress } else { &mut subject.ingress }) = set | flags;
+    t.policy_rules.extend(rules.iter().map(|&(class, ports)| (PolicyRule { set, class, ports }, 1)));
+}
+
+/// The port 8080 is a class of its own for TCP and SCTP, and the ports 8064–8095 for UDP.
+fn name_ports(t: &mut HostTables) {
+    for (proto, port, bits) in [(Proto::TCP, 8080, 16), (Proto::SCTP, 8080, 16), (Proto::UDP, 8064, 11)] {
+        t.policy_ports.insert(PolicyPort::new(proto, port, bits), WEB);
+    }
+}
+
+/// First packets from one address to a port of another, one for each protocol.
+fn firsts(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [Frame; 3] {
+    let sctp = Frame::new(src.0, dst.0, Transport::Sctp { sport: src.1, dport: dst.1 });
+    [Frame::tcp(src, dst, SYN), Frame::udp(src, dst), sctp]
+}
+
+/// The way of a packet into the node: its hook, and its MACs.
+fn arrives(frame: Frame, a: &Addresses) -> (Hook, Frame) {
+    let (hook, from, to) = match frame.src {
+        src if src == a.client => (Hook::FromPod, CLIENT_MAC, HOST_MAC),
+        src if src == a.backend => (Hook::FromPod, BACKEND_MAC, BACKEND_HOST_MAC),
+        src if src == a.remote => (Hook::FromUplink, NODE2_MAC, UPLINK_MAC),
+        _ => (Hook::FromUplink, CLIENT_OUTSIDE_MAC, UPLINK_MAC),
+    };
+    (hook, frame.macs(from, to))
+}
+
+/// Where a packet ends.
+fn end(both: &Both, a: &Addresses, frame: Frame) -> Result<FinalVerdict> {
+    let (hook, frame) = arrives(frame, a);
+    Ok(both.run(hook, &frame.bytes())?.0)
+}
+
+fn passes(both: &Both, a: &Addresses, frame: Frame) -> Result<()> {
+    let end = end(both, a, frame.clone())?;
+    ensure!(matches!(end, FinalVerdict::Forward(..) | FinalVerdict::Pass), "{frame:?}: {end:?}");
+    Ok(())
+}
+
+fn denied(both: &Both, a: &Addresses, frame: Frame, reason: Reason) -> Result<()> {
+    let end = end(both, a, frame.clone())?;
+    ensure!(end == FinalVerdict::Drop(reason), "{frame:?}: {end:?}");
+    Ok(())
+}
+
+/// Runs a test with both pods of the node and these policies.
+fn with(
+    policies: impl Fn(&mut HostTables, &Addresses) + Copy + Send + 'static,
+    test: impl Fn(&mut Both, &Addresses) -> Result<()> + Copy + Send + 'static,
+) {
+    let change = move |t: &mut HostTables| {
+        name_ports(t);
+        for a in [false, true].map(addresses) {
+            // Both pods send on the only interface.
+            t.endpoints.entry(a.backend.into()).and_modify(|endpoint| endpoint.ifindex = HERE);
+            policies(t, &a);
+        }
+    };
+    both_families_with(change, move |both, a, _| test(both, &a));
+}
+
+#[test]
+fn isolated_pod_receives_from_allowed_peers_at_allowed_ports_only() {
+    with(
+        |t, a| {
+            isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]);
+            t.policy_peers.insert(a.client.into(), FRIENDS);
+        },
+        |both, a| {
+            for (number, allowed) in firsts((a.client, 40_000), (a.backend, 8080)).into_iter().enumerate() {
+                passes(both, a, allowed)?;
+                for other in [8079, 8192, 1] {
+                    let [frame] = [firsts((a.client, 40_001), (a.backend, other))[number].clone()];
+                    // The range for UDP contains the neighbouring port.
+                    if other == 8079 && number == 1 {
+                        passes(both, a, frame)?
+                    } else {
+                        denied(both, a, frame, Reason::PolicyIngress)?
+                    }
+                }
+            }
+            for src in [a.remote, a.outside] {
+                for frame in firsts((src, 40_002), (a.backend, 8080)) {
+                    denied(both, a, frame, Reason::PolicyIngress)?;
+                }
+            }
+            // Services are judged by their backend, NodePorts by the client outside.
+            for frame in firsts((a.client, 40_003), (a.local, 80)).into_iter().take(2) {
+                passes(both, a, frame)?;
+            }
+            for frame in firsts((a.outside, 40_004), (a.node, NODE_PORT)) {
+                denied(both, a, frame, Reason::PolicyIngress)?;
+            }
+            // It sends whatever it wants, and gets the answers.
+            for dst in [a.client, a.remote, a.outside] {
+                for frame in firsts((a.backend, 40_005), (dst, 99)) {
+                    passes(both, a, frame)?;
+                }
+            }
+            let answer = Frame::tcp((a.remote, 99), (a.backend, 40_005), SYN | ACK);
+            passes(both, a, answer)?;
+            // Pods that are no subjects are not concerned.
+            for frame in firsts((a.remote, 40_006), (a.client, 99)) {
+                passes(both, a, frame)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn isolated_pod_sends_to_allowed_peers_only_and_answers_everyone() {
+    with(
+        |t, a| {
+            isolate(t, a.client, Subject::CLASS_PORTS, true, &[(FRIENDS, WEB)]);
+            t.policy_peers.insert(a.backend.into(), FRIENDS);
+        },
+        |both, a| {
+            for frame in firsts((a.client, 40_000), (a.backend, 8080)) {
+                passes(both, a, frame)?;
+            }
+            for dst in [a.remote, a.outside, a.internet] {
+                for frame in firsts((a.client, 40_001), (dst, 8080)) {
+                    denied(both, a, frame, Reason::PolicyEgress)?;
+                }
+            }
+            // The backend of this service is elsewhere, that of the other one is the allowed peer.
+            for frame in firsts((a.client, 40_002), (a.far, 80)).into_iter().take(2) {
+                denied(both, a, frame, Reason::PolicyEgress)?;
+            }
+            for frame in firsts((a.client, 40_002), (a.local, 80)).into_iter().take(2) {
+                passes(both, a, frame)?;
+            }
+            // Its node is always reached, and so is the pod itself.
+            for frame in firsts((a.client, 40_003), (a.node, 99)) {
+                passes(both, a, frame)?;
+            }
+            for frame in firsts((a.client, 40_004), (a.itself, 80)).into_iter().take(2) {
+                passes(both, a, frame)?;
+            }
+            for (question, answer) in [
+                (
+                    Frame::tcp((a.remote, 40_005), (a.client, 99), SYN),
+                    Frame::tcp((a.client, 99), (a.remote, 40_005), SYN | ACK),
+                ),
+                (Frame::udp((a.outside, 40_005), (a.client, 99)), Frame::udp((a.client, 99), (a.outside, 40_005))),
+            ] {
+                denied(both, a, Frame::udp((a.client, 98), (answer.dst, 40_005)), Reason::PolicyEgress)?;
+                passes(both, a, question)?;
+                passes(both, a, answer)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn both_ends_must_allow_a_connection() {
+    with(
+        |t, a| {
+            isolate(t, a.client, Subject::ANY_ALL, true, &[(PolicyRule::ANY, PolicyRule::ALL)]);
+            isolate(t, a.backend, 0, false, &[]);
+        },
+        |both, a| {
+            for frame in firsts((a.client, 40_000), (a.backend, 8080)) {
+                denied(both, a, frame, Reason::PolicyIngress)?;
+            }
+            for frame in firsts((a.client, 40_000), (a.remote, 8080)) {
+                passes(both, a, frame)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn rules_for_whole_protocols_and_for_all_peers_apply() {
+    const TCP: u32 = PolicyRule::protocol(Proto::TCP);
+    for (flags, rule, tcp, others) in [
+        (Subject::CLASS_ALL, (FRIENDS, PolicyRule::ALL), true, true),
+        (Subject::CLASS_PROTOCOL, (FRIENDS, TCP), true, false),
+        (Subject::ANY_PORTS, (PolicyRule::ANY, WEB), true, true),
+        (Subject::ANY_PROTOCOL, (PolicyRule::ANY, TCP), true, false),
+        (Subject::ANY_ALL, (PolicyRule::ANY, PolicyRule::ALL), true, true),
+        (Subject::CLASS_ALL, (FRIENDS + 1, PolicyRule::ALL), false, false),
+        (Subject::ANY_PORTS, (PolicyRule::ANY, WEB + 1), false, false),
+        (0, (PolicyRule::ANY, PolicyRule::ALL), false, false),
+    ] {
+        with(
+            move |t, a| {
+                isolate(t, a.backend, flags, false, &[rule]);
+                t.policy_peers.insert(a.remote.into(), FRIENDS);
+            },
+            move |both, a| {
+                let frames = firsts((a.remote, 40_000), (a.backend, 8080));
+                for (frame, allowed) in frames.into_iter().zip([tcp, others, others]) {
+                    let judge = if allowed {
+                        passes
+                    } else {
+                        |both: &Both, a: &Addresses, frame| denied(both, a, frame, Reason::PolicyIngress)
+                    };
+                    judge(both, a, frame).with_context(|| format!("{rule:x?} with {flags:x}"))?;
+                }
+                // Only a rule for all protocols is one for echoes.
+                let echo = Frame::new(a.remote, a.backend, Transport::Echo { id: 9, reply: false });
+                let all = rule.1 == PolicyRule::ALL && tcp;
+                if all { passes(both, a, echo) } else { denied(both, a, echo, Reason::PolicyIngress) }
+            },
+        );
+    }
+}
+
+#[test]
+fn blocks_apply_to_addresses_that_are_no_peers() {
+    with(
+        |t, a| {
+            isolate(t, a.backend, Subject::CLASS_ALL, false, &[(FRIENDS, PolicyRule::ALL)]);
+            let bits = if a.node.is_ipv4() { 24 } else { 64 };
+            t.policy_blocks.insert(prefix(a.outside, bits), FRIENDS);
+            t.policy_blocks.insert(prefix(a.remote, bits), FRIENDS);
+            t.policy_peers.insert(a.remote.into(), FRIENDS + 1);
+        },
+        |both, a| {
+            for frame in firsts((a.outside, 40_000), (a.backend, 99)) {
+                passes(both, a, frame)?;
+            }
+            for frame in firsts((a.outside, 40_000), (a.node, NODE_PORT)) {
+                passes(both, a, frame)?;
+            }
+            for frame in firsts((a.remote, 40_000), (a.backend, 99)) {
+                denied(both, a, frame, Reason::PolicyIngress)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn closed_pod_reaches_its_node_only() {
+    with(
+        |t, a| {
+            t.config.flags |= Config::POLICY;
+            t.subjects.insert(a.client.into(), Subject { ingress: Subject::CLOSED, egress: Subject::CLOSED });
+        },
+        |both, a| {
+            for dst in [a.backend, a.remote, a.outside, a.local, a.internet] {
+                for frame in firsts((a.client, 40_000), (dst, 80)).into_iter().take(if dst == a.local { 2 } else { 3 })
+                {
+                    denied(both, a, frame, Reason::PolicyEgress)?;
+                }
+            }
+            for src in [a.backend, a.remote, a.outside] {
+                for frame in firsts((src, 40_000), (a.client, 80)) {
+                    denied(both, a, frame, Reason::PolicyIngress)?;
+                }
+            }
+            for frame in firsts((a.client, 40_001), (a.node, 10_250)) {
+                passes(both, a, frame)?;
+            }
+            let other = Frame::new(a.client, a.remote, Transport::Raw(47, vec![0; 8]));
+            denied(both, a, other, Reason::PolicyEgress)
+        },
+    );
+}
+
+/// A pod may be isolated while it has connections, which nobody has tracked.
+#[test]
+fn connections_from_before_the_isolation_go_on_if_they_are_allowed() {
+    with(
+        |t, a| {
+            isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]);
+            isolate(t, a.backend, 0, true, &[]);
+            isolate(t, a.client, 0, false, &[]);
+            t.policy_peers.insert(a.remote.into(), FRIENDS);
+        },
+        |both, a| {
+            // The server sends first.
+            passes(both, a, Frame::tcp((a.backend, 8080), (a.remote, 40_000), ACK))?;
+            let client = Frame::tcp((a.remote, 40_000), (a.backend, 8080), ACK);
+            let key = Tuple {
+                src: a.backend.into(),
+                dst: a.remote.into(),
+                sport: Port::new(8080),
+                dport: Port::new(40_000),
+                proto: Proto::TCP,
+                _pad: [0; 3],
+            };
+            let flags = both.host.conntrack.borrow().get(&key).map(|entry| entry.flags & CtEntry::REPLY);
+            ensure!(flags == Some(CtEntry::REPLY), "{flags:?}");
+            passes(both, a, client)?;
+            // The client sends first.
+            passes(both, a, Frame::tcp((a.remote, 40_001), (a.backend, 8080), ACK))?;
+            passes(both, a, Frame::tcp((a.backend, 8080), (a.remote, 40_001), ACK))?;
+            // The policies allow none of these, whoever has opened them.
+            denied(both, a, Frame::tcp((a.backend, 99), (a.remote, 40_002), ACK), Reason::PolicyIngress)?;
+            denied(both, a, Frame::tcp((a.remote, 40_002), (a.backend, 99), ACK), Reason::PolicyIngress)?;
+            denied(both, a, Frame::tcp((a.outside, 40_002), (a.backend, 8080), ACK), Reason::PolicyIngress)?;
+            // An answer to a connection that nobody has opened lets nobody open one.
+            for flags in [SYN | ACK, ACK] {
+                let forged = (a.outside, 80 + u16::from(flags));
+                let (end, _) = {
+                    let (hook, frame) = arrives(Frame::tcp(forged, (a.client, 8080), flags), a);
+                    both.run(hook, &frame.bytes())?
+                };
+                ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}: the pod may send there");
+                denied(both, a, Frame::tcp(forged, (a.client, 8080), SYN), Reason::PolicyIngress)?;
+            }
+            // Nor may the pod open one from the port that it serves.
+            denied(both, a, Frame::tcp((a.backend, 8080), (a.remote, 40_003), SYN), Reason::PolicyEgress)?;
+            denied(both, a, Frame::udp((a.backend, 8080), (a.remote, 40_003)), Reason::PolicyEgress)
+        },
+    );
+}
