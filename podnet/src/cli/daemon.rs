@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use super::follow;
 use super::output::{Format, complain, write};
@@ -26,6 +26,21 @@ pub(super) fn ask<T>(
         }
         Ok(answer) => Ok(Ok(answer)),
     }
+}
+
+/// Asks the daemon for what only it knows, which `what` names.
+///
+/// # Errors
+/// The request fails or is refused.
+pub(super) fn ask_only<T>(
+    run_dir: &Path,
+    what: &str,
+    question: impl FnOnce(&mut Client) -> Result<T, AskError>,
+) -> Result<T> {
+    Client::connect(run_dir).and_then(|mut client| question(&mut client)).map_err(|error| match error {
+        AskError::Down { .. } => anyhow!("{error}: {what} are known to the daemon only; start it, or check --run-dir"),
+        error => error.into(),
+    })
 }
 
 /// Prints dropped packets as they are reported, until standard output is closed.

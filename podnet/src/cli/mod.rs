@@ -1,7 +1,7 @@
 //! The command line: `podnet NOUN VERB`.
 //!
 //! Commands other than `daemon` and `cleanup` only read: from the pinned tables, and what these don't contain from the
-//! daemon. So they work while the daemon is down. Results go to standard output, everything else to standard error; the
+//! daemon. So they work while the daemon is down, except for `policy` and `drops --follow`. Results go to standard output, everything else to standard error; the
 //! exit status is 0 when the question could be answered, and 1 with a message when it could not.
 
 mod affinity;
@@ -16,6 +16,7 @@ mod logging;
 mod mount;
 mod nat;
 mod output;
+mod policy;
 mod runtime;
 mod service;
 mod status;
@@ -94,6 +95,11 @@ enum Command {
         objects: Objects,
         #[command(subcommand)]
         verb: ServiceVerb,
+    },
+    /// Inspect NetworkPolicies, which the daemon knows.
+    Policy {
+        #[command(subcommand)]
+        verb: policy::PolicyVerb,
     },
     /// Inspect this node's pods in the datapath.
     Endpoint {
@@ -235,6 +241,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
                 None => bail!("no service {name} in the tables or among the objects; see `podnet service list`"),
             }
         }
+        Command::Policy { verb } => policy::run(&options.run_dir, verb, options.output)?,
         Command::Endpoint { verb: EndpointVerb::List } => {
             let list =
                 endpoint::list(options.view()?.as_ref(), &options.pods(), crate::datapath::view::interface_name)?;

@@ -3,7 +3,11 @@
 use crate::{
     control::Control,
     model::ObjectName,
-    socket::{AddressPage, Explainable, ExternalAddresses, Pending, Question},
+    policy::Policies,
+    socket::{
+        AddressPage, Explainable, ExternalAddresses, Pending, PodFacts, PolicyFacts, PolicyPage, PolicySummary,
+        Question, Unsynced,
+    },
     source::Source,
 };
 
@@ -11,6 +15,8 @@ use super::report::{self, Reporter};
 
 /// Number of services examined for one page of external addresses.
 const PAGE: usize = 4096;
+/// Number of policies in one page: each is compared with the pods of the cluster.
+const POLICY_PAGE: usize = 16;
 
 /// Answers a question. The client may have disconnected meanwhile.
 pub(super) fn answer(question: Question, report: &Reporter, control: &Control, source: &Source) {
@@ -25,7 +31,28 @@ pub(super) fn answer(question: Question, report: &Reporter, control: &Control, s
             drop(reply.send(Explainable { service: control.inputs(&name), invalid }));
         }
         Question::Addresses(after, reply) => drop(reply.send(addresses(control, after.as_ref()))),
+        Question::Policies(after, reply) => {
+            drop(reply.send(known(control).map(|known| policies(known, after.as_ref()))));
+        }
+        Question::Policy(name, reply) => drop(reply.send(known(control).map(|known| PolicyFacts::of(known, &name)))),
+        Question::PodPolicies(pod, reply) => drop(reply.send(known(control).map(|known| PodFacts::of(known, &pod)))),
     }
+}
+
+/// The policies, once all are known.
+fn known(control: &Control) -> Result<&Policies, Unsynced> {
+    if control.synced() { Ok(control.policies().policies()) } else { Err(Unsynced) }
+}
+
+fn policies(known: &Policies, after: Option<&ObjectName>) -> PolicyPage {
+    let (mut page, mut last) = (PolicyPage::default(), None);
+    let mut policies = known.after(after);
+    for (name, policy) in policies.by_ref().take(POLICY_PAGE) {
+        last = Some(name);
+        page.policies.push(PolicySummary::of(known, name, policy));
+    }
+    page.last = last.filter(|_| policies.next().is_some()).cloned();
+    page
 }
 
 fn addresses(control: &Control, after: Option<&ObjectName>) -> AddressPage {
@@ -47,16 +74,21 @@ mod tests {
     use crate::{
         config::Config,
         datapath::memory::MemoryTables,
-        model::{Batch, Change, Kind, Object, ObjectKey, Service},
+        model::{Batch, Change, Kind, NetworkPolicy, Object, ObjectKey, Service},
     };
 
-    /// Services `s0000` and so on; every second one has an external IP.
-    fn control(services: usize) -> Control {
+    /// Without objects.
+    fn empty() -> Control {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().display();
         let config =
             Config::parse(&format!("{{node: n1, manifests: {path}/m, runDir: {path}/run, stateDir: {path}/state}}"));
-        let mut control = Control::adopt(&config.unwrap(), &MemoryTables::new(100, 100, 100)).unwrap();
+        Control::adopt(&config.unwrap(), &MemoryTables::new(100, 100, 100)).unwrap()
+    }
+
+    /// Services `s0000` and so on; every second one has an external IP.
+    fn control(services: usize) -> Control {
+        let mut control = empty();
         let change = |number: usize| {
             let external_ips = if number.is_multiple_of(2) { vec!["203.0.113.1".parse().unwrap()] } else { Vec::new() };
             let service = Object::Service(Arc::new(Service { external_ips, ..Service::default() }));
@@ -85,6 +117,33 @@ mod tests {
             assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), expected, "{services}");
             let names = pages.iter().flatten().map(|service| service.name.clone());
             assert!(names.eq((0..services).step_by(2).map(|number| format!("s{number:04}"))), "each once, in order");
+        }
+    }
+
+    #[test]
+    fn policy_pages_come_once_all_objects_are_read() {
+        for (count, expected) in
+            [(0, &[0][..]), (1, &[1]), (POLICY_PAGE, &[POLICY_PAGE]), (POLICY_PAGE + 1, &[POLICY_PAGE, 1])]
+        {
+            let mut control = empty();
+            assert_eq!(known(&control).err(), Some(Unsynced));
+            let change = |number: usize| {
+                let policy = Object::NetworkPolicy(Arc::new(NetworkPolicy::default()));
+                Change::new(ObjectKey::new(Kind::NetworkPolicy, "x", &format!("p{number:04}")), Some(policy))
+            };
+            control.apply(Batch { changes: (0..count).map(change).collect(), synced: true });
+            let (mut sizes, mut names, mut after) = (Vec::new(), Vec::new(), None);
+            loop {
+                let page = policies(known(&control).unwrap(), after.as_ref());
+                sizes.push(page.policies.len());
+                names.extend(page.policies.into_iter().map(|policy| policy.name));
+                after = page.last;
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(sizes, expected, "{count}");
+            assert!(names.into_iter().eq((0..count).map(|number| format!("p{number:04}"))), "each once, in order");
         }
     }
 

@@ -35,6 +35,11 @@ impl LeftOut {
         self.named.is_empty()
     }
 
+    /// Number of elements that are left out; several that share a line may count as one.
+    pub fn count(&self) -> usize {
+        self.named.len() + self.unnamed
+    }
+
     /// A line for each named element, and one for the number of others.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         let others = (self.unnamed > 0).then(|| format!("{} more elements are ignored", self.unnamed));

@@ -5,6 +5,7 @@
 //! what the policies that select its pods say, or the labels of a namespace.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use podnet_common::addr::Addr;
@@ -200,13 +201,19 @@ impl Policies {
     }
 
     /// A policy.
-    pub fn get(&self, name: &ObjectName) -> Option<&NetworkPolicy> {
-        self.policies.get(name).map(|policy| &*policy.object)
+    pub fn get(&self, name: &ObjectName) -> Option<&Arc<NetworkPolicy>> {
+        self.policies.get(name).map(|policy| &policy.object)
     }
 
     /// All policies by name.
     pub fn all(&self) -> impl Iterator<Item = (&ObjectName, &NetworkPolicy)> {
         self.policies.iter().map(|(name, policy)| (name, &*policy.object))
+    }
+
+    /// The policies after this one by name, or all.
+    pub fn after(&self, name: Option<&ObjectName>) -> impl Iterator<Item = (&ObjectName, &NetworkPolicy)> {
+        let start = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.policies.range((start, Bound::Unbounded)).map(|(name, policy)| (name, &*policy.object))
     }
 
     /// Names of the ids in [`Desired::rules`].
@@ -223,10 +230,14 @@ impl Policies {
         self.pods.local().filter(move |(_, pod)| selected(pod.profile) == Some(true)).map(|(name, _)| name)
     }
 
-    /// The policies that isolate a pod of this node.
+    /// Whether a pod is on this node; `None` if it is unknown, has ended, or has the network of its node.
+    pub fn is_local(&self, pod: &ObjectName) -> Option<bool> {
+        self.pods.get(pod).map(|known| known.local)
+    }
+
+    /// The policies that isolate a pod of any node, which is where they are enforced.
     pub fn isolating(&self, pod: &ObjectName) -> impl Iterator<Item = &ObjectName> {
-        let known = self.pods.local().find(|(name, _)| *name == pod);
-        let profile = known.and_then(|(_, known)| self.pods.profile(known.profile));
+        let profile = self.pods.get(pod).and_then(|known| self.pods.profile(known.profile));
         profile.into_iter().flat_map(|profile| selecting(&self.policies, profile)).map(|(name, _)| name)
     }
 

@@ -31,7 +31,7 @@ pub(super) struct Pods {
 pub(super) struct Known {
     pub(super) profile: ProfileId,
     pub(super) ips: Vec<IpAddr>,
-    local: bool,
+    pub(super) local: bool,
     created: Box<str>,
 }
 
@@ -191,6 +191,11 @@ impl Pods {
     /// The pods of this node.
     pub(super) fn local(&self) -> impl Iterator<Item = (&ObjectName, &Known)> {
         self.local.iter().filter_map(|name| Some((name, &**self.pods.get(name)?)))
+    }
+
+    /// What is known of a pod of any node.
+    pub(super) fn get(&self, name: &ObjectName) -> Option<&Known> {
+        self.pods.get(name).map(|known| &**known)
     }
 
     /// A profile.

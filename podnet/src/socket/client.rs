@@ -20,6 +20,7 @@ use thiserror::Error;
 use super::{
     bind,
     dropped::Dropped,
+    policies::{PodAnswer, PolicyDetail, PolicySummary},
     protocol::{Answer, Explanation, ExternalAddresses, Request, Stream, Subject},
 };
 use crate::{model::ObjectName, status::DaemonStatus};
@@ -141,6 +142,41 @@ impl Client {
     pub fn addresses(&mut self) -> Result<Vec<ExternalAddresses>, AskError> {
         match self.ask(&Request::Get(Subject::Addresses))? {
             Answer::Addresses(addresses) => Ok(addresses),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// Returns the NetworkPolicies of the cluster.
+    ///
+    /// # Errors
+    /// The request fails, is refused, or has an unexpected answer.
+    pub fn policies(&mut self) -> Result<Vec<PolicySummary>, AskError> {
+        match self.ask(&Request::Get(Subject::Policies))? {
+            Answer::Policies(policies) => Ok(policies),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// Returns a NetworkPolicy, if there is such a policy.
+    ///
+    /// # Errors
+    /// The request fails, is refused, or has an unexpected answer.
+    pub fn policy(&mut self, name: &ObjectName) -> Result<Option<PolicyDetail>, AskError> {
+        let ObjectName { namespace, name } = name.clone();
+        match self.ask(&Request::Policy { namespace, name })? {
+            Answer::Policy(policy) => Ok(policy.map(|policy| *policy)),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// Returns the policies of a pod.
+    ///
+    /// # Errors
+    /// The request fails, is refused, or has an unexpected answer.
+    pub fn pod_policies(&mut self, pod: &ObjectName) -> Result<PodAnswer, AskError> {
+        let ObjectName { namespace, name } = pod.clone();
+        match self.ask(&Request::PodPolicies { namespace, name })? {
+            Answer::PodPolicies(answer) => Ok(*answer),
             _ => Err(AskError::Unexpected),
         }
     }

@@ -13,6 +13,7 @@
 mod bind;
 mod client;
 mod dropped;
+mod policies;
 mod protocol;
 mod question;
 mod serve;
@@ -21,6 +22,10 @@ mod server;
 pub use bind::path;
 pub use client::{AskError, Client, Followed, Report};
 pub use dropped::Dropped;
+pub use policies::{
+    Isolation, NamedRule, PeerView, PodAnswer, PodFacts, PodPolicies, PolicyDetail, PolicyFacts, PolicySummary,
+    PortView, RuleView,
+};
 pub use protocol::{Answer, Explanation, ExternalAddresses, Pending, Request, Stream, Subject};
-pub use question::{AddressPage, Explainable, Question};
+pub use question::{AddressPage, Explainable, PolicyPage, Question, Unsynced};
 pub use server::Server;

@@ -7,7 +7,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::dropped::Dropped;
+use super::{
+    dropped::Dropped,
+    policies::{PodAnswer, PolicyDetail, PolicySummary},
+};
 use crate::{
     frontend::FrontendKind,
     model::{ObjectName, Service},
@@ -22,7 +25,7 @@ pub const REQUEST_MAX: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Request {
-    /// The daemon's state: [`Answer::Status`] or [`Answer::Addresses`].
+    /// The daemon's state: [`Answer::Status`], [`Answer::Addresses`] or [`Answer::Policies`].
     Get(Subject),
     /// Why a Service has the frontends and backends that it has: [`Answer::Explanation`].
     Explain {
@@ -33,6 +36,20 @@ pub enum Request {
     },
     /// Frontends that are not in effect yet: [`Answer::Pending`].
     Pending {},
+    /// What a NetworkPolicy says, and whom it concerns: [`Answer::Policy`].
+    Policy {
+        /// The policy's namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// The policies of a pod: [`Answer::PodPolicies`].
+    PodPolicies {
+        /// The pod's namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
     /// Events as they happen: [`Answer::Following`] at once, then [`Answer::Drop`] and [`Answer::Lost`].
     Follow(Stream),
 }
@@ -45,6 +62,8 @@ pub enum Subject {
     Status,
     /// Load balancer addresses and external IPs by Service: the tables don't distinguish them.
     Addresses,
+    /// The NetworkPolicies of the cluster.
+    Policies,
 }
 
 /// Subject of [`Request::Follow`].
@@ -67,6 +86,12 @@ pub enum Answer {
     Explanation(Explanation),
     /// Frontends that are not in effect yet.
     Pending(Pending),
+    /// NetworkPolicies, in ascending order.
+    Policies(Vec<PolicySummary>),
+    /// A NetworkPolicy; `None` if there is no such policy.
+    Policy(Option<Box<PolicyDetail>>),
+    /// The policies of a pod.
+    PodPolicies(Box<PodAnswer>),
     /// From now on, every dropped packet that the kernel reports is sent as an [`Answer::Drop`].
     Following(Stream),
     /// A dropped packet.
@@ -150,6 +175,25 @@ mod tests {
             (r#"{"explain":{"namespace":"default","name":"web"}}"#, web),
             (r#"{"pending":{}}"#, Request::Pending {}),
             (r#"{"follow":"drops"}"#, Request::Follow(Stream::Drops)),
+        ] {
+            assert_eq!(request(line).unwrap(), expected, "{line}");
+            assert_eq!(serde_json::to_string(&expected).unwrap(), line);
+        }
+    }
+
+    #[test]
+    fn policy_requests_are_lines_as_documented() {
+        let (namespace, name) = (|| "default".to_owned(), || "web".to_owned());
+        for (line, expected) in [
+            (r#"{"get":"policies"}"#, Request::Get(Subject::Policies)),
+            (
+                r#"{"policy":{"namespace":"default","name":"web"}}"#,
+                Request::Policy { namespace: namespace(), name: name() },
+            ),
+            (
+                r#"{"podPolicies":{"namespace":"default","name":"web"}}"#,
+                Request::PodPolicies { namespace: namespace(), name: name() },
+            ),
         ] {
             assert_eq!(request(line).unwrap(), expected, "{line}");
             assert_eq!(serde_json::to_string(&expected).unwrap(), line);

@@ -3,7 +3,10 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::protocol::{ExternalAddresses, Pending};
+use super::{
+    policies::{PodFacts, PolicyFacts, PolicySummary},
+    protocol::{ExternalAddresses, Pending},
+};
 use crate::{model::ObjectName, select::Inputs, status::DaemonStatus};
 
 /// Number of questions queued for the event loop; further clients wait.
@@ -20,6 +23,25 @@ pub enum Question {
     Explain(ObjectName, oneshot::Sender<Explainable>),
     /// External addresses of the Services after this one, or of the first ones.
     Addresses(Option<ObjectName>, oneshot::Sender<AddressPage>),
+    /// The NetworkPolicies after this one, or the first ones.
+    Policies(Option<ObjectName>, oneshot::Sender<Result<PolicyPage, Unsynced>>),
+    /// A NetworkPolicy; `None` if there is no such policy.
+    Policy(ObjectName, oneshot::Sender<Result<Option<PolicyFacts>, Unsynced>>),
+    /// The policies of a pod.
+    PodPolicies(ObjectName, oneshot::Sender<Result<PodFacts, Unsynced>>),
+}
+
+/// The daemon hasn't read all objects yet, so that the absence of one means nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsynced;
+
+/// Some NetworkPolicies: as many as can be examined without delaying the event loop.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyPage {
+    /// The policies.
+    pub policies: Vec<PolicySummary>,
+    /// The last one examined, if more may follow.
+    pub last: Option<ObjectName>,
 }
 
 /// Everything needed to explain a Service.

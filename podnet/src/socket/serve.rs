@@ -19,8 +19,9 @@ use tokio::{
 
 use super::{
     dropped::Dropped,
+    policies::PolicyFacts,
     protocol::{Answer, Explanation, ExternalAddresses, REQUEST_MAX, Request, Stream, Subject},
-    question::{Asker, Gone, Question},
+    question::{Asker, Gone, PolicyPage, Question, Unsynced},
 };
 use crate::model::ObjectName;
 
@@ -139,8 +140,40 @@ async fn answer(request: Request, asker: &Asker) -> Result<Answer, Over> {
             let service = found.service.map(|inputs| inputs.explain());
             Answer::Explanation(Explanation { service, invalid: found.invalid })
         }
+        Request::Get(Subject::Policies) => policies(asker).await?,
+        Request::Policy { namespace, name } => {
+            let name = ObjectName { namespace, name };
+            let found = asker.ask(|reply| Question::Policy(name, reply)).await?;
+            let answer = |found: Option<PolicyFacts>| Answer::Policy(found.map(|facts| Box::new(facts.detail())));
+            found.map_or_else(unsynced, answer)
+        }
+        Request::PodPolicies { namespace, name } => {
+            let pod = ObjectName { namespace, name };
+            let found = asker.ask(|reply| Question::PodPolicies(pod, reply)).await?;
+            found.map_or_else(unsynced, |facts| Answer::PodPolicies(Box::new(facts.answer())))
+        }
         Request::Follow(stream) => Answer::Following(stream),
     })
+}
+
+fn unsynced(_: Unsynced) -> Answer {
+    Answer::Error("not all objects have been read yet: try again, and see `podnet status`".to_owned())
+}
+
+/// All NetworkPolicies, page by page.
+async fn policies(asker: &Asker) -> Result<Answer, Over> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let PolicyPage { policies, last } = match asker.ask(|reply| Question::Policies(after, reply)).await? {
+            Ok(page) => page,
+            Err(error) => return Ok(unsynced(error)),
+        };
+        all.extend(policies);
+        match last {
+            Some(last) => after = Some(last),
+            None => return Ok(Answer::Policies(all)),
+        }
+    }
 }
 
 /// External addresses of all Services, page by page.

@@ -13,12 +13,14 @@ use tokio::sync::oneshot;
 use super::super::{
     client::{AskError, Client, Report},
     dropped::tests::event,
+    policies::{PodFacts, PolicySummary},
     protocol::{Answer, ExternalAddresses, Pending},
-    question::{AddressPage, Explainable},
+    question::{AddressPage, Explainable, PolicyPage, Unsynced},
 };
 use super::*;
 use crate::{
     model::ObjectName,
+    policy::Policies,
     status::{DaemonStatus, PendingStatus},
 };
 
@@ -106,6 +108,17 @@ fn answer(question: Question) {
             let services = vec![ExternalAddresses { namespace, name, ..ExternalAddresses::default() }];
             drop(reply.send(AddressPage { services, last: (number < 3).then(|| self::name(number)) }));
         }
+        Question::Policies(after, reply) => {
+            // Two pages of one policy each.
+            let number = after.as_ref().map_or(1, |_| 2);
+            let ObjectName { namespace, name } = name(number);
+            let policies = vec![PolicySummary { namespace, name, ..PolicySummary::default() }];
+            drop(reply.send(Ok(PolicyPage { policies, last: (number < 2).then(|| self::name(number)) })));
+        }
+        Question::Policy(name, reply) => {
+            drop(reply.send(if name == self::name(1) { Ok(None) } else { Err(Unsynced) }));
+        }
+        Question::PodPolicies(name, reply) => drop(reply.send(Ok(PodFacts::of(&Policies::default(), &name)))),
     }
 }
 
@@ -134,6 +147,18 @@ fn a_client_gets_an_answer_to_each_of_its_requests() {
     raw.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
     assert!(line(&mut raw).starts_with(r#"{"status":{"#));
     assert_eq!(line(&mut raw), "");
+}
+
+#[test]
+fn policy_requests_are_answered() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let policies = client.policies().unwrap();
+    assert!(policies.iter().map(|policy| policy.name.as_str()).eq(["web1", "web2"]), "all pages");
+    assert_eq!(client.policy(&name(1)).unwrap(), None);
+    let error = client.policy(&name(2)).unwrap_err().to_string();
+    assert!(error.contains("refuses: not all objects have been read yet"), "{error}");
+    assert_eq!(client.pod_policies(&name(1)).unwrap().pod, None);
 }
 
 #[test]
