@@ -151,6 +151,10 @@ fn isolated_pods_receive_from_allowed_peers_only(site: &Site) -> Result<()> {
         rows.filter(|row| row["reason"] == reason).filter_map(|row| row["packets"].as_u64()).sum::<u64>()
     };
     ensure!(counted("policy_ingress") > 0 && counted("policy_egress") == 0, "{drops}");
+    let policies = site.lab.node(0).podnet(&["policy", "list"])?;
+    ensure!(policies.contains("default/web"), "{policies}");
+    let explained = site.lab.node(0).podnet(&["policy", "explain", "default/web"])?;
+    ensure!(explained.contains("app=friend"), "{explained}");
     Ok(())
 }
 
@@ -265,7 +269,7 @@ fn denied_connections_are_cut_and_others_go_on(site: &Site) -> Result<()> {
             let pause = std::time::Duration::from_millis(10);
             Ok((transport, Stream::start(&from.place, transport, site.web.addr(family, PORT), pause)?))
         };
-        Transport::over_all().into_iter().map(start).collect()
+        Transport::over_all().map(start).collect()
     };
     let allowed = [streams(&site.friend)?, streams(&site.far_friend)?];
     let denied = [streams(&site.stranger)?, streams(&site.far_stranger)?];
