@@ -3,6 +3,8 @@
 //! Runs the same code as the kernel, for packet tests, fuzzing and `podnet trace`. GSO, VLAN tags and checksum offload
 //! are not simulated.
 
+mod socket;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +15,7 @@ use std::{
 use bytemuck::Pod;
 
 use crate::{
-    addr::{Addr, IfIndex, Mac, Port, Proto},
+    addr::{Addr, IfIndex, Mac},
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
@@ -23,10 +25,12 @@ use crate::{
     packet::{ETH, Packet},
     pipeline::{
         self, Action, CachedRoute, DirectPath, FromHost, FromLoopback, FromPod, FromUplink, Handover, HookPoint,
-        InsertError, Route, SocketCtx, Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
+        InsertError, Route, Stage, Tables, ToPod, ToRaw, ToUplink, UplinkXdp, Verdict,
     },
     verdict::{Counter, Reason},
 };
+
+pub use socket::HostSocket;
 
 /// A packet in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -323,71 +327,6 @@ impl Tables for HostTables {
 
     fn report(&self, _hook: Hook, reason: Reason) {
         self.count_drop(reason);
-    }
-}
-
-/// A system call on a socket, in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HostSocket {
-    /// Peer address in the call.
-    pub addr: Addr,
-    /// Peer port in the call.
-    pub port: Port,
-    /// Protocol of the socket.
-    pub proto: Proto,
-    /// Whether the process has bound the socket to a port.
-    pub bound: bool,
-    /// Whether the socket is connected.
-    pub connected: bool,
-    /// Socket cookie.
-    pub cookie: u64,
-    /// Cookie of the socket's network namespace.
-    pub netns_cookie: u64,
-    /// Random number to return.
-    pub random: u32,
-    /// Whether the program can choose the errno of a refused call.
-    pub chooses_errno: bool,
-}
-
-impl SocketCtx for HostSocket {
-    fn addr(&self) -> Addr {
-        self.addr
-    }
-
-    fn port(&self) -> Port {
-        self.port
-    }
-
-    fn set_peer(&mut self, addr: &Addr, port: Port) {
-        (self.addr, self.port) = (*addr, port);
-    }
-
-    fn proto(&self) -> Proto {
-        self.proto
-    }
-
-    fn bound(&self) -> bool {
-        self.bound
-    }
-
-    fn connected(&self) -> bool {
-        self.connected
-    }
-
-    fn cookie(&self) -> u64 {
-        self.cookie
-    }
-
-    fn netns_cookie(&self) -> u64 {
-        self.netns_cookie
-    }
-
-    fn random(&self) -> u32 {
-        self.random
-    }
-
-    fn chooses_errno(&self) -> bool {
-        self.chooses_errno
     }
 }
 

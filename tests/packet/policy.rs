@@ -90,7 +90,7 @@ fn with(
             policies(t, &a);
         }
     };
-    both_families_with(change, move |both, a, _| test(both, &a));
+    both_families_with(change, move |both, a, _| test(both, a));
 }
 
 #[test]

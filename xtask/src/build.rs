@@ -119,8 +119,8 @@ fn static_flags(users: Option<&str>, further: &[String]) -> String {
     users.chain(["-Ctarget-feature=+crt-static"]).chain(further).collect::<Vec<_>>().join("\x1f")
 }
 
-/// Flags by which a program doesn't depend on where it was built. The debug information of assembler code in crates names
-/// cargo's registry, and no flag replaces that, so it is left out.
+/// Flags by which a program doesn't depend on where it was built. The debug information of assembler code in crates
+/// names cargo's registry, and no flag replaces that, so it is left out.
 fn reproducible(workspace: &Workspace) -> Result<Vec<String>> {
     Ok([remapped(workspace)?, vec!["-Cstrip=debuginfo".to_owned()]].concat())
 }

@@ -1,5 +1,5 @@
-//! The pinned tables that the plugin writes: `endpoints`, by which packets are delivered to a pod, `sandboxes`, by which
-//! the socket hooks identify it, and `subjects`, by which network policy applies to it. Their layout is frozen.
+//! The pinned tables that the plugin writes: `endpoints`, by which packets are delivered to a pod, `sandboxes`, by
+//! which the socket hooks identify it, and `subjects`, by which network policy applies to it. Their layout is frozen.
 
 use std::fmt::Display;
 use std::net::IpAddr;

@@ -9,8 +9,8 @@ use bytemuck::{Pod, Zeroable};
 use super::TrieKey;
 use crate::addr::{Port, Proto};
 
-/// Value of `subjects` (hash, key [`Addr`](crate::addr::Addr), frozen): the rule sets of a pod of this node that is isolated
-/// in at least one direction.
+/// Value of `subjects` (hash, key [`Addr`](crate::addr::Addr), frozen): the rule sets of a pod of this node that is
+/// isolated in at least one direction.
 ///
 /// Each field is [`Subject::OPEN`], [`Subject::CLOSED`], or the id of a set in the low 24 bits with flags above it,
 /// which say what kinds of keys the set has in `policy_rules`: [`Subject::CLASS_PORTS`] and the other constants.
@@ -28,8 +28,8 @@ impl Subject {
     pub const OPEN: u32 = 0;
     /// The pod is isolated in this direction, and nothing is allowed.
     pub const CLOSED: u32 = u32::MAX;
-    /// Nothing is allowed, since the pod's policies are not known yet. The plugin writes this for a pod of a namespace with
-    /// policies; the daemon then replaces or removes the entry.
+    /// Nothing is allowed, since the pod's policies are not known yet. The plugin writes this for a pod of a namespace
+    /// with policies; the daemon then replaces or removes the entry.
     pub const PENDING: Self = Self { ingress: Self::ID, egress: Self::ID };
     /// The bits of the id, which is [`PolicyRule::set`].
     pub const ID: u32 = (1 << 24) - 1;

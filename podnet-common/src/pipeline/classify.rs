@@ -139,10 +139,10 @@ fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handov
     classified
 }
 
-/// Whether a pod opens a TCP connection to a pod or to its node, which is tracked without translation. While it lasts, the
-/// client's kernel may use the same source port for a connection to a service, which may choose the same server: without
-/// an entry for the replies of the first connection, they would be taken for those of the second. If the table fills up,
-/// services come first.
+/// Whether a pod opens a TCP connection to a pod or to its node, which is tracked without translation. While it lasts,
+/// the client's kernel may use the same source port for a connection to a service, which may choose the same server:
+/// without an entry for the replies of the first connection, they would be taken for those of the second. If the table
+/// fills up, services come first.
 #[inline(always)]
 fn reserves_replies<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u8, class: Class) -> bool {
     if !At::FROM_POD || tuple.proto != Proto::TCP || tcp_flags & (Tcp::SYN | Tcp::ACK) != Tcp::SYN {

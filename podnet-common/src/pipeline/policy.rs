@@ -64,8 +64,8 @@ pub(super) fn packet<T: Tables>(t: &T, packet: &Headers) -> Denied {
 
 /// Judges the flow that a packet begins, with the backend in the handed-over entry. Returns what is denied, and whether
 /// the packet is an answer: an untranslated TCP packet that opens no connection belongs to one from before the pod was
-/// isolated, which either end may have opened. The one with the higher port is taken for the client. The other end can't
-/// open a connection by such an entry: its SYN begins a flow of its own.
+/// isolated, which either end may have opened. The one with the higher port is taken for the client. The other end
+/// can't open a connection by such an entry: its SYN begins a flow of its own.
 #[inline(always)]
 pub(super) fn flow<T: Tables>(t: &T, h: &Handover) -> (Denied, bool) {
     let Tuple { src, sport, dport, proto, .. } = &h.packet.tuple;

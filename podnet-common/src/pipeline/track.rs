@@ -115,10 +115,10 @@ fn fragment_ports<T: Tables>(t: &T, packet: &mut Headers) -> bool {
 }
 
 /// Whether a packet with the tuple of an existing flow begins a new one, in the same or in the opposite direction. The
-/// tuple of a closed connection may be reused (RFC 6191). So may that of an open one if its client sends a new SYN, because the backend may be gone. A SYN from
-/// outside may be spoofed, so it is passed to the backend first: if the backend still has the connection, it answers
-/// (RFC 5961, section 4.2); if it doesn't answer, the client retransmits. Whether a forwarded flow is closed is unknown
-/// on this node.
+/// tuple of a closed connection may be reused (RFC 6191). So may that of an open one if its client sends a new SYN,
+/// because the backend may be gone. A SYN from outside may be spoofed, so it is passed to the backend first: if the
+/// backend still has the connection, it answers (RFC 5961, section 4.2); if it doesn't answer, the client retransmits.
+/// Whether a forwarded flow is closed is unknown on this node.
 #[inline(always)]
 fn begins_new_flow<At: HookPoint>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
     let known_sender = (At::FROM_POD || At::FROM_HOST) && !entry.opening();

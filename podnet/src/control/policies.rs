@@ -145,8 +145,8 @@ impl NetworkPolicies {
         self.policies.desired().subjects.keys().copied()
     }
 
-    /// The desired contents of `subjects`. The entry of a pod whose object is unknown stays as it is: the plugin has closed
-    /// a pod that has just started, and one that has run before there were policies is open.
+    /// The desired contents of `subjects`. The entry of a pod whose object is unknown stays as it is: the plugin has
+    /// closed a pod that has just started, and one that has run before there were policies is open.
     fn wanted_subjects(&self) -> BTreeMap<Addr, Subject> {
         let unknown = |name: &ObjectName| !self.pods.contains_key(name) && self.policies.has_policies(&name.namespace);
         let unknown = self.attached.iter().filter(|(name, _)| unknown(name)).flat_map(|(_, ips)| ips);
@@ -157,8 +157,8 @@ impl NetworkPolicies {
     }
 
     /// Makes the tables match, in an order in which every packet gets the verdict of before or that of after, and then
-    /// takes out what no packet needs any more. Returns whether anything has changed. Before the sources are synced, the
-    /// absence of a policy means nothing, so the tables must stay as they are.
+    /// takes out what no packet needs any more. Returns whether anything has changed. Before the sources are synced,
+    /// the absence of a policy means nothing, so the tables must stay as they are.
     ///
     /// # Errors
     /// The first operation that fails; the next call continues from there. Until then pods keep the policies that they

@@ -23,6 +23,7 @@ mod node;
 mod node_sync;
 mod pods;
 mod policies;
+mod policy_state;
 mod questions;
 mod records;
 mod report;
@@ -72,6 +73,7 @@ use drops::Drops;
 use host_ports::HostPorts;
 use in_use::InUse;
 use links::Links;
+use policy_state::PolicyState;
 use records::Records;
 
 /// How often settings and attachments are checked in the absence of events.
@@ -117,7 +119,7 @@ struct Daemon {
     records: Records,
     host_ports: HostPorts,
     links: Links,
-    policies: policies::State,
+    policies: PolicyState,
     health: Health,
     servers: Servers,
     metrics: Metrics,
@@ -200,7 +202,7 @@ impl Daemon {
             records: Records::default(),
             host_ports: HostPorts::default(),
             links: Links::default(),
-            policies: policies::State::default(),
+            policies: PolicyState::default(),
             health,
             servers,
             metrics,

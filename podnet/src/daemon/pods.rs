@@ -91,7 +91,7 @@ impl Daemon {
             ))
         };
         let outsiders = self.records.iter().filter_map(outside);
-        let others = self.attachments.problem().into_iter().chain(self.policies.problem());
+        let others = self.attachments.problem().into_iter().chain(self.policies.problem.clone());
         self.links.problems(Instant::now()).into_iter().chain(others).chain(outsiders).collect()
     }
 

@@ -1,53 +1,13 @@
 //! Network policies: from the control plane to the tables, to the plugin, and to the flows that exist.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use podnet_common::addr::Addr;
 use tracing::warn;
 
 use super::Daemon;
-use crate::control::Control;
 use crate::model::ObjectName;
-
-/// Progress of network policies.
-#[derive(Debug, Default)]
-pub(super) struct State {
-    /// The tables have been written since the sources were synced.
-    synced: bool,
-    /// Why the tables could not be written.
-    problem: Option<String>,
-    /// The namespaces whose pods start closed, as published for the plugin.
-    published: BTreeSet<String>,
-    /// How many more sweeps judge the flows of subjects again.
-    sweeps: u8,
-}
-
-/// Number of sweeps after a change that judge existing flows. A flow may begin under the old policies while the first
-/// one runs.
-const SWEEPS: u8 = 2;
-
-impl State {
-    /// Whether the tables have been written since the sources were synced.
-    pub(super) fn synced(&self) -> bool {
-        self.synced
-    }
-
-    /// Why the tables are out of date.
-    pub(super) fn problem(&self) -> Option<String> {
-        self.problem.clone()
-    }
-
-    /// The pods whose flows the next sweep judges again.
-    pub(super) fn take_judged(&mut self, control: &Control) -> HashSet<Addr> {
-        if self.sweeps == 0 {
-            return HashSet::new();
-        }
-        self.sweeps -= 1;
-        control.policies().subjects().collect()
-    }
-}
 
 impl Daemon {
     /// Learns the addresses of pods from their records.
@@ -91,7 +51,7 @@ impl Daemon {
         // Publishes the namespaces whose pods start closed.
         self.node_due = Some(Instant::now());
         if isolated {
-            self.policies.sweeps = SWEEPS;
+            self.policies.judge_again();
             self.collect();
         }
     }

@@ -15,7 +15,7 @@ impl Daemon {
             self.node_due = Some(Instant::now());
         }
         self.reconcile();
-        if applied.policies || !self.policies.synced() {
+        if applied.policies || !self.policies.synced {
             self.sync_policies();
         }
         if applied.lost {

@@ -1,9 +1,9 @@
 //! The Kubernetes objects that podnet uses, reduced to the fields that it needs and validated.
 //!
 //! [`raw`] has the structure of the objects in YAML and JSON; `Object::try_from` validates one and converts it for the
-//! rest of the daemon. Both ignore unknown fields, except in a [`NetworkPolicy`], where they may narrow what is allowed.
-//! Values live as long as their objects and are numerous, so they are small: only namespaces and pods keep all of their
-//! labels.
+//! rest of the daemon. Both ignore unknown fields, except in a [`NetworkPolicy`], where they may narrow what is
+//! allowed. Values live as long as their objects and are numerous, so they are small: only namespaces and pods keep all
+//! of their labels.
 
 mod change;
 mod diagnostic;

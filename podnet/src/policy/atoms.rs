@@ -1,5 +1,5 @@
-//! The parts that rules consist of, by content: what they say about addresses and ports, with the policy's namespace and
-//! the pod's named ports already put in.
+//! The parts that rules consist of, by content: what they say about addresses and ports, with the policy's namespace
+//! and the pod's named ports already put in.
 
 use std::sync::Arc;
 

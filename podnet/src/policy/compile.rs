@@ -24,8 +24,8 @@ pub struct Desired {
     pub rules: BTreeMap<PolicyRule, u32>,
 }
 
-/// The flags in a field of [`Subject`]: the kinds of keys that rules may have. They depend on the rules only, not on the
-/// classes that exist now, so a set keeps them.
+/// The flags in a field of [`Subject`]: the kinds of keys that rules may have. They depend on the rules only, not on
+/// the classes that exist now, so a set keeps them.
 pub(super) fn flags(rules: &[Rule]) -> u32 {
     rules.iter().fold(0, |all, rule| all | kinds(rule))
 }

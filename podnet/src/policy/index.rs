@@ -102,9 +102,9 @@ impl Policies {
 
     /// Brings the desired tables up to date. Returns whether they may have changed.
     ///
-    /// They also contain what packets may meet while the tables are written, if that is done in this order: additions to
-    /// [`Desired::rules`], then the ports, peers and blocks, then the subjects. A packet that is judged in between gets
-    /// the old or the new verdict. Afterwards call [`Self::written`].
+    /// They also contain what packets may meet while the tables are written, if that is done in this order: additions
+    /// to [`Desired::rules`], then the ports, peers and blocks, then the subjects. A packet that is judged in between
+    /// gets the old or the new verdict. Afterwards call [`Self::written`].
     pub fn update(&mut self) -> bool {
         let dirty = self.pods.take_dirty();
         let changed = std::mem::take(&mut self.changed);

@@ -19,8 +19,8 @@ pub(super) struct Tables {
     blocks: Blocks,
     ports: PortClasses,
     classes: Interner<Class, ClassId>,
-    /// Number of entries of each class in `policy_peers` and `policy_blocks`. Other classes are earlier ones that packets
-    /// may still meet.
+    /// Number of entries of each class in `policy_peers` and `policy_blocks`. Other classes are earlier ones that
+    /// packets may still meet.
     uses: HashMap<ClassId, usize>,
     /// Classes that have lost their last entry.
     idle: BTreeSet<ClassId>,

@@ -1,5 +1,5 @@
-//! Sockets that are used in unusual ways: for several requests or several services, for IPv4-mapped addresses, connected
-//! and still naming the peer.
+//! Sockets that are used in unusual ways: for several requests or several services, for IPv4-mapped addresses,
+//! connected and still naming the peer.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};

@@ -1,4 +1,5 @@
-//! `podnet policy`: NetworkPolicies, as the daemon knows them. The tables contain only what they amount to on this node.
+//! `podnet policy`: NetworkPolicies, as the daemon knows them. The tables contain only what they amount to on this
+//! node.
 
 #[cfg(test)]
 mod tests;

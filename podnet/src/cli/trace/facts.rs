@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use podnet_common::addr::{Addr, IfIndex, Mac, Port, Proto};
-use podnet_common::layout::{
-    CtEntry, Frontend, FrontendKey, Network, NetworkKind, Out, PolicyRule, Prefix, Subject, Tuple,
-};
+use podnet_common::layout::{CtEntry, Frontend, FrontendKey, Network, NetworkKind, Out, Prefix, Tuple};
 use podnet_common::pipeline::{InsertError, Route, Stage};
 use podnet_common::simulator::FinalVerdict;
 use podnet_common::verdict::Reason;
 
+use super::policy::{class, policy_rule, rule_set};
 use super::record::Fact;
 use super::report::{Choice, Does, LookUp, Share, Way};
 use super::summary::Summary;
@@ -65,33 +64,6 @@ impl Names {
             None => at.to_string(),
         }
     }
-}
-
-/// A rule set in words.
-fn rule_set(set: u32) -> String {
-    match set {
-        Subject::OPEN => "open".to_owned(),
-        Subject::CLOSED => "closed".to_owned(),
-        set => format!("rule set {}", set & Subject::ID),
-    }
-}
-
-/// A class in words.
-fn class(class: u32) -> String {
-    format!("class {class}")
-}
-
-/// A key of `policy_rules` in words.
-fn policy_rule(rule: &PolicyRule) -> String {
-    let peer = if rule.class == PolicyRule::ANY { "any peer".to_owned() } else { class(rule.class) };
-    let ports = match rule.ports {
-        PolicyRule::ALL => "everything".to_owned(),
-        ports if ports & PolicyRule::protocol(Proto(0)) != 0 => {
-            format!("all ports of {}", protocol(Proto(ports as u8)))
-        }
-        ports => format!("port {}", class(ports)),
-    };
-    format!("rule set {}, {peer}, {ports}", rule.set)
 }
 
 /// A row for a lookup or a simulated write; counters have none.

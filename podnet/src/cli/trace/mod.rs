@@ -10,6 +10,7 @@ mod end_to_end;
 mod facts;
 mod fields;
 mod packet;
+mod policy;
 mod record;
 mod report;
 mod socket_call;

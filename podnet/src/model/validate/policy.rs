@@ -15,7 +15,8 @@ use crate::model::{
 const PORT_NAME_MAX: usize = 15;
 
 /// Validates a NetworkPolicy. Nothing that can't be understood widens what is allowed: the rule that it is in allows
-/// nothing; a requirement of `podSelector` is dropped, so that more pods are isolated, and then no rule allows anything.
+/// nothing; a requirement of `podSelector` is dropped, so that more pods are isolated, and then no rule allows
+/// anything.
 pub(super) fn check(raw: raw::Manifest) -> Checked<NetworkPolicy> {
     let raw::Manifest { metadata, spec, .. } = raw;
     let mut left_out = LeftOut::default();
