@@ -3,6 +3,7 @@
 mod checks;
 mod cluster;
 mod keep;
+mod policy;
 mod report;
 mod scripts;
 mod shell;
@@ -126,6 +127,14 @@ fn show_traffic(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     let rows = play_tutorial(cluster, report);
     source_ip::print(&rows);
     report.source_ip.extend(rows);
+
+    report.heading("Network policies");
+    report.check("default-deny isolates all pods", policy::deny(cluster));
+    report.check("another policy allows one client", policy::allow(cluster));
+    report.check("podnet drops counts the others by reason", policy::reason(cluster));
+    report.check("an egress policy allows one block", policy::egress(cluster));
+    report.check("a stream to an isolated pod", policy::cost(cluster));
+    policy::clear(cluster)?;
 
     report.heading("Throughput of one TCP stream (iperf3, medians of 5 runs of 1 s)");
     match throughput::measure(cluster) {

@@ -42,6 +42,25 @@ pub(super) fn measure(cluster: &Cluster) -> Result<Vec<ThroughputRow>> {
     Ok(rows)
 }
 
+/// Throughput from another node to a pod after `change(true)`, relative to that after `change(false)`: the median of
+/// pairs of runs.
+pub(super) fn compare(cluster: &Cluster, change: impl Fn(bool) -> Result<()>) -> Result<f64> {
+    let server = cluster.pod("web-0")?;
+    let to = server.addr(Family::V4, IPERF_PORT);
+    let iperf3 = IperfServer::start(&server.place, to)?;
+    let place = &cluster.pod("client-2")?.place;
+    let mut ratios = Vec::new();
+    for _ in 0..ROUNDS {
+        let run = |changed| {
+            change(changed)?;
+            iperf(place, &iperf3, to, IperfLoad::Tcp, SECONDS, || datapath(cluster))
+        };
+        let (reference, changed) = (run(false)?, run(true)?);
+        ratios.push(changed / reference);
+    }
+    Ok(median(ratios))
+}
+
 /// State of the flows in the nodes' datapaths, for a run that hangs.
 fn datapath(cluster: &Cluster) -> String {
     let told = |node: &Arc<Node>| {
