@@ -4,13 +4,13 @@
 //! second node on the same link, a third one elsewhere that may be behind a tunnel, clients outside, and services of
 //! every kind.
 
-use std::{net::IpAddr, sync::LazyLock};
+use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock};
 
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
-        Backend, Config, Endpoint, Frontend, FrontendKey, Interface, Network, NetworkKind, ServiceClient, SourceRange,
-        TUNNEL_PORT, holders, macs,
+        Backend, Config, Endpoint, Frontend, FrontendKey, Interface, Network, NetworkKind, PolicyPort, PolicyRule,
+        ServiceClient, SourceRange, Subject, TUNNEL_PORT, holders, macs,
     },
     pipeline::Route,
     simulator::{HostTables, prefix},
@@ -194,6 +194,9 @@ impl World {
         if ports == 16 {
             let [v4, v6] = [four, six].map(|a| a.node[1].into());
             t.interfaces.insert(BRIDGE, Interface { v4, v6, mtu: 1500, flags: 0 });
+        }
+        if ports == 2 {
+            police(t);
         }
         t.conntrack_max = c.of(&[None, None, None, Some(2), Some(5), Some(9)]);
         t.holders.borrow_mut().insert(holders::CAPACITY, t.conntrack_max.unwrap_or_default() as u32);
@@ -398,6 +401,33 @@ impl World {
 }
 
 /// Where an endpoint may be: on this node, on other nodes, in this host's network, outside.
+/// Isolates the first pods by network policy: for what they receive, for what they send, and one whose policies are not
+/// known yet.
+fn police(t: &mut HostTables) {
+    const RECEIVES: u32 = 1;
+    const SENDS: u32 = 2;
+    let rule = |set, class, ports| (PolicyRule { set, class, ports }, 1);
+    t.config.flags |= Config::POLICY;
+    t.policy_rules = BTreeMap::from([
+        rule(RECEIVES, 1, 1),
+        rule(RECEIVES, 2, PolicyRule::ALL),
+        rule(SENDS, 1, PolicyRule::ALL),
+        rule(SENDS, PolicyRule::ANY, PolicyRule::protocol(Proto::UDP)),
+    ]);
+    t.policy_ports.insert(PolicyPort::new(Proto::TCP, 0, 1), 1);
+    for a in [false, true].map(Addresses::of) {
+        let ingress = RECEIVES | Subject::CLASS_PORTS | Subject::CLASS_ALL;
+        let egress = SENDS | Subject::CLASS_ALL | Subject::ANY_PROTOCOL;
+        t.subjects.insert(a.pods[0].into(), Subject { ingress, ..Subject::default() });
+        t.subjects.insert(a.pods[1].into(), Subject { egress, ..Subject::default() });
+        t.subjects.insert(a.pods[2].into(), Subject::PENDING);
+        for (peer, class) in [(a.pods[3], 1), (a.remote[0], 1), (a.remote[1], 3)] {
+            t.policy_peers.insert(peer.into(), class);
+        }
+        t.policy_blocks.insert(prefix(a.outside[0], if a.pods[0].is_ipv4() { 32 } else { 128 }), 2);
+    }
+}
+
 fn backend(c: &mut Choices<'_>, a: &Addresses) -> IpAddr {
     match c.below(8) {
         0..=2 => c.of(&a.pods),

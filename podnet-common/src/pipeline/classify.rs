@@ -151,7 +151,7 @@ fn reserves_replies<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u
     let node = |n: &Network| n.kind == NetworkKind::LocalNode as u32;
     let to_server = matches!(class, Class::LocalPod | Class::RemotePod | Class::Tunnel)
         || (class == Class::Stack && t.network(&tuple.dst).is_some_and(node));
-    to_server && shares::has_room(t)
+    to_server && !tuple.src.same(&tuple.dst) && shares::has_room(t)
 }
 
 /// Class of an untranslated packet from or to a pod that network policy isolates. Its flow is tracked: policies are

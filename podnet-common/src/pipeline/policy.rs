@@ -47,11 +47,13 @@ pub(super) fn applies<At: HookPoint, T: Tables>(t: &T) -> bool {
     (At::FROM_POD || At::FROM_UPLINK) && t.config().is_some_and(|config| config.flags & Config::POLICY != 0)
 }
 
-/// Whether either end of a packet is a pod on this node that is isolated, and the other end isn't the node itself.
+/// Whether either end of a packet is a pod on this node that is isolated, and the other end is neither the node nor the
+/// pod itself.
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
 pub(super) fn concerns<T: Tables>(t: &T, src: &Addr, dst: &Addr) -> bool {
-    (t.subject(src).is_some() || t.subject(dst).is_some()) && !is_node(t, src) && !is_node(t, dst)
+    let subject = t.subject(src).is_some() || t.subject(dst).is_some();
+    subject && !src.same(dst) && !is_node(t, src) && !is_node(t, dst)
 }
 
 /// Judges a packet of no flow that begins none: multicast, a protocol without ports, a fragment of an unknown datagram.

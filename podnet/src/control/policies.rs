@@ -126,12 +126,14 @@ impl NetworkPolicies {
         self.policies.update() || changed
     }
 
-    /// Sets a pod of this node, with the addresses that it has.
+    /// Sets a pod of this node. The addresses that the plugin has given it count, not those in its status, which may be
+    /// missing or those of a former sandbox.
     fn set_pod(&mut self, name: &ObjectName) {
         let Some(pod) = self.pods.get(name) else { return };
         let mut pod = (**pod).clone();
-        let attached = self.attached.get(name).into_iter().flatten().copied();
-        pod.ips.extend(attached.filter(|ip| !pod.ips.contains(ip)).collect::<Vec<_>>());
+        if let Some(attached) = self.attached.get(name) {
+            pod.ips = attached.iter().copied().collect();
+        }
         self.policies.set_pod(name, Some(&pod));
     }
 
@@ -233,6 +235,8 @@ mod tests {
     struct Memory {
         tables: Desired,
         left: Option<usize>,
+        /// Whether there is no room for rules.
+        full: bool,
     }
 
     impl Memory {
@@ -258,6 +262,9 @@ mod tests {
                 }
 
                 fn put(&mut self, key: &$key, value: &$value) -> Result<(), TableError> {
+                    if self.full && stringify!($table) == "rules" {
+                        return Err(TableError::Full { table: "rules", advice: "none" });
+                    }
                     self.write()?.$table.insert(*key, *value);
                     Ok(())
                 }
@@ -316,6 +323,66 @@ mod tests {
             assert_eq!(&memory.tables, room.policies().desired(), "{left} writes");
             assert_eq!(all, left >= 5);
         }
+    }
+
+    const ADDRESS: &str = "10.0.0.1";
+
+    fn attached(pod: &str) -> BTreeMap<ObjectName, BTreeSet<IpAddr>> {
+        let name = ObjectName { namespace: "x".into(), name: pod.into() };
+        BTreeMap::from([(name, BTreeSet::from([ADDRESS.parse().unwrap()]))])
+    }
+
+    fn subject(memory: &Memory) -> Option<Subject> {
+        memory.tables.subjects.get(&ADDRESS.parse::<IpAddr>().unwrap().into()).copied()
+    }
+
+    #[test]
+    fn without_room_for_its_rules_a_pod_is_closed() {
+        let (mut room, mut memory) = (filled(), Memory { full: true, ..Memory::default() });
+        assert!(matches!(room.sync(&mut memory), Err(TableError::Full { .. })));
+        assert_eq!(subject(&memory), Some(Subject { ingress: Subject::CLOSED, egress: Subject::OPEN }));
+        memory.full = false;
+        assert!(room.sync(&mut memory).unwrap());
+        assert_eq!(&memory.tables, room.policies().desired());
+        assert!(!room.sync(&mut memory).unwrap(), "nothing has changed");
+    }
+
+    #[test]
+    fn a_pod_has_the_addresses_that_the_plugin_has_given_it() {
+        let (mut room, mut memory) = (NetworkPolicies::new("n1"), Memory::default());
+        let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.9".parse().unwrap()], ..Pod::default() };
+        room.update(vec![
+            (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into())),
+            (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into())),
+        ]);
+        assert!(room.set_attached(attached("p")));
+        // The plugin has closed it.
+        memory.tables.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+        room.sync(&mut memory).unwrap();
+        assert!(memory.tables.subjects.len() == 1 && subject(&memory) != Some(Subject::PENDING));
+        assert!(!room.set_attached(attached("p")), "nothing is new");
+    }
+
+    #[test]
+    fn a_pod_without_an_object_stays_as_the_plugin_has_left_it() {
+        let (mut room, mut memory) = (filled(), Memory::default());
+        room.update(vec![(ObjectKey::new(Kind::Pod, "x", "p"), None)]);
+        room.set_attached(attached("unknown"));
+        room.sync(&mut memory).unwrap();
+        assert_eq!(subject(&memory), None, "it has run before there were policies");
+        memory.tables.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+        room.set_attached(BTreeMap::new());
+        room.set_attached(attached("unknown"));
+        room.sync(&mut memory).unwrap();
+        assert_eq!(subject(&memory), Some(Subject::PENDING), "it has started with policies");
+        // No policy selects it.
+        let pod = Pod { node: "n1".into(), ..Pod::default() };
+        room.update(vec![
+            (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None),
+            (ObjectKey::new(Kind::Pod, "x", "unknown"), Some(pod.into())),
+        ]);
+        room.sync(&mut memory).unwrap();
+        assert_eq!(subject(&memory), None);
     }
 
     #[test]

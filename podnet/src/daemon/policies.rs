@@ -38,18 +38,19 @@ impl Daemon {
             warn!("{problem}; pods keep their former network policies, and those that had none are closed");
         }
         self.policies.problem = problem;
+        let (active, isolated) = (!policies.policies().is_empty(), policies.subjects().next().is_some());
+        let policed = policies.policed();
         let first = !std::mem::replace(&mut self.policies.synced, true);
-        let published = policies.policed();
-        if !changed && !first && self.policies.published == published {
+        if first || self.policies.published != policed {
+            self.policies.published = policed;
+            // The node's sync publishes them.
+            self.node_due = Some(Instant::now());
+        } else if !changed || !active {
             return;
         }
-        self.policies.published = published;
-        let (active, isolated) = (!policies.policies().is_empty(), policies.subjects().next().is_some());
         if let Err(error) = self.datapath.policies_changed(active) {
             warn!("{error}");
         }
-        // Publishes the namespaces whose pods start closed.
-        self.node_due = Some(Instant::now());
         if isolated {
             self.policies.judge_again();
             self.collect();

@@ -3,6 +3,7 @@
 mod answers;
 mod errors;
 mod flows;
+mod network_policy;
 mod policy;
 pub mod sockets;
 mod translation;
@@ -63,6 +64,9 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
             assert!(!internal.contains(&reason), "{o}the pipeline has failed");
             assert!(reason != Reason::StaleTable || world.broken, "{o}the tables are complete");
             assert!(o.output == o.input, "{o}a dropped packet was changed");
+            if let (Reason::PolicyIngress | Reason::PolicyEgress, Some(packet)) = (reason, View::of(o.input)) {
+                network_policy::check_denied(o, &packet);
+            }
         }
         FinalVerdict::Reject(..) | FinalVerdict::Answer(_) => answers::check(world, o),
         FinalVerdict::Pass | FinalVerdict::Forward(..) => match View::of(o.input) {

@@ -13,7 +13,7 @@ use podnet_common::{
     time,
 };
 
-use super::{Outcome, State, flow};
+use super::{Outcome, State, flow, network_policy};
 use crate::{
     frame::{ACK, SYN},
     view::View,
@@ -128,6 +128,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
         let one_way = was.flags & CtEntry::ONE_WAY != 0;
         let own = matches!(o.entry.hook, Hook::FromPod | Hook::FromHost) && !was.opening();
         let over = (was.closed() && !was.doubtful()) || one_way || own || unanswered(&was, o.before.now());
+        let over = over || is_servers(&was);
         let same = (was.src, was.dst, was.sport, was.dport) == (entry.src, entry.dst, entry.sport, entry.dport);
         // The other node has chosen this one for the flow.
         let chosen = one_way && world.tables.is_peer(&Mac(o.input[6..12].try_into().expect("6 bytes")));
@@ -140,6 +141,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     if o.before.conntrack.borrow().contains_key(&entry.reply_key(key.proto)) && !state.widowed.is_empty() {
         return;
     }
+    network_policy::check_flow(world, o, &key, &entry);
     let t = &o.before;
     if !ingress {
         return of_host(world, o, &key, &entry);
@@ -258,6 +260,11 @@ fn port(o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     assert!(own || o.before.snat_ports.contains(&entry.sport.get()), "{o}a port of others: {entry:?}");
 }
 
+/// Whether an entry is that of an untranslated flow's server, which may also open a connection from its port.
+pub fn is_servers(entry: &CtEntry) -> bool {
+    entry.flags & (CtEntry::REPLY | CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST) == CtEntry::REPLY
+}
+
 /// A flow that is not to a service: masqueraded, or tracked to keep it apart from one to a service.
 fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEntry) {
     let t = &o.before;
@@ -265,7 +272,8 @@ fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEn
     // Flows from outside to pods, tracked so that the replies are not masqueraded.
     if o.entry.hook == Hook::FromUplink {
         let masquerade = t.config.flags & Config::MASQUERADE != 0 && t.network(&key.src).is_none();
-        assert!(masquerade && t.endpoint(&key.dst).is_some(), "{o}that needs no flow: {entry:?}");
+        let isolated = network_policy::concerns(t, &key.dst);
+        assert!(isolated || masquerade && t.endpoint(&key.dst).is_some(), "{o}that needs no flow: {entry:?}");
         assert!(entry.src == key.src, "{o}nothing is to be translated: {entry:?}");
         return port(o, key, entry);
     }
@@ -275,7 +283,8 @@ fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEn
         // Connections are kept apart from later ones too.
         let twin = t.conntrack.borrow().get(&key.reversed()).is_some_and(|e| e.flags & CtEntry::REPLY != 0);
         let opens = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
-        return assert!(twin || opens, "{o}there is nothing to be kept apart from: {entry:?}");
+        let isolated = network_policy::concerns(t, &key.src) || network_policy::concerns(t, &key.dst);
+        return assert!(twin || opens || isolated, "{o}there is nothing to be kept apart from: {entry:?}");
     }
     assert!(t.config.flags & Config::MASQUERADE != 0, "{o}masquerade is off");
     assert!(t.network(&key.dst).is_none() && t.endpoint(&key.dst).is_none(), "{o}that is the cluster's");

@@ -38,7 +38,7 @@ pub fn check(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     // tables.
     let begins = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
     let over = |e: &CtEntry| e.closed() || e.flags & CtEntry::ONE_WAY != 0 || policy::unanswered(e, world.tables.now());
-    let begins = |entry: &CtEntry| begins && over(entry);
+    let begins = |entry: &CtEntry| begins && (over(entry) || policy::is_servers(entry));
     let known = known.filter(|(_, entry)| !(begins(entry) && unchanged));
     let mut expected = o.input.to_vec();
     if let Some((key, entry)) = known {

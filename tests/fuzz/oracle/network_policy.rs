@@ -1,0 +1,57 @@
+//! Network policy: no flow begins that the rules of either end deny, and no packet is denied that concerns no subject.
+
+use podnet_common::{
+    addr::{Addr, Proto},
+    layout::{Config, CtEntry, Hook, NetworkKind, PolicyRule, ProtoPort, Subject, Tuple},
+    pipeline::Tables as _,
+    simulator::HostTables,
+};
+
+use super::Outcome;
+use crate::{view::View, world::World};
+
+/// Whether an address is a subject's, at a hook where policies apply.
+pub fn concerns(t: &HostTables, addr: &Addr) -> bool {
+    t.config.flags & Config::POLICY != 0 && t.subjects.contains_key(addr)
+}
+
+/// Checks a flow that a packet has begun; `entry` is the client's half.
+pub fn check_flow(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
+    let t = &o.before;
+    let judged = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink) && entry.flags & CtEntry::ONE_WAY == 0;
+    let node = |addr: &Addr| world.kind(addr) == Some(NetworkKind::LocalNode);
+    if !judged || t.config.flags & Config::POLICY == 0 || key.src == entry.dst || node(&key.src) || node(&entry.dst) {
+        return;
+    }
+    let port = ProtoPort::new(key.proto, entry.dport);
+    let subject = |addr: &Addr| t.subjects.get(addr).copied().unwrap_or_default();
+    assert!(allows(t, subject(&key.src).egress, &entry.dst, &port), "{o}the client's policies deny it: {entry:?}");
+    assert!(allows(t, subject(&entry.dst).ingress, &key.src, &port), "{o}the server's policies deny it: {entry:?}");
+}
+
+/// Checks that a denied packet could concern a subject: its own addresses, or a backend's.
+pub fn check_denied(o: &Outcome<'_>, packet: &View<'_>) {
+    let t = &o.before;
+    let backend = t.backends.values().any(|backend| concerns(t, &backend.addr));
+    let own = concerns(t, &packet.src.into()) || concerns(t, &packet.dst.into());
+    assert!(own || backend, "{o}no policy concerns it");
+}
+
+/// Whether any rule of a set allows a peer and a port. Follows the documentation of the tables, not of their keys' flags.
+fn allows(t: &HostTables, set: u32, peer: &Addr, port: &ProtoPort) -> bool {
+    if set == Subject::OPEN {
+        return true;
+    }
+    let class = t.policy_peers.get(peer).copied().or_else(|| t.policy_block(peer)).unwrap_or_default();
+    let has_ports = [Proto::TCP, Proto::UDP, Proto::SCTP].contains(&port.proto);
+    let ports = t.policy_port(port).filter(|_| has_ports);
+    let matches = |rule: &&PolicyRule| {
+        let peer = rule.class == PolicyRule::ANY || rule.class == class;
+        let protocol = has_ports && rule.ports == PolicyRule::protocol(port.proto);
+        let everything = rule.ports == PolicyRule::ALL;
+        rule.set == set & Subject::ID
+            && peer
+            && (everything || protocol || ports.is_some_and(|class| class == rule.ports))
+    };
+    set != Subject::CLOSED && t.policy_rules.keys().any(|rule| matches(&rule))
+}
