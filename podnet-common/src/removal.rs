@@ -39,8 +39,6 @@ const ALWAYS: u32 = 0;
 const UNSEEN: u32 = 1;
 /// Packets enter or leave by the interface with this index. The flow's other half is removed too.
 const INTERFACE: u32 = 2;
-/// Network policy denies the flow. The flow's other half is removed too.
-const DENIED: u32 = 3;
 
 const _: () = assert!(START + AT_ONCE * size_of::<Removal>() + RESERVED <= 4096);
 
@@ -60,17 +58,11 @@ impl Removal {
         Self { key, condition: INTERFACE, value: ifindex.0 }
     }
 
-    /// Removes both halves of the flow if network policy denies it by now. `key` is that of the client's half.
-    pub const fn denied(key: Tuple) -> Self {
-        Self { key, condition: DENIED, value: 0 }
-    }
-
     #[inline(always)]
-    fn applies<T: Tables>(&self, t: &T, entry: &CtEntry) -> bool {
+    const fn applies(&self, entry: &CtEntry) -> bool {
         match self.condition {
             ALWAYS => true,
             UNSEEN => entry.last_seen == self.value,
-            DENIED => denies_flow(t, &self.key, entry),
             _ => (entry.in_ifindex.0 == self.value) | (entry.out_ifindex.0 == self.value),
         }
     }
@@ -85,19 +77,49 @@ pub fn remove<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
         let mut other = removal.key;
         let judged = t.flow(&removal.key, |entry| {
             entry.write_reply_key(&mut other);
-            removal.applies(t, entry)
+            removal.applies(entry)
         });
         if judged != Some(true) {
             continue;
         }
         t.remove_flow(&removal.key);
         removed += 1;
-        let is_half = |entry: &mut CtEntry| entry.reply_key(removal.key.proto).same(&removal.key);
-        let whole = removal.condition == INTERFACE || removal.condition == DENIED;
-        if whole && t.flow(&other, is_half) == Some(true) {
-            t.remove_flow(&other);
-            removed += 1;
+        if removal.condition == INTERFACE {
+            removed += remove_half(t, &other, &removal.key);
         }
     }
     removed
+}
+
+/// Maximum number of keys in a frame of [`remove_denied`]: the verifier follows every path of a judgement for each.
+pub const JUDGED_AT_ONCE: usize = 4;
+
+/// Removes both halves of flows that network policy denies by now. The frame has the keys of the clients' halves from
+/// [`START`] on. Returns the number of entries removed.
+#[inline(always)]
+pub fn remove_denied<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
+    let mut removed = 0;
+    for place in 0..JUDGED_AT_ONCE {
+        let Some(key) = frame.load::<Tuple>(START + place * size_of::<Tuple>()) else { break };
+        let mut other = key;
+        let denied = t.flow(&key, |entry| {
+            entry.write_reply_key(&mut other);
+            denies_flow(t, &key, entry)
+        });
+        if denied == Some(true) {
+            t.remove_flow(&key);
+            removed += 1 + remove_half(t, &other, &key);
+        }
+    }
+    removed
+}
+
+/// Removes the other half of a flow, unless its entry belongs to another flow. Returns the number of entries removed.
+#[inline(always)]
+fn remove_half<T: Tables>(t: &T, other: &Tuple, key: &Tuple) -> u32 {
+    let is_half = t.flow(other, |entry| entry.reply_key(key.proto).same(key)) == Some(true);
+    if is_half {
+        t.remove_flow(other);
+    }
+    is_half as u32
 }

@@ -7,6 +7,12 @@ use crate::{context::TcPacket, tables::Maps};
 
 /// Attached to no hook. Returns the number of entries removed.
 #[classifier]
+pub(crate) fn remove_denied_flows(ctx: TcContext) -> i32 {
+    removal::remove_denied(&TcPacket::<0>::new(&ctx), &Maps::<false> { ctx: ctx.as_ptr() }) as i32
+}
+
+/// Attached to no hook. Returns the number of entries removed.
+#[classifier]
 pub(crate) fn remove_flows(ctx: TcContext) -> i32 {
     removal::remove(&TcPacket::<0>::new(&ctx), &Maps::<false> { ctx: ctx.as_ptr() }) as i32
 }

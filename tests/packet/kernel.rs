@@ -31,6 +31,7 @@ use podnet::datapath::{
 };
 use podnet_cni::datapath::{PinDir, Plain, bpf};
 use podnet_common::{
+    addr::Addr,
     layout::{
         Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, SockKey,
         SockPeer, Tuple, holders,
@@ -288,6 +289,13 @@ impl Kernel {
         Ok(self.flows()?.insert(Plain(*key), Plain(*entry), 0)?)
     }
 
+    /// Removes a pod's class.
+    pub fn forget_policy_peer(&mut self, pod: Addr) -> Result<()> {
+        let mut map: HashMap<_, Plain<Addr>, u32> =
+            self.object.ebpf.map_mut("POLICY_PEERS").context("map")?.try_into()?;
+        Ok(map.remove(&Plain(pod))?)
+    }
+
     /// Writes a frontend.
     pub fn set_frontend(&mut self, key: &FrontendKey, frontend: &Frontend) -> Result<()> {
         let mut map: HashMap<_, Plain<FrontendKey>, Plain<Frontend>> =
@@ -298,6 +306,11 @@ impl Kernel {
     /// Runs the daemon's program that removes entries of the connection table. Returns the number removed.
     pub fn remove_flows(&mut self, removals: &[Removal]) -> Result<u32> {
         Ok(Remover::load(&mut self.object.ebpf)?.remove(removals)?)
+    }
+
+    /// Runs the daemon's program that removes flows which network policy denies. Returns the number of entries removed.
+    pub fn remove_denied(&mut self, clients: &[Tuple]) -> Result<u32> {
+        Ok(Remover::load(&mut self.object.ebpf)?.remove_denied(clients)?)
     }
 
     /// Removes an entry from the connection table.

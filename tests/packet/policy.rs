@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
+use podnet::datapath::removal::frames_of_keys;
 use podnet_common::{
     addr::{Port, Proto},
     layout::{Config, CtEntry, Hook, PolicyPort, PolicyRule, Subject, Tuple},
-    simulator::{FinalVerdict, HostTables, prefix},
+    removal::remove_denied,
+    simulator::{FinalVerdict, HostPacket, HostTables, prefix},
     verdict::Reason,
 };
 
@@ -184,6 +186,42 @@ fn isolated_pod_sends_to_allowed_peers_only_and_answers_everyone() {
                 passes(both, a, answer)?;
             }
             Ok(())
+        },
+    );
+}
+
+#[test]
+fn flows_that_are_denied_by_now_are_removed_whole() {
+    with(
+        |t, a| {
+            isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]);
+            t.policy_peers.insert(a.client.into(), FRIENDS);
+            t.policy_peers.insert(a.remote.into(), FRIENDS);
+        },
+        |both, a| {
+            let firsts = [a.client, a.remote].map(|src| Frame::tcp((src, 40_000), (a.backend, 8080), SYN));
+            firsts.iter().try_for_each(|frame| passes(both, a, frame.clone()))?;
+            let keys = [a.client, a.remote].map(|src| Tuple {
+                src: src.into(),
+                dst: a.backend.into(),
+                sport: Port::new(40_000),
+                dport: Port::new(8080),
+                proto: Proto::TCP,
+                _pad: [0; 3],
+            });
+            // Nothing has changed; then a peer loses its label.
+            for removed in [0, 2] {
+                let frames = frames_of_keys(&keys).map(|data| HostPacket { data, ifindex: HERE });
+                let on_host: u32 = frames.map(|frame| remove_denied(&frame, &both.host)).sum();
+                let in_kernel = both.kernel.remove_denied(&keys)?;
+                ensure!((on_host, in_kernel) == (removed, removed), "host {on_host}, kernel {in_kernel}");
+                if removed == 0 {
+                    both.host.policy_peers.remove(&a.remote.into());
+                    both.kernel.forget_policy_peer(a.remote.into())?;
+                }
+            }
+            ensure!(both.kernel.conntrack()?.contains_key(&keys[0]), "the allowed one is gone");
+            denied(both, a, Frame::tcp((a.remote, 40_000), (a.backend, 8080), ACK), Reason::PolicyIngress)
         },
     );
 }

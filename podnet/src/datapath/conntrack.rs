@@ -28,7 +28,7 @@ use std::{
 use podnet_common::{
     addr::{Addr, IfIndex},
     layout::{CtEntry, Out, Prefix, Tuple, holders},
-    removal::{AT_ONCE, Removal},
+    removal::{AT_ONCE, JUDGED_AT_ONCE, Removal},
 };
 
 use super::{
@@ -133,7 +133,7 @@ impl Sweep {
         let table = self.table.as_fd();
         let (mut ways, mut held) = (HashSet::new(), Held::none());
         let (remover, pods, reread) = (&self.remover, (self.pods)()?, &*self.pods);
-        let mut bin = Bin { remover, pods, reread, over: vec![], homeless: vec![], removed: 0 };
+        let mut bin = Bin { remover, pods, reread, over: vec![], homeless: vec![], judged: vec![], removed: 0 };
         let concerned = |tuple: &Tuple, entry: &CtEntry| {
             entry.flags & CtEntry::REPLY == 0 && (self.judged.contains(&tuple.src) || self.judged.contains(&entry.dst))
         };
@@ -149,7 +149,7 @@ impl Sweep {
                     Fate::Stays(way) => {
                         ways.extend(way);
                         held.add(place());
-                        if concerned(tuple, entry) { bin.over(Removal::denied(*tuple)) } else { Ok(()) }
+                        if concerned(tuple, entry) { bin.judged(*tuple) } else { Ok(()) }
                     }
                     Fate::Stale => bin.over(Removal::always(*tuple)),
                     Fate::Homeless(pod) => bin.homeless(pod, *tuple),
@@ -214,6 +214,8 @@ struct Bin<'a> {
     /// Entries of unknown pods. The pods are read again before these are removed, since one may have been added
     /// during the sweep, before its first flow.
     homeless: Vec<(IfIndex, Tuple)>,
+    /// Clients' halves of flows that network policy judges again: less than a frame of them.
+    judged: Vec<Tuple>,
     removed: u32,
 }
 
@@ -224,6 +226,18 @@ impl Bin<'_> {
     fn over(&mut self, removal: Removal) -> io::Result<()> {
         self.over.push(removal);
         if self.over.len() < AT_ONCE { Ok(()) } else { self.remove() }
+    }
+
+    fn judged(&mut self, client: Tuple) -> io::Result<()> {
+        self.judged.push(client);
+        if self.judged.len() < JUDGED_AT_ONCE { Ok(()) } else { self.remove_denied() }
+    }
+
+    fn remove_denied(&mut self) -> io::Result<()> {
+        let removed = self.remover.remove_denied(&self.judged);
+        self.judged.clear();
+        self.removed += removed?;
+        Ok(())
     }
 
     fn homeless(&mut self, pod: IfIndex, key: Tuple) -> io::Result<()> {
@@ -254,6 +268,7 @@ impl Bin<'_> {
     fn empty(mut self) -> io::Result<u32> {
         self.look_again()?;
         self.remove()?;
+        self.remove_denied()?;
         Ok(self.removed)
     }
 }

@@ -1,34 +1,40 @@
-//! Runs the program that removes entries of the connection table: see [`podnet_common::removal`].
+//! Runs the programs that remove entries of the connection table: see [`podnet_common::removal`].
 
 use std::{io, os::fd::AsFd as _};
 
 use aya::{Ebpf, programs::ProgramFd};
-use podnet_common::removal::{AT_ONCE, Removal, START};
+use podnet_common::{
+    layout::Tuple,
+    removal::{AT_ONCE, JUDGED_AT_ONCE, Removal, START},
+};
 
 use super::{
     load_error::LoadError,
-    loader::{REMOVE_FLOWS, load_program},
+    loader::{REMOVE_DENIED_FLOWS, REMOVE_FLOWS, load_program},
     test_run,
 };
 
-/// The program. It uses the tables of its object.
-pub struct Remover(ProgramFd);
+/// The programs. They use the tables of their object.
+pub struct Remover {
+    removals: ProgramFd,
+    denied: ProgramFd,
+}
 
 impl Remover {
-    /// Loads the program, unless it is loaded already.
+    /// Loads the programs, unless they are loaded already.
     ///
     /// # Errors
-    /// The kernel rejects it, or the object is from a version without it.
+    /// The kernel rejects one, or the object is from a version without it.
     pub fn load(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        load_program(ebpf, REMOVE_FLOWS).map(Self)
+        Ok(Self { removals: load_program(ebpf, REMOVE_FLOWS)?, denied: load_program(ebpf, REMOVE_DENIED_FLOWS)? })
     }
 
-    /// Duplicates the descriptor.
+    /// Duplicates the descriptors.
     ///
     /// # Errors
     /// The process has too many open descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
-        self.0.try_clone().map(Self)
+        Ok(Self { removals: self.removals.try_clone()?, denied: self.denied.try_clone()? })
     }
 
     /// Removes the entries that still meet their conditions. Returns the number of entries removed.
@@ -36,11 +42,29 @@ impl Remover {
     /// # Errors
     /// The kernel refuses to run the program. Some entries may have been removed.
     pub fn remove(&self, removals: &[Removal]) -> io::Result<u32> {
-        frames(removals).try_fold(0, |removed, frame| Ok(removed + test_run::run(self.0.as_fd(), &frame)?))
+        run(&self.removals, frames(removals))
+    }
+
+    /// Removes both halves of those flows that network policy denies; `clients` are the keys of their clients' halves.
+    /// Returns the number of entries removed.
+    ///
+    /// # Errors
+    /// As of [`Self::remove`].
+    pub fn remove_denied(&self, clients: &[Tuple]) -> io::Result<u32> {
+        run(&self.denied, frames_of_keys(clients))
     }
 }
 
-/// Encodes removals as frames for the program.
+fn run(program: &ProgramFd, mut frames: impl Iterator<Item = Vec<u8>>) -> io::Result<u32> {
+    frames.try_fold(0, |removed, frame| Ok(removed + test_run::run(program.as_fd(), &frame)?))
+}
+
+/// Encodes removals as frames for their program.
 pub fn frames(removals: &[Removal]) -> impl Iterator<Item = Vec<u8>> {
     removals.chunks(AT_ONCE).map(|removals| [&[0; START], bytemuck::cast_slice(removals)].concat())
+}
+
+/// Encodes keys as frames for the program that asks network policy.
+pub fn frames_of_keys(keys: &[Tuple]) -> impl Iterator<Item = Vec<u8>> {
+    keys.chunks(JUDGED_AT_ONCE).map(|keys| [&[0; START], bytemuck::cast_slice(keys)].concat())
 }

@@ -37,7 +37,7 @@ pub fn check_denied(o: &Outcome<'_>, packet: &View<'_>) {
     assert!(own || backend, "{o}no policy concerns it");
 }
 
-/// Whether any rule of a set allows a peer and a port. Follows the documentation of the tables, not of their keys' flags.
+/// Whether any rule of a set allows a peer and a port. Follows the documentation of the tables, not the flags of sets.
 fn allows(t: &HostTables, set: u32, peer: &Addr, port: &ProtoPort) -> bool {
     if set == Subject::OPEN {
         return true;
