@@ -166,8 +166,18 @@ fn datagrams_reach_a_live_backend() -> Result<()> {
     // A backend that disappears without closing its connections.
     site.service.set_endpoints(&site.lab, &[&site.web[0], &site.web[1]])?;
     let gone = site.web.remove(0);
+    let addresses = gone.ips.clone();
     gone.delete()?;
     site.service.set_endpoints(&site.lab, &[&site.web[0]])?;
+    eventually("it is no endpoint any more", || {
+        let name = format!("default/{}", site.service.name());
+        let shown = site.node().podnet(&["service", "show", &name])?;
+        ensure!(
+            !addresses.iter().any(|ip| shown.contains(&format!("{ip}:")) || shown.contains(&format!("[{ip}]:"))),
+            "{shown}"
+        );
+        Ok(())
+    })?;
     for (family, transport) in Transport::over_all() {
         site.client.place.reaches(transport, site.service.addr(family), &["web-1"])?;
     }

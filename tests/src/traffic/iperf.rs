@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 
 use crate::place::Place;
 use crate::place::process::{Process, output};
-use crate::wait::wait_until;
+use crate::wait::{PATIENCE, wait_until};
 
 /// Time that a client may take beyond its sending time.
 const GRACE: Duration = Duration::from_secs(10);
@@ -95,6 +95,26 @@ pub fn iperf(
     seconds: u32,
     more: impl Fn() -> String + Send + Sync,
 ) -> Result<f64> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match attempt(place, server, to, load, seconds, &more)? {
+            Some(rate) => return Ok(rate),
+            None if Instant::now() >= deadline => bail!("iperf3 at {to} stays busy\n{}", server.state()),
+            None => thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// One run. `None` if the server has not ended the run before yet: its last messages may still be on their way, as
+/// through a link whose rate is limited.
+fn attempt(
+    place: &Place,
+    server: &IperfServer,
+    to: SocketAddr,
+    load: IperfLoad,
+    seconds: u32,
+    more: &(impl Fn() -> String + Send + Sync),
+) -> Result<Option<f64>> {
     let mut command = place.command("iperf3")?;
     command.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
     command.args(["--time", &seconds.to_string()]);
@@ -120,8 +140,11 @@ pub fn iperf(
     };
     let report: Value = serde_json::from_slice(&output.stdout).context("iperf3 did not write JSON")?;
     if let Some(error) = report["error"].as_str() {
+        if error.contains("busy") {
+            return Ok(None);
+        }
         bail!("iperf3 from {} to {to}: {error}\n{}\n{}", place.name(), server.state(), more());
     }
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(bits.context("iperf3's report has no end.sum_received.bits_per_second")? / 1e9)
+    Ok(Some(bits.context("iperf3's report has no end.sum_received.bits_per_second")? / 1e9))
 }
