@@ -335,7 +335,7 @@ fn closed_pod_reaches_its_node_only() {
     );
 }
 
-/// A pod may be isolated while it has connections, which nobody has tracked.
+/// A pod may be isolated while it has connections that are not tracked.
 #[test]
 fn connections_from_before_the_isolation_go_on_if_they_are_allowed() {
     with(
@@ -363,11 +363,11 @@ fn connections_from_before_the_isolation_go_on_if_they_are_allowed() {
             // The client sends first.
             passes(both, a, Frame::tcp((a.remote, 40_001), (a.backend, 8080), ACK))?;
             passes(both, a, Frame::tcp((a.backend, 8080), (a.remote, 40_001), ACK))?;
-            // The policies allow none of these, whoever has opened them.
+            // The policies allow none of these, in either direction.
             denied(both, a, Frame::tcp((a.backend, 99), (a.remote, 40_002), ACK), Reason::PolicyIngress)?;
             denied(both, a, Frame::tcp((a.remote, 40_002), (a.backend, 99), ACK), Reason::PolicyIngress)?;
             denied(both, a, Frame::tcp((a.outside, 40_002), (a.backend, 8080), ACK), Reason::PolicyIngress)?;
-            // An answer to a connection that nobody has opened lets nobody open one.
+            // A forged answer can't be used to open a connection.
             for flags in [SYN | ACK, ACK] {
                 let forged = (a.outside, 80 + u16::from(flags));
                 let (end, _) = {

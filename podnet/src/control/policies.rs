@@ -159,19 +159,18 @@ impl NetworkPolicies {
     }
 
     /// Makes the tables match, in an order in which every packet gets the verdict of before or that of after, and then
-    /// takes out what no packet needs any more. Returns whether anything has changed. Before the sources are synced,
-    /// the absence of a policy means nothing, so the tables must stay as they are.
+    /// takes out what no packet needs any more. Before the sources are synced, the absence of a policy means nothing,
+    /// so the tables must stay as they are.
     ///
     /// # Errors
     /// The first operation that fails; the next call continues from there. Until then pods keep the policies that they
     /// had, and those that had none are closed.
-    pub fn sync(&mut self, tables: &mut impl PolicyTables) -> Result<bool, TableError> {
-        let before = self.writes();
+    pub fn sync(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
         let result = self.write(tables);
         if result.is_err() {
             self.close_new_subjects(tables)?;
         }
-        result.map(|()| self.writes() != before)
+        result
     }
 
     fn write(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
@@ -202,7 +201,8 @@ impl NetworkPolicies {
         self.subjects.add(&closed, tables)
     }
 
-    fn writes(&self) -> u64 {
+    /// Number of entries written or removed so far.
+    pub fn writes(&self) -> u64 {
         let addresses = self.subjects.writes() + self.peers.writes() + self.blocks.writes();
         addresses + self.ports.writes() + self.rules.writes()
     }
@@ -342,9 +342,11 @@ mod tests {
         assert!(matches!(room.sync(&mut memory), Err(TableError::Full { .. })));
         assert_eq!(subject(&memory), Some(Subject { ingress: Subject::CLOSED, egress: Subject::OPEN }));
         memory.full = false;
-        assert!(room.sync(&mut memory).unwrap());
+        room.sync(&mut memory).unwrap();
         assert_eq!(&memory.tables, room.policies().desired());
-        assert!(!room.sync(&mut memory).unwrap(), "nothing has changed");
+        let writes = room.writes();
+        room.sync(&mut memory).unwrap();
+        assert_eq!(room.writes(), writes, "nothing has changed");
     }
 
     #[test]

@@ -30,10 +30,9 @@ impl Daemon {
             return;
         }
         let policies = self.control.policies_mut();
-        let (changed, problem) = match policies.sync(self.datapath.policy_tables()) {
-            Ok(changed) => (changed, None),
-            Err(error) => (true, Some(error.to_string())),
-        };
+        let writes = policies.writes();
+        let problem = policies.sync(self.datapath.policy_tables()).err().map(|error| error.to_string());
+        let changed = policies.writes() != writes;
         if let Some(problem) = problem.as_ref().filter(|problem| self.policies.problem.as_ref() != Some(problem)) {
             warn!("{problem}; pods keep their former network policies, and those that had none are closed");
         }

@@ -42,7 +42,7 @@ pub enum PolicyPeer {
         /// The pods in these namespaces.
         pods: Selector,
     },
-    /// Addresses, whoever has them.
+    /// Addresses of any kind: of pods, nodes and others.
     Block {
         /// The range, without bits after its prefix.
         cidr: IpNetwork,

@@ -1,7 +1,7 @@
 //! The index: keeps what policies need of all objects, and brings the desired tables up to date after changes.
 //!
 //! Pods that come and go cost one entry each as long as their class exists; a new class costs its entries in each set.
-//! The tables are computed anew, with the same ids for the same contents, if what is in force on this node changes:
+//! The tables are recomputed, with the same ids for the same contents, if what is in force on this node changes:
 //! what the policies that select its pods say, or the labels of a namespace.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -140,7 +140,7 @@ impl Policies {
         fewer || forgotten
     }
 
-    /// Computes everything but the subjects anew.
+    /// Recomputes everything but the subjects.
     fn place_all(&mut self) {
         let rules = self.sets.iter().flat_map(|(_, rules)| rules);
         let in_force: BTreeSet<AtomId> = rules.flat_map(Rule::atoms).collect();

@@ -47,7 +47,7 @@ impl Tables {
         self.ports.start_after(held.ports.values().copied().chain(keys).max().unwrap_or(0));
     }
 
-    /// Computes everything but the subjects anew, with the same ids for the same contents.
+    /// Recomputes everything but the subjects, with the same ids for the same contents.
     pub(super) fn place_all(&mut self, parts: Parts<'_>) {
         self.idle.extend(self.uses.drain().map(|(id, _)| id));
         let in_force = parts.in_force.iter().filter_map(|id| Some((*id, parts.atoms.content(*id)?)));
@@ -80,7 +80,7 @@ impl Tables {
         self.desired.rules = self.rules(parts.sets);
     }
 
-    /// Updates the entries of these addresses. Returns false if everything must be computed anew, because a class has a
+    /// Updates the entries of these addresses. Returns false if everything must be recomputed, because a class has a
     /// named port with a number that the ports aren't divided by.
     pub(super) fn place(&mut self, addresses: &BTreeSet<IpAddr>, parts: Parts<'_>) -> bool {
         for ip in addresses {

@@ -8,7 +8,7 @@ use super::throughput;
 use crate::lab::{Pod, manifest};
 use crate::traffic::{Outcome, Transport};
 
-/// A policy without ingress rules for all pods: nobody reaches them but their nodes.
+/// A policy without ingress rules for all pods: only their nodes reach them.
 pub(super) fn deny(cluster: &Cluster) -> Result<String> {
     apply(cluster, &[default_deny()])?;
     let web = cluster.pod("web-0")?;

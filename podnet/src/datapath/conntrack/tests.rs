@@ -149,7 +149,7 @@ fn sweeps_follow_each_other_until_no_path_is_stale() {
     let mut collector = Collector::default();
     let calm = |stale| Some((stale, Hurry::default()));
     let swept = |ways: HashSet<Way>| Some(Swept { ways, ..Swept::default() });
-    assert_eq!(collector.begin(|_| true, start), None, "nobody has asked");
+    assert_eq!(collector.begin(|_| true, start), None, "no sweep was requested");
     collector.demand();
     assert_eq!(collector.begin(|_| false, start), calm(Stale::new()), "no way is known yet");
     collector.demand();
