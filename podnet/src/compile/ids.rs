@@ -1,13 +1,14 @@
 //! Ids of backends: one for each address, port and protocol, while any frontend uses it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
+use foldhash::HashMap;
 use podnet_common::layout::Backend;
 
 /// An index into the table `backends`. 0 is never allocated: it is the value of slots that were never written.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct BackendId(pub u32);
 
 /// Which ids are in use, in quarantine, or free.
@@ -39,7 +40,7 @@ impl BackendIds {
         Self {
             capacity,
             states: vec![State::default()],
-            known: HashMap::new(),
+            known: HashMap::default(),
             free: BTreeSet::new(),
             resting: VecDeque::new(),
         }

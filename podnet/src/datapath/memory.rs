@@ -167,10 +167,11 @@ impl Tables for MemoryTables {
         failed
     }
 
-    fn put_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), TableError> {
-        self.write("backends", "writing an entry")?;
-        self.host.backends.insert(id.0, *backend);
-        Ok(())
+    fn put_backends(&mut self, ids: &[BackendId], backends: &[Backend]) -> Result<(), TableError> {
+        let failed = self.write("backends", "writing entries");
+        let written = if failed.is_ok() { ids.len() } else { ids.len() / 2 };
+        self.host.backends.extend(ids[..written].iter().map(|id| id.0).zip(backends.iter().copied()));
+        failed
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRange>, TableError> {

@@ -81,9 +81,7 @@ impl Tables for ServiceTables {
     }
 
     fn slots(&self, segment: Segment) -> Result<Vec<BackendId>, TableError> {
-        let slots: Vec<u32> =
-            batch::range(self.slots.fd().as_fd(), segment.base, segment.count).map_err(refused("slots", "reading"))?;
-        Ok(slots.into_iter().map(BackendId).collect())
+        batch::range(self.slots.fd().as_fd(), segment.base, segment.count).map_err(refused("slots", "reading"))
     }
 
     fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
@@ -104,12 +102,12 @@ impl Tables for ServiceTables {
 
     fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError> {
         let places: Vec<u32> = (base..).take(ids.len()).collect();
-        let values: Vec<u32> = ids.iter().map(|id| id.0).collect();
-        batch::update(self.slots.fd().as_fd(), &places, &values).map_err(refused("slots", "writing"))
+        batch::update(self.slots.fd().as_fd(), &places, ids).map_err(refused("slots", "writing"))
     }
 
-    fn put_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), TableError> {
-        self.backends.set(id.0, Plain(*backend), 0).map_err(failed("backends", "writing"))
+    fn put_backends(&mut self, ids: &[BackendId], backends: &[Backend]) -> Result<(), TableError> {
+        let table = self.backends.map().fd().as_fd();
+        batch::update(table, ids, backends).map_err(refused("backends", "writing"))
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRange>, TableError> {

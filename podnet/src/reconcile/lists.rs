@@ -227,14 +227,31 @@ impl Lists {
         ids: &mut Vec<BackendId>,
         tables: &mut dyn Tables,
     ) -> Result<(), TableError> {
+        let (mut new_ids, mut new_backends) = (Vec::new(), Vec::new());
+        let mut full = false;
         for &backend in backends {
-            let acquired = self.ids.acquire(backend);
-            let (id, fresh) = acquired.ok_or(TableError::Full { table: "backends", advice: FEWER })?;
-            if fresh && let Err(error) = tables.put_backend(id, &backend) {
-                self.ids.forget(id);
-                return Err(error);
-            }
+            let Some((id, fresh)) = self.ids.acquire(backend) else {
+                full = true;
+                break;
+            };
             ids.push(id);
+            if fresh {
+                new_ids.push(id);
+                new_backends.push(backend);
+            }
+        }
+        let written = if full {
+            Err(TableError::Full { table: "backends", advice: FEWER })
+        } else if new_ids.is_empty() {
+            Ok(())
+        } else {
+            tables.put_backends(&new_ids, &new_backends)
+        };
+        if let Err(error) = written {
+            new_ids.sort_unstable();
+            ids.retain(|id| new_ids.binary_search(id).is_err());
+            new_ids.into_iter().for_each(|id| self.ids.forget(id));
+            return Err(error);
         }
         if segment.count as usize == ids.len() {
             tables.put_slots(segment.base, ids)

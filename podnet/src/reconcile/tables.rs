@@ -47,8 +47,9 @@ pub trait Tables {
     /// Writes slots from `base` on. After a failure, any of them may have been written; no frontend refers to them yet.
     fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError>;
 
-    /// Writes a backend.
-    fn put_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), TableError>;
+    /// Writes the backends of new ids, equally many. After a failure, any of them may have been written; no slot
+    /// refers to them yet.
+    fn put_backends(&mut self, ids: &[BackendId], backends: &[Backend]) -> Result<(), TableError>;
 
     /// All source ranges.
     fn source_ranges(&self) -> Result<Vec<SourceRange>, TableError>;

@@ -3,8 +3,9 @@
 //! Frontends are admitted in a fixed order, and the first one without room is refused, with all that follow: so which
 //! ones are refused depends on the service and its share only.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+
+use foldhash::HashSet;
 
 use super::places::Policies;
 use super::selection::Beyond;
@@ -50,8 +51,8 @@ impl Meter {
             unspread: 0,
             share,
             takes: Room::default(),
-            addresses: HashSet::new(),
-            backends: HashSet::new(),
+            addresses: HashSet::default(),
+            backends: HashSet::default(),
             examined: 0,
             full: None,
             beyond: None,
@@ -99,7 +100,7 @@ impl Meter {
         let ip = frontend.key.socket.ip();
         let address = frontend.kind != FrontendKind::NodePort && !self.addresses.contains(&ip);
         let others = u32::from(frontend.outside.is_some()) + u32::from(frontend.here.is_some());
-        let mut backends = HashSet::new();
+        let mut backends = HashSet::default();
         for at in lists.iter().copied().flatten().map(|at| (*at, frontend.key.protocol)) {
             if !self.backends.contains(&at) {
                 backends.insert(at);

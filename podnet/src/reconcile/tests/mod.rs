@@ -260,8 +260,8 @@ impl Tables for Watched<'_> {
         let result = self.tables.put_slots(base, ids);
         self.check(result)
     }
-    fn put_backend(&mut self, id: BackendId, backend: &Backend) -> Result<(), TableError> {
-        let result = self.tables.put_backend(id, backend);
+    fn put_backends(&mut self, ids: &[BackendId], backends: &[Backend]) -> Result<(), TableError> {
+        let result = self.tables.put_backends(ids, backends);
         self.check(result)
     }
     fn source_ranges(&self) -> Result<Vec<SourceRange>, TableError> {
