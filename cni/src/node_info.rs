@@ -34,9 +34,27 @@ pub struct NodeInfo {
     pub mtu: u32,
     /// The pods' default gateways, one per family.
     pub gateways: Vec<IpAddr>,
-    /// Namespaces with network policies. Their pods start closed.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub policed: BTreeSet<String>,
+    /// The pods that start closed.
+    #[serde(flatten)]
+    pub policed: Policed,
+}
+
+/// The pods that network policies may apply to, and that therefore start closed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policed {
+    /// Those of all namespaces.
+    #[serde(default, rename = "allPoliced", skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+    /// Those of these namespaces.
+    #[serde(default, rename = "policed", skip_serializing_if = "BTreeSet::is_empty")]
+    pub namespaces: BTreeSet<String>,
+}
+
+impl Policed {
+    /// Whether pods of a namespace start closed.
+    pub fn contains(&self, namespace: &str) -> bool {
+        self.all || self.namespaces.contains(namespace)
+    }
 }
 
 /// Why the file could not be read or written.
@@ -147,7 +165,7 @@ mod tests {
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:244:1::/64".parse().unwrap()],
             mtu: 1500,
             gateways: GATEWAYS.to_vec(),
-            policed: BTreeSet::new(),
+            policed: Policed::default(),
         };
         info.write_atomically(&run).unwrap();
         assert_eq!(NodeInfo::read(&run).unwrap(), info);
@@ -156,6 +174,17 @@ mod tests {
             r#"{"schema":1,"bpffs":"/sys/fs/bpf","podCIDRs":["10.244.1.0/24","fd00:244:1::/64"],"mtu":1500,"gateways":["169.254.1.1","fe80::1"]}"#
         );
         assert_eq!(fs::read_dir(&run).unwrap().count(), 1, "no temporary file stays");
+        let namespaces = BTreeSet::from(["x".to_owned()]);
+        for (policed, text) in [
+            (Policed { all: false, namespaces }, r#","policed":["x"]}"#),
+            (Policed { all: true, ..Policed::default() }, r#","allPoliced":true}"#),
+        ] {
+            assert!(policed.contains("x") && policed.contains("y") == policed.all);
+            let info = NodeInfo { policed, ..info.clone() };
+            info.write_atomically(&run).unwrap();
+            assert_eq!(NodeInfo::read(&run).unwrap(), info);
+            assert!(fs::read_to_string(NodeInfo::path(&run)).unwrap().ends_with(text));
+        }
     }
 
     #[test]

@@ -19,8 +19,8 @@ use crate::{
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Out, PolicyPort, PolicyRule, Prefix, ProtoPort, Sandbox, ServiceClient, SockKey,
-        SockPeer, SourceRange, Subject, Tuple,
+        Hook, Interface, Network, Out, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
+        ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple,
     },
     packet::{ETH, Packet},
     pipeline::{
@@ -125,7 +125,7 @@ pub struct HostTables {
     /// `policy_ports`.
     pub policy_ports: BTreeMap<PolicyPort, u32>,
     /// `policy_rules`.
-    pub policy_rules: BTreeMap<PolicyRule, u32>,
+    pub policy_rules: BTreeMap<PolicyRule, PolicyVerdict>,
     /// `fragments`.
     pub fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
     /// `peers`.
@@ -288,7 +288,7 @@ impl Tables for HostTables {
         matching.max_by_key(|(prefix, _)| prefix.len).map(|(_, class)| *class)
     }
 
-    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32> {
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {
         self.policy_rules.get(rule).copied()
     }
 

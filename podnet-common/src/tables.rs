@@ -263,8 +263,8 @@ macro_rules! for_each_table {
             POLICY_BLOCKS: LpmTrie<Prefix, u32>[65_536] Derived 1;
             /// Range of destination ports → its class in network policies.
             POLICY_PORTS: LpmTrie<PolicyPort, u32>[65_536] Derived 1;
-            /// Rule set, class of the peer, class of the port → a policy that allows it.
-            POLICY_RULES: HashNoPrealloc<PolicyRule, u32>[131_072] Derived 1;
+            /// Rule set, class of the peer, class of the port → the rules that match.
+            POLICY_RULES: HashNoPrealloc<PolicyRule, PolicyVerdict>[131_072] Derived 1;
             /// Ports of fragmented datagrams.
             FRAGMENTS: LruHash<FragmentKey, FragmentPorts>[8192] Kept 1;
             /// MACs of nodes that may forward packets for direct server return.
@@ -332,7 +332,7 @@ macro_rules! declare {
                 layout::{
                     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts,
                     Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyPort,
-                    PolicyRule, Prefix, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
+                    PolicyRule, PolicyVerdict, Prefix, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
                 },
             };
 

@@ -11,8 +11,8 @@ use podnet_common::{
     fib::FibLookup,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, PolicyRule, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer, Subject,
-        Tuple,
+        Hook, Interface, Network, Peer, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey,
+        SockPeer, Subject, Tuple,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     time,
@@ -212,7 +212,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     }
 
     #[inline(always)]
-    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32> {
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {
         // SAFETY: see above.
         unsafe { maps::POLICY_RULES.get(rule) }.copied()
     }

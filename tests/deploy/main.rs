@@ -123,6 +123,7 @@ fn daemon_has_only_the_rights_it_needs() {
             "discovery.k8s.io/endpointslices: list,watch",
             "networking.k8s.io/servicecidrs: list,watch",
             "networking.k8s.io/networkpolicies: list,watch",
+            "policy.networking.k8s.io/clusternetworkpolicies: list,watch",
             "/nodes/status: patch",
             "events.k8s.io/events: create",
         ]

@@ -10,7 +10,7 @@ use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
         Backend, Config, Endpoint, Frontend, FrontendKey, Interface, Network, NetworkKind, PolicyPort, PolicyRule,
-        ServiceClient, SourceRange, Subject, TUNNEL_PORT, holders, macs,
+        PolicyVerdict, ServiceClient, SourceRange, Subject, TUNNEL_PORT, holders, macs,
     },
     pipeline::Route,
     simulator::{HostTables, prefix},
@@ -406,13 +406,22 @@ impl World {
 fn police(t: &mut HostTables) {
     const RECEIVES: u32 = 1;
     const SENDS: u32 = 2;
-    let rule = |set, class, ports| (PolicyRule { set, class, ports }, 1);
+    const BY_TIERS: u32 = 3;
+    let with = |set, class, ports, verdict| (PolicyRule { set, class, ports }, verdict);
+    let rule = |set, class, ports| with(set, class, ports, PolicyVerdict { network: 1, ..PolicyVerdict::default() });
+    let tiers = |admin, network, baseline| PolicyVerdict { admin, network, baseline };
+    let number = PolicyVerdict::rule;
     t.config.flags |= Config::POLICY;
     t.policy_rules = BTreeMap::from([
         rule(RECEIVES, 1, 1),
         rule(RECEIVES, 2, PolicyRule::ALL),
         rule(SENDS, 1, PolicyRule::ALL),
         rule(SENDS, PolicyRule::ANY, PolicyRule::protocol(Proto::UDP)),
+        with(BY_TIERS, 1, 1, tiers(number(2, PolicyVerdict::ACCEPT), 0, 0)),
+        with(BY_TIERS, 1, PolicyRule::ALL, tiers(number(3, PolicyVerdict::DENY), 0, number(8, PolicyVerdict::DENY))),
+        with(BY_TIERS, 2, PolicyRule::ALL, tiers(number(1, PolicyVerdict::PASS), 5, 0)),
+        with(BY_TIERS, PolicyRule::ANY, PolicyRule::protocol(Proto::UDP), tiers(number(4, PolicyVerdict::DENY), 0, 0)),
+        with(BY_TIERS, PolicyRule::ANY, PolicyRule::ALL, tiers(0, 0, number(9, PolicyVerdict::DENY))),
     ]);
     t.policy_ports.insert(PolicyPort::new(Proto::TCP, 0, 1), 1);
     for a in [false, true].map(Addresses::of) {
@@ -421,6 +430,10 @@ fn police(t: &mut HostTables) {
         t.subjects.insert(a.pods[0].into(), Subject { ingress, ..Subject::default() });
         t.subjects.insert(a.pods[1].into(), Subject { egress, ..Subject::default() });
         t.subjects.insert(a.pods[2].into(), Subject::PENDING);
+        let kinds = Subject::CLASS_PORTS | Subject::CLASS_ALL | Subject::ANY_PROTOCOL | Subject::ANY_ALL;
+        let by_tiers = BY_TIERS | kinds | Subject::CLUSTER;
+        let subject = Subject { ingress: by_tiers | Subject::ISOLATED, egress: by_tiers };
+        t.subjects.insert(a.pods[3].into(), subject);
         for (peer, class) in [(a.pods[3], 1), (a.remote[0], 1), (a.remote[1], 3)] {
             t.policy_peers.insert(peer.into(), class);
         }

@@ -69,7 +69,7 @@ impl Site {
         };
         let mut all: BTreeMap<_, _> = self.api.objects().into_iter().map(object).collect();
         // Pods are of no use without policies.
-        if !all.keys().any(|key| key.kind == Kind::NetworkPolicy) {
+        if !all.keys().any(|key| matches!(key.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy)) {
             all.retain(|key, _| key.kind != Kind::Pod);
         }
         all
@@ -117,6 +117,13 @@ fn range(name: &str, number: u8) -> Value {
 fn policy(name: &str, number: u8) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name, "namespace": "x"},
         "spec": {"podSelector": {}, "ingress": [{"ports": [{"port": number}]}]}})
+}
+
+fn cluster_policy(name: &str, number: u8) -> Value {
+    json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"tier": "Admin", "priority": number, "subject": {"namespaces": {}},
+            "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}]}})
 }
 
 fn namespace(name: &str, number: u8) -> Value {
@@ -167,6 +174,7 @@ fn object(kind: Kind, name: u8, number: u8) -> Value {
         Kind::Node => node(&name, number),
         Kind::ServiceCidr => range(&name, number),
         Kind::NetworkPolicy => policy(&name, number),
+        Kind::ClusterNetworkPolicy => cluster_policy(&name, number),
         Kind::Namespace => namespace(&name, number),
         Kind::Pod => pod(&name, number),
     }
@@ -207,10 +215,12 @@ fn any_sequence_of_faults_converges_to_a_new_list() -> Result<()> {
         prop::sample::select(vec![Streaming::Served, Streaming::Refused, Streaming::Broken]),
         any::<bool>(),
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(streaming_lists, service_cidrs, stutter)| Abilities {
+        .prop_map(|(streaming_lists, service_cidrs, cluster_policies, stutter)| Abilities {
             streaming_lists,
             service_cidrs,
+            cluster_policies,
             stutter,
             ..Abilities::default()
         });
@@ -220,10 +230,14 @@ fn any_sequence_of_faults_converges_to_a_new_list() -> Result<()> {
         let result = runner.run(&cases, |(abilities, before, after)| {
             // A server that does not have a kind has no objects of it.
             let served = |steps: Vec<Step>| -> Vec<Step> {
-                let of_ranges = |step: &Step| {
-                    matches!(step, Step::Apply(Kind::ServiceCidr, ..) | Step::Delete(Kind::ServiceCidr, _))
+                let is_served = |step: &Step| match step {
+                    Step::Apply(Kind::ServiceCidr, ..) | Step::Delete(Kind::ServiceCidr, _) => abilities.service_cidrs,
+                    Step::Apply(Kind::ClusterNetworkPolicy, ..) | Step::Delete(Kind::ClusterNetworkPolicy, _) => {
+                        abilities.cluster_policies
+                    }
+                    _ => true,
                 };
-                steps.into_iter().filter(|step| abilities.service_cidrs || !of_ranges(step)).collect()
+                steps.into_iter().filter(is_served).collect()
             };
             let play = || -> Result<()> {
                 let mut site = Site::new(abilities, &[])?;
@@ -320,6 +334,29 @@ fn failing_server_is_reported_and_objects_are_kept() -> Result<()> {
     })
 }
 
+/// With the ClusterRole of a version without network policy.
+#[test]
+fn services_do_not_wait_for_policies_that_cannot_be_read() -> Result<()> {
+    alone(|| {
+        let objects = [one_of_each(), vec![policy("deny", 1), namespace("x", 1), pod("a", 1)]].concat();
+        let mut site = Site::new(Abilities { policies: false, ..Abilities::default() }, &objects)?;
+        site.until("the services", |site| site.synced && site.seen.len() == 4)?;
+        let status = site.source.status();
+        let told =
+            |error: &String| error.contains("NetworkPolicy") && error.contains("ClusterRole of deploy/podnet.yaml");
+        ensure!(!status.synced && status.error.as_ref().is_some_and(told), "{status:?}");
+        // Namespaces can be read, but say nothing by themselves.
+        site.api.apply(service("b", 2));
+        site.api.apply(namespace("y", 2));
+        site.until("a change", |site| site.seen.len() == 5)?;
+        ensure!(!site.seen.keys().any(|key| key.kind.is_of_policies()), "{:#?}", site.seen);
+        site.api.grant_policies();
+        site.converges()?;
+        ensure!(site.source.status().synced, "{:?}", site.source.status());
+        Ok(())
+    })
+}
+
 #[test]
 fn server_may_become_reachable_later() -> Result<()> {
     alone(|| {
@@ -408,10 +445,11 @@ fn pagination_replaces_lost_streaming_lists() -> Result<()> {
 }
 
 #[test]
-fn server_without_service_cidrs_causes_no_error_after_an_outage() -> Result<()> {
+fn server_without_some_kinds_causes_no_error_after_an_outage() -> Result<()> {
     alone(|| {
         let objects = &one_of_each()[..3];
-        let mut site = Site::new(Abilities { service_cidrs: false, ..Abilities::default() }, objects)?;
+        let abilities = Abilities { service_cidrs: false, cluster_policies: false, ..Abilities::default() };
+        let mut site = Site::new(abilities, objects)?;
         site.api.set_mood(Mood::HangingUp);
         site.until("an error", |site| site.source.status().error.is_some())?;
         site.api.set_mood(Mood::Well);

@@ -194,7 +194,9 @@ fn tables_and_objects_are_counted(site: &Site) -> Result<()> {
 fn api_connection_is_measured(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let before = scrape(node)?;
-    for kind in ["Service", "EndpointSlice", "Node", "ServiceCIDR", "NetworkPolicy", "Namespace"] {
+    for kind in
+        ["Service", "EndpointSlice", "Node", "ServiceCIDR", "NetworkPolicy", "ClusterNetworkPolicy", "Namespace"]
+    {
         ensure!(before.get(&format!("podnet_api_connected{{kind=\"{kind}\"}}")) == 1.0, "{kind}");
         let lists = format!("podnet_api_lists_total{{kind=\"{kind}\",cause=\"start\"}}");
         ensure!(before.get(&lists) == 1.0, "{kind} was listed {} times", before.get(&lists));

@@ -130,7 +130,7 @@ impl Kernel {
         kernel.trie("POLICY_BLOCKS", blocks)?;
         let ports = tables.policy_ports.iter().map(|(key, class)| (Key::new(key.len, Plain(key.data)), *class));
         kernel.trie("POLICY_PORTS", ports)?;
-        kernel.hash("POLICY_RULES", tables.policy_rules.iter().map(|(key, policy)| (Plain(*key), *policy)))?;
+        kernel.hash("POLICY_RULES", tables.policy_rules.iter().map(|(key, verdict)| (Plain(*key), Plain(*verdict))))?;
         kernel.array("SLOTS", tables.slots.iter().map(|(slot, id)| (*slot, *id)))?;
         kernel.array("BACKENDS", tables.backends.iter().map(|(id, backend)| (*id, Plain(*backend))))?;
         kernel.ports(&tables.snat_ports)?;

@@ -4,6 +4,7 @@
 mod admission;
 mod cases;
 mod cluster;
+mod cluster_policy;
 mod differential;
 mod direct;
 mod errors;

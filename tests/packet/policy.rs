@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use podnet::datapath::removal::frames_of_keys;
 use podnet_common::{
     addr::{Port, Proto},
-    layout::{Config, CtEntry, Hook, PolicyPort, PolicyRule, Subject, Tuple},
+    layout::{Config, CtEntry, Hook, PolicyPort, PolicyRule, PolicyVerdict, Subject, Tuple},
     removal::remove_denied,
     simulator::{FinalVerdict, HostPacket, HostTables, prefix},
     verdict::Reason,
@@ -22,11 +22,14 @@ use crate::{
 };
 
 /// Rule set of the subject.
-const SET: u32 = 7;
+pub const SET: u32 = 7;
 /// Class of the port 8080.
-const WEB: u32 = 5;
+pub const WEB: u32 = 5;
 /// Class of the peers that are allowed.
-const FRIENDS: u32 = 3;
+pub const FRIENDS: u32 = 3;
+
+/// What rules of a NetworkPolicy say.
+const ALLOWED: PolicyVerdict = PolicyVerdict { admin: 0, network: 1, baseline: 0 };
 
 /// Isolates a pod in one direction, with these keys: class and ports.
 fn isolate(t: &mut HostTables, pod: IpAddr, flags: u32, egress: bool, rules: &[(u32, u32)]) {
@@ -34,7 +37,7 @@ fn isolate(t: &mut HostTables, pod: IpAddr, flags: u32, egress: bool, rules: &[(
     let subject = t.subjects.entry(pod.into()).or_default();
     let set = SET + u32::from(egress);
     *(if egress { &mut subject.egress } else { &mut subject.ingress }) = set | flags;
-    t.policy_rules.extend(rules.iter().map(|&(class, ports)| (PolicyRule { set, class, ports }, 1)));
+    t.policy_rules.extend(rules.iter().map(|&(class, ports)| (PolicyRule { set, class, ports }, ALLOWED)));
 }
 
 /// The port 8080 is a class of its own for TCP and SCTP, and the ports 8064–8095 for UDP.
@@ -45,7 +48,7 @@ fn name_ports(t: &mut HostTables) {
 }
 
 /// First packets from one address to a port of another, one for each protocol.
-fn firsts(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [Frame; 3] {
+pub fn firsts(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [Frame; 3] {
     let sctp = Frame::new(src.0, dst.0, Transport::Sctp { sport: src.1, dport: dst.1 });
     [Frame::tcp(src, dst, SYN), Frame::udp(src, dst), sctp]
 }
@@ -67,20 +70,20 @@ fn end(both: &Both, a: &Addresses, frame: Frame) -> Result<FinalVerdict> {
     Ok(both.run(hook, &frame.bytes())?.0)
 }
 
-fn passes(both: &Both, a: &Addresses, frame: Frame) -> Result<()> {
+pub fn passes(both: &Both, a: &Addresses, frame: Frame) -> Result<()> {
     let end = end(both, a, frame.clone())?;
     ensure!(matches!(end, FinalVerdict::Forward(..) | FinalVerdict::Pass), "{frame:?}: {end:?}");
     Ok(())
 }
 
-fn denied(both: &Both, a: &Addresses, frame: Frame, reason: Reason) -> Result<()> {
+pub fn denied(both: &Both, a: &Addresses, frame: Frame, reason: Reason) -> Result<()> {
     let end = end(both, a, frame.clone())?;
     ensure!(end == FinalVerdict::Drop(reason), "{frame:?}: {end:?}");
     Ok(())
 }
 
 /// Runs a test with both pods of the node and these policies.
-fn with(
+pub fn with(
     policies: impl Fn(&mut HostTables, &Addresses) + Copy + Send + 'static,
     test: impl Fn(&mut Both, &Addresses) -> Result<()> + Copy + Send + 'static,
 ) {

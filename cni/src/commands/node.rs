@@ -1,6 +1,5 @@
 //! The node's settings, as commands need them.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -12,7 +11,7 @@ use crate::datapath::PinDir;
 use crate::env::Attachment;
 use crate::error::{CniError, Code};
 use crate::netns::NetNs;
-use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError};
+use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError, Policed};
 use crate::record::PodRef;
 
 /// The node's settings for ADD and STATUS: from the configuration, else from the daemon, else defaults.
@@ -23,7 +22,7 @@ pub(super) struct Node {
     /// The bpffs with the pinned programs; `None` with `datapath: none`.
     pub(super) bpffs: Option<PathBuf>,
     /// See [`NodeInfo::policed`].
-    policed: BTreeSet<String>,
+    policed: Policed,
 }
 
 impl Node {

@@ -45,10 +45,20 @@ impl Subject {
     pub const ANY_PROTOCOL: u32 = 1 << 28;
     /// The set has the key with [`PolicyRule::ANY`] and [`PolicyRule::ALL`].
     pub const ANY_ALL: u32 = 1 << 29;
+    /// The set has rules of ClusterNetworkPolicies, so the first match decides: [`PolicyVerdict`].
+    pub const CLUSTER: u32 = 1 << 30;
+    /// With [`Subject::CLUSTER`]: NetworkPolicies isolate the pod, too. Other sets have no other rules than those of
+    /// NetworkPolicies.
+    pub const ISOLATED: u32 = 1 << 31;
+
+    /// Whether a field is a set with rules of ClusterNetworkPolicies.
+    #[inline(always)]
+    pub const fn has_cluster_rules(set: u32) -> bool {
+        set != Self::CLOSED && set & Self::CLUSTER != 0
+    }
 }
 
-/// Key of `policy_rules` (hash): something that a rule set allows. The value is the id of a policy that allows it, for
-/// display.
+/// Key of `policy_rules` (hash, value [`PolicyVerdict`]): something that rules of a set match.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct PolicyRule {
@@ -72,6 +82,65 @@ impl PolicyRule {
     #[inline(always)]
     pub const fn protocol(proto: Proto) -> u32 {
         Self::PROTOCOL | proto.0 as u32
+    }
+}
+
+/// Value of `policy_rules`: the first rule of each tier that matches everything in the key and nothing else.
+///
+/// Rules are numbered in the order in which the set has them, from 1; 0: no rule of the tier has this key. A packet
+/// has several keys, and the smallest number of a tier decides. The tiers are asked one after another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct PolicyVerdict {
+    /// The tier `Admin`: number of the rule, with [`PolicyVerdict::DENY`] or [`PolicyVerdict::PASS`] in the lowest two
+    /// bits.
+    pub admin: u32,
+    /// NetworkPolicies: number of a rule that allows it. If they isolate the pod, this decides.
+    pub network: u32,
+    /// The tier `Baseline`, as `admin`.
+    pub baseline: u32,
+}
+
+impl PolicyVerdict {
+    /// The rule accepts.
+    pub const ACCEPT: u32 = 0;
+    /// The rule denies.
+    pub const DENY: u32 = 1;
+    /// The rule leaves the decision to the next tier.
+    pub const PASS: u32 = 2;
+    /// Number of bits of these.
+    pub const ACTION_BITS: u32 = 2;
+    /// These bits.
+    pub const ACTION: u32 = (1 << Self::ACTION_BITS) - 1;
+
+    /// A field of a tier with actions.
+    pub const fn rule(number: u32, action: u32) -> u32 {
+        number << Self::ACTION_BITS | action
+    }
+
+    /// The verdict of both: in each tier the rule with the smaller number.
+    #[inline(always)]
+    pub fn first(self, other: Self) -> Self {
+        // 0, no rule, becomes the largest number.
+        let first = |a: u32, b: u32| if b.wrapping_sub(1) < a.wrapping_sub(1) { b } else { a };
+        Self {
+            admin: first(self.admin, other.admin),
+            network: first(self.network, other.network),
+            baseline: first(self.baseline, other.baseline),
+        }
+    }
+
+    /// Whether a packet with this verdict is allowed. `isolated`: NetworkPolicies isolate the pod; `exempt`: and yet
+    /// they allow this packet.
+    #[inline(always)]
+    pub const fn allows(self, isolated: bool, exempt: bool) -> bool {
+        if self.admin != 0 && self.admin & Self::ACTION != Self::PASS {
+            return self.admin & Self::ACTION == Self::ACCEPT;
+        }
+        if isolated {
+            return exempt || self.network != 0;
+        }
+        self.baseline & Self::ACTION != Self::DENY
     }
 }
 
@@ -132,6 +201,7 @@ impl ProtoPort {
 const _: () = {
     assert!(size_of::<Subject>() == 8);
     assert!(size_of::<PolicyRule>() == 12);
+    assert!(size_of::<PolicyVerdict>() == 12);
     assert!(size_of::<PolicyPort>() == 8);
 };
 

@@ -8,7 +8,7 @@
 
 use crate::{
     addr::{Addr, Proto},
-    layout::{Config, CtEntry, NetworkKind, PolicyRule, ProtoPort, Subject, Tuple},
+    layout::{Config, CtEntry, NetworkKind, PolicyRule, PolicyVerdict, ProtoPort, Subject, Tuple},
     packet::Tcp,
     verdict::Reason,
 };
@@ -47,13 +47,15 @@ pub(super) fn applies<At: HookPoint, T: Tables>(t: &T) -> bool {
     (At::FROM_POD || At::FROM_UPLINK) && t.config().is_some_and(|config| config.flags & Config::POLICY != 0)
 }
 
-/// Whether either end of a packet is a pod on this node that is isolated, and the other end is neither the node nor the
-/// pod itself.
+/// Whether policies may deny a packet between these addresses in either direction: one of them is a pod of this node
+/// that is a subject, and the other end is not the pod itself, nor the node if only NetworkPolicies concern the pod.
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
 pub(super) fn concerns<T: Tables>(t: &T, src: &Addr, dst: &Addr) -> bool {
-    let subject = t.subject(src).is_some() || t.subject(dst).is_some();
-    subject && !src.same(dst) && !is_node(t, src) && !is_node(t, dst)
+    let [src_sets, dst_sets] = [src, dst].map(|addr| t.subject(addr).unwrap_or_default());
+    let subject = src_sets != Subject::default() || dst_sets != Subject::default();
+    let judges_node = Subject::has_cluster_rules(src_sets.egress) || Subject::has_cluster_rules(dst_sets.egress);
+    subject && !src.same(dst) && (judges_node || !is_node(t, src) && !is_node(t, dst))
 }
 
 /// Judges a packet of no flow that begins none: multicast, a protocol without ports, a fragment of an unknown datagram.
@@ -90,22 +92,29 @@ pub(crate) fn denies_flow<T: Tables>(t: &T, tuple: &Tuple, entry: &CtEntry) -> b
 }
 
 /// What the policies of both ends deny to a client of a server's port.
+///
+/// NetworkPolicies never come between a pod and its node, or a pod and itself. ClusterNetworkPolicies may keep a pod
+/// from its node, and from itself as backend of a service, but not a node from its pods.
 // Out of line: called from several places, and its keys take stack.
 #[inline(never)]
 fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
     let egress = t.subject(client).map_or(Subject::OPEN, |subject| subject.egress);
     let ingress = t.subject(server).map_or(Subject::OPEN, |subject| subject.ingress);
-    // A pod always reaches itself, its node, and is reached by it.
-    if (egress | ingress) == Subject::OPEN || client.same(server) || is_node(t, client) || is_node(t, server) {
+    if (egress | ingress) == Subject::OPEN {
+        return Denied::NOTHING;
+    }
+    let exempt = client.same(server) || is_node(t, server);
+    let cluster = Subject::has_cluster_rules(egress) || Subject::has_cluster_rules(ingress);
+    if (exempt && !cluster) || is_node(t, client) {
         return Denied::NOTHING;
     }
     let tuple = Tuple { proto: port.proto, ..Tuple::default() };
     let ports = if frontend::is_service_protocol(&tuple) { t.policy_port(&port).unwrap_or_default() } else { 0 };
     let mut denied = 0;
-    if egress != Subject::OPEN && !allows(t, egress, class(t, server), ports, port.proto) {
+    if egress != Subject::OPEN && !allows(t, egress, class(t, server), ports, port.proto, exempt) {
         denied |= Denied::EGRESS;
     }
-    if ingress != Subject::OPEN && !allows(t, ingress, class(t, client), ports, port.proto) {
+    if ingress != Subject::OPEN && !allows(t, ingress, class(t, client), ports, port.proto, exempt) {
         denied |= Denied::INGRESS;
     }
     Denied(denied)
@@ -126,40 +135,50 @@ fn class<T: Tables>(t: &T, addr: &Addr) -> u32 {
 }
 
 /// Whether a rule set allows packets from or to an address of `class`, to a port of the class `ports` (0: no rule names
-/// the port).
+/// the port). `exempt`: NetworkPolicies allow them in any case.
 // Out of line: called twice.
 #[inline(never)]
-fn allows<T: Tables>(t: &T, set: u32, class: u32, ports: u32, proto: Proto) -> bool {
-    if set == Subject::CLOSED {
-        return false;
+fn allows<T: Tables>(t: &T, set: u32, class: u32, ports: u32, proto: Proto, exempt: bool) -> bool {
+    let cluster = Subject::has_cluster_rules(set);
+    if !cluster && (exempt || set == Subject::CLOSED) {
+        return exempt;
     }
     let protocol = PolicyRule::protocol(proto);
-    // Number of the set's flag, class, ports. Most frequent first.
+    let mut verdict = PolicyVerdict::default();
+    // Most frequent first.
     let mut rule = PolicyRule { set: set & Subject::ID, class, ports };
-    let mut found = false;
     if set & Subject::CLASS_PORTS != 0 && ports != 0 {
-        found = t.policy_rule(&rule).is_some();
+        look(t, &rule, &mut verdict);
     }
-    if !found && set & Subject::CLASS_ALL != 0 {
+    // Rules of NetworkPolicies only allow, so one that matches suffices.
+    if (cluster || verdict.network == 0) && set & Subject::CLASS_ALL != 0 {
         rule.ports = PolicyRule::ALL;
-        found = t.policy_rule(&rule).is_some();
+        look(t, &rule, &mut verdict);
     }
-    if !found && set & Subject::CLASS_PROTOCOL != 0 {
+    if (cluster || verdict.network == 0) && set & Subject::CLASS_PROTOCOL != 0 {
         rule.ports = protocol;
-        found = t.policy_rule(&rule).is_some();
+        look(t, &rule, &mut verdict);
     }
     rule.class = PolicyRule::ANY;
-    if !found && set & Subject::ANY_PORTS != 0 && ports != 0 {
+    if (cluster || verdict.network == 0) && set & Subject::ANY_PORTS != 0 && ports != 0 {
         rule.ports = ports;
-        found = t.policy_rule(&rule).is_some();
+        look(t, &rule, &mut verdict);
     }
-    if !found && set & Subject::ANY_PROTOCOL != 0 {
+    if (cluster || verdict.network == 0) && set & Subject::ANY_PROTOCOL != 0 {
         rule.ports = protocol;
-        found = t.policy_rule(&rule).is_some();
+        look(t, &rule, &mut verdict);
     }
-    if !found && set & Subject::ANY_ALL != 0 {
+    if (cluster || verdict.network == 0) && set & Subject::ANY_ALL != 0 {
         rule.ports = PolicyRule::ALL;
-        found = t.policy_rule(&rule).is_some();
+        look(t, &rule, &mut verdict);
     }
-    found
+    verdict.allows(!cluster || set & Subject::ISOLATED != 0, exempt)
+}
+
+/// Adds what the rules with a key say.
+#[inline(always)]
+fn look<T: Tables>(t: &T, rule: &PolicyRule, verdict: &mut PolicyVerdict) {
+    if let Some(found) = t.policy_rule(rule) {
+        *verdict = verdict.first(found);
+    }
 }

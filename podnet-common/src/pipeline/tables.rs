@@ -4,8 +4,8 @@ use crate::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, NetworkKind, PolicyRule, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer,
-        Subject, Tuple,
+        Hook, Interface, Network, NetworkKind, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey,
+        SockPeer, Subject, Tuple,
     },
     verdict::{Counter, Reason},
 };
@@ -82,7 +82,7 @@ pub trait Tables {
     /// `policy_ports`.
     fn policy_port(&self, port: &ProtoPort) -> Option<u32>;
     /// `policy_rules`.
-    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32>;
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict>;
     /// `fragments`.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Inserts or replaces an entry of `fragments`.

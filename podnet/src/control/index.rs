@@ -25,7 +25,7 @@ pub struct Dirty {
     pub service_cidrs: bool,
     /// Whether an endpoint that may have UDP flows is gone or no longer serving.
     pub lost: bool,
-    /// Changed NetworkPolicies, Namespaces and Pods, in order of the changes, with their new state. Their room keeps
+    /// Changed policies, Namespaces and Pods, in order of the changes, with their new state. Their room keeps
     /// them in a form of its own, so they are not kept here.
     pub policies: Vec<(ObjectKey, Option<Object>)>,
 }
@@ -82,7 +82,7 @@ impl Index {
                 };
                 self.apply_slice(name, slice, origin);
             }
-            (Kind::NetworkPolicy | Kind::Namespace | Kind::Pod, object) => {
+            (Kind::NetworkPolicy | Kind::ClusterNetworkPolicy | Kind::Namespace | Kind::Pod, object) => {
                 self.dirty.policies.push((ObjectKey { kind, name }, object));
             }
         }
@@ -178,7 +178,7 @@ impl Index {
                 let owner = ObjectName { namespace: name.namespace.clone(), name: self.owners.get(name)?.clone() };
                 self.slices(&owner).find(|(slice, _)| *slice == name.name).map(|(_, slice)| &*slice.uid)
             }
-            Kind::ServiceCidr | Kind::NetworkPolicy | Kind::Namespace | Kind::Pod => None,
+            Kind::ServiceCidr | Kind::NetworkPolicy | Kind::ClusterNetworkPolicy | Kind::Namespace | Kind::Pod => None,
         }
     }
 

@@ -71,6 +71,7 @@ pub struct Control {
     /// Machines that answer at service addresses.
     in_use: BTreeMap<IpAddr, Mac>,
     synced: bool,
+    policies_synced: bool,
 }
 
 /// Effects of a batch.
@@ -115,6 +116,7 @@ impl Control {
             problems: Problems::default(),
             in_use: BTreeMap::new(),
             synced: false,
+            policies_synced: false,
         })
     }
 
@@ -144,10 +146,11 @@ impl Control {
             nodes: !dirty.nodes.is_empty() || dirty.service_cidrs,
             health: concerned.leaving,
             lost: dirty.lost,
-            policies: self.policies.update(dirty.policies),
+            policies: self.policies.update(dirty.policies, (&dirty.nodes, self.index.nodes())),
             ..Applied::default()
         };
         let was_synced = std::mem::replace(&mut self.synced, batch.synced);
+        self.policies_synced = batch.policies_synced;
         if self.synced {
             self.nodes.keep_ages(&self.config, !was_synced);
         }
@@ -257,9 +260,14 @@ impl Control {
         self.nodes.service_cidrs()
     }
 
-    /// Whether the sources are synced.
+    /// Whether the sources are synced, except for network policies.
     pub fn synced(&self) -> bool {
         self.synced
+    }
+
+    /// Whether the sources are synced for network policies.
+    pub fn policies_synced(&self) -> bool {
+        self.policies_synced
     }
 
     /// State of the health servers.
@@ -300,7 +308,7 @@ impl Control {
         &self.policies
     }
 
-    /// Network policies, to write their tables. To be called only once the sources are synced.
+    /// Network policies, to write their tables. To be called only once [`Self::policies_synced`].
     pub fn policies_mut(&mut self) -> &mut NetworkPolicies {
         &mut self.policies
     }

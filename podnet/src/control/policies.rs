@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use podnet_cni::node_info::Policed;
 use podnet_common::addr::Addr;
-use podnet_common::layout::{PolicyPort, PolicyRule, Prefix, Subject};
+use podnet_common::layout::{PolicyPort, PolicyRule, PolicyVerdict, Prefix, Subject};
 
 use crate::mirror::{Entries, First, Mirror, TableError};
-use crate::model::{Kind, Object, ObjectKey, ObjectName, Pod};
-use crate::policy::{Desired, Policies};
+use crate::model::{Kind, Node, Object, ObjectKey, ObjectName, Pod};
+use crate::policy::{AnyPolicy, Desired, Policies};
+
+/// All nodes by name.
+type Nodes = BTreeMap<String, Arc<Node>>;
 
 /// All policies, and the tables as written so far.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub struct NetworkPolicies {
     policies: Policies,
     /// Name of this node.
     node: Box<str>,
+    /// Whether the policies know the nodes.
+    with_nodes: bool,
     /// The Pod objects of this node.
     pods: BTreeMap<ObjectName, Arc<Pod>>,
     /// The pods that the plugin has connected, with their addresses. A Pod object gets them only after the pod has
@@ -26,12 +32,16 @@ pub struct NetworkPolicies {
     peers: Mirror<Addr, u32>,
     blocks: Mirror<Prefix, u32>,
     ports: Mirror<PolicyPort, u32>,
-    rules: Mirror<PolicyRule, u32>,
+    rules: Mirror<PolicyRule, PolicyVerdict>,
 }
 
 /// The tables of network policy.
 pub trait PolicyTables:
-    Entries<Addr, Subject> + Entries<Addr, u32> + Entries<Prefix, u32> + Entries<PolicyPort, u32> + Entries<PolicyRule, u32>
+    Entries<Addr, Subject>
+    + Entries<Addr, u32>
+    + Entries<Prefix, u32>
+    + Entries<PolicyPort, u32>
+    + Entries<PolicyRule, PolicyVerdict>
 {
 }
 
@@ -40,7 +50,7 @@ impl<T> PolicyTables for T where
         + Entries<Addr, u32>
         + Entries<Prefix, u32>
         + Entries<PolicyPort, u32>
-        + Entries<PolicyRule, u32>
+        + Entries<PolicyRule, PolicyVerdict>
 {
 }
 
@@ -50,6 +60,7 @@ impl NetworkPolicies {
         Self {
             policies: Policies::new(node),
             node: node.into(),
+            with_nodes: false,
             pods: BTreeMap::new(),
             attached: BTreeMap::new(),
             subjects: Mirror::default(),
@@ -77,14 +88,20 @@ impl NetworkPolicies {
         Ok(())
     }
 
-    /// Applies changes. Returns whether the desired tables may have changed.
-    pub(super) fn update(&mut self, changes: Vec<(ObjectKey, Option<Object>)>) -> bool {
-        if changes.is_empty() {
+    /// Applies changes. Returns whether the desired tables may have changed. `nodes`: the nodes that have changed, and
+    /// all of them.
+    pub(super) fn update(&mut self, changes: Vec<(ObjectKey, Option<Object>)>, nodes: (&[String], &Nodes)) -> bool {
+        if changes.is_empty() && (nodes.0.is_empty() || !self.with_nodes) {
             return false;
         }
         for (ObjectKey { kind, name }, object) in changes {
             match (kind, object) {
-                (_, Some(Object::NetworkPolicy(policy))) => self.policies.set_policy(&name, Some(policy)),
+                (_, Some(Object::NetworkPolicy(policy))) => {
+                    self.policies.set_policy(&name, Some(AnyPolicy::Network(policy)))
+                }
+                (_, Some(Object::ClusterNetworkPolicy(policy))) => {
+                    self.policies.set_policy(&name, Some(AnyPolicy::Cluster(policy)));
+                }
                 (_, Some(Object::Namespace(namespace))) => self.policies.set_namespace(&name.name, Some(&namespace)),
                 (_, Some(Object::Pod(pod))) if pod.node == self.node => {
                     self.pods.insert(name.clone(), pod);
@@ -94,7 +111,7 @@ impl NetworkPolicies {
                     self.pods.remove(&name);
                     self.policies.set_pod(&name, Some(&pod));
                 }
-                (Kind::NetworkPolicy, None) => self.policies.set_policy(&name, None),
+                (Kind::NetworkPolicy | Kind::ClusterNetworkPolicy, None) => self.policies.set_policy(&name, None),
                 (Kind::Namespace, None) => self.policies.set_namespace(&name.name, None),
                 (Kind::Pod, None) => {
                     self.pods.remove(&name);
@@ -103,7 +120,20 @@ impl NetworkPolicies {
                 _ => {}
             }
         }
+        self.set_nodes(nodes);
         self.policies.update()
+    }
+
+    /// Sets the nodes, if rules name any.
+    fn set_nodes(&mut self, (changed, all): (&[String], &Nodes)) {
+        let needed = self.policies.needs_nodes();
+        let before = std::mem::replace(&mut self.with_nodes, needed);
+        let names: Vec<&String> = if needed == before { changed.iter().collect() } else { all.keys().collect() };
+        if needed || before {
+            for name in names {
+                self.policies.set_node(name, all.get(name).filter(|_| needed).map(|node| &**node));
+            }
+        }
     }
 
     /// Sets the pods that the plugin has connected. Returns whether the tables must be written.
@@ -138,8 +168,12 @@ impl NetworkPolicies {
     }
 
     /// Namespaces in which pods start closed.
-    pub fn policed(&self) -> BTreeSet<String> {
-        self.policies.all().map(|(name, _)| name.namespace.clone()).collect()
+    pub fn policed(&self) -> Policed {
+        let namespaces = self.policies.all().map(|(name, _)| name.namespace.clone());
+        Policed {
+            all: self.policies.has_cluster_policies(),
+            namespaces: namespaces.filter(|name| !name.is_empty()).collect(),
+        }
     }
 
     /// The pods of this node to which policies apply, by address.
@@ -214,8 +248,8 @@ impl NetworkPolicies {
 
     /// The `metadata.uid` of a policy.
     pub(super) fn uid(&self, object: &ObjectKey) -> Option<&str> {
-        let policy = self.policies.get(&object.name).filter(|_| object.kind == Kind::NetworkPolicy)?;
-        Some(&policy.uid)
+        let is_policy = matches!(object.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy);
+        self.policies.get(&object.name).filter(|_| is_policy).map(AnyPolicy::uid)
     }
 }
 
@@ -282,7 +316,11 @@ mod tests {
         Addr, u32, peers;
         Prefix, u32, blocks;
         PolicyPort, u32, ports;
-        PolicyRule, u32, rules;
+        PolicyRule, PolicyVerdict, rules;
+    }
+
+    fn update(room: &mut NetworkPolicies, changes: Vec<(ObjectKey, Option<Object>)>) -> bool {
+        room.update(changes, (&[], &Nodes::new()))
     }
 
     fn policy() -> NetworkPolicy {
@@ -296,7 +334,7 @@ mod tests {
         let mut room = NetworkPolicies::new("n1");
         let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::default() };
         let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into()));
-        assert!(room.update(vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]));
+        assert!(update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]));
         room
     }
 
@@ -307,8 +345,8 @@ mod tests {
         assert_eq!(&memory.tables, room.policies().desired());
         assert_eq!((memory.tables.subjects.len(), memory.tables.rules.len()), (1, 2));
         assert_eq!(room.uid(&ObjectKey::new(Kind::NetworkPolicy, "x", "np")), Some("u"));
-        assert!(!room.update(Vec::new()));
-        room.update(vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None)]);
+        assert!(!update(&mut room, Vec::new()));
+        update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None)]);
         room.sync(&mut memory).unwrap();
         assert_eq!(memory.tables, Desired::default());
     }
@@ -353,10 +391,13 @@ mod tests {
     fn a_pod_has_the_addresses_that_the_plugin_has_given_it() {
         let (mut room, mut memory) = (NetworkPolicies::new("n1"), Memory::default());
         let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.9".parse().unwrap()], ..Pod::default() };
-        room.update(vec![
-            (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into())),
-            (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into())),
-        ]);
+        update(
+            &mut room,
+            vec![
+                (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into())),
+                (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into())),
+            ],
+        );
         assert!(room.set_attached(attached("p")));
         // The plugin has closed it.
         memory.tables.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
@@ -368,7 +409,7 @@ mod tests {
     #[test]
     fn a_pod_without_an_object_stays_as_the_plugin_has_left_it() {
         let (mut room, mut memory) = (filled(), Memory::default());
-        room.update(vec![(ObjectKey::new(Kind::Pod, "x", "p"), None)]);
+        update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), None)]);
         room.set_attached(attached("unknown"));
         room.sync(&mut memory).unwrap();
         assert_eq!(subject(&memory), None, "it has run before there were policies");
@@ -379,10 +420,13 @@ mod tests {
         assert_eq!(subject(&memory), Some(Subject::PENDING), "it has started with policies");
         // No policy selects it.
         let pod = Pod { node: "n1".into(), ..Pod::default() };
-        room.update(vec![
-            (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None),
-            (ObjectKey::new(Kind::Pod, "x", "unknown"), Some(pod.into())),
-        ]);
+        update(
+            &mut room,
+            vec![
+                (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None),
+                (ObjectKey::new(Kind::Pod, "x", "unknown"), Some(pod.into())),
+            ],
+        );
         room.sync(&mut memory).unwrap();
         assert_eq!(subject(&memory), None);
     }
@@ -396,7 +440,7 @@ mod tests {
         room.adopt(&memory).unwrap();
         let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into()));
         let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::default() };
-        room.update(vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
+        update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
         room.sync(&mut memory).unwrap();
         assert!(memory.tables.subjects.len() == 1 && memory.tables.subjects != before);
     }

@@ -139,7 +139,11 @@ fn changes_take_effect_when_the_tables_are_written() {
     };
     let change = |bench: &mut Bench, ips: &[&str], origin| {
         let (key, object) = Object::new(Kind::EndpointSlice, raw_manifest(&slice("web", ips))).unwrap();
-        bench.control.apply(Batch { changes: vec![Change { key, object: Some(object), origin }], synced: true });
+        bench.control.apply(Batch {
+            changes: vec![Change { key, object: Some(object), origin }],
+            synced: true,
+            policies_synced: true,
+        });
         let outcome = bench.control.reconcile(&mut bench.tables, Instant::now() + Duration::from_secs(60));
         (outcome.failed, bench.control.take_effective())
     };

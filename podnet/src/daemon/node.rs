@@ -209,7 +209,7 @@ async fn set_up(
     let pod_mtu = routes.tunnel.filter(|_| config.mtu == 0).map_or(mtu, |tunnel| tunnel.mtu);
     status.routes = routes;
 
-    publish(&hooks, config, own, pod_mtu, wanted.control.policies().policed())?;
+    publish(&hooks, wanted, own, pod_mtu)?;
     status.ready = true;
     status.takes_pods = !own.pod_cidrs.is_empty();
     Ok(())
@@ -412,8 +412,18 @@ fn programs_config(
     })
 }
 
-/// Writes `node.json` for the plugin, if it has changed.
-fn publish(_: &HooksAttached, config: &Config, own: &Node, mtu: u32, policed: BTreeSet<String>) -> Result<()> {
+/// Writes `node.json` for the plugin, if it has changed. Until network policies have been read, the pods that an earlier
+/// daemon has named start closed; without one, none can start.
+fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Result<()> {
+    let (config, control) = (wanted.config, wanted.control);
+    let policed = if control.policies_synced() {
+        control.policies().policed()
+    } else {
+        let before = NodeInfo::read(&config.run_dir).map_err(|_| {
+            anyhow!("the network policies of the cluster have not been read yet, so no pod can start; see the source")
+        });
+        before?.policed
+    };
     let info = NodeInfo {
         schema: SCHEMA,
         bpffs: config.bpffs.clone(),

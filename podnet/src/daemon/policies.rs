@@ -26,7 +26,7 @@ impl Daemon {
     /// Brings the tables of network policy up to date, and whatever follows from them.
     pub(super) fn sync_policies(&mut self) {
         // The absence of a policy means nothing before.
-        if !self.control.synced() {
+        if !self.control.policies_synced() {
             return;
         }
         let policies = self.control.policies_mut();

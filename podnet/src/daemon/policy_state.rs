@@ -1,7 +1,8 @@
 //! Progress of network policies: what has been written and published, and which flows are judged again.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
+use podnet_cni::node_info::Policed;
 use podnet_common::addr::Addr;
 
 use crate::control::Control;
@@ -13,8 +14,8 @@ pub(super) struct PolicyState {
     pub(super) synced: bool,
     /// Why the tables could not be written.
     pub(super) problem: Option<String>,
-    /// The namespaces whose pods start closed, as published for the plugin.
-    pub(super) published: BTreeSet<String>,
+    /// The pods that start closed, as published for the plugin.
+    pub(super) published: Policed,
     /// How many more sweeps judge the flows of subjects again.
     sweeps: u8,
 }

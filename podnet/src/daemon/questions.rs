@@ -41,7 +41,7 @@ pub(super) fn answer(question: Question, report: &Reporter, control: &Control, s
 
 /// The policies, once all are known.
 fn known(control: &Control) -> Result<&Policies, Unsynced> {
-    if control.synced() { Ok(control.policies().policies()) } else { Err(Unsynced) }
+    if control.policies_synced() { Ok(control.policies().policies()) } else { Err(Unsynced) }
 }
 
 fn policies(known: &Policies, after: Option<&ObjectName>) -> PolicyPage {
@@ -94,7 +94,7 @@ mod tests {
             let service = Object::Service(Arc::new(Service { external_ips, ..Service::default() }));
             Change::new(ObjectKey::new(Kind::Service, "x", &format!("s{number:04}")), Some(service))
         };
-        control.apply(Batch { changes: (0..services).map(change).collect(), synced: true });
+        control.apply(Batch { changes: (0..services).map(change).collect(), synced: true, policies_synced: true });
         control
     }
 
@@ -131,7 +131,7 @@ mod tests {
                 let policy = Object::NetworkPolicy(Arc::new(NetworkPolicy::default()));
                 Change::new(ObjectKey::new(Kind::NetworkPolicy, "x", &format!("p{number:04}")), Some(policy))
             };
-            control.apply(Batch { changes: (0..count).map(change).collect(), synced: true });
+            control.apply(Batch { changes: (0..count).map(change).collect(), synced: true, policies_synced: true });
             let (mut sizes, mut names, mut after) = (Vec::new(), Vec::new(), None);
             loop {
                 let page = policies(known(&control).unwrap(), after.as_ref());
@@ -154,7 +154,7 @@ mod tests {
         let inputs = control.inputs(&name("s0000")).unwrap();
         assert!(control.inputs(&name("none")).is_none());
         let gone = Change::new(ObjectKey::new(Kind::Service, "x", "s0000"), None);
-        control.apply(Batch { changes: vec![gone], synced: true });
+        control.apply(Batch { changes: vec![gone], synced: true, policies_synced: true });
         assert!(control.inputs(&name("s0000")).is_none());
         assert_eq!(inputs.explain().name, "s0000");
     }

@@ -17,8 +17,8 @@ use podnet_common::{
     fib::result,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, PolicyPort, PolicyRule, Prefix, ProtoPort, Sandbox, ServiceClient, SockKey,
-        SockPeer, SourceRange, Subject, Tuple, holders,
+        Hook, Interface, Network, Peer, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
+        ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     tables, time,
@@ -51,7 +51,7 @@ pub struct Source {
     policy_peers: Pinned<Addr, u32>,
     policy_blocks: Pinned<Prefix, u32>,
     policy_ports: Pinned<PolicyPort, u32>,
-    policy_rules: Pinned<PolicyRule, u32>,
+    policy_rules: Pinned<PolicyRule, PolicyVerdict>,
     fragments: Pinned<FragmentKey, FragmentPorts>,
     peers: Pinned<Peer, u32>,
     sandboxes: Pinned<u64, Sandbox>,
@@ -180,7 +180,7 @@ pub struct Live<'s> {
     policy_peers: Memo<Addr, u32>,
     policy_blocks: Memo<Addr, u32>,
     policy_ports: Memo<ProtoPort, u32>,
-    policy_rules: Memo<PolicyRule, u32>,
+    policy_rules: Memo<PolicyRule, PolicyVerdict>,
     peers: Memo<Mac, u32>,
     sandboxes: Memo<u64, Sandbox>,
     routes: Memo<(IfIndex, Addr, Addr), (Option<Route>, i64)>,
@@ -376,7 +376,7 @@ impl Tables for Live<'_> {
         self.policy_ports.get(port, || self.read(&self.source.policy_ports, &key)).copied()
     }
 
-    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32> {
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {
         self.policy_rules.get(rule, || self.read(&self.source.policy_rules, rule)).copied()
     }
 

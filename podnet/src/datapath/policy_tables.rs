@@ -10,7 +10,7 @@ use bytemuck::Pod;
 use podnet_cni::datapath::Plain;
 use podnet_common::{
     addr::Addr,
-    layout::{PolicyPort, PolicyRule, Prefix, ProtoPort, Subject},
+    layout::{PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
     tables::{POLICY_BLOCKS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
 };
 
@@ -28,7 +28,7 @@ pub struct PolicyTables {
     peers: HashMap<MapData, Plain<Addr>, u32>,
     blocks: LpmTrie<MapData, Plain<Addr>, u32>,
     ports: LpmTrie<MapData, Plain<ProtoPort>, u32>,
-    rules: HashMap<MapData, Plain<PolicyRule>, u32>,
+    rules: HashMap<MapData, Plain<PolicyRule>, Plain<PolicyVerdict>>,
 }
 
 impl PolicyTables {
@@ -124,13 +124,13 @@ impl Entries<PolicyPort, u32> for PolicyTables {
     }
 }
 
-impl Entries<PolicyRule, u32> for PolicyTables {
-    fn list(&self) -> Result<Vec<(PolicyRule, u32)>, TableError> {
+impl Entries<PolicyRule, PolicyVerdict> for PolicyTables {
+    fn list(&self) -> Result<Vec<(PolicyRule, PolicyVerdict)>, TableError> {
         listed(POLICY_RULES.table(), self.rules.map())
     }
 
-    fn put(&mut self, rule: &PolicyRule, policy: &u32) -> Result<(), TableError> {
-        self.rules.insert(Plain(*rule), policy, 0).map_err(written(POLICY_RULES.table()))
+    fn put(&mut self, rule: &PolicyRule, verdict: &PolicyVerdict) -> Result<(), TableError> {
+        self.rules.insert(Plain(*rule), Plain(*verdict), 0).map_err(written(POLICY_RULES.table()))
     }
 
     fn delete(&mut self, rule: &PolicyRule) -> Result<(), TableError> {

@@ -55,20 +55,25 @@ impl Bench {
         Self { runtime, server, port }
     }
 
-    /// Sends one request, which must be answered in time.
+    /// Sends requests until one is answered in time. On a busy machine some aren't; a server that is locked out by its
+    /// clients answers none.
     fn probe(&self, host: IpAddr, why: &str) {
-        let start = Instant::now();
-        let ask = || -> io::Result<usize> {
+        const TRIES: usize = 5;
+        let ask = || -> io::Result<String> {
             let mut stream = std::net::TcpStream::connect_timeout(&(host, self.port).into(), PROBE)?;
             stream.set_read_timeout(Some(PROBE))?;
             stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
-            assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{why}: {text}");
-            Ok(text.len())
+            Ok(text)
         };
-        let answered = ask();
-        assert!(answered.is_ok() && start.elapsed() < PROBE, "{why}: {answered:?} after {:?}", start.elapsed());
+        let mut answer = ask();
+        for _ in 1..TRIES {
+            if answer.is_err() {
+                answer = ask();
+            }
+        }
+        assert!(answer.as_ref().is_ok_and(|text| text.starts_with("HTTP/1.1 200 OK\r\n")), "{why}: {answer:?}");
     }
 }
 

@@ -44,9 +44,11 @@ impl Origin {
 pub struct Batch {
     /// In the order in which they must be applied.
     pub changes: Vec<Change>,
-    /// Whether all existing objects have been reported by now. Until then the absence of an object means nothing, so
-    /// entries of an earlier daemon are not removed from the tables.
+    /// Whether all existing objects but those of network policy have been reported by now. Until then the absence of an
+    /// object means nothing, so entries of an earlier daemon are not removed from the tables.
     pub synced: bool,
+    /// The same for the objects of network policy ([`Kind::is_of_policies`](super::Kind::is_of_policies)).
+    pub policies_synced: bool,
 }
 
 /// An invalid object.

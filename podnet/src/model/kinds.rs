@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::cluster_policy::ClusterNetworkPolicy;
 use super::endpoint_slice::EndpointSlice;
 use super::left_out::LeftOut;
 use super::namespace::Namespace;
@@ -49,6 +50,17 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $plural,)* }
             }
 
+            /// Whether an API server may not serve the kind: ServiceCIDR since Kubernetes 1.33 only,
+            /// ClusterNetworkPolicy where its definition is installed.
+            pub const fn may_be_missing(self) -> bool {
+                matches!(self, Self::ServiceCidr | Self::ClusterNetworkPolicy)
+            }
+
+            /// Whether objects matter for network policy only.
+            pub const fn is_of_policies(self) -> bool {
+                matches!(self, Self::NetworkPolicy | Self::ClusterNetworkPolicy | Self::Namespace | Self::Pod)
+            }
+
             /// Whether objects are namespaced.
             pub const fn is_namespaced(self) -> bool {
                 match self { $(Self::$kind => $namespaced,)* }
@@ -90,6 +102,8 @@ kinds! {
     ServiceCidr: "ServiceCIDR", "ServiceCIDRList", "networking.k8s.io", "networking.k8s.io/v1", "servicecidrs", false;
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy: "NetworkPolicy", "NetworkPolicyList", "networking.k8s.io", "networking.k8s.io/v1", "networkpolicies", true;
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy: "ClusterNetworkPolicy", "ClusterNetworkPolicyList", "policy.networking.k8s.io", "policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies", false;
     /// `v1` Namespace.
     Namespace: "Namespace", "NamespaceList", "", "v1", "namespaces", false;
     /// `v1` Pod.

@@ -1,11 +1,12 @@
 //! The Kubernetes objects that podnet uses, reduced to the fields that it needs and validated.
 //!
 //! [`raw`] has the structure of the objects in YAML and JSON; `Object::try_from` validates one and converts it for the
-//! rest of the daemon. Both ignore unknown fields, except in a [`NetworkPolicy`], where they may narrow what is
-//! allowed. Values live as long as their objects and are numerous, so they are small: only namespaces and pods keep all
-//! of their labels.
+//! rest of the daemon. Both ignore unknown fields, except in a [`NetworkPolicy`] and a [`ClusterNetworkPolicy`],
+//! where they may narrow what a rule matches. Values live as long as their objects and are numerous, so they are small: only namespaces, pods and nodes
+//! keep all of their labels.
 
 mod change;
+mod cluster_policy;
 mod diagnostic;
 mod endpoint_slice;
 mod invalid;
@@ -26,6 +27,7 @@ mod service_cidr;
 mod validate;
 
 pub use change::{Batch, Change, Complaint, Origin};
+pub use cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, Tier};
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use endpoint_slice::{Condition, Endpoint, EndpointSlice, SlicePort};
 pub use invalid::Invalid;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::labels::Labels;
 use super::left_out::LeftOut;
 
 /// A Node.
@@ -19,6 +20,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Creation time, in RFC 3339 and UTC; empty in a file.
     pub created: Box<str>,
+    /// Its labels, as peers of ClusterNetworkPolicies are selected by them.
+    pub labels: Labels,
     /// Whether a label marks it as a control plane node.
     pub control_plane: bool,
     /// Its zone, by a label.

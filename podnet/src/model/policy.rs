@@ -49,6 +49,8 @@ pub enum PolicyPeer {
         /// Ranges in it that don't belong to the block.
         except: Vec<IpNetwork>,
     },
+    /// Addresses of nodes; in egress rules of ClusterNetworkPolicies.
+    Nodes(Selector),
 }
 
 /// An element of a rule's `ports`.

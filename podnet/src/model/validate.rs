@@ -6,12 +6,14 @@
 //! and so must a Service's ClusterIPs and at least one of its ports, since otherwise the meaning of the object is
 //! unknown.
 
+mod cluster_policy;
 mod endpoints;
 mod field;
 mod namespace;
 mod node;
 mod pod;
 mod policy;
+mod policy_parts;
 mod service;
 mod service_cidr;
 
@@ -67,6 +69,7 @@ impl Object {
             Kind::Node => node::check(raw).map(Self::from),
             Kind::ServiceCidr => service_cidr::check(raw).map(Self::from),
             Kind::NetworkPolicy => policy::check(raw).map(Self::from),
+            Kind::ClusterNetworkPolicy => cluster_policy::check(raw).map(Self::from),
             Kind::Namespace => namespace::check(raw).map(Self::from),
             Kind::Pod => pod::check(raw).map(Self::from),
         });

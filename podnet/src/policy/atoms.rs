@@ -7,7 +7,9 @@ use ipnetwork::IpNetwork;
 
 use super::intern::{AtomId, Interner, PolicyId};
 use super::selector::{selects, selects_namespace};
-use crate::model::{Labels, NamedPort, PolicyPeer, PolicyRule, PortMatch, Protocol, Selector};
+use crate::model::{
+    Action, ClusterRule, Labels, NamedPort, PolicyPeer, PolicyRule, PortMatch, Protocol, Selector, Tier,
+};
 
 /// Something that is true or false of an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,16 +18,20 @@ pub(super) enum Atom {
     Own { namespace: Arc<str>, pods: Selector },
     /// It belongs to one of these pods of these namespaces.
     Pods { namespaces: Selector, pods: Selector },
+    /// It belongs to one of these nodes.
+    Nodes(Selector),
     /// It belongs to a block.
     Block { cidr: IpNetwork, except: Vec<IpNetwork> },
     /// It belongs to a pod with a port of this name, which has a number too.
     Named { protocol: Protocol, name: Box<str> },
 }
 
-/// What policies can tell pods apart by. Pods with the same profile are in the same atoms, except for blocks.
+/// What policies can tell pods apart by, and nodes. Those with the same profile are in the same atoms, except for
+/// blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Profile {
-    pub(super) namespace: Arc<str>,
+    /// `None`: a node.
+    pub(super) namespace: Option<Arc<str>>,
     pub(super) labels: Labels,
     pub(super) ports: Vec<NamedPort>,
 }
@@ -36,14 +42,15 @@ impl Profile {
         self.ports.iter().find(|port| port.protocol == protocol && *port.name == *name).map(|port| port.port)
     }
 
-    /// Whether pods with this profile are in an atom of selectors. `namespace`: labels of their namespace, if known.
-    pub(super) fn is_in(&self, atom: &Atom, namespace: Option<&Labels>) -> bool {
-        match atom {
-            Atom::Own { namespace, pods } => *self.namespace == **namespace && selects(pods, &self.labels),
-            Atom::Pods { namespaces, pods } => {
-                selects(pods, &self.labels) && selects_namespace(namespaces, &self.namespace, namespace)
+    /// Whether pods or nodes with this profile are in an atom of selectors. `labels`: those of their namespace, if known.
+    pub(super) fn is_in(&self, atom: &Atom, labels: Option<&Labels>) -> bool {
+        match (atom, &self.namespace) {
+            (Atom::Own { namespace, pods }, Some(own)) => **own == **namespace && selects(pods, &self.labels),
+            (Atom::Pods { namespaces, pods }, Some(own)) => {
+                selects(pods, &self.labels) && selects_namespace(namespaces, own, labels)
             }
-            Atom::Block { .. } | Atom::Named { .. } => false,
+            (Atom::Nodes(nodes), None) => selects(nodes, &self.labels),
+            _ => false,
         }
     }
 }
@@ -94,11 +101,33 @@ pub(super) enum Ports {
     Named(Protocol, AtomId),
 }
 
+/// When a rule is asked: `Admin`, then NetworkPolicies, then `Baseline`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Stage {
+    /// Before NetworkPolicies.
+    Admin,
+    /// Rules of NetworkPolicies, which only accept.
+    Network,
+    /// For pods that no NetworkPolicy isolates.
+    Baseline,
+}
+
+impl From<Tier> for Stage {
+    fn from(tier: Tier) -> Self {
+        match tier {
+            Tier::Admin => Self::Admin,
+            Tier::Baseline => Self::Baseline,
+        }
+    }
+}
+
 /// A rule of a set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Rule {
-    /// A policy that has it.
+    /// The policy that has it.
     pub(super) policy: PolicyId,
+    pub(super) stage: Stage,
+    pub(super) action: Action,
     /// The other end is in one of these; `None`: any address.
     pub(super) peers: Option<Vec<AtomId>>,
     /// `None`: all protocols and ports.
@@ -106,22 +135,43 @@ pub(super) struct Rule {
 }
 
 impl Rule {
-    /// The rules of one direction of a policy.
-    pub(super) fn all(
+    /// The rules of one direction of a NetworkPolicy.
+    pub(super) fn of_network(
         policy: PolicyId,
         namespace: &Arc<str>,
         rules: &[PolicyRule],
         atoms: &mut Interner<Atom, AtomId>,
     ) -> Vec<Self> {
-        rules.iter().map(|rule| Self::new(policy, namespace, rule, atoms)).collect()
+        let accept = (Stage::Network, Action::Accept);
+        rules.iter().map(|rule| Self::new(policy, namespace, accept, rule, atoms)).collect()
     }
 
-    fn new(policy: PolicyId, namespace: &Arc<str>, rule: &PolicyRule, atoms: &mut Interner<Atom, AtomId>) -> Self {
+    /// The rules of one direction of a ClusterNetworkPolicy.
+    pub(super) fn of_cluster(
+        policy: PolicyId,
+        tier: Tier,
+        rules: &[ClusterRule],
+        atoms: &mut Interner<Atom, AtomId>,
+    ) -> Vec<Self> {
+        // Its peers name their namespaces.
+        let none = Arc::from("");
+        let rule = |rule: &ClusterRule| Self::new(policy, &none, (tier.into(), rule.action), &rule.matches, atoms);
+        rules.iter().map(rule).collect()
+    }
+
+    fn new(
+        policy: PolicyId,
+        namespace: &Arc<str>,
+        (stage, action): (Stage, Action),
+        rule: &PolicyRule,
+        atoms: &mut Interner<Atom, AtomId>,
+    ) -> Self {
         let mut peer = |peer: &PolicyPeer| {
             atoms.intern(match peer.clone() {
                 PolicyPeer::Pods { namespaces: None, pods } => Atom::Own { namespace: namespace.clone(), pods },
                 PolicyPeer::Pods { namespaces: Some(namespaces), pods } => Atom::Pods { namespaces, pods },
                 PolicyPeer::Block { cidr, except } => Atom::Block { cidr, except },
+                PolicyPeer::Nodes(nodes) => Atom::Nodes(nodes),
             })
         };
         let peers = rule.peers.as_ref().map(|peers| peers.iter().map(&mut peer).collect());
@@ -138,10 +188,10 @@ impl Rule {
             };
             ports.iter().map(port).collect()
         });
-        Self { policy, peers, ports }
+        Self { policy, stage, action, peers, ports }
     }
 
-    /// The rule for connections to a pod with this profile, where named ports have numbers; `None` if it allows nothing
+    /// The rule for connections to a pod with this profile, where named ports have numbers; `None` if it matches nothing
     /// because the pod has none of its named ports.
     pub(super) fn to(&self, profile: &Profile, atoms: &Interner<Atom, AtomId>) -> Option<Self> {
         let Some(ports) = &self.ports else { return Some(self.clone()) };

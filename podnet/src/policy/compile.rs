@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use podnet_common::addr::{Addr, Proto};
-use podnet_common::layout::{PolicyPort, PolicyRule, Prefix, Subject};
+use podnet_common::layout::{PolicyPort, PolicyRule, PolicyVerdict, Prefix, Subject};
 
-use super::atoms::{Class, PortRange, Ports, Rule};
+use super::atoms::{Class, PortRange, Ports, Rule, Stage};
 use super::intern::{ClassId, SetId};
 use super::ports::PortClasses;
+use crate::model::Action;
 
 /// What the tables of network policy should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub struct Desired {
     pub blocks: BTreeMap<Prefix, u32>,
     /// `policy_ports`: classes of ports.
     pub ports: BTreeMap<PolicyPort, u32>,
-    /// `policy_rules`: what is allowed, with the id of a policy that allows it.
-    pub rules: BTreeMap<PolicyRule, u32>,
+    /// `policy_rules`: what rules match, and what they say.
+    pub rules: BTreeMap<PolicyRule, PolicyVerdict>,
 }
 
 /// The flags in a field of [`Subject`]: the kinds of keys that rules may have. They depend on the rules only, not on
@@ -45,6 +46,22 @@ fn kinds(rule: &Rule) -> u32 {
     match rule.peers {
         Some(_) => of(Subject::CLASS_ALL, Subject::CLASS_PROTOCOL, Subject::CLASS_PORTS),
         None => of(Subject::ANY_ALL, Subject::ANY_PROTOCOL, Subject::ANY_PORTS),
+    }
+}
+
+/// What the rule at a place of a set says, as a value of `policy_rules`.
+pub(super) fn verdict(place: usize, rule: &Rule) -> PolicyVerdict {
+    let number = u32::try_from(place + 1).unwrap_or(u32::MAX);
+    let action = match rule.action {
+        Action::Accept => PolicyVerdict::ACCEPT,
+        Action::Deny => PolicyVerdict::DENY,
+        Action::Pass => PolicyVerdict::PASS,
+    };
+    let none = PolicyVerdict::default();
+    match rule.stage {
+        Stage::Admin => PolicyVerdict { admin: PolicyVerdict::rule(number, action), ..none },
+        Stage::Network => PolicyVerdict { network: number, ..none },
+        Stage::Baseline => PolicyVerdict { baseline: PolicyVerdict::rule(number, action), ..none },
     }
 }
 
@@ -72,7 +89,7 @@ pub(super) fn entries_for_class(
     }
 }
 
-/// Calls `put` with the ports that a rule allows, named ones for the class only.
+/// Calls `put` with the ports that a rule matches, named ones for the class only.
 fn keys(rule: &Rule, class: Option<&Class>, classes: &PortClasses, mut put: impl FnMut(u32)) {
     let Some(list) = &rule.ports else { return put(PolicyRule::ALL) };
     for one in list {
@@ -87,7 +104,7 @@ fn keys(rule: &Rule, class: Option<&Class>, classes: &PortClasses, mut put: impl
     }
 }
 
-/// Calls `put` with the named ports that a rule allows for a class.
+/// Calls `put` with the named ports that a rule matches for a class.
 fn named(rule: &Rule, class: &Class, classes: &PortClasses, mut put: impl FnMut(u32)) {
     for (protocol, atom) in rule.named() {
         if let Some(port) = class.port(atom) {

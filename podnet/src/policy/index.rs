@@ -4,24 +4,27 @@
 //! The tables are recomputed, with the same ids for the same contents, if what is in force on this node changes:
 //! what the policies that select its pods say, or the labels of a namespace.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use podnet_common::addr::Addr;
 use podnet_common::layout::Subject;
 
-use super::atoms::{Atom, Profile, Rule};
+use super::atoms::{Atom, Profile, Rule, Stage};
 use super::compile::{Desired, flags};
 use super::intern::{AtomId, Interner, PolicyId, ProfileId, SetId};
 use super::pods::Pods;
-use super::selector::selects;
+use super::selector::{selects, selects_namespace};
 use super::tables::{Parts, Tables};
-use crate::model::{Namespace, NetworkPolicy, ObjectName, Pod};
+use crate::model::{
+    ClusterNetworkPolicy, Labels, LeftOut, Namespace, NetworkPolicy, Node, ObjectName, Pod, PolicyPeer,
+};
 
 /// The policies of a cluster as they concern one node.
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
+    /// ClusterNetworkPolicies have no namespace.
     policies: BTreeMap<ObjectName, Policy>,
     ids: Interner<ObjectName, PolicyId>,
     /// Whether a policy has changed since the last update.
@@ -38,11 +41,91 @@ pub struct Policies {
     tables: Tables,
 }
 
+/// A policy of either kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnyPolicy {
+    /// Of a namespace.
+    Network(Arc<NetworkPolicy>),
+    /// Of the cluster.
+    Cluster(Arc<ClusterNetworkPolicy>),
+}
+
+impl From<NetworkPolicy> for AnyPolicy {
+    fn from(policy: NetworkPolicy) -> Self {
+        Self::Network(Arc::new(policy))
+    }
+}
+
+impl From<ClusterNetworkPolicy> for AnyPolicy {
+    fn from(policy: ClusterNetworkPolicy) -> Self {
+        Self::Cluster(Arc::new(policy))
+    }
+}
+
+impl AnyPolicy {
+    /// Its `metadata.uid`.
+    pub fn uid(&self) -> &str {
+        match self {
+            Self::Network(policy) => &policy.uid,
+            Self::Cluster(policy) => &policy.uid,
+        }
+    }
+
+    /// Its elements that are left out as invalid.
+    pub fn left_out(&self) -> &LeftOut {
+        match self {
+            Self::Network(policy) => &policy.left_out,
+            Self::Cluster(policy) => &policy.left_out,
+        }
+    }
+
+    /// Whether it has rules about connections to its pods, or isolates them from these.
+    pub fn has_ingress(&self) -> bool {
+        match self {
+            Self::Network(policy) => policy.ingress.is_some(),
+            Self::Cluster(policy) => !policy.ingress.is_empty(),
+        }
+    }
+
+    /// The same for connections from its pods.
+    pub fn has_egress(&self) -> bool {
+        match self {
+            Self::Network(policy) => policy.egress.is_some(),
+            Self::Cluster(policy) => !policy.egress.is_empty(),
+        }
+    }
+
+    /// When its rules are asked, and the priority.
+    fn place(&self) -> (Stage, u16) {
+        match self {
+            Self::Network(_) => (Stage::Network, 0),
+            Self::Cluster(policy) => (policy.tier.into(), policy.priority),
+        }
+    }
+
+    /// Whether it applies to pods with a profile. `labels`: those of their namespace, if known.
+    fn selects(&self, profile: &Profile, labels: Option<&Labels>) -> bool {
+        let Some(namespace) = &profile.namespace else { return false };
+        match self {
+            Self::Network(policy) => selects(&policy.pods, &profile.labels),
+            Self::Cluster(policy) => {
+                selects(&policy.pods, &profile.labels) && selects_namespace(&policy.namespaces, namespace, labels)
+            }
+        }
+    }
+
+    fn names_nodes(&self) -> bool {
+        let Self::Cluster(policy) = self else { return false };
+        let mut peers = policy.egress.iter().flat_map(|rule| &rule.matches.peers).flatten();
+        peers.any(|peer| matches!(peer, PolicyPeer::Nodes(_)))
+    }
+}
+
 /// A policy with its rules by content.
 #[derive(Clone, Debug)]
 struct Policy {
-    object: Arc<NetworkPolicy>,
-    /// `None`: it doesn't isolate.
+    object: AnyPolicy,
+    /// `None`: it doesn't isolate, or has no rules.
     ingress: Option<Vec<Rule>>,
     egress: Option<Vec<Rule>>,
 }
@@ -51,6 +134,20 @@ impl Policy {
     fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.ingress.iter().chain(&self.egress).flatten()
     }
+
+    fn direction(&self, direction: Direction) -> Option<&Vec<Rule>> {
+        match direction {
+            Direction::Ingress => self.ingress.as_ref(),
+            Direction::Egress => self.egress.as_ref(),
+        }
+    }
+}
+
+/// Direction of connections, as a pod sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Ingress,
+    Egress,
 }
 
 impl Policies {
@@ -65,12 +162,11 @@ impl Policies {
         let sets = held.subjects.values().flat_map(|subject| [subject.ingress, subject.egress]);
         let sets = sets.filter(|set| *set != Subject::CLOSED).map(|set| set & Subject::ID);
         self.sets.start_after(sets.chain(held.rules.keys().map(|rule| rule.set)).max().unwrap_or(0));
-        self.ids.start_after(held.rules.values().copied().max().unwrap_or(0));
         self.tables.start_after(held);
     }
 
     /// Sets a policy, or (`None`) removes it. [`Self::update`] puts it into effect, as with other changes.
-    pub fn set_policy(&mut self, name: &ObjectName, policy: Option<Arc<NetworkPolicy>>) {
+    pub fn set_policy(&mut self, name: &ObjectName, policy: Option<AnyPolicy>) {
         let Some(object) = policy else {
             if self.policies.remove(name).is_some() {
                 self.ids.id(name).into_iter().for_each(|id| self.ids.remove(id));
@@ -82,10 +178,21 @@ impl Policies {
             return;
         }
         let id = self.ids.intern(name.clone());
-        let namespace = Arc::from(name.namespace.as_str());
-        let mut rules =
-            |rules: &Option<Vec<_>>| rules.as_ref().map(|rules| Rule::all(id, &namespace, rules, &mut self.atoms));
-        let (ingress, egress) = (rules(&object.ingress), rules(&object.egress));
+        let (ingress, egress) = match &object {
+            AnyPolicy::Network(policy) => {
+                let namespace = Arc::from(name.namespace.as_str());
+                let mut rules = |rules: &Option<Vec<_>>| {
+                    rules.as_ref().map(|rules| Rule::of_network(id, &namespace, rules, &mut self.atoms))
+                };
+                (rules(&policy.ingress), rules(&policy.egress))
+            }
+            AnyPolicy::Cluster(policy) => {
+                let mut rules = |rules: &[_]| {
+                    (!rules.is_empty()).then(|| Rule::of_cluster(id, policy.tier, rules, &mut self.atoms))
+                };
+                (rules(&policy.ingress), rules(&policy.egress))
+            }
+        };
         self.policies.insert(name.clone(), Policy { object, ingress, egress });
         self.changed = true;
     }
@@ -93,6 +200,16 @@ impl Policies {
     /// Sets a namespace, or (`None`) removes it.
     pub fn set_namespace(&mut self, name: &str, namespace: Option<&Namespace>) {
         self.pods.set_namespace(name, namespace);
+    }
+
+    /// Sets a node, or (`None`) removes it. Only needed while [`Self::needs_nodes`].
+    pub fn set_node(&mut self, name: &str, node: Option<&Node>) {
+        self.pods.set_node(name, node);
+    }
+
+    /// Whether rules name nodes.
+    pub fn needs_nodes(&self) -> bool {
+        self.of_cluster().any(|(_, policy)| policy.object.names_nodes())
     }
 
     /// Sets a pod of any node, or (`None`) removes it.
@@ -109,7 +226,9 @@ impl Policies {
         let dirty = self.pods.take_dirty();
         let changed = std::mem::take(&mut self.changed);
         self.loose |= changed;
-        let more = (changed || dirty.local) && self.choose_sets();
+        // Subjects of ClusterNetworkPolicies depend on their namespaces' labels.
+        let namespaces = dirty.namespaces && self.of_cluster().next().is_some();
+        let more = (changed || dirty.local || namespaces) && self.choose_sets();
         if more || dirty.namespaces {
             self.place_all();
         } else {
@@ -155,34 +274,69 @@ impl Policies {
     /// Finds the subjects and the sets that they need. Returns whether there are new sets.
     fn choose_sets(&mut self) -> bool {
         let before = self.sets.len();
-        let mut used = BTreeSet::new();
-        let mut chosen: HashMap<ProfileId, Subject> = HashMap::new();
+        self.used.clear();
+        let profiles: BTreeSet<ProfileId> = self.pods.local().map(|(_, pod)| pod.profile).collect();
+        let mut chosen = BTreeMap::new();
+        for profile in profiles {
+            let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|to| self.choose_set(profile, to));
+            chosen.insert(profile, Subject { ingress, egress });
+        }
         let mut subjects = BTreeMap::new();
         for (name, pod) in self.pods.local() {
-            let Some(profile) = self.pods.profile(pod.profile) else { continue };
-            let subject = *chosen.entry(pod.profile).or_insert_with(|| {
-                let ingress = ingress(&self.policies, profile, &self.atoms);
-                let egress = egress(&self.policies, profile);
-                let [ingress, egress] = [ingress, egress].map(|rules| match rules {
-                    None => Subject::OPEN,
-                    Some(rules) if rules.is_empty() => Subject::CLOSED,
-                    Some(rules) => {
-                        let flags = flags(&rules);
-                        let id = self.sets.intern(rules);
-                        used.insert(id);
-                        id.0 | flags
-                    }
-                });
-                Subject { ingress, egress }
-            });
+            let subject = chosen.get(&pod.profile).copied().unwrap_or_default();
             if subject != Subject::default() {
                 let own = pod.ips.iter().filter(|ip| self.pods.holder(ip) == Some(name));
                 subjects.extend(own.map(|ip| (Addr::from(*ip), subject)));
             }
         }
         self.tables.desired.subjects = subjects;
-        self.used = used;
         self.sets.len() != before
+    }
+
+    /// A field of [`Subject`] for pods with a profile.
+    fn choose_set(&mut self, profile: ProfileId, direction: Direction) -> u32 {
+        let Some(profile) = self.pods.profile(profile) else { return Subject::OPEN };
+        let (rules, isolated) = self.rules(profile, direction);
+        if rules.is_empty() {
+            return if isolated { Subject::CLOSED } else { Subject::OPEN };
+        }
+        let cluster = rules.iter().any(|rule| rule.stage != Stage::Network);
+        let mut flags = flags(&rules);
+        if cluster {
+            flags |= Subject::CLUSTER | if isolated { Subject::ISOLATED } else { 0 };
+        }
+        let id = self.sets.intern(rules);
+        self.used.insert(id);
+        id.0 | flags
+    }
+
+    /// The rules about pods with a profile, in the order in which they are asked, and whether NetworkPolicies isolate
+    /// the pods.
+    fn rules(&self, profile: &Profile, direction: Direction) -> (Vec<Rule>, bool) {
+        let policies = self.selecting(profile);
+        let of = policies.iter().filter_map(|(_, policy)| Some((policy, policy.direction(direction)?)));
+        let isolated = of.clone().any(|(policy, _)| matches!(policy.object, AnyPolicy::Network(_)));
+        let rules = of.flat_map(|(_, rules)| rules);
+        let rules = match direction {
+            Direction::Ingress => rules.filter_map(|rule| rule.to(profile, &self.atoms)).collect(),
+            Direction::Egress => rules.cloned().collect(),
+        };
+        (rules, isolated)
+    }
+
+    /// The policies that apply to pods with a profile, in the order in which they are asked.
+    fn selecting<'a>(&'a self, profile: &'a Profile) -> Vec<(&'a ObjectName, &'a Policy)> {
+        let labels = self.pods.labels_of(profile);
+        let own = of(&self.policies, profile.namespace.as_deref().unwrap_or_default());
+        let policies = self.of_cluster().chain(own);
+        let mut policies: Vec<_> = policies.filter(|(_, policy)| policy.object.selects(profile, labels)).collect();
+        policies.sort_by_key(|(name, policy)| (policy.object.place(), *name));
+        policies
+    }
+
+    /// The ClusterNetworkPolicies.
+    fn of_cluster(&self) -> impl Iterator<Item = (&ObjectName, &Policy)> {
+        of(&self.policies, "")
     }
 
     /// The desired tables, as of the last update.
@@ -195,37 +349,38 @@ impl Policies {
         self.policies.is_empty()
     }
 
-    /// Whether a namespace has policies.
+    /// Whether policies may apply to pods of a namespace.
     pub fn has_policies(&self, namespace: &str) -> bool {
-        of(&self.policies, namespace).next().is_some()
+        self.has_cluster_policies() || of(&self.policies, namespace).next().is_some()
+    }
+
+    /// Whether there is any ClusterNetworkPolicy.
+    pub fn has_cluster_policies(&self) -> bool {
+        self.of_cluster().next().is_some()
     }
 
     /// A policy.
-    pub fn get(&self, name: &ObjectName) -> Option<&Arc<NetworkPolicy>> {
+    pub fn get(&self, name: &ObjectName) -> Option<&AnyPolicy> {
         self.policies.get(name).map(|policy| &policy.object)
     }
 
     /// All policies by name.
-    pub fn all(&self) -> impl Iterator<Item = (&ObjectName, &NetworkPolicy)> {
-        self.policies.iter().map(|(name, policy)| (name, &*policy.object))
+    pub fn all(&self) -> impl Iterator<Item = (&ObjectName, &AnyPolicy)> {
+        self.policies.iter().map(|(name, policy)| (name, &policy.object))
     }
 
     /// The policies after this one by name, or all.
-    pub fn after(&self, name: Option<&ObjectName>) -> impl Iterator<Item = (&ObjectName, &NetworkPolicy)> {
+    pub fn after(&self, name: Option<&ObjectName>) -> impl Iterator<Item = (&ObjectName, &AnyPolicy)> {
         let start = name.map_or(Bound::Unbounded, Bound::Excluded);
-        self.policies.range((start, Bound::Unbounded)).map(|(name, policy)| (name, &*policy.object))
+        self.policies.range((start, Bound::Unbounded)).map(|(name, policy)| (name, &policy.object))
     }
 
-    /// Names of the ids in [`Desired::rules`].
-    pub fn names(&self) -> impl Iterator<Item = (u32, &ObjectName)> {
-        self.ids.iter().map(|(id, name)| (id.0, name))
-    }
-
-    /// The pods of this node that a policy isolates.
+    /// The pods of this node that a policy applies to.
     pub fn subjects(&self, policy: &ObjectName) -> impl Iterator<Item = &ObjectName> {
         let selected = move |id: ProfileId| {
-            let profile = self.pods.profile(id).filter(|profile| *profile.namespace == *policy.namespace)?;
-            Some(selects(&self.policies.get(policy)?.object.pods, &profile.labels))
+            let profile = self.pods.profile(id)?;
+            let own = policy.namespace.is_empty() || profile.namespace.as_deref() == Some(&policy.namespace);
+            Some(own && self.policies.get(policy)?.object.selects(profile, self.pods.labels_of(profile)))
         };
         self.pods.local().filter(move |(_, pod)| selected(pod.profile) == Some(true)).map(|(name, _)| name)
     }
@@ -235,10 +390,12 @@ impl Policies {
         self.pods.get(pod).map(|known| known.local)
     }
 
-    /// The policies that isolate a pod of any node, which is where they are enforced.
-    pub fn isolating(&self, pod: &ObjectName) -> impl Iterator<Item = &ObjectName> {
+    /// The policies that apply to a pod of any node, which is where they are enforced, in the order in which they are
+    /// asked.
+    pub fn applying(&self, pod: &ObjectName) -> Vec<(&ObjectName, &AnyPolicy)> {
         let profile = self.pods.get(pod).and_then(|known| self.pods.profile(known.profile));
-        profile.into_iter().flat_map(|profile| selecting(&self.policies, profile)).map(|(name, _)| name)
+        let policies = profile.map(|profile| self.selecting(profile)).unwrap_or_default();
+        policies.into_iter().map(|(name, policy)| (name, &policy.object)).collect()
     }
 
     /// Number of pods that the selectors of a policy's rules find, on all nodes.
@@ -257,34 +414,4 @@ fn of<'a>(
 ) -> impl Iterator<Item = (&'a ObjectName, &'a Policy)> {
     let first = ObjectName { namespace: namespace.into(), name: String::new() };
     policies.range(first..).take_while(move |(name, _)| name.namespace == namespace)
-}
-
-/// The policies that isolate pods with a profile.
-fn selecting<'a>(
-    policies: &'a BTreeMap<ObjectName, Policy>,
-    profile: &'a Profile,
-) -> impl Iterator<Item = (&'a ObjectName, &'a Policy)> {
-    of(policies, &profile.namespace).filter(|(_, policy)| selects(&policy.object.pods, &profile.labels))
-}
-
-/// What is allowed to pods with a profile; `None`: everything, since no policy isolates them.
-fn ingress(
-    policies: &BTreeMap<ObjectName, Policy>,
-    profile: &Profile,
-    atoms: &Interner<Atom, AtomId>,
-) -> Option<Vec<Rule>> {
-    let mut all = None::<Vec<_>>;
-    for rules in selecting(policies, profile).filter_map(|(_, policy)| policy.ingress.as_ref()) {
-        all.get_or_insert_default().extend(rules.iter().filter_map(|rule| rule.to(profile, atoms)));
-    }
-    all
-}
-
-/// What is allowed from pods with a profile; `None`: everything, since no policy isolates them.
-fn egress(policies: &BTreeMap<ObjectName, Policy>, profile: &Profile) -> Option<Vec<Rule>> {
-    let mut all = None::<Vec<_>>;
-    for rules in selecting(policies, profile).filter_map(|(_, policy)| policy.egress.as_ref()) {
-        all.get_or_insert_default().extend(rules.iter().cloned());
-    }
-    all
 }

@@ -30,7 +30,7 @@ pub(super) trait Id: Copy + Ord {
 }
 
 ids! {
-    /// A policy, as a value of `policy_rules`.
+    /// A policy.
     PolicyId, u32::MAX;
     /// An [`Atom`](super::atoms::Atom).
     AtomId, u32::MAX;

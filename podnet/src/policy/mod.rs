@@ -25,7 +25,7 @@ mod selector;
 mod tables;
 
 pub use compile::Desired;
-pub use index::Policies;
+pub use index::{AnyPolicy, Policies};
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! Pods and namespaces: who has which address, and what policies can tell about them.
+//! Pods, nodes and namespaces: who has which address, and what policies can tell about them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::atoms::{Atom, Class, Profile};
 use super::intern::{AtomId, Interner, ProfileId};
-use crate::model::{Labels, Namespace, ObjectName, Pod};
+use crate::model::{Labels, Namespace, Node, ObjectName, Pod};
 
 /// The pods and namespaces of the cluster.
 #[derive(Clone, Debug, Default)]
@@ -15,7 +15,7 @@ pub(super) struct Pods {
     node: Box<str>,
     /// Labels of the namespaces.
     namespaces: BTreeMap<String, Labels>,
-    /// Pods with a network of their own that haven't ended.
+    /// Pods with a network of their own that haven't ended, and nodes, without a namespace.
     pods: BTreeMap<ObjectName, Arc<Known>>,
     /// Those of them that are on this node.
     local: BTreeSet<ObjectName>,
@@ -73,7 +73,7 @@ impl Pods {
             None => self.namespaces.remove(name),
         };
         for (id, members) in &mut self.members {
-            if self.profiles.content(*id).is_some_and(|profile| *profile.namespace == *name) {
+            if self.profiles.content(*id).is_some_and(|profile| profile.namespace.as_deref() == Some(name)) {
                 members.class = None;
                 self.dirty.namespaces = true;
             }
@@ -84,6 +84,24 @@ impl Pods {
     pub(super) fn set(&mut self, name: &ObjectName, pod: Option<&Pod>) {
         // Pods that have ended are no peers, and those with host network are part of their node.
         let known = pod.filter(|pod| !pod.ended && !pod.host_network).map(|pod| Arc::new(self.know(name, pod)));
+        self.put(name, known);
+    }
+
+    /// Sets a node, or (`None`) removes it. It has its addresses as a pod has, and is never a subject.
+    pub(super) fn set_node(&mut self, name: &str, node: Option<&Node>) {
+        let known = node.map(|node| {
+            let profile = Profile { namespace: None, labels: node.labels.clone(), ports: Vec::new() };
+            Arc::new(Known {
+                profile: self.profiles.intern(profile),
+                ips: node.internal_ips.iter().chain(&node.external_ips).copied().collect(),
+                local: false,
+                created: node.created.clone(),
+            })
+        });
+        self.put(&ObjectName { namespace: String::new(), name: name.into() }, known);
+    }
+
+    fn put(&mut self, name: &ObjectName, known: Option<Arc<Known>>) {
         if self.pods.get(name) == known.as_ref() {
             return;
         }
@@ -105,7 +123,7 @@ impl Pods {
 
     fn know(&mut self, name: &ObjectName, pod: &Pod) -> Known {
         let profile = self.profiles.intern(Profile {
-            namespace: name.namespace.as_str().into(),
+            namespace: Some(name.namespace.as_str().into()),
             labels: pod.labels.clone(),
             ports: pod.ports.clone(),
         });
@@ -154,7 +172,7 @@ impl Pods {
     ) {
         for (id, members) in &mut self.members {
             let Some(profile) = self.profiles.content(*id) else { continue };
-            let labels = self.namespaces.get(&*profile.namespace);
+            let labels = profile.namespace.as_deref().and_then(|name| self.namespaces.get(name));
             match &mut members.class {
                 Some(class) => {
                     if !left.is_empty() {
@@ -198,6 +216,11 @@ impl Pods {
         self.pods.get(name).map(|known| &**known)
     }
 
+    /// The labels of the namespace of pods with a profile, if known.
+    pub(super) fn labels_of(&self, profile: &Profile) -> Option<&Labels> {
+        self.namespaces.get(profile.namespace.as_deref()?)
+    }
+
     /// A profile.
     pub(super) fn profile(&self, id: ProfileId) -> Option<&Profile> {
         self.profiles.content(id)
@@ -207,7 +230,7 @@ impl Pods {
     pub(super) fn count(&self, atoms: &[&Atom]) -> usize {
         let within = |(id, _): &(&ProfileId, &Members)| {
             self.profiles.content(**id).is_some_and(|profile| {
-                let labels = self.namespaces.get(&*profile.namespace);
+                let labels = self.labels_of(profile);
                 atoms.iter().any(|atom| profile.is_in(atom, labels))
             })
         };

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use podnet_common::addr::Addr;
-use podnet_common::layout::PolicyRule;
+use podnet_common::layout::{PolicyRule, PolicyVerdict};
 
 use super::atoms::{Atom, Class, PortRange, Rule};
 use super::classes::Blocks;
-use super::compile::{Desired, entries_for_any, entries_for_class};
+use super::compile::{Desired, entries_for_any, entries_for_class, verdict};
 use super::intern::{AtomId, ClassId, Interner, ProfileId, SetId};
 use super::pods::Pods;
 use super::ports::PortClasses;
@@ -152,16 +152,17 @@ impl Tables {
     fn add_rules(&mut self, id: ClassId, sets: &Interner<Vec<Rule>, SetId>) {
         let Some(class) = self.classes.content(id) else { return };
         for (set, rules) in sets.iter() {
-            for rule in rules {
+            for (place, rule) in rules.iter().enumerate() {
                 entries_for_class(set, rule, (id, class), &self.ports, |key| {
-                    self.desired.rules.entry(key).or_insert(rule.policy.0);
+                    let entry = self.desired.rules.entry(key).or_default();
+                    *entry = entry.first(verdict(place, rule));
                 });
             }
         }
     }
 
     /// All entries of `policy_rules`.
-    fn rules(&self, sets: &Interner<Vec<Rule>, SetId>) -> BTreeMap<PolicyRule, u32> {
+    fn rules(&self, sets: &Interner<Vec<Rule>, SetId>) -> BTreeMap<PolicyRule, PolicyVerdict> {
         let mut within: HashMap<AtomId, Vec<(ClassId, &Class)>> = HashMap::new();
         for (id, class) in self.classes.iter() {
             let named = class.named.iter().map(|(atom, _)| atom);
@@ -169,8 +170,8 @@ impl Tables {
         }
         let mut entries = Vec::new();
         for (set, rules) in sets.iter() {
-            for rule in rules {
-                let mut put = |key| entries.push((key, rule.policy.0));
+            for (place, rule) in rules.iter().enumerate() {
+                let mut put = |key| entries.push((key, verdict(place, rule)));
                 entries_for_any(set, rule, &self.ports, &mut put);
                 let atoms: Vec<AtomId> = match &rule.peers {
                     Some(peers) => peers.clone(),
@@ -181,9 +182,14 @@ impl Tables {
                 }
             }
         }
-        // Of several policies that allow the same, the first is named.
         entries.sort_by_key(|(key, _)| *key);
-        entries.dedup_by_key(|(key, _)| *key);
+        entries.dedup_by(|(key, verdict), (first, all)| {
+            let same = key == first;
+            if same {
+                *all = all.first(*verdict);
+            }
+            same
+        });
         entries.into_iter().collect()
     }
 }

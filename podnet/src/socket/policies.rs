@@ -1,31 +1,51 @@
 //! Network policies as commands show them. The event loop takes [`PolicyFacts`] and [`PodFacts`], which share the
 //! objects; the server makes readable values of them.
 
-use std::sync::Arc;
-
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{
-        LabelCondition, NetworkPolicy, ObjectName, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Selector,
+        ClusterRule, LabelCondition, ObjectName, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Selector,
     },
-    policy::Policies,
+    policy::{AnyPolicy, Policies},
 };
 
-/// A NetworkPolicy in a list.
+/// The place of a ClusterNetworkPolicy among others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TierView {
+    /// `Admin` or `Baseline`.
+    pub name: String,
+    /// Policies of a tier with smaller numbers are asked first.
+    pub priority: u16,
+}
+
+impl TierView {
+    fn of(policy: &AnyPolicy) -> Option<Self> {
+        match policy {
+            AnyPolicy::Network(_) => None,
+            AnyPolicy::Cluster(policy) => Some(Self { name: policy.tier.name().into(), priority: policy.priority }),
+        }
+    }
+}
+
+/// A policy in a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicySummary {
-    /// Its namespace.
+    /// Its namespace; empty for a ClusterNetworkPolicy.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Whether it isolates pods from what connects to them.
+    /// For a ClusterNetworkPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<TierView>,
+    /// Whether it isolates pods from what connects to them, or has rules about that.
     pub ingress: bool,
-    /// Whether it isolates pods from what they connect to.
+    /// Whether it isolates pods from what they connect to, or has rules about that.
     pub egress: bool,
-    /// Number of this node's pods that it selects.
+    /// Number of this node's pods that it applies to.
     pub subjects: usize,
     /// Number of pods that the selectors of its rules find, on all nodes.
     pub peers: usize,
@@ -35,34 +55,41 @@ pub struct PolicySummary {
 
 impl PolicySummary {
     /// Summarises a policy.
-    pub fn of(policies: &Policies, name: &ObjectName, object: &NetworkPolicy) -> Self {
+    pub fn of(policies: &Policies, name: &ObjectName, object: &AnyPolicy) -> Self {
         Self {
             namespace: name.namespace.clone(),
             name: name.name.clone(),
-            ingress: object.ingress.is_some(),
-            egress: object.egress.is_some(),
+            tier: TierView::of(object),
+            ingress: object.has_ingress(),
+            egress: object.has_egress(),
             subjects: policies.subjects(name).count(),
             peers: policies.peers(name),
-            problems: object.left_out.count(),
+            problems: object.left_out().count(),
         }
     }
 }
 
-/// A NetworkPolicy with its rules.
+/// A policy with its rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyDetail {
-    /// Its namespace.
+    /// Its namespace; empty for a ClusterNetworkPolicy.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Selector of its pods; empty: all of the namespace.
+    /// For a ClusterNetworkPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<TierView>,
+    /// ClusterNetworkPolicy: selector of its pods' namespaces, empty for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<String>,
+    /// Selector of its pods; empty: all of the namespaces.
     pub pods: String,
-    /// What may connect to these pods; `None`: it doesn't isolate them in this direction.
+    /// Rules about connections to these pods; `None`: it has none, or doesn't isolate them in this direction.
     pub ingress: Option<Vec<RuleView>>,
-    /// What these pods may connect to; `None`: it doesn't isolate them in this direction.
+    /// Rules about connections from these pods; `None`: it has none, or doesn't isolate them in this direction.
     pub egress: Option<Vec<RuleView>>,
-    /// This node's pods that it selects, as `namespace/name`.
+    /// This node's pods that it applies to, as `namespace/name`.
     pub subjects: Vec<String>,
     /// Number of pods that the selectors of its rules find, on all nodes.
     pub peers: usize,
@@ -70,10 +97,16 @@ pub struct PolicyDetail {
     pub problems: Vec<String>,
 }
 
-/// A rule: allows what both of its lists match. Selectors are written as for `kubectl --selector`.
+/// A rule about what both of its lists match. Selectors are written as for `kubectl --selector`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleView {
+    /// Its name, in a ClusterNetworkPolicy that gives it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `Accept`, `Deny` or `Pass` in a ClusterNetworkPolicy; `None`: it accepts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
     /// The other ends; `None`: all addresses.
     pub peers: Option<Vec<PeerView>>,
     /// Ports of the destination; `None`: all protocols and ports.
@@ -98,6 +131,11 @@ pub enum PeerView {
         /// Ranges that are excluded from it.
         except: Vec<IpNetwork>,
     },
+    /// Nodes.
+    Nodes(
+        /// Their selector; empty: all.
+        String,
+    ),
 }
 
 /// Ports of a rule. Without number and name: all of the protocol.
@@ -124,19 +162,21 @@ pub struct PodPolicies {
     pub name: String,
     /// Whether it is on this node. Policies are enforced by the node of the pod.
     pub local: bool,
-    /// What may connect to it; `None`: everything, since no policy isolates it in this direction.
-    pub ingress: Option<Isolation>,
-    /// What it may connect to; `None`: everything, since no policy isolates it in this direction.
-    pub egress: Option<Isolation>,
+    /// What may connect to it; `None`: everything, since no policy says anything about that.
+    pub ingress: Option<PodRules>,
+    /// What it may connect to; `None`: everything, since no policy says anything about that.
+    pub egress: Option<PodRules>,
 }
 
-/// Isolation of a pod in one direction: only what a rule allows passes.
+/// What policies say about the connections of a pod in one direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Isolation {
-    /// The policies that isolate it, as `namespace/name`.
+pub struct PodRules {
+    /// Whether NetworkPolicies isolate it: without a rule that accepts, a connection is denied.
+    pub isolated: bool,
+    /// The policies in the order in which they are asked: `namespace/name`, or the name of a ClusterNetworkPolicy.
     pub policies: Vec<String>,
-    /// Their rules.
+    /// Their rules in the same order.
     pub rules: Vec<NamedRule>,
 }
 
@@ -144,8 +184,11 @@ pub struct Isolation {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NamedRule {
-    /// The policy, as `namespace/name`.
+    /// The policy, as in [`PodRules::policies`].
     pub policy: String,
+    /// For a ClusterNetworkPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<TierView>,
     /// The rule.
     #[serde(flatten)]
     pub rule: RuleView,
@@ -165,7 +208,7 @@ pub struct PodAnswer {
 #[derive(Clone, Debug)]
 pub struct PolicyFacts {
     name: ObjectName,
-    object: Arc<NetworkPolicy>,
+    object: AnyPolicy,
     subjects: Vec<ObjectName>,
     peers: usize,
 }
@@ -181,15 +224,21 @@ impl PolicyFacts {
     /// In readable form.
     pub fn detail(self) -> PolicyDetail {
         let Self { name: ObjectName { namespace, name }, object, subjects, peers } = self;
+        let (namespaces, pods) = match &object {
+            AnyPolicy::Network(policy) => (None, selector(&policy.pods)),
+            AnyPolicy::Cluster(policy) => (Some(selector(&policy.namespaces)), selector(&policy.pods)),
+        };
         PolicyDetail {
             namespace,
             name,
-            pods: selector(&object.pods),
-            ingress: object.ingress.as_deref().map(rules),
-            egress: object.egress.as_deref().map(rules),
+            tier: TierView::of(&object),
+            namespaces,
+            pods,
+            ingress: rules(&object, true),
+            egress: rules(&object, false),
             subjects: subjects.iter().map(ObjectName::to_string).collect(),
             peers,
-            problems: object.left_out.lines().collect(),
+            problems: object.left_out().lines().collect(),
         }
     }
 }
@@ -200,50 +249,69 @@ pub struct PodFacts {
     name: ObjectName,
     /// `None` if the pod is unknown.
     local: Option<bool>,
-    selecting: Vec<(ObjectName, Arc<NetworkPolicy>)>,
+    /// In the order in which they are asked.
+    policies: Vec<(ObjectName, AnyPolicy)>,
     any_policy: bool,
 }
 
 impl PodFacts {
     /// Those of a pod.
     pub fn of(policies: &Policies, name: &ObjectName) -> Self {
-        let selecting = policies.isolating(name);
+        let applying = policies.applying(name).into_iter();
         Self {
             name: name.clone(),
             local: policies.is_local(name),
-            selecting: selecting.filter_map(|name| Some((name.clone(), policies.get(name)?.clone()))).collect(),
+            policies: applying.map(|(name, policy)| (name.clone(), policy.clone())).collect(),
             any_policy: !policies.is_empty(),
         }
     }
 
     /// In readable form.
     pub fn answer(self) -> PodAnswer {
-        let ingress = self.isolation(|policy| policy.ingress.as_deref());
-        let egress = self.isolation(|policy| policy.egress.as_deref());
+        let (ingress, egress) = (self.applied(true), self.applied(false));
         let ObjectName { namespace, name } = self.name;
         let pod = self.local.map(|local| PodPolicies { namespace, name, local, ingress, egress });
         PodAnswer { pod, any_policy: self.any_policy }
     }
 
-    fn isolation(&self, direction: impl Fn(&NetworkPolicy) -> Option<&[PolicyRule]>) -> Option<Isolation> {
-        let mut isolation = None::<Isolation>;
-        for (name, object) in &self.selecting {
-            let Some(rules) = direction(object) else { continue };
-            let isolation = isolation.get_or_insert_default();
-            let policy = name.to_string();
-            isolation.rules.extend(rules.iter().map(|rule| NamedRule { policy: policy.clone(), rule: view(rule) }));
-            isolation.policies.push(policy);
+    fn applied(&self, ingress: bool) -> Option<PodRules> {
+        let mut applied = None::<PodRules>;
+        for (name, object) in &self.policies {
+            let Some(rules) = rules(object, ingress) else { continue };
+            let applied = applied.get_or_insert_default();
+            let (policy, tier) = (name.to_string(), TierView::of(object));
+            applied.isolated |= tier.is_none();
+            let rule = |rule| NamedRule { policy: policy.clone(), tier: tier.clone(), rule };
+            applied.rules.extend(rules.into_iter().map(rule));
+            applied.policies.push(policy);
         }
-        isolation
+        applied
     }
 }
 
-fn rules(rules: &[PolicyRule]) -> Vec<RuleView> {
-    rules.iter().map(view).collect()
+/// The rules of one direction; `None` if the policy says nothing about it.
+fn rules(policy: &AnyPolicy, ingress: bool) -> Option<Vec<RuleView>> {
+    match policy {
+        AnyPolicy::Network(policy) => {
+            let rules = if ingress { &policy.ingress } else { &policy.egress };
+            rules.as_ref().map(|rules| rules.iter().map(view).collect())
+        }
+        AnyPolicy::Cluster(policy) => {
+            let rules = if ingress { &policy.ingress } else { &policy.egress };
+            let named = |rule: &ClusterRule| RuleView {
+                name: (!rule.name.is_empty()).then(|| rule.name.to_string()),
+                action: Some(rule.action.name().into()),
+                ..view(&rule.matches)
+            };
+            (!rules.is_empty()).then(|| rules.iter().map(named).collect())
+        }
+    }
 }
 
 fn view(rule: &PolicyRule) -> RuleView {
     RuleView {
+        name: None,
+        action: None,
         peers: rule.peers.as_ref().map(|peers| peers.iter().map(peer).collect()),
         ports: rule.ports.as_ref().map(|ports| ports.iter().map(port).collect()),
     }
@@ -255,6 +323,7 @@ fn peer(peer: &PolicyPeer) -> PeerView {
             PeerView::Pods { namespaces: namespaces.as_ref().map(selector), pods: selector(pods) }
         }
         PolicyPeer::Block { cidr, except } => PeerView::Block { cidr: *cidr, except: except.clone() },
+        PolicyPeer::Nodes(nodes) => PeerView::Nodes(selector(nodes)),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use podnet_common::{
     addr::{Addr, Proto},
-    layout::{Config, CtEntry, Hook, NetworkKind, PolicyRule, ProtoPort, Subject, Tuple},
+    layout::{Config, CtEntry, Hook, NetworkKind, PolicyRule, PolicyVerdict, ProtoPort, Subject, Tuple},
     pipeline::Tables as _,
     simulator::HostTables,
 };
@@ -20,13 +20,15 @@ pub fn check_flow(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) 
     let t = &o.before;
     let judged = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink) && entry.flags & CtEntry::ONE_WAY == 0;
     let node = |addr: &Addr| world.kind(addr) == Some(NetworkKind::LocalNode);
-    if !judged || t.config.flags & Config::POLICY == 0 || key.src == entry.dst || node(&key.src) || node(&entry.dst) {
+    if !judged || t.config.flags & Config::POLICY == 0 || node(&key.src) {
         return;
     }
+    let exempt = key.src == entry.dst || node(&entry.dst);
     let port = ProtoPort::new(key.proto, entry.dport);
     let subject = |addr: &Addr| t.subjects.get(addr).copied().unwrap_or_default();
-    assert!(allows(t, subject(&key.src).egress, &entry.dst, &port), "{o}the client's policies deny it: {entry:?}");
-    assert!(allows(t, subject(&entry.dst).ingress, &key.src, &port), "{o}the server's policies deny it: {entry:?}");
+    let (egress, ingress) = (subject(&key.src).egress, subject(&entry.dst).ingress);
+    assert!(allows(t, egress, &entry.dst, &port, exempt), "{o}the client's policies deny it: {entry:?}");
+    assert!(allows(t, ingress, &key.src, &port, exempt), "{o}the server's policies deny it: {entry:?}");
 }
 
 /// Checks that a denied packet could concern a subject: its own addresses, or a backend's.
@@ -37,15 +39,16 @@ pub fn check_denied(o: &Outcome<'_>, packet: &View<'_>) {
     assert!(own || backend, "{o}no policy concerns it");
 }
 
-/// Whether any rule of a set allows a peer and a port. Follows the documentation of the tables, not the flags of sets.
-fn allows(t: &HostTables, set: u32, peer: &Addr, port: &ProtoPort) -> bool {
+/// Whether the rules of a set allow a peer and a port. `exempt`: NetworkPolicies do. Follows the documentation of the
+/// tables, not the flags for kinds of keys.
+fn allows(t: &HostTables, set: u32, peer: &Addr, port: &ProtoPort, exempt: bool) -> bool {
     if set == Subject::OPEN {
         return true;
     }
     let class = t.policy_peers.get(peer).copied().or_else(|| t.policy_block(peer)).unwrap_or_default();
     let has_ports = [Proto::TCP, Proto::UDP, Proto::SCTP].contains(&port.proto);
     let ports = t.policy_port(port).filter(|_| has_ports);
-    let matches = |rule: &&PolicyRule| {
+    let matches = |rule: &PolicyRule| {
         let peer = rule.class == PolicyRule::ANY || rule.class == class;
         let protocol = has_ports && rule.ports == PolicyRule::protocol(port.proto);
         let everything = rule.ports == PolicyRule::ALL;
@@ -53,5 +56,20 @@ fn allows(t: &HostTables, set: u32, peer: &Addr, port: &ProtoPort) -> bool {
             && peer
             && (everything || protocol || ports.is_some_and(|class| class == rule.ports))
     };
-    set != Subject::CLOSED && t.policy_rules.keys().any(|rule| matches(&rule))
+    if set == Subject::CLOSED {
+        return exempt;
+    }
+    let found = || t.policy_rules.iter().filter(|(rule, _)| matches(rule)).map(|(_, verdict)| verdict);
+    let first =
+        |rules: Vec<u32>| rules.into_iter().filter(|rule| *rule != 0).min().map(|rule| rule & PolicyVerdict::ACTION);
+    let cluster = set & Subject::CLUSTER != 0;
+    match first(found().map(|verdict| verdict.admin).collect()) {
+        Some(PolicyVerdict::ACCEPT) if cluster => return true,
+        Some(PolicyVerdict::DENY) if cluster => return false,
+        _ => {}
+    }
+    if !cluster || set & Subject::ISOLATED != 0 {
+        return exempt || found().any(|verdict| verdict.network != 0);
+    }
+    first(found().map(|verdict| verdict.baseline).collect()) != Some(PolicyVerdict::DENY)
 }

@@ -128,8 +128,16 @@ impl Api {
     pub fn bookmark(&self) {
         let mut state = self.lock();
         state.version += 1;
-        for resource in ["services", "endpointslices", "nodes", "servicecidrs", "networkpolicies", "namespaces", "pods"]
-        {
+        for resource in [
+            "services",
+            "endpointslices",
+            "nodes",
+            "servicecidrs",
+            "networkpolicies",
+            "clusternetworkpolicies",
+            "namespaces",
+            "pods",
+        ] {
             let version = state.version.to_string();
             let object = json!({"apiVersion": "v1", "kind": "x", "metadata": {"resourceVersion": version}});
             state.note(resource.into(), "BOOKMARK", Arc::new(Stored::new(object)));
@@ -142,6 +150,11 @@ impl Api {
         let mut state = self.lock();
         state.forgotten = state.version;
         state.log.clear();
+    }
+
+    /// Lets clients read network policies.
+    pub fn grant_policies(&self) {
+        self.lock().abilities.policies = true;
     }
 
     /// Sends the next event without its object.

@@ -81,8 +81,16 @@ impl Server {
         }
         let resource = path.rsplit('/').next().unwrap_or_default().to_owned();
         let abilities = self.lock().abilities;
-        if resource == "servicecidrs" && !abilities.service_cidrs {
-            return Ok(refusal(404, "the server could not find the requested resource"));
+        match resource.as_str() {
+            "networkpolicies" | "clusternetworkpolicies" if !abilities.policies => {
+                return Ok(refusal(403, &format!("{resource} is forbidden")));
+            }
+            "servicecidrs" if abilities.service_cidrs => {}
+            "clusternetworkpolicies" if abilities.cluster_policies => {}
+            "servicecidrs" | "clusternetworkpolicies" => {
+                return Ok(refusal(404, "the server could not find the requested resource"));
+            }
+            _ => {}
         }
         let query: BTreeMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
         if query.get("watch") != Some(&"true") {

@@ -35,6 +35,10 @@ pub struct Abilities {
     pub streaming_lists: Streaming,
     /// ServiceCIDRs (1.33 and later).
     pub service_cidrs: bool,
+    /// The definition of ClusterNetworkPolicy is installed.
+    pub cluster_policies: bool,
+    /// Clients may read network policies.
+    pub policies: bool,
     /// Every event is sent twice, as after a restart of a proxy.
     pub stutter: bool,
     /// Clients may write Events.
@@ -46,7 +50,15 @@ pub struct Abilities {
 impl Default for Abilities {
     fn default() -> Self {
         // Small pages, so that lists have several.
-        Self { streaming_lists: Streaming::Served, service_cidrs: true, stutter: false, events: true, page: 3 }
+        Self {
+            streaming_lists: Streaming::Served,
+            service_cidrs: true,
+            cluster_policies: true,
+            policies: true,
+            stutter: false,
+            events: true,
+            page: 3,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use bytemuck::Pod;
 
 use super::{
     Affinity, AffinityKey, Backend, Config, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Interface,
-    Network, Peer, PolicyPort, PolicyRule, Prefix, ServiceClient, SockKey, SockPeer, SourceRange, Tuple,
+    Network, Peer, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ServiceClient, SockKey, SockPeer, SourceRange, Tuple,
 };
 use crate::addr::{Addr, IfIndex};
 
@@ -167,6 +167,7 @@ macro_rules! migrate_trie_key {
 
 migrate_trie_key!(Prefix { len, addr });
 migrate!(PolicyRule { set, class, ports });
+migrate!(PolicyVerdict { admin, network, baseline });
 migrate_trie_key!(SourceRange { len, data });
 migrate_trie_key!(PolicyPort { len, data });
 

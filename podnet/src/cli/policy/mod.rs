@@ -1,4 +1,4 @@
-//! `podnet policy`: NetworkPolicies, as the daemon knows them. The tables contain only what they amount to on this
+//! `podnet policy`: NetworkPolicies and ClusterNetworkPolicies, as the daemon knows them. The tables contain only what they amount to on this
 //! node.
 
 #[cfg(test)]
@@ -18,15 +18,15 @@ use crate::socket::{AskError, Client, PodAnswer, PodPolicies, PolicyDetail, Poli
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyVerb {
-    /// List the NetworkPolicies of the cluster.
+    /// List the NetworkPolicies and ClusterNetworkPolicies of the cluster.
     List,
-    /// Show a NetworkPolicy with its rules, this node's pods that it selects, and its problems.
+    /// Show a policy with its rules, this node's pods that it applies to, and its problems.
     Show {
-        /// The NetworkPolicy [default namespace: default]
+        /// The NetworkPolicy [default namespace: default] or ClusterNetworkPolicy
         #[arg(value_name = "NAMESPACE/NAME")]
         name: String,
     },
-    /// Show which NetworkPolicies select a pod, and what they allow.
+    /// Show which policies apply to a pod, and their rules in the order in which they are asked.
     Explain {
         /// The pod [default namespace: default]
         #[arg(value_name = "NAMESPACE/POD")]
@@ -44,8 +44,7 @@ pub(super) fn run(run_dir: &Path, verb: PolicyVerb, format: Format) -> Result<()
     match verb {
         PolicyVerb::List => output::print(&PolicyList(ask(run_dir, Client::policies)?), format)?,
         PolicyVerb::Show { name } => {
-            let name = object_name(&name);
-            output::print(&found(&name, ask(run_dir, |client| client.policy(&name))?)?, format)?;
+            output::print(&found(&name, ask(run_dir, |client| policy(client, &name))?)?, format)?;
         }
         PolicyVerb::Explain { pod } => {
             let pod = object_name(&pod);
@@ -59,16 +58,25 @@ fn ask<T>(run_dir: &Path, question: impl FnOnce(&mut Client) -> Result<T, AskErr
     daemon::ask_only(run_dir, "network policies", question)
 }
 
+/// The policy with a name. Without a namespace it may be a ClusterNetworkPolicy.
+fn policy(client: &mut Client, name: &str) -> Result<Option<PolicyDetail>, AskError> {
+    let found = client.policy(&object_name(name))?;
+    if found.is_some() || name.contains('/') {
+        return Ok(found);
+    }
+    client.policy(&ObjectName { namespace: String::new(), name: name.to_owned() })
+}
+
 /// A name with or without namespace.
 fn object_name(text: &str) -> ObjectName {
     let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
     ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
-fn found(name: &ObjectName, policy: Option<PolicyDetail>) -> Result<PolicyDetail> {
+fn found(name: &str, policy: Option<PolicyDetail>) -> Result<PolicyDetail> {
     match policy {
         Some(policy) => Ok(policy),
-        None => bail!("the daemon knows no NetworkPolicy {name}; see `podnet policy list`"),
+        None => bail!("the daemon knows no policy {name}; see `podnet policy list`"),
     }
 }
 
@@ -80,7 +88,7 @@ fn explained(name: &ObjectName, answer: PodAnswer) -> Result<PodPolicies> {
              not apply to pods that have ended or use their node's network"
         ),
         PodAnswer { any_policy: false, .. } => bail!(
-            "the daemon does not know the pod {name}: the cluster has no NetworkPolicy, so no pod is isolated; create one \
+            "the daemon does not know the pod {name}: the cluster has no network policies, so no pod is isolated; create one \
              and ask again"
         ),
     }

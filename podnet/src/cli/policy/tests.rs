@@ -78,14 +78,14 @@ fn control() -> Control {
         pod("default", "client", self::pod("n2", "client", "10.244.2.5")),
         pod("other", "free", self::pod("n1", "web", "10.244.1.6")),
     ];
-    control.apply(Batch { changes, synced: true });
+    control.apply(Batch { changes, synced: true, policies_synced: true });
     control
 }
 
 fn shown(control: &Control, name: &str) -> Result<PolicyDetail> {
     let name = object_name(name);
     let facts = PolicyFacts::of(control.policies().policies(), &name);
-    found(&name, facts.map(PolicyFacts::detail))
+    found(&name.to_string(), facts.map(PolicyFacts::detail))
 }
 
 fn pod_shown(control: &Control, name: &str) -> Result<PodPolicies> {
@@ -103,10 +103,10 @@ fn all_policies_are_listed() {
     let policies = control.policies().policies();
     let list = PolicyList(policies.all().map(|(name, policy)| PolicySummary::of(policies, name, policy)).collect());
     let expected = "\
-NAMESPACE  NAME  ISOLATES         SUBJECTS  PEERS  PROBLEMS
-default    away  egress                  0      0         0
-default    deny  ingress, egress         1      0        20
-default    web   ingress                 1      3         1
+NAMESPACE  NAME  TIER  DIRECTIONS       SUBJECTS  PEERS  PROBLEMS
+default    away  -     egress                  0      0         0
+default    deny  -     ingress, egress         1      0        20
+default    web   -     ingress                 1      3         1
 ";
     assert_eq!(list.text(), expected);
     let web = json!({
@@ -129,7 +129,7 @@ problem    spec.ingress[1]: unknown field `fromm`
 
 ";
     let text = web.text().to_string();
-    let (head, rows) = text.split_once("ALLOWED").unwrap();
+    let (head, rows) = text.split_once("DIRECTION  ACTION").unwrap();
     assert_eq!(head, expected);
     let rows: Vec<Vec<&str>> = rows
         .lines()
@@ -139,7 +139,7 @@ problem    spec.ingress[1]: unknown field `fromm`
     let peers = "pods app=client; all pods of all namespaces; pods app=client of namespaces env=prod; \
                  192.0.2.0/24 except 192.0.2.8/29, 192.0.2.1/32; 2001:db8::/32";
     let ports = "TCP 80, UDP 5000-5010, TCP https, SCTP";
-    assert_eq!(rows, [["ingress", peers, ports], ["ingress", "(none)", "(none)"]]);
+    assert_eq!(rows, [["ingress", "Accept", peers, ports], ["ingress", "Accept", "(none)", "(none)"]]);
 
     let value = json(&web);
     assert_eq!(value["egress"], Value::Null);
@@ -157,12 +157,12 @@ isolates   egress
 subject    none on this node
 peers      selectors find 0 pods on all nodes
 
-ALLOWED  PEERS   PORTS
-egress   (none)  (none)
+DIRECTION  ACTION  PEERS   PORTS
+egress     Accept  (none)  (none)
 ";
     assert_eq!(shown(&control, "default/away").unwrap().text(), expected);
     let error = shown(&control, "other/web").unwrap_err().to_string();
-    assert_eq!(error, "the daemon knows no NetworkPolicy other/web; see `podnet policy list`");
+    assert_eq!(error, "the daemon knows no policy other/web; see `podnet policy list`");
 }
 
 #[test]
@@ -178,8 +178,12 @@ egress     isolated by default/deny
 ";
     assert!(text.starts_with(expected), "{text}");
     let rows: Vec<_> = text.lines().skip(6).collect();
-    let starts =
-        ["ingress  default/deny  (none) ", "ingress  default/web ", "ingress  default/web ", "egress   default/deny"];
+    let starts = [
+        "ingress    default/deny  Accept  (none) ",
+        "ingress    default/web ",
+        "ingress    default/web ",
+        "egress     default/deny",
+    ];
     assert!(rows.len() == 4 && rows.iter().zip(starts).all(|(row, start)| row.starts_with(start)), "{text}");
     assert!(rows[3].contains("all addresses") && rows[3].ends_with(" all"), "{text}");
     let value = json(&web);
@@ -195,7 +199,7 @@ pod        other/free
 node       this
 ingress    not isolated
 egress     not isolated
-policies   no policy selects it
+policies   none applies to it
 ";
     assert_eq!(pod_shown(&control, "other/free").unwrap().text(), expected);
     let client = pod_shown(&control, "client").unwrap();
@@ -208,9 +212,9 @@ policies   no policy selects it
     let error = pod_shown(&control, "none").unwrap_err().to_string();
     assert!(error.starts_with("the daemon does not know the pod default/none: check its name with"), "{error}");
     let gone = |name: &str| Change::new(ObjectKey::new(Kind::NetworkPolicy, "default", name), None);
-    control.apply(Batch { changes: ["web", "deny", "away"].map(gone).into(), synced: true });
+    control.apply(Batch { changes: ["web", "deny", "away"].map(gone).into(), synced: true, policies_synced: true });
     let error = pod_shown(&control, "none").unwrap_err().to_string();
-    assert!(error.contains("the cluster has no NetworkPolicy, so no pod is isolated"), "{error}");
+    assert!(error.contains("the cluster has no network policies, so no pod is isolated"), "{error}");
 }
 
 #[test]

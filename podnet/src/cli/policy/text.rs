@@ -2,27 +2,31 @@
 
 use super::super::output::{Column, NOTHING, Show, Text};
 use super::PolicyList;
-use crate::socket::{Isolation, PeerView, PodPolicies, PolicyDetail, PolicySummary, PortView, RuleView};
+use crate::socket::{PeerView, PodPolicies, PodRules, PolicyDetail, PolicySummary, PortView, RuleView, TierView};
 
 const INGRESS: &str = "ingress";
 const EGRESS: &str = "egress";
 /// What a rule or a policy without elements allows.
 const NONE: &str = "(none)";
+/// What rules of NetworkPolicies do.
+const ACCEPT: &str = "Accept";
 
 impl Show for PolicyList {
     fn text(&self) -> Text {
         let columns = [
             Column::Text("NAMESPACE"),
             Column::Text("NAME"),
-            Column::Text("ISOLATES"),
+            Column::Text("TIER"),
+            Column::Text("DIRECTIONS"),
             Column::Number("SUBJECTS"),
             Column::Number("PEERS"),
             Column::Number("PROBLEMS"),
         ];
         let row = |policy: &PolicySummary| {
             vec![
-                policy.namespace.clone(),
+                if policy.namespace.is_empty() { NOTHING.to_owned() } else { policy.namespace.clone() },
                 policy.name.clone(),
+                policy.tier.as_ref().map_or_else(|| NOTHING.to_owned(), tier),
                 directions(policy.ingress, policy.egress),
                 policy.subjects.to_string(),
                 policy.peers.to_string(),
@@ -36,9 +40,23 @@ impl Show for PolicyList {
 impl Show for PolicyDetail {
     fn text(&self) -> Text {
         let mut text = Text::default();
-        text.line("policy", &format!("{}/{}", self.namespace, self.name));
-        text.line("pods", if self.pods.is_empty() { "all of the namespace" } else { &self.pods });
-        text.line("isolates", &directions(self.ingress.is_some(), self.egress.is_some()));
+        let directions = directions(self.ingress.is_some(), self.egress.is_some());
+        match &self.tier {
+            None => {
+                text.line("policy", &format!("{}/{}", self.namespace, self.name));
+                text.line("pods", if self.pods.is_empty() { "all of the namespace" } else { &self.pods });
+                text.line("isolates", &directions);
+            }
+            Some(tier) => {
+                text.line("policy", &self.name);
+                text.line("tier", &self::tier(tier));
+                text.line(
+                    "pods",
+                    &peer(&PeerView::Pods { namespaces: self.namespaces.clone(), pods: self.pods.clone() }),
+                );
+                text.line("rules for", &directions);
+            }
+        }
         for subject in &self.subjects {
             text.line("subject", subject);
         }
@@ -54,12 +72,12 @@ impl Show for PolicyDetail {
             let Some(rules) = rules else { continue };
             rows.extend(rules.iter().map(|rule| [vec![direction.to_owned()], cells(rule)].concat()));
             if rules.is_empty() {
-                rows.push([direction, NONE, NONE].map(str::to_owned).to_vec());
+                rows.push([direction, ACCEPT, NONE, NONE].map(str::to_owned).to_vec());
             }
         }
         if !rows.is_empty() {
             text.gap();
-            text.table(&[Column::Text("ALLOWED"), Column::Text("PEERS"), Column::Text("PORTS")], rows);
+            text.table(&["DIRECTION", "ACTION", "PEERS", "PORTS"].map(Column::Text), rows);
         }
         text
     }
@@ -72,20 +90,21 @@ impl Show for PodPolicies {
         text.line("node", if self.local { "this" } else { "other: its policies are enforced there" });
         let directions = [(INGRESS, &self.ingress), (EGRESS, &self.egress)];
         let mut rows = Vec::new();
-        for (direction, isolation) in directions {
-            match isolation {
+        for (direction, applied) in directions {
+            match applied {
                 None => text.line(direction, "not isolated"),
-                Some(isolation) => {
-                    text.line(direction, &format!("isolated by {}", isolation.policies.join(", ")));
-                    rows.extend(allowed(direction, isolation));
+                Some(applied) => {
+                    let isolated = if applied.isolated { "isolated by" } else { "not isolated, subject to" };
+                    text.line(direction, &format!("{isolated} {}", applied.policies.join(", ")));
+                    rows.extend(of_each(direction, applied));
                 }
             }
         }
         if self.ingress.is_none() && self.egress.is_none() {
-            text.line("policies", "no policy selects it");
+            text.line("policies", "none applies to it");
         }
         if !rows.is_empty() {
-            let columns = ["ALLOWED", "POLICY", "PEERS", "PORTS"].map(Column::Text);
+            let columns = ["DIRECTION", "POLICY", "ACTION", "PEERS", "PORTS"].map(Column::Text);
             text.gap();
             text.table(&columns, rows);
         }
@@ -93,16 +112,16 @@ impl Show for PodPolicies {
     }
 }
 
-/// Rows for what each policy allows.
-fn allowed(direction: &str, isolation: &Isolation) -> Vec<Vec<String>> {
+/// Rows for the rules of each policy.
+fn of_each(direction: &str, applied: &PodRules) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
-    for policy in &isolation.policies {
+    for policy in &applied.policies {
         let start = vec![direction.to_owned(), policy.clone()];
         let before = rows.len();
-        let rules = isolation.rules.iter().filter(|rule| rule.policy == *policy);
+        let rules = applied.rules.iter().filter(|rule| rule.policy == *policy);
         rows.extend(rules.map(|rule| [start.clone(), cells(&rule.rule)].concat()));
         if rows.len() == before {
-            rows.push([start, vec![NONE.to_owned(), NONE.to_owned()]].concat());
+            rows.push([start, [ACCEPT, NONE, NONE].map(str::to_owned).to_vec()].concat());
         }
     }
     rows
@@ -121,11 +140,16 @@ fn pods(count: usize) -> String {
     if count == 1 { "1 pod".to_owned() } else { format!("{count} pods") }
 }
 
-/// Peers and ports of a rule.
+fn tier(tier: &TierView) -> String {
+    format!("{} {}", tier.name, tier.priority)
+}
+
+/// Action, peers and ports of a rule.
 fn cells(rule: &RuleView) -> Vec<String> {
+    let action = rule.action.clone().unwrap_or_else(|| ACCEPT.to_owned());
     let peers = rule.peers.as_ref().map(|peers| list(peers, "; ", peer));
     let ports = rule.ports.as_ref().map(|ports| list(ports, ", ", port));
-    vec![peers.unwrap_or_else(|| "all addresses".to_owned()), ports.unwrap_or_else(|| "all".to_owned())]
+    vec![action, peers.unwrap_or_else(|| "all addresses".to_owned()), ports.unwrap_or_else(|| "all".to_owned())]
 }
 
 fn list<T>(elements: &[T], separator: &str, shown: impl Fn(&T) -> String) -> String {
@@ -145,6 +169,8 @@ fn peer(peer: &PeerView) -> String {
                 Some(namespaces) => format!("{pods} of namespaces {namespaces}"),
             }
         }
+        PeerView::Nodes(nodes) if nodes.is_empty() => "all nodes".to_owned(),
+        PeerView::Nodes(nodes) => format!("nodes {nodes}"),
         PeerView::Block { cidr, except } if except.is_empty() => cidr.to_string(),
         PeerView::Block { cidr, except } => format!("{cidr} except {}", list(except, ", ", ToString::to_string)),
     }

@@ -9,7 +9,7 @@ use podnet_common::pipeline::{InsertError, Route, Stage};
 use podnet_common::simulator::FinalVerdict;
 use podnet_common::verdict::Reason;
 
-use super::policy::{class, policy_rule, rule_set};
+use super::policy::{class, policy_rule, rule_set, verdict};
 use super::record::Fact;
 use super::report::{Choice, Does, LookUp, Share, Way};
 use super::summary::Summary;
@@ -142,9 +142,7 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
         Fact::PolicyPort(port, found) => {
             finds("policy_ports", format!("{} port {}", protocol(port.proto), port.port.get()), found.map(class))
         }
-        Fact::PolicyRule(rule, found) => {
-            finds("policy_rules", policy_rule(&rule), found.map(|policy| format!("allowed by policy {policy}")))
-        }
+        Fact::PolicyRule(rule, found) => finds("policy_rules", policy_rule(&rule), found.map(verdict)),
         Fact::Fragment(key, found) => finds(
             "fragments",
             format!("{} → {} id {}", IpAddr::from(key.src), IpAddr::from(key.dst), key.id),

@@ -1,7 +1,7 @@
 //! Entries of the tables of network policy in readable form.
 
 use podnet_common::addr::Proto;
-use podnet_common::layout::{PolicyRule, Subject};
+use podnet_common::layout::{PolicyRule, PolicyVerdict, Subject};
 
 use crate::cli::output::protocol;
 
@@ -17,6 +17,21 @@ pub(super) fn rule_set(set: u32) -> String {
 /// A class in words.
 pub(super) fn class(class: u32) -> String {
     format!("class {class}")
+}
+
+/// A value of `policy_rules` in words: in each tier the rule of the set that comes first.
+pub(super) fn verdict(found: PolicyVerdict) -> String {
+    let rule = |tier: &str, field: u32| {
+        let action = match field & PolicyVerdict::ACTION {
+            PolicyVerdict::ACCEPT => "accepts",
+            PolicyVerdict::DENY => "denies",
+            _ => "passes",
+        };
+        (field != 0).then(|| format!("{tier} rule {} {action}", field >> PolicyVerdict::ACTION_BITS))
+    };
+    let network = (found.network != 0).then(|| format!("rule {} allows", found.network));
+    let parts = [rule("Admin", found.admin), network, rule("Baseline", found.baseline)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// A key of `policy_rules` in words.

@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use podnet_common::addr::{Addr, IfIndex, Mac};
 use podnet_common::layout::{
     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook,
-    Interface, Network, PolicyRule, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer, Subject, Tuple,
+    Interface, Network, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer, Subject,
+    Tuple,
 };
 use podnet_common::pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Stage, Tables};
 use podnet_common::verdict::{Counter, Reason};
@@ -54,7 +55,7 @@ pub(super) enum Fact {
     /// `policy_ports` was looked up.
     PolicyPort(ProtoPort, Option<u32>),
     /// `policy_rules` was looked up.
-    PolicyRule(PolicyRule, Option<u32>),
+    PolicyRule(PolicyRule, Option<PolicyVerdict>),
     /// `fragments` was looked up.
     Fragment(FragmentKey, Option<FragmentPorts>),
     /// An entry of `fragments` was written.
@@ -250,7 +251,7 @@ impl<T: Tables> Tables for Traced<'_, T> {
         found
     }
 
-    fn policy_rule(&self, rule: &PolicyRule) -> Option<u32> {
+    fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {
         let found = self.tables.policy_rule(rule);
         self.note(Fact::PolicyRule(*rule, found));
         found

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::lenient::nullable;
 
-/// Fields of a NetworkPolicy.
-const OF_POLICIES: [&str; 4] = ["podSelector", "ingress", "egress", "policyTypes"];
+/// Fields of NetworkPolicies and ClusterNetworkPolicies.
+const OF_POLICIES: [&str; 7] = ["podSelector", "ingress", "egress", "policyTypes", "tier", "priority", "subject"];
 
 /// `spec` of all kinds. No two of them have a field of the same name and another type.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -83,7 +83,13 @@ pub struct Spec {
     pub egress: Option<Value>,
     /// NetworkPolicy: the directions in which it isolates.
     pub policy_types: Option<Value>,
-    /// Names of the fields that a NetworkPolicy doesn't have.
+    /// ClusterNetworkPolicy: when its rules are asked.
+    pub tier: Option<Value>,
+    /// ClusterNetworkPolicy: its place in the tier.
+    pub priority: Option<Value>,
+    /// ClusterNetworkPolicy: the pods that it applies to.
+    pub subject: Option<Value>,
+    /// Names of the fields that neither a NetworkPolicy nor a ClusterNetworkPolicy has.
     #[serde(skip)]
     pub others: Vec<String>,
 }
@@ -157,7 +163,7 @@ pub struct ContainerPort {
     pub protocol: String,
 }
 
-/// Reads a `spec`, and notes the fields that are unknown if the object is a NetworkPolicy, which isn't known yet.
+/// Reads a `spec`, and notes the fields that are unknown if the object is a policy, which isn't known yet.
 pub(super) fn spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spec, D::Error> {
     deserializer.deserialize_option(Fields)
 }

@@ -36,6 +36,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Node> {
         created: raw.metadata.creation_timestamp.unwrap_or_default().into_boxed_str(),
         control_plane: raw.metadata.labels.has(raw::Labels::CONTROL_PLANE),
         zone: raw.metadata.labels.get(raw::Labels::ZONE).filter(|zone| !zone.is_empty()).map(Into::into),
+        labels: raw.metadata.labels.complete(),
         leaving,
         left_out,
     })

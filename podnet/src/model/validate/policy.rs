@@ -3,16 +3,11 @@
 //! Read value by value, since a field that podnet doesn't know must be noticed: it may narrow what its rule allows.
 
 use ipnetwork::IpNetwork;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::field::{Checked, Wrong, at_most, cidr, port_number, protocol, refuse};
-use crate::model::{
-    LabelCondition, LeftOut, NetworkPolicy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Requirement, Selector,
-    limits, raw,
-};
-
-/// Maximum length of a port's name (IANA service name).
-const PORT_NAME_MAX: usize = 15;
+use super::field::{Checked, at_most, cidr, protocol, refuse};
+use super::policy_parts::{elements, number, object, port_name, selector, text, understood, unknown};
+use crate::model::{LeftOut, NetworkPolicy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, limits, raw};
 
 /// Validates a NetworkPolicy. Nothing that can't be understood widens what is allowed: the rule that it is in allows
 /// nothing; a requirement of `podSelector` is dropped, so that more pods are isolated, and then no rule allows
@@ -21,12 +16,15 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<NetworkPolicy> {
     let raw::Manifest { metadata, spec, .. } = raw;
     let mut left_out = LeftOut::default();
     let pods = selector("spec.podSelector", spec.pod_selector.as_ref());
-    let unknown = spec.others.iter().map(|field| unknown::<()>("spec", field));
+    let of_cluster_policies = [("tier", &spec.tier), ("priority", &spec.priority), ("subject", &spec.subject)];
+    let foreign = of_cluster_policies.into_iter().filter(|(_, value)| value.is_some()).map(|(field, _)| field);
+    let others: Vec<&str> = spec.others.iter().map(String::as_str).chain(foreign).collect();
+    let unknown = others.iter().map(|field| unknown::<()>("spec", field));
     let wrong: Vec<_> = unknown.filter_map(Result::err).chain(pods.wrong).collect();
     wrong.iter().for_each(|wrong| left_out.add(|| format!("{wrong}: no rule of this policy allows anything")));
     let types = types(spec.policy_types.as_ref(), &mut left_out);
     // Without a list of types it depends on the fields, and one of them isn't known.
-    let types = types.or_else(|| (!spec.others.is_empty()).then_some((true, true)));
+    let types = types.or_else(|| (!others.is_empty()).then_some((true, true)));
     let has_egress = spec.egress.as_ref().is_some_and(|rules| rules.as_array().is_none_or(|rules| !rules.is_empty()));
     let (ingress, egress) = types.unwrap_or((true, has_egress));
     let mut rules = |isolates: bool, field: &str, peers: &str, list: Option<&Value>| {
@@ -152,13 +150,7 @@ fn port(field: &str, value: &Value) -> Checked<PolicyPort> {
         None => protocol(field, "")?,
         Some(value) => protocol(field, text(&format!("{field}.protocol"), Some(value))?)?,
     };
-    let number = |name: &str, value: &Value| {
-        let field = format!("{field}.{name}");
-        match value.as_i64() {
-            Some(number) => port_number(|| field, number),
-            None => refuse(field, format!("{value} is not a port number")),
-        }
-    };
+    let number = |name: &str, value: &Value| number(&format!("{field}.{name}"), value);
     let ports = match (given("port"), given("endPort")) {
         (None, None) => PortMatch::All,
         (Some(Value::String(name)), None) => PortMatch::Name(port_name(&format!("{field}.port"), name)?),
@@ -173,118 +165,6 @@ fn port(field: &str, value: &Value) -> Checked<PolicyPort> {
         (_, Some(_)) => return refuse(format!("{field}.endPort"), "needs a port with a number"),
     };
     Ok(PolicyPort { protocol, ports })
-}
-
-/// Validates the name of a port (pkg/util/validation, IsValidPortName).
-fn port_name(field: &str, name: &str) -> Checked<Box<str>> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let valid =
-        name.len() <= PORT_NAME_MAX && name.chars().all(allowed) && name.chars().any(|c| c.is_ascii_lowercase());
-    if valid { Ok(name.into()) } else { refuse(field, format!("`{name}` is not the name of a port")) }
-}
-
-/// What can be understood of a selector, and what can't.
-struct Understood {
-    selector: Selector,
-    wrong: Vec<Wrong>,
-}
-
-/// A selector that must be understood as a whole.
-fn understood(field: &str, value: Option<&Value>) -> Checked<Selector> {
-    let Understood { selector, wrong } = selector(field, value);
-    wrong.into_iter().next().map_or(Ok(selector), Err)
-}
-
-fn selector(field: &str, value: Option<&Value>) -> Understood {
-    let (mut requirements, mut wrong) = (Vec::new(), Vec::new());
-    let mut take = |requirement: Checked<Requirement>| match requirement {
-        Ok(requirement) => requirements.push(requirement),
-        Err(problem) => wrong.push(problem),
-    };
-    let empty = Value::Object(Map::new());
-    match map(field, value.filter(|value| !value.is_null()).unwrap_or(&empty)) {
-        Err(problem) => take(Err(problem)),
-        Ok(parts) => {
-            for (part, value) in parts.iter().filter(|(_, value)| !value.is_null()) {
-                let at = format!("{field}.{part}");
-                match (part.as_str(), value) {
-                    ("matchLabels", Value::Object(labels)) => labels.iter().for_each(|(key, value)| {
-                        let value = text(&format!("{at}.{key}"), Some(value));
-                        let condition = value.map(|value| LabelCondition::In(vec![value.into()]));
-                        take(condition.map(|condition| Requirement { key: key.as_str().into(), condition }));
-                    }),
-                    ("matchExpressions", Value::Array(list)) => {
-                        let each = list.iter().enumerate();
-                        each.for_each(|(i, one)| take(requirement(&format!("{at}[{i}]"), one)));
-                    }
-                    ("matchLabels", _) => take(refuse(at, "is not a map of labels")),
-                    ("matchExpressions", _) => take(refuse(at, "is not a list")),
-                    _ => take(unknown(field, part)),
-                }
-            }
-        }
-    }
-    requirements.sort_unstable();
-    requirements.dedup();
-    Understood { selector: Selector(requirements), wrong }
-}
-
-fn requirement(field: &str, value: &Value) -> Checked<Requirement> {
-    let expression = object(field, value, &["key", "operator", "values"])?;
-    let key = text(&format!("{field}.key"), expression.get("key"))?;
-    let operator = text(&format!("{field}.operator"), expression.get("operator"))?;
-    let at = format!("{field}.values");
-    let values = elements(&at, expression.get("values"))?;
-    let values = values.iter().enumerate().map(|(i, value)| text(&format!("{at}[{i}]"), Some(value)).map(Into::into));
-    let mut values: Vec<Box<str>> = values.collect::<Checked<_>>()?;
-    values.sort_unstable();
-    let condition = match (operator, values.is_empty()) {
-        ("In", false) => LabelCondition::In(values),
-        ("NotIn", false) => LabelCondition::NotIn(values),
-        ("Exists", true) => LabelCondition::Exists,
-        ("DoesNotExist", true) => LabelCondition::DoesNotExist,
-        ("In" | "NotIn", true) => return refuse(at, "is empty"),
-        ("Exists" | "DoesNotExist", false) => return refuse(at, format!("must be empty with {operator}")),
-        _ => {
-            let reason = format!("`{operator}` is not one of In, NotIn, Exists, DoesNotExist");
-            return refuse(format!("{field}.operator"), reason);
-        }
-    };
-    Ok(Requirement { key: key.into(), condition })
-}
-
-/// An object with no other than these fields.
-fn object<'a>(field: &str, value: &'a Value, known: &[&str]) -> Checked<&'a Map<String, Value>> {
-    let object = map(field, value)?;
-    match object.keys().find(|key| !known.contains(&key.as_str())) {
-        Some(other) => unknown(field, other),
-        None => Ok(object),
-    }
-}
-
-fn map<'a>(field: &str, value: &'a Value) -> Checked<&'a Map<String, Value>> {
-    value.as_object().map_or_else(|| refuse(field, "is not an object"), Ok)
-}
-
-fn unknown<T>(field: &str, name: &str) -> Checked<T> {
-    refuse(format!("{field}.{name}"), "is a field that podnet does not know")
-}
-
-/// The elements of a list; a missing one is empty.
-fn elements<'a>(field: &str, value: Option<&'a Value>) -> Checked<&'a [Value]> {
-    match value {
-        None | Some(Value::Null) => Ok(&[]),
-        Some(Value::Array(list)) => Ok(list),
-        Some(_) => refuse(field, "is not a list"),
-    }
-}
-
-fn text<'a>(field: &str, value: Option<&'a Value>) -> Checked<&'a str> {
-    match value {
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => refuse(field, format!("{other} is not a string")),
-        None => refuse(field, "is missing"),
-    }
 }
 
 #[cfg(test)]

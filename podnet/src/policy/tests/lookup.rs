@@ -1,7 +1,7 @@
 //! Looking up the tables as the datapath does.
 
 use podnet_common::addr::{Addr, Port};
-use podnet_common::layout::{PolicyRule, ProtoPort, Subject};
+use podnet_common::layout::{PolicyRule, PolicyVerdict, ProtoPort, Subject};
 
 use super::{Direction, Question};
 use crate::policy::Desired;
@@ -32,7 +32,7 @@ pub(super) fn allows(tables: &Desired, question: &Question) -> bool {
     let class = tables.peers.get(&addr).copied().unwrap_or_else(block);
     let port = ProtoPort { proto, _pad: 0, port: Port::new(port) };
     let port = longest(&tables.ports, |key| key.contains(&port), |key| key.len);
-    [
+    let found: Vec<PolicyVerdict> = [
         (Subject::CLASS_PORTS, class, port),
         (Subject::CLASS_PROTOCOL, class, PolicyRule::protocol(proto)),
         (Subject::CLASS_ALL, class, PolicyRule::ALL),
@@ -42,5 +42,16 @@ pub(super) fn allows(tables: &Desired, question: &Question) -> bool {
     ]
     .into_iter()
     .filter(|(flag, ..)| field & flag != 0)
-    .any(|(_, class, ports)| tables.rules.contains_key(&PolicyRule { set: field & Subject::ID, class, ports }))
+    .filter_map(|(_, class, ports)| tables.rules.get(&PolicyRule { set: field & Subject::ID, class, ports }).copied())
+    .collect();
+    let first = |tier: fn(&PolicyVerdict) -> u32| found.iter().map(tier).filter(|rule| *rule != 0).min();
+    match first(|verdict| verdict.admin).map(|rule| rule & PolicyVerdict::ACTION) {
+        Some(PolicyVerdict::ACCEPT) => return true,
+        Some(PolicyVerdict::DENY) => return false,
+        _ => {}
+    }
+    if field & Subject::CLUSTER == 0 || field & Subject::ISOLATED != 0 {
+        return first(|verdict| verdict.network).is_some();
+    }
+    first(|verdict| verdict.baseline).is_none_or(|rule| rule & PolicyVerdict::ACTION != PolicyVerdict::DENY)
 }

@@ -1,6 +1,7 @@
 //! Whole clusters: the compiled tables, looked up as the datapath does, against an evaluator of the objects.
 
 mod cases;
+mod cluster_cases;
 mod lookup;
 mod oracle;
 mod random;
@@ -13,8 +14,8 @@ use podnet_common::addr::Proto;
 
 use super::Policies;
 use crate::model::{
-    LabelCondition, Labels, NamedPort, Namespace, NetworkPolicy, ObjectName, Pod, PolicyPeer, PolicyPort, PolicyRule,
-    PortMatch, Protocol, Requirement, Selector,
+    Action, ClusterNetworkPolicy, ClusterRule, LabelCondition, Labels, LeftOut, NamedPort, Namespace, NetworkPolicy,
+    Node, ObjectName, Pod, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Requirement, Selector, Tier,
 };
 use lookup::allows;
 
@@ -25,6 +26,8 @@ const NODE: &str = "n1";
 #[derive(Clone, Debug, Default)]
 struct Cluster {
     policies: BTreeMap<ObjectName, NetworkPolicy>,
+    cluster_policies: BTreeMap<String, ClusterNetworkPolicy>,
+    nodes: BTreeMap<String, Node>,
     namespaces: BTreeMap<String, Namespace>,
     pods: BTreeMap<ObjectName, Pod>,
 }
@@ -38,7 +41,11 @@ impl Cluster {
 
     fn fill(&self, policies: &mut Policies) {
         self.pods.iter().for_each(|(name, pod)| policies.set_pod(name, Some(pod)));
+        self.nodes.iter().for_each(|(name, node)| policies.set_node(name, Some(node)));
         self.policies.iter().for_each(|(name, policy)| policies.set_policy(name, Some(policy.clone().into())));
+        for (own, policy) in &self.cluster_policies {
+            policies.set_policy(&name("", own), Some(policy.clone().into()));
+        }
         self.namespaces.iter().for_each(|(name, namespace)| policies.set_namespace(name, Some(namespace)));
         policies.update();
     }
@@ -90,6 +97,19 @@ fn with(key: &str, value: &str) -> Selector {
 fn block(cidr: &str, except: &[&str]) -> PolicyPeer {
     let except = except.iter().map(|range| range.parse().unwrap()).collect();
     PolicyPeer::Block { cidr: cidr.parse().unwrap(), except }
+}
+
+fn cluster_policy(tier: Tier, priority: u16) -> ClusterNetworkPolicy {
+    ClusterNetworkPolicy {
+        uid: "".into(),
+        tier,
+        priority,
+        namespaces: Selector::default(),
+        pods: Selector::default(),
+        ingress: Vec::new(),
+        egress: Vec::new(),
+        left_out: LeftOut::default(),
+    }
 }
 
 fn named(name: &str, protocol: Protocol, port: u16) -> NamedPort {

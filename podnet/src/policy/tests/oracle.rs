@@ -6,8 +6,8 @@ use podnet_common::addr::Proto;
 
 use super::{Cluster, Direction, NODE, Question};
 use crate::model::{
-    LabelCondition, Labels, NAMESPACE_NAME_LABEL, ObjectName, Pod, PolicyPeer, PolicyPort, PolicyRule, PortMatch,
-    Protocol, Selector,
+    Action, LabelCondition, Labels, NAMESPACE_NAME_LABEL, Node, ObjectName, Pod, PolicyPeer, PolicyPort, PolicyRule,
+    PortMatch, Protocol, Selector, Tier,
 };
 
 impl Cluster {
@@ -23,6 +23,39 @@ impl Cluster {
         if &*pod.node != NODE || question.peer == question.subject {
             return true;
         }
+        match self.tier(Tier::Admin, subject, pod, question) {
+            Some(Action::Accept) => return true,
+            Some(Action::Deny) => return false,
+            Some(Action::Pass) | None => {}
+        }
+        if let Some(allowed) = self.network_policies(subject, pod, question) {
+            return allowed;
+        }
+        self.tier(Tier::Baseline, subject, pod, question) != Some(Action::Deny)
+    }
+
+    /// What the first rule of a tier says that matches.
+    fn tier(&self, tier: Tier, subject: &ObjectName, pod: &Pod, question: &Question) -> Option<Action> {
+        let mut policies: Vec<_> = self.cluster_policies.iter().filter(|(_, policy)| policy.tier == tier).collect();
+        policies.sort_by_key(|(name, policy)| (policy.priority, *name));
+        for (_, policy) in policies {
+            if !fits(&policy.pods, &pod.labels) || !self.is_in(&policy.namespaces, &subject.namespace) {
+                continue;
+            }
+            let rules = match question.direction {
+                Direction::Ingress => &policy.ingress,
+                Direction::Egress => &policy.egress,
+            };
+            let none = ObjectName { namespace: String::new(), name: String::new() };
+            if let Some(rule) = rules.iter().find(|rule| self.rule_allows(&rule.matches, &none, pod, question)) {
+                return Some(rule.action);
+            }
+        }
+        None
+    }
+
+    /// What NetworkPolicies say; `None` if none isolates the subject.
+    fn network_policies(&self, subject: &ObjectName, pod: &Pod, question: &Question) -> Option<bool> {
         let mut isolated = false;
         for (name, policy) in &self.policies {
             if name.namespace != subject.namespace || !fits(&policy.pods, &pod.labels) {
@@ -35,10 +68,10 @@ impl Cluster {
             let Some(rules) = rules else { continue };
             isolated = true;
             if rules.iter().any(|rule| self.rule_allows(rule, name, pod, question)) {
-                return true;
+                return Some(true);
             }
         }
-        !isolated
+        isolated.then_some(false)
     }
 
     fn rule_allows(&self, rule: &PolicyRule, policy: &ObjectName, subject: &Pod, question: &Question) -> bool {
@@ -64,16 +97,25 @@ impl Cluster {
                 let Some((name, pod)) = self.pod_at(addr) else { return false };
                 let in_namespace = match namespaces {
                     None => name.namespace == policy.namespace,
-                    Some(selector) => match self.namespaces.get(&name.namespace) {
-                        Some(namespace) => fits(selector, &namespace.labels),
-                        // Nothing but its name is known.
-                        None => {
-                            let own = [(NAMESPACE_NAME_LABEL, name.namespace.as_str())].into_iter().collect();
-                            selector.0.iter().all(|one| &*one.key == NAMESPACE_NAME_LABEL) && fits(selector, &own)
-                        }
-                    },
+                    Some(selector) => self.is_in(selector, &name.namespace),
                 };
                 in_namespace && fits(pods, &pod.labels)
+            }
+            PolicyPeer::Nodes(selector) => {
+                let own = |node: &&Node| node.internal_ips.contains(&addr) || node.external_ips.contains(&addr);
+                self.pod_at(addr).is_none() && self.nodes.values().filter(own).any(|node| fits(selector, &node.labels))
+            }
+        }
+    }
+
+    /// Whether a selector selects a namespace.
+    fn is_in(&self, selector: &Selector, name: &str) -> bool {
+        match self.namespaces.get(name) {
+            Some(namespace) => fits(selector, &namespace.labels),
+            // Nothing but its name is known.
+            None => {
+                let own = [(NAMESPACE_NAME_LABEL, name)].into_iter().collect();
+                selector.0.iter().all(|one| &*one.key == NAMESPACE_NAME_LABEL) && fits(selector, &own)
             }
         }
     }

@@ -131,6 +131,47 @@ pub(super) fn policy() -> impl Strategy<Value = (ObjectName, Option<NetworkPolic
     })
 }
 
+/// A ClusterNetworkPolicy, or none at its name.
+pub(super) fn any_cluster_policy() -> impl Strategy<Value = (String, Option<ClusterNetworkPolicy>)> {
+    let nodes = selector("zone", ["z1", "z2"]).prop_map(PolicyPeer::Nodes);
+    let peer = prop_oneof![4 => peer(), 1 => nodes].prop_map(|peer| match peer {
+        PolicyPeer::Pods { namespaces, pods } => {
+            PolicyPeer::Pods { namespaces: Some(namespaces.unwrap_or_default()), pods }
+        }
+        other => other,
+    });
+    let peers = prop::option::weighted(0.9, prop::collection::vec(peer, 1..3));
+    let ports = prop::option::weighted(0.5, prop::collection::vec(port(), 1..3));
+    let action = prop::sample::select(vec![Action::Accept, Action::Deny, Action::Pass]);
+    let rule = (action, peers, ports).prop_map(|(action, peers, ports)| ClusterRule {
+        name: "".into(),
+        action,
+        matches: PolicyRule { peers, ports },
+    });
+    let rules = prop::collection::vec(rule, 0..4).boxed();
+    let tier = prop::sample::select(vec![Tier::Admin, Tier::Baseline]);
+    // Several with one priority.
+    let place = (0..3_u8, prop::bool::weighted(0.85), tier, 0..3_u16);
+    (place, selector("env", ["x", "y"]), pods(), rules.clone(), rules).prop_map(
+        |(place, env, pods, ingress, egress)| {
+            let (number, exists, tier, priority) = place;
+            let policy = cluster_policy(tier, priority);
+            let policy = ClusterNetworkPolicy { namespaces: env, pods, ingress, egress, ..policy };
+            (format!("cnp{number}"), exists.then_some(policy))
+        },
+    )
+}
+
+/// A node, or none at its name. None has the address of a pod.
+pub(super) fn node() -> impl Strategy<Value = (String, Option<Node>)> {
+    let zone = prop::option::of(prop::sample::select(vec!["z1", "z2"]));
+    (0..2_u8, prop::bool::weighted(0.8), zone).prop_map(|(number, exists, zone)| {
+        let labels = zone.map(|zone| ("zone", zone)).into_iter().collect();
+        let internal_ips = vec![ip(&format!("10.1.0.{}", number + 1)), ip(&format!("fd01::{}", number + 1))];
+        (format!("n{number}"), exists.then(|| Node { internal_ips, labels, ..Node::default() }))
+    })
+}
+
 fn present<K: Ord, V>(objects: Vec<(K, Option<V>)>) -> BTreeMap<K, V> {
     objects.into_iter().filter_map(|(key, object)| Some((key, object?))).collect()
 }
@@ -139,10 +180,16 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
     let policies = prop::collection::vec(policy(), 0..8);
     let namespaces = prop::collection::vec(namespace_of(), 0..6);
     let pods = prop::collection::vec(pod(), 0..16);
-    (policies, namespaces, pods).prop_map(|(policies, namespaces, pods)| Cluster {
-        policies: present(policies),
-        namespaces: present(namespaces),
-        pods: present(pods),
+    let of_cluster = prop_oneof![1 => Just(Vec::new()), 2 => prop::collection::vec(any_cluster_policy(), 1..4)];
+    let nodes = prop::collection::vec(node(), 0..3);
+    (policies, of_cluster, nodes, namespaces, pods).prop_map(|(policies, of_cluster, nodes, namespaces, pods)| {
+        Cluster {
+            policies: present(policies),
+            cluster_policies: present(of_cluster),
+            nodes: present(nodes),
+            namespaces: present(namespaces),
+            pods: present(pods),
+        }
     })
 }
 

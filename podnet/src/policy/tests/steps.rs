@@ -3,13 +3,15 @@
 use podnet_common::layout::Subject;
 use proptest::prelude::*;
 
-use super::random::{cluster, namespace_of, pod, policy, questions};
+use super::random::{any_cluster_policy, cluster, namespace_of, node, pod, policy, questions};
 use super::*;
 use crate::policy::Desired;
 
 #[derive(Clone, Debug)]
 enum Step {
     Policy(ObjectName, Option<NetworkPolicy>),
+    ClusterPolicy(String, Option<ClusterNetworkPolicy>),
+    Node(String, Option<Node>),
     Namespace(String, Option<Namespace>),
     Pod(ObjectName, Option<Pod>),
 }
@@ -20,6 +22,14 @@ impl Step {
             Self::Policy(name, policy) => {
                 policies.set_policy(&name, policy.clone().map(Into::into));
                 put(&mut cluster.policies, name, policy);
+            }
+            Self::ClusterPolicy(own, policy) => {
+                policies.set_policy(&name("", &own), policy.clone().map(Into::into));
+                put(&mut cluster.cluster_policies, own, policy);
+            }
+            Self::Node(name, node) => {
+                policies.set_node(&name, node.as_ref());
+                put(&mut cluster.nodes, name, node);
             }
             Self::Namespace(name, namespace) => {
                 policies.set_namespace(&name, namespace.as_ref());
@@ -43,6 +53,8 @@ fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => policy().prop_map(|(name, policy)| Step::Policy(name, policy)),
+        2 => any_cluster_policy().prop_map(|(name, policy)| Step::ClusterPolicy(name, policy)),
+        1 => node().prop_map(|(name, node)| Step::Node(name, node)),
         1 => namespace_of().prop_map(|(name, namespace)| Step::Namespace(name, namespace)),
         3 => pod().prop_map(|(name, pod)| Step::Pod(name, pod)),
     ]
@@ -117,7 +129,9 @@ proptest! {
         let mut new = policies.desired().clone();
         let questions: Vec<_> = questions().into_iter().step_by(3).collect();
         // A pod or namespace that changes concerns its address in one table and all subjects in another.
-        let unchanged = before.pods == cluster.pods && before.namespaces == cluster.namespaces;
+        let unchanged = before.pods == cluster.pods
+            && before.namespaces == cluster.namespaces
+            && before.nodes == cluster.nodes;
         for state in between(&old, &new) {
             for question in questions.iter().filter(|_| unchanged) {
                 let verdict = allows(&state, question);

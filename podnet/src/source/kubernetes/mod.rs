@@ -1,10 +1,11 @@
-//! The Kubernetes API: Services, EndpointSlices, Nodes, ServiceCIDRs, NetworkPolicies and Namespaces, listed once and
-//! then watched. Pods of all nodes are watched only while there is a NetworkPolicy.
+//! The Kubernetes API: Services, EndpointSlices, Nodes, ServiceCIDRs, NetworkPolicies, ClusterNetworkPolicies and
+//! Namespaces, listed once and then watched. Pods of all nodes are watched only while there is a policy.
 //!
 //! A thread of its own talks to the server, with one task per kind, so that reading a large cluster doesn't block the
 //! daemon's event loop. It sends validated objects through a channel. No changes are returned before all kinds have
-//! been listed, since part of a cluster may have another meaning than the whole. From then on changes are returned as
-//! they arrive, and while the server is unreachable the last state stays.
+//! been listed, since part of a cluster may have another meaning than the whole; services don't wait for kinds of
+//! network policy that can't be read, since the daemon may lack the right to. From then on changes are returned as they arrive, and
+//! while the server is unreachable the last state stays.
 
 mod announce;
 mod connect;
@@ -42,15 +43,17 @@ pub struct KubernetesSource {
     server: String,
     news: mpsc::Receiver<Vec<News>>,
     taken: Vec<Vec<News>>,
-    /// Changes not returned yet, the last of each object: none are returned before all kinds are listed.
+    /// Changes not returned yet, the last of each object.
     held: BTreeMap<ObjectKey, Change>,
     kinds: BTreeMap<Kind, Watched>,
-    /// NetworkPolicies that are in effect, or will be once all kinds are listed.
+    /// Policies that are in effect, or will be once all kinds are listed.
     policies: BTreeSet<ObjectKey>,
     /// Whether Pods are wanted.
     want_pods: signal::Sender<bool>,
-    /// Whether all kinds have been listed at some time.
+    /// Whether all kinds but those of network policy have been listed at some time.
     synced: bool,
+    /// Whether all kinds have.
+    policies_synced: bool,
     /// Invalid objects: the reason, and whether an earlier version is in effect.
     mistakes: BTreeMap<ObjectKey, (String, bool)>,
     complaints: VecDeque<Complaint>,
@@ -108,6 +111,7 @@ impl KubernetesSource {
             policies: BTreeSet::new(),
             want_pods,
             synced: false,
+            policies_synced: false,
             mistakes: BTreeMap::new(),
             complaints: VecDeque::new(),
             ready,
@@ -180,11 +184,16 @@ impl KubernetesSource {
                 News::State(kind, error) => self.kinds.entry(kind).or_default().error = error,
             }
         }
-        let complete = self.waiting().next().is_none();
-        self.synced |= complete;
-        let synced = self.synced;
-        let changes = if synced { std::mem::take(&mut self.held) } else { BTreeMap::new() };
-        Ok(Batch { changes: changes.into_values().collect(), synced })
+        // Services don't wait for what can't be read.
+        let unreadable = |kind: Kind| self.kinds.get(&kind).is_some_and(|watched| watched.error.is_some());
+        let readable_listed = self.waiting().all(|kind| kind.is_of_policies() && unreadable(kind));
+        let all_listed = self.waiting().next().is_none();
+        self.synced |= readable_listed;
+        self.policies_synced |= all_listed;
+        let (synced, policies_synced) = (self.synced, self.policies_synced);
+        let ready = |kind: Kind| if kind.is_of_policies() { policies_synced } else { synced };
+        let changes = self.held.extract_if(.., |key, _| ready(key.kind)).map(|(_, change)| change).collect();
+        Ok(Batch { changes, synced, policies_synced })
     }
 
     fn complain(&mut self, complaint: Complaint, kept: bool) {
@@ -199,7 +208,7 @@ impl KubernetesSource {
 
     /// Keeps count of the policies, which need pods.
     fn count(&mut self, change: &Change) {
-        if change.key.kind == Kind::NetworkPolicy {
+        if matches!(change.key.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) {
             match change.object {
                 Some(_) => self.policies.insert(change.key.clone()),
                 None => self.policies.remove(&change.key),
@@ -222,7 +231,7 @@ impl KubernetesSource {
         // If the server is unreachable, all kinds have the same error.
         failing.first().map(|(_, error)| {
             let names: Vec<_> = failing.iter().filter(|(_, other)| other == error).map(|(name, _)| *name).collect();
-            let stays = if self.synced { "; keeping the objects read before" } else { "" };
+            let stays = if self.policies_synced { "; keeping the objects read before" } else { "" };
             format!("{}: cannot watch {}: {error}{stays}", self.server, names.join(", "))
         })
     }
@@ -238,7 +247,7 @@ impl KubernetesSource {
         Status {
             name: self.server.clone(),
             error: self.error(),
-            synced: self.synced,
+            synced: self.policies_synced,
             mistakes: self.mistakes.iter().map(mistake).collect(),
             remarks: waiting.into_iter().collect(),
         }

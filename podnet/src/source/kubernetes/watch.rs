@@ -30,8 +30,8 @@ use crate::source::what_holds;
 /// Time without another failure after which the server counts as reachable again; also the minimum time between two
 /// watches of a kind.
 const CALM: Duration = Duration::from_secs(1);
-/// Interval between requests for a kind that the server doesn't serve.
-const RARELY: Duration = Duration::from_secs(600);
+/// Interval between requests for a kind that the server doesn't serve. Its definition may be installed at any time.
+const RARELY: Duration = Duration::from_secs(60);
 
 /// A message of a task.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ async fn watch(client: Client, told: &mut Told, tracker: &mut Tracker) {
                     streaming = false;
                     break Duration::ZERO;
                 }
-                Some(Err(failure)) if kind == Kind::ServiceCidr && !listed && has_code(&failure, 404) => {
+                Some(Err(failure)) if kind.may_be_missing() && !listed && has_code(&failure, 404) => {
                     cause = ListCause::Error;
                     if !told.all(tracker.none()).await || !told.state(None).await {
                         return;

@@ -1,6 +1,6 @@
 use super::super::tests::parse;
 use super::*;
-use crate::model::{Object, Protocol};
+use crate::model::{LabelCondition, Object, Protocol, Requirement, Selector};
 
 fn policy(spec: &str) -> NetworkPolicy {
     let yaml = format!(

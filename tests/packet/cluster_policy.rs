@@ -1,0 +1,149 @@
+//! ClusterNetworkPolicies: the first rule of each tier, in whatever key it is, and what lies outside of its reach.
+
+use anyhow::Result;
+use podnet_common::{
+    addr::Proto,
+    layout::{Config, PolicyRule, PolicyVerdict, Subject},
+    simulator::HostTables,
+    verdict::Reason,
+};
+
+use crate::{
+    frame::{Frame, Transport},
+    policy::{FRIENDS, SET, WEB, denied, firsts, passes, with},
+};
+
+/// All kinds of keys, so that each is looked up.
+const KINDS: u32 = Subject::CLASS_PORTS
+    | Subject::CLASS_PROTOCOL
+    | Subject::CLASS_ALL
+    | Subject::ANY_PORTS
+    | Subject::ANY_PROTOCOL
+    | Subject::ANY_ALL
+    | Subject::CLUSTER;
+type V = PolicyVerdict;
+/// Class, ports and verdict.
+type Entry = (u32, u32, V);
+
+const ALL: u32 = PolicyRule::ALL;
+const ANY: u32 = PolicyRule::ANY;
+
+const fn admin(number: u32, action: u32) -> PolicyVerdict {
+    PolicyVerdict { admin: PolicyVerdict::rule(number, action), network: 0, baseline: 0 }
+}
+
+const fn baseline(number: u32, action: u32) -> PolicyVerdict {
+    PolicyVerdict { admin: 0, network: 0, baseline: PolicyVerdict::rule(number, action) }
+}
+
+const NETWORK: PolicyVerdict = PolicyVerdict { admin: 0, network: 3, baseline: 0 };
+
+/// Makes a pod a subject with these entries: class, ports and verdict.
+fn apply(t: &mut HostTables, pod: std::net::IpAddr, flags: u32, egress: bool, rules: &[Entry]) {
+    t.config.flags |= Config::POLICY;
+    let subject = t.subjects.entry(pod.into()).or_default();
+    let set = SET + u32::from(egress);
+    *(if egress { &mut subject.egress } else { &mut subject.ingress }) = set | KINDS | flags;
+    t.policy_rules.extend(rules.iter().map(|&(class, ports, verdict)| (PolicyRule { set, class, ports }, verdict)));
+}
+
+const TCP: u32 = PolicyRule::protocol(Proto::TCP);
+const ISOLATED: u32 = Subject::ISOLATED;
+
+/// Flags of a set, its entries, and whether it allows TCP from a friend to the port of the class `WEB`.
+const CASES: &[(u32, &[Entry], bool)] = &[
+    (0, &[], true),
+    (ISOLATED, &[], false),
+    (ISOLATED, &[(FRIENDS, WEB, NETWORK)], true),
+    // The smallest number decides, whichever key has it.
+    (0, &[(FRIENDS, WEB, admin(2, V::ACCEPT)), (ANY, ALL, admin(1, V::DENY))], false),
+    (0, &[(FRIENDS, WEB, admin(2, V::DENY)), (FRIENDS, TCP, admin(1, V::ACCEPT))], true),
+    (0, &[(ANY, TCP, admin(1, V::DENY)), (FRIENDS, ALL, admin(2, V::ACCEPT))], false),
+    (0, &[(ANY, WEB, admin(1, V::ACCEPT)), (FRIENDS, WEB, admin(2, V::DENY))], true),
+    // Another peer, another port.
+    (0, &[(FRIENDS + 1, ALL, admin(1, V::DENY)), (ANY, WEB + 1, admin(2, V::DENY))], true),
+    // Admin comes before NetworkPolicies.
+    (ISOLATED, &[(FRIENDS, ALL, admin(1, V::ACCEPT))], true),
+    (ISOLATED, &[(FRIENDS, ALL, admin(1, V::DENY)), (FRIENDS, WEB, NETWORK)], false),
+    // Pass leads to NetworkPolicies, and beyond if they don't isolate.
+    (ISOLATED, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, admin(2, V::ACCEPT))], false),
+    (ISOLATED, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, admin(2, V::DENY)), (FRIENDS, TCP, NETWORK)], true),
+    (0, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, baseline(2, V::DENY))], false),
+    // NetworkPolicies come before Baseline.
+    (ISOLATED, &[(FRIENDS, WEB, NETWORK), (ANY, ALL, baseline(1, V::DENY))], true),
+    (ISOLATED, &[(ANY, ALL, baseline(1, V::ACCEPT))], false),
+    (0, &[(FRIENDS, ALL, baseline(2, V::DENY)), (ANY, WEB, baseline(1, V::ACCEPT))], true),
+    (0, &[(FRIENDS, ALL, baseline(2, V::DENY)), (ANY, WEB, baseline(1, V::PASS))], true),
+    (0, &[(FRIENDS, ALL, baseline(1, V::DENY)), (ANY, WEB, baseline(2, V::ACCEPT))], false),
+];
+
+#[test]
+fn the_first_rule_of_the_first_tier_that_decides() {
+    for &(flags, rules, allowed) in CASES {
+        with(
+            move |t, a| {
+                apply(t, a.backend, flags, false, rules);
+                t.policy_peers.insert(a.remote.into(), FRIENDS);
+            },
+            move |both, a| {
+                let [tcp, ..] = firsts((a.remote, 40_000), (a.backend, 8080));
+                let result = if allowed { passes(both, a, tcp) } else { denied(both, a, tcp, Reason::PolicyIngress) };
+                result.map_err(|error| error.context(format!("{flags:x} {rules:x?}")))
+            },
+        );
+    }
+}
+
+#[test]
+fn a_pod_may_be_kept_from_its_node_and_never_the_node_from_it() {
+    with(
+        |t, a| {
+            for pod in [a.client, a.backend] {
+                apply(t, pod, 0, true, &[(ANY, ALL, admin(1, V::DENY))]);
+                apply(t, pod, 0, false, &[(ANY, ALL, admin(1, V::DENY))]);
+            }
+        },
+        |both, a| {
+            for dst in [a.node, a.node2, a.remote, a.internet] {
+                for frame in firsts((a.client, 40_000), (dst, 99)) {
+                    denied(both, a, frame, Reason::PolicyEgress)?;
+                }
+                denied(both, a, echo(a.client, dst), Reason::PolicyEgress)?;
+            }
+            // By a service it reaches neither its node nor itself.
+            for service in [a.host, a.itself] {
+                for frame in firsts((a.client, 40_001), (service, 80)).into_iter().take(2) {
+                    denied(both, a, frame, Reason::PolicyEgress)?;
+                }
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn network_policies_never_come_between_a_pod_and_its_node_or_itself() {
+    with(
+        |t, a| {
+            // Rules of the cluster that match nothing here, and a NetworkPolicy that allows nothing.
+            for egress in [false, true] {
+                apply(t, a.client, Subject::ISOLATED, egress, &[(FRIENDS, ALL, admin(1, V::DENY))]);
+            }
+        },
+        |both, a| -> Result<()> {
+            for frame in firsts((a.client, 40_000), (a.node, 99)) {
+                passes(both, a, frame)?;
+            }
+            passes(both, a, echo(a.client, a.node))?;
+            for frame in firsts((a.client, 40_001), (a.itself, 80)).into_iter().take(2) {
+                passes(both, a, frame)?;
+            }
+            denied(both, a, echo(a.client, a.remote), Reason::PolicyEgress)?;
+            denied(both, a, echo(a.remote, a.client), Reason::PolicyIngress)
+        },
+    );
+}
+
+fn echo(src: std::net::IpAddr, dst: std::net::IpAddr) -> Frame {
+    Frame::new(src, dst, Transport::Echo { id: 9, reply: false })
+}
