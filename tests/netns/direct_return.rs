@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use podnet::config::Xdp;
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Place, Pod, Service, vips, wait_until};
+use podnet_tests::lab::{Lab, Place, Pod, Service, client_ip, far_ip, vips, wait_until};
 use podnet_tests::traffic::{Family, Frames, Outcome, Stream, Transport};
 
 /// Port of the pods.
@@ -47,11 +47,7 @@ impl Site {
 
     /// External clients and their addresses.
     fn clients(&self, family: Family) -> [(&Place, IpAddr); 2] {
-        let ips: [IpAddr; 2] = match family {
-            Family::V4 => [[172, 30, 0, 100].into(), [172, 31, 2, 2].into()],
-            Family::V6 => [[0xfd00, 0x30, 0, 0, 0, 0, 0, 0x100].into(), [0xfd00, 0x31, 2, 0, 0, 0, 0, 2].into()],
-        };
-        [(self.lab.client(), ips[0]), (self.lab.far(), ips[1])]
+        [(self.lab.client(), client_ip(family)), (self.lab.far(), far_ip(family))]
     }
 
     /// Every client with every frontend.

@@ -4,28 +4,15 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use podnet_tests::cases;
-use podnet_tests::lab::{Lab, Node, Pod, Service, client_ip, eventually, manifest, wait_until};
+use podnet_tests::lab::policed::{PORT, Site, announced, app, is_denied, object, policy, reaches};
+use podnet_tests::lab::{Lab, Pod, Service, client_ip, eventually, manifest, wait_until};
 use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
 use serde_json::{Value, json};
-
-/// Port of the servers.
-const PORT: u16 = 8080;
-
-/// Pods on both nodes: a server on each, and for each a peer that policies name and one that they don't.
-struct Site {
-    web: Pod,
-    far_web: Pod,
-    friend: Pod,
-    far_friend: Pod,
-    stranger: Pod,
-    far_stranger: Pod,
-    lab: Lab,
-}
 
 #[test]
 fn network_policy() -> Result<()> {
     cases!(
-        Site::new()?,
+        Site::new(Lab::builder().client(true))?,
         isolated_pods_receive_from_allowed_peers_only,
         isolated_pods_send_to_allowed_peers_only,
         policies_see_backends_and_real_clients,
@@ -35,92 +22,6 @@ fn network_policy() -> Result<()> {
         pods_start_closed_until_their_policies_are_known,
         rules_that_cannot_be_understood_allow_nothing_and_are_reported,
     )
-}
-
-impl Site {
-    fn new() -> Result<Self> {
-        let lab = Lab::builder().client(true).build()?;
-        let [near, far] = [lab.node(0), lab.node(1)];
-        let site = Self {
-            web: near.add_server("web", PORT)?,
-            far_web: far.add_server("far-web", PORT)?,
-            friend: near.add_server("friend", PORT)?,
-            far_friend: far.add_server("far-friend", PORT)?,
-            stranger: near.add_server("stranger", PORT)?,
-            far_stranger: far.add_server("far-stranger", PORT)?,
-            lab,
-        };
-        Ok(site)
-    }
-
-    /// The Pod objects, with the label `app`, and the Namespace.
-    fn objects(&self) -> Vec<Value> {
-        let [near, far] = [self.lab.node(0), self.lab.node(1)];
-        let mut objects = vec![json!({
-            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"team": "blue"}},
-        })];
-        for (node, pods) in [
-            (near, [(&self.web, "web"), (&self.friend, "friend"), (&self.stranger, "stranger")]),
-            (far, [(&self.far_web, "web"), (&self.far_friend, "friend"), (&self.far_stranger, "stranger")]),
-        ] {
-            objects.extend(pods.map(|(pod, app)| object(pod, node, app)));
-        }
-        objects
-    }
-
-    fn apply(&self, policies: &[Value]) -> Result<()> {
-        self.lab.apply("pods", &manifest::yaml(&self.objects()))?;
-        self.lab.apply("network-policies", &manifest::yaml(policies))
-    }
-}
-
-/// The Pod object of a pod.
-fn object(pod: &Pod, node: &Node, app: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": pod.name(), "namespace": "default", "labels": {"app": app}},
-        "spec": {
-            "nodeName": node.name(),
-            "containers": [{"name": "main", "ports": [
-                {"name": "http", "containerPort": PORT, "protocol": "TCP"},
-                {"name": "dns", "containerPort": PORT, "protocol": "UDP"},
-            ]}],
-        },
-        "status": {"phase": "Running", "podIPs": pod.ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>()},
-    })
-}
-
-/// A policy for the pods with this label `app`.
-fn policy(name: &str, app: &str, spec: Value) -> Value {
-    let mut policy = json!({
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": spec,
-    });
-    policy["spec"]["podSelector"] = json!({"matchLabels": {"app": app}});
-    policy
-}
-
-fn app(app: &str) -> Value {
-    json!({"podSelector": {"matchLabels": {"app": app}}})
-}
-
-/// A pod reaches a destination, over TCP and UDP, and IPv4 and IPv6.
-fn reaches(from: &Pod, to: &Pod) -> Result<()> {
-    for (family, transport) in Transport::over_all() {
-        from.place.reaches(transport, to.addr(family, PORT), &[to.name()])?;
-    }
-    Ok(())
-}
-
-/// A pod gets no answer from another one.
-fn is_denied(from: &Pod, to: &Pod) -> Result<()> {
-    for (family, transport) in Transport::over_all() {
-        from.place.expect(transport, to.addr(family, PORT), &Outcome::Silence)?;
-    }
-    Ok(())
 }
 
 fn isolated_pods_receive_from_allowed_peers_only(site: &Site) -> Result<()> {
@@ -303,15 +204,8 @@ fn pods_start_closed_until_their_policies_are_known(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let deny = policy("late", "late", json!({"ingress": [{"from": [app("friend")]}]}));
     site.apply(std::slice::from_ref(&deny))?;
-    let late = |name: &str| {
-        json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "default", "labels": {"app": "late"}},
-            "spec": {"nodeName": node.name()},
-        })
-    };
     let mut objects = site.objects();
-    objects.extend(["late-1", "late-2"].map(late));
+    objects.extend(["late-1", "late-2"].map(|name| announced(name, node, "late")));
     site.lab.apply("pods", &manifest::yaml(&objects))?;
     eventually("the node knows of the policy", || {
         let published = std::fs::read_to_string(node.run_dir().join("node.json"))?;
@@ -335,7 +229,7 @@ fn pods_start_closed_until_their_policies_are_known(site: &Site) -> Result<()> {
     // A pod that no policy selects is open as soon as that is known.
     let free = node.add_server("free", PORT)?;
     is_denied(&site.stranger, &free)?;
-    objects.push(object(&free, node, "free"));
+    objects.push(object(&free, "free"));
     site.lab.apply("pods", &manifest::yaml(&objects))?;
     reaches(&site.stranger, &free)
 }

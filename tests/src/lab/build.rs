@@ -369,6 +369,14 @@ pub fn client_ip(family: Family) -> IpAddr {
     address(family, CLIENT)
 }
 
+/// Address of the far machine.
+pub fn far_ip(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => [172, 31, 2, 2].into(),
+        Family::V6 => [0xfd00, 0x31, 2, 0, 0, 0, 0, 2].into(),
+    }
+}
+
 /// Address of machine `number` on the nodes' link.
 fn address(family: Family, number: usize) -> IpAddr {
     let text = match family {

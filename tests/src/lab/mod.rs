@@ -30,6 +30,7 @@ pub mod manifest;
 mod node;
 mod pass;
 mod pod;
+pub mod policed;
 mod program;
 mod scrap;
 mod service;
@@ -46,7 +47,7 @@ use serde_json::Value;
 
 pub use as_endpoint::AsEndpoint;
 pub use binaries::{BIN_DIR, Binaries};
-pub use build::{Builder, Families, client_ip};
+pub use build::{Builder, Families, client_ip, far_ip};
 pub use cases::{Case, run_cases};
 pub use cni::{CniError, Invocation};
 pub use control_plane::ControlPlane;
