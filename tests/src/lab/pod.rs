@@ -38,12 +38,22 @@ impl Node {
 
     /// Same, with a `runtimeConfig` for this pod, such as `portMappings`.
     pub fn add_pod_with(self: &Arc<Self>, name: &str, runtime_config: Value) -> Result<Pod> {
-        let number = self.containers.fetch_add(1, Ordering::Relaxed);
         let mut config = self.plugin_config.clone();
         if !runtime_config.is_null() {
             config["runtimeConfig"] = runtime_config;
         }
-        Pod::add(self, name, format!("{name}-{number:08x}"), config)
+        Pod::sandbox(self, name, config)?.add()
+    }
+
+    /// Same as [`Node::add_pod`], with something done in the pod's namespace before the plugin is called.
+    pub fn add_pod_prepared<T>(
+        self: &Arc<Self>,
+        name: &str,
+        prepare: impl FnOnce(&Place) -> Result<T>,
+    ) -> Result<(Pod, T)> {
+        let pod = Pod::sandbox(self, name, self.plugin_config.clone())?;
+        let prepared = prepare(&pod.place)?;
+        Ok((pod.add()?, prepared))
     }
 
     /// Creates a pod with a server on this port of its addresses.
@@ -55,7 +65,10 @@ impl Node {
 }
 
 impl Pod {
-    fn add(node: &Arc<Node>, name: &str, container_id: String, config: Value) -> Result<Self> {
+    /// The pod's namespace, without an interface.
+    fn sandbox(node: &Arc<Node>, name: &str, config: Value) -> Result<Self> {
+        let number = node.containers.fetch_add(1, Ordering::Relaxed);
+        let container_id = format!("{name}-{number:08x}");
         let netns = Arc::new(NetNs::new()?);
         let path = Node::netns_path(&container_id);
         File::create(node.dir.join("run/netns").join(&container_id))?;
@@ -66,15 +79,18 @@ impl Pod {
         node.place.agent().in_mounts(bind)?.with_context(|| format!("cannot bind {path}"))?;
         let place = Place::new(name, netns, node.place.agent().of_pods()?);
         let (ips, servers, result) = (Vec::new(), Vec::new(), Value::Null);
-        let mut pod = Self { place, ips, result, container_id, node: node.clone(), config, servers };
-        match pod.invoke("ADD") {
+        Ok(Self { place, ips, result, container_id, node: node.clone(), config, servers })
+    }
+
+    fn add(mut self) -> Result<Self> {
+        match self.invoke("ADD") {
             Ok(result) => {
-                pod.ips = addresses(&result)?;
-                pod.result = result;
-                Ok(pod)
+                self.ips = addresses(&result)?;
+                self.result = result;
+                Ok(self)
             }
             Err(error) => {
-                pod.remove_netns()?;
+                self.remove_netns()?;
                 Err(error)
             }
         }

@@ -1,6 +1,6 @@
 //! Hand-made frames, sent and captured on an interface: for packets that no socket would send.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -27,6 +27,30 @@ impl Frames {
             place.socket(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(all)))).with_context(what)?;
         socket.bind(&link_address(place.ifindex(ifname)?, all)).with_context(what)?;
         Ok(Self { socket })
+    }
+
+    /// Opens a socket that sees the frames of all interfaces, also of those that a place gets later.
+    pub fn of_all(place: &Place) -> io::Result<Self> {
+        let all = i32::from((libc::ETH_P_ALL as u16).to_be());
+        Ok(Self { socket: place.socket(Domain::PACKET, Type::RAW, Some(Protocol::from(all)))? })
+    }
+
+    /// The frames that have been seen and not yet been returned, without waiting for more.
+    pub fn seen(&self) -> io::Result<Vec<Vec<u8>>> {
+        self.socket.set_nonblocking(true)?;
+        let mut frames = Vec::new();
+        let mut buffer = vec![0; 65_536];
+        loop {
+            match (&self.socket).read(&mut buffer) {
+                Ok(length) => frames.push(buffer[..length].to_vec()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The interface has been taken down; the socket stays.
+                Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.socket.set_nonblocking(false)?;
+        Ok(frames)
     }
 
     /// Sends a frame unchanged.
