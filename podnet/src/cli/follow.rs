@@ -42,8 +42,10 @@ pub(super) fn line(
     text.sentence(&match line {
         Line::Drop { dropped, interface } => {
             let interface = interface.unwrap_or_else(|| NOTHING.to_owned());
-            let Dropped { time_ms, reason, hook, length, .. } = dropped;
-            format!("{:<12}  {reason:<20}  {hook:<13}  {interface:<15}  {length:>6}  {dropped}", time_of_day(*time_ms))
+            let Dropped { time_ms, reason, hook, length, policies, .. } = dropped;
+            let policies = if policies.is_empty() { String::new() } else { format!(" by {}", policies.join(", ")) };
+            let time = time_of_day(*time_ms);
+            format!("{time:<12}  {reason:<20}  {hook:<13}  {interface:<15}  {length:>6}  {dropped}{policies}")
         }
         Line::Lost(count) => format!("{count} dropped packets lost: this reader is too slow"),
     });
@@ -72,6 +74,7 @@ mod tests {
             source_port: Some(40_000),
             destination: Some("10.96.0.10".parse().unwrap()),
             destination_port: Some(80),
+            policies: Vec::new(),
         }
     }
 
@@ -85,6 +88,8 @@ TIME (UTC)    REASON                HOOK           INTERFACE        LENGTH  PACK
 09:32:11.042  no_endpoint           from_pod       podweb0              74  TCP 10.244.1.9:40000 → 10.96.0.10:80
 "
         );
+        let denied = Dropped { policies: vec!["default/deny".into(), "tenants".into()], ..dropped() };
+        assert!(shown(Report::Drop(denied), None).ends_with(" → 10.96.0.10:80 by default/deny, tenants\n"));
         let hostile = shown(Report::Drop(dropped()), Some("x\u{1b}[2J\n"));
         assert!(hostile.lines().count() == 1 && !hostile.contains('\u{1b}'), "{hostile}");
         assert!(shown(Report::Drop(dropped()), None).contains("  -  "));

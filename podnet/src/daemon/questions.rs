@@ -35,6 +35,9 @@ pub(super) fn answer(question: Question, report: &Reporter, control: &Control, s
             drop(reply.send(known(control).map(|known| policies(known, after.as_ref()))));
         }
         Question::Policy(name, reply) => drop(reply.send(known(control).map(|known| PolicyFacts::of(known, &name)))),
+        Question::Denying(denial, reply) => {
+            drop(reply.send(control.policies().policies().denying(&denial).into_iter().cloned().collect()));
+        }
         Question::PodPolicies(pod, reply) => drop(reply.send(known(control).map(|known| PodFacts::of(known, &pod)))),
     }
 }

@@ -42,7 +42,8 @@ impl Profile {
         self.ports.iter().find(|port| port.protocol == protocol && *port.name == *name).map(|port| port.port)
     }
 
-    /// Whether pods or nodes with this profile are in an atom of selectors. `labels`: those of their namespace, if known.
+    /// Whether pods or nodes with this profile are in an atom of selectors. `labels`: those of their namespace, if
+    /// known.
     pub(super) fn is_in(&self, atom: &Atom, labels: Option<&Labels>) -> bool {
         match (atom, &self.namespace) {
             (Atom::Own { namespace, pods }, Some(own)) => **own == **namespace && selects(pods, &self.labels),
@@ -191,8 +192,8 @@ impl Rule {
         Self { policy, stage, action, peers, ports }
     }
 
-    /// The rule for connections to a pod with this profile, where named ports have numbers; `None` if it matches nothing
-    /// because the pod has none of its named ports.
+    /// The rule for connections to a pod with this profile, where named ports have numbers; `None` if it matches
+    /// nothing because the pod has none of its named ports.
     pub(super) fn to(&self, profile: &Profile, atoms: &Interner<Atom, AtomId>) -> Option<Self> {
         let Some(ports) = &self.ports else { return Some(self.clone()) };
         let number = |ports: &Ports| match ports {

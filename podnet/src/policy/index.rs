@@ -5,13 +5,14 @@
 //! what the policies that select its pods say, or the labels of a namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use podnet_common::addr::Addr;
 use podnet_common::layout::Subject;
 
-use super::atoms::{Atom, Profile, Rule, Stage};
+use super::atoms::{Atom, Class, Profile, Rule, Stage};
 use super::compile::{Desired, flags};
 use super::intern::{AtomId, Interner, PolicyId, ProfileId, SetId};
 use super::pods::Pods;
@@ -145,7 +146,7 @@ impl Policy {
 
 /// Direction of connections, as a pod sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     Ingress,
     Egress,
 }
@@ -312,7 +313,7 @@ impl Policies {
 
     /// The rules about pods with a profile, in the order in which they are asked, and whether NetworkPolicies isolate
     /// the pods.
-    fn rules(&self, profile: &Profile, direction: Direction) -> (Vec<Rule>, bool) {
+    pub(super) fn rules(&self, profile: &Profile, direction: Direction) -> (Vec<Rule>, bool) {
         let policies = self.selecting(profile);
         let of = policies.iter().filter_map(|(_, policy)| Some((policy, policy.direction(direction)?)));
         let isolated = of.clone().any(|(policy, _)| matches!(policy.object, AnyPolicy::Network(_)));
@@ -332,6 +333,28 @@ impl Policies {
         let mut policies: Vec<_> = policies.filter(|(_, policy)| policy.object.selects(profile, labels)).collect();
         policies.sort_by_key(|(name, policy)| (policy.object.place(), *name));
         policies
+    }
+
+    /// The NetworkPolicies that isolate pods with a profile.
+    pub(super) fn isolating<'a>(&'a self, profile: &'a Profile, direction: Direction) -> Vec<&'a ObjectName> {
+        let isolates =
+            |policy: &Policy| matches!(policy.object, AnyPolicy::Network(_)) && policy.direction(direction).is_some();
+        self.selecting(profile).into_iter().filter(|(_, policy)| isolates(policy)).map(|(name, _)| name).collect()
+    }
+
+    /// The profile of the pod that has an address.
+    pub(super) fn profile_at(&self, ip: IpAddr) -> Option<&Profile> {
+        self.pods.profile(self.pods.profile_at(&ip)?)
+    }
+
+    /// What an address is in, as far as rules in force here are concerned.
+    pub(super) fn class_at(&self, ip: IpAddr) -> Class {
+        self.tables.class_at(ip, &self.pods)
+    }
+
+    /// The name of a policy.
+    pub(super) fn name_of(&self, policy: PolicyId) -> Option<&ObjectName> {
+        self.ids.content(policy)
     }
 
     /// The ClusterNetworkPolicies.

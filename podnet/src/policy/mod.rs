@@ -17,6 +17,7 @@
 mod atoms;
 mod classes;
 mod compile;
+mod denial;
 mod index;
 mod intern;
 mod pods;
@@ -25,6 +26,7 @@ mod selector;
 mod tables;
 
 pub use compile::Desired;
+pub use denial::Denial;
 pub use index::{AnyPolicy, Policies};
 
 #[cfg(test)]

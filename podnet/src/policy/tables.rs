@@ -113,6 +113,13 @@ impl Tables {
         Some(class)
     }
 
+    /// What an address is in.
+    pub(super) fn class_at(&self, ip: IpAddr, pods: &Pods) -> Class {
+        let range = self.blocks.range(ip);
+        let of_pod = pods.profile_at(&ip).and_then(|profile| self.class(profile, range, pods));
+        of_pod.unwrap_or_else(|| Class { atoms: self.blocks.of(range).to_vec(), named: Vec::new() })
+    }
+
     /// The id of a class that has one more entry, and whether this is the first.
     fn take(&mut self, class: Class) -> (ClassId, bool) {
         let id = self.classes.intern(class);

@@ -16,6 +16,8 @@ use podnet_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Denial;
+
 /// Mask of the fragment offset in IPv4's field of flags and offset, in host byte order.
 const OFFSET: u16 = 0x1fff;
 
@@ -43,6 +45,9 @@ pub struct Dropped {
     pub destination: Option<IpAddr>,
     /// Destination port.
     pub destination_port: Option<u16>,
+    /// The network policies that have denied it, as `namespace/name`, or the name of a ClusterNetworkPolicy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
 }
 
 impl Dropped {
@@ -59,6 +64,23 @@ impl Dropped {
             ..Self::default()
         };
         dropped.with_packet(&event.head)
+    }
+
+    /// What to ask for the policies that have denied it; `None` if none has.
+    pub(super) fn denial(&self) -> Option<Denial> {
+        let is = |reason: Reason| self.reason == reason.name();
+        let (Some(source), Some(destination), Some(protocol)) = (self.source, self.destination, self.protocol) else {
+            return None;
+        };
+        let egress = is(Reason::PolicyEgress);
+        let port = self.destination_port;
+        (egress || is(Reason::PolicyIngress)).then_some(Denial {
+            egress,
+            source,
+            destination,
+            protocol: Proto(protocol),
+            port,
+        })
     }
 
     /// Adds the packet's addresses and ports, as far as `frame` contains them.

@@ -7,7 +7,7 @@ use super::{
     policies::{PodFacts, PolicyFacts, PolicySummary},
     protocol::{ExternalAddresses, Pending},
 };
-use crate::{model::ObjectName, select::Inputs, status::DaemonStatus};
+use crate::{model::ObjectName, policy::Denial, select::Inputs, status::DaemonStatus};
 
 /// Number of questions queued for the event loop; further clients wait.
 const QUEUE: usize = 16;
@@ -29,6 +29,8 @@ pub enum Question {
     Policy(ObjectName, oneshot::Sender<Result<Option<PolicyFacts>, Unsynced>>),
     /// The policies of a pod.
     PodPolicies(ObjectName, oneshot::Sender<Result<PodFacts, Unsynced>>),
+    /// The policies that have denied a packet.
+    Denying(Denial, oneshot::Sender<Vec<ObjectName>>),
 }
 
 /// The daemon hasn't read all objects yet, so that the absence of one means nothing.

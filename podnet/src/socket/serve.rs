@@ -203,12 +203,19 @@ async fn follow_drops(
             _ = requests.fill_buf() => return Err(Over),
         };
         let answer = match next {
-            Ok(event) => Answer::Drop(Dropped::of(&event)),
+            Ok(event) => Answer::Drop(named(Dropped::of(&event), &source.asker).await?),
             Err(RecvError::Lagged(lost)) => Answer::Lost(lost),
             Err(RecvError::Closed) => return Err(Over),
         };
         send(answers, &answer, FOLLOWER_PATIENCE).await?;
     }
+}
+
+/// Adds the policies that have denied a packet.
+async fn named(dropped: Dropped, asker: &Asker) -> Result<Dropped, Over> {
+    let Some(denial) = dropped.denial() else { return Ok(dropped) };
+    let denying = asker.ask(|reply| Question::Denying(denial, reply)).await?;
+    Ok(Dropped { policies: denying.iter().map(ObjectName::to_string).collect(), ..dropped })
 }
 
 async fn send(answers: &mut OwnedWriteHalf, answer: &Answer, patience: Duration) -> Result<(), Over> {

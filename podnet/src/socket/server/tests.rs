@@ -118,6 +118,7 @@ fn answer(question: Question) {
         Question::Policy(name, reply) => {
             drop(reply.send(if name == self::name(1) { Ok(None) } else { Err(Unsynced) }));
         }
+        Question::Denying(_, reply) => drop(reply.send(vec![name(1)])),
         Question::PodPolicies(name, reply) => drop(reply.send(Ok(PodFacts::of(&Policies::default(), &name)))),
     }
 }
