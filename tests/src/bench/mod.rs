@@ -8,6 +8,7 @@
 //! | suite | rows |
 //! |---|---|
 //! | [`nanoseconds`] | `ns_per_packet`: the programs alone |
+//! | [`policies`] | `ns_per_packet/policy`: the same under network policies |
 //! | [`paths`] | `tcp_stream`, `tcp_rr`, `tcp_crr`, `udp_flows` through every topology |
 //! | [`outside`] | the same with an external client |
 //! | [`cni`] | `cni_add`, `cni_del` and similar rows |
@@ -32,6 +33,7 @@ mod options;
 pub mod outside;
 pub mod paths;
 pub mod plot;
+pub mod policies;
 pub mod report;
 pub mod results;
 pub mod rig;
@@ -79,6 +81,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn measure(options: &Options, results: &mut Results) -> Result<()> {
     nanoseconds::run(options, results)?;
+    policies::run(options, results)?;
     {
         let topologies = Topologies::default();
         paths::run(options, &topologies, results)?;

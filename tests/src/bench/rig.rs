@@ -18,6 +18,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
     programs::{ProgramError, SchedClassifier, TestRunResult, Xdp, XdpMode},
 };
+use bytemuck::Pod;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -29,6 +30,7 @@ use podnet::datapath::{
     loader,
     removal::Remover,
 };
+use podnet::policy::Desired;
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
     addr::IfIndex,
@@ -165,6 +167,23 @@ impl Rig {
 
     fn conntrack_fd(&self) -> BorrowedFd<'_> {
         self.conntrack.fd().as_fd()
+    }
+
+    /// Puts network policies into effect.
+    pub fn enforce(&self, policies: &Desired) -> Result<()> {
+        self.fill(tables::POLICY_RULES.into(), policies.rules.iter())?;
+        self.fill(tables::POLICY_PORTS.into(), policies.ports.iter())?;
+        self.fill(tables::POLICY_PEERS.into(), policies.peers.iter())?;
+        self.fill(tables::POLICY_BLOCKS.into(), policies.blocks.iter())?;
+        self.fill(tables::SUBJECTS.into(), policies.subjects.iter())?;
+        let flags = Config::EXTERNAL_CLUSTER_IP | Config::POLICY;
+        self.fill(tables::CONFIG.into(), [(&0_u32, &Config { flags, ..Config::default() })].into_iter())
+    }
+
+    fn fill<'a, K: Pod, V: Pod>(&self, table: Table, entries: impl Iterator<Item = (&'a K, &'a V)>) -> Result<()> {
+        let map = MapData::from_pin(self.pins.table(table))?;
+        let (keys, values): (Vec<K>, Vec<V>) = entries.map(|(key, value)| (*key, *value)).unzip();
+        batch::update(map.fd().as_fd(), &keys, &values).with_context(|| format!("cannot fill {}", table.name()))
     }
 
     /// A sweep of the connection table, as in the daemon. `pods`: the existing pods.
