@@ -54,7 +54,7 @@ fn isolated_pods_receive_from_allowed_peers_only(site: &Site) -> Result<()> {
     ensure!(counted("policy_ingress") > 0 && counted("policy_egress") == 0, "{drops}");
     let policies = site.lab.node(0).podnet(&["policy", "list"])?;
     let row: Vec<_> = policies.lines().nth(1).context("no policy is listed")?.split_whitespace().collect();
-    ensure!(row == ["default", "web", "ingress", "1", "2", "0"], "{policies}");
+    ensure!(row == ["default", "web", "-", "ingress", "1", "2", "0"], "{policies}");
     for args in [["policy", "show", "default/web"], ["policy", "explain", "default/web"]] {
         let text = site.lab.node(0).podnet(&args)?;
         ensure!(text.contains("app=friend"), "{text}");

@@ -37,6 +37,21 @@ fn network_policy_start() -> Result<()> {
     )
 }
 
+/// The packets of attackers whom a policy isolates are tracked, but not to addresses that no pod has yet.
+#[test]
+fn flows_from_before_a_pod() -> Result<()> {
+    cases!(
+        Site::new(Lab::builder())?,
+        flows_to_an_address_are_judged_when_a_pod_gets_it,
+        flows_to_an_address_are_judged_when_a_pod_gets_it_without_a_daemon,
+    )
+}
+
+#[test]
+fn pods_that_start_while_a_daemon_starts() -> Result<()> {
+    cases!(Site::new(Lab::builder())?, pods_receive_nothing_that_policies_forbid_while_a_daemon_starts)
+}
+
 /// A started pod, and all frames that have been in it since its namespace was made.
 struct Started {
     pod: Pod,
@@ -119,13 +134,18 @@ impl Attack {
 /// Applies a policy that allows nothing, for all pods but the strangers, and one for the pods `late` that allows their
 /// friends, together with the objects of pods that will start.
 fn announce(site: &Site, names: &[String]) -> Result<()> {
+    let others = json!({"key": "app", "operator": "NotIn", "values": ["stranger"]});
+    announce_with(site, names, json!({"matchExpressions": [others]}))
+}
+
+/// Same, with this selector of the pods that are closed.
+fn announce_with(site: &Site, names: &[String], closed: Value) -> Result<()> {
     let node = site.lab.node(0);
     // What an earlier case had applied is gone.
     published(node, false)?;
     reaches(&site.stranger, &site.friend)?;
     let mut deny = policy("default-deny", "", json!({"policyTypes": ["Ingress"]}));
-    let others = json!({"key": "app", "operator": "NotIn", "values": ["stranger"]});
-    deny["spec"]["podSelector"] = json!({"matchExpressions": [others]});
+    deny["spec"]["podSelector"] = closed;
     site.apply(&[deny, policy("late", "late", json!({"ingress": [{"from": [app("friend")]}]}))])?;
     let mut objects = site.objects();
     objects.extend(names.iter().map(|name| announced(name, node, "late")));
@@ -208,5 +228,57 @@ fn pods_receive_nothing_that_policies_forbid_while_no_daemon_runs(site: &Site) -
     pods.iter().try_for_each(|started| attack.is_kept_from(started).map(drop))?;
     node.start_daemon()?;
     pods.append(&mut start(site, after)?);
+    only_friends_get_through(site, &attack, &pods)
+}
+
+/// Waits until the attack has gone over all addresses several times: in each round it also meets closed pods.
+fn has_gone_round(site: &Site) -> Result<()> {
+    const DROPS: u64 = 200;
+    let denied =
+        || Ok::<_, anyhow::Error>(site.lab.node(0).drops()?.get("policy_ingress").copied().unwrap_or_default());
+    let before = denied()?;
+    wait_until("packets to closed pods", || Ok(denied()? >= before + DROPS))
+}
+
+fn flows_to_an_address_are_judged_when_a_pod_gets_it(site: &Site) -> Result<()> {
+    let names = names("late", WITHOUT_DAEMON);
+    announce_with(site, &names, json!({}))?;
+    let attack = Attack::start(site)?;
+    has_gone_round(site)?;
+    let pods = start(site, &names)?;
+    only_friends_get_through(site, &attack, &pods)
+}
+
+fn flows_to_an_address_are_judged_when_a_pod_gets_it_without_a_daemon(site: &Site) -> Result<()> {
+    let names = names("later", AT_ONCE);
+    announce_with(site, &names, json!({}))?;
+    let attack = Attack::start(site)?;
+    has_gone_round(site)?;
+    site.lab.node(0).kill_daemon()?;
+    let pods = start(site, &names)?;
+    let kept = pods.iter().try_for_each(|started| attack.is_kept_from(started).map(drop));
+    site.lab.node(0).start_daemon()?;
+    kept?;
+    only_friends_get_through(site, &attack, &pods)
+}
+
+/// The plugin is at work on pods while the daemon reads the tables.
+fn pods_receive_nothing_that_policies_forbid_while_a_daemon_starts(site: &Site) -> Result<()> {
+    const ROUNDS: usize = 5;
+    let (names, node) = (names("late", PODS + ROUNDS * AT_ONCE * 2), site.lab.node(0));
+    let (running, others) = names.split_at(PODS);
+    announce(site, &names)?;
+    let mut pods = start(site, running)?;
+    let attack = Attack::start(site)?;
+    for round in others.chunks(AT_ONCE * 2) {
+        node.kill_daemon()?;
+        let started = thread::scope(|scope| {
+            let started = scope.spawn(|| start(site, round));
+            node.start_daemon()?;
+            started.join().expect("starting a pod does not panic")
+        })?;
+        started.iter().try_for_each(|started| attack.is_kept_from(started).map(drop))?;
+        pods.extend(started);
+    }
     only_friends_get_through(site, &attack, &pods)
 }

@@ -9,7 +9,7 @@ use podnet_common::{
 };
 
 use crate::{
-    frame::{Frame, Transport},
+    frame::{ACK, Frame, SYN, Transport},
     policy::{FRIENDS, SET, WEB, denied, firsts, passes, with},
 };
 
@@ -104,15 +104,22 @@ fn a_pod_may_be_kept_from_its_node_and_never_the_node_from_it() {
             }
         },
         |both, a| {
-            for dst in [a.node, a.node2, a.remote, a.internet] {
+            for dst in [a.node2, a.remote, a.internet] {
                 for frame in firsts((a.client, 40_000), (dst, 99)) {
                     denied(both, a, frame, Reason::PolicyEgress)?;
                 }
                 denied(both, a, echo(a.client, dst), Reason::PolicyEgress)?;
             }
+            let [tcp, udp, _] = firsts((a.client, 40_000), (a.node, 99));
+            denied(both, a, tcp, Reason::PolicyEgress)?;
+            // The answers to its node can't be told from requests, but for TCP.
+            passes(both, a, udp)?;
+            passes(both, a, echo(a.client, a.node))?;
+            passes(both, a, Frame::tcp((a.client, 98), (a.node, 40_000), SYN | ACK))?;
+            passes(both, a, Frame::tcp((a.client, 98), (a.node, 40_000), ACK))?;
             // By a service it reaches neither its node nor itself.
-            for service in [a.host, a.itself] {
-                for frame in firsts((a.client, 40_001), (service, 80)).into_iter().take(2) {
+            for (service, count) in [(a.host, 1), (a.itself, 2)] {
+                for frame in firsts((a.client, 40_001), (service, 80)).into_iter().take(count) {
                     denied(both, a, frame, Reason::PolicyEgress)?;
                 }
             }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, ensure};
 use podnet::datapath::removal::frames_of_keys;
 use podnet_common::{
-    addr::{Port, Proto},
-    layout::{Config, CtEntry, Hook, PolicyPort, PolicyRule, PolicyVerdict, Subject, Tuple},
+    addr::{IfIndex, Port, Proto},
+    layout::{Config, CtEntry, Hook, Out, PolicyPort, PolicyRule, PolicyVerdict, Subject, Tuple},
     removal::remove_denied,
     simulator::{FinalVerdict, HostPacket, HostTables, prefix},
     verdict::Reason,
@@ -383,6 +383,68 @@ fn connections_from_before_the_isolation_go_on_if_they_are_allowed() {
             // Nor may the pod open one from the port that it serves.
             denied(both, a, Frame::tcp((a.backend, 8080), (a.remote, 40_003), SYN), Reason::PolicyEgress)?;
             denied(both, a, Frame::udp((a.backend, 8080), (a.remote, 40_003)), Reason::PolicyEgress)
+        },
+    );
+}
+
+/// The pod that gets the address next has policies of its own.
+#[test]
+fn no_flow_begins_to_an_address_without_a_pod() {
+    with(
+        |t, a| {
+            isolate(t, a.client, Subject::ANY_ALL, true, &[(PolicyRule::ANY, PolicyRule::ALL)]);
+            t.endpoints.remove(&a.backend.into());
+        },
+        |both, a| {
+            for frame in firsts((a.client, 40_000), (a.backend, 8080)) {
+                let end = end(both, a, frame.clone())?;
+                ensure!(end == FinalVerdict::Pass, "{frame:?}: {end:?}");
+            }
+            // Its services are refused.
+            for frame in firsts((a.client, 40_001), (a.local, 80)).into_iter().take(2) {
+                let end = end(both, a, frame.clone())?;
+                ensure!(matches!(end, FinalVerdict::Reject(Reason::NoRoute, _)), "{frame:?}: {end:?}");
+            }
+            ensure!(both.kernel.conntrack()?.is_empty(), "a flow has begun");
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_flow_into_another_pod_than_before_is_judged_again() {
+    with(
+        |t, a| isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]),
+        |both, a| {
+            // Begun when nobody had the address, and when another pod had it.
+            for (port, out, out_ifindex) in [(40_000, Out::Stack, IfIndex(0)), (40_001, Out::Pod, IfIndex(77))] {
+                let frame = Frame::udp((a.remote, port), (a.backend, 8080));
+                let key = Tuple {
+                    src: a.remote.into(),
+                    dst: a.backend.into(),
+                    sport: Port::new(port),
+                    dport: Port::new(8080),
+                    proto: Proto::UDP,
+                    _pad: [0; 3],
+                };
+                let entry = CtEntry {
+                    in_ifindex: HERE,
+                    out: out as u8,
+                    out_ifindex,
+                    out_mtu: 1500,
+                    src: key.src,
+                    dst: key.dst,
+                    sport: key.sport,
+                    dport: key.dport,
+                    ..CtEntry::default()
+                };
+                for (key, entry) in [(key, entry), (entry.reply_key(key.proto), entry.reverse(&key))] {
+                    both.host.conntrack.borrow_mut().insert(key, entry);
+                    both.kernel.set_flow(&key, &entry)?;
+                }
+                denied(both, a, frame, Reason::PolicyIngress)?;
+            }
+            Ok(())
         },
     );
 }

@@ -54,6 +54,9 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         if !denied.is_nothing() {
             return Verdict::drop(denied.reason());
         }
+        if made.is_ok() && policy::is_vacant(t, &h.send.entry.dst) {
+            return Verdict::reject(Reason::NoRoute);
+        }
         if answer {
             h.send.entry.flags |= CtEntry::REPLY;
         }

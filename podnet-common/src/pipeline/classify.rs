@@ -133,7 +133,7 @@ fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handov
     {
         classified.class = Class::Track;
     }
-    if untranslated && policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple.src, &h.packet.tuple.dst) {
+    if untranslated && policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple) {
         return isolated(t, h, classified);
     }
     classified
@@ -159,7 +159,8 @@ fn reserves_replies<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u
 #[inline(always)]
 fn isolated<T: Tables>(t: &T, h: &mut Handover, classified: Classified) -> Classified {
     let tuple = &h.packet.tuple;
-    if h.packet.ports() && frontend::may_begin_flow(tuple) && !scope::multicast(&tuple.dst) {
+    let begins = h.packet.ports() && frontend::may_begin_flow(tuple) && !scope::multicast(&tuple.dst);
+    if begins && !policy::is_vacant(t, &tuple.dst) {
         return Classified::only(Class::Track);
     }
     h.classify.direct = 0;

@@ -47,15 +47,25 @@ pub(super) fn applies<At: HookPoint, T: Tables>(t: &T) -> bool {
     (At::FROM_POD || At::FROM_UPLINK) && t.config().is_some_and(|config| config.flags & Config::POLICY != 0)
 }
 
-/// Whether policies may deny a packet between these addresses in either direction: one of them is a pod of this node
-/// that is a subject, and the other end is not the pod itself, nor the node if only NetworkPolicies concern the pod.
+/// Whether policies may deny a packet, or the flow that it belongs to: one end is a pod of this node that is a subject,
+/// and the other is not the pod itself, nor, unless [`denied`] judges that, the node.
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
-pub(super) fn concerns<T: Tables>(t: &T, src: &Addr, dst: &Addr) -> bool {
+pub(super) fn concerns<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+    let Tuple { src, dst, proto, .. } = tuple;
     let [src_sets, dst_sets] = [src, dst].map(|addr| t.subject(addr).unwrap_or_default());
     let subject = src_sets != Subject::default() || dst_sets != Subject::default();
-    let judges_node = Subject::has_cluster_rules(src_sets.egress) || Subject::has_cluster_rules(dst_sets.egress);
+    let cluster = Subject::has_cluster_rules(src_sets.egress) || Subject::has_cluster_rules(dst_sets.egress);
+    let judges_node = cluster && *proto == Proto::TCP;
     subject && !src.same(dst) && (judges_node || !is_node(t, src) && !is_node(t, dst))
+}
+
+/// Whether an address is in a range of this node's pods, but no pod has it. Flows to it would lead into the next pod
+/// that gets it.
+// Out of line: called from several places, and its keys take stack.
+#[inline(never)]
+pub(super) fn is_vacant<T: Tables>(t: &T, addr: &Addr) -> bool {
+    t.endpoint(addr).is_none() && t.network(addr).is_some_and(|network| network.kind == NetworkKind::LocalPods as u32)
 }
 
 /// Judges a packet of no flow that begins none: multicast, a protocol without ports, a fragment of an unknown datagram.
@@ -94,7 +104,8 @@ pub(crate) fn denies_flow<T: Tables>(t: &T, tuple: &Tuple, entry: &CtEntry) -> b
 /// What the policies of both ends deny to a client of a server's port.
 ///
 /// NetworkPolicies never come between a pod and its node, or a pod and itself. ClusterNetworkPolicies may keep a pod
-/// from its node, and from itself as backend of a service, but not a node from its pods.
+/// from itself as backend of a service, and from its node, but not a node from its pods. The node's packets to pods
+/// begin no flows, so of other protocols than TCP, its pods' answers can't be told from requests.
 // Out of line: called from several places, and its keys take stack.
 #[inline(never)]
 fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
@@ -103,9 +114,10 @@ fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> De
     if (egress | ingress) == Subject::OPEN {
         return Denied::NOTHING;
     }
-    let exempt = client.same(server) || is_node(t, server);
+    let to_node = is_node(t, server);
+    let exempt = to_node || client.same(server);
     let cluster = Subject::has_cluster_rules(egress) || Subject::has_cluster_rules(ingress);
-    if (exempt && !cluster) || is_node(t, client) {
+    if (exempt && !cluster) || (to_node && port.proto != Proto::TCP) || is_node(t, client) {
         return Denied::NOTHING;
     }
     let tuple = Tuple { proto: port.proto, ..Tuple::default() };

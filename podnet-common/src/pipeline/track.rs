@@ -12,7 +12,7 @@ use crate::{
 
 use super::{
     HookPoint, Stage, Tables, Verdict, admit, family::FragmentKind, handover::Handover, headers::Headers, next_hop,
-    run::run_stage,
+    policy, run::run_stage,
 };
 
 /// Handles a packet that may change the state of its flow. Follows [`enter`](super::enter()) at the same hook.
@@ -38,7 +38,11 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     let seen = Seen { tcp_flags: h.packet.tcp_flags };
     let known = ports && t.flow(&h.packet.tuple, |entry| h.send.entry = *entry).is_some();
     let entry = &h.send.entry;
-    if known && !begins_new_flow::<At>(entry, seen, t.now()) && !forwarded_twice::<At, T>(t, entry, ethernet) {
+    if known
+        && !begins_new_flow::<At>(entry, seen, t.now())
+        && !forwarded_twice::<At, T>(t, entry, ethernet)
+        && !leads_to_another_pod::<At, T>(t, entry)
+    {
         follow::<At, T>(t, h, from, seen);
         return Verdict::tail(Stage::Send);
     }
@@ -47,6 +51,16 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     }
     h.classify.stale_flow = known as u32;
     Verdict::tail(Stage::Classify)
+}
+
+/// Whether the destination's address now belongs to another pod of this node than when the flow was judged by network
+/// policy, or belonged to none then: it must be judged again.
+#[inline(always)]
+fn leads_to_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry) -> bool {
+    // A half that has had no packet yet has no egress.
+    entry.out_mtu != 0
+        && policy::applies::<At, T>(t)
+        && t.endpoint(&entry.dst).is_some_and(|endpoint| endpoint.ifindex.0 != entry.out_ifindex.0)
 }
 
 /// What a packet says about its connection.

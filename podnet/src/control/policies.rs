@@ -182,12 +182,17 @@ impl NetworkPolicies {
     }
 
     /// The desired contents of `subjects`. The entry of a pod whose object is unknown stays as it is: the plugin has
-    /// closed a pod that has just started, and one that has run before there were policies is open.
+    /// closed a pod that has just started, and one that has run before there were policies is open. So does the entry
+    /// of an address that isn't known to be a pod's yet: the plugin has closed a pod that it is connecting, and removes
+    /// the entry itself if that fails.
     fn wanted_subjects(&self) -> BTreeMap<Addr, Subject> {
+        let attached: BTreeSet<Addr> = self.attached.values().flatten().map(|ip| Addr::from(*ip)).collect();
+        let connecting = |(addr, held): &(&Addr, &Subject)| **held == Subject::PENDING && !attached.contains(addr);
+        let connecting = self.subjects.iter().filter(connecting).map(|(addr, held)| (*addr, *held));
         let unknown = |name: &ObjectName| !self.pods.contains_key(name) && self.policies.has_policies(&name.namespace);
         let unknown = self.attached.iter().filter(|(name, _)| unknown(name)).flat_map(|(_, ips)| ips);
         let held = unknown.filter_map(|ip| self.subjects.get(&(*ip).into()).map(|held| (Addr::from(*ip), *held)));
-        let mut subjects: BTreeMap<Addr, Subject> = held.collect();
+        let mut subjects: BTreeMap<Addr, Subject> = held.chain(connecting).collect();
         subjects.extend(self.policies.desired().subjects.iter().map(|(addr, subject)| (*addr, *subject)));
         subjects
     }

@@ -412,8 +412,8 @@ fn programs_config(
     })
 }
 
-/// Writes `node.json` for the plugin, if it has changed. Until network policies have been read, the pods that an earlier
-/// daemon has named start closed; without one, none can start.
+/// Writes `node.json` for the plugin, if it has changed. Until network policies have been read, the pods that an
+/// earlier daemon has named start closed; without one, none can start.
 fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Result<()> {
     let (config, control) = (wanted.config, wanted.control);
     let policed = if control.policies_synced() {

@@ -1,9 +1,9 @@
 //! The Kubernetes objects that podnet uses, reduced to the fields that it needs and validated.
 //!
 //! [`raw`] has the structure of the objects in YAML and JSON; `Object::try_from` validates one and converts it for the
-//! rest of the daemon. Both ignore unknown fields, except in a [`NetworkPolicy`] and a [`ClusterNetworkPolicy`],
-//! where they may narrow what a rule matches. Values live as long as their objects and are numerous, so they are small: only namespaces, pods and nodes
-//! keep all of their labels.
+//! rest of the daemon. Both ignore unknown fields, except in a [`NetworkPolicy`] and a [`ClusterNetworkPolicy`], where
+//! they may narrow what a rule matches. Values live as long as their objects and are numerous, so they are small: only
+//! namespaces, pods and nodes keep all of their labels.
 
 mod change;
 mod cluster_policy;

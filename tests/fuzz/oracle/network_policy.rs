@@ -20,7 +20,8 @@ pub fn check_flow(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) 
     let t = &o.before;
     let judged = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink) && entry.flags & CtEntry::ONE_WAY == 0;
     let node = |addr: &Addr| world.kind(addr) == Some(NetworkKind::LocalNode);
-    if !judged || t.config.flags & Config::POLICY == 0 || node(&key.src) {
+    let to_node = node(&entry.dst) && key.proto != Proto::TCP;
+    if !judged || t.config.flags & Config::POLICY == 0 || node(&key.src) || to_node {
         return;
     }
     let exempt = key.src == entry.dst || node(&entry.dst);

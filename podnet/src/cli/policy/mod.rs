@@ -1,5 +1,5 @@
-//! `podnet policy`: NetworkPolicies and ClusterNetworkPolicies, as the daemon knows them. The tables contain only what they amount to on this
-//! node.
+//! `podnet policy`: NetworkPolicies and ClusterNetworkPolicies, as the daemon knows them. The tables contain only what
+//! they amount to on this node.
 
 #[cfg(test)]
 mod tests;

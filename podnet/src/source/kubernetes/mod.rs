@@ -4,8 +4,8 @@
 //! A thread of its own talks to the server, with one task per kind, so that reading a large cluster doesn't block the
 //! daemon's event loop. It sends validated objects through a channel. No changes are returned before all kinds have
 //! been listed, since part of a cluster may have another meaning than the whole; services don't wait for kinds of
-//! network policy that can't be read, since the daemon may lack the right to. From then on changes are returned as they arrive, and
-//! while the server is unreachable the last state stays.
+//! network policy that can't be read, since the daemon may lack the right to. From then on changes are returned as they
+//! arrive, and while the server is unreachable the last state stays.
 
 mod announce;
 mod connect;
