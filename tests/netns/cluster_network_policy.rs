@@ -127,7 +127,9 @@ fn a_pod_reaches_itself_by_its_own_address_only(site: &Site) -> Result<()> {
     service.set_endpoints(&site.lab, &[&site.web])?;
     let denies = json!({"ingress": [rule("Deny", json!({"namespaces": {}}))]});
     site.apply(&[cluster_policy("closed", "Admin", 0, "web", denies)])?;
-    is_denied(&site.stranger, &site.web)?;
+    let denied = || is_denied(&site.stranger, &site.web);
+    let drop = site.lab.node(0).first_drop("policy_ingress", denied)?;
+    ensure!(drop["policies"] == json!(["closed"]), "{drop}");
     reaches(&site.web, &site.web)?;
     for (family, transport) in Transport::over_all() {
         site.web.place.expect(transport, service.addr(family), &Outcome::Silence)?;

@@ -33,13 +33,17 @@ pub(super) fn allow(cluster: &Cluster) -> Result<String> {
     Ok("client-1 reaches web-0, client-2 on the other node does not".to_owned())
 }
 
-/// Drops are counted by reason.
+/// Drops are counted by reason, and each is reported with the policies.
 pub(super) fn reason(cluster: &Cluster) -> Result<String> {
-    let drops = cluster.lab.node(0).podnet_json(&["drops"])?;
+    let node = cluster.lab.node(0);
+    let denied = || is_denied(cluster.pod("client-2")?, cluster.pod("web-0")?);
+    let drop = node.first_drop("policy_ingress", denied)?;
+    let policies: Vec<_> = drop["policies"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    ensure!(policies == ["default/allow-client-1", "default/default-deny"], "{drop}");
+    let drops = node.podnet_json(&["drops"])?;
     let row = drops.as_array().into_iter().flatten().find(|row| row["reason"] == "policy_ingress");
     let packets = row.and_then(|row| row["packets"].as_u64()).context("no such reason")?;
-    ensure!(packets > 0, "none was counted");
-    Ok(format!("policy_ingress: {packets} packets on node1"))
+    Ok(format!("policy_ingress on node1, {packets} packets, by {}", policies.join(", ")))
 }
 
 /// A client may send to the addresses of one pod only, given as a block.

@@ -24,6 +24,7 @@ mod control_plane;
 #[cfg(feature = "cri")]
 pub mod cri;
 mod endpoint;
+mod followed;
 #[cfg(feature = "cri")]
 mod kubelet;
 pub mod manifest;
