@@ -21,6 +21,8 @@ pub struct NetworkPolicies {
     policies: Policies,
     /// Name of this node.
     node: Box<str>,
+    /// What an earlier daemon has written, until the first sync.
+    adopted: Option<Desired>,
     /// Whether the policies know the nodes.
     with_nodes: bool,
     /// The Pod objects of this node.
@@ -60,6 +62,7 @@ impl NetworkPolicies {
         Self {
             policies: Policies::new(node),
             node: node.into(),
+            adopted: None,
             with_nodes: false,
             pods: BTreeMap::new(),
             attached: BTreeMap::new(),
@@ -72,7 +75,8 @@ impl NetworkPolicies {
     }
 
     /// Takes over the tables of an earlier daemon, whose ids are not given to other contents. To be called before the
-    /// first objects are applied; the tables stay as they are until [`Self::sync`].
+    /// first objects are applied; the tables stay as they are until [`Self::sync`], which leaves them if they are
+    /// already as desired but for the ids.
     ///
     /// # Errors
     /// If the tables can't be read.
@@ -85,6 +89,7 @@ impl NetworkPolicies {
             rules: tables.list()?.into_iter().collect(),
         };
         self.policies.start_after(&held);
+        self.adopted = Some(held);
         Ok(())
     }
 
@@ -215,6 +220,10 @@ impl NetworkPolicies {
     fn write(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
         // Reads the table, if that hasn't been done: entries of the plugin may stay.
         self.subjects.add(&BTreeMap::new(), tables)?;
+        if let Some(mut held) = self.adopted.take() {
+            held.subjects.retain(|_, subject| *subject != Subject::PENDING);
+            self.policies.adopt_ids(&held);
+        }
         loop {
             let desired = self.policies.desired();
             self.rules.add(&desired.rules, tables)?;
@@ -437,13 +446,37 @@ mod tests {
     }
 
     #[test]
+    fn tables_of_an_earlier_daemon_stay_if_nothing_has_changed() {
+        let mut memory = Memory::default();
+        filled().sync(&mut memory).unwrap();
+        let before = memory.tables.clone();
+        // No write is allowed.
+        memory.left = Some(0);
+        let (mut room, policy) = (NetworkPolicies::new("n1"), policy());
+        room.adopt(&memory).unwrap();
+        let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::default() };
+        update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
+        update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy.clone().into()))]);
+        room.sync(&mut memory).unwrap();
+        assert_eq!((&memory.tables, room.writes()), (&before, 0));
+        // Ids go on meaning the same.
+        memory.left = None;
+        let other = NetworkPolicy { egress: Some(Vec::new()), ..policy };
+        update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np2"), Some(other.into()))]);
+        room.sync(&mut memory).unwrap();
+        assert_eq!(&memory.tables, room.policies().desired());
+        assert_ne!(memory.tables, before);
+    }
+
+    #[test]
     fn an_earlier_daemon_had_other_ids() {
         let mut memory = Memory::default();
         filled().sync(&mut memory).unwrap();
         let before: BTreeMap<_, _> = memory.tables.subjects.clone();
         let mut room = NetworkPolicies::new("n1");
         room.adopt(&memory).unwrap();
-        let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into()));
+        let changed = NetworkPolicy { egress: Some(Vec::new()), ..policy() };
+        let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(changed.into()));
         let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::default() };
         update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
         room.sync(&mut memory).unwrap();

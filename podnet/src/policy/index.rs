@@ -12,6 +12,7 @@ use std::sync::Arc;
 use podnet_common::addr::Addr;
 use podnet_common::layout::Subject;
 
+use super::adopt::Renaming;
 use super::atoms::{Atom, Class, Profile, Rule, Stage};
 use super::compile::{Desired, flags};
 use super::intern::{AtomId, Interner, PolicyId, ProfileId, SetId};
@@ -166,6 +167,19 @@ impl Policies {
         self.tables.start_after(held);
     }
 
+    /// Takes over the ids of tables that an earlier daemon has written, if these are as desired otherwise. To be called
+    /// before anything has been written. Otherwise nothing changes, and all ids are others than those of the tables.
+    pub fn adopt_ids(&mut self, held: &Desired) {
+        // No packet has met what was desired in the meantime.
+        while self.written() {}
+        let Some(others) = Renaming::between(self.desired(), held) else { return };
+        if self.sets.can_rename(&others.sets) && self.tables.can_rename(&others) {
+            self.sets.rename(&others.sets);
+            self.used = self.used.iter().filter_map(|id| others.sets.of(id.0).map(SetId)).collect();
+            self.tables.rename(&others, held);
+        }
+    }
+
     /// Sets a policy, or (`None`) removes it. [`Self::update`] puts it into effect, as with other changes.
     pub fn set_policy(&mut self, name: &ObjectName, policy: Option<AnyPolicy>) {
         let Some(object) = policy else {
@@ -276,21 +290,19 @@ impl Policies {
     fn choose_sets(&mut self) -> bool {
         let before = self.sets.len();
         self.used.clear();
-        let profiles: BTreeSet<ProfileId> = self.pods.local().map(|(_, pod)| pod.profile).collect();
+        let pods = &self.pods;
+        let addresses = pods.local().flat_map(|(name, pod)| {
+            let own = pod.ips.iter().filter(move |ip| pods.holder(ip) == Some(name));
+            own.map(|ip| (Addr::from(*ip), pod.profile))
+        });
+        let addresses: Vec<(Addr, ProfileId)> = addresses.collect();
         let mut chosen = BTreeMap::new();
-        for profile in profiles {
+        for profile in addresses.iter().map(|(_, profile)| *profile).collect::<BTreeSet<_>>() {
             let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|to| self.choose_set(profile, to));
             chosen.insert(profile, Subject { ingress, egress });
         }
-        let mut subjects = BTreeMap::new();
-        for (name, pod) in self.pods.local() {
-            let subject = chosen.get(&pod.profile).copied().unwrap_or_default();
-            if subject != Subject::default() {
-                let own = pod.ips.iter().filter(|ip| self.pods.holder(ip) == Some(name));
-                subjects.extend(own.map(|ip| (Addr::from(*ip), subject)));
-            }
-        }
-        self.tables.desired.subjects = subjects;
+        let subjects = addresses.into_iter().filter_map(|(addr, profile)| Some((addr, *chosen.get(&profile)?)));
+        self.tables.desired.subjects = subjects.filter(|(_, subject)| *subject != Subject::default()).collect();
         self.sets.len() != before
     }
 

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::adopt::Bijection;
+
 /// Declares ids, each a type of its own.
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident, $most:expr;)*) => {$(
@@ -17,6 +19,10 @@ macro_rules! ids {
             fn new(number: u32) -> Self {
                 Self(number)
             }
+
+            fn number(self) -> u32 {
+                self.0
+            }
         }
     )*};
 }
@@ -27,6 +33,8 @@ pub(super) trait Id: Copy + Ord {
     const MOST: u32;
     /// The id with a number.
     fn new(number: u32) -> Self;
+    /// The number of an id.
+    fn number(self) -> u32;
 }
 
 ids! {
@@ -103,6 +111,19 @@ impl<K: Eq + Hash, I: Id> Interner<K, I> {
         self.contents.len()
     }
 
+    /// Whether all ids in use have other ones.
+    pub(super) fn can_rename(&self, others: &Bijection) -> bool {
+        self.contents.keys().all(|id| others.of(id.number()).is_some())
+    }
+
+    /// Gives the other ids to all contents.
+    pub(super) fn rename(&mut self, others: &Bijection) {
+        let contents = std::mem::take(&mut self.contents).into_iter();
+        let renamed = contents.filter_map(|(id, content)| Some((I::new(others.of(id.number())?), content)));
+        self.contents = renamed.collect();
+        self.ids = self.contents.iter().map(|(id, content)| (content.clone(), *id)).collect();
+    }
+
     /// Forgets an id.
     pub(super) fn remove(&mut self, id: I) {
         if let Some(content) = self.contents.remove(&id) {
@@ -129,6 +150,10 @@ mod tests {
 
         fn new(number: u32) -> Self {
             Self(number)
+        }
+
+        fn number(self) -> u32 {
+            self.0
         }
     }
 

@@ -14,6 +14,7 @@
 //!
 //! Left to the datapath: a node and its own pods always reach each other, a pod reaches itself, and answers pass.
 
+mod adopt;
 mod atoms;
 mod classes;
 mod compile;

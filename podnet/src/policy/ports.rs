@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use podnet_common::addr::Proto;
 use podnet_common::layout::PolicyPort;
 
+use super::adopt::Bijection;
 use super::atoms::PortRange;
 use super::intern::{Interner, PortClassId};
 
@@ -39,6 +40,18 @@ impl PortClasses {
         }
         self.group();
         table
+    }
+
+    /// Whether all classes have other ids.
+    pub(super) fn can_rename(&self, others: &Bijection) -> bool {
+        self.ids.can_rename(others)
+    }
+
+    /// Gives the other ids to all classes.
+    pub(super) fn rename(&mut self, others: &Bijection) {
+        self.ids.rename(others);
+        self.current = self.current.iter().filter_map(|id| others.of(id.0).map(PortClassId)).collect();
+        self.group();
     }
 
     /// Forgets classes of earlier ranges. Returns whether there were any.

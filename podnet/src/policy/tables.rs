@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use podnet_common::addr::Addr;
 use podnet_common::layout::{PolicyRule, PolicyVerdict};
 
+use super::adopt::Renaming;
 use super::atoms::{Atom, Class, PortRange, Rule};
 use super::classes::Blocks;
 use super::compile::{Desired, entries_for_any, entries_for_class, verdict};
@@ -45,6 +46,20 @@ impl Tables {
         self.classes.start_after(classes.max().unwrap_or(0));
         let keys = held.rules.keys().map(|rule| rule.ports).filter(|ports| ports & PolicyRule::PROTOCOL == 0);
         self.ports.start_after(held.ports.values().copied().chain(keys).max().unwrap_or(0));
+    }
+
+    /// Whether all classes have other ids.
+    pub(super) fn can_rename(&self, others: &Renaming) -> bool {
+        self.classes.can_rename(&others.classes) && self.ports.can_rename(&others.ports)
+    }
+
+    /// Takes over the ids of tables that are the same otherwise.
+    pub(super) fn rename(&mut self, others: &Renaming, held: &Desired) {
+        self.classes.rename(&others.classes);
+        self.ports.rename(&others.ports);
+        let uses = std::mem::take(&mut self.uses).into_iter();
+        self.uses = uses.filter_map(|(id, uses)| Some((ClassId(others.classes.of(id.0)?), uses))).collect();
+        self.desired = held.clone();
     }
 
     /// Recomputes everything but the subjects, with the same ids for the same contents.

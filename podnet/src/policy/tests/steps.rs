@@ -114,6 +114,17 @@ proptest! {
             (subjects.len(), peers.len(), blocks.len(), sets.collect::<std::collections::BTreeSet<_>>().len())
         };
         prop_assert_eq!(size(&policies), size(&fresh));
+        // A daemon that starts now keeps the tables, if nothing in them is superfluous by now.
+        for (held, is_kept) in [(fresh.desired(), true), (policies.desired(), false)] {
+            let mut next = Policies::new(NODE);
+            next.start_after(held);
+            cluster.fill(&mut next);
+            next.adopt_ids(held);
+            prop_assert!(!is_kept || next.desired() == held);
+            for question in &questions {
+                prop_assert_eq!(allows(next.desired(), question), cluster.allows(question), "{:?}", question);
+            }
+        }
     }
 
     /// While tables are written, every packet gets the verdict of before or that of after.
