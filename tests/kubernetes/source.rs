@@ -259,7 +259,7 @@ fn no_objects_before_all_kinds_are_listed() -> Result<()> {
         let mut requests = site.api.requests();
         // The node's own pods are watched separately.
         requests.retain(|request| !request.contains("/pods?"));
-        ensure!(requests.len() == 6 && requests.iter().all(|r| r.contains("sendInitialEvents=true")), "{requests:?}");
+        ensure!(requests.len() == 7 && requests.iter().all(|r| r.contains("sendInitialEvents=true")), "{requests:?}");
         Ok(())
     })
 }
