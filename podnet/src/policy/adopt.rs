@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use podnet_common::layout::{PolicyRule, Subject};
 
 use super::compile::Desired;
+use super::intern::Bijection;
 
 /// Ids of tables, each with that of the same thing in other tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,27 +14,6 @@ pub(super) struct Renaming {
     pub(super) sets: Bijection,
     pub(super) classes: Bijection,
     pub(super) ports: Bijection,
-}
-
-/// Numbers in pairs: none occurs twice on one side.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Bijection {
-    there: BTreeMap<u32, u32>,
-    back: BTreeMap<u32, u32>,
-}
-
-impl Bijection {
-    /// Adds a pair; `None` if one of its numbers is in another pair.
-    fn pair(&mut self, from: u32, to: u32) -> Option<()> {
-        let there = *self.there.entry(from).or_insert(to);
-        let back = *self.back.entry(to).or_insert(from);
-        (there == to && back == from).then_some(())
-    }
-
-    /// The other number.
-    pub(super) fn of(&self, from: u32) -> Option<u32> {
-        self.there.get(&from).copied()
-    }
 }
 
 impl Renaming {
@@ -122,14 +102,5 @@ mod tests {
             change(&mut other);
             assert_eq!(Renaming::between(&new, &other), None, "{number}");
         }
-    }
-
-    #[test]
-    fn pairs_are_unique() {
-        let mut pairs = Bijection::default();
-        assert_eq!(
-            [(1, 2), (1, 2), (1, 3), (4, 2)].map(|(a, b)| pairs.pair(a, b).is_some()),
-            [true, true, false, false]
-        );
     }
 }

@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::adopt::Bijection;
-
 /// Declares ids, each a type of its own.
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident, $most:expr;)*) => {$(
@@ -138,6 +136,27 @@ impl<K: Eq + Hash, I: Id> Interner<K, I> {
     }
 }
 
+/// Numbers in pairs: none occurs twice on one side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Bijection {
+    there: BTreeMap<u32, u32>,
+    back: BTreeMap<u32, u32>,
+}
+
+impl Bijection {
+    /// Adds a pair; `None` if one of its numbers is in another pair.
+    pub(super) fn pair(&mut self, from: u32, to: u32) -> Option<()> {
+        let there = *self.there.entry(from).or_insert(to);
+        let back = *self.back.entry(to).or_insert(from);
+        (there == to && back == from).then_some(())
+    }
+
+    /// The other number.
+    pub(super) fn of(&self, from: u32) -> Option<u32> {
+        self.there.get(&from).copied()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,5 +189,14 @@ mod tests {
         let mut interner = Interner::<_, Few>::default();
         interner.start_after(2);
         assert_eq!(["a", "b"].map(|content| interner.intern(content).0), [3, 1]);
+    }
+
+    #[test]
+    fn pairs_are_unique() {
+        let mut pairs = Bijection::default();
+        assert_eq!(
+            [(1, 2), (1, 2), (1, 3), (4, 2)].map(|(a, b)| pairs.pair(a, b).is_some()),
+            [true, true, false, false]
+        );
     }
 }

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use podnet_common::addr::Proto;
 use podnet_common::layout::PolicyPort;
 
-use super::adopt::Bijection;
 use super::atoms::PortRange;
-use super::intern::{Interner, PortClassId};
+use super::intern::{Bijection, Interner, PortClassId};
 
 /// Number of bits of a port.
 const PORT_BITS: u32 = 16;
