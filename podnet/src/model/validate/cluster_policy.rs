@@ -11,7 +11,7 @@ use crate::model::{
     Selector, Tier, limits, raw,
 };
 
-/// Greatest priority, which is asked last.
+/// Greatest priority, which is evaluated last.
 const PRIORITY_MAX: u16 = 1000;
 /// Maximum length of a rule's name.
 const NAME_MAX: usize = 100;
@@ -167,7 +167,11 @@ fn peer(field: &str, value: &Value, egress: bool, all: &mut Vec<PolicyPeer>) -> 
         }
         "nodes" => all.push(PolicyPeer::Nodes(understood(&at, Some(part))?)),
         "networks" => {
-            for (i, one) in elements(&at, Some(part))?.iter().enumerate() {
+            let networks = elements(&at, Some(part))?;
+            if networks.is_empty() {
+                return refuse(at, "is empty: name at least one network");
+            }
+            for (i, one) in networks.iter().enumerate() {
                 let at = format!("{at}[{i}]");
                 let cidr = cidr(|| at.clone(), text(&at, Some(one))?)?;
                 all.push(PolicyPeer::Block { cidr, except: Vec::new() });

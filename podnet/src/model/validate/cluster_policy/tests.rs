@@ -88,6 +88,7 @@ fn rules_that_cannot_be_understood_fail_closed() {
         "to: [{namespaces: {}, nodes: {}}]",
         "to: [{domainNames: [example.com]}]",
         "to: [{networks: [x]}]",
+        "to: [{networks: []}]",
         "to: [{fridays: true}]",
         "to: [{pods: {podSelector: {}}}]",
         "to: [{namespaces: {matchLabels: 7}}]",
