@@ -332,7 +332,8 @@ macro_rules! declare {
                 layout::{
                     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts,
                     Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyPort,
-                    PolicyRule, PolicyVerdict, Prefix, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
+                    PolicyRule, PolicyVerdict, Prefix, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject,
+                    Tuple, holders,
                 },
             };
 

@@ -416,7 +416,7 @@ fn a_flow_into_another_pod_than_before_is_judged_again() {
     with(
         |t, a| isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]),
         |both, a| {
-            // Begun when nobody had the address, and when another pod had it.
+            // Begun before any pod had the address, and while another pod had it.
             for (port, out, out_ifindex) in [(40_000, Out::Stack, IfIndex(0)), (40_001, Out::Pod, IfIndex(77))] {
                 let frame = Frame::udp((a.remote, port), (a.backend, 8080));
                 let key = Tuple {

@@ -5,7 +5,7 @@
 
 use crate::{
     addr::{Addr, IfIndex, Proto},
-    layout::{Config, Endpoint, Frontend, FrontendKey, Hook, Network, NetworkKind, ServiceClient, TUNNEL_PORT, Tuple},
+    layout::{Config, Endpoint, Frontend, Hook, Network, NetworkKind, ServiceClient, TUNNEL_PORT, Tuple},
     packet::{Arp, ETH, Ethernet, Packet},
     verdict::Reason,
 };
@@ -110,15 +110,11 @@ fn check_sender<At: HookPoint, P: Packet, T: Tables>(
     v6: bool,
     sender: &Sender<'_>,
 ) -> Result<(), Reason> {
-    // On their way out, packets have been examined or are the host's own, and not all of them come by here.
-    if At::EGRESS {
-        return Ok(());
-    }
     if v6 && (tuple.src.is_v4() || tuple.dst.is_v4()) {
         return Err(Reason::MappedAddress);
     }
-    // Never a valid destination (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.2), and a wildcard in `frontends`.
-    if tuple.dst.same(&FrontendKey::NODE_V4) || tuple.dst.same(&FrontendKey::NODE_V6) {
+    // Also a wildcard in `frontends`.
+    if scope::unspecified(&tuple.dst) {
         return Err(Reason::Martian);
     }
     match At::HOOK {
@@ -128,7 +124,7 @@ fn check_sender<At: HookPoint, P: Packet, T: Tables>(
             _ => Err(Reason::SpoofedSource),
         },
         Hook::FromUplink | Hook::UplinkXdp => from_outside::<T>(t, ethernet, tuple, sender.network),
-        _ => Ok(()),
+        Hook::FromHost | Hook::ToPod | Hook::ToUplink | Hook::FromLoopback | Hook::ToRaw | Hook::FromRaw => Ok(()),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     addr::IfIndex,
     hash::mix,
-    layout::{Config, CtEntry, Frontend, NetworkKind, Tuple},
+    layout::{Config, CtEntry, Frontend, NetworkKind, Out, Tuple},
     packet::Packet,
     verdict::Reason,
 };
@@ -54,7 +54,8 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         if !denied.is_nothing() {
             return Verdict::drop(denied.reason());
         }
-        if made.is_ok() && policy::is_vacant(t, &h.send.entry.dst) {
+        let into_pod = h.send.entry.out == Out::Pod as u8 || h.send.entry.out == Out::Queue as u8;
+        if made.is_ok() && !into_pod && policy::is_vacant(t, &h.send.entry.dst) {
             return Verdict::reject(Reason::NoRoute);
         }
         if answer {

@@ -160,7 +160,8 @@ fn reserves_replies<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u
 fn isolated<T: Tables>(t: &T, h: &mut Handover, classified: Classified) -> Classified {
     let tuple = &h.packet.tuple;
     let begins = h.packet.ports() && frontend::may_begin_flow(tuple) && !scope::multicast(&tuple.dst);
-    if begins && !policy::is_vacant(t, &tuple.dst) {
+    let vacant = matches!(classified.class, Class::Stack | Class::Track) && policy::is_vacant(t, &tuple.dst);
+    if begins && !vacant {
         return Classified::only(Class::Track);
     }
     h.classify.direct = 0;

@@ -14,6 +14,7 @@ use super::{
     handover::Purpose,
     headers::Headers,
     rewrite::{fits, translate},
+    scope,
 };
 
 /// Number of bytes to make readable: Ethernet, the longest IPv4 header or IPv6 with an extension header, TCP.
@@ -131,10 +132,12 @@ fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethe
             verdict => verdict,
         };
     }
-    // The stack has routed the packet. Replies to it must not be taken for those of a closed flow.
+    // The stack has routed the packet. Replies to it must not be taken for those of a closed flow. Later packets of a
+    // flow to an invalid destination would be dropped.
     let begins_flow = t.handover(|h| {
         classify::replies_collide::<At, T>(t, &v.tuple, v.tcp_flags, &mut h.insert);
-        v.ports && !F::mapped(&v.tuple.dst) && frontend::source_is_frontend(t, &v.tuple, &mut h.insert.key)
+        let valid = v.ports && !F::mapped(&v.tuple.dst) && !scope::unspecified(&v.tuple.dst);
+        valid && frontend::source_is_frontend(t, &v.tuple, &mut h.insert.key)
     });
     if begins_flow == Some(true) { hand_over(t, &v, Stage::Begin) } else { Verdict::PASS }
 }

@@ -159,38 +159,33 @@ fn allows<T: Tables>(t: &T, set: u32, class: u32, ports: u32, proto: Proto, exem
     let mut verdict = PolicyVerdict::default();
     // Most frequent first.
     let mut rule = PolicyRule { set: set & Subject::ID, class, ports };
-    if set & Subject::CLASS_PORTS != 0 && ports != 0 {
-        look(t, &rule, &mut verdict);
+    if ports != 0 {
+        look(t, set, Subject::CLASS_PORTS, &rule, &mut verdict);
     }
-    // Rules of NetworkPolicies only allow, so one that matches suffices.
-    if (cluster || verdict.network == 0) && set & Subject::CLASS_ALL != 0 {
-        rule.ports = PolicyRule::ALL;
-        look(t, &rule, &mut verdict);
-    }
-    if (cluster || verdict.network == 0) && set & Subject::CLASS_PROTOCOL != 0 {
-        rule.ports = protocol;
-        look(t, &rule, &mut verdict);
-    }
+    rule.ports = PolicyRule::ALL;
+    look(t, set, Subject::CLASS_ALL, &rule, &mut verdict);
+    rule.ports = protocol;
+    look(t, set, Subject::CLASS_PROTOCOL, &rule, &mut verdict);
     rule.class = PolicyRule::ANY;
-    if (cluster || verdict.network == 0) && set & Subject::ANY_PORTS != 0 && ports != 0 {
+    look(t, set, Subject::ANY_PROTOCOL, &rule, &mut verdict);
+    rule.ports = PolicyRule::ALL;
+    look(t, set, Subject::ANY_ALL, &rule, &mut verdict);
+    if ports != 0 {
         rule.ports = ports;
-        look(t, &rule, &mut verdict);
-    }
-    if (cluster || verdict.network == 0) && set & Subject::ANY_PROTOCOL != 0 {
-        rule.ports = protocol;
-        look(t, &rule, &mut verdict);
-    }
-    if (cluster || verdict.network == 0) && set & Subject::ANY_ALL != 0 {
-        rule.ports = PolicyRule::ALL;
-        look(t, &rule, &mut verdict);
+        look(t, set, Subject::ANY_PORTS, &rule, &mut verdict);
     }
     verdict.allows(!cluster || set & Subject::ISOLATED != 0, exempt)
 }
 
-/// Adds what the rules with a key say.
+/// Adds what the rules with a key say, if the set has keys of this kind.
 #[inline(always)]
-fn look<T: Tables>(t: &T, rule: &PolicyRule, verdict: &mut PolicyVerdict) {
-    if let Some(found) = t.policy_rule(rule) {
+fn look<T: Tables>(t: &T, set: u32, kind: u32, rule: &PolicyRule, verdict: &mut PolicyVerdict) {
+    // Rules of NetworkPolicies only allow, so one that matches suffices.
+    let decided = verdict.network != 0 && !Subject::has_cluster_rules(set);
+    if set & kind != 0
+        && !decided
+        && let Some(found) = t.policy_rule(rule)
+    {
         *verdict = verdict.first(found);
     }
 }

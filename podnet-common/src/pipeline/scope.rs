@@ -2,6 +2,13 @@
 
 use crate::addr::{Addr, Proto};
 
+/// Whether an address is 0.0.0.0 or `::`, which is never a valid destination (RFC 1122, section 3.2.1.3; RFC 4291,
+/// section 2.5.2).
+#[inline(always)]
+pub(super) fn unspecified(addr: &Addr) -> bool {
+    addr.same(&Addr::v4(0)) || addr.is_none()
+}
+
 /// Whether an address is multicast or broadcast (RFC 1112, section 4; RFC 4291, section 2.7).
 #[inline(always)]
 pub(super) fn multicast(addr: &Addr) -> bool {
