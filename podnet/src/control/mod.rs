@@ -332,7 +332,7 @@ impl Control {
         problems.extend(self.services.contested_checks(&self.frontends).take(SHOWN_MAX));
         problems.sort();
         ControlStatus {
-            synced: self.synced,
+            synced: self.synced && self.policies_synced,
             services: self.index.service_count(),
             endpoint_slices: self.index.slice_count(),
             nodes: self.index.nodes().len(),
