@@ -19,6 +19,7 @@ fn network_policy() -> Result<()> {
         blocks_with_exceptions_are_addresses_of_any_kind,
         changes_of_policies_and_labels_apply_at_once,
         denied_connections_are_cut_and_others_go_on,
+        a_restarted_daemon_keeps_the_tables,
         pods_start_closed_until_their_policies_are_known,
         rules_that_cannot_be_understood_allow_nothing_and_are_reported,
     )
@@ -198,6 +199,41 @@ fn denied_connections_are_cut_and_others_go_on(site: &Site) -> Result<()> {
         ensure!(report.is_clean(), "{transport}: {report:?}");
     }
     Ok(())
+}
+
+fn a_restarted_daemon_keeps_the_tables(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let ports = json!([{"protocol": "TCP", "port": "http"}, {"protocol": "UDP", "port": PORT}]);
+    site.apply(&[policy("web", "web", json!({"ingress": [{"from": [app("friend")], "ports": ports}]}))])?;
+    is_denied(&site.stranger, &site.web)?;
+    reaches(&site.friend, &site.web)?;
+    // Rule sets, classes and rules by their ids.
+    let entries = || -> Result<Vec<Value>> {
+        let mut entries = Vec::new();
+        for family in Family::ALL {
+            let to = site.web.addr(family, PORT).to_string();
+            let trace = node.podnet_json(&["trace", "--from", "pod/default/friend", "--to", &to])?;
+            let steps = trace[0]["steps"].as_array().into_iter().flatten();
+            let look_ups = steps.flat_map(|step| step["lookUps"].as_array());
+            let of_policy = |look_up: &&Value| {
+                look_up["table"].as_str().is_some_and(|table| table == "subjects" || table.starts_with("policy_"))
+            };
+            entries.extend(look_ups.flatten().filter(of_policy).cloned());
+        }
+        ensure!(
+            entries.iter().any(|entry| entry["table"] == "policy_rules" && !entry["entry"].is_null()),
+            "{entries:?}"
+        );
+        Ok(entries)
+    };
+    let before = entries()?;
+    node.kill_daemon()?;
+    node.start_daemon()?;
+    eventually("the daemon knows the policies", || node.podnet(&["policy", "list"]).map(drop))?;
+    let after = entries()?;
+    ensure!(after == before, "{after:?} instead of {before:?}");
+    reaches(&site.friend, &site.web)?;
+    is_denied(&site.stranger, &site.web)
 }
 
 fn pods_start_closed_until_their_policies_are_known(site: &Site) -> Result<()> {
