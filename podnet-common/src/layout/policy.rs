@@ -88,7 +88,7 @@ impl PolicyRule {
 /// Value of `policy_rules`: the first rule of each tier that matches everything in the key and nothing else.
 ///
 /// Rules are numbered in the order in which the set has them, from 1; 0: no rule of the tier has this key. A packet
-/// has several keys, and the smallest number of a tier decides. The tiers are asked one after another.
+/// has several keys, and the smallest number of a tier decides. The tiers are evaluated one after another.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct PolicyVerdict {

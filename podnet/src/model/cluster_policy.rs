@@ -11,9 +11,9 @@ use super::policy::{PolicyRule, Selector};
 pub struct ClusterNetworkPolicy {
     /// Its `metadata.uid`; empty in a file.
     pub uid: Box<str>,
-    /// When its rules are asked.
+    /// When its rules are evaluated.
     pub tier: Tier,
-    /// Policies of a tier with smaller numbers are asked first; of those with the same, the first by name.
+    /// Policies of a tier with smaller numbers are evaluated first; of those with the same, the first by name.
     pub priority: u16,
     /// The namespaces of the pods that it applies to.
     pub namespaces: Selector,
@@ -27,7 +27,7 @@ pub struct ClusterNetworkPolicy {
     pub left_out: LeftOut,
 }
 
-/// A tier: `Admin` is asked before NetworkPolicies, `Baseline` after them.
+/// A tier: `Admin` is evaluated before NetworkPolicies, `Baseline` after them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
     /// Policies that NetworkPolicies can't override.

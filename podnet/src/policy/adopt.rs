@@ -17,7 +17,7 @@ pub(super) struct Renaming {
 }
 
 impl Renaming {
-    /// How to rename the ids of `new` so that it becomes `old`; `None` if that isn't possible.
+    /// The renaming of ids that turns `new` into `old`; `None` if there is none.
     pub(super) fn between(new: &Desired, old: &Desired) -> Option<Self> {
         let mut all = Self::default();
         pairs(&new.peers, &old.peers, |from, to| all.classes.pair(*from, *to))?;

@@ -102,7 +102,7 @@ pub(super) enum Ports {
     Named(Protocol, AtomId),
 }
 
-/// When a rule is asked: `Admin`, then NetworkPolicies, then `Baseline`.
+/// When a rule is evaluated: `Admin`, then NetworkPolicies, then `Baseline`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Stage {
     /// Before NetworkPolicies.

@@ -98,8 +98,7 @@ mod tests {
         }
         let denying = |policies: &mut Policies, source: u8, port: Option<u16>| -> Vec<String> {
             policies.update();
-            let ends = (ip(source), ip(1));
-            let (source, destination) = ends;
+            let (source, destination) = (ip(source), ip(1));
             let denial = Denial { egress: false, source, destination, protocol: Proto::TCP, port };
             policies.denying(&denial).into_iter().map(ObjectName::to_string).collect()
         };

@@ -97,7 +97,7 @@ impl AnyPolicy {
         }
     }
 
-    /// When its rules are asked, and the priority.
+    /// When its rules are evaluated, and the priority.
     fn place(&self) -> (Stage, u16) {
         match self {
             Self::Network(_) => (Stage::Network, 0),
@@ -323,8 +323,8 @@ impl Policies {
         id.0 | flags
     }
 
-    /// The rules about pods with a profile, in the order in which they are asked, and whether NetworkPolicies isolate
-    /// the pods.
+    /// The rules about pods with a profile, in the order in which they are evaluated, and whether NetworkPolicies
+    /// isolate the pods.
     pub(super) fn rules(&self, profile: &Profile, direction: Direction) -> (Vec<Rule>, bool) {
         let policies = self.selecting(profile);
         let of = policies.iter().filter_map(|(_, policy)| Some((policy, policy.direction(direction)?)));
@@ -337,7 +337,7 @@ impl Policies {
         (rules, isolated)
     }
 
-    /// The policies that apply to pods with a profile, in the order in which they are asked.
+    /// The policies that apply to pods with a profile, in the order in which they are evaluated.
     fn selecting<'a>(&'a self, profile: &'a Profile) -> Vec<(&'a ObjectName, &'a Policy)> {
         let labels = self.pods.labels_of(profile);
         let own = of(&self.policies, profile.namespace.as_deref().unwrap_or_default());
@@ -426,7 +426,7 @@ impl Policies {
     }
 
     /// The policies that apply to a pod of any node, which is where they are enforced, in the order in which they are
-    /// asked.
+    /// evaluated.
     pub fn applying(&self, pod: &ObjectName) -> Vec<(&ObjectName, &AnyPolicy)> {
         let profile = self.pods.get(pod).and_then(|known| self.pods.profile(known.profile));
         let policies = profile.map(|profile| self.selecting(profile)).unwrap_or_default();

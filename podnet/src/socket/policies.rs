@@ -17,7 +17,7 @@ use crate::{
 pub struct TierView {
     /// `Admin` or `Baseline`.
     pub name: String,
-    /// Policies of a tier with smaller numbers are asked first.
+    /// Policies of a tier with smaller numbers are evaluated first.
     pub priority: u16,
 }
 
@@ -174,7 +174,7 @@ pub struct PodPolicies {
 pub struct PodRules {
     /// Whether NetworkPolicies isolate it: without a rule that accepts, a connection is denied.
     pub isolated: bool,
-    /// The policies in the order in which they are asked: `namespace/name`, or the name of a ClusterNetworkPolicy.
+    /// The policies in the order in which they are evaluated: `namespace/name`, or the name of a ClusterNetworkPolicy.
     pub policies: Vec<String>,
     /// Their rules in the same order.
     pub rules: Vec<NamedRule>,
@@ -249,7 +249,7 @@ pub struct PodFacts {
     name: ObjectName,
     /// `None` if the pod is unknown.
     local: Option<bool>,
-    /// In the order in which they are asked.
+    /// In the order in which they are evaluated.
     policies: Vec<(ObjectName, AnyPolicy)>,
     any_policy: bool,
 }

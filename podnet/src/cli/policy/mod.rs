@@ -26,7 +26,7 @@ pub(super) enum PolicyVerb {
         #[arg(value_name = "NAMESPACE/NAME")]
         name: String,
     },
-    /// Show which policies apply to a pod, and their rules in the order in which they are asked.
+    /// Show which policies apply to a pod, and their rules in the order in which they are evaluated.
     Explain {
         /// The pod [default namespace: default]
         #[arg(value_name = "NAMESPACE/POD")]

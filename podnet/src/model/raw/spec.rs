@@ -83,7 +83,7 @@ pub struct Spec {
     pub egress: Option<Value>,
     /// NetworkPolicy: the directions in which it isolates.
     pub policy_types: Option<Value>,
-    /// ClusterNetworkPolicy: when its rules are asked.
+    /// ClusterNetworkPolicy: when its rules are evaluated.
     pub tier: Option<Value>,
     /// ClusterNetworkPolicy: its place in the tier.
     pub priority: Option<Value>,
