@@ -6,11 +6,12 @@
 //! delay if they fail. If a table follows as a whole from one snapshot of the node, it is [synced](Mirror::sync) at
 //! once.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 use std::io;
 use std::time::{Duration, Instant};
 
+use foldhash::HashMap;
 use thiserror::Error;
 
 use crate::backoff::Backoff;
@@ -63,6 +64,22 @@ pub trait Entries<K, V> {
     /// # Errors
     /// If the kernel refuses.
     fn delete(&mut self, key: &K) -> Result<(), TableError>;
+
+    /// Adds or replaces entries. After a failure, some may have been written.
+    ///
+    /// # Errors
+    /// See [`Self::put`].
+    fn put_all(&mut self, entries: &[(K, V)]) -> Result<(), TableError> {
+        entries.iter().try_for_each(|(key, value)| self.put(key, value))
+    }
+
+    /// Removes entries. After a failure, some may be gone.
+    ///
+    /// # Errors
+    /// See [`Self::delete`].
+    fn delete_all(&mut self, keys: &[K]) -> Result<(), TableError> {
+        keys.iter().try_for_each(|key| self.delete(key))
+    }
 }
 
 /// Order of operations in [`Mirror::sync`].
@@ -121,7 +138,7 @@ impl<K, V> Default for Mirror<K, V> {
     /// A table that hasn't been read yet.
     fn default() -> Self {
         Self {
-            held: HashMap::new(),
+            held: HashMap::default(),
             known: false,
             unclaimed: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -239,9 +256,38 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         for operation in if first == First::Put { [First::Put, First::Delete] } else { [First::Delete, First::Put] } {
             match operation {
                 First::Put => self.put_all(wanted, table)?,
-                First::Delete => self.delete_others(wanted, table)?,
+                // All desired entries are held already.
+                First::Delete if first == First::Put && self.held.len() == wanted.len() => {}
+                First::Delete => {
+                    let others = self.held.keys().filter(|key| !wanted.contains_key(key));
+                    self.delete_all(others.copied().collect(), table)?;
+                }
             }
         }
+        self.known = true;
+        Ok(())
+    }
+
+    /// As [`Self::sync`] with [`First::Put`], if only the entries of these keys may differ. After a failure of any call
+    /// all are compared.
+    ///
+    /// # Errors
+    /// See [`Self::sync`].
+    pub fn sync_keys(
+        &mut self,
+        keys: &BTreeSet<K>,
+        wanted: &BTreeMap<K, V>,
+        table: &mut (impl Entries<K, V> + ?Sized),
+    ) -> Result<(), TableError>
+    where
+        V: Copy + PartialEq,
+    {
+        if !self.known {
+            return self.sync(wanted, First::Put, table);
+        }
+        self.known = false;
+        self.put_all(keys.iter().filter_map(|key| wanted.get_key_value(key)), table)?;
+        self.delete_all(keys.iter().filter(|key| !wanted.contains_key(key)).copied().collect(), table)?;
         self.known = true;
         Ok(())
     }
@@ -262,31 +308,32 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         Ok(())
     }
 
-    fn put_all(&mut self, wanted: &BTreeMap<K, V>, table: &mut (impl Entries<K, V> + ?Sized)) -> Result<(), TableError>
+    /// Writes those of these entries that differ.
+    fn put_all<'a>(
+        &mut self,
+        wanted: impl IntoIterator<Item = (&'a K, &'a V)>,
+        table: &mut (impl Entries<K, V> + ?Sized),
+    ) -> Result<(), TableError>
     where
-        V: Copy + PartialEq,
+        K: 'a,
+        V: Copy + PartialEq + 'a,
     {
-        for (key, value) in wanted {
-            if self.held.get(key) != Some(value) {
-                table.put(key, value)?;
-                self.held.insert(*key, *value);
-                self.writes += 1;
-            }
-        }
+        let differs = |(key, value): &(&K, &V)| self.held.get(key) != Some(value);
+        let wanted = wanted.into_iter().filter(differs);
+        let entries: Vec<(K, V)> = wanted.map(|(key, value)| (*key, *value)).collect();
+        table.put_all(&entries)?;
+        self.writes += entries.len() as u64;
+        self.held.extend(entries);
         Ok(())
     }
 
-    fn delete_others(
-        &mut self,
-        wanted: &BTreeMap<K, V>,
-        table: &mut (impl Entries<K, V> + ?Sized),
-    ) -> Result<(), TableError> {
-        let gone: BTreeSet<K> = self.held.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
-        for key in gone {
-            table.delete(&key)?;
-            self.held.remove(&key);
-            self.writes += 1;
-        }
+    /// Removes those of these entries that exist.
+    fn delete_all(&mut self, mut keys: Vec<K>, table: &mut (impl Entries<K, V> + ?Sized)) -> Result<(), TableError> {
+        keys.retain(|key| self.held.contains_key(key));
+        keys.sort_unstable();
+        table.delete_all(&keys)?;
+        self.writes += keys.len() as u64;
+        keys.iter().for_each(|key| _ = self.held.remove(key));
         Ok(())
     }
 }
@@ -363,6 +410,22 @@ mod tests {
         table.entries.insert(2, 'b');
         assert_eq!(sync(&mut mirror, &[(1, 'a')], First::Put, &mut table), ["-2"]);
         assert_eq!((mirror.len(), mirror.get(&1)), (1, Some(&'a')));
+    }
+
+    #[test]
+    fn single_keys_are_synced_once_the_table_is_known() {
+        let (mut table, mut mirror) = (Small::default(), Mirror::default());
+        let mut sync = |table: &mut Small, keys: &[u8], wanted: &[(u8, char)]| {
+            let done = mirror.sync_keys(&keys.iter().copied().collect(), &wanted.iter().copied().collect(), table);
+            (done.is_ok(), std::mem::take(&mut table.writes).concat())
+        };
+        assert_eq!(sync(&mut table, &[], &[(1, 'a'), (2, 'b')]), (true, "+1a+2b".into()), "all, the first time");
+        assert_eq!(sync(&mut table, &[2, 3], &[(1, 'x'), (2, 'c')]), (true, "+2c".into()), "1 is not among the keys");
+        table.refuses = true;
+        assert_eq!(sync(&mut table, &[2], &[(1, 'x')]), (false, "".into()));
+        table.refuses = false;
+        assert_eq!(sync(&mut table, &[], &[(1, 'x')]), (true, "+1x-2".into()), "all, after a failure");
+        assert_eq!(sync(&mut table, &[1, 7], &[]), (true, "-1".into()));
     }
 
     #[test]

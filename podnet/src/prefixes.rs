@@ -2,13 +2,14 @@
 //! thousands of ranges cost as little as a few.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use foldhash::HashMap;
 use ipnetwork::IpNetwork;
 
 /// Values by range.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Prefixes<T> {
     /// The existing lengths, the longest first, and whether for IPv4.
     lengths: BTreeSet<(Reverse<u8>, bool)>,
@@ -18,7 +19,7 @@ pub(crate) struct Prefixes<T> {
 
 impl<T> Default for Prefixes<T> {
     fn default() -> Self {
-        Self { lengths: BTreeSet::new(), values: HashMap::new() }
+        Self { lengths: BTreeSet::new(), values: HashMap::default() }
     }
 }
 

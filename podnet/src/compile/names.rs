@@ -3,11 +3,12 @@
 //! The file is in the run directory: like the pinned tables whose ids it explains, it lasts until the next reboot. An
 //! id is never reused, since flows that outlive their service still carry it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use foldhash::HashMap;
 use podnet_cni::files;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -111,7 +112,7 @@ struct FileName {
 
 impl Default for ServiceNames {
     fn default() -> Self {
-        Self { next: 1, by_id: BTreeMap::new(), by_name: HashMap::new(), changed: true }
+        Self { next: 1, by_id: BTreeMap::new(), by_name: HashMap::default(), changed: true }
     }
 }
 

@@ -228,7 +228,9 @@ impl NetworkPolicies {
             let desired = self.policies.desired();
             self.rules.add(&desired.rules, tables)?;
             self.ports.sync(&desired.ports, First::Put, tables)?;
-            self.peers.sync(&desired.peers, First::Put, tables)?;
+            let touched = self.policies.take_touched();
+            let desired = self.policies.desired();
+            self.peers.sync_keys(&touched, &desired.peers, tables)?;
             self.blocks.sync(&desired.blocks, First::Put, tables)?;
             self.subjects.sync(&self.wanted_subjects(), First::Put, tables)?;
             self.rules.sync(&desired.rules, First::Put, tables)?;
@@ -367,13 +369,24 @@ mod tests {
 
     #[test]
     fn a_failed_write_is_made_up_for() {
-        for left in 0..6 {
+        for left in 0..10 {
             let (mut room, mut memory) = (filled(), Memory { left: Some(left), ..Memory::default() });
             let all = room.sync(&mut memory).is_ok();
             memory.left = None;
             room.sync(&mut memory).unwrap();
             assert_eq!(&memory.tables, room.policies().desired(), "{left} writes");
             assert_eq!(all, left >= 5);
+            // The same once the tables are known.
+            let more = Pod { node: "n2".into(), ips: vec!["10.0.0.2".parse().unwrap()], ..Pod::default() };
+            let egress = NetworkPolicy { egress: Some(vec![Rule { peers: None, ports: None }]), ..policy() };
+            let egress = (ObjectKey::new(Kind::NetworkPolicy, "x", "np2"), Some(egress.into()));
+            update(&mut room, vec![egress, (ObjectKey::new(Kind::Pod, "x", "q"), Some(more.into()))]);
+            memory.left = Some(left);
+            let all = room.sync(&mut memory).is_ok();
+            memory.left = None;
+            room.sync(&mut memory).unwrap();
+            assert_eq!(&memory.tables, room.policies().desired(), "{left} more writes");
+            assert_eq!(all, left >= 7);
         }
     }
 

@@ -44,19 +44,32 @@ impl PolicyTables {
     }
 }
 
-/// The error of a write. All sizes are fixed.
+/// The error of a write to a full table; `None` for other errors. All sizes are fixed.
+fn full(table: Table, errno: Option<i32>) -> Option<TableError> {
+    let advice = "its size is fixed: use fewer or simpler network policies, or fewer pods as their peers";
+    let full = matches!(errno, Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM));
+    full.then(|| TableError::Full { table: table.name(), advice })
+}
+
 fn written(table: Table) -> impl Fn(MapError) -> TableError {
-    move |error| match errno(&error) {
-        Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => TableError::Full {
-            table: table.name(),
-            advice: "its size is fixed: use fewer or simpler network policies, or fewer pods as their peers",
-        },
-        _ => failed(table.name(), "writing an entry")(error),
-    }
+    move |error| full(table, errno(&error)).unwrap_or_else(|| failed(table.name(), "writing an entry")(error))
 }
 
 fn deleted(table: Table, result: Result<(), MapError>) -> Result<(), TableError> {
     gone_is_fine(result).map_err(failed(table.name(), "deleting an entry"))
+}
+
+/// Writes entries of a hash table by one system call.
+fn write_all<K: Pod, V: Pod>(table: Table, map: &MapData, entries: &[(K, V)]) -> Result<(), TableError> {
+    let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+    batch::update(map.fd().as_fd(), &keys, &values).map_err(|error| {
+        full(table, error.raw_os_error()).unwrap_or_else(|| refused(table.name(), "writing entries")(error))
+    })
+}
+
+/// Deletes entries of a hash table by one system call.
+fn delete_all<K: Pod>(table: Table, map: &MapData, keys: &[K]) -> Result<(), TableError> {
+    batch::delete(map.fd().as_fd(), keys).map(drop).map_err(refused(table.name(), "deleting entries"))
 }
 
 fn listed<K: Pod, V: Pod>(table: Table, map: &MapData) -> Result<Vec<(K, V)>, TableError> {
@@ -91,6 +104,14 @@ impl Entries<Addr, u32> for PolicyTables {
 
     fn delete(&mut self, pod: &Addr) -> Result<(), TableError> {
         deleted(POLICY_PEERS.table(), self.peers.remove(&Plain(*pod)))
+    }
+
+    fn put_all(&mut self, entries: &[(Addr, u32)]) -> Result<(), TableError> {
+        write_all(POLICY_PEERS.table(), self.peers.map(), entries)
+    }
+
+    fn delete_all(&mut self, keys: &[Addr]) -> Result<(), TableError> {
+        delete_all(POLICY_PEERS.table(), self.peers.map(), keys)
     }
 }
 
@@ -135,5 +156,13 @@ impl Entries<PolicyRule, PolicyVerdict> for PolicyTables {
 
     fn delete(&mut self, rule: &PolicyRule) -> Result<(), TableError> {
         deleted(POLICY_RULES.table(), self.rules.remove(&Plain(*rule)))
+    }
+
+    fn put_all(&mut self, entries: &[(PolicyRule, PolicyVerdict)]) -> Result<(), TableError> {
+        write_all(POLICY_RULES.table(), self.rules.map(), entries)
+    }
+
+    fn delete_all(&mut self, keys: &[PolicyRule]) -> Result<(), TableError> {
+        delete_all(POLICY_RULES.table(), self.rules.map(), keys)
     }
 }

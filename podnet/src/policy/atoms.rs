@@ -71,6 +71,11 @@ impl Class {
         self.atoms.is_empty() && self.named.is_empty()
     }
 
+    /// Number of atoms.
+    pub(super) fn len(&self) -> usize {
+        self.atoms.len() + self.named.len()
+    }
+
     /// Whether it is in one of these atoms.
     pub(super) fn is_in_any(&self, atoms: &[AtomId]) -> bool {
         atoms.iter().any(|atom| self.atoms.binary_search(atom).is_ok())

@@ -14,7 +14,7 @@ use crate::prefixes::Prefixes;
 const MAPPED: (Ipv6Addr, u8) = (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
 
 /// The ranges that blocks and their exceptions divide the addresses into.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Blocks {
     /// Each range with the blocks, ascending, of its addresses that are in no narrower range.
     ranges: Vec<(IpNetwork, Vec<AtomId>)>,

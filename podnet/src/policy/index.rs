@@ -244,16 +244,9 @@ impl Policies {
         // Subjects of ClusterNetworkPolicies depend on their namespaces' labels.
         let namespaces = dirty.namespaces && self.of_cluster().next().is_some();
         let more = (changed || dirty.local || namespaces) && self.choose_sets();
-        if more || dirty.namespaces {
-            self.place_all();
-        } else {
-            self.pods.settle(&self.atoms, &self.in_force, &BTreeSet::new(), &BTreeSet::new());
-            let Self { pods, atoms, in_force, sets, tables, .. } = self;
-            if !tables.place(&dirty.addresses, Parts { pods, atoms, in_force, sets }) {
-                self.place_all();
-            }
-        }
-        changed || dirty.local || dirty.namespaces || !dirty.addresses.is_empty()
+        let any = changed || dirty.local || dirty.namespaces || !dirty.addresses.is_empty();
+        self.place(dirty.addresses, more);
+        any
     }
 
     /// Takes out of the desired tables what only packets needed that were judged while the tables were written. Returns
@@ -264,7 +257,7 @@ impl Policies {
         let forgotten = self.tables.forget(&self.sets);
         let fewer = self.sets.len() != before;
         if fewer {
-            self.place_all();
+            self.place(BTreeSet::new(), true);
         }
         if std::mem::take(&mut self.loose) {
             let rules = self.policies.values().flat_map(Policy::rules);
@@ -274,16 +267,19 @@ impl Policies {
         fewer || forgotten
     }
 
-    /// Recomputes everything but the subjects.
-    fn place_all(&mut self) {
-        let rules = self.sets.iter().flat_map(|(_, rules)| rules);
-        let in_force: BTreeSet<AtomId> = rules.flat_map(Rule::atoms).collect();
-        let entered = in_force.difference(&self.in_force).copied().collect();
-        let left = self.in_force.difference(&in_force).copied().collect();
-        self.in_force = in_force;
-        self.pods.settle(&self.atoms, &self.in_force, &entered, &left);
-        let Self { pods, atoms, in_force, sets, tables, .. } = self;
-        tables.place_all(Parts { pods, atoms, in_force, sets });
+    /// Brings everything but the subjects up to date. `sets`: the sets have changed.
+    fn place(&mut self, addresses: BTreeSet<IpAddr>, sets: bool) {
+        let (mut entered, mut left) = (BTreeSet::new(), BTreeSet::new());
+        if sets {
+            let rules = self.sets.iter().flat_map(|(_, rules)| rules);
+            let in_force: BTreeSet<AtomId> = rules.flat_map(Rule::atoms).collect();
+            entered = in_force.difference(&self.in_force).copied().collect();
+            left = self.in_force.difference(&in_force).copied().collect();
+            self.in_force = in_force;
+        }
+        let profiles = self.pods.settle(&self.atoms, &self.in_force, &entered, &left);
+        let parts = Parts { pods: &self.pods, atoms: &self.atoms, in_force: &self.in_force, sets: &self.sets };
+        self.tables.place(addresses, &profiles, sets, parts);
     }
 
     /// Finds the subjects and the sets that they need. Returns whether there are new sets.
@@ -377,6 +373,11 @@ impl Policies {
     /// The desired tables, as of the last update.
     pub fn desired(&self) -> &Desired {
         &self.tables.desired
+    }
+
+    /// Takes the addresses whose entries in [`Desired::peers`] may have changed since the last call.
+    pub fn take_touched(&mut self) -> BTreeSet<Addr> {
+        self.tables.take_touched()
     }
 
     /// Whether there is any policy.

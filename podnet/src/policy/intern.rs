@@ -1,8 +1,10 @@
 //! Ids for contents: equal contents have the same id for as long as it is in use.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 /// Declares ids, each a type of its own.
 macro_rules! ids {
@@ -61,7 +63,7 @@ pub(super) struct Interner<K, I> {
 
 impl<K, I> Default for Interner<K, I> {
     fn default() -> Self {
-        Self { ids: HashMap::new(), contents: BTreeMap::new(), last: 0 }
+        Self { ids: HashMap::default(), contents: BTreeMap::new(), last: 0 }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Pods, nodes and namespaces: who has which address, and what policies can tell about them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use super::atoms::{Atom, Class, Profile};
 use super::intern::{AtomId, Interner, ProfileId};
@@ -23,6 +25,8 @@ pub(super) struct Pods {
     holders: HashMap<IpAddr, Vec<(ObjectName, Arc<Known>)>>,
     profiles: Interner<Profile, ProfileId>,
     members: BTreeMap<ProfileId, Members>,
+    /// Profiles without a computed class.
+    unsettled: BTreeSet<ProfileId>,
     dirty: Dirty,
 }
 
@@ -75,6 +79,7 @@ impl Pods {
         for (id, members) in &mut self.members {
             if self.profiles.content(*id).is_some_and(|profile| profile.namespace.as_deref() == Some(name)) {
                 members.class = None;
+                self.unsettled.insert(*id);
                 self.dirty.namespaces = true;
             }
         }
@@ -117,7 +122,11 @@ impl Pods {
             self.local.insert(name.clone());
             self.dirty.local = true;
         }
-        self.members.entry(known.profile).or_default().pods += 1;
+        let members = self.members.entry(known.profile).or_default();
+        members.pods += 1;
+        if members.class.is_none() {
+            self.unsettled.insert(known.profile);
+        }
         self.pods.insert(name.clone(), known);
     }
 
@@ -162,28 +171,33 @@ impl Pods {
     }
 
     /// Finds the pods in the atoms that have come into force, given all of them with their ids, and takes them out of
-    /// those that have left it. Pods with a new profile, or in a namespace with new labels, are found in all.
+    /// those that have left it. Pods with a new profile, or in a namespace with new labels, are found in all. Returns
+    /// the profiles that may be in others than before.
     pub(super) fn settle(
         &mut self,
         atoms: &Interner<Atom, AtomId>,
         all: &BTreeSet<AtomId>,
         entered: &BTreeSet<AtomId>,
         left: &BTreeSet<AtomId>,
-    ) {
-        for (id, members) in &mut self.members {
-            let Some(profile) = self.profiles.content(*id) else { continue };
+    ) -> BTreeSet<ProfileId> {
+        let mut changed = std::mem::take(&mut self.unsettled);
+        let settle = |id: ProfileId, members: &mut Members| {
+            let Some(profile) = self.profiles.content(id) else { return false };
             let labels = profile.namespace.as_deref().and_then(|name| self.namespaces.get(name));
             match &mut members.class {
-                Some(class) => {
-                    if !left.is_empty() {
-                        class.atoms.retain(|atom| !left.contains(atom));
-                        class.named.retain(|(atom, _)| !left.contains(atom));
-                    }
-                    enter(class, profile, labels, atoms, entered);
-                }
+                Some(class) => leave(class, left) | enter(class, profile, labels, atoms, entered),
                 none => enter(none.insert(Class::default()), profile, labels, atoms, all),
             }
+        };
+        if entered.is_empty() && left.is_empty() {
+            for id in &changed {
+                self.members.get_mut(id).map(|members| settle(*id, members));
+            }
+        } else {
+            let differ = self.members.iter_mut().filter_map(|(id, members)| settle(*id, members).then_some(*id));
+            changed.extend(differ);
         }
+        changed
     }
 
     /// What pods with a profile are in, without blocks.
@@ -244,17 +258,26 @@ fn chosen(holders: &[(ObjectName, Arc<Known>)]) -> Option<&(ObjectName, Arc<Know
     holders.iter().max_by_key(|(name, pod)| (pod.local, &pod.created, name))
 }
 
-/// Adds to a class those of these atoms that a profile is in.
+/// Takes atoms out of a class. Returns whether it had one of them.
+fn leave(class: &mut Class, left: &BTreeSet<AtomId>) -> bool {
+    if left.is_empty() {
+        return false;
+    }
+    let before = class.len();
+    class.atoms.retain(|atom| !left.contains(atom));
+    class.named.retain(|(atom, _)| !left.contains(atom));
+    class.len() != before
+}
+
+/// Adds to a class those of these atoms that a profile is in. Returns whether there are any.
 fn enter(
     class: &mut Class,
     profile: &Profile,
     namespace: Option<&Labels>,
     atoms: &Interner<Atom, AtomId>,
     new: &BTreeSet<AtomId>,
-) {
-    if new.is_empty() {
-        return;
-    }
+) -> bool {
+    let before = class.len();
     for id in new {
         match atoms.content(*id) {
             Some(Atom::Named { protocol, name }) => {
@@ -264,6 +287,10 @@ fn enter(
             _ => {}
         }
     }
-    class.atoms.sort_unstable();
-    class.named.sort_unstable();
+    let more = class.len() != before;
+    if more {
+        class.atoms.sort_unstable();
+        class.named.sort_unstable();
+    }
+    more
 }

@@ -1,8 +1,9 @@
 //! The desired tables, and the classes that they are made of.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use foldhash::HashMap;
 use podnet_common::addr::Addr;
 use podnet_common::layout::{PolicyRule, PolicyVerdict};
 
@@ -25,6 +26,8 @@ pub(super) struct Tables {
     uses: HashMap<ClassId, usize>,
     /// Classes that have lost their last entry.
     idle: BTreeSet<ClassId>,
+    /// Addresses whose entries in `policy_peers` may have changed.
+    touched: BTreeSet<Addr>,
     pub(super) desired: Desired,
 }
 
@@ -62,62 +65,87 @@ impl Tables {
         self.desired = held.clone();
     }
 
-    /// Recomputes everything but the subjects, with the same ids for the same contents.
-    pub(super) fn place_all(&mut self, parts: Parts<'_>) {
-        self.idle.extend(self.uses.drain().map(|(id, _)| id));
-        let in_force = parts.in_force.iter().filter_map(|id| Some((*id, parts.atoms.content(*id)?)));
-        self.blocks = Blocks::new(in_force);
-        // Pods of one profile in one range are in one class.
-        let mut known = HashMap::new();
-        let mut peers = Vec::new();
-        for (ip, profile) in parts.pods.addresses() {
-            let range = self.blocks.range(ip);
-            let id = *known.entry((profile, range)).or_insert_with(|| {
-                let class = self.class(profile, range, parts.pods)?;
-                Some(self.classes.intern(class))
-            });
-            if let Some(id) = id {
-                *self.uses.entry(id).or_default() += 1;
-                peers.push((Addr::from(ip), id.0));
-            }
+    /// Brings everything but the subjects up to date after changes of these addresses, of the atoms that these profiles
+    /// are in, and (`in_force`) of the sets and their atoms. The same contents keep their ids.
+    pub(super) fn place(
+        &mut self,
+        addresses: BTreeSet<IpAddr>,
+        profiles: &BTreeSet<ProfileId>,
+        in_force: bool,
+        parts: Parts<'_>,
+    ) {
+        let divided_anew = in_force && self.place_blocks(parts);
+        let mut addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        if divided_anew || !profiles.is_empty() {
+            let all = parts.pods.addresses();
+            let moved = all.filter(|(_, profile)| divided_anew || profiles.contains(profile));
+            addresses.extend(moved.map(|(ip, _)| ip));
         }
-        self.desired.peers = peers.into_iter().collect();
-        let blocks: Vec<_> = self.blocks.entries().map(|(prefix, atoms)| (prefix, atoms.to_vec())).collect();
-        let blocks = blocks.into_iter().map(|(prefix, atoms)| {
-            let class = Class { atoms, named: Vec::new() };
-            (prefix, if class.is_none() { 0 } else { self.take(class).0.0 })
-        });
-        self.desired.blocks = blocks.collect();
-        let in_sets = parts.sets.iter().flat_map(|(_, rules)| rules).flat_map(Rule::ranges);
-        let used = self.uses.keys().filter_map(|id| self.classes.content(*id));
-        let named = used.flat_map(|class| numbers(class, parts.atoms));
-        self.desired.ports = self.ports.divide(&in_sets.chain(named).collect());
-        self.desired.rules = self.rules(parts.sets);
+        let new = self.place_pods(addresses, parts.pods);
+        let used = || self.uses.keys().filter_map(|id| self.classes.content(*id));
+        let named = || used().flat_map(|class| numbers(class, parts.atoms));
+        if in_force || !named().all(|range| self.ports.has(&range)) {
+            let in_sets = parts.sets.iter().flat_map(|(_, rules)| rules).flat_map(Rule::ranges);
+            let ranges = in_sets.chain(named()).collect();
+            self.desired.ports = self.ports.divide(&ranges);
+            self.desired.rules = self.rules(parts.sets);
+        } else {
+            new.into_iter().for_each(|id| self.add_rules(id, parts.sets));
+        }
     }
 
-    /// Updates the entries of these addresses. Returns false if everything must be recomputed, because a class has a
-    /// named port with a number that the ports aren't divided by.
-    pub(super) fn place(&mut self, addresses: &BTreeSet<IpAddr>, parts: Parts<'_>) -> bool {
+    /// Updates the entries of blocks. Returns whether they divide the addresses in another way.
+    fn place_blocks(&mut self, parts: Parts<'_>) -> bool {
+        let blocks = Blocks::new(parts.in_force.iter().filter_map(|id| Some((*id, parts.atoms.content(*id)?))));
+        if blocks == self.blocks {
+            return false;
+        }
+        let entries: Vec<_> = blocks.entries().map(|(prefix, atoms)| (prefix, atoms.to_vec())).collect();
+        let entries = entries.into_iter().map(|(prefix, atoms)| {
+            let class = Class { atoms, named: Vec::new() };
+            (prefix, if class.is_none() { 0 } else { self.take(class).0 })
+        });
+        let entries = entries.collect();
+        let old = std::mem::replace(&mut self.desired.blocks, entries);
+        old.into_values().filter(|class| *class != 0).for_each(|class| self.release(ClassId(class)));
+        self.blocks = blocks;
+        true
+    }
+
+    /// Updates the entries of pods' addresses. Returns the classes that had none before.
+    fn place_pods(&mut self, addresses: Vec<IpAddr>, pods: &Pods) -> Vec<ClassId> {
+        // Pods of one profile in one range are in one class.
+        let mut known: HashMap<_, Option<ClassId>> = HashMap::default();
+        let mut first = Vec::new();
         for ip in addresses {
-            let addr = Addr::from(*ip);
-            let profile = parts.pods.profile_at(ip);
-            let class = profile.and_then(|profile| self.class(profile, self.blocks.range(*ip), parts.pods));
-            if class.as_ref().is_some_and(|class| numbers(class, parts.atoms).any(|range| !self.ports.has(&range))) {
-                return false;
-            }
-            let new = class.map(|class| self.take(class));
-            let old = match new {
-                Some((id, _)) => self.desired.peers.insert(addr, id.0),
+            let addr = Addr::from(ip);
+            let id = pods.profile_at(&ip).and_then(|profile| {
+                let range = self.blocks.range(ip);
+                let class = || Some(self.classes.intern(self.class(profile, range, pods)?));
+                *known.entry((profile, range)).or_insert_with(class)
+            });
+            let old = match id {
+                Some(id) => {
+                    if self.reuse(id) {
+                        first.push(id);
+                    }
+                    self.desired.peers.insert(addr, id.0)
+                }
                 None => self.desired.peers.remove(&addr),
             };
-            if let Some((id, true)) = new {
-                self.add_rules(id, parts.sets);
-            }
             if let Some(old) = old {
                 self.release(ClassId(old));
             }
+            if old != id.map(|id| id.0) {
+                self.touched.insert(addr);
+            }
         }
-        true
+        first
+    }
+
+    /// Takes the addresses whose entries in `policy_peers` may have changed since the last call.
+    pub(super) fn take_touched(&mut self) -> BTreeSet<Addr> {
+        std::mem::take(&mut self.touched)
     }
 
     /// The class of pods' addresses of which this is the narrowest range; `None` without entries in `policy_peers`.
@@ -135,12 +163,18 @@ impl Tables {
         of_pod.unwrap_or_else(|| Class { atoms: self.blocks.of(range).to_vec(), named: Vec::new() })
     }
 
-    /// The id of a class that has one more entry, and whether this is the first.
-    fn take(&mut self, class: Class) -> (ClassId, bool) {
+    /// The id of a class that has one more entry.
+    fn take(&mut self, class: Class) -> ClassId {
         let id = self.classes.intern(class);
+        self.reuse(id);
+        id
+    }
+
+    /// A class has one more entry. Returns whether it is the first.
+    fn reuse(&mut self, id: ClassId) -> bool {
         let uses = self.uses.entry(id).or_default();
         *uses += 1;
-        (id, *uses == 1)
+        *uses == 1
     }
 
     /// A class has one entry less.
@@ -185,7 +219,7 @@ impl Tables {
 
     /// All entries of `policy_rules`.
     fn rules(&self, sets: &Interner<Vec<Rule>, SetId>) -> BTreeMap<PolicyRule, PolicyVerdict> {
-        let mut within: HashMap<AtomId, Vec<(ClassId, &Class)>> = HashMap::new();
+        let mut within: HashMap<AtomId, Vec<(ClassId, &Class)>> = HashMap::default();
         for (id, class) in self.classes.iter() {
             let named = class.named.iter().map(|(atom, _)| atom);
             class.atoms.iter().chain(named).for_each(|atom| within.entry(*atom).or_default().push((id, class)));

@@ -7,10 +7,10 @@
 //! computed when it is written. It is large, so if little room is left, the backends are listed as usual. Nodes then
 //! still agree while they know the same backends, but when these change, most flows move.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use foldhash::HashMap;
 use podnet_common::layout::Backend;
 
 use super::tables::{FEWER, Tables};
@@ -80,7 +80,7 @@ impl Found {
             None => Vec::new(),
             Some(last) => tables.backends(BackendId(0), last + 1)?,
         };
-        Ok(Self { slots, backends, lists: HashMap::new() })
+        Ok(Self { slots, backends, lists: HashMap::default() })
     }
 }
 
@@ -93,8 +93,8 @@ impl Lists {
             ids: BackendIds::new(capacity.backends),
             segments: Segments::new(capacity.slots),
             spread: if maglev::is_prime(spread) { spread } else { 0 },
-            known: HashMap::new(),
-            uses: HashMap::new(),
+            known: HashMap::default(),
+            uses: HashMap::default(),
         }
     }
 
@@ -227,7 +227,7 @@ impl Lists {
         ids: &mut Vec<BackendId>,
         tables: &mut dyn Tables,
     ) -> Result<(), TableError> {
-        let (mut new_ids, mut new_backends) = (Vec::new(), Vec::new());
+        let (mut new_ids, mut new_backends) = (Vec::with_capacity(backends.len()), Vec::with_capacity(backends.len()));
         let mut full = false;
         for &backend in backends {
             let Some((id, fresh)) = self.ids.acquire(backend) else {

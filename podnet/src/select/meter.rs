@@ -100,7 +100,8 @@ impl Meter {
         let ip = frontend.key.socket.ip();
         let address = frontend.kind != FrontendKind::NodePort && !self.addresses.contains(&ip);
         let others = u32::from(frontend.outside.is_some()) + u32::from(frontend.here.is_some());
-        let mut backends = HashSet::default();
+        let most = lists.iter().map(|list| list.len()).sum();
+        let mut backends = HashSet::with_capacity_and_hasher(most, Default::default());
         for at in lists.iter().copied().flatten().map(|at| (*at, frontend.key.protocol)) {
             if !self.backends.contains(&at) {
                 backends.insert(at);

@@ -3,9 +3,9 @@
 //! The results equal those of `CategorizeEndpoints` in pkg/proxy/topology.go of Kubernetes: KEP-1669 (terminating
 //! endpoints), KEP-2086 (internalTrafficPolicy), KEP-4444 and KEP-3015 (traffic distribution).
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::settings::Settings;

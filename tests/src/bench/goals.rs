@@ -137,6 +137,16 @@ fn goals() -> Vec<Goal> {
     goals.push(Goal::value("control/load_10000_services_s", Bound::AtMost(3.0)));
     goals.push(Goal::value("control/tables_10000_services_s", Bound::AtMost(2.0)));
     goals.push(Goal::value("control/endpoint_change_cpu_ms", Bound::AtMost(2.0)));
+    for (row, most) in [
+        ("change_p99_ms", 50.0),
+        ("peer_p99_ms", 10.0),
+        ("local_p99_ms", 10.0),
+        ("churn_s", 1.0),
+        ("rolling_cpu_s", 1.0),
+        ("memory_mib", 60.0),
+    ] {
+        goals.push(Goal::value(&format!("control/policy_{row}"), Bound::AtMost(most)));
+    }
     goals.push(Goal::value("control/rss_mib", Bound::AtMost(150.0)));
     goals.push(Goal::value("scale/restart_s", Bound::AtMost(2.0)));
     goals.push(Goal::value("scale/change_ms/p99", Bound::AtMost(20.0)));

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`nanoseconds`] | `ns_per_packet`: the programs alone |
 //! | [`policies`] | `ns_per_packet/policy`: the same under network policies |
+//! | [`policy_changes`] | `control/policy…`: from changed objects of network policy to the tables |
 //! | [`paths`] | `tcp_stream`, `tcp_rr`, `tcp_crr`, `udp_flows` through every topology |
 //! | [`outside`] | the same with an external client |
 //! | [`cni`] | `cni_add`, `cni_del` and similar rows |
@@ -34,6 +35,7 @@ pub mod outside;
 pub mod paths;
 pub mod plot;
 pub mod policies;
+pub mod policy_changes;
 pub mod report;
 pub mod results;
 pub mod rig;
@@ -90,6 +92,7 @@ fn measure(options: &Options, results: &mut Results) -> Result<()> {
     cni::run(options, results)?;
     collection::run(options, results)?;
     objects::run(options, results)?;
+    policy_changes::run(options, results)?;
     control::run(options, results)?;
     scale::run(options, results)
 }
