@@ -19,7 +19,7 @@ use crate::{
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Out, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
+        Hook, Interface, Network, Out, PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
         ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple,
     },
     packet::{ETH, Packet},
@@ -126,6 +126,8 @@ pub struct HostTables {
     pub policy_ports: BTreeMap<PolicyPort, u32>,
     /// `policy_rules`.
     pub policy_rules: BTreeMap<PolicyRule, PolicyVerdict>,
+    /// `policy_denials`.
+    pub policy_denials: RefCell<BTreeMap<PolicyDenial, u64>>,
     /// `fragments`.
     pub fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
     /// `peers`.
@@ -290,6 +292,12 @@ impl Tables for HostTables {
 
     fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {
         self.policy_rules.get(rule).copied()
+    }
+
+    fn count_denial(&self, denial: &PolicyDenial) {
+        if let Some(packets) = self.policy_denials.borrow_mut().get_mut(denial) {
+            *packets += 1;
+        }
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {

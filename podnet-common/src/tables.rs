@@ -265,6 +265,8 @@ macro_rules! for_each_table {
             POLICY_PORTS: LpmTrie<PolicyPort, u32>[65_536] Derived 1;
             /// Rule set, class of the peer, class of the port → the rules that match.
             POLICY_RULES: HashNoPrealloc<PolicyRule, PolicyVerdict>[131_072] Derived 1;
+            /// Rule set and number of the rule that denies → packets. Entries are the daemon's, counts the programs'.
+            POLICY_DENIALS: HashNoPrealloc<PolicyDenial, u64>[16_384] Derived 1;
             /// Ports of fragmented datagrams.
             FRAGMENTS: LruHash<FragmentKey, FragmentPorts>[8192] Kept 1;
             /// MACs of nodes that may forward packets for direct server return.
@@ -331,7 +333,7 @@ macro_rules! declare {
                 addr::{Addr, IfIndex},
                 layout::{
                     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts,
-                    Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyPort,
+                    Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyDenial, PolicyPort,
                     PolicyRule, PolicyVerdict, Prefix, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject,
                     Tuple, holders,
                 },

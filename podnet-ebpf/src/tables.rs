@@ -11,8 +11,8 @@ use podnet_common::{
     fib::FibLookup,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey,
-        SockPeer, Subject, Tuple,
+        Hook, Interface, Network, Peer, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient,
+        SockKey, SockPeer, Subject, Tuple,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     time,
@@ -215,6 +215,15 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {
         // SAFETY: see above.
         unsafe { maps::POLICY_RULES.get(rule) }.copied()
+    }
+
+    #[inline(always)]
+    fn count_denial(&self, denial: &PolicyDenial) {
+        if let Some(packets) = maps::POLICY_DENIALS.get_ptr_mut(denial) {
+            // The target has no `AtomicU64::fetch_add`.
+            // SAFETY: adds to a value of the map, which is aligned to 8 bytes.
+            unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) packets, in(reg) 1u64) };
+        }
     }
 
     #[inline(always)]

@@ -82,6 +82,15 @@ pub trait Entries<K, V> {
     }
 }
 
+/// Counts that programs keep in a table.
+pub trait Counts<K> {
+    /// All entries with their counts.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn counts(&self) -> Result<Vec<(K, u64)>, TableError>;
+}
+
 /// Order of operations in [`Mirror::sync`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum First {

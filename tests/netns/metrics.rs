@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use podnet::config::LogFormat;
 use podnet_tests::api::{Abilities, Mood};
 use podnet_tests::cases;
+use podnet_tests::lab::policed::{object, policy};
 use podnet_tests::lab::{Lab, Node, Pod, Service, eventually, wait_until};
 use podnet_tests::traffic::{Ask, Transport, http_get};
 use serde_json::{Value, json};
@@ -32,6 +33,7 @@ fn metrics() -> Result<()> {
     cases!(
         Site { lab, pod },
         drops_are_counted_by_reason,
+        denials_are_counted_by_policy_and_announced_once,
         endpoint_changes_are_counted_once,
         plugin_calls_are_counted_by_code,
         tables_and_objects_are_counted,
@@ -85,6 +87,43 @@ fn drops_are_counted_by_reason(site: &Site) -> Result<()> {
     ensure!(now.get(series) > before.get(series), "{}", now.get(series));
     ensure!(now.get(series) == told["unallocated_service"] as f64, "{} and {told:?}", now.get(series));
     Ok(())
+}
+
+fn denials_are_counted_by_policy_and_announced_once(site: &Site) -> Result<()> {
+    let (node, api) = (site.lab.node(0), site.lab.api());
+    let mut closed = policy("closed", "client", json!({"policyTypes": ["Egress"]}));
+    closed["metadata"]["uid"] = json!("uid-closed");
+    let client = object(&site.pod, "client");
+    [&client, &closed].into_iter().for_each(|object| api.apply(object.clone()));
+    eventually("the policy is in effect", || {
+        let list = node.podnet_json(&["policy", "list"])?;
+        ensure!(list[0]["subjects"] == 1, "{list}");
+        Ok(())
+    })?;
+    let series = "podnet_policy_denied_packets_total{policy=\"default/closed\",direction=\"egress\"}";
+    let before = scrape(node)?;
+    drop(api.writes());
+    for _ in 0..2 {
+        let ask = Ask::new(Transport::Udp, "192.0.2.1:80".parse()?).timeout(Duration::from_millis(100));
+        ensure!(ask.from(&site.pod.place).is_err(), "it is denied");
+    }
+    grows(node, series, &before, 2.0)?;
+    let drops = node.drops()?;
+    ensure!(drops["policy_egress"] == 2, "{drops:?}");
+    let mut events = Vec::new();
+    wait_until("an Event", || {
+        events.extend(api.writes().into_iter().map(|(.., body)| body).filter(|body| body["reason"] == "PacketsDenied"));
+        Ok(!events.is_empty())
+    })?;
+    ensure!(events.len() == 1 && events[0]["type"] == "Normal", "{events:?}");
+    let regarding = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "namespace": "default",
+        "name": "closed", "uid": "uid-closed"});
+    ensure!(events[0]["regarding"] == regarding, "{}", events[0]);
+    [&closed, &client].into_iter().for_each(|object| api.delete(object));
+    eventually("the policy is gone", || {
+        ensure!(scrape(node)?.0.keys().all(|series| !series.contains("default/closed")), "it is still counted");
+        Ok(())
+    })
 }
 
 /// An EndpointSlice of the service `web`, changed by an event at this time.

@@ -19,6 +19,7 @@ fn network_policy() -> Result<()> {
         blocks_with_exceptions_are_addresses_of_any_kind,
         changes_of_policies_and_labels_apply_at_once,
         denied_connections_are_cut_and_others_go_on,
+        denied_packets_are_counted_by_policy,
         a_restarted_daemon_keeps_the_tables,
         pods_start_closed_until_their_policies_are_known,
         rules_that_cannot_be_understood_allow_nothing_and_are_reported,
@@ -55,7 +56,8 @@ fn isolated_pods_receive_from_allowed_peers_only(site: &Site) -> Result<()> {
     ensure!(counted("policy_ingress") > 0 && counted("policy_egress") == 0, "{drops}");
     let policies = site.lab.node(0).podnet(&["policy", "list"])?;
     let row: Vec<_> = policies.lines().nth(1).context("no policy is listed")?.split_whitespace().collect();
-    ensure!(row == ["default", "web", "-", "ingress", "1", "2", "0"], "{policies}");
+    // The seventh is the number of denied packets.
+    ensure!(row[..6] == ["default", "web", "-", "ingress", "1", "2"] && row[7..] == ["0"], "{policies}");
     for args in [["policy", "show", "default/web"], ["policy", "explain", "default/web"]] {
         let text = site.lab.node(0).podnet(&args)?;
         ensure!(text.contains("app=friend"), "{text}");
@@ -198,6 +200,35 @@ fn denied_connections_are_cut_and_others_go_on(site: &Site) -> Result<()> {
         let report = stream.stop();
         ensure!(report.is_clean(), "{transport}: {report:?}");
     }
+    Ok(())
+}
+
+fn denied_packets_are_counted_by_policy(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let counted = |policy: &str, direction: &str| -> Result<u64> {
+        let list = node.podnet_json(&["policy", "list"])?;
+        let found = list.as_array().into_iter().flatten().find(|row| row["name"] == policy);
+        found.and_then(|row| row["denied"][direction].as_u64()).with_context(|| format!("no {policy} in {list}"))
+    };
+    let ingress = policy("to-web", "web", json!({"ingress": [{"from": [app("friend")]}]}));
+    let egress =
+        policy("from-stranger", "stranger", json!({"policyTypes": ["Egress"], "egress": [{"to": [app("friend")]}]}));
+    site.apply(std::slice::from_ref(&ingress))?;
+    is_denied(&site.stranger, &site.web)?;
+    wait_until("denied packets are counted", || Ok(counted("to-web", "ingress")? >= 4))?;
+    ensure!(counted("to-web", "egress")? == 0);
+    let to = site.web.addr(Family::V4, PORT).to_string();
+    let trace = || node.podnet(&["trace", "--from", "pod/default/stranger", "--to", &to]);
+    let text = trace()?;
+    ensure!(text.contains("no rule allows it") && text.contains("default/to-web"), "{text}");
+    // The sender's own policies come first, and counts of unchanged policies go on.
+    let before = counted("to-web", "ingress")?;
+    site.apply(&[ingress, egress])?;
+    is_denied(&site.stranger, &site.web)?;
+    wait_until("denied packets are counted", || Ok(counted("from-stranger", "egress")? >= 4))?;
+    ensure!(counted("to-web", "ingress")? >= before, "{} after {before}", counted("to-web", "ingress")?);
+    let text = trace()?;
+    ensure!(text.contains("default/from-stranger") && !text.contains("default/to-web"), "{text}");
     Ok(())
 }
 

@@ -379,11 +379,13 @@ impl Both {
             self.kernel.clear_route_caches()?;
         }
         let before = self.kernel.counters()?;
+        let denied_before = self.host.policy_denials.borrow().clone();
         let mut packet = HostPacket { data: data.to_vec(), ifindex: HERE };
         let end = simulator::run(hook, &mut packet, &self.host);
         let Some((seen, bytes)) = self.kernel.run(hook, data)? else {
             self.host.counters.take();
             self.host.drops.take();
+            self.host.policy_denials.replace(denied_before);
             return Ok((end, packet.data));
         };
         ensure!(
@@ -394,6 +396,14 @@ impl Both {
         let drop = self.host.drops.borrow().keys().copied().collect::<Vec<_>>();
         ensure!(drop == Vec::from_iter(end.reason()), "{hook:?}: host {end:?}, but it has counted {drop:?}");
         self.same_counts(&before).with_context(|| format!("{hook:?}: {end:?}"))?;
+        let denied = self.host.policy_denials.borrow();
+        if !denied.is_empty() {
+            let (host, kernel) = (&*denied, self.kernel.denials()?);
+            ensure!(*host == kernel, "{hook:?}: the host has counted {host:?}, the kernel {kernel:?}");
+            let more = denied.values().sum::<u64>() - denied_before.values().sum::<u64>();
+            let by_policy = matches!(end.reason(), Some(Reason::PolicyIngress | Reason::PolicyEgress));
+            ensure!(more == u64::from(by_policy), "{hook:?}: {end:?}, but {more} denials");
+        }
         Ok((end, packet.data))
     }
 

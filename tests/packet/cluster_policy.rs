@@ -1,9 +1,9 @@
 //! ClusterNetworkPolicies: the first rule of each tier, in whatever key it is, and what lies outside of its reach.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use podnet_common::{
     addr::Proto,
-    layout::{Config, PolicyRule, PolicyVerdict, Subject},
+    layout::{Config, PolicyDenial, PolicyRule, PolicyVerdict, Subject},
     simulator::HostTables,
     verdict::Reason,
 };
@@ -45,41 +45,44 @@ fn apply(t: &mut HostTables, pod: std::net::IpAddr, flags: u32, egress: bool, ru
     let set = SET + u32::from(egress);
     *(if egress { &mut subject.egress } else { &mut subject.ingress }) = set | KINDS | flags;
     t.policy_rules.extend(rules.iter().map(|&(class, ports, verdict)| (PolicyRule { set, class, ports }, verdict)));
+    // Of isolation, and of more rules than a case has.
+    t.policy_denials.get_mut().extend((0..10).map(|rule| (PolicyDenial { set, rule }, 0)));
 }
 
 const TCP: u32 = PolicyRule::protocol(Proto::TCP);
 const ISOLATED: u32 = Subject::ISOLATED;
+const NOTHING: u32 = PolicyDenial::NOTHING;
 
-/// Flags of a set, its entries, and whether it allows TCP from a friend to the port of the class `WEB`.
-const CASES: &[(u32, &[Entry], bool)] = &[
-    (0, &[], true),
-    (ISOLATED, &[], false),
-    (ISOLATED, &[(FRIENDS, WEB, NETWORK)], true),
+/// Flags of a set, its entries, and the rule that denies TCP from a friend to the port of the class `WEB`.
+const CASES: &[(u32, &[Entry], u32)] = &[
+    (0, &[], NOTHING),
+    (ISOLATED, &[], 0),
+    (ISOLATED, &[(FRIENDS, WEB, NETWORK)], NOTHING),
     // The smallest number decides, whichever key has it.
-    (0, &[(FRIENDS, WEB, admin(2, V::ACCEPT)), (ANY, ALL, admin(1, V::DENY))], false),
-    (0, &[(FRIENDS, WEB, admin(2, V::DENY)), (FRIENDS, TCP, admin(1, V::ACCEPT))], true),
-    (0, &[(ANY, TCP, admin(1, V::DENY)), (FRIENDS, ALL, admin(2, V::ACCEPT))], false),
-    (0, &[(ANY, WEB, admin(1, V::ACCEPT)), (FRIENDS, WEB, admin(2, V::DENY))], true),
+    (0, &[(FRIENDS, WEB, admin(2, V::ACCEPT)), (ANY, ALL, admin(1, V::DENY))], 1),
+    (0, &[(FRIENDS, WEB, admin(2, V::DENY)), (FRIENDS, TCP, admin(1, V::ACCEPT))], NOTHING),
+    (0, &[(ANY, TCP, admin(1, V::DENY)), (FRIENDS, ALL, admin(2, V::ACCEPT))], 1),
+    (0, &[(ANY, WEB, admin(1, V::ACCEPT)), (FRIENDS, WEB, admin(2, V::DENY))], NOTHING),
     // Another peer, another port.
-    (0, &[(FRIENDS + 1, ALL, admin(1, V::DENY)), (ANY, WEB + 1, admin(2, V::DENY))], true),
+    (0, &[(FRIENDS + 1, ALL, admin(1, V::DENY)), (ANY, WEB + 1, admin(2, V::DENY))], NOTHING),
     // Admin comes before NetworkPolicies.
-    (ISOLATED, &[(FRIENDS, ALL, admin(1, V::ACCEPT))], true),
-    (ISOLATED, &[(FRIENDS, ALL, admin(1, V::DENY)), (FRIENDS, WEB, NETWORK)], false),
+    (ISOLATED, &[(FRIENDS, ALL, admin(1, V::ACCEPT))], NOTHING),
+    (ISOLATED, &[(FRIENDS, ALL, admin(1, V::DENY)), (FRIENDS, WEB, NETWORK)], 1),
     // Pass leads to NetworkPolicies, and beyond if they don't isolate.
-    (ISOLATED, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, admin(2, V::ACCEPT))], false),
-    (ISOLATED, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, admin(2, V::DENY)), (FRIENDS, TCP, NETWORK)], true),
-    (0, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, baseline(2, V::DENY))], false),
+    (ISOLATED, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, admin(2, V::ACCEPT))], 0),
+    (ISOLATED, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, admin(2, V::DENY)), (FRIENDS, TCP, NETWORK)], NOTHING),
+    (0, &[(FRIENDS, WEB, admin(1, V::PASS)), (ANY, ALL, baseline(2, V::DENY))], 2),
     // NetworkPolicies come before Baseline.
-    (ISOLATED, &[(FRIENDS, WEB, NETWORK), (ANY, ALL, baseline(1, V::DENY))], true),
-    (ISOLATED, &[(ANY, ALL, baseline(1, V::ACCEPT))], false),
-    (0, &[(FRIENDS, ALL, baseline(2, V::DENY)), (ANY, WEB, baseline(1, V::ACCEPT))], true),
-    (0, &[(FRIENDS, ALL, baseline(2, V::DENY)), (ANY, WEB, baseline(1, V::PASS))], true),
-    (0, &[(FRIENDS, ALL, baseline(1, V::DENY)), (ANY, WEB, baseline(2, V::ACCEPT))], false),
+    (ISOLATED, &[(FRIENDS, WEB, NETWORK), (ANY, ALL, baseline(1, V::DENY))], NOTHING),
+    (ISOLATED, &[(ANY, ALL, baseline(1, V::ACCEPT))], 0),
+    (0, &[(FRIENDS, ALL, baseline(2, V::DENY)), (ANY, WEB, baseline(1, V::ACCEPT))], NOTHING),
+    (0, &[(FRIENDS, ALL, baseline(2, V::DENY)), (ANY, WEB, baseline(1, V::PASS))], NOTHING),
+    (0, &[(FRIENDS, ALL, baseline(1, V::DENY)), (ANY, WEB, baseline(2, V::ACCEPT))], 1),
 ];
 
 #[test]
 fn the_first_rule_of_the_first_tier_that_decides() {
-    for &(flags, rules, allowed) in CASES {
+    for &(flags, rules, denied_by) in CASES {
         with(
             move |t, a| {
                 apply(t, a.backend, flags, false, rules);
@@ -87,8 +90,20 @@ fn the_first_rule_of_the_first_tier_that_decides() {
             },
             move |both, a| {
                 let [tcp, ..] = firsts((a.remote, 40_000), (a.backend, 8080));
-                let result = if allowed { passes(both, a, tcp) } else { denied(both, a, tcp, Reason::PolicyIngress) };
-                result.map_err(|error| error.context(format!("{flags:x} {rules:x?}")))
+                let counted = || {
+                    let denials = both.host.policy_denials.borrow();
+                    denials.get(&PolicyDenial { set: SET, rule: denied_by }).copied().unwrap_or_default()
+                };
+                let before = counted();
+                let result = match denied_by {
+                    NOTHING => passes(both, a, tcp),
+                    _ => denied(both, a, tcp, Reason::PolicyIngress),
+                };
+                let case = || format!("{flags:x} {rules:x?}");
+                result.with_context(case)?;
+                let more = counted() - before;
+                ensure!(more == u64::from(denied_by != NOTHING), "{}: {more} by rule {denied_by}", case());
+                Ok(())
             },
         );
     }

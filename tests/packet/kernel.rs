@@ -33,8 +33,8 @@ use podnet_cni::datapath::{PinDir, Plain, bpf};
 use podnet_common::{
     addr::Addr,
     layout::{
-        Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, SockKey,
-        SockPeer, Tuple, holders,
+        Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, PolicyDenial,
+        SockKey, SockPeer, Tuple, holders,
     },
     pipeline::{CachedRoute, DirectPath},
     removal::Removal,
@@ -131,6 +131,9 @@ impl Kernel {
         let ports = tables.policy_ports.iter().map(|(key, class)| (Key::new(key.len, Plain(key.data)), *class));
         kernel.trie("POLICY_PORTS", ports)?;
         kernel.hash("POLICY_RULES", tables.policy_rules.iter().map(|(key, verdict)| (Plain(*key), Plain(*verdict))))?;
+        let denials = tables.policy_denials.borrow();
+        kernel.hash("POLICY_DENIALS", denials.iter().map(|(key, packets)| (Plain(*key), *packets)))?;
+        drop(denials);
         kernel.array("SLOTS", tables.slots.iter().map(|(slot, id)| (*slot, *id)))?;
         kernel.array("BACKENDS", tables.backends.iter().map(|(id, backend)| (*id, Plain(*backend))))?;
         kernel.ports(&tables.snat_ports)?;
@@ -355,6 +358,14 @@ impl Kernel {
             return Err(error).context("can't read the counters");
         }
         Ok(values.chunks(self.object.processors).map(|values| values.iter().sum()).collect())
+    }
+
+    /// All entries of `policy_denials`.
+    pub fn denials(&self) -> Result<BTreeMap<PolicyDenial, u64>> {
+        let Some(Map::HashMap(map)) = self.object.ebpf.map("POLICY_DENIALS") else { bail!("no table of denials") };
+        let mut denials = BTreeMap::new();
+        batch::for_each(map.fd().as_fd(), |key: &PolicyDenial, packets: &u64| _ = denials.insert(*key, *packets))?;
+        Ok(denials)
     }
 
     /// Number of drops with a reason.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use podnet::datapath::removal::frames_of_keys;
 use podnet_common::{
     addr::{IfIndex, Port, Proto},
-    layout::{Config, CtEntry, Hook, Out, PolicyPort, PolicyRule, PolicyVerdict, Subject, Tuple},
+    layout::{Config, CtEntry, Hook, Out, PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Subject, Tuple},
     removal::remove_denied,
     simulator::{FinalVerdict, HostPacket, HostTables, prefix},
     verdict::Reason,
@@ -38,6 +38,7 @@ fn isolate(t: &mut HostTables, pod: IpAddr, flags: u32, egress: bool, rules: &[(
     let set = SET + u32::from(egress);
     *(if egress { &mut subject.egress } else { &mut subject.ingress }) = set | flags;
     t.policy_rules.extend(rules.iter().map(|&(class, ports)| (PolicyRule { set, class, ports }, ALLOWED)));
+    t.policy_denials.get_mut().insert(PolicyDenial { set, rule: PolicyDenial::ISOLATION }, 0);
 }
 
 /// The port 8080 is a class of its own for TCP and SCTP, and the ports 8064–8095 for UDP.

@@ -130,18 +130,37 @@ impl PolicyVerdict {
         }
     }
 
-    /// Whether a packet with this verdict is allowed. `isolated`: NetworkPolicies isolate the pod; `exempt`: and yet
-    /// they allow this packet.
+    /// What denies a packet with this verdict: number of a rule, [`PolicyDenial::ISOLATION`], or
+    /// [`PolicyDenial::NOTHING`]. `isolated`: NetworkPolicies isolate the pod; `exempt`: and yet they allow the packet.
     #[inline(always)]
-    pub const fn allows(self, isolated: bool, exempt: bool) -> bool {
+    pub const fn denied_by(self, isolated: bool, exempt: bool) -> u32 {
         if self.admin != 0 && self.admin & Self::ACTION != Self::PASS {
-            return self.admin & Self::ACTION == Self::ACCEPT;
+            let denies = self.admin & Self::ACTION == Self::DENY;
+            return if denies { self.admin >> Self::ACTION_BITS } else { PolicyDenial::NOTHING };
         }
         if isolated {
-            return exempt || self.network != 0;
+            return if exempt || self.network != 0 { PolicyDenial::NOTHING } else { PolicyDenial::ISOLATION };
         }
-        self.baseline & Self::ACTION != Self::DENY
+        let denies = self.baseline & Self::ACTION == Self::DENY;
+        if denies { self.baseline >> Self::ACTION_BITS } else { PolicyDenial::NOTHING }
     }
+}
+
+/// Key of `policy_denials` (hash, value `u64`: number of packets): what of a rule set denies packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct PolicyDenial {
+    /// Id of the set.
+    pub set: u32,
+    /// Number of a rule, or [`PolicyDenial::ISOLATION`].
+    pub rule: u32,
+}
+
+impl PolicyDenial {
+    /// In place of a rule: NetworkPolicies isolate the pod, and no rule of theirs allows the packet.
+    pub const ISOLATION: u32 = 0;
+    /// In place of a rule: the packet is allowed.
+    pub const NOTHING: u32 = u32::MAX;
 }
 
 /// Key of `policy_ports` (LPM trie, value `u32`, a port class): a range of ports of one protocol, as a prefix.
@@ -202,6 +221,7 @@ const _: () = {
     assert!(size_of::<Subject>() == 8);
     assert!(size_of::<PolicyRule>() == 12);
     assert!(size_of::<PolicyVerdict>() == 12);
+    assert!(size_of::<PolicyDenial>() == 8);
     assert!(size_of::<PolicyPort>() == 8);
 };
 

@@ -52,7 +52,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     if policy::applies::<At, T>(t) && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
         let (denied, answer) = policy::flow(t, h);
         if !denied.is_nothing() {
-            return Verdict::drop(denied.reason());
+            return Verdict::drop(denied.count(t));
         }
         let into_pod = h.send.entry.out == Out::Pod as u8 || h.send.entry.out == Out::Queue as u8;
         if made.is_ok() && !into_pod && policy::is_vacant(t, &h.send.entry.dst) {

@@ -166,7 +166,7 @@ fn isolated<T: Tables>(t: &T, h: &mut Handover, classified: Classified) -> Class
     }
     h.classify.direct = 0;
     let denied = policy::packet(t, &h.packet);
-    if denied.is_nothing() { classified } else { Classified::drop(denied.reason()) }
+    if denied.is_nothing() { classified } else { Classified::drop(denied.count(t)) }
 }
 
 /// Class of a packet that is for no pod on this node.

@@ -8,7 +8,7 @@
 
 use crate::{
     addr::{Addr, Proto},
-    layout::{Config, CtEntry, NetworkKind, PolicyRule, PolicyVerdict, ProtoPort, Subject, Tuple},
+    layout::{Config, CtEntry, NetworkKind, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Subject, Tuple},
     packet::Tcp,
     verdict::Reason,
 };
@@ -19,14 +19,20 @@ use super::{
     headers::Headers,
 };
 
-/// What may not be, as bits; zero if everything may.
+/// What is denied: the direction in the lowest bits, or nothing; the id of the rule set from bit 8 on; and in the upper
+/// half, [`PolicyDenial::rule`]. One register, since the function that judges is out of line.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Denied(u32);
+pub(super) struct Denied(u64);
 
 impl Denied {
     const NOTHING: Self = Self(0);
-    const EGRESS: u32 = 1;
-    const INGRESS: u32 = 2;
+    const EGRESS: u64 = 1;
+    const INGRESS: u64 = 2;
+
+    #[inline(always)]
+    const fn new(direction: u64, set: u32, rule: u32) -> Self {
+        Self(direction | ((set & Subject::ID) as u64) << 8 | (rule as u64) << 32)
+    }
 
     /// Whether the packets may pass.
     #[inline(always)]
@@ -34,11 +40,18 @@ impl Denied {
         self.0 == 0
     }
 
-    /// The reason to drop the packet. The sender's own policy comes first.
+    /// Counts a denied packet. Returns the reason to drop it.
     #[inline(always)]
-    pub const fn reason(self) -> Reason {
+    pub fn count<T: Tables>(self, t: &T) -> Reason {
+        count_denial(t, self.0 as u32 >> 8, (self.0 >> 32) as u32);
         if self.0 & Self::EGRESS != 0 { Reason::PolicyEgress } else { Reason::PolicyIngress }
     }
+}
+
+// Out of line: rarely called, and its key takes stack.
+#[inline(never)]
+fn count_denial<T: Tables>(t: &T, set: u32, rule: u32) {
+    t.count_denial(&PolicyDenial { set, rule });
 }
 
 /// Whether the packets of a hook are subject to policies. A node always reaches its pods.
@@ -122,14 +135,20 @@ fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> De
     }
     let tuple = Tuple { proto: port.proto, ..Tuple::default() };
     let ports = if frontend::is_service_protocol(&tuple) { t.policy_port(&port).unwrap_or_default() } else { 0 };
-    let mut denied = 0;
-    if egress != Subject::OPEN && !allows(t, egress, class(t, server), ports, port.proto, exempt) {
-        denied |= Denied::EGRESS;
+    // The sender's own policies come first.
+    if egress != Subject::OPEN {
+        let rule = denied_by(t, egress, class(t, server), ports, port.proto, exempt);
+        if rule != PolicyDenial::NOTHING {
+            return Denied::new(Denied::EGRESS, egress, rule);
+        }
     }
-    if ingress != Subject::OPEN && !allows(t, ingress, class(t, client), ports, port.proto, exempt) {
-        denied |= Denied::INGRESS;
+    if ingress != Subject::OPEN {
+        let rule = denied_by(t, ingress, class(t, client), ports, port.proto, exempt);
+        if rule != PolicyDenial::NOTHING {
+            return Denied::new(Denied::INGRESS, ingress, rule);
+        }
     }
-    Denied(denied)
+    Denied::NOTHING
 }
 
 #[inline(always)]
@@ -146,14 +165,14 @@ fn class<T: Tables>(t: &T, addr: &Addr) -> u32 {
     }
 }
 
-/// Whether a rule set allows packets from or to an address of `class`, to a port of the class `ports` (0: no rule names
-/// the port). `exempt`: NetworkPolicies allow them in any case.
+/// What of a rule set denies packets from or to an address of `class`, to a port of the class `ports` (0: no rule names
+/// the port); see [`PolicyVerdict::denied_by`]. `exempt`: NetworkPolicies allow them in any case.
 // Out of line: called twice.
 #[inline(never)]
-fn allows<T: Tables>(t: &T, set: u32, class: u32, ports: u32, proto: Proto, exempt: bool) -> bool {
+fn denied_by<T: Tables>(t: &T, set: u32, class: u32, ports: u32, proto: Proto, exempt: bool) -> u32 {
     let cluster = Subject::has_cluster_rules(set);
     if !cluster && (exempt || set == Subject::CLOSED) {
-        return exempt;
+        return if exempt { PolicyDenial::NOTHING } else { PolicyDenial::ISOLATION };
     }
     let protocol = PolicyRule::protocol(proto);
     let mut verdict = PolicyVerdict::default();
@@ -174,7 +193,7 @@ fn allows<T: Tables>(t: &T, set: u32, class: u32, ports: u32, proto: Proto, exem
         rule.ports = ports;
         look(t, set, Subject::ANY_PORTS, &rule, &mut verdict);
     }
-    verdict.allows(!cluster || set & Subject::ISOLATED != 0, exempt)
+    verdict.denied_by(!cluster || set & Subject::ISOLATED != 0, exempt)
 }
 
 /// Adds what the rules with a key say, if the set has keys of this kind.

@@ -4,8 +4,8 @@ use crate::{
     addr::{Addr, IfIndex, Mac},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, NetworkKind, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey,
-        SockPeer, Subject, Tuple,
+        Hook, Interface, Network, NetworkKind, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Sandbox,
+        ServiceClient, SockKey, SockPeer, Subject, Tuple,
     },
     verdict::{Counter, Reason},
 };
@@ -83,6 +83,8 @@ pub trait Tables {
     fn policy_port(&self, port: &ProtoPort) -> Option<u32>;
     /// `policy_rules`.
     fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict>;
+    /// Increments an entry of `policy_denials`, if it exists.
+    fn count_denial(&self, denial: &PolicyDenial);
     /// `fragments`.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Inserts or replaces an entry of `fragments`.

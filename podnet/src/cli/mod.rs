@@ -24,6 +24,7 @@ mod status;
 mod trace;
 mod wanted;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -31,6 +32,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use podnet_cni::node_info::NodeInfo;
 use podnet_cni::text::chain;
+use podnet_common::layout::PolicyDenial;
 use tracing_subscriber::filter::LevelFilter;
 
 pub use flow::Filter;
@@ -268,6 +270,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
                 services: options.names(),
                 pods: options.pods(),
                 nodes: options.nodes(),
+                denials: options.denials(),
                 interface: crate::datapath::view::interface_name,
             };
             let traces = trace::run(&options.bpffs(), options.view()?.as_ref(), &names, &args)?;
@@ -327,6 +330,12 @@ impl Options {
             tracing::warn!("{error}; showing ids instead of service names");
             ServiceNames::default()
         })
+    }
+
+    /// The policies that deny by rule sets; without the daemon, traces show ids only.
+    fn denials(&self) -> BTreeMap<PolicyDenial, Vec<String>> {
+        let denials = Client::connect(&self.run_dir).and_then(|mut client| client.denials()).unwrap_or_default();
+        denials.into_iter().map(|by| (PolicyDenial { set: by.set, rule: by.rule }, by.policies)).collect()
     }
 
     /// Names of other nodes; nodes without a known name are shown by address.

@@ -15,6 +15,7 @@ mod ages;
 mod asked;
 mod claim;
 mod claims;
+pub mod denials;
 mod frontends;
 mod guarded;
 mod host_ports;

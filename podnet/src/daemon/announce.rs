@@ -12,12 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::model::ObjectKey;
+use crate::model::{ObjectKey, ObjectName};
 
 /// How long a problem must persist before it is announced, and be absent before its end is.
 const PERSISTENCE: Duration = Duration::from_secs(20);
 /// Number of problems that are tracked.
 const PROBLEMS: usize = 100;
+/// Time between two Events about a policy's denials.
+const DENIALS_INTERVAL: Duration = Duration::from_secs(3600);
 /// Number of nodes that report an object.
 const SPEAKERS: usize = 2;
 
@@ -37,6 +39,8 @@ pub(super) struct Announcer {
     budget: Budget,
     /// Budget for Events about objects.
     pub(super) objects: Budget,
+    /// Policies of which denials have been announced: the number of packets and the time.
+    denials: BTreeMap<ObjectName, (u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -53,7 +57,29 @@ impl Announcer {
             problems: BTreeMap::new(),
             budget: Budget::new(10, Duration::from_secs(300), now),
             objects: Budget::new(20, Duration::from_secs(60), now),
+            denials: BTreeMap::new(),
         }
+    }
+
+    /// Which policies' denials to announce, given the number of packets that each has denied so far: the first ones,
+    /// and every hour those that have denied more.
+    pub(super) fn denials<'a>(
+        &mut self,
+        counts: impl Iterator<Item = (&'a ObjectName, u64)>,
+        now: Instant,
+    ) -> Vec<(ObjectName, u64)> {
+        let counts: BTreeMap<&ObjectName, u64> = counts.collect();
+        self.denials.retain(|policy, _| counts.contains_key(policy));
+        let mut due = Vec::new();
+        for (policy, packets) in counts {
+            let before = self.denials.get(policy);
+            let more = before.map_or(packets > 0, |(told, at)| packets > *told && now - *at >= DENIALS_INTERVAL);
+            if more && self.objects.take(now) {
+                self.denials.insert(policy.clone(), (packets, now));
+                due.push((policy.clone(), packets));
+            }
+        }
+        due
     }
 
     /// What to announce, given the present problems. Call it about every second.
@@ -176,6 +202,24 @@ mod tests {
         for second in 62..200 {
             assert_eq!(bench.at(second, &[]), []);
         }
+    }
+
+    #[test]
+    fn denials_are_announced_once_an_hour() {
+        let mut bench = Bench::new();
+        let name = |name: &str| ObjectName { namespace: "x".into(), name: name.into() };
+        let mut at = |second: u64, counts: &[(&str, u64)]| {
+            let counts: Vec<_> = counts.iter().map(|(policy, packets)| (name(policy), *packets)).collect();
+            let now = bench.start + Duration::from_secs(second);
+            let due = bench.announcer.denials(counts.iter().map(|(policy, packets)| (policy, *packets)), now);
+            due.into_iter().map(|(policy, packets)| (policy.name, packets)).collect::<Vec<_>>()
+        };
+        assert_eq!(at(0, &[("a", 0), ("b", 2)]), [("b".to_owned(), 2)]);
+        assert_eq!(at(1, &[("a", 1), ("b", 9)]), [("a".to_owned(), 1)]);
+        assert_eq!(at(3600, &[("a", 1), ("b", 9)]), [("b".to_owned(), 9)]);
+        assert_eq!(at(9000, &[("a", 1), ("b", 9)]), [], "no more than before");
+        assert_eq!(at(9001, &[("b", 9)]), []);
+        assert_eq!(at(9002, &[("a", 1), ("b", 9)]), [("a".to_owned(), 1)], "another policy of this name");
     }
 
     #[test]

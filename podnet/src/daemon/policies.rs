@@ -56,6 +56,16 @@ impl Daemon {
         }
     }
 
+    /// Reads how many packets each policy has denied. Call it every second.
+    pub(super) fn count_denials(&mut self) {
+        let policies = self.control.policies_mut();
+        if let Err(error) = policies.count(self.datapath.policy_tables()) {
+            warn!("cannot read how many packets network policies have denied: {error}");
+        }
+        let totals = policies.denials().totals();
+        self.metrics.denials.set(totals.map(|(policy, to, packets)| (policy.to_string(), to.name(), packets)));
+    }
+
     /// Tries again to write tables that the kernel has refused.
     pub(super) fn retry_policies(&mut self) {
         if self.policies.problem.is_some() {

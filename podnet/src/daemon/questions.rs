@@ -1,12 +1,14 @@
 //! Answers to questions from the socket: snapshots, so that the event loop never waits for a command.
 
+use podnet_common::layout::PolicyDenial;
+
 use crate::{
-    control::Control,
+    control::{Control, denials::Denials},
     model::ObjectName,
-    policy::Policies,
+    policy::{DeniedBy, Direction, Policies},
     socket::{
-        AddressPage, Explainable, ExternalAddresses, Pending, PodFacts, PolicyFacts, PolicyPage, PolicySummary,
-        Question, Unsynced,
+        AddressPage, DeniedPackets, DenyingRule, Explainable, ExternalAddresses, Pending, PodFacts, PolicyFacts,
+        PolicyPage, PolicySummary, Question, Unsynced,
     },
     source::Source,
 };
@@ -32,9 +34,17 @@ pub(super) fn answer(question: Question, report: &Reporter, control: &Control, s
         }
         Question::Addresses(after, reply) => drop(reply.send(addresses(control, after.as_ref()))),
         Question::Policies(after, reply) => {
-            drop(reply.send(known(control).map(|known| policies(known, after.as_ref()))));
+            drop(reply.send(known(control).map(|known| policies(known, control.policies().denials(), after.as_ref()))));
         }
         Question::Policy(name, reply) => drop(reply.send(known(control).map(|known| PolicyFacts::of(known, &name)))),
+        Question::Denials(reply) => {
+            let named = |(key, by): (&PolicyDenial, &DeniedBy)| DenyingRule {
+                set: key.set,
+                rule: key.rule,
+                policies: by.policies.iter().map(ObjectName::to_string).collect(),
+            };
+            drop(reply.send(control.policies().policies().denials().iter().map(named).collect()));
+        }
         Question::Denying(denial, reply) => {
             drop(reply.send(control.policies().policies().denying(&denial).into_iter().cloned().collect()));
         }
@@ -47,12 +57,13 @@ fn known(control: &Control) -> Result<&Policies, Unsynced> {
     if control.policies_synced() { Ok(control.policies().policies()) } else { Err(Unsynced) }
 }
 
-fn policies(known: &Policies, after: Option<&ObjectName>) -> PolicyPage {
+fn policies(known: &Policies, denials: &Denials, after: Option<&ObjectName>) -> PolicyPage {
     let (mut page, mut last) = (PolicyPage::default(), None);
     let mut policies = known.after(after);
     for (name, policy) in policies.by_ref().take(POLICY_PAGE) {
         last = Some(name);
-        page.policies.push(PolicySummary::of(known, name, policy));
+        let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|to| denials.of(name, to));
+        page.policies.push(PolicySummary::of(known, name, policy, DeniedPackets { ingress, egress }));
     }
     page.last = last.filter(|_| policies.next().is_some()).cloned();
     page
@@ -137,7 +148,7 @@ mod tests {
             control.apply(Batch { changes: (0..count).map(change).collect(), synced: true, policies_synced: true });
             let (mut sizes, mut names, mut after) = (Vec::new(), Vec::new(), None);
             loop {
-                let page = policies(known(&control).unwrap(), after.as_ref());
+                let page = policies(known(&control).unwrap(), control.policies().denials(), after.as_ref());
                 sizes.push(page.policies.len());
                 names.extend(page.policies.into_iter().map(|policy| policy.name));
                 after = page.last;

@@ -1,6 +1,9 @@
 //! Creates Events for what the [`announcer`](super::announce) lets through.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use podnet_common::layout::Hook;
 
@@ -8,7 +11,10 @@ use super::{
     Daemon,
     announce::{Word, speaks},
 };
-use crate::source::kubernetes::{About, Note};
+use crate::{
+    model::{ObjectKey, ObjectName},
+    source::kubernetes::{About, Note},
+};
 
 /// Number of objects handled per turn.
 const OBJECTS: usize = 16;
@@ -27,6 +33,7 @@ impl Daemon {
             };
             self.source.tell(Note { about: About::Node, warning, reason, text });
         }
+        self.announce_denials(now);
         if !self.control.synced() {
             return;
         }
@@ -59,6 +66,23 @@ impl Daemon {
             };
             let about = About::Object(complaint.key, complaint.uid);
             self.source.tell(Note { about, warning: true, reason, text });
+        }
+    }
+
+    fn announce_denials(&mut self, now: Instant) {
+        let mut counts: BTreeMap<&ObjectName, u64> = BTreeMap::new();
+        for (policy, _, packets) in self.control.policies().denials().totals() {
+            *counts.entry(policy).or_default() += packets;
+        }
+        for (name, packets) in self.announcer.denials(counts.into_iter(), now) {
+            let Some(policy) = self.control.policies().policies().get(&name) else { continue };
+            let (kind, uid) = (policy.kind(), policy.uid().to_owned());
+            let text = format!(
+                "{packets} packets denied on node {} so far: `podnet drops --follow` there shows them",
+                self.config.node
+            );
+            let about = About::Object(ObjectKey { kind, name }, uid);
+            self.source.tell(Note { about, warning: false, reason: "PacketsDenied", text });
         }
     }
 

@@ -115,6 +115,7 @@ impl Daemon {
         self.repair();
         self.expire();
         self.observe_drops();
+        self.count_denials();
     }
 
     /// Waits for the next event.
@@ -162,6 +163,7 @@ impl Daemon {
                 self.listener.retry();
                 self.socket.keep();
                 self.observe_calls();
+                self.count_denials();
                 self.announce();
                 self.collect_if_filling();
                 self.retry_policies();

@@ -17,8 +17,8 @@ use podnet_common::{
     fib::result,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
-        ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
+        Hook, Interface, Network, Peer, PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort,
+        Sandbox, ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     tables, time,
@@ -407,6 +407,8 @@ impl Tables for Live<'_> {
     }
 
     // The simulation must not change the kernel's counters.
+    fn count_denial(&self, _denial: &PolicyDenial) {}
+
     fn count(&self, _counter: Counter) {}
 
     fn count_drop(&self, _reason: Reason) {}

@@ -1,4 +1,4 @@
-//! The tables of network policy: `subjects`, `policy_peers`, `policy_blocks`, `policy_ports` and `policy_rules`.
+//! The tables of network policy: `subjects`, and those whose names begin with `policy_`.
 
 use std::os::fd::AsFd as _;
 
@@ -10,8 +10,8 @@ use bytemuck::Pod;
 use podnet_cni::datapath::Plain;
 use podnet_common::{
     addr::Addr,
-    layout::{PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
-    tables::{POLICY_BLOCKS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
+    layout::{PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
+    tables::{POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
 };
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     maps::take,
     table_error::{errno, failed, gone_is_fine, refused},
 };
-use crate::mirror::{Entries, TableError};
+use crate::mirror::{Counts, Entries, TableError};
 
 /// The tables of network policy.
 pub struct PolicyTables {
@@ -29,6 +29,7 @@ pub struct PolicyTables {
     blocks: LpmTrie<MapData, Plain<Addr>, u32>,
     ports: LpmTrie<MapData, Plain<ProtoPort>, u32>,
     rules: HashMap<MapData, Plain<PolicyRule>, Plain<PolicyVerdict>>,
+    denials: HashMap<MapData, Plain<PolicyDenial>, u64>,
 }
 
 impl PolicyTables {
@@ -40,6 +41,7 @@ impl PolicyTables {
             blocks: take(ebpf, POLICY_BLOCKS)?,
             ports: take(ebpf, POLICY_PORTS)?,
             rules: take(ebpf, POLICY_RULES)?,
+            denials: take(ebpf, POLICY_DENIALS)?,
         })
     }
 }
@@ -164,5 +166,31 @@ impl Entries<PolicyRule, PolicyVerdict> for PolicyTables {
 
     fn delete_all(&mut self, keys: &[PolicyRule]) -> Result<(), TableError> {
         delete_all(POLICY_RULES.table(), self.rules.map(), keys)
+    }
+}
+
+impl Entries<PolicyDenial, ()> for PolicyTables {
+    fn list(&self) -> Result<Vec<(PolicyDenial, ())>, TableError> {
+        Ok(self.counts()?.into_iter().map(|(denial, _)| (denial, ())).collect())
+    }
+
+    /// The count of an existing entry stays.
+    fn put(&mut self, denial: &PolicyDenial, (): &()) -> Result<(), TableError> {
+        let put =
+            batch::insert_bytes(self.denials.map().fd().as_fd(), bytemuck::bytes_of(denial), bytemuck::bytes_of(&0u64));
+        put.map_err(|error| {
+            let refused = |error| refused(POLICY_DENIALS.name(), "writing an entry")(error);
+            full(POLICY_DENIALS.table(), error.raw_os_error()).unwrap_or_else(|| refused(error))
+        })
+    }
+
+    fn delete(&mut self, denial: &PolicyDenial) -> Result<(), TableError> {
+        deleted(POLICY_DENIALS.table(), self.denials.remove(&Plain(*denial)))
+    }
+}
+
+impl Counts<PolicyDenial> for PolicyTables {
+    fn counts(&self) -> Result<Vec<(PolicyDenial, u64)>, TableError> {
+        listed(POLICY_DENIALS.table(), self.denials.map())
     }
 }

@@ -5,12 +5,14 @@
 //!                kernel's counters and endpoints, /proc ──────↑ (read at each scrape)
 //! ```
 //! Each measured part has its group of families, whose clones share their values; [`Metrics`] has those of the event
-//! loop. Counting is an atomic addition, so nothing is sampled or queued. Labels are few and fixed: never a pod, an
-//! address or a service. docs/metrics.md explains every family, which a test enforces.
+//! loop. Counting is an atomic addition, so nothing is sampled or queued. Labels are few: never a pod, an address or a
+//! service, and of the policies only those that apply to pods of this node. docs/metrics.md explains every family, as a
+//! test enforces.
 
 pub mod api;
 mod calls;
 mod datapath;
+mod denials;
 mod latency;
 mod links;
 mod process;
@@ -29,6 +31,7 @@ use prometheus_client::{
 
 pub use calls::CallMetrics;
 pub use datapath::{Fills, KernelReader, PodCounts};
+pub use denials::DenialMetrics;
 pub use latency::Latency;
 pub use links::LinkMetrics;
 pub use server::Listener;
@@ -65,6 +68,8 @@ pub struct Metrics {
     pub links: LinkMetrics,
     /// Usage of the tables.
     pub fills: Fills,
+    /// Packets denied by network policies.
+    pub denials: DenialMetrics,
     operations: Family<WithResult, Counter>,
     pending: Gauge,
     synced: Gauge,
@@ -141,6 +146,7 @@ impl Metrics {
         self.calls.register(podnet);
         self.links.register(podnet);
         podnet.register_collector(Box::new(Kernel { reader: kernel, fills: self.fills.clone() }));
+        podnet.register_collector(Box::new(self.denials.clone()));
         if let Some(api) = api {
             api.register(podnet);
         }

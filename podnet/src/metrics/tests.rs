@@ -38,6 +38,7 @@ fn text() -> String {
     metrics.latency.observe(&origin, (Instant::now(), SystemTime::now()));
     metrics.calls.observe(&Call { command: CommandName::Add, code: 11, duration: Duration::from_millis(40) });
     metrics.links.repaired("route");
+    metrics.denials.set([("default/web".to_owned(), "ingress", 3)].into_iter());
     api.set_connected(Kind::Node, true);
     api.heard(Kind::Node);
     api.event(Kind::Service, true);
@@ -128,6 +129,7 @@ fn text_has_all_measurements() {
         ("podnet_table_entries{table=\"endpoints\"}", 6.0),
         ("podnet_table_capacity_entries{table=\"conntrack\"}", 1024.0),
         ("podnet_pods", 3.0),
+        ("podnet_policy_denied_packets_total{policy=\"default/web\",direction=\"ingress\"}", 3.0),
         ("podnet_reconcile_operations_total{result=\"done\"}", 5.0),
         ("podnet_reconcile_operations_total{result=\"failed\"}", 2.0),
         ("podnet_reconcile_pending", 1.0),
@@ -161,16 +163,20 @@ fn unreadable_counters_hide_no_other_families() {
 }
 
 #[test]
-fn labels_are_few_and_fixed() {
+fn labels_are_few() {
     let known =
         ["reason", "event", "table", "result", "command", "code", "kind", "change", "cause", "error", "part", "le"];
-    let build = ["version", "generation"];
+    let others = |name: &str| match name {
+        "podnet_build" => ["version", "generation"],
+        "podnet_policy_denied_packets" => ["policy", "direction"],
+        _ => [""; 2],
+    };
     for (name, family) in parse(&text()) {
         for series in family.samples.keys() {
             let labels = series.split_once('{').map(|(_, labels)| labels.trim_end_matches('}')).unwrap_or_default();
             for label in labels.split(',').filter(|label| !label.is_empty()) {
                 let label = label.split('=').next().unwrap();
-                assert!(known.contains(&label) || (name == "podnet_build" && build.contains(&label)), "{series}");
+                assert!(known.contains(&label) || others(&name).contains(&label), "{series}");
             }
         }
     }

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 use super::intern::{AtomId, Interner, PolicyId};
 use super::selector::{selects, selects_namespace};
 use crate::model::{
-    Action, ClusterRule, Labels, NamedPort, PolicyPeer, PolicyRule, PortMatch, Protocol, Selector, Tier,
+    Action, ClusterRule, Labels, NamedPort, ObjectName, PolicyPeer, PolicyRule, PortMatch, Protocol, Selector, Tier,
 };
 
 /// Something that is true or false of an address.
@@ -125,6 +126,45 @@ impl From<Tier> for Stage {
             Tier::Baseline => Self::Baseline,
         }
     }
+}
+
+/// Direction of connections, as a pod sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Direction {
+    /// To the pod.
+    Ingress,
+    /// From the pod.
+    Egress,
+}
+
+impl Direction {
+    /// Its name, as in the objects' fields.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// Who denies what an entry of `policy_denials` counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeniedBy {
+    /// Direction of the connections, as the pods that the policies apply to see it.
+    pub direction: Direction,
+    /// The policies: one if a rule denies, otherwise those that isolate the pods together.
+    pub policies: Vec<ObjectName>,
+}
+
+/// What the policies of some pods say about connections in one direction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct RuleSet {
+    pub(super) direction: Direction,
+    /// In the order in which they are evaluated.
+    pub(super) rules: Vec<Rule>,
+    /// The NetworkPolicies that isolate the pods.
+    pub(super) isolating: Vec<PolicyId>,
 }
 
 /// A rule of a set.

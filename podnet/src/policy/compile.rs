@@ -49,9 +49,14 @@ fn kinds(rule: &Rule) -> u32 {
     }
 }
 
+/// Number of the rule at a place of a set.
+pub(super) fn number(place: usize) -> u32 {
+    u32::try_from(place + 1).unwrap_or(u32::MAX)
+}
+
 /// What the rule at a place of a set says, as a value of `policy_rules`.
 pub(super) fn verdict(place: usize, rule: &Rule) -> PolicyVerdict {
-    let number = u32::try_from(place + 1).unwrap_or(u32::MAX);
+    let number = number(place);
     let action = match rule.action {
         Action::Accept => PolicyVerdict::ACCEPT,
         Action::Deny => PolicyVerdict::DENY,

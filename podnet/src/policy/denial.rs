@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use podnet_common::addr::Proto;
 
-use super::atoms::{Class, Ports, Rule, Stage};
-use super::index::{Direction, Policies};
+use super::atoms::{Class, Direction, Ports, Rule, RuleSet, Stage};
+use super::index::Policies;
 use crate::model::{Action, ObjectName};
 
 /// A connection, or a packet, that policies have denied.
@@ -32,17 +32,17 @@ impl Policies {
             false => (Direction::Ingress, denial.destination, denial.source),
         };
         let Some(profile) = self.profile_at(subject) else { return Vec::new() };
-        let (rules, isolated) = self.rules(profile, direction);
+        let RuleSet { rules, isolating, .. } = self.rule_set(profile, direction);
         let class = self.class_at(peer);
         let first = |stage| {
             let mut of_stage = rules.iter().filter(|rule| rule.stage == stage);
             of_stage.find(|rule| matches(rule, &class, denial)).map(|rule| (rule.action, rule.policy))
         };
-        let isolating = || self.isolating(profile, direction);
-        let found = match (first(Stage::Admin), isolated) {
+        let isolating_names = || isolating.iter().filter_map(|policy| self.name_of(*policy));
+        let found = match (first(Stage::Admin), !isolating.is_empty()) {
             (Some((Action::Deny, policy)), _) => self.name_of(policy).into_iter().collect(),
             (Some((Action::Accept, _)), _) => Vec::new(),
-            (_, true) if first(Stage::Network).is_none() => isolating(),
+            (_, true) if first(Stage::Network).is_none() => isolating_names().collect(),
             (_, true) => Vec::new(),
             (_, false) => match first(Stage::Baseline) {
                 Some((Action::Deny, policy)) => self.name_of(policy).into_iter().collect(),
@@ -53,7 +53,7 @@ impl Policies {
             return found;
         }
         let denies = rules.iter().filter(|rule| rule.action == Action::Deny);
-        let mut all: Vec<_> = denies.filter_map(|rule| self.name_of(rule.policy)).chain(isolating()).collect();
+        let mut all: Vec<_> = denies.filter_map(|rule| self.name_of(rule.policy)).chain(isolating_names()).collect();
         all.dedup();
         all
     }

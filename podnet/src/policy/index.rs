@@ -10,17 +10,17 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use podnet_common::addr::Addr;
-use podnet_common::layout::Subject;
+use podnet_common::layout::{PolicyDenial, Subject};
 
 use super::adopt::Renaming;
-use super::atoms::{Atom, Class, Profile, Rule, Stage};
-use super::compile::{Desired, flags};
+use super::atoms::{Atom, Class, DeniedBy, Direction, Profile, Rule, RuleSet, Stage};
+use super::compile::{Desired, flags, number};
 use super::intern::{AtomId, Interner, PolicyId, ProfileId, SetId};
 use super::pods::Pods;
 use super::selector::{selects, selects_namespace};
 use super::tables::{Parts, Tables};
 use crate::model::{
-    ClusterNetworkPolicy, Labels, LeftOut, Namespace, NetworkPolicy, Node, ObjectName, Pod, PolicyPeer,
+    Action, ClusterNetworkPolicy, Kind, Labels, LeftOut, Namespace, NetworkPolicy, Node, ObjectName, Pod, PolicyPeer,
 };
 
 /// The policies of a cluster as they concern one node.
@@ -38,8 +38,10 @@ pub struct Policies {
     /// The atoms of the sets.
     in_force: BTreeSet<AtomId>,
     /// The sets of the subjects, and those that subjects had before.
-    sets: Interner<Vec<Rule>, SetId>,
+    sets: Interner<RuleSet, SetId>,
     used: BTreeSet<SetId>,
+    /// Who denies what the entries of `policy_denials` count.
+    denials: BTreeMap<PolicyDenial, DeniedBy>,
     tables: Tables,
 }
 
@@ -65,6 +67,14 @@ impl From<ClusterNetworkPolicy> for AnyPolicy {
 }
 
 impl AnyPolicy {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Network(_) => Kind::NetworkPolicy,
+            Self::Cluster(_) => Kind::ClusterNetworkPolicy,
+        }
+    }
+
     /// Its `metadata.uid`.
     pub fn uid(&self) -> &str {
         match self {
@@ -145,13 +155,6 @@ impl Policy {
     }
 }
 
-/// Direction of connections, as a pod sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
-    Ingress,
-    Egress,
-}
-
 impl Policies {
     /// Without objects, on the node with this name.
     pub fn new(node: &str) -> Self {
@@ -162,7 +165,8 @@ impl Policies {
     /// else. To be called before there are objects.
     pub fn start_after(&mut self, held: &Desired) {
         let sets = held.subjects.values().flat_map(|subject| [subject.ingress, subject.egress]);
-        let sets = sets.filter(|set| *set != Subject::CLOSED).map(|set| set & Subject::ID);
+        let sets = sets.filter(|set| ![Subject::CLOSED, Subject::PENDING.ingress].contains(set));
+        let sets = sets.map(|set| set & Subject::ID);
         self.sets.start_after(sets.chain(held.rules.keys().map(|rule| rule.set)).max().unwrap_or(0));
         self.tables.start_after(held);
     }
@@ -176,6 +180,10 @@ impl Policies {
         if self.sets.can_rename(&others.sets) && self.tables.can_rename(&others) {
             self.sets.rename(&others.sets);
             self.used = self.used.iter().filter_map(|id| others.sets.of(id.0).map(SetId)).collect();
+            let denials = std::mem::take(&mut self.denials).into_iter();
+            let renamed =
+                |(key, by): (PolicyDenial, _)| Some((PolicyDenial { set: others.sets.of(key.set)?, ..key }, by));
+            self.denials = denials.filter_map(renamed).collect();
             self.tables.rename(&others, held);
         }
     }
@@ -254,6 +262,7 @@ impl Policies {
     pub fn written(&mut self) -> bool {
         let before = self.sets.len();
         self.sets.retain(|id| self.used.contains(&id));
+        self.denials.retain(|denial, _| self.used.contains(&SetId(denial.set)));
         let forgotten = self.tables.forget(&self.sets);
         let fewer = self.sets.len() != before;
         if fewer {
@@ -271,7 +280,7 @@ impl Policies {
     fn place(&mut self, addresses: BTreeSet<IpAddr>, sets: bool) {
         let (mut entered, mut left) = (BTreeSet::new(), BTreeSet::new());
         if sets {
-            let rules = self.sets.iter().flat_map(|(_, rules)| rules);
+            let rules = self.sets.iter().flat_map(|(_, set)| &set.rules);
             let in_force: BTreeSet<AtomId> = rules.flat_map(Rule::atoms).collect();
             entered = in_force.difference(&self.in_force).copied().collect();
             left = self.in_force.difference(&in_force).copied().collect();
@@ -305,32 +314,55 @@ impl Policies {
     /// A field of [`Subject`] for pods with a profile.
     fn choose_set(&mut self, profile: ProfileId, direction: Direction) -> u32 {
         let Some(profile) = self.pods.profile(profile) else { return Subject::OPEN };
-        let (rules, isolated) = self.rules(profile, direction);
-        if rules.is_empty() {
-            return if isolated { Subject::CLOSED } else { Subject::OPEN };
+        let set = self.rule_set(profile, direction);
+        if set.rules.is_empty() && set.isolating.is_empty() {
+            return Subject::OPEN;
         }
-        let cluster = rules.iter().any(|rule| rule.stage != Stage::Network);
-        let mut flags = flags(&rules);
-        if cluster {
-            flags |= Subject::CLUSTER | if isolated { Subject::ISOLATED } else { 0 };
+        let mut flags = flags(&set.rules);
+        if set.rules.iter().any(|rule| rule.stage != Stage::Network) {
+            flags |= Subject::CLUSTER | if set.isolating.is_empty() { 0 } else { Subject::ISOLATED };
         }
-        let id = self.sets.intern(rules);
-        self.used.insert(id);
+        let id = self.sets.intern(set);
+        if self.used.insert(id) {
+            self.name_denials(id);
+        }
         id.0 | flags
     }
 
-    /// The rules about pods with a profile, in the order in which they are evaluated, and whether NetworkPolicies
-    /// isolate the pods.
-    pub(super) fn rules(&self, profile: &Profile, direction: Direction) -> (Vec<Rule>, bool) {
+    /// Notes which policies deny what is counted for a set.
+    fn name_denials(&mut self, id: SetId) {
+        let Some(RuleSet { direction, rules, isolating }) = self.sets.content(id) else { return };
+        let name = |policy: &PolicyId| self.ids.content(*policy).cloned();
+        let mut put = |rule, policies| {
+            let by = DeniedBy { direction: *direction, policies };
+            self.denials.insert(PolicyDenial { set: id.0, rule }, by);
+        };
+        if !isolating.is_empty() {
+            put(PolicyDenial::ISOLATION, isolating.iter().filter_map(name).collect());
+        }
+        for (place, rule) in rules.iter().enumerate().filter(|(_, rule)| rule.action == Action::Deny) {
+            put(number(place), name(&rule.policy).into_iter().collect());
+        }
+    }
+
+    /// The policies that deny what the entries of `policy_denials` count: those of the sets in use, and of earlier
+    /// ones, until [`Self::written`].
+    pub fn denials(&self) -> &BTreeMap<PolicyDenial, DeniedBy> {
+        &self.denials
+    }
+
+    /// What policies say about pods with a profile.
+    pub(super) fn rule_set(&self, profile: &Profile, direction: Direction) -> RuleSet {
         let policies = self.selecting(profile);
-        let of = policies.iter().filter_map(|(_, policy)| Some((policy, policy.direction(direction)?)));
-        let isolated = of.clone().any(|(policy, _)| matches!(policy.object, AnyPolicy::Network(_)));
-        let rules = of.flat_map(|(_, rules)| rules);
+        let of = policies.iter().filter_map(|(name, policy)| Some((*name, *policy, policy.direction(direction)?)));
+        let network = of.clone().filter(|(_, policy, _)| matches!(policy.object, AnyPolicy::Network(_)));
+        let isolating = network.filter_map(|(name, ..)| self.ids.id(name)).collect();
+        let rules = of.flat_map(|(.., rules)| rules);
         let rules = match direction {
             Direction::Ingress => rules.filter_map(|rule| rule.to(profile, &self.atoms)).collect(),
             Direction::Egress => rules.cloned().collect(),
         };
-        (rules, isolated)
+        RuleSet { direction, rules, isolating }
     }
 
     /// The policies that apply to pods with a profile, in the order in which they are evaluated.
@@ -341,13 +373,6 @@ impl Policies {
         let mut policies: Vec<_> = policies.filter(|(_, policy)| policy.object.selects(profile, labels)).collect();
         policies.sort_by_key(|(name, policy)| (policy.object.place(), *name));
         policies
-    }
-
-    /// The NetworkPolicies that isolate pods with a profile.
-    pub(super) fn isolating<'a>(&'a self, profile: &'a Profile, direction: Direction) -> Vec<&'a ObjectName> {
-        let isolates =
-            |policy: &Policy| matches!(policy.object, AnyPolicy::Network(_)) && policy.direction(direction).is_some();
-        self.selecting(profile).into_iter().filter(|(_, policy)| isolates(policy)).map(|(name, _)| name).collect()
     }
 
     /// The profile of the pod that has an address.

@@ -26,6 +26,7 @@ mod ports;
 mod selector;
 mod tables;
 
+pub use atoms::{DeniedBy, Direction};
 pub use compile::Desired;
 pub use denial::Denial;
 pub use index::{AnyPolicy, Policies};

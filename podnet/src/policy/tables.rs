@@ -8,7 +8,7 @@ use podnet_common::addr::Addr;
 use podnet_common::layout::{PolicyRule, PolicyVerdict};
 
 use super::adopt::Renaming;
-use super::atoms::{Atom, Class, PortRange, Rule};
+use super::atoms::{Atom, Class, PortRange, Rule, RuleSet};
 use super::classes::Blocks;
 use super::compile::{Desired, entries_for_any, entries_for_class, verdict};
 use super::intern::{AtomId, ClassId, Interner, ProfileId, SetId};
@@ -38,7 +38,7 @@ pub(super) struct Parts<'a> {
     pub(super) atoms: &'a Interner<Atom, AtomId>,
     /// The atoms of the sets.
     pub(super) in_force: &'a BTreeSet<AtomId>,
-    pub(super) sets: &'a Interner<Vec<Rule>, SetId>,
+    pub(super) sets: &'a Interner<RuleSet, SetId>,
 }
 
 impl Tables {
@@ -85,7 +85,7 @@ impl Tables {
         let used = || self.uses.keys().filter_map(|id| self.classes.content(*id));
         let named = || used().flat_map(|class| numbers(class, parts.atoms));
         if in_force || !named().all(|range| self.ports.has(&range)) {
-            let in_sets = parts.sets.iter().flat_map(|(_, rules)| rules).flat_map(Rule::ranges);
+            let in_sets = parts.sets.iter().flat_map(|(_, set)| &set.rules).flat_map(Rule::ranges);
             let ranges = in_sets.chain(named()).collect();
             self.desired.ports = self.ports.divide(&ranges);
             self.desired.rules = self.rules(parts.sets);
@@ -188,7 +188,7 @@ impl Tables {
     }
 
     /// Forgets classes without entries, once no table leads to them. Returns whether that has changed the rules.
-    pub(super) fn forget(&mut self, sets: &Interner<Vec<Rule>, SetId>) -> bool {
+    pub(super) fn forget(&mut self, sets: &Interner<RuleSet, SetId>) -> bool {
         let idle: Vec<_> =
             std::mem::take(&mut self.idle).into_iter().filter(|id| !self.uses.contains_key(id)).collect();
         idle.iter().for_each(|id| self.classes.remove(*id));
@@ -205,9 +205,9 @@ impl Tables {
     }
 
     /// Adds the entries of a new class.
-    fn add_rules(&mut self, id: ClassId, sets: &Interner<Vec<Rule>, SetId>) {
+    fn add_rules(&mut self, id: ClassId, sets: &Interner<RuleSet, SetId>) {
         let Some(class) = self.classes.content(id) else { return };
-        for (set, rules) in sets.iter() {
+        for (set, RuleSet { rules, .. }) in sets.iter() {
             for (place, rule) in rules.iter().enumerate() {
                 entries_for_class(set, rule, (id, class), &self.ports, |key| {
                     let entry = self.desired.rules.entry(key).or_default();
@@ -218,14 +218,14 @@ impl Tables {
     }
 
     /// All entries of `policy_rules`.
-    fn rules(&self, sets: &Interner<Vec<Rule>, SetId>) -> BTreeMap<PolicyRule, PolicyVerdict> {
+    fn rules(&self, sets: &Interner<RuleSet, SetId>) -> BTreeMap<PolicyRule, PolicyVerdict> {
         let mut within: HashMap<AtomId, Vec<(ClassId, &Class)>> = HashMap::default();
         for (id, class) in self.classes.iter() {
             let named = class.named.iter().map(|(atom, _)| atom);
             class.atoms.iter().chain(named).for_each(|atom| within.entry(*atom).or_default().push((id, class)));
         }
         let mut entries = Vec::new();
-        for (set, rules) in sets.iter() {
+        for (set, RuleSet { rules, .. }) in sets.iter() {
             for (place, rule) in rules.iter().enumerate() {
                 let mut put = |key| entries.push((key, verdict(place, rule)));
                 entries_for_any(set, rule, &self.ports, &mut put);

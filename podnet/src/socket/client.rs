@@ -20,7 +20,7 @@ use thiserror::Error;
 use super::{
     bind,
     dropped::Dropped,
-    policies::{PodAnswer, PolicyDetail, PolicySummary},
+    policies::{DenyingRule, PodAnswer, PolicyDetail, PolicySummary},
     protocol::{Answer, Explanation, ExternalAddresses, Request, Stream, Subject},
 };
 use crate::{model::ObjectName, status::DaemonStatus};
@@ -153,6 +153,17 @@ impl Client {
     pub fn policies(&mut self) -> Result<Vec<PolicySummary>, AskError> {
         match self.ask(&Request::Get(Subject::Policies))? {
             Answer::Policies(policies) => Ok(policies),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// Returns which policies deny what the entries of `policy_denials` count.
+    ///
+    /// # Errors
+    /// The request fails, is refused, or has an unexpected answer.
+    pub fn denials(&mut self) -> Result<Vec<DenyingRule>, AskError> {
+        match self.ask(&Request::Get(Subject::Denials))? {
+            Answer::Denials(denials) => Ok(denials),
             _ => Err(AskError::Unexpected),
         }
     }

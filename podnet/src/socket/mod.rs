@@ -23,8 +23,8 @@ pub use bind::path;
 pub use client::{AskError, Client, Followed, Report};
 pub use dropped::Dropped;
 pub use policies::{
-    NamedRule, PeerView, PodAnswer, PodFacts, PodPolicies, PodRules, PolicyDetail, PolicyFacts, PolicySummary,
-    PortView, RuleView, TierView,
+    DeniedPackets, DenyingRule, NamedRule, PeerView, PodAnswer, PodFacts, PodPolicies, PodRules, PolicyDetail,
+    PolicyFacts, PolicySummary, PortView, RuleView, TierView,
 };
 pub use protocol::{Answer, Explanation, ExternalAddresses, Pending, Request, Stream, Subject};
 pub use question::{AddressPage, Explainable, PolicyPage, Question, Unsynced};

@@ -49,13 +49,26 @@ pub struct PolicySummary {
     pub subjects: usize,
     /// Number of pods that the selectors of its rules find, on all nodes.
     pub peers: usize,
+    /// Packets that it has denied on this node.
+    #[serde(default)]
+    pub denied: DeniedPackets,
     /// Number of its elements that are left out as invalid.
     pub problems: usize,
 }
 
+/// Numbers of packets that a policy has denied on this node. Several NetworkPolicies that isolate a pod deny together:
+/// a packet counts for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedPackets {
+    /// Packets to its pods.
+    pub ingress: u64,
+    /// Packets from its pods.
+    pub egress: u64,
+}
+
 impl PolicySummary {
     /// Summarises a policy.
-    pub fn of(policies: &Policies, name: &ObjectName, object: &AnyPolicy) -> Self {
+    pub fn of(policies: &Policies, name: &ObjectName, object: &AnyPolicy, denied: DeniedPackets) -> Self {
         Self {
             namespace: name.namespace.clone(),
             name: name.name.clone(),
@@ -64,6 +77,7 @@ impl PolicySummary {
             egress: object.has_egress(),
             subjects: policies.subjects(name).count(),
             peers: policies.peers(name),
+            denied,
             problems: object.left_out().count(),
         }
     }
@@ -202,6 +216,18 @@ pub struct PodAnswer {
     pub pod: Option<PodPolicies>,
     /// Whether the cluster has any policy. Pods may be unknown while it has none.
     pub any_policy: bool,
+}
+
+/// What of a rule set denies packets, with those who do, as in the table `policy_denials`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DenyingRule {
+    /// Id of the set.
+    pub set: u32,
+    /// Number of a rule; 0: no rule allows the packets.
+    pub rule: u32,
+    /// The policies: `namespace/name`, or the name of a ClusterNetworkPolicy.
+    pub policies: Vec<String>,
 }
 
 /// Everything needed to show a policy.

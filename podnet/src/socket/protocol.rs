@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     dropped::Dropped,
-    policies::{PodAnswer, PolicyDetail, PolicySummary},
+    policies::{DenyingRule, PodAnswer, PolicyDetail, PolicySummary},
 };
 use crate::{
     frontend::FrontendKind,
@@ -25,7 +25,8 @@ pub const REQUEST_MAX: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Request {
-    /// The daemon's state: [`Answer::Status`], [`Answer::Addresses`] or [`Answer::Policies`].
+    /// The daemon's state: [`Answer::Status`], [`Answer::Addresses`], [`Answer::Policies`] or
+    /// [`Answer::Denials`].
     Get(Subject),
     /// Why a Service has the frontends and backends that it has: [`Answer::Explanation`].
     Explain {
@@ -64,6 +65,8 @@ pub enum Subject {
     Addresses,
     /// The NetworkPolicies of the cluster.
     Policies,
+    /// Which policies deny what the entries of `policy_denials` count.
+    Denials,
 }
 
 /// Subject of [`Request::Follow`].
@@ -88,6 +91,8 @@ pub enum Answer {
     Pending(Pending),
     /// NetworkPolicies, in ascending order.
     Policies(Vec<PolicySummary>),
+    /// Rule sets with the policies that deny by them.
+    Denials(Vec<DenyingRule>),
     /// A NetworkPolicy; `None` if there is no such policy.
     Policy(Option<Box<PolicyDetail>>),
     /// The policies of a pod.
@@ -186,6 +191,7 @@ mod tests {
         let (namespace, name) = (|| "default".to_owned(), || "web".to_owned());
         for (line, expected) in [
             (r#"{"get":"policies"}"#, Request::Get(Subject::Policies)),
+            (r#"{"get":"denials"}"#, Request::Get(Subject::Denials)),
             (
                 r#"{"policy":{"namespace":"default","name":"web"}}"#,
                 Request::Policy { namespace: namespace(), name: name() },

@@ -4,7 +4,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    policies::{PodFacts, PolicyFacts, PolicySummary},
+    policies::{DenyingRule, PodFacts, PolicyFacts, PolicySummary},
     protocol::{ExternalAddresses, Pending},
 };
 use crate::{model::ObjectName, policy::Denial, select::Inputs, status::DaemonStatus};
@@ -29,6 +29,8 @@ pub enum Question {
     Policy(ObjectName, oneshot::Sender<Result<Option<PolicyFacts>, Unsynced>>),
     /// The policies of a pod.
     PodPolicies(ObjectName, oneshot::Sender<Result<PodFacts, Unsynced>>),
+    /// The policies that deny by the rule sets.
+    Denials(oneshot::Sender<Vec<DenyingRule>>),
     /// The policies that have denied a packet.
     Denying(Denial, oneshot::Sender<Vec<ObjectName>>),
 }

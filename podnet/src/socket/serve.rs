@@ -141,6 +141,7 @@ async fn answer(request: Request, asker: &Asker) -> Result<Answer, Over> {
             Answer::Explanation(Explanation { service, invalid: found.invalid })
         }
         Request::Get(Subject::Policies) => policies(asker).await?,
+        Request::Get(Subject::Denials) => Answer::Denials(asker.ask(Question::Denials).await?),
         Request::Policy { namespace, name } => {
             let name = ObjectName { namespace, name };
             let found = asker.ask(|reply| Question::Policy(name, reply)).await?;

@@ -9,7 +9,8 @@ use bytemuck::Pod;
 
 use super::{
     Affinity, AffinityKey, Backend, Config, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Interface,
-    Network, Peer, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ServiceClient, SockKey, SockPeer, SourceRange, Tuple,
+    Network, Peer, PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ServiceClient, SockKey, SockPeer,
+    SourceRange, Tuple,
 };
 use crate::addr::{Addr, IfIndex};
 
@@ -166,6 +167,7 @@ macro_rules! migrate_trie_key {
 }
 
 migrate_trie_key!(Prefix { len, addr });
+migrate!(PolicyDenial { set, rule });
 migrate!(PolicyRule { set, class, ports });
 migrate!(PolicyVerdict { admin, network, baseline });
 migrate_trie_key!(SourceRange { len, data });

@@ -11,7 +11,7 @@ use crate::model::{
     Batch, Change, Kind, LabelCondition, LeftOut, NetworkPolicy, Object, ObjectKey, Pod, PolicyPeer, PolicyPort,
     PolicyRule, PortMatch, Protocol, Requirement, Selector,
 };
-use crate::socket::{PodFacts, PolicyFacts};
+use crate::socket::{DeniedPackets, PodFacts, PolicyFacts};
 
 fn with(key: &str, value: &str) -> Selector {
     Selector(vec![Requirement { key: key.into(), condition: LabelCondition::In(vec![value.into()]) }])
@@ -101,16 +101,19 @@ fn json(value: &impl Serialize) -> Value {
 fn all_policies_are_listed() {
     let control = control();
     let policies = control.policies().policies();
-    let list = PolicyList(policies.all().map(|(name, policy)| PolicySummary::of(policies, name, policy)).collect());
+    let denied = DeniedPackets { ingress: 3, egress: 4 };
+    let summary = |(name, policy)| PolicySummary::of(policies, name, policy, denied);
+    let list = PolicyList(policies.all().map(summary).collect());
     let expected = "\
-NAMESPACE  NAME  TIER  DIRECTIONS       SUBJECTS  PEERS  PROBLEMS
-default    away  -     egress                  0      0         0
-default    deny  -     ingress, egress         1      0        20
-default    web   -     ingress                 1      3         1
+NAMESPACE  NAME  TIER  DIRECTIONS       SUBJECTS  PEERS  DENIED  PROBLEMS
+default    away  -     egress                  0      0       7         0
+default    deny  -     ingress, egress         1      0       7        20
+default    web   -     ingress                 1      3       7         1
 ";
     assert_eq!(list.text(), expected);
     let web = json!({
-        "namespace": "default", "name": "web", "ingress": true, "egress": false, "subjects": 1, "peers": 3, "problems": 1,
+        "namespace": "default", "name": "web", "ingress": true, "egress": false, "subjects": 1, "peers": 3,
+        "denied": {"ingress": 3, "egress": 4}, "problems": 1,
     });
     assert_eq!(json(&list)[2], web);
 }

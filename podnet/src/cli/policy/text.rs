@@ -20,6 +20,7 @@ impl Show for PolicyList {
             Column::Text("DIRECTIONS"),
             Column::Number("SUBJECTS"),
             Column::Number("PEERS"),
+            Column::Number("DENIED"),
             Column::Number("PROBLEMS"),
         ];
         let row = |policy: &PolicySummary| {
@@ -30,6 +31,7 @@ impl Show for PolicyList {
                 directions(policy.ingress, policy.egress),
                 policy.subjects.to_string(),
                 policy.peers.to_string(),
+                (policy.denied.ingress + policy.denied.egress).to_string(),
                 policy.problems.to_string(),
             ]
         };

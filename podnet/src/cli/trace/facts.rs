@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use podnet_common::addr::{Addr, IfIndex, Mac, Port, Proto};
-use podnet_common::layout::{CtEntry, Frontend, FrontendKey, Network, NetworkKind, Out, Prefix, Tuple};
+use podnet_common::layout::{CtEntry, Frontend, FrontendKey, Network, NetworkKind, Out, PolicyDenial, Prefix, Tuple};
 use podnet_common::pipeline::{InsertError, Route, Stage};
 use podnet_common::simulator::FinalVerdict;
 use podnet_common::verdict::Reason;
 
-use super::policy::{class, policy_rule, rule_set, verdict};
+use super::policy::{class, denial, policy_rule, rule_set, verdict};
 use super::record::Fact;
 use super::report::{Choice, Does, LookUp, Share, Way};
 use super::summary::Summary;
@@ -28,6 +28,8 @@ pub(in crate::cli) struct Names {
     pub(in crate::cli) services: ServiceNames,
     pub(in crate::cli) pods: Pods,
     pub(in crate::cli) nodes: NodeNames,
+    /// The policies that deny by a rule set; empty if no daemon runs.
+    pub(in crate::cli) denials: BTreeMap<PolicyDenial, Vec<String>>,
     /// The name of an interface.
     pub(in crate::cli) interface: fn(IfIndex) -> Option<String>,
 }
@@ -143,6 +145,12 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
             finds("policy_ports", format!("{} port {}", protocol(port.proto), port.port.get()), found.map(class))
         }
         Fact::PolicyRule(rule, found) => finds("policy_rules", policy_rule(&rule), found.map(verdict)),
+        Fact::Denial(denied) => row(
+            Does::Counts,
+            "policy_denials",
+            denial(&denied),
+            names.denials.get(&denied).map(|names| names.join(", ")),
+        ),
         Fact::Fragment(key, found) => finds(
             "fragments",
             format!("{} → {} id {}", IpAddr::from(key.src), IpAddr::from(key.dst), key.id),

@@ -1,7 +1,7 @@
 //! Entries of the tables of network policy in readable form.
 
 use podnet_common::addr::Proto;
-use podnet_common::layout::{PolicyRule, PolicyVerdict, Subject};
+use podnet_common::layout::{PolicyDenial, PolicyRule, PolicyVerdict, Subject};
 
 use crate::cli::output::protocol;
 
@@ -10,7 +10,17 @@ pub(super) fn rule_set(set: u32) -> String {
     match set {
         Subject::OPEN => "open".to_owned(),
         Subject::CLOSED => "closed".to_owned(),
+        set if set == Subject::PENDING.ingress => "closed: its policies are not known yet".to_owned(),
         set => format!("rule set {}", set & Subject::ID),
+    }
+}
+
+/// What of a rule set denies packets, in words.
+pub(super) fn denial(denial: &PolicyDenial) -> String {
+    let PolicyDenial { set, rule } = denial;
+    match *rule {
+        PolicyDenial::ISOLATION => format!("rule set {set}: no rule allows it"),
+        rule => format!("rule set {set}: rule {rule} denies"),
     }
 }
 

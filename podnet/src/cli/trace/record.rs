@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use podnet_common::addr::{Addr, IfIndex, Mac};
 use podnet_common::layout::{
     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook,
-    Interface, Network, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer, Subject,
-    Tuple,
+    Interface, Network, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer,
+    Subject, Tuple,
 };
 use podnet_common::pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Stage, Tables};
 use podnet_common::verdict::{Counter, Reason};
@@ -56,6 +56,8 @@ pub(super) enum Fact {
     PolicyPort(ProtoPort, Option<u32>),
     /// `policy_rules` was looked up.
     PolicyRule(PolicyRule, Option<PolicyVerdict>),
+    /// A packet denied by network policy was counted.
+    Denial(PolicyDenial),
     /// `fragments` was looked up.
     Fragment(FragmentKey, Option<FragmentPorts>),
     /// An entry of `fragments` was written.
@@ -255,6 +257,11 @@ impl<T: Tables> Tables for Traced<'_, T> {
         let found = self.tables.policy_rule(rule);
         self.note(Fact::PolicyRule(*rule, found));
         found
+    }
+
+    fn count_denial(&self, denial: &PolicyDenial) {
+        self.tables.count_denial(denial);
+        self.note(Fact::Denial(*denial));
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {

@@ -117,6 +117,8 @@ pub(super) enum Does {
     Changes,
     /// Removal of an entry.
     Removes,
+    /// Incremented count; `entry` names who denies.
+    Counts,
 }
 
 impl Does {
@@ -126,6 +128,7 @@ impl Does {
             Self::Adds => "would add",
             Self::Changes => "would change",
             Self::Removes => "would remove",
+            Self::Counts => "would count",
         }
     }
 }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use clap::Parser as _;
 use podnet_common::addr::{Addr, IfIndex, Mac, Port, Proto};
 use podnet_common::layout::{
-    Backend, Config, Endpoint, Frontend, FrontendKey, Network, NetworkKind, Sandbox, ServiceClient, SourceRange, macs,
+    Backend, Config, Endpoint, Frontend, FrontendKey, Network, NetworkKind, PolicyDenial, Sandbox, ServiceClient,
+    SourceRange, macs,
 };
 use podnet_common::pipeline::{Route, Tables as _};
 use podnet_common::simulator::{HostTables, prefix};
@@ -125,6 +126,7 @@ fn traced(tables: &HostTables, words: &str) -> Result<Traces> {
         services: service_names(),
         pods: pods(),
         nodes: [("172.30.0.2".parse()?, "node2".to_owned())].into(),
+        denials: [(PolicyDenial { set: 3, rule: PolicyDenial::ISOLATION }, vec!["default/web".to_owned()])].into(),
         interface,
     };
     let own_mac = |_| Mac([2, 0, 0, 0, 5, 5]);

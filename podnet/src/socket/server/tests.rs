@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::super::{
     client::{AskError, Client, Report},
     dropped::tests::event,
-    policies::{PodFacts, PolicySummary},
+    policies::{DenyingRule, PodFacts, PolicySummary},
     protocol::{Answer, ExternalAddresses, Pending},
     question::{AddressPage, Explainable, PolicyPage, Unsynced},
 };
@@ -117,6 +117,9 @@ fn answer(question: Question) {
         }
         Question::Policy(name, reply) => {
             drop(reply.send(if name == self::name(1) { Ok(None) } else { Err(Unsynced) }));
+        }
+        Question::Denials(reply) => {
+            drop(reply.send(vec![DenyingRule { set: 1, rule: 0, policies: vec!["default/web".into()] }]));
         }
         Question::Denying(_, reply) => drop(reply.send(vec![name(1)])),
         Question::PodPolicies(name, reply) => drop(reply.send(Ok(PodFacts::of(&Policies::default(), &name)))),
