@@ -1,5 +1,6 @@
 //! Privileged tests of `podnet::host`, each in its own network namespaces, without datapath or lab.
 
+mod batch;
 mod firewall;
 mod next_hops;
 mod podnet0;

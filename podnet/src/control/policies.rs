@@ -11,7 +11,7 @@ use podnet_common::layout::{PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict,
 use super::denials::Denials;
 use crate::mirror::{Counts, Entries, First, Mirror, TableError};
 use crate::model::{Kind, Node, Object, ObjectKey, ObjectName, Pod};
-use crate::policy::{AnyPolicy, Desired, Policies};
+use crate::policy::{AnyPolicy, DeniedBy, Desired, Policies};
 
 /// All nodes by name.
 type Nodes = BTreeMap<String, Arc<Node>>;
@@ -38,6 +38,8 @@ pub struct NetworkPolicies {
     rules: Mirror<PolicyRule, PolicyVerdict>,
     /// The entries of `policy_denials`, without their counts.
     counted: Mirror<PolicyDenial, ()>,
+    /// Who denies what they count; `None` before the first sync.
+    denied_by: Option<BTreeMap<PolicyDenial, DeniedBy>>,
     denials: Denials,
 }
 
@@ -80,6 +82,7 @@ impl NetworkPolicies {
             ports: Mirror::default(),
             rules: Mirror::default(),
             counted: Mirror::default(),
+            denied_by: None,
             denials: Denials::default(),
         }
     }
@@ -244,14 +247,23 @@ impl NetworkPolicies {
             self.blocks.sync(&desired.blocks, First::Put, tables)?;
             self.subjects.sync(&self.wanted_subjects(), First::Put, tables)?;
             self.rules.sync(&desired.rules, First::Put, tables)?;
-            // Entries of sets that are no longer in use.
-            self.count(tables)?;
             if !self.policies.written() {
                 break;
             }
         }
-        let counted = self.policies.denials().keys().map(|denial| (*denial, ())).collect();
-        self.counted.sync(&counted, First::Put, tables)
+        self.sync_denials(tables)
+    }
+
+    /// Makes `policy_denials` match the rule sets. The counts of sets that are no longer in use are read first.
+    fn sync_denials(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        if self.denied_by.as_ref() == Some(self.policies.denials()) {
+            return Ok(());
+        }
+        self.count(tables)?;
+        let denials = self.policies.denials();
+        self.counted.sync(&denials.keys().map(|denial| (*denial, ())).collect(), First::Put, tables)?;
+        self.denied_by = Some(denials.clone());
+        Ok(())
     }
 
     /// Reads how many packets have been denied.
@@ -259,10 +271,8 @@ impl NetworkPolicies {
     /// # Errors
     /// If the table can't be read.
     pub fn count(&mut self, tables: &impl Counts<PolicyDenial>) -> Result<(), TableError> {
-        if self.counted.is_empty() {
-            return Ok(());
-        }
-        self.denials.add(tables.counts()?, self.policies.denials());
+        let Some(denied_by) = self.denied_by.as_ref().filter(|all| !all.is_empty()) else { return Ok(()) };
+        self.denials.add(tables.counts()?, denied_by);
         let policies = &self.policies;
         self.denials.retain(|policy| policies.get(policy).is_some());
         Ok(())

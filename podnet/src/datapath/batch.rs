@@ -132,10 +132,27 @@ pub fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> 
     update_bytes(map, count, bytemuck::cast_slice(keys), bytemuck::cast_slice(values))
 }
 
-/// The same for keys and values whose sizes are known at run time only.
+/// The same until one is refused. Returns the number of entries that were written.
+pub fn update_first<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> usize {
+    debug_assert_eq!(keys.len(), values.len());
+    let count = keys.len().min(values.len());
+    match update_counted(map, count, bytemuck::cast_slice(keys), bytemuck::cast_slice(values)) {
+        (_, Ok(())) => count,
+        // A call that fails before the first entry leaves the number as it was.
+        (written, Err(_)) if written < count => written,
+        _ => 0,
+    }
+}
+
+/// [`update`] for keys and values whose sizes are known at run time only.
 pub fn update_bytes(map: BorrowedFd<'_>, count: usize, keys: &[u8], values: &[u8]) -> io::Result<()> {
+    update_counted(map, count, keys, values).1
+}
+
+/// Returns also the number of entries as the kernel has left it.
+fn update_counted(map: BorrowedFd<'_>, count: usize, keys: &[u8], values: &[u8]) -> (usize, io::Result<()>) {
     if count == 0 {
-        return Ok(());
+        return (0, Ok(()));
     }
     let mut attr = BatchAttr {
         keys: keys.as_ptr() as u64,
@@ -144,7 +161,8 @@ pub fn update_bytes(map: BorrowedFd<'_>, count: usize, keys: &[u8], values: &[u8
         map_fd: map.as_raw_fd() as u32,
         ..BatchAttr::zeroed()
     };
-    call(BPF_MAP_UPDATE_BATCH, &mut attr)
+    let result = call(BPF_MAP_UPDATE_BATCH, &mut attr);
+    (attr.count as usize, result)
 }
 
 /// Deletes entries; missing ones are skipped. Returns how many were deleted.

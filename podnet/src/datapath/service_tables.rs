@@ -96,6 +96,11 @@ impl Tables for ServiceTables {
         })
     }
 
+    fn put_frontends(&mut self, entries: &[(FrontendKey, Frontend)]) -> usize {
+        let (keys, values): (Vec<_>, Vec<_>) = entries.iter().copied().unzip();
+        batch::update_first(self.frontends_fd(), &keys, &values)
+    }
+
     fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
         gone_is_fine(self.frontends.remove(&Plain(*key))).map_err(failed("frontends", "deleting"))
     }

@@ -2,7 +2,8 @@
 //!
 //! To update a frontend, its new backends and a new segment of slots are written, and then its one value is replaced: a
 //! reader sees the old backends or the new ones, never a mix. The old segment and ids are quarantined for a grace
-//! period. A failure leaves the frontend unchanged and is retried with back-off.
+//! period. A failure leaves the frontend unchanged and is retried with back-off. The values of many frontends are
+//! replaced by one system call, once everything to which they refer is written.
 //!
 //! Everything to which a frontend's entry refers is written before the entry and removed after it: its segment, its
 //! source ranges, and its entries for other scopes. Affinities end together with their backend.
@@ -15,12 +16,12 @@
 mod affinity;
 pub mod dump;
 mod lists;
+mod outcome;
 mod ranges;
 mod tables;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use podnet_common::addr::Proto;
 use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 use tracing::{debug, warn};
 
+pub use outcome::{Outcome, Pending, Removed, Usage};
 pub use tables::{KeepAffinity, Tables};
 
 use crate::compile::{BackendId, Desired, Entry, Segment, ServiceId, ServiceNames, of_node, scoped, show};
@@ -40,45 +42,6 @@ use ranges::Ranges;
 
 /// Quarantine of segments and ids. A program runs for microseconds; this leaves room for one that was preempted.
 pub const GRACE: Duration = Duration::from_secs(2);
-
-/// Outcome of a round.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Frontends that were written or deleted.
-    pub changed: usize,
-    /// Frontends whose write or deletion failed.
-    pub failed: usize,
-    /// What still differs from the desired state because something failed; mostly frontends.
-    pub pending: usize,
-    /// How many of these are missing or wrong in the tables; the others lack only their spreading.
-    pub unwritten: usize,
-    /// When the next action is due.
-    pub next_retry: Option<Instant>,
-    /// Backends that UDP frontends have lost. Flows to those that are no longer serving must end immediately.
-    pub removed: Vec<Removed>,
-}
-
-/// Backends that a frontend has lost.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// The frontend, which may still exist.
-    pub key: FrontendKey,
-    /// The backends that it has lost.
-    pub backends: Vec<Backend>,
-}
-
-/// Table entries in use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Of `frontends`.
-    pub frontends: usize,
-    /// Of `slots`.
-    pub slots: u32,
-    /// Of `backends`.
-    pub backends: usize,
-    /// Of `source_ranges`.
-    pub source_ranges: usize,
-}
 
 /// State of reconciliation: contents of the tables, and pending work.
 #[derive(Clone, Debug)]
@@ -102,24 +65,6 @@ struct Present {
     ranges: Box<[SourceRange]>,
 }
 
-/// Work that has failed and will be retried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pending<'a> {
-    /// Writing or deleting a frontend.
-    Frontend(&'a FrontendKey),
-    /// Removing unused entries from a table.
-    Table(&'static str),
-}
-
-impl fmt::Display for Pending<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Frontend(key) => write!(f, "{}", show(key)),
-            Self::Table(name) => write!(f, "the table `{name}`"),
-        }
-    }
-}
-
 /// The backends of a frontend, with the protocol.
 type Members = (Proto, Arc<[BackendId]>);
 
@@ -128,7 +73,20 @@ struct Round<'a> {
     tables: &'a mut dyn Tables,
     now: Instant,
     outcome: Outcome,
+    /// All of one scope.
+    staged: Vec<Staged>,
 }
+
+/// A frontend whose new value isn't visible yet; everything to which it refers is written.
+struct Staged {
+    key: FrontendKey,
+    new: Present,
+    /// Whether its segment should be a [`maglev`](crate::compile::maglev) table.
+    spread: bool,
+}
+
+/// Number of frontends that are made visible by one system call.
+const BATCH: usize = 256;
 
 /// Why a frontend isn't spread though it should be, and the remedy.
 const UNSPREAD: &str = "nodes choose the same backend only until its endpoints change: set a smaller maglevTableSize, \
@@ -189,11 +147,16 @@ impl Reconciler {
     pub fn run(&mut self, desired: &Desired, tables: &mut dyn Tables, synced: bool, now: Instant) -> Outcome {
         self.lists.expire(now);
         let due = self.mirror.take_due(synced, now);
-        let mut round = Round { tables, now, outcome: Outcome::default() };
+        let mut round = Round { tables, now, outcome: Outcome::default(), staged: Vec::new() };
         for keys in in_order(due, desired) {
             for key in keys {
+                let other_scope = round.staged.last().is_some_and(|staged| staged.key.scope != key.scope);
+                if other_scope || round.staged.len() == BATCH {
+                    self.show_staged(&mut round);
+                }
                 self.bring_into_line(key, desired, &mut round);
             }
+            self.show_staged(&mut round);
             self.ranges.sweep(round.tables, now);
         }
         self.prune_affinities(&mut round);
@@ -211,14 +174,23 @@ impl Reconciler {
             return;
         }
         self.mirror.claim(&key);
-        let result = match &entry {
-            Some(entry) => self.put(key, entry, round),
+        let spread = entry.is_some_and(|entry| self.lists.is_spread(&entry));
+        let done = match &entry {
+            Some(entry) => match self.stage(key, entry, round) {
+                // Done by `show_staged`.
+                Ok(true) => return,
+                result => result,
+            },
             None => self.delete(key, round),
         };
-        match result {
+        self.note(key, done, spread, round);
+    }
+
+    /// Notes whether a frontend was changed, or why it couldn't be.
+    fn note(&mut self, key: FrontendKey, changed: Result<bool, TableError>, spread: bool, round: &mut Round<'_>) {
+        match changed {
             Ok(changed) => {
                 round.outcome.changed += usize::from(changed);
-                let spread = entry.is_some_and(|entry| self.lists.is_spread(&entry));
                 if spread && self.mirror.get(&key).is_some_and(|present| !present.list.is_spread()) {
                     self.postpone(key, &TableError::Full { table: "slots", advice: UNSPREAD }, true, round.now);
                 } else {
@@ -232,9 +204,9 @@ impl Reconciler {
         }
     }
 
-    /// Writes a frontend and everything to which it refers, unless it is correct already; returns whether it was
-    /// written. On failure nothing changes for readers, and what was allocated is released.
-    fn put(&mut self, key: FrontendKey, entry: &Entry<'_>, round: &mut Round<'_>) -> Result<bool, TableError> {
+    /// Writes everything to which a frontend refers and stages its value, unless it is correct already; returns whether
+    /// it was staged. On failure nothing changes for readers, and what was allocated is released.
+    fn stage(&mut self, key: FrontendKey, entry: &Entry<'_>, round: &mut Round<'_>) -> Result<bool, TableError> {
         if key.scope == FrontendKey::ANY {
             let missing = |scope| self.mirror.get(&scoped(key, scope)).is_none();
             let scopes = SCOPES.into_iter().filter(|(_, flag)| entry.flags & flag != 0);
@@ -244,14 +216,14 @@ impl Reconciler {
         }
         let known = self.mirror.get(&key).map(|present| ServiceId(present.value.service));
         let service = entry.service.map_or(ServiceId::default(), |name| self.names.acquire(name, known));
-        let changed = self.put_as(service, key, entry, round);
-        if !matches!(changed, Ok(true)) {
+        let staged = self.stage_as(service, key, entry, round);
+        if !matches!(staged, Ok(true)) {
             self.names.release(service);
         }
-        changed
+        staged
     }
 
-    fn put_as(
+    fn stage_as(
         &mut self,
         service: ServiceId,
         key: FrontendKey,
@@ -282,33 +254,48 @@ impl Reconciler {
             self.lists.release(&list, until);
             return Ok(false);
         }
-        if let Err(error) = self.flip(key, &value(&list), &ranges, round.tables) {
+        if let Err(error) = self.ranges.acquire(&ranges, round.tables) {
             self.lists.release(&list, until);
             return Err(error);
         }
         let new = Present { value: value(&list), list, sound: true, ranges };
-        if let Some(old) = self.mirror.put(key, new.clone()) {
-            self.retire(key, &old, Some(&new), round);
-        }
-        self.affinities.add(key, &new.value);
+        round.staged.push(Staged { key, new, spread });
         Ok(true)
     }
 
-    /// Makes the new value visible to readers. On success the ranges have one more user.
-    fn flip(
-        &mut self,
-        key: FrontendKey,
-        value: &Frontend,
-        ranges: &[SourceRange],
-        tables: &mut dyn Tables,
-    ) -> Result<(), TableError> {
-        self.ranges.acquire(ranges, tables)?;
-        let same = self.mirror.get(&key).is_some_and(|present| present.value == *value);
-        let written = if same { Ok(()) } else { tables.put_frontend(&key, value) };
-        if written.is_err() {
-            self.ranges.release(ranges);
+    /// Makes the staged frontends visible to readers: together, or one by one if the kernel refuses any of them.
+    fn show_staged(&mut self, round: &mut Round<'_>) {
+        let staged = std::mem::take(&mut round.staged);
+        let differs = |staged: &&Staged| self.mirror.get(&staged.key).is_none_or(|old| old.value != staged.new.value);
+        let entries: Vec<_> = staged.iter().filter(differs).map(|staged| (staged.key, staged.new.value)).collect();
+        let mut left = round.tables.put_frontends(&entries);
+        for Staged { key, new, spread } in staged {
+            let same = self.mirror.get(&key).is_some_and(|old| old.value == new.value);
+            let written = if same {
+                Ok(())
+            } else if left > 0 {
+                left -= 1;
+                Ok(())
+            } else {
+                round.tables.put_frontend(&key, &new.value)
+            };
+            let done = match written {
+                Ok(()) => {
+                    if let Some(old) = self.mirror.put(key, new.clone()) {
+                        self.retire(key, &old, Some(&new), round);
+                    }
+                    self.affinities.add(key, &new.value);
+                    Ok(true)
+                }
+                Err(error) => {
+                    self.lists.release(&new.list, round.now + self.grace);
+                    self.ranges.release(&new.ranges);
+                    self.names.release(ServiceId(new.value.service));
+                    Err(error)
+                }
+            };
+            self.note(key, done, spread, round);
         }
-        written
     }
 
     fn delete(&mut self, key: FrontendKey, round: &mut Round<'_>) -> Result<bool, TableError> {

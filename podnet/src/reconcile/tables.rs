@@ -41,6 +41,11 @@ pub trait Tables {
     /// Writes a frontend.
     fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError>;
 
+    /// Writes frontends in this order until one fails. Returns the number of those that were written.
+    fn put_frontends(&mut self, entries: &[(FrontendKey, Frontend)]) -> usize {
+        entries.iter().take_while(|(key, value)| self.put_frontend(key, value).is_ok()).count()
+    }
+
     /// Removes a frontend; a missing one is no error.
     fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError>;
 

@@ -29,10 +29,22 @@ use super::{
 };
 
 const LOAD: &str = "control/tables_10000_services_s";
+const LOAD_SMALL: &str = "control/tables_50000_services_s";
 const CHANGE: &str = "control/endpoint_change_cpu_ms";
 
-/// Measures both rows, if one is requested, since they come from the same runs.
+/// Number of services and of the endpoints of each.
+#[derive(Clone, Copy)]
+struct Shape {
+    services: usize,
+    endpoints: u8,
+}
+
+const LARGE: Shape = Shape { services: SERVICES, endpoints: ENDPOINTS };
+const SMALL: Shape = Shape { services: 50_000, endpoints: 1 };
+
+/// Measures all requested rows. Changes are of the services of the last large load.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
+    load_small(options, results)?;
     if ![LOAD, CHANGE].into_iter().any(|row| options.wants(row)) {
         return Ok(());
     }
@@ -41,7 +53,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     secluded(|bpffs| {
         let bar = rounds::progress("control/tables", loads);
         for i in 0..loads {
-            let mut site = Site::new(&bpffs.join(format!("load-{i}")))?;
+            let mut site = Site::new(&bpffs.join(format!("load-{i}")), LARGE)?;
             load.push(site.load()?);
             bar.inc(1);
             if i + 1 == loads {
@@ -59,8 +71,28 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+fn load_small(options: &Options, results: &mut Results) -> Result<()> {
+    if !options.wants(LOAD_SMALL) {
+        return Ok(());
+    }
+    let loads = if options.quick { 1 } else { 5 };
+    let mut values = Vec::new();
+    secluded(|bpffs| {
+        let bar = rounds::progress("control/tables of 50,000 services", loads);
+        for i in 0..loads {
+            values.push(Site::new(&bpffs.join(format!("small-{i}")), SMALL)?.load()?);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(())
+    })?;
+    results.push(Series { name: LOAD_SMALL.into(), unit: "s", values, baselines: Vec::new() });
+    Ok(())
+}
+
 /// A node without a network: all objects, and empty tables.
 struct Site {
+    shape: Shape,
     directory: tempfile::TempDir,
     source: ManifestSource,
     control: Control,
@@ -69,31 +101,36 @@ struct Site {
 
 impl Site {
     /// `bpffs` is a new directory in a BPF file system.
-    fn new(bpffs: &Path) -> Result<Self> {
+    fn new(bpffs: &Path, shape: Shape) -> Result<Self> {
         fs::create_dir(bpffs)?;
         let directory = tempfile::tempdir()?;
         let root = directory.path().display();
         let config =
             Config::parse(&format!("{{node: node1, manifests: {root}, runDir: {root}/.run, stateDir: {root}/.run}}"))
                 .map_err(|error| anyhow::anyhow!("{error}"))?;
-        for service in 0..SERVICES {
-            let text = service_manifest(service) + "---\n" + &slice_manifest(service, endpoints(service, 0));
+        for service in 0..shape.services {
+            let endpoints = endpoints(service, 0).take(shape.endpoints.into());
+            let text = service_manifest(service) + "---\n" + &slice_manifest(service, endpoints);
             write(directory.path(), service, &text)?;
         }
-        let mut datapath = Datapath::start(PinDir::new(bpffs), Sizes::default())?;
+        // Each service has an entry for its port and one for its address.
+        let frontends = (2 * shape.services).next_power_of_two() as u32;
+        let sizes = Sizes { frontends: frontends.max(Sizes::default().frontends), ..Sizes::default() };
+        let mut datapath = Datapath::start(PinDir::new(bpffs), sizes)?;
         let control = Control::adopt(&config, datapath.tables())?;
-        Ok(Self { source: ManifestSource::open(directory.path())?, control, datapath, directory })
+        Ok(Self { shape, source: ManifestSource::open(directory.path())?, control, datapath, directory })
     }
 
     /// Duration of applying all objects, in seconds.
     fn load(&mut self) -> Result<f64> {
         let objects = self.source.poll(Instant::now());
-        ensure!(objects.changes.len() == 2 * SERVICES, "{} objects were read", objects.changes.len());
+        let Shape { services, .. } = self.shape;
+        ensure!(objects.changes.len() == 2 * services, "{} objects were read", objects.changes.len());
         let start = Instant::now();
         self.control.apply(objects);
         let outcome = self.control.reconcile(self.datapath.tables(), start);
         let took = start.elapsed();
-        ensure!(outcome.pending == 0 && outcome.changed >= SERVICES, "not all is in the tables: {outcome:?}");
+        ensure!(outcome.pending == 0 && outcome.changed >= services, "not all is in the tables: {outcome:?}");
         Ok(took.as_secs_f64())
     }
 

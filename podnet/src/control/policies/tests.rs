@@ -11,6 +11,8 @@ use crate::model::{NetworkPolicy, Pod, PolicyPeer, PolicyRule as Rule};
 struct Memory {
     tables: Desired,
     denials: BTreeMap<PolicyDenial, ()>,
+    /// Count of each entry of `denials`.
+    packets: u64,
     left: Option<usize>,
     /// Whether there is no room for rules.
     full: bool,
@@ -18,7 +20,7 @@ struct Memory {
 
 impl Counts<PolicyDenial> for Memory {
     fn counts(&self) -> Result<Vec<(PolicyDenial, u64)>, TableError> {
-        Ok(self.denials.iter().map(|(key, ())| (*key, 1)).collect())
+        Ok(self.denials.iter().map(|(key, ())| (*key, self.packets)).collect())
     }
 }
 
@@ -116,6 +118,29 @@ fn tables_follow_the_policies() {
     update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None)]);
     room.sync(&mut memory).unwrap();
     assert_eq!(memory.tables, Desired::default());
+}
+
+#[test]
+fn what_a_replaced_set_has_denied_stays_counted() {
+    let (mut room, mut memory) = (filled(), Memory::default());
+    room.sync(&mut memory).unwrap();
+    let totals = |room: &NetworkPolicies| {
+        let totals = room.denials().totals();
+        totals.map(|(policy, to, packets)| format!("{policy} {}: {packets}", to.name())).collect::<Vec<_>>()
+    };
+    memory.packets = 3;
+    room.count(&memory).unwrap();
+    assert_eq!(totals(&room), ["x/np ingress: 3"]);
+    memory.packets = 5;
+    update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np2"), Some(policy().into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(totals(&room), ["x/np ingress: 5"], "read before its entry went");
+    memory.packets = 2;
+    room.count(&memory).unwrap();
+    assert_eq!(totals(&room), ["x/np ingress: 7", "x/np2 ingress: 2"], "both isolate the pod");
+    update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None)]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(totals(&room), ["x/np2 ingress: 2"]);
 }
 
 #[test]
