@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::__sk_buff, cty::c_void, helpers::generated as helpers};
 use podnet_common::{
     addr::IfIndex,
-    layout::{EVENT_HEAD, Hook},
+    layout::{EVENT_HEAD, EVENT_HEADS, Hook},
     packet::ETH,
     verdict::Reason,
 };
@@ -17,7 +17,7 @@ pub(crate) fn report(ctx: *mut c_void, hook: Hook, reason: Reason) {
     let skb: *mut __sk_buff = ctx.cast();
     let Some(mut slot) = EVENTS.reserve(0) else { return };
     // SAFETY: the slot is the memory of an event, of which every field is written; the context is valid while the
-    // program runs; the helper writes no more than the length passed to it.
+    // program runs; the helper writes no more than the length passed to it, and nothing if the packet is shorter.
     unsafe {
         let event = slot.as_mut_ptr();
         (*event).time = helpers::bpf_ktime_get_coarse_ns();
@@ -31,18 +31,31 @@ pub(crate) fn report(ctx: *mut c_void, hook: Hook, reason: Reason) {
             // Readers expect an Ethernet header, which these frames don't have.
             [(*event).head[12], (*event).head[13]] = ((*skb).protocol as u16).to_ne_bytes();
             let head = (&raw mut (*event).head[ETH]).cast();
-            if helpers::bpf_skb_load_bytes(ctx, 0, head, (EVENT_HEAD - ETH) as u32) != 0 {
-                helpers::bpf_skb_load_bytes(ctx, 0, head, 28);
-            }
-            slot.submit(0);
-            return;
-        }
-        // The helper copies all or nothing: try the full length, then IPv4 with ports, then Ethernet.
-        if helpers::bpf_skb_load_bytes(ctx, 0, head, EVENT_HEAD as u32) != 0
-            && helpers::bpf_skb_load_bytes(ctx, 0, head, 42) != 0
-        {
-            helpers::bpf_skb_load_bytes(ctx, 0, head, 14);
+            let [all, v6_ports, v6, v4_ports, v4, _] = EVENT_HEADS;
+            let _ = copies(ctx, head, all - ETH)
+                || copies(ctx, head, v6_ports - ETH)
+                || copies(ctx, head, v6 - ETH)
+                || copies(ctx, head, v4_ports - ETH)
+                || copies(ctx, head, v4 - ETH);
+        } else {
+            let [all, v6_ports, v6, v4_ports, v4, ethernet] = EVENT_HEADS;
+            let _ = copies(ctx, head, all)
+                || copies(ctx, head, v6_ports)
+                || copies(ctx, head, v6)
+                || copies(ctx, head, v4_ports)
+                || copies(ctx, head, v4)
+                || copies(ctx, head, ethernet);
         }
     }
     slot.submit(0);
+}
+
+/// Copies the first bytes of a packet; false if it is shorter.
+///
+/// # Safety
+/// `to` has room for them, and `ctx` is the context of the running program.
+#[inline(always)]
+unsafe fn copies(ctx: *mut c_void, to: *mut c_void, length: usize) -> bool {
+    // SAFETY: guaranteed by the caller.
+    unsafe { helpers::bpf_skb_load_bytes(ctx, 0, to, length as u32) == 0 }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use podnet_tests::cases;
 use podnet_tests::lab::policed::{PORT, Site, announced, app, is_denied, object, policy, reaches};
 use podnet_tests::lab::{Lab, Pod, Service, client_ip, eventually, manifest, wait_until};
-use podnet_tests::traffic::{Family, Outcome, Stream, Transport};
+use podnet_tests::traffic::{Ask, Family, Outcome, Stream, Transport};
 use serde_json::{Value, json};
 
 #[test]
@@ -20,6 +20,7 @@ fn network_policy() -> Result<()> {
         changes_of_policies_and_labels_apply_at_once,
         denied_connections_are_cut_and_others_go_on,
         denied_packets_are_counted_by_policy,
+        reports_of_short_packets_are_whole_and_name_the_policies,
         a_restarted_daemon_keeps_the_tables,
         pods_start_closed_until_their_policies_are_known,
         rules_that_cannot_be_understood_allow_nothing_and_are_reported,
@@ -230,6 +231,37 @@ fn denied_packets_are_counted_by_policy(site: &Site) -> Result<()> {
     let text = trace()?;
     ensure!(text.contains("default/from-stranger") && !text.contains("default/to-web"), "{text}");
     Ok(())
+}
+
+fn reports_of_short_packets_are_whole_and_name_the_policies(site: &Site) -> Result<()> {
+    site.apply(&[policy("to-web", "web", json!({"ingress": [{"from": [app("friend")]}]}))])?;
+    is_denied(&site.stranger, &site.web)?;
+    let service = Service::new("reported", 70, 80, PORT);
+    service.apply(&site.lab, None)?;
+    service.set_endpoints(&site.lab, &[&site.web])?;
+    site.friend.place.reaches(Transport::Udp, service.addr(Family::V6), &["web"])?;
+    for family in Family::ALL {
+        let direct = site.web.addr(family, PORT);
+        for (from, to) in
+            [(&site.stranger, direct), (&site.far_stranger, direct), (&site.stranger, service.addr(family))]
+        {
+            let source = json!(from.addr(family, PORT).ip());
+            let expected = (&source, &json!(to.ip()), &json!(to.port()), &json!(["default/to-web"]));
+            // Earlier attempts may still be repeated.
+            eventually("its report", || {
+                // One byte of payload.
+                let ask = Ask::new(Transport::Udp, to).timeout(std::time::Duration::from_millis(100));
+                let drop = site.lab.node(0).first_drop("policy_ingress", || {
+                    ensure!(ask.from(&from.place).is_err(), "it is denied");
+                    Ok(())
+                })?;
+                let ends = (&drop["source"], &drop["destination"], &drop["destinationPort"], &drop["policies"]);
+                ensure!(ends == expected, "{drop}");
+                Ok(())
+            })?;
+        }
+    }
+    service.delete(&site.lab)
 }
 
 fn a_restarted_daemon_keeps_the_tables(site: &Site) -> Result<()> {

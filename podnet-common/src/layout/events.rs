@@ -25,4 +25,8 @@ pub struct Event {
 /// Number of bytes of a dropped packet in an [`Event`]: enough for Ethernet, IPv6 and TCP headers.
 pub const EVENT_HEAD: usize = 76;
 
+/// Possible numbers of these bytes, in the order in which they are tried: all, IPv6 with ports, IPv6, IPv4 with ports,
+/// IPv4, and Ethernet. The rest is zero. The kernel copies all or nothing, and older ones take no variable length.
+pub const EVENT_HEADS: [usize; 6] = [EVENT_HEAD, 62, 54, 42, 34, 14];
+
 const _: () = assert!(size_of::<Event>() == 96);

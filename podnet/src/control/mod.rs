@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
-use podnet_common::addr::Mac;
+use podnet_common::addr::{Mac, Port};
 use podnet_common::layout::{Backend, FrontendKey};
 use tracing::{info, warn};
 
@@ -50,6 +50,7 @@ use crate::frontend::{Frontend, Owner};
 use crate::guard::HostFacts;
 use crate::mirror::TableError;
 use crate::model::{Batch, Complaint, Diagnostic, Kind, Node, ObjectKey, ObjectName, Origin, Severity};
+use crate::policy::Denial;
 use crate::reconcile::{Outcome, Tables};
 use frontends::Frontends;
 use host_ports::HostPorts;
@@ -302,6 +303,31 @@ impl Control {
         let reconciler = &self.frontends.reconciler;
         let serves = |port| services::serves(port, key, backend, &self.index, &self.nodes.guard);
         reconciler.leads_to(key, backend) || reconciler.service_of(key).is_some_and(serves)
+    }
+
+    /// The policies that have denied a connection. If it was to a Service, they are those of its backends on this node
+    /// that could.
+    pub fn denying(&self, denial: &Denial) -> Vec<ObjectName> {
+        let policies = self.policies.policies();
+        let mut names: Vec<_> = policies.denying(denial).into_iter().cloned().collect();
+        if names.is_empty() && !denial.egress {
+            let key = FrontendKey {
+                addr: denial.destination.into(),
+                port: Port::new(denial.port.unwrap_or_default()),
+                proto: denial.protocol,
+                scope: FrontendKey::ANY,
+            };
+            let subjects = &policies.desired().subjects;
+            let backends = self.frontends.reconciler.backends(&key);
+            for backend in backends.filter(|backend| subjects.contains_key(&backend.addr)) {
+                let destination = IpAddr::from(backend.addr);
+                let of_backend = Denial { destination, port: Some(backend.port.get()), ..*denial };
+                names.extend(policies.denying(&of_backend).into_iter().cloned());
+            }
+            names.sort_unstable();
+            names.dedup();
+        }
+        names
     }
 
     /// Network policies.

@@ -433,10 +433,16 @@ fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Resu
         policed,
     };
     let path: &Path = &config.run_dir;
-    if NodeInfo::read(path).is_ok_and(|published| published == info) {
+    let before = NodeInfo::read(path).ok();
+    if before.as_ref() == Some(&info) {
         return Ok(());
     }
     info.write_atomically(path)?;
-    tracing::info!(mtu, "pods can start");
+    let policies_only = before.is_some_and(|before| NodeInfo { policed: info.policed.clone(), ..before } == info);
+    if policies_only {
+        tracing::debug!("published the namespaces with network policies");
+    } else {
+        tracing::info!(mtu, "pods can start");
+    }
     Ok(())
 }

@@ -46,7 +46,7 @@ pub(super) fn answer(question: Question, report: &Reporter, control: &Control, s
             drop(reply.send(control.policies().policies().denials().iter().map(named).collect()));
         }
         Question::Denying(denial, reply) => {
-            drop(reply.send(control.policies().policies().denying(&denial).into_iter().cloned().collect()));
+            drop(reply.send(control.denying(&denial)));
         }
         Question::PodPolicies(pod, reply) => drop(reply.send(known(control).map(|known| PodFacts::of(known, &pod)))),
     }

@@ -62,7 +62,7 @@ impl Daemon {
                     ),
                 )
             } else {
-                ("PartiallyApplied", format!("partly ignored, the rest is in effect: {}", complaint.reason))
+                ("PartiallyApplied", format!("parts of it are ignored: {}", complaint.reason))
             };
             let about = About::Object(complaint.key, complaint.uid);
             self.source.tell(Note { about, warning: true, reason, text });
@@ -77,8 +77,9 @@ impl Daemon {
         for (name, packets) in self.announcer.denials(counts.into_iter(), now) {
             let Some(policy) = self.control.policies().policies().get(&name) else { continue };
             let (kind, uid) = (policy.kind(), policy.uid().to_owned());
+            let packets = if packets == 1 { "1 packet".to_owned() } else { format!("{packets} packets") };
             let text = format!(
-                "{packets} packets denied on node {} so far: `podnet drops --follow` there shows them",
+                "{packets} denied on node {} so far: `podnet drops --follow` there shows them",
                 self.config.node
             );
             let about = About::Object(ObjectKey { kind, name }, uid);

@@ -10,7 +10,7 @@ use bytemuck::{Pod, pod_read_unaligned};
 use nix::time::{ClockId, clock_gettime};
 use podnet_common::{
     addr::Proto,
-    layout::{Event, Hook},
+    layout::{EVENT_HEADS, Event, Hook},
     packet::{ETH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Ipv6},
     verdict::Reason,
 };
@@ -63,7 +63,11 @@ impl Dropped {
             length: event.len,
             ..Self::default()
         };
-        dropped.with_packet(&event.head)
+        // Frames without an Ethernet header are reported with one.
+        let header = if event.hook == Hook::ToRaw as u16 { ETH } else { 0 };
+        let length = header.saturating_add(event.len as usize);
+        let copied = EVENT_HEADS.into_iter().find(|copied| *copied <= length).unwrap_or_default();
+        dropped.with_packet(&event.head[..copied])
     }
 
     /// What to ask for the policies that have denied it; `None` if none has.
@@ -188,6 +192,12 @@ pub(super) mod tests {
         assert_eq!(shown(&v6(132)), "SCTP [fd00::1]:40000 → [fd00::2]:80");
         assert_eq!(shown(&v6(44)), "protocol 44 fd00::1 → fd00::2");
         assert_eq!(shown(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 6]), "not IP");
+        let short = |frame: &[u8], len| Dropped::of(&Event { len, ..event(frame) }).to_string();
+        assert_eq!(short(&v6(17), 62), "UDP [fd00::1]:40000 → [fd00::2]:80");
+        assert_eq!(short(&v6(17), 61), "UDP fd00::1 → fd00::2", "the ports aren't copied");
+        assert_eq!(short(&v6(17), 53), "not IP", "nor the destination");
+        assert_eq!(short(&v4(17, [0, 0]), 42), "UDP 10.244.1.9:40000 → 10.96.0.10:80");
+        assert_eq!(short(&v4(17, [0, 0]), 34), "UDP 10.244.1.9 → 10.96.0.10");
     }
 
     #[test]

@@ -31,3 +31,22 @@ fn policies_are_compiled_and_what_is_not_understood_is_named() {
     assert!(bench.round().0.policies);
     assert!(bench.control.policies().policies().is_empty() && bench.control.status().problems.is_empty());
 }
+
+#[test]
+fn a_denial_at_a_service_is_that_of_its_backends_here() {
+    let mut bench = Bench::new();
+    bench.write("policy.yaml", POLICY);
+    bench.write("pods.yaml", &(pod("a", "n1", "10.244.1.2") + &pod("b", "n2", "10.244.2.2")));
+    bench.write("service.yaml", &(service("dns", "10.96.0.10") + &slice("dns", &["10.244.1.2", "10.244.2.2"])));
+    bench.write("far.yaml", &(service("far", "10.96.0.11") + &slice("far", &["10.244.2.2"])));
+    bench.round();
+    let denying = |destination: &str| {
+        let (source, destination) = ("192.0.2.1".parse().unwrap(), destination.parse().unwrap());
+        let protocol = podnet_common::addr::Proto::UDP;
+        let denial = Denial { egress: false, source, destination, protocol, port: Some(53) };
+        bench.control.denying(&denial).iter().map(ObjectName::to_string).collect::<Vec<_>>()
+    };
+    let np = ["x/np".to_owned()];
+    assert_eq!((denying("10.244.1.2"), denying("10.96.0.10")), (np.to_vec(), np.to_vec()));
+    assert_eq!((denying("10.96.0.11"), denying("10.96.0.12")), (Vec::new(), Vec::new()));
+}

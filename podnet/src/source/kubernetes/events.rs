@@ -11,7 +11,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use podnet_cni::text::on_one_line;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::failure::in_words;
 use crate::model::ObjectKey;
@@ -63,6 +63,10 @@ pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note
         let recorder = Recorder::new(client.clone(), reporter.clone());
         let failure = match timeout(PATIENCE, recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => None,
+            Ok(Err(error)) if is_for_the_gone(&error) => {
+                debug!("an Event is not written: {}", in_words(&error));
+                continue;
+            }
             Ok(Err(error)) => Some(in_words(&error)),
             Err(_) => Some(format!("no answer in {} s", PATIENCE.as_secs())),
         };
@@ -78,6 +82,13 @@ pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note
         }
         failing = failure.is_some();
     }
+}
+
+/// Whether an Event is refused because its object's namespace is being deleted, or has been.
+fn is_for_the_gone(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 404 || status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 fn reference(about: &About, node: &str) -> ObjectReference {
@@ -105,4 +116,20 @@ fn reference(about: &About, node: &str) -> ObjectReference {
 /// The longest part of a text that fits.
 fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_is_going_is_no_failure() {
+        let refused = |code: u16, cause: &str| {
+            let status = serde_json::json!({"code": code, "reason": "Forbidden", "message": "forbidden",
+                "details": {"causes": [{"reason": cause, "field": "metadata.namespace"}]}});
+            is_for_the_gone(&kube::Error::Api(Box::new(serde_json::from_value(status).unwrap())))
+        };
+        assert!(refused(403, "NamespaceTerminating") && refused(404, ""));
+        assert!(!refused(403, "") && !refused(500, "NamespaceTerminating"));
+    }
 }
