@@ -26,7 +26,8 @@ pub struct Subject {
 impl Subject {
     /// The pod is not isolated in this direction.
     pub const OPEN: u32 = 0;
-    /// The pod is isolated in this direction, and nothing is allowed.
+    /// Nothing is allowed in this direction, since the pod should be isolated and there is no room for its rules. A set
+    /// that allows nothing has an id, by which packets are counted.
     pub const CLOSED: u32 = u32::MAX;
     /// Nothing is allowed, since the pod's policies are not known yet. The plugin writes this for a pod of a namespace
     /// with policies; the daemon then replaces or removes the entry.

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
 
 use super::intern::{AtomId, Interner, PolicyId};
 use super::selector::{selects, selects_namespace};
@@ -129,8 +128,7 @@ impl From<Tier> for Stage {
 }
 
 /// Direction of connections, as a pod sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// To the pod.
     Ingress,

@@ -1,8 +1,9 @@
 //! The index: keeps what policies need of all objects, and brings the desired tables up to date after changes.
 //!
 //! Pods that come and go cost one entry each as long as their class exists; a new class costs its entries in each set.
-//! The tables are recomputed, with the same ids for the same contents, if what is in force on this node changes:
-//! what the policies that select its pods say, or the labels of a namespace.
+//! If what is in force on this node changes (what the policies that select its pods say, or the labels of a namespace),
+//! the addresses of the pods that this concerns are placed again, and the rules recomputed, with the same ids for the
+//! same contents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

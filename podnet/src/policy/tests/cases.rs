@@ -1,5 +1,7 @@
 //! Cases that are easy to get wrong, each checked against the objects as well.
 
+use podnet_common::layout::Subject;
+
 use super::*;
 
 /// Pods `web` of namespace `a` and `db` of namespace `b` on this node, and `client` of `b` on another, each with an
@@ -325,7 +327,10 @@ fn ids_of_an_earlier_daemon_are_not_reused() {
     cluster.add("a", ingress(vec![rule(80)]));
     let old = cluster.compile();
     let mut new = Policies::new(NODE);
-    new.start_after(old.desired());
+    // The plugin is connecting a pod.
+    let mut held = old.desired().clone();
+    held.subjects.insert(IpAddr::from([10, 9, 9, 9]).into(), Subject::PENDING);
+    new.start_after(&held);
     cluster.fill(&mut new);
     let (old, new) = (old.desired(), new.desired());
     let sets =
