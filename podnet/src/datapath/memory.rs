@@ -159,11 +159,11 @@ impl Tables for MemoryTables {
         Ok(())
     }
 
-    fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError> {
+    fn put_slots(&mut self, slots: &[u32], ids: &[BackendId]) -> Result<(), TableError> {
         let failed = self.write("slots", "writing entries");
         // A failed call may have written some of them.
         let written = if failed.is_ok() { ids.len() } else { ids.len() / 2 };
-        self.host.slots.extend((base..).zip(ids[..written].iter().map(|id| id.0)));
+        self.host.slots.extend(slots.iter().copied().zip(ids[..written].iter().map(|id| id.0)));
         failed
     }
 

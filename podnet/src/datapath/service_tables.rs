@@ -105,9 +105,8 @@ impl Tables for ServiceTables {
         gone_is_fine(self.frontends.remove(&Plain(*key))).map_err(failed("frontends", "deleting"))
     }
 
-    fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError> {
-        let places: Vec<u32> = (base..).take(ids.len()).collect();
-        batch::update(self.slots.fd().as_fd(), &places, ids).map_err(refused("slots", "writing"))
+    fn put_slots(&mut self, slots: &[u32], ids: &[BackendId]) -> Result<(), TableError> {
+        batch::update(self.slots.fd().as_fd(), slots, ids).map_err(refused("slots", "writing"))
     }
 
     fn put_backends(&mut self, ids: &[BackendId], backends: &[Backend]) -> Result<(), TableError> {

@@ -3,6 +3,9 @@
 //! Frontends with the same backends have the same segment: the frontends of a service port at its ClusterIP, at the
 //! nodes and at its load balancer often differ in nothing else. A segment is written once and never modified.
 //!
+//! New backends and segments are written by [`Lists::write`], those of many lists by two system calls, before any
+//! frontend refers to them.
+//!
 //! Where nodes must agree on a flow's backend, the segment is spread: a [`maglev`] table, which isn't stored here but
 //! computed when it is written. It is large, so if little room is left, the backends are listed as usual. Nodes then
 //! still agree while they know the same backends, but when these change, most flows move.
@@ -10,7 +13,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use podnet_common::layout::Backend;
 
 use super::tables::{FEWER, Tables};
@@ -53,6 +56,20 @@ pub(super) struct Lists {
     known: HashMap<(Arc<[BackendId]>, bool), Segment>,
     /// Number of frontends that use a segment, by its first slot.
     uses: HashMap<u32, u32>,
+    unwritten: Unwritten,
+}
+
+/// Entries of new lists. Only new lists refer to new backends.
+#[derive(Clone, Debug, Default)]
+struct Unwritten {
+    ids: Vec<BackendId>,
+    /// One for each id.
+    backends: Vec<Backend>,
+    slots: Vec<u32>,
+    /// One for each slot.
+    slot_ids: Vec<BackendId>,
+    /// First slots of their segments.
+    segments: HashSet<u32>,
 }
 
 /// Contents of the tables, read for adoption.
@@ -95,6 +112,7 @@ impl Lists {
             spread: if maglev::is_prime(spread) { spread } else { 0 },
             known: HashMap::default(),
             uses: HashMap::default(),
+            unwritten: Unwritten::default(),
         }
     }
 
@@ -156,16 +174,10 @@ impl Lists {
         entry.spread() && !entry.backends.is_empty() && entry.backends.len() < self.spread as usize
     }
 
-    /// The list of these backends, for one more frontend; written now unless another frontend has the same. It isn't
-    /// spread if there is no room for that, see [`List::is_spread`]. A failure changes nothing for readers, and what
-    /// was allocated is released, in quarantine until `until`.
-    pub(super) fn acquire(
-        &mut self,
-        backends: &[Backend],
-        spread: bool,
-        tables: &mut dyn Tables,
-        until: Instant,
-    ) -> Result<List, TableError> {
+    /// The list of these backends, for one more frontend; a new one is written by [`Self::write`]. It isn't spread if
+    /// there is no room for that, see [`List::is_spread`]. On failure, what was allocated is released, in quarantine
+    /// until `until`.
+    pub(super) fn acquire(&mut self, backends: &[Backend], spread: bool, until: Instant) -> Result<List, TableError> {
         if backends.is_empty() {
             return Ok(List::default());
         }
@@ -173,14 +185,14 @@ impl Lists {
             return Ok(list);
         }
         if spread && let Some(segment) = self.allocate_spread() {
-            return self.write(backends, segment, tables, until);
+            return self.add(backends, segment, until);
         }
         if spread && let Some(list) = self.share(backends, false) {
             return Ok(list);
         }
         let count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
         let segment = self.segments.allocate(count).ok_or(TableError::Full { table: "slots", advice: FEWER })?;
-        self.write(backends, segment, tables, until)
+        self.add(backends, segment, until)
     }
 
     fn share(&mut self, backends: &[Backend], spread: bool) -> Option<List> {
@@ -196,68 +208,66 @@ impl Lists {
         if enough { self.segments.allocate(self.spread) } else { None }
     }
 
-    /// Writes missing backends, and a segment.
-    fn write(
-        &mut self,
-        backends: &[Backend],
-        segment: Segment,
-        tables: &mut dyn Tables,
-        until: Instant,
-    ) -> Result<List, TableError> {
+    /// Adds a list that is yet to be written.
+    fn add(&mut self, backends: &[Backend], segment: Segment, until: Instant) -> Result<List, TableError> {
+        let written = self.unwritten.ids.len();
         let mut ids = Vec::with_capacity(backends.len());
-        match self.write_all(backends, segment, &mut ids, tables) {
-            Ok(()) => {
-                let list = List { ids: ids.into(), segment };
-                self.known.insert((list.ids.clone(), list.is_spread()), segment);
-                self.uses.insert(segment.base, 1);
-                Ok(list)
-            }
-            Err(error) => {
-                ids.into_iter().for_each(|id| self.ids.release(id, until));
-                self.segments.release(segment, until);
-                Err(error)
-            }
-        }
-    }
-
-    fn write_all(
-        &mut self,
-        backends: &[Backend],
-        segment: Segment,
-        ids: &mut Vec<BackendId>,
-        tables: &mut dyn Tables,
-    ) -> Result<(), TableError> {
-        let (mut new_ids, mut new_backends) = (Vec::with_capacity(backends.len()), Vec::with_capacity(backends.len()));
-        let mut full = false;
         for &backend in backends {
             let Some((id, fresh)) = self.ids.acquire(backend) else {
-                full = true;
-                break;
+                ids.into_iter().for_each(|id| self.ids.release(id, until));
+                self.unwritten.backends.truncate(written);
+                self.unwritten.ids.drain(written..).for_each(|id| self.ids.forget(id));
+                self.segments.release(segment, until);
+                return Err(TableError::Full { table: "backends", advice: FEWER });
             };
             ids.push(id);
             if fresh {
-                new_ids.push(id);
-                new_backends.push(backend);
+                self.unwritten.ids.push(id);
+                self.unwritten.backends.push(backend);
             }
         }
-        let written = if full {
-            Err(TableError::Full { table: "backends", advice: FEWER })
-        } else if new_ids.is_empty() {
-            Ok(())
-        } else {
-            tables.put_backends(&new_ids, &new_backends)
-        };
-        if let Err(error) = written {
-            new_ids.sort_unstable();
-            ids.retain(|id| new_ids.binary_search(id).is_err());
-            new_ids.into_iter().for_each(|id| self.ids.forget(id));
-            return Err(error);
-        }
         if segment.count as usize == ids.len() {
-            tables.put_slots(segment.base, ids)
+            self.unwritten.slot_ids.extend(&ids);
         } else {
-            tables.put_slots(segment.base, &self.spread_slots(ids))
+            let spread = self.spread_slots(&ids);
+            self.unwritten.slot_ids.extend(spread);
         }
+        self.unwritten.slots.extend((segment.base..).take(segment.count as usize));
+        self.unwritten.segments.insert(segment.base);
+        let list = List { ids: ids.into(), segment };
+        self.known.insert((list.ids.clone(), list.is_spread()), segment);
+        self.uses.insert(segment.base, 1);
+        Ok(list)
+    }
+
+    /// Number of slots to write.
+    pub(super) fn unwritten_slots(&self) -> usize {
+        self.unwritten.slots.len()
+    }
+
+    /// Writes new lists. After a failure, all that are [unwritten](Self::is_unwritten) must be released and
+    /// [abandoned](Self::abandon_unwritten).
+    pub(super) fn write(&mut self, tables: &mut dyn Tables) -> Result<(), TableError> {
+        let Unwritten { ids, backends, slots, slot_ids, segments } = &mut self.unwritten;
+        if !ids.is_empty() {
+            tables.put_backends(ids, backends)?;
+        }
+        if !slots.is_empty() {
+            tables.put_slots(slots, slot_ids)?;
+        }
+        (ids.clear(), backends.clear(), slots.clear(), slot_ids.clear(), segments.clear());
+        Ok(())
+    }
+
+    /// Whether a list may be missing in the tables.
+    pub(super) fn is_unwritten(&self, list: &List) -> bool {
+        list.segment.count != 0 && self.unwritten.segments.contains(&list.segment.base)
+    }
+
+    /// Frees the ids of new backends. All new lists have been released.
+    pub(super) fn abandon_unwritten(&mut self) {
+        let Unwritten { ids, .. } = std::mem::take(&mut self.unwritten);
+        ids.into_iter().for_each(|id| self.ids.forget(id));
     }
 
     /// Releases a frontend's list. With the last release, segment and ids are quarantined until `until`, which must not

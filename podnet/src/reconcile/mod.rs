@@ -2,8 +2,8 @@
 //!
 //! To update a frontend, its new backends and a new segment of slots are written, and then its one value is replaced: a
 //! reader sees the old backends or the new ones, never a mix. The old segment and ids are quarantined for a grace
-//! period. A failure leaves the frontend unchanged and is retried with back-off. The values of many frontends are
-//! replaced by one system call, once everything to which they refer is written.
+//! period. A failure leaves the frontend unchanged and is retried with back-off. Backends, slots and values of many
+//! frontends are written by one system call each.
 //!
 //! Everything to which a frontend's entry refers is written before the entry and removed after it: its segment, its
 //! source ranges, and its entries for other scopes. Affinities end together with their backend.
@@ -77,7 +77,8 @@ struct Round<'a> {
     staged: Vec<Staged>,
 }
 
-/// A frontend whose new value isn't visible yet; everything to which it refers is written.
+/// A frontend whose new value isn't visible yet, and whose list may be unwritten; everything else to which it refers is
+/// written.
 struct Staged {
     key: FrontendKey,
     new: Present,
@@ -87,6 +88,9 @@ struct Staged {
 
 /// Number of frontends that are made visible by one system call.
 const BATCH: usize = 256;
+
+/// Number of slots to write with which a smaller number of frontends is made visible.
+const BATCH_SLOTS: usize = 1 << 16;
 
 /// Why a frontend isn't spread though it should be, and the remedy.
 const UNSPREAD: &str = "nodes choose the same backend only until its endpoints change: set a smaller maglevTableSize, \
@@ -151,7 +155,8 @@ impl Reconciler {
         for keys in in_order(due, desired) {
             for key in keys {
                 let other_scope = round.staged.last().is_some_and(|staged| staged.key.scope != key.scope);
-                if other_scope || round.staged.len() == BATCH {
+                let full = round.staged.len() == BATCH || self.lists.unwritten_slots() >= BATCH_SLOTS;
+                if other_scope || full {
                     self.show_staged(&mut round);
                 }
                 self.bring_into_line(key, desired, &mut round);
@@ -197,14 +202,16 @@ impl Reconciler {
                     self.mirror.done(&key);
                 }
             }
-            Err(error) => {
-                round.outcome.failed += 1;
-                self.postpone(key, &error, false, round.now);
-            }
+            Err(error) => self.note_failure(key, &error, round),
         }
     }
 
-    /// Writes everything to which a frontend refers and stages its value, unless it is correct already; returns whether
+    fn note_failure(&mut self, key: FrontendKey, error: &TableError, round: &mut Round<'_>) {
+        round.outcome.failed += 1;
+        self.postpone(key, error, false, round.now);
+    }
+
+    /// Prepares everything to which a frontend refers and stages its value, unless it is correct already; returns whether
     /// it was staged. On failure nothing changes for readers, and what was allocated is released.
     fn stage(&mut self, key: FrontendKey, entry: &Entry<'_>, round: &mut Round<'_>) -> Result<bool, TableError> {
         if key.scope == FrontendKey::ANY {
@@ -248,7 +255,7 @@ impl Reconciler {
             return Ok(false);
         }
         let until = round.now + self.grace;
-        let list = self.lists.acquire(entry.backends, spread, round.tables, until)?;
+        let list = self.lists.acquire(entry.backends, spread, until)?;
         // Without room for spreading, this may be the present list.
         if self.mirror.get(&key).is_some_and(|present| is_right(present, &list)) {
             self.lists.release(&list, until);
@@ -263,9 +270,18 @@ impl Reconciler {
         Ok(true)
     }
 
-    /// Makes the staged frontends visible to readers: together, or one by one if the kernel refuses any of them.
+    /// Writes what the staged frontends still lack, and makes them visible to readers: together, or one by one if the
+    /// kernel refuses any of them.
     fn show_staged(&mut self, round: &mut Round<'_>) {
-        let staged = std::mem::take(&mut round.staged);
+        let mut staged = std::mem::take(&mut round.staged);
+        if let Err(error) = self.lists.write(round.tables) {
+            let unwritten = staged.extract_if(.., |staged| self.lists.is_unwritten(&staged.new.list));
+            for Staged { key, new, .. } in unwritten.collect::<Vec<_>>() {
+                self.release(&new, round.now);
+                self.note_failure(key, &error, round);
+            }
+            self.lists.abandon_unwritten();
+        }
         let differs = |staged: &&Staged| self.mirror.get(&staged.key).is_none_or(|old| old.value != staged.new.value);
         let entries: Vec<_> = staged.iter().filter(differs).map(|staged| (staged.key, staged.new.value)).collect();
         let mut left = round.tables.put_frontends(&entries);
@@ -288,14 +304,19 @@ impl Reconciler {
                     Ok(true)
                 }
                 Err(error) => {
-                    self.lists.release(&new.list, round.now + self.grace);
-                    self.ranges.release(&new.ranges);
-                    self.names.release(ServiceId(new.value.service));
+                    self.release(&new, round.now);
                     Err(error)
                 }
             };
             self.note(key, done, spread, round);
         }
+    }
+
+    /// Releases what a frontend uses in other tables.
+    fn release(&mut self, present: &Present, now: Instant) {
+        self.lists.release(&present.list, now + self.grace);
+        self.ranges.release(&present.ranges);
+        self.names.release(ServiceId(present.value.service));
     }
 
     fn delete(&mut self, key: FrontendKey, round: &mut Round<'_>) -> Result<bool, TableError> {
@@ -329,9 +350,7 @@ impl Reconciler {
             }
         }
         self.affinities.remove(&key, &old.value);
-        self.lists.release(&old.list, round.now + self.grace);
-        self.ranges.release(&old.ranges);
-        self.names.release(ServiceId(old.value.service));
+        self.release(old, round.now);
     }
 
     /// Removes affinities to backends that no frontend with the same service and scope has.

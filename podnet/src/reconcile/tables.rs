@@ -49,8 +49,9 @@ pub trait Tables {
     /// Removes a frontend; a missing one is no error.
     fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError>;
 
-    /// Writes slots from `base` on. After a failure, any of them may have been written; no frontend refers to them yet.
-    fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError>;
+    /// Writes the ids of slots, equally many. After a failure, any of them may have been written; no frontend refers to
+    /// them yet.
+    fn put_slots(&mut self, slots: &[u32], ids: &[BackendId]) -> Result<(), TableError>;
 
     /// Writes the backends of new ids, equally many. After a failure, any of them may have been written; no slot
     /// refers to them yet.

@@ -256,8 +256,8 @@ impl Tables for Watched<'_> {
         let result = self.tables.delete_frontend(key);
         self.check(result)
     }
-    fn put_slots(&mut self, base: u32, ids: &[BackendId]) -> Result<(), TableError> {
-        let result = self.tables.put_slots(base, ids);
+    fn put_slots(&mut self, slots: &[u32], ids: &[BackendId]) -> Result<(), TableError> {
+        let result = self.tables.put_slots(slots, ids);
         self.check(result)
     }
     fn put_backends(&mut self, ids: &[BackendId], backends: &[Backend]) -> Result<(), TableError> {
