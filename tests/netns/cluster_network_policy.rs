@@ -85,8 +85,6 @@ fn egress_to_nodes_networks_and_the_own_node(site: &Site) -> Result<()> {
     let _servers = nodes.map(|node| node.serve(PORT)).into_iter().collect::<Result<Vec<_>>>()?;
     let check = |own: bool, other: bool, pod: bool| -> Result<()> {
         for (family, transport) in Transport::over_all() {
-            // Other packets to the own node may be answers.
-            let own = own || transport == Transport::Udp;
             for (node, allowed) in nodes.into_iter().zip([own, other]) {
                 let to = (node.ip(family), PORT).into();
                 if allowed {

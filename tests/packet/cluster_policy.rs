@@ -4,13 +4,13 @@ use anyhow::{Context as _, Result, ensure};
 use podnet_common::{
     addr::Proto,
     layout::{Config, PolicyDenial, PolicyRule, PolicyVerdict, Subject},
-    simulator::HostTables,
+    simulator::{FinalVerdict, HostTables},
     verdict::Reason,
 };
 
 use crate::{
     frame::{ACK, Frame, SYN, Transport},
-    policy::{FRIENDS, SET, WEB, denied, firsts, passes, with},
+    policy::{FRIENDS, SET, WEB, denied, firsts, leaves, passes, with},
 };
 
 /// All kinds of keys, so that each is looked up.
@@ -125,13 +125,32 @@ fn a_pod_may_be_kept_from_its_node_and_never_the_node_from_it() {
                 }
                 denied(both, a, echo(a.client, dst), Reason::PolicyEgress)?;
             }
-            let [tcp, udp, _] = firsts((a.client, 40_000), (a.node, 99));
-            denied(both, a, tcp, Reason::PolicyEgress)?;
-            // The answers to its node can't be told from requests, but for TCP.
-            passes(both, a, udp)?;
-            passes(both, a, echo(a.client, a.node))?;
-            passes(both, a, Frame::tcp((a.client, 98), (a.node, 40_000), SYN | ACK))?;
-            passes(both, a, Frame::tcp((a.client, 98), (a.node, 40_000), ACK))?;
+            // Of a connection from before the policies.
+            passes(both, a, Frame::tcp((a.client, 97), (a.node, 40_000), SYN | ACK))?;
+            passes(both, a, Frame::tcp((a.client, 97), (a.node, 40_000), ACK))?;
+            // It answers its node and begins nothing.
+            let port = (a.client, 98);
+            let answers = [
+                Frame::tcp(port, (a.node, 40_000), SYN | ACK),
+                Frame::udp(port, (a.node, 40_000)),
+                Frame::new(a.client, a.node, Transport::Echo { id: 9, reply: true }),
+            ];
+            let [tcp, udp, sctp] = firsts((a.node, 40_000), port);
+            denied(both, a, answers[1].clone(), Reason::PolicyEgress)?;
+            for (request, answer) in [tcp, udp, echo(a.node, a.client)].into_iter().zip(answers) {
+                leaves(both, &request, FinalVerdict::Pass)?;
+                passes(both, a, answer)?;
+            }
+            leaves(both, &sctp, FinalVerdict::Pass)?;
+            for frame in firsts((a.client, 40_000), (a.node, 99)) {
+                denied(both, a, frame, Reason::PolicyEgress)?;
+            }
+            denied(
+                both,
+                a,
+                Frame::new(a.client, a.node, Transport::Echo { id: 8, reply: false }),
+                Reason::PolicyEgress,
+            )?;
             // By a service it reaches neither its node nor itself.
             for (service, count) in [(a.host, 1), (a.itself, 2)] {
                 for frame in firsts((a.client, 40_001), (service, 80)).into_iter().take(count) {

@@ -16,6 +16,7 @@ mod kernel;
 mod multiple_uplinks;
 mod opening;
 mod policy;
+mod policy_from_stack;
 mod removal;
 mod shares;
 mod sockets;

@@ -32,7 +32,7 @@ pub const FRIENDS: u32 = 3;
 const ALLOWED: PolicyVerdict = PolicyVerdict { admin: 0, network: 1, baseline: 0 };
 
 /// Isolates a pod in one direction, with these keys: class and ports.
-fn isolate(t: &mut HostTables, pod: IpAddr, flags: u32, egress: bool, rules: &[(u32, u32)]) {
+pub fn isolate(t: &mut HostTables, pod: IpAddr, flags: u32, egress: bool, rules: &[(u32, u32)]) {
     t.config.flags |= Config::POLICY;
     let subject = t.subjects.entry(pod.into()).or_default();
     let set = SET + u32::from(egress);
@@ -66,7 +66,7 @@ fn arrives(frame: Frame, a: &Addresses) -> (Hook, Frame) {
 }
 
 /// Where a packet ends.
-fn end(both: &Both, a: &Addresses, frame: Frame) -> Result<FinalVerdict> {
+pub fn end(both: &Both, a: &Addresses, frame: Frame) -> Result<FinalVerdict> {
     let (hook, frame) = arrives(frame, a);
     Ok(both.run(hook, &frame.bytes())?.0)
 }
@@ -80,6 +80,14 @@ pub fn passes(both: &Both, a: &Addresses, frame: Frame) -> Result<()> {
 pub fn denied(both: &Both, a: &Addresses, frame: Frame, reason: Reason) -> Result<()> {
     let end = end(both, a, frame.clone())?;
     ensure!(end == FinalVerdict::Drop(reason), "{frame:?}: {end:?}");
+    Ok(())
+}
+
+/// Requires a verdict on a packet that the stack sends to a pod, and that the packet doesn't change.
+pub fn leaves(both: &Both, frame: &Frame, expected: FinalVerdict) -> Result<()> {
+    let bytes = frame.bytes();
+    let (end, after) = both.run(Hook::ToPod, &bytes)?;
+    ensure!(end == expected && after == bytes, "{frame:?}: {end:?}");
     Ok(())
 }
 

@@ -154,6 +154,12 @@ impl CtEntry {
     /// there is no other half.
     pub const ONE_WAY: u8 = 128;
 
+    /// Whether the packets of this half leave the host's stack.
+    #[inline(always)]
+    pub const fn leaves_stack(&self) -> bool {
+        self.in_ifindex.0 > u32::MAX / 2
+    }
+
     /// Whether the connection is closed, so its tuple may be reused.
     #[inline(always)]
     pub const fn closed(&self) -> bool {

@@ -46,6 +46,10 @@ impl Subject {
     pub const ANY_PROTOCOL: u32 = 1 << 28;
     /// The set has the key with [`PolicyRule::ANY`] and [`PolicyRule::ALL`].
     pub const ANY_ALL: u32 = 1 << 29;
+    /// Kinds of keys with a class.
+    pub const CLASSES: u32 = Self::CLASS_PORTS | Self::CLASS_PROTOCOL | Self::CLASS_ALL;
+    /// Kinds of keys with a port class.
+    pub const PORTS: u32 = Self::CLASS_PORTS | Self::ANY_PORTS;
     /// The set has rules of ClusterNetworkPolicies, so the first match decides: [`PolicyVerdict`].
     pub const CLUSTER: u32 = 1 << 30;
     /// With [`Subject::CLUSTER`]: NetworkPolicies isolate the pod, too. Other sets have no other rules than those of

@@ -38,7 +38,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     h.insert.attempts = 0;
     h.insert.needs_snat_port = 0;
     let made = if At::EGRESS {
-        // A packet of a host process, tracked so that its replies are recognised; the stack has routed it.
+        // Tracked so that its replies are recognised; the stack has routed it.
         h.send.entry.out_mtu = u16::MAX;
         Ok(())
     } else if h.begin.purpose == Purpose::Service as u8 {
@@ -47,6 +47,9 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         to_outside::<T>(t, h, config, from)
     } else {
         next_hop::find::<T>(t, from, &h.packet.tuple.src, &mut h.send);
+        if At::FROM_POD && policy::applies::<At, T>(t) {
+            leave_to_stack_beside_uplinks(t, &mut h.send.entry);
+        }
         Ok(())
     };
     if policy::applies::<At, T>(t) && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
@@ -55,7 +58,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
             return Verdict::drop(denied.count(t));
         }
         let into_pod = h.send.entry.out == Out::Pod as u8 || h.send.entry.out == Out::Queue as u8;
-        if made.is_ok() && !into_pod && policy::is_vacant(t, &h.send.entry.dst) {
+        if !At::EGRESS && made.is_ok() && !into_pod && policy::is_vacant(t, &h.send.entry.dst) {
             return Verdict::reject(Reason::NoRoute);
         }
         if answer {
@@ -64,6 +67,13 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     }
     if let Err(verdict) = made {
         return verdict;
+    }
+    // Left to the stack. Only policies need the flow, by which the replies are told from requests.
+    if h.begin.purpose == Purpose::Masquerade as u8
+        && h.send.entry.flags & CtEntry::REWRITE_SRC == 0
+        && !(policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple))
+    {
+        return Verdict::PASS;
     }
     if !shares::may_begin::<At, T>(t, &h.packet.tuple, from, &mut h.insert) {
         return if At::EGRESS { Verdict::PASS } else { Verdict::drop(Reason::ConntrackShare) };
@@ -138,6 +148,16 @@ fn to_service<At: HookPoint, T: Tables>(
     if s.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
 }
 
+/// Leaves a flow without translation to the stack if the route doesn't lead to an uplink, as its packets would be without
+/// a flow: replies come from the stack, and a firewall there must see both directions.
+#[inline(always)]
+fn leave_to_stack_beside_uplinks<T: Tables>(t: &T, entry: &mut CtEntry) {
+    let routed = entry.out == Out::Link as u8 || entry.out == Out::Uplink as u8;
+    if routed && !is_uplink(t, entry.out_ifindex) {
+        next_hop::set_stack(entry);
+    }
+}
+
 /// Fills in the entry of a pod's flow to a destination outside the cluster. `Err` is the verdict if there can be no
 /// flow.
 #[inline(always)]
@@ -148,8 +168,10 @@ fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex
     // Replies by another interface would not be translated back, so the packet is left to the stack. It may be a
     // broadcast, which the host receives.
     if !is_uplink(t, h.send.entry.out_ifindex) {
+        h.send.entry.flags = 0;
+        next_hop::set_stack(&mut h.send.entry);
         let tunnelled = is_tunnel_packet::<T>(t, &h.packet.tuple);
-        return Err(if tunnelled { Verdict::drop(Reason::TunnelFromOutside) } else { Verdict::PASS });
+        return if tunnelled { Err(Verdict::drop(Reason::TunnelFromOutside)) } else { Ok(()) };
     }
     h.send.entry.src = source::node(config, &hop.src, client.is_v4());
     h.insert.needs_snat_port = 1;

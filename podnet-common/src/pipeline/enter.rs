@@ -13,6 +13,7 @@ use super::{
     frontend,
     handover::Purpose,
     headers::Headers,
+    policy,
     rewrite::{fits, translate},
     scope,
 };
@@ -134,12 +135,20 @@ fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethe
     }
     // The stack has routed the packet. Replies to it must not be taken for those of a closed flow. Later packets of a
     // flow to an invalid destination would be dropped.
-    let begins_flow = t.handover(|h| {
+    let verdict = t.handover(|h| {
         classify::replies_collide::<At, T>(t, &v.tuple, v.tcp_flags, &mut h.insert);
         let valid = v.ports && !F::mapped(&v.tuple.dst) && !scope::unspecified(&v.tuple.dst);
-        valid && frontend::source_is_frontend(t, &v.tuple, &mut h.insert.key)
+        if valid && frontend::source_is_frontend(t, &v.tuple, &mut h.insert.key) {
+            return Verdict::tail(Stage::Begin);
+        }
+        // May be judged.
+        let isolated = At::TO_POD && policy::applies::<At, T>(t) && t.subject(&v.tuple.dst).is_some();
+        if isolated { Verdict::tail(Stage::Track) } else { Verdict::PASS }
     });
-    if begins_flow == Some(true) { hand_over(t, &v, Stage::Begin) } else { Verdict::PASS }
+    match verdict {
+        Some(verdict) if verdict.action == Action::Tail => hand_over(t, &v, verdict.stage),
+        _ => Verdict::PASS,
+    }
 }
 
 /// Hands the packet to another stage.

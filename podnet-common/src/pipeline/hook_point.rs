@@ -8,6 +8,8 @@ pub trait HookPoint {
     const HOOK: Hook;
     /// Packets leave the host's stack, which has routed them.
     const EGRESS: bool = matches!(Self::HOOK, Hook::ToPod | Hook::ToUplink | Hook::ToRaw);
+    /// Packets leave the host's stack for a pod on this node.
+    const TO_POD: bool = matches!(Self::HOOK, Hook::ToPod);
     /// Packets come from a pod on this node.
     const FROM_POD: bool = matches!(Self::HOOK, Hook::FromPod);
     /// Packets come from processes of the host.

@@ -24,7 +24,7 @@ use super::{
     HookPoint, Stage, Tables, Verdict, admit,
     family::{Control, Family, Parsed, V4, V6, echo_ports},
     handover::{Handover, ToQuotation, ToSend},
-    next_hop,
+    next_hop, policy,
     rewrite::{fits, ports_word, uses_entry_macs, verdict_for},
     run::run_stage,
     track::forwarded_twice,
@@ -80,7 +80,11 @@ fn recognise<At: HookPoint, F: Family, P: Packet, T: Tables>(
         }
     }
     // About a packet of no flow. The stack would route an error to a service back here.
-    if At::EGRESS { Verdict::PASS } else { Verdict::tail(Stage::Classify) }
+    if At::EGRESS {
+        policy::leaving::<At, T>(t, &h.packet, false, &mut h.insert.key)
+    } else {
+        Verdict::tail(Stage::Classify)
+    }
 }
 
 /// Translates an ICMP error about a flow. The handed-over entry is that for replies to the quoted packet, with the next

@@ -72,9 +72,10 @@ pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSen
     let entry = &mut s.entry;
     // The stack has no route for packets forwarded to another node.
     let forwarded = entry.flags & CtEntry::ONE_WAY != 0;
-    entry.out = if forwarded { Out::Via as u8 } else { Out::Stack as u8 };
-    entry.out_ifindex = IfIndex(0);
-    entry.out_mtu = u16::MAX;
+    set_stack(entry);
+    if forwarded {
+        entry.out = Out::Via as u8;
+    }
     s.resolved = 0;
     let local = NextHop { src: Addr::NONE, in_cluster: true };
     if let Some(Endpoint { ifindex, mtu, mac, host_mac, flags, .. }) = t.endpoint(&entry.dst) {
@@ -128,6 +129,14 @@ pub(super) fn pod_egress(flags: u32) -> Out {
 #[inline(always)]
 fn keeps_pod_source<T: Tables>(t: &T, client: &Addr, entry: &CtEntry) -> bool {
     entry.src.same(client) && t.endpoint(client).is_some()
+}
+
+/// Leaves the packets of an entry to the stack.
+#[inline(always)]
+pub(super) fn set_stack(entry: &mut CtEntry) {
+    entry.out = Out::Stack as u8;
+    entry.out_ifindex = IfIndex(0);
+    entry.out_mtu = u16::MAX;
 }
 
 /// Stores an egress in an entry.

@@ -3,7 +3,8 @@
 //! Judged once, by the first packet of a flow, after the service's backend is known and before the source is
 //! translated: rules are about real clients and real backends. Both ends are judged at the node of the pod concerned;
 //! a flow between two pods of one node is judged for both at once. Packets of flows that were admitted, their replies
-//! and ICMP errors about them pass without another look. User space divides the world into classes (see
+//! and ICMP errors about them pass without another look. What the host's stack sends to a pod is judged on the way
+//! there: it may have come in by an interface without hooks. User space divides the world into classes (see
 //! [`layout`](crate::layout)), so all rules of a pod are a handful of lookups, whatever their number.
 
 use crate::{
@@ -14,9 +15,10 @@ use crate::{
 };
 
 use super::{
-    HookPoint, Tables, frontend,
+    HookPoint, Stage, Tables, Verdict, frontend,
     handover::{Handover, Purpose},
     headers::Headers,
+    scope,
 };
 
 /// What is denied: the direction in the lowest bits, or nothing; the id of the rule set from bit 8 on; and in the upper
@@ -54,10 +56,11 @@ fn count_denial<T: Tables>(t: &T, set: u32, rule: u32) {
     t.count_denial(&PolicyDenial { set, rule });
 }
 
-/// Whether the packets of a hook are subject to policies. A node always reaches its pods.
+/// Whether the packets of a hook are subject to policies.
 #[inline(always)]
 pub(super) fn applies<At: HookPoint, T: Tables>(t: &T) -> bool {
-    (At::FROM_POD || At::FROM_UPLINK) && t.config().is_some_and(|config| config.flags & Config::POLICY != 0)
+    (At::FROM_POD || At::FROM_UPLINK || At::TO_POD)
+        && t.config().is_some_and(|config| config.flags & Config::POLICY != 0)
 }
 
 /// Whether policies may deny a packet, or the flow that it belongs to: one end is a pod of this node that is a subject,
@@ -65,12 +68,74 @@ pub(super) fn applies<At: HookPoint, T: Tables>(t: &T) -> bool {
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
 pub(super) fn concerns<T: Tables>(t: &T, tuple: &Tuple) -> bool {
-    let Tuple { src, dst, proto, .. } = tuple;
+    let Tuple { src, dst, .. } = tuple;
     let [src_sets, dst_sets] = [src, dst].map(|addr| t.subject(addr).unwrap_or_default());
-    let subject = src_sets != Subject::default() || dst_sets != Subject::default();
-    let cluster = Subject::has_cluster_rules(src_sets.egress) || Subject::has_cluster_rules(dst_sets.egress);
-    let judges_node = cluster && *proto == Proto::TCP;
-    subject && !src.same(dst) && (judges_node || !is_node(t, src) && !is_node(t, dst))
+    let [src_open, dst_open] = [src_sets, dst_sets].map(|sets| sets == Subject::default());
+    if (src_open && dst_open) || src.same(dst) {
+        return false;
+    }
+    // A subject is a pod, and thus not the node.
+    Subject::has_cluster_rules(src_sets.egress)
+        || Subject::has_cluster_rules(dst_sets.egress)
+        || !(src_open && is_node(t, src) || dst_open && is_node(t, dst))
+}
+
+/// What becomes of a packet that belongs to no flow and leaves the stack for a pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// It passes.
+    Passes,
+    /// It begins a flow, which is judged.
+    Begins,
+    /// It begins none and is judged by itself.
+    Judged,
+}
+
+/// Verdict on a packet that leaves the stack and belongs to no flow, or else, if `again`, begins it again. `key` is memory
+/// for a key.
+#[inline(always)]
+pub(super) fn leaving<At: HookPoint, T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tuple) -> Verdict {
+    if !At::TO_POD || !applies::<At, T>(t) {
+        return Verdict::PASS;
+    }
+    match leaving_for_pod(t, packet, again, key) {
+        Leaving::Passes => Verdict::PASS,
+        Leaving::Begins => Verdict::tail(Stage::Begin),
+        Leaving::Judged => {
+            let denied = self::packet(t, packet);
+            if denied.is_nothing() { Verdict::PASS } else { Verdict::drop(denied.count(t)) }
+        }
+    }
+}
+
+/// A node always reaches its pods. If rules may keep a pod from its node, the flows of the node are tracked, so that the
+/// pod's answers can be told from requests. Packets that a hook has translated and left to the stack belong to a flow
+/// that was judged.
+// Out of line: rarely called, and its keys take stack.
+#[inline(never)]
+fn leaving_for_pod<T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tuple) -> Leaving {
+    let Tuple { src, dst, .. } = &packet.tuple;
+    let Some(sets) = t.subject(dst) else { return Leaving::Passes };
+    let kind = t.network(src).map_or(NetworkKind::Nothing as u32, |network| network.kind);
+    let from_node = kind == NetworkKind::LocalNode as u32;
+    // Of link-local addresses, the link has only the node's.
+    let of_link = packet.v6() && scope::link_local(src);
+    if of_link || src.same(dst) || (from_node && !Subject::has_cluster_rules(sets.egress)) {
+        return Leaving::Passes;
+    }
+    let ports = packet.ports();
+    // Nothing has such an address, and the stack would send the replies back here.
+    let of_service = kind == NetworkKind::Services as u32;
+    *key = packet.tuple.reversed();
+    if ports && !again && t.flow(key, |_| ()).is_some() {
+        Leaving::Passes
+    } else if ports && frontend::may_begin_flow(&packet.tuple) && !scope::multicast(src) && !of_service {
+        Leaving::Begins
+    } else if from_node {
+        Leaving::Passes
+    } else {
+        Leaving::Judged
+    }
 }
 
 /// Whether an address is in a range of this node's pods, but no pod has it. Flows to it would lead into the next pod
@@ -117,8 +182,7 @@ pub(crate) fn denies_flow<T: Tables>(t: &T, tuple: &Tuple, entry: &CtEntry) -> b
 /// What the policies of both ends deny to a client of a server's port.
 ///
 /// NetworkPolicies never come between a pod and its node, or a pod and itself. ClusterNetworkPolicies may keep a pod
-/// from itself as backend of a service, and from its node, but not a node from its pods. The node's packets to pods
-/// begin no flows, so of other protocols than TCP, its pods' answers can't be told from requests.
+/// from itself as backend of a service, and from its node, but not a node from its pods.
 // Out of line: called from several places, and its keys take stack.
 #[inline(never)]
 fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
@@ -127,23 +191,27 @@ fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> De
     if (egress | ingress) == Subject::OPEN {
         return Denied::NOTHING;
     }
-    let to_node = is_node(t, server);
-    let exempt = to_node || client.same(server);
+    // A subject is a pod, and thus not the node.
+    if egress == Subject::OPEN && is_node(t, client) {
+        return Denied::NOTHING;
+    }
+    let exempt = client.same(server) || (ingress == Subject::OPEN && is_node(t, server));
     let cluster = Subject::has_cluster_rules(egress) || Subject::has_cluster_rules(ingress);
-    if (exempt && !cluster) || (to_node && port.proto != Proto::TCP) || is_node(t, client) {
+    if exempt && !cluster {
         return Denied::NOTHING;
     }
     let tuple = Tuple { proto: port.proto, ..Tuple::default() };
-    let ports = if frontend::is_service_protocol(&tuple) { t.policy_port(&port).unwrap_or_default() } else { 0 };
+    let has_port = frontend::is_service_protocol(&tuple) && (egress | ingress) & Subject::PORTS != 0;
+    let ports = if has_port { t.policy_port(&port).unwrap_or_default() } else { 0 };
     // The sender's own policies come first.
     if egress != Subject::OPEN {
-        let rule = denied_by(t, egress, class(t, server), ports, port.proto, exempt);
+        let rule = denied_by(t, egress, class(t, egress, server), ports, port.proto, exempt);
         if rule != PolicyDenial::NOTHING {
             return Denied::new(Denied::EGRESS, egress, rule);
         }
     }
     if ingress != Subject::OPEN {
-        let rule = denied_by(t, ingress, class(t, client), ports, port.proto, exempt);
+        let rule = denied_by(t, ingress, class(t, ingress, client), ports, port.proto, exempt);
         if rule != PolicyDenial::NOTHING {
             return Denied::new(Denied::INGRESS, ingress, rule);
         }
@@ -156,9 +224,12 @@ fn is_node<T: Tables>(t: &T, addr: &Addr) -> bool {
     t.network(addr).is_some_and(|network| network.kind == NetworkKind::LocalNode as u32)
 }
 
-/// Class of an address; 0 if no selector and no block contains it.
+/// Class of an address, if the set has keys with classes; 0 if no selector and no block contains it.
 #[inline(always)]
-fn class<T: Tables>(t: &T, addr: &Addr) -> u32 {
+fn class<T: Tables>(t: &T, set: u32, addr: &Addr) -> u32 {
+    if set & Subject::CLASSES == 0 {
+        return 0;
+    }
     match t.policy_peer(addr) {
         Some(class) => class,
         None => t.policy_block(addr).unwrap_or_default(),

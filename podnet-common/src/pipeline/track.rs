@@ -5,7 +5,7 @@
 
 use crate::{
     addr::{IfIndex, Proto},
-    layout::{CtEntry, FragmentKey, FragmentPorts, Tuple},
+    layout::{CtEntry, FragmentKey, FragmentPorts, Out, Tuple},
     packet::{Ethernet, Packet, Sctp, Tcp},
     verdict::{Counter, Reason},
 };
@@ -41,13 +41,13 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     if known
         && !begins_new_flow::<At>(entry, seen, t.now())
         && !forwarded_twice::<At, T>(t, entry, ethernet)
-        && !leads_to_another_pod::<At, T>(t, entry)
+        && !leads_to_another_pod::<At, T>(t, entry, from)
     {
         follow::<At, T>(t, h, from, seen);
         return Verdict::tail(Stage::Send);
     }
     if At::EGRESS {
-        return Verdict::PASS;
+        return policy::leaving::<At, T>(t, &h.packet, known, &mut h.insert.key);
     }
     h.classify.stale_flow = known as u32;
     Verdict::tail(Stage::Classify)
@@ -56,11 +56,17 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
 /// Whether the destination's address now belongs to another pod of this node than when the flow was judged by network
 /// policy, or belonged to none then: it must be judged again.
 #[inline(always)]
-fn leads_to_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry) -> bool {
+fn leads_to_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, from: IfIndex) -> bool {
+    if !policy::applies::<At, T>(t) {
+        return false;
+    }
+    // Packets that leave the stack have the pod's host end in the place of an ingress interface.
+    let pod = if entry.leaves_stack() { !entry.in_ifindex.0 } else { entry.out_ifindex.0 };
+    if At::TO_POD {
+        return entry.leaves_stack() && pod != from.0;
+    }
     // A half that has had no packet yet has no egress.
-    entry.out_mtu != 0
-        && policy::applies::<At, T>(t)
-        && t.endpoint(&entry.dst).is_some_and(|endpoint| endpoint.ifindex.0 != entry.out_ifindex.0)
+    entry.out_mtu != 0 && t.endpoint(&entry.dst).is_some_and(|endpoint| endpoint.ifindex.0 != pod)
 }
 
 /// What a packet says about its connection.
@@ -170,12 +176,43 @@ fn follow<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen
     }
     h.send.entry.in_ifindex = At::side(from);
     if !At::EGRESS {
-        next_hop::find::<T>(t, from, &h.packet.tuple.src, &mut h.send);
+        if stays_with_stack::<At, T>(t, h) {
+            next_hop::set_stack(&mut h.send.entry);
+        } else {
+            next_hop::find::<T>(t, from, &h.packet.tuple.src, &mut h.send);
+        }
     }
     t.flow(&h.packet.tuple, |own| *own = h.send.entry);
     if h.send.entry.flags & CtEntry::ONE_WAY == 0 {
         update_other_half(t, h);
     }
+}
+
+/// Whether packets of an untranslated flow are left to the stack because those before were, or because their flow came
+/// from there: it may translate them.
+#[inline(always)]
+fn stays_with_stack<At: HookPoint, T: Tables>(t: &T, h: &mut Handover) -> bool {
+    const TRANSLATED: u8 = CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST | CtEntry::ONE_WAY;
+    let entry = &h.send.entry;
+    if !At::FROM_POD || !policy::applies::<At, T>(t) || entry.flags & TRANSLATED != 0 {
+        return false;
+    }
+    // A half that has had no packet yet has no egress.
+    let stays = if entry.out_mtu != 0 {
+        entry.out == Out::Stack as u8
+    } else {
+        entry.flags & CtEntry::REPLY != 0 && client_leaves_stack(t, &h.packet.tuple, &mut h.insert.key)
+    };
+    // Pods of this node reach each other directly, whatever their address was when the flow began.
+    stays && t.endpoint(&entry.dst).is_none()
+}
+
+/// Whether the client's half of an untranslated flow leaves the stack. `key` is memory for a key.
+// Out of line: rarely called.
+#[inline(never)]
+fn client_leaves_stack<T: Tables>(t: &T, answer: &Tuple, key: &mut Tuple) -> bool {
+    *key = answer.reversed();
+    t.flow(key, |client| client.leaves_stack()) == Some(true)
 }
 
 /// Value of [`CtEntry::last_seen`] for a packet seen now: one tick earlier if the flow is an opening TCP connection, so

@@ -73,6 +73,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
             Some(packet) => {
                 translation::check(world, o, &packet);
                 policy::check_source(world, o, &packet);
+                network_policy::check_passed(world, o, &packet);
                 errors::known(world, o, &packet);
             }
             None => {

@@ -1,5 +1,7 @@
 //! Network policy: no flow begins that the rules of either end deny, and no packet is denied that concerns no subject.
 
+use std::net::IpAddr;
+
 use podnet_common::{
     addr::{Addr, Proto},
     layout::{Config, CtEntry, Hook, NetworkKind, PolicyRule, PolicyVerdict, ProtoPort, Subject, Tuple},
@@ -8,7 +10,11 @@ use podnet_common::{
 };
 
 use super::Outcome;
-use crate::{view::View, world::World};
+use crate::{
+    frame::{ACK, SYN},
+    view::View,
+    world::World,
+};
 
 /// Whether an address is a subject's, at a hook where policies apply.
 pub fn concerns(t: &HostTables, addr: &Addr) -> bool {
@@ -18,10 +24,10 @@ pub fn concerns(t: &HostTables, addr: &Addr) -> bool {
 /// Checks a flow that a packet has begun; `entry` is the client's half.
 pub fn check_flow(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     let t = &o.before;
-    let judged = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink) && entry.flags & CtEntry::ONE_WAY == 0;
+    let hook = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::ToPod);
+    let judged = hook && entry.flags & CtEntry::ONE_WAY == 0;
     let node = |addr: &Addr| world.kind(addr) == Some(NetworkKind::LocalNode);
-    let to_node = node(&entry.dst) && key.proto != Proto::TCP;
-    if !judged || t.config.flags & Config::POLICY == 0 || node(&key.src) || to_node {
+    if !judged || t.config.flags & Config::POLICY == 0 || node(&key.src) {
         return;
     }
     let exempt = key.src == entry.dst || node(&entry.dst);
@@ -30,6 +36,32 @@ pub fn check_flow(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) 
     let (egress, ingress) = (subject(&key.src).egress, subject(&entry.dst).ingress);
     assert!(allows(t, egress, &entry.dst, &port, exempt), "{o}the client's policies deny it: {entry:?}");
     assert!(allows(t, ingress, &key.src, &port, exempt), "{o}the server's policies deny it: {entry:?}");
+}
+
+/// Whether a packet that the stack sends to a pod begins a flow because of policies.
+pub fn begins_at_pod(world: &World, o: &Outcome<'_>, key: &Tuple) -> bool {
+    let t = &o.before;
+    let node = world.kind(&key.src) == Some(NetworkKind::LocalNode);
+    let cluster = t.subjects.get(&key.dst).is_some_and(|subject| subject.egress & Subject::CLUSTER != 0);
+    o.entry.hook == Hook::ToPod && concerns(t, &key.dst) && (!node || cluster)
+}
+
+/// Checks that the stack sends nothing to a pod that its policies deny.
+pub fn check_passed(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
+    let t = &o.before;
+    let (Some(ports), None) = (packet.ports(), packet.fragment) else { return };
+    let key = packet.tuple(ports);
+    let known = [key, key.reversed()].iter().any(|key| t.conntrack.borrow().contains_key(key));
+    let opens = packet.tcp_flags().is_none_or(|flags| flags & (SYN | ACK) == SYN);
+    // Of link-local addresses, the link has only the node's.
+    let link_local = matches!(packet.src, IpAddr::V6(src) if src.is_unicast_link_local());
+    let node = link_local || world.kind(&key.src) == Some(NetworkKind::LocalNode);
+    if o.entry.hook != Hook::ToPod || !concerns(t, &key.dst) || known || !opens || node || key.src == key.dst {
+        return;
+    }
+    let ingress = t.subjects[&key.dst].ingress;
+    let port = ProtoPort::new(key.proto, key.dport);
+    assert!(allows(t, ingress, &key.src, &port, false), "{o}the pod's policies deny it");
 }
 
 /// Checks that a denied packet could concern a subject: its own addresses, or a backend's.

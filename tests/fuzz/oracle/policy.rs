@@ -144,7 +144,7 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &State) {
     network_policy::check_flow(world, o, &key, &entry);
     let t = &o.before;
     if !ingress {
-        return of_host(world, o, &key, &entry);
+        return from_stack(world, o, &key, &entry);
     }
     match service(t, o, &packet, &key) {
         Some(service) => to_service(world, o, &key, &entry, &service),
@@ -157,9 +157,9 @@ pub fn unanswered(entry: &CtEntry, now: u32) -> bool {
     entry.opening() && now.wrapping_sub(entry.last_seen) >= 3
 }
 
-/// Flow begun by a host process: from a port that also belongs to a service, over a protocol without flags that
-/// identify replies.
-fn of_host(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
+/// Flow begun by the stack's packet: to a pod whose policies ask for it, or from a port of a host process that also
+/// belongs to a service, over a protocol without flags that identify replies.
+fn from_stack(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     let node = if key.src.is_v4() { FrontendKey::NODE_V4 } else { FrontendKey::NODE_V6 };
     let at = |addr| FrontendKey { addr, port: key.sport, proto: key.proto, scope: FrontendKey::ANY };
     let service = [key.src, node].iter().any(|addr| o.before.frontends.contains_key(&at(*addr)));
@@ -167,7 +167,8 @@ fn of_host(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     let silent = key.proto == Proto::UDP || key.proto == Proto::SCTP;
     let own = world.kind(&key.src) == Some(NetworkKind::LocalNode);
     let answers = o.before.conntrack.borrow().contains_key(&key.reversed());
-    assert!(egress && service && silent && own && !answers, "{o}no flow begins there: {entry:?}");
+    let judged = network_policy::begins_at_pod(world, o, key);
+    assert!(egress && (service && silent && own || judged) && !answers, "{o}no flow begins there: {entry:?}");
     assert!((entry.dst, entry.dport) == (key.dst, key.dport), "{o}nothing of it is to be translated: {entry:?}");
     port(o, key, entry);
 }
