@@ -25,8 +25,8 @@ use crate::lab::{Invocation, Lab, NetNs, Node};
 const PTP: &str = "/usr/lib/cni/ptp";
 const ROUNDS: usize = 40;
 const QUICK_ROUNDS: usize = 6;
-/// The kubelet's maximum number of pods per node.
-const AT_ONCE: usize = 110;
+/// As many pods as a node with a /24 of addresses can have.
+const AT_ONCE: usize = 250;
 /// Number of rounds with so many pods.
 const CROWDS: usize = 6;
 /// Time in which the kernel destroys the namespaces of a crowd.
@@ -36,7 +36,7 @@ const TAKEN_DOWN: Duration = Duration::from_secs(3);
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     let pairs = ["cni_add", "cni_add_dual", "cni_del", "cni_del_dual"];
     let single = pairs.iter().any(|row| options.wants(row) || options.wants(&format!("{row}@ptp")));
-    let crowd = ["cni_add_110", "cni_add_110@ptp", "cni_add_110_errors"].into_iter().any(|row| options.wants(row));
+    let crowd = ["cni_add_250", "cni_add_250@ptp", "cni_add_250_errors"].into_iter().any(|row| options.wants(row));
     if !single && !crowd {
         return Ok(());
     }
@@ -90,10 +90,10 @@ fn measure_pairs(options: &Options, node: &Node, dual: bool, results: &mut Resul
 /// As many parallel ADDs as a node has pods: the time until the last one has ended, and the number that failed or got
 /// the address of another pod.
 fn measure_crowds(options: &Options, node: &Node, results: &mut Results) -> Result<()> {
-    let plugins = [("cni_add_110", Plugin::podnet(node, false)), ("cni_add_110@ptp", Plugin::ptp(node, false))];
+    let plugins = [("cni_add_250", Plugin::podnet(node, false)), ("cni_add_250@ptp", Plugin::ptp(node, false))];
     let rounds = if options.quick { 1 } else { CROWDS };
     let (mut times, mut errors) = ([Vec::new(), Vec::new()], Vec::new());
-    let bar = rounds::progress("cni 110 at once", 2 * rounds as u64);
+    let bar = rounds::progress("cni 250 at once", 2 * rounds as u64);
     for _ in 0..rounds {
         for (i, (_, plugin)) in plugins.iter().enumerate() {
             let crowd = plugin.crowd(node)?;
@@ -109,7 +109,7 @@ fn measure_crowds(options: &Options, node: &Node, results: &mut Results) -> Resu
     let [(name, _), (peer, _)] = plugins;
     results.push(Series { name: name.into(), unit: "ms", values: ours, baselines: vec![peer.into()] });
     results.push(Series { name: peer.into(), unit: "ms", values: theirs, baselines: Vec::new() });
-    results.push(Series { name: "cni_add_110_errors".into(), unit: "pods", values: errors, baselines: Vec::new() });
+    results.push(Series { name: "cni_add_250_errors".into(), unit: "pods", values: errors, baselines: Vec::new() });
     Ok(())
 }
 

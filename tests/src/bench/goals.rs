@@ -100,6 +100,17 @@ fn goals() -> Vec<Goal> {
         let row = |way: &str| format!("{metric}/cross_node/{way}@vxlan");
         goals.push(Goal::ratio(row("clusterip"), row("direct"), Bound::AtLeast(over_direct)));
     }
+    for (metric, kind, least) in [
+        ("tcp_stream", "others-policed", 0.98),
+        ("tcp_rr", "others-policed", 0.98),
+        ("tcp_crr", "others-policed", 0.98),
+        ("tcp_crr", "policed", 0.95),
+    ] {
+        for way in ["same_node/direct", "same_node/clusterip", "cross_node/direct", "cross_node/clusterip"] {
+            let row = format!("{metric}/{way}");
+            goals.push(Goal::ratio(format!("{row}@{kind}"), row, Bound::AtLeast(least)));
+        }
+    }
     let outside = |metric: &str, what: &str| format!("{metric}/outside/{what}");
     let stream = |what: &str| outside("tcp_stream", what);
     goals.push(Goal::ratio(stream("nodeport_snat"), stream("far@routed"), Bound::AtLeast(0.9)));
@@ -130,13 +141,14 @@ fn goals() -> Vec<Goal> {
         goals.push(Goal::ratio(row, format!("{row}@ptp"), Bound::AtMost(1.0 / 3.0)));
     }
     for row in ["cni_add", "cni_add_dual"] {
-        goals.push(Goal::value(row, Bound::AtMost(10.0)));
+        goals.push(Goal::value(row, Bound::AtMost(5.0)));
     }
-    goals.push(Goal::value("cni_add_110_errors", Bound::AtMost(0.0)));
+    goals.push(Goal::value("cni_add_250_errors", Bound::AtMost(0.0)));
     goals.push(Goal::value("control/endpoint_change_ms", Bound::AtMost(5.0)));
     goals.push(Goal::value("control/load_10000_services_s", Bound::AtMost(3.0)));
-    goals.push(Goal::value("control/tables_10000_services_s", Bound::AtMost(2.0)));
-    goals.push(Goal::value("control/endpoint_change_cpu_ms", Bound::AtMost(2.0)));
+    goals.push(Goal::value("control/tables_10000_services_s", Bound::AtMost(0.2)));
+    goals.push(Goal::value("control/tables_50000_services_s", Bound::AtMost(0.6)));
+    goals.push(Goal::value("control/endpoint_change_cpu_ms", Bound::AtMost(0.05)));
     for (row, most) in [
         ("change_p99_ms", 50.0),
         ("peer_p99_ms", 10.0),
@@ -148,8 +160,8 @@ fn goals() -> Vec<Goal> {
         goals.push(Goal::value(&format!("control/policy_{row}"), Bound::AtMost(most)));
     }
     goals.push(Goal::value("control/rss_mib", Bound::AtMost(150.0)));
-    goals.push(Goal::value("scale/restart_s", Bound::AtMost(2.0)));
-    goals.push(Goal::value("scale/change_ms/p99", Bound::AtMost(20.0)));
+    goals.push(Goal::value("scale/restart_s", Bound::AtMost(1.0)));
+    goals.push(Goal::value("scale/change_ms/p99", Bound::AtMost(3.0)));
     for row in ["rss", "rss_peak", "rss_peak_paged"] {
         goals.push(Goal::value(&format!("scale/{row}_mib"), Bound::AtMost(200.0)));
     }
