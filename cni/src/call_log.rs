@@ -3,8 +3,8 @@
 //!
 //! A plugin process lives for milliseconds and must work without a daemon, so it cannot be scraped. It appends a line
 //! in one write and never blocks; the kernel serialises appends, so lines do not interleave. Without a daemon to
-//! consume it the file grows up to [`LIMIT`] and no further. Truncated and unknown lines are skipped. A failure here
-//! must not fail a pod, so it is no error.
+//! consume it the file grows up to [`LIMIT`] and no further. Truncated and unknown lines are skipped. Failures here
+//! are ignored, since they must not keep a pod from starting.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};

@@ -40,7 +40,7 @@ pub(crate) fn await_policies(pins: &PinDir, record: &Record) -> Result<bool, Dat
     }
 }
 
-/// How long ADD waits for the pod's network policies. The pod then starts closed: the daemon may be down.
+/// How long ADD waits for the pod's network policies before it lets the pod start closed: the daemon may be down.
 const POLICY_WAIT: Duration = Duration::from_secs(2);
 
 /// The value in `endpoints` for a record's addresses.

@@ -142,7 +142,7 @@ fn io_advice(error: &io::Error) -> &'static str {
 fn kernel_advice(errno: i32) -> &'static str {
     match errno {
         libc::EPERM | libc::EACCES => {
-            "the plugin needs root with CAP_NET_ADMIN and CAP_SYS_ADMIN: check how the container runtime is confined"
+            "the plugin needs root with CAP_NET_ADMIN and CAP_SYS_ADMIN: check the runtime's AppArmor or SELinux policy"
         }
         libc::ENOMEM | libc::ENOBUFS | libc::ENOSPC => {
             "the kernel is out of memory or at a limit: free memory, then retry"

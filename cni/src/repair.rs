@@ -316,7 +316,7 @@ impl<'a> Repair<'a> {
         }
         mended.left.extend(done.left.into_iter().map(|(part, error)| match error {
             Some(error) => format!("{part}: {}", CniError::from(error).msg),
-            None => format!("{part}: a conflicting setting is in its place"),
+            None => format!("{part}: it is still missing, although the kernel reported no error"),
         }));
         if !mended.parts.is_empty() {
             report.mended.push(mended);

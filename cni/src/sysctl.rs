@@ -21,12 +21,12 @@ pub(crate) fn get(key: &[&str]) -> io::Result<Option<String>> {
     }
 }
 
-/// Writes a sysctl unless it has the value already: in a container /proc/sys may be read-only, but right.
+/// Writes a sysctl, unless it already has the value: in a container /proc/sys may be read-only with the right values.
 pub(crate) fn ensure(key: &[&str], value: &str) -> io::Result<()> {
     replace(key, &get(key)?.unwrap_or_default(), value)
 }
 
-/// As [`ensure`], if the kernel has the sysctl: without a family it has none of the family's.
+/// As [`ensure`], but no error if the sysctl does not exist, such as one of IPv6 in a kernel without it.
 pub(crate) fn ensure_if_there(key: &[&str], value: &str) -> io::Result<()> {
     get(key)?.map_or(Ok(()), |there| replace(key, &there, value))
 }

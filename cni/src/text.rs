@@ -53,8 +53,7 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// An error with its causes, as far as its own text omits them: so the errno is always included, whatever a library
-/// omits.
+/// An error, followed by those of its causes that its own text omits, so that the errno is always included.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

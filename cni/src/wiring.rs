@@ -117,19 +117,21 @@ pub fn settle(host: &mut Netlink, record: &Record) -> Result<(), WiringError> {
 /// Enables forwarding of the pod's packets, by the node and by the host end. With the eBPF datapath the daemon does
 /// this.
 pub fn forward(record: &Record) -> Result<(), WiringError> {
-    let of = |of: &str| {
-        let of = of.to_owned();
+    let of = |path: &str| {
+        let of = format!("/proc/sys/net/{path}");
         move |source| WiringError::Sysctl { of, source }
     };
     for (ipv6, family) in [(false, "ipv4"), (true, "ipv6")] {
         if record.ips.iter().any(|ip| ip.is_ipv6() == ipv6) {
-            sysctl::forward(ipv6).map_err(of(family))?;
+            let path = if ipv6 { "ipv6/conf/all/forwarding" } else { "ipv4/ip_forward" };
+            sysctl::forward(ipv6).map_err(of(path))?;
             // A new interface inherits from `default`.
             sysctl::ensure(&[family, "conf", &record.host_ifname, "forwarding"], "1")
-                .map_err(of(&record.host_ifname))?;
+                .map_err(of(&format!("{family}/conf/{}/forwarding", record.host_ifname)))?;
         }
     }
-    sysctl::loose_rp_filter(&record.host_ifname).map_err(of(&record.host_ifname))
+    let path = format!("ipv4/conf/{}/rp_filter", record.host_ifname);
+    sysctl::loose_rp_filter(&record.host_ifname).map_err(of(&path))
 }
 
 /// IPv6 sysctls of an end, to be set before it comes up. Containers often start with IPv6 disabled.
@@ -155,8 +157,9 @@ fn heed_nothing(host_ifname: &str) -> Result<(), WiringError> {
         ("ipv4", "accept_source_route"),
     ];
     KEYS.into_iter().try_for_each(|(family, key)| {
+        let of = format!("/proc/sys/net/{family}/conf/{host_ifname}/{key}");
         sysctl::ensure_if_there(&[family, "conf", host_ifname, key], "0")
-            .map_err(|source| WiringError::Sysctl { of: host_ifname.to_owned(), source })
+            .map_err(|source| WiringError::Sysctl { of, source })
     })
 }
 
@@ -166,7 +169,7 @@ fn enable_ipv6(ifname: &str) -> Result<(), WiringError> {
 
 fn set_ipv6(ifname: &str, key: &str) -> Result<(), WiringError> {
     sysctl::ensure(&["ipv6", "conf", ifname, key], "0")
-        .map_err(|source| WiringError::Sysctl { of: ifname.to_owned(), source })
+        .map_err(|source| WiringError::Sysctl { of: format!("/proc/sys/net/ipv6/conf/{ifname}/{key}"), source })
 }
 
 /// Compares the host end with its record.

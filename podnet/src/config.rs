@@ -98,8 +98,8 @@ pub struct Config {
     /// The Kubernetes API: the source of objects otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
-    /// Ranges of services' addresses, one for each family at most, in addition to those of ServiceCIDR objects. None:
-    /// [`Self::service_cidrs`].
+    /// Ranges of services' addresses, one for each family at most, in addition to those of ServiceCIDR objects.
+    /// `None`: the defaults in [`Self::service_cidrs`].
     #[serde(rename = "serviceCIDRs", default, skip_serializing_if = "Option::is_none")]
     pub service_cidrs: Option<Vec<IpNetwork>>,
     /// Source address that backends see, unless the service specifies it.
@@ -132,7 +132,7 @@ pub struct Config {
     /// Address for `/metrics`.
     #[serde(default = "default_metrics_bind_address")]
     pub metrics_bind_address: BindAddress,
-    /// The form of log lines, unless the command line says it.
+    /// The form of log lines, unless the command line sets it.
     #[serde(default)]
     pub log_format: LogFormat,
     /// Mode of the uplinks' XDP program.
@@ -165,13 +165,13 @@ pub struct Config {
     /// Directory for state that must survive a reboot.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// Directory for state that must not.
+    /// Directory for state that must not survive a reboot.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
     /// Directory of the host's sysctls: `/proc/sys`, or a writable mount of it in a container.
     #[serde(default = "default_sysctls")]
     pub sysctls: PathBuf,
-    /// Where to install the plugin, as soon as pods can start; none: nowhere.
+    /// Where to install the plugin, as soon as pods can start; `None`: it isn't installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub install: Option<Install>,
 }

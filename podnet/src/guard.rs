@@ -92,7 +92,7 @@ impl fmt::Display for Why {
             Self::Virtual => f.write_str("it is an address of a service"),
             Self::Needed(what) => write!(f, "the node needs this port for {what}"),
             Self::NotHere => f.write_str("its hostIP is not an address of this node"),
-            Self::Tunnel => f.write_str("it is the nodes' UDP port for the tunnel, and not a pod's"),
+            Self::Tunnel => f.write_str("it is the tunnel's UDP port, at an address outside the pod CIDRs"),
             Self::NoExternalIps => f.write_str("the daemon's configuration has `externalIPs: false`"),
         }
     }

@@ -25,9 +25,9 @@ pub const LIST: &str = "05-podnet.conflist";
 /// Extensions of files that runtimes read.
 const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
-/// A failed step of the installation.
+/// A failed step of the installation or removal.
 #[derive(Debug, Error)]
-#[error("cannot install the plugin: {what} {path}: {source}", path = path.display())]
+#[error("CNI plugin: cannot {what} {path}: {source}", path = path.display())]
 pub struct InstallError {
     what: &'static str,
     path: PathBuf,
@@ -41,15 +41,15 @@ pub struct InstallError {
 /// [`InstallError`]; the list isn't installed without the program.
 pub fn install(config: &Config, install: &Install) -> Result<Option<PathBuf>, InstallError> {
     let source = std::env::current_exe().map(|daemon| daemon.with_file_name(PROGRAM));
-    let source = source.map_err(failed("finding", Path::new(PROGRAM)))?;
-    let program = files::read(&source, PROGRAM_MAX).map_err(failed("reading", &source))?;
+    let source = source.map_err(failed("find", Path::new(PROGRAM)))?;
+    let program = files::read(&source, PROGRAM_MAX).map_err(failed("read", &source))?;
     place(&install.bin_dir.join(PROGRAM), &program, 0o755)?;
     let list = install.conf_dir.join(LIST);
     if place(&list, list_text(config).as_bytes(), 0o644)? {
         let again = || files::open(&list, OpenOptions::new().write(true))?.write_all(list_text(config).as_bytes());
-        again().map_err(failed("writing", &list))?;
+        again().map_err(failed("write", &list))?;
     }
-    let first = lists(&install.conf_dir).map_err(failed("listing", &install.conf_dir))?.into_iter().min();
+    let first = lists(&install.conf_dir).map_err(failed("list", &install.conf_dir))?.into_iter().min();
     Ok(first.filter(|first| *first != list))
 }
 
@@ -70,7 +70,7 @@ pub fn remove(install: &Install) -> Result<Vec<PathBuf>, InstallError> {
         match fs::remove_file(&path) {
             Ok(()) => removed.push(path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed("removing", &path)(error)),
+            Err(error) => return Err(failed("remove", &path)(error)),
         }
     }
     Ok(removed)
@@ -111,7 +111,7 @@ fn place(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError> {
         file.persist(path).map_err(|error| error.error)?;
         Ok(())
     })();
-    written.map_err(failed("writing", path))?;
+    written.map_err(failed("write", path))?;
     info!(path = %path.display(), "installed");
     Ok(true)
 }
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o755);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing else is left");
         let error = place(Path::new("/proc/nothing/x"), b"", 0o644).unwrap_err().to_string();
-        assert!(error.starts_with("cannot install the plugin: writing /proc/nothing/x: "), "{error}");
+        assert!(error.starts_with("CNI plugin: cannot write /proc/nothing/x: "), "{error}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl<T> Default for Prefixes<T> {
 }
 
 impl<T> Prefixes<T> {
-    /// Inserts a value, unless there is one of the same range that it isn't `better` than.
+    /// Inserts a value. It replaces one of the same range only if it is `better`.
     pub(crate) fn insert(&mut self, range: IpNetwork, value: T, better: impl FnOnce(&T, &T) -> bool) {
         let Some(range) = shortened(range.network(), range.prefix()) else { return };
         self.lengths.insert((Reverse(range.prefix()), range.is_ipv4()));

@@ -14,8 +14,8 @@ pub struct Room {
     pub backends: u32,
     /// In `source_ranges`.
     pub source_ranges: u32,
-    /// Also in `slots`, for Maglev tables, by which nodes choose alike. These may take three quarters; a frontend
-    /// without one has a plain list.
+    /// Also in `slots`, for Maglev tables, by which all nodes choose the same backend. They may take three quarters of
+    /// `slots`; a frontend without one has a plain list.
     pub spread: u32,
 }
 
@@ -25,7 +25,7 @@ pub const TABLES: [&str; 5] = ["frontends", "slots", "backends", "source_ranges"
 /// Index of `backends` in [`TABLES`].
 pub const BACKENDS: usize = 2;
 
-/// Entries that a Service may always take.
+/// Entries of each table that a Service may take in any case, if the table is that large.
 const LEAST: u32 = 256;
 
 impl Room {

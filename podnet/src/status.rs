@@ -35,7 +35,7 @@ pub enum StatusError {
         source: io::Error,
     },
     /// The file has the format of another version.
-    #[error("cannot parse {} ({source}): does this podnet have the daemon's version?", path.display())]
+    #[error("cannot parse {} ({source}): use a podnet binary of the daemon's version", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,

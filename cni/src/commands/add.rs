@@ -226,7 +226,11 @@ fn connect(
     if let Some(pins) = node.pins().filter(|_| node.polices(record.pod.as_ref()))
         && !entries::await_policies(&pins, &record)?
     {
-        tracing::warn!(attachment = %record.id, "the pod starts closed: the daemon has not applied its network policies");
+        tracing::warn!(
+            attachment = %record.id,
+            "the pod starts closed, so that only this node reaches it: the daemon has not applied its network \
+             policies; check `podnet status`"
+        );
     }
     Ok(record)
 }

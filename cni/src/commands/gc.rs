@@ -26,7 +26,7 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
         [] => Ok(()),
         errors => {
             let texts: Vec<&str> = errors.iter().map(|e| e.msg.as_str()).collect();
-            Err(CniError::new(Code::Incomplete, format!("GC failed with {} errors", errors.len()))
+            Err(CniError::new(Code::Incomplete, format!("GC was incomplete; errors: {}", errors.len()))
                 .details(texts.join("; ")))
         }
     }

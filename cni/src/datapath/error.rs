@@ -44,7 +44,7 @@ pub enum DatapathError {
     #[error("cannot read the cookie of the pod's network namespace (requires Linux 5.14 or later): {0}")]
     Cookie(#[source] io::Error),
     /// An operation on a table failed.
-    #[error("cannot {what} in the table {table}: {source}")]
+    #[error("cannot {what} (table {table}): {source}")]
     Table {
         /// The operation.
         what: String,

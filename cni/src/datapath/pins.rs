@@ -40,7 +40,7 @@ impl PinDir {
         self.frozen().join(hook.name())
     }
 
-    /// The directories of all other tables: of first versions, and of later ones.
+    /// The directories of all other tables: that of first versions, then that of later ones.
     pub fn tables(&self) -> [PathBuf; 2] {
         [self.root.join(FIRST_TABLES), self.root.join(LATER_TABLES)]
     }

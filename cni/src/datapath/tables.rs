@@ -41,7 +41,7 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
 
     /// Writes an entry, replacing an existing one.
     fn insert(&mut self, key: K, value: V, shown: impl Display) -> Result<(), DatapathError> {
-        self.map.insert(Plain(key), Plain(value), 0).map_err(self.failed("write", shown))
+        self.map.insert(Plain(key), Plain(value), 0).map_err(self.failed("write the entry", shown))
     }
 
     /// Writes an entry unless there is one.
@@ -50,7 +50,7 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
         const NOEXIST: u64 = 1;
         match self.map.insert(Plain(key), Plain(value), NOEXIST) {
             Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-            result => result.map_err(self.failed("write", shown)),
+            result => result.map_err(self.failed("write the entry", shown)),
         }
     }
 
@@ -59,7 +59,7 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
         match self.map.remove(&Plain(key)) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(source) => Err(self.failed("remove", shown)(source)),
+            Err(source) => Err(self.failed("remove the entry", shown)(source)),
         }
     }
 
@@ -68,14 +68,14 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
         match self.map.get(&Plain(key), 0) {
             Ok(value) => Ok(Some(value.0)),
             Err(MapError::KeyNotFound) => Ok(None),
-            Err(source) => Err(self.failed("read", shown)(source)),
+            Err(source) => Err(self.failed("read the entry", shown)(source)),
         }
     }
 
     /// All entries.
     fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
         let entries = self.map.iter().map(|entry| entry.map(|(key, value)| (key.0, value.0)));
-        entries.collect::<Result<_, _>>().map_err(self.failed("list", "entries"))
+        entries.collect::<Result<_, _>>().map_err(self.failed("list", "the entries"))
     }
 }
 

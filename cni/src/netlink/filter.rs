@@ -63,7 +63,7 @@ impl Op {
 
     /// Deletes podnet's filter. Neither it nor the qdisc need exist.
     pub fn delete_filter(index: IfIndex, direction: Direction) -> Self {
-        let what = format!("delete a filter of link {}", index.0);
+        let what = format!("delete podnet's filter of link {}", index.0);
         let message = RouteNetlinkMessage::DelTrafficFilter(filter(index, direction));
         // Without a clsact qdisc, the parent is invalid.
         Self { tolerated: &[libc::ENOENT, libc::EINVAL], ..Self::new(what, message, 0) }

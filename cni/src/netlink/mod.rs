@@ -185,7 +185,8 @@ impl Netlink {
                     NetlinkPayload::InnerMessage(m) => answers.extend(Answer::of(m)),
                     NetlinkPayload::Error(e) => {
                         let source = io::Error::from_raw_os_error(e.raw_code().saturating_neg());
-                        return Err(NetlinkError::Refused { what: "list objects".into(), hint: String::new(), source });
+                        let what = "dump links, addresses, routes, qdiscs or filters".into();
+                        return Err(NetlinkError::Refused { what, hint: String::new(), source });
                     }
                     NetlinkPayload::Done(_) => return Ok(answers),
                     _ => {}

@@ -71,7 +71,7 @@ impl Op {
         Self::new(format!("find the link {name}"), RouteNetlinkMessage::GetLink(named(name)), 0)
     }
 
-    /// Gets a link by index. Before it answers, the kernel brings the link's carrier state up to date.
+    /// Gets a link by index. The kernel updates the link's carrier state before it answers.
     pub fn get_link_index(index: IfIndex) -> Self {
         Self::new(format!("find link {}", index.0), RouteNetlinkMessage::GetLink(indexed(index)), 0)
     }
@@ -116,7 +116,7 @@ impl Op {
     pub fn no_controller(index: IfIndex) -> Self {
         let mut link = indexed(index);
         link.attributes.push(LinkAttribute::Controller(0));
-        Self::new(format!("detach link {} from its bridge", index.0), RouteNetlinkMessage::SetLink(link), 0)
+        Self::new(format!("detach link {} from its bridge or bond", index.0), RouteNetlinkMessage::SetLink(link), 0)
     }
 
     /// Sets a link's alias.
@@ -215,8 +215,8 @@ impl Op {
             message.header.flags = RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Gateway(gateway.into()));
         }
-        let to = route.destination.map_or("everywhere".to_owned(), |d| d.to_string());
-        let what = format!("add the route to {to} via link {}", route.oif.0);
+        let to = route.destination.map_or("default route".to_owned(), |d| format!("route to {d}"));
+        let what = format!("add the {to} via link {}", route.oif.0);
         Self::new(what, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 

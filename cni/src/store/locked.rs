@@ -36,7 +36,7 @@ struct Flock(File);
 impl Drop for Flock {
     fn drop(&mut self) {
         if let Err(error) = self.0.unlock() {
-            tracing::warn!("cannot unlock: {error}");
+            tracing::warn!("cannot release the lock on a file in stateDir: {error}");
         }
     }
 }
@@ -209,7 +209,8 @@ impl Locked<'_> {
             let events: Vec<Event> = name.ips.iter().map(|ip| Event::Released(*ip)).collect();
             // A full disk must not keep a pod from being removed; without the event its address is only reused earlier.
             if let Err(error) = self.store.log.append(&events) {
-                tracing::warn!("cannot record released addresses: {error}");
+                let path = self.store.log.path().display();
+                tracing::warn!("cannot write {path}: {error}; the released addresses may be reused early");
             }
         }
         remove_file(&path)

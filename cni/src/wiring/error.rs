@@ -30,10 +30,10 @@ pub enum WiringError {
         /// The new interface.
         ifname: String,
     },
-    /// A sysctl could not be written.
-    #[error("cannot change the network settings of {of}: {source}")]
+    /// A sysctl could not be read or written.
+    #[error("cannot set the sysctl {of}: {source}")]
     Sysctl {
-        /// Interface or family.
+        /// Its path.
         of: String,
         /// The cause.
         source: io::Error,

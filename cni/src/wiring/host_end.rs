@@ -274,7 +274,7 @@ pub(crate) fn mend(
 fn put_back(host: &mut Netlink, index: IfIndex, part: &Part) -> Result<(), NetlinkError> {
     match host.run(&[part.op(index)]) {
         Err(e) if matches!(part, Part::Name(_)) && e.errno() == Some(libc::EBUSY) => {
-            // Comes up again even if the change of name fails.
+            // The link is set up again even if it cannot be renamed.
             host.outcomes(&[Op::down(index), part.op(index), Op::up(index)])?
                 .into_iter()
                 .try_for_each(|done| done.map(drop))

@@ -13,7 +13,7 @@ use crate::socket::{AskError, Client};
 /// Asks the daemon. If there is no answer, prints the reason and returns it.
 ///
 /// # Errors
-/// This process has no permission to ask; it couldn't read the tables either.
+/// [`AskError::NotRoot`]: without root the command couldn't read the tables either.
 pub(super) fn ask<T>(
     run_dir: &Path,
     question: impl FnOnce(&mut Client) -> Result<T, AskError>,
@@ -57,5 +57,5 @@ pub(super) fn follow_drops(run_dir: &Path, format: Format) -> Result<()> {
             return Ok(());
         }
     }
-    bail!("the daemon has ended")
+    bail!("the daemon has closed the connection, probably because it has stopped: check `podnet status`")
 }

@@ -47,7 +47,7 @@ pub(super) fn line(
             let time = time_of_day(*time_ms);
             format!("{time:<12}  {reason:<20}  {hook:<13}  {interface:<15}  {length:>6}  {dropped}{policies}")
         }
-        Line::Lost(count) => format!("{count} dropped packets lost: this reader is too slow"),
+        Line::Lost(count) => format!("{count} dropped packets not shown: this reader is too slow"),
     });
     Ok(text.to_string())
 }
@@ -94,7 +94,7 @@ TIME (UTC)    REASON                HOOK           INTERFACE        LENGTH  PACK
         assert!(hostile.lines().count() == 1 && !hostile.contains('\u{1b}'), "{hostile}");
         assert!(shown(Report::Drop(dropped()), None).contains("  -  "));
         let lost = shown(Report::Lost(7), None);
-        assert_eq!(lost, "7 dropped packets lost: this reader is too slow\n");
+        assert_eq!(lost, "7 dropped packets not shown: this reader is too slow\n");
     }
 
     #[test]

@@ -99,7 +99,7 @@ enum Command {
         #[command(subcommand)]
         verb: ServiceVerb,
     },
-    /// Inspect NetworkPolicies, which the daemon knows.
+    /// Inspect network policies, as the running daemon knows them.
     Policy {
         #[command(subcommand)]
         verb: policy::PolicyVerb,
@@ -353,7 +353,7 @@ impl Options {
         Ok(asked.map_err(|error| format!("{error}; `--offline` reads the objects instead")))
     }
 
-    /// What kind of external address services' addresses are, if that is known.
+    /// The kinds of services' external addresses, if they are known.
     fn kinds(&self, objects: &Objects) -> Result<Option<service::Kinds>> {
         if objects.are_read() {
             return Ok(self.wanted(objects).ok().map(|wanted| wanted.addresses().collect()));
@@ -361,7 +361,7 @@ impl Options {
         Ok(daemon::ask(&self.run_dir, Client::addresses)?.ok().map(|addresses| addresses.into_iter().collect()))
     }
 
-    /// What the objects ask for, by a configuration file or the one that the daemon runs with.
+    /// What the objects ask for. Their source is that of the configuration given, or else of the daemon's.
     fn wanted(&self, objects: &Objects) -> Result<Wanted, WantedError> {
         let config = match (&objects.config, self.report().and_then(|report| report.config)) {
             (Some(file), _) => Config::read(file).map_err(|e| WantedError::Configuration(e.to_string()))?,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-/// Mounts it at a directory unless one is mounted there. Returns whether it was mounted now.
+/// Mounts a BPF file system at a directory, unless there is one already. Returns whether it has mounted one.
 pub(super) fn run(directory: &Path) -> Result<bool> {
     let shown = directory.display();
     fs::create_dir_all(directory).with_context(|| format!("cannot create {shown}"))?;
@@ -17,7 +17,7 @@ pub(super) fn run(directory: &Path) -> Result<bool> {
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), directory, Some("bpf"), flags, Some("mode=0700")).with_context(|| {
-        format!("cannot mount a BPF file system at {shown}: run this as root, and in a container as privileged")
+        format!("cannot mount a BPF file system at {shown}: run this as root; a container must be privileged")
     })?;
     Ok(true)
 }

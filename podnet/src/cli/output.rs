@@ -35,7 +35,7 @@ pub(super) fn print(value: &impl Show, format: Format) -> io::Result<()> {
     write(&text).map(drop)
 }
 
-/// Writes to standard output at once. Says whether it is still read.
+/// Writes to standard output and flushes it. Returns whether the reader is still there.
 pub(super) fn write(text: &str) -> io::Result<bool> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
@@ -63,8 +63,8 @@ const MESSAGE_MAX: usize = 16 << 10;
 /// Width of the labels of [`Text::line`].
 const LABEL: usize = 11;
 
-/// Text output. All of it is built here, since names and messages in it are foreign: each stays in its cell or on its
-/// line, and control characters don't reach the terminal.
+/// Text output. All of it is built here, since names and messages in it are untrusted: each stays in its cell or on
+/// its line, and control characters don't reach the terminal.
 #[derive(Debug, Default)]
 pub(super) struct Text(String);
 

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Error)]
 pub(super) enum WantedError {
     /// No source is configured.
-    #[error("no daemon has published the source of its objects: pass its configuration with --config")]
+    #[error("no daemon has published its configuration on this node: pass the file with --config")]
     NoConfiguration,
     /// The configuration can't be used.
     #[error("invalid configuration: {0}")]

@@ -85,7 +85,7 @@ impl Attachments {
                 over
             }
             Err(error) => {
-                warn!("the watch of the pod records has failed: {error}");
+                warn!("the watch on the pod records has failed and will be reopened: {error}");
                 true
             }
         };

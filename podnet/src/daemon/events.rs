@@ -27,7 +27,7 @@ pub(super) async fn log(mut events: AsyncFd<Events>, followers: broadcast::Sende
         match events.readable().await {
             Ok(mut ready) => ready.clear_ready(),
             Err(error) => {
-                tracing::warn!("dropped packets are no longer logged: {error}");
+                tracing::warn!("dropped packets are no longer logged or sent to followers: {error}; restart podnet");
                 return;
             }
         }

@@ -412,15 +412,18 @@ fn programs_config(
     })
 }
 
-/// Writes `node.json` for the plugin, if it has changed. Until network policies have been read, the pods that an
-/// earlier daemon has named start closed; without one, none can start.
+/// Writes `node.json` for the plugin, if it has changed. Until network policies have been read, the pods listed in
+/// the file of an earlier daemon start closed; without such a file, no pod can start.
 fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Result<()> {
     let (config, control) = (wanted.config, wanted.control);
     let policed = if control.policies_synced() {
         control.policies().policed()
     } else {
         let before = NodeInfo::read(&config.run_dir).map_err(|_| {
-            anyhow!("the network policies of the cluster have not been read yet, so no pod can start; see the source")
+            anyhow!(
+                "the network policies of the cluster have not been read yet, so no pod can start: see the source's \
+                 warnings in `podnet status`"
+            )
         });
         before?.policed
     };

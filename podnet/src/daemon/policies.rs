@@ -34,7 +34,10 @@ impl Daemon {
         let problem = policies.sync(self.datapath.policy_tables()).err().map(|error| error.to_string());
         let changed = policies.writes() != writes;
         if let Some(problem) = problem.as_ref().filter(|problem| self.policies.problem.as_ref() != Some(problem)) {
-            warn!("{problem}; pods keep their former network policies, and those that had none are closed");
+            warn!(
+                "{problem}; retrying: pods keep their former network policies, and newly isolated ones are closed to \
+                 all but this node"
+            );
         }
         self.policies.problem = problem;
         let (active, isolated) = (!policies.policies().is_empty(), policies.subjects().next().is_some());

@@ -76,7 +76,7 @@ impl Clocks {
 impl Daemon {
     /// Runs until it is dropped, or until an error stops the daemon.
     pub(super) async fn serve(&mut self) -> Result<()> {
-        let events = watch(self.datapath.events()?).context("cannot watch the event ring")?;
+        let events = watch(self.datapath.events()?).context("cannot wait for reports of dropped packets")?;
         let drops = tokio::spawn(events::log(events, self.socket.drops()));
         let log = watch(self.datapath.program_log()?).context("cannot watch the programs' log")?;
         let log = tokio::spawn(events::relay(log));

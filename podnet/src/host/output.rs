@@ -24,7 +24,7 @@ pub struct OutputRoute {
 }
 
 impl Host {
-    /// Route to a destination, for a process that has bound `src` or nothing. `None`: there is no route.
+    /// Route to a destination, for a socket that is bound to the address `src`, if given. `None`: there is no route.
     ///
     /// # Errors
     /// [`HostError::Read`] if the kernel can't be queried.

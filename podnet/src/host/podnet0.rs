@@ -191,8 +191,8 @@ impl fmt::Display for Step {
                 write!(f, "add the permanent neighbour {addr} lladdr {mac} on {NEAR}")
             }
             Self::Route(step) => step.fmt(f),
-            Self::Rule { v4 } => write!(f, "add the {} rule to table {}", family(*v4), Table::SERVICES),
-            Self::NoRule { v4 } => write!(f, "remove the {} rule to table {}", family(*v4), Table::SERVICES),
+            Self::Rule { v4 } => write!(f, "add the {} routing rule for table {}", family(*v4), Table::SERVICES),
+            Self::NoRule { v4 } => write!(f, "remove the {} routing rule for table {}", family(*v4), Table::SERVICES),
         }
     }
 }
@@ -403,7 +403,7 @@ mod tests {
         snapshot.addresses.push(Address { ifindex: IfIndex(3), addr: "172.31.0.9".parse().unwrap(), tentative: false });
         let (near, far) = (snapshot.link(NEAR).unwrap(), snapshot.link(FAR).unwrap());
         assert!(plan(&snapshot, near, far, &wanted).0.iter().all(Step::is_way), "a refusal leaves the pair as it is");
-        let rule = "add the IPv4 rule to table 112";
+        let rule = "add the IPv4 routing rule for table 112";
         assert_eq!(steps(&snapshot, &wanted), [rule, "add the route to 198.51.100.7/32 via 169.254.1.2"]);
         let [route] = wanted.service_routes(IfIndex(7), &snapshot)[..] else { panic!() };
         assert_eq!(route.source, Some("172.31.0.9".parse().unwrap()), "the source of the way that the main table has");
@@ -414,7 +414,7 @@ mod tests {
         snapshot.service_routes.push(there);
         assert_eq!(steps(&snapshot, &wanted), Vec::<String>::new());
         wanted.external.clear();
-        let gone = "remove the IPv4 rule to table 112";
+        let gone = "remove the IPv4 routing rule for table 112";
         assert_eq!(steps(&snapshot, &wanted), [gone, "remove the route to 198.51.100.7/32 via 169.254.1.2"]);
     }
 

@@ -108,8 +108,8 @@ impl PortUse {
             && !self.reserved.iter().any(|range| range.contains(&port))
     }
 
-    /// Whether no reservation is needed. Ports in use don't count, so that starting or ending a process never changes
-    /// this.
+    /// Whether no reservation is needed. Ports count even if they are in use, so that starting or ending a process
+    /// never changes the result.
     fn are_enough(&self) -> bool {
         (FIRST..=u16::MAX).filter(|port| self.is_spare(*port)).count() >= ENOUGH
     }

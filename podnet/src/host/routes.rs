@@ -294,7 +294,7 @@ fn next_hop(
 ) -> Result<(IpAddr, Way), String> {
     let via = node.addresses.iter().copied().find(|a| a.is_ipv4() == cidr.is_ipv4()).ok_or_else(|| {
         let family = family(cidr.is_ipv4());
-        format!("the node has no {family} address: add one as InternalIP to its Node object, or drop the CIDR")
+        format!("the node has no {family} address: add one as InternalIP to its Node object, or remove its CIDR {cidr}")
     })?;
     Ok((via, way(lookup, network, node, via)?))
 }
@@ -310,7 +310,7 @@ fn way(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode, addr: 
     }
     if !network.addresses.iter().any(|own| own.is_ipv4() == addr.is_ipv4()) {
         let family = family(addr.is_ipv4());
-        return Err(format!("this node's Node object has no {family} InternalIP for the return path"));
+        return Err(format!("this node's Node object has no {family} InternalIP for the return path: add one"));
     }
     underlay(lookup, network, node).map(|_| Way::Tunnel)
 }
@@ -326,7 +326,7 @@ fn on_link(lookup: &Lookup<'_>, addr: IpAddr) -> Result<IfIndex, String> {
                  put the nodes on one link"
             )),
         },
-        _ => Err(format!("there are several paths to its address {addr}: a route on one link is needed")),
+        _ => Err(format!("the route to its address {addr} has several next hops: make it a route over one link")),
     }
 }
 

@@ -67,7 +67,7 @@ impl fmt::Display for Deviation {
         let name = path.replace('/', ".");
         match actual {
             Some(value) => write!(f, "{name} is {value} instead of {wanted}: {why}"),
-            None => write!(f, "{name} does not exist, {wanted} is needed: {why}"),
+            None => write!(f, "{name} does not exist, but must be {wanted}: {why}"),
         }
     }
 }

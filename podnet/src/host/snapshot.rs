@@ -71,7 +71,7 @@ pub struct Link {
     pub mtu6: Option<u32>,
     /// Its kind.
     pub kind: LinkKind,
-    /// Framing of its frames.
+    /// How its frames begin.
     pub framing: Framing,
     /// Whether it has been set up (administratively).
     pub up: bool,

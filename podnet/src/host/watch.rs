@@ -211,7 +211,7 @@ impl Watcher {
                 self.known.macs.clear();
                 self.note(Change::ALL);
             }
-            Err(error) => tracing::warn!(%error, "cannot watch the host's network for changes"),
+            Err(error) => tracing::warn!(%error, "cannot watch the host's network for changes, retrying"),
         }
     }
 }

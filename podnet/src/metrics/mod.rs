@@ -91,7 +91,7 @@ pub struct Writes {
     pub done: usize,
     /// Attempts that failed.
     pub failed: usize,
-    /// What differs from the desired state because a write failed.
+    /// Number of frontends and tables that differ from the desired state because a write failed.
     pub pending: usize,
 }
 

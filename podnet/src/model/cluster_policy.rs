@@ -23,7 +23,7 @@ pub struct ClusterNetworkPolicy {
     pub ingress: Vec<ClusterRule>,
     /// About connections from these pods. The first that matches decides.
     pub egress: Vec<ClusterRule>,
-    /// Rules and other elements that have no effect or another than they say, as podnet can't understand them.
+    /// Rules and other elements that podnet can't understand, and that therefore have no effect, or not the stated one.
     pub left_out: LeftOut,
 }
 

@@ -50,7 +50,7 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $plural,)* }
             }
 
-            /// Whether an API server may not serve the kind: ServiceCIDR since Kubernetes 1.33 only,
+            /// Whether an API server may lack the kind: ServiceCIDR is served since Kubernetes 1.33 only,
             /// ClusterNetworkPolicy where its definition is installed.
             pub const fn may_be_missing(self) -> bool {
                 matches!(self, Self::ServiceCidr | Self::ClusterNetworkPolicy)

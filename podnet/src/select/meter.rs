@@ -24,7 +24,7 @@ pub(super) struct Counted {
     local: bool,
     here: bool,
     ranges: bool,
-    /// Whether the Maglev table had room, once it has been asked for.
+    /// Whether there was room for the Maglev table; `None` before one is needed.
     spread: Option<bool>,
 }
 

@@ -33,14 +33,18 @@ pub struct Beyond {
 impl fmt::Display for Beyond {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { bound: Bound { table, most, scarce }, first, count } = self;
-        let others = count.saturating_sub(1);
+        let frontends = match count.saturating_sub(1) {
+            0 => format!("{first} is"),
+            1 => format!("{first} and 1 more frontend are"),
+            others => format!("{first} and {others} more frontends are"),
+        };
         let why = match scarce {
             false => "the limit for every Service",
             true => "the limit for each Service of its namespace while the table is oversubscribed",
         };
         write!(
             f,
-            "{first} and {others} more frontends are ignored: the Service exceeds its share of the table `{table}` \
+            "{frontends} ignored: the Service exceeds its share of the table `{table}` \
              ({most} entries, {why}); use fewer ports, addresses, endpoints or source ranges"
         )
     }
@@ -51,8 +55,9 @@ impl Selection {
     pub fn shortages(&self) -> (Option<String>, Option<String>) {
         let unspread = (self.unspread > 0).then(|| {
             format!(
-                "{} of its backend lists exceed its share of the table `slots`: for these, nodes choose the same \
-                 backend only until its endpoints change; preserve the source of fewer ports",
+                "{} of its backend lists have no Maglev table, for want of room in its share of the table `slots`: \
+                 nodes choose the same backend only until its endpoints change; preserve the client's address for \
+                 fewer ports",
                 self.unspread
             )
         });

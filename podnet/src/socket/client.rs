@@ -60,16 +60,16 @@ pub enum AskError {
         source: io::Error,
     },
     /// The answer can't be decoded: the daemon is probably of another version.
-    #[error("cannot parse the daemon's answer ({source}): run the podnet of the daemon's version")]
+    #[error("cannot parse the daemon's answer ({source}): use a podnet binary of the daemon's version")]
     Malformed {
         /// The cause.
         source: JsonError,
     },
     /// The answer is not of the requested kind.
-    #[error("unexpected answer from the daemon: run the podnet of the daemon's version")]
+    #[error("unexpected answer from the daemon: use a podnet binary of the daemon's version")]
     Unexpected,
     /// The daemon has answered with an error.
-    #[error("the daemon at {} refuses: {reason}", path.display())]
+    #[error("the daemon at {} has rejected the request: {reason}", path.display())]
     Refused {
         /// The socket.
         path: PathBuf,
@@ -157,7 +157,7 @@ impl Client {
         }
     }
 
-    /// Returns which policies deny what the entries of `policy_denials` count.
+    /// Returns the policies behind each entry of `policy_denials`, which counts denied packets.
     ///
     /// # Errors
     /// The request fails, is refused, or has an unexpected answer.

@@ -70,7 +70,7 @@ impl Dropped {
         dropped.with_packet(&event.head[..copied])
     }
 
-    /// What to ask for the policies that have denied it; `None` if none has.
+    /// Key for looking up the policies that have denied it; `None` if no policy has.
     pub(super) fn denial(&self) -> Option<Denial> {
         let is = |reason: Reason| self.reason == reason.name();
         let (Some(source), Some(destination), Some(protocol)) = (self.source, self.destination, self.protocol) else {

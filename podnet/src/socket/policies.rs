@@ -41,9 +41,9 @@ pub struct PolicySummary {
     /// For a ClusterNetworkPolicy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<TierView>,
-    /// Whether it isolates pods from what connects to them, or has rules about that.
+    /// Whether it isolates pods for ingress, or has ingress rules.
     pub ingress: bool,
-    /// Whether it isolates pods from what they connect to, or has rules about that.
+    /// Whether it isolates pods for egress, or has egress rules.
     pub egress: bool,
     /// Number of this node's pods that it applies to.
     pub subjects: usize,
@@ -111,7 +111,7 @@ pub struct PolicyDetail {
     pub problems: Vec<String>,
 }
 
-/// A rule about what both of its lists match. Selectors are written as for `kubectl --selector`.
+/// A rule, for connections that both of its lists match. Selectors are written as for `kubectl --selector`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleView {
@@ -208,7 +208,7 @@ pub struct NamedRule {
     pub rule: RuleView,
 }
 
-/// Answer to the question for a pod's policies.
+/// Answer to the request for a pod's policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodAnswer {
@@ -218,7 +218,7 @@ pub struct PodAnswer {
     pub any_policy: bool,
 }
 
-/// What of a rule set denies packets, with those who do, as in the table `policy_denials`.
+/// The part of a rule set that denies packets, as in the table `policy_denials`, and the policies behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DenyingRule {

@@ -37,7 +37,7 @@ pub enum Request {
     },
     /// Frontends that are not in effect yet: [`Answer::Pending`].
     Pending {},
-    /// What a NetworkPolicy says, and whom it concerns: [`Answer::Policy`].
+    /// The rules of a NetworkPolicy, and the pods that it applies to: [`Answer::Policy`].
     Policy {
         /// The policy's namespace.
         namespace: String,
@@ -65,7 +65,7 @@ pub enum Subject {
     Addresses,
     /// The NetworkPolicies of the cluster.
     Policies,
-    /// Which policies deny what the entries of `policy_denials` count.
+    /// The policies behind each entry of `policy_denials`, which counts denied packets.
     Denials,
 }
 

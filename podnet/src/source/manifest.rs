@@ -249,7 +249,9 @@ impl ManifestSource {
         }
         if missing > 0 {
             return Some(format!(
-                "replaced by a directory that lacks {missing} of the files: keeping their objects for a moment"
+                "replaced by a directory that lacks {missing} of the files: keeping their objects until it has not \
+                 changed for {} s",
+                RETURN_DELAY.as_secs()
             ));
         }
         if !self.found && !self.rescan {

@@ -50,7 +50,7 @@ impl DaemonLock {
             let path = path.clone();
             move |source| StatusError::Io { what, path, source }
         };
-        fs::create_dir_all(run_dir).map_err(failed("make the directory of"))?;
+        fs::create_dir_all(run_dir).map_err(failed("create the directory of"))?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o644);
         let mut file = files::open(&path, &options).map_err(failed("open"))?;
@@ -123,7 +123,7 @@ fn lock_pins(path: &Path, make: bool) -> Result<Option<File>, StatusError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed("protect"))?;
         }
-        other => other.map_err(failed("make"))?,
+        other => other.map_err(failed("create"))?,
     }
     let directory = files::open_directory(path).map_err(failed("open"))?;
     match directory.try_lock() {

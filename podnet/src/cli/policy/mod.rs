@@ -88,8 +88,8 @@ fn explained(name: &ObjectName, answer: PodAnswer) -> Result<PodPolicies> {
              not apply to pods that have ended or use their node's network"
         ),
         PodAnswer { any_policy: false, .. } => bail!(
-            "the daemon does not know the pod {name}: the cluster has no network policies, so no pod is isolated; create one \
-             and ask again"
+            "the daemon does not know the pod {name}, since it reads pods only while there are policies: the \
+             cluster has no network policies, so no pod is isolated"
         ),
     }
 }

@@ -6,7 +6,7 @@ use crate::socket::{PeerView, PodPolicies, PodRules, PolicyDetail, PolicySummary
 
 const INGRESS: &str = "ingress";
 const EGRESS: &str = "egress";
-/// What a rule or a policy without elements allows.
+/// Shown for an empty list of rules, peers or ports.
 const NONE: &str = "(none)";
 /// What rules of NetworkPolicies do.
 const ACCEPT: &str = "Accept";

@@ -66,7 +66,8 @@ pub(in crate::cli) fn show(
     let mut differences = explanation.as_ref().map(|e| why::differences(&frontends, e)).unwrap_or_default();
     if !differences.is_empty() {
         let invalid = invalid.iter();
-        differences.extend(invalid.map(|file| format!("{file} is invalid: its last valid version stays in effect")));
+        differences
+            .extend(invalid.map(|file| format!("{file} is invalid: its last valid version, if any, stays in effect")));
     }
     let ObjectName { namespace, name } = name.clone();
     Ok(Some(ServiceDetail { namespace, name, frontends, explanation, not_explained, differences }))

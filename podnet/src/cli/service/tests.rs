@@ -186,7 +186,7 @@ fn one_service_is_shown_with_its_backends_and_their_flows() {
         detail.text(),
         "\
 service    default/web
-unknown    why endpoints are excluded: no daemon has published the source of its objects: pass its configuration with --config
+unknown    why endpoints are excluded: no daemon has published its configuration on this node: pass the file with --config
 
 FRONTEND          PROTOCOL  PORT NAME  KIND       SOURCE    AFFINITY  SOURCE RANGES
 10.96.0.10:80     TCP       http       ClusterIP  snat      -         -
@@ -320,7 +320,7 @@ fn broken_manifest_is_named_where_it_may_be_the_reason() {
     std::fs::write(dir.path().join("broken.yaml"), "apiVersion: [\n").unwrap();
     let detail = shown(&everything(), &web(), wanted(&dir)).unwrap();
     let broken = dir.path().join("broken.yaml");
-    let expected = format!("{} is invalid: its last valid version stays in effect", broken.display());
+    let expected = format!("{} is invalid: its last valid version, if any, stays in effect", broken.display());
     assert_eq!(detail.differences.last(), Some(&expected));
 }
 

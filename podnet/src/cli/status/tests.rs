@@ -189,7 +189,7 @@ fn everything_that_needs_attention_is_a_warning() {
         [
             "/etc/podnet/manifests/web.yaml:7: unknown key (its last valid version stays in effect)",
             "Service x/a:  (no valid version since the daemon's start)",
-            "10.96.0.1:80/6 could not be written in 3 attempts so far: full",
+            "the frontend 10.96.0.1:80/6 could not be written to the tables (attempts: 3), retrying: full",
             "to_uplink is not attached to eth0: no permission",
             "no way to node2: a router",
             "FORWARD drops: accept pods",
@@ -226,7 +226,7 @@ fn missing_hooks_are_reported_once() {
     };
     // One that the daemon has reported, one that it hasn't, and XDP attached or left out.
     let failed = || vec![hook("from_uplink", None), hook("to_uplink", Some("tc"))];
-    let again = "the daemon reattaches it within half a minute; find the program that detaches it";
+    let again = "the daemon attaches what is missing within half a minute; find the program that detaches it";
     let first = "from_uplink is not attached to eth0: no permission".to_owned();
     let egress = format!("to_uplink is not attached to interface {}: {again}", ETH0.0);
     let xdp = format!("uplink_xdp is not attached to interface {}: {again}", ETH0.0);
@@ -239,7 +239,7 @@ fn missing_hooks_are_reported_once() {
         assert_eq!(status.warnings.iter().collect::<Vec<_>>(), expected, "{how}");
     }
     let status = told(false, [failed(), vec![hook("uplink_xdp", Some("xdp native"))]].concat());
-    assert!(status.warnings[2].ends_with("start the daemon to attach it"), "{:?}", status.warnings);
+    assert!(status.warnings[2].ends_with("start the daemon, which attaches what is missing"), "{:?}", status.warnings);
     let text = status.text();
     let line = "eth0 (mtu 1500): from_uplink not attached, to_uplink not attached, uplink_xdp not attached\n";
     assert!(text.contains(line) && text.contains("from_loopback not attached, socket load balancing for"), "{text}");

@@ -41,9 +41,10 @@ pub(super) fn daemon_warnings(daemon: &Daemon, datapath: bool, warnings: &mut Ve
         }
     }
     for pending in &report.tables.pending {
-        let times = pending.failures;
-        warnings
-            .push(format!("{} could not be written in {times} attempts so far: {}", pending.frontend, pending.reason));
+        warnings.push(format!(
+            "the frontend {} could not be written to the tables (attempts: {}), retrying: {}",
+            pending.frontend, pending.failures, pending.reason
+        ));
     }
     for uplink in report.interfaces() {
         for hook in uplink.hooks.iter().filter(|hook| hook.attached.is_none()) {
@@ -114,9 +115,9 @@ pub(super) fn hook_warnings(datapath: &Datapath, daemon: &Daemon, warnings: &mut
 
 fn again(running: bool) -> &'static str {
     if running {
-        "the daemon reattaches it within half a minute; find the program that detaches it"
+        "the daemon attaches what is missing within half a minute; find the program that detaches it"
     } else {
-        "start the daemon to attach it"
+        "start the daemon, which attaches what is missing"
     }
 }
 

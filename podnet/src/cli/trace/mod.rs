@@ -309,7 +309,7 @@ fn service<N: Node>(
     found.sort_by_key(|(key, frontend, _)| {
         (frontend.flags & Frontend::EXTERNAL != 0, key.addr.is_v4() == args.ipv6, key.proto, key.addr)
     });
-    let (key, ..) = found.first().with_context(|| format!("{namespace}/{name} has these ports: {listed}"))?;
+    let (key, ..) = found.first().with_context(|| format!("{namespace}/{name} has no such port, only {listed}"))?;
     let proto = if args.icmp_type.is_some() { None } else { Some(key.proto) };
     Ok(Target { addr: key.addr.into(), port: Some(key.port.get()), proto })
 }

@@ -15,7 +15,7 @@ pub(super) fn rule_set(set: u32) -> String {
     }
 }
 
-/// What of a rule set denies packets, in words.
+/// The part of a rule set that denies packets, in words.
 pub(super) fn denial(denial: &PolicyDenial) -> String {
     let PolicyDenial { set, rule } = denial;
     match *rule {

@@ -17,7 +17,7 @@ impl<N: Node> Tracer<'_, N> {
     pub(super) fn leave_host(&self, frame: &mut [u8], steps: &mut Vec<Step>) -> anyhow::Result<Place> {
         let Some(summary) = Summary::of(frame) else {
             return Ok(Place::End(Outcome::Stopped {
-                explanation: "not traced: not IP, sent by the host alone".to_owned(),
+                explanation: "not traced: the host itself has sent a frame that is not IP".to_owned(),
             }));
         };
         Ok(match (self.output)(summary.dst, Some(summary.src))? {

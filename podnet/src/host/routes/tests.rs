@@ -136,7 +136,7 @@ fn several_paths_are_no_shared_link() {
     let mut snapshot = snapshot();
     snapshot.routes[1].hops.push(Hop { via: None, dev: IfIndex(3) });
     let plan = planned(&snapshot, &[node("b", &["172.30.0.2"], &["10.244.2.0/24"])], &[]);
-    assert!(plan.result.unreachable[0].reason.contains("several paths"));
+    assert!(plan.result.unreachable[0].reason.contains("several next hops"));
 }
 
 const TUNNEL: Tunnel = Tunnel { ifindex: IfIndex(7), mac: Mac([2; 6]), mtu: 1450 };

@@ -90,13 +90,13 @@ fn pods(field: &str, value: &Value) -> Checked<(Selector, Selector)> {
     Ok((part("namespaceSelector")?, part("podSelector")?))
 }
 
-/// A rule; `None` if it matches nothing. `known`: nothing in the policy but outside of the rules is unknown.
+/// A rule; `None` if it matches nothing. `known`: the policy has no unknown fields outside its rules.
 fn rule(field: &str, peers: &str, value: &Value, known: bool, left_out: &mut LeftOut) -> Checked<Option<ClusterRule>> {
     let action = match value.get("action").and_then(Value::as_str) {
         Some("Accept") => Action::Accept,
         Some("Deny") => Action::Deny,
         Some("Pass") => Action::Pass,
-        // Without it not even the opposite is known.
+        // Without a valid action it is unknown whether the rule was meant to accept.
         _ => {
             left_out.add(|| format!("{field}.action: is not one of Accept, Deny, Pass: this rule denies everything"));
             return Ok(Some(denies_all(value)));
@@ -194,7 +194,7 @@ fn protocol(field: &str, value: &Value, all: &mut Vec<PolicyPort>) -> Checked<()
     let at = format!("{field}.{name}");
     if name == NAMED {
         let port = port_name(&at, text(&at, Some(part))?)?;
-        // A name without a protocol: whichever has it.
+        // The name comes without a protocol: ports with this name match, of whatever protocol.
         let named = |(_, protocol)| PolicyPort { protocol, ports: PortMatch::Name(port.clone()) };
         all.extend(PROTOCOLS.map(named));
         return Ok(());

@@ -23,7 +23,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<NetworkPolicy> {
     let wrong: Vec<_> = unknown.filter_map(Result::err).chain(pods.wrong).collect();
     wrong.iter().for_each(|wrong| left_out.add(|| format!("{wrong}: no rule of this policy allows anything")));
     let types = types(spec.policy_types.as_ref(), &mut left_out);
-    // Without a list of types it depends on the fields, and one of them isn't known.
+    // Without policyTypes the other fields decide, and an unknown one of them might be a direction.
     let types = types.or_else(|| (!others.is_empty()).then_some((true, true)));
     let has_egress = spec.egress.as_ref().is_some_and(|rules| rules.as_array().is_none_or(|rules| !rules.is_empty()));
     let (ingress, egress) = types.unwrap_or((true, has_egress));
@@ -100,7 +100,7 @@ fn rule(field: &str, peers: &str, value: &Value) -> Checked<PolicyRule> {
     let each = |field: String, i: usize| format!("{field}[{i}]");
     let peers = all_peers.iter().enumerate().map(|(i, one)| peer(&each(peers.clone(), i), one));
     let ports = all_ports.iter().enumerate().map(|(i, one)| port(&each(ports.clone(), i), one));
-    // An empty list means all, which a list must not become by leaving something out.
+    // An empty list means all, so no element is left out: the list might become empty.
     Ok(PolicyRule {
         peers: (!all_peers.is_empty()).then(|| peers.collect::<Checked<_>>()).transpose()?,
         ports: (!all_ports.is_empty()).then(|| ports.collect::<Checked<_>>()).transpose()?,

@@ -161,7 +161,7 @@ fn policy_requests_are_answered() {
     assert!(policies.iter().map(|policy| policy.name.as_str()).eq(["web1", "web2"]), "all pages");
     assert_eq!(client.policy(&name(1)).unwrap(), None);
     let error = client.policy(&name(2)).unwrap_err().to_string();
-    assert!(error.contains("refuses: not all objects have been read yet"), "{error}");
+    assert!(error.contains("rejected the request: not all objects have been read yet"), "{error}");
     assert_eq!(client.pod_policies(&name(1)).unwrap().pod, None);
 }
 

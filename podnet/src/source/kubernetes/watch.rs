@@ -102,7 +102,7 @@ async fn watch(client: Client, told: &mut Told, tracker: &mut Tracker) {
         let config = watcher::Config::default();
         let config = if streaming { config.streaming_lists() } else { config };
         let mut events = pin!(watcher(api.clone(), config));
-        // When an error counts as over without an event: there are none for unchanged objects.
+        // When the last error counts as resolved even without an event: unchanged objects cause none.
         let mut recovered: Option<Instant> = None;
         // Whether this watcher has completed its list.
         let mut watching = false;
@@ -192,7 +192,7 @@ impl Told {
             return true;
         }
         match &error {
-            Some(reason) => warn!(kind = self.kind.name(), "{reason}"),
+            Some(reason) => warn!(kind = self.kind.name(), "cannot watch objects of this kind, retrying: {reason}"),
             None => info!(kind = self.kind.name(), "the Kubernetes API is reachable again"),
         }
         self.error.clone_from(&error);

@@ -48,8 +48,8 @@ impl Notices {
             _ => return Err(error),
         };
         let problem = format!(
-            "no inotify left on the host ({error}): polling the directory every second instead; raise the sysctl \
-             {setting} and restart podnet"
+            "the host's inotify limit is reached ({error}): polling the directory every second instead; raise the \
+             sysctl {setting} and restart podnet"
         );
         let (reader, writer) = io::pipe()?;
         Ok(Self::Looks(Looks { never: (reader, writer), problem, seen: None, read: None }))
@@ -98,7 +98,7 @@ impl Notices {
         }
     }
 
-    /// Why changes are noticed late, if so.
+    /// Why changes are noticed only after a delay; `None` if they aren't.
     pub(super) fn problem(&self) -> Option<&str> {
         match self {
             Self::Inotify(_) => None,
