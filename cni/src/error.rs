@@ -103,6 +103,12 @@ impl CniError {
         self
     }
 
+    /// The message, followed by the details if there are any.
+    pub fn text(&self) -> String {
+        let Self { msg, details, .. } = self;
+        if details.is_empty() { msg.clone() } else { format!("{msg}; {details}") }
+    }
+
     /// The JSON object of the specification.
     pub fn to_json(&self, version: Version) -> String {
         #[derive(Serialize)]

@@ -158,7 +158,7 @@ fn remove_earlier(store: &Store, netlink: &mut Netlink, draft: &Record) {
         Ok(())
     };
     if let Err(error) = remove() {
-        tracing::warn!("cannot remove leftovers of earlier sandboxes of the pod: {}", error.msg);
+        tracing::warn!("cannot remove leftovers of earlier sandboxes of the pod: {}", error.text());
     }
 }
 
@@ -297,7 +297,7 @@ impl Undo<'_> {
             if let Err(error) = undone {
                 clean = false;
                 let before = if cause.details.is_empty() { String::new() } else { format!("{}; ", cause.details) };
-                cause.details = format!("{before}rolling back failed as well: {}", error.msg);
+                cause.details = format!("{before}rolling back failed as well: {}", error.text());
             }
         }
         cause

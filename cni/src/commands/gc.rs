@@ -25,7 +25,7 @@ pub(super) fn gc(config: &Config) -> Result<(), CniError> {
     match report.errors.as_slice() {
         [] => Ok(()),
         errors => {
-            let texts: Vec<&str> = errors.iter().map(|e| e.msg.as_str()).collect();
+            let texts: Vec<String> = errors.iter().map(CniError::text).collect();
             Err(CniError::new(Code::Incomplete, format!("GC was incomplete; errors: {}", errors.len()))
                 .details(texts.join("; ")))
         }

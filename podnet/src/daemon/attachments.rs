@@ -117,6 +117,7 @@ impl Attachments {
         let before = self.seen.replace(now);
         let same = before.is_some_and(|(id, _)| id == now.0);
         if same && self.watch.is_some() {
+            self.problem = None;
             return false;
         }
         if let Some(Watch { inotify, descriptor }) = self.watch.take() {

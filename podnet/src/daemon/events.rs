@@ -48,9 +48,17 @@ pub(super) async fn log(mut events: AsyncFd<Events>, followers: broadcast::Sende
 
 /// Logs messages of the programs until the task is aborted.
 pub(super) async fn relay(mut log: AsyncFd<ProgramLog>) {
-    while let Ok(mut ready) = log.readable_mut().await {
-        ready.get_inner_mut().flush();
-        ready.clear_ready();
+    loop {
+        match log.readable_mut().await {
+            Ok(mut ready) => {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+            Err(error) => {
+                tracing::warn!("messages of the eBPF programs are no longer logged: {error}; restart podnet");
+                return;
+            }
+        }
     }
 }
 

@@ -119,10 +119,7 @@ impl Links {
         if whole {
             self.begun = true;
             self.alone.clone_from(&report.left_alone);
-            self.alone.extend(report.errors.iter().map(|error| {
-                let details = if error.details.is_empty() { String::new() } else { format!(": {}", error.details) };
-                format!("{}{details}", error.msg)
-            }));
+            self.alone.extend(report.errors.iter().map(|error| error.text()));
         }
     }
 

@@ -136,6 +136,8 @@ pub struct Watcher {
     pending: Change,
     first: Instant,
     last: Instant,
+    /// The last attempt to subscribe again has failed.
+    failing: bool,
 }
 
 /// The stream of messages, and the task that receives them.
@@ -158,7 +160,7 @@ impl Watcher {
         let subscription = subscribe()?;
         let now = Instant::now();
         let pending = Change::default();
-        Ok(Self { debounce, subscription, known: Known::default(), pending, first: now, last: now })
+        Ok(Self { debounce, subscription, known: Known::default(), pending, first: now, last: now, failing: false })
     }
 
     /// Adds existing neighbours, since those older than the subscription have not been announced.
@@ -209,9 +211,14 @@ impl Watcher {
             Ok(subscription) => {
                 self.subscription = subscription;
                 self.known.macs.clear();
+                self.failing = false;
                 self.note(Change::ALL);
             }
-            Err(error) => tracing::warn!(%error, "cannot watch the host's network for changes, retrying"),
+            Err(_) if self.failing => {}
+            Err(error) => {
+                self.failing = true;
+                tracing::warn!(%error, "cannot watch the host's network for changes, retrying every second");
+            }
         }
     }
 }

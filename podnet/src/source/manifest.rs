@@ -292,7 +292,8 @@ impl ManifestSource {
                 })
                 .collect(),
             more: self.broken.len().saturating_sub(REPORTED) + self.duplicates.len().saturating_sub(REPORTED),
-            misnamed: self.misnamed.iter().take(REPORTED).cloned().collect(),
+            misnamed: self.misnamed.len(),
+            first_misnamed: self.misnamed.first().cloned(),
         }
     }
 

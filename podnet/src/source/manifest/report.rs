@@ -25,8 +25,10 @@ pub struct SourceStatus {
     pub duplicates: Vec<Duplicate>,
     /// Number of further ones.
     pub more: usize,
-    /// Files whose names aren't UTF-8, in lossy form.
-    pub misnamed: Vec<String>,
+    /// Number of files whose names aren't UTF-8.
+    pub misnamed: usize,
+    /// Name of the first of them, in lossy form.
+    pub first_misnamed: Option<String>,
 }
 
 /// A file whose current version is invalid.
@@ -75,11 +77,11 @@ impl From<SourceStatus> for Status {
         };
         let more = (status.more > 0)
             .then(|| format!("{}: {} more files or objects like these", status.directory.display(), status.more));
-        let misnamed = status.misnamed.first().map(|first| {
-            let count = status.misnamed.len();
+        let misnamed = status.first_misnamed.map(|first| {
             format!(
-                "{}: {count} files are ignored, as their names are not UTF-8: rename {first}",
-                status.directory.display()
+                "{}: {} files are ignored, as their names are not UTF-8: rename {first}",
+                status.directory.display(),
+                status.misnamed
             )
         });
         Self {
