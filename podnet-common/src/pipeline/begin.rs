@@ -148,8 +148,8 @@ fn to_service<At: HookPoint, T: Tables>(
     if s.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
 }
 
-/// Leaves a flow without translation to the stack if the route doesn't lead to an uplink, as its packets would be without
-/// a flow: replies come from the stack, and a firewall there must see both directions.
+/// Leaves a flow without translation to the stack if the route doesn't lead to an uplink, as its packets would be
+/// without a flow: replies come from the stack, and a firewall there must see both directions.
 #[inline(always)]
 fn leave_to_stack_beside_uplinks<T: Tables>(t: &T, entry: &mut CtEntry) {
     let routed = entry.out == Out::Link as u8 || entry.out == Out::Uplink as u8;

@@ -91,8 +91,8 @@ enum Leaving {
     Judged,
 }
 
-/// Verdict on a packet that leaves the stack and belongs to no flow, or else, if `again`, begins it again. `key` is memory
-/// for a key.
+/// Verdict on a packet that leaves the stack and belongs to no flow, or else, if `again`, begins it again. `key` is
+/// memory for a key.
 #[inline(always)]
 pub(super) fn leaving<At: HookPoint, T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tuple) -> Verdict {
     if !At::TO_POD || !applies::<At, T>(t) {
@@ -108,9 +108,9 @@ pub(super) fn leaving<At: HookPoint, T: Tables>(t: &T, packet: &Headers, again: 
     }
 }
 
-/// A node always reaches its pods. If rules may keep a pod from its node, the flows of the node are tracked, so that the
-/// pod's answers can be told from requests. Packets that a hook has translated and left to the stack belong to a flow
-/// that was judged.
+/// A node always reaches its pods. If rules may keep a pod from its node, the flows of the node are tracked, so that
+/// the pod's answers can be told from requests. Packets that a hook has translated and left to the stack belong to a
+/// flow that was judged.
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
 fn leaving_for_pod<T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tuple) -> Leaving {

@@ -211,8 +211,8 @@ impl Reconciler {
         self.postpone(key, error, false, round.now);
     }
 
-    /// Prepares everything to which a frontend refers and stages its value, unless it is correct already; returns whether
-    /// it was staged. On failure nothing changes for readers, and what was allocated is released.
+    /// Prepares everything to which a frontend refers and stages its value, unless it is correct already; returns
+    /// whether it was staged. On failure nothing changes for readers, and what was allocated is released.
     fn stage(&mut self, key: FrontendKey, entry: &Entry<'_>, round: &mut Round<'_>) -> Result<bool, TableError> {
         if key.scope == FrontendKey::ANY {
             let missing = |scope| self.mirror.get(&scoped(key, scope)).is_none();

@@ -7,7 +7,8 @@
 //! | `…/direct@routed` | plain routed veth pairs, no connection tracking |
 //! | `…/{direct,clusterip}@{iptables,nftables}-{1,10000}` | the same pairs with kube-proxy's rules |
 //! | `…/{direct,clusterip}@socket` | podnet with one service and socket load balancing for pods |
-//! | `…/{direct,clusterip}@policed`, `…@others-policed` | podnet with one service and network policies for the pods, or for others |
+//! | `…/{direct,clusterip}@policed` | podnet with one service and network policies for the pods |
+//! | `…/{direct,clusterip}@others-policed` | the same with network policies for other pods |
 //! | `…/cross_node/{direct,clusterip}@vxlan` | podnet with one service and its tunnel between the nodes |
 //! | `…/cross_node/direct@routed-vxlan` | plain routing through a VXLAN device of the kernel |
 //! | `udp_flows/{100,100000}@…` | so many flows in turn, from pod to pod on one node through the service |
