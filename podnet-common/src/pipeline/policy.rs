@@ -124,12 +124,17 @@ fn leaving_for_pod<T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tu
         return Leaving::Passes;
     }
     let ports = packet.ports();
-    // Nothing has such an address, and the stack would send the replies back here.
-    let of_service = kind == NetworkKind::Services as u32;
     *key = packet.tuple.reversed();
-    if ports && !again && t.flow(key, |_| ()).is_some() {
+    // Whether the key is that of replies.
+    let answers = if ports && !again { t.flow(key, |entry| entry.flags & CtEntry::REPLY != 0) } else { None };
+    // Nothing has the address of a service, and the stack would send the replies back here.
+    let begins = frontend::may_begin_flow(&packet.tuple)
+        && !scope::multicast(src)
+        && kind != NetworkKind::Services as u32
+        && answers.is_none();
+    if answers == Some(true) {
         Leaving::Passes
-    } else if ports && frontend::may_begin_flow(&packet.tuple) && !scope::multicast(src) && !of_service {
+    } else if ports && begins {
         Leaving::Begins
     } else if from_node {
         Leaving::Passes

@@ -248,14 +248,14 @@ impl Lists {
     /// Writes new lists. After a failure, all that are [unwritten](Self::is_unwritten) must be released and
     /// [abandoned](Self::abandon_unwritten).
     pub(super) fn write(&mut self, tables: &mut dyn Tables) -> Result<(), TableError> {
-        let Unwritten { ids, backends, slots, slot_ids, segments } = &mut self.unwritten;
+        let Unwritten { ids, backends, slots, slot_ids, .. } = &self.unwritten;
         if !ids.is_empty() {
             tables.put_backends(ids, backends)?;
         }
         if !slots.is_empty() {
             tables.put_slots(slots, slot_ids)?;
         }
-        (ids.clear(), backends.clear(), slots.clear(), slot_ids.clear(), segments.clear());
+        self.unwritten = Unwritten::default();
         Ok(())
     }
 

@@ -51,7 +51,9 @@ pub fn check_passed(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     let t = &o.before;
     let (Some(ports), None) = (packet.ports(), packet.fragment) else { return };
     let key = packet.tuple(ports);
-    let known = [key, key.reversed()].iter().any(|key| t.conntrack.borrow().contains_key(key));
+    let conntrack = t.conntrack.borrow();
+    let translated = conntrack.get(&key.reversed()).is_some_and(|entry| entry.flags & CtEntry::REPLY != 0);
+    let known = translated || conntrack.contains_key(&key);
     let opens = packet.tcp_flags().is_none_or(|flags| flags & (SYN | ACK) == SYN);
     // Of link-local addresses, the link has only the node's.
     let link_local = matches!(packet.src, IpAddr::V6(src) if src.is_unicast_link_local());
