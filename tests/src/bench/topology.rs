@@ -325,8 +325,13 @@ fn load_policies(lab: &Lab, pods: &[Pod], policed: Policed) -> Result<Vec<Pod>> 
     };
     let spec = json!({"policyTypes": ["Ingress", "Egress"], "ingress": rule("from"), "egress": rule("to")});
     lab.apply("network-policies", &manifest::yaml(&[policed::policy("measured", app, spec)]))?;
-    let list = lab.node(0).podnet_json(&["policy", "list"])?;
-    ensure!(list[0]["subjects"].as_u64().is_some_and(|subjects| subjects > 0), "no policy is in force: {list}");
+    for node in lab.nodes() {
+        eventually("the policy is in force", || {
+            let list = node.podnet_json(&["policy", "list"])?;
+            ensure!(list[0]["subjects"].as_u64().is_some_and(|subjects| subjects > 0), "{list}");
+            Ok(())
+        })?;
+    }
     Ok(others)
 }
 
