@@ -68,7 +68,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     if let Err(verdict) = made {
         return verdict;
     }
-    // Left to the stack. Only policies need the flow, by which the replies are told from requests.
+    // Left to the stack. Only policies need the flow, to recognise the replies.
     if h.begin.purpose == Purpose::Masquerade as u8
         && h.send.entry.flags & CtEntry::REWRITE_SRC == 0
         && !(policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple))

@@ -85,9 +85,9 @@ pub(super) fn concerns<T: Tables>(t: &T, tuple: &Tuple) -> bool {
 enum Leaving {
     /// It passes.
     Passes,
-    /// It begins a flow, which is judged.
+    /// It begins a flow, for which policies are evaluated.
     Begins,
-    /// It begins none and is judged by itself.
+    /// It begins no flow; policies are evaluated for this packet alone.
     Judged,
 }
 
