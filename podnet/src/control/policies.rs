@@ -271,8 +271,9 @@ impl NetworkPolicies {
     /// # Errors
     /// If the table can't be read.
     pub fn count(&mut self, tables: &impl Counts<PolicyDenial>) -> Result<(), TableError> {
-        let Some(denied_by) = self.denied_by.as_ref().filter(|all| !all.is_empty()) else { return Ok(()) };
-        self.denials.add(tables.counts()?, denied_by);
+        if let Some(denied_by) = self.denied_by.as_ref().filter(|all| !all.is_empty()) {
+            self.denials.add(tables.counts()?, denied_by);
+        }
         let policies = &self.policies;
         self.denials.retain(|policy| policies.get(policy).is_some());
         Ok(())

@@ -141,6 +141,14 @@ fn what_a_replaced_set_has_denied_stays_counted() {
     update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None)]);
     room.sync(&mut memory).unwrap();
     assert_eq!(totals(&room), ["x/np2 ingress: 2"]);
+    // Nothing is counted from here on.
+    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), None)]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(totals(&room).len(), 1, "the policy is still there");
+    update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np2"), None)]);
+    room.sync(&mut memory).unwrap();
+    room.count(&memory).unwrap();
+    assert_eq!(totals(&room), [""; 0], "deleted after its last subject");
 }
 
 #[test]
