@@ -221,6 +221,7 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
             self.dirty.append(&mut self.unclaimed);
         }
         self.dirty.extend(self.retries.iter().filter(|(_, retry)| retry.at <= now).map(|(key, _)| *key));
+        self.held.reserve(self.dirty.len().saturating_sub(self.held.len()));
         std::mem::take(&mut self.dirty)
     }
 

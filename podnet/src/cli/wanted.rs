@@ -60,10 +60,9 @@ impl Wanted {
 
     /// The outcome for a service on this node, with tables of this size.
     pub(super) fn explain(&self, name: &ObjectName, tables: Room) -> Explanation {
-        let explained = self.index.service(name).map(|(service, _)| {
-            let slices = self.index.slices(name);
+        let explained = self.index.service(name).map(|(service, slices)| {
             let share = Share::new(tables.of_service()).within(self.shares.get(&name.namespace).copied());
-            select::explain(name, service, slices, &self.settings, &self.guard, share)
+            select::explain(name, service, slices.named(), &self.settings, &self.guard, share)
         });
         Explanation { service: explained, invalid: self.broken.clone() }
     }

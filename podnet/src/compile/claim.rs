@@ -14,7 +14,7 @@ use crate::frontend::{Frontend, FrontendKind, IfNone, ServicePortName, SourceMod
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry<'a> {
     /// The owner; `None` for an [address's entry](FrontendKey::address).
-    pub service: Option<&'a ServicePortName>,
+    pub service: Option<&'a Arc<ServicePortName>>,
     /// Flags of [`layout::Frontend`].
     pub flags: u16,
     /// How long a client keeps its backend, in seconds; 0 for no affinity.

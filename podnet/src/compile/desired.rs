@@ -1,10 +1,11 @@
 //! The desired contents of the tables, for all services together.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashSet};
 use podnet_common::addr::Addr;
 use podnet_common::layout::{Backend, FrontendKey};
 
@@ -31,8 +32,8 @@ pub struct Conflict<'a> {
 pub struct Desired {
     /// By key with scope [`FrontendKey::ANY`]. Lists are never empty; the winner comes first.
     claims: BTreeMap<FrontendKey, Vec<Claim>>,
-    /// Keys claimed by each owner.
-    keys: BTreeMap<Owner, Box<[FrontendKey]>>,
+    /// Keys claimed by each owner, ascending.
+    keys: HashMap<Owner, Box<[FrontendKey]>>,
     /// Keys with several claims.
     contested: BTreeSet<FrontendKey>,
     /// Host ports that another pod has: key, the pod that has it, the pod that doesn't.
@@ -79,17 +80,24 @@ impl Desired {
         })
     }
 
-    /// Replaces the frontends of an owner. Returns the keys whose entries may have changed.
-    pub fn set(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> BTreeSet<FrontendKey> {
+    /// Makes room for the frontends of this number of owners.
+    pub fn reserve(&mut self, owners: usize) {
+        self.keys.reserve(owners.saturating_sub(self.keys.len()));
+    }
+
+    /// Replaces the frontends of an owner. Returns the keys whose entries may have changed, ascending.
+    pub fn set(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> Vec<FrontendKey> {
         let new = self.compile(owner, frontends);
         let old = self.keys.remove(owner).unwrap_or_default();
-        let addresses: BTreeSet<Addr> = old.iter().chain(new.keys()).map(|key| key.addr).collect();
+        let mut addresses: Vec<_> = old.iter().chain(new.iter().map(|(key, _)| key)).map(|key| key.addr).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
         let before: Vec<_> = addresses.iter().map(|addr| self.address_flags(*addr)).collect();
         if !new.is_empty() {
-            self.keys.insert(owner.clone(), new.keys().copied().collect());
+            self.keys.insert(owner.clone(), new.iter().map(|(key, _)| *key).collect());
         }
-        let mut changed = BTreeSet::new();
-        for key in old.iter().filter(|key| !new.contains_key(key)) {
+        let mut changed = Vec::new();
+        for key in old.iter().filter(|key| new.binary_search_by_key(key, |(key, _)| key).is_err()) {
             self.remove(owner, *key, &mut changed);
         }
         for (key, claim) in new {
@@ -97,35 +105,34 @@ impl Desired {
         }
         for (addr, before) in addresses.into_iter().zip(before) {
             if self.address_flags(addr) != before {
-                changed.insert(FrontendKey::address(addr));
+                changed.push(FrontendKey::address(addr));
             }
         }
+        changed.sort_unstable();
+        changed.dedup();
         changed
     }
 
-    /// One claim per key. If an owner has several, the first kind wins, then the first in the list.
-    fn compile(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> BTreeMap<FrontendKey, Claim> {
-        let mut new: BTreeMap<FrontendKey, Claim> = BTreeMap::new();
+    /// One claim per key, by key. If an owner has several, the first kind wins, then the first in the list.
+    fn compile(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> Vec<(FrontendKey, Claim)> {
         let mut sharing = Sharing::default();
+        let mut claims: Vec<_> = frontends.into_iter().map(|frontend| Claim::new(frontend, &mut sharing)).collect();
+        claims.sort_by_key(|(key, claim)| (*key, claim.kind));
         let of_pods = *owner == Owner::HostPorts;
         if of_pods {
             self.refused.clear();
         }
-        for frontend in frontends {
-            let (key, claim) = Claim::new(frontend, &mut sharing);
-            match new.get_mut(&key) {
-                None => {
-                    new.insert(key, claim);
-                }
-                Some(known) if claim.kind < known.kind => *known = claim,
-                Some(known) if of_pods => self.refused.push((key, known.service.clone(), claim.service)),
-                Some(_) => {}
+        claims.dedup_by(|(other_key, other), (key, first)| {
+            let same = other_key == key;
+            if same && of_pods {
+                self.refused.push((*key, first.service.clone(), other.service.clone()));
             }
-        }
-        new
+            same
+        });
+        claims
     }
 
-    fn put(&mut self, owner: &Owner, key: FrontendKey, claim: Claim, changed: &mut BTreeSet<FrontendKey>) {
+    fn put(&mut self, owner: &Owner, key: FrontendKey, claim: Claim, changed: &mut Vec<FrontendKey>) {
         let claims = self.claims.entry(key).or_default();
         match claims.iter().position(|known| owns(owner, known)) {
             Some(place) if claims[place].kind == claim.kind => {
@@ -144,7 +151,7 @@ impl Desired {
         }
     }
 
-    fn insert(&mut self, key: FrontendKey, claim: Claim, changed: &mut BTreeSet<FrontendKey>) {
+    fn insert(&mut self, key: FrontendKey, claim: Claim, changed: &mut Vec<FrontendKey>) {
         if is_service_address(claim.kind) {
             let claims = self.service_addresses.entry(key.addr).or_default();
             *claims += 1;
@@ -163,7 +170,7 @@ impl Desired {
         }
     }
 
-    fn remove(&mut self, owner: &Owner, key: FrontendKey, changed: &mut BTreeSet<FrontendKey>) {
+    fn remove(&mut self, owner: &Owner, key: FrontendKey, changed: &mut Vec<FrontendKey>) {
         let Some(claims) = self.claims.get_mut(&key) else { return };
         let Some(place) = claims.iter().position(|claim| owns(owner, claim)) else { return };
         let old = claims.remove(place);
@@ -272,8 +279,8 @@ mod tests {
         key(&frontend("", at, &[]).key)
     }
 
-    fn shown(keys: BTreeSet<FrontendKey>) -> Vec<String> {
-        keys.iter().map(|key| show(key).to_string()).collect()
+    fn shown(keys: impl IntoIterator<Item = FrontendKey>) -> Vec<String> {
+        keys.into_iter().map(|key| show(&key).to_string()).collect()
     }
 
     #[test]
@@ -383,8 +390,8 @@ mod tests {
             assert_eq!(holder(&desired), "a");
             let conflicts: Vec<_> = desired.conflicts().map(|c| c.refused.to_string()).collect();
             assert_eq!(conflicts, ["default/b"]);
-            assert_eq!(desired.set(&owner("b"), vec![frontend("b", "10.96.0.1:80", &[])]), [].into());
-            assert_eq!(desired.set(&owner("a"), vec![]), [at].into());
+            assert_eq!(desired.set(&owner("b"), vec![frontend("b", "10.96.0.1:80", &[])]), []);
+            assert_eq!(desired.set(&owner("a"), vec![]), [at]);
             assert_eq!(holder(&desired), "b");
             assert_eq!(desired.conflicts().count(), 0);
         }

@@ -3,10 +3,12 @@
 //! The file is in the run directory: like the pinned tables whose ids it explains, it lasts until the next reboot. An
 //! id is never reused, since flows that outlive their service still carry it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use foldhash::HashMap;
 use podnet_cni::files;
@@ -83,7 +85,7 @@ pub enum NamesError {
 pub struct ServiceNames {
     next: u32,
     by_id: BTreeMap<ServiceId, State>,
-    by_name: HashMap<ServicePortName, ServiceId>,
+    by_name: HashMap<Arc<ServicePortName>, ServiceId>,
     /// Whether the file is out of date.
     changed: bool,
 }
@@ -91,23 +93,23 @@ pub struct ServiceNames {
 #[derive(Clone, Debug, Default)]
 struct State {
     /// `None` for an id found in the tables but not in the file.
-    name: Option<ServicePortName>,
+    name: Option<Arc<ServicePortName>>,
     /// Number of frontends with the id.
     uses: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-struct File {
+struct File<'a> {
     schema: u32,
     next: u32,
-    services: BTreeMap<ServiceId, FileName>,
+    services: BTreeMap<ServiceId, FileName<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct FileName {
-    namespace: String,
-    name: String,
-    port: String,
+struct FileName<'a> {
+    namespace: Cow<'a, str>,
+    name: Cow<'a, str>,
+    port: Cow<'a, str>,
 }
 
 impl Default for ServiceNames {
@@ -133,7 +135,7 @@ impl ServiceNames {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(NamesError::Read { path, source }),
         };
-        let file: File = match serde_json::from_slice(&bytes) {
+        let file: File<'_> = match serde_json::from_slice(&bytes) {
             Ok(file) => file,
             Err(error) => return Err(NamesError::Content { path, reason: error.to_string() }),
         };
@@ -142,7 +144,8 @@ impl ServiceNames {
         }
         let mut names = Self { next: file.next.max(1), changed: false, ..Self::default() };
         for (id, FileName { namespace, name, port }) in file.services {
-            names.insert(id, ServicePortName { service: ObjectName { namespace, name }, port });
+            let service = ObjectName { namespace: namespace.into_owned(), name: name.into_owned() };
+            names.insert(id, ServicePortName { service, port: port.into_owned() }.into());
         }
         Ok(names)
     }
@@ -156,8 +159,8 @@ impl ServiceNames {
             return Ok(false);
         }
         let services = self.by_id.iter().filter_map(|(&id, state)| {
-            let ServicePortName { service: ObjectName { namespace, name }, port } = state.name.clone()?;
-            Some((id, FileName { namespace, name, port }))
+            let ServicePortName { service: ObjectName { namespace, name }, port } = &**state.name.as_ref()?;
+            Some((id, FileName { namespace: namespace.into(), name: name.into(), port: port.into() }))
         });
         let file = File { schema: SCHEMA, next: self.next, services: services.collect() };
         let path = Self::path(run_dir);
@@ -176,7 +179,7 @@ impl ServiceNames {
 
     /// The name of an id.
     pub fn name(&self, id: ServiceId) -> Option<&ServicePortName> {
-        self.by_id.get(&id.port())?.name.as_ref()
+        self.by_id.get(&id.port())?.name.as_deref()
     }
 
     /// Adopts a use found in the tables.
@@ -201,7 +204,7 @@ impl ServiceNames {
 
     /// The id of a name, with one more use. A new name gets `present`, the id of its frontend in the table, if that id
     /// has no name because the daemon was killed before it could write the file.
-    pub(crate) fn acquire(&mut self, name: &ServicePortName, present: Option<ServiceId>) -> ServiceId {
+    pub(crate) fn acquire(&mut self, name: &Arc<ServicePortName>, present: Option<ServiceId>) -> ServiceId {
         let present = present.map(ServiceId::port);
         let nameless = |id: &ServiceId| self.by_id.get(id).is_some_and(|state| state.name.is_none());
         let id = match self.by_name.get(name) {
@@ -227,7 +230,7 @@ impl ServiceNames {
         }
     }
 
-    fn insert(&mut self, id: ServiceId, name: ServicePortName) {
+    fn insert(&mut self, id: ServiceId, name: Arc<ServicePortName>) {
         self.avoid(id);
         self.by_name.insert(name.clone(), id);
         self.by_id.entry(id).or_default().name = Some(name);
@@ -246,11 +249,11 @@ impl ServiceNames {
 mod tests {
     use super::*;
 
-    fn name(service: &str) -> ServicePortName {
-        ServicePortName {
+    fn name(service: &str) -> Arc<ServicePortName> {
+        Arc::new(ServicePortName {
             service: ObjectName { namespace: "default".into(), name: service.into() },
             port: "http".into(),
-        }
+        })
     }
 
     #[test]
@@ -264,14 +267,14 @@ mod tests {
         assert!(!names.write(directory.path()).unwrap(), "nothing has changed");
 
         let mut names = ServiceNames::read(directory.path()).unwrap();
-        assert_eq!(names.name(a), Some(&name("a")));
+        assert_eq!(names.name(a), Some(&*name("a")));
         assert_eq!(names.name(b), None);
         names.adopt(a);
         names.forget_unused();
         assert_eq!(names.acquire(&name("c"), None), ServiceId(3));
         assert_eq!(names.acquire(&name("a"), None), a);
         names.release(a);
-        assert_eq!(names.name(a), Some(&name("a")), "one use remains");
+        assert_eq!(names.name(a), Some(&*name("a")), "one use remains");
         names.release(a);
         assert_eq!(names.name(a), None);
     }
@@ -282,7 +285,7 @@ mod tests {
         names.adopt(ServiceId(7));
         assert_eq!(names.acquire(&name("a"), Some(ServiceId(7))), ServiceId(7));
         names.release(ServiceId(7));
-        assert_eq!(names.name(ServiceId(7)), Some(&name("a")), "the use that was found remains");
+        assert_eq!(names.name(ServiceId(7)), Some(&*name("a")), "the use that was found remains");
         assert_eq!(names.acquire(&name("b"), Some(ServiceId(7))), ServiceId(8), "taken by a");
     }
 
@@ -293,7 +296,7 @@ mod tests {
         let outside = id.with_affinity(2);
         assert!(outside != id && outside.port() == id && outside.with_affinity(0) == id);
         assert_eq!((id.affinity_group(), outside.affinity_group()), (0, 2));
-        assert_eq!(names.name(outside), Some(&name("a")));
+        assert_eq!(names.name(outside), Some(&*name("a")));
         names.adopt(ServiceId(6).with_affinity(3));
         assert_eq!(names.acquire(&name("b"), Some(ServiceId(6).with_affinity(1))), ServiceId(6));
         names.release(outside);

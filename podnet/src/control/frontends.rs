@@ -1,7 +1,5 @@
 //! The frontends of services and host ports: the desired tables, and each owner's share of them.
 
-use std::collections::BTreeSet;
-
 use podnet_common::layout::FrontendKey;
 
 use super::shares::Shares;
@@ -28,8 +26,14 @@ impl Frontends {
         })
     }
 
-    /// Replaces the frontends of an owner. Returns the keys whose entries may have changed.
-    pub(super) fn set(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> BTreeSet<FrontendKey> {
+    /// Makes room for this number of owners.
+    pub(super) fn reserve(&mut self, owners: usize) {
+        self.desired.reserve(owners);
+        self.shares.reserve(owners);
+    }
+
+    /// Replaces the frontends of an owner. Returns the keys whose entries may have changed, ascending.
+    pub(super) fn set(&mut self, owner: &Owner, frontends: Vec<Frontend>) -> Vec<FrontendKey> {
         let changed = self.desired.set(owner, frontends);
         self.reconciler.mark(changed.iter().copied());
         changed

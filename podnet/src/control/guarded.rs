@@ -19,7 +19,7 @@ pub(super) fn virtual_ips(service: &Service, guard: &Guard) -> Box<[IpAddr]> {
 pub(super) fn judged_differently<'i>(index: &'i Index, a: &Guard, b: &Guard) -> impl Iterator<Item = &'i ObjectName> {
     let ports_differ = a.differs_in_ports(b);
     let differs = move |name: &&ObjectName| {
-        let Some((service, mut slices)) = index.service(name) else { return false };
+        let Some((service, slices)) = index.service(name) else { return false };
         let tunnel = |port: &SlicePort| Guard::is_tunnel(port.port, port.protocol);
         let port = |port: &ServicePort| {
             let mut places = select::all_places(select::all_addresses(service), service, port);
@@ -27,7 +27,7 @@ pub(super) fn judged_differently<'i>(index: &'i Index, a: &Guard, b: &Guard) -> 
         };
         select::all_addresses(service).any(|(kind, ip)| a.address(kind, ip) != b.address(kind, ip))
             || (ports_differ && (service.health_check_port.is_some() || service.ports.iter().any(port)))
-            || slices.any(|slice| slice.ports.iter().any(tunnel))
+            || slices.iter().any(|slice| slice.ports.iter().any(tunnel))
     };
     index.services().filter(differs)
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use ipnetwork::IpNetwork;
 
 use crate::model::{
@@ -13,6 +14,22 @@ use crate::model::{
 
 /// EndpointSlices with their names.
 pub type NamedSlices = Vec<(String, Arc<EndpointSlice>)>;
+
+/// The EndpointSlices of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Slices<'a>(&'a [(String, Arc<EndpointSlice>)]);
+
+impl<'a> Slices<'a> {
+    /// The slices.
+    pub fn iter(self) -> impl Iterator<Item = &'a EndpointSlice> + Clone {
+        self.0.iter().map(|(_, slice)| &**slice)
+    }
+
+    /// The slices with their names.
+    pub fn named(self) -> impl Iterator<Item = (&'a str, &'a EndpointSlice)> + Clone {
+        self.0.iter().map(|(name, slice)| (name.as_str(), &**slice))
+    }
+}
 
 /// Dirty keys of each domain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +53,7 @@ pub struct Index {
     /// Services, and names that have only slices so far.
     services: BTreeMap<ObjectName, Indexed>,
     /// The service of each slice.
-    owners: BTreeMap<ObjectName, String>,
+    owners: HashMap<ObjectName, String>,
     nodes: BTreeMap<String, Arc<Node>>,
     service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
     service_count: usize,
@@ -47,7 +64,7 @@ pub struct Index {
 struct Indexed {
     service: Option<Arc<Service>>,
     /// With their names; few.
-    slices: Vec<(String, Arc<EndpointSlice>)>,
+    slices: NamedSlices,
 }
 
 impl Index {
@@ -100,8 +117,10 @@ impl Index {
         }
         self.service_count -= usize::from(indexed.service.is_some());
         indexed.service = service;
-        self.service_count += usize::from(indexed.service.is_some());
-        self.forget_empty(&name);
+        match indexed.service.is_some() {
+            true => self.service_count += 1,
+            false => self.forget_empty(&name),
+        }
         self.dirty.services.push((name, origin));
     }
 
@@ -145,15 +164,9 @@ impl Index {
     }
 
     /// A service with its slices.
-    pub fn service(&self, name: &ObjectName) -> Option<(&Service, impl Iterator<Item = &EndpointSlice> + Clone)> {
+    pub fn service(&self, name: &ObjectName) -> Option<(&Service, Slices<'_>)> {
         let indexed = self.services.get(name)?;
-        Some((indexed.service.as_deref()?, indexed.slices.iter().map(|(_, slice)| &**slice)))
-    }
-
-    /// A service's slices with their names.
-    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&str, &EndpointSlice)> + Clone {
-        let slices = self.services.get(service).into_iter().flat_map(|indexed| &indexed.slices);
-        slices.map(|(name, slice)| (name.as_str(), &**slice))
+        Some((indexed.service.as_deref()?, Slices(&indexed.slices)))
     }
 
     /// A service with its slices and their names, shared, to be kept while the index changes.
@@ -176,7 +189,8 @@ impl Index {
             Kind::Node => Some(&*self.nodes.get(&name.name)?.uid),
             Kind::EndpointSlice => {
                 let owner = ObjectName { namespace: name.namespace.clone(), name: self.owners.get(name)?.clone() };
-                self.slices(&owner).find(|(slice, _)| *slice == name.name).map(|(_, slice)| &*slice.uid)
+                let slices = &self.services.get(&owner)?.slices;
+                slices.iter().find(|(slice, _)| *slice == name.name).map(|(_, slice)| &*slice.uid)
             }
             Kind::ServiceCidr | Kind::NetworkPolicy | Kind::ClusterNetworkPolicy | Kind::Namespace | Kind::Pod => None,
         }
@@ -269,7 +283,7 @@ mod tests {
     }
 
     fn slices(index: &Index, service: &str) -> Option<usize> {
-        index.service(&name(service)).map(|(_, slices)| slices.count())
+        index.service(&name(service)).map(|(_, slices)| slices.iter().count())
     }
 
     #[test]

@@ -9,7 +9,7 @@ use podnet_common::layout::{Backend, FrontendKey};
 
 use super::frontends::Frontends;
 use super::guarded::virtual_ips;
-use super::index::Index;
+use super::index::{Index, Slices};
 use super::nodes::Nodes;
 use super::problems::{Notes, Problems};
 use super::waiting::Waiting;
@@ -56,7 +56,8 @@ impl Services {
 
     /// Recomputes these services, and those affected by their addresses.
     pub(super) fn update(&mut self, mut dirty: Vec<ObjectName>, around: &mut Surroundings<'_>) -> Updated {
-        dirty.sort_unstable();
+        // Stable, since this is faster if the names come from lists that are sorted.
+        dirty.sort();
         dirty.dedup();
         let changed = self.count_addresses(&dirty, around);
         if !changed.is_empty() {
@@ -64,6 +65,7 @@ impl Services {
             dirty.sort_unstable();
             dirty.dedup();
         }
+        around.frontends.reserve(dirty.len());
         let mut updated = Updated { services: dirty.len(), health: false };
         for name in dirty {
             updated.health |= self.update_one(name, around);
@@ -95,10 +97,11 @@ impl Services {
         let Surroundings { index, nodes, frontends, problems } = around;
         let (settings, guard) = (nodes.settings(), &nodes.guard);
         let share = Share::new(frontends.shares.of_service());
-        let (selection, check) = match index.service(&name) {
+        let found = index.service(&name);
+        let (selection, check) = match found {
             Some((service, slices)) => (
-                select::select(&name, service, slices.clone(), settings, guard, share),
-                select::health(&name, service, slices, settings, guard),
+                select::select(&name, service, slices.iter(), settings, guard, share),
+                select::health(&name, service, slices.iter(), settings, guard),
             ),
             None => Default::default(),
         };
@@ -106,13 +109,14 @@ impl Services {
         let Owner::Service(name) = &owner else { return false };
         frontends.shares.ask(&owner, selection.takes);
         let share = share.within(frontends.shares.limit(&owner));
-        let selection = match index.service(name) {
+        let selection = match found {
             Some((service, slices)) if share.exceeded_by(selection.takes).is_some() => {
-                select::select(name, service, slices, settings, guard, share)
+                select::select(name, service, slices.iter(), settings, guard, share)
             }
             _ => selection,
         };
-        problems.set(&key(name), notes(name, &selection, index, nodes));
+        let notes = found.map(|(service, slices)| notes(service, slices, &selection, nodes));
+        problems.set(&key(name), notes.unwrap_or_default());
         let changed = frontends.set(&owner, selection.frontends);
         self.waiting.add(name, &changed);
         replace(&mut self.checks, name, check)
@@ -162,9 +166,9 @@ pub(super) fn serves(
     index: &Index,
     guard: &Guard,
 ) -> bool {
-    let Some((_, mut slices)) = index.service(&port.service) else { return false };
+    let Some((_, slices)) = index.service(&port.service) else { return false };
     let addr = IpAddr::from(backend.addr);
-    slices.any(|slice| {
+    slices.iter().any(|slice| {
         let mut ports = slice.ports.iter();
         let at = SocketAddr::new(addr, backend.port.get());
         ports.any(|p| {
@@ -181,16 +185,13 @@ fn key(name: &ObjectName) -> ObjectKey {
 }
 
 /// Remarks about a service. Problems of its slices are recorded when they arrive.
-fn notes(name: &ObjectName, selection: &Selection, index: &Index, nodes: &Nodes) -> Notes {
-    let mut notes = Notes::default();
-    if let Some((service, _)) = index.service(name) {
-        notes = Notes::new(&service.left_out);
-        notes.left_out.extend(select::refused(service, index.slices(name), &nodes.guard).lines());
-        let (beyond, unspread) = selection.shortages();
-        notes.left_out.extend(beyond);
-        notes.remarks = remarks(service, nodes);
-        notes.remarks.extend(unspread);
-    }
+fn notes(service: &Service, slices: Slices<'_>, selection: &Selection, nodes: &Nodes) -> Notes {
+    let mut notes = Notes::new(&service.left_out);
+    notes.left_out.extend(select::refused(service, slices.named(), &nodes.guard).lines());
+    let (beyond, unspread) = selection.shortages();
+    notes.left_out.extend(beyond);
+    notes.remarks = remarks(service, nodes);
+    notes.remarks.extend(unspread);
     notes
 }
 

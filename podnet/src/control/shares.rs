@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use foldhash::HashMap;
+
 use crate::frontend::Owner;
 use crate::room::{BACKENDS, Room, TABLES};
 
@@ -16,7 +18,7 @@ use crate::room::{BACKENDS, Room, TABLES};
 pub(super) struct Shares {
     capacity: Room,
     /// Demand of each owner.
-    asked: BTreeMap<Owner, Room>,
+    asked: HashMap<Owner, Room>,
     totals: [u64; TABLES.len()],
     /// Lower bound of the number of different backends: services with common backends share the entries.
     backends: u64,
@@ -47,7 +49,7 @@ impl Shares {
     pub(super) fn new(capacity: Room) -> Self {
         Self {
             capacity,
-            asked: BTreeMap::new(),
+            asked: HashMap::default(),
             totals: Default::default(),
             backends: 0,
             backends_scarce: false,
@@ -60,6 +62,11 @@ impl Shares {
     /// The most that a single service may ever have.
     pub(super) fn of_service(&self) -> Room {
         self.capacity.of_service()
+    }
+
+    /// Makes room for this number of owners.
+    pub(super) fn reserve(&mut self, owners: usize) {
+        self.asked.reserve(owners.saturating_sub(self.asked.len()));
     }
 
     /// Sets the demand of an owner; zero if it is gone.

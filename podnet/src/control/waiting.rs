@@ -36,7 +36,7 @@ impl Waiting {
     }
 
     /// Adds the frontends that the change affects.
-    pub(super) fn add(&mut self, service: &ObjectName, frontends: &BTreeSet<FrontendKey>) {
+    pub(super) fn add(&mut self, service: &ObjectName, frontends: &[FrontendKey]) {
         if let Some(wait) = self.services.get_mut(service) {
             wait.frontends.extend(frontends);
         }

@@ -56,7 +56,7 @@ pub fn select<'a>(
     // Created on demand: few services have both families.
     let mut views: Vec<[Option<View<'_>>; 2]> = Vec::new();
     views.resize_with(ports.len(), Default::default);
-    let (mut meter, mut selected) = (Meter::new(share, settings.spread), Vec::new());
+    let (mut meter, mut selected) = (Meter::new(share, settings.spread), Vec::with_capacity(ports.len()));
     for of_cluster in [true, false] {
         for (index, port) in ports.iter().enumerate() {
             for (kind, addr) in places(&addresses, service, port, guard) {

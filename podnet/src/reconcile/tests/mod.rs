@@ -153,7 +153,7 @@ impl Bench {
             let entry = self.desired.get(key).unwrap();
             assert_eq!((value.flags, value.affinity), (entry.flags, entry.affinity), "{key:?}");
             let name = self.reconciler.names().name(ServiceId(value.service));
-            assert_eq!(name, entry.service, "{key:?}");
+            assert_eq!(name, entry.service.map(|name| &**name), "{key:?}");
             ranges.extend(ranges::of_service(value.service, entry.source_ranges));
         }
         assert_eq!(self.tables.source_ranges, ranges);
