@@ -44,6 +44,8 @@ pub(super) struct Known {
 struct Members {
     /// Their number.
     pods: usize,
+    /// Their addresses, each with the number of pods that name it.
+    addresses: HashMap<IpAddr, usize>,
     /// What they are in, without blocks; `None` until it is computed.
     class: Option<Class>,
 }
@@ -124,6 +126,7 @@ impl Pods {
         }
         let members = self.members.entry(known.profile).or_default();
         members.pods += 1;
+        known.ips.iter().for_each(|ip| *members.addresses.entry(*ip).or_default() += 1);
         if members.class.is_none() {
             self.unsettled.insert(known.profile);
         }
@@ -152,6 +155,13 @@ impl Pods {
         self.dirty.addresses.extend(&old.ips);
         if let Some(members) = self.members.get_mut(&old.profile) {
             members.pods -= 1;
+            for ip in &old.ips {
+                if let Some(pods) = members.addresses.get_mut(ip).filter(|pods| **pods > 1) {
+                    *pods -= 1;
+                } else {
+                    members.addresses.remove(ip);
+                }
+            }
             if members.pods == 0 {
                 self.dirty.vacant.insert(old.profile);
             }
@@ -215,9 +225,14 @@ impl Pods {
         chosen(self.holders.get(ip)?).map(|(_, pod)| pod.profile)
     }
 
-    /// All addresses of pods, each with the profile of the pod that has it.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = (IpAddr, ProfileId)> {
-        self.holders.iter().filter_map(|(ip, holders)| Some((*ip, chosen(holders)?.1.profile)))
+    /// All addresses of pods.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.holders.keys().copied()
+    }
+
+    /// The addresses that pods with a profile name. Another pod may have one of them.
+    pub(super) fn addresses_of(&self, profile: ProfileId) -> impl Iterator<Item = IpAddr> {
+        self.members.get(&profile).into_iter().flat_map(|members| members.addresses.keys().copied())
     }
 
     /// The pods of this node.

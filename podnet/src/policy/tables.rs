@@ -76,10 +76,9 @@ impl Tables {
     ) {
         let divided_anew = in_force && self.place_blocks(parts);
         let mut addresses: Vec<IpAddr> = addresses.into_iter().collect();
-        if divided_anew || !profiles.is_empty() {
-            let all = parts.pods.addresses();
-            let moved = all.filter(|(_, profile)| divided_anew || profiles.contains(profile));
-            addresses.extend(moved.map(|(ip, _)| ip));
+        match divided_anew {
+            true => addresses.extend(parts.pods.addresses()),
+            false => addresses.extend(profiles.iter().flat_map(|profile| parts.pods.addresses_of(*profile))),
         }
         let new = self.place_pods(addresses, parts.pods);
         let used = || self.uses.keys().filter_map(|id| self.classes.content(*id));
