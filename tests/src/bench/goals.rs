@@ -100,6 +100,17 @@ fn goals() -> Vec<Goal> {
         let row = |way: &str| format!("{metric}/cross_node/{way}@vxlan");
         goals.push(Goal::ratio(row("clusterip"), row("direct"), Bound::AtLeast(over_direct)));
     }
+    for (metric, kind, least) in [
+        ("tcp_stream", "others-policed", 0.98),
+        ("tcp_rr", "others-policed", 0.98),
+        ("tcp_crr", "others-policed", 0.98),
+        ("tcp_crr", "policed", 0.95),
+    ] {
+        for way in ["same_node/direct", "same_node/clusterip", "cross_node/direct", "cross_node/clusterip"] {
+            let row = format!("{metric}/{way}");
+            goals.push(Goal::ratio(format!("{row}@{kind}"), row, Bound::AtLeast(least)));
+        }
+    }
     let outside = |metric: &str, what: &str| format!("{metric}/outside/{what}");
     let stream = |what: &str| outside("tcp_stream", what);
     goals.push(Goal::ratio(stream("nodeport_snat"), stream("far@routed"), Bound::AtLeast(0.9)));

@@ -25,7 +25,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    lab::{Families, Lab, Place, Pod, eventually},
+    lab::{Families, Lab, Place, Pod, eventually, manifest, policed},
     traffic::Family,
 };
 
@@ -61,12 +61,23 @@ pub enum Kind {
     Socket,
     /// podnet with one service and its tunnel between the nodes.
     Vxlan,
+    /// podnet with one service and network policies.
+    Policed(Policed),
     /// Routing only: no services, no connection tracking.
     Routed,
     /// Same, through a VXLAN device of the kernel, set up as in other systems.
     RoutedVxlan,
     /// kube-proxy's rules for this number of services.
     KubeProxy(Mode, usize),
+}
+
+/// Pods that network policies select.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Policed {
+    /// The clients and servers, in both directions.
+    All,
+    /// Other pods of their nodes.
+    Others,
 }
 
 impl fmt::Display for Kind {
@@ -76,6 +87,8 @@ impl fmt::Display for Kind {
             Self::Podnet(n) => write!(f, "podnet-{n}"),
             Self::Socket => write!(f, "socket"),
             Self::Vxlan => write!(f, "vxlan"),
+            Self::Policed(Policed::All) => write!(f, "policed"),
+            Self::Policed(Policed::Others) => write!(f, "others-policed"),
             Self::Routed => write!(f, "routed"),
             Self::RoutedVxlan => write!(f, "routed-vxlan"),
             Self::KubeProxy(Mode::Iptables, n) => write!(f, "iptables-{n}"),
@@ -139,6 +152,7 @@ impl Way {
         match kind {
             Kind::Routed => ways.extend([Self::ToOutside, Self::ToNear, Self::ToFar, Self::ToFarOneWay]),
             Kind::RoutedVxlan => {}
+            Kind::Policed(_) => ways.extend(inside(&[Self::ClusterIp, Self::ClusterIpHost])),
             Kind::Podnet(_) | Kind::Socket | Kind::Vxlan | Kind::KubeProxy(..) => {
                 ways.extend(inside(&[Self::ClusterIp, Self::ClusterIpHost]));
                 ways.extend([NodePort::Snat, NodePort::Local].map(Self::ToNodePort));
@@ -173,7 +187,7 @@ impl Topology {
     pub fn new(kind: Kind) -> Result<Self> {
         let builder = Lab::builder().families(Families::V4).client(true);
         let lab = match kind {
-            Kind::Podnet(_) => builder.build()?,
+            Kind::Podnet(_) | Kind::Policed(_) => builder.build()?,
             Kind::Socket => builder.config(|_, config| config.socket_lb = SocketLb::All).build()?,
             Kind::Vxlan => builder.config(|_, config| config.routing = Routing::Vxlan).build()?,
             Kind::Routed | Kind::RoutedVxlan | Kind::KubeProxy(..) => builder
@@ -188,12 +202,17 @@ impl Topology {
                 .build()?,
         };
         let pods = [("server", 0), ("client-1", 0), ("client-2", 1), ("far", 1)];
-        let pods: Vec<Pod> = pods.iter().map(|(name, node)| lab.node(*node).add_pod(name)).collect::<Result<_>>()?;
+        let mut pods: Vec<Pod> =
+            pods.iter().map(|(name, node)| lab.node(*node).add_pod(name)).collect::<Result<_>>()?;
         let ips: Vec<Ipv4Addr> = pods.iter().map(|pod| ipv4(pod.ip(Family::V4))).collect::<Result<_>>()?;
         let servers = Servers { near: ips[0], far: ips[3] };
         match kind {
             Kind::Podnet(services) => services::load_podnet(&lab, &servers, services)?,
             Kind::Socket | Kind::Vxlan => services::load_podnet(&lab, &servers, 1)?,
+            Kind::Policed(policed) => {
+                services::load_podnet(&lab, &servers, 1)?;
+                pods.extend(load_policies(&lab, &pods, policed)?);
+            }
             Kind::KubeProxy(mode, services) => {
                 route_nodes(&lab)?;
                 services::load_rules(&lab, mode, &servers, services)?;
@@ -287,6 +306,34 @@ impl Topology {
         );
         Ok(ns)
     }
+}
+
+/// Adds a pod to each node and loads policies for the pods of a kind, by which these reach each other at all TCP ports,
+/// and the world outside. Returns the added pods.
+fn load_policies(lab: &Lab, pods: &[Pod], policed: Policed) -> Result<Vec<Pod>> {
+    let nodes = lab.nodes().iter().enumerate();
+    let others = nodes.map(|(i, node)| node.add_pod(&format!("other-{i}"))).collect::<Result<Vec<_>>>()?;
+    let of = |pods: &[Pod], app: &str| pods.iter().map(|pod| policed::object(pod, app)).collect::<Vec<_>>();
+    let objects = [of(pods, "measured"), of(&others, "other")].concat();
+    lab.apply("pods", &manifest::yaml(&objects))?;
+    let app = match policed {
+        Policed::All => "measured",
+        Policed::Others => "other",
+    };
+    let rule = |peers: &str| {
+        let ports = json!([{"protocol": "TCP", "port": 1, "endPort": 65535}]);
+        json!([{peers: [policed::app(app), {"ipBlock": {"cidr": "172.30.0.0/16"}}], "ports": ports}])
+    };
+    let spec = json!({"policyTypes": ["Ingress", "Egress"], "ingress": rule("from"), "egress": rule("to")});
+    lab.apply("network-policies", &manifest::yaml(&[policed::policy("measured", app, spec)]))?;
+    for node in lab.nodes() {
+        eventually("the policy is in force", || {
+            let list = node.podnet_json(&["policy", "list"])?;
+            ensure!(list[0]["subjects"].as_u64().is_some_and(|subjects| subjects > 0), "{list}");
+            Ok(())
+        })?;
+    }
+    Ok(others)
 }
 
 /// Makes the nodes routers, with routes to each other's pods.
