@@ -59,7 +59,7 @@ fn isolated_pods_receive_from_allowed_peers_only(site: &Site) -> Result<()> {
     let row: Vec<_> = policies.lines().nth(1).context("no policy is listed")?.split_whitespace().collect();
     // The seventh is the number of denied packets.
     ensure!(row[..6] == ["default", "web", "-", "ingress", "1", "2"] && row[7..] == ["0"], "{policies}");
-    for args in [["policy", "show", "default/web"], ["policy", "explain", "default/web"]] {
+    for args in [["policy", "show", "default/web"], ["policy", "explain", "pod/default/web"]] {
         let text = site.lab.node(0).podnet(&args)?;
         ensure!(text.contains("app=friend"), "{text}");
     }

@@ -5,8 +5,8 @@
 //! A crate that ties us to Kubernetes, the kernel's BPF or netlink is imported in its own corner only, and unsafe code
 //! stays where the kernel is touched. Within a crate, modules stand on floors and use lower ones only. Sources are read
 //! as tokens without comments and texts, so any use of such a name counts, whatever its path. No source file is too
-//! long. The texts that the programs print are fit for people, [prose] has a single spelling, and comments have no more
-//! [columns] than code.
+//! long. The texts that the programs print are fit for people, [prose] has a single spelling, and comments and documents
+//! have no more [columns] than code.
 
 mod columns;
 mod dependencies;
@@ -141,7 +141,8 @@ fn violations(workspace: &Workspace) -> Result<Vec<Violation>> {
     for file in documents(&workspace.root)? {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let file = file.strip_prefix(&workspace.root)?;
-        found.extend(prose::in_document(&text).into_iter().map(|(line, what)| Violation::at(file, line, &what)));
+        let violations = prose::in_document(&text).into_iter().chain(columns::in_document(&text));
+        found.extend(violations.map(|(line, what)| Violation::at(file, line, &what)));
     }
     for package in &workspace.packages {
         let sources = package.directory.join("src");
@@ -154,7 +155,7 @@ fn violations(workspace: &Workspace) -> Result<Vec<Violation>> {
             found.extend(too_long(file, &text));
             let texts = texts::wrong(file, &text).into_iter();
             found.extend(texts.map(|(line, what)| Violation::at(file, line, what)));
-            let comments = prose::in_comments(&text).into_iter().chain(columns::exceeded(&text));
+            let comments = prose::in_comments(&text).into_iter().chain(columns::in_comments(&text));
             found.extend(comments.map(|(line, what)| Violation::at(file, line, &what)));
             if let Some(name) = file.strip_prefix(&sources).ok().and_then(module_name) {
                 modules.push((name, file.to_owned(), Module::read(&tokens)));

@@ -29,7 +29,7 @@ pub(super) enum PolicyVerb {
     /// Show which policies apply to a pod, and their rules in the order in which they are evaluated.
     Explain {
         /// The pod [default namespace: default]
-        #[arg(value_name = "NAMESPACE/POD")]
+        #[arg(value_name = "[pod/]NAMESPACE/POD")]
         pod: String,
     },
 }
@@ -47,7 +47,8 @@ pub(super) fn run(run_dir: &Path, verb: PolicyVerb, format: Format) -> Result<()
             output::print(&found(&name, ask(run_dir, |client| policy(client, &name))?)?, format)?;
         }
         PolicyVerb::Explain { pod } => {
-            let pod = object_name(&pod);
+            // `podnet trace` writes pods in this way.
+            let pod = object_name(pod.strip_prefix("pod/").unwrap_or(&pod));
             output::print(&explained(&pod, ask(run_dir, |client| client.pod_policies(&pod))?)?, format)?;
         }
     }
