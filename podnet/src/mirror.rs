@@ -268,14 +268,35 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
                 First::Put => self.put_all(wanted, table)?,
                 // All desired entries are held already.
                 First::Delete if first == First::Put && self.held.len() == wanted.len() => {}
-                First::Delete => {
-                    let others = self.held.keys().filter(|key| !wanted.contains_key(key));
-                    self.delete_all(others.copied().collect(), table)?;
-                }
+                First::Delete => self.trim(wanted, table)?,
             }
         }
         self.known = true;
         Ok(())
+    }
+
+    /// Removes all entries but these, which [`Self::add`] has just added. After a failure the table is read again by
+    /// the next call.
+    ///
+    /// # Errors
+    /// See [`Self::sync`].
+    pub fn keep_only(
+        &mut self,
+        wanted: &BTreeMap<K, V>,
+        table: &mut (impl Entries<K, V> + ?Sized),
+    ) -> Result<(), TableError> {
+        if self.held.len() != wanted.len() {
+            self.known = false;
+            self.trim(wanted, table)?;
+            self.known = true;
+        }
+        Ok(())
+    }
+
+    /// Removes all entries but these.
+    fn trim(&mut self, wanted: &BTreeMap<K, V>, table: &mut (impl Entries<K, V> + ?Sized)) -> Result<(), TableError> {
+        let others = self.held.keys().filter(|key| !wanted.contains_key(key));
+        self.delete_all(others.copied().collect(), table)
     }
 
     /// As [`Self::sync`] with [`First::Put`], if only the entries of these keys may differ. After a failure of any call
@@ -408,6 +429,16 @@ mod tests {
         let full = mirror.sync(&[(4, 'f'), (5, 'g')].into(), First::Put, &mut table).unwrap_err();
         assert_eq!(full.to_string(), "the table `small` is full: remove one");
         assert_eq!(sync(&mut mirror, &[(4, 'f'), (5, 'g')], First::Delete, &mut table), ["-2", "+5g"]);
+    }
+
+    #[test]
+    fn entries_are_added_before_others_are_removed() {
+        let (mut table, mut mirror) = (Small { entries: [(1, 'a')].into(), ..Small::default() }, Mirror::default());
+        let wanted = [(2, 'b')].into();
+        mirror.add(&wanted, &mut table).unwrap();
+        mirror.keep_only(&wanted, &mut table).unwrap();
+        mirror.keep_only(&wanted, &mut table).unwrap();
+        assert_eq!(table.writes, ["+2b", "-1"]);
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl NetworkPolicies {
             self.peers.sync_keys(&touched, &desired.peers, tables)?;
             self.blocks.sync(&desired.blocks, First::Put, tables)?;
             self.subjects.sync(&self.wanted_subjects(), First::Put, tables)?;
-            self.rules.sync(&desired.rules, First::Put, tables)?;
+            self.rules.keep_only(&desired.rules, tables)?;
             if !self.policies.written() {
                 break;
             }
