@@ -225,6 +225,36 @@ fn flow_reopened_during_a_sweep_is_kept() {
 }
 
 #[test]
+fn counts_are_corrected_once_they_matter() {
+    with_tables(|datapath, pins| {
+        let flows = Map::HashMap(MapData::from_pin(pins.table(tables::CONNTRACK))?);
+        let mut flows: HashMap<MapData, Plain<Tuple>, Plain<CtEntry>> = flows.try_into()?;
+        let mut counts: Array<MapData, u32> = Map::Array(MapData::from_pin(pins.table(tables::HOLDERS))?).try_into()?;
+        let pod = holders::of_interface(IfIndex(7));
+        let mut swept = |counted: u32| -> Result<[u32; 3]> {
+            [pod, holders::ALL].into_iter().try_for_each(|place| counts.set(place, counted, 0))?;
+            datapath.sweep(Stale::new(), Hurry::default(), std::iter::empty())?.run()?;
+            let read = |place| counts.get(&place, 0);
+            Ok([read(pod)?, read(holders::ALL)?, read(holders::CAPACITY)?])
+        };
+        assert_eq!(swept(5)?, [0, 0, 1024], "the capacity was unknown");
+        assert_eq!(swept(64)?, [64, 64, 1024], "a sixteenth of the table");
+        assert_eq!(swept(65)?, [0, 0, 1024]);
+        // An earlier daemon's table of flows with new counts.
+        for port in 1..=65 {
+            let entry = CtEntry { last_seen: now(), ..CtEntry::default() };
+            flows.insert(
+                Plain(Tuple { sport: Port::new(port), proto: Proto::UDP, ..Tuple::default() }),
+                Plain(entry),
+                0,
+            )?;
+        }
+        assert_eq!(swept(0)?, [0, 65, 1024]);
+        Ok(())
+    });
+}
+
+#[test]
 fn affinity_entries_are_removed_with_their_backends() {
     with_tables(|datapath, pins| {
         let table = Map::LruHashMap(MapData::from_pin(pins.table(tables::AFFINITY))?);

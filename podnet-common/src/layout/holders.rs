@@ -1,7 +1,7 @@
 //! Slots of `holders` (array of `u32`): the number of `conntrack` entries of each sender.
 //!
 //! An entry is counted for the sender that began its flow. Several senders may share a slot. Programs only increment
-//! the counts; each sweep of the daemon replaces them with exact ones.
+//! the counts; the daemon's sweeps replace them with exact ones, unless only a small part of the table is in use.
 
 use crate::{
     addr::{Addr, IfIndex},

@@ -12,8 +12,8 @@
 //! Of a flow with a stale path the client's half is removed first, so that the client's next packet begins a new
 //! flow, and the backend's half a second later, so that replies in flight are still translated.
 //!
-//! A sweep also recounts the entries per holder (`holders`). The counts decide whose new flows the programs refuse
-//! when the table is nearly full, and whose flows get shorter timeouts.
+//! A sweep also recounts the entries per holder (`holders`), unless there are few. The counts decide whose new flows
+//! the programs refuse when the table is nearly full, and whose flows get shorter timeouts.
 
 mod collector;
 mod timeouts;
@@ -111,7 +111,7 @@ pub struct Node {
 impl Sweep {
     /// Removes stale and expired entries. Takes time in proportion to the table.
     pub fn run(&self) -> io::Result<Swept> {
-        let count = Count::begin(self.holders.as_fd())?;
+        let count = Count::begin(self.holders.as_fd(), self.capacity)?;
         let settled = self.now.is_some();
         // Usually the pressure of the last sweeps is all there is, and the table is read once.
         let before = if settled { self.hurry.lasting() } else { Hurry::default() };
@@ -125,7 +125,7 @@ impl Sweep {
             }
             swept.hurry = hurry;
         }
-        count.end(held, self.capacity)?;
+        count.end(held)?;
         Ok(swept)
     }
 

@@ -1,6 +1,6 @@
 //! Entries of the connection table per holder. The programs count the entries that they add, and refuse a flow to a
 //! holder of too large a share of a nearly full table (see [`podnet_common::layout::holders`]). They don't see flows
-//! end, so each sweep recounts.
+//! end, so sweeps recount.
 
 use std::{collections::BTreeMap, io, os::fd::BorrowedFd};
 
@@ -32,31 +32,46 @@ impl Held {
     }
 }
 
-/// The programs' counts during a sweep.
+/// Part of the table, as a divisor, up to which counts need not be exact: a holder may have several times as many
+/// entries as are free.
+const FEW: u32 = 16;
+
+/// The programs' counts during a sweep. Reading all of them takes milliseconds, so that is left out while they are low:
+/// since they include flows that have ended, they are never too low.
 pub(super) struct Count<'a> {
     table: BorrowedFd<'a>,
-    before: Vec<u32>,
+    capacity: u32,
+    /// `None` if they were low.
+    before: Option<Vec<u32>>,
 }
 
 impl<'a> Count<'a> {
     /// Must be called before the first entry is read.
-    pub(super) fn begin(table: BorrowedFd<'a>) -> io::Result<Self> {
-        Ok(Self { table, before: read(table)? })
+    pub(super) fn begin(table: BorrowedFd<'a>, capacity: u32) -> io::Result<Self> {
+        let totals = batch::range::<u32>(table, ALL, 1 + CAPACITY - ALL)?;
+        let low = totals.first().is_some_and(|all| *all <= capacity / FEW) && totals.last() == Some(&capacity);
+        let before = if low { None } else { Some(read(table)?) };
+        Ok(Self { table, capacity, before })
     }
 
     /// Replaces the counts from before the sweep by those of the sweep, and adds what the programs have counted
     /// since.
-    pub(super) fn end(self, held: Held, capacity: u32) -> io::Result<()> {
-        let after = read(self.table)?;
+    pub(super) fn end(self, held: Held) -> io::Result<()> {
+        let Self { table, capacity, before } = self;
+        // Otherwise the table of flows is that of an earlier daemon, and the counts are new.
+        if before.is_none() && held.of(ALL) <= capacity / FEW {
+            return Ok(());
+        }
+        let after = read(table)?;
         let (mut places, mut counts) = (Vec::new(), Vec::new());
-        for (place, (before, now)) in (0u32..).zip(self.before.iter().zip(&after)) {
+        for (place, (before, now)) in (0u32..).zip(before.as_ref().unwrap_or(&after).iter().zip(&after)) {
             let right = if place == CAPACITY { capacity } else { held.of(place) + now.saturating_sub(*before) };
             if right != *now {
                 places.push(place);
                 counts.push(right);
             }
         }
-        batch::update(self.table, &places, &counts)
+        batch::update(table, &places, &counts)
     }
 }
 
