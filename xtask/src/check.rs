@@ -5,8 +5,8 @@
 //! A crate that ties us to Kubernetes, the kernel's BPF or netlink is imported in its own corner only, and unsafe code
 //! stays where the kernel is touched. Within a crate, modules stand on floors and use lower ones only. Sources are read
 //! as tokens without comments and texts, so any use of such a name counts, whatever its path. No source file is too
-//! long. The texts that the programs print are fit for people, [prose] has a single spelling, and comments and documents
-//! have no more [columns] than code.
+//! long. The texts that the programs print are fit for people, [prose] has a single spelling, and comments and
+//! documents have no more [columns] than code.
 
 mod columns;
 mod dependencies;

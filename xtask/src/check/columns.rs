@@ -8,14 +8,19 @@ pub(super) fn in_comments(source: &str) -> Vec<(usize, String)> {
     exceeded(source, "a comment", |line| line.trim_start().starts_with("//"))
 }
 
-/// Lines of a Markdown document that are too long, with their numbers (from 1). Rows of tables can't be broken.
+/// Lines of a Markdown document that are too long, with their numbers (from 1). Rows of tables can't be broken, and
+/// fenced blocks show what programs print.
 pub(super) fn in_document(text: &str) -> Vec<(usize, String)> {
-    exceeded(text, "a line", |line| !line.trim_start().starts_with('|'))
+    let mut fenced = false;
+    exceeded(text, "a line", |line| {
+        fenced ^= line.trim_start().starts_with("```");
+        !fenced && !line.trim_start().starts_with('|')
+    })
 }
 
-fn exceeded(text: &str, what: &str, counts: impl Fn(&str) -> bool) -> Vec<(usize, String)> {
+fn exceeded(text: &str, what: &str, mut counts: impl FnMut(&str) -> bool) -> Vec<(usize, String)> {
     let lines = text.lines().map(|line| line.chars().count()).zip(text.lines()).enumerate();
-    let long = lines.filter(|(_, (columns, line))| *columns > COLUMNS && counts(line));
+    let long = lines.filter(|(_, (columns, line))| counts(line) && *columns > COLUMNS);
     long.map(|(at, (columns, _))| (at + 1, format!("{what} of {columns} columns: {COLUMNS} are the limit"))).collect()
 }
 
@@ -36,8 +41,8 @@ mod tests {
     #[test]
     fn long_lines_of_documents_are_found() {
         let long = "é".repeat(121);
-        let text = format!("# A title\n{long}\n- {long}\n| {long} |\n{}\n", "é".repeat(120));
-        assert_eq!(in_document(&text).into_iter().map(|(line, _)| line).collect::<Vec<_>>(), [2, 3]);
+        let text = format!("# A title\n{long}\n```\n{long}\n```\n- {long}\n| {long} |\n{}\n", "é".repeat(120));
+        assert_eq!(in_document(&text).into_iter().map(|(line, _)| line).collect::<Vec<_>>(), [2, 6]);
     }
 
     #[test]

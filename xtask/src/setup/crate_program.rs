@@ -1,5 +1,6 @@
-//! Programs from crates.io, in pinned versions. Cargo builds each once, under `target/tools`, without optimisations: that
-//! takes half of the time, and the programs are run for seconds. bpf-linker's own work is done by the compiler's LLVM.
+//! Programs from crates.io, in pinned versions. Cargo builds each once, under `target/tools`, without optimisations:
+//! that takes half of the time, and the programs are run for seconds. bpf-linker's own work is done by the compiler's
+//! LLVM.
 
 use std::fs;
 use std::path::PathBuf;
