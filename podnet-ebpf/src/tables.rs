@@ -128,7 +128,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn add_held(&self, slot: u32, entries: u32) {
         if let Some(count) = maps::HOLDERS.get_ptr_mut(slot) {
-            // SAFETY: a word of the map. Concurrent additions may be lost, until the daemon's next sweep corrects the
+            // SAFETY: a word of the map. Concurrent additions may be lost, until a sweep of the daemon corrects the
             // count.
             unsafe { *count = (*count).wrapping_add(entries) };
         }

@@ -33,11 +33,11 @@ impl Held {
 }
 
 /// Part of the table, as a divisor, up to which counts need not be exact: a holder may have several times as many
-/// entries as are free.
+/// entries as are free. One whose count is too high has at worst a sixteenth fewer source ports.
 const FEW: u32 = 16;
 
-/// The programs' counts during a sweep. Reading all of them takes milliseconds, so that is left out while they are low:
-/// since they include flows that have ended, they are never too low.
+/// The programs' counts during a sweep. Reading all of them takes milliseconds, so that is left out while they are low.
+/// They include flows that have ended, so they are usually too high.
 pub(super) struct Count<'a> {
     table: BorrowedFd<'a>,
     capacity: u32,
@@ -58,7 +58,7 @@ impl<'a> Count<'a> {
     /// since.
     pub(super) fn end(self, held: Held) -> io::Result<()> {
         let Self { table, capacity, before } = self;
-        // Otherwise the table of flows is that of an earlier daemon, and the counts are new.
+        // More than was counted: the table of flows may be that of an earlier daemon, and the counts new.
         if before.is_none() && held.of(ALL) <= capacity / FEW {
             return Ok(());
         }
