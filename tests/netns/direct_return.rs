@@ -150,18 +150,20 @@ fn replies_bypass_the_first_node(site: &Site) -> Result<()> {
         for transport in Transport::ALL {
             let tap = Frames::on(&site.lab.node(0).place, "eth0")?;
             (0..20).try_for_each(|_| place.ask(transport, to).map(drop))?;
-            let answer = tap.expect(Duration::from_millis(100), |frame| destination(frame) == Some(ip))?;
+            let answer = tap.expect(Duration::from_millis(100), |frame| ends(frame) == Some([to.ip(), ip]))?;
             ensure!(answer.is_none(), "{transport}: node1 has sent {answer:x?}");
         }
         Ok(())
     })
 }
 
-/// IP destination of a frame.
-fn destination(frame: &[u8]) -> Option<IpAddr> {
+/// Source and destination of a packet.
+fn ends(frame: &[u8]) -> Option<[IpAddr; 2]> {
+    let v4 = |at: usize| Some(<[u8; 4]>::try_from(frame.get(at..at + 4)?).ok()?.into());
+    let v6 = |at: usize| Some(<[u8; 16]>::try_from(frame.get(at..at + 16)?).ok()?.into());
     match frame.get(12..14)? {
-        [8, 0] => Some(<[u8; 4]>::try_from(frame.get(30..34)?).ok()?.into()),
-        [0x86, 0xdd] => Some(<[u8; 16]>::try_from(frame.get(38..54)?).ok()?.into()),
+        [8, 0] => Some([v4(26)?, v4(30)?]),
+        [0x86, 0xdd] => Some([v6(22)?, v6(38)?]),
         _ => None,
     }
 }

@@ -216,15 +216,13 @@ fn connect(place: &Place, server: SocketAddr) -> Option<Socket> {
     Some(socket)
 }
 
-/// Sends requests for some time, and requires a response within a second each time.
+/// Sends requests for some time, and requires a response each time.
 fn probe(places: &[&Place], server: SocketAddr, seconds: f32) -> Result<()> {
     let end = Instant::now() + Duration::from_secs_f32(seconds);
     while Instant::now() < end {
         for place in places {
-            let start = Instant::now();
             let response = http_get(place, server, "/livez").with_context(|| format!("from {}", place.name()))?;
             ensure!(response.status == 200, "{response:?}");
-            ensure!(start.elapsed() < Duration::from_secs(1), "{}: {:?}", place.name(), start.elapsed());
         }
         thread::sleep(Duration::from_millis(50));
     }

@@ -69,7 +69,9 @@ pub(crate) fn with_benchmarks(workspace: &Workspace) -> Result<Built> {
 /// the same place.
 pub(crate) fn later(workspace: &Workspace) -> Result<()> {
     let object = build_object(workspace, &["--features=later-layouts"])?;
-    let arguments = [&SHIPPED[..], &["--bin=podnet", "--features=podnet/later-layouts"]].concat();
+    // Compiled quickly: the optimised daemon is the one beside it.
+    let quickly = ["--config", "profile.release.package.podnet.opt-level=0"];
+    let arguments = [&SHIPPED[..], &["--bin=podnet", "--features=podnet/later-layouts"], &quickly].concat();
     let programs = build_programs(workspace, &object, &arguments, true)?;
     let later = programs.join("later");
     fs::create_dir_all(&later)?;

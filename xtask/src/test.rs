@@ -3,13 +3,16 @@
 //!
 //! The tests, too, are compiled with the eBPF object, since some of them fill its tables. One call of cargo compiles
 //! them all: with each further choice of packages, dependencies would have other features and be compiled again.
-//! Everything is compiled without privileges; only the test programs of `tests/` run as root. A failing part does not
-//! keep the later ones from running. The last line is the total: `N passed, N failed, N skipped`.
+//! Everything is compiled without privileges; only the test programs of `tests/` run as root, several at once. Guests
+//! run beside them. A failing part does not keep the others from running. The last line is the total: `N passed,
+//! N failed, N skipped`.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -32,8 +35,9 @@ const WITH_KUBELETS: &str = "kubelets::";
 const SECONDS_PER_PROGRAM: u32 = 600;
 const SECONDS_FOR_CLEANING_UP: u32 = 30;
 
-/// Privileged tests mostly wait, so two processors could run more of them, but they also measure timeouts.
-const PRIVILEGED_TESTS_AT_ONCE: u32 = 2;
+/// Privileged test programs at once, each of which runs its tests one after another. The tests mostly wait, so two
+/// processors could run more of them, but they also measure timeouts.
+const PRIVILEGED_PROGRAMS_AT_ONCE: usize = 3;
 
 /// Runs all tests on this machine or, if kernels are given, the guests' tests on these.
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String]) -> Result<()> {
@@ -49,12 +53,15 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String
     let programs = test_programs(workspace, &built)?;
     let mut total = Tally::default();
     if here {
-        total += on_this_machine(&built, &programs, filter)?;
         // With a filter, skip the guests to save time.
-        if filter.is_none() && !kernel::IN_EVERY_RUN.is_empty() {
-            let kernels: Vec<_> = kernel::IN_EVERY_RUN.iter().map(|&name| name.to_owned()).collect();
-            total += on_kernels(workspace, &built, &programs, None, &kernels)?;
-        }
+        let in_every_run = if filter.is_none() { kernel::IN_EVERY_RUN } else { &[] };
+        let kernels: Vec<_> = in_every_run.iter().map(|&name| name.to_owned()).collect();
+        total += thread::scope(|scope| {
+            let guests = scope.spawn(|| on_kernels(workspace, &built, &programs, None, &kernels));
+            let mut total = on_this_machine(&built, &programs, filter)?;
+            total += joined(guests)?;
+            anyhow::Ok(total)
+        })?;
     } else {
         total += on_kernels(workspace, &built, &programs, filter, kernels)?;
     }
@@ -75,6 +82,9 @@ fn on_kernels(
     filter: Option<&str>,
     kernels: &[String],
 ) -> Result<Tally> {
+    if kernels.is_empty() {
+        return Ok(Tally::default());
+    }
     let in_guests = programs
         .iter()
         .filter(|program| program.is_privileged() && kernel::TEST_PROGRAMS.contains(&program.name.as_str()))
@@ -95,21 +105,46 @@ fn on_this_machine(built: &build::Built, programs: &[TestProgram], filter: Optio
 
     heading("privileged tests");
     let with_assets = with_assets(std::env::var_os(ASSETS).map(PathBuf::from).as_deref());
-    for program in programs.iter().filter(|program| program.is_privileged()) {
-        println!("\n{}", program.path.display());
-        let mut test = as_root("timeout", environment(built)?.iter().map(|(name, value)| (*name, value.as_os_str())))?;
+    let environment = environment(built)?;
+    let run = |program: &TestProgram| {
+        let mut test = as_root("timeout", environment.iter().map(|(name, value)| (*name, value.as_os_str())))?;
         // In the foreground, so that an interrupt from the terminal reaches the tests, which clean up.
         test.arg("--foreground")
             .arg(format!("--kill-after={SECONDS_FOR_CLEANING_UP}"))
             .arg(SECONDS_PER_PROGRAM.to_string())
             .arg(&program.path)
-            .arg(format!("--test-threads={PRIVILEGED_TESTS_AT_ONCE}"))
+            .arg("--test-threads=1")
             .args(&with_assets)
             .args(filter)
             .current_dir(&program.package);
-        total += tally(&mut test, &program.path.display().to_string(), &mut io::stdout())?;
-    }
-    Ok(total)
+        let mut output = Vec::new();
+        let tally = tally(&mut test, &program.path.display().to_string(), &mut output);
+        let mut terminal = io::stdout().lock();
+        writeln!(terminal, "\n{}", program.path.display())?;
+        terminal.write_all(&output)?;
+        tally
+    };
+    let privileged = Mutex::new(programs.iter().filter(|program| program.is_privileged()));
+    let next = || privileged.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let run_all = || -> Result<Tally> {
+        let mut total = Tally::default();
+        while let Some(program) = next() {
+            total += run(program)?;
+        }
+        Ok(total)
+    };
+    thread::scope(|scope| {
+        let runners: Vec<_> = (0..PRIVILEGED_PROGRAMS_AT_ONCE).map(|_| scope.spawn(run_all)).collect();
+        for runner in runners {
+            total += joined(runner)?;
+        }
+        Ok(total)
+    })
+}
+
+/// The result of a thread.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn heading(part: &str) {
