@@ -8,88 +8,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
-use std::io;
 use std::time::{Duration, Instant};
 
 use foldhash::HashMap;
-use thiserror::Error;
 
 use crate::backoff::Backoff;
 
+mod entries;
+
+pub use entries::{Counts, Entries, TableError};
+
 /// For keys that have failed.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-
-/// A failed operation on a table, without effect.
-#[derive(Debug, Error)]
-pub enum TableError {
-    /// The table is full.
-    #[error("the table `{table}` is full: {advice}")]
-    Full {
-        /// Name of the table.
-        table: &'static str,
-        /// Remedy.
-        advice: &'static str,
-    },
-    /// Another entry must be added or removed first.
-    #[error("waiting for {0}")]
-    Waits(String),
-    /// The kernel refused the operation.
-    #[error("{operation} in the table `{table}`: {source}")]
-    Io {
-        /// Name of the table.
-        table: &'static str,
-        /// The operation.
-        operation: &'static str,
-        /// The error of the kernel.
-        source: io::Error,
-    },
-}
-
-/// The entries of a table.
-pub trait Entries<K, V> {
-    /// All entries, in any order.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    fn list(&self) -> Result<Vec<(K, V)>, TableError>;
-
-    /// Adds or replaces an entry.
-    ///
-    /// # Errors
-    /// If the table is full, or the kernel refuses.
-    fn put(&mut self, key: &K, value: &V) -> Result<(), TableError>;
-
-    /// Removes an entry; a missing one is no error.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    fn delete(&mut self, key: &K) -> Result<(), TableError>;
-
-    /// Adds or replaces entries. After a failure, some may have been written.
-    ///
-    /// # Errors
-    /// See [`Self::put`].
-    fn put_all(&mut self, entries: &[(K, V)]) -> Result<(), TableError> {
-        entries.iter().try_for_each(|(key, value)| self.put(key, value))
-    }
-
-    /// Removes entries. After a failure, some may be gone.
-    ///
-    /// # Errors
-    /// See [`Self::delete`].
-    fn delete_all(&mut self, keys: &[K]) -> Result<(), TableError> {
-        keys.iter().try_for_each(|key| self.delete(key))
-    }
-}
-
-/// Counts that programs keep in a table.
-pub trait Counts<K> {
-    /// All entries with their counts.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    fn counts(&self) -> Result<Vec<(K, u64)>, TableError>;
-}
 
 /// Order of operations in [`Mirror::sync`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -293,6 +223,24 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         Ok(())
     }
 
+    /// Removes the entries whose keys don't satisfy a condition. After a failure the table is read again by the next
+    /// call.
+    ///
+    /// # Errors
+    /// See [`Self::sync`].
+    pub fn retain(
+        &mut self,
+        keeps: impl Fn(&K) -> bool,
+        table: &mut (impl Entries<K, V> + ?Sized),
+    ) -> Result<(), TableError> {
+        if !std::mem::take(&mut self.known) {
+            self.held = table.list()?.into_iter().collect();
+        }
+        self.delete_all(self.held.keys().filter(|key| !keeps(key)).copied().collect(), table)?;
+        self.known = true;
+        Ok(())
+    }
+
     /// Removes all entries but these.
     fn trim(&mut self, wanted: &BTreeMap<K, V>, table: &mut (impl Entries<K, V> + ?Sized)) -> Result<(), TableError> {
         let others = self.held.keys().filter(|key| !wanted.contains_key(key));
@@ -371,6 +319,8 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     /// A table with room for two entries, which records every write and can refuse them.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use podnet_cni::node_info::Policed;
 use podnet_common::addr::Addr;
 use podnet_common::layout::{PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, Subject};
+use podnet_common::tables::POLICY_RULES;
 
 use super::denials::Denials;
 use crate::mirror::{Counts, Entries, First, Mirror, TableError};
@@ -207,12 +208,50 @@ impl NetworkPolicies {
         let attached: BTreeSet<Addr> = self.attached.values().flatten().map(|ip| Addr::from(*ip)).collect();
         let connecting = |(addr, held): &(&Addr, &Subject)| **held == Subject::PENDING && !attached.contains(addr);
         let connecting = self.subjects.iter().filter(connecting).map(|(addr, held)| (*addr, *held));
-        let unknown = |name: &ObjectName| !self.pods.contains_key(name) && self.policies.has_policies(&name.namespace);
+        // The object of a pod that has ended is that of a predecessor with the same name.
+        let known = |name: &ObjectName| self.pods.get(name).is_some_and(|pod| !pod.ended);
+        let unknown = |name: &ObjectName| !known(name) && self.policies.has_policies(&name.namespace);
         let unknown = self.attached.iter().filter(|(name, _)| unknown(name)).flat_map(|(_, ips)| ips);
         let held = unknown.filter_map(|ip| self.subjects.get(&(*ip).into()).map(|held| (Addr::from(*ip), *held)));
+        let held = held.map(|(addr, held)| (addr, self.with_known_sets(held)));
         let mut subjects: BTreeMap<Addr, Subject> = held.chain(connecting).collect();
         subjects.extend(self.policies.desired().subjects.iter().map(|(addr, subject)| (*addr, *subject)));
         subjects
+    }
+
+    /// A subject that stays, closed where its set is of an earlier daemon, whose rules are no longer in the tables.
+    fn with_known_sets(&self, held: Subject) -> Subject {
+        let known = |set: u32| set == Subject::OPEN || self.policies.has_set(set & Subject::ID);
+        let or_closed = |set| if known(set) { set } else { Subject::ID };
+        if held == WRITTEN_BY_THE_PLUGIN {
+            return held;
+        }
+        Subject { ingress: or_closed(held.ingress), egress: or_closed(held.egress) }
+    }
+
+    /// Ids of the sets of these subjects.
+    fn sets_of<'a>(subjects: impl Iterator<Item = &'a Subject>) -> BTreeSet<u32> {
+        subjects.flat_map(|subject| [subject.ingress, subject.egress]).map(|set| set & Subject::ID).collect()
+    }
+
+    /// Whether the next [`Self::sync`] isolates pods whose flows had no entries before: pods that were open, or whose
+    /// own node could always reach them without one.
+    ///
+    /// # Errors
+    /// If the table can't be read.
+    pub fn isolates_more(&mut self, tables: &mut impl PolicyTables) -> Result<bool, TableError> {
+        self.read_subjects(tables)?;
+        let has_entries = |held: &Subject, subject: &Subject| {
+            let by_plugin = [Subject::PENDING, WRITTEN_BY_THE_PLUGIN].contains(held);
+            by_plugin || Subject::has_cluster_rules(held.egress) || !Subject::has_cluster_rules(subject.egress)
+        };
+        let mut subjects = self.policies.desired().subjects.iter();
+        Ok(subjects.any(|(addr, subject)| self.subjects.get(addr).is_none_or(|held| !has_entries(held, subject))))
+    }
+
+    /// Reads the table of subjects, if that hasn't been done.
+    fn read_subjects(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        self.subjects.add(&BTreeMap::new(), tables)
     }
 
     /// Makes the tables match, in an order in which every packet gets the verdict of before or that of after, and then
@@ -223,7 +262,19 @@ impl NetworkPolicies {
     /// The first operation that fails; the next call continues from there. Until then pods keep the policies that they
     /// had, and those that had none are closed.
     pub fn sync(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
-        let result = self.write(tables);
+        let mut result = self.write(tables);
+        if matches!(result, Err(TableError::Full { .. })) {
+            // Old and new entries beside each other have no room.
+            self.make_room(tables)?;
+            result = self.write(tables);
+        }
+        if matches!(result, Err(TableError::Full { .. }))
+            && self.policies.desired().rules.len() <= POLICY_RULES.capacity()
+        {
+            self.close_changed_subjects(tables)?;
+            self.make_room(tables)?;
+            result = self.write(tables);
+        }
         if result.is_err() {
             self.close_new_subjects(tables)?;
         }
@@ -231,11 +282,16 @@ impl NetworkPolicies {
     }
 
     fn write(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
-        // Reads the table, if that hasn't been done: entries of the plugin may stay.
-        self.subjects.add(&BTreeMap::new(), tables)?;
+        // Entries of the plugin may stay.
+        self.read_subjects(tables)?;
         if let Some(mut held) = self.adopted.take() {
             held.subjects.retain(|_, subject| *subject != Subject::PENDING);
-            self.policies.adopt_ids(&held);
+            if !self.policies.adopt_ids(&held)
+                && let Err(error) = self.close_subjects_of_cluster_rules(tables)
+            {
+                self.adopted = Some(held);
+                return Err(error);
+            }
         }
         loop {
             let desired = self.policies.desired();
@@ -245,13 +301,46 @@ impl NetworkPolicies {
             let desired = self.policies.desired();
             self.peers.sync_keys(&touched, &desired.peers, tables)?;
             self.blocks.sync(&desired.blocks, First::Put, tables)?;
-            self.subjects.sync(&self.wanted_subjects(), First::Put, tables)?;
-            self.rules.keep_only(&desired.rules, tables)?;
-            if !self.policies.written() {
+            let subjects = self.wanted_subjects();
+            self.subjects.sync(&subjects, First::Put, tables)?;
+            self.rules.keep_only(&self.policies.desired().rules, tables)?;
+            if !self.policies.written(&Self::sets_of(subjects.values())) {
                 break;
             }
         }
         self.sync_denials(tables)
+    }
+
+    /// Closes the subjects of an earlier daemon whose sets allow what no rule denies: while the other tables get other
+    /// ids, no rule is found.
+    fn close_subjects_of_cluster_rules(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        let close = |set| if Subject::has_cluster_rules(set) { Subject::CLOSED } else { set };
+        let closed = self.subjects.iter().map(|(addr, Subject { ingress, egress })| {
+            (*addr, Subject { ingress: close(*ingress), egress: close(*egress) })
+        });
+        let closed: BTreeMap<_, _> = closed.filter(|(addr, closed)| self.subjects.get(addr) != Some(closed)).collect();
+        self.subjects.add(&closed, tables)
+    }
+
+    /// Removes entries that neither desired nor held subjects need: others were added before a table was full.
+    fn make_room(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        self.read_subjects(tables)?;
+        let sets = Self::sets_of(self.subjects.iter().map(|(_, held)| held));
+        while self.policies.written(&sets) {}
+        let desired = self.policies.desired();
+        self.rules.retain(|rule| desired.rules.contains_key(rule) || sets.contains(&rule.set), tables)?;
+        self.ports.retain(|ports| desired.ports.contains_key(ports), tables)?;
+        self.peers.retain(|addr| desired.peers.contains_key(addr), tables)?;
+        self.blocks.retain(|prefix| desired.blocks.contains_key(prefix), tables)
+    }
+
+    /// Closes the subjects that are to get other sets, so that the entries of those before can go.
+    fn close_changed_subjects(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        self.read_subjects(tables)?;
+        let wanted = self.wanted_subjects();
+        let changed = wanted.iter().filter(|(addr, subject)| self.subjects.get(addr) != Some(subject));
+        let closed = changed.map(|(addr, subject)| (*addr, closed(*subject))).collect();
+        self.subjects.add(&closed, tables)
     }
 
     /// Makes `policy_denials` match the rule sets. The counts of sets that are no longer in use are read first.
@@ -286,12 +375,9 @@ impl NetworkPolicies {
 
     /// Closes the pods that should be isolated and aren't yet.
     fn close_new_subjects(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
-        let close = |set| if set == Subject::OPEN { Subject::OPEN } else { Subject::CLOSED };
-        let new = self.policies.desired().subjects.iter().filter(|(addr, _)| self.subjects.get(addr).is_none());
-        let closed = new.map(|(addr, Subject { ingress, egress })| {
-            (*addr, Subject { ingress: close(*ingress), egress: close(*egress) })
-        });
-        let closed = closed.collect();
+        let is_new = |addr: &Addr| self.subjects.get(addr).is_none_or(|held| *held == WRITTEN_BY_THE_PLUGIN);
+        let new = self.policies.desired().subjects.iter().filter(|(addr, _)| is_new(addr));
+        let closed = new.map(|(addr, subject)| (*addr, closed(*subject))).collect();
         self.subjects.add(&closed, tables)
     }
 
@@ -311,6 +397,12 @@ impl NetworkPolicies {
         let is_policy = matches!(object.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy);
         self.policies.get(&object.name).filter(|_| is_policy).map(AnyPolicy::uid)
     }
+}
+
+/// The same subject, with nothing allowed where it is isolated.
+fn closed(Subject { ingress, egress }: Subject) -> Subject {
+    let close = |set| if set == Subject::OPEN { Subject::OPEN } else { Subject::CLOSED };
+    Subject { ingress: close(ingress), egress: close(egress) }
 }
 
 /// Stands for a value of `subjects` that may be in the table or not, so that the next sync writes or removes it.

@@ -173,12 +173,14 @@ impl Policies {
     }
 
     /// Takes over the ids of tables that an earlier daemon has written, if these are as desired otherwise. To be called
-    /// before anything has been written. Otherwise nothing changes, and all ids are others than those of the tables.
-    pub fn adopt_ids(&mut self, held: &Desired) {
+    /// before anything has been written. Otherwise (false) nothing changes, and all ids are others than those of the
+    /// tables.
+    pub fn adopt_ids(&mut self, held: &Desired) -> bool {
         // No packet has met what was desired in the meantime.
-        while self.written() {}
-        let Some(others) = Renaming::between(self.desired(), held) else { return };
-        if self.sets.can_rename(&others.sets) && self.tables.can_rename(&others) {
+        while self.written(&BTreeSet::new()) {}
+        let Some(others) = Renaming::between(self.desired(), held) else { return false };
+        let can = self.sets.can_rename(&others.sets) && self.tables.can_rename(&others);
+        if can {
             self.sets.rename(&others.sets);
             self.used = self.used.iter().filter_map(|id| others.sets.of(id.0).map(SetId)).collect();
             let denials = std::mem::take(&mut self.denials).into_iter();
@@ -187,6 +189,12 @@ impl Policies {
             self.denials = denials.filter_map(renamed).collect();
             self.tables.rename(&others, held);
         }
+        can
+    }
+
+    /// Whether a set with this id is known.
+    pub fn has_set(&self, id: u32) -> bool {
+        self.sets.content(SetId(id)).is_some()
     }
 
     /// Sets a policy, or (`None`) removes it. [`Self::update`] puts it into effect, as with other changes.
@@ -258,12 +266,13 @@ impl Policies {
         any
     }
 
-    /// Takes out of the desired tables what only packets needed that were judged while the tables were written. Returns
-    /// whether anything has changed, so that the tables must be written again.
-    pub fn written(&mut self) -> bool {
+    /// Takes out of the desired tables what only packets needed that were judged while the tables were written. The
+    /// sets in `held` stay, whose subjects do. Returns whether anything has changed, so that the tables must be written
+    /// again.
+    pub fn written(&mut self, held: &BTreeSet<u32>) -> bool {
         let before = self.sets.len();
-        self.sets.retain(|id| self.used.contains(&id));
-        self.denials.retain(|denial, _| self.used.contains(&SetId(denial.set)));
+        self.sets.retain(|id| self.used.contains(&id) || held.contains(&id.0));
+        self.denials.retain(|denial, _| self.used.contains(&SetId(denial.set)) || held.contains(&denial.set));
         let forgotten = self.tables.forget(&self.sets);
         let fewer = self.sets.len() != before;
         if fewer {

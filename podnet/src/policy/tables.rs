@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use podnet_common::addr::Addr;
 use podnet_common::layout::{PolicyRule, PolicyVerdict};
 
@@ -218,12 +218,12 @@ impl Tables {
 
     /// All entries of `policy_rules`.
     fn rules(&self, sets: &Interner<RuleSet, SetId>) -> BTreeMap<PolicyRule, PolicyVerdict> {
-        let mut within: HashMap<AtomId, Vec<(ClassId, &Class)>> = HashMap::default();
+        let mut within: HashMap<AtomId, Vec<ClassId>> = HashMap::default();
         for (id, class) in self.classes.iter() {
             let named = class.named.iter().map(|(atom, _)| atom);
-            class.atoms.iter().chain(named).for_each(|atom| within.entry(*atom).or_default().push((id, class)));
+            class.atoms.iter().chain(named).for_each(|atom| within.entry(*atom).or_default().push(id));
         }
-        let mut entries = Vec::new();
+        let (mut entries, mut seen) = (Vec::new(), HashSet::default());
         for (set, RuleSet { rules, .. }) in sets.iter() {
             for (place, rule) in rules.iter().enumerate() {
                 let mut put = |key| entries.push((key, verdict(place, rule)));
@@ -232,8 +232,11 @@ impl Tables {
                     Some(peers) => peers.clone(),
                     None => rule.named().map(|(_, atom)| atom).collect(),
                 };
-                for class in atoms.iter().filter_map(|atom| within.get(atom)).flatten() {
-                    entries_for_class(set, rule, *class, &self.ports, &mut put);
+                // Blocks of a rule that lie in one another have classes in common, up to the square of their number.
+                seen.clear();
+                let classes = atoms.iter().filter_map(|atom| within.get(atom)).flatten().filter(|id| seen.insert(**id));
+                for (id, class) in classes.filter_map(|id| Some((*id, self.classes.content(*id)?))) {
+                    entries_for_class(set, rule, (id, class), &self.ports, &mut put);
                 }
             }
         }

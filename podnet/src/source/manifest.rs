@@ -192,7 +192,7 @@ impl ManifestSource {
         self.found |= !self.files.is_empty();
         let synced = self.synced();
         self.was_synced |= synced;
-        Batch { changes, synced, policies_synced: synced }
+        Batch { changes, synced, policies_synced: self.was_synced }
     }
 
     /// Time of the next poll, even if the descriptor isn't readable.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::*;
-use crate::model::{NetworkPolicy, Pod, PolicyPeer, PolicyRule as Rule};
+use crate::model::{
+    Action, ClusterNetworkPolicy, ClusterRule, NetworkPolicy, Pod, PolicyPeer, PolicyPort as RulePort,
+    PolicyRule as Rule, PortMatch, Protocol, Selector, Tier,
+};
 
 /// Tables in memory, which fail after a number of writes.
 #[derive(Default)]
@@ -16,6 +19,8 @@ struct Memory {
     left: Option<usize>,
     /// Whether there is no room for rules.
     full: bool,
+    /// How many rules there is room for.
+    room: Option<usize>,
 }
 
 impl Counts<PolicyDenial> for Memory {
@@ -65,7 +70,9 @@ macro_rules! entries {
             }
 
             fn put(&mut self, key: &$key, value: &$value) -> Result<(), TableError> {
-                if self.full && stringify!($table) == "rules" {
+                let rules = stringify!($table) == "rules";
+                let more = self.room.is_some_and(|room| self.tables.$table.len() >= room);
+                if rules && (self.full || more && !self.tables.$table.contains_key(key)) {
                     return Err(TableError::Full { table: "rules", advice: "none" });
                 }
                 self.write()?.$table.insert(*key, *value);
@@ -172,6 +179,151 @@ fn a_failed_write_is_made_up_for() {
         assert_eq!(&memory.tables, room.policies().desired(), "{left} more writes");
         assert!(memory.denials.keys().eq(room.policies().denials().keys()), "{left} more writes");
         assert_eq!(all, left >= 10);
+    }
+}
+
+#[test]
+fn pods_are_isolated_once() {
+    let (mut room, mut memory) = (filled(), Memory::default());
+    // The daemon has found it running.
+    room.set_attached(attached("p"));
+    assert!(room.isolates_more(&mut memory).unwrap());
+    room.sync(&mut memory).unwrap();
+    assert!(!room.isolates_more(&mut memory).unwrap());
+    // Its flows have had entries since then.
+    let egress = NetworkPolicy { egress: Some(Vec::new()), ..policy() };
+    update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(egress.into()))]);
+    assert!(!room.isolates_more(&mut memory).unwrap());
+    room.sync(&mut memory).unwrap();
+    // The node could reach it without one.
+    let matches = Rule { peers: Some(vec![PolicyPeer::Nodes(Selector::default())]), ports: None };
+    let egress = vec![ClusterRule { name: "".into(), action: Action::Deny, matches }];
+    let cluster = ClusterNetworkPolicy { ingress: Vec::new(), egress, ..deny_all() };
+    update(&mut room, vec![(ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(cluster.into()))]);
+    assert!(room.isolates_more(&mut memory).unwrap());
+    room.sync(&mut memory).unwrap();
+    assert!(!room.isolates_more(&mut memory).unwrap());
+    // The plugin has closed the second pod when it started.
+    let mut pod = Pod { node: "n1".into(), ips: vec!["10.0.0.2".parse().unwrap()], ..Pod::default() };
+    let name = ObjectName { namespace: "x".into(), name: "q".into() };
+    room.set_attached(BTreeMap::from([(name, pod.ips.iter().copied().collect())]));
+    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "q"), Some(pod.clone().into()))]);
+    assert!(!room.isolates_more(&mut memory).unwrap());
+    room.sync(&mut memory).unwrap();
+    // The third has been here.
+    pod.ips = vec!["10.0.0.3".parse().unwrap()];
+    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "r"), Some(pod.into()))]);
+    assert!(room.isolates_more(&mut memory).unwrap());
+}
+
+/// A NetworkPolicy by which one rule has an entry for each of these ports.
+fn of_ports(ports: std::ops::Range<u16>) -> NetworkPolicy {
+    let port = |number| RulePort { protocol: Protocol::Tcp, ports: PortMatch::Range(number, number) };
+    let rule = Rule { peers: None, ports: Some(ports.map(port).collect()) };
+    NetworkPolicy { ingress: Some(vec![rule]), ..policy() }
+}
+
+#[test]
+fn a_full_table_gets_room_again() {
+    let key = || ObjectKey::new(Kind::NetworkPolicy, "x", "np");
+    let (mut room, mut memory) = (filled(), Memory { room: Some(100), ..Memory::default() });
+    room.sync(&mut memory).unwrap();
+    let before = subject(&memory);
+    // More than there is room for: what has been is still in force.
+    update(&mut room, vec![(key(), Some(of_ports(1..200).into()))]);
+    assert!(matches!(room.sync(&mut memory), Err(TableError::Full { .. })));
+    assert!(memory.tables.rules.len() <= 100);
+    // The policy shrinks: what was added for nothing goes.
+    update(&mut room, vec![(key(), Some(of_ports(1..80).into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!((&memory.tables, subject(&memory) == before), (room.policies().desired(), false));
+    // Old and new rules have no room beside each other.
+    update(&mut room, vec![(key(), Some(of_ports(101..180).into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(&memory.tables, room.policies().desired());
+    // Nor have those of the next daemon.
+    let mut room = NetworkPolicies::new("n1");
+    room.adopt(&memory).unwrap();
+    let pod = Pod { node: "n1".into(), ips: vec![ADDRESS.parse().unwrap()], ..Pod::default() };
+    let policy = (key(), Some(of_ports(201..280).into()));
+    update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(&memory.tables, room.policies().desired());
+}
+
+fn deny_all() -> ClusterNetworkPolicy {
+    let matches = Rule { peers: None, ports: None };
+    ClusterNetworkPolicy {
+        uid: "c".into(),
+        tier: Tier::Admin,
+        priority: 0,
+        namespaces: Selector::default(),
+        pods: Selector::default(),
+        ingress: vec![ClusterRule { name: "".into(), action: Action::Deny, matches }],
+        egress: Vec::new(),
+        left_out: Default::default(),
+    }
+}
+
+#[test]
+fn a_running_pod_keeps_its_rules_without_its_object() {
+    let pod = |ended| Pod { node: "n1".into(), ips: vec![ADDRESS.parse().unwrap()], ended, ..Pod::default() };
+    let name = || ObjectKey::new(Kind::Pod, "x", "p");
+    let policy = || (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(deny_all().into()));
+    for gone in [None, Some(pod(true).into())] {
+        let (mut room, mut memory) = (NetworkPolicies::new("n1"), Memory::default());
+        room.set_attached(attached("p"));
+        update(&mut room, vec![policy(), (name(), Some(pod(false).into()))]);
+        room.sync(&mut memory).unwrap();
+        let before = memory.tables.clone();
+        assert_eq!((before.subjects.len(), before.rules.len()), (1, 1));
+        update(&mut room, vec![(name(), gone.clone())]);
+        room.sync(&mut memory).unwrap();
+        assert_eq!(memory.tables, before, "deleted by force, or the object of a predecessor");
+        // The next daemon doesn't know which rules these are.
+        let mut next = NetworkPolicies::new("n1");
+        next.adopt(&memory).unwrap();
+        next.set_attached(attached("p"));
+        update(&mut next, vec![policy()]);
+        next.sync(&mut memory).unwrap();
+        assert_eq!(subject(&memory), Some(Subject { ingress: Subject::ID, egress: Subject::OPEN }));
+        // It has ended.
+        room.set_attached(BTreeMap::new());
+        room.sync(&mut memory).unwrap();
+        assert_eq!(memory.tables, Desired::default());
+    }
+}
+
+#[test]
+fn other_ids_of_cluster_rules_open_nothing() {
+    let pod = |number: u8, node: &str| {
+        let ips = vec![IpAddr::from([10, 0, 0, number])];
+        (
+            ObjectKey::new(Kind::Pod, "x", &format!("p{number}")),
+            Some(Pod { node: node.into(), ips, ..Pod::default() }.into()),
+        )
+    };
+    let policy = || {
+        let mut policy = deny_all();
+        let peers = PolicyPeer::Pods { namespaces: Some(Selector::default()), pods: Selector::default() };
+        policy.ingress[0].matches.peers = Some(vec![peers]);
+        (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(policy.into()))
+    };
+    let mut memory = Memory::default();
+    let mut room = NetworkPolicies::new("n1");
+    update(&mut room, vec![policy(), pod(1, "n1"), pod(2, "n2")]);
+    room.sync(&mut memory).unwrap();
+    // After each number of writes by the next daemon, the peer's class has a rule that denies, or the pod is closed.
+    for left in 0..12 {
+        let mut memory = Memory { tables: memory.tables.clone(), left: Some(left), ..Memory::default() };
+        let mut next = NetworkPolicies::new("n1");
+        next.adopt(&memory).unwrap();
+        update(&mut next, vec![policy(), pod(1, "n1"), pod(2, "n2"), pod(3, "n2")]);
+        _ = next.sync(&mut memory);
+        let set = subject(&memory).unwrap().ingress;
+        let class = memory.tables.peers.get(&IpAddr::from([10, 0, 0, 2]).into()).copied().unwrap_or_default();
+        let rule = PolicyRule { set: set & Subject::ID, class, ports: PolicyRule::ALL };
+        assert!(set == Subject::CLOSED || memory.tables.rules.contains_key(&rule), "after {left} writes: {set:x}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Cases that are easy to get wrong, each checked against the objects as well.
 
+use std::collections::BTreeSet;
+
 use podnet_common::layout::Subject;
 
 use super::*;
@@ -314,7 +316,7 @@ fn another_pod_of_a_class_is_one_entry() {
     policies.set_pod(&name("b", "client-2"), None);
     policies.update();
     assert_eq!(policies.desired(), &before);
-    assert!(!policies.written());
+    assert!(!policies.written(&BTreeSet::new()));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Random sequences of changes.
 
+use std::collections::BTreeSet;
+
 use podnet_common::layout::Subject;
 use proptest::prelude::*;
 
@@ -96,12 +98,12 @@ proptest! {
                 prop_assert_eq!(allows(policies.desired(), question), cluster.allows(question), "{:?}", question);
             }
             if then == 2 {
-                policies.written();
+                policies.written(&BTreeSet::new());
             }
         }
         policies.update();
-        (0..4).for_each(|_| _ = policies.written());
-        prop_assert!(!policies.written(), "nothing is left to be taken out");
+        (0..4).for_each(|_| _ = policies.written(&BTreeSet::new()));
+        prop_assert!(!policies.written(&BTreeSet::new()), "nothing is left to be taken out");
         let fresh = cluster.compile();
         for question in &questions {
             let verdict = cluster.allows(question);
@@ -150,7 +152,7 @@ proptest! {
                 prop_assert!(right.contains(&verdict), "{:?}", question);
             }
         }
-        while policies.written() {
+        while policies.written(&BTreeSet::new()) {
             for state in between(&new, policies.desired()) {
                 for question in &questions {
                     prop_assert_eq!(allows(&state, question), cluster.allows(question), "{:?}", question);
