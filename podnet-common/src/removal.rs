@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     addr::IfIndex,
-    layout::{CtEntry, Tuple},
+    layout::{CtEntry, Out, Tuple},
     packet::{ETH, Packet},
     pipeline::{Tables, denies_flow},
 };
@@ -91,27 +91,26 @@ pub fn remove<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
     removed
 }
 
-/// Maximum number of keys in a frame of [`remove_denied`]: the verifier follows every path of a judgement for each.
+/// Maximum number of keys in a frame of [`deny`]: the verifier follows every path of an evaluation for each.
 pub const JUDGED_AT_ONCE: usize = 4;
 
-/// Removes both halves of flows that network policy denies by now. The frame has the keys of the clients' halves from
-/// [`START`] on. Returns the number of entries removed.
+/// Marks those halves of flows that network policy denies by now as [`Out::Denied`]. The frame has their keys from
+/// [`START`] on. Returns the number of entries that were not denied before.
 #[inline(always)]
-pub fn remove_denied<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
-    let mut removed = 0;
+pub fn deny<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
+    let mut newly = 0;
     for place in 0..JUDGED_AT_ONCE {
         let Some(key) = frame.load::<Tuple>(START + place * size_of::<Tuple>()) else { break };
-        let mut other = key;
         let denied = t.flow(&key, |entry| {
-            entry.write_reply_key(&mut other);
-            denies_flow(t, &key, entry)
+            let denied = entry.out != Out::Denied as u8 && denies_flow(t, &key, entry);
+            if denied {
+                entry.out = Out::Denied as u8;
+            }
+            denied
         });
-        if denied == Some(true) {
-            t.remove_flow(&key);
-            removed += 1 + remove_half(t, &other, &key);
-        }
+        newly += (denied == Some(true)) as u32;
     }
-    removed
+    newly
 }
 
 /// Removes the other half of a flow, unless its entry belongs to another flow. Returns the number of entries removed.

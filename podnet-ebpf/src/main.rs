@@ -8,6 +8,7 @@ mod events;
 #[macro_use]
 mod jump;
 mod maps;
+mod policy;
 mod removal;
 mod sock;
 mod tables;

@@ -1,14 +1,14 @@
-//! Removal of flows, as requested by the daemon: see [`podnet_common::removal`].
+//! Removal and denial of flows, as requested by the daemon: see [`podnet_common::removal`].
 
 use aya_ebpf::{EbpfContext as _, macros::classifier, programs::TcContext};
 use podnet_common::removal;
 
 use crate::{context::TcPacket, tables::Maps};
 
-/// Attached to no hook. Returns the number of entries removed.
+/// Attached to no hook. Returns the number of entries that were not denied before.
 #[classifier]
-pub(crate) fn remove_denied_flows(ctx: TcContext) -> i32 {
-    removal::remove_denied(&TcPacket::<0>::new(&ctx), &Maps::<false> { ctx: ctx.as_ptr() }) as i32
+pub(crate) fn deny_flows(ctx: TcContext) -> i32 {
+    removal::deny(&TcPacket::<0>::new(&ctx), &Maps::<false> { ctx: ctx.as_ptr() }) as i32
 }
 
 /// Attached to no hook. Returns the number of entries removed.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated as helpers,
 };
 use podnet_common::{
-    addr::{Addr, IfIndex, Mac},
+    addr::{Addr, IfIndex, Mac, Proto},
     fib::FibLookup,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
@@ -19,7 +19,7 @@ use podnet_common::{
     verdict::{Counter, Reason},
 };
 
-use crate::{events, maps};
+use crate::{events, maps, policy};
 
 /// Errno of an insertion into a full hash map.
 const E2BIG: i32 = -7;
@@ -213,8 +213,12 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
 
     #[inline(always)]
     fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {
-        // SAFETY: see above.
-        unsafe { maps::POLICY_RULES.get(rule) }.copied()
+        policy::rule(rule)
+    }
+
+    #[inline(always)]
+    fn denied_by(&self, set: u32, class: u32, ports: u32, proto: Proto, exempt: bool) -> u32 {
+        policy::policy_denied_by(set, class, ports, proto.0 as u32, exempt as u32)
     }
 
     #[inline(always)]

@@ -76,7 +76,7 @@ fn forward(ctx: &TcContext, egress: &Egress) -> i32 {
         }
         // SAFETY: see above.
         Out::Host => unsafe { helpers::bpf_redirect(to.0, u64::from(BPF_F_INGRESS)) as i32 },
-        Out::Stack => NEXT,
+        Out::Stack | Out::Denied => NEXT,
     }
 }
 

@@ -161,6 +161,15 @@ fn existing_connections_follow_a_change(site: &Site) -> Result<()> {
 fn pods_of_all_namespaces_start_closed(site: &Site) -> Result<()> {
     let node = site.lab.node(0);
     let published = || std::fs::read_to_string(node.run_dir().join("node.json"));
+    let none_starts_closed = || {
+        eventually("none starts closed", || {
+            let published = published()?;
+            ensure!(!published.contains("oliced"), "{published}");
+            Ok(())
+        })
+    };
+    site.apply(&[])?;
+    none_starts_closed()?;
     site.apply(&[cluster_policy("any", "Baseline", 0, "none", json!({"ingress": [rule("Deny", pods("friend"))]}))])?;
     eventually("all start closed", || {
         let published = published()?;
@@ -175,11 +184,7 @@ fn pods_of_all_namespaces_start_closed(site: &Site) -> Result<()> {
     site.lab.apply("pods", &manifest::yaml(&objects))?;
     reaches(&site.friend, &pod)?;
     site.apply(&[])?;
-    eventually("none starts closed", || {
-        let published = published()?;
-        ensure!(!published.contains("oliced"), "{published}");
-        Ok(())
-    })
+    none_starts_closed()
 }
 
 fn invalid_rules_deny_and_are_reported(site: &Site) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Network policies: who may reach whom, by every way to a pod, from its first packet on.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use podnet_tests::cases;
@@ -8,6 +9,7 @@ use podnet_tests::lab::policed::{PORT, Site, announced, app, is_denied, object, 
 use podnet_tests::lab::{Lab, Pod, Service, client_ip, eventually, manifest, wait_until};
 use podnet_tests::traffic::{Ask, Family, Outcome, Stream, Transport};
 use serde_json::{Value, json};
+use socket2::{Protocol, Type};
 
 #[test]
 fn network_policy() -> Result<()> {
@@ -19,6 +21,7 @@ fn network_policy() -> Result<()> {
         blocks_with_exceptions_are_addresses_of_any_kind,
         changes_of_policies_and_labels_apply_at_once,
         denied_connections_are_cut_and_others_go_on,
+        answers_to_denied_requests_begin_no_flow,
         denied_packets_are_counted_by_policy,
         reports_of_short_packets_are_whole_and_name_the_policies,
         a_restarted_daemon_keeps_the_tables,
@@ -202,6 +205,37 @@ fn denied_connections_are_cut_and_others_go_on(site: &Site) -> Result<()> {
         ensure!(report.is_clean(), "{transport}: {report:?}");
     }
     Ok(())
+}
+
+/// Requests have been delivered when the policy comes; their answers belong to no flow, since the pod wasn't a subject.
+fn answers_to_denied_requests_begin_no_flow(site: &Site) -> Result<()> {
+    site.apply(&[])?;
+    reaches(&site.far_stranger, &site.web)?;
+    let kind = |family| {
+        let (server, client) = ((site.web.ip(family), 5300).into(), (site.far_stranger.ip(family), 0).into());
+        let socket = |pod: &Pod, addr: SocketAddr| -> Result<UdpSocket> {
+            let socket = pod.place.socket_for(addr, Type::DGRAM, Protocol::UDP)?;
+            socket.bind(&addr.into())?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            Ok(socket.into())
+        };
+        let (server_socket, client) = (socket(&site.web, server)?, socket(&site.far_stranger, client)?);
+        client.connect(server)?;
+        client.send(b"request")?;
+        let (_, from) = server_socket.recv_from(&mut [0; 16])?;
+        Ok((server_socket, client, from))
+    };
+    let requests = Family::ALL.map(kind).into_iter().collect::<Result<Vec<_>>>()?;
+    site.apply(&[policy("web", "web", json!({"ingress": [{"from": [app("friend")]}]}))])?;
+    is_denied(&site.stranger, &site.web)?;
+    for (server, client, from) in &requests {
+        let drop = site.lab.node(0).first_drop("policy_ingress", || Ok(_ = server.send_to(b"answer", from)?))?;
+        ensure!(drop["policies"] == json!(["default/web"]), "{drop}");
+        let again = || Ok(_ = client.send(b"another request")?);
+        let drop = site.lab.node(0).first_drop("policy_ingress", again)?;
+        ensure!(drop["policies"] == json!(["default/web"]), "{drop}");
+    }
+    site.apply(&[])
 }
 
 fn denied_packets_are_counted_by_policy(site: &Site) -> Result<()> {

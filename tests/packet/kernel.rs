@@ -292,11 +292,15 @@ impl Kernel {
         Ok(self.flows()?.insert(Plain(*key), Plain(*entry), 0)?)
     }
 
-    /// Removes a pod's class.
-    pub fn forget_policy_peer(&mut self, pod: Addr) -> Result<()> {
+    /// Sets the class of a peer in network policy.
+    pub fn set_policy_peer(&mut self, peer: Addr, class: Option<u32>) -> Result<()> {
         let mut map: HashMap<_, Plain<Addr>, u32> =
             self.object.ebpf.map_mut("POLICY_PEERS").context("map")?.try_into()?;
-        Ok(map.remove(&Plain(pod))?)
+        match class {
+            Some(class) => map.insert(Plain(peer), class, 0)?,
+            None => map.remove(&Plain(peer))?,
+        }
+        Ok(())
     }
 
     /// Writes a frontend.
@@ -311,9 +315,9 @@ impl Kernel {
         Ok(Remover::load(&mut self.object.ebpf)?.remove(removals)?)
     }
 
-    /// Runs the daemon's program that removes flows which network policy denies. Returns the number of entries removed.
-    pub fn remove_denied(&mut self, clients: &[Tuple]) -> Result<u32> {
-        Ok(Remover::load(&mut self.object.ebpf)?.remove_denied(clients)?)
+    /// Runs the daemon's program that marks flows which network policy denies. Returns the number of entries marked.
+    pub fn deny(&mut self, halves: &[Tuple]) -> Result<u32> {
+        Ok(Remover::load(&mut self.object.ebpf)?.deny(halves)?)
     }
 
     /// Removes an entry from the connection table.

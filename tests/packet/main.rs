@@ -14,6 +14,7 @@ mod frame;
 mod hostile;
 mod kernel;
 mod multiple_uplinks;
+mod new_subjects;
 mod opening;
 mod policy;
 mod policy_from_stack;

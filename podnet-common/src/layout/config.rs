@@ -82,6 +82,8 @@ impl Config {
     pub const SOCKET_PODS: u32 = 8;
     /// Pods of this node may be subjects of network policies: `subjects` has to be looked up.
     pub const POLICY: u32 = 16;
+    /// Pods have become subjects lately. Their flows from before have no entries, so an answer looks like a request.
+    pub const NEW_SUBJECTS: u32 = 32;
     /// Bits of a number that changes with each change of the policies, so that cached direct paths are not used after
     /// it.
     pub const POLICY_CHANGES: u32 = 0xff00_0000;

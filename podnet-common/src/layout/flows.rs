@@ -110,6 +110,9 @@ pub enum Out {
     Tunnel = 6,
     /// Into a pod's network namespace through the queueing discipline of its host end, which shapes the traffic.
     Queue = 7,
+    /// Nowhere: network policy has come to deny the flow. The entry stays while packets come, since it says which end
+    /// is the client.
+    Denied = 8,
 }
 
 impl Out {
@@ -124,6 +127,7 @@ impl Out {
             5 => Self::Via,
             6 => Self::Tunnel,
             7 => Self::Queue,
+            8 => Self::Denied,
             _ => Self::Stack,
         }
     }

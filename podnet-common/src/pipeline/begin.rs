@@ -53,7 +53,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         Ok(())
     };
     if policy::applies::<At, T>(t) && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
-        let (denied, answer) = policy::flow(t, h);
+        let (denied, answer) = policy::flow(t, config, h);
         if !denied.is_nothing() {
             return Verdict::drop(denied.count(t));
         }

@@ -64,9 +64,12 @@ fn recognise<At: HookPoint, F: Family, P: Packet, T: Tables>(
         if !may_have_seen::<At, T>(t, tuple, answer) {
             return Verdict::drop(Reason::UnrelatedIcmpError);
         }
-        // The error must be addressed to the sender of the quoted packet.
-        let known =
-            quoted.is_some() && answer.dst.same(&tuple.dst) && t.flow(answer, |entry| h.send.entry = *entry).is_some();
+        // The error must be addressed to the sender of the quoted packet, whose flow network policy must still allow.
+        let allowed = |entry: &mut CtEntry| {
+            h.send.entry = *entry;
+            entry.out != Out::Denied as u8
+        };
+        let known = quoted.is_some() && answer.dst.same(&tuple.dst) && t.flow(answer, allowed) == Some(true);
         if known {
             let own = || t.network(&tuple.dst).is_some_and(|n| n.kind == NetworkKind::LocalNode as u32);
             let twice = forwarded_twice::<At, T>(t, &h.send.entry, ethernet) && !own();

@@ -33,6 +33,7 @@ mod loopback;
 mod next_hop;
 mod policy;
 mod rewrite;
+pub mod rules;
 mod run;
 mod scope;
 mod sctp;

@@ -9,17 +9,12 @@
 
 use crate::{
     addr::{Addr, Proto},
-    layout::{Config, CtEntry, NetworkKind, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Subject, Tuple},
+    layout::{Config, CtEntry, NetworkKind, Out, PolicyDenial, ProtoPort, Subject, Tuple},
     packet::Tcp,
     verdict::Reason,
 };
 
-use super::{
-    HookPoint, Stage, Tables, Verdict, frontend,
-    handover::{Handover, Purpose},
-    headers::Headers,
-    scope,
-};
+use super::{HookPoint, Stage, Tables, Verdict, frontend, handover::Handover, headers::Headers, scope};
 
 /// What is denied: the direction in the lowest bits, or nothing; the id of the rule set from bit 8 on; and in the upper
 /// half, [`PolicyDenial::rule`]. One register, since the function that judges is out of line.
@@ -126,7 +121,8 @@ fn leaving_for_pod<T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tu
     let ports = packet.ports();
     *key = packet.tuple.reversed();
     // Whether the key is that of replies.
-    let answers = if ports && !again { t.flow(key, |entry| entry.flags & CtEntry::REPLY != 0) } else { None };
+    let is_reply = |entry: &mut CtEntry| entry.flags & CtEntry::REPLY != 0 && entry.out != Out::Denied as u8;
+    let answers = if ports && !again { t.flow(key, is_reply) } else { None };
     // Nothing has the address of a service, and the stack would send the replies back here.
     let begins = frontend::may_begin_flow(&packet.tuple)
         && !scope::multicast(src)
@@ -155,33 +151,76 @@ pub(super) fn is_vacant<T: Tables>(t: &T, addr: &Addr) -> bool {
 #[inline(always)]
 pub(super) fn packet<T: Tables>(t: &T, packet: &Headers) -> Denied {
     let Tuple { src, dst, dport, proto, .. } = &packet.tuple;
-    let port = if packet.ports() { ProtoPort::new(*proto, *dport) } else { ProtoPort::default() };
-    denied(t, src, dst, port)
+    if !packet.ports() {
+        return without_ports(t, &packet.tuple);
+    }
+    denied(t, src, dst, ProtoPort::new(*proto, *dport))
+}
+
+/// Judges a packet of a protocol without ports, or a fragment whose ports are unknown. NetworkPolicies allow it only if
+/// they allow everything; a rule of a ClusterNetworkPolicy about ports could deny the fragment.
+// Out of line: rarely called, and its keys take stack.
+#[inline(never)]
+fn without_ports<T: Tables>(t: &T, tuple: &Tuple) -> Denied {
+    let Tuple { src, dst, .. } = tuple;
+    if frontend::is_service_protocol(tuple) {
+        let egress = t.subject(src).map_or(Subject::OPEN, |subject| subject.egress);
+        let ingress = t.subject(dst).map_or(Subject::OPEN, |subject| subject.ingress);
+        if Subject::has_cluster_rules(egress) {
+            return Denied::new(Denied::EGRESS, egress, PolicyDenial::ISOLATION);
+        }
+        if Subject::has_cluster_rules(ingress) {
+            return Denied::new(Denied::INGRESS, ingress, PolicyDenial::ISOLATION);
+        }
+    }
+    denied(t, src, dst, ProtoPort::default())
 }
 
 /// Judges the flow that a packet begins, with the backend in the handed-over entry. Returns what is denied, and whether
 /// the packet is an answer: an untranslated TCP packet that opens no connection belongs to one from before the pod was
 /// isolated, which either end may have opened. The one with the higher port is taken for the client. The other end
 /// can't open a connection by such an entry: its SYN begins a flow of its own.
+///
+/// Datagrams don't tell. If pods have just been isolated, one from a lower port may be the answer to a request from
+/// before, and its flow would let in all further ones, or it may be a request: both must be allowed.
 #[inline(always)]
-pub(super) fn flow<T: Tables>(t: &T, h: &Handover) -> (Denied, bool) {
+pub(super) fn flow<T: Tables>(t: &T, config: &Config, h: &Handover) -> (Denied, bool) {
     let Tuple { src, sport, dport, proto, .. } = &h.packet.tuple;
     let (server, entry) = (&h.send.entry.dst, &h.send.entry);
     let opens = h.packet.tcp_flags & (Tcp::SYN | Tcp::ACK);
-    let untranslated = h.begin.purpose == Purpose::Track as u8 && *proto == Proto::TCP;
-    let answer = untranslated && opens != Tcp::SYN && (opens & Tcp::SYN != 0 || sport.get() < dport.get());
-    if answer {
-        (denied(t, server, src, ProtoPort::new(*proto, *sport)), true)
-    } else {
-        (denied(t, src, server, ProtoPort::new(*proto, entry.dport)), false)
+    let untranslated = entry.flags & (CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST) == 0;
+    let tcp = *proto == Proto::TCP;
+    let answer = untranslated && tcp && opens != Tcp::SYN && (opens & Tcp::SYN != 0 || sport.get() < dport.get());
+    let may_answer = untranslated
+        && !tcp
+        && config.flags & Config::NEW_SUBJECTS != 0
+        && frontend::is_service_protocol(&h.packet.tuple)
+        && sport.get() <= dport.get();
+    if answer || may_answer {
+        let denied = denied(t, server, src, ProtoPort::new(*proto, *sport));
+        if answer || !denied.is_nothing() {
+            return (denied, answer);
+        }
     }
+    (denied(t, src, server, ProtoPort::new(*proto, entry.dport)), false)
 }
 
-/// Whether the policies deny an existing flow; `tuple` and `entry` are the client's half.
+/// Whether the policies deny an existing flow, of which `tuple` and `entry` are a half.
 #[inline(always)]
 pub(crate) fn denies_flow<T: Tables>(t: &T, tuple: &Tuple, entry: &CtEntry) -> bool {
-    entry.flags & CtEntry::ONE_WAY == 0
-        && !denied(t, &tuple.src, &entry.dst, ProtoPort::new(tuple.proto, entry.dport)).is_nothing()
+    !of_flow(t, tuple, entry).is_nothing()
+}
+
+/// What is denied of an existing flow.
+#[inline(always)]
+pub(super) fn of_flow<T: Tables>(t: &T, tuple: &Tuple, entry: &CtEntry) -> Denied {
+    if entry.flags & CtEntry::ONE_WAY != 0 {
+        return Denied::NOTHING;
+    }
+    let reply = entry.flags & CtEntry::REPLY != 0;
+    let (client, server) = if reply { (&entry.dst, &tuple.src) } else { (&tuple.src, &entry.dst) };
+    let port = if reply { tuple.sport } else { entry.dport };
+    denied(t, client, server, ProtoPort::new(tuple.proto, port))
 }
 
 /// What the policies of both ends deny to a client of a server's port.
@@ -196,32 +235,34 @@ fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> De
     if (egress | ingress) == Subject::OPEN {
         return Denied::NOTHING;
     }
-    // A subject is a pod, and thus not the node.
-    if egress == Subject::OPEN && is_node(t, client) {
-        return Denied::NOTHING;
-    }
-    let exempt = client.same(server) || (ingress == Subject::OPEN && is_node(t, server));
-    let cluster = Subject::has_cluster_rules(egress) || Subject::has_cluster_rules(ingress);
-    if exempt && !cluster {
-        return Denied::NOTHING;
-    }
     let tuple = Tuple { proto: port.proto, ..Tuple::default() };
     let has_port = frontend::is_service_protocol(&tuple) && (egress | ingress) & Subject::PORTS != 0;
     let ports = if has_port { t.policy_port(&port).unwrap_or_default() } else { 0 };
-    // The sender's own policies come first.
-    if egress != Subject::OPEN {
-        let rule = denied_by(t, egress, class(t, egress, server), ports, port.proto, exempt);
-        if rule != PolicyDenial::NOTHING {
-            return Denied::new(Denied::EGRESS, egress, rule);
+    let by_rules = |exempt: bool| {
+        // The sender's own policies come first.
+        if egress != Subject::OPEN {
+            let rule = t.denied_by(egress, class(t, egress, server), ports, port.proto, exempt);
+            if rule != PolicyDenial::NOTHING {
+                return Denied::new(Denied::EGRESS, egress, rule);
+            }
         }
-    }
-    if ingress != Subject::OPEN {
-        let rule = denied_by(t, ingress, class(t, ingress, client), ports, port.proto, exempt);
-        if rule != PolicyDenial::NOTHING {
-            return Denied::new(Denied::INGRESS, ingress, rule);
+        if ingress != Subject::OPEN {
+            let rule = t.denied_by(ingress, class(t, ingress, client), ports, port.proto, exempt);
+            if rule != PolicyDenial::NOTHING {
+                return Denied::new(Denied::INGRESS, ingress, rule);
+            }
         }
+        Denied::NOTHING
+    };
+    let denied = by_rules(client.same(server));
+    // Whether an end is the node is seldom relevant, and the lookup is slow. A subject is a pod, and thus not the node.
+    if denied.is_nothing() || (egress == Subject::OPEN && is_node(t, client)) {
+        Denied::NOTHING
+    } else if ingress == Subject::OPEN && is_node(t, server) {
+        by_rules(true)
+    } else {
+        denied
     }
-    Denied::NOTHING
 }
 
 #[inline(always)]
@@ -238,49 +279,5 @@ fn class<T: Tables>(t: &T, set: u32, addr: &Addr) -> u32 {
     match t.policy_peer(addr) {
         Some(class) => class,
         None => t.policy_block(addr).unwrap_or_default(),
-    }
-}
-
-/// What of a rule set denies packets from or to an address of `class`, to a port of the class `ports` (0: no rule names
-/// the port); see [`PolicyVerdict::denied_by`]. `exempt`: NetworkPolicies allow them in any case.
-// Out of line: called twice.
-#[inline(never)]
-fn denied_by<T: Tables>(t: &T, set: u32, class: u32, ports: u32, proto: Proto, exempt: bool) -> u32 {
-    let cluster = Subject::has_cluster_rules(set);
-    if !cluster && (exempt || set == Subject::CLOSED) {
-        return if exempt { PolicyDenial::NOTHING } else { PolicyDenial::ISOLATION };
-    }
-    let protocol = PolicyRule::protocol(proto);
-    let mut verdict = PolicyVerdict::default();
-    // Most frequent first.
-    let mut rule = PolicyRule { set: set & Subject::ID, class, ports };
-    if ports != 0 {
-        look(t, set, Subject::CLASS_PORTS, &rule, &mut verdict);
-    }
-    rule.ports = PolicyRule::ALL;
-    look(t, set, Subject::CLASS_ALL, &rule, &mut verdict);
-    rule.ports = protocol;
-    look(t, set, Subject::CLASS_PROTOCOL, &rule, &mut verdict);
-    rule.class = PolicyRule::ANY;
-    look(t, set, Subject::ANY_PROTOCOL, &rule, &mut verdict);
-    rule.ports = PolicyRule::ALL;
-    look(t, set, Subject::ANY_ALL, &rule, &mut verdict);
-    if ports != 0 {
-        rule.ports = ports;
-        look(t, set, Subject::ANY_PORTS, &rule, &mut verdict);
-    }
-    verdict.denied_by(!cluster || set & Subject::ISOLATED != 0, exempt)
-}
-
-/// Adds what the rules with a key say, if the set has keys of this kind.
-#[inline(always)]
-fn look<T: Tables>(t: &T, set: u32, kind: u32, rule: &PolicyRule, verdict: &mut PolicyVerdict) {
-    // Rules of NetworkPolicies only allow, so one that matches suffices.
-    let decided = verdict.network != 0 && !Subject::has_cluster_rules(set);
-    if set & kind != 0
-        && !decided
-        && let Some(found) = t.policy_rule(rule)
-    {
-        *verdict = verdict.first(found);
     }
 }

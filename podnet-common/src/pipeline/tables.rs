@@ -1,7 +1,7 @@
 //! The tables that the pipeline reads and writes.
 
 use crate::{
-    addr::{Addr, IfIndex, Mac},
+    addr::{Addr, IfIndex, Mac, Proto},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
         Hook, Interface, Network, NetworkKind, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Sandbox,
@@ -10,7 +10,7 @@ use crate::{
     verdict::{Counter, Reason},
 };
 
-use super::{CachedRoute, DirectPath, Handover, Route};
+use super::{CachedRoute, DirectPath, Handover, Route, rules};
 
 /// Failed insertion into `conntrack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,11 @@ pub trait Tables {
     fn policy_port(&self, port: &ProtoPort) -> Option<u32>;
     /// `policy_rules`.
     fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict>;
+    /// What of a rule set denies a packet: [`rules::denied_by`]. The kernel's programs have a function for it that the
+    /// verifier checks on its own, not once for each way to get there.
+    fn denied_by(&self, set: u32, class: u32, ports: u32, proto: Proto, exempt: bool) -> u32 {
+        rules::denied_by(set, class, ports, proto, exempt, |rule| self.policy_rule(rule))
+    }
     /// Increments an entry of `policy_denials`, if it exists.
     fn count_denial(&self, denial: &PolicyDenial);
     /// `fragments`.

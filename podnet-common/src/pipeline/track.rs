@@ -43,6 +43,11 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
         && !forwarded_twice::<At, T>(t, entry, ethernet)
         && !leads_to_another_pod::<At, T>(t, entry, from)
     {
+        if entry.out == Out::Denied as u8
+            && let Some(reason) = still_denied(t, h)
+        {
+            return Verdict::drop(reason);
+        }
         follow::<At, T>(t, h, from, seen);
         return Verdict::tail(Stage::Send);
     }
@@ -67,6 +72,23 @@ fn leads_to_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, from: 
     }
     // A half that has had no packet yet has no egress.
     entry.out_mtu != 0 && t.endpoint(&entry.dst).is_some_and(|endpoint| endpoint.ifindex.0 != pod)
+}
+
+/// Why a packet of a flow that was denied is still dropped. The flow stays denied for as long as packets come: without
+/// its entries, the next packet of either end would begin a flow in its own direction. If it is allowed again, its
+/// entry gets the egress by which the packet continues; only whether that is the stack counts.
+// Out of line: rarely called.
+#[inline(never)]
+fn still_denied<T: Tables>(t: &T, h: &mut Handover) -> Option<Reason> {
+    let entry = &mut h.send.entry;
+    let denied = policy::of_flow(t, &h.packet.tuple, entry);
+    if denied.is_nothing() {
+        entry.out = if entry.out_ifindex.0 == 0 { Out::Stack as u8 } else { Out::Link as u8 };
+        return None;
+    }
+    let now = t.now();
+    t.flow(&h.packet.tuple, |own| own.last_seen = now);
+    Some(denied.count(t))
 }
 
 /// What a packet says about its connection.

@@ -191,7 +191,7 @@ impl Flow {
     /// Egress of the client's packets; `None` while only the other half exists.
     pub(super) fn way(&self) -> Option<&'static str> {
         /// Names of egress kinds.
-        const WAYS: [(Out, &str); 8] = [
+        const WAYS: [(Out, &str); 9] = [
             (Out::Stack, "stack"),
             (Out::Pod, "pod"),
             (Out::Uplink, "uplink"),
@@ -200,6 +200,7 @@ impl Flow {
             (Out::Via, "via"),
             (Out::Tunnel, "tunnel"),
             (Out::Queue, "queue"),
+            (Out::Denied, "denied"),
         ];
         let way = WAYS.iter().find(|(out, _)| *out as u8 == self.entry.out)?;
         self.own_half.then_some(way.1)

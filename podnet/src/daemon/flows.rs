@@ -79,10 +79,14 @@ impl Daemon {
                 debug!(swept.entries, swept.removed, "swept the connection table");
                 self.metrics.fills.set_entries(tables::CONNTRACK, swept.entries as usize);
                 self.connections = swept.entries;
+                if swept.denied > 0 {
+                    self.policies.flows_denied();
+                }
                 Some(swept)
             }
             Err(error) => {
                 warn!("cannot sweep the connection table: {}", chain(error.as_ref()));
+                self.policies.sweep_failed();
                 None
             }
         };

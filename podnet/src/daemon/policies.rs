@@ -30,6 +30,11 @@ impl Daemon {
             return;
         }
         let policies = self.control.policies_mut();
+        if policies.isolates_more(self.datapath.policy_tables()).unwrap_or(true) {
+            self.policies.note_new_subjects(Instant::now());
+            self.set_new_subjects();
+        }
+        let policies = self.control.policies_mut();
         let writes = policies.writes();
         let problem = policies.sync(self.datapath.policy_tables()).err().map(|error| error.to_string());
         let changed = policies.writes() != writes;
@@ -56,6 +61,18 @@ impl Daemon {
         if isolated {
             self.policies.judge_again();
             self.collect();
+        }
+    }
+
+    /// Has the programs know whether pods have become subjects lately. Call it every second.
+    pub(super) fn set_new_subjects(&mut self) {
+        let are_new = self.policies.has_new_subjects(Instant::now());
+        // Before the sources are synced, what an earlier daemon has set counts.
+        if !are_new && !self.policies.synced {
+            return;
+        }
+        if let Err(error) = self.datapath.set_new_subjects(are_new) {
+            warn!("{error}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Progress of network policies: what has been written and published, and which flows are judged again.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use podnet_cni::node_info::Policed;
 use podnet_common::addr::Addr;
@@ -18,11 +19,18 @@ pub(super) struct PolicyState {
     pub(super) published: Policed,
     /// How many more sweeps judge the flows of subjects again.
     sweeps: u8,
+    /// Whether the last sweep judged them.
+    judging: bool,
+    /// When pods became subjects last.
+    new_subjects: Option<Instant>,
 }
 
 /// Number of sweeps after a change that judge existing flows. A flow may begin under the old policies while the first
 /// one runs.
 const SWEEPS: u8 = 2;
+
+/// How long pods count as new subjects. An answer that takes longer begins a flow of its own.
+const NEW: Duration = Duration::from_secs(30);
 
 impl PolicyState {
     /// Has the next sweeps judge the flows of subjects again.
@@ -30,9 +38,32 @@ impl PolicyState {
         self.sweeps = SWEEPS;
     }
 
+    /// Has later sweeps judge what one that has failed was to judge.
+    pub(super) fn sweep_failed(&mut self) {
+        if self.judging {
+            self.judge_again();
+        }
+    }
+
+    /// Has another sweep look at the flows. A packet that was being forwarded may have undone what this one has denied.
+    pub(super) fn flows_denied(&mut self) {
+        self.sweeps = self.sweeps.max(1);
+    }
+
+    /// Notes that pods become subjects.
+    pub(super) fn note_new_subjects(&mut self, now: Instant) {
+        self.new_subjects = Some(now);
+    }
+
+    /// Whether pods have become subjects lately.
+    pub(super) fn has_new_subjects(&self, now: Instant) -> bool {
+        self.new_subjects.is_some_and(|since| now.duration_since(since) < NEW)
+    }
+
     /// The pods whose flows the next sweep judges again.
     pub(super) fn take_judged(&mut self, control: &Control) -> HashSet<Addr> {
-        if self.sweeps == 0 {
+        self.judging = self.sweeps > 0;
+        if !self.judging {
             return HashSet::new();
         }
         self.sweeps -= 1;

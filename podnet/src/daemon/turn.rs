@@ -164,6 +164,7 @@ impl Daemon {
                 self.socket.keep();
                 self.observe_calls();
                 self.count_denials();
+                self.set_new_subjects();
                 self.announce();
                 self.collect_if_filling();
                 self.retry_policies();

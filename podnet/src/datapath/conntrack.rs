@@ -52,6 +52,8 @@ pub struct Swept {
     pub ways: HashSet<Way>,
     /// Holders with shorter timeouts.
     pub hurry: Hurry,
+    /// Entries that network policy had not denied before.
+    pub denied: u32,
 }
 
 /// The pods of this node.
@@ -93,7 +95,7 @@ pub struct Sweep {
     pub pods: Box<ReadPods>,
     /// The node itself.
     pub node: Node,
-    /// Pods whose flows are judged again by network policy.
+    /// Pods for whose flows network policy is evaluated again.
     pub judged: HashSet<Addr>,
 }
 
@@ -120,7 +122,8 @@ impl Sweep {
             let hurry = before.with(&held, self.capacity);
             if hurry.exceeds(&before) {
                 let (after, held_after) = self.once(&hurry)?;
-                swept = Swept { removed: swept.removed + after.removed, ..after };
+                let (removed, denied) = (swept.removed + after.removed, swept.denied + after.denied);
+                swept = Swept { removed, denied, ..after };
                 held = held_after;
             }
             swept.hurry = hurry;
@@ -133,10 +136,10 @@ impl Sweep {
         let table = self.table.as_fd();
         let (mut ways, mut held) = (HashSet::new(), Held::none());
         let (remover, pods, reread) = (&self.remover, (self.pods)()?, &*self.pods);
-        let mut bin = Bin { remover, pods, reread, over: vec![], homeless: vec![], judged: vec![], removed: 0 };
-        let concerned = |tuple: &Tuple, entry: &CtEntry| {
-            entry.flags & CtEntry::REPLY == 0 && (self.judged.contains(&tuple.src) || self.judged.contains(&entry.dst))
-        };
+        let mut bin =
+            Bin { remover, pods, reread, over: vec![], homeless: vec![], judged: vec![], removed: 0, denied: 0 };
+        let concerned =
+            |tuple: &Tuple, entry: &CtEntry| self.judged.contains(&tuple.src) || self.judged.contains(&entry.dst);
         let (mut seen, mut result) = (0u32, Ok(()));
         batch::for_each(table, |tuple: &Tuple, entry: &CtEntry| {
             seen += 1;
@@ -160,8 +163,8 @@ impl Sweep {
             }
         })?;
         result?;
-        let removed = bin.empty()?;
-        Ok((Swept { entries: seen.saturating_sub(removed), removed, ways, hurry: Hurry::default() }, held))
+        let (removed, denied) = bin.empty()?;
+        Ok((Swept { entries: seen.saturating_sub(removed), removed, ways, hurry: Hurry::default(), denied }, held))
     }
 
     /// Holder of a flow: the index in `holders` of the pod or client that began it.
@@ -214,9 +217,10 @@ struct Bin<'a> {
     /// Entries of unknown pods. The pods are read again before these are removed, since one may have been added
     /// during the sweep, before its first flow.
     homeless: Vec<(IfIndex, Tuple)>,
-    /// Clients' halves of flows that network policy judges again: less than a frame of them.
+    /// Halves of flows for which network policy is evaluated again: less than a frame of them.
     judged: Vec<Tuple>,
     removed: u32,
+    denied: u32,
 }
 
 impl Bin<'_> {
@@ -228,15 +232,15 @@ impl Bin<'_> {
         if self.over.len() < AT_ONCE { Ok(()) } else { self.remove() }
     }
 
-    fn judged(&mut self, client: Tuple) -> io::Result<()> {
-        self.judged.push(client);
-        if self.judged.len() < JUDGED_AT_ONCE { Ok(()) } else { self.remove_denied() }
+    fn judged(&mut self, half: Tuple) -> io::Result<()> {
+        self.judged.push(half);
+        if self.judged.len() < JUDGED_AT_ONCE { Ok(()) } else { self.deny() }
     }
 
-    fn remove_denied(&mut self) -> io::Result<()> {
-        let removed = self.remover.remove_denied(&self.judged);
+    fn deny(&mut self) -> io::Result<()> {
+        let denied = self.remover.deny(&self.judged);
         self.judged.clear();
-        self.removed += removed?;
+        self.denied += denied?;
         Ok(())
     }
 
@@ -265,11 +269,12 @@ impl Bin<'_> {
         Ok(())
     }
 
-    fn empty(mut self) -> io::Result<u32> {
+    /// Returns the number of entries removed, and of those denied.
+    fn empty(mut self) -> io::Result<(u32, u32)> {
         self.look_again()?;
         self.remove()?;
-        self.remove_denied()?;
-        Ok(self.removed)
+        self.deny()?;
+        Ok((self.removed, self.denied))
     }
 }
 

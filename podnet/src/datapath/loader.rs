@@ -164,7 +164,7 @@ fn fill(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
 /// The programs for removals, attached nowhere: see [`podnet_common::removal`].
 pub(super) const REMOVE_FLOWS: &str = "remove_flows";
 /// See [`REMOVE_FLOWS`].
-pub(super) const REMOVE_DENIED_FLOWS: &str = "remove_denied_flows";
+pub(super) const DENY_FLOWS: &str = "deny_flows";
 
 /// Limit for programs loaded at once, since the kernel needs memory for each.
 const AT_ONCE: usize = 8;
@@ -174,7 +174,7 @@ fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
     let dispatchers =
         Hook::ALL.into_iter().filter(|hook| !pins.hook(*hook).exists()).map(|hook| hook.name().to_owned());
     let of_hooks = Hook::ALL.into_iter().flat_map(stages).map(|(_, name)| name);
-    let removals = [REMOVE_FLOWS, REMOVE_DENIED_FLOWS].map(str::to_owned);
+    let removals = [REMOVE_FLOWS, DENY_FLOWS].map(str::to_owned);
     let names: BTreeSet<_> = dispatchers.chain(of_hooks).chain(removals).collect();
     let queue: Vec<_> = ebpf.programs_mut().filter(|(name, _)| names.contains(*name)).collect();
     let (count, queue) = (queue.len(), Mutex::new(queue));

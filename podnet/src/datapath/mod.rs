@@ -85,7 +85,7 @@ pub struct Tables {
 }
 
 /// The flags of [`Config`] about network policy.
-const POLICY_FLAGS: u32 = Config::POLICY | Config::POLICY_CHANGES;
+const POLICY_FLAGS: u32 = Config::POLICY | Config::NEW_SUBJECTS | Config::POLICY_CHANGES;
 
 /// The running datapath of this node.
 pub struct Datapath {
@@ -194,7 +194,15 @@ impl Datapath {
         /// The lowest bit of the number of changes.
         const CHANGE: u32 = 1 << Config::POLICY_CHANGES.trailing_zeros();
         let changes = self.config_now.flags.wrapping_add(CHANGE) & Config::POLICY_CHANGES;
-        let flags = self.config_now.flags & !POLICY_FLAGS | changes | if active { Config::POLICY } else { 0 };
+        let kept = self.config_now.flags & !(Config::POLICY | Config::POLICY_CHANGES);
+        let flags = kept | changes | if active { Config::POLICY } else { 0 };
+        self.write_config(&Config { flags, ..self.config_now })
+    }
+
+    /// Sets [`Config::NEW_SUBJECTS`].
+    pub fn set_new_subjects(&mut self, are_new: bool) -> Result<(), Error> {
+        let kept = self.config_now.flags & !Config::NEW_SUBJECTS;
+        let flags = kept | if are_new { Config::NEW_SUBJECTS } else { 0 };
         self.write_config(&Config { flags, ..self.config_now })
     }
 
@@ -224,7 +232,8 @@ impl Datapath {
     }
 
     /// Writes the programs' configuration of the node. `snat_count` comes from [`Self::set_snat_ports`],
-    /// [`Config::ROUTE_SOURCE`] from the kernel's features, and [`Config::POLICY`] from [`Self::policies_changed`].
+    /// [`Config::ROUTE_SOURCE`] from the kernel's features, and the flags about network policy from
+    /// [`Self::policies_changed`] and [`Self::set_new_subjects`].
     pub fn set_config(&mut self, config: &Config) -> Result<(), Error> {
         let known = if self.route_source { Config::ROUTE_SOURCE } else { 0 };
         let flags =

@@ -10,7 +10,7 @@ use podnet_common::{
 
 use super::{
     load_error::LoadError,
-    loader::{REMOVE_DENIED_FLOWS, REMOVE_FLOWS, load_program},
+    loader::{DENY_FLOWS, REMOVE_FLOWS, load_program},
     test_run,
 };
 
@@ -26,7 +26,7 @@ impl Remover {
     /// # Errors
     /// The kernel rejects one, or the object is from a version without it.
     pub fn load(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
-        Ok(Self { removals: load_program(ebpf, REMOVE_FLOWS)?, denied: load_program(ebpf, REMOVE_DENIED_FLOWS)? })
+        Ok(Self { removals: load_program(ebpf, REMOVE_FLOWS)?, denied: load_program(ebpf, DENY_FLOWS)? })
     }
 
     /// Duplicates the descriptors.
@@ -45,13 +45,13 @@ impl Remover {
         run(&self.removals, frames(removals))
     }
 
-    /// Removes both halves of those flows that network policy denies; `clients` are the keys of their clients' halves.
-    /// Returns the number of entries removed.
+    /// Marks those halves of flows that network policy denies by now; `halves` are their keys. Returns the number of
+    /// entries that were not denied before.
     ///
     /// # Errors
     /// As of [`Self::remove`].
-    pub fn remove_denied(&self, clients: &[Tuple]) -> io::Result<u32> {
-        run(&self.denied, frames_of_keys(clients))
+    pub fn deny(&self, halves: &[Tuple]) -> io::Result<u32> {
+        run(&self.denied, frames_of_keys(halves))
     }
 }
 
@@ -64,7 +64,7 @@ pub fn frames(removals: &[Removal]) -> impl Iterator<Item = Vec<u8>> {
     removals.chunks(AT_ONCE).map(|removals| [&[0; START], bytemuck::cast_slice(removals)].concat())
 }
 
-/// Encodes keys as frames for the program that asks network policy.
+/// Encodes keys as frames for the program that evaluates network policy.
 pub fn frames_of_keys(keys: &[Tuple]) -> impl Iterator<Item = Vec<u8>> {
     keys.chunks(JUDGED_AT_ONCE).map(|keys| [&[0; START], bytemuck::cast_slice(keys)].concat())
 }

@@ -70,8 +70,21 @@ impl Dropped {
         dropped.with_packet(&event.head[..copied])
     }
 
-    /// Key for looking up the policies that have denied it; `None` if no policy has.
-    pub(super) fn denial(&self) -> Option<Denial> {
+    /// Keys for looking up the policies that have denied it, the more probable first; none if no policy has. The packet
+    /// may be an answer of a flow that is denied.
+    pub(super) fn denials(&self) -> impl Iterator<Item = Denial> {
+        let request = self.denial();
+        let answer = request.map(|Denial { egress, source, destination, protocol, .. }| Denial {
+            egress,
+            source: destination,
+            destination: source,
+            protocol,
+            port: self.source_port,
+        });
+        request.into_iter().chain(answer)
+    }
+
+    fn denial(&self) -> Option<Denial> {
         let is = |reason: Reason| self.reason == reason.name();
         let (Some(source), Some(destination), Some(protocol)) = (self.source, self.destination, self.protocol) else {
             return None;

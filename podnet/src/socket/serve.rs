@@ -214,9 +214,13 @@ async fn follow_drops(
 
 /// Adds the policies that have denied a packet.
 async fn named(dropped: Dropped, asker: &Asker) -> Result<Dropped, Over> {
-    let Some(denial) = dropped.denial() else { return Ok(dropped) };
-    let denying = asker.ask(|reply| Question::Denying(denial, reply)).await?;
-    Ok(Dropped { policies: denying.iter().map(ObjectName::to_string).collect(), ..dropped })
+    for denial in dropped.denials().collect::<Vec<_>>() {
+        let denying = asker.ask(|reply| Question::Denying(denial, reply)).await?;
+        if !denying.is_empty() {
+            return Ok(Dropped { policies: denying.iter().map(ObjectName::to_string).collect(), ..dropped });
+        }
+    }
+    Ok(dropped)
 }
 
 async fn send(answers: &mut OwnedWriteHalf, answer: &Answer, patience: Duration) -> Result<(), Over> {

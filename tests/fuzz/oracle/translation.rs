@@ -90,7 +90,7 @@ pub fn put_way(world: &World, o: &Outcome<'_>, packet: &View<'_>, next: &Addr, e
     assert!(!egress(o.entry.hook), "{o}at egress the stack has routed");
     let len = o.input.len() - 14;
     let way = match out {
-        Out::Stack => panic!("{o}that is no forwarding"),
+        Out::Stack | Out::Denied => panic!("{o}that is no forwarding"),
         Out::Pod | Out::Queue => {
             let Some(pod) = tables.endpoint(next) else { panic!("{o}there is no such pod") };
             (pod.ifindex, pod.mtu as usize, macs(pod.mac, pod.host_mac))

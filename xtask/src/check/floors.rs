@@ -59,7 +59,7 @@ pub(super) const FLOORS: &[Floors] = &[
         floors: &[
             &["removal", "sock", "tc", "xdp"],
             &["tables"],
-            &["events", "jump"],
+            &["events", "jump", "policy"],
             &["context", "maps", "yardstick"],
         ],
     },

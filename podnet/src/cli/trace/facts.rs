@@ -195,6 +195,7 @@ fn flow(entry: &CtEntry, proto: Proto, names: &Names) -> String {
     let way = match Out::from_number(entry.out) {
         Out::Stack => "via the stack".to_owned(),
         Out::Host => "to the host".to_owned(),
+        Out::Denied => "denied by network policy".to_owned(),
         _ => format!("out {}", names.interface(entry.out_ifindex)),
     };
     let service = if entry.service == 0 { String::new() } else { format!(" of {}", names.service(entry.service)) };

@@ -279,7 +279,7 @@ fn verdict(end: FinalVerdict, name: impl Fn(IfIndex) -> String) -> String {
         FinalVerdict::Answer(to) => format!("answered on {}", name(to)),
         FinalVerdict::Forward(out, to) => {
             let how = match out {
-                Out::Stack => "via the stack",
+                Out::Stack | Out::Denied => "via the stack",
                 Out::Pod => "redirected into the pod on",
                 Out::Queue => "sent to the pod through the qdisc of",
                 Out::Uplink => "sent to the next hop, MAC from the neighbour table, on",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podnet_common::{
     addr::Proto,
-    layout::{CtEntry, Tuple},
+    layout::{CtEntry, Out, Tuple},
     time,
 };
 
@@ -22,6 +22,9 @@ mod seconds {
     pub(super) const SCTP_ESTABLISHED: u64 = 210;
     pub(super) const SCTP_OPENING: u64 = 60;
     pub(super) const ICMP: u64 = 30;
+    /// Flows that network policy denies, since the last packet of either end. TCP retransmits every two minutes at
+    /// least (`TCP_RTO_MAX`).
+    pub(super) const DENIED: u64 = 300;
     /// Upper limit under pressure, for flows that are probably over.
     pub(super) const HURRY: u64 = 5;
     /// The same for UDP flows with traffic in both directions for a while, which may send keepalives every 25 seconds
@@ -49,6 +52,7 @@ fn patience(tuple: &Tuple, entry: &CtEntry, hurry: bool) -> u32 {
     let one_way = has(CtEntry::ONE_WAY);
     let established = has(CtEntry::REPLIED) && !has(CtEntry::OPENING);
     let (seconds, at_most) = match tuple.proto {
+        _ if entry.out == Out::Denied as u8 => (seconds::DENIED, seconds::HURRY),
         Proto::TCP | Proto::SCTP if entry.doubtful() => (seconds::TCP_CLOSING, seconds::HURRY),
         Proto::TCP | Proto::SCTP if entry.closed() => (seconds::CLOSED, seconds::HURRY),
         Proto::TCP if has(CtEntry::OPENING) => (seconds::TCP_OPENING, seconds::HURRY),
