@@ -112,7 +112,7 @@ impl Control {
             config: config.clone(),
             index: Index::default(),
             services: Services::default(),
-            policies: NetworkPolicies::new(&config.node),
+            policies: NetworkPolicies::new(&config.node, config.kubernetes.is_some()),
             host_ports: HostPorts::default(),
             frontends,
             problems: Problems::default(),

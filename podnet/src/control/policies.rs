@@ -23,6 +23,8 @@ pub struct NetworkPolicies {
     policies: Policies,
     /// Name of this node.
     node: Box<str>,
+    /// Whether every namespace has an object, as in Kubernetes.
+    with_namespaces: bool,
     /// What an earlier daemon has written, until the first sync.
     adopted: Option<Desired>,
     /// Whether the policies know the nodes.
@@ -68,11 +70,12 @@ impl<T> PolicyTables for T where
 }
 
 impl NetworkPolicies {
-    /// Without objects, on the node with this name.
-    pub(super) fn new(node: &str) -> Self {
+    /// Without objects, on the node with this name. `with_namespaces`: every namespace has an object.
+    pub(super) fn new(node: &str, with_namespaces: bool) -> Self {
         Self {
             policies: Policies::new(node),
             node: node.into(),
+            with_namespaces,
             adopted: None,
             with_nodes: false,
             pods: BTreeMap::new(),
@@ -113,7 +116,9 @@ impl NetworkPolicies {
         if changes.is_empty() && (nodes.0.is_empty() || !self.with_nodes) {
             return false;
         }
+        let mut namespaces = false;
         for (ObjectKey { kind, name }, object) in changes {
+            namespaces |= kind == Kind::Namespace;
             match (kind, object) {
                 (_, Some(Object::NetworkPolicy(policy))) => {
                     self.policies.set_policy(&name, Some(AnyPolicy::Network(policy)))
@@ -140,7 +145,7 @@ impl NetworkPolicies {
             }
         }
         self.set_nodes(nodes);
-        self.policies.update()
+        self.policies.update() || (namespaces && self.with_namespaces)
     }
 
     /// Sets the nodes, if rules name any.
@@ -172,16 +177,22 @@ impl NetworkPolicies {
             }
             self.set_pod(&name);
         }
+        if changed {
+            let attached = |name: &&ObjectName| self.attached.contains_key(*name);
+            let others: Vec<_> = self.pods.keys().filter(|name| !attached(name)).cloned().collect();
+            others.iter().for_each(|name| self.set_pod(name));
+        }
         self.policies.update() || changed
     }
 
     /// Sets a pod of this node. The addresses that the plugin has given it count, not those in its status, which may be
-    /// missing or those of a former sandbox.
+    /// missing or those of a former sandbox, and may belong to another pod by now.
     fn set_pod(&mut self, name: &ObjectName) {
         let Some(pod) = self.pods.get(name) else { return };
         let mut pod = (**pod).clone();
-        if let Some(attached) = self.attached.get(name) {
-            pod.ips = attached.iter().copied().collect();
+        match self.attached.get(name) {
+            Some(attached) => pod.ips = attached.iter().copied().collect(),
+            None => pod.ips.retain(|ip| !self.attached.values().any(|ips| ips.contains(ip))),
         }
         self.policies.set_pod(name, Some(&pod));
     }
@@ -202,8 +213,9 @@ impl NetworkPolicies {
 
     /// The desired contents of `subjects`. The entry of a pod whose object is unknown stays as it is: the plugin has
     /// closed a pod that has just started, and one that has run before there were policies is open. So does the entry
-    /// of an address that isn't known to be a pod's yet: the plugin has closed a pod that it is connecting, and removes
-    /// the entry itself if that fails.
+    /// of a pod whose namespace is unknown, by whose labels ClusterNetworkPolicies may select it, and that of an address
+    /// that isn't known to be a pod's yet: the plugin has closed a pod that it is connecting, and removes the entry
+    /// itself if that fails.
     fn wanted_subjects(&self) -> BTreeMap<Addr, Subject> {
         let attached: BTreeSet<Addr> = self.attached.values().flatten().map(|ip| Addr::from(*ip)).collect();
         let connecting = |(addr, held): &(&Addr, &Subject)| **held == Subject::PENDING && !attached.contains(addr);
@@ -211,12 +223,21 @@ impl NetworkPolicies {
         // The object of a pod that has ended is that of a predecessor with the same name.
         let known = |name: &ObjectName| self.pods.get(name).is_some_and(|pod| !pod.ended);
         let unknown = |name: &ObjectName| !known(name) && self.policies.has_policies(&name.namespace);
-        let unknown = self.attached.iter().filter(|(name, _)| unknown(name)).flat_map(|(_, ips)| ips);
-        let held = unknown.filter_map(|ip| self.subjects.get(&(*ip).into()).map(|held| (Addr::from(*ip), *held)));
-        let held = held.map(|(addr, held)| (addr, self.with_known_sets(held)));
-        let mut subjects: BTreeMap<Addr, Subject> = held.chain(connecting).collect();
+        let incomplete = |name: &ObjectName| {
+            let cluster = self.with_namespaces && self.policies.has_cluster_policies();
+            cluster && !self.policies.knows_namespace(&name.namespace)
+        };
+        let mut subjects: BTreeMap<Addr, Subject> = self.held_by(unknown).chain(connecting).collect();
         subjects.extend(self.policies.desired().subjects.iter().map(|(addr, subject)| (*addr, *subject)));
+        subjects.extend(self.held_by(incomplete));
         subjects
+    }
+
+    /// The entries of those pods that the plugin has connected.
+    fn held_by(&self, pods: impl Fn(&ObjectName) -> bool) -> impl Iterator<Item = (Addr, Subject)> {
+        let addresses = self.attached.iter().filter(move |(name, _)| pods(name)).flat_map(|(_, ips)| ips);
+        let held = addresses.filter_map(|ip| Some((Addr::from(*ip), *self.subjects.get(&(*ip).into())?)));
+        held.map(|(addr, held)| (addr, self.with_known_sets(held)))
     }
 
     /// A subject that stays, closed where its set is of an earlier daemon, whose rules are no longer in the tables.

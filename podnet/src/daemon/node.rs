@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use ipnetwork::IpNetwork;
 use podnet_cni::{
-    node_info::{GATEWAYS, NodeInfo, SCHEMA},
+    node_info::{GATEWAYS, NodeInfo, Policed, SCHEMA},
     text::chain,
 };
 use podnet_common::{
@@ -412,6 +412,15 @@ fn programs_config(
     })
 }
 
+/// Writes the pods that start closed to `node.json`, if this exists and says otherwise.
+pub(super) fn publish_policed(run_dir: &Path, policed: &Policed) -> Result<()> {
+    let Ok(before) = NodeInfo::read(run_dir) else { return Ok(()) };
+    if before.policed != *policed {
+        NodeInfo { policed: policed.clone(), ..before }.write_atomically(run_dir)?;
+    }
+    Ok(())
+}
+
 /// Writes `node.json` for the plugin, if it has changed. Until network policies have been read, the pods listed in
 /// the file of an earlier daemon start closed; without such a file, no pod can start.
 fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Result<()> {
@@ -448,4 +457,28 @@ fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Resu
         tracing::info!(mtu, "pods can start");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_start_closed_are_published_by_themselves() {
+        let directory = tempfile::tempdir().unwrap();
+        let policed = Policed { all: false, namespaces: ["shop".to_owned()].into() };
+        publish_policed(directory.path(), &policed).unwrap();
+        assert!(NodeInfo::read(directory.path()).is_err(), "no pod can start, so none can start open");
+        let info = NodeInfo {
+            schema: SCHEMA,
+            bpffs: "/sys/fs/bpf".into(),
+            pod_cidrs: Vec::new(),
+            mtu: 1400,
+            gateways: GATEWAYS.to_vec(),
+            policed: Policed::default(),
+        };
+        info.write_atomically(directory.path()).unwrap();
+        publish_policed(directory.path(), &policed).unwrap();
+        assert_eq!(NodeInfo::read(directory.path()).unwrap(), NodeInfo { policed, ..info });
+    }
 }

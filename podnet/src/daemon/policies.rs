@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
+use podnet_cni::text::chain;
 use tracing::warn;
 
-use super::Daemon;
+use super::{Daemon, node};
 use crate::model::ObjectName;
 
 impl Daemon {
@@ -48,15 +49,20 @@ impl Daemon {
         let (active, isolated) = (!policies.policies().is_empty(), policies.subjects().next().is_some());
         let policed = policies.policed();
         let first = !std::mem::replace(&mut self.policies.synced, true);
-        if first || self.policies.published != policed {
-            self.policies.published = policed;
-            // The node's sync publishes them.
-            self.node_due = Some(Instant::now());
-        } else if !changed || !active {
+        let publish = first || self.policies.published != policed;
+        if !publish && (!changed || !active) {
             return;
         }
         if let Err(error) = self.datapath.policies_changed(active) {
             warn!("{error}");
+        }
+        if publish {
+            // Whatever else of the node can't be set up.
+            if let Err(error) = node::publish_policed(&self.config.run_dir, &policed) {
+                warn!("new pods may start before their network policies are in effect: {}", chain(error.as_ref()));
+            }
+            self.policies.published = policed;
+            self.node_due = Some(Instant::now());
         }
         if isolated {
             self.policies.judge_again();

@@ -234,6 +234,11 @@ impl Policies {
         self.pods.set_namespace(name, namespace);
     }
 
+    /// Whether a namespace's object is known.
+    pub fn knows_namespace(&self, name: &str) -> bool {
+        self.pods.knows_namespace(name)
+    }
+
     /// Sets a node, or (`None`) removes it. Only needed while [`Self::needs_nodes`].
     pub fn set_node(&mut self, name: &str, node: Option<&Node>) {
         self.pods.set_node(name, node);

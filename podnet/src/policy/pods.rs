@@ -87,6 +87,11 @@ impl Pods {
         }
     }
 
+    /// Whether a namespace's object is known.
+    pub(super) fn knows_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains_key(name)
+    }
+
     /// Sets a pod, or (`None`) removes it.
     pub(super) fn set(&mut self, name: &ObjectName, pod: Option<&Pod>) {
         // Pods that have ended are no peers, and those with host network are part of their node.

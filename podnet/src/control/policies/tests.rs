@@ -5,8 +5,8 @@ use std::io;
 
 use super::*;
 use crate::model::{
-    Action, ClusterNetworkPolicy, ClusterRule, NetworkPolicy, Pod, PolicyPeer, PolicyPort as RulePort,
-    PolicyRule as Rule, PortMatch, Protocol, Selector, Tier,
+    Action, ClusterNetworkPolicy, ClusterRule, LabelCondition, Namespace, NetworkPolicy, Pod, PolicyPeer,
+    PolicyPort as RulePort, PolicyRule as Rule, PortMatch, Protocol, Requirement, Selector, Tier,
 };
 
 /// Tables in memory, which fail after a number of writes.
@@ -107,7 +107,7 @@ fn policy() -> NetworkPolicy {
 }
 
 fn filled() -> NetworkPolicies {
-    let mut room = NetworkPolicies::new("n1");
+    let mut room = NetworkPolicies::new("n1", false);
     let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::default() };
     let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into()));
     assert!(update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]));
@@ -242,7 +242,7 @@ fn a_full_table_gets_room_again() {
     room.sync(&mut memory).unwrap();
     assert_eq!(&memory.tables, room.policies().desired());
     // Nor have those of the next daemon.
-    let mut room = NetworkPolicies::new("n1");
+    let mut room = NetworkPolicies::new("n1", false);
     room.adopt(&memory).unwrap();
     let pod = Pod { node: "n1".into(), ips: vec![ADDRESS.parse().unwrap()], ..Pod::default() };
     let policy = (key(), Some(of_ports(201..280).into()));
@@ -271,7 +271,7 @@ fn a_running_pod_keeps_its_rules_without_its_object() {
     let name = || ObjectKey::new(Kind::Pod, "x", "p");
     let policy = || (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(deny_all().into()));
     for gone in [None, Some(pod(true).into())] {
-        let (mut room, mut memory) = (NetworkPolicies::new("n1"), Memory::default());
+        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), Memory::default());
         room.set_attached(attached("p"));
         update(&mut room, vec![policy(), (name(), Some(pod(false).into()))]);
         room.sync(&mut memory).unwrap();
@@ -281,7 +281,7 @@ fn a_running_pod_keeps_its_rules_without_its_object() {
         room.sync(&mut memory).unwrap();
         assert_eq!(memory.tables, before, "deleted by force, or the object of a predecessor");
         // The next daemon doesn't know which rules these are.
-        let mut next = NetworkPolicies::new("n1");
+        let mut next = NetworkPolicies::new("n1", false);
         next.adopt(&memory).unwrap();
         next.set_attached(attached("p"));
         update(&mut next, vec![policy()]);
@@ -292,6 +292,33 @@ fn a_running_pod_keeps_its_rules_without_its_object() {
         room.sync(&mut memory).unwrap();
         assert_eq!(memory.tables, Desired::default());
     }
+}
+
+#[test]
+fn a_pod_stays_closed_until_its_namespace_is_known() {
+    let (mut room, mut memory) = (NetworkPolicies::new("n1", true), Memory::default());
+    let labels = |team| [("team", team)].into_iter().collect();
+    let of_team = Requirement { key: "team".into(), condition: LabelCondition::In(vec!["red".into()]) };
+    let policy = ClusterNetworkPolicy { namespaces: Selector(vec![of_team]), ..deny_all() };
+    let pod = Pod { node: "n1".into(), ips: vec![ADDRESS.parse().unwrap()], ..Pod::default() };
+    room.set_attached(attached("p"));
+    memory.tables.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+    let policy = (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(policy.into()));
+    update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), Some(Subject::PENDING));
+    let namespace = |team| {
+        (
+            ObjectKey::new(Kind::Namespace, "", "x"),
+            Some(Namespace { labels: labels(team), ..Namespace::default() }.into()),
+        )
+    };
+    assert!(update(&mut room, vec![namespace("blue")]));
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), None);
+    update(&mut room, vec![namespace("red")]);
+    room.sync(&mut memory).unwrap();
+    assert!(subject(&memory).is_some_and(|subject| Subject::has_cluster_rules(subject.ingress)));
 }
 
 #[test]
@@ -310,13 +337,13 @@ fn other_ids_of_cluster_rules_open_nothing() {
         (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(policy.into()))
     };
     let mut memory = Memory::default();
-    let mut room = NetworkPolicies::new("n1");
+    let mut room = NetworkPolicies::new("n1", false);
     update(&mut room, vec![policy(), pod(1, "n1"), pod(2, "n2")]);
     room.sync(&mut memory).unwrap();
     // After each number of writes by the next daemon, the peer's class has a rule that denies, or the pod is closed.
     for left in 0..12 {
         let mut memory = Memory { tables: memory.tables.clone(), left: Some(left), ..Memory::default() };
-        let mut next = NetworkPolicies::new("n1");
+        let mut next = NetworkPolicies::new("n1", false);
         next.adopt(&memory).unwrap();
         update(&mut next, vec![policy(), pod(1, "n1"), pod(2, "n2"), pod(3, "n2")]);
         _ = next.sync(&mut memory);
@@ -353,7 +380,7 @@ fn without_room_for_its_rules_a_pod_is_closed() {
 
 #[test]
 fn a_pod_has_the_addresses_that_the_plugin_has_given_it() {
-    let (mut room, mut memory) = (NetworkPolicies::new("n1"), Memory::default());
+    let (mut room, mut memory) = (NetworkPolicies::new("n1", false), Memory::default());
     let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.9".parse().unwrap()], ..Pod::default() };
     update(
         &mut room,
@@ -368,6 +395,25 @@ fn a_pod_has_the_addresses_that_the_plugin_has_given_it() {
     room.sync(&mut memory).unwrap();
     assert!(memory.tables.subjects.len() == 1 && subject(&memory) != Some(Subject::PENDING));
     assert!(!room.set_attached(attached("p")), "nothing is new");
+}
+
+#[test]
+fn an_address_belongs_to_the_pod_that_the_plugin_has_given_it() {
+    let (mut room, mut memory) = (filled(), Memory::default());
+    // The status of a pod from before a reboot lists it.
+    let old = Pod {
+        node: "n1".into(),
+        ips: vec![ADDRESS.parse().unwrap()],
+        created: "2026-01-02T00:00:00Z".into(),
+        ..Pod::default()
+    };
+    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "other", "old"), Some(old.into()))]);
+    room.set_attached(attached("p"));
+    room.sync(&mut memory).unwrap();
+    assert!(subject(&memory).is_some(), "the policies of p apply");
+    room.set_attached(BTreeMap::new());
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), None, "those of the pod created last");
 }
 
 #[test]
@@ -402,7 +448,7 @@ fn tables_of_an_earlier_daemon_stay_if_nothing_has_changed() {
     let before = memory.tables.clone();
     // No write is allowed.
     memory.left = Some(0);
-    let (mut room, policy) = (NetworkPolicies::new("n1"), policy());
+    let (mut room, policy) = (NetworkPolicies::new("n1", false), policy());
     room.adopt(&memory).unwrap();
     let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::default() };
     update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
@@ -423,7 +469,7 @@ fn an_earlier_daemon_had_other_ids() {
     let mut memory = Memory::default();
     filled().sync(&mut memory).unwrap();
     let before: BTreeMap<_, _> = memory.tables.subjects.clone();
-    let mut room = NetworkPolicies::new("n1");
+    let mut room = NetworkPolicies::new("n1", false);
     room.adopt(&memory).unwrap();
     let changed = NetworkPolicy { egress: Some(Vec::new()), ..policy() };
     let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(changed.into()));
