@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use podnet_tests::cases;
 use podnet_tests::lab::policed::{PORT, Site, app, policy};
-use podnet_tests::lab::{Lab, Node, Place, Pod, eventually};
+use podnet_tests::lab::{Lab, Node, Place, Pod, Service, eventually};
 use podnet_tests::traffic::{Ask, Family, Outcome, Server, Transport};
 use serde_json::{Value, json};
 
@@ -27,7 +27,14 @@ struct Guest {
 
 #[test]
 fn interface_without_hooks() -> Result<()> {
-    cases!(Guest::new()?, ingress_is_judged, answers_pass_whoever_began, host_masquerades, node_is_never_judged,)
+    cases!(
+        Guest::new()?,
+        ingress_is_judged,
+        answers_pass_whoever_began,
+        host_masquerades,
+        node_is_never_judged,
+        services_are_judged,
+    )
 }
 
 impl Deref for Guest {
@@ -150,4 +157,29 @@ fn node_is_never_judged(guest: &Guest) -> Result<()> {
         })?;
     }
     guest.site.apply(&[])
+}
+
+/// The node's route to service addresses leads the machine's packets past the hooks of pods.
+fn services_are_judged(guest: &Guest) -> Result<()> {
+    // It sees only the requests of such a connection.
+    guest.node().place.run("nft", &["delete table inet strict"])?;
+    let service = Service::new("inside", 61, 80, PORT);
+    service.apply(&guest.lab, None)?;
+    service.set_endpoints(&guest.lab, &[&guest.web])?;
+    let web = guest.web.name();
+    let expect = |allowed: bool| -> Result<()> {
+        for (family, transport) in Transport::over_all() {
+            let to = service.addr(family);
+            let outcome = if allowed { Outcome::answer(web, ip(2, family)) } else { Outcome::Silence };
+            guest.machine.expect(transport, to, &outcome).with_context(|| format!("{transport}/{family}"))?;
+            guest.node().place.reaches(transport, to, &[web])?;
+        }
+        Ok(())
+    };
+    guest.site.apply(&[])?;
+    expect(true).context("no policy")?;
+    guest.web(json!({"ingress": [{"from": [app("friend")]}]}))?;
+    expect(false).context("other peers are allowed")?;
+    guest.web(json!({"ingress": [{"from": lan()}]}))?;
+    expect(true).context("its block is allowed")
 }

@@ -16,7 +16,7 @@ use super::{
     headers::Headers,
     insert, next_hop, policy,
     run::run_stage,
-    shares,
+    scope, shares,
     source::{self, Source},
     track::last_seen_now,
 };
@@ -52,13 +52,15 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         }
         Ok(())
     };
-    if policy::applies::<At, T>(t) && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
+    // Link-local addresses at podnet0 are the node's.
+    let own = At::FROM_HOST && (scope::link_local(&h.packet.tuple.src) || scope::link_local_v4(&h.packet.tuple.src));
+    if policy::judges_flows::<At, T>(t) && !own && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
         let (denied, answer) = policy::flow(t, config, h);
         if !denied.is_nothing() {
             return Verdict::drop(denied.count(t));
         }
         let into_pod = h.send.entry.out == Out::Pod as u8 || h.send.entry.out == Out::Queue as u8;
-        if !At::EGRESS && made.is_ok() && !into_pod && policy::is_vacant(t, &h.send.entry.dst) {
+        if !At::EGRESS && !At::FROM_HOST && made.is_ok() && !into_pod && policy::is_vacant(t, &h.send.entry.dst) {
             return Verdict::reject(Reason::NoRoute);
         }
         if answer {

@@ -41,6 +41,13 @@ pub(super) fn link(src: &Addr, dst: &Addr, proto: Proto) -> bool {
     to_link && (link_local(src) || (src.is_none() && proto == Proto::ICMPV6))
 }
 
+/// Whether an IPv4 address is link-local (RFC 3927).
+#[inline(always)]
+pub(super) fn link_local_v4(addr: &Addr) -> bool {
+    let [first, second, ..] = addr.0[3].to_ne_bytes();
+    addr.is_v4() && first == 169 && second == 254
+}
+
 /// Whether an IPv6 address is link-local (RFC 4291, section 2.5.6).
 #[inline(always)]
 pub(super) fn link_local(addr: &Addr) -> bool {

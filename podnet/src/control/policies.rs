@@ -152,7 +152,8 @@ impl NetworkPolicies {
     fn set_nodes(&mut self, (changed, all): (&[String], &Nodes)) {
         let needed = self.policies.needs_nodes();
         let before = std::mem::replace(&mut self.with_nodes, needed);
-        let names: Vec<&String> = if needed == before { changed.iter().collect() } else { all.keys().collect() };
+        let others = all.keys().filter(|_| needed != before);
+        let names: BTreeSet<&String> = changed.iter().chain(others).collect();
         if needed || before {
             for name in names {
                 self.policies.set_node(name, all.get(name).filter(|_| needed).map(|node| &**node));

@@ -24,7 +24,12 @@ pub fn concerns(t: &HostTables, addr: &Addr) -> bool {
 /// Checks a flow that a packet has begun; `entry` is the client's half.
 pub fn check_flow(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     let t = &o.before;
-    let hook = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::ToPod);
+    let link_local = match IpAddr::from(key.src) {
+        IpAddr::V4(src) => src.is_link_local(),
+        IpAddr::V6(src) => src.is_unicast_link_local(),
+    };
+    let own = o.entry.hook == Hook::FromHost && link_local;
+    let hook = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::FromHost | Hook::ToPod) && !own;
     let judged = hook && entry.flags & CtEntry::ONE_WAY == 0;
     let node = |addr: &Addr| world.kind(addr) == Some(NetworkKind::LocalNode);
     if !judged || t.config.flags & Config::POLICY == 0 || node(&key.src) {
