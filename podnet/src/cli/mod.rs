@@ -174,7 +174,7 @@ enum EndpointVerb {
 
 #[derive(Debug, Subcommand)]
 enum ConntrackVerb {
-    /// List translated flows: to Services, and masqueraded ones out of the cluster.
+    /// List tracked flows: to Services, out of the cluster, and between pods.
     List(Filter),
 }
 

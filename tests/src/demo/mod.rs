@@ -131,7 +131,7 @@ fn show_traffic(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     report.heading("Network policies");
     report.check("default-deny isolates all pods", policy::deny(cluster));
     report.check("another policy allows one client", policy::allow(cluster));
-    report.check("podnet drops tells the reason of the others, and the policies", policy::reason(cluster));
+    report.check("podnet drops names the reason for the others and the policies", policy::reason(cluster));
     report.check("an egress policy allows one block", policy::egress(cluster));
     report.check("a stream to an isolated pod", policy::cost(cluster));
     policy::clear(cluster)?;
