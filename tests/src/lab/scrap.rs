@@ -69,11 +69,26 @@ fn remove(dir: &Path, cgroup: &Path) {
     if let Err(error) = remove_cgroup(cgroup) {
         eprintln!("podnet-lab: cannot remove {}: {error}", cgroup.display());
     }
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            eprintln!("podnet-lab: cannot remove {}: {error}", dir.display());
+    // After a signal, other threads may still be writing.
+    if let Err(error) = until_free(|| fs::remove_dir_all(dir)) {
+        eprintln!("podnet-lab: cannot remove {}: {error}", dir.display());
+    }
+}
+
+/// Repeats a removal for some seconds while others use or fill the directory. A missing one is no error.
+fn until_free(remove: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    loop {
+        match remove() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty)
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
         }
-        _ => {}
     }
 }
 
@@ -88,17 +103,8 @@ fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
     for child in children.iter().filter(|path| path.is_dir()) {
         remove_cgroup(child)?;
     }
-    let deadline = Instant::now() + Duration::from_secs(3);
-    loop {
-        match fs::remove_dir(cgroup) {
-            // Killed processes may still be exiting.
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => return result,
-        }
-    }
+    // Killed processes may still be exiting.
+    until_free(|| fs::remove_dir(cgroup))
 }
 
 /// Removes leftovers of dead labs in `parent`.
