@@ -58,8 +58,8 @@ pub(super) fn applies<At: HookPoint, T: Tables>(t: &T) -> bool {
         && t.config().is_some_and(|config| config.flags & Config::POLICY != 0)
 }
 
-/// Whether policies are evaluated for the flows that begin at a hook: besides the others, for those that machines behind
-/// interfaces without hooks begin at a service address, whose route leads to podnet0.
+/// Whether policies are evaluated for the flows that begin at a hook: besides the others, for those that machines
+/// behind interfaces without hooks begin at a service address, whose route leads to podnet0.
 #[inline(always)]
 pub(super) fn judges_flows<At: HookPoint, T: Tables>(t: &T) -> bool {
     applies::<At, T>(t) || (At::FROM_HOST && t.config().is_some_and(|config| config.flags & Config::POLICY != 0))

@@ -214,9 +214,9 @@ impl NetworkPolicies {
 
     /// The desired contents of `subjects`. The entry of a pod whose object is unknown stays as it is: the plugin has
     /// closed a pod that has just started, and one that has run before there were policies is open. So does the entry
-    /// of a pod whose namespace is unknown, by whose labels ClusterNetworkPolicies may select it, and that of an address
-    /// that isn't known to be a pod's yet: the plugin has closed a pod that it is connecting, and removes the entry
-    /// itself if that fails.
+    /// of a pod whose namespace is unknown, by whose labels ClusterNetworkPolicies may select it, and that of an
+    /// address that isn't known to be a pod's yet: the plugin has closed a pod that it is connecting, and removes the
+    /// entry itself if that fails.
     fn wanted_subjects(&self) -> BTreeMap<Addr, Subject> {
         let attached: BTreeSet<Addr> = self.attached.values().flatten().map(|ip| Addr::from(*ip)).collect();
         let connecting = |(addr, held): &(&Addr, &Subject)| **held == Subject::PENDING && !attached.contains(addr);
