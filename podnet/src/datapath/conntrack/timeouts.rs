@@ -22,8 +22,7 @@ mod seconds {
     pub(super) const SCTP_ESTABLISHED: u64 = 210;
     pub(super) const SCTP_OPENING: u64 = 60;
     pub(super) const ICMP: u64 = 30;
-    /// Flows that network policy denies, since the last packet of either end. TCP retransmits every two minutes at
-    /// least (`TCP_RTO_MAX`).
+    /// Halves of flows that network policy denies. TCP retransmits at least every two minutes (`TCP_RTO_MAX`).
     pub(super) const DENIED: u64 = 300;
     /// Upper limit under pressure, for flows that are probably over.
     pub(super) const HURRY: u64 = 5;
