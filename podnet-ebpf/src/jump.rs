@@ -1,18 +1,29 @@
 //! Tail calls to slots that are known at compile time.
 
-/// Tail-calls a slot of the running generation of a program array; execution continues if the slot is empty.
+/// The generation of which these programs are the stages. A packet ends in the generation in which it began, even if
+/// another is switched to meanwhile: each has memory of its own for what one stage hands over to the next.
+// Set by the loader.
+#[unsafe(no_mangle)]
+static OWN_GENERATION: u32 = 0;
+
+/// The number of this object's own generation.
+#[inline(always)]
+pub(crate) fn own_generation() -> u32 {
+    // SAFETY: a constant of the object.
+    unsafe { (&raw const OWN_GENERATION).read_volatile() }
+}
+
+/// Tail-calls a slot of a generation of a program array; execution continues if the slot is empty.
 ///
 /// The slot is a constant in each call, so the kernel turns the call into a direct jump (`BPF_TAIL_CALL` with a known
 /// index, which `prog_array_map_poke_run` patches). An index in a register would cost an indirect branch, and with it a
 /// retpoline.
 macro_rules! jump {
-    ($programs:expr, $ctx:expr, $slot:expr) => {
-        if let Some(generation) = $crate::maps::GENERATION.get(0) {
-            if *generation == 0 {
-                to_slot!($programs, $ctx, $slot);
-            } else {
-                to_slot!($programs, $ctx, podnet_common::layout::GENERATION_SLOTS + $slot);
-            }
+    ($programs:expr, $ctx:expr, $generation:expr, $slot:expr) => {
+        if $generation == 0 {
+            to_slot!($programs, $ctx, $slot);
+        } else {
+            to_slot!($programs, $ctx, podnet_common::layout::GENERATION_SLOTS + $slot);
         }
     };
 }

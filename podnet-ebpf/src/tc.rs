@@ -18,7 +18,7 @@ use podnet_common::{
     verdict::Reason,
 };
 
-use crate::{context::TcPacket, maps, tables::Maps};
+use crate::{context::TcPacket, jump::own_generation, maps, tables::Maps};
 
 /// `PACKET_OTHERHOST` of linux/if_packet.h.
 const PACKET_OTHERHOST: u32 = 3;
@@ -39,7 +39,9 @@ fn dispatch<const HOOK: u32>(ctx: &TcContext, no_program: i32) -> i32 {
     if HOOK == Hook::FromUplink as u32 && unsafe { (*ctx.skb.skb).pkt_type } == PACKET_OTHERHOST {
         return NEXT;
     }
-    jump!(maps::PROGRAMS_TC, ctx, HOOK);
+    if let Some(running) = maps::GENERATION.get(0) {
+        jump!(maps::PROGRAMS_TC, ctx, *running, HOOK);
+    }
     maps::count_drop(Reason::NoProgram);
     no_program
 }
@@ -112,17 +114,14 @@ const _: () = assert!(size_of::<NextHop>() == size_of::<bpf_redir_neigh>());
 /// have direct jumps; having them for all stages would make every program larger.
 #[inline(always)]
 fn tail_call<At: HookPoint>(ctx: &TcContext, stage: Stage) -> i32 {
+    let own = own_generation();
     match stage {
-        Stage::Track => jump!(maps::PROGRAMS_TC, ctx, Stage::Track.slot(At::HOOK)),
-        Stage::Begin => jump!(maps::PROGRAMS_TC, ctx, Stage::Begin.slot(At::HOOK)),
-        Stage::Classify => jump!(maps::PROGRAMS_TC, ctx, Stage::Classify.slot(At::HOOK)),
-        Stage::Send => jump!(maps::PROGRAMS_TC, ctx, Stage::Send.slot(At::HOOK)),
-        _ => {
-            if let Some(generation) = maps::GENERATION.get(0) {
-                // SAFETY: a successful tail call doesn't return, and this program needs nothing afterwards.
-                unsafe { maps::PROGRAMS_TC.tail_call(ctx, generation * GENERATION_SLOTS + stage.slot(At::HOOK)) };
-            }
-        }
+        Stage::Track => jump!(maps::PROGRAMS_TC, ctx, own, Stage::Track.slot(At::HOOK)),
+        Stage::Begin => jump!(maps::PROGRAMS_TC, ctx, own, Stage::Begin.slot(At::HOOK)),
+        Stage::Classify => jump!(maps::PROGRAMS_TC, ctx, own, Stage::Classify.slot(At::HOOK)),
+        Stage::Send => jump!(maps::PROGRAMS_TC, ctx, own, Stage::Send.slot(At::HOOK)),
+        // SAFETY: a successful tail call doesn't return, and this program needs nothing afterwards.
+        _ => unsafe { maps::PROGRAMS_TC.tail_call(ctx, own * GENERATION_SLOTS + stage.slot(At::HOOK)) },
     }
     maps::count_drop(Reason::MissedTailCall);
     TC_ACT_SHOT
@@ -221,7 +220,7 @@ pub(crate) fn from_raw_enter(ctx: TcContext) -> i32 {
         tables(&ctx).report(Hook::FromRaw, Reason::PacketWriteFailed);
         return TC_ACT_SHOT;
     }
-    jump!(maps::PROGRAMS_TC, &ctx, Hook::FromUplink as u32);
+    jump!(maps::PROGRAMS_TC, &ctx, own_generation(), Hook::FromUplink as u32);
     maps::count_drop(Reason::MissedTailCall);
     TC_ACT_SHOT
 }

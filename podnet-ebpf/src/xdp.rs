@@ -13,7 +13,9 @@ use crate::{context::XdpPacket, maps, tables::Maps};
 
 #[xdp]
 pub(crate) fn uplink_xdp(ctx: XdpContext) -> u32 {
-    jump!(maps::PROGRAMS_XDP, &ctx, Hook::UplinkXdp as u32);
+    if let Some(running) = maps::GENERATION.get(0) {
+        jump!(maps::PROGRAMS_XDP, &ctx, *running, Hook::UplinkXdp as u32);
+    }
     xdp_action::XDP_PASS
 }
 

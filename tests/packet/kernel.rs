@@ -215,6 +215,11 @@ impl Kernel {
         Ok(entries.into_iter().try_for_each(|(index, value)| map.set(index, value, 0))?)
     }
 
+    /// Switches the dispatchers to another generation of programs.
+    pub fn switch_to(&mut self, generation: u32) -> Result<()> {
+        self.array("GENERATION", [(0, generation)])
+    }
+
     /// Sets the ports for source NAT.
     fn ports(&mut self, ports: &[u16]) -> Result<()> {
         if self.object.ports != ports {

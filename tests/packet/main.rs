@@ -11,6 +11,7 @@ mod errors;
 mod expect;
 mod external;
 mod frame;
+mod generations;
 mod hostile;
 mod kernel;
 mod multiple_uplinks;

@@ -3,8 +3,8 @@
 //! Maps are opened from their pins, or created and pinned. Dispatchers are loaded once and stay; the other programs
 //! go into the slots of the generation that isn't running, and one write of `generation` switches every hook of the
 //! node to them. The slots of the old generation stay filled until the next load needs them, so a packet that has
-//! read the old number still finds its programs. A running generation from the identical object is kept, since the
-//! verifier takes a second or more for a new one.
+//! begun in it still finds its programs: each program calls others of its own generation only. A running generation
+//! from the identical object is kept, since the verifier takes a second or more for a new one.
 
 use std::{
     collections::BTreeSet,
@@ -41,6 +41,9 @@ pub struct Opened {
     pub ebpf: Ebpf,
     pins: PinDir,
     kept: bool,
+    /// The running generation, if there is one, and the generation for these programs.
+    running: Option<u32>,
+    next: u32,
     fingerprint: u64,
     moves: Moves,
 }
@@ -76,19 +79,19 @@ pub fn load(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Loaded, LoadEr
 impl Opened {
     /// Loads the programs and makes them the running generation. Needs the frozen maps, and no others.
     pub fn load(self) -> Result<Loaded, LoadError> {
-        let Self { mut ebpf, pins, kept, fingerprint, mut moves } = self;
-        let adopted = pins.hook(Hook::FromPod).exists();
+        let Self { mut ebpf, pins, kept, running, next, fingerprint, mut moves } = self;
         let mut origins = Origins::open(&mut ebpf, fingerprint)?;
-        let current = generation(&ebpf)?;
-        let same = adopted && current < GENERATIONS && origins.is_ours(current, &programs(&pins, current)?)?;
+        let same = match running.filter(|running| *running < GENERATIONS) {
+            Some(running) => origins.is_ours(running, &programs(&pins, running)?)?,
+            None => false,
+        };
         if !same {
             load_programs(&mut ebpf, &pins)?;
         }
         for hook in hooks(&ebpf) {
             pin_dispatcher(&mut ebpf, &pins, hook)?;
         }
-        let next = if adopted { 1 - current.min(1) } else { 0 };
-        let generation = if same { current } else { next };
+        let generation = if same { running.unwrap_or(next) } else { next };
         if !same {
             origins.note_after(next, || {
                 fill(&mut ebpf, next)?;
@@ -98,23 +101,20 @@ impl Opened {
             set_generation(&mut ebpf, next)?;
         }
         moves.follow(true)?;
+        let adopted = running.is_some();
         Ok(Loaded { ebpf, generation, adopted, kept: adopted && kept, origins, moves, pins })
     }
 }
 
 /// Ids of the tables used by the running generation and by the socket hooks; empty if no other versions of tables are
 /// pinned, since then the ids don't matter.
-fn live(pins: &PinDir) -> Result<BTreeSet<u32>, LoadError> {
+fn live(pins: &PinDir, generation: Option<u32>) -> Result<BTreeSet<u32>, LoadError> {
     let has_others = |table: &Table| pins.versions(*table).iter().any(|(version, _)| *version != table.version());
-    if !pins.hook(Hook::FromPod).exists() || !ALL.iter().any(has_others) {
+    if generation.is_none() || !ALL.iter().any(has_others) {
         return Ok(BTreeSet::new());
     }
-    let failed = |source| LoadError::Map { name: GENERATION.name(), source };
-    let table = MapData::from_pin(pins.table(GENERATION)).map_err(failed)?;
-    let generation =
-        Array::<MapData, u32>::try_from(Map::Array(table)).and_then(|table| table.get(&0, 0)).map_err(failed)?;
     let mut running: BTreeSet<u32> = sockets::program_ids(pins).into_iter().collect();
-    if generation < GENERATIONS {
+    if let Some(generation) = generation.filter(|generation| *generation < GENERATIONS) {
         running.extend(programs(pins, generation)?);
     }
     // Programs that end meanwhile are skipped.
@@ -196,7 +196,9 @@ pub fn open(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Opened, LoadEr
         fs::create_dir_all(&path).map_err(|source| LoadError::Directory { path, source })?;
     }
     let pinned = || ALL.iter().copied().filter(|table| table.is_pinned()).map(|table| (table, pins.table(table)));
-    let mut moves = Moves::find(pins, &live(pins)?, sizes)?;
+    let running = running_generation(pins)?;
+    let next = running.map_or(0, |running| 1 - running.min(1));
+    let mut moves = Moves::find(pins, &live(pins, running)?, sizes)?;
     let mut loader = EbpfLoader::new();
     for (table, entries) in sizes.tables() {
         loader.map_max_entries(table.map(), entries);
@@ -208,14 +210,15 @@ pub fn open(object: &[u8], pins: &PinDir, sizes: Sizes) -> Result<Opened, LoadEr
         };
     }
     let socket_errno = u8::from(features::socket_errno());
-    // An object without this constant makes no such call.
+    // An object without this constant makes no such call, or calls programs of the running generation.
     loader.override_global("SOCKET_ERRNO", &socket_errno, false);
+    loader.override_global("OWN_GENERATION", &next, false);
     let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(chain(&error)))?;
     moves.fill(&mut ebpf, pins)?;
     // Objects of other versions may lack some tables.
     let there = pinned().filter(|(table, _)| ebpf.map(table.map()).is_some());
     let fingerprint = origins::fingerprint(object, there.map(|(_, path)| path))?;
-    Ok(Opened { ebpf, pins: pins.clone(), kept, fingerprint, moves })
+    Ok(Opened { ebpf, pins: pins.clone(), kept, running, next, fingerprint, moves })
 }
 
 /// The slots of a hook and the names of their programs. Only the first program exists for every hook; the object
@@ -302,12 +305,15 @@ fn set_program(ebpf: &mut Ebpf, array: TableOf<u32, u32>, slot: u32, fd: &Progra
     programs.set(slot, fd, 0).map_err(failed)
 }
 
-/// Number of the generation that the hooks run.
-fn generation(ebpf: &Ebpf) -> Result<u32, LoadError> {
+/// Number of the generation that the hooks run; `None` without hooks.
+fn running_generation(pins: &PinDir) -> Result<Option<u32>, LoadError> {
+    if !pins.hook(Hook::FromPod).exists() {
+        return Ok(None);
+    }
     let failed = |source| LoadError::Map { name: GENERATION.name(), source };
-    let map = ebpf.map(GENERATION.map()).ok_or_else(|| LoadError::Missing(GENERATION.name().into()))?;
-    let array: Array<&MapData, u32> = map.try_into().map_err(failed)?;
-    array.get(&0, 0).map_err(failed)
+    let table = MapData::from_pin(pins.table(GENERATION)).map_err(failed)?;
+    let table = Array::<MapData, u32>::try_from(Map::Array(table)).map_err(failed)?;
+    table.get(&0, 0).map(Some).map_err(failed)
 }
 
 fn set_generation(ebpf: &mut Ebpf, generation: u32) -> Result<(), LoadError> {
