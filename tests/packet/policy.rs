@@ -419,3 +419,43 @@ fn a_flow_into_another_pod_than_before_is_judged_again() {
         },
     );
 }
+
+#[test]
+fn a_flow_from_another_pod_than_before_is_judged_again() {
+    with(
+        |t, a| isolate(t, a.client, Subject::CLASS_PORTS, true, &[(FRIENDS, WEB)]),
+        |both, a| {
+            for (former, ifindex) in [(false, HERE), (true, IfIndex(77))] {
+                let frame = Frame::udp((a.client, 40_000), (a.internet, 53)).macs(CLIENT_MAC, HOST_MAC);
+                let key = Tuple {
+                    src: a.client.into(),
+                    dst: a.internet.into(),
+                    sport: Port::new(40_000),
+                    dport: Port::new(53),
+                    proto: Proto::UDP,
+                    _pad: [0; 3],
+                };
+                let entry = CtEntry {
+                    in_ifindex: ifindex,
+                    out: Out::Stack as u8,
+                    out_mtu: 1500,
+                    src: key.src,
+                    dst: key.dst,
+                    sport: key.sport,
+                    dport: key.dport,
+                    ..CtEntry::default()
+                };
+                for (key, entry) in [(key, entry), (entry.reply_key(key.proto), entry.reverse(&key))] {
+                    both.host.conntrack.borrow_mut().insert(key, entry);
+                    both.kernel.set_flow(&key, &entry)?;
+                }
+                if former {
+                    denied(both, a, frame, Reason::PolicyEgress)?;
+                } else {
+                    passes(both, a, frame)?;
+                }
+            }
+            Ok(())
+        },
+    );
+}
