@@ -101,6 +101,14 @@ impl Server {
             return Ok(refusal(422, "sendInitialEvents: Forbidden"));
         }
         let since = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+        let (forgotten, connection) = {
+            let state = self.lock();
+            (state.forgotten, state.connection)
+        };
+        // Some servers notice before they answer, others within the watch.
+        if !streamed && since < forgotten && connection % 2 == 1 {
+            return Ok(refusal(410, "too old resource version"));
+        }
         Ok(self.watch(resource, if streamed { None } else { Some(since) }))
     }
 

@@ -4,7 +4,6 @@
 //! before they act on it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::pin::pin;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -15,7 +14,7 @@ use tokio::sync::watch::Sender;
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::failure::{explain, silent};
+use super::failure::{explain, forgets, silent};
 use super::pause::Pause;
 
 /// Uid that the kubelet assigned to a static pod; the mirror object in the API has another one.
@@ -25,7 +24,10 @@ const STATIC_UID: &str = "kubernetes.io/config.hash";
 /// listed.
 pub(super) async fn watch(client: Client, node: String, uids: Sender<Option<BTreeSet<String>>>) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let mut events = pin!(watcher(Api::<PartialObjectMeta<Pod>>::all(client), config));
+    let api = Api::<PartialObjectMeta<Pod>>::all(client);
+    // Begins with a list.
+    let begin = || watcher(api.clone(), config.clone()).boxed();
+    let mut events = begin();
     let (mut pods, mut listed) = (BTreeMap::new(), None);
     let (mut pause, mut told) = (Pause::default(), None);
     while let Some(event) = events.next().await {
@@ -50,6 +52,9 @@ pub(super) async fn watch(client: Client, node: String, uids: Sender<Option<BTre
                     told = reason;
                 }
                 sleep(pause.next()).await;
+                if forgets(&error) {
+                    events = begin();
+                }
             }
         }
         if listed.is_none() && uids.send(Some(pods.values().flatten().cloned().collect())).is_err() {
