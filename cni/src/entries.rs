@@ -25,23 +25,21 @@ pub(crate) fn close(pins: &PinDir, record: &Record) -> Result<(), DatapathError>
     record.ips.iter().try_for_each(|ip| subjects.close(*ip))
 }
 
-/// Waits until the pod's network policies are in effect, but no longer than [`POLICY_WAIT`]. Returns whether they are.
-pub(crate) fn await_policies(pins: &PinDir, record: &Record) -> Result<bool, DatapathError> {
+/// Waits until the pod's network policies are in effect, but not for longer: the daemon may be down. Returns whether
+/// they are.
+pub(crate) fn await_policies(pins: &PinDir, record: &Record, longest: Duration) -> Result<bool, DatapathError> {
     let (subjects, begun) = (Subjects::open(pins)?, Instant::now());
     loop {
         let mut pending = false;
         for ip in &record.ips {
             pending |= subjects.is_pending(*ip)?;
         }
-        if !pending || begun.elapsed() >= POLICY_WAIT {
+        if !pending || begun.elapsed() >= longest {
             return Ok(!pending);
         }
         thread::sleep(Duration::from_millis(1));
     }
 }
-
-/// How long ADD waits for the pod's network policies before it lets the pod start closed: the daemon may be down.
-const POLICY_WAIT: Duration = Duration::from_secs(2);
 
 /// The value in `endpoints` for a record's addresses.
 pub(crate) fn endpoint(record: &Record) -> Endpoint {

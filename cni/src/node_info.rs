@@ -37,6 +37,18 @@ pub struct NodeInfo {
     /// The pods that start closed.
     #[serde(flatten)]
     pub policed: Policed,
+    /// How long ADD waits for the network policies of such a pod, in seconds.
+    #[serde(default = "default_policy_wait", skip_serializing_if = "is_default_policy_wait")]
+    pub policy_wait_seconds: u32,
+}
+
+/// The time in seconds for which ADD waits for a pod's network policies if nothing else is configured.
+pub fn default_policy_wait() -> u32 {
+    2
+}
+
+fn is_default_policy_wait(seconds: &u32) -> bool {
+    *seconds == default_policy_wait()
 }
 
 /// The pods that network policies may apply to, and that therefore start closed.
@@ -166,6 +178,7 @@ mod tests {
             mtu: 1500,
             gateways: GATEWAYS.to_vec(),
             policed: Policed::default(),
+            policy_wait_seconds: default_policy_wait(),
         };
         info.write_atomically(&run).unwrap();
         assert_eq!(NodeInfo::read(&run).unwrap(), info);
@@ -185,6 +198,9 @@ mod tests {
             assert_eq!(NodeInfo::read(&run).unwrap(), info);
             assert!(fs::read_to_string(NodeInfo::path(&run)).unwrap().ends_with(text));
         }
+        let info = NodeInfo { policy_wait_seconds: 0, ..info };
+        info.write_atomically(&run).unwrap();
+        assert_eq!(NodeInfo::read(&run).unwrap(), info);
     }
 
     #[test]

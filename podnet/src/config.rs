@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use ipnetwork::IpNetwork;
-use podnet_cni::files;
+use podnet_cni::{files, node_info::default_policy_wait};
 use podnet_common::tables;
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
@@ -32,6 +32,9 @@ const FRONTENDS_BOUNDS: std::ops::RangeInclusive<u32> = 1024..=1_048_576;
 
 /// Bounds of `maglevTableSize`: every frontend with a Maglev table takes this many slots.
 const MAGLEV_BOUNDS: std::ops::RangeInclusive<u32> = 251..=131_071;
+
+/// Largest `policyWaitSeconds`: runtimes give up on a pod after a few minutes.
+const POLICY_WAIT_MAX: u32 = 60;
 
 /// Which connections to services are translated at the socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +153,9 @@ pub struct Config {
     /// Whether ClusterIPs may be used from outside the cluster.
     #[serde(rename = "externalClusterIP", default)]
     pub external_cluster_ip: bool,
+    /// How long the plugin waits for the network policies of a new pod before it lets the pod start closed, in seconds.
+    #[serde(default = "default_policy_wait")]
+    pub policy_wait_seconds: u32,
     /// Entries of the connection table; a flow takes two.
     #[serde(default = "default_conntrack_max")]
     pub conntrack_max: u32,
@@ -420,6 +426,10 @@ impl Config {
         }
         if self.mtu != 0 && !(MTU_MIN..=65_535).contains(&self.mtu) {
             return refuse("mtu", format!("{} is not 0 or between {MTU_MIN} and 65535", self.mtu));
+        }
+        if self.policy_wait_seconds > POLICY_WAIT_MAX {
+            let reason = format!("{} is not between 0 and {POLICY_WAIT_MAX}", self.policy_wait_seconds);
+            return refuse("policyWaitSeconds", reason);
         }
         let size = self.maglev_table_size;
         if !MAGLEV_BOUNDS.contains(&size) || !maglev::is_prime(size) {

@@ -1,7 +1,7 @@
 //! Network policies: who may reach whom, by every way to a pod, from its first packet on.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use podnet_tests::cases;
@@ -11,10 +11,14 @@ use podnet_tests::traffic::{Ask, Family, Outcome, Stream, Transport};
 use serde_json::{Value, json};
 use socket2::{Protocol, Type};
 
+/// Longer than the default.
+const POLICY_WAIT_SECONDS: u32 = 3;
+
 #[test]
 fn network_policy() -> Result<()> {
+    let lab = Lab::builder().client(true).config(|_, config| config.policy_wait_seconds = POLICY_WAIT_SECONDS);
     cases!(
-        Site::new(Lab::builder().client(true))?,
+        Site::new(lab)?,
         isolated_pods_receive_from_allowed_peers_only,
         isolated_pods_send_to_allowed_peers_only,
         policies_see_backends_and_real_clients,
@@ -351,7 +355,10 @@ fn pods_start_closed_until_their_policies_are_known(site: &Site) -> Result<()> {
     reaches(&site.friend, &pod)?;
     // Without a daemon it starts closed, but its node reaches it.
     node.kill_daemon()?;
+    let begun = Instant::now();
     let pod = node.add_server("late-2", PORT)?;
+    let wait = Duration::from_secs(POLICY_WAIT_SECONDS.into());
+    ensure!(begun.elapsed() >= wait, "ADD has not waited for a daemon: {:?}", begun.elapsed());
     is_denied(&site.friend, &pod)?;
     for (family, transport) in Transport::over_all() {
         node.place.reaches(transport, pod.addr(family, PORT), &["late-2"])?;

@@ -19,6 +19,7 @@ use crate::record::{PodRef, Record, RecordName, State};
 use crate::result::{CniResult, Interface, Ip, Route};
 use crate::store::{Claimed, Content, Reservation, Store, StoreError};
 use crate::teardown;
+use crate::text::chain;
 use crate::wiring::{self, WiringError};
 
 pub(super) fn add(config: &Config, attachment: &Attachment) -> Result<CniResult, CniError> {
@@ -223,14 +224,19 @@ fn connect(
     }
     record.state = State::Ready;
     store.lock()?.finish(reservation, &record)?;
-    if let Some(pins) = node.pins().filter(|_| node.polices(record.pod.as_ref()))
-        && !entries::await_policies(&pins, &record)?
-    {
-        tracing::warn!(
-            attachment = %record.id,
-            "the pod starts closed, so that only this node reaches it: the daemon has not applied its network \
-             policies; check `podnet status`"
-        );
+    if let Some(pins) = node.pins().filter(|_| node.polices(record.pod.as_ref())) {
+        // From here on nothing can fail: the attachment is complete, and a pod whose policies can't be read is closed.
+        let reason = match entries::await_policies(&pins, &record, node.policy_wait) {
+            Ok(true) => None,
+            Ok(false) => Some("the daemon has not applied its network policies".to_owned()),
+            Err(error) => Some(chain(&error)),
+        };
+        if let Some(reason) = reason {
+            tracing::warn!(
+                attachment = %record.id,
+                "the pod starts closed, so that only this node reaches it: {reason}; check `podnet status`"
+            );
+        }
     }
     Ok(record)
 }

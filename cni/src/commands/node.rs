@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
@@ -11,7 +12,7 @@ use crate::datapath::PinDir;
 use crate::env::Attachment;
 use crate::error::{CniError, Code};
 use crate::netns::NetNs;
-use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError, Policed};
+use crate::node_info::{GATEWAYS, NodeInfo, NodeInfoError, Policed, default_policy_wait};
 use crate::record::PodRef;
 
 /// The node's settings for ADD and STATUS: from the configuration, else from the daemon, else defaults.
@@ -23,6 +24,8 @@ pub(super) struct Node {
     pub(super) bpffs: Option<PathBuf>,
     /// See [`NodeInfo::policed`].
     policed: Policed,
+    /// How long ADD waits for a pod's network policies.
+    pub(super) policy_wait: Duration,
 }
 
 impl Node {
@@ -63,7 +66,9 @@ impl Node {
         }
         let policed = info.as_ref().map(|info| info.policed.clone()).unwrap_or_default();
         let gateways = gateways(info.as_ref());
-        Ok(Self { mtu, gateways, bpffs: info.filter(|_| ebpf).map(|info| info.bpffs), policed, pools })
+        let seconds = info.as_ref().map_or_else(default_policy_wait, |info| info.policy_wait_seconds);
+        let policy_wait = Duration::from_secs(seconds.into());
+        Ok(Self { mtu, gateways, bpffs: info.filter(|_| ebpf).map(|info| info.bpffs), policed, policy_wait, pools })
     }
 
     /// Whether network policies may apply to a pod.

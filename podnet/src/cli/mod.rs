@@ -419,6 +419,7 @@ mod tests {
             mtu: 1500,
             gateways: vec![],
             policed: Default::default(),
+            policy_wait_seconds: podnet_cni::node_info::default_policy_wait(),
         };
         info.write_atomically(dir.path()).unwrap();
         assert_eq!(directories(options(&[])), ["/bpf", "/state"]);

@@ -11,7 +11,7 @@ fn two_keys_are_enough() {
     assert_eq!(config.healthz_bind_address.0, Some("0.0.0.0:10256".parse().unwrap()));
     assert_eq!(config.metrics_bind_address.0, Some("127.0.0.1:10249".parse().unwrap()));
     assert_eq!((config.routing, config.mtu, config.conntrack_max), (Routing::Auto, 0, 262_144));
-    assert_eq!(config.run_dir, Path::new("/run/podnet"));
+    assert_eq!((config.policy_wait_seconds, config.run_dir.as_path()), (2, Path::new("/run/podnet")));
 }
 
 #[test]
@@ -20,7 +20,7 @@ fn every_key_is_read() {
         "node: n1\nmanifests: /m\nserviceCIDRs: [10.0.0.0/24]\nsourceIP: snat\nsocketLB: all\nxdp: native\n\
          nodePortAddresses: [172.30.0.0/24, \"fd00:30::1/128\"]\nmasquerade: false\nnonMasqueradeCIDRs: [10.0.0.0/8]\n\
          externalIPs: false\nprotectedAddresses: [192.0.2.0/24]\nmaglevTableSize: 65521\nhealthzBindAddress: \"[::1]:1\"\nmetricsBindAddress: 192.0.2.1:9\nlogFormat: json\n\
-         uplinks: [eth0, eth1]\nrouting: vxlan\nmtu: 9000\nexternalClusterIP: true\nconntrackMax: 4096\nfrontendsMax: 131072\nbpffs: /b\ncgroup: /c\n\
+         uplinks: [eth0, eth1]\nrouting: vxlan\nmtu: 9000\nexternalClusterIP: true\npolicyWaitSeconds: 5\nconntrackMax: 4096\nfrontendsMax: 131072\nbpffs: /b\ncgroup: /c\n\
          stateDir: /s\nrunDir: /r\nsysctls: /y\ninstall: {binDir: /i, confDir: /j}\n",
     )
     .unwrap();
@@ -45,6 +45,7 @@ fn every_key_is_read() {
         routing: Routing::Vxlan,
         mtu: 9000,
         external_cluster_ip: true,
+        policy_wait_seconds: 5,
         conntrack_max: 4096,
         frontends_max: 131_072,
         bpffs: "/b".into(),
@@ -88,6 +89,7 @@ fn mistakes_name_line_and_key() {
         ("node: n1\nmanifests: /m\nuplinks:\n- a/b\n", 4, "`a/b`"),
         ("node: n1\nmanifests: /m\nrouting: geneve\n", 3, "geneve"),
         ("node: n1\nmanifests: /m\nmtu: 600\n", 3, "1280"),
+        ("node: n1\nmanifests: /m\npolicyWaitSeconds: 61\n", 3, "between 0 and 60"),
         ("node: n1\nmanifests: /m\nconntrackMax: 1\n", 3, "1024"),
         ("node: n1\nmanifests: /m\nfrontendsMax: 2000000\n", 3, "1048576"),
         ("node: n1\nnode: n2\nmanifests: /m\n", 2, "duplicate"),

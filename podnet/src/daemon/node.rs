@@ -443,6 +443,7 @@ fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Resu
         mtu,
         gateways: GATEWAYS.to_vec(),
         policed,
+        policy_wait_seconds: config.policy_wait_seconds,
     };
     let path: &Path = &config.run_dir;
     let before = NodeInfo::read(path).ok();
@@ -461,6 +462,8 @@ fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use podnet_cni::node_info::default_policy_wait;
+
     use super::*;
 
     #[test]
@@ -476,6 +479,7 @@ mod tests {
             mtu: 1400,
             gateways: GATEWAYS.to_vec(),
             policed: Policed::default(),
+            policy_wait_seconds: default_policy_wait(),
         };
         info.write_atomically(directory.path()).unwrap();
         publish_policed(directory.path(), &policed).unwrap();
