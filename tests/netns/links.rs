@@ -265,12 +265,14 @@ fn replaced_record_directory_is_watched(site: &Site) -> Result<()> {
     let directory = node.state_dir().join("attachments");
     let files = || -> Result<usize> { Ok(fs::read_dir(&directory)?.count()) };
     let pods = files()?;
+    // Meanwhile, the daemon may restore records.
+    let remove = || eventually("the directory can be removed", || Ok(fs::remove_dir_all(&directory)?));
     for (number, replace) in [
         (0u16, &(|| Ok(fs::rename(&directory, directory.with_extension("aside"))?)) as &dyn Fn() -> Result<()>),
-        (1, &|| Ok(fs::remove_dir_all(&directory)?)),
+        (1, &remove),
         (2, &|| {
-            fs::remove_dir_all(&directory)?;
-            Ok(fs::create_dir(&directory)?)
+            remove()?;
+            Ok(fs::create_dir_all(&directory)?)
         }),
     ] {
         replace()?;

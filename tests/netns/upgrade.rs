@@ -160,5 +160,6 @@ fn upgrade_and_rollback_of_table_layouts_lose_no_packet() -> Result<()> {
     // A flow that begins in the milliseconds around the flip may get its first reply before its entry is copied.
     let flips = STEPS.len() * site.lab.nodes().len();
     ensure!(lost.len() <= flips, "new flows: {lost:?}");
-    streams.clean()
+    let drops: Vec<_> = site.lab.nodes().iter().map(|node| node.drops()).collect::<Result<_>>()?;
+    streams.clean().with_context(|| format!("dropped by the nodes: {drops:?}"))
 }

@@ -40,6 +40,9 @@ pub struct StreamReport {
     pub retransmits: u32,
     /// The longest time from a message to its answer.
     pub slowest: Duration,
+    /// Packets that this machine's receive queues dropped meanwhile, of any flow: if there are some, a loss may have
+    /// nothing to do with podnet.
+    pub backlog_drops: u64,
     /// Error that ended the stream early, or errors reported by the socket.
     pub errors: Vec<String>,
 }
@@ -63,18 +66,24 @@ impl Stream {
         socket.connect_timeout(&to.into(), Duration::from_secs(10))?;
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let signals = (stop.clone(), answered.clone());
-        let thread = match transport {
+        let before = backlog_drops()?;
+        let run: Box<dyn FnOnce() -> StreamReport + Send> = match transport {
             Transport::Tcp => {
                 socket.set_read_timeout(Some(Duration::from_secs(5)))?;
                 let stream: TcpStream = socket.into();
                 stream.set_nodelay(true)?;
-                thread::spawn(move || over_tcp(&stream, pause, &signals.0, &signals.1))
+                Box::new(move || over_tcp(&stream, pause, &signals.0, &signals.1))
             }
             Transport::Udp => {
                 let socket: UdpSocket = socket.into();
-                thread::spawn(move || over_udp(&socket, pause, &signals.0, &signals.1))
+                Box::new(move || over_udp(&socket, pause, &signals.0, &signals.1))
             }
         };
+        let thread = thread::spawn(move || {
+            let report = run();
+            let after = backlog_drops().unwrap_or(before);
+            StreamReport { backlog_drops: after.saturating_sub(before), ..report }
+        });
         Ok(Self { stop, answered, thread })
     }
 
@@ -88,6 +97,14 @@ impl Stream {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+}
+
+/// Packets dropped so far because a processor's receive queue was full (`netdev_max_backlog`), which all network
+/// namespaces share.
+fn backlog_drops() -> io::Result<u64> {
+    let counts = std::fs::read_to_string("/proc/net/softnet_stat")?;
+    let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1)?, 16).ok();
+    Ok(counts.lines().filter_map(dropped).sum())
 }
 
 fn over_tcp(stream: &TcpStream, pause: Duration, stop: &AtomicBool, answered: &AtomicU32) -> StreamReport {

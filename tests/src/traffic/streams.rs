@@ -9,6 +9,9 @@ use super::{Stream, Transport};
 use crate::place::Place;
 use crate::wait::{eventually, wait_until};
 
+/// A long time for a message to be answered.
+const LONG: Duration = Duration::from_millis(100);
+
 /// Running flows of every kind.
 #[derive(Debug)]
 pub struct Streams(Vec<(String, Stream)>);
@@ -39,12 +42,13 @@ impl Streams {
         Ok(())
     }
 
-    /// Requires that no packet was lost and no connection reset.
+    /// Requires that no packet was lost and no connection reset. The error also has the flows that waited for long: if
+    /// many did, the machine stood still.
     pub fn clean(self) -> Result<()> {
-        for (what, stream) in self.0 {
-            let report = stream.stop();
-            ensure!(report.is_clean(), "{what}: {report:?}");
-        }
+        let reports: Vec<_> = self.0.into_iter().map(|(what, stream)| (what, stream.stop())).collect();
+        let all_clean = reports.iter().all(|(_, report)| report.is_clean());
+        let told = reports.iter().filter(|(_, report)| !report.is_clean() || report.slowest >= LONG);
+        ensure!(all_clean, "flows: {:#?}", told.collect::<Vec<_>>());
         Ok(())
     }
 }
