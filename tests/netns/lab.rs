@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Result;
-use podnet_tests::lab::Lab;
-use podnet_tests::traffic::{Ask, Family, Ping, PingAnswer, Transport};
+use podnet_tests::lab::{Lab, wait_until};
+use podnet_tests::traffic::{Ask, Family, Ping, PingAnswer, Stream, Transport};
 
 #[test]
 fn hosts_communicate_and_nothing_is_left_behind() -> Result<()> {
@@ -58,6 +58,40 @@ fn failures_differ_from_silence() -> Result<()> {
     // node2 does not forward, so the hop limit is checked by the fabric's gateway only, which a TTL of 1 reaches.
     let answer = Ping::new("172.30.0.254".parse()?).ttl(1).from(place)?;
     assert_eq!(answer, PingAnswer::Reply("172.30.0.254".parse()?));
+    Ok(())
+}
+
+#[test]
+fn streams_report_what_is_lost_in_either_direction() -> Result<()> {
+    let lab = Lab::builder().daemons(false).build()?;
+    let [near, far] = [lab.node(0), lab.node(1)];
+    let _servers = far.serve(8080)?;
+    let pause = Duration::from_millis(5);
+    for (family, transport) in Transport::over_all() {
+        let to = (far.ip(family), 8080).into();
+        for (sender, receiver) in [(near, far), (far, near)] {
+            let stream = Stream::start(&near.place, transport, to, pause)?;
+            let goes_on = |stream: &Stream| {
+                let before = stream.answered();
+                wait_until("the stream goes on", || Ok(stream.answered() > before + 5))
+            };
+            goes_on(&stream)?;
+            // To a machine that doesn't exist.
+            let neighbour = format!("neigh replace {} dev eth0 nud permanent lladdr", receiver.ip(family));
+            sender.place.ip(&format!("{neighbour} 02:00:00:00:00:99"))?;
+            // Long enough for at least one message.
+            std::thread::sleep(Duration::from_millis(300));
+            let mac = receiver.place.mac("eth0")?.map(|byte| format!("{byte:02x}")).join(":");
+            sender.place.ip(&format!("{neighbour} {mac}"))?;
+            goes_on(&stream)?;
+            let report = stream.stop();
+            assert!(report.lost + report.lost_segments > 0, "{transport}: {report:?}");
+        }
+        let stream = Stream::start(&near.place, transport, to, pause)?;
+        wait_until("answers", || Ok(stream.answered() > 50))?;
+        let report = stream.stop();
+        assert!(report.is_clean(), "{transport}: {report:?}");
+    }
     Ok(())
 }
 

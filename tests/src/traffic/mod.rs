@@ -12,6 +12,7 @@ mod load;
 mod option;
 mod outcome;
 mod ping;
+mod segments;
 mod server;
 mod stream;
 mod streams;

@@ -2,7 +2,8 @@
 //! as `web-0 10.244.1.5:4242 hello`.
 //!
 //! The request `send 1000` is answered with a thousand bytes instead. A line `GET …` gets the same answer as an HTTP
-//! response, so that curl works in the lab's shell.
+//! response, so that curl works in the lab's shell. The answer to [`LOST_SEGMENTS`] is the number of segments of the
+//! server that were lost.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
-use super::{Transport, socket_here};
+use super::{Transport, segments, socket_here};
 use crate::place::Place;
 
 /// Open connections, by number, so that stopping the server can close them.
@@ -88,6 +89,9 @@ impl Drop for Server {
     }
 }
 
+/// The request for the number of lost segments.
+pub(super) const LOST_SEGMENTS: &str = "lost-segments";
+
 /// The request for an answer of this many bytes.
 pub(super) fn send(bytes: usize) -> String {
     format!("send {bytes}")
@@ -136,7 +140,8 @@ fn answer_lines(mut stream: &TcpStream, name: &str, peer: SocketAddr) -> io::Res
             return stream
                 .write_all(format!("HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n{name} {peer}\n").as_bytes());
         }
-        stream.write_all(format!("{name} {peer} {}\n", answer_to(&line)).as_bytes())?;
+        let answer = if line == LOST_SEGMENTS { segments::lost(stream)?.to_string().into() } else { answer_to(&line) };
+        stream.write_all(format!("{name} {peer} {answer}\n").as_bytes())?;
     }
     Ok(())
 }

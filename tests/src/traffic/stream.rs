@@ -1,19 +1,18 @@
 //! Long-lived flows that detect every packet that is lost, late, or answered by another server.
 //!
-//! TCP hides loss, so a TCP stream reports the kernel's count of retransmitted segments, besides errors and the longest
+//! TCP hides loss, so a TCP stream reports how many segments both ends had to repeat, besides errors and the longest
 //! round trip. A UDP stream numbers its datagrams and reports those without an answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Write};
-use std::mem;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Transport;
+use super::server::LOST_SEGMENTS;
+use super::{Transport, segments};
 use crate::place::Place;
 
 /// Time allowed for the last answers of a UDP stream.
@@ -36,21 +35,21 @@ pub struct StreamReport {
     pub answers: BTreeMap<String, u32>,
     /// Messages without an answer.
     pub lost: u32,
-    /// Retransmitted segments (TCP).
-    pub retransmits: u32,
+    /// Segments of either end that were lost (TCP).
+    pub lost_segments: u32,
     /// The longest time from a message to its answer.
     pub slowest: Duration,
-    /// Packets that this machine's receive queues dropped meanwhile, of any flow: if there are some, a loss may have
-    /// nothing to do with podnet.
+    /// Packets that this machine's receive queues dropped meanwhile, of any flow: each explains one loss.
     pub backlog_drops: u64,
     /// Error that ended the stream early, or errors reported by the socket.
     pub errors: Vec<String>,
 }
 
 impl StreamReport {
-    /// Whether all messages were answered at the first attempt, on a single connection.
+    /// Whether all messages were answered on a single connection, and no packet was lost by podnet.
     pub fn is_clean(&self) -> bool {
-        self.sent > 0 && self.lost == 0 && self.retransmits == 0 && self.errors.is_empty()
+        let losses = u64::from(self.lost) + u64::from(self.lost_segments);
+        self.sent > 0 && losses <= self.backlog_drops && self.errors.is_empty()
     }
 
     fn record(&mut self, server: &str, took: Duration) {
@@ -110,20 +109,28 @@ fn backlog_drops() -> io::Result<u64> {
 fn over_tcp(stream: &TcpStream, pause: Duration, stop: &AtomicBool, answered: &AtomicU32) -> StreamReport {
     let mut report = StreamReport::default();
     let mut reader = BufReader::new(stream);
-    let mut exchange = |number: u32| -> io::Result<String> {
+    let mut ask = |question: &str| -> io::Result<[String; 2]> {
         let mut writer = stream;
-        writer.write_all(format!("{number}\n").as_bytes())?;
+        writer.write_all(format!("{question}\n").as_bytes())?;
         let mut line = String::new();
         reader.read_line(&mut line)?;
         match line.trim_end().split(' ').collect::<Vec<_>>()[..] {
-            [server, _, echo] if echo == number.to_string() => Ok(server.to_owned()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("message {number} was answered by {line:?}"))),
+            [server, _, answer] => Ok([server, answer].map(str::to_owned)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{question} was answered by {line:?}"))),
         }
+    };
+    let wrong = |question: &str, answer: &str| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{question} was answered by {answer:?}"))
     };
     while !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
         report.sent += 1;
-        match exchange(report.sent) {
+        let number = report.sent.to_string();
+        let outcome = ask(&number).and_then(|[server, echo]| match echo == number {
+            true => Ok(server),
+            false => Err(wrong(&number, &echo)),
+        });
+        match outcome {
             Ok(server) => report.record(&server, start.elapsed()),
             Err(error) => {
                 report.lost += 1;
@@ -134,9 +141,13 @@ fn over_tcp(stream: &TcpStream, pause: Duration, stop: &AtomicBool, answered: &A
         answered.fetch_add(1, Ordering::Relaxed);
         thread::sleep(pause);
     }
-    match retransmits(stream) {
-        Ok(count) => report.retransmits = count,
-        Err(error) => report.errors.push(format!("TCP_INFO: {error}")),
+    if report.errors.is_empty() {
+        let of_server =
+            ask(LOST_SEGMENTS).and_then(|[_, count]| count.parse().map_err(|_| wrong(LOST_SEGMENTS, &count)));
+        match of_server.and_then(|of_server: u32| Ok(of_server + segments::lost(stream)?)) {
+            Ok(count) => report.lost_segments = count,
+            Err(error) => report.errors.push(format!("lost segments: {error}")),
+        }
     }
     report
 }
@@ -187,25 +198,4 @@ fn over_udp(socket: &UdpSocket, pause: Duration, stop: &AtomicBool, answered: &A
     }
     report.lost = waiting.len() as u32;
     report
-}
-
-/// Number of segments retransmitted on this connection.
-fn retransmits(stream: &TcpStream) -> io::Result<u32> {
-    let mut info = mem::MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to a structure of that size.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the structure consists of integers, initialised to zero.
-    Ok(unsafe { info.assume_init() }.tcpi_total_retrans)
 }
