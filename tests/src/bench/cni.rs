@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use podnet_cni::node_info::NodeInfo;
 use serde_json::{Value, json};
 
 use super::{
@@ -20,9 +21,11 @@ use super::{
     results::{Results, Series},
     rounds,
 };
-use crate::lab::{Invocation, Lab, NetNs, Node};
+use crate::lab::{Invocation, Lab, NetNs, Node, eventually, manifest, policed};
 
 const PTP: &str = "/usr/lib/cni/ptp";
+/// By how much longer ADD takes under network policies, dual-stack.
+const POLICED: &str = "cni_add_policed_extra";
 const ROUNDS: usize = 40;
 const QUICK_ROUNDS: usize = 6;
 /// As many pods as a node with a /24 of addresses can have.
@@ -37,6 +40,9 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     let pairs = ["cni_add", "cni_add_dual", "cni_del", "cni_del_dual"];
     let single = pairs.iter().any(|row| options.wants(row) || options.wants(&format!("{row}@ptp")));
     let crowd = ["cni_add_250", "cni_add_250@ptp", "cni_add_250_errors"].into_iter().any(|row| options.wants(row));
+    if options.wants(POLICED) {
+        measure_policed(options, results)?;
+    }
     if !single && !crowd {
         return Ok(());
     }
@@ -84,6 +90,42 @@ fn measure_pairs(options: &Options, node: &Node, dual: bool, results: &mut Resul
         results.push(Series { name, unit: "ms", values: ours, baselines: vec![peer.clone()] });
         results.push(Series { name: peer, unit: "ms", values: theirs, baselines: Vec::new() });
     }
+    Ok(())
+}
+
+/// ADDs of pods whose network policies have to be put into effect, and of pods in a namespace without policies, in
+/// turn: the differences. The daemon knows the Pod objects before, as with a kubelet.
+fn measure_policed(options: &Options, results: &mut Results) -> Result<()> {
+    let rounds = if options.quick { QUICK_ROUNDS } else { ROUNDS };
+    let lab = Lab::builder().nodes(1).build()?;
+    let node = lab.node(0);
+    let name = |round: usize| format!("policed-{round}");
+    let ingress = json!({"ingress": [{"from": [policed::app("friend")]}]});
+    let mut objects = vec![policed::policy("deny", "web", ingress)];
+    objects.extend((0..=rounds).map(|round| policed::announced(&name(round), node, "web")));
+    node.apply("policed", &manifest::yaml(&objects))?;
+    eventually("the node knows of the policy", || {
+        ensure!(NodeInfo::read(&node.run_dir())?.policed.contains("default"), "no pod starts closed");
+        Ok(())
+    })?;
+    let plugin = Plugin::podnet(node, true);
+    let (mut values, mut pods) = (Vec::new(), Vec::new());
+    let bar = rounds::progress(POLICED, rounds as u64 + 1);
+    for round in 0..=rounds {
+        let mut times = [0.0; 2];
+        for turn in [round % 2, 1 - round % 2] {
+            let namespace = ["free", "default"][turn];
+            let pod = Sandbox::named(namespace, &name(round))?;
+            times[turn] = plugin.cycle(node, &pod)?.0;
+            pods.push(pod);
+        }
+        if round > 0 {
+            values.push(times[1] - times[0]);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    results.push(Series { name: POLICED.into(), unit: "ms", values, baselines: Vec::new() });
     Ok(())
 }
 
@@ -187,7 +229,7 @@ impl Plugin {
             container_id: &pod.id,
             netns: &pod.path,
             ifname: "eth0",
-            args: "IgnoreUnknown=1",
+            args: &pod.args,
             config: &self.config,
         }
         .run(&node.place)
@@ -198,15 +240,24 @@ impl Plugin {
 struct Sandbox {
     id: String,
     path: String,
+    args: String,
     _netns: NetNs,
 }
 
 impl Sandbox {
     fn new() -> Result<Self> {
+        Self::with("IgnoreUnknown=1".into())
+    }
+
+    fn named(namespace: &str, name: &str) -> Result<Self> {
+        Self::with(format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"))
+    }
+
+    fn with(args: String) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let netns = NetNs::new().context("cannot make a network namespace")?;
         let path = format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd());
-        Ok(Self { id: format!("bench-{}", COUNT.fetch_add(1, Ordering::Relaxed)), path, _netns: netns })
+        Ok(Self { id: format!("bench-{}", COUNT.fetch_add(1, Ordering::Relaxed)), path, args, _netns: netns })
     }
 }
 

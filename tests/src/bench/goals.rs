@@ -144,6 +144,7 @@ fn goals() -> Vec<Goal> {
         goals.push(Goal::value(row, Bound::AtMost(5.0)));
     }
     goals.push(Goal::value("cni_add_250_errors", Bound::AtMost(0.0)));
+    goals.push(Goal::value("cni_add_policed_extra", Bound::AtMost(10.0)));
     goals.push(Goal::value("control/endpoint_change_ms", Bound::AtMost(5.0)));
     goals.push(Goal::value("control/load_10000_services_s", Bound::AtMost(3.0)));
     goals.push(Goal::value("control/tables_10000_services_s", Bound::AtMost(0.2)));
