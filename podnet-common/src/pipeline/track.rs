@@ -41,7 +41,7 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     if known
         && !begins_new_flow::<At>(entry, seen, t.now())
         && !forwarded_twice::<At, T>(t, entry, ethernet)
-        && !concerns_another_pod::<At, T>(t, entry, from)
+        && !leads_to_another_pod::<At, T>(t, entry, from)
     {
         if entry.out == Out::Denied as u8
             && let Some(reason) = still_denied(t, h)
@@ -58,10 +58,10 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     Verdict::tail(Stage::Classify)
 }
 
-/// Whether an address of the flow now belongs to another pod of this node than when the flow was judged by network
+/// Whether the destination's address now belongs to another pod of this node than when the flow was judged by network
 /// policy, or belonged to none then: it must be judged again.
 #[inline(always)]
-fn concerns_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, from: IfIndex) -> bool {
+fn leads_to_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, from: IfIndex) -> bool {
     if !policy::applies::<At, T>(t) {
         return false;
     }
@@ -70,9 +70,8 @@ fn concerns_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, from: 
     if At::TO_POD {
         return entry.leaves_stack() && pod != from.0;
     }
-    // A half that has had no packet yet has neither ingress nor egress.
-    let other_sender = At::FROM_POD && entry.in_ifindex.0 != from.0;
-    entry.out_mtu != 0 && (other_sender || t.endpoint(&entry.dst).is_some_and(|endpoint| endpoint.ifindex.0 != pod))
+    // A half that has had no packet yet has no egress.
+    entry.out_mtu != 0 && t.endpoint(&entry.dst).is_some_and(|endpoint| endpoint.ifindex.0 != pod)
 }
 
 /// Why a packet of a flow that was denied is still dropped. The flow stays denied for as long as packets come: without
