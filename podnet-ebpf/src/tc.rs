@@ -54,10 +54,20 @@ fn act<At: HookPoint>(ctx: &TcContext, verdict: Verdict) -> i32 {
         Action::Forward => forward(ctx, &verdict.egress),
         Action::Tail => tail_call::<At>(ctx, verdict.stage),
         Action::Reject => tail_call::<At>(ctx, Stage::answering(verdict.reason)),
-        // SAFETY: no pointers.
-        Action::Answer => unsafe { helpers::bpf_redirect(verdict.egress.ifindex.0, 0) as i32 },
+        Action::Answer => answer::<At>(ctx, &verdict.egress),
         Action::Drop | Action::Unanswered => TC_ACT_SHOT,
     }
+}
+
+/// Sends an answer back. Pods get it whatever their network policies say: it belongs to no flow, so the egress hook
+/// must not take it for the first packet of one.
+#[inline(always)]
+fn answer<At: HookPoint>(ctx: &TcContext, egress: &Egress) -> i32 {
+    if At::FROM_POD {
+        ctx.set_mark(MARK_DONE);
+    }
+    // SAFETY: no pointers.
+    unsafe { helpers::bpf_redirect(egress.ifindex.0, 0) as i32 }
 }
 
 #[inline(always)]

@@ -22,6 +22,7 @@ fn network_policy() -> Result<()> {
         isolated_pods_receive_from_allowed_peers_only,
         isolated_pods_send_to_allowed_peers_only,
         policies_see_backends_and_real_clients,
+        services_without_endpoints_refuse_isolated_clients,
         blocks_with_exceptions_are_addresses_of_any_kind,
         changes_of_policies_and_labels_apply_at_once,
         denied_connections_are_cut_and_others_go_on,
@@ -93,6 +94,21 @@ fn isolated_pods_send_to_allowed_peers_only(site: &Site) -> Result<()> {
         site.friend.place.expect(transport, service.addr(family), &Outcome::Silence)?;
         service.set_endpoints(&site.lab, &[&site.web])?;
         site.friend.place.reaches(transport, service.addr(family), &["web"])?;
+    }
+    Ok(())
+}
+
+/// The node answers for the service: no flow begins that a policy could deny.
+fn services_without_endpoints_refuse_isolated_clients(site: &Site) -> Result<()> {
+    site.apply(&[policy("closed", "friend", json!({"policyTypes": ["Ingress"]}))])?;
+    is_denied(&site.stranger, &site.friend)?;
+    let service = Service::new("empty", 41, 80, PORT);
+    service.apply(&site.lab, None)?;
+    for (family, transport) in Transport::over_all() {
+        for port in [80, 81] {
+            let to = SocketAddr::new(service.addr(family).ip(), port);
+            site.friend.place.expect(transport, to, &Outcome::Refused)?;
+        }
     }
     Ok(())
 }

@@ -62,5 +62,6 @@ pub const GENERATIONS: u32 = 2;
 /// Key of the socket hooks in `origins`; its other keys are generations.
 pub const SOCKET_ORIGIN: u32 = GENERATIONS;
 
-/// Packet mark set on packets that a hook sends out of an uplink, so that egress hooks skip them.
+/// Packet mark set on packets that a hook sends out of an interface, or answers at a pod's host end, so that egress
+/// hooks skip them.
 pub const MARK_DONE: u32 = 0x0070_0000;
