@@ -24,7 +24,7 @@ impl Show for Status {
             self.datapath(datapath, &mut text);
         }
         for skipped in &self.firewall.skipped {
-            text.line("not checked", skipped);
+            text.line("unchecked", skipped);
         }
         text
     }

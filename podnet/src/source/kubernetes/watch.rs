@@ -31,7 +31,7 @@ use crate::source::what_holds;
 /// watches of a kind.
 const CALM: Duration = Duration::from_secs(1);
 /// Interval between requests for a kind that the server doesn't serve. Its definition may be installed at any time.
-const RARELY: Duration = Duration::from_secs(60);
+const RARELY: Duration = Duration::from_secs(10);
 
 /// A message of a task.
 #[derive(Debug)]
