@@ -25,8 +25,8 @@ pub(crate) fn close(pins: &PinDir, record: &Record) -> Result<(), DatapathError>
     record.ips.iter().try_for_each(|ip| subjects.close(*ip))
 }
 
-/// Waits until the pod's network policies are in effect, but not for longer: the daemon may be down. Returns whether
-/// they are.
+/// Waits until the pod's network policies are in effect, for at most `longest`, since the daemon may be down. Returns
+/// whether they are.
 pub(crate) fn await_policies(pins: &PinDir, record: &Record, longest: Duration) -> Result<bool, DatapathError> {
     let (subjects, begun) = (Subjects::open(pins)?, Instant::now());
     loop {

@@ -30,8 +30,9 @@ use crate::source::what_holds;
 /// Time without another failure after which the server counts as reachable again; also the minimum time between two
 /// watches of a kind.
 const CALM: Duration = Duration::from_secs(1);
-/// Interval between requests for a kind that the server doesn't serve. Its definition may be installed at any time.
-const RARELY: Duration = Duration::from_secs(10);
+/// Interval between requests for a kind that the server doesn't serve. Its definition may be installed at any time, but
+/// every node sends these requests.
+const RARELY: Duration = Duration::from_secs(60);
 
 /// A message of a task.
 #[derive(Debug)]
