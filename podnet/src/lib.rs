@@ -17,6 +17,7 @@ pub mod datapath;
 pub mod frontend;
 pub mod guard;
 pub mod health;
+mod heap;
 pub mod host;
 mod http;
 pub mod install;

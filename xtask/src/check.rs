@@ -70,7 +70,14 @@ const CORNERS: &[Corner] = &[
     },
     Corner {
         words: &["unsafe"],
-        places: &["podnet-ebpf", "podnet/src/async_fd", "podnet/src/datapath", "cni/src/datapath", "tests"],
+        places: &[
+            "podnet-ebpf",
+            "podnet/src/async_fd",
+            "podnet/src/heap",
+            "podnet/src/datapath",
+            "cni/src/datapath",
+            "tests",
+        ],
         why: "unsafe code stays where the kernel is touched",
     },
 ];

@@ -55,6 +55,7 @@ use crate::{
         conntrack::{Collector, Swept},
     },
     health::{Health, Servers},
+    heap,
     host::{
         Host,
         sysctl::Sysctl,
@@ -131,6 +132,8 @@ struct Daemon {
     announcer: Announcer,
     report: report::Reporter,
     outcome: Outcome,
+    /// Whether the tables have been reconciled with all objects once.
+    has_loaded: bool,
     collector: Collector,
     sweeping: Option<JoinHandle<io::Result<Swept>>>,
     /// Entries left in the connection table by the last sweep.
@@ -158,7 +161,11 @@ impl Daemon {
         let host = Host::open()?.with_sysctl(Sysctl::at(&config.sysctls));
         let sizes = Sizes { conntrack: config.conntrack_max, frontends: config.frontends_max };
         let (tables, opened) = Datapath::open(PinDir::new(&config.bpffs), sizes)?;
-        let mut loading = spawn_blocking(move || opened.load());
+        let mut loading = spawn_blocking(move || {
+            let loaded = opened.load();
+            heap::trim();
+            loaded
+        });
         // Reading and computing proceed while the programs load. Nothing is written yet, since the programs may be
         // rejected.
         let mut control = Control::adopt(&config, &tables.services)?;
@@ -214,6 +221,7 @@ impl Daemon {
             announcer: Announcer::new(Instant::now()),
             report,
             outcome: Outcome::default(),
+            has_loaded: false,
             collector: Collector::default(),
             sweeping: None,
             connections: 0,

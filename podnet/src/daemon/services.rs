@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 use tracing::{debug, info_span};
 
 use super::{Daemon, facts};
-use crate::{control, health::Condition, host::snapshot::Snapshot, metrics::Writes, model::Batch};
+use crate::{control, health::Condition, heap, host::snapshot::Snapshot, metrics::Writes, model::Batch};
 
 impl Daemon {
     /// Applies a batch of the source.
@@ -49,6 +49,9 @@ impl Daemon {
     pub(super) fn reconcile(&mut self) {
         let _span = info_span!("reconcile").entered();
         self.outcome = self.control.reconcile(self.datapath.tables(), Instant::now());
+        if self.control.synced() && !std::mem::replace(&mut self.has_loaded, true) {
+            heap::trim();
+        }
         self.metrics.reconciled(Writes {
             done: self.outcome.changed,
             failed: self.outcome.failed,
