@@ -11,8 +11,9 @@ use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -65,7 +66,8 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, kernels: &[String
     } else {
         total += on_kernels(workspace, &built, &programs, filter, kernels)?;
     }
-    println!("\n{total}");
+    heading("total");
+    println!("{total}");
     ensure!(total.failed == 0, "tests failed");
     ensure!(
         total.passed > 0,
@@ -147,8 +149,11 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// Announces a part, with the time since the first one began.
 fn heading(part: &str) {
-    println!("\n==> {part}");
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let seconds = FIRST.get_or_init(Instant::now).elapsed().as_secs();
+    println!("\n==> {part} ({} min {:02} s)", seconds / 60, seconds % 60);
 }
 
 /// Arguments that enable the ignored tests whose binaries are available.
