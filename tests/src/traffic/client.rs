@@ -28,6 +28,9 @@ pub struct Answer {
     pub payload: String,
 }
 
+/// Source ports of UDP requests. Not ephemeral, so no other socket has them.
+pub const OWN_PORTS: Range<u16> = 20_000..30_000;
+
 /// A request.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -60,11 +63,9 @@ impl Ask {
     /// UDP: binds to a port that no such request of this process has had, unless a port was set. The kernel chooses
     /// ports at random, so a new socket may get that of a former one, and with it the former one's flow.
     pub(super) fn own_port(mut self) -> Self {
-        /// Not ephemeral, so no other socket has them.
-        const PORTS: Range<u16> = 20_000..30_000;
         static NEXT: AtomicU16 = AtomicU16::new(0);
         if self.transport == Transport::Udp && self.from_port == 0 {
-            self.from_port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len() as u16;
+            self.from_port = OWN_PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % OWN_PORTS.len() as u16;
         }
         self
     }

@@ -24,7 +24,7 @@ use std::str::FromStr;
 
 use socket2::{Domain, Socket};
 
-pub use client::{Answer, Ask, Flow};
+pub use client::{Answer, Ask, Flow, OWN_PORTS};
 pub use crowd::{Crowd, CrowdServer};
 pub use flood::Flood;
 pub use frame::{Frames, fragments, syn_frame, udp_frame};
