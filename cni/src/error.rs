@@ -60,7 +60,7 @@ pub enum Code {
     Network = 105,
     /// The kernel refused to attach a program or to change a table.
     Datapath = 106,
-    /// DEL or GC was incomplete; something remains.
+    /// GC was incomplete; something remains.
     Incomplete = 107,
     /// A host port is mapped to another pod.
     HostPortTaken = 108,

@@ -30,17 +30,17 @@ reasons! {
     SpoofedSource = 1, "spoofed_source", "source IP or MAC is not the sending pod's own";
     NoEndpoint = 2, "no_endpoint", "service has no ready endpoints";
     ConntrackFull = 3, "conntrack_full", "connection table full; raise conntrackMax";
-    SnatExhausted = 4, "snat_exhausted", "no free SNAT source port for this destination";
+    SnatExhausted = 4, "snat_exhausted", "no free SNAT source port for this destination; see `podnet nat list`";
     MappedAddress = 5, "mapped_address", "IPv4-mapped address in an IPv6 packet";
     Martian = 6, "martian", "source or destination address not valid on this link";
-    ClusterIpFromOutside = 7, "cluster_ip_from_outside", "ClusterIP addressed from outside the cluster";
+    ClusterIpFromOutside = 7, "cluster_ip_from_outside", "packet to a ClusterIP from outside the cluster (externalClusterIP is off)";
     LocalPodFromOutside = 8, "local_pod_from_outside", "packet from outside with the source IP of a pod on this node";
     PodFromWrongNode = 9, "pod_from_wrong_node", "pod source address not received from that pod's node";
     UnallocatedService = 10, "unallocated_service", "no service has this destination address";
     UndefinedPort = 11, "undefined_port", "service does not define this port or protocol";
     StaleTable = 12, "stale_table", "table entry refers to an entry that no longer exists";
     NoProgram = 13, "no_program", "eBPF programs not loaded yet by the daemon";
-    MissedTailCall = 14, "missed_tail_call", "tail call failed";
+    MissedTailCall = 14, "missed_tail_call", "a program is missing after an incomplete start; restart the daemon";
     NotTranslatable = 15, "not_translatable", "fragment or protocol not supported by services";
     PacketWriteFailed = 16, "packet_write_failed", "kernel helper failed to modify the packet";
     NotIp = 17, "not_ip", "pod sent a frame that is neither IP nor ARP";
@@ -57,8 +57,8 @@ reasons! {
     ConntrackShare = 28, "conntrack_share", "sender exceeds its share of the nearly full connection table";
     UnrelatedIcmpError = 29, "unrelated_icmp_error", "ICMP error quotes a packet that its sender cannot have seen";
     Internal = 30, "internal", "internal table lacks a mandatory entry; please report this bug";
-    PolicyIngress = 31, "policy_ingress", "network policy of the receiving pod does not allow it";
-    PolicyEgress = 32, "policy_egress", "network policy of the sending pod does not allow it";
+    PolicyIngress = 31, "policy_ingress", "denied by a network policy for ingress of the receiving pod";
+    PolicyEgress = 32, "policy_egress", "denied by a network policy for egress of the sending pod";
 }
 
 /// Counters (per CPU array of `u64`): first the outcomes that are not drops, then one for each [`Reason`].

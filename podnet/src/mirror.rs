@@ -335,7 +335,7 @@ mod tests {
         fn write(&mut self, what: String) -> Result<(), TableError> {
             if self.refuses {
                 let source = io::Error::from_raw_os_error(libc::EBUSY);
-                return Err(TableError::Io { table: "small", operation: "writing", source });
+                return Err(TableError::Io { table: "small", operation: "write to", source });
             }
             self.writes.push(what);
             Ok(())

@@ -124,8 +124,15 @@ pub struct DaemonStatus {
 }
 
 /// Reasons for drops that indicate something too small or broken; others are caused by clients.
-pub const ALARMING: [Reason; 5] =
-    [Reason::ConntrackFull, Reason::SnatExhausted, Reason::NoProgram, Reason::MissedTailCall, Reason::StaleTable];
+pub const ALARMING: [Reason; 7] = [
+    Reason::ConntrackFull,
+    Reason::SnatExhausted,
+    Reason::NoProgram,
+    Reason::MissedTailCall,
+    Reason::StaleTable,
+    Reason::PacketWriteFailed,
+    Reason::Internal,
+];
 
 /// Drops for one reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -234,7 +234,7 @@ fn connect(
         if let Some(reason) = reason {
             tracing::warn!(
                 attachment = %record.id,
-                "the pod starts closed, so that only this node reaches it: {reason}; check `podnet status`"
+                "the pod starts closed (it can communicate only with its node): {reason}; check `podnet status`"
             );
         }
     }

@@ -96,11 +96,15 @@ impl Shares {
     /// The same, in readable form.
     pub(super) fn scarcities(&self) -> impl Iterator<Item = String> {
         self.scarcities.iter().map(|Scarcity { table, namespace, asks, gets, each }| {
-            let who = namespace.as_deref().unwrap_or("the host ports of this node's pods");
+            let who = match namespace {
+                Some(namespace) => format!("namespace {namespace}"),
+                None => "the host ports of this node's pods".to_owned(),
+            };
             let (name, size) = (TABLES[*table], self.capacity.counts()[*table]);
             format!(
-                "{who}: {asks} entries of the table `{name}` requested, {gets} granted: its {size} entries are \
-                 oversubscribed and divided equally among namespaces; each Service gets at most {each}"
+                "{who}: {asks} entries of the table `{name}` requested, {gets} granted, at most {each} per Service: its \
+                 {size} entries are oversubscribed and divided equally among namespaces; raise frontendsMax, or remove \
+                 Services"
             )
         })
     }

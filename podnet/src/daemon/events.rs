@@ -27,7 +27,9 @@ pub(super) async fn log(mut events: AsyncFd<Events>, followers: broadcast::Sende
         match events.readable().await {
             Ok(mut ready) => ready.clear_ready(),
             Err(error) => {
-                tracing::warn!("dropped packets are no longer logged or sent to followers: {error}; restart podnet");
+                tracing::warn!(
+                    "dropped packets are no longer logged or sent to followers: {error}; restart the daemon"
+                );
                 return;
             }
         }
@@ -55,7 +57,7 @@ pub(super) async fn relay(mut log: AsyncFd<ProgramLog>) {
                 ready.clear_ready();
             }
             Err(error) => {
-                tracing::warn!("messages of the eBPF programs are no longer logged: {error}; restart podnet");
+                tracing::warn!("messages of the eBPF programs are no longer logged: {error}; restart the daemon");
                 return;
             }
         }

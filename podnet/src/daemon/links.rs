@@ -157,7 +157,7 @@ impl Links {
         let fights = self.repaired.iter().filter(|(_, repaired)| repaired.fights(now)).map(|(subject, repaired)| {
             format!(
                 "another program keeps changing the link of {subject} ({}): podnet restores it every {} s; configure \
-                 that program to ignore pn* interfaces (see docs/kubernetes.md for NetworkManager and \
+                 that program to ignore pn* interfaces (docs/configuration.md says how, for NetworkManager and \
                  systemd-networkd)",
                 repaired.parts,
                 EVERY.as_secs(),

@@ -285,13 +285,16 @@ fn attach(
 /// What this node's object lacks for pods.
 fn missing(own: &Node, name: &str) -> Vec<String> {
     if own.pod_cidrs.is_empty() {
-        return vec![format!("the Node object {name} has no spec.podCIDRs: pods cannot start")];
+        return vec![format!(
+            "the Node object {name} has no spec.podCIDRs: pods cannot start; set it, or run the controller \
+             manager with --allocate-node-cidrs and --cluster-cidr"
+        )];
     }
     let lacks = |cidr: &&IpNetwork| !own.internal_ips.iter().any(|ip| ip.is_ipv4() == cidr.is_ipv4());
     let tell = |cidr: &IpNetwork| {
         format!(
-            "the Node object {name} has no InternalIP of the family of its pod CIDR {cidr}: pods there cannot reach \
-             services"
+            "the Node object {name} has no InternalIP of the family of its pod CIDR {cidr}: its pods cannot reach \
+             services by that family; add one (--node-ip of the kubelet takes an address of each)"
         )
     };
     own.pod_cidrs.iter().filter(lacks).map(tell).collect()
@@ -320,7 +323,13 @@ pub(super) fn sync_ports(
                     tracing::info!(reserved = list, "reserved ports for source NAT");
                     (free, Ok(()))
                 }
-                Supply::Reserve { .. } => (meanwhile, Err(anyhow!("the kernel has not reserved {list}"))),
+                Supply::Reserve { .. } => (
+                    meanwhile,
+                    Err(anyhow!(
+                        "{} lacks {list} after it was written: another program has overwritten it",
+                        ports::RESERVATION
+                    )),
+                ),
             },
             Err(error) => (meanwhile, Err(error.into())),
         },
@@ -330,7 +339,8 @@ pub(super) fn sync_ports(
         datapath.set_snat_ports(&wanted)?;
     }
     reserved.context(
-        "net.ipv4.ip_local_port_range leaves too few ports for source NAT: shrink it, or let the daemon reserve some",
+        "net.ipv4.ip_local_port_range leaves too few ports for source NAT: narrow it, or let the daemon write \
+         net.ipv4.ip_local_reserved_ports",
     )
 }
 

@@ -57,7 +57,7 @@ impl Daemon {
                 (
                     "InvalidObject",
                     format!(
-                        "ignored until corrected, with the last valid version, if any, staying in effect: {}",
+                        "invalid: {}; until it is corrected, the last valid version, if any, stays in effect",
                         complaint.reason
                     ),
                 )
@@ -79,7 +79,7 @@ impl Daemon {
             let (kind, uid) = (policy.kind(), policy.uid().to_owned());
             let packets = if packets == 1 { "1 packet".to_owned() } else { format!("{packets} packets") };
             let text = format!(
-                "{packets} denied on node {} so far: `podnet drops --follow` there shows them",
+                "{packets} denied on node {} so far; `podnet drops --follow` on that node shows further ones",
                 self.config.node
             );
             let about = About::Object(ObjectKey { kind, name }, uid);

@@ -145,7 +145,7 @@ impl Tables for MemoryTables {
     }
 
     fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError> {
-        self.write("frontends", "writing an entry")?;
+        self.write("frontends", "write to")?;
         if self.host.frontends.len() >= self.frontends_max && !self.host.frontends.contains_key(key) {
             return Err(TableError::FRONTENDS_FULL);
         }
@@ -154,13 +154,13 @@ impl Tables for MemoryTables {
     }
 
     fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
-        self.write("frontends", "deleting an entry")?;
+        self.write("frontends", "delete from")?;
         self.host.frontends.remove(key);
         Ok(())
     }
 
     fn put_slots(&mut self, slots: &[u32], ids: &[BackendId]) -> Result<(), TableError> {
-        let failed = self.write("slots", "writing entries");
+        let failed = self.write("slots", "write to");
         // A failed call may have written some of them.
         let written = if failed.is_ok() { ids.len() } else { ids.len() / 2 };
         self.host.slots.extend(slots.iter().copied().zip(ids[..written].iter().map(|id| id.0)));
@@ -168,7 +168,7 @@ impl Tables for MemoryTables {
     }
 
     fn put_backends(&mut self, ids: &[BackendId], backends: &[Backend]) -> Result<(), TableError> {
-        let failed = self.write("backends", "writing entries");
+        let failed = self.write("backends", "write to");
         let written = if failed.is_ok() { ids.len() } else { ids.len() / 2 };
         self.host.backends.extend(ids[..written].iter().map(|id| id.0).zip(backends.iter().copied()));
         failed
@@ -179,7 +179,7 @@ impl Tables for MemoryTables {
     }
 
     fn put_source_range(&mut self, range: &SourceRange) -> Result<(), TableError> {
-        self.write("source_ranges", "writing an entry")?;
+        self.write("source_ranges", "write to")?;
         if self.host.source_ranges.len() >= self.source_ranges_max && !self.host.source_ranges.contains(range) {
             return Err(TableError::SOURCE_RANGES_FULL);
         }
@@ -188,7 +188,7 @@ impl Tables for MemoryTables {
     }
 
     fn delete_source_range(&mut self, range: &SourceRange) -> Result<(), TableError> {
-        self.write("source_ranges", "deleting an entry")?;
+        self.write("source_ranges", "delete from")?;
         self.host.source_ranges.remove(range);
         Ok(())
     }
@@ -214,13 +214,13 @@ impl Entries<Prefix, Network> for MemoryTables {
     }
 
     fn put(&mut self, prefix: &Prefix, network: &Network) -> Result<(), TableError> {
-        self.write("nodes", "writing an entry")?;
+        self.write("nodes", "write to")?;
         self.host.networks.insert(*prefix, *network);
         Ok(())
     }
 
     fn delete(&mut self, prefix: &Prefix) -> Result<(), TableError> {
-        self.write("nodes", "deleting an entry")?;
+        self.write("nodes", "delete from")?;
         self.host.networks.remove(prefix);
         Ok(())
     }
@@ -232,13 +232,13 @@ impl Entries<Mac, ()> for MemoryTables {
     }
 
     fn put(&mut self, mac: &Mac, (): &()) -> Result<(), TableError> {
-        self.write("peers", "writing an entry")?;
+        self.write("peers", "write to")?;
         self.host.peers.insert(*mac);
         Ok(())
     }
 
     fn delete(&mut self, mac: &Mac) -> Result<(), TableError> {
-        self.write("peers", "deleting an entry")?;
+        self.write("peers", "delete from")?;
         self.host.peers.remove(mac);
         Ok(())
     }
@@ -250,13 +250,13 @@ impl Entries<IfIndex, Interface> for MemoryTables {
     }
 
     fn put(&mut self, ifindex: &IfIndex, interface: &Interface) -> Result<(), TableError> {
-        self.write("interfaces", "writing an entry")?;
+        self.write("interfaces", "write to")?;
         self.host.interfaces.insert(*ifindex, *interface);
         Ok(())
     }
 
     fn delete(&mut self, ifindex: &IfIndex) -> Result<(), TableError> {
-        self.write("interfaces", "deleting an entry")?;
+        self.write("interfaces", "delete from")?;
         self.host.interfaces.remove(ifindex);
         Ok(())
     }

@@ -42,7 +42,7 @@ impl NodeTables {
 fn full(table: &'static str, advice: &'static str) -> impl Fn(MapError) -> TableError {
     move |error| match errno(&error) {
         Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => TableError::Full { table, advice },
-        _ => failed(table, "writing")(error),
+        _ => failed(table, "write to")(error),
     }
 }
 
@@ -50,7 +50,7 @@ impl Entries<Prefix, Network> for NodeTables {
     fn list(&self) -> Result<Vec<(Prefix, Network)>, TableError> {
         let mut entries = Vec::new();
         let visit = |prefix: &Prefix, network: &Network| entries.push((*prefix, *network));
-        batch::for_each(self.networks.map().fd().as_fd(), visit).map_err(refused("nodes", "listing"))?;
+        batch::for_each(self.networks.map().fd().as_fd(), visit).map_err(refused("nodes", "list"))?;
         Ok(entries)
     }
 
@@ -63,7 +63,7 @@ impl Entries<Prefix, Network> for NodeTables {
 
     fn delete(&mut self, prefix: &Prefix) -> Result<(), TableError> {
         gone_is_fine(self.networks.remove(&Key::new(prefix.len, Plain(prefix.addr))))
-            .map_err(failed("nodes", "deleting"))
+            .map_err(failed("nodes", "delete from"))
     }
 }
 
@@ -74,7 +74,7 @@ fn peer(mac: &Mac) -> Plain<Peer> {
 impl Entries<Mac, ()> for NodeTables {
     fn list(&self) -> Result<Vec<(Mac, ())>, TableError> {
         let macs = self.peers.keys().map(|key| key.map(|peer| (peer.0.mac, ())));
-        macs.collect::<Result<_, _>>().map_err(failed("peers", "listing"))
+        macs.collect::<Result<_, _>>().map_err(failed("peers", "list"))
     }
 
     fn put(&mut self, mac: &Mac, (): &()) -> Result<(), TableError> {
@@ -82,14 +82,14 @@ impl Entries<Mac, ()> for NodeTables {
     }
 
     fn delete(&mut self, mac: &Mac) -> Result<(), TableError> {
-        gone_is_fine(self.peers.remove(&peer(mac))).map_err(failed("peers", "deleting"))
+        gone_is_fine(self.peers.remove(&peer(mac))).map_err(failed("peers", "delete from"))
     }
 }
 
 impl Entries<IfIndex, Interface> for NodeTables {
     fn list(&self) -> Result<Vec<(IfIndex, Interface)>, TableError> {
         let entries = self.interfaces.iter().map(|entry| entry.map(|(key, value)| (key.0, value.0)));
-        entries.collect::<Result<_, _>>().map_err(failed("interfaces", "listing"))
+        entries.collect::<Result<_, _>>().map_err(failed("interfaces", "list"))
     }
 
     fn put(&mut self, ifindex: &IfIndex, interface: &Interface) -> Result<(), TableError> {
@@ -99,6 +99,6 @@ impl Entries<IfIndex, Interface> for NodeTables {
     }
 
     fn delete(&mut self, ifindex: &IfIndex) -> Result<(), TableError> {
-        gone_is_fine(self.interfaces.remove(&Plain(*ifindex))).map_err(failed("interfaces", "deleting"))
+        gone_is_fine(self.interfaces.remove(&Plain(*ifindex))).map_err(failed("interfaces", "delete from"))
     }
 }

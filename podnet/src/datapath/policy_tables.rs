@@ -54,30 +54,29 @@ fn full(table: Table, errno: Option<i32>) -> Option<TableError> {
 }
 
 fn written(table: Table) -> impl Fn(MapError) -> TableError {
-    move |error| full(table, errno(&error)).unwrap_or_else(|| failed(table.name(), "writing an entry")(error))
+    move |error| full(table, errno(&error)).unwrap_or_else(|| failed(table.name(), "write to")(error))
 }
 
 fn deleted(table: Table, result: Result<(), MapError>) -> Result<(), TableError> {
-    gone_is_fine(result).map_err(failed(table.name(), "deleting an entry"))
+    gone_is_fine(result).map_err(failed(table.name(), "delete from"))
 }
 
 /// Writes entries of a hash table by one system call.
 fn write_all<K: Pod, V: Pod>(table: Table, map: &MapData, entries: &[(K, V)]) -> Result<(), TableError> {
     let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-    batch::update(map.fd().as_fd(), &keys, &values).map_err(|error| {
-        full(table, error.raw_os_error()).unwrap_or_else(|| refused(table.name(), "writing entries")(error))
-    })
+    batch::update(map.fd().as_fd(), &keys, &values)
+        .map_err(|error| full(table, error.raw_os_error()).unwrap_or_else(|| refused(table.name(), "write to")(error)))
 }
 
 /// Deletes entries of a hash table by one system call.
 fn delete_all<K: Pod>(table: Table, map: &MapData, keys: &[K]) -> Result<(), TableError> {
-    batch::delete(map.fd().as_fd(), keys).map(drop).map_err(refused(table.name(), "deleting entries"))
+    batch::delete(map.fd().as_fd(), keys).map(drop).map_err(refused(table.name(), "delete from"))
 }
 
 fn listed<K: Pod, V: Pod>(table: Table, map: &MapData) -> Result<Vec<(K, V)>, TableError> {
     let mut entries = Vec::new();
     let visit = |key: &K, value: &V| entries.push((*key, *value));
-    batch::for_each(map.fd().as_fd(), visit).map_err(refused(table.name(), "listing the entries"))?;
+    batch::for_each(map.fd().as_fd(), visit).map_err(refused(table.name(), "list"))?;
     Ok(entries)
 }
 
@@ -179,7 +178,7 @@ impl Entries<PolicyDenial, ()> for PolicyTables {
         let put =
             batch::insert_bytes(self.denials.map().fd().as_fd(), bytemuck::bytes_of(denial), bytemuck::bytes_of(&0u64));
         put.map_err(|error| {
-            let refused = |error| refused(POLICY_DENIALS.name(), "writing an entry")(error);
+            let refused = |error| refused(POLICY_DENIALS.name(), "write to")(error);
             full(POLICY_DENIALS.table(), error.raw_os_error()).unwrap_or_else(|| refused(error))
         })
     }

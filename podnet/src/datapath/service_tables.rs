@@ -76,23 +76,23 @@ impl Tables for ServiceTables {
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
         let mut frontends = Vec::new();
         let visit = |key: &FrontendKey, value: &Frontend| frontends.push((*key, *value));
-        batch::for_each(self.frontends_fd(), visit).map_err(refused("frontends", "listing"))?;
+        batch::for_each(self.frontends_fd(), visit).map_err(refused("frontends", "list"))?;
         Ok(frontends)
     }
 
     fn slots(&self, segment: Segment) -> Result<Vec<BackendId>, TableError> {
-        batch::range(self.slots.fd().as_fd(), segment.base, segment.count).map_err(refused("slots", "reading"))
+        batch::range(self.slots.fd().as_fd(), segment.base, segment.count).map_err(refused("slots", "read"))
     }
 
     fn backends(&self, first: BackendId, count: u32) -> Result<Vec<Backend>, TableError> {
         let table = self.backends.map().fd().as_fd();
-        batch::range(table, first.0, count).map_err(refused("backends", "reading"))
+        batch::range(table, first.0, count).map_err(refused("backends", "read"))
     }
 
     fn put_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError> {
         self.frontends.insert(Plain(*key), Plain(*value), 0).map_err(|error| match errno(&error) {
             Some(libc::E2BIG | libc::ENOMEM) => TableError::FRONTENDS_FULL,
-            _ => failed("frontends", "writing")(error),
+            _ => failed("frontends", "write to")(error),
         })
     }
 
@@ -102,35 +102,35 @@ impl Tables for ServiceTables {
     }
 
     fn delete_frontend(&mut self, key: &FrontendKey) -> Result<(), TableError> {
-        gone_is_fine(self.frontends.remove(&Plain(*key))).map_err(failed("frontends", "deleting"))
+        gone_is_fine(self.frontends.remove(&Plain(*key))).map_err(failed("frontends", "delete from"))
     }
 
     fn put_slots(&mut self, slots: &[u32], ids: &[BackendId]) -> Result<(), TableError> {
-        batch::update(self.slots.fd().as_fd(), slots, ids).map_err(refused("slots", "writing"))
+        batch::update(self.slots.fd().as_fd(), slots, ids).map_err(refused("slots", "write to"))
     }
 
     fn put_backends(&mut self, ids: &[BackendId], backends: &[Backend]) -> Result<(), TableError> {
         let table = self.backends.map().fd().as_fd();
-        batch::update(table, ids, backends).map_err(refused("backends", "writing"))
+        batch::update(table, ids, backends).map_err(refused("backends", "write to"))
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRange>, TableError> {
         let range = |key: Key<Plain<ServiceClient>>| SourceRange { len: key.prefix_len(), data: key.data().0 };
         let ranges = self.source_ranges.keys().map(|key| key.map(range));
-        ranges.collect::<Result<_, _>>().map_err(failed("source_ranges", "listing"))
+        ranges.collect::<Result<_, _>>().map_err(failed("source_ranges", "list"))
     }
 
     fn put_source_range(&mut self, range: &SourceRange) -> Result<(), TableError> {
         let key = Key::new(range.len, Plain(range.data));
         self.source_ranges.insert(&key, MAY_USE, 0).map_err(|error| match errno(&error) {
             Some(libc::ENOSPC | libc::ENOMEM) => TableError::SOURCE_RANGES_FULL,
-            _ => failed("source_ranges", "writing")(error),
+            _ => failed("source_ranges", "write to")(error),
         })
     }
 
     fn delete_source_range(&mut self, range: &SourceRange) -> Result<(), TableError> {
         let key = Key::new(range.len, Plain(range.data));
-        gone_is_fine(self.source_ranges.remove(&key)).map_err(failed("source_ranges", "deleting"))
+        gone_is_fine(self.source_ranges.remove(&key)).map_err(failed("source_ranges", "delete from"))
     }
 
     fn prune_affinity(&mut self, keep: &KeepAffinity<'_>) -> Result<usize, TableError> {
@@ -141,7 +141,7 @@ impl Tables for ServiceTables {
                 over.push(*key);
             }
         })
-        .map_err(refused("affinity", "listing"))?;
-        batch::delete(table, &over).map_err(refused("affinity", "deleting"))
+        .map_err(refused("affinity", "list"))?;
+        batch::delete(table, &over).map_err(refused("affinity", "delete from"))
     }
 }

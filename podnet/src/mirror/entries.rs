@@ -19,11 +19,11 @@ pub enum TableError {
     #[error("waiting for {0}")]
     Waits(String),
     /// The kernel refused the operation.
-    #[error("{operation} in the table `{table}`: {source}")]
+    #[error("cannot {operation} the table `{table}`: {source}")]
     Io {
         /// Name of the table.
         table: &'static str,
-        /// The operation.
+        /// The operation, as an infinitive with its preposition.
         operation: &'static str,
         /// The error of the kernel.
         source: io::Error,

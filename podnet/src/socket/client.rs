@@ -34,10 +34,12 @@ const ANSWER_MAX: u64 = 256 << 20;
 #[derive(Debug, Error)]
 pub enum AskError {
     /// There is no socket, no daemon listens on it, or the daemon has closed the connection.
-    #[error("no daemon answers at {}", path.display())]
+    #[error("no daemon answers at {} ({source})", path.display())]
     Down {
         /// The socket.
         path: PathBuf,
+        /// The cause.
+        source: io::Error,
     },
     /// The socket belongs to another user, so this process may not connect.
     #[error("permission denied by the daemon's socket {}: run podnet as root", path.display())]
@@ -46,7 +48,7 @@ pub enum AskError {
         path: PathBuf,
     },
     /// The daemon hasn't answered in time: it is busier than usual.
-    #[error("the daemon has not answered at {} within {} s", path.display(), PATIENCE.as_secs())]
+    #[error("the daemon has not answered at {} within {} s: check its log", path.display(), PATIENCE.as_secs())]
     Silent {
         /// The socket.
         path: PathBuf,
@@ -105,7 +107,7 @@ impl Client {
             Ok(stream) => Ok(Self { path, stream: BufReader::new(stream) }),
             Err(errno) => Err(match errno {
                 // `ECONNREFUSED` is also the error for a file that is not a socket.
-                Errno::ENOENT | Errno::ENOTDIR | Errno::ECONNREFUSED => AskError::Down { path },
+                Errno::ENOENT | Errno::ENOTDIR | Errno::ECONNREFUSED => AskError::Down { path, source: errno.into() },
                 Errno::EACCES | Errno::EPERM => AskError::NotRoot { path },
                 errno => failed(path, errno.into()),
             }),
@@ -216,7 +218,10 @@ impl Client {
             // The daemon may have sent the reason for a refusal before it closed the connection.
             (Err(error @ AskError::Refused { .. }), _) => Err(error),
             (_, Err(source)) => Err(failed(self.path.clone(), source)),
-            (Ok(None), Ok(())) => Err(AskError::Down { path: self.path.clone() }),
+            (Ok(None), Ok(())) => {
+                let source = io::ErrorKind::ConnectionReset.into();
+                Err(AskError::Down { path: self.path.clone(), source })
+            }
             (Err(error), Ok(())) => Err(error),
         }
     }

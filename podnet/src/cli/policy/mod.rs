@@ -20,7 +20,7 @@ use crate::socket::{AskError, Client, PodAnswer, PodPolicies, PolicyDetail, Poli
 pub(super) enum PolicyVerb {
     /// List the NetworkPolicies and ClusterNetworkPolicies of the cluster.
     List,
-    /// Show a policy with its rules, this node's pods that it applies to, and its problems.
+    /// Show a policy: its rules, the pods of this node that it selects, and its problems.
     Show {
         /// The NetworkPolicy [default namespace: default] or ClusterNetworkPolicy
         #[arg(value_name = "NAMESPACE/NAME")]

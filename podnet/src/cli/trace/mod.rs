@@ -89,9 +89,9 @@ pub struct TraceArgs {
     #[arg(long)]
     dont_fragment: bool,
     /// Trace a fragment: `first`, or its offset in bytes, followed by `+` if it is not the last one.
-    #[arg(long, value_name = "PLACE", value_parser = fields::parse_fragment)]
+    #[arg(long, value_name = "first|OFFSET[+]", value_parser = fields::parse_fragment)]
     fragment: Option<Fragment>,
-    /// The UDP socket is connected: its packets are translated one by one, not by the socket hooks.
+    /// The sender uses a connected UDP socket: its packets are translated one by one, not by the socket hooks.
     #[arg(long)]
     connected: bool,
     /// MAC address of an outside sender [default: that of its node, if it belongs to the cluster]

@@ -282,5 +282,5 @@ fn captures_are_listed() {
     ]);
     let text = many.text();
     assert_eq!(text.lines().count(), 3, "{text}");
-    assert!(text.contains("dropped: ClusterIP addressed from outside the cluster"), "{text}");
+    assert!(text.contains("dropped: packet to a ClusterIP from outside the cluster"), "{text}");
 }

@@ -52,7 +52,7 @@ impl Memory {
         match &mut self.left {
             Some(0) => {
                 let source = io::Error::from_raw_os_error(libc::EBUSY);
-                Err(TableError::Io { table: "memory", operation: "writing", source })
+                Err(TableError::Io { table: "memory", operation: "write to", source })
             }
             left => {
                 left.iter_mut().for_each(|left| *left -= 1);

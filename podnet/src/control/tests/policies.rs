@@ -22,8 +22,7 @@ fn policies_are_compiled_and_what_is_not_understood_is_named() {
     let desired = bench.control.policies().policies().desired();
     assert_eq!((desired.subjects.len(), desired.peers.len(), desired.rules.len()), (1, 2, 1));
     let problems: Vec<_> = bench.control.status().problems.iter().map(ToString::to_string).collect();
-    let named =
-        "NetworkPolicy x/np: spec.ingress[1].hosts: is a field that podnet does not know: this rule allows nothing";
+    let named = "NetworkPolicy x/np: spec.ingress[1].hosts: is unknown to podnet: this rule allows nothing";
     assert_eq!(problems, [named]);
     assert_eq!(bench.control.complaint().map(|complaint| complaint.uid), Some("u".into()));
     assert!(!bench.round().0.policies);

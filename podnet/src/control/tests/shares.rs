@@ -99,7 +99,8 @@ fn only_a_greedy_namespace_is_limited() {
         (1, vec!["tenant"])
     );
     assert!(
-        status.scarcities[0].starts_with("tenant: 1530 entries of the table `frontends` requested, 820 granted"),
+        status.scarcities[0]
+            .starts_with("namespace tenant: 1530 entries of the table `frontends` requested, 820 granted"),
         "{:?}",
         status.scarcities
     );

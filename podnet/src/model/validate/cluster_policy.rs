@@ -35,7 +35,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<ClusterNetworkPolicy> {
         spec.pod_selector.iter().map(|_| "podSelector").chain(spec.policy_types.iter().map(|_| "policyTypes"));
     let unknown: Vec<_> = spec.others.iter().map(String::as_str).chain(foreign).collect();
     for field in &unknown {
-        left_out.add(|| format!("spec.{field}: is a field that podnet does not know: {CLOSED}"));
+        left_out.add(|| format!("spec.{field}: is unknown to podnet: {CLOSED}"));
     }
     let mut rules = |field: &str, peers: &str, list: Option<&Value>| {
         let list = elements(field, list)?;

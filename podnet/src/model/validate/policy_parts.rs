@@ -108,7 +108,7 @@ fn map<'a>(field: &str, value: &'a Value) -> Checked<&'a Map<String, Value>> {
 }
 
 pub(super) fn unknown<T>(field: &str, name: &str) -> Checked<T> {
-    refuse(format!("{field}.{name}"), "is a field that podnet does not know")
+    refuse(format!("{field}.{name}"), "is unknown to podnet")
 }
 
 /// The elements of a list; a missing one is empty.

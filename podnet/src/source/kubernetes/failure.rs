@@ -82,7 +82,9 @@ pub(super) fn explain(error: &Error) -> String {
     let text = in_words(error);
     let code = [401, 403].into_iter().find(|code| has_code(error, *code));
     match code {
-        Some(401) => format!("{text}; the credentials were rejected"),
+        Some(401) => format!(
+            "{text}; the credentials were rejected: check `kubernetes.kubeconfig`, or the service account of the pod"
+        ),
         Some(403) => format!("{text}; apply the ClusterRole of deploy/podnet.yaml"),
         _ => text,
     }

@@ -49,7 +49,7 @@ impl Notices {
         };
         let problem = format!(
             "the host's inotify limit is reached ({error}): polling the directory every second instead; raise the \
-             sysctl {setting} and restart podnet"
+             sysctl {setting} and restart the daemon"
         );
         let (reader, writer) = io::pipe()?;
         Ok(Self::Looks(Looks { never: (reader, writer), problem, seen: None, read: None }))
