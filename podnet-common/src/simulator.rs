@@ -19,7 +19,7 @@ use crate::{
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Out, PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
+        Hook, Interface, Network, Out, PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
         ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple,
     },
     packet::{ETH, Packet},
@@ -123,7 +123,7 @@ pub struct HostTables {
     /// `policy_blocks`.
     pub policy_blocks: BTreeMap<Prefix, u32>,
     /// `policy_ports`.
-    pub policy_ports: BTreeMap<PolicyPort, u32>,
+    pub policy_ports: BTreeMap<ProtoPort, u32>,
     /// `policy_rules`.
     pub policy_rules: BTreeMap<PolicyRule, PolicyVerdict>,
     /// `policy_denials`.
@@ -286,8 +286,7 @@ impl Tables for HostTables {
     }
 
     fn policy_port(&self, port: &ProtoPort) -> Option<u32> {
-        let matching = self.policy_ports.iter().filter(|(prefix, _)| prefix.contains(port));
-        matching.max_by_key(|(prefix, _)| prefix.len).map(|(_, class)| *class)
+        self.policy_ports.get(port).copied()
     }
 
     fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {

@@ -261,8 +261,8 @@ macro_rules! for_each_table {
             POLICY_PEERS: HashNoPrealloc<Addr, u32>[131_072] Derived 1;
             /// Range of other addresses → its class in network policies.
             POLICY_BLOCKS: LpmTrie<Prefix, u32>[65_536] Derived 1;
-            /// Range of destination ports → its class in network policies.
-            POLICY_PORTS: LpmTrie<PolicyPort, u32>[65_536] Derived 1;
+            /// Destination port → its class in network policies.
+            POLICY_PORTS: Array<u32, u32>[ProtoPort::INDEXES] Derived 2;
             /// Rule set, class of the peer, class of the port → the rules that match.
             POLICY_RULES: HashNoPrealloc<PolicyRule, PolicyVerdict>[131_072] Derived 1;
             /// Rule set and number of the rule that denies → packets. Entries are the daemon's, counts the programs'.
@@ -333,8 +333,8 @@ macro_rules! declare {
                 addr::{Addr, IfIndex},
                 layout::{
                     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts,
-                    Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyDenial, PolicyPort,
-                    PolicyRule, PolicyVerdict, Prefix, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject,
+                    Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyDenial, PolicyRule,
+                    PolicyVerdict, Prefix, ProtoPort, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject,
                     Tuple, holders,
                 },
             };

@@ -208,7 +208,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
 
     #[inline(always)]
     fn policy_port(&self, port: &ProtoPort) -> Option<u32> {
-        maps::POLICY_PORTS.get(&Key::new(ProtoPort::BITS, *port)).copied()
+        maps::POLICY_PORTS.get(port.index()).copied()
     }
 
     #[inline(always)]

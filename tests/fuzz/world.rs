@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
-        Backend, Config, Endpoint, Frontend, FrontendKey, Interface, Network, NetworkKind, PolicyPort, PolicyRule,
-        PolicyVerdict, ServiceClient, SourceRange, Subject, TUNNEL_PORT, holders, macs,
+        Backend, Config, Endpoint, Frontend, FrontendKey, Interface, Network, NetworkKind, PolicyRule, PolicyVerdict,
+        ProtoPort, ServiceClient, SourceRange, Subject, TUNNEL_PORT, holders, macs,
     },
     pipeline::Route,
     simulator::{HostTables, prefix},
@@ -423,7 +423,8 @@ fn police(t: &mut HostTables) {
         with(BY_TIERS, PolicyRule::ANY, PolicyRule::protocol(Proto::UDP), tiers(number(4, PolicyVerdict::DENY), 0, 0)),
         with(BY_TIERS, PolicyRule::ANY, PolicyRule::ALL, tiers(0, 0, number(9, PolicyVerdict::DENY))),
     ]);
-    t.policy_ports.insert(PolicyPort::new(Proto::TCP, 0, 1), 1);
+    let ports = CLIENT_PORTS.into_iter().chain(SERVICE_PORTS).chain(TARGET_PORTS).filter(|port| *port < 1 << 15);
+    t.policy_ports = ports.map(|port| (ProtoPort::new(Proto::TCP, Port::new(port)), 1)).collect();
     for a in [false, true].map(Addresses::of) {
         let ingress = RECEIVES | Subject::CLASS_PORTS | Subject::CLASS_ALL;
         let egress = SENDS | Subject::CLASS_ALL | Subject::ANY_PROTOCOL;

@@ -1,12 +1,13 @@
 //! Network policy: the first packet of a flow is judged for both ends, replies and errors are not.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use anyhow::{Context as _, Result, ensure};
 use podnet::datapath::removal::frames_of_keys;
 use podnet_common::{
     addr::{IfIndex, Port, Proto},
-    layout::{Config, CtEntry, Hook, Out, PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Subject, Tuple},
+    layout::{Config, CtEntry, Hook, Out, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Subject, Tuple},
     removal,
     simulator::{FinalVerdict, HostPacket, HostTables, prefix},
     verdict::Reason,
@@ -43,9 +44,9 @@ pub fn isolate(t: &mut HostTables, pod: IpAddr, flags: u32, egress: bool, rules:
 
 /// The port 8080 is a class of its own for TCP and SCTP, and the ports 8064–8095 for UDP.
 fn name_ports(t: &mut HostTables) {
-    for (proto, port, bits) in [(Proto::TCP, 8080, 16), (Proto::SCTP, 8080, 16), (Proto::UDP, 8064, 11)] {
-        t.policy_ports.insert(PolicyPort::new(proto, port, bits), WEB);
-    }
+    let name = |proto, ports: RangeInclusive<u16>| ports.map(move |port| (ProtoPort::new(proto, Port::new(port)), WEB));
+    let single = [Proto::TCP, Proto::SCTP].into_iter().flat_map(|proto| name(proto, 8080..=8080));
+    t.policy_ports.extend(single.chain(name(Proto::UDP, 8064..=8095)));
 }
 
 /// First packets from one address to a port of another, one for each protocol.

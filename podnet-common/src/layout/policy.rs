@@ -6,7 +6,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::TrieKey;
 use crate::addr::{Port, Proto};
 
 /// Value of `subjects` (hash, key [`Addr`](crate::addr::Addr), frozen): the rule sets of a pod of this node that is
@@ -168,38 +167,8 @@ impl PolicyDenial {
     pub const NOTHING: u32 = u32::MAX;
 }
 
-/// Key of `policy_ports` (LPM trie, value `u32`, a port class): a range of ports of one protocol, as a prefix.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
-pub struct PolicyPort {
-    /// Prefix length in bits: 16 for the protocol and the padding, plus the number of leading bits of the port.
-    pub len: u32,
-    /// Protocol and first port.
-    pub data: ProtoPort,
-}
-
-/// Number of bits in front of the port.
-const PROTO_BITS: u32 = 16;
-
-impl PolicyPort {
-    /// The ports of a protocol whose first `bits` bits (16 at most) are those of `port`, in host byte order.
-    pub const fn new(proto: Proto, port: u16, bits: u32) -> Self {
-        Self { len: PROTO_BITS + bits, data: ProtoPort { proto, _pad: 0, port: Port::new(port) } }
-    }
-
-    /// Whether the prefix contains a port.
-    pub fn contains(&self, other: &ProtoPort) -> bool {
-        let shift = PROTO_BITS.saturating_sub(self.len.saturating_sub(PROTO_BITS));
-        let differs = u32::from(self.data.port.get() ^ other.port.get());
-        self.data.proto == other.proto && differs >> shift == 0
-    }
-}
-
-impl TrieKey for PolicyPort {
-    type Data = ProtoPort;
-}
-
-/// A port of a protocol, in the order in which an LPM trie compares bits.
+/// A port of a protocol. Its [index](ProtoPort::index) is the key of `policy_ports` (array, value `u32`, a port class; 0:
+/// no range contains the port).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct ProtoPort {
@@ -212,22 +181,48 @@ pub struct ProtoPort {
 }
 
 impl ProtoPort {
-    /// Size in bits.
-    pub const BITS: u32 = 32;
+    /// Number of indexes.
+    pub const INDEXES: usize = 3 << PORT_BITS;
 
     /// A port of a protocol.
     #[inline(always)]
     pub const fn new(proto: Proto, port: Port) -> Self {
         Self { proto, _pad: 0, port }
     }
+
+    /// Index of the port; [`ProtoPort::INDEXES`], where no port is, for a protocol without ports.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        let protocol = match self.proto {
+            Proto::TCP => 0,
+            Proto::UDP => 1,
+            Proto::SCTP => 2,
+            _ => return Self::INDEXES as u32,
+        };
+        protocol << PORT_BITS | self.port.get() as u32
+    }
+
+    /// The port with an index.
+    pub const fn at(index: u32) -> Option<Self> {
+        let proto = match index >> PORT_BITS {
+            0 => Proto::TCP,
+            1 => Proto::UDP,
+            2 => Proto::SCTP,
+            _ => return None,
+        };
+        Some(Self::new(proto, Port::new(index as u16)))
+    }
 }
+
+/// Number of bits of a port.
+const PORT_BITS: u32 = 16;
 
 const _: () = {
     assert!(size_of::<Subject>() == 8);
     assert!(size_of::<PolicyRule>() == 12);
     assert!(size_of::<PolicyVerdict>() == 12);
     assert!(size_of::<PolicyDenial>() == 8);
-    assert!(size_of::<PolicyPort>() == 8);
+    assert!(size_of::<ProtoPort>() == 4);
 };
 
 #[cfg(test)]
@@ -235,19 +230,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_contains_the_ports_that_begin_with_its_bits() {
-        let port = |proto, port| ProtoPort { proto, _pad: 0, port: Port::new(port) };
-        let eight = PolicyPort::new(Proto::TCP, 80, 13);
-        for (proto, number, inside) in [
-            (Proto::TCP, 79, false),
-            (Proto::TCP, 80, true),
-            (Proto::TCP, 87, true),
-            (Proto::TCP, 88, false),
-            (Proto::UDP, 80, false),
-        ] {
-            assert_eq!(eight.contains(&port(proto, number)), inside, "{number}");
-        }
-        assert!(PolicyPort::new(Proto::TCP, 0, 0).contains(&port(Proto::TCP, u16::MAX)));
-        assert!(!PolicyPort::new(Proto::TCP, 80, 16).contains(&port(Proto::TCP, 81)));
+    fn every_port_has_an_index() {
+        let ports = [(Proto::TCP, 0), (Proto::TCP, u16::MAX), (Proto::UDP, 80), (Proto::SCTP, u16::MAX)];
+        let ports = ports.map(|(proto, port)| ProtoPort::new(proto, Port::new(port)));
+        let indexes = ports.map(ProtoPort::index);
+        assert_eq!(indexes, [0, 65_535, 65_616, 196_607]);
+        assert_eq!(indexes.map(ProtoPort::at), ports.map(Some));
+        let none = ProtoPort::new(Proto::ICMP, Port::new(80)).index();
+        assert_eq!((none as usize, ProtoPort::at(none)), (ProtoPort::INDEXES, None));
     }
 }

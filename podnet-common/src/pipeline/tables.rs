@@ -79,7 +79,7 @@ pub trait Tables {
     fn policy_peer(&self, addr: &Addr) -> Option<u32>;
     /// `policy_blocks`.
     fn policy_block(&self, addr: &Addr) -> Option<u32>;
-    /// `policy_ports`.
+    /// `policy_ports`; 0 and `None` are the same.
     fn policy_port(&self, port: &ProtoPort) -> Option<u32>;
     /// `policy_rules`.
     fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict>;

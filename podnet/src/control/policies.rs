@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use podnet_cni::node_info::Policed;
 use podnet_common::addr::Addr;
-use podnet_common::layout::{PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, Subject};
+use podnet_common::layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject};
 use podnet_common::tables::POLICY_RULES;
 
 use super::denials::Denials;
@@ -37,7 +37,7 @@ pub struct NetworkPolicies {
     subjects: Mirror<Addr, Subject>,
     peers: Mirror<Addr, u32>,
     blocks: Mirror<Prefix, u32>,
-    ports: Mirror<PolicyPort, u32>,
+    ports: Mirror<ProtoPort, u32>,
     rules: Mirror<PolicyRule, PolicyVerdict>,
     /// The entries of `policy_denials`, without their counts.
     counted: Mirror<PolicyDenial, ()>,
@@ -51,7 +51,7 @@ pub trait PolicyTables:
     Entries<Addr, Subject>
     + Entries<Addr, u32>
     + Entries<Prefix, u32>
-    + Entries<PolicyPort, u32>
+    + Entries<ProtoPort, u32>
     + Entries<PolicyRule, PolicyVerdict>
     + Entries<PolicyDenial, ()>
     + Counts<PolicyDenial>
@@ -62,7 +62,7 @@ impl<T> PolicyTables for T where
     T: Entries<Addr, Subject>
         + Entries<Addr, u32>
         + Entries<Prefix, u32>
-        + Entries<PolicyPort, u32>
+        + Entries<ProtoPort, u32>
         + Entries<PolicyRule, PolicyVerdict>
         + Entries<PolicyDenial, ()>
         + Counts<PolicyDenial>

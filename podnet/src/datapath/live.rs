@@ -17,8 +17,8 @@ use podnet_common::{
     fib::result,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort,
-        Sandbox, ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
+        Hook, Interface, Network, Peer, PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
+        ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     tables, time,
@@ -50,7 +50,7 @@ pub struct Source {
     subjects: Pinned<Addr, Subject>,
     policy_peers: Pinned<Addr, u32>,
     policy_blocks: Pinned<Prefix, u32>,
-    policy_ports: Pinned<PolicyPort, u32>,
+    policy_ports: Pinned<u32, u32>,
     policy_rules: Pinned<PolicyRule, PolicyVerdict>,
     fragments: Pinned<FragmentKey, FragmentPorts>,
     peers: Pinned<Peer, u32>,
@@ -372,8 +372,8 @@ impl Tables for Live<'_> {
     }
 
     fn policy_port(&self, port: &ProtoPort) -> Option<u32> {
-        let key = PolicyPort { len: ProtoPort::BITS, data: *port };
-        self.policy_ports.get(port, || self.read(&self.source.policy_ports, &key)).copied()
+        let read = || self.read(&self.source.policy_ports, &port.index()).filter(|class| *class != 0);
+        self.policy_ports.get(port, read).copied()
     }
 
     fn policy_rule(&self, rule: &PolicyRule) -> Option<PolicyVerdict> {

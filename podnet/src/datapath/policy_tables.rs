@@ -4,13 +4,13 @@ use std::os::fd::AsFd as _;
 
 use aya::{
     Ebpf,
-    maps::{HashMap, IterableMap as _, LpmTrie, MapData, MapError, lpm_trie::Key},
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, MapData, MapError, lpm_trie::Key},
 };
 use bytemuck::Pod;
 use podnet_cni::datapath::Plain;
 use podnet_common::{
     addr::Addr,
-    layout::{PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
+    layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
     tables::{POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
 };
 
@@ -27,7 +27,7 @@ pub struct PolicyTables {
     subjects: HashMap<MapData, Plain<Addr>, Plain<Subject>>,
     peers: HashMap<MapData, Plain<Addr>, u32>,
     blocks: LpmTrie<MapData, Plain<Addr>, u32>,
-    ports: LpmTrie<MapData, Plain<ProtoPort>, u32>,
+    ports: Array<MapData, u32>,
     rules: HashMap<MapData, Plain<PolicyRule>, Plain<PolicyVerdict>>,
     denials: HashMap<MapData, Plain<PolicyDenial>, u64>,
 }
@@ -61,7 +61,7 @@ fn deleted(table: Table, result: Result<(), MapError>) -> Result<(), TableError>
     gone_is_fine(result).map_err(failed(table.name(), "delete from"))
 }
 
-/// Writes entries of a hash table by one system call.
+/// Writes entries by one system call.
 fn write_all<K: Pod, V: Pod>(table: Table, map: &MapData, entries: &[(K, V)]) -> Result<(), TableError> {
     let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
     batch::update(map.fd().as_fd(), &keys, &values)
@@ -131,18 +131,30 @@ impl Entries<Prefix, u32> for PolicyTables {
     }
 }
 
-impl Entries<PolicyPort, u32> for PolicyTables {
-    fn list(&self) -> Result<Vec<(PolicyPort, u32)>, TableError> {
-        listed(POLICY_PORTS.table(), self.ports.map())
+impl Entries<ProtoPort, u32> for PolicyTables {
+    fn list(&self) -> Result<Vec<(ProtoPort, u32)>, TableError> {
+        let entries = listed(POLICY_PORTS.table(), self.ports.map())?.into_iter();
+        Ok(entries
+            .filter(|(_, class)| *class != 0)
+            .filter_map(|(index, class)| Some((ProtoPort::at(index)?, class)))
+            .collect())
     }
 
-    fn put(&mut self, ports: &PolicyPort, class: &u32) -> Result<(), TableError> {
-        let key = Key::new(ports.len, Plain(ports.data));
-        self.ports.insert(&key, class, 0).map_err(written(POLICY_PORTS.table()))
+    fn put(&mut self, port: &ProtoPort, class: &u32) -> Result<(), TableError> {
+        self.put_all(&[(*port, *class)])
     }
 
-    fn delete(&mut self, ports: &PolicyPort) -> Result<(), TableError> {
-        deleted(POLICY_PORTS.table(), self.ports.remove(&Key::new(ports.len, Plain(ports.data))))
+    fn delete(&mut self, port: &ProtoPort) -> Result<(), TableError> {
+        self.delete_all(&[*port])
+    }
+
+    fn put_all(&mut self, entries: &[(ProtoPort, u32)]) -> Result<(), TableError> {
+        let entries: Vec<(u32, u32)> = entries.iter().map(|(port, class)| (port.index(), *class)).collect();
+        write_all(POLICY_PORTS.table(), self.ports.map(), &entries)
+    }
+
+    fn delete_all(&mut self, ports: &[ProtoPort]) -> Result<(), TableError> {
+        self.put_all(&ports.iter().map(|port| (*port, 0)).collect::<Vec<_>>())
     }
 }
 

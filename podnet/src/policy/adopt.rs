@@ -64,7 +64,8 @@ fn pairs<K: Ord, V>(
 
 #[cfg(test)]
 mod tests {
-    use podnet_common::layout::PolicyVerdict;
+    use podnet_common::addr::{Port, Proto};
+    use podnet_common::layout::{PolicyVerdict, ProtoPort};
 
     use super::*;
 
@@ -77,7 +78,7 @@ mod tests {
             subjects: [(addr(1), Subject { ingress: Subject::CLASS_ALL | set, egress: Subject::CLOSED })].into(),
             peers: [(addr(2), class)].into(),
             blocks: [(podnet_common::layout::Prefix { len: 128, addr: addr(3) }, 0)].into(),
-            ports: [(podnet_common::layout::PolicyPort::new(podnet_common::addr::Proto::TCP, 80, 16), ports)].into(),
+            ports: [(ProtoPort::new(Proto::TCP, Port::new(80)), ports)].into(),
             rules: keys.map(|(class, ports)| (PolicyRule { set, class, ports }, verdict)).into(),
         }
     }

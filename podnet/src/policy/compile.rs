@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use podnet_common::addr::{Addr, Proto};
-use podnet_common::layout::{PolicyPort, PolicyRule, PolicyVerdict, Prefix, Subject};
+use podnet_common::layout::{PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject};
 
 use super::atoms::{Class, PortRange, Ports, Rule, Stage};
 use super::intern::{ClassId, SetId};
@@ -20,7 +20,7 @@ pub struct Desired {
     /// `policy_blocks`: classes of all other addresses.
     pub blocks: BTreeMap<Prefix, u32>,
     /// `policy_ports`: classes of ports.
-    pub ports: BTreeMap<PolicyPort, u32>,
+    pub ports: BTreeMap<ProtoPort, u32>,
     /// `policy_rules`: what rules match, and what they say.
     pub rules: BTreeMap<PolicyRule, PolicyVerdict>,
 }

@@ -2,20 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use podnet_common::addr::Proto;
-use podnet_common::layout::PolicyPort;
+use podnet_common::addr::{Port, Proto};
+use podnet_common::layout::ProtoPort;
 
 use super::atoms::PortRange;
 use super::intern::{Bijection, Interner, PortClassId};
-
-/// Number of bits of a port.
-const PORT_BITS: u32 = 16;
 
 /// The classes of the current ranges, and those of earlier ones that packets may still meet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PortClasses {
     ids: Interner<Vec<PortRange>, PortClassId>,
-    /// The classes of the current ranges.
+    /// The current ranges.
+    ranges: BTreeSet<PortRange>,
+    /// Their classes.
     current: BTreeSet<PortClassId>,
     /// The classes of all ranges, earlier ones included.
     by_range: BTreeMap<PortRange, Vec<PortClassId>>,
@@ -27,18 +26,22 @@ impl PortClasses {
         self.ids.start_after(id);
     }
 
-    /// Divides the ports by these ranges. Returns the table `policy_ports`.
-    pub(super) fn divide(&mut self, ranges: &BTreeSet<PortRange>) -> BTreeMap<PolicyPort, u32> {
-        let mut table = BTreeMap::new();
+    /// Divides the ports by these ranges. Returns the table `policy_ports`; `None` if it stays as it is.
+    pub(super) fn divide(&mut self, ranges: BTreeSet<PortRange>) -> Option<BTreeMap<ProtoPort, u32>> {
+        if ranges == self.ranges {
+            return None;
+        }
+        self.ranges = ranges;
+        let mut table = Vec::new();
         self.current.clear();
-        for (first, last, within) in parts(ranges) {
+        for (first, last, within) in parts(&self.ranges) {
             let proto = Proto::from(within[0].protocol);
             let id = self.ids.intern(within);
             self.current.insert(id);
-            table.extend(prefixes(first, last).map(|(port, bits)| (PolicyPort::new(proto, port, bits), id.0)));
+            table.extend((first..=last).map(|port| (ProtoPort::new(proto, Port::new(port)), id.0)));
         }
         self.group();
-        table
+        Some(table.into_iter().collect())
     }
 
     /// Whether all classes have other ids.
@@ -107,23 +110,8 @@ fn parts(ranges: &BTreeSet<PortRange>) -> Vec<(u16, u16, Vec<PortRange>)> {
     parts
 }
 
-/// The fewest prefixes, each with its first port and its length, that make up a range: 30 at most.
-fn prefixes(first: u16, last: u16) -> impl Iterator<Item = (u16, u32)> {
-    let (mut next, end) = (u32::from(first), u32::from(last) + 1);
-    std::iter::from_fn(move || {
-        let left = end.checked_sub(next).filter(|left| *left > 0)?;
-        let free = next.trailing_zeros().min(PORT_BITS).min(left.ilog2());
-        let prefix = (u16::try_from(next).ok()?, PORT_BITS - free);
-        next += 1 << free;
-        Some(prefix)
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use podnet_common::addr::Port;
-    use podnet_common::layout::ProtoPort;
-
     use super::*;
     use crate::model::Protocol;
 
@@ -132,27 +120,16 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_a_few_prefixes() {
-        let list = |first, last| prefixes(first, last).collect::<Vec<_>>();
-        assert_eq!(list(80, 80), [(80, 16)]);
-        assert_eq!(list(0, u16::MAX), [(0, 0)]);
-        assert_eq!(list(u16::MAX, u16::MAX), [(u16::MAX, 16)]);
-        assert_eq!(list(5, 10), [(5, 16), (6, 15), (8, 15), (10, 16)]);
-        assert_eq!(list(1, u16::MAX - 1).len(), 30);
-    }
-
-    #[test]
     fn classes_follow_the_ranges() {
-        let lookup = |table: &BTreeMap<PolicyPort, u32>, proto, port| {
-            let port = ProtoPort { proto, _pad: 0, port: Port::new(port) };
-            table.iter().filter(|(key, _)| key.contains(&port)).max_by_key(|(key, _)| key.len).map(|(_, id)| *id)
-        };
+        let lookup =
+            |table: &BTreeMap<ProtoPort, u32>, proto, port| table.get(&ProtoPort::new(proto, Port::new(port))).copied();
         let mut classes = PortClasses::default();
         let (wide, narrow) = (range(Protocol::Tcp, 1, u16::MAX), range(Protocol::Tcp, 80, 90));
-        let table = classes.divide(&[wide].into());
+        let table = classes.divide([wide].into()).unwrap();
+        assert_eq!(classes.divide([wide].into()), None);
         let outer = lookup(&table, Proto::TCP, 85);
         assert_eq!((outer, lookup(&table, Proto::UDP, 85), lookup(&table, Proto::TCP, 0)), (Some(1), None, None));
-        let table = classes.divide(&[wide, narrow, range(Protocol::Udp, 80, 90)].into());
+        let table = classes.divide([wide, narrow, range(Protocol::Udp, 80, 90)].into()).unwrap();
         assert_eq!((classes.of(&wide).len(), classes.of(&narrow).len()), (2, 1));
         let inner = classes.of(&narrow)[0].0;
         assert_eq!(
@@ -161,7 +138,7 @@ mod tests {
         );
         assert!(lookup(&table, Proto::UDP, 80).is_some_and(|id| id != inner));
         assert!(!classes.has(&range(Protocol::Tcp, 80, 80)));
-        let table = classes.divide(&[narrow].into());
+        let table = classes.divide([narrow].into()).unwrap();
         assert_eq!(lookup(&table, Proto::TCP, 79), None);
         assert!(!classes.has(&wide) && classes.of(&wide).len() == 2, "packets may still meet its classes");
         assert!(classes.forget() && classes.of(&wide).is_empty() && !classes.forget());

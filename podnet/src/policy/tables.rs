@@ -86,7 +86,9 @@ impl Tables {
         if in_force || !named().all(|range| self.ports.has(&range)) {
             let in_sets = parts.sets.iter().flat_map(|(_, set)| &set.rules).flat_map(Rule::ranges);
             let ranges = in_sets.chain(named()).collect();
-            self.desired.ports = self.ports.divide(&ranges);
+            if let Some(ports) = self.ports.divide(ranges) {
+                self.desired.ports = ports;
+            }
             self.desired.rules = self.rules(parts.sets);
         } else {
             new.into_iter().for_each(|id| self.add_rules(id, parts.sets));

@@ -172,7 +172,8 @@ impl Rig {
     /// Puts network policies into effect.
     pub fn enforce(&self, policies: &Desired) -> Result<()> {
         self.fill(tables::POLICY_RULES.into(), policies.rules.iter())?;
-        self.fill(tables::POLICY_PORTS.into(), policies.ports.iter())?;
+        let ports: Vec<(u32, u32)> = policies.ports.iter().map(|(port, class)| (port.index(), *class)).collect();
+        self.fill(tables::POLICY_PORTS.into(), ports.iter().map(|(index, class)| (index, class)))?;
         self.fill(tables::POLICY_PEERS.into(), policies.peers.iter())?;
         self.fill(tables::POLICY_BLOCKS.into(), policies.blocks.iter())?;
         self.fill(tables::SUBJECTS.into(), policies.subjects.iter())?;

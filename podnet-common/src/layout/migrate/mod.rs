@@ -9,8 +9,8 @@ use bytemuck::Pod;
 
 use super::{
     Affinity, AffinityKey, Backend, Config, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Interface,
-    Network, Peer, PolicyDenial, PolicyPort, PolicyRule, PolicyVerdict, Prefix, ServiceClient, SockKey, SockPeer,
-    SourceRange, Tuple,
+    Network, Peer, PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ServiceClient, SockKey, SockPeer, SourceRange,
+    Tuple,
 };
 use crate::addr::{Addr, IfIndex};
 
@@ -171,7 +171,6 @@ migrate!(PolicyDenial { set, rule });
 migrate!(PolicyRule { set, class, ports });
 migrate!(PolicyVerdict { admin, network, baseline });
 migrate_trie_key!(SourceRange { len, data });
-migrate_trie_key!(PolicyPort { len, data });
 
 /// Implements [`Migrate`] for plain numbers.
 macro_rules! migrate_number {

@@ -5,8 +5,8 @@ use std::io;
 
 use super::*;
 use crate::model::{
-    Action, ClusterNetworkPolicy, ClusterRule, LabelCondition, Namespace, NetworkPolicy, Pod, PolicyPeer,
-    PolicyPort as RulePort, PolicyRule as Rule, PortMatch, Protocol, Requirement, Selector, Tier,
+    Action, ClusterNetworkPolicy, ClusterRule, LabelCondition, Namespace, NetworkPolicy, Pod, PolicyPeer, PolicyPort,
+    PolicyRule as Rule, PortMatch, Protocol, Requirement, Selector, Tier,
 };
 
 /// Tables in memory, which fail after a number of writes.
@@ -91,7 +91,7 @@ entries! {
     Addr, Subject, subjects;
     Addr, u32, peers;
     Prefix, u32, blocks;
-    PolicyPort, u32, ports;
+    ProtoPort, u32, ports;
     PolicyRule, PolicyVerdict, rules;
 }
 
@@ -218,7 +218,7 @@ fn pods_are_isolated_once() {
 
 /// A NetworkPolicy by which one rule has an entry for each of these ports.
 fn of_ports(ports: std::ops::Range<u16>) -> NetworkPolicy {
-    let port = |number| RulePort { protocol: Protocol::Tcp, ports: PortMatch::Range(number, number) };
+    let port = |number| PolicyPort { protocol: Protocol::Tcp, ports: PortMatch::Range(number, number) };
     let rule = Rule { peers: None, ports: Some(ports.map(port).collect()) };
     NetworkPolicy { ingress: Some(vec![rule]), ..policy() }
 }

@@ -30,8 +30,7 @@ pub(super) fn allows(tables: &Desired, question: &Question) -> bool {
     let addr = Addr::from(peer);
     let block = || longest(&tables.blocks, |key| key.contains(&addr), |key| key.len);
     let class = tables.peers.get(&addr).copied().unwrap_or_else(block);
-    let port = ProtoPort { proto, _pad: 0, port: Port::new(port) };
-    let port = longest(&tables.ports, |key| key.contains(&port), |key| key.len);
+    let port = tables.ports.get(&ProtoPort::new(proto, Port::new(port))).copied().unwrap_or_default();
     let found: Vec<PolicyVerdict> = [
         (Subject::CLASS_PORTS, class, port),
         (Subject::CLASS_PROTOCOL, class, PolicyRule::protocol(proto)),
