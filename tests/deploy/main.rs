@@ -113,7 +113,8 @@ fn daemon_has_only_the_rights_it_needs() {
     let shown = rules.iter().map(|rule| {
         let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default().join(",");
         assert!(rule.non_resource_urls.is_none());
-        format!("{}/{}: {}", list(&rule.api_groups), list(&rule.resources), rule.verbs.join(","))
+        let only = rule.resource_names.iter().map(|names| format!(" {}", names.join(","))).collect::<String>();
+        format!("{}/{}{only}: {}", list(&rule.api_groups), list(&rule.resources), rule.verbs.join(","))
     });
     assert_eq!(
         shown.collect::<Vec<_>>(),
@@ -124,6 +125,7 @@ fn daemon_has_only_the_rights_it_needs() {
             "networking.k8s.io/servicecidrs: list,watch",
             "networking.k8s.io/networkpolicies: list,watch",
             "policy.networking.k8s.io/clusternetworkpolicies: list,watch",
+            "apiextensions.k8s.io/customresourcedefinitions clusternetworkpolicies.policy.networking.k8s.io: list,watch",
             "/nodes/status: patch",
             "events.k8s.io/events: create",
         ]

@@ -167,8 +167,8 @@ impl PolicyDenial {
     pub const NOTHING: u32 = u32::MAX;
 }
 
-/// A port of a protocol. Its [index](ProtoPort::index) is the key of `policy_ports` (array, value `u32`, a port class; 0:
-/// no range contains the port).
+/// A port of a protocol. Its [index](ProtoPort::index) is the key of `policy_ports` (array, value `u32`): a port class,
+/// or 0 if no range contains the port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct ProtoPort {

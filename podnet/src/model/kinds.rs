@@ -56,6 +56,11 @@ macro_rules! kinds {
                 matches!(self, Self::ServiceCidr | Self::ClusterNetworkPolicy)
             }
 
+            /// Whether a CustomResourceDefinition defines the kind.
+            pub const fn is_custom(self) -> bool {
+                matches!(self, Self::ClusterNetworkPolicy)
+            }
+
             /// Whether objects matter for network policy only.
             pub const fn is_of_policies(self) -> bool {
                 matches!(self, Self::NetworkPolicy | Self::ClusterNetworkPolicy | Self::Namespace | Self::Pod)

@@ -9,6 +9,7 @@
 
 mod announce;
 mod connect;
+mod definition;
 mod events;
 mod failure;
 mod object;

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tower::service_fn;
 use tracing::{debug, info, warn};
 
+use super::definition::installed;
 use super::failure::{classify, explain, forgets, has_code, lacks_streaming, silent};
 use super::object::Sent;
 use super::pause::Pause;
@@ -30,8 +31,8 @@ use crate::source::what_holds;
 /// Time without another failure after which the server counts as reachable again; also the minimum time between two
 /// watches of a kind.
 const CALM: Duration = Duration::from_secs(1);
-/// Interval between requests for a kind that the server doesn't serve. Its definition may be installed at any time, but
-/// every node sends these requests.
+/// Interval between requests for a kind that the server doesn't serve, unless its definition is [`installed`] earlier.
+/// Every node sends these requests.
 const RARELY: Duration = Duration::from_secs(60);
 
 /// A message of a task.
@@ -93,7 +94,7 @@ async fn watch(client: Client, told: &mut Told, tracker: &mut Tracker) {
     let (kind, metrics) = (told.kind, told.metrics.clone());
     let mut pause = Pause::default();
     let granted = Arc::new(Notify::new());
-    let api: Api<Sent> = Api::all_with(telling(client, granted.clone(), kind, metrics.clone()), &kind);
+    let api: Api<Sent> = Api::all_with(telling(client.clone(), granted.clone(), kind, metrics.clone()), &kind);
     // Streaming lists (KEP-3157) save a copy of everything in the server and here; servers without support reject them.
     let mut streaming = true;
     let mut listed = false;
@@ -147,7 +148,11 @@ async fn watch(client: Client, told: &mut Told, tracker: &mut Tracker) {
                     if !told.all(tracker.none()).await || !told.state(None).await {
                         return;
                     }
-                    break RARELY;
+                    tokio::select! {
+                        () = sleep(RARELY) => break Duration::ZERO,
+                        // The server may still need a moment, or serve other versions only.
+                        () = installed(client.clone(), kind) => break pause.next(),
+                    }
                 }
                 // The watch is resumed where it was.
                 Some(Err(failure)) if watching && silent(&failure) => continue,
