@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use podnet_tests::lab::cri::IMAGE;
 use podnet_tests::lab::{ControlPlane, Kubelet, Lab, Node, Place, Process, eventually, wait_until};
-use podnet_tests::traffic::{Ask, Family, Load, Outcome, Server, Stream, Transport};
+use podnet_tests::traffic::{Ask, Family, Load, OWN_PORTS, Outcome, Server, Stream, Transport};
 use serde_json::{Value, json};
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/podnet.yaml");
@@ -146,6 +146,11 @@ impl Site {
 /// The cluster with podnet installed, two server pods and a client pod on each node.
 fn site() -> Result<Site> {
     let lab = Lab::builder().daemons(false).client(true).build()?;
+    // Requests of the harness bind to these ports explicitly: see docs/configuration.md.
+    let own = format!("{}-{}", OWN_PORTS.start, OWN_PORTS.end - 1);
+    for node in lab.nodes() {
+        node.place.set_sysctl("net.ipv4.ip_local_reserved_ports", &own)?;
+    }
     let mut control = ControlPlane::start(&lab)?;
     control.add_controllers()?;
     let kubelets = lab.nodes().iter().map(|node| Kubelet::start(&control, node)).collect::<Result<Vec<_>>>()?;

@@ -19,7 +19,7 @@ const SCHEMA: u32 = 1;
 
 /// Why the file can't be read or written.
 #[derive(Debug, Error)]
-#[error("cannot {what} {path}, with the ages of nodes' claims: {source}", path = path.display())]
+#[error("cannot {what} the ages of nodes' claims, {path}: {source}", path = path.display())]
 pub(super) struct AgesError {
     what: &'static str,
     path: PathBuf,

@@ -106,7 +106,10 @@ impl Control {
             ServiceNames::default()
         });
         let frontends = Frontends::adopt(config, names, tables)?;
-        info!(frontends = frontends.reconciler.usage().frontends, "adopted the tables");
+        let adopted = frontends.reconciler.usage().frontends;
+        if adopted > 0 {
+            info!(frontends = adopted, "adopted the tables");
+        }
         Ok(Self {
             nodes: Nodes::new(config),
             config: config.clone(),

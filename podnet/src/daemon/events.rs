@@ -22,7 +22,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// Logs drops, and passes them on, until the task is aborted.
 pub(super) async fn log(mut events: AsyncFd<Events>, followers: broadcast::Sender<Event>) {
-    let mut seen: BTreeMap<u16, (Instant, u32)> = BTreeMap::new();
+    let mut limits: BTreeMap<u16, Limit> = BTreeMap::new();
     loop {
         match events.readable().await {
             Ok(mut ready) => ready.clear_ready(),
@@ -36,13 +36,9 @@ pub(super) async fn log(mut events: AsyncFd<Events>, followers: broadcast::Sende
         while let Some(event) = events.get_mut().next_event() {
             // There may be no followers.
             let _ = followers.send(event);
-            let (since, lines) = seen.entry(event.reason).or_insert((Instant::now(), 0));
-            if since.elapsed() > WINDOW {
-                (*since, *lines) = (Instant::now(), 0);
-            }
-            *lines += 1;
-            if *lines <= LINES {
-                tell(&event);
+            let now = Instant::now();
+            if let Some(omitted) = limits.entry(event.reason).or_insert_with(|| Limit::new(now)).admit(now) {
+                tell(&event, omitted);
             }
         }
     }
@@ -64,7 +60,37 @@ pub(super) async fn relay(mut log: AsyncFd<ProgramLog>) {
     }
 }
 
-fn tell(event: &Event) {
+/// Limits the lines of one reason.
+#[derive(Debug)]
+struct Limit {
+    /// Start of the window.
+    since: Instant,
+    /// Number of events in it.
+    events: u32,
+    /// Number of events without a line since the last line.
+    omitted: u64,
+}
+
+impl Limit {
+    fn new(now: Instant) -> Self {
+        Self { since: now, events: 0, omitted: 0 }
+    }
+
+    /// Counts an event. If it gets a line, returns the number of those that got none since the last line.
+    fn admit(&mut self, now: Instant) -> Option<u64> {
+        if now.saturating_duration_since(self.since) > WINDOW {
+            (self.since, self.events) = (now, 0);
+        }
+        self.events = self.events.saturating_add(1);
+        if self.events > LINES {
+            self.omitted += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut self.omitted))
+    }
+}
+
+fn tell(event: &Event, omitted: u64) {
     let dropped = Dropped::of(event);
     info!(
         reason = dropped.reason,
@@ -72,6 +98,22 @@ fn tell(event: &Event) {
         interface.index = dropped.ifindex,
         packet.len = dropped.length,
         packet.tuple = %dropped,
+        omitted = (omitted > 0).then_some(omitted),
         "packet dropped"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_gets_a_few_lines_and_the_next_line_says_how_many_are_missing() {
+        let start = Instant::now();
+        let mut limit = Limit::new(start);
+        let lines: Vec<_> = (0..8).map(|_| limit.admit(start)).collect();
+        assert_eq!(lines, [Some(0), Some(0), Some(0), Some(0), Some(0), None, None, None]);
+        let later = start + 2 * WINDOW;
+        assert_eq!((limit.admit(later), limit.admit(later)), (Some(3), Some(0)));
+    }
 }

@@ -163,6 +163,9 @@ fn goals() -> Vec<Goal> {
     goals.push(Goal::value("control/rss_mib", Bound::AtMost(150.0)));
     goals.push(Goal::value("scale/restart_s", Bound::AtMost(1.0)));
     goals.push(Goal::value("scale/change_ms/p99", Bound::AtMost(3.0)));
+    goals.push(Goal::value("scale/policy_ms/p99", Bound::AtMost(50.0)));
+    goals.push(Goal::value("scale/policy_peer_ms/p99", Bound::AtMost(10.0)));
+    goals.push(Goal::value("scale/policy_local_ms/p99", Bound::AtMost(10.0)));
     for row in ["rss", "rss_peak", "rss_peak_paged"] {
         goals.push(Goal::value(&format!("scale/{row}_mib"), Bound::AtMost(200.0)));
     }

@@ -5,6 +5,7 @@
 //! them. CPU time is that of the daemon's process, including its time in the kernel.
 
 mod cluster;
+mod policies;
 mod subject;
 
 use std::{
@@ -46,9 +47,12 @@ const NODE: &str = "scale/node_ms";
 const NODE_CPU: &str = "scale/node_cpu_ms";
 const HEARTBEATS: &str = "scale/heartbeats_cpu_percent";
 const IDLE: &str = "scale/idle_cpu_percent";
+const POLICY_P99: &str = "scale/policy_ms/p99";
+const PEER_P99: &str = "scale/policy_peer_ms/p99";
+const LOCAL_P99: &str = "scale/policy_local_ms/p99";
 const RSS_AFTER: &str = "scale/rss_after_mib";
 
-const ALL: [&str; 20] = [
+const ALL: [&str; 23] = [
     START,
     RESTART,
     RESTART_PAGED,
@@ -69,6 +73,9 @@ const ALL: [&str; 20] = [
     HEARTBEATS,
     IDLE,
     RSS_AFTER,
+    POLICY_P99,
+    PEER_P99,
+    LOCAL_P99,
 ];
 
 /// Idle time of the daemon before its memory is read.
@@ -149,6 +156,13 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
         push(results, IDLE, "%", (0..periods).map(idle).collect::<Result<_>>()?);
     }
     push(results, RSS_AFTER, "MiB", vec![subject.memory_mib("VmRSS:")?]);
+    if wants(&[POLICY_P99, PEER_P99, LOCAL_P99]) {
+        spinner.set_message("scale: network policies");
+        let policies::Lags { policy, peer, local } = policies::lags(&subject, LOOK, GENTLY)?;
+        for (row, lag) in [(POLICY_P99, policy), (PEER_P99, peer), (LOCAL_P99, local)] {
+            push(results, row, "ms", vec![lag]);
+        }
+    }
     spinner.finish_and_clear();
     Ok(())
 }

@@ -14,7 +14,7 @@ use podnet::datapath::{batch, view};
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::{
     addr::{Addr, Port, Proto},
-    layout::{Backend, Frontend, FrontendKey, Network, NetworkKind},
+    layout::{Backend, Frontend, FrontendKey, Network, NetworkKind, Subject},
     tables::{self, Table},
     verdict::Counter,
 };
@@ -66,11 +66,7 @@ impl Tables {
             proto: Proto::TCP,
             scope: FrontendKey::ANY,
         };
-        match self.frontends.get(&Plain(key), 0) {
-            Ok(Plain(frontend)) => Ok(Some(frontend)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(found(self.frontends.get(&Plain(key), 0))?.map(|frontend| frontend.0))
     }
 
     /// Backends of a TCP frontend; empty if there is no such frontend.
@@ -83,11 +79,44 @@ impl Tables {
 
     /// Whether an address is in the pod CIDR of another node.
     pub fn is_remote_pod(&self, addr: IpAddr) -> Result<bool> {
-        match self.networks.get(&Key::new(128, Plain(Addr::from(addr))), 0) {
-            Ok(Plain(network)) => Ok(network.kind == NetworkKind::RemotePods as u32),
-            Err(MapError::KeyNotFound) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        let network = found(self.networks.get(&Key::new(128, Plain(Addr::from(addr))), 0))?;
+        Ok(network.is_some_and(|network| network.0.kind == NetworkKind::RemotePods as u32))
+    }
+}
+
+/// The tables of network policy that show whether a change has taken effect.
+pub struct PolicyTables {
+    subjects: HashMap<MapData, Plain<Addr>, Plain<Subject>>,
+    peers: HashMap<MapData, Plain<Addr>, u32>,
+}
+
+impl PolicyTables {
+    /// Opens them; fails if the node's daemon has not created them yet.
+    pub fn open(node: &Node) -> Result<Self> {
+        let pins = pins(node);
+        Ok(Self {
+            subjects: Map::HashMap(MapData::from_pin(pins.table(tables::SUBJECTS))?).try_into()?,
+            peers: Map::HashMap(MapData::from_pin(pins.table(tables::POLICY_PEERS))?).try_into()?,
+        })
+    }
+
+    /// Rule sets of an isolated pod.
+    pub fn subject(&self, pod: IpAddr) -> Result<Option<Subject>> {
+        Ok(found(self.subjects.get(&Plain(pod.into()), 0))?.map(|subject| subject.0))
+    }
+
+    /// Class of a pod's address.
+    pub fn peer(&self, pod: IpAddr) -> Result<Option<u32>> {
+        found(self.peers.get(&Plain(pod.into()), 0))
+    }
+}
+
+/// The value of an entry that may not exist.
+fn found<V>(value: Result<V, MapError>) -> Result<Option<V>> {
+    match value {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -18,7 +18,7 @@ use super::{Binaries, Far, Lab, NetNs, Node, Offload, Place, Scrap};
 use crate::api::{Abilities, Api};
 use crate::place::agent::{Agent, Setup};
 use crate::place::fd_path;
-use crate::traffic::{Family, OWN_PORTS};
+use crate::traffic::Family;
 
 /// Address families of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -404,9 +404,6 @@ fn place(program: &Path, name: &str, cgroup: Option<&Path>, run: &Path) -> Resul
         place.set_sysctl("net.ipv6.conf.default.accept_dad", "0")?;
         place.set_sysctl("net.ipv6.conf.default.accept_ra", "0")?;
     }
-    // Requests of the harness bind to these ports explicitly: see docs/configuration.md.
-    let own = format!("{}-{}", OWN_PORTS.start, OWN_PORTS.end - 1);
-    place.set_sysctl("net.ipv4.ip_local_reserved_ports", &own)?;
     place.ip("link set lo up\n")?;
     Ok(place)
 }

@@ -16,7 +16,7 @@ use nix::{time::ClockId, unistd::Pid};
 use super::cluster::{self, Cluster, NODES, SERVICES};
 use crate::{
     api::{Abilities, Api, Streaming},
-    bench::tables::Tables,
+    bench::tables::{PolicyTables, Tables},
     lab::{Families, Lab, Node},
     traffic::http_get,
 };
@@ -74,6 +74,16 @@ impl Subject {
     /// The API server.
     pub fn api(&self) -> &Api {
         self.lab.api()
+    }
+
+    /// Name of the node under test.
+    pub fn node_name(&self) -> &str {
+        self.node().name()
+    }
+
+    /// The tables of network policy.
+    pub fn policy_tables(&self) -> Result<PolicyTables> {
+        PolicyTables::open(self.node())
     }
 
     fn node(&self) -> &Arc<Node> {
