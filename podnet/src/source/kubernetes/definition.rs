@@ -44,3 +44,57 @@ async fn seen(client: Client, kind: Kind) -> Result<bool, Error> {
     }
     Ok(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const NAME: &str = "clusternetworkpolicies.policy.networking.k8s.io";
+
+    /// A server that answers one request, and a client of it.
+    async fn answering(answer: String) -> (Client, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut config = kube::Config::new(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+        config.default_retry = false;
+        let served = tokio::spawn(async move {
+            let mut stream = listener.accept().await.unwrap().0;
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        (Client::try_from(config).unwrap(), served)
+    }
+
+    fn event(kind: &str) -> String {
+        let line = format!(
+            r#"{{"type":"{kind}","object":{{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadata","metadata":{{"name":"{NAME}","resourceVersion":"7"}}}}}}"#
+        );
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{line}\n", line.len() + 1)
+    }
+
+    #[tokio::test]
+    async fn only_an_installed_definition_ends_the_wait() {
+        for (answer, ends) in [
+            (event("ADDED"), true),
+            (event("MODIFIED"), true),
+            (event("DELETED"), false),
+            ("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n".to_owned(), false),
+        ] {
+            let (client, served) = answering(answer.clone()).await;
+            let seen = seen(client, Kind::ClusterNetworkPolicy).await;
+            assert_eq!(seen.is_ok_and(|seen| seen), ends, "{answer}");
+            let request = served.await.unwrap();
+            assert!(request.contains(&format!("fieldSelector=metadata.name%3D{NAME}")), "{request}");
+        }
+        let (client, _) = answering(event("ADDED")).await;
+        installed(client.clone(), Kind::ClusterNetworkPolicy).await;
+        assert!(timeout(Duration::from_millis(10), installed(client, Kind::ServiceCidr)).await.is_err());
+    }
+}
