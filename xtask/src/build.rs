@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use crate::command::{self, as_root, output};
 use crate::frames;
 use crate::setup::{self, Purpose, rust_src};
+use crate::strip;
 use crate::workspace::Workspace;
 
 const OBJECT_TARGET: &str = "bpfel-unknown-none";
@@ -68,7 +69,7 @@ pub(crate) fn with_benchmarks(workspace: &Workspace) -> Result<Built> {
 /// It is put beside the programs of the release build, which has to be made after it, since both leave their daemon in
 /// the same place.
 pub(crate) fn later(workspace: &Workspace) -> Result<()> {
-    let object = build_object(workspace, &["--features=later-layouts"])?;
+    let object = build_object(workspace, "podnet-ebpf-later", &["--features=later-layouts"])?;
     // Compiled quickly: the optimised daemon is the one beside it.
     let quickly = ["--config", "profile.release.package.podnet.opt-level=0"];
     let arguments = [&SHIPPED[..], &["--bin=podnet", "--features=podnet/later-layouts"], &quickly].concat();
@@ -91,7 +92,7 @@ fn build(workspace: &Workspace, harness: &[&str], release: bool) -> Result<Built
 }
 
 fn build_shipped(workspace: &Workspace, release: bool) -> Result<Built> {
-    let object = build_object(workspace, &[])?;
+    let object = build_object(workspace, "podnet-ebpf", &[])?;
     let programs = build_programs(workspace, &object, &[&SHIPPED[..], &["--bins"]].concat(), release)?;
     Ok(Built { object, programs })
 }
@@ -146,7 +147,8 @@ fn remapped(workspace: &Workspace) -> Result<Vec<String>> {
     directories.into_iter().map(flag).collect()
 }
 
-fn build_object(workspace: &Workspace, arguments: &[&str]) -> Result<PathBuf> {
+/// Builds the object, and returns the file of this name without debug information.
+fn build_object(workspace: &Workspace, name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let directory = workspace.target.join("ebpf");
     let mut cargo = workspace.cargo();
     cargo
@@ -164,7 +166,9 @@ fn build_object(workspace: &Workspace, arguments: &[&str]) -> Result<PathBuf> {
     let object = directory.join(OBJECT_TARGET).join("release/podnet-ebpf");
     ensure!(fs::exists(&object)?, "cargo built no {}", object.display());
     println!("deepest stack: {}", frames::check(&object)?);
-    Ok(object)
+    let stripped = directory.join(name);
+    strip::strip(&object, &stripped)?;
+    Ok(stripped)
 }
 
 /// Debug information and BTF, and the machine's architecture, which aya-ebpf's register layouts depend on.

@@ -13,6 +13,7 @@ mod image;
 mod kernel;
 mod lab;
 mod setup;
+mod strip;
 mod tally;
 mod test;
 mod workspace;

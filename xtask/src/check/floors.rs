@@ -71,7 +71,7 @@ pub(super) const FLOORS: &[Floors] = &[
             &["build", "check"],
             &["setup"],
             &["workspace"],
-            &["command", "frames", "tally"],
+            &["command", "frames", "strip", "tally"],
         ],
     },
     Floors {

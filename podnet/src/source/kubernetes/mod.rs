@@ -1,8 +1,8 @@
 //! The Kubernetes API: Services, EndpointSlices, Nodes, ServiceCIDRs, NetworkPolicies, ClusterNetworkPolicies and
 //! Namespaces, listed once and then watched. Pods of all nodes are watched only while there is a policy.
 //!
-//! A thread of its own talks to the server, with one task per kind, so that reading a large cluster doesn't block the
-//! daemon's event loop. It sends validated objects through a channel. No changes are returned before all kinds have
+//! Threads of its own talk to the server, with one task per kind, so that reading a large cluster doesn't block the
+//! daemon's event loop. They send validated objects through a channel. No changes are returned before all kinds have
 //! been listed, since part of a cluster may have another meaning than the whole; services don't wait for kinds of
 //! network policy that can't be read, since the daemon may lack the right to. From then on changes are returned as they
 //! arrive, and while the server is unreachable the last state stays.
@@ -20,6 +20,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::{io, thread};
 
+use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch as signal};
 
 pub use connect::ConnectError;
@@ -31,6 +32,8 @@ use crate::metrics::api::ApiMetrics;
 use crate::model::{Batch, Change, Complaint, Diagnostic, Kind, ObjectKey, Severity};
 use watch::News;
 
+/// Threads that read lists: one for the EndpointSlices, by far the longest, and one for all others meanwhile.
+const READERS: usize = 2;
 /// Capacity of the channel from the tasks to the event loop: changes and lists.
 const CHANNEL: usize = 4096;
 /// Maximum number of messages taken at once: they become one round of table updates.
@@ -78,8 +81,9 @@ impl KubernetesSource {
     /// # Errors
     /// If no server address or no credentials are configured.
     pub fn start(settings: &Kubernetes, node: &str) -> Result<Self, ConnectError> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ConnectError::Thread)?;
+        let mut runtime = Builder::new_multi_thread();
+        runtime.worker_threads(READERS).thread_name("kubernetes").enable_all();
+        let runtime = runtime.build().map_err(ConnectError::Thread)?;
         // The client spawns tasks of its own.
         let client = {
             let _entered = runtime.enter();
