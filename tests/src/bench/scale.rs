@@ -99,6 +99,8 @@ struct Extent {
     changes: (usize, usize),
     rollings: usize,
     nodes: usize,
+    /// Rounds of changes of network policies and their pods.
+    policies: usize,
     /// Number and length of periods with heartbeats only, and of idle periods.
     periods: (usize, Duration),
 }
@@ -109,10 +111,18 @@ const WHOLE: Extent = Extent {
     changes: (10, 100),
     rollings: 2,
     nodes: 10,
+    policies: 4,
     periods: (6, Duration::from_secs(20)),
 };
-const QUICK: Extent =
-    Extent { starts: 1, restarts: 2, changes: (2, 100), rollings: 1, nodes: 3, periods: (1, Duration::from_secs(20)) };
+const QUICK: Extent = Extent {
+    starts: 1,
+    restarts: 2,
+    changes: (2, 100),
+    rollings: 1,
+    nodes: 3,
+    policies: 1,
+    periods: (1, Duration::from_secs(20)),
+};
 
 /// Measures all requested rows.
 pub fn run(options: &Options, results: &mut Results) -> Result<()> {
@@ -158,7 +168,7 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     push(results, RSS_AFTER, "MiB", vec![subject.memory_mib("VmRSS:")?]);
     if wants(&[POLICY_P99, PEER_P99, LOCAL_P99]) {
         spinner.set_message("scale: network policies");
-        let policies::Lags { policy, peer, local } = policies::lags(&subject, LOOK, GENTLY)?;
+        let policies::Lags { policy, peer, local } = policies::lags(&subject, extent.policies, LOOK, GENTLY)?;
         for (row, lag) in [(POLICY_P99, policy), (PEER_P99, peer), (LOCAL_P99, local)] {
             push(results, row, "ms", vec![lag]);
         }

@@ -30,8 +30,8 @@ pub struct Lags {
 }
 
 /// Fills the cluster, and times changes one after the other, with pauses of `gently`; `look`: how often to look for the
-/// effect of each.
-pub fn lags(subject: &Subject, look: Duration, gently: Duration) -> Result<Lags> {
+/// effect of each. A round changes as many namespaces as have a pod on this node.
+pub fn lags(subject: &Subject, rounds: usize, look: Duration, gently: Duration) -> Result<Lags> {
     let (api, here) = (subject.api(), subject.node_name());
     // Those with pods of this node come last, so that their peers show when the daemon has read everything.
     for i in (0..NAMESPACES).rev() {
@@ -63,7 +63,7 @@ pub fn lags(subject: &Subject, look: Duration, gently: Duration) -> Result<Lags>
         Ok(start.elapsed())
     };
     let (mut policies, mut peers, mut locals) = (Vec::new(), Vec::new(), Vec::new());
-    for i in 0..LOCAL {
+    for i in (0..rounds).flat_map(|_| 0..LOCAL) {
         let ip = IpAddr::from(local_ip(i));
         for peer in [Some(2), Some(3), None] {
             let before = tables.subject(ip)?;
