@@ -69,7 +69,7 @@ pub(crate) fn with_benchmarks(workspace: &Workspace) -> Result<Built> {
 /// It is put beside the programs of the release build, which has to be made after it, since both leave their daemon in
 /// the same place.
 pub(crate) fn later(workspace: &Workspace) -> Result<()> {
-    let object = build_object(workspace, "podnet-ebpf-later", &["--features=later-layouts"])?;
+    let object = build_object(workspace, "later", &["--features=later-layouts"])?;
     // Compiled quickly: the optimised daemon is the one beside it.
     let quickly = ["--config", "profile.release.package.podnet.opt-level=0"];
     let arguments = [&SHIPPED[..], &["--bin=podnet", "--features=podnet/later-layouts"], &quickly].concat();
@@ -92,7 +92,7 @@ fn build(workspace: &Workspace, harness: &[&str], release: bool) -> Result<Built
 }
 
 fn build_shipped(workspace: &Workspace, release: bool) -> Result<Built> {
-    let object = build_object(workspace, "podnet-ebpf", &[])?;
+    let object = build_object(workspace, "release", &[])?;
     let programs = build_programs(workspace, &object, &[&SHIPPED[..], &["--bins"]].concat(), release)?;
     Ok(Built { object, programs })
 }
@@ -147,7 +147,7 @@ fn remapped(workspace: &Workspace) -> Result<Vec<String>> {
     directories.into_iter().map(flag).collect()
 }
 
-/// Builds the object, and returns the file of this name without debug information.
+/// Builds the object, and returns its path: in a directory of this name, beside the yardstick.
 fn build_object(workspace: &Workspace, name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let directory = workspace.target.join("ebpf");
     let mut cargo = workspace.cargo();
@@ -163,12 +163,16 @@ fn build_object(workspace: &Workspace, name: &str, arguments: &[&str]) -> Result
         cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", source);
     }
     command::run(&mut cargo)?;
-    let object = directory.join(OBJECT_TARGET).join("release/podnet-ebpf");
+    let built = directory.join(OBJECT_TARGET).join("release");
+    let object = built.join("podnet-ebpf");
     ensure!(fs::exists(&object)?, "cargo built no {}", object.display());
     println!("deepest stack: {}", frames::check(&object)?);
-    let stripped = directory.join(name);
-    strip::strip(&object, &stripped)?;
-    Ok(stripped)
+    let stripped = workspace.target.join("objects").join(name);
+    fs::create_dir_all(&stripped)?;
+    for name in ["podnet-ebpf", "yardstick"] {
+        strip::strip(&built.join(name), &stripped.join(name))?;
+    }
+    Ok(stripped.join("podnet-ebpf"))
 }
 
 /// Debug information and BTF, and the machine's architecture, which aya-ebpf's register layouts depend on.
