@@ -245,7 +245,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn is_peer(&self, mac: &Mac) -> bool {
         // SAFETY: see above.
-        unsafe { maps::PEERS.get(&Peer { mac: *mac, _pad: [0; 2] }) }.is_some()
+        unsafe { maps::PEERS.get(Peer { mac: *mac, _pad: [0; 2] }) }.is_some()
     }
 
     #[inline(always)]
@@ -256,7 +256,7 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     #[inline(always)]
     fn sandbox(&self, netns_cookie: u64) -> Option<&Sandbox> {
         // SAFETY: see above.
-        unsafe { maps::SANDBOXES.get(&netns_cookie) }
+        unsafe { maps::SANDBOXES.get(netns_cookie) }
     }
 
     #[inline(always)]

@@ -72,7 +72,7 @@ pub(crate) fn yardstick(ctx: XdpContext) -> u32 {
             proto: Proto((*ip).proto),
             _pad: [0; 3],
         };
-        let Some(entry) = FLOWS.get(&key) else { return XDP_PASS };
+        let Some(entry) = FLOWS.get(key) else { return XDP_PASS };
         let (address, port) = (entry.dst.0[3], entry.dport.wire());
         let change = u64::from(!(*ip).dst) + u64::from(address);
         (*ip).dst = address;

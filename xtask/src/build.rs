@@ -149,21 +149,8 @@ fn remapped(workspace: &Workspace) -> Result<Vec<String>> {
 
 /// Builds the object, and returns its path: in a directory of this name, beside the yardstick.
 fn build_object(workspace: &Workspace, name: &str, arguments: &[&str]) -> Result<PathBuf> {
-    let directory = workspace.target.join("ebpf");
-    let mut cargo = workspace.cargo();
-    cargo
-        .args(["build", "--package=podnet-ebpf", "--release", "-Zbuild-std=core", "--target", OBJECT_TARGET])
-        .args(arguments)
-        .arg("--target-dir")
-        .arg(&directory)
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", object_flags(env::consts::ARCH, &remapped(workspace)?))
-        .env("PATH", tools_first(workspace)?);
-    if let Some(source) = rust_src::unpacked(workspace)? {
-        cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", source);
-    }
-    command::run(&mut cargo)?;
-    let built = directory.join(OBJECT_TARGET).join("release");
+    command::run(cargo_for_object(workspace, "build")?.args(arguments).env("PATH", tools_first(workspace)?))?;
+    let built = workspace.target.join("ebpf").join(OBJECT_TARGET).join("release");
     let object = built.join("podnet-ebpf");
     ensure!(fs::exists(&object)?, "cargo built no {}", object.display());
     println!("deepest stack: {}", frames::check(&object)?);
@@ -173,6 +160,21 @@ fn build_object(workspace: &Workspace, name: &str, arguments: &[&str]) -> Result
         strip::strip(&built.join(name), &stripped.join(name))?;
     }
     Ok(stripped.join("podnet-ebpf"))
+}
+
+/// A call of cargo for the eBPF crate, without the linker.
+pub(crate) fn cargo_for_object(workspace: &Workspace, subcommand: &str) -> Result<Command> {
+    let mut cargo = workspace.cargo();
+    cargo
+        .args([subcommand, "--package=podnet-ebpf", "--release", "-Zbuild-std=core", "--target", OBJECT_TARGET])
+        .arg("--target-dir")
+        .arg(workspace.target.join("ebpf"))
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", object_flags(env::consts::ARCH, &remapped(workspace)?));
+    if let Some(source) = rust_src::unpacked(workspace)? {
+        cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", source);
+    }
+    Ok(cargo)
 }
 
 /// Debug information and BTF, and the machine's architecture, which aya-ebpf's register layouts depend on.
@@ -192,7 +194,7 @@ fn tools_first(workspace: &Workspace) -> Result<std::ffi::OsString> {
     env::join_paths(directories).context("the project's path cannot be on PATH")
 }
 
-/// The target that this compiler builds for by itself.
+/// The target that this compiler builds for by default.
 fn host_target() -> Result<String> {
     let version = output(Command::new("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));

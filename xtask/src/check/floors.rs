@@ -68,7 +68,8 @@ pub(super) const FLOORS: &[Floors] = &[
         floors: &[
             &["test"],
             &["bench", "demo", "image", "kernel", "lab"],
-            &["build", "check"],
+            &["check"],
+            &["build"],
             &["setup"],
             &["workspace"],
             &["command", "frames", "strip", "tally"],

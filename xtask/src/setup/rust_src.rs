@@ -33,7 +33,7 @@ pub(crate) fn libraries(workspace: &Workspace) -> Result<[PathBuf; 2]> {
     Ok([in_toolchain()?, unpacked_at(workspace)])
 }
 
-pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
+pub(crate) fn ensure(workspace: &Workspace) -> Result<()> {
     if toolchain_has_it()? || has_core(&unpacked_at(workspace)) {
         return Ok(());
     }
