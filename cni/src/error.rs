@@ -5,7 +5,6 @@
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
-use std::iter;
 
 use serde::Serialize;
 
@@ -17,7 +16,7 @@ use crate::netlink::NetlinkError;
 use crate::netns::NetnsError;
 use crate::node_info::NodeInfoError;
 use crate::store::StoreError;
-use crate::text::{chain, on_one_line};
+use crate::text::{advice, chain, errno, on_one_line};
 use crate::version::Version;
 use crate::wiring::WiringError;
 
@@ -87,9 +86,7 @@ impl CniError {
 
     /// A refusal of the kernel, with what to do about it.
     fn refused(code: Code, error: &(dyn Error + 'static)) -> Self {
-        let causes = iter::successors(error.source(), |cause| (*cause).source());
-        let errno = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error()).last();
-        Self::new(code, chain(error)).details(errno.map_or("", kernel_advice))
+        Self::new(code, chain(error)).details(errno(error).map_or("", advice))
     }
 
     /// A network configuration that is not valid.
@@ -141,20 +138,6 @@ fn io_advice(error: &io::Error) -> &'static str {
             "too many open files: raise the limit (ulimit -n, fs.file-max), or retry later"
         }
         _ => "",
-    }
-}
-
-/// What to do about a refusal of the kernel, by its error number.
-fn kernel_advice(errno: i32) -> &'static str {
-    match errno {
-        libc::EPERM | libc::EACCES => {
-            "the plugin needs root with CAP_NET_ADMIN and CAP_SYS_ADMIN: check the runtime's AppArmor or SELinux policy"
-        }
-        libc::ENOMEM | libc::ENOBUFS | libc::ENOSPC => {
-            "the kernel is out of memory or at a limit: free memory, then retry"
-        }
-        libc::EOPNOTSUPP => "the kernel lacks this feature: load its module, or use a kernel that has it",
-        _ => "retry; if the error persists, check the kernel log (dmesg)",
     }
 }
 

@@ -5,7 +5,8 @@
 //! output of podnet. JSON does not need this: it has its own escape sequences.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::error::Error;
+use std::{fmt, io, iter};
 
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
@@ -54,7 +55,7 @@ fn escape(text: &str) -> String {
 }
 
 /// An error, followed by those of its causes that its own text omits, so that the errno is always included.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -65,6 +66,32 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// The error number of a refusal by the kernel: that of the innermost cause.
+pub fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+    let causes = iter::successors(Some(error), |cause| (*cause).source());
+    causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error()).last()
+}
+
+/// What to do about a refusal by the kernel, by its error number.
+pub fn advice(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM | libc::EACCES => {
+            "podnet needs root with CAP_NET_ADMIN and CAP_SYS_ADMIN in the host's network namespace: check its \
+             privileges, and the AppArmor or SELinux policy"
+        }
+        libc::ENOMEM | libc::ENOBUFS | libc::ENOSPC => "the kernel is out of memory or at a limit: free memory",
+        libc::EMFILE | libc::ENFILE => "too many open files: raise the limit (ulimit -n, fs.file-max)",
+        libc::EOPNOTSUPP => "the kernel lacks this feature: load its module, or use a kernel that has it",
+        _ => "if this persists, check the kernel log (dmesg)",
+    }
+}
+
+/// The [chain] of an error, followed by [advice] if the kernel has refused.
+pub fn refusal(error: &(dyn Error + 'static)) -> String {
+    let text = chain(error);
+    errno(error).map_or(text.clone(), |errno| format!("{text}; {}", advice(errno)))
 }
 
 /// Formats the fields of log lines, escaped, so that callers need not escape anything.
@@ -81,7 +108,6 @@ impl<'writer> FormatFields<'writer> for LogFields {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::{Arc, Mutex};
 
     use super::*;
@@ -140,16 +166,19 @@ mod tests {
     #[test]
     fn an_error_is_told_with_its_causes_once() {
         #[derive(Debug, thiserror::Error)]
-        enum Error {
+        enum Failure {
             #[error("`call` failed")]
             Silent(#[source] io::Error),
             #[error("no table: {source}; make one")]
             Advising { source: Box<Self> },
         }
-        let silent = || Error::Silent(io::Error::from_raw_os_error(1));
+        let silent = || Failure::Silent(io::Error::from_raw_os_error(1));
         assert_eq!(chain(&silent()), "`call` failed: Operation not permitted (os error 1)");
-        let advising = Error::Advising { source: Box::new(silent()) };
+        let advising = Failure::Advising { source: Box::new(silent()) };
         assert_eq!(chain(&advising), "no table: `call` failed; make one: Operation not permitted (os error 1)");
+        let told = refusal(&silent());
+        assert!(told.starts_with("`call` failed: Operation not permitted (os error 1); podnet needs root"), "{told}");
+        assert_eq!(refusal(&io::Error::other("it failed")), "it failed");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use podnet_cni::call_log::CallLog;
 use podnet_cni::datapath::{Direction, PinDir, detach_pod, detach_tc};
 use podnet_cni::node_info::NodeInfo;
+use podnet_cni::text::refusal;
 use podnet_common::layout::Hook;
 use thiserror::Error;
 
@@ -36,10 +37,10 @@ pub enum CleanupError {
     #[error(transparent)]
     Install(#[from] InstallError),
     /// A program remains attached.
-    #[error(transparent)]
+    #[error("{}", refusal(.0))]
     Detach(#[from] podnet_cni::datapath::DatapathError),
     /// Pins of links remain.
-    #[error("cannot detach {what}: {source}")]
+    #[error("cannot detach {what}: {}", refusal(.source))]
     Links {
         /// Which links.
         what: &'static str,

@@ -3,7 +3,10 @@
 use std::io;
 
 use aya::maps::MapError;
-use podnet_cni::{datapath::DatapathError, text::chain};
+use podnet_cni::{
+    datapath::DatapathError,
+    text::{chain, refusal},
+};
 use thiserror::Error;
 
 use super::{load_error::LoadError, sockets::SocketError};
@@ -29,7 +32,7 @@ pub enum Error {
     #[error("the eBPF object has no table {0}; build daemon and eBPF object together")]
     Missing(&'static str),
     /// An operation on a table failed.
-    #[error("cannot {operation} in the table {name}: {}", chain(.source))]
+    #[error("cannot {operation} in the table {name}: {}", refusal(.source))]
     Table {
         /// The operation.
         operation: &'static str,
@@ -39,7 +42,7 @@ pub enum Error {
         source: MapError,
     },
     /// An operation on many entries of a table failed.
-    #[error("cannot {operation} the table {name}: {source}")]
+    #[error("cannot {operation} the table {name}: {}", refusal(.source))]
     Batch {
         /// The operation.
         operation: &'static str,
@@ -49,18 +52,18 @@ pub enum Error {
         source: io::Error,
     },
     /// Collection.
-    #[error("cannot sweep expired entries: {0}")]
+    #[error("cannot sweep expired entries: {}", refusal(.0))]
     Collect(io::Error),
     /// The programs' log.
-    #[error("cannot read the programs' log: {}", chain(.0))]
+    #[error("cannot read the programs' log: {}", refusal(.0))]
     Log(aya_log::Error),
     /// Attaching to an interface.
-    #[error(transparent)]
+    #[error("{}", refusal(.0))]
     Attach(#[from] DatapathError),
     /// Socket hooks.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// Detaching socket hooks.
-    #[error("cannot detach the socket hooks: {0}")]
+    #[error("cannot detach the socket hooks: {}", refusal(.0))]
     SocketDetach(io::Error),
 }

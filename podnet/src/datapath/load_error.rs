@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use aya::maps::MapError;
-use podnet_cni::text::chain;
+use podnet_cni::text::refusal;
 use thiserror::Error;
 
 use super::kernel;
@@ -37,7 +37,7 @@ pub enum LoadError {
     #[error("the eBPF object has no {0}: it belongs to another version of podnet; build both together")]
     Missing(String),
     /// Pinning or opening a program failed.
-    #[error("cannot pin or open {path}: {}", chain(.source.as_ref()))]
+    #[error("cannot pin or open {path}: {}", refusal(.source.as_ref()))]
     Pin {
         /// The pin.
         path: PathBuf,
@@ -45,7 +45,7 @@ pub enum LoadError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A map operation failed.
-    #[error("cannot read or write the table {name}: {}", chain(.source))]
+    #[error("cannot read or write the table {name}: {}", refusal(.source))]
     Map {
         /// The map.
         name: &'static str,

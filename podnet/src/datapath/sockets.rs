@@ -17,7 +17,7 @@ use aya::{
 };
 use podnet_cni::{
     datapath::{PinDir, open_pin},
-    text::chain,
+    text::refusal,
 };
 use podnet_common::layout::SOCKET_ORIGIN;
 use thiserror::Error;
@@ -54,7 +54,7 @@ pub enum SocketError {
     #[error(transparent)]
     Origin(#[from] LoadError),
     /// A link can't be pinned, opened or changed.
-    #[error("cannot pin the link of {name} at {path}: {}", chain(.source.as_ref()))]
+    #[error("cannot pin the link of {name} at {path}: {}", refusal(.source.as_ref()))]
     Link {
         /// The program.
         name: &'static str,

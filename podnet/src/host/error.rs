@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use podnet_cni::text;
 
 use super::sysctl::SettingError;
 
@@ -11,7 +12,7 @@ use super::sysctl::SettingError;
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The netlink socket could not be opened.
-    #[error("cannot open a netlink socket: {0}")]
+    #[error("cannot open a netlink socket: {}", text::refusal(.0))]
     Socket(#[source] io::Error),
     /// The system's random number generator failed.
     #[error("cannot read /dev/urandom for a MAC: {0}")]
@@ -97,17 +98,8 @@ pub(super) fn errno(error: &rtnetlink::Error) -> Option<i32> {
 /// The kernel's error as text and number, followed by advice.
 fn refusal(error: &rtnetlink::Error) -> String {
     match errno(error) {
-        Some(errno) => format!("{}; {}", io::Error::from_raw_os_error(errno), advice(errno)),
+        Some(errno) => format!("{}; {}", io::Error::from_raw_os_error(errno), text::advice(errno)),
         None => error.to_string(),
-    }
-}
-
-fn advice(errno: i32) -> &'static str {
-    match errno {
-        libc::EPERM | libc::EACCES => "run podnet as root with CAP_NET_ADMIN in the host's network namespace",
-        libc::ENOMEM | libc::ENOBUFS | libc::ENOSPC => "the kernel is out of memory or at a limit: free memory",
-        libc::EOPNOTSUPP => "the kernel lacks this feature: load its module, or use a kernel that has it",
-        _ => "check the kernel log (dmesg) if this persists",
     }
 }
 

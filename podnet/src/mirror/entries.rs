@@ -2,6 +2,7 @@
 
 use std::io;
 
+use podnet_cni::text::refusal;
 use thiserror::Error;
 
 /// A failed operation on a table, without effect.
@@ -19,7 +20,7 @@ pub enum TableError {
     #[error("waiting for {0}")]
     Waits(String),
     /// The kernel refused the operation.
-    #[error("cannot {operation} the table `{table}`: {source}")]
+    #[error("cannot {operation} the table `{table}`: {}", refusal(.source))]
     Io {
         /// Name of the table.
         table: &'static str,
