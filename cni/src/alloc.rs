@@ -115,6 +115,13 @@ fn usable(cidr: IpNetwork) -> Result<Range, PoolError> {
     }
 }
 
+/// The addresses of a CIDR that no pod gets.
+pub fn reserved(cidr: IpNetwork) -> impl Iterator<Item = IpAddr> {
+    let (family, first) = (Family::of(cidr.network()), number(cidr.network()));
+    let broadcast = if let IpNetwork::V4(c) = cidr { Some(number(c.broadcast().into())) } else { None };
+    [Some(first), first.checked_add(1), broadcast].into_iter().flatten().map(move |number| family.address(number))
+}
+
 impl Pool {
     /// One pool per family among the CIDRs, IPv4 first.
     pub fn from_cidrs(cidrs: &[IpNetwork]) -> Result<Vec<Self>, PoolError> {
@@ -153,6 +160,21 @@ impl Pool {
             ranges.push(Range { first: start.max(all.first), last: end.min(all.last) });
         }
         Ok(Self { family, ranges })
+    }
+
+    /// Takes an address out.
+    pub fn exclude(&mut self, ip: IpAddr) {
+        let taken = number(ip);
+        if Family::of(ip) != self.family {
+            return;
+        }
+        let without = |range: &Range| {
+            let before = taken.checked_sub(1).map(|last| Range { first: range.first, last });
+            let after = taken.checked_add(1).map(|first| Range { first, last: range.last });
+            let parts = if range.contains(taken) { [before, after] } else { [Some(*range), None] };
+            parts.into_iter().flatten().filter(|part| part.first <= part.last)
+        };
+        self.ranges = self.ranges.iter().flat_map(without).collect();
     }
 
     /// The pool's family.
@@ -283,6 +305,19 @@ mod tests {
     }
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn reserved_addresses_are_taken_out_of_wider_ranges() {
+        let wide = ("10.244.0.0/16".parse().unwrap(), Some(ip("10.244.0.254")), Some(ip("10.244.1.3")));
+        let mut pool = Pool::from_ranges(&[wide]).unwrap();
+        let cidrs = ["10.244.1.0/24", "10.244.0.0/24", "fd00::/64"].map(|cidr| cidr.parse().unwrap());
+        cidrs.into_iter().flat_map(reserved).for_each(|ip| pool.exclude(ip));
+        let left: Vec<_> = pool.after(None).collect();
+        assert_eq!(left, ["10.244.0.254", "10.244.1.2", "10.244.1.3"].map(ip));
+        assert!(!pool.contains(ip("10.244.1.1")), "the source of hairpin traffic");
+        left.into_iter().for_each(|ip| pool.exclude(ip));
+        assert_eq!(pool.after(Some(ip("10.244.1.2"))).count(), 0);
     }
 
     /// Allocates and releases as the store does.

@@ -68,6 +68,20 @@ fn correct_pair_is_left_alone_and_altered_pair_is_repaired() {
         ip("link set podnet0 down");
         assert!(ensure_podnet0(&host, &wanted()).await.unwrap().changed);
         assert_eq!(state(), before);
+
+        ip("link add br9 type bridge");
+        ip("link set podnet0 master br9");
+        assert!(ensure_podnet0(&host, &wanted()).await.unwrap().changed);
+        assert_eq!(state(), before);
+
+        // Below 1280 bytes the kernel removes IPv6 from a link.
+        ip("link set podnet0 mtu 1000");
+        let recreated = ensure_podnet0(&host, &wanted()).await.unwrap();
+        assert!(recreated.created && recreated.problems.is_empty(), "{recreated:?}");
+        assert!(
+            ip("route get fd00:96::1").contains("dev podnet0") && ip("route get 10.96.0.1").contains("dev podnet0")
+        );
+        assert!(!ip("-6 address show dev podnet0").contains("fe80"));
     });
 }
 

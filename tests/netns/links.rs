@@ -25,6 +25,8 @@ fn links() -> Result<()> {
     cases!(
         Site { lab, other },
         removed_parts_of_links_are_restored_and_reported,
+        links_from_before_a_restart_are_restored_at_once,
+        names_that_are_no_text_hinder_nothing,
         continual_changes_are_restored_less_often_and_reported,
         changed_settings_are_restored_at_once,
         renamed_link_is_recognised_and_deleted_with_its_pod,
@@ -108,6 +110,43 @@ fn removed_parts_of_links_are_restored_and_reported(site: &Site) -> Result<()> {
         pod.delete()?;
     }
     node.place.ip("link del lan9\n")
+}
+
+fn links_from_before_a_restart_are_restored_at_once(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let pods = ["old0", "old1", "old2"].map(|name| node.add_server(name, 8080));
+    let pods = pods.into_iter().collect::<Result<Vec<_>>>()?;
+    node.stop_daemon()?;
+    node.start_daemon()?;
+    for (pod, disturbance) in
+        pods.iter().zip(["tc qdisc del dev {0} clsact", "ip addr flush dev {0}", "ip neigh del {1} dev {0}"])
+    {
+        let v4 = pod.ip(Family::V4).to_string();
+        let script = disturbance.replace("{0}", &pod.host_ifname()?).replace("{1}", &v4);
+        node.place.run("sh", &["-ec", &script])?;
+        if disturbance.contains("clsact") && pod.invoke("CHECK").is_ok() {
+            ensure!(!restored(node, pod).is_empty(), "CHECK has not noticed that the programs are gone");
+        }
+        soon(&script, || {
+            ensure!(!restored(node, pod).is_empty(), "nothing has been restored");
+            works(site, pod)
+        })?;
+    }
+    pods.into_iter().try_for_each(Pod::delete)
+}
+
+fn names_that_are_no_text_hinder_nothing(site: &Site) -> Result<()> {
+    let node = site.lab.node(0);
+    let script = "ip link add odd0 type bridge; ip link set odd0 alias $(printf 'B\\374ro'); \
+                  ip link property add dev odd0 altname $(printf 'n\\377'); ip addr add 192.0.2.77/32 dev odd0";
+    node.place.run("sh", &["-ec", script])?;
+    let pod = node.add_server("beside-odd", 8080)?;
+    works(site, &pod)?;
+    let host_end = pod.host_ifname()?;
+    node.place.run("tc", &["qdisc", "del", "dev", &host_end, "clsact"])?;
+    soon("the programs are back", || works(site, &pod))?;
+    pod.delete()?;
+    node.place.ip("link del odd0\n")
 }
 
 /// The daemon's log lines about repairs of a pod's link.
@@ -253,7 +292,7 @@ fn damaged_records_take_no_pod_down(site: &Site) -> Result<()> {
     let end = pods[1].host_ifname()?;
     node.place.run("ip", &["route", "flush", "dev", &end])?;
     soon("what they derive is put back", || pods.iter().try_for_each(|pod| works(site, pod)))?;
-    ensure!(node.log().contains("from the kernel's state"), "nobody was told");
+    ensure!(node.log().contains("from the kernel's state"), "it was not logged");
     // Their addresses are still allocated.
     let next = node.add_pod("next")?;
     ensure!(pods.iter().all(|pod| pod.ips.iter().all(|ip| !next.ips.contains(ip))), "{:?}", next.ips);

@@ -340,10 +340,10 @@ fn shared_link_is_used_while_it_exists(site: &Site) -> Result<()> {
     let routes = |node: usize| -> Result<usize> { Ok(entries(site.lab.node(node))?[2].len()) };
     link("add")?;
     wait_until("the link is used", || Ok(routes(0)? == 2 && routes(1)? == 2 && routes(2)? == 4))?;
-    eventually("everybody is reached", || site.all_pairs())?;
+    eventually("all pods reach each other", || site.all_pairs())?;
     link("del")?;
     wait_until("the tunnel is used", || Ok(routes(0)? == 4 && routes(1)? == 4))?;
-    eventually("everybody is reached", || site.all_pairs())
+    eventually("all pods reach each other", || site.all_pairs())
 }
 
 fn nodes_are_added_moved_and_removed(site: &Site) -> Result<()> {
@@ -369,7 +369,7 @@ fn nodes_are_added_moved_and_removed(site: &Site) -> Result<()> {
     })?;
     for (family, from) in site.over_pods() {
         for to in &site.pods {
-            eventually("everybody is reached again", || {
+            eventually("all pods reach each other again", || {
                 from.place.is_seen_as(from.ip(family), to.addr(family, TARGET), to.name())
             })?;
         }
@@ -380,7 +380,7 @@ fn nodes_are_added_moved_and_removed(site: &Site) -> Result<()> {
     for (addr, length) in moved.iter().zip([32, 128]) {
         last.place.ip(&format!("addr del {addr}/{length} dev eth0\n"))?;
     }
-    eventually("everybody is reached", || site.all_pairs())
+    eventually("all pods reach each other", || site.all_pairs())
 }
 
 fn cleanup_leaves_nothing(site: &Site) -> Result<()> {
@@ -408,7 +408,7 @@ fn vxlan_routing_uses_the_tunnel_on_a_shared_link() -> Result<()> {
         node.start_daemon()?;
         ensure!(node.place.ifindex(TUNNEL).is_err(), "the device is still there");
     }
-    eventually("everybody is reached", || site.all_pairs())
+    eventually("all pods reach each other", || site.all_pairs())
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //!
 //! Whatever later plugins of a chain may change is not compared: MTU, additional addresses and routes.
 
+use podnet_common::addr::IfIndex;
+
 use super::node::refuse_own;
 use crate::config::Config;
-use crate::datapath::{Endpoints, PinDir, Sandboxes};
+use crate::datapath::{Endpoints, PinDir, Sandboxes, missing_hook};
 use crate::entries::endpoint;
 use crate::env::Attachment;
 use crate::error::{CniError, Code};
@@ -28,9 +30,10 @@ pub(super) fn check(config: &Config, attachment: &Attachment) -> Result<(), CniE
     refuse_own(attachment, &pod, &NetNs::current()?)?;
     let record = record(config, attachment)?;
     check_result(&previous, &record)?;
-    wiring::check_host(&mut Netlink::open()?, &record).map_err(as_failed)?;
+    let mut netlink = Netlink::open()?;
+    wiring::check_host(&mut netlink, &record).map_err(as_failed)?;
     wiring::check_pod(&pod, &record).map_err(as_failed)?;
-    check_tables(&record)
+    check_datapath(&mut netlink, &record)
 }
 
 /// Any error counts as a failed check: a missing link, for example, is a netlink error.
@@ -69,14 +72,21 @@ fn check_result(previous: &CniResult, record: &Record) -> Result<(), CniError> {
     }
 }
 
-fn check_tables(record: &Record) -> Result<(), CniError> {
+fn check_datapath(netlink: &mut Netlink, record: &Record) -> Result<(), CniError> {
     let Some(bpffs) = &record.bpffs else { return Ok(()) };
     let pins = PinDir::new(bpffs);
+    if let Some(hook) = missing_hook(netlink, &pins, IfIndex(record.host_ifindex))? {
+        let (name, link) = (hook.name(), &record.host_ifname);
+        return Err(failed(format!("the program {name} is not attached to {link}: packets of the pod bypass podnet")));
+    }
     let endpoints = Endpoints::open(&pins)?;
     let expected = endpoint(record);
     for ip in &record.ips {
         match endpoints.get(*ip)? {
-            Some(found) if found.ifindex == expected.ifindex => {}
+            Some(found) if found == expected => {}
+            Some(found) if found.ifindex == expected.ifindex => {
+                return Err(failed(format!("the table endpoints has another entry for {ip} than the record")));
+            }
             Some(found) => {
                 return Err(failed(format!(
                     "the table endpoints maps {ip} to link {} instead of {} (link {})",

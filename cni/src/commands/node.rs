@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::alloc::{Family, Pool};
+use crate::alloc::{self, Family, Pool};
 use crate::config::{Config, Datapath};
 use crate::datapath::PinDir;
 use crate::env::Attachment;
@@ -22,6 +22,7 @@ pub(super) struct Node {
     pub(super) gateways: Vec<IpAddr>,
     /// The bpffs with the pinned programs; `None` with `datapath: none`.
     pub(super) bpffs: Option<PathBuf>,
+    run_dir: PathBuf,
     /// See [`NodeInfo::policed`].
     policed: Policed,
     /// How long ADD waits for a pod's network policies.
@@ -47,10 +48,13 @@ impl Node {
         };
         let published = || info.as_ref().map(|i| i.pod_cidrs.as_slice()).unwrap_or_default();
         let cidrs: &[IpNetwork] = if config.pod_cidrs.is_empty() { published() } else { &config.pod_cidrs };
-        let pools = match config.runtime.pools.as_slice() {
+        let mut pools = match config.runtime.pools.as_slice() {
             [] => Pool::from_cidrs(cidrs)?,
             pools => pools.to_vec(),
         };
+        // Wider ranges may contain what is reserved in the node's: the source of hairpin traffic, for example.
+        let reserved = published().iter().copied().flat_map(alloc::reserved);
+        reserved.for_each(|ip| pools.iter_mut().for_each(|pool| pool.exclude(ip)));
         if pools.is_empty() {
             return Err(CniError::new(Code::TryAgainLater, "this node has no pod CIDR yet").details(
                 "the cluster assigns it to the Node object (spec.podCIDRs); or set podCIDRs in the configuration",
@@ -68,12 +72,16 @@ impl Node {
         let gateways = gateways(info.as_ref());
         let seconds = info.as_ref().map_or_else(default_policy_wait, |info| info.policy_wait_seconds);
         let policy_wait = Duration::from_secs(seconds.into());
-        Ok(Self { mtu, gateways, bpffs: info.filter(|_| ebpf).map(|info| info.bpffs), policed, policy_wait, pools })
+        let (run_dir, bpffs) = (config.run_dir.clone(), info.filter(|_| ebpf).map(|info| info.bpffs));
+        Ok(Self { mtu, gateways, bpffs, run_dir, policed, policy_wait, pools })
     }
 
-    /// Whether network policies may apply to a pod.
+    /// Whether network policies may apply to a pod, by what the daemon has published by now: the command may have
+    /// waited meanwhile.
     pub(super) fn polices(&self, pod: Option<&PodRef>) -> bool {
-        pod.is_some_and(|pod| self.policed.contains(&pod.namespace))
+        let Some(pod) = pod else { return false };
+        let now = NodeInfo::read(&self.run_dir).map(|info| info.policed);
+        now.as_ref().unwrap_or(&self.policed).contains(&pod.namespace)
     }
 
     pub(super) fn pins(&self) -> Option<PinDir> {

@@ -51,9 +51,13 @@ pub fn detach(ifindex: IfIndex, direction: Direction) -> io::Result<()> {
 
 /// Detaches podnet's filter if it runs this pinned program.
 pub fn detach_program(program: &Path, ifindex: IfIndex, direction: Direction) -> io::Result<()> {
-    let id = ProgramInfo::from_pin(program).map_err(io::Error::other)?.id();
-    let there = attached(id, ifindex, direction).map_err(io::Error::other)?;
+    let there = attached(id(program)?, ifindex, direction).map_err(io::Error::other)?;
     if there { detach(ifindex, direction) } else { Ok(()) }
+}
+
+/// Id of a pinned program.
+pub(super) fn id(program: &Path) -> io::Result<u32> {
+    Ok(ProgramInfo::from_pin(program).map_err(io::Error::other)?.id())
 }
 
 /// Whether the program with this id is a filter of a link.

@@ -107,6 +107,20 @@ pub fn attach_pod(netlink: &mut Netlink, pins: &PinDir, host_end: IfIndex) -> Re
     clsact::attach(netlink, host_end, &[(&from_pod.0, from_pod.1), (&to_pod.0, to_pod.1)])
 }
 
+/// The first hook of a pod's host end, in the socket's namespace, without its dispatcher.
+pub fn missing_hook(netlink: &mut Netlink, pins: &PinDir, host_end: IfIndex) -> Result<Option<Hook>, DatapathError> {
+    for (hook, direction) in POD_HOOKS {
+        let pin = pins.hook(hook);
+        let failed = |source| attach_error("find", &pin, host_end, direction, source);
+        let program = clsact::id(&pin).map_err(failed)?;
+        let filters = netlink.filters(host_end, direction).map_err(|error| failed(io::Error::other(error)))?;
+        if !filters.contains(&program) {
+            return Ok(Some(hook));
+        }
+    }
+    Ok(None)
+}
+
 /// Detaches the dispatchers from a link of the caller's namespace. No error if they are not attached.
 pub fn detach_pod(pins: &PinDir, host_end: IfIndex) -> Result<(), DatapathError> {
     POD_HOOKS.into_iter().try_for_each(|(hook, direction)| {

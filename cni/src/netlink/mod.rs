@@ -7,6 +7,7 @@
 mod filter;
 mod queue;
 mod request;
+pub mod texts;
 mod values;
 
 use std::io;
@@ -210,12 +211,13 @@ impl Netlink {
     fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
         self.buffer.clear();
         self.socket.recv(&mut self.buffer, 0)?;
-        let mut rest = self.buffer.as_slice();
+        let mut rest = &mut self.buffer[..];
         let mut messages = Vec::new();
         while !rest.is_empty() {
+            texts::mend_first(rest);
             let message = NetlinkMessage::deserialize(rest).map_err(|e| NetlinkError::Answer(e.to_string()))?;
             let length = (message.header.length as usize).next_multiple_of(4);
-            rest = rest.get(length..).unwrap_or_default();
+            rest = rest.get_mut(length..).unwrap_or_default();
             messages.push(message);
         }
         Ok(messages)

@@ -28,7 +28,7 @@ impl Daemon {
 
     /// Updates the facts about the host. Returns whether that affects services.
     pub(super) fn learn_host(&mut self, snapshot: &Snapshot) -> bool {
-        self.watcher.learn(&snapshot.neighbours);
+        self.watcher.learn(snapshot);
         let applied = self.control.set_host(facts::gather(snapshot, self.api_servers.known()));
         applied.services > 0 || applied.host_ports
     }

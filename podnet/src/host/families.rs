@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+/// Smallest MTU in bytes at which the kernel enables IPv6 on an interface (RFC 8200, section 5).
+pub(super) const IPV6_MTU_MIN: u32 = 1280;
+
 /// The address families that a node uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Families {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use podnet_common::addr::{IfIndex, Mac};
 
-use super::snapshot::{Route, Snapshot};
+use super::snapshot::{Framing, Route, Snapshot};
 use crate::prefixes::Prefixes;
 
 /// Indexes of a snapshot by address.
@@ -16,6 +16,8 @@ pub(super) struct Lookup<'a> {
     macs: HashMap<(IfIndex, IpAddr), Mac>,
     addresses: HashSet<IpAddr>,
     by_link: HashMap<IfIndex, Vec<IpAddr>>,
+    /// Interfaces whose frames have no Ethernet header.
+    without_ethernet: HashSet<IfIndex>,
 }
 
 impl<'a> Lookup<'a> {
@@ -29,7 +31,16 @@ impl<'a> Lookup<'a> {
         for address in snapshot.addresses.iter().filter(|address| !address.tentative) {
             by_link.entry(address.ifindex).or_default().push(address.addr);
         }
-        Self { routes, macs, addresses: snapshot.addresses.iter().map(|address| address.addr).collect(), by_link }
+        let addresses = snapshot.addresses.iter().map(|address| address.addr).collect();
+        let without_ethernet = snapshot.links.iter().filter(|link| link.framing != Framing::Ethernet);
+        let without_ethernet = without_ethernet.map(|link| link.ifindex).collect();
+        Self { routes, macs, addresses, by_link, without_ethernet }
+    }
+
+    /// Whether machines on an interface's link reach each other by Ethernet addresses. A tunnel such as WireGuard
+    /// delivers only packets to the addresses that it has been told.
+    pub(super) fn has_ethernet(&self, dev: IfIndex) -> bool {
+        !self.without_ethernet.contains(&dev)
     }
 
     /// Source address of packets to `addr` by the main table: the preferred source of the route, else one of

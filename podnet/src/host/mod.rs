@@ -26,23 +26,24 @@ pub mod settings;
 pub mod snapshot;
 pub mod sysctl;
 pub mod tunnel;
+mod tunnel_device;
 pub mod uplinks;
 pub mod watch;
 
 use std::net::IpAddr;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{InfoData, InfoVeth};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use podnet_cni::mac;
 use podnet_common::addr::IfIndex;
-use podnet_common::layout::{MARK_DONE, TUNNEL_PORT};
+use podnet_common::layout::MARK_DONE;
 use rtnetlink::proto::ConnectionHandle;
-use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 pub use error::HostError;
@@ -60,7 +61,6 @@ use raw::Raw;
 use routes::{NextHop, RouteSpec, RouteStep};
 use snapshot::Table;
 use sysctl::Sysctl;
-use tunnel::Tunnel;
 
 /// Number of concurrent route requests to the kernel.
 const REQUESTS: usize = 64;
@@ -98,8 +98,16 @@ impl Host {
 
     /// Reads links, addresses, routes of the main table and neighbours.
     pub async fn snapshot(&self) -> Result<Snapshot, HostError> {
-        let links = read("links", self.handle.link().get().execute(), messages::link).await?;
-        let addresses = read("addresses", self.handle.address().get().execute(), messages::address).await?;
+        let links = read("links", raw::dump(&self.raw, Raw::links()), |raw| match raw.parse()? {
+            RouteNetlinkMessage::NewLink(message) => messages::link(message),
+            _ => None,
+        });
+        let links = links.await?;
+        let addresses = read("addresses", raw::dump(&self.raw, Raw::addresses()), |raw| match raw.parse()? {
+            RouteNetlinkMessage::NewAddress(message) => messages::address(message),
+            _ => None,
+        });
+        let addresses = addresses.await?;
         let (mut routes, mut local_routes) = (Vec::new(), Vec::new());
         // Read first: the watcher reports objects created later.
         let next_hops = read("next hops", raw::dump(&self.raw, next_hops::request()), Some).await?;
@@ -139,7 +147,7 @@ impl Host {
     /// A correct pair is left untouched, since traffic flows over it. The snapshot must be current; it is replaced by a
     /// new one if the pair is created.
     pub async fn ensure_podnet0(&self, snapshot: &mut Snapshot, wanted: &Podnet0Wanted) -> Result<Podnet0, HostError> {
-        let created = match podnet0::examine(snapshot)? {
+        let created = match podnet0::examine(snapshot, wanted.families())? {
             podnet0::Pair::Right => false,
             podnet0::Pair::Missing => {
                 self.create_pair().await?;
@@ -154,22 +162,28 @@ impl Host {
         if created {
             *snapshot = self.snapshot().await?;
         }
-        // Before the interface comes up: it must not get a link-local address.
-        let settings = settings::podnet0(wanted.families());
-        let applied = settings::apply(&self.sysctl, &settings);
-        if let Some(failure) = applied.failed.into_iter().next() {
-            return Err(failure.into());
-        }
         let near = snapshot.link(podnet0::NEAR).ok_or(HostError::Vanished { name: podnet0::NEAR })?;
         let far = snapshot.link(podnet0::FAR).ok_or(HostError::Vanished { name: podnet0::FAR })?;
         let (steps, mut problems) = podnet0::plan(snapshot, near, far, wanted);
+        // Before the interface comes up: it must not get a link-local address.
+        let settings = settings::podnet0(wanted.families());
+        for failure in settings::apply(&self.sysctl, &settings).failed {
+            match failure.is_of_ipv6() {
+                true => problems.push(failure.into()),
+                false => return Err(failure.into()),
+            }
+        }
         let changed = created || !steps.is_empty();
         // Routes and rules come last, don't depend on each other, and may be many. A rejected one (a rule, if the
         // kernel supports a single table only) is reported as a problem of its own, so that no object can prevent the
         // setup of the node.
         let (ways, first): (Vec<_>, Vec<_>) = steps.iter().partition(|step| step.is_way());
         for step in first {
-            self.podnet0_step(step).await?;
+            match self.podnet0_step(step).await {
+                // IPv6 may be disabled on the host, which doesn't affect IPv4.
+                Err(error) if step.is_of_ipv6() => problems.push(error),
+                result => result?,
+            }
         }
         let done = futures::stream::iter(ways.into_iter().map(|step| self.podnet0_step(step)));
         let failed = done.buffer_unordered(REQUESTS).filter_map(|result| std::future::ready(result.err()));
@@ -191,7 +205,7 @@ impl Host {
         for v4 in [true, false] {
             self.remove_service_rule(v4).await?;
         }
-        match podnet0::examine(&snapshot)? {
+        match podnet0::examine(&snapshot, Families::default())? {
             podnet0::Pair::Missing => Ok(false),
             podnet0::Pair::Broken(ifindex) => self.delete_link(ifindex, podnet0::NEAR).await.map(|()| true),
             podnet0::Pair::Right => {
@@ -261,94 +275,6 @@ impl Host {
         Ok(plan.result)
     }
 
-    /// Creates the tunnel's device, or adopts it.
-    async fn make_tunnel(
-        &self,
-        snapshot: &mut Snapshot,
-        wanted: &tunnel::Wanted,
-        families: Families,
-        errors: &mut Vec<HostError>,
-    ) -> Result<Tunnel, HostError> {
-        let device = tunnel::examine(snapshot, wanted)?;
-        if let tunnel::Device::Outdated(ifindex) = device {
-            self.delete_link(ifindex, tunnel::NAME).await?;
-        }
-        if device != tunnel::Device::Right {
-            self.create_tunnel(wanted).await?;
-            *snapshot = self.snapshot().await?;
-        }
-        // Before the interface comes up: it must not get a link-local address.
-        let applied = settings::apply(&self.sysctl, &settings::tunnel(families));
-        errors.extend(applied.failed.into_iter().map(HostError::from));
-        let link = snapshot.link(tunnel::NAME).ok_or(HostError::Vanished { name: tunnel::NAME })?;
-        Ok(Tunnel { ifindex: link.ifindex, mac: wanted.mac, mtu: wanted.mtu })
-    }
-
-    /// Brings the device into line, and sets it up. Rejected changes are added to `errors`.
-    async fn fill_tunnel(
-        &self,
-        snapshot: &Snapshot,
-        wanted: &tunnel::Wanted,
-        errors: &mut Vec<HostError>,
-    ) -> Result<(), HostError> {
-        let link = snapshot.link(tunnel::NAME).ok_or(HostError::Vanished { name: tunnel::NAME })?;
-        let mut query = self.handle.neighbours().get();
-        query.message_mut().header.family = AddressFamily::Bridge;
-        let table = read("forwarding tables", query.execute(), messages::forwarding).await?;
-        for step in tunnel::plan(snapshot, link, &table, wanted) {
-            if let Err(e) = self.tunnel_step(link.ifindex, &step).await {
-                errors.push(e);
-            }
-        }
-        Ok(())
-    }
-
-    async fn create_tunnel(&self, wanted: &tunnel::Wanted) -> Result<(), HostError> {
-        let device =
-            LinkVxlan::new(tunnel::NAME, tunnel::VNI).address(wanted.mac.0.to_vec()).port(TUNNEL_PORT).learning(false);
-        let device = match wanted.local {
-            // Zero checksums as in RFC 7348: the inner packets have checksums of their own.
-            IpAddr::V4(local) => device.local(local).udp_csum(false),
-            IpAddr::V6(local) => device.local6(local),
-        };
-        self.handle.link().add(device.build()).execute().await.map_err(|source| HostError::Change {
-            action: format!("create the VXLAN device {}{}", tunnel::NAME, tunnel::why_not_created(errno(&source))),
-            source,
-        })
-    }
-
-    async fn tunnel_step(&self, dev: IfIndex, step: &tunnel::Step) -> Result<(), HostError> {
-        let neighbours = self.handle.neighbours();
-        let done = match step {
-            tunnel::Step::Mtu(mtu) => {
-                self.handle.link().set(LinkUnspec::new_with_index(dev.0).mtu(*mtu).build()).execute().await
-            }
-            tunnel::Step::Up => self.handle.link().set(LinkUnspec::new_with_index(dev.0).up().build()).execute().await,
-            tunnel::Step::Address => {
-                let mut request = self.handle.address().add(dev.0, tunnel::ADDRESS.into(), 32);
-                request.message_mut().header.scope = AddressScope::Link;
-                request.execute().await
-            }
-            tunnel::Step::Forward { mac, remote } => {
-                let entry = neighbours.add_bridge(dev.0, &mac.0).destination(*remote);
-                entry.flags(NeighbourFlags::Own).replace().execute().await
-            }
-            tunnel::Step::Neighbour { addr, mac } => {
-                neighbours.add(dev.0, *addr).link_layer_address(&mac.0).replace().execute().await
-            }
-            tunnel::Step::ForgetNeighbour { addr } => {
-                let message = neighbours.add(dev.0, *addr).message_mut().clone();
-                neighbours.del(message).execute().await
-            }
-            tunnel::Step::ForgetForward(entry) => {
-                let mut entry = neighbours.add_bridge(dev.0, &entry.mac.0).destination(entry.remote);
-                entry = entry.flags(NeighbourFlags::Own);
-                neighbours.del(entry.message_mut().clone()).execute().await
-            }
-        };
-        done.map_err(|source| HostError::Change { action: step.to_string(), source })
-    }
-
     /// Removes all of these routes and the tunnel. Returns how many routes there were.
     pub async fn remove_node_routes(&self) -> Result<usize, HostError> {
         let nothing = tunnel::Prepared::default();
@@ -402,6 +328,10 @@ impl Host {
         let done = match step {
             podnet0::Step::Mtu { dev, mtu } => {
                 let link = LinkUnspec::new_with_index(dev.0).mtu(*mtu).build();
+                self.handle.link().set(link).execute().await
+            }
+            podnet0::Step::NoController { dev } => {
+                let link = LinkUnspec::new_with_index(dev.0).nocontroller().build();
                 self.handle.link().set(link).execute().await
             }
             podnet0::Step::Up { dev } => {

@@ -24,7 +24,7 @@ use ipnetwork::IpNetwork;
 use podnet_common::addr::{IfIndex, Mac};
 
 use super::error::HostError;
-use super::families::Families;
+use super::families::{Families, IPV6_MTU_MIN};
 use super::lookup::Lookup;
 use super::names::ROUTE_PROTOCOL;
 pub use super::names::{FAR, NEAR};
@@ -136,12 +136,13 @@ pub(super) enum Pair {
     Missing,
     /// A veth pair.
     Right,
-    /// A veth whose peer isn't the other: to be deleted and created again.
+    /// A veth whose peer isn't the other, or whose MTU has cost it IPv6: to be deleted and created again.
     Broken(IfIndex),
 }
 
-/// Looks for the pair. Fails if an interface of another kind has one of these names.
-pub(super) fn examine(snapshot: &Snapshot) -> Result<Pair, HostError> {
+/// Looks for the pair, which is to be used with these families. Fails if an interface of another kind has one of these
+/// names.
+pub(super) fn examine(snapshot: &Snapshot, families: Families) -> Result<Pair, HostError> {
     let (near, far) = (snapshot.link(NEAR), snapshot.link(FAR));
     for link in [near, far].into_iter().flatten() {
         if link.kind != LinkKind::Veth {
@@ -150,6 +151,10 @@ pub(super) fn examine(snapshot: &Snapshot) -> Result<Pair, HostError> {
     }
     Ok(match (near, far) {
         (None, None) => Pair::Missing,
+        // Without IPv6, a link has no settings of IPv6; and with a larger MTU it would get a link-local address.
+        (Some(link), Some(other)) if families.v6 && link.mtu.min(other.mtu) < IPV6_MTU_MIN => {
+            Pair::Broken(link.ifindex)
+        }
         (Some(n), Some(f)) if n.peer == Some(f.ifindex) && f.peer == Some(n.ifindex) => Pair::Right,
         (Some(link), _) | (None, Some(link)) => Pair::Broken(link.ifindex),
     })
@@ -158,6 +163,8 @@ pub(super) fn examine(snapshot: &Snapshot) -> Result<Pair, HostError> {
 /// One change to the pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// Take the link out of a bridge, bond or VRF, which would receive its packets.
+    NoController { dev: IfIndex },
     /// Set the MTU.
     Mtu { dev: IfIndex, mtu: u32 },
     /// Set the link up.
@@ -179,11 +186,17 @@ impl Step {
     pub(super) fn is_way(&self) -> bool {
         matches!(self, Self::Route(_) | Self::Rule { .. } | Self::NoRule { .. })
     }
+
+    /// Whether this needs IPv6.
+    pub(super) fn is_of_ipv6(&self) -> bool {
+        matches!(self, Self::Neighbour { addr: IpAddr::V6(_), .. })
+    }
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoController { dev } => write!(f, "take interface {} out of its bridge or VRF", dev.0),
             Self::Mtu { dev, mtu } => write!(f, "set the MTU of interface {} to {mtu}", dev.0),
             Self::Up { dev } => write!(f, "set interface {} up", dev.0),
             Self::Address { dev } => write!(f, "add the address {ADDRESS} to interface {}", dev.0),
@@ -203,10 +216,14 @@ fn family(v4: bool) -> &'static str {
 
 /// Steps that bring the pair into line, in order, and problems that prevent some.
 pub(super) fn plan(snapshot: &Snapshot, near: &Link, far: &Link, wanted: &Wanted) -> (Vec<Step>, Vec<HostError>) {
+    let mtu = if wanted.families().v6 { wanted.mtu.max(IPV6_MTU_MIN) } else { wanted.mtu };
     let mut steps = Vec::new();
     for link in [near, far] {
-        if link.mtu != wanted.mtu {
-            steps.push(Step::Mtu { dev: link.ifindex, mtu: wanted.mtu });
+        if link.controller.is_some() {
+            steps.push(Step::NoController { dev: link.ifindex });
+        }
+        if link.mtu != mtu {
+            steps.push(Step::Mtu { dev: link.ifindex, mtu });
         }
     }
     // The far end first: the kernel doesn't use routes over an interface without carrier.
@@ -363,6 +380,19 @@ mod tests {
     }
 
     #[test]
+    fn links_keep_room_for_ipv6_and_belong_to_no_bridge() {
+        let mut snapshot = settled(&wanted());
+        snapshot.links[1].controller = Some(IfIndex(3));
+        let (free, v6) = ("take interface 8 out of its bridge or VRF", Families { v4: true, v6: true });
+        let small = Wanted { mtu: 1000, ..wanted() };
+        let mtus = ["set the MTU of interface 7 to 1280", free, "set the MTU of interface 8 to 1280"];
+        assert_eq!(steps(&snapshot, &small), mtus);
+        snapshot.links[0].mtu = 1279;
+        assert_eq!(examine(&snapshot, v6).unwrap(), Pair::Broken(IfIndex(7)), "it has lost IPv6");
+        assert_eq!(examine(&snapshot, Families { v6: false, ..v6 }).unwrap(), Pair::Right);
+    }
+
+    #[test]
     fn only_the_difference_is_changed() {
         let mut snapshot = settled(&wanted());
         snapshot.neighbours[0].mac = Some(Mac([2, 0, 0, 0, 0, 1]));
@@ -432,12 +462,12 @@ mod tests {
     #[test]
     fn a_foreign_interface_is_rejected_and_a_broken_pair_recreated() {
         let mut snapshot = pair();
-        assert_eq!(examine(&snapshot).unwrap(), Pair::Right);
+        assert_eq!(examine(&snapshot, Families::default()).unwrap(), Pair::Right);
         snapshot.links[0].peer = Some(IfIndex(99));
-        assert_eq!(examine(&snapshot).unwrap(), Pair::Broken(IfIndex(7)));
+        assert_eq!(examine(&snapshot, Families::default()).unwrap(), Pair::Broken(IfIndex(7)));
         snapshot.links[1].kind = LinkKind::Other;
-        assert!(matches!(examine(&snapshot), Err(HostError::ForeignLink { name }) if name == FAR));
-        assert_eq!(examine(&Snapshot::default()).unwrap(), Pair::Missing);
+        assert!(matches!(examine(&snapshot, Families::default()), Err(HostError::ForeignLink { name }) if name == FAR));
+        assert_eq!(examine(&Snapshot::default(), Families::default()).unwrap(), Pair::Missing);
     }
 
     #[test]

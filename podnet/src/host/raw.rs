@@ -1,10 +1,13 @@
-//! rtnetlink(7) messages that netlink-packet-route doesn't support, unparsed, on connections of their own.
+//! rtnetlink(7) messages that netlink-packet-route doesn't support, or not whatever bytes they contain, unparsed, on
+//! connections of their own.
 
 use std::io;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::Either;
 use futures::{Stream, StreamExt as _};
+use netlink_packet_route::RouteNetlinkMessage;
+use podnet_cni::netlink::texts;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
     DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -23,6 +26,25 @@ pub(super) struct Raw {
 }
 
 impl Raw {
+    /// Asks for all links.
+    pub(super) fn links() -> Self {
+        Self { kind: libc::RTM_GETLINK, payload: vec![0; size_of::<libc::ifinfomsg>()] }
+    }
+
+    /// Asks for all addresses.
+    pub(super) fn addresses() -> Self {
+        Self { kind: libc::RTM_GETADDR, payload: vec![0; size_of::<libc::ifaddrmsg>()] }
+    }
+
+    /// Parses it; `None` if netlink-packet-route can't. Names and aliases that are no text get question marks.
+    pub(super) fn parse(mut self) -> Option<RouteNetlinkMessage> {
+        texts::mend(self.kind, &mut self.payload);
+        let mut header = NetlinkHeader::default();
+        header.message_type = self.kind;
+        let parsed = RouteNetlinkMessage::deserialize(&header, &self.payload);
+        parsed.inspect_err(|error| tracing::warn!(kind = self.kind, "cannot parse a netlink message: {error}")).ok()
+    }
+
     /// The attributes after a header of `header` bytes, by number, up to the first truncated one.
     pub(super) fn attributes(&self, header: usize) -> impl Iterator<Item = (u16, &[u8])> {
         /// Flags beside the number (`NLA_TYPE_MASK` of linux/netlink.h).

@@ -303,9 +303,10 @@ fn next_hop(
 fn way(lookup: &Lookup<'_>, network: &NodeNetwork<'_>, node: &RemoteNode, addr: IpAddr) -> Result<Way, String> {
     if network.routing != Routing::Vxlan {
         match (on_link(lookup, addr), network.routing) {
-            (Ok(dev), _) => return Ok(Way::Link(dev)),
+            (Ok(dev), Routing::Direct) => return Ok(Way::Link(dev)),
+            (Ok(dev), _) if lookup.has_ethernet(dev) => return Ok(Way::Link(dev)),
             (Err(reason), Routing::Direct) => return Err(reason),
-            (Err(_), _) => {}
+            (Ok(_) | Err(_), _) => {}
         }
     }
     if !network.addresses.iter().any(|own| own.is_ipv4() == addr.is_ipv4()) {

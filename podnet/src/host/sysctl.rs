@@ -18,6 +18,13 @@ pub struct SettingError {
     pub(super) source: io::Error,
 }
 
+impl SettingError {
+    /// Whether the setting is one of IPv6: the kernel has none for an interface without it.
+    pub(super) fn is_of_ipv6(&self) -> bool {
+        self.path.starts_with("net/ipv6/")
+    }
+}
+
 /// Root directory of the sysctls: `/proc/sys`, or a directory of a test.
 #[derive(Clone, Debug)]
 pub struct Sysctl {

@@ -17,6 +17,7 @@ use podnet_common::addr::{IfIndex, Mac};
 use podnet_common::layout::TUNNEL_PORT;
 
 use super::error::HostError;
+use super::families::IPV6_MTU_MIN;
 pub use super::names::TUNNEL as NAME;
 use super::snapshot::{Forwarding, Link, Snapshot, Vxlan};
 
@@ -26,13 +27,10 @@ pub const VNI: u32 = 112;
 /// packets only on an interface that has an address (Linux, `__fib_validate_source`).
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 4);
 
-/// Smallest MTU at which the kernel enables IPv6 on an interface. Outer packets that are too long for an uplink are
+/// MTU of the device for this MTU of the uplinks. Both in bytes. Outer packets that are too long for an uplink are
 /// fragmented.
-const MTU_MIN: u32 = 1280;
-
-/// MTU of the device for this MTU of the uplinks. Both in bytes.
 pub fn mtu(uplinks: u32, outer: IpAddr) -> u32 {
-    uplinks.saturating_sub(overhead(outer)).max(MTU_MIN)
+    uplinks.saturating_sub(overhead(outer)).max(IPV6_MTU_MIN)
 }
 
 /// Bytes that encapsulation adds to a packet, by the family of the outer addresses: Ethernet, VXLAN, UDP and IP.
@@ -152,6 +150,8 @@ pub(super) fn own(snapshot: &Snapshot) -> Result<Option<(&Link, Vxlan)>, HostErr
 /// One change to the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// Take it out of a bridge, bond or VRF, which would receive its packets.
+    NoController,
     /// Set the MTU.
     Mtu(u32),
     /// Add [`ADDRESS`].
@@ -171,6 +171,7 @@ pub(super) enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoController => write!(f, "take {NAME} out of its bridge or VRF"),
             Self::Mtu(mtu) => write!(f, "set the MTU of {NAME} to {mtu}"),
             Self::Address => write!(f, "add the address {ADDRESS} to {NAME}"),
             Self::Up => write!(f, "set {NAME} up"),
@@ -187,6 +188,9 @@ impl fmt::Display for Step {
 /// Steps that bring the device into line, in order. `table` is its forwarding table.
 pub(super) fn plan(snapshot: &Snapshot, link: &Link, table: &[Forwarding], wanted: &Wanted) -> Vec<Step> {
     let mut steps = Vec::new();
+    if link.controller.is_some() {
+        steps.push(Step::NoController);
+    }
     if link.mtu != wanted.mtu {
         steps.push(Step::Mtu(wanted.mtu));
     }
@@ -293,6 +297,10 @@ mod tests {
         assert_eq!(steps[0], Step::Forward { mac: mac_of("n2"), remote: ip("172.30.0.22") });
         assert!(matches!(steps[1..3], [Step::ForgetNeighbour { .. }, Step::ForgetNeighbour { .. }]), "{steps:?}");
         assert!(matches!(steps[3..], [Step::ForgetForward(entry)] if entry.mac == mac_of("n3")), "{steps:?}");
+
+        // Another program has made it a port of a bridge.
+        let port = Link { controller: Some(IfIndex(9)), ..device() };
+        assert_eq!(plan(&snapshot, &port, &table, &changed)[0], Step::NoController);
 
         // Entries that aren't permanent are the kernel's own.
         snapshot.neighbours.iter_mut().for_each(|n| n.permanent = false);

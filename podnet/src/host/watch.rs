@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::error::HostError;
 use super::names::ROUTE_PROTOCOL;
 use super::raw::{self, Raw};
-use super::snapshot::{Link, Neighbour};
+use super::snapshot::{Link, Snapshot};
 use super::{messages, netconf, next_hops};
 
 const GROUPS: &[MulticastGroup] = &[
@@ -115,8 +115,8 @@ impl Change {
 
 type Message = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
-/// How many pods' interfaces are remembered, the most recent ones.
-const PODS_MAX: usize = 4096;
+/// Number of pods' interfaces beyond which those that are gone are forgotten.
+const PODS_MANY: usize = 4096;
 
 /// State from earlier messages.
 #[derive(Debug, Default)]
@@ -163,9 +163,9 @@ impl Watcher {
         Ok(Self { debounce, subscription, known: Known::default(), pending, first: now, last: now, failing: false })
     }
 
-    /// Adds existing neighbours, since those older than the subscription have not been announced.
-    pub fn learn(&mut self, neighbours: &[Neighbour]) {
-        self.known.learn(neighbours);
+    /// Adds existing neighbours and pods' interfaces, since those older than the subscription have not been announced.
+    pub fn learn(&mut self, snapshot: &Snapshot) {
+        self.known.learn(snapshot);
     }
 
     /// Waits for changes. Cancel-safe: dropping the future loses nothing.
@@ -244,8 +244,13 @@ fn classify(payload: NetlinkPayload<RouteNetlinkMessage>, known: &mut Known) -> 
 }
 
 impl Known {
-    fn learn(&mut self, neighbours: &[Neighbour]) {
-        let usable = neighbours.iter().filter_map(|n| Some(((n.ifindex, n.addr), n.mac?)));
+    fn learn(&mut self, snapshot: &Snapshot) {
+        if self.pods.len() > PODS_MANY {
+            let there: BTreeSet<IfIndex> = snapshot.links.iter().map(|link| link.ifindex).collect();
+            self.pods.retain(|index| there.contains(index));
+        }
+        self.pods.extend(snapshot.links.iter().filter(|link| link.is_host_end()).map(|link| link.ifindex));
+        let usable = snapshot.neighbours.iter().filter_map(|n| Some(((n.ifindex, n.addr), n.mac?)));
         self.macs.extend(usable.filter(|((ifindex, _), _)| !self.pods.contains(ifindex)));
     }
 
@@ -337,9 +342,6 @@ impl Known {
         let Some(link) = link else { return Change::default() };
         if link.is_host_end() {
             self.pods.insert(link.ifindex);
-            if self.pods.len() > PODS_MAX {
-                self.pods.pop_first();
-            }
         }
         // Indexes aren't reused, so a pod's interface remains one even if it is renamed.
         match self.pods.contains(&link.ifindex) {
@@ -370,6 +372,7 @@ fn single_destination(message: &RouteMessage) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::snapshot::{LinkKind, Neighbour};
     use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
     use netlink_packet_route::route::{RouteHeader, RouteType};
 
@@ -408,8 +411,37 @@ mod tests {
         assert!(!classify(gone(), &mut known).neighbours, "it may never have answered");
         let addr = "172.30.0.2".parse().unwrap();
         let mac = Some(Mac([2, 0, 0, 0, 0, 2]));
-        known.learn(&[Neighbour { ifindex: IfIndex(2), addr, mac, permanent: true, fresh: true }]);
+        let neighbours = vec![Neighbour { ifindex: IfIndex(2), addr, mac, permanent: true, fresh: true }];
+        known.learn(&Snapshot { neighbours, ..Snapshot::default() });
         assert!(classify(gone(), &mut known).neighbours);
+    }
+
+    #[test]
+    fn pods_interfaces_that_were_there_before_are_known() {
+        let removed = |index: i32| {
+            let mut message = TcMessage::default();
+            message.header.index = index;
+            message.attributes.push(TcAttribute::Kind("clsact".into()));
+            RouteNetlinkMessage::DelQueueDiscipline(message)
+        };
+        let host_end = |index: u32| Link {
+            name: format!("lan{index}"),
+            alias: "podnet /var/lib/podnet".into(),
+            ifindex: IfIndex(index),
+            kind: LinkKind::Veth,
+            ..Link::default()
+        };
+        let snapshot =
+            |indexes: std::ops::Range<u32>| Snapshot { links: indexes.map(host_end).collect(), ..Snapshot::default() };
+        let mut known = Known::default();
+        known.learn(&snapshot(7..9));
+        assert_eq!(known.change(removed(7)), Change::of_pod(IfIndex(7)));
+        // Many come and go; those that stay are not forgotten.
+        for index in 100..100 + PODS_MANY as u32 {
+            known.link(Some(host_end(index)));
+        }
+        known.learn(&snapshot(7..9));
+        assert_eq!(known.pods, [7, 8].map(IfIndex).into());
     }
 
     #[test]

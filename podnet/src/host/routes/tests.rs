@@ -1,5 +1,5 @@
 use super::*;
-use crate::host::snapshot::{Address, Hop, Link, Neighbour};
+use crate::host::snapshot::{Address, Framing, Hop, Link, Neighbour};
 
 fn route(dst: &str, protocol: u8, via: Option<&str>, dev: u32) -> Route {
     let hops = vec![Hop { via: via.map(|v| v.parse().unwrap()), dev: IfIndex(dev) }];
@@ -184,4 +184,16 @@ fn nothing_needs_a_tunnel_on_one_link() {
     let twin = [nodes[0].clone(), node("a", &["10.7.0.3"], &[])];
     let (peers, errors) = tunnel_peers(&snapshot(), &network(Routing::Auto, &twin, &own));
     assert!(peers.is_empty() && matches!(&errors[..], [HostError::SameMac { node }] if node == "a"));
+}
+
+#[test]
+fn an_interface_without_ethernet_is_no_shared_link() {
+    let own = ["172.30.0.1".parse().unwrap()];
+    let nodes = [node("b", &["172.30.0.2"], &["10.244.2.0/24"])];
+    let mut snapshot = snapshot();
+    let wireguard = Link { name: "wg0".into(), ifindex: IfIndex(2), framing: Framing::Raw, ..Link::default() };
+    snapshot.links.push(wireguard);
+    let peers = |routing| tunnel_peers(&snapshot, &network(routing, &nodes, &own)).0.len();
+    assert_eq!((peers(Routing::Auto), peers(Routing::Direct)), (1, 0));
+    assert_eq!(steps(&planned(&snapshot, &nodes, &own)), ["add the route to 10.244.2.0/24 via 172.30.0.2"]);
 }
