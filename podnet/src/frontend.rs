@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ObjectName, Protocol};
+use crate::model::{Kind, ObjectKey, ObjectName, Protocol};
 
 /// Address of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,13 +27,33 @@ impl fmt::Display for FrontendAddr {
     }
 }
 
-/// A service port by name, shown as `namespace/name:port` or, for a port without a name, `namespace/name`.
+/// Follows a pod's name where a frontend of its host ports is named. No Service's name contains a space.
+const HOST_PORT: &str = " hostPort";
+
+/// A service port by name, shown as `namespace/name:port` or, for a port without a name, `namespace/name`; or the host
+/// ports of a pod, shown as `namespace/name hostPort`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServicePortName {
     /// The service.
     pub service: ObjectName,
     /// Name of the port, which may be empty if it is the only one.
     pub port: String,
+}
+
+impl ServicePortName {
+    /// The host ports of a pod.
+    pub fn of_host_ports(pod: ObjectName) -> Self {
+        Self { service: ObjectName { name: pod.name + HOST_PORT, ..pod }, port: String::new() }
+    }
+
+    /// The object that wants the port: a Service or a Pod.
+    pub fn object(&self) -> ObjectKey {
+        let ObjectName { namespace, name } = &self.service;
+        match name.strip_suffix(HOST_PORT) {
+            Some(pod) => ObjectKey::new(Kind::Pod, namespace, pod),
+            None => ObjectKey::new(Kind::Service, namespace, name),
+        }
+    }
 }
 
 impl fmt::Display for ServicePortName {

@@ -4,7 +4,7 @@ use super::frontends::Frontends;
 use super::problems::SHOWN_MAX;
 use crate::frontend::{Frontend, Owner};
 use crate::guard::Guard;
-use crate::model::{Diagnostic, Kind, ObjectKey, Severity};
+use crate::model::{Diagnostic, Severity};
 use crate::room::Room;
 
 /// Host ports that pods ask for, and what becomes of them.
@@ -32,9 +32,8 @@ impl HostPorts {
         let most = room.frontends.min(room.slots).min(room.backends) as usize;
         let refused = |port: &Frontend| guard.port(port.kind, port.key.socket, port.key.protocol);
         let problems = self.asked.iter().filter_map(|port| {
-            let object = ObjectKey { kind: Kind::Service, name: port.service.service.clone() };
-            let reason = format!("{} is ignored: {}", port.key, refused(port)?);
-            Some(Diagnostic::of(object, Severity::LeftOut, reason))
+            let reason = format!("host port {} is ignored: {}", port.key, refused(port)?);
+            Some(Diagnostic::of(port.service.object(), Severity::LeftOut, reason))
         });
         self.problems = problems.take(SHOWN_MAX).collect();
         let admitted = self.asked.iter().filter(|port| refused(port).is_none()).take(most).cloned().collect();

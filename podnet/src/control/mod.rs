@@ -353,7 +353,7 @@ impl Control {
         let mut problems: Vec<_> = self.problems.all().take(SHOWN_MAX).collect();
         problems.extend(self.host_ports.problems().iter().cloned());
         problems.extend(self.frontends.desired.conflicts().take(SHOWN_MAX).map(|conflict| {
-            let object = ObjectKey { kind: Kind::Service, name: conflict.refused.service.clone() };
+            let object = conflict.refused.object();
             let (key, holder) = (show(&conflict.key), conflict.holder);
             let reason = format!("{key} is already used by {holder}: choose another address or port");
             Diagnostic::of(object, Severity::LeftOut, reason)

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use podnet_common::{
     addr::{Addr, IfIndex, Mac},
     layout::{Interface, Network, NetworkKind, Prefix},
-    tables::INTERFACES,
+    tables::{INTERFACES, NODES},
 };
 
 use crate::{
@@ -21,6 +21,9 @@ use crate::{
 
 /// The first IPv4-mapped IPv6 address.
 const MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
+
+/// Maximum number of entries of `nodes`: before Linux 6.13, entries of a full trie can't be replaced.
+const ROOM: usize = NODES.capacity() - 1;
 
 /// Input for the tables.
 pub struct Cluster<'a> {
@@ -104,9 +107,32 @@ fn tunnel_flag(tunnel: bool) -> u16 {
     if tunnel { Network::TUNNEL } else { 0 }
 }
 
+/// Leaves out service addresses until the entries fit. Returns how many.
+fn leave_out_services(networks: &mut BTreeMap<Prefix, Network>, room: usize) -> usize {
+    let excess = networks.len().saturating_sub(room);
+    let of_services = networks.iter().rev().filter(|(_, network)| network.flags & Network::SERVICE_ADDRESS != 0);
+    let left_out: Vec<_> = of_services.map(|(prefix, _)| *prefix).take(excess).collect();
+    left_out.iter().for_each(|prefix| _ = networks.remove(prefix));
+    left_out.len()
+}
+
 /// The table `peers`: the MACs of nodes on the same link or in the tunnel.
 fn peers(routes: &NodeRoutes) -> BTreeSet<Mac> {
     routes.addresses.iter().filter_map(|address| address.mac).collect()
+}
+
+/// The tables have been written.
+#[derive(Debug)]
+pub struct Written {
+    left_out: usize,
+}
+
+impl Written {
+    /// Number of service addresses for which `nodes` has no room: they come last, since nodes and pods can't do without
+    /// their entries, and anyone who may create Services can have many.
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
 }
 
 /// The tables as written so far.
@@ -136,15 +162,21 @@ impl Networks {
         services: &BTreeSet<IpAddr>,
         interfaces: BTreeMap<IfIndex, Interface>,
         tables: &mut T,
-    ) -> Result<(), TableError>
+    ) -> Result<Written, TableError>
     where
         T: Entries<Prefix, Network> + Entries<Mac, ()> + Entries<IfIndex, Interface>,
     {
-        // Puts first: no range is unknown in between.
-        self.networks.sync(&cluster.networks(routes, services), First::Put, tables)?;
+        let mut networks = cluster.networks(routes, services);
+        let left_out = leave_out_services(&mut networks, ROOM);
+        // Puts first: no range is unknown in between, unless there is no room for both.
+        match self.networks.sync(&networks, First::Put, tables) {
+            Err(TableError::Full { .. }) => self.networks.sync(&networks, First::Delete, tables)?,
+            result => result?,
+        }
         self.peers.sync(&peers(routes).into_iter().map(|mac| (mac, ())).collect(), First::Put, tables)?;
         let interfaces = interfaces.into_iter().take(INTERFACES.capacity()).collect();
-        self.interfaces.sync(&interfaces, First::Delete, tables)
+        self.interfaces.sync(&interfaces, First::Delete, tables)?;
+        Ok(Written { left_out })
     }
 
     /// Entries of `nodes`.
@@ -186,8 +218,10 @@ impl KnownMacs {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
-    use crate::host::routes::NodeHop;
+    use crate::{datapath::memory::MemoryTables, host::routes::NodeHop};
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
@@ -351,6 +385,26 @@ mod tests {
         let taken: Vec<_> =
             site.cluster().service_addresses(all.into_iter().map(ip)).iter().map(ToString::to_string).collect();
         assert_eq!(taken, ["198.51.100.7", "2001:db8::7"]);
+    }
+
+    #[test]
+    fn nodes_and_pods_have_entries_however_many_addresses_services_have() {
+        let site = Site::new("", &["172.30.0.1"], remote());
+        let of_site = site.cluster().networks(&routes(Some(MAC)), &BTreeSet::new());
+        let (mut tables, mut networks) = (MemoryTables::default(), Networks::default());
+        let mut sync = |first: u32, count: usize| {
+            let benchmarking = u32::from(Ipv4Addr::new(198, 18, 0, 0)) + first;
+            let services = (benchmarking..).take(count).map(|addr| IpAddr::from(Ipv4Addr::from(addr))).collect();
+            let cluster = site.cluster();
+            let written = networks.sync(&cluster, &routes(Some(MAC)), &services, BTreeMap::new(), &mut tables).unwrap();
+            assert!(of_site.iter().all(|(prefix, network)| networks.networks.get(prefix) == Some(network)));
+            (written.left_out, networks.len())
+        };
+        let room = ROOM - of_site.len();
+        assert_eq!(sync(0, room), (0, ROOM));
+        assert_eq!(sync(0, room + 7), (7, ROOM));
+        assert_eq!(sync(room as u32, room), (0, ROOM), "all addresses are replaced while there is no room for both");
+        assert_eq!(sync(0, 1), (0, of_site.len() + 1));
     }
 
     #[test]

@@ -47,10 +47,7 @@ fn host_port(ip: &str, port: u16, protocol: Protocol) -> Frontend {
     Frontend {
         key: FrontendAddr { socket: (ip.parse::<IpAddr>().unwrap(), port).into(), protocol },
         kind: FrontendKind::HostPort,
-        service: ServicePortName {
-            service: ObjectName { namespace: "x".into(), name: "pod hostPort".into() },
-            port: String::new(),
-        },
+        service: ServicePortName::of_host_ports(ObjectName { namespace: "x".into(), name: "pod".into() }),
         source: SourceMode::Auto,
         affinity: 0,
         source_ranges: None,

@@ -32,7 +32,7 @@ impl HostPorts {
 
 /// A pod's host ports, one frontend for each of its address families; none for pods without a datapath.
 fn frontends(record: &Record) -> Vec<Frontend> {
-    let service = ServicePortName { service: name(record), port: String::new() };
+    let service = ServicePortName::of_host_ports(pod(record));
     let mappings = record.port_mappings.iter().filter(|_| record.bpffs.is_some());
     let frontend = |mapping: &PortMapping, pod: IpAddr| {
         let any = if pod.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -56,13 +56,13 @@ fn frontends(record: &Record) -> Vec<Frontend> {
     mappings.flat_map(|mapping| record.ips.iter().filter_map(move |pod| frontend(mapping, *pod))).collect()
 }
 
-/// The pod's name, in place of a service's.
-fn name(record: &Record) -> ObjectName {
+/// The pod; without a name, that of its container.
+fn pod(record: &Record) -> ObjectName {
     let (namespace, name) = match &record.pod {
         Some(pod) => (pod.namespace.clone(), pod.name.as_str()),
         None => (String::new(), record.id.container.as_str()),
     };
-    ObjectName { namespace, name: format!("{name} hostPort") }
+    ObjectName { namespace, name: name.to_owned() }
 }
 
 fn protocol(name: &str) -> Option<Protocol> {

@@ -4,7 +4,7 @@
 //! periodically. A step that fails is a problem for `podnet status`; the other steps are carried out.
 //!
 //! The order of the steps is enforced by their types, for these reasons:
-//! - podnet0 comes before the tables and the routes, which refer to it;
+//! - podnet0 comes before the table `config`, which names its interfaces;
 //! - the tunnel gets its hooks before it comes up ([`HookedTunnel`]), so its very first packet is examined;
 //! - the tables come before the hooks ([`TablesWritten`]): programs misjudge packets if their tables are empty;
 //! - the plugin is informed last ([`HooksAttached`]): a pod that starts earlier would send past the programs.
@@ -30,7 +30,7 @@ use crate::{
     config::{Config, SocketLb, Xdp},
     control::{
         Control,
-        networks::{Cluster, Networks},
+        networks::{Cluster, Networks, Written},
     },
     datapath::{Datapath, UplinkHook, UplinkState, netns_cookie},
     host::{
@@ -201,8 +201,16 @@ async fn set_up(
             tables::INTERFACES.capacity(),
         ));
     }
-    networks.sync(&cluster, &routes, &services, uplinks.table(), datapath.node_tables())?;
-    let tables = TablesWritten::new(networks, &programs(routes.tunnel)?, datapath)?;
+    let written = networks.sync(&cluster, &routes, &services, uplinks.table(), datapath.node_tables())?;
+    if written.left_out() > 0 {
+        status.problems.push(format!(
+            "the table `nodes` has no room for {} of {} load balancer and external IPs: they lead to their Services, \
+             but packets to their other ports are left to the host; use fewer of them",
+            written.left_out(),
+            services.len()
+        ));
+    }
+    let tables = TablesWritten::new(&written, &programs(routes.tunnel)?, datapath)?;
     let hooks = attach(&tables, config, &uplinks, &pair, routes.tunnel, datapath, status)?;
     status.uplinks = uplinks.found;
     // A configured MTU applies: longer packets are answered with the tunnel's MTU.
@@ -238,7 +246,7 @@ struct TablesWritten(());
 
 impl TablesWritten {
     /// Writes the last of them, `config`, after the networks.
-    fn new(_: &Networks, programs: &layout::Config, datapath: &mut Datapath) -> Result<Self> {
+    fn new(_: &Written, programs: &layout::Config, datapath: &mut Datapath) -> Result<Self> {
         datapath.set_config(programs)?;
         Ok(Self(()))
     }
@@ -471,28 +479,4 @@ fn publish(_: &HooksAttached, wanted: &Wanted<'_>, own: &Node, mtu: u32) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
-    use podnet_cni::node_info::default_policy_wait;
-
-    use super::*;
-
-    #[test]
-    fn pods_that_start_closed_are_published_by_themselves() {
-        let directory = tempfile::tempdir().unwrap();
-        let policed = Policed { all: false, namespaces: ["shop".to_owned()].into() };
-        publish_policed(directory.path(), &policed).unwrap();
-        assert!(NodeInfo::read(directory.path()).is_err(), "no pod can start, so none can start open");
-        let info = NodeInfo {
-            schema: SCHEMA,
-            bpffs: "/sys/fs/bpf".into(),
-            pod_cidrs: Vec::new(),
-            mtu: 1400,
-            gateways: GATEWAYS.to_vec(),
-            policed: Policed::default(),
-            policy_wait_seconds: default_policy_wait(),
-        };
-        info.write_atomically(directory.path()).unwrap();
-        publish_policed(directory.path(), &policed).unwrap();
-        assert_eq!(NodeInfo::read(directory.path()).unwrap(), NodeInfo { policed, ..info });
-    }
-}
+mod tests;

@@ -42,7 +42,7 @@ pub use holders::Hurry;
 pub use hooks::{HookState, UplinkHook, UplinkState};
 pub use load_error::LoadError;
 pub use loader::{Loaded, Opened};
-pub use node_tables::NodeTables;
+pub use node_tables::{NODES_ADVICE, NodeTables};
 pub use policy_tables::PolicyTables;
 pub use service_tables::ServiceTables;
 pub use sizes::Sizes;

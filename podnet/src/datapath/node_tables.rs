@@ -38,6 +38,9 @@ impl NodeTables {
     }
 }
 
+/// Remedy if `nodes` is full.
+pub const NODES_ADVICE: &str = "its size is fixed: use fewer nodes or fewer load balancer addresses";
+
 /// The error for an entry that exceeds a table's capacity.
 fn full(table: &'static str, advice: &'static str) -> impl Fn(MapError) -> TableError {
     move |error| match errno(&error) {
@@ -56,9 +59,7 @@ impl Entries<Prefix, Network> for NodeTables {
 
     fn put(&mut self, prefix: &Prefix, network: &Network) -> Result<(), TableError> {
         let key = Key::new(prefix.len, Plain(prefix.addr));
-        self.networks
-            .insert(&key, Plain(*network), 0)
-            .map_err(full("nodes", "its size is fixed: use fewer nodes or fewer load balancer addresses"))
+        self.networks.insert(&key, Plain(*network), 0).map_err(full("nodes", NODES_ADVICE))
     }
 
     fn delete(&mut self, prefix: &Prefix) -> Result<(), TableError> {

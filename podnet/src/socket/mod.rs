@@ -24,7 +24,7 @@ pub use client::{AskError, Client, Followed, Report};
 pub use dropped::Dropped;
 pub use policies::{
     DeniedPackets, DenyingRule, NamedRule, PeerView, PodAnswer, PodFacts, PodPolicies, PodRules, PolicyDetail,
-    PolicyFacts, PolicySummary, PortView, RuleView, TierView,
+    PolicyFacts, PolicyProblems, PolicySummary, PortView, RuleView, TierView,
 };
 pub use protocol::{Answer, Explanation, ExternalAddresses, Pending, Request, Stream, Subject};
 pub use question::{AddressPage, Explainable, PolicyPage, Question, Unsynced};

@@ -180,6 +180,19 @@ pub struct PodPolicies {
     pub ingress: Option<PodRules>,
     /// What it may connect to; `None`: everything, since no policy says anything about that.
     pub egress: Option<PodRules>,
+    /// Its policies with invalid elements, which allow less than they seem to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<PolicyProblems>,
+}
+
+/// Number of a policy's invalid elements.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyProblems {
+    /// The policy, as in [`PodRules::policies`].
+    pub policy: String,
+    /// How many.
+    pub count: usize,
 }
 
 /// What policies say about the connections of a pod in one direction.
@@ -296,7 +309,12 @@ impl PodFacts {
     pub fn answer(self) -> PodAnswer {
         let (ingress, egress) = (self.applied(true), self.applied(false));
         let ObjectName { namespace, name } = self.name;
-        let pod = self.local.map(|local| PodPolicies { namespace, name, local, ingress, egress });
+        let of_policy = |(name, policy): &(ObjectName, AnyPolicy)| {
+            let count = policy.left_out().count();
+            (count > 0).then(|| PolicyProblems { policy: name.to_string(), count })
+        };
+        let problems = self.policies.iter().filter_map(of_policy).collect();
+        let pod = self.local.map(|local| PodPolicies { namespace, name, local, ingress, egress, problems });
         PodAnswer { pod, any_policy: self.any_policy }
     }
 

@@ -1,7 +1,12 @@
 //! Clients of the socket. There are limits for their number ([`CLIENTS`]), for the length of a request, and for the
 //! time between requests.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use podnet_common::layout::Event;
 use tokio::{
@@ -33,6 +38,9 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// Time limit for a follower to read an answer: its output may be in a pager.
 const FOLLOWER_PATIENCE: Duration = Duration::from_secs(600);
+/// Maximum number of dropped packets per second for which a follower learns the policies: each is a question to the
+/// event loop.
+const NAMED: u32 = 100;
 /// Interval for retrying `accept`, which fails when the process is out of file descriptors.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -197,6 +205,7 @@ async fn follow_drops(
     source: &Source,
 ) -> Result<(), Over> {
     let mut drops = source.drops.subscribe();
+    let mut window = Window { since: Instant::now(), named: 0 };
     send(answers, &Answer::Following(Stream::Drops), ANSWER_PATIENCE).await?;
     loop {
         let next = tokio::select! {
@@ -204,11 +213,32 @@ async fn follow_drops(
             _ = requests.fill_buf() => return Err(Over),
         };
         let answer = match next {
-            Ok(event) => Answer::Drop(named(Dropped::of(&event), &source.asker).await?),
+            Ok(event) => {
+                let dropped = Dropped::of(&event);
+                let is_named = dropped.denials().next().is_some() && window.admit(Instant::now());
+                Answer::Drop(if is_named { named(dropped, &source.asker).await? } else { dropped })
+            }
             Err(RecvError::Lagged(lost)) => Answer::Lost(lost),
             Err(RecvError::Closed) => return Err(Over),
         };
         send(answers, &answer, FOLLOWER_PATIENCE).await?;
+    }
+}
+
+/// Counts the packets of a second.
+struct Window {
+    since: Instant,
+    named: u32,
+}
+
+impl Window {
+    /// Whether a packet is among the first [`NAMED`] of its second.
+    fn admit(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) > Duration::from_secs(1) {
+            *self = Self { since: now, named: 0 };
+        }
+        self.named = self.named.saturating_add(1);
+        self.named <= NAMED
     }
 }
 
@@ -241,4 +271,18 @@ fn line(answer: &Answer) -> Vec<u8> {
 /// Runs a step of a connection with a time limit.
 async fn within<T>(patience: Duration, step: impl Future<Output = Result<T, Over>>) -> Result<T, Over> {
     timeout(patience, step).await.unwrap_or(Err(Over))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_denied_packets_asks_the_event_loop_in_moderation() {
+        let start = Instant::now();
+        let mut window = Window { since: start, named: 0 };
+        let admitted = |window: &mut Window, now| (0..3 * NAMED).filter(|_| window.admit(now)).count();
+        assert_eq!(admitted(&mut window, start), NAMED as usize);
+        assert_eq!(admitted(&mut window, start + Duration::from_secs(2)), NAMED as usize);
+    }
 }

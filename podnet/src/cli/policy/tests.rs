@@ -178,9 +178,11 @@ pod        default/web
 node       this
 ingress    isolated by default/deny, default/web
 egress     isolated by default/deny
+problem    default/deny has 20 invalid elements: see `podnet policy show default/deny`
+problem    default/web has 1 invalid element: see `podnet policy show default/web`
 ";
     assert!(text.starts_with(expected), "{text}");
-    let rows: Vec<_> = text.lines().skip(6).collect();
+    let rows: Vec<_> = text.lines().skip(8).collect();
     let starts = [
         "ingress    default/deny  Accept  (none) ",
         "ingress    default/web ",
@@ -195,6 +197,10 @@ egress     isolated by default/deny
         (&json!(true), &json!(["default/deny", "default/web"]))
     );
     assert_eq!(value["egress"]["rules"], json!([{"policy": "default/deny", "peers": null, "ports": null}]));
+    assert_eq!(
+        value["problems"],
+        json!([{"policy": "default/deny", "count": 20}, {"policy": "default/web", "count": 1}])
+    );
     assert_eq!(serde_json::from_value::<PodPolicies>(value).unwrap(), web);
 
     let expected = "\

@@ -2,7 +2,9 @@
 
 use super::super::output::{Column, NOTHING, Show, Text};
 use super::PolicyList;
-use crate::socket::{PeerView, PodPolicies, PodRules, PolicyDetail, PolicySummary, PortView, RuleView, TierView};
+use crate::socket::{
+    PeerView, PodPolicies, PodRules, PolicyDetail, PolicyProblems, PolicySummary, PortView, RuleView, TierView,
+};
 
 const INGRESS: &str = "ingress";
 const EGRESS: &str = "egress";
@@ -104,6 +106,13 @@ impl Show for PodPolicies {
         }
         if self.ingress.is_none() && self.egress.is_none() {
             text.line("policies", "none applies to it");
+        }
+        for PolicyProblems { policy, count } in &self.problems {
+            let elements = if *count == 1 { "element" } else { "elements" };
+            text.line(
+                "problem",
+                &format!("{policy} has {count} invalid {elements}: see `podnet policy show {policy}`"),
+            );
         }
         if !rows.is_empty() {
             let columns = ["DIRECTION", "POLICY", "ACTION", "PEERS", "PORTS"].map(Column::Text);

@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 use crate::cli::drops::DropRow;
 use crate::cli::nat::PortUse;
 use crate::cli::output::duration;
+use crate::datapath::NODES_ADVICE;
 use crate::host::firewall::Report;
 use crate::host::settings::Deviation;
 use crate::status::{DaemonStatus, UnixTime};
@@ -133,7 +134,7 @@ impl Fill {
 const ADVICE: [(Table, &str); SIZED.len()] = [
     (tables::CONNTRACK.table(), "raise conntrackMax in the daemon's configuration"),
     (tables::ENDPOINTS.table(), "move pods to other nodes"),
-    (tables::NODES.table(), "its size is fixed: use fewer nodes or fewer load balancer addresses"),
+    (tables::NODES.table(), NODES_ADVICE),
     (
         tables::SOURCE_RANGES.table(),
         "raise frontendsMax in the daemon's configuration, or use fewer, larger loadBalancerSourceRanges",

@@ -150,7 +150,7 @@ fn recent_drops_are_warned_of() {
     assert_eq!(warned(Some((5, None)), true), None, "they are from before");
     assert_eq!(warned(Some((4, None)), true).as_deref(), Some(", the last just now"));
     assert_eq!(warned(None, true).as_deref(), Some(", the last just now"));
-    assert_eq!(warned(Some((4, None)), false).as_deref(), Some(""), "nobody knows when");
+    assert_eq!(warned(Some((4, None)), false).as_deref(), Some(""), "the time is unknown");
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn host_port_lasts_as_long_as_the_node_has_the_address() {
     assert_eq!(ports(&bench), ["127.0.0.1:53"]);
     let left = left_out(&bench);
     assert_eq!(left.len(), 4, "{left:?}");
-    let wanted = "8.8.8.8:53/UDP is ignored: its hostIP is not an address of this node";
+    let wanted = "host port 8.8.8.8:53/UDP is ignored: its hostIP is not an address of this node";
     assert!(left.iter().any(|reason| reason == wanted), "{left:?}");
     for here in [true, false] {
         let mut facts = bench.control.host().clone();

@@ -38,7 +38,7 @@ fn services_at_foreign_addresses_are_reported() {
     assert!(found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected)), "{found:?}");
     bench.control.set_in_use(BTreeMap::new());
     bench.control.set_host(HostFacts::default());
-    assert_eq!(told(&bench, "shadow").len(), 1, "the others are nobody's any more");
+    assert_eq!(told(&bench, "shadow").len(), 1, "the others belong to no Service any more");
 }
 
 #[test]
@@ -67,5 +67,5 @@ fn health_check_port_of_another_service_is_reported() {
                 .starts_with("its healthCheckNodePort 30080 conflicts with the same node port of default/other:p"),
         "{found:?}"
     );
-    assert_eq!(bench.control.health().checks.len(), 1, "it is served, if nobody comes there");
+    assert_eq!(bench.control.health().checks.len(), 1, "it is served, although it is not reachable there");
 }

@@ -44,7 +44,7 @@ fn greedy_service_leaves_room_for_others_even_after_a_restart() {
             .contains("exceeds its share of the table `frontends` (256 entries, the limit for every Service)")),
         "{named:?}"
     );
-    assert_eq!(bench.control.status().scarcities, [""; 0], "there is room for everybody else");
+    assert_eq!(bench.control.status().scarcities, [""; 0], "there is room for all others");
     let complaint = bench.control.complaint().unwrap();
     assert_eq!(complaint.key.to_string(), "Service tenant/greedy");
     assert!(bench.control.complaint().is_none());
@@ -84,7 +84,7 @@ fn only_a_greedy_namespace_is_limited() {
     }
     bench.round();
     let all = bench.tables.frontends.len();
-    assert!(all > 900 && all <= 1000, "{all}: nobody else needs it");
+    assert!(all > 900 && all <= 1000, "{all}: no other needs it");
     for i in 1..=90 {
         bench.write(&format!("s{i}.yaml"), &service(&format!("s{i}"), &format!("10.96.0.{i}")));
     }
