@@ -223,8 +223,8 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         Ok(())
     }
 
-    /// Removes the entries whose keys don't satisfy a condition. After a failure the table is read again by the next
-    /// call.
+    /// Removes the entries whose keys don't satisfy a condition. Those left may differ from the desired ones as before.
+    /// After a failure the table is read again by the next call.
     ///
     /// # Errors
     /// See [`Self::sync`].
@@ -233,11 +233,13 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         keeps: impl Fn(&K) -> bool,
         table: &mut (impl Entries<K, V> + ?Sized),
     ) -> Result<(), TableError> {
-        if !std::mem::take(&mut self.known) {
+        let known = std::mem::take(&mut self.known);
+        if !known {
             self.held = table.list()?.into_iter().collect();
         }
         self.delete_all(self.held.keys().filter(|key| !keeps(key)).copied().collect(), table)?;
-        self.known = true;
+        // After an earlier failure, `sync_keys` still has to compare all.
+        self.known = known;
         Ok(())
     }
 
@@ -269,6 +271,11 @@ impl<K: Copy + Ord + Hash, V> Mirror<K, V> {
         self.delete_all(keys.iter().filter(|key| !wanted.contains_key(key)).copied().collect(), table)?;
         self.known = true;
         Ok(())
+    }
+
+    /// Has the next call read the table, which another program may have changed.
+    pub fn forget(&mut self) {
+        self.known = false;
     }
 
     /// Adds and replaces entries, and removes none. After a failure the table is read again by the next call.
@@ -417,6 +424,19 @@ mod tests {
         table.refuses = false;
         assert_eq!(sync(&mut table, &[], &[(1, 'x')]), (true, "+1x-2".into()), "all, after a failure");
         assert_eq!(sync(&mut table, &[1, 7], &[]), (true, "-1".into()));
+    }
+
+    #[test]
+    fn making_room_does_not_make_up_for_a_failure() {
+        let (mut table, mut mirror) = (Small { entries: [(1, 'a')].into(), ..Small::default() }, Mirror::default());
+        let wanted = [(1, 'b'), (2, 'c'), (3, 'd')].into();
+        mirror.sync(&[(1, 'a')].into(), First::Put, &mut table).unwrap();
+        table.entries.insert(9, 'z');
+        assert!(mirror.sync_keys(&[1, 2, 3].into(), &wanted, &mut table).is_err(), "it is full");
+        mirror.retain(|key| *key != 9, &mut table).unwrap();
+        let wanted = [(1, 'b'), (2, 'c')].into();
+        mirror.sync_keys(&BTreeSet::new(), &wanted, &mut table).unwrap();
+        assert_eq!(table.entries, wanted);
     }
 
     #[test]

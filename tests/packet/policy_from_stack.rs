@@ -88,3 +88,27 @@ fn fragments_from_the_stack_are_judged_with_their_datagram() {
         },
     );
 }
+
+#[test]
+fn answers_from_the_stack_pass_and_connections_in_their_direction_do_not() {
+    with(
+        |t, a| isolate(t, a.client, 0, false, &[]),
+        |both, a| {
+            let denied_here = FinalVerdict::Drop(Reason::PolicyIngress);
+            let (client, service) = ((a.client, 40_000), (a.local, 80));
+            let answers = [Frame::tcp(service, client, SYN | ACK), Frame::udp(service, client)];
+            for answer in &answers {
+                leaves(both, answer, denied_here)?;
+            }
+            let [tcp, udp, _] = firsts(client, service);
+            passes(both, a, tcp)?;
+            passes(both, a, udp)?;
+            // An answer that is too long for the pod's link is translated, and left to the stack.
+            for answer in &answers {
+                leaves(both, answer, FinalVerdict::Pass)?;
+            }
+            leaves(both, &Frame::tcp(service, client, SYN), denied_here)?;
+            leaves(both, &Frame::udp((a.local, 81), client), denied_here)
+        },
+    );
+}

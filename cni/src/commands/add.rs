@@ -208,10 +208,11 @@ fn connect(
     undo.steps.push(Step::Link(index));
     record.host_ifindex = index.0;
     // Before the link is up: no packet bypasses the programs, or policies.
+    let policed = node.pins().is_some() && node.polices(record.pod.as_ref());
     if let Some(pins) = node.pins() {
         datapath::attach_pod(netlink, &pins, index)?;
         undo.steps.push(Step::Entries(pins.clone(), Box::new(record.clone())));
-        if node.polices(record.pod.as_ref()) {
+        if policed {
             entries::close(&pins, &record)?;
         }
     }
@@ -224,7 +225,7 @@ fn connect(
     }
     record.state = State::Ready;
     store.lock()?.finish(reservation, &record)?;
-    if let Some(pins) = node.pins().filter(|_| node.polices(record.pod.as_ref())) {
+    if let Some(pins) = node.pins().filter(|_| policed) {
         // From here on nothing can fail: the attachment is complete, and a pod whose policies can't be read is closed.
         let reason = match entries::await_policies(&pins, &record, node.policy_wait) {
             Ok(true) => None,

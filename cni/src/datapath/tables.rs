@@ -44,16 +44,6 @@ impl<K: bytemuck::Pod, V: bytemuck::Pod> Table<K, V> {
         self.map.insert(Plain(key), Plain(value), 0).map_err(self.failed("write the entry", shown))
     }
 
-    /// Writes an entry unless there is one.
-    fn add(&mut self, key: K, value: V, shown: impl Display) -> Result<(), DatapathError> {
-        /// `BPF_NOEXIST` of linux/bpf.h.
-        const NOEXIST: u64 = 1;
-        match self.map.insert(Plain(key), Plain(value), NOEXIST) {
-            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-            result => result.map_err(self.failed("write the entry", shown)),
-        }
-    }
-
     /// Removes an entry; it need not exist.
     fn remove(&mut self, key: K, shown: impl Display) -> Result<(), DatapathError> {
         match self.map.remove(&Plain(key)) {
@@ -152,9 +142,10 @@ impl Subjects {
         Table::open(pins, SUBJECTS).map(Self)
     }
 
-    /// Closes a pod until the daemon has put its policies into effect, unless it already has.
+    /// Closes a pod until the daemon has put its policies into effect. An existing entry is that of an earlier pod with
+    /// this address.
     pub fn close(&mut self, ip: IpAddr) -> Result<(), DatapathError> {
-        self.0.add(ip.into(), Subject::PENDING, ip)
+        self.0.insert(ip.into(), Subject::PENDING, ip)
     }
 
     /// Whether the pod's policies are still unknown.

@@ -127,9 +127,12 @@ fn leaving_for_pod<T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tu
     }
     let ports = packet.ports();
     *key = packet.tuple.reversed();
-    // Whether the key is that of replies.
-    let is_reply = |entry: &mut CtEntry| entry.flags & CtEntry::REPLY != 0 && entry.out != Out::Denied as u8;
-    let answers = if ports && !again { t.flow(key, is_reply) } else { None };
+    // Whether it belongs to an admitted flow: a request, translated by a hook, or an answer, of which long and
+    // fragmented ones are left to the stack too.
+    let opens = packet.tcp_flags & (Tcp::SYN | Tcp::ACK) == Tcp::SYN;
+    let admitted =
+        |entry: &mut CtEntry| entry.out != Out::Denied as u8 && (entry.flags & CtEntry::REPLY != 0 || !opens);
+    let answers = if ports && !again { t.flow(key, admitted) } else { None };
     // Nothing has the address of a service, and the stack would send the replies back here.
     let begins = frontend::may_begin_flow(&packet.tuple)
         && !scope::multicast(src)

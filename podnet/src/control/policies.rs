@@ -11,11 +11,27 @@ use podnet_common::tables::POLICY_RULES;
 
 use super::denials::Denials;
 use crate::mirror::{Counts, Entries, First, Mirror, TableError};
-use crate::model::{Kind, Node, Object, ObjectKey, ObjectName, Pod};
+use crate::model::{Kind, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectKey, ObjectName, Pod};
 use crate::policy::{AnyPolicy, DeniedBy, Desired, Policies};
 
 /// All nodes by name.
 type Nodes = BTreeMap<String, Arc<Node>>;
+
+/// A pod that the plugin has connected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Its uid; empty if the runtime hasn't passed it.
+    pub uid: Box<str>,
+    /// Its addresses.
+    pub ips: BTreeSet<IpAddr>,
+}
+
+impl Attached {
+    /// Whether an object is that of this pod, not of another one that has had, or will have, the same name.
+    fn is_of(&self, pod: &Pod) -> bool {
+        self.uid.is_empty() || pod.uid.is_empty() || [&pod.uid, &pod.static_uid].contains(&&self.uid)
+    }
+}
 
 /// All policies, and the tables as written so far.
 #[derive(Debug)]
@@ -33,7 +49,7 @@ pub struct NetworkPolicies {
     pods: BTreeMap<ObjectName, Arc<Pod>>,
     /// The pods that the plugin has connected, with their addresses. A Pod object gets them only after the pod has
     /// started.
-    attached: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
+    attached: BTreeMap<ObjectName, Attached>,
     subjects: Mirror<Addr, Subject>,
     peers: Mirror<Addr, u32>,
     blocks: Mirror<Prefix, u32>,
@@ -128,15 +144,20 @@ impl NetworkPolicies {
                 }
                 (_, Some(Object::Namespace(namespace))) => self.policies.set_namespace(&name.name, Some(&namespace)),
                 (_, Some(Object::Pod(pod))) if pod.node == self.node => {
+                    self.imply_namespace(&name.namespace);
                     self.pods.insert(name.clone(), pod);
                     self.set_pod(&name);
                 }
                 (_, Some(Object::Pod(pod))) => {
+                    self.imply_namespace(&name.namespace);
                     self.pods.remove(&name);
                     self.policies.set_pod(&name, Some(&pod));
                 }
                 (Kind::NetworkPolicy | Kind::ClusterNetworkPolicy, None) => self.policies.set_policy(&name, None),
-                (Kind::Namespace, None) => self.policies.set_namespace(&name.name, None),
+                (Kind::Namespace, None) => {
+                    self.policies.set_namespace(&name.name, None);
+                    self.imply_namespace(&name.name);
+                }
                 (Kind::Pod, None) => {
                     self.pods.remove(&name);
                     self.policies.set_pod(&name, None);
@@ -146,6 +167,14 @@ impl NetworkPolicies {
         }
         self.set_nodes(nodes);
         self.policies.update() || (namespaces && self.with_namespaces)
+    }
+
+    /// Where namespaces need no objects, one without an object has the label that every namespace has.
+    fn imply_namespace(&mut self, name: &str) {
+        if !self.with_namespaces && !self.policies.knows_namespace(name) {
+            let labels = [(NAMESPACE_NAME_LABEL, name)].into_iter().collect();
+            self.policies.set_namespace(name, Some(&Namespace { labels, ..Namespace::default() }));
+        }
     }
 
     /// Sets the nodes, if rules name any.
@@ -162,7 +191,7 @@ impl NetworkPolicies {
     }
 
     /// Sets the pods that the plugin has connected. Returns whether the tables must be written.
-    pub fn set_attached(&mut self, attached: BTreeMap<ObjectName, BTreeSet<IpAddr>>) -> bool {
+    pub fn set_attached(&mut self, attached: BTreeMap<ObjectName, Attached>) -> bool {
         let before = std::mem::replace(&mut self.attached, attached);
         let names: BTreeSet<ObjectName> = before.keys().chain(self.attached.keys()).cloned().collect();
         let mut changed = false;
@@ -172,8 +201,10 @@ impl NetworkPolicies {
                 continue;
             }
             changed = true;
+            let new = new.cloned().unwrap_or_default();
             // The plugin may have closed the pod, or removed the entry of an earlier pod with this address.
-            for ip in new.into_iter().flatten().filter(|ip| old.is_none_or(|old| !old.contains(ip))) {
+            let is_old = |ip: &&IpAddr| old.is_some_and(|old| old.uid == new.uid && old.ips.contains(*ip));
+            for ip in new.ips.iter().filter(|ip| !is_old(ip)) {
                 self.subjects.put((*ip).into(), WRITTEN_BY_THE_PLUGIN);
             }
             self.set_pod(&name);
@@ -192,8 +223,10 @@ impl NetworkPolicies {
         let Some(pod) = self.pods.get(name) else { return };
         let mut pod = (**pod).clone();
         match self.attached.get(name) {
-            Some(attached) => pod.ips = attached.iter().copied().collect(),
-            None => pod.ips.retain(|ip| !self.attached.values().any(|ips| ips.contains(ip))),
+            // The labels of another pod with this name say nothing about the one that is running.
+            Some(attached) if !attached.is_of(&pod) => return self.policies.set_pod(name, None),
+            Some(attached) => pod.ips = attached.ips.iter().copied().collect(),
+            None => pod.ips.retain(|ip| !self.attached.values().any(|attached| attached.ips.contains(ip))),
         }
         self.policies.set_pod(name, Some(&pod));
     }
@@ -218,25 +251,41 @@ impl NetworkPolicies {
     /// address that isn't known to be a pod's yet: the plugin has closed a pod that it is connecting, and removes the
     /// entry itself if that fails.
     fn wanted_subjects(&self) -> BTreeMap<Addr, Subject> {
-        let attached: BTreeSet<Addr> = self.attached.values().flatten().map(|ip| Addr::from(*ip)).collect();
+        let attached = self.attached_addresses();
         let connecting = |(addr, held): &(&Addr, &Subject)| **held == Subject::PENDING && !attached.contains(addr);
         let connecting = self.subjects.iter().filter(connecting).map(|(addr, held)| (*addr, *held));
         // The object of a pod that has ended is that of a predecessor with the same name.
-        let known = |name: &ObjectName| self.pods.get(name).is_some_and(|pod| !pod.ended);
+        let known = |name: &ObjectName| {
+            let (pod, attached) = (self.pods.get(name), self.attached.get(name));
+            pod.is_some_and(|pod| !pod.ended && attached.is_none_or(|attached| attached.is_of(pod)))
+        };
         let unknown = |name: &ObjectName| !known(name) && self.policies.has_policies(&name.namespace);
         let incomplete = |name: &ObjectName| {
             let cluster = self.with_namespaces && self.policies.has_cluster_policies();
             cluster && !self.policies.knows_namespace(&name.namespace)
         };
-        let mut subjects: BTreeMap<Addr, Subject> = self.held_by(unknown).chain(connecting).collect();
+        let mut subjects: BTreeMap<Addr, Subject> = self.held_by(unknown).collect();
         subjects.extend(self.policies.desired().subjects.iter().map(|(addr, subject)| (*addr, *subject)));
         subjects.extend(self.held_by(incomplete));
+        // The status of an earlier pod may still list the address.
+        subjects.extend(connecting);
         subjects
+    }
+
+    fn attached_addresses(&self) -> BTreeSet<Addr> {
+        self.attached.values().flat_map(|pod| &pod.ips).map(|ip| Addr::from(*ip)).collect()
+    }
+
+    /// Whether the entry of an address that isn't known to be a pod's differs.
+    fn differs_elsewhere(&self, wanted: &BTreeMap<Addr, Subject>) -> bool {
+        let attached = self.attached_addresses();
+        let all = wanted.keys().chain(self.subjects.iter().map(|(addr, _)| addr));
+        all.filter(|addr| !attached.contains(*addr)).any(|addr| wanted.get(addr) != self.subjects.get(addr))
     }
 
     /// The entries of those pods that the plugin has connected.
     fn held_by(&self, pods: impl Fn(&ObjectName) -> bool) -> impl Iterator<Item = (Addr, Subject)> {
-        let addresses = self.attached.iter().filter(move |(name, _)| pods(name)).flat_map(|(_, ips)| ips);
+        let addresses = self.attached.iter().filter(move |(name, _)| pods(name)).flat_map(|(_, pod)| &pod.ips);
         let held = addresses.filter_map(|ip| Some((Addr::from(*ip), *self.subjects.get(&(*ip).into())?)));
         held.map(|(addr, held)| (addr, self.with_known_sets(held)))
     }
@@ -323,7 +372,13 @@ impl NetworkPolicies {
             let desired = self.policies.desired();
             self.peers.sync_keys(&touched, &desired.peers, tables)?;
             self.blocks.sync(&desired.blocks, First::Put, tables)?;
-            let subjects = self.wanted_subjects();
+            let mut subjects = self.wanted_subjects();
+            if self.differs_elsewhere(&subjects) {
+                // The plugin may have closed a pod there since.
+                self.subjects.forget();
+                self.read_subjects(tables)?;
+                subjects = self.wanted_subjects();
+            }
             self.subjects.sync(&subjects, First::Put, tables)?;
             self.rules.keep_only(&self.policies.desired().rules, tables)?;
             if !self.policies.written(&Self::sets_of(subjects.values())) {
@@ -395,11 +450,16 @@ impl NetworkPolicies {
         &self.denials
     }
 
-    /// Closes the pods that should be isolated and aren't yet.
+    /// Closes the pods that should be isolated and aren't yet, in the directions concerned.
     fn close_new_subjects(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
-        let is_new = |addr: &Addr| self.subjects.get(addr).is_none_or(|held| *held == WRITTEN_BY_THE_PLUGIN);
-        let new = self.policies.desired().subjects.iter().filter(|(addr, _)| is_new(addr));
-        let closed = new.map(|(addr, subject)| (*addr, closed(*subject))).collect();
+        let closed = self.policies.desired().subjects.iter().map(|(addr, subject)| {
+            let held = self.subjects.get(addr).filter(|held| **held != WRITTEN_BY_THE_PLUGIN);
+            let (held, closed) = (held.copied().unwrap_or_default(), closed(*subject));
+            let either = |held, closed| if held == Subject::OPEN { closed } else { held };
+            let ingress = either(held.ingress, closed.ingress);
+            (*addr, Subject { ingress, egress: either(held.egress, closed.egress) })
+        });
+        let closed = closed.collect();
         self.subjects.add(&closed, tables)
     }
 

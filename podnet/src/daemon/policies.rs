@@ -1,23 +1,25 @@
 //! Network policies: from the control plane to the tables, to the plugin, and to the flows that exist.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use podnet_cni::text::chain;
 use tracing::warn;
 
 use super::{Daemon, node};
+use crate::control::policies::Attached;
 use crate::model::ObjectName;
 
 impl Daemon {
     /// Learns the addresses of pods from their records.
     pub(super) fn learn_attached(&mut self) {
-        let mut attached: BTreeMap<ObjectName, BTreeSet<IpAddr>> = BTreeMap::new();
+        let mut attached: BTreeMap<ObjectName, Attached> = BTreeMap::new();
         for record in self.records.iter() {
             let Some(pod) = &record.pod else { continue };
             let name = ObjectName { namespace: pod.namespace.clone(), name: pod.name.clone() };
-            attached.entry(name).or_default().extend(&record.ips);
+            let attached = attached.entry(name).or_default();
+            attached.uid = pod.uid.as_str().into();
+            attached.ips.extend(&record.ips);
         }
         if self.control.policies_mut().set_attached(attached) {
             self.sync_policies();
@@ -35,6 +37,17 @@ impl Daemon {
             self.policies.note_new_subjects(Instant::now());
             self.set_new_subjects();
         }
+        // Before the tables: a pod that starts meanwhile is closed until its policies are in effect.
+        let policed = self.control.policies().policed();
+        let publish = !std::mem::replace(&mut self.policies.synced, true) || self.policies.published != policed;
+        if publish {
+            // Whatever else of the node can't be set up.
+            if let Err(error) = node::publish_policed(&self.config.run_dir, &policed) {
+                warn!("new pods may start before their network policies are in effect: {}", chain(error.as_ref()));
+            }
+            self.policies.published = policed;
+            self.node_due = Some(Instant::now());
+        }
         let policies = self.control.policies_mut();
         let writes = policies.writes();
         let problem = policies.sync(self.datapath.policy_tables()).err().map(|error| error.to_string());
@@ -47,22 +60,11 @@ impl Daemon {
         }
         self.policies.problem = problem;
         let (active, isolated) = (!policies.policies().is_empty(), policies.subjects().next().is_some());
-        let policed = policies.policed();
-        let first = !std::mem::replace(&mut self.policies.synced, true);
-        let publish = first || self.policies.published != policed;
         if !publish && (!changed || !active) {
             return;
         }
         if let Err(error) = self.datapath.policies_changed(active) {
             warn!("{error}");
-        }
-        if publish {
-            // Whatever else of the node can't be set up.
-            if let Err(error) = node::publish_policed(&self.config.run_dir, &policed) {
-                warn!("new pods may start before their network policies are in effect: {}", chain(error.as_ref()));
-            }
-            self.policies.published = policed;
-            self.node_due = Some(Instant::now());
         }
         if isolated {
             self.policies.judge_again();

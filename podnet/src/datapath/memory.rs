@@ -1,6 +1,8 @@
 //! All tables in memory, for the pipeline, reconciliation and commands alike, so that one test can write tables, send
 //! packets through them and read the results.
 
+mod policies;
+
 use std::{
     io,
     ops::{Deref, DerefMut},
@@ -18,6 +20,7 @@ use podnet_common::{
 };
 
 use super::inspect::{View, ViewError};
+use super::node_tables::NODES_ADVICE;
 use crate::{
     compile::{BackendId, Segment},
     mirror::{Entries, TableError},
@@ -38,9 +41,15 @@ pub struct MemoryTables {
     pub backends_max: u32,
     /// Capacity of `source_ranges`.
     pub source_ranges_max: usize,
+    /// Capacity of `policy_rules`.
+    pub policy_rules_max: usize,
+    /// Capacity of `policy_peers`.
+    pub policy_peers_max: usize,
     /// Number of writes that succeed before the next one fails, repeatedly: with 3, every fourth write fails. `None`:
     /// all succeed.
     pub fail_every: Option<u32>,
+    /// Number of writes that succeed before all others fail.
+    pub writes_left: Option<u32>,
     /// Number of writes tried.
     pub writes: u32,
     /// Hooks missing at an interface; all others are attached.
@@ -88,7 +97,10 @@ impl MemoryTables {
             slots_max: slots as u32,
             backends_max: backends as u32,
             source_ranges_max: tables::SOURCE_RANGES.capacity(),
+            policy_rules_max: tables::POLICY_RULES.capacity(),
+            policy_peers_max: tables::POLICY_PEERS.capacity(),
             fail_every: None,
+            writes_left: None,
             writes: 0,
             missing: Vec::new(),
             sockets_missing: false,
@@ -117,12 +129,12 @@ impl MemoryTables {
 
     fn write(&mut self, table: &'static str, operation: &'static str) -> Result<(), TableError> {
         self.writes += 1;
-        match self.fail_every {
-            Some(every) if self.writes.is_multiple_of(every + 1) => {
-                Err(TableError::Io { table, operation, source: io::Error::from_raw_os_error(libc::EBUSY) })
-            }
-            _ => Ok(()),
+        let fails = self.fail_every.is_some_and(|every| self.writes.is_multiple_of(every + 1));
+        if fails || self.writes_left == Some(0) {
+            return Err(TableError::Io { table, operation, source: io::Error::from_raw_os_error(libc::EBUSY) });
         }
+        self.writes_left.iter_mut().for_each(|left| *left -= 1);
+        Ok(())
     }
 }
 
@@ -215,6 +227,9 @@ impl Entries<Prefix, Network> for MemoryTables {
 
     fn put(&mut self, prefix: &Prefix, network: &Network) -> Result<(), TableError> {
         self.write("nodes", "write to")?;
+        if self.host.networks.len() >= tables::NODES.capacity() && !self.host.networks.contains_key(prefix) {
+            return Err(TableError::Full { table: "nodes", advice: NODES_ADVICE });
+        }
         self.host.networks.insert(*prefix, *network);
         Ok(())
     }

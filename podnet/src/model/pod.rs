@@ -11,6 +11,8 @@ use super::protocol::Protocol;
 pub struct Pod {
     /// Its `metadata.uid`; empty in a file.
     pub uid: Box<str>,
+    /// The uid that its kubelet has given it, if it is a static pod, whose object has another one; else empty.
+    pub static_uid: Box<str>,
     /// Its `metadata.creationTimestamp` in RFC 3339, which sorts by time; empty in a file.
     pub created: Box<str>,
     /// Its labels.
@@ -24,7 +26,7 @@ pub struct Pod {
     /// Whether all its containers have ended for good (phase Succeeded or Failed), so that its addresses may already
     /// belong to another pod.
     pub ended: bool,
-    /// The named ports of its containers and its init sidecars, one for each name and protocol.
+    /// The named ports of its containers and its init sidecars.
     pub ports: Vec<NamedPort>,
     /// Elements that are left out as invalid.
     pub left_out: LeftOut,

@@ -150,6 +150,9 @@ pub struct Annotations {
     /// EndpointSlice: when the cause of the last change of its endpoints occurred, in RFC 3339.
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
     pub last_change_trigger_time: Option<String>,
+    /// Pod: the uid of a static pod at its kubelet.
+    #[serde(rename = "kubernetes.io/config.hash")]
+    pub config_hash: Option<String>,
 }
 
 /// `status` of Service, Node and Pod.

@@ -22,7 +22,7 @@ pub(super) enum Atom {
     Nodes(Selector),
     /// It belongs to a block.
     Block { cidr: IpNetwork, except: Vec<IpNetwork> },
-    /// It belongs to a pod with a port of this name, which has a number too.
+    /// It belongs to a pod with ports of this name, which have numbers too.
     Named { protocol: Protocol, name: Box<str> },
 }
 
@@ -37,9 +37,9 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    /// The number of a named port.
-    pub(super) fn port(&self, protocol: Protocol, name: &str) -> Option<u16> {
-        self.ports.iter().find(|port| port.protocol == protocol && *port.name == *name).map(|port| port.port)
+    /// The numbers of a named port: several if containers use the same name.
+    pub(super) fn ports(&self, protocol: Protocol, name: &str) -> impl Iterator<Item = u16> {
+        self.ports.iter().filter(move |port| port.protocol == protocol && *port.name == *name).map(|port| port.port)
     }
 
     /// Whether pods or nodes with this profile are in an atom of selectors. `labels`: those of their namespace, if
@@ -81,10 +81,10 @@ impl Class {
         atoms.iter().any(|atom| self.atoms.binary_search(atom).is_ok())
     }
 
-    /// Number of a named port.
-    pub(super) fn port(&self, named: AtomId) -> Option<u16> {
-        let place = self.named.binary_search_by_key(&named, |(atom, _)| *atom).ok()?;
-        Some(self.named[place].1)
+    /// Numbers of a named port.
+    pub(super) fn ports(&self, named: AtomId) -> impl Iterator<Item = u16> {
+        let first = self.named.partition_point(|(atom, _)| *atom < named);
+        self.named[first..].iter().take_while(move |(atom, _)| *atom == named).map(|(_, port)| *port)
     }
 }
 
@@ -103,7 +103,7 @@ pub(super) enum Ports {
     Protocol(Protocol),
     /// A range.
     Range(PortRange),
-    /// The number that the destination has for this [`Atom::Named`].
+    /// The numbers that the destination has for this [`Atom::Named`].
     Named(Protocol, AtomId),
 }
 
@@ -239,15 +239,15 @@ impl Rule {
     /// nothing because the pod has none of its named ports.
     pub(super) fn to(&self, profile: &Profile, atoms: &Interner<Atom, AtomId>) -> Option<Self> {
         let Some(ports) = &self.ports else { return Some(self.clone()) };
-        let number = |ports: &Ports| match ports {
+        let numbers = |ports: &Ports| match ports {
             Ports::Named(protocol, atom) => {
-                let Atom::Named { name, .. } = atoms.content(*atom)? else { return None };
-                let port = profile.port(*protocol, name)?;
-                Some(Ports::Range(PortRange { protocol: *protocol, first: port, last: port }))
+                let Some(Atom::Named { name, .. }) = atoms.content(*atom) else { return Vec::new() };
+                let range = |port| Ports::Range(PortRange { protocol: *protocol, first: port, last: port });
+                profile.ports(*protocol, name).map(range).collect()
             }
-            other => Some(other.clone()),
+            other => vec![other.clone()],
         };
-        let ports: Vec<_> = ports.iter().filter_map(number).collect();
+        let ports: Vec<_> = ports.iter().flat_map(numbers).collect();
         (!ports.is_empty()).then(|| Self { ports: Some(ports), ..self.clone() })
     }
 

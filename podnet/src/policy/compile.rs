@@ -112,7 +112,7 @@ fn keys(rule: &Rule, class: Option<&Class>, classes: &PortClasses, mut put: impl
 /// Calls `put` with the named ports that a rule matches for a class.
 fn named(rule: &Rule, class: &Class, classes: &PortClasses, mut put: impl FnMut(u32)) {
     for (protocol, atom) in rule.named() {
-        if let Some(port) = class.port(atom) {
+        for port in class.ports(atom) {
             classes.of(&PortRange { protocol, first: port, last: port }).iter().for_each(|id| put(id.0));
         }
     }

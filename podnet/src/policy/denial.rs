@@ -66,7 +66,7 @@ fn matches(rule: &Rule, peer: &Class, denial: &Denial) -> bool {
         Ports::Protocol(protocol) => Proto::from(*protocol) == denial.protocol,
         Ports::Range(ports) => Proto::from(ports.protocol) == denial.protocol && range(ports.first, ports.last),
         Ports::Named(protocol, atom) => {
-            Proto::from(*protocol) == denial.protocol && peer.port(*atom).is_some_and(|port| range(port, port))
+            Proto::from(*protocol) == denial.protocol && peer.ports(*atom).any(|port| range(port, port))
         }
     };
     rule.peers.as_ref().is_none_or(|peers| peer.is_in_any(peers))

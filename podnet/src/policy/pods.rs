@@ -301,7 +301,7 @@ fn enter(
     for id in new {
         match atoms.content(*id) {
             Some(Atom::Named { protocol, name }) => {
-                class.named.extend(profile.port(*protocol, name).map(|port| (*id, port)));
+                class.named.extend(profile.ports(*protocol, name).map(|port| (*id, port)));
             }
             Some(atom) if profile.is_in(atom, namespace) => class.atoms.push(*id),
             _ => {}

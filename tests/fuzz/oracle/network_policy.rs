@@ -57,8 +57,10 @@ pub fn check_passed(world: &World, o: &Outcome<'_>, packet: &View<'_>) {
     let (Some(ports), None) = (packet.ports(), packet.fragment) else { return };
     let key = packet.tuple(ports);
     let conntrack = t.conntrack.borrow();
-    let translated = conntrack.get(&key.reversed()).is_some_and(|entry| entry.flags & CtEntry::REPLY != 0);
-    let known = translated || conntrack.contains_key(&key);
+    let syn = packet.tcp_flags().is_some_and(|flags| flags & (SYN | ACK) == SYN);
+    // A translated request, or an answer to the pod.
+    let of_flow = |entry: &CtEntry| entry.flags & CtEntry::REPLY != 0 || !syn;
+    let known = conntrack.get(&key.reversed()).is_some_and(of_flow) || conntrack.contains_key(&key);
     let opens = packet.tcp_flags().is_none_or(|flags| flags & (SYN | ACK) == SYN);
     // Of link-local addresses, the link has only the node's.
     let link_local = matches!(packet.src, IpAddr::V6(src) if src.is_unicast_link_local());

@@ -1,5 +1,5 @@
-//! From YAML to the command line, on one set of tables: the control plane writes them, a packet passes through them,
-//! and commands show them.
+//! From YAML to the command line, on one set of tables: the control plane writes services and policies, packets pass
+//! through, and commands show what has become of them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,10 +9,12 @@ use podnet_common::addr::{IfIndex, Mac, Proto};
 use podnet_common::layout::{Config as Programs, Endpoint, Hook, Out};
 use podnet_common::packet::Tcp;
 use podnet_common::simulator::{FinalVerdict, HostPacket, run};
+use podnet_common::verdict::Reason;
 
 use super::fields::IcmpType;
 use super::packet::Description;
 use crate::cli::conntrack::{self, NodeNames};
+use crate::cli::drops;
 use crate::cli::flow::Filter;
 use crate::cli::output::Show as _;
 use crate::cli::service;
@@ -31,6 +33,16 @@ const MANIFESTS: &str = "
 ---
 {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {name: web-1, labels: {
   kubernetes.io/service-name: web}}, ports: [{port: 8080}], endpoints: [{addresses: [10.244.1.6]}]}
+";
+
+/// Isolates the service's endpoint.
+const POLICY: &str = "
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web-0, labels: {app: web}}, spec: {nodeName: n1}, status: {
+  phase: Running, podIPs: [{ip: 10.244.1.6}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: closed}, spec: {podSelector: {matchLabels: {
+  app: web}}}}
 ";
 
 fn ip(text: &str) -> IpAddr {
@@ -101,12 +113,28 @@ fn a_service_from_yaml_to_the_command_line() {
     let line = flows.lines().find(|line| line.contains("10.244.1.5:40000")).unwrap();
     assert!(["10.96.0.10:80", "10.244.1.6:8080", "default/web"].iter().all(|part| line.contains(part)), "{line}");
 
+    // A policy isolates the endpoint.
+    std::fs::write(directory.path().join("m/all.yaml"), MANIFESTS.to_owned() + POLICY).unwrap();
+    control.apply(source.poll(Instant::now()));
+    control.policies_mut().sync(&mut tables).unwrap();
+    tables.config.flags |= Programs::POLICY;
+    let data = Description { sport: 40_001, ..syn.clone() }.frame([client.host_mac, client.mac]);
+    let mut packet = HostPacket { data, ifindex: client.ifindex };
+    assert_eq!(run(Hook::FromPod, &mut packet, &*tables), FinalVerdict::Drop(Reason::PolicyIngress));
+    let drops = drops::read(&tables).unwrap();
+    let reasons: Vec<_> = drops.occurred().into_iter().map(|row| row.reason).collect();
+    assert_eq!((drops.total(), reasons), (1, vec!["policy_ingress"]));
+    control.policies_mut().count(&tables).unwrap();
+    let denied: Vec<_> =
+        control.policies().denials().totals().map(|(policy, _, packets)| (policy.to_string(), packets)).collect();
+    assert_eq!(denied, [("default/closed".to_owned(), 1)]);
+
     // The endpoint is removed, and with it everything that leads to it.
     std::fs::write(directory.path().join("m/all.yaml"), MANIFESTS.replace("10.244.1.6", "10.244.1.7")).unwrap();
     control.apply(source.poll(Instant::now()));
     assert_eq!(control.reconcile(&mut tables, Instant::now()).changed, 1);
     let mut packet =
-        HostPacket { data: Description { sport: 40_001, ..syn }.frame([client.host_mac, client.mac]), ..packet };
+        HostPacket { data: Description { sport: 40_002, ..syn }.frame([client.host_mac, client.mac]), ..packet };
     let end = run(Hook::FromPod, &mut packet, &*tables);
     assert!(
         end != FinalVerdict::Forward(Out::Pod, IfIndex(6)),

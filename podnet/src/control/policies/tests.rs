@@ -1,98 +1,30 @@
 //! Tests of the tables of network policy, in memory.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use super::*;
+use crate::datapath::memory::MemoryTables;
 use crate::model::{
     Action, ClusterNetworkPolicy, ClusterRule, LabelCondition, Namespace, NetworkPolicy, Pod, PolicyPeer, PolicyPort,
     PolicyRule as Rule, PortMatch, Protocol, Requirement, Selector, Tier,
 };
 
-/// Tables in memory, which fail after a number of writes.
-#[derive(Default)]
-struct Memory {
-    tables: Desired,
-    denials: BTreeMap<PolicyDenial, ()>,
-    /// Count of each entry of `denials`.
-    packets: u64,
-    left: Option<usize>,
-    /// Whether there is no room for rules.
-    full: bool,
-    /// How many rules there is room for.
-    room: Option<usize>,
-}
-
-impl Counts<PolicyDenial> for Memory {
-    fn counts(&self) -> Result<Vec<(PolicyDenial, u64)>, TableError> {
-        Ok(self.denials.iter().map(|(key, ())| (*key, self.packets)).collect())
+/// What the tables contain.
+fn contents(memory: &MemoryTables) -> Desired {
+    Desired {
+        subjects: memory.subjects.clone(),
+        peers: memory.policy_peers.clone(),
+        blocks: memory.policy_blocks.clone(),
+        ports: memory.policy_ports.clone(),
+        rules: memory.policy_rules.clone(),
     }
 }
 
-impl Entries<PolicyDenial, ()> for Memory {
-    fn list(&self) -> Result<Vec<(PolicyDenial, ())>, TableError> {
-        Ok(self.denials.iter().map(|(key, ())| (*key, ())).collect())
-    }
-
-    fn put(&mut self, key: &PolicyDenial, (): &()) -> Result<(), TableError> {
-        self.write()?;
-        self.denials.insert(*key, ());
-        Ok(())
-    }
-
-    fn delete(&mut self, key: &PolicyDenial) -> Result<(), TableError> {
-        self.write()?;
-        self.denials.remove(key);
-        Ok(())
-    }
-}
-
-impl Memory {
-    fn write(&mut self) -> Result<&mut Desired, TableError> {
-        match &mut self.left {
-            Some(0) => {
-                let source = io::Error::from_raw_os_error(libc::EBUSY);
-                Err(TableError::Io { table: "memory", operation: "write to", source })
-            }
-            left => {
-                left.iter_mut().for_each(|left| *left -= 1);
-                Ok(&mut self.tables)
-            }
-        }
-    }
-}
-
-macro_rules! entries {
-    ($($key:ty, $value:ty, $table:ident;)*) => {$(
-        impl Entries<$key, $value> for Memory {
-            fn list(&self) -> Result<Vec<($key, $value)>, TableError> {
-                Ok(self.tables.$table.iter().map(|(key, value)| (*key, *value)).collect())
-            }
-
-            fn put(&mut self, key: &$key, value: &$value) -> Result<(), TableError> {
-                let rules = stringify!($table) == "rules";
-                let more = self.room.is_some_and(|room| self.tables.$table.len() >= room);
-                if rules && (self.full || more && !self.tables.$table.contains_key(key)) {
-                    return Err(TableError::Full { table: "rules", advice: "none" });
-                }
-                self.write()?.$table.insert(*key, *value);
-                Ok(())
-            }
-
-            fn delete(&mut self, key: &$key) -> Result<(), TableError> {
-                self.write()?.$table.remove(key);
-                Ok(())
-            }
-        }
-    )*};
-}
-
-entries! {
-    Addr, Subject, subjects;
-    Addr, u32, peers;
-    Prefix, u32, blocks;
-    ProtoPort, u32, ports;
-    PolicyRule, PolicyVerdict, rules;
+/// Tables with room for some rules, which fail after a number of writes.
+fn limited(rules: usize, writes: Option<u32>) -> MemoryTables {
+    let mut memory = MemoryTables::default();
+    (memory.policy_rules_max, memory.writes_left) = (rules, writes);
+    memory
 }
 
 fn update(room: &mut NetworkPolicies, changes: Vec<(ObjectKey, Option<Object>)>) -> bool {
@@ -116,33 +48,33 @@ fn filled() -> NetworkPolicies {
 
 #[test]
 fn tables_follow_the_policies() {
-    let (mut room, mut memory) = (filled(), Memory::default());
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
     room.sync(&mut memory).unwrap();
-    assert_eq!(&memory.tables, room.policies().desired());
-    assert_eq!((memory.tables.subjects.len(), memory.tables.rules.len()), (1, 2));
+    assert_eq!(&contents(&memory), room.policies().desired());
+    assert_eq!((memory.subjects.len(), memory.policy_rules.len()), (1, 2));
     assert_eq!(room.uid(&ObjectKey::new(Kind::NetworkPolicy, "x", "np")), Some("u"));
     assert!(!update(&mut room, Vec::new()));
     update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None)]);
     room.sync(&mut memory).unwrap();
-    assert_eq!(memory.tables, Desired::default());
+    assert_eq!(contents(&memory), Desired::default());
 }
 
 #[test]
 fn what_a_replaced_set_has_denied_stays_counted() {
-    let (mut room, mut memory) = (filled(), Memory::default());
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
     room.sync(&mut memory).unwrap();
     let totals = |room: &NetworkPolicies| {
         let totals = room.denials().totals();
         totals.map(|(policy, to, packets)| format!("{policy} {}: {packets}", to.name())).collect::<Vec<_>>()
     };
-    memory.packets = 3;
+    memory.policy_denials.get_mut().values_mut().for_each(|packets| *packets = 3);
     room.count(&memory).unwrap();
     assert_eq!(totals(&room), ["x/np ingress: 3"]);
-    memory.packets = 5;
+    memory.policy_denials.get_mut().values_mut().for_each(|packets| *packets = 5);
     update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np2"), Some(policy().into()))]);
     room.sync(&mut memory).unwrap();
     assert_eq!(totals(&room), ["x/np ingress: 5"], "read before its entry went");
-    memory.packets = 2;
+    memory.policy_denials.get_mut().values_mut().for_each(|packets| *packets = 2);
     room.count(&memory).unwrap();
     assert_eq!(totals(&room), ["x/np ingress: 7", "x/np2 ingress: 2"], "both isolate the pod");
     update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None)]);
@@ -161,30 +93,30 @@ fn what_a_replaced_set_has_denied_stays_counted() {
 #[test]
 fn a_failed_write_is_made_up_for() {
     for left in 0..12 {
-        let (mut room, mut memory) = (filled(), Memory { left: Some(left), ..Memory::default() });
+        let (mut room, mut memory) = (filled(), limited(100, Some(left)));
         let all = room.sync(&mut memory).is_ok();
-        memory.left = None;
+        memory.writes_left = None;
         room.sync(&mut memory).unwrap();
-        assert_eq!(&memory.tables, room.policies().desired(), "{left} writes");
+        assert_eq!(&contents(&memory), room.policies().desired(), "{left} writes");
         assert_eq!(all, left >= 6);
         // The same once the tables are known.
         let more = Pod { node: "n2".into(), ips: vec!["10.0.0.2".parse().unwrap()], ..Pod::default() };
         let egress = NetworkPolicy { egress: Some(vec![Rule { peers: None, ports: None }]), ..policy() };
         let egress = (ObjectKey::new(Kind::NetworkPolicy, "x", "np2"), Some(egress.into()));
         update(&mut room, vec![egress, (ObjectKey::new(Kind::Pod, "x", "q"), Some(more.into()))]);
-        memory.left = Some(left);
+        memory.writes_left = Some(left);
         let all = room.sync(&mut memory).is_ok();
-        memory.left = None;
+        memory.writes_left = None;
         room.sync(&mut memory).unwrap();
-        assert_eq!(&memory.tables, room.policies().desired(), "{left} more writes");
-        assert!(memory.denials.keys().eq(room.policies().denials().keys()), "{left} more writes");
+        assert_eq!(&contents(&memory), room.policies().desired(), "{left} more writes");
+        assert!(memory.policy_denials.borrow().keys().eq(room.policies().denials().keys()), "{left} more writes");
         assert_eq!(all, left >= 10);
     }
 }
 
 #[test]
 fn pods_are_isolated_once() {
-    let (mut room, mut memory) = (filled(), Memory::default());
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
     // The daemon has found it running.
     room.set_attached(attached("p"));
     assert!(room.isolates_more(&mut memory).unwrap());
@@ -206,7 +138,8 @@ fn pods_are_isolated_once() {
     // The plugin has closed the second pod when it started.
     let mut pod = Pod { node: "n1".into(), ips: vec!["10.0.0.2".parse().unwrap()], ..Pod::default() };
     let name = ObjectName { namespace: "x".into(), name: "q".into() };
-    room.set_attached(BTreeMap::from([(name, pod.ips.iter().copied().collect())]));
+    let attached = Attached { ips: pod.ips.iter().copied().collect(), ..Attached::default() };
+    room.set_attached(BTreeMap::from([(name, attached)]));
     update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "q"), Some(pod.clone().into()))]);
     assert!(!room.isolates_more(&mut memory).unwrap());
     room.sync(&mut memory).unwrap();
@@ -226,21 +159,21 @@ fn of_ports(ports: std::ops::Range<u16>) -> NetworkPolicy {
 #[test]
 fn a_full_table_gets_room_again() {
     let key = || ObjectKey::new(Kind::NetworkPolicy, "x", "np");
-    let (mut room, mut memory) = (filled(), Memory { room: Some(100), ..Memory::default() });
+    let (mut room, mut memory) = (filled(), limited(100, None));
     room.sync(&mut memory).unwrap();
     let before = subject(&memory);
     // More than there is room for: what has been is still in force.
     update(&mut room, vec![(key(), Some(of_ports(1..200).into()))]);
     assert!(matches!(room.sync(&mut memory), Err(TableError::Full { .. })));
-    assert!(memory.tables.rules.len() <= 100);
+    assert!(memory.policy_rules.len() <= 100);
     // The policy shrinks: what was added for nothing goes.
     update(&mut room, vec![(key(), Some(of_ports(1..80).into()))]);
     room.sync(&mut memory).unwrap();
-    assert_eq!((&memory.tables, subject(&memory) == before), (room.policies().desired(), false));
+    assert_eq!((&contents(&memory), subject(&memory) == before), (room.policies().desired(), false));
     // Old and new rules have no room beside each other.
     update(&mut room, vec![(key(), Some(of_ports(101..180).into()))]);
     room.sync(&mut memory).unwrap();
-    assert_eq!(&memory.tables, room.policies().desired());
+    assert_eq!(&contents(&memory), room.policies().desired());
     // Nor have those of the next daemon.
     let mut room = NetworkPolicies::new("n1", false);
     room.adopt(&memory).unwrap();
@@ -248,7 +181,7 @@ fn a_full_table_gets_room_again() {
     let policy = (key(), Some(of_ports(201..280).into()));
     update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
     room.sync(&mut memory).unwrap();
-    assert_eq!(&memory.tables, room.policies().desired());
+    assert_eq!(&contents(&memory), room.policies().desired());
 }
 
 fn deny_all() -> ClusterNetworkPolicy {
@@ -271,15 +204,15 @@ fn a_running_pod_keeps_its_rules_without_its_object() {
     let name = || ObjectKey::new(Kind::Pod, "x", "p");
     let policy = || (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(deny_all().into()));
     for gone in [None, Some(pod(true).into())] {
-        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), Memory::default());
+        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
         room.set_attached(attached("p"));
         update(&mut room, vec![policy(), (name(), Some(pod(false).into()))]);
         room.sync(&mut memory).unwrap();
-        let before = memory.tables.clone();
+        let before = contents(&memory);
         assert_eq!((before.subjects.len(), before.rules.len()), (1, 1));
         update(&mut room, vec![(name(), gone.clone())]);
         room.sync(&mut memory).unwrap();
-        assert_eq!(memory.tables, before, "deleted by force, or the object of a predecessor");
+        assert_eq!(contents(&memory), before, "deleted by force, or the object of a predecessor");
         // The next daemon doesn't know which rules these are.
         let mut next = NetworkPolicies::new("n1", false);
         next.adopt(&memory).unwrap();
@@ -290,19 +223,19 @@ fn a_running_pod_keeps_its_rules_without_its_object() {
         // It has ended.
         room.set_attached(BTreeMap::new());
         room.sync(&mut memory).unwrap();
-        assert_eq!(memory.tables, Desired::default());
+        assert_eq!(contents(&memory), Desired::default());
     }
 }
 
 #[test]
 fn a_pod_stays_closed_until_its_namespace_is_known() {
-    let (mut room, mut memory) = (NetworkPolicies::new("n1", true), Memory::default());
+    let (mut room, mut memory) = (NetworkPolicies::new("n1", true), MemoryTables::default());
     let labels = |team| [("team", team)].into_iter().collect();
     let of_team = Requirement { key: "team".into(), condition: LabelCondition::In(vec!["red".into()]) };
     let policy = ClusterNetworkPolicy { namespaces: Selector(vec![of_team]), ..deny_all() };
     let pod = Pod { node: "n1".into(), ips: vec![ADDRESS.parse().unwrap()], ..Pod::default() };
     room.set_attached(attached("p"));
-    memory.tables.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+    memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
     let policy = (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(policy.into()));
     update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
     room.sync(&mut memory).unwrap();
@@ -336,43 +269,44 @@ fn other_ids_of_cluster_rules_open_nothing() {
         policy.ingress[0].matches.peers = Some(vec![peers]);
         (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(policy.into()))
     };
-    let mut memory = Memory::default();
+    let mut memory = MemoryTables::default();
     let mut room = NetworkPolicies::new("n1", false);
     update(&mut room, vec![policy(), pod(1, "n1"), pod(2, "n2")]);
     room.sync(&mut memory).unwrap();
     // After each number of writes by the next daemon, the peer's class has a rule that denies, or the pod is closed.
     for left in 0..12 {
-        let mut memory = Memory { tables: memory.tables.clone(), left: Some(left), ..Memory::default() };
+        let mut memory = memory.clone();
+        memory.writes_left = Some(left);
         let mut next = NetworkPolicies::new("n1", false);
         next.adopt(&memory).unwrap();
         update(&mut next, vec![policy(), pod(1, "n1"), pod(2, "n2"), pod(3, "n2")]);
         _ = next.sync(&mut memory);
         let set = subject(&memory).unwrap().ingress;
-        let class = memory.tables.peers.get(&IpAddr::from([10, 0, 0, 2]).into()).copied().unwrap_or_default();
+        let class = memory.policy_peers.get(&IpAddr::from([10, 0, 0, 2]).into()).copied().unwrap_or_default();
         let rule = PolicyRule { set: set & Subject::ID, class, ports: PolicyRule::ALL };
-        assert!(set == Subject::CLOSED || memory.tables.rules.contains_key(&rule), "after {left} writes: {set:x}");
+        assert!(set == Subject::CLOSED || memory.policy_rules.contains_key(&rule), "after {left} writes: {set:x}");
     }
 }
 
 const ADDRESS: &str = "10.0.0.1";
 
-fn attached(pod: &str) -> BTreeMap<ObjectName, BTreeSet<IpAddr>> {
+fn attached(pod: &str) -> BTreeMap<ObjectName, Attached> {
     let name = ObjectName { namespace: "x".into(), name: pod.into() };
-    BTreeMap::from([(name, BTreeSet::from([ADDRESS.parse().unwrap()]))])
+    BTreeMap::from([(name, Attached { uid: "u1".into(), ips: [ADDRESS.parse().unwrap()].into() })])
 }
 
-fn subject(memory: &Memory) -> Option<Subject> {
-    memory.tables.subjects.get(&ADDRESS.parse::<IpAddr>().unwrap().into()).copied()
+fn subject(memory: &MemoryTables) -> Option<Subject> {
+    memory.subjects.get(&ADDRESS.parse::<IpAddr>().unwrap().into()).copied()
 }
 
 #[test]
 fn without_room_for_its_rules_a_pod_is_closed() {
-    let (mut room, mut memory) = (filled(), Memory { full: true, ..Memory::default() });
+    let (mut room, mut memory) = (filled(), limited(0, None));
     assert!(matches!(room.sync(&mut memory), Err(TableError::Full { .. })));
     assert_eq!(subject(&memory), Some(Subject { ingress: Subject::CLOSED, egress: Subject::OPEN }));
-    memory.full = false;
+    memory.policy_rules_max = 100;
     room.sync(&mut memory).unwrap();
-    assert_eq!(&memory.tables, room.policies().desired());
+    assert_eq!(&contents(&memory), room.policies().desired());
     let writes = room.writes();
     room.sync(&mut memory).unwrap();
     assert_eq!(room.writes(), writes, "nothing has changed");
@@ -380,7 +314,7 @@ fn without_room_for_its_rules_a_pod_is_closed() {
 
 #[test]
 fn a_pod_has_the_addresses_that_the_plugin_has_given_it() {
-    let (mut room, mut memory) = (NetworkPolicies::new("n1", false), Memory::default());
+    let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
     let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.9".parse().unwrap()], ..Pod::default() };
     update(
         &mut room,
@@ -391,15 +325,15 @@ fn a_pod_has_the_addresses_that_the_plugin_has_given_it() {
     );
     assert!(room.set_attached(attached("p")));
     // The plugin has closed it.
-    memory.tables.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+    memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
     room.sync(&mut memory).unwrap();
-    assert!(memory.tables.subjects.len() == 1 && subject(&memory) != Some(Subject::PENDING));
+    assert!(memory.subjects.len() == 1 && subject(&memory) != Some(Subject::PENDING));
     assert!(!room.set_attached(attached("p")), "nothing is new");
 }
 
 #[test]
 fn an_address_belongs_to_the_pod_that_the_plugin_has_given_it() {
-    let (mut room, mut memory) = (filled(), Memory::default());
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
     // The status of a pod from before a reboot lists it.
     let old = Pod {
         node: "n1".into(),
@@ -418,12 +352,12 @@ fn an_address_belongs_to_the_pod_that_the_plugin_has_given_it() {
 
 #[test]
 fn a_pod_without_an_object_stays_as_the_plugin_has_left_it() {
-    let (mut room, mut memory) = (filled(), Memory::default());
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
     update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), None)]);
     room.set_attached(attached("unknown"));
     room.sync(&mut memory).unwrap();
     assert_eq!(subject(&memory), None, "it has run before there were policies");
-    memory.tables.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+    memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
     room.set_attached(BTreeMap::new());
     room.set_attached(attached("unknown"));
     room.sync(&mut memory).unwrap();
@@ -443,32 +377,32 @@ fn a_pod_without_an_object_stays_as_the_plugin_has_left_it() {
 
 #[test]
 fn tables_of_an_earlier_daemon_stay_if_nothing_has_changed() {
-    let mut memory = Memory::default();
+    let mut memory = MemoryTables::default();
     filled().sync(&mut memory).unwrap();
-    let before = memory.tables.clone();
+    let before = contents(&memory);
     // No write is allowed.
-    memory.left = Some(0);
+    memory.writes_left = Some(0);
     let (mut room, policy) = (NetworkPolicies::new("n1", false), policy());
     room.adopt(&memory).unwrap();
     let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::default() };
     update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
     update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy.clone().into()))]);
     room.sync(&mut memory).unwrap();
-    assert_eq!((&memory.tables, room.writes()), (&before, 0));
+    assert_eq!((&contents(&memory), room.writes()), (&before, 0));
     // Ids go on meaning the same.
-    memory.left = None;
+    memory.writes_left = None;
     let other = NetworkPolicy { egress: Some(Vec::new()), ..policy };
     update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np2"), Some(other.into()))]);
     room.sync(&mut memory).unwrap();
-    assert_eq!(&memory.tables, room.policies().desired());
-    assert_ne!(memory.tables, before);
+    assert_eq!(&contents(&memory), room.policies().desired());
+    assert_ne!(contents(&memory), before);
 }
 
 #[test]
 fn an_earlier_daemon_had_other_ids() {
-    let mut memory = Memory::default();
+    let mut memory = MemoryTables::default();
     filled().sync(&mut memory).unwrap();
-    let before: BTreeMap<_, _> = memory.tables.subjects.clone();
+    let before: BTreeMap<_, _> = memory.subjects.clone();
     let mut room = NetworkPolicies::new("n1", false);
     room.adopt(&memory).unwrap();
     let changed = NetworkPolicy { egress: Some(Vec::new()), ..policy() };
@@ -476,5 +410,86 @@ fn an_earlier_daemon_had_other_ids() {
     let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.1".parse().unwrap()], ..Pod::default() };
     update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
     room.sync(&mut memory).unwrap();
-    assert!(memory.tables.subjects.len() == 1 && memory.tables.subjects != before);
+    assert!(memory.subjects.len() == 1 && memory.subjects != before);
+}
+
+#[test]
+fn a_full_table_of_peers_is_made_up_for() {
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
+    memory.policy_peers_max = 2;
+    let peer = |number: u8, there: bool| {
+        let pod = Pod { node: "n2".into(), ips: vec![IpAddr::from([10, 0, 0, number])], ..Pod::default() };
+        (ObjectKey::new(Kind::Pod, "x", &format!("q{number}")), there.then(|| pod.into()))
+    };
+    update(&mut room, (2..6).map(|number| peer(number, true)).collect());
+    assert!(matches!(room.sync(&mut memory), Err(TableError::Full { .. })));
+    assert!(matches!(room.sync(&mut memory), Err(TableError::Full { .. })), "it stays a problem");
+    update(&mut room, (3..6).map(|number| peer(number, false)).collect());
+    room.sync(&mut memory).unwrap();
+    assert_eq!(&contents(&memory), room.policies().desired());
+    assert_eq!(memory.policy_peers.len(), 2);
+}
+
+#[test]
+fn a_pod_that_the_plugin_is_connecting_stays_closed_whatever_a_status_says() {
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
+    room.sync(&mut memory).unwrap();
+    let address = Addr::from(ADDRESS.parse::<IpAddr>().unwrap());
+    // The sandbox of the pod is gone, and its address is that of another pod's.
+    memory.subjects.insert(address, Subject::PENDING);
+    let egress = NetworkPolicy { egress: Some(Vec::new()), ..policy() };
+    update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(egress.into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), Some(Subject::PENDING));
+    let moved = Pod { node: "n1".into(), ips: vec![IpAddr::from([10, 0, 0, 9])], ..Pod::default() };
+    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), Some(moved.into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), Some(Subject::PENDING));
+}
+
+#[test]
+fn a_namespace_without_an_object_has_one_label_where_none_is_needed() {
+    let lacks = |key: &str| Selector(vec![Requirement { key: key.into(), condition: LabelCondition::DoesNotExist }]);
+    let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
+    let policy = ClusterNetworkPolicy { namespaces: lacks("tenant"), ..deny_all() };
+    let pod = Pod { node: "n1".into(), ips: vec![ADDRESS.parse().unwrap()], ..Pod::default() };
+    let policy = (ObjectKey::new(Kind::ClusterNetworkPolicy, "", "cnp"), Some(policy.into()));
+    update(&mut room, vec![policy, (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into()))]);
+    room.sync(&mut memory).unwrap();
+    assert!(subject(&memory).is_some(), "it has no label `tenant`");
+    let namespace = |labels: Option<&str>| {
+        let labels = labels.map(|key| [(key, "a")].into_iter().collect());
+        let object = labels.map(|labels| Namespace { labels, ..Namespace::default() }.into());
+        (ObjectKey::new(Kind::Namespace, "", "x"), object)
+    };
+    update(&mut room, vec![namespace(Some("tenant"))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), None);
+    update(&mut room, vec![namespace(None)]);
+    room.sync(&mut memory).unwrap();
+    assert!(subject(&memory).is_some(), "its object is gone");
+}
+
+#[test]
+fn the_object_of_another_pod_with_the_same_name_opens_nothing() {
+    let pod = |uid: &str, static_uid: &str, app: &str| {
+        let labels = [("app", app)].into_iter().collect();
+        let (uid, static_uid) = (uid.into(), static_uid.into());
+        Pod { node: "n1".into(), uid, static_uid, labels, ips: vec![ADDRESS.parse().unwrap()], ..Pod::default() }
+    };
+    let name = || ObjectKey::new(Kind::Pod, "x", "p");
+    let of_app = Requirement { key: "app".into(), condition: LabelCondition::In(vec!["closed".into()]) };
+    let policy = || NetworkPolicy { pods: Selector(vec![of_app.clone()]), ..policy() };
+    for (uid, static_uid) in [("u1", ""), ("mirror", "u1"), ("", "")] {
+        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
+        let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into()));
+        update(&mut room, vec![policy, (name(), Some(pod("u0", "", "open").into()))]);
+        memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+        room.set_attached(attached("p"));
+        room.sync(&mut memory).unwrap();
+        assert_eq!(subject(&memory), Some(Subject::PENDING), "only a predecessor's object is known");
+        update(&mut room, vec![(name(), Some(pod(uid, static_uid, "closed").into()))]);
+        room.sync(&mut memory).unwrap();
+        assert!(subject(&memory).is_some_and(|subject| subject != Subject::PENDING), "{uid}");
+    }
 }

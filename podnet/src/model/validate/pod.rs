@@ -11,6 +11,7 @@ pub(super) fn check(raw: raw::Manifest) -> Checked<Pod> {
     let ips = if spec.host_network { Vec::new() } else { ips(&status, &mut left_out) };
     Ok(Pod {
         uid: metadata.uid.unwrap_or_default().into_boxed_str(),
+        static_uid: metadata.annotations.config_hash.unwrap_or_default().into_boxed_str(),
         created: metadata.creation_timestamp.unwrap_or_default().into_boxed_str(),
         labels: metadata.labels.complete(),
         ips,
@@ -32,8 +33,8 @@ fn ips(status: &raw::Status, left_out: &mut LeftOut) -> Vec<std::net::IpAddr> {
     at_most(limits::POD_ADDRESSES, "status.podIPs", ips, left_out)
 }
 
-/// The named ports of containers that run as long as the pod: all, and init containers that are sidecars (KEP-753). Of
-/// several with the same name and protocol the first counts, as for Services (pkg/api/pod, FindPort).
+/// The named ports of containers that run as long as the pod: all, and init containers that are sidecars (KEP-753).
+/// Several containers may use one name, with different numbers.
 fn ports(spec: &raw::Spec, left_out: &mut LeftOut) -> Vec<NamedPort> {
     let containers = spec.containers.iter().enumerate().map(|(i, one)| (format!("spec.containers[{i}]"), one));
     let sidecars = spec.init_containers.iter().enumerate().filter(|(_, one)| one.restart_policy == "Always");
@@ -48,12 +49,11 @@ fn ports(spec: &raw::Spec, left_out: &mut LeftOut) -> Vec<NamedPort> {
                 Ok((protocol, port))
             });
             let Some((protocol, number)) = usable(checked, left_out) else { continue };
-            if !ports.iter().any(|known| known.protocol == protocol && *known.name == *port.name) {
-                ports.push(NamedPort { name: port.name.as_str().into(), protocol, port: number });
-            }
+            ports.push(NamedPort { name: port.name.as_str().into(), protocol, port: number });
         }
     }
     ports.sort_unstable();
+    ports.dedup();
     at_most(limits::POD_PORTS, "spec.containers: named ports", ports, left_out)
 }
 
@@ -95,7 +95,7 @@ mod tests {
              initContainers: [{ports: [{name: init, containerPort: 83}]}, \
              {restartPolicy: Always, ports: [{name: side, containerPort: 84, protocol: SCTP}, {name: x, containerPort: 0}]}]}");
         let shown: Vec<_> = pod.ports.iter().map(|one| format!("{} {} {}", one.name, one.protocol, one.port)).collect();
-        assert_eq!(shown, ["http TCP 80", "http UDP 82", "side SCTP 84"]);
+        assert_eq!(shown, ["http TCP 80", "http TCP 8080", "http UDP 82", "side SCTP 84"]);
         let named: Vec<_> = pod.left_out.lines().collect();
         assert!(
             named.len() == 1 && named[0].starts_with("spec.initContainers[1].ports[1].containerPort: "),
