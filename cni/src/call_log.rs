@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_takes_them_and_the_file_stays_small() {
+    fn without_a_reader_the_file_stays_small() {
         let dir = tempfile::tempdir().unwrap();
         let log = CallLog::new(dir.path());
         for _ in 0..5000 {
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(log.take().len(), 1);
         fs::write(dir.path().join("calls"), vec![b'x'; 3 * LIMIT as usize]).unwrap();
         log.append(call(CommandName::Add, 0, 1));
-        assert!(log.take().is_empty() && log.take().is_empty(), "nobody wrote that");
+        assert!(log.take().is_empty() && log.take().is_empty(), "there was no call");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

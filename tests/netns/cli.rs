@@ -364,7 +364,7 @@ fn frontends_are_shown_with_their_clients_and_excluded_elements() -> Result<()> 
     late.set_endpoints(&site.lab, &[&site.near])?;
     let offline = node.podnet_json(&["service", "show", "default/local", "--offline"])?;
     let told = offline["differences"].to_string();
-    ensure!(told.contains("still includes the backend"), "nobody has put that into effect: {told}");
+    ensure!(told.contains("still includes the backend"), "that has not taken effect: {told}");
     let elsewhere = node.podnet_json(&["service", "show", "default/local", "--config", "/nowhere.yaml"])?;
     ensure!(elsewhere["notExplained"].to_string().contains("/nowhere.yaml"), "{elsewhere:#}");
     assert_eq!(elsewhere["frontends"].as_array().map(Vec::len), Some(8), "two ports, two kinds, two families");

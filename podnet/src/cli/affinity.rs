@@ -43,13 +43,13 @@ enum Clients {
     /// Clients of other addresses that arrive on an uplink, where these have separate backends.
     Outside,
     /// Clients whose packets another node has forwarded, for direct server return.
-    SentOn,
+    Forwarded,
 }
 
 impl Clients {
     /// From the group in the id.
     fn of(service: ServiceId) -> Self {
-        let groups = [(1, Self::Other), (2, Self::Outside), (3, Self::SentOn)];
+        let groups = [(1, Self::Other), (2, Self::Outside), (3, Self::Forwarded)];
         let own = groups.into_iter().find(|(group, _)| service.port().with_affinity(*group) == service);
         own.map_or(Self::ClusterIp, |(_, clients)| clients)
     }
@@ -59,7 +59,7 @@ impl Clients {
             Self::ClusterIp => "ClusterIP",
             Self::Other => "other addresses",
             Self::Outside => "external clients",
-            Self::SentOn => "forwarded",
+            Self::Forwarded => "forwarded",
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The command line: `podnet NOUN VERB`.
 //!
-//! Commands other than `daemon` and `cleanup` only read: from the pinned tables, and what these don't contain from the
-//! daemon. So they work while the daemon is down, except for `policy` and `drops --follow`. Results go to standard
-//! output, everything else to standard error; the exit status is 0 when the question could be answered, and 1 with a
-//! message when it could not.
+//! Commands other than `daemon`, `mount-bpffs` and `cleanup` only read: from the pinned tables, and what these don't
+//! contain from the daemon. So they work while the daemon is down, except for `policy` and `drops --follow`. Results go
+//! to standard output, everything else to standard error; the exit status is 0 when the question could be answered, and
+//! 1 with a message when it could not.
 
 mod affinity;
 pub mod cleanup;

@@ -54,12 +54,12 @@ mod tests {
             drops.observe(&counters, UnixTime(at));
             drops.seen().get("conntrack_full").map(|drop| (drop.packets, drop.last))
         };
-        assert_eq!(look(&mut drops, 5, 10), Some((5, None)), "nobody knows since when");
+        assert_eq!(look(&mut drops, 5, 10), Some((5, None)), "since when is unknown");
         assert_eq!(look(&mut drops, 6, 20), Some((6, Some(UnixTime(20)))));
         assert_eq!(look(&mut drops, 6, 30), Some((6, Some(UnixTime(20)))));
         let mut next = Drops::adopt(drops.seen());
         assert_eq!(look(&mut next, 6, 40), Some((6, Some(UnixTime(20)))), "a restart forgets nothing");
-        assert_eq!(look(&mut next, 1, 50), Some((1, None)), "the counters have begun anew");
+        assert_eq!(look(&mut next, 1, 50), Some((1, None)), "the counters have been reset");
         assert_eq!(look(&mut next, 0, 60), None);
     }
 }

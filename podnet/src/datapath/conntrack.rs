@@ -136,26 +136,34 @@ impl Sweep {
         let table = self.table.as_fd();
         let (mut ways, mut held) = (HashSet::new(), Held::none());
         let (remover, pods, reread) = (&self.remover, (self.pods)()?, &*self.pods);
-        let mut bin =
-            Bin { remover, pods, reread, over: vec![], homeless: vec![], judged: vec![], removed: 0, denied: 0 };
+        let mut removals = Removals {
+            remover,
+            pods,
+            reread,
+            over: vec![],
+            of_unknown_pods: vec![],
+            judged: vec![],
+            removed: 0,
+            denied: 0,
+        };
         let concerned =
             |tuple: &Tuple, entry: &CtEntry| self.judged.contains(&tuple.src) || self.judged.contains(&entry.dst);
         let (mut seen, mut result) = (0u32, Ok(()));
         batch::for_each(table, |tuple: &Tuple, entry: &CtEntry| {
             seen += 1;
-            let place = || self.place(tuple, entry, &bin.pods);
+            let place = || self.place(tuple, entry, &removals.pods);
             let over = |hurry| self.now.is_some_and(|now| is_over(tuple, entry, now, hurry));
             let binned = if over(false) || (over(true) && hurry.concerns(place())) {
-                bin.over(Removal::unseen_since(*tuple, entry.last_seen))
+                removals.over(Removal::unseen_since(*tuple, entry.last_seen))
             } else {
-                match judge(tuple, entry, &self.stale, &bin.pods, &self.node) {
+                match judge(tuple, entry, &self.stale, &removals.pods, &self.node) {
                     Fate::Stays(way) => {
                         ways.extend(way);
                         held.add(place());
-                        if concerned(tuple, entry) { bin.judged(*tuple) } else { Ok(()) }
+                        if concerned(tuple, entry) { removals.judged(*tuple) } else { Ok(()) }
                     }
-                    Fate::Stale => bin.over(Removal::always(*tuple)),
-                    Fate::Homeless(pod) => bin.homeless(pod, *tuple),
+                    Fate::Stale => removals.over(Removal::always(*tuple)),
+                    Fate::UnknownPod(pod) => removals.of_unknown_pods(pod, *tuple),
                 }
             };
             if let Err(error) = binned {
@@ -163,7 +171,7 @@ impl Sweep {
             }
         })?;
         result?;
-        let (removed, denied) = bin.empty()?;
+        let (removed, denied) = removals.empty()?;
         Ok((Swept { entries: seen.saturating_sub(removed), removed, ways, hurry: Hurry::default(), denied }, held))
     }
 
@@ -186,7 +194,7 @@ enum Fate {
     /// It is stale and gets removed.
     Stale,
     /// It belongs to an unknown pod.
-    Homeless(IfIndex),
+    UnknownPod(IfIndex),
 }
 
 fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node) -> Fate {
@@ -197,7 +205,7 @@ fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node
     let came_in = entry.in_ifindex.0 != 0 && i32::try_from(entry.in_ifindex.0).is_ok();
     let from = || (of_pod && came_in).then_some(entry.in_ifindex).and_then(unknown);
     if let Some(pod) = into.or_else(from) {
-        return Fate::Homeless(pod);
+        return Fate::UnknownPod(pod);
     }
     let way = Way::of(tuple, entry);
     match way.as_ref().and_then(|way| stale.get(way)) {
@@ -208,7 +216,7 @@ fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node
 
 /// Entries to be removed. They are removed frame by frame, so that removing a million entries takes no memory for
 /// them.
-struct Bin<'a> {
+struct Removals<'a> {
     remover: &'a Remover,
     pods: Pods,
     reread: &'a ReadPods,
@@ -216,14 +224,14 @@ struct Bin<'a> {
     over: Vec<Removal>,
     /// Entries of unknown pods. The pods are read again before these are removed, since one may have been added
     /// during the sweep, before its first flow.
-    homeless: Vec<(IfIndex, Tuple)>,
+    of_unknown_pods: Vec<(IfIndex, Tuple)>,
     /// Halves of flows for which network policy is evaluated again: less than a frame of them.
     judged: Vec<Tuple>,
     removed: u32,
     denied: u32,
 }
 
-impl Bin<'_> {
+impl Removals<'_> {
     /// Entries of unknown pods per reading of the pods.
     const MANY: usize = 4096;
 
@@ -244,17 +252,17 @@ impl Bin<'_> {
         Ok(())
     }
 
-    fn homeless(&mut self, pod: IfIndex, key: Tuple) -> io::Result<()> {
-        self.homeless.push((pod, key));
-        if self.homeless.len() < Self::MANY { Ok(()) } else { self.look_again() }
+    fn of_unknown_pods(&mut self, pod: IfIndex, key: Tuple) -> io::Result<()> {
+        self.of_unknown_pods.push((pod, key));
+        if self.of_unknown_pods.len() < Self::MANY { Ok(()) } else { self.look_again() }
     }
 
     fn look_again(&mut self) -> io::Result<()> {
-        if self.homeless.is_empty() {
+        if self.of_unknown_pods.is_empty() {
             return Ok(());
         }
         self.pods = (self.reread)()?;
-        for (pod, key) in std::mem::take(&mut self.homeless) {
+        for (pod, key) in std::mem::take(&mut self.of_unknown_pods) {
             if !self.pods.host_ends.contains(&pod) {
                 self.over(Removal::of_interface(key, pod))?;
             }

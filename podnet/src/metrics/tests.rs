@@ -151,7 +151,7 @@ fn text_has_all_measurements() {
     }
     assert_eq!(families["podnet_dropped_packets"].samples.len(), Reason::ALL.len(), "also reasons that never came up");
     let unknown = "podnet_table_entries{table=\"slots\"}";
-    assert_eq!(sample(unknown), None, "what nobody has counted isn't 0");
+    assert_eq!(sample(unknown), None, "what isn't counted isn't 0");
 }
 
 #[test]

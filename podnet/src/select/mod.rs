@@ -75,7 +75,7 @@ pub fn select<'a>(
                     View::new(candidates, settings)
                 });
                 let policies = policies(service, kind);
-                let sent_on = kind != FrontendKind::ClusterIp && source == SourceMode::Preserve;
+                let forwards = kind != FrontendKind::ClusterIp && source == SourceMode::Preserve;
                 let mut frontend = Frontend {
                     key,
                     kind,
@@ -85,7 +85,7 @@ pub fn select<'a>(
                     source_ranges: source_ranges(service, kind, &addr.ip()),
                     backends: view.backends(policies.inside),
                     outside: policies.outside.map(|policy| view.backends(policy)),
-                    here: (sent_on && policies.outside.is_none()).then(|| view.here()),
+                    here: (forwards && policies.outside.is_none()).then(|| view.here()),
                     spread: true,
                 };
                 if meter.admit(&mut view.counted, policies, &mut frontend) {

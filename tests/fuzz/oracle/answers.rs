@@ -84,7 +84,7 @@ fn error(o: &Outcome<'_>, packet: &View<'_>, answer: &View<'_>) {
         (Reason::TooBig, true) => [2, 0],
         (Reason::NoEndpoint | Reason::UndefinedPort | Reason::NoRoute, false) => [3, 3],
         (Reason::NoEndpoint | Reason::UndefinedPort | Reason::NoRoute, true) => [1, 4],
-        _ => panic!("{o}nobody is told of that"),
+        _ => panic!("{o}no sender is informed of that"),
     };
     assert!(o.output[answer.l4..answer.l4 + 2] == kind, "{o}it says something else");
     // Addresses and first bytes of the payload, by which the sender finds its socket.

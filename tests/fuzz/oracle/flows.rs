@@ -60,8 +60,11 @@ fn shares(world: &World, o: &Outcome<'_>, entries: usize) {
         let senders = before.iter().filter(|(place, _)| ![holders::ALL, holders::CAPACITY].contains(place));
         let most = senders.map(|(_, held)| *held).max().unwrap_or_default();
         let room = o.before.held(holders::CAPACITY);
-        assert!(room != 0, "{o}nobody knows how much there is to share");
-        assert!(most > room.saturating_sub(o.before.held(holders::ALL)) * 4, "{o}nobody holds that much: {before:?}");
+        assert!(room != 0, "{o}the room to be shared is unknown");
+        assert!(
+            most > room.saturating_sub(o.before.held(holders::ALL)) * 4,
+            "{o}no sender holds that much: {before:?}"
+        );
     }
 }
 

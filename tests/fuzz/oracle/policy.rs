@@ -289,7 +289,7 @@ fn beside_services(o: &Outcome<'_>, packet: &View<'_>, key: &Tuple, entry: &CtEn
     }
     assert!(t.config.flags & Config::MASQUERADE != 0, "{o}masquerade is off");
     assert!(t.network(&key.dst).is_none() && t.endpoint(&key.dst).is_none(), "{o}that is the cluster's");
-    assert!(!packet.dst.is_multicast() && !packet.dst.is_unspecified(), "{o}nobody in particular is there");
+    assert!(!packet.dst.is_multicast() && !packet.dst.is_unspecified(), "{o}it is no single receiver");
     // Without identifier, an echo reply has the same tuple as a request.
     assert!(packet.echo() != Some(false) || key.dport == Port::new(0), "{o}an answer begins nothing");
     let route = t.route_to(&key.dst).copied().unwrap_or_default();

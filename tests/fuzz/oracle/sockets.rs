@@ -89,7 +89,10 @@ fn check_call(world: &World, before: &HostTables, o: &Outcome, state: &mut State
     let service = eligible(before, o).then(|| frontend(before, o, proto)).flatten();
     match service.filter(|service| at_socket(before, o, service)) {
         None => {
-            assert!(!o.changed() && o.call == Call::Allow, "{o:?}: its packets are to be translated, or are nobody's")
+            assert!(
+                !o.changed() && o.call == Call::Allow,
+                "{o:?}: its packets are to be translated, or belong to no service"
+            )
         }
         Some(service) if service.slot_count == 0 => {
             assert!(!o.changed(), "{o:?}: there is no backend");

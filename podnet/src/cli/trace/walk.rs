@@ -138,7 +138,7 @@ impl<N: Node> Tracer<'_, N> {
         if let Some((_, entry)) = seen.entry()
             && entry.flags & CtEntry::ONE_WAY != 0
         {
-            exit.sent_on = Some(entry.dst.into());
+            exit.forwarded_to = Some(entry.dst.into());
         }
         exit.ifindex = by;
         steps.push(Step::Hook(Box::new(HookStep {
@@ -247,13 +247,13 @@ impl<N: Node> Tracer<'_, N> {
             (kinds.contains(&network.kind) && !network.node.is_none())
                 .then(|| (IpAddr::from(network.node), network.flags))
         };
-        let (node, flags) = remote(exit.sent_on.unwrap_or(summary.dst))?;
+        let (node, flags) = remote(exit.forwarded_to.unwrap_or(summary.dst))?;
         let mut command = format!("podnet trace --from {} --to {}", summary.src, summary.receiver());
         command += &format!(" --proto {}", protocol(summary.proto).to_lowercase());
         if let Some((sport, _)) = summary.ports {
             command += &format!(" --sport {sport}");
         }
-        if exit.sent_on.is_some() {
+        if exit.forwarded_to.is_some() {
             // The other node recognises such a packet by this node's MAC.
             let mac = if flags & Network::TUNNEL != 0 { config.tunnel_mac } else { (self.own_mac)(exit.ifindex) };
             command += &format!(" --mac {mac}");
@@ -267,7 +267,7 @@ impl<N: Node> Tracer<'_, N> {
 struct Exit {
     ifindex: IfIndex,
     /// The node to which it is forwarded unmodified.
-    sent_on: Option<IpAddr>,
+    forwarded_to: Option<IpAddr>,
 }
 
 /// A verdict in words.

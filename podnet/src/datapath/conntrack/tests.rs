@@ -116,7 +116,7 @@ fn flows_with_a_stale_path_are_removed() {
 }
 
 #[test]
-fn flows_of_unknown_pods_are_homeless() {
+fn flows_of_unknown_pods_are_found() {
     let (client, gone) = (Addr::v4(u32::from_ne_bytes([10, 0, 1, 5])), IfIndex(8));
     let pods = vec![Prefix::new([10, 0, 1, 0].into(), 24)];
     let node = Node { pods, ..Node::default() };
@@ -125,9 +125,9 @@ fn flows_of_unknown_pods_are_homeless() {
     let into = |ifindex| CtEntry { out: Out::Pod as u8, out_ifindex: ifindex, ..CtEntry::default() };
     for (src, entry, fate) in [
         (client, into(IfIndex(7)), Fate::Stays(None)),
-        (client, into(gone), Fate::Homeless(gone)),
+        (client, into(gone), Fate::UnknownPod(gone)),
         (client, from(IfIndex(7), 0), Fate::Stays(None)),
-        (client, from(gone, 0), Fate::Homeless(gone)),
+        (client, from(gone, 0), Fate::UnknownPod(gone)),
         // Without an interface yet, or leaving by it.
         (client, from(IfIndex(0), 0), Fate::Stays(None)),
         (client, from(IfIndex(!8), 0), Fate::Stays(None)),

@@ -156,7 +156,7 @@ fn addresses_of_every_kind() {
             ],
         ),
         (
-            "a manifest without ClusterIPs, which nobody allocates for files, in the families that it names",
+            "a manifest without ClusterIPs, which are not allocated for files, in the families that it names",
             service("{type: NodePort, ipFamilies: [IPv6], ports: [{port: 80, nodePort: 30080}]}") + &v4 + &v6,
             vec!["NodePort [::]:30080/TCP: [fd00::1]:8080"],
         ),
