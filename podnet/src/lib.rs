@@ -21,6 +21,7 @@ mod heap;
 pub mod host;
 mod http;
 pub mod install;
+mod limit;
 pub mod metrics;
 pub mod mirror;
 pub mod model;

@@ -117,18 +117,20 @@ fn links_from_before_a_restart_are_restored_at_once(site: &Site) -> Result<()> {
     let pods = ["old0", "old1", "old2"].map(|name| node.add_server(name, 8080));
     let pods = pods.into_iter().collect::<Result<Vec<_>>>()?;
     node.stop_daemon()?;
+    node.place.run("tc", &["qdisc", "del", "dev", &pods[0].host_ifname()?, "clsact"])?;
+    let error = pods[0].invoke("CHECK").err().context("CHECK has not noticed that the programs are gone")?;
+    ensure!(format!("{error:#}").contains("is not attached"), "{error:#}");
     node.start_daemon()?;
+    works(site, &pods[0])?;
     for (pod, disturbance) in
         pods.iter().zip(["tc qdisc del dev {0} clsact", "ip addr flush dev {0}", "ip neigh del {1} dev {0}"])
     {
         let v4 = pod.ip(Family::V4).to_string();
         let script = disturbance.replace("{0}", &pod.host_ifname()?).replace("{1}", &v4);
+        let before = restored(node, pod).len();
         node.place.run("sh", &["-ec", &script])?;
-        if disturbance.contains("clsact") && pod.invoke("CHECK").is_ok() {
-            ensure!(!restored(node, pod).is_empty(), "CHECK has not noticed that the programs are gone");
-        }
         soon(&script, || {
-            ensure!(!restored(node, pod).is_empty(), "nothing has been restored");
+            ensure!(restored(node, pod).len() > before, "nothing has been restored");
             works(site, pod)
         })?;
     }
@@ -140,6 +142,8 @@ fn names_that_are_no_text_hinder_nothing(site: &Site) -> Result<()> {
     let script = "ip link add odd0 type bridge; ip link set odd0 alias $(printf 'B\\374ro'); \
                   ip link property add dev odd0 altname $(printf 'n\\377'); ip addr add 192.0.2.77/32 dev odd0";
     node.place.run("sh", &["-ec", script])?;
+    let alias = node.place.run("od", &["-An", "-tx1", "/sys/class/net/odd0/ifalias"])?;
+    ensure!(alias.contains("fc"), "the alias is text: {alias}");
     let pod = node.add_server("beside-odd", 8080)?;
     works(site, &pod)?;
     let host_end = pod.host_ifname()?;

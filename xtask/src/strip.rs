@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// An object with these sections, each of which, but for the first, has the relocations of the one before.
+    /// An object with these sections, each with a relocation.
     fn object(sections: &[&'static str]) -> Vec<u8> {
         let mut builder = Builder::new(object::Endianness::Little, true);
         builder.header.e_type = elf::ET_REL;

@@ -108,8 +108,8 @@ fn tunnel_flag(tunnel: bool) -> u16 {
 }
 
 /// Leaves out service addresses until the entries fit. Returns how many.
-fn leave_out_services(networks: &mut BTreeMap<Prefix, Network>, room: usize) -> usize {
-    let excess = networks.len().saturating_sub(room);
+fn leave_out_services(networks: &mut BTreeMap<Prefix, Network>) -> usize {
+    let excess = networks.len().saturating_sub(ROOM);
     let of_services = networks.iter().rev().filter(|(_, network)| network.flags & Network::SERVICE_ADDRESS != 0);
     let left_out: Vec<_> = of_services.map(|(prefix, _)| *prefix).take(excess).collect();
     left_out.iter().for_each(|prefix| _ = networks.remove(prefix));
@@ -167,7 +167,7 @@ impl Networks {
         T: Entries<Prefix, Network> + Entries<Mac, ()> + Entries<IfIndex, Interface>,
     {
         let mut networks = cluster.networks(routes, services);
-        let left_out = leave_out_services(&mut networks, ROOM);
+        let left_out = leave_out_services(&mut networks);
         // Puts first: no range is unknown in between, unless there is no room for both.
         match self.networks.sync(&networks, First::Put, tables) {
             Err(TableError::Full { .. }) => self.networks.sync(&networks, First::Delete, tables)?,

@@ -2,10 +2,7 @@
 //! logs some, as well as messages of the programs, rate-limited per reason, so that a flood of packets doesn't become a
 //! flood of lines.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use podnet_common::layout::Event;
 use tokio::{io::unix::AsyncFd, sync::broadcast};
@@ -13,12 +10,12 @@ use tracing::info;
 
 use crate::{
     datapath::{Events, ProgramLog},
+    limit::Limit,
     socket::Dropped,
 };
 
-/// Maximum number of lines per reason within [`WINDOW`].
+/// Maximum number of lines per reason and second.
 const LINES: u32 = 5;
-const WINDOW: Duration = Duration::from_secs(1);
 
 /// Logs drops, and passes them on, until the task is aborted.
 pub(super) async fn log(mut events: AsyncFd<Events>, followers: broadcast::Sender<Event>) {
@@ -37,7 +34,7 @@ pub(super) async fn log(mut events: AsyncFd<Events>, followers: broadcast::Sende
             // There may be no followers.
             let _ = followers.send(event);
             let now = Instant::now();
-            if let Some(omitted) = limits.entry(event.reason).or_insert_with(|| Limit::new(now)).admit(now) {
+            if let Some(omitted) = limits.entry(event.reason).or_insert_with(|| Limit::new(LINES, now)).admit(now) {
                 tell(&event, omitted);
             }
         }
@@ -60,36 +57,6 @@ pub(super) async fn relay(mut log: AsyncFd<ProgramLog>) {
     }
 }
 
-/// Limits the lines of one reason.
-#[derive(Debug)]
-struct Limit {
-    /// Start of the window.
-    since: Instant,
-    /// Number of events in it.
-    events: u32,
-    /// Number of events without a line since the last line.
-    omitted: u64,
-}
-
-impl Limit {
-    fn new(now: Instant) -> Self {
-        Self { since: now, events: 0, omitted: 0 }
-    }
-
-    /// Counts an event. If it gets a line, returns the number of those that got none since the last line.
-    fn admit(&mut self, now: Instant) -> Option<u64> {
-        if now.saturating_duration_since(self.since) > WINDOW {
-            (self.since, self.events) = (now, 0);
-        }
-        self.events = self.events.saturating_add(1);
-        if self.events > LINES {
-            self.omitted += 1;
-            return None;
-        }
-        Some(std::mem::take(&mut self.omitted))
-    }
-}
-
 fn tell(event: &Event, omitted: u64) {
     let dropped = Dropped::of(event);
     info!(
@@ -101,19 +68,4 @@ fn tell(event: &Event, omitted: u64) {
         omitted = (omitted > 0).then_some(omitted),
         "packet dropped"
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_gets_a_few_lines_and_the_next_line_says_how_many_are_missing() {
-        let start = Instant::now();
-        let mut limit = Limit::new(start);
-        let lines: Vec<_> = (0..8).map(|_| limit.admit(start)).collect();
-        assert_eq!(lines, [Some(0), Some(0), Some(0), Some(0), Some(0), None, None, None]);
-        let later = start + 2 * WINDOW;
-        assert_eq!((limit.admit(later), limit.admit(later)), (Some(3), Some(0)));
-    }
 }

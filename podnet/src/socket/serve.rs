@@ -28,7 +28,7 @@ use super::{
     protocol::{Answer, Explanation, ExternalAddresses, REQUEST_MAX, Request, Stream, Subject},
     question::{Asker, Gone, PolicyPage, Question, Unsynced},
 };
-use crate::model::ObjectName;
+use crate::{limit::Limit, model::ObjectName};
 
 /// Maximum number of clients; further ones get an error.
 const CLIENTS: usize = 32;
@@ -205,7 +205,7 @@ async fn follow_drops(
     source: &Source,
 ) -> Result<(), Over> {
     let mut drops = source.drops.subscribe();
-    let mut window = Window { since: Instant::now(), named: 0 };
+    let mut names = Limit::new(NAMED, Instant::now());
     send(answers, &Answer::Following(Stream::Drops), ANSWER_PATIENCE).await?;
     loop {
         let next = tokio::select! {
@@ -215,30 +215,13 @@ async fn follow_drops(
         let answer = match next {
             Ok(event) => {
                 let dropped = Dropped::of(&event);
-                let is_named = dropped.denials().next().is_some() && window.admit(Instant::now());
+                let is_named = dropped.denials().next().is_some() && names.admit(Instant::now()).is_some();
                 Answer::Drop(if is_named { named(dropped, &source.asker).await? } else { dropped })
             }
             Err(RecvError::Lagged(lost)) => Answer::Lost(lost),
             Err(RecvError::Closed) => return Err(Over),
         };
         send(answers, &answer, FOLLOWER_PATIENCE).await?;
-    }
-}
-
-/// Counts the packets of a second.
-struct Window {
-    since: Instant,
-    named: u32,
-}
-
-impl Window {
-    /// Whether a packet is among the first [`NAMED`] of its second.
-    fn admit(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.since) > Duration::from_secs(1) {
-            *self = Self { since: now, named: 0 };
-        }
-        self.named = self.named.saturating_add(1);
-        self.named <= NAMED
     }
 }
 
@@ -271,18 +254,4 @@ fn line(answer: &Answer) -> Vec<u8> {
 /// Runs a step of a connection with a time limit.
 async fn within<T>(patience: Duration, step: impl Future<Output = Result<T, Over>>) -> Result<T, Over> {
     timeout(patience, step).await.unwrap_or(Err(Over))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_denied_packets_asks_the_event_loop_in_moderation() {
-        let start = Instant::now();
-        let mut window = Window { since: start, named: 0 };
-        let admitted = |window: &mut Window, now| (0..3 * NAMED).filter(|_| window.admit(now)).count();
-        assert_eq!(admitted(&mut window, start), NAMED as usize);
-        assert_eq!(admitted(&mut window, start + Duration::from_secs(2)), NAMED as usize);
-    }
 }
