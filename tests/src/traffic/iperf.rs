@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 
 use crate::place::Place;
 use crate::place::process::{Process, output};
-use crate::wait::{PATIENCE, wait_until};
+use crate::wait::wait_until;
 
 /// Time that a client may take beyond its sending time.
 const GRACE: Duration = Duration::from_secs(10);
@@ -37,20 +37,21 @@ impl IperfServer {
         command.arg("--forceflush");
         command.stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?);
         let process = Process::start(command).context("cannot start iperf3: apt-get install iperf3")?;
-        // A connection would start a session, so read the table of listening sockets.
-        let port = format!(":{:04X}", addr.port());
-        // Sockets in TIME-WAIT have the port as well.
-        let listens = |line: &str| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            matches!(fields[..], [_, local, _, "0A", ..] if local.ends_with(&port))
-        };
+        let server = Self { place: place.clone(), log, _process: process };
+        server.wait_for_listener()?;
+        Ok(server)
+    }
+
+    /// Waits until the server listens for the next run. After each run it closes its listener, which resets the
+    /// connections that no one has accepted yet, and opens another. Its last messages to the client before may still be
+    /// on their way then, as through a link whose rate is limited.
+    fn wait_for_listener(&self) -> Result<()> {
         wait_until("iperf3 listens", || {
-            let tables = place
-                .netns()
-                .run(|| ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"))))?;
-            Ok(tables.iter().flatten().any(|table| table.lines().any(listens)))
-        })?;
-        Ok(Self { place: place.clone(), log, _process: process })
+            let printed = std::fs::read_to_string(self.log.path())?;
+            // A connection would start a run, so read what the server says.
+            Ok(printed.rfind("Server listening on") > printed.rfind("Accepted connection from"))
+        })
+        .with_context(|| self.state())
     }
 
     /// Diagnostics from the server's side: its output, and its sockets.
@@ -95,26 +96,7 @@ pub fn iperf(
     seconds: u32,
     more: impl Fn() -> String + Send + Sync,
 ) -> Result<f64> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match attempt(place, server, to, load, seconds, &more)? {
-            Some(rate) => return Ok(rate),
-            None if Instant::now() >= deadline => bail!("iperf3 at {to} stays busy\n{}", server.state()),
-            None => thread::sleep(Duration::from_millis(50)),
-        }
-    }
-}
-
-/// One run. `None` if the server has not ended the run before yet: its last messages may still be on their way, as
-/// through a link whose rate is limited.
-fn attempt(
-    place: &Place,
-    server: &IperfServer,
-    to: SocketAddr,
-    load: IperfLoad,
-    seconds: u32,
-    more: &(impl Fn() -> String + Send + Sync),
-) -> Result<Option<f64>> {
+    server.wait_for_listener()?;
     let mut command = place.command("iperf3")?;
     command.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
     command.args(["--time", &seconds.to_string()]);
@@ -140,11 +122,8 @@ fn attempt(
     };
     let report: Value = serde_json::from_slice(&output.stdout).context("iperf3 did not write JSON")?;
     if let Some(error) = report["error"].as_str() {
-        if error.contains("busy") {
-            return Ok(None);
-        }
         bail!("iperf3 from {} to {to}: {error}\n{}\n{}", place.name(), server.state(), more());
     }
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(Some(bits.context("iperf3's report has no end.sum_received.bits_per_second")? / 1e9))
+    Ok(bits.context("iperf3's report has no end.sum_received.bits_per_second")? / 1e9)
 }
