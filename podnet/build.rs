@@ -1,7 +1,8 @@
 //! Embeds the eBPF object that `PODNET_EBPF_OBJECT` names (`cargo xtask build` sets it) in the daemon.
 //!
-//! Writes `$OUT_DIR/object.rs`, which `datapath::object` includes. Without the variable, as in a plain `cargo build` or
-//! `cargo test`, the daemon is built without an object and says so when it starts.
+//! Copies it to `$OUT_DIR/object` and writes `$OUT_DIR/object.rs`, which `datapath::object` includes. Without the
+//! variable, as in a plain `cargo build` or `cargo test`, the daemon is built without an object and says so when it
+//! starts.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -21,8 +22,13 @@ fn main() {
         }
     }
     let value = match &object {
-        Some(path) => format!("Some(aya::include_bytes_aligned!({path:?}))"),
-        None => "None".to_owned(),
+        // Not the path itself: the positions of inline assembler in the compiler's output, and so its hash, would depend
+        // on the path's length.
+        Some(path) => {
+            fs::copy(path, out.join("object")).expect("OUT_DIR can be written");
+            "Some(aya::include_bytes_aligned!(concat!(env!(\"OUT_DIR\"), \"/object\")))"
+        }
+        None => "None",
     };
     let source = format!(
         "/// The eBPF object that this program was built with, if any.\npub(super) static OBJECT: Option<&[u8]> = {value};\n"
