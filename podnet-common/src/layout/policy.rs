@@ -60,6 +60,14 @@ impl Subject {
     pub const fn has_cluster_rules(set: u32) -> bool {
         set != Self::CLOSED && set & Self::CLUSTER != 0
     }
+
+    /// The same subject, with nothing allowed in the directions in which it is isolated.
+    pub const fn closed(self) -> Self {
+        const fn close(set: u32) -> u32 {
+            if set == Subject::OPEN { Subject::OPEN } else { Subject::CLOSED }
+        }
+        Self { ingress: close(self.ingress), egress: close(self.egress) }
+    }
 }
 
 /// Key of `policy_rules` (hash, value [`PolicyVerdict`]): something that rules of a set match.

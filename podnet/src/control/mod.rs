@@ -146,12 +146,13 @@ impl Control {
         if self.synced {
             dirty.services.iter().for_each(|(service, origin)| self.services.note(service, *origin));
         }
+        let judged = !dirty.nodes.is_empty() || dirty.service_cidrs;
         let concerned = self.nodes.update(&self.config, &self.index, &dirty, !self.synced, &mut self.problems);
         let mut applied = Applied {
-            nodes: !dirty.nodes.is_empty() || dirty.service_cidrs,
+            nodes: judged,
             health: concerned.leaving,
             lost: dirty.lost,
-            policies: self.policies.update(dirty.policies, (&dirty.nodes, self.index.nodes())),
+            policies: self.policies.update(dirty.policies, (self.nodes.counting(), judged)),
             ..Applied::default()
         };
         let was_synced = std::mem::replace(&mut self.synced, batch.synced);
@@ -171,6 +172,7 @@ impl Control {
         let changed = self.nodes.set_host(&self.config, &self.index, host, &mut self.problems);
         let Some((concerned, nodes)) = changed else { return applied };
         applied.nodes = nodes;
+        applied.policies = self.policies.update(Vec::new(), (self.nodes.counting(), true));
         self.update_services(concerned.services, &mut applied);
         if !self.host_ports.is_empty() {
             let (_, host_ports, around) = self.rooms();

@@ -1,5 +1,7 @@
 //! Network policies: the room of NetworkPolicies, Namespaces and Pods, and the tables that they are written to.
 
+mod attached;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,29 +11,15 @@ use podnet_common::addr::Addr;
 use podnet_common::layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject};
 use podnet_common::tables::POLICY_RULES;
 
+pub use attached::{Attached, Attachments};
+
 use super::denials::Denials;
 use crate::mirror::{Counts, Entries, First, Mirror, TableError};
 use crate::model::{Kind, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectKey, ObjectName, Pod};
-use crate::policy::{AnyPolicy, DeniedBy, Desired, Policies};
+use crate::policy::{AnyPolicy, DeniedBy, Desired, Owners, Policies};
 
 /// All nodes by name.
 type Nodes = BTreeMap<String, Arc<Node>>;
-
-/// A pod that the plugin has connected.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attached {
-    /// Its uid; empty if the runtime hasn't passed it.
-    pub uid: Box<str>,
-    /// Its addresses.
-    pub ips: BTreeSet<IpAddr>,
-}
-
-impl Attached {
-    /// Whether an object is that of this pod, not of another one that has had, or will have, the same name.
-    fn is_of(&self, pod: &Pod) -> bool {
-        self.uid.is_empty() || pod.uid.is_empty() || [&pod.uid, &pod.static_uid].contains(&&self.uid)
-    }
-}
 
 /// All policies, and the tables as written so far.
 #[derive(Debug)]
@@ -43,13 +31,16 @@ pub struct NetworkPolicies {
     with_namespaces: bool,
     /// What an earlier daemon has written, until the first sync.
     adopted: Option<Desired>,
-    /// Whether the policies know the nodes.
+    /// The nodes from which the policies know the owners of addresses, and whether there are newer ones.
+    nodes: Nodes,
+    nodes_changed: bool,
+    /// Whether the policies know the nodes as peers.
     with_nodes: bool,
     /// The Pod objects of this node.
     pods: BTreeMap<ObjectName, Arc<Pod>>,
     /// The pods that the plugin has connected, with their addresses. A Pod object gets them only after the pod has
     /// started.
-    attached: BTreeMap<ObjectName, Attached>,
+    attached: Attachments,
     subjects: Mirror<Addr, Subject>,
     peers: Mirror<Addr, u32>,
     blocks: Mirror<Prefix, u32>,
@@ -93,9 +84,11 @@ impl NetworkPolicies {
             node: node.into(),
             with_namespaces,
             adopted: None,
+            nodes: Nodes::new(),
+            nodes_changed: true,
             with_nodes: false,
             pods: BTreeMap::new(),
-            attached: BTreeMap::new(),
+            attached: Attachments::default(),
             subjects: Mirror::default(),
             peers: Mirror::default(),
             blocks: Mirror::default(),
@@ -126,10 +119,11 @@ impl NetworkPolicies {
         Ok(())
     }
 
-    /// Applies changes. Returns whether the desired tables may have changed. `nodes`: the nodes that have changed, and
-    /// all of them.
-    pub(super) fn update(&mut self, changes: Vec<(ObjectKey, Option<Object>)>, nodes: (&[String], &Nodes)) -> bool {
-        if changes.is_empty() && (nodes.0.is_empty() || !self.with_nodes) {
+    /// Applies changes. Returns whether the desired tables may have changed. `nodes`: all nodes with their admitted
+    /// claims, and whether any has changed.
+    pub(super) fn update(&mut self, changes: Vec<(ObjectKey, Option<Object>)>, nodes: (&Nodes, bool)) -> bool {
+        self.nodes_changed |= nodes.1;
+        if changes.is_empty() && (self.policies.is_empty() || !self.nodes_changed) {
             return false;
         }
         let mut namespaces = false;
@@ -165,7 +159,7 @@ impl NetworkPolicies {
                 _ => {}
             }
         }
-        self.set_nodes(nodes);
+        self.set_nodes(nodes.0);
         self.policies.update() || (namespaces && self.with_namespaces)
     }
 
@@ -177,40 +171,49 @@ impl NetworkPolicies {
         }
     }
 
-    /// Sets the nodes, if rules name any.
-    fn set_nodes(&mut self, (changed, all): (&[String], &Nodes)) {
+    /// Sets the nodes while there are policies: as owners of addresses, and as peers if rules name any.
+    fn set_nodes(&mut self, nodes: &Nodes) {
         let needed = self.policies.needs_nodes();
         let before = std::mem::replace(&mut self.with_nodes, needed);
-        let others = all.keys().filter(|_| needed != before);
-        let names: BTreeSet<&String> = changed.iter().chain(others).collect();
-        if needed || before {
-            for name in names {
-                self.policies.set_node(name, all.get(name).filter(|_| needed).map(|node| &**node));
-            }
+        let unused = self.policies.is_empty();
+        if needed == before && (unused || !self.nodes_changed) {
+            return;
+        }
+        let same = |name: &String| match (self.nodes.get(name), nodes.get(name)) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
+            _ => false,
+        };
+        let all: BTreeSet<&String> = self.nodes.keys().chain(nodes.keys()).collect();
+        let differing: BTreeSet<&String> = all.iter().copied().filter(|name| !same(name)).collect();
+        for name in if needed == before { &differing } else { &all }.iter().filter(|_| needed || before) {
+            self.policies.set_node(name, nodes.get(*name).filter(|_| needed).map(|node| &**node));
+        }
+        if !unused {
+            self.policies.set_owners(Owners::new(nodes));
+            (self.nodes, self.nodes_changed) = (nodes.clone(), false);
         }
     }
 
     /// Sets the pods that the plugin has connected. Returns whether the tables must be written.
-    pub fn set_attached(&mut self, attached: BTreeMap<ObjectName, Attached>) -> bool {
+    pub fn set_attached(&mut self, attached: Attachments) -> bool {
         let before = std::mem::replace(&mut self.attached, attached);
-        let names: BTreeSet<ObjectName> = before.keys().chain(self.attached.keys()).cloned().collect();
+        let names: BTreeSet<ObjectName> = before.names().chain(self.attached.names()).cloned().collect();
         let mut changed = false;
         for name in names {
-            let (old, new) = (before.get(&name), self.attached.get(&name));
+            let (old, new) = (before.of(&name), self.attached.of(&name));
             if old == new {
                 continue;
             }
             changed = true;
-            let new = new.cloned().unwrap_or_default();
             // The plugin may have closed the pod, or removed the entry of an earlier pod with this address.
-            let is_old = |ip: &&IpAddr| old.is_some_and(|old| old.uid == new.uid && old.ips.contains(*ip));
-            for ip in new.ips.iter().filter(|ip| !is_old(ip)) {
+            let is_new = |attached: &&Attached| old.is_none_or(|old| !old.contains(*attached));
+            for ip in new.into_iter().flatten().filter(is_new).flat_map(|attached| &attached.ips) {
                 self.subjects.put((*ip).into(), WRITTEN_BY_THE_PLUGIN);
             }
             self.set_pod(&name);
         }
         if changed {
-            let attached = |name: &&ObjectName| self.attached.contains_key(*name);
+            let attached = |name: &&ObjectName| self.attached.of(name).is_some();
             let others: Vec<_> = self.pods.keys().filter(|name| !attached(name)).cloned().collect();
             others.iter().for_each(|name| self.set_pod(name));
         }
@@ -222,11 +225,17 @@ impl NetworkPolicies {
     fn set_pod(&mut self, name: &ObjectName) {
         let Some(pod) = self.pods.get(name) else { return };
         let mut pod = (**pod).clone();
-        match self.attached.get(name) {
-            // The labels of another pod with this name say nothing about the one that is running.
-            Some(attached) if !attached.is_of(&pod) => return self.policies.set_pod(name, None),
-            Some(attached) => pod.ips = attached.ips.iter().copied().collect(),
-            None => pod.ips.retain(|ip| !self.attached.values().any(|attached| attached.ips.contains(ip))),
+        match self.attached.of(name) {
+            // The labels of this pod say nothing about another with the same name, whose sandbox may still exist.
+            Some(all) => {
+                let own = all.iter().filter(|attached| attached.is_of(&pod));
+                let ips: BTreeSet<IpAddr> = own.flat_map(|attached| &attached.ips).copied().collect();
+                if ips.is_empty() {
+                    return self.policies.set_pod(name, None);
+                }
+                pod.ips = ips.into_iter().collect();
+            }
+            None => pod.ips.retain(|ip| !self.attached.have(ip)),
         }
         self.policies.set_pod(name, Some(&pod));
     }
@@ -251,16 +260,17 @@ impl NetworkPolicies {
     /// address that isn't known to be a pod's yet: the plugin has closed a pod that it is connecting, and removes the
     /// entry itself if that fails.
     fn wanted_subjects(&self) -> BTreeMap<Addr, Subject> {
-        let attached = self.attached_addresses();
+        let attached = self.attached.addresses();
         let connecting = |(addr, held): &(&Addr, &Subject)| **held == Subject::PENDING && !attached.contains(addr);
         let connecting = self.subjects.iter().filter(connecting).map(|(addr, held)| (*addr, *held));
         // The object of a pod that has ended is that of a predecessor with the same name.
-        let known = |name: &ObjectName| {
-            let (pod, attached) = (self.pods.get(name), self.attached.get(name));
-            pod.is_some_and(|pod| !pod.ended && attached.is_none_or(|attached| attached.is_of(pod)))
+        let known = |name: &ObjectName, attached: &Attached| {
+            self.pods.get(name).is_some_and(|pod| !pod.ended && attached.is_of(pod))
         };
-        let unknown = |name: &ObjectName| !known(name) && self.policies.has_policies(&name.namespace);
-        let incomplete = |name: &ObjectName| {
+        let unknown = |name: &ObjectName, attached: &Attached| {
+            !known(name, attached) && self.policies.has_policies(&name.namespace)
+        };
+        let incomplete = |name: &ObjectName, _: &Attached| {
             let cluster = self.with_namespaces && self.policies.has_cluster_policies();
             cluster && !self.policies.knows_namespace(&name.namespace)
         };
@@ -272,20 +282,17 @@ impl NetworkPolicies {
         subjects
     }
 
-    fn attached_addresses(&self) -> BTreeSet<Addr> {
-        self.attached.values().flat_map(|pod| &pod.ips).map(|ip| Addr::from(*ip)).collect()
-    }
-
     /// Whether the entry of an address that isn't known to be a pod's differs.
     fn differs_elsewhere(&self, wanted: &BTreeMap<Addr, Subject>) -> bool {
-        let attached = self.attached_addresses();
+        let attached = self.attached.addresses();
         let all = wanted.keys().chain(self.subjects.iter().map(|(addr, _)| addr));
         all.filter(|addr| !attached.contains(*addr)).any(|addr| wanted.get(addr) != self.subjects.get(addr))
     }
 
     /// The entries of those pods that the plugin has connected.
-    fn held_by(&self, pods: impl Fn(&ObjectName) -> bool) -> impl Iterator<Item = (Addr, Subject)> {
-        let addresses = self.attached.iter().filter(move |(name, _)| pods(name)).flat_map(|(_, pod)| &pod.ips);
+    fn held_by(&self, pods: impl Fn(&ObjectName, &Attached) -> bool) -> impl Iterator<Item = (Addr, Subject)> {
+        let matching = self.attached.iter().filter(move |(name, attached)| pods(name, attached));
+        let addresses = matching.flat_map(|(_, attached)| &attached.ips);
         let held = addresses.filter_map(|ip| Some((Addr::from(*ip), *self.subjects.get(&(*ip).into())?)));
         held.map(|(addr, held)| (addr, self.with_known_sets(held)))
     }
@@ -416,7 +423,7 @@ impl NetworkPolicies {
         self.read_subjects(tables)?;
         let wanted = self.wanted_subjects();
         let changed = wanted.iter().filter(|(addr, subject)| self.subjects.get(addr) != Some(subject));
-        let closed = changed.map(|(addr, subject)| (*addr, closed(*subject))).collect();
+        let closed = changed.map(|(addr, subject)| (*addr, subject.closed())).collect();
         self.subjects.add(&closed, tables)
     }
 
@@ -454,7 +461,7 @@ impl NetworkPolicies {
     fn close_new_subjects(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
         let closed = self.policies.desired().subjects.iter().map(|(addr, subject)| {
             let held = self.subjects.get(addr).filter(|held| **held != WRITTEN_BY_THE_PLUGIN);
-            let (held, closed) = (held.copied().unwrap_or_default(), closed(*subject));
+            let (held, closed) = (held.copied().unwrap_or_default(), subject.closed());
             let either = |held, closed| if held == Subject::OPEN { closed } else { held };
             let ingress = either(held.ingress, closed.ingress);
             (*addr, Subject { ingress, egress: either(held.egress, closed.egress) })
@@ -479,12 +486,6 @@ impl NetworkPolicies {
         let is_policy = matches!(object.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy);
         self.policies.get(&object.name).filter(|_| is_policy).map(AnyPolicy::uid)
     }
-}
-
-/// The same subject, with nothing allowed where it is isolated.
-fn closed(Subject { ingress, egress }: Subject) -> Subject {
-    let close = |set| if set == Subject::OPEN { Subject::OPEN } else { Subject::CLOSED };
-    Subject { ingress: close(ingress), egress: close(egress) }
 }
 
 /// Stands for a value of `subjects` that may be in the table or not, so that the next sync writes or removes it.

@@ -1,27 +1,31 @@
 //! Network policies: from the control plane to the tables, to the plugin, and to the flows that exist.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use podnet_cni::text::chain;
 use tracing::warn;
 
 use super::{Daemon, node};
-use crate::control::policies::Attached;
+use crate::control::policies::{Attached, Attachments};
 use crate::model::ObjectName;
 
 impl Daemon {
     /// Learns the addresses of pods from their records.
     pub(super) fn learn_attached(&mut self) {
-        let mut attached: BTreeMap<ObjectName, Attached> = BTreeMap::new();
+        let mut attachments = Attachments::default();
         for record in self.records.iter() {
             let Some(pod) = &record.pod else { continue };
             let name = ObjectName { namespace: pod.namespace.clone(), name: pod.name.clone() };
-            let attached = attached.entry(name).or_default();
-            attached.uid = pod.uid.as_str().into();
-            attached.ips.extend(&record.ips);
+            attachments.insert(
+                name,
+                Attached {
+                    uid: pod.uid.as_str().into(),
+                    container: record.id.container.as_str().into(),
+                    ips: record.ips.iter().copied().collect(),
+                },
+            );
         }
-        if self.control.policies_mut().set_attached(attached) {
+        if self.control.policies_mut().set_attached(attachments) {
             self.sync_policies();
         }
     }

@@ -8,7 +8,7 @@ use podnet_cni::record::{Record, RecordName, State};
 use podnet_cni::store::{Content, Store, StoreError};
 use podnet_common::addr::IfIndex;
 
-/// The records of ready pods, oldest first.
+/// The records of ready pods: those of the first reading by name, later ones behind them.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     ready: Vec<(RecordName, Record)>,

@@ -35,7 +35,7 @@ pub(super) struct Now<'a> {
     pub(super) health: HealthStatus,
     pub(super) host: &'a HostFacts,
     pub(super) drops: BTreeMap<String, DropStatus>,
-    /// Servers that could not be started, in readable form.
+    /// Servers that could not be started, as sentences.
     pub(super) servers: Vec<String>,
     pub(super) repairs: Vec<RepairStatus>,
     /// Problems of pods' links and records.

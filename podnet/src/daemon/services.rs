@@ -30,6 +30,9 @@ impl Daemon {
     pub(super) fn learn_host(&mut self, snapshot: &Snapshot) -> bool {
         self.watcher.learn(snapshot);
         let applied = self.control.set_host(facts::gather(snapshot, self.api_servers.known()));
+        if applied.policies && self.policies.synced {
+            self.sync_policies();
+        }
         applied.services > 0 || applied.host_ports
     }
 

@@ -102,7 +102,7 @@ impl Daemon {
         }
         if self.outcome.unwritten > 0 {
             problems.insert(
-                "services could not be written to the BPF maps and will be retried: `podnet status` lists them".into(),
+                "frontends could not be written to the tables, retrying: `podnet status` lists them".into(),
             );
         }
         if self.collector.is_nearly_full() {

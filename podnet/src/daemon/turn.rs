@@ -111,6 +111,8 @@ impl Daemon {
             Err(error) => warn!("{error}"),
         }
         self.reconcile();
+        // Before the plugin may add pods, which are to start closed.
+        self.sync_policies();
         self.sync_node().await;
         self.repair();
         self.expire();

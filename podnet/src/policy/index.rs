@@ -17,6 +17,7 @@ use super::adopt::Renaming;
 use super::atoms::{Atom, Class, DeniedBy, Direction, Profile, Rule, RuleSet, Stage};
 use super::compile::{Desired, flags, number};
 use super::intern::{AtomId, Interner, PolicyId, ProfileId, SetId};
+use super::owners::Owners;
 use super::pods::Pods;
 use super::selector::{selects, selects_namespace};
 use super::tables::{Parts, Tables};
@@ -242,6 +243,11 @@ impl Policies {
     /// Sets a node, or (`None`) removes it. Only needed while [`Self::needs_nodes`].
     pub fn set_node(&mut self, name: &str, node: Option<&Node>) {
         self.pods.set_node(name, node);
+    }
+
+    /// Sets which node each address belongs to.
+    pub fn set_owners(&mut self, owners: Owners) {
+        self.pods.set_owners(owners);
     }
 
     /// Whether rules name nodes.

@@ -21,6 +21,7 @@ mod compile;
 mod denial;
 mod index;
 mod intern;
+mod owners;
 mod pods;
 mod ports;
 mod selector;
@@ -30,6 +31,7 @@ pub use atoms::{DeniedBy, Direction};
 pub use compile::Desired;
 pub use denial::Denial;
 pub use index::{AnyPolicy, Policies};
+pub use owners::Owners;
 
 #[cfg(test)]
 mod tests;

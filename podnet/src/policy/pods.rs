@@ -8,6 +8,7 @@ use foldhash::HashMap;
 
 use super::atoms::{Atom, Class, Profile};
 use super::intern::{AtomId, Interner, ProfileId};
+use super::owners::Owners;
 use crate::model::{Labels, Namespace, Node, ObjectName, Pod};
 
 /// The pods and namespaces of the cluster.
@@ -23,6 +24,9 @@ pub(super) struct Pods {
     local: BTreeSet<ObjectName>,
     /// Pods by address. Several may name one for a moment.
     holders: HashMap<IpAddr, Vec<(ObjectName, Arc<Known>)>>,
+    owners: Owners,
+    /// Names of the pods' nodes.
+    nodes: BTreeSet<Arc<str>>,
     profiles: Interner<Profile, ProfileId>,
     members: BTreeMap<ProfileId, Members>,
     /// Profiles without a computed class.
@@ -36,6 +40,8 @@ pub(super) struct Known {
     pub(super) profile: ProfileId,
     pub(super) ips: Vec<IpAddr>,
     pub(super) local: bool,
+    /// The pod's node; `None` for a node itself.
+    node: Option<Arc<str>>,
     created: Box<str>,
 }
 
@@ -107,6 +113,7 @@ impl Pods {
                 profile: self.profiles.intern(profile),
                 ips: node.internal_ips.iter().chain(&node.external_ips).copied().collect(),
                 local: false,
+                node: None,
                 created: node.created.clone(),
             })
         });
@@ -144,7 +151,23 @@ impl Pods {
             labels: pod.labels.clone(),
             ports: pod.ports.clone(),
         });
-        Known { profile, ips: pod.ips.clone(), local: pod.node == self.node, created: pod.created.clone() }
+        let node = self.nodes.get(&*pod.node).cloned().unwrap_or_else(|| {
+            let node: Arc<str> = (*pod.node).into();
+            self.nodes.insert(node.clone());
+            node
+        });
+        let local = pod.node == self.node;
+        Known { profile, ips: pod.ips.clone(), local, node: Some(node), created: pod.created.clone() }
+    }
+
+    /// Sets which nodes' addresses and pod CIDRs count.
+    pub(super) fn set_owners(&mut self, owners: Owners) {
+        let (gone, new) = (self.owners.without(&owners), owners.without(&self.owners));
+        let moved = self.holders.keys().filter(|ip| gone.own(ip) || new.own(ip));
+        self.dirty.addresses.extend(moved);
+        self.owners = owners;
+        // The set has one reference to each name.
+        self.nodes.retain(|node| Arc::strong_count(node) > 1);
     }
 
     fn forget(&mut self, name: &ObjectName, old: &Known) {
@@ -222,12 +245,24 @@ impl Pods {
 
     /// The pod that has an address.
     pub(super) fn holder(&self, ip: &IpAddr) -> Option<&ObjectName> {
-        chosen(self.holders.get(ip)?).map(|(name, _)| name)
+        self.chosen(ip).map(|(name, _)| name)
     }
 
     /// The profile of the pod that has an address.
     pub(super) fn profile_at(&self, ip: &IpAddr) -> Option<ProfileId> {
-        chosen(self.holders.get(ip)?).map(|(_, pod)| pod.profile)
+        self.chosen(ip).map(|(_, pod)| pod.profile)
+    }
+
+    /// Of several pods that name an address the one that has it: the one on this node, or else the one created last,
+    /// since the object of an earlier one can stay for a moment. A pod of another node has none that belongs to a third.
+    fn chosen(&self, ip: &IpAddr) -> Option<&(ObjectName, Arc<Known>)> {
+        let may_have = |(name, pod): &&(ObjectName, Arc<Known>)| match &pod.node {
+            _ if pod.local => true,
+            Some(node) => self.owners.allow_pod(node, ip),
+            None => self.owners.allow_node(&name.name, ip),
+        };
+        let holders = self.holders.get(ip)?.iter().filter(may_have);
+        holders.max_by_key(|(name, pod)| (pod.local, &pod.created, name))
     }
 
     /// All addresses of pods.
@@ -270,12 +305,6 @@ impl Pods {
         };
         self.members.iter().filter(within).map(|(_, members)| members.pods).sum()
     }
-}
-
-/// Of several pods that name an address the one that has it: the one on this node, or else the one created last, since
-/// the object of an earlier one can stay for a moment.
-fn chosen(holders: &[(ObjectName, Arc<Known>)]) -> Option<&(ObjectName, Arc<Known>)> {
-    holders.iter().max_by_key(|(name, pod)| (pod.local, &pod.created, name))
 }
 
 /// Takes atoms out of a class. Returns whether it had one of them.

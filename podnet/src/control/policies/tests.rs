@@ -1,6 +1,7 @@
 //! Tests of the tables of network policy, in memory.
 
-use std::collections::BTreeMap;
+mod attached;
+mod owners;
 
 use super::*;
 use crate::datapath::memory::MemoryTables;
@@ -28,7 +29,7 @@ fn limited(rules: usize, writes: Option<u32>) -> MemoryTables {
 }
 
 fn update(room: &mut NetworkPolicies, changes: Vec<(ObjectKey, Option<Object>)>) -> bool {
-    room.update(changes, (&[], &Nodes::new()))
+    room.update(changes, (&Nodes::new(), false))
 }
 
 fn policy() -> NetworkPolicy {
@@ -137,9 +138,7 @@ fn pods_are_isolated_once() {
     assert!(!room.isolates_more(&mut memory).unwrap());
     // The plugin has closed the second pod when it started.
     let mut pod = Pod { node: "n1".into(), ips: vec!["10.0.0.2".parse().unwrap()], ..Pod::default() };
-    let name = ObjectName { namespace: "x".into(), name: "q".into() };
-    let attached = Attached { ips: pod.ips.iter().copied().collect(), ..Attached::default() };
-    room.set_attached(BTreeMap::from([(name, attached)]));
+    room.set_attached(all_attached(&[("q", "", "c2", "10.0.0.2")]));
     update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "q"), Some(pod.clone().into()))]);
     assert!(!room.isolates_more(&mut memory).unwrap());
     room.sync(&mut memory).unwrap();
@@ -221,7 +220,7 @@ fn a_running_pod_keeps_its_rules_without_its_object() {
         next.sync(&mut memory).unwrap();
         assert_eq!(subject(&memory), Some(Subject { ingress: Subject::ID, egress: Subject::OPEN }));
         // It has ended.
-        room.set_attached(BTreeMap::new());
+        room.set_attached(Attachments::default());
         room.sync(&mut memory).unwrap();
         assert_eq!(contents(&memory), Desired::default());
     }
@@ -290,9 +289,20 @@ fn other_ids_of_cluster_rules_open_nothing() {
 
 const ADDRESS: &str = "10.0.0.1";
 
-fn attached(pod: &str) -> BTreeMap<ObjectName, Attached> {
-    let name = ObjectName { namespace: "x".into(), name: pod.into() };
-    BTreeMap::from([(name, Attached { uid: "u1".into(), ips: [ADDRESS.parse().unwrap()].into() })])
+fn attached(pod: &str) -> Attachments {
+    all_attached(&[(pod, "u1", "c1", ADDRESS)])
+}
+
+/// Interfaces by pod, uid, container, and address.
+fn all_attached(interfaces: &[(&str, &str, &str, &str)]) -> Attachments {
+    let mut all = Attachments::default();
+    for (pod, uid, container, ip) in interfaces {
+        let name = ObjectName { namespace: "x".into(), name: (*pod).into() };
+        let attached =
+            Attached { uid: (*uid).into(), container: (*container).into(), ips: [ip.parse().unwrap()].into() };
+        all.insert(name, attached);
+    }
+    all
 }
 
 fn subject(memory: &MemoryTables) -> Option<Subject> {
@@ -310,69 +320,6 @@ fn without_room_for_its_rules_a_pod_is_closed() {
     let writes = room.writes();
     room.sync(&mut memory).unwrap();
     assert_eq!(room.writes(), writes, "nothing has changed");
-}
-
-#[test]
-fn a_pod_has_the_addresses_that_the_plugin_has_given_it() {
-    let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
-    let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.9".parse().unwrap()], ..Pod::default() };
-    update(
-        &mut room,
-        vec![
-            (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into())),
-            (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into())),
-        ],
-    );
-    assert!(room.set_attached(attached("p")));
-    // The plugin has closed it.
-    memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
-    room.sync(&mut memory).unwrap();
-    assert!(memory.subjects.len() == 1 && subject(&memory) != Some(Subject::PENDING));
-    assert!(!room.set_attached(attached("p")), "nothing is new");
-}
-
-#[test]
-fn an_address_belongs_to_the_pod_that_the_plugin_has_given_it() {
-    let (mut room, mut memory) = (filled(), MemoryTables::default());
-    // The status of a pod from before a reboot lists it.
-    let old = Pod {
-        node: "n1".into(),
-        ips: vec![ADDRESS.parse().unwrap()],
-        created: "2026-01-02T00:00:00Z".into(),
-        ..Pod::default()
-    };
-    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "other", "old"), Some(old.into()))]);
-    room.set_attached(attached("p"));
-    room.sync(&mut memory).unwrap();
-    assert!(subject(&memory).is_some(), "the policies of p apply");
-    room.set_attached(BTreeMap::new());
-    room.sync(&mut memory).unwrap();
-    assert_eq!(subject(&memory), None, "those of the pod created last");
-}
-
-#[test]
-fn a_pod_without_an_object_stays_as_the_plugin_has_left_it() {
-    let (mut room, mut memory) = (filled(), MemoryTables::default());
-    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), None)]);
-    room.set_attached(attached("unknown"));
-    room.sync(&mut memory).unwrap();
-    assert_eq!(subject(&memory), None, "it has run before there were policies");
-    memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
-    room.set_attached(BTreeMap::new());
-    room.set_attached(attached("unknown"));
-    room.sync(&mut memory).unwrap();
-    assert_eq!(subject(&memory), Some(Subject::PENDING), "it has started with policies");
-    // No policy selects it.
-    let pod = Pod { node: "n1".into(), ..Pod::default() };
-    update(
-        &mut room,
-        vec![
-            (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None),
-            (ObjectKey::new(Kind::Pod, "x", "unknown"), Some(pod.into())),
-        ],
-    );
-    room.sync(&mut memory).unwrap();
-    assert_eq!(subject(&memory), None);
 }
 
 #[test]
@@ -402,7 +349,7 @@ fn tables_of_an_earlier_daemon_stay_if_nothing_has_changed() {
 fn an_earlier_daemon_had_other_ids() {
     let mut memory = MemoryTables::default();
     filled().sync(&mut memory).unwrap();
-    let before: BTreeMap<_, _> = memory.subjects.clone();
+    let before = memory.subjects.clone();
     let mut room = NetworkPolicies::new("n1", false);
     room.adopt(&memory).unwrap();
     let changed = NetworkPolicy { egress: Some(Vec::new()), ..policy() };
@@ -431,23 +378,6 @@ fn a_full_table_of_peers_is_made_up_for() {
 }
 
 #[test]
-fn a_pod_that_the_plugin_is_connecting_stays_closed_whatever_a_status_says() {
-    let (mut room, mut memory) = (filled(), MemoryTables::default());
-    room.sync(&mut memory).unwrap();
-    let address = Addr::from(ADDRESS.parse::<IpAddr>().unwrap());
-    // The sandbox of the pod is gone, and its address is that of another pod's.
-    memory.subjects.insert(address, Subject::PENDING);
-    let egress = NetworkPolicy { egress: Some(Vec::new()), ..policy() };
-    update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(egress.into()))]);
-    room.sync(&mut memory).unwrap();
-    assert_eq!(subject(&memory), Some(Subject::PENDING));
-    let moved = Pod { node: "n1".into(), ips: vec![IpAddr::from([10, 0, 0, 9])], ..Pod::default() };
-    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), Some(moved.into()))]);
-    room.sync(&mut memory).unwrap();
-    assert_eq!(subject(&memory), Some(Subject::PENDING));
-}
-
-#[test]
 fn a_namespace_without_an_object_has_one_label_where_none_is_needed() {
     let lacks = |key: &str| Selector(vec![Requirement { key: key.into(), condition: LabelCondition::DoesNotExist }]);
     let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
@@ -468,28 +398,4 @@ fn a_namespace_without_an_object_has_one_label_where_none_is_needed() {
     update(&mut room, vec![namespace(None)]);
     room.sync(&mut memory).unwrap();
     assert!(subject(&memory).is_some(), "its object is gone");
-}
-
-#[test]
-fn the_object_of_another_pod_with_the_same_name_opens_nothing() {
-    let pod = |uid: &str, static_uid: &str, app: &str| {
-        let labels = [("app", app)].into_iter().collect();
-        let (uid, static_uid) = (uid.into(), static_uid.into());
-        Pod { node: "n1".into(), uid, static_uid, labels, ips: vec![ADDRESS.parse().unwrap()], ..Pod::default() }
-    };
-    let name = || ObjectKey::new(Kind::Pod, "x", "p");
-    let of_app = Requirement { key: "app".into(), condition: LabelCondition::In(vec!["closed".into()]) };
-    let policy = || NetworkPolicy { pods: Selector(vec![of_app.clone()]), ..policy() };
-    for (uid, static_uid) in [("u1", ""), ("mirror", "u1"), ("", "")] {
-        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
-        let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into()));
-        update(&mut room, vec![policy, (name(), Some(pod("u0", "", "open").into()))]);
-        memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
-        room.set_attached(attached("p"));
-        room.sync(&mut memory).unwrap();
-        assert_eq!(subject(&memory), Some(Subject::PENDING), "only a predecessor's object is known");
-        update(&mut room, vec![(name(), Some(pod(uid, static_uid, "closed").into()))]);
-        room.sync(&mut memory).unwrap();
-        assert!(subject(&memory).is_some_and(|subject| subject != Subject::PENDING), "{uid}");
-    }
 }

@@ -1,0 +1,154 @@
+//! Tests of the pods that the plugin has connected.
+
+use super::*;
+
+#[test]
+fn a_pod_has_the_addresses_that_the_plugin_has_given_it() {
+    let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
+    let pod = Pod { node: "n1".into(), ips: vec!["10.0.0.9".parse().unwrap()], ..Pod::default() };
+    update(
+        &mut room,
+        vec![
+            (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into())),
+            (ObjectKey::new(Kind::Pod, "x", "p"), Some(pod.into())),
+        ],
+    );
+    assert!(room.set_attached(attached("p")));
+    // The plugin has closed it.
+    memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+    room.sync(&mut memory).unwrap();
+    assert!(memory.subjects.len() == 1 && subject(&memory) != Some(Subject::PENDING));
+    assert!(!room.set_attached(attached("p")), "nothing is new");
+}
+
+#[test]
+fn an_address_belongs_to_the_pod_that_the_plugin_has_given_it() {
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
+    // The status of a pod from before a reboot lists it.
+    let old = Pod {
+        node: "n1".into(),
+        ips: vec![ADDRESS.parse().unwrap()],
+        created: "2026-01-02T00:00:00Z".into(),
+        ..Pod::default()
+    };
+    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "other", "old"), Some(old.into()))]);
+    room.set_attached(attached("p"));
+    room.sync(&mut memory).unwrap();
+    assert!(subject(&memory).is_some(), "the policies of p apply");
+    room.set_attached(Attachments::default());
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), None, "those of the pod created last");
+}
+
+#[test]
+fn a_pod_without_an_object_stays_as_the_plugin_has_left_it() {
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
+    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), None)]);
+    room.set_attached(attached("unknown"));
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), None, "it has run before there were policies");
+    memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+    room.set_attached(Attachments::default());
+    room.set_attached(attached("unknown"));
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), Some(Subject::PENDING), "it has started with policies");
+    // No policy selects it.
+    let pod = Pod { node: "n1".into(), ..Pod::default() };
+    update(
+        &mut room,
+        vec![
+            (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), None),
+            (ObjectKey::new(Kind::Pod, "x", "unknown"), Some(pod.into())),
+        ],
+    );
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), None);
+}
+
+#[test]
+fn a_pod_that_the_plugin_is_connecting_stays_closed_whatever_a_status_says() {
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
+    room.sync(&mut memory).unwrap();
+    let address = Addr::from(ADDRESS.parse::<IpAddr>().unwrap());
+    // The sandbox of the pod is gone, and its address is that of another pod's.
+    memory.subjects.insert(address, Subject::PENDING);
+    let egress = NetworkPolicy { egress: Some(Vec::new()), ..policy() };
+    update(&mut room, vec![(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(egress.into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), Some(Subject::PENDING));
+    let moved = Pod { node: "n1".into(), ips: vec![IpAddr::from([10, 0, 0, 9])], ..Pod::default() };
+    update(&mut room, vec![(ObjectKey::new(Kind::Pod, "x", "p"), Some(moved.into()))]);
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), Some(Subject::PENDING));
+}
+
+#[test]
+fn the_object_of_another_pod_with_the_same_name_opens_nothing() {
+    let pod = |uid: &str, static_uid: &str, app: &str| {
+        let labels = [("app", app)].into_iter().collect();
+        let (uid, static_uid) = (uid.into(), static_uid.into());
+        Pod { node: "n1".into(), uid, static_uid, labels, ips: vec![ADDRESS.parse().unwrap()], ..Pod::default() }
+    };
+    let name = || ObjectKey::new(Kind::Pod, "x", "p");
+    let of_app = Requirement { key: "app".into(), condition: LabelCondition::In(vec!["closed".into()]) };
+    let policy = || NetworkPolicy { pods: Selector(vec![of_app.clone()]), ..policy() };
+    for (uid, static_uid) in [("u1", ""), ("mirror", "u1"), ("", "")] {
+        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
+        let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy().into()));
+        update(&mut room, vec![policy, (name(), Some(pod("u0", "", "open").into()))]);
+        memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+        room.set_attached(attached("p"));
+        room.sync(&mut memory).unwrap();
+        assert_eq!(subject(&memory), Some(Subject::PENDING), "only a predecessor's object is known");
+        update(&mut room, vec![(name(), Some(pod(uid, static_uid, "closed").into()))]);
+        room.sync(&mut memory).unwrap();
+        assert!(subject(&memory).is_some_and(|subject| subject != Subject::PENDING), "{uid}");
+    }
+}
+
+#[test]
+fn a_new_sandbox_with_the_address_of_the_former_gets_the_rules_again() {
+    let (mut room, mut memory) = (filled(), MemoryTables::default());
+    room.set_attached(attached("p"));
+    room.sync(&mut memory).unwrap();
+    let isolated = subject(&memory);
+    assert!(isolated.is_some());
+    // DEL and ADD between two looks at the records.
+    memory.subjects.insert(ADDRESS.parse::<IpAddr>().unwrap().into(), Subject::PENDING);
+    assert!(room.set_attached(all_attached(&[("p", "u1", "c2", ADDRESS)])));
+    room.sync(&mut memory).unwrap();
+    assert_eq!(subject(&memory), isolated);
+}
+
+#[test]
+fn a_predecessor_whose_sandbox_still_exists_keeps_its_rules_and_its_successor_gets_others() {
+    const NEW: &str = "10.0.0.7";
+    let pod = |uid: &str, app: &str, ip: &str| {
+        let labels = [("app", app)].into_iter().collect();
+        Pod { node: "n1".into(), uid: uid.into(), labels, ips: vec![ip.parse().unwrap()], ..Pod::default() }
+    };
+    let name = || ObjectKey::new(Kind::Pod, "x", "p");
+    let of_app = Requirement { key: "app".into(), condition: LabelCondition::In(vec!["closed".into()]) };
+    for (before, after, containers) in
+        [("closed", "open", ["a", "b"]), ("closed", "open", ["b", "a"]), ("open", "closed", ["b", "a"])]
+    {
+        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
+        let held = |memory: &MemoryTables, ip: &str| {
+            memory.subjects.get(&ip.parse::<IpAddr>().unwrap().into()).copied().unwrap_or_default()
+        };
+        let policy = NetworkPolicy { pods: Selector(vec![of_app.clone()]), ..policy() };
+        let policy = (ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy.into()));
+        update(&mut room, vec![policy, (name(), Some(pod("u1", before, ADDRESS).into()))]);
+        room.set_attached(all_attached(&[("p", "u1", containers[0], ADDRESS)]));
+        room.sync(&mut memory).unwrap();
+        let first = held(&memory, ADDRESS);
+        assert_eq!(first != Subject::default(), before == "closed");
+        // Deleted by force while its runtime hangs.
+        update(&mut room, vec![(name(), Some(pod("u2", after, NEW).into()))]);
+        let both = [("p", "u1", containers[0], ADDRESS), ("p", "u2", containers[1], NEW)];
+        room.set_attached(all_attached(&both));
+        room.sync(&mut memory).unwrap();
+        assert_eq!(held(&memory, ADDRESS), first, "{before}");
+        assert_eq!(held(&memory, NEW) != Subject::default(), after == "closed");
+    }
+}
