@@ -115,6 +115,34 @@ fn one_pod_leaves_source_ports_towards_a_server_to_others() {
     });
 }
 
+/// A server recognises a new connection in TIME-WAIT only if the client's port has the same source port again.
+#[test]
+fn source_ports_follow_the_clients_however_many_entries_it_has() {
+    const FIRST: u16 = 20_000;
+    both_families_with(
+        |tables: &mut HostTables| {
+            tables.snat_ports.truncate(2100);
+            tables.config.snat_count = 2100;
+        },
+        |both, a, _| {
+            let mut indexes = Vec::new();
+            // Beyond an eighth of the ports, the sender may not use the last sixteenth.
+            for port in FIRST..FIRST + 600 {
+                let frame = Frame::tcp((a.client, port), (a.internet, 80), SYN).macs(CLIENT_MAC, HOST_MAC);
+                let (end, bytes) = both.run(Hook::FromPod, &frame.bytes())?;
+                ensure!(matches!(end, FinalVerdict::Forward(..)), "{end:?}");
+                let at = if a.client.is_ipv4() { 34 } else { 54 };
+                indexes.push(u16::from_be_bytes([bytes[at], bytes[at + 1]]) - 10_000);
+            }
+            // 2,100 less a sixteenth is 1,969.
+            for (n, index) in (0..).zip(&indexes) {
+                ensure!((indexes[0] + n) % 1024 == *index, "port {}: {index}, the first: {}", FIRST + n, indexes[0]);
+            }
+            forget(both)
+        },
+    );
+}
+
 /// Clears flows and their counts.
 fn forget(both: &mut Both) -> Result<()> {
     both.host.conntrack.borrow_mut().clear();

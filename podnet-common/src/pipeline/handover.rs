@@ -104,6 +104,8 @@ pub(super) struct ToInsert {
     pub holder: u32,
     /// Number of SNAT ports that the flow may use: the first ones in `snat_ports`.
     pub ports: u32,
+    /// Number of those among which the first attempt chooses. It depends on nothing that changes from flow to flow.
+    pub first_ports: u32,
 }
 
 /// A packet of a flow, to be rewritten and forwarded.

@@ -106,11 +106,11 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
     while i < RUN {
         let n = tried.wrapping_add(i);
         if h.insert.needs_snat_port != 0 || n > 0 {
-            if h.insert.ports == 0 {
-                return Err(Verdict::drop(Reason::SnatExhausted));
-            }
-            let draw = if n == 0 { first_snat_index(&h.packet.tuple) } else { mix(h.insert.hash ^ n) };
-            match t.snat_port(draw % h.insert.ports) {
+            let (draw, among) = match n {
+                0 => (follow_client(&h.packet.tuple), h.insert.first_ports),
+                _ => (mix(h.insert.hash ^ n), h.insert.ports),
+            };
+            match draw.checked_rem(among).and_then(|index| t.snat_port(index)) {
                 Some(port) => h.send.entry.sport = Port::new(port as u16),
                 None => return Err(Verdict::drop(Reason::SnatExhausted)),
             }
@@ -140,14 +140,16 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
     Err(Verdict::tail(Stage::Insert))
 }
 
-/// SNAT port allocation: offset of the first port to try, in `snat_ports`.
+/// SNAT port allocation: number from which the first port to try is derived, modulo [`ToInsert::first_ports`].
 ///
 /// Consecutive ports of a client get consecutive SNAT ports, starting at an offset that depends on its address. So the
 /// ports of a client don't collide with each other unless it uses more than the SNAT range has, and a reused client
 /// port gets the same SNAT port again. The server may still hold that in TIME-WAIT, but recognises the new connection
-/// by the client's timestamps (RFC 6191).
+/// by the client's timestamps (RFC 6191), which may have another offset for each of the client's ports.
+///
+/// [`ToInsert::first_ports`]: super::handover::ToInsert::first_ports
 #[inline(always)]
-fn first_snat_index(client: &Tuple) -> u32 {
+fn follow_client(client: &Tuple) -> u32 {
     mix(folded(&client.src)).wrapping_add(client.sport.get() as u32)
 }
 

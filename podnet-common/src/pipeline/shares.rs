@@ -30,6 +30,7 @@ pub(super) fn may_begin<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, from: If
     };
     let held = t.held(flow.holder);
     flow.ports = available_ports(config.snat_count, held);
+    flow.first_ports = first_ports(config.snat_count);
     let capacity = t.held(holders::CAPACITY);
     let limit = capacity.saturating_sub(t.held(holders::ALL)).saturating_mul(TIMES);
     let held_together = if At::FROM_UPLINK { t.held(holders::OUTSIDE) } else { held };
@@ -50,7 +51,23 @@ pub(super) fn has_room<T: Tables>(t: &T) -> bool {
 fn available_ports(count: u32, held: u32) -> u32 {
     // Two entries per flow.
     let many = held / 2 > count / 8;
-    if many { count - count / 16 } else { count }
+    if many { unreserved(count) } else { count }
+}
+
+#[inline(always)]
+fn unreserved(count: u32) -> u32 {
+    count - count / 16
+}
+
+/// Number of SNAT ports among which the first attempt of any sender chooses. If it changes, all ports of each client
+/// move to where servers have met other ports. So it doesn't depend on the sender's entries, and is rounded down, since
+/// processes of the host take ports and release them.
+#[inline(always)]
+fn first_ports(count: u32) -> u32 {
+    /// A power of two, and small compared with the ports of an ordinary host.
+    const STEP: u32 = 1024;
+    let ports = unreserved(count);
+    if ports < STEP { ports } else { ports & !(STEP - 1) }
 }
 
 /// Counts new entries of a flow for its holder.
@@ -60,5 +77,21 @@ pub(super) fn count_entries<T: Tables>(t: &T, flow: &ToInsert, entries: u32) {
     t.add_held(holders::ALL, entries);
     if holders::is_outside(flow.holder) {
         t.add_held(holders::OUTSIDE, entries);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ports_of_the_first_attempt_rarely_change() {
+        // An ordinary host, with some listeners more or fewer.
+        for count in [33_512, 33_510, 33_400] {
+            assert_eq!(first_ports(count), 30 * 1024);
+        }
+        for count in [0, 1, 15, 16, 1023, 1100, 4096, 65_535] {
+            assert!(first_ports(count) <= available_ports(count, u32::MAX) && (count == 0 || first_ports(count) > 0));
+        }
     }
 }
