@@ -52,10 +52,13 @@ fn expect(both: &Both, hook: Hook, input: &Frame, end: FinalVerdict, output: &Fr
 }
 
 /// First packets of both protocols, and how many bytes an error quotes: the minimum of RFC 792, and enough to include
-/// TCP's checksum.
-fn packets(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [(Frame, usize); 3] {
+/// TCP's checksum. The last one is the first fragment of a datagram, in IPv6 with a header of eight bytes.
+fn packets(src: (IpAddr, u16), dst: (IpAddr, u16)) -> [(Frame, usize); 4] {
     let tcp = Frame::tcp(src, dst, SYN).macs(CLIENT_MAC, HOST_MAC);
-    [(tcp.clone(), 8), (tcp, 20), (Frame::udp(src, dst).macs(CLIENT_MAC, HOST_MAC), 8)]
+    let udp = Frame::udp(src, dst).macs(CLIENT_MAC, HOST_MAC);
+    let (more, quote) = if src.0.is_ipv4() { (0x2000, 8) } else { (1, 16) };
+    let fragment = Frame { fragment: Some(more), ..udp.clone() };
+    [(tcp.clone(), 8), (tcp, 20), (udp, 8), (fragment, quote)]
 }
 
 #[test]
@@ -77,7 +80,11 @@ fn error_about_a_source_translated_packet_reaches_its_client() {
     both_families(|both, a, _| {
         for (packet, quote) in packets((a.client, 41_001), (a.snat, 80)) {
             let (_, bytes) = both.run(Hook::FromPod, &packet.bytes())?;
-            let at = if a.client.is_ipv4() { 34 } else { 54 };
+            let at = match (a.client.is_ipv4(), packet.fragment) {
+                (true, _) => 34,
+                (false, None) => 54,
+                (false, Some(_)) => 62,
+            };
             let port = u16::from_be_bytes(bytes[at..at + 2].try_into()?);
             let sent = packet.translated((a.node, port), (a.remote, 8080));
             let from_router = error(a.node2, a.node, &sent, quote).macs(NODE2_MAC, UPLINK_MAC);

@@ -100,9 +100,10 @@ pub(super) trait Family {
     const EXCEEDED: [u8; 2];
     /// Second word of a packet-too-big error, in network byte order. `mtu` in bytes.
     fn too_big(mtu: u32) -> u32;
-    /// Protocol of a quoted packet and offset of its transport header after the start of the IP header. `None` if the
-    /// protocol is not tracked or if the transport header is not in the quoted fragment.
-    fn quoted_transport(header: &Self::Header) -> Option<(Proto, usize)>;
+    /// Protocol of a quoted packet, whose IP header is at the offset `at`, and offset of its transport header after the
+    /// start of the IP header. `None` if the protocol is not tracked or if the transport header is not in the quoted
+    /// fragment.
+    fn quoted_transport<P: Packet>(p: &P, at: usize, header: &Self::Header) -> Option<(Proto, usize)>;
 
     /// Finds the transport header. `None` if the packet is truncated or inconsistent.
     fn locate<P: Packet>(p: &P, header: &Self::Header) -> Option<Layer3>;

@@ -152,7 +152,7 @@ fn transport<F: Family, P: Packet>(
     at: usize,
     answer: &mut Tuple,
 ) -> Option<Quoted<F>> {
-    let (proto, len) = F::quoted_transport(&header)?;
+    let (proto, len) = F::quoted_transport(p, at, &header)?;
     let l4 = at + len;
     if l4 + size_of::<[u32; 2]>() > F::end(&v.header, p.frame_len()) as usize {
         return None;

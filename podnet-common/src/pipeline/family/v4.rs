@@ -39,7 +39,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn quoted_transport(h: &Ipv4) -> Option<(Proto, usize)> {
+    fn quoted_transport<P: Packet>(_: &P, _: usize, h: &Ipv4) -> Option<(Proto, usize)> {
         let len = (h.version_ihl & 0xf) as usize * 4;
         let first = u16::from_be(h.fragment) & 0x1fff == 0;
         (is_tracked::<Self>(h.proto) && len >= 20 && first).then_some((Proto(h.proto), len))

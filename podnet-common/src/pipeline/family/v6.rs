@@ -42,8 +42,17 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn quoted_transport(h: &Ipv6) -> Option<(Proto, usize)> {
-        is_tracked::<Self>(h.next_header).then_some((Proto(h.next_header), size_of::<Ipv6>()))
+    fn quoted_transport<P: Packet>(p: &P, at: usize, h: &Ipv6) -> Option<(Proto, usize)> {
+        let (mut proto, mut len) = (h.next_header, size_of::<Ipv6>());
+        // A router that has no room for a fragment quotes it. Others don't have the ports.
+        if proto == 44 {
+            let [next, _, high, low]: [u8; 4] = p.load(at + len)?;
+            if high != 0 || low & 0xf8 != 0 {
+                return None;
+            }
+            (proto, len) = (next, len + 8);
+        }
+        is_tracked::<Self>(proto).then_some((Proto(proto), len))
     }
 
     #[inline(always)]
