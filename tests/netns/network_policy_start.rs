@@ -52,6 +52,26 @@ fn pods_that_start_while_a_daemon_starts() -> Result<()> {
     cases!(Site::new(Lab::builder())?, pods_receive_nothing_that_policies_forbid_while_a_daemon_starts)
 }
 
+/// The daemon has read the policies before its first turn, and nothing has changed since.
+#[test]
+fn a_pod_that_starts_after_a_boot_is_closed() -> Result<()> {
+    let lab = Lab::builder().daemons(false).build()?;
+    let closed = policy("closed", "late", json!({"policyTypes": ["Ingress"]}));
+    lab.apply("network-policies", &manifest::yaml(&[closed]))?;
+    lab.nodes().iter().try_for_each(|node| node.start_daemon())?;
+    let [node, other] = [lab.node(0), lab.node(1)];
+    published(node, true)?;
+    node.kill_daemon()?;
+    let pods = [announced("late", node, "late"), announced("client", other, "client")];
+    lab.apply("pods", &manifest::yaml(&pods))?;
+    let (client, mut late) = (other.add_pod("client")?, node.add_pod("late")?);
+    late.serve(PORT)?;
+    is_denied(&client, &late)?;
+    lab.withdraw("network-policies")?;
+    node.start_daemon()?;
+    eventually("the pod is open without policies", || reaches(&client, &late))
+}
+
 /// A started pod, and all frames that have been in it since its namespace was made.
 struct Started {
     pod: Pod,
