@@ -34,7 +34,8 @@ struct FlowRow {
     state: State,
     /// Seconds since the last packet, accurate to about a second.
     idle_seconds: u64,
-    /// Egress of the client's packets: `stack`, `pod`, `uplink`, `host`, `link` or `via`; `None` if unknown.
+    /// Egress of the client's packets: `stack`, `pod`, `uplink`, `host`, `link`, `via`, `tunnel`, `queue` or `denied`;
+    /// `None` if unknown.
     way: Option<&'static str>,
     /// `namespace/name:port`; `None` if the service is gone, or for a flow without a service.
     service: Option<String>,
@@ -82,6 +83,7 @@ pub(super) fn service_or_kind(service: &Option<String>, kind: Kind) -> String {
     match (service, kind) {
         (Some(name), _) => name.clone(),
         (None, Kind::Masquerade) => "(masquerade)".to_owned(),
+        (None, Kind::Direct) => "(direct)".to_owned(),
         (None, Kind::Service | Kind::DirectReturn) => NOTHING.to_owned(),
     }
 }
@@ -146,6 +148,9 @@ mod tests {
         let out = ["10.244.1.9:40001", "203.0.113.9:443", "172.30.0.1:2001", "203.0.113.9:443"];
         let flow = view.flow(0, Proto::TCP, out, CtEntry::REPLIED, 1000);
         view.entry(&flow).out = Out::Uplink as u8;
+        let pods = ["10.244.1.9:40002", "10.244.2.5:443", "10.244.1.9:40002", "10.244.2.5:443"];
+        let flow = view.flow(0, Proto::TCP, pods, CtEntry::REPLIED | CtEntry::DOUBTFUL, 1000);
+        view.entry(&flow).out = Out::Link as u8;
         let echo = ["10.244.1.9:7", "203.0.113.9:0", "172.30.0.1:2002", "203.0.113.9:0"];
         let flow = view.flow(0, Proto::ICMP, echo, CtEntry::REPLIED, 1000);
         view.conntrack.get_mut().remove(&flow);
@@ -160,6 +165,8 @@ PROTOCOL  CLIENT                 FRONTEND          BACKEND                      
 IDLE  EGRESS  SERVICE
 SCTP      10.244.1.9:40000       10.96.0.10:80     10.244.2.5:8080                 172.30.0.1:2000        established  \
 1m0s  link    default/web:http
+TCP       10.244.1.9:40002       10.244.2.5:443    10.244.2.5:443                  10.244.1.9:40002       closing      \
+0s    link    (direct)
 TCP       198.51.100.7:5000      172.30.0.1:30080  (forwarded to node2)            198.51.100.7:5000      one-way      \
 0s    via     default/web:http
 TCP       198.51.100.7:5001      172.30.0.1:30080  (forwarded to node 172.30.0.3)  198.51.100.7:5001      one-way      \
@@ -174,7 +181,7 @@ UDP       [fd00:244:1::9]:41000  [fd00:96::53]:53  [fd00:244:1::7]:53           
         );
         let json = serde_json::to_value(listed(&view)).unwrap();
         assert_eq!(
-            json[1],
+            json[2],
             serde_json::json!({
                 "kind": "directReturn", "protocol": "TCP", "client": "198.51.100.7:5000",
                 "frontend": "172.30.0.1:30080", "backend": null, "sentOnTo": "172.30.0.2", "sentOnToNode": "node2",
@@ -182,6 +189,6 @@ UDP       [fd00:244:1::9]:41000  [fd00:96::53]:53  [fd00:244:1::7]:53           
                 "service": "default/web:http", "serviceId": 1
             })
         );
-        assert_eq!((&json[3]["kind"], &json[3]["serviceId"]), (&"masquerade".into(), &serde_json::Value::Null));
+        assert_eq!((&json[4]["kind"], &json[4]["serviceId"]), (&"masquerade".into(), &serde_json::Value::Null));
     }
 }

@@ -51,7 +51,7 @@ impl Filter {
     }
 }
 
-/// Why a flow is translated.
+/// Why a flow is tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum Kind {
@@ -61,6 +61,9 @@ pub(super) enum Kind {
     DirectReturn,
     /// From a pod to a destination outside the cluster.
     Masquerade,
+    /// Not translated: of a pod to which network policies apply, or of one whose replies could be mistaken for those of
+    /// a translated flow.
+    Direct,
 }
 
 /// State of a flow.
@@ -73,7 +76,7 @@ pub(super) enum State {
     Established,
     /// Replies don't pass this node.
     OneWay,
-    /// One side has ended it.
+    /// One side has ended it, or an RST has come from outside, which may be forged.
     Closing,
     /// Both sides have ended it, or one has reset it.
     Closed,
@@ -81,9 +84,9 @@ pub(super) enum State {
 
 impl State {
     fn of(entry: &CtEntry) -> Self {
-        if entry.closed() {
+        if entry.closed() && !entry.doubtful() {
             Self::Closed
-        } else if entry.flags & CtEntry::CLOSED != 0 {
+        } else if entry.doubtful() || entry.flags & CtEntry::CLOSED != 0 {
             Self::Closing
         } else if entry.flags & CtEntry::ONE_WAY != 0 {
             Self::OneWay
@@ -153,10 +156,12 @@ impl Flow {
     pub(super) fn kind(&self) -> Kind {
         if self.entry.flags & CtEntry::ONE_WAY != 0 {
             Kind::DirectReturn
-        } else if self.entry.service == 0 {
+        } else if self.entry.service != 0 {
+            Kind::Service
+        } else if self.entry.flags & CtEntry::REWRITE_SRC != 0 {
             Kind::Masquerade
         } else {
-            Kind::Service
+            Kind::Direct
         }
     }
 

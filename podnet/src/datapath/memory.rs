@@ -475,13 +475,16 @@ pub(crate) mod samples {
             (Addr::from(at.ip()), Port::new(at.port()))
         });
         let forward = Tuple { src: client.0, sport: client.1, dst: frontend.0, dport: frontend.1, proto, _pad: [0; 3] };
+        let rewrites = |differs, flag| if differs { flag } else { 0 };
+        let rewritten =
+            rewrites(source != client, CtEntry::REWRITE_SRC) | rewrites(backend != frontend, CtEntry::REWRITE_DST);
         let there = CtEntry {
             src: source.0,
             sport: source.1,
             dst: backend.0,
             dport: backend.1,
             service,
-            flags,
+            flags: flags | rewritten,
             last_seen,
             ..CtEntry::default()
         };
