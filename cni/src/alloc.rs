@@ -101,8 +101,8 @@ pub struct Pool {
     ranges: Vec<Range>,
 }
 
-/// The allocatable range of a CIDR: all but the network address, the address after it (source of hairpin traffic) and
-/// the IPv4 broadcast address.
+/// The allocatable range of a CIDR: all but the network address, the address after the network address (the hairpin
+/// address) and the IPv4 broadcast address.
 fn usable(cidr: IpNetwork) -> Result<Range, PoolError> {
     let first = number(cidr.network()).checked_add(2);
     let last = match cidr {

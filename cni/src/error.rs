@@ -193,7 +193,10 @@ impl From<NetnsError> for CniError {
 impl From<NodeInfoError> for CniError {
     fn from(e: NodeInfoError) -> Self {
         let code = match e {
-            NodeInfoError::Missing { .. } => Code::TryAgainLater,
+            NodeInfoError::Missing { .. } => {
+                return Self::new(Code::TryAgainLater, chain(&e))
+                    .details("start `podnet daemon`; `podnet status` says what is missing");
+            }
             NodeInfoError::Io { .. } => Code::Io,
             NodeInfoError::Malformed { .. } | NodeInfoError::Schema { .. } => Code::InvalidConfig,
         };

@@ -9,6 +9,8 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs, statfs};
 use thiserror::Error;
 
+use crate::text::refusal;
+
 /// The calling thread's namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
 
@@ -28,7 +30,7 @@ pub enum NetnsError {
         path: PathBuf,
     },
     /// It could not be opened.
-    #[error("cannot open network namespace {}: {source}", path.display())]
+    #[error("cannot open network namespace {}: {}", path.display(), refusal(.source))]
     Io {
         /// The path.
         path: PathBuf,

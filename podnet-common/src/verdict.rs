@@ -1,9 +1,9 @@
-//! What the pipeline decides about a packet, and why it drops one.
+//! Counters of datapath events, and the reasons for which packets are dropped or rejected.
 
 /// Declares the reasons once: number, name for machines, explanation for people.
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $text:literal;)*) => {
-        /// Why a packet was dropped. The number is its index in `counters`, after [`COUNTERS_BASE`].
+        /// Why a packet was dropped or rejected. The number is its index in `counters`, after [`COUNTERS_BASE`].
         #[repr(u16)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Reason { $(#[doc = $text] $variant = $number,)* }
@@ -29,7 +29,7 @@ reasons! {
     Malformed = 0, "malformed", "truncated or inconsistent packet headers";
     SpoofedSource = 1, "spoofed_source", "source IP or MAC is not the sending pod's own";
     NoEndpoint = 2, "no_endpoint", "service has no ready endpoints";
-    ConntrackFull = 3, "conntrack_full", "connection table full; raise conntrackMax";
+    ConntrackFull = 3, "conntrack_full", "connection table full; raise conntrackMax, then `podnet cleanup` or reboot";
     SnatExhausted = 4, "snat_exhausted", "no free SNAT source port for this destination; see `podnet nat list`";
     MappedAddress = 5, "mapped_address", "IPv4-mapped address in an IPv6 packet";
     Martian = 6, "martian", "source or destination address not valid on this link";
@@ -67,7 +67,8 @@ reasons! {
 pub enum Counter {
     /// Flows that were begun.
     FlowsCreated = 0,
-    /// Flows whose source port had to change.
+    /// Flows without source NAT that got another source port because the replies would have collided with another
+    /// flow's.
     SourcePortsChanged = 1,
     /// Entries that were made again from their other half.
     FlowEntriesRebuilt = 2,
@@ -77,7 +78,7 @@ pub enum Counter {
     SocketDatagrams = 4,
     /// Packets handed to the host's stack because they have to be fragmented, refused or answered there.
     ToStack = 5,
-    /// Packets answered with a TCP reset or an ICMP error.
+    /// Packets answered with a TCP reset or an ICMP error. Each is also counted under its [`Reason`].
     Rejected = 6,
     /// Echo requests answered in a service's name.
     EchoReplies = 7,

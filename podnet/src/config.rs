@@ -123,7 +123,7 @@ pub struct Config {
     /// Whether Services may have external IPs: kube-proxy's gate `AllowServiceExternalIPs`.
     #[serde(rename = "externalIPs", default = "yes")]
     pub external_ips: bool,
-    /// Ranges of addresses that no Service may have as external IP or load balancer IP, and no pod at all.
+    /// Ranges of addresses that no Service may have as external IP or load balancer IP, and no Node as pod CIDR.
     #[serde(default)]
     pub protected_addresses: Vec<IpNetwork>,
     /// Slots of the Maglev table of a frontend for which nodes must agree on the backend: a prime.
@@ -141,13 +141,13 @@ pub struct Config {
     /// Mode of the uplinks' XDP program.
     #[serde(default)]
     pub xdp: Xdp,
-    /// Names of the uplinks; empty: found by routes and addresses.
+    /// Names of the uplinks; empty: every interface except pods' and podnet's own, and ports of bridges and bonds.
     #[serde(default)]
     pub uplinks: Vec<String>,
     /// How packets reach the pods of other nodes.
     #[serde(default)]
     pub routing: Routing,
-    /// MTU of pods in bytes; 0: the smallest of the uplinks, less the tunnel's overhead if there is a tunnel.
+    /// MTU of pods in bytes; 0: the smallest of the main uplinks, less the tunnel's overhead if there is a tunnel.
     #[serde(default)]
     pub mtu: u32,
     /// Whether ClusterIPs may be used from outside the cluster.

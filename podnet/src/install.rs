@@ -27,7 +27,11 @@ const ENDINGS: [&str; 3] = ["conf", "conflist", "json"];
 
 /// A failed step of the installation or removal.
 #[derive(Debug, Error)]
-#[error("CNI plugin: cannot {what} {path}: {source}", path = path.display())]
+#[error(
+    "CNI plugin: cannot {what} {path}: {source}; check that podnet-cni is in the directory of the daemon's binary, and \
+     that binDir and confDir are writable",
+    path = path.display()
+)]
 pub struct InstallError {
     what: &'static str,
     path: PathBuf,

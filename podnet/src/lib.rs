@@ -1,10 +1,12 @@
 //! The podnet daemon and its command line: from Kubernetes objects to the tables of the datapath.
 //!
 //! From top to bottom: a [`source`] provides objects of the [`model`]; [`select`] turns them into [`frontend`]s, the
-//! seam between Kubernetes and the datapath; [`compile`] and [`reconcile`] make the tables of the [`datapath`] match.
-//! [`policy`] turns network policies into tables. [`control`] connects these, [`host`] sets up the node's own network,
-//! [`health`] serves health checks and [`metrics`] metrics, [`install`] installs the plugin for the container runtime,
-//! and [`daemon`] is the event loop.
+//! interface between Kubernetes and the datapath; [`compile`] and [`reconcile`] make the tables of the [`datapath`]
+//! match. [`policy`] turns network policies into tables. [`control`] connects these, [`host`] sets up the node's own
+//! network, [`health`] serves health checks and [`metrics`] metrics, [`install`] installs the plugin for the container
+//! runtime, and [`daemon`] is the event loop. [`guard`] has the addresses and ports that no object may take, [`mirror`]
+//! the desired and the actual contents of a table, [`status`] the daemon's report, and [`socket`] the requests of
+//! commands to the running daemon.
 
 mod async_fd;
 mod backoff;

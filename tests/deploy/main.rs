@@ -70,8 +70,8 @@ fn every_object_matches_the_api() {
     }
 }
 
-/// Runtimes older than Linux 5.8 reject containers that request capabilities unknown to them, and a node that runs as a
-/// container of such a runtime does not have these capabilities.
+/// Container runtimes that predate a capability (Docker 20.10 and kind nodes in it: BPF, PERFMON and
+/// CHECKPOINT_RESTORE) refuse containers that request it.
 #[test]
 fn daemon_set_requests_only_capabilities_known_to_all_runtimes() {
     let objects = documents("podnet.yaml");

@@ -50,7 +50,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Run the unit tests, then the privileged tests as root.
+    /// Run all tests: unit tests, privileged tests as root, and, without a filter, Linux 6.1 in a virtual machine.
     Test {
         /// Run only tests whose names contain this string.
         filter: Option<String>,
@@ -67,7 +67,7 @@ enum Command {
     /// Start the same cluster and open a shell in it.
     #[command(disable_help_flag = true)]
     Lab(PassedOn),
-    /// Benchmark podnet against direct paths and its peers.
+    /// Benchmark podnet against plain routing, kube-proxy's rules and the reference plugins.
     #[command(disable_help_flag = true)]
     Bench(PassedOn),
 }

@@ -13,8 +13,8 @@ pub struct Config {
     pub node_v4: Addr,
     /// IPv6 address of this node, or none.
     pub node_v6: Addr,
-    /// Hairpin source for IPv4: the source address that a pod sees when it reaches itself through a service. The first
-    /// address of the pod CIDR.
+    /// Hairpin source for IPv4: the source address that a pod sees when it reaches itself through a service. The
+    /// address after the network address of the pod CIDR.
     pub hairpin_v4: Addr,
     /// Hairpin source for IPv6.
     pub hairpin_v6: Addr,
@@ -33,7 +33,8 @@ pub struct Config {
     pub snat_count: u32,
     /// Flag bits: [`Config::EXTERNAL_CLUSTER_IP`] and the other constants.
     pub flags: u32,
-    /// Smallest MTU of the main uplinks in bytes, used while the MTU of a path is unknown.
+    /// The configured `mtu`, else the smallest MTU of the main uplinks, in bytes; used while the MTU of a path is
+    /// unknown.
     pub mtu: u32,
     /// Cookie of the host's network namespace, by which socket hooks distinguish processes of the host from pods.
     pub netns_cookie: u64,

@@ -110,8 +110,7 @@ pub enum Out {
     Tunnel = 6,
     /// Into a pod's network namespace through the queueing discipline of its host end, which shapes the traffic.
     Queue = 7,
-    /// Nowhere: network policy has come to deny the flow. The entry stays while packets come, since it says which end
-    /// is the client.
+    /// Nowhere. Network policy now denies the flow. The entry is kept to record which end is the client.
     Denied = 8,
 }
 

@@ -1,7 +1,7 @@
 //! Admission: may a packet go where it is addressed?
 //!
-//! Source checks, source ranges, and ClusterIPs from outside. All checks that can refuse a packet that belongs to no
-//! flow are here.
+//! Source checks, source ranges, and ClusterIPs from outside: checks that need only the packet and its frontend.
+//! Network policy and shares follow in [`begin`](super::begin()), once the backend is known.
 
 use crate::{
     addr::{Addr, IfIndex, Proto},

@@ -1,11 +1,11 @@
 //! Network policy: may these two addresses begin to exchange packets?
 //!
-//! Judged once, by the first packet of a flow, after the service's backend is known and before the source is
-//! translated: rules are about real clients and real backends. Both ends are judged at the node of the pod concerned;
-//! a flow between two pods of one node is judged for both at once. Packets of flows that were admitted, their replies
-//! and ICMP errors about them pass without another look. What the host's stack sends to a pod is judged on the way
-//! there: it may have come in by an interface without hooks. User space divides the world into classes (see
-//! [`layout`](crate::layout)), so all rules of a pod are a handful of lookups, whatever their number.
+//! Policies are evaluated once, for the first packet of a flow, after the service's backend is known and before the
+//! source is translated: rules are about real clients and real backends. The policies of a pod are evaluated on its own
+//! node; for a flow between two pods of one node, those of both at once. Packets of flows that were admitted, their
+//! replies and ICMP errors about them pass without a lookup. Packets from the host's stack to a pod are evaluated on
+//! the way there, since they may have arrived at an interface without hooks. User space divides addresses and ports
+//! into classes (see [`layout`](crate::layout)). Evaluating a pod's rules takes a constant number of lookups.
 
 use crate::{
     addr::{Addr, Proto},
@@ -17,7 +17,7 @@ use crate::{
 use super::{HookPoint, Stage, Tables, Verdict, frontend, handover::Handover, headers::Headers, scope};
 
 /// What is denied: the direction in the lowest bits, or nothing; the id of the rule set from bit 8 on; and in the upper
-/// half, [`PolicyDenial::rule`]. One register, since the function that judges is out of line.
+/// half, [`PolicyDenial::rule`]. One register, since the evaluating function is out of line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Denied(u64);
 
@@ -66,7 +66,7 @@ pub(super) fn judges_flows<At: HookPoint, T: Tables>(t: &T) -> bool {
 }
 
 /// Whether policies may deny a packet, or the flow that it belongs to: one end is a pod of this node that is a subject,
-/// and the other is not the pod itself, nor, unless [`denied`] judges that, the node.
+/// and the other is not the pod itself, nor, unless [`denied`] evaluates that, the node.
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
 pub(super) fn concerns<T: Tables>(t: &T, tuple: &Tuple) -> bool {
@@ -112,7 +112,7 @@ pub(super) fn leaving<At: HookPoint, T: Tables>(t: &T, packet: &Headers, again: 
 
 /// A node always reaches its pods. If rules may keep a pod from its node, the flows of the node are tracked, so that
 /// the pod's answers can be told from requests. Packets that a hook has translated and left to the stack belong to a
-/// flow that was judged.
+/// flow for which policies have been evaluated.
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
 fn leaving_for_pod<T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tuple) -> Leaving {
@@ -157,7 +157,8 @@ pub(super) fn is_vacant<T: Tables>(t: &T, addr: &Addr) -> bool {
     t.endpoint(addr).is_none() && t.network(addr).is_some_and(|network| network.kind == NetworkKind::LocalPods as u32)
 }
 
-/// Judges a packet of no flow that begins none: multicast, a protocol without ports, a fragment of an unknown datagram.
+/// Evaluates policies for a packet of no flow that begins none: multicast, a protocol without ports, a fragment of an
+/// unknown datagram.
 #[inline(always)]
 pub(super) fn packet<T: Tables>(t: &T, packet: &Headers) -> Denied {
     let Tuple { src, dst, dport, proto, .. } = &packet.tuple;
@@ -167,8 +168,8 @@ pub(super) fn packet<T: Tables>(t: &T, packet: &Headers) -> Denied {
     denied(t, src, dst, ProtoPort::new(*proto, *dport))
 }
 
-/// Judges a packet of a protocol without ports, or a fragment whose ports are unknown. NetworkPolicies allow it only if
-/// they allow everything; a rule of a ClusterNetworkPolicy about ports could deny the fragment.
+/// Evaluates policies for a packet of a protocol without ports, or a fragment whose ports are unknown. NetworkPolicies
+/// allow it only if they allow everything; a rule of a ClusterNetworkPolicy about ports could deny the fragment.
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
 fn without_ports<T: Tables>(t: &T, tuple: &Tuple) -> Denied {
@@ -186,10 +187,10 @@ fn without_ports<T: Tables>(t: &T, tuple: &Tuple) -> Denied {
     denied(t, src, dst, ProtoPort::default())
 }
 
-/// Judges the flow that a packet begins, with the backend in the handed-over entry. Returns what is denied, and whether
-/// the packet is an answer: an untranslated TCP packet that opens no connection belongs to one from before the pod was
-/// isolated, which either end may have opened. The one with the higher port is taken for the client. The other end
-/// can't open a connection by such an entry: its SYN begins a flow of its own.
+/// Evaluates policies for the flow that a packet begins, with the backend in the handed-over entry. Returns what is
+/// denied, and whether the packet is an answer: an untranslated TCP packet that opens no connection belongs to one from
+/// before the pod was isolated, which either end may have opened. The one with the higher port is taken for the client.
+/// The other end can't open a connection by such an entry: its SYN begins a flow of its own.
 ///
 /// Datagrams don't tell. If pods have just been isolated, one from a lower port may be the answer to a request from
 /// before, and its flow would let in all further ones, or it may be a request: both must be allowed.

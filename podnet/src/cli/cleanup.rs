@@ -48,7 +48,7 @@ pub enum CleanupError {
         source: io::Error,
     },
     /// A file or directory remains.
-    #[error("cannot remove {}: {source}", path.display())]
+    #[error("cannot remove {}: {}", path.display(), refusal(.source))]
     Remove {
         /// The file.
         path: PathBuf,

@@ -138,7 +138,8 @@ enum Command {
         #[arg(long, value_name = "DIRECTORY", default_value = "/sys/fs/bpf")]
         at: PathBuf,
     },
-    /// Remove everything that the daemon has set up on this node. Pods lose their connectivity.
+    /// Remove programs, tables, routes, interfaces and files of a stopped daemon; host settings and the state directory
+    /// stay. Pods lose their connectivity.
     Cleanup,
 }
 

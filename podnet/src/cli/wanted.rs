@@ -1,5 +1,4 @@
-//! The demands of manifests or the Kubernetes API, read by the command itself (`--offline`): why a service's tables are
-//! as they are, and whether they are as they should be, even while the daemon is down.
+//! `--offline`: reads the objects without the daemon and compares them with the tables.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

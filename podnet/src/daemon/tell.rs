@@ -101,9 +101,8 @@ impl Daemon {
                 .extend(uplink.hooks.iter().filter_map(|state| Some(failed(state.hook, state.how.as_ref().err()?))));
         }
         if self.outcome.unwritten > 0 {
-            problems.insert(
-                "frontends could not be written to the tables, retrying: `podnet status` lists them".into(),
-            );
+            problems
+                .insert("frontends could not be written to the tables, retrying: `podnet status` lists them".into());
         }
         if self.collector.is_nearly_full() {
             problems.insert(

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use podnet_cni::text::chain;
+use podnet_cni::text::refusal;
 use podnet_common::addr::{Addr, IfIndex};
 use podnet_common::{
     layout::{
@@ -29,7 +29,7 @@ pub enum ViewError {
         directory: PathBuf,
     },
     /// A table could not be opened or read.
-    #[error("cannot read the table {table}: {}; run this as root", chain(.source.as_ref()))]
+    #[error("cannot read the table {table}: {}", refusal(.source.as_ref()))]
     Table {
         /// Its name.
         table: &'static str,
@@ -37,10 +37,10 @@ pub enum ViewError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The kernel's routing table could not be read.
-    #[error("cannot look up routes: {0}; run this as root")]
+    #[error("cannot look up routes: {}", refusal(.0))]
     Routes(#[source] std::io::Error),
     /// The attachment of a hook could not be read.
-    #[error("cannot find out where {hook} is attached: {}; run this as root", chain(.source.as_ref()))]
+    #[error("cannot find out where {hook} is attached: {}", refusal(.source.as_ref()))]
     Hook {
         /// The hook's name.
         hook: &'static str,

@@ -10,7 +10,7 @@ pub(super) fn needs() -> String {
     let this = release.map(|release| format!(" (this is {release})")).unwrap_or_default();
     format!(
         "podnet needs Linux {OLDEST_KERNEL} or later{this} with BTF, the BPF JIT switched on, and the capabilities \
-         CAP_NET_ADMIN and CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON in the place of the latter"
+         CAP_NET_ADMIN and CAP_SYS_ADMIN"
     )
 }
 

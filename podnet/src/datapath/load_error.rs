@@ -15,7 +15,7 @@ pub enum LoadError {
     #[error("this podnet was built without its eBPF object: build it with `cargo xtask build --release`")]
     NoObject,
     /// The pin directory can't be created.
-    #[error("cannot create {path}: {source}. Is a BPF file system mounted there (mount -t bpf bpf /sys/fs/bpf)?")]
+    #[error("cannot create {path}: {source}; mount a BPF file system there: `podnet mount-bpffs`")]
     Directory {
         /// The directory.
         path: PathBuf,

@@ -1,10 +1,10 @@
 //! Loads the object, and replaces the running generation of programs by a new one.
 //!
-//! Maps are opened from their pins, or created and pinned. Dispatchers are loaded once and stay; the other programs
-//! go into the slots of the generation that isn't running, and one write of `generation` switches every hook of the
-//! node to them. The slots of the old generation stay filled until the next load needs them, so a packet that has
-//! begun in it still finds its programs: each program calls others of its own generation only. A running generation
-//! from the identical object is kept, since the verifier takes a second or more for a new one.
+//! Maps are opened from their pins, or created and pinned. Dispatchers are loaded once and stay; the other programs go
+//! into the slots of the generation that isn't running, and one write of `generation` switches every hook of the node
+//! to them. The slots of the old generation stay filled until the next load needs them, so a packet that has begun in
+//! it still finds its programs: each program calls others of its own generation only. A running generation from the
+//! identical object is kept, since verifying a new one takes about 2 s of CPU time, spread over up to eight CPUs.
 
 use std::{
     collections::BTreeSet,
@@ -169,7 +169,8 @@ pub(super) const DENY_FLOWS: &str = "deny_flows";
 /// Limit for programs loaded at once, since the kernel needs memory for each.
 const AT_ONCE: usize = 8;
 
-/// Loads all required programs in parallel on all CPUs, since the verifier takes tenths of a second for each.
+/// Loads all required programs in parallel on up to [`AT_ONCE`] CPUs, since their verification takes about 2 s of CPU
+/// time.
 fn load_programs(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), LoadError> {
     let dispatchers =
         Hook::ALL.into_iter().filter(|hook| !pins.hook(*hook).exists()).map(|hook| hook.name().to_owned());

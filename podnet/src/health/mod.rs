@@ -169,7 +169,7 @@ impl Servers {
         }
     }
 
-    /// Servers that couldn't be started, in readable form.
+    /// Servers that couldn't be started, as sentences.
     pub fn problems(&self) -> Vec<String> {
         let failed = |server: &ServiceServer| {
             let error = server.server.as_ref().err()?;

@@ -42,7 +42,7 @@ pub fn next_hop(family_of: IpAddr) -> IpAddr {
     }
 }
 
-/// The reserved first address of a pod CIDR, as a range of one: the source of hairpin flows.
+/// The hairpin address, as a range of one: the reserved address after the network address of a pod CIDR.
 pub fn hairpin(pod_cidr: IpNetwork) -> IpNetwork {
     match pod_cidr.network() {
         IpAddr::V4(a) => IpNetwork::from(IpAddr::V4(Ipv4Addr::from(u32::from(a).wrapping_add(1)))),
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn hairpin_is_the_first_address() {
+    fn hairpin_is_the_address_after_the_network_address() {
         assert_eq!(hairpin("10.244.1.0/24".parse().unwrap()).to_string(), "10.244.1.1/32");
         assert_eq!(hairpin("fd00:244:1::/64".parse().unwrap()).to_string(), "fd00:244:1::1/128");
     }

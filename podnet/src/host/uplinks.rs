@@ -1,9 +1,9 @@
 //! Uplinks, the interfaces that lead out of the node: all except pods' and podnet's own interfaces and the loopback
 //! interface, or those named in the configuration.
 //!
-//! A packet meets the hooks of only one of them, the one whose addresses and routes count: a port of a bridge or a bond
-//! hands its packets on, and has no hooks itself. Packets of a VLAN pass the interface below it with their tag, and
-//! that interface's hooks ignore tagged packets.
+//! Only one interface on a packet's path has hooks: the one with the addresses and routes. Ports of bridges and bonds
+//! have none. Packets of a VLAN pass the interface below it with their tag, and that interface's hooks ignore tagged
+//! packets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

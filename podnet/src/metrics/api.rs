@@ -170,7 +170,7 @@ impl ApiMetrics {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        let help = "1 if the watch of this kind is established";
+        let help = "1 if the watch of this kind is established, or not needed";
         registry.register("api_connected", help, self.connected.clone());
         let help = "Unix time of the last data received on a watch, bookmarks included; 0 if there was none";
         registry.register_with_unit("api_last_contact_timestamp", help, Unit::Seconds, self.contact.clone());

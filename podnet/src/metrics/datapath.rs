@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use podnet_cni::text::chain;
 use podnet_common::{
     tables::{ENDPOINTS, SIZED, Table},
     verdict::{COUNTERS_BASE, Counter, Reason},
@@ -120,7 +121,7 @@ impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         match self.reader.counters() {
             Ok(counters) => encode_counters(&counters, &mut encoder)?,
-            Err(error) => warn!("cannot read the datapath's counters for a scrape: {error}"),
+            Err(error) => warn!("cannot read the datapath's counters for a scrape: {}", chain(&error)),
         }
         match self.reader.pods() {
             Ok(counts) => {
@@ -129,7 +130,7 @@ impl Collector for Kernel {
                 let help = "Pods of this node in the datapath.";
                 pods.encode(encoder.encode_descriptor("pods", help, None, MetricType::Gauge)?)?;
             }
-            Err(error) => warn!("cannot count the node's pods for a scrape: {error}"),
+            Err(error) => warn!("cannot count the node's pods for a scrape: {}", chain(&error)),
         }
         self.fills.encode(&mut encoder)
     }
@@ -137,13 +138,13 @@ impl Collector for Kernel {
 
 fn encode_counters(counters: &[u64], encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
     let count = |index: u32| ConstCounter::new(counters.get(index as usize).copied().unwrap_or_default());
-    let help = "Packets dropped since the datapath was set up, by reason.";
+    let help = "Packets dropped or rejected since the datapath was set up, by reason.";
     let mut family = encoder.encode_descriptor("dropped_packets", help, None, MetricType::Counter)?;
     for reason in Reason::ALL {
         let labels = WithReason { reason: reason.name() };
         count(COUNTERS_BASE + *reason as u32).encode(family.encode_family(&labels)?)?;
     }
-    let help = "Datapath events other than drops since the datapath was set up.";
+    let help = "Other datapath events since the datapath was set up, and answers to rejected packets.";
     let mut family = encoder.encode_descriptor("datapath_events", help, None, MetricType::Counter)?;
     for counter in Counter::ALL {
         let labels = OfEvent { event: counter.name() };

@@ -64,7 +64,7 @@ impl Listener {
         }
     }
 
-    /// Why nothing is served, in readable form.
+    /// Why nothing is served, as a sentence.
     pub fn problem(&self) -> Option<String> {
         let (address, server) = self.server.as_ref()?;
         let error = server.as_ref().err()?;

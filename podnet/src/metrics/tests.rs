@@ -213,6 +213,18 @@ fn documentation_has_exactly_the_families() {
     assert_eq!(told, served);
 }
 
+#[test]
+fn documentation_has_exactly_the_drop_reasons() {
+    let document = include_str!("../../../docs/metrics.md");
+    let (_, section) = document.split_once("\n### Drop reasons\n").unwrap();
+    let rows = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+    let documented: Vec<&str> = rows
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.strip_prefix("| `").unwrap().split('`').next().unwrap())
+        .collect();
+    assert_eq!(documented, Reason::ALL.iter().map(|reason| reason.name()).collect::<Vec<_>>());
+}
+
 /// Names of families in a text with PromQL, in order of appearance.
 fn spoken_of(text: &str) -> Vec<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));

@@ -16,7 +16,7 @@ use nix::{
     },
     unistd::geteuid,
 };
-use podnet_cni::files;
+use podnet_cni::{files, text::refusal};
 use thiserror::Error;
 
 /// Maximum number of clients waiting to be accepted.
@@ -28,7 +28,7 @@ const OTHERS_WRITE: u32 = 0o022;
 #[derive(Debug, Error)]
 pub(super) enum BindError {
     /// A system call failed.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {}", path.display(), refusal(.source))]
     Io {
         /// The operation.
         what: &'static str,

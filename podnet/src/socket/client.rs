@@ -148,7 +148,7 @@ impl Client {
         }
     }
 
-    /// Returns the NetworkPolicies of the cluster.
+    /// Returns the network policies of the cluster.
     ///
     /// # Errors
     /// The request fails, is refused, or has an unexpected answer.
@@ -170,7 +170,7 @@ impl Client {
         }
     }
 
-    /// Returns a NetworkPolicy, if there is such a policy.
+    /// Returns a network policy, if there is such a policy.
     ///
     /// # Errors
     /// The request fails, is refused, or has an unexpected answer.

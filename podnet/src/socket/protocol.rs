@@ -37,9 +37,9 @@ pub enum Request {
     },
     /// Frontends that are not in effect yet: [`Answer::Pending`].
     Pending {},
-    /// The rules of a NetworkPolicy, and the pods that it applies to: [`Answer::Policy`].
+    /// The rules of a network policy, and the pods that it applies to: [`Answer::Policy`].
     Policy {
-        /// The policy's namespace.
+        /// The policy's namespace; empty for a ClusterNetworkPolicy.
         namespace: String,
         /// Its name.
         name: String,
@@ -63,7 +63,7 @@ pub enum Subject {
     Status,
     /// Load balancer addresses and external IPs by Service: the tables don't distinguish them.
     Addresses,
-    /// The NetworkPolicies of the cluster.
+    /// The network policies of the cluster.
     Policies,
     /// The policies behind each entry of `policy_denials`, which counts denied packets.
     Denials,
@@ -89,11 +89,11 @@ pub enum Answer {
     Explanation(Explanation),
     /// Frontends that are not in effect yet.
     Pending(Pending),
-    /// NetworkPolicies, in ascending order.
+    /// Network policies, in ascending order.
     Policies(Vec<PolicySummary>),
     /// Rule sets with the policies that deny by them.
     Denials(Vec<DenyingRule>),
-    /// A NetworkPolicy; `None` if there is no such policy.
+    /// A network policy; `None` if there is no such policy.
     Policy(Option<Box<PolicyDetail>>),
     /// The policies of a pod.
     PodPolicies(Box<PodAnswer>),

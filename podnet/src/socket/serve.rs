@@ -169,7 +169,7 @@ fn unsynced(_: Unsynced) -> Answer {
     Answer::Error("not all objects have been read yet: try again, and see `podnet status`".to_owned())
 }
 
-/// All NetworkPolicies, page by page.
+/// All network policies, page by page.
 async fn policies(asker: &Asker) -> Result<Answer, Over> {
     let (mut all, mut after) = (Vec::new(), None);
     loop {

@@ -132,7 +132,10 @@ impl Fill {
 
 /// Remedy for each table that is nearly full.
 const ADVICE: [(Table, &str); SIZED.len()] = [
-    (tables::CONNTRACK.table(), "raise conntrackMax in the daemon's configuration"),
+    (
+        tables::CONNTRACK.table(),
+        "raise conntrackMax in the daemon's configuration, then run `podnet cleanup` or reboot",
+    ),
     (tables::ENDPOINTS.table(), "move pods to other nodes"),
     (tables::NODES.table(), NODES_ADVICE),
     (

@@ -193,8 +193,10 @@ fn everything_that_needs_attention_is_a_warning() {
             "to_uplink is not attached to eth0: no permission",
             "no way to node2: a router",
             "FORWARD drops: accept pods",
-            "the table conntrack is nearly full (2 of 2): raise conntrackMax in the daemon's configuration",
-            "5 packets dropped so far, the last just now: connection table full; raise conntrackMax",
+            "the table conntrack is nearly full (2 of 2): raise conntrackMax in the daemon's configuration, then run \
+             `podnet cleanup` or reboot",
+            "5 packets dropped so far, the last just now: connection table full; raise conntrackMax, then \
+             `podnet cleanup` or reboot",
             "net.ipv4.ip_forward is 0 instead of 1: nothing is forwarded; the daemon restores it; find the program \
              that changes it",
             "nobody knows",
