@@ -152,8 +152,6 @@ pub struct SourceStatus {
     pub name: String,
     /// Whether everything was read at least once.
     pub synced: bool,
-    /// When it was last read.
-    pub last_sync: Option<UnixTime>,
     /// Number of Services.
     pub services: usize,
     /// Number of EndpointSlices.
@@ -182,8 +180,6 @@ pub struct SourceError {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TablesStatus {
-    /// When they were last reconciled.
-    pub last_reconciled: Option<UnixTime>,
     /// Frontends that could not be written and are retried.
     pub pending: Vec<PendingStatus>,
 }

@@ -350,7 +350,7 @@ fn frontends_are_shown_with_their_clients_and_excluded_elements() -> Result<()> 
         }
 
         let sent_on = rows(show(DIRECT.0)?["frontends"].clone())?;
-        let sent_on = rows(only(&sent_on, &node_port(DIRECT))?["sentOn"].clone())?;
+        let sent_on = rows(only(&sent_on, &node_port(DIRECT))?["forwarded"].clone())?;
         let to = site.lab.node(1).ip(family);
         assert_eq!(sent_on, [json!({"address": to, "node": "node2", "flows": 1})]);
     }
@@ -389,7 +389,7 @@ fn flows_are_shown_by_kind_and_ports_are_counted() -> Result<()> {
 
         let direct = of(node, DIRECT)?;
         let flow = only(&direct, &[("frontend", at(DIRECT.1))])?;
-        let facts = (&flow["kind"], &flow["state"], &flow["backend"], &flow["sentOnToNode"]);
+        let facts = (&flow["kind"], &flow["state"], &flow["backend"], &flow["forwardedToNode"]);
         let expected = (&json!("directReturn"), &json!("oneWay"), &Value::Null, &json!("node2"));
         assert_eq!(facts, expected, "{flow}");
         ensure!(is_clients(flow) && flow["source"] == flow["client"], "{flow}");

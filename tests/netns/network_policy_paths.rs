@@ -299,7 +299,7 @@ fn pods_and_cluster_ips(site: &Site) -> Result<()> {
 fn packets_go_through_the_tunnel(site: &Site) -> Result<()> {
     for node in site.lab.nodes() {
         let flows = node.podnet_json(&["conntrack", "list"])?;
-        let mut ways = flows.as_array().context("no list")?.iter().map(|flow| &flow["way"]);
+        let mut ways = flows.as_array().context("no list")?.iter().map(|flow| &flow["egress"]);
         ensure!(ways.any(|way| way == "tunnel"), "{}: {flows}", node.name());
     }
     Ok(())

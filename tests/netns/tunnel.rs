@@ -167,7 +167,7 @@ fn external_client_addresses_are_preserved(site: &Site) -> Result<()> {
         }
     }
     let flows = lab.node(0).podnet_json(&["conntrack", "list"])?;
-    let ways: Vec<_> = flows.as_array().context("no list")?.iter().filter_map(|flow| flow["way"].as_str()).collect();
+    let ways: Vec<_> = flows.as_array().context("no list")?.iter().filter_map(|flow| flow["egress"].as_str()).collect();
     ensure!(ways.contains(&"tunnel"), "{flows}");
     service.delete(lab)
 }

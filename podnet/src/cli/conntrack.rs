@@ -26,9 +26,9 @@ struct FlowRow {
     /// `None` if another node chooses it.
     backend: Option<End>,
     /// Address of the node to which the packets are forwarded for direct server return.
-    sent_on_to: Option<IpAddr>,
+    forwarded_to: Option<IpAddr>,
     /// Name of that node, if known.
-    sent_on_to_node: Option<String>,
+    forwarded_to_node: Option<String>,
     /// The client, as seen by the backend.
     source: End,
     state: State,
@@ -36,7 +36,7 @@ struct FlowRow {
     idle_seconds: u64,
     /// Egress of the client's packets: `stack`, `pod`, `uplink`, `host`, `link`, `via`, `tunnel`, `queue` or `denied`;
     /// `None` if unknown.
-    way: Option<&'static str>,
+    egress: Option<&'static str>,
     /// `namespace/name:port`; `None` if the service is gone, or for a flow without a service.
     service: Option<String>,
     /// `None` for a flow without a service.
@@ -57,20 +57,20 @@ pub(super) fn list(
     now: u32,
 ) -> Result<FlowList, ViewError> {
     let row = |flow: &Flow| {
-        let sent_on = flow.entry.flags & CtEntry::ONE_WAY != 0;
+        let forwarded = flow.entry.flags & CtEntry::ONE_WAY != 0;
         let to = flow.backend();
         FlowRow {
             kind: flow.kind(),
             protocol: protocol(flow.tuple.proto),
             client: flow.client(),
             frontend: flow.frontend(),
-            backend: (!sent_on).then_some(to),
-            sent_on_to: sent_on.then_some(to.ip),
-            sent_on_to_node: nodes.get(&to.ip).filter(|_| sent_on).cloned(),
+            backend: (!forwarded).then_some(to),
+            forwarded_to: forwarded.then_some(to.ip),
+            forwarded_to_node: nodes.get(&to.ip).filter(|_| forwarded).cloned(),
             source: flow.source(),
             state: flow.state(),
             idle_seconds: flow.idle(now),
-            way: flow.way(),
+            egress: flow.egress(),
             service: names.name(ServiceId(flow.entry.service)).map(ToString::to_string),
             service_id: Some(ServiceId(flow.entry.service).port().0).filter(|id| *id != 0),
         }
@@ -101,7 +101,7 @@ impl Show for FlowList {
             Column::Text("EGRESS"),
             Column::Text("SERVICE"),
         ];
-        let backend = |row: &FlowRow| match (&row.sent_on_to_node, row.sent_on_to) {
+        let backend = |row: &FlowRow| match (&row.forwarded_to_node, row.forwarded_to) {
             (Some(node), _) => format!("(forwarded to {node})"),
             (None, Some(node)) => format!("(forwarded to node {node})"),
             (None, None) => or_nothing(&row.backend),
@@ -115,7 +115,7 @@ impl Show for FlowList {
                 row.source.to_string(),
                 row.state.name().to_owned(),
                 duration(row.idle_seconds),
-                row.way.unwrap_or(NOTHING).to_owned(),
+                row.egress.unwrap_or(NOTHING).to_owned(),
                 service_or_kind(&row.service, row.kind),
             ]
         });
@@ -184,8 +184,8 @@ UDP       [fd00:244:1::9]:41000  [fd00:96::53]:53  [fd00:244:1::7]:53           
             json[2],
             serde_json::json!({
                 "kind": "directReturn", "protocol": "TCP", "client": "198.51.100.7:5000",
-                "frontend": "172.30.0.1:30080", "backend": null, "sentOnTo": "172.30.0.2", "sentOnToNode": "node2",
-                "source": "198.51.100.7:5000", "state": "oneWay", "idleSeconds": 0, "way": "via",
+                "frontend": "172.30.0.1:30080", "backend": null, "forwardedTo": "172.30.0.2", "forwardedToNode": "node2",
+                "source": "198.51.100.7:5000", "state": "oneWay", "idleSeconds": 0, "egress": "via",
                 "service": "default/web:http", "serviceId": 1
             })
         );

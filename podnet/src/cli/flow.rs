@@ -194,9 +194,9 @@ impl Flow {
     }
 
     /// Egress of the client's packets; `None` while only the other half exists.
-    pub(super) fn way(&self) -> Option<&'static str> {
+    pub(super) fn egress(&self) -> Option<&'static str> {
         /// Names of egress kinds.
-        const WAYS: [(Out, &str); 9] = [
+        const NAMES: [(Out, &str); 9] = [
             (Out::Stack, "stack"),
             (Out::Pod, "pod"),
             (Out::Uplink, "uplink"),
@@ -207,7 +207,7 @@ impl Flow {
             (Out::Queue, "queue"),
             (Out::Denied, "denied"),
         ];
-        let way = WAYS.iter().find(|(out, _)| *out as u8 == self.entry.out)?;
+        let way = NAMES.iter().find(|(out, _)| *out as u8 == self.entry.out)?;
         self.own_half.then_some(way.1)
     }
 }
@@ -295,9 +295,9 @@ mod tests {
             let (mut half, [forward, reply]) = (view(), halves());
             half.conntrack.get_mut().remove(if lost { &reply } else { &forward });
             assert_eq!(told(&half), whole);
-            assert_eq!(all(&half)[0].way().is_some(), lost, "the client's half knows its way");
+            assert_eq!(all(&half)[0].egress().is_some(), lost, "the client's half knows its egress");
         }
-        assert!(all(&view()).iter().all(|flow| flow.way() == Some("stack")));
+        assert!(all(&view()).iter().all(|flow| flow.egress() == Some("stack")));
 
         // In either order of the halves in the table.
         let mut turned = MemoryTables::default();

@@ -83,7 +83,7 @@ impl Reporter {
         let mut now = DaemonStatus {
             ready: if node.ready { self.last.ready.or_else(|| Some(UnixTime::now())) } else { None },
             sources: vec![describe(source, control)],
-            tables: TablesStatus { last_reconciled: None, pending: control.pending.iter().map(pending).collect() },
+            tables: TablesStatus { pending: control.pending.iter().map(pending).collect() },
             uplinks: node.uplinks.iter().map(|found| uplink(node, &found.name, found.ifindex, found.mtu)).collect(),
             tunnel: node.routes.tunnel.map(|t| uplink(node, tunnel::NAME, t.ifindex, t.mtu)),
             socket_hooks_refused: node.socket_hooks_refused,
@@ -95,17 +95,11 @@ impl Reporter {
             warnings: warnings(source, control, node, [links, servers].concat()),
             ..self.last.clone()
         };
-        // A difference in times alone doesn't count.
-        now.sources.iter_mut().zip(&self.last.sources).for_each(|(new, old)| new.last_sync = old.last_sync);
-        now.tables.last_reconciled = self.last.tables.last_reconciled;
         let (changed, warnings) = (now != self.last || self.file_differs, now.warnings.len());
         if !changed {
             self.last.nodes = nodes;
             return (warnings, Ok(()));
         }
-        let time = Some(UnixTime::now());
-        now.sources.iter_mut().for_each(|source| source.last_sync = time);
-        now.tables.last_reconciled = time;
         now.nodes = nodes;
         let written = now.write(&config.run_dir);
         (self.last, self.file_differs) = (now, written.is_err());
@@ -123,7 +117,6 @@ fn describe(source: &source::Status, control: &ControlStatus) -> SourceStatus {
     SourceStatus {
         name: source.name.clone(),
         synced: source.synced,
-        last_sync: None,
         services: control.services,
         endpoint_slices: control.endpoint_slices,
         nodes: control.nodes,

@@ -36,7 +36,7 @@ pub(super) struct FrontendDetail {
     /// Backends by kind of client.
     pub(super) choices: Vec<Choice>,
     /// Flows forwarded to other nodes for direct server return.
-    pub(super) sent_on: Vec<SentOn>,
+    pub(super) forwarded: Vec<Forwarded>,
 }
 
 /// A kind of client.
@@ -50,7 +50,7 @@ pub(super) enum Clients {
     /// Clients that arrive on an uplink.
     Outside,
     /// Clients whose packets another node has forwarded, for direct server return.
-    SentOn,
+    Forwarded,
 }
 
 /// The backends for a kind of client.
@@ -87,7 +87,7 @@ pub(super) struct Target {
 /// Flows forwarded to another node.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct SentOn {
+pub(super) struct Forwarded {
     /// Address of the node.
     pub(super) address: IpAddr,
     /// Its name, if known.

@@ -13,7 +13,7 @@ use podnet_common::{
 use super::super::conntrack::NodeNames;
 use super::super::endpoint::Pods;
 use super::super::output::socket;
-use super::detail::{Choice, Clients, FrontendDetail, SentOn, ServiceDetail, Target};
+use super::detail::{Choice, Clients, Forwarded, FrontendDetail, ServiceDetail, Target};
 use super::row::{Entries, Entry, complete, entries, order, row, shares};
 use super::why;
 use crate::compile::{ServiceId, ServiceNames};
@@ -47,7 +47,7 @@ pub(in crate::cli) fn show(
             frontend: row,
             source_ranges: source_ranges(view, key, &entry.any)?,
             choices: choices(view, pods, &places, &flows, key, entry)?,
-            sent_on: flows.sent_on(key, nodes),
+            forwarded: flows.forwarded(key, nodes),
         });
     }
     frontends.sort_by(|a, b| order(&a.frontend).cmp(&order(&b.frontend)));
@@ -99,7 +99,7 @@ fn choices(
     let inside = if entry.outside.is_some() { Clients::ThisNode } else { Clients::All };
     let mut choices = Vec::new();
     for (clients, value) in
-        [(inside, Some(entry.any)), (Clients::Outside, entry.outside), (Clients::SentOn, entry.peer)]
+        [(inside, Some(entry.any)), (Clients::Outside, entry.outside), (Clients::Forwarded, entry.peer)]
     {
         let Some(value) = value else { continue };
         let mut targets = Vec::new();
@@ -117,8 +117,11 @@ fn choices(
             });
         }
         targets.sort_by_key(|t| (t.address, t.port));
-        let none =
-            if value.flags & Frontend::DROP != 0 || clients == Clients::SentOn { IfNone::Drop } else { IfNone::Reject };
+        let none = if value.flags & Frontend::DROP != 0 || clients == Clients::Forwarded {
+            IfNone::Drop
+        } else {
+            IfNone::Reject
+        };
         choices.push(Choice { clients, if_none: targets.is_empty().then_some(none), slots: value.slot_count, targets });
     }
     Ok(choices)
@@ -189,7 +192,7 @@ struct Flows {
     /// By frontend, whether they arrived on an uplink, and backend.
     translated: BTreeMap<(FrontendKey, bool, SocketAddr), usize>,
     /// By frontend and node.
-    sent_on: BTreeMap<(FrontendKey, IpAddr), usize>,
+    forwarded: BTreeMap<(FrontendKey, IpAddr), usize>,
 }
 
 impl Flows {
@@ -213,7 +216,7 @@ impl Flows {
             let Some(key) = [exact, of_node].iter().find(is_used).copied() else { return };
             let to = socket(entry.dst, entry.dport);
             if entry.flags & CtEntry::ONE_WAY != 0 {
-                *flows.sent_on.entry((key, to.ip())).or_default() += 1;
+                *flows.forwarded.entry((key, to.ip())).or_default() += 1;
             } else {
                 let outside = uplinks.contains(&entry.in_ifindex);
                 *flows.translated.entry((key, outside, to)).or_default() += 1;
@@ -228,14 +231,18 @@ impl Flows {
             Clients::All => Some(of(false) + of(true)),
             Clients::ThisNode => Some(of(false)),
             Clients::Outside => Some(of(true)),
-            Clients::SentOn => None,
+            Clients::Forwarded => None,
         }
     }
 
-    fn sent_on(&self, key: &FrontendKey, nodes: &NodeNames) -> Vec<SentOn> {
-        let of_key = self.sent_on.iter().filter(|((of, _), _)| of == key);
+    fn forwarded(&self, key: &FrontendKey, nodes: &NodeNames) -> Vec<Forwarded> {
+        let of_key = self.forwarded.iter().filter(|((of, _), _)| of == key);
         of_key
-            .map(|((_, address), flows)| SentOn { address: *address, node: nodes.get(address).cloned(), flows: *flows })
+            .map(|((_, address), flows)| Forwarded {
+                address: *address,
+                node: nodes.get(address).cloned(),
+                flows: *flows,
+            })
             .collect()
     }
 }

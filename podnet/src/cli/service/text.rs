@@ -110,10 +110,10 @@ fn backends(frontends: &[FrontendDetail], text: &mut Text) {
             }
             rows.extend(choice.targets.iter().map(|t| [start(choice.clients), target(choice, t)].concat()));
         }
-        for sent_on in &detail.sent_on {
-            let node = sent_on.node.clone().unwrap_or_else(|| "other".to_owned());
-            let to = format!("(forwarded to {})", sent_on.address);
-            let end = vec![to, node, NOTHING.to_owned(), NOTHING.to_owned(), sent_on.flows.to_string()];
+        for forwarded in &detail.forwarded {
+            let node = forwarded.node.clone().unwrap_or_else(|| "other".to_owned());
+            let to = format!("(forwarded to {})", forwarded.address);
+            let end = vec![to, node, NOTHING.to_owned(), NOTHING.to_owned(), forwarded.flows.to_string()];
             rows.push([start(Clients::Outside), end].concat());
         }
     }
@@ -161,7 +161,7 @@ const fn clients_name(clients: Clients) -> &'static str {
         Clients::All => "all",
         Clients::ThisNode => "this node",
         Clients::Outside => "external",
-        Clients::SentOn => "forwarded",
+        Clients::Forwarded => "forwarded",
     }
 }
 

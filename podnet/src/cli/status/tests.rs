@@ -56,7 +56,6 @@ fn report() -> DaemonStatus {
         sources: vec![SourceStatus {
             name: "/etc/podnet/manifests".into(),
             synced: true,
-            last_sync: Some(UnixTime(9_995)),
             services: 2,
             endpoint_slices: 2,
             nodes: 2,
@@ -100,7 +99,7 @@ health     no problems found
 
 daemon     running as process 42 for 1h6m, version 0.1.0, adopted the existing datapath
 node       node1
-source     /etc/podnet/manifests: 2 services, 2 endpoint slices, 2 nodes, read 5s ago
+source     /etc/podnet/manifests: 2 services, 2 endpoint slices, 2 nodes
 uplink     eth0 (mtu 1500): from_uplink tc, to_uplink tc, xdp native
 routes     to 1 of 1 pod CIDRs of other nodes
 health     at 0.0.0.0:10256, 2 healthCheckNodePorts of services

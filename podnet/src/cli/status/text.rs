@@ -59,11 +59,7 @@ impl Status {
     fn report(&self, report: &DaemonStatus, text: &mut Text) {
         text.line("node", &report.node);
         for source in &report.sources {
-            let read = match (source.synced, source.last_sync) {
-                (true, Some(when)) => format!("read {} ago", since(when, self.now)),
-                (true, None) => "read".to_owned(),
-                (false, _) => "not read yet".to_owned(),
-            };
+            let unread = if source.synced { "" } else { ", not read completely yet" };
             let counts = [
                 count(source.services, "service"),
                 count(source.endpoint_slices, "endpoint slice"),
@@ -74,7 +70,7 @@ impl Status {
                 0 => String::new(),
                 errors => format!(", {}", count(errors, "error")),
             };
-            text.line("source", &format!("{}: {counts}, {read}{errors}", source.name));
+            text.line("source", &format!("{}: {counts}{unread}{errors}", source.name));
         }
         for uplink in &report.uplinks {
             let hooks = self.uplink_hooks(uplink);
