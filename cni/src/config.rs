@@ -22,8 +22,10 @@ pub use capabilities::Runtime;
 /// Maximum size of a configuration in bytes. GC lists every attachment of the node twice, with 200 bytes each.
 pub const MAX_BYTES: u64 = 8 << 20;
 
-/// Default directory of the daemon's published file.
-const RUN_DIR: &str = "/run/podnet";
+/// Default directory of what the daemon publishes.
+pub const RUN_DIR: &str = "/run/podnet";
+/// Default directory of the records, and of what the daemon keeps across restarts.
+pub const STATE_DIR: &str = "/var/lib/podnet";
 
 /// What forwards the pods' packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -191,7 +193,7 @@ impl Config {
             name,
             datapath: Datapath::default(),
             pod_cidrs: Vec::new(),
-            state_dir: absolute("stateDir", raw.state_dir, "/var/lib/podnet")?,
+            state_dir: absolute("stateDir", raw.state_dir, STATE_DIR)?,
             run_dir: run_dir(bytes).unwrap_or_else(default_run_dir),
             mtu: None,
             dns: Dns::default(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use ipnetwork::IpNetwork;
+use podnet_cni::config::{RUN_DIR, STATE_DIR};
 use podnet_cni::{files, node_info::default_policy_wait};
 use podnet_common::tables;
 use serde::de::{Deserializer, Error as _};
@@ -19,6 +20,9 @@ use thiserror::Error;
 use crate::compile::maglev;
 use crate::model::{SourceIp, service_range};
 use crate::yaml::{self, Document, TextError};
+
+/// Default mount point of the BPF file system.
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Smallest MTU that carries IPv6 (RFC 8200, section 5).
 const MTU_MIN: u32 = 1280;
@@ -261,22 +265,22 @@ fn default_metrics_bind_address() -> BindAddress {
     BindAddress(Some(SocketAddr::from(([127, 0, 0, 1], 10_249))))
 }
 fn default_conntrack_max() -> u32 {
-    262_144
+    tables::CONNTRACK.capacity() as u32
 }
 fn default_frontends_max() -> u32 {
     tables::FRONTENDS.capacity() as u32
 }
 fn default_bpffs() -> PathBuf {
-    "/sys/fs/bpf".into()
+    BPFFS.into()
 }
 fn default_cgroup() -> PathBuf {
     "/sys/fs/cgroup".into()
 }
 fn default_state_dir() -> PathBuf {
-    "/var/lib/podnet".into()
+    STATE_DIR.into()
 }
 fn default_run_dir() -> PathBuf {
-    "/run/podnet".into()
+    RUN_DIR.into()
 }
 fn default_sysctls() -> PathBuf {
     "/proc/sys".into()

@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use podnet_cni::config::{RUN_DIR, STATE_DIR};
 use podnet_cni::files;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -87,9 +88,7 @@ fn list_text(config: &Config) -> String {
     let capabilities =
         ["portMappings", "bandwidth", "ips", "mac", "ipRanges", "dns"].map(|name| (name.to_owned(), true.into()));
     plugin.insert("capabilities".into(), Value::Object(capabilities.into_iter().collect()));
-    for (key, value, default) in
-        [("stateDir", &config.state_dir, "/var/lib/podnet"), ("runDir", &config.run_dir, "/run/podnet")]
-    {
+    for (key, value, default) in [("stateDir", &config.state_dir, STATE_DIR), ("runDir", &config.run_dir, RUN_DIR)] {
         if value != Path::new(default) {
             plugin.insert(key.into(), value.display().to_string().into());
         }

@@ -30,6 +30,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
+use podnet_cni::config::{RUN_DIR, STATE_DIR};
 use podnet_cni::node_info::NodeInfo;
 use podnet_cni::text::chain;
 use podnet_common::layout::PolicyDenial;
@@ -39,7 +40,7 @@ pub use flow::Filter;
 pub use output::Format;
 
 use crate::compile::ServiceNames;
-use crate::config::{Config, LogFormat};
+use crate::config::{BPFFS, Config, LogFormat};
 use crate::datapath::inspect::{View, ViewError};
 use crate::model::ObjectName;
 use crate::room::Room;
@@ -69,7 +70,7 @@ struct Options {
     #[arg(long, global = true, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
     /// Run directory of the daemon.
-    #[arg(long, global = true, value_name = "DIRECTORY", default_value = "/run/podnet")]
+    #[arg(long, global = true, value_name = "DIRECTORY", default_value = RUN_DIR)]
     run_dir: PathBuf,
     /// Output format.
     #[arg(short, long, global = true, value_enum, default_value_t)]
@@ -135,7 +136,7 @@ enum Command {
     /// Mount a BPF file system for the daemon, unless one is already mounted.
     MountBpffs {
         /// Mount point.
-        #[arg(long, value_name = "DIRECTORY", default_value = "/sys/fs/bpf")]
+        #[arg(long, value_name = "DIRECTORY", default_value = BPFFS)]
         at: PathBuf,
     },
     /// Remove programs, tables, routes, interfaces and files of a stopped daemon; host settings and the state directory
@@ -308,7 +309,7 @@ impl Options {
         let published = || NodeInfo::read(&self.run_dir).ok().map(|info| info.bpffs);
         // A daemon that couldn't make its node ready has published only its configuration.
         let reported = || Some(self.report()?.config?["bpffs"].as_str()?.into());
-        self.bpffs.clone().or_else(published).or_else(reported).unwrap_or_else(|| "/sys/fs/bpf".into())
+        self.bpffs.clone().or_else(published).or_else(reported).unwrap_or_else(|| BPFFS.into())
     }
 
     /// The daemon's last report.
@@ -318,7 +319,7 @@ impl Options {
 
     fn state_dir(&self) -> PathBuf {
         let reported = || self.report()?.state_dir;
-        self.state_dir.clone().or_else(reported).unwrap_or_else(|| "/var/lib/podnet".into())
+        self.state_dir.clone().or_else(reported).unwrap_or_else(|| STATE_DIR.into())
     }
 
     fn view(&self) -> Result<Box<dyn View>, ViewError> {
