@@ -22,8 +22,8 @@ fn main() {
         }
     }
     let value = match &object {
-        // Not the path itself: the positions of inline assembler in the compiler's output, and so its hash, would depend
-        // on the path's length.
+        // Not the path itself: the positions of inline assembler in the compiler's output, and so its hash, would
+        // depend on the path's length.
         Some(path) => {
             fs::copy(path, out.join("object")).expect("OUT_DIR can be written");
             "Some(aya::include_bytes_aligned!(concat!(env!(\"OUT_DIR\"), \"/object\")))"

@@ -223,7 +223,15 @@ impl<'a> View<'a> {
         let (src, dst, protocol, l4) = if self.v6() {
             let h = self.frame[..self.end].get(at..at + 40)?;
             let address = |at: usize| <[u8; 16]>::try_from(&h[at..at + 16]).map(Ipv6Addr::from).ok();
-            (address(8)?.into(), address(24)?.into(), h[6], at + 40)
+            let fragment = match h[6] {
+                44 => Some(self.frame[..self.end].get(at + 40..at + 48)?),
+                _ => None,
+            };
+            let (protocol, l4) = fragment.map_or((h[6], at + 40), |header| (header[0], at + 48));
+            if fragment.is_some_and(|header| u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0) {
+                return None;
+            }
+            (address(8)?.into(), address(24)?.into(), protocol, l4)
         } else {
             let h = self.frame[..self.end].get(at..at + 20)?;
             let address = |at: usize| <[u8; 4]>::try_from(&h[at..at + 4]).map(Ipv4Addr::from).ok();

@@ -254,7 +254,8 @@ impl Pods {
     }
 
     /// Of several pods that name an address the one that has it: the one on this node, or else the one created last,
-    /// since the object of an earlier one can stay for a moment. A pod of another node has none that belongs to a third.
+    /// since the object of an earlier one can stay for a moment. A pod of another node has no address that belongs to a
+    /// third.
     fn chosen(&self, ip: &IpAddr) -> Option<&(ObjectName, Arc<Known>)> {
         let may_have = |(name, pod): &&(ObjectName, Arc<Known>)| match &pod.node {
             _ if pod.local => true,

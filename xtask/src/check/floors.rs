@@ -39,7 +39,8 @@ pub(super) const FLOORS: &[Floors] = &[
             &["entries", "store", "wiring"],
             &["record"],
             &["address_log", "bandwidth", "datapath", "node_info"],
-            &["alloc", "call_log", "files", "id", "mac", "netlink", "netns", "sysctl", "text", "version"],
+            &["alloc", "call_log", "files", "id", "mac", "netlink", "netns", "sysctl", "version"],
+            &["text"],
         ],
     },
     Floors {

@@ -61,21 +61,24 @@ pub(super) async fn write(client: Client, node: String, mut notes: Receiver<Note
         };
         // A new recorder each time: a single one would merge all problems of a node with the first.
         let recorder = Recorder::new(client.clone(), reporter.clone());
+        let mut advice = "";
         let failure = match timeout(PATIENCE, recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) if is_for_the_gone(&error) => {
                 debug!("an Event is not written: {}", in_words(&error));
                 continue;
             }
-            Ok(Err(error)) => Some(in_words(&error)),
+            Ok(Err(error)) => {
+                if matches!(&error, kube::Error::Api(status) if status.code == 403) {
+                    advice = "; apply the ClusterRole in deploy/podnet.yaml";
+                }
+                Some(in_words(&error))
+            }
             Err(_) => Some(format!("no answer in {} s", PATIENCE.as_secs())),
         };
         match &failure {
             Some(reason) if !failing => {
-                warn!(
-                    "cannot write Events: {reason}; check the ClusterRole in deploy/podnet.yaml. Further failures are \
-                     not logged"
-                );
+                warn!("cannot write Events: {reason}{advice}. Further failures are not logged");
             }
             None if failing => info!("Events are being written again"),
             _ => {}

@@ -14,7 +14,9 @@ pub(super) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(kube::Error::Api(status)) = error.downcast_ref() {
-            text = text.replace(&format!("ApiError: {status} ({status:?})"), &status.to_string());
+            // The server's own errors may have no reason: `message: reason`.
+            let words = status.to_string();
+            text = text.replace(&format!("ApiError: {status} ({status:?})"), words.trim_end_matches(": "));
         }
         cause = error.source();
     }
