@@ -184,9 +184,17 @@ impl Place {
         String::from_utf8(output.stdout).context("the output is no UTF-8")
     }
 
-    /// Runs several commands of iproute2 in one process: one per line, without the leading `ip`.
+    /// Runs several commands of iproute2 in one process: one per line, without the leading `ip`. IPv6 addresses can be
+    /// used at once (`nodad`): otherwise the kernel's worker for duplicate address detection enables them some time
+    /// later, even on links without probes.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        self.run_with("ip", &["-batch", "-"], lines).with_context(|| format!("in the batch\n{lines}")).map(drop)
+        let adds_v6 = |line: &str| {
+            let address = line.strip_prefix("addr add ").and_then(|rest| rest.split_whitespace().next());
+            address.is_some_and(|address| address.contains(':')) && !line.contains("nodad")
+        };
+        let line = |line: &str| format!("{line}{}\n", if adds_v6(line) { " nodad" } else { "" });
+        let lines: String = lines.lines().map(line).collect();
+        self.run_with("ip", &["-batch", "-"], &lines).with_context(|| format!("in the batch\n{lines}")).map(drop)
     }
 
     /// Sets a sysctl of the namespace, for example `net.ipv4.ip_forward`.
