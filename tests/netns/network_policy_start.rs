@@ -52,7 +52,7 @@ fn pods_that_start_while_a_daemon_starts() -> Result<()> {
     cases!(Site::new(Lab::builder())?, pods_receive_nothing_that_policies_forbid_while_a_daemon_starts)
 }
 
-/// The daemon has read the policies before its first turn, and nothing has changed since.
+/// Policies from before the daemon's first start apply to the node's first pod, with the daemon gone.
 #[test]
 fn a_pod_that_starts_after_a_boot_is_closed() -> Result<()> {
     let lab = Lab::builder().daemons(false).build()?;
