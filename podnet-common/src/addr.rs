@@ -4,6 +4,7 @@
 //! tables serves both families.
 
 use core::{
+    cmp::Ordering,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -11,9 +12,9 @@ use core::{
 use bytemuck::{Pod, Zeroable};
 
 /// An IPv4 or IPv6 address: 16 bytes in network byte order, IPv4 mapped. Stored as four words because programs read
-/// packets in words.
+/// packets in words. Ordered as IPv6 addresses are.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Addr(pub [u32; 4]);
 
 /// Third word of a mapped IPv4 address.
@@ -64,6 +65,18 @@ impl Addr {
     }
 }
 
+impl Ord for Addr {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.map(u32::from_be).cmp(&other.0.map(u32::from_be))
+    }
+}
+
+impl PartialOrd for Addr {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl From<Ipv4Addr> for Addr {
     fn from(a: Ipv4Addr) -> Self {
         Self::v4(u32::from_ne_bytes(a.octets()))
@@ -95,10 +108,22 @@ impl From<Addr> for IpAddr {
     }
 }
 
-/// A TCP, UDP or SCTP port, or the identifier of an ICMP echo, in network byte order.
+/// A TCP, UDP or SCTP port, or the identifier of an ICMP echo, in network byte order. Ordered by number.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Port(u16);
+
+impl Ord for Port {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.get().cmp(&other.get())
+    }
+}
+
+impl PartialOrd for Port {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl Port {
     /// Converts from host byte order.
@@ -158,5 +183,19 @@ impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_ports_are_ordered_by_number() {
+        let addresses =
+            ["::", "::1", "9.255.0.0", "10.0.0.1", "10.0.0.2", "10.0.1.0", "10.1.0.0", "fd00::", "fd00::1:0"];
+        let addresses = addresses.map(|text| Addr::from(text.parse::<IpAddr>().unwrap()));
+        assert!(addresses.is_sorted_by(|a, b| a < b), "{addresses:?}");
+        assert!([0, 1, 255, 256, 8080].map(Port::new).is_sorted_by(|a, b| a < b));
     }
 }

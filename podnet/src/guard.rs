@@ -5,10 +5,11 @@
 //! of an object is left out and named, and the rest of the object is in effect; the element is admitted as soon as no
 //! rule refuses it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use foldhash::HashMap;
 use ipnetwork::IpNetwork;
 use podnet_common::layout::TUNNEL_PORT;
 use serde::{Deserialize, Serialize};

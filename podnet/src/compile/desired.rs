@@ -101,7 +101,11 @@ impl Desired {
             self.remove(owner, *key, &mut changed);
         }
         for (key, claim) in new {
-            self.put(owner, key, claim, &mut changed);
+            if old.binary_search(&key).is_ok() {
+                self.replace(owner, key, claim, &mut changed);
+            } else {
+                self.insert(key, claim, &mut changed);
+            }
         }
         for (addr, before) in addresses.into_iter().zip(before) {
             if self.address_flags(addr) != before {
@@ -132,22 +136,19 @@ impl Desired {
         claims
     }
 
-    fn put(&mut self, owner: &Owner, key: FrontendKey, claim: Claim, changed: &mut Vec<FrontendKey>) {
-        let claims = self.claims.entry(key).or_default();
-        match claims.iter().position(|known| owns(owner, known)) {
-            Some(place) if claims[place].kind == claim.kind => {
-                let old = std::mem::replace(&mut claims[place], claim);
-                if place == 0 {
-                    let new = &claims[0];
-                    let scopes = old.scopes().chain(new.scopes());
-                    changed.extend(scopes.filter(|s| old.entry(*s) != new.entry(*s)).map(|s| scoped(key, s)));
-                }
-            }
-            Some(_) => {
-                self.remove(owner, key, changed);
-                self.insert(key, claim, changed);
-            }
-            None => self.insert(key, claim, changed),
+    fn replace(&mut self, owner: &Owner, key: FrontendKey, claim: Claim, changed: &mut Vec<FrontendKey>) {
+        let known = self.claims.get_mut(&key).and_then(|claims| {
+            let place = claims.iter().position(|known| owns(owner, known) && known.kind == claim.kind)?;
+            Some((place, &mut claims[place]))
+        });
+        let Some((place, known)) = known else {
+            self.remove(owner, key, changed);
+            return self.insert(key, claim, changed);
+        };
+        let old = std::mem::replace(known, claim);
+        if place == 0 {
+            let scopes = old.scopes().chain(known.scopes());
+            changed.extend(scopes.filter(|s| old.entry(*s) != known.entry(*s)).map(|s| scoped(key, s)));
         }
     }
 
@@ -197,8 +198,13 @@ impl Desired {
 
     /// Flags of an address's entry; `None` if it has none.
     fn address_flags(&self, addr: Addr) -> Option<u16> {
-        let ports = self.claims.range(FrontendKey::address(addr)..).take_while(|(key, _)| key.addr == addr);
-        let claims = ports.filter_map(|(key, claims)| claims.first().filter(|claim| is_of_services(key, claim)));
+        let address = FrontendKey::address(addr);
+        // A node's own addresses have none, but thousands of ports.
+        if of_node(&address) {
+            return None;
+        }
+        let ports = self.claims.range(address..).take_while(|(key, _)| key.addr == addr);
+        let claims = ports.filter_map(|(_, claims)| claims.first().filter(|claim| is_of_service(claim)));
         claims.map(Claim::address_flags).reduce(|a, b| a | b)
     }
 
@@ -215,7 +221,7 @@ impl Desired {
     pub fn keys(&self) -> BTreeSet<FrontendKey> {
         let claims = || self.claims.iter().filter_map(|(key, claims)| Some((key, claims.first()?)));
         let ports = claims().flat_map(|(key, claim)| claim.scopes().map(|scope| scoped(*key, scope)));
-        let addresses = claims().filter(|(key, claim)| is_of_services(key, claim));
+        let addresses = claims().filter(|(key, claim)| !of_node(key) && is_of_service(claim));
         ports.chain(addresses.map(|(key, _)| FrontendKey::address(key.addr))).collect()
     }
 
@@ -252,9 +258,9 @@ impl Desired {
     }
 }
 
-/// Whether the address of a key belongs to services, unlike a node's own, of which services and pods have single ports.
-fn is_of_services(key: &FrontendKey, claim: &Claim) -> bool {
-    claim.kind != FrontendKind::HostPort && !of_node(key)
+/// Whether a service has the claim, and not a pod.
+fn is_of_service(claim: &Claim) -> bool {
+    claim.kind != FrontendKind::HostPort
 }
 
 /// Whether addresses of this kind are neither a node's own nor known to the programs otherwise.

@@ -4,7 +4,7 @@
 //! id is never reused, since flows that outlive their service still carry it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, hash_map::Entry};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 use podnet_cni::files;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::frontend::ServicePortName;
@@ -98,11 +98,12 @@ struct State {
     uses: u32,
 }
 
+/// Its services are read into a map of [`FileName`], and written from [`Named`].
 #[derive(Serialize, Deserialize)]
-struct File<'a> {
+struct File<S> {
     schema: u32,
     next: u32,
-    services: BTreeMap<ServiceId, FileName<'a>>,
+    services: S,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,6 +111,18 @@ struct FileName<'a> {
     namespace: Cow<'a, str>,
     name: Cow<'a, str>,
     port: Cow<'a, str>,
+}
+
+/// The ids that have a name, as in the file.
+struct Named<'a>(&'a BTreeMap<ServiceId, State>);
+
+impl Serialize for Named<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().filter_map(|(id, state)| {
+            let ServicePortName { service: ObjectName { namespace, name }, port } = &**state.name.as_ref()?;
+            Some((id, FileName { namespace: namespace.into(), name: name.into(), port: port.into() }))
+        }))
+    }
 }
 
 impl Default for ServiceNames {
@@ -135,7 +148,7 @@ impl ServiceNames {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(NamesError::Read { path, source }),
         };
-        let file: File<'_> = match serde_json::from_slice(&bytes) {
+        let file: File<BTreeMap<ServiceId, FileName<'_>>> = match serde_json::from_slice(&bytes) {
             Ok(file) => file,
             Err(error) => return Err(NamesError::Content { path, reason: error.to_string() }),
         };
@@ -145,7 +158,10 @@ impl ServiceNames {
         let mut names = Self { next: file.next.max(1), changed: false, ..Self::default() };
         for (id, FileName { namespace, name, port }) in file.services {
             let service = ObjectName { namespace: namespace.into_owned(), name: name.into_owned() };
-            names.insert(id, ServicePortName { service, port: port.into_owned() }.into());
+            let name = Arc::new(ServicePortName { service, port: port.into_owned() });
+            names.avoid(id);
+            names.by_name.insert(name.clone(), id);
+            names.by_id.insert(id, State { name: Some(name), uses: 0 });
         }
         Ok(names)
     }
@@ -158,11 +174,7 @@ impl ServiceNames {
         if !self.changed {
             return Ok(false);
         }
-        let services = self.by_id.iter().filter_map(|(&id, state)| {
-            let ServicePortName { service: ObjectName { namespace, name }, port } = &**state.name.as_ref()?;
-            Some((id, FileName { namespace: namespace.into(), name: name.into(), port: port.into() }))
-        });
-        let file = File { schema: SCHEMA, next: self.next, services: services.collect() };
+        let file = File { schema: SCHEMA, next: self.next, services: Named(&self.by_id) };
         let path = Self::path(run_dir);
         let written = (|| {
             fs::create_dir_all(run_dir)?;
@@ -207,15 +219,18 @@ impl ServiceNames {
     pub(crate) fn acquire(&mut self, name: &Arc<ServicePortName>, present: Option<ServiceId>) -> ServiceId {
         let present = present.map(ServiceId::port);
         let nameless = |id: &ServiceId| self.by_id.get(id).is_some_and(|state| state.name.is_none());
-        let id = match self.by_name.get(name) {
-            Some(&id) => id,
-            None => {
-                let id = present.filter(nameless).unwrap_or(ServiceId(self.next));
-                self.insert(id, name.clone());
-                id
+        let (id, state) = match self.by_name.entry(name.clone()) {
+            Entry::Occupied(known) => (*known.get(), self.by_id.entry(*known.get()).or_default()),
+            Entry::Vacant(new) => {
+                let id = *new.insert(present.filter(nameless).unwrap_or(ServiceId(self.next)));
+                self.avoid(id);
+                self.changed = true;
+                let state = self.by_id.entry(id).or_default();
+                state.name = Some(name.clone());
+                (id, state)
             }
         };
-        self.by_id.entry(id).or_default().uses += 1;
+        state.uses += 1;
         id
     }
 
@@ -228,13 +243,6 @@ impl ServiceNames {
                 self.remove(id);
             }
         }
-    }
-
-    fn insert(&mut self, id: ServiceId, name: Arc<ServicePortName>) {
-        self.avoid(id);
-        self.by_name.insert(name.clone(), id);
-        self.by_id.entry(id).or_default().name = Some(name);
-        self.changed = true;
     }
 
     fn remove(&mut self, id: ServiceId) {

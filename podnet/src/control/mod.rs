@@ -214,7 +214,7 @@ impl Control {
         for owner in around.frontends.settle_shares() {
             match owner {
                 Owner::HostPorts => host_ports.update(&around.nodes.guard, around.frontends),
-                Owner::Service(name) => _ = services.update_one(name, &mut around),
+                Owner::Service(name) => services.update_share(name, &mut around),
             }
         }
     }

@@ -31,6 +31,9 @@ pub(super) struct Services {
     waiting: Waiting,
 }
 
+/// A service with its slices.
+type Found<'a> = (&'a Service, Slices<'a>);
+
 /// Input from the other rooms.
 pub(super) struct Surroundings<'a> {
     pub(super) index: &'a Index,
@@ -59,27 +62,38 @@ impl Services {
         // Stable, since this is faster if the names come from lists that are sorted.
         dirty.sort();
         dirty.dedup();
+        let index = around.index;
+        let mut dirty: Vec<_> = dirty.into_iter().map(|name| (index.service(&name), name)).collect();
         let changed = self.count_addresses(&dirty, around);
         if !changed.is_empty() {
-            dirty.extend(around.index.with_endpoints(&changed).cloned());
-            dirty.sort_unstable();
-            dirty.dedup();
+            dirty.extend(index.with_endpoints(&changed).map(|name| (index.service(name), name.clone())));
+            dirty.sort_unstable_by(|(_, a), (_, b)| a.cmp(b));
+            dirty.dedup_by(|(_, a), (_, b)| a == b);
         }
         around.frontends.reserve(dirty.len());
         let mut updated = Updated { services: dirty.len(), health: false };
-        for name in dirty {
-            updated.health |= self.update_one(name, around);
+        for (found, name) in dirty {
+            updated.health |= self.update_one(name, found, around);
         }
         updated
     }
 
+    /// Recomputes a service whose share has changed.
+    pub(super) fn update_share(&mut self, name: ObjectName, around: &mut Surroundings<'_>) {
+        let found = around.index.service(&name);
+        self.update_one(name, found, around);
+    }
+
     /// Updates the addresses of these services. Returns those that were added or removed.
-    fn count_addresses(&mut self, services: &[ObjectName], around: &mut Surroundings<'_>) -> BTreeSet<IpAddr> {
+    fn count_addresses(
+        &mut self,
+        services: &[(Option<Found<'_>>, ObjectName)],
+        around: &mut Surroundings<'_>,
+    ) -> BTreeSet<IpAddr> {
         let mut changed = BTreeSet::new();
         let guard = Arc::make_mut(&mut around.nodes.guard);
-        for name in services {
-            let service = around.index.service(name).map(|(service, _)| service);
-            let now = service.map(|service| virtual_ips(service, guard)).unwrap_or_default();
+        for (found, name) in services {
+            let now = found.map(|(service, _)| virtual_ips(service, guard)).unwrap_or_default();
             let before = self.virtual_ips.remove(name).unwrap_or_default();
             if now != before {
                 changed.extend(guard.count(&before, false));
@@ -93,11 +107,10 @@ impl Services {
     }
 
     /// Recomputes a service. Returns whether its health check has changed.
-    pub(super) fn update_one(&mut self, name: ObjectName, around: &mut Surroundings<'_>) -> bool {
-        let Surroundings { index, nodes, frontends, problems } = around;
+    fn update_one(&mut self, name: ObjectName, found: Option<Found<'_>>, around: &mut Surroundings<'_>) -> bool {
+        let Surroundings { nodes, frontends, problems, .. } = around;
         let (settings, guard) = (nodes.settings(), &nodes.guard);
         let share = Share::new(frontends.shares.of_service());
-        let found = index.service(&name);
         let (selection, check) = match found {
             Some((service, slices)) => (
                 select::select(&name, service, slices.iter(), settings, guard, share),

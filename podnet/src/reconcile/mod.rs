@@ -152,14 +152,14 @@ impl Reconciler {
         self.lists.expire(now);
         let due = self.mirror.take_due(synced, now);
         let mut round = Round { tables, now, outcome: Outcome::default(), staged: Vec::new() };
-        for keys in in_order(due, desired) {
-            for key in keys {
+        for entries in in_order(due, desired) {
+            for (key, entry) in entries {
                 let other_scope = round.staged.last().is_some_and(|staged| staged.key.scope != key.scope);
                 let full = round.staged.len() == BATCH || self.lists.unwritten_slots() >= BATCH_SLOTS;
                 if other_scope || full {
                     self.show_staged(&mut round);
                 }
-                self.bring_into_line(key, desired, &mut round);
+                self.bring_into_line(key, entry, &mut round);
             }
             self.show_staged(&mut round);
             self.ranges.sweep(round.tables, now);
@@ -173,8 +173,7 @@ impl Reconciler {
         outcome
     }
 
-    fn bring_into_line(&mut self, key: FrontendKey, desired: &Desired, round: &mut Round<'_>) {
-        let entry = desired.get(&key);
+    fn bring_into_line(&mut self, key: FrontendKey, entry: Option<Entry<'_>>, round: &mut Round<'_>) {
         if self.mirror.unclaimed().contains(&key) && entry.is_none_or(|entry| entry.backends.is_empty()) {
             return;
         }
@@ -469,22 +468,26 @@ impl Reconciler {
     }
 }
 
+/// A key with its desired entry, if there should be one.
+type Work<'a> = (FrontendKey, Option<Entry<'a>>);
+
 /// The work in three steps: removals make room for additions. What an entry refers to is written before it and removed
 /// after it.
-fn in_order(due: BTreeSet<FrontendKey>, desired: &Desired) -> [Vec<FrontendKey>; 3] {
+fn in_order(due: BTreeSet<FrontendKey>, desired: &Desired) -> [Vec<Work<'_>>; 3] {
     let (mut gone, mut wanted, mut left) = (Vec::new(), Vec::new(), Vec::new());
     for key in due {
-        let is_wanted = |key| desired.get(key).is_some();
-        if is_wanted(&key) {
-            wanted.push(key);
-        } else if is_wanted(&scoped(key, FrontendKey::ANY)) {
-            left.push(key);
+        let entry = desired.get(&key);
+        let step = if entry.is_some() {
+            &mut wanted
+        } else if desired.get(&scoped(key, FrontendKey::ANY)).is_some() {
+            &mut left
         } else {
-            gone.push(key);
-        }
+            &mut gone
+        };
+        step.push((key, entry));
     }
-    gone.sort_by_key(|key| key.scope);
-    wanted.sort_by_key(|key| Reverse(key.scope));
+    gone.sort_by_key(|(key, _)| key.scope);
+    wanted.sort_by_key(|(key, _)| Reverse(key.scope));
     [gone, wanted, left]
 }
 

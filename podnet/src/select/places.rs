@@ -1,7 +1,8 @@
 //! Addresses and ports of a service's frontends, and their traffic policies, independent of endpoints.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use foldhash::HashSet;
 
 use super::settings::Settings;
 use crate::frontend::{FrontendKind, SourceMode};
@@ -30,7 +31,7 @@ pub(super) fn source(service: &Service, settings: &Settings) -> SourceMode {
 /// service doesn't have, since it can have no endpoints for them, and a load balancer with such addresses reaches the
 /// service in another way; and addresses that no service may have.
 pub(super) fn addresses(service: &Service, guard: &Guard) -> Vec<(FrontendKind, IpAddr)> {
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::default();
     all_addresses(service)
         .filter(|(kind, ip)| service.families.has(ip) && guard.address(*kind, *ip).is_none() && seen.insert(*ip))
         .collect()
