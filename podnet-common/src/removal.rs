@@ -75,11 +75,11 @@ pub fn remove<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
     for place in 0..AT_ONCE {
         let Some(removal) = frame.load::<Removal>(START + place * size_of::<Removal>()) else { break };
         let mut other = removal.key;
-        let judged = t.flow(&removal.key, |entry| {
+        let evaluated = t.flow(&removal.key, |entry| {
             entry.write_reply_key(&mut other);
             removal.applies(entry)
         });
-        if judged != Some(true) {
+        if evaluated != Some(true) {
             continue;
         }
         t.remove_flow(&removal.key);
@@ -92,14 +92,14 @@ pub fn remove<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
 }
 
 /// Maximum number of keys in a frame of [`deny`]: the verifier follows every path of an evaluation for each.
-pub const JUDGED_AT_ONCE: usize = 4;
+pub const EVALUATED_AT_ONCE: usize = 4;
 
 /// Marks those halves of flows that network policy denies by now as [`Out::Denied`]. The frame has their keys from
 /// [`START`] on. Returns the number of entries that were not denied before.
 #[inline(always)]
 pub fn deny<P: Packet, T: Tables>(frame: &P, t: &T) -> u32 {
     let mut newly = 0;
-    for place in 0..JUDGED_AT_ONCE {
+    for place in 0..EVALUATED_AT_ONCE {
         let Some(key) = frame.load::<Tuple>(START + place * size_of::<Tuple>()) else { break };
         let denied = t.flow(&key, |entry| {
             let denied = entry.out != Out::Denied as u8 && denies_flow(t, &key, entry);

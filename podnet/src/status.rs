@@ -18,8 +18,8 @@ use thiserror::Error;
 
 pub use lock::{DaemonLock, DaemonState};
 
+use crate::entry_counts::EntryCounts;
 use crate::guard::HostFacts;
-use crate::room::Room;
 
 /// Why the file or the lock can't be used.
 #[derive(Debug, Error)]
@@ -116,7 +116,7 @@ pub struct DaemonStatus {
     /// Facts about this host that restrict objects.
     pub host: HostFacts,
     /// Limit of each Service, by namespace, where demands exceed the size of the tables.
-    pub shares: BTreeMap<String, Room>,
+    pub shares: BTreeMap<String, EntryCounts>,
     /// Number of dropped packets, by reason; the reasons are those in [`ALARMING`].
     pub drops: BTreeMap<String, DropStatus>,
     /// Warnings for the user, as sentences.

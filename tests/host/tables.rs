@@ -171,15 +171,15 @@ fn resized_tables_keep_their_entries() {
         drop(site);
         for frontends in [131_072, 2048, 65_536] {
             let mut datapath = Datapath::start(pins.clone(), Sizes { frontends, ..SIZES })?;
-            let room = datapath.room();
-            ensure!((room.frontends, room.backends) == (frontends, 4 * frontends), "{room:?}");
-            ensure!((room.slots, room.source_ranges) == (32 * frontends, frontends), "{room:?}");
+            let capacity = datapath.capacity();
+            ensure!((capacity.frontends, capacity.backends) == (frontends, 4 * frontends), "{capacity:?}");
+            ensure!((capacity.slots, capacity.source_ranges) == (32 * frontends, frontends), "{capacity:?}");
             let mut site = Site::new(&mut datapath)?;
             ensure!(site.apply(&manifest)? == 0, "{frontends}: what was there isn't found");
             assert_eq!(site.dump()?, before, "{frontends}");
         }
         // A table is not shrunk if entries would be lost.
-        let kept = Datapath::start(pins.clone(), Sizes { frontends: 1, ..SIZES })?.room();
+        let kept = Datapath::start(pins.clone(), Sizes { frontends: 1, ..SIZES })?.capacity();
         ensure!(kept.frontends == 65_536 && kept.slots == 32 * 65_536, "{kept:?}");
         Ok(())
     });

@@ -57,9 +57,9 @@ fn admin_precedes_network_policies_and_baseline_follows(site: &Site) -> Result<(
     let expect = |policies: &[Value], friendly: bool, strange: bool| -> Result<()> {
         site.apply(policies)?;
         for (pods, allowed) in [(friends, friendly), (strangers, strange)] {
-            let judge = if allowed { reaches } else { is_denied };
+            let evaluate = if allowed { reaches } else { is_denied };
             pods.into_iter()
-                .try_for_each(|from| [&site.web, &site.far_web].into_iter().try_for_each(|to| judge(from, to)))?;
+                .try_for_each(|from| [&site.web, &site.far_web].into_iter().try_for_each(|to| evaluate(from, to)))?;
         }
         Ok(())
     };

@@ -245,7 +245,7 @@ fn source_nat(site: &Site) -> Result<()> {
     web_accepts(site, &blocks(|family| node1.ip(family)))?;
     away.iter().try_for_each(|path| path.answers_as(&all.map(|client| -> Seen<'_> { (client, node1_ip) }), site))?;
     near.iter().try_for_each(|path| path.denies(&all, "policy_ingress", &[node1]))?;
-    // The client's own policies are judged before the translation.
+    // The client's own policies are evaluated before the translation.
     let spec = json!({"policyTypes": ["Egress"], "egress": [{"to": [app("web")]}]});
     let nothing = json!({"policyTypes": ["Egress"]});
     site.apply(&[policy("friend", "friend", spec), policy("stranger", "stranger", nothing)])?;

@@ -42,8 +42,8 @@ fn network_policy_start() -> Result<()> {
 fn flows_from_before_a_pod() -> Result<()> {
     cases!(
         Site::new(Lab::builder())?,
-        flows_to_an_address_are_judged_when_a_pod_gets_it,
-        flows_to_an_address_are_judged_when_a_pod_gets_it_without_a_daemon,
+        flows_to_an_address_are_evaluated_when_a_pod_gets_it,
+        flows_to_an_address_are_evaluated_when_a_pod_gets_it_without_a_daemon,
     )
 }
 
@@ -260,7 +260,7 @@ fn has_gone_round(site: &Site) -> Result<()> {
     wait_until("packets to closed pods", || Ok(denied()? >= before + DROPS))
 }
 
-fn flows_to_an_address_are_judged_when_a_pod_gets_it(site: &Site) -> Result<()> {
+fn flows_to_an_address_are_evaluated_when_a_pod_gets_it(site: &Site) -> Result<()> {
     let names = names("late", WITHOUT_DAEMON);
     announce_with(site, &names, json!({}))?;
     let attack = Attack::start(site)?;
@@ -269,7 +269,7 @@ fn flows_to_an_address_are_judged_when_a_pod_gets_it(site: &Site) -> Result<()> 
     only_friends_get_through(site, &attack, &pods)
 }
 
-fn flows_to_an_address_are_judged_when_a_pod_gets_it_without_a_daemon(site: &Site) -> Result<()> {
+fn flows_to_an_address_are_evaluated_when_a_pod_gets_it_without_a_daemon(site: &Site) -> Result<()> {
     let names = names("later", AT_ONCE);
     announce_with(site, &names, json!({}))?;
     let attack = Attack::start(site)?;

@@ -29,11 +29,11 @@ struct Guest {
 fn interface_without_hooks() -> Result<()> {
     cases!(
         Guest::new()?,
-        ingress_is_judged,
+        ingress_is_evaluated,
         answers_pass_whoever_began,
         host_masquerades,
-        node_is_never_judged,
-        services_are_judged,
+        node_is_never_evaluated,
+        services_are_evaluated,
     )
 }
 
@@ -105,7 +105,7 @@ fn lan() -> [Value; 2] {
     ["192.168.9.0/24", "fd00:168:9::/64"].map(|cidr| json!({"ipBlock": {"cidr": cidr}}))
 }
 
-fn ingress_is_judged(guest: &Guest) -> Result<()> {
+fn ingress_is_evaluated(guest: &Guest) -> Result<()> {
     guest.site.apply(&[])?;
     guest.expect(true, true).context("no policy")?;
     guest.web(json!({"ingress": [{"from": [app("friend")]}]}))?;
@@ -139,7 +139,7 @@ fn host_masquerades(guest: &Guest) -> Result<()> {
     node.run("nft", &["delete table inet hide"]).map(drop)
 }
 
-fn node_is_never_judged(guest: &Guest) -> Result<()> {
+fn node_is_never_evaluated(guest: &Guest) -> Result<()> {
     guest.web(json!({"policyTypes": ["Ingress", "Egress"]}))?;
     guest.expect(false, false)?;
     let web: &Pod = &guest.site.web;
@@ -160,7 +160,7 @@ fn node_is_never_judged(guest: &Guest) -> Result<()> {
 }
 
 /// The node's route to service addresses leads the machine's packets past the hooks of pods.
-fn services_are_judged(guest: &Guest) -> Result<()> {
+fn services_are_evaluated(guest: &Guest) -> Result<()> {
     // It sees only the requests of such a connection.
     guest.node().place.run("nft", &["delete table inet strict"])?;
     let service = Service::new("inside", 61, 80, PORT);

@@ -1,4 +1,4 @@
-//! Network policy: the first packet of a flow is judged for both ends, replies and errors are not.
+//! Network policy: the first packet of a flow is evaluated for both ends, replies and errors are not.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -133,7 +133,7 @@ fn isolated_pod_receives_from_allowed_peers_at_allowed_ports_only() {
                     denied(both, a, frame, Reason::PolicyIngress)?;
                 }
             }
-            // Services are judged by their backend, NodePorts by the client outside.
+            // Services are evaluated by their backend, NodePorts by the client outside.
             for frame in firsts((a.client, 40_003), (a.local, 80)).into_iter().take(2) {
                 passes(both, a, frame)?;
             }
@@ -290,12 +290,12 @@ fn rules_for_whole_protocols_and_for_all_peers_apply() {
             move |both, a| {
                 let frames = firsts((a.remote, 40_000), (a.backend, 8080));
                 for (frame, allowed) in frames.into_iter().zip([tcp, others, others]) {
-                    let judge = if allowed {
+                    let evaluate = if allowed {
                         passes
                     } else {
                         |both: &Both, a: &Addresses, frame| denied(both, a, frame, Reason::PolicyIngress)
                     };
-                    judge(both, a, frame).with_context(|| format!("{rule:x?} with {flags:x}"))?;
+                    evaluate(both, a, frame).with_context(|| format!("{rule:x?} with {flags:x}"))?;
                 }
                 // Only a rule for all protocols is one for echoes.
                 let echo = Frame::new(a.remote, a.backend, Transport::Echo { id: 9, reply: false });
@@ -384,7 +384,7 @@ fn no_flow_begins_to_an_address_without_a_pod() {
 }
 
 #[test]
-fn a_flow_into_another_pod_than_before_is_judged_again() {
+fn a_flow_into_another_pod_than_before_is_evaluated_again() {
     with(
         |t, a| isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]),
         |both, a| {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[test]
-fn packets_from_the_stack_are_judged_on_their_way_into_the_pod() {
+fn packets_from_the_stack_are_evaluated_on_their_way_into_the_pod() {
     with(
         |t, a| {
             isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]);
@@ -46,7 +46,7 @@ fn packets_from_the_stack_are_judged_on_their_way_into_the_pod() {
                 ensure!(end(both, a, answer.clone())? == FinalVerdict::Pass, "{answer:?}");
             }
             denied(both, a, Frame::udp((a.backend, 8081), (a.outside, 40_000)), Reason::PolicyEgress)?;
-            // What a hook has translated and left to the stack belongs to a flow that was judged.
+            // What a hook has translated and left to the stack belongs to a flow that was evaluated.
             let [tcp, udp, _] = firsts((a.client, 40_000), (a.local, 80));
             for (first, translated) in [tcp, udp].into_iter().zip(firsts((a.client, 40_000), (a.backend, 8080))) {
                 passes(both, a, first)?;
@@ -58,7 +58,7 @@ fn packets_from_the_stack_are_judged_on_their_way_into_the_pod() {
 }
 
 #[test]
-fn fragments_from_the_stack_are_judged_with_their_datagram() {
+fn fragments_from_the_stack_are_evaluated_with_their_datagram() {
     with(
         |t, a| {
             isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]);

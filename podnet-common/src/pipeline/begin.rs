@@ -54,7 +54,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     };
     // Link-local addresses at podnet0 are the node's.
     let own = At::FROM_HOST && (scope::link_local(&h.packet.tuple.src) || scope::link_local_v4(&h.packet.tuple.src));
-    if policy::judges_flows::<At, T>(t) && !own && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
+    if policy::evaluates_flows::<At, T>(t) && !own && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
         let (denied, answer) = policy::flow(t, config, h);
         if !denied.is_nothing() {
             return Verdict::drop(denied.count(t));

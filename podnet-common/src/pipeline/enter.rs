@@ -141,7 +141,7 @@ fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethe
         if valid && frontend::source_is_frontend(t, &v.tuple, &mut h.insert.key) {
             return Verdict::tail(Stage::Begin);
         }
-        // May be judged.
+        // May be evaluated.
         let isolated = At::TO_POD && policy::applies::<At, T>(t) && t.subject(&v.tuple.dst).is_some();
         if isolated { Verdict::tail(Stage::Track) } else { Verdict::PASS }
     });

@@ -61,7 +61,7 @@ pub(super) fn applies<At: HookPoint, T: Tables>(t: &T) -> bool {
 /// Whether policies are evaluated for the flows that begin at a hook: besides the others, for those that machines
 /// behind interfaces without hooks begin at a service address, whose route leads to podnet0.
 #[inline(always)]
-pub(super) fn judges_flows<At: HookPoint, T: Tables>(t: &T) -> bool {
+pub(super) fn evaluates_flows<At: HookPoint, T: Tables>(t: &T) -> bool {
     applies::<At, T>(t) || (At::FROM_HOST && t.config().is_some_and(|config| config.flags & Config::POLICY != 0))
 }
 
@@ -90,7 +90,7 @@ enum Leaving {
     /// It begins a flow, for which policies are evaluated.
     Begins,
     /// It begins no flow; policies are evaluated for this packet alone.
-    Judged,
+    Evaluated,
 }
 
 /// Verdict on a packet that leaves the stack and belongs to no flow, or else, if `again`, begins it again. `key` is
@@ -103,7 +103,7 @@ pub(super) fn leaving<At: HookPoint, T: Tables>(t: &T, packet: &Headers, again: 
     match leaving_for_pod(t, packet, again, key) {
         Leaving::Passes => Verdict::PASS,
         Leaving::Begins => Verdict::tail(Stage::Begin),
-        Leaving::Judged => {
+        Leaving::Evaluated => {
             let denied = self::packet(t, packet);
             if denied.is_nothing() { Verdict::PASS } else { Verdict::drop(denied.count(t)) }
         }
@@ -145,7 +145,7 @@ fn leaving_for_pod<T: Tables>(t: &T, packet: &Headers, again: bool, key: &mut Tu
     } else if from_node {
         Leaving::Passes
     } else {
-        Leaving::Judged
+        Leaving::Evaluated
     }
 }
 

@@ -58,8 +58,8 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     Verdict::tail(Stage::Classify)
 }
 
-/// Whether the destination's address now belongs to another pod of this node than when the flow was judged by network
-/// policy, or belonged to none then: it must be judged again.
+/// Whether the destination's address now belongs to another pod of this node than when network policy evaluated the
+/// flow, or belonged to none then: it must be evaluated again.
 #[inline(always)]
 fn leads_to_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, from: IfIndex) -> bool {
     if !policy::applies::<At, T>(t) {

@@ -42,8 +42,8 @@ pub use output::Format;
 use crate::compile::ServiceNames;
 use crate::config::{BPFFS, Config, LogFormat};
 use crate::datapath::inspect::{View, ViewError};
+use crate::entry_counts::EntryCounts;
 use crate::model::ObjectName;
-use crate::room::Room;
 use crate::socket::{Client, Explanation};
 use crate::status::DaemonStatus;
 use conntrack::NodeNames;
@@ -347,7 +347,12 @@ impl Options {
     }
 
     /// What a service's objects ask for, or why that isn't known.
-    fn explanation(&self, objects: &Objects, name: &ObjectName, tables: Room) -> Result<Result<Explanation, String>> {
+    fn explanation(
+        &self,
+        objects: &Objects,
+        name: &ObjectName,
+        tables: EntryCounts,
+    ) -> Result<Result<Explanation, String>> {
         if objects.are_read() {
             return Ok(self.wanted(objects).map(|wanted| wanted.explain(name, tables)).map_err(|e| e.to_string()));
         }

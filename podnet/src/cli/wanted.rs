@@ -9,9 +9,9 @@ use thiserror::Error;
 use super::runtime::block_on;
 use crate::config::Config;
 use crate::control::{self, Index};
+use crate::entry_counts::{EntryCounts, Share};
 use crate::guard::Guard;
 use crate::model::{Batch, ObjectName};
-use crate::room::{Room, Share};
 use crate::select::{self, Settings};
 use crate::socket::{Explanation, ExternalAddresses};
 use crate::source::Source;
@@ -41,7 +41,7 @@ pub(super) struct Wanted {
     settings: Settings,
     guard: Guard,
     /// Limit of each service, by namespace, according to the daemon.
-    shares: BTreeMap<String, Room>,
+    shares: BTreeMap<String, EntryCounts>,
     /// Invalid files and objects.
     broken: Vec<String>,
 }
@@ -58,7 +58,7 @@ impl Wanted {
     }
 
     /// The outcome for a service on this node, with tables of this size.
-    pub(super) fn explain(&self, name: &ObjectName, tables: Room) -> Explanation {
+    pub(super) fn explain(&self, name: &ObjectName, tables: EntryCounts) -> Explanation {
         let explained = self.index.service(name).map(|(service, slices)| {
             let share = Share::new(tables.of_service()).within(self.shares.get(&name.namespace).copied());
             select::explain(name, service, slices.named(), &self.settings, &self.guard, share)

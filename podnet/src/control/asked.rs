@@ -1,9 +1,9 @@
 //! Queries from commands to the control plane. Their cost doesn't depend on the number of services or endpoints.
 
 use super::{Control, Pending};
+use crate::entry_counts::Share;
 use crate::frontend::Owner;
 use crate::model::{ObjectName, Service};
-use crate::room::Share;
 use crate::select::Inputs;
 
 impl Control {

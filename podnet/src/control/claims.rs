@@ -37,7 +37,7 @@ pub struct Claims {
     changed: bool,
 }
 
-/// What claims are judged by, besides other claims.
+/// What claims are evaluated by, besides other claims.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
     /// This node's name.
@@ -52,7 +52,7 @@ pub struct Setting<'a> {
 
 /// The outcome: Nodes with their admitted claims, and the reasons for those that are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Judged {
+pub struct Evaluated {
     /// By name.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// By name: why claims are left out. Contains only Nodes with such claims.
@@ -95,7 +95,7 @@ impl Claims {
     }
 
     /// The admitted claims of all Nodes.
-    pub fn judge(&self, nodes: &BTreeMap<String, Arc<Node>>, setting: Setting<'_>) -> Judged {
+    pub fn evaluate(&self, nodes: &BTreeMap<String, Arc<Node>>, setting: Setting<'_>) -> Evaluated {
         let mut order = Vec::new();
         for (name, node) in nodes {
             let since = self.since.get(name).map_or(&[][..], Vec::as_slice);
@@ -123,7 +123,7 @@ impl Claims {
             Arc::new(node)
         };
         let nodes = nodes.iter().map(|(name, node)| (name.clone(), without(name, node))).collect();
-        Judged { nodes, refused }
+        Evaluated { nodes, refused }
     }
 }
 
@@ -263,26 +263,30 @@ mod tests {
             self.nodes.insert(name.to_owned(), node.into());
         }
 
-        fn judge(&self) -> Judged {
+        fn evaluate(&self) -> Evaluated {
             let setting = Setting { own: "n2", services: &self.services, protected: &[], host: &self.host };
-            self.claims.judge(&self.nodes, setting)
+            self.claims.evaluate(&self.nodes, setting)
         }
 
         /// The claims refused after a node has been added.
         fn refused(&mut self, name: &str, node: Node, first: bool) -> Vec<String> {
             let before = self.claims.clone();
             self.put(name, node, first);
-            let judged = self.judge();
+            let evaluated = self.evaluate();
             self.nodes.remove(name);
             self.claims = before;
-            judged.refused.iter().flat_map(|(name, why)| why.iter().map(move |why| format!("{name}: {why}"))).collect()
+            evaluated
+                .refused
+                .iter()
+                .flat_map(|(name, why)| why.iter().map(move |why| format!("{name}: {why}")))
+                .collect()
         }
     }
 
     #[test]
     fn nodes_without_conflicts_are_admitted_unchanged() {
         let bench = Bench::new();
-        assert_eq!(bench.judge(), Judged { nodes: bench.nodes.clone(), refused: BTreeMap::new() });
+        assert_eq!(bench.evaluate(), Evaluated { nodes: bench.nodes.clone(), refused: BTreeMap::new() });
     }
 
     #[test]
@@ -359,15 +363,15 @@ mod tests {
         let mut bench = Bench::new();
         bench.put("a", node(&["198.51.100.1"], &["10.244.9.0/24"]), false);
         bench.put("0", node(&["198.51.100.2"], &["10.244.9.0/24"]), false);
-        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["0"]);
+        assert_eq!(bench.evaluate().refused.keys().collect::<Vec<_>>(), ["0"]);
         // Repeating a claim doesn't make it younger, and adding another one doesn't make it older.
         bench.put("a", node(&["198.51.100.1", "172.30.0.1"], &["10.244.9.0/24"]), false);
-        let judged = bench.judge();
-        assert_eq!(judged.refused.keys().collect::<Vec<_>>(), ["0", "a"]);
-        assert_eq!((judged.nodes["a"].internal_ips.len(), judged.nodes["a"].pod_cidrs.len()), (1, 1));
+        let evaluated = bench.evaluate();
+        assert_eq!(evaluated.refused.keys().collect::<Vec<_>>(), ["0", "a"]);
+        assert_eq!((evaluated.nodes["a"].internal_ips.len(), evaluated.nodes["a"].pod_cidrs.len()), (1, 1));
         bench.nodes.remove("a");
         bench.claims.note("a", None, false);
-        assert_eq!(bench.judge().refused, BTreeMap::new());
+        assert_eq!(bench.evaluate().refused, BTreeMap::new());
     }
 
     #[test]
@@ -383,7 +387,7 @@ mod tests {
             for order in [["a", "b"], ["b", "a"]] {
                 let mut bench = Bench::new();
                 order.iter().for_each(|name| bench.put(name, made(if *name == "a" { a } else { b }), true));
-                assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), [loser], "{a} {b}");
+                assert_eq!(bench.evaluate().refused.keys().collect::<Vec<_>>(), [loser], "{a} {b}");
             }
         }
         // This node keeps its own, whenever the others were created.
@@ -407,20 +411,20 @@ mod tests {
         };
         let thief = Node { created: "1999-01-01T00:00:00Z".into(), ..node(&[], &["10.244.9.0/24"]) };
         bench.put("a-thief", thief.clone(), false);
-        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["a-thief"]);
+        assert_eq!(bench.evaluate().refused.keys().collect::<Vec<_>>(), ["a-thief"]);
         restarted(&mut bench);
-        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["a-thief"]);
+        assert_eq!(bench.evaluate().refused.keys().collect::<Vec<_>>(), ["a-thief"]);
         // A claim made while no daemon runs is younger too.
         bench.nodes.insert("another".into(), thief.into());
         bench.nodes.remove("a-thief");
         restarted(&mut bench);
-        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["another"]);
+        assert_eq!(bench.evaluate().refused.keys().collect::<Vec<_>>(), ["another"]);
         bench.nodes.remove("holder");
         restarted(&mut bench);
-        assert_eq!(bench.judge().refused, BTreeMap::new());
+        assert_eq!(bench.evaluate().refused, BTreeMap::new());
         // A node that returns has lost its age.
         bench.put("holder", node(&["198.51.100.1"], &["10.244.9.0/24"]), false);
-        assert_eq!(bench.judge().refused.keys().collect::<Vec<_>>(), ["holder"]);
+        assert_eq!(bench.evaluate().refused.keys().collect::<Vec<_>>(), ["holder"]);
     }
 
     #[test]
@@ -433,6 +437,6 @@ mod tests {
         }
         let everything = node(&["198.51.100.1"], &["10.128.0.0/9"]);
         assert_eq!(bench.refused("z", everything, true).len(), 1);
-        assert_eq!(bench.judge().refused, BTreeMap::new());
+        assert_eq!(bench.evaluate().refused, BTreeMap::new());
     }
 }

@@ -16,7 +16,11 @@ pub(super) fn virtual_ips(service: &Service, guard: &Guard) -> Box<[IpAddr]> {
 }
 
 /// The services from which two guards may refuse different things.
-pub(super) fn judged_differently<'i>(index: &'i Index, a: &Guard, b: &Guard) -> impl Iterator<Item = &'i ObjectName> {
+pub(super) fn evaluated_differently<'i>(
+    index: &'i Index,
+    a: &Guard,
+    b: &Guard,
+) -> impl Iterator<Item = &'i ObjectName> {
     let ports_differ = a.differs_in_ports(b);
     let differs = move |name: &&ObjectName| {
         let Some((service, slices)) = index.service(name) else { return false };

@@ -2,10 +2,10 @@
 
 use super::frontends::Frontends;
 use super::problems::SHOWN_MAX;
+use crate::entry_counts::EntryCounts;
 use crate::frontend::{Frontend, Owner};
 use crate::guard::Guard;
 use crate::model::{Diagnostic, Severity};
-use crate::room::Room;
 
 /// Host ports that pods ask for, and what becomes of them.
 #[derive(Debug, Default)]
@@ -21,15 +21,15 @@ impl HostPorts {
     pub(super) fn set(&mut self, asked: Vec<Frontend>, frontends: &mut Frontends) {
         self.asked = asked;
         let all = u32::try_from(self.asked.len()).unwrap_or(u32::MAX);
-        let asks = Room { frontends: all, slots: all, backends: all, source_ranges: 0, spread: 0 };
+        let asks = EntryCounts { frontends: all, slots: all, backends: all, source_ranges: 0, spread: 0 };
         frontends.shares.ask(&Owner::HostPorts, asks.min(frontends.shares.of_service()));
     }
 
     /// Computes their frontends. All host ports together have the share of one service; the oldest come first.
     pub(super) fn update(&mut self, guard: &Guard, frontends: &mut Frontends) {
         let shares = &frontends.shares;
-        let room = shares.limit(&Owner::HostPorts).unwrap_or(Room::MAX).min(shares.of_service());
-        let most = room.frontends.min(room.slots).min(room.backends) as usize;
+        let limit = shares.limit(&Owner::HostPorts).unwrap_or(EntryCounts::MAX).min(shares.of_service());
+        let most = limit.frontends.min(limit.slots).min(limit.backends) as usize;
         let refused = |port: &Frontend| guard.port(port.kind, port.key.socket, port.key.protocol);
         let problems = self.asked.iter().filter_map(|port| {
             let reason = format!("host port {} is ignored: {}", port.key, refused(port)?);

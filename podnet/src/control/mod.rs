@@ -146,13 +146,13 @@ impl Control {
         if self.synced {
             dirty.services.iter().for_each(|(service, origin)| self.services.note(service, *origin));
         }
-        let judged = !dirty.nodes.is_empty() || dirty.service_cidrs;
+        let evaluated = !dirty.nodes.is_empty() || dirty.service_cidrs;
         let concerned = self.nodes.update(&self.config, &self.index, &dirty, !self.synced, &mut self.problems);
         let mut applied = Applied {
-            nodes: judged,
+            nodes: evaluated,
             health: concerned.leaving,
             lost: dirty.lost,
-            policies: self.policies.update(dirty.policies, (self.nodes.counting(), judged)),
+            policies: self.policies.update(dirty.policies, (self.nodes.counting(), evaluated)),
             ..Applied::default()
         };
         let was_synced = std::mem::replace(&mut self.synced, batch.synced);

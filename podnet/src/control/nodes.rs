@@ -8,8 +8,8 @@ use ipnetwork::IpNetwork;
 use tracing::{error, warn};
 
 use super::ages::Ages;
-use super::claims::{Claims, Judged, Setting};
-use super::guarded::{judged_differently, virtual_ips};
+use super::claims::{Claims, Evaluated, Setting};
+use super::guarded::{evaluated_differently, virtual_ips};
 use super::index::{Dirty, Index};
 use super::problems::{Notes, Problems};
 use crate::config::Config;
@@ -21,7 +21,7 @@ use crate::select::Settings;
 #[derive(Debug)]
 pub(super) struct Nodes {
     claims: Claims,
-    judged: Judged,
+    evaluated: Evaluated,
     host: HostFacts,
     /// From the configuration and from ServiceCIDRs.
     service_cidrs: BTreeSet<IpNetwork>,
@@ -46,12 +46,12 @@ impl Nodes {
             warn!("{error}; resolving conflicting claims of nodes by creation time");
             None
         });
-        let (host, judged) = (HostFacts::default(), Judged::default());
+        let (host, evaluated) = (HostFacts::default(), Evaluated::default());
         let service_cidrs: BTreeSet<_> = config.service_cidrs().into_iter().collect();
         Self {
             claims: Claims::remember(ages),
-            guard: Arc::new(bare_guard(config, &judged, &service_cidrs, &host)),
-            judged,
+            guard: Arc::new(bare_guard(config, &evaluated, &service_cidrs, &host)),
+            evaluated,
             host,
             service_cidrs,
             settings: settings(config, None),
@@ -75,7 +75,7 @@ impl Nodes {
         if !dirty.nodes.is_empty() || dirty.service_cidrs {
             self.update_own(config, index, &mut concerned);
             self.update_service_cidrs(config, index, &mut concerned.services);
-            self.judge(config, index, problems);
+            self.evaluate(config, index, problems);
             self.update_guard(config, index, &mut concerned.services);
         }
         concerned
@@ -95,7 +95,7 @@ impl Nodes {
         }
         self.host = host;
         let mut concerned = Concerned::default();
-        let differs = self.judge(config, index, problems);
+        let differs = self.evaluate(config, index, problems);
         self.update_guard(config, index, &mut concerned.services);
         Some((concerned, differs))
     }
@@ -133,43 +133,43 @@ impl Nodes {
         }
     }
 
-    /// Judges the claims of all nodes. Returns whether the outcome has changed.
-    fn judge(&mut self, config: &Config, index: &Index, problems: &mut Problems) -> bool {
+    /// Evaluates the claims of all nodes. Returns whether the outcome has changed.
+    fn evaluate(&mut self, config: &Config, index: &Index, problems: &mut Problems) -> bool {
         let setting = Setting {
             own: &config.node,
             services: &self.service_cidrs,
             protected: &config.protected_addresses,
             host: &self.host,
         };
-        let judged = self.claims.judge(index.nodes(), setting);
-        for (name, reasons) in &judged.refused {
-            let known = self.judged.refused.get(name).map_or(&[][..], Vec::as_slice);
+        let evaluated = self.claims.evaluate(index.nodes(), setting);
+        for (name, reasons) in &evaluated.refused {
+            let known = self.evaluated.refused.get(name).map_or(&[][..], Vec::as_slice);
             for reason in reasons.iter().filter(|reason| !known.contains(reason)) {
                 error!(node.name = name, "rejecting a conflicting claim of a node: {reason}");
             }
         }
-        let noted = self.judged.nodes.keys().chain(index.nodes().keys()).cloned().collect::<BTreeSet<_>>();
+        let noted = self.evaluated.nodes.keys().chain(index.nodes().keys()).cloned().collect::<BTreeSet<_>>();
         for name in noted {
             let left_out = index.nodes().get(&name).map(|node| Notes::new(&node.left_out)).unwrap_or_default();
-            let notes = Notes { alarms: judged.refused.get(&name).cloned().unwrap_or_default(), ..left_out };
+            let notes = Notes { alarms: evaluated.refused.get(&name).cloned().unwrap_or_default(), ..left_out };
             problems.set(&ObjectKey::new(Kind::Node, "", &name), notes);
         }
-        let differs = self.judged.nodes != judged.nodes;
-        self.judged = judged;
+        let differs = self.evaluated.nodes != evaluated.nodes;
+        self.evaluated = evaluated;
         differs
     }
 
     /// Recomputes the guard; other parts of services may then be left out.
     fn update_guard(&mut self, config: &Config, index: &Index, concerned: &mut Vec<ObjectName>) {
-        let mut guard = bare_guard(config, &self.judged, &self.service_cidrs, &self.host);
-        concerned.extend(judged_differently(index, &self.guard, &guard).cloned());
+        let mut guard = bare_guard(config, &self.evaluated, &self.service_cidrs, &self.host);
+        concerned.extend(evaluated_differently(index, &self.guard, &guard).cloned());
         guard.take(Arc::make_mut(&mut self.guard));
         self.guard = Arc::new(guard);
     }
 
     /// All nodes by name, with their admitted claims.
     pub(super) fn counting(&self) -> &BTreeMap<String, Arc<Node>> {
-        &self.judged.nodes
+        &self.evaluated.nodes
     }
 
     /// The ranges of service addresses.
@@ -205,8 +205,8 @@ fn all_service_cidrs(config: &Config, index: &Index) -> BTreeSet<IpNetwork> {
 }
 
 /// The guard without the addresses of services.
-fn bare_guard(config: &Config, judged: &Judged, services: &BTreeSet<IpNetwork>, host: &HostFacts) -> Guard {
-    let nodes = judged.nodes.iter().map(|(name, node)| (name.as_str(), &**node));
+fn bare_guard(config: &Config, evaluated: &Evaluated, services: &BTreeSet<IpNetwork>, host: &HostFacts) -> Guard {
+    let nodes = evaluated.nodes.iter().map(|(name, node)| (name.as_str(), &**node));
     Guard::new(config, nodes, services.iter(), host)
 }
 
@@ -217,8 +217,8 @@ pub fn as_read(config: &Config, index: &Index, host: &HostFacts) -> (Settings, G
     index.nodes().iter().for_each(|(name, node)| claims.note(name, Some(node), true));
     let services = all_service_cidrs(config, index);
     let setting = Setting { own: &config.node, services: &services, protected: &config.protected_addresses, host };
-    let judged = claims.judge(index.nodes(), setting);
-    let mut guard = bare_guard(config, &judged, &services, host);
+    let evaluated = claims.evaluate(index.nodes(), setting);
+    let mut guard = bare_guard(config, &evaluated, &services, host);
     for service in index.all_services() {
         guard.count(&virtual_ips(service, &guard), true);
     }

@@ -13,10 +13,10 @@ use super::index::{Index, Slices};
 use super::nodes::Nodes;
 use super::problems::{Notes, Problems};
 use super::waiting::Waiting;
+use crate::entry_counts::Share;
 use crate::frontend::{FrontendKind, Owner, ServicePortName};
 use crate::guard::Guard;
 use crate::model::{Condition, Diagnostic, Kind, ObjectKey, ObjectName, Origin, Service, Severity};
-use crate::room::Share;
 use crate::select::{self, HealthCheck, Selection};
 
 /// State derived from services.

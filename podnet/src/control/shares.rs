@@ -1,33 +1,33 @@
 //! Each service's share of tables that are too small for all demands.
 //!
-//! While all demands fit, the only limit is the [share](Room::of_service) of a Service. When demands exceed the size of
-//! a table, it is divided among namespaces by max-min fairness: small demands are met in full, and the rest is divided
-//! equally among the others. A namespace that is limited divides its part among its services in the same way. So it is
-//! always the largest demands that are refused, and the outcome depends on nothing but the demands: every node decides
-//! alike, before and after a restart.
+//! While all demands fit, the only limit is the [share](EntryCounts::of_service) of a Service. When demands exceed the
+//! size of a table, it is divided among namespaces by max-min fairness: small demands are met in full, and the rest is
+//! divided equally among the others. A namespace that is limited divides its part among its services in the same way.
+//! So it is always the largest demands that are refused, and the outcome depends on nothing but the demands: every node
+//! decides alike, before and after a restart.
 
 use std::collections::BTreeMap;
 
 use foldhash::HashMap;
 
+use crate::entry_counts::{BACKENDS, EntryCounts, TABLES};
 use crate::frontend::Owner;
-use crate::room::{BACKENDS, Room, TABLES};
 
 /// Demands and limits of services.
 #[derive(Debug)]
 pub(super) struct Shares {
-    capacity: Room,
+    capacity: EntryCounts,
     /// Demand of each owner.
-    asked: HashMap<Owner, Room>,
+    asked: HashMap<Owner, EntryCounts>,
     totals: [u64; TABLES.len()],
     /// Lower bound of the number of different backends: services with common backends share the entries.
     backends: u64,
     /// The backends didn't fit into the table `backends`.
     backends_scarce: bool,
     /// Owners whose demands aren't met in full.
-    limits: BTreeMap<Owner, Room>,
+    limits: BTreeMap<Owner, EntryCounts>,
     /// Limit of each service, for namespaces whose demands aren't met in full.
-    each: BTreeMap<String, Room>,
+    each: BTreeMap<String, EntryCounts>,
     scarcities: Vec<Scarcity>,
 }
 
@@ -46,7 +46,7 @@ struct Scarcity {
 
 impl Shares {
     /// For tables of this size.
-    pub(super) fn new(capacity: Room) -> Self {
+    pub(super) fn new(capacity: EntryCounts) -> Self {
         Self {
             capacity,
             asked: HashMap::default(),
@@ -60,7 +60,7 @@ impl Shares {
     }
 
     /// The most that a single service may ever have.
-    pub(super) fn of_service(&self) -> Room {
+    pub(super) fn of_service(&self) -> EntryCounts {
         self.capacity.of_service()
     }
 
@@ -70,9 +70,9 @@ impl Shares {
     }
 
     /// Sets the demand of an owner; zero if it is gone.
-    pub(super) fn ask(&mut self, owner: &Owner, asks: Room) {
+    pub(super) fn ask(&mut self, owner: &Owner, asks: EntryCounts) {
         let before = match asks {
-            none if none == Room::default() => self.asked.remove(owner),
+            none if none == EntryCounts::default() => self.asked.remove(owner),
             asks => self.asked.insert(owner.clone(), asks),
         };
         self.backends += u64::from(asks.backends);
@@ -84,12 +84,12 @@ impl Shares {
     }
 
     /// Limit of an owner, as last settled.
-    pub(super) fn limit(&self, owner: &Owner) -> Option<Room> {
+    pub(super) fn limit(&self, owner: &Owner) -> Option<EntryCounts> {
         self.limits.get(owner).copied()
     }
 
     /// Limit of each service, for namespaces whose demands aren't met in full.
-    pub(super) fn each(&self) -> &BTreeMap<String, Room> {
+    pub(super) fn each(&self) -> &BTreeMap<String, EntryCounts> {
         &self.each
     }
 
@@ -129,8 +129,8 @@ impl Shares {
         self.each.clear();
         for Scarcity { table, namespace, each, .. } in &self.scarcities {
             let Some(namespace) = namespace else { continue };
-            let room = self.each.entry(namespace.clone()).or_insert(Room::MAX);
-            *room = room.with(*table, u32::try_from(*each).unwrap_or(u32::MAX));
+            let limit = self.each.entry(namespace.clone()).or_insert(EntryCounts::MAX);
+            *limit = limit.with(*table, u32::try_from(*each).unwrap_or(u32::MAX));
         }
         let before = std::mem::replace(&mut self.limits, limits);
         let differs = |owner: &&Owner| before.get(*owner) != self.limits.get(*owner);
@@ -140,11 +140,11 @@ impl Shares {
         changed
     }
 
-    fn limit_table(&self, table: usize, capacity: u64, limits: &mut BTreeMap<Owner, Room>) -> Vec<Scarcity> {
-        let asked = |room: &Room| u64::from(room.counts()[table]);
+    fn limit_table(&self, table: usize, capacity: u64, limits: &mut BTreeMap<Owner, EntryCounts>) -> Vec<Scarcity> {
+        let asked = |counts: &EntryCounts| u64::from(counts.counts()[table]);
         let mut namespaces: BTreeMap<Option<&str>, Vec<(&Owner, u64)>> = BTreeMap::new();
-        for (owner, room) in self.asked.iter().filter(|(_, room)| asked(room) != 0) {
-            namespaces.entry(owner.namespace()).or_default().push((owner, asked(room)));
+        for (owner, counts) in self.asked.iter().filter(|(_, counts)| asked(counts) != 0) {
+            namespaces.entry(owner.namespace()).or_default().push((owner, asked(counts)));
         }
         let total = |services: &[(&Owner, u64)]| services.iter().map(|(_, asked)| asked).sum::<u64>();
         let gets = level(namespaces.values().map(|services| total(services)).collect(), capacity);
@@ -152,7 +152,7 @@ impl Shares {
         for (namespace, services) in namespaces.iter().filter(|(_, services)| total(services) > gets) {
             let each = level(services.iter().map(|(_, asked)| *asked).collect(), gets);
             for (owner, _) in services.iter().filter(|(_, asked)| *asked > each) {
-                let limit = limits.entry((*owner).clone()).or_insert(Room::MAX);
+                let limit = limits.entry((*owner).clone()).or_insert(EntryCounts::MAX);
                 *limit = limit.with(table, u32::try_from(each).unwrap_or(u32::MAX));
             }
             let (namespace, asks) = (namespace.map(ToOwned::to_owned), total(services));
@@ -187,13 +187,13 @@ mod tests {
         Owner::Service(ObjectName { namespace: namespace.into(), name: name.into() })
     }
 
-    fn frontends(frontends: u32) -> Room {
-        Room { frontends, ..Room::default() }
+    fn frontends(frontends: u32) -> EntryCounts {
+        EntryCounts { frontends, ..EntryCounts::default() }
     }
 
     /// Tables of 1,000 entries, and the number of frontends that each service asks for.
     fn shares(asked: &[(&str, &str, u32)]) -> Shares {
-        let mut shares = Shares::new(Room::of_counts([1000; 5]));
+        let mut shares = Shares::new(EntryCounts::of_counts([1000; 5]));
         asked.iter().for_each(|(namespace, service, asks)| shares.ask(&name(namespace, service), frontends(*asks)));
         shares.settle(|| unreachable!());
         shares
@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn limits(shares: &Shares) -> Vec<(String, u32)> {
-        shares.limits.iter().map(|(owner, room)| (shown(owner), room.frontends)).collect()
+        shares.limits.iter().map(|(owner, limit)| (shown(owner), limit.frontends)).collect()
     }
 
     #[test]
@@ -234,18 +234,18 @@ mod tests {
         assert_eq!(limits(&shares), [("a/s".into(), 800)]);
         shares.ask(&name("b", "t"), frontends(100));
         assert_eq!(shares.settle(|| unreachable!()), [name("a", "s")]);
-        assert_eq!(shares.limit(&name("a", "s")).map(|room| room.frontends), Some(700));
+        assert_eq!(shares.limit(&name("a", "s")).map(|limit| limit.frontends), Some(700));
         assert_eq!(shares.settle(|| unreachable!()), []);
-        shares.ask(&name("a", "s"), Room::default());
+        shares.ask(&name("a", "s"), EntryCounts::default());
         assert_eq!(shares.settle(|| unreachable!()), [name("a", "s")]);
         assert_eq!((limits(&shares), shares.totals[0]), (vec![], 300));
     }
 
     #[test]
     fn shared_backends_count_once() {
-        let mut shares = Shares::new(Room::of_counts([1000; 5]));
+        let mut shares = Shares::new(EntryCounts::of_counts([1000; 5]));
         let ask = |shares: &mut Shares, i: usize, backends| {
-            shares.ask(&name("a", &i.to_string()), Room { backends, ..Room::default() });
+            shares.ask(&name("a", &i.to_string()), EntryCounts { backends, ..EntryCounts::default() });
         };
         (0..3).for_each(|i| ask(&mut shares, i, 400));
         assert_eq!(shares.settle(|| 400), [], "three services of the same endpoints");
@@ -269,7 +269,7 @@ mod tests {
             let (one, other) = (shares(&forward), shares(&forward.iter().rev().copied().collect::<Vec<_>>()));
             prop_assert_eq!(&one.limits, &other.limits);
             let gets = |(n, s, asks): &(&str, &str, u32)| {
-                one.limit(&name(n, s)).map_or(*asks, |room| room.frontends.min(*asks))
+                one.limit(&name(n, s)).map_or(*asks, |limit| limit.frontends.min(*asks))
             };
             let total: u32 = forward.iter().map(gets).sum();
             let wanted: u32 = forward.iter().map(|(_, _, asks)| asks).sum();

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use crate::entry_counts::EntryCounts;
 use crate::model::Diagnostic;
 use crate::reconcile::Usage;
-use crate::room::Room;
 use crate::select::HealthCheck;
 
 /// State of the health servers.
@@ -38,7 +38,7 @@ pub struct ControlStatus {
     /// Objects that are not, or only partly, in effect.
     pub problems: Vec<Diagnostic>,
     /// Limit of each service, for namespaces limited because demands exceed the size of the tables.
-    pub shares: BTreeMap<String, Room>,
+    pub shares: BTreeMap<String, EntryCounts>,
     /// The same, in readable form.
     pub scarcities: Vec<String>,
     /// Frontends that couldn't be written yet.

@@ -43,11 +43,15 @@ pub(super) fn find(
     }
     let mut names = Vec::new();
     list(cgroup, DEPTH, &mut names);
-    Ok(judge(suspects, pods, &names))
+    Ok(evaluate(suspects, pods, &names))
 }
 
 /// The suspects without a cgroup. `cgroups`: names of all cgroups.
-fn judge(suspects: Vec<(String, AttachmentId)>, pods: &BTreeSet<String>, cgroups: &[String]) -> BTreeSet<AttachmentId> {
+fn evaluate(
+    suspects: Vec<(String, AttachmentId)>,
+    pods: &BTreeSet<String>,
+    cgroups: &[String],
+) -> BTreeSet<AttachmentId> {
     // The kubelet may write a uid with underscores.
     let has = |uid: &str| {
         let [plain, escaped] = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
@@ -83,15 +87,15 @@ mod tests {
             let json = format!(r#"{{"containerID": "c{uid}", "ifname": "eth0"}}"#);
             (uid.to_owned(), serde_json::from_str(&json).unwrap())
         };
-        let judged = |pods: &[&str], cgroups: &[&str]| -> Vec<String> {
+        let evaluated = |pods: &[&str], cgroups: &[&str]| -> Vec<String> {
             let (pods, cgroups) =
                 (pods.iter().map(|p| (*p).to_owned()).collect(), cgroups.iter().map(|c| (*c).to_owned()));
-            let ids = judge(vec![suspect("a-1"), suspect("b-2")], &pods, &cgroups.collect::<Vec<_>>());
+            let ids = evaluate(vec![suspect("a-1"), suspect("b-2")], &pods, &cgroups.collect::<Vec<_>>());
             ids.iter().map(|id| id.container.as_str().to_owned()).collect()
         };
-        assert_eq!(judged(&["d-4"], &["kubepods-podd_4.slice", "kubepods-burstable-poda_1.slice"]), ["cb-2"]);
-        assert_eq!(judged(&["d-4"], &["podd-4", "poda-1", "podb-2"]), [""; 0]);
-        assert_eq!(judged(&["d-4"], &["system.slice"]), [""; 0], "the kubelet's cgroups are not to be seen");
-        assert_eq!(judged(&[], &["poda-1"]), [""; 0], "the API knows no pod that has one");
+        assert_eq!(evaluated(&["d-4"], &["kubepods-podd_4.slice", "kubepods-burstable-poda_1.slice"]), ["cb-2"]);
+        assert_eq!(evaluated(&["d-4"], &["podd-4", "poda-1", "podb-2"]), [""; 0]);
+        assert_eq!(evaluated(&["d-4"], &["system.slice"]), [""; 0], "the kubelet's cgroups are not to be seen");
+        assert_eq!(evaluated(&[], &["poda-1"]), [""; 0], "the API knows no pod that has one");
     }
 }

@@ -61,7 +61,7 @@ impl Daemon {
         let Some((stale, hurry)) = self.collector.begin(leads, Instant::now()) else { return };
         match self.datapath.sweep(stale, hurry, self.networks.held()) {
             Ok(mut sweep) => {
-                sweep.judged = self.policies.take_judged(&self.control);
+                sweep.evaluated = self.policies.take_evaluated(&self.control);
                 self.sweeping = Some(spawn_blocking(move || sweep.run()));
             }
             Err(error) => {

@@ -238,15 +238,15 @@ impl Daemon {
 
 /// The metrics, with the sizes of the tables.
 fn metrics(datapath: &Datapath) -> Metrics {
-    let (metrics, room) = (Metrics::new(), datapath.room());
+    let (metrics, capacity) = (Metrics::new(), datapath.capacity());
     for (table, size) in [
-        (tables::FRONTENDS.table(), room.frontends as usize),
-        (tables::SLOTS.table(), room.slots as usize),
-        (tables::BACKENDS.table(), room.backends as usize),
+        (tables::FRONTENDS.table(), capacity.frontends as usize),
+        (tables::SLOTS.table(), capacity.slots as usize),
+        (tables::BACKENDS.table(), capacity.backends as usize),
         (tables::CONNTRACK.table(), datapath.conntrack_capacity() as usize),
         (tables::ENDPOINTS.table(), tables::ENDPOINTS.capacity()),
         (tables::NODES.table(), tables::NODES.capacity()),
-        (tables::SOURCE_RANGES.table(), room.source_ranges as usize),
+        (tables::SOURCE_RANGES.table(), capacity.source_ranges as usize),
         (tables::AFFINITY.table(), tables::AFFINITY.capacity()),
     ] {
         metrics.fills.set_capacity(table, size);

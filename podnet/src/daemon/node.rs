@@ -6,7 +6,7 @@
 //! The order of the steps is enforced by their types, for these reasons:
 //! - podnet0 comes before the table `config`, which names its interfaces;
 //! - the tunnel gets its hooks before it comes up ([`HookedTunnel`]), so its very first packet is examined;
-//! - the tables come before the hooks ([`TablesWritten`]): programs misjudge packets if their tables are empty;
+//! - the tables come before the hooks ([`TablesWritten`]): programs misread packets if their tables are empty;
 //! - the plugin is informed last ([`HooksAttached`]): a pod that starts earlier would send past the programs.
 
 use std::{

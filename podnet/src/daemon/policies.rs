@@ -71,7 +71,7 @@ impl Daemon {
             warn!("{error}");
         }
         if isolated {
-            self.policies.judge_again();
+            self.policies.evaluate_again();
             self.collect();
         }
     }

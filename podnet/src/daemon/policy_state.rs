@@ -1,4 +1,4 @@
-//! Progress of network policies: what has been written and published, and which flows are judged again.
+//! Progress of network policies: what has been written and published, and which flows are evaluated again.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -17,31 +17,31 @@ pub(super) struct PolicyState {
     pub(super) problem: Option<String>,
     /// The pods that start closed, as published for the plugin.
     pub(super) published: Policed,
-    /// How many more sweeps judge the flows of subjects again.
+    /// How many more sweeps evaluate the flows of subjects again.
     sweeps: u8,
-    /// Whether the last sweep judged them.
-    judging: bool,
+    /// Whether the last sweep evaluated them.
+    evaluating: bool,
     /// When pods became subjects last.
     new_subjects: Option<Instant>,
 }
 
-/// Number of sweeps after a change that judge existing flows. A flow may begin under the old policies while the first
-/// one runs.
+/// Number of sweeps after a change that evaluate existing flows. A flow may begin under the old policies while the
+/// first one runs.
 const SWEEPS: u8 = 2;
 
 /// How long pods count as new subjects. An answer that takes longer begins a flow of its own.
 const NEW: Duration = Duration::from_secs(30);
 
 impl PolicyState {
-    /// Has the next sweeps judge the flows of subjects again.
-    pub(super) fn judge_again(&mut self) {
+    /// Has the next sweeps evaluate the flows of subjects again.
+    pub(super) fn evaluate_again(&mut self) {
         self.sweeps = SWEEPS;
     }
 
-    /// Has later sweeps judge what one that has failed was to judge.
+    /// Has later sweeps evaluate what one that has failed was to evaluate.
     pub(super) fn sweep_failed(&mut self) {
-        if self.judging {
-            self.judge_again();
+        if self.evaluating {
+            self.evaluate_again();
         }
     }
 
@@ -60,10 +60,10 @@ impl PolicyState {
         self.new_subjects.is_some_and(|since| now.duration_since(since) < NEW)
     }
 
-    /// The pods whose flows the next sweep judges again.
-    pub(super) fn take_judged(&mut self, control: &Control) -> HashSet<Addr> {
-        self.judging = self.sweeps > 0;
-        if !self.judging {
+    /// The pods whose flows the next sweep evaluates again.
+    pub(super) fn take_evaluated(&mut self, control: &Control) -> HashSet<Addr> {
+        self.evaluating = self.sweeps > 0;
+        if !self.evaluating {
             return HashSet::new();
         }
         self.sweeps -= 1;

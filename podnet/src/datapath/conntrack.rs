@@ -2,7 +2,7 @@
 //! gone.
 //!
 //! Both halves of a flow carry the same time (within a tick), since a packet of either direction updates both; so
-//! each half is judged on its own.
+//! each half is evaluated on its own.
 //!
 //! A sweep runs on a thread of its own beside the event loop, since a million entries take some tenths of a second.
 //! Only the event loop knows which backends exist. So a sweep gets the stale paths among those that the previous
@@ -28,7 +28,7 @@ use std::{
 use podnet_common::{
     addr::{Addr, IfIndex},
     layout::{CtEntry, Out, Prefix, Tuple, holders},
-    removal::{AT_ONCE, JUDGED_AT_ONCE, Removal},
+    removal::{AT_ONCE, EVALUATED_AT_ONCE, Removal},
 };
 
 use super::{
@@ -96,7 +96,7 @@ pub struct Sweep {
     /// The node itself.
     pub node: Node,
     /// Pods for whose flows network policy is evaluated again.
-    pub judged: HashSet<Addr>,
+    pub evaluated: HashSet<Addr>,
 }
 
 /// Addresses of the node.
@@ -142,12 +142,12 @@ impl Sweep {
             reread,
             over: vec![],
             of_unknown_pods: vec![],
-            judged: vec![],
+            evaluated: vec![],
             removed: 0,
             denied: 0,
         };
         let concerned =
-            |tuple: &Tuple, entry: &CtEntry| self.judged.contains(&tuple.src) || self.judged.contains(&entry.dst);
+            |tuple: &Tuple, entry: &CtEntry| self.evaluated.contains(&tuple.src) || self.evaluated.contains(&entry.dst);
         let (mut seen, mut result) = (0u32, Ok(()));
         batch::for_each(table, |tuple: &Tuple, entry: &CtEntry| {
             seen += 1;
@@ -156,11 +156,11 @@ impl Sweep {
             let binned = if over(false) || (over(true) && hurry.concerns(place())) {
                 removals.over(Removal::unseen_since(*tuple, entry.last_seen))
             } else {
-                match judge(tuple, entry, &self.stale, &removals.pods, &self.node) {
+                match evaluate(tuple, entry, &self.stale, &removals.pods, &self.node) {
                     Fate::Stays(way) => {
                         ways.extend(way);
                         held.add(place());
-                        if concerned(tuple, entry) { removals.judged(*tuple) } else { Ok(()) }
+                        if concerned(tuple, entry) { removals.evaluated(*tuple) } else { Ok(()) }
                     }
                     Fate::Stale => removals.over(Removal::always(*tuple)),
                     Fate::UnknownPod(pod) => removals.of_unknown_pods(pod, *tuple),
@@ -197,7 +197,7 @@ enum Fate {
     UnknownPod(IfIndex),
 }
 
-fn judge(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node) -> Fate {
+fn evaluate(tuple: &Tuple, entry: &CtEntry, stale: &Stale, pods: &Pods, node: &Node) -> Fate {
     let unknown = |ifindex: IfIndex| (!pods.host_ends.contains(&ifindex)).then_some(ifindex);
     let into = ([Out::Pod as u8, Out::Queue as u8].contains(&entry.out)).then_some(entry.out_ifindex).and_then(unknown);
     // These addresses arrive on no other interface.
@@ -226,7 +226,7 @@ struct Removals<'a> {
     /// during the sweep, before its first flow.
     of_unknown_pods: Vec<(IfIndex, Tuple)>,
     /// Halves of flows for which network policy is evaluated again: less than a frame of them.
-    judged: Vec<Tuple>,
+    evaluated: Vec<Tuple>,
     removed: u32,
     denied: u32,
 }
@@ -240,14 +240,14 @@ impl Removals<'_> {
         if self.over.len() < AT_ONCE { Ok(()) } else { self.remove() }
     }
 
-    fn judged(&mut self, half: Tuple) -> io::Result<()> {
-        self.judged.push(half);
-        if self.judged.len() < JUDGED_AT_ONCE { Ok(()) } else { self.deny() }
+    fn evaluated(&mut self, half: Tuple) -> io::Result<()> {
+        self.evaluated.push(half);
+        if self.evaluated.len() < EVALUATED_AT_ONCE { Ok(()) } else { self.deny() }
     }
 
     fn deny(&mut self) -> io::Result<()> {
-        let denied = self.remover.deny(&self.judged);
-        self.judged.clear();
+        let denied = self.remover.deny(&self.evaluated);
+        self.evaluated.clear();
         self.denied += denied?;
         Ok(())
     }

@@ -23,9 +23,9 @@ use super::inspect::{View, ViewError};
 use super::node_tables::NODES_ADVICE;
 use crate::{
     compile::{BackendId, Segment},
+    entry_counts::EntryCounts,
     mirror::{Entries, TableError},
     reconcile::{KeepAffinity, Tables},
-    room::Room,
 };
 
 /// The tables, with capacities and failures like the kernel's. The pipeline runs over [`HostTables`], to which this
@@ -139,9 +139,9 @@ impl MemoryTables {
 }
 
 impl Tables for MemoryTables {
-    fn capacity(&self) -> Room {
+    fn capacity(&self) -> EntryCounts {
         let [frontends, source_ranges] = [self.frontends_max, self.source_ranges_max].map(|length| length as u32);
-        Room::of_tables(frontends, self.slots_max, self.backends_max, source_ranges)
+        EntryCounts::of_tables(frontends, self.slots_max, self.backends_max, source_ranges)
     }
 
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {
@@ -340,12 +340,12 @@ impl View for MemoryTables {
     }
 
     fn capacity(&self, table: Table) -> Result<u32, ViewError> {
-        let room = Tables::capacity(self);
+        let capacity = Tables::capacity(self);
         Ok(match table {
-            table if table == tables::FRONTENDS.table() => room.frontends,
-            table if table == tables::SLOTS.table() => room.slots,
-            table if table == tables::BACKENDS.table() => room.backends,
-            table if table == tables::SOURCE_RANGES.table() => room.source_ranges,
+            table if table == tables::FRONTENDS.table() => capacity.frontends,
+            table if table == tables::SLOTS.table() => capacity.slots,
+            table if table == tables::BACKENDS.table() => capacity.backends,
+            table if table == tables::SOURCE_RANGES.table() => capacity.source_ranges,
             table if table == tables::CONNTRACK.table() => {
                 self.host.conntrack_max.map_or(table.capacity(), |max| max) as u32
             }

@@ -68,8 +68,8 @@ use podnet_common::{
 
 pub use podnet_cni::datapath::netns_cookie;
 
+use crate::entry_counts::EntryCounts;
 use crate::reconcile::Tables as _;
-use crate::room::Room;
 use hooks::Side;
 use maps::{size, take, take_data};
 use moves::Moves;
@@ -207,7 +207,7 @@ impl Datapath {
     }
 
     /// Capacities of the service tables.
-    pub fn room(&self) -> Room {
+    pub fn capacity(&self) -> EntryCounts {
         self.services.capacity()
     }
 
@@ -311,7 +311,7 @@ impl Datapath {
                 pods: networks(NetworkKind::LocalPods).collect(),
                 podnet1: self.config_now.podnet1,
             },
-            judged: HashSet::new(),
+            evaluated: HashSet::new(),
         })
     }
 

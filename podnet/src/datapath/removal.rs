@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd as _};
 use aya::{Ebpf, programs::ProgramFd};
 use podnet_common::{
     layout::Tuple,
-    removal::{AT_ONCE, JUDGED_AT_ONCE, Removal, START},
+    removal::{AT_ONCE, EVALUATED_AT_ONCE, Removal, START},
 };
 
 use super::{
@@ -66,5 +66,5 @@ pub fn frames(removals: &[Removal]) -> impl Iterator<Item = Vec<u8>> {
 
 /// Encodes keys as frames for the program that evaluates network policy.
 pub fn frames_of_keys(keys: &[Tuple]) -> impl Iterator<Item = Vec<u8>> {
-    keys.chunks(JUDGED_AT_ONCE).map(|keys| [&[0; START], bytemuck::cast_slice(keys)].concat())
+    keys.chunks(EVALUATED_AT_ONCE).map(|keys| [&[0; START], bytemuck::cast_slice(keys)].concat())
 }

@@ -23,9 +23,9 @@ use super::{
 };
 use crate::{
     compile::{BackendId, Segment},
+    entry_counts::EntryCounts,
     mirror::TableError,
     reconcile::{KeepAffinity, Tables},
-    room::Room,
 };
 
 /// Value of a range in `source_ranges`.
@@ -38,7 +38,7 @@ pub struct ServiceTables {
     backends: Array<MapData, Plain<Backend>>,
     source_ranges: LpmTrie<MapData, Plain<ServiceClient>, u32>,
     affinity: MapData,
-    capacity: Room,
+    capacity: EntryCounts,
 }
 
 impl ServiceTables {
@@ -48,7 +48,7 @@ impl ServiceTables {
         let frontends: HashMap<_, _, _> = take(ebpf, tables::FRONTENDS)?;
         let backends: Array<_, _> = take(ebpf, tables::BACKENDS)?;
         let source_ranges: LpmTrie<_, _, _> = take(ebpf, tables::SOURCE_RANGES)?;
-        let capacity = Room::of_tables(
+        let capacity = EntryCounts::of_tables(
             size(tables::FRONTENDS, frontends.map())?,
             size(tables::SLOTS, &slots)?,
             backends.len(),
@@ -69,7 +69,7 @@ impl ServiceTables {
 }
 
 impl Tables for ServiceTables {
-    fn capacity(&self) -> Room {
+    fn capacity(&self) -> EntryCounts {
         self.capacity
     }
 

@@ -263,8 +263,8 @@ impl Policies {
     /// Brings the desired tables up to date. Returns whether they may have changed.
     ///
     /// They also contain what packets may meet while the tables are written, if that is done in this order: additions
-    /// to [`Desired::rules`], then the ports, peers and blocks, then the subjects. A packet that is judged in between
-    /// gets the old or the new verdict. Afterwards call [`Self::written`].
+    /// to [`Desired::rules`], then the ports, peers and blocks, then the subjects. A packet in between gets the old or
+    /// the new verdict. Afterwards call [`Self::written`].
     pub fn update(&mut self) -> bool {
         let dirty = self.pods.take_dirty();
         let changed = std::mem::take(&mut self.changed);
@@ -277,7 +277,7 @@ impl Policies {
         any
     }
 
-    /// Takes out of the desired tables what only packets needed that were judged while the tables were written. The
+    /// Takes out of the desired tables what only packets needed that were evaluated while the tables were written. The
     /// sets in `held` stay, whose subjects do. Returns whether anything has changed, so that the tables must be written
     /// again.
     pub fn written(&mut self, held: &BTreeSet<u32>) -> bool {

@@ -4,8 +4,8 @@
 use podnet_common::layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, SourceRange};
 
 use crate::compile::{BackendId, Segment};
+use crate::entry_counts::EntryCounts;
 use crate::mirror::TableError;
-use crate::room::Room;
 
 /// Remedies for each full table.
 pub(super) const FEWER: &str = "raise frontendsMax in the daemon's configuration, or remove services or endpoints";
@@ -27,7 +27,7 @@ pub type KeepAffinity<'a> = dyn Fn(&AffinityKey, &Affinity) -> bool + 'a;
 /// The tables. A failed operation has no effect unless stated otherwise; each is visible to readers when it returns.
 pub trait Tables {
     /// Sizes of the tables, in entries.
-    fn capacity(&self) -> Room;
+    fn capacity(&self) -> EntryCounts;
 
     /// All frontends.
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError>;

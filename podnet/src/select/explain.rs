@@ -14,12 +14,12 @@ use super::rule::{Fate, Targets};
 use super::select;
 use super::settings::Settings;
 use super::view::View;
+use crate::entry_counts::Share;
 use crate::frontend::{FrontendAddr, FrontendKind, IfNone, SourceMode};
 use crate::guard::Guard;
 use crate::model::{
     Condition, Endpoint, EndpointSlice, Ignored, ObjectName, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
 };
-use crate::room::Share;
 
 /// A service as seen by this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,7 +181,7 @@ fn choices(
     let others = others(port, v4, targets);
     let choice = |clients, traffic_policy| {
         let rule = view.rule(traffic_policy);
-        let judged = view.candidates.iter().map(|candidate| ExplainedEndpoint {
+        let evaluated = view.candidates.iter().map(|candidate| ExplainedEndpoint {
             address: candidate.at.ip(),
             port: Some(candidate.at.port()),
             node: candidate.placement.node.as_deref().map(Into::into),
@@ -194,7 +194,7 @@ fn choices(
             clients,
             traffic_policy,
             if_none: backends.list.is_empty().then_some(backends.if_none),
-            endpoints: judged.chain(others.iter().cloned()).collect(),
+            endpoints: evaluated.chain(others.iter().cloned()).collect(),
         }
     };
     let policies = policies(service, kind);

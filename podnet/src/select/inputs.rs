@@ -7,9 +7,9 @@ use super::{
     settings::Settings,
 };
 use crate::{
+    entry_counts::Share,
     guard::Guard,
     model::{EndpointSlice, ObjectName, Service},
-    room::Share,
 };
 
 /// The inputs of [`select`](super::select()), shared, so that they can be explained while the control plane goes on.

@@ -9,9 +9,9 @@ use foldhash::HashSet;
 
 use super::places::Policies;
 use super::selection::Beyond;
+use crate::entry_counts::{Bound, EntryCounts, Share};
 use crate::frontend::{Frontend, FrontendAddr, FrontendKind};
 use crate::model::{Protocol, TrafficPolicy};
-use crate::room::{Bound, Room, Share};
 
 /// Maximum number of endpoints of a service that are examined, counting those of each port separately: the capacity of
 /// `backends`. Examining more would only cost time.
@@ -31,7 +31,7 @@ pub(super) struct Counted {
 /// Entries that a service takes so far.
 pub(super) struct Meter {
     share: Share,
-    takes: Room,
+    takes: EntryCounts,
     addresses: HashSet<IpAddr>,
     backends: HashSet<(SocketAddr, Protocol)>,
     examined: usize,
@@ -50,7 +50,7 @@ impl Meter {
             spread,
             unspread: 0,
             share,
-            takes: Room::default(),
+            takes: EntryCounts::default(),
             addresses: HashSet::default(),
             backends: HashSet::default(),
             examined: 0,
@@ -110,7 +110,7 @@ impl Meter {
         // Frontends with affinity have source ranges per group of clients: `ServiceId::with_affinity`.
         let groups = if frontend.affinity == 0 { 1 } else { 1 + others };
         let ranges = frontend.source_ranges.as_ref().filter(|_| !std::mem::replace(&mut then.ranges, true));
-        let takes = self.takes.plus(Room {
+        let takes = self.takes.plus(EntryCounts {
             frontends: 1 + others + u32::from(address),
             slots: lists.iter().map(|list| count(list.len())).sum(),
             backends: count(backends.len()),
@@ -126,7 +126,7 @@ impl Meter {
         if frontend.here.is_some() && !frontend.backends.list.is_empty() {
             frontend.spread = *then.spread.get_or_insert_with(|| {
                 let slots = self.takes.spread.saturating_add(self.spread);
-                let fits = slots <= self.share.room().spread;
+                let fits = slots <= self.share.limit().spread;
                 self.takes.spread = if fits { slots } else { self.takes.spread };
                 self.unspread += usize::from(!fits);
                 fits
@@ -139,7 +139,7 @@ impl Meter {
     }
 
     /// Entries that all admitted frontends take.
-    pub(super) fn takes(&self) -> Room {
+    pub(super) fn takes(&self) -> EntryCounts {
         self.takes
     }
 

@@ -5,7 +5,7 @@
 //! Service ── its frontends ──┐
 //! slices ─── candidates ─────┴─ rule (Cluster or Local) ──→ fate of each candidate ──→ select(), explain()
 //! ```
-//! A service has a share of the tables, enforced by `meter`. [`select()`] and [`explain()`] use the same judgement, so
+//! A service has a share of the tables, enforced by `meter`. [`select()`] and [`explain()`] use the same evaluation, so
 //! explanations always agree with the tables.
 
 mod explain;
@@ -30,10 +30,10 @@ pub use rule::Fate;
 pub use selection::{Beyond, Selection};
 pub use settings::Settings;
 
+use crate::entry_counts::Share;
 use crate::frontend::{Frontend, FrontendAddr, FrontendKind, ServicePortName, SourceMode};
 use crate::guard::Guard;
 use crate::model::{EndpointSlice, ObjectName, Service};
-use crate::room::Share;
 use meter::Meter;
 use places::{addresses, places, policies, source, source_ranges};
 use rule::Targets;

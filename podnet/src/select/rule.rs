@@ -1,4 +1,4 @@
-//! Judgement of one endpoint: by its conditions, its location and its hints.
+//! Evaluation of one endpoint: by its conditions, its location and its hints.
 //!
 //! The results equal those of `CategorizeEndpoints` in pkg/proxy/topology.go of Kubernetes: KEP-1669 (terminating
 //! endpoints), KEP-2086 (internalTrafficPolicy), KEP-4444 and KEP-3015 (traffic distribution).

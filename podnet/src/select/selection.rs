@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use crate::entry_counts::{Bound, EntryCounts};
 use crate::frontend::{Frontend, FrontendAddr};
-use crate::room::{Bound, Room};
 
 /// Result of the selection for a service on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct Selection {
     /// the first of ClusterIP, load balancer IP, external IP.
     pub frontends: Vec<Frontend>,
     /// Table entries that they take.
-    pub takes: Room,
+    pub takes: EntryCounts,
     /// Frontends without room.
     pub beyond: Option<Beyond>,
     /// Number of backend lists that lack a Maglev table for want of room.

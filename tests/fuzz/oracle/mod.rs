@@ -81,8 +81,8 @@ pub fn check(world: &World, o: &Outcome<'_>, state: &mut State) {
                 // A packet that cannot be parsed completely cannot be checked either, so it must not pass where sources
                 // are checked.
                 let ip = matches!(o.input.get(12..14), Some([8, 0] | [0x86, 0xdd]));
-                let judged = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::UplinkXdp);
-                assert!(!(ip && judged), "{o}an IP packet has passed unread");
+                let evaluated = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::UplinkXdp);
+                assert!(!(ip && evaluated), "{o}an IP packet has passed unread");
             }
         },
     }

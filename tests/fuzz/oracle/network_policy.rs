@@ -30,9 +30,9 @@ pub fn check_flow(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) 
     };
     let own = o.entry.hook == Hook::FromHost && link_local;
     let hook = matches!(o.entry.hook, Hook::FromPod | Hook::FromUplink | Hook::FromHost | Hook::ToPod) && !own;
-    let judged = hook && entry.flags & CtEntry::ONE_WAY == 0;
+    let evaluated = hook && entry.flags & CtEntry::ONE_WAY == 0;
     let node = |addr: &Addr| world.kind(addr) == Some(NetworkKind::LocalNode);
-    if !judged || t.config.flags & Config::POLICY == 0 || node(&key.src) {
+    if !evaluated || t.config.flags & Config::POLICY == 0 || node(&key.src) {
         return;
     }
     let exempt = key.src == entry.dst || node(&entry.dst);

@@ -167,8 +167,8 @@ fn from_stack(world: &World, o: &Outcome<'_>, key: &Tuple, entry: &CtEntry) {
     let silent = key.proto == Proto::UDP || key.proto == Proto::SCTP;
     let own = world.kind(&key.src) == Some(NetworkKind::LocalNode);
     let answers = o.before.conntrack.borrow().contains_key(&key.reversed());
-    let judged = network_policy::begins_at_pod(world, o, key);
-    assert!(egress && (service && silent && own || judged) && !answers, "{o}no flow begins there: {entry:?}");
+    let evaluated = network_policy::begins_at_pod(world, o, key);
+    assert!(egress && (service && silent && own || evaluated) && !answers, "{o}no flow begins there: {entry:?}");
     assert!((entry.dst, entry.dport) == (key.dst, key.dport), "{o}nothing of it is to be translated: {entry:?}");
     port(o, key, entry);
 }

@@ -227,10 +227,10 @@ fn frontend(t: &HostTables, o: &Outcome, proto: Proto) -> Option<Frontend> {
 /// Whether the service can be resolved in the socket hooks.
 fn at_socket(t: &HostTables, o: &Outcome, service: &Frontend) -> bool {
     let has = |flag: u16| service.flags & flag != 0;
-    let judged = has(Frontend::SOURCE_RANGES) || service.affinity != 0;
+    let evaluated = has(Frontend::SOURCE_RANGES) || service.affinity != 0;
     let nat = has(Frontend::SNAT) && of_pod(t, o) && service.slot_count != 0;
     let dropped = has(Frontend::DROP) && service.slot_count == 0;
-    !judged && !nat && !dropped
+    !evaluated && !nat && !dropped
 }
 
 fn backends(t: &HostTables, service: &Frontend) -> BTreeSet<(Addr, Port)> {

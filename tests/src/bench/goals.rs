@@ -45,7 +45,7 @@ impl Goal {
         Self { aim: Some(aim), ..self }
     }
 
-    fn judge(&self, results: &Results) -> Option<Verdict> {
+    fn evaluate(&self, results: &Results) -> Option<Verdict> {
         let series = results.get(&self.name)?;
         let (estimate, enough) = match &self.baseline {
             Some(baseline) => (results.ratio(&self.name, baseline)?, ENOUGH_PAIRS),
@@ -62,14 +62,14 @@ impl Goal {
         if let Some(aim) = self.aim {
             goal.push_str(&format!(" (aim {aim})"));
         }
-        let outcome = self.bound.judge(&estimate, enough);
+        let outcome = self.bound.evaluate(&estimate, enough);
         Some(Verdict { goal, name: self.name.clone(), estimate, bound: self.bound, enough, outcome })
     }
 }
 
-/// Judges every goal whose rows were measured.
-pub fn judge(results: &Results) -> Vec<Verdict> {
-    goals().iter().filter_map(|g| g.judge(results)).collect()
+/// Evaluates every goal whose rows were measured.
+pub fn evaluate(results: &Results) -> Vec<Verdict> {
+    goals().iter().filter_map(|g| g.evaluate(results)).collect()
 }
 
 fn goals() -> Vec<Goal> {
@@ -183,12 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn only_measured_goals_are_judged() {
+    fn only_measured_goals_are_evaluated() {
         let mut results = Results::default();
         results.push(series("ns_per_packet/flows/100_of_100000", vec![20.0; 24]));
-        assert!(judge(&results).is_empty(), "there is no baseline yet");
+        assert!(evaluate(&results).is_empty(), "there is no baseline yet");
         results.push(series("ns_per_packet/flows/100_of_100", vec![20.0; 24]));
-        let verdicts = judge(&results);
+        let verdicts = evaluate(&results);
         assert_eq!(verdicts.len(), 1);
         assert_eq!(
             verdicts[0].goal,
@@ -198,10 +198,10 @@ mod tests {
     }
 
     #[test]
-    fn values_without_baseline_are_judged() {
+    fn values_without_baseline_are_evaluated() {
         let mut results = Results::default();
         results.push(series("control/endpoint_change_ms", vec![7.0; 8]));
-        let verdicts = judge(&results);
+        let verdicts = evaluate(&results);
         assert_eq!(verdicts[0].goal, "control/endpoint_change_ms: at most 5 ms");
         assert_eq!(verdicts[0].outcome, Outcome::Missed);
     }

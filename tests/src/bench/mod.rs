@@ -73,7 +73,7 @@ pub fn run(options: &Options) -> Result<()> {
         measured?;
         bail!("no row's name contains {:?}: see the table in docs/benchmarks", options.filter.as_deref().unwrap_or(""));
     }
-    let verdicts = goals::judge(&results);
+    let verdicts = goals::evaluate(&results);
     let machine = report::machine();
     results.write(&options.out, options.json.as_deref(), &verdicts, &machine)?;
     println!("{}", results.markdown(&verdicts, &machine, &[]));

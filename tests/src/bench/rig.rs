@@ -201,7 +201,7 @@ impl Rig {
             hurry: Default::default(),
             pods: Box::new(move || Ok(pods.clone())),
             node: Default::default(),
-            judged: Default::default(),
+            evaluated: Default::default(),
         })
     }
 

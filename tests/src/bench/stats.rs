@@ -8,9 +8,9 @@
 
 use serde::Serialize;
 
-/// Minimum number of pairs for judging a ratio.
+/// Minimum number of pairs for evaluating a ratio.
 pub const ENOUGH_PAIRS: usize = 20;
-/// Minimum number of samples for judging a value: from six on, a 95 % interval exists.
+/// Minimum number of samples for evaluating a value: from six on, a 95 % interval exists.
 pub const ENOUGH_VALUES: usize = 6;
 
 /// A median with its 95 % interval.
@@ -48,8 +48,8 @@ pub enum Bound {
 }
 
 impl Bound {
-    /// Judges an estimate. Fewer than `enough` samples are always inconclusive.
-    pub fn judge(self, estimate: &Estimate, enough: usize) -> Outcome {
+    /// Evaluates an estimate. Fewer than `enough` samples are always inconclusive.
+    pub fn evaluate(self, estimate: &Estimate, enough: usize) -> Outcome {
         if estimate.samples < enough {
             return Outcome::Inconclusive;
         }
@@ -66,7 +66,7 @@ impl Bound {
 }
 
 /// The median and its interval; `None` without samples. With fewer than six samples the interval is the range, which
-/// contains the true median with a probability below 95 %; [`Bound::judge`] does not decide on so few.
+/// contains the true median with a probability below 95 %; [`Bound::evaluate`] does not decide on so few.
 pub fn estimate(samples: &[f64]) -> Option<Estimate> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -161,15 +161,15 @@ mod tests {
     }
 
     #[test]
-    fn goals_are_judged_by_the_whole_interval() {
+    fn goals_are_evaluated_by_the_whole_interval() {
         let e = |low, high, samples| Estimate { median: (low + high) / 2.0, low, high, samples };
-        assert_eq!(Bound::AtLeast(0.97).judge(&e(0.975, 0.99, 20), ENOUGH_PAIRS), Outcome::Reached);
-        assert_eq!(Bound::AtLeast(0.97).judge(&e(0.90, 0.96, 20), ENOUGH_PAIRS), Outcome::Missed);
-        assert_eq!(Bound::AtLeast(0.97).judge(&e(0.96, 0.99, 20), ENOUGH_PAIRS), Outcome::Inconclusive);
-        assert_eq!(Bound::AtLeast(0.97).judge(&e(0.98, 0.99, 19), ENOUGH_PAIRS), Outcome::Inconclusive);
-        assert_eq!(Bound::AtMost(2.0).judge(&e(1.5, 1.9, 20), ENOUGH_PAIRS), Outcome::Reached);
-        assert_eq!(Bound::AtMost(2.0).judge(&e(2.1, 2.2, 20), ENOUGH_PAIRS), Outcome::Missed);
-        assert_eq!(Bound::AtMost(2.0).judge(&e(1.9, 2.2, 20), ENOUGH_PAIRS), Outcome::Inconclusive);
+        assert_eq!(Bound::AtLeast(0.97).evaluate(&e(0.975, 0.99, 20), ENOUGH_PAIRS), Outcome::Reached);
+        assert_eq!(Bound::AtLeast(0.97).evaluate(&e(0.90, 0.96, 20), ENOUGH_PAIRS), Outcome::Missed);
+        assert_eq!(Bound::AtLeast(0.97).evaluate(&e(0.96, 0.99, 20), ENOUGH_PAIRS), Outcome::Inconclusive);
+        assert_eq!(Bound::AtLeast(0.97).evaluate(&e(0.98, 0.99, 19), ENOUGH_PAIRS), Outcome::Inconclusive);
+        assert_eq!(Bound::AtMost(2.0).evaluate(&e(1.5, 1.9, 20), ENOUGH_PAIRS), Outcome::Reached);
+        assert_eq!(Bound::AtMost(2.0).evaluate(&e(2.1, 2.2, 20), ENOUGH_PAIRS), Outcome::Missed);
+        assert_eq!(Bound::AtMost(2.0).evaluate(&e(1.9, 2.2, 20), ENOUGH_PAIRS), Outcome::Inconclusive);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(super) const FLOORS: &[Floors] = &[
             &["compile", "policy"],
             &["frontend", "metrics"],
             &["mirror", "model"],
-            &["async_fd", "backoff", "heap", "http", "limit", "prefixes", "room", "yaml"],
+            &["async_fd", "backoff", "heap", "http", "limit", "prefixes", "entry_counts", "yaml"],
         ],
     },
     Floors {

@@ -18,9 +18,9 @@ use super::row::{Entries, Entry, complete, entries, order, row, shares};
 use super::why;
 use crate::compile::{ServiceId, ServiceNames};
 use crate::datapath::inspect::{View, ViewError};
+use crate::entry_counts::EntryCounts;
 use crate::frontend::{FrontendKind, IfNone};
 use crate::model::ObjectName;
-use crate::room::Room;
 use crate::select::Explained;
 use crate::socket::Explanation;
 
@@ -79,8 +79,8 @@ fn kind(service: &Explained, ip: IpAddr) -> Option<FrontendKind> {
 }
 
 /// Sizes of the service tables.
-pub(in crate::cli) fn tables(view: &dyn View) -> Result<Room, ViewError> {
-    Ok(Room::of_tables(
+pub(in crate::cli) fn tables(view: &dyn View) -> Result<EntryCounts, ViewError> {
+    Ok(EntryCounts::of_tables(
         view.capacity(tables::FRONTENDS.into())?,
         view.capacity(tables::SLOTS.into())?,
         view.capacity(tables::BACKENDS.into())?,

@@ -10,8 +10,8 @@ use crate::cli::wanted::{Wanted, WantedError};
 use crate::compile::ServiceId;
 use crate::config::Config;
 use crate::datapath::memory::{MemoryTables, samples::names};
+use crate::entry_counts::EntryCounts;
 use crate::model::ObjectName;
-use crate::room::Room;
 use crate::status::DaemonStatus;
 
 const ETH0: IfIndex = IfIndex(2);
@@ -306,7 +306,7 @@ fn backends_beyond_the_share_are_explained() {
     let (within, note) = explained();
     assert!(note.contains("`frontends` (256 entries, the limit for every Service)"), "{note}");
     assert_eq!(within, 256 - 40, "each of the addresses takes an entry too");
-    let shares = [("default".to_owned(), Room::MAX.with(0, 30))].into();
+    let shares = [("default".to_owned(), EntryCounts::MAX.with(0, 30))].into();
     std::fs::create_dir(&run).unwrap();
     DaemonStatus { shares, ..DaemonStatus::default() }.write(&run).unwrap();
     let (within, note) = explained();

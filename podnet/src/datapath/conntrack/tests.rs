@@ -110,7 +110,7 @@ fn flows_with_a_stale_path_are_removed() {
             (Stale::from([(way, false)]), at_first),
             (Stale::from([(way, true)]), Fate::Stale),
         ] {
-            assert_eq!(judge(&tuple, &entry, &stale, &Pods::default(), &Node::default()), fate, "{stale:?}");
+            assert_eq!(evaluate(&tuple, &entry, &stale, &Pods::default(), &Node::default()), fate, "{stale:?}");
         }
     }
 }
@@ -136,7 +136,7 @@ fn flows_of_unknown_pods_are_found() {
         (Addr::v4(u32::from_ne_bytes([10, 0, 2, 5])), from(gone, 0), Fate::Stays(None)),
     ] {
         let tuple = Tuple { src, ..tuple(Proto::TCP) };
-        assert_eq!(judge(&tuple, &entry, &Stale::new(), &pods, &node), fate, "{src:?} {entry:?}");
+        assert_eq!(evaluate(&tuple, &entry, &Stale::new(), &pods, &node), fate, "{src:?} {entry:?}");
     }
 }
 

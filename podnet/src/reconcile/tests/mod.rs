@@ -233,7 +233,7 @@ impl<'a> Watched<'a> {
 }
 
 impl Tables for Watched<'_> {
-    fn capacity(&self) -> crate::room::Room {
+    fn capacity(&self) -> crate::entry_counts::EntryCounts {
         self.tables.capacity()
     }
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, TableError> {

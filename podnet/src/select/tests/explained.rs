@@ -11,7 +11,7 @@ pub(super) fn agrees(manifests: &Manifests, settings: &Settings) {
         manifests.slices().map(|slice| ("web", slice)),
         settings,
         &Guard::default(),
-        Share::new(Room::MAX),
+        Share::new(EntryCounts::MAX),
     );
     let frontends = manifests.frontends(settings);
     assert_eq!(explained.frontends.len(), frontends.len());
@@ -44,7 +44,7 @@ fn explained(stream: &str) -> Explained {
         manifests.slices().map(|slice| ("web", slice)),
         &settings,
         &Guard::default(),
-        Share::new(Room::MAX),
+        Share::new(EntryCounts::MAX),
     )
 }
 

@@ -12,9 +12,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::*;
+use crate::entry_counts::EntryCounts;
 use crate::frontend::{Backends, IfNone};
 use crate::model::{Kind, Node, Object, SourceIp, TrafficPolicy, raw};
-use crate::room::Room;
 use crate::yaml;
 
 /// The Service of a YAML stream, the slices that belong to it, and the Node named `n1` if there is one.
@@ -53,12 +53,12 @@ impl Manifests {
     }
 
     fn frontends(&self, settings: &Settings) -> Vec<Frontend> {
-        select_within(self, settings, Room::MAX).frontends
+        select_within(self, settings, EntryCounts::MAX).frontends
     }
 }
 
-fn select_within(manifests: &Manifests, settings: &Settings, room: Room) -> Selection {
-    let (guard, share) = (Guard::default(), Share::new(room));
+fn select_within(manifests: &Manifests, settings: &Settings, limit: EntryCounts) -> Selection {
+    let (guard, share) = (Guard::default(), Share::new(limit));
     super::select(&manifests.name, &manifests.service, manifests.slices(), settings, &guard, share)
 }
 

@@ -217,7 +217,7 @@ fn many_ports_and_endpoints_are_not_multiplied() {
             endpoints.join(", ")
         );
     let manifests = Manifests::parse(&stream);
-    let all = Room::of_tables(65_536, 2_097_152, 262_144, 65_536);
+    let all = EntryCounts::of_tables(65_536, 2_097_152, 262_144, 65_536);
     let selection = select_within(&manifests, &manifests.settings(SourceIp::Auto), all);
     assert_eq!((selection.frontends.len(), selection.takes.backends), (262, 0));
     let beyond = selection.beyond.unwrap();
@@ -244,7 +244,7 @@ fn a_service_has_room_for_some_maglev_tables() {
     let manifests = Manifests::parse(&stream);
     let settings = Settings { spread: 16_381, ..manifests.settings(SourceIp::Preserve) };
     let selection =
-        select_within(&manifests, &settings, Room::of_tables(65_536, 2_097_152, 262_144, 65_536).of_service());
+        select_within(&manifests, &settings, EntryCounts::of_tables(65_536, 2_097_152, 262_144, 65_536).of_service());
     let spread = selection.frontends.iter().filter(|frontend| frontend.here.is_some() && frontend.spread).count();
     assert_eq!((selection.frontends.len(), spread, selection.unspread, selection.beyond), (40, 6, 14, None));
 }

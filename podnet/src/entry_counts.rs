@@ -1,11 +1,11 @@
-//! Room in the service tables: entries that a service takes, or may take.
+//! Numbers of entries in the service tables: those that a service takes, and those that it may take.
 
 use serde::{Deserialize, Serialize};
 
 /// Number of entries per table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Room {
+pub struct EntryCounts {
     /// In `frontends`, including entries of whole addresses.
     pub frontends: u32,
     /// In `slots`, except those that Maglev tables take beyond a plain list.
@@ -19,7 +19,7 @@ pub struct Room {
     pub spread: u32,
 }
 
-/// Names of the tables, in the order of [`Room::counts`].
+/// Names of the tables, in the order of [`EntryCounts::counts`].
 pub const TABLES: [&str; 5] = ["frontends", "slots", "backends", "source_ranges", "slots"];
 
 /// Index of `backends` in [`TABLES`].
@@ -28,7 +28,7 @@ pub const BACKENDS: usize = 2;
 /// Entries of each table that a Service may take in any case, if the table is that large.
 const LEAST: u32 = 256;
 
-impl Room {
+impl EntryCounts {
     /// More than the capacity of any table.
     pub const MAX: Self = Self::of_counts([u32::MAX; 5]);
 
@@ -42,12 +42,12 @@ impl Room {
         Self { frontends, slots, backends, source_ranges, spread }
     }
 
-    /// Room of tables with these capacities.
+    /// Capacities of all tables.
     pub const fn of_tables(frontends: u32, slots: u32, backends: u32, source_ranges: u32) -> Self {
         Self { frontends, slots, backends, source_ranges, spread: slots / 4 * 3 }
     }
 
-    /// Room that a Service may take of tables with these capacities: a sixteenth, and more of small tables.
+    /// Entries that a Service may take of tables with these capacities: a sixteenth, and more of small tables.
     pub fn of_service(self) -> Self {
         Self::of_counts(self.counts().map(|size| (size / 16).max(size.min(LEAST))))
     }
@@ -76,9 +76,9 @@ impl Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Independent of other services.
-    of_service: Room,
+    of_service: EntryCounts,
     /// Currently.
-    room: Room,
+    limit: EntryCounts,
 }
 
 /// Bound of a share for one table.
@@ -95,22 +95,22 @@ pub struct Bound {
 
 impl Share {
     /// The share of any Service.
-    pub const fn new(of_service: Room) -> Self {
-        Self { of_service, room: of_service }
+    pub const fn new(of_service: EntryCounts) -> Self {
+        Self { of_service, limit: of_service }
     }
 
     /// The same, currently limited to this.
-    pub fn within(self, limit: Option<Room>) -> Self {
-        Self { room: limit.map_or(self.room, |limit| self.room.min(limit)), ..self }
+    pub fn within(self, limit: Option<EntryCounts>) -> Self {
+        Self { limit: limit.map_or(self.limit, |limit| self.limit.min(limit)), ..self }
     }
 
     /// Entries that may currently be taken.
-    pub const fn room(self) -> Room {
-        self.room
+    pub const fn limit(self) -> EntryCounts {
+        self.limit
     }
 
     /// The first bound exceeded by these entries.
-    pub fn exceeded_by(self, takes: Room) -> Option<Bound> {
+    pub fn exceeded_by(self, takes: EntryCounts) -> Option<Bound> {
         let takes = takes.counts();
         (0..TABLES.len())
             .map(|i| (takes[i], self.bound(i)))
@@ -124,7 +124,7 @@ impl Share {
     }
 
     fn bound(self, table: usize) -> Bound {
-        let (most, always) = (self.room.counts()[table], self.of_service.counts()[table]);
+        let (most, always) = (self.limit.counts()[table], self.of_service.counts()[table]);
         Bound { table: TABLES[table], most, scarce: most < always }
     }
 }
