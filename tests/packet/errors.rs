@@ -20,7 +20,7 @@ use crate::{
 
 /// ICMP error that quotes a packet: its IP header and `quote` bytes behind it. Type and code mean "packet too big" and
 /// similar; the MTU must be preserved.
-fn error(src: IpAddr, dst: IpAddr, about: &Frame, quote: usize) -> Frame {
+pub fn error(src: IpAddr, dst: IpAddr, about: &Frame, quote: usize) -> Frame {
     let ip = if src.is_ipv4() { 20 } else { 40 };
     let quoted = about.bytes()[14..14 + ip + quote].to_vec();
     let (protocol, kind) = if src.is_ipv4() { (1, [3, 4]) } else { (58, [2, 0]) };

@@ -18,6 +18,7 @@ mod multiple_uplinks;
 mod new_subjects;
 mod opening;
 mod policy;
+mod policy_errors;
 mod policy_from_stack;
 mod removal;
 mod shares;

@@ -92,6 +92,15 @@ pub fn leaves(both: &Both, frame: &Frame, expected: FinalVerdict) -> Result<()> 
     Ok(())
 }
 
+/// Marks the halves of flows that are denied by now, of which there are this many.
+pub fn deny(both: &mut Both, keys: &[Tuple], newly: u32) -> Result<()> {
+    let data = frames_of_keys(keys).map(|data| HostPacket { data, ifindex: HERE });
+    let on_host: u32 = data.map(|frame| removal::deny(&frame, &both.host)).sum();
+    let in_kernel = both.kernel.deny(keys)?;
+    ensure!((on_host, in_kernel) == (newly, newly), "host {on_host}, kernel {in_kernel}");
+    Ok(())
+}
+
 /// Runs a test with both pods of the node and these policies.
 pub fn with(
     policies: impl Fn(&mut HostTables, &Addresses) + Copy + Send + 'static,
@@ -226,18 +235,11 @@ fn flows_that_are_denied_by_now_carry_nothing_until_they_are_allowed_again() {
             let (mut requests, answers) = frames(a.remote);
             let opening = requests.next().into_iter();
             let keys: Vec<_> = both.kernel.conntrack()?.into_keys().collect();
-            let deny = |both: &mut Both, newly: u32| {
-                let data = frames_of_keys(&keys).map(|data| HostPacket { data, ifindex: HERE });
-                let on_host: u32 = data.map(|frame| removal::deny(&frame, &both.host)).sum();
-                let in_kernel = both.kernel.deny(&keys)?;
-                ensure!((on_host, in_kernel) == (newly, newly), "host {on_host}, kernel {in_kernel}");
-                anyhow::Ok(())
-            };
-            deny(both, 0)?;
+            deny(both, &keys, 0)?;
             both.host.policy_peers.remove(&a.remote.into());
             both.kernel.set_policy_peer(a.remote.into(), None)?;
-            deny(both, 6)?;
-            deny(both, 0)?;
+            deny(both, &keys, 6)?;
+            deny(both, &keys, 0)?;
             for frame in opening.chain(requests.clone()).chain(answers.clone()) {
                 denied(both, a, frame, Reason::PolicyIngress)?;
             }
