@@ -1,9 +1,9 @@
-//! Whole clusters: the compiled tables, looked up as the datapath does, against an evaluator of the objects.
+//! Whole clusters: the compiled tables, evaluated by the pipeline's code, against an evaluator of the objects.
 
 mod cases;
 mod cluster_cases;
-mod lookup;
 mod oracle;
+mod pipeline;
 mod random;
 mod steps;
 
@@ -17,7 +17,7 @@ use crate::model::{
     Action, ClusterNetworkPolicy, ClusterRule, LabelCondition, Labels, LeftOut, NamedPort, Namespace, NetworkPolicy,
     Node, ObjectName, Pod, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Protocol, Requirement, Selector, Tier,
 };
-use lookup::allows;
+use pipeline::{Pipeline, allows};
 
 /// The node whose tables are compiled.
 const NODE: &str = "n1";

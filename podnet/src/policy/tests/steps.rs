@@ -94,8 +94,9 @@ proptest! {
                 continue;
             }
             policies.update();
+            let mut pipeline = Pipeline::new(policies.desired());
             for question in &questions {
-                prop_assert_eq!(allows(policies.desired(), question), cluster.allows(question), "{:?}", question);
+                prop_assert_eq!(pipeline.allows(question), cluster.allows(question), "{:?}", question);
             }
             if then == 2 {
                 policies.written(&BTreeSet::new());
@@ -105,10 +106,10 @@ proptest! {
         (0..4).for_each(|_| _ = policies.written(&BTreeSet::new()));
         prop_assert!(!policies.written(&BTreeSet::new()), "nothing is left to be taken out");
         let fresh = cluster.compile();
-        for question in &questions {
-            let verdict = cluster.allows(question);
-            prop_assert_eq!(allows(policies.desired(), question), verdict, "{:?}", question);
-            prop_assert_eq!(allows(fresh.desired(), question), verdict, "{:?}", question);
+        for mut pipeline in [&policies, &fresh].map(|policies| Pipeline::new(policies.desired())) {
+            for question in &questions {
+                prop_assert_eq!(pipeline.allows(question), cluster.allows(question), "{:?}", question);
+            }
         }
         let size = |of: &Policies| {
             let Desired { subjects, peers, blocks, .. } = of.desired();
@@ -123,8 +124,9 @@ proptest! {
             cluster.fill(&mut next);
             next.adopt_ids(held);
             prop_assert!(!is_kept || next.desired() == held);
+            let mut pipeline = Pipeline::new(next.desired());
             for question in &questions {
-                prop_assert_eq!(allows(next.desired(), question), cluster.allows(question), "{:?}", question);
+                prop_assert_eq!(pipeline.allows(question), cluster.allows(question), "{:?}", question);
             }
         }
     }
@@ -146,16 +148,18 @@ proptest! {
             && before.namespaces == cluster.namespaces
             && before.nodes == cluster.nodes;
         for state in between(&old, &new) {
+            let mut pipeline = Pipeline::new(&state);
             for question in questions.iter().filter(|_| unchanged) {
-                let verdict = allows(&state, question);
+                let verdict = pipeline.allows(question);
                 let right = [before.allows(question), cluster.allows(question)];
                 prop_assert!(right.contains(&verdict), "{:?}", question);
             }
         }
         while policies.written(&BTreeSet::new()) {
             for state in between(&new, policies.desired()) {
+                let mut pipeline = Pipeline::new(&state);
                 for question in &questions {
-                    prop_assert_eq!(allows(&state, question), cluster.allows(question), "{:?}", question);
+                    prop_assert_eq!(pipeline.allows(question), cluster.allows(question), "{:?}", question);
                 }
             }
             new = policies.desired().clone();
