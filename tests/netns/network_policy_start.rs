@@ -2,14 +2,17 @@
 //! may get.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, ensure};
 use ipnetwork::IpNetwork;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
+use podnet_cni::node_info::NodeInfo;
 use podnet_tests::cases;
 use podnet_tests::lab::policed::{PORT, Site, announced, app, is_denied, policy, reaches};
 use podnet_tests::lab::{Lab, Node, Pod, eventually, manifest, wait_until};
@@ -58,9 +61,12 @@ fn a_pod_that_starts_after_a_boot_is_closed() -> Result<()> {
     let lab = Lab::builder().daemons(false).build()?;
     let closed = policy("closed", "late", json!({"policyTypes": ["Ingress"]}));
     lab.apply("network-policies", &manifest::yaml(&[closed]))?;
-    lab.nodes().iter().try_for_each(|node| node.start_daemon())?;
     let [node, other] = [lab.node(0), lab.node(1)];
+    let first = first_published(node)?;
+    lab.nodes().iter().try_for_each(|node| node.start_daemon())?;
     published(node, true)?;
+    let (info, applied) = first.join().expect("reading does not panic")?;
+    ensure!(info.policed.contains("default") && applied, "policies are not in effect at first: {applied}, {info:?}");
     node.kill_daemon()?;
     let pods = [announced("late", node, "late"), announced("client", other, "client")];
     lab.apply("pods", &manifest::yaml(&pods))?;
@@ -181,6 +187,21 @@ fn published(node: &Node, policed: bool) -> Result<()> {
         ensure!((info["policed"] == json!(["default"])) == policed, "{info}");
         Ok(())
     })
+}
+
+/// What the plugin is told first by the daemon that is started next, and whether policies are applied then. Both may
+/// change within milliseconds.
+fn first_published(node: &Arc<Node>) -> Result<JoinHandle<Result<(NodeInfo, bool)>>> {
+    let (node, directory) = (node.clone(), node.run_dir());
+    fs::create_dir_all(&directory)?;
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+    inotify.add_watch(&directory, AddWatchFlags::IN_MOVED_TO)?;
+    let is_published = |event: &InotifyEvent| event.name.as_deref() == Some(OsStr::new("node.json"));
+    Ok(thread::spawn(move || {
+        while !inotify.read_events()?.iter().any(is_published) {}
+        let applied = node.applies_policies()?;
+        Ok((NodeInfo::read(&directory)?, applied))
+    }))
 }
 
 /// Starts the pods, several at once.

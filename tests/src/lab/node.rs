@@ -17,8 +17,8 @@ use ipnetwork::IpNetwork;
 use nix::sys::signal::Signal;
 use podnet::config::Config;
 use podnet::status::DaemonStatus;
-use podnet_cni::datapath::PinDir;
-use podnet_common::tables;
+use podnet_cni::datapath::{PinDir, Plain};
+use podnet_common::{layout, tables};
 use serde_json::Value;
 
 use super::binaries::Binaries;
@@ -212,6 +212,13 @@ impl Node {
             origins.set(programs, 0, 0)?;
         }
         Ok(())
+    }
+
+    /// Whether the programs apply network policies ([`layout::Config::POLICY`]).
+    pub fn applies_policies(&self) -> Result<bool> {
+        let table = MapData::from_pin(PinDir::new(&self.bpffs()).table(tables::CONFIG))?;
+        let config: Array<MapData, Plain<layout::Config>> = Map::Array(table).try_into()?;
+        Ok(config.get(&0, 0)?.0.flags & layout::Config::POLICY != 0)
     }
 
     /// Path of the node's BPF file system outside its mount namespace.
