@@ -199,7 +199,7 @@ impl<K, V> From<TableOf<K, V>> for Table {
 }
 
 /// Tables that fill up as a cluster grows. Commands and metrics show their usage.
-pub const SIZED: [Table; 8] = [
+pub const SIZED: [Table; 12] = [
     FRONTENDS.table,
     SLOTS.table,
     BACKENDS.table,
@@ -208,6 +208,10 @@ pub const SIZED: [Table; 8] = [
     NODES.table,
     SOURCE_RANGES.table,
     AFFINITY.table,
+    SUBJECTS.table,
+    POLICY_PEERS.table,
+    POLICY_BLOCKS.table,
+    POLICY_RULES.table,
 ];
 
 /// Calls a macro with all tables, each as `NAME: Kind<Key, Value>[capacity] Class version;`. Type names are those of

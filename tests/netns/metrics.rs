@@ -38,6 +38,7 @@ fn metrics() -> Result<()> {
         endpoint_changes_are_counted_once,
         plugin_calls_are_counted_by_code,
         tables_and_objects_are_counted,
+        tables_of_policies_are_counted,
         api_connection_is_measured,
         restart_counts_nothing_twice,
         occupied_port_is_reported_and_not_fatal,
@@ -229,6 +230,30 @@ fn tables_and_objects_are_counted(site: &Site) -> Result<()> {
     ensure!(now.get("podnet_pods") == 1.0 && now.get("podnet_node_ready") == 1.0 && now.get("podnet_synced") == 1.0);
     ensure!(now.get("process_resident_memory_bytes") > 1e6 && now.get("process_open_fds") > 10.0);
     service.delete(&site.lab)
+}
+
+fn tables_of_policies_are_counted(site: &Site) -> Result<()> {
+    let (node, api) = (site.lab.node(0), site.lab.api());
+    let peers = json!([{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}, {"podSelector": {}}]}]);
+    let open = policy("open", "client", json!({"policyTypes": ["Egress"], "egress": peers}));
+    let client = object(&site.pod, "client");
+    let counted = |are_used: bool| {
+        eventually("the metrics have the counts of the tables", || {
+            let (now, status) = (scrape(node)?, node.podnet_json(&["status"])?);
+            let tables = status["datapath"]["tables"].as_array().context("no tables")?;
+            for table in ["subjects", "policy_peers", "policy_blocks", "policy_rules"] {
+                let entries = now.get(&format!("podnet_table_entries{{table=\"{table}\"}}"));
+                let row = tables.iter().find(|row| row["table"] == table).context("a table is missing")?;
+                ensure!((entries > 0.0) == are_used && row["entries"].as_f64() == Some(entries), "{entries}, {row}");
+            }
+            Ok(())
+        })
+    };
+    counted(false)?;
+    [&client, &open].into_iter().for_each(|object| api.apply(object.clone()));
+    counted(true)?;
+    [&open, &client].into_iter().for_each(|object| api.delete(object));
+    counted(false)
 }
 
 fn api_connection_is_measured(site: &Site) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Network policies: the room of NetworkPolicies, Namespaces and Pods, and the tables that they are written to.
 
 mod attached;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -248,6 +248,10 @@ fn metrics(datapath: &Datapath) -> Metrics {
         (tables::NODES.table(), tables::NODES.capacity()),
         (tables::SOURCE_RANGES.table(), capacity.source_ranges as usize),
         (tables::AFFINITY.table(), tables::AFFINITY.capacity()),
+        (tables::SUBJECTS.table(), tables::SUBJECTS.capacity()),
+        (tables::POLICY_PEERS.table(), tables::POLICY_PEERS.capacity()),
+        (tables::POLICY_BLOCKS.table(), tables::POLICY_BLOCKS.capacity()),
+        (tables::POLICY_RULES.table(), tables::POLICY_RULES.capacity()),
     ] {
         metrics.fills.set_capacity(table, size);
     }

@@ -56,6 +56,9 @@ impl Daemon {
         let writes = policies.writes();
         let problem = policies.sync(self.datapath.policy_tables()).err().map(|error| error.to_string());
         let changed = policies.writes() != writes;
+        for (table, entries) in policies.usage() {
+            self.metrics.fills.set_entries(table, entries);
+        }
         if let Some(problem) = problem.as_ref().filter(|problem| self.policies.problem.as_ref() != Some(problem)) {
             warn!(
                 "{problem}; retrying: pods keep their former network policies, and newly isolated ones are closed to \

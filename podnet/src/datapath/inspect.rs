@@ -90,6 +90,9 @@ pub trait View {
     /// Number of the running generation of programs.
     fn generation(&self) -> Result<u32, ViewError>;
 
+    /// Number of entries of a hash table or a trie.
+    fn count(&self, table: Table) -> Result<u64, ViewError>;
+
     /// Capacity of a table in entries.
     fn capacity(&self, table: Table) -> Result<u32, ViewError>;
 

@@ -339,6 +339,10 @@ impl View for MemoryTables {
         Ok(1)
     }
 
+    fn count(&self, table: Table) -> Result<u64, ViewError> {
+        Ok(self.policy_entries(table) as u64)
+    }
+
     fn capacity(&self, table: Table) -> Result<u32, ViewError> {
         let capacity = Tables::capacity(self);
         Ok(match table {

@@ -43,7 +43,7 @@ pub use hooks::{HookState, UplinkHook, UplinkState};
 pub use load_error::LoadError;
 pub use loader::{Loaded, Opened};
 pub use node_tables::{NODES_ADVICE, NodeTables};
-pub use policy_tables::PolicyTables;
+pub use policy_tables::{POLICIES_ADVICE, PolicyTables};
 pub use service_tables::ServiceTables;
 pub use sizes::Sizes;
 

@@ -46,11 +46,14 @@ impl PolicyTables {
     }
 }
 
-/// The error of a write to a full table; `None` for other errors. All sizes are fixed.
+/// Remedy if a table is full. All sizes are fixed.
+pub const POLICIES_ADVICE: &str =
+    "its size is fixed: use fewer or simpler network policies, or fewer pods as their peers";
+
+/// The error of a write to a full table; `None` for other errors.
 fn full(table: Table, errno: Option<i32>) -> Option<TableError> {
-    let advice = "its size is fixed: use fewer or simpler network policies, or fewer pods as their peers";
     let full = matches!(errno, Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM));
-    full.then(|| TableError::Full { table: table.name(), advice })
+    full.then(|| TableError::Full { table: table.name(), advice: POLICIES_ADVICE })
 }
 
 fn written(table: Table) -> impl Fn(MapError) -> TableError {

@@ -169,6 +169,14 @@ impl View for PinnedView {
         self.generation.get(0)
     }
 
+    fn count(&self, table: Table) -> Result<u64, ViewError> {
+        let (map, mut entries) = (open_table(&self.pins, table)?, 0);
+        let info = map.info().map_err(failed(table))?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        batch::for_each_bytes(map.fd().as_fd(), sizes, |_, _| entries += 1).map_err(failed(table))?;
+        Ok(entries)
+    }
+
     fn capacity(&self, table: Table) -> Result<u32, ViewError> {
         Ok(open_table(&self.pins, table)?.info().map_err(failed(table))?.max_entries())
     }

@@ -135,6 +135,10 @@ fn datapath(view: &dyn View) -> Result<Datapath, ViewError> {
         (tables::NODES.table(), networks.len() as u64),
         (tables::SOURCE_RANGES.table(), view.source_ranges()?.len() as u64),
         (tables::AFFINITY.table(), view.affinity()?.len() as u64),
+        (tables::SUBJECTS.table(), view.count(tables::SUBJECTS.table())?),
+        (tables::POLICY_PEERS.table(), view.count(tables::POLICY_PEERS.table())?),
+        (tables::POLICY_BLOCKS.table(), view.count(tables::POLICY_BLOCKS.table())?),
+        (tables::POLICY_RULES.table(), view.count(tables::POLICY_RULES.table())?),
     ];
     let fill = |(table, entries)| {
         Ok(Fill { table, version: table.version(), entries, capacity: u64::from(view.capacity(table)?) })

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use crate::cli::drops::DropRow;
 use crate::cli::nat::PortUse;
 use crate::cli::output::duration;
-use crate::datapath::NODES_ADVICE;
+use crate::datapath::{NODES_ADVICE, POLICIES_ADVICE};
 use crate::host::firewall::Report;
 use crate::host::settings::Deviation;
 use crate::status::{DaemonStatus, UnixTime};
@@ -146,6 +146,10 @@ const ADVICE: [(Table, &str); SIZED.len()] = [
     (tables::SLOTS.table(), FEWER_SERVICES),
     (tables::BACKENDS.table(), FEWER_SERVICES),
     (tables::AFFINITY.table(), "the kernel evicts the least recently used clients"),
+    (tables::SUBJECTS.table(), POLICIES_ADVICE),
+    (tables::POLICY_PEERS.table(), POLICIES_ADVICE),
+    (tables::POLICY_BLOCKS.table(), POLICIES_ADVICE),
+    (tables::POLICY_RULES.table(), POLICIES_ADVICE),
 ];
 
 const FEWER_SERVICES: &str = "raise frontendsMax in the daemon's configuration, or remove services or endpoints";

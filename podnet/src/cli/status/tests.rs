@@ -111,15 +111,13 @@ endpoints  1 address of this node's pods
 settings   all as required
 dropped    no packets
 
-TABLE          ENTRIES  CAPACITY  FULL
-frontends           10      1000   1 %
-slots                5      1000   0 %
-backends             3      1000   0 %
-conntrack            2       100   2 %
-endpoints            1      4096   0 %
-nodes                2     65536   0 %
-source_ranges        0     65536   0 %
-affinity             0     65536   0 %
+TABLE      ENTRIES  CAPACITY  FULL
+frontends       10      1000   1 %
+slots            5      1000   0 %
+backends         3      1000   0 %
+conntrack        2       100   2 %
+endpoints        1      4096   0 %
+nodes            2     65536   0 %
 "
     );
 }

@@ -149,7 +149,7 @@ impl Status {
         text.gap();
         let columns =
             [Column::Text("TABLE"), Column::Number("ENTRIES"), Column::Number("CAPACITY"), Column::Number("FULL")];
-        let rows = datapath.tables.iter().map(|fill| {
+        let rows = datapath.tables.iter().filter(|fill| fill.entries > 0).map(|fill| {
             vec![
                 fill.table.name().to_owned(),
                 fill.entries.to_string(),

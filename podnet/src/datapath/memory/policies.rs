@@ -3,7 +3,7 @@
 use podnet_common::{
     addr::Addr,
     layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
-    tables::{POLICY_BLOCKS, POLICY_DENIALS, POLICY_PORTS, SUBJECTS},
+    tables::{POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
 };
 
 use super::{MemoryTables, copied};
@@ -41,6 +41,19 @@ entries! {
     policy_blocks: Prefix, u32, "policy_blocks", |_| POLICY_BLOCKS.capacity();
     policy_ports: ProtoPort, u32, "policy_ports", |_| POLICY_PORTS.capacity();
     policy_rules: PolicyRule, PolicyVerdict, "policy_rules", |tables| tables.policy_rules_max;
+}
+
+impl MemoryTables {
+    /// Number of entries of a table of policies; zero for others.
+    pub(super) fn policy_entries(&self, table: Table) -> usize {
+        let counts = [
+            (SUBJECTS.table(), self.host.subjects.len()),
+            (POLICY_PEERS.table(), self.host.policy_peers.len()),
+            (POLICY_BLOCKS.table(), self.host.policy_blocks.len()),
+            (POLICY_RULES.table(), self.host.policy_rules.len()),
+        ];
+        counts.into_iter().find(|(own, _)| *own == table).map_or(0, |(_, entries)| entries)
+    }
 }
 
 impl Entries<PolicyDenial, ()> for MemoryTables {
