@@ -15,7 +15,7 @@ use podnet::config::Config;
 use podnet::control::Control;
 use podnet::datapath::btf::shapes;
 use podnet::datapath::conntrack::{Pods, Stale, Sweep};
-use podnet::datapath::{Datapath, Hurry, Sizes, now};
+use podnet::datapath::{Datapath, Hurry, Sizes, now, object};
 use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 use podnet_cni::datapath::{PinDir, Plain};
@@ -135,6 +135,8 @@ fn programs_are_reloaded_only_for_another_object_or_table() {
         let start = || Datapath::start(pins.clone(), SIZES);
         let first = programs(pins, 0)?;
         ensure!(datapath.generation() == 0 && first.len() > 30, "{first:?}");
+        // Its pages are read again from the file.
+        object::release();
         let again = start()?;
         ensure!(again.generation() == 0 && again.adopted() && programs(pins, 0)? == first, "they are loaded again");
 

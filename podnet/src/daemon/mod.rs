@@ -53,6 +53,7 @@ use crate::{
     datapath::{
         Counts, Datapath, Sizes,
         conntrack::{Collector, Swept},
+        object,
     },
     health::{Health, Servers},
     heap,
@@ -163,6 +164,7 @@ impl Daemon {
         let (tables, opened) = Datapath::open(PinDir::new(&config.bpffs), sizes)?;
         let mut loading = spawn_blocking(move || {
             let loaded = opened.load();
+            object::release();
             heap::trim();
             loaded
         });

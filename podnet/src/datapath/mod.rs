@@ -23,7 +23,7 @@ mod maps;
 pub mod memory;
 mod moves;
 mod node_tables;
-mod object;
+pub mod object;
 mod origins;
 mod policy_tables;
 pub mod removal;
