@@ -344,7 +344,7 @@ mod tests {
             assert_eq!(parse(json!({"cniVersion": version.as_str()})).unwrap().version, version);
         }
         let error = parse(json!({"cniVersion": "1.2.0", "name": 7})).unwrap_err();
-        assert_eq!(error.code, Code::IncompatibleVersion, "the version is evaluated before the rest");
+        assert_eq!(error.code, Code::IncompatibleVersion, "the version is checked before the rest");
         assert_eq!(error.details, "supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0");
         assert_eq!(version(b"{}").unwrap(), Version::V0_1_0);
         assert_eq!(version(b" \n").unwrap(), Version::LATEST);

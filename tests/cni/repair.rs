@@ -127,7 +127,7 @@ fn a_renamed_link_is_found_by_every_command() {
 }
 
 #[test]
-fn records_of_another_namespace_are_not_evaluated() {
+fn records_of_another_namespace_are_left_alone() {
     let node = Node::new();
     let pod = Pod::new();
     let result = node.add(&pod);

@@ -189,8 +189,8 @@ fn published(node: &Node, policed: bool) -> Result<()> {
     })
 }
 
-/// What the plugin is told first by the daemon that is started next, and whether policies are applied then. Both may
-/// change within milliseconds.
+/// The first `node.json` that the node's next daemon writes, and whether the programs apply policies at that moment.
+/// Both may change within milliseconds.
 fn first_published(node: &Arc<Node>) -> Result<JoinHandle<Result<(NodeInfo, bool)>>> {
     let (node, directory) = (node.clone(), node.run_dir());
     fs::create_dir_all(&directory)?;

@@ -1,4 +1,4 @@
-//! Network policy and ICMP errors: those about admitted flows pass, whoever sends them; all others are evaluated.
+//! Network policy and ICMP errors. Errors about admitted flows pass, whatever their source; all others are evaluated.
 
 use std::net::IpAddr;
 

@@ -4,7 +4,7 @@
 //! id is never reused, since flows that outlive their service still carry it.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, hash_map::Entry};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -158,10 +158,7 @@ impl ServiceNames {
         let mut names = Self { next: file.next.max(1), changed: false, ..Self::default() };
         for (id, FileName { namespace, name, port }) in file.services {
             let service = ObjectName { namespace: namespace.into_owned(), name: name.into_owned() };
-            let name = Arc::new(ServicePortName { service, port: port.into_owned() });
-            names.avoid(id);
-            names.by_name.insert(name.clone(), id);
-            names.by_id.insert(id, State { name: Some(name), uses: 0 });
+            names.insert(id, ServicePortName { service, port: port.into_owned() }.into());
         }
         Ok(names)
     }
@@ -219,18 +216,16 @@ impl ServiceNames {
     pub(crate) fn acquire(&mut self, name: &Arc<ServicePortName>, present: Option<ServiceId>) -> ServiceId {
         let present = present.map(ServiceId::port);
         let nameless = |id: &ServiceId| self.by_id.get(id).is_some_and(|state| state.name.is_none());
-        let (id, state) = match self.by_name.entry(name.clone()) {
-            Entry::Occupied(known) => (*known.get(), self.by_id.entry(*known.get()).or_default()),
-            Entry::Vacant(new) => {
-                let id = *new.insert(present.filter(nameless).unwrap_or(ServiceId(self.next)));
-                self.avoid(id);
+        let id = match self.by_name.get(name) {
+            Some(&id) => id,
+            None => {
+                let id = present.filter(nameless).unwrap_or(ServiceId(self.next));
+                self.insert(id, name.clone());
                 self.changed = true;
-                let state = self.by_id.entry(id).or_default();
-                state.name = Some(name.clone());
-                (id, state)
+                id
             }
         };
-        state.uses += 1;
+        self.by_id.entry(id).or_default().uses += 1;
         id
     }
 
@@ -243,6 +238,12 @@ impl ServiceNames {
                 self.remove(id);
             }
         }
+    }
+
+    fn insert(&mut self, id: ServiceId, name: Arc<ServicePortName>) {
+        self.avoid(id);
+        self.by_name.insert(name.clone(), id);
+        self.by_id.entry(id).or_default().name = Some(name);
     }
 
     fn remove(&mut self, id: ServiceId) {
@@ -275,6 +276,7 @@ mod tests {
         assert!(!names.write(directory.path()).unwrap(), "nothing has changed");
 
         let mut names = ServiceNames::read(directory.path()).unwrap();
+        assert!(!names.write(directory.path()).unwrap(), "it was only read");
         assert_eq!(names.name(a), Some(&*name("a")));
         assert_eq!(names.name(b), None);
         names.adopt(a);

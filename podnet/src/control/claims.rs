@@ -37,7 +37,7 @@ pub struct Claims {
     changed: bool,
 }
 
-/// What claims are evaluated by, besides other claims.
+/// What claims are checked against, besides each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting<'a> {
     /// This node's name.

@@ -241,21 +241,18 @@ impl Daemon {
 /// The metrics, with the sizes of the tables.
 fn metrics(datapath: &Datapath) -> Metrics {
     let (metrics, capacity) = (Metrics::new(), datapath.capacity());
-    for (table, size) in [
-        (tables::FRONTENDS.table(), capacity.frontends as usize),
-        (tables::SLOTS.table(), capacity.slots as usize),
-        (tables::BACKENDS.table(), capacity.backends as usize),
-        (tables::CONNTRACK.table(), datapath.conntrack_capacity() as usize),
-        (tables::ENDPOINTS.table(), tables::ENDPOINTS.capacity()),
-        (tables::NODES.table(), tables::NODES.capacity()),
-        (tables::SOURCE_RANGES.table(), capacity.source_ranges as usize),
-        (tables::AFFINITY.table(), tables::AFFINITY.capacity()),
-        (tables::SUBJECTS.table(), tables::SUBJECTS.capacity()),
-        (tables::POLICY_PEERS.table(), tables::POLICY_PEERS.capacity()),
-        (tables::POLICY_BLOCKS.table(), tables::POLICY_BLOCKS.capacity()),
-        (tables::POLICY_RULES.table(), tables::POLICY_RULES.capacity()),
-    ] {
-        metrics.fills.set_capacity(table, size);
+    for table in tables::SIZED {
+        metrics.fills.set_capacity(table, table.capacity());
+    }
+    let configured = [
+        (tables::FRONTENDS.table(), capacity.frontends),
+        (tables::SLOTS.table(), capacity.slots),
+        (tables::BACKENDS.table(), capacity.backends),
+        (tables::SOURCE_RANGES.table(), capacity.source_ranges),
+        (tables::CONNTRACK.table(), datapath.conntrack_capacity()),
+    ];
+    for (table, size) in configured {
+        metrics.fills.set_capacity(table, size as usize);
     }
     metrics
 }

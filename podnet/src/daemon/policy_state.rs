@@ -38,7 +38,7 @@ impl PolicyState {
         self.sweeps = SWEEPS;
     }
 
-    /// Has later sweeps evaluate what one that has failed was to evaluate.
+    /// Schedules the evaluation again that a failed sweep has not done.
     pub(super) fn sweep_failed(&mut self) {
         if self.evaluating {
             self.evaluate_again();

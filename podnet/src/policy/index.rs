@@ -277,9 +277,9 @@ impl Policies {
         any
     }
 
-    /// Takes out of the desired tables what only packets needed that were evaluated while the tables were written. The
-    /// sets in `held` stay, whose subjects do. Returns whether anything has changed, so that the tables must be written
-    /// again.
+    /// Removes entries from the desired tables that were kept only for packets evaluated during the last write. The
+    /// sets in `held` stay, since their subjects do. Returns whether anything has changed, so that the tables must be
+    /// written again.
     pub fn written(&mut self, held: &BTreeSet<u32>) -> bool {
         let before = self.sets.len();
         self.sets.retain(|id| self.used.contains(&id) || held.contains(&id.0));

@@ -31,7 +31,7 @@ mod seconds {
     pub(super) const UDP_HURRY: u64 = 30;
 }
 
-/// How long after the start of a daemon no flow is evaluated by its time. Without a daemon the clock doesn't advance
+/// How long after the start of a daemon no flow is removed for its age. Without a daemon the clock doesn't advance
 /// for packets of established flows, so entries of live flows may look old; within this time each live flow has had a
 /// packet.
 pub const SETTLING: Duration = Duration::from_secs(seconds::TCP_CLOSING + 10);
