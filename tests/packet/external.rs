@@ -67,6 +67,7 @@ fn node_port_with_remote_backend_uses_the_node_address() {
     both_families(|both, a, uplink| {
         let v6 = a.node.is_ipv6();
         for input in from_outside((a.outside, 41_001), (a.node, NODE_PORT_FAR)) {
+            both.early_in_tick()?;
             let (end, bytes) = both.run(Hook::FromUplink, &input.bytes())?;
             // The first packet uses the neighbour table, which keeps the neighbour entry alive.
             ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");
@@ -78,9 +79,8 @@ fn node_port_with_remote_backend_uses_the_node_address() {
             let answer = there.translated((a.remote3, 8080), (a.node, port)).ttl(64).macs(NODE3_MAC, UPLINK_MAC);
             let back = answer.translated((a.node, NODE_PORT_FAR), (a.outside, 41_001)).ttl(63);
             if matches!(input.transport, Transport::Sctp { .. }) {
-                // SCTP packets always take the path of first packets.
-                let there = there.macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-                expect(both, Hook::FromUplink, &input, FinalVerdict::Forward(Out::Uplink, uplink), &there)?;
+                // SCTP packets never take the fast path.
+                expect(both, Hook::FromUplink, &input, FinalVerdict::Forward(Out::Link, uplink), &there)?;
                 expect(both, Hook::FromUplink, &answer, FinalVerdict::Forward(Out::Uplink, uplink), &back)?;
                 continue;
             }

@@ -8,9 +8,12 @@ use podnet_common::{
 };
 
 use crate::{
-    cluster::{Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HOST_MAC, NODE_PORT, NODE2_MAC, UPLINK_MAC},
+    cluster::{
+        Addresses, Both, CLIENT_MAC, CLIENT_OUTSIDE_MAC, HOST_MAC, NODE_PORT, NODE_PORT_FAR, NODE2_MAC, NODE3_MAC,
+        UPLINK_MAC,
+    },
     expect::both_families,
-    frame::{ACK, Frame, RST, SYN, Transport},
+    frame::{ACK, FIN, Frame, RST, SYN, Transport},
 };
 
 /// Longer than any wait for a reply, in ticks.
@@ -39,6 +42,12 @@ fn state(both: &Both, key: &Tuple) -> Result<u8> {
 /// Tick of the last recorded packet.
 fn last_seen(both: &Both, key: &Tuple) -> u32 {
     both.host.conntrack.borrow()[key].last_seen
+}
+
+/// Same, for the other half.
+fn last_seen_of_replies(both: &Both, key: &Tuple) -> u32 {
+    let reply = both.host.conntrack.borrow()[key].reply_key(key.proto);
+    last_seen(both, &reply)
 }
 
 /// Connection from the client pod to a service whose backend is on the other node.
@@ -96,6 +105,52 @@ fn handshake_is_complete_with_its_ack_and_retransmissions_do_not_extend_it() {
 #[test]
 fn handshake_can_complete_within_a_tick() {
     both_families(|both, a, _| Connection::new(a, 41_001).establish(both));
+}
+
+/// Each half finds its egress once per tick, with the first packet, which passes the neighbour table. In a handshake
+/// within a tick these are the SYNs, so that both ends' data takes the fast path.
+#[test]
+fn egress_is_found_once_per_tick() {
+    both_families(|both, a, uplink| {
+        let found = FinalVerdict::Forward(Out::Uplink, uplink);
+        let kept = FinalVerdict::Forward(Out::Link, uplink);
+        let (client, service) = ((a.outside, 41_011), (a.node, NODE_PORT_FAR));
+        let there = |flags| Frame::tcp(client, service, flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+        both.early_in_tick()?;
+        ensure!(run(both, Hook::FromUplink, &there(SYN))? == found);
+        let key = key(client, service, Proto::TCP);
+        let port = both.host.conntrack.borrow()[&key].sport.get();
+        let back = |flags| Frame::tcp((a.remote3, 8080), (a.node, port), flags).macs(NODE3_MAC, UPLINK_MAC);
+        ensure!(run(both, Hook::FromUplink, &back(SYN | ACK))? == found);
+        ensure!(run(both, Hook::FromUplink, &there(ACK))? == kept);
+        let now = both.host.now.get();
+        ensure!(last_seen(both, &key) == now && last_seen_of_replies(both, &key) == now);
+        ensure!(run(both, Hook::FromUplink, &back(ACK))? == kept);
+        ensure!(run(both, Hook::FromUplink, &there(FIN | ACK))? == kept);
+        both.age_flows(1)?;
+        both.early_in_tick()?;
+        ensure!(run(both, Hook::FromUplink, &back(ACK))? == found);
+        // As recent as the other half, but without an egress of this tick.
+        ensure!(run(both, Hook::FromUplink, &there(ACK))? == found);
+        ensure!(run(both, Hook::FromUplink, &there(ACK))? == kept);
+        ensure!(run(both, Hook::FromUplink, &back(FIN | ACK))? == kept);
+        Ok(())
+    });
+}
+
+#[test]
+fn handshake_of_several_ticks_leaves_the_egress_of_replies_to_be_found() {
+    both_families(|both, a, _| {
+        let c = Connection::new(a, 41_012);
+        run(both, Hook::FromPod, &c.there(SYN))?;
+        run(both, Hook::FromUplink, &c.back(SYN | ACK))?;
+        both.age_flows(1)?;
+        both.early_in_tick()?;
+        run(both, Hook::FromPod, &c.there(ACK))?;
+        let now = both.host.now.get();
+        ensure!(last_seen(both, &c.key) == now && last_seen_of_replies(both, &c.key) == now - 1);
+        Ok(())
+    });
 }
 
 #[test]

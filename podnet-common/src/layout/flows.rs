@@ -157,6 +157,12 @@ impl CtEntry {
     /// there is no other half.
     pub const ONE_WAY: u8 = 128;
 
+    /// Whether each packet of this half needs a lookup besides this entry: of the neighbour, or of network policy.
+    #[inline(always)]
+    pub const fn needs_lookup(&self) -> bool {
+        self.out == Out::Via as u8 || self.out == Out::Uplink as u8 || self.out == Out::Denied as u8
+    }
+
     /// Whether the packets of this half leave the host's stack.
     #[inline(always)]
     pub const fn leaves_stack(&self) -> bool {

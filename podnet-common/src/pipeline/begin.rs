@@ -40,17 +40,17 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     let made = if At::EGRESS {
         // Tracked so that its replies are recognised; the stack has routed it.
         h.send.entry.out_mtu = u16::MAX;
-        Ok(())
+        Ok(false)
     } else if h.begin.purpose == Purpose::Service as u8 {
         to_service::<At, T>(t, h, config, from)
     } else if h.begin.purpose == Purpose::Masquerade as u8 {
         to_outside::<T>(t, h, config, from)
     } else {
-        next_hop::find::<T>(t, from, &h.packet.tuple.src, &mut h.send);
+        let hop = next_hop::find::<T>(t, from, &h.packet.tuple.src, &mut h.send);
         if At::FROM_POD && policy::applies::<At, T>(t) {
             leave_to_stack_beside_uplinks(t, &mut h.send.entry);
         }
-        Ok(())
+        Ok(hop.vacant)
     };
     // Link-local addresses at podnet0 are the node's.
     let own = At::FROM_HOST && (scope::link_local(&h.packet.tuple.src) || scope::link_local_v4(&h.packet.tuple.src));
@@ -59,8 +59,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         if !denied.is_nothing() {
             return Verdict::drop(denied.count(t));
         }
-        let into_pod = h.send.entry.out == Out::Pod as u8 || h.send.entry.out == Out::Queue as u8;
-        if !At::EGRESS && !At::FROM_HOST && made.is_ok() && !into_pod && policy::is_vacant(t, &h.send.entry.dst) {
+        if !At::FROM_HOST && matches!(made, Ok(true)) {
             return Verdict::reject(Reason::NoRoute);
         }
         if answer {
@@ -89,14 +88,15 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     insert::first_attempt::<At, T>(t, h)
 }
 
-/// Fills in the entry of a flow to a service. `Err` is the verdict if there can be no flow.
+/// Fills in the entry of a flow to a service. Returns whether the backend's address is [vacant](next_hop::NextHop).
+/// `Err` is the verdict if there can be no flow.
 #[inline(always)]
 fn to_service<At: HookPoint, T: Tables>(
     t: &T,
     h: &mut Handover,
     config: &Config,
     from: IfIndex,
-) -> Result<(), Verdict> {
+) -> Result<bool, Verdict> {
     let Handover {
         packet: Headers { tuple, .. }, begin, send: s, insert: ToInsert { hash, needs_snat_port, .. }, ..
     } = h;
@@ -118,7 +118,7 @@ fn to_service<At: HookPoint, T: Tables>(
         s.entry.dst = *node;
         s.entry.dport = tuple.dport;
         next_hop::find::<T>(t, from, client, s);
-        return Ok(());
+        return Ok(false);
     }
     s.entry.flags = CtEntry::REWRITE_DST;
     let source = source::choose::<At, T>(t, config, frontend, client, &s.entry.dst);
@@ -147,7 +147,7 @@ fn to_service<At: HookPoint, T: Tables>(
         s.entry.src = source::node(config, &hop.src, v4);
         *needs_snat_port = 1;
     }
-    if s.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
+    if s.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(hop.vacant) }
 }
 
 /// Leaves a flow without translation to the stack if the route doesn't lead to an uplink, as its packets would be
@@ -160,10 +160,10 @@ fn leave_to_stack_beside_uplinks<T: Tables>(t: &T, entry: &mut CtEntry) {
     }
 }
 
-/// Fills in the entry of a pod's flow to a destination outside the cluster. `Err` is the verdict if there can be no
-/// flow.
+/// Fills in the entry of a pod's flow to a destination outside the cluster. Returns whether that is
+/// [vacant](next_hop::NextHop). `Err` is the verdict if there can be no flow.
 #[inline(always)]
-fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<(), Verdict> {
+fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<bool, Verdict> {
     let client = h.packet.tuple.src;
     h.send.entry.flags = CtEntry::REWRITE_SRC;
     let hop = next_hop::find::<T>(t, from, &client, &mut h.send);
@@ -173,9 +173,9 @@ fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex
         h.send.entry.flags = 0;
         next_hop::set_stack(&mut h.send.entry);
         let tunnelled = is_tunnel_packet::<T>(t, &h.packet.tuple);
-        return if tunnelled { Err(Verdict::drop(Reason::TunnelFromOutside)) } else { Ok(()) };
+        return if tunnelled { Err(Verdict::drop(Reason::TunnelFromOutside)) } else { Ok(hop.vacant) };
     }
     h.send.entry.src = source::node(config, &hop.src, client.is_v4());
     h.insert.needs_snat_port = 1;
-    if h.send.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
+    if h.send.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(hop.vacant) }
 }

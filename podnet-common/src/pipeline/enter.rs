@@ -170,10 +170,8 @@ fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdic
 /// to [`Stage::Track`].
 #[inline(always)]
 fn established<At: HookPoint, F: Family, P: Packet>(p: &mut P, now: u32, v: &Parsed<F>, entry: &CtEntry) -> Verdict {
-    // The next hop must be looked up, or network policy, or the protocol is not handled on the fast path.
-    if matches!(entry.out, o if o == Out::Via as u8 || o == Out::Uplink as u8 || o == Out::Denied as u8)
-        || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP)
-    {
+    // Other protocols are not handled on the fast path.
+    if entry.needs_lookup() || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP) {
         return Verdict::tail(Stage::Track);
     }
     if entry.last_seen != now

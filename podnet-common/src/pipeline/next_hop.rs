@@ -62,6 +62,9 @@ pub(super) struct NextHop {
     pub src: Addr,
     /// The destination is in a range of the cluster.
     pub in_cluster: bool,
+    /// The destination is in a range of this node's pods, but no pod has it. Flows to it would lead into the next pod
+    /// that gets it.
+    pub vacant: bool,
 }
 
 /// Finds the next hop to the destination of the entry handed over to [`send`](super::send()), and stores it there.
@@ -77,7 +80,7 @@ pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSen
         entry.out = Out::Via as u8;
     }
     s.resolved = 0;
-    let local = NextHop { src: Addr::NONE, in_cluster: true };
+    let local = NextHop { src: Addr::NONE, in_cluster: true, vacant: false };
     if let Some(Endpoint { ifindex, mtu, mac, host_mac, flags, .. }) = t.endpoint(&entry.dst) {
         set_egress(entry, pod_egress(*flags), *ifindex, *mtu, macs(*mac, *host_mac));
         return local;
@@ -116,7 +119,11 @@ pub(super) fn find<T: Tables>(t: &T, from: IfIndex, client: &Addr, s: &mut ToSen
         s.resolved = lookup.cached as u32;
         route.src
     });
-    NextHop { src: src.unwrap_or(Addr::NONE), in_cluster: network.is_some() }
+    NextHop {
+        src: src.unwrap_or(Addr::NONE),
+        in_cluster: network.is_some(),
+        vacant: network.is_some_and(|n| n.kind == NetworkKind::LocalPods as u32),
+    }
 }
 
 /// Kind of egress to a pod whose entry in `endpoints` has these flags.

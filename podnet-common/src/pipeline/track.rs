@@ -35,11 +35,25 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     ethernet: &Ethernet,
     ports: bool,
 ) -> Verdict {
-    let seen = Seen { tcp_flags: h.packet.tcp_flags };
-    let known = ports && t.flow(&h.packet.tuple, |entry| h.send.entry = *entry).is_some();
+    let (proto, seen, now) = (h.packet.tuple.proto, Seen { tcp_flags: h.packet.tcp_flags }, t.advance());
+    let mut current = false;
+    let known = ports
+        && t.flow(&h.packet.tuple, |own| {
+            current = keeps_egress::<At>(own, proto, from, now) && !begins_new_flow::<At>(own, seen, now);
+            if current {
+                record::<At>(own, proto, seen, from, now);
+            }
+            h.send.entry = *own;
+        })
+        .is_some();
+    if current {
+        h.send.resolved = 1;
+        update_other_half(t, h, now);
+        return Verdict::tail(Stage::Send);
+    }
     let entry = &h.send.entry;
     if known
-        && !begins_new_flow::<At>(entry, seen, t.now())
+        && !begins_new_flow::<At>(entry, seen, now)
         && !forwarded_twice::<At, T>(t, entry, ethernet)
         && !leads_to_another_pod::<At, T>(t, entry, from)
     {
@@ -48,7 +62,7 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
         {
             return Verdict::drop(reason);
         }
-        follow::<At, T>(t, h, from, seen);
+        follow::<At, T>(t, h, from, seen, now);
         return Verdict::tail(Stage::Send);
     }
     if At::EGRESS {
@@ -184,19 +198,10 @@ pub(super) fn forwarded_twice<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, 
     At::FROM_UPLINK && entry.flags & CtEntry::ONE_WAY != 0 && t.is_peer(&ethernet.src)
 }
 
-/// Updates both entries of a known flow for a packet.
+/// Updates both entries of a known flow for a packet, and finds its egress.
 #[inline(always)]
-fn follow<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Seen) {
-    let now = t.advance();
-    let proto = h.packet.tuple.proto;
-    let before = h.send.entry.flags;
-    h.send.entry.flags = state::<At>(&h.send.entry, proto, seen, now);
-    let opening = h.send.entry.opening();
-    // Retransmitted SYNs don't refresh an opening flow, so that it times out without a handshake.
-    if !(opening && before & CtEntry::OPENING != 0 && seen.tcp_flags & Tcp::SYN != 0) {
-        h.send.entry.last_seen = last_seen_now(proto, opening, now);
-    }
-    h.send.entry.in_ifindex = At::side(from);
+fn follow<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen: Seen, now: u32) {
+    record::<At>(&mut h.send.entry, h.packet.tuple.proto, seen, from, now);
     if !At::EGRESS {
         if stays_with_stack::<At, T>(t, h) {
             next_hop::set_stack(&mut h.send.entry);
@@ -206,8 +211,38 @@ fn follow<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen
     }
     t.flow(&h.packet.tuple, |own| *own = h.send.entry);
     if h.send.entry.flags & CtEntry::ONE_WAY == 0 {
-        update_other_half(t, h);
+        update_other_half(t, h, now);
     }
+}
+
+/// Records a packet in its own half.
+#[inline(always)]
+fn record<At: HookPoint>(own: &mut CtEntry, proto: Proto, seen: Seen, from: IfIndex, now: u32) {
+    let before = own.flags;
+    own.flags = state::<At>(own, proto, seen, now);
+    let opening = own.opening();
+    // Retransmitted SYNs don't refresh an opening flow, so that it times out without a handshake.
+    if !(opening && before & CtEntry::OPENING != 0 && seen.tcp_flags & Tcp::SYN != 0) {
+        own.last_seen = last_seen_now(proto, opening, now);
+    }
+    own.in_ifindex = At::side(from);
+}
+
+/// Whether a packet needs no lookup besides its half: another from the same interface was tracked in this tick, with
+/// all lookups.
+#[inline(always)]
+fn keeps_egress<At: HookPoint>(own: &CtEntry, proto: Proto, from: IfIndex, now: u32) -> bool {
+    found_in_tick(own, proto, now)
+        && own.in_ifindex == At::side(from)
+        && !own.needs_lookup()
+        && own.flags & CtEntry::ONE_WAY == 0
+}
+
+/// Whether a half's egress was found in this tick.
+#[inline(always)]
+fn found_in_tick(half: &CtEntry, proto: Proto, now: u32) -> bool {
+    // A half that has had no packet yet has no egress.
+    half.out_mtu != 0 && half.last_seen == last_seen_now(proto, half.opening(), now)
 }
 
 /// Whether packets of an untranslated flow are left to the stack because those before were, or because their flow came
@@ -283,10 +318,10 @@ fn state<At: HookPoint>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> 
 
 /// Updates the other half of a flow, or rebuilds it.
 #[inline(always)]
-fn update_other_half<T: Tables>(t: &T, h: &mut Handover) {
+fn update_other_half<T: Tables>(t: &T, h: &mut Handover, now: u32) {
     const STATE: u8 = CtEntry::REPLIED | CtEntry::CLOSED | CtEntry::OPENING;
     let Handover { packet: Headers { tuple, .. }, send: s, insert: n, .. } = h;
-    let now = s.entry.last_seen;
+    let last_seen = s.entry.last_seen;
     n.key = s.entry.reply_key(tuple.proto);
     let state = s.entry.flags & STATE;
     let touched = t.flow(&n.key, |other| {
@@ -294,9 +329,11 @@ fn update_other_half<T: Tables>(t: &T, h: &mut Handover) {
         if !other.reply_key(tuple.proto).same(tuple) {
             return;
         }
-        // Just as recent, but its next packet must still be tracked, to find the next hop for its own direction.
-        if other.last_seen != now {
-            other.last_seen = now.wrapping_sub(1);
+        if found_in_tick(other, tuple.proto, now) {
+            other.last_seen = last_seen;
+        } else if other.last_seen != last_seen {
+            // Just as recent, but its next packet must still be tracked, to find the egress for its own direction.
+            other.last_seen = last_seen.wrapping_sub(1);
         }
         other.flags = other.flags & !STATE | state;
     });
