@@ -119,7 +119,7 @@ pub fn host_tables(uplink: IfIndex) -> HostTables {
         ];
         for (vip, backends) in services {
             t.frontends.insert(FrontendKey::address(vip.into()), Frontend::default());
-            for proto in [Proto::TCP, Proto::UDP] {
+            for proto in [Proto::TCP, Proto::UDP, Proto::SCTP] {
                 let key = FrontendKey { addr: vip.into(), port: Port::new(80), proto, scope: FrontendKey::ANY };
                 let frontend = Frontend {
                     service: id + 1,
@@ -304,18 +304,14 @@ pub fn in_namespace(test: impl FnOnce(IfIndex) -> Result<()> + Send + 'static) {
 /// Time in ticks, far enough from the next tick: a flow that is a tick older may take another path. The time comes from
 /// the clock of the programs, which follows real time in steps of some milliseconds.
 fn one_tick_for_both() -> Result<u32> {
-    tick_with(20_000_000)
-}
-
-/// Time in ticks, at least `rest` nanoseconds from the next tick.
-fn tick_with(rest: u64) -> Result<u32> {
-    /// Length of a tick in nanoseconds.
+    /// Length of a tick in nanoseconds, and the part at its end that is skipped.
     const TICK: u64 = 1 << 30;
+    const END: u64 = 20_000_000;
     loop {
         let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
         let nanoseconds = time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64;
         let left = TICK - nanoseconds % TICK;
-        if left > rest {
+        if left > END {
             return Ok(ticks(nanoseconds));
         }
         std::thread::sleep(Duration::from_nanos(left));
@@ -341,11 +337,6 @@ impl Both {
     /// Time in ticks.
     pub fn tick(&self) -> Result<u32> {
         one_tick_for_both()
-    }
-
-    /// Returns early in a tick, so that the next packets are all seen in it.
-    pub fn early_in_tick(&self) -> Result<()> {
-        tick_with(500_000_000).map(drop)
     }
 
     /// Makes the last packet of every flow look `ticks` ticks older.

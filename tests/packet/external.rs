@@ -67,7 +67,6 @@ fn node_port_with_remote_backend_uses_the_node_address() {
     both_families(|both, a, uplink| {
         let v6 = a.node.is_ipv6();
         for input in from_outside((a.outside, 41_001), (a.node, NODE_PORT_FAR)) {
-            both.early_in_tick()?;
             let (end, bytes) = both.run(Hook::FromUplink, &input.bytes())?;
             // The first packet uses the neighbour table, which keeps the neighbour entry alive.
             ensure!(end == FinalVerdict::Forward(Out::Uplink, uplink), "{end:?}");

@@ -20,6 +20,7 @@ mod opening;
 mod policy;
 mod policy_errors;
 mod policy_from_stack;
+mod policy_paths;
 mod removal;
 mod shares;
 mod sockets;

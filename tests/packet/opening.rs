@@ -116,7 +116,6 @@ fn egress_is_found_once_per_tick() {
         let kept = FinalVerdict::Forward(Out::Link, uplink);
         let (client, service) = ((a.outside, 41_011), (a.node, NODE_PORT_FAR));
         let there = |flags| Frame::tcp(client, service, flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
-        both.early_in_tick()?;
         ensure!(run(both, Hook::FromUplink, &there(SYN))? == found);
         let key = key(client, service, Proto::TCP);
         let port = both.host.conntrack.borrow()[&key].sport.get();
@@ -128,7 +127,6 @@ fn egress_is_found_once_per_tick() {
         ensure!(run(both, Hook::FromUplink, &back(ACK))? == kept);
         ensure!(run(both, Hook::FromUplink, &there(FIN | ACK))? == kept);
         both.age_flows(1)?;
-        both.early_in_tick()?;
         ensure!(run(both, Hook::FromUplink, &back(ACK))? == found);
         // As recent as the other half, but without an egress of this tick.
         ensure!(run(both, Hook::FromUplink, &there(ACK))? == found);
@@ -145,7 +143,6 @@ fn handshake_of_several_ticks_leaves_the_egress_of_replies_to_be_found() {
         run(both, Hook::FromPod, &c.there(SYN))?;
         run(both, Hook::FromUplink, &c.back(SYN | ACK))?;
         both.age_flows(1)?;
-        both.early_in_tick()?;
         run(both, Hook::FromPod, &c.there(ACK))?;
         let now = both.host.now.get();
         ensure!(last_seen(both, &c.key) == now && last_seen_of_replies(both, &c.key) == now - 1);

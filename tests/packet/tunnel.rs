@@ -26,7 +26,7 @@ const INTO_TUNNEL: FinalVerdict = FinalVerdict::Forward(Out::Tunnel, TUNNEL);
 const INTO_BACKEND: FinalVerdict = FinalVerdict::Forward(Out::Pod, IfIndex(71));
 
 /// Puts the third node behind the tunnel.
-fn third_node_is_far(t: &mut HostTables) {
+pub fn third_node_is_far(t: &mut HostTables) {
     (t.config.tunnel, t.config.tunnel_mac, t.config.tunnel_mtu) = (TUNNEL, Mac(OWN_MAC), 1450);
     let nodes: [Addr; 2] = [false, true].map(|v6| addresses(v6).node3.into());
     let of_node = |network: &&mut Network| nodes.contains(&network.node);
