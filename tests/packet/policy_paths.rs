@@ -12,15 +12,14 @@ use podnet_common::{
 use crate::{
     cluster::{Addresses, Both, NODE_PORT, NODE_PORT_DIRECT, NODE_PORT_FAR, NODE2_MAC, UPLINK_MAC},
     frame::Frame,
-    policy::{FRIENDS, WEB, denied, firsts, isolate, passes, with},
+    policy::{FRIENDS, WEB, denied, end, firsts, isolate, passes, with},
     tunnel::third_node_is_far,
 };
 
-/// The backend accepts one client outside and one pod of another node.
+/// The backend accepts one client outside.
 fn backend_accepts_friends(t: &mut HostTables, a: &Addresses) {
     isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]);
     t.policy_blocks.insert(prefix(a.outside, if a.outside.is_ipv6() { 128 } else { 32 }), FRIENDS);
-    t.policy_peers.insert(a.remote.into(), FRIENDS);
 }
 
 /// Service ports with the backend on this node, as clients outside reach them.
@@ -87,39 +86,35 @@ fn real_client_of_a_forwarded_packet_is_evaluated() {
     });
 }
 
-/// The node that forwards packets for direct server return leaves the evaluation to the backend's.
-#[test]
-fn forwarding_node_evaluates_nothing() {
-    with(backend_accepts_friends, |both, a| {
-        for frame in firsts((a.internet, 41_040), (a.node, NODE_PORT_DIRECT)) {
-            passes(both, a, frame)?;
-        }
-        Ok(())
-    });
-}
-
-/// Service ports and pods, and whether the real destination is a friend.
-fn destinations(a: &Addresses) -> [((IpAddr, u16), bool); 7] {
+/// Pods and service ports, with the pod that receives the packets.
+fn destinations(a: &Addresses) -> [((IpAddr, u16), IpAddr); 7] {
     [
-        ((a.remote, 8080), true),
-        ((a.far, 80), true),
-        ((a.snat, 80), true),
-        ((a.remote3, 8080), false),
-        ((a.node, NODE_PORT_FAR), false),
-        ((a.balancer, 82), false),
-        ((a.local, 80), false),
+        ((a.remote, 8080), a.remote),
+        ((a.far, 80), a.remote),
+        ((a.snat, 80), a.remote),
+        ((a.remote3, 8080), a.remote3),
+        ((a.node, NODE_PORT_FAR), a.remote3),
+        ((a.balancer, 82), a.remote3),
+        ((a.local, 80), a.backend),
     ]
 }
 
-fn client_reaches_friends(t: &mut HostTables, a: &Addresses) {
+/// The client's egress is limited to one pod.
+fn client_reaches(t: &mut HostTables, a: &Addresses, friend: IpAddr) {
     isolate(t, a.client, Subject::CLASS_PORTS, true, &[(FRIENDS, WEB)]);
-    t.policy_peers.insert(a.remote.into(), FRIENDS);
+    t.policy_peers.insert(friend.into(), FRIENDS);
 }
 
-fn client_reaches_friends_only(both: &mut Both, a: &Addresses) -> Result<()> {
-    for (port, (to, allowed)) in (41_050..).zip(destinations(a)) {
+/// Requires that packets reach the friend, by these kinds of egress, and no other pod.
+fn client_reaches_only(both: &Both, a: &Addresses, friend: IpAddr, by: &[Out]) -> Result<()> {
+    for (port, (to, backend)) in (41_050..).zip(destinations(a)) {
         for frame in firsts((a.client, port), to) {
-            if allowed { passes(both, a, frame)? } else { denied(both, a, frame, Reason::PolicyEgress)? }
+            if backend == friend {
+                let end = end(both, a, frame.clone())?;
+                ensure!(matches!(end, FinalVerdict::Forward(out, _) if by.contains(&out)), "{frame:?}: {end:?}");
+            } else {
+                denied(both, a, frame, Reason::PolicyEgress)?;
+            }
         }
     }
     Ok(())
@@ -127,27 +122,17 @@ fn client_reaches_friends_only(both: &mut Both, a: &Addresses) -> Result<()> {
 
 #[test]
 fn real_backend_is_evaluated() {
-    with(client_reaches_friends, client_reaches_friends_only);
+    with(
+        |t, a| client_reaches(t, a, a.remote),
+        |both, a| client_reaches_only(both, a, a.remote, &[Out::Uplink, Out::Link]),
+    );
 }
 
 #[test]
 fn real_backend_behind_the_tunnel_is_evaluated() {
     let policies = |t: &mut HostTables, a: &Addresses| {
         third_node_is_far(t);
-        client_reaches_friends(t, a);
-        t.policy_peers.insert(a.remote3.into(), FRIENDS);
-        t.policy_peers.remove(&a.remote.into());
+        client_reaches(t, a, a.remote3);
     };
-    with(policies, |both, a| {
-        for (port, (to, near)) in (41_060..).zip(destinations(a)) {
-            for frame in firsts((a.client, port), to) {
-                if near || to.0 == a.local {
-                    denied(both, a, frame, Reason::PolicyEgress)?;
-                } else {
-                    passes(both, a, frame)?;
-                }
-            }
-        }
-        Ok(())
-    });
+    with(policies, |both, a| client_reaches_only(both, a, a.remote3, &[Out::Tunnel]));
 }

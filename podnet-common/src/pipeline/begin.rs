@@ -44,7 +44,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     } else if h.begin.purpose == Purpose::Service as u8 {
         to_service::<At, T>(t, h, config, from)
     } else if h.begin.purpose == Purpose::Masquerade as u8 {
-        to_outside::<T>(t, h, config, from)
+        to_outside::<T>(t, h, config, from).map(|()| false)
     } else {
         let hop = next_hop::find::<T>(t, from, &h.packet.tuple.src, &mut h.send);
         if At::FROM_POD && policy::applies::<At, T>(t) {
@@ -59,7 +59,8 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         if !denied.is_nothing() {
             return Verdict::drop(denied.count(t));
         }
-        if !At::FROM_HOST && matches!(made, Ok(true)) {
+        let vacant = matches!(made, Ok(true));
+        if vacant && !At::FROM_HOST {
             return Verdict::reject(Reason::NoRoute);
         }
         if answer {
@@ -160,10 +161,10 @@ fn leave_to_stack_beside_uplinks<T: Tables>(t: &T, entry: &mut CtEntry) {
     }
 }
 
-/// Fills in the entry of a pod's flow to a destination outside the cluster. Returns whether that is
-/// [vacant](next_hop::NextHop). `Err` is the verdict if there can be no flow.
+/// Fills in the entry of a pod's flow to a destination outside the cluster. `Err` is the verdict if there can be no
+/// flow.
 #[inline(always)]
-fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<bool, Verdict> {
+fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex) -> Result<(), Verdict> {
     let client = h.packet.tuple.src;
     h.send.entry.flags = CtEntry::REWRITE_SRC;
     let hop = next_hop::find::<T>(t, from, &client, &mut h.send);
@@ -173,9 +174,9 @@ fn to_outside<T: Tables>(t: &T, h: &mut Handover, config: &Config, from: IfIndex
         h.send.entry.flags = 0;
         next_hop::set_stack(&mut h.send.entry);
         let tunnelled = is_tunnel_packet::<T>(t, &h.packet.tuple);
-        return if tunnelled { Err(Verdict::drop(Reason::TunnelFromOutside)) } else { Ok(hop.vacant) };
+        return if tunnelled { Err(Verdict::drop(Reason::TunnelFromOutside)) } else { Ok(()) };
     }
     h.send.entry.src = source::node(config, &hop.src, client.is_v4());
     h.insert.needs_snat_port = 1;
-    if h.send.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(hop.vacant) }
+    if h.send.entry.src.is_none() { Err(Verdict::drop(Reason::NoRoute)) } else { Ok(()) }
 }

@@ -156,7 +156,7 @@ fn reserves_replies<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u
 }
 
 /// Class of an untranslated packet from or to a pod that network policy isolates. Its flow is tracked: policies are
-/// about who begins, and must not hinder the answers. `to_stack`: the packet, if not its flow, is left to the stack.
+/// about who begins, and must not hinder the answers. `to_stack`: without a flow, the packet is left to the stack.
 #[inline(always)]
 fn isolated<T: Tables>(t: &T, h: &mut Handover, classified: Classified, to_stack: bool) -> Classified {
     let tuple = &h.packet.tuple;

@@ -62,8 +62,7 @@ pub(super) struct NextHop {
     pub src: Addr,
     /// The destination is in a range of the cluster.
     pub in_cluster: bool,
-    /// The destination is in a range of this node's pods, but no pod has it. Flows to it would lead into the next pod
-    /// that gets it.
+    /// What [`is_vacant`](super::policy::is_vacant) says of the destination.
     pub vacant: bool,
 }
 

@@ -221,7 +221,7 @@ fn record<At: HookPoint>(own: &mut CtEntry, proto: Proto, seen: Seen, from: IfIn
     let before = own.flags;
     own.flags = state::<At>(own, proto, seen, now);
     let opening = own.opening();
-    // Retransmitted SYNs don't refresh an opening flow, so that it times out without a handshake.
+    // A retransmitted SYN doesn't extend the lifetime of an opening flow: without a handshake, the flow must time out.
     if !(opening && before & CtEntry::OPENING != 0 && seen.tcp_flags & Tcp::SYN != 0) {
         own.last_seen = last_seen_now(proto, opening, now);
     }
