@@ -108,7 +108,7 @@ fn goals() -> Vec<Goal> {
     ] {
         for way in ["same_node/direct", "same_node/clusterip", "cross_node/direct", "cross_node/clusterip"] {
             let row = format!("{metric}/{way}");
-            goals.push(Goal::ratio(format!("{row}@{kind}"), row, Bound::AtLeast(least)));
+            goals.push(Goal::ratio(format!("{row}@{kind}"), format!("{row}@unpoliced"), Bound::AtLeast(least)));
         }
     }
     let outside = |metric: &str, what: &str| format!("{metric}/outside/{what}");

@@ -7,8 +7,9 @@
 //! | `…/direct@routed` | plain routed veth pairs, no connection tracking |
 //! | `…/{direct,clusterip}@{iptables,nftables}-{1,10000}` | the same pairs with kube-proxy's rules |
 //! | `…/{direct,clusterip}@socket` | podnet with one service and socket load balancing for pods |
-//! | `…/{direct,clusterip}@policed` | podnet with one service and network policies for the pods |
-//! | `…/{direct,clusterip}@others-policed` | the same with network policies for other pods |
+//! | `…/{direct,clusterip}@unpoliced` | podnet with one service, in a lab in which policies come and go |
+//! | `…/{direct,clusterip}@policed` | the same lab with network policies for the pods |
+//! | `…/{direct,clusterip}@others-policed` | the same lab with network policies for other pods |
 //! | `…/cross_node/{direct,clusterip}@vxlan` | podnet with one service and its tunnel between the nodes |
 //! | `…/cross_node/direct@routed-vxlan` | plain routing through a VXLAN device of the kernel |
 //! | `udp_flows/{100,100000}@…` | so many flows in turn, from pod to pod on one node through the service |
@@ -87,10 +88,13 @@ fn tcp_variants<'a>(metric: Metric, distance: Distance, topologies: &'a Topologi
     }
     variants.push(variant("direct@socket".into(), &[], Kind::Socket, Way::Direct));
     variants.push(variant("clusterip@socket".into(), &["direct@socket"], Kind::Socket, Way::ClusterIp));
-    for policed in [Policed::All, Policed::Others] {
+    for policed in [Policed::None, Policed::All, Policed::Others] {
         let kind = Kind::Policed(policed);
-        variants.push(variant(format!("direct@{kind}"), &["direct"], kind, Way::Direct));
-        variants.push(variant(format!("clusterip@{kind}"), &["clusterip"], kind, Way::ClusterIp));
+        for (name, way) in [("direct", Way::Direct as fn(Distance) -> Way), ("clusterip", Way::ClusterIp)] {
+            let baseline = format!("{name}@{}", Kind::Policed(Policed::None));
+            let baselines = if policed == Policed::None { vec![] } else { vec![baseline.as_str()] };
+            variants.push(variant(format!("{name}@{kind}"), &baselines, kind, way));
+        }
     }
     if distance == Distance::CrossNode {
         let routed = "direct@routed-vxlan";

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, btree_map::Entry},
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    thread,
     time::Duration,
 };
 
@@ -31,6 +32,9 @@ use crate::{
 
 /// Port for direct connections to a server.
 const DIRECT_PORT: u16 = 8080;
+
+/// Time in which an idle daemon uses less than a twentieth of a processor.
+const IDLE: Duration = Duration::from_millis(20);
 
 /// Address of the external client, and a second one, to which the nodes have another route.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 100);
@@ -61,7 +65,8 @@ pub enum Kind {
     Socket,
     /// podnet with one service and its tunnel between the nodes.
     Vxlan,
-    /// podnet with one service and network policies.
+    /// podnet with one service, and with network policies for these pods. One lab serves all of these: the difference
+    /// between two labs would exceed the effect of the policies.
     Policed(Policed),
     /// Routing only: no services, no connection tracking.
     Routed,
@@ -74,6 +79,8 @@ pub enum Kind {
 /// Pods that network policies select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Policed {
+    /// None: there are no policies.
+    None,
     /// The clients and servers, in both directions.
     All,
     /// Other pods of their nodes.
@@ -87,12 +94,23 @@ impl fmt::Display for Kind {
             Self::Podnet(n) => write!(f, "podnet-{n}"),
             Self::Socket => write!(f, "socket"),
             Self::Vxlan => write!(f, "vxlan"),
+            Self::Policed(Policed::None) => write!(f, "unpoliced"),
             Self::Policed(Policed::All) => write!(f, "policed"),
             Self::Policed(Policed::Others) => write!(f, "others-policed"),
             Self::Routed => write!(f, "routed"),
             Self::RoutedVxlan => write!(f, "routed-vxlan"),
             Self::KubeProxy(Mode::Iptables, n) => write!(f, "iptables-{n}"),
             Self::KubeProxy(Mode::Nftables, n) => write!(f, "nftables-{n}"),
+        }
+    }
+}
+
+impl Kind {
+    /// The kind as which the topology is built.
+    const fn built(self) -> Self {
+        match self {
+            Self::Policed(_) => Self::Policed(Policed::None),
+            other => other,
         }
     }
 }
@@ -179,6 +197,7 @@ pub struct Topology {
     node_ip: Ipv4Addr,
     pod_ips: [Ipv4Addr; 2],
     _places: Vec<Pod>,
+    policed: Policed,
     lab: Lab,
 }
 
@@ -209,9 +228,9 @@ impl Topology {
         match kind {
             Kind::Podnet(services) => services::load_podnet(&lab, &servers, services)?,
             Kind::Socket | Kind::Vxlan => services::load_podnet(&lab, &servers, 1)?,
-            Kind::Policed(policed) => {
+            Kind::Policed(_) => {
                 services::load_podnet(&lab, &servers, 1)?;
-                pods.extend(load_policies(&lab, &pods, policed)?);
+                pods.extend(load_pods(&lab, &pods)?);
             }
             Kind::KubeProxy(mode, services) => {
                 route_nodes(&lab)?;
@@ -241,6 +260,7 @@ impl Topology {
             node_ip: ipv4(lab.node(0).ip(Family::V4))?,
             pod_ips: [ips[1], ips[2]],
             _places: pods,
+            policed: Policed::None,
             lab,
         };
         topology.start(kind)?;
@@ -265,6 +285,17 @@ impl Topology {
                 let after = tables::socket_connects(&node)?;
                 ensure!(after > before, "{} does not translate pods' connections at the socket", node.name());
             }
+        }
+        Ok(())
+    }
+
+    /// Makes this topology the given one of those that its lab serves.
+    fn become_kind(&mut self, kind: Kind) -> Result<()> {
+        if let Kind::Policed(policed) = kind
+            && policed != self.policed
+        {
+            load_policies(&self.lab, policed)?;
+            self.policed = policed;
         }
         Ok(())
     }
@@ -308,32 +339,51 @@ impl Topology {
     }
 }
 
-/// Adds a pod to each node and loads policies for the pods of a kind, by which these reach each other at all TCP ports,
-/// and the world outside. Returns the added pods.
-fn load_policies(lab: &Lab, pods: &[Pod], policed: Policed) -> Result<Vec<Pod>> {
+/// Adds a pod to each node and loads the objects of all pods. Returns the added ones.
+fn load_pods(lab: &Lab, pods: &[Pod]) -> Result<Vec<Pod>> {
     let nodes = lab.nodes().iter().enumerate();
     let others = nodes.map(|(i, node)| node.add_pod(&format!("other-{i}"))).collect::<Result<Vec<_>>>()?;
     let of = |pods: &[Pod], app: &str| pods.iter().map(|pod| policed::object(pod, app)).collect::<Vec<_>>();
     let objects = [of(pods, "measured"), of(&others, "other")].concat();
     lab.apply("pods", &manifest::yaml(&objects))?;
+    Ok(others)
+}
+
+/// Loads policies for pods instead of those before, and waits until they are in effect. By them, the pods reach each
+/// other at all TCP ports, and the world outside.
+fn load_policies(lab: &Lab, policed: Policed) -> Result<()> {
     let app = match policed {
-        Policed::All => "measured",
-        Policed::Others => "other",
+        Policed::None => None,
+        Policed::All => Some("measured"),
+        Policed::Others => Some("other"),
     };
-    let rule = |peers: &str| {
-        let ports = json!([{"protocol": "TCP", "port": 1, "endPort": 65535}]);
-        json!([{peers: [policed::app(app), {"ipBlock": {"cidr": "172.30.0.0/16"}}], "ports": ports}])
-    };
-    let spec = json!({"policyTypes": ["Ingress", "Egress"], "ingress": rule("from"), "egress": rule("to")});
-    lab.apply("network-policies", &manifest::yaml(&[policed::policy("measured", app, spec)]))?;
+    let objects = app.map(|app| {
+        let rule = |peers: &str| {
+            let ports = json!([{"protocol": "TCP", "port": 1, "endPort": 65535}]);
+            json!([{peers: [policed::app(app), {"ipBlock": {"cidr": "172.30.0.0/16"}}], "ports": ports}])
+        };
+        let spec = json!({"policyTypes": ["Ingress", "Egress"], "ingress": rule("from"), "egress": rule("to")});
+        policed::policy(app, app, spec)
+    });
+    lab.apply("network-policies", &manifest::yaml(objects.as_slice()))?;
     for node in lab.nodes() {
-        eventually("the policy is in force", || {
+        eventually("the policies are in effect", || {
             let list = node.podnet_json(&["policy", "list"])?;
-            ensure!(list[0]["subjects"].as_u64().is_some_and(|subjects| subjects > 0), "{list}");
+            let policies = list.as_array().context("not a list")?;
+            let names: Vec<_> = policies.iter().filter_map(|policy| policy["name"].as_str()).collect();
+            let selects = policies.iter().all(|policy| policy["subjects"].as_u64().is_some_and(|pods| pods > 0));
+            ensure!(names == app.as_slice() && selects, "{list}");
+            Ok(())
+        })?;
+        // It then evaluates the flows that exist.
+        eventually("the daemon is idle", || {
+            let before = node.daemon_cpu()?;
+            thread::sleep(IDLE);
+            ensure!(node.daemon_cpu()? - before < IDLE / 20, "the daemon is busy");
             Ok(())
         })?;
     }
-    Ok(others)
+    Ok(())
 }
 
 /// Makes the nodes routers, with routes to each other's pods.
@@ -396,19 +446,20 @@ impl Topologies {
     /// Calls a closure with one of them. After a failure, the topology is rebuilt on the next call.
     pub fn with<T>(&self, kind: Kind, f: impl FnOnce(&mut Topology) -> Result<T>) -> Result<T> {
         let mut built = self.built.borrow_mut();
-        let topology = match built.entry(kind) {
+        let topology = match built.entry(kind.built()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let spinner = rounds::spinner(format!("building the topology {kind}"));
-                let topology = Topology::new(kind).with_context(|| format!("cannot build the topology {kind}"))?;
+                let topology =
+                    Topology::new(kind.built()).with_context(|| format!("cannot build the topology {kind}"))?;
                 spinner.finish_and_clear();
                 entry.insert(topology)
             }
         };
-        let result = f(topology);
+        let result = topology.become_kind(kind).and_then(|()| f(topology));
         if result.is_err() {
             // Its workers may still be busy.
-            built.remove(&kind);
+            built.remove(&kind.built());
         }
         result
     }

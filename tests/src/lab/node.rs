@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
 use ipnetwork::IpNetwork;
 use nix::sys::signal::Signal;
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use podnet::config::Config;
 use podnet::status::DaemonStatus;
 use podnet_cni::datapath::{PinDir, Plain};
@@ -242,6 +244,12 @@ impl Node {
     /// The daemon's process id.
     pub fn daemon_id(&self) -> Option<u32> {
         self.daemon().as_ref().map(Process::id)
+    }
+
+    /// CPU time used by the daemon since its start.
+    pub fn daemon_cpu(&self) -> Result<Duration> {
+        let id = self.daemon_id().context("the daemon does not run")?;
+        Ok(ClockId::pid_cpu_clock_id(Pid::from_raw(id as i32))?.now()?.into())
     }
 
     fn daemon(&self) -> MutexGuard<'_, Option<Process>> {

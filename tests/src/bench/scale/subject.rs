@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::{time::ClockId, unistd::Pid};
 
 use super::cluster::{self, Cluster, NODES, SERVICES};
 use crate::{
@@ -202,8 +201,7 @@ impl Subject {
 
     /// CPU time used by the daemon since its start.
     pub fn cpu(&self) -> Result<Duration> {
-        let pid = Pid::from_raw(self.pid()? as i32);
-        Ok(ClockId::pid_cpu_clock_id(pid)?.now()?.into())
+        self.node().daemon_cpu()
     }
 
     /// A line about memory in the daemon's `/proc/…/status`, in MiB.
