@@ -131,7 +131,14 @@ fn egress_is_found_once_per_tick() {
         // As recent as the other half, but without an egress of this tick.
         ensure!(run(both, Hook::FromUplink, &there(ACK))? == found);
         ensure!(run(both, Hook::FromUplink, &there(ACK))? == kept);
-        ensure!(run(both, Hook::FromUplink, &back(FIN | ACK))? == kept);
+        // That is enough for XDP, too.
+        ensure!(run(both, Hook::UplinkXdp, &back(FIN | ACK))? == kept);
+        ensure!(state(both, &key)? == CtEntry::CLOSED | CtEntry::REPLIED);
+        ensure!(run(both, Hook::UplinkXdp, &there(ACK))? == kept);
+        // A new connection on these ports needs another look.
+        ensure!(run(both, Hook::UplinkXdp, &there(SYN))? == FinalVerdict::Pass);
+        ensure!(matches!(run(both, Hook::FromUplink, &there(SYN))?, FinalVerdict::Forward(..)));
+        ensure!(state(both, &key)? == CtEntry::OPENING);
         Ok(())
     });
 }

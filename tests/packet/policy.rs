@@ -19,7 +19,7 @@ use crate::{
         NODE2_MAC, UPLINK_MAC, addresses,
     },
     expect::both_families_with,
-    frame::{ACK, Frame, SYN, Transport},
+    frame::{ACK, FIN, Frame, SYN, Transport},
 };
 
 /// Rule set of the subject.
@@ -417,6 +417,36 @@ fn a_flow_into_another_pod_than_before_is_evaluated_again() {
                     both.kernel.set_flow(&key, &entry)?;
                 }
                 denied(both, a, frame, Reason::PolicyIngress)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn ports_of_a_closed_connection_begin_a_new_one() {
+    with(
+        |t, a| isolate(t, a.client, Subject::ANY_ALL, true, &[(PolicyRule::ANY, PolicyRule::ALL)]),
+        |both, a| {
+            let pod = (a.remote, 8080);
+            // The second one through a service, whose answers are those of the pod.
+            for (port, first) in [(40_080, pod), (40_081, (a.far, 80))] {
+                let there = |dst, flags| Frame::tcp((a.client, port), dst, flags);
+                let back = |flags| Frame::tcp(pod, (a.client, port), flags);
+                let close = [there(first, FIN | ACK), back(FIN | ACK), there(first, ACK)];
+                for frame in [there(first, SYN), back(SYN | ACK), there(first, ACK)].into_iter().chain(close) {
+                    passes(both, a, frame)?;
+                }
+                passes(both, a, there(pod, SYN))?;
+                let flows = both.kernel.conntrack()?;
+                let client = (a.client.into(), Port::new(port));
+                let ours = |key: &Tuple| (key.src, key.sport) == client || (key.dst, key.dport) == client;
+                let ours: Vec<_> = flows.iter().filter(|(key, _)| ours(key)).collect();
+                ensure!(ours.len() == 2, "{ours:?}");
+                for (key, half) in ours {
+                    ensure!(half.opening() && !half.closed(), "{key:?} {half:?}");
+                    ensure!(half.reply_key(key.proto) == key.reversed(), "translated: {key:?} {half:?}");
+                }
             }
             Ok(())
         },

@@ -127,15 +127,15 @@ fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handov
     };
     let untranslated =
         matches!(classified.class, Class::LocalPod | Class::Tunnel | Class::RemotePod | Class::External | Class::Stack);
-    let to_stack = classified.class == Class::Stack;
+    // Tracked flows need no check of their replies: their entries for them are reserved, with another port if need be.
+    if untranslated && policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple) {
+        return isolated(t, h, classified);
+    }
     if untranslated
         && (replies_collide::<At, T>(t, &h.packet.tuple, tcp_flags, &mut h.insert)
             || reserves_replies::<At, T>(t, &h.packet.tuple, tcp_flags, classified.class))
     {
         classified.class = Class::Track;
-    }
-    if untranslated && policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple) {
-        return isolated(t, h, classified, to_stack);
     }
     classified
 }
@@ -156,12 +156,12 @@ fn reserves_replies<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, tcp_flags: u
 }
 
 /// Class of an untranslated packet from or to a pod that network policy isolates. Its flow is tracked: policies are
-/// about who begins, and must not hinder the answers. `to_stack`: without a flow, the packet is left to the stack.
+/// about who begins, and must not hinder the answers.
 #[inline(always)]
-fn isolated<T: Tables>(t: &T, h: &mut Handover, classified: Classified, to_stack: bool) -> Classified {
+fn isolated<T: Tables>(t: &T, h: &mut Handover, classified: Classified) -> Classified {
     let tuple = &h.packet.tuple;
     let begins = h.packet.ports() && frontend::may_begin_flow(tuple) && !scope::multicast(&tuple.dst);
-    if begins && !(to_stack && policy::is_vacant(t, &tuple.dst)) {
+    if begins && !(classified.class == Class::Stack && policy::is_vacant(t, &tuple.dst)) {
         return Classified::only(Class::Track);
     }
     h.classify.direct = 0;

@@ -2,7 +2,7 @@
 
 use crate::{
     addr::{Addr, Mac, Proto},
-    layout::{CtEntry, Frontend, FrontendKey, NetworkKind, Out},
+    layout::{CtEntry, Frontend, FrontendKey, NetworkKind, Out, Tuple},
     packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Tcp},
     verdict::Reason,
 };
@@ -16,6 +16,7 @@ use super::{
     policy,
     rewrite::{fits, translate},
     scope,
+    track::{self, Seen},
 };
 
 /// Number of bytes to make readable: Ethernet, the longest IPv4 header or IPv6 with an extension header, TCP.
@@ -79,18 +80,15 @@ fn express_family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: 
                 t.config().is_some_and(|config| config.is_uplink(entry.out_ifindex))
             };
             if entry.out != Out::Link as u8 || !sends {
-                return Verdict::PASS;
+                return Handled::left_to(Stage::Track);
             }
-            match established::<At, F, P>(p, now, &v, entry) {
-                // Left to the TC hooks.
-                verdict if verdict.action == Action::Tail => Verdict::PASS,
-                verdict => verdict,
-            }
+            established::<At, F, P, T>(p, t, now, &v, entry)
         });
-        if let Some(verdict) = sent
-            && matches!(verdict.action, Action::Forward | Action::Drop)
+        // Others are left to the TC hooks.
+        if let Some(handled) = sent
+            && matches!(handled.verdict.action, Action::Forward | Action::Drop)
         {
-            return verdict;
+            return handled.finish(t, &v.tuple, now);
         }
     }
     if let Err(reason) = admit::check_source::<At, P, T>(p, t, ethernet, &v.tuple, F::V6) {
@@ -114,22 +112,24 @@ fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethe
         return Verdict::drop(Reason::MappedAddress);
     }
     if v.fragment != FragmentKind::Unfragmented {
-        return hand_over(t, &v, Stage::Track);
+        return hand_over(t, &v, Stage::Track, false);
     }
     if v.ports {
         let now = t.now();
-        match t.flow(&v.tuple, |entry| established::<At, F, P>(p, now, &v, entry)) {
-            Some(verdict) if verdict.action == Action::Tail => return hand_over(t, &v, verdict.stage),
-            Some(verdict) => return verdict,
+        match t.flow(&v.tuple, |entry| established::<At, F, P, T>(p, t, now, &v, entry)) {
+            Some(Handled { verdict, .. }) if verdict.action == Action::Tail => {
+                return hand_over(t, &v, verdict.stage, true);
+            }
+            Some(handled) => return handled.finish(t, &v.tuple, now),
             None => {}
         }
     }
     if v.icmp_error {
-        return hand_over(t, &v, Stage::Icmp);
+        return hand_over(t, &v, Stage::Icmp, false);
     }
     if !At::EGRESS {
         return match direct::forward::<At, F, P, T>(p, t, ethernet, &v) {
-            verdict if verdict.action == Action::Tail => hand_over(t, &v, verdict.stage),
+            verdict if verdict.action == Action::Tail => hand_over(t, &v, verdict.stage, false),
             verdict => verdict,
         };
     }
@@ -146,17 +146,17 @@ fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethe
         if isolated { Verdict::tail(Stage::Track) } else { Verdict::PASS }
     });
     match verdict {
-        Some(verdict) if verdict.action == Action::Tail => hand_over(t, &v, verdict.stage),
+        Some(verdict) if verdict.action == Action::Tail => hand_over(t, &v, verdict.stage, false),
         _ => Verdict::PASS,
     }
 }
 
-/// Hands the packet to another stage.
+/// Hands the packet to another stage. `known`: its tuple has an entry.
 #[inline(always)]
-fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdict {
+fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage, known: bool) -> Verdict {
     let written = t.handover(|h| {
         h.packet = Headers::of(v);
-        h.classify.stale_flow = 0;
+        h.classify.stale_flow = known as u32;
         // Flows that begin at egress hooks are tracked only.
         h.begin.purpose = Purpose::Track as u8;
     });
@@ -166,20 +166,61 @@ fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage) -> Verdic
     }
 }
 
-/// Fast path: forwards a packet of a known flow, unless it changes the flow's state or needs a lookup; those are left
-/// to [`Stage::Track`].
-#[inline(always)]
-fn established<At: HookPoint, F: Family, P: Packet>(p: &mut P, now: u32, v: &Parsed<F>, entry: &CtEntry) -> Verdict {
-    // Other protocols are not handled on the fast path.
-    if entry.needs_lookup() || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP) {
-        return Verdict::tail(Stage::Track);
+/// Outcome of the fast path.
+#[derive(Clone, Copy)]
+struct Handled {
+    verdict: Verdict,
+    /// The packet is recorded in its own half of the flow, but not yet in the other.
+    recorded: bool,
+}
+
+impl Handled {
+    #[inline(always)]
+    const fn left_to(stage: Stage) -> Self {
+        Self { verdict: Verdict::tail(stage), recorded: false }
     }
-    if entry.last_seen != now
-        || entry.in_ifindex != At::side(p.ifindex())
-        || v.tcp_flags & (Tcp::SYN | Tcp::FIN | Tcp::RST) != 0
+
+    /// Records the packet in the other half, too. Returns the verdict.
+    #[inline(always)]
+    fn finish<T: Tables>(self, t: &T, tuple: &Tuple, now: u32) -> Verdict {
+        if self.recorded {
+            t.handover(|h| track::update_other_half(t, tuple, &h.send.entry, &mut h.insert, now));
+        }
+        self.verdict
+    }
+}
+
+/// Fast path: forwards a packet of a known flow. Packets that need a lookup are left to [`Stage::Track`]; so are those
+/// that change the flow's state, unless a packet of this half was tracked in this tick.
+#[inline(always)]
+fn established<At: HookPoint, F: Family, P: Packet, T: Tables>(
+    p: &mut P,
+    t: &T,
+    now: u32,
+    v: &Parsed<F>,
+    entry: &mut CtEntry,
+) -> Handled {
+    let (proto, seen) = (v.tuple.proto, Seen { tcp_flags: v.tcp_flags });
+    // Its source is checked there. What leaves the stack may belong to a pod.
+    if !At::EGRESS && proto == Proto::TCP && track::begins_new_flow::<At>(entry, seen, now) {
+        return Handled::left_to(Stage::Classify);
+    }
+    // Other protocols are not handled on the fast path.
+    if entry.needs_lookup()
+        || !(proto == Proto::TCP || proto == Proto::UDP)
         || (!At::EGRESS && !fits::<F, P>(p, v, entry.out_mtu as u32))
     {
-        return Verdict::tail(Stage::Track);
+        return Handled::left_to(Stage::Track);
     }
-    translate::<At, F, P, false>(p, v, entry, &Addr::NONE)
+    let from = p.ifindex();
+    let recorded = entry.last_seen != now
+        || entry.in_ifindex != At::side(from)
+        || v.tcp_flags & (Tcp::SYN | Tcp::FIN | Tcp::RST) != 0;
+    if recorded {
+        if !track::record_in_tick::<At>(entry, proto, seen, from, now) {
+            return Handled::left_to(Stage::Track);
+        }
+        t.handover(|h| h.send.entry = *entry);
+    }
+    Handled { verdict: translate::<At, F, P, false>(p, v, entry, &Addr::NONE), recorded }
 }

@@ -11,8 +11,12 @@ use crate::{
 };
 
 use super::{
-    HookPoint, Stage, Tables, Verdict, admit, family::FragmentKind, handover::Handover, headers::Headers, next_hop,
-    policy, run::run_stage,
+    HookPoint, Stage, Tables, Verdict, admit,
+    family::FragmentKind,
+    handover::{Handover, ToInsert},
+    headers::Headers,
+    next_hop, policy,
+    run::run_stage,
 };
 
 /// Handles a packet that may change the state of its flow. Follows [`enter`](super::enter()) at the same hook.
@@ -39,16 +43,13 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     let mut current = false;
     let known = ports
         && t.flow(&h.packet.tuple, |own| {
-            current = keeps_egress::<At>(own, proto, from, now) && !begins_new_flow::<At>(own, seen, now);
-            if current {
-                record::<At>(own, proto, seen, from, now);
-            }
+            current = record_in_tick::<At>(own, proto, seen, from, now);
             h.send.entry = *own;
         })
         .is_some();
     if current {
         h.send.resolved = 1;
-        update_other_half(t, h, now);
+        update_other_half(t, &h.packet.tuple, &h.send.entry, &mut h.insert, now);
         return Verdict::tail(Stage::Send);
     }
     let entry = &h.send.entry;
@@ -107,9 +108,9 @@ fn still_denied<T: Tables>(t: &T, h: &mut Handover) -> Option<Reason> {
 
 /// What a packet says about its connection.
 #[derive(Clone, Copy)]
-struct Seen {
+pub(super) struct Seen {
     /// TCP flags, or the equivalent flags of an SCTP packet, else zero.
-    tcp_flags: u8,
+    pub tcp_flags: u8,
 }
 
 impl Seen {
@@ -176,7 +177,7 @@ fn fragment_ports<T: Tables>(t: &T, packet: &mut Headers) -> bool {
 /// backend still has the connection, it answers (RFC 5961, section 4.2); if it doesn't answer, the client retransmits.
 /// Whether a forwarded flow is closed is unknown on this node.
 #[inline(always)]
-fn begins_new_flow<At: HookPoint>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
+pub(super) fn begins_new_flow<At: HookPoint>(entry: &CtEntry, seen: Seen, now: u32) -> bool {
     let known_sender = (At::FROM_POD || At::FROM_HOST) && !entry.opening();
     let unanswered = entry.opening() && now.wrapping_sub(entry.last_seen) >= ANSWER;
     let over = (entry.closed() && !entry.doubtful()) || entry.flags & CtEntry::ONE_WAY != 0;
@@ -211,7 +212,7 @@ fn follow<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex, seen
     }
     t.flow(&h.packet.tuple, |own| *own = h.send.entry);
     if h.send.entry.flags & CtEntry::ONE_WAY == 0 {
-        update_other_half(t, h, now);
+        update_other_half(t, &h.packet.tuple, &h.send.entry, &mut h.insert, now);
     }
 }
 
@@ -226,6 +227,23 @@ fn record<At: HookPoint>(own: &mut CtEntry, proto: Proto, seen: Seen, from: IfIn
         own.last_seen = last_seen_now(proto, opening, now);
     }
     own.in_ifindex = At::side(from);
+}
+
+/// Records a packet in its own half if it needs no lookup besides. Returns whether that is so; then
+/// [`update_other_half`] must follow.
+#[inline(always)]
+pub(super) fn record_in_tick<At: HookPoint>(
+    own: &mut CtEntry,
+    proto: Proto,
+    seen: Seen,
+    from: IfIndex,
+    now: u32,
+) -> bool {
+    let current = keeps_egress::<At>(own, proto, from, now) && !begins_new_flow::<At>(own, seen, now);
+    if current {
+        record::<At>(own, proto, seen, from, now);
+    }
+    current
 }
 
 /// Whether a packet needs no lookup besides its half: another from the same interface was tracked in this tick, with
@@ -316,14 +334,14 @@ fn state<At: HookPoint>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> 
     flags
 }
 
-/// Updates the other half of a flow, or rebuilds it.
-#[inline(always)]
-fn update_other_half<T: Tables>(t: &T, h: &mut Handover, now: u32) {
+/// Updates the other half of a flow, or rebuilds it. `own` is a copy of the half of packets with `tuple`.
+// Out of line: called from several places.
+#[inline(never)]
+pub(super) fn update_other_half<T: Tables>(t: &T, tuple: &Tuple, own: &CtEntry, n: &mut ToInsert, now: u32) {
     const STATE: u8 = CtEntry::REPLIED | CtEntry::CLOSED | CtEntry::OPENING;
-    let Handover { packet: Headers { tuple, .. }, send: s, insert: n, .. } = h;
-    let last_seen = s.entry.last_seen;
-    n.key = s.entry.reply_key(tuple.proto);
-    let state = s.entry.flags & STATE;
+    let last_seen = own.last_seen;
+    n.key = own.reply_key(tuple.proto);
+    let state = own.flags & STATE;
     let touched = t.flow(&n.key, |other| {
         // Left behind by an earlier flow, so unrelated to the current flow with this tuple.
         if !other.reply_key(tuple.proto).same(tuple) {
@@ -337,8 +355,8 @@ fn update_other_half<T: Tables>(t: &T, h: &mut Handover, now: u32) {
         }
         other.flags = other.flags & !STATE | state;
     });
-    if touched.is_none() && !left_to_client(&s.entry, tuple.proto) {
-        n.reply = s.entry.reverse(tuple);
+    if touched.is_none() && !left_to_client(own, tuple.proto) {
+        n.reply = own.reverse(tuple);
         if t.insert_flow(&n.key, &n.reply).is_ok() {
             t.count(Counter::FlowEntriesRebuilt);
         }
