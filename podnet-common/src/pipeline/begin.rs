@@ -55,7 +55,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     // Link-local addresses at podnet0 are the node's.
     let own = At::FROM_HOST && (scope::link_local(&h.packet.tuple.src) || scope::link_local_v4(&h.packet.tuple.src));
     if policy::evaluates_flows::<At, T>(t) && !own && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
-        let (denied, answer) = policy::flow(t, config, h);
+        let (denied, answer) = policy::flow::<At, T>(t, config, h);
         if !denied.is_nothing() {
             return Verdict::drop(denied.count(t));
         }
@@ -73,7 +73,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     // Left to the stack. Only policies need the flow, to recognise the replies.
     if h.begin.purpose == Purpose::Masquerade as u8
         && h.send.entry.flags & CtEntry::REWRITE_SRC == 0
-        && !(policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple))
+        && !(policy::applies::<At, T>(t) && policy::concerns::<At, T>(t, &h.packet.tuple))
     {
         return Verdict::PASS;
     }

@@ -128,7 +128,7 @@ fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handov
     let untranslated =
         matches!(classified.class, Class::LocalPod | Class::Tunnel | Class::RemotePod | Class::External | Class::Stack);
     // Tracked flows need no check of their replies: their entries for them are reserved, with another port if need be.
-    if untranslated && policy::applies::<At, T>(t) && policy::concerns(t, &h.packet.tuple) {
+    if untranslated && policy::applies::<At, T>(t) && policy::concerns::<At, T>(t, &h.packet.tuple) {
         return isolated(t, h, classified);
     }
     if untranslated

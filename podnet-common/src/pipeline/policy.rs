@@ -69,9 +69,9 @@ pub(super) fn evaluates_flows<At: HookPoint, T: Tables>(t: &T) -> bool {
 /// and the other is not the pod itself, nor, unless [`denied`] evaluates that, the node.
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
-pub(super) fn concerns<T: Tables>(t: &T, tuple: &Tuple) -> bool {
+pub(super) fn concerns<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple) -> bool {
     let Tuple { src, dst, .. } = tuple;
-    let [src_sets, dst_sets] = [src, dst].map(|addr| t.subject(addr).unwrap_or_default());
+    let (src_sets, dst_sets) = (sets_of_sender::<At, T>(t, src), sets_of(t, dst));
     let [src_open, dst_open] = [src_sets, dst_sets].map(|sets| sets == Subject::default());
     if (src_open && dst_open) || src.same(dst) {
         return false;
@@ -80,6 +80,18 @@ pub(super) fn concerns<T: Tables>(t: &T, tuple: &Tuple) -> bool {
     Subject::has_cluster_rules(src_sets.egress)
         || Subject::has_cluster_rules(dst_sets.egress)
         || !(src_open && is_node(t, src) || dst_open && is_node(t, dst))
+}
+
+/// Rule sets of an address.
+#[inline(always)]
+fn sets_of<T: Tables>(t: &T, addr: &Addr) -> Subject {
+    t.subject(addr).unwrap_or_default()
+}
+
+/// Rule sets of a packet's sender. From an uplink, it is no pod of this node.
+#[inline(always)]
+fn sets_of_sender<At: HookPoint, T: Tables>(t: &T, src: &Addr) -> Subject {
+    if At::FROM_UPLINK { Subject::default() } else { sets_of(t, src) }
 }
 
 /// What becomes of a packet that belongs to no flow and leaves the stack for a pod.
@@ -165,7 +177,7 @@ pub(super) fn packet<T: Tables>(t: &T, packet: &Headers) -> Denied {
     if !packet.ports() {
         return without_ports(t, &packet.tuple);
     }
-    denied(t, src, dst, ProtoPort::new(*proto, *dport))
+    denied_between(t, src, dst, ProtoPort::new(*proto, *dport))
 }
 
 /// Evaluates policies for a packet of a protocol without ports, or a fragment whose ports are unknown. NetworkPolicies
@@ -175,8 +187,7 @@ pub(super) fn packet<T: Tables>(t: &T, packet: &Headers) -> Denied {
 fn without_ports<T: Tables>(t: &T, tuple: &Tuple) -> Denied {
     let Tuple { src, dst, .. } = tuple;
     if frontend::is_service_protocol(tuple) {
-        let egress = t.subject(src).map_or(Subject::OPEN, |subject| subject.egress);
-        let ingress = t.subject(dst).map_or(Subject::OPEN, |subject| subject.ingress);
+        let (Subject { egress, .. }, Subject { ingress, .. }) = (sets_of(t, src), sets_of(t, dst));
         if Subject::has_cluster_rules(egress) {
             return Denied::new(Denied::EGRESS, egress, PolicyDenial::ISOLATION);
         }
@@ -184,7 +195,7 @@ fn without_ports<T: Tables>(t: &T, tuple: &Tuple) -> Denied {
             return Denied::new(Denied::INGRESS, ingress, PolicyDenial::ISOLATION);
         }
     }
-    denied(t, src, dst, ProtoPort::default())
+    denied_between(t, src, dst, ProtoPort::default())
 }
 
 /// Evaluates policies for the flow that a packet begins, with the backend in the handed-over entry. Returns what is
@@ -195,11 +206,12 @@ fn without_ports<T: Tables>(t: &T, tuple: &Tuple) -> Denied {
 /// Datagrams don't tell. If pods have just been isolated, one from a lower port may be the answer to a request from
 /// before, and its flow would let in all further ones, or it may be a request: both must be allowed.
 #[inline(always)]
-pub(super) fn flow<T: Tables>(t: &T, config: &Config, h: &Handover) -> (Denied, bool) {
+pub(super) fn flow<At: HookPoint, T: Tables>(t: &T, config: &Config, h: &Handover) -> (Denied, bool) {
     let Tuple { src, sport, dport, proto, .. } = &h.packet.tuple;
     let (server, entry) = (&h.send.entry.dst, &h.send.entry);
     let opens = h.packet.tcp_flags & (Tcp::SYN | Tcp::ACK);
     let untranslated = entry.flags & (CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST) == 0;
+    let (src_sets, server_sets) = (sets_of_sender::<At, T>(t, src), sets_of(t, server));
     let tcp = *proto == Proto::TCP;
     let answer = untranslated && tcp && opens != Tcp::SYN && (opens & Tcp::SYN != 0 || sport.get() < dport.get());
     let may_answer = untranslated
@@ -208,12 +220,14 @@ pub(super) fn flow<T: Tables>(t: &T, config: &Config, h: &Handover) -> (Denied, 
         && frontend::is_service_protocol(&h.packet.tuple)
         && sport.get() <= dport.get();
     if answer || may_answer {
-        let denied = denied(t, server, src, ProtoPort::new(*proto, *sport));
+        let sets = Subject { egress: server_sets.egress, ingress: src_sets.ingress };
+        let denied = denied(t, &sets, server, src, ProtoPort::new(*proto, *sport));
         if answer || !denied.is_nothing() {
             return (denied, answer);
         }
     }
-    (denied(t, src, server, ProtoPort::new(*proto, entry.dport)), false)
+    let sets = Subject { egress: src_sets.egress, ingress: server_sets.ingress };
+    (denied(t, &sets, src, server, ProtoPort::new(*proto, entry.dport)), false)
 }
 
 /// Whether the policies deny an existing flow, of which `tuple` and `entry` are a half.
@@ -231,18 +245,25 @@ pub(super) fn of_flow<T: Tables>(t: &T, tuple: &Tuple, entry: &CtEntry) -> Denie
     let reply = entry.flags & CtEntry::REPLY != 0;
     let (client, server) = if reply { (&entry.dst, &tuple.src) } else { (&tuple.src, &entry.dst) };
     let port = if reply { tuple.sport } else { entry.dport };
-    denied(t, client, server, ProtoPort::new(tuple.proto, port))
+    denied_between(t, client, server, ProtoPort::new(tuple.proto, port))
 }
 
 /// What the policies of both ends deny to a client of a server's port.
+#[inline(always)]
+fn denied_between<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
+    let sets = Subject { egress: sets_of(t, client).egress, ingress: sets_of(t, server).ingress };
+    denied(t, &sets, client, server, port)
+}
+
+/// What the rule sets of both ends, the client's for egress and the server's for ingress, deny to a client of a
+/// server's port.
 ///
 /// NetworkPolicies never come between a pod and its node, or a pod and itself. ClusterNetworkPolicies may keep a pod
 /// from itself as backend of a service, and from its node, but not a node from its pods.
 // Out of line: called from several places, and its keys take stack.
 #[inline(never)]
-fn denied<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
-    let egress = t.subject(client).map_or(Subject::OPEN, |subject| subject.egress);
-    let ingress = t.subject(server).map_or(Subject::OPEN, |subject| subject.ingress);
+fn denied<T: Tables>(t: &T, sets: &Subject, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
+    let Subject { egress, ingress } = *sets;
     if (egress | ingress) == Subject::OPEN {
         return Denied::NOTHING;
     }
