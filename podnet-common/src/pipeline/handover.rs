@@ -39,7 +39,8 @@ pub struct Handover {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub(super) struct ToClassify {
-    /// A closed flow has left an entry for the packet's tuple: 1 or 0.
+    /// An earlier flow, perhaps closed, has left an entry for the packet's tuple: 1 or 0. Also for
+    /// [`begin`](super::begin()) and [`insert`](super::insert()).
     pub stale_flow: u32,
     /// Destination pod on this node.
     pub endpoint: Endpoint,

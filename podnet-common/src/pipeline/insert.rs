@@ -63,14 +63,18 @@ fn insert_entries<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<
     if !one_way {
         new += reserve::<T, RUN>(t, h)? as u32;
     }
-    match t.insert_flow(&h.packet.tuple, &h.send.entry) {
-        Ok(()) => new += 1,
-        Err(InsertError::Exists) if replace(t, h, one_way) => {}
-        Err(_) => {
-            if !one_way {
-                t.remove_flow(&h.insert.key);
+    // A failed insertion takes longer than a lookup.
+    let replaced = h.classify.stale_flow != 0 && replace(t, h, one_way);
+    if !replaced {
+        match t.insert_flow(&h.packet.tuple, &h.send.entry) {
+            Ok(()) => new += 1,
+            Err(InsertError::Exists) if replace(t, h, one_way) => {}
+            Err(_) => {
+                if !one_way {
+                    t.remove_flow(&h.insert.key);
+                }
+                return Err(Verdict::drop(Reason::ConntrackFull));
             }
-            return Err(Verdict::drop(Reason::ConntrackFull));
         }
     }
     if new != 0 {
@@ -80,7 +84,8 @@ fn insert_entries<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<
 }
 
 /// Overwrites the entry of an earlier flow and removes the other half of that flow.
-#[inline(always)]
+// Out of line: called from several places.
+#[inline(never)]
 fn replace<T: Tables>(t: &T, h: &mut Handover, one_way: bool) -> bool {
     let Handover { packet: Headers { tuple, .. }, send: s, insert: n, .. } = h;
     let replaced = t.flow(tuple, |old| {
@@ -118,12 +123,17 @@ fn reserve<T: Tables, const RUN: u32>(t: &T, h: &mut Handover) -> Result<bool, V
         }
         h.insert.key = h.send.entry.reply_key(h.packet.tuple.proto);
         h.insert.reply = h.send.entry.reverse(&h.packet.tuple);
+        let drawn = h.insert.needs_snat_port != 0 || n > 0;
+        let avoid_closed = drawn && n < ATTEMPTS_AVOIDING_CLOSED;
+        // Most likely the earlier flow of this tuple has the key.
+        if n == 0 && h.classify.stale_flow != 0 && take_over(t, h, avoid_closed) {
+            return Ok(false);
+        }
         match t.insert_flow(&h.insert.key, &h.insert.reply) {
             Ok(()) => return Ok(true),
             Err(InsertError::Full) => return Err(Verdict::drop(Reason::ConntrackFull)),
             Err(InsertError::Exists) => {
-                let drawn = h.insert.needs_snat_port != 0 || n > 0;
-                if take_over(t, h, drawn && n < ATTEMPTS_AVOIDING_CLOSED) {
+                if take_over(t, h, avoid_closed) {
                     return Ok(false);
                 }
             }
@@ -154,7 +164,8 @@ fn follow_client(client: &Tuple) -> u32 {
 }
 
 /// Takes over the entry with the reply's key if it belongs to the same flow, or to a closed one unless `avoid_closed`.
-#[inline(always)]
+// Out of line: called from several places.
+#[inline(never)]
 fn take_over<T: Tables>(t: &T, h: &mut Handover, avoid_closed: bool) -> bool {
     let Handover { packet: Headers { tuple, .. }, insert: n, .. } = h;
     let free = t.flow(&n.key, |old| {
