@@ -201,7 +201,7 @@ fn established<At: HookPoint, F: Family, P: Packet, T: Tables>(
     entry: &mut CtEntry,
 ) -> Handled {
     let (proto, seen) = (v.tuple.proto, Seen { tcp_flags: v.tcp_flags });
-    // Its source is checked there. What leaves the stack may belong to a pod.
+    // At egress hooks, `track` finds out whether network policy evaluates the packet.
     if !At::EGRESS && proto == Proto::TCP && track::begins_new_flow::<At>(entry, seen, now) {
         return Handled::left_to(Stage::Classify);
     }
