@@ -205,7 +205,10 @@ impl Tables for HostTables {
     }
 
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
-        self.conntrack.borrow_mut().get_mut(key).map(f)
+        let mut entry = *self.conntrack.borrow().get(key)?;
+        let result = f(&mut entry);
+        self.conntrack.borrow_mut().entry(*key).and_modify(|stored| *stored = entry);
+        Some(result)
     }
 
     fn insert_flow(&self, key: &Tuple, entry: &CtEntry) -> Result<(), InsertError> {

@@ -1,7 +1,7 @@
 //! First program of every hook: the fast path of established flows. All other packets continue in a stage.
 
 use crate::{
-    addr::{Addr, Mac, Proto},
+    addr::{Addr, IfIndex, Mac, Proto},
     layout::{CtEntry, Frontend, FrontendKey, NetworkKind, Out, Tuple},
     packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Packet, Tcp},
     verdict::Reason,
@@ -80,15 +80,15 @@ fn express_family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: 
                 t.config().is_some_and(|config| config.is_uplink(entry.out_ifindex))
             };
             if entry.out != Out::Link as u8 || !sends {
-                return Handled::left_to(Stage::Track);
+                return Verdict::PASS;
             }
             established::<At, F, P, T>(p, t, now, &v, entry)
         });
         // Others are left to the TC hooks.
-        if let Some(handled) = sent
-            && matches!(handled.verdict.action, Action::Forward | Action::Drop)
+        if let Some(verdict) = sent
+            && matches!(verdict.action, Action::Forward | Action::Drop)
         {
-            return handled.finish(t, &v.tuple, now);
+            return verdict;
         }
     }
     if let Err(reason) = admit::check_source::<At, P, T>(p, t, ethernet, &v.tuple, F::V6) {
@@ -117,10 +117,8 @@ fn family<At: HookPoint, F: Family, P: Packet, T: Tables>(p: &mut P, t: &T, ethe
     if v.ports {
         let now = t.now();
         match t.flow(&v.tuple, |entry| established::<At, F, P, T>(p, t, now, &v, entry)) {
-            Some(Handled { verdict, .. }) if verdict.action == Action::Tail => {
-                return hand_over(t, &v, verdict.stage, true);
-            }
-            Some(handled) => return handled.finish(t, &v.tuple, now),
+            Some(verdict) if verdict.action == Action::Tail => return hand_over(t, &v, verdict.stage, true),
+            Some(verdict) => return verdict,
             None => {}
         }
     }
@@ -166,30 +164,6 @@ fn hand_over<F: Family, T: Tables>(t: &T, v: &Parsed<F>, stage: Stage, known: bo
     }
 }
 
-/// Outcome of the fast path.
-#[derive(Clone, Copy)]
-struct Handled {
-    verdict: Verdict,
-    /// The packet is recorded in its own half of the flow, but not yet in the other.
-    recorded: bool,
-}
-
-impl Handled {
-    #[inline(always)]
-    const fn left_to(stage: Stage) -> Self {
-        Self { verdict: Verdict::tail(stage), recorded: false }
-    }
-
-    /// Records the packet in the other half, too. Returns the verdict.
-    #[inline(always)]
-    fn finish<T: Tables>(self, t: &T, tuple: &Tuple, now: u32) -> Verdict {
-        if self.recorded {
-            t.handover(|h| track::update_other_half(t, tuple, &h.send.entry, &mut h.insert, now));
-        }
-        self.verdict
-    }
-}
-
 /// Fast path: forwards a packet of a known flow. Packets that need a lookup are left to [`Stage::Track`]; so are those
 /// that change the flow's state, unless a packet of this half was tracked in this tick.
 #[inline(always)]
@@ -199,28 +173,43 @@ fn established<At: HookPoint, F: Family, P: Packet, T: Tables>(
     now: u32,
     v: &Parsed<F>,
     entry: &mut CtEntry,
-) -> Handled {
-    let (proto, seen) = (v.tuple.proto, Seen { tcp_flags: v.tcp_flags });
-    // At egress hooks, `track` finds out whether network policy evaluates the packet.
-    if !At::EGRESS && proto == Proto::TCP && track::begins_new_flow::<At>(entry, seen, now) {
-        return Handled::left_to(Stage::Classify);
-    }
+) -> Verdict {
     // Other protocols are not handled on the fast path.
-    if entry.needs_lookup()
-        || !(proto == Proto::TCP || proto == Proto::UDP)
-        || (!At::EGRESS && !fits::<F, P>(p, v, entry.out_mtu as u32))
-    {
-        return Handled::left_to(Stage::Track);
+    if entry.needs_lookup() || !(v.tuple.proto == Proto::TCP || v.tuple.proto == Proto::UDP) {
+        return Verdict::tail(Stage::Track);
+    }
+    if !At::EGRESS && !fits::<F, P>(p, v, entry.out_mtu as u32) {
+        return Verdict::tail(Stage::Track);
     }
     let from = p.ifindex();
-    let recorded = entry.last_seen != now
+    let changes_state = entry.last_seen != now
         || entry.in_ifindex != At::side(from)
         || v.tcp_flags & (Tcp::SYN | Tcp::FIN | Tcp::RST) != 0;
-    if recorded {
-        if !track::record_in_tick::<At>(entry, proto, seen, from, now) {
-            return Handled::left_to(Stage::Track);
-        }
-        t.handover(|h| h.send.entry = *entry);
+    if changes_state && let Some(stage) = record::<At, T>(t, &v.tuple, entry, Seen { tcp_flags: v.tcp_flags }, from) {
+        return Verdict::tail(stage);
     }
-    Handled { verdict: translate::<At, F, P, false>(p, v, entry, &Addr::NONE), recorded }
+    translate::<At, F, P, false>(p, v, entry, &Addr::NONE)
+}
+
+/// Records a packet that changes its flow's state in both halves. Or else returns the stage to which the packet is
+/// left.
+// Out of line: inlined, it would slow down all other packets.
+#[inline(never)]
+fn record<At: HookPoint, T: Tables>(
+    t: &T,
+    tuple: &Tuple,
+    entry: &mut CtEntry,
+    seen: Seen,
+    from: IfIndex,
+) -> Option<Stage> {
+    let now = t.now();
+    // At egress hooks, `track` finds out whether network policy evaluates the packet.
+    if !At::EGRESS && track::begins_new_flow::<At>(entry, seen, now) {
+        return Some(Stage::Classify);
+    }
+    if !track::record_in_tick::<At>(entry, tuple.proto, seen, from, now) {
+        return Some(Stage::Track);
+    }
+    t.handover(|h| track::update_other_half(t, tuple, entry, &mut h.insert, now));
+    None
 }

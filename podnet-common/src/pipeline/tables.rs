@@ -47,7 +47,7 @@ pub trait Tables {
     fn network(&self, addr: &Addr) -> Option<&Network> {
         self.prefix(addr).filter(|network| network.kind != NetworkKind::Nothing as u32)
     }
-    /// Calls `f` with an entry of `conntrack`, if it exists.
+    /// Calls `f` with an entry of `conntrack`, if it exists. `f` may use other entries.
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R>;
     /// Inserts an entry into `conntrack`; fails if the key exists or the table is full.
     fn insert_flow(&self, key: &Tuple, entry: &CtEntry) -> Result<(), InsertError>;

@@ -335,8 +335,7 @@ fn state<At: HookPoint>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> 
 }
 
 /// Updates the other half of a flow, or rebuilds it. `own` is a copy of the half of packets with `tuple`.
-// Out of line: called from several places.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn update_other_half<T: Tables>(t: &T, tuple: &Tuple, own: &CtEntry, n: &mut ToInsert, now: u32) {
     const STATE: u8 = CtEntry::REPLIED | CtEntry::CLOSED | CtEntry::OPENING;
     let last_seen = own.last_seen;

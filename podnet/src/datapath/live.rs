@@ -293,8 +293,13 @@ impl Tables for Live<'_> {
     }
 
     fn flow<R>(&self, key: &Tuple, f: impl FnOnce(&mut CtEntry) -> R) -> Option<R> {
-        let mut conntrack = self.conntrack.borrow_mut();
-        conntrack.entry(*key).or_insert_with(|| self.read(&self.source.conntrack, key)).as_mut().map(f)
+        let read = || self.read(&self.source.conntrack, key);
+        let mut entry = (*self.conntrack.borrow_mut().entry(*key).or_insert_with(read))?;
+        let result = f(&mut entry);
+        if let Some(Some(stored)) = self.conntrack.borrow_mut().get_mut(key) {
+            *stored = entry;
+        }
+        Some(result)
     }
 
     fn insert_flow(&self, key: &Tuple, entry: &CtEntry) -> Result<(), InsertError> {
