@@ -122,6 +122,8 @@ pub struct HostTables {
     pub policy_peers: BTreeMap<Addr, u32>,
     /// `policy_blocks`.
     pub policy_blocks: BTreeMap<Prefix, u32>,
+    /// `open_pods`.
+    pub open_pods: BTreeMap<u32, IfIndex>,
     /// `policy_ports`.
     pub policy_ports: BTreeMap<ProtoPort, u32>,
     /// `policy_rules`.
@@ -286,6 +288,10 @@ impl Tables for HostTables {
 
     fn policy_block(&self, addr: &Addr) -> Option<u32> {
         longest(&self.policy_blocks, addr).copied()
+    }
+
+    fn open_pod(&self, slot: u32) -> IfIndex {
+        self.open_pods.get(&slot).copied().unwrap_or_default()
     }
 
     fn policy_port(&self, port: &ProtoPort) -> Option<u32> {

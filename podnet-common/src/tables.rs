@@ -261,6 +261,8 @@ macro_rules! for_each_table {
             AFFINITY: LruHash<AffinityKey, Affinity>[65_536] Kept 1;
             /// Clients that may use a service port.
             SOURCE_RANGES: LpmTrie<SourceRange, u32>[65_536] Derived 1;
+            /// Slot → interface of a pod that network policy doesn't isolate.
+            OPEN_PODS: Array<u32, IfIndex>[Subject::OPEN_SLOTS as usize] Derived 1;
             /// Address of a pod → its class in network policies.
             POLICY_PEERS: HashNoPrealloc<Addr, u32>[131_072] Derived 1;
             /// Range of other addresses → its class in network policies.

@@ -196,6 +196,11 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     }
 
     #[inline(always)]
+    fn open_pod(&self, slot: u32) -> IfIndex {
+        maps::OPEN_PODS.get(slot).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
     fn policy_peer(&self, addr: &Addr) -> Option<u32> {
         // SAFETY: see above.
         unsafe { maps::POLICY_PEERS.get(addr) }.copied()

@@ -197,6 +197,7 @@ impl World {
         }
         if ports == 2 {
             police(t);
+            open(c, t);
         }
         t.conntrack_max = c.of(&[None, None, None, Some(2), Some(5), Some(9)]);
         t.holders.borrow_mut().insert(holders::CAPACITY, t.conntrack_max.unwrap_or_default() as u32);
@@ -400,7 +401,6 @@ impl World {
     }
 }
 
-/// Where an endpoint may be: on this node, on other nodes, in this host's network, outside.
 /// Isolates the first pods by network policy: for what they receive, for what they send, and one whose policies are not
 /// known yet.
 fn police(t: &mut HostTables) {
@@ -442,6 +442,21 @@ fn police(t: &mut HostTables) {
     }
 }
 
+/// Frees some pods from network policy, of which the daemon may know some.
+fn open(c: &mut Choices<'_>, t: &mut HostTables) {
+    for n in 0..Addresses::of(false).pods.len() {
+        if c.below(3) == 0 {
+            for v6 in [false, true] {
+                t.subjects.remove(&Addresses::of(v6).pods[n].into());
+            }
+            if c.below(3) != 0 {
+                t.open_pods.insert(Subject::open_slot(pod_interface(n)), pod_interface(n));
+            }
+        }
+    }
+}
+
+/// Where an endpoint may be: on this node, on other nodes, in this host's network, outside.
 fn backend(c: &mut Choices<'_>, a: &Addresses) -> IpAddr {
     match c.below(8) {
         0..=2 => c.of(&a.pods),

@@ -34,7 +34,7 @@ use podnet_common::{
     addr::Addr,
     layout::{
         Affinity, AffinityKey, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook, Peer, PolicyDenial,
-        ProtoPort, SockKey, SockPeer, Tuple, holders,
+        SockKey, SockPeer, Tuple, holders,
     },
     pipeline::{CachedRoute, DirectPath},
     removal::Removal,
@@ -70,8 +70,8 @@ struct Object {
     source: Source,
     /// Beginning of `SNAT_PORTS`. The table is so large that it is written only when it changes.
     ports: Vec<u16>,
-    /// Ports with a class in `POLICY_PORTS`.
-    classes_of_ports: Vec<ProtoPort>,
+    /// Elements in use of the arrays that [`Kernel::replace`] has written, by name.
+    in_use: BTreeMap<&'static str, Vec<u32>>,
     /// Number of possible processors, each with its own counters.
     processors: usize,
 }
@@ -102,7 +102,7 @@ fn load() -> Result<Object> {
         let source = Source::open(directory.path());
         umount(directory.path())?;
         let processors = nr_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))?;
-        Ok(Object { ebpf: loaded?.ebpf, source: source?, ports: Vec::new(), classes_of_ports: Vec::new(), processors })
+        Ok(Object { ebpf: loaded?.ebpf, source: source?, ports: Vec::new(), in_use: BTreeMap::new(), processors })
     });
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -130,7 +130,8 @@ impl Kernel {
         kernel.hash("POLICY_PEERS", tables.policy_peers.iter().map(|(key, class)| (Plain(*key), *class)))?;
         let blocks = tables.policy_blocks.iter().map(|(key, class)| (Key::new(key.len, Plain(key.addr)), *class));
         kernel.trie("POLICY_BLOCKS", blocks)?;
-        kernel.classes_of_ports(&tables.policy_ports)?;
+        kernel.replace("POLICY_PORTS", tables.policy_ports.iter().map(|(port, class)| (port.index(), *class)))?;
+        kernel.replace("OPEN_PODS", tables.open_pods.iter().map(|(slot, link)| (*slot, link.0)))?;
         kernel.hash("POLICY_RULES", tables.policy_rules.iter().map(|(key, verdict)| (Plain(*key), Plain(*verdict))))?;
         let denials = tables.policy_denials.borrow();
         kernel.hash("POLICY_DENIALS", denials.iter().map(|(key, packets)| (Plain(*key), *packets)))?;
@@ -216,12 +217,13 @@ impl Kernel {
         Ok(entries.into_iter().try_for_each(|(index, value)| map.set(index, value, 0))?)
     }
 
-    /// Replaces the classes of ports.
-    fn classes_of_ports(&mut self, classes: &BTreeMap<ProtoPort, u32>) -> Result<()> {
-        let old: Vec<_> = self.object.classes_of_ports.iter().map(|port| (port.index(), 0)).collect();
-        self.array("POLICY_PORTS", old)?;
-        self.object.classes_of_ports = classes.keys().copied().collect();
-        self.array("POLICY_PORTS", classes.iter().map(|(port, class)| (port.index(), *class)))
+    /// Writes elements of an array, and clears those of earlier calls.
+    fn replace(&mut self, name: &'static str, entries: impl Iterator<Item = (u32, u32)>) -> Result<()> {
+        let entries: Vec<_> = entries.collect();
+        let used = entries.iter().map(|(index, _)| *index).collect();
+        let before = self.object.in_use.insert(name, used).unwrap_or_default();
+        self.array(name, before.into_iter().map(|index| (index, 0)))?;
+        self.array(name, entries)
     }
 
     /// Switches the dispatchers to another generation of programs.

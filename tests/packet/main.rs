@@ -16,6 +16,7 @@ mod hostile;
 mod kernel;
 mod multiple_uplinks;
 mod new_subjects;
+mod open_pods;
 mod opening;
 mod policy;
 mod policy_errors;

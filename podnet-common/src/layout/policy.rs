@@ -6,7 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::addr::{Port, Proto};
+use crate::addr::{IfIndex, Port, Proto};
 
 /// Value of `subjects` (hash, key [`Addr`](crate::addr::Addr), frozen): the rule sets of a pod of this node that is
 /// isolated in at least one direction.
@@ -23,6 +23,9 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// Number of slots of `open_pods` (array, value [`IfIndex`]): interfaces of this node's pods without an entry in
+    /// `subjects`. Interfaces of such pods may be missing.
+    pub const OPEN_SLOTS: u32 = 4096;
     /// The pod is not isolated in this direction.
     pub const OPEN: u32 = 0;
     /// Nothing is allowed in this direction, since the pod should be isolated and there is no room for its rules. A set
@@ -54,6 +57,12 @@ impl Subject {
     /// With [`Subject::CLUSTER`]: NetworkPolicies isolate the pod, too. Other sets have no other rules than those of
     /// NetworkPolicies.
     pub const ISOLATED: u32 = 1 << 31;
+
+    /// Slot of an interface in `open_pods`.
+    #[inline(always)]
+    pub const fn open_slot(link: IfIndex) -> u32 {
+        link.0 % Self::OPEN_SLOTS
+    }
 
     /// Whether a field is a set with rules of ClusterNetworkPolicies.
     #[inline(always)]

@@ -73,7 +73,7 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
     // Left to the stack. Only policies need the flow, to recognise the replies.
     if h.begin.purpose == Purpose::Masquerade as u8
         && h.send.entry.flags & CtEntry::REWRITE_SRC == 0
-        && !(policy::applies::<At, T>(t) && policy::concerns::<At, T>(t, &h.packet.tuple))
+        && !(policy::applies::<At, T>(t) && policy::concerns::<At, T>(t, &h.packet.tuple, from, IfIndex(0)))
     {
         return Verdict::PASS;
     }

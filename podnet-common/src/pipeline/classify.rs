@@ -4,7 +4,7 @@
 //! the rest follows from the class.
 
 use crate::{
-    addr::{Addr, Proto},
+    addr::{Addr, IfIndex, Proto},
     layout::{Config, CtEntry, Frontend, FrontendKey, Network, NetworkKind, Tuple},
     packet::{Ethernet, Packet, Tcp},
     verdict::Reason,
@@ -52,7 +52,7 @@ fn classify_and_admit<At: HookPoint, P: Packet, T: Tables>(
     // Direct paths don't distinguish protocols, but whether packets from outside the cluster are tracked depends on
     // theirs.
     h.classify.direct = (!At::FROM_UPLINK || sender.network.is_some()) as u32;
-    let classified = class_of::<At, T>(t, ethernet, h, &sender);
+    let classified = class_of::<At, T>(t, ethernet, h, &sender, p.ifindex());
     if let Err(verdict) = admit::admit::<At, P, T>(p, t, ethernet, h, &sender, classified) {
         return verdict;
     }
@@ -104,7 +104,13 @@ fn remove_stale_flow<T: Tables>(t: &T, h: &mut Handover) {
 
 /// Class of a packet that belongs to no flow.
 #[inline(always)]
-fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handover, sender: &Sender<'_>) -> Classified {
+fn class_of<At: HookPoint, T: Tables>(
+    t: &T,
+    ethernet: &Ethernet,
+    h: &mut Handover,
+    sender: &Sender<'_>,
+    from: IfIndex,
+) -> Classified {
     let Headers { tuple, tcp_flags, .. } = h.packet;
     if h.packet.ports()
         && let Some(frontend) = frontend::exact(t, &h.packet.tuple, FrontendKey::ANY)
@@ -128,7 +134,8 @@ fn class_of<At: HookPoint, T: Tables>(t: &T, ethernet: &Ethernet, h: &mut Handov
     let untranslated =
         matches!(classified.class, Class::LocalPod | Class::Tunnel | Class::RemotePod | Class::External | Class::Stack);
     // Tracked flows need no check of their replies: their entries for them are reserved, with another port if need be.
-    if untranslated && policy::applies::<At, T>(t) && policy::concerns::<At, T>(t, &h.packet.tuple) {
+    let to = if classified.class == Class::LocalPod { h.classify.endpoint.ifindex } else { IfIndex(0) };
+    if untranslated && policy::applies::<At, T>(t) && policy::concerns::<At, T>(t, &h.packet.tuple, from, to) {
         return isolated(t, h, classified);
     }
     if untranslated

@@ -8,7 +8,7 @@
 //! into classes (see [`layout`](crate::layout)). Evaluating a pod's rules takes a constant number of lookups.
 
 use crate::{
-    addr::{Addr, Proto},
+    addr::{Addr, IfIndex, Proto},
     layout::{Config, CtEntry, NetworkKind, Out, PolicyDenial, ProtoPort, Subject, Tuple},
     packet::Tcp,
     verdict::Reason,
@@ -67,9 +67,18 @@ pub(super) fn evaluates_flows<At: HookPoint, T: Tables>(t: &T) -> bool {
 
 /// Whether policies may deny a packet, or the flow that it belongs to: one end is a pod of this node that is a subject,
 /// and the other is not the pod itself, nor, unless [`denied`] evaluates that, the node.
+///
+/// `from`: the interface that received the packet; `to`: that of the pod to which it goes, or none. Without an entry in
+/// `endpoints`, a pod receives only what leaves the stack, for which policies are evaluated there.
+#[inline(always)]
+pub(super) fn concerns<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, to: IfIndex) -> bool {
+    let open = (At::FROM_UPLINK || t.is_open(from), to.0 == 0 || t.is_open(to));
+    open != (true, true) && concerns_subjects::<At, T>(t, tuple)
+}
+
 // Out of line: rarely called, and its keys take stack.
 #[inline(never)]
-pub(super) fn concerns<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple) -> bool {
+fn concerns_subjects<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple) -> bool {
     let Tuple { src, dst, .. } = tuple;
     let (src_sets, dst_sets) = (sets_of_sender::<At, T>(t, src), sets_of(t, dst));
     let [src_open, dst_open] = [src_sets, dst_sets].map(|sets| sets == Subject::default());
@@ -92,6 +101,16 @@ fn sets_of<T: Tables>(t: &T, addr: &Addr) -> Subject {
 #[inline(always)]
 fn sets_of_sender<At: HookPoint, T: Tables>(t: &T, src: &Addr) -> Subject {
     if At::FROM_UPLINK { Subject::default() } else { sets_of(t, src) }
+}
+
+/// Whether a flow leads to no subject: into a pod that is none, or out of the node.
+#[inline(always)]
+fn leads_to_no_subject<T: Tables>(t: &T, config: &Config, entry: &CtEntry) -> bool {
+    let to = entry.out_ifindex;
+    if entry.out == Out::Pod as u8 || entry.out == Out::Queue as u8 {
+        return t.is_open(to);
+    }
+    config.is_uplink(to) || (to.0 != 0 && to.0 == config.tunnel.0)
 }
 
 /// What becomes of a packet that belongs to no flow and leaves the stack for a pod.
@@ -211,9 +230,11 @@ pub(super) fn flow<At: HookPoint, T: Tables>(t: &T, config: &Config, h: &Handove
     let (server, entry) = (&h.send.entry.dst, &h.send.entry);
     let opens = h.packet.tcp_flags & (Tcp::SYN | Tcp::ACK);
     let untranslated = entry.flags & (CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST) == 0;
-    let (src_sets, server_sets) = (sets_of_sender::<At, T>(t, src), sets_of(t, server));
     let tcp = *proto == Proto::TCP;
     let answer = untranslated && tcp && opens != Tcp::SYN && (opens & Tcp::SYN != 0 || sport.get() < dport.get());
+    let src_sets =
+        if At::FROM_POD && t.is_open(entry.in_ifindex) { Subject::default() } else { sets_of_sender::<At, T>(t, src) };
+    let server_sets = if leads_to_no_subject(t, config, entry) { Subject::default() } else { sets_of(t, server) };
     let may_answer = untranslated
         && !tcp
         && config.flags & Config::NEW_SUBJECTS != 0

@@ -75,6 +75,13 @@ pub trait Tables {
     fn in_source_ranges(&self, client: &ServiceClient) -> bool;
     /// `subjects`.
     fn subject(&self, addr: &Addr) -> Option<Subject>;
+    /// `open_pods`: an interface, by [slot](Subject::open_slot); zero if there is none.
+    fn open_pod(&self, slot: u32) -> IfIndex;
+    /// Whether an interface is known to be that of a pod without an entry in [`Self::subject`].
+    #[inline(always)]
+    fn is_open(&self, link: IfIndex) -> bool {
+        link.0 != 0 && self.open_pod(Subject::open_slot(link)).0 == link.0
+    }
     /// `policy_peers`.
     fn policy_peer(&self, addr: &Addr) -> Option<u32>;
     /// `policy_blocks`.

@@ -1,6 +1,8 @@
 //! Network policies: the room of NetworkPolicies, Namespaces and Pods, and the tables that they are written to.
 
 mod attached;
+mod open_pods;
+mod tables;
 mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,9 +15,11 @@ use podnet_common::layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, Pro
 use podnet_common::tables::POLICY_RULES;
 
 pub use attached::{Attached, Attachments};
+pub use tables::PolicyTables;
 
+use self::open_pods::OpenPods;
 use super::denials::Denials;
-use crate::mirror::{Counts, Entries, First, Mirror, TableError};
+use crate::mirror::{Counts, First, Mirror, TableError};
 use crate::model::{Kind, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectKey, ObjectName, Pod};
 use crate::policy::{AnyPolicy, DeniedBy, Desired, Owners, Policies};
 
@@ -43,6 +47,7 @@ pub struct NetworkPolicies {
     /// started.
     attached: Attachments,
     subjects: Mirror<Addr, Subject>,
+    open_pods: OpenPods,
     peers: Mirror<Addr, u32>,
     blocks: Mirror<Prefix, u32>,
     ports: Mirror<ProtoPort, u32>,
@@ -52,29 +57,6 @@ pub struct NetworkPolicies {
     /// Who denies what they count; `None` before the first sync.
     denied_by: Option<BTreeMap<PolicyDenial, DeniedBy>>,
     denials: Denials,
-}
-
-/// The tables of network policy.
-pub trait PolicyTables:
-    Entries<Addr, Subject>
-    + Entries<Addr, u32>
-    + Entries<Prefix, u32>
-    + Entries<ProtoPort, u32>
-    + Entries<PolicyRule, PolicyVerdict>
-    + Entries<PolicyDenial, ()>
-    + Counts<PolicyDenial>
-{
-}
-
-impl<T> PolicyTables for T where
-    T: Entries<Addr, Subject>
-        + Entries<Addr, u32>
-        + Entries<Prefix, u32>
-        + Entries<ProtoPort, u32>
-        + Entries<PolicyRule, PolicyVerdict>
-        + Entries<PolicyDenial, ()>
-        + Counts<PolicyDenial>
-{
 }
 
 impl NetworkPolicies {
@@ -91,6 +73,7 @@ impl NetworkPolicies {
             pods: BTreeMap::new(),
             attached: Attachments::default(),
             subjects: Mirror::default(),
+            open_pods: OpenPods::default(),
             peers: Mirror::default(),
             blocks: Mirror::default(),
             ports: Mirror::default(),
@@ -341,6 +324,8 @@ impl NetworkPolicies {
     /// The first operation that fails; the next call continues from there. Until then pods keep the policies that they
     /// had, and those that had none are closed.
     pub fn sync(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        self.read_subjects(tables)?;
+        self.open_pods.keep(&self.attached.open(&self.wanted_subjects()), tables)?;
         let mut result = self.write(tables);
         if matches!(result, Err(TableError::Full { .. })) {
             // Old and new entries beside each other have no room.
@@ -388,6 +373,7 @@ impl NetworkPolicies {
                 subjects = self.wanted_subjects();
             }
             self.subjects.sync(&subjects, First::Put, tables)?;
+            self.open_pods.sync(self.attached.open(&subjects), tables)?;
             self.rules.keep_only(&self.policies.desired().rules, tables)?;
             if !self.policies.written(&Self::sets_of(subjects.values())) {
                 break;

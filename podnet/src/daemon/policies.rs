@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use podnet_cni::text::chain;
+use podnet_common::addr::IfIndex;
 use tracing::warn;
 
 use super::{Daemon, node};
@@ -22,6 +23,7 @@ impl Daemon {
                     uid: pod.uid.as_str().into(),
                     container: record.id.container.as_str().into(),
                     ips: record.ips.iter().copied().collect(),
+                    link: IfIndex(record.host_ifindex),
                 },
             );
         }

@@ -129,7 +129,8 @@ impl Datapath {
     /// a second on two CPUs, in which the tables can be read.
     pub fn open(pins: PinDir, sizes: Sizes) -> Result<(Tables, Opened), Error> {
         let mut opened = loader::open(loader::built_in()?, &pins, sizes)?;
-        let (services, policies) = (ServiceTables::take(&mut opened.ebpf)?, PolicyTables::take(&mut opened.ebpf)?);
+        let (services, mut policies) = (ServiceTables::take(&mut opened.ebpf)?, PolicyTables::take(&mut opened.ebpf)?);
+        policies.forget_open_pods()?;
         Ok((Tables { services, policies }, opened))
     }
 

@@ -1,6 +1,6 @@
 //! The tables of network policy: `subjects`, and those whose names begin with `policy_`.
 
-use std::os::fd::AsFd as _;
+use std::{io, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
@@ -9,9 +9,9 @@ use aya::{
 use bytemuck::Pod;
 use podnet_cni::datapath::Plain;
 use podnet_common::{
-    addr::Addr,
+    addr::{Addr, IfIndex},
     layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
-    tables::{POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
+    tables::{OPEN_PODS, POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
 };
 
 use super::{
@@ -25,6 +25,7 @@ use crate::mirror::{Counts, Entries, TableError};
 /// The tables of network policy.
 pub struct PolicyTables {
     subjects: HashMap<MapData, Plain<Addr>, Plain<Subject>>,
+    open_pods: Array<MapData, Plain<IfIndex>>,
     peers: HashMap<MapData, Plain<Addr>, u32>,
     blocks: LpmTrie<MapData, Plain<Addr>, u32>,
     ports: Array<MapData, u32>,
@@ -37,12 +38,24 @@ impl PolicyTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
         Ok(Self {
             subjects: take(ebpf, SUBJECTS)?,
+            open_pods: take(ebpf, OPEN_PODS)?,
             peers: take(ebpf, POLICY_PEERS)?,
             blocks: take(ebpf, POLICY_BLOCKS)?,
             ports: take(ebpf, POLICY_PORTS)?,
             rules: take(ebpf, POLICY_RULES)?,
             denials: take(ebpf, POLICY_DENIALS)?,
         })
+    }
+}
+
+impl PolicyTables {
+    /// Empties `open_pods`, before programs that read it may run: a daemon of a version without this table may have
+    /// written `subjects` since.
+    pub(super) fn forget_open_pods(&mut self) -> Result<(), Error> {
+        let failed = |error: io::Error| Error::Batch { operation: "empty", name: OPEN_PODS.name(), source: error };
+        let slots: Vec<u32> = (0..OPEN_PODS.capacity() as u32).collect();
+        let empty = vec![IfIndex(0); slots.len()];
+        batch::update(self.open_pods.map().fd().as_fd(), &slots, &empty).map_err(failed)
     }
 }
 
@@ -94,6 +107,21 @@ impl Entries<Addr, Subject> for PolicyTables {
 
     fn delete(&mut self, pod: &Addr) -> Result<(), TableError> {
         deleted(SUBJECTS.table(), self.subjects.remove(&Plain(*pod)))
+    }
+}
+
+impl Entries<u32, IfIndex> for PolicyTables {
+    fn list(&self) -> Result<Vec<(u32, IfIndex)>, TableError> {
+        let slots = listed(OPEN_PODS.table(), self.open_pods.map())?;
+        Ok(slots.into_iter().filter(|(_, link): &(_, IfIndex)| link.0 != 0).collect())
+    }
+
+    fn put(&mut self, slot: &u32, link: &IfIndex) -> Result<(), TableError> {
+        self.open_pods.set(*slot, Plain(*link), 0).map_err(written(OPEN_PODS.table()))
+    }
+
+    fn delete(&mut self, slot: &u32) -> Result<(), TableError> {
+        self.put(slot, &IfIndex(0))
     }
 }
 

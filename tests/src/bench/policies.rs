@@ -150,7 +150,7 @@ fn rig(bpffs: &Path, fill: Fill) -> Result<Rig> {
     fill(&mut policies);
     policies.update();
     if !policies.is_empty() {
-        rig.enforce(policies.desired())?;
+        rig.enforce(policies.desired(), &chain)?;
     }
     Ok(rig)
 }

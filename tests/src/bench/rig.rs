@@ -5,6 +5,7 @@ use std::{
     cell::Cell,
     fs,
     io::Write as _,
+    net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     process::{Command, Stdio},
@@ -34,7 +35,7 @@ use podnet::policy::Desired;
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
     addr::IfIndex,
-    layout::{Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Tuple},
+    layout::{Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Subject, Tuple},
     tables::{self, Table},
 };
 
@@ -138,11 +139,16 @@ impl Rig {
             return Ok(());
         }
         let mut endpoints = Endpoints::open(&self.pins)?;
-        let [a, b] = chain.others();
-        for (ip, ifindex) in [(chain.pod(), self.pod), (a, self.other), (b, self.other)] {
+        for (ip, ifindex) in self.pods(chain) {
             endpoints.insert(ip, &Endpoint { ifindex, mtu: 1500, mac: MAC, host_mac: MAC, ..Endpoint::default() })?;
         }
         Ok(())
+    }
+
+    /// The pods of a chain, with their interfaces.
+    fn pods(&self, chain: &Chain) -> [(IpAddr, IfIndex); 3] {
+        let [a, b] = chain.others();
+        [(chain.pod(), self.pod), (a, self.other), (b, self.other)]
     }
 
     /// Fills the connection table with the flows of chains in random order, so that adjacent steps of a chain are not
@@ -169,14 +175,20 @@ impl Rig {
         self.conntrack.fd().as_fd()
     }
 
-    /// Puts network policies into effect.
-    pub fn enforce(&self, policies: &Desired) -> Result<()> {
+    /// Puts network policies into effect, as the daemon does for the pods of a chain.
+    pub fn enforce(&self, policies: &Desired, chain: &Chain) -> Result<()> {
         self.fill(tables::POLICY_RULES.into(), policies.rules.iter())?;
         let ports: Vec<(u32, u32)> = policies.ports.iter().map(|(port, class)| (port.index(), *class)).collect();
         self.fill(tables::POLICY_PORTS.into(), ports.iter().map(|(index, class)| (index, class)))?;
         self.fill(tables::POLICY_PEERS.into(), policies.peers.iter())?;
         self.fill(tables::POLICY_BLOCKS.into(), policies.blocks.iter())?;
         self.fill(tables::SUBJECTS.into(), policies.subjects.iter())?;
+        let pods = self.pods(chain);
+        let is_open =
+            |link: &IfIndex| !pods.iter().any(|(ip, of)| of == link && policies.subjects.contains_key(&(*ip).into()));
+        let open = [self.pod, self.other].into_iter().filter(is_open);
+        let open: Vec<_> = open.map(|link| (Subject::open_slot(link), link)).collect();
+        self.fill(tables::OPEN_PODS.into(), open.iter().map(|(slot, link)| (slot, link)))?;
         let flags = Config::EXTERNAL_CLUSTER_IP | Config::POLICY;
         self.fill(tables::CONFIG.into(), [(&0_u32, &Config { flags, ..Config::default() })].into_iter())
     }

@@ -139,6 +139,7 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
             names.address(addr.into()),
             found.map(|subject| format!("ingress {}, egress {}", rule_set(subject.ingress), rule_set(subject.egress))),
         ),
+        Fact::OpenPod(link, open) => finds("open_pods", names.interface(link), open.then(|| "no subject".to_owned())),
         Fact::PolicyPeer(addr, found) => finds("policy_peers", names.address(addr.into()), found.map(class)),
         Fact::PolicyBlock(addr, found) => finds("policy_blocks", names.address(addr.into()), found.map(class)),
         Fact::PolicyPort(port, found) => {

@@ -48,6 +48,8 @@ pub(super) enum Fact {
     SourceRange(ServiceClient, bool),
     /// `subjects` was looked up.
     Subject(Addr, Option<Subject>),
+    /// `open_pods` was looked up.
+    OpenPod(IfIndex, bool),
     /// `policy_peers` was looked up.
     PolicyPeer(Addr, Option<u32>),
     /// `policy_blocks` was looked up.
@@ -233,6 +235,16 @@ impl<T: Tables> Tables for Traced<'_, T> {
         let found = self.tables.subject(addr);
         self.note(Fact::Subject(*addr, found));
         found
+    }
+
+    fn open_pod(&self, slot: u32) -> IfIndex {
+        self.tables.open_pod(slot)
+    }
+
+    fn is_open(&self, link: IfIndex) -> bool {
+        let open = self.tables.is_open(link);
+        self.note(Fact::OpenPod(link, open));
+        open
     }
 
     fn policy_peer(&self, addr: &Addr) -> Option<u32> {

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use podnet_common::addr::Addr;
+use podnet_common::addr::{Addr, IfIndex};
+use podnet_common::layout::Subject;
 
 use crate::model::{ObjectName, Pod};
 
@@ -16,6 +17,8 @@ pub struct Attached {
     pub container: Box<str>,
     /// The interface's addresses.
     pub ips: BTreeSet<IpAddr>,
+    /// Its host end. The kernel gives a new interface an index that none has had before.
+    pub link: IfIndex,
 }
 
 impl Attached {
@@ -54,6 +57,12 @@ impl Attachments {
     /// Whether an address is that of an interface.
     pub(super) fn have(&self, ip: &IpAddr) -> bool {
         self.iter().any(|(_, attached)| attached.ips.contains(ip))
+    }
+
+    /// Host ends of the pods of which no address is a subject.
+    pub(super) fn open(&self, subjects: &BTreeMap<Addr, Subject>) -> BTreeSet<IfIndex> {
+        let is_open = |attached: &&Attached| !attached.ips.iter().any(|ip| subjects.contains_key(&(*ip).into()));
+        self.iter().map(|(_, attached)| attached).filter(is_open).map(|attached| attached.link).collect()
     }
 
     /// All addresses.

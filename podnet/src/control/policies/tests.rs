@@ -298,8 +298,12 @@ fn all_attached(interfaces: &[(&str, &str, &str, &str)]) -> Attachments {
     let mut all = Attachments::default();
     for (pod, uid, container, ip) in interfaces {
         let name = ObjectName { namespace: "x".into(), name: (*pod).into() };
-        let attached =
-            Attached { uid: (*uid).into(), container: (*container).into(), ips: [ip.parse().unwrap()].into() };
+        let attached = Attached {
+            uid: (*uid).into(),
+            container: (*container).into(),
+            ips: [ip.parse().unwrap()].into(),
+            ..Attached::default()
+        };
         all.insert(name, attached);
     }
     all

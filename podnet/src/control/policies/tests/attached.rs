@@ -1,5 +1,7 @@
 //! Tests of the pods that the plugin has connected.
 
+use podnet_common::addr::IfIndex;
+
 use super::*;
 
 #[test]
@@ -151,4 +153,92 @@ fn a_predecessor_whose_sandbox_still_exists_keeps_its_rules_and_its_successor_ge
         assert_eq!(held(&memory, ADDRESS), first, "{before}");
         assert_eq!(held(&memory, NEW) != Subject::default(), after == "closed");
     }
+}
+
+/// The interfaces in `open_pods`.
+fn open(memory: &MemoryTables) -> Vec<u32> {
+    memory.open_pods.values().map(|link| link.0).collect()
+}
+
+/// Interfaces of the pods `p` and `q`, and of one without an object.
+fn three_attached() -> Attachments {
+    let of = |link, ips: &[&str]| Attached {
+        ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        link: IfIndex(link),
+        ..Attached::default()
+    };
+    let name = |name: &str| ObjectName { namespace: "x".into(), name: name.into() };
+    let mut all = Attachments::default();
+    all.insert(name("p"), of(11, &[ADDRESS, "fd00::1"]));
+    all.insert(name("q"), of(12, &["10.0.0.2", "fd00::2"]));
+    all.insert(name("unknown"), of(13, &["10.0.0.3"]));
+    all
+}
+
+/// The pods `p` and `q`, of which a policy selects those with a label.
+fn two_pods(isolated: [bool; 2]) -> Vec<(ObjectKey, Option<Object>)> {
+    let of_team = Requirement { key: "team".into(), condition: LabelCondition::Exists };
+    let policy = NetworkPolicy { pods: Selector(vec![of_team]), ..policy() };
+    let pod = |(name, isolated): (&str, bool)| {
+        let labels = isolated.then_some(("team", "red")).into_iter().collect();
+        (ObjectKey::new(Kind::Pod, "x", name), Some(Pod { node: "n1".into(), labels, ..Pod::default() }.into()))
+    };
+    let pods = ["p", "q"].into_iter().zip(isolated).map(pod);
+    pods.chain([(ObjectKey::new(Kind::NetworkPolicy, "x", "np"), Some(policy.into()))]).collect()
+}
+
+#[test]
+fn pods_without_subjects_are_open() {
+    let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
+    room.set_attached(three_attached());
+    update(&mut room, two_pods([true, false]));
+    room.sync(&mut memory).unwrap();
+    assert_eq!((memory.subjects.len(), open(&memory)), (2, vec![12, 13]));
+    update(&mut room, two_pods([true, true]));
+    room.sync(&mut memory).unwrap();
+    assert_eq!((memory.subjects.len(), open(&memory)), (4, vec![13]));
+    update(&mut room, two_pods([false, false]));
+    room.sync(&mut memory).unwrap();
+    assert_eq!((memory.subjects.len(), open(&memory)), (0, vec![11, 12, 13]));
+    // The plugin has closed a pod that the daemon doesn't know yet.
+    memory.subjects.insert(IpAddr::from([10, 0, 0, 3]).into(), Subject::PENDING);
+    room.set_attached(Attachments::default());
+    room.sync(&mut memory).unwrap();
+    assert_eq!(open(&memory), [0; 0]);
+    room.set_attached(three_attached());
+    room.sync(&mut memory).unwrap();
+    assert_eq!(open(&memory), [11, 12]);
+}
+
+#[test]
+fn no_subject_is_open_whenever_the_daemon_ends() {
+    for left in 0..20 {
+        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), limited(100, None));
+        room.set_attached(three_attached());
+        update(&mut room, two_pods([true, false]));
+        room.sync(&mut memory).unwrap();
+        update(&mut room, two_pods([false, true]));
+        memory.writes_left = Some(left);
+        let done = room.sync(&mut memory).is_ok();
+        for (link, ips) in [(11, [ADDRESS, "fd00::1"]), (12, ["10.0.0.2", "fd00::2"])] {
+            let is_subject = ips.iter().any(|ip| memory.subjects.contains_key(&ip.parse::<IpAddr>().unwrap().into()));
+            assert!(!(is_subject && open(&memory).contains(&link)), "{link} after {left} writes");
+        }
+        memory.writes_left = None;
+        room.sync(&mut memory).unwrap();
+        assert_eq!((&contents(&memory), open(&memory)), (room.policies().desired(), vec![11, 13]));
+        assert!(done || left < 19);
+    }
+}
+
+#[test]
+fn without_room_for_its_rules_a_pod_is_not_open() {
+    let (mut room, mut memory) = (NetworkPolicies::new("n1", false), limited(100, None));
+    room.set_attached(three_attached());
+    update(&mut room, two_pods([false, false]));
+    room.sync(&mut memory).unwrap();
+    memory.policy_rules_max = 0;
+    update(&mut room, two_pods([true, false]));
+    assert!(room.sync(&mut memory).is_err());
+    assert_eq!((memory.subjects.len(), open(&memory)), (2, vec![12, 13]));
 }
