@@ -52,6 +52,10 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         }
         Ok(hop.vacant)
     };
+    let vacant = match made {
+        Ok(vacant) => vacant,
+        Err(verdict) => return verdict,
+    };
     // Link-local addresses at podnet0 are the node's.
     let own = At::FROM_HOST && (scope::link_local(&h.packet.tuple.src) || scope::link_local_v4(&h.packet.tuple.src));
     if policy::evaluates_flows::<At, T>(t) && !own && h.send.entry.flags & CtEntry::ONE_WAY == 0 {
@@ -59,16 +63,12 @@ fn make<At: HookPoint, T: Tables>(t: &T, h: &mut Handover, from: IfIndex) -> Ver
         if !denied.is_nothing() {
             return Verdict::drop(denied.count(t));
         }
-        let vacant = matches!(made, Ok(true));
         if vacant && !At::FROM_HOST {
             return Verdict::reject(Reason::NoRoute);
         }
         if answer {
             h.send.entry.flags |= CtEntry::REPLY;
         }
-    }
-    if let Err(verdict) = made {
-        return verdict;
     }
     // Left to the stack. Only policies need the flow, to recognise the replies.
     if h.begin.purpose == Purpose::Masquerade as u8
