@@ -16,6 +16,8 @@ use tokio::time::timeout;
 
 use super::asked;
 
+mod missing;
+
 /// A server in its own network namespace, and a source that watches it.
 struct Site {
     api: Api,
@@ -67,7 +69,9 @@ impl Site {
             let kind = Kind::of(&raw.api_version, &raw.kind).unwrap().unwrap();
             Object::new(kind, raw).unwrap()
         };
-        let mut all: BTreeMap<_, _> = self.api.objects().into_iter().map(object).collect();
+        let mut all = self.api.objects();
+        all.retain(|object| object["kind"] != "CustomResourceDefinition");
+        let mut all: BTreeMap<_, _> = all.into_iter().map(object).collect();
         // Pods are of no use without policies.
         if !all.keys().any(|key| matches!(key.kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy)) {
             all.retain(|key, _| key.kind != Kind::Pod);
@@ -439,39 +443,6 @@ fn pagination_replaces_lost_streaming_lists() -> Result<()> {
         site.api.apply(service("a", 8));
         site.api.forget();
         site.api.disconnect();
-        site.converges()?;
-        site.until("no error", |site| site.source.status().error.is_none())
-    })
-}
-
-#[test]
-fn a_kind_is_read_once_its_definition_is_installed() -> Result<()> {
-    alone(|| {
-        let mut site = Site::new(Abilities { cluster_policies: false, ..Abilities::default() }, &one_of_each()[..3])?;
-        site.until("all other kinds", |site| site.synced)?;
-        let watched = |request: &String| {
-            request.contains("/customresourcedefinitions?")
-                && request.contains("metadata.name%3Dclusternetworkpolicies.policy.networking.k8s.io")
-        };
-        wait_until("a watch of the definition", || Ok(site.api.requests().iter().any(watched)))?;
-        site.api.set_abilities(Abilities::default());
-        site.api.apply(cluster_policy("a", 1));
-        site.api.apply(json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io"}}));
-        let policy = ObjectKey::new(Kind::ClusterNetworkPolicy, "", "a");
-        site.until("the policy", |site| site.seen.contains_key(&policy))
-    })
-}
-
-#[test]
-fn server_without_some_kinds_causes_no_error_after_an_outage() -> Result<()> {
-    alone(|| {
-        let objects = &one_of_each()[..3];
-        let abilities = Abilities { service_cidrs: false, cluster_policies: false, ..Abilities::default() };
-        let mut site = Site::new(abilities, objects)?;
-        site.api.set_mood(Mood::HangingUp);
-        site.until("an error", |site| site.source.status().error.is_some())?;
-        site.api.set_mood(Mood::Well);
         site.converges()?;
         site.until("no error", |site| site.source.status().error.is_none())
     })

@@ -58,7 +58,11 @@ impl Api {
                 }
             });
         })?;
-        Ok(Self { state, changed, addr, _end: end })
+        let api = Self { state, changed, addr, _end: end };
+        if abilities.cluster_policies {
+            api.apply(definition());
+        }
+        Ok(api)
     }
 
     /// Address on which it listens.
@@ -182,6 +186,22 @@ impl Api {
         self.lock().abilities = abilities;
     }
 
+    /// Installs the definition of ClusterNetworkPolicy.
+    pub fn define_cluster_policies(&self) {
+        self.lock().abilities.cluster_policies = true;
+        self.apply(definition());
+    }
+
+    /// Removes the definition of ClusterNetworkPolicy, and with it all objects of the kind.
+    pub fn remove_cluster_policies(&self) {
+        for object in self.objects().iter().filter(|object| object["kind"] == "ClusterNetworkPolicy") {
+            self.delete(object);
+        }
+        self.delete(&definition());
+        self.lock().abilities.cluster_policies = false;
+        self.disconnect();
+    }
+
     /// Requests since the last call: method, path and query.
     pub fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().requests)
@@ -192,7 +212,7 @@ impl Api {
         std::mem::take(&mut self.lock().writes)
     }
 
-    /// All current objects.
+    /// All current objects, and the definition of ClusterNetworkPolicy.
     pub fn objects(&self) -> Vec<Value> {
         self.lock().objects.values().map(|object| object.value()).collect()
     }
@@ -204,4 +224,10 @@ impl Api {
     fn tell(&self, state: &State) {
         self.changed.send_replace(state.version);
     }
+}
+
+/// The definition of ClusterNetworkPolicy.
+fn definition() -> Value {
+    json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io"}})
 }

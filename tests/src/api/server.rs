@@ -88,7 +88,7 @@ impl Server {
             "servicecidrs" if abilities.service_cidrs => {}
             "clusternetworkpolicies" if abilities.cluster_policies => {}
             "servicecidrs" | "clusternetworkpolicies" => {
-                return Ok(refusal(404, "the server could not find the requested resource"));
+                return Ok(whole(404, "404 page not found\n".into()));
             }
             _ => {}
         }

@@ -35,7 +35,7 @@ pub struct Abilities {
     pub streaming_lists: Streaming,
     /// ServiceCIDRs (1.33 and later).
     pub service_cidrs: bool,
-    /// The definition of ClusterNetworkPolicy is installed.
+    /// ClusterNetworkPolicies. If they are served from the start, their definition exists.
     pub cluster_policies: bool,
     /// Clients may read network policies.
     pub policies: bool,

@@ -1,10 +1,10 @@
-//! Kinds that a CustomResourceDefinition defines: when the server may begin to serve them.
+//! Kinds that a CustomResourceDefinition defines: when the server may begin to serve them, and when it has stopped.
 
 use std::future;
 use std::pin::pin;
 
 use futures::StreamExt as _;
-use kube::api::{DynamicObject, WatchEvent, WatchParams};
+use kube::api::{DynamicObject, ListParams, WatchEvent, WatchParams};
 use kube::core::ApiResource;
 use kube::{Api, Client, Error};
 use tracing::debug;
@@ -24,8 +24,39 @@ pub(super) async fn installed(client: Client, kind: Kind) {
     future::pending().await
 }
 
+/// Whether the definition of a kind has been removed, and with it all objects of the kind. False if the kind needs
+/// none, or if the server doesn't tell.
+pub(super) async fn uninstalled(client: Client, kind: Kind) -> bool {
+    let params = ListParams::default().fields(&selector(kind));
+    kind.is_custom()
+        && match definitions(client).list_metadata(&params).await {
+            Ok(found) => found.items.is_empty(),
+            Err(error) => {
+                debug!(kind = kind.name(), "cannot list the definition of this kind: {error}");
+                false
+            }
+        }
+}
+
 /// Whether the watch reports the definition before it ends.
 async fn seen(client: Client, kind: Kind) -> Result<bool, Error> {
+    let params = WatchParams::default().fields(&selector(kind));
+    // From version 0, a watch begins with the objects that exist.
+    let mut events = pin!(definitions(client).watch_metadata(&params, "0").await?);
+    while let Some(event) = events.next().await {
+        if matches!(event?, WatchEvent::Added(_) | WatchEvent::Modified(_)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Field selector of a kind's definition.
+fn selector(kind: Kind) -> String {
+    format!("metadata.name={}.{}", kind.plural(), kind.group())
+}
+
+fn definitions(client: Client) -> Api<DynamicObject> {
     let resource = ApiResource {
         group: "apiextensions.k8s.io".into(),
         version: "v1".into(),
@@ -33,16 +64,7 @@ async fn seen(client: Client, kind: Kind) -> Result<bool, Error> {
         kind: "CustomResourceDefinition".into(),
         plural: "customresourcedefinitions".into(),
     };
-    let api = Api::<DynamicObject>::all_with(client, &resource);
-    let params = WatchParams::default().fields(&format!("metadata.name={}.{}", kind.plural(), kind.group()));
-    // From version 0, a watch begins with the objects that exist.
-    let mut events = pin!(api.watch_metadata(&params, "0").await?);
-    while let Some(event) = events.next().await {
-        if matches!(event?, WatchEvent::Added(_) | WatchEvent::Modified(_)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Api::all_with(client, &resource)
 }
 
 #[cfg(test)]

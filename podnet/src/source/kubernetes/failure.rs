@@ -7,8 +7,8 @@ use podnet_cni::text::chain;
 
 use crate::metrics::api::ApiError;
 
-/// An error with its causes. Of a server's error, kube's text repeats the message as a debug-formatted structure, which
-/// is left out.
+/// An error with its causes. Of a server's error, kube's text repeats the message as a debug-formatted structure, and
+/// says that a message was plain text; both are left out.
 pub(super) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = chain(error);
     let mut cause = Some(error);
@@ -16,7 +16,8 @@ pub(super) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
         if let Some(kube::Error::Api(status)) = error.downcast_ref() {
             // The server's own errors may have no reason: `message: reason`.
             let words = status.to_string();
-            text = text.replace(&format!("ApiError: {status} ({status:?})"), words.trim_end_matches(": "));
+            let words = words.strip_suffix("Failed to parse error data").unwrap_or(&words);
+            text = text.replace(&format!("ApiError: {status} ({status:?})"), words.trim_end_matches([':', ' ', '\n']));
         }
         cause = error.source();
     }
@@ -82,12 +83,16 @@ pub(super) fn classify(error: &Error) -> ApiError {
 /// An error with its causes, and advice for the most common ones.
 pub(super) fn explain(error: &Error) -> String {
     let text = in_words(error);
-    let code = [401, 403].into_iter().find(|code| has_code(error, *code));
+    let code = [401, 403, 404].into_iter().find(|code| has_code(error, *code));
     match code {
         Some(401) => format!(
             "{text}; the credentials were rejected: check `kubernetes.kubeconfig`, or the service account of the pod"
         ),
         Some(403) => format!("{text}; apply the ClusterRole of deploy/podnet.yaml"),
+        Some(404) => format!(
+            "{text}; the server doesn't serve this kind in the version that podnet needs: objects that have been read \
+             stay in effect"
+        ),
         _ => text,
     }
 }
@@ -102,6 +107,9 @@ mod tests {
         let error = kube::Error::Api(Box::new(serde_json::from_str(status).unwrap()));
         assert!(error.to_string().contains("Some(Failure)"), "kube has changed: {error}");
         assert_eq!(in_words(&error), "nodes is forbidden: Forbidden");
+        // Not by the API, but by its multiplexer.
+        let plain = kube::core::Status::failure("404 page not found\n", "Failed to parse error data").with_code(404);
+        assert_eq!(in_words(&kube::Error::Api(Box::new(plain))), "404 page not found");
         let listing = kube::runtime::watcher::Error::InitialListFailed(error);
         let text = in_words(&listing);
         assert!(text.ends_with(": nodes is forbidden: Forbidden") && !text.contains("Some"), "{text}");

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tower::service_fn;
 use tracing::{debug, info, warn};
 
-use super::definition::installed;
+use super::definition::{installed, uninstalled};
 use super::failure::{classify, explain, forgets, has_code, lacks_streaming, silent};
 use super::object::Sent;
 use super::pause::Pause;
@@ -143,8 +143,12 @@ async fn watch(client: Client, told: &mut Told, tracker: &mut Tracker) {
                     streaming = false;
                     break Duration::ZERO;
                 }
-                Some(Err(failure)) if kind.may_be_missing() && !listed && has_code(&failure, 404) => {
-                    cause = ListCause::Error;
+                Some(Err(failure))
+                    if kind.may_be_missing()
+                        && has_code(&failure, 404)
+                        && (!listed || tracker.is_empty() || uninstalled(client.clone(), kind).await) =>
+                {
+                    (cause, listed) = (ListCause::Error, false);
                     if !told.all(tracker.none()).await || !told.state(None).await {
                         return;
                     }
@@ -311,6 +315,11 @@ impl Tracker {
         self.seen.clear();
         self.held.clear();
         self.take(Event::InitDone)
+    }
+
+    /// Whether no objects are known.
+    fn is_empty(&self) -> bool {
+        self.known.is_empty()
     }
 
     fn apply(&mut self, sent: Sent) -> News {
