@@ -185,7 +185,9 @@ fn established<At: HookPoint, F: Family, P: Packet, T: Tables>(
     let changes_state = entry.last_seen != now
         || entry.in_ifindex != At::side(from)
         || v.tcp_flags & (Tcp::SYN | Tcp::FIN | Tcp::RST) != 0;
-    if changes_state && let Some(stage) = record::<At, T>(t, &v.tuple, entry, Seen { tcp_flags: v.tcp_flags }, from) {
+    if changes_state
+        && let Some(stage) = change_state::<At, T>(t, &v.tuple, entry, Seen { tcp_flags: v.tcp_flags }, from)
+    {
         return Verdict::tail(stage);
     }
     translate::<At, F, P, false>(p, v, entry, &Addr::NONE)
@@ -195,7 +197,7 @@ fn established<At: HookPoint, F: Family, P: Packet, T: Tables>(
 /// left.
 // Out of line: inlined, it would slow down all other packets.
 #[inline(never)]
-fn record<At: HookPoint, T: Tables>(
+fn change_state<At: HookPoint, T: Tables>(
     t: &T,
     tuple: &Tuple,
     entry: &mut CtEntry,

@@ -186,7 +186,10 @@ fn translate<At: HookPoint, F: Family, P: Packet>(
     if At::EGRESS {
         s.entry.out = Out::Stack as u8;
     } else if s.entry.out_ifindex.0 == 0 || !fits::<F, P>(p, v, s.entry.out_mtu as u32) {
-        if s.entry.flags & CtEntry::ONE_WAY != 0 {
+        // The stack has no route for packets forwarded to another node, and would discard the host's own: they come
+        // back from podnet1 with an address of the host as source.
+        let own = At::FROM_HOST && s.entry.flags & CtEntry::REWRITE_DST == 0;
+        if s.entry.flags & CtEntry::ONE_WAY != 0 || own {
             return Some(Verdict::drop(Reason::NoRoute));
         }
         s.entry.out = Out::Stack as u8;

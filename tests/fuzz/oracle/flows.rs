@@ -9,7 +9,7 @@ use podnet_common::{
     verdict::Reason,
 };
 
-use super::{Outcome, State, egress, flow};
+use super::{Outcome, State, egress, flow, leaves_for_another_pod};
 use crate::{
     frame::{Frame, SYN, Transport},
     scenario::{Entry, macs, origin},
@@ -121,8 +121,10 @@ pub fn answer(world: &World, o: &Outcome<'_>) {
         return;
     }
     let Some((key, entry)) = flow(&world.tables, &packet) else { return };
-    let half = world.tables.flow(&entry.reply_key(key.proto), |half| half.reply_key(key.proto));
-    if half != Some(key) {
+    let half = world.tables.flow(&entry.reply_key(key.proto), |half| {
+        (half.reply_key(key.proto), leaves_for_another_pod(&world.tables, half))
+    });
+    if half != Some((key, false)) {
         return;
     }
     let (Some((sport, dport)), Some(sent)) = (packet.ports(), output.ports()) else { return };

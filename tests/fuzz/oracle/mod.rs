@@ -109,6 +109,13 @@ fn flow(tables: &HostTables, packet: &View<'_>) -> Option<(Tuple, CtEntry)> {
     tables.flow(&key, |entry| (key, *entry))
 }
 
+/// Whether the packets of a half left the stack by an interface that isn't that of the pod with their destination. The
+/// pipeline evaluates such a flow again, and may choose another backend.
+fn leaves_for_another_pod(tables: &HostTables, half: &CtEntry) -> bool {
+    let pod = tables.endpoint(&half.dst).map(|endpoint| endpoint.ifindex.0);
+    half.leaves_stack() && pod.is_some_and(|pod| pod != !half.in_ifindex.0)
+}
+
 /// Whether a hook is at egress, behind the stack's routing.
 fn egress(hook: Hook) -> bool {
     matches!(hook, Hook::ToPod | Hook::ToUplink)
