@@ -19,7 +19,7 @@ use crate::{
     checksum,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Out, PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
+        Hook, Interface, Network, Out, PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
         ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple,
     },
     packet::{ETH, Packet},
@@ -122,8 +122,8 @@ pub struct HostTables {
     pub policy_peers: BTreeMap<Addr, u32>,
     /// `policy_blocks`.
     pub policy_blocks: BTreeMap<Prefix, u32>,
-    /// `open_pods`.
-    pub open_pods: BTreeMap<u32, IfIndex>,
+    /// `policy_pods`.
+    pub policy_pods: BTreeMap<u32, PolicyPod>,
     /// `policy_ports`.
     pub policy_ports: BTreeMap<ProtoPort, u32>,
     /// `policy_rules`.
@@ -290,8 +290,8 @@ impl Tables for HostTables {
         longest(&self.policy_blocks, addr).copied()
     }
 
-    fn open_pod(&self, slot: u32) -> IfIndex {
-        self.open_pods.get(&slot).copied().unwrap_or_default()
+    fn policy_pod(&self, link: IfIndex) -> Option<&PolicyPod> {
+        self.policy_pods.get(&PolicyPod::slot(link))
     }
 
     fn policy_port(&self, port: &ProtoPort) -> Option<u32> {

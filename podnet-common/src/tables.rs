@@ -261,8 +261,8 @@ macro_rules! for_each_table {
             AFFINITY: LruHash<AffinityKey, Affinity>[65_536] Kept 1;
             /// Clients that may use a service port.
             SOURCE_RANGES: LpmTrie<SourceRange, u32>[65_536] Derived 1;
-            /// Slot → interface of a pod that network policy doesn't isolate.
-            OPEN_PODS: Array<u32, IfIndex>[Subject::OPEN_SLOTS as usize] Derived 1;
+            /// Interface of a local pod → its rule sets and classes in network policies.
+            POLICY_PODS: Array<u32, PolicyPod>[PolicyPod::SLOTS as usize] Derived 1;
             /// Address of a pod → its class in network policies.
             POLICY_PEERS: HashNoPrealloc<Addr, u32>[131_072] Derived 1;
             /// Range of other addresses → its class in network policies.
@@ -339,7 +339,7 @@ macro_rules! declare {
                 addr::{Addr, IfIndex},
                 layout::{
                     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, Event, FragmentKey, FragmentPorts,
-                    Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyDenial, PolicyRule,
+                    Frontend, FrontendKey, GENERATION_SLOTS, GENERATIONS, Interface, Network, Peer, PolicyDenial, PolicyPod, PolicyRule,
                     PolicyVerdict, Prefix, ProtoPort, SOCKET_ORIGIN, Sandbox, SockKey, SockPeer, SourceRange, Subject,
                     Tuple, holders,
                 },

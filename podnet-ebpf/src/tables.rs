@@ -11,8 +11,8 @@ use podnet_common::{
     fib::FibLookup,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient,
-        SockKey, SockPeer, Subject, Tuple,
+        Hook, Interface, Network, Peer, PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, ProtoPort, Sandbox,
+        ServiceClient, SockKey, SockPeer, Subject, Tuple,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
     time,
@@ -196,8 +196,8 @@ impl<const EVENTS: bool> Tables for Maps<EVENTS> {
     }
 
     #[inline(always)]
-    fn open_pod(&self, slot: u32) -> IfIndex {
-        maps::OPEN_PODS.get(slot).copied().unwrap_or_default()
+    fn policy_pod(&self, link: IfIndex) -> Option<&PolicyPod> {
+        maps::POLICY_PODS.get(PolicyPod::slot(link))
     }
 
     #[inline(always)]

@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock};
 use podnet_common::{
     addr::{Addr, IfIndex, Mac, Port, Proto},
     layout::{
-        Backend, Config, Endpoint, Frontend, FrontendKey, Interface, Network, NetworkKind, PolicyRule, PolicyVerdict,
-        ProtoPort, ServiceClient, SourceRange, Subject, TUNNEL_PORT, holders, macs,
+        Backend, Config, Endpoint, Frontend, FrontendKey, Interface, Network, NetworkKind, PolicyPod, PolicyRule,
+        PolicyVerdict, ProtoPort, ServiceClient, SourceRange, Subject, TUNNEL_PORT, holders, macs,
     },
     pipeline::Route,
     simulator::{HostTables, prefix},
@@ -198,6 +198,7 @@ impl World {
         if ports == 2 {
             police(t);
             open(c, t);
+            enter_pods(c, t);
         }
         t.conntrack_max = c.of(&[None, None, None, Some(2), Some(5), Some(9)]);
         t.holders.borrow_mut().insert(holders::CAPACITY, t.conntrack_max.unwrap_or_default() as u32);
@@ -442,16 +443,25 @@ fn police(t: &mut HostTables) {
     }
 }
 
-/// Frees some pods from network policy, of which the daemon may know some.
+/// Frees some pods from network policy.
 fn open(c: &mut Choices<'_>, t: &mut HostTables) {
     for n in 0..Addresses::of(false).pods.len() {
         if c.below(3) == 0 {
             for v6 in [false, true] {
                 t.subjects.remove(&Addresses::of(v6).pods[n].into());
             }
-            if c.below(3) != 0 {
-                t.open_pods.insert(Subject::open_slot(pod_interface(n)), pod_interface(n));
-            }
+        }
+    }
+}
+
+/// Enters some pods in `policy_pods`, as the daemon does.
+fn enter_pods(c: &mut Choices<'_>, t: &mut HostTables) {
+    for n in 0..Addresses::of(false).pods.len() {
+        if c.below(3) != 0 {
+            let (link, addrs) = (pod_interface(n), [false, true].map(|v6| Addr::from(Addresses::of(v6).pods[n])));
+            let sets = |addr: &Addr| t.subjects.get(addr).copied().unwrap_or_default();
+            let pod = PolicyPod::of(link, addrs.into_iter(), sets, |addr| t.policy_peers.get(addr).copied());
+            t.policy_pods.extend(pod.map(|pod| (PolicyPod::slot(link), pod)));
         }
     }
 }

@@ -15,13 +15,14 @@ use podnet::config::Config;
 use podnet::control::Control;
 use podnet::datapath::btf::shapes;
 use podnet::datapath::conntrack::{Pods, Stale, Sweep};
-use podnet::datapath::{Datapath, Hurry, Sizes, now, object};
+use podnet::datapath::{Datapath, Hurry, PolicyTables, Sizes, now, object};
+use podnet::mirror::Entries;
 use podnet::reconcile::dump::dump;
 use podnet::source::manifest::ManifestSource;
 use podnet_cni::datapath::{PinDir, Plain};
 use podnet_common::addr::{IfIndex, Port, Proto};
 use podnet_common::{
-    layout::{Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, Out, Tuple, holders},
+    layout::{Affinity, AffinityKey, CtEntry, GENERATION_SLOTS, OfLink, Out, PolicyPod, Subject, Tuple, holders},
     tables::{self, ALL},
 };
 use podnet_tests::bench::rig::secluded;
@@ -159,6 +160,22 @@ fn programs_are_reloaded_only_for_another_object_or_table() {
             Map::ProgramArray(MapData::from_pin(pins.table(tables::PROGRAMS_TC))?).try_into()?;
         slots.clear_index(&0)?;
         ensure!(start()?.generation() == 1, "there is a program too few");
+        Ok(())
+    });
+}
+
+/// A daemon of a version without the table may have written those that it repeats.
+#[test]
+fn the_interfaces_of_pods_are_empty_before_programs_are_loaded() {
+    with_tables(|datapath, pins| {
+        let link = IfIndex(PolicyPod::SLOTS + 7);
+        let open = OfLink::new(link, Subject::OPEN);
+        let pod = PolicyPod { ingress: open, egress: open, ..PolicyPod::default() };
+        let held = |tables: &PolicyTables| Entries::<u32, PolicyPod>::list(tables);
+        datapath.policy_tables().put(&PolicyPod::slot(link), &pod)?;
+        assert_eq!(held(datapath.policy_tables())?, [(7, pod)]);
+        let (tables, _) = Datapath::open(pins.clone(), SIZES)?;
+        assert_eq!(held(&tables.policies)?, []);
         Ok(())
     });
 }

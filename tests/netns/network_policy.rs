@@ -346,9 +346,11 @@ fn a_restarted_daemon_keeps_the_tables(site: &Site) -> Result<()> {
     let before = entries()?;
     node.kill_daemon()?;
     node.start_daemon()?;
-    eventually("the daemon knows the policies", || node.podnet(&["policy", "list"]).map(drop))?;
-    let after = entries()?;
-    ensure!(after == before, "{after:?} instead of {before:?}");
+    eventually("the daemon knows the policies and the pods", || {
+        let after = entries()?;
+        ensure!(after == before, "{after:?} instead of {before:?}");
+        Ok(())
+    })?;
     reaches(&site.friend, &site.web)?;
     is_denied(&site.stranger, &site.web)
 }

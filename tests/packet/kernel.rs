@@ -131,7 +131,7 @@ impl Kernel {
         let blocks = tables.policy_blocks.iter().map(|(key, class)| (Key::new(key.len, Plain(key.addr)), *class));
         kernel.trie("POLICY_BLOCKS", blocks)?;
         kernel.replace("POLICY_PORTS", tables.policy_ports.iter().map(|(port, class)| (port.index(), *class)))?;
-        kernel.replace("OPEN_PODS", tables.open_pods.iter().map(|(slot, link)| (*slot, link.0)))?;
+        kernel.replace("POLICY_PODS", tables.policy_pods.iter().map(|(slot, pod)| (*slot, Plain(*pod))))?;
         kernel.hash("POLICY_RULES", tables.policy_rules.iter().map(|(key, verdict)| (Plain(*key), Plain(*verdict))))?;
         let denials = tables.policy_denials.borrow();
         kernel.hash("POLICY_DENIALS", denials.iter().map(|(key, packets)| (Plain(*key), *packets)))?;
@@ -218,11 +218,11 @@ impl Kernel {
     }
 
     /// Writes elements of an array, and clears those of earlier calls.
-    fn replace(&mut self, name: &'static str, entries: impl Iterator<Item = (u32, u32)>) -> Result<()> {
+    fn replace<V: Pod + Default>(&mut self, name: &'static str, entries: impl Iterator<Item = (u32, V)>) -> Result<()> {
         let entries: Vec<_> = entries.collect();
         let used = entries.iter().map(|(index, _)| *index).collect();
         let before = self.object.in_use.insert(name, used).unwrap_or_default();
-        self.array(name, before.into_iter().map(|index| (index, 0)))?;
+        self.array(name, before.into_iter().map(|index| (index, V::default())))?;
         self.array(name, entries)
     }
 

@@ -4,12 +4,14 @@
 //! this node contain are one class. Ports are divided in the same way. A pod's rule set names the pairs of classes that
 //! it allows; everything else is denied. Class 0 of either has no entry: no selector, block or range contains it.
 
+use core::fmt;
+
 use bytemuck::{Pod, Zeroable};
 
-use crate::addr::{IfIndex, Port, Proto};
+use crate::addr::{Addr, IfIndex, Port, Proto};
 
-/// Value of `subjects` (hash, key [`Addr`](crate::addr::Addr), frozen): the rule sets of a pod of this node that is
-/// isolated in at least one direction.
+/// Value of `subjects` (hash, key [`Addr`], frozen): the rule sets of a pod of this node that is isolated in at least
+/// one direction.
 ///
 /// Each field is [`Subject::OPEN`], [`Subject::CLOSED`], or the id of a set in the low 24 bits with flags above it,
 /// which say what kinds of keys the set has in `policy_rules`: [`Subject::CLASS_PORTS`] and the other constants.
@@ -23,9 +25,6 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Number of slots of `open_pods` (array, value [`IfIndex`]): interfaces of this node's pods without an entry in
-    /// `subjects`. Interfaces of such pods may be missing.
-    pub const OPEN_SLOTS: u32 = 4096;
     /// The pod is not isolated in this direction.
     pub const OPEN: u32 = 0;
     /// Nothing is allowed in this direction, since the pod should be isolated and there is no room for its rules. A set
@@ -58,12 +57,6 @@ impl Subject {
     /// NetworkPolicies.
     pub const ISOLATED: u32 = 1 << 31;
 
-    /// Slot of an interface in `open_pods`.
-    #[inline(always)]
-    pub const fn open_slot(link: IfIndex) -> u32 {
-        link.0 % Self::OPEN_SLOTS
-    }
-
     /// Whether a field is a set with rules of ClusterNetworkPolicies.
     #[inline(always)]
     pub const fn has_cluster_rules(set: u32) -> bool {
@@ -76,6 +69,81 @@ impl Subject {
             if set == Subject::OPEN { Subject::OPEN } else { Subject::CLOSED }
         }
         Self { ingress: close(self.ingress), egress: close(self.egress) }
+    }
+}
+
+/// Value of `policy_pods` (array, key: [`PolicyPod::slot`] of the interface): what `subjects` and `policy_peers`
+/// contain for the addresses of a pod of this node. Pods may be missing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PolicyPod {
+    /// [`Subject::ingress`].
+    pub ingress: OfLink,
+    /// [`Subject::egress`].
+    pub egress: OfLink,
+    /// Class of the IPv4 address, if it has an entry in `policy_peers`.
+    pub class_v4: OfLink,
+    /// Class of the IPv6 address, if it has an entry in `policy_peers`.
+    pub class_v6: OfLink,
+}
+
+impl PolicyPod {
+    /// Number of slots. Of interfaces with the same slot, one has an entry.
+    pub const SLOTS: u32 = 4096;
+
+    /// Slot of an interface.
+    #[inline(always)]
+    pub const fn slot(link: IfIndex) -> u32 {
+        link.0 % Self::SLOTS
+    }
+
+    /// The entry of a pod with these addresses, of which `sets` and `class` say what `subjects` and `policy_peers`
+    /// contain; none if their rule sets differ.
+    pub fn of(
+        link: IfIndex,
+        addrs: impl Iterator<Item = Addr> + Clone,
+        sets: impl Fn(&Addr) -> Subject,
+        class: impl Fn(&Addr) -> Option<u32>,
+    ) -> Option<Self> {
+        let Subject { ingress, egress } = common(addrs.clone().map(|addr| sets(&addr)))?;
+        let of_link = |number| OfLink::new(link, number);
+        let class = |v4: bool| {
+            let classes = addrs.clone().filter(|addr| addr.is_v4() == v4).map(|addr| class(&addr));
+            common(classes).flatten().map(of_link).unwrap_or_default()
+        };
+        Some(Self { ingress: of_link(ingress), egress: of_link(egress), class_v4: class(true), class_v6: class(false) })
+    }
+}
+
+/// What all of these are, if they are the same.
+fn common<T: PartialEq>(mut all: impl Iterator<Item = T>) -> Option<T> {
+    let first = all.next()?;
+    all.all(|other| other == first).then_some(first)
+}
+
+/// A number of an interface, for a table whose slots interfaces share: the index of the interface in the upper half,
+/// the number in the lower. A reader beside a writer sees both or neither.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct OfLink(u64);
+
+impl OfLink {
+    /// A number of an interface.
+    #[inline(always)]
+    pub const fn new(link: IfIndex, number: u32) -> Self {
+        Self((link.0 as u64) << 32 | number as u64)
+    }
+
+    /// The number, if it is this interface's.
+    #[inline(always)]
+    pub fn get(self, link: IfIndex) -> Option<u32> {
+        (link.0 != 0 && (self.0 >> 32) as u32 == link.0).then_some(self.0 as u32)
+    }
+}
+
+impl fmt::Debug for OfLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.0 as u32, self.0 >> 32)
     }
 }
 
@@ -236,6 +304,7 @@ const PORT_BITS: u32 = 16;
 
 const _: () = {
     assert!(size_of::<Subject>() == 8);
+    assert!(size_of::<PolicyPod>() == 32);
     assert!(size_of::<PolicyRule>() == 12);
     assert!(size_of::<PolicyVerdict>() == 12);
     assert!(size_of::<PolicyDenial>() == 8);

@@ -9,7 +9,7 @@
 
 use crate::{
     addr::{Addr, IfIndex, Proto},
-    layout::{Config, CtEntry, NetworkKind, Out, PolicyDenial, ProtoPort, Subject, Tuple},
+    layout::{Config, CtEntry, NetworkKind, Out, PolicyDenial, PolicyPod, ProtoPort, Subject, Tuple},
     packet::Tcp,
     verdict::Reason,
 };
@@ -70,17 +70,12 @@ pub(super) fn evaluates_flows<At: HookPoint, T: Tables>(t: &T) -> bool {
 ///
 /// `from`: the interface that received the packet; `to`: that of the pod to which it goes, or none. Without an entry in
 /// `endpoints`, a pod receives only what leaves the stack, for which policies are evaluated there.
-#[inline(always)]
-pub(super) fn concerns<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, to: IfIndex) -> bool {
-    let open = (At::FROM_UPLINK || t.is_open(from), to.0 == 0 || t.is_open(to));
-    open != (true, true) && concerns_subjects::<At, T>(t, tuple)
-}
-
-// Out of line: rarely called, and its keys take stack.
+// Out of line: called from several places, and its keys take stack.
 #[inline(never)]
-fn concerns_subjects<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple) -> bool {
+pub(super) fn concerns<At: HookPoint, T: Tables>(t: &T, tuple: &Tuple, from: IfIndex, to: IfIndex) -> bool {
     let Tuple { src, dst, .. } = tuple;
-    let (src_sets, dst_sets) = (sets_of_sender::<At, T>(t, src), sets_of(t, dst));
+    let src_sets = sets_of_sender::<At, T>(t, src, from);
+    let dst_sets = if to.0 == 0 { Subject::default() } else { sets_of_pod(t, dst, to) };
     let [src_open, dst_open] = [src_sets, dst_sets].map(|sets| sets == Subject::default());
     if (src_open && dst_open) || src.same(dst) {
         return false;
@@ -97,20 +92,50 @@ fn sets_of<T: Tables>(t: &T, addr: &Addr) -> Subject {
     t.subject(addr).unwrap_or_default()
 }
 
-/// Rule sets of a packet's sender. From an uplink, it is no pod of this node.
+/// Rule sets of an address of the pod with this interface.
 #[inline(always)]
-fn sets_of_sender<At: HookPoint, T: Tables>(t: &T, src: &Addr) -> Subject {
-    if At::FROM_UPLINK { Subject::default() } else { sets_of(t, src) }
+fn sets_of_pod<T: Tables>(t: &T, addr: &Addr, link: IfIndex) -> Subject {
+    if let Some(pod) = t.policy_pod(link)
+        && let (Some(ingress), Some(egress)) = (pod.ingress.get(link), pod.egress.get(link))
+    {
+        return Subject { ingress, egress };
+    }
+    sets_of(t, addr)
 }
 
-/// Whether a flow leads to no subject: into a pod that is none, or out of the node.
+/// Rule sets of the sender of a packet from this interface. An uplink's is no pod of this node.
 #[inline(always)]
-fn leads_to_no_subject<T: Tables>(t: &T, config: &Config, entry: &CtEntry) -> bool {
-    let to = entry.out_ifindex;
-    if entry.out == Out::Pod as u8 || entry.out == Out::Queue as u8 {
-        return t.is_open(to);
+fn sets_of_sender<At: HookPoint, T: Tables>(t: &T, src: &Addr, from: IfIndex) -> Subject {
+    if At::FROM_UPLINK {
+        Subject::default()
+    } else if At::FROM_POD {
+        sets_of_pod(t, src, from)
+    } else {
+        sets_of(t, src)
     }
-    config.is_uplink(to) || (to.0 != 0 && to.0 == config.tunnel.0)
+}
+
+/// Rule sets of the server of a flow. Those that leave the node lead to none of its pods.
+#[inline(always)]
+fn sets_of_server<T: Tables>(t: &T, config: &Config, entry: &CtEntry) -> Subject {
+    let (server, to) = (&entry.dst, entry.out_ifindex);
+    if entry.out == Out::Pod as u8 || entry.out == Out::Queue as u8 {
+        sets_of_pod(t, server, to)
+    } else if config.is_uplink(to) || (to.0 != 0 && to.0 == config.tunnel.0) {
+        Subject::default()
+    } else {
+        sets_of(t, server)
+    }
+}
+
+/// Rule sets that apply to a flow, and the interfaces of its ends, if they are known to be pods of this node.
+struct Ends {
+    /// The server's for ingress, the client's for egress.
+    sets: Subject,
+    /// The client's interface, or none.
+    client: IfIndex,
+    /// The server's interface, that by which the flow leaves the node, or none.
+    server: IfIndex,
 }
 
 /// What becomes of a packet that belongs to no flow and leaves the stack for a pod.
@@ -232,9 +257,11 @@ pub(super) fn flow<At: HookPoint, T: Tables>(t: &T, config: &Config, h: &Handove
     let untranslated = entry.flags & (CtEntry::REWRITE_SRC | CtEntry::REWRITE_DST) == 0;
     let tcp = *proto == Proto::TCP;
     let answer = untranslated && tcp && opens != Tcp::SYN && (opens & Tcp::SYN != 0 || sport.get() < dport.get());
-    let src_sets =
-        if At::FROM_POD && t.is_open(entry.in_ifindex) { Subject::default() } else { sets_of_sender::<At, T>(t, src) };
-    let server_sets = if leads_to_no_subject(t, config, entry) { Subject::default() } else { sets_of(t, server) };
+    let (from, to) = (if At::FROM_POD { entry.in_ifindex } else { IfIndex(0) }, entry.out_ifindex);
+    let (src_sets, server_sets) = (sets_of_sender::<At, T>(t, src, from), sets_of_server(t, config, entry));
+    if src_sets == Subject::default() && server_sets == Subject::default() {
+        return (Denied::NOTHING, answer);
+    }
     let may_answer = untranslated
         && !tcp
         && config.flags & Config::NEW_SUBJECTS != 0
@@ -242,13 +269,15 @@ pub(super) fn flow<At: HookPoint, T: Tables>(t: &T, config: &Config, h: &Handove
         && sport.get() <= dport.get();
     if answer || may_answer {
         let sets = Subject { egress: server_sets.egress, ingress: src_sets.ingress };
-        let denied = denied(t, &sets, server, src, ProtoPort::new(*proto, *sport));
+        let ends = Ends { sets, client: to, server: from };
+        let denied = denied(t, &ends, server, src, ProtoPort::new(*proto, *sport));
         if answer || !denied.is_nothing() {
             return (denied, answer);
         }
     }
     let sets = Subject { egress: src_sets.egress, ingress: server_sets.ingress };
-    (denied(t, &sets, src, server, ProtoPort::new(*proto, entry.dport)), false)
+    let ends = Ends { sets, client: from, server: to };
+    (denied(t, &ends, src, server, ProtoPort::new(*proto, entry.dport)), false)
 }
 
 /// Whether the policies deny an existing flow, of which `tuple` and `entry` are a half.
@@ -273,18 +302,17 @@ pub(super) fn of_flow<T: Tables>(t: &T, tuple: &Tuple, entry: &CtEntry) -> Denie
 #[inline(always)]
 fn denied_between<T: Tables>(t: &T, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
     let sets = Subject { egress: sets_of(t, client).egress, ingress: sets_of(t, server).ingress };
-    denied(t, &sets, client, server, port)
+    denied(t, &Ends { sets, client: IfIndex(0), server: IfIndex(0) }, client, server, port)
 }
 
-/// What the rule sets of both ends, the client's for egress and the server's for ingress, deny to a client of a
-/// server's port.
+/// What the rule sets of both ends deny to a client of a server's port.
 ///
 /// NetworkPolicies never come between a pod and its node, or a pod and itself. ClusterNetworkPolicies may keep a pod
 /// from itself as backend of a service, and from its node, but not a node from its pods.
 // Out of line: called from several places, and its keys take stack.
 #[inline(never)]
-fn denied<T: Tables>(t: &T, sets: &Subject, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
-    let Subject { egress, ingress } = *sets;
+fn denied<T: Tables>(t: &T, ends: &Ends, client: &Addr, server: &Addr, port: ProtoPort) -> Denied {
+    let Subject { egress, ingress } = ends.sets;
     if (egress | ingress) == Subject::OPEN {
         return Denied::NOTHING;
     }
@@ -294,13 +322,13 @@ fn denied<T: Tables>(t: &T, sets: &Subject, client: &Addr, server: &Addr, port: 
     let by_rules = |exempt: bool| {
         // The sender's own policies come first.
         if egress != Subject::OPEN {
-            let rule = t.denied_by(egress, class(t, egress, server), ports, port.proto, exempt);
+            let rule = t.denied_by(egress, class(t, egress, server, ends.server), ports, port.proto, exempt);
             if rule != PolicyDenial::NOTHING {
                 return Denied::new(Denied::EGRESS, egress, rule);
             }
         }
         if ingress != Subject::OPEN {
-            let rule = t.denied_by(ingress, class(t, ingress, client), ports, port.proto, exempt);
+            let rule = t.denied_by(ingress, class(t, ingress, client, ends.client), ports, port.proto, exempt);
             if rule != PolicyDenial::NOTHING {
                 return Denied::new(Denied::INGRESS, ingress, rule);
             }
@@ -323,11 +351,16 @@ fn is_node<T: Tables>(t: &T, addr: &Addr) -> bool {
     t.network(addr).is_some_and(|network| network.kind == NetworkKind::LocalNode as u32)
 }
 
-/// Class of an address, if the set has keys with classes; 0 if no selector and no block contains it.
+/// Class of an address, if the set has keys with classes; 0 if no selector and no block contains it. `link`: the
+/// interface of the pod that has it.
 #[inline(always)]
-fn class<T: Tables>(t: &T, set: u32, addr: &Addr) -> u32 {
+fn class<T: Tables>(t: &T, set: u32, addr: &Addr, link: IfIndex) -> u32 {
     if set & Subject::CLASSES == 0 {
         return 0;
+    }
+    let of_pod = |pod: &PolicyPod| if addr.is_v4() { pod.class_v4 } else { pod.class_v6 }.get(link);
+    if let Some(class) = t.policy_pod(link).and_then(of_pod) {
+        return class;
     }
     match t.policy_peer(addr) {
         Some(class) => class,

@@ -4,7 +4,7 @@ use crate::{
     addr::{Addr, IfIndex, Mac, Proto},
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, NetworkKind, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Sandbox,
+        Hook, Interface, Network, NetworkKind, PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, ProtoPort, Sandbox,
         ServiceClient, SockKey, SockPeer, Subject, Tuple,
     },
     verdict::{Counter, Reason},
@@ -75,13 +75,8 @@ pub trait Tables {
     fn in_source_ranges(&self, client: &ServiceClient) -> bool;
     /// `subjects`.
     fn subject(&self, addr: &Addr) -> Option<Subject>;
-    /// `open_pods`: an interface, by [slot](Subject::open_slot); zero if there is none.
-    fn open_pod(&self, slot: u32) -> IfIndex;
-    /// Whether an interface is known to be that of a pod without an entry in [`Self::subject`].
-    #[inline(always)]
-    fn is_open(&self, link: IfIndex) -> bool {
-        link.0 != 0 && self.open_pod(Subject::open_slot(link)).0 == link.0
-    }
+    /// `policy_pods`: the entry in the slot of an interface, perhaps that of another.
+    fn policy_pod(&self, link: IfIndex) -> Option<&PolicyPod>;
     /// `policy_peers`.
     fn policy_peer(&self, addr: &Addr) -> Option<u32>;
     /// `policy_blocks`.

@@ -1,7 +1,7 @@
 //! Network policies: the room of NetworkPolicies, Namespaces and Pods, and the tables that they are written to.
 
 mod attached;
-mod open_pods;
+mod pods;
 mod tables;
 mod usage;
 
@@ -15,9 +15,11 @@ use podnet_common::layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, Pro
 use podnet_common::tables::POLICY_RULES;
 
 pub use attached::{Attached, Attachments};
+pub use pods::policy_pods;
 pub use tables::PolicyTables;
 
-use self::open_pods::OpenPods;
+use self::attached::{BY_THE_PLUGIN, WRITTEN_BY_THE_PLUGIN};
+use self::pods::{PolicyPods, Slots};
 use super::denials::Denials;
 use crate::mirror::{Counts, First, Mirror, TableError};
 use crate::model::{Kind, NAMESPACE_NAME_LABEL, Namespace, Node, Object, ObjectKey, ObjectName, Pod};
@@ -47,7 +49,7 @@ pub struct NetworkPolicies {
     /// started.
     attached: Attachments,
     subjects: Mirror<Addr, Subject>,
-    open_pods: OpenPods,
+    policy_pods: PolicyPods,
     peers: Mirror<Addr, u32>,
     blocks: Mirror<Prefix, u32>,
     ports: Mirror<ProtoPort, u32>,
@@ -73,7 +75,7 @@ impl NetworkPolicies {
             pods: BTreeMap::new(),
             attached: Attachments::default(),
             subjects: Mirror::default(),
-            open_pods: OpenPods::default(),
+            policy_pods: PolicyPods::default(),
             peers: Mirror::default(),
             blocks: Mirror::default(),
             ports: Mirror::default(),
@@ -266,6 +268,16 @@ impl NetworkPolicies {
         subjects
     }
 
+    /// The desired contents of `policy_pods` beside these subjects.
+    fn wanted_pods(&self, subjects: &BTreeMap<Addr, Subject>) -> Slots {
+        policy_pods(self.attached.iter().map(|(_, attached)| attached), subjects, &self.policies.desired().peers)
+    }
+
+    /// Removes the entries of `policy_pods` that change. To be called before the tables that they repeat change.
+    fn keep_pods(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
+        self.policy_pods.keep(&self.wanted_pods(&self.wanted_subjects()), tables)
+    }
+
     /// Whether the entry of an address that isn't known to be a pod's differs.
     fn differs_elsewhere(&self, wanted: &BTreeMap<Addr, Subject>) -> bool {
         let attached = self.attached.addresses();
@@ -304,8 +316,9 @@ impl NetworkPolicies {
     pub fn isolates_more(&mut self, tables: &mut impl PolicyTables) -> Result<bool, TableError> {
         self.read_subjects(tables)?;
         let has_entries = |held: &Subject, subject: &Subject| {
-            let by_plugin = [Subject::PENDING, WRITTEN_BY_THE_PLUGIN].contains(held);
-            by_plugin || Subject::has_cluster_rules(held.egress) || !Subject::has_cluster_rules(subject.egress)
+            BY_THE_PLUGIN.contains(held)
+                || Subject::has_cluster_rules(held.egress)
+                || !Subject::has_cluster_rules(subject.egress)
         };
         let mut subjects = self.policies.desired().subjects.iter();
         Ok(subjects.any(|(addr, subject)| self.subjects.get(addr).is_none_or(|held| !has_entries(held, subject))))
@@ -322,10 +335,11 @@ impl NetworkPolicies {
     ///
     /// # Errors
     /// The first operation that fails; the next call continues from there. Until then pods keep the policies that they
-    /// had, and those that had none are closed.
+    /// had, and those that had none are closed, unless `policy_pods` can't be written.
     pub fn sync(&mut self, tables: &mut impl PolicyTables) -> Result<(), TableError> {
         self.read_subjects(tables)?;
-        self.open_pods.keep(&self.attached.open(&self.wanted_subjects()), tables)?;
+        // First, so that the other tables can be written even after a failure.
+        self.keep_pods(tables)?;
         let mut result = self.write(tables);
         if matches!(result, Err(TableError::Full { .. })) {
             // Old and new entries beside each other have no room.
@@ -373,11 +387,12 @@ impl NetworkPolicies {
                 subjects = self.wanted_subjects();
             }
             self.subjects.sync(&subjects, First::Put, tables)?;
-            self.open_pods.sync(self.attached.open(&subjects), tables)?;
+            self.policy_pods.sync(&self.wanted_pods(&subjects), tables)?;
             self.rules.keep_only(&self.policies.desired().rules, tables)?;
             if !self.policies.written(&Self::sets_of(subjects.values())) {
                 break;
             }
+            self.keep_pods(tables)?;
         }
         self.sync_denials(tables)
     }
@@ -474,9 +489,6 @@ impl NetworkPolicies {
         self.policies.get(&object.name).filter(|_| is_policy).map(AnyPolicy::uid)
     }
 }
-
-/// Stands for a value of `subjects` that may be in the table or not, so that the next sync writes or removes it.
-const WRITTEN_BY_THE_PLUGIN: Subject = Subject { ingress: Subject::CLOSED, egress: Subject::ID };
 
 #[cfg(test)]
 mod tests;

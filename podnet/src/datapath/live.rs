@@ -17,7 +17,7 @@ use podnet_common::{
     fib::result,
     layout::{
         Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey,
-        Hook, Interface, Network, Peer, PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
+        Hook, Interface, Network, Peer, PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Sandbox,
         ServiceClient, SockKey, SockPeer, SourceRange, Subject, Tuple, holders,
     },
     pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Tables},
@@ -48,7 +48,7 @@ pub struct Source {
     affinity: Pinned<AffinityKey, Affinity>,
     source_ranges: Pinned<SourceRange, u32>,
     subjects: Pinned<Addr, Subject>,
-    open_pods: Pinned<u32, IfIndex>,
+    policy_pods: Pinned<u32, PolicyPod>,
     policy_peers: Pinned<Addr, u32>,
     policy_blocks: Pinned<Prefix, u32>,
     policy_ports: Pinned<u32, u32>,
@@ -83,7 +83,7 @@ impl Source {
             affinity: open_pinned(&pins, tables::AFFINITY)?,
             source_ranges: open_pinned(&pins, tables::SOURCE_RANGES)?,
             subjects: open_pinned(&pins, tables::SUBJECTS)?,
-            open_pods: open_pinned(&pins, tables::OPEN_PODS)?,
+            policy_pods: open_pinned(&pins, tables::POLICY_PODS)?,
             policy_peers: open_pinned(&pins, tables::POLICY_PEERS)?,
             policy_blocks: open_pinned(&pins, tables::POLICY_BLOCKS)?,
             policy_ports: open_pinned(&pins, tables::POLICY_PORTS)?,
@@ -115,7 +115,7 @@ impl Source {
             snat_ports: Memo::default(),
             source_ranges: Memo::default(),
             subjects: Memo::default(),
-            open_pods: Memo::default(),
+            policy_pods: Memo::default(),
             policy_peers: Memo::default(),
             policy_blocks: Memo::default(),
             policy_ports: Memo::default(),
@@ -180,7 +180,7 @@ pub struct Live<'s> {
     snat_ports: Memo<u32, u32>,
     source_ranges: Memo<ServiceClient, u32>,
     subjects: Memo<Addr, Subject>,
-    open_pods: Memo<u32, IfIndex>,
+    policy_pods: Memo<u32, PolicyPod>,
     policy_peers: Memo<Addr, u32>,
     policy_blocks: Memo<Addr, u32>,
     policy_ports: Memo<ProtoPort, u32>,
@@ -371,8 +371,9 @@ impl Tables for Live<'_> {
         self.subjects.get(addr, || self.read(&self.source.subjects, addr)).copied()
     }
 
-    fn open_pod(&self, slot: u32) -> IfIndex {
-        self.open_pods.get(&slot, || self.read(&self.source.open_pods, &slot)).copied().unwrap_or_default()
+    fn policy_pod(&self, link: IfIndex) -> Option<&PolicyPod> {
+        let slot = PolicyPod::slot(link);
+        self.policy_pods.get(&slot, || self.read(&self.source.policy_pods, &slot))
     }
 
     fn policy_peer(&self, addr: &Addr) -> Option<u32> {

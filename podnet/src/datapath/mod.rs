@@ -130,7 +130,7 @@ impl Datapath {
     pub fn open(pins: PinDir, sizes: Sizes) -> Result<(Tables, Opened), Error> {
         let mut opened = loader::open(loader::built_in()?, &pins, sizes)?;
         let (services, mut policies) = (ServiceTables::take(&mut opened.ebpf)?, PolicyTables::take(&mut opened.ebpf)?);
-        policies.forget_open_pods()?;
+        policies.forget_pods()?;
         Ok((Tables { services, policies }, opened))
     }
 

@@ -9,9 +9,9 @@ use aya::{
 use bytemuck::Pod;
 use podnet_cni::datapath::Plain;
 use podnet_common::{
-    addr::{Addr, IfIndex},
-    layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
-    tables::{OPEN_PODS, POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
+    addr::Addr,
+    layout::{PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
+    tables::{POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PODS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
 };
 
 use super::{
@@ -25,7 +25,7 @@ use crate::mirror::{Counts, Entries, TableError};
 /// The tables of network policy.
 pub struct PolicyTables {
     subjects: HashMap<MapData, Plain<Addr>, Plain<Subject>>,
-    open_pods: Array<MapData, Plain<IfIndex>>,
+    pods: Array<MapData, Plain<PolicyPod>>,
     peers: HashMap<MapData, Plain<Addr>, u32>,
     blocks: LpmTrie<MapData, Plain<Addr>, u32>,
     ports: Array<MapData, u32>,
@@ -38,7 +38,7 @@ impl PolicyTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
         Ok(Self {
             subjects: take(ebpf, SUBJECTS)?,
-            open_pods: take(ebpf, OPEN_PODS)?,
+            pods: take(ebpf, POLICY_PODS)?,
             peers: take(ebpf, POLICY_PEERS)?,
             blocks: take(ebpf, POLICY_BLOCKS)?,
             ports: take(ebpf, POLICY_PORTS)?,
@@ -49,13 +49,13 @@ impl PolicyTables {
 }
 
 impl PolicyTables {
-    /// Empties `open_pods`, before programs that read it may run: a daemon of a version without this table may have
+    /// Empties `policy_pods`, before programs that read it may run: a daemon of a version without this table may have
     /// written `subjects` since.
-    pub(super) fn forget_open_pods(&mut self) -> Result<(), Error> {
-        let failed = |error: io::Error| Error::Batch { operation: "empty", name: OPEN_PODS.name(), source: error };
-        let slots: Vec<u32> = (0..OPEN_PODS.capacity() as u32).collect();
-        let empty = vec![IfIndex(0); slots.len()];
-        batch::update(self.open_pods.map().fd().as_fd(), &slots, &empty).map_err(failed)
+    pub(super) fn forget_pods(&mut self) -> Result<(), Error> {
+        let failed = |error: io::Error| Error::Batch { operation: "empty", name: POLICY_PODS.name(), source: error };
+        let slots: Vec<u32> = (0..POLICY_PODS.capacity() as u32).collect();
+        let empty = vec![PolicyPod::default(); slots.len()];
+        batch::update(self.pods.map().fd().as_fd(), &slots, &empty).map_err(failed)
     }
 }
 
@@ -110,18 +110,18 @@ impl Entries<Addr, Subject> for PolicyTables {
     }
 }
 
-impl Entries<u32, IfIndex> for PolicyTables {
-    fn list(&self) -> Result<Vec<(u32, IfIndex)>, TableError> {
-        let slots = listed(OPEN_PODS.table(), self.open_pods.map())?;
-        Ok(slots.into_iter().filter(|(_, link): &(_, IfIndex)| link.0 != 0).collect())
+impl Entries<u32, PolicyPod> for PolicyTables {
+    fn list(&self) -> Result<Vec<(u32, PolicyPod)>, TableError> {
+        let slots = listed(POLICY_PODS.table(), self.pods.map())?;
+        Ok(slots.into_iter().filter(|(_, pod)| *pod != PolicyPod::default()).collect())
     }
 
-    fn put(&mut self, slot: &u32, link: &IfIndex) -> Result<(), TableError> {
-        self.open_pods.set(*slot, Plain(*link), 0).map_err(written(OPEN_PODS.table()))
+    fn put(&mut self, slot: &u32, pod: &PolicyPod) -> Result<(), TableError> {
+        self.pods.set(*slot, Plain(*pod), 0).map_err(written(POLICY_PODS.table()))
     }
 
     fn delete(&mut self, slot: &u32) -> Result<(), TableError> {
-        self.put(slot, &IfIndex(0))
+        self.put(slot, &PolicyPod::default())
     }
 }
 

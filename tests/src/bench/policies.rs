@@ -14,7 +14,6 @@
 use std::{
     cell::Cell,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
 };
 
 use anyhow::Result;
@@ -101,28 +100,59 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
     let count = if options.quick { QUICK_ROUNDS } else { ROUNDS };
     secluded(|bpffs| {
         worker::settle()?;
-        let rigs = CASES.iter().map(|(case, fill)| rig(&bpffs.join(case), *fill)).collect::<Result<Vec<_>>>()?;
+        let rig = Rig::new(&bpffs.join("rig"), tables::CONNTRACK.capacity() as u32)?;
+        let [established, first] = [false, true].map(|first| chain(&rig, first));
+        rig.establish(&[established])?;
+        rig.serve(&first)?;
+        let clusters = CASES.iter().map(|(_, fill)| cluster(&first, *fill)).collect();
+        let scene = Scene { rig: &rig, chain: first, clusters, in_force: Cell::new(0) };
+        let position = Cell::new(0);
         let mut variants = Vec::new();
-        for (kind, first) in KINDS {
+        for (kind, opens) in KINDS {
             let baseline = row(kind, CASES[0].0);
-            for ((case, _), rig) in CASES.iter().zip(&rigs) {
-                let (name, chain) = (row(kind, case), chain(rig, first));
+            for (number, (case, _)) in CASES.iter().enumerate() {
+                let name = row(kind, case);
                 let baselines: &[String] = if name == baseline { &[] } else { std::slice::from_ref(&baseline) };
-                variants.push(if first {
-                    rig.serve(&chain)?;
-                    Variant::new(name, baselines, move || rig.sample_first(Hook::FromPod, chain))
-                } else {
-                    rig.establish(&[chain])?;
-                    let position = Cell::new(0);
-                    Variant::new(name, baselines, move || {
-                        rig.sample_established(Hook::FromPod, &chain, &position, PACKETS)
-                    })
-                });
+                let (rig, scene, position) = (&rig, &scene, &position);
+                let sample = move || match opens {
+                    true => rig.sample_first(Hook::FromPod, first),
+                    false => rig.sample_established(Hook::FromPod, &established, position, PACKETS),
+                };
+                variants.push(Variant::new(name, baselines, move || {
+                    scene.set(number)?;
+                    // The change of the tables has displaced the caches.
+                    sample()?;
+                    sample()
+                }));
             }
         }
         rounds::select(options, &mut variants);
         rounds::interleave("ns_per_packet/policy", "ns", count, variants, results)
     })
+}
+
+/// A rig in which the policies change. Two rigs with the same policies differ by some percent as long as they exist.
+struct Scene<'a> {
+    rig: &'a Rig,
+    chain: Chain,
+    /// Policies by number of the case; `None`: none.
+    clusters: Vec<Option<Policies>>,
+    /// Number of the case whose policies are in force. The first has none.
+    in_force: Cell<usize>,
+}
+
+impl Scene<'_> {
+    /// Puts the policies of a case into force.
+    fn set(&self, case: usize) -> Result<()> {
+        if self.in_force.get() == case {
+            return Ok(());
+        }
+        if let Some(policies) = &self.clusters[self.in_force.replace(case)] {
+            self.rig.lift(policies.desired(), &self.chain)?;
+        }
+        let policies = self.clusters[case].as_ref();
+        policies.map_or(Ok(()), |policies| self.rig.enforce(policies.desired(), &self.chain))
+    }
 }
 
 fn chain(rig: &Rig, first: bool) -> Chain {
@@ -137,10 +167,8 @@ fn chain(rig: &Rig, first: bool) -> Chain {
     }
 }
 
-/// A rig whose tables are those of these policies.
-fn rig(bpffs: &Path, fill: Fill) -> Result<Rig> {
-    let rig = Rig::new(bpffs, tables::CONNTRACK.capacity() as u32)?;
-    let chain = chain(&rig, true);
+/// The policies of a cluster with the pods of a chain; `None` if there are none.
+fn cluster(chain: &Chain, fill: Fill) -> Option<Policies> {
     let mut policies = Policies::new(NODE);
     add(&mut policies, "client", "client", NODE, chain.pod());
     for (number, ip) in chain.others().into_iter().enumerate() {
@@ -149,10 +177,7 @@ fn rig(bpffs: &Path, fill: Fill) -> Result<Rig> {
     add(&mut policies, "other", "other", NODE, Ipv4Addr::new(10, 244, 1, 200).into());
     fill(&mut policies);
     policies.update();
-    if !policies.is_empty() {
-        rig.enforce(policies.desired(), &chain)?;
-    }
-    Ok(rig)
+    (!policies.is_empty()).then_some(policies)
 }
 
 /// Policies for both ends of the flow.

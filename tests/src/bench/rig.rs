@@ -3,6 +3,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     fs,
     io::Write as _,
     net::IpAddr,
@@ -25,6 +26,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     time::{ClockId, clock_gettime},
 };
+use podnet::control::policies::{Attached, policy_pods};
 use podnet::datapath::{
     self, LoadError, Sizes, batch,
     conntrack::{Pods, Sweep},
@@ -35,7 +37,7 @@ use podnet::policy::Desired;
 use podnet_cni::datapath::{Endpoints, PinDir, Plain};
 use podnet_common::{
     addr::IfIndex,
-    layout::{Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, Subject, Tuple},
+    layout::{Backend, Config, CtEntry, Endpoint, Frontend, FrontendKey, Hook, PolicyPod, Tuple},
     tables::{self, Table},
 };
 
@@ -175,22 +177,55 @@ impl Rig {
         self.conntrack.fd().as_fd()
     }
 
-    /// Puts network policies into effect, as the daemon does for the pods of a chain.
+    /// Puts network policies without blocks into effect, as the daemon does for the pods of a chain.
     pub fn enforce(&self, policies: &Desired, chain: &Chain) -> Result<()> {
+        ensure!(policies.blocks.is_empty(), "blocks are not written");
         self.fill(tables::POLICY_RULES.into(), policies.rules.iter())?;
-        let ports: Vec<(u32, u32)> = policies.ports.iter().map(|(port, class)| (port.index(), *class)).collect();
-        self.fill(tables::POLICY_PORTS.into(), ports.iter().map(|(index, class)| (index, class)))?;
+        self.fill_ports(policies, |class| class)?;
         self.fill(tables::POLICY_PEERS.into(), policies.peers.iter())?;
-        self.fill(tables::POLICY_BLOCKS.into(), policies.blocks.iter())?;
         self.fill(tables::SUBJECTS.into(), policies.subjects.iter())?;
-        let pods = self.pods(chain);
-        let is_open =
-            |link: &IfIndex| !pods.iter().any(|(ip, of)| of == link && policies.subjects.contains_key(&(*ip).into()));
-        let open = [self.pod, self.other].into_iter().filter(is_open);
-        let open: Vec<_> = open.map(|link| (Subject::open_slot(link), link)).collect();
-        self.fill(tables::OPEN_PODS.into(), open.iter().map(|(slot, link)| (slot, link)))?;
-        let flags = Config::EXTERNAL_CLUSTER_IP | Config::POLICY;
-        self.fill(tables::CONFIG.into(), [(&0_u32, &Config { flags, ..Config::default() })].into_iter())
+        let pods = self.policy_pods(policies, chain);
+        self.fill(tables::POLICY_PODS.into(), pods.iter())?;
+        self.set_flags(Config::POLICY)
+    }
+
+    /// Ends what [`Self::enforce`] has begun with the same policies.
+    pub fn lift(&self, policies: &Desired, chain: &Chain) -> Result<()> {
+        self.set_flags(0)?;
+        let (pods, none) = (self.policy_pods(policies, chain), PolicyPod::default());
+        self.fill(tables::POLICY_PODS.into(), pods.keys().map(|slot| (slot, &none)))?;
+        self.empty(tables::SUBJECTS.into(), policies.subjects.keys())?;
+        self.empty(tables::POLICY_PEERS.into(), policies.peers.keys())?;
+        self.fill_ports(policies, |_| 0)?;
+        self.empty(tables::POLICY_RULES.into(), policies.rules.keys())
+    }
+
+    /// What the daemon writes to `policy_pods` for the pods of a chain.
+    fn policy_pods(&self, policies: &Desired, chain: &Chain) -> BTreeMap<u32, PolicyPod> {
+        let attached = [self.pod, self.other].map(|link| {
+            let ips = self.pods(chain).into_iter().filter(|(_, of)| *of == link).map(|(ip, _)| ip).collect();
+            Attached { ips, link, ..Attached::default() }
+        });
+        policy_pods(attached.iter(), &policies.subjects, &policies.peers)
+    }
+
+    fn fill_ports(&self, policies: &Desired, class: impl Fn(u32) -> u32) -> Result<()> {
+        let ports: Vec<(u32, u32)> = policies.ports.iter().map(|(port, own)| (port.index(), class(*own))).collect();
+        self.fill(tables::POLICY_PORTS.into(), ports.iter().map(|(index, class)| (index, class)))
+    }
+
+    /// Sets flags of the configuration besides those that the rig has.
+    fn set_flags(&self, flags: u32) -> Result<()> {
+        let config = Config { flags: Config::EXTERNAL_CLUSTER_IP | flags, ..Config::default() };
+        self.fill(tables::CONFIG.into(), [(&0_u32, &config)].into_iter())
+    }
+
+    /// Removes entries of a hash table.
+    fn empty<'a, K: Pod>(&self, table: Table, keys: impl Iterator<Item = &'a K>) -> Result<()> {
+        let map = MapData::from_pin(self.pins.table(table))?;
+        let keys: Vec<K> = keys.copied().collect();
+        batch::delete(map.fd().as_fd(), &keys).with_context(|| format!("cannot empty {}", table.name()))?;
+        Ok(())
     }
 
     fn fill<'a, K: Pod, V: Pod>(&self, table: Table, entries: impl Iterator<Item = (&'a K, &'a V)>) -> Result<()> {

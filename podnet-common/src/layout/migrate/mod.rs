@@ -9,8 +9,8 @@ use bytemuck::Pod;
 
 use super::{
     Affinity, AffinityKey, Backend, Config, CtEntry, FragmentKey, FragmentPorts, Frontend, FrontendKey, Interface,
-    Network, Peer, PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ServiceClient, SockKey, SockPeer, SourceRange,
-    Tuple,
+    Network, Peer, PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, Prefix, ServiceClient, SockKey, SockPeer,
+    SourceRange, Tuple,
 };
 use crate::addr::{Addr, IfIndex};
 
@@ -168,6 +168,7 @@ macro_rules! migrate_trie_key {
 
 migrate_trie_key!(Prefix { len, addr });
 migrate!(PolicyDenial { set, rule });
+migrate!(PolicyPod { ingress, egress, class_v4, class_v6 });
 migrate!(PolicyRule { set, class, ports });
 migrate!(PolicyVerdict { admin, network, baseline });
 migrate_trie_key!(SourceRange { len, data });

@@ -9,7 +9,7 @@ use podnet_common::pipeline::{InsertError, Route, Stage};
 use podnet_common::simulator::FinalVerdict;
 use podnet_common::verdict::Reason;
 
-use super::policy::{class, denial, policy_rule, rule_set, verdict};
+use super::policy::{class, denial, policy_pod, policy_rule, rule_sets, verdict};
 use super::record::Fact;
 use super::report::{Choice, Does, LookUp, Share, Way};
 use super::summary::Summary;
@@ -134,12 +134,10 @@ pub(super) fn look_up(fact: &Fact, names: &Names) -> Option<LookUp> {
             format!("{} to {}", IpAddr::from(client.addr), names.service(client.service & !(1 << 31))),
             inside.then(|| "in range".to_owned()),
         ),
-        Fact::Subject(addr, found) => finds(
-            "subjects",
-            names.address(addr.into()),
-            found.map(|subject| format!("ingress {}, egress {}", rule_set(subject.ingress), rule_set(subject.egress))),
-        ),
-        Fact::OpenPod(link, open) => finds("open_pods", names.interface(link), open.then(|| "no subject".to_owned())),
+        Fact::Subject(addr, found) => finds("subjects", names.address(addr.into()), found.map(rule_sets)),
+        Fact::PolicyPod(link, found) => {
+            finds("policy_pods", names.interface(link), found.map(|pod| policy_pod(link, &pod)))
+        }
         Fact::PolicyPeer(addr, found) => finds("policy_peers", names.address(addr.into()), found.map(class)),
         Fact::PolicyBlock(addr, found) => finds("policy_blocks", names.address(addr.into()), found.map(class)),
         Fact::PolicyPort(port, found) => {

@@ -1,12 +1,27 @@
 //! Entries of the tables of network policy in readable form.
 
-use podnet_common::addr::Proto;
-use podnet_common::layout::{PolicyDenial, PolicyRule, PolicyVerdict, Subject};
+use podnet_common::addr::{IfIndex, Proto};
+use podnet_common::layout::{OfLink, PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, Subject};
 
 use crate::cli::output::protocol;
 
+/// The rule sets of a pod in words.
+pub(super) fn rule_sets(sets: Subject) -> String {
+    format!("ingress {}, egress {}", rule_set(sets.ingress), rule_set(sets.egress))
+}
+
+/// What `policy_pods` contains for an interface, in words.
+pub(super) fn policy_pod(link: IfIndex, pod: &PolicyPod) -> String {
+    let number = |number: OfLink| number.get(link);
+    let set = |of_link| number(of_link).unwrap_or_default();
+    let classes = [("IPv4", pod.class_v4), ("IPv6", pod.class_v6)].into_iter();
+    let classes = classes.filter_map(|(family, class)| Some(format!("{family} class {}", number(class)?)));
+    let sets = rule_sets(Subject { ingress: set(pod.ingress), egress: set(pod.egress) });
+    std::iter::once(sets).chain(classes).collect::<Vec<_>>().join(", ")
+}
+
 /// A rule set in words.
-pub(super) fn rule_set(set: u32) -> String {
+fn rule_set(set: u32) -> String {
     match set {
         Subject::OPEN => "open".to_owned(),
         Subject::CLOSED => "closed".to_owned(),

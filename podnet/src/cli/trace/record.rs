@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use podnet_common::addr::{Addr, IfIndex, Mac};
 use podnet_common::layout::{
     Affinity, AffinityKey, Backend, Config, CtEntry, Endpoint, FragmentKey, FragmentPorts, Frontend, FrontendKey, Hook,
-    Interface, Network, PolicyDenial, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey, SockPeer,
-    Subject, Tuple,
+    Interface, Network, PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, ProtoPort, Sandbox, ServiceClient, SockKey,
+    SockPeer, Subject, Tuple,
 };
 use podnet_common::pipeline::{CachedRoute, DirectPath, Handover, InsertError, Route, Stage, Tables};
 use podnet_common::verdict::{Counter, Reason};
@@ -48,8 +48,8 @@ pub(super) enum Fact {
     SourceRange(ServiceClient, bool),
     /// `subjects` was looked up.
     Subject(Addr, Option<Subject>),
-    /// `open_pods` was looked up.
-    OpenPod(IfIndex, bool),
+    /// `policy_pods` was looked up. `None`: the entry in the slot of the interface isn't its own.
+    PolicyPod(IfIndex, Option<PolicyPod>),
     /// `policy_peers` was looked up.
     PolicyPeer(Addr, Option<u32>),
     /// `policy_blocks` was looked up.
@@ -237,14 +237,12 @@ impl<T: Tables> Tables for Traced<'_, T> {
         found
     }
 
-    fn open_pod(&self, slot: u32) -> IfIndex {
-        self.tables.open_pod(slot)
-    }
-
-    fn is_open(&self, link: IfIndex) -> bool {
-        let open = self.tables.is_open(link);
-        self.note(Fact::OpenPod(link, open));
-        open
+    fn policy_pod(&self, link: IfIndex) -> Option<&PolicyPod> {
+        let found = self.tables.policy_pod(link);
+        if link != IfIndex(0) {
+            self.note(Fact::PolicyPod(link, found.copied().filter(|pod| pod.ingress.get(link).is_some())));
+        }
+        found
     }
 
     fn policy_peer(&self, addr: &Addr) -> Option<u32> {

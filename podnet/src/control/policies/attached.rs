@@ -8,6 +8,11 @@ use podnet_common::layout::Subject;
 
 use crate::model::{ObjectName, Pod};
 
+/// Stands for a value of `subjects` that may be in the table or not, so that the next sync writes or removes it.
+pub(super) const WRITTEN_BY_THE_PLUGIN: Subject = Subject { ingress: Subject::CLOSED, egress: Subject::ID };
+/// Entries that only the plugin writes, or may have written.
+pub(super) const BY_THE_PLUGIN: [Subject; 2] = [Subject::PENDING, WRITTEN_BY_THE_PLUGIN];
+
 /// An interface of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attached {
@@ -57,12 +62,6 @@ impl Attachments {
     /// Whether an address is that of an interface.
     pub(super) fn have(&self, ip: &IpAddr) -> bool {
         self.iter().any(|(_, attached)| attached.ips.contains(ip))
-    }
-
-    /// Host ends of the pods of which no address is a subject.
-    pub(super) fn open(&self, subjects: &BTreeMap<Addr, Subject>) -> BTreeSet<IfIndex> {
-        let is_open = |attached: &&Attached| !attached.ips.iter().any(|ip| subjects.contains_key(&(*ip).into()));
-        self.iter().map(|(_, attached)| attached).filter(is_open).map(|attached| attached.link).collect()
     }
 
     /// All addresses.

@@ -1,9 +1,9 @@
 //! The tables of network policy.
 
 use podnet_common::{
-    addr::{Addr, IfIndex},
-    layout::{PolicyDenial, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
-    tables::{OPEN_PODS, POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
+    addr::Addr,
+    layout::{PolicyDenial, PolicyPod, PolicyRule, PolicyVerdict, Prefix, ProtoPort, Subject},
+    tables::{POLICY_BLOCKS, POLICY_DENIALS, POLICY_PEERS, POLICY_PODS, POLICY_PORTS, POLICY_RULES, SUBJECTS, Table},
 };
 
 use super::{MemoryTables, copied};
@@ -37,7 +37,7 @@ macro_rules! entries {
 
 entries! {
     subjects: Addr, Subject, "subjects", |_| SUBJECTS.capacity();
-    open_pods: u32, IfIndex, "open_pods", |_| OPEN_PODS.capacity();
+    policy_pods: u32, PolicyPod, "policy_pods", |_| POLICY_PODS.capacity();
     policy_peers: Addr, u32, "policy_peers", |tables| tables.policy_peers_max;
     policy_blocks: Prefix, u32, "policy_blocks", |_| POLICY_BLOCKS.capacity();
     policy_ports: ProtoPort, u32, "policy_ports", |_| POLICY_PORTS.capacity();

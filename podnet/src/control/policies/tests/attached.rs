@@ -1,6 +1,7 @@
 //! Tests of the pods that the plugin has connected.
 
 use podnet_common::addr::IfIndex;
+use podnet_common::layout::{OfLink, PolicyPod};
 
 use super::*;
 
@@ -155,9 +156,26 @@ fn a_predecessor_whose_sandbox_still_exists_keeps_its_rules_and_its_successor_ge
     }
 }
 
-/// The interfaces in `open_pods`.
-fn open(memory: &MemoryTables) -> Vec<u32> {
-    memory.open_pods.values().map(|link| link.0).collect()
+/// The interfaces in `policy_pods`.
+fn known(memory: &MemoryTables) -> Vec<u32> {
+    memory.policy_pods.keys().copied().collect()
+}
+
+/// Checks that `policy_pods` contains what `subjects` and `policy_peers` do.
+fn check_known(memory: &MemoryTables, attached: &Attachments) {
+    for (_, Attached { ips, link, .. }) in attached.iter() {
+        let Some(pod) = memory.policy_pods.get(&PolicyPod::slot(*link)) else { continue };
+        for ip in ips {
+            let sets = memory.subjects.get(&(*ip).into()).copied().unwrap_or_default();
+            assert_eq!(
+                (pod.ingress.get(*link), pod.egress.get(*link)),
+                (Some(sets.ingress), Some(sets.egress)),
+                "{ip}"
+            );
+            let class = if ip.is_ipv4() { pod.class_v4 } else { pod.class_v6 };
+            assert_eq!(class.get(*link), memory.policy_peers.get(&(*ip).into()).copied(), "{ip}");
+        }
+    }
 }
 
 /// Interfaces of the pods `p` and `q`, and of one without an object.
@@ -178,7 +196,9 @@ fn three_attached() -> Attachments {
 /// The pods `p` and `q`, of which a policy selects those with a label.
 fn two_pods(isolated: [bool; 2]) -> Vec<(ObjectKey, Option<Object>)> {
     let of_team = Requirement { key: "team".into(), condition: LabelCondition::Exists };
-    let policy = NetworkPolicy { pods: Selector(vec![of_team]), ..policy() };
+    let peers = PolicyPeer::Pods { namespaces: None, pods: Selector(vec![of_team.clone()]) };
+    let ingress = vec![Rule { peers: Some(vec![peers]), ports: None }];
+    let policy = NetworkPolicy { pods: Selector(vec![of_team]), ingress: Some(ingress), ..policy() };
     let pod = |(name, isolated): (&str, bool)| {
         let labels = isolated.then_some(("team", "red")).into_iter().collect();
         (ObjectKey::new(Kind::Pod, "x", name), Some(Pod { node: "n1".into(), labels, ..Pod::default() }.into()))
@@ -188,46 +208,57 @@ fn two_pods(isolated: [bool; 2]) -> Vec<(ObjectKey, Option<Object>)> {
 }
 
 #[test]
-fn pods_without_subjects_are_open() {
+fn the_tables_of_a_pod_are_known_by_its_interface() {
     let (mut room, mut memory) = (NetworkPolicies::new("n1", false), MemoryTables::default());
+    let check = |room: &mut NetworkPolicies, memory: &mut MemoryTables, isolated: [bool; 2], subjects| {
+        update(room, two_pods(isolated));
+        room.sync(memory).unwrap();
+        assert_eq!((memory.subjects.len(), known(memory)), (subjects, vec![11, 12, 13]));
+        check_known(memory, &three_attached());
+    };
     room.set_attached(three_attached());
-    update(&mut room, two_pods([true, false]));
-    room.sync(&mut memory).unwrap();
-    assert_eq!((memory.subjects.len(), open(&memory)), (2, vec![12, 13]));
-    update(&mut room, two_pods([true, true]));
-    room.sync(&mut memory).unwrap();
-    assert_eq!((memory.subjects.len(), open(&memory)), (4, vec![13]));
-    update(&mut room, two_pods([false, false]));
-    room.sync(&mut memory).unwrap();
-    assert_eq!((memory.subjects.len(), open(&memory)), (0, vec![11, 12, 13]));
+    check(&mut room, &mut memory, [true, false], 2);
+    check(&mut room, &mut memory, [true, true], 4);
+    assert!(!memory.policy_peers.is_empty());
+    check(&mut room, &mut memory, [false, false], 0);
     // The plugin has closed a pod that the daemon doesn't know yet.
     memory.subjects.insert(IpAddr::from([10, 0, 0, 3]).into(), Subject::PENDING);
     room.set_attached(Attachments::default());
     room.sync(&mut memory).unwrap();
-    assert_eq!(open(&memory), [0; 0]);
+    assert_eq!(known(&memory), [0; 0]);
     room.set_attached(three_attached());
     room.sync(&mut memory).unwrap();
-    assert_eq!(open(&memory), [11, 12]);
+    assert_eq!(known(&memory), [11, 12]);
 }
 
 #[test]
-fn no_subject_is_open_whenever_the_daemon_ends() {
-    for left in 0..20 {
-        let (mut room, mut memory) = (NetworkPolicies::new("n1", false), limited(100, None));
-        room.set_attached(three_attached());
-        update(&mut room, two_pods([true, false]));
-        room.sync(&mut memory).unwrap();
-        update(&mut room, two_pods([false, true]));
-        memory.writes_left = Some(left);
-        let done = room.sync(&mut memory).is_ok();
-        for (link, ips) in [(11, [ADDRESS, "fd00::1"]), (12, ["10.0.0.2", "fd00::2"])] {
-            let is_subject = ips.iter().any(|ip| memory.subjects.contains_key(&ip.parse::<IpAddr>().unwrap().into()));
-            assert!(!(is_subject && open(&memory).contains(&link)), "{link} after {left} writes");
+fn interfaces_never_contradict_addresses_whichever_write_fails() {
+    // The labels of p and q before and after: their rule sets change, and their classes as peers of each other.
+    for (before, after) in
+        [([true, false], [false, true]), ([true, true], [false, true]), ([false, false], [true, true])]
+    {
+        // Either the daemon ends there, or only that write fails.
+        for (left, ends) in (0..).flat_map(|left| [(left, true), (left, false)]) {
+            let (mut room, mut memory) = (NetworkPolicies::new("n1", false), limited(100, None));
+            room.set_attached(three_attached());
+            update(&mut room, two_pods(before));
+            room.sync(&mut memory).unwrap();
+            update(&mut room, two_pods(after));
+            if ends {
+                memory.writes_left = Some(left);
+            } else {
+                (memory.fail_every, memory.writes) = (Some(1_000), 1_000 - left);
+            }
+            let done = room.sync(&mut memory).is_ok();
+            check_known(&memory, &three_attached());
+            (memory.writes_left, memory.fail_every) = (None, None);
+            room.sync(&mut memory).unwrap();
+            assert_eq!((&contents(&memory), known(&memory)), (room.policies().desired(), vec![11, 12, 13]));
+            check_known(&memory, &three_attached());
+            if done {
+                break;
+            }
         }
-        memory.writes_left = None;
-        room.sync(&mut memory).unwrap();
-        assert_eq!((&contents(&memory), open(&memory)), (room.policies().desired(), vec![11, 13]));
-        assert!(done || left < 19);
     }
 }
 
@@ -240,5 +271,27 @@ fn without_room_for_its_rules_a_pod_is_not_open() {
     memory.policy_rules_max = 0;
     update(&mut room, two_pods([true, false]));
     assert!(room.sync(&mut memory).is_err());
-    assert_eq!((memory.subjects.len(), open(&memory)), (2, vec![12, 13]));
+    assert_eq!((memory.subjects.len(), known(&memory)), (2, vec![12, 13]));
+    check_known(&memory, &three_attached());
+}
+
+#[test]
+fn a_pod_whose_addresses_differ_is_not_known_by_its_interface() {
+    let ips: [IpAddr; 3] = [ADDRESS, "10.0.0.2", "fd00::1"].map(|ip| ip.parse().unwrap());
+    let attached = Attached { ips: ips.into(), link: IfIndex(11), ..Attached::default() };
+    let slots = |subjects: &[Subject], peers: &[u32]| {
+        let subjects = ips.map(Addr::from).into_iter().zip(subjects.iter().copied()).collect();
+        let peers = ips.map(Addr::from).into_iter().zip(peers.iter().copied()).collect();
+        policy_pods([&attached].into_iter(), &subjects, &peers).remove(&11)
+    };
+    let [one, other] = [1, 2].map(|set| Subject { ingress: set, egress: Subject::OPEN });
+    assert_eq!(slots(&[one, one, other], &[]), None);
+    assert_eq!(slots(&[one, one], &[]), None, "an address that is no subject");
+    assert_eq!(slots(&[Subject::PENDING; 3], &[]), None, "the plugin's");
+    let [set, open, class] = [1, Subject::OPEN, 5].map(|number| OfLink::new(IfIndex(11), number));
+    let known = |class_v4, class_v6| Some(PolicyPod { ingress: set, egress: open, class_v4, class_v6 });
+    let none = OfLink::default();
+    assert_eq!(slots(&[one; 3], &[5, 5, 5]), known(class, class));
+    assert_eq!(slots(&[one; 3], &[5, 6, 5]), known(none, class));
+    assert_eq!(slots(&[one; 3], &[5]), known(none, none), "an address that is no peer");
 }
