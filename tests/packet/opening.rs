@@ -143,6 +143,47 @@ fn egress_is_found_once_per_tick() {
     });
 }
 
+/// Whatever the state that the other half's packets give to the flow in this tick, and with it the meaning of times.
+#[test]
+fn egress_of_replies_is_found_after_any_packets_of_the_client() {
+    const SEQUENCES: [&[u8]; 9] = [
+        &[ACK],
+        &[FIN | ACK],
+        &[RST],
+        &[SYN],
+        &[RST, RST],
+        &[RST, SYN],
+        &[RST, ACK],
+        &[RST, RST, SYN],
+        &[RST, RST, ACK],
+    ];
+    both_families(|both, a, uplink| {
+        for (port, sequence) in (41_020..).zip(SEQUENCES) {
+            for answer in [ACK, FIN | ACK, RST, SYN | ACK] {
+                let (client, service) = ((a.outside, port), (a.node, NODE_PORT_FAR));
+                let there = |flags| Frame::tcp(client, service, flags).macs(CLIENT_OUTSIDE_MAC, UPLINK_MAC);
+                run(both, Hook::FromUplink, &there(SYN))?;
+                let source = both.host.conntrack.borrow()[&key(client, service, Proto::TCP)].sport.get();
+                let back = |flags| Frame::tcp((a.remote3, 8080), (a.node, source), flags).macs(NODE3_MAC, UPLINK_MAC);
+                run(both, Hook::FromUplink, &back(SYN | ACK))?;
+                run(both, Hook::FromUplink, &there(ACK))?;
+                both.age_flows(1)?;
+                for flags in sequence {
+                    run(both, Hook::FromUplink, &there(*flags))?;
+                }
+                let verdict = run(both, Hook::FromUplink, &back(answer))?;
+                let found = FinalVerdict::Forward(Out::Uplink, uplink);
+                ensure!(verdict == found, "{verdict:?}: {answer:#x} after {sequence:x?}");
+                // Ends it, for the next connection on these ports.
+                both.age_flows(LONG)?;
+                run(both, Hook::FromUplink, &there(RST))?;
+                run(both, Hook::FromUplink, &there(RST))?;
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn handshake_of_several_ticks_leaves_the_egress_of_replies_to_be_found() {
     both_families(|both, a, _| {

@@ -179,11 +179,18 @@ pub(crate) fn cargo_for_object(workspace: &Workspace, subcommand: &str) -> Resul
 
 /// Debug information and BTF, and the machine's architecture, which aya-ebpf's register layouts depend on.
 ///
-/// Without the last flag LLVM makes a call of every `memset` and `memmove`, be it of three bytes, and a call costs 32
-/// bytes of stack (see [`frames`]).
+/// The last two flags avoid calls, which cost 32 bytes of stack each (see [`frames`]). Without them, LLVM calls a
+/// function for every `memset` and `memmove`, be it of three bytes, and for closures whose cost is near its threshold
+/// (225): which of them even depends on the directory of the sources, by which it orders functions.
 fn object_flags(arch: &str, further: &[String]) -> String {
     let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
-    let flags = [&arch, "-Cdebuginfo=2", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"];
+    let flags = [
+        &arch,
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+        "-Clink-arg=--llvm-args=-inline-threshold=500",
+    ];
     flags.into_iter().chain(further.iter().map(String::as_str)).collect::<Vec<_>>().join("\x1f")
 }
 

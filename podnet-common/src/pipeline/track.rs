@@ -339,20 +339,21 @@ fn state<At: HookPoint>(entry: &CtEntry, proto: Proto, seen: Seen, now: u32) -> 
 pub(super) fn update_other_half<T: Tables>(t: &T, tuple: &Tuple, own: &CtEntry, n: &mut ToInsert, now: u32) {
     const STATE: u8 = CtEntry::REPLIED | CtEntry::CLOSED | CtEntry::OPENING;
     let last_seen = own.last_seen;
-    n.key = own.reply_key(tuple.proto);
+    n.key.proto = tuple.proto;
+    own.write_reply_key(&mut n.key);
     let state = own.flags & STATE;
     let touched = t.flow(&n.key, |other| {
         // Left behind by an earlier flow, so unrelated to the current flow with this tuple.
         if !other.reply_key(tuple.proto).same(tuple) {
             return;
         }
-        if found_in_tick(other, tuple.proto, now) {
-            other.last_seen = last_seen;
-        } else if other.last_seen != last_seen {
-            // Just as recent, but its next packet must still be tracked, to find the egress for its own direction.
+        let found = found_in_tick(other, tuple.proto, now);
+        other.flags = other.flags & !STATE | state;
+        other.last_seen = last_seen;
+        // Just as recent, but its next packet must still be tracked, to find the egress for its own direction.
+        if !found && found_in_tick(other, tuple.proto, now) {
             other.last_seen = last_seen.wrapping_sub(1);
         }
-        other.flags = other.flags & !STATE | state;
     });
     if touched.is_none() && !left_to_client(own, tuple.proto) {
         n.reply = own.reverse(tuple);
