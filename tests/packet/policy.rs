@@ -385,40 +385,68 @@ fn no_flow_begins_to_an_address_without_a_pod() {
     );
 }
 
+/// A host end that no longer exists.
+const FORMER: IfIndex = IfIndex(77);
+
+/// A UDP flow without translation, with these interfaces, in both sets of tables. Returns its next packet.
+fn flow(
+    both: &mut Both,
+    client: (IpAddr, u16),
+    server: (IpAddr, u16),
+    in_ifindex: IfIndex,
+    (out, out_ifindex): (Out, IfIndex),
+) -> Result<Frame> {
+    let key = Tuple {
+        src: client.0.into(),
+        dst: server.0.into(),
+        sport: Port::new(client.1),
+        dport: Port::new(server.1),
+        proto: Proto::UDP,
+        _pad: [0; 3],
+    };
+    let entry = CtEntry {
+        in_ifindex,
+        out: out as u8,
+        out_ifindex,
+        out_mtu: 1500,
+        src: key.src,
+        dst: key.dst,
+        sport: key.sport,
+        dport: key.dport,
+        ..CtEntry::default()
+    };
+    for (key, entry) in [(key, entry), (entry.reply_key(key.proto), entry.reverse(&key))] {
+        both.host.conntrack.borrow_mut().insert(key, entry);
+        both.kernel.set_flow(&key, &entry)?;
+    }
+    Ok(Frame::udp(client, server))
+}
+
 #[test]
 fn a_flow_into_another_pod_than_before_is_evaluated_again() {
     with(
         |t, a| isolate(t, a.backend, Subject::CLASS_PORTS, false, &[(FRIENDS, WEB)]),
         |both, a| {
             // Begun before any pod had the address, and while another pod had it.
-            for (port, out, out_ifindex) in [(40_000, Out::Stack, IfIndex(0)), (40_001, Out::Pod, IfIndex(77))] {
-                let frame = Frame::udp((a.remote, port), (a.backend, 8080));
-                let key = Tuple {
-                    src: a.remote.into(),
-                    dst: a.backend.into(),
-                    sport: Port::new(port),
-                    dport: Port::new(8080),
-                    proto: Proto::UDP,
-                    _pad: [0; 3],
-                };
-                let entry = CtEntry {
-                    in_ifindex: HERE,
-                    out: out as u8,
-                    out_ifindex,
-                    out_mtu: 1500,
-                    src: key.src,
-                    dst: key.dst,
-                    sport: key.sport,
-                    dport: key.dport,
-                    ..CtEntry::default()
-                };
-                for (key, entry) in [(key, entry), (entry.reply_key(key.proto), entry.reverse(&key))] {
-                    both.host.conntrack.borrow_mut().insert(key, entry);
-                    both.kernel.set_flow(&key, &entry)?;
-                }
+            for (port, to) in [(40_000, (Out::Stack, IfIndex(0))), (40_001, (Out::Pod, FORMER))] {
+                let frame = flow(both, (a.remote, port), (a.backend, 8080), HERE, to)?;
                 denied(both, a, frame, Reason::PolicyIngress)?;
             }
             Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_flow_of_another_pod_than_before_is_evaluated_again() {
+    with(
+        |t, a| isolate(t, a.client, Subject::CLASS_PORTS, true, &[(FRIENDS, WEB)]),
+        |both, a| {
+            let to = (Out::Stack, IfIndex(0));
+            let own = flow(both, (a.client, 40_002), (a.remote, 8080), HERE, to)?;
+            passes(both, a, own)?;
+            let formers = flow(both, (a.client, 40_003), (a.remote, 8080), FORMER, to)?;
+            denied(both, a, formers, Reason::PolicyEgress)
         },
     );
 }

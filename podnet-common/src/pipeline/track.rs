@@ -56,7 +56,7 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     if known
         && !begins_new_flow::<At>(entry, seen, now)
         && !forwarded_twice::<At, T>(t, entry, ethernet)
-        && !leads_to_another_pod::<At, T>(t, entry, from)
+        && !has_another_pod::<At, T>(t, entry, from)
     {
         if entry.out == Out::Denied as u8
             && let Some(reason) = still_denied(t, h)
@@ -73,12 +73,16 @@ fn follow_or_classify<At: HookPoint, T: Tables>(
     Verdict::tail(Stage::Classify)
 }
 
-/// Whether the destination's address now belongs to another pod of this node than when network policy evaluated the
-/// flow, or belonged to none then: it must be evaluated again.
+/// Whether the source's or the destination's address now belongs to another pod of this node than when network policy
+/// evaluated the flow, or the destination's belonged to none then: it must be evaluated again.
 #[inline(always)]
-fn leads_to_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, from: IfIndex) -> bool {
+fn has_another_pod<At: HookPoint, T: Tables>(t: &T, entry: &CtEntry, from: IfIndex) -> bool {
     if !policy::applies::<At, T>(t) {
         return false;
+    }
+    // No other interface may send with a pod's address. A half that has had no packet yet has no interface.
+    if At::FROM_POD && entry.out_mtu != 0 && !entry.leaves_stack() && entry.in_ifindex != from {
+        return true;
     }
     // Packets that leave the stack have the pod's host end in the place of an ingress interface.
     let pod = if entry.leaves_stack() { !entry.in_ifindex.0 } else { entry.out_ifindex.0 };
