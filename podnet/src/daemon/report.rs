@@ -1,6 +1,7 @@
 //! The status file for `podnet status`.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use podnet_common::addr::IfIndex;
 
@@ -20,9 +21,16 @@ use crate::{
 
 use super::node;
 
+/// Minimum time between two reports. A report goes over all objects, and most events change nothing in it.
+const INTERVAL: Duration = Duration::from_millis(100);
+
 /// Writes the status file when it changes.
 pub(super) struct Reporter {
     last: DaemonStatus,
+    /// When the last report was made.
+    made: Option<Instant>,
+    /// When to make the next one; `None`: after the next event.
+    due: Option<Instant>,
     /// Whether the file is missing or outdated.
     file_differs: bool,
 }
@@ -54,8 +62,21 @@ impl Reporter {
                 config: serde_json::to_value(config).ok(),
                 ..DaemonStatus::default()
             },
+            made: None,
+            due: Some(Instant::now()),
             file_differs: false,
         }
+    }
+
+    /// Something has happened that the last report may lack.
+    pub(super) fn outdated(&mut self) {
+        let next = self.made.map_or_else(Instant::now, |made| made + INTERVAL);
+        self.due.get_or_insert(next);
+    }
+
+    /// When to call [`Self::write`] next; `None` if the last report is up to date.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     /// The file may be gone: forces a write.
@@ -78,6 +99,7 @@ impl Reporter {
 
     /// Writes the status if it has changed. Returns the number of warnings in it.
     pub(super) fn write(&mut self, config: &Config, now: Now<'_>) -> (usize, Result<(), StatusError>) {
+        (self.made, self.due) = (Some(Instant::now()), None);
         let Now { source, control, node, health, host, drops, servers, repairs, links } = now;
         let nodes = std::mem::take(&mut self.last.nodes);
         let mut now = DaemonStatus {

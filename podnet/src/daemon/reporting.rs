@@ -1,4 +1,4 @@
-//! Writes the status file and the state metrics in each turn of the event loop.
+//! Writes the status file and the state metrics.
 
 use podnet_common::tables;
 use tracing::warn;

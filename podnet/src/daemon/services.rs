@@ -7,9 +7,13 @@ use tracing::{debug, info_span};
 use super::{Daemon, facts};
 use crate::{control, health::Condition, heap, host::snapshot::Snapshot, metrics::Writes, model::Batch};
 
+/// Number of objects in a list after which the heap is trimmed.
+const LARGE: usize = 10_000;
+
 impl Daemon {
     /// Applies a batch of the source.
     pub(super) fn take_in(&mut self, batch: Batch) {
+        let large = batch.changes.len() >= LARGE;
         let applied = self.control.apply(batch);
         if applied.nodes || applied.addresses {
             self.node_due = Some(Instant::now());
@@ -23,6 +27,9 @@ impl Daemon {
         }
         if applied.health {
             self.tell_health();
+        }
+        if large {
+            heap::trim();
         }
     }
 

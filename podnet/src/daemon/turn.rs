@@ -39,6 +39,8 @@ enum Event {
     LinksDue,
     /// The plugin has added or removed a pod.
     Records,
+    /// A report is due.
+    ReportDue,
     /// A command asks through the socket.
     Asked(Question),
     /// A sweep of the connection table has ended.
@@ -93,8 +95,13 @@ impl Daemon {
             if self.node_due.is_some_and(|due| due <= Instant::now()) {
                 self.sync_node().await;
             }
-            self.write_report();
+            if self.report.due().is_some_and(|due| due <= Instant::now()) {
+                self.write_report();
+            }
             let event = self.next(&mut clocks).await?;
+            if !matches!(event, Event::ReportDue | Event::Asked(_)) {
+                self.report.outdated();
+            }
             self.react(event)?;
         }
     }
@@ -124,7 +131,7 @@ impl Daemon {
     async fn next(&mut self, clocks: &mut Clocks) -> Result<Event> {
         let tables = wake(self.outcome.next_retry);
         let node = wake(self.node_due);
-        let links = wake(self.links.next());
+        let (links, report) = (wake(self.links.next()), wake(self.report.due()));
         Ok(tokio::select! {
             batch = self.source.next() => Event::Objects(batch.context("cannot read objects from the source")?),
             () = tables => Event::TablesDue,
@@ -132,6 +139,7 @@ impl Daemon {
             () = self.api_servers.changed() => Event::ApiServers,
             change = self.watcher.changed() => Event::Network(change),
             () = links => Event::LinksDue,
+            () = report => Event::ReportDue,
             () = self.attachments.changed() => Event::Records,
             question = self.socket.question() => Event::Asked(question),
             swept = ended(&mut self.sweeping) => Event::Swept(swept),
@@ -150,12 +158,17 @@ impl Daemon {
             Event::Objects(batch) => self.take_in(batch),
             Event::TablesDue => self.reconcile(),
             // Handled at the start of the next turn.
-            Event::NodeDue => {}
+            Event::NodeDue | Event::ReportDue => {}
             Event::ApiServers => self.node_due = Some(Instant::now()),
             Event::Network(change) => self.network_changed(change),
             Event::LinksDue => self.mend(),
             Event::Records => self.attachments_changed(),
-            Event::Asked(question) => questions::answer(question, &self.report, &self.control, &self.source),
+            Event::Asked(question) => {
+                if self.report.due().is_some() {
+                    self.write_report();
+                }
+                questions::answer(question, &self.report, &self.control, &self.source);
+            }
             Event::Swept(swept) => self.swept(swept),
             Event::Clock => {
                 self.advance_clock();
