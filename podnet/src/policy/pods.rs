@@ -19,11 +19,11 @@ pub(super) struct Pods {
     /// Labels of the namespaces.
     namespaces: BTreeMap<String, Labels>,
     /// Pods with a network of their own that haven't ended, and nodes, without a namespace.
-    pods: BTreeMap<ObjectName, Arc<Known>>,
+    pods: BTreeMap<Arc<ObjectName>, Arc<Known>>,
     /// Those of them that are on this node.
     local: BTreeSet<ObjectName>,
     /// Pods by address. Several may name one for a moment.
-    holders: HashMap<IpAddr, Vec<(ObjectName, Arc<Known>)>>,
+    holders: HashMap<IpAddr, Vec<Holder>>,
     owners: Owners,
     /// Names of the pods' nodes.
     nodes: BTreeSet<Arc<str>>,
@@ -33,6 +33,9 @@ pub(super) struct Pods {
     unsettled: BTreeSet<ProfileId>,
     dirty: Dirty,
 }
+
+/// A pod, or a node, that names an address.
+type Holder = (Arc<ObjectName>, Arc<Known>);
 
 /// What is kept of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,8 +131,10 @@ impl Pods {
             self.forget(name, &old);
         }
         let Some(known) = known else { return };
+        let shared = Arc::new(name.clone());
         for ip in &known.ips {
-            self.holders.entry(*ip).or_default().push((name.clone(), known.clone()));
+            // Nearly all have one.
+            self.holders.entry(*ip).or_insert_with(|| Vec::with_capacity(1)).push((shared.clone(), known.clone()));
         }
         self.dirty.addresses.extend(&known.ips);
         if known.local {
@@ -142,7 +147,7 @@ impl Pods {
         if members.class.is_none() {
             self.unsettled.insert(known.profile);
         }
-        self.pods.insert(name.clone(), known);
+        self.pods.insert(shared, known);
     }
 
     fn know(&mut self, name: &ObjectName, pod: &Pod) -> Known {
@@ -174,7 +179,7 @@ impl Pods {
         self.dirty.local |= self.local.remove(name);
         for ip in &old.ips {
             if let Some(holders) = self.holders.get_mut(ip) {
-                holders.retain(|(holder, _)| holder != name);
+                holders.retain(|(holder, _)| **holder != *name);
                 if holders.is_empty() {
                     self.holders.remove(ip);
                 }
@@ -245,7 +250,7 @@ impl Pods {
 
     /// The pod that has an address.
     pub(super) fn holder(&self, ip: &IpAddr) -> Option<&ObjectName> {
-        self.chosen(ip).map(|(name, _)| name)
+        self.chosen(ip).map(|(name, _)| &**name)
     }
 
     /// The profile of the pod that has an address.
@@ -256,8 +261,8 @@ impl Pods {
     /// Of several pods that name an address the one that has it: the one on this node, or else the one created last,
     /// since the object of an earlier one can stay for a moment. A pod of another node has no address that belongs to a
     /// third.
-    fn chosen(&self, ip: &IpAddr) -> Option<&(ObjectName, Arc<Known>)> {
-        let may_have = |(name, pod): &&(ObjectName, Arc<Known>)| match &pod.node {
+    fn chosen(&self, ip: &IpAddr) -> Option<&Holder> {
+        let may_have = |(name, pod): &&Holder| match &pod.node {
             _ if pod.local => true,
             Some(node) => self.owners.allow_pod(node, ip),
             None => self.owners.allow_node(&name.name, ip),

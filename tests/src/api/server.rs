@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use super::state::{Entry, Mood, State, Stored, Streaming};
+use super::state::{Entry, Fields, Mood, State, Stored, Streaming};
 
 /// Number of lines buffered for a slow client.
 const LINES: usize = 64;
@@ -93,8 +93,11 @@ impl Server {
             _ => {}
         }
         let query: BTreeMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+        let Some(fields) = Fields::parse(query.get("fieldSelector").copied().unwrap_or_default()) else {
+            return Ok(refusal(400, "field label not supported"));
+        };
         if query.get("watch") != Some(&"true") {
-            return Ok(self.list(&resource, query.get("continue").copied()));
+            return Ok(self.list(&resource, &fields, query.get("continue").copied()));
         }
         let streamed = query.get("sendInitialEvents") == Some(&"true");
         if streamed && abilities.streaming_lists == Streaming::Refused {
@@ -109,13 +112,13 @@ impl Server {
         if !streamed && since < forgotten && connection % 2 == 1 {
             return Ok(refusal(410, "too old resource version"));
         }
-        Ok(self.watch(resource, if streamed { None } else { Some(since) }))
+        Ok(self.watch(resource, fields, if streamed { None } else { Some(since) }))
     }
 
     /// A page of a list.
-    fn list(&self, resource: &str, from: Option<&str>) -> Response<Body> {
+    fn list(&self, resource: &str, fields: &Fields, from: Option<&str>) -> Response<Body> {
         let state = self.lock();
-        let items = state.list(resource);
+        let items = state.list(resource, fields);
         let page = state.abilities.page;
         let from = from.and_then(|from| from.parse().ok()).unwrap_or(0_usize).min(items.len());
         let more = items.len() > from + page;
@@ -130,12 +133,12 @@ impl Server {
     }
 
     /// Changes since a version or, without one, all objects followed by changes.
-    fn watch(&self, resource: String, since: Option<u64>) -> Response<Body> {
+    fn watch(&self, resource: String, fields: Fields, since: Option<u64>) -> Response<Body> {
         let (lines, mut receiver) = mpsc::channel::<String>(LINES);
         let server = self.clone();
         tokio::spawn(async move {
             tokio::select! {
-                _ = server.send(&resource, since, &lines) => {}
+                _ = server.send(&resource, &fields, since, &lines) => {}
                 () = server.broken_off() => {}
             }
         });
@@ -147,6 +150,7 @@ impl Server {
     async fn send(
         &self,
         resource: &str,
+        fields: &Fields,
         since: Option<u64>,
         lines: &mpsc::Sender<String>,
     ) -> Result<(), mpsc::error::SendError<String>> {
@@ -162,7 +166,7 @@ impl Server {
             None => {
                 let (objects, version) = {
                     let state = self.lock();
-                    (state.list(resource), state.version)
+                    (state.list(resource, fields), state.version)
                 };
                 for object in &objects {
                     lines.send(object.line("ADDED")).await?;
@@ -176,7 +180,7 @@ impl Server {
         loop {
             let (news, forgotten, stutter) = {
                 let state = self.lock();
-                (state.since(resource, at), state.forgotten, state.abilities.stutter)
+                (state.since(resource, fields, at), state.forgotten, state.abilities.stutter)
             };
             if at < forgotten {
                 let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",

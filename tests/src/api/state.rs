@@ -99,16 +99,22 @@ pub(super) struct Stored {
     head: String,
     /// The rest of the object.
     pub(super) body: String,
+    /// `metadata.name`.
+    name: String,
+    /// `spec.nodeName`.
+    node: String,
 }
 
 impl Stored {
     pub(super) fn new(mut object: Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (name, node) = (text(&object["metadata"]["name"]), text(&object["spec"]["nodeName"]));
         let mut head = String::new();
         for name in ["kind", "apiVersion"] {
             let member = object.as_object_mut().and_then(|members| members.remove(name));
             head.extend(member.map(|value| format!("\"{name}\":{value},")));
         }
-        Self { head, body: object.to_string() }
+        Self { head, body: object.to_string(), name, node }
     }
 
     pub(super) fn value(&self) -> Value {
@@ -121,20 +127,48 @@ impl Stored {
     }
 }
 
+/// A field selector of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fields {
+    name: Option<String>,
+    node: Option<String>,
+}
+
+impl Fields {
+    /// Reads a selector as it is in a URL: `field=value`, or nothing. `None` if the server can't select by the field.
+    pub(super) fn parse(encoded: &str) -> Option<Self> {
+        let mut fields = Self::default();
+        match encoded.split_once("%3D") {
+            Some(("metadata.name", value)) => fields.name = Some(value.into()),
+            Some(("spec.nodeName", value)) => fields.node = Some(value.into()),
+            None if encoded.is_empty() => {}
+            _ => return None,
+        }
+        Some(fields)
+    }
+
+    fn select(&self, object: &Stored) -> bool {
+        let is = |wanted: &Option<String>, value: &String| wanted.as_ref().is_none_or(|wanted| wanted == value);
+        is(&self.name, &object.name) && is(&self.node, &object.node)
+    }
+}
+
 impl State {
     pub(super) fn note(&mut self, resource: String, event: &'static str, object: Arc<Stored>) {
         let version = self.version;
         self.log.entry(resource).or_default().push(Entry { version, event, object });
     }
 
-    pub(super) fn list(&self, resource: &str) -> Vec<Arc<Stored>> {
-        self.objects.iter().filter(|((of, ..), _)| of == resource).map(|(_, object)| object.clone()).collect()
+    pub(super) fn list(&self, resource: &str, fields: &Fields) -> Vec<Arc<Stored>> {
+        let wanted = self.objects.iter().filter(|((of, ..), object)| of == resource && fields.select(object));
+        wanted.map(|(_, object)| object.clone()).collect()
     }
 
     /// Changes since a version.
-    pub(super) fn since(&self, resource: &str, version: u64) -> Vec<Entry> {
+    pub(super) fn since(&self, resource: &str, fields: &Fields, version: u64) -> Vec<Entry> {
         let log = self.log.get(resource).map(Vec::as_slice).unwrap_or_default();
-        log[log.partition_point(|entry| entry.version <= version)..].to_vec()
+        let news = &log[log.partition_point(|entry| entry.version <= version)..];
+        news.iter().filter(|entry| fields.select(&entry.object)).cloned().collect()
     }
 }
 
@@ -144,4 +178,20 @@ pub(super) fn key(object: &Value) -> (String, String, String) {
     let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
     let plural = kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |stem| format!("{stem}ies"));
     (plural, text("namespace"), text("name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn objects_are_selected_by_name_or_node() {
+        let pod = Stored::new(json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n1"}}));
+        let selects = |encoded: &str| Fields::parse(encoded).map(|fields| fields.select(&pod));
+        assert_eq!((selects(""), selects("metadata.name%3Da")), (Some(true), Some(true)));
+        assert_eq!((selects("metadata.name%3Db"), selects("spec.nodeName%3Dn1")), (Some(false), Some(true)));
+        assert_eq!((selects("spec.nodeName%3Dn2"), selects("status.phase%3DRunning")), (Some(false), None));
+    }
 }

@@ -5,6 +5,7 @@
 //! them. CPU time is that of the daemon's process, including its time in the kernel.
 
 mod cluster;
+mod pods;
 mod policies;
 mod subject;
 
@@ -50,9 +51,14 @@ const IDLE: &str = "scale/idle_cpu_percent";
 const POLICY_P99: &str = "scale/policy_ms/p99";
 const PEER_P99: &str = "scale/policy_peer_ms/p99";
 const LOCAL_P99: &str = "scale/policy_local_ms/p99";
+const PODS_READ: &str = "scale/pods_read_s";
+const PODS_READ_CPU: &str = "scale/pods_read_cpu_s";
+const PODS_MEMORY: &str = "scale/pods_mib";
+const PODS_PEAK: &str = "scale/pods_peak_mib";
+const POD_UPDATE_CPU: &str = "scale/pod_update_cpu_ms";
 const RSS_AFTER: &str = "scale/rss_after_mib";
 
-const ALL: [&str; 23] = [
+const ALL: [&str; 28] = [
     START,
     RESTART,
     RESTART_PAGED,
@@ -73,6 +79,11 @@ const ALL: [&str; 23] = [
     HEARTBEATS,
     IDLE,
     RSS_AFTER,
+    PODS_READ,
+    PODS_READ_CPU,
+    PODS_MEMORY,
+    PODS_PEAK,
+    POD_UPDATE_CPU,
     POLICY_P99,
     PEER_P99,
     LOCAL_P99,
@@ -99,6 +110,8 @@ struct Extent {
     changes: (usize, usize),
     rollings: usize,
     nodes: usize,
+    /// Number of first policies, with which the daemon reads all Pods.
+    pods: usize,
     /// Rounds of changes of network policies and their pods.
     policies: usize,
     /// Number and length of periods with heartbeats only, and of idle periods.
@@ -111,6 +124,7 @@ const WHOLE: Extent = Extent {
     changes: (10, 100),
     rollings: 2,
     nodes: 10,
+    pods: 5,
     policies: 4,
     periods: (6, Duration::from_secs(20)),
 };
@@ -120,6 +134,7 @@ const QUICK: Extent = Extent {
     changes: (2, 100),
     rollings: 1,
     nodes: 3,
+    pods: 2,
     policies: 1,
     periods: (1, Duration::from_secs(20)),
 };
@@ -166,6 +181,19 @@ pub fn run(options: &Options, results: &mut Results) -> Result<()> {
         push(results, IDLE, "%", (0..periods).map(idle).collect::<Result<_>>()?);
     }
     push(results, RSS_AFTER, "MiB", vec![subject.memory_mib("VmRSS:")?]);
+    if wants(&[PODS_READ, PODS_READ_CPU, PODS_MEMORY, PODS_PEAK, POD_UPDATE_CPU]) {
+        spinner.set_message(format!("scale: {} pods", pods::PODS));
+        let mut costs = Vec::new();
+        for _ in 0..extent.pods {
+            costs.push(pods::cost(&subject, LOOK_AT_ALL, REST)?);
+        }
+        let values = |of: fn(&pods::Cost) -> f64| costs.iter().map(of).collect();
+        push(results, PODS_READ, "s", values(|cost| cost.read));
+        push(results, PODS_READ_CPU, "s", values(|cost| cost.read_cpu));
+        push(results, PODS_MEMORY, "MiB", values(|cost| cost.memory));
+        push(results, PODS_PEAK, "MiB", values(|cost| cost.peak));
+        push(results, POD_UPDATE_CPU, "ms", values(|cost| cost.update_cpu));
+    }
     if wants(&[POLICY_P99, PEER_P99, LOCAL_P99]) {
         spinner.set_message("scale: network policies");
         let policies::Lags { policy, peer, local } = policies::lags(&subject, extent.policies, LOOK, GENTLY)?;

@@ -174,6 +174,11 @@ const fn zone_of(node: usize) -> &'static str {
     ZONES[node % ZONES.len()]
 }
 
+/// Address of a pod that has not been replaced.
+pub fn address_of(pod: usize) -> IpAddr {
+    address(pod, 0)
+}
+
 /// Address of a pod, by the number of its replacements.
 fn address(pod: usize, version: u8) -> IpAddr {
     address_on(node_of(pod), 2 + (pod / NODES) as u8 + 32 * version)
@@ -200,11 +205,13 @@ fn name(service: usize) -> String {
     format!("checkout-backend-{service:05}")
 }
 
-fn node_name(node: usize) -> String {
+/// Name of a node.
+pub fn node_name(node: usize) -> String {
     format!("ip-10-100-{}-{}.eu-central-1.compute.internal", node / 250, 1 + node % 250)
 }
 
-fn uid(kind: usize, number: usize) -> String {
+/// A uid of an object of a kind.
+pub fn uid(kind: usize, number: usize) -> String {
     format!("{number:08x}-7d2a-4{kind:03x}-9e7e-{:012x}", (number + 1) * 2_654_435_761 % (1 << 48))
 }
 
@@ -364,7 +371,7 @@ pub fn node(node: usize, beat: usize) -> Value {
 }
 
 /// `managedFields`, which API servers keep for every object.
-fn managed(manager: &str, fields: &[&str]) -> Value {
+pub fn managed(manager: &str, fields: &[&str]) -> Value {
     let fields: serde_json::Map<String, Value> =
         fields.iter().map(|field| (field.to_string(), json!({".": {}, "f:value": {}}))).collect();
     json!({
